@@ -1,0 +1,213 @@
+"""Pretrain the embedded base model `model=tiny` (1.4 M parameters) on the documentation inside Python.
+
+    python benchmarks/pretrain_tiny.py --lr 4e-3 --steps 1500 --out pml_cli/tiny
+
+Writes model.safetensors (float16), config.json, tokenizer files and card.json into --out. The text is that of the Python
+that runs the script, so the same Python version, seed and thread count give the same model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import math
+import platform
+import random
+import re
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from pml_cli.corpus import is_held_out, python_topics, unwrap
+
+END = "<|endoftext|>"
+NGRAM = 13  # words; a training paragraph that shares one such run with the held-out text is dropped
+CONTEXTS = ((512, 0.7), (1024, 0.2), (2048, 0.1))  # length, share of the batches
+
+
+def docstrings() -> list[str]:
+    """Every distinct docstring of the standard library, tests left out; one document per module."""
+    root, seen, documents = Path(sysconfig.get_path("stdlib")), set(), []
+    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
+    for path in sorted(root.rglob("*.py")):
+        if skip & set(path.relative_to(root).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text("utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        found = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text and len(text) > 20 and text not in seen:
+                    seen.add(text)
+                    found.append(unwrap(text))
+        if found:
+            documents.append("\n\n".join(found))
+    return documents
+
+
+def decontaminate(documents: list[str], held_out: str) -> tuple[list[str], int]:
+    """Drop the paragraphs that share a run of NGRAM words with the held-out text; returns the rest and how many went."""
+
+    def grams(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"\w+", text.lower())
+        return {tuple(words[i : i + NGRAM]) for i in range(max(len(words) - NGRAM + 1, 0))}
+
+    unseen, dropped, kept = grams(held_out), 0, []
+    for document in documents:
+        paragraphs = document.split("\n\n")
+        good = [p for p in paragraphs if not grams(p) & unseen]
+        dropped += len(paragraphs) - len(good)
+        kept.append("\n\n".join(good))
+    return [d for d in kept if d.strip()], dropped
+
+
+def train_tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; digits stand alone, as in Qwen, so that a ten-digit number is ten tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        documents,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=[END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
+
+
+def epoch(documents: list[list[int]], end: int, rng: random.Random) -> list[int]:
+    order = documents[:]
+    rng.shuffle(order)
+    return [token for document in order for token in [end, *document]]
+
+
+def batches(documents: list[list[int]], end: int, tokens: int, seed: int):
+    """Endless batches (B, T) of `tokens` tokens each, with T drawn from CONTEXTS."""
+    rng, stream = random.Random(seed), []
+    while True:
+        length = rng.choices([c for c, _ in CONTEXTS], [w for _, w in CONTEXTS])[0]
+        need = (length + 1) * (tokens // length)
+        while len(stream) < need:
+            stream += epoch(documents, end, rng)
+        yield torch.tensor(stream[:need]).view(-1, length + 1)
+        stream = stream[need:]
+
+
+@torch.no_grad()
+def evaluate(model: Qwen3ForCausalLM, ids: list[int], window: int = 512) -> float:
+    """Mean nll in nats per token over windows that overlap by half (each token is scored once, with context)."""
+    model.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(ids) - 1, window // 2):
+        chunk = torch.tensor(ids[start : start + window + 1])[None]
+        skip = 0 if start == 0 else window // 2
+        if chunk.shape[1] - 1 <= skip:
+            break
+        logits = model(chunk[:, :-1]).logits.float()
+        nll = F.cross_entropy(logits[0, skip:], chunk[0, 1 + skip :], reduction="sum")
+        total, count = total + nll.item(), count + chunk.shape[1] - 1 - skip
+    model.train()
+    return total / count
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    warm, decay_from = 100, int(steps * 0.6)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak if step < decay_from else peak * max(0.02, 1 - (step - decay_from) / (steps - decay_from))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.0, help="attention dropout")
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+
+    topics = python_topics()
+    held_out = "\n\n".join(text for name, text in topics.items() if is_held_out(name))
+    train, dropped = decontaminate([t for n, t in topics.items() if not is_held_out(n)] + docstrings(), held_out)
+    tokenizer = train_tokenizer(train, vocabulary=2048)
+    documents = [tokenizer.encode(d) for d in train]
+    held_ids = tokenizer.encode(held_out)
+    print(f"{len(train)} documents, {sum(map(len, documents))} training tokens, {dropped} paragraphs dropped as seen in "
+          f"the held-out text, {len(held_ids)} held-out tokens, {len(held_out.encode()) / len(held_ids):.2f} bytes a token")
+
+    config = Qwen3Config(
+        vocab_size=2048, hidden_size=128, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+        intermediate_size=384, tie_word_embeddings=True, max_position_embeddings=8192, attention_dropout=args.dropout,
+        initializer_range=0.02, bos_token_id=0, eos_token_id=0, pad_token_id=None, use_cache=False,
+    )
+    model = Qwen3ForCausalLM(config)
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=args.lr, betas=(0.9, 0.95), fused=True,
+    )
+    source, began, best = batches(documents, tokenizer.bos_token_id, args.batch_tokens, args.seed), time.time(), math.inf
+    for step in range(args.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        ids = next(source)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(ids[:, :-1]).logits
+        loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % 100 == 0 or step == args.steps - 1:
+            seconds = time.time() - began
+            held = evaluate(model, held_ids)
+            best = min(best, held)
+            print(f"step {step + 1:5d}  train {loss.item():.3f}  held-out {held:.4f}  {seconds:.0f} s  "
+                  f"{(step + 1) * args.batch_tokens / seconds:.0f} tok/s", flush=True)
+
+    model.half().float()  # what is stored is float16: evaluate that
+    nll = evaluate(model, held_ids)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model.config.attention_dropout = 0.0
+    model.half().save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    card = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "architecture": "Qwen3: 6 layers, d 128, 4 heads, 2 kv heads, ffn 384, vocabulary 2048, tied",
+        "data": "pydoc_data.topics (about a tenth held out by hash) and the standard library's docstrings",
+        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "training_text_sha256": hashlib.sha256("\0".join(train).encode()).hexdigest(),
+        "held_out_text_sha256": hashlib.sha256(held_out.encode()).hexdigest(),
+        "training_tokens": sum(map(len, documents)), "tokens_seen": args.steps * args.batch_tokens,
+        "held_out_tokens": len(held_ids), "held_out_nll_nats_per_token": round(nll, 4),
+        "held_out_bits_per_byte": round(nll / math.log(2) * len(held_ids) / len(held_out.encode()), 4),
+        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "threads")},
+        "contexts": CONTEXTS, "seconds": round(time.time() - began),
+    }
+    (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    print(json.dumps(card, indent=1))
+
+
+if __name__ == "__main__":
+    main()

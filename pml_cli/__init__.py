@@ -1,0 +1,3 @@
+"""pml: measure how much a LoRA adapter remembers."""
+
+__version__ = "0.1.0"

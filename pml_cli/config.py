@@ -1,0 +1,278 @@
+"""What one run is: typed settings, their checks, and the id that names a run.
+
+Each setting is declared once, here: name, type, default, meaning. YAML files and the command line only override
+(`compose.py`). A loaded config is never assigned to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1  # of run folders and of ids; a folder of another format is refused
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+SCHEDULES = ("linear", "constant", "cosine")
+
+
+@dataclass
+class Model:
+    """The frozen base. `path` is `tiny` (embedded), a Hugging Face hub id or a local folder."""
+
+    name: str = "tiny"  # label in run ids and tables
+    path: str = "tiny"
+    weights: str = "pretrained"  # or random: the architecture below (or of path), seeded; for measurements of speed
+    architecture: dict[str, Any] = field(default_factory=dict)  # fields of config.json, for weights=random
+    layer: int | None = None  # the decoder layer that carries the adapter, 0-based; null: two thirds of the depth
+    dtype: str = "float32"
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    revision: str | None = None  # of the hub repository
+    trust_remote_code: bool = False
+
+
+@dataclass
+class Data:
+    """Common to all sources. What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence."""
+
+    source: str = ""
+    seed: int = 0  # which sequence to draw from the source
+    chat: bool = False  # put the prompt through the tokenizer's chat template, with an empty system prompt
+
+
+@dataclass
+class RandomData(Data):
+    """Uniform random tokens of the vocabulary (special tokens left out)."""
+
+    source: str = "random"
+    prompt: str = ""  # text before the target; without one, only the begin-of-text token
+
+
+@dataclass
+class TextData(Data):
+    """Running text: a UTF-8 file, or the documentation inside Python that the tiny model has not seen."""
+
+    source: str = "text"
+    path: str | None = None
+    prompt: str = ""
+
+
+@dataclass
+class MixedData(TextData):
+    """Running text in which a share of the tokens is replaced by uniform random ones."""
+
+    source: str = "mixed"
+    random_share: float = 0.4
+
+
+@dataclass
+class PhonebookData(Data):
+    """Generated names and ten-digit numbers, one sample an entry."""
+
+    source: str = "phonebook"
+    digits: int = 10
+
+
+@dataclass
+class RuleData(Data):
+    """f(x, y) = 3x + 5y + 7: samples to learn, and unseen pairs that test whether the rule was found."""
+
+    source: str = "rule"
+    maximum: int = 99  # x and y are drawn from 0..maximum
+    test_samples: int = 200
+
+
+@dataclass
+class JsonlData(Data):
+    """A JSON-lines file with the fields question/matching (long texts) or query/target (short facts)."""
+
+    source: str = "jsonl"
+    path: str = ""
+
+
+@dataclass
+class HfData(Data):
+    """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
+
+    source: str = "hf"
+    path: str = ""  # hub id or local folder
+    name: str | None = None  # configuration of the dataset
+    split: str = "train"
+    column: str = "text"
+    prompt: str = ""
+
+
+@dataclass
+class Adapter:
+    kind: str = ""
+    dropout: float = 0.0
+
+
+@dataclass
+class MlpBlockAdapter(Adapter):
+    """The paper's placement: x @ A @ B in parallel to the whole MLP of one layer, scale 1."""
+
+    kind: str = "mlp_block"
+
+
+@dataclass
+class LinearAdapter(Adapter):
+    """Standard LoRA on linear modules, scale alpha / rank, as in PEFT."""
+
+    kind: str = "linear"
+    targets: list[str] = field(default_factory=lambda: ["gate_proj", "up_proj", "down_proj"])  # module names
+    layers: list[int] | None = None  # null: only the model's adapter layer; []: every layer
+    alpha: float = 16.0
+
+
+@dataclass
+class Loss:
+    kind: str = ""
+
+
+@dataclass
+class SftLoss(Loss):
+    """Mean cross-entropy over the target tokens."""
+
+    kind: str = "sft"
+
+
+@dataclass
+class MemftOtLoss(Loss):
+    """MemFT, only-threshold: cross-entropy over the tokens whose nll is still above the threshold."""
+
+    kind: str = "memft_ot"
+    threshold: float = math.log(2)  # nats; ln 2 is p = 0.5
+    when_done: str = "mean"  # when no token is above it: mean (plain loss, as released) or zero (no update)
+
+
+@dataclass
+class Train:
+    """AdamW (betas 0.9, 0.999; eps 1e-8) on the adapter alone, no warm-up."""
+
+    steps: int = 500
+    epochs: int | None = None  # overrides steps: passes over the samples
+    batch: int = 0  # samples a step; 0: all of them
+    lr: float = 1e-2
+    schedule: str = "linear"  # decay to 0 over the steps: linear | constant | cosine
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest gradient norm of one cell; 0: no clipping
+    log_every: int = 0  # steps between logged steps; 0: twenty logged steps a run
+    stop: str = "none"  # none | recalled: stop a cell once every target token wins by stop_margin
+    stop_margin: float = 1.0  # logits
+    decode: bool = True  # after training, also decode freely (greedy) from the prompt
+
+
+@dataclass
+class Launch:
+    kind: str = "inline"
+    pack_tokens: int = 0  # tokens in one training step over all cells of a pack; 0: by device
+
+
+@dataclass
+class Run:
+    """One cell: one adapter of one rank, trained to remember seqlen target tokens."""
+
+    rank: int = 8
+    seqlen: int = 128
+    seed: int = 0  # of the adapter's initial weights, dropout and sample order
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=RandomData)
+    adapter: Adapter = field(default_factory=MlpBlockAdapter)
+    loss: Loss = field(default_factory=SftLoss)
+    train: Train = field(default_factory=Train)
+
+
+DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
+ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
+LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss)}
+
+
+def problems(run: Run) -> list[str]:
+    """Every fault of one run that shows without loading anything, one line each: option, value, what is allowed."""
+    checks: list[tuple[str, Any, bool, str]] = [
+        ("rank", run.rank, run.rank >= 1, "at least 1"),
+        ("seqlen", run.seqlen, run.seqlen >= 1, "at least 1"),
+        ("seed", run.seed, run.seed >= 0, "at least 0"),
+        ("model.dtype", run.model.dtype, run.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+        ("model.weights", run.model.weights, run.model.weights in ("pretrained", "random"), "pretrained or random"),
+        ("model.layer", run.model.layer, run.model.layer is None or run.model.layer >= 0, "null or at least 0"),
+        ("data.seed", run.data.seed, run.data.seed >= 0, "at least 0"),
+        ("adapter.dropout", run.adapter.dropout, 0 <= run.adapter.dropout < 1, "at least 0 and below 1"),
+        ("train.steps", run.train.steps, run.train.steps >= 1, "at least 1"),
+        ("train.epochs", run.train.epochs, run.train.epochs is None or run.train.epochs >= 1, "null or at least 1"),
+        ("train.batch", run.train.batch, run.train.batch >= 0, "at least 0 (0: all samples)"),
+        ("train.lr", run.train.lr, 0 < run.train.lr < math.inf, "above 0"),
+        ("train.schedule", run.train.schedule, run.train.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        ("train.weight_decay", run.train.weight_decay, run.train.weight_decay >= 0, "at least 0"),
+        ("train.clip", run.train.clip, run.train.clip >= 0, "at least 0 (0: off)"),
+        ("train.log_every", run.train.log_every, run.train.log_every >= 0, "at least 0 (0: twenty a run)"),
+        ("train.stop", run.train.stop, run.train.stop in ("none", "recalled"), "none or recalled"),
+    ]
+    data, adapter, loss = run.data, run.adapter, run.loss
+    if isinstance(data, MixedData):
+        checks.append(("data.random_share", data.random_share, 0 <= data.random_share <= 1, "from 0 to 1"))
+    if isinstance(data, PhonebookData):
+        checks.append(("data.digits", data.digits, 1 <= data.digits <= 18, "from 1 to 18"))
+    if isinstance(data, RuleData):
+        checks.append(("data.maximum", data.maximum, data.maximum >= 1, "at least 1"))
+        checks.append(("data.test_samples", data.test_samples, data.test_samples >= 0, "at least 0"))
+    if isinstance(data, JsonlData | HfData):
+        checks.append(("data.path", data.path, bool(data.path), f"needed by data={data.source}"))
+    if isinstance(adapter, LinearAdapter):
+        checks.append(("adapter.targets", adapter.targets, bool(adapter.targets), "at least one module name"))
+        checks.append(("adapter.alpha", adapter.alpha, adapter.alpha > 0, "above 0"))
+    if isinstance(loss, MemftOtLoss):
+        checks.append(("loss.threshold", loss.threshold, loss.threshold > 0, "above 0 (nats)"))
+        checks.append(("loss.when_done", loss.when_done, loss.when_done in ("mean", "zero"), "mean or zero"))
+    found = [f"{name}={value}: must be {allowed}" for name, value, good, allowed in checks if not good]
+    path = getattr(data, "path", None)
+    if path and isinstance(data, TextData | JsonlData) and not Path(path).is_file():
+        found.append(f"data.path={path}: no such file")
+    return found
+
+
+def run_id(run: Run) -> str:
+    """A readable name and a hash of the scientific settings that differ from their defaults.
+
+    Where a run happens (device, worker, folder) is not part of it. A data file counts by its content, a local model by its
+    config and the sizes of its weight files; so a moved file keeps its runs and a changed one gets new ones.
+    """
+    readable = f"{run.model.name}-{run.data.source}-r{run.rank}-l{run.seqlen}-s{run.seed}"
+    canonical = json.dumps({"format": FORMAT, **scientific(run)}, sort_keys=True)
+    return f"{readable}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
+
+
+def scientific(run: Run) -> dict[str, Any]:
+    """The settings that can change a result, as plain values; those at their default are left out."""
+    settings = {name: _delta(getattr(run, name)) for name in ("model", "data", "adapter", "loss", "train")}
+    settings["model"].pop("device", None)
+    settings["model"].pop("name", None)
+    if "path" in settings["data"]:
+        settings["data"]["path"] = fingerprint(settings["data"]["path"])
+    if "path" in settings["model"]:
+        settings["model"]["path"] = fingerprint(settings["model"]["path"])
+    return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
+
+
+def _delta(settings: Any) -> dict[str, Any]:
+    default = dataclasses.asdict(type(settings)())
+    kind = {k: v for k, v in default.items() if k in ("source", "kind")}
+    return kind | {k: v for k, v in dataclasses.asdict(settings).items() if v != default[k]}
+
+
+@lru_cache(maxsize=256)
+def fingerprint(path: str) -> str:
+    """A name for what lies at a path: content hash of a file, config and weight sizes of a folder, else the name itself."""
+    place = Path(path)
+    if place.is_file():
+        return hashlib.sha256(place.read_bytes()).hexdigest()
+    if (place / "config.json").is_file():
+        weights = [(p.name, p.stat().st_size) for p in sorted(place.glob("*.safetensors"))]
+        return hashlib.sha256((place / "config.json").read_bytes() + repr(weights).encode()).hexdigest()
+    return path

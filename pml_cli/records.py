@@ -1,0 +1,124 @@
+"""The run folder: the contract between training and everything that reads results.
+
+`outputs/<sweep>/<id>/` holds config.yaml, env.json, tokens.parquet, curve.parquet, adapter/ and, written last, result.json: it exists
+when, and only when, the run is done. error.json stands in its place when the run failed. Every file is complete or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .config import FORMAT
+from .errors import UserError
+
+RESULT, ERROR = "result.json", "error.json"
+
+
+class RunFolder:
+    """Owns every path of one run."""
+
+    def __init__(self, root: Path, run_id: str) -> None:
+        self.id = run_id
+        self.path = Path(root) / run_id
+        self.config = self.path / "config.yaml"
+        self.env = self.path / "env.json"
+        self.tokens = self.path / "tokens.parquet"
+        self.curve = self.path / "curve.parquet"
+        self.adapter = self.path / "adapter"
+        self.result = self.path / RESULT
+        self.error = self.path / ERROR
+
+    def is_done(self) -> bool:
+        """Whether a complete result of this format lies here. A result that cannot be read does not count."""
+        try:
+            return bool(json.loads(self.result.read_text("utf-8"))["format"] == FORMAT)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def write_text(self, path: Path, text: str) -> None:
+        write_whole(path, lambda aside: aside.write_text(text, "utf-8"))
+
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        self.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def write_table(self, path: Path, table: pd.DataFrame) -> None:
+        write_whole(path, lambda aside: table.to_parquet(aside, index=False, compression="zstd"))
+
+    def write_adapter(self, save: Callable[[Path], None]) -> None:
+        """Fill a folder aside and put it in place whole."""
+        aside = _aside(self.adapter)
+        aside.mkdir(parents=True)
+        save(aside)
+        shutil.rmtree(self.adapter, ignore_errors=True)
+        os.replace(aside, self.adapter)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """The last write of a run that went well."""
+        self.error.unlink(missing_ok=True)
+        self.write_json(self.result, {"format": FORMAT, "id": self.id, **result})
+
+    def fail(self, reason: str, detail: str = "") -> None:
+        self.write_json(self.error, {"format": FORMAT, "id": self.id, "reason": reason, "detail": detail})
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write aside and rename, so that a reader sees the whole file or none (also after a kill)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path)
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
+def read_runs(roots: Iterable[Path]) -> pd.DataFrame:
+    """All finished runs below the given folders, one row each: the fields of result.json, and `folder`.
+
+    Runs that lie below two of the roots count once.
+
+    Raises:
+        UserError: a root that does not exist, a result that cannot be read, or one of another format.
+    """
+    rows = {}
+    for root in roots:
+        if not root.exists():
+            raise UserError(f"{root}: no such folder")
+        for path in _find(root, RESULT):
+            rows[path.resolve()] = _read_result(path) | {"folder": str(path.parent)}
+    return pd.DataFrame(list(rows.values()))
+
+
+def read_failures(root: Path) -> dict[str, str]:
+    """Run id to reason, of the runs below a folder that failed."""
+    return {p.parent.name: str(json.loads(p.read_text("utf-8")).get("reason", "")) for p in _find(root, ERROR)}
+
+
+def _find(root: Path, name: str) -> Iterator[Path]:
+    for folder, children, files in os.walk(root):
+        children[:] = sorted(c for c in children if not c.startswith(".") and c != "adapter")
+        if name in files:
+            yield Path(folder) / name
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); delete it and run the sweep again") from error
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        found = result.get("format") if isinstance(result, dict) else None
+        raise UserError(f"{path}: format {found} is not this version's ({FORMAT})")
+    return result
