@@ -188,6 +188,25 @@ class Run:
     train: Train = field(default_factory=Train)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What one command asked for: the runs, where their folders go, how they are launched."""
+
+    runs: list[Run]
+    out: Path
+    launch: Launch
+    swept: list[str]  # the keys that were given several values
+
+
+@dataclass
+class Fit:
+    """Settings of `pml fit`."""
+
+    saturated_below: float = 0.69  # final loss (nats per token) at or below which a cell is left out, as in the paper
+    out: str | None = None  # folder of the report; null: fit/ inside the first path
+    figures: bool = True
+
+
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
 LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss)}
