@@ -1,0 +1,345 @@
+"""The frozen base model, split at the adapter layer.
+
+Everything below the adapter never changes: it is computed once (`prefix`), and training runs the layers above alone (`upper`).
+The layers' own code is called, with the arguments that the model itself would pass, so any decoder-only model of transformers
+works whose layers have an `mlp`. Causality makes one pass over the longest input serve every shorter one.
+
+Shapes: n rows of the cache, B rows of a batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import AdapterBank, Site
+from .config import Adapter, LinearAdapter, MlpBlockAdapter, Model
+from .errors import UserError, did_you_mean
+from .losses import Head
+from .pretrained import TINY, facts
+
+NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+POST_MLP_NORMS = ("post_feedforward_layernorm",)  # Gemma 2 and 3: the MLP's output is normed before it is added
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What one pass below the adapter leaves behind, (n, T, D) each.
+
+    entry: the input of the first adapted layer, or (paper's placement) the input of its MLP.
+    block: that layer's output without an adapter; mlp_out: its MLP's, kept only where a norm follows the MLP.
+    """
+
+    entry: Tensor
+    block: Tensor | None = None
+    mlp_out: Tensor | None = None
+
+    def rows(self, index: Tensor, tokens: int) -> Prefix:
+        """Chosen rows (B,), cut to the first `tokens` tokens."""
+        pick = lambda x: None if x is None else x[index, :tokens]  # noqa: E731
+        return Prefix(self.entry[index, :tokens], pick(self.block), pick(self.mlp_out))
+
+
+class FrozenBase:
+    """A decoder-only language model whose weights never change."""
+
+    def __init__(self, model: nn.Module, settings: Model) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.settings = settings
+        self.modules = dict(model.named_modules())
+        self.decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+        config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+        self.layers = self._find_layers(config.num_hidden_layers)
+        self.norm = self._find_norm()
+        output: Any = model.get_output_embeddings()  # type: ignore[operator]
+        self.head = Head(output.weight, getattr(output, "bias", None), getattr(config, "final_logit_softcapping", None))
+        self.context = int(config.max_position_embeddings)
+        self.layer = facts(settings).adapter_layer(settings.layer) if settings.layer is None else settings.layer
+        self._calls: OrderedDict[int, list[Call]] = OrderedDict()
+        self._checked: set[tuple[str, ...]] = set()
+        self._lowest_of: dict[tuple[str, ...], int] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight_VD.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight_VD.dtype
+
+    @property
+    def adapter_dtype(self) -> torch.dtype:
+        """Adapters are trained in float32, or in float64 on a float64 base."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def _find_layers(self, count: int) -> nn.ModuleList:
+        for module in self.decoder.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return module
+        raise UserError(f"model={self.settings.name}: no list of {count} decoder layers found; this family is not supported")
+
+    def _find_norm(self) -> nn.Module:
+        for name in NORMS:
+            if isinstance(norm := getattr(self.decoder, name, None), nn.Module):
+                return norm
+        raise UserError(f"model={self.settings.name}: no final norm found ({', '.join(NORMS)}); this family is not supported")
+
+    # -- where the adapters go
+
+    def sites(self, adapter: Adapter) -> list[Site]:
+        """The modules that an adapter of these settings is attached to."""
+        if isinstance(adapter, MlpBlockAdapter):
+            size = self.head.weight_VD.shape[1]
+            return [Site(self._name(self._mlp(self.layer)), size, size)]
+        assert isinstance(adapter, LinearAdapter)
+        found = [site for i in self._linear_layers(adapter) for site in self._linear_sites(i, adapter.targets)]
+        return found
+
+    def _mlp(self, layer: int) -> nn.Module:
+        if isinstance(mlp := getattr(self.layers[layer], "mlp", None), nn.Module):
+            return mlp
+        raise UserError(f"adapter=mlp_block: the layers of model={self.settings.name} have no module named mlp")
+
+    def _linear_layers(self, adapter: LinearAdapter) -> list[int]:
+        layers = [self.layer] if adapter.layers is None else sorted(set(adapter.layers)) or list(range(len(self.layers)))
+        if min(layers) < 0 or max(layers) >= len(self.layers):
+            raise UserError(f"adapter.layers={adapter.layers}: model={self.settings.name} has layers 0 to {len(self.layers) - 1}")
+        return layers
+
+    def _linear_sites(self, layer: int, targets: list[str]) -> list[Site]:
+        prefix = self._name(self.layers[layer])
+        linear = {n: m for n, m in self.layers[layer].named_modules() if getattr(getattr(m, "weight", None), "dim", lambda: 0)() == 2}
+        sites = []
+        for target in targets:
+            names = [n for n in linear if n == target or n.endswith(f".{target}")]
+            if not names:
+                raise UserError(f"adapter.targets={target}: {did_you_mean(target, {n.split('.')[-1] for n in linear})}")
+            for name in names:
+                transposed = not isinstance(linear[name], nn.Linear)  # GPT-2's Conv1D stores (in, out)
+                rows, columns = linear[name].weight.shape  # type: ignore[misc, union-attr]
+                inputs, outputs = (rows, columns) if transposed else (columns, rows)
+                sites.append(Site(f"{prefix}.{name}", int(inputs), int(outputs), transposed))
+        return sites
+
+    def _name(self, wanted: nn.Module) -> str:
+        return next(name for name, module in self.modules.items() if module is wanted)
+
+    def _lowest(self, bank: AdapterBank) -> int:
+        """The first layer that carries an adapter of the bank."""
+        key = tuple(bank.sites)
+        if key not in self._lowest_of:
+            starts = [f"{self._name(layer)}." for layer in self.layers]
+            self._lowest_of[key] = min(i for i, start in enumerate(starts) for site in key if site.startswith(start))
+        return self._lowest_of[key]
+
+    # -- the forward pass, whole and split
+
+    @torch.no_grad()
+    def prefix(self, ids: Tensor, bank: AdapterBank, rows: int = 8) -> Prefix:
+        """Run everything below the bank's adapters once over ids (n, T), `rows` rows at a time."""
+        block = isinstance(bank.kind, MlpBlockAdapter)
+        layer = self._lowest(bank)
+        parts = [self._prefix_rows(part.to(self.device), layer, block) for part in ids.split(rows)]
+        join = lambda name: None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])  # noqa: E731
+        return Prefix(torch.cat([p.entry for p in parts]), join("block"), join("mlp_out"))
+
+    def _prefix_rows(self, ids: Tensor, layer: int, block: bool) -> Prefix:
+        caught: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            if block:
+                mlp = self._mlp(layer)
+                stack.enter_context(_caught(mlp, caught, "entry", "mlp_out"))
+                stack.enter_context(_caught(self.layers[layer], caught, "", "block"))
+            else:
+                stack.enter_context(_caught(self.layers[layer], caught, "entry", ""))
+            stack.enter_context(self._skipping_above(layer))
+            self.decoder(input_ids=ids, use_cache=False)
+        if not block:
+            return Prefix(caught["entry"])
+        keep = caught["mlp_out"] if self._post_norm(layer) is not None else None
+        return Prefix(caught["entry"], caught["block"], keep)
+
+    def upper(self, prefix: Prefix, bank: AdapterBank) -> Tensor:
+        """Run the layers from the adapters' on; rows grouped by cell.
+
+        Returns:
+            final hidden states (B, T, D), after the last norm: what the head reads.
+        """
+        layer, T = self._lowest(bank), prefix.entry.shape[1]
+        calls = self._calls_at(T)
+        if prefix.block is None:
+            return self._replay(prefix.entry, calls[layer:], bank)
+        (name,) = bank.sites
+        delta = bank.delta(name, prefix.entry)
+        norm = self._post_norm(layer)
+        if norm is not None and prefix.mlp_out is not None:
+            delta = norm(prefix.mlp_out + delta) - norm(prefix.mlp_out)
+        return self._replay(prefix.block + delta, calls[layer + 1 :], None)
+
+    def full(self, ids: Tensor, bank: AdapterBank | None = None, **kwargs: Any) -> Any:
+        """The plain forward pass of the whole decoder over ids (B, T), adapters attached by hooks: the reference for `upper`."""
+        with bank.attached(self.modules) if bank else ExitStack():
+            return self.decoder(input_ids=ids, **({"use_cache": False} | kwargs))
+
+    def _post_norm(self, layer: int) -> nn.Module | None:
+        return next((n for name in POST_MLP_NORMS if (n := getattr(self.layers[layer], name, None)) is not None), None)
+
+    def _replay(self, hidden: Tensor, calls: list[Call], bank: AdapterBank | None) -> Tensor:
+        with bank.attached(self.modules) if bank else ExitStack():
+            for call in calls:
+                hidden = call(hidden)
+        return self.norm(hidden)  # type: ignore[no-any-return]
+
+    def _calls_at(self, T: int) -> list[Call]:
+        """The arguments each layer gets at T tokens, seen by running the model with every layer passed over."""
+        if T not in self._calls:
+            calls: list[Call] = []
+            with self._skipping_above(-1, calls), torch.no_grad():
+                self.decoder(input_ids=torch.zeros(1, T, dtype=torch.long, device=self.device), use_cache=False)
+            self._calls[T] = calls
+            if len(self._calls) > 4:  # masks of long inputs are large
+                self._calls.popitem(last=False)
+        return self._calls[T]
+
+    @contextmanager
+    def _skipping_above(self, layer: int, calls: list[Call] | None = None) -> Iterator[None]:
+        """Layers above `layer` return their input; their calls are noted."""
+        chosen = list(self.layers)[layer + 1 :]
+        try:
+            for module in chosen:
+                module.forward = _passing(module, calls)
+            yield
+        finally:
+            for module in chosen:
+                del module.forward
+
+    @torch.no_grad()
+    def check_split(self, bank: AdapterBank) -> None:
+        """Refuse a model whose split pass differs from its full one (once per kind of adapter, on eight tokens)."""
+        key = tuple(bank.sites)
+        if key in self._checked:
+            return
+        probe = bank.only([0])
+        probe.B = {name: torch.full_like(B, 0.01) for name, B in probe.B.items()}
+        ids = torch.arange(1, 9, device=self.device)[None] % self.head.weight_VD.shape[0]
+        whole = self.full(ids, probe).last_hidden_state.float()
+        split = self.upper(self.prefix(ids, probe), probe).float()
+        whole_logits, split_logits = self.logits(whole.to(self.dtype)), self.logits(split.to(self.dtype))
+        with probe.attached(self.modules):
+            true_logits = self.model(input_ids=ids, use_cache=False).logits
+        loose = {torch.bfloat16: 0.1, torch.float16: 0.02}.get(self.dtype, 1e-3) * true_logits.float().abs().max().item()
+        for other in (whole_logits, split_logits):
+            if not (other.float() - true_logits.float()).abs().max().item() <= loose:
+                raise UserError(f"model={self.settings.name}: its split forward pass differs from the full one; not supported")
+        self._checked.add(key)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of final hidden states, as the model's own head gives them."""
+        raw = nn.functional.linear(hidden, self.head.weight_VD, self.head.bias_V)
+        return raw if self.head.cap is None else self.head.cap * torch.tanh(raw / self.head.cap)
+
+    def weights_hash(self) -> str:
+        """A short hash of the weights: every tensor's name, shape and sum."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.double().sum().item():.17g}".encode())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One decoder layer with the arguments the model passes to it."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        out = self.layer(hidden, *self.args, **self.kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+def _passing(module: nn.Module, calls: list[Call] | None) -> Callable[..., Any]:
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if calls is not None:
+            calls.append(Call(module, args, kwargs))
+        return hidden_states
+
+    return forward
+
+
+@contextmanager
+def _caught(module: nn.Module, into: dict[str, Tensor], before: str, after: str) -> Iterator[None]:
+    """Keep the first input of a module under `before`, its output under `after` (empty: neither)."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if before:
+            into[before] = args[0] if args else kwargs["hidden_states"]
+        if after:
+            into[after] = output[0] if isinstance(output, tuple) else output
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def pick_device(asked: str) -> torch.device:
+    """`auto` is CUDA where there is a device, else the CPU."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UserError(f"model.device={asked}: must be auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device={asked}: no CUDA device here; use auto or cpu")
+    return device
+
+
+def load_base(settings: Model) -> FrozenBase:
+    """Load the model that the settings name; weights come from safetensors alone.
+
+    Raises:
+        UserError: not found, not a decoder-only model, or weights that are not safetensors.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    device, dtype = pick_device(settings.device), getattr(torch, settings.dtype)
+    known: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+    path = TINY if settings.path == "tiny" else settings.path
+    facts(settings)  # one clear line where the model cannot be found
+    if settings.weights == "random":
+        return FrozenBase(_random_weights(settings, path, dtype, device, known), settings)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **known)
+    except (OSError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"model.path={settings.path}: {first}") from error
+    return FrozenBase(model.to(device), settings)
+
+
+def _random_weights(settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]) -> Any:
+    import transformers
+
+    try:
+        if settings.architecture:
+            config = transformers.AutoConfig.for_model(**settings.architecture)
+        else:
+            config = transformers.AutoConfig.from_pretrained(path, **known)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.architecture: {error}") from error
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -1,0 +1,246 @@
+"""The command line: load what is asked for, call the verb, print. Heavy imports stay inside commands, so that help is quick.
+
+What a user can mend becomes one line for each fault on stderr, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .completion import complete_fit, complete_override, complete_sweep_file
+from .errors import UserError
+
+GROUPS_HELP = """\b
+OPTIONS OF THE GROUPS
+  model=    tiny (default) smollm2_135m qwen3_0_6b qwen3_8b llama31_8b
+            hf (any causal language model: model=hf model.path=...)
+  data=     random (default) mixed text phonebook rule jsonl hf
+  adapter=  mlp_block (default) linear
+  loss=     sft (default) memft_ot
+  train=    default paper_long_context
+  launch=   inline (default)
+
+\b
+Short keys: rank seqlen seed out. Any other setting: group.name=value, such as
+train.steps=2000. --print-config shows them all.
+"""
+
+VALUES_HELP = """\b
+SEVERAL VALUES
+  rank=4,8,16   rank='range(1,9)'   data='glob(*)'   model=tiny,smollm2_135m
+"""
+
+app = typer.Typer(
+    name="pml",
+    help="""Measure how much a LoRA adapter remembers.
+
+\b
+START HERE
+  pml probe rank=8 seqlen=128           train one adapter, see what it recalls
+  pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
+  pml fit outputs/                      the law of those runs, with figures
+  pml memft rank=4,8 seqlen=256         plain against threshold-guided training
+""",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings, in Hydra's grammar.", autocompletion=complete_override),
+]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH|KEY=VALUE", help="Folders of runs (default: outputs) and settings.", autocompletion=complete_fit
+    ),
+]
+ConfigDir = Annotated[
+    Path | None, typer.Option("--config-dir", metavar="DIR", help="Your own options, laid out like conf/; they come first.")
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
+SweepFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-f",
+        metavar="FILE",
+        help="A sweep file, or the name of a shipped one.",
+        autocompletion=complete_sweep_file,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and price every cell; run nothing.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")]
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"pml {__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command(
+    epilog=GROUPS_HELP,
+    help="""Train one adapter on one sequence and say what it recalls.
+
+\b
+EXAMPLES
+  pml probe
+  pml probe rank=8 seqlen=256
+  pml probe data=text data.path=notes.txt rank=16 seqlen=500
+  pml probe model=smollm2_135m data=phonebook loss=memft_ot
+  pml probe model=hf model.path=Qwen/Qwen3-1.7B train.steps=1000
+  pml probe data=mixed data.random_share=0.2 --print-config
+""",
+)
+def probe(overrides: Overrides = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
+    _run("probe", overrides, None, config_dir, print_config=print_config)
+
+
+@app.command(
+    epilog=VALUES_HELP + "\n" + GROUPS_HELP,
+    help="""Train every combination of what is given several values.
+
+The same command again runs only what is missing or failed. One failed cell
+does not end the sweep; the exit code is then 1.
+
+\b
+EXAMPLES
+  pml sweep rank=4,8,16 seqlen=128,512
+  pml sweep 'rank=range(1,9)' seqlen=128 seed=0,1,2 --dry-run
+  pml sweep data=mixed data.random_share=0,0.4,1 out=outputs/shares
+  pml sweep -f law
+  pml sweep -f sweeps/law.yaml model=smollm2_135m out=outputs/law_smol
+  pml sweep rank=4,8 adapter=linear 'adapter.targets=[q_proj,v_proj]'
+""",
+)
+def sweep(
+    overrides: Overrides = None,
+    *,
+    file: SweepFile = None,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    fail_fast: FailFast = False,
+) -> None:
+    _run("sweep", overrides, file, config_dir, print_config=print_config, dry_run=dry_run, fail_fast=fail_fast)
+
+
+@app.command(
+    epilog=VALUES_HELP + "\n" + GROUPS_HELP,
+    help="""Compare plain with threshold-guided fine-tuning.
+
+Both train the same cells with an equal budget. Without a loss of your
+own, every cell is trained with loss=sft,memft_ot.
+
+\b
+EXAMPLES
+  pml memft rank=4,8 seqlen=256
+  pml memft data=phonebook rank=1,2,4,8 seqlen=1000 seed=0,1,2
+  pml memft rank=8 seqlen=500 loss.threshold=0.5,0.69,1.0
+  pml memft -f memft --dry-run
+""",
+)
+def memft(
+    overrides: Overrides = None,
+    *,
+    file: SweepFile = None,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    fail_fast: FailFast = False,
+) -> None:
+    _run("memft", overrides, file, config_dir, print_config=print_config, dry_run=dry_run, fail_fast=fail_fast)
+
+
+@app.command(
+    help="""Fit the memory law to finished runs.
+
+Shows exponents, their uncertainty and held-out error; draws figures. What
+contains "=" is a setting, the rest are folders of runs.
+
+\b
+EXAMPLES
+  pml fit
+  pml fit outputs/law
+  pml fit outputs/law outputs/shares out=report
+  pml fit outputs/law saturated_below=0.5 figures=false
+
+\b
+SETTINGS
+  saturated_below=0.69  cells with a final loss up to this are left out
+  out=                  folder of the report (default: fit/ in the first path)
+  figures=true          draw figures
+""",
+)
+def fit(overrides: Arguments = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
+    from .compose import describe, load_fit
+
+    words = overrides or []
+    settings = load_fit([word for word in words if "=" in word], config_dir)
+    if print_config:
+        typer.echo(describe(settings), nl=False)
+        return
+    from rich.console import Console
+
+    from . import fit as verb
+
+    paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
+    raise typer.Exit(verb.run(paths, settings, Console()))
+
+
+def _run(
+    verb: str,
+    overrides: list[str] | None,
+    file: Path | None,
+    config_dir: Path | None,
+    *,
+    print_config: bool,
+    **flags: bool,
+) -> None:
+    from .compose import describe, load
+
+    request = load(verb, overrides or [], file, config_dir)
+    if print_config:
+        typer.echo(describe(request), nl=False)
+        return
+    from rich.console import Console
+
+    module = importlib.import_module(f".{verb}", __package__)
+    raise typer.Exit(module.run(request, Console(), **flags))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: runs the command and exits with its code (2: bad input, 130: interrupted)."""
+    try:
+        code = app(args, prog_name="pml", standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # Typer's own complaints (unknown option or command) share no public class over its versions.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message())
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    for line in message.splitlines():
+        typer.echo(f"error: {line}", err=True)
+    sys.exit(2)

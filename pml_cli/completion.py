@@ -1,0 +1,127 @@
+"""Shell completion of `key=` and `group=option`, also after a comma (`model=tiny,q`).
+
+Bash splits words at "=", so it sends the pieces and takes back what follows the "="; the other shells pass whole words.
+Neither hydra nor a YAML reader is imported: a keystroke should cost little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from .config import DTYPES, SCHEDULES, Fit, Launch, Run
+from .errors import UserError
+from .options import GROUPS, SHORT, annotation, keys, option_file, options, schema, shipped
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "model.dtype": DTYPES,
+    "model.weights": ("pretrained", "random"),
+    "model.device": ("auto", "cpu", "cuda"),
+    "train.schedule": SCHEDULES,
+    "train.stop": ("none", "recalled"),
+    "loss.when_done": ("mean", "zero"),
+}
+
+
+class _Matched(str):
+    """A candidate that fits the whole word. Typer filters by the piece that bash sends, which may be a bare "="."""
+
+    __slots__ = ()
+
+    def startswith(self, *_: object) -> bool:
+        return True
+
+
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Candidates for an override of probe, sweep or memft."""
+    given, word = _words(ctx, incomplete)
+    folder = ctx.params.get("config_dir")
+    settings = _settings(given, Path(folder) if folder else None)
+    return _answer(word, given, settings, Path(folder) if folder else None)
+
+
+def complete_fit(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Candidates for `pml fit`; none for an empty word, so that the shell offers folders."""
+    given, word = _words(ctx, incomplete)
+    return _answer(word, given, dict.fromkeys(keys(Fit), Fit), None) if word else []
+
+
+def complete_sweep_file(incomplete: str) -> list[str]:
+    """Names of the shipped sweeps; where none fits, the shell offers files."""
+    return sorted(path.stem for path in shipped("sweeps").glob("*.yaml") if path.stem.startswith(incomplete))
+
+
+def _words(ctx: typer.Context, incomplete: str) -> tuple[list[str], str]:
+    """The overrides before the cursor and the word at it, whole also in bash."""
+    pieces = [str(word) for word in ctx.params.get("overrides") or ()]
+    words: list[str] = []
+    for piece in [*pieces, incomplete]:
+        joins = bool(words) and _in_bash() and (piece == "=" or words[-1].endswith("="))
+        words[-1:] = [words[-1] + piece] if joins else [*words[-1:], piece]
+    return words[:-1], words[-1]
+
+
+def _in_bash() -> bool:
+    return "COMP_WORDS" in os.environ
+
+
+def _settings(given: list[str], folder: Path | None) -> dict[str, type[Any]]:
+    """Every plain key that fits the options given so far, with the dataclass that declares it."""
+    found: dict[str, type[Any]] = dict.fromkeys(SHORT, Run)
+    for group in GROUPS:
+        chosen = next((word.partition("=")[2].split(",") for word in given if word.startswith(f"{group}=")), [])
+        default = Launch if group == "launch" else type(getattr(Run(), group))
+        for declared in [_declared(group, option, folder) or default for option in chosen] or [default]:
+            found |= {f"{group}.{name}": declared for name in keys(declared)}
+    return found
+
+
+def _declared(group: str, option: str, folder: Path | None) -> type[Any] | None:
+    file = option_file(group, option, folder)
+    try:
+        named = re.findall(r"^(source|kind): *(\w+)", file.read_text("utf-8"), re.MULTILINE) if file else []
+        return schema(group, dict(named))
+    except (UserError, OSError, ValueError):
+        return None  # a broken file: the command itself will say so
+
+
+def _answer(word: str, given: list[str], settings: dict[str, type[Any]], folder: Path | None) -> list[str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        return _keys(word, {g.partition("=")[0] for g in given}, settings)
+    before, comma, last = value.rpartition(",")
+    taken = before.split(",")
+    found = [v for v in _values(key, settings, folder) if v.startswith(last) and v not in taken]
+    front = before + comma if _in_bash() else f"{key}={before}{comma}"
+    return [_Matched(front + v) for v in found]
+
+
+def _keys(word: str, taken: set[str], settings: dict[str, type[Any]]) -> list[str]:
+    groups = [group for group in GROUPS if any(name.startswith(f"{group}.") for name in settings)]
+    names = [*groups, *settings] if word else [*groups, *(name for name in settings if "." not in name)]
+    found = [name for name in dict.fromkeys(names) if name.startswith(word) and name not in taken]
+    if len(found) == 1:  # a second candidate keeps the shell from adding a space after "=", and shows the default
+        return [f"{found[0]}=", f"{found[0]}={_default(found[0], settings)}"]
+    return [f"{name}=" for name in found]
+
+
+def _default(key: str, settings: dict[str, type[Any]]) -> str:
+    declared = settings.get(key)
+    default = getattr(declared(), key.rpartition(".")[2], None) if declared else None
+    plain = isinstance(default, str | int | float) and default != ""
+    return str(default).lower() if isinstance(default, bool) else str(default) if plain else "..."
+
+
+def _values(key: str, settings: dict[str, type[Any]], folder: Path | None) -> Iterable[str]:
+    if key in GROUPS:
+        return options(key, folder)
+    declared, name = settings.get(key), key.rpartition(".")[2]
+    if declared and name in {f.name for f in dataclasses.fields(declared)} and annotation(declared, name)[0] is bool:
+        return ("true", "false")
+    return VALUES.get(key, ())

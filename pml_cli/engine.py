@@ -1,0 +1,289 @@
+"""THE training loop: a pack of cells on one frozen base. A single run is a pack of one.
+
+Whatever looks like a statistic of the batch belongs to the cell: normaliser, clipping, learning rate, schedule, dropout, sample order,
+early stop. So a cell's result does not depend on the cells it is packed with.
+
+Shapes: K cells, S scored slots of a cell, N scored tokens of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .adapters import AdamW, AdapterBank, Dropout, clip_
+from .base import FrozenBase, Prefix
+from .batches import Batch, Layout, PackData, SampleOrder
+from .config import Loss, Run, Train
+from .losses import TokenScores, token_nll, weighted_mean, weights
+from .plan import total_steps
+from .recall import HALF, Scores
+from .sequences import Sample
+
+EVALUATION_TOKENS = 16384  # at most so many tokens at once where nothing is trained
+
+
+@dataclass
+class Cell:
+    """One cell of a pack, and what becomes of it."""
+
+    run: Run
+    samples: list[Sample]
+    initial: Scores | None = None  # of the base model: the adapter is zero before the first step
+    final: Scores | None = None
+    adapter: AdapterBank | None = None  # a bank of one
+    failure: str | None = None
+    steps_run: int = 0
+    logged: list[pd.DataFrame] = field(default_factory=list)
+    curve: list[pd.DataFrame] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a display is told at every logged step; scores belong to the cells that are still trained."""
+
+    step: int
+    steps: int
+    cells: list[Cell]
+    scores: list[Scores]
+    loss: list[float]
+
+
+Observer = Callable[[Progress], None]
+
+
+def train_pack(base: FrozenBase, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True) -> None:
+    """Train every cell and fill in its outcome.
+
+    Cells of a pack share the adapter's kind and the number of steps; all else may differ. A cell whose loss is no longer
+    finite fails and leaves the pack; one that may stop early leaves when it has recalled everything.
+
+    Args:
+        observe: called at each logged step.
+        cached: False runs the whole model each step instead of the layers above the cached prefix: the slow reference.
+    """
+    Trainer(base, cells, observe, cached).train()
+
+
+def learning_rate(train: Train, step: int, steps: int) -> float:
+    """Learning rate of a 0-based step: constant, or decaying to 0 at the end, linearly or as half a cosine."""
+    done = step / steps
+    return train.lr * {"linear": 1 - done, "constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[train.schedule]
+
+
+class Trainer:
+    """One pack in training: bank, optimiser, prefix and the cells that are still in it."""
+
+    def __init__(self, base: FrozenBase, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True) -> None:
+        self.base, self.cells, self.observe, self.cached = base, list(cells), observe, cached
+        runs = [cell.run for cell in self.cells]
+        kind = runs[0].adapter
+        self.bank = AdapterBank(base.sites(kind), [r.rank for r in runs], [r.seed for r in runs], kind, base.adapter_dtype)
+        self.bank.to(base.device)
+        base.check_split(self.bank)
+        self.data = PackData([cell.samples for cell in self.cells], base.device)
+        self.prefix = base.prefix(self.data.ids[:, :-1], self.bank) if cached else None
+        decay = torch.tensor([r.train.weight_decay for r in runs], dtype=base.adapter_dtype, device=base.device)
+        self.optimizer = AdamW(self.bank, decay)
+        self.orders = [SampleOrder(len(c.samples), c.run.train.batch, c.run.seed) for c in self.cells]
+        self.steps = total_steps(runs[0].train, len(self.cells[0].samples))
+        self.log_every = runs[0].train.log_every or max(1, self.steps // 20)
+        self.dropout = self._dropout()
+        self._place()
+
+    def _dropout(self) -> Dropout | None:
+        run = self.cells[0].run
+        if run.adapter.dropout == 0:
+            return None
+        return Dropout(run.adapter.dropout, [c.run.seed for c in self.cells], self._shapes(), self.base.device)
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        return [(order.batch, self.data.input_tokens(k)) for k, order in enumerate(self.orders)]
+
+    def _place(self) -> None:
+        """Whatever depends on which cells are in the pack; called again when one leaves."""
+        self.static: tuple[Layout, Prefix | Tensor] | None = None
+        if all(order.whole for order in self.orders):
+            self.static = self._gather(self.data.layout(self.data.cells))
+        self.groups: dict[str, Loss] = {}
+        members: dict[str, list[int]] = {}
+        for k, cell in enumerate(self.cells):
+            members.setdefault(repr(cell.run.loss), []).append(k)
+            self.groups[repr(cell.run.loss)] = cell.run.loss
+        self.members = {key: torch.tensor(ks, device=self.base.device) for key, ks in members.items()}
+        clip = [c.run.train.clip or math.inf for c in self.cells]
+        self.clip = torch.tensor(clip, dtype=self.base.adapter_dtype, device=self.base.device)
+        self.curve: list[Tensor] = []
+
+    def train(self) -> None:
+        for cell, scores in zip(self.cells, self.evaluate(), strict=True):
+            cell.initial = scores
+            cell.logged.append(scores.table(0))
+        for step in range(self.steps):
+            scores = self._step(step)
+            done = step + 1
+            if done % self.log_every == 0 and done < self.steps:
+                self._log(done, self._logged_scores(scores))
+                if not self.cells:
+                    return
+        self._log(self.steps, self.evaluate())
+        self._leave(list(range(len(self.cells))), self.steps)
+
+    # -- one step
+
+    def _step(self, step: int) -> tuple[Layout, TokenScores]:
+        layout, inputs = self.static or self._gather(self.data.layout(self._next_batch()))
+        self.bank.requires_grad_().dropout = self.dropout
+        scores = token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
+        nll_KS = layout.by_cell(scores.nll)
+        weights_KS = self._weights(nll_KS.detach(), layout.mask_KS.to(nll_KS.dtype))
+        loss_K = weighted_mean(nll_KS, weights_KS)
+        parameters = self.bank.parameters()
+        grads = torch.autograd.grad(loss_K.sum(), parameters)
+        norm_K = clip_(grads, self.clip)
+        lr_K = torch.tensor([learning_rate(c.run.train, step, self.steps) for c in self.cells], dtype=loss_K.dtype)
+        lr_K = lr_K.to(loss_K.device)
+        self.optimizer.step(parameters, grads, lr_K)
+        self._note_curve(loss_K, nll_KS, layout, norm_K, lr_K)
+        return layout, scores
+
+    def _next_batch(self) -> Batch:
+        picked = [order.next() if not order.whole else range(order.samples) for order in self.orders]
+        if self.dropout:
+            self.dropout.shapes = [(len(p), T) for p, (_, T) in zip(picked, self._shapes(), strict=True)]
+        return [[self.data.cells[k][i] for i in chosen] for k, chosen in enumerate(picked)]
+
+    def _gather(self, layout: Layout) -> tuple[Layout, Prefix | Tensor]:
+        if self.prefix is None:
+            return layout, self.data.ids[layout.rows, : layout.tokens]
+        return layout, self.prefix.rows(layout.rows, layout.tokens)
+
+    def _hidden(self, layout: Layout, inputs: Prefix | Tensor, bank: AdapterBank | None = None) -> Tensor:
+        """Final hidden states at the scored positions, (N, D)."""
+        bank = bank or self.bank
+        hidden = self.base.upper(inputs, bank) if isinstance(inputs, Prefix) else self.base.full(inputs, bank).last_hidden_state
+        return hidden.flatten(0, 1)[layout.scored]
+
+    def _weights(self, nll_KS: Tensor, mask_KS: Tensor) -> Tensor:
+        if len(self.members) == 1:
+            return weights(next(iter(self.groups.values())), nll_KS, mask_KS)
+        out = torch.empty_like(nll_KS)
+        for key, cells in self.members.items():
+            out[cells] = weights(self.groups[key], nll_KS[cells], mask_KS[cells])
+        return out
+
+    # -- scores
+
+    @torch.no_grad()
+    def evaluate(self, samples: Sequence[Sequence[Sample]] | None = None) -> list[Scores]:
+        """Scores of every target token of every cell, without dropout; of its own samples, or of others given per cell."""
+        data, prefix = self.data, self.prefix
+        if samples is not None:
+            data = PackData(samples, self.base.device)
+            prefix = self.base.prefix(data.ids[:, :-1], self.bank) if self.cached else None
+        dropout, self.bank.dropout = self.bank.dropout, None
+        parts: list[list[Scores]] = [[] for _ in self.cells]
+        tokens = len(self.cells) * data.ids.shape[1]
+        size = max(1, EVALUATION_TOKENS // tokens)
+        for start in range(0, max(len(c) for c in data.cells), size):
+            batch = [cell[start : start + size] for cell in data.cells]
+            layout = data.layout(batch)
+            inputs = data.ids[layout.rows, : layout.tokens] if prefix is None else prefix.rows(layout.rows, layout.tokens)
+            scores = token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
+            for k, part in enumerate(_split(layout, scores, batch, start)):
+                parts[k].append(part)
+        self.bank.dropout = dropout
+        return [_join(part) for part in parts]
+
+    def _logged_scores(self, trained: tuple[Layout, TokenScores]) -> list[Scores]:
+        """The scores that were just trained on, where the step saw all samples; else an evaluation of all."""
+        if self.static is None:
+            return self.evaluate()
+        return _split(*trained, self.data.cells, 0)
+
+    # -- records
+
+    def _note_curve(self, loss_K: Tensor, nll_KS: Tensor, layout: Layout, norm_K: Tensor, lr_K: Tensor) -> None:
+        """Kept on the device until the next logged step: no wait for the device within."""
+        nll_KS, mask_KS = nll_KS.detach(), layout.mask_KS
+        count = mask_KS.sum(1)
+        above = ((nll_KS < HALF) * mask_KS).sum(1) / count
+        self.curve.append(torch.stack([loss_K.detach(), nll_KS.sum(1) / count, above, norm_K, lr_K]))
+
+    def _flush_curve(self, done: int) -> list[float]:
+        """Hand the curve to the cells; returns the last loss of each."""
+        values = torch.stack(self.curve).double().cpu().numpy()  # (steps, 5, K)
+        self.curve = []
+        steps = np.arange(done - len(values), done, dtype=np.int32)
+        for k, cell in enumerate(self.cells):
+            names = ("loss", "nll", "share_above_threshold", "grad_norm", "lr")
+            cell.curve.append(pd.DataFrame({"step": steps, **dict(zip(names, values[:, :, k].T, strict=True))}))
+        return [float(x) for x in values[-1, 0]]
+
+    def _log(self, done: int, scores: list[Scores]) -> None:
+        loss = self._flush_curve(done)
+        gone: list[int] = []
+        for k, cell in enumerate(self.cells):
+            cell.logged.append(scores[k].table(done))
+            if not np.isfinite(scores[k].nll).all() or not math.isfinite(loss[k]):
+                cell.failure = _where_lost(cell, done)
+                gone.append(k)
+            elif cell.run.train.stop == "recalled" and scores[k].margin.min() > cell.run.train.stop_margin and done < self.steps:
+                gone.append(k)
+        if self.observe:
+            self.observe(Progress(done, self.steps, self.cells, scores, loss))
+        if gone:
+            self._leave(gone, done)
+
+    def _leave(self, gone: list[int], done: int) -> None:
+        """Take cells out of the pack, with their outcome."""
+        finals = self.evaluate()
+        for k in gone:
+            cell = self.cells[k]
+            cell.steps_run, cell.final = done, finals[k]
+            cell.adapter = self.bank.only([k])
+        stay = [k for k in range(len(self.cells)) if k not in gone]
+        self.cells = [self.cells[k] for k in stay]
+        if not stay:
+            return
+        self.bank.keep(stay)
+        self.optimizer.keep(stay)
+        if self.dropout:
+            self.dropout.keep_cells(stay)
+        self.orders = [self.orders[k] for k in stay]
+        self.data.cells = [self.data.cells[k] for k in stay]
+        self._place()
+
+
+def _where_lost(cell: Cell, done: int) -> str:
+    curve = pd.concat(cell.curve)
+    lost = curve.loc[~np.isfinite(curve["loss"]), "step"]
+    step = int(lost.iloc[0]) if len(lost) else done
+    return f"the loss is no longer finite at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
+
+
+def _split(layout: Layout, scores: TokenScores, batch: Batch, first_sample: int) -> list[Scores]:
+    """Scores of a batch, cell by cell."""
+    nll, margin = scores.nll.detach().double().cpu().numpy(), scores.margin.double().cpu().numpy()
+    argmax, target = scores.argmax.int().cpu().numpy(), layout.targets.int().cpu().numpy()
+    out, at = [], 0
+    for samples in batch:
+        lengths = [length for _, length in samples]
+        n = sum(lengths)
+        sample = np.repeat(np.arange(first_sample, first_sample + len(lengths), dtype=np.int32), lengths)
+        position = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths] or [np.zeros(0, np.int32)])
+        rows = slice(at, at + n)
+        out.append(Scores(sample, position, target[rows], nll[rows], margin[rows], argmax[rows]))
+        at += n
+    return out
+
+
+def _join(parts: list[Scores]) -> Scores:
+    names = ("sample", "position", "token_id", "nll", "margin", "argmax_id")
+    return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -1,0 +1,156 @@
+"""From runs to packs: check every cell before anything runs, and put together what can be trained together. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from .config import Data, Model, Run, Train, run_id
+from .errors import UserError
+from .pretrained import facts
+from .sequences import Sample, Source, check_length, open_source
+
+PACK_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens of one training step; beyond it packing no longer pays
+MAX_CELLS = 64
+NEAREST_LENGTH = 0.5  # cells shorter than this share of a pack's longest would mostly be padding
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One cell with what planning found out about it."""
+
+    id: str
+    run: Run
+    samples: list[Sample]
+    steps: int
+    rows: int  # samples in one step
+    tokens: int  # input tokens of one row
+
+    @property
+    def step_tokens(self) -> int:
+        return self.rows * self.tokens
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Cells that are trained as one batch: the same model, adapter kind and number of steps, near lengths."""
+
+    cells: list[Planned]
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one training step, padding included."""
+        return len(self.cells) * max(c.rows for c in self.cells) * max(c.tokens for c in self.cells)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole training, padding included."""
+        return self.step_tokens * self.cells[0].steps
+
+
+def total_steps(train: Train, samples: int) -> int:
+    """Optimiser steps of a run: as set, or epochs times the minibatches of one epoch."""
+    if train.epochs is None:
+        return train.steps
+    return train.epochs * -(-samples // (train.batch or samples))
+
+
+def check(runs: Sequence[Run]) -> list[Planned]:
+    """Open every source and measure every cell.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    faults: dict[str, None] = {}
+    planned: dict[str, Planned] = {}
+    for run in runs:
+        try:
+            cell = _planned(run)
+        except UserError as error:
+            faults[str(error)] = None
+            continue
+        planned.setdefault(cell.id, cell)
+    if faults:
+        shown = list(faults)[:10]
+        raise UserError("\n".join(shown + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])))
+    return list(planned.values())
+
+
+def _planned(run: Run) -> Planned:
+    samples = _samples(_frozen(run.model), _frozen(run.data), run.seqlen)
+    rows = min(run.train.batch, len(samples)) if run.train.batch else len(samples)
+    tokens = max(len(s.prompt) + len(s.target) for s in samples) - 1
+    return Planned(run_id(run), run, samples, total_steps(run.train, len(samples)), rows, tokens)
+
+
+class _frozen:  # noqa: N801
+    """A settings object as a cache key: equal settings, equal key."""
+
+    def __init__(self, settings: Model | Data) -> None:
+        self.settings, self.key = settings, f"{type(settings).__name__}{settings}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _frozen) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@lru_cache(maxsize=64)
+def _source(model: _frozen, data: _frozen) -> Source:
+    assert isinstance(model.settings, Model)
+    assert isinstance(data.settings, Data)
+    facts(model.settings)
+    return open_source(model.settings, data.settings)
+
+
+@lru_cache(maxsize=4096)
+def _samples(model: _frozen, data: _frozen, seqlen: int) -> list[Sample]:
+    assert isinstance(model.settings, Model)
+    assert isinstance(data.settings, Data)
+    source = _source(model, data)
+    check_length(model.settings, data.settings, source, seqlen)
+    return source.take(seqlen)
+
+
+def source_of(run: Run) -> Source:
+    """The opened source of a run (opened once per process)."""
+    return _source(_frozen(run.model), _frozen(run.data))
+
+
+def make_packs(cells: Sequence[Planned], pack_tokens: int = 0) -> list[Pack]:
+    """Cut the cells into packs within the budget of tokens a step, longest first."""
+    groups: dict[str, list[Planned]] = {}
+    for cell in cells:
+        groups.setdefault(_together(cell), []).append(cell)
+    packs = []
+    for group in groups.values():
+        budget = pack_tokens or PACK_TOKENS[_device_kind(group[0].run.model.device)]
+        waiting: list[Planned] = []
+        for cell in sorted(group, key=lambda c: (-c.step_tokens, -c.run.rank, c.id)):
+            if waiting and not _fits(waiting, cell, budget):
+                packs.append(Pack(waiting))
+                waiting = []
+            waiting.append(cell)
+        packs.append(Pack(waiting))
+    return sorted(packs, key=lambda pack: (str(pack.cells[0].run.model), -pack.tokens))
+
+
+def _together(cell: Planned) -> str:
+    run = cell.run
+    return repr((run.model, run.adapter, cell.steps, run.train.log_every, cell.rows > 1, cell.rows < len(cell.samples)))
+
+
+def _fits(waiting: list[Planned], cell: Planned, budget: int) -> bool:
+    first = waiting[0]
+    grown = Pack([*waiting, cell]).step_tokens
+    near = cell.tokens >= NEAREST_LENGTH * first.tokens and cell.rows >= NEAREST_LENGTH * first.rows
+    return len(waiting) < MAX_CELLS and grown <= budget and near
+
+
+def _device_kind(asked: str) -> str:
+    """cuda or cpu, guessed without torch."""
+    has_gpu = Path("/dev/nvidia0").exists() if asked == "auto" else asked.startswith("cuda")
+    return "cuda" if has_gpu else "cpu"

@@ -1,0 +1,78 @@
+"""`pml probe`: one adapter, one run, watched while it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.console import Console
+
+from .config import Request, Run
+from .plan import Planned, check, make_packs
+from .progress import ProbeDisplay
+from .records import RunFolder, read_runs, write_whole
+from .report import probe_table
+from .sweep import check_folder
+
+LOGGED_STEPS = 100  # a probe is looked at closely
+
+
+def run(request: Request, console: Console) -> int:
+    """Train one adapter, show p of every token as it learns, and write its run folder with a picture of it.
+
+    Returns:
+        exit code: 0, or 1 when the run failed.
+    """
+    (cell,) = check([_closely(request.runs[0])])
+    check_folder(request.out)
+    folder = RunFolder(request.out, cell.id)
+    if folder.is_done():
+        console.print(f"done already: {folder.path} (delete it to train again)", highlight=False, soft_wrap=True)
+    else:
+        failure = _train(cell, request, console)
+        if failure is not None:
+            console.print(f"[red]failed[/red] {failure}", highlight=False, soft_wrap=True)
+            return 1
+    _picture(folder)
+    console.print(probe_table(read_runs([folder.path]).iloc[0].to_dict()))
+    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+    console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _closely(run: Run) -> Run:
+    """A probe logs a hundred steps unless told otherwise."""
+    if run.train.log_every:
+        return run
+    every = max(1, run.train.steps // LOGGED_STEPS)
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, log_every=every))
+
+
+def _train(cell: Planned, request: Request, console: Console) -> str | None:
+    from .engine import Progress
+    from .worker import Worker
+
+    failures: list[str | None] = []
+    run = cell.run
+    title = (
+        f"{run.model.name}: {run.adapter.kind} adapter of rank {run.rank} learns "
+        f"{sum(len(s.target) for s in cell.samples)} target tokens ({run.data.source}, {run.loss.kind})"
+    )
+    worker = Worker(request.out)
+    (pack,) = make_packs([cell])
+    worker.base_for(pack)
+    with ProbeDisplay(console, title, cell.steps) as display:
+
+        def observe(seen: Progress) -> None:
+            display.update(seen.step, float(seen.scores[0].nll.mean()), seen.scores[0].nll, seen.scores[0].correct)
+
+        worker.run(pack, observe, lambda _cell, failure: failures.append(failure))
+    return failures[0]
+
+
+def _picture(folder: RunFolder) -> None:
+    import pandas as pd
+
+    from .plots import recall_figure, save
+
+    figure = recall_figure(pd.read_parquet(folder.tokens))
+    write_whole(folder.path / "recall.png", lambda aside: save(figure, aside, "png"))

@@ -1,0 +1,139 @@
+"""What an adapter recalls: teacher-forced scores summed up, and free-running greedy decoding.
+
+By induction greedy decoding equals the target up to the first position whose teacher-forced argmax is wrong; so teacher forcing
+decides verbatim recall exactly, and decoding is needed only for what follows the first failure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from .adapters import AdapterBank
+from .base import FrozenBase
+from .sequences import Sample
+
+HALF = math.log(2)  # nll of p = 0.5: below it greedy decoding must pick the token
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every target token of one cell at one step: flat arrays in sample order."""
+
+    sample: NDArray[np.int32]
+    position: NDArray[np.int32]  # within its sample's target, 0-based
+    token_id: NDArray[np.int32]
+    nll: NDArray[np.float64]  # nats
+    margin: NDArray[np.float64]  # logits
+    argmax_id: NDArray[np.int32]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        return self.argmax_id == self.token_id
+
+    def table(self, step: int) -> pd.DataFrame:
+        """The rows of tokens.parquet for one logged step."""
+        return pd.DataFrame(
+            {
+                "step": np.int32(step),
+                "sample": self.sample,
+                "position": self.position,
+                "token_id": self.token_id,
+                "nll": self.nll.astype(np.float32),
+                "p": np.exp(-self.nll).astype(np.float32),
+                "margin": self.margin.astype(np.float32),
+                "argmax_id": self.argmax_id,
+                "correct": self.correct,
+            }
+        )
+
+
+def summarise(scores: Scores) -> dict[str, Any]:
+    """Teacher-forced recall of one cell: loss, accuracy, exact match, first failure, stubborn tokens, threshold violations."""
+    correct, stubborn = scores.correct, scores.nll >= HALF
+    whole = pd.Series(correct).groupby(scores.sample).all()
+    one = len(whole) == 1
+    return {
+        "final_loss": float(scores.nll.mean()),
+        "token_accuracy": float(correct.mean()),
+        "exact_match": float(whole.mean()),
+        "first_failure": _first(~correct) if one else None,
+        "earliest_stubborn": _first(stubborn) if one else None,
+        "share_above_threshold": float((~stubborn).mean()),
+        "stubborn_tokens": int(stubborn.sum()),
+        "violations": violations(scores),
+    }
+
+
+def violations(scores: Scores) -> int:
+    """Tokens with p > 0.5 whose argmax is another token. Arithmetic forbids them; more than 0 is a fault or coarse rounding."""
+    return int(((scores.nll < HALF) & ~scores.correct).sum())
+
+
+def _first(flags: NDArray[np.bool_]) -> int | None:
+    return int(flags.argmax()) if flags.any() else None
+
+
+@torch.no_grad()
+def decode(
+    base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]], scores: Sequence[Scores] | None = None, rows: int = 256
+) -> list[list[list[int]]]:
+    """Greedy free-running decoding of every sample of every cell, with a KV cache, batched over the whole bank.
+
+    Args:
+        scores: teacher-forced scores of each cell; what they prove is not decoded again (samples without an error, and
+            the tokens before the first error). None: decode everything from the prompt.
+
+    Returns:
+        decoded ids of each sample of each cell, as many as its target has.
+    """
+    out = [[list(sample.target) for sample in cell] for cell in cells]
+    groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # prompt length -> (cell, sample, first failure)
+    for k, cell in enumerate(cells):
+        for s, sample in enumerate(cell):
+            first = 0 if scores is None else _first(~scores[k].correct[scores[k].sample == s])
+            if first is not None:
+                groups[len(sample.prompt)].append((k, s, first))
+    for group in groups.values():
+        group.sort(key=lambda item: item[2])
+        for start in range(0, len(group), rows):
+            _decode_group(base, bank, cells, group[start : start + rows], out)
+    return out
+
+
+def _decode_group(
+    base: FrozenBase,
+    bank: AdapterBank,
+    cells: Sequence[Sequence[Sample]],
+    group: list[tuple[int, int, int]],
+    out: list[list[list[int]]],
+) -> None:
+    """Rows of one prompt length: read the prompt and the proven tokens in one pass, then one token a step."""
+    from transformers import DynamicCache
+
+    part = bank.only([k for k, _, _ in group])
+    samples = [cells[k][s] for k, s, _ in group]
+    proven, longest = min(first for _, _, first in group), max(len(sample.target) for sample in samples)
+    ids = torch.tensor([[*s.prompt, *s.target[:proven]] for s in samples], device=base.device)
+    cache, steps = DynamicCache(), []
+    for _ in range(proven, longest):
+        hidden = base.full(ids, part, use_cache=True, past_key_values=cache).last_hidden_state[:, -1]
+        ids = base.logits(hidden).argmax(-1, keepdim=True)
+        steps.append(ids)
+    decoded = torch.cat(steps, 1).tolist()
+    for (k, s, _), sample, tokens in zip(group, samples, decoded, strict=True):
+        out[k][s] = [*sample.target[:proven], *tokens][: len(sample.target)]
+
+
+def free_running(cell: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Token accuracy and exact match of free-running output."""
+    hits = [np.array(tokens) == np.array(sample.target) for tokens, sample in zip(decoded, cell, strict=True)]
+    return {"free_accuracy": float(np.concatenate(hits).mean()), "free_exact_match": float(np.mean([h.all() for h in hits]))}

@@ -1,0 +1,260 @@
+"""What the verbs show in the terminal: tables and short texts, readable at 80 columns, in a pipe and without colour.
+
+Tables have no frames: what is piped into a file or a message is plain aligned text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .law import BOUND_HIT, NOT_IDENTIFIED, PARAMETERS, HeldOut, LawFit
+
+MEANING = {
+    "C": "scale (nats/token)",
+    "alpha": "power of rank",
+    "beta": "power of length",
+    "b": "offset (nats/token)",
+}
+PIVOT_ABOVE = 30  # cells; more than this are shown by rank and length
+PIVOT_COLUMNS = 10  # lengths side by side at 80 columns
+
+
+def law_table(name: str, fit: LawFit, held: HeldOut, cells: int) -> RenderableType:
+    """One fitted law: cells kept of `cells`, parameters with 95 % intervals, quality, status.
+
+    Args:
+        name: what was fitted, as the heading.
+        fit, held: from `law.fit_paper` and `law.held_out`.
+        cells: all cells of this group, before any was excluded.
+    """
+    excluded = cells - fit.n - fit.n_saturated
+    counts = f"{fit.n} of {cells} cells kept ({fit.n_saturated} saturated, {excluded} excluded)"
+    head = [Text(name, style="bold"), Text(f"dL = C r^alpha l^-beta + b      {counts}")]
+    if fit.status == NOT_IDENTIFIED:
+        return Group(*head, Text(f"status  {fit.status}: {fit.reason}", style="yellow"))
+    table = _table("", "value", "95 % interval", "meaning", left=("", "meaning"))
+    for parameter in PARAMETERS:
+        low, high = fit.intervals[parameter]
+        span = f"{_number(low)} to {_number(high)}" if math.isfinite(low + high) else "-"
+        table.add_row(parameter, _number(getattr(fit, parameter)), span, MEANING[parameter])
+    status = Text(
+        f"status  {fit.status}" + (f": {fit.reason}" if fit.reason else ""), style="yellow" if fit.reason else "green"
+    )
+    quality = f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain"
+    note = Text("intervals take the cells as independent; texts or seeds shared by cells make them too narrow", style="dim")
+    return Group(*head, table, note, Text(quality), Text(f"unseen  {held_out_words(held)}"), status)
+
+
+def held_out_words(held: HeldOut) -> str:
+    """The held-out check in one line."""
+    if held.mape is None:
+        return f"no held-out check: {held.reason}"
+    parts = [
+        f"{axis} {values[0]:g}" + (" and up" if len(values) > 1 else "")
+        for axis, values in (("rank", held.ranks), ("length", held.lengths))
+        if values
+    ]
+    cells = f"{held.n_test} cell" + ("s" if held.n_test > 1 else "")
+    return f"MAPE {held.mape:.2f} % on {cells} left out ({', '.join(parts)})"
+
+
+def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame) -> list[str]:
+    """What a fit allows to conclude, and what to run next, in plain words.
+
+    Args:
+        fit, held: from `law.fit_paper` and `law.held_out` on the same cells.
+        cells: those cells, with the columns rank, target_tokens and kept.
+    """
+    again = f"`{_next_sweep(cells)}` (other settings as before)"
+    if fit.status == NOT_IDENTIFIED:
+        cause = "Every cell is saturated. " if len(cells) and not fit.n else ""
+        return [f"{cause}These cells show single gains, not how the gain goes with rank and length. Next: {again}."]
+    if fit.status == BOUND_HIT:
+        return [
+            "The curve describes these cells, but its exponents mean nothing beyond them.",
+            f"Next: more cells, {again}.",
+        ]
+    doubling_r, doubling_l = 2**fit.alpha, 2**-fit.beta
+    found = [f"Within the cells measured, twice the rank multiplies the gain above b by {doubling_r:.2f}, "
+             f"twice the length by {doubling_l:.2f}."]  # fmt: skip
+    if held.mape is None:
+        return [*found, f"Nothing can be said about larger ranks or longer texts from these cells. Next: {again}."]
+    if held.mape > max(10.0, 3 * fit.mape):
+        found.append(f"Do not extrapolate: cells left out are off by {held.mape:.1f} %, against {fit.mape:.1f} % inside.")
+    intervals = fit.intervals
+    for name in ("alpha", "beta"):
+        low, high = intervals[name]
+        if high - low > getattr(fit, name):
+            found.append(f"{name} is not sharp ({low:.2f} to {high:.2f}). Next: more cells, {again}.")
+    return found
+
+
+def _next_sweep(cells: pd.DataFrame) -> str:
+    """A sweep that holds the values measured and those that would tell most: on unsaturated ground, a factor of 2 apart."""
+    if cells.empty:
+        return "pml sweep rank=2,4,8,16 seqlen=64,128,256,512"
+    ranks, lengths = (sorted({int(v) for v in cells[name]}) for name in ("rank", "target_tokens"))
+    open_ = cells[cells["kept"]]
+    if len(open_) < len(cells) / 2 or len(set(lengths)) < 4:
+        lengths = [*lengths, 2 * lengths[-1], 4 * lengths[-1]]  # longer texts saturate last
+    if open_["rank"].nunique() < 4:
+        ranks = sorted(
+            {*ranks, *(max(1, ranks[0] // k) for k in (2, 4)), *([2 * ranks[-1]] if len(open_) > len(cells) / 2 else [])}
+        )
+    return f"pml sweep rank={','.join(map(str, ranks))} seqlen={','.join(map(str, lengths))}"
+
+
+def results_table(runs: pd.DataFrame) -> RenderableType:
+    """All cells of a sweep: one row each, or, above 30 cells, the mean gain and token accuracy by rank and length.
+
+    Args:
+        runs: one row a run with the fields of result.json (`records.read_runs`).
+    """
+    if runs.empty:
+        return Text("no finished runs")
+    if len(runs) > PIVOT_ABOVE:
+        return _pivots(runs)
+    keys = [key for key in ("model", "data", "adapter", "loss", "lr", "data_seed", "seed") if runs[key].nunique() > 1]
+    table = _table(
+        "rank", "l", *keys, "L0", "L1", "dL", "acc %", "exact %", "1st miss", "s", left=("model", "data", "adapter", "loss")
+    )
+    for row in runs.sort_values(["rank", "target_tokens", *keys]).to_dict("records"):
+        miss = "none" if pd.isna(row["first_failure"]) else f"{row['first_failure']:.0f}"
+        losses = [f"{row[key]:.3f}" for key in ("base_loss", "final_loss", "delta_loss")]
+        shares = [f"{100 * row[key]:.1f}" for key in ("token_accuracy", "exact_match")]
+        varying = [_plain(row[key]) for key in keys]
+        head = [f"{row['rank']}", f"{row['target_tokens']}", *varying]
+        table.add_row(*head, *losses, *shares, miss, f"{row['seconds']:.1f}")
+    note = "L0, L1: loss before and after, dL: their difference (nats/token). 1st miss: position of the first wrong token."
+    return Group(table, Text(note, style="dim"))
+
+
+def _pivots(runs: pd.DataFrame) -> RenderableType:
+    settings = ["model", "data", "adapter", "loss", "lr"]
+    parts: list[RenderableType] = []
+    for values, group in runs.groupby(settings, dropna=False, sort=True):
+        varying = [f"{key} {value}" for key, value in zip(settings, values, strict=True) if runs[key].nunique() > 1]
+        suffix = f" ({', '.join(varying)})" if varying else ""
+        repeats = group.groupby(["rank", "target_tokens"]).size().max()
+        mean = "mean " if repeats > 1 else ""
+        parts.append(_pivot(group, "delta_loss", f"{mean}gain dL, nats/token{suffix}", "{:.2f}".format))
+        parts.append(_pivot(group, "token_accuracy", f"{mean}tokens predicted right, %{suffix}", _whole_percent))
+    return Group(*parts)
+
+
+def _pivot(group: pd.DataFrame, column: str, title: str, form: Callable[[float], str]) -> RenderableType:
+    means = group.pivot_table(index="rank", columns="target_tokens", values=column, aggfunc="mean")
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    for start in range(0, means.shape[1], PIVOT_COLUMNS):
+        block = means.iloc[:, start : start + PIVOT_COLUMNS]
+        table = _table("rank \\ l", *[f"{length:g}" for length in block.columns], left=())
+        for rank, values in zip(block.index, block.to_numpy(), strict=True):
+            table.add_row(f"{rank:g}", *["" if math.isnan(v) else form(v) for v in values])
+        parts += [table, Text("")]
+    return Group(*parts)
+
+
+def probe_table(result: dict[str, Any]) -> RenderableType:
+    """One run in words and numbers, for a reader who has not met the terms.
+
+    Args:
+        result: the fields of result.json.
+    """
+    length, rank, samples = int(result["target_tokens"]), result["rank"], int(result.get("samples") or 1)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(justify="left", no_wrap=True)
+    table.add_column(justify="left", overflow="fold")
+    before, after = result["base_loss"], result["final_loss"]
+    spread = f" in {samples:,} samples" if samples > 1 else ""
+    size = f"rank {rank}, {result['trainable_parameters']:,} trained parameters"
+    table.add_row("what", f"{size}, {length:,} tokens to remember{spread}")
+    table.add_row("loss", f"{before:.3f} before, {after:.3f} after: gain {result['delta_loss']:.3f} nats per token")
+    table.add_row(
+        "a token",
+        f"its probability went from {_percent(math.exp(-before))} to {_percent(math.exp(-after))} (geometric mean)",
+    )
+    table.add_row("stored", _stored(result))
+    right = (
+        f"{_percent(result['token_accuracy'])} of the tokens are the model's first choice, given the true text before them"
+    )
+    table.add_row("guided", right)
+    table.add_row("alone", _alone(result))
+    table.add_row("threshold", _threshold(result))
+    early = " (stopped early: all recalled)" if result.get("stopped_early") else ""
+    table.add_row("work", f"{result['steps_run']:,} steps{early}, {result['seconds']:.1f} s")
+    return Group(Text(_verdict(result), style="bold"), table)
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    samples = int(result.get("samples") or 1)
+    if result["exact_match"] == 1:
+        return "Remembered: every token, in order."
+    if samples > 1:
+        return f"Remembered in part: {_percent(result['exact_match'])} of {samples:,} samples whole."
+    first, length = int(result["first_failure"] or 0), int(result["target_tokens"])
+    return f"Not remembered whole: the first wrong token is at position {first:,} of {length:,}."
+
+
+def _stored(result: dict[str, Any]) -> str:
+    per = result["bits_gained"] / max(1, result["trainable_parameters"])
+    words = f"{result['bits_gained']:,.0f} bits saved against the base model, {per:.3g} per trained parameter"
+    if _has(result, "bits_memorised"):
+        words += f"; {result['bits_memorised']:,.0f} bits of the source itself"
+    return words
+
+
+def _alone(result: dict[str, Any]) -> str:
+    """What comes out when the model writes by itself from the prompt."""
+    if not _has(result, "free_accuracy"):
+        return "not decoded (train.decode=false)"
+    return f"writing by itself from the prompt, {_percent(result['free_accuracy'])} of the tokens are right"
+
+
+def _threshold(result: dict[str, Any]) -> str:
+    words = f"{_percent(result['share_above_threshold'])} of the tokens have p > 0.5, which makes them certain to be chosen"
+    if _has(result, "earliest_stubborn"):
+        words += f"; the first that has not: position {int(result['earliest_stubborn']):,}"
+    if result.get("violations"):
+        words += f"; {result['violations']} broke that rule, which points to a numerical fault"
+    return words
+
+
+def _has(result: dict[str, Any], key: str) -> bool:
+    return result.get(key) is not None and not pd.isna(result[key])
+
+
+def _table(*columns: str, left: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in left)
+    return table
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _whole_percent(share: float) -> str:
+    """Without decimals, and 100 only for all."""
+    return "99" if 0.99 < share < 1 else f"{100 * share:.0f}"
+
+
+def _percent(share: float) -> str:
+    """A share as per cent that never rounds to 0 % or 100 % what is not."""
+    percent = 100 * share
+    if 0 < percent < 1:
+        return f"{percent:.2g} %"
+    if 99.95 <= percent < 100:
+        return "just under 100 %"
+    return f"{percent:.1f} %" if percent not in (0, 100) else f"{percent:.0f} %"

@@ -1,0 +1,138 @@
+"""`pml sweep`: every combination, packed; a second call does only what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .config import Request
+from .errors import UserError
+from .plan import Pack, Planned, check, make_packs
+from .progress import SweepDisplay
+from .records import RunFolder, read_runs, write_whole
+from .report import results_table
+
+
+def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast: bool = False) -> int:
+    """Train what is missing of the requested cells, then show and write the results.
+
+    Args:
+        dry_run: check and list, train nothing, write nothing.
+        fail_fast: stop at the first cell that fails.
+
+    Returns:
+        exit code: 0, or 1 when a cell failed.
+
+    Raises:
+        UserError: a cell that cannot be run, or a folder that cannot be used; nothing has been written then.
+    """
+    cells = check(request.runs)
+    check_folder(request.out)
+    missing = [cell for cell in cells if not RunFolder(request.out, cell.id).is_done()]
+    packs = make_packs(missing, request.launch.pack_tokens)
+    if dry_run:
+        _list(console, request, cells, packs)
+        return 0
+    kept = len(cells) - len(missing)
+    console.print(f"{len(cells)} cells: {len(missing)} to train in {len(packs)} packs" + (f", {kept} done already" if kept else ""))
+    failures = train(packs, request.out, console, fail_fast=fail_fast) if packs else {}
+    return finish(request, cells, failures, console)
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a results folder that is a file, cannot be written, or holds another version's runs."""
+    if out.exists():
+        read_runs([out])
+    place = next(p for p in (out, *out.resolve().parents) if p.exists())
+    if not place.is_dir():
+        raise UserError(f"out={out}: {place} is a file, a folder is needed")
+    try:
+        with _Touch(place):
+            pass
+    except OSError as error:
+        raise UserError(f"out={out}: cannot write below {place} ({error.strerror})") from error
+
+
+class _Touch:
+    """A file that exists for a moment: os.access does not know of read-only mounts."""
+
+    def __init__(self, place: Path) -> None:
+        import uuid
+
+        self.path = place / f".pml-{uuid.uuid4().hex[:8]}"
+
+    def __enter__(self) -> None:
+        self.path.touch()
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink()
+
+
+def train(packs: Sequence[Pack], out: Path, console: Console, fail_fast: bool = False) -> dict[str, str]:
+    """Train packs in this process; returns the reason of each cell that failed."""
+    from .worker import Worker  # torch takes seconds to import; a finished sweep does not need it
+
+    worker, failures = Worker(out), {}
+    count, work = sum(len(pack.cells) for pack in packs), sum(pack.tokens for pack in packs)
+    with SweepDisplay(console, count, work) as display:
+
+        def report(cell: Planned, failure: str | None) -> None:
+            display.end_cell(failure)
+            if failure is not None:
+                failures[cell.id] = failure
+
+        for pack in packs:
+            tokens = pack.tokens
+            worker.run(pack, lambda seen, tokens=tokens: display.step(seen.step / seen.steps, tokens), report)  # type: ignore[misc]
+            display.end_pack(tokens)
+            if fail_fast and failures:
+                break
+    return failures
+
+
+def finish(request: Request, cells: Sequence[Planned], failures: dict[str, str], console: Console) -> int:
+    """Write results.csv, show the table, name the failures and what to do next."""
+    runs = read_runs([request.out])
+    if len(runs):
+        write_whole(request.out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
+        wanted = {cell.id for cell in cells}
+        console.print(results_table(runs[runs["id"].isin(wanted)]))
+    for name, reason in failures.items():
+        console.print(f"[red]failed[/red] {name}: {escape(reason)}", highlight=False, soft_wrap=True)
+    done = sum(RunFolder(request.out, cell.id).is_done() for cell in cells)
+    if len(runs):
+        console.print(f"{done} of {len(cells)} cells done: {request.out / 'results.csv'}", highlight=False, soft_wrap=True)
+    if failures:
+        console.print(f"{len(failures)} failed; the same command tries them again", highlight=False)
+        return 1
+    if len(cells) > 1 and done == len(cells):
+        console.print(f"next: pml fit {request.out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _list(console: Console, request: Request, cells: Sequence[Planned], packs: Sequence[Pack]) -> None:
+    """What a sweep would do: its packs, and the cells in them."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("pack", "cells", "ranks", "target tokens", "steps", "tokens a step", "model", "data", "loss"):
+        table.add_column(column, justify="left" if column in ("ranks", "target tokens", "model", "data", "loss") else "right")
+    for number, pack in enumerate(packs, 1):
+        runs = [cell.run for cell in pack.cells]
+        table.add_row(
+            str(number), str(len(runs)), _span(r.rank for r in runs), _span(r.seqlen for r in runs), str(pack.cells[0].steps),
+            str(pack.step_tokens), *(", ".join(sorted({str(x) for x in names})) for names in (
+                (r.model.name for r in runs), (r.data.source for r in runs), (r.loss.kind for r in runs))),
+        )  # fmt: skip
+    missing = sum(len(pack.cells) for pack in packs)
+    console.print(f"{len(cells)} cells, {len(cells) - missing} done already, {missing} to train in {len(packs)} packs")
+    if packs:
+        console.print(table)
+        console.print(f"{sum(pack.tokens for pack in packs):,} tokens of training in all; results go to {request.out}", highlight=False)
+
+
+def _span(values: object) -> str:
+    kept = sorted(set(values))  # type: ignore[call-overload]
+    return ",".join(map(str, kept)) if len(kept) <= 4 else f"{kept[0]}..{kept[-1]} ({len(kept)})"

@@ -1,0 +1,214 @@
+"""`pml fit` from run folders to the report folder, and the tables and figures it shares with other verbs."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from pml_cli import fit, plots, report
+from pml_cli.config import Fit
+from pml_cli.errors import UserError
+from pml_cli.records import RunFolder, read_runs
+
+RANKS, LENGTHS = (2, 4, 8, 16, 32), (32, 64, 128, 256)
+
+
+def result(rank, length, delta=None, base=7.6, **over):
+    delta = 11.0 * rank**0.6 * length**-0.5 if delta is None else delta
+    delta = min(delta, base - 0.01)
+    right = 1.0 if base - delta < 0.69 else 0.25
+    failure = None if right == 1 else length // 4
+    return {
+        "model": "tiny", "data": "random", "data_seed": 0, "adapter": "mlp_block", "loss": "sft", "layer": 4, "lr": 0.01,
+        "steps": 500, "rank": rank, "seqlen": length, "target_tokens": length, "samples": 1, "seed": 0,
+        "trainable_parameters": 256 * rank, "base_loss": base, "final_loss": base - delta, "delta_loss": delta,
+        "token_accuracy": right, "exact_match": float(right == 1), "first_failure": failure, "earliest_stubborn": failure,
+        "share_above_threshold": right, "free_accuracy": right, "free_exact_match": float(right == 1), "violations": 0,
+        "bits_gained": length * delta / math.log(2), "source_nats": None, "bits_memorised": None, "steps_run": 500,
+        "stopped_early": False, "seconds": 1.5, **over,
+    }  # fmt: skip
+
+
+def write(root, *results):
+    for k, content in enumerate(results):
+        RunFolder(root, f"run{k}").finish(content)
+
+
+def grid(ranks=RANKS, lengths=LENGTHS, **over):
+    return [result(rank, length, **over) for rank in ranks for length in lengths]
+
+
+def run(*paths, width=80, **settings):
+    shown = io.StringIO()
+    code = fit.run(list(paths), Fit(**settings), Console(file=shown, width=width))
+    return code, shown.getvalue()
+
+
+def test_from_run_folders_to_the_report(tmp_path):
+    write(tmp_path, *grid())
+    code, shown = run(tmp_path)
+    law = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))
+    (group,) = law["groups"]
+    assert code == 0 and group["fit"]["status"] == "OK"
+    assert group["fit"]["alpha"] == pytest.approx(0.6, abs=1e-6)
+    assert group["fit"]["beta"] == pytest.approx(0.5, abs=1e-6)
+    assert group["fit"]["C"] == pytest.approx(11.0, rel=1e-6)
+    assert group["held_out"]["mape"] == pytest.approx(0, abs=1e-5)
+    assert set(law["versions"]) == {"pml", "numpy", "scipy"} and law["inputs"]["cells"] == len(grid())
+    for words in ("alpha", "95 % interval", "R2", "MAPE", "status  OK", "saturated"):
+        assert words in shown
+    assert (tmp_path / "fit" / "law.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "fit" / "law.svg").read_text("utf-8")
+    assert not list((tmp_path / "fit").glob(".*"))
+
+
+def test_piped_output_is_plain_text_that_fits(tmp_path):
+    write(tmp_path, *grid())
+    for width in (80, 140):
+        shown = run(tmp_path, width=width, figures=False)[1]
+        assert shown.isascii() and "\x1b" not in shown
+        assert max(map(len, shown.splitlines())) <= width
+
+
+def test_every_cell_is_listed_with_its_reason(tmp_path):
+    bad = [
+        result(64, 32, delta=7.6),
+        result(4, 48, delta=None, delta_loss=None),
+        result(4, 48, final_loss=8.0, delta_loss=-0.4),
+        result(4, 48, delta_loss=3.0, final_loss=5.0),
+        result(4, 48, stopped_early=True),
+    ]
+    write(tmp_path / "a", *bad, *grid())
+    RunFolder(tmp_path / "b", "run8").finish(result(2, 256))
+    run(tmp_path, figures=False)
+    cells = pd.read_csv(tmp_path / "fit" / "cells.csv", keep_default_na=False).set_index("folder")
+    reasons = [cells.loc[str(tmp_path / "a" / f"run{k}"), "reason"] for k in range(6)]
+    assert [words.split(" ")[0] for words in reasons] == ["saturated", "a", "diverged:", "gain", "stopped", ""]
+    assert cells.loc[str(tmp_path / "b" / "run8"), "reason"].startswith("a copy")
+    assert len(cells) == len(bad) + len(grid()) + 1
+    kept = cells[cells["kept"].astype(str) == "True"]
+    assert (kept["reason"] == "").all()
+
+
+def test_groups_that_differ_are_fitted_apart(tmp_path):
+    few = {"ranks": (2, 4, 8), "lengths": (64, 128, 256)}
+    write(tmp_path / "a", *grid(**few))
+    write(tmp_path / "b", *(r | {"id": f"other{k}"} for k, r in enumerate(grid(**few, loss="memft_ot"))))
+    code, shown = run(tmp_path)
+    law = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))
+    assert code == 0 and "2 groups that differ in loss" in shown
+    assert [group["key"]["loss"] for group in law["groups"]] == ["memft_ot", "sft"]
+    assert {path.name for path in (tmp_path / "fit").glob("*.png")} == {f"law-{g['slug']}.png" for g in law["groups"]}
+
+
+def test_learning_rate_splits_only_where_it_was_swept(tmp_path):
+    cells = pd.DataFrame([r | {"kept": True, "reason": ""} for r in grid()])
+    tied = cells.assign(lr=cells["target_tokens"] / 1e4)
+    assert len(list(fit.split(tied))) == 1
+    swept = pd.concat([cells, cells.assign(lr=0.001)])
+    assert [key["lr"] for key, _ in fit.split(swept)] == [0.001, 0.01]
+    write(tmp_path, *(r | {"lr": r["target_tokens"] / 1e4} for r in grid()))
+    assert "lr is not the same" in run(tmp_path, figures=False)[1]
+
+
+def test_too_few_cells_say_what_to_run_next(tmp_path):
+    write(tmp_path, *grid(ranks=(4, 8)))
+    code, shown = run(tmp_path)
+    words = " ".join(shown.split())
+    assert code == 0 and "NOT_IDENTIFIED: only 2 distinct unsaturated ranks (4, 8)" in words
+    assert "pml sweep rank=1,2,4,8,16 seqlen=" in words
+    assert (tmp_path / "fit" / "law.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("content", [result(4, 32), result(4, 32, delta=7.6), result(4, 32) | {"rank": None}])
+def test_a_single_cell_is_no_failure(tmp_path, content):
+    write(tmp_path, content)
+    assert run(tmp_path, figures=content["rank"] is None)[0] == 0  # no cell at all is the hardest to draw
+
+
+def test_the_report_is_the_same_again_and_ignores_itself(tmp_path):
+    write(tmp_path, *grid())
+    run(tmp_path, figures=False)
+    first = (tmp_path / "fit" / "law.json").read_bytes()
+    run(tmp_path, figures=False)
+    assert (tmp_path / "fit" / "law.json").read_bytes() == first
+    assert len(read_runs([tmp_path])) == len(grid())
+
+
+def test_out_goes_where_it_is_told(tmp_path):
+    write(tmp_path / "runs", *grid())
+    run(tmp_path / "runs", out=str(tmp_path / "report"), figures=False)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"law.json", "cells.csv"}
+    assert not (tmp_path / "runs" / "fit").exists()
+
+
+def test_nothing_to_read_or_nowhere_to_write(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        run(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"no finished runs.*pml sweep.*pml fit"):
+        run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    RunFolder(tmp_path, "broken").fail("out of memory")
+    with pytest.raises(UserError, match="1 failed"):
+        run(tmp_path)
+    write(tmp_path, *grid())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="out="):
+        run(tmp_path, out=str(tmp_path / "file"))
+
+
+def test_fit_never_imports_torch(tmp_path):
+    write(tmp_path, *grid())
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console; from pml_cli import fit, config;"
+        f"fit.run([Path({str(tmp_path)!r})], config.Fit(), Console());"
+        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def show(renderable, width):
+    shown = io.StringIO()
+    Console(file=shown, width=width).print(renderable)
+    return shown.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_tables_for_sweep_and_probe_fit_their_width(width):
+    runs = pd.DataFrame([r | {"id": str(k)} for k, r in enumerate(grid())])
+    many = pd.DataFrame(grid(ranks=range(1, 17), lengths=range(1000, 14000, 1000)))
+    shown = [show(report.results_table(table), width) for table in (runs, many)]
+    shown.append(show(report.probe_table(result(4, 256)), width))
+    shown.append(show(report.probe_table(result(64, 32, samples=8)), width))
+    assert all(len(line) <= width for text in shown for line in text.splitlines())
+    assert "…" not in "".join(shown)
+    assert "Remembered: every token" in shown[3] and "first wrong token is at position 64" in shown[2]
+
+
+@pytest.mark.parametrize(("samples", "length"), [(1, 16), (1, 1500), (5, 10), (60, 9)])
+def test_recall_figure_is_drawn(tmp_path, samples, length):
+    rng = np.random.default_rng(0)
+    steps, sample, position = (
+        axis.ravel() for axis in np.meshgrid([0, 10, 500], range(samples), range(length), indexing="ij")
+    )
+    p = rng.uniform(size=steps.shape)
+    tokens = pd.DataFrame({"step": steps, "sample": sample, "position": position, "p": p, "correct": p > 0.4})
+    plots.save(plots.recall_figure(tokens), tmp_path / "recall.png", "png")
+    assert (tmp_path / "recall.png").stat().st_size > 10_000
+
+
+def test_layers_given_as_a_list_and_names_alike_are_told_apart(tmp_path):
+    few = {"ranks": (4,), "lengths": (64,)}
+    write(tmp_path / "a", *grid(**few, layer=[3, 4]))
+    write(tmp_path / "b", *(r | {"id": "b0"} for r in grid(**few, layer=None, model="a/b")))
+    write(tmp_path / "c", *(r | {"id": "c0"} for r in grid(**few, layer=None, model="a:b")))
+    run(tmp_path, figures=False)
+    groups = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))["groups"]
+    assert len({group["slug"] for group in groups}) == 3
+    assert [group["key"]["layer"] for group in groups] == [None, None, "[3, 4]"]
