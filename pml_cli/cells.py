@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .config import Fit, Launch, Run, problems
 from .errors import UserError
 from .grids import one_line
-from .options import GROUPS, SHORT, annotation, keys, schema, unknown_key, wording
+from .options import GROUPS, SCHEMAS, SHORT, annotation, keys, schema, unknown_key, wording
 
 MAX_CELLS = 100_000
 SHOWN = 10  # faults printed before "and N more"
@@ -60,14 +60,16 @@ class Template:
         self._built: dict[Any, Any] = {}
         refuse([unknown_key(key, [*SHORT, *GROUPS]) for key in tree if key not in (*SHORT, *GROUPS)])
         for group in GROUPS:
-            self._declare(group, dict(tree.get(group) or {}))
+            self._declare(group, tree.get(group) or {})
         for key in SHORT:
             if key in tree:
                 refuse(self.typed(key, [tree[key]])[1])
                 self.root[key] = tree[key]
 
-    def _declare(self, group: str, fields: dict[str, Any]) -> None:
+    def _declare(self, group: str, fields: Any) -> None:
         file = f"{group}/{self.chosen[group]}.yaml"
+        if not isinstance(fields, dict):
+            raise UserError(f"{file}: must be a mapping of settings")
         try:
             declared = schema(group, fields)
         except UserError as error:
@@ -245,5 +247,9 @@ def _unknown(key: str, valid: list[str], template: Template) -> str:
     group, _, name = key.partition(".")
     if name in ("source", "kind") and group in GROUPS:
         return f"{key}: chosen by the option, give {group}=..."
-    where = f" (of {group}={template.chosen[group]})" if group in GROUPS else ""
-    return unknown_key(key, valid).replace(f"{key}: no such key;", f"{key}: no such key{where};", 1)
+    if group not in GROUPS:
+        return unknown_key(key, valid)
+    declared = SCHEMAS[group]
+    having = [] if isinstance(declared, type) else [f"{group}={o}" for o, one in declared.items() if name in keys(one)]
+    where = f"(of {group}={template.chosen[group]});{f' {having[0]} has it;' if having else ''}"
+    return unknown_key(key, valid).replace("such key;", f"such key {where}", 1)

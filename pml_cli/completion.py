@@ -7,6 +7,7 @@ Neither hydra nor a YAML reader is imported: a keystroke should cost little.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import re
 from collections.abc import Iterable
@@ -27,15 +28,6 @@ VALUES: dict[str, tuple[str, ...]] = {
     "train.stop": ("none", "recalled"),
     "loss.when_done": ("mean", "zero"),
 }
-
-
-class _Matched(str):
-    """A candidate that fits the whole word. Typer filters by the piece that bash sends, which may be a bare "="."""
-
-    __slots__ = ()
-
-    def startswith(self, *_: object) -> bool:
-        return True
 
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -60,8 +52,9 @@ def complete_sweep_file(incomplete: str) -> list[str]:
 def _words(ctx: typer.Context, incomplete: str) -> tuple[list[str], str]:
     """The overrides before the cursor and the word at it, whole also in bash."""
     pieces = [str(word) for word in ctx.params.get("overrides") or ()]
+    here = "=" if _in_bash() and _at_equals() else incomplete
     words: list[str] = []
-    for piece in [*pieces, incomplete]:
+    for piece in [*pieces, here]:
         joins = bool(words) and _in_bash() and (piece == "=" or words[-1].endswith("="))
         words[-1:] = [words[-1] + piece] if joins else [*words[-1:], piece]
     return words[:-1], words[-1]
@@ -69,6 +62,12 @@ def _words(ctx: typer.Context, incomplete: str) -> tuple[list[str], str]:
 
 def _in_bash() -> bool:
     return "COMP_WORDS" in os.environ
+
+
+def _at_equals() -> bool:
+    """Whether bash's cursor stands right behind "=": typer hands on an empty word then, as after a space."""
+    words, here = os.environ["COMP_WORDS"].split("\n"), int(os.environ.get("COMP_CWORD", "0"))
+    return here < len(words) and words[here] == "="
 
 
 def _settings(given: list[str], folder: Path | None) -> dict[str, type[Any]]:
@@ -96,10 +95,19 @@ def _answer(word: str, given: list[str], settings: dict[str, type[Any]], folder:
     if not equals:
         return _keys(word, {g.partition("=")[0] for g in given}, settings)
     before, comma, last = value.rpartition(",")
-    taken = before.split(",")
-    found = [v for v in _values(key, settings, folder) if v.startswith(last) and v not in taken]
     front = before + comma if _in_bash() else f"{key}={before}{comma}"
-    return [_Matched(front + v) for v in found]
+    if key == "out" or key.endswith(".path"):  # bash completes files by itself: to it this is a word of its own
+        return [] if _in_bash() else [front + path for path in _paths(last)]
+    taken = before.split(",")
+    return [front + v for v in _values(key, settings, folder) if v.startswith(last) and v not in taken]
+
+
+def _paths(start: str) -> list[str]:
+    """Files and folders whose path starts like this; of a folder alone, what is in it."""
+    found = sorted(glob.glob(f"{glob.escape(start)}*"))  # noqa: PTH207  Path.glob takes no absolute pattern
+    if len(found) == 1 and Path(found[0]).is_dir() and (inside := _paths(f"{found[0]}/")):
+        return inside
+    return [f"{path}/" if Path(path).is_dir() else path for path in found]
 
 
 def _keys(word: str, taken: set[str], settings: dict[str, type[Any]]) -> list[str]:

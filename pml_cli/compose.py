@@ -81,7 +81,7 @@ def to_yaml(run: Run) -> str:
 
 
 def describe(asked: Request | Fit) -> str:
-    """What `--print-config` shows: the settings; of many runs the first one, its folder and launch, and how many there are."""
+    """What `--print-config` shows: the settings; of many runs the first, the folder and launch, and how many there are."""
     if isinstance(asked, Fit):
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(asked)))
     around = {"out": str(asked.out), "launch": dataclasses.asdict(asked.launch)}
@@ -112,7 +112,7 @@ def parse(overrides: Iterable[str], config_dir: Path | None = None, groups: tupl
 def _one(text: str, config_dir: Path | None, groups: tuple[str, ...]) -> tuple[str, list[Any]]:
     if text[:1] in ("+", "~"):
         raise UserError(f"{text}: no {text[0]} here, every setting is declared; write {text.lstrip('+~') or 'key'}")
-    if "=" not in text:
+    if not text.partition("=")[0].strip() or "=" not in text:
         raise UserError(f"{text}: not of the form key=value")
     try:
         override = OverridesParser.create().parse_override(text)
@@ -176,7 +176,9 @@ def _check_options(group: str, values: list[Any], config_dir: Path | None) -> No
     allowed = options(group, config_dir)
     for value in values:
         if value not in allowed:
-            raise UserError(f"{group}={value}: no such option; {did_you_mean(str(value), allowed)}")
+            raise UserError(
+                f"{group}={'null' if value is None else value}: no such option; {did_you_mean(str(value), allowed)}"
+            )
 
 
 def _file_grids(file: Path, config_dir: Path | None) -> Iterator[Grid]:

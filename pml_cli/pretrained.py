@@ -36,6 +36,8 @@ def locate(model: Model, name: str) -> Path | None:
         return _existing(Path(model.path) / name)
     if model.weights == "random" and model.architecture:
         return None  # nothing is downloaded for random weights
+    if model.path.startswith(("/", ".", "~")):
+        raise UserError(f"model.path={model.path}: no such folder")
     return _from_hub(model.path, name, model.revision)
 
 
@@ -46,15 +48,20 @@ def _existing(path: Path) -> Path | None:
 @lru_cache(maxsize=64)
 def _from_hub(repository: str, name: str, revision: str | None) -> Path | None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries are not the user's concern
     try:
         return Path(hf_hub_download(repository, name, revision=revision))
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return None
-    except Exception as error:  # offline, gated, misspelt: many types, one meaning for the user
+    except LocalEntryNotFoundError as error:
+        words = "no such local folder, not in the cache, and the hub cannot be reached"
+        raise UserError(f"model.path={repository}: {words}") from error
+    except Exception as error:  # gated, misspelt, no rights: many types, one meaning for the user
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model.path={repository}: neither a local folder nor reachable on the hub ({first})") from error
+        raise UserError(f"model.path={repository}: no such local folder, and the hub says: {first}") from error
 
 
 def config_fields(model: Model) -> dict[str, Any]:

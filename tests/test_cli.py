@@ -1,0 +1,166 @@
+"""The command line as a user meets it: exit codes, one line for each fault, quick help, nothing written."""
+
+import importlib.util
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pml_cli import cli
+from pml_cli.config import Fit, Request
+from pml_cli.options import GROUPS, options
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ["probe", "sweep", "memft", "fit"]
+
+
+def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, "-m", "pml_cli", *args], capture_output=True, text=True, env=env, cwd=cwd, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["probe", "rnak=4"], "error: rnak: no such key; did you mean 'rank'?"),
+        (["swep"], "Did you mean 'sweep'?"),
+        (["sweep", "--dryrun"], "--dry-run"),
+        (["sweep", "-f", "nowhere.yaml"], "error: nowhere.yaml: no such sweep file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(args, expected, tmp_path):
+    done = pml(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_print_config_of_a_sweep(tmp_path):
+    done = pml("sweep", "--print-config", "rank=4,8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 cells" in done.stdout
+    assert yaml.safe_load(done.stdout)["rank"] == 4
+    assert yaml.safe_load(done.stdout)["out"] == "outputs/sweep"
+    assert not list(tmp_path.iterdir())
+
+
+def test_version_and_bare_command():
+    assert pml("--version").stdout.startswith("pml 0")
+    bare = pml()
+    assert bare.returncode == 0
+    assert "START HERE" in bare.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from pml_cli import cli\n"
+        "for command in [[], ['probe'], ['sweep'], ['memft'], ['fit']]:\n"
+        "    try: cli.main([*command, '--help'])\n"
+        "    except SystemExit as stop: assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'matplotlib', 'transformers', 'numpy', 'scipy', 'rich'}\n"
+        "heavy &= set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def out(capsys, monkeypatch):
+    """Run the command line in this process; returns exit code and what was printed."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(args))
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_eighty_columns_and_has_examples(command, out):
+    code, text, _ = out(command, "--help")
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count(f"pml {command}") >= 4
+
+
+@pytest.mark.parametrize("command", ["probe", "sweep", "memft"])
+def test_help_names_every_option_of_every_group(command, out):
+    words = out(command, "--help")[1].split()
+    for group in GROUPS:
+        assert f"{group}=" in words
+        assert not [option for option in options(group) if option not in words]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_the_help_load(command, out, tmp_path, monkeypatch):
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("a text")
+    lines = [line.strip() for line in out(command, "--help")[1].splitlines() if line.startswith(f"    pml {command}")]
+    assert len(lines) >= 4
+    for line in lines:
+        if " -f " not in line:  # shipped sweeps have their own test
+            code, _, err = out(*shlex.split(line)[1:], *([] if "--print-config" in line else ["--print-config"]))
+            assert (code, err) == (0, ""), line
+
+
+@pytest.mark.parametrize("command", ["probe", "sweep", "memft"])
+def test_verbs_get_the_request_and_give_the_exit_code(command, out, monkeypatch):
+    seen = {}
+
+    def run(request, console, **flags):
+        seen.update(request=request, flags=flags)
+        return 1
+
+    _stub(monkeypatch, command, run)
+    flags = [] if command == "probe" else ["--dry-run"]
+    assert out(command, "rank=2", *flags)[0] == 1
+    assert isinstance(seen["request"], Request)
+    assert seen["request"].runs[0].rank == 2
+    assert seen["flags"] == ({} if command == "probe" else {"dry_run": True, "fail_fast": False})
+
+
+def test_fit_tells_paths_from_settings(out, monkeypatch):
+    seen = []
+    _stub(monkeypatch, "fit", lambda paths, settings, console: seen.append((paths, settings)) or 0)
+    assert out("fit", "a", "figures=false", "b")[0] == 0
+    assert out("fit")[0] == 0
+    assert seen == [([Path("a"), Path("b")], Fit(figures=False)), ([Path("outputs")], Fit())]
+
+
+def test_interrupt_is_130_and_other_errors_pass(out, monkeypatch):
+    def interrupt(request, console):
+        raise KeyboardInterrupt
+
+    def crash(request, console):
+        raise ZeroDivisionError
+
+    _stub(monkeypatch, "probe", interrupt)
+    assert out("probe")[0] == 130
+    _stub(monkeypatch, "probe", crash)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["probe"])
+
+
+def _stub(monkeypatch, verb, run):
+    module = types.ModuleType(f"pml_cli.{verb}")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, f"pml_cli.{verb}", module)
+
+
+def test_only_compose_imports_hydra():
+    package = Path(str(importlib.util.find_spec("pml_cli").origin)).parent
+    importers = [p.name for p in package.glob("*.py") if any(w in p.read_text() for w in ("import hydra", "from hydra"))]
+    assert importers == ["compose.py"]
