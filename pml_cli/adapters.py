@@ -34,7 +34,9 @@ class Site:
 class AdapterBank:
     """K adapters on the same sites; A (K, I, R) and B (K, R, O) per site, in at least float32."""
 
-    def __init__(self, sites: Sequence[Site], ranks: Sequence[int], seeds: Sequence[int], kind: Adapter, dtype: torch.dtype) -> None:
+    def __init__(
+        self, sites: Sequence[Site], ranks: Sequence[int], seeds: Sequence[int], kind: Adapter, dtype: torch.dtype
+    ) -> None:
         self.sites = {site.name: site for site in sites}
         self.ranks, self.kind = list(ranks), kind
         self.A: dict[str, Tensor] = {}
@@ -155,7 +157,10 @@ def stack(banks: Sequence[AdapterBank]) -> AdapterBank:
     out, top = banks[0].only(range(len(banks[0]))), max(max(bank.ranks) for bank in banks)
 
     def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-        wide = [nn.functional.pad(p.detach(), (0, top - p.shape[2], 0, 0) if dim == 2 else (0, 0, 0, top - p.shape[1])) for p in parts]
+        wide = [
+            nn.functional.pad(p.detach(), (0, top - p.shape[2], 0, 0) if dim == 2 else (0, 0, 0, top - p.shape[1]))
+            for p in parts
+        ]
         return torch.cat(wide)
 
     out.A = {name: joined([bank.A[name] for bank in banks], 2) for name in out.sites}
@@ -183,7 +188,8 @@ class Dropout:
         keep = x_KNF.new_ones(len(self.shapes), rows, tokens, features)
         for k, ((b, T), generator) in enumerate(zip(self.shapes, self.generators, strict=True)):
             drawn = torch.rand(b, T, features, generator=generator, device=x_KNF.device)
-            keep[k, :b, :T] = (drawn >= self.share).to(keep.dtype) / (1 - self.share)
+            # a minibatch may be shorter than the cell's longest sample; as much is drawn all the same, whatever the pack
+            keep[k, :b, :T] = (drawn[:, :tokens] >= self.share).to(keep.dtype) / (1 - self.share)
         return x_KNF * keep.view_as(x_KNF)
 
     def keep_cells(self, cells: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """The frozen base model, split at the adapter layer.
 
-Everything below the adapter never changes: it is computed once (`prefix`), and training runs the layers above alone (`upper`).
-The layers' own code is called, with the arguments that the model itself would pass, so any decoder-only model of transformers
-works whose layers have an `mlp`. Causality makes one pass over the longest input serve every shorter one.
+Everything below the adapter never changes: it is computed once (`prefix`), and training runs the layers above alone
+(`upper`). The layers' own code is called, with the arguments that the model itself would pass, so any decoder-only model of
+transformers works whose layers have an `mlp`. Causality makes one pass over the longest input serve every shorter one.
 
 Shapes: n rows of the cache, B rows of a batch, T tokens, D hidden size.
 """
@@ -44,8 +44,11 @@ class Prefix:
 
     def rows(self, index: Tensor, tokens: int) -> Prefix:
         """Chosen rows (B,), cut to the first `tokens` tokens."""
-        pick = lambda x: None if x is None else x[index, :tokens]  # noqa: E731
-        return Prefix(self.entry[index, :tokens], pick(self.block), pick(self.mlp_out))
+
+        def picked(kept: Tensor | None) -> Tensor | None:
+            return None if kept is None else kept[index, :tokens]
+
+        return Prefix(self.entry[index, :tokens], picked(self.block), picked(self.mlp_out))
 
 
 class FrozenBase:
@@ -90,7 +93,9 @@ class FrozenBase:
         for name in NORMS:
             if isinstance(norm := getattr(self.decoder, name, None), nn.Module):
                 return norm
-        raise UserError(f"model={self.settings.name}: no final norm found ({', '.join(NORMS)}); this family is not supported")
+        raise UserError(
+            f"model={self.settings.name}: no final norm found ({', '.join(NORMS)}); this family is not supported"
+        )
 
     # -- where the adapters go
 
@@ -111,12 +116,18 @@ class FrozenBase:
     def _linear_layers(self, adapter: LinearAdapter) -> list[int]:
         layers = [self.layer] if adapter.layers is None else sorted(set(adapter.layers)) or list(range(len(self.layers)))
         if min(layers) < 0 or max(layers) >= len(self.layers):
-            raise UserError(f"adapter.layers={adapter.layers}: model={self.settings.name} has layers 0 to {len(self.layers) - 1}")
+            raise UserError(
+                f"adapter.layers={adapter.layers}: model={self.settings.name} has layers 0 to {len(self.layers) - 1}"
+            )
         return layers
 
     def _linear_sites(self, layer: int, targets: list[str]) -> list[Site]:
         prefix = self._name(self.layers[layer])
-        linear = {n: m for n, m in self.layers[layer].named_modules() if getattr(getattr(m, "weight", None), "dim", lambda: 0)() == 2}
+        linear = {
+            n: m
+            for n, m in self.layers[layer].named_modules()
+            if getattr(getattr(m, "weight", None), "dim", lambda: 0)() == 2
+        }
         sites = []
         for target in targets:
             names = [n for n in linear if n == target or n.endswith(f".{target}")]
@@ -124,13 +135,13 @@ class FrozenBase:
                 raise UserError(f"adapter.targets={target}: {did_you_mean(target, {n.split('.')[-1] for n in linear})}")
             for name in names:
                 transposed = not isinstance(linear[name], nn.Linear)  # GPT-2's Conv1D stores (in, out)
-                rows, columns = linear[name].weight.shape  # type: ignore[misc, union-attr]
+                rows, columns = linear[name].weight.shape
                 inputs, outputs = (rows, columns) if transposed else (columns, rows)
                 sites.append(Site(f"{prefix}.{name}", int(inputs), int(outputs), transposed))
         return sites
 
     def _name(self, wanted: nn.Module) -> str:
-        return next(name for name, module in self.modules.items() if module is wanted)
+        return str(next(name for name, module in self.modules.items() if module is wanted))
 
     def _lowest(self, bank: AdapterBank) -> int:
         """The first layer that carries an adapter of the bank."""
@@ -148,8 +159,12 @@ class FrozenBase:
         block = isinstance(bank.kind, MlpBlockAdapter)
         layer = self._lowest(bank)
         parts = [self._prefix_rows(part.to(self.device), layer, block) for part in ids.split(rows)]
-        join = lambda name: None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])  # noqa: E731
-        return Prefix(torch.cat([p.entry for p in parts]), join("block"), join("mlp_out"))
+
+        def joined(kept: list[Tensor | None]) -> Tensor | None:
+            return torch.cat([x for x in kept if x is not None]) if kept[0] is not None else None
+
+        entry = torch.cat([p.entry for p in parts])
+        return Prefix(entry, joined([p.block for p in parts]), joined([p.mlp_out for p in parts]))
 
     def _prefix_rows(self, ids: Tensor, layer: int, block: bool) -> Prefix:
         caught: dict[str, Tensor] = {}
@@ -185,7 +200,7 @@ class FrozenBase:
         return self._replay(prefix.block + delta, calls[layer + 1 :], None)
 
     def full(self, ids: Tensor, bank: AdapterBank | None = None, **kwargs: Any) -> Any:
-        """The plain forward pass of the whole decoder over ids (B, T), adapters attached by hooks: the reference for `upper`."""
+        """The plain forward pass of the whole decoder over ids (B, T), adapters by hooks; the reference of `upper`."""
         with bank.attached(self.modules) if bank else ExitStack():
             return self.decoder(input_ids=ids, **({"use_cache": False} | kwargs))
 
@@ -238,7 +253,9 @@ class FrozenBase:
         loose = {torch.bfloat16: 0.1, torch.float16: 0.02}.get(self.dtype, 1e-3) * true_logits.float().abs().max().item()
         for other in (whole_logits, split_logits):
             if not (other.float() - true_logits.float()).abs().max().item() <= loose:
-                raise UserError(f"model={self.settings.name}: its split forward pass differs from the full one; not supported")
+                raise UserError(
+                    f"model={self.settings.name}: its split forward pass differs from the full one; not supported"
+                )
         self._checked.add(key)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -263,7 +280,7 @@ class Call:
     kwargs: dict[str, Any]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        out = self.layer(hidden, *self.args, **self.kwargs)
+        out: Tensor | tuple[Tensor, ...] = self.layer(hidden, *self.args, **self.kwargs)
         return out[0] if isinstance(out, tuple) else out
 
 
@@ -330,7 +347,9 @@ def load_base(settings: Model) -> FrozenBase:
     return FrozenBase(model.to(device), settings)
 
 
-def _random_weights(settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]) -> Any:
+def _random_weights(
+    settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]
+) -> Any:
     import transformers
 
     try:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .sequences import Sample
@@ -78,7 +80,10 @@ class PackData:
                 picks.append(row * self.ids.shape[1] + prompt + steps)
                 used += length
             mask[k, :used] = 1
-        send = lambda x: torch.from_numpy(x).to(self.device)  # noqa: E731
+
+        def send(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(self.device)
+
         targets = self.ids.flatten()[send(np.concatenate(picks))]
         return Layout(send(rows.ravel()), T, send(np.concatenate(scored)), targets, send(np.concatenate(slots)), send(mask))
 

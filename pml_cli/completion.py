@@ -111,7 +111,7 @@ def _paths(start: str) -> list[str]:
 
 
 def _keys(word: str, taken: set[str], settings: dict[str, type[Any]]) -> list[str]:
-    groups = [group for group in GROUPS if any(name.startswith(f"{group}.") for name in settings)]
+    groups = GROUPS if "rank" in settings else ()  # `pml fit` has none
     names = [*groups, *settings] if word else [*groups, *(name for name in settings if "." not in name)]
     found = [name for name in dict.fromkeys(names) if name.startswith(word) and name not in taken]
     if len(found) == 1:  # a second candidate keeps the shell from adding a space after "=", and shows the default

@@ -1,7 +1,7 @@
 """THE training loop: a pack of cells on one frozen base. A single run is a pack of one.
 
-Whatever looks like a statistic of the batch belongs to the cell: normaliser, clipping, learning rate, schedule, dropout, sample order,
-early stop. So a cell's result does not depend on the cells it is packed with.
+Whatever looks like a statistic of the batch belongs to the cell: normaliser, clipping, learning rate, schedule, dropout,
+sample order, early stop. So a cell's result does not depend on the cells it is packed with.
 
 Shapes: K cells, S scored slots of a cell, N scored tokens of the batch.
 """
@@ -80,7 +80,9 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
 class Trainer:
     """One pack in training: bank, optimiser, prefix and the cells that are still in it."""
 
-    def __init__(self, base: FrozenBase, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True) -> None:
+    def __init__(
+        self, base: FrozenBase, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True
+    ) -> None:
         self.base, self.cells, self.observe, self.cached = base, list(cells), observe, cached
         runs = [cell.run for cell in self.cells]
         kind = runs[0].adapter
@@ -126,14 +128,15 @@ class Trainer:
             cell.initial = scores
             cell.logged.append(scores.table(0))
         for step in range(self.steps):
-            scores = self._step(step)
+            trained = self._step(step)
             done = step + 1
             if done % self.log_every == 0 and done < self.steps:
-                self._log(done, self._logged_scores(scores))
+                self._log(done, self._logged_scores(trained))
                 if not self.cells:
                     return
         self._log(self.steps, self.evaluate())
-        self._leave(list(range(len(self.cells))), self.steps)
+        if self.cells:  # none where the last of them failed only now
+            self._leave(list(range(len(self.cells))), self.steps)
 
     # -- one step
 
@@ -167,7 +170,9 @@ class Trainer:
     def _hidden(self, layout: Layout, inputs: Prefix | Tensor, bank: AdapterBank | None = None) -> Tensor:
         """Final hidden states at the scored positions, (N, D)."""
         bank = bank or self.bank
-        hidden = self.base.upper(inputs, bank) if isinstance(inputs, Prefix) else self.base.full(inputs, bank).last_hidden_state
+        hidden = (
+            self.base.upper(inputs, bank) if isinstance(inputs, Prefix) else self.base.full(inputs, bank).last_hidden_state
+        )
         return hidden.flatten(0, 1)[layout.scored]
 
     def _weights(self, nll_KS: Tensor, mask_KS: Tensor) -> Tensor:
@@ -234,7 +239,11 @@ class Trainer:
             if not np.isfinite(scores[k].nll).all() or not math.isfinite(loss[k]):
                 cell.failure = _where_lost(cell, done)
                 gone.append(k)
-            elif cell.run.train.stop == "recalled" and scores[k].margin.min() > cell.run.train.stop_margin and done < self.steps:
+            elif (
+                cell.run.train.stop == "recalled"
+                and scores[k].margin.min() > cell.run.train.stop_margin
+                and done < self.steps
+            ):
                 gone.append(k)
         if self.observe:
             self.observe(Progress(done, self.steps, self.cells, scores, loss))

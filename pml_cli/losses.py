@@ -38,9 +38,9 @@ class TokenScores(NamedTuple):
 def token_nll(hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int = 2048) -> TokenScores:
     """Score every target token in one pass over the logits, `chunk` rows at a time, at least in float32.
 
-    Only `chunk` rows of logits exist at once. Where a gradient is wanted, the derivative of each token's nll by its own hidden
-    state is formed in the same pass ((softmax - onehot) @ weight), so backward needs neither the logits nor a second product;
-    the head gets no gradient.
+    Only `chunk` rows of logits exist at once. Where a gradient is wanted, the derivative of each token's nll by its own
+    hidden state is formed in the same pass ((softmax - onehot) @ weight), so backward needs neither the logits nor a second
+    product; the head gets no gradient.
 
     Args:
         hidden_ND: final hidden states (after the last norm) at the positions that predict the targets.
@@ -49,7 +49,7 @@ def token_nll(hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int = 2048
     Returns:
         nll in nats, margin in logits, argmax; the same numbers serve training, logging and recall.
     """
-    nll, margin, argmax = _Score.apply(hidden_ND, head, target_N, chunk)
+    nll, margin, argmax = _Score.apply(hidden_ND, head, target_N, chunk)  # type: ignore[no-untyped-call]
     return TokenScores(nll, margin, argmax)
 
 
@@ -78,7 +78,7 @@ class _Score(torch.autograd.Function):
         return nll_N, margin_N, argmax_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_ND,) = ctx.saved_tensors
         return (grads[0][:, None] * grad_ND).to(grad_ND.dtype), None, None, None
 

@@ -29,7 +29,9 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
     """
     kinds = {run.loss.kind for run in request.runs}
     if "sft" not in kinds or len(kinds) < 2:
-        raise UserError(f"loss={','.join(sorted(kinds))}: a comparison needs sft and another loss, such as loss=sft,memft_ot")
+        raise UserError(
+            f"loss={','.join(sorted(kinds))}: a comparison needs sft and another loss, such as loss=sft,memft_ot"
+        )
     code = sweep.run(request, console, dry_run=dry_run, fail_fast=fail_fast)
     if dry_run:
         return code
@@ -40,7 +42,9 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
     table = compare(runs[runs["id"].isin(wanted)])
     write_whole(request.out / "comparison.csv", lambda aside: table.to_csv(aside, index=False))
     console.print(_shown(table))
-    console.print("mean of the pairs, and its difference to sft with a 95 % interval (paired t over texts and seeds; - for one pair)")
+    console.print(
+        "mean of the pairs, and its difference to sft with a 95 % interval (paired t over texts and seeds; - for one pair)"
+    )
     console.print(f"comparison: {request.out / 'comparison.csv'}", highlight=False, soft_wrap=True)
     return code
 
@@ -85,7 +89,8 @@ def _shown(table: pd.DataFrame) -> Table:
         half = 100 * (accuracy["high"] - accuracy["low"]) / 2
         span = f"{100 * accuracy['difference']:+.1f} ± " + ("-" if np.isnan(half) else f"{half:.1f}")
         out.add_row(
-            str(rank), str(seqlen), str(loss), str(accuracy["pairs"]), f"{100 * accuracy['sft']:.1f}", f"{100 * accuracy['value']:.1f}",
+            str(rank), str(seqlen), str(loss), str(accuracy["pairs"]),
+            f"{100 * accuracy['sft']:.1f}", f"{100 * accuracy['value']:.1f}",
             span, f"{100 * exact['sft']:.0f}", f"{100 * exact['value']:.0f}",
         )  # fmt: skip
     return out

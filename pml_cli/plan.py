@@ -1,4 +1,4 @@
-"""From runs to packs: check every cell before anything runs, and put together what can be trained together. Without torch."""
+"""From runs to packs: check every cell before anything runs, then group what can be trained together. Without torch."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def run(request: Request, console: Console) -> int:
             console.print(f"[red]failed[/red] {failure}", highlight=False, soft_wrap=True)
             return 1
     _picture(folder)
-    console.print(probe_table(read_runs([folder.path]).iloc[0].to_dict()))
+    console.print(probe_table({str(k): v for k, v in read_runs([folder.path]).iloc[0].items()}))
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
     return 0

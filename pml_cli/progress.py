@@ -99,7 +99,8 @@ class ProbeDisplay:
         """Show one logged step: mean loss, and nll (nats) and recall of each target token in order."""
         self._losses.append(loss)
         p = np.exp(-nll)
-        told = f"step {step:>5}/{self.steps}  loss {loss:7.4f} nats/token  p > 0.5 {np.mean(p > 0.5):>6.1%}  recalled {correct.mean():>6.1%}"
+        shares = f"p > 0.5 {np.mean(p > 0.5):>6.1%}  recalled {correct.mean():>6.1%}"
+        told = f"step {step:>5}/{self.steps}  loss {loss:7.4f} nats/token  {shares}"
         if self.console.is_terminal:
             self._live.update(self._render(told, p), refresh=True)
         elif step * PLAIN_LINES // self.steps > self._printed:
@@ -110,12 +111,14 @@ class ProbeDisplay:
         width = max(20, min(self.console.width, 140) - 2)
         lines: list[RenderableType] = [Text(self.title, style="bold"), Text(told)]
         lines.append(Text("loss ", style="dim") + Text(sparkline(self._losses, width - 5), style="cyan"))
-        lines.append(Text.assemble(("p of each target token, in order: ", "dim"), ("at most 0.5", BELOW), ("  above 0.5", ABOVE)))
+        lines.append(
+            Text.assemble(("p of each target token, in order: ", "dim"), ("at most 0.5", BELOW), ("  above 0.5", ABOVE))
+        )
         return Group(*lines, *strip(p, width, rows=6), Text(""))
 
 
 def strip(p: NDArray[Any], width: int, rows: int) -> list[Text]:
-    """p by position as coloured blocks, at most `rows` lines; where they do not suffice a block is the least p of its tokens."""
+    """p by position as coloured blocks, at most `rows` lines; of many tokens a block shows the least p."""
     per_block = -(-len(p) // (width * rows))
     least = [float(p[i : i + per_block].min()) for i in range(0, len(p), per_block)]
     out = []

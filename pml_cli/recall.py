@@ -1,7 +1,7 @@
 """What an adapter recalls: teacher-forced scores summed up, and free-running greedy decoding.
 
-By induction greedy decoding equals the target up to the first position whose teacher-forced argmax is wrong; so teacher forcing
-decides verbatim recall exactly, and decoding is needed only for what follows the first failure.
+By induction greedy decoding equals the target up to the first position whose teacher-forced argmax is wrong; so teacher
+forcing decides verbatim recall exactly, and decoding is needed only for what follows the first failure.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Scores:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        return self.argmax_id == self.token_id
+        return np.equal(self.argmax_id, self.token_id)
 
     def table(self, step: int) -> pd.DataFrame:
         """The rows of tokens.parquet for one logged step."""
@@ -57,7 +57,7 @@ class Scores:
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
-    """Teacher-forced recall of one cell: loss, accuracy, exact match, first failure, stubborn tokens, threshold violations."""
+    """Teacher-forced recall of one cell: loss, accuracy, exact match, first failure, stubborn tokens, violations."""
     correct, stubborn = scores.correct, scores.nll >= HALF
     whole = pd.Series(correct).groupby(scores.sample).all()
     one = len(whole) == 1
@@ -74,7 +74,7 @@ def summarise(scores: Scores) -> dict[str, Any]:
 
 
 def violations(scores: Scores) -> int:
-    """Tokens with p > 0.5 whose argmax is another token. Arithmetic forbids them; more than 0 is a fault or coarse rounding."""
+    """Tokens with p > 0.5 whose argmax is another: arithmetic forbids them, so any is a fault or coarse rounding."""
     return int(((scores.nll < HALF) & ~scores.correct).sum())
 
 
@@ -84,7 +84,11 @@ def _first(flags: NDArray[np.bool_]) -> int | None:
 
 @torch.no_grad()
 def decode(
-    base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]], scores: Sequence[Scores] | None = None, rows: int = 256
+    base: FrozenBase,
+    bank: AdapterBank,
+    cells: Sequence[Sequence[Sample]],
+    scores: Sequence[Scores] | None = None,
+    rows: int = 256,
 ) -> list[list[list[int]]]:
     """Greedy free-running decoding of every sample of every cell, with a KV cache, batched over the whole bank.
 

@@ -1,7 +1,8 @@
 """The run folder: the contract between training and everything that reads results.
 
-`outputs/<sweep>/<id>/` holds config.yaml, env.json, tokens.parquet, curve.parquet, adapter/ and, written last, result.json: it exists
-when, and only when, the run is done. error.json stands in its place when the run failed. Every file is complete or absent.
+`outputs/<sweep>/<id>/` holds config.yaml, env.json, tokens.parquet, curve.parquet, adapter/ and, written last, result.json:
+it exists when, and only when, the run is done. error.json stands in its place when the run failed. Every file is complete
+or absent.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class RunFolder:
         aside.mkdir(parents=True)
         save(aside)
         shutil.rmtree(self.adapter, ignore_errors=True)
-        os.replace(aside, self.adapter)
+        aside.replace(self.adapter)
 
     def finish(self, result: dict[str, Any]) -> None:
         """The last write of a run that went well."""
@@ -75,7 +76,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     aside = _aside(path)
     try:
         write(aside)
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 

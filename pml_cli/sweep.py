@@ -38,7 +38,9 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
         _list(console, request, cells, packs)
         return 0
     kept = len(cells) - len(missing)
-    console.print(f"{len(cells)} cells: {len(missing)} to train in {len(packs)} packs" + (f", {kept} done already" if kept else ""))
+    console.print(
+        f"{len(cells)} cells: {len(missing)} to train in {len(packs)} packs" + (f", {kept} done already" if kept else "")
+    )
     failures = train(packs, request.out, console, fail_fast=fail_fast) if packs else {}
     return finish(request, cells, failures, console)
 
@@ -115,24 +117,26 @@ def finish(request: Request, cells: Sequence[Planned], failures: dict[str, str],
 
 
 def _list(console: Console, request: Request, cells: Sequence[Planned], packs: Sequence[Pack]) -> None:
-    """What a sweep would do: its packs, and the cells in them."""
+    """What a sweep would do: its packs, and what is in them."""
+    missing, tokens = sum(len(pack.cells) for pack in packs), sum(pack.tokens for pack in packs)
+    console.print(f"{len(cells)} cells, {len(cells) - missing} done already, {missing} to train in {len(packs)} packs")
+    if not packs:
+        return
     table = Table(box=None, pad_edge=False)
-    for column in ("pack", "cells", "ranks", "target tokens", "steps", "tokens a step", "model", "data", "loss"):
-        table.add_column(column, justify="left" if column in ("ranks", "target tokens", "model", "data", "loss") else "right")
+    for column in ("pack", "cells", "steps", "tokens a step"):
+        table.add_column(column, justify="right")
+    for column in ("ranks", "target tokens", "model", "data", "loss"):
+        table.add_column(column)
     for number, pack in enumerate(packs, 1):
         runs = [cell.run for cell in pack.cells]
-        table.add_row(
-            str(number), str(len(runs)), _span(r.rank for r in runs), _span(r.seqlen for r in runs), str(pack.cells[0].steps),
-            str(pack.step_tokens), *(", ".join(sorted({str(x) for x in names})) for names in (
-                (r.model.name for r in runs), (r.data.source for r in runs), (r.loss.kind for r in runs))),
-        )  # fmt: skip
-    missing = sum(len(pack.cells) for pack in packs)
-    console.print(f"{len(cells)} cells, {len(cells) - missing} done already, {missing} to train in {len(packs)} packs")
-    if packs:
-        console.print(table)
-        console.print(f"{sum(pack.tokens for pack in packs):,} tokens of training in all; results go to {request.out}", highlight=False)
+        counts = (number, len(runs), pack.cells[0].steps, pack.step_tokens)
+        names = (_span({r.rank for r in runs}), _span({r.seqlen for r in runs}))
+        words = ({r.model.name for r in runs}, {r.data.source for r in runs}, {r.loss.kind for r in runs})
+        table.add_row(*map(str, counts), *names, *(",".join(sorted(w)) for w in words))
+    console.print(table)
+    console.print(f"{tokens:,} tokens of training in all; results go to {request.out}", highlight=False, soft_wrap=True)
 
 
-def _span(values: object) -> str:
-    kept = sorted(set(values))  # type: ignore[call-overload]
+def _span(values: set[int]) -> str:
+    kept = sorted(values)
     return ",".join(map(str, kept)) if len(kept) <= 4 else f"{kept[0]}..{kept[-1]} ({len(kept)})"

@@ -180,7 +180,9 @@ def _commit() -> str | None:
     if not (checkout / ".git").exists():
         return None
     try:
-        asked = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
     except OSError:
         return None
     return asked.stdout.strip() or None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pml_cli.completion import complete_fit, complete_override, complete_sweep_file
+from pml_cli.options import GROUPS, SHORT
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +40,7 @@ def in_bash(monkeypatch, *pieces: str) -> list[str]:
 def test_keys_of_groups_and_their_settings(complete):
     assert complete("mod")[0] == "model="
     assert {"model.path=", "model.dtype="} < set(complete("mod"))
-    assert set(complete("")) == {f"{k}=" for k in "model data adapter loss train launch rank seqlen seed out".split()}
+    assert set(complete("")) == {f"{key}=" for key in (*GROUPS, *SHORT)}
     assert "rank=" not in complete("rank=4", "")
 
 

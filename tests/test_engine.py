@@ -1,0 +1,292 @@
+"""Packed equals solo, cached equals uncached, the same seed gives the same bits: the loop's promises, in float64 and float32."""
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pml_cli.config import (
+    LinearAdapter,
+    MemftOtLoss,
+    MlpBlockAdapter,
+    PhonebookData,
+    RandomData,
+    Run,
+    SftLoss,
+    TextData,
+    Train,
+)
+from pml_cli.engine import Cell, learning_rate, train_pack
+from pml_cli.recall import summarise
+from pml_cli.sequences import open_source
+
+STEPS = 50
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+ROOT = Path(__file__).parent.parent
+
+
+def cell(base, rank=4, seqlen=16, seed=0, adapter=None, loss=None, data=None, **train):
+    run = Run(
+        rank=rank,
+        seqlen=seqlen,
+        seed=seed,
+        model=base.settings,
+        data=data or RandomData(),
+        adapter=adapter or MlpBlockAdapter(),
+        loss=loss or SftLoss(),
+        train=Train(**({"steps": STEPS, "log_every": 10, "lr": 3e-3} | train)),
+    )
+    return Cell(run, open_source(run.model, run.data).take(seqlen))
+
+
+def fresh(cells):
+    return [Cell(c.run, c.samples) for c in cells]
+
+
+def trained(base, cells, cached=True):
+    """The same cells, trained as one pack."""
+    cells = fresh(cells)
+    train_pack(base, cells, cached=cached)
+    return cells
+
+
+def solo(base, cells, cached=True):
+    return [trained(base, [c], cached)[0] for c in cells]
+
+
+def assert_same(ours, theirs, tolerance):
+    """Adapters, scores and curves of two trainings of one cell."""
+    assert (ours.failure is None) == (theirs.failure is None)
+    assert ours.steps_run == theirs.steps_run
+    if ours.failure is not None:
+        return
+    for mine, other in ((ours.adapter.A, theirs.adapter.A), (ours.adapter.B, theirs.adapter.B)):
+        for name in mine:
+            rank = ours.run.rank
+            at = (slice(None), slice(rank)) if mine is ours.adapter.B else (slice(None), slice(None), slice(rank))
+            assert (mine[name][at] - other[name][at]).abs().max().item() <= tolerance
+    np.testing.assert_allclose(ours.final.nll, theirs.final.nll, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(ours.initial.nll, theirs.initial.nll, rtol=0, atol=tolerance)
+    one, two = pd.concat(ours.curve), pd.concat(theirs.curve)
+    assert list(one["step"]) == list(two["step"])
+    for column in ("loss", "nll", "grad_norm", "lr"):
+        np.testing.assert_allclose(one[column], two[column], rtol=tolerance, atol=tolerance)
+
+
+def mixed_pack(base, adapter):
+    """Ranks 1 to 16, and lengths, learning rates, seeds, losses, schedules, decay and clipping that differ."""
+    ranks = (1, 2, 4, 8, 16)
+    losses = (SftLoss(), MemftOtLoss(), MemftOtLoss(when_done="zero"))
+    return [
+        cell(
+            base,
+            rank,
+            seqlen=9 + 7 * i,
+            seed=i,
+            adapter=adapter,
+            loss=losses[i % 3],
+            data=RandomData(seed=i),
+            lr=(1e-3, 3e-3, 1e-2, 2e-3, 5e-3)[i],
+            schedule=("linear", "constant", "cosine")[i % 3],
+            weight_decay=(0.0, 0.1)[i % 2],
+            clip=(1.0, 0.0, 0.3)[i % 3],
+        )
+        for i, rank in enumerate(ranks)
+    ]
+
+
+ADAPTERS = {
+    "block": MlpBlockAdapter(),
+    "block_dropout": MlpBlockAdapter(dropout=0.2),
+    "linear_dropout": LinearAdapter(targets=["c_attn", "c_fc"], layers=[1, 2], dropout=0.2),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_packed_equals_solo_in_float64(double_base, kind):
+    cells = mixed_pack(double_base, ADAPTERS[kind])
+    for ours, theirs in zip(trained(double_base, cells), solo(double_base, cells), strict=True):
+        assert ours.failure is None
+        assert ours.final.nll.mean() < ours.initial.nll.mean()
+        assert_same(ours, theirs, 1e-8)
+
+
+def test_packed_equals_solo_in_float32(tiny_base):
+    cells = mixed_pack(tiny_base, MlpBlockAdapter(dropout=0.1))
+    for ours, theirs in zip(trained(tiny_base, cells), solo(tiny_base, cells), strict=True):
+        assert_same(ours, theirs, 1e-3)
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_cached_equals_uncached_in_float64(double_base, kind):
+    cells = mixed_pack(double_base, ADAPTERS[kind])
+    for ours, theirs in zip(trained(double_base, cells), trained(double_base, cells, cached=False), strict=True):
+        assert_same(ours, theirs, 1e-8)
+
+
+def test_cached_equals_uncached_in_float32(tiny_base):
+    cells = mixed_pack(tiny_base, MlpBlockAdapter())[:3]
+    for ours, theirs in zip(trained(tiny_base, cells), trained(tiny_base, cells, cached=False), strict=True):
+        assert_same(ours, theirs, 1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_minibatches_packed_solo_and_uncached_agree(double_base, dropout):
+    cells = [
+        cell(
+            double_base,
+            rank,
+            seqlen,
+            seed=seed,
+            adapter=MlpBlockAdapter(dropout=dropout),
+            loss=loss,
+            data=PhonebookData(seed=seed),
+            batch=batch,
+            lr=lr,
+        )
+        for rank, seqlen, seed, loss, batch, lr in (
+            (1, 60, 0, SftLoss(), 2, 1e-3),
+            (4, 110, 1, MemftOtLoss(), 4, 3e-3),
+            (16, 90, 2, SftLoss(), 5, 1e-2),
+        )
+    ]
+    assert len({len(s.prompt) for c in cells for s in c.samples}) > 2  # padding differs between batches
+    packed = trained(double_base, cells)
+    for ours, theirs in zip(packed, solo(double_base, cells), strict=True):
+        assert_same(ours, theirs, 1e-8)
+    for ours, theirs in zip(packed, trained(double_base, cells, cached=False), strict=True):
+        assert_same(ours, theirs, 1e-8)
+
+
+def test_all_samples_a_step_packed_with_cells_of_other_sample_counts(double_base):
+    cells = [cell(double_base, r, n, seed=r, data=PhonebookData(), lr=3e-3) for r, n in ((2, 30), (8, 100), (3, 60))]
+    assert len({len(c.samples) for c in cells}) == 3
+    for ours, theirs in zip(trained(double_base, cells), solo(double_base, cells), strict=True):
+        assert_same(ours, theirs, 1e-8)
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_a_cell_that_fails_and_one_that_stops_leave_the_others_as_they_are(double_base, batch):
+    base, data = double_base, {"data": PhonebookData()} if batch else {}
+    adapter = MlpBlockAdapter(dropout=0.1)
+    steps = {"steps": 120, "batch": batch}
+    cells = [
+        cell(base, 2, 40, seed=1, adapter=adapter, **data, **steps),
+        cell(base, 4, 30, seed=2, adapter=adapter, lr=1e300, **data, **steps),
+        cell(base, 16, 20, seed=3, adapter=adapter, lr=0.1, stop="recalled", stop_margin=0.05, **data, **steps),
+        cell(base, 8, 50, seed=4, adapter=adapter, loss=MemftOtLoss(), **data, **steps),
+    ]
+    packed = trained(base, cells)
+    assert packed[1].failure is not None
+    assert "train.lr" in packed[1].failure
+    assert packed[1].steps_run < 120
+    assert packed[2].failure is None
+    assert 0 < packed[2].steps_run < 120
+    assert packed[0].steps_run == packed[3].steps_run == 120
+    for ours, theirs in zip(packed, solo(base, cells), strict=True):
+        assert_same(ours, theirs, 1e-8)
+
+
+@pytest.mark.parametrize("lr", [1e300, 1e-3])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_very_short_trainings_end_also_when_they_fail(double_base, steps, lr):
+    """Also when the last cell of the pack is lost only at the very end."""
+    ended, other = trained(double_base, [cell(double_base, steps=steps, lr=lr, log_every=0), cell(double_base, steps=steps, log_every=0)])
+    assert other.failure is None
+    (alone,) = trained(double_base, [cell(double_base, steps=steps, lr=lr, log_every=0)])
+    assert alone.steps_run == ended.steps_run
+    assert (alone.failure is None) == (ended.failure is None)
+    if lr < 1 or steps == 3:
+        assert (ended.failure is None) == (lr < 1)
+
+
+def test_padding_beyond_the_rank_stays_zero(double_base):
+    small, _ = trained(double_base, [cell(double_base, 2), cell(double_base, 9)])
+    for A, B in zip(small.adapter.A.values(), small.adapter.B.values(), strict=True):
+        assert A.shape[2] == B.shape[1] == 9
+        assert A[:, :, 2:].abs().max() == 0
+        assert B[:, 2:].abs().max() == 0
+        assert B[:, :2].abs().max() > 0
+
+
+def test_no_violation_of_the_threshold_and_the_trained_tokens_are_recalled(tiny_base):
+    (done,) = trained(tiny_base, [cell(tiny_base, 16, 24, lr=1e-2, steps=150, data=TextData())])
+    summary = summarise(done.final)
+    assert summary["violations"] == 0
+    assert summary["token_accuracy"] == 1.0
+    assert summary["first_failure"] is None
+    assert summary["share_above_threshold"] > 0.9
+    for table in done.logged:
+        sure = table[table["p"] > 0.5 + 1e-6]
+        assert sure["correct"].all()
+
+
+def test_the_logged_steps_and_the_curve_cover_the_training(double_base):
+    (done,) = trained(double_base, [cell(double_base, steps=23, log_every=10)])
+    assert [int(t["step"].iloc[0]) for t in done.logged] == [0, 10, 20, 23]
+    assert list(pd.concat(done.curve)["step"]) == list(range(23))
+    assert pd.concat(done.curve)["lr"].iloc[0] == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize(("schedule", "middle", "late"), [("linear", 0.5, 0.1), ("constant", 1, 1), ("cosine", 0.5, 0.024472)])
+def test_learning_rates(schedule, middle, late):
+    train = Train(lr=2.0, schedule=schedule)
+    assert learning_rate(train, 0, 100) == 2.0
+    assert learning_rate(train, 50, 100) == pytest.approx(2 * middle)
+    assert learning_rate(train, 90, 100) == pytest.approx(2 * late, rel=1e-4)
+
+
+def digest(done):
+    whole = hashlib.sha256(done.final.nll.tobytes())
+    for tensor in (*done.adapter.A.values(), *done.adapter.B.values()):
+        whole.update(tensor.detach().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def noisy(base, seed):
+    return cell(base, 4, 40, seed=seed, adapter=MlpBlockAdapter(dropout=0.1), data=PhonebookData(), batch=2, steps=12)
+
+
+def test_same_seed_same_bits_in_one_process_and_in_two(tiny_base):
+    first, again, other = (trained(tiny_base, [noisy(tiny_base, seed)])[0] for seed in (5, 5, 6))
+    assert digest(first) == digest(again)
+    assert digest(first) != digest(other)
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from test_engine import digest, noisy, trained\n"
+        "from pml_cli.base import load_base\nfrom pml_cli.config import Model\n"
+        "base = load_base(Model(device='cpu'))\nprint(digest(trained(base, [noisy(base, 5)])[0]))"
+    )
+    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_WAIT_POLICY": "PASSIVE"}
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.strip() == digest(first)
+
+
+def test_the_seed_decides_initial_weights_dropout_and_order_one_by_one(double_base):
+    """Two seeds differ in each of the three, also where the other two are switched off."""
+    same = {"data": PhonebookData(), "steps": 3}
+    for batch, dropout in ((0, 0.0), (2, 0.0), (0, 0.3)):
+        kind = MlpBlockAdapter(dropout=dropout)
+        one, two = (trained(double_base, [cell(double_base, 4, 60, seed=s, adapter=kind, batch=batch, **same)])[0] for s in (1, 2))
+        assert digest(one) != digest(two)
+
+
+def test_dropout_is_off_in_evaluation(double_base):
+    """With a learning rate of next to nothing the scores stay those of the base, whatever was dropped."""
+    kind = MlpBlockAdapter(dropout=0.5)
+    (done,) = trained(double_base, [cell(double_base, adapter=kind, lr=1e-12)])
+    np.testing.assert_allclose(done.final.nll, done.initial.nll, atol=1e-6)
+
+
+def test_equal_settings_equal_objects(double_base):
+    """A trained cell keeps its own settings: nothing of the pack leaks into its run."""
+    cells = mixed_pack(double_base, MlpBlockAdapter())
+    before = [dataclasses.asdict(c.run) for c in cells]
+    assert [dataclasses.asdict(c.run) for c in trained(double_base, cells)] == before
