@@ -22,6 +22,7 @@ MEANING = {
     "beta": "power of length",
     "b": "offset (nats/token)",
 }
+HEADINGS = {"data_seed": "text"}
 PIVOT_ABOVE = 30  # cells; more than this are shown by rank and length
 PIVOT_COLUMNS = 10  # lengths side by side at 80 columns
 
@@ -123,10 +124,11 @@ def results_table(runs: pd.DataFrame) -> RenderableType:
         return _pivots(runs)
     keys = [key for key in ("model", "data", "adapter", "loss", "lr", "data_seed", "seed") if runs[key].nunique() > 1]
     table = _table(
-        "rank", "l", *keys, "L0", "L1", "dL", "acc %", "exact %", "1st miss", "s", left=("model", "data", "adapter", "loss")
+        "rank", "l", *[HEADINGS.get(key, key) for key in keys], "L0", "L1", "dL", "acc %", "exact %", "1st miss", "s", left=("model", "data", "adapter", "loss")
     )
     for row in runs.sort_values(["rank", "target_tokens", *keys]).to_dict("records"):
-        miss = "none" if pd.isna(row["first_failure"]) else f"{row['first_failure']:.0f}"
+        whole = "-" if row["samples"] > 1 else "none"  # a place in one sequence has no meaning over many samples
+        miss = whole if pd.isna(row["first_failure"]) else f"{row['first_failure']:.0f}"
         losses = [f"{row[key]:.3f}" for key in ("base_loss", "final_loss", "delta_loss")]
         shares = [f"{100 * row[key]:.1f}" for key in ("token_accuracy", "exact_match")]
         varying = [_plain(row[key]) for key in keys]
