@@ -152,20 +152,36 @@ def main() -> None:
     tokenizer = train_tokenizer(train, vocabulary=2048)
     documents = [tokenizer.encode(d) for d in train]
     held_ids = tokenizer.encode(held_out)
-    print(f"{len(train)} documents, {sum(map(len, documents))} training tokens, {dropped} paragraphs dropped as seen in "
-          f"the held-out text, {len(held_ids)} held-out tokens, {len(held_out.encode()) / len(held_ids):.2f} bytes a token")
+    print(
+        f"{len(train)} documents, {sum(map(len, documents))} training tokens, {dropped} paragraphs dropped as seen in "
+        f"the held-out text, {len(held_ids)} held-out tokens, {len(held_out.encode()) / len(held_ids):.2f} bytes a token"
+    )
 
     config = Qwen3Config(
-        vocab_size=2048, hidden_size=128, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-        intermediate_size=384, tie_word_embeddings=True, max_position_embeddings=8192, attention_dropout=args.dropout,
-        initializer_range=0.02, bos_token_id=0, eos_token_id=0, pad_token_id=None, use_cache=False,
+        vocab_size=2048,
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=384,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        attention_dropout=args.dropout,
+        initializer_range=0.02,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        use_cache=False,
     )
     model = Qwen3ForCausalLM(config)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=args.lr, betas=(0.9, 0.95), fused=True,
+        lr=args.lr,
+        betas=(0.9, 0.95),
+        fused=True,
     )
     source, began, best = batches(documents, tokenizer.bos_token_id, args.batch_tokens, args.seed), time.time(), math.inf
     for step in range(args.steps):
@@ -183,8 +199,11 @@ def main() -> None:
             seconds = time.time() - began
             held = evaluate(model, held_ids)
             best = min(best, held)
-            print(f"step {step + 1:5d}  train {loss.item():.3f}  held-out {held:.4f}  {seconds:.0f} s  "
-                  f"{(step + 1) * args.batch_tokens / seconds:.0f} tok/s", flush=True)
+            print(
+                f"step {step + 1:5d}  train {loss.item():.3f}  held-out {held:.4f}  {seconds:.0f} s  "
+                f"{(step + 1) * args.batch_tokens / seconds:.0f} tok/s",
+                flush=True,
+            )
 
     model.half().float()  # what is stored is float16: evaluate that
     nll = evaluate(model, held_ids)
@@ -196,14 +215,19 @@ def main() -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "architecture": "Qwen3: 6 layers, d 128, 4 heads, 2 kv heads, ffn 384, vocabulary 2048, tied",
         "data": "pydoc_data.topics (about a tenth held out by hash) and the standard library's docstrings",
-        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "training_text_sha256": hashlib.sha256("\0".join(train).encode()).hexdigest(),
         "held_out_text_sha256": hashlib.sha256(held_out.encode()).hexdigest(),
-        "training_tokens": sum(map(len, documents)), "tokens_seen": args.steps * args.batch_tokens,
-        "held_out_tokens": len(held_ids), "held_out_nll_nats_per_token": round(nll, 4),
+        "training_tokens": sum(map(len, documents)),
+        "tokens_seen": args.steps * args.batch_tokens,
+        "held_out_tokens": len(held_ids),
+        "held_out_nll_nats_per_token": round(nll, 4),
         "held_out_bits_per_byte": round(nll / math.log(2) * len(held_ids) / len(held_out.encode()), 4),
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "threads")},
-        "contexts": CONTEXTS, "seconds": round(time.time() - began),
+        "contexts": CONTEXTS,
+        "seconds": round(time.time() - began),
     }
     (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card, indent=1))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .adapters import AdapterBank, Site
@@ -341,7 +342,7 @@ def load_base(settings: Model) -> FrozenBase:
         return FrozenBase(_random_weights(settings, path, dtype, device, known), settings)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **known)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"model.path={settings.path}: {first}") from error
     return FrozenBase(model.to(device), settings)

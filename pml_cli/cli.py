@@ -6,6 +6,7 @@ What a user can mend becomes one line for each fault on stderr, and exit code 2.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -225,6 +226,8 @@ def _run(
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: runs the command and exits with its code (2: bad input, 130: interrupted)."""
+    # before torch is imported: threads that spin while they wait make training many times slower on a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(args, prog_name="pml", standalone_mode=False)
     except UserError as error:

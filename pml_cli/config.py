@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 FORMAT = 1  # of run folders and of ids; a folder of another format is refused
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a folder's name
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
@@ -218,6 +220,8 @@ def problems(run: Run) -> list[str]:
         ("rank", run.rank, run.rank >= 1, "at least 1"),
         ("seqlen", run.seqlen, run.seqlen >= 1, "at least 1"),
         ("seed", run.seed, run.seed >= 0, "at least 0"),
+        ("model.name", run.model.name, bool(NAME.fullmatch(run.model.name)), "letters, digits, '.', '_' and '-'"),
+        ("model.path", run.model.path, bool(run.model.path), "tiny, a hub id or a folder"),
         ("model.dtype", run.model.dtype, run.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
         ("model.weights", run.model.weights, run.model.weights in ("pretrained", "random"), "pretrained or random"),
         ("model.layer", run.model.layer, run.model.layer is None or run.model.layer >= 0, "null or at least 0"),
@@ -242,7 +246,7 @@ def problems(run: Run) -> list[str]:
         checks.append(("data.maximum", data.maximum, data.maximum >= 1, "at least 1"))
         checks.append(("data.test_samples", data.test_samples, data.test_samples >= 0, "at least 0"))
     if isinstance(data, JsonlData | HfData):
-        checks.append(("data.path", data.path, bool(data.path), f"needed by data={data.source}"))
+        checks.append(("data.path", data.path, bool(data.path), f"given with data={data.source}"))
     if isinstance(adapter, LinearAdapter):
         checks.append(("adapter.targets", adapter.targets, bool(adapter.targets), "at least one module name"))
         checks.append(("adapter.alpha", adapter.alpha, adapter.alpha > 0, "above 0"))

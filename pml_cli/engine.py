@@ -128,19 +128,16 @@ class Trainer:
             cell.initial = scores
             cell.logged.append(scores.table(0))
         for step in range(self.steps):
-            trained = self._step(step)
+            self._step(step)
             done = step + 1
-            if done % self.log_every == 0 and done < self.steps:
-                self._log(done, self._logged_scores(trained))
+            if done % self.log_every == 0 or done == self.steps:
+                self._log(done)
                 if not self.cells:
                     return
-        self._log(self.steps, self.evaluate())
-        if self.cells:  # none where the last of them failed only now
-            self._leave(list(range(len(self.cells))), self.steps)
 
     # -- one step
 
-    def _step(self, step: int) -> tuple[Layout, TokenScores]:
+    def _step(self, step: int) -> None:
         layout, inputs = self.static or self._gather(self.data.layout(self._next_batch()))
         self.bank.requires_grad_().dropout = self.dropout
         scores = token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
@@ -154,7 +151,6 @@ class Trainer:
         lr_K = lr_K.to(loss_K.device)
         self.optimizer.step(parameters, grads, lr_K)
         self._note_curve(loss_K, nll_KS, layout, norm_K, lr_K)
-        return layout, scores
 
     def _next_batch(self) -> Batch:
         picked = [order.next() if not order.whole else range(order.samples) for order in self.orders]
@@ -206,12 +202,6 @@ class Trainer:
         self.bank.dropout = dropout
         return [_join(part) for part in parts]
 
-    def _logged_scores(self, trained: tuple[Layout, TokenScores]) -> list[Scores]:
-        """The scores that were just trained on, where the step saw all samples; else an evaluation of all."""
-        if self.static is None:
-            return self.evaluate()
-        return _split(*trained, self.data.cells, 0)
-
     # -- records
 
     def _note_curve(self, loss_K: Tensor, nll_KS: Tensor, layout: Layout, norm_K: Tensor, lr_K: Tensor) -> None:
@@ -231,31 +221,27 @@ class Trainer:
             cell.curve.append(pd.DataFrame({"step": steps, **dict(zip(names, values[:, :, k].T, strict=True))}))
         return [float(x) for x in values[-1, 0]]
 
-    def _log(self, done: int, scores: list[Scores]) -> None:
-        loss = self._flush_curve(done)
+    def _log(self, done: int) -> None:
+        """Scores after `done` updates, for every cell; the last step's own are one update behind, and under dropout."""
+        scores, loss = self.evaluate(), self._flush_curve(done)
         gone: list[int] = []
         for k, cell in enumerate(self.cells):
             cell.logged.append(scores[k].table(done))
             if not np.isfinite(scores[k].nll).all() or not math.isfinite(loss[k]):
                 cell.failure = _where_lost(cell, done)
                 gone.append(k)
-            elif (
-                cell.run.train.stop == "recalled"
-                and scores[k].margin.min() > cell.run.train.stop_margin
-                and done < self.steps
-            ):
+            elif done == self.steps or _may_stop(cell.run.train, scores[k]):
                 gone.append(k)
         if self.observe:
             self.observe(Progress(done, self.steps, self.cells, scores, loss))
         if gone:
-            self._leave(gone, done)
+            self._leave(gone, done, scores)
 
-    def _leave(self, gone: list[int], done: int) -> None:
+    def _leave(self, gone: list[int], done: int, scores: list[Scores]) -> None:
         """Take cells out of the pack, with their outcome."""
-        finals = self.evaluate()
         for k in gone:
             cell = self.cells[k]
-            cell.steps_run, cell.final = done, finals[k]
+            cell.steps_run, cell.final = done, scores[k]
             cell.adapter = self.bank.only([k])
         stay = [k for k in range(len(self.cells)) if k not in gone]
         self.cells = [self.cells[k] for k in stay]
@@ -268,6 +254,10 @@ class Trainer:
         self.orders = [self.orders[k] for k in stay]
         self.data.cells = [self.data.cells[k] for k in stay]
         self._place()
+
+
+def _may_stop(train: Train, scores: Scores) -> bool:
+    return train.stop == "recalled" and bool(scores.margin.min() > train.stop_margin)
 
 
 def _where_lost(cell: Cell, done: int) -> str:

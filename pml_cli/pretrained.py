@@ -72,7 +72,10 @@ def config_fields(model: Model) -> dict[str, Any]:
         path = locate(model, "config.json")
         if path is None:
             raise UserError(f"model.path={model.path}: has no config.json")
-        fields = json.loads(path.read_text("utf-8"))
+        try:
+            fields = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"model.path={model.path}: its config.json is not JSON ({error})") from error
     return dict(fields.get("text_config", fields))
 
 

@@ -123,9 +123,9 @@ def results_table(runs: pd.DataFrame) -> RenderableType:
     if len(runs) > PIVOT_ABOVE:
         return _pivots(runs)
     keys = [key for key in ("model", "data", "adapter", "loss", "lr", "data_seed", "seed") if runs[key].nunique() > 1]
-    table = _table(
-        "rank", "l", *[HEADINGS.get(key, key) for key in keys], "L0", "L1", "dL", "acc %", "exact %", "1st miss", "s", left=("model", "data", "adapter", "loss")
-    )
+    varied = [HEADINGS.get(key, key) for key in keys]
+    measured = ("L0", "L1", "dL", "acc %", "exact %", "1st miss", "s")
+    table = _table("rank", "l", *varied, *measured, left=("model", "data", "adapter", "loss"))
     for row in runs.sort_values(["rank", "target_tokens", *keys]).to_dict("records"):
         whole = "-" if row["samples"] > 1 else "none"  # a place in one sequence has no meaning over many samples
         miss = whole if pd.isna(row["first_failure"]) else f"{row['first_failure']:.0f}"

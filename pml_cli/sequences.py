@@ -165,7 +165,7 @@ def _texts(tokenizer: Tokenizer, rows: list[tuple[str, str]], chat: bool) -> Sou
 
 
 def _jsonl(tokenizer: Tokenizer, data: JsonlData) -> Source:
-    rows = [_row(data.path, n, line) for n, line in enumerate(_read(data.path).splitlines(), 1) if line.strip()]
+    rows = [_row(data.path, n, line) for n, line in enumerate(_read(data.path).split("\n"), 1) if line.strip()]
     kinds = {kind for kind, _, _ in rows}
     if len(kinds) > 1:
         raise UserError(f"data.path={data.path}: mixes question/matching and query/target lines")

@@ -19,7 +19,8 @@ FAMILIES = {
     "gemma2": SMALL | {"sliding_window": 7, "final_logit_softcapping": 0.5, "attn_logit_softcapping": 2.0},
     "gemma3_text": SMALL | {"sliding_window": 7, "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
     "gpt2": GPT2,
-    "gpt_neox": {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "head_dim")} | {"use_parallel_residual": True},
+    "gpt_neox": {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "head_dim")}
+    | {"use_parallel_residual": True},
 }
 
 

@@ -1,4 +1,4 @@
-"""Packed equals solo, cached equals uncached, the same seed gives the same bits: the loop's promises, in float64 and float32."""
+"""Packed equals solo, cached equals uncached, the same seed gives the same bits: what the loop promises."""
 
 import dataclasses
 import hashlib
@@ -197,7 +197,9 @@ def test_a_cell_that_fails_and_one_that_stops_leave_the_others_as_they_are(doubl
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_very_short_trainings_end_also_when_they_fail(double_base, steps, lr):
     """Also when the last cell of the pack is lost only at the very end."""
-    ended, other = trained(double_base, [cell(double_base, steps=steps, lr=lr, log_every=0), cell(double_base, steps=steps, log_every=0)])
+    ended, other = trained(
+        double_base, [cell(double_base, steps=steps, lr=lr, log_every=0), cell(double_base, steps=steps, log_every=0)]
+    )
     assert other.failure is None
     (alone,) = trained(double_base, [cell(double_base, steps=steps, lr=lr, log_every=0)])
     assert alone.steps_run == ended.steps_run
@@ -234,7 +236,9 @@ def test_the_logged_steps_and_the_curve_cover_the_training(double_base):
     assert pd.concat(done.curve)["lr"].iloc[0] == pytest.approx(3e-3)
 
 
-@pytest.mark.parametrize(("schedule", "middle", "late"), [("linear", 0.5, 0.1), ("constant", 1, 1), ("cosine", 0.5, 0.024472)])
+@pytest.mark.parametrize(
+    ("schedule", "middle", "late"), [("linear", 0.5, 0.1), ("constant", 1, 1), ("cosine", 0.5, 0.024472)]
+)
 def test_learning_rates(schedule, middle, late):
     train = Train(lr=2.0, schedule=schedule)
     assert learning_rate(train, 0, 100) == 2.0
@@ -274,7 +278,9 @@ def test_the_seed_decides_initial_weights_dropout_and_order_one_by_one(double_ba
     same = {"data": PhonebookData(), "steps": 3}
     for batch, dropout in ((0, 0.0), (2, 0.0), (0, 0.3)):
         kind = MlpBlockAdapter(dropout=dropout)
-        one, two = (trained(double_base, [cell(double_base, 4, 60, seed=s, adapter=kind, batch=batch, **same)])[0] for s in (1, 2))
+        one, two = (
+            trained(double_base, [cell(double_base, 4, 60, seed=s, adapter=kind, batch=batch, **same)])[0] for s in (1, 2)
+        )
         assert digest(one) != digest(two)
 
 

@@ -1,0 +1,220 @@
+"""The split forward pass against the model's own, family by family; where adapters go; what cannot be loaded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import FAMILIES
+
+from pml_cli.adapters import AdapterBank
+from pml_cli.base import load_base
+from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model
+from pml_cli.errors import UserError
+
+T = 21  # three times the sliding window of the small models
+TARGETS = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"]}
+
+
+def local(folder, layer=1, **settings):
+    return Model(name="local", path=str(folder), layer=layer, **({"device": "cpu"} | settings))
+
+
+def adapter_of(kind, family):
+    if kind == "mlp_block":
+        return MlpBlockAdapter()
+    return LinearAdapter(targets=TARGETS.get(family, ["q_proj", "o_proj", "down_proj"]), layers=[1, 2], alpha=8.0)
+
+
+def loud_bank(base, adapter, ranks=(3, 1)):
+    """Adapters far from zero, so that a pass without them would be noticed."""
+    bank = AdapterBank(base.sites(adapter), ranks, range(len(ranks)), adapter, base.adapter_dtype)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for B in bank.B.values():
+            B.copy_(torch.randn(B.shape, generator=g, dtype=B.dtype))
+    return bank.to(base.device)
+
+
+def own_logits(base, ids, bank):
+    """Logits of the transformers model itself."""
+    with torch.no_grad(), bank.attached(base.modules):
+        return base.model(input_ids=ids, use_cache=False).logits
+
+
+def ids_of(base, rows):
+    return torch.randint(1, base.head.weight_VD.shape[0], (rows, T), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("kind", ["mlp_block", "linear"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_split_equals_full(model_folder, family, kind):
+    base = load_base(local(model_folder(family)))
+    bank = loud_bank(base, adapter_of(kind, family))
+    base.check_split(bank)
+    unique = ids_of(base, 3)
+    rows = torch.tensor([0, 2, 1, 1])  # two rows for each of the two adapters, from a cache of three
+    expected = own_logits(base, unique[rows], bank)
+    scale = expected.abs().max()
+    assert (expected - base.model(input_ids=unique[rows]).logits).abs().max() > 0.03 * scale  # the adapters are felt
+    prefix = base.prefix(unique, bank, rows=2)
+    with torch.no_grad():
+        split = base.logits(base.upper(prefix.rows(rows, T), bank))
+        full = base.logits(base.full(unique[rows], bank).last_hidden_state)
+    assert (split - expected).abs().max() <= 3e-5 * scale
+    assert (full - expected).abs().max() <= 3e-5 * scale
+
+
+@pytest.mark.parametrize("kind", ["mlp_block", "linear"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shorter_prefixes_of_a_longer_cache(model_folder, family, kind):
+    base = load_base(local(model_folder(family)))
+    bank = loud_bank(base, adapter_of(kind, family))
+    ids = ids_of(base, 2)
+    prefix = base.prefix(ids, bank)
+    for tokens in (1, 6, 7, 8, 20):  # around the sliding window of 7
+        expected = own_logits(base, ids[:, :tokens], bank)
+        with torch.no_grad():
+            split = base.logits(base.upper(prefix.rows(torch.tensor([0, 1]), tokens), bank))
+        assert (split - expected).abs().max() <= 3e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt2"])
+def test_gradients_of_the_split_pass_are_those_of_the_full_one(model_folder, family):
+    base = load_base(local(model_folder(family)))
+    ids, found = ids_of(base, 2), []
+    for kind in ("mlp_block", "linear"):
+        bank = loud_bank(base, adapter_of(kind, family)).requires_grad_()
+        hidden = base.upper(base.prefix(ids, bank).rows(torch.tensor([0, 1]), T), bank)
+        split = torch.autograd.grad(hidden.square().sum(), bank.parameters())
+        full = torch.autograd.grad(base.full(ids, bank).last_hidden_state.square().sum(), bank.parameters())
+        found += [(a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-5 for a, b in zip(split, full, strict=True)]
+    assert all(found)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("kind", [MlpBlockAdapter(), LinearAdapter(targets=["q_proj", "up_proj"])])
+def test_the_first_and_the_last_layer(model_folder, layer, kind):
+    base = load_base(local(model_folder("qwen3"), layer=layer))
+    bank, ids = loud_bank(base, kind), ids_of(base, 2)
+    assert all(f"layers.{layer}." in name for name in bank.sites)
+    expected = own_logits(base, ids, bank)
+    with torch.no_grad():
+        split = base.logits(base.upper(base.prefix(ids, bank).rows(torch.tensor([0, 1]), T), bank))
+    assert (split - expected).abs().max() <= 3e-5 * expected.abs().max()
+
+
+def test_every_layer_and_unsorted_layers(model_folder):
+    base = load_base(local(model_folder("llama")))
+    every = base.sites(LinearAdapter(targets=["q_proj"], layers=[]))
+    assert [s.name for s in every] == [f"model.layers.{i}.self_attn.q_proj" for i in range(3)]
+    chosen = base.sites(LinearAdapter(targets=["q_proj"], layers=[2, 0, 2]))
+    assert [s.name for s in chosen] == [f"model.layers.{i}.self_attn.q_proj" for i in (0, 2)]
+    (k_proj,) = base.sites(LinearAdapter(targets=["k_proj"]))
+    assert (k_proj.inputs, k_proj.outputs, k_proj.transposed) == (32, 16, False)
+
+
+def test_sites_of_gpt2_know_that_weights_are_stored_the_other_way(model_folder):
+    base = load_base(local(model_folder("gpt2")))
+    (fc,) = base.sites(LinearAdapter(targets=["c_fc"]))
+    assert (fc.inputs, fc.outputs, fc.transposed) == (32, 128, True)
+    assert len(base.sites(LinearAdapter(targets=["c_proj"]))) == 2  # of attention and of the MLP
+    (one,) = base.sites(LinearAdapter(targets=["mlp.c_proj"]))
+    assert one.inputs == 128
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (LinearAdapter(targets=["q_prj"]), "adapter.targets=q_prj: did you mean 'q_proj'?"),
+        (LinearAdapter(targets=["q_proj"], layers=[3]), "layers 0 to 2"),
+        (LinearAdapter(targets=["q_proj"], layers=[-1]), "layers 0 to 2"),
+        (LinearAdapter(targets=["input_layernorm"]), "allowed:"),
+    ],
+)
+def test_places_that_do_not_exist(model_folder, adapter, message):
+    with pytest.raises(UserError, match="adapter") as caught:
+        load_base(local(model_folder("qwen3"))).sites(adapter)
+    assert message in str(caught.value)
+
+
+def test_a_model_whose_split_pass_is_not_its_own_is_refused(model_folder):
+    """A head that does more than its weight, bias and cap say."""
+    base = load_base(local(model_folder("llama")))
+    base.model.lm_head.register_forward_hook(lambda _m, _i, out: out * 1.1)
+    with pytest.raises(UserError, match="differs from the full one"):
+        base.check_split(loud_bank(base, MlpBlockAdapter()))
+
+
+def test_the_adapter_layer_is_at_two_thirds_of_the_depth(model_folder, tiny_base):
+    assert load_base(local(model_folder("gpt2"), layer=None)).layer == 2
+    assert tiny_base.layer == 4  # of six
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-6), ("bfloat16", 0.08), ("float16", 0.02)])
+def test_other_dtypes(model_folder, dtype, tolerance):
+    base = load_base(local(model_folder("llama"), dtype=dtype))
+    assert base.dtype == getattr(torch, dtype)
+    bank, ids = loud_bank(base, MlpBlockAdapter()), ids_of(base, 2)
+    base.check_split(bank)
+    expected = own_logits(base, ids, bank).double()
+    with torch.no_grad():
+        split = base.logits(base.upper(base.prefix(ids, bank), bank)).double()
+    assert (split - expected).abs().max() <= tolerance * expected.abs().max()
+    assert bank.A[next(iter(bank.A))].dtype == (torch.float64 if dtype == "float64" else torch.float32)
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
+    settings = Model(name="random", weights="random", architecture={"model_type": "gpt2", **FAMILIES["gpt2"]}, device="cpu")
+    state = torch.random.get_rng_state()
+    one, two = load_base(settings), load_base(settings)
+    assert one.weights_hash() == two.weights_hash()
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_weights_hash_tells_models_apart(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder("gpt2"), tmp_path / "copy")
+    assert load_base(local(folder)).weights_hash() == load_base(local(model_folder("gpt2"))).weights_hash()
+    changed = load_base(local(folder))
+    with torch.no_grad():
+        changed.head.weight_VD[0, 0] += 1
+    assert changed.weights_hash() != load_base(local(folder)).weights_hash()
+
+
+def test_a_folder_without_safetensors_is_refused(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder("gpt2"), tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model\.path=") as caught:
+        load_base(local(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_a_broken_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama",')
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_base(local(tmp_path))
+
+
+def test_damaged_weights_are_refused(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder("gpt2"), tmp_path / "damaged")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model\.path="):
+        load_base(local(folder))
+
+
+def test_a_model_type_nobody_knows(tmp_path, model_folder):
+    config = json.loads((model_folder("gpt2") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gpt99", "architectures": ["Gpt99"]}))
+    with pytest.raises(UserError, match=r"model\.path=") as caught:
+        load_base(local(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cuda", "warp:9"])
+def test_devices_that_are_not_here(device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(UserError, match=f"model.device={device}"):
+        load_base(Model(device=device))
