@@ -70,6 +70,11 @@ class AdapterBank:
         self.scale = self.scale.to(device)
         return self
 
+    @torch.no_grad()
+    def largest(self) -> list[float]:
+        """The largest absolute weight of each adapter; NaN where one is NaN."""
+        return torch.stack([p.abs().flatten(1).amax(1) for p in self.parameters()]).amax(0).tolist()
+
     def count(self, k: int) -> int:
         """Trainable parameters of one adapter: rank * (inputs + outputs) over its sites."""
         return sum(self.ranks[k] * (site.inputs + site.outputs) for site in self.sites.values())

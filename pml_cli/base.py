@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -342,7 +343,7 @@ def load_base(settings: Model) -> FrozenBase:
         return FrozenBase(_random_weights(settings, path, dtype, device, known), settings)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **known)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"model.path={settings.path}: {first}") from error
     return FrozenBase(model.to(device), settings)
@@ -358,8 +359,8 @@ def _random_weights(
             config = transformers.AutoConfig.for_model(**settings.architecture)
         else:
             config = transformers.AutoConfig.from_pretrained(path, **known)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model.architecture: {error}") from error
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -26,6 +26,7 @@ from .plan import total_steps
 from .recall import HALF, Scores
 from .sequences import Sample
 
+RUNAWAY = 1e9  # adapter weights beyond this overflow the squares in the norms: a dead model of finite loss
 EVALUATION_TOKENS = 16384  # at most so many tokens at once where nothing is trained
 
 
@@ -223,11 +224,11 @@ class Trainer:
 
     def _log(self, done: int) -> None:
         """Scores after `done` updates, for every cell; the last step's own are one update behind, and under dropout."""
-        scores, loss = self.evaluate(), self._flush_curve(done)
+        scores, loss, largest = self.evaluate(), self._flush_curve(done), self.bank.largest()
         gone: list[int] = []
         for k, cell in enumerate(self.cells):
             cell.logged.append(scores[k].table(done))
-            if not np.isfinite(scores[k].nll).all() or not math.isfinite(loss[k]):
+            if not np.isfinite(scores[k].nll).all() or not math.isfinite(loss[k]) or not largest[k] < RUNAWAY:
                 cell.failure = _where_lost(cell, done)
                 gone.append(k)
             elif done == self.steps or _may_stop(cell.run.train, scores[k]):
@@ -264,7 +265,8 @@ def _where_lost(cell: Cell, done: int) -> str:
     curve = pd.concat(cell.curve)
     lost = curve.loc[~np.isfinite(curve["loss"]), "step"]
     step = int(lost.iloc[0]) if len(lost) else done
-    return f"the loss is no longer finite at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
+    what = "the loss is no longer finite" if len(lost) else f"loss or weights are no longer below {RUNAWAY:g}"
+    return f"{what} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
 
 
 def _split(layout: Layout, scores: TokenScores, batch: Batch, first_sample: int) -> list[Scores]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +136,31 @@ class Tokenizer:
         return ids
 
     def _chat(self, text: str) -> list[int]:
+        from jinja2 import TemplateError
+
+        tokenizer = self._chat_tokenizer
+        messages = [{"role": "system", "content": ""}, {"role": "user", "content": text}]
+        try:
+            rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:  # such as Gemma's, which allows no system prompt
+            raise UserError(f"data.chat=true: the chat template of model={self._model.name} refuses ({error})") from error
+        return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+    @cached_property
+    def _chat_tokenizer(self) -> Any:
+        """Read once: a phone book asks for thousands of prompts."""
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoTokenizer
 
         path = TINY if self._model.path == "tiny" else self._model.path
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=self._model.revision)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=self._model.revision)
+        except (OSError, ValueError, StrictDataclassError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(f"data.chat=true: the tokenizer of model={self._model.name} cannot be read ({first})") from error
         if not tokenizer.chat_template:
             raise UserError(f"data.chat=true: the tokenizer of model={self._model.name} has no chat template")
-        messages = [{"role": "system", "content": ""}, {"role": "user", "content": text}]
-        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer.encode(rendered, add_special_tokens=False))
+        return tokenizer
 
 
 def open_tokenizer(model: Model) -> Tokenizer:

@@ -19,7 +19,7 @@ import numpy as np
 from . import corpus, facts_text
 from .config import Data, HfData, JsonlData, MixedData, Model, PhonebookData, RandomData, RuleData, TextData
 from .errors import UserError
-from .pretrained import Tokenizer, facts, open_tokenizer
+from .pretrained import Tokenizer, facts, locate, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
 
 
 def _random(model: Model, data: RandomData) -> Source:
-    has_words = not (model.weights == "random" and model.architecture and not Path(model.path).is_dir())
-    if has_words:
+    bare = model.weights == "random" and model.architecture and not Path(model.path).is_dir()
+    if not bare and locate(model, "tokenizer.json"):
         tokenizer = open_tokenizer(model)
         words = np.array(sorted(set(range(tokenizer.size)) - tokenizer.special))
         prompt = tuple(tokenizer.prompt(data.prompt, data.chat))
     elif data.prompt or data.chat:
-        raise UserError(f"data.prompt={data.prompt!r}: model={model.name} with random weights has no tokenizer")
+        raise UserError(f"data.prompt={data.prompt!r}, data.chat={data.chat}: model={model.name} has no tokenizer")
     else:  # token 0 stands for begin-of-text
         words, prompt = np.arange(1, facts(model).vocabulary), (0,)
 
@@ -218,7 +218,8 @@ def _dataset_text(data: HfData) -> str:
     try:
         table = datasets.load_dataset(data.path, data.name, split=data.split)
     except Exception as error:  # many types; the first line says what is wrong
-        raise UserError(f"data.path={data.path}: {str(error).strip().splitlines()[0]}") from error
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"data.path={data.path}: {first}") from error
     if data.column not in table.column_names:
         raise UserError(f"data.column={data.column}: this dataset has {', '.join(table.column_names)}")
     return "\n\n".join(str(text) for text in table[data.column] if text)

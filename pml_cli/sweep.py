@@ -76,8 +76,9 @@ class _Touch:
 
 def train(packs: Sequence[Pack], out: Path, console: Console, fail_fast: bool = False) -> dict[str, str]:
     """Train packs in this process; returns the reason of each cell that failed."""
-    from .worker import Worker  # torch takes seconds to import; a finished sweep does not need it
+    from .worker import Worker, check_places  # torch takes seconds to import; a finished sweep does not need it
 
+    check_places(packs)
     worker, failures = Worker(out), {}
     count, work = sum(len(pack.cells) for pack in packs), sum(pack.tokens for pack in packs)
     with SweepDisplay(console, count, work) as display:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import platform
@@ -20,6 +21,7 @@ from .base import FrozenBase, load_base
 from .compose import to_yaml
 from .config import Data, MixedData
 from .engine import Cell, Observer, train_pack
+from .errors import UserError
 from .plan import Pack, Planned, source_of
 from .recall import decode, free_running, summarise
 from .records import RunFolder
@@ -99,6 +101,27 @@ class Worker:
                 "base_weights": base.weights_hash(),
             }
         return self._env
+
+
+def check_places(packs: Sequence[Pack]) -> None:
+    """Refuse adapters that have no place in their model, before anything is trained; no weights are loaded for it.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    runs = {repr((pack.cells[0].run.model, pack.cells[0].run.adapter)): pack.cells[0].run for pack in packs}
+    bases: dict[str, FrozenBase] = {}
+    faults: dict[str, None] = {}
+    for run in runs.values():
+        key = repr(run.model)
+        try:
+            if key not in bases:
+                bases[key] = load_base(dataclasses.replace(run.model, weights="random", device="meta"))
+            bases[key].sites(run.adapter)
+        except UserError as error:
+            faults[str(error)] = None
+    if faults:
+        raise UserError("\n".join(faults))
 
 
 def result_of(planned: Planned, cell: Cell, base: FrozenBase) -> dict[str, Any]:

@@ -212,6 +212,16 @@ def test_a_model_type_nobody_knows(tmp_path, model_folder):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"hidden_size": 30}, {"model_type": "gpt99"}, {"num_key_value_heads": "two"}, {"hidden_act": "nope"}]
+)
+def test_an_architecture_that_cannot_be_is_one_line(wrong):
+    fields = {"model_type": "llama", **FAMILIES["llama"], **wrong}
+    with pytest.raises(UserError, match=r"model\.architecture") as caught:
+        load_base(Model(name="odd", weights="random", architecture=fields, layer=1, device="cpu"))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("device", ["cuda", "warp:9"])
 def test_devices_that_are_not_here(device):
     if device == "cuda" and torch.cuda.is_available():

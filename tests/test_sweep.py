@@ -1,0 +1,231 @@
+"""The whole way as a user goes it: `python -m pml_cli sweep ...` from another folder, few steps, and what can go wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pml_cli.cli import main
+
+ROOT = Path(__file__).parent.parent
+FEW = ("train.steps=4", "model.device=cpu")
+
+
+def pml(cwd, *args):
+    env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "COLUMNS": "100", "HOME": str(cwd)}
+    env |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "pml_cli", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch, capsys):
+    """The same command line without a process of its own, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(args))
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(args, ended.value.code, shown.out, shown.err)
+
+    return call
+
+
+def result_times(out):
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A finished sweep: ranks and lengths, a phone book and text."""
+    cwd = tmp_path_factory.mktemp("user")
+    done = pml(cwd, "sweep", "rank=2,4", "seqlen=20,30", "data=random,phonebook", "out=runs", *FEW)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return cwd
+
+
+def test_a_sweep_leaves_complete_run_folders(swept):
+    folders = [p for p in (swept / "runs").iterdir() if p.is_dir()]
+    assert len(folders) == 8
+    assert {p.name for p in swept.iterdir()} == {"runs"}
+    for folder in folders:
+        names = {p.name for p in folder.iterdir()}
+        assert names == {"config.yaml", "env.json", "tokens.parquet", "curve.parquet", "adapter", "result.json"}
+        result = json.loads((folder / "result.json").read_text())
+        tokens = pd.read_parquet(folder / "tokens.parquet")
+        curve = pd.read_parquet(folder / "curve.parquet")
+        assert tokens["step"].unique().tolist() == [0, 1, 2, 3, 4]
+        assert (tokens.groupby("step").size() == result["target_tokens"]).all()
+        assert curve["step"].tolist() == [0, 1, 2, 3]
+        first, last = (tokens[tokens["step"] == s]["nll"].mean() for s in (0, 4))
+        assert result["base_loss"] == pytest.approx(first, rel=1e-5)
+        assert result["final_loss"] == pytest.approx(last, rel=1e-5)
+        assert result["delta_loss"] == pytest.approx(first - last, abs=1e-4)
+        assert result["trainable_parameters"] == 2 * 128 * result["rank"]
+        assert result["final_loss"] < result["base_loss"]
+        config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        assert config["r"] == result["rank"]
+        assert json.loads((folder / "env.json").read_text())["base_weights"]
+
+
+def test_the_table_of_results(swept):
+    table = pd.read_csv(swept / "runs" / "results.csv")
+    assert len(table) == 8
+    assert sorted(table["rank"].unique()) == [2, 4]
+    assert set(table["data"]) == {"random", "phonebook"}
+    assert (table["samples"] == table["data"].map({"random": 1}).fillna(table["seqlen"] // 10)).all()
+
+
+def test_a_second_call_trains_nothing_and_a_deleted_result_is_trained_alone(swept):
+    before = result_times(swept / "runs")
+    again = pml(swept, "sweep", "rank=2,4", "seqlen=20,30", "data=random,phonebook", "out=runs", *FEW)
+    assert again.returncode == 0, again.stderr
+    assert "8 cells: 0 to train" in again.stdout
+    assert result_times(swept / "runs") == before
+    victim = sorted(before)[3]
+    old = (swept / "runs" / victim / "result.json").read_text()
+    (swept / "runs" / victim / "result.json").unlink()
+    third = pml(swept, "sweep", "rank=2,4", "seqlen=20,30", "data=random,phonebook", "out=runs", *FEW)
+    assert third.returncode == 0, third.stderr
+    assert "8 cells: 1 to train in 1 packs, 7 done already" in third.stdout
+    after = result_times(swept / "runs")
+    assert {name for name in after if after[name] != before[name]} == {victim}
+    new, first = json.loads((swept / "runs" / victim / "result.json").read_text()), json.loads(old)
+    assert new["pack_size"] == 1 < first["pack_size"]
+    assert new["final_loss"] == pytest.approx(first["final_loss"], abs=1e-4)  # alone as in the pack
+
+
+def test_a_truncated_result_stops_the_command_and_names_the_file(swept):
+    path = next((swept / "runs").rglob("result.json"))
+    whole = path.read_text()
+    path.write_text(whole[:40])
+    try:
+        done = pml(swept, "sweep", "rank=2", "seqlen=20", "out=runs", *FEW)
+    finally:
+        path.write_text(whole)
+    assert done.returncode == 2
+    assert f"{path.parent.name}/result.json: not readable as JSON" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_failing_cell_leaves_the_others_fine_and_can_be_tried_again(tmp_path, quick):
+    command = ("sweep", "rank=4", "seqlen=16", "train.lr=1e-2,1e30", "loss=sft,memft_ot", "out=runs", "train.steps=6")
+    done = quick(*command, "model.device=cpu")
+    assert done.returncode == 1, done.stderr
+    assert "2 failed" in done.stdout
+    errors, results = sorted(tmp_path.rglob("error.json")), sorted(tmp_path.rglob("result.json"))
+    assert len(errors) == len(results) == 2
+    assert not {p.parent for p in errors} & {p.parent for p in results}
+    for path in errors:
+        assert "train.lr (now 1e+30)" in json.loads(path.read_text())["reason"]
+        assert not (path.parent / "adapter").exists()
+    for path in results:
+        assert json.loads(path.read_text())["lr"] == 1e-2
+    again = quick(*command, "model.device=cpu")
+    assert again.returncode == 1
+    assert "4 cells: 2 to train" in again.stdout
+
+
+def test_a_dry_run_writes_nothing_and_needs_no_torch(tmp_path, quick):
+    done = quick("sweep", "rank=1,2,4", "seqlen=64,128", "--dry-run", "out=runs", *FEW)
+    assert done.returncode == 0, done.stderr
+    assert "6 cells, 0 done already, 6 to train in" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_from_another_folder(tmp_path, quick):
+    done = quick("probe", "rank=2", "seqlen=12", "out=here", *FEW)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (p for p in (tmp_path / "here").iterdir() if p.is_dir())
+    assert (folder / "recall.png").read_bytes().startswith(b"\x89PNG")
+    assert pd.read_parquet(folder / "tokens.parquet")["step"].unique().tolist() == [0, 1, 2, 3, 4]
+    again = quick("probe", "rank=2", "seqlen=12", "out=here", *FEW)
+    assert again.returncode == 0, again.stderr
+    assert "done already" in again.stdout
+
+
+def test_the_users_own_files(tmp_path, quick):
+    lines = [json.dumps({"query": f"Key {i}:", "target": f"{i * 7919 % 1000:03}"}) for i in range(12)]
+    (tmp_path / "facts.jsonl").write_text("\n".join(lines))
+    data = ("data=jsonl", "data.path=facts.jsonl", "train.batch=4", "adapter=linear", "adapter.dropout=0.1")
+    done = quick("sweep", "rank=2", "seqlen=36", "out=runs", *data, *FEW)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(next(tmp_path.rglob("result.json")).read_text())
+    assert (result["samples"], result["target_tokens"], result["data"]) == (12, 36, "jsonl:facts")
+    assert 0 <= result["free_accuracy"] <= 1
+
+
+def test_a_rule_is_tried_on_unseen_pairs(tmp_path, quick):
+    done = quick("sweep", "rank=2", "seqlen=20", "data=rule", "data.maximum=9", "data.test_samples=10", *FEW)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(next(tmp_path.rglob("result.json")).read_text())["unseen_exact_match"] is not None
+
+
+BAD = {
+    "seqlen": (["seqlen=10000000"], "seqlen=10000000: "),
+    "binary": (["data=text", "data.path=binary"], "data.path=binary: "),
+    "empty": (["data=jsonl", "data.path=empty.jsonl"], "data.path=empty.jsonl: empty file"),
+    "no_file": (["data=text", "data.path=/nope"], "data.path=/nope: no such file"),
+    "no_jsonl": (["data=jsonl", "data.path=/nope"], "data.path=/nope: no such file"),
+    "no_model": (["model=hf", "model.path=/nope"], "model.path=/nope: "),
+    "layer": (["model.layer=99"], "model.layer=99: tiny has layers 0 to 5"),
+    "targets": (["adapter=linear", "adapter.targets=[nope]"], "adapter.targets=nope: allowed: "),
+    "layers": (["adapter=linear", "adapter.layers=[17]"], "adapter.layers=[17]: "),
+    "out": (["out=binary"], "out=binary: "),
+    "below_a_file": (["out=binary/deeper"], "out=binary/deeper: "),
+    "chat": (["data.chat=true"], "data.chat=true: "),
+    "dataset": (["data=hf", "data.path=/nope"], "data.path=/nope: "),
+    "length_of_text": (["data=text", "data.path=short.txt", "seqlen=999"], "seqlen=999: data=text has only "),
+    "no_pickles": (["model=hf", "model.path=pickled"], "model.path=pickled: "),
+}
+
+
+@pytest.mark.parametrize("verb", ["sweep", "probe"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, name, verb, model_folder, quick):
+    if verb == "probe" and name not in ("seqlen", "targets", "out", "no_model"):
+        pytest.skip("the same door")
+    (tmp_path / "binary").write_bytes(b"\x7fELF\x02\x01\x01\x00\x00\x00")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "short.txt").write_text("A short text.\n")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_bytes((model_folder("gpt2") / "config.json").read_bytes())
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    args, message = BAD[name]
+    done = quick(verb, *args, *FEW)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if ".cache" not in p.parts} == before
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    done = pml(tmp_path, "sweep", "adapter=linear", "adapter.targets=[nope]", *FEW)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: adapter.targets=nope: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_bad_cell_is_found_before_any_other_runs(tmp_path, quick):
+    done = quick("sweep", "rank=2", "seqlen=8,9000", *FEW)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: seqlen=9000: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_does_not_exist_is_found_before_any_other_cell_runs(tmp_path, quick):
+    done = quick("sweep", "rank=2", "seqlen=8", "adapter=linear", "adapter.targets=[q_proj],[nope]", *FEW)
+    assert done.returncode == 2
+    assert "adapter.targets=nope" in done.stderr
+    assert not list(tmp_path.iterdir())
