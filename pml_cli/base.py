@@ -359,8 +359,8 @@ def _random_weights(
             config = transformers.AutoConfig.for_model(**settings.architecture)
         else:
             config = transformers.AutoConfig.from_pretrained(path, **known)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+            torch.manual_seed(0)
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-        torch.manual_seed(0)
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -65,9 +65,8 @@ class _Score(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits, slope = _logits(hidden_ND[rows], head, precise)
             target = target_N[rows, None]
-            nll_N[rows], margin_N[rows], argmax_N[rows], lse = _score_chunk(logits, target)
+            nll_N[rows], margin_N[rows], argmax_N[rows], error = _score_chunk(logits, target)
             if grad_ND is not None:
-                error = logits.sub_(lse).exp_()  # softmax, in place of the logits
                 error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand(target.shape))
                 if slope is not None:
                     error *= slope
@@ -93,13 +92,17 @@ def _logits(hidden_ND: Tensor, head: Head, precise: torch.dtype) -> tuple[Tensor
 
 
 def _score_chunk(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    lse = logits.logsumexp(1, keepdim=True)
+    """nll, margin, argmax, and the softmax, which takes the place of the logits: few passes over (rows, V)."""
     own = logits.gather(1, target)
     logits.scatter_(1, target, -torch.inf)
     other, rival = logits.max(1, keepdim=True)
     logits.scatter_(1, target, own)
     wins = (own > other) | ((own == other) & (target < rival))  # a tie goes to the lower id, as in argmax
-    return (lse - own)[:, 0], (own - other)[:, 0], torch.where(wins, target, rival)[:, 0], lse
+    top = torch.maximum(own, other)
+    exp = logits.sub_(top).exp_()
+    total = exp.sum(1, keepdim=True)
+    nll = total.log() + top - own
+    return nll[:, 0], (own - other)[:, 0], torch.where(wins, target, rival)[:, 0], exp.div_(total)
 
 
 def weights(loss: Loss, nll_KS: Tensor, mask_KS: Tensor) -> Tensor:
