@@ -98,6 +98,7 @@ class Trainer:
         self.steps = total_steps(runs[0].train, len(self.cells[0].samples))
         self.log_every = runs[0].train.log_every or max(1, self.steps // 20)
         self.dropout = self._dropout()
+        self.curve: list[Tensor] = []  # of the steps since the last logged one, (5, K) each
         self._place()
 
     def _dropout(self) -> Dropout | None:
@@ -122,26 +123,28 @@ class Trainer:
         self.members = {key: torch.tensor(ks, device=self.base.device) for key, ks in members.items()}
         clip = [c.run.train.clip or math.inf for c in self.cells]
         self.clip = torch.tensor(clip, dtype=self.base.adapter_dtype, device=self.base.device)
-        self.curve: list[Tensor] = []
 
     def train(self) -> None:
         for cell, scores in zip(self.cells, self.evaluate(), strict=True):
             cell.initial = scores
             cell.logged.append(scores.table(0))
         for step in range(self.steps):
-            self._step(step)
-            done = step + 1
-            if done % self.log_every == 0 or done == self.steps:
-                self._log(done)
-                if not self.cells:
-                    return
+            layout, trained = self._forward()
+            gone = self._log(step, layout, trained) if step and step % self.log_every == 0 else []
+            self._update(step, layout, trained)
+            self._leave(gone)
+            if not self.cells:
+                return
+        self._leave(self._log(self.steps))
 
     # -- one step
 
-    def _step(self, step: int) -> None:
+    def _forward(self) -> tuple[Layout, TokenScores]:
         layout, inputs = self.static or self._gather(self.data.layout(self._next_batch()))
         self.bank.requires_grad_().dropout = self.dropout
-        scores = token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
+        return layout, token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
+
+    def _update(self, step: int, layout: Layout, scores: TokenScores) -> None:
         nll_KS = layout.by_cell(scores.nll)
         weights_KS = self._weights(nll_KS.detach(), layout.mask_KS.to(nll_KS.dtype))
         loss_K = weighted_mean(nll_KS, weights_KS)
@@ -222,9 +225,19 @@ class Trainer:
             cell.curve.append(pd.DataFrame({"step": steps, **dict(zip(names, values[:, :, k].T, strict=True))}))
         return [float(x) for x in values[-1, 0]]
 
-    def _log(self, done: int) -> None:
-        """Scores after `done` updates, for every cell; the last step's own are one update behind, and under dropout."""
-        scores, loss, largest = self.evaluate(), self._flush_curve(done), self.bank.largest()
+    def _log(self, done: int, layout: Layout | None = None, trained: TokenScores | None = None) -> list[int]:
+        """Note the scores after `done` updates.
+
+        They are the ones trained on next; with minibatches or dropout, an evaluation of all samples without dropout.
+
+        Returns:
+            the cells that leave the pack here; their outcome is kept, so that one more update does no harm.
+        """
+        if layout is None or trained is None or self.static is None or self.dropout is not None:
+            scores = self.evaluate()
+        else:
+            scores = _split(layout, trained, self.data.cells, 0)
+        loss, largest = self._flush_curve(done), self.bank.largest()
         gone: list[int] = []
         for k, cell in enumerate(self.cells):
             cell.logged.append(scores[k].table(done))
@@ -235,21 +248,22 @@ class Trainer:
                 gone.append(k)
         if self.observe:
             self.observe(Progress(done, self.steps, self.cells, scores, loss))
-        if gone:
-            self._leave(gone, done, scores)
-
-    def _leave(self, gone: list[int], done: int, scores: list[Scores]) -> None:
-        """Take cells out of the pack, with their outcome."""
         for k in gone:
             cell = self.cells[k]
-            cell.steps_run, cell.final = done, scores[k]
-            cell.adapter = self.bank.only([k])
+            cell.steps_run, cell.final, cell.adapter = done, scores[k], self.bank.only([k])
+        return gone
+
+    def _leave(self, gone: list[int]) -> None:
+        """Take cells out of the pack."""
+        if not gone:
+            return
         stay = [k for k in range(len(self.cells)) if k not in gone]
         self.cells = [self.cells[k] for k in stay]
         if not stay:
             return
         self.bank.keep(stay)
         self.optimizer.keep(stay)
+        self.curve = [values[:, stay] for values in self.curve]
         if self.dropout:
             self.dropout.keep_cells(stay)
         self.orders = [self.orders[k] for k in stay]

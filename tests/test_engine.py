@@ -2,9 +2,6 @@
 
 import dataclasses
 import hashlib
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,7 +25,6 @@ from pml_cli.sequences import open_source
 
 STEPS = 50
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-ROOT = Path(__file__).parent.parent
 
 
 def cell(base, rank=4, seqlen=16, seed=0, adapter=None, loss=None, data=None, **train):
@@ -257,20 +253,11 @@ def noisy(base, seed):
     return cell(base, 4, 40, seed=seed, adapter=MlpBlockAdapter(dropout=0.1), data=PhonebookData(), batch=2, steps=12)
 
 
-def test_same_seed_same_bits_in_one_process_and_in_two(tiny_base):
+def test_same_seed_same_bits(tiny_base):
+    """Between two processes: test_sweep.py."""
     first, again, other = (trained(tiny_base, [noisy(tiny_base, seed)])[0] for seed in (5, 5, 6))
     assert digest(first) == digest(again)
     assert digest(first) != digest(other)
-    code = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from test_engine import digest, noisy, trained\n"
-        "from pml_cli.base import load_base\nfrom pml_cli.config import Model\n"
-        "base = load_base(Model(device='cpu'))\nprint(digest(trained(base, [noisy(base, 5)])[0]))"
-    )
-    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_WAIT_POLICY": "PASSIVE"}
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stdout.strip() == digest(first)
 
 
 def test_the_seed_decides_initial_weights_dropout_and_order_one_by_one(double_base):

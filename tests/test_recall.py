@@ -25,7 +25,7 @@ def trained(base, *asked):
 @pytest.fixture(scope="module")
 def half_learnt(tiny_base):
     """Cells that know some tokens: long text, random tokens, and many facts with prompts of several lengths."""
-    asked = ((4, 60, TextData(), 50), (2, 40, RandomData(), 50), (8, 150, PhonebookData(), 50))
+    asked = ((4, 60, TextData(), 50), (2, 40, RandomData(), 50), (8, 100, PhonebookData(), 50))
     return trained(tiny_base, *asked) + trained(tiny_base, (16, 24, TextData(seed=3), 150))
 
 
@@ -75,7 +75,7 @@ def test_decoding_is_the_models_own_greedy_decoding(tiny_base, half_learnt):
 
 def test_samples_of_several_prompt_lengths(half_learnt):
     assert len({len(s.prompt) for s in half_learnt[2].samples}) > 2
-    assert len(half_learnt[2].samples) == 15
+    assert len(half_learnt[2].samples) == 10
 
 
 def test_a_sliding_window_shorter_than_the_input(model_folder):
@@ -88,7 +88,6 @@ def test_a_sliding_window_shorter_than_the_input(model_folder):
     torch.nn.init.normal_(next(iter(bank.B.values())), std=0.1)
     samples = [Sample((prompt, 4, 5), tuple(range(6, 36))) for prompt in range(1, 40)]
     outputs = decode(base, bank.only([0]), [samples])[0]
-    print(sorted(len(set(o)) for o in outputs))
     longest = max(range(39), key=lambda i: len(set(outputs[i][10:])))  # the one that says most after the window is full
     assert len(set(outputs[longest][10:])) > 3
     assert outputs[longest] == naive(base, bank, samples[longest])
