@@ -220,6 +220,16 @@ def test_block_dropout_in_peft_falls_on_the_output_and_only_in_training(model_fo
     torch.testing.assert_close(dropped[kept], 2 * added[kept], rtol=1e-3, atol=1e-4)
 
 
+def test_block_scaling_in_peft_is_alpha_over_rank(model_folder):
+    config = mlp_block_config(model := plain(model_folder("qwen3")), 2, 1)
+    config.lora_alpha = 6
+    layer = next(m for m in peft.get_peft_model(model, config).modules() if isinstance(m, MlpBlockLora))
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(1, 5, 32)
+    expected = 3 * x @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T
+    torch.testing.assert_close(layer(x) - layer.base_layer(x), expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("adapter", [LINEAR["qwen3"], MlpBlockAdapter()])
 def test_saved_equals_loaded(model_folder, tmp_path, adapter):
     base = load_base(settings(model_folder("qwen3")))

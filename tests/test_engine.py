@@ -20,8 +20,8 @@ from pml_cli.config import (
     Train,
 )
 from pml_cli.engine import Cell, learning_rate, train_pack
+from pml_cli.plan import source_of
 from pml_cli.recall import summarise
-from pml_cli.sequences import open_source
 
 STEPS = 50
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -38,7 +38,7 @@ def cell(base, rank=4, seqlen=16, seed=0, adapter=None, loss=None, data=None, **
         loss=loss or SftLoss(),
         train=Train(**({"steps": STEPS, "log_every": 10, "lr": 3e-3} | train)),
     )
-    return Cell(run, open_source(run.model, run.data).take(seqlen))
+    return Cell(run, source_of(run).take(seqlen))
 
 
 def fresh(cells):

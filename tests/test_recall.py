@@ -9,15 +9,16 @@ import torch
 from pml_cli.adapters import stack
 from pml_cli.config import MlpBlockAdapter, PhonebookData, RandomData, Run, TextData, Train
 from pml_cli.engine import Cell, train_pack
+from pml_cli.plan import source_of
 from pml_cli.recall import Scores, decode, free_running, summarise, violations
-from pml_cli.sequences import Sample, open_source
+from pml_cli.sequences import Sample
 
 
 def trained(base, *asked):
     cells = []
     for rank, seqlen, data, steps in asked:
         run = Run(rank, seqlen, 1, base.settings, data, MlpBlockAdapter(), train=Train(steps=steps, log_every=1000, lr=1e-2))
-        cells.append(Cell(run, open_source(run.model, data).take(seqlen)))
+        cells.append(Cell(run, source_of(run).take(seqlen)))
     train_pack(base, cells)
     return cells
 

@@ -58,6 +58,16 @@ def test_a_write_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_reader_of_the_old_file_keeps_the_whole_old_file(tmp_path):
+    """The new file takes the name; nothing is ever written into a file that has it."""
+    path = tmp_path / "file"
+    write_whole(path, lambda aside: aside.write_text("old"))
+    with path.open() as reader:
+        write_whole(path, lambda aside: aside.write_text("new, and longer"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new, and longer"
+
+
 @pytest.mark.parametrize("when", ["table", "result", "adapter"])
 def test_a_killed_write_leaves_nothing_visible(tmp_path, when):
     """The process dies (no clean-up runs) in the middle of a write."""

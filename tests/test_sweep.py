@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pml_cli.cli import main
 
@@ -111,9 +113,12 @@ def test_another_process_gives_the_same_bits(swept, tmp_path, quick):
     done = quick(*SWEEP, "out=again")
     assert done.returncode == 0, done.stderr
     folders = [p for p in (swept / "runs").iterdir() if p.is_dir()]
-    for name in ("tokens.parquet", "curve.parquet", "adapter/adapter_model.safetensors"):
-        for folder in folders:
-            assert (folder / name).read_bytes() == (tmp_path / "again" / folder.name / name).read_bytes()
+    for one in folders:
+        two = tmp_path / "again" / one.name
+        for name in ("tokens.parquet", "curve.parquet"):
+            assert (one / name).read_bytes() == (two / name).read_bytes()
+        ours, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two))
+        assert all(torch.equal(ours[name], theirs[name]) for name in (*ours, *theirs))
 
 
 def test_a_truncated_result_stops_the_command_and_names_the_file(swept, tmp_path, quick):
