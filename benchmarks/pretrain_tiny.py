@@ -125,6 +125,23 @@ def evaluate(model: Qwen3ForCausalLM, ids: list[int], window: int = 512) -> floa
     return total / count
 
 
+@torch.no_grad()
+def separate_unseen(model: Qwen3ForCausalLM, documents: list[list[int]], seed: int) -> int:
+    """Give tokens that never occurred in training embeddings of their own; returns how many there are.
+
+    Training pushes all of them (bytes outside the text's alphabet) to one and the same vector, and the head is tied to the
+    embedding: no adapter below it could ever tell one from another, and each would stop at a loss of ln(their number). What
+    they share (a low logit) is kept; to it each adds noise as large as what sets trained tokens apart.
+    """
+    seen = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    seen[[model.config.bos_token_id, *{token for document in documents for token in document}]] = True
+    weight = model.get_input_embeddings().weight
+    spread = (weight[seen] - weight[seen].mean(0)).std(0)
+    noise = torch.randn(int((~seen).sum()), weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    weight[~seen] = weight[~seen].mean(0) + noise * spread
+    return int((~seen).sum())
+
+
 def learning_rate(step: int, steps: int, peak: float) -> float:
     warm, decay_from = 100, int(steps * 0.6)
     if step < warm:
@@ -206,6 +223,8 @@ def main() -> None:
             )
 
     model.half().float()  # what is stored is float16: evaluate that
+    unseen = separate_unseen(model, documents, args.seed)
+    model.half().float()
     nll = evaluate(model, held_ids)
     args.out.mkdir(parents=True, exist_ok=True)
     model.config.attention_dropout = 0.0
@@ -227,6 +246,7 @@ def main() -> None:
         "held_out_bits_per_byte": round(nll / math.log(2) * len(held_ids) / len(held_out.encode()), 4),
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "threads")},
         "contexts": CONTEXTS,
+        "unseen_tokens": unseen,
         "seconds": round(time.time() - began),
     }
     (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")

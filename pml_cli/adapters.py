@@ -186,7 +186,8 @@ class Dropout:
     def __init__(self, share: float, seeds: Sequence[int], shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
         """`shapes`: rows and tokens (b, T) of each cell, without the pack's padding."""
         self.share, self.shapes = share, list(shapes)
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        # a stream of their own: the initial weights draw from the seed itself
+        self.generators = [torch.Generator(device).manual_seed(2**40 + seed) for seed in seeds]
 
     def __call__(self, x_KNF: Tensor, shape: Sequence[int]) -> Tensor:
         rows, tokens, features = shape[0] // len(self.shapes), shape[1], shape[2]

@@ -18,6 +18,7 @@ from typing import Any
 
 FORMAT = 1  # of run folders and of ids; a folder of another format is refused
 
+TINY = Path(__file__).parent / "tiny"  # the embedded model
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a folder's name
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
@@ -276,10 +277,9 @@ def scientific(run: Run) -> dict[str, Any]:
     settings = {name: _delta(getattr(run, name)) for name in ("model", "data", "adapter", "loss", "train")}
     settings["model"].pop("device", None)
     settings["model"].pop("name", None)
+    settings["model"]["path"] = fingerprint(run.model.path)  # always: the embedded model may be another one some day
     if "path" in settings["data"]:
         settings["data"]["path"] = fingerprint(settings["data"]["path"])
-    if "path" in settings["model"]:
-        settings["model"]["path"] = fingerprint(settings["model"]["path"])
     return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
 
 
@@ -292,10 +292,11 @@ def _delta(settings: Any) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def fingerprint(path: str) -> str:
     """A name for what lies at a path: content hash of a file, config and weight sizes of a folder, else the name itself."""
-    place = Path(path)
+    place = TINY if path == "tiny" else Path(path)
     if place.is_file():
         return hashlib.sha256(place.read_bytes()).hexdigest()
     if (place / "config.json").is_file():
         weights = [(p.name, p.stat().st_size) for p in sorted(place.glob("*.safetensors"))]
-        return hashlib.sha256((place / "config.json").read_bytes() + repr(weights).encode()).hexdigest()
+        content = (TINY / "model.safetensors").read_bytes() if path == "tiny" else b""  # small enough to hash whole
+        return hashlib.sha256((place / "config.json").read_bytes() + repr(weights).encode() + content).hexdigest()
     return path

@@ -8,10 +8,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from .config import Model
+from .config import TINY, Model
 from .errors import UserError
-
-TINY = Path(__file__).parent / "tiny"
 
 
 @dataclass(frozen=True)

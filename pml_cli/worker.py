@@ -17,11 +17,12 @@ from typing import Any
 import pandas as pd
 
 from .adapters import stack
-from .base import FrozenBase, load_base
+from .base import FrozenBase
 from .compose import to_yaml
 from .config import Data, MixedData
 from .engine import Cell, Observer, train_pack
 from .errors import UserError
+from .loading import load_base
 from .plan import Pack, Planned, source_of
 from .recall import decode, free_running, summarise
 from .records import RunFolder

@@ -34,8 +34,8 @@ def _threads():
 
 @pytest.fixture(scope="session")
 def tiny_base():
-    from pml_cli.base import load_base
     from pml_cli.config import Model
+    from pml_cli.loading import load_base
 
     return load_base(Model(device="cpu"))
 
@@ -43,7 +43,7 @@ def tiny_base():
 @pytest.fixture(scope="session")
 def double_base():
     """A small GPT-2 in float64 (no float32 inside, unlike Qwen3's norms), with the vocabulary of the tiny tokenizer."""
-    from pml_cli.base import load_base
+    from pml_cli.loading import load_base
 
     return load_base(double_model())
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from pml_cli.adapters import AdapterBank, Dropout, Site, stack
-from pml_cli.base import load_base
 from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model, RandomData, Run, Train
 from pml_cli.engine import Cell, train_pack
 from pml_cli.errors import UserError
+from pml_cli.loading import load_base
 from pml_cli.peft_block import MlpBlockLora, load_mlp_block, mlp_block_config
 from pml_cli.sequences import Sample
 

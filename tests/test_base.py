@@ -8,9 +8,9 @@ import torch
 from conftest import FAMILIES
 
 from pml_cli.adapters import AdapterBank
-from pml_cli.base import load_base
 from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
+from pml_cli.loading import load_base
 
 T = 21  # three times the sliding window of the small models
 TARGETS = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"]}

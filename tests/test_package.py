@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 import pml_cli
@@ -32,6 +33,14 @@ def test_nothing_imports_torch_before_it_trains():
     code = f"import sys, pml_cli.{verbs}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_no_two_tokens_of_the_embedded_model_are_alike():
+    """The head is tied to the embedding: tokens that share a vector could never be recalled by any adapter."""
+    with safe_open(TINY / "model.safetensors", "pt") as weights:
+        embedding = torch.nn.functional.normalize(weights.get_tensor("model.embed_tokens.weight").float())
+    alike = (embedding @ embedding.T).fill_diagonal_(-1)
+    assert alike.max() < 0.995  # 1.000 before they were set apart
 
 
 @pytest.mark.slow

@@ -81,8 +81,8 @@ def test_samples_of_several_prompt_lengths(half_learnt):
 
 def test_a_sliding_window_shorter_than_the_input(model_folder):
     from pml_cli.adapters import AdapterBank
-    from pml_cli.base import load_base
     from pml_cli.config import Model
+    from pml_cli.loading import load_base
 
     base = load_base(Model(name="m", path=str(model_folder("mistral")), layer=1, device="cpu"))
     bank = AdapterBank(base.sites(MlpBlockAdapter()), [4], [0], MlpBlockAdapter(), torch.float32)
