@@ -89,11 +89,10 @@ def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame) -> list[str]:
         return [*found, f"Nothing can be said about larger ranks or longer texts from these cells. Next: {again}."]
     if held.mape > max(10.0, 3 * fit.mape):
         found.append(f"Do not extrapolate: cells left out are off by {held.mape:.1f} %, against {fit.mape:.1f} % inside.")
-    intervals = fit.intervals
-    for name in ("alpha", "beta"):
-        low, high = intervals[name]
-        if high - low > getattr(fit, name):
-            found.append(f"{name} is not sharp ({low:.2f} to {high:.2f}). Next: more cells, {again}.")
+    wide = [name for name in ("alpha", "beta") if fit.intervals[name][1] - fit.intervals[name][0] > getattr(fit, name)]
+    if wide:
+        spans = " and ".join("{} ({:.2f} to {:.2f})".format(name, *fit.intervals[name]) for name in wide)
+        found.append(f"Not sharp: {spans}. Next: more cells or repeats (data.seed=0,1,2), {again}.")
     return found
 
 
@@ -105,7 +104,7 @@ def _next_sweep(cells: pd.DataFrame) -> str:
     open_ = cells[cells["kept"]]
     if len(open_) < len(cells) / 2 or len(set(lengths)) < 4:
         lengths = [*lengths, 2 * lengths[-1], 4 * lengths[-1]]  # longer texts saturate last
-    if open_["rank"].nunique() < 4:
+    if open_["rank"].nunique() <= 4:
         ranks = sorted(
             {*ranks, *(max(1, ranks[0] // k) for k in (2, 4)), *([2 * ranks[-1]] if len(open_) > len(cells) / 2 else [])}
         )
