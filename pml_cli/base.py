@@ -65,6 +65,9 @@ class FrozenBase:
         self.head = Head(output.weight, getattr(output, "bias", None), getattr(config, "final_logit_softcapping", None))
         self.context = int(config.max_position_embeddings)
         self.layer = facts(settings).adapter_layer(settings.layer) if settings.layer is None else settings.layer
+        scaling = getattr(config, "rope_parameters", None) or {}
+        if scaling.get("rope_type") in ("dynamic", "longrope"):  # a prefix would depend on how long the whole input is
+            raise UserError(f"model={settings.name}: its rope type {scaling['rope_type']} depends on length; not supported")
         self._calls: OrderedDict[int, list[Call]] = OrderedDict()
         self._checked: set[tuple[str, ...]] = set()
         self._lowest_of: dict[tuple[str, ...], int] = {}
@@ -142,7 +145,7 @@ class FrozenBase:
     def _name(self, wanted: nn.Module) -> str:
         return str(next(name for name, module in self.modules.items() if module is wanted))
 
-    def _lowest(self, bank: AdapterBank) -> int:
+    def first_layer(self, bank: AdapterBank) -> int:
         """The first layer that carries an adapter of the bank."""
         key = tuple(bank.sites)
         if key not in self._lowest_of:
@@ -156,7 +159,7 @@ class FrozenBase:
     def prefix(self, ids: Tensor, bank: AdapterBank, rows: int = 8) -> Prefix:
         """Run everything below the bank's adapters once over ids (n, T), `rows` rows at a time."""
         block = isinstance(bank.kind, MlpBlockAdapter)
-        layer = self._lowest(bank)
+        layer = self.first_layer(bank)
         parts = [self._prefix_rows(part.to(self.device), layer, block) for part in ids.split(rows)]
 
         def joined(kept: list[Tensor | None]) -> Tensor | None:
@@ -187,7 +190,7 @@ class FrozenBase:
         Returns:
             final hidden states (B, T, D), after the last norm: what the head reads.
         """
-        layer, T = self._lowest(bank), prefix.entry.shape[1]
+        layer, T = self.first_layer(bank), prefix.entry.shape[1]
         calls = self._calls_at(T)
         if prefix.block is None:
             return self._replay(prefix.entry, calls[layer:], bank)

@@ -77,7 +77,7 @@ SweepFile = Annotated[
         autocompletion=complete_sweep_file,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and price every cell; run nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check every cell, list the packs; run nothing.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")]
 
 
@@ -197,10 +197,9 @@ def fit(overrides: Arguments = None, *, config_dir: ConfigDir = None, print_conf
         return
     from rich.console import Console
 
-    from . import fit as verb
-
+    verb = importlib.import_module(".fit", __package__)
     paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
-    raise typer.Exit(verb.run(paths, settings, Console()))
+    raise typer.Exit(verb.run(paths, settings, Console(markup=False)))
 
 
 def _run(
@@ -221,7 +220,7 @@ def _run(
     from rich.console import Console
 
     module = importlib.import_module(f".{verb}", __package__)
-    raise typer.Exit(module.run(request, Console(), **flags))
+    raise typer.Exit(module.run(request, Console(markup=False), **flags))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .corpus import held_out_text
+
 FORMAT = 1  # of run folders and of ids; a folder of another format is refused
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
@@ -165,7 +167,7 @@ class Train:
     schedule: str = "linear"  # decay to 0 over the steps: linear | constant | cosine
     weight_decay: float = 0.0
     clip: float = 1.0  # largest gradient norm of one cell; 0: no clipping
-    log_every: int = 0  # steps between logged steps; 0: twenty logged steps a run
+    log_every: int = 0  # steps between logged steps; 0: about twenty logged steps a run
     stop: str = "none"  # none | recalled: stop a cell once every target token wins by stop_margin
     stop_margin: float = 1.0  # logits
     decode: bool = True  # after training, also decode freely (greedy) from the prompt
@@ -220,13 +222,13 @@ def problems(run: Run) -> list[str]:
     checks: list[tuple[str, Any, bool, str]] = [
         ("rank", run.rank, run.rank >= 1, "at least 1"),
         ("seqlen", run.seqlen, run.seqlen >= 1, "at least 1"),
-        ("seed", run.seed, run.seed >= 0, "at least 0"),
+        ("seed", run.seed, 0 <= run.seed < 2**62, "from 0 to 2^62"),
         ("model.name", run.model.name, bool(NAME.fullmatch(run.model.name)), "letters, digits, '.', '_' and '-'"),
         ("model.path", run.model.path, bool(run.model.path), "tiny, a hub id or a folder"),
         ("model.dtype", run.model.dtype, run.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
         ("model.weights", run.model.weights, run.model.weights in ("pretrained", "random"), "pretrained or random"),
         ("model.layer", run.model.layer, run.model.layer is None or run.model.layer >= 0, "null or at least 0"),
-        ("data.seed", run.data.seed, run.data.seed >= 0, "at least 0"),
+        ("data.seed", run.data.seed, 0 <= run.data.seed < 2**62, "from 0 to 2^62"),
         ("adapter.dropout", run.adapter.dropout, 0 <= run.adapter.dropout < 1, "at least 0 and below 1"),
         ("train.steps", run.train.steps, run.train.steps >= 1, "at least 1"),
         ("train.epochs", run.train.epochs, run.train.epochs is None or run.train.epochs >= 1, "null or at least 1"),
@@ -244,7 +246,7 @@ def problems(run: Run) -> list[str]:
     if isinstance(data, PhonebookData):
         checks.append(("data.digits", data.digits, 1 <= data.digits <= 18, "from 1 to 18"))
     if isinstance(data, RuleData):
-        checks.append(("data.maximum", data.maximum, data.maximum >= 1, "at least 1"))
+        checks.append(("data.maximum", data.maximum, 1 <= data.maximum <= 2000, "from 1 to 2000"))
         checks.append(("data.test_samples", data.test_samples, data.test_samples >= 0, "at least 0"))
     if isinstance(data, JsonlData | HfData):
         checks.append(("data.path", data.path, bool(data.path), f"given with data={data.source}"))
@@ -278,15 +280,52 @@ def scientific(run: Run) -> dict[str, Any]:
     settings["model"].pop("device", None)
     settings["model"].pop("name", None)
     settings["model"]["path"] = fingerprint(run.model.path)  # always: the embedded model may be another one some day
+    if isinstance(run.data, TextData) and run.data.path is None:
+        settings["data"]["text"] = _default_text_hash()  # other versions of Python carry another one
     if "path" in settings["data"]:
         settings["data"]["path"] = fingerprint(settings["data"]["path"])
     return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
+
+
+def setting(run: Run) -> str:
+    """What tells a run from others of its kind beyond the fields of result.json: settings not at their defaults."""
+    found = scientific(run)
+    hidden = {
+        "model": {"path"} if not Path(run.model.path).is_dir() else set(),
+        "data": {"source", "seed"},
+        "adapter": {"kind"},
+        "train": {"lr", "steps", "epochs", "log_every", "decode"},
+    }
+    if run.model.weights != "random":
+        hidden["model"].add("architecture")
+    words = []
+    for group, names in hidden.items():
+        for name, value in found[group].items():
+            if name not in names:
+                long = name in ("path", "text", "architecture")
+                shown = hashlib.sha256(str(value).encode()).hexdigest()[:6] if long else value
+                words.append(f"{group}.{name}={shown}")
+    return " ".join(words)
+
+
+def loss_label(loss: Loss) -> str:
+    """The kind of a loss, with its settings where they are not the defaults: memft_ot(threshold=0.5)."""
+    changed = [f"{name}={value}" for name, value in _delta(loss).items() if name != "kind"]
+    return f"{loss.kind}({', '.join(changed)})" if changed else loss.kind
 
 
 def _delta(settings: Any) -> dict[str, Any]:
     default = dataclasses.asdict(type(settings)())
     kind = {k: v for k, v in default.items() if k in ("source", "kind")}
     return kind | {k: v for k, v in dataclasses.asdict(settings).items() if v != default[k]}
+
+
+@lru_cache(maxsize=1)
+def _default_text_hash() -> str:
+    try:
+        return hashlib.sha256(held_out_text().encode()).hexdigest()
+    except ModuleNotFoundError:  # a Python without its documentation: opening the source says so
+        return ""
 
 
 @lru_cache(maxsize=256)
@@ -298,5 +337,7 @@ def fingerprint(path: str) -> str:
     if (place / "config.json").is_file():
         weights = [(p.name, p.stat().st_size) for p in sorted(place.glob("*.safetensors"))]
         content = (TINY / "model.safetensors").read_bytes() if path == "tiny" else b""  # small enough to hash whole
+        words = place / "tokenizer.json"
+        content += words.read_bytes() if words.is_file() else b""
         return hashlib.sha256((place / "config.json").read_bytes() + repr(weights).encode() + content).hexdigest()
     return path

@@ -33,7 +33,7 @@ from .config import Fit
 from .errors import UserError
 
 FORMAT = 1  # of law.json
-KEY = ("model", "data", "adapter", "loss", "layer")
+KEY = ("model", "data", "adapter", "loss", "layer", "setting")
 TIED = ("lr", "steps")
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 REPEATS = ("rank", "target_tokens", "data_seed", "seed")
@@ -161,7 +161,7 @@ def fit_group(key: dict[str, Any], cells: pd.DataFrame, saturated_below: float) 
     predicted[usable.index] = fit.predict(rank, length)
     cells = cells.assign(predicted=predicted, residual=cells["delta_loss"] - predicted)
     named = ("layer", *TIED)  # values that say nothing without their name
-    parts = {k: f"{k} {_short(v)}" if k in named else str(v) for k, v in key.items() if not pd.isna(v)}
+    parts = {k: f"{k} {_short(v)}" if k in named else str(v) for k, v in key.items() if not pd.isna(v) and v != ""}
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts.values())).strip("-")[:150]
     plain = {name: None if pd.isna(value) else value for name, value in key.items()}
     return GroupFit(

@@ -9,12 +9,13 @@ from rich.table import Table
 from scipy import stats
 
 from . import sweep
-from .config import Request
+from .config import Request, loss_label
 from .errors import UserError
 from .plan import check
 from .records import read_runs, write_whole
 
-PAIR = ["model", "data", "data_seed", "adapter", "layer", "rank", "seqlen", "seed", "lr", "steps"]  # equal on both sides
+# equal on both sides of a pair
+PAIR = ["model", "data", "data_seed", "adapter", "layer", "setting", "rank", "seqlen", "seed", "lr", "steps"]
 MEASURES = ["token_accuracy", "exact_match", "share_above_threshold", "delta_loss"]
 
 
@@ -27,7 +28,7 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
     Raises:
         UserError: fewer than two losses, or none of them sft.
     """
-    kinds = {run.loss.kind for run in request.runs}
+    kinds = {loss_label(run.loss) for run in request.runs}
     if "sft" not in kinds or len(kinds) < 2:
         raise UserError(
             f"loss={','.join(sorted(kinds))}: a comparison needs sft and another loss, such as loss=sft,memft_ot"
@@ -40,6 +41,9 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
         return code
     wanted = {cell.id for cell in check(request.runs)}
     table = compare(runs[runs["id"].isin(wanted)])
+    if table.empty:
+        console.print("nothing to compare: no cell has finished under sft and under another loss")
+        return code
     write_whole(request.out / "comparison.csv", lambda aside: table.to_csv(aside, index=False))
     console.print(_shown(table))
     console.print(

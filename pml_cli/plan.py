@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,10 +73,26 @@ def check(runs: Sequence[Run]) -> list[Planned]:
             faults[str(error)] = None
             continue
         planned.setdefault(cell.id, cell)
+    faults |= dict.fromkeys(_copies(list(planned.values())))
     if faults:
         shown = list(faults)[:10]
         raise UserError("\n".join(shown + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])))
     return list(planned.values())
+
+
+def _copies(cells: Sequence[Planned]) -> list[str]:
+    """Cells that were meant as repeats and are copies: another data.seed, the same samples."""
+    if len({cell.run.data.seed for cell in cells}) < 2:
+        return []
+    first: dict[object, Planned] = {}
+    faults = []
+    for cell in cells:
+        data = dataclasses.replace(cell.run.data, seed=0)
+        other = first.setdefault((f"{cell.run.model}{data}", tuple(cell.samples)), cell)
+        if other.run.data.seed != cell.run.data.seed:
+            seeds = f"data.seed={cell.run.data.seed}: draws the same as data.seed={other.run.data.seed}"
+            faults.append(f"{seeds} from this source (data={cell.run.data.source}); leave one out")
+    return faults
 
 
 def _planned(run: Run) -> Planned:

@@ -7,6 +7,7 @@ import dataclasses
 from rich.console import Console
 
 from .config import Request, Run
+from .errors import UserError
 from .plan import Planned, check, make_packs
 from .progress import ProbeDisplay
 from .records import RunFolder, read_runs, write_whole
@@ -30,9 +31,12 @@ def run(request: Request, console: Console) -> int:
     else:
         failure = _train(cell, request, console)
         if failure is not None:
-            console.print(f"[red]failed[/red] {failure}", highlight=False, soft_wrap=True)
+            console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
             return 1
-    _picture(folder)
+    try:
+        _picture(folder)
+    except (OSError, ValueError) as error:  # deleted or damaged by hand
+        raise UserError(f"{folder.tokens}: cannot be read; delete {folder.path} and probe again") from error
     console.print(probe_table({str(k): v for k, v in read_runs([folder.path]).iloc[0].items()}))
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)

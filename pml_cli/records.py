@@ -95,11 +95,27 @@ def read_runs(roots: Iterable[Path]) -> pd.DataFrame:
     """
     rows = {}
     for root in roots:
-        if not root.exists():
-            raise UserError(f"{root}: no such folder")
+        if not root.is_dir():
+            raise UserError(f"{root}: " + ("a file; give a folder of runs" if root.exists() else "no such folder"))
         for path in _find(root, RESULT):
-            rows[path.resolve()] = _read_result(path) | {"folder": str(path.parent)}
+            if (result := _read_result(path)) is not None:
+                rows[path.resolve()] = result | {"folder": str(path.parent)}
     return pd.DataFrame(list(rows.values()))
+
+
+def check_formats(out: Path) -> None:
+    """Refuse a sweep's folder that holds runs of another format; a result that cannot be read is trained again.
+
+    Raises:
+        UserError: names the first such run.
+    """
+    for path in sorted(out.glob(f"*/{RESULT}")):
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and "id" in found and found.get("format") != FORMAT:
+            raise UserError(f"{path}: format {found.get('format')} is not this version's ({FORMAT}); use another out=")
 
 
 def read_failures(root: Path) -> dict[str, str]:
@@ -114,12 +130,14 @@ def _find(root: Path, name: str) -> Iterator[Path]:
             yield Path(folder) / name
 
 
-def _read_result(path: Path) -> dict[str, Any]:
+def _read_result(path: Path) -> dict[str, Any] | None:
+    """The content of a result.json; None where it is some other program's."""
     try:
         result = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); delete it and run the sweep again") from error
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        found = result.get("format") if isinstance(result, dict) else None
-        raise UserError(f"{path}: format {found} is not this version's ({FORMAT})")
+    if not isinstance(result, dict) or "format" not in result or "id" not in result:
+        return None
+    if result["format"] != FORMAT:
+        raise UserError(f"{path}: format {result['format']} is not this version's ({FORMAT})")
     return result

@@ -121,24 +121,26 @@ def results_table(runs: pd.DataFrame) -> RenderableType:
         return Text("no finished runs")
     if len(runs) > PIVOT_ABOVE:
         return _pivots(runs)
-    keys = [key for key in ("model", "data", "adapter", "loss", "lr", "data_seed", "seed") if runs[key].nunique() > 1]
+    varying = ("model", "data", "adapter", "loss", "setting", "lr", "data_seed", "seed")
+    keys = [key for key in varying if key in runs and runs[key].nunique() > 1]
     varied = [HEADINGS.get(key, key) for key in keys]
-    measured = ("L0", "L1", "dL", "acc %", "exact %", "1st miss", "s")
-    table = _table("rank", "l", *varied, *measured, left=("model", "data", "adapter", "loss"))
+    measured = ["L0", "L1", "dL", "acc %", "exact %", "1st miss", "s"]
+    shown = measured if len(keys) <= 2 else [m for m in measured if m not in ("L0", "1st miss", "s")]  # 80 columns
+    table = _table("rank", "l", *varied, *shown, left=("model", "data", "adapter", "loss", "setting"))
     for row in runs.sort_values(["rank", "target_tokens", *keys]).to_dict("records"):
         whole = "-" if row["samples"] > 1 else "none"  # a place in one sequence has no meaning over many samples
         miss = whole if pd.isna(row["first_failure"]) else f"{row['first_failure']:.0f}"
         losses = [f"{row[key]:.3f}" for key in ("base_loss", "final_loss", "delta_loss")]
         shares = [f"{100 * row[key]:.1f}" for key in ("token_accuracy", "exact_match")]
-        varying = [_plain(row[key]) for key in keys]
-        head = [f"{row['rank']}", f"{row['target_tokens']}", *varying]
-        table.add_row(*head, *losses, *shares, miss, f"{row['seconds']:.1f}")
+        values = dict(zip(measured, [*losses, *shares, miss, f"{row['seconds']:.1f}"], strict=True))
+        head = [f"{row['rank']}", f"{row['target_tokens']}", *[_plain(row[key]) for key in keys]]
+        table.add_row(*head, *[values[name] for name in shown])
     note = "L0, L1: loss before and after, dL: their difference (nats/token). 1st miss: position of the first wrong token."
     return Group(table, Text(note, style="dim"))
 
 
 def _pivots(runs: pd.DataFrame) -> RenderableType:
-    settings = ["model", "data", "adapter", "loss", "lr"]
+    settings = [key for key in ("model", "data", "adapter", "loss", "setting", "lr") if key in runs]
     parts: list[RenderableType] = []
     for values, group in runs.groupby(settings, dropna=False, sort=True):
         varying = [f"{key} {value}" for key, value in zip(settings, values, strict=True) if runs[key].nunique() > 1]
@@ -234,7 +236,8 @@ def _has(result: dict[str, Any], key: str) -> bool:
 def _table(*columns: str, left: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in left)
+        words = column in left  # numbers are never cut, words are folded
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     return table
 
 

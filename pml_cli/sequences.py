@@ -122,10 +122,11 @@ def _mixed(tokenizer: Tokenizer, data: MixedData) -> Source:
 
 
 def _stream(tokenizer: Tokenizer, text: str, prompt: str, chat: bool, seed: int) -> Source:
-    """Running text from a paragraph drawn by the seed on, round to its beginning again (seed 0: from the first)."""
-    paragraphs = text.split("\n\n")
-    start = 0 if seed == 0 else int(np.random.default_rng([seed, 4]).integers(len(paragraphs)))
-    target = tuple(tokenizer.encode("\n\n".join(paragraphs[start:] + paragraphs[:start])))
+    """Running text from a paragraph (or line) drawn by the seed on, then round to its beginning; seed 0: the first."""
+    break_ = next((b for b in ("\n\n", "\n", ". ", " ") if text.count(b) >= 4), " ")  # where a text may begin
+    parts = text.split(break_)
+    start = 0 if seed == 0 else int(np.random.default_rng([seed, 4]).integers(len(parts)))
+    target = tuple(tokenizer.encode(break_.join(parts[start:] + parts[:start])))
     if not target:
         raise UserError("data: the source holds no text")
     before = tuple(tokenizer.prompt(prompt, chat))
@@ -170,6 +171,8 @@ def _jsonl(tokenizer: Tokenizer, data: JsonlData) -> Source:
     if len(kinds) > 1:
         raise UserError(f"data.path={data.path}: mixes question/matching and query/target lines")
     pairs = [(prompt, target) for _, prompt, target in rows]
+    if data.seed:  # 0 keeps the order of the file
+        pairs = [pairs[i] for i in np.random.default_rng([data.seed, 8]).permutation(len(pairs))]
     return (_texts if "matching" in kinds else _facts)(tokenizer, pairs, data.chat)
 
 
@@ -177,7 +180,8 @@ def _row(path: str, number: int, line: str) -> tuple[str, str, str]:
     try:
         row: Any = json.loads(line)
     except ValueError as error:
-        raise UserError(f"data.path={path}: line {number} is not JSON ({error})") from error
+        where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"data.path={path}: line {number} is not JSON ({where})") from error
     for prompt, target in (("question", "matching"), ("query", "target")):
         if isinstance(row, dict) and isinstance(row.get(prompt), str) and isinstance(row.get(target), str):
             if not row[target]:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from .config import Request
 from .errors import UserError
 from .plan import Pack, Planned, check, make_packs
 from .progress import SweepDisplay
-from .records import RunFolder, read_runs, write_whole
+from .records import RunFolder, check_formats, read_runs, write_whole
 from .report import results_table
 
 
@@ -38,17 +37,20 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
         _list(console, request, cells, packs)
         return 0
     kept = len(cells) - len(missing)
-    console.print(
-        f"{len(cells)} cells: {len(missing)} to train in {len(packs)} packs" + (f", {kept} done already" if kept else "")
-    )
-    failures = train(packs, request.out, console, fail_fast=fail_fast) if packs else {}
+    known = f", {kept} done already" if kept else ""
+    console.print(f"{_count(cells, 'cell')}: {len(missing)} to train in {_count(packs, 'pack')}{known}")
+    try:
+        failures = train(packs, request.out, console, fail_fast=fail_fast) if packs else {}
+    except KeyboardInterrupt:
+        finish(request, cells, {}, console)
+        console.print("interrupted; the same command goes on with what is missing")
+        raise
     return finish(request, cells, failures, console)
 
 
 def check_folder(out: Path) -> None:
     """Refuse a results folder that is a file, cannot be written, or holds another version's runs."""
-    if out.exists():
-        read_runs([out])
+    check_formats(out)
     place = next(p for p in (out, *out.resolve().parents) if p.exists())
     if not place.is_dir():
         raise UserError(f"out={out}: {place} is a file, a folder is needed")
@@ -105,7 +107,7 @@ def finish(request: Request, cells: Sequence[Planned], failures: dict[str, str],
         wanted = {cell.id for cell in cells}
         console.print(results_table(runs[runs["id"].isin(wanted)]))
     for name, reason in failures.items():
-        console.print(f"[red]failed[/red] {name}: {escape(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"failed {name}: {reason}", style="red", highlight=False, soft_wrap=True)
     done = sum(RunFolder(request.out, cell.id).is_done() for cell in cells)
     if len(runs):
         console.print(f"{done} of {len(cells)} cells done: {request.out / 'results.csv'}", highlight=False, soft_wrap=True)
@@ -120,7 +122,8 @@ def finish(request: Request, cells: Sequence[Planned], failures: dict[str, str],
 def _list(console: Console, request: Request, cells: Sequence[Planned], packs: Sequence[Pack]) -> None:
     """What a sweep would do: its packs, and what is in them."""
     missing, tokens = sum(len(pack.cells) for pack in packs), sum(pack.tokens for pack in packs)
-    console.print(f"{len(cells)} cells, {len(cells) - missing} done already, {missing} to train in {len(packs)} packs")
+    known = len(cells) - missing
+    console.print(f"{_count(cells, 'cell')}, {known} done already, {missing} to train in {_count(packs, 'pack')}")
     if not packs:
         return
     table = Table(box=None, pad_edge=False)
@@ -136,6 +139,10 @@ def _list(console: Console, request: Request, cells: Sequence[Planned], packs: S
         table.add_row(*map(str, counts), *names, *(",".join(sorted(w)) for w in words))
     console.print(table)
     console.print(f"{tokens:,} tokens of training in all; results go to {request.out}", highlight=False, soft_wrap=True)
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
 
 
 def _span(values: set[int]) -> str:

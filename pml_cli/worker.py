@@ -19,7 +19,7 @@ import pandas as pd
 from .adapters import stack
 from .base import FrozenBase
 from .compose import to_yaml
-from .config import Data, MixedData
+from .config import Data, MixedData, loss_label, setting
 from .engine import Cell, Observer, train_pack
 from .errors import UserError
 from .loading import load_base
@@ -27,6 +27,7 @@ from .plan import Pack, Planned, source_of
 from .recall import decode, free_running, summarise
 from .records import RunFolder
 
+FAULTS = (RuntimeError, MemoryError, IndexError, ValueError)  # of a pack; anything else is a fault of pml
 Report = Callable[[Planned, str | None], None]  # told of every ended cell: its plan, and why it failed (None: it did not)
 
 
@@ -64,13 +65,15 @@ class Worker:
         cells = [Cell(planned.run, planned.samples) for planned in pack.cells]
         try:
             train_pack(base, cells, observe)
-        except RuntimeError as error:  # out of memory and the like: the pack's cells failed, the sweep goes on
-            detail = traceback.format_exc()
+            extras = _recalled(base, cells)
+        except FAULTS as error:  # out of memory and the like: the pack's cells failed, the sweep goes on
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             for planned in pack.cells:
-                folders[id(planned)].fail(f"{type(error).__name__}: {str(error).splitlines()[0]}", detail)
-                report(planned, str(error).splitlines()[0])
+                folder = folders[id(planned)]
+                folder.write_text(folder.config, to_yaml(planned.run))
+                folder.fail(reason, traceback.format_exc())
+                report(planned, reason)
             return
-        extras = _recalled(base, cells)
         seconds = (time.perf_counter() - began) / len(cells)
         for planned, cell, extra in zip(pack.cells, cells, extras, strict=True):
             self._write(base, folders[id(planned)], planned, cell, extra | {"seconds": seconds, "pack_size": len(cells)})
@@ -138,8 +141,9 @@ def result_of(planned: Planned, cell: Cell, base: FrozenBase) -> dict[str, Any]:
         "data": data_label(run.data),
         "data_seed": run.data.seed,
         "adapter": run.adapter.kind,
-        "loss": run.loss.kind,
-        "layer": base.layer,
+        "loss": loss_label(run.loss),
+        "setting": setting(run),
+        "layer": base.first_layer(cell.adapter),
         "lr": run.train.lr,
         "steps": planned.steps,
         "rank": run.rank,

@@ -25,7 +25,8 @@ def result(rank, length, delta=None, base=7.6, **over):
     right = 1.0 if base - delta < 0.69 else 0.25
     failure = None if right == 1 else length // 4
     return {
-        "model": "tiny", "data": "random", "data_seed": 0, "adapter": "mlp_block", "loss": "sft", "layer": 4, "lr": 0.01,
+        "model": "tiny", "data": "random", "data_seed": 0, "adapter": "mlp_block", "loss": "sft", "layer": 4, "setting": "",
+        "lr": 0.01,
         "steps": 500, "rank": rank, "seqlen": length, "target_tokens": length, "samples": 1, "seed": 0,
         "trainable_parameters": 256 * rank, "base_loss": base, "final_loss": base - delta, "delta_loss": delta,
         "token_accuracy": right, "exact_match": float(right == 1), "first_failure": failure, "earliest_stubborn": failure,

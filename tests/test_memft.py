@@ -25,6 +25,7 @@ def planted(differences: list[float]) -> pd.DataFrame:
                 "data_seed": seed,
                 "adapter": "a",
                 "layer": 4,
+                "setting": "",
                 "rank": 4,
                 "seqlen": 64,
                 "seed": 0,
@@ -49,6 +50,14 @@ def test_compare_leaves_out_a_run_without_partner():
     row = memft.compare(runs).set_index("measure").loc["token_accuracy"]
     assert row["pairs"] == 2
     assert row["difference"] == pytest.approx(0.15)
+
+
+def test_no_finished_pair_is_said_and_not_a_fault(tmp_path: Path):
+    good = ["rank=2", "seqlen=8", "train.steps=3", f"out={tmp_path / 'o'}"]
+    assert memft.run(load("memft", good), Console(file=io.StringIO())) == 0
+    out = io.StringIO()
+    assert memft.run(load("memft", [*good, "train.lr=1e30"]), Console(file=out)) == 1
+    assert "nothing to compare" in out.getvalue()
 
 
 def test_one_loss_is_no_comparison(tmp_path: Path):

@@ -115,8 +115,6 @@ def test_an_adapter_replaces_the_one_before_whole(tmp_path):
         ('{"format": 1, "rank": 4', "not readable as JSON"),
         ("", "not readable as JSON"),
         (json.dumps({"format": FORMAT + 1, "id": "run"}), f"format {FORMAT + 1} is not this version's"),
-        (json.dumps({"rank": 4}), "format None"),
-        ("[1, 2]", "format None"),
         (b"\xff\xfe\x00", "not readable as JSON"),
     ],
 )
@@ -130,6 +128,13 @@ def test_results_that_cannot_be_read_are_named_in_one_line(tmp_path, content, me
     assert message in str(caught.value)
     assert str(folder.result) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [json.dumps({"rank": 4}), "[1, 2]"])
+def test_results_of_other_programs_are_passed_over(tmp_path, content):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result.json").write_text(content)
+    assert read_runs([tmp_path]).empty
 
 
 def test_a_root_that_is_not_there():

@@ -101,7 +101,7 @@ def test_a_second_call_trains_nothing_and_a_deleted_result_is_trained_alone(swep
     (tmp_path / "runs" / victim / "result.json").unlink()
     third = quick(*SWEEP, "out=runs")
     assert third.returncode == 0, third.stderr
-    assert "8 cells: 1 to train in 1 packs, 7 done already" in third.stdout
+    assert "8 cells: 1 to train in 1 pack, 7 done already" in third.stdout
     after = result_times(tmp_path / "runs")
     assert {name for name in after if after[name] != before[name]} == {victim}
     new, first = json.loads((tmp_path / "runs" / victim / "result.json").read_text()), json.loads(old)

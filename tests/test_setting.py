@@ -1,0 +1,86 @@
+"""Runs that differ in anything that counts are told apart; copies are not taken for repeats."""
+
+import dataclasses
+
+import pytest
+
+from pml_cli.config import (
+    JsonlData,
+    LinearAdapter,
+    MemftOtLoss,
+    MlpBlockAdapter,
+    Model,
+    RandomData,
+    Run,
+    SftLoss,
+    TextData,
+    Train,
+    loss_label,
+    problems,
+    run_id,
+    setting,
+)
+from pml_cli.errors import UserError
+from pml_cli.plan import check
+
+CHANGES = [
+    {"adapter": MlpBlockAdapter(dropout=0.1)},
+    {"adapter": LinearAdapter(layers=[0])},
+    {"train": Train(batch=4)},
+    {"train": Train(clip=0.0)},
+    {"model": Model(weights="random")},
+    {"model": Model(dtype="float64")},
+    {"data": RandomData(prompt="x")},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_setting_that_result_json_does_not_name_is_in_its_line(change):
+    assert setting(Run()) == ""
+    assert setting(Run(**change)) != ""
+    assert run_id(Run(**change)) != run_id(Run())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rank": 2}, {"seqlen": 9}, {"seed": 5}, {"data": RandomData(seed=3)}, {"train": Train(lr=0.5, steps=7)}],
+    ids=str,
+)
+def test_what_result_json_names_is_not_said_twice(change):
+    assert setting(Run(**change)) == ""
+    assert run_id(Run(**change)) != run_id(Run())
+
+
+def test_the_device_is_not_part_of_a_run():
+    assert run_id(Run(model=Model(device="cpu"))) == run_id(Run(model=Model(device="cuda")))
+
+
+def test_the_label_of_a_loss_names_what_is_not_default():
+    assert loss_label(SftLoss()) == "sft"
+    assert loss_label(MemftOtLoss()) == "memft_ot"
+    assert loss_label(MemftOtLoss(threshold=0.5)) == "memft_ot(threshold=0.5)"
+
+
+def test_a_changed_file_is_another_run_and_a_moved_one_is_not(tmp_path):
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("some words")
+    two.write_text("some words")
+    same = [run_id(Run(data=TextData(path=str(path)))) for path in (one, two)]
+    assert same[0] == same[1]
+    three = tmp_path / "three.txt"
+    three.write_text("other words")
+    assert run_id(Run(data=TextData(path=str(three)))) != same[0]
+
+
+def test_another_draw_that_gives_the_same_samples_is_refused(tmp_path):
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"question": "q", "matching": "a b c d e f g h"}\n')
+    runs = [Run(seqlen=4, data=JsonlData(path=str(file), seed=seed)) for seed in (0, 1)]
+    with pytest.raises(UserError, match=r"data.seed=1: draws the same as data.seed=0"):
+        check(runs)
+    assert len(check([dataclasses.replace(runs[0], rank=rank) for rank in (1, 2)])) == 2
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_no_generator_takes_are_refused(seed):
+    assert any("seed=" in line for line in problems(Run(seed=seed)))
