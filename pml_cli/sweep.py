@@ -42,7 +42,8 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
     try:
         failures = train(packs, request.out, console, fail_fast=fail_fast) if packs else {}
     except KeyboardInterrupt:
-        finish(request, cells, {}, console)
+        if request.out.is_dir():
+            finish(request, cells, {}, console)
         console.print("interrupted; the same command goes on with what is missing")
         raise
     return finish(request, cells, failures, console)

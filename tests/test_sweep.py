@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -243,3 +245,22 @@ def test_a_place_that_does_not_exist_is_found_before_any_other_cell_runs(tmp_pat
     assert done.returncode == 2
     assert "adapter.targets=nope" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
+    """Ctrl-C in training: earlier results stay, the table is written, the exit code is 130."""
+    assert pml(tmp_path, "sweep", "rank=1,2", "seqlen=8", "train.steps=2", "out=runs").returncode == 0
+    (tmp_path / "runs" / "results.csv").unlink()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "pml_cli", "sweep", "rank=1,2", "seqlen=8", "train.steps=1000000", "out=runs"]
+    running = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    first = running.stdout.readline()
+    time.sleep(6)  # the model is loaded by then, or still loading: either is in training's care
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert "2 to train in 1 pack" in first
+    assert running.returncode == 130, err
+    assert "interrupted; the same command goes on with what is missing" in out
+    assert "Traceback" not in err
+    assert len(pd.read_csv(tmp_path / "runs" / "results.csv")) == 2
