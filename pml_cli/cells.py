@@ -248,5 +248,6 @@ def _unknown(key: str, valid: list[str], template: Template) -> str:
         return unknown_key(key, valid)
     declared = SCHEMAS[group]
     having = [] if isinstance(declared, type) else [f"{group}={o}" for o, one in declared.items() if name in keys(one)]
-    where = f"(of {group}={template.chosen[group]});{f' {having[0]} has it;' if having else ''}"
-    return unknown_key(key, valid).replace("such key;", f"such key {where}", 1)
+    if having:  # then the option is the slip, not the key
+        return f"{key}: no such key (of {group}={template.chosen[group]}); {', '.join(having)} has it"
+    return unknown_key(key, valid).replace("such key;", f"such key (of {group}={template.chosen[group]});", 1)

@@ -213,7 +213,7 @@ REFUSED = [
     ("probe", ["model=null"], "model=null: no such option"),
     ("probe", ["model=hf"], "model.path: needed by model=hf"),
     ("probe", ["data=jsonl"], "data.path: needed by data=jsonl"),
-    ("probe", ["data.random_share=0.1"], "data=mixed has it"),
+    ("probe", ["data.random_share=0.1"], "(of data=random); data=mixed has it"),
     ("probe", ["data.source=text"], "give data=..."),
     ("probe", ["data=text", "data.path=nowhere.txt"], "data.path=nowhere.txt: no such file"),
     ("probe", ["rank=4", "rank=8"], "rank: given twice"),
