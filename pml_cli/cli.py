@@ -34,7 +34,7 @@ train.steps=2000. --print-config shows them all.
 
 VALUES_HELP = """\b
 SEVERAL VALUES
-  rank=4,8,16   rank='range(1,9)'   data='glob(*)'   model=tiny,smollm2_135m
+  rank=4,8,16   rank='range(1,9)'   loss='glob(*)'   model=tiny,smollm2_135m
 """
 
 app = typer.Typer(
