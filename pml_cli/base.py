@@ -64,7 +64,7 @@ class FrozenBase:
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
         self.head = Head(output.weight, getattr(output, "bias", None), getattr(config, "final_logit_softcapping", None))
         self.context = int(config.max_position_embeddings)
-        self.layer = facts(settings).adapter_layer(settings.layer) if settings.layer is None else settings.layer
+        self.layer = facts(settings).adapter_layer(settings.layer)
         scaling = getattr(config, "rope_parameters", None) or {}
         if scaling.get("rope_type") in ("dynamic", "longrope"):  # a prefix would depend on how long the whole input is
             raise UserError(f"model={settings.name}: its rope type {scaling['rope_type']} depends on length; not supported")
@@ -107,8 +107,7 @@ class FrozenBase:
             size = self.head.weight_VD.shape[1]
             return [Site(self._name(self._mlp(self.layer)), size, size)]
         assert isinstance(adapter, LinearAdapter)
-        found = [site for i in self._linear_layers(adapter) for site in self._linear_sites(i, adapter.targets)]
-        return found
+        return [site for i in self._linear_layers(adapter) for site in self._linear_sites(i, adapter.targets)]
 
     def _mlp(self, layer: int) -> nn.Module:
         if isinstance(mlp := getattr(self.layers[layer], "mlp", None), nn.Module):

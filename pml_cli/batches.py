@@ -97,10 +97,6 @@ class SampleOrder:
         self._queue = self._batches()
 
     @property
-    def per_epoch(self) -> int:
-        return -(-self.samples // self.batch)
-
-    @property
     def whole(self) -> bool:
         """Whether every step sees all samples (then in their own order)."""
         return self.batch == self.samples
