@@ -1,6 +1,6 @@
 """Pretrain the embedded base model `model=tiny` (1.4 M parameters) on the documentation inside Python.
 
-    python benchmarks/pretrain_tiny.py --lr 4e-3 --steps 1500 --out pml_cli/tiny
+    python benchmarks/pretrain_tiny.py --lr 4e-3 --batch-tokens 2048 --steps 3600 --out pml_cli/tiny
 
 Writes model.safetensors (float16), config.json, tokenizer files and card.json into --out. The text is that of the Python
 that runs the script, so the same Python version, seed and thread count give the same model.
@@ -19,6 +19,7 @@ import re
 import sys
 import sysconfig
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -149,31 +150,31 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak if step < decay_from else peak * max(0.02, 1 - (step - decay_from) / (steps - decay_from))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--dropout", type=float, default=0.0, help="attention dropout")
-    parser.add_argument("--batch-tokens", type=int, default=8192)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
+@dataclass(frozen=True)
+class Texts:
+    """What is trained on and what is held out, as text and as token ids."""
 
+    train: list[str]
+    held_out: str
+    tokenizer: PreTrainedTokenizerFast
+    documents: list[list[int]]
+    held_ids: list[int]
+
+
+def prepare() -> Texts:
     topics = python_topics()
     held_out = "\n\n".join(text for name, text in topics.items() if is_held_out(name))
     train, dropped = decontaminate([t for n, t in topics.items() if not is_held_out(n)] + docstrings(), held_out)
     tokenizer = train_tokenizer(train, vocabulary=2048)
-    documents = [tokenizer.encode(d) for d in train]
-    held_ids = tokenizer.encode(held_out)
+    texts = Texts(train, held_out, tokenizer, [tokenizer.encode(d) for d in train], tokenizer.encode(held_out))
     print(
-        f"{len(train)} documents, {sum(map(len, documents))} training tokens, {dropped} paragraphs dropped as seen in "
-        f"the held-out text, {len(held_ids)} held-out tokens, {len(held_out.encode()) / len(held_ids):.2f} bytes a token"
+        f"{len(train)} documents, {sum(map(len, texts.documents))} training tokens, {dropped} paragraphs dropped as seen in "
+        f"the held-out text, {len(texts.held_ids)} held-out tokens"
     )
+    return texts
 
+
+def build_model(dropout: float) -> Qwen3ForCausalLM:
     config = Qwen3Config(
         vocab_size=2048,
         hidden_size=128,
@@ -184,23 +185,27 @@ def main() -> None:
         intermediate_size=384,
         tie_word_embeddings=True,
         max_position_embeddings=8192,
-        attention_dropout=args.dropout,
+        attention_dropout=dropout,
         initializer_range=0.02,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=None,
         use_cache=False,
     )
-    model = Qwen3ForCausalLM(config)
+    return Qwen3ForCausalLM(config)
+
+
+def build_optimizer(model: Qwen3ForCausalLM, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, with decay on matrices alone."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    source, began, best = batches(documents, tokenizer.bos_token_id, args.batch_tokens, args.seed), time.time(), math.inf
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+def train(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace) -> None:
+    optimizer = build_optimizer(model, args.lr, args.weight_decay)
+    source, began = batches(texts.documents, texts.tokenizer.bos_token_id, args.batch_tokens, args.seed), time.time()
     for step in range(args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
@@ -213,23 +218,21 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 100 == 0 or step == args.steps - 1:
-            seconds = time.time() - began
-            held = evaluate(model, held_ids)
-            best = min(best, held)
-            print(
-                f"step {step + 1:5d}  train {loss.item():.3f}  held-out {held:.4f}  {seconds:.0f} s  "
-                f"{(step + 1) * args.batch_tokens / seconds:.0f} tok/s",
-                flush=True,
-            )
+            held, rate = evaluate(model, texts.held_ids), (step + 1) * args.batch_tokens / (time.time() - began)
+            print(f"step {step + 1:5d}  train {loss.item():.3f}  held-out {held:.4f}  {rate:.0f} tok/s", flush=True)
 
-    model.half().float()  # what is stored is float16: evaluate that
-    unseen = separate_unseen(model, documents, args.seed)
+
+def save(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace, seconds: float) -> None:
+    """Weights in float16, tokenizer and card; the card's loss is that of the stored weights."""
     model.half().float()
-    nll = evaluate(model, held_ids)
+    unseen = separate_unseen(model, texts.documents, args.seed)
+    model.half().float()
+    nll = evaluate(model, texts.held_ids)
     args.out.mkdir(parents=True, exist_ok=True)
     model.config.attention_dropout = 0.0
     model.half().save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    texts.tokenizer.save_pretrained(args.out)
+    bytes_a_token = len(texts.held_out.encode()) / len(texts.held_ids)
     card = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "architecture": "Qwen3: 6 layers, d 128, 4 heads, 2 kv heads, ffn 384, vocabulary 2048, tied",
@@ -237,20 +240,39 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "training_text_sha256": hashlib.sha256("\0".join(train).encode()).hexdigest(),
-        "held_out_text_sha256": hashlib.sha256(held_out.encode()).hexdigest(),
-        "training_tokens": sum(map(len, documents)),
+        "training_text_sha256": hashlib.sha256("\0".join(texts.train).encode()).hexdigest(),
+        "held_out_text_sha256": hashlib.sha256(texts.held_out.encode()).hexdigest(),
+        "training_tokens": sum(map(len, texts.documents)),
         "tokens_seen": args.steps * args.batch_tokens,
-        "held_out_tokens": len(held_ids),
+        "held_out_tokens": len(texts.held_ids),
         "held_out_nll_nats_per_token": round(nll, 4),
-        "held_out_bits_per_byte": round(nll / math.log(2) * len(held_ids) / len(held_out.encode()), 4),
+        "held_out_bits_per_byte": round(nll / math.log(2) / bytes_a_token, 4),
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "threads")},
         "contexts": CONTEXTS,
         "unseen_tokens": unseen,
-        "seconds": round(time.time() - began),
+        "seconds": round(seconds),
     }
     (args.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.0, help="attention dropout")
+    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    texts, began = prepare(), time.time()
+    model = build_model(args.dropout)
+    train(model, texts, args)
+    save(model, texts, args, time.time() - began)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -84,11 +85,11 @@ def run(paths: list[Path], settings: Fit, console: Console) -> int:
 
 def _read(paths: list[Path]) -> pd.DataFrame:
     runs = records.read_runs(paths)
-    places = " ".join(str(path) for path in paths)
+    places = shlex.join(str(path) for path in paths)
     if runs.empty:
         failed = sum(len(records.read_failures(path)) for path in paths)
         seen = f" ({failed} failed; error.json in their folders says why)" if failed else ""
-        sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={paths[0]}"
+        sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={shlex.quote(str(paths[0]))}"
         raise UserError(f"{places}: no finished runs{seen}; make some with `{sweep}`, then `pml fit {places}`")
     wanted = [*KEY, *TIED, *NUMBERS, *REPEATS, *OTHERS]
     runs = runs.reindex(columns=list(dict.fromkeys([*runs.columns, *wanted])))

@@ -9,8 +9,9 @@ from rich.table import Table
 from scipy import stats
 
 from . import sweep
-from .config import Request, loss_label
+from .config import Request
 from .errors import UserError
+from .identity import loss_label
 from .plan import check
 from .records import read_runs, write_whole
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from .config import Data, Model, Run, Train, run_id
+from .config import Data, Model, Run, Train
 from .errors import UserError
+from .identity import run_id
 from .pretrained import facts
 from .sequences import Sample, Source, check_length, open_source
 

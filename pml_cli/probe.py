@@ -76,7 +76,8 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
 def _picture(folder: RunFolder) -> None:
     import pandas as pd
 
-    from .plots import recall_figure, save
+    from .plots import save
+    from .recall_plot import recall_figure
 
     figure = recall_figure(pd.read_parquet(folder.tokens))
     write_whole(folder.path / "recall.png", lambda aside: save(figure, aside, "png"))

@@ -199,6 +199,8 @@ def _verdict(result: dict[str, Any]) -> str:
     samples = int(result.get("samples") or 1)
     if result["exact_match"] == 1:
         return "Remembered: every token, in order."
+    if samples > 1 and result["exact_match"] == 0:
+        return f"Not one of {samples:,} samples is remembered whole."
     if samples > 1:
         return f"Remembered in part: {_percent(result['exact_match'])} of {samples:,} samples whole."
     first, length = int(result["first_failure"] or 0), int(result["target_tokens"])

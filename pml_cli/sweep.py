@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def finish(request: Request, cells: Sequence[Planned], failures: dict[str, str],
         console.print(f"{len(failures)} failed; the same command tries them again", highlight=False)
         return 1
     if len(cells) > 1 and done == len(cells):
-        console.print(f"next: pml fit {request.out}", highlight=False, soft_wrap=True)
+        console.print(f"next: pml fit {shlex.quote(str(request.out))}", highlight=False, soft_wrap=True)
     return 0
 
 

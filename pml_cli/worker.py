@@ -19,9 +19,10 @@ import pandas as pd
 from .adapters import stack
 from .base import FrozenBase
 from .compose import to_yaml
-from .config import Data, MixedData, loss_label, setting
+from .config import Data, MixedData
 from .engine import Cell, Observer, train_pack
 from .errors import UserError
+from .identity import loss_label, setting
 from .loading import load_base
 from .plan import Pack, Planned, source_of
 from .recall import decode, free_running, summarise

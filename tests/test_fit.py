@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from pml_cli import fit, plots, report
+from pml_cli import fit, plots, recall_plot, report
 from pml_cli.config import Fit
 from pml_cli.errors import UserError
 from pml_cli.records import RunFolder, read_runs
@@ -200,7 +200,7 @@ def test_recall_figure_is_drawn(tmp_path, samples, length):
     )
     p = rng.uniform(size=steps.shape)
     tokens = pd.DataFrame({"step": steps, "sample": sample, "position": position, "p": p, "correct": p > 0.4})
-    plots.save(plots.recall_figure(tokens), tmp_path / "recall.png", "png")
+    plots.save(recall_plot.recall_figure(tokens), tmp_path / "recall.png", "png")
     assert (tmp_path / "recall.png").stat().st_size > 10_000
 
 

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from pml_cli.config import LinearAdapter, MemftOtLoss, Model, PhonebookData, RandomData, Run, TextData, Train, run_id
+from pml_cli.config import LinearAdapter, MemftOtLoss, Model, PhonebookData, RandomData, Run, TextData, Train
 from pml_cli.errors import UserError
+from pml_cli.identity import run_id
 from pml_cli.plan import MAX_CELLS, check, make_packs, total_steps
 
 CPU = Model(device="cpu")

@@ -1,8 +1,10 @@
 """What is to be remembered: every source, its lengths and seeds, and what is wrong with a file, by line."""
 
+import importlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,7 +445,7 @@ def test_same_target_after_another_prompt_has_its_own_row():
 
 def test_minibatches_see_every_sample_once_an_epoch_in_a_new_order():
     order = SampleOrder(10, 4, seed=3)
-    epochs = [[order.next() for _ in range(order.per_epoch)] for _ in range(3)]
+    epochs = [[order.next() for _ in range(-(-order.samples // order.batch))] for _ in range(3)]
     assert [len(batch) for batch in epochs[0]] == [4, 4, 2]
     flat = [[i for batch in epoch for i in batch] for epoch in epochs]
     assert all(sorted(f) == list(range(10)) for f in flat)
@@ -458,15 +460,10 @@ def test_minibatches_see_every_sample_once_an_epoch_in_a_new_order():
 
 
 @pytest.mark.parametrize("docstrings", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_held_out_text_shares_no_run_of_words_with_the_pretraining_text(docstrings):
+def test_held_out_text_shares_no_run_of_words_with_the_pretraining_text(docstrings, monkeypatch):
     """As benchmarks/pretrain_tiny.py builds it; independent of its own check: plain sets of 13-word runs."""
-    import importlib.util
-    from pathlib import Path
-
-    path = Path(__file__).parent.parent / "benchmarks" / "pretrain_tiny.py"
-    spec = importlib.util.spec_from_file_location("pretrain_tiny", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    script = importlib.import_module("pretrain_tiny")
     topics, held_out = corpus.python_topics(), corpus.held_out_text()
     seen = [text for name, text in topics.items() if not corpus.is_held_out(name)]
     seen += script.docstrings() if docstrings else []

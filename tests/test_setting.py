@@ -15,12 +15,10 @@ from pml_cli.config import (
     SftLoss,
     TextData,
     Train,
-    loss_label,
     problems,
-    run_id,
-    setting,
 )
 from pml_cli.errors import UserError
+from pml_cli.identity import loss_label, run_id, setting
 from pml_cli.plan import check
 
 CHANGES = [

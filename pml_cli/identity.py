@@ -1,0 +1,97 @@
+"""What makes two runs the same: the id of a run, and the words that tell it from others.
+
+Where a run happens (device, worker, folder) is no part of it. A data file counts by its content, a local model by its
+config, tokenizer and the sizes of its weight files; so a moved file keeps its runs and a changed one gets new ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .config import FORMAT, TINY, Loss, Run, TextData
+from .corpus import held_out_text
+
+
+def run_id(run: Run) -> str:
+    """A readable name and a hash of the scientific settings that differ from their defaults.
+
+    Where a run happens (device, worker, folder) is not part of it. A data file counts by its content, a local model by its
+    config and the sizes of its weight files; so a moved file keeps its runs and a changed one gets new ones.
+    """
+    readable = f"{run.model.name}-{run.data.source}-r{run.rank}-l{run.seqlen}-s{run.seed}"
+    canonical = json.dumps({"format": FORMAT, **scientific(run)}, sort_keys=True)
+    return f"{readable}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
+
+
+def scientific(run: Run) -> dict[str, Any]:
+    """The settings that can change a result, as plain values; those at their default are left out."""
+    settings = {name: _delta(getattr(run, name)) for name in ("model", "data", "adapter", "loss", "train")}
+    settings["model"].pop("device", None)
+    settings["model"].pop("name", None)
+    settings["model"]["path"] = fingerprint(run.model.path)  # always: the embedded model may be another one some day
+    if isinstance(run.data, TextData) and run.data.path is None:
+        settings["data"]["text"] = _default_text_hash()  # other versions of Python carry another one
+    if "path" in settings["data"]:
+        settings["data"]["path"] = fingerprint(settings["data"]["path"])
+    return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
+
+
+def setting(run: Run) -> str:
+    """What tells a run from others of its kind beyond the fields of result.json: settings not at their defaults."""
+    found = scientific(run)
+    hidden = {
+        "model": {"path"} if not Path(run.model.path).is_dir() else set(),
+        "data": {"source", "seed"},
+        "adapter": {"kind"},
+        "train": {"lr", "steps", "epochs", "log_every", "decode"},
+    }
+    if run.model.weights != "random":
+        hidden["model"].add("architecture")
+    words = []
+    for group, names in hidden.items():
+        for name, value in found[group].items():
+            if name not in names:
+                long = name in ("path", "text", "architecture")
+                shown = hashlib.sha256(str(value).encode()).hexdigest()[:6] if long else value
+                words.append(f"{group}.{name}={shown}")
+    return " ".join(words)
+
+
+def loss_label(loss: Loss) -> str:
+    """The kind of a loss, with its settings where they are not the defaults: memft_ot(threshold=0.5)."""
+    changed = [f"{name}={value}" for name, value in _delta(loss).items() if name != "kind"]
+    return f"{loss.kind}({', '.join(changed)})" if changed else loss.kind
+
+
+def _delta(settings: Any) -> dict[str, Any]:
+    default = dataclasses.asdict(type(settings)())
+    kind = {k: v for k, v in default.items() if k in ("source", "kind")}
+    return kind | {k: v for k, v in dataclasses.asdict(settings).items() if v != default[k]}
+
+
+@lru_cache(maxsize=1)
+def _default_text_hash() -> str:
+    try:
+        return hashlib.sha256(held_out_text().encode()).hexdigest()
+    except ModuleNotFoundError:  # a Python without its documentation: opening the source says so
+        return ""
+
+
+@lru_cache(maxsize=256)
+def fingerprint(path: str) -> str:
+    """A name for what lies at a path: content hash of a file, config and weight sizes of a folder, else the name itself."""
+    place = TINY if path == "tiny" else Path(path)
+    if place.is_file():
+        return hashlib.sha256(place.read_bytes()).hexdigest()
+    if (place / "config.json").is_file():
+        weights = [(p.name, p.stat().st_size) for p in sorted(place.glob("*.safetensors"))]
+        content = (TINY / "model.safetensors").read_bytes() if path == "tiny" else b""  # small enough to hash whole
+        words = place / "tokenizer.json"
+        content += words.read_bytes() if words.is_file() else b""
+        return hashlib.sha256((place / "config.json").read_bytes() + repr(weights).encode() + content).hexdigest()
+    return path
