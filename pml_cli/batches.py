@@ -94,7 +94,7 @@ class SampleOrder:
     def __init__(self, samples: int, batch: int, seed: int) -> None:
         self.samples, self.batch = samples, min(batch, samples) if batch else samples
         self.generator = np.random.default_rng([seed, 7])
-        self._queue = self._batches()
+        self._queue, self.drawn = self._batches(), 0
 
     @property
     def whole(self) -> bool:
@@ -102,7 +102,13 @@ class SampleOrder:
         return self.batch == self.samples
 
     def next(self) -> list[int]:
+        self.drawn += 1
         return next(self._queue)
+
+    def skip(self, draws: int) -> None:
+        """Go on as after so many minibatches."""
+        for _ in range(draws):
+            self.next()
 
     def _batches(self) -> Iterator[list[int]]:
         while True:

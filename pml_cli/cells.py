@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import Fit, Launch, Run, problems
+from .config import Fit, InlineLaunch, Launch, Run, problems
 from .errors import UserError
 from .grids import one_line
 from .options import GROUPS, SCHEMAS, SHORT, annotation, keys, schema, unknown_key, wording
@@ -34,7 +34,7 @@ class Settings(Run):
     """A run and what surrounds it: everything a YAML root file may hold."""
 
     out: str = "outputs"
-    launch: Launch = field(default_factory=Launch)
+    launch: Launch = field(default_factory=InlineLaunch)
 
 
 def refuse(faults: list[str]) -> None:

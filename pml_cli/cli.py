@@ -25,7 +25,7 @@ OPTIONS OF THE GROUPS
   adapter=  mlp_block (default) linear
   loss=     sft (default) memft_ot
   train=    default paper_long_context
-  launch=   inline (default)
+  launch=   inline (default) local (every device of this machine) slurm
 
 \b
 Short keys: rank seqlen seed out. Any other setting: group.name=value, such as
@@ -47,6 +47,8 @@ START HERE
   pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
   pml fit outputs/                      the law of those runs, with figures
   pml memft rank=4,8 seqlen=256         plain against threshold-guided training
+  pml status outputs/sweep              what a sweep is doing, from any shell
+  pml cancel outputs/sweep              end it; the same command goes on later
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -79,6 +81,16 @@ SweepFile = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check every cell, list the packs; run nothing.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")]
+Retry = Annotated[bool, typer.Option("--retry/--no-retry", help="Train again what failed before (default) or leave it.")]
+Wait = Annotated[
+    bool | None,
+    typer.Option(
+        "--wait/--no-wait",
+        show_default=False,
+        help="Stay until every cell has ended, also those of other processes (default, but not with launch=slurm).",
+    ),
+]
+SweepFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A sweep's results folder.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -115,8 +127,9 @@ def probe(overrides: Overrides = None, *, config_dir: ConfigDir = None, print_co
     epilog=VALUES_HELP + "\n" + GROUPS_HELP,
     help="""Train every combination of what is given several values.
 
-The same command again runs only what is missing or failed. One failed cell
-does not end the sweep; the exit code is then 1.
+The same command again runs only what is missing or failed, and goes on where
+a killed one was. One failed cell does not end the sweep; the exit code is
+then 1. Several sweeps in one folder share the work.
 
 \b
 EXAMPLES
@@ -126,6 +139,8 @@ EXAMPLES
   pml sweep -f law
   pml sweep -f sweeps/law.yaml model=smollm2_135m out=outputs/law_smol
   pml sweep rank=4,8 adapter=linear 'adapter.targets=[q_proj,v_proj]'
+  pml sweep -f law launch=local
+  pml sweep -f law launch=slurm launch.partition=gpu launch.devices=8
 """,
 )
 def sweep(
@@ -136,8 +151,11 @@ def sweep(
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
     fail_fast: FailFast = False,
+    wait: Wait = None,
+    retry: Retry = True,
 ) -> None:
-    _run("sweep", overrides, file, config_dir, print_config=print_config, dry_run=dry_run, fail_fast=fail_fast)
+    flags = {"dry_run": dry_run, "fail_fast": fail_fast, "wait": wait, "retry": retry}
+    _run("sweep", overrides, file, config_dir, print_config=print_config, **flags)
 
 
 @app.command(
@@ -163,8 +181,11 @@ def memft(
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
     fail_fast: FailFast = False,
+    wait: Wait = None,
+    retry: Retry = True,
 ) -> None:
-    _run("memft", overrides, file, config_dir, print_config=print_config, dry_run=dry_run, fail_fast=fail_fast)
+    flags = {"dry_run": dry_run, "fail_fast": fail_fast, "wait": wait, "retry": retry}
+    _run("memft", overrides, file, config_dir, print_config=print_config, **flags)
 
 
 @app.command(
@@ -202,6 +223,51 @@ def fit(overrides: Arguments = None, *, config_dir: ConfigDir = None, print_conf
     raise typer.Exit(verb.run(paths, settings, Console(markup=False)))
 
 
+@app.command(
+    help="""Show what a sweep is doing: done, running, queued, failed.
+
+Read off its folder and Slurm's queue: works from any shell or login node.
+Exit code 1 when a cell has failed.
+
+\b
+EXAMPLES
+  pml status
+  pml status outputs/law --watch
+  pml status outputs/law --json | jq .queued
+""",
+)
+def status(
+    folder: SweepFolder = Path("outputs/sweep"),
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, for scripts.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until nothing runs or waits any more.")] = False,
+) -> None:
+    from rich.console import Console
+
+    from . import status as verb
+
+    raise typer.Exit(verb.run(folder, Console(markup=False), as_json=as_json, watch=watch))
+
+
+@app.command(
+    help="""Stop what works on a sweep's folder, and nothing else.
+
+Running processes keep a checkpoint and end; jobs leave Slurm's queue. The same
+sweep command goes on from there.
+
+\b
+EXAMPLES
+  pml cancel outputs/law
+""",
+)
+def cancel(folder: SweepFolder = Path("outputs/sweep")) -> None:
+    from rich.console import Console
+
+    from . import status as verb
+
+    raise typer.Exit(verb.cancel(folder, Console(markup=False)))
+
+
 def _run(
     verb: str,
     overrides: list[str] | None,
@@ -209,7 +275,7 @@ def _run(
     config_dir: Path | None,
     *,
     print_config: bool,
-    **flags: bool,
+    **flags: bool | None,
 ) -> None:
     from .compose import describe, load
 

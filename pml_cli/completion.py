@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from .config import DTYPES, SCHEDULES, Fit, Launch, Run
+from .config import DTYPES, SCHEDULES, Fit, InlineLaunch, Run
 from .errors import UserError
 from .options import GROUPS, SHORT, annotation, keys, option_file, options, schema, shipped
 
@@ -75,7 +75,7 @@ def _settings(given: list[str], folder: Path | None) -> dict[str, type[Any]]:
     found: dict[str, type[Any]] = dict.fromkeys(SHORT, Run)
     for group in GROUPS:
         chosen = next((word.partition("=")[2].split(",") for word in given if word.startswith(f"{group}=")), [])
-        default = Launch if group == "launch" else type(getattr(Run(), group))
+        default = InlineLaunch if group == "launch" else type(getattr(Run(), group))
         for declared in [_declared(group, option, folder) or default for option in chosen] or [default]:
             found |= {f"{group}.{name}": declared for name in keys(declared)}
     return found

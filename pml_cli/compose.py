@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import grids
 from .cells import MAX_CELLS, Grid, Settings, Template, expand, refuse, typed_fit
-from .config import Fit, Request, Run
+from .config import Fit, Request, Run, launch_problems
 from .errors import UserError, did_you_mean
 from .grids import YAMLError, one_line
 from .options import GROUPS, options, shipped
@@ -246,5 +246,6 @@ def _hydra(config_dir: Path | None) -> Iterator[None]:
 
 
 def _request(cells: list[Settings], swept: list[str]) -> Request:
+    refuse(launch_problems(cells[0].launch))
     runs = [Run(**{name: getattr(cell, name) for name in RUN_FIELDS}) for cell in cells]
     return Request(runs, Path(cells[0].out).expanduser(), cells[0].launch, swept)

@@ -169,8 +169,47 @@ class Train:
 
 @dataclass
 class Launch:
-    kind: str = "inline"
+    kind: str = ""
     pack_tokens: int = 0  # tokens in one training step over all cells of a pack; 0: by device
+    checkpoint_minutes: float = 3.0  # between checkpoints of a pack in training
+    stale_seconds: float = 120.0  # a process of another machine without a sign of life for so long is taken for dead
+
+
+@dataclass
+class InlineLaunch(Launch):
+    """In this process."""
+
+    kind: str = "inline"
+
+
+@dataclass
+class LocalLaunch(Launch):
+    """Processes on this machine, each with a device of its own."""
+
+    kind: str = "local"
+    devices: int = 0  # how many; 0: one for each GPU, without a GPU one for each two cores
+    threads: int = 0  # of each process; 0: the cores shared out
+
+
+@dataclass
+class SlurmLaunch(Launch):
+    """An array of jobs on a Slurm cluster, each with a device of its own. null leaves a setting to the site."""
+
+    kind: str = "slurm"
+    devices: int = 4  # tasks of the array
+    parallel: int = 0  # tasks that may run at once; 0: all
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: int = 240  # minutes that one task may run; what is left goes on in the next
+    gpus: int = 1  # of one task; 0: none asked for
+    cpus: int = 4  # of one task
+    mem_gb: float | None = None  # of one task
+    constraint: str | None = None
+    signal_seconds: int = 90  # before the time limit: keep a checkpoint and go back to the queue
+    setup: list[str] = field(default_factory=list)  # shell lines before the worker starts: module load ...
+    python: str | None = None  # command of the worker's Python; null: this one
+    extra: dict[str, Any] = field(default_factory=dict)  # any other sbatch option, {mail-type: END}
 
 
 @dataclass
@@ -209,6 +248,7 @@ class Fit:
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
 LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss)}
+LAUNCHES = {c.kind: c for c in (InlineLaunch, LocalLaunch, SlurmLaunch)}
 
 
 def problems(run: Run) -> list[str]:
@@ -255,3 +295,24 @@ def problems(run: Run) -> list[str]:
     if path and isinstance(data, TextData | JsonlData) and not Path(path).is_file():
         found.append(f"data.path={path}: no such file")
     return found
+
+
+def launch_problems(launch: Launch) -> list[str]:
+    """Every fault of the launch settings, one line each."""
+    checks: list[tuple[str, Any, bool, str]] = [
+        ("pack_tokens", launch.pack_tokens, launch.pack_tokens >= 0, "at least 0"),
+        ("checkpoint_minutes", launch.checkpoint_minutes, launch.checkpoint_minutes >= 0, "at least 0"),
+        ("stale_seconds", launch.stale_seconds, launch.stale_seconds >= 5, "at least 5"),
+    ]
+    if isinstance(launch, LocalLaunch):
+        checks.append(("devices", launch.devices, launch.devices >= 0, "at least 0"))
+        checks.append(("threads", launch.threads, launch.threads >= 0, "at least 0"))
+    if isinstance(launch, SlurmLaunch):
+        for name in ("devices", "time", "cpus", "signal_seconds"):
+            checks.append((name, getattr(launch, name), getattr(launch, name) >= 1, "at least 1"))
+        checks.append(("parallel", launch.parallel, launch.parallel >= 0, "at least 0"))
+        checks.append(("gpus", launch.gpus, launch.gpus >= 0, "at least 0"))
+        checks.append(("mem_gb", launch.mem_gb, launch.mem_gb is None or launch.mem_gb > 0, "above 0"))
+        early = launch.signal_seconds < 60 * launch.time
+        checks.append(("signal_seconds", launch.signal_seconds, early, f"below the time limit ({launch.time} min)"))
+    return [f"launch.{name}={value}: must be {allowed}" for name, value, good, allowed in checks if not good]

@@ -26,8 +26,13 @@ from .plan import total_steps
 from .recall import HALF, Scores
 from .sequences import Sample
 
+Between = Callable[[int], None]
+Leave = Callable[[list["Cell"]], None]
+
 RUNAWAY = 1e9  # adapter weights beyond this overflow the squares in the norms: a dead model of finite loss
 EVALUATION_TOKENS = 16384  # at most so many tokens at once where nothing is trained
+CURVE = ("loss", "nll", "share_above_threshold", "grad_norm", "lr")
+EMPTY_CURVE = pd.DataFrame({"step": np.zeros(0, np.int32), **{name: np.zeros(0) for name in CURVE}})
 
 
 @dataclass
@@ -59,6 +64,25 @@ class Progress:
 Observer = Callable[[Progress], None]
 
 
+@dataclass(frozen=True)
+class State:
+    """A pack between two steps: all that its cells need to go on. Row i of every tensor and list belongs to cells[i]."""
+
+    step: int
+    cells: list[int]  # those still in training, by their place in the pack
+    tensors: dict[str, Tensor]
+    logged: list[pd.DataFrame]
+    curve: list[pd.DataFrame]
+    draws: list[int]  # minibatches drawn so far
+
+    def of(self, chosen: Sequence[int]) -> State:
+        """The part of some of its cells, given by row."""
+        tensors = {name: tensor[list(chosen)] for name, tensor in self.tensors.items()}
+        lists = ([kept[i] for i in chosen] for kept in (self.cells, self.logged, self.curve, self.draws))
+        cells, logged, curve, draws = lists
+        return State(self.step, cells, tensors, logged, curve, draws)  # type: ignore[arg-type]
+
+
 def train_pack(base: FrozenBase, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True) -> None:
     """Train every cell and fill in its outcome.
 
@@ -82,9 +106,18 @@ class Trainer:
     """One pack in training: bank, optimiser, prefix and the cells that are still in it."""
 
     def __init__(
-        self, base: FrozenBase, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True
+        self,
+        base: FrozenBase,
+        cells: Sequence[Cell],
+        observe: Observer | None = None,
+        cached: bool = True,
+        *,
+        between: Between | None = None,
+        leave: Leave | None = None,
     ) -> None:
+        """`between` is called with the number of steps done before each one; `leave` with the cells that have ended."""
         self.base, self.cells, self.observe, self.cached = base, list(cells), observe, cached
+        self.between, self.leave, self.places = between, leave, list(range(len(self.cells)))
         runs = [cell.run for cell in self.cells]
         kind = runs[0].adapter
         self.bank = AdapterBank(base.sites(kind), [r.rank for r in runs], [r.seed for r in runs], kind, base.adapter_dtype)
@@ -124,11 +157,16 @@ class Trainer:
         clip = [c.run.train.clip or math.inf for c in self.cells]
         self.clip = torch.tensor(clip, dtype=self.base.adapter_dtype, device=self.base.device)
 
-    def train(self) -> None:
+    def train(self, state: State | None = None) -> None:
+        """Train to the end, from the start or from a kept state (on a CPU, bit for bit as without the interruption)."""
         for cell, scores in zip(self.cells, self.evaluate(), strict=True):
             cell.initial = scores
             cell.logged.append(scores.table(0))
-        for step in range(self.steps):
+        if state is not None:
+            self._restore(state)
+        for step in range(state.step if state else 0, self.steps):
+            if self.between:
+                self.between(step)
             layout, trained = self._forward()
             gone = self._log(step, layout, trained) if step and step % self.log_every == 0 else []
             self._update(step, layout, trained)
@@ -136,6 +174,38 @@ class Trainer:
             if not self.cells:
                 return
         self._leave(self._log(self.steps))
+
+    # -- going on later
+
+    def state(self, step: int) -> State:
+        """What is needed to go on after `step` steps; tensors are on the CPU."""
+        rows = {f"A.{name}": A for name, A in self.bank.A.items()} | {f"B.{name}": B for name, B in self.bank.B.items()}
+        rows |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)} | {f"v.{i}": v for i, v in enumerate(self.optimizer.v)}
+        if self.curve:
+            rows["curve"] = torch.stack(self.curve).permute(2, 0, 1)
+        if self.dropout:
+            rows["dropout"] = torch.stack([generator.get_state() for generator in self.dropout.generators])
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in rows.items()}
+        logged = [pd.concat(cell.logged, ignore_index=True) for cell in self.cells]
+        curve = [pd.concat(cell.curve or [EMPTY_CURVE], ignore_index=True) for cell in self.cells]
+        return State(step, list(self.places), tensors, logged, curve, [order.drawn for order in self.orders])
+
+    def _restore(self, state: State) -> None:
+        self._leave([k for k in range(len(self.cells)) if k not in state.cells], ended=False)
+        kept = {name: tensor.to(self.base.device) for name, tensor in state.tensors.items() if name != "dropout"}
+        self.bank.A = {name: kept[f"A.{name}"] for name in self.bank.A}
+        self.bank.B = {name: kept[f"B.{name}"] for name in self.bank.B}
+        self.optimizer.step_count = state.step
+        self.optimizer.m = [kept[f"m.{i}"] for i in range(len(self.optimizer.m))]
+        self.optimizer.v = [kept[f"v.{i}"] for i in range(len(self.optimizer.v))]
+        self.curve = list(kept["curve"].permute(1, 2, 0)) if "curve" in kept else []
+        if self.dropout:
+            for generator, drawn in zip(self.dropout.generators, state.tensors["dropout"], strict=True):
+                generator.set_state(drawn)
+        for order, draws in zip(self.orders, state.draws, strict=True):
+            order.skip(draws)
+        for cell, logged, curve in zip(self.cells, state.logged, state.curve, strict=True):
+            cell.logged, cell.curve = [logged], [curve] if len(curve) else []
 
     # -- one step
 
@@ -221,8 +291,7 @@ class Trainer:
         self.curve = []
         steps = np.arange(done - len(values), done, dtype=np.int32)
         for k, cell in enumerate(self.cells):
-            names = ("loss", "nll", "share_above_threshold", "grad_norm", "lr")
-            cell.curve.append(pd.DataFrame({"step": steps, **dict(zip(names, values[:, :, k].T, strict=True))}))
+            cell.curve.append(pd.DataFrame({"step": steps, **dict(zip(CURVE, values[:, :, k].T, strict=True))}))
         return [float(x) for x in values[-1, 0]]
 
     def _log(self, done: int, layout: Layout | None = None, trained: TokenScores | None = None) -> list[int]:
@@ -253,12 +322,15 @@ class Trainer:
             cell.steps_run, cell.final, cell.adapter = done, scores[k], self.bank.only([k])
         return gone
 
-    def _leave(self, gone: list[int]) -> None:
+    def _leave(self, gone: list[int], ended: bool = True) -> None:
         """Take cells out of the pack."""
         if not gone:
             return
         stay = [k for k in range(len(self.cells)) if k not in gone]
-        self.cells = [self.cells[k] for k in stay]
+        left = [self.cells[k] for k in gone]
+        self.cells, self.places = [self.cells[k] for k in stay], [self.places[k] for k in stay]
+        if ended and self.leave:
+            self.leave(left)
         if not stay:
             return
         self.bank.keep(stay)

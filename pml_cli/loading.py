@@ -52,6 +52,13 @@ def load_base(settings: Model) -> FrozenBase:
     return FrozenBase(model.to(device), settings)
 
 
+def check_weights(settings: Model) -> None:
+    """Refuse a local folder without safetensors before anything is loaded from it."""
+    folder = Path(settings.path)
+    if settings.weights == "pretrained" and folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(f"model.path={settings.path}: no weights in safetensors there (*.safetensors)")
+
+
 def _random_weights(
     settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]
 ) -> Any:

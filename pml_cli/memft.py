@@ -20,8 +20,16 @@ PAIR = ["model", "data", "data_seed", "adapter", "layer", "setting", "rank", "se
 MEASURES = ["token_accuracy", "exact_match", "share_above_threshold", "delta_loss"]
 
 
-def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast: bool = False) -> int:
-    """Train what is missing, then compare every loss with plain fine-tuning (sft) on equal cells.
+def run(
+    request: Request,
+    console: Console,
+    *,
+    dry_run: bool = False,
+    fail_fast: bool = False,
+    wait: bool | None = None,
+    retry: bool = True,
+) -> int:
+    """Train what is missing (as `sweep.run`), then compare every loss with plain fine-tuning (sft) on equal cells.
 
     Returns:
         exit code: 0, or 1 when a cell failed.
@@ -34,7 +42,7 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
         raise UserError(
             f"loss={','.join(sorted(kinds))}: a comparison needs sft and another loss, such as loss=sft,memft_ot"
         )
-    code = sweep.run(request, console, dry_run=dry_run, fail_fast=fail_fast)
+    code = sweep.run(request, console, dry_run=dry_run, fail_fast=fail_fast, wait=wait, retry=retry)
     if dry_run:
         return code
     runs = read_runs([request.out])

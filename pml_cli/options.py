@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import ADAPTERS, DATA, LOSSES, Launch, Model, Train
+from .config import ADAPTERS, DATA, LAUNCHES, LOSSES, Model, Train
 from .errors import UserError, did_you_mean
 
 SCHEMAS: dict[str, Mapping[str, type[Any]] | type[Any]] = {
@@ -22,7 +22,7 @@ SCHEMAS: dict[str, Mapping[str, type[Any]] | type[Any]] = {
     "adapter": ADAPTERS,
     "loss": LOSSES,
     "train": Train,
-    "launch": Launch,
+    "launch": LAUNCHES,
 }
 GROUPS = tuple(SCHEMAS)
 SHORT = ("rank", "seqlen", "seed", "out")

@@ -138,14 +138,33 @@ def source_of(run: Run) -> Source:
     return _source(_frozen(run.model), _frozen(run.data))
 
 
-def make_packs(cells: Sequence[Planned], pack_tokens: int = 0) -> list[Pack]:
+@dataclass(frozen=True)
+class Packing:
+    """How cells are cut into packs; the same for every process of a sweep."""
+
+    pack_tokens: int = 0  # of one step; 0: by the kind of device
+    devices: int = 1  # packs are made smaller until each device has one
+    gpu: bool | None = None  # whether model.device=auto is a GPU; None: as on this machine
+
+
+def make_packs(cells: Sequence[Planned], packing: Packing = Packing()) -> list[Pack]:
     """Cut the cells into packs within the budget of tokens a step, longest first."""
+    share = 1
+    while True:
+        packs = _cut(cells, packing, share)
+        if len(packs) >= min(packing.devices, len(cells)):
+            return packs
+        share *= 2
+
+
+def _cut(cells: Sequence[Planned], packing: Packing, share: int) -> list[Pack]:
     groups: dict[str, list[Planned]] = {}
     for cell in cells:
         groups.setdefault(_together(cell), []).append(cell)
     packs = []
     for group in groups.values():
-        budget = pack_tokens or PACK_TOKENS[_device_kind(group[0].run.model.device)]
+        kind = device_kind(group[0].run.model.device, packing.gpu)
+        budget = (packing.pack_tokens or PACK_TOKENS[kind]) // share
         waiting: list[Planned] = []
         for cell in sorted(group, key=lambda c: (-c.step_tokens, -c.run.rank, c.id)):
             if waiting and not _fits(waiting, cell, budget):
@@ -168,7 +187,9 @@ def _fits(waiting: list[Planned], cell: Planned, budget: int) -> bool:
     return len(waiting) < MAX_CELLS and grown <= budget and near
 
 
-def _device_kind(asked: str) -> str:
-    """cuda or cpu, guessed without torch."""
-    has_gpu = Path("/dev/nvidia0").exists() if asked == "auto" else asked.startswith("cuda")
+def device_kind(asked: str, gpu: bool | None = None) -> str:
+    """cuda or cpu, guessed without torch; `gpu`: whether there is one where it will run, None: look here."""
+    if gpu is None:
+        gpu = Path("/dev/nvidia0").exists()
+    has_gpu = gpu if asked == "auto" else asked.startswith("cuda")
     return "cuda" if has_gpu else "cpu"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 
 from rich.console import Console
 
+from .claims import Member
 from .config import Request, Run
 from .errors import UserError
-from .plan import Planned, check, make_packs
+from .plan import Pack, Planned, check
 from .progress import ProbeDisplay
 from .records import RunFolder, read_runs, write_whole
 from .report import probe_table
+from .stop import Signals, Stopped
 from .sweep import check_folder
 
 LOGGED_STEPS = 100  # a probe is looked at closely
@@ -29,7 +32,13 @@ def run(request: Request, console: Console) -> int:
     if folder.is_done():
         console.print(f"done already: {folder.path} (delete it to train again)", highlight=False, soft_wrap=True)
     else:
-        failure = _train(cell, request, console)
+        try:
+            failure = _train(cell, request, console)
+        except Stopped as stopped:
+            console.print("interrupted; the same command goes on from there")
+            if stopped.signum == signal.SIGINT:
+                raise KeyboardInterrupt from stopped
+            return 128 + stopped.signum if stopped.signum else 1
         if failure is not None:
             console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
             return 1
@@ -53,7 +62,7 @@ def _closely(run: Run) -> Run:
 
 def _train(cell: Planned, request: Request, console: Console) -> str | None:
     from .engine import Progress
-    from .worker import Worker
+    from .worker import Worker, check_places
 
     failures: list[str | None] = []
     run = cell.run
@@ -61,15 +70,21 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
         f"{run.model.name}: {run.adapter.kind} adapter of rank {run.rank} learns "
         f"{sum(len(s.target) for s in cell.samples)} target tokens ({run.data.source}, {run.loss.kind})"
     )
-    worker = Worker(request.out)
-    (pack,) = make_packs([cell])
-    worker.base_for(pack)
-    with ProbeDisplay(console, title, cell.steps) as display:
+    check_places([Pack([cell])])
+    with Member(request.out, "inline") as member, Signals() as signals:
+        worker = Worker(request.out, member, signals)
+        worker.base_for(Pack([cell]))
+        if not member.claim(cell.id):
+            raise UserError(f"{request.out}: another process trains this run; pml status {request.out} shows it")
+        with ProbeDisplay(console, title, cell.steps) as display:
 
-        def observe(seen: Progress) -> None:
-            display.update(seen.step, float(seen.scores[0].nll.mean()), seen.scores[0].nll, seen.scores[0].correct)
+            def observe(seen: Progress) -> None:
+                display.update(seen.step, float(seen.scores[0].nll.mean()), seen.scores[0].nll, seen.scores[0].correct)
 
-        worker.run(pack, observe, lambda _cell, failure: failures.append(failure))
+            try:
+                worker.run([cell], lambda _cell, failure: failures.append(failure), observe)
+            finally:
+                member.release(cell.id)
     return failures[0]
 
 

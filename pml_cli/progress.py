@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from .status import Snapshot
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BELOW, ABOVE = "dark_orange", "dodger_blue1"  # p at most one half, and above: told apart by colour-blind eyes too
@@ -62,6 +65,17 @@ class SweepDisplay:
     def end_cell(self, failure: str | None) -> None:
         self.ended += 1
         self.failed += failure is not None
+        self._show()
+
+    def wait_for(self, cells: Sequence[object]) -> None:
+        """Nothing is free: so many cells are with other processes."""
+        self._show(f"waiting for {len(cells)} cells of other processes")
+
+    def follow(self, seen: Snapshot) -> None:
+        """Show what workers have come to."""
+        total = sum(cell["work"] for cell in seen.cells.values())
+        self.ended = self.cells - (len(seen.cells) - len(seen.done) - len(seen.failed))
+        self.failed, self._done, self._in_pack = len(seen.failed), max(self.work - (1 - seen.share) * total, 0.0), 0.0
         self._show()
 
     def _show(self, words: str = "") -> None:

@@ -12,13 +12,15 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from .config import FORMAT
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd  # takes half a second; `pml status` does without
 
 RESULT, ERROR = "result.json", "error.json"
 
@@ -43,6 +45,26 @@ class RunFolder:
             return bool(json.loads(self.result.read_text("utf-8"))["format"] == FORMAT)
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+    def has_ended(self, fresh: bool = False) -> bool:
+        """Whether the run is done or has failed.
+
+        Args:
+            fresh: ask the file server, past what this machine remembers of the folders (NFS).
+        """
+        if fresh:
+            for folder in (self.path.parent, self.path):
+                _ask_anew(folder)
+        return self.error.exists() or self.is_done()
+
+    def failure(self) -> str | None:
+        """Why the run failed; None when it did not."""
+        try:
+            return str(json.loads(self.error.read_text("utf-8")).get("reason", ""))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, AttributeError):
+            return "error.json cannot be read"
 
     def write_text(self, path: Path, text: str) -> None:
         write_whole(path, lambda aside: aside.write_text(text, "utf-8"))
@@ -81,6 +103,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
+def _ask_anew(folder: Path) -> None:
+    with suppress(OSError):
+        os.close(os.open(folder, os.O_RDONLY))
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
@@ -93,6 +120,8 @@ def read_runs(roots: Iterable[Path]) -> pd.DataFrame:
     Raises:
         UserError: a root that does not exist, a result that cannot be read, or one of another format.
     """
+    import pandas as pd
+
     rows = {}
     for root in roots:
         if not root.is_dir():

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from .config import Request
+from . import launch as launching
+from . import slurm
+from .claims import Member
+from .config import InlineLaunch, LocalLaunch, Request, SlurmLaunch
 from .errors import UserError
 from .plan import Pack, Planned, check, make_packs
 from .progress import SweepDisplay
 from .records import RunFolder, check_formats, read_runs, write_whole
 from .report import results_table
+from .stop import Signals, Stopped
+from .work import Order, Queue, work
 
 
-def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast: bool = False) -> int:
+def run(
+    request: Request,
+    console: Console,
+    *,
+    dry_run: bool = False,
+    fail_fast: bool = False,
+    wait: bool | None = None,
+    retry: bool = True,
+) -> int:
     """Train what is missing of the requested cells, then show and write the results.
 
     Args:
-        dry_run: check and list, train nothing, write nothing.
+        dry_run: check and price, train nothing, write nothing.
         fail_fast: stop at the first cell that fails.
+        wait: for cells that other processes train, and for Slurm. None: yes, but not for Slurm.
+        retry: train again what failed before.
 
     Returns:
         exit code: 0, or 1 when a cell failed.
@@ -30,24 +46,142 @@ def run(request: Request, console: Console, *, dry_run: bool = False, fail_fast:
     Raises:
         UserError: a cell that cannot be run, or a folder that cannot be used; nothing has been written then.
     """
+    launch = request.launch
+    wait = not isinstance(launch, SlurmLaunch) if wait is None else wait
     cells = check(request.runs)
     check_folder(request.out)
-    missing = [cell for cell in cells if not RunFolder(request.out, cell.id).is_done()]
-    packs = make_packs(missing, request.launch.pack_tokens)
+    packing = launching.packing(launch, cells)
+    packs = make_packs(cells, packing)
+    failed = [cell for cell in cells if RunFolder(request.out, cell.id).failure() is not None]
+    done = {cell.id for cell in cells if RunFolder(request.out, cell.id).is_done()}
+    left = _left(packs, done if retry else done | {cell.id for cell in failed})
     if dry_run:
-        _list(console, request, cells, packs)
+        _list(console, request, cells, left)
         return 0
-    kept = len(cells) - len(missing)
-    known = f", {kept} done already" if kept else ""
-    console.print(f"{_count(cells, 'cell')}: {len(missing)} to train in {_count(packs, 'pack')}{known}")
+    missing = sum(len(pack.cells) for pack in left)
+    known = f", {len(done)} done already" if done else ""
+    known += f", {len(failed)} failed before" if failed else ""
+    console.print(f"{_count(cells, 'cell')}: {missing} to train in {_count(left, 'pack')}{known}")
+    if not left:
+        return finish(request, cells, console)
+    if isinstance(launch, SlurmLaunch):
+        slurm.check_there()
+    _check_places(left)
     try:
-        failures = train(packs, request.out, console, fail_fast=fail_fast) if packs else {}
-    except KeyboardInterrupt:
-        if request.out.is_dir():
-            finish(request, cells, {}, console)
+        order = Order.write(request.out, packs, packing)
+        if retry:
+            _forget(request.out, failed)
+        return _train(request, order, cells, packs, console, fail_fast=fail_fast, wait=wait)
+    except OSError as error:
+        where = error.filename or request.out
+        raise UserError(f"{where}: {error.strerror or error}; what was finished is kept") from error
+
+
+def _train(
+    request: Request,
+    order: Order,
+    cells: Sequence[Planned],
+    packs: Sequence[Pack],
+    console: Console,
+    *,
+    fail_fast: bool,
+    wait: bool,
+) -> int:
+    out, launch = request.out, request.launch
+    left = _left(packs, _ended(out, cells))
+    count, tokens = sum(len(pack.cells) for pack in left), sum(pack.tokens for pack in left)
+    try:
+        if isinstance(launch, InlineLaunch):
+            with SweepDisplay(console, count, tokens) as display:
+                _here(out, packs, launch, display, fail_fast=fail_fast, wait=wait)
+            return finish(request, cells, console)
+        started = launching.start(out, order, launch, left, fail_fast)
+        what = _count(range(started), *(("process", "es") if isinstance(launch, LocalLaunch) else ("Slurm job", "s")))
+        at_work = "" if started else "; those of this folder that are queued or running go on"
+        console.print(f"{what} started{at_work}", highlight=False, soft_wrap=True)
+        if not wait:
+            console.print(f"watch: pml status {_quoted(out)} --watch    stop: pml cancel {_quoted(out)}", soft_wrap=True)
+            return 0
+        with SweepDisplay(console, count, tokens) as display:
+            whole = launching.wait_for(
+                out, order, launch, lambda: _left(packs, _ended(out, cells)), display.follow, fail_fast=fail_fast
+            )
+        if not whole and not fail_fast:
+            console.print(f"the workers ended too early; the last one said: {launching.last_words(out)}", soft_wrap=True)
+        return finish(request, cells, console)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        return _stopped(stopped, request, cells, console)
+
+
+def _stopped(stopped: BaseException, request: Request, cells: Sequence[Planned], console: Console) -> int:
+    """What is left to say and do when training was asked to end."""
+    if isinstance(request.launch, LocalLaunch):
+        launching.end_local(request.out)
+    finish(request, cells, console)
+    if isinstance(request.launch, SlurmLaunch):
+        console.print(
+            f"no longer waiting; the jobs go on (pml status, or pml cancel {_quoted(request.out)})", soft_wrap=True
+        )
+    else:
         console.print("interrupted; the same command goes on with what is missing")
-        raise
-    return finish(request, cells, failures, console)
+    if isinstance(stopped, KeyboardInterrupt):
+        raise stopped
+    signum = stopped.signum if isinstance(stopped, Stopped) else None
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    if signum is None:
+        console.print(str(stopped), highlight=False)
+    return 128 + signum if signum else 1
+
+
+def _here(
+    out: Path, packs: Sequence[Pack], launch: InlineLaunch, display: SweepDisplay, *, fail_fast: bool, wait: bool
+) -> None:
+    """Train in this process; wait for cells that others have claimed, and take over what the dead leave."""
+    with Member(out, "inline", launch.stale_seconds) as member, Signals() as signals:
+        from .worker import Worker  # torch takes seconds to import; a finished sweep does not need it
+
+        worker, queue, failures = Worker(out, member, signals, 60 * launch.checkpoint_minutes), Queue(out, packs, member), []
+
+        def report(_cell: Planned, failure: str | None) -> None:
+            display.end_cell(failure)
+            failures.extend([failure] if failure else [])
+
+        def train(cells: list[Planned]) -> None:
+            tokens = Pack(cells).tokens
+            worker.run(cells, report, lambda seen: display.step(seen.step / seen.steps, tokens), queue.known)
+            display.end_pack(tokens)
+
+        work(
+            queue,
+            train,
+            lambda: worker.loaded,
+            wait=wait,
+            ended=lambda: fail_fast and bool(failures),
+            waiting=display.wait_for,
+        )
+
+
+def _check_places(packs: Sequence[Pack]) -> None:
+    from .worker import check_places
+
+    check_places(packs)
+
+
+def _left(packs: Sequence[Pack], ended: set[str]) -> list[Pack]:
+    """The packs without the cells that have ended."""
+    parts = ([cell for cell in pack.cells if cell.id not in ended] for pack in packs)
+    return [Pack(cells) for cells in parts if cells]
+
+
+def _ended(out: Path, cells: Sequence[Planned]) -> set[str]:
+    return {cell.id for cell in cells if RunFolder(out, cell.id).has_ended()}
+
+
+def _forget(out: Path, failed: Sequence[Planned]) -> None:
+    """Failed runs are tried again, unless a process is at it already."""
+    for cell in failed:
+        RunFolder(out, cell.id).error.unlink(missing_ok=True)
 
 
 def check_folder(out: Path) -> None:
@@ -78,31 +212,9 @@ class _Touch:
         self.path.unlink()
 
 
-def train(packs: Sequence[Pack], out: Path, console: Console, fail_fast: bool = False) -> dict[str, str]:
-    """Train packs in this process; returns the reason of each cell that failed."""
-    from .worker import Worker, check_places  # torch takes seconds to import; a finished sweep does not need it
-
-    check_places(packs)
-    worker, failures = Worker(out), {}
-    count, work = sum(len(pack.cells) for pack in packs), sum(pack.tokens for pack in packs)
-    with SweepDisplay(console, count, work) as display:
-
-        def report(cell: Planned, failure: str | None) -> None:
-            display.end_cell(failure)
-            if failure is not None:
-                failures[cell.id] = failure
-
-        for pack in packs:
-            tokens = pack.tokens
-            worker.run(pack, lambda seen, tokens=tokens: display.step(seen.step / seen.steps, tokens), report)  # type: ignore[misc]
-            display.end_pack(tokens)
-            if fail_fast and failures:
-                break
-    return failures
-
-
-def finish(request: Request, cells: Sequence[Planned], failures: dict[str, str], console: Console) -> int:
+def finish(request: Request, cells: Sequence[Planned], console: Console) -> int:
     """Write results.csv, show the table, name the failures and what to do next."""
+    failures = {cell.id: reason for cell in cells if (reason := RunFolder(request.out, cell.id).failure()) is not None}
     runs = read_runs([request.out])
     if len(runs):
         write_whole(request.out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
@@ -115,9 +227,10 @@ def finish(request: Request, cells: Sequence[Planned], failures: dict[str, str],
         console.print(f"{done} of {len(cells)} cells done: {request.out / 'results.csv'}", highlight=False, soft_wrap=True)
     if failures:
         console.print(f"{len(failures)} failed; the same command tries them again", highlight=False)
+    if done < len(cells):
         return 1
-    if len(cells) > 1 and done == len(cells):
-        console.print(f"next: pml fit {shlex.quote(str(request.out))}", highlight=False, soft_wrap=True)
+    if len(cells) > 1:
+        console.print(f"next: pml fit {_quoted(request.out)}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -143,8 +256,12 @@ def _list(console: Console, request: Request, cells: Sequence[Planned], packs: S
     console.print(f"{tokens:,} tokens of training in all; results go to {request.out}", highlight=False, soft_wrap=True)
 
 
-def _count(things: Sequence[object], name: str) -> str:
-    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
+def _count(things: Sequence[object], name: str, plural: str = "s") -> str:
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else plural)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _span(values: set[int]) -> str:

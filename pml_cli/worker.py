@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import math
 import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from .adapters import stack
 from .base import FrozenBase
+from .checkpoints import Checkpoints
+from .claims import Member
 from .compose import to_yaml
 from .config import Data, MixedData
-from .engine import Cell, Observer, train_pack
+from .engine import Cell, Observer, State, Trainer
 from .errors import UserError
 from .identity import loss_label, setting
-from .loading import load_base
+from .loading import check_weights, load_base
 from .plan import Pack, Planned, source_of
 from .recall import decode, free_running, summarise
 from .records import RunFolder
+from .stop import Signals, Stopped
 
-FAULTS = (RuntimeError, MemoryError, IndexError, ValueError)  # of a pack; anything else is a fault of pml
+CHECKPOINT_SECONDS = 180.0
 Report = Callable[[Planned, str | None], None]  # told of every ended cell: its plan, and why it failed (None: it did not)
 
 
 class Worker:
     """Trains packs one after the other; a base model stays loaded until a pack wants another."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(
+        self,
+        root: Path,
+        member: Member,
+        signals: Signals | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
+        """`member` holds the claims on the cells that are to be trained."""
+        self.root, self.member, self.signals = root, member, signals or Signals()
+        self.checkpoints, self.checkpoint_seconds = Checkpoints(root), checkpoint_seconds
         self._base: tuple[str, FrozenBase] | None = None
         self._env: dict[str, Any] | None = None
+
+    @property
+    def loaded(self) -> str:
+        """The model that is loaded, as its settings' repr; empty: none."""
+        return self._base[0] if self._base else ""
 
     def base_for(self, pack: Pack) -> FrozenBase:
         """The pack's base model, loaded once.
@@ -54,34 +72,121 @@ class Worker:
         base.sites(run.adapter)
         return base
 
-    def run(self, pack: Pack, observe: Observer | None, report: Report) -> None:
-        """Train one pack and write its folders. A cell that fails leaves error.json and harms no other.
+    def run(
+        self,
+        cells: Sequence[Planned],
+        report: Report,
+        observe: Observer | None = None,
+        known: Mapping[str, Planned] | None = None,
+    ) -> None:
+        """Train claimed cells of one pack and write their folders; a cell that fails leaves error.json and harms no other.
+
+        Cells that were half done go on from their checkpoint. Where memory does not suffice, the halves are trained one
+        after the other, down to one cell; any other fault of a pack is brought down to the cell that has it.
+
+        Args:
+            known: all planned cells by id, to rebuild a half-done pack as it began.
 
         Raises:
-            UserError: the model or the adapter's place does not exist.
+            UserError: the model or the adapter's place does not exist, or a folder cannot be written.
+            Stopped: asked to end, a checkpoint is on disk.
         """
-        base = self.base_for(pack)
-        folders = {id(c): RunFolder(self.root, c.id) for c in pack.cells}
-        began = time.perf_counter()
-        cells = [Cell(planned.run, planned.samples) for planned in pack.cells]
-        try:
-            train_pack(base, cells, observe)
-            extras = _recalled(base, cells)
-        except FAULTS as error:  # out of memory and the like: the pack's cells failed, the sweep goes on
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            for planned in pack.cells:
-                folder = folders[id(planned)]
-                folder.write_text(folder.config, to_yaml(planned.run))
-                folder.fail(reason, traceback.format_exc())
-                report(planned, reason)
-            return
-        seconds = (time.perf_counter() - began) / len(cells)
-        for planned, cell, extra in zip(pack.cells, cells, extras, strict=True):
-            self._write(base, folders[id(planned)], planned, cell, extra | {"seconds": seconds, "pack_size": len(cells)})
-            report(planned, cell.failure)
+        waiting = list(cells)
+        for kept in self.checkpoints.find([cell.id for cell in cells]):
+            chosen = [cell for cell in waiting if cell.id in kept.cells]
+            if not chosen:
+                continue
+            everything = {**(known or {}), **{cell.id: cell for cell in cells}}
+            pack = [everything[name] for name in kept.pack if name in everything]
+            state = self.checkpoints.load(kept, [c.id for c in pack], [c.id for c in chosen])
+            self._attempt(_Attempt(pack, chosen, state, kept.seconds), report, observe)
+            waiting = [cell for cell in waiting if cell not in chosen]
+            if all(RunFolder(self.root, name).has_ended() for name in kept.cells):
+                kept.path.unlink(missing_ok=True)
+        if waiting:
+            self._attempt(_Attempt(waiting, waiting), report, observe)
 
-    def _write(self, base: FrozenBase, folder: RunFolder, planned: Planned, cell: Cell, extra: dict[str, Any]) -> None:
+    def _attempt(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
+        fault: tuple[str, str, bool] | None = None
+        try:
+            self._train(attempt, report, observe)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            fault = reason, traceback.format_exc(), _out_of_memory(error)
+        if fault is None:
+            return
+        gc.collect()  # what the failed attempt held
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        left = [cell for cell in attempt.cells if not RunFolder(self.root, cell.id).has_ended()]
+        if len(left) > 1:
+            size = -(-len(left) // 2) if fault[2] else 1
+            self.member.note("split", cells=len(left), into=size, reason=fault[0])
+            for start in range(0, len(left), size):
+                part = left[start : start + size]
+                self._attempt(_Attempt(part, part), report, observe)
+        for cell in left if len(left) == 1 else []:
+            folder = RunFolder(self.root, cell.id)
+            folder.write_text(folder.config, to_yaml(cell.run))
+            folder.fail(fault[0], fault[1])
+            self._ended(cell, fault[0], report)
+
+    def _train(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
+        pack, base = attempt.pack, self.base_for(Pack(attempt.pack))
+        names, began = [cell.id for cell in pack], time.perf_counter() - attempt.seconds
+        cells = [Cell(planned.run, planned.samples) for planned in pack]
+        plans = {id(cell): planned for cell, planned in zip(cells, pack, strict=True)}
+        first = attempt.state.step if attempt.state else 0
+        saved, steps = time.monotonic(), pack[0].steps
+        doing = {"cells": len(attempt.cells), "steps": steps, "first": first, "work": Pack(attempt.cells).tokens}
+        self.member.doing = {"names": [c.id for c in attempt.cells], "since": time.time(), "step": first, **doing}
+        self.member.note("start", cells=[c.id for c in attempt.cells], step=first)
+
+        def between(step: int) -> None:
+            nonlocal saved
+            self.member.doing["step"] = step
+            if self.member.cancelled and self.signals.end is None:
+                self.signals.end = Stopped("cancelled")
+            if self.member.buried:
+                raise Stopped("another process took this one for dead")
+            due = self.signals.save or self.signals.end or time.monotonic() - saved >= self.checkpoint_seconds
+            if due and step > first:
+                self.checkpoints.save(names, trainer.state(step), time.perf_counter() - began)
+                self.member.note("checkpoint", step=step)
+                saved = time.monotonic()
+            self.signals.save = False
+            if self.signals.end is not None:
+                raise self.signals.end
+
+        def leave(ended: list[Cell]) -> None:
+            self.signals.training = False
+            extras = _recalled(base, ended)
+            seconds = (time.perf_counter() - began) / len(pack)
+            for cell, extra in zip(ended, extras, strict=True):
+                planned = plans[id(cell)]
+                if self.member.holds(planned.id):
+                    self._write(base, planned, cell, extra | {"seconds": seconds, "pack_size": len(pack)})
+                    self._ended(planned, cell.failure, report)
+            self.signals.training = True
+
+        trainer = Trainer(base, cells, observe, between=between, leave=leave)
+        self.signals.training = True
+        try:
+            trainer.train(attempt.state)
+        finally:
+            self.signals.training = False
+        self.checkpoints.drop(names)
+
+    def _ended(self, cell: Planned, failure: str | None, report: Report) -> None:
+        self.member.note("failed" if failure else "done", cell=cell.id)
+        self.member.release(cell.id)
+        report(cell, failure)
+
+    def _write(self, base: FrozenBase, planned: Planned, cell: Cell, extra: dict[str, Any]) -> None:
         """All files of one run, result.json last."""
+        folder = RunFolder(self.root, planned.id)
         folder.write_text(folder.config, to_yaml(cell.run))
         folder.write_json(folder.env, self._environment(base) | {"tokens": _tokens_hash(planned)})
         folder.write_table(folder.tokens, pd.concat(cell.logged, ignore_index=True))
@@ -108,6 +213,21 @@ class Worker:
         return self._env
 
 
+@dataclasses.dataclass(frozen=True)
+class _Attempt:
+    """Cells to be trained together, the pack they belong to, and where to go on."""
+
+    pack: list[Planned]
+    cells: list[Planned]  # of the pack; fewer only with a state
+    state: State | None = None
+    seconds: float = 0.0  # spent on the pack before
+
+
+def _out_of_memory(error: Exception) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+
+
 def check_places(packs: Sequence[Pack]) -> None:
     """Refuse adapters that have no place in their model, before anything is trained; no weights are loaded for it.
 
@@ -120,6 +240,7 @@ def check_places(packs: Sequence[Pack]) -> None:
     for run in runs.values():
         key = repr(run.model)
         try:
+            check_weights(run.model)
             if key not in bases:
                 bases[key] = load_base(dataclasses.replace(run.model, weights="random", device="meta"))
             bases[key].sites(run.adapter)

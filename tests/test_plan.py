@@ -8,7 +8,7 @@ import pytest
 from pml_cli.config import LinearAdapter, MemftOtLoss, Model, PhonebookData, RandomData, Run, TextData, Train
 from pml_cli.errors import UserError
 from pml_cli.identity import run_id
-from pml_cli.plan import MAX_CELLS, check, make_packs, total_steps
+from pml_cli.plan import MAX_CELLS, Packing, check, make_packs, total_steps
 
 CPU = Model(device="cpu")
 
@@ -18,7 +18,7 @@ def run(rank=4, seqlen=32, seed=0, **more):
 
 
 def packs_of(*runs, tokens=0):
-    return make_packs(check(runs), tokens)
+    return make_packs(check(runs), Packing(tokens))
 
 
 def test_each_cell_is_measured():

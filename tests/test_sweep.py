@@ -60,7 +60,7 @@ def swept(tmp_path_factory):
 
 
 def test_a_sweep_leaves_complete_run_folders(swept):
-    folders = [p for p in (swept / "runs").iterdir() if p.is_dir()]
+    folders = [p for p in (swept / "runs").iterdir() if p.is_dir() and p.name != ".pml"]
     assert len(folders) == 8
     assert {p.name for p in swept.iterdir()} == {"runs"}
     for folder in folders:
@@ -114,7 +114,7 @@ def test_a_second_call_trains_nothing_and_a_deleted_result_is_trained_alone(swep
 def test_another_process_gives_the_same_bits(swept, tmp_path, quick):
     done = quick(*SWEEP, "out=again")
     assert done.returncode == 0, done.stderr
-    folders = [p for p in (swept / "runs").iterdir() if p.is_dir()]
+    folders = [p for p in (swept / "runs").iterdir() if p.is_dir() and p.name != ".pml"]
     for one in folders:
         two = tmp_path / "again" / one.name
         for name in ("tokens.parquet", "curve.parquet"):
@@ -161,7 +161,7 @@ def test_a_dry_run_writes_nothing_and_needs_no_torch(tmp_path, quick):
 def test_a_probe_from_another_folder(tmp_path, quick):
     done = quick("probe", "rank=2", "seqlen=12", "out=here", *FEW)
     assert done.returncode == 0, done.stderr
-    (folder,) = (p for p in (tmp_path / "here").iterdir() if p.is_dir())
+    (folder,) = (p for p in (tmp_path / "here").iterdir() if p.is_dir() and p.name != ".pml")
     assert (folder / "recall.png").read_bytes().startswith(b"\x89PNG")
     assert pd.read_parquet(folder / "tokens.parquet")["step"].unique().tolist() == [0, 1, 2, 3, 4]
     again = quick("probe", "rank=2", "seqlen=12", "out=here", *FEW)

@@ -1,0 +1,218 @@
+"""Who trains what. Processes that share a results folder claim cells, show that they live, and inherit from the dead.
+
+A claim is a symbolic link, made in one step that only one process can win, on local disks and on NFS alike; flock is not
+relied on. Below `.pml/` in the results folder:
+
+    locks/CELL      -> the process that trains the cell
+    dead/PROCESS    -> its heir: one process alone can make this link, and only the heir removes the dead one's locks
+    workers/PROCESS.json  what a process is doing; rewritten every few seconds, so its age is the sign of life
+    cancel/PROCESS  asks a process to end
+    journal/PROCESS.jsonl what it has done, a line an event
+
+A process on this machine is dead when it is gone; an earlier start of the same Slurm job is dead; any other is dead when it
+has shown no sign of life for `stale` seconds, both times read off the file server's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from .records import write_whole
+
+STALE_SECONDS = 120.0
+LOOK_SECONDS = 2.0  # how long a judgement about another process is kept
+
+
+class Member:
+    """One process at work in a results folder."""
+
+    def __init__(self, out: Path, kind: str, stale: float = STALE_SECONDS) -> None:
+        """`kind`: inline, local or slurm for what trains; driver for what only waits."""
+        self.home = out / ".pml"
+        self.stale = stale
+        self.name = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.doing: dict[str, Any] = {}  # shown by `pml status`
+        self.cancelled = self.buried = False
+        self._identity = identity() | {"name": self.name, "kind": kind, "started": time.time()}
+        self._ended = threading.Event()
+        self._seen: dict[str, tuple[float, bool]] = {}
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="pml heartbeat")
+
+    def __enter__(self) -> Member:
+        for folder in ("locks", "dead", "workers", "cancel", "journal"):
+            (self.home / folder).mkdir(parents=True, exist_ok=True)
+        self.show()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.doing = {}
+        self.show("ended")
+
+    def show(self, state: str = "running") -> None:
+        """Write down what this process is doing."""
+        record = {**self._identity, "state": state, "shown": time.time(), "doing": dict(self.doing)}
+        write_whole(self._record(self.name), lambda aside: aside.write_text(json.dumps(record), "utf-8"))
+
+    def note(self, event: str, **details: Any) -> None:
+        """Add a line to this process's journal."""
+        with (self.home / "journal" / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "event": event, **details}) + "\n")
+
+    # -- claims
+
+    def claim(self, cell: str) -> bool:
+        """Whether the cell is this process's now. False: a living process has it."""
+        lock = self.home / "locks" / cell
+        while True:
+            try:
+                lock.symlink_to(self.name)
+                return True
+            except FileExistsError:
+                pass
+            holder = _target(lock)
+            if holder is None:  # let go just now
+                continue
+            if holder == self.name:
+                return True
+            heir = self._heir(holder)
+            if heir == self.name:
+                lock.unlink(missing_ok=True)
+            elif self.alive(heir):
+                return False
+            else:
+                self._inherit(heir)
+
+    def release(self, cell: str) -> None:
+        if self.holds(cell):
+            (self.home / "locks" / cell).unlink(missing_ok=True)
+
+    def holds(self, cell: str) -> bool:
+        """Whether this process still has the cell: not when others took it for dead."""
+        self.buried = self.buried or _target(self.home / "dead" / self.name) is not None
+        return not self.buried and _target(self.home / "locks" / cell) == self.name
+
+    def _heir(self, holder: str) -> str:
+        while (heir := _target(self.home / "dead" / holder)) is not None:
+            holder = heir
+        return holder
+
+    def _inherit(self, dead: str) -> None:
+        try:
+            (self.home / "dead" / dead).symlink_to(self.name)
+            self.note("inherit", dead=dead)
+        except FileExistsError:  # another one was first
+            pass
+
+    # -- life and death
+
+    def alive(self, name: str) -> bool:
+        """Whether another process of this folder lives; looked up at most every two seconds."""
+        known = self._seen.get(name)
+        if known is None or time.monotonic() - known[0] > LOOK_SECONDS:
+            known = self._seen[name] = (time.monotonic(), self._lives(name))
+        return known[1]
+
+    def _lives(self, name: str) -> bool:
+        path = self._record(name)
+        record, changed = read_record(path)
+        if record is None or record.get("state") == "ended":
+            return False
+        known = lives_here(record)
+        if known is not None:
+            return known
+        mine, its = self._identity["slurm"], record.get("slurm")
+        if mine and its and mine["job"] == its["job"] and mine["restart"] > its["restart"]:
+            return False
+        return self._now() - changed <= self.stale
+
+    def _now(self) -> float:
+        """The file server's clock."""
+        return server_time(self.home / "workers")
+
+    def _record(self, name: str) -> Path:
+        return self.home / "workers" / f"{name}.json"
+
+    def _beat(self) -> None:
+        pause = min(5.0, self.stale / 8)
+        while not self._ended.wait(pause):
+            try:
+                self.cancelled = self.cancelled or (self.home / "cancel" / self.name).exists()
+                self.buried = self.buried or _target(self.home / "dead" / self.name) is not None
+                self.show()
+            except OSError:  # a full or absent disk: the training itself will tell
+                continue
+
+
+@lru_cache(maxsize=1)
+def identity() -> dict[str, Any]:
+    """What tells this process from any other: machine, process number and its start, and the Slurm job it runs in."""
+    job, restart = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return {
+        "host": socket.gethostname(),
+        "place": _place(),
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+        "slurm": {"job": job, "restart": int(restart), "task": f"{array}_{task}" if array else job} if job else None,
+    }
+
+
+def lives_here(record: dict[str, Any]) -> bool | None:
+    """Whether a process of this machine is running; None when it is another machine's."""
+    if record.get("place") != _place():
+        return None
+    try:
+        process = psutil.Process(int(record["pid"]))
+        same = abs(process.create_time() - float(record["created"])) < 3  # the start time moves a little with the clock
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def read_record(path: Path) -> tuple[dict[str, Any] | None, float]:
+    """A process's record and when it was last written, by the file server's clock; None where there is none."""
+    try:
+        with path.open(encoding="utf-8") as file:  # opening asks the server anew, stat might not
+            return json.loads(file.read()), os.fstat(file.fileno()).st_mtime
+    except (OSError, ValueError):
+        return None, 0.0
+
+
+def server_time(folder: Path) -> float:
+    """The clock of the machine that holds a folder, in seconds."""
+    probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=1)
+def _place() -> str:
+    """Names this machine since its last start, and the space of process numbers within it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    space = Path("/proc/self/ns/pid")
+    known = boot.read_text("utf-8").strip() if boot.exists() else f"{uuid.getnode():x}"
+    return f"{known} {space.readlink() if space.is_symlink() else ''}".strip()
+
+
+def _target(link: Path) -> str | None:
+    try:
+        return os.readlink(link)  # noqa: PTH115
+    except OSError:
+        return None

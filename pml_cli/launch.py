@@ -1,0 +1,275 @@
+"""Workers: the same loop as processes on this machine or as jobs on a Slurm cluster, started by submitit.
+
+A worker is told nothing but the folder and the sweep's key: it claims packs from the folder until none is free. So workers
+may come and go. What submitit knows of a job is not used: what is done is read off the folder, what waits off squeue.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import slurm
+from .claims import Member
+from .config import Launch, LocalLaunch, SlurmLaunch
+from .errors import UserError
+from .plan import Pack, Packing, Planned, device_kind
+from .records import RunFolder
+from .status import Snapshot, Watcher, ask_to_end, living
+from .stop import Signals, Stopped
+from .work import Order, Queue, work
+
+FOREVER_MINUTES = 60 * 24 * 365
+FRUITLESS = 2  # launches in a row after which nothing more was done than before
+LOOK_SECONDS = 1.0
+QUEUE_SECONDS = 5.0  # between two questions to Slurm
+
+
+@dataclass(frozen=True)
+class Task:
+    """What submitit starts: one worker. Runs before torch is imported, so that it can choose the device."""
+
+    out: str
+    key: str
+    launch: Launch
+    fail_fast: bool
+    device: str | None = None  # CUDA_VISIBLE_DEVICES; None: as the cluster sets it
+    threads: int = 0
+
+    def __call__(self) -> None:
+        if self.device is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.device
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if self.threads:
+            os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        signals = Signals(slurm=self.launch.kind == "slurm")
+        try:
+            with signals:
+                train_from(Path(self.out), self.key, self.launch, signals, fail_fast=self.fail_fast)
+        except Stopped as stopped:
+            if stopped.signum == signal.SIGUSR2:
+                signals.requeue()
+
+    def checkpoint(self, *_: Any, **__: Any) -> Any:
+        """Asked by submitit before a job goes back to the queue: it begins anew, the work is in the folder."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def train_from(out: Path, key: str, launch: Launch, signals: Signals, *, fail_fast: bool) -> None:
+    """One worker: claim and train packs of a stored sweep until none is free."""
+    order = Order.read(out / ".pml" / "requests" / f"{key}.json")
+    with Member(out, launch.kind, launch.stale_seconds) as member:
+        from .worker import Worker
+
+        packs = order.packs()
+        worker = Worker(out, member, signals, 60 * launch.checkpoint_minutes)
+        queue = Queue(out, packs, member)
+
+        def ended() -> bool:
+            return fail_fast and any(RunFolder(out, name).error.exists() for name in order.cells)
+
+        work(
+            queue,
+            lambda cells: worker.run(cells, lambda _cell, _failure: None, known=queue.known),
+            lambda: worker.loaded,
+            wait=False,
+            ended=ended,
+        )
+
+
+# -- starting them
+
+
+def start(out: Path, order: Order, launch: Launch, packs: list[Pack], fail_fast: bool) -> int:
+    """Start as many workers as are wanted and not there yet.
+
+    Args:
+        packs: those that have something left to train.
+
+    Returns:
+        how many were started.
+
+    Raises:
+        UserError: the cluster refuses, or there is none.
+    """
+    folder = out / ".pml" / "logs"
+    if isinstance(launch, LocalLaunch):
+        here = len([record for record in living(out, launch.stale_seconds) if record["kind"] == "local"])
+        devices = local_devices(launch, packs)[: len(packs)][here:]
+        return _start_local(Task(str(out), order.key, launch, fail_fast), devices, launch, folder)
+    assert isinstance(launch, SlurmLaunch)
+    slurm.check_there()
+    waiting = slurm.jobs(out)
+    if waiting is None:
+        raise UserError("launch=slurm: squeue does not answer; try again later")
+    count = min(launch.devices, len(packs)) - len(waiting)
+    return _submit(Task(str(out), order.key, launch, fail_fast, threads=launch.cpus), max(count, 0), launch, folder)
+
+
+def packing(launch: Launch, cells: Sequence[Planned]) -> Packing:
+    """How a sweep is cut for the devices it is launched on."""
+    if isinstance(launch, SlurmLaunch):
+        return Packing(launch.pack_tokens, launch.devices, gpu=launch.gpus > 0)
+    devices = len(local_devices(launch, [Pack(list(cells))])) if isinstance(launch, LocalLaunch) else 1
+    return Packing(launch.pack_tokens, devices)
+
+
+def local_devices(launch: LocalLaunch, packs: list[Pack]) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each local worker; empty strings where they train on the CPU."""
+    wanted = {device_kind(cell.run.model.device) for pack in packs for cell in pack.cells}
+    if "cuda" in wanted and (gpus := visible_gpus()):
+        return [gpus[i % len(gpus)] for i in range(launch.devices or len(gpus))]
+    return [""] * (launch.devices or max(1, cores() // 2))
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them; without torch."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [name for name in told.split(",") if name.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi"):
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return [str(i) for i, line in enumerate(x for x in answer.stdout.splitlines() if x.startswith("GPU "))]
+    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_local(task: Task, devices: list[str], launch: LocalLaunch, folder: Path) -> int:
+    import dataclasses
+
+    import submitit
+
+    executor = submitit.LocalExecutor(folder)
+    executor.update_parameters(timeout_min=FOREVER_MINUTES)
+    for device in devices:
+        threads = launch.threads or max(1, cores() // len(devices))
+        executor.submit(dataclasses.replace(task, device=device, threads=threads))
+    return len(devices)
+
+
+def _submit(task: Task, count: int, launch: SlurmLaunch, folder: Path) -> int:
+    """Submit so many tasks as arrays, each within the site's limit."""
+    if not count:
+        return 0
+    import submitit
+
+    out = Path(task.out)
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=10**9, python=launch.python)
+    wanted: dict[str, Any] = {
+        "job_name": slurm.name_for(out),
+        "partition": launch.partition,
+        "account": launch.account,
+        "qos": launch.qos,
+        "time": launch.time,
+        "gpus_per_node": launch.gpus or None,
+        "cpus_per_task": launch.cpus,
+        "mem": None if launch.mem_gb is None else f"{round(1024 * launch.mem_gb)}M",
+        "constraint": launch.constraint,
+        "signal_delay_s": launch.signal_seconds,
+        "setup": launch.setup or None,
+        "additional_parameters": {"requeue": True} | launch.extra,
+    }
+    executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
+    size = slurm.max_array_size()
+    for first in range(0, count, size):
+        part = min(size, count - first)
+        executor.update_parameters(array_parallelism=launch.parallel or part)
+        try:
+            jobs = executor.submit_array([task] * part)
+        except Exception as error:  # submitit has one class for what sbatch says, and raises others around it
+            raise UserError(f"launch=slurm: {_said(error)}") from error
+        slurm.note_job(out, jobs[0].job_id.split("_")[0])
+    return count
+
+
+def _said(error: Exception) -> str:
+    """The line of sbatch that tells what is wrong."""
+    lines = [line.strip() for line in str(getattr(error, "stderr", "") or error).splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("sbatch: error")]
+    return (told or lines or [type(error).__name__])[-1]
+
+
+# -- waiting for them
+
+
+def wait_for(
+    out: Path,
+    order: Order,
+    launch: Launch,
+    left: Callable[[], list[Pack]],
+    show: Callable[[Snapshot], None],
+    *,
+    fail_fast: bool,
+) -> bool:
+    """Watch the workers until every cell has ended; start new ones where some died.
+
+    Args:
+        left: the packs that have something left to train.
+        show: told of every look.
+
+    Returns:
+        whether every cell has ended; not when the workers end again and again without having done anything, or after a
+        first failure under --fail-fast.
+
+    Raises:
+        Stopped: this process was asked to end.
+    """
+    watcher, fruitless, before, asked = Watcher(out, order), 0, -1.0, 0.0
+    with Member(out, "driver", launch.stale_seconds) as member:
+        waiting: list[slurm.Job] | None = []
+        began = time.monotonic()
+        while True:
+            due = launch.kind == "slurm" and time.monotonic() - asked > QUEUE_SECONDS
+            snapshot = watcher.look(queue=due)
+            if due:
+                waiting, asked = snapshot.jobs, time.monotonic()
+            show(snapshot)
+            training = [r for r in snapshot.running if r.kind != "driver"]
+            if len(snapshot.done) + len(snapshot.failed) == len(snapshot.cells):
+                return True
+            if fail_fast and snapshot.failed and not training:
+                return False
+            if member.cancelled:
+                raise Stopped("cancelled")
+            # a worker shows itself a moment after it was started
+            if not training and waiting == [] and time.monotonic() - began > 20 * LOOK_SECONDS:
+                done = len(snapshot.done) + len(snapshot.failed) + snapshot.share
+                fruitless = fruitless + 1 if done <= before else 0
+                if fruitless >= FRUITLESS:
+                    return False
+                before = done
+                start(out, order, launch, left(), fail_fast)
+                began, asked = time.monotonic(), 0.0
+            time.sleep(LOOK_SECONDS)
+
+
+def last_words(out: Path) -> str:
+    """The last line that a worker left in its log, and where."""
+    logs = sorted((out / ".pml" / "logs").glob("*.err"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(logs):
+        lines = [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+        if lines:
+            return f"{lines[-1].strip()} ({path})"
+    return str(out / ".pml" / "logs")
+
+
+def end_local(out: Path) -> None:
+    """Ask this machine's workers of a folder to keep a checkpoint and end, and wait a little for it."""
+    ask_to_end(out, [record["name"] for record in living(out) if record["kind"] == "local"])
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(record["kind"] == "local" for record in living(out)):
+        time.sleep(0.5)
