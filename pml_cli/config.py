@@ -171,6 +171,7 @@ class Train:
 class Launch:
     kind: str = ""
     pack_tokens: int = 0  # tokens in one training step over all cells of a pack; 0: by device
+    device_gb: float = 0.0  # memory of one device that packs may fill; 0: 80 % of this machine's (Slurm: not looked at)
     checkpoint_minutes: float = 3.0  # between checkpoints of a pack in training
     stale_seconds: float = 120.0  # a process of another machine without a sign of life for so long is taken for dead
 
@@ -301,6 +302,7 @@ def launch_problems(launch: Launch) -> list[str]:
     """Every fault of the launch settings, one line each."""
     checks: list[tuple[str, Any, bool, str]] = [
         ("pack_tokens", launch.pack_tokens, launch.pack_tokens >= 0, "at least 0"),
+        ("device_gb", launch.device_gb, launch.device_gb >= 0, "at least 0"),
         ("checkpoint_minutes", launch.checkpoint_minutes, launch.checkpoint_minutes >= 0, "at least 0"),
         ("stale_seconds", launch.stale_seconds, launch.stale_seconds >= 5, "at least 5"),
     ]

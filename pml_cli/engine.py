@@ -201,7 +201,7 @@ class Trainer:
         self.curve = list(kept["curve"].permute(1, 2, 0)) if "curve" in kept else []
         if self.dropout:
             for generator, drawn in zip(self.dropout.generators, state.tensors["dropout"], strict=True):
-                generator.set_state(drawn)
+                generator.set_state(drawn.clone())  # a view into a file's bytes may lie unaligned: torch crashes on it
         for order, draws in zip(self.orders, state.draws, strict=True):
             order.skip(draws)
         for cell, logged, curve in zip(self.cells, state.logged, state.curve, strict=True):

@@ -6,26 +6,31 @@ may come and go. What submitit knows of a job is not used: what is done is read 
 
 from __future__ import annotations
 
+import heapq
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import slurm
+from . import price, slurm
 from .claims import Member
 from .config import Launch, LocalLaunch, SlurmLaunch
 from .errors import UserError
 from .plan import Pack, Packing, Planned, device_kind
+from .rates import Rates, device_label
 from .records import RunFolder
 from .status import Snapshot, Watcher, ask_to_end, living
 from .stop import Signals, Stopped
+from .units import duration_text
 from .work import Order, Queue, work
 
+SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is of tensors alone
 FOREVER_MINUTES = 60 * 24 * 365
 FRUITLESS = 2  # launches in a row after which nothing more was done than before
 LOOK_SECONDS = 1.0
@@ -104,7 +109,7 @@ def start(out: Path, order: Order, launch: Launch, packs: list[Pack], fail_fast:
     folder = out / ".pml" / "logs"
     if isinstance(launch, LocalLaunch):
         here = len([record for record in living(out, launch.stale_seconds) if record["kind"] == "local"])
-        devices = local_devices(launch, packs)[: len(packs)][here:]
+        devices = local_devices(launch, [cell for pack in packs for cell in pack.cells])[: len(packs)][here:]
         return _start_local(Task(str(out), order.key, launch, fail_fast), devices, launch, folder)
     assert isinstance(launch, SlurmLaunch)
     slurm.check_there()
@@ -117,15 +122,49 @@ def start(out: Path, order: Order, launch: Launch, packs: list[Pack], fail_fast:
 
 def packing(launch: Launch, cells: Sequence[Planned]) -> Packing:
     """How a sweep is cut for the devices it is launched on."""
+    told = round(launch.device_gb * 2**30) or None
     if isinstance(launch, SlurmLaunch):
-        return Packing(launch.pack_tokens, launch.devices, gpu=launch.gpus > 0)
-    devices = len(local_devices(launch, [Pack(list(cells))])) if isinstance(launch, LocalLaunch) else 1
-    return Packing(launch.pack_tokens, devices)
+        return Packing(launch.pack_tokens, launch.devices, gpu=launch.gpus > 0, memory=told)
+    workers = local_devices(launch, cells) if isinstance(launch, LocalLaunch) else [""]
+    kind = device_kind(cells[0].run.model.device)
+    shared = len(workers) if kind == "cpu" else max(Counter(workers).values())
+    there = price.device_memory(kind)
+    return Packing(launch.pack_tokens, len(workers), memory=told or (there and int(SHARE * there / shared)))
 
 
-def local_devices(launch: LocalLaunch, packs: list[Pack]) -> list[str]:
+def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None]:
+    """What each pack will take on the devices of a launch, by what was measured on such before; None: nothing was."""
+    workers = local_devices(launch, packs[0].cells) if isinstance(launch, LocalLaunch) else [""]
+    threads = int(os.environ.get("OMP_NUM_THREADS") or cores())
+    if isinstance(launch, LocalLaunch):
+        threads = launch.threads or max(1, cores() // len(workers))
+    if isinstance(launch, SlurmLaunch):
+        threads = launch.cpus
+    gpu = launch.gpus > 0 if isinstance(launch, SlurmLaunch) else None
+    kind, rates = device_kind(packs[0].cells[0].run.model.device, gpu), Rates()
+    label = device_label(kind, threads)
+    models = [pack.cells[0].run.model for pack in packs]
+    return [label and rates.seconds(label, m.dtype, m.name, pack) for m, pack in zip(models, packs, strict=True)]  # type: ignore[misc]
+
+
+def expectation(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | None]) -> str:
+    """The time that a sweep will take, in a line."""
+    known = [s for s in seconds if s is not None]
+    if len(known) < len(packs):
+        return "time: not known; it is measured while packs are trained on such a device"
+    devices = 1
+    if isinstance(launch, LocalLaunch | SlurmLaunch):
+        devices = launch.devices or len(local_devices(launch, packs[0].cells))  # type: ignore[arg-type]
+    ends = [0.0] * min(devices, len(packs))
+    for one in known:  # whoever is free takes the next
+        heapq.heapreplace(ends, ends[0] + one)
+    on = f" on {len(ends)} devices" if len(ends) > 1 else ""
+    return f"time: about {duration_text(max(ends))}{on}, by packs trained here before, without start and queue"
+
+
+def local_devices(launch: LocalLaunch, cells: Sequence[Planned]) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each local worker; empty strings where they train on the CPU."""
-    wanted = {device_kind(cell.run.model.device) for pack in packs for cell in pack.cells}
+    wanted = {device_kind(cell.run.model.device) for cell in cells}
     if "cuda" in wanted and (gpus := visible_gpus()):
         return [gpus[i % len(gpus)] for i in range(launch.devices or len(gpus))]
     return [""] * (launch.devices or max(1, cores() // 2))

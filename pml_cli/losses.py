@@ -71,6 +71,7 @@ class _Score(torch.autograd.Function):
                 if slope is not None:
                     error *= slope
                 grad_ND[rows] = error.to(head.weight_VD.dtype) @ head.weight_VD
+            del logits, slope, error  # else two chunks exist at once
         if grad_ND is not None:
             ctx.save_for_backward(grad_ND)
         ctx.mark_non_differentiable(margin_N, argmax_N)

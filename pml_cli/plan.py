@@ -16,6 +16,7 @@ from .sequences import Sample, Source, check_length, open_source
 
 PACK_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens of one training step; beyond it packing no longer pays
 MAX_CELLS = 64
+SMALLEST_SHARE = 8  # packs are not made smaller than this part of the budget to balance devices
 NEAREST_LENGTH = 0.5  # cells shorter than this share of a pack's longest would mostly be padding
 
 
@@ -143,8 +144,9 @@ class Packing:
     """How cells are cut into packs; the same for every process of a sweep."""
 
     pack_tokens: int = 0  # of one step; 0: by the kind of device
-    devices: int = 1  # packs are made smaller until each device has one
+    devices: int = 1  # packs are made smaller until none is more than one device's share of the work
     gpu: bool | None = None  # whether model.device=auto is a GPU; None: as on this machine
+    memory: int | None = None  # bytes of one device; None: not known, not looked at
 
 
 def make_packs(cells: Sequence[Planned], packing: Packing = Packing()) -> list[Pack]:
@@ -152,7 +154,10 @@ def make_packs(cells: Sequence[Planned], packing: Packing = Packing()) -> list[P
     share = 1
     while True:
         packs = _cut(cells, packing, share)
-        if len(packs) >= min(packing.devices, len(cells)):
+        largest = max(packs, key=lambda pack: pack.tokens, default=None)
+        if largest is None or len(largest.cells) == 1 or share == SMALLEST_SHARE:
+            return packs
+        if largest.tokens * packing.devices <= sum(pack.tokens for pack in packs):
             return packs
         share *= 2
 
@@ -172,7 +177,20 @@ def _cut(cells: Sequence[Planned], packing: Packing, share: int) -> list[Pack]:
                 waiting = []
             waiting.append(cell)
         packs.append(Pack(waiting))
+    if packing.memory is not None:
+        packs = [part for pack in packs for part in _within(pack, packing.memory)]
     return sorted(packs, key=lambda pack: (str(pack.cells[0].run.model), -pack.tokens))
+
+
+def _within(pack: Pack, memory: int) -> list[Pack]:
+    """A pack, or its parts where it would take more memory than there is; a single cell is tried in any case."""
+    from . import price
+
+    if len(pack.cells) == 1 or price.memory(pack) <= memory:
+        return [pack]
+    middle = -(-len(pack.cells) // 2)
+    halves = Pack(pack.cells[:middle]), Pack(pack.cells[middle:])
+    return [part for half in halves for part in _within(half, memory)]
 
 
 def _together(cell: Planned) -> str:

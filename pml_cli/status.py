@@ -18,6 +18,7 @@ from . import slurm
 from .claims import STALE_SECONDS, lives_here, read_record, server_time
 from .errors import UserError
 from .records import RunFolder
+from .units import duration_text as duration
 from .work import Order
 
 WATCH_SECONDS = 2.0
@@ -257,10 +258,3 @@ def _running_table(running: list[Running]) -> Table:
     if len(running) > SHOWN:
         table.add_row(f"and {len(running) - SHOWN} more")
     return table
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 45 s, 12 min, 3.4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import launch as launching
-from . import slurm
+from . import price, slurm, units
 from .claims import Member
 from .config import InlineLaunch, LocalLaunch, Request, SlurmLaunch
 from .errors import UserError
@@ -21,6 +21,8 @@ from .records import RunFolder, check_formats, read_runs, write_whole
 from .report import results_table
 from .stop import Signals, Stopped
 from .work import Order, Queue, work
+
+LISTED = 30  # packs in the table of a dry run
 
 
 def run(
@@ -235,25 +237,44 @@ def finish(request: Request, cells: Sequence[Planned], console: Console) -> int:
 
 
 def _list(console: Console, request: Request, cells: Sequence[Planned], packs: Sequence[Pack]) -> None:
-    """What a sweep would do: its packs, and what is in them."""
-    missing, tokens = sum(len(pack.cells) for pack in packs), sum(pack.tokens for pack in packs)
-    known = len(cells) - missing
-    console.print(f"{_count(cells, 'cell')}, {known} done already, {missing} to train in {_count(packs, 'pack')}")
+    """What a sweep would do and cost: its packs, their work, memory and time."""
+    missing = sum(len(pack.cells) for pack in packs)
+    console.print(
+        f"{_count(cells, 'cell')}, {len(cells) - missing} done already, {missing} to train in {_count(packs, 'pack')}"
+    )
     if not packs:
         return
+    work_of, seconds = [price.flops(pack) for pack in packs], launching.expected_seconds(request.launch, packs)
+    rows = [_row(pack) for pack in packs]
+    names = ("model", "data", "loss", "steps")
+    varied = [i for i in range(len(names)) if len({row[i] for row in rows}) > 1]
     table = Table(box=None, pad_edge=False)
-    for column in ("pack", "cells", "steps", "tokens a step"):
-        table.add_column(column, justify="right")
-    for column in ("ranks", "target tokens", "model", "data", "loss"):
-        table.add_column(column)
-    for number, pack in enumerate(packs, 1):
+    for column in ("pack", "cells", "rank", "l", "tokens", "work", "memory", "time", *(names[i] for i in varied)):
+        table.add_column(column, justify="left" if column in names[:3] else "right", no_wrap=True)
+    for number, (pack, flops, took) in list(enumerate(zip(packs, work_of, seconds, strict=True), 1))[:LISTED]:
         runs = [cell.run for cell in pack.cells]
-        counts = (number, len(runs), pack.cells[0].steps, pack.step_tokens)
-        names = (_span({r.rank for r in runs}), _span({r.seqlen for r in runs}))
-        words = ({r.model.name for r in runs}, {r.data.source for r in runs}, {r.loss.kind for r in runs})
-        table.add_row(*map(str, counts), *names, *(",".join(sorted(w)) for w in words))
+        table.add_row(
+            str(number), str(len(runs)), _span({r.rank for r in runs}), _span({r.seqlen for r in runs}),
+            str(pack.step_tokens), units.flops_text(flops), units.bytes_text(price.memory(pack)),
+            "-" if took is None else units.duration_text(took), *(rows[number - 1][i] for i in varied),
+        )  # fmt: skip
     console.print(table)
-    console.print(f"{tokens:,} tokens of training in all; results go to {request.out}", highlight=False, soft_wrap=True)
+    if len(packs) > LISTED:
+        console.print(f"and {len(packs) - LISTED} more packs", highlight=False)
+    tokens, most = sum(pack.tokens for pack in packs), max(map(price.memory, packs))
+    console.print("tokens: of one step, padding included. work: of the whole training", highlight=False)
+    console.print(f"in all: {tokens:,} tokens, {units.flops_text(sum(work_of))}", highlight=False)
+    console.print(f"memory of a device: up to about {units.bytes_text(most)} (tensors of the largest pack)", highlight=False)
+    console.print(launching.expectation(request.launch, packs, seconds), highlight=False, soft_wrap=True)
+    console.print(f"results go to {request.out}", highlight=False, soft_wrap=True)
+
+
+def _row(pack: Pack) -> tuple[str, str, str, str]:
+    """Model, data, loss and steps of a pack, for a table that has a column for what varies."""
+    runs = [cell.run for cell in pack.cells]
+    words = ({r.model.name for r in runs}, {r.data.source for r in runs}, {r.loss.kind for r in runs})
+    model, data, loss = (",".join(sorted(w)) for w in words)
+    return model, data, loss, str(pack.cells[0].steps)
 
 
 def _count(things: Sequence[object], name: str, plural: str = "s") -> str:
@@ -266,4 +287,4 @@ def _quoted(path: Path) -> str:
 
 def _span(values: set[int]) -> str:
     kept = sorted(values)
-    return ",".join(map(str, kept)) if len(kept) <= 4 else f"{kept[0]}..{kept[-1]} ({len(kept)})"
+    return ",".join(map(str, kept)) if len(kept) <= 2 else f"{kept[0]}..{kept[-1]}"

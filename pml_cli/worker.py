@@ -29,6 +29,7 @@ from .errors import UserError
 from .identity import loss_label, setting
 from .loading import check_weights, load_base
 from .plan import Pack, Planned, source_of
+from .rates import Rates
 from .recall import decode, free_running, summarise
 from .records import RunFolder
 from .stop import Signals, Stopped
@@ -178,6 +179,14 @@ class Worker:
         finally:
             self.signals.training = False
         self.checkpoints.drop(names)
+        if attempt.state is None and all(cell.failure is None and cell.steps_run == steps for cell in cells):
+            Rates().note(
+                device_label(base.device),
+                pack[0].run.model.dtype,
+                pack[0].run.model.name,
+                Pack(pack),
+                time.perf_counter() - began,
+            )
 
     def _ended(self, cell: Planned, failure: str | None, report: Report) -> None:
         self.member.note("failed" if failure else "done", cell=cell.id)
@@ -311,6 +320,11 @@ def _recalled(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         if unseen[i]:
             out[k]["unseen_exact_match"] = free_running(unseen[i], guessed[i])["free_exact_match"]
     return out
+
+
+def device_label(device: torch.device) -> str:
+    """What speed is remembered by: the GPU's name, or the CPU's number of threads."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 def _tokens_hash(planned: Planned) -> str:

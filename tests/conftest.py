@@ -1,7 +1,9 @@
 """Shared by all tests: quiet threads, the tiny base loaded once, and small random models of each supported family."""
 
 import os
+import tempfile
 
+os.environ["PML_CACHE"] = tempfile.mkdtemp(prefix="pml-tests-")  # not the user's own
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin starve each other on a busy machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

@@ -129,7 +129,8 @@ def test_verbs_get_the_request_and_give_the_exit_code(command, out, monkeypatch)
     assert out(command, "rank=2", *flags)[0] == 1
     assert isinstance(seen["request"], Request)
     assert seen["request"].runs[0].rank == 2
-    assert seen["flags"] == ({} if command == "probe" else {"dry_run": True, "fail_fast": False, "wait": None, "retry": True})
+    flags = {"dry_run": True, "fail_fast": False, "wait": None, "retry": True}
+    assert seen["flags"] == ({} if command == "probe" else flags)
 
 
 def test_fit_tells_paths_from_settings(out, monkeypatch):

@@ -24,6 +24,7 @@ SWEEP = ("sweep", "rank=2,4", "seqlen=20,30", "data=random,phonebook", "train.ba
 def pml(cwd, *args):
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "COLUMNS": "100", "HOME": str(cwd)}
     env |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env |= {"PML_CACHE": os.environ["PML_CACHE"]}
     return subprocess.run(
         [sys.executable, "-m", "pml_cli", *args], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )
