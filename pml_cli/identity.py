@@ -6,7 +6,6 @@ config, tokenizer and the sizes of its weight files; so a moved file keeps its r
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from functools import lru_cache
@@ -69,9 +68,13 @@ def loss_label(loss: Loss) -> str:
 
 
 def _delta(settings: Any) -> dict[str, Any]:
-    default = dataclasses.asdict(type(settings)())
-    kind = {k: v for k, v in default.items() if k in ("source", "kind")}
-    return kind | {k: v for k, v in dataclasses.asdict(settings).items() if v != default[k]}
+    default = _defaults(type(settings))  # vars, not asdict: settings are not nested, and ten thousand cells have many
+    return {k: v for k, v in vars(settings).items() if k in ("source", "kind") or v != default[k]}
+
+
+@lru_cache(maxsize=64)
+def _defaults(kind: type[Any]) -> dict[str, Any]:
+    return vars(kind())
 
 
 @lru_cache(maxsize=1)

@@ -58,8 +58,8 @@ class Snapshot:
 
     @property
     def queued(self) -> list[str]:
-        busy = {name for running in self.running for name in running.cells}
-        return [c for c in self.cells if c not in busy and c not in self.failed and c not in set(self.done)]
+        known = {name for running in self.running for name in running.cells} | set(self.done) | set(self.failed)
+        return [name for name in self.cells if name not in known]
 
     @property
     def share(self) -> float:

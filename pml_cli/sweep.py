@@ -18,7 +18,6 @@ from .errors import UserError
 from .plan import Pack, Planned, check, make_packs
 from .progress import SweepDisplay
 from .records import RunFolder, check_formats, read_runs, write_whole
-from .report import results_table
 from .stop import Signals, Stopped
 from .work import Order, Queue, work
 
@@ -54,8 +53,10 @@ def run(
     check_folder(request.out)
     packing = launching.packing(launch, cells)
     packs = make_packs(cells, packing)
-    failed = [cell for cell in cells if RunFolder(request.out, cell.id).failure() is not None]
-    done = {cell.id for cell in cells if RunFolder(request.out, cell.id).is_done()}
+    there = {path.name for path in request.out.iterdir()} if request.out.is_dir() else set()
+    begun = [(cell, RunFolder(request.out, cell.id)) for cell in cells if cell.id in there]
+    done = {cell.id for cell, folder in begun if folder.is_done()}
+    failed = [cell for cell, folder in begun if cell.id not in done and folder.failure() is not None]
     left = _left(packs, done if retry else done | {cell.id for cell in failed})
     if dry_run:
         _list(console, request, cells, left)
@@ -217,6 +218,8 @@ class _Touch:
 def finish(request: Request, cells: Sequence[Planned], console: Console) -> int:
     """Write results.csv, show the table, name the failures and what to do next."""
     failures = {cell.id: reason for cell in cells if (reason := RunFolder(request.out, cell.id).failure()) is not None}
+    from .report import results_table  # pandas takes a second to import; a dry run does without
+
     runs = read_runs([request.out])
     if len(runs):
         write_whole(request.out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
@@ -244,7 +247,8 @@ def _list(console: Console, request: Request, cells: Sequence[Planned], packs: S
     )
     if not packs:
         return
-    work_of, seconds = [price.flops(pack) for pack in packs], launching.expected_seconds(request.launch, packs)
+    work_of, memory = [price.flops(pack) for pack in packs], [price.memory(pack) for pack in packs]
+    seconds = launching.expected_seconds(request.launch, packs)
     rows = [_row(pack) for pack in packs]
     names = ("model", "data", "loss", "steps")
     varied = [i for i in range(len(names)) if len({row[i] for row in rows}) > 1]
@@ -255,13 +259,13 @@ def _list(console: Console, request: Request, cells: Sequence[Planned], packs: S
         runs = [cell.run for cell in pack.cells]
         table.add_row(
             str(number), str(len(runs)), _span({r.rank for r in runs}), _span({r.seqlen for r in runs}),
-            str(pack.step_tokens), units.flops_text(flops), units.bytes_text(price.memory(pack)),
+            str(pack.step_tokens), units.flops_text(flops), units.bytes_text(memory[number - 1]),
             "-" if took is None else units.duration_text(took), *(rows[number - 1][i] for i in varied),
         )  # fmt: skip
     console.print(table)
     if len(packs) > LISTED:
         console.print(f"and {len(packs) - LISTED} more packs", highlight=False)
-    tokens, most = sum(pack.tokens for pack in packs), max(map(price.memory, packs))
+    tokens, most = sum(pack.tokens for pack in packs), max(memory)
     console.print("tokens: of one step, padding included. work: of the whole training", highlight=False)
     console.print(f"in all: {tokens:,} tokens, {units.flops_text(sum(work_of))}", highlight=False)
     console.print(f"memory of a device: up to about {units.bytes_text(most)} (tensors of the largest pack)", highlight=False)
