@@ -37,14 +37,14 @@ LOOK_SECONDS = 2.0  # how long a judgement about another process is kept
 class Member:
     """One process at work in a results folder."""
 
-    def __init__(self, out: Path, kind: str, stale: float = STALE_SECONDS) -> None:
-        """`kind`: inline, local or slurm for what trains; driver for what only waits."""
+    def __init__(self, out: Path, kind: str, stale: float = STALE_SECONDS, order: str = "") -> None:
+        """`kind`: inline, local or slurm for what trains, driver for what only waits; `order`: the key of its sweep."""
         self.home = out / ".pml"
         self.stale = stale
         self.name = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.doing: dict[str, Any] = {}  # shown by `pml status`
         self.cancelled = self.buried = False
-        self._identity = identity() | {"name": self.name, "kind": kind, "started": time.time()}
+        self._identity = identity() | {"name": self.name, "kind": kind, "order": order, "started": time.time()}
         self._ended = threading.Event()
         self._seen: dict[str, tuple[float, bool]] = {}
         self._thread = threading.Thread(target=self._beat, daemon=True, name="pml heartbeat")

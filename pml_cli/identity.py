@@ -68,13 +68,14 @@ def loss_label(loss: Loss) -> str:
 
 
 def _delta(settings: Any) -> dict[str, Any]:
-    default = _defaults(type(settings))  # vars, not asdict: settings are not nested, and ten thousand cells have many
+    kind: Any = type(settings)
+    default = _defaults(kind)  # vars, not asdict: settings are not nested, and ten thousand cells have many
     return {k: v for k, v in vars(settings).items() if k in ("source", "kind") or v != default[k]}
 
 
 @lru_cache(maxsize=64)
-def _defaults(kind: type[Any]) -> dict[str, Any]:
-    return vars(kind())
+def _defaults(kind: Any) -> dict[str, Any]:
+    return dict(vars(kind()))
 
 
 @lru_cache(maxsize=1)

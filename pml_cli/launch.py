@@ -60,7 +60,10 @@ class Task:
                 train_from(Path(self.out), self.key, self.launch, signals, fail_fast=self.fail_fast)
         except Stopped as stopped:
             if stopped.signum == signal.SIGUSR2:
-                signals.requeue()
+                try:
+                    signals.requeue()
+                except subprocess.CalledProcessError as error:
+                    raise SystemExit(f"this site takes no job back to its queue ({error}); run the sweep again") from error
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
         """Asked by submitit before a job goes back to the queue: it begins anew, the work is in the folder."""
@@ -72,7 +75,7 @@ class Task:
 def train_from(out: Path, key: str, launch: Launch, signals: Signals, *, fail_fast: bool) -> None:
     """One worker: claim and train packs of a stored sweep until none is free."""
     order = Order.read(out / ".pml" / "requests" / f"{key}.json")
-    with Member(out, launch.kind, launch.stale_seconds) as member:
+    with Member(out, launch.kind, launch.stale_seconds, key) as member:
         from .worker import Worker
 
         packs = order.packs()
@@ -108,12 +111,12 @@ def start(out: Path, order: Order, launch: Launch, packs: list[Pack], fail_fast:
     """
     folder = out / ".pml" / "logs"
     if isinstance(launch, LocalLaunch):
-        here = len([record for record in living(out, launch.stale_seconds) if record["kind"] == "local"])
-        devices = local_devices(launch, [cell for pack in packs for cell in pack.cells])[: len(packs)][here:]
+        ours = [r for r in living(out, launch.stale_seconds) if (r["kind"], r.get("order")) == ("local", order.key)]
+        devices = local_devices(launch, [cell for pack in packs for cell in pack.cells])[: len(packs)][len(ours) :]
         return _start_local(Task(str(out), order.key, launch, fail_fast), devices, launch, folder)
     assert isinstance(launch, SlurmLaunch)
     slurm.check_there()
-    waiting = slurm.jobs(out)
+    waiting = slurm.jobs(out, order.key)
     if waiting is None:
         raise UserError("launch=slurm: squeue does not answer; try again later")
     count = min(launch.devices, len(packs)) - len(waiting)
@@ -231,7 +234,7 @@ def _submit(task: Task, count: int, launch: SlurmLaunch, folder: Path) -> int:
             jobs = executor.submit_array([task] * part)
         except Exception as error:  # submitit has one class for what sbatch says, and raises others around it
             raise UserError(f"launch=slurm: {_said(error)}") from error
-        slurm.note_job(out, jobs[0].job_id.split("_")[0])
+        slurm.note_job(out, jobs[0].job_id.split("_")[0], task.key)
     return count
 
 
@@ -267,13 +270,15 @@ def wait_for(
     Raises:
         Stopped: this process was asked to end.
     """
-    watcher, fruitless, before, asked = Watcher(out, order), 0, -1.0, 0.0
-    with Member(out, "driver", launch.stale_seconds) as member:
+    watcher, fruitless, before, asked = Watcher(out, order), 0, (-1, 0.0), 0.0
+    with Member(out, "driver", launch.stale_seconds, order.key) as member:
         waiting: list[slurm.Job] | None = []
         began = time.monotonic()
         while True:
             due = launch.kind == "slurm" and time.monotonic() - asked > QUEUE_SECONDS
+            looked = time.monotonic()
             snapshot = watcher.look(queue=due)
+            took = time.monotonic() - looked
             if due:
                 waiting, asked = snapshot.jobs, time.monotonic()
             show(snapshot)
@@ -286,14 +291,20 @@ def wait_for(
                 raise Stopped("cancelled")
             # a worker shows itself a moment after it was started
             if not training and waiting == [] and time.monotonic() - began > 20 * LOOK_SECONDS:
-                done = len(snapshot.done) + len(snapshot.failed) + snapshot.share
-                fruitless = fruitless + 1 if done <= before else 0
+                done = (len(snapshot.done) + len(snapshot.failed), _last_checkpoint(out))
+                fruitless = fruitless + 1 if done == before else 0
                 if fruitless >= FRUITLESS:
                     return False
                 before = done
                 start(out, order, launch, left(), fail_fast)
                 began, asked = time.monotonic(), 0.0
-            time.sleep(LOOK_SECONDS)
+            time.sleep(max(LOOK_SECONDS, 10 * took))  # many cells on a slow disk: look less often
+
+
+def _last_checkpoint(out: Path) -> float:
+    """When a checkpoint was last written or taken away."""
+    folder = out / ".pml" / "checkpoints"
+    return folder.stat().st_mtime if folder.exists() else 0.0
 
 
 def last_words(out: Path) -> str:

@@ -33,15 +33,16 @@ def name_for(out: Path) -> str:
     return f"pml-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:10]}"
 
 
-def note_job(out: Path, job: str) -> None:
-    """Remember that a job was submitted for this folder."""
+def note_job(out: Path, job: str, order: str) -> None:
+    """Remember that a job was submitted for a sweep of this folder."""
     path = out / ".pml" / "jobs" / f"{job}.json"
-    write_whole(path, lambda aside: aside.write_text(json.dumps({"job": job, "name": name_for(out)}), "utf-8"))
+    write_whole(path, lambda aside: aside.write_text(json.dumps({"job": job, "order": order}), "utf-8"))
 
 
-def jobs(out: Path) -> list[Job] | None:
-    """The jobs submitted for a folder that wait or run; None when the queue cannot be asked."""
-    ours = {path.stem for path in (out / ".pml" / "jobs").glob("*.json")}
+def jobs(out: Path, order: str = "") -> list[Job] | None:
+    """The jobs submitted for a folder (or for one sweep in it) that wait or run; None when the queue cannot be asked."""
+    noted = {path.stem: json.loads(path.read_text("utf-8"))["order"] for path in (out / ".pml" / "jobs").glob("*.json")}
+    ours = {job for job, its in noted.items() if order in ("", its)}
     if not ours:
         return []
     answer = _ask("squeue", "-h", "-r", "-u", getpass.getuser(), "-n", name_for(out), "-o", "%i|%T|%r")

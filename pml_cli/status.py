@@ -31,6 +31,7 @@ class Running:
 
     name: str
     kind: str  # inline, local, slurm; driver only waits
+    order: str  # key of its sweep
     host: str
     pid: int
     job: str | None  # of Slurm, with its array index
@@ -90,8 +91,9 @@ class Watcher:
         for path in [self.order.path] if self.order else sorted((self.out / ".pml" / "requests").glob("*.json")):
             cells |= Order.read(path).cells if self.order is None else self.order.cells
         failed: dict[str, str] = {}
+        there = {path.name for path in self.out.iterdir()}
         for name in cells:
-            if name in self._done:
+            if name in self._done or name not in there:
                 continue
             folder = RunFolder(self.out, name)
             if folder.is_done():
@@ -99,7 +101,7 @@ class Watcher:
             elif (reason := folder.failure()) is not None:
                 failed[name] = reason
         running = [_running(record, cells, self._done) for record in living(self.out)]
-        jobs = slurm.jobs(self.out) if queue else []
+        jobs = slurm.jobs(self.out, self.order.key if self.order else "") if queue else []
         return Snapshot(cells, [c for c in cells if c in self._done], failed, running, jobs)
 
 
@@ -198,7 +200,8 @@ def _running(record: dict[str, Any], cells: dict[str, dict[str, Any]], done: set
     work = sum(cells[name]["work"] for name in names)
     slurm_job = record.get("slurm") or {}
     return Running(
-        name=record["name"], kind=record["kind"], host=record["host"], pid=record["pid"], job=slurm_job.get("task"),
+        name=record["name"], kind=record["kind"], order=record.get("order", ""),
+        host=record["host"], pid=record["pid"], job=slurm_job.get("task"),
         cells=names, step=step, steps=steps, steps_per_second=rate,
         work_per_second=rate * work / steps if rate and steps else None,
         work_left=work * (1 - step / steps) if steps else work,

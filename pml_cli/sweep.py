@@ -18,6 +18,7 @@ from .errors import UserError
 from .plan import Pack, Planned, check, make_packs
 from .progress import SweepDisplay
 from .records import RunFolder, check_formats, read_runs, write_whole
+from .status import living
 from .stop import Signals, Stopped
 from .work import Order, Queue, work
 
@@ -96,7 +97,7 @@ def _train(
     try:
         if isinstance(launch, InlineLaunch):
             with SweepDisplay(console, count, tokens) as display:
-                _here(out, packs, launch, display, fail_fast=fail_fast, wait=wait)
+                _here(out, order.key, packs, launch, display, fail_fast=fail_fast, wait=wait)
             return finish(request, cells, console)
         started = launching.start(out, order, launch, left, fail_fast)
         what = _count(range(started), *(("process", "es") if isinstance(launch, LocalLaunch) else ("Slurm job", "s")))
@@ -138,10 +139,17 @@ def _stopped(stopped: BaseException, request: Request, cells: Sequence[Planned],
 
 
 def _here(
-    out: Path, packs: Sequence[Pack], launch: InlineLaunch, display: SweepDisplay, *, fail_fast: bool, wait: bool
+    out: Path,
+    key: str,
+    packs: Sequence[Pack],
+    launch: InlineLaunch,
+    display: SweepDisplay,
+    *,
+    fail_fast: bool,
+    wait: bool,
 ) -> None:
     """Train in this process; wait for cells that others have claimed, and take over what the dead leave."""
-    with Member(out, "inline", launch.stale_seconds) as member, Signals() as signals:
+    with Member(out, "inline", launch.stale_seconds, key) as member, Signals() as signals:
         from .worker import Worker  # torch takes seconds to import; a finished sweep does not need it
 
         worker, queue, failures = Worker(out, member, signals, 60 * launch.checkpoint_minutes), Queue(out, packs, member), []
@@ -233,7 +241,10 @@ def finish(request: Request, cells: Sequence[Planned], console: Console) -> int:
     if failures:
         console.print(f"{len(failures)} failed; the same command tries them again", highlight=False)
     if done < len(cells):
-        return 1
+        others = sum(record["kind"] != "driver" for record in living(request.out))
+        if others and not failures:
+            console.print(f"the rest is with {_count(range(others), 'other process', 'es')}", highlight=False)
+        return 1 if failures or not others else 0
     if len(cells) > 1:
         console.print(f"next: pml fit {_quoted(request.out)}", highlight=False, soft_wrap=True)
     return 0

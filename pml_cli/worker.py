@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from .adapters import stack
+from .adapters import AdapterBank, stack
 from .base import FrozenBase
 from .checkpoints import Checkpoints
 from .claims import Member
@@ -30,11 +30,13 @@ from .identity import loss_label, setting
 from .loading import check_weights, load_base
 from .plan import Pack, Planned, source_of
 from .rates import Rates
-from .recall import decode, free_running, summarise
+from .recall import Scores, decode, free_running, summarise
 from .records import RunFolder
+from .sequences import Sample
 from .stop import Signals, Stopped
 
 CHECKPOINT_SECONDS = 180.0
+DECODED_ROWS = (256, 64, 16, 4, 1)
 Report = Callable[[Planned, str | None], None]  # told of every ended cell: its plan, and why it failed (None: it did not)
 
 
@@ -125,6 +127,7 @@ class Worker:
         if len(left) > 1:
             size = -(-len(left) // 2) if fault[2] else 1
             self.member.note("split", cells=len(left), into=size, reason=fault[0])
+            self.checkpoints.drop([cell.id for cell in attempt.pack])  # of a size that does not work
             for start in range(0, len(left), size):
                 part = left[start : start + size]
                 self._attempt(_Attempt(part, part), report, observe)
@@ -312,14 +315,27 @@ def _recalled(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         return out
     bank = stack([adapter for k in chosen if (adapter := cells[k].adapter) is not None])
     scores = [final for k in chosen if (final := cells[k].final) is not None]
-    decoded = decode(base, bank, [cells[k].samples for k in chosen], scores)
+    decoded = _decode(base, bank, [cells[k].samples for k in chosen], scores)
     unseen = [source_of(cells[k].run).test for k in chosen]
-    guessed = decode(base, bank, unseen)
+    guessed = _decode(base, bank, unseen)
     for i, k in enumerate(chosen):
         out[k] |= free_running(cells[k].samples, decoded[i])
         if unseen[i]:
             out[k]["unseen_exact_match"] = free_running(unseen[i], guessed[i])["free_exact_match"]
     return out
+
+
+def _decode(
+    base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]], scores: Sequence[Scores] | None = None
+) -> list[list[list[int]]]:
+    """Free decoding, of fewer rows at once where memory does not suffice."""
+    for rows in DECODED_ROWS[:-1]:
+        try:
+            return decode(base, bank, cells, scores, rows)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+    return decode(base, bank, cells, scores, DECODED_ROWS[-1])
 
 
 def device_label(device: torch.device) -> str:
