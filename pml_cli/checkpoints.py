@@ -1,6 +1,7 @@
 """A pack in the middle of its training, kept on disk: whoever claims its cells next goes on from there.
 
-One safetensors file a pack, `.pml/checkpoints/KEY.safetensors`, replaced whole; so all its cells are at the same step.
+One safetensors file for cells trained together, `.pml/checkpoints/KEY.safetensors`, replaced whole; so they are all at the
+same step.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ class Checkpoints:
     def __init__(self, out: Path) -> None:
         self.folder = out / ".pml" / "checkpoints"
 
-    def path(self, pack: Sequence[str]) -> Path:
-        return self.folder / f"{hashlib.sha256(' '.join(pack).encode()).hexdigest()[:16]}.safetensors"
+    def path(self, cells: Sequence[str]) -> Path:
+        """Where those who train these cells keep them: others may have other cells of the same pack."""
+        return self.folder / f"{hashlib.sha256(' '.join(cells).encode()).hexdigest()[:16]}.safetensors"
 
-    def save(self, pack: Sequence[str], state: State, seconds: float) -> None:
-        """Keep the state of a pack that began with these cells."""
+    def save(self, path: Path, pack: Sequence[str], state: State, seconds: float) -> None:
+        """Keep the state of a pack that began with the cells `pack`."""
         tensors = dict(state.tensors)
         for name in TABLES:
             tables = getattr(state, name)
@@ -62,7 +64,7 @@ class Checkpoints:
             "draws": state.draws,
             "seconds": seconds,
         }
-        write_whole(self.path(pack), lambda aside: save_file(tensors, aside, metadata={"pml": json.dumps(head)}))
+        write_whole(path, lambda aside: save_file(tensors, aside, metadata={"pml": json.dumps(head)}))
 
     def find(self, wanted: Sequence[str]) -> list[Kept]:
         """Checkpoints that hold some of the wanted cells, the furthest first. Damaged ones count as absent."""
@@ -93,9 +95,6 @@ class Checkpoints:
         return State(
             part.step, [pack.index(kept.cells[i]) for i in chosen], part.tensors, part.logged, part.curve, part.draws
         )
-
-    def drop(self, pack: Sequence[str]) -> None:
-        self.path(pack).unlink(missing_ok=True)
 
 
 def _split(raw: torch.Tensor, count: int) -> list[pd.DataFrame]:

@@ -102,8 +102,12 @@ class Member:
 
     def holds(self, cell: str) -> bool:
         """Whether this process still has the cell: not when others took it for dead."""
+        return not self.is_buried() and _target(self.home / "locks" / cell) == self.name
+
+    def is_buried(self) -> bool:
+        """Whether another process took this one for dead."""
         self.buried = self.buried or _target(self.home / "dead" / self.name) is not None
-        return not self.buried and _target(self.home / "locks" / cell) == self.name
+        return self.buried
 
     def _heir(self, holder: str) -> str:
         while (heir := _target(self.home / "dead" / holder)) is not None:
@@ -128,7 +132,10 @@ class Member:
 
     def _lives(self, name: str) -> bool:
         path = self._record(name)
-        record, changed = read_record(path)
+        try:
+            record, changed = read_record(path)
+        except OSError:  # NFS may say ESTALE of a file that is just being replaced: asked again soon
+            return True
         if record is None or record.get("state") == "ended":
             return False
         known = lives_here(record)
@@ -151,7 +158,7 @@ class Member:
         while not self._ended.wait(pause):
             try:
                 self.cancelled = self.cancelled or (self.home / "cancel" / self.name).exists()
-                self.buried = self.buried or _target(self.home / "dead" / self.name) is not None
+                self.is_buried()
                 self.show()
             except OSError:  # a full or absent disk: the training itself will tell
                 continue
@@ -184,11 +191,15 @@ def lives_here(record: dict[str, Any]) -> bool | None:
 
 
 def read_record(path: Path) -> tuple[dict[str, Any] | None, float]:
-    """A process's record and when it was last written, by the file server's clock; None where there is none."""
+    """A process's record and when it was last written, by the file server's clock; None where there is none.
+
+    Raises:
+        OSError: it cannot be read just now.
+    """
     try:
         with path.open(encoding="utf-8") as file:  # opening asks the server anew, stat might not
             return json.loads(file.read()), os.fstat(file.fileno()).st_mtime
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None, 0.0
 
 

@@ -13,9 +13,11 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from . import price, slurm
@@ -230,19 +232,34 @@ def _submit(task: Task, count: int, launch: SlurmLaunch, folder: Path) -> int:
     for first in range(0, count, size):
         part = min(size, count - first)
         executor.update_parameters(array_parallelism=launch.parallel or part)
-        try:
-            jobs = executor.submit_array([task] * part)
-        except Exception as error:  # submitit has one class for what sbatch says, and raises others around it
-            raise UserError(f"launch=slurm: {_said(error)}") from error
+        with TemporaryFile() as words:
+            try:
+                with _stderr_to(words.fileno()):
+                    jobs = executor.submit_array([task] * part)
+            except Exception as error:  # submitit has one class for what sbatch says, and raises others around it
+                words.seek(0)
+                raise UserError(f"launch=slurm: {_said(words.read().decode(errors='replace') or str(error))}") from error
         slurm.note_job(out, jobs[0].job_id.split("_")[0], task.key)
     return count
 
 
-def _said(error: Exception) -> str:
-    """The line of sbatch that tells what is wrong."""
-    lines = [line.strip() for line in str(getattr(error, "stderr", "") or error).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("sbatch: error")]
-    return (told or lines or [type(error).__name__])[-1]
+@contextmanager
+def _stderr_to(file: int) -> Iterator[None]:
+    """Have this process and those it starts write their errors to a file."""
+    before = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _said(words: str) -> str:
+    """The lines of sbatch that tell what is wrong, as one."""
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    told = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error")]
+    return "; ".join(told) or (lines or ["refused"])[-1]
 
 
 # -- waiting for them
@@ -313,7 +330,8 @@ def last_words(out: Path) -> str:
     for path in reversed(logs):
         lines = [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
         if lines:
-            return f"{lines[-1].strip()} ({path})"
+            own = [line for line in lines if not line.startswith("srun: error")] or lines  # srun only says that it ended
+            return f"{own[-1].strip()} ({path})"
     return str(out / ".pml" / "logs")
 
 

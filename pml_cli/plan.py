@@ -154,7 +154,7 @@ def make_packs(cells: Sequence[Planned], packing: Packing = Packing()) -> list[P
     share = 1
     while True:
         packs = _cut(cells, packing, share)
-        largest = max(packs, key=lambda pack: pack.tokens, default=None)
+        largest = max(packs, key=lambda pack: (pack.tokens, len(pack.cells)), default=None)
         if largest is None or len(largest.cells) == 1 or share == SMALLEST_SHARE:
             return packs
         if largest.tokens * packing.devices <= sum(pack.tokens for pack in packs):

@@ -79,9 +79,12 @@ class RunFolder:
         """Fill a folder aside and put it in place whole."""
         aside = _aside(self.adapter)
         aside.mkdir(parents=True)
-        save(aside)
-        shutil.rmtree(self.adapter, ignore_errors=True)
-        aside.replace(self.adapter)
+        try:
+            save(aside)
+            shutil.rmtree(self.adapter, ignore_errors=True)
+            aside.replace(self.adapter)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
     def finish(self, result: dict[str, Any]) -> None:
         """The last write of a run that went well."""

@@ -100,7 +100,7 @@ class Watcher:
                 self._done.add(name)
             elif (reason := folder.failure()) is not None:
                 failed[name] = reason
-        running = [_running(record, cells, self._done) for record in living(self.out)]
+        running = [_running(record, cells, self._done | failed.keys()) for record in living(self.out)]
         jobs = slurm.jobs(self.out, self.order.key if self.order else "") if queue else []
         return Snapshot(cells, [c for c in cells if c in self._done], failed, running, jobs)
 
@@ -108,9 +108,12 @@ class Watcher:
 def living(out: Path, stale: float = STALE_SECONDS) -> list[dict[str, Any]]:
     """Records of the processes at work in a folder."""
     folder = out / ".pml" / "workers"
-    records = [(path, *read_record(path)) for path in sorted(folder.glob("*.json"))]
     found, now = [], None
-    for path, record, changed in records:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record, changed = read_record(path)
+        except OSError:  # just being replaced
+            continue
         if record is None or record.get("state") == "ended" or (out / ".pml" / "dead" / path.stem).is_symlink():
             continue
         alive = lives_here(record)
@@ -191,12 +194,12 @@ def _checked(watcher: Watcher) -> Snapshot:
     return snapshot
 
 
-def _running(record: dict[str, Any], cells: dict[str, dict[str, Any]], done: set[str]) -> Running:
+def _running(record: dict[str, Any], cells: dict[str, dict[str, Any]], ended: set[str]) -> Running:
     doing = record.get("doing") or {}
     step, steps = int(doing.get("step", 0)), int(doing.get("steps", 0))
     spent = float(record["shown"]) - float(doing.get("since", record["shown"]))
     rate = (step - int(doing.get("first", 0))) / spent if spent > 0 and step else None
-    names = [name for name in doing.get("names", []) if name in cells and name not in done]
+    names = [name for name in doing.get("names", []) if name in cells and name not in ended]
     work = sum(cells[name]["work"] for name in names)
     slurm_job = record.get("slurm") or {}
     return Running(

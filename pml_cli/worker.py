@@ -94,20 +94,19 @@ class Worker:
             UserError: the model or the adapter's place does not exist, or a folder cannot be written.
             Stopped: asked to end, a checkpoint is on disk.
         """
-        waiting = list(cells)
-        for kept in self.checkpoints.find([cell.id for cell in cells]):
-            chosen = [cell for cell in waiting if cell.id in kept.cells]
-            if not chosen:
-                continue
-            everything = {**(known or {}), **{cell.id: cell for cell in cells}}
-            pack = [everything[name] for name in kept.pack if name in everything]
-            state = self.checkpoints.load(kept, [c.id for c in pack], [c.id for c in chosen])
-            self._attempt(_Attempt(pack, chosen, state, kept.seconds), report, observe)
-            waiting = [cell for cell in waiting if cell not in chosen]
-            if all(RunFolder(self.root, name).has_ended() for name in kept.cells):
-                kept.path.unlink(missing_ok=True)
+        waiting, found = list(cells), self.checkpoints.find([cell.id for cell in cells])
+        everything = {**(known or {}), **{cell.id: cell for cell in cells}}
+        for kept in found:
+            if chosen := [cell for cell in waiting if cell.id in kept.cells]:
+                pack = [everything[name] for name in kept.pack if name in everything]
+                state = self.checkpoints.load(kept, [c.id for c in pack], [c.id for c in chosen])
+                self._attempt(_Attempt(pack, chosen, state, kept.seconds), report, observe)
+                waiting = [cell for cell in waiting if cell not in chosen]
         if waiting:
             self._attempt(_Attempt(waiting, waiting), report, observe)
+        for kept in found:  # those of earlier interruptions lie there too
+            if all(RunFolder(self.root, name).has_ended() for name in kept.cells):
+                kept.path.unlink(missing_ok=True)
 
     def _attempt(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
         fault: tuple[str, str, bool] | None = None
@@ -123,15 +122,15 @@ class Worker:
         gc.collect()  # what the failed attempt held
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        self._path(attempt).unlink(missing_ok=True)  # it would lead to the same fault
         left = [cell for cell in attempt.cells if not RunFolder(self.root, cell.id).has_ended()]
         if len(left) > 1:
             size = -(-len(left) // 2) if fault[2] else 1
             self.member.note("split", cells=len(left), into=size, reason=fault[0])
-            self.checkpoints.drop([cell.id for cell in attempt.pack])  # of a size that does not work
             for start in range(0, len(left), size):
                 part = left[start : start + size]
                 self._attempt(_Attempt(part, part), report, observe)
-        for cell in left if len(left) == 1 else []:
+        for cell in left if len(left) == 1 and self.member.holds(left[0].id) else []:
             folder = RunFolder(self.root, cell.id)
             folder.write_text(folder.config, to_yaml(cell.run))
             folder.fail(fault[0], fault[1])
@@ -139,7 +138,7 @@ class Worker:
 
     def _train(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
         pack, base = attempt.pack, self.base_for(Pack(attempt.pack))
-        names, began = [cell.id for cell in pack], time.perf_counter() - attempt.seconds
+        names, began, path = [cell.id for cell in pack], time.perf_counter() - attempt.seconds, self._path(attempt)
         cells = [Cell(planned.run, planned.samples) for planned in pack]
         plans = {id(cell): planned for cell, planned in zip(cells, pack, strict=True)}
         first = attempt.state.step if attempt.state else 0
@@ -153,11 +152,11 @@ class Worker:
             self.member.doing["step"] = step
             if self.member.cancelled and self.signals.end is None:
                 self.signals.end = Stopped("cancelled")
-            if self.member.buried:
-                raise Stopped("another process took this one for dead")
             due = self.signals.save or self.signals.end or time.monotonic() - saved >= self.checkpoint_seconds
+            if self.member.buried or (due and self.member.is_buried()):
+                raise Stopped("another process took this one for dead")
             if due and step > first:
-                self.checkpoints.save(names, trainer.state(step), time.perf_counter() - began)
+                self.checkpoints.save(path, names, trainer.state(step), time.perf_counter() - began)
                 self.member.note("checkpoint", step=step)
                 saved = time.monotonic()
             self.signals.save = False
@@ -181,7 +180,7 @@ class Worker:
             trainer.train(attempt.state)
         finally:
             self.signals.training = False
-        self.checkpoints.drop(names)
+        path.unlink(missing_ok=True)
         if attempt.state is None and all(cell.failure is None and cell.steps_run == steps for cell in cells):
             Rates().note(
                 device_label(base.device),
@@ -190,6 +189,9 @@ class Worker:
                 Pack(pack),
                 time.perf_counter() - began,
             )
+
+    def _path(self, attempt: _Attempt) -> Path:
+        return self.checkpoints.path([cell.id for cell in attempt.cells])
 
     def _ended(self, cell: Planned, failure: str | None, report: Report) -> None:
         self.member.note("failed" if failure else "done", cell=cell.id)

@@ -86,4 +86,22 @@ def test_killed_at_random_moments_one_more_call_gives_the_same_bits(tmp_path):
     ended = [event["cell"] for event in done if event["event"] == "done"]
     assert sorted(ended) == folders  # none trained to the end twice
     assert not list((out / ".pml" / "checkpoints").glob("*.safetensors"))
-    assert not list((out / ".pml" / "locks").iterdir())
+
+
+def test_two_sweeps_of_one_grid_at_once_train_every_cell_once(tmp_path):
+    few = command("train.steps=200", "out=runs")
+    both = [
+        subprocess.Popen(few, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for running in both:
+        said, complained = running.communicate(timeout=120)
+        assert running.returncode == 0, complained
+        assert "8 of 8 cells done" in said
+    journals = [path.read_text().splitlines() for path in (tmp_path / "runs" / ".pml" / "journal").glob("*.jsonl")]
+    ended = [[e["cell"] for e in map(json.loads, lines) if e["event"] == "done"] for lines in journals]
+    assert sorted(cell for cells in ended for cell in cells) == sorted(
+        path.parent.name for path in (tmp_path / "runs").glob("*/result.json")
+    )
+    assert len(ended) == 2
+    assert all(ended)  # they shared the work

@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 CELLS = ("rank=1,2,4,8,12,16", "seqlen=24,32,40,48", "seed=0,1", "model.device=cpu", "launch.pack_tokens=240")
 SLURM = ("launch=slurm", "launch.partition=low", "launch.devices=4", "launch.cpus=1", "launch.time=30")
 STEPS = 600
+# the disturbances below that do not depend on accounting run on both kinds of site where that is asked for
+SITES = ["plain", "accounting"] if os.environ.get("PML_ALL_SITES") else ["plain"]
 FEW = ("sweep", "rank=2", "seqlen=8", "train.steps=2", "out=runs")
 
 
@@ -31,9 +33,9 @@ def pml(cwd, *args):
     return subprocess.run(words, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=900, check=False)
 
 
-def sweep(cwd, *more, steps=STEPS):
+def sweep(cwd, *more):
     """The sweep in a process of its own, waiting for its workers."""
-    words = ("sweep", *CELLS, *SLURM, f"train.steps={steps}", "launch.checkpoint_minutes=0.03", "out=runs", "--wait", *more)
+    words = ("sweep", *CELLS, *SLURM, f"train.steps={STEPS}", "launch.checkpoint_minutes=0.03", "out=runs", "--wait", *more)
     return subprocess.Popen(
         [sys.executable, "-m", "pml_cli", *words], cwd=cwd, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -63,17 +65,11 @@ def journal(out):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """The same cells trained in this process's care, without a cluster, once for each number of steps."""
-    made = {}
-
-    def run(steps):
-        if steps not in made:
-            made[steps] = tmp_path_factory.mktemp("undisturbed")
-            done = pml(made[steps], "sweep", *CELLS, f"train.steps={steps}", "out=runs")
-            assert done.returncode == 0, done.stdout + done.stderr
-        return made[steps] / "runs"
-
-    return run
+    """The same cells trained in one process, without a cluster."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    done = pml(cwd, "sweep", *CELLS, f"train.steps={STEPS}", "out=runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd / "runs"
 
 
 def check(out, whole, running=None):
@@ -104,7 +100,7 @@ def test_a_sweep_over_four_workers(slurm, tmp_path, undisturbed):
     running = sweep(tmp_path)
     training = until_training(tmp_path)
     assert {one["job"].count("_") for one in training} == {1}  # tasks of one array
-    assert check(tmp_path / "runs", undisturbed(STEPS), running) == 48
+    assert check(tmp_path / "runs", undisturbed, running) == 48
     started = {event["cells"][0] for event in journal(tmp_path / "runs") if event["event"] == "start"}
     assert len(started) >= 8
     assert len(list((tmp_path / "runs" / ".pml" / "jobs").glob("*.json"))) == 1
@@ -117,7 +113,7 @@ def test_a_killed_worker(slurm, tmp_path, undisturbed):
     running = sweep(tmp_path)
     victim = until_training(tmp_path)[0]
     os.kill(victim["pid"], signal.SIGKILL)
-    check(tmp_path / "runs", undisturbed(STEPS), running)
+    check(tmp_path / "runs", undisturbed, running)
     events = journal(tmp_path / "runs")
     assert any(event["event"] == "inherit" and event["dead"] == victim["name"] for event in events)
 
@@ -126,21 +122,21 @@ def test_a_job_requeued_from_outside(slurm, tmp_path, undisturbed):
     running = sweep(tmp_path)
     victim = until_training(tmp_path)[0]
     slurm.run("scontrol", "requeue", victim["job"])
-    check(tmp_path / "runs", undisturbed(STEPS), running)
+    check(tmp_path / "runs", undisturbed, running)
 
 
-@pytest.mark.parametrize("site", ["plain", "sigterm"], indirect=True)
+@pytest.mark.parametrize("site", [*SITES, "sigterm"], indirect=True)
 def test_a_preemption(slurm, tmp_path, undisturbed, request):
     running = sweep(tmp_path)
     names = {one["name"] for one in until_training(tmp_path, workers=3)}
     slurm.submit("sleep 5", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null")
-    check(tmp_path / "runs", undisturbed(STEPS), running)
+    check(tmp_path / "runs", undisturbed, running)
     events = journal(tmp_path / "runs")
     assert any(event["event"] == "checkpoint" for event in events)
     assert names
 
 
-@pytest.mark.parametrize("site", ["plain"], indirect=True)
+@pytest.mark.parametrize("site", SITES, indirect=True)
 def test_a_restarted_controller(slurm, tmp_path, undisturbed):
     running = sweep(tmp_path)
     until_training(tmp_path)
@@ -148,20 +144,19 @@ def test_a_restarted_controller(slurm, tmp_path, undisturbed):
     assert "does not answer" in pml(tmp_path, "status", "runs").stdout
     time.sleep(3)
     slurm.start_controller()
-    check(tmp_path / "runs", undisturbed(STEPS), running)
+    check(tmp_path / "runs", undisturbed, running)
 
 
-@pytest.mark.parametrize("site", ["plain"], indirect=True)
+@pytest.mark.parametrize("site", SITES, indirect=True)
 def test_a_time_limit_hit_three_times(slurm, tmp_path, undisturbed):
-    steps = 3000
     limit = ("launch.devices=1", "launch.time=1", "launch.signal_seconds=25")
     words = [word for word in SLURM if word.partition("=")[0] not in {one.partition("=")[0] for one in limit}]
-    command = ("sweep", *CELLS, *words, *limit, f"train.steps={steps}", "out=runs", "--wait")
+    command = ("sweep", *CELLS, *words, *limit, f"train.steps={STEPS}", "out=runs", "--wait")
     running = subprocess.Popen(
         [sys.executable, "-m", "pml_cli", *command], cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    check(tmp_path / "runs", undisturbed(steps), running)
+    check(tmp_path / "runs", undisturbed, running)
     events = journal(tmp_path / "runs")
     assert sum(event["event"] == "checkpoint" for event in events) >= 3
     assert len({event["step"] for event in events if event["event"] == "start"}) > 1  # went on from the middle
@@ -184,7 +179,7 @@ def test_submit_leave_look_cancel_and_go_on(slurm, tmp_path, undisturbed):
     slurm.wait(lambda: len(slurm.states()) == 1)
     assert slurm.states(other) in (["RUNNING"], ["PENDING"])  # nothing else was touched
     assert "the same sweep command goes on" in pml(tmp_path, "status", "runs").stdout
-    check(tmp_path / "runs", undisturbed(STEPS), sweep(tmp_path))
+    check(tmp_path / "runs", undisturbed, sweep(tmp_path))
 
 
 @pytest.mark.parametrize("site", ["plain"], indirect=True)

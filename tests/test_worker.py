@@ -1,0 +1,341 @@
+"""Packs to run folders: too little memory, faults of one cell, interruptions by real signals; the tiny model, few steps."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pml_cli import worker as module
+from pml_cli.claims import Member
+from pml_cli.config import MlpBlockAdapter, Model, PhonebookData, Run, Train
+from pml_cli.engine import Trainer
+from pml_cli.plan import check
+from pml_cli.records import RunFolder
+from pml_cli.stop import Signals, Stopped
+from pml_cli.worker import Worker
+
+CPU = Model(device="cpu")
+STEPS = 20
+BREAK = 8  # a step at which something happens from outside; logged, so that observers are called
+DEFAULTS = {"steps": STEPS, "log_every": 4, "lr": 2e-2, "decode": False}
+
+
+def planned(ranks=(5, 4, 3, 2, 1), seqlen=24, data=None, adapter=None, **train):
+    settings = Train(**(DEFAULTS | train))
+    more = {"data": data} if data else {}
+    more |= {"adapter": adapter} if adapter else {}
+    return check([Run(rank, seqlen, model=CPU, train=settings, **more) for rank in ranks])
+
+
+@pytest.fixture
+def place(tmp_path, tiny_base):
+    """place(name): a results folder with a member and a worker that has the base loaded."""
+    return lambda name="runs", **more: Place(tmp_path / name, tiny_base, **more)
+
+
+class Place:
+    def __init__(self, out, base, signals=None, checkpoint_seconds=600.0, stale=120.0):
+        self.out, self.base, self.signals, self.seconds, self.stale = out, base, signals, checkpoint_seconds, stale
+
+    def __enter__(self):
+        self.member = Member(self.out, "inline", self.stale).__enter__()
+        self.worker = Worker(self.out, self.member, self.signals, self.seconds)
+        self.worker._base = (repr(CPU), self.base)
+        self.reported = {}
+        return self
+
+    def __exit__(self, *error):
+        self.member.__exit__(*error)
+
+    def train(self, cells, observe=None, known=None):
+        for cell in cells:
+            assert self.member.claim(cell.id)
+        self.worker.run(cells, lambda cell, failure: self.reported.update({cell.id: failure}), observe, known)
+
+    def events(self, kind=None):
+        noted = [json.loads(line) for line in (self.out / ".pml" / "journal" / f"{self.member.name}.jsonl").open()]
+        return [event for event in noted if kind in (None, event["event"])]
+
+    def kept(self):
+        return sorted((self.out / ".pml" / "checkpoints").glob("*.safetensors"))
+
+    def locks(self):
+        return {path.name for path in (self.out / ".pml" / "locks").iterdir()}
+
+
+def result(out, cell):
+    return json.loads(RunFolder(out, cell.id).result.read_text())
+
+
+def final_nll(out, cell):
+    tokens = pd.read_parquet(RunFolder(out, cell.id).tokens)
+    return tokens.loc[tokens["step"] == tokens["step"].max(), "nll"].to_numpy()
+
+
+def assert_same_runs(one, two, cells):
+    """Bit for bit; only the seconds differ."""
+    for cell in cells:
+        ours, theirs = RunFolder(one, cell.id), RunFolder(two, cell.id)
+        for name in ("tokens", "curve"):
+            tables = [pd.read_parquet(getattr(folder, name)) for folder in (ours, theirs)]
+            pd.testing.assert_frame_equal(*tables, check_exact=True)
+        mine, other = (load_file(folder.adapter / "adapter_model.safetensors") for folder in (ours, theirs))
+        assert all(torch.equal(mine[name], other[name]) for name in mine | other)
+        first, second = result(one, cell), result(two, cell)
+        assert first | {"seconds": 0} == second | {"seconds": 0}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_base):
+    """The five cells, trained in one go."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    with Place(out, tiny_base) as place:
+        place.train(planned())
+    return out
+
+
+def at(step, do):
+    """An observer that does something once, at a logged step."""
+    return lambda progress: do() if progress.step == step else None
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def faulty(monkeypatch, when, error):
+    """Trainers raise the error at step BREAK while `when(cells)` holds."""
+
+    class Faulty(Trainer):
+        def _update(self, step, layout, scores):
+            if step == BREAK and when([cell.run.rank for cell in self.cells]):
+                raise error
+            super()._update(step, layout, scores)
+
+    monkeypatch.setattr(module, "Trainer", Faulty)
+
+
+# -- too little memory
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore lines"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_halves_the_pack_and_changes_no_result(place, undisturbed, monkeypatch, error):
+    cells = planned()
+    faulty(monkeypatch, lambda ranks: len(ranks) > 2, error)
+    with place() as here:
+        here.train(cells)
+        assert here.reported == {cell.id: None for cell in cells}
+        assert [(event["cells"], event["into"]) for event in here.events("split")] == [(5, 3), (3, 2)]
+        assert here.locks() == set()
+        assert here.kept() == []
+    for cell in cells:
+        assert result(here.out, cell)["pack_size"] <= 2
+        np.testing.assert_allclose(final_nll(here.out, cell), final_nll(undisturbed, cell), atol=1e-3)
+
+
+def test_a_single_cell_that_is_too_large_fails_with_its_reason(place, monkeypatch):
+    cells = planned(ranks=(2, 1))
+    faulty(monkeypatch, lambda ranks: 2 in ranks, OUT_OF_MEMORY[0])
+    with place() as here:
+        here.train(cells)
+    reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
+    assert here.reported == {cells[0].id: reason, cells[1].id: None}
+    assert RunFolder(here.out, cells[0].id).failure() == reason
+
+
+# -- a fault of one cell
+
+
+def test_the_cell_that_has_a_fault_fails_alone(place, undisturbed, monkeypatch):
+    cells = planned()
+    faulty(monkeypatch, lambda ranks: 3 in ranks, ValueError("rank 3 is not my friend\nsecond line"))
+    with place() as here:
+        here.train(cells)
+        assert [(event["cells"], event["into"]) for event in here.events("split")] == [(5, 1)]
+        assert here.locks() == set()
+    bad = next(cell for cell in cells if cell.run.rank == 3)
+    folder = RunFolder(here.out, bad.id)
+    body = json.loads(folder.error.read_text())
+    assert body["reason"] == here.reported[bad.id] == "ValueError: rank 3 is not my friend"
+    assert "Traceback" in body["detail"]
+    assert "in _update" in body["detail"]
+    assert folder.config.exists()
+    assert not folder.is_done()
+    for cell in (cell for cell in cells if cell is not bad):
+        assert here.reported[cell.id] is None
+        assert not RunFolder(here.out, cell.id).error.exists()
+        np.testing.assert_allclose(final_nll(here.out, cell), final_nll(undisturbed, cell), atol=1e-3)
+
+
+def test_a_loss_that_is_lost_fails_alone_and_leaves_its_mates_their_results(place):
+    lost, *fine = cells = planned(ranks=(4,), lr=1e30) + planned(ranks=(4, 2))
+    with place() as here:
+        here.train(cells)
+        assert here.events("split") == []
+    assert "train.lr (now 1e+30)" in here.reported[lost.id]
+    assert RunFolder(here.out, lost.id).failure() == here.reported[lost.id]
+    assert not RunFolder(here.out, lost.id).adapter.exists()
+    assert pd.read_parquet(RunFolder(here.out, lost.id).tokens)["step"].max() < STEPS
+    with place("alone") as alone:
+        alone.train(fine)
+    for cell in fine:
+        assert result(here.out, cell)["steps_run"] == STEPS
+        np.testing.assert_allclose(final_nll(here.out, cell), final_nll(alone.out, cell), atol=1e-3)
+
+
+@pytest.mark.parametrize("where", ["a run's folder", "the checkpoints"])
+def test_a_folder_that_cannot_be_written_ends_the_work(place, where):
+    """A full or broken disk is no cell's fault."""
+    cells = planned(ranks=(2, 1))
+    with place(checkpoint_seconds=0.0) as here:
+        inside = here.out / {"a run's folder": cells[0].id, "the checkpoints": ".pml/checkpoints"}[where]
+        inside.write_text("a file in the way")
+        with pytest.raises(OSError, match=inside.name):
+            here.train(cells)
+        assert here.events("split") == []
+    assert here.reported == {}
+    assert not any(RunFolder(here.out, cell.id).error.exists() for cell in cells)
+
+
+def test_nothing_is_left_behind_by_a_pack_that_fell_apart_after_a_checkpoint(place, monkeypatch):
+    cells = planned(ranks=(2, 1))
+    faulty(monkeypatch, lambda ranks: 2 in ranks, ValueError("no"))
+    with place(checkpoint_seconds=0.0) as here:
+        here.train(cells)
+        assert here.kept() == []
+
+
+# -- asked to end
+
+
+def stopped_at(here, cells, number=signal.SIGTERM):
+    with here.worker.signals, pytest.raises(Stopped) as caught:
+        here.train(cells, at(BREAK, send(number)))
+    return caught.value
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_training_with_a_checkpoint_and_it_goes_on_bit_for_bit(place, undisturbed, number):
+    cells = planned()
+    with place() as here:
+        assert stopped_at(here, cells, number).signum == number
+        assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
+        assert here.reported == {}
+        assert here.locks() == {cell.id for cell in cells}  # whoever claimed them frees them
+        assert len(here.kept()) == 1
+    with place() as again:
+        again.train(cells)
+        assert [event["step"] for event in again.events("start")] == [BREAK + 1]
+        assert again.kept() == []
+    assert_same_runs(again.out, undisturbed, cells)
+
+
+def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(place):
+    """A cell ends early, a second one is lost; what is left goes on from each checkpoint."""
+    data = {"data": PhonebookData(), "adapter": MlpBlockAdapter(dropout=0.1), "batch": 2, "seqlen": 50}
+    quick = planned((8,), **data | {"seqlen": 30}, stop="recalled", stop_margin=-100.0)
+    cells = quick + planned((4, 2), **data) + planned((3,), **data, lr=1e30)
+    with place("whole") as whole:
+        whole.train(cells)
+    assert result(whole.out, cells[0])["stopped_early"]
+    known = {cell.id: cell for cell in cells}
+    for step in (8, 12, 16):
+        with place(signals=Signals()) as here, here.worker.signals, pytest.raises(Stopped):
+            left = [cell for cell in cells if not RunFolder(here.out, cell.id).has_ended()]
+            here.train(left, at(step, send(signal.SIGTERM)), known)
+    with place() as last:
+        last.train([cell for cell in cells if not RunFolder(last.out, cell.id).has_ended()], known=known)
+        assert [event["step"] for event in last.events("start")] == [17]
+        assert last.kept() == []
+    assert_same_runs(last.out, whole.out, cells[:3])
+    assert RunFolder(last.out, cells[3].id).failure() == RunFolder(whole.out, cells[3].id).failure()
+
+
+def test_a_wish_to_end_leaves_a_checkpoint(place):
+    cells = planned(ranks=(2, 1))
+    with place() as here:
+        with pytest.raises(Stopped, match="cancelled"):
+            here.train(cells, at(BREAK, lambda: setattr(here.member, "cancelled", True)))
+        assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
+
+
+GOING_ON = {"SIGUSR2": (False, signal.SIGUSR2), "SIGTERM on Slurm": (True, signal.SIGTERM)}
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+def test_signals_that_want_a_checkpoint_and_no_end(place, undisturbed, name):
+    slurm, number = GOING_ON[name]
+    cells = planned()
+    with place(signals=Signals(slurm=slurm)) as here, here.worker.signals:
+        here.train(cells, at(BREAK, send(number)))
+        assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
+        assert here.kept() == []
+    assert_same_runs(here.out, undisturbed, cells)
+
+
+def test_a_preempted_slurm_job_ends_with_a_checkpoint(place):
+    cells = planned(ranks=(2, 1))
+    with place(signals=Signals(slurm=True)) as here:
+        assert stopped_at(here, cells, signal.SIGUSR2).signum == signal.SIGUSR2
+        assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
+
+
+def test_checkpoints_come_by_the_clock(place):
+    with place(checkpoint_seconds=0.0) as here:
+        here.train(planned(ranks=(2, 1)))
+        assert [event["step"] for event in here.events("checkpoint")] == list(range(1, STEPS))
+        assert here.kept() == []
+
+
+# -- taken for dead
+
+
+def bury(here):
+    (here.out / ".pml" / "dead" / here.member.name).symlink_to("heir")
+
+
+def test_who_was_taken_for_dead_writes_no_result(place):
+    cells = planned(ranks=(2, 1))
+    with place() as here:
+        here.train(cells, at(STEPS, lambda: bury(here)))
+        assert here.reported == {}
+        assert here.locks() == {cell.id for cell in cells}
+    assert not any(RunFolder(here.out, cell.id).path.exists() for cell in cells)
+
+
+def test_who_was_taken_for_dead_stops_and_keeps_no_checkpoint(place):
+    """An heir has gone on: an older state would only be in its way."""
+    cells = planned(ranks=(2, 1))
+    with place(checkpoint_seconds=0.0) as here:
+
+        def notice():
+            bury(here)
+            assert not here.member.holds(cells[0].id)
+            for path in here.kept():
+                path.unlink()
+
+        with pytest.raises(Stopped, match="took this one for dead"):
+            here.train(cells, at(BREAK, notice))
+        assert here.kept() == []
+    assert not any(RunFolder(here.out, cell.id).has_ended() for cell in cells)
+
+
+def test_who_was_taken_for_dead_reports_no_failure(place, monkeypatch):
+    """A machine that was asleep wakes up to a broken device: its heir's cells are no failures."""
+    (cell,) = planned(ranks=(1,))
+    faulty(monkeypatch, lambda ranks: True, RuntimeError("CUDA error: unspecified launch failure"))
+    with place() as here:
+        here.train([cell], at(BREAK, lambda: bury(here)))
+        assert here.reported == {}
+    assert not RunFolder(here.out, cell.id).error.exists()
