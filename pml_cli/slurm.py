@@ -67,9 +67,7 @@ def check_there() -> None:
     """Refuse launch=slurm where there is no Slurm."""
     for command in ("sbatch", "squeue", "scancel"):
         if shutil.which(command) is None:
-            raise UserError(
-                f"launch=slurm: no {command} here; start it on a login node, or use launch=local or launch=inline"
-            )
+            raise UserError(f"launch=slurm: no {command} here; use a login node, or launch=local or launch=inline")
 
 
 def _ask(*command: str) -> str | None:
