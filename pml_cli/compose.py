@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .cells import MAX_CELLS, Grid, Settings, Template, expand, refuse, typed_fi
 from .config import Fit, Request, Run, launch_problems
 from .errors import UserError, did_you_mean
 from .grids import YAMLError, one_line
+from .identity import Frozen
 from .options import GROUPS, options, shipped
 
 MEMFT_LOSSES = ["sft", "memft_ot"]
@@ -77,7 +79,13 @@ def load_fit(overrides: list[str], config_dir: Path | None = None) -> Fit:
 
 def to_yaml(run: Run) -> str:
     """A run as YAML, every setting resolved."""
-    return OmegaConf.to_yaml(OmegaConf.create({name: dataclasses.asdict(run)[name] for name in RUN_FIELDS}))
+    return "".join(_field_yaml(name, Frozen(getattr(run, name))) for name in RUN_FIELDS)
+
+
+@lru_cache(maxsize=1024)  # the cells of a sweep share most of their groups, and YAML is slow
+def _field_yaml(name: str, field: Frozen) -> str:
+    value = dataclasses.asdict(field.value) if dataclasses.is_dataclass(field.value) else field.value  # type: ignore[arg-type]
+    return OmegaConf.to_yaml(OmegaConf.create({name: value}))
 
 
 def describe(asked: Request | Fit) -> str:

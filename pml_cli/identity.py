@@ -16,6 +16,19 @@ from .config import FORMAT, TINY, Loss, Run, TextData
 from .corpus import held_out_text
 
 
+class Frozen:
+    """Settings as a cache key: equal settings, equal key."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.key = value, repr(value)  # a dataclass's repr begins with its name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frozen) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
 def run_id(run: Run) -> str:
     """A readable name and a hash of the scientific settings that differ from their defaults.
 

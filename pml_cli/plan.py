@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .config import Data, Model, Run, Train
 from .errors import UserError
-from .identity import run_id
+from .identity import Frozen, run_id
 from .pretrained import facts
 from .sequences import Sample, Source, check_length, open_source
 
@@ -98,45 +98,32 @@ def _copies(cells: Sequence[Planned]) -> list[str]:
 
 
 def _planned(run: Run) -> Planned:
-    samples = _samples(_frozen(run.model), _frozen(run.data), run.seqlen)
+    samples = _samples(Frozen(run.model), Frozen(run.data), run.seqlen)
     rows = min(run.train.batch, len(samples)) if run.train.batch else len(samples)
     tokens = max(len(s.prompt) + len(s.target) for s in samples) - 1
     return Planned(run_id(run), run, samples, total_steps(run.train, len(samples)), rows, tokens)
 
 
-class _frozen:  # noqa: N801
-    """A settings object as a cache key: equal settings, equal key."""
-
-    def __init__(self, settings: Model | Data) -> None:
-        self.settings, self.key = settings, f"{type(settings).__name__}{settings}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _frozen) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
 @lru_cache(maxsize=64)
-def _source(model: _frozen, data: _frozen) -> Source:
-    assert isinstance(model.settings, Model)
-    assert isinstance(data.settings, Data)
-    facts(model.settings)
-    return open_source(model.settings, data.settings)
+def _source(model: Frozen, data: Frozen) -> Source:
+    assert isinstance(model.value, Model)
+    assert isinstance(data.value, Data)
+    facts(model.value)
+    return open_source(model.value, data.value)
 
 
 @lru_cache(maxsize=4096)
-def _samples(model: _frozen, data: _frozen, seqlen: int) -> list[Sample]:
-    assert isinstance(model.settings, Model)
-    assert isinstance(data.settings, Data)
+def _samples(model: Frozen, data: Frozen, seqlen: int) -> list[Sample]:
+    assert isinstance(model.value, Model)
+    assert isinstance(data.value, Data)
     source = _source(model, data)
-    check_length(model.settings, data.settings, source, seqlen)
+    check_length(model.value, data.value, source, seqlen)
     return source.take(seqlen)
 
 
 def source_of(run: Run) -> Source:
     """The opened source of a run (opened once per process)."""
-    return _source(_frozen(run.model), _frozen(run.data))
+    return _source(Frozen(run.model), Frozen(run.data))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""What planning, claims, checkpoints and records cost beside the training: 100 cells of 200 steps on the embedded model.
+
+    python benchmarks/overhead.py            about two minutes on two cores
+
+Every function below is timed inside one real `pml sweep` of this process; nested ones count once. The heartbeat's thread is
+timed too, though it runs beside the training.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pml sets it, before torch
+
+from rich.console import Console
+
+from pml_cli import sweep, work, worker
+from pml_cli.checkpoints import Checkpoints
+from pml_cli.claims import Member
+from pml_cli.compose import load
+from pml_cli.rates import Rates
+
+RANKS, LENGTHS, STEPS = "range(1,11)", "range(40,140,10)", 200
+PARTS = {
+    "plan": [(sweep, "check"), (sweep, "make_packs"), (sweep.launching, "packing"), (work.Order, "write")],
+    "claims": [
+        (Member, "claim"),
+        (Member, "release"),
+        (Member, "holds"),
+        (Member, "note"),
+        (Member, "show"),
+        (work.Queue, "next"),
+    ],
+    "checkpoints": [(Checkpoints, "save"), (Checkpoints, "find")],
+    "records": [(worker.Worker, "_write"), (Rates, "note")],
+    "results table": [(sweep, "finish")],
+    "training": [(worker.Trainer, "train"), (worker.Trainer, "__init__")],
+    "free decoding": [(worker, "_recalled")],
+    "loading the model": [(worker, "load_base"), (worker, "check_places")],
+}
+
+
+def timed(spent: dict[str, float], part: str, function):
+    """The function, its time noted under a part; what runs inside another noted one is taken off that."""
+
+    def call(*args, **kwargs):
+        outer, stack.inner = getattr(stack, "inner", 0.0), 0.0
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            whole = time.perf_counter() - began
+            spent[part] += whole - stack.inner
+            stack.inner = outer + whole
+
+    return call
+
+
+stack = threading.local()
+
+
+def main() -> None:
+    spent: dict[str, float] = defaultdict(float)
+    began = time.perf_counter()
+    import pandas  # noqa: F401
+    import torch  # noqa: F401
+
+    imported = time.perf_counter() - began
+    for part, functions in PARTS.items():
+        for owner, name in functions:
+            found = owner.__dict__[name]
+            plain = found.__func__ if isinstance(found, classmethod) else found
+            wrapped = timed(spent, part, plain)
+            setattr(owner, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PML_CACHE"] = folder
+        began = time.perf_counter()
+        request = load(
+            "sweep", [f"rank={RANKS}", f"seqlen={LENGTHS}", f"train.steps={STEPS}", f"out={Path(folder) / 'runs'}"]
+        )
+        spent["settings"] = time.perf_counter() - began
+        code = sweep.run(request, Console(quiet=True))
+        wall = time.perf_counter() - began
+    assert code == 0
+    print(f"{len(request.runs)} cells of {STEPS} steps: {wall:.1f} s (and {imported:.1f} s of imports before)\n")
+    print("| part | seconds | share |\n|---|---|---|")
+    for part, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"| {part} | {seconds:.2f} | {100 * seconds / wall:.2f} % |")
+    own = sum(spent[part] for part in ("settings", "plan", "claims", "checkpoints", "records", "results table"))
+    print(f"| **planner, launch and records** | {own:.2f} | **{100 * own / wall:.2f} %** |")
+
+
+if __name__ == "__main__":
+    main()
