@@ -21,6 +21,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -37,14 +38,31 @@ LOOK_SECONDS = 2.0  # how long a judgement about another process is kept
 class Member:
     """One process at work in a results folder."""
 
-    def __init__(self, out: Path, kind: str, stale: float = STALE_SECONDS, order: str = "") -> None:
-        """`kind`: inline, local or slurm for what trains, driver for what only waits; `order`: the key of its sweep."""
+    def __init__(
+        self,
+        out: Path,
+        kind: str,
+        stale: float = STALE_SECONDS,
+        *,
+        order: str = "",
+        launch: str = "",
+        slot: int | None = None,
+    ) -> None:
+        """Args:
+        kind: inline, local or slurm for what trains, driver for what only waits.
+        stale: seconds without a sign of life after which others may take this process for dead.
+        order: the key of its sweep.
+        launch: the id of the launch that started it; a note to this id cancels it as one to its name does.
+        slot: which of the launch's devices it has.
+        """
         self.home = out / ".pml"
         self.stale = stale
         self.name = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.doing: dict[str, Any] = {}  # shown by `pml status`
         self.cancelled = self.buried = False
-        self._identity = identity() | {"name": self.name, "kind": kind, "order": order, "started": time.time()}
+        told = {"name": self.name, "kind": kind, "order": order, "launch": launch, "slot": slot, "stale": stale}
+        self._identity = identity() | told | {"started": time.time()}
+        self._notes = [self.home / "cancel" / name for name in (self.name, launch) if name]
         self._ended = threading.Event()
         self._seen: dict[str, tuple[float, bool]] = {}
         self._thread = threading.Thread(target=self._beat, daemon=True, name="pml heartbeat")
@@ -53,6 +71,7 @@ class Member:
         for folder in ("locks", "dead", "workers", "cancel", "journal"):
             (self.home / folder).mkdir(parents=True, exist_ok=True)
         self.show()
+        self.is_cancelled()  # perhaps before it began
         self._thread.start()
         return self
 
@@ -77,7 +96,7 @@ class Member:
     def claim(self, cell: str) -> bool:
         """Whether the cell is this process's now. False: a living process has it."""
         lock = self.home / "locks" / cell
-        while True:
+        while not self.is_buried():
             try:
                 lock.symlink_to(self.name)
                 return True
@@ -95,6 +114,7 @@ class Member:
                 return False
             else:
                 self._inherit(heir)
+        return False
 
     def release(self, cell: str) -> None:
         if self.holds(cell):
@@ -110,7 +130,9 @@ class Member:
         return self.buried
 
     def _heir(self, holder: str) -> str:
-        while (heir := _target(self.home / "dead" / holder)) is not None:
+        passed = {holder}
+        while (heir := _target(self.home / "dead" / holder)) is not None and heir not in passed:
+            passed.add(heir)
             holder = heir
         return holder
 
@@ -120,6 +142,25 @@ class Member:
             self.note("inherit", dead=dead)
         except FileExistsError:  # another one was first
             pass
+
+    # -- being asked to end
+
+    def is_cancelled(self) -> bool:
+        """Whether this process was asked to end."""
+        self.cancelled = self.cancelled or any(note.exists() for note in self._notes)
+        return self.cancelled
+
+    def cancel(self, names: Iterable[str]) -> None:
+        """Ask processes, by name or by launch, to keep a checkpoint and end."""
+        self.cancel_in(self.home.parent, names)
+
+    @staticmethod
+    def cancel_in(out: Path, names: Iterable[str]) -> None:
+        """The same, by who is no member."""
+        folder = out / ".pml" / "cancel"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / name).touch()
 
     # -- life and death
 
@@ -131,20 +172,11 @@ class Member:
         return known[1]
 
     def _lives(self, name: str) -> bool:
-        path = self._record(name)
         try:
-            record, changed = read_record(path)
+            record, changed = read_record(self._record(name))
         except OSError:  # NFS may say ESTALE of a file that is just being replaced: asked again soon
             return True
-        if record is None or record.get("state") == "ended":
-            return False
-        known = lives_here(record)
-        if known is not None:
-            return known
-        mine, its = self._identity["slurm"], record.get("slurm")
-        if mine and its and mine["job"] == its["job"] and mine["restart"] > its["restart"]:
-            return False
-        return self._now() - changed <= self.stale
+        return record is not None and lives(record, changed, self._now, self._identity["slurm"])
 
     def _now(self) -> float:
         """The file server's clock."""
@@ -157,7 +189,7 @@ class Member:
         pause = min(5.0, self.stale / 8)
         while not self._ended.wait(pause):
             try:
-                self.cancelled = self.cancelled or (self.home / "cancel" / self.name).exists()
+                self.is_cancelled()
                 self.is_buried()
                 self.show()
             except OSError:  # a full or absent disk: the training itself will tell
@@ -178,14 +210,30 @@ def identity() -> dict[str, Any]:
     }
 
 
-def lives_here(record: dict[str, Any]) -> bool | None:
-    """Whether a process of this machine is running; None when it is another machine's."""
-    if record.get("place") != _place():
-        return None
+def lives(record: dict[str, Any], changed: float, now: Callable[[], float], slurm: dict[str, Any] | None = None) -> bool:
+    """Whether a process lives, by its record.
+
+    Args:
+        changed: when the record was written, by the file server's clock.
+        now: that clock.
+        slurm: the Slurm job of who asks, if it runs in one.
+    """
+    if record.get("state") == "ended":
+        return False
+    if record.get("place") == _place():
+        return _runs(record)
+    its = record.get("slurm")
+    if slurm and its and slurm["job"] == its["job"] and slurm["restart"] > its["restart"]:
+        return False
+    return now() - changed <= float(record.get("stale", STALE_SECONDS))
+
+
+def _runs(record: dict[str, Any]) -> bool:
+    """Whether a process of this machine is there: that very one, not another with its number."""
     try:
         process = psutil.Process(int(record["pid"]))
         same = abs(process.create_time() - float(record["created"])) < 3  # the start time moves a little with the clock
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -46,7 +46,7 @@ START HERE
   pml probe rank=8 seqlen=128           train one adapter, see what it recalls
   pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
   pml fit outputs/                      the law of those runs, with figures
-  pml memft rank=4,8 seqlen=256         plain against threshold-guided training
+  pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
 """,
@@ -80,7 +80,7 @@ SweepFile = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check every cell, list the packs; run nothing.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="When a cell fails, keep checkpoints and stop.")]
 Retry = Annotated[bool, typer.Option("--retry/--no-retry", help="Train again what failed before (default) or leave it.")]
 Wait = Annotated[
     bool | None,

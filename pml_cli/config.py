@@ -302,7 +302,7 @@ def launch_problems(launch: Launch) -> list[str]:
     """Every fault of the launch settings, one line each."""
     checks: list[tuple[str, Any, bool, str]] = [
         ("pack_tokens", launch.pack_tokens, launch.pack_tokens >= 0, "at least 0"),
-        ("device_gb", launch.device_gb, launch.device_gb >= 0, "at least 0"),
+        ("device_gb", launch.device_gb, 0 <= launch.device_gb < math.inf, "at least 0 and finite"),
         ("checkpoint_minutes", launch.checkpoint_minutes, launch.checkpoint_minutes >= 0, "at least 0"),
         ("stale_seconds", launch.stale_seconds, launch.stale_seconds >= 5, "at least 5"),
     ]
@@ -314,7 +314,7 @@ def launch_problems(launch: Launch) -> list[str]:
             checks.append((name, getattr(launch, name), getattr(launch, name) >= 1, "at least 1"))
         checks.append(("parallel", launch.parallel, launch.parallel >= 0, "at least 0"))
         checks.append(("gpus", launch.gpus, launch.gpus >= 0, "at least 0"))
-        checks.append(("mem_gb", launch.mem_gb, launch.mem_gb is None or launch.mem_gb > 0, "above 0"))
+        checks.append(("mem_gb", launch.mem_gb, launch.mem_gb is None or 0 < launch.mem_gb < math.inf, "above 0 and finite"))
         early = launch.signal_seconds < 60 * launch.time
         checks.append(("signal_seconds", launch.signal_seconds, early, f"below the time limit ({launch.time} min)"))
     return [f"launch.{name}={value}: must be {allowed}" for name, value, good, allowed in checks if not good]

@@ -6,37 +6,35 @@ may come and go. What submitit knows of a job is not used: what is done is read 
 
 from __future__ import annotations
 
-import heapq
+import dataclasses
 import os
-import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections import Counter
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
-from . import price, slurm
+from . import slurm
 from .claims import Member
 from .config import Launch, LocalLaunch, SlurmLaunch
+from .devices import cores, local_devices
 from .errors import UserError
-from .plan import Pack, Packing, Planned, device_kind
-from .rates import Rates, device_label
+from .plan import Pack, Planned
 from .records import RunFolder
-from .status import Snapshot, Watcher, ask_to_end, living
+from .status import Snapshot, Watcher, living
 from .stop import Signals, Stopped
-from .units import duration_text
 from .work import Order, Queue, work
 
-SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is of tensors alone
 FOREVER_MINUTES = 60 * 24 * 365
 FRUITLESS = 2  # launches in a row after which nothing more was done than before
 LOOK_SECONDS = 1.0
 QUEUE_SECONDS = 5.0  # between two questions to Slurm
+SETTLE_SECONDS = 20.0  # between two launches; until then the queue may not know of the last one
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,12 @@ class Task:
     """What submitit starts: one worker. Runs before torch is imported, so that it can choose the device."""
 
     out: str
-    key: str
+    key: str  # of the sweep
+    id: str  # of the launch, which is how its workers can be cancelled before they have shown themselves
     launch: Launch
     fail_fast: bool
+    failed_before: frozenset[str]  # cells that --fail-fast passes over
+    slot: int = 0  # which of the launch's devices
     device: str | None = None  # CUDA_VISIBLE_DEVICES; None: as the cluster sets it
     threads: int = 0
 
@@ -59,7 +60,7 @@ class Task:
         signals = Signals(slurm=self.launch.kind == "slurm")
         try:
             with signals:
-                train_from(Path(self.out), self.key, self.launch, signals, fail_fast=self.fail_fast)
+                self._train(signals)
         except Stopped as stopped:
             if stopped.signum == signal.SIGUSR2:
                 try:
@@ -73,186 +74,214 @@ class Task:
 
         return DelayedSubmission(self)
 
+    def _train(self, signals: Signals) -> None:
+        """Claim and train packs of the stored sweep until none is free."""
+        out, launch = Path(self.out), self.launch
+        order = Order.read(out / ".pml" / "requests" / f"{self.key}.json")
+        with Member(out, launch.kind, launch.stale_seconds, order=self.key, launch=self.id, slot=self.slot) as member:
+            from .worker import Worker
 
-def train_from(out: Path, key: str, launch: Launch, signals: Signals, *, fail_fast: bool) -> None:
-    """One worker: claim and train packs of a stored sweep until none is free."""
-    order = Order.read(out / ".pml" / "requests" / f"{key}.json")
-    with Member(out, launch.kind, launch.stale_seconds, key) as member:
-        from .worker import Worker
+            queue = Queue(out, order.packs(), member)
+            worker = Worker(out, member, signals, 60 * launch.checkpoint_minutes)
 
-        packs = order.packs()
-        worker = Worker(out, member, signals, 60 * launch.checkpoint_minutes)
-        queue = Queue(out, packs, member)
+            def ended() -> bool:
+                return self.fail_fast and bool(_new_failures(out, order, self.failed_before))
 
-        def ended() -> bool:
-            return fail_fast and any(RunFolder(out, name).error.exists() for name in order.cells)
+            def report(_cell: Planned, failure: str | None) -> None:
+                if failure is not None and self.fail_fast:
+                    signals.end = Stopped("a cell failed")
+                    member.cancel([self.id])
 
-        work(
-            queue,
-            lambda cells: worker.run(cells, lambda _cell, _failure: None, known=queue.known),
-            lambda: worker.loaded,
-            wait=False,
-            ended=ended,
-        )
-
-
-# -- starting them
-
-
-def start(out: Path, order: Order, launch: Launch, packs: list[Pack], fail_fast: bool) -> int:
-    """Start as many workers as are wanted and not there yet.
-
-    Args:
-        packs: those that have something left to train.
-
-    Returns:
-        how many were started.
-
-    Raises:
-        UserError: the cluster refuses, or there is none.
-    """
-    folder = out / ".pml" / "logs"
-    if isinstance(launch, LocalLaunch):
-        ours = [r for r in living(out, launch.stale_seconds) if (r["kind"], r.get("order")) == ("local", order.key)]
-        devices = local_devices(launch, [cell for pack in packs for cell in pack.cells])[: len(packs)][len(ours) :]
-        return _start_local(Task(str(out), order.key, launch, fail_fast), devices, launch, folder)
-    assert isinstance(launch, SlurmLaunch)
-    slurm.check_there()
-    waiting = slurm.jobs(out, order.key)
-    if waiting is None:
-        raise UserError("launch=slurm: squeue does not answer; try again later")
-    count = min(launch.devices, len(packs)) - len(waiting)
-    return _submit(Task(str(out), order.key, launch, fail_fast, threads=launch.cpus), max(count, 0), launch, folder)
+            work(
+                queue,
+                lambda cells: worker.run(cells, report, known=queue.known),
+                lambda: worker.loaded,
+                wait=False,
+                ended=ended,
+            )
 
 
-def packing(launch: Launch, cells: Sequence[Planned]) -> Packing:
-    """How a sweep is cut for the devices it is launched on."""
-    told = round(launch.device_gb * 2**30) or None
-    if isinstance(launch, SlurmLaunch):
-        return Packing(launch.pack_tokens, launch.devices, gpu=launch.gpus > 0, memory=told)
-    workers = local_devices(launch, cells) if isinstance(launch, LocalLaunch) else [""]
-    kind = device_kind(cells[0].run.model.device)
-    shared = len(workers) if kind == "cpu" else max(Counter(workers).values())
-    there = price.device_memory(kind)
-    return Packing(launch.pack_tokens, len(workers), memory=told or (there and int(SHARE * there / shared)))
+def _new_failures(out: Path, order: Order, before: frozenset[str]) -> list[str]:
+    return [name for name in order.cells if name not in before and RunFolder(out, name).error.exists()]
 
 
-def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None]:
-    """What each pack will take on the devices of a launch, by what was measured on such before; None: nothing was."""
-    workers = local_devices(launch, packs[0].cells) if isinstance(launch, LocalLaunch) else [""]
-    threads = int(os.environ.get("OMP_NUM_THREADS") or cores())
-    if isinstance(launch, LocalLaunch):
-        threads = launch.threads or max(1, cores() // len(workers))
-    if isinstance(launch, SlurmLaunch):
-        threads = launch.cpus
-    gpu = launch.gpus > 0 if isinstance(launch, SlurmLaunch) else None
-    kind, rates = device_kind(packs[0].cells[0].run.model.device, gpu), Rates()
-    label = device_label(kind, threads)
-    models = [pack.cells[0].run.model for pack in packs]
-    return [label and rates.seconds(label, m.dtype, m.name, pack) for m, pack in zip(models, packs, strict=True)]  # type: ignore[misc]
+class Launcher:
+    """Starts the workers of one sweep, and new ones where some died."""
 
+    def __init__(
+        self,
+        out: Path,
+        order: Order,
+        launch: LocalLaunch | SlurmLaunch,
+        cells: Sequence[Planned],
+        fail_fast: bool,
+    ) -> None:
+        """`cells`: of the sweep; what of them has failed already does not count under `fail_fast`."""
+        self.out, self.order, self.launch, self.fail_fast = out, order, launch, fail_fast
+        self.id = uuid.uuid4().hex[:8]
+        self.devices = local_devices(launch, cells) if isinstance(launch, LocalLaunch) else [None] * launch.devices
+        before = frozenset(_new_failures(out, order, frozenset()))
+        self._task = Task(str(out), order.key, self.id, launch, fail_fast, before)
+        self._started: dict[int, Any] = {}  # slot to submitit's job, of local workers that may not have shown themselves yet
 
-def expectation(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | None]) -> str:
-    """The time that a sweep will take, in a line."""
-    known = [s for s in seconds if s is not None]
-    if len(known) < len(packs):
-        return "time: not known; it is measured while packs are trained on such a device"
-    devices = 1
-    if isinstance(launch, LocalLaunch | SlurmLaunch):
-        devices = launch.devices or len(local_devices(launch, packs[0].cells))  # type: ignore[arg-type]
-    ends = [0.0] * min(devices, len(packs))
-    for one in known:  # whoever is free takes the next
-        heapq.heapreplace(ends, ends[0] + one)
-    on = f" on {len(ends)} devices" if len(ends) > 1 else ""
-    return f"time: about {duration_text(max(ends))}{on}, by packs trained here before, without start and queue"
+    def start(self, packs: Sequence[Pack]) -> int:
+        """Start as many workers as are wanted and not there yet.
 
+        Args:
+            packs: those that have something left that nobody trains.
 
-def local_devices(launch: LocalLaunch, cells: Sequence[Planned]) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each local worker; empty strings where they train on the CPU."""
-    wanted = {device_kind(cell.run.model.device) for cell in cells}
-    if "cuda" in wanted and (gpus := visible_gpus()):
-        return [gpus[i % len(gpus)] for i in range(launch.devices or len(gpus))]
-    return [""] * (launch.devices or max(1, cores() // 2))
+        Returns:
+            how many were started.
 
+        Raises:
+            UserError: the cluster refuses, or there is none.
+        """
+        folder = self.out / ".pml" / "logs"
+        if isinstance(self.launch, LocalLaunch):
+            free = sorted(set(range(len(self.devices))) - self._living_slots())[: len(packs)]
+            return self._start_local(free, folder)
+        slurm.check_there()
+        waiting = slurm.jobs(self.out, self.order.key)
+        if waiting is None:
+            raise UserError("launch=slurm: squeue does not answer; try again later")
+        there = sum(job.state != "COMPLETING" for job in waiting)
+        return self._submit(max(0, min(self.launch.devices - there, len(packs))), folder)
 
-def visible_gpus() -> list[str]:
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them; without torch."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [name for name in told.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi"):
-        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return [str(i) for i, line in enumerate(x for x in answer.stdout.splitlines() if x.startswith("GPU "))]
-    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    def _living_slots(self) -> set[int]:
+        shown = [r for r in living(self.out) if r["kind"] == "local" and r.get("order") == self.order.key]
+        started = {slot for slot, job in self._started.items() if not job.done()}
+        return started | {int(record.get("slot") or 0) for record in shown}
 
+    def _start_local(self, slots: Sequence[int], folder: Path) -> int:
+        import submitit
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        assert isinstance(self.launch, LocalLaunch)
+        executor = submitit.LocalExecutor(folder)
+        executor.update_parameters(timeout_min=FOREVER_MINUTES)
+        threads = self.launch.threads or max(1, cores() // len(self.devices))
+        note = self.out / ".pml" / "jobs" / f"local-{self.id}.json"
+        slurm.note_launch(note, self.id, self.order.key)
+        for slot in slots:
+            task = dataclasses.replace(self._task, slot=slot, device=self.devices[slot], threads=threads)
+            with _output_to(folder / "launch.log"):  # or a pipe that pml writes to stays open as long as its workers live
+                self._started[slot] = executor.submit(task)
+        return len(slots)
 
+    def _submit(self, count: int, folder: Path) -> int:
+        """Submit so many tasks as arrays, each within the site's limit."""
+        if not count:
+            return 0
+        import submitit
 
-def _start_local(task: Task, devices: list[str], launch: LocalLaunch, folder: Path) -> int:
-    import dataclasses
-
-    import submitit
-
-    executor = submitit.LocalExecutor(folder)
-    executor.update_parameters(timeout_min=FOREVER_MINUTES)
-    for device in devices:
-        threads = launch.threads or max(1, cores() // len(devices))
-        executor.submit(dataclasses.replace(task, device=device, threads=threads))
-    return len(devices)
-
-
-def _submit(task: Task, count: int, launch: SlurmLaunch, folder: Path) -> int:
-    """Submit so many tasks as arrays, each within the site's limit."""
-    if not count:
-        return 0
-    import submitit
-
-    out = Path(task.out)
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=10**9, python=launch.python)
-    wanted: dict[str, Any] = {
-        "job_name": slurm.name_for(out),
-        "partition": launch.partition,
-        "account": launch.account,
-        "qos": launch.qos,
-        "time": launch.time,
-        "gpus_per_node": launch.gpus or None,
-        "cpus_per_task": launch.cpus,
-        "mem": None if launch.mem_gb is None else f"{round(1024 * launch.mem_gb)}M",
-        "constraint": launch.constraint,
-        "signal_delay_s": launch.signal_seconds,
-        "setup": launch.setup or None,
-        "additional_parameters": {"requeue": True} | launch.extra,
-    }
-    executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
-    size = slurm.max_array_size()
-    for first in range(0, count, size):
-        part = min(size, count - first)
-        executor.update_parameters(array_parallelism=launch.parallel or part)
-        with TemporaryFile() as words:
+        launch = self.launch
+        assert isinstance(launch, SlurmLaunch)
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=10**9, python=launch.python)
+        wanted: dict[str, Any] = {
+            "job_name": slurm.name_for(self.out),
+            "partition": launch.partition,
+            "account": launch.account,
+            "qos": launch.qos,
+            "time": launch.time,
+            "gpus_per_node": launch.gpus or None,
+            "cpus_per_task": launch.cpus,
+            "mem": None if launch.mem_gb is None else f"{round(1024 * launch.mem_gb)}M",
+            "constraint": launch.constraint,
+            "signal_delay_s": launch.signal_seconds,
+            "setup": launch.setup or None,
+            "additional_parameters": {"requeue": True} | launch.extra,
+        }
+        executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
+        task, size, log = dataclasses.replace(self._task, threads=launch.cpus), slurm.max_array_size(), folder / "sbatch.log"
+        for first in range(0, count, size):
+            part = min(size, count - first)
+            executor.update_parameters(array_parallelism=launch.parallel or part)
             try:
-                with _stderr_to(words.fileno()):
+                with _output_to(log):
                     jobs = executor.submit_array([task] * part)
             except Exception as error:  # submitit has one class for what sbatch says, and raises others around it
-                words.seek(0)
-                raise UserError(f"launch=slurm: {_said(words.read().decode(errors='replace') or str(error))}") from error
-        slurm.note_job(out, jobs[0].job_id.split("_")[0], task.key)
-    return count
+                raise UserError(f"launch=slurm: {_said(log.read_text('utf-8', 'replace') or str(error))}") from error
+            job = jobs[0].job_id.split("_")[0]
+            slurm.note_launch(self.out / ".pml" / "jobs" / f"{job}.json", self.id, self.order.key)
+        return count
+
+    # -- waiting
+
+    def wait(self, left: Callable[[], list[Pack]], show: Callable[[Snapshot], None]) -> bool:
+        """Watch the workers until every cell has ended; start new ones where some died.
+
+        Args:
+            left: the packs that have something left to train.
+            show: told of every look.
+
+        Returns:
+            whether every cell has ended; not when the workers end again and again without having done anything, or after
+            a first failure under --fail-fast.
+
+        Raises:
+            Stopped: this process was asked to end.
+        """
+        watcher, fruitless, before = Watcher(self.out, self.order), 0, (-1, 0.0)
+        stale = self.launch.stale_seconds
+        with Member(self.out, "driver", stale, order=self.order.key, launch=self.id) as member, Signals():
+            jobs: list[slurm.Job] | None = []
+            asked, started = 0.0, time.monotonic()
+            while True:
+                looked = time.monotonic()
+                due = isinstance(self.launch, SlurmLaunch) and looked - asked > QUEUE_SECONDS
+                seen = watcher.look(queue=due)
+                if due:
+                    jobs, asked = seen.jobs, looked
+                show(seen)
+                if len(seen.done) + len(seen.failed) == len(seen.cells):
+                    return True
+                training = [one for one in seen.running if one.kind != "driver"]
+                if self.fail_fast and set(seen.failed) - self._task.failed_before and not training:
+                    return False
+                if member.is_cancelled():
+                    raise Stopped("cancelled")
+                if jobs is not None and looked - started > SETTLE_SECONDS and self._short_of_workers(seen, jobs, left):
+                    done = (len(seen.done) + len(seen.failed), _last_checkpoint(self.out))
+                    fruitless = fruitless + 1 if done == before else 0
+                    if fruitless >= FRUITLESS and not training and not jobs:
+                        return False
+                    before = done
+                    self.start(self._free(seen, left()))
+                    started, asked = time.monotonic(), 0.0
+                time.sleep(max(LOOK_SECONDS, 10 * (time.monotonic() - looked)))  # slow disk, many cells: look less often
+
+    def _short_of_workers(self, seen: Snapshot, jobs: list[slurm.Job], left: Callable[[], list[Pack]]) -> bool:
+        there = len(self._living_slots()) if isinstance(self.launch, LocalLaunch) else len(jobs)
+        return there < len(self.devices) and bool(self._free(seen, left()))
+
+    @staticmethod
+    def _free(seen: Snapshot, packs: Sequence[Pack]) -> list[Pack]:
+        """Packs that nobody is at."""
+        busy = {name for one in seen.running for name in one.cells}
+        return [pack for pack in packs if not any(cell.id in busy for cell in pack.cells)]
+
+    def end(self) -> None:
+        """Ask this launch's workers to keep a checkpoint and end, and wait a little for those on this machine."""
+        Member.cancel_in(self.out, [self.id])
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and any(not job.done() for job in self._started.values()):
+            time.sleep(0.3)
 
 
 @contextmanager
-def _stderr_to(file: int) -> Iterator[None]:
-    """Have this process and those it starts write their errors to a file."""
-    before = os.dup(2)
-    os.dup2(file, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
+def _output_to(log: Path) -> Iterator[None]:
+    """Have this process and those it starts write to a file, from its beginning."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    before = os.dup(1), os.dup(2)
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            for number, kept in zip((1, 2), before, strict=True):
+                os.dup2(kept, number)
+                os.close(kept)
 
 
 def _said(words: str) -> str:
@@ -260,62 +289,6 @@ def _said(words: str) -> str:
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     told = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error")]
     return "; ".join(told) or (lines or ["refused"])[-1]
-
-
-# -- waiting for them
-
-
-def wait_for(
-    out: Path,
-    order: Order,
-    launch: Launch,
-    left: Callable[[], list[Pack]],
-    show: Callable[[Snapshot], None],
-    *,
-    fail_fast: bool,
-) -> bool:
-    """Watch the workers until every cell has ended; start new ones where some died.
-
-    Args:
-        left: the packs that have something left to train.
-        show: told of every look.
-
-    Returns:
-        whether every cell has ended; not when the workers end again and again without having done anything, or after a
-        first failure under --fail-fast.
-
-    Raises:
-        Stopped: this process was asked to end.
-    """
-    watcher, fruitless, before, asked = Watcher(out, order), 0, (-1, 0.0), 0.0
-    with Member(out, "driver", launch.stale_seconds, order.key) as member:
-        waiting: list[slurm.Job] | None = []
-        began = time.monotonic()
-        while True:
-            due = launch.kind == "slurm" and time.monotonic() - asked > QUEUE_SECONDS
-            looked = time.monotonic()
-            snapshot = watcher.look(queue=due)
-            took = time.monotonic() - looked
-            if due:
-                waiting, asked = snapshot.jobs, time.monotonic()
-            show(snapshot)
-            training = [r for r in snapshot.running if r.kind != "driver"]
-            if len(snapshot.done) + len(snapshot.failed) == len(snapshot.cells):
-                return True
-            if fail_fast and snapshot.failed and not training:
-                return False
-            if member.cancelled:
-                raise Stopped("cancelled")
-            # a worker shows itself a moment after it was started
-            if not training and waiting == [] and time.monotonic() - began > 20 * LOOK_SECONDS:
-                done = (len(snapshot.done) + len(snapshot.failed), _last_checkpoint(out))
-                fruitless = fruitless + 1 if done == before else 0
-                if fruitless >= FRUITLESS:
-                    return False
-                before = done
-                start(out, order, launch, left(), fail_fast)
-                began, asked = time.monotonic(), 0.0
-            time.sleep(max(LOOK_SECONDS, 10 * took))  # many cells on a slow disk: look less often
 
 
 def _last_checkpoint(out: Path) -> float:
@@ -333,11 +306,3 @@ def last_words(out: Path) -> str:
             own = [line for line in lines if not line.startswith("srun: error")] or lines  # srun only says that it ended
             return f"{own[-1].strip()} ({path})"
     return str(out / ".pml" / "logs")
-
-
-def end_local(out: Path) -> None:
-    """Ask this machine's workers of a folder to keep a checkpoint and end, and wait a little for it."""
-    ask_to_end(out, [record["name"] for record in living(out) if record["kind"] == "local"])
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and any(record["kind"] == "local" for record in living(out)):
-        time.sleep(0.5)

@@ -55,7 +55,12 @@ def load_base(settings: Model) -> FrozenBase:
 def check_weights(settings: Model) -> None:
     """Refuse a local folder without safetensors before anything is loaded from it."""
     folder = Path(settings.path)
-    if settings.weights == "pretrained" and folder.is_dir() and not any(folder.glob("*.safetensors")):
+    if (
+        settings.path != "tiny"
+        and settings.weights == "pretrained"
+        and folder.is_dir()
+        and not any(folder.glob("*.safetensors"))
+    ):
         raise UserError(f"model.path={settings.path}: no weights in safetensors there (*.safetensors)")
 
 

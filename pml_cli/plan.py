@@ -142,9 +142,10 @@ def make_packs(cells: Sequence[Planned], packing: Packing = Packing()) -> list[P
     while True:
         packs = _cut(cells, packing, share)
         largest = max(packs, key=lambda pack: (pack.tokens, len(pack.cells)), default=None)
-        if largest is None or len(largest.cells) == 1 or share == SMALLEST_SHARE:
+        if largest is None or len(largest.cells) == 1:
             return packs
-        if largest.tokens * packing.devices <= sum(pack.tokens for pack in packs):
+        balanced = largest.tokens * packing.devices <= sum(pack.tokens for pack in packs)
+        if len(packs) >= packing.devices and (balanced or share >= SMALLEST_SHARE):
             return packs
         share *= 2
 

@@ -75,7 +75,8 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
         worker = Worker(request.out, member, signals)
         worker.base_for(Pack([cell]))
         if not member.claim(cell.id):
-            raise UserError(f"{request.out}: another process trains this run; pml status {request.out} shows it")
+            raise UserError(f"{request.out}: another process trains this run")
+        RunFolder(request.out, cell.id).error.unlink(missing_ok=True)
         with ProbeDisplay(console, title, cell.steps) as display:
 
             def observe(seen: Progress) -> None:

@@ -33,16 +33,19 @@ def name_for(out: Path) -> str:
     return f"pml-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:10]}"
 
 
-def note_job(out: Path, job: str, order: str) -> None:
-    """Remember that a job was submitted for a sweep of this folder."""
-    path = out / ".pml" / "jobs" / f"{job}.json"
-    write_whole(path, lambda aside: aside.write_text(json.dumps({"job": job, "order": order}), "utf-8"))
+def note_launch(path: Path, launch: str, order: str) -> None:
+    """Remember what was started for a sweep: `.pml/jobs/NUMBER.json` for a job of Slurm, local-LAUNCH.json for processes."""
+    write_whole(path, lambda aside: aside.write_text(json.dumps({"launch": launch, "order": order}), "utf-8"))
+
+
+def launches(out: Path) -> dict[str, dict[str, str]]:
+    """What was noted of a folder's launches, by job."""
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in (out / ".pml" / "jobs").glob("*.json")}
 
 
 def jobs(out: Path, order: str = "") -> list[Job] | None:
     """The jobs submitted for a folder (or for one sweep in it) that wait or run; None when the queue cannot be asked."""
-    noted = {path.stem: json.loads(path.read_text("utf-8"))["order"] for path in (out / ".pml" / "jobs").glob("*.json")}
-    ours = {job for job, its in noted.items() if order in ("", its)}
+    ours = {job for job, its in launches(out).items() if job.isdigit() and order in ("", its["order"])}
     if not ours:
         return []
     answer = _ask("squeue", "-h", "-r", "-u", getpass.getuser(), "-n", name_for(out), "-o", "%i|%T|%r")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import slurm
-from .claims import STALE_SECONDS, lives_here, read_record, server_time
+from .claims import Member, lives, read_record, server_time
 from .errors import UserError
 from .records import RunFolder
 from .units import duration_text as duration
@@ -49,7 +49,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A sweep's folder at one moment. Every cell that was ever asked for there is done, failed, running or queued."""
+    """A sweep's folder at one moment. Every cell is done, failed, running or queued."""
 
     cells: dict[str, dict[str, Any]]
     done: list[str]
@@ -61,6 +61,11 @@ class Snapshot:
     def queued(self) -> list[str]:
         known = {name for running in self.running for name in running.cells} | set(self.done) | set(self.failed)
         return [name for name in self.cells if name not in known]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something runs or waits, or might: the queue does not answer."""
+        return bool(self.running) or self.jobs is None or bool(self.jobs)
 
     @property
     def share(self) -> float:
@@ -81,15 +86,15 @@ class Watcher:
     """Takes snapshots of one folder; cells that ended are looked up once."""
 
     def __init__(self, out: Path, order: Order | None = None) -> None:
-        """`order`: look at its cells alone, not at all that were ever asked for in the folder."""
+        """`order`: look at its cells alone."""
         self.out, self.order = out, order
         self._done: set[str] = set()
 
     def look(self, queue: bool = True) -> Snapshot:
         """`queue`: also ask Slurm, where jobs were submitted."""
-        cells: dict[str, dict[str, Any]] = {}
-        for path in [self.order.path] if self.order else sorted((self.out / ".pml" / "requests").glob("*.json")):
-            cells |= Order.read(path).cells if self.order is None else self.order.cells
+        records = living(self.out)
+        orders = [self.order] if self.order else self._orders({record.get("order") for record in records})
+        cells = {name: cell for order in orders for name, cell in order.cells.items()}
         failed: dict[str, str] = {}
         there = {path.name for path in self.out.iterdir()}
         for name in cells:
@@ -100,32 +105,39 @@ class Watcher:
                 self._done.add(name)
             elif (reason := folder.failure()) is not None:
                 failed[name] = reason
-        running = [_running(record, cells, self._done | failed.keys()) for record in living(self.out)]
+        running = [_running(record, cells, self._done | failed.keys()) for record in records]
         jobs = slurm.jobs(self.out, self.order.key if self.order else "") if queue else []
         return Snapshot(cells, [c for c in cells if c in self._done], failed, running, jobs)
 
+    def _orders(self, at_work: set[Any]) -> list[Order]:
+        """The last sweep asked for, those that are worked at, and those that have ended; not one given up for another."""
+        orders = sorted(
+            (Order.read(path) for path in (self.out / ".pml" / "requests").glob("*.json")), key=lambda order: order.asked
+        )
+        there = {path.name for path in self.out.iterdir()}
+        return [one for one in orders if one is orders[-1] or one.key in at_work or set(one.cells) <= there]
 
-def living(out: Path, stale: float = STALE_SECONDS) -> list[dict[str, Any]]:
+
+def living(out: Path) -> list[dict[str, Any]]:
     """Records of the processes at work in a folder."""
     folder = out / ".pml" / "workers"
-    found, now = [], None
+    found = []
     for path in sorted(folder.glob("*.json")):
         try:
             record, changed = read_record(path)
         except OSError:  # just being replaced
             continue
-        if record is None or record.get("state") == "ended" or (out / ".pml" / "dead" / path.stem).is_symlink():
-            continue
-        alive = lives_here(record)
-        if alive is None:
-            try:
-                now = now or server_time(folder)
-            except OSError:  # a folder that may only be read
-                now = time.time()
-            alive = now - changed <= stale
-        if alive:
+        buried = (out / ".pml" / "dead" / path.stem).is_symlink()
+        if record is not None and not buried and lives(record, changed, lambda: _clock(folder)):
             found.append(record)
     return found
+
+
+def _clock(folder: Path) -> float:
+    try:
+        return server_time(folder)
+    except OSError:  # a folder that may only be read
+        return time.time()
 
 
 def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = False) -> int:
@@ -137,19 +149,21 @@ def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = Fal
     Raises:
         UserError: the folder does not exist or holds no sweep.
     """
+    if as_json and watch:
+        raise UserError("--json: not with --watch; ask as often as you like")
     watcher = Watcher(out)
     snapshot = _checked(watcher)
     if as_json:
         console.print_json(json.dumps(_plain(out, snapshot)))
     elif watch and console.is_terminal:
         with Live(_shown(out, snapshot), console=console, auto_refresh=False) as live:
-            while snapshot.running or snapshot.jobs:
+            while snapshot.goes_on:
                 time.sleep(WATCH_SECONDS)
                 snapshot = watcher.look()
                 live.update(_shown(out, snapshot), refresh=True)
     else:
         console.print(_shown(out, snapshot))
-        while watch and (snapshot.running or snapshot.jobs):
+        while watch and snapshot.goes_on:
             time.sleep(5 * WATCH_SECONDS)
             snapshot = watcher.look()
             console.print(_line(snapshot), highlight=False)
@@ -163,23 +177,19 @@ def cancel(out: Path, console: Console) -> int:
         UserError: the folder does not exist or holds no sweep.
     """
     snapshot = _checked(Watcher(out))
-    asked = ask_to_end(out, [running.name for running in snapshot.running])
+    workers = [one for one in snapshot.running if one.kind != "driver"]
+    launches = [noted["launch"] for noted in slurm.launches(out).values()]  # also those that have not shown themselves yet
+    Member.cancel_in(out, [one.name for one in snapshot.running] + launches)
     if snapshot.jobs is None:
-        raise UserError(f"{out}: squeue does not answer; {asked} processes were asked to end, jobs in the queue were not")
+        raise UserError(f"{out}: squeue does not answer; what runs was asked to end, jobs in the queue were not")
     slurm.cancel([job.id for job in snapshot.jobs])
-    told = f"{asked} running asked to keep a checkpoint and end"
+    if not workers and not snapshot.jobs:
+        console.print("nothing is running here")
+        return 0
+    told = f"{len(workers)} running asked to keep a checkpoint and end"
     console.print(told + (f", {len(snapshot.jobs)} jobs cancelled" if snapshot.jobs else ""), highlight=False)
     console.print("they end after the step they are at; the same sweep command goes on from there", highlight=False)
     return 0
-
-
-def ask_to_end(out: Path, names: list[str]) -> int:
-    """Leave each named process a note that it is to end; returns how many."""
-    folder = out / ".pml" / "cancel"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-    return len(names)
 
 
 def _checked(watcher: Watcher) -> Snapshot:
@@ -230,7 +240,8 @@ def _line(snapshot: Snapshot) -> str:
     parts = [f"{len(snapshot.done)} done", f"{training} running", f"{len(snapshot.queued)} queued"]
     parts += [f"{len(snapshot.failed)} failed"] if snapshot.failed else []
     left = f", about {duration(snapshot.seconds_left)} left" if snapshot.seconds_left else ""
-    return f"{len(snapshot.cells)} cells: {', '.join(parts)}; {100 * snapshot.share:.0f} % of the work{left}"
+    cells = f"{len(snapshot.cells)} cell" + ("" if len(snapshot.cells) == 1 else "s")
+    return f"{cells}: {', '.join(parts)}; {100 * snapshot.share:.0f} % of the work{left}"
 
 
 def _shown(out: Path, snapshot: Snapshot) -> RenderableType:

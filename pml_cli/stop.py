@@ -1,8 +1,8 @@
 """Signals: what the outside asks of a process that trains, obeyed between two steps.
 
-SIGINT and, outside Slurm, SIGTERM: keep a checkpoint and end. SIGUSR2: on Slurm, keep a checkpoint, go back to the queue and
-end; elsewhere keep one and go on. SIGTERM on Slurm: keep a checkpoint and go on, since a job that ends by itself is not
-requeued, and the kill that follows takes nothing then.
+SIGINT, SIGHUP and, outside Slurm, SIGTERM: keep a checkpoint and end. SIGUSR2: on Slurm, keep a checkpoint, go back to the
+queue and end; elsewhere keep one and go on. SIGTERM on Slurm: keep a checkpoint and go on, since a job that ends by itself
+is not requeued, and the kill that follows takes nothing then.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-                self._before[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup wants it ignored
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,6 +1,13 @@
-"""Large numbers for people."""
+"""Numbers for people."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def counted(things: Sequence[object], name: str, plural: str = "s") -> str:
+    """How many of something: 1 cell, 2 cells."""
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else plural)
 
 
 def flops_text(count: float) -> str:

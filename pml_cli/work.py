@@ -28,23 +28,25 @@ class Order:
     key: str
     cells: dict[str, dict[str, Any]]  # by id: what tables show, and `work`, the tokens of its training
     path: Path  # the .json; the runs themselves lie beside it
+    asked: float = 0.0  # when, by this machine's clock
 
     @classmethod
     def write(cls, out: Path, packs: Sequence[Pack], packing: Packing) -> Order:
         cells = {cell.id: _shown(cell) for pack in packs for cell in pack.cells}
         key = hashlib.sha256(" ".join(sorted(cells)).encode()).hexdigest()[:10]
         path = out / ".pml" / "requests" / f"{key}.json"
-        body = {"format": FORMAT, "asked": time.time(), "cells": cells}
+        asked = time.time()
+        body = {"format": FORMAT, "asked": asked, "cells": cells}
         runs = ([cell.run for pack in packs for cell in pack.cells], packing)
         write_whole(path.with_suffix(".pkl"), lambda aside: aside.write_bytes(pickle.dumps(runs)))
         write_whole(path, lambda aside: aside.write_text(json.dumps(body), "utf-8"))
-        return cls(key, cells, path)
+        return cls(key, cells, path, asked)
 
     @classmethod
     def read(cls, path: Path) -> Order:
         try:
             body = json.loads(path.read_text("utf-8"))
-            return cls(path.stem, body["cells"], path)
+            return cls(path.stem, body["cells"], path, float(body["asked"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); delete it and run the sweep again") from error
 
@@ -132,10 +134,10 @@ def work(
                 waiting(queue.left())
             time.sleep(WAIT_SECONDS)
             cells = queue.patient()
-        if member.cancelled:
+        if member.cancelled or member.buried:
             for cell in cells:
                 member.release(cell.id)
-            raise Stopped("cancelled")
+            raise Stopped("cancelled" if member.cancelled else "another process took this one for dead")
         if cells:
             try:
                 train(cells)

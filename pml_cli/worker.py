@@ -115,6 +115,7 @@ class Worker:
         except (UserError, OSError):
             raise
         except Exception as error:
+            self._check_device(error)
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             fault = reason, traceback.format_exc(), _out_of_memory(error)
         if fault is None:
@@ -180,7 +181,8 @@ class Worker:
             trainer.train(attempt.state)
         finally:
             self.signals.training = False
-        path.unlink(missing_ok=True)
+        if not self.member.is_buried():  # then it is the heir's
+            path.unlink(missing_ok=True)
         if attempt.state is None and all(cell.failure is None and cell.steps_run == steps for cell in cells):
             Rates().note(
                 device_label(base.device),
@@ -189,6 +191,15 @@ class Worker:
                 Pack(pack),
                 time.perf_counter() - began,
             )
+
+    def _check_device(self, error: Exception) -> None:
+        """A GPU that no longer answers is no cell's fault: this process ends, others take its cells."""
+        if self._base is None or self._base[1].device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self._base[1].device)
+        except Exception as dead:
+            raise UserError(f"{self._base[1].device}: the GPU no longer answers ({str(error).splitlines()[0]})") from dead
 
     def _path(self, attempt: _Attempt) -> Path:
         return self.checkpoints.path([cell.id for cell in attempt.cells])

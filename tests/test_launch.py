@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pml_cli import launch
+from pml_cli import devices, launch
 from pml_cli.config import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch, launch_problems
 from pml_cli.plan import Pack, check, make_packs
 from pml_cli.rates import Rates
@@ -73,7 +73,7 @@ def test_the_one_who_waits_ends_its_workers_and_they_keep_checkpoints(tmp_path):
 )
 def test_the_gpus_are_those_that_the_user_allows(monkeypatch, told, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
-    assert launch.visible_gpus() == gpus
+    assert devices.visible_gpus() == gpus
 
 
 def test_gpus_are_counted_without_torch(monkeypatch, tmp_path):
@@ -82,44 +82,44 @@ def test_gpus_are_counted_without_torch(monkeypatch, tmp_path):
     program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert launch.visible_gpus() == ["0", "1"]
+    assert devices.visible_gpus() == ["0", "1"]
 
 
 def test_each_worker_has_a_device_of_its_own(monkeypatch):
     gpu, cpu = check([Run(model=Model(device="cuda"))]), check([Run(model=CPU)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert launch.local_devices(LocalLaunch(), gpu) == ["4", "7"]
-    assert launch.local_devices(LocalLaunch(devices=1), gpu) == ["4"]
-    assert launch.local_devices(LocalLaunch(devices=3), gpu) == ["4", "7", "4"]  # more than there are: they share
-    assert launch.local_devices(LocalLaunch(devices=3), cpu) == ["", "", ""]
-    assert launch.local_devices(LocalLaunch(), cpu) == [""] * max(1, launch.cores() // 2)
+    assert devices.local_devices(LocalLaunch(), gpu) == ["4", "7"]
+    assert devices.local_devices(LocalLaunch(devices=1), gpu) == ["4"]
+    assert devices.local_devices(LocalLaunch(devices=3), gpu) == ["4", "7", "4"]  # more than there are: they share
+    assert devices.local_devices(LocalLaunch(devices=3), cpu) == ["", "", ""]
+    assert devices.local_devices(LocalLaunch(), cpu) == [""] * max(1, devices.cores() // 2)
 
 
 def test_packs_are_cut_for_the_devices_and_their_memory(monkeypatch):
     cells = check([Run(rank=rank, seqlen=30, model=CPU) for rank in range(1, 17)])
-    alone = launch.packing(InlineLaunch(), cells)
-    shared = launch.packing(LocalLaunch(devices=4), cells)
+    alone = devices.packing(InlineLaunch(), cells)
+    shared = devices.packing(LocalLaunch(devices=4), cells)
     assert (alone.devices, shared.devices) == (1, 4)
     assert shared.memory == pytest.approx(alone.memory / 4, rel=0.01)
     assert len(make_packs(cells, shared)) >= 4 > len(make_packs(cells, alone))
-    slurm = launch.packing(SlurmLaunch(devices=2, device_gb=3), cells)
+    slurm = devices.packing(SlurmLaunch(devices=2, device_gb=3), cells)
     assert (slurm.devices, slurm.memory, slurm.gpu) == (2, 3 * 2**30, True)
 
 
 def test_the_expected_time_is_that_of_the_device_that_ends_last():
     packs = [Pack(check([Run(rank=rank, seqlen=length, model=CPU)])) for rank, length in ((1, 40), (2, 30), (3, 20))]
-    assert "not known" in launch.expectation(InlineLaunch(), packs, [None] * 3)
-    assert "about 60 s," in launch.expectation(InlineLaunch(), packs, [30.0, 20.0, 10.0])
-    assert "about 30 s on 2 devices" in launch.expectation(LocalLaunch(devices=2), packs, [30.0, 20.0, 10.0])
+    assert "not known" in devices.expectation(InlineLaunch(), packs, [None] * 3)
+    assert "about 60 s," in devices.expectation(InlineLaunch(), packs, [30.0, 20.0, 10.0])
+    assert "about 30 s on 2 devices" in devices.expectation(LocalLaunch(devices=2), packs, [30.0, 20.0, 10.0])
 
 
 def test_expected_seconds_are_those_measured_with_as_many_threads(monkeypatch):
     pack = Pack(check([Run(seqlen=30, model=CPU)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert launch.expected_seconds(InlineLaunch(), [pack]) == [None]
+    assert devices.expected_seconds(InlineLaunch(), [pack]) == [None]
     Rates().note("cpu, 3 threads", "float32", "tiny", pack, 7.0)
-    assert launch.expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
-    assert launch.expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
+    assert devices.expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
+    assert devices.expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
 
 
 def test_the_last_words_of_a_worker(tmp_path):
@@ -136,7 +136,7 @@ def test_the_last_words_of_a_worker(tmp_path):
         (LocalLaunch(devices=-1), "launch.devices=-1: must be at least 0"),
         (SlurmLaunch(time=0), "launch.time=0: must be at least 1"),
         (SlurmLaunch(time=1, signal_seconds=60), "launch.signal_seconds=60: must be below the time limit (1 min)"),
-        (SlurmLaunch(mem_gb=0), "launch.mem_gb=0: must be above 0"),
+        (SlurmLaunch(mem_gb=0), "launch.mem_gb=0: must be above 0 and finite"),
         (InlineLaunch(stale_seconds=1), "launch.stale_seconds=1: must be at least 5"),
         (InlineLaunch(checkpoint_minutes=-1), "launch.checkpoint_minutes=-1: must be at least 0"),
     ],
