@@ -1,7 +1,9 @@
 """Shared by all tests: quiet threads, the tiny base loaded once, and small random models of each supported family."""
 
 import os
+import signal
 import tempfile
+
 
 os.environ["PML_CACHE"] = tempfile.mkdtemp(prefix="pml-tests-")  # not the user's own
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin starve each other on a busy machine
@@ -9,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would what they start
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3, "head_dim": 8}
 SMALL |= {"intermediate_size": 48, "vocab_size": 101, "max_position_embeddings": 256, "pad_token_id": 0}

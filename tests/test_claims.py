@@ -299,3 +299,13 @@ def test_a_record_that_cannot_be_read_just_now_is_no_death(tmp_path, member, mon
     monkeypatch.setattr(claims.json, "loads", read)
     assert not member.claim("a")
     assert not faults
+
+
+def test_who_was_buried_claims_nothing_more_and_two_who_buried_each_other_end_no_one_in_a_circle(tmp_path, member):
+    """A wakes up after B took it for dead; B is dead by then."""
+    (tmp_path / ".pml" / "dead" / member.name).symlink_to("b")
+    assert not member.claim("cell")
+    (tmp_path / ".pml" / "dead" / "b").symlink_to(member.name)
+    with Member(tmp_path, "inline") as other:
+        (tmp_path / ".pml" / "locks" / "cell").symlink_to("b")
+        assert other.claim("cell") in (True, False)  # it comes back

@@ -34,6 +34,7 @@ def journals(out):
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in (out / ".pml" / "journal").glob("*")]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep_and_give_what_one_gives(tmp_path):
     done = pml(tmp_path, *SWEEP, "train.steps=300", "launch=local", "launch.devices=2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -152,3 +153,66 @@ def test_without_a_slurm_one_line_says_so(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: launch=slurm: no sbatch here; use a login node, or launch=local or launch=inline\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_workers_that_have_not_shown_themselves_end_too(tmp_path):
+    """Ctrl-C while they still import torch."""
+    words = [sys.executable, "-u", "-m", "pml_cli", *SWEEP, "train.steps=200000", "launch=local", "launch.devices=2"]
+    running = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while "started" not in running.stdout.readline():
+        pass
+    running.send_signal(signal.SIGINT)
+    said, complained = running.communicate(timeout=120)
+    assert running.returncode == 130, said + complained
+    records = [json.loads(path.read_text()) for path in (tmp_path / "runs" / ".pml" / "workers").glob("*.json")]
+    assert {record["state"] for record in records} == {"ended"}
+    assert json.loads(pml(tmp_path, "status", "runs", "--json").stdout)["running"] == []
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_a_cell_that_fails_fast_ends_all(tmp_path):
+    words = [sys.executable, "-m", "pml_cli", *SWEEP, "train.steps=3000", "launch=local", "launch.devices=2"]
+    running = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def workers():
+        records = (json.loads(path.read_text()) for path in (tmp_path / "runs" / ".pml" / "workers").glob("*.json"))
+        return [record for record in records if record["kind"] == "local"]
+
+    deadline = time.monotonic() + 90
+    while len([r for r in workers() if r["doing"].get("step")]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.3)
+    victim = workers()[0]
+    os.kill(victim["pid"], signal.SIGKILL)
+    said, complained = running.communicate(timeout=300)
+    assert running.returncode == 0, said + complained
+    assert "9 of 9 cells done" in said
+    failing = pml(
+        tmp_path, "sweep", "rank=1,2", "seqlen=12,16", "train.lr=1e-2,1e30", "train.steps=100000", "launch.pack_tokens=30",
+        "model.device=cpu", "out=fast", "launch=local", "launch.devices=2", "--fail-fast",
+    )  # fmt: skip
+    assert failing.returncode == 1, failing.stderr
+    assert "failed; the same command" in failing.stdout
+    status = json.loads(pml(tmp_path, "status", "fast", "--json").stdout)
+    assert status["running"] == []
+    assert status["done"] == 0
+
+
+@pytest.mark.slow
+def test_leaving_returns_also_into_a_pipe(tmp_path):
+    """The workers do not hold on to what pml writes to."""
+    began = time.monotonic()
+    words = f"{sys.executable} -m pml_cli {' '.join(SWEEP)} train.steps=100000 launch=local launch.devices=1 --no-wait | cat"
+    done = subprocess.run(words, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert "1 process started" in done.stdout
+    assert time.monotonic() - began < 60
+    cancelled = pml(tmp_path, "cancel", "runs")
+    assert cancelled.returncode == 0
+    deadline = time.monotonic() + 60
+    while json.loads(pml(tmp_path, "status", "runs", "--json").stdout)["running"] and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert json.loads(pml(tmp_path, "status", "runs", "--json").stdout)["running"] == []

@@ -265,3 +265,23 @@ def test_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     assert "interrupted; the same command goes on with what is missing" in out
     assert "Traceback" not in err
     assert len(pd.read_csv(tmp_path / "runs" / "results.csv")) == 2
+
+
+def test_fail_fast_keeps_checkpoints_and_a_later_call_goes_on(tmp_path, quick):
+    command = ("sweep", "rank=4", "seqlen=16", "train.lr=1e-2,1e30", "train.steps=60", "train.log_every=5", "out=runs")
+    done = quick(*command, "model.device=cpu", "--fail-fast")
+    assert done.returncode == 1, done.stderr
+    assert "a cell failed" in done.stdout
+    assert not list(tmp_path.rglob("result.json"))
+    assert len(list((tmp_path / "runs" / ".pml" / "checkpoints").glob("*.safetensors"))) == 1
+    left = quick(*command, "model.device=cpu", "--no-retry")
+    assert left.returncode == 1
+    assert "2 cells: 1 to train in 1 pack, 1 failed before" in left.stdout
+    assert len(list(tmp_path.rglob("result.json"))) == 1
+
+
+def test_a_probe_that_failed_can_be_tried_again(tmp_path, quick):
+    for _ in range(2):
+        done = quick("probe", "rank=2", "seqlen=8", "train.lr=1e30", "train.steps=6", "model.device=cpu", "out=runs")
+        assert done.returncode == 1, done.stderr
+        assert "failed: " in done.stdout
