@@ -4,7 +4,6 @@ import os
 import signal
 import tempfile
 
-
 os.environ["PML_CACHE"] = tempfile.mkdtemp(prefix="pml-tests-")  # not the user's own
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin starve each other on a busy machine
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
