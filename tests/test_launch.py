@@ -190,7 +190,7 @@ def test_a_killed_worker_is_replaced_and_a_cell_that_fails_fast_ends_all(tmp_pat
         time.sleep(0.3)
     victim = workers()[0]
     os.kill(victim["pid"], signal.SIGKILL)
-    said, complained = running.communicate(timeout=300)
+    said, complained = running.communicate(timeout=900)
     assert running.returncode == 0, said + complained
     assert "9 of 9 cells done" in said
     failing = pml(
@@ -206,12 +206,11 @@ def test_a_killed_worker_is_replaced_and_a_cell_that_fails_fast_ends_all(tmp_pat
 
 @pytest.mark.slow
 def test_leaving_returns_also_into_a_pipe(tmp_path):
-    """The workers do not hold on to what pml writes to."""
-    began = time.monotonic()
+    """The workers do not hold on to what pml writes to: it returns long before they have trained their cells."""
     words = f"{sys.executable} -m pml_cli {' '.join(SWEEP)} train.steps=100000 launch=local launch.devices=1 --no-wait | cat"
     done = subprocess.run(words, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert "1 process started" in done.stdout
-    assert time.monotonic() - began < 60
+    assert not list((tmp_path / "runs").glob("*/result.json"))
     cancelled = pml(tmp_path, "cancel", "runs")
     assert cancelled.returncode == 0
     deadline = time.monotonic() + 60
