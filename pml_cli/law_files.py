@@ -16,14 +16,22 @@ law.json, format 2 (numbers at full precision; what is not finite is null; covar
   - `profiles` by parameter: `values`, `deviance`, `interval_95`
   - `constant_capacity`: likelihood-ratio test of beta = 1 in the chosen law: `statistic`, `freedom`, `p`
   - `alike_within_clusters`: `correlation` of residuals that share text and length, `p`
-- `draws`: slug to parameter to the bootstrap's values, draw by draw
+  - `recall`: the law of exact recall (`recall_law.RecallFit`): `status`, `reason`, `parameters` {a, g, h}, `n`, `exact`,
+    `draws`
+  - `capacity`: for each rank and count (`capacity.Held`): `kind`, `rank`, `parameters`, `length`, `bits` a parameter, `low`,
+    `high`, `runs`, `last`
+  - `range` {rank, length}: least and largest; `base_loss` {length, nats}: mean loss of the base model at each length
+- `x`: what the ranks of the laws are: rank or parameters (trainable ones)
+- `comparisons` (with --by): `by`, `common`, `form`, `reason`, `groups` {name, parameters, intervals_95, n}, `ties` {what,
+  shared, statistic, freedom, p, p_clustered}
+- `draws`: slug to parameter (and recall_a, recall_g, recall_h) to the bootstrap's values, draw by draw
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,15 +43,18 @@ import scipy
 from . import __version__, records
 from .config import Fit
 from .errors import UserError
+from .observed import Cells
+from .recall_law import NAMES
 
 if TYPE_CHECKING:
+    from .compare import Comparison
     from .fit import GroupFit
 
 FORMAT = 2  # of law.json
 SEEN = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 
 
-def write(out: Path, groups: list[GroupFit], settings: Fit) -> list[str]:
+def write(out: Path, groups: list[GroupFit], settings: Fit, comparisons: Sequence[Comparison] = ()) -> list[str]:
     """Every file of the report folder, each complete or absent; returns their names.
 
     Raises:
@@ -59,9 +70,11 @@ def write(out: Path, groups: list[GroupFit], settings: Fit) -> list[str]:
         "versions": {"pml": __version__, "numpy": np.__version__, "scipy": scipy.__version__},
         "inputs": {"cells": len(cells), "sha256": _hash(table)},
         "saturated_below": settings.saturated_below,
+        "x": settings.x,
+        "comparisons": [one.to_dict() for one in comparisons],
         "groups": [_group_dict(group) for group in groups],
     }
-    draws = json.dumps({group.slug: group.analysis.draws for group in groups}, allow_nan=False)
+    draws = json.dumps({group.slug: group.analysis.draws | _recall_draws(group) for group in groups}, allow_nan=False)
     text = f'{json.dumps(content, indent=1, allow_nan=False)[:-2]},\n "draws": {draws}\n}}\n'  # a number a line is too long
     try:
         records.write_whole(out / "cells.csv", lambda aside: table.to_csv(aside, index=False))
@@ -94,9 +107,31 @@ def _group_dict(group: GroupFit) -> dict[str, Any]:
         "fit": fitted,
         "held_out": group.held.to_dict(),
         **group.analysis.to_dict(),
+        "recall": group.recall.to_dict(),
+        "capacity": [one.to_dict() for one in group.held_bits],
+        "range": _range(group.observed),
+        "base_loss": _base_loss(group.observed),
         "warnings": group.warnings,
         "conclusions": group.conclusions,
     }
+
+
+def _recall_draws(group: GroupFit) -> dict[str, list[float]]:
+    return {
+        f"recall_{name}": column.tolist() for name, column in zip(NAMES, group.recall.draws.T, strict=True) if len(column)
+    }
+
+
+def _range(cells: Cells) -> dict[str, list[float]]:
+    """Least and largest size and length among the cells a law may use."""
+    columns = {"rank": cells.rank, "length": cells.length}
+    return {name: [float(v.min()), float(v.max())] if len(v) else [] for name, v in columns.items()}
+
+
+def _base_loss(cells: Cells) -> dict[str, list[float]]:
+    """Mean loss of the base model at each length, nats per token."""
+    lengths = np.unique(cells.length)
+    return {"length": lengths.tolist(), "nats": [float(cells.base[cells.length == v].mean()) for v in lengths]}
 
 
 def _hash(table: pd.DataFrame) -> str:
