@@ -69,14 +69,41 @@ def held(cells: pd.DataFrame) -> list[Held]:
     return found
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """What adapters gain on sequences of their source that they have not seen: knowledge of the source, not memory."""
+
+    gain: float  # mean over cells, nats per token
+    low: float  # 95 %, Student's t over texts; nan for one text
+    high: float
+    least: float  # over cells
+    most: float
+    cells: int
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: law.plain(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def unseen(cells: pd.DataFrame) -> Unseen | None:
+    """Mean control gain of the cells (columns control_gain, data_seed); None where no cell has one."""
+    good = cells.assign(gain=pd.to_numeric(cells["control_gain"], errors="coerce")).dropna(subset=["gain"])
+    if good.empty:
+        return None
+    gains = good["gain"].to_numpy(float)
+    half = _half(good.groupby("data_seed", dropna=False)["gain"].mean().to_numpy(float))
+    mean = float(gains.mean())
+    return Unseen(mean, mean - half, mean + half, float(gains.min()), float(gains.max()), len(gains))
+
+
 def _half(values: np.ndarray[Any, Any]) -> float:
     if len(values) < 2:
         return math.nan
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def words(found: list[Held]) -> list[str]:
-    """The most over all ranks, a line for each count, and the yardsticks."""
+def words(found: list[Held], control: Unseen | None) -> list[str]:
+    """The most over all ranks, a line for each count, the yardsticks, and what is gained on unseen sequences."""
     lines = []
     for kind, what in (("memorised", "of the target itself"), ("gained", "against the base model")):
         mine = [one for one in found if one.kind == kind]
@@ -90,4 +117,15 @@ def words(found: list[Held]) -> list[str]:
         )
     if lines:
         lines.append("published " + "; ".join(f"{bits:g}: {who}" for who, bits in YARDSTICKS.items()))
+    if control:
+        span = f" ({control.low:.2f} to {control.high:.2f})" if math.isfinite(control.low) else ""
+        lines.append(
+            f"control   {control.gain:.2f}{span} nats per token are gained on unseen sequences of the same source "
+            f"({control.least:.2f} to {control.most:.2f} over cells): "
+            + (
+                "knowledge of the source, not of the target"
+                if control.gain > 0
+                else "what else the model knew of it suffers"
+            )
+        )
     return lines

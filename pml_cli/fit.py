@@ -28,20 +28,29 @@ from rich.text import Text
 
 from . import capacity, law, law_files, law_report, records, report
 from .analysis import Analysis, analyse
-from .capacity import Held
+from .capacity import Held, Unseen
 from .choice import FORMS
 from .compare import Comparison, compare
 from .config import Fit
 from .errors import UserError, did_you_mean
 from .observed import Cells
 from .progress import DrawsDisplay
-from .recall_law import RecallFit, fit_recall
+from .recall_law import DRAWS, RecallFit, fit_recall
 
 KEY = ("model", "data", "adapter", "loss", "layer", "setting")
 TIED = ("lr", "steps")
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 REPEATS = ("rank", "target_tokens", "data_seed", "seed")
-OTHERS = ("id", "folder", "token_accuracy", "exact_match", "stopped_early", "trainable_parameters", "bits_memorised")
+OTHERS = (
+    "id",
+    "folder",
+    "token_accuracy",
+    "exact_match",
+    "stopped_early",
+    "trainable_parameters",
+    "bits_memorised",
+    "control_gain",
+)
 SIZES = {"rank": "rank", "parameters": "trainable_parameters"}
 
 
@@ -62,6 +71,7 @@ class GroupFit:
     x: str  # what the ranks of `observed` are: rank or parameters
     recall: RecallFit
     held_bits: list[Held]
+    control: Unseen | None
 
 
 def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = ()) -> int:
@@ -245,8 +255,9 @@ def fit_group(
         fit.warnings + analysis.warnings + _warnings(cells),
         report.conclusions(fit, held, usable, analysis),
         x,
-        fit_recall(observed, pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)),
+        fit_recall(observed, pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float), min(draws, DRAWS)),
         capacity.held(usable),
+        capacity.unseen(usable),
     )
 
 
@@ -301,7 +312,10 @@ def _show(group: GroupFit, console: Console) -> None:
             console.print()
             console.print(law_report.laws_table(group.analysis))
         console.print()
-    for line in (*capacity.words(group.held_bits), *law_report.recall_lines(group.recall, group.observed, group.x)):
+    for line in (
+        *capacity.words(group.held_bits, group.control),
+        *law_report.recall_lines(group.recall, group.observed, group.x),
+    ):
         console.print(Text(line))
     console.print()
     for words in group.warnings:

@@ -20,6 +20,8 @@ law.json, format 2 (numbers at full precision; what is not finite is null; covar
     `draws`
   - `capacity`: for each rank and count (`capacity.Held`): `kind`, `rank`, `parameters`, `length`, `bits` a parameter, `low`,
     `high`, `runs`, `last`
+  - `control`: gain on unseen sequences of the source, nats per token (`capacity.Unseen`): `gain`, `low`, `high`, `least`,
+    `most`, `cells`; or null
   - `range` {rank, length}: least and largest; `base_loss` {length, nats}: mean loss of the base model at each length
 - `x`: what the ranks of the laws are: rank or parameters (trainable ones)
 - `comparisons` (with --by): `by`, `common`, `form`, `reason`, `groups` {name, parameters, intervals_95, n}, `ties` {what,
@@ -109,6 +111,7 @@ def _group_dict(group: GroupFit) -> dict[str, Any]:
         **group.analysis.to_dict(),
         "recall": group.recall.to_dict(),
         "capacity": [one.to_dict() for one in group.held_bits],
+        "control": group.control.to_dict() if group.control else None,
         "range": _range(group.observed),
         "base_loss": _base_loss(group.observed),
         "warnings": group.warnings,

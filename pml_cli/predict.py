@@ -352,7 +352,8 @@ def _show(console: Console, law: Law, found: dict[str, Any]) -> None:
         spans = {key: value for key, value in row.items() if isinstance(value, dict)}
         for place, (key, span) in enumerate(spans.items()):
             head = [_number(row[name], name) if place == 0 else "" for name in asked]
-            band = f"{_number(span['low'], key)} to {_number(span['high'], key)}"
+            known = span["low"] is not None or span["high"] is not None or span["value"] is None
+            band = f"{_number(span['low'], key)} to {_number(span['high'], key)}" if known else "-"
             outside = (row["outside"] or "-") if place == 0 else ""
             table.add_row(*head, _what(key, found), _number(span["value"], key), band, outside)
     console.print(table)

@@ -81,6 +81,8 @@ def fit_recall(cells: Cells, exact: ArrayLike, draws: int = DRAWS, seed: int = 0
     found = _uncentred(theta, centre)[0]
     if not (found[1] > 0 and found[2] > 0):
         return RecallFit(NOT_IDENTIFIED, "exact recall does not rise with rank and fall with length here", *nothing)
+    if not draws:
+        return RecallFit(OK, "", found, np.empty((0, 3)), count, whole)
     cluster, clusters = cells.clusters
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), draws).astype(float)[:, cluster]
