@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WRITTEN = 16, 30  # columns and rows up to which every value is written in its cell
-LABELS = 16, 24  # ticks, at most
+LABELS = 10, 24  # ticks, at most, where there are more values than that
+BINS = 64, 32  # more distinct ranks or lengths than the first are put together into the second
 RED = "#d7301f"
 
 
@@ -24,7 +25,8 @@ def loss_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", size: float = 8) 
     """Final loss, with those at or below ln 2 outlined: p is then above one half on average."""
     table = grid(cells, "final_loss", x)
     inside = table.to_numpy(float) <= LN2
-    _heat(axes, table, "viridis_r", None, size=size)
+    base = pd.to_numeric(cells.reindex(columns=["base_loss"])["base_loss"], errors="coerce").max()
+    _heat(axes, table, "viridis_r", None, size=size, most=float(base))  # a diverged cell must not dim the others
     _outline(axes, inside)
     axes.set_title(f"Final loss, nats/token: <= ln 2 in {_count(inside, table)}")
     _label(axes, cells, x)
@@ -56,8 +58,19 @@ def bits_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", size: float = 8) 
 def grid(cells: pd.DataFrame, column: str, x: str = "rank") -> pd.DataFrame:
     """The mean of a column over each cell, largest rank on top."""
     values = cells.reindex(columns=[x, "target_tokens", column]).apply(pd.to_numeric, errors="coerce")
+    for axis in (x, "target_tokens"):
+        values[axis] = _together(values[axis])
     table: pd.DataFrame = values.pivot_table(index=x, columns="target_tokens", values=column, dropna=False)
     return table.sort_index(ascending=False)
+
+
+def _together(values: pd.Series[float]) -> pd.Series[float]:
+    """The values, or where there are too many the middles of bins of equal ratio, with two digits."""
+    if values.nunique() <= BINS[0]:
+        return values
+    low, ratio = math.log(values.min()), math.log(values.max() / values.min())
+    place = ((np.log(values) - low) / ratio * BINS[1]).clip(upper=BINS[1] - 1).astype(int)
+    return np.exp(low + (place + 0.5) * ratio / BINS[1]).map(lambda value: float(f"{value:.2g}"))
 
 
 def _label(axes: Axes, cells: pd.DataFrame, x: str) -> None:
@@ -70,18 +83,19 @@ def _count(inside: Mask, table: pd.DataFrame) -> str:
     return f"{found} of {of} (outlined)" if found else f"none of {of}"
 
 
-def _heat(axes: Axes, table: pd.DataFrame, colours: str, top: float | None, *, size: float) -> None:
-    """From 0 to `top` (None: the largest), with the values written in their cells where there is room, else beside a bar."""
+def _heat(axes: Axes, table: pd.DataFrame, colours: str, top: float | None, *, size: float, most: float = math.inf) -> None:
+    """From 0 to `top` (None: the largest, or `most`), the values written in their cells where there is room, else a bar."""
     from matplotlib import colormaps
 
     values = table.to_numpy(float)
     if not np.isfinite(values).any():
         nothing(axes, "not measured")
         return
-    image = axes.imshow(values, aspect="auto", cmap=colormaps[colours], vmin=0, vmax=top, interpolation="nearest")
+    end = top or min(float(np.nanmax(values)), most if math.isfinite(most) else math.inf)
+    image = axes.imshow(values, aspect="auto", cmap=colormaps[colours], vmin=0, vmax=max(end, 1e-9), interpolation="nearest")
     rows, columns = table.index.to_numpy(float), table.columns.to_numpy(float)
-    for place, labels, most in ((axes.xaxis, columns, LABELS[0]), (axes.yaxis, rows, LABELS[1])):
-        step = math.ceil(len(labels) / most)
+    for place, labels, count in ((axes.xaxis, columns, LABELS[0]), (axes.yaxis, rows, LABELS[1])):
+        step = 1 if len(labels) <= WRITTEN[0] else math.ceil(len(labels) / count)
         shown = range(0, len(labels), step)
         place.set_ticks(shown, labels=[short(float(labels[k])) for k in shown], fontsize=size)
     axes.tick_params(length=0)

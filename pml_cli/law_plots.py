@@ -53,7 +53,8 @@ def page_figure(view: View) -> Figure:
     panels = rows[0].subplots(1, 3)
     for axes, along in ((panels[0], "rank"), (panels[1], "length")):
         _curves(axes, view, along, marker=4)
-        axes.legend(title=_lines_title(view, along), fontsize=7, title_fontsize=8, **_inside(view, along))
+        if len(view.observed):
+            axes.legend(title=_lines_title(view, along), fontsize=7, title_fontsize=8, **_inside(view, along))
         axes.set_title(_curve_title(view, along))
     agreement(panels[2], view, marker=4)
     _style_legend(rows[0], panels[0], fontsize=8, columns=6)
@@ -122,7 +123,8 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     bad = view.excluded
     if len(bad):
         axes.plot(bad[along], np.clip(bad["delta"], *top), "x", color=GREY, ms=marker, label="_excluded", rasterized=many)
-    _ceiling(axes, view, along)
+    if len(points) and view.observed.base.min() < top[1]:
+        _ceiling(axes, view, along)
     log_axis(axes, points[along])
     axes.set_ylim(*top)
     axes.set(xlabel=rank_label(view.x) if along == "rank" else "length l, tokens", ylabel="gain dL, nats per token")

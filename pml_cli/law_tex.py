@@ -62,6 +62,7 @@ def table(name: str, slug: str, analysis: Analysis, cells: Cells, x: str = "rank
         r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
         rf"\caption[Laws of the gain, {escape(name)}]{{{_note(name, analysis, cells, x)}}}",
         rf"\label{{tab:law{'-' + label if label else ''}}}",
+        r"\par\medskip",
         *_tabular(parameters),
         r"\par\medskip",
         *_tabular(quality),
