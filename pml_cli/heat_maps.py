@@ -64,13 +64,20 @@ def grid(cells: pd.DataFrame, column: str, x: str = "rank") -> pd.DataFrame:
     return table.sort_index(ascending=False)
 
 
+def rows(cells: pd.DataFrame, x: str = "rank") -> int:
+    """How many rows of a page a map takes: fewer where no values are written."""
+    found = cells[x].nunique()
+    return found if found <= WRITTEN[1] else WRITTEN[1] // 2
+
+
 def _together(values: pd.Series[float]) -> pd.Series[float]:
     """The values, or where there are too many the middles of bins of equal ratio, with two digits."""
     if values.nunique() <= BINS[0]:
         return values
     low, ratio = math.log(values.min()), math.log(values.max() / values.min())
-    place = ((np.log(values) - low) / ratio * BINS[1]).clip(upper=BINS[1] - 1).astype(int)
-    return np.exp(low + (place + 0.5) * ratio / BINS[1]).map(lambda value: float(f"{value:.2g}"))
+    place = np.minimum(np.floor((np.log(values.to_numpy(float)) - low) / ratio * BINS[1]), BINS[1] - 1)
+    middle = np.exp(low + (place + 0.5) * ratio / BINS[1])
+    return pd.Series([float(f"{value:.2g}") for value in middle], values.index)
 
 
 def _label(axes: Axes, cells: pd.DataFrame, x: str) -> None:
@@ -93,8 +100,8 @@ def _heat(axes: Axes, table: pd.DataFrame, colours: str, top: float | None, *, s
         return
     end = top or min(float(np.nanmax(values)), most if math.isfinite(most) else math.inf)
     image = axes.imshow(values, aspect="auto", cmap=colormaps[colours], vmin=0, vmax=max(end, 1e-9), interpolation="nearest")
-    rows, columns = table.index.to_numpy(float), table.columns.to_numpy(float)
-    for place, labels, count in ((axes.xaxis, columns, LABELS[0]), (axes.yaxis, rows, LABELS[1])):
+    ranks, lengths = table.index.to_numpy(float), table.columns.to_numpy(float)
+    for place, labels, count in ((axes.xaxis, lengths, LABELS[0]), (axes.yaxis, ranks, LABELS[1])):
         step = 1 if len(labels) <= WRITTEN[0] else math.ceil(len(labels) / count)
         shown = range(0, len(labels), step)
         place.set_ticks(shown, labels=[short(float(labels[k])) for k in shown], fontsize=size)

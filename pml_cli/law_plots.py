@@ -45,7 +45,7 @@ def page_figure(view: View) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     there = _measured(view)
-    height = max(3.2, 1.3 + MAP_ROW * min(heat_maps.WRITTEN[1], there[view.x].nunique()))
+    height = max(3.2, 1.3 + MAP_ROW * heat_maps.rows(there, view.x))
     figure = Figure(figsize=(12, 5.0 + height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06))
     heading = f"{view.name}   (law: {view.analysis.chosen.name})" if view.analysis.chosen else view.name
     figure.suptitle(heading, fontsize=13, fontweight="bold")
@@ -222,8 +222,7 @@ def maps_figure(view: View) -> Figure | None:
     there = _measured(view)
     if there.empty:
         return None
-    rows = min(heat_maps.WRITTEN[1], there[view.x].nunique())
-    figure = column_figure(PAGE, 2 * max(1.7, 0.9 + 0.17 * rows))
+    figure = column_figure(PAGE, 2 * max(1.7, 0.9 + 0.17 * heat_maps.rows(there, view.x)))
     panels = figure.subplots(2, 2)
     size = 6.5 if there["target_tokens"].nunique() <= 10 else 5.5
     heat_maps.loss_map(panels[0, 0], there, view.x, size)
