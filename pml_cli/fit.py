@@ -33,7 +33,7 @@ from .choice import FORMS
 from .compare import Comparison, compare
 from .config import Fit
 from .errors import UserError, did_you_mean
-from .observed import Cells
+from .observed import SIZES, Cells
 from .progress import DrawsDisplay
 from .recall_law import DRAWS, RecallFit, fit_recall
 
@@ -51,7 +51,6 @@ OTHERS = (
     "bits_memorised",
     "control_gain",
 )
-SIZES = {"rank": "rank", "parameters": "trainable_parameters"}
 
 
 @dataclass(frozen=True)
