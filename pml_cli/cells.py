@@ -12,13 +12,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import Fit, InlineLaunch, Launch, Run, problems
-from .errors import UserError
+from .config import Fit, InlineLaunch, Launch, Predict, Run, problems
+from .errors import UserError, did_you_mean
 from .grids import one_line
 from .options import GROUPS, SCHEMAS, SHORT, annotation, keys, schema, unknown_key, wording
 
@@ -27,6 +27,9 @@ SHOWN = 10  # faults printed before "and N more"
 CROSS = re.compile(r"\$\{\s*[A-Za-z_][\w.]*\s*\}")  # an interpolation of another group's value, such as ${rank}
 
 Grid = dict[str, list[Any]]  # key to its values; the cells are all combinations
+
+
+Verb = TypeVar("Verb", Fit, Predict)
 
 
 @dataclass
@@ -176,25 +179,54 @@ def typed_fit(tree: Mapping[str, Any], given: Grid) -> Fit:
     Raises:
         UserError: an unknown key, several values for one, or a value of another type.
     """
-    fit, faults = OmegaConf.structured(Fit), []
-    for key, values in [*((key, [value]) for key, value in tree.items()), *given.items()]:
-        if key not in keys(Fit):
-            faults.append(unknown_key(key, keys(Fit)))
-        elif len(values) > 1:
-            faults.append(f"{key}: takes one value, not {len(values)}")
-        else:
-            try:
-                fit[key] = values[0]
-            except OmegaConfBaseException:
-                faults.append(f"{key}={_shown(values[0])}: must be {wording(Fit, key)}")
+    fit, faults = _typed(Fit, tree, given)
     if not 0 <= fit.saturated_below < math.inf:  # nan too
         faults.append(f"saturated_below={fit.saturated_below}: must be at least 0 and finite")
     if fit.draws < 0:
         faults.append(f"draws={fit.draws}: must be at least 0")
+    if fit.x not in ("rank", "parameters"):
+        faults.append(f"x={fit.x}: {did_you_mean(fit.x, ('rank', 'parameters'))}")
     refuse(faults)
-    settings = OmegaConf.to_object(fit)
-    assert isinstance(settings, Fit)
-    return settings
+    return fit
+
+
+def typed_predict(tree: Mapping[str, Any], given: Grid) -> Predict:
+    """The settings of `pml predict`; rank and seqlen take several values.
+
+    Raises:
+        UserError: as `typed_fit`.
+    """
+    predict, faults = _typed(Predict, tree, given)
+    for name in ("rank", "seqlen"):
+        bad = [value for value in getattr(predict, name) if not 1 <= value < math.inf]
+        faults += [f"{name}={value:g}: must be at least 1 and finite" for value in bad]
+    if predict.base is not None and not 0 < predict.base < math.inf:
+        faults.append(f"base={predict.base}: must be above 0 and finite")
+    refuse(faults)
+    return predict
+
+
+def _typed(declared: type[Verb], tree: Mapping[str, Any], given: Grid) -> tuple[Verb, list[str]]:
+    """Settings of a verb that trains nothing, and the faults found on the way."""
+    settings, faults = OmegaConf.structured(declared), []
+    for key, values in [*((key, [value]) for key, value in tree.items()), *given.items()]:
+        if key not in keys(declared):
+            faults.append(unknown_key(key, keys(declared)))
+        elif annotation(declared, key)[0] is list:
+            try:
+                settings[key] = values[0] if isinstance(values[0], list) else values
+            except OmegaConfBaseException:
+                faults.append(f"{key}={','.join(map(str, values))}: must be numbers")
+        elif len(values) > 1:
+            faults.append(f"{key}: takes one value, not {len(values)}")
+        else:
+            try:
+                settings[key] = values[0]
+            except OmegaConfBaseException:
+                faults.append(f"{key}={_shown(values[0])}: must be {wording(declared, key)}")
+    typed = OmegaConf.to_object(settings)
+    assert isinstance(typed, declared)
+    return typed, faults
 
 
 def expand(grids: list[Grid], template: Callable[[dict[str, str]], Template]) -> list[Settings]:

@@ -46,6 +46,7 @@ START HERE
   pml probe rank=8 seqlen=128           train one adapter, see what it recalls
   pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
   pml fit outputs/                      the law of those runs, with figures
+  pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
@@ -207,9 +208,20 @@ SETTINGS
   draws=4000            of the bootstrap behind the intervals; 0 for none
   out=                  folder of the report (default: fit/ in the first path)
   figures=true          draw figures
+  x=rank                or parameters: the size that the law is about
+
+\b
+--by SETTING,...  compares the groups that differ in these settings alone
+  (model data adapter loss layer setting lr steps): do they share alpha, beta?
 """,
 )
-def fit(overrides: Arguments = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
+def fit(
+    overrides: Arguments = None,
+    *,
+    by: Annotated[str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")] = "",
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
     from .compose import describe, load_fit
 
     words = overrides or []
@@ -221,7 +233,53 @@ def fit(overrides: Arguments = None, *, config_dir: ConfigDir = None, print_conf
 
     verb = importlib.import_module(".fit", __package__)
     paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
-    raise typer.Exit(verb.run(paths, settings, Console(markup=False)))
+    raise typer.Exit(verb.run(paths, settings, Console(markup=False), [word for word in by.split(",") if word]))
+
+
+@app.command(
+    help="""Ask a fitted law about adapters that were not trained.
+
+Reads the report of `pml fit` (law.json), trains and fits nothing. Lengths alone:
+the least rank; ranks alone: the longest length; both: gain, loss, chance of
+exact recall. With 95 % bands, and a word where it extrapolates.
+
+\b
+EXAMPLES
+  pml predict outputs/law seqlen=200,400
+  pml predict outputs/law rank=8
+  pml predict outputs/law rank=8 seqlen=100 --json
+  pml predict outputs/law seqlen=300 --target loss=0.5
+  pml predict outputs/law rank=4 --target bits=2000
+
+\b
+SETTINGS
+  rank= seqlen=   what is asked; several values: rank=4,8
+  group=          one group of the report (its name or slug); default: all
+  base=           loss of the base model (nats/token); default: as trained
+""",
+)
+def predict(
+    overrides: Arguments = None,
+    *,
+    target: Annotated[
+        str, typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS.")
+    ] = "verbatim",
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    from .compose import describe, load_predict
+
+    words = overrides or []
+    asked = load_predict([word for word in words if "=" in word], config_dir)
+    if print_config:
+        typer.echo(describe(asked), nl=False)
+        return
+    from rich.console import Console
+
+    verb = importlib.import_module(".predict", __package__)
+    paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
+    raise typer.Exit(verb.run(paths, asked, target, Console(markup=False), as_json=as_json))
 
 
 @app.command(

@@ -246,6 +246,18 @@ class Fit:
     figures: bool = True
     draws: int = 4000  # of the bootstrap behind the intervals; 0 for none
 
+    x: str = "rank"  # the size that the law is about: rank, or parameters (trainable ones), which compares placements
+
+
+@dataclass
+class Predict:
+    """Settings of `pml predict`."""
+
+    rank: list[float] = field(default_factory=list)  # or numbers of parameters, where the law was fitted with x=parameters
+    seqlen: list[float] = field(default_factory=list)  # target tokens
+    group: str | None = None  # name or slug of one group of the report; null: all
+    base: float | None = None  # loss of the base model, nats per token; null: that of the cells trained
+
 
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}

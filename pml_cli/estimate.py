@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,7 @@ class SaturatingFit:
         return {
             "name": self.form.name,
             "law": self.form.formula,
+            "form": asdict(self.form),
             "estimator": "censored maximum likelihood, all cells",
             "status": self.status,
             "reason": self.reason,

@@ -16,7 +16,7 @@ import dataclasses
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,31 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from . import law, law_files, law_report, records, report
+from . import capacity, law, law_files, law_report, records, report
 from .analysis import Analysis, analyse
+from .capacity import Held, Unseen
+from .choice import FORMS
+from .compare import Comparison, compare
 from .config import Fit
-from .errors import UserError
-from .observed import Cells
+from .errors import UserError, did_you_mean
+from .observed import SIZES, Cells
 from .progress import DrawsDisplay
+from .recall_law import DRAWS, RecallFit, fit_recall
 
 KEY = ("model", "data", "adapter", "loss", "layer", "setting")
 TIED = ("lr", "steps")
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 REPEATS = ("rank", "target_tokens", "data_seed", "seed")
-OTHERS = ("id", "folder", "token_accuracy", "exact_match", "stopped_early")
+OTHERS = (
+    "id",
+    "folder",
+    "token_accuracy",
+    "exact_match",
+    "stopped_early",
+    "trainable_parameters",
+    "bits_memorised",
+    "control_gain",
+)
 
 
 @dataclass(frozen=True)
@@ -54,24 +67,32 @@ class GroupFit:
     analysis: Analysis
     warnings: list[str]
     conclusions: list[str]
+    x: str  # what the ranks of `observed` are: rank or parameters
+    recall: RecallFit
+    held_bits: list[Held]
+    control: Unseen | None
 
 
-def run(paths: list[Path], settings: Fit, console: Console) -> int:
+def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = ()) -> int:
     """Fit every group of cells below `paths`, show it on `console`, write the report folder.
 
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out or fit/ inside the first.
+        by: settings (of KEY and TIED) in which groups are compared; those that agree in all others.
 
     Returns:
         The exit code (above).
 
     Raises:
-        UserError: a missing folder, no finished run, or a report folder that cannot be written.
+        UserError: a missing folder, no finished run, a report folder that cannot be written, nothing to compare.
     """
+    _check_by(by)
     runs = _read(paths)
     out = _writable(Path(settings.out) if settings.out else paths[0] / "fit")
     cells = audit(runs, settings.saturated_below)
-    groups = [_fit_shown(key, group, settings, console) for key, group in split(cells)]
+    parts = list(split(cells))
+    sets = _comparable([key for key, _ in parts], by) if by else []
+    groups = [_fit_shown(key, group, settings, console) for key, group in parts]
     if len({group.slug for group in groups}) < len(groups):  # names that differ only in signs
         groups = [dataclasses.replace(group, slug=f"{group.slug}-{k}") for k, group in enumerate(groups)]
     if len(groups) > 1:
@@ -80,8 +101,41 @@ def run(paths: list[Path], settings: Fit, console: Console) -> int:
         )
     for group in groups:
         _show(group, console)
-    console.print(Text(f"written to {out}: {', '.join(law_files.write(out, groups, settings))}"))
+    comparisons = [_compared([groups[k] for k in places], tuple(by), console) for places in sets]
+    for comparison in comparisons:
+        console.print(law_report.comparison_table(comparison), end="\n\n")
+    console.print(Text(f"written to {out}: {', '.join(law_files.write(out, groups, settings, comparisons))}"))
     return 0
+
+
+def _check_by(by: Sequence[str]) -> None:
+    for name in by:
+        if name not in (*KEY, *TIED):
+            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *TIED))}")
+
+
+def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]]:
+    """Places of groups that differ in the settings `by` and agree in all others; sets of two and more."""
+    sets: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        sets.setdefault(repr({k: v for k, v in key.items() if k not in by and not pd.isna(v)}), []).append(place)
+    found = [places for places in sets.values() if len(places) > 1]
+    if not found:
+        differ = [k for k in (*KEY, *TIED) if len({str(key.get(k)) for key in keys}) > 1]
+        has = f"the groups differ in {', '.join(differ)}" if differ else "these cells are one group"
+        raise UserError(f"--by {','.join(by)}: no two groups differ in that alone; {has}")
+    return found
+
+
+def _compared(groups: list[GroupFit], by: tuple[str, ...], console: Console) -> Comparison:
+    common = {k: v for k, v in groups[0].key.items() if k not in by and v is not None and v != ""}
+    names = [", ".join(f"{k} {_short(group.key[k])}" for k in by if group.key.get(k) is not None) for group in groups]
+    cells = dict(zip(names, (group.observed for group in groups), strict=True))
+    forms = [form for form in FORMS if form.link != "none"]
+    with DrawsDisplay(console) as display:
+        return compare(
+            cells, forms, by, common=", ".join(f"{k} {_short(v)}" for k, v in common.items()), progress=display.show
+        )
 
 
 def _read(paths: list[Path]) -> pd.DataFrame:
@@ -154,7 +208,7 @@ def split(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
 
 def _fit_shown(key: dict[str, Any], cells: pd.DataFrame, settings: Fit, console: Console) -> GroupFit:
     with DrawsDisplay(console) as display:
-        return fit_group(key, cells, settings.saturated_below, settings.draws, display.show)
+        return fit_group(key, cells, settings.saturated_below, settings.draws, display.show, x=settings.x)
 
 
 def fit_group(
@@ -163,6 +217,8 @@ def fit_group(
     saturated_below: float,
     draws: int = 4000,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    x: str = "rank",
 ) -> GroupFit:
     """Fit every law to one group, and check each on its largest ranks and longest lengths.
 
@@ -170,10 +226,11 @@ def fit_group(
         key: the settings that the cells share.
         cells: from `audit`.
         draws, progress: of the bootstrap, as for `analysis.analyse`.
+        x: the size that the law is about: rank or parameters.
     """
     usable = cells[cells["kept"] | (cells["reason"] == "saturated")]
     rank, length, delta, final = (
-        usable[name].to_numpy(float) for name in ("rank", "target_tokens", "delta_loss", "final_loss")
+        usable[name].to_numpy(float) for name in (SIZES[x], "target_tokens", "delta_loss", "final_loss")
     )
     fit = law.fit_paper(rank, length, delta, final, saturated_below)
     held = law.held_out(rank, length, delta, final, saturated_below)
@@ -196,6 +253,10 @@ def fit_group(
         analysis,
         fit.warnings + analysis.warnings + _warnings(cells),
         report.conclusions(fit, held, usable, analysis),
+        x,
+        fit_recall(observed, pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float), min(draws, DRAWS)),
+        capacity.held(usable),
+        capacity.unseen(usable),
     )
 
 
@@ -250,6 +311,12 @@ def _show(group: GroupFit, console: Console) -> None:
             console.print()
             console.print(law_report.laws_table(group.analysis))
         console.print()
+    for line in (
+        *capacity.words(group.held_bits, group.control),
+        *law_report.recall_lines(group.recall, group.observed, group.x),
+    ):
+        console.print(Text(line))
+    console.print()
     for words in group.warnings:
         console.print(Text(f"warning: {words}", style="yellow"))
     for words in group.conclusions:

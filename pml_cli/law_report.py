@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from .analysis import Analysis, Entry
 from .choice import EDGE, RANKS, TEXT, Plain
+from .compare import Comparison
 from .estimate import SaturatingFit
 from .law import OK
 from .observed import Cells
+from .recall_law import RecallFit
 
 MEANING = {
     "C": "scale (nats/token)",
@@ -54,6 +57,9 @@ def chosen_table(analysis: Analysis, cells: Cells) -> RenderableType:
         lines.append(f"beta=1  (constant capacity) {verdict}: p = {test.p:.2g}, cells taken as independent")
     status = Text(f"status  {fit.status}" + (f" ({fit.reason})" if fit.reason else ""), style="green")
     return Group(*head, table, Text(_how(analysis), style="dim"), *map(Text, lines), status)
+
+
+ALPHA_LEVEL = 0.05
 
 
 def formula(fit: SaturatingFit) -> str:
@@ -121,3 +127,51 @@ def _row(entry: Entry, chosen: bool) -> list[str]:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def recall_lines(recall: RecallFit, cells: Cells, x: str) -> list[str]:
+    """The least rank for exact recall at the lengths trained, in a line or two."""
+    if recall.status != OK:
+        return [f"recall    no law of exact recall: {recall.reason}"]
+    lengths = np.unique(cells.length)
+    chosen = np.unique(lengths[[0, len(lengths) // 2, -1]])
+    parts = []
+    for length in chosen:
+        at = float(np.exp(recall.log_rank(length, 0.5)))
+        words = f"{length:g} tokens {at:.3g}"
+        if len(recall.draws):
+            low, high = np.exp(np.quantile(recall.log_rank(length, 0.5, recall.draws), [0.025, 0.975]))
+            words += f" ({low:.3g} to {high:.3g})"
+        parts.append(words)
+    return [f"recall    {x} at which half of the targets are recalled whole: {', '.join(parts)}"]
+
+
+def comparison_table(found: Comparison) -> RenderableType:
+    """Groups side by side, and whether they share their exponents."""
+    head = Text(f"by {', '.join(found.by)}" + (f" ({found.common})" if found.common else ""), style="bold")
+    if found.form is None:
+        return Group(head, Text(f"not compared: {found.reason}", style="yellow"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("group", "cells", "alpha", "95 %", "beta", "95 %"):
+        table.add_column(name, justify="left" if name == "group" else "right", no_wrap=name != "group")
+    for one in found.groups:
+        row = [one.name, str(one.fit.n)]
+        for name in ("alpha", "beta"):
+            low, high = one.interval(name)
+            row += [
+                _number(one.fit.parameters[name], ".3f"),
+                f"{low:.2f} to {high:.2f}" if math.isfinite(low + high) else "-",
+            ]
+        table.add_row(*row)
+    lines = []
+    for tie in found.ties:
+        shared = " and ".join(f"{name} {value:.3f}" for name, value in tie.shared.items())
+        clustered = f", {tie.p_clustered:.2g} by clusters" if math.isfinite(tie.p_clustered) else ""
+        verdict = (
+            "differ"
+            if max(tie.p, tie.p_clustered if math.isfinite(tie.p_clustered) else 0.0) < ALPHA_LEVEL
+            else "may be shared"
+        )
+        lines.append(f"{tie.what:15} {verdict}: p = {tie.p:.2g}{clustered}; shared {shared}")
+    note = f"one law for all: {found.form.formula}. p: likelihood ratio, cells independent; by clusters: Cochran's Q"
+    return Group(head, table, *map(Text, lines), Text(note, style="dim"))

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import law
 from .law import Array, Mask
 
+SIZES = {"rank": "rank", "parameters": "trainable_parameters"}  # what a law may be about, and its column
 LN2 = math.log(2)  # final loss (nats per token) at or below which a cell is saturated: p = 1/2
 
 

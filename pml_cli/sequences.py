@@ -21,6 +21,8 @@ from .config import Data, HfData, JsonlData, MixedData, Model, PhonebookData, Ra
 from .errors import UserError
 from .pretrained import Tokenizer, facts, locate, open_tokenizer
 
+UNSEEN = 64  # facts of a control, at most
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -39,6 +41,7 @@ class Source:
     cut: Callable[[int], list[Sample]]
     nats: float | None = None  # entropy of a target token, where the source's distribution is known
     test: list[Sample] = field(default_factory=list)  # samples of the same rule that are never trained on
+    unseen: Callable[[int], list[Sample]] = lambda _: []  # as cut, of the same source, sharing nothing with it; [] for none
 
     def take(self, seqlen: int) -> list[Sample]:
         """Samples with `seqlen` target tokens in all; fewer where whole samples do not fill it.
@@ -101,24 +104,28 @@ def _random(model: Model, data: RandomData) -> Source:
     else:  # token 0 stands for begin-of-text
         words, prompt = np.arange(1, facts(model).vocabulary), (0,)
 
-    def cut(seqlen: int) -> list[Sample]:
-        drawn = words[np.random.default_rng([data.seed, 1]).integers(len(words), size=seqlen)]
-        return [Sample(prompt, tuple(drawn.tolist()))]
+    def drawn(seqlen: int, stream: int) -> list[Sample]:
+        ids = words[np.random.default_rng([data.seed, stream]).integers(len(words), size=seqlen)]
+        return [Sample(prompt, tuple(ids.tolist()))]
 
-    return Source(None, 1, cut, nats=math.log(len(words)))
+    return Source(None, 1, lambda n: drawn(n, 1), nats=math.log(len(words)), unseen=lambda n: drawn(n, 5))
 
 
 def _mixed(tokenizer: Tokenizer, data: MixedData) -> Source:
     text = _stream(tokenizer, _text(data), data.prompt, data.chat, data.seed)
     words = np.array(sorted(set(range(tokenizer.size)) - tokenizer.special))
 
-    def cut(seqlen: int) -> list[Sample]:
-        (sample,) = text.cut(seqlen)
-        replaced = np.random.default_rng([data.seed, 2]).random(seqlen) < data.random_share
-        drawn = words[np.random.default_rng([data.seed, 3]).integers(len(words), size=seqlen)]
-        return [Sample(sample.prompt, tuple(np.where(replaced, drawn, sample.target).tolist()))]
+    def mix(samples: list[Sample], streams: tuple[int, int]) -> list[Sample]:
+        which, what = (np.random.default_rng([data.seed, stream]) for stream in streams)
+        out = []
+        for sample in samples:
+            replaced = which.random(len(sample.target)) < data.random_share
+            drawn = words[what.integers(len(words), size=len(sample.target))]
+            out.append(Sample(sample.prompt, tuple(np.where(replaced, drawn, sample.target).tolist())))
+        return out
 
-    return Source(text.limit, 1, cut, nats=math.log(len(words)) if data.random_share == 1 else None)
+    nats = math.log(len(words)) if data.random_share == 1 else None
+    return Source(text.limit, 1, lambda n: mix(text.cut(n), (2, 3)), nats, unseen=lambda n: mix(text.unseen(n), (6, 7)))
 
 
 def _stream(tokenizer: Tokenizer, text: str, prompt: str, chat: bool, seed: int) -> Source:
@@ -129,8 +136,13 @@ def _stream(tokenizer: Tokenizer, text: str, prompt: str, chat: bool, seed: int)
     target = tuple(tokenizer.encode(break_.join(parts[start:] + parts[:start])))
     if not target:
         raise UserError("data: the source holds no text")
-    before = tuple(tokenizer.prompt(prompt, chat))
-    return Source(len(target), 1, lambda seqlen: [Sample(before, target[:seqlen])])
+    before, half = tuple(tokenizer.prompt(prompt, chat)), len(target) // 2
+
+    def unseen(seqlen: int) -> list[Sample]:
+        """From the middle of the text on."""
+        return [Sample(before, target[half : half + seqlen])] if seqlen <= half else []
+
+    return Source(len(target), 1, lambda seqlen: [Sample(before, target[:seqlen])], unseen=unseen)
 
 
 def _facts(
@@ -143,7 +155,13 @@ def _facts(
     def cut(seqlen: int) -> list[Sample]:
         return samples[: int(np.searchsorted(ends, seqlen, side="right"))]
 
-    return Source(int(ends[-1]), int(ends[0]), cut, test=[_sample(tokenizer, q, t, chat) for q, t in unseen or []])
+    test = [_sample(tokenizer, q, t, chat) for q, t in unseen or []]
+
+    def others(seqlen: int) -> list[Sample]:
+        known = set(cut(seqlen))
+        return [sample for sample in test or samples[len(known) :] if sample not in known][:UNSEEN]
+
+    return Source(int(ends[-1]), int(ends[0]), cut, test=test, unseen=others)
 
 
 def _sample(tokenizer: Tokenizer, query: str, target: str, chat: bool) -> Sample:

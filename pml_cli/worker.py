@@ -24,6 +24,7 @@ from .checkpoints import Checkpoints
 from .claims import Member
 from .compose import to_yaml
 from .config import Data, MixedData
+from .control import control_gains
 from .engine import Cell, Observer, State, Trainer
 from .errors import UserError
 from .identity import loss_label, setting
@@ -166,7 +167,7 @@ class Worker:
 
         def leave(ended: list[Cell]) -> None:
             self.signals.training = False
-            extras = _recalled(base, ended)
+            extras = [a | b for a, b in zip(_recalled(base, ended), _controls(base, ended), strict=True)]
             seconds = (time.perf_counter() - began) / len(pack)
             for cell, extra in zip(ended, extras, strict=True):
                 planned = plans[id(cell)]
@@ -335,6 +336,18 @@ def _recalled(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         out[k] |= free_running(cells[k].samples, decoded[i])
         if unseen[i]:
             out[k]["unseen_exact_match"] = free_running(unseen[i], guessed[i])["free_exact_match"]
+    return out
+
+
+def _controls(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """What each adapter gains on sequences of its source that it has not seen."""
+    trained = [(k, cell.adapter) for k, cell in enumerate(cells) if cell.failure is None and cell.adapter is not None]
+    out: list[dict[str, Any]] = [{"control_base_loss": None, "control_gain": None} for _ in cells]
+    if trained:
+        samples = [source_of(cells[k].run).unseen(cells[k].run.seqlen) for k, _ in trained]
+        found = control_gains(base, stack([adapter for _, adapter in trained]), samples)
+        for (k, _), gains in zip(trained, found, strict=True):
+            out[k] = gains
     return out
 
 

@@ -135,10 +135,10 @@ def test_verbs_get_the_request_and_give_the_exit_code(command, out, monkeypatch)
 
 def test_fit_tells_paths_from_settings(out, monkeypatch):
     seen = []
-    _stub(monkeypatch, "fit", lambda paths, settings, console: seen.append((paths, settings)) or 0)
-    assert out("fit", "a", "figures=false", "b")[0] == 0
+    _stub(monkeypatch, "fit", lambda paths, settings, console, by: seen.append((paths, settings, by)) or 0)
+    assert out("fit", "a", "figures=false", "b", "--by", "model,data")[0] == 0
     assert out("fit")[0] == 0
-    assert seen == [([Path("a"), Path("b")], Fit(figures=False)), ([Path("outputs")], Fit())]
+    assert seen == [([Path("a"), Path("b")], Fit(figures=False), ["model", "data"]), ([Path("outputs")], Fit(), [])]
 
 
 def test_interrupt_is_130_and_other_errors_pass(out, monkeypatch):

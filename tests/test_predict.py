@@ -1,0 +1,286 @@
+"""The law of exact recall, `pml predict`, groups compared, bits held, and controls: each against a planted truth."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from test_fit import grid, result, write
+
+from pml_cli import capacity, cli, fit, law, predict
+from pml_cli.compare import compare
+from pml_cli.config import Fit, Predict
+from pml_cli.errors import UserError
+from pml_cli.observed import Cells
+from pml_cli.recall_law import fit_recall
+from pml_cli.saturation import Form
+
+RANKS, LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256)
+TRUTH = {"a": 14.0, "g": 6.0, "h": 5.5}
+
+
+def cells_of(ranks=RANKS, lengths=LENGTHS, texts=6, *, alpha=0.6, beta=0.5, C=11.0, noise=0.01, seed=0):
+    r, n, t = (axis.ravel().astype(float) for axis in np.meshgrid(ranks, lengths, range(texts)))
+    gain = 7.6 * -np.expm1(-C * r**alpha * n**-beta / 7.6)
+    gain *= 1 + noise * np.random.default_rng(seed).standard_normal(len(r))
+    return Cells.of(r, n, np.minimum(gain, 7.59), np.full(len(r), 7.6), text=t)
+
+
+def recalled(cells, seed=0):
+    p = 1 / (1 + np.exp(-(TRUTH["a"] + TRUTH["g"] * np.log(cells.rank) - TRUTH["h"] * np.log(cells.length))))
+    return (np.random.default_rng(seed).random(len(p)) < p).astype(float)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of a sweep with a known law, fitted once."""
+    root = tmp_path_factory.mktemp("runs")
+    cells = cells_of(texts=3)
+    shares = recalled(cells)
+    rows = [
+        result(int(r), int(n), d, data_seed=int(t), exact_match=share)
+        for r, n, d, t, share in zip(cells.rank, cells.length, cells.delta, cells.text, shares, strict=True)
+    ]
+    write(root, *rows)
+    fit.run([root], Fit(draws=300, figures=False), Console(file=io.StringIO(), width=80))
+    return root
+
+
+def ask(root, target="verbatim", **asked):
+    (law_,) = predict.load(root)
+    return predict.answer(law_, Predict(**asked), predict.parse_target(target))["rows"]
+
+
+# -- exact recall
+
+
+def test_the_law_of_recall_is_recovered():
+    cells = cells_of(texts=40)
+    found = fit_recall(cells, recalled(cells), draws=200)
+    assert found.status == law.OK and found.n == len(cells)
+    for length in (48, 128, 256):
+        truth = (TRUTH["h"] * math.log(length) - TRUTH["a"]) / TRUTH["g"]
+        assert found.log_rank(length, 0.5) == pytest.approx(truth, abs=0.05)
+        low, high = np.quantile(found.log_rank(length, 0.5, found.draws), [0.005, 0.995])
+        assert low < truth < high
+    assert found.chance(np.exp(found.log_rank(100, 0.9)), 100) == pytest.approx(0.9)
+    assert found.log_length(math.exp(float(found.log_rank(100, 0.9))), 0.9) == pytest.approx(math.log(100))
+
+
+def test_firth_agrees_with_plain_likelihood_where_there_is_much_and_is_finite_where_ranks_split_cleanly():
+    from scipy import optimize
+
+    cells = cells_of(texts=60)
+    y = recalled(cells)
+
+    def nll(theta):
+        eta = theta[0] + theta[1] * np.log(cells.rank) - theta[2] * np.log(cells.length)
+        return float((np.logaddexp(0, eta) - y * eta).sum())
+
+    plain = optimize.minimize(
+        nll, [10, 5, 5], method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-6, "fatol": 1e-9}
+    ).x
+    found = fit_recall(cells, y, draws=10).theta
+    assert np.allclose(found, plain, rtol=0.03)
+    clean = (cells.rank >= cells.length / 16).astype(float)
+    apart = fit_recall(cells, clean, draws=50)
+    assert apart.status == law.OK and np.isfinite(apart.theta).all() and np.abs(apart.theta).max() < 200
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        (np.zeros(9), "no cell is recalled whole"),
+        (np.ones(9), "every cell is recalled whole"),
+        (np.full(9, np.nan), "no cell says"),
+        (np.array([1, 1, 1, 0, 0, 0, 0, 0, 0.0]), "does not rise with rank"),
+    ],
+)
+def test_recall_that_cannot_be_told(shares, words):
+    r, n = (axis.ravel() for axis in np.meshgrid((1, 2, 4), (8, 16, 32), indexing="ij"))
+    assert words in fit_recall(Cells.of(r, n, np.ones(9), np.full(9, 7.0)), shares).reason
+    few = Cells.of([1, 1, 2, 2], [8, 16, 8, 16], np.ones(4), np.full(4, 7.0))
+    assert "2 distinct ranks" in fit_recall(few, [0, 0, 1, 1]).reason
+
+
+# -- predict
+
+
+def test_what_is_predicted_is_the_law_that_made_the_cells(report):
+    (row,) = ask(report, rank=[5.0], seqlen=[150.0])
+    truth = 7.6 * -math.expm1(-11.0 * 5**0.6 * 150**-0.5 / 7.6)
+    assert row["gain"]["value"] == pytest.approx(truth, rel=0.01)
+    assert row["gain"]["low"] < truth < row["gain"]["high"] < 1.1 * truth
+    assert row["loss"]["value"] == pytest.approx(7.6 - row["gain"]["value"])
+    assert row["bits"]["value"] == pytest.approx(150 * row["gain"]["value"] / math.log(2))
+    assert 0 <= row["recall"]["low"] <= row["recall"]["value"] <= row["recall"]["high"] <= 1
+    assert row["outside"] == ""
+
+
+def test_the_inverse_gives_the_question_back(report):
+    """The least rank for a loss reaches it, the rank below does not; likewise the longest text, and bits."""
+    (law_,) = predict.load(report)
+
+    def loss(rank, length):
+        return 7.6 - law_.gain(rank, length, 7.6)[0]
+
+    (row,) = ask(report, "loss=3.0", seqlen=[100.0])
+    rank = row["rank"]["value"]
+    assert loss(rank, 100.0) <= 3.0 < loss(rank - 1, 100.0) and row["rank"]["low"] <= rank <= row["rank"]["high"]
+    (row,) = ask(report, "loss=3.0", rank=[8.0])
+    length = row["length"]["value"]
+    assert loss(8.0, length) <= 3.0 < loss(8.0, length + 1)
+    (row,) = ask(report, "bits=900", seqlen=[200.0])
+    rank = row["rank"]["value"]
+    bits = [200 * (7.6 - loss(r, 200.0)) / math.log(2) for r in (rank, rank - 1)]
+    assert bits[0] >= 900 > bits[1]
+    half, most = ask(report, seqlen=[100.0])
+    truth = math.exp((TRUTH["h"] * math.log(100) - TRUTH["a"]) / TRUTH["g"])
+    assert half["rank"]["low"] <= math.ceil(truth) <= half["rank"]["high"] and most["rank"]["value"] >= half["rank"]["value"]
+
+
+def test_beyond_the_cells_it_says_so_and_what_nothing_reaches_is_none(report):
+    (row,) = ask(report, "loss=0.5", seqlen=[5000.0])
+    assert row["outside"].startswith("rank above 24") and "length above 256" in row["outside"]
+    (row,) = ask(report, "bits=1e9", seqlen=[100.0])
+    assert row["rank"]["value"] is None
+    (row,) = ask(report, rank=[4.0], seqlen=[16.0], base=5.0)
+    assert row["outside"] == "length below 32" and row["gain"]["high"] <= 5.0
+
+
+def test_as_a_user_types_it(report, tmp_path, capsys):
+    words = [sys.executable, "-m", "pml_cli", "predict", str(report), "seqlen=100,200"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.count("least rank") == 4 and max(map(len, done.stdout.splitlines())) <= 80
+
+    def pml(*words):
+        with pytest.raises(SystemExit) as left:
+            cli.main(list(words))
+        said = capsys.readouterr()
+        return left.value.code, said.out, said.err
+
+    code, said, _ = pml("predict", str(report / "fit" / "law.json"), "rank=8", "--target", "loss=2", "--json")
+    answers = json.loads(said)
+    assert code == 0 and answers[0]["target"] == "loss" and answers[0]["rows"][0]["rank"] == 8
+    for words, line in (
+        (("predict", str(report)), "nothing asked"),
+        (("predict", str(report), "rnak=4"), "did you mean 'rank'"),
+        (("predict", str(report), "rank=0"), "rank=0: must be at least 1"),
+        (("predict", str(report), "rank=x"), "rank=x: must be numbers"),
+        (("predict", str(report), "seqlen=9", "group=tinny"), "group=tinny:"),
+        (("predict", str(report), "seqlen=9", "--target", "love"), "--target love: must be verbatim"),
+        (("predict", "nowhere", "seqlen=9"), "no law.json here (no such folder)"),
+        (("fit", str(report), "--by", "modle"), "--by modle: did you mean 'model'?"),
+        (("fit", str(report), "--by", "model"), "no two groups differ in that alone; these cells are one group"),
+        (("fit", str(report), "x=size"), "x=size: allowed: parameters, rank"),
+    ):
+        code, _, error = pml(*words)
+        assert code == 2 and line in error and error.count("\n") == 1, (words, error)
+
+
+def test_a_report_that_is_no_report(tmp_path):
+    for text, words in (("{", "not a law.json"), ('{"format": 1, "groups": []}', "format 1"), ("[]", "not a law.json")):
+        (tmp_path / "law.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            predict.load(tmp_path)
+    write(tmp_path, *grid(ranks=(4,)))
+    fit.run([tmp_path], Fit(draws=0, figures=False, out=str(tmp_path)), Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="no law was identified: only 1 distinct unsaturated rank"):
+        predict.load(tmp_path)
+
+
+def test_without_bootstrap_the_band_comes_from_the_covariance(report, tmp_path):
+    fit.run([report], Fit(draws=0, figures=False, out=str(tmp_path)), Console(file=io.StringIO()))
+    (with_draws,), (without,) = predict.load(report), predict.load(tmp_path)
+    assert len(without.theta) == 1 + predict.NORMAL_DRAWS
+    spans = [predict._span(one.gain(4.0, 100.0, 7.6)) for one in (with_draws, without)]
+    assert spans[0].value == spans[1].value
+    widths = [span.high - span.low for span in spans]
+    assert 0.5 < widths[0] / widths[1] < 2
+
+
+# -- comparison
+
+
+def test_groups_that_share_their_exponents_and_groups_that_do_not():
+    forms = (Form("exp"), Form("hard"))
+    same = {name: cells_of(C=c, noise=0.02, seed=k) for k, (name, c) in enumerate({"a": 9.0, "b": 14.0, "c": 11.0}.items())}
+    found = compare(same, forms, ("model",), draws=100)
+    assert found.form == Form("exp") and len(found.groups) == 3
+    ties = {tie.what: tie for tie in found.ties}
+    assert ties["alpha and beta"].freedom == 4 and all(tie.p > 0.01 for tie in found.ties)
+    assert ties["alpha and beta"].shared == pytest.approx({"alpha": 0.6, "beta": 0.5}, abs=0.02)
+    other = compare({**same, "c": cells_of(alpha=0.7, noise=0.02, seed=5)}, forms, ("model",), draws=100)
+    ties = {tie.what: tie for tie in other.ties}
+    assert ties["alpha"].p < 1e-6 and ties["alpha"].p_clustered < 1e-3 and ties["alpha and beta"].p < 1e-6
+    assert ties["alpha and beta"].statistic >= ties["alpha"].statistic - 1e-3
+
+
+def test_the_share_of_false_alarms_is_the_nominal_one():
+    rejected = []
+    for seed in range(12):
+        pair = {str(k): cells_of((1, 2, 4, 8), (48, 96, 192), 4, noise=0.02, seed=100 + 2 * seed + k) for k in (0, 1)}
+        ties = compare(pair, (Form("exp"),), ("model",), draws=30).ties
+        rejected.append([tie.p < 0.05 for tie in ties])
+    assert np.mean(rejected) <= 0.2, np.mean(rejected, axis=0)
+
+
+def test_fit_by_setting(tmp_path):
+    write(tmp_path / "a", *grid(ranks=(1, 2, 4, 8), lengths=(48, 64, 96, 128, 192)))
+    write(
+        tmp_path / "b",
+        *[one | {"model": "other", "id": None} for one in grid(ranks=(1, 2, 4, 8), lengths=(48, 64, 96, 128, 192))],
+    )
+    shown = io.StringIO()
+    code = fit.run([tmp_path], Fit(draws=30, figures=False), Console(file=shown, width=80), ["model"])
+    content = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))
+    assert code == 0 and "model tiny" in shown.getvalue() and "may be shared" in shown.getvalue()
+    (comparison,) = content["comparisons"]
+    assert comparison["by"] == ["model"] and [row["name"] for row in comparison["groups"]] == ["model other", "model tiny"]
+    assert all(tie["p"] > 0.9 for tie in comparison["ties"])
+
+
+def test_x_as_parameters_changes_only_the_scale(tmp_path):
+    write(tmp_path, *grid())
+    found = {}
+    for x in ("rank", "parameters"):
+        fit.run([tmp_path], Fit(draws=0, figures=False, x=x, out=str(tmp_path / x)), Console(file=io.StringIO()))
+        content = json.loads((tmp_path / x / "law.json").read_text("utf-8"))
+        found[x] = content["groups"][0]["fit"]
+        assert content["x"] == x
+        assert predict.load(tmp_path / x)[0].ranks == ((2, 32) if x == "rank" else (512, 8192))
+    assert found["parameters"]["alpha"] == pytest.approx(found["rank"]["alpha"], abs=1e-6)
+    assert found["parameters"]["C"] == pytest.approx(found["rank"]["C"] * 256 ** -found["rank"]["alpha"], rel=1e-5)
+
+
+# -- bits
+
+
+def test_bits_a_parameter_are_the_most_over_lengths():
+    rows = pd.DataFrame([result(2, n, 3.0 - n / 100, seed=s) for n in (50, 100, 200) for s in (0, 1)])
+    rows.loc[rows["seqlen"] == 100, "delta_loss"] += [0.1, -0.1]
+    rows["bits_memorised"] = rows["target_tokens"] * 1.0
+    gained, memorised = capacity.held(rows)
+    assert (gained.kind, gained.length, gained.runs, gained.last) == ("gained", 200, 2, True) or gained.length == 100
+    at_100 = 100 * 2.0 / math.log(2) / 512
+    assert gained.length == 100 and gained.bits == pytest.approx(at_100) and not gained.last
+    half = 12.7062 * (0.2 / math.sqrt(2)) / math.sqrt(2) * 100 / math.log(2) / 512
+    assert gained.high - gained.bits == pytest.approx(half, rel=1e-4)
+    assert memorised.length == 200 and memorised.bits == pytest.approx(200 / 512) and memorised.last
+    assert "3.6: Morris" in " ".join(capacity.words([gained, memorised], None))
+
+
+def test_the_control_is_a_mean_over_texts():
+    rows = pd.DataFrame(
+        [result(2, n, control_gain=g, data_seed=s) for n, g, s in ((50, 1.0, 0), (100, 2.0, 0), (50, 2.5, 1), (100, 2.5, 1))]
+    )
+    found = capacity.unseen(rows)
+    assert found.gain == 2.0 and (found.least, found.most, found.cells) == (1.0, 2.5, 4)
+    assert found.high - found.gain == pytest.approx(12.7062 * (1.0 / math.sqrt(2)) / math.sqrt(2), rel=1e-4)
+    assert "2.00 (-4.35 to 8.35) nats per token are gained on unseen" in capacity.words([], found)[0]
+    assert capacity.unseen(rows.assign(control_gain=None)) is None
