@@ -50,6 +50,7 @@ class LawFit:
     n: int  # kept cells
     n_saturated: int  # cells left out
     kept: Mask  # (cells,)
+    spread: float  # standard deviation of a kept cell around the law, nats per token
 
     @property
     def errors(self) -> dict[str, float]:
@@ -64,7 +65,7 @@ class LawFit:
         for name in PARAMETERS:
             value, half = float(getattr(self, name)), t * errors[name]
             spans[name] = (value - half, value + half)
-        factor = _exp(t * errors["C"] / self.C)
+        factor = safe_exp(t * errors["C"] / self.C)
         return spans | {"C": (self.C / factor, self.C * factor)}
 
     @property
@@ -86,10 +87,11 @@ class LawFit:
             "law": "dL = C * rank**alpha * length**-beta + b",
             "status": self.status,
             "reason": self.reason,
-            **{name: _plain(value) for name, value in values.items()},
-            "standard_errors": {name: _plain(value) for name, value in self.errors.items()},
-            "intervals_95": {name: [_plain(low), _plain(high)] for name, (low, high) in self.intervals.items()},
-            "covariance": [[_plain(value) for value in row] for row in self.covariance.tolist()],
+            **{name: plain(value) for name, value in values.items()},
+            "standard_errors": {name: plain(value) for name, value in self.errors.items()},
+            "intervals_95": {name: [plain(low), plain(high)] for name, (low, high) in self.intervals.items()},
+            "covariance": [[plain(value) for value in row] for row in self.covariance.tolist()],
+            "spread": plain(self.spread),
             "n": self.n,
             "n_saturated": self.n_saturated,
             "kept": self.kept.tolist(),
@@ -144,9 +146,9 @@ def fit_paper(
     """
     r, length_, d, final = _checked(rank, length, delta, final_loss)
     kept = ~saturated(final, saturated_below)
-    problem = _problem(r[kept], length_[kept], d[kept])
+    problem = unfit(r[kept], length_[kept], d[kept])
     if problem:
-        return _unidentified(problem, kept)
+        return unidentified(problem, kept)
     return _fitted(r, length_, d, kept)
 
 
@@ -161,7 +163,7 @@ def held_out(
     """
     r, length_, d, final = _checked(rank, length, delta, final_loss)
     use = ~saturated(final, saturated_below)
-    ranks, lengths = _largest(r[use]), _largest(length_[use])
+    ranks, lengths = largest(r[use]), largest(length_[use])
     left_out = use & (np.isin(r, ranks) | np.isin(length_, lengths))
     inside = use & ~left_out
     sizes = int(inside.sum()), int(left_out.sum())
@@ -171,11 +173,11 @@ def held_out(
     fit = fit_paper(r[inside], length_[inside], d[inside], final[inside], saturated_below)
     if fit.status == NOT_IDENTIFIED:
         return HeldOut(None, f"the cells that remain do not carry a fit: {fit.reason}", ranks, lengths, *sizes)
-    error = _mape(d[left_out], fit.predict(r[left_out], length_[left_out]))
+    error = percent_error(d[left_out], fit.predict(r[left_out], length_[left_out]))
     return HeldOut(error, "", ranks, lengths, *sizes)
 
 
-def _largest(values: Array) -> tuple[float, ...]:
+def largest(values: Array) -> tuple[float, ...]:
     """The largest quarter of the distinct values, at least one, as long as enough for a fit remain."""
     distinct = np.unique(values)
     count = min(max(1, len(distinct) // 4), max(0, len(distinct) - MIN_VALUES))
@@ -193,7 +195,7 @@ def _checked(*columns: ArrayLike) -> tuple[Array, ...]:
     return arrays
 
 
-def _problem(r: Array, length: Array, d: Array) -> str:
+def unfit(r: Array, length: Array, d: Array) -> str:
     """Why these kept cells cannot tell the four parameters apart; empty when they can."""
     for name, values in (("rank", np.unique(r)), ("length", np.unique(length))):
         if len(values) < MIN_VALUES:
@@ -220,9 +222,9 @@ def _fitted(r: Array, length: Array, d_all: Array, kept: Mask) -> LawFit:
     x, y, spread = np.log(r[kept]) - mean_r, np.log(length[kept]) - mean_l, float(np.ptp(d))
     theta = _polish(x, y, d / spread)
     c, alpha, beta, offset = theta.tolist()
-    C = spread * _exp(c - alpha * mean_r + beta * mean_l)
-    residual = d - spread * _model(theta, x, y)
-    bound = _bound_reason(alpha, beta)
+    C = spread * safe_exp(c - alpha * mean_r + beta * mean_l)
+    residual = d - spread * powers(theta, x, y)
+    bound = bound_reason(alpha, beta)
     covariance = np.full((4, 4), np.nan)
     if not bound:
         # From (c, alpha, beta, offset) to PARAMETERS: C moves with all of the first three.
@@ -231,9 +233,10 @@ def _fitted(r: Array, length: Array, d_all: Array, kept: Mask) -> LawFit:
         covariance = turn @ _covariance(theta, x, y, residual / spread) @ turn.T
     r2 = 1 - float(residual @ residual) / float(((d - d.mean()) ** 2).sum())
     status = BOUND_HIT if bound else OK
-    saturated_cells = int((~kept).sum())
-    error = _mape(d, d - residual)
-    return LawFit(status, bound, C, alpha, beta, offset * spread, covariance, r2, error, n, saturated_cells, kept)
+    error = percent_error(d, d - residual)
+    deviation = math.sqrt(float(residual @ residual) / (n - len(PARAMETERS)))
+    counts = n, int((~kept).sum())
+    return LawFit(status, bound, C, alpha, beta, offset * spread, covariance, r2, error, *counts, kept, deviation)
 
 
 def _polish(x: Array, y: Array, d: Array) -> Array:
@@ -242,10 +245,10 @@ def _polish(x: Array, y: Array, d: Array) -> Array:
     bounds = ([-np.inf, low, low, -np.inf], [np.inf, high, high, np.inf])
 
     def residuals(theta: Array) -> Array:
-        return _model(theta, x, y) - d
+        return powers(theta, x, y) - d
 
     def slopes(theta: Array) -> Array:
-        return _jacobian(theta, x, y)
+        return slopes_of(theta, x, y)
 
     found = [
         optimize.least_squares(
@@ -274,19 +277,19 @@ def _starts(x: Array, y: Array, d: Array) -> list[Array]:
     return [theta for _, theta in nodes[:STARTS]]
 
 
-def _model(theta: Array, x: Array, y: Array) -> Array:
+def powers(theta: Array, x: Array, y: Array) -> Array:
     values: Array = np.exp(theta[0] + theta[1] * x - theta[2] * y) + theta[3]
     return values
 
 
-def _jacobian(theta: Array, x: Array, y: Array) -> Array:
+def slopes_of(theta: Array, x: Array, y: Array) -> Array:
     power = np.exp(theta[0] + theta[1] * x - theta[2] * y)
     return np.stack([power, power * x, -power * y, np.ones_like(x)], axis=1)
 
 
 def _covariance(theta: Array, x: Array, y: Array, residual: Array) -> Array:
     """Gauss-Newton: s^2 (J'J)^-1, by the singular values of J with its columns scaled (J'J would square the condition)."""
-    jacobian = _jacobian(theta, x, y)
+    jacobian = slopes_of(theta, x, y)
     scale = np.linalg.norm(jacobian, axis=0)
     _, singular, right = np.linalg.svd(jacobian / scale, full_matrices=False)
     root = (right.T / singular) / scale[:, None]
@@ -294,7 +297,7 @@ def _covariance(theta: Array, x: Array, y: Array, residual: Array) -> Array:
     return covariance
 
 
-def _bound_reason(alpha: float, beta: float) -> str:
+def bound_reason(alpha: float, beta: float) -> str:
     low, high = EXPONENTS
     for name, value, axis in (("alpha", alpha, "rank"), ("beta", beta, "length")):
         if value <= low * 1.01:
@@ -306,19 +309,19 @@ def _bound_reason(alpha: float, beta: float) -> str:
     return ""
 
 
-def _unidentified(reason: str, kept: Mask) -> LawFit:
+def unidentified(reason: str, kept: Mask) -> LawFit:
     nan, n = math.nan, int(kept.sum())
-    return LawFit(NOT_IDENTIFIED, reason, nan, nan, nan, nan, np.full((4, 4), nan), nan, nan, n, len(kept) - n, kept)
+    return LawFit(NOT_IDENTIFIED, reason, nan, nan, nan, nan, np.full((4, 4), nan), nan, nan, n, len(kept) - n, kept, nan)
 
 
-def _mape(measured: Array, predicted: Array) -> float:
+def percent_error(measured: Array, predicted: Array) -> float:
     there = measured != 0
     return float(100 * np.abs((predicted - measured)[there] / measured[there]).mean()) if there.any() else math.nan
 
 
-def _exp(value: float) -> float:
+def safe_exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
 
 
-def _plain(value: float) -> float | None:
+def plain(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
