@@ -189,6 +189,8 @@ def typed_fit(tree: Mapping[str, Any], given: Grid) -> Fit:
                 faults.append(f"{key}={_shown(values[0])}: must be {wording(Fit, key)}")
     if not 0 <= fit.saturated_below < math.inf:  # nan too
         faults.append(f"saturated_below={fit.saturated_below}: must be at least 0 and finite")
+    if fit.draws < 0:
+        faults.append(f"draws={fit.draws}: must be at least 0")
     refuse(faults)
     settings = OmegaConf.to_object(fit)
     assert isinstance(settings, Fit)

@@ -20,7 +20,6 @@ from .law import CONFIDENCE, NOT_IDENTIFIED, OK, Array, LawFit, Mask
 from .observed import Cells
 from .robust import fit_robust
 from .saturation import Form
-from .uncertainty import clusters_of
 
 FORMS = (
     Form("none"),
@@ -226,7 +225,7 @@ def alike_within_clusters(cells: Cells, predicted: Array) -> tuple[float, float]
     Nan where there are not two clusters with two cells.
     """
     seen = ~cells.saturated
-    cluster, _ = clusters_of(cells)
+    cluster, _ = cells.clusters
     residual = (cells.delta / predicted - 1)[seen]
     groups = [residual[cluster[seen] == g] for g in np.unique(cluster[seen])]
     groups = [group for group in groups if len(group) > 1]

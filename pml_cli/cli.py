@@ -204,6 +204,7 @@ EXAMPLES
 \b
 SETTINGS
   saturated_below=0.69  cells with a final loss up to this are left out
+  draws=4000            of the bootstrap behind the intervals; 0 for none
   out=                  folder of the report (default: fit/ in the first path)
   figures=true          draw figures
 """,

@@ -244,6 +244,7 @@ class Fit:
     saturated_below: float = 0.69  # final loss (nats per token) at or below which a cell is left out, as in the paper
     out: str | None = None  # folder of the report; null: fit/ inside the first path
     figures: bool = True
+    draws: int = 4000  # of the bootstrap behind the intervals; 0 for none
 
 
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}

@@ -45,7 +45,9 @@ class SaturatingFit:
     reason: str  # in plain words; a note when OK
     theta: Array  # (7,) in the order of saturation.PARAMETERS
     centre: tuple[float, float]  # mean log rank and log length, where C is centred
-    covariance: Array  # (7, 7) of theta; nan unless OK
+    covariance: Array  # (7, 7) of theta, from the information; nan unless OK
+    clustered: Array  # (7, 7), from the scores of the clusters: it holds where cells that share text and length are alike
+    clusters: int
     nll: float  # negative log-likelihood, a sum over the cells
     n: int  # cells
     n_saturated: int  # of them censored
@@ -83,14 +85,19 @@ class SaturatingFit:
         return np.asarray(found.reshape(r.shape))
 
     def band(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike) -> tuple[Array, Array]:
-        """Where 95 % of new cells fall, (N,) low and high: the spread of a cell and the error of the parameters."""
+        """Where 95 % of new cells fall, (N,) low and high: the spread of a cell and the error of the parameters.
+
+        That error is the larger of the naive and the clustered one, with Student's t of as many degrees as there are
+        clusters, less one.
+        """
         r, length_, base_ = (np.asarray(v, float).ravel() for v in np.broadcast_arrays(rank, length, base))
         x, y = np.log(r) - self.centre[0], np.log(length_) - self.centre[1]
         places = tuple(p for p in self.form.free if p != LOG_S)
         value, slopes = log_gain_slopes(self.theta[None], x, y, base_, link=self.form.link, wanted=places)
-        share = np.exp(2 * self.theta[LOG_S]) + _quadratic(slopes[0], self.covariance[np.ix_(places, places)])
-        freedom = max(1, self.n - self.n_saturated - len(self.form.free))
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(share)
+        squares = [_quadratic(slopes[0], matrix[np.ix_(places, places)]) for matrix in (self.covariance, self.clustered)]
+        freedom = max(1, self.n - self.n_saturated - len(self.form.free)), max(1, self.clusters - 1)
+        of_cell, of_law = (float(stats.t.ppf((1 + CONFIDENCE) / 2, f)) for f in freedom)
+        half = np.sqrt(of_cell**2 * np.exp(2 * self.theta[LOG_S]) + of_law**2 * np.maximum(*squares))
         middle = np.exp(value[0])
         high = middle * (1 + half)
         return middle * np.maximum(0, 1 - half), high if self.form.link == "none" else np.minimum(high, base_)
@@ -109,6 +116,8 @@ class SaturatingFit:
             "theta": {name: law.plain(value) for name, value in zip(PARAMETERS, self.theta.tolist(), strict=True)},
             "centre": {"log_rank": self.centre[0], "log_length": self.centre[1]},
             "covariance": [[law.plain(value) for value in row] for row in self.covariance.tolist()],
+            "covariance_clustered": [[law.plain(value) for value in row] for row in self.clustered.tolist()],
+            "clusters": self.clusters,
             **{name: law.plain(getattr(self, name)) for name in names},
             "n": self.n,
             "n_saturated": self.n_saturated,
@@ -124,10 +133,7 @@ def fit_saturating(cells: Cells, form: Form) -> SaturatingFit:
     centre = (float(np.log(cells.rank).mean()), float(np.log(cells.length).mean())) if len(cells) else (0.0, 0.0)
     problem = _problem(cells, form)
     if problem:
-        nan = math.nan
-        empty = np.full(len(PARAMETERS), nan), centre, np.full((len(PARAMETERS),) * 2, nan), nan
-        counts = len(cells), int(cells.saturated.sum())
-        return SaturatingFit(form, NOT_IDENTIFIED, problem, *empty, *counts, nan, nan, nan, nan, cells.fingerprint)
+        return _unidentified(cells, form, centre, problem)
     design = design_of(cells, centre)
     theta, value = minimise(_starts(design, form), design, form)
     best = int(np.argmin(value))
@@ -209,24 +215,47 @@ def _starts(design: Design, form: Form) -> Array:
     return theta[np.argsort(value)[:POLISHED]]
 
 
+def _unidentified(cells: Cells, form: Form, centre: tuple[float, float], reason: str) -> SaturatingFit:
+    nan, square = math.nan, np.full((len(PARAMETERS),) * 2, math.nan)
+    found = np.full(len(PARAMETERS), nan), centre, square, square, cells.clusters[1], nan
+    counts = len(cells), int(cells.saturated.sum())
+    return SaturatingFit(form, NOT_IDENTIFIED, reason, *found, *counts, nan, nan, nan, nan, cells.fingerprint)
+
+
 def _result(
     cells: Cells, form: Form, design: Design, *, centre: tuple[float, float], theta: Array, nll: float
 ) -> SaturatingFit:
     bound = law.bound_reason(theta[ALPHA], theta[BETA]) or _link_bound(theta, form)
-    size, free = len(PARAMETERS), np.array(form.free)
-    covariance = np.full((size, size), math.nan)
+    naive = clustered = np.full((len(PARAMETERS),) * 2, math.nan)
     if not bound:
-        _, information = derivatives(theta[None], design, form, np.ones((1, 1)), free)
-        scale = np.sqrt(np.diag(information[0]))
-        covariance = np.zeros((size, size))
-        covariance[np.ix_(free, free)] = np.linalg.pinv(information[0] / np.outer(scale, scale)) / np.outer(scale, scale)
+        naive, clustered, mute = _covariances(cells, form, design, theta)
+        if mute:
+            return _unidentified(cells, form, centre, f"these cells say nothing about {mute}")
     predicted = np.exp(log_gain(theta[None], design.x, design.y, design.base, form.link))[0]
     quality = [_quality(cells.delta[mask], predicted[mask]) for mask in (~cells.saturated, np.ones(len(cells), bool))]
+    found = theta, centre, naive, clustered, cells.clusters[1], nll
     counts = len(cells), int(cells.saturated.sum())
     status = BOUND_HIT if bound else OK
-    return SaturatingFit(
-        form, status, bound, theta, centre, covariance, nll, *counts, *quality[0], *quality[1], cells.fingerprint
-    )
+    return SaturatingFit(form, status, bound, *found, *counts, *quality[0], *quality[1], cells.fingerprint)
+
+
+def _covariances(cells: Cells, form: Form, design: Design, theta: Array) -> tuple[Array, Array, str]:
+    """Two (7, 7) covariances, from the information and the sandwich of cluster scores; or the parameter that has none."""
+    free = np.array(form.free)
+    cluster, count = cells.clusters
+    member = (cluster == np.arange(count)[:, None]).astype(float)
+    _, information = derivatives(theta[None], design, form, np.ones((1, 1)), free)
+    scores, _ = derivatives(np.tile(theta, (count, 1)), design, form, member, free)
+    scale = np.sqrt(np.diag(information[0]))
+    if (scale <= 1e-9).any():
+        return information[0], information[0], NATURAL[free[int(np.argmin(scale))]]
+    inverse = np.linalg.pinv(information[0] / np.outer(scale, scale), hermitian=True)
+    scaled = scores / scale
+    out = np.zeros((2, len(PARAMETERS), len(PARAMETERS)))
+    place = np.ix_(free, free)
+    out[0][place] = inverse / np.outer(scale, scale)
+    out[1][place] = inverse @ (scaled.T @ scaled) @ inverse / np.outer(scale, scale) * count / max(1, count - 1)
+    return out[0], out[1], ""
 
 
 def _link_bound(theta: Array, form: Form) -> str:

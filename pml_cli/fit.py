@@ -3,7 +3,8 @@
 Cells are fitted together when they share model, data, adapter, loss and layer. Learning rate and steps split a group only
 where one (rank, length) was run under several values; where each length has its own (the paper's PhoneBook), they do not.
 
-Writes law.json, cells.csv and law.png, law.svg (one pair a group) into the report folder.
+Shown first is the paper's own estimator, then the law chosen among all, then all of them side by side. `law_files` writes
+law.json, cells.csv and law.png, law.svg (one pair a group) into the report folder.
 
 Exit codes: 0 when a table was written, also when no law can be told from the cells (status NOT_IDENTIFIED says why);
 2 (a `UserError`) when there is nothing to read or nowhere to write.
@@ -12,28 +13,26 @@ Exit codes: 0 when a table was written, also when no law can be told from the ce
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy
 from rich.console import Console
 from rich.text import Text
 
-from . import __version__, law, records, report
+from . import law, law_files, law_report, records, report
+from .analysis import Analysis, analyse
 from .config import Fit
 from .errors import UserError
+from .observed import Cells
+from .progress import DrawsDisplay
 
-FORMAT = 1  # of law.json
 KEY = ("model", "data", "adapter", "loss", "layer", "setting")
 TIED = ("lr", "steps")
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
@@ -49,8 +48,10 @@ class GroupFit:
     slug: str
     key: dict[str, Any]
     cells: pd.DataFrame  # every cell: as read, and predicted, residual, kept, reason
-    fit: law.LawFit
+    fit: law.LawFit  # by the paper's estimator
     held: law.HeldOut
+    observed: Cells  # those a law may use, saturated ones too
+    analysis: Analysis
     warnings: list[str]
     conclusions: list[str]
 
@@ -70,7 +71,7 @@ def run(paths: list[Path], settings: Fit, console: Console) -> int:
     runs = _read(paths)
     out = _writable(Path(settings.out) if settings.out else paths[0] / "fit")
     cells = audit(runs, settings.saturated_below)
-    groups = [fit_group(key, group, settings.saturated_below) for key, group in split(cells)]
+    groups = [_fit_shown(key, group, settings, console) for key, group in split(cells)]
     if len({group.slug for group in groups}) < len(groups):  # names that differ only in signs
         groups = [dataclasses.replace(group, slug=f"{group.slug}-{k}") for k, group in enumerate(groups)]
     if len(groups) > 1:
@@ -79,7 +80,7 @@ def run(paths: list[Path], settings: Fit, console: Console) -> int:
         )
     for group in groups:
         _show(group, console)
-    console.print(Text(f"written to {out}: {', '.join(_write(out, groups, settings))}"))
+    console.print(Text(f"written to {out}: {', '.join(law_files.write(out, groups, settings))}"))
     return 0
 
 
@@ -129,6 +130,7 @@ def audit(runs: pd.DataFrame, saturated_below: float) -> pd.DataFrame:
             "diverged: the final loss is not below the base loss",
             (runs["final_loss"] >= runs["base_loss"]) | (runs["delta_loss"] <= 0),
         ),
+        ("base loss is not positive", runs["base_loss"] <= 0),
         ("saturated", is_saturated),
         ("stopped early, before its loss was saturated", early & ~is_saturated),
     )
@@ -150,17 +152,35 @@ def split(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
             yield key | dict(zip(apart, tied, strict=True)), part
 
 
-def fit_group(key: dict[str, Any], cells: pd.DataFrame, saturated_below: float) -> GroupFit:
-    """Fit the paper's law to one group, and check it on its largest ranks and longest lengths."""
+def _fit_shown(key: dict[str, Any], cells: pd.DataFrame, settings: Fit, console: Console) -> GroupFit:
+    with DrawsDisplay(console) as display:
+        return fit_group(key, cells, settings.saturated_below, settings.draws, display.show)
+
+
+def fit_group(
+    key: dict[str, Any],
+    cells: pd.DataFrame,
+    saturated_below: float,
+    draws: int = 4000,
+    progress: Callable[[int, int], None] | None = None,
+) -> GroupFit:
+    """Fit every law to one group, and check each on its largest ranks and longest lengths.
+
+    Args:
+        key: the settings that the cells share.
+        cells: from `audit`.
+        draws, progress: of the bootstrap, as for `analysis.analyse`.
+    """
     usable = cells[cells["kept"] | (cells["reason"] == "saturated")]
     rank, length, delta, final = (
         usable[name].to_numpy(float) for name in ("rank", "target_tokens", "delta_loss", "final_loss")
     )
     fit = law.fit_paper(rank, length, delta, final, saturated_below)
     held = law.held_out(rank, length, delta, final, saturated_below)
-    predicted = pd.Series(np.nan, cells.index)
-    predicted[usable.index] = fit.predict(rank, length)
-    cells = cells.assign(predicted=predicted, residual=cells["delta_loss"] - predicted)
+    text = usable["data_seed"].fillna(-1).to_numpy(float)
+    observed = Cells.of(rank, length, delta, usable["base_loss"].to_numpy(float), text=text)
+    analysis = analyse(observed, saturated_below, draws, progress)
+    cells = _with_predictions(cells, usable.index, observed, analysis)
     named = ("layer", *TIED)  # values that say nothing without their name
     parts = {k: f"{k} {_short(v)}" if k in named else str(v) for k, v in key.items() if not pd.isna(v) and v != ""}
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts.values())).strip("-")[:150]
@@ -172,9 +192,24 @@ def fit_group(key: dict[str, Any], cells: pd.DataFrame, saturated_below: float) 
         cells,
         fit,
         held,
-        fit.warnings + _warnings(cells),
-        report.conclusions(fit, held, usable),
+        observed,
+        analysis,
+        fit.warnings + analysis.warnings + _warnings(cells),
+        report.conclusions(fit, held, usable, analysis),
     )
+
+
+def _with_predictions(cells: pd.DataFrame, usable: pd.Index[Any], observed: Cells, analysis: Analysis) -> pd.DataFrame:
+    """Add each law's prediction and residual: predicted_<law>, residual_<law>, and those of the paper's without a suffix."""
+    columns: dict[str, pd.Series[float]] = {}
+    for entry in analysis.entries:
+        if entry.fit.status == law.NOT_IDENTIFIED and entry.name != "paper":
+            continue
+        suffix = "" if entry.name == "paper" else f"_{entry.slug}"
+        predicted = pd.Series(np.nan, cells.index)
+        predicted[usable] = entry.fit.predict(observed.rank, observed.length, observed.base)
+        columns |= {f"predicted{suffix}": predicted, f"residual{suffix}": cells["delta_loss"] - predicted}
+    return cells.assign(**columns)
 
 
 def _short(value: Any) -> str:
@@ -208,64 +243,14 @@ def _differing(groups: list[GroupFit]) -> str:
 
 def _show(group: GroupFit, console: Console) -> None:
     console.print(report.law_table(group.name, group.fit, group.held, len(group.cells)))
+    if group.fit.status != law.NOT_IDENTIFIED:
+        parts = law_report.chosen_table(group.analysis, group.observed), law_report.laws_table(group.analysis)
+        for part in parts:
+            console.print()
+            console.print(part)
+        console.print()
     for words in group.warnings:
         console.print(Text(f"warning: {words}", style="yellow"))
     for words in group.conclusions:
         console.print(Text(words))
     console.print()
-
-
-def _write(out: Path, groups: list[GroupFit], settings: Fit) -> list[str]:
-    """Every file of the report folder, each complete or absent; returns their names."""
-    cells = pd.concat([group.cells.assign(group=group.slug) for group in groups])
-    first = ["group", "id", "rank", "target_tokens", "data_seed", "seed", "base_loss", "final_loss", "delta_loss"]
-    table = cells[[*first, "predicted", "residual", "kept", "reason", "token_accuracy", "exact_match", "folder"]]
-    content = {
-        "format": FORMAT,
-        "versions": {"pml": __version__, "numpy": np.__version__, "scipy": scipy.__version__},
-        "inputs": {"cells": len(cells), "sha256": _hash(table)},
-        "saturated_below": settings.saturated_below,
-        "groups": [_group_dict(group) for group in groups],
-    }
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    try:
-        records.write_whole(out / "cells.csv", lambda aside: table.to_csv(aside, index=False))
-        records.write_whole(out / "law.json", lambda aside: aside.write_text(text, "utf-8"))
-        stems = [f"law-{group.slug}" if len(groups) > 1 else "law" for group in groups if settings.figures]
-        for stem, group in zip(stems, groups, strict=False):
-            _draw(out, group, stem)
-    except OSError as error:
-        raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
-    return ["law.json", "cells.csv", *(f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg"))]
-
-
-def _draw(out: Path, group: GroupFit, stem: str) -> None:
-    from .plots import law_figure, save
-
-    figure = law_figure(group.cells, group.fit, group.name)
-    for suffix in ("png", "svg"):
-        write: Callable[[Path], object] = partial(save, figure, form=suffix)
-        records.write_whole(out / f"{stem}.{suffix}", write)
-
-
-def _group_dict(group: GroupFit) -> dict[str, Any]:
-    """One group for law.json. The mask of kept cells is in cells.csv, beside their ids."""
-    fitted = {name: value for name, value in group.fit.to_dict().items() if name not in ("kept", "warnings")}
-    texts = {"warnings": group.warnings, "conclusions": group.conclusions}
-    size = {"cells": len(group.cells)}
-    key = {name: value.item() if isinstance(value, np.generic) else value for name, value in group.key.items()}
-    return {
-        "name": group.name,
-        "slug": group.slug,
-        "key": key,
-        **size,
-        "fit": fitted,
-        "held_out": group.held.to_dict(),
-        **texts,
-    }
-
-
-def _hash(table: pd.DataFrame) -> str:
-    """Of what the fit saw, whatever the order and place of the folders."""
-    seen = table[["group", "id", *NUMBERS, "kept", "reason"]].sort_values(["group", "id", *NUMBERS])
-    return hashlib.sha256(seen.to_csv(index=False).encode()).hexdigest()

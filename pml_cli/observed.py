@@ -74,6 +74,14 @@ class Cells:
         rows = np.stack([self.rank, self.length, self.delta, self.base, self.sd], axis=1)
         return hashlib.sha256(rows[np.lexsort(rows.T)].tobytes()).hexdigest()
 
+    @cached_property
+    def clusters(self) -> tuple[NDArray[np.intp], int]:
+        """Which cluster (text and length) each cell is in, (N,), and how many there are: what is hard there is shared."""
+        _, text = np.unique(self.text, return_inverse=True)
+        _, length = np.unique(self.length, return_inverse=True)
+        _, cluster = np.unique(np.stack([text, length]), axis=1, return_inverse=True)
+        return cluster.ravel(), int(cluster.max(initial=-1)) + 1
+
     def take(self, chosen: Mask) -> Cells:
         return Cells(*(getattr(self, name)[chosen] for name in ("rank", "length", "delta", "base", "text", "sd")))
 

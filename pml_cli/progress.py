@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -21,6 +21,32 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 BELOW, ABOVE = "dark_orange", "dodger_blue1"  # p at most one half, and above: told apart by colour-blind eyes too
 QUIET_SECONDS = 10.0  # between the plain lines of a long sweep
 PLAIN_LINES = 10  # of a piped probe
+
+
+class DrawsDisplay:
+    """How far a bootstrap is; nothing when piped."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("bootstrap draws"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("fitting", total=None)
+
+    def __enter__(self) -> DrawsDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def show(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
 
 
 class SweepDisplay:

@@ -14,7 +14,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .law import BOUND_HIT, NOT_IDENTIFIED, PARAMETERS, HeldOut, LawFit
+from .analysis import Analysis
+from .choice import EDGE
+from .law import NOT_IDENTIFIED, PARAMETERS, HeldOut, LawFit
 
 MEANING = {
     "C": "scale (nats/token)",
@@ -66,32 +68,35 @@ def held_out_words(held: HeldOut) -> str:
     return f"MAPE {held.mape:.2f} % on {cells} left out ({', '.join(parts)})"
 
 
-def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame) -> list[str]:
+def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analysis) -> list[str]:
     """What a fit allows to conclude, and what to run next, in plain words.
 
     Args:
         fit, held: from `law.fit_paper` and `law.held_out` on the same cells.
         cells: those cells, with the columns rank, target_tokens and kept.
+        analysis: all laws on them; what is said is about the chosen one.
     """
     again = f"`{_next_sweep(cells)}` (other settings as before)"
     if fit.status == NOT_IDENTIFIED:
         cause = "Every cell is saturated. " if len(cells) and not fit.n else ""
         return [f"{cause}These cells show single gains, not how the gain goes with rank and length. Next: {again}."]
-    if fit.status == BOUND_HIT:
-        return [
-            "The curve describes these cells, but its exponents mean nothing beyond them.",
-            f"Next: more cells, {again}.",
-        ]
-    doubling_r, doubling_l = 2**fit.alpha, 2**-fit.beta
-    found = [f"Within the cells measured, twice the rank multiplies the gain above b by {doubling_r:.2f}, "
-             f"twice the length by {doubling_l:.2f}."]  # fmt: skip
-    if held.mape is None:
+    chosen, check = analysis.law, analysis.chosen.checks[EDGE] if analysis.chosen else None
+    if chosen is None or check is None:
+        return ["No law on all cells is to be trusted here: its exponents mean nothing beyond them.",
+                f"Next: more cells, {again}."]  # fmt: skip
+    alpha, beta = chosen.parameters["alpha"], chosen.parameters["beta"]
+    found = [f"Far below the base loss, twice the rank multiplies the gain above b by {2**alpha:.2f}, "
+             f"twice the length by {2**-beta:.2f}."]  # fmt: skip
+    if math.isnan(check.mape):
         return [*found, f"Nothing can be said about larger ranks or longer texts from these cells. Next: {again}."]
-    if held.mape > max(10.0, 3 * fit.mape):
-        found.append(f"Do not extrapolate: cells left out are off by {held.mape:.1f} %, against {fit.mape:.1f} % inside.")
-    wide = [name for name in ("alpha", "beta") if fit.intervals[name][1] - fit.intervals[name][0] > getattr(fit, name)]
+    if check.mape > max(10.0, 3 * chosen.mape):
+        found.append(
+            f"Do not extrapolate: cells left out are off by {check.mape:.1f} %, against {chosen.mape:.1f} % inside."
+        )
+    ends = {name: analysis.intervals[name] for name in ("alpha", "beta") if name in analysis.intervals}
+    wide = [name for name, (low, high) in ends.items() if high - low > chosen.parameters[name]]
     if wide:
-        spans = " and ".join("{} ({:.2f} to {:.2f})".format(name, *fit.intervals[name]) for name in wide)
+        spans = " and ".join("{} ({:.2f} to {:.2f})".format(name, *ends[name]) for name in wide)
         found.append(f"Not sharp: {spans}. Next: more cells or repeats (data.seed=0,1,2), {again}.")
     return found
 

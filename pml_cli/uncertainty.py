@@ -67,14 +67,6 @@ class Profile:
         return {"values": self.values.tolist(), "deviance": self.deviance.tolist(), "interval_95": ends}
 
 
-def clusters_of(cells: Cells) -> tuple[NDArray[np.intp], int]:
-    """Which cluster (text and length) each cell is in, (N,) integers, and how many there are."""
-    _, text = np.unique(cells.text, return_inverse=True)
-    _, length = np.unique(cells.length, return_inverse=True)
-    _, cluster = np.unique(np.stack([text, length]), axis=1, return_inverse=True)
-    return cluster.ravel(), int(cluster.max()) + 1
-
-
 def bootstrap(
     cells: Cells,
     fit: SaturatingFit,
@@ -90,7 +82,7 @@ def bootstrap(
     Args:
         progress: called with draws done and all draws.
     """
-    cluster, count = clusters_of(cells)
+    cluster, count = cells.clusters
     problem = fit.reason if fit.status != OK else ""
     if not problem and count < LEAST_CLUSTERS:
         problem = f"only {count} clusters (texts x lengths); {LEAST_CLUSTERS} are needed"

@@ -190,6 +190,7 @@ def test_fit_settings():
         ("rnak=3", "rnak: no such key"),
         ("figures=maybe", "must be true or false"),
         ("saturated_below=1,2", "takes one value"),
+        ("draws=-1", "at least 0"),
     ],
 )
 def test_fit_refuses(override, expected):

@@ -47,7 +47,7 @@ def grid(ranks=RANKS, lengths=LENGTHS, **over):
 
 def run(*paths, width=80, **settings):
     shown = io.StringIO()
-    code = fit.run(list(paths), Fit(**settings), Console(file=shown, width=width))
+    code = fit.run(list(paths), Fit(**{"draws": 60} | settings), Console(file=shown, width=width))
     return code, shown.getvalue()
 
 
@@ -213,3 +213,97 @@ def test_layers_given_as_a_list_and_names_alike_are_told_apart(tmp_path):
     groups = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))["groups"]
     assert len({group["slug"] for group in groups}) == 3
     assert [group["key"]["layer"] for group in groups] == [None, None, "[3, 4]"]
+
+
+def several_texts(noise=0.01, texts=(0, 1, 2), ranks=(1, 2, 4, 8, 16, 32), lengths=(32, 64, 128, 256, 512)):
+    """Cells of a Hill law whose gain bends towards the base loss."""
+    rng = np.random.default_rng(0)
+    out = []
+    for text in texts:
+        for rank in ranks:
+            for length in lengths:
+                base = 9.0 + 0.1 * text
+                ratio = 14.0 * rank**0.6 * length**-0.5 / base
+                delta = base * ratio / (1 + ratio**4) ** 0.25 * (1 + noise * rng.standard_normal())
+                out.append(result(rank, length, min(delta, base - 0.005), base, data_seed=text))
+    return out
+
+
+def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
+    write(tmp_path, *several_texts())
+    shown = run(tmp_path, figures=False, draws=300)[1]
+    content = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))
+    (group,) = content["groups"]
+    assert content["format"] == 2 and group["chosen"].startswith("hill")
+    laws = {entry["name"]: entry for entry in group["laws"]}
+    assert {"paper", "robust", "power", "power + b", "hard", "exp", "hill", "hill + b"} <= set(laws)
+    chosen, paper = laws[group["chosen"]], laws["paper"]
+    assert chosen["parameters"]["alpha"] == pytest.approx(0.6, abs=0.03)
+    assert chosen["n"] == 90 and paper["n"] < 90 and paper["aicc_difference"] is None
+    edge = {name: law["checks"]["largest ranks and longest lengths"] for name, law in laws.items()}
+    assert edge[group["chosen"]]["mape"] < edge["paper"]["mape"] / 4
+    assert set(chosen["checks"]) == {
+        "largest ranks and longest lengths", "largest ranks", "longest lengths", "one text"
+    }  # fmt: skip
+    assert np.array(chosen["covariance"]).shape == np.array(chosen["covariance_clustered"]).shape == (7, 7)
+    assert group["bootstrap"]["clusters"] == 15 and group["bootstrap"]["draws"] == 300
+    low, high = group["bootstrap"]["intervals_95"]["alpha"]
+    assert low < chosen["parameters"]["alpha"] < high and group["profiles"]["alpha"]["interval_95"][0] > 0
+    assert len(content["draws"][group["slug"]]["alpha"]) == 300
+    assert group["constant_capacity"]["p"] < 0.01
+    cells = pd.read_csv(tmp_path / "fit" / "cells.csv")
+    assert np.allclose(cells["residual_hill"], cells["delta_loss"] - cells["predicted_hill"])
+    assert (cells["predicted_hill"] <= cells["base_loss"]).all()
+    for words in (
+        "chosen law: hill",
+        "all laws",
+        "clusters (text x length)",
+        "usually means saturation",
+        "each text in turn",
+    ):
+        assert words in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_what_is_read_back_fits_nothing(tmp_path):
+    """A reader of law.json needs the documented formula and numbers alone."""
+    write(tmp_path, *several_texts())
+    run(tmp_path, figures=False, draws=0)
+    content = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))
+    (group,) = content["groups"]
+    entry = next(entry for entry in group["laws"] if entry["name"] == "hill")
+    assert entry["law"] == "dL = L0 * S(x), x = (C * rank**alpha * length**-beta) / L0, S(x) = x / (1 + x**k)**(1/k)"
+    p, cells = entry["parameters"], pd.read_csv(tmp_path / "fit" / "cells.csv")
+    x = p["C"] * cells["rank"] ** p["alpha"] * cells["target_tokens"] ** -p["beta"] / cells["base_loss"]
+    assert np.allclose(cells["base_loss"] * x / (1 + x ** p["k"]) ** (1 / p["k"]), cells["predicted_hill"], rtol=1e-12)
+    assert group["bootstrap"] is None and content["draws"] == {group["slug"]: {}}
+
+
+def test_cells_that_share_a_text_and_are_alike_are_warned_of(tmp_path):
+    cells = several_texts(noise=0.002)
+    for cell in cells:
+        delta = cell["delta_loss"] * (1 + 0.03 * math.sin(7 * cell["data_seed"] + cell["target_tokens"]))
+        delta = min(delta, cell["base_loss"] - 0.005)
+        cell |= {"delta_loss": delta, "final_loss": cell["base_loss"] - delta}
+    write(tmp_path, *cells)
+    shown = " ".join(run(tmp_path, figures=False)[1].split())
+    assert "residuals of cells that share text and length are alike" in shown
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        grid(ranks=(2, 4, 8), lengths=(64,)),
+        grid(ranks=(64, 128, 256), lengths=(2, 4, 8)),
+        grid(ranks=(4,), lengths=(32, 64, 128, 256)),
+        [*grid(ranks=(2, 4), lengths=(64, 128)), result(4, 64, delta_loss=None)],
+    ],
+    ids=["three cells", "saturated only", "one rank", "a missing number"],
+)
+def test_what_carries_no_law_says_what_to_run(tmp_path, cells):
+    write(tmp_path, *cells)
+    code, shown = run(tmp_path, figures=False)
+    words = " ".join(shown.split())
+    assert code == 0 and "NOT_IDENTIFIED" in words and "Next: `pml sweep" in words
+    group = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))["groups"][0]
+    assert group["chosen"] is None and group["bootstrap"] is None

@@ -9,7 +9,7 @@ from pml_cli import choice, law
 from pml_cli.estimate import fit_saturating
 from pml_cli.observed import Cells
 from pml_cli.saturation import Form
-from pml_cli.uncertainty import bootstrap, clusters_of, profiles
+from pml_cli.uncertainty import bootstrap, profiles
 
 RANKS, LENGTHS, TEXTS = (1, 2, 4, 8, 16, 32), (32, 64, 128, 256, 512), 4
 R, L, T = (axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, range(TEXTS), indexing="ij"))
@@ -23,7 +23,7 @@ def plant(*, shared=0.0, noise=0.02, seed=0, k=4.0, C=12.0, b=0.0, beta=0.5):
     delta = BASE * ratio * (1 + ratio**k) ** (-1 / k)
     common = rng.standard_normal((len(LENGTHS), TEXTS))
     cells = Cells.of(R, L, delta, BASE, text=T)
-    cluster, count = clusters_of(cells)
+    cluster, count = cells.clusters
     assert count == common.size
     factor = 1 + shared * common.ravel()[cluster] + noise * rng.standard_normal(len(R))
     return Cells.of(R, L, np.minimum(delta * factor, BASE - 1e-3), BASE, text=T)

@@ -1,0 +1,125 @@
+"""The chosen law and all laws side by side, readable at 80 columns and in a pipe."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .analysis import Analysis, Entry
+from .choice import EDGE, RANKS, TEXT
+from .estimate import SaturatingFit
+from .law import NOT_IDENTIFIED, OK
+from .observed import Cells
+
+MEANING = {
+    "C": "scale (nats/token)",
+    "alpha": "power of rank",
+    "beta": "power of length",
+    "b": "offset (nats/token)",
+    "k": "sharpness of the bend",
+    "floor": "least loss (nats/token)",
+    "spread": "of a cell around the law, as a share",
+}
+LAWS = {"none": "x", "hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x^k)^(1/k)"}
+
+
+def chosen_table(analysis: Analysis, cells: Cells) -> RenderableType:
+    """The chosen law with its intervals, how well it fits, and how well it predicts cells it has not seen."""
+    fit, chosen = analysis.law, analysis.chosen
+    if fit is None or chosen is None:
+        reason = next((e.fit.reason for e in analysis.entries if e.fit.status == NOT_IDENTIFIED), "no law fits")
+        return Text(f"no law on all cells: {reason}", style="yellow")
+    saturated = f"{fit.n_saturated} saturated, used as lower limits" if fit.n_saturated else "none saturated"
+    head = [Text(f"chosen law: {chosen.name}", style="bold"), Text(formula(fit)), Text(f"all {fit.n} cells ({saturated})")]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("", "value", "95 % interval", "meaning"):
+        words = name in ("", "meaning")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
+    for name, value in fit.parameters.items():
+        low, high = analysis.intervals.get(name, (math.nan, math.nan))
+        span = f"{low:.4g} to {high:.4g}" if math.isfinite(low + high) else "-"
+        table.add_row(name, f"{value:.4g}", span, MEANING[name])
+    lines = [
+        f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain; with saturated cells {fit.mape_all:.2f} %",
+        *_unseen_lines(chosen),
+        f"range   rank {cells.rank.min():g} to {cells.rank.max():g}, length {cells.length.min():g} to "
+        f"{cells.length.max():g}; beyond it the law is extrapolated",
+    ]
+    test = analysis.constant_capacity
+    if test is not None:
+        verdict = "not rejected" if test.p >= 0.05 else "rejected"
+        lines.append(f"beta=1  (constant capacity) {verdict}: p = {test.p:.2g}, cells taken as independent")
+    status = Text(f"status  {fit.status}" + (f" ({fit.reason})" if fit.reason else ""), style="green")
+    return Group(*head, table, Text(_how(analysis), style="dim"), *map(Text, lines), status)
+
+
+def formula(fit: SaturatingFit) -> str:
+    """In the notation of the tables, on one line of 80 columns."""
+    inner = "C r^alpha l^-beta" + (" + b" if fit.form.offset else "")
+    if fit.form.link == "none":
+        return f"dL = {inner}"
+    top = "(L0 - floor)" if fit.form.floor else "L0"
+    return f"dL = {top} S(x), x = ({inner}) / {top}, S = {LAWS[fit.form.link]}"
+
+
+def _unseen_lines(chosen: Entry) -> list[str]:
+    edge = chosen.checks[EDGE]
+    if not math.isfinite(edge.mape):
+        return [f"unseen  no held-out check: {edge.reason}"]
+    cells = f"{edge.n_test} unsaturated cells" if edge.n_test > 1 else "1 unsaturated cell"
+    inside = f"{_number(100 * edge.coverage, '.0f')} % of them inside the 95 % band"
+    lines = [
+        f"unseen  MAPE {edge.mape:.2f} % on {cells} ({EDGE}),",
+        f"        {inside}; {edge.mape_all:.2f} % on all {edge.n_all} left out",
+    ]
+    sides = [(what, check) for what, check in chosen.checks.items() if what != EDGE and math.isfinite(check.mape)]
+    words = {RANKS: "ranks alone", TEXT: "each text in turn"}
+    parts = [f"{words.get(what, 'lengths alone')} {check.mape:.2f} %" for what, check in sides]
+    return [*lines, f"        {', '.join(parts)}"] if parts else lines
+
+
+def _how(analysis: Analysis) -> str:
+    made = analysis.bootstrap
+    if made is None or made.status != OK:
+        return "intervals take the cells as independent"
+    return f"intervals: bootstrap of {made.clusters} clusters (text x length), {len(made.draws):,} draws"
+
+
+def laws_table(analysis: Analysis) -> RenderableType:
+    """All laws side by side; those that stopped at a bound in a line below."""
+    columns = ("law", "cells", "alpha", "beta", "b", "k", "dAICc", "fit %", "unseen %", "all %", "band %")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "law" else "right", no_wrap=True)
+    stopped = []
+    for entry in analysis.entries:
+        if entry.fit.status != OK:
+            stopped.append(f"{entry.name}: {entry.fit.status}, {entry.fit.reason}")
+            continue
+        table.add_row(*_row(entry, entry is analysis.chosen), style="bold" if entry is analysis.chosen else None)
+    if not table.row_count:
+        return Group()
+    note = (
+        "*: chosen. fit: MAPE over unsaturated cells. unseen: MAPE over unsaturated cells",
+        "of the largest ranks and longest lengths, left out of the fit; all: over all",
+        "cells left out. band: share of the unseen inside the 95 % band. dAICc: above",
+        "the least; paper and robust saw other cells, so that theirs compares with none.",
+    )
+    return Group(Text("all laws", style="bold"), table, *(Text(line, style="dim") for line in note), *map(Text, stopped))
+
+
+def _row(entry: Entry, chosen: bool) -> list[str]:
+    values, edge = entry.parameters, entry.checks[EDGE]
+    numbers = [
+        _number(values.get(name), form) for name, form in (("alpha", ".3f"), ("beta", ".3f"), ("b", ".2f"), ("k", ".1f"))
+    ]
+    errors = [_number(value, ".2f") for value in (entry.mape, edge.mape, edge.mape_all)]
+    name = f"* {entry.name}" if chosen else entry.name
+    return [name, str(entry.kept), *numbers, _number(entry.difference, ".1f"), *errors, _number(100 * edge.coverage, ".0f")]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None or not math.isfinite(value) else format(value, form)
