@@ -33,7 +33,8 @@ FORMS = (
     Form("exp", floor=True),
     Form("hill", floor=True),
 )
-CLOSE = 4.0  # AICc: laws this near to the best are told apart by what they predict
+CLOSE = 4.0  # AICc: laws this near to the best are not told apart by it
+FOLDS = 10  # with more texts than this, several are left out at a time
 ALIKE = 0.01  # p below which residuals of a cluster are called alike
 EDGE, RANKS, LENGTHS, TEXT = "largest ranks and longest lengths", "largest ranks", "longest lengths", "one text"
 
@@ -161,8 +162,9 @@ def cuts(cells: Cells) -> Iterator[tuple[str, Mask]]:
     yield RANKS, ~ranks
     yield LENGTHS, ~lengths
     texts = np.unique(cells.text)
-    for text in texts if len(texts) > 1 else ():
-        yield TEXT, cells.text != text
+    folds = min(len(texts), FOLDS)
+    for k in range(folds if folds > 1 else 0):
+        yield TEXT, ~np.isin(cells.text, texts[k::folds])
 
 
 def checks(cells: Cells, estimator: Estimator) -> dict[str, Check]:
@@ -203,20 +205,25 @@ def _mean(parts: Sequence[Array | Mask]) -> float:
 
 
 def choose(fits: Sequence[SaturatingFit], held: Sequence[Check]) -> int | None:
-    """Which of the fits to report: of those within 4 of the least AICc, the one that errs least on the edge left out.
+    """Which of the fits to report: the simplest within 4 of the least AICc; of equals, the one that errs least on the edge.
+
+    So a parameter is taken in only where it earns its keep. Laws without a link are there to compare: they predict gains
+    above the base loss, and are never chosen.
 
     Returns:
         Its place; None when no fit is OK.
     """
-    differences = aicc_differences(fits)
-    near = [k for k, difference in enumerate(differences) if difference <= CLOSE]
-    if not near:
+    linked = [k for k, fit in enumerate(fits) if fit.form.link != "none" and fit.status == OK and math.isfinite(fit.aicc)]
+    if not linked:
         return None
+    aicc_differences(fits)  # refuses fits to different cells
+    least = min(fits[k].aicc for k in linked)
 
-    def error(k: int) -> tuple[float, float]:
-        return (held[k].mape if math.isfinite(held[k].mape) else math.inf, differences[k])
+    def order(k: int) -> tuple[int, float, float]:
+        error = held[k].mape
+        return len(fits[k].form.free), error if math.isfinite(error) else math.inf, fits[k].aicc
 
-    return min(near, key=error)
+    return min((k for k in linked if fits[k].aicc - least <= CLOSE), key=order)
 
 
 def alike_within_clusters(cells: Cells, predicted: Array) -> tuple[float, float]:

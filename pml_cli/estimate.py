@@ -23,7 +23,7 @@ from . import law
 from .law import BOUND_HIT, CONFIDENCE, NOT_IDENTIFIED, OK, Array, Mask
 from .observed import LN2, Cells
 from .saturation import ALPHA, BETA, FLOOR, HIGH, LOG_K, LOG_S, LOW, PARAMETERS, B, C, Form, log_gain, log_gain_slopes
-from .scoring import Design, derivatives, minimise
+from .scoring import Design, derivatives, minimise, scores
 
 GRID = np.geomspace(0.05, 2.5, 8)  # exponents at the nodes
 GRID_K = (1.5, 5.0)
@@ -243,14 +243,14 @@ def _covariances(cells: Cells, form: Form, design: Design, theta: Array) -> tupl
     """Two (7, 7) covariances, from the information and the sandwich of cluster scores; or the parameter that has none."""
     free = np.array(form.free)
     cluster, count = cells.clusters
-    member = (cluster == np.arange(count)[:, None]).astype(float)
     _, information = derivatives(theta[None], design, form, np.ones((1, 1)), free)
-    scores, _ = derivatives(np.tile(theta, (count, 1)), design, form, member, free)
+    of_cluster = np.zeros((count, len(free)))
+    np.add.at(of_cluster, cluster, scores(theta, design, form, free))
     scale = np.sqrt(np.diag(information[0]))
     if (scale <= 1e-9).any():
         return information[0], information[0], NATURAL[free[int(np.argmin(scale))]]
     inverse = np.linalg.pinv(information[0] / np.outer(scale, scale), hermitian=True)
-    scaled = scores / scale
+    scaled = of_cluster / scale
     out = np.zeros((2, len(PARAMETERS), len(PARAMETERS)))
     place = np.ix_(free, free)
     out[0][place] = inverse / np.outer(scale, scale)

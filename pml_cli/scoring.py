@@ -110,27 +110,44 @@ def loss(theta_BP: Array, design: Design, form: Form, weights: Array) -> Array:
 
 def derivatives(theta_BP: Array, design: Design, form: Form, weights: Array, free_F: Array) -> tuple[Array, Array]:
     """Gradient (B, F) and information (B, F, F) of `loss`: expected for the cells seen, observed for the censored ones."""
-    law_free = tuple(int(p) for p in free_F if p != LOG_S)
+    law_free = _law_places(free_F)
+    slopes, parts = _per_cell(theta_BP, design, form, law_free)
+    g1, g2, h11, h12, h22 = (part * weights for part in parts)
+    size = len(law_free)
+    gradient = np.empty((len(theta_BP), len(free_F)))
+    information = np.empty((len(theta_BP), len(free_F), len(free_F)))
+    gradient[:, :size] = (g1[:, None, :] @ slopes)[:, 0]
+    information[:, :size, :size] = (slopes * h11[..., None]).transpose(0, 2, 1) @ slopes
+    if LOG_S in free_F:  # the last parameter, so the last free one
+        gradient[:, size], information[:, size, size] = g2.sum(axis=1), h22.sum(axis=1)
+        information[:, :size, size] = information[:, size, :size] = (h12[:, None, :] @ slopes)[:, 0]
+    return gradient, information
+
+
+def scores(theta_P: Array, design: Design, form: Form, free_F: Array) -> Array:
+    """Each cell's part of the gradient at one parameter vector, (N, F)."""
+    law_free = _law_places(free_F)
+    slopes, (g1, g2, *_) = _per_cell(theta_P[None], design, form, law_free)
+    found = slopes[0] * g1[0][:, None]
+    return np.concatenate([found, g2[0][:, None]], axis=1) if LOG_S in free_F else found
+
+
+def _law_places(free_F: Array) -> tuple[int, ...]:
+    return tuple(int(p) for p in free_F if p != LOG_S)
+
+
+def _per_cell(theta_BP: Array, design: Design, form: Form, law_free: tuple[int, ...]) -> tuple[Array, tuple[Array, ...]]:
+    """Slopes of log mu (B, N, F - 1), and five (B, N): gradient and information by log mu (1) and by log s (2)."""
     log_mu, slopes = log_gain_slopes(theta_BP, design.x, design.y, design.base, link=form.link, wanted=law_free)
     s = np.exp(theta_BP[:, LOG_S, None]) * design.sd
     ratio = np.where(design.censored, design.limit, design.delta) * np.exp(-log_mu)
     z = (ratio - 1) / s
-    # By log mu (1) and by log s (2); for a censored cell a = -z, h = phi(a) / Phi(a).
     g1, g2, h11, h12, h22 = 1 - z * ratio / s, 1 - z**2, 1 / s**2 + 2, np.full_like(z, 2.0), np.full_like(z, 2.0)
     hidden = design.censored
-    if hidden.any():
+    if hidden.any():  # with a = -z and h = phi(a) / Phi(a)
         a, turn = -z[:, hidden], (ratio / s)[:, hidden]
         h = np.exp(-0.5 * a**2 - HALF_LOG_TAU - special.log_ndtr(a))
         bend = h * (h + a)
         g1[:, hidden], g2[:, hidden] = -h * turn, h * a
         h11[:, hidden], h12[:, hidden], h22[:, hidden] = bend * turn**2, -bend * turn * a, bend * a**2
-    g1, g2, h11, h12, h22 = (part * weights for part in (g1, g2, h11, h12, h22))
-    size, spread_free = len(law_free), LOG_S in free_F
-    gradient = np.empty((len(theta_BP), len(free_F)))
-    information = np.empty((len(theta_BP), len(free_F), len(free_F)))
-    gradient[:, :size] = (g1[:, None, :] @ slopes)[:, 0]
-    information[:, :size, :size] = (slopes * h11[..., None]).transpose(0, 2, 1) @ slopes
-    if spread_free:  # log_s is the last parameter, so it is the last free one
-        gradient[:, size], information[:, size, size] = g2.sum(axis=1), h22.sum(axis=1)
-        information[:, :size, size] = information[:, size, :size] = (h12[:, None, :] @ slopes)[:, 0]
-    return gradient, information
+    return slopes, (g1, g2, h11, h12, h22)

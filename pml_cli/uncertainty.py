@@ -24,7 +24,7 @@ from .scoring import Design, minimise
 
 FEW_CLUSTERS = 40  # below, percentiles of the draws are too narrow; Student's t with one degree less than clusters
 LEAST_CLUSTERS = 4
-CHUNK = 250  # draws solved together
+CHUNK = 60_000  # cells times draws solved together
 ROUNDS = 40  # scoring steps of a draw, from the fit to all cells
 POINTS = 31  # of a profile
 REACH = 4.5  # standard errors to each side
@@ -90,8 +90,9 @@ def bootstrap(
         return Bootstrap(NOT_IDENTIFIED, problem, np.empty((0, len(NATURAL))), 0, count, {})
     rng, design = np.random.default_rng(seed), design_of(cells, fit.centre)
     found = []
-    for start in range(0, draws, CHUNK):
-        size = min(CHUNK, draws - start)
+    chunk = max(1, CHUNK // len(cells))
+    for start in range(0, draws, chunk):
+        size = min(chunk, draws - start)
         weights = _weights(rng, cells, cluster, count, size)
         theta, value = minimise(
             np.tile(fit.theta, (size, 1)), design, fit.form, weights_BN=weights[:, cluster], iterations=ROUNDS

@@ -137,5 +137,10 @@ def test_the_law_that_made_the_cells_is_chosen():
     fits = [fit_saturating(cells, form) for form in choice.FORMS]
     held = [choice.checks(cells, choice.saturating(form))[choice.EDGE] for form in choice.FORMS]
     assert fits[choice.choose(fits, held)].form.link == "hill"
+    for link, k in (("hard", 200.0), ("hill", 2.0)):
+        made = plant(noise=0.01, k=k, seed=5)
+        fits = [fit_saturating(made, form) for form in choice.FORMS]
+        held = [choice.checks(made, choice.saturating(form))[choice.EDGE] for form in choice.FORMS]
+        assert fits[choice.choose(fits, held)].form == Form(link)  # never the power law, nor parameters that do not help
     nothing = cells.take(R < 2)
     assert choice.choose([fit_saturating(nothing, Form("exp"))], [held[0]]) is None
