@@ -73,10 +73,11 @@ class Analysis:
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 %, of the chosen law: from the bootstrap where there is one, else from the information."""
+        """95 %, of the chosen law: from the bootstrap where there is one, else from the likelihood."""
         if self.bootstrap and self.bootstrap.status == OK:
             return self.bootstrap.intervals
-        return self.law.intervals if self.law else {}
+        closed = {name: line.interval for name, line in self.profiles.items() if all(map(math.isfinite, line.interval))}
+        return self.law.intervals | closed if self.law else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the bootstrap's draws are in `draws`."""

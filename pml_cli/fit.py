@@ -244,10 +244,11 @@ def _differing(groups: list[GroupFit]) -> str:
 def _show(group: GroupFit, console: Console) -> None:
     console.print(report.law_table(group.name, group.fit, group.held, len(group.cells)))
     if group.fit.status != law.NOT_IDENTIFIED:
-        parts = law_report.chosen_table(group.analysis, group.observed), law_report.laws_table(group.analysis)
-        for part in parts:
+        console.print()
+        console.print(law_report.chosen_table(group.analysis, group.observed))
+        if group.analysis.chosen:
             console.print()
-            console.print(part)
+            console.print(law_report.laws_table(group.analysis))
         console.print()
     for words in group.warnings:
         console.print(Text(f"warning: {words}", style="yellow"))

@@ -73,7 +73,8 @@ class LawFit:
         """What the numbers say against the law, in plain words."""
         if self.status == OK and self.intervals["b"][1] < 0:
             low, high = self.intervals["b"]
-            return [f"b = {self.b:.3g} (95 % interval {low:.3g} to {high:.3g}) is below 0: {NEGATIVE_OFFSET}"]
+            span = f"95 % interval {low:.3g} to {high:.3g}"
+            return [f"b of the paper's form, {self.b:.3g} ({span}), is below 0: {NEGATIVE_OFFSET}"]
         return []
 
     def predict(self, rank: ArrayLike, length: ArrayLike) -> Array:

@@ -9,7 +9,8 @@ law.json, format 2 (numbers at full precision; what is not finite is null; covar
   - `laws`: every law (`analysis.Entry`): `name`, `law` (formula), `estimator`, `status`, `reason`, `parameters`, `n`,
     `n_saturated`, `r2`, `mape`, `aicc_difference` (null where other cells were seen), `checks` by what was left out
     (`choice.Check`: `mape`, `mape_all`, `coverage`, `n_fit`, `n_test`, `n_all`, `reason`); those on all cells also `theta`
-    and its `covariance` in the order of saturation.PARAMETERS, `centre`, `intervals_95_naive`, `nll`, `aicc`, `cells_sha256`
+    and its `covariance` (cells independent) and `covariance_clustered` in the order of saturation.PARAMETERS, `centre`,
+    `clusters`, `intervals_95_naive`, `nll`, `aicc`, `cells_sha256`
   - `chosen`: the name of one of them, or null
   - `bootstrap` of the chosen law: `status`, `reason`, `clusters`, `draws`, `failed`, `intervals_95`
   - `profiles` by parameter: `values`, `deviance`, `interval_95`

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .analysis import Analysis, Entry
-from .choice import EDGE, RANKS, TEXT
+from .choice import EDGE, RANKS, TEXT, Plain
 from .estimate import SaturatingFit
-from .law import NOT_IDENTIFIED, OK
+from .law import OK
 from .observed import Cells
 
 MEANING = {
@@ -30,8 +30,8 @@ def chosen_table(analysis: Analysis, cells: Cells) -> RenderableType:
     """The chosen law with its intervals, how well it fits, and how well it predicts cells it has not seen."""
     fit, chosen = analysis.law, analysis.chosen
     if fit is None or chosen is None:
-        reason = next((e.fit.reason for e in analysis.entries if e.fit.status == NOT_IDENTIFIED), "no law fits")
-        return Text(f"no law on all cells: {reason}", style="yellow")
+        failed = [entry for entry in analysis.entries if entry.fit.status != OK and not isinstance(entry.fit, Plain)]
+        return Text("no law on all cells: " + "; ".join(dict.fromkeys(e.fit.reason for e in failed)), style="yellow")
     saturated = f"{fit.n_saturated} saturated, used as lower limits" if fit.n_saturated else "none saturated"
     head = [Text(f"chosen law: {chosen.name}", style="bold"), Text(formula(fit)), Text(f"all {fit.n} cells ({saturated})")]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -84,12 +84,12 @@ def _unseen_lines(chosen: Entry) -> list[str]:
 def _how(analysis: Analysis) -> str:
     made = analysis.bootstrap
     if made is None or made.status != OK:
-        return "intervals take the cells as independent"
+        return "intervals: profile likelihood, which takes the cells as independent"
     return f"intervals: bootstrap of {made.clusters} clusters (text x length), {len(made.draws):,} draws"
 
 
 def laws_table(analysis: Analysis) -> RenderableType:
-    """All laws side by side; those that stopped at a bound in a line below."""
+    """All laws side by side; below, in a line each, those that are not OK."""
     columns = ("law", "cells", "alpha", "beta", "b", "k", "dAICc", "fit %", "unseen %", "all %", "band %")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in columns:
@@ -100,8 +100,6 @@ def laws_table(analysis: Analysis) -> RenderableType:
             stopped.append(f"{entry.name}: {entry.fit.status}, {entry.fit.reason}")
             continue
         table.add_row(*_row(entry, entry is analysis.chosen), style="bold" if entry is analysis.chosen else None)
-    if not table.row_count:
-        return Group()
     note = (
         "*: chosen. fit: MAPE over unsaturated cells. unseen: MAPE over unsaturated cells",
         "of the largest ranks and longest lengths, left out of the fit; all: over all",

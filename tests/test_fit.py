@@ -307,3 +307,12 @@ def test_what_carries_no_law_says_what_to_run(tmp_path, cells):
     assert code == 0 and "NOT_IDENTIFIED" in words and "Next: `pml sweep" in words
     group = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))["groups"][0]
     assert group["chosen"] is None and group["bootstrap"] is None
+
+
+def test_laws_that_stop_at_a_bound_are_not_chosen(tmp_path):
+    falling = [result(r, n, 6.0 * r**-0.3 * n**-0.1 + 0.02 * math.sin(r * n)) for r in RANKS for n in LENGTHS]
+    write(tmp_path, *falling)
+    words = " ".join(run(tmp_path, figures=False)[1].split())
+    assert "no law on all cells: alpha stops at its least value" in words and "Next: more cells, `pml sweep" in words
+    group = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))["groups"][0]
+    assert group["chosen"] is None and {entry["status"] for entry in group["laws"]} == {"BOUND_HIT"}

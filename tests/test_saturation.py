@@ -219,3 +219,9 @@ def test_cells_that_make_no_sense_are_refused():
 
 def test_bounds_hold_the_starts():
     assert (LOW < HIGH).all()
+
+
+def test_a_parameter_that_the_cells_say_nothing_about_is_named():
+    few = plant("hard", C=5.0, base=np.full(len(R), 60.0))  # far below the ceiling a floor has no effect at all
+    fit = fit_saturating(few, Form("hard", floor=True))
+    assert fit.status == law.NOT_IDENTIFIED and fit.reason == "these cells say nothing about floor"
