@@ -17,9 +17,8 @@ import pml_cli
 from pml_cli.config import TINY, MemftMarginLoss, MemftOtLoss, MemftSwLoss, Model, PhonebookData, Run, SftLoss
 from pml_cli.corpus import held_out_text
 from pml_cli.dropin import IGNORED, MemFTCallback, MemFTLoss
-from pml_cli.engine import Cell
+from pml_cli.engine import Cell, _tokens
 from pml_cli.engine import Trainer as Engine
-from pml_cli.engine import _tokens
 from pml_cli.errors import UserError
 from pml_cli.plan import source_of
 
