@@ -15,7 +15,7 @@ for loss in ("memft_ot", "memft_sw", "memft_margin"):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype="float64")
     model = get_peft_model(model, LoraConfig(r=8, target_modules=["down_proj"], lora_dropout=0.0)).double()
-    trainer = trained(model, folder, loss, batch, accumulate, steps=5, ddp_backend="gloo")
+    trainer = trained(model, folder, loss, batch, accumulate, steps=5, lr=1.0, optim="sgd", ddp_backend="gloo")
     if trainer.args.process_index == 0:
         folder.mkdir(parents=True, exist_ok=True)
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
