@@ -170,7 +170,11 @@ class MemftSwLoss(Loss):
 
 @dataclass
 class MemftMarginLoss(Loss):
-    """Ours: cross-entropy where the logit margin falls short of `margin`, later the shortfall itself (a hinge)."""
+    """Ours: cross-entropy where the logit margin falls short of `margin`, later the shortfall itself (a hinge).
+
+    Both are means over the tokens that fall short. Margins settle at `margin`: for train.stop=recalled, train.stop_margin must
+    lie below it.
+    """
 
     kind: str = "memft_margin"
     margin: float = 0.5  # logits by which the target must win; recall is exactly a margin above 0
