@@ -63,7 +63,7 @@ def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each place, rank (and all ranks together: no rank), method and measure.
+    """One row for each place, rank (and all ranks together: no rank), method, learning rate and measure.
 
     Columns: terms of the comparison; pairs; the means of sft and of the method; their paired difference with a 95 % t
     interval; p of the paired t test and of flipping the signs of the pairs' differences.
@@ -91,9 +91,9 @@ def _paired(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def _compared(pairs: pd.DataFrame, terms: str) -> pd.DataFrame:
-    rows = []
-    for key, group in pairs.groupby([*PLACE, "method"]):
-        where = dict(zip([*PLACE, "method"], key, strict=True))
+    rows, keys = [], [*PLACE, "method", *(["lr"] if terms == EQUAL else [])]
+    for key, group in pairs.groupby(keys):
+        where = dict(zip(keys, key, strict=True))
         budget = _ratio(group)
         for rank, cell in [*group.groupby("rank"), (None, group)]:
             if rank is None and group["rank"].nunique() < 2:

@@ -172,8 +172,8 @@ class MemftSwLoss(Loss):
 class MemftMarginLoss(Loss):
     """Ours: cross-entropy where the logit margin falls short of `margin`, later the shortfall itself (a hinge).
 
-    Both are means over the tokens that fall short. Margins settle at `margin`: for train.stop=recalled, train.stop_margin must
-    lie below it.
+    Both are means over the tokens that fall short. Margins settle at `margin`: for train.stop=recalled, train.stop_margin
+    must lie below it.
     """
 
     kind: str = "memft_margin"

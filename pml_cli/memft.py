@@ -67,29 +67,30 @@ def _explained(terms: str) -> str:
     }
     budget = means.get(terms, "UNEQUAL BUDGET: steps or tokens differ, see the column budget")
     return (
-        f"{budget}; the mean of the pairs and its difference to sft with a 95 % interval (paired t over texts and seeds), "
-        "p by flipping signs; - for one pair\n"
+        f"{budget}; n pairs, tokens right under sft and under the loss, and the difference with its 95 % interval (paired t "
+        "over texts and seeds), p by flipping signs; exact: recalled whole, under sft and the loss; - for one pair\n"
     )
 
 
 def _shown(table: pd.DataFrame) -> Table:
-    """Accuracy and exact match of each cell, and of all ranks together."""
+    """Accuracy and exact match of each rank and length, and of all ranks together."""
     out, budget = Table(box=None, pad_edge=False), not table["budget"].between(0.99, 1.01).all()
     rates = table["lr"].nunique() > 1 or (table["lr"] != table["lr_sft"]).any()
-    names = ["rank", "l", "loss", "pairs", "acc % sft", "acc %", "difference", "p", "exact % sft", "exact %"]
-    for name in [*names, *(["lr sft", "lr"] if rates else []), *(["budget"] if budget else [])]:
-        out.add_column(name, justify="left" if name == "loss" else "right")
+    names = ["rank", "l", "loss", "n", "sft %", "acc %", "difference", "p", "exact %"]
+    for name in [*names, *(["lr"] if rates else []), *(["budget"] if budget else [])]:
+        out.add_column(name, justify="left" if name == "loss" else "right", no_wrap=True)
     for _, cell in table.groupby(["seqlen", "rank", "method", "model", "data", "adapter", "lr", "lr_sft"], dropna=False):
         by, one = cell.set_index("measure"), cell.iloc[0]
         accuracy, exact = by.loc["token_accuracy"], by.loc["exact_match"]
         half = 100 * (accuracy["high"] - accuracy["low"]) / 2
         span = f"{100 * accuracy['difference']:+.1f} ± " + ("-" if np.isnan(half) else f"{half:.1f}")
         p, rank = accuracy["p_signs"], "all" if pd.isna(one["rank"]) else str(one["rank"])
+        lr = one["lr"] if one["lr"] == one["lr_sft"] else f"{one['lr_sft']}, {one['lr']}"
         out.add_row(
-            rank, str(one["seqlen"]), str(one["method"]), str(accuracy["pairs"]),
-            f"{100 * accuracy['sft']:.1f}", f"{100 * accuracy['value']:.1f}", span, "-" if np.isnan(p) else f"{p:.3g}",
-            f"{100 * exact['sft']:.0f}", f"{100 * exact['value']:.0f}",
-            *([one["lr_sft"], one["lr"]] if rates else []), *([f"x{one['budget']:.2g}"] if budget else []),
+            rank, str(one["seqlen"]), str(one["method"]), str(accuracy["pairs"]), f"{100 * accuracy['sft']:.1f}",
+            f"{100 * accuracy['value']:.1f}", span, "-" if np.isnan(p) else f"{p:.2g}",
+            f"{100 * exact['sft']:.0f}, {100 * exact['value']:.0f}", *([lr] if rates else []),
+            *([f"x{one['budget']:.2g}"] if budget else []),
         )  # fmt: skip
     return out
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLES = [
-    ("#000000", "o"),
+    ("#9A9A9A", "o"),
     ("#0072B2", "s"),
     ("#E69F00", "^"),
     ("#009E73", "D"),
@@ -74,8 +74,10 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
         mean = 100 * grouped.mean()
         half = 100 * grouped.agg(lambda values: half_width(values.to_numpy(float))).fillna(0.0)
         ranks = mean.index.to_numpy(float)
-        axes.fill_between(ranks, (mean - half).clip(0, 100), (mean + half).clip(0, 100), color=colour, alpha=0.15, lw=0)
-        axes.plot(ranks, mean, color=colour, marker=marker, ms=5, lw=1.5, label=NAMES.get(method, method))
+        axes.fill_between(ranks, (mean - half).clip(0, 100), (mean + half).clip(0, 100), color=colour, alpha=0.12, lw=0)
+        under = method == "sft"  # wider, so that it shows where another line lies on it
+        size, width = (9.0, 4.0) if under else (5.0, 1.5)
+        axes.plot(ranks, mean, color=colour, marker=marker, ms=size, lw=width, label=NAMES.get(method, method))
     axes.axhline(100, color="0.6", lw=0.8, ls=":", zorder=0)
     axes.set_xscale("log", base=2)
     ticks = sorted(runs["rank"].unique())
