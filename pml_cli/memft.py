@@ -78,7 +78,7 @@ def _shown(table: pd.DataFrame) -> Table:
     rates = table["lr"].nunique() > 1 or (table["lr"] != table["lr_sft"]).any()
     names = ["rank", "l", "loss", "n", "sft %", "acc %", "difference", "p", "exact %"]
     for name in [*names, *(["lr"] if rates else []), *(["budget"] if budget else [])]:
-        out.add_column(name, justify="left" if name == "loss" else "right", no_wrap=True)
+        out.add_column(name, justify="left" if name == "loss" else "right", no_wrap=name != "loss")
     for _, cell in table.groupby(["seqlen", "rank", "method", "model", "data", "adapter", "lr", "lr_sft"], dropna=False):
         by, one = cell.set_index("measure"), cell.iloc[0]
         accuracy, exact = by.loc["token_accuracy"], by.loc["exact_match"]

@@ -215,6 +215,37 @@ def test_the_public_names_come_late():
         _ = pml_cli.nothing
 
 
+def test_accumulation_in_trls_trainer(tmp_path):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    rows = [{name: row[name].tolist() for name in ("input_ids", "labels")} for row in texts()]
+    tokenizer, found = AutoTokenizer.from_pretrained(TINY), []
+    tokenizer.pad_token = tokenizer.eos_token
+    for batch, accumulate in ((8, 1), (2, 4)):
+        torch.manual_seed(0)
+        loss = MemFTLoss("memft_margin")
+        arguments = trl.SFTConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_steps=4,
+            learning_rate=0.5, optim="sgd", use_cpu=True, bf16=False, report_to=[], logging_steps=1, save_strategy="no",
+            dataset_kwargs={"skip_prepare_dataset": True}, gradient_checkpointing=False, disable_tqdm=True,
+            train_sampling_strategy="sequential",
+        )  # fmt: skip
+        trainer = trl.SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(TINY, dtype="float32"), args=arguments, processing_class=tokenizer,
+            train_dataset=datasets.Dataset.from_list(rows), compute_loss_func=loss, callbacks=[MemFTCallback(loss)],
+            peft_config=LoraConfig(r=8, target_modules=["down_proj"], lora_dropout=0.0),
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_A" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        trainer.train()
+        found.append(adapters(trainer))
+    for name, ours in found[0].items():
+        torch.testing.assert_close(ours, found[1][name], rtol=0, atol=1e-6)
+        assert "lora_A" in name or ours.abs().max() > 1e-3
+
+
 @pytest.mark.slow
 def test_two_devices_are_one_with_the_batch_of_both(tmp_path):
     """Two processes of four rows, in two micro-batches each, against one process of eight rows."""
