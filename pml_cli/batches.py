@@ -5,18 +5,29 @@ Shapes: n unique rows, K cells, b samples of a cell in the batch, T input tokens
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .curriculum import active
 from .sequences import Sample
 
-Batch = list[list[tuple[int, int]]]  # per cell: (row, target tokens) of each of its samples in the batch
+
+class Piece(NamedTuple):
+    """One sample of a cell in a batch."""
+
+    row: int  # shared input row
+    tokens: int  # of its target
+    sample: int  # its place among the cell's samples
+
+
+Batch = list[list[Piece]]  # per cell
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class Layout:
     targets: Tensor  # (N,) token ids
     slots: Tensor  # (N,) into (K * S)
     mask_KS: Tensor  # 1 where a slot holds a token
+    sample_KS: Tensor  # which of the cell's samples a slot belongs to; 0 where there is padding
+    position_KS: Tensor  # of the token within its sample's target
 
     def by_cell(self, values_N: Tensor) -> Tensor:
         """Scored values laid out as (K, S), zero where there is padding; differentiable."""
@@ -51,7 +64,7 @@ class PackData:
                 self.rows.append(sample)
                 known.append(row)
             place[sample] = row
-        self.cells: Batch = [[(place[s], len(s.target)) for s in cell] for cell in cells]
+        self.cells: Batch = [[Piece(place[s], len(s.target), i) for i, s in enumerate(cell)] for cell in cells]
         longest = max(len(s.prompt) + len(s.target) for s in self.rows)
         ids = np.zeros((len(self.rows), longest), dtype=np.int64)
         for i, sample in enumerate(self.rows):
@@ -60,24 +73,25 @@ class PackData:
 
     def input_tokens(self, k: int) -> int:
         """Input length T of a cell by itself: its longest prompt and target, less the last token."""
-        return max(len(self.rows[row].prompt) + length for row, length in self.cells[k]) - 1
+        return max(len(self.rows[piece.row].prompt) + piece.tokens for piece in self.cells[k]) - 1
 
     def layout(self, batch: Batch) -> Layout:
         """Lay out one batch; cells with fewer samples are padded with rows in which nothing is scored."""
         b = max(len(samples) for samples in batch)
-        T = max(len(self.rows[row].prompt) + length for samples in batch for row, length in samples) - 1
-        S = max(sum(length for _, length in samples) for samples in batch)
+        T = max(len(self.rows[piece.row].prompt) + piece.tokens for samples in batch for piece in samples) - 1
+        S = max(sum(piece.tokens for piece in samples) for samples in batch)
         rows = np.zeros((len(batch), b), dtype=np.int64)
-        mask = np.zeros((len(batch), S))
+        mask, sample, position = np.zeros((len(batch), S)), *np.zeros((2, len(batch), S), dtype=np.int64)
         scored, slots, picks = [], [], []
         for k, samples in enumerate(batch):
             used = 0
-            for j, (row, length) in enumerate(samples):
+            for j, (row, length, i) in enumerate(samples):
                 prompt, steps = len(self.rows[row].prompt), np.arange(length)
                 rows[k, j] = row
                 scored.append((k * b + j) * T + prompt - 1 + steps)
                 slots.append(k * S + used + steps)
                 picks.append(row * self.ids.shape[1] + prompt + steps)
+                sample[k, used : used + length], position[k, used : used + length] = i, steps
                 used += length
             mask[k, :used] = 1
 
@@ -85,21 +99,27 @@ class PackData:
             return torch.from_numpy(array).to(self.device)
 
         targets = self.ids.flatten()[send(np.concatenate(picks))]
-        return Layout(send(rows.ravel()), T, send(np.concatenate(scored)), targets, send(np.concatenate(slots)), send(mask))
+        where = send(np.concatenate(scored)), targets, send(np.concatenate(slots))
+        return Layout(send(rows.ravel()), T, *where, send(mask), send(sample), send(position))
 
 
 class SampleOrder:
-    """The minibatches of one cell: every epoch a fresh permutation from the cell's own generator."""
+    """The minibatches of one cell: every epoch a fresh permutation, from the cell's own generator, of the samples in use.
 
-    def __init__(self, samples: int, batch: int, seed: int) -> None:
-        self.samples, self.batch = samples, min(batch, samples) if batch else samples
+    With a curriculum those are a growing prefix of one fixed shuffled order.
+    """
+
+    def __init__(self, samples: int, batch: int, seed: int, curriculum: Sequence[int] = ()) -> None:
+        """`curriculum`: the epochs at which the prefix grows; none: all samples from the start."""
+        self.samples, self.batch, self.curriculum = samples, min(batch, samples) if batch else samples, list(curriculum)
         self.generator = np.random.default_rng([seed, 7])
+        self.fixed = np.random.default_rng([seed, 11]).permutation(samples) if self.curriculum else np.arange(samples)
         self._queue, self.drawn = self._batches(), 0
 
     @property
     def whole(self) -> bool:
         """Whether every step sees all samples (then in their own order)."""
-        return self.batch == self.samples
+        return self.batch == self.samples and not self.curriculum
 
     def next(self) -> list[int]:
         self.drawn += 1
@@ -111,7 +131,7 @@ class SampleOrder:
             self.next()
 
     def _batches(self) -> Iterator[list[int]]:
-        while True:
-            order = self.generator.permutation(self.samples)
-            for start in range(0, self.samples, self.batch):
+        for epoch in itertools.count():
+            order = self.fixed[self.generator.permutation(active(self.curriculum, epoch, self.samples))]
+            for start in range(0, len(order), self.batch):
                 yield order[start : start + self.batch].tolist()

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .config import FORMAT
-from .engine import State
+from .engine import CURVE, State
 from .records import write_whole
 
 TABLES = ("logged", "curve")
@@ -62,6 +62,7 @@ class Checkpoints:
             "pack": list(pack),
             "cells": [pack[place] for place in state.cells],
             "draws": state.draws,
+            "columns": list(CURVE),
             "seconds": seconds,
         }
         write_whole(path, lambda aside: save_file(tensors, aside, metadata={"pml": json.dumps(head)}))
@@ -73,7 +74,8 @@ class Checkpoints:
             try:
                 with safe_open(path, "pt") as file:
                     head = json.loads(file.metadata()["pml"])
-                if head.pop("format") == FORMAT and set(head["cells"]) & set(wanted):
+                same = head.pop("format") == FORMAT and head.pop("columns") == list(CURVE)
+                if same and set(head["cells"]) & set(wanted):
                     found.append(Kept(path, **head))
             except (OSError, SafetensorError, ValueError, KeyError, TypeError):
                 continue

@@ -23,7 +23,7 @@ OPTIONS OF THE GROUPS
             hf (any causal language model: model=hf model.path=...)
   data=     random (default) mixed text phonebook rule jsonl hf
   adapter=  mlp_block (default) linear
-  loss=     sft (default) memft_ot
+  loss=     sft (default) memft_ot memft_sw memft_sw_axolotl memft_margin
   train=    default paper_long_context
   launch=   inline (default) local (every device of this machine) slurm
 
@@ -163,14 +163,16 @@ def sweep(
     epilog=VALUES_HELP + "\n" + GROUPS_HELP,
     help="""Compare plain with threshold-guided fine-tuning.
 
-Both train the same cells with an equal budget. Without a loss of your
-own, every cell is trained with loss=sft,memft_ot.
+All train the same cells with an equal budget, compared pair by pair. Without
+a loss of your own: loss=sft,memft_ot,memft_sw,memft_margin. With several
+train.lr also each method at its own best one.
 
 \b
 EXAMPLES
   pml memft rank=4,8 seqlen=256
   pml memft data=phonebook rank=1,2,4,8 seqlen=1000 seed=0,1,2
-  pml memft rank=8 seqlen=500 loss.threshold=0.5,0.69,1.0
+  pml memft rank=8 seqlen=64 data.seed=0,1,2 train.lr=0.01,0.02,0.04
+  pml memft rank=8 seqlen=500 loss=sft,memft_ot loss.threshold=0.5,0.69
   pml memft -f memft --dry-run
 """,
 )

@@ -33,7 +33,7 @@ from .grids import YAMLError, one_line
 from .identity import Frozen
 from .options import GROUPS, options, shipped
 
-MEMFT_LOSSES = ["sft", "memft_ot"]
+MEMFT_LOSSES = ["sft", "memft_ot", "memft_sw", "memft_margin"]
 RUN_FIELDS = [f.name for f in dataclasses.fields(Run)]
 
 

@@ -6,6 +6,7 @@ Each setting is declared once, here: name, type, default, meaning. YAML files an
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass, field
@@ -151,12 +152,43 @@ class MemftOtLoss(Loss):
 
 
 @dataclass
+class MemftSwLoss(Loss):
+    """MemFT, spatial window: weights rise smoothly around the threshold, and reach a window beyond a sample's first error.
+
+    Where a sample's first error has stayed for `patience` of its steps, the window grows by half of itself a step, up to
+    four times; it is reset when that error moves. Defaults: the paper's; loss=memft_sw_axolotl: Axolotl's.
+    """
+
+    kind: str = "memft_sw"
+    threshold: float = math.log(2)  # nats
+    kappa: float = 10.0  # steepness of the sigmoid around the threshold, per nat
+    tau: float = 20.0  # tokens beyond the first error after which the weight has fallen to 1/e
+    window: int = 50  # tokens from the first error on
+    floor: float = 0.01  # factor beyond the window
+    patience: int = 3  # steps that the first error may stay where it is
+
+
+@dataclass
+class MemftMarginLoss(Loss):
+    """Ours: cross-entropy where the logit margin falls short of `margin`, later the shortfall itself (a hinge).
+
+    Both are means over the tokens that fall short. Margins settle at `margin`: for train.stop=recalled, train.stop_margin
+    must lie below it.
+    """
+
+    kind: str = "memft_margin"
+    margin: float = 0.5  # logits by which the target must win; recall is exactly a margin above 0
+    switch: float = 0.5  # share of the steps after which the hinge takes over; 1: never, 0: from the start
+
+
+@dataclass
 class Train:
     """AdamW (betas 0.9, 0.999; eps 1e-8) on the adapter alone, no warm-up."""
 
     steps: int = 500
     epochs: int | None = None  # overrides steps: passes over the samples
     batch: int = 0  # samples a step; 0: all of them
+    curriculum: list[int] = field(default_factory=list)  # epochs at which more samples come into use; [20,40]: 1/3, 2/3, all
     lr: float = 1e-2
     schedule: str = "linear"  # decay to 0 over the steps: linear | constant | cosine
     weight_decay: float = 0.0
@@ -261,7 +293,7 @@ class Predict:
 
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
-LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss)}
+LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss, MemftSwLoss, MemftMarginLoss)}
 LAUNCHES = {c.kind: c for c in (InlineLaunch, LocalLaunch, SlurmLaunch)}
 
 
@@ -281,6 +313,7 @@ def problems(run: Run) -> list[str]:
         ("train.steps", run.train.steps, run.train.steps >= 1, "at least 1"),
         ("train.epochs", run.train.epochs, run.train.epochs is None or run.train.epochs >= 1, "null or at least 1"),
         ("train.batch", run.train.batch, run.train.batch >= 0, "at least 0 (0: all samples)"),
+        ("train.curriculum", run.train.curriculum, _rising(run.train.curriculum), "rising epochs, each at least 1"),
         ("train.lr", run.train.lr, 0 < run.train.lr < math.inf, "above 0"),
         ("train.schedule", run.train.schedule, run.train.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
         ("train.weight_decay", run.train.weight_decay, run.train.weight_decay >= 0, "at least 0"),
@@ -288,6 +321,9 @@ def problems(run: Run) -> list[str]:
         ("train.log_every", run.train.log_every, run.train.log_every >= 0, "at least 0 (0: twenty a run)"),
         ("train.stop", run.train.stop, run.train.stop in ("none", "recalled"), "none or recalled"),
     ]
+    if run.train.epochs is not None and run.train.curriculum:
+        late = run.train.curriculum[-1] < run.train.epochs
+        checks.append(("train.curriculum", run.train.curriculum, late, f"below train.epochs ({run.train.epochs})"))
     data, adapter, loss = run.data, run.adapter, run.loss
     if isinstance(data, MixedData):
         checks.append(("data.random_share", data.random_share, 0 <= data.random_share <= 1, "from 0 to 1"))
@@ -301,14 +337,28 @@ def problems(run: Run) -> list[str]:
     if isinstance(adapter, LinearAdapter):
         checks.append(("adapter.targets", adapter.targets, bool(adapter.targets), "at least one module name"))
         checks.append(("adapter.alpha", adapter.alpha, adapter.alpha > 0, "above 0"))
+    if isinstance(loss, MemftOtLoss | MemftSwLoss):
+        checks.append(("loss.threshold", loss.threshold, 0 < loss.threshold < math.inf, "above 0 (nats)"))
+    if isinstance(loss, MemftSwLoss):
+        checks.append(("loss.kappa", loss.kappa, 0 < loss.kappa < math.inf, "above 0 (per nat)"))
+        checks.append(("loss.tau", loss.tau, 0 < loss.tau < math.inf, "above 0 (tokens)"))
+        checks.append(("loss.window", loss.window, loss.window >= 1, "at least 1 (tokens)"))
+        checks.append(("loss.floor", loss.floor, 0 <= loss.floor <= 1, "from 0 to 1"))
+        checks.append(("loss.patience", loss.patience, loss.patience >= 1, "at least 1 (steps)"))
+    if isinstance(loss, MemftMarginLoss):
+        checks.append(("loss.margin", loss.margin, 0 <= loss.margin < math.inf, "at least 0 (logits)"))
+        checks.append(("loss.switch", loss.switch, 0 <= loss.switch <= 1, "from 0 to 1"))
     if isinstance(loss, MemftOtLoss):
-        checks.append(("loss.threshold", loss.threshold, loss.threshold > 0, "above 0 (nats)"))
         checks.append(("loss.when_done", loss.when_done, loss.when_done in ("mean", "zero"), "mean or zero"))
     found = [f"{name}={value}: must be {allowed}" for name, value, good, allowed in checks if not good]
     path = getattr(data, "path", None)
     if path and isinstance(data, TextData | JsonlData) and not Path(path).is_file():
         found.append(f"data.path={path}: no such file")
     return found
+
+
+def _rising(epochs: list[int]) -> bool:
+    return all(epoch >= 1 for epoch in epochs) and all(a < b for a, b in itertools.pairwise(epochs))
 
 
 def launch_problems(launch: Launch) -> list[str]:

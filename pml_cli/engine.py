@@ -21,17 +21,19 @@ from .adapters import AdamW, AdapterBank, Dropout, clip_
 from .base import FrozenBase, Prefix
 from .batches import Batch, Layout, PackData, SampleOrder
 from .config import Loss, Run, Train
-from .losses import TokenScores, token_nll, weighted_mean, weights
-from .plan import total_steps
+from .curriculum import total_steps
+from .losses import TokenScores, token_nll
 from .recall import HALF, Scores
 from .sequences import Sample
+from .weighting import Tokens, Weighted, fresh_state, weigh
 
 Between = Callable[[int], None]
 Leave = Callable[[list["Cell"]], None]
 
 RUNAWAY = 1e9  # adapter weights beyond this overflow the squares in the norms: a dead model of finite loss
+TINY = 1e-30  # in place of a sum of weights that is 0
 EVALUATION_TOKENS = 16384  # at most so many tokens at once where nothing is trained
-CURVE = ("loss", "nll", "share_above_threshold", "grad_norm", "lr")
+CURVE = ("loss", "nll", "share_above_threshold", "weight_above", "gradient_above", "grad_norm", "lr")
 EMPTY_CURVE = pd.DataFrame({"step": np.zeros(0, np.int32), **{name: np.zeros(0) for name in CURVE}})
 
 
@@ -127,11 +129,15 @@ class Trainer:
         self.prefix = base.prefix(self.data.ids[:, :-1], self.bank) if cached else None
         decay = torch.tensor([r.train.weight_decay for r in runs], dtype=base.adapter_dtype, device=base.device)
         self.optimizer = AdamW(self.bank, decay)
-        self.orders = [SampleOrder(len(c.samples), c.run.train.batch, c.run.seed) for c in self.cells]
+        trains = [r.train for r in runs]
+        self.orders = [
+            SampleOrder(len(c.samples), t.batch, c.run.seed, t.curriculum) for c, t in zip(self.cells, trains, strict=True)
+        ]
+        self.remembered = fresh_state([r.loss for r in runs], max(len(c.samples) for c in self.cells), base.device)
         self.steps = total_steps(runs[0].train, len(self.cells[0].samples))
         self.log_every = runs[0].train.log_every or max(1, self.steps // 20)
         self.dropout = self._dropout()
-        self.curve: list[Tensor] = []  # of the steps since the last logged one, (5, K) each
+        self.curve: list[Tensor] = []  # of the steps since the last logged one, (len(CURVE), K) each
         self._place()
 
     def _dropout(self) -> Dropout | None:
@@ -154,6 +160,7 @@ class Trainer:
             members.setdefault(repr(cell.run.loss), []).append(k)
             self.groups[repr(cell.run.loss)] = cell.run.loss
         self.members = {key: torch.tensor(ks, device=self.base.device) for key, ks in members.items()}
+        self.back = torch.cat(list(self.members.values())).argsort()  # from members' order to the cells'
         clip = [c.run.train.clip or math.inf for c in self.cells]
         self.clip = torch.tensor(clip, dtype=self.base.adapter_dtype, device=self.base.device)
 
@@ -181,6 +188,7 @@ class Trainer:
         """What is needed to go on after `step` steps; tensors are on the CPU."""
         rows = {f"A.{name}": A for name, A in self.bank.A.items()} | {f"B.{name}": B for name, B in self.bank.B.items()}
         rows |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)} | {f"v.{i}": v for i, v in enumerate(self.optimizer.v)}
+        rows |= {f"loss.{name}": values for name, values in self.remembered.items()}
         if self.curve:
             rows["curve"] = torch.stack(self.curve).permute(2, 0, 1)
         if self.dropout:
@@ -198,6 +206,7 @@ class Trainer:
         self.optimizer.step_count = state.step
         self.optimizer.m = [kept[f"m.{i}"] for i in range(len(self.optimizer.m))]
         self.optimizer.v = [kept[f"v.{i}"] for i in range(len(self.optimizer.v))]
+        self.remembered = {name: kept[f"loss.{name}"] for name in self.remembered}
         self.curve = list(kept["curve"].permute(1, 2, 0)) if "curve" in kept else []
         if self.dropout:
             for generator, drawn in zip(self.dropout.generators, state.tensors["dropout"], strict=True):
@@ -215,16 +224,16 @@ class Trainer:
         return layout, token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
 
     def _update(self, step: int, layout: Layout, scores: TokenScores) -> None:
-        nll_KS = layout.by_cell(scores.nll)
-        weights_KS = self._weights(nll_KS.detach(), layout.mask_KS.to(nll_KS.dtype))
-        loss_K = weighted_mean(nll_KS, weights_KS)
+        tokens = _tokens(layout, scores)
+        weighted = self._weigh(tokens, step / self.steps)
+        loss_K = weighted.loss
         parameters = self.bank.parameters()
         grads = torch.autograd.grad(loss_K.sum(), parameters)
         norm_K = clip_(grads, self.clip)
         lr_K = torch.tensor([learning_rate(c.run.train, step, self.steps) for c in self.cells], dtype=loss_K.dtype)
         lr_K = lr_K.to(loss_K.device)
         self.optimizer.step(parameters, grads, lr_K)
-        self._note_curve(loss_K, nll_KS, layout, norm_K, lr_K)
+        self._note_curve(tokens, weighted, norm_K, lr_K)
 
     def _next_batch(self) -> Batch:
         picked = [order.next() if not order.whole else range(order.samples) for order in self.orders]
@@ -245,13 +254,21 @@ class Trainer:
         )
         return hidden.flatten(0, 1)[layout.scored]
 
-    def _weights(self, nll_KS: Tensor, mask_KS: Tensor) -> Tensor:
+    def _weigh(self, tokens: Tokens, progress: float) -> Weighted:
+        """Each cell's tokens weighed under its own loss; what the losses remember goes on."""
         if len(self.members) == 1:
-            return weights(next(iter(self.groups.values())), nll_KS, mask_KS)
-        out = torch.empty_like(nll_KS)
+            weighted, self.remembered = weigh(next(iter(self.groups.values())), tokens, self.remembered, progress)
+            return weighted
+        parts: list[Weighted] = []
+        remembered = {name: values.clone() for name, values in self.remembered.items()}
         for key, cells in self.members.items():
-            out[cells] = weights(self.groups[key], nll_KS[cells], mask_KS[cells])
-        return out
+            before = {name: values[cells] for name, values in self.remembered.items()}
+            weighted, after = weigh(self.groups[key], tokens.of(cells), before, progress)
+            parts.append(weighted)
+            for name, values in after.items():
+                remembered[name][cells] = values
+        self.remembered = remembered
+        return Weighted(*(torch.cat(part)[self.back] for part in zip(*parts, strict=True)))
 
     # -- scores
 
@@ -271,23 +288,24 @@ class Trainer:
             layout = data.layout(batch)
             inputs = data.ids[layout.rows, : layout.tokens] if prefix is None else prefix.rows(layout.rows, layout.tokens)
             scores = token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
-            for k, part in enumerate(_split(layout, scores, batch, start)):
+            for k, part in enumerate(_split(layout, scores, batch)):
                 parts[k].append(part)
         self.bank.dropout = dropout
         return [_join(part) for part in parts]
 
     # -- records
 
-    def _note_curve(self, loss_K: Tensor, nll_KS: Tensor, layout: Layout, norm_K: Tensor, lr_K: Tensor) -> None:
+    def _note_curve(self, tokens: Tokens, weighted: Weighted, norm_K: Tensor, lr_K: Tensor) -> None:
         """Kept on the device until the next logged step: no wait for the device within."""
-        nll_KS, mask_KS = nll_KS.detach(), layout.mask_KS
-        count = mask_KS.sum(1)
-        above = ((nll_KS < HALF) * mask_KS).sum(1) / count
-        self.curve.append(torch.stack([loss_K.detach(), nll_KS.sum(1) / count, above, norm_K, lr_K]))
+        nll_KS, mask_KS = tokens.nll.detach(), tokens.mask
+        count, above = mask_KS.sum(1), (nll_KS < HALF) * mask_KS
+        spent = [(part * above).sum(1) / part.sum(1).clamp(min=TINY) for part in (weighted.weight, weighted.pull)]
+        means = nll_KS.sum(1) / count, above.sum(1) / count
+        self.curve.append(torch.stack([weighted.loss.detach(), *means, *spent, norm_K, lr_K]))
 
     def _flush_curve(self, done: int) -> list[float]:
         """Hand the curve to the cells; returns the last loss of each."""
-        values = torch.stack(self.curve).double().cpu().numpy()  # (steps, 5, K)
+        values = torch.stack(self.curve).double().cpu().numpy()  # (steps, len(CURVE), K)
         self.curve = []
         steps = np.arange(done - len(values), done, dtype=np.int32)
         for k, cell in enumerate(self.cells):
@@ -305,7 +323,7 @@ class Trainer:
         if layout is None or trained is None or self.static is None or self.dropout is not None:
             scores = self.evaluate()
         else:
-            scores = _split(layout, trained, self.data.cells, 0)
+            scores = _split(layout, trained, self.data.cells)
         loss, largest = self._flush_curve(done), self.bank.largest()
         gone: list[int] = []
         for k, cell in enumerate(self.cells):
@@ -336,6 +354,7 @@ class Trainer:
         self.bank.keep(stay)
         self.optimizer.keep(stay)
         self.curve = [values[:, stay] for values in self.curve]
+        self.remembered = {name: values[stay] for name, values in self.remembered.items()}
         if self.dropout:
             self.dropout.keep_cells(stay)
         self.orders = [self.orders[k] for k in stay]
@@ -355,19 +374,25 @@ def _where_lost(cell: Cell, done: int) -> str:
     return f"{what} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
 
 
-def _split(layout: Layout, scores: TokenScores, batch: Batch, first_sample: int) -> list[Scores]:
+def _tokens(layout: Layout, scores: TokenScores) -> Tokens:
+    """The scored tokens of a step, cell by cell."""
+    nll_KS, margin_KS = layout.by_cell(scores.nll), layout.by_cell(scores.margin)
+    correct_KS = layout.by_cell(scores.argmax == layout.targets)
+    return Tokens(nll_KS, margin_KS, correct_KS, layout.mask_KS.to(nll_KS.dtype), layout.sample_KS, layout.position_KS)
+
+
+def _split(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scores]:
     """Scores of a batch, cell by cell."""
-    nll, margin = scores.nll.detach().double().cpu().numpy(), scores.margin.double().cpu().numpy()
+    nll, margin = (values.detach().double().cpu().numpy() for values in (scores.nll, scores.margin))
     argmax, target = scores.argmax.int().cpu().numpy(), layout.targets.int().cpu().numpy()
     out, at = [], 0
-    for samples in batch:
-        lengths = [length for _, length in samples]
-        n = sum(lengths)
-        sample = np.repeat(np.arange(first_sample, first_sample + len(lengths), dtype=np.int32), lengths)
+    for pieces in batch:
+        lengths = [piece.tokens for piece in pieces]
+        sample = np.repeat(np.array([piece.sample for piece in pieces], np.int32), lengths)
         position = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths] or [np.zeros(0, np.int32)])
-        rows = slice(at, at + n)
+        rows = slice(at, at + sum(lengths))
         out.append(Scores(sample, position, target[rows], nll[rows], margin[rows], argmax[rows]))
-        at += n
+        at = rows.stop
     return out
 
 

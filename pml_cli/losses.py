@@ -1,6 +1,6 @@
-"""The one function that scores tokens, and the weights that make a loss of the scores.
+"""The one function that scores tokens; what makes a loss of the scores is in weighting.py.
 
-Shapes: N scored tokens, D hidden size, V vocabulary, K cells of a pack, S scored tokens of a cell (padded).
+Shapes: N scored tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,10 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from .config import Loss, MemftOtLoss, SftLoss
-
-EPS = 1e-8  # in the normaliser of the weighted mean
 
 
 class Head(NamedTuple):
@@ -24,7 +20,7 @@ class Head(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """Scores of target tokens, each of shape (N,). nll carries the gradient; p = exp(-nll)."""
+    """Scores of target tokens, each of shape (N,). nll and margin carry a gradient; p = exp(-nll)."""
 
     nll: Tensor
     margin: Tensor  # logit of the target minus the largest other logit: above 0 exactly when greedy decoding picks it
@@ -40,7 +36,7 @@ def token_nll(hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int = 2048
 
     Only `chunk` rows of logits exist at once. Where a gradient is wanted, the derivative of each token's nll by its own
     hidden state is formed in the same pass ((softmax - onehot) @ weight), so backward needs neither the logits nor a second
-    product; the head gets no gradient.
+    product; that of the margin is a difference of two rows of the head. The head gets no gradient.
 
     Args:
         hidden_ND: final hidden states (after the last norm) at the positions that predict the targets.
@@ -53,34 +49,86 @@ def token_nll(hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int = 2048
     return TokenScores(nll, margin, argmax)
 
 
+def logit_nll(logits_NV: Tensor, target_N: Tensor, chunk: int = 2048) -> TokenScores:
+    """The same scores from logits that exist already; backward forms the softmax again, `chunk` rows at a time."""
+    nll, margin, argmax = _ScoreLogits.apply(logits_NV, target_N, chunk)  # type: ignore[no-untyped-call]
+    return TokenScores(nll, margin, argmax)
+
+
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
         precise = torch.promote_types(hidden_ND.dtype, torch.float32)
         nll_N = torch.empty(len(target_N), dtype=precise, device=hidden_ND.device)
-        margin_N, argmax_N = torch.empty_like(nll_N), torch.empty_like(target_N)
+        margin_N, argmax_N, rival_N = torch.empty_like(nll_N), torch.empty_like(target_N), torch.empty_like(target_N)
         wanted = hidden_ND.requires_grad
         grad_ND = torch.empty_like(hidden_ND) if wanted else None
+        slopes_2N = nll_N.new_ones(2, len(target_N)) if head.cap is not None and wanted else None  # target's, rival's
         for start in range(0, len(target_N), chunk):
             rows = slice(start, start + chunk)
             logits, slope = _logits(hidden_ND[rows], head, precise)
             target = target_N[rows, None]
-            nll_N[rows], margin_N[rows], argmax_N[rows], error = _score_chunk(logits, target)
+            nll_N[rows], margin_N[rows], argmax_N[rows], rival_N[rows], error = _score_chunk(logits, target)
             if grad_ND is not None:
                 error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand(target.shape))
                 if slope is not None:
                     error *= slope
+                    if slopes_2N is not None:
+                        slopes_2N[:, rows] = slope.gather(1, torch.cat([target, rival_N[rows, None]], 1)).T
                 grad_ND[rows] = error.to(head.weight_VD.dtype) @ head.weight_VD
             del logits, slope, error  # else two chunks exist at once
         if grad_ND is not None:
-            ctx.save_for_backward(grad_ND)
-        ctx.mark_non_differentiable(margin_N, argmax_N)
+            ctx.save_for_backward(grad_ND, head.weight_VD, target_N, rival_N, slopes_2N)
+        ctx.mark_non_differentiable(argmax_N)
+        ctx.set_materialize_grads(False)
         return nll_N, margin_N, argmax_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_ND,) = ctx.saved_tensors
-        return (grads[0][:, None] * grad_ND).to(grad_ND.dtype), None, None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_nll, by_margin = grads[:2]
+        grad_ND, weight_VD, target_N, rival_N, slopes_2N = ctx.saved_tensors
+        out: Tensor | None = None
+        if by_nll is not None:
+            out = by_nll[:, None] * grad_ND
+        if by_margin is not None:
+            pull_2N = by_margin.expand(2, -1) if slopes_2N is None else by_margin * slopes_2N
+            apart = pull_2N[0, :, None] * weight_VD[target_N] - pull_2N[1, :, None] * weight_VD[rival_N]
+            out = apart if out is None else out + apart
+        return None if out is None else out.to(grad_ND.dtype), None, None, None
+
+
+class _ScoreLogits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+        precise = torch.promote_types(logits_NV.dtype, torch.float32)
+        nll_N = torch.empty(len(target_N), dtype=precise, device=logits_NV.device)
+        margin_N, argmax_N, rival_N = torch.empty_like(nll_N), torch.empty_like(target_N), torch.empty_like(target_N)
+        for start in range(0, len(target_N), chunk):
+            rows = slice(start, start + chunk)
+            scored = _score_chunk(logits_NV[rows].to(precise, copy=True), target_N[rows, None])
+            nll_N[rows], margin_N[rows], argmax_N[rows], rival_N[rows] = scored[:4]
+        ctx.save_for_backward(logits_NV, target_N, rival_N)
+        ctx.chunk = chunk
+        ctx.mark_non_differentiable(argmax_N)
+        ctx.set_materialize_grads(False)
+        return nll_N, margin_N, argmax_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_nll, by_margin = grads[:2]
+        logits_NV, target_N, rival_N = ctx.saved_tensors
+        out = torch.zeros_like(logits_NV)
+        for start in range(0, len(target_N), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            target, rival = target_N[rows, None], rival_N[rows, None]
+            if by_nll is not None:
+                pull = by_nll[rows, None]
+                error = logits_NV[rows].to(pull.dtype).softmax(1).mul_(pull).scatter_add_(1, target, -pull)
+                out[rows] = error.to(out.dtype)
+            if by_margin is not None:
+                pull = by_margin[rows, None].to(out.dtype)
+                out[rows] = out[rows].scatter_add(1, target, pull).scatter_add(1, rival, -pull)
+        return out, None, None
 
 
 def _logits(hidden_ND: Tensor, head: Head, precise: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -92,8 +140,8 @@ def _logits(hidden_ND: Tensor, head: Head, precise: torch.dtype) -> tuple[Tensor
     return head.cap * bent, 1 - bent**2
 
 
-def _score_chunk(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """nll, margin, argmax, and the softmax, which takes the place of the logits: few passes over (rows, V)."""
+def _score_chunk(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """nll, margin, argmax, the rival, and the softmax, which takes the place of the logits: few passes over (rows, V)."""
     own = logits.gather(1, target)
     logits.scatter_(1, target, -torch.inf)
     other, rival = logits.max(1, keepdim=True)
@@ -103,25 +151,5 @@ def _score_chunk(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
     exp = logits.sub_(top).exp_()
     total = exp.sum(1, keepdim=True)
     nll = total.log() + top - own
-    return nll[:, 0], (own - other)[:, 0], torch.where(wins, target, rival)[:, 0], exp.div_(total)
-
-
-def weights(loss: Loss, nll_KS: Tensor, mask_KS: Tensor) -> Tensor:
-    """The weight of each target token under a loss, per cell; a pure function of the scores.
-
-    Args:
-        nll_KS: nats, detached; mask_KS: 1 where there is a token, 0 where there is padding.
-    """
-    if isinstance(loss, SftLoss):
-        return mask_KS
-    if isinstance(loss, MemftOtLoss):  # MemFT-OT: w = 1[nll > threshold]
-        active = mask_KS * (nll_KS > loss.threshold)
-        if loss.when_done == "zero":
-            return active
-        return torch.where(active.any(1, keepdim=True), active, mask_KS)
-    raise NotImplementedError(f"loss {loss.kind}")
-
-
-def weighted_mean(nll_KS: Tensor, weights_KS: Tensor) -> Tensor:
-    """sum_t w_t nll_t / (sum_t w_t + eps) of each cell, shape (K,); the weights carry no gradient."""
-    return (weights_KS * nll_KS).sum(1) / (weights_KS.sum(1) + EPS)
+    picked = torch.where(wins, target, rival)
+    return nll[:, 0], (own - other)[:, 0], picked[:, 0], rival[:, 0], exp.div_(total)

@@ -6,18 +6,14 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
-from . import sweep
+from . import comparison, sweep
+from .comparison import BEST, EQUAL
 from .config import Request
 from .errors import UserError
 from .identity import loss_label
 from .plan import check
 from .records import read_runs, write_whole
-
-# equal on both sides of a pair
-PAIR = ["model", "data", "data_seed", "adapter", "layer", "setting", "rank", "seqlen", "seed", "lr", "steps"]
-MEASURES = ["token_accuracy", "exact_match", "share_above_threshold", "delta_loss"]
 
 
 def run(
@@ -49,61 +45,69 @@ def run(
     if len(runs) == 0:
         return code
     wanted = {cell.id for cell in check(request.runs)}
-    table = compare(runs[runs["id"].isin(wanted)])
+    runs = runs[runs["id"].isin(wanted)]
+    table = comparison.compare(runs)
     if table.empty:
         console.print("nothing to compare: no cell has finished under sft and under another loss")
         return code
     write_whole(request.out / "comparison.csv", lambda aside: table.to_csv(aside, index=False))
-    console.print(_shown(table))
-    console.print(
-        "mean of the pairs, and its difference to sft with a 95 % interval (paired t over texts and seeds; - for one pair)"
-    )
+    for terms in table["terms"].unique():
+        console.print(_shown(table[table["terms"] == terms]))
+        console.print(_explained(terms))
     console.print(f"comparison: {request.out / 'comparison.csv'}", highlight=False, soft_wrap=True)
+    for name in _draw(request, runs, table):
+        console.print(f"figure: {request.out / name}", highlight=False, soft_wrap=True)
     return code
 
 
-def compare(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each rank, length, loss and measure: its mean, and its paired difference to sft with a 95 % t interval.
-
-    A pair is a run of sft and one of the other loss that agree in everything else; runs without a partner are left out.
-    """
-    plain = runs[runs["loss"] == "sft"].set_index(PAIR)
-    rows = []
-    for loss, other in runs[runs["loss"] != "sft"].groupby("loss"):
-        paired = plain.join(other.set_index(PAIR), how="inner", lsuffix="_sft", rsuffix="_other")
-        for (rank, seqlen), cell in paired.groupby(["rank", "seqlen"]):
-            for measure in MEASURES:
-                gain = (cell[f"{measure}_other"] - cell[f"{measure}_sft"]).to_numpy(float)
-                half = _half_width(gain)
-                rows.append(
-                    {
-                        "rank": rank, "seqlen": seqlen, "loss": loss, "measure": measure, "pairs": len(cell),
-                        "sft": cell[f"{measure}_sft"].mean(), "value": cell[f"{measure}_other"].mean(),
-                        "difference": gain.mean(), "low": gain.mean() - half, "high": gain.mean() + half,
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _half_width(gain: np.ndarray) -> float:
-    """Half of the 95 % interval of a mean; nan for a single pair."""
-    if len(gain) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain)))
+def _explained(terms: str) -> str:
+    means = {
+        EQUAL: "equal steps and learning rate",
+        BEST: "equal steps, each method and length at the learning rate with the best mean accuracy (chosen on these runs)",
+    }
+    budget = means.get(terms, "UNEQUAL BUDGET: steps or tokens differ, see the column budget")
+    return (
+        f"{budget}; n pairs, tokens right under sft and under the loss, and the difference with its 95 % interval (paired t "
+        "over texts and seeds), p by flipping signs; exact: recalled whole, under sft and the loss; - for one pair\n"
+    )
 
 
 def _shown(table: pd.DataFrame) -> Table:
-    out = Table(box=None, pad_edge=False)
-    for name in ("rank", "l", "loss", "pairs", "acc % sft", "acc %", "difference", "exact % sft", "exact %"):
-        out.add_column(name, justify="left" if name == "loss" else "right")
-    for (rank, seqlen, loss), cell in table.groupby(["rank", "seqlen", "loss"]):
-        by = cell.set_index("measure")
+    """Accuracy and exact match of each rank and length, and of all ranks together."""
+    out, budget = Table(box=None, pad_edge=False), not table["budget"].between(0.99, 1.01).all()
+    rates = table["lr"].nunique() > 1 or (table["lr"] != table["lr_sft"]).any()
+    names = ["rank", "l", "loss", "n", "sft %", "acc %", "difference", "p", "exact %"]
+    for name in [*names, *(["lr"] if rates else []), *(["budget"] if budget else [])]:
+        out.add_column(name, justify="left" if name == "loss" else "right", no_wrap=name != "loss")
+    for _, cell in table.groupby(["seqlen", "rank", "method", "model", "data", "adapter", "lr", "lr_sft"], dropna=False):
+        by, one = cell.set_index("measure"), cell.iloc[0]
         accuracy, exact = by.loc["token_accuracy"], by.loc["exact_match"]
         half = 100 * (accuracy["high"] - accuracy["low"]) / 2
         span = f"{100 * accuracy['difference']:+.1f} ± " + ("-" if np.isnan(half) else f"{half:.1f}")
+        p, rank = accuracy["p_signs"], "all" if pd.isna(one["rank"]) else str(one["rank"])
+        lr = one["lr"] if one["lr"] == one["lr_sft"] else f"{one['lr_sft']}, {one['lr']}"
         out.add_row(
-            str(rank), str(seqlen), str(loss), str(accuracy["pairs"]),
-            f"{100 * accuracy['sft']:.1f}", f"{100 * accuracy['value']:.1f}",
-            span, f"{100 * exact['sft']:.0f}", f"{100 * exact['value']:.0f}",
+            rank, str(one["seqlen"]), str(one["method"]), str(accuracy["pairs"]), f"{100 * accuracy['sft']:.1f}",
+            f"{100 * accuracy['value']:.1f}", span, "-" if np.isnan(p) else f"{p:.2g}",
+            f"{100 * exact['sft']:.0f}, {100 * exact['value']:.0f}", *([lr] if rates else []),
+            *([f"x{one['budget']:.2g}"] if budget else []),
         )  # fmt: skip
     return out
+
+
+def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """Write the figure of each model and kind of data, as PNG and SVG."""
+    from .memft_plot import accuracy_figure
+    from .plots import save
+
+    runs, rates = comparison.methods(runs), bool((table["terms"] == BEST).any())
+    if rates:
+        runs = comparison.best_rates(runs)
+    groups, names = list(runs.groupby(["model", "data", "adapter"])), []
+    for (model, data, adapter), group in groups:
+        figure = accuracy_figure(group, rates)
+        stem = "memft" if len(groups) == 1 else f"memft-{model}-{data}-{adapter}".replace(":", "-").replace("/", "-")
+        for form in ("png", "svg"):
+            names.append(f"{stem}.{form}")
+            write_whole(request.out / names[-1], lambda aside, figure=figure, form=form: save(figure, aside, form))  # type: ignore[misc]
+    return names

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from .config import Data, Model, Run, Train
+from .config import Data, Model, Run
+from .curriculum import total_steps
 from .errors import UserError
 from .identity import Frozen, run_id
 from .pretrained import facts
@@ -35,6 +36,11 @@ class Planned:
     def step_tokens(self) -> int:
         return self.rows * self.tokens
 
+    @property
+    def drawn(self) -> bool:
+        """Whether a step sees a draw of the samples: minibatches, or a curriculum."""
+        return self.rows < len(self.samples) or bool(self.run.train.curriculum)
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -51,13 +57,6 @@ class Pack:
     def tokens(self) -> int:
         """Tokens of the whole training, padding included."""
         return self.step_tokens * self.cells[0].steps
-
-
-def total_steps(train: Train, samples: int) -> int:
-    """Optimiser steps of a run: as set, or epochs times the minibatches of one epoch."""
-    if train.epochs is None:
-        return train.steps
-    return train.epochs * -(-samples // (train.batch or samples))
 
 
 def check(runs: Sequence[Run]) -> list[Planned]:
@@ -183,7 +182,7 @@ def _within(pack: Pack, memory: int) -> list[Pack]:
 
 def _together(cell: Planned) -> str:
     run = cell.run
-    return repr((run.model, run.adapter, cell.steps, run.train.log_every, cell.rows > 1, cell.rows < len(cell.samples)))
+    return repr((run.model, run.adapter, cell.steps, run.train.log_every, cell.rows > 1, cell.drawn))
 
 
 def _fits(waiting: list[Planned], cell: Planned, budget: int) -> bool:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import psutil
 
 from .config import LinearAdapter, Model, Run
-from .plan import Pack
+from .curriculum import minibatches
+from .plan import Pack, Planned
 from .pretrained import config_fields, facts
 
 CHUNK = 2048  # scored tokens whose logits exist at once, as in losses.token_nll
@@ -97,8 +98,8 @@ class _Work:
         targets = [sum(len(s.target) for s in c.samples) for c in cells]
         self.scored = sum(n * c.rows / len(c.samples) for n, c in zip(targets, cells, strict=True))
         self.all_scored, self.rows = sum(targets), _unique_rows(pack)
-        self.filled = max(len(c.samples) / (c.rows * -(-len(c.samples) // c.rows)) for c in cells)  # minibatch, in the mean
-        apart = cells[0].rows < len(cells[0].samples) or run.adapter.dropout > 0  # else logged scores are the trained ones
+        self.filled = max(_filled(c) for c in cells)
+        apart = cells[0].drawn or run.adapter.dropout > 0  # else logged scores are the trained ones
         log_every = run.train.log_every or max(1, self.steps // 20)
         self.evaluations = 2 + ((self.steps - 1) // log_every if apart else 0)
         self.head = 2 * self.shape.hidden * self.shape.vocabulary  # FLOPs of a scored token, one way
@@ -143,6 +144,13 @@ class _Work:
             total += attention * self.flows(layer, SCORES) + mlp * self.flows(layer, DOWN)
         cached = self.block and dtype >= 4  # such an adapter reads the cache itself
         return total + sum(0 if cached else site.inputs * precise for _, site in self.sites)
+
+
+def _filled(cell: Planned) -> float:
+    """How full its minibatches are in the mean."""
+    if cell.run.train.curriculum:
+        return sum(minibatches(cell.run.train, len(cell.samples))) / (cell.rows * cell.steps)
+    return len(cell.samples) / (cell.rows * -(-len(cell.samples) // cell.rows))
 
 
 def _sites(run: Run, model: Shape) -> list[tuple[int, Matrix]]:

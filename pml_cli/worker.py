@@ -20,6 +20,7 @@ import torch
 
 from .adapters import AdapterBank, stack
 from .base import FrozenBase
+from .batches import SampleOrder
 from .checkpoints import Checkpoints
 from .claims import Member
 from .compose import to_yaml
@@ -306,9 +307,30 @@ def result_of(planned: Planned, cell: Cell, base: FrozenBase) -> dict[str, Any]:
         "bits_gained": tokens * delta / math.log(2),
         "source_nats": nats,
         "bits_memorised": None if nats is None else tokens * (nats - summary["final_loss"]) / math.log(2),
+        "steps_to_recall": _steps_to_recall(cell),
+        "gradient_above": float(pd.concat(cell.curve)["gradient_above"].mean()),
+        "tokens_seen": _tokens_seen(planned, cell.steps_run),
         "steps_run": cell.steps_run,
         "stopped_early": cell.steps_run < planned.steps,
     }
+
+
+def _steps_to_recall(cell: Cell) -> int | None:
+    """The first logged step with every target token predicted right; None: there was none."""
+    return next((int(table["step"].iloc[0]) for table in _by_step(cell) if table["correct"].all()), None)
+
+
+def _by_step(cell: Cell) -> list[pd.DataFrame]:
+    return [table for _, table in pd.concat(cell.logged).groupby("step")]
+
+
+def _tokens_seen(planned: Planned, steps: int) -> int:
+    """Target tokens that the training has scored, each as often as it was."""
+    train, lengths = planned.run.train, [len(sample.target) for sample in planned.samples]
+    order = SampleOrder(len(lengths), train.batch, planned.run.seed, train.curriculum)
+    if order.whole:
+        return steps * sum(lengths)
+    return sum(lengths[i] for _ in range(steps) for i in order.next())
 
 
 def data_label(data: Data) -> str:

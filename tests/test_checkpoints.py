@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from pml_cli.checkpoints import Checkpoints
-from pml_cli.config import LinearAdapter, MlpBlockAdapter, PhonebookData, RandomData, Run, Train
+from pml_cli.config import (
+    LinearAdapter,
+    MemftMarginLoss,
+    MemftSwLoss,
+    MlpBlockAdapter,
+    PhonebookData,
+    RandomData,
+    Run,
+    SftLoss,
+    Train,
+)
 from pml_cli.engine import Cell, Trainer
 from pml_cli.plan import source_of
 
@@ -19,10 +29,11 @@ def cells_of(base, **train):
     """Ranks, lengths, losses' seeds that differ; the first is recalled early where cells may stop."""
     adapter = train.pop("adapter", MlpBlockAdapter())
     data, lengths = train.pop("data", RandomData()), train.pop("lengths", (3, 24, 40))
+    losses = train.pop("losses", [SftLoss()] * 3)
     settings = Train(**({"steps": STEPS, "log_every": 5, "lr": 2e-2} | train))
     runs = [
-        Run(rank=rank, seqlen=length, seed=rank, model=base.settings, data=data, adapter=adapter, train=settings)
-        for rank, length in zip((8, 2, 5), lengths, strict=True)
+        Run(rank=rank, seqlen=length, seed=rank, model=base.settings, data=data, adapter=adapter, loss=loss, train=settings)
+        for rank, length, loss in zip((8, 2, 5), lengths, losses, strict=True)
     ]
     return [Cell(run, source_of(run).take(run.seqlen)) for run in runs]
 
@@ -60,6 +71,15 @@ KINDS = {
     },
     "linear with dropout": {"adapter": LinearAdapter(dropout=0.1), "weight_decay": 0.1, "schedule": "cosine"},
     "pending curve": {"log_every": 7},
+    "windows": {"losses": [MemftSwLoss(window=2, tau=4, patience=1)] * 3},
+    "windows among others, few samples at a time": {
+        "losses": [MemftMarginLoss(), MemftSwLoss(window=2, patience=1), MemftSwLoss(patience=2)],
+        "data": PhonebookData(), "lengths": (30, 90, 60), "batch": 2,
+    },
+    "curriculum": {
+        "losses": [MemftSwLoss(window=2, patience=1), SftLoss(), MemftMarginLoss()],
+        "data": PhonebookData(), "lengths": (90, 50, 60), "batch": 2, "curriculum": [3, 6, 20],
+    },
 }  # fmt: skip
 
 
@@ -73,6 +93,36 @@ def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, tmp_path, kind):
     (found,) = store.find(names)
     assert (found.step, found.pack, found.cells, found.seconds) == (BREAK, names, names, 4.5)
     assert_bits(trained(tiny_base, cells, store.load(found, names, names)), whole)
+
+
+def test_windows_are_part_of_what_is_kept(tiny_base):
+    """Without them what follows would be another training: so the tests above can fail."""
+    cells, kept = cells_of(tiny_base, **KINDS["windows"]), []
+    whole = trained(tiny_base, cells, keep=kept)
+    assert (kept[0].tensors["loss.stale"] > 1).any()
+    for name in ("anchor", "stale"):
+        kept[0].tensors[f"loss.{name}"].zero_()
+    again = trained(tiny_base, cells, kept[0])
+    assert any(not np.array_equal(one.final.nll, two.final.nll) for one, two in zip(again, whole, strict=True))
+
+
+def test_a_window_cell_goes_on_without_the_larger_one_it_was_packed_with(tiny_base, tmp_path):
+    cells, kept = cells_of(tiny_base, **KINDS["windows among others, few samples at a time"]), []
+    whole = trained(tiny_base, cells, keep=kept)
+    store = Checkpoints(tmp_path)
+    store.save(store.path(["a", "b", "c"]), ["a", "b", "c"], kept[0], 0.0)
+    (found,) = store.find(["c", "x"])
+    (again,) = trained(tiny_base, cells[2:], store.load(found, ["c"], ["c"]))
+    np.testing.assert_allclose(again.final.nll, whole[2].final.nll, atol=1e-3)
+
+
+def test_a_checkpoint_with_other_columns_in_its_curve_is_passed_over(tiny_base, tmp_path, monkeypatch):
+    kept = []
+    trained(tiny_base, cells_of(tiny_base), keep=kept)
+    store = Checkpoints(tmp_path)
+    store.save(store.path(["a", "b", "c"]), ["a", "b", "c"], kept[0], 0.0)
+    monkeypatch.setattr("pml_cli.checkpoints.CURVE", ("loss",))
+    assert store.find(["a"]) == []
 
 
 def test_a_cell_that_had_left_before_stays_out(tiny_base, tmp_path):

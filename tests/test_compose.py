@@ -10,7 +10,17 @@ from hydra.core.global_hydra import GlobalHydra
 from pml_cli import grids, options
 from pml_cli.cells import MAX_CELLS
 from pml_cli.compose import describe, load, load_fit, to_yaml
-from pml_cli.config import Fit, LinearAdapter, MemftOtLoss, MixedData, RandomData, Run, SftLoss
+from pml_cli.config import (
+    Fit,
+    LinearAdapter,
+    MemftMarginLoss,
+    MemftOtLoss,
+    MemftSwLoss,
+    MixedData,
+    RandomData,
+    Run,
+    SftLoss,
+)
 from pml_cli.errors import UserError
 from pml_cli.options import GROUPS
 
@@ -50,7 +60,7 @@ def test_every_shipped_option_composes(group, option, tmp_path, monkeypatch):
     run = load("probe", [chosen, *NEEDS.get(chosen, [])]).runs[0]
     settings = getattr(run, group, None)
     label = getattr(settings, "source", getattr(settings, "kind", option))
-    assert label == option
+    assert label == option or option == "memft_sw_axolotl"  # the same loss with other values
 
 
 @pytest.mark.parametrize("name", grids.names())
@@ -140,11 +150,19 @@ def test_interpolations_follow_each_cell():
     assert [r.model.name for r in load("sweep", ["model=hf", "model.path=a/b,c"]).runs] == ["b", "c"]
 
 
-def test_memft_compares_two_losses_unless_told():
-    request = load("memft", ["loss.threshold=0.5,1.0"])
+def test_memft_compares_four_losses_unless_told():
+    assert [r.loss for r in load("memft", []).runs] == [SftLoss(), MemftOtLoss(), MemftSwLoss(), MemftMarginLoss()]
+    request = load("memft", ["loss=sft,memft_ot", "loss.threshold=0.5,1.0"])
     assert [r.loss for r in request.runs] == [SftLoss(), MemftOtLoss(threshold=0.5), MemftOtLoss(threshold=1.0)]
     assert request.swept == ["loss", "loss.threshold"]
     assert [type(r.loss) for r in load("memft", ["loss=memft_ot"]).runs] == [MemftOtLoss]
+
+
+def test_axolotls_values_of_the_window_and_lists_of_boundaries():
+    axolotl = MemftSwLoss(kappa=1.0, tau=64.0, window=64, floor=0.0)
+    assert load("probe", ["loss=memft_sw_axolotl"]).runs[0].loss == axolotl
+    runs = load("sweep", ["train.curriculum=[],[2,4]", "data=phonebook"]).runs
+    assert [run.train.curriculum for run in runs] == [[], [2, 4]]
 
 
 def test_ten_thousand_cells_are_quick():

@@ -10,7 +10,9 @@ import torch
 
 from pml_cli.config import (
     LinearAdapter,
+    MemftMarginLoss,
     MemftOtLoss,
+    MemftSwLoss,
     MlpBlockAdapter,
     PhonebookData,
     RandomData,
@@ -71,14 +73,14 @@ def assert_same(ours, theirs, tolerance):
     np.testing.assert_allclose(ours.initial.nll, theirs.initial.nll, rtol=0, atol=tolerance)
     one, two = pd.concat(ours.curve), pd.concat(theirs.curve)
     assert list(one["step"]) == list(two["step"])
-    for column in ("loss", "nll", "grad_norm", "lr"):
+    for column in ("loss", "nll", "weight_above", "gradient_above", "grad_norm", "lr"):
         np.testing.assert_allclose(one[column], two[column], rtol=tolerance, atol=tolerance)
 
 
 def mixed_pack(base, adapter):
     """Ranks 1 to 16, and lengths, learning rates, seeds, losses, schedules, decay and clipping that differ."""
     ranks = (1, 2, 4, 8, 16)
-    losses = (SftLoss(), MemftOtLoss(), MemftOtLoss(when_done="zero"))
+    losses = (SftLoss(), MemftOtLoss(), MemftSwLoss(window=5))
     return [
         cell(
             base,
@@ -102,6 +104,72 @@ ADAPTERS = {
     "block_dropout": MlpBlockAdapter(dropout=0.2),
     "linear_dropout": LinearAdapter(targets=["c_attn", "c_fc"], layers=[1, 2], dropout=0.2),
 }
+
+
+HALFWAY = 7.1  # nats: where tokens of the small random model are after some tens of steps
+EVERY_LOSS = [
+    SftLoss(),
+    MemftOtLoss(threshold=HALFWAY),
+    MemftOtLoss(threshold=HALFWAY + 0.2, when_done="zero"),
+    MemftSwLoss(threshold=HALFWAY, window=3, tau=4, patience=2),
+    MemftSwLoss(threshold=HALFWAY, kappa=1, tau=64, window=64, floor=0),
+    MemftMarginLoss(),
+    MemftMarginLoss(margin=0.0, switch=1.0),
+    MemftMarginLoss(margin=1.0, switch=0.0),
+]
+
+
+def every_loss(base, data, lengths, **train):
+    """A cell for each loss, and two under the first window; ranks, lengths, seeds and texts differ."""
+    return [
+        cell(base, 4 + i, length, seed=i, data=dataclasses.replace(data, seed=i), loss=loss, lr=5e-2, steps=24, **train)
+        for i, (loss, length) in enumerate(zip([*EVERY_LOSS, EVERY_LOSS[3]], lengths, strict=True))
+    ]
+
+
+KINDS_OF_DATA = {
+    "one sample": (RandomData(), range(8, 17), {}),
+    "all samples": (PhonebookData(), (20, 10, 30, 20, 20, 10, 30, 20, 10), {}),
+    "minibatches": (PhonebookData(), (40, 50, 30, 50, 40, 60, 70, 40, 30), {"batch": 2}),
+    "curriculum": (PhonebookData(), (40, 50, 30, 50, 40, 60, 70, 40, 30), {"batch": 2, "curriculum": [2, 5]}),
+    "all samples in use": (PhonebookData(), (20, 10, 30, 20, 20, 10, 30, 20, 10), {"curriculum": [2, 5, 20]}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_DATA)
+def test_every_loss_packed_with_every_other_equals_solo(double_base, kind):
+    data, lengths, train = KINDS_OF_DATA[kind]
+    cells = every_loss(double_base, data, lengths, **train)
+    packed = trained(double_base, cells)
+    for ours, theirs in zip(packed, solo(double_base, cells), strict=True):
+        assert ours.failure is None
+        assert_same(ours, theirs, 1e-8)
+    assert any(done.final.correct.mean() > 0 for done in packed)
+    same = trained(double_base, [cells[3], cells[8]])  # a pack of one loss goes another way through the code
+    for ours, theirs in zip(same, (packed[3], packed[8]), strict=True):
+        assert_same(ours, theirs, 1e-8)
+
+
+def test_losses_differ(double_base):
+    """Else the tests above would hold also if a loss were never looked at."""
+    done = trained(double_base, [cell(double_base, 8, 8, loss=loss, lr=5e-2) for loss in EVERY_LOSS])
+    assert len({digest(one) for one in done}) == len(EVERY_LOSS)
+
+
+def test_the_curve_says_what_was_spent_on_tokens_above_the_threshold(tiny_base):
+    """From the logged tokens: plain training spends on all tokens alike, OT on none of them, as long as one is below."""
+    cells = [cell(tiny_base, 12, 24, loss=loss, lr=2e-2, steps=100) for loss in (SftLoss(), MemftOtLoss())]
+    plain, threshold = trained(tiny_base, cells)
+    seen = 0
+    for table in plain.logged[1:-1]:
+        (now,) = pd.concat(plain.curve).set_index("step").loc[table["step"].iloc[0] : table["step"].iloc[0]].itertuples()
+        above, pull = table["p"] > 0.5, 1 - table["p"]
+        assert now.weight_above == pytest.approx(above.mean(), abs=1e-5)
+        assert now.gradient_above == pytest.approx(pull[above].sum() / pull.sum(), abs=1e-4)
+        seen += 0 < above.mean() < 1
+    assert seen
+    curve = pd.concat(threshold.curve)
+    assert (curve.loc[curve["share_above_threshold"] < 1, "weight_above"] == 0).all()
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)

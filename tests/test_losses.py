@@ -1,4 +1,4 @@
-"""Scores, losses, clipping and AdamW against torch's own, and the loss weights by hand."""
+"""Scores and their gradients, clipping and AdamW against torch's own."""
 
 import math
 
@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from pml_cli.adapters import AdamW, AdapterBank, Site, clip_
-from pml_cli.config import Loss, MemftOtLoss, MlpBlockAdapter, SftLoss
-from pml_cli.losses import Head, token_nll, weighted_mean, weights
+from pml_cli.config import MlpBlockAdapter
+from pml_cli.losses import Head, logit_nll, token_nll
 
 N, D, V = 23, 12, 37
 
@@ -39,6 +39,45 @@ def test_nll_and_its_gradient_are_those_of_cross_entropy(chunk, bias, cap):
     (ours,) = torch.autograd.grad((scores.nll * pull).sum(), hidden)
     (gradient,) = torch.autograd.grad((theirs * pull).sum(), hidden)
     torch.testing.assert_close(ours, gradient, rtol=1e-10, atol=1e-12)
+
+
+def torch_margin(logits, target):
+    own = logits.gather(1, target[:, None])[:, 0]
+    return own - logits.scatter(1, target[:, None], -math.inf).amax(1)
+
+
+@pytest.mark.parametrize("chunk", [5, 2048])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.5])
+def test_the_gradient_of_the_margin_is_autograds(chunk, bias, cap):
+    """Alone, and together with that of the nll."""
+    hidden, weight, b, target = parts(bias=bias)
+    head, pull = Head(weight, b, cap), torch.linspace(-1, 2, N, dtype=torch.float64)
+    for share in (0.0, 0.7):
+        scores, logits = token_nll(hidden, head, target, chunk), torch_logits(hidden, head)
+        mine = (scores.margin * pull).sum() + (share * scores.nll.sum() if share else 0)
+        theirs = (torch_margin(logits, target) * pull).sum() + share * F.cross_entropy(logits, target, reduction="sum")
+        torch.testing.assert_close(scores.margin, torch_margin(logits, target), rtol=1e-12, atol=1e-12)
+        expected = torch.autograd.grad(theirs, hidden)[0]
+        torch.testing.assert_close(torch.autograd.grad(mine, hidden)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [5, 2048])
+def test_scores_of_logits_are_those_of_hidden_states_and_so_are_their_gradients(chunk):
+    hidden, weight, _, target = parts()
+    logits, before = hidden @ weight.T, (hidden @ weight.T).detach()
+    theirs, ours = token_nll(hidden, Head(weight), target), logit_nll(logits, target, chunk)
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    pull = torch.linspace(-1, 2, N, dtype=torch.float64)
+    for name in ("nll", "margin"):
+        (mine,) = torch.autograd.grad((getattr(ours, name) * pull).sum(), hidden, retain_graph=True)
+        (other,) = torch.autograd.grad((getattr(theirs, name) * pull).sum(), hidden, retain_graph=True)
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+    both = torch.autograd.grad((ours.nll * pull).sum() + ours.margin.sum(), hidden)[0]
+    again = torch.autograd.grad((theirs.nll * pull).sum() + theirs.margin.sum(), hidden)[0]
+    torch.testing.assert_close(both, again, rtol=1e-10, atol=1e-12)
+    assert torch.equal(logits.detach(), before)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
@@ -95,37 +134,6 @@ def test_more_than_half_is_the_argmax():
     assert 300 < sure.sum() < 3700
     assert (scores.argmax[sure] == target[sure]).all()
     assert (scores.argmax[~sure] == target[~sure]).any()  # sufficient, not necessary
-
-
-LOW, HIGH = 0.3, 1.7  # nats, on either side of ln 2
-NLL = torch.tensor([[LOW, HIGH, HIGH, 0.0], [LOW, LOW, LOW, LOW], [HIGH, HIGH, 0.0, 0.0], [LOW, 0.0, 0.0, 0.0]])
-MASK = torch.tensor([[1.0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
-
-
-@pytest.mark.parametrize(
-    ("loss", "expected", "means"),
-    [
-        (SftLoss(), MASK, [(LOW + 2 * HIGH) / 3, LOW, HIGH, LOW]),
-        (MemftOtLoss(), [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], [HIGH, LOW, HIGH, LOW]),
-        (MemftOtLoss(when_done="zero"), [[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]], [HIGH, 0, HIGH, 0]),
-        (MemftOtLoss(threshold=0.2), MASK, [(LOW + 2 * HIGH) / 3, LOW, HIGH, LOW]),
-        (MemftOtLoss(threshold=2, when_done="zero"), torch.zeros(4, 4), [0, 0, 0, 0]),
-    ],
-)
-def test_weights_by_hand(loss, expected, means):
-    found = weights(loss, NLL, MASK)
-    assert torch.equal(found.float(), torch.as_tensor(expected, dtype=torch.float32))
-    torch.testing.assert_close(weighted_mean(NLL, found), torch.tensor(means, dtype=torch.float32), rtol=1e-6, atol=1e-7)
-
-
-def test_exactly_at_the_threshold_is_done():
-    at = torch.tensor([[0.5, 0.5000001, 0.4999999]])
-    assert weights(MemftOtLoss(threshold=0.5), at, torch.ones(1, 3)).tolist() == [[0, 1, 0]]
-
-
-def test_an_unknown_loss_is_refused():
-    with pytest.raises(NotImplementedError):
-        weights(Loss(kind="nope"), NLL, MASK)
 
 
 def bank_of(ranks):

@@ -10,46 +10,111 @@ from rich.console import Console
 from scipy import stats
 
 from pml_cli import memft
+from pml_cli.comparison import BEST, EQUAL, MEASURES, UNEQUAL, compare, methods, sign_flips
 from pml_cli.compose import load
 from pml_cli.errors import UserError
+from pml_cli.memft_plot import accuracy_figure
 
 
-def planted(differences: list[float]) -> pd.DataFrame:
+def planted(differences: list[float], rank: int = 4, lr: float = 0.01, loss: str = "memft_ot", **more) -> pd.DataFrame:
+    """A run of sft and one of another loss for each difference in accuracy."""
     rows = []
     for seed, difference in enumerate(differences):
-        for loss in ("sft", "memft_ot"):
-            accuracy = 0.4 + 0.1 * seed + (difference if loss == "memft_ot" else 0.0)
-            same = {
-                "model": "m",
-                "data": "d",
-                "data_seed": seed,
-                "adapter": "a",
-                "layer": 4,
-                "setting": "",
-                "rank": 4,
-                "seqlen": 64,
-                "seed": 0,
-            }
+        for name in ("sft", loss):
+            accuracy = 0.4 + 0.1 * seed + (difference if name == loss else 0.0)
+            same = {"model": "m", "data": "d", "data_seed": seed, "adapter": "a", "layer": 4, "setting": "", "rank": rank}
+            same |= {"seqlen": 64, "seed": 0, "target_tokens": 64, "samples": 1, "lr": lr, "steps": 100, "loss": name}
             measured = {"token_accuracy": accuracy, "exact_match": 0.0, "share_above_threshold": 0.1, "delta_loss": 1.0}
-            rows.append({**same, "lr": 0.01, "steps": 100, "loss": loss, **measured})
+            measured |= {"first_failure": None if name == loss else 3, "steps_to_recall": 40 if name == loss else None}
+            measured |= {"gradient_above": 0.5, "tokens_seen": 6400}
+            rows.append({**same, **measured} | (more if name == loss else {}))
     return pd.DataFrame(rows)
 
 
-def test_compare_recovers_a_planted_difference_with_the_paired_interval():
+def test_a_planted_difference_is_recovered_with_the_paired_interval_and_test():
     differences = [0.05, 0.10, 0.12, 0.07]
-    row = memft.compare(planted(differences)).set_index("measure").loc["token_accuracy"]
-    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    row = compare(planted(differences)).set_index("measure").loc["token_accuracy"]
+    expected = stats.ttest_1samp(differences, 0)
+    interval = expected.confidence_interval(0.95)
     assert row["pairs"] == 4
+    assert row["terms"] == EQUAL
     assert row["difference"] == pytest.approx(np.mean(differences))
-    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+    assert row["p_t"] == pytest.approx(expected.pvalue)
+    assert row["p_signs"] == 2 / 16  # four pairs of one sign: two of the sixteen flips are as far out
+    assert row["budget"] == 1
 
 
-def test_compare_leaves_out_a_run_without_partner():
+def test_sign_flips_are_scipys_permutation_test():
+    gain = np.array([0.3, -0.1, 0.2, 0.05, -0.02, 0.4, 0.1])
+    theirs = stats.permutation_test((gain,), np.mean, permutation_type="samples", n_resamples=10**6)
+    assert sign_flips(gain) == pytest.approx(theirs.pvalue)
+    assert sign_flips(np.zeros(5)) == 1
+    assert 0 < sign_flips(np.full(30, 0.1)) < 1e-3
+    assert np.isnan(sign_flips(np.array([0.2])))
+
+
+def test_a_run_without_partner_is_left_out():
     runs = planted([0.1, 0.2, 0.3])
     runs = runs.drop(runs[(runs["data_seed"] == 2) & (runs["loss"] == "sft")].index)
-    row = memft.compare(runs).set_index("measure").loc["token_accuracy"]
+    row = compare(runs).set_index("measure").loc["token_accuracy"]
     assert row["pairs"] == 2
     assert row["difference"] == pytest.approx(0.15)
+
+
+def test_all_ranks_together_are_one_pair_a_text():
+    """Six runs of one text are no six texts: the interval is over the three texts."""
+    table = compare(pd.concat([planted([0.1, 0.2, 0.3], rank=2), planted([0.3, 0.2, 0.4], rank=8)]))
+    row = table[table["rank"].isna()].set_index("measure").loc["token_accuracy"]
+    assert row["pairs"] == 3
+    interval = stats.ttest_1samp([0.2, 0.2, 0.35], 0).confidence_interval(0.95)
+    assert (row["difference"], row["low"]) == pytest.approx((0.25, interval.low))
+    assert list(table["rank"].dropna().unique()) == [2, 8]
+
+
+def test_what_never_came_counts_as_the_most():
+    rows = compare(planted([0.1, 0.2])).set_index("measure")
+    assert (rows.loc["first_failure", "sft"], rows.loc["first_failure", "value"]) == (3, 64)
+    assert (rows.loc["steps_to_recall", "sft"], rows.loc["steps_to_recall", "value"]) == (100, 40)
+    assert "free_accuracy" not in rows.index  # not measured
+
+
+def test_each_method_at_its_own_best_learning_rate():
+    """At 0.01 sft is best, at 0.04 the other is; at each rate by itself the gain is another one."""
+    slow, fast = planted([0.1, 0.2], lr=0.01), planted([0.5, 0.6], lr=0.04)
+    fast["token_accuracy"] -= 0.2
+    table = compare(pd.concat([slow, fast]))
+    assert list(table["terms"].unique()) == [EQUAL, BEST]
+    row = table[table["terms"] == BEST].set_index("measure").loc["token_accuracy"]
+    assert (row["lr_sft"], row["lr"]) == ("0.01", "0.04")
+    assert row["difference"] == pytest.approx(np.mean([0.3, 0.4]))
+    unfinished = pd.concat([slow, fast[~((fast["loss"] == "memft_ot") & (fast["data_seed"] == 1))]])
+    row = compare(unfinished).query("terms == @BEST").set_index("measure").loc["token_accuracy"]
+    assert row["lr"] == "0.01"  # the other rate lacks a run
+
+
+def test_a_curriculum_is_a_method_of_its_own():
+    runs = pd.concat([planted([0.1, 0.2]), planted([0.3, 0.4], setting="train.batch=4 train.curriculum=[2, 4]")])
+    runs.loc[runs["setting"] == "", "setting"] = "train.batch=4"
+    table = compare(runs.drop_duplicates(["loss", "data_seed", "setting"]))
+    rows = table[table["measure"] == "token_accuracy"].set_index("method")["difference"]
+    assert rows.to_dict() == pytest.approx({"memft_ot": 0.15, "memft_ot + curriculum=[2, 4]": 0.35})
+
+
+def test_an_unequal_budget_is_said():
+    row = compare(planted([0.1, 0.2], steps=150, tokens_seen=9600)).set_index("measure").loc["token_accuracy"]
+    assert row["terms"] == UNEQUAL
+    assert row["budget"] == 1.5
+
+
+def test_the_figure_has_a_panel_a_length_and_a_line_a_loss(tmp_path):
+    runs = pd.concat([planted([0.1, 0.2], rank=rank) for rank in (2, 4, 8)])
+    runs = methods(pd.concat([runs, runs.assign(seqlen=128)]))
+    figure = accuracy_figure(runs, rates=False)
+    assert [axes.get_title() for axes in figure.axes] == ["64 tokens to remember", "128 tokens to remember"]
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    np.testing.assert_allclose(lines["MemFT, threshold (memft_ot)"].get_ydata(), [60.0] * 3)
+    np.testing.assert_allclose(lines["plain fine-tuning (sft)"].get_ydata(), [45.0] * 3)
 
 
 def test_no_finished_pair_is_said_and_not_a_fault(tmp_path: Path):
@@ -67,11 +132,22 @@ def test_one_loss_is_no_comparison(tmp_path: Path):
     assert not (tmp_path / "o").exists()
 
 
-def test_memft_trains_both_losses_at_equal_steps(tmp_path: Path):
-    request = load("memft", ["rank=4", "seqlen=16", "data.seed=0,1", "train.steps=80", f"out={tmp_path / 'o'}"])
-    assert memft.run(request, Console(file=io.StringIO())) == 0
+def test_memft_trains_every_loss_at_equal_steps_in_one_pack(tmp_path: Path):
+    asked = ["rank=4", "seqlen=16", "data.seed=0,1", "train.steps=80", "train.lr=0.01,0.03", f"out={tmp_path / 'o'}"]
+    out = io.StringIO()
+    assert memft.run(load("memft", asked), Console(file=out, width=200)) == 0
     runs, table = pd.read_csv(tmp_path / "o" / "results.csv"), pd.read_csv(tmp_path / "o" / "comparison.csv")
-    assert runs.groupby("loss")["steps_run"].unique().map(list).to_dict() == {"memft_ot": [80], "sft": [80]}
+    losses = {"sft", "memft_ot", "memft_sw", "memft_margin"}
+    assert set(runs["loss"]) == losses
+    assert set(runs["steps_run"]) == {80}
+    assert set(runs["tokens_seen"]) == {80 * 16}
+    assert set(runs["pack_size"]) == {16}
     assert runs.groupby("data_seed")["base_loss"].nunique().eq(1).all()  # the same text, the same base
-    assert set(table["measure"]) == set(memft.MEASURES)
-    assert (table["pairs"] == 2).all()
+    spent = runs.groupby("loss")["gradient_above"].mean()
+    assert spent["memft_ot"] < spent["sft"]
+    assert set(table["measure"]) == set(MEASURES)
+    assert set(table["terms"]) == {EQUAL, BEST}
+    assert (table.loc[table["terms"] == BEST, "pairs"] == 2).all()
+    assert (tmp_path / "o" / "memft.png").stat().st_size > 10_000
+    assert "<svg" in (tmp_path / "o" / "memft.svg").read_text()
+    assert "each method and length at the learning rate" in out.getvalue()

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
+from pml_cli.batches import SampleOrder
 from pml_cli.config import LinearAdapter, MemftOtLoss, Model, PhonebookData, RandomData, Run, TextData, Train
+from pml_cli.curriculum import active, minibatches, total_steps
 from pml_cli.errors import UserError
 from pml_cli.identity import run_id
-from pml_cli.plan import MAX_CELLS, Packing, check, make_packs, total_steps
+from pml_cli.plan import MAX_CELLS, Packing, check, make_packs
 
 CPU = Model(device="cpu")
 
@@ -41,6 +43,37 @@ def test_each_cell_is_measured():
 )
 def test_steps_and_epochs(train, samples, steps):
     assert total_steps(train, samples) == steps
+
+
+@pytest.mark.parametrize("curriculum", [[], [1], [2, 3], [1, 2, 3, 4]])
+@pytest.mark.parametrize("batch", [0, 1, 4, 10, 99])
+@pytest.mark.parametrize("samples", [1, 2, 10, 13])
+def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(curriculum, batch, samples):
+    train = Train(epochs=6, batch=batch, curriculum=curriculum)
+    order, drawn, epochs = SampleOrder(samples, batch, 3, curriculum), [], 0
+    while epochs < 6:
+        count, seen = active(curriculum, epochs, samples), []
+        while len(seen) < count:
+            seen += (step := order.next())
+            drawn.append(len(step))
+        assert sorted(seen) == sorted(order.fixed[:count])  # an epoch is a pass over the samples in use
+        epochs += 1
+    assert total_steps(train, samples) == len(drawn)
+    assert list(minibatches(train, samples)) == drawn
+    fewer = Train(steps=5, batch=batch, curriculum=curriculum)
+    assert list(minibatches(fewer, samples)) == drawn[:5]
+
+
+def test_the_curriculum_grows_from_a_fifth_to_all():
+    assert [active([2, 4, 6, 8], epoch, 100) for epoch in range(10)] == [20, 20, 40, 40, 60, 60, 80, 80, 100, 100]
+    assert active([2, 4, 6, 8], 0, 3) == 1
+    assert SampleOrder(50, 5, 1, [2]).fixed.tolist() == SampleOrder(50, 5, 1, [4, 9]).fixed.tolist()
+    assert SampleOrder(50, 5, 1, [2]).fixed.tolist() != SampleOrder(50, 5, 2, [2]).fixed.tolist()
+
+
+def test_a_curriculum_is_not_packed_with_cells_that_see_all_their_samples():
+    packs = packs_of(run(data=PhonebookData()), run(8, data=PhonebookData(), train=Train(curriculum=[2])))
+    assert len(packs) == 2
 
 
 def test_all_faults_at_once_one_line_each():

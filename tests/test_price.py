@@ -317,3 +317,12 @@ def test_numbers_for_people():
     assert [units.bytes_text(b) for b in (640 * 2**20, 5.5 * 2**30, 1023, 2**40)] == ["640 MiB", "5.5 GiB", "1 KiB", "1 TiB"]
     times = (0.04, 45, 12 * 60, 3.4 * 3600, 2.1 * 86400, 89.9)
     assert [units.duration_text(t) for t in times] == ["0 s", "45 s", "12 min", "3.4 h", "2.1 days", "90 s"]
+
+
+def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
+    """Four boundaries in 10 epochs of 13 samples, two at a time: 3 6 8 11 and 13 in use for two epochs each."""
+    train = Train(epochs=10, batch=2, curriculum=[2, 4, 6, 8])
+    (cell,) = check([Run(4, 130, data=PhonebookData(), model=Model(device="cpu"), train=train)])
+    assert len(cell.samples) == 13
+    assert cell.steps == 2 * (2 + 3 + 4 + 6 + 7)
+    assert price._filled(cell) == pytest.approx(2 * (3 + 6 + 8 + 11 + 13) / (2 * cell.steps))

@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 
 from pml_cli.config import (
+    TINY,
     JsonlData,
     LinearAdapter,
+    MemftMarginLoss,
     MemftOtLoss,
+    MemftSwLoss,
     MlpBlockAdapter,
     Model,
     RandomData,
@@ -26,6 +29,7 @@ CHANGES = [
     {"adapter": LinearAdapter(layers=[0])},
     {"train": Train(batch=4)},
     {"train": Train(clip=0.0)},
+    {"train": Train(epochs=9, curriculum=[3])},
     {"model": Model(weights="random")},
     {"model": Model(dtype="float64")},
     {"data": RandomData(prompt="x")},
@@ -57,6 +61,39 @@ def test_the_label_of_a_loss_names_what_is_not_default():
     assert loss_label(SftLoss()) == "sft"
     assert loss_label(MemftOtLoss()) == "memft_ot"
     assert loss_label(MemftOtLoss(threshold=0.5)) == "memft_ot(threshold=0.5)"
+    assert loss_label(MemftSwLoss(kappa=1, floor=0)) == "memft_sw(kappa=1, floor=0)"
+    assert loss_label(MemftMarginLoss(switch=1.0)) == "memft_margin(switch=1.0)"
+
+
+def test_ids_are_those_of_earlier_versions():
+    """They were noted before the curriculum and the later losses came: finished runs stay finished."""
+    assert run_id(Run()) == "tiny-random-r8-l128-s0-ab1bff7217"
+    assert (
+        run_id(Run(rank=3, data=TextData(path=str(TINY / "config.json")), loss=MemftOtLoss(when_done="zero")))
+        == "tiny-text-r3-l128-s0-6be364ffb6"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"loss": MemftSwLoss(kappa=0)}, "loss.kappa=0"),
+        ({"loss": MemftSwLoss(tau=0)}, "loss.tau=0"),
+        ({"loss": MemftSwLoss(window=0)}, "loss.window=0"),
+        ({"loss": MemftSwLoss(floor=1.5)}, "loss.floor=1.5"),
+        ({"loss": MemftSwLoss(patience=0)}, "loss.patience=0"),
+        ({"loss": MemftSwLoss(threshold=-1)}, "loss.threshold=-1"),
+        ({"loss": MemftOtLoss(threshold=float("nan"))}, "loss.threshold=nan"),
+        ({"loss": MemftMarginLoss(margin=-0.1)}, "loss.margin=-0.1"),
+        ({"loss": MemftMarginLoss(switch=1.1)}, "loss.switch=1.1"),
+        ({"train": Train(curriculum=[0, 3])}, "train.curriculum=[0, 3]"),
+        ({"train": Train(curriculum=[5, 5])}, "train.curriculum=[5, 5]"),
+        ({"train": Train(epochs=4, curriculum=[2, 4])}, "train.curriculum=[2, 4]"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(change, key):
+    (line,) = problems(Run(**change))
+    assert line.startswith(f"{key}: must be ")
 
 
 def test_a_changed_file_is_another_run_and_a_moved_one_is_not(tmp_path):

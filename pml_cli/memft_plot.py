@@ -1,0 +1,98 @@
+"""The figure of `pml memft`: accuracy against rank under each loss, a panel a length.
+
+Colours are Okabe and Ito's, told apart without colour vision; each method has a marker of its own besides.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from .comparison import half_width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLES = [
+    ("#9A9A9A", "o"),
+    ("#0072B2", "s"),
+    ("#E69F00", "^"),
+    ("#009E73", "D"),
+    ("#CC79A7", "v"),
+    ("#D55E00", "P"),
+    ("#56B4E9", "X"),
+]
+NAMES = {"sft": "plain fine-tuning (sft)", "memft_ot": "MemFT, threshold (memft_ot)", "memft_sw": "MemFT, window (memft_sw)"}
+NAMES |= {"memft_margin": "margin, then hinge (memft_margin)"}
+MOST_COLUMNS = 3
+
+
+def accuracy_figure(runs: pd.DataFrame, rates: bool) -> Figure:
+    """Tokens predicted right, in per cent, against rank: mean over texts and seeds with its 95 % interval.
+
+    Args:
+        runs: of one model and kind of data, with `method`; token_accuracy in 0..1.
+        rates: whether each method is at its own best learning rate, else at the same one.
+    """
+    from matplotlib.figure import Figure
+
+    lengths, found = sorted(runs["seqlen"].unique()), sorted(runs["method"].unique(), key=lambda m: (m != "sft", m))
+    columns = min(len(lengths), MOST_COLUMNS)
+    rows = math.ceil(len(lengths) / columns)
+    figure = Figure(figsize=(max(7.0, 4.1 * columns), 3.4 * rows + 1.5), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, length in zip(panels, lengths, strict=False):
+        _panel(axes, runs[runs["seqlen"] == length], found, rates)
+        axes.set_title(f"{length} tokens to remember", fontsize=10)
+    for axes in panels[len(lengths) :]:
+        axes.set_visible(False)
+    for axes in panels[::columns]:
+        axes.set_ylabel("tokens predicted right, %")
+    units = runs.groupby(["seqlen", "rank", "method"]).size()
+    repeats = f"{units.min()}" if units.min() == units.max() else f"{units.min()} to {units.max()}"
+    terms = "each at its best learning rate" if rates else "at the same learning rate"
+    figure.suptitle(
+        f"What an adapter recalls, by its rank and the loss it was trained with\n"
+        f"{runs['model'].iloc[0]}, {runs['data'].iloc[0]}; {_steps(runs)}, {terms}; "
+        f"mean and 95 % interval over {repeats} text{'s and seeds' if repeats != '1' else ''}",
+        fontsize=10,
+    )
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> None:
+    for i, method in enumerate(found):
+        colour, marker = STYLES[i % len(STYLES)]
+        group = runs[runs["method"] == method]
+        grouped = group.groupby("rank")["token_accuracy"]
+        mean = 100 * grouped.mean()
+        half = 100 * grouped.agg(lambda values: half_width(values.to_numpy(float))).fillna(0.0)
+        ranks = mean.index.to_numpy(float)
+        axes.fill_between(ranks, (mean - half).clip(0, 100), (mean + half).clip(0, 100), color=colour, alpha=0.12, lw=0)
+        under = method == "sft"  # wider, so that it shows where another line lies on it
+        size, width = (9.0, 4.0) if under else (5.0, 1.5)
+        axes.plot(ranks, mean, color=colour, marker=marker, ms=size, lw=width, label=NAMES.get(method, method))
+    axes.axhline(100, color="0.6", lw=0.8, ls=":", zorder=0)
+    axes.set_xscale("log", base=2)
+    ticks = sorted(runs["rank"].unique())
+    axes.set_xticks(ticks, [f"{rank:g}" for rank in ticks], fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="rank of the adapter", ylim=(0, 104))
+    axes.grid(axis="y", color="0.9", lw=0.6)
+    if rates:
+        chosen = runs.groupby("method")["lr"].first()
+        words = [f"{method.removeprefix('memft_')} {chosen[method]:g}" for method in found if method in chosen]
+        axes.text(
+            0.98, 0.02, "best rate\n" + "\n".join(words), transform=axes.transAxes, ha="right", va="bottom", fontsize=7
+        )
+
+
+def _steps(runs: pd.DataFrame) -> str:
+    steps = np.unique(runs["steps"])
+    return f"{steps[0]} steps" if len(steps) == 1 else f"{steps[0]} to {steps[-1]} steps (budgets differ)"
