@@ -61,8 +61,8 @@ def page_figure(view: View) -> Figure:
     maps = rows[1].subplots(1, 2)
     heat_maps.loss_map(maps[0], there, view.x)
     heat_maps.accuracy_map(maps[1], there, view.x)
-    for axes in (*panels, *maps):
-        axes.title.set_fontsize(10)
+    for axes, size in ((panels[0], 9), (panels[1], 9), (panels[2], 9), (maps[0], 10), (maps[1], 10)):
+        axes.title.set_fontsize(size)
     return figure
 
 
@@ -214,7 +214,7 @@ def _curve_title(view: View, along: str) -> str:
     factor = 2 ** (values["alpha"] if along == "rank" else -values["beta"])
     above = " above b" if "b" in values else ""
     far = ", until it bends" if view.fit is not None else ""
-    return f"Twice the {word}: gain{above} x {factor:.2f}{far}"
+    return f"Twice the {word}: gain{above} times {factor:.2f}{far}"
 
 
 def maps_figure(view: View) -> Figure | None:
