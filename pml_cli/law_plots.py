@@ -13,7 +13,7 @@ import numpy as np
 
 from . import heat_maps
 from .agreement_plots import agreement
-from .law import BOUND_HIT, OK
+from .law import BOUND_HIT, OK, Array
 from .law_view import View
 from .plots import (
     COLUMN,
@@ -94,12 +94,7 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     """Gain against rank or length, a line for every value of the other; the topmost line first in the legend."""
     other = "length" if along == "rank" else "rank"
     points = view.points
-    values = np.unique(points[other].to_numpy(float))
-    picked = (
-        values[np.unique(np.linspace(0, len(values) - 1, min(LINES, len(values))).round().astype(int))]
-        if len(values)
-        else values
-    )
+    picked = _picked(np.unique(points[other].to_numpy(float)))
     top = limits(points["low"].to_numpy(float), points["high"].to_numpy(float))
     order = picked if along == "rank" else picked[::-1]
     colours = dict(zip(picked.tolist(), ordered(len(picked)), strict=True))
@@ -128,6 +123,13 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     log_axis(axes, points[along])
     axes.set_ylim(*top)
     axes.set(xlabel=rank_label(view.x) if along == "rank" else "length l, tokens", ylabel="gain dL, nats per token")
+
+
+def _picked(values: Array) -> Array:
+    """At most LINES of the values, the ends among them."""
+    if len(values) <= LINES:
+        return values
+    return np.asarray(values[np.linspace(0, len(values) - 1, LINES).round().astype(int)])
 
 
 def _law_line(axes: Axes, view: View, along: str, value: float, *, colour: Any, top: float) -> None:
