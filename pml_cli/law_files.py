@@ -101,7 +101,8 @@ def write(out: Path, groups: list[GroupFit], settings: Fit, comparisons: Sequenc
 
 def _tex(groups: list[GroupFit]) -> str:
     tables = [
-        law_tex.table(group.name, group.slug if len(groups) > 1 else "", group.analysis, group.observed) for group in groups
+        law_tex.table(group.name, group.slug if len(groups) > 1 else "", group.analysis, group.observed, SIZES[group.x])
+        for group in groups
     ]
     return law_tex.document(tables)
 

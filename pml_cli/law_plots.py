@@ -13,7 +13,7 @@ import numpy as np
 
 from . import heat_maps
 from .agreement_plots import agreement
-from .law import BOUND_HIT, OK
+from .law import BOUND_HIT, OK, Array
 from .law_view import View
 from .plots import (
     COLUMN,
@@ -61,8 +61,8 @@ def page_figure(view: View) -> Figure:
     maps = rows[1].subplots(1, 2)
     heat_maps.loss_map(maps[0], there, view.x)
     heat_maps.accuracy_map(maps[1], there, view.x)
-    for axes in (*panels, *maps):
-        axes.title.set_fontsize(10)
+    for axes, size in ((panels[0], 9), (panels[1], 9), (panels[2], 9), (maps[0], 10), (maps[1], 10)):
+        axes.title.set_fontsize(size)
     return figure
 
 
@@ -94,12 +94,7 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     """Gain against rank or length, a line for every value of the other; the topmost line first in the legend."""
     other = "length" if along == "rank" else "rank"
     points = view.points
-    values = np.unique(points[other].to_numpy(float))
-    picked = (
-        values[np.unique(np.linspace(0, len(values) - 1, min(LINES, len(values))).round().astype(int))]
-        if len(values)
-        else values
-    )
+    picked = _picked(np.unique(points[other].to_numpy(float)))
     top = limits(points["low"].to_numpy(float), points["high"].to_numpy(float))
     order = picked if along == "rank" else picked[::-1]
     colours = dict(zip(picked.tolist(), ordered(len(picked)), strict=True))
@@ -128,6 +123,13 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     log_axis(axes, points[along])
     axes.set_ylim(*top)
     axes.set(xlabel=rank_label(view.x) if along == "rank" else "length l, tokens", ylabel="gain dL, nats per token")
+
+
+def _picked(values: Array) -> Array:
+    """At most LINES of the values, the ends among them."""
+    if len(values) <= LINES:
+        return values
+    return np.asarray(values[np.linspace(0, len(values) - 1, LINES).round().astype(int)])
 
 
 def _law_line(axes: Axes, view: View, along: str, value: float, *, colour: Any, top: float) -> None:
@@ -214,7 +216,7 @@ def _curve_title(view: View, along: str) -> str:
     factor = 2 ** (values["alpha"] if along == "rank" else -values["beta"])
     above = " above b" if "b" in values else ""
     far = ", until it bends" if view.fit is not None else ""
-    return f"Twice the {word}: gain{above} x {factor:.2f}{far}"
+    return f"Twice the {word}: gain{above} times {factor:.2f}{far}"
 
 
 def maps_figure(view: View) -> Figure | None:
