@@ -169,6 +169,16 @@ def step_flops(pack: Pack) -> float:
     return work.tokens * token + 2 * work.scored * work.head  # the head's only gradient is that of the hidden states
 
 
+def whole_step_flops(pack: Pack, passes: int) -> float:
+    """Matmul FLOPs of a step of a loop that runs the whole model, `passes` forward passes and one backward: what pml avoids.
+
+    Every input token is read off the head.
+    """
+    work = _Work(pack)
+    token = passes * (work.forward(work.shape.layers) + work.head) + work.adapter + work.backward() + work.head
+    return work.tokens * token
+
+
 def flops(pack: Pack) -> float:
     """Matmul FLOPs of the training of a pack: the prefix once, every step, and the evaluations."""
     work = _Work(pack)
