@@ -130,6 +130,8 @@ class Trainer:
         self.orders = [SampleOrder(len(c.samples), c.run.train.batch, c.run.seed) for c in self.cells]
         self.steps = total_steps(runs[0].train, len(self.cells[0].samples))
         self.log_every = runs[0].train.log_every or max(1, self.steps // 20)
+        rates = [[learning_rate(r.train, step, self.steps) for r in runs] for step in range(self.steps)]
+        self.rates = torch.tensor(rates, dtype=base.adapter_dtype).to(base.device)  # (steps, K): no copy, no wait in a step
         self.dropout = self._dropout()
         self.curve: list[Tensor] = []  # of the steps since the last logged one, (5, K) each
         self._place()
@@ -221,8 +223,7 @@ class Trainer:
         parameters = self.bank.parameters()
         grads = torch.autograd.grad(loss_K.sum(), parameters)
         norm_K = clip_(grads, self.clip)
-        lr_K = torch.tensor([learning_rate(c.run.train, step, self.steps) for c in self.cells], dtype=loss_K.dtype)
-        lr_K = lr_K.to(loss_K.device)
+        lr_K = self.rates[step]
         self.optimizer.step(parameters, grads, lr_K)
         self._note_curve(loss_K, nll_KS, layout, norm_K, lr_K)
 
@@ -335,7 +336,7 @@ class Trainer:
             return
         self.bank.keep(stay)
         self.optimizer.keep(stay)
-        self.curve = [values[:, stay] for values in self.curve]
+        self.curve, self.rates = [values[:, stay] for values in self.curve], self.rates[:, stay]
         if self.dropout:
             self.dropout.keep_cells(stay)
         self.orders = [self.orders[k] for k in stay]

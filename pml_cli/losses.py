@@ -13,6 +13,7 @@ from torch import Tensor
 from .config import Loss, MemftOtLoss, SftLoss
 
 EPS = 1e-8  # in the normaliser of the weighted mean
+BLOCK = 64  # logits compared at once in the search for the largest
 
 
 class Head(NamedTuple):
@@ -96,14 +97,26 @@ def _score_chunk(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
     """nll, margin, argmax, and the softmax, which takes the place of the logits: few passes over (rows, V)."""
     own = logits.gather(1, target)
     logits.scatter_(1, target, -torch.inf)
-    other, rival = logits.max(1, keepdim=True)
+    other, rival = _largest(logits)
     logits.scatter_(1, target, own)
     wins = (own > other) | ((own == other) & (target < rival))  # a tie goes to the lower id, as in argmax
-    top = torch.maximum(own, other)
-    exp = logits.sub_(top).exp_()
-    total = exp.sum(1, keepdim=True)
-    nll = total.log() + top - own
-    return nll[:, 0], (own - other)[:, 0], torch.where(wins, target, rival)[:, 0], exp.div_(total)
+    argmax = torch.where(wins, target, rival)
+    softmax = torch.softmax(logits, 1, out=logits)  # one pass of max, exp, sum and division, in place
+    nll = torch.maximum(own, other) - own - softmax.gather(1, argmax).log()  # the largest softmax is 1 / sum exp(. - top)
+    return nll[:, 0], (own - other)[:, 0], argmax[:, 0], softmax
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and its lowest id, (rows, 1) each.
+
+    torch's max with ids is not vectorised on a CPU: there the block that holds the largest is found first.
+    """
+    if logits.device.type != "cpu" or logits.shape[1] % BLOCK:
+        return logits.max(1, keepdim=True)
+    blocks = logits.view(len(logits), -1, BLOCK)
+    top, block = blocks.amax(2).max(1, keepdim=True)
+    within = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK)).argmax(2)
+    return top, block * BLOCK + within
 
 
 def weights(loss: Loss, nll_KS: Tensor, mask_KS: Tensor) -> Tensor:
