@@ -11,7 +11,7 @@ C: the engine of `pml sweep`: packs as the planner cuts them (--pack: of so many
 
 The three are timed in turn, --repeats times, each training from its beginning: warm-up, then --steps timed steps. They must
 end with the same loss (asserted). A and B train --baseline of the cells, whose times are those of any other.
-Needs `pip install accelerate`, which transformers.Trainer asks for.
+Needs accelerate, which transformers.Trainer asks for (it comes with `pip install ".[test]"`).
 """
 
 from __future__ import annotations
