@@ -93,7 +93,7 @@ class AdapterBank:
         before = isinstance(self.kind, LinearAdapter)  # PEFT drops inputs, the paper's block drops its output
         if self.dropout and before:
             x_KNI = self.dropout(x_KNI, x.shape)
-        y_KNO = x_KNI @ A @ B * self.scale[:, None, None]
+        y_KNO = x_KNI @ A @ (B * self.scale[:, None, None])  # B is small, the product is not
         if self.dropout and not before:
             y_KNO = self.dropout(y_KNO, (*x.shape[:-1], B.shape[-1]))
         return y_KNO.view(*x.shape[:-1], B.shape[-1]).to(x.dtype)

@@ -24,6 +24,7 @@ from .config import Adapter, LinearAdapter, MlpBlockAdapter, Model
 from .errors import UserError, did_you_mean
 from .losses import Head
 from .pretrained import facts
+from .streaming import Stream
 
 NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 POST_MLP_NORMS = ("post_feedforward_layernorm",)  # Gemma 2 and 3: the MLP's output is normed before it is added
@@ -50,16 +51,30 @@ class Prefix:
         return Prefix(self.entry[index, :tokens], picked(self.block), picked(self.mlp_out))
 
 
+def find_layers(model: nn.Module, settings: Model) -> nn.ModuleList:
+    """The decoder layers of a transformers model.
+
+    Raises:
+        UserError: it has no list of as many modules as its config has layers.
+    """
+    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    for module in model.get_decoder().modules():  # type: ignore[operator]
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise UserError(f"model={settings.name}: no list of {count} decoder layers found; this family is not supported")
+
+
 class FrozenBase:
     """A decoder-only language model whose weights never change."""
 
-    def __init__(self, model: nn.Module, settings: Model) -> None:
+    def __init__(self, model: nn.Module, settings: Model, stream: Stream | None = None) -> None:
+        """`stream`: reads the layers that training does not need, where they do not stay in memory."""
         self.model = model.eval().requires_grad_(False)
-        self.settings = settings
+        self.settings, self.stream = settings, stream
         self.modules = dict(model.named_modules())
         self.decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
         config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
-        self.layers = self._find_layers(config.num_hidden_layers)
+        self.layers = find_layers(model, settings)
         self.norm = self._find_norm()
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
         self.head = Head(output.weight, getattr(output, "bias", None), getattr(config, "final_logit_softcapping", None))
@@ -84,12 +99,6 @@ class FrozenBase:
     def adapter_dtype(self) -> torch.dtype:
         """Adapters are trained in float32, or in float64 on a float64 base."""
         return torch.promote_types(self.dtype, torch.float32)
-
-    def _find_layers(self, count: int) -> nn.ModuleList:
-        for module in self.decoder.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == count:
-                return module
-        raise UserError(f"model={self.settings.name}: no list of {count} decoder layers found; this family is not supported")
 
     def _find_norm(self) -> nn.Module:
         for name in NORMS:
@@ -157,9 +166,9 @@ class FrozenBase:
     @torch.no_grad()
     def prefix(self, ids: Tensor, bank: AdapterBank, rows: int = 8) -> Prefix:
         """Run everything below the bank's adapters once over ids (n, T), `rows` rows at a time."""
-        block = isinstance(bank.kind, MlpBlockAdapter)
-        layer = self.first_layer(bank)
-        parts = [self._prefix_rows(part.to(self.device), layer, block) for part in ids.split(rows)]
+        block, layer = isinstance(bank.kind, MlpBlockAdapter), self.first_layer(bank)
+        split = [part.to(self.device) for part in ids.split(rows)]
+        parts = self._streamed_prefix(split, layer, block) if self.stream else self._whole_prefix(split, layer, block)
 
         def joined(kept: list[Tensor | None]) -> Tensor | None:
             return torch.cat([x for x in kept if x is not None]) if kept[0] is not None else None
@@ -167,18 +176,52 @@ class FrozenBase:
         entry = torch.cat([p.entry for p in parts])
         return Prefix(entry, joined([p.block for p in parts]), joined([p.mlp_out for p in parts]))
 
-    def _prefix_rows(self, ids: Tensor, layer: int, block: bool) -> Prefix:
+    def _whole_prefix(self, split: list[Tensor], layer: int, block: bool) -> list[Prefix]:
+        """One part after the other through all layers."""
+        parts = []
+        for ids in split:
+            with self._catching(layer, block) as caught, self._skipping_above(layer):
+                self.decoder(input_ids=ids, use_cache=False)
+            parts.append(self._caught_prefix(caught, layer))
+        return parts
+
+    def _streamed_prefix(self, split: list[Tensor], layer: int, block: bool) -> list[Prefix]:
+        """All parts through one layer after the other: each is read once."""
+        assert self.stream is not None
+        calls, hidden = self._calls_at(split[0].shape[1]), []
+        with self.stream.kept(self.model.get_input_embeddings()):  # type: ignore[operator]
+            for ids in split:
+                with self._catching(0, block=False) as caught, self._skipping_above(-1):
+                    self.decoder(input_ids=ids, use_cache=False)
+                hidden.append(caught["entry"])
+        for call in calls[:layer]:
+            with self.stream.kept(call.layer):
+                for i, states in enumerate(hidden):
+                    hidden[i] = call(states)
+        if not block:
+            return [Prefix(states) for states in hidden]
+        parts = []
+        with self.stream.kept(calls[layer].layer):
+            for states in hidden:
+                with self._catching(layer, block) as caught:
+                    calls[layer](states)
+                parts.append(self._caught_prefix(caught, layer))
+        return parts
+
+    @contextmanager
+    def _catching(self, layer: int, block: bool) -> Iterator[dict[str, Tensor]]:
+        """Collect what a prefix is made of while its layer runs."""
         caught: dict[str, Tensor] = {}
         with ExitStack() as stack:
             if block:
-                mlp = self._mlp(layer)
-                stack.enter_context(_caught(mlp, caught, "entry", "mlp_out"))
+                stack.enter_context(_caught(self._mlp(layer), caught, "entry", "mlp_out"))
                 stack.enter_context(_caught(self.layers[layer], caught, "", "block"))
             else:
                 stack.enter_context(_caught(self.layers[layer], caught, "entry", ""))
-            stack.enter_context(self._skipping_above(layer))
-            self.decoder(input_ids=ids, use_cache=False)
-        if not block:
+            yield caught
+
+    def _caught_prefix(self, caught: dict[str, Tensor], layer: int) -> Prefix:
+        if "block" not in caught:
             return Prefix(caught["entry"])
         keep = caught["mlp_out"] if self._post_norm(layer) is not None else None
         return Prefix(caught["entry"], caught["block"], keep)
@@ -190,6 +233,7 @@ class FrozenBase:
             final hidden states (B, T, D), after the last norm: what the head reads.
         """
         layer, T = self.first_layer(bank), prefix.entry.shape[1]
+        self._hold_upper(layer, prefix.block is not None)
         calls = self._calls_at(T)
         if prefix.block is None:
             return self._replay(prefix.entry, calls[layer:], bank)
@@ -204,6 +248,12 @@ class FrozenBase:
         """The plain forward pass of the whole decoder over ids (B, T), adapters by hooks; the reference of `upper`."""
         with bank.attached(self.modules) if bank else ExitStack():
             return self.decoder(input_ids=ids, **({"use_cache": False} | kwargs))
+
+    def _hold_upper(self, layer: int, block: bool) -> None:
+        """Of a streamed model keep what training needs: the layers from the adapter's on, beside an MLP only those above."""
+        if self.stream:
+            norm = self._post_norm(layer) if block else None
+            self.stream.hold([*list(self.layers)[layer + block :], *([norm] if norm is not None else [])])
 
     def _post_norm(self, layer: int) -> nn.Module | None:
         return next((n for name in POST_MLP_NORMS if (n := getattr(self.layers[layer], name, None)) is not None), None)
@@ -267,7 +317,8 @@ class FrozenBase:
     def weights_hash(self) -> str:
         """A short hash of the weights: every tensor's name, shape and sum."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, kept in sorted(self.model.state_dict().items()):
+            tensor = self.stream.read(name, kept) if self.stream and kept.is_meta else kept
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.double().sum().item():.17g}".encode())
         return digest.hexdigest()[:16]
 

@@ -24,6 +24,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "model.dtype": DTYPES,
     "model.weights": ("pretrained", "random"),
     "model.device": ("auto", "cpu", "cuda"),
+    "model.stream": ("true", "false", "null"),
     "train.schedule": SCHEDULES,
     "train.stop": ("none", "recalled"),
     "loss.when_done": ("mean", "zero"),

@@ -32,6 +32,7 @@ class Model:
     layer: int | None = None  # the decoder layer that carries the adapter, 0-based; null: two thirds of the depth
     dtype: str = "float32"
     device: str = "auto"  # auto: cuda where there is one, else cpu
+    stream: bool | None = None  # read the layers below the adapter one at a time; null: where the weights do not fit
     revision: str | None = None  # of the hub repository
     trust_remote_code: bool = False
 
@@ -307,6 +308,12 @@ def problems(run: Run) -> list[str]:
         ("model.path", run.model.path, bool(run.model.path), "tiny, a hub id or a folder"),
         ("model.dtype", run.model.dtype, run.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
         ("model.weights", run.model.weights, run.model.weights in ("pretrained", "random"), "pretrained or random"),
+        (
+            "model.stream",
+            run.model.stream,
+            not (run.model.stream and run.model.weights == "random"),
+            "null or false with random weights, which lie in no file",
+        ),
         ("model.layer", run.model.layer, run.model.layer is None or run.model.layer >= 0, "null or at least 0"),
         ("data.seed", run.data.seed, 0 <= run.data.seed < 2**62, "from 0 to 2^62"),
         ("adapter.dropout", run.adapter.dropout, 0 <= run.adapter.dropout < 1, "at least 0 and below 1"),

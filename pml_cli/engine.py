@@ -136,6 +136,8 @@ class Trainer:
         self.remembered = fresh_state([r.loss for r in runs], max(len(c.samples) for c in self.cells), base.device)
         self.steps = total_steps(runs[0].train, len(self.cells[0].samples))
         self.log_every = runs[0].train.log_every or max(1, self.steps // 20)
+        rates = [[learning_rate(r.train, step, self.steps) for r in runs] for step in range(self.steps)]
+        self.rates = torch.tensor(rates, dtype=base.adapter_dtype).to(base.device)  # (steps, K): no copy, no wait in a step
         self.dropout = self._dropout()
         self.curve: list[Tensor] = []  # of the steps since the last logged one, (len(CURVE), K) each
         self._place()
@@ -230,8 +232,7 @@ class Trainer:
         parameters = self.bank.parameters()
         grads = torch.autograd.grad(loss_K.sum(), parameters)
         norm_K = clip_(grads, self.clip)
-        lr_K = torch.tensor([learning_rate(c.run.train, step, self.steps) for c in self.cells], dtype=loss_K.dtype)
-        lr_K = lr_K.to(loss_K.device)
+        lr_K = self.rates[step]
         self.optimizer.step(parameters, grads, lr_K)
         self._note_curve(tokens, weighted, norm_K, lr_K)
 
@@ -353,7 +354,7 @@ class Trainer:
             return
         self.bank.keep(stay)
         self.optimizer.keep(stay)
-        self.curve = [values[:, stay] for values in self.curve]
+        self.curve, self.rates = [values[:, stay] for values in self.curve], self.rates[:, stay]
         self.remembered = {name: values[stay] for name, values in self.remembered.items()}
         if self.dropout:
             self.dropout.keep_cells(stay)

@@ -9,10 +9,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from .base import FrozenBase
+from . import price
+from .base import FrozenBase, find_layers
 from .config import TINY, Model
 from .errors import UserError
 from .pretrained import facts
+from .streaming import Checkpoint, Stream, weightless
 
 
 def pick_device(asked: str) -> torch.device:
@@ -44,12 +46,54 @@ def load_base(settings: Model) -> FrozenBase:
     facts(settings)  # one clear line where the model cannot be found
     if settings.weights == "random":
         return FrozenBase(_random_weights(settings, path, dtype, device, known), settings)
+    if price.streams(settings):
+        return _streamed(settings, path, dtype, device, known)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **known)
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"model.path={settings.path}: {first}") from error
+        raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
     return FrozenBase(model.to(device), settings)
+
+
+def _streamed(
+    settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]
+) -> FrozenBase:
+    """A base whose layers have weights only while they run, or while training needs them."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, **known)
+        with torch.random.fork_rng(devices=[]), weightless():
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=settings.trust_remote_code
+            )
+        model.tie_weights()
+        return FrozenBase(model, settings, _stream(model, settings, device))
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
+
+
+def _stream(model: Any, settings: Model, device: torch.device) -> Stream:
+    """Give a model without weights those that stay: all but the layers', and the embeddings' where the head has its own."""
+    stream = Stream(model, Checkpoint(settings, model.base_model_prefix), device)
+    inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = inputs.weight is output.weight
+    passing = [*find_layers(model, settings), *([] if tied else [inputs])]
+    for module in passing:
+        stream.watch(module)
+    apart = {part for module in passing for part in module.modules()} | ({output} if tied else set())
+    for module in model.modules():
+        for key, buffer in module.named_buffers(recurse=False):
+            module._buffers[key] = buffer.to(device)
+        if module not in apart:
+            stream.fill_own(module)
+    if tied:
+        model.tie_weights()
+    return stream
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check_weights(settings: Model) -> None:

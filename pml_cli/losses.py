@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 
+BLOCK = 64  # logits compared at once in the search for the largest
+
+
 class Head(NamedTuple):
     """The frozen output layer: logits = cap * tanh((hidden @ weight.T + bias) / cap), without a cap the plain product."""
 
@@ -144,12 +147,27 @@ def _score_chunk(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
     """nll, margin, argmax, the rival, and the softmax, which takes the place of the logits: few passes over (rows, V)."""
     own = logits.gather(1, target)
     logits.scatter_(1, target, -torch.inf)
-    other, rival = logits.max(1, keepdim=True)
+    other, rival = _largest(logits)
     logits.scatter_(1, target, own)
     wins = (own > other) | ((own == other) & (target < rival))  # a tie goes to the lower id, as in argmax
-    top = torch.maximum(own, other)
-    exp = logits.sub_(top).exp_()
-    total = exp.sum(1, keepdim=True)
-    nll = total.log() + top - own
-    picked = torch.where(wins, target, rival)
-    return nll[:, 0], (own - other)[:, 0], picked[:, 0], rival[:, 0], exp.div_(total)
+    argmax, top = torch.where(wins, target, rival), torch.maximum(own, other)
+    if logits.device.type == "cpu":
+        softmax = torch.softmax(logits, 1, out=logits)  # one pass of max, exp, sum and division, in place
+    else:  # where no one says that the output may be the input
+        softmax = logits.sub_(top).exp_()
+        softmax.div_(softmax.sum(1, keepdim=True))
+    nll = top - own - softmax.gather(1, argmax).log()  # the largest softmax is 1 / sum exp(. - top)
+    return nll[:, 0], (own - other)[:, 0], argmax[:, 0], rival[:, 0], softmax
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and its lowest id, (rows, 1) each.
+
+    torch's max with ids is not vectorised on a CPU: there the block that holds the largest is found first.
+    """
+    if logits.device.type != "cpu" or logits.shape[1] % BLOCK:
+        return logits.max(1, keepdim=True)
+    blocks = logits.view(len(logits), -1, BLOCK)
+    top, block = blocks.amax(2).max(1, keepdim=True)
+    within = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK)).argmax(2)
+    return top, block * BLOCK + within

@@ -10,6 +10,7 @@ import itertools
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +18,13 @@ import psutil
 
 from .config import LinearAdapter, Model, Run
 from .curriculum import minibatches
-from .plan import Pack, Planned
+from .plan import Pack, Planned, device_kind
 from .pretrained import config_fields, facts
 
 CHUNK = 2048  # scored tokens whose logits exist at once, as in losses.token_nll
 EVALUATION_TOKENS = 16384  # as in engine.py
+ROWS = 8  # of the prefix at once, as in base.py
+WEIGHTS_SHARE = 0.8  # of a device's memory that weights may fill
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 QKV, SCORES, OUT, UP, DOWN = range(5)  # stages of a decoder layer, in the order of the forward pass
 HEAD_SIZE = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}  # where the config does not say
@@ -53,12 +56,17 @@ class Shape:
     written: int  # heads whose T x T scores are written out (where they are capped, no fused attention serves); else 0
     capped: bool  # of the logits: two more copies of them
     matrices: dict[str, Matrix]  # of one layer, by name
+    inputs: int  # weights of the embeddings that the head does not share, where it does not
+
+    @property
+    def layer(self) -> int:
+        """Weights of one layer, without those of the norms."""
+        return sum(m.inputs * m.outputs + m.outputs * (self.kind in PLAIN) for m in self.matrices.values())
 
     @property
     def parameters(self) -> int:
         """Weights of the whole model, without those of the norms."""
-        layer = sum(m.inputs * m.outputs + m.outputs * (self.kind in PLAIN) for m in self.matrices.values())
-        return self.layers * layer + self.tables
+        return self.layers * self.layer + self.tables
 
 
 def shape(model: Model) -> Shape:
@@ -79,7 +87,8 @@ def shape(model: Model) -> Shape:
     rows = known.vocabulary * (1 if tied else 2) + known.context * (kind == "gpt2")
     written = heads if fields.get("attn_logit_softcapping") or kind == "gemma2" else 0
     capped = fields.get("final_logit_softcapping") is not None
-    return Shape(kind, known.layers, D, known.vocabulary, Q, K, inner, rows * D, written, capped, matrices)
+    apart = 0 if tied else known.vocabulary * D
+    return Shape(kind, known.layers, D, known.vocabulary, Q, K, inner, rows * D, written, capped, matrices, apart)
 
 
 class _Work:
@@ -177,6 +186,16 @@ def step_flops(pack: Pack) -> float:
     return work.tokens * token + 2 * work.scored * work.head  # the head's only gradient is that of the hidden states
 
 
+def whole_step_flops(pack: Pack, passes: int) -> float:
+    """Matmul FLOPs of a step of a loop that runs the whole model, `passes` forward passes and one backward: what pml avoids.
+
+    Every input token is read off the head.
+    """
+    work = _Work(pack)
+    token = passes * (work.forward(work.shape.layers) + work.head) + work.adapter + work.backward() + work.head
+    return work.tokens * token
+
+
 def flops(pack: Pack) -> float:
     """Matmul FLOPs of the training of a pack: the prefix once, every step, and the evaluations."""
     work = _Work(pack)
@@ -194,6 +213,9 @@ def saved_bytes(pack: Pack) -> int:
 def memory(pack: Pack) -> int:
     """Peak bytes of tensors on the device while a pack is trained: an estimate.
 
+    Of a streamed model's weights the layers above the adapter and the head, and while the prefix is computed one layer more
+    (or the input embeddings, where the head does not share them).
+
     Weights, prefix cache and the batch drawn from it, adapters (with gradient, m, v and a copy in the update), and the
     larger of a step (what is saved, and logits of a chunk or the temporaries of a layer) and an evaluation. Without what
     the device's runtime and allocator take for themselves (on CUDA some 0.5 GiB and up).
@@ -207,7 +229,27 @@ def memory(pack: Pack) -> int:
     layer = dtype * 4 * (m.inner + m.hidden) + 2 * m.written * work.T * precise
     evaluated = min(work.all_tokens, max(EVALUATION_TOKENS, work.cells * work.T))
     step = saved_bytes(pack) + work.tokens * 2 * m.hidden * dtype + max(logits, work.tokens * layer)
-    return round(m.parameters * dtype + cache + adapters + max(step, evaluated * layer + logits))
+    trained = cache + adapters + max(step, evaluated * layer + logits)
+    if not streams(pack.cells[0].run.model):
+        return round(m.parameters * dtype + trained)
+    states = work.rows * work.T * m.hidden * dtype
+    below = max(m.layer, m.inputs) * dtype + (1 + kept) * states + min(ROWS, work.rows) * work.T * layer
+    return round(
+        (m.tables - m.inputs + len(work.upper) * m.layer) * dtype + max(trained, below + adapters, 2 * kept * states)
+    )
+
+
+def streams(model: Model) -> bool:
+    """Whether the layers that training does not need are read one at a time: as asked, else where the weights do not fit."""
+    if model.stream is not None or model.weights == "random":
+        return bool(model.stream)
+    room = _room(device_kind(model.device))
+    return room is not None and shape(model).parameters * BYTES[model.dtype] > WEIGHTS_SHARE * room
+
+
+@lru_cache(maxsize=2)
+def _room(kind: str) -> int | None:
+    return device_memory(kind)
 
 
 def device_memory(kind: str) -> int | None:
