@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-
 BLOCK = 64  # logits compared at once in the search for the largest
 
 
