@@ -14,7 +14,7 @@ from .plan import Pack, Planned, check
 from .progress import ProbeDisplay
 from .records import RunFolder, read_runs, write_whole
 from .report import probe_table
-from .stop import Signals, Stopped
+from .stop import Signals, Stopped, import_worker
 from .sweep import check_folder
 
 LOGGED_STEPS = 100  # a probe is looked at closely
@@ -61,6 +61,7 @@ def _closely(run: Run) -> Run:
 
 
 def _train(cell: Planned, request: Request, console: Console) -> str | None:
+    import_worker()
     from .engine import Progress
     from .worker import Worker, check_places
 

@@ -7,9 +7,11 @@ is not requeued, and the kill that follows takes nothing then.
 
 from __future__ import annotations
 
+import importlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -58,3 +60,30 @@ class Signals:
         handler: Callable[[int, FrameType | None], Any] | Any = self._before.get(signal.SIGUSR2)
         if callable(handler):
             handler(signal.SIGUSR2, frame)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP wait until the end of this: interrupted imports swallow them or leave modules half made."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def import_worker() -> None:
+    """Import torch, transformers and the modules that train, which takes seconds."""
+    with held_back():
+        importlib.import_module(".worker", __package__)
+        transformers = importlib.import_module("transformers")
+        for lazy in ("AutoModelForCausalLM", "AutoConfig"):  # else imported when a model is loaded
+            getattr(transformers, lazy)

@@ -20,7 +20,7 @@ from .plan import Pack, Planned, check, make_packs
 from .progress import SweepDisplay
 from .records import RunFolder, check_formats, read_runs, write_whole
 from .status import living
-from .stop import Signals, Stopped
+from .stop import Signals, Stopped, import_worker
 from .units import counted
 from .work import Order, Queue, work
 
@@ -112,7 +112,8 @@ class _Sweep:
         member = Member(self.out, "inline", launch.stale_seconds, order=self.order.key)
         try:
             with self.display, member, Signals() as signals:
-                from .worker import Worker  # torch takes seconds to import; a finished sweep does not need it
+                import_worker()  # takes seconds; a finished sweep does not need it
+                from .worker import Worker
 
                 worker = Worker(self.out, member, signals, 60 * launch.checkpoint_minutes)
                 queue = Queue(self.out, self.packs, member)
@@ -185,6 +186,7 @@ class _Sweep:
 
 
 def _check_places(packs: Sequence[Pack]) -> None:
+    import_worker()
     from .worker import check_places
 
     check_places(packs)
