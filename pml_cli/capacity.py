@@ -87,6 +87,8 @@ class Unseen:
 
 def unseen(cells: pd.DataFrame) -> Unseen | None:
     """Mean control gain of the cells (columns control_gain, data_seed); None where no cell has one."""
+    if "control_gain" not in cells:  # runs of an earlier version
+        return None
     good = cells.assign(gain=pd.to_numeric(cells["control_gain"], errors="coerce")).dropna(subset=["gain"])
     if good.empty:
         return None

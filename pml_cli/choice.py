@@ -32,6 +32,8 @@ FORMS = (
     Form("hill", offset=True),
     Form("exp", floor=True),
     Form("hill", floor=True),
+    Form("exp", level=True),
+    Form("hill", level=True),
 )
 CLOSE = 4.0  # AICc: laws this near to the best are not told apart by it
 FOLDS = 10  # with more texts than this, several are left out at a time

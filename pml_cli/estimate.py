@@ -22,13 +22,13 @@ from scipy import stats
 from . import law
 from .law import BOUND_HIT, CONFIDENCE, NOT_IDENTIFIED, OK, Array, Mask
 from .observed import LN2, Cells
-from .saturation import ALPHA, BETA, FLOOR, HIGH, LOG_K, LOG_S, LOW, PARAMETERS, B, C, Form, log_gain, log_gain_slopes
+from .saturation import ALPHA, BETA, FLOOR, HIGH, LEVEL, LOG_K, LOG_S, LOW, PARAMETERS, B, C, Form, log_gain, log_gain_slopes
 from .scoring import Design, derivatives, minimise, scores
 
 GRID = np.geomspace(0.05, 2.5, 8)  # exponents at the nodes
 GRID_K = (1.5, 5.0)
 POLISHED = 5  # nodes
-NATURAL = ("C", "alpha", "beta", "b", "k", "floor", "spread")
+NATURAL = ("C", "alpha", "beta", "b", "k", "floor", "level", "spread")
 ON_LOGS = ("C", "k", "spread")  # their intervals are symmetric in the logarithm
 
 
@@ -43,10 +43,10 @@ class SaturatingFit:
     form: Form
     status: str  # OK | BOUND_HIT | NOT_IDENTIFIED
     reason: str  # in plain words; a note when OK
-    theta: Array  # (7,) in the order of saturation.PARAMETERS
+    theta: Array  # (8,) in the order of saturation.PARAMETERS
     centre: tuple[float, float]  # mean log rank and log length, where C is centred
-    covariance: Array  # (7, 7) of theta, from the information; nan unless OK
-    clustered: Array  # (7, 7), from the scores of the clusters: it holds where cells that share text and length are alike
+    covariance: Array  # (8, 8) of theta, from the information; nan unless OK
+    clustered: Array  # (8, 8), from the scores of the clusters: it holds where cells that share text and length are alike
     clusters: int
     nll: float  # negative log-likelihood, a sum over the cells
     n: int  # cells
@@ -59,7 +59,7 @@ class SaturatingFit:
 
     @property
     def parameters(self) -> dict[str, float]:
-        """C, alpha, beta, and those of b, k and floor that the form has, and the relative spread."""
+        """C, alpha, beta, and those of b, k, floor and level that the form has, and the relative spread."""
         values = natural(self.theta[None], self.centre)[0]
         return {NATURAL[p]: float(values[p]) for p in sorted({*self.form.free, BETA})}
 
@@ -152,26 +152,26 @@ def design_of(cells: Cells, centre: tuple[float, float]) -> Design:
 
 
 def natural(theta_BP: Array, centre: tuple[float, float]) -> Array:
-    """Parameters in the order of NATURAL, (B, 7), from those of the fit."""
+    """Parameters in the order of NATURAL, (B, 8), from those of the fit."""
     out = theta_BP @ turn(centre).T
     return np.asarray(np.where(_is_log(), np.exp(np.minimum(out, 700)), out))
 
 
 def turn(centre: tuple[float, float]) -> Array:
-    """(7, 7): from centred c to log C at rank 1 and length 1; the rest stays."""
+    """(8, 8): from centred c to log C at rank 1 and length 1; the rest stays."""
     matrix = np.eye(len(PARAMETERS))
     matrix[C, ALPHA], matrix[C, BETA] = -centre[0], centre[1]
     return matrix
 
 
 def on_scale(values: Array) -> Array:
-    """Natural parameters (..., 7) on the scale on which their intervals are symmetric."""
+    """Natural parameters (..., 8) on the scale on which their intervals are symmetric."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(_is_log(), np.log(values), values))
 
 
 def spans(low: Array, high: Array, form: Form) -> dict[str, tuple[float, float]]:
-    """Intervals of the free parameters from their ends (7,) on that scale."""
+    """Intervals of the free parameters from their ends (8,) on that scale."""
     found = {}
     for p in form.free:
         ends = float(low[p]), float(high[p])
@@ -202,16 +202,21 @@ def _problem(cells: Cells, form: Form) -> str:
 
 
 def _starts(design: Design, form: Form) -> Array:
-    """The best nodes of the exponent grid, each solved for the scale, the offset and the spread alone: (S, 7)."""
+    """The best nodes of the exponent grid, each solved for the scale, the offset and the spread alone: (S, 8)."""
     betas: Sequence[float] = GRID.tolist() if form.beta is None else [form.beta]
     nodes = np.array(list(itertools.product(GRID, betas, GRID_K if form.link == "hill" else (2.0,))))
     seen = ~design.censored
     theta = np.zeros((len(nodes), len(PARAMETERS)))
     theta[:, ALPHA], theta[:, BETA], theta[:, LOG_K] = nodes[:, 0], nodes[:, 1], np.log(nodes[:, 2])
     theta[:, FLOOR] = 0.2 if form.floor else 0.0
-    level = np.log(design.delta[seen]) - nodes[:, :1] * design.x[seen] + nodes[:, 1:2] * design.y[seen]
+    inner = design.delta[seen]
+    if form.level:
+        start = 0.8 * float(design.base.mean())
+        theta[:, LEVEL] = start
+        inner = start * np.log(np.maximum(start / (design.base - design.delta)[seen], 1.05))  # as if the link were exp
+    level = np.log(inner) - nodes[:, :1] * design.x[seen] + nodes[:, 1:2] * design.y[seen]
     theta[:, C], theta[:, LOG_S] = np.median(level, axis=1), np.log(np.maximum(level.std(axis=1), 1e-3))
-    quick = tuple(p for p in form.free if p in (C, B, LOG_S))
+    quick = tuple(p for p in form.free if p in (C, B, LOG_S, LEVEL))
     theta, value = minimise(theta, design, form, free=quick, iterations=8)
     return theta[np.argsort(value)[:POLISHED]]
 
@@ -241,7 +246,7 @@ def _result(
 
 
 def _covariances(cells: Cells, form: Form, design: Design, theta: Array) -> tuple[Array, Array, str]:
-    """Two (7, 7) covariances, from the information and the sandwich of cluster scores; or the parameter that has none."""
+    """Two (8, 8) covariances, from the information and the sandwich of cluster scores; or the parameter that has none."""
     free = np.array(form.free)
     cluster, count = cells.clusters
     _, information = derivatives(theta[None], design, form, np.ones((1, 1)), free)
@@ -264,6 +269,8 @@ def _link_bound(theta: Array, form: Form) -> str:
         return "k stops at its least value: the gain bends earlier than a Hill link can"
     if form.floor and theta[FLOOR] <= 1e-9:
         return "the floor stops at 0: these cells need none"
+    if form.level and not 1e-6 < theta[LEVEL] < HIGH[LEVEL] - 1e-6:
+        return "the level runs away: these cells tell of none"
     return ""
 
 

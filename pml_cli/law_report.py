@@ -24,6 +24,7 @@ MEANING = {
     "b": "offset (nats/token)",
     "k": "sharpness of the bend",
     "floor": "least loss (nats/token)",
+    "level": "loss that memory starts from (nats/token)",
     "spread": "of a cell around the law, as a share",
 }
 LAWS = {"none": "x", "hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x^k)^(1/k)"}
@@ -67,8 +68,9 @@ def formula(fit: SaturatingFit) -> str:
     inner = "C r^alpha l^-beta" + (" + b" if fit.form.offset else "")
     if fit.form.link == "none":
         return f"dL = {inner}"
-    top = "(L0 - floor)" if fit.form.floor else "L0"
-    return f"dL = {top} S(x), x = ({inner}) / {top}, S = {LAWS[fit.form.link]}"
+    top = "(L0 - floor)" if fit.form.floor else ("H" if fit.form.level else "L0")
+    start = "L0 - H + " if fit.form.level else ""
+    return f"dL = {start}{top} S(x), x = ({inner}) / {top}, S = {LAWS[fit.form.link]}"
 
 
 def _unseen_lines(chosen: Entry) -> list[str]:

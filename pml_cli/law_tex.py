@@ -21,7 +21,7 @@ from .plots import digits
 
 RULES = r"\providecommand{\toprule}{\hline}\providecommand{\midrule}{\hline}\providecommand{\bottomrule}{\hline}"
 SIGNS = {"C": "C", "alpha": r"\alpha", "beta": r"\beta", "b": "b", "k": "k"}
-FLOOR = "floor"
+FLOOR, LEVEL = "floor", "level"
 ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -44,14 +44,17 @@ def table(name: str, slug: str, analysis: Analysis, cells: Cells, x: str = "rank
         x: column on the rank axis.
     """
     entries = [entry for entry in analysis.entries if entry.fit.status == OK]
-    shown = [n for n in (*SIGNS, FLOOR) if any(n in entry.parameters for entry in entries)]
-    parameters = [["Law", *(f"${SIGNS[n]}$" if n in SIGNS else n for n in shown)]]
+    shown = [n for n in (*SIGNS, FLOOR) if any(_in_column(n, entry) in entry.parameters for entry in entries)]
+    leveled = any(LEVEL in entry.parameters for entry in entries)
+    signs = SIGNS | ({"b": "b, H"} if leveled else {})
+    parameters = [["Law", *(f"${signs[n]}$" if n in signs else n for n in shown)]]
     quality = [["Law", "$n$", "$R^2$", r"fit \%", r"$\Delta$AICc", r"unseen \%", r"all unseen \%", r"band \%"]]
     for entry in entries:
         bold = _bold if entry is analysis.chosen else str
         spans = intervals(entry, analysis)
-        parameters.append([bold(escape(entry.name)), *(bold(_value(entry.parameters.get(n))) for n in shown)])
-        parameters.append(["", *(_span(*spans[n]) if n in spans else "" for n in shown)])
+        own = [_in_column(n, entry) for n in shown]
+        parameters.append([bold(escape(entry.name)), *(bold(_value(entry.parameters.get(n))) for n in own)])
+        parameters.append(["", *(_span(*spans[n]) if n in spans else "" for n in own)])
         quality.append([bold(cell) for cell in _quality(entry)])
     if not entries:
         parameters.append(["none could be fitted"])
@@ -69,6 +72,11 @@ def table(name: str, slug: str, analysis: Analysis, cells: Cells, x: str = "rank
         r"\end{table}",
     ]
     return "\n".join(lines)
+
+
+def _in_column(name: str, entry: Entry) -> str:
+    """A level stands where other laws have b: no law has both, and the page is narrow."""
+    return LEVEL if name == "b" and LEVEL in entry.parameters else name
 
 
 def escape(text: str) -> str:
@@ -142,7 +150,8 @@ def _note(name: str, analysis: Analysis, cells: Cells, x: str) -> str:
         rf"Laws of the gain $\Delta L$ (nats per token) by {size} and length $\ell$ (tokens), {escape(name)}:",
         rf"{len(cells)} cells, {int(cells.saturated.sum())} of them at or below $\ln 2$ (saturated).",
         r"$\Delta L = L_0 S(x)$ with $x = (C r^\alpha \ell^{-\beta} + b) / L_0$ and $L_0$ the base loss (less the floor,",
-        r"where there is one); $S(x)$ is $x$ (paper, robust, power), $\min(1, x)$ (hard), $1 - e^{-x}$ (exp)",
+        r"where there is one); with a level $H$, $\Delta L = L_0 - H + H S(x)$ with $x = C r^\alpha \ell^{-\beta} / H$;",
+        r"$S(x)$ is $x$ (paper, robust, power), $\min(1, x)$ (hard), $1 - e^{-x}$ (exp)",
         r"or $x / (1 + x^k)^{1/k}$ (hill).",
         r"In brackets 95\,\% intervals, from the covariance, which takes the cells as independent"
         + _of_the_chosen(analysis),

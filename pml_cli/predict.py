@@ -66,7 +66,7 @@ class Law:
     name: str
     x: str  # what the ranks are: rank or parameters
     form: Form
-    theta: Array  # (1 + D, 7): the fit, then draws of it
+    theta: Array  # (1 + D, 8): the fit, then draws of it
     centre: tuple[float, float]
     ranks: tuple[float, float]  # trained
     lengths: tuple[float, float]
@@ -194,7 +194,7 @@ def _law(group: dict[str, Any], content: dict[str, Any]) -> Law:
 
 
 def _draws(theta: Array, centre: tuple[float, float], draws: dict[str, list[float]], entry: dict[str, Any]) -> Array:
-    """Draws of theta, (D, 7): from the bootstrap, widened by Student's t below 40 clusters; else from the covariance."""
+    """Draws of theta, (D, 8): from the bootstrap, widened by Student's t below 40 clusters; else from the covariance."""
     clusters = entry["clusters"]
     if draws:
         count = len(next(iter(draws.values())))
@@ -211,7 +211,7 @@ def _draws(theta: Array, centre: tuple[float, float], draws: dict[str, list[floa
         )
         return np.asarray(theta + factor * (out - theta))
     matrices = [np.array(entry[name], float) for name in ("covariance", "covariance_clustered")]
-    wider = max((m for m in matrices if np.isfinite(m).all()), key=np.trace, default=np.zeros((7, 7)))
+    wider = max((m for m in matrices if np.isfinite(m).all()), key=np.trace, default=np.zeros((len(theta),) * 2))
     rng = np.random.default_rng(0)
     return np.asarray(rng.multivariate_normal(theta, wider, NORMAL_DRAWS, check_valid="ignore"))
 

@@ -2,9 +2,11 @@
 
 A gain cannot exceed the base loss, and it bends before it gets there. S is the link: near 0 it is the identity, so that far
 from the ceiling every one of these laws is the paper's; at infinity it is 1, so that no prediction exceeds the base loss.
+A law with a level instead takes every sequence to start from the same loss H once the adapter knows its source, whatever the
+base model made of it: dL = L0 - H + H S(C r^alpha l^-beta / H); the final loss H (1 - S) does not depend on the base loss.
 Everything here works on a batch of parameter vectors at once; the last axis is the cell.
 
-Shapes: B problems, N cells, P = 7 parameters in the order of PARAMETERS.
+Shapes: B problems, N cells, P = 8 parameters in the order of PARAMETERS.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from scipy import special
 from .law import EXPONENTS, Array
 
 # c is log C at the mean of log rank and of log length; log_s the log of the relative spread of a cell around the law
-PARAMETERS = ("c", "alpha", "beta", "b", "log_k", "floor", "log_s")
-C, ALPHA, BETA, B, LOG_K, FLOOR, LOG_S = range(len(PARAMETERS))
+# level is H, nats per token; 0 where the law has none
+PARAMETERS = ("c", "alpha", "beta", "b", "log_k", "floor", "level", "log_s")
+C, ALPHA, BETA, B, LOG_K, FLOOR, LEVEL, LOG_S = range(len(PARAMETERS))
 LINKS = ("none", "hard", "exp", "hill")
 HILL = (0.5, 30.0)  # bounds of k; at 30 the curve cannot be told from min(1, x)
 LEAST_SPREAD = 1e-8
-LOW = np.array([-50, EXPONENTS[0], EXPONENTS[0], -50, math.log(HILL[0]), 0, math.log(LEAST_SPREAD)])
-HIGH = np.array([50, EXPONENTS[1], EXPONENTS[1], 50, math.log(HILL[1]), 5, 3])
+LOW = np.array([-50, EXPONENTS[0], EXPONENTS[0], -50, math.log(HILL[0]), 0, 0, math.log(LEAST_SPREAD)])
+HIGH = np.array([50, EXPONENTS[1], EXPONENTS[1], 50, math.log(HILL[1]), 5, 50, 3])
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Form:
     link: str  # none | hard | exp | hill
     offset: bool = False  # b: what is gained at any rank and length, in nats per token
     floor: bool = False  # a loss above 0 that no adapter gets below
+    level: bool = False  # H: the loss that memory starts from, the same for all cells
     beta: float | None = None  # held there; 1 is constant capacity: the nats gained in all do not depend on the length
 
     def __post_init__(self) -> None:
@@ -41,12 +45,14 @@ class Form:
             raise ValueError(f"link {self.link!r}; one of {', '.join(LINKS)}")
         if self.floor and self.link == "none":
             raise ValueError("a floor acts through the ceiling; it needs a link")
+        if self.level and (self.link == "none" or self.offset or self.floor):
+            raise ValueError("a level takes the place of offset and floor, and needs a link")
 
     @property
     def name(self) -> str:
         """For tables: hill + b + floor, beta=1."""
         parts = [self.link if self.link != "none" else "power", *(["b"] if self.offset else [])]
-        parts += ["floor"] if self.floor else []
+        parts += [*(["floor"] if self.floor else []), *(["level"] if self.level else [])]
         return " + ".join(parts) + (f", beta={self.beta:g}" if self.beta is not None else "")
 
     @property
@@ -56,14 +62,15 @@ class Form:
         inner += " + b" if self.offset else ""
         if self.link == "none":
             return f"dL = {inner}"
-        ceiling = "(L0 - floor)" if self.floor else "L0"
+        ceiling = "(L0 - floor)" if self.floor else ("level" if self.level else "L0")
+        start = "L0 - level + " if self.level else ""
         link = {"hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x**k)**(1/k)"}[self.link]
-        return f"dL = {ceiling} * S(x), x = ({inner}) / {ceiling}, S(x) = {link}"
+        return f"dL = {start}{ceiling} * S(x), x = ({inner}) / {ceiling}, S(x) = {link}"
 
     @property
     def free(self) -> tuple[int, ...]:
         """Places of the free parameters in PARAMETERS."""
-        switch = {BETA: self.beta is None, B: self.offset, LOG_K: self.link == "hill", FLOOR: self.floor}
+        switch = {BETA: self.beta is None, B: self.offset, LOG_K: self.link == "hill", FLOOR: self.floor, LEVEL: self.level}
         return tuple(p for p in range(len(PARAMETERS)) if switch.get(p, True))
 
 
@@ -78,7 +85,8 @@ def log_gain(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) 
     _, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
     if link == "none":
         return log_inner
-    return log_ceiling + _log_link(log_inner - log_ceiling, theta_BP[:, LOG_K, None], link)
+    found = log_ceiling + _log_link(log_inner - log_ceiling, theta_BP[:, LOG_K, None], link)
+    return _from_level(found, theta_BP[:, LEVEL, None], base_N)
 
 
 def log_gain_slopes(
@@ -86,13 +94,16 @@ def log_gain_slopes(
 ) -> tuple[Array, Array]:
     """`log_gain` and its derivatives by the `wanted` parameters (places in PARAMETERS, without LOG_S): (B, N), (B, N, W)."""
     power, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
+    log_k, level = theta_BP[:, LOG_K, None], theta_BP[:, LEVEL, None]
+    ratio = log_inner - log_ceiling
     if link == "none":
-        value, slope = log_inner, np.ones_like(log_inner)
+        value = within = log_inner
+        slope = np.ones_like(log_inner)
     else:
-        log_k = theta_BP[:, LOG_K, None]
-        ratio = log_inner - log_ceiling
-        value, slope = log_ceiling + _log_link(ratio, log_k, link), _link_slope(ratio, log_k, link)
-    by_log_power = slope * power * np.exp(-log_inner)
+        within, slope = log_ceiling + _log_link(ratio, log_k, link), _link_slope(ratio, log_k, link)
+        value = _from_level(within, level, base_N)
+    share = np.exp(within - value)  # of the gain that is memory; 1 without a level
+    by_log_power = share * slope * power * np.exp(-log_inner)
     out = np.empty((*value.shape, len(wanted)))
     for k, place in enumerate(wanted):
         if place == C:
@@ -102,9 +113,11 @@ def log_gain_slopes(
         elif place == BETA:
             out[..., k] = -by_log_power * y_N
         elif place == B:
-            out[..., k] = slope * np.exp(-log_inner)
+            out[..., k] = share * slope * np.exp(-log_inner)
         elif place == LOG_K:
-            out[..., k] = _hill_slope_log_k(ratio, log_k)
+            out[..., k] = share * _hill_slope_log_k(ratio, log_k)
+        elif place == LEVEL:
+            out[..., k] = (np.exp(within) / level * (1 - slope) - 1) * np.exp(-value)
         else:  # the floor acts through the ceiling alone
             out[..., k] = -(1 - slope) * np.exp(-log_ceiling)
     return value, out
@@ -120,13 +133,19 @@ def bend(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> A
 
 def _parts(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array) -> tuple[Array, Array, Array]:
     """C r^alpha l^-beta, the log of that + b, the log of the ceiling: each (B, N)."""
-    c, alpha, beta, b, _, floor, _ = (theta_BP[:, p, None] for p in range(len(PARAMETERS)))
+    c, alpha, beta, b, _, floor, level, _ = (theta_BP[:, p, None] for p in range(len(PARAMETERS)))
     log_power = np.minimum(c + alpha * x_N - beta * y_N, 700.0)
     power = np.exp(log_power)
     with np.errstate(invalid="ignore", divide="ignore"):
         log_inner = np.where(b == 0, log_power, np.log(power + b))
-        log_ceiling = np.log(base_N - floor)
+        log_ceiling = np.log(np.where(level > 0, level, base_N - floor))
     return power, log_inner, log_ceiling
+
+
+def _from_level(log_memory: Array, level: Array, base_N: Array) -> Array:
+    """Log of the gain, with what is gained between the base loss and the level."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(level > 0, np.log(np.exp(log_memory) + base_N - level), log_memory))
 
 
 def _log_link(ratio: Array, log_k: Array, link: str) -> Array:

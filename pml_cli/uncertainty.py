@@ -36,7 +36,7 @@ class Bootstrap:
 
     status: str  # OK | NOT_IDENTIFIED
     reason: str
-    draws: Array  # (D, 7) in the order of estimate.NATURAL; the draws that converged
+    draws: Array  # (D, 8) in the order of estimate.NATURAL; the draws that converged
     failed: int
     clusters: int
     intervals: dict[str, tuple[float, float]]  # 95 %, of the free parameters

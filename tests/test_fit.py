@@ -246,7 +246,7 @@ def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
     assert set(chosen["checks"]) == {
         "largest ranks and longest lengths", "largest ranks", "longest lengths", "one text"
     }  # fmt: skip
-    assert np.array(chosen["covariance"]).shape == np.array(chosen["covariance_clustered"]).shape == (7, 7)
+    assert np.array(chosen["covariance"]).shape == np.array(chosen["covariance_clustered"]).shape == (8, 8)
     assert group["bootstrap"]["clusters"] == 15 and group["bootstrap"]["draws"] == 300
     low, high = group["bootstrap"]["intervals_95"]["alpha"]
     assert low < chosen["parameters"]["alpha"] < high and group["profiles"]["alpha"]["interval_95"][0] > 0

@@ -61,7 +61,7 @@ def test_every_row_has_every_column_and_every_group_closes(tex):
 
 def test_numbers_and_intervals_are_those_of_the_laws(group, tex):
     (_, parameters), (_, quality) = tabulars(tex)
-    assert parameters[0] == ["Law", "$C$", r"$\alpha$", r"$\beta$", "$b$", "$k$"]
+    assert parameters[0] == ["Law", "$C$", r"$\alpha$", r"$\beta$", "$b, H$", "$k$"]
     fitted = [entry for entry in group.analysis.entries if entry.fit.status == "OK"]
     assert len(parameters) == 1 + 2 * len(fitted) and len(quality) == 1 + len(fitted)
     for k, entry in enumerate(fitted):

@@ -9,7 +9,7 @@ from pml_cli import law
 from pml_cli.estimate import fit_saturating
 from pml_cli.observed import Cells, bits
 from pml_cli.robust import fit_robust
-from pml_cli.saturation import HIGH, LOG_K, LOW, PARAMETERS, Form, log_gain, log_gain_slopes
+from pml_cli.saturation import ALPHA, BETA, HIGH, LEVEL, LOG_K, LOW, PARAMETERS, C, Form, log_gain, log_gain_slopes
 from pml_cli.scoring import Design, derivatives, loss, minimise
 
 RANKS, LENGTHS = (1, 2, 4, 8, 16, 32), (32, 64, 128, 256, 512)
@@ -56,24 +56,56 @@ def test_slopes_are_those_of_the_law():
     x, y = np.log(R) - 1.7, np.log(L) - 5
     for link in ("none", "exp", "hill", "hard"):
         wanted, step = tuple(range(6 if link == "hill" else 4)), 1e-6
-        theta = np.array([[0.8, 0.6, 0.5, 0.7, 0.9, 0.3, -3.0]])
+        theta = np.array([[0.8, 0.6, 0.5, 0.7, 0.9, 0.3, 0.0, -3.0]])
         _, slopes = log_gain_slopes(theta, x, y, BASE, link=link, wanted=wanted)
         for place in wanted:
-            move = np.eye(7)[place] * step
+            move = np.eye(8)[place] * step
             ends = [log_gain(theta + sign * move, x, y, BASE, link)[0] for sign in (1, -1)]
             assert slopes[0, :, place] == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-6), (link, place)
+
+
+def test_slopes_are_those_of_a_law_with_a_level():
+    x, y, step = np.log(R) - 1.7, np.log(L) - 5, 1e-6
+    theta = np.array([[0.8, 0.6, 0.5, 0.0, 0.9, 0.0, 7.0, -3.0]])
+    for link, wanted in (("exp", (C, ALPHA, BETA, LEVEL)), ("hill", (C, ALPHA, BETA, LOG_K, LEVEL))):
+        value, slopes = log_gain_slopes(theta, x, y, BASE, link=link, wanted=wanted)
+        assert np.allclose(value, log_gain(theta, x, y, BASE, link))
+        for k, place in enumerate(wanted):
+            move = np.eye(8)[place] * step
+            ends = [log_gain(theta + sign * move, x, y, BASE, link)[0] for sign in (1, -1)]
+            assert slopes[0, :, k] == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-6), (link, place)
+
+
+@pytest.mark.parametrize("link", ["exp", "hill"])
+def test_a_law_with_a_level_is_recovered_and_chosen(link):
+    """The final loss does not depend on the base loss, which differs from text to text."""
+    ratio = 12.0 * R**0.6 * L**-0.5 / 7.0
+    base = 9.0 + 0.8 * np.sin(L)
+    delta = base - 7.0 * (1 - share(ratio, link, 3.0))
+    fit = fit_saturating(Cells.of(R, L, delta, base), Form(link, level=True))
+    assert fit.status == law.OK
+    truth = {"C": 12.0, "alpha": 0.6, "beta": 0.5, "level": 7.0} | ({"k": 3.0} if link == "hill" else {})
+    assert {name: fit.parameters[name] for name in truth} == pytest.approx(truth, rel=1e-5)
+    assert np.allclose(fit.predict(R, L, base), delta, rtol=1e-6) and (fit.predict(R, L, base) < base).all()
+    noisy = Cells.of(
+        R, L, np.minimum(delta * (1 + 0.01 * np.random.default_rng(0).standard_normal(len(R))), base - 1e-3), base
+    )
+    others = [fit_saturating(noisy, form).aicc for form in (Form(link), Form(link, offset=True))]
+    assert fit_saturating(noisy, Form(link, level=True)).aicc < min(others) - 10
+    with pytest.raises(ValueError, match="level"):
+        Form("exp", level=True, offset=True)
 
 
 def test_gradient_is_that_of_the_likelihood_with_censored_cells():
     cells = plant("hill", noise=0.03)
     design = design_of(cells)
-    theta, free = np.array([[0.8, 0.6, 0.5, 0.7, 0.9, 0.3, -2.0]]), np.arange(7)
+    theta, free = np.array([[0.8, 0.6, 0.5, 0.7, 0.9, 0.3, 0.0, -2.0]]), np.array([0, 1, 2, 3, 4, 5, 7])
     form, once = Form("hill", offset=True, floor=True), np.ones((1, 1))
     gradient, _ = derivatives(theta, design, form, once, free)
-    for place in range(7):
-        move = np.eye(7)[place] * 1e-6
+    for k, place in enumerate(free):
+        move = np.eye(8)[place] * 1e-6
         ends = [loss(theta + sign * move, design, form, once)[0] for sign in (1, -1)]
-        assert gradient[0, place] == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-4), PARAMETERS[place]
+        assert gradient[0, k] == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4, abs=1e-4), PARAMETERS[place]
 
 
 def design_of(cells):
@@ -90,7 +122,7 @@ def test_the_optimum_is_no_worse_than_the_best_of_random_starts(form):
         np.log(R) - centre[0], np.log(L) - centre[1], BASE, cells.delta, BASE - np.log(2), cells.saturated, cells.sd
     )
     starts = np.random.default_rng(0).uniform(
-        [-1, 0.05, 0.05, 0, 0, 0, -4], [3, 2, 2, 2 * form.offset, 3, 0, -1], size=(200, 7)
+        [-1, 0.05, 0.05, 0, 0, 0, 0, -4], [3, 2, 2, 2 * form.offset, 3, 0, 0, -1], size=(200, 8)
     )
     starts[:, LOG_K] = np.where(form.link == "hill", starts[:, LOG_K], 0)
     _, nll = minimise(starts, design, form, iterations=300)
