@@ -67,7 +67,8 @@ def test_numbers_and_intervals_are_those_of_the_laws(group, tex):
     for k, entry in enumerate(fitted):
         values, spans, scores = parameters[1 + 2 * k], parameters[2 + 2 * k], quality[1 + k]
         told = law_tex.intervals(entry, group.analysis)
-        for name, value, span in zip(("C", "alpha", "beta", "b", "k"), values[1:], spans[1:], strict=True):
+        fourth = "level" if "level" in entry.parameters else "b"
+        for name, value, span in zip(("C", "alpha", "beta", fourth, "k"), values[1:], spans[1:], strict=True):
             if name not in entry.parameters:
                 assert value == span == ""
                 continue
