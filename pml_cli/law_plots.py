@@ -215,6 +215,8 @@ def _curve_title(view: View, along: str) -> str:
     values = view.parameters
     factor = 2 ** (values["alpha"] if along == "rank" else -values["beta"])
     above = " above b" if "b" in values else ""
+    if "level" in values:
+        return f"Twice the {word}: x, what is held, times {factor:.2f}"
     far = ", until it bends" if view.fit is not None else ""
     return f"Twice the {word}: gain{above} times {factor:.2f}{far}"
 

@@ -85,7 +85,8 @@ def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analy
         return ["No law on all cells is to be trusted here: its exponents mean nothing beyond them.",
                 f"Next: more cells, {again}."]  # fmt: skip
     alpha, beta = chosen.parameters["alpha"], chosen.parameters["beta"]
-    found = [f"Far below the base loss, twice the rank multiplies the gain above b by {2**alpha:.2f}, "
+    what = "x, what is held of the target," if "level" in chosen.parameters else "the gain above b"
+    found = [f"Far below the base loss, twice the rank multiplies {what} by {2**alpha:.2f}, "
              f"twice the length by {2**-beta:.2f}."]  # fmt: skip
     if math.isnan(check.mape):
         return [*found, f"Nothing can be said about larger ranks or longer texts from these cells. Next: {again}."]
