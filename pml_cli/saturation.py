@@ -117,7 +117,7 @@ def log_gain_slopes(
         elif place == LOG_K:
             out[..., k] = share * _hill_slope_log_k(ratio, log_k)
         elif place == LEVEL:
-            out[..., k] = (np.exp(within) / level * (1 - slope) - 1) * np.exp(-value)
+            out[..., k] = (np.exp(within) / np.maximum(level, 1e-12) * (1 - slope) - 1) * np.exp(-value)
         else:  # the floor acts through the ceiling alone
             out[..., k] = -(1 - slope) * np.exp(-log_ceiling)
     return value, out
