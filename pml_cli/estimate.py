@@ -231,7 +231,7 @@ def _unidentified(cells: Cells, form: Form, centre: tuple[float, float], reason:
 def _result(
     cells: Cells, form: Form, design: Design, *, centre: tuple[float, float], theta: Array, nll: float
 ) -> SaturatingFit:
-    bound = law.bound_reason(theta[ALPHA], theta[BETA]) or _link_bound(theta, form)
+    bound = law.bound_reason(theta[ALPHA], theta[BETA]) or _link_bound(theta, form, float(cells.base.max()))
     naive = clustered = np.full((len(PARAMETERS),) * 2, math.nan)
     if not bound:
         naive, clustered, mute = _covariances(cells, form, design, theta)
@@ -264,13 +264,16 @@ def _covariances(cells: Cells, form: Form, design: Design, theta: Array) -> tupl
     return out[0], out[1], ""
 
 
-def _link_bound(theta: Array, form: Form) -> str:
+def _link_bound(theta: Array, form: Form, base: float) -> str:
+    """What is wrong with the rest of a law; `base`: the largest base loss, nats per token."""
     if form.link == "hill" and theta[LOG_K] <= LOW[LOG_K] + 1e-6:
         return "k stops at its least value: the gain bends earlier than a Hill link can"
     if form.floor and theta[FLOOR] <= 1e-9:
         return "the floor stops at 0: these cells need none"
-    if form.level and not 1e-6 < theta[LEVEL] < HIGH[LEVEL] - 1e-6:
-        return "the level runs away: these cells tell of none"
+    if form.level and theta[LEVEL] <= 1e-6:
+        return "the level stops at 0: these cells tell of none"
+    if form.level and theta[LEVEL] > base:
+        return f"its level, {theta[LEVEL]:.3g}, lies above every base loss, where an adapter that holds nothing stands"
     return ""
 
 

@@ -92,6 +92,10 @@ def test_a_law_with_a_level_is_recovered_and_chosen(link):
     )
     others = [fit_saturating(noisy, form).aicc for form in (Form(link), Form(link, offset=True))]
     assert fit_saturating(noisy, Form(link, level=True)).aicc < min(others) - 10
+    high = base - 14.0 * (1 - share(12.0 * R**0.6 * L**-0.5 / 14.0, link, 3.0))
+    kept = high > 0.1
+    fit = fit_saturating(Cells.of(R[kept], L[kept], high[kept], base[kept]), Form(link, level=True))
+    assert fit.status == law.BOUND_HIT and "lies above every base loss" in fit.reason
     with pytest.raises(ValueError, match="level"):
         Form("exp", level=True, offset=True)
 
