@@ -166,8 +166,33 @@ def _warnings(made: Analysis, cells: Cells) -> list[str]:
             f"extrapolating is less sure than it looks: the 95 % band of a fit without the {choice.EDGE} holds "
             f"{100 * edge.coverage:.0f} % of them"
         )
+    found += _disagreements(made)
     if made.bootstrap and made.bootstrap.failed:
         found.append(f"{made.bootstrap.failed} bootstrap draws carried no fit and are left out")
     if len(np.unique(cells.text)) == 1:
         found.append("one text: how the law differs between texts is not in the intervals (data.seed=0,1,2 tells)")
+    return found
+
+
+def _disagreements(made: Analysis) -> list[str]:
+    """Exponents of laws that AICc does not tell from the chosen one, where they lie outside its intervals."""
+    assert made.chosen is not None
+    limit = made.chosen.difference + choice.CLOSE
+    rivals = [
+        entry
+        for entry in made.entries
+        if isinstance(entry.fit, SaturatingFit)
+        and entry.fit.status == OK
+        and entry.fit.form.link != "none"
+        and entry is not made.chosen
+        and entry.difference <= limit
+    ]
+    found = []
+    for name in ("alpha", "beta"):
+        low, high = made.intervals.get(name, (-math.inf, math.inf))
+        outside = [
+            f"{entry.name} {entry.parameters[name]:.2f}" for entry in rivals if not low <= entry.parameters[name] <= high
+        ]
+        if outside:
+            found.append(f"{name} depends on the law: others that fit as well give {', '.join(outside)}")
     return found

@@ -104,6 +104,12 @@ def _half(values: np.ndarray[Any, Any]) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def _reading(control: Unseen) -> str:
+    if control.low < 0 < control.high:
+        return "not told from 0"
+    return "knowledge of the source, not of the target" if control.gain > 0 else "what else the model knew of it suffers"
+
+
 def words(found: list[Held], control: Unseen | None) -> list[str]:
     """The most over all ranks, a line for each count, the yardsticks, and what is gained on unseen sequences."""
     lines = []
@@ -123,11 +129,6 @@ def words(found: list[Held], control: Unseen | None) -> list[str]:
         span = f" ({control.low:.2f} to {control.high:.2f})" if math.isfinite(control.low) else ""
         lines.append(
             f"control   {control.gain:.2f}{span} nats per token are gained on unseen sequences of the same source "
-            f"({control.least:.2f} to {control.most:.2f} over cells): "
-            + (
-                "knowledge of the source, not of the target"
-                if control.gain > 0
-                else "what else the model knew of it suffers"
-            )
+            f"({control.least:.2f} to {control.most:.2f} over cells): " + _reading(control)
         )
     return lines

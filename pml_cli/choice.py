@@ -151,7 +151,7 @@ def likelihood_ratio(full: SaturatingFit, part: SaturatingFit) -> RatioTest:
     freedom = len(full.form.free) - len(part.form.free)
     if freedom < 1 or not set(part.form.free) < set(full.form.free):
         raise ValueError(f"{part.form.name} is not a special case of {full.form.name}")
-    statistic = max(0.0, 2 * (part.nll - full.nll))
+    statistic = max(0.0, 2 * (part.nll - full.nll)) if math.isfinite(part.nll) else math.inf
     return RatioTest(statistic, freedom, float(stats.chi2.sf(statistic, freedom)))
 
 

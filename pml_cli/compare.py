@@ -15,8 +15,8 @@ import numpy as np
 from scipy import optimize, stats
 
 from . import law
-from .estimate import SaturatingFit, design_of, fit_saturating
-from .law import EXPONENTS, OK, Array
+from .estimate import NATURAL, SaturatingFit, design_of, fit_saturating
+from .law import EXPONENTS, NOT_IDENTIFIED, OK, Array
 from .observed import Cells
 from .saturation import ALPHA, BETA, Form
 from .scoring import Design, minimise
@@ -32,6 +32,7 @@ class Group:
     name: str
     fit: SaturatingFit
     bootstrap: Bootstrap
+    cost: float  # AICc of the common form above that of this group's best
 
     def error(self, name: str) -> float:
         """Standard error of alpha or beta: of the draws, else of the information."""
@@ -58,8 +59,9 @@ class Tie:
     p_clustered: float  # Cochran's Q; nan for both exponents together
 
     def to_dict(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in ("what", "shared", "statistic", "freedom", "p")}
-        return values | {"p_clustered": law.plain(self.p_clustered)}
+        values = {name: getattr(self, name) for name in ("what", "shared", "freedom")}
+        tests = {name: law.plain(getattr(self, name)) for name in ("statistic", "p", "p_clustered")}
+        return values | tests
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         rows = [
             {"name": one.name, "parameters": {n: law.plain(v) for n, v in one.fit.parameters.items()},
-             "intervals_95": {n: [law.plain(v) for v in one.interval(n)] for n in ("alpha", "beta")}, "n": one.fit.n}
+             "intervals_95": {n: [law.plain(v) for v in one.interval(n)] for n in ("alpha", "beta")}, "n": one.fit.n,
+             "aicc_cost": law.plain(one.cost)}
             for one in self.groups
         ]  # fmt: skip
         return {"by": list(self.by), "common": self.common, "form": self.form.name if self.form else None,
@@ -101,8 +104,11 @@ def compare(
         draws: of each group's bootstrap.
     """
     best: tuple[float, Form, list[SaturatingFit]] | None = None
+    least = [math.inf] * len(cells)
     for form in forms:
         fits = [fit_saturating(one, form) for one in cells.values()]
+        found = [fit.aicc if fit.status == OK and math.isfinite(fit.aicc) else math.inf for fit in fits]
+        least = [min(pair) for pair in zip(least, found, strict=True)]
         if not all(fit.status == OK and fit.form == form and math.isfinite(fit.aicc) for fit in fits):
             continue
         total = sum(fit.aicc for fit in fits)
@@ -112,12 +118,18 @@ def compare(
         return Comparison(by, common, None, "no law is identified in every one of these groups", [], [])
     _, form, fits = best
     groups = [
-        Group(name, fit, bootstrap(one, fit, draws, progress=progress))
-        for (name, one), fit in zip(cells.items(), fits, strict=True)
+        Group(name, fit, _bootstrap(one, fit, draws, progress), fit.aicc - alone)
+        for (name, one), fit, alone in zip(cells.items(), fits, least, strict=True)
     ]
     designs = [design_of(one, fit.centre) for one, fit in zip(cells.values(), fits, strict=True)]
     ties = [_tie(what, groups, designs, form) for what, places in TIES.items() if set(places) <= set(form.free)]
     return Comparison(by, common, form, "", groups, ties)
+
+
+def _bootstrap(cells: Cells, fit: SaturatingFit, draws: int, progress: Callable[[int, int], None] | None) -> Bootstrap:
+    if not draws:
+        return Bootstrap(NOT_IDENTIFIED, "no draws were asked for", np.empty((0, len(NATURAL))), 0, cells.clusters[1], {})
+    return bootstrap(cells, fit, draws, progress=progress)
 
 
 def _tie(what: str, groups: list[Group], designs: list[Design], form: Form) -> Tie:
@@ -147,6 +159,8 @@ def _tie(what: str, groups: list[Group], designs: list[Design], form: Form) -> T
 
 def _cochran(groups: list[Group], name: str) -> float:
     values = np.array([group.fit.parameters[name] for group in groups])
+    if any(group.bootstrap.status != OK for group in groups):
+        return math.nan
     weight = np.array([group.error(name) for group in groups]) ** -2.0
     q = float((weight * (values - (weight * values).sum() / weight.sum()) ** 2).sum())
     return float(stats.chi2.sf(q, len(groups) - 1))

@@ -89,7 +89,7 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
     _check_by(by)
     runs = _read(paths)
     out = _writable(Path(settings.out) if settings.out else paths[0] / "fit")
-    cells = audit(runs, settings.saturated_below)
+    cells = audit(runs, settings.saturated_below, SIZES[settings.x])
     parts = list(split(cells))
     sets = _comparable([key for key, _ in parts], by) if by else []
     groups = [_fit_shown(key, group, settings, console) for key, group in parts]
@@ -101,7 +101,7 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
         )
     for group in groups:
         _show(group, console)
-    comparisons = [_compared([groups[k] for k in places], tuple(by), console) for places in sets]
+    comparisons = [_compared([groups[k] for k in places], tuple(by), min(settings.draws, DRAWS), console) for places in sets]
     for comparison in comparisons:
         console.print(law_report.comparison_table(comparison), end="\n\n")
     console.print(Text(f"written to {out}: {', '.join(law_files.write(out, groups, settings, comparisons))}"))
@@ -122,12 +122,16 @@ def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]
     found = [places for places in sets.values() if len(places) > 1]
     if not found:
         differ = [k for k in (*KEY, *TIED) if len({str(key.get(k)) for key in keys}) > 1]
-        has = f"the groups differ in {', '.join(differ)}" if differ else "these cells are one group"
+        has = (
+            f"the groups differ in {', '.join(differ)}; try --by {','.join(differ)}"
+            if differ
+            else "these cells are one group"
+        )
         raise UserError(f"--by {','.join(by)}: no two groups differ in that alone; {has}")
     return found
 
 
-def _compared(groups: list[GroupFit], by: tuple[str, ...], console: Console) -> Comparison:
+def _compared(groups: list[GroupFit], by: tuple[str, ...], draws: int, console: Console) -> Comparison:
     common = {k: v for k, v in groups[0].key.items() if k not in by and v is not None and v != ""}
     names = [", ".join(f"{k} {_short(group.key[k])}" for k in by if group.key.get(k) is not None) for group in groups]
     cells = dict(zip(names, (group.observed for group in groups), strict=True))
@@ -164,13 +168,15 @@ def _writable(out: Path) -> Path:
     return out
 
 
-def audit(runs: pd.DataFrame, saturated_below: float) -> pd.DataFrame:
+def audit(runs: pd.DataFrame, saturated_below: float, size: str = "rank") -> pd.DataFrame:
     """Add `kept` and `reason` to the runs: the first fault of each cell, or saturation, or nothing.
 
     Args:
         runs: one row a run, with the columns of result.json.
         saturated_below: final loss (nats per token) at or below which a cell is saturated.
+        size: the column that the law is about.
     """
+    sizes = pd.to_numeric(runs[size], errors="coerce")
     values = runs[list(NUMBERS)].to_numpy(float)
     gap = (runs["delta_loss"] - (runs["base_loss"] - runs["final_loss"])).abs()
     early = runs["stopped_early"].eq(True)
@@ -184,6 +190,7 @@ def audit(runs: pd.DataFrame, saturated_below: float) -> pd.DataFrame:
             "diverged: the final loss is not below the base loss",
             (runs["final_loss"] >= runs["base_loss"]) | (runs["delta_loss"] <= 0),
         ),
+        (f"{size.replace('_', ' ')} missing or not positive", ~(sizes > 0) | ~np.isfinite(sizes)),
         ("base loss is not positive", runs["base_loss"] <= 0),
         ("saturated", is_saturated),
         ("stopped early, before its loss was saturated", early & ~is_saturated),

@@ -31,8 +31,8 @@ law.json, format 2 (numbers at full precision; what is not finite is null; covar
     `most`, `cells`; or null
   - `range` {rank, length}: least and largest; `base_loss` {length, nats}: mean loss of the base model at each length
 - `x`: what the ranks of the laws are: rank or parameters (trainable ones)
-- `comparisons` (with --by): `by`, `common`, `form`, `reason`, `groups` {name, parameters, intervals_95, n}, `ties` {what,
-  shared, statistic, freedom, p, p_clustered}
+- `comparisons` (with --by): `by`, `common`, `form`, `reason`, `groups` {name, parameters, intervals_95, n,
+  aicc_cost}, `ties` {what, shared, statistic, freedom, p, p_clustered}
 - `draws`: slug to parameter (and recall_a, recall_g, recall_h) to the bootstrap's values, draw by draw
 """
 

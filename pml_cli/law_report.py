@@ -61,6 +61,7 @@ def chosen_table(analysis: Analysis, cells: Cells) -> RenderableType:
 
 
 ALPHA_LEVEL = 0.05
+REJECTED = 10.0  # AICc
 
 
 def formula(fit: SaturatingFit) -> str:
@@ -175,5 +176,10 @@ def comparison_table(found: Comparison) -> RenderableType:
             else "may be shared"
         )
         lines.append(f"{tie.what:15} {verdict}: p = {tie.p:.2g}{clustered}; shared {shared}")
+    lines += [
+        f"warning: {one.name} rejects the common law ({one.cost:.0f} AICc above its best): exponents mean little here"
+        for one in found.groups
+        if one.cost > REJECTED
+    ]
     note = f"one law for all: {found.form.formula}. p: likelihood ratio, cells independent; by clusters: Cochran's Q"
     return Group(head, table, *map(Text, lines), Text(note, style="dim"))

@@ -29,12 +29,11 @@ from .law import CONFIDENCE, OK, Array
 from .law_files import FORMAT
 from .observed import LN2
 from .recall_law import NAMES, RecallFit
-from .saturation import LOG_S, PARAMETERS, Form, bend, log_gain
+from .saturation import LOG_S, PARAMETERS, Form, log_gain
 from .uncertainty import FEW_CLUSTERS
 
 NORMAL_DRAWS = 2000  # where a law has no bootstrap
-RANKS = (1e-2, 1e7)  # searched; outside, a rank is called none or any
-LENGTHS = (1.0, 1e9)
+SEARCHED = (1e-4, 1e6)  # times the ends of what was trained; beyond, the answer is none, or any
 ROUNDS = 60  # of the bisection, on logs: beyond float32
 TAIL = (1 - CONFIDENCE) / 2
 CHANCES = (0.5, 0.9)  # of exact recall
@@ -82,7 +81,7 @@ class Law:
     def gain(self, rank: float | Array, length: float | Array, base: float | Array) -> Array:
         """Gain in nats per token, (1 + D,): of the fit, and of a cell drawn for each draw of the parameters.
 
-        A cell deviates from the law by the spread, less where the law bends: at the ceiling every cell has the same gain.
+        A cell deviates from the law by the spread, as in the likelihood, but never to more than the base loss.
         """
         shape = (len(self.theta),)
         x, y = (np.broadcast_to(np.log(v), shape)[:, None] for v in (rank, length))
@@ -90,7 +89,7 @@ class Law:
         at = x - self.centre[0], y - self.centre[1], level
         found = np.exp(log_gain(self.theta, *at, self.form.link)[:, 0])
         noise = np.concatenate([[0.0], np.random.default_rng(0).standard_normal(shape[0] - 1)])
-        share = np.exp(self.theta[:, LOG_S]) * bend(self.theta, *at, self.form.link)[:, 0] * noise
+        share = np.exp(self.theta[:, LOG_S]) * noise
         return np.asarray(np.minimum(found * np.maximum(0.0, 1 + share), level[:, 0]))
 
     def outside(self, rank: float | None, length: float | None) -> str:
@@ -111,6 +110,8 @@ def run(paths: list[Path], asked: Predict, target: str, console: Console, *, as_
     wanted = parse_target(target)
     if not asked.seqlen and not asked.rank:
         raise UserError("nothing asked: give seqlen=1000 for the least rank, rank=8 for the longest length, or both")
+    if asked.seqlen and asked.rank and wanted.kind != "verbatim":
+        raise UserError(f"--target {target}: with rank and seqlen both given there is nothing to look for; give one of them")
     laws = [law for path in paths for law in load(path, asked.group)]
     answers = [answer(law, asked, wanted) for law in laws]
     if as_json:
@@ -163,7 +164,10 @@ def load(path: Path, group: str | None = None) -> list[Law]:
         if group not in names:
             raise UserError(f"group={group}: {did_you_mean(group, sorted({one['slug'] for one in groups}))}")
         groups = [one for one in groups if group in (one["slug"], one["name"])]
-    laws = [_law(one, content) for one in groups if one["chosen"] is not None]
+    try:
+        laws = [_law(one, content) for one in groups if one["chosen"] is not None]
+    except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
+        raise UserError(f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again") from error
     if not laws:
         reasons = {one["fit"]["reason"] for one in groups} - {""}
         raise UserError(f"{file}: no law was identified{': ' + '; '.join(sorted(reasons)) if reasons else ''}")
@@ -173,6 +177,8 @@ def load(path: Path, group: str | None = None) -> list[Law]:
 def _law(group: dict[str, Any], content: dict[str, Any]) -> Law:
     entry = next(law for law in group["laws"] if law["name"] == group["chosen"])
     theta = np.array([entry["theta"][name] for name in PARAMETERS], float)
+    if not np.isfinite(theta).all() or entry["clusters"] < 1:
+        raise ValueError("a parameter is not finite")
     centre = entry["centre"]["log_rank"], entry["centre"]["log_length"]
     draws = content["draws"].get(group["slug"], {})
     recall = group["recall"]
@@ -221,7 +227,8 @@ def _draws(theta: Array, centre: tuple[float, float], draws: dict[str, list[floa
 
 def answer(law: Law, asked: Predict, target: Target) -> dict[str, Any]:
     """What one law says, as plain values; rows of `cells` (rank and length given), `ranks` or `lengths`."""
-    out: dict[str, Any] = {"group": law.name, "x": law.x, "target": target.kind, "value": target.value or None,
+    out: dict[str, Any] = {"group": law.name, "law": law.form.name, "x": law.x,
+                           "target": target.kind, "value": target.value or None,
                            "range": {law.x: law.ranks, "length": law.lengths}, "rows": []}  # fmt: skip
     if target.kind == "verbatim" and law.recall is None and not (asked.seqlen and asked.rank):
         out["reason"] = law.reason
@@ -259,7 +266,7 @@ def _least_rank(law: Law, length: float, target: Target, base: float | None) -> 
         ]
     level = base or law.base_loss(length)
     needed = level - target.value if target.kind == "loss" else target.value * LN2 / length
-    found = _bisect(lambda rank: law.gain(rank, length, level) - needed, RANKS, len(law.theta))
+    found = _bisect(lambda rank: law.gain(rank, length, level) - needed, _around(law.ranks), len(law.theta))
     return [_row(law, "rank", length, found)]
 
 
@@ -281,7 +288,7 @@ def _longest(law: Law, rank: float, target: Target, base: float | None) -> list[
         return target.value - (at - gain) if target.kind == "loss" else length * gain / LN2 - target.value
 
     rising = target.kind == "bits"  # the shortest text that holds so many bits; else the longest that keeps the loss
-    found = _bisect(over if rising else lambda length: -over(length), LENGTHS, len(law.theta))
+    found = _bisect(over if rising else lambda length: -over(length), _around(law.lengths), len(law.theta))
     return [_row(law, "length", rank, found)]
 
 
@@ -294,6 +301,10 @@ def _bisect(over: Callable[[Array], Array], ends: tuple[float, float], count: in
         above = over(np.exp(middle)) >= 0
         low, high = np.where(above, low, middle), np.where(above, middle, high)
     return np.where(starts, 0.0, np.where(reaches, np.exp(high), np.inf))
+
+
+def _around(trained: tuple[float, float]) -> tuple[float, float]:
+    return trained[0] * SEARCHED[0], trained[1] * SEARCHED[1]
 
 
 def _row(law: Law, wanted: str, given: float, found: Array, **extra: float) -> dict[str, Any]:
@@ -334,7 +345,7 @@ def _json(value: float) -> float | None:
 
 
 def _show(console: Console, law: Law, found: dict[str, Any]) -> None:
-    console.print(Text(found["group"], style="bold"))
+    console.print(Text(f"{found['group']}   (law: {law.form.name})", style="bold"))
     if "reason" in found:
         console.print(Text(f"no law of exact recall: {found['reason']}", style="yellow"))
         return
@@ -389,9 +400,9 @@ def _note(law: Law, found: dict[str, Any]) -> str:
 
 def _number(value: float | None, key: str) -> str:
     if value is None:
-        return "none"  # reaches it
+        return "any" if key == "length" else "none"  # no text is too long; no rank reaches it
     if key in ("chance", "recall"):
-        return f"{100 * value:.0f} %" if 0.01 <= value <= 0.99 else (f"{100 * value:.1g} %" if value < 0.01 else "over 99 %")
+        return f"{100 * value:.0f} %" if 0.01 <= value <= 0.99 else ("under 1 %" if value < 0.01 else "over 99 %")
     if key in ("gain", "loss", "base_loss"):
         return f"{value:.2f}"
     return f"{value:,.0f}"

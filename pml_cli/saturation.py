@@ -123,14 +123,6 @@ def log_gain_slopes(
     return value, out
 
 
-def bend(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
-    """d log S / d log x, (B, N): 1 far from the ceiling, 0 at it; what is left there of a deviation of the cell."""
-    _, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
-    if link == "none":
-        return np.ones_like(log_inner)
-    return _link_slope(log_inner - log_ceiling, theta_BP[:, LOG_K, None], link)
-
-
 def _parts(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array) -> tuple[Array, Array, Array]:
     """C r^alpha l^-beta, the log of that + b, the log of the ceiling: each (B, N)."""
     c, alpha, beta, b, _, floor, level, _ = (theta_BP[:, p, None] for p in range(len(PARAMETERS)))

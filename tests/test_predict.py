@@ -18,6 +18,7 @@ from pml_cli.config import Fit, Predict
 from pml_cli.errors import UserError
 from pml_cli.observed import Cells
 from pml_cli.recall_law import fit_recall
+from pml_cli.records import RunFolder
 from pml_cli.saturation import Form
 
 RANKS, LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256)
@@ -204,6 +205,44 @@ def test_without_bootstrap_the_band_comes_from_the_covariance(report, tmp_path):
     assert 0.5 < widths[0] / widths[1] < 2
 
 
+def test_the_band_holds_new_cells_as_often_as_it_says(report):
+    """Cells of another seed, unsaturated ones: 95 % of them, give or take."""
+    (law_,) = predict.load(report)
+    new = cells_of(texts=3, seed=77)
+    spans = [predict._span(law_.gain(r, n, 7.6)) for r, n in zip(new.rank, new.length, strict=True)]
+    inside = np.array([s.low <= d <= s.high for s, d in zip(spans, new.delta, strict=True)])
+    assert 0.88 <= inside[~new.saturated].mean() <= 1
+
+
+def test_a_damaged_report_is_one_line(report, tmp_path):
+    whole = json.loads((report / "fit" / "law.json").read_text("utf-8"))
+
+    def damaged(change):
+        content = json.loads(json.dumps(whole))
+        change(
+            content,
+            content["groups"][0],
+            next(x for x in content["groups"][0]["laws"] if x["name"] == content["groups"][0]["chosen"]),
+        )
+        (tmp_path / "law.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="damaged"):
+            predict.load(tmp_path)
+
+    damaged(lambda c, g, e: c.pop("draws"))
+    damaged(lambda c, g, e: c.pop("x"))
+    damaged(lambda c, g, e: g.update(recall=None))
+    damaged(lambda c, g, e: g.update(chosen="paper"))
+    damaged(lambda c, g, e: g.update(chosen="no law"))
+    damaged(lambda c, g, e: e["theta"].update(alpha=None))
+    damaged(lambda c, g, e: e.pop("centre"))
+    damaged(lambda c, g, e: e.update(clusters=0))
+
+
+def test_a_target_has_no_place_where_rank_and_length_are_given(report):
+    with pytest.raises(UserError, match="--target loss=1: with rank and seqlen both given"):
+        predict.run([report], Predict(rank=[4.0], seqlen=[64.0]), "loss=1", Console(file=io.StringIO()))
+
+
 # -- comparison
 
 
@@ -217,6 +256,8 @@ def test_groups_that_share_their_exponents_and_groups_that_do_not():
     assert ties["alpha and beta"].shared == pytest.approx({"alpha": 0.6, "beta": 0.5}, abs=0.02)
     other = compare({**same, "c": cells_of(alpha=0.7, noise=0.02, seed=5)}, forms, ("model",), draws=100)
     ties = {tie.what: tie for tie in other.ties}
+    assert all(group.cost < 5 for group in found.groups)
+    assert math.isnan(next(t for t in compare(same, forms, ("model",), draws=0).ties if t.what == "alpha").p_clustered)
     assert ties["alpha"].p < 1e-6 and ties["alpha"].p_clustered < 1e-3 and ties["alpha and beta"].p < 1e-6
     assert ties["alpha and beta"].statistic >= ties["alpha"].statistic - 1e-3
 
@@ -254,6 +295,12 @@ def test_x_as_parameters_changes_only_the_scale(tmp_path):
         found[x] = content["groups"][0]["fit"]
         assert content["x"] == x
         assert predict.load(tmp_path / x)[0].ranks == ((2, 32) if x == "rank" else (512, 8192))
+    RunFolder(tmp_path, "odd").finish(result(2, 300, trainable_parameters=None))
+    said = io.StringIO()
+    assert (
+        fit.run([tmp_path], Fit(draws=0, figures=False, x="parameters", out=str(tmp_path / "less")), Console(file=said)) == 0
+    )
+    assert "1 cell excluded: trainable parameters missing or not positive" in said.getvalue()
     assert found["parameters"]["alpha"] == pytest.approx(found["rank"]["alpha"], abs=1e-6)
     assert found["parameters"]["C"] == pytest.approx(found["rank"]["C"] * 256 ** -found["rank"]["alpha"], rel=1e-5)
 
@@ -283,4 +330,5 @@ def test_the_control_is_a_mean_over_texts():
     assert found.gain == 2.0 and (found.least, found.most, found.cells) == (1.0, 2.5, 4)
     assert found.high - found.gain == pytest.approx(12.7062 * (1.0 / math.sqrt(2)) / math.sqrt(2), rel=1e-4)
     assert "2.00 (-4.35 to 8.35) nats per token are gained on unseen" in capacity.words([], found)[0]
+    assert capacity.words([], found)[0].endswith("not told from 0")
     assert capacity.unseen(rows.assign(control_gain=None)) is None
