@@ -26,6 +26,7 @@ EQUAL, BEST, UNEQUAL = "equal", "each its best rate", "unequal budget"  # terms 
 CURRICULUM = re.compile(r"train\.curriculum=\[[^\]]*\]")
 EXACT = 12  # up to so many pairs every flip of signs is tried, beyond it a random part
 FLIPS = 20_000
+ALIKE = 1e-12  # differences nearer than this are equal but for rounding
 
 
 def methods(runs: pd.DataFrame) -> pd.DataFrame:
@@ -123,8 +124,8 @@ def _rates(pairs: pd.DataFrame) -> dict[str, str]:
 
 def _difference(value: pd.Series[float], plain: pd.Series[float]) -> dict[str, float]:
     gain = (value - plain).to_numpy(float)
-    half = half_width(gain)
-    varies = len(gain) > 1 and gain.std() > 0
+    varies = len(gain) > 1 and float(np.ptp(gain)) > ALIKE
+    half = half_width(gain) if varies else np.nan  # equal differences tell nothing of their spread
     return {
         "pairs": len(gain), "sft": plain.mean(), "value": value.mean(), "difference": gain.mean(), "low": gain.mean() - half,
         "high": gain.mean() + half, "p_t": float(stats.ttest_1samp(gain, 0).pvalue) if varies else np.nan,

@@ -90,6 +90,7 @@ class Law:
         found = np.exp(log_gain(self.theta, *at, self.form.link)[:, 0])
         noise = np.concatenate([[0.0], np.random.default_rng(0).standard_normal(shape[0] - 1)])
         share = np.exp(self.theta[:, LOG_S]) * noise
+        found = np.nan_to_num(found, nan=0.0)  # a law with a level has no gain where the base loss lies far below it
         return np.asarray(np.minimum(found * np.maximum(0.0, 1 + share), level[:, 0]))
 
     def outside(self, rank: float | None, length: float | None) -> str:
@@ -363,10 +364,14 @@ def _show(console: Console, law: Law, found: dict[str, Any]) -> None:
         spans = {key: value for key, value in row.items() if isinstance(value, dict)}
         for place, (key, span) in enumerate(spans.items()):
             head = [_number(row[name], name) if place == 0 else "" for name in asked]
+            lost = (
+                "any" if key == "length" and found["target"] != "bits" else "none"
+            )  # no text is too long; nothing reaches it
             known = span["low"] is not None or span["high"] is not None or span["value"] is None
-            band = f"{_number(span['low'], key)} to {_number(span['high'], key)}" if known else "-"
+            ends = [_number(span[end], key, lost) for end in ("low", "high")]
+            band = " to ".join(ends) if known else "-"
             outside = (row["outside"] or "-") if place == 0 else ""
-            table.add_row(*head, _what(key, found), _number(span["value"], key), band, outside)
+            table.add_row(*head, _what(key, found), _number(span["value"], key, lost), band, outside)
     console.print(table)
     console.print(Text(_note(law, found), style="dim"), end="\n\n")
 
@@ -398,9 +403,9 @@ def _note(law: Law, found: dict[str, Any]) -> str:
     return f"{goal}Gain and loss in nats per token. Trained: {law.x} {low:g} to {high:g}, length {short:g} to {long:g}."
 
 
-def _number(value: float | None, key: str) -> str:
+def _number(value: float | None, key: str, lost: str = "none") -> str:
     if value is None:
-        return "any" if key == "length" else "none"  # no text is too long; no rank reaches it
+        return lost
     if key in ("chance", "recall"):
         return f"{100 * value:.0f} %" if 0.01 <= value <= 0.99 else ("under 1 %" if value < 0.01 else "over 99 %")
     if key in ("gain", "loss", "base_loss"):

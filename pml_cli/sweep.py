@@ -20,9 +20,11 @@ from .plan import Pack, Planned, check, make_packs
 from .progress import SweepDisplay
 from .records import RunFolder, check_formats, read_runs, write_whole
 from .status import living
-from .stop import Signals, Stopped, import_worker
+from .stop import Signals, Stopped, held_back, import_worker
 from .units import counted
 from .work import Order, Queue, work
+
+INTERRUPTED = "interrupted; the same command goes on with what is missing"
 
 
 def run(
@@ -68,7 +70,13 @@ def run(
         return finish(request, cells, console)
     if isinstance(request.launch, SlurmLaunch):
         slurm.check_there()
-    _check_places(left)
+    try:
+        _check_places(left)
+    except KeyboardInterrupt:
+        if done:
+            finish(request, cells, console)
+        console.print(INTERRUPTED, highlight=False, soft_wrap=True)
+        raise
     try:
         order = Order.write(request.out, packs, cut)
         forgotten = [(folder.error, folder.error.read_bytes()) for folder in failed] if retry else []
@@ -139,7 +147,7 @@ class _Sweep:
                     waiting=self.display.wait_for,
                 )
         except (Stopped, KeyboardInterrupt) as stopped:
-            return self._stopped(stopped, "interrupted; the same command goes on with what is missing")
+            return self._stopped(stopped, INTERRUPTED)
         return finish(self.request, self.cells, self.console)
 
     def elsewhere(self, launch: LocalLaunch | SlurmLaunch, wait: bool) -> int:
@@ -189,7 +197,8 @@ def _check_places(packs: Sequence[Pack]) -> None:
     import_worker()
     from .worker import check_places
 
-    check_places(packs)
+    with held_back():  # it builds models, for which more is imported
+        check_places(packs)
 
 
 def _without(packs: Sequence[Pack], ended: set[str]) -> list[Pack]:

@@ -1,5 +1,6 @@
 """The law of exact recall, `pml predict`, groups compared, bits held, and controls: each against a planted truth."""
 
+import dataclasses
 import io
 import json
 import math
@@ -150,6 +151,15 @@ def test_beyond_the_cells_it_says_so_and_what_nothing_reaches_is_none(report):
     assert row["outside"].startswith("rank above 24") and "length above 256" in row["outside"]
     (row,) = ask(report, "bits=1e9", seqlen=[100.0])
     assert row["rank"]["value"] is None
+    shown = io.StringIO()
+    everything = (("loss=7.599", {"rank": [1e6]}), ("bits=1e9", {"seqlen": [100.0]}))
+    for target, asked in everything:
+        predict.run([report], Predict(**asked), target, Console(file=shown, width=80))
+    assert "any  any to any" in shown.getvalue() and "none  none to none" in shown.getvalue()
+    (law_,) = predict.load(report)
+    theta = np.tile([0.1, 0.5, 0.5, 0, 0, 0, 7.0, -3.0], (3, 1))
+    low = dataclasses.replace(law_, form=Form("exp", level=True), theta=theta)
+    assert (low.gain(1.0, 200.0, 2.0) == 0).all()
     (row,) = ask(report, rank=[4.0], seqlen=[16.0], base=5.0)
     assert row["outside"] == "length below 32" and row["gain"]["high"] <= 5.0
 
