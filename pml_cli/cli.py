@@ -359,8 +359,6 @@ def main(args: list[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        # one that came through exec of a string, as in imports, marks CPython to die by the signal; the next exec clears it
-        exec("")
         sys.exit(130)
     except Exception as error:
         # Typer's own complaints (unknown option or command) share no public class over its versions.

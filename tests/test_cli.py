@@ -165,9 +165,3 @@ def test_only_compose_imports_hydra():
     package = Path(str(importlib.util.find_spec("pml_cli").origin)).parent
     importers = [p.name for p in package.glob("*.py") if any(w in p.read_text() for w in ("import hydra", "from hydra"))]
     assert importers == ["compose.py"]
-
-
-def test_an_interrupt_that_came_through_exec_is_130_too():
-    """Dataclasses and named tuples are made by exec of a string; CPython then dies by SIGINT unless told otherwise."""
-    script = "from pml_cli import cli\ndef app(*_, **__): exec('raise KeyboardInterrupt')\ncli.app = app\ncli.main([])"
-    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 130
