@@ -252,9 +252,10 @@ def test_two_devices_are_one_with_the_batch_of_both(tmp_path):
     here = Path(__file__)
     env = os.environ | {"PYTHONPATH": f"{here.parent.parent}:{here.parent}", "OMP_NUM_THREADS": "1"}
     for count, batch, accumulate in ((1, 8, 1), (2, 2, 2)):
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--master-port=29641"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command += [str(here.parent / "two_devices.py"), str(tmp_path / f"{count}"), str(batch), str(accumulate)]
-        subprocess.run(command, check=True, env=env, timeout=300)
+        ran = subprocess.run(command, check=False, env=env, timeout=300, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr[-6000:]
     for loss in ("memft_ot", "memft_sw", "memft_margin"):
         one, two = (torch.load(tmp_path / f"{count}" / f"{loss}.pt") for count in (1, 2))
         assert one.keys() == two.keys()

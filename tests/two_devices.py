@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from test_dropin import adapters, trained
 from transformers import AutoModelForCausalLM
@@ -21,3 +22,6 @@ for loss in ("memft_ot", "memft_sw", "memft_margin"):
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         kept = {name.replace("module.", ""): p for name, p in adapters(trainer).items()}
         torch.save({"adapter": kept, "loss": losses}, folder / f"{loss}.pt")
+if dist.is_initialized():  # a process that leaves while the other still writes can take it down at the end
+    dist.barrier()
+    dist.destroy_process_group()
