@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from . import comparison, sweep
+from . import comparison, sweep, thresholds
 from .comparison import BEST, EQUAL
 from .config import Request
 from .errors import UserError
 from .identity import loss_label
 from .plan import check
 from .records import read_runs, write_whole
+
+RANKS_EXPLAINED = (
+    "rank: at which half of the texts are recalled whole (interpolated between the ranks tried; 95 % t interval of the log "
+    "over texts), and what share it is of sft's and memft_ot's, text by text; outside: texts whose rank lies below or above "
+    "all ranks tried, which count with that bound; lr: for each text the rate that is best on the other texts\n"
+)
 
 
 def run(
@@ -54,8 +63,14 @@ def run(
     for terms in table["terms"].unique():
         console.print(_shown(table[table["terms"] == terms]))
         console.print(_explained(terms))
-    console.print(f"comparison: {request.out / 'comparison.csv'}", highlight=False, soft_wrap=True)
-    for name in _draw(request, runs, table):
+    ranks = thresholds.rank_table(runs)
+    if len(ranks):
+        write_whole(request.out / "ranks.csv", lambda aside: ranks.to_csv(aside, index=False))
+        console.print(_shown_ranks(ranks))
+        console.print(RANKS_EXPLAINED)
+    for name in ("comparison", *(["ranks"] if len(ranks) else [])):
+        console.print(f"{name}: {request.out / name}.csv", highlight=False, soft_wrap=True)
+    for name in _draw(request, runs, table, ranks):
         console.print(f"figure: {request.out / name}", highlight=False, soft_wrap=True)
     return code
 
@@ -95,9 +110,33 @@ def _shown(table: pd.DataFrame) -> Table:
     return out
 
 
-def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    """Write the figure of each model and kind of data, as PNG and SVG."""
-    from .memft_plot import accuracy_figure
+def _shown_ranks(ranks: pd.DataFrame) -> Table:
+    """The rank at even chance of exact recall under each loss, and what share it is of another loss's."""
+    out = Table(box=None, pad_edge=False)
+    several = [key for key in ("model", "data", "adapter") if ranks[key].nunique() > 1]
+    for name in [*several, "l", "loss", "texts", "rank", "of sft's", "of memft_ot's", "outside", "lr"]:
+        out.add_column(name, justify="left" if name in (*several, "loss", "outside") else "right", no_wrap=name != "loss")
+    for row in ranks.to_dict("records"):
+        spans = [_span(row, name, f"{name}_", 2) for name in ("to_sft", "to_memft_ot")]
+        length = "all" if pd.isna(row["seqlen"]) else str(row["seqlen"])
+        out.add_row(
+            *(str(row[key]) for key in several), length, str(row["method"]), str(row["texts"]), _span(row, "rank", "", 1),
+            *("" if name in str(row["method"]) else span for name, span in zip(("sft", "memft_ot"), spans, strict=True)),
+            str(row["outside"]), str(row["lr"]),
+        )  # fmt: skip
+    return out
+
+
+def _span(row: dict[Hashable, Any], name: str, ends: str, places: int) -> str:
+    value, low, high = (row[key] for key in (name, f"{ends}low", f"{ends}high"))
+    if np.isnan(value):
+        return "-"
+    return f"{value:.{places}f}" + ("" if np.isnan(low) else f" ({low:.{places}f} to {high:.{places}f})")
+
+
+def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame, ranks: pd.DataFrame) -> list[str]:
+    """Write the figures of each model and kind of data, as PNG and SVG."""
+    from .memft_plot import accuracy_figure, rank_figure
     from .plots import save
 
     runs, rates = comparison.methods(runs), bool((table["terms"] == BEST).any())
@@ -105,9 +144,13 @@ def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame) -> list[str
         runs = comparison.best_rates(runs)
     groups, names = list(runs.groupby(["model", "data", "adapter"])), []
     for (model, data, adapter), group in groups:
-        figure = accuracy_figure(group, rates)
-        stem = "memft" if len(groups) == 1 else f"memft-{model}-{data}-{adapter}".replace(":", "-").replace("/", "-")
-        for form in ("png", "svg"):
-            names.append(f"{stem}.{form}")
-            write_whole(request.out / names[-1], lambda aside, figure=figure, form=form: save(figure, aside, form))  # type: ignore[misc]
+        stem = "" if len(groups) == 1 else f"-{model}-{data}-{adapter}".replace(":", "-").replace("/", "-")
+        figures = {f"memft{stem}": accuracy_figure(group, rates)}
+        mine = ranks[(ranks["model"] == model) & (ranks["data"] == data) & (ranks["adapter"] == adapter)]
+        if mine["seqlen"].nunique() > 1:
+            figures[f"ranks{stem}"] = rank_figure(mine)
+        for name, figure in figures.items():
+            for form in ("png", "svg"):
+                names.append(f"{name}.{form}")
+                write_whole(request.out / names[-1], lambda aside, figure=figure, form=form: save(figure, aside, form))  # type: ignore[misc]
     return names

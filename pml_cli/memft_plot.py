@@ -93,6 +93,52 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
         )
 
 
+def rank_figure(ranks: pd.DataFrame) -> Figure:
+    """The rank that exact recall takes against length under each loss, and its share of plain fine-tuning's.
+
+    Args:
+        ranks: `thresholds.rank_table` of one model, kind of data and adapter.
+    """
+    from matplotlib.figure import Figure
+
+    ranks = ranks[ranks["seqlen"].notna()]
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    found = sorted(ranks["method"].unique(), key=lambda m: (m != "sft", m))
+    for i, method in enumerate(found):
+        colour, marker = STYLES[i % len(STYLES)]
+        own = ranks[ranks["method"] == method].sort_values("seqlen")
+        for axes, name, ends in ((left, "rank", ""), (right, "to_sft", "to_sft_")):
+            if axes is right and method == "sft":
+                continue
+            x, y = own["seqlen"].to_numpy(float) * (1 + 0.012 * (i - len(found) / 2)), own[name].to_numpy(float)
+            reach = np.nan_to_num([y - own[f"{ends}low"], own[f"{ends}high"] - y])
+            label = NAMES.get(method, method) if axes is left else None
+            axes.errorbar(x, y, reach, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, label=label)
+    right.axhline(1, color=STYLES[0][0], lw=3)
+    right.text(0.02, 1, "plain fine-tuning", transform=right.get_yaxis_transform(), va="bottom", fontsize=8, color="0.35")
+    lengths = sorted(ranks["seqlen"].unique())
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("tokens to remember")
+        axes.grid(axis="y", color="0.9", lw=0.6)
+    left.set(ylabel="rank", title="rank at which half of the texts are recalled whole", ylim=(0, None))
+    right.set(ylabel="share of plain fine-tuning's rank", title="the same, text by text, against plain fine-tuning")
+    right.set_ylim(0, max(1.15, *right.get_ylim()))
+    for axes in (left, right):
+        axes.title.set_fontsize(10)
+    first = ranks.iloc[0]
+    figure.suptitle(
+        f"The rank that verbatim recall takes: {first['model']}, {first['data']}; "
+        f"{ranks['texts'].max()} texts, 95 % intervals",
+        fontsize=10,
+    )
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
 def _steps(runs: pd.DataFrame) -> str:
     steps = np.unique(runs["steps"])
     return f"{steps[0]} steps" if len(steps) == 1 else f"{steps[0]} to {steps[-1]} steps (budgets differ)"
