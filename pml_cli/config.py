@@ -171,14 +171,17 @@ class MemftSwLoss(Loss):
 
 @dataclass
 class MemftMarginLoss(Loss):
-    """Ours: cross-entropy where the logit margin falls short of `margin`, later the shortfall itself (a hinge).
+    """Ours: cross-entropy where the logit margin falls short of an aim, later the shortfall itself (a hinge).
 
-    Both are means over the tokens that fall short. Margins settle at `margin`: for train.stop=recalled, train.stop_margin
-    must lie below it.
+    Both are means over the tokens that fall short. The aim is `margin` until every token of the cell, when its sample was
+    last seen, wins by it; then it is the next of margin x growth, margin x growth^2, ... that some token still falls short
+    of. So what capacity is left makes recall safer. With growth=1 margins settle at `margin`: train.stop=recalled then
+    needs a train.stop_margin below it.
     """
 
     kind: str = "memft_margin"
-    margin: float = 0.5  # logits by which the target must win; recall is exactly a margin above 0
+    margin: float = 0.1  # logits by which the target must win; recall is exactly a margin above 0
+    growth: float = 1.5  # how many times as much is aimed at once every token wins; 1: no more than `margin`
     switch: float = 0.5  # share of the steps after which the hinge takes over; 1: never, 0: from the start
 
 
@@ -353,7 +356,11 @@ def problems(run: Run) -> list[str]:
         checks.append(("loss.floor", loss.floor, 0 <= loss.floor <= 1, "from 0 to 1"))
         checks.append(("loss.patience", loss.patience, loss.patience >= 1, "at least 1 (steps)"))
     if isinstance(loss, MemftMarginLoss):
-        checks.append(("loss.margin", loss.margin, 0 <= loss.margin < math.inf, "at least 0 (logits)"))
+        least = "above 0 (logits), or 0 with loss.growth=1"
+        checks.append(
+            ("loss.margin", loss.margin, 0 < loss.margin + (loss.growth == 1) < math.inf and loss.margin >= 0, least)
+        )
+        checks.append(("loss.growth", loss.growth, 1 <= loss.growth < math.inf, "at least 1 (1: the aim stays)"))
         checks.append(("loss.switch", loss.switch, 0 <= loss.switch <= 1, "from 0 to 1"))
     if isinstance(loss, MemftOtLoss):
         checks.append(("loss.when_done", loss.when_done, loss.when_done in ("mean", "zero"), "mean or zero"))

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
-from .config import LOSSES, Loss, MemftMarginLoss, MemftOtLoss, MemftSwLoss, Run, problems
+from .config import LOSSES, Loss, MemftMarginLoss, MemftOtLoss, Run, problems
 from .errors import UserError, did_you_mean
 from .losses import TokenScores, logit_nll
-from .weighting import EPS, UNSEEN, State, Tokens, Weighted, weigh
+from .weighting import EPS, State, Tokens, Weighted, fresh_state, weigh
 
 IGNORED = -100  # label of what is not scored
 HALF = math.log(2)
@@ -57,13 +57,15 @@ class MemFTLoss:
         self.averaged = True  # Trainer multiplies by the number of devices (average_tokens_across_devices), before the mean
         self.parameters: list[Tensor] | None = None  # those in training, from the callback
         self.weights: Weighted | None = None  # of the latest batch in training, (1, N)
-        self.memory: dict[int, tuple[int, int]] = {}  # hash of a sample's labels to what the window knows of it
+        self.remembered = fresh_state([self.loss], 1, torch.device("cpu"))  # what is known of a sample not seen yet
+        self.memory: dict[int, tuple[float, ...]] = {}  # hash of a sample's labels to its values of `remembered`
         self.begin_step(None)
         self.begin_log()
 
     def begin_step(self, progress: float | None) -> None:
         """Called by the callback before the first micro-batch of every optimiser step."""
         self.progress = progress  # share of the training done
+        self._least = self._least_margin()  # the same for all micro-batches
         self._sums: Tensor | None = None  # of the step so far
         self._mean: Tensor | float = 0.0
 
@@ -83,7 +85,7 @@ class MemFTLoss:
             count = len(target_N) if num_items_in_batch is None else num_items_in_batch
             return scores.nll.sum() / count
         self._note(scores, target_N)
-        samples = _hashes(labels) if isinstance(self.loss, MemftSwLoss) else []
+        samples = _hashes(labels) if self.remembered else []
         tokens = Tokens(
             scores.nll[None], scores.margin[None], (scores.argmax == target_N)[None], torch.ones_like(scores.nll)[None],
             _places(samples, rows)[None], positions[None],
@@ -100,15 +102,32 @@ class MemFTLoss:
             raise UserError(
                 "memft_margin switches to the hinge half way: add MemFTCallback(loss) to the trainer's callbacks"
             )
-        state = _recall(self.memory, samples, tokens.nll.device) if samples else {}
+        state = self._recall(samples, tokens.nll.device) if samples else {}
         weighted, state = weigh(loss, tokens, state, self.progress or 0.0)
         if samples:
             self._remember(samples, state)
         return weighted
 
+    def _recall(self, samples: list[int], device: torch.device) -> State:
+        """What is remembered of the batch's samples; of the margin instead the least of all samples, before this step."""
+        unique = list(dict.fromkeys(samples))
+        if "least" in self.remembered:
+            if self.parameters is None:  # no callback: every batch is a step
+                self._least = self._least_margin()
+            return {"least": torch.tensor([[*[math.inf] * len(unique), self._least]], device=device)}
+        unseen = [int(values.item()) for values in self.remembered.values()]
+        known = torch.tensor([self.memory.get(sample, unseen) for sample in unique], dtype=torch.int64, device=device)
+        return {name: known[None, :, i] for i, name in enumerate(self.remembered)}
+
+    def _least_margin(self) -> float:
+        return (
+            min((values[0] for values in self.memory.values()), default=math.inf) if "least" in self.remembered else math.inf
+        )
+
     def _remember(self, samples: list[int], state: State) -> None:
         unique = list(dict.fromkeys(samples))
-        found = dict(zip(unique, zip(*(state[name][0].tolist() for name in ("anchor", "stale")), strict=True), strict=True))
+        values = zip(*(state[name][0, : len(unique)].tolist() for name in self.remembered), strict=True)
+        found = dict(zip(unique, values, strict=True))
         if _devices() > 1:  # a sample may come to another device in the next epoch
             everyones: list[Any] = [None] * _devices()
             distributed.all_gather_object(everyones, found)
@@ -237,11 +256,6 @@ def _places(samples: list[int], rows: Tensor) -> Tensor:
     """The place of each token's row among the distinct samples: a sample that comes twice in a batch is one."""
     order = {sample: i for i, sample in enumerate(dict.fromkeys(samples))}
     return torch.tensor([order[sample] for sample in samples], device=rows.device)[rows] if samples else rows
-
-
-def _recall(memory: dict[int, tuple[int, int]], samples: list[int], device: torch.device) -> State:
-    known = torch.tensor([memory.get(sample, (UNSEEN, 0)) for sample in dict.fromkeys(samples)], device=device)
-    return {"anchor": known[None, :, 0], "stale": known[None, :, 1]}
 
 
 def _devices() -> int:

@@ -10,6 +10,7 @@ Shapes: K cells of a pack, S scored tokens of a cell in the batch (padded), M mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -60,13 +61,15 @@ def weighted_mean(value_KS: Tensor, weight_KS: Tensor) -> Tensor:
 
 def fresh_state(losses: Sequence[Loss], samples: int, device: torch.device) -> State:
     """What cells under these losses remember before the first step, one row a cell; empty where none remembers anything."""
-    if not any(isinstance(loss, MemftSwLoss) for loss in losses):
-        return {}
-    shape = len(losses), samples
-    return {
-        "anchor": torch.full(shape, UNSEEN, dtype=torch.int64, device=device),  # position of the first error
-        "stale": torch.zeros(shape, dtype=torch.int64, device=device),  # steps of the sample that it has stayed there
-    }
+    shape, state = (len(losses), samples), {}
+    if any(isinstance(loss, MemftSwLoss) for loss in losses):
+        state["anchor"] = torch.full(shape, UNSEEN, dtype=torch.int64, device=device)  # position of the first error
+        state["stale"] = torch.zeros(shape, dtype=torch.int64, device=device)  # steps of the sample that it has stayed there
+    if any(isinstance(loss, MemftMarginLoss) and loss.growth > 1 for loss in losses):
+        state["least"] = torch.full(
+            shape, torch.inf, device=device
+        )  # margin of a sample's tokens when last seen; inf: never
+    return state
 
 
 def weigh(loss: Loss, tokens: Tokens, state: State, progress: float) -> tuple[Weighted, State]:
@@ -87,10 +90,12 @@ def weigh(loss: Loss, tokens: Tokens, state: State, progress: float) -> tuple[We
     if isinstance(loss, MemftSwLoss):
         return _spatial(loss, tokens, state)
     if isinstance(loss, MemftMarginLoss):
-        short = mask * (tokens.margin.detach() < loss.margin)
+        aim = _aim(loss, state)
+        short = mask * (tokens.margin.detach() < aim)
+        state = _least(tokens, state)
         if progress < loss.switch:
             return _cross_entropy(tokens, short), state
-        return Weighted(loss.margin - tokens.margin, short, short), state
+        return Weighted(aim - tokens.margin, short, short), state
     raise NotImplementedError(f"loss {loss.kind}")
 
 
@@ -111,6 +116,24 @@ def _spatial(loss: MemftSwLoss, tokens: Tokens, state: State) -> tuple[Weighted,
     return _cross_entropy(tokens, tokens.mask * base * factor), state
 
 
+def _aim(loss: MemftMarginLoss, state: State) -> Tensor | float:
+    """The margin to win by, (K, 1): the first of margin x growth^k that some token, when last seen, fell short of."""
+    if loss.growth == 1:
+        return loss.margin
+    least = state["least"].amin(1, keepdim=True)
+    times = torch.floor(torch.log(least.clamp(min=loss.margin) / loss.margin) / math.log(loss.growth)) + 1
+    return torch.where((least < loss.margin) | torch.isinf(least), loss.margin, loss.margin * loss.growth**times)
+
+
+def _least(tokens: Tokens, state: State) -> State:
+    """The least margin of every sample of this step."""
+    if "least" not in state:
+        return state
+    margin = torch.where(tokens.mask > 0, tokens.margin.detach(), torch.inf).to(state["least"].dtype)
+    now = torch.full_like(state["least"], torch.inf).scatter_reduce(1, tokens.sample, margin, "amin")
+    return {**state, "least": torch.where(torch.isinf(now), state["least"], now)}
+
+
 def _follow(tokens: Tokens, state: State) -> State:
     """The first error of every sample of this step, and for how many of its steps it has stayed there."""
     wrong = (tokens.mask > 0) & ~tokens.correct
@@ -119,6 +142,7 @@ def _follow(tokens: Tokens, state: State) -> State:
     seen = torch.zeros_like(first).scatter_reduce(1, tokens.sample, (tokens.mask > 0).long(), "amax") > 0
     stale = torch.where(first == state["anchor"], state["stale"] + 1, 0)
     return {
+        **state,
         "anchor": torch.where(seen, first, state["anchor"]),
         "stale": torch.where(seen, stale, state["stale"]),
     }

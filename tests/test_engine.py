@@ -114,7 +114,7 @@ EVERY_LOSS = [
     MemftSwLoss(threshold=HALFWAY, window=3, tau=4, patience=2),
     MemftSwLoss(threshold=HALFWAY, kappa=1, tau=64, window=64, floor=0),
     MemftMarginLoss(),
-    MemftMarginLoss(margin=0.0, switch=1.0),
+    MemftMarginLoss(margin=0.0, growth=1.0, switch=1.0),
     MemftMarginLoss(margin=1.0, switch=0.0),
 ]
 

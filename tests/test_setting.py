@@ -85,6 +85,8 @@ def test_ids_are_those_of_earlier_versions():
         ({"loss": MemftSwLoss(threshold=-1)}, "loss.threshold=-1"),
         ({"loss": MemftOtLoss(threshold=float("nan"))}, "loss.threshold=nan"),
         ({"loss": MemftMarginLoss(margin=-0.1)}, "loss.margin=-0.1"),
+        ({"loss": MemftMarginLoss(margin=0.0)}, "loss.margin=0.0"),
+        ({"loss": MemftMarginLoss(growth=0.9)}, "loss.growth=0.9"),
         ({"loss": MemftMarginLoss(switch=1.1)}, "loss.switch=1.1"),
         ({"train": Train(curriculum=[0, 3])}, "train.curriculum=[0, 3]"),
         ({"train": Train(curriculum=[5, 5])}, "train.curriculum=[5, 5]"),

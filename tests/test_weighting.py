@@ -160,7 +160,10 @@ MARGIN = torch.tensor([[-2.0, 0.1, 0.4, 3.0], [0.9, 0.8, 0.7, 0.6]])
 
 
 def test_margin_gates_cross_entropy_first_and_is_the_objective_later():
-    nll, loss = torch.tensor([[3.0, 1.0, 0.9, 0.1], [0.5, 0.5, 0.5, 0.5]]), MemftMarginLoss(margin=0.5, switch=0.25)
+    nll, loss = (
+        torch.tensor([[3.0, 1.0, 0.9, 0.1], [0.5, 0.5, 0.5, 0.5]]),
+        MemftMarginLoss(margin=0.5, growth=1.0, switch=0.25),
+    )
     first, _ = weigh(loss, tokens(nll, MARGIN), {}, 0.24)
     assert first.weight.tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
     assert first.loss.tolist() == pytest.approx([(3 + 1 + 0.9) / 3, 0])
@@ -175,8 +178,39 @@ def test_margin_gates_cross_entropy_first_and_is_the_objective_later():
 def test_when_the_hinge_takes_over(switch, hinge):
     for progress, wanted in zip((0.0, 0.5, 0.999), hinge, strict=True):
         margin = MARGIN.clone().requires_grad_()
-        found, _ = weigh(MemftMarginLoss(switch=switch), tokens(margin=margin), {}, progress)
+        found, _ = weigh(MemftMarginLoss(growth=1.0, switch=switch), tokens(margin=margin), {}, progress)
         assert found.value.requires_grad == wanted
+
+
+def test_the_aim_grows_once_every_sample_wins_by_it():
+    """By hand: margin 0.5 and growth 2 aim at 0.5, 1, 2, ...: the first that some token, when last seen, fell short of."""
+    loss = MemftMarginLoss(margin=0.5, growth=2.0, switch=0.0)
+    where = {"sample": [[0, 0, 1, 1]], "position": [[0, 1, 0, 1]]}
+    state = fresh_state([loss], 2, torch.device("cpu"))
+    aims = []
+    for values in (
+        [3.0, 0.4, 2.0, 2.0],
+        [3.0, 0.6, 2.0, 0.7],
+        [3.0, 1.2, 2.0, 1.1],
+        [5.0, 5.0, 5.0, 5.0],
+        [0.2, 5.0, 5.0, 5.0],
+    ):
+        found, state = weigh(loss, tokens(margin=torch.tensor([values]), **where), state, 0.5)
+        aims.append(float((found.value + torch.tensor([values]))[0, 0]))
+    assert aims == [0.5, 0.5, 1.0, 2.0, 8.0]  # one step late: of what was seen before
+    assert state["least"][0].tolist() == pytest.approx([0.2, 5.0])
+    found, state = weigh(loss, tokens(margin=torch.tensor([[9.0, 9, 9, 9]]), **where), state, 0.5)
+    assert found.weight.tolist() == [[0, 0, 0, 0]]  # the aim is back at 0.5, and all are beyond it
+
+
+def test_a_sample_that_fell_short_when_last_seen_holds_the_aim_back():
+    loss = MemftMarginLoss(margin=0.5, growth=2.0, switch=0.0)
+    state = {"least": torch.tensor([[0.1, torch.inf]])}
+    second = {"sample": [[1, 1]], "position": [[0, 1]]}
+    for _ in range(2):  # a batch of the second sample alone
+        found, state = weigh(loss, tokens(margin=torch.tensor([[0.7, 0.9]]), **second), state, 0.5)
+        assert found.weight.tolist() == [[0, 0]]
+    assert state["least"][0].tolist() == pytest.approx([0.1, 0.7])
 
 
 def test_no_weight_at_all_is_no_loss():
