@@ -141,6 +141,30 @@ def test_what_counted_alike_is_taken_back_when_a_later_part_of_the_step_is_above
     assert (parts.grad[0].abs().sum() == 0) == later
 
 
+def test_the_margin_grows_alike_in_one_batch_and_in_parts():
+    """Logits that win by 1 and more: the first step asks for 0.1 and is done, the second asks for the next 0.1 x 2^k."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(7, (3, 2, 5), generator=generator)
+    margins = 1 + torch.rand(3, 2, 4, generator=generator, dtype=torch.float64)
+    logits = torch.zeros(3, 2, 5, 7, dtype=torch.float64)
+    logits[..., :-1, :].scatter_(-1, labels[..., 1:, None], margins[..., None])
+    leaves = []
+    for batches in (1, 3):
+        loss, leaf = MemFTLoss("memft_margin", margin=0.1, growth=2.0, switch=0.0), logits.clone().requires_grad_()
+        loss.parameters, totals = [leaf], []
+        for _ in range(2):
+            loss.begin_step(0.5)
+            totals.append(0.0)
+            for piece, wanted in zip(leaf.reshape(batches, -1, 5, 7), labels.reshape(batches, -1, 5), strict=True):
+                found = loss({"logits": piece}, wanted, num_items_in_batch=torch.tensor(24))
+                found.backward()
+                totals[-1] += found.item()
+        leaves.append(leaf.grad)
+        short = margins[margins < 1.6]  # 0.1, 0.2, 0.4, 0.8 are won by already
+        assert totals == pytest.approx([0.0, (1.6 - short).mean().item()])
+    torch.testing.assert_close(leaves[0], leaves[1], rtol=1e-9, atol=1e-15)
+
+
 @pytest.mark.parametrize(
     "loss", [MemftOtLoss(threshold=5.0), MemftSwLoss(window=2, patience=1, tau=3), MemftMarginLoss()], ids=str
 )
