@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import comparison, sweep, thresholds
-from .comparison import BEST, EQUAL
+from .comparison import BEST, EQUAL, SOURCE
 from .config import Request
 from .errors import UserError
 from .identity import loss_label
@@ -91,10 +92,13 @@ def _shown(table: pd.DataFrame) -> Table:
     """Accuracy and exact match of each rank and length, and of all ranks together."""
     out, budget = Table(box=None, pad_edge=False), not table["budget"].between(0.99, 1.01).all()
     rates = table["lr"].nunique() > 1 or (table["lr"] != table["lr_sft"]).any()
+    several = [key for key in SOURCE if table[key].nunique() > 1]
+    for name in several:
+        out.add_column(name, no_wrap=False)
     names = ["rank", "l", "loss", "n", "sft %", "acc %", "difference", "p", "exact %"]
     for name in [*names, *(["lr"] if rates else []), *(["budget"] if budget else [])]:
         out.add_column(name, justify="left" if name == "loss" else "right", no_wrap=name != "loss")
-    for _, cell in table.groupby(["seqlen", "rank", "method", "model", "data", "adapter", "lr", "lr_sft"], dropna=False):
+    for _, cell in table.groupby([*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"], dropna=False):
         by, one = cell.set_index("measure"), cell.iloc[0]
         accuracy, exact = by.loc["token_accuracy"], by.loc["exact_match"]
         half = 100 * (accuracy["high"] - accuracy["low"]) / 2
@@ -102,7 +106,8 @@ def _shown(table: pd.DataFrame) -> Table:
         p, rank = accuracy["p_signs"], "all" if pd.isna(one["rank"]) else str(one["rank"])
         lr = one["lr"] if one["lr"] == one["lr_sft"] else f"{one['lr_sft']}, {one['lr']}"
         out.add_row(
-            rank, str(one["seqlen"]), str(one["method"]), str(accuracy["pairs"]), f"{100 * accuracy['sft']:.1f}",
+            *(str(one[key]) for key in several), rank, str(one["seqlen"]), str(one["method"]), str(accuracy["pairs"]),
+            f"{100 * accuracy['sft']:.1f}",
             f"{100 * accuracy['value']:.1f}", span, "-" if np.isnan(p) else f"{p:.2g}",
             f"{100 * exact['sft']:.0f}, {100 * exact['value']:.0f}", *([lr] if rates else []),
             *([f"x{one['budget']:.2g}"] if budget else []),
@@ -113,7 +118,7 @@ def _shown(table: pd.DataFrame) -> Table:
 def _shown_ranks(ranks: pd.DataFrame) -> Table:
     """The rank at even chance of exact recall under each loss, and what share it is of another loss's."""
     out = Table(box=None, pad_edge=False)
-    several = [key for key in ("model", "data", "adapter") if ranks[key].nunique() > 1]
+    several = [key for key in SOURCE if ranks[key].nunique() > 1]
     for name in [*several, "l", "loss", "texts", "rank", "of sft's", "of memft_ot's", "outside", "lr"]:
         out.add_column(name, justify="left" if name in (*several, "loss", "outside") else "right", no_wrap=name != "loss")
     for row in ranks.to_dict("records"):
@@ -142,11 +147,12 @@ def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame, ranks: pd.D
     runs, rates = comparison.methods(runs), bool((table["terms"] == BEST).any())
     if rates:
         runs = comparison.best_rates(runs)
-    groups, names = list(runs.groupby(["model", "data", "adapter"])), []
-    for (model, data, adapter), group in groups:
-        stem = "" if len(groups) == 1 else f"-{model}-{data}-{adapter}".replace(":", "-").replace("/", "-")
+    groups, names = list(runs.groupby(SOURCE)), []
+    told = [key for key in SOURCE if runs[key].nunique() > 1]
+    for place, group in groups:
+        stem = re.sub(r"[^A-Za-z0-9._=-]+", "-", "".join(f"-{group[key].iloc[0]}" for key in told))
         figures = {f"memft{stem}": accuracy_figure(group, rates)}
-        mine = ranks[(ranks["model"] == model) & (ranks["data"] == data) & (ranks["adapter"] == adapter)]
+        mine = ranks[(ranks[SOURCE] == list(place)).all(axis=1)]
         if mine["seqlen"].nunique() > 1:
             figures[f"ranks{stem}"] = rank_figure(mine)
         for name, figure in figures.items():

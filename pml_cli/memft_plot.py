@@ -57,7 +57,7 @@ def accuracy_figure(runs: pd.DataFrame, rates: bool) -> Figure:
     terms = "each at its best learning rate" if rates else "at the same learning rate"
     figure.suptitle(
         f"What an adapter recalls, by its rank and the loss it was trained with\n"
-        f"{runs['model'].iloc[0]}, {runs['data'].iloc[0]}; {_steps(runs)}, {terms}; "
+        f"{_source(runs)}; {_steps(runs)}, {terms}; "
         f"mean and 95 % interval over {repeats} text{'s and seeds' if repeats != '1' else ''}",
         fontsize=10,
     )
@@ -129,14 +129,19 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
     right.set_ylim(0, max(1.15, *right.get_ylim()))
     for axes in (left, right):
         axes.title.set_fontsize(10)
-    first = ranks.iloc[0]
     figure.suptitle(
-        f"The rank that verbatim recall takes: {first['model']}, {first['data']}; "
-        f"{ranks['texts'].max()} texts, 95 % intervals",
+        f"The rank that verbatim recall takes: {_source(ranks)}; {ranks['texts'].max()} texts, 95 % intervals",
         fontsize=10,
     )
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
+
+
+def _source(runs: pd.DataFrame) -> str:
+    """Model, data and, where it says more than how the runs were trained, the setting."""
+    first = runs.iloc[0]
+    words = " ".join(word for word in str(first["setting"]).split() if word.startswith("data."))
+    return f"{first['model']}, {first['data']}{', ' + words if words else ''}"
 
 
 def _steps(runs: pd.DataFrame) -> str:

@@ -14,12 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from .comparison import PLACE, half_width, methods
+from .comparison import PLACE, SOURCE, half_width, methods
 
 TEXT = ["data_seed", "seed"]
 WITHIN, BELOW, ABOVE = "", "below", "above"  # where a threshold lies: among the ranks tried, under or over all of them
 COLUMNS = [
-    "model", "data", "adapter", "seqlen", "method", "texts", "rank", "low", "high", "outside", "lr",
+    *PLACE, "method", "texts", "rank", "low", "high", "outside", "lr",
     "to_sft", "to_sft_low", "to_sft_high", "to_memft_ot", "to_memft_ot_low", "to_memft_ot_high",
 ]  # fmt: skip
 
@@ -97,8 +97,8 @@ def rank_table(runs: pd.DataFrame) -> pd.DataFrame:
     if chosen.empty:
         return pd.DataFrame(columns=COLUMNS)
     rows = []
-    for place, group in chosen.groupby([key for key in PLACE if key != "seqlen"]):
-        where = dict(zip((key for key in PLACE if key != "seqlen"), place, strict=True))
+    for place, group in chosen.groupby(SOURCE):
+        where = dict(zip(SOURCE, place, strict=True))
         lengths: list[tuple[int | None, pd.DataFrame]] = list(group.groupby("seqlen"))  # type: ignore[arg-type]
         if len(lengths) > 1:
             lengths.append((None, group))
