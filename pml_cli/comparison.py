@@ -21,7 +21,7 @@ PLACE = ["model", "data", "adapter", "setting", "seqlen"]  # one figure's panel,
 SOURCE = PLACE[:-1]  # one figure
 MEASURES = [
     "token_accuracy", "exact_match", "free_accuracy", "free_exact_match", "share_above_threshold", "delta_loss",
-    "first_failure", "steps_to_recall", "gradient_above",
+    "first_failure", "steps_to_recall", "gradient_above", "unseen_exact_match",
 ]  # fmt: skip
 EQUAL, BEST, UNEQUAL = "equal", "each its best rate", "unequal budget"  # terms of a comparison
 CURRICULUM = re.compile(r"train\.curriculum=\[[^\]]*\]")
