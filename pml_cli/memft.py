@@ -21,8 +21,8 @@ from .records import read_runs, write_whole
 
 RANKS_EXPLAINED = (
     "rank: at which half of the texts are recalled whole (interpolated between the ranks tried; 95 % t interval of the log "
-    "over texts), and what share it is of sft's and memft_ot's, text by text; outside: texts whose rank lies below or above "
-    "all ranks tried, which count with that bound; lr: for each text the rate that is best on the other texts\n"
+    "over n texts), and what share it is of sft's and memft_ot's, text by text; outside: texts whose rank lies below or "
+    "above all ranks tried, which count with that bound; lr: for each text the rate that is best on the other texts\n"
 )
 
 
@@ -67,7 +67,9 @@ def run(
     ranks = thresholds.rank_table(runs)
     if len(ranks):
         write_whole(request.out / "ranks.csv", lambda aside: ranks.to_csv(aside, index=False))
-        console.print(_shown_ranks(ranks))
+        told = [key for key in SOURCE if ranks[key].nunique() > 1]
+        for _, group in ranks.groupby(SOURCE):
+            console.print(_shown_ranks(group, ", ".join(str(group[key].iloc[0]) for key in told)))
         console.print(RANKS_EXPLAINED)
     for name in ("comparison", *(["ranks"] if len(ranks) else [])):
         console.print(f"{name}: {request.out / name}.csv", highlight=False, soft_wrap=True)
@@ -115,20 +117,20 @@ def _shown(table: pd.DataFrame) -> Table:
     return out
 
 
-def _shown_ranks(ranks: pd.DataFrame) -> Table:
-    """The rank at even chance of exact recall under each loss, and what share it is of another loss's."""
-    out = Table(box=None, pad_edge=False)
-    several = [key for key in SOURCE if ranks[key].nunique() > 1]
-    for name in [*several, "l", "loss", "texts", "rank", "of sft's", "of memft_ot's", "outside", "lr"]:
-        out.add_column(name, justify="left" if name in (*several, "loss", "outside") else "right", no_wrap=name != "loss")
+def _shown_ranks(ranks: pd.DataFrame, source: str) -> Table:
+    """The rank at even chance of exact recall under each loss, and what share it is of another loss's; 80 columns."""
+    out = Table(box=None, pad_edge=False, title=source or None, title_justify="left", title_style="")
+    extra = [name for name in ("outside", "lr") if ranks[name].nunique() > 1]
+    for name in ["l", "loss", "n", "rank", "of sft's", "of memft_ot's", *extra]:
+        out.add_column(
+            name, justify="left" if name in ("loss", "outside") else "right", no_wrap=name not in ("loss", "outside")
+        )
     for row in ranks.to_dict("records"):
-        spans = [_span(row, name, f"{name}_", 2) for name in ("to_sft", "to_memft_ot")]
+        others = {"sft": _span(row, "to_sft", "to_sft_", 2), "memft_ot": _span(row, "to_memft_ot", "to_memft_ot_", 2)}
         length = "all" if pd.isna(row["seqlen"]) else str(row["seqlen"])
-        out.add_row(
-            *(str(row[key]) for key in several), length, str(row["method"]), str(row["texts"]), _span(row, "rank", "", 1),
-            *("" if name in str(row["method"]) else span for name, span in zip(("sft", "memft_ot"), spans, strict=True)),
-            str(row["outside"]), str(row["lr"]),
-        )  # fmt: skip
+        shares = ["" if row["method"] == other else share for other, share in others.items()]
+        rank = _span(row, "rank", "", 1)
+        out.add_row(length, str(row["method"]), str(row["texts"]), rank, *shares, *(str(row[name]) for name in extra))
     return out
 
 
@@ -136,7 +138,7 @@ def _span(row: dict[Hashable, Any], name: str, ends: str, places: int) -> str:
     value, low, high = (row[key] for key in (name, f"{ends}low", f"{ends}high"))
     if np.isnan(value):
         return "-"
-    return f"{value:.{places}f}" + ("" if np.isnan(low) else f" ({low:.{places}f} to {high:.{places}f})")
+    return f"{value:.{places}f}" + ("" if np.isnan(low) else f" ({low:.{places}f}-{high:.{places}f})")
 
 
 def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame, ranks: pd.DataFrame) -> list[str]:

@@ -116,7 +116,16 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
             label = NAMES.get(method, method) if axes is left else None
             axes.errorbar(x, y, reach, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, label=label)
     right.axhline(1, color=STYLES[0][0], lw=3)
-    right.text(0.02, 1, "plain fine-tuning", transform=right.get_yaxis_transform(), va="bottom", fontsize=8, color="0.35")
+    right.text(
+        0.98,
+        1.03,
+        "plain fine-tuning",
+        transform=right.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color="0.35",
+    )
     lengths = sorted(ranks["seqlen"].unique())
     for axes in (left, right):
         axes.set_xscale("log", base=2)
