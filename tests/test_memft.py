@@ -133,21 +133,23 @@ def test_one_loss_is_no_comparison(tmp_path: Path):
 
 
 def test_memft_trains_every_loss_at_equal_steps_in_one_pack(tmp_path: Path):
-    asked = ["rank=4", "seqlen=16", "data.seed=0,1", "train.steps=80", "train.lr=0.01,0.03", f"out={tmp_path / 'o'}"]
+    asked = ["rank=2,4", "seqlen=16", "data.seed=0,1", "train.steps=30", "train.lr=0.01,0.03", f"out={tmp_path / 'o'}"]
     out = io.StringIO()
     assert memft.run(load("memft", asked), Console(file=out, width=200)) == 0
     runs, table = pd.read_csv(tmp_path / "o" / "results.csv"), pd.read_csv(tmp_path / "o" / "comparison.csv")
     losses = {"sft", "memft_ot", "memft_sw", "memft_margin"}
     assert set(runs["loss"]) == losses
-    assert set(runs["steps_run"]) == {80}
-    assert set(runs["tokens_seen"]) == {80 * 16}
-    assert set(runs["pack_size"]) == {16}
+    assert set(runs["steps_run"]) == {30}
+    assert set(runs["tokens_seen"]) == {30 * 16}
+    assert set(runs["pack_size"]) == {32}
     assert runs.groupby("data_seed")["base_loss"].nunique().eq(1).all()  # the same text, the same base
     spent = runs.groupby("loss")["gradient_above"].mean()
     assert spent["memft_ot"] < spent["sft"]
     assert set(table["measure"]) == set(MEASURES) - {"unseen_exact_match"}  # of data=rule alone
     assert set(table["terms"]) == {EQUAL, BEST}
     assert (table.loc[table["terms"] == BEST, "pairs"] == 2).all()
+    assert set(pd.read_csv(tmp_path / "o" / "ranks.csv")["method"]) == losses
+    assert "of memft_ot's" in out.getvalue()
     assert (tmp_path / "o" / "memft.png").stat().st_size > 10_000
     assert "<svg" in (tmp_path / "o" / "memft.svg").read_text()
     assert "each method and length at the learning rate" in out.getvalue()
