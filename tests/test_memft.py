@@ -133,14 +133,14 @@ def test_one_loss_is_no_comparison(tmp_path: Path):
 
 
 def test_memft_trains_every_loss_at_equal_steps_in_one_pack(tmp_path: Path):
-    asked = ["rank=2,4", "seqlen=16", "data.seed=0,1", "train.steps=30", "train.lr=0.01,0.03", f"out={tmp_path / 'o'}"]
+    asked = ["rank=2,4", "seqlen=16", "data.seed=0,1", "train.steps=40", "train.lr=0.05,0.1", f"out={tmp_path / 'o'}"]
     out = io.StringIO()
     assert memft.run(load("memft", asked), Console(file=out, width=200)) == 0
     runs, table = pd.read_csv(tmp_path / "o" / "results.csv"), pd.read_csv(tmp_path / "o" / "comparison.csv")
     losses = {"sft", "memft_ot", "memft_sw", "memft_margin"}
     assert set(runs["loss"]) == losses
-    assert set(runs["steps_run"]) == {30}
-    assert set(runs["tokens_seen"]) == {30 * 16}
+    assert set(runs["steps_run"]) == {40}
+    assert set(runs["tokens_seen"]) == {40 * 16}
     assert set(runs["pack_size"]) == {32}
     assert runs.groupby("data_seed")["base_loss"].nunique().eq(1).all()  # the same text, the same base
     spent = runs.groupby("loss")["gradient_above"].mean()
