@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from .adapters import AdapterBank, stack
 from .base import FrozenBase
@@ -83,7 +84,7 @@ def _load(base: FrozenBase, subject: Subject) -> AdapterBank:
     bank = AdapterBank(base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype)
     try:
         bank.load(0, subject.adapter)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{subject.adapter}: not the adapter of this run ({' '.join(str(error).split())})") from error
     return bank.to(base.device)
 
@@ -96,12 +97,12 @@ def _measured(base: FrozenBase, lower: FrozenBase, chunk: Chunk, free: bool) -> 
     out: list[dict[str, Any]] = []
     for k, subject in enumerate(subjects):
         trained = scores[TRAINED][k]
-        conditions: dict[str, Any] = {name: _row(found[k], trained) for name, found in scores.items()}
+        conditions: dict[str, Any] = {name: row(found[k], trained) for name, found in scores.items()}
         for condition in CONDITIONS:
             conditions.setdefault(condition.name, {"status": _why_not(bank, condition)})
-        offenders = _offenders(subject, trained, scores[HALF][k], precise[k], freely[k] if freely else None)
-        conditions[HALF] |= _free_row(subject, scores[HALF][k], freely[k] if freely else None)
-        out.append({"conditions": conditions, "offenders": offenders, "damage": {}})
+        wrong = offenders(subject.samples, trained, scores[HALF][k], precise[k], freely[k] if freely else None)
+        conditions[HALF] |= free_row(subject.samples, scores[HALF][k], freely[k] if freely else None)
+        out.append({"conditions": conditions, "offenders": wrong, "damage": {}})
     for name in ("text", "random"):
         for result, found in zip(out, damages(base, bank, [subject.texts[name] for subject in subjects]), strict=True):
             result["damage"][name] = found
@@ -134,8 +135,8 @@ def _scores(
     return out, forced_lower.scores(deployed(lower, bank, _named(HALF)), precise_head=True)
 
 
-def _row(found: Scores, trained: Scores) -> dict[str, Any]:
-    """One run under one condition. Margins in logits; a fall is that of a token that was right as trained."""
+def row(found: Scores, trained: Scores) -> dict[str, Any]:
+    """One run under one condition. Margins in logits; shift and fall are those of tokens that were right as trained."""
     summary, right = summarise(found), trained.correct
     fall = (trained.margin - found.margin)[right]
     lost = right & ~found.correct
@@ -151,16 +152,16 @@ def _row(found: Scores, trained: Scores) -> dict[str, Any]:
         "kept_whole": still / len(whole) if whole else None,
         "least_margin": float(found.margin.min()),
         "least_right_margin": float(found.margin[found.correct].min()) if found.correct.any() else None,
-        "fall_rms": float(np.sqrt(np.mean(fall**2))) if len(fall) else None,
+        "shift_rms": float(np.sqrt(np.mean(fall**2))) if len(fall) else None,
         "fall_worst": float(fall.max()) if len(fall) else None,
     }
 
 
-def _free_row(subject: Subject, forced: Scores, decoded: list[list[int]] | None) -> dict[str, Any]:
+def free_row(samples: Sequence[Sample], forced: Scores, decoded: list[list[int]] | None) -> dict[str, Any]:
     """Free decoding in bfloat16: recall, and violations counted also where it leaves a text that p > 0.5 had promised."""
     if decoded is None:
         return {"free_exact_match": None}
-    pairs = list(zip(decoded, subject.samples, strict=True))
+    pairs = list(zip(decoded, samples, strict=True))
     broken = sum(_broken(forced, s, tokens, sample) is not None for s, (tokens, sample) in enumerate(pairs))
     whole = float(np.mean([tuple(tokens) == sample.target for tokens, sample in pairs]))
     return {"free_exact_match": whole, "violations": summarise(forced)["violations"] + broken}
@@ -175,8 +176,8 @@ def _broken(forced: Scores, s: int, tokens: Sequence[int], sample: Sample) -> in
     return at if forced.correct[at] and forced.nll[at] < HALF_NLL else None
 
 
-def _offenders(
-    subject: Subject, trained: Scores, found: Scores, precise: Scores, decoded: list[list[int]] | None
+def offenders(
+    samples: Sequence[Sample], trained: Scores, found: Scores, precise: Scores, decoded: list[list[int]] | None
 ) -> list[dict[str, Any]]:
     """Tokens with p > 0.5, as trained or in bfloat16, that bfloat16 decodes wrongly, each with its cause."""
     out = []
@@ -188,7 +189,7 @@ def _offenders(
         else:
             cause = "the logits, rounded to bfloat16"
         out.append(_offender(trained, found, int(i), int(found.argmax_id[i]), cause))
-    for s, (tokens, sample) in enumerate(zip(decoded or [], subject.samples if decoded else [], strict=True)):
+    for s, (tokens, sample) in enumerate(zip(decoded or [], samples if decoded else [], strict=True)):
         if (at := _broken(found, s, tokens, sample)) is not None:
             cause = "decoding step by step with a cache rounds otherwise than one pass over the text"
             out.append(_offender(trained, found, at, tokens[int(found.position[at])], cause))

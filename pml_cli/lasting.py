@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from . import lasting_table, records
+from . import lasting_report, lasting_table, records
 from .conditions import CONDITIONS
 from .config import Lasting
 from .elsewhere import Pool, learned, random_pool, text_pool
@@ -175,13 +175,13 @@ def _finish(
     out: Path, runs: list[dict[str, Any]], settings: Lasting, console: Console, measured: int, *, as_json: bool
 ) -> int:
     table = lasting_table.rows(runs)
-    summary = lasting_table.summary(table)
+    means, against = lasting_table.summary(table), lasting_table.comparison(table)
     content = {
         "format": FORMAT,
         "settings": {"text": settings.text, "tokens": settings.tokens, "decode": settings.decode},
         "conditions": {condition.name: condition.meaning for condition in CONDITIONS},
-        "groups": lasting_table.plain(summary),
-        "comparison": lasting_table.plain(lasting_table.comparison(table)),
+        "groups": lasting_table.plain(means),
+        "comparison": lasting_table.plain(against),
         "runs": runs,
     }
     records.writable(out)
@@ -191,7 +191,7 @@ def _finish(
     if as_json:
         console.out(json.dumps(content, indent=1), highlight=False)
         return 0
-    for part in lasting_table.shown(table, summary):
+    for part in lasting_report.shown(table, means, against):
         console.print(part)
     console.print(f"{len(runs)} runs, {measured} of them measured now; in {out}: {', '.join(names)}", highlight=False)
     return 0

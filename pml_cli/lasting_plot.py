@@ -43,7 +43,7 @@ def lasting_figure(table: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
 
     measured = table[table["status"] == "measured"]
-    losses = sorted(measured["loss"].unique(), key=lambda loss: (loss != "sft", loss))
+    losses = sorted(measured["method"].unique(), key=lambda loss: (loss != "sft", loss))
     figure = Figure(figsize=(15.0, 5.4), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=[1.35, 1.35, 1])
     _recall(panels[0], measured, losses)
@@ -64,7 +64,8 @@ def lasting_figure(table: pd.DataFrame) -> Figure:
 
 def _spread(losses: list[str]) -> Array:
     """Where each loss stands beside the middle of a condition."""
-    return (np.arange(len(losses)) - (len(losses) - 1) / 2) * min(0.8 / len(losses), 0.16)
+    middle = (len(losses) - 1) / 2
+    return np.array([(i - middle) * min(0.8 / len(losses), 0.16) for i in range(len(losses))])
 
 
 def _conditions(axes: Axes, measured: pd.DataFrame) -> list[str]:
@@ -82,7 +83,7 @@ def _recall(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:
     for (colour, marker), loss, shift in zip(_styles(losses), losses, _spread(losses), strict=True):
         means, halves = [], []
         for name in names:
-            cells = measured[(measured["condition"] == name) & (measured["loss"] == loss)]
+            cells = measured[(measured["condition"] == name) & (measured["method"] == loss)]
             units = 100 * cells.groupby(["data_seed", "seed"])["token_accuracy"].mean().to_numpy(float)
             means.append(units.mean() if len(units) else np.nan)
             halves.append(np.nan_to_num(half_width(units)) if len(units) else 0.0)
@@ -101,8 +102,8 @@ def _falls(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:
     names = _conditions(axes, measured[measured["condition"] != TRAINED])
     for (colour, marker), loss, shift in zip(_styles(losses), losses, _spread(losses), strict=True):
         for i, name in enumerate(names):
-            cells = measured[(measured["condition"] == name) & (measured["loss"] == loss)]
-            worst, rms = cells["fall_worst"].clip(lower=0), cells["fall_rms"]
+            cells = measured[(measured["condition"] == name) & (measured["method"] == loss)]
+            worst, rms = cells["fall_worst"].clip(lower=0), cells["shift_rms"]
             axes.plot([i + shift] * 2, [rms.mean(), worst.max()], color=colour, lw=1.2)
             axes.plot(i + shift, rms.mean(), color=colour, marker=marker, ms=6, lw=0)
             axes.plot(i + shift, worst.max(), color=colour, marker="_", ms=8, mew=1.5, lw=0)
@@ -120,15 +121,15 @@ def _damage(axes: Axes, trained: pd.DataFrame, losses: list[str]) -> None:
         axes.set(xticks=[], yticks=[])
         return
     for (colour, marker), loss in zip(_styles(losses), losses, strict=True):
-        means = trained[trained["loss"] == loss].groupby("rank")[["token_accuracy", "text_kl"]].mean().sort_index()
+        means = trained[trained["method"] == loss].groupby("rank")[["token_accuracy", "text_kl"]].mean().sort_index()
         x, y = 100 * means["token_accuracy"], means["text_kl"]
         axes.plot(x, y, color=colour, lw=0.8, alpha=0.6, zorder=1)
         axes.scatter(x, y, s=24 + 10 * np.arange(len(means)), color=colour, marker=marker, zorder=2)
     axes.set_xlabel("tokens predicted right, %")
     axes.set_ylabel("KL(base || adapted) on unseen text, nats per token")
-    axes.set_ylim(bottom=0)
+    axes.margins(0.12)
     axes.grid(color="0.88", lw=0.6)
-    axes.set_title("damage: mean of each rank (larger marker, larger rank)", fontsize=9)
+    axes.set_title("damage elsewhere: mean of each rank\n(larger marker: larger rank)", fontsize=9)
 
 
 def _styles(losses: list[str]) -> list[tuple[str, str]]:
