@@ -17,7 +17,7 @@ class Condition:
     base: str = ""  # bfloat16: every weight; int8: the matrices of the decoder layers
     merged: bool = False  # the adapter is added to the weights of its modules
     after: str = ""  # the merged matrices
-    half: bool = False  # weights, adapter and arithmetic of the whole model in bfloat16
+    half: bool = False  # weights and arithmetic of the whole model, adapter included, in bfloat16
 
 
 CONDITIONS = (

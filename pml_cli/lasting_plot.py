@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ALIKE = 0.01  # share of the tokens: recall that differs by less tells nothing as an axis
 LABELS = {
     TRAINED: "as trained",
     "adapter_bf16": "adapter\nbf16",
@@ -35,7 +36,9 @@ LABELS = {
 
 
 def lasting_figure(table: pd.DataFrame) -> Figure:
-    """Left: runs recalled whole under each condition. Middle: how far margins fall. Right: damage against recall.
+    """Left: tokens right under each condition. Middle: how far margins fall. Right: damage against recall.
+
+    Where all recall alike, damage stands against rank.
 
     Args:
         table: lasting.csv's rows of one model, kind of data and adapter.
@@ -44,8 +47,9 @@ def lasting_figure(table: pd.DataFrame) -> Figure:
 
     measured = table[table["status"] == "measured"]
     losses = sorted(measured["method"].unique(), key=lambda loss: (loss != "sft", loss))
-    figure = Figure(figsize=(15.0, 5.4), layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=[1.35, 1.35, 1])
+    wide = 0.62 * measured["condition"].nunique()  # inches of the panels that have a place for each condition
+    figure = Figure(figsize=(2 * wide + 5.6, 5.4), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=[wide, wide, 3.8])
     _recall(panels[0], measured, losses)
     _falls(panels[1], measured, losses)
     _damage(panels[2], measured[measured["condition"] == TRAINED], losses)
@@ -120,16 +124,21 @@ def _damage(axes: Axes, trained: pd.DataFrame, losses: list[str]) -> None:
         axes.text(0.5, 0.5, "no text measured", transform=axes.transAxes, ha="center", color="0.4")
         axes.set(xticks=[], yticks=[])
         return
+    alike = bool(np.ptp(trained.groupby(["method", "rank"])["token_accuracy"].mean()) < ALIKE)
     for (colour, marker), loss in zip(_styles(losses), losses, strict=True):
         means = trained[trained["method"] == loss].groupby("rank")[["token_accuracy", "text_kl"]].mean().sort_index()
-        x, y = 100 * means["token_accuracy"], means["text_kl"]
+        x, y = means.index.to_series() if alike else 100 * means["token_accuracy"], means["text_kl"]
         axes.plot(x, y, color=colour, lw=0.8, alpha=0.6, zorder=1)
         axes.scatter(x, y, s=24 + 10 * np.arange(len(means)), color=colour, marker=marker, zorder=2)
-    axes.set_xlabel("tokens predicted right, %")
+    axes.set_xlabel("rank of the adapter" if alike else "tokens predicted right, %")
+    if alike:
+        ticks = sorted(trained["rank"].unique())
+        axes.set_xticks(ticks, [f"{rank:g}" for rank in ticks])
     axes.set_ylabel("KL(base || adapted) on unseen text, nats per token")
     axes.margins(0.12)
     axes.grid(color="0.88", lw=0.6)
-    axes.set_title("damage elsewhere: mean of each rank\n(larger marker: larger rank)", fontsize=9)
+    words = "all recall alike" if alike else "larger marker: larger rank"
+    axes.set_title(f"damage elsewhere: mean of each rank\n({words})", fontsize=9)
 
 
 def _styles(losses: list[str]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from .conditions import BY_NAME, HALF, NOT_MERGEABLE, TRAINED
 from .lasting_table import PLACE
 
-SIDE = 5  # losses side by side at 80 columns
+SIDE, ACROSS = 5, 6  # losses, and conditions, side by side at 80 columns
 SHORT = {"adapter_bf16": "A bf16", "adapter_int8": "A int8", "adapter_int4": "A int4", "base_bf16": "W bf16"}
 SHORT |= {"base_int8": "W int8", "merged_bf16": "m. bf16", "merged_int8": "m. int8", "bf16_merged": "bf16 m."}
 
@@ -56,7 +56,7 @@ def _place(group: pd.DataFrame, against: pd.DataFrame) -> Iterator[RenderableTyp
         if others:
             title = "tokens right, points more than sft: paired, 95 % interval"
             yield _by_condition(title, others, paired, lambda row: _difference(row, 100, 1))
-    yield _by_rank(group, found)
+    yield from _by_rank(group, found)
     yield _damages(group[group["condition"] == TRAINED], found, against)
 
 
@@ -92,14 +92,16 @@ def _difference(row: Row, scale: float, digits: int) -> str:
     return _span(row["difference"], (row["high"] - row["low"]) / 2, scale, digits, "+")
 
 
-def _by_rank(group: pd.DataFrame, found: Sequence[str]) -> RenderableType:
+def _by_rank(group: pd.DataFrame, found: Sequence[str]) -> Iterator[RenderableType]:
     names = [name for name in BY_NAME if name in set(group["condition"])]
-    table = _table("rank", "loss", "n", *[SHORT.get(name, name) for name in names])
-    for (rank, method), cells in _ordered(group, found):
-        by = cells.set_index("condition")["exact_match"]
-        shares = [f"{100 * by[name]:.0f}" if name in by else "-" for name in names]
-        table.add_row(str(rank), heading(method).replace("\n", " "), str(cells["runs"].max()), *shares)
-    return _titled("recalled whole, %, by rank (A: adapter, W: base weights, m.: merged)", table)
+    for start in range(0, len(names), ACROSS):
+        part = names[start : start + ACROSS]
+        table = _table("rank", "loss", "n", *[SHORT.get(name, name) for name in part])
+        for (rank, method), cells in _ordered(group, found):
+            by = cells.set_index("condition")["exact_match"]
+            shares = [f"{100 * by[name]:.0f}" if name in by else "-" for name in part]
+            table.add_row(str(rank), heading(method).replace("\n", " "), str(cells["runs"].max()), *shares)
+        yield _titled("recalled whole, %, by rank (A: adapter, W: base weights, m.: merged)", table)
 
 
 def _ordered(group: pd.DataFrame, found: Sequence[str]) -> Iterator[tuple[tuple[Any, str], pd.DataFrame]]:
@@ -119,12 +121,13 @@ def _damages(trained: pd.DataFrame, found: Sequence[str], against: pd.DataFrame)
     if trained["rank"].nunique() > 1:
         pooled = trained[trained["rank"].isna()]
         rows += [("all", method, pooled[pooled["method"] == method].iloc[0]) for method in found]
-    table = _table("rank", "loss", "loss", "adapter adds", "KL text", "KL random", "KL text over sft")
+    table = _table("rank", "loss", "adds", "KL text", "KL random", "KL text over sft")
     for rank, method, row in rows:
         spans = [_span(row[name], row[f"{name}_half"], 1, 2) for name in ("text_rise", "text_kl", "random_kl")]
         more = _difference(gains[rank, method], 1, 2) if (rank, method) in gains else "-"
-        table.add_row(rank, heading(method).replace("\n", " "), f"{row['text_base_loss']:.2f}", *spans, more)
-    title = "damage, nats per token: loss of the base on unseen text, what the adapter adds, KL(base || adapted)"
+        table.add_row(rank, heading(method).replace("\n", " "), *spans, more)
+    base = trained["text_base_loss"].mean()
+    title = f"damage, nats per token: added to the loss on unseen text ({base:.2f}); KL(base || adapted)"
     return _titled(title, table)
 
 

@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +41,6 @@ from pml_cli.plan import source_of
 from pml_cli.recall import Scores
 from pml_cli.rounding import to_bfloat16, to_int4, to_int8
 from pml_cli.sequences import Sample
-
-ROOT = Path(__file__).parent.parent
-
 
 # -- rounding
 
@@ -510,9 +505,3 @@ def test_bad_input_is_one_line_and_exit_2(args, words, tmp_path, capsys, monkeyp
     assert (code, out) == (2, "")
     assert words in err and len(err.splitlines()) == 1
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
-
-
-def test_looking_for_runs_does_not_import_torch(tmp_path):
-    code = "import sys; from pml_cli import lasting, cli; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "False"
