@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARKERS = [*(marker for _, marker in STYLES), "<", ">"]  # more than colours, so that no two of the first 63 are alike
 ALIKE = 0.01  # share of the tokens: recall that differs by less tells nothing as an axis
 LABELS = {
     TRAINED: "as trained",
@@ -142,4 +143,4 @@ def _damage(axes: Axes, trained: pd.DataFrame, losses: list[str]) -> None:
 
 
 def _styles(losses: list[str]) -> list[tuple[str, str]]:
-    return [STYLES[i % len(STYLES)] for i in range(len(losses))]
+    return [(STYLES[i % len(STYLES)][0], MARKERS[i % len(MARKERS)]) for i in range(len(losses))]

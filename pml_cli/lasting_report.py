@@ -127,7 +127,7 @@ def _damages(trained: pd.DataFrame, found: Sequence[str], against: pd.DataFrame)
         more = _difference(gains[rank, method], 1, 2) if (rank, method) in gains else "-"
         table.add_row(rank, heading(method).replace("\n", " "), *spans, more)
     base = trained["text_base_loss"].mean()
-    title = f"damage, nats per token: added to the loss on unseen text ({base:.2f}); KL(base || adapted)"
+    title = f"damage, nats/token: added to the loss on unseen text ({base:.2f}), KL(base||adapted)"
     return _titled(title, table)
 
 
