@@ -302,7 +302,7 @@ trained on, and on random tokens. What is measured already is kept.
 EXAMPLES
   pml lasting outputs/memft
   pml lasting outputs/memft outputs/sweep out=report
-  pml lasting outputs/memft text=book.txt tokens=5000
+  pml lasting outputs/memft text=notes.txt tokens=5000
   pml lasting outputs/memft --json | jq .groups
 
 \b
