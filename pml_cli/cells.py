@@ -12,12 +12,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import Fit, InlineLaunch, Launch, Predict, Run, problems
+from .config import Fit, InlineLaunch, Lasting, Launch, Predict, Run, problems
 from .errors import UserError, did_you_mean
 from .grids import one_line
 from .options import GROUPS, SCHEMAS, SHORT, annotation, keys, schema, unknown_key, wording
@@ -29,7 +30,7 @@ CROSS = re.compile(r"\$\{\s*[A-Za-z_][\w.]*\s*\}")  # an interpolation of anothe
 Grid = dict[str, list[Any]]  # key to its values; the cells are all combinations
 
 
-Verb = TypeVar("Verb", Fit, Predict)
+Verb = TypeVar("Verb", Fit, Predict, Lasting)
 
 
 @dataclass
@@ -204,6 +205,21 @@ def typed_predict(tree: Mapping[str, Any], given: Grid) -> Predict:
         faults.append(f"base={predict.base}: must be above 0 and finite")
     refuse(faults)
     return predict
+
+
+def typed_lasting(tree: Mapping[str, Any], given: Grid) -> Lasting:
+    """The settings of `pml lasting`.
+
+    Raises:
+        UserError: as `typed_fit`, or a text that is no file.
+    """
+    lasting, faults = _typed(Lasting, tree, given)
+    if lasting.tokens < 0:
+        faults.append(f"tokens={lasting.tokens}: must be at least 0 (0: no damage is measured)")
+    if lasting.text is not None and not Path(lasting.text).is_file():
+        faults.append(f"text={lasting.text}: no such file")
+    refuse(faults)
+    return lasting
 
 
 def _typed(declared: type[Verb], tree: Mapping[str, Any], given: Grid) -> tuple[Verb, list[str]]:

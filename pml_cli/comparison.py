@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +31,7 @@ FLIPS = 20_000
 ALIKE = 1e-12  # differences nearer than this are equal but for rounding
 
 
-def methods(runs: pd.DataFrame) -> pd.DataFrame:
+def methods(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """Runs with a column `method`, the loss and the curriculum where there is one; what never came counts as the most.
 
     A first failure that never came is the target's length, a full recall that never came the number of steps.
@@ -39,7 +40,7 @@ def methods(runs: pd.DataFrame) -> pd.DataFrame:
     found = runs["setting"].str.findall(CURRICULUM).str[0]
     runs["method"] = runs["loss"] + found.map(lambda word: "" if pd.isna(word) else f" + {word.removeprefix('train.')}")
     runs["setting"] = runs["setting"].str.replace(CURRICULUM, "", regex=True).str.strip()
-    for measure in MEASURES:
+    for measure in dict.fromkeys([*MEASURES, *measures]):
         if measure not in runs:  # of runs that an earlier version left
             runs[measure] = np.nan
         runs[measure] = pd.to_numeric(runs[measure])
@@ -64,7 +65,7 @@ def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def compare(runs: pd.DataFrame) -> pd.DataFrame:
+def compare(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """One row for each place, rank (and all ranks together: no rank), method, learning rate and measure.
 
     Columns: terms of the comparison; pairs; the means of sft and of the method; their paired difference with a 95 % t
@@ -74,15 +75,15 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
     out. Where learning rates differ, a second comparison is of each method at its own best; where a method has no partner
     at equal steps, it is compared with another budget, and says so.
     """
-    runs = methods(runs)
-    tables = [_compared(_paired(runs, PAIR), EQUAL)]
+    runs = methods(runs, measures)
+    tables = [_compared(_paired(runs, PAIR), EQUAL, measures)]
     if runs["lr"].nunique() > 1 and (runs.groupby([*PLACE, "method"])["lr"].nunique() > 1).any():
-        tables.append(_compared(_paired(best_rates(runs), [key for key in PAIR if key != "lr"]), BEST))
+        tables.append(_compared(_paired(best_rates(runs), [key for key in PAIR if key != "lr"]), BEST, measures))
     done = set(tables[0]["method"]) if len(tables[0]) else set()
     apart = runs[~runs["method"].isin(done)]
     if len(apart):
         loose = _paired(apart, [key for key in PAIR if key not in ("lr", "steps", "setting")])
-        tables.append(_compared(loose, UNEQUAL))
+        tables.append(_compared(loose, UNEQUAL, measures))
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
@@ -92,7 +93,7 @@ def _paired(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return other.merge(plain, on=keys, suffixes=("", "_sft"))
 
 
-def _compared(pairs: pd.DataFrame, terms: str) -> pd.DataFrame:
+def _compared(pairs: pd.DataFrame, terms: str, measures: Sequence[str]) -> pd.DataFrame:
     rows, keys = [], [*PLACE, "method", *(["lr"] if terms == EQUAL else [])]
     for key, group in pairs.groupby(keys):
         where = dict(zip(keys, key, strict=True))
@@ -100,7 +101,7 @@ def _compared(pairs: pd.DataFrame, terms: str) -> pd.DataFrame:
         for rank, cell in [*group.groupby("rank"), (None, group)]:
             if rank is None and group["rank"].nunique() < 2:
                 continue
-            for measure in MEASURES:
+            for measure in measures:
                 both = cell[["seed", "data_seed", "rank", measure, f"{measure}_sft"]].dropna()
                 unit = ["seed", "data_seed"] if rank is None else ["seed", "data_seed", "rank"]
                 means = both.groupby(unit)[[measure, f"{measure}_sft"]].mean()

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from .config import DTYPES, SCHEDULES, Fit, InlineLaunch, Run
+from .config import DTYPES, SCHEDULES, Fit, InlineLaunch, Lasting, Run
 from .errors import UserError
 from .options import GROUPS, SHORT, annotation, keys, option_file, options, schema, shipped
 
@@ -24,6 +24,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "model.dtype": DTYPES,
     "model.weights": ("pretrained", "random"),
     "model.device": ("auto", "cpu", "cuda"),
+    "device": ("auto", "cpu", "cuda"),
     "model.stream": ("true", "false", "null"),
     "train.schedule": SCHEDULES,
     "train.stop": ("none", "recalled"),
@@ -43,6 +44,12 @@ def complete_fit(ctx: typer.Context, incomplete: str) -> list[str]:
     """Candidates for `pml fit`; none for an empty word, so that the shell offers folders."""
     given, word = _words(ctx, incomplete)
     return _answer(word, given, dict.fromkeys(keys(Fit), Fit), None) if word else []
+
+
+def complete_lasting(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Candidates for `pml lasting`; none for an empty word, so that the shell offers folders."""
+    given, word = _words(ctx, incomplete)
+    return _answer(word, given, dict.fromkeys(keys(Lasting), Lasting), None) if word else []
 
 
 def complete_sweep_file(incomplete: str) -> list[str]:
@@ -97,7 +104,7 @@ def _answer(word: str, given: list[str], settings: dict[str, type[Any]], folder:
         return _keys(word, {g.partition("=")[0] for g in given}, settings)
     before, comma, last = value.rpartition(",")
     front = before + comma if _in_bash() else f"{key}={before}{comma}"
-    if key == "out" or key.endswith(".path"):  # bash completes files by itself: to it this is a word of its own
+    if key in ("out", "text") or key.endswith(".path"):  # bash completes files by itself: to it this is a word of its own
         return [] if _in_bash() else [front + path for path in _paths(last)]
     taken = before.split(",")
     return [front + v for v in _values(key, settings, folder) if v.startswith(last) and v not in taken]
@@ -112,7 +119,7 @@ def _paths(start: str) -> list[str]:
 
 
 def _keys(word: str, taken: set[str], settings: dict[str, type[Any]]) -> list[str]:
-    groups = GROUPS if "rank" in settings else ()  # `pml fit` has none
+    groups = GROUPS if "rank" in settings else ()  # `pml fit` and `pml lasting` have none
     names = [*groups, *settings] if word else [*groups, *(name for name in settings if "." not in name)]
     found = [name for name in dict.fromkeys(names) if name.startswith(word) and name not in taken]
     if len(found) == 1:  # a second candidate keeps the shell from adding a space after "=", and shows the default

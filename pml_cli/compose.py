@@ -26,8 +26,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import grids
-from .cells import MAX_CELLS, Grid, Settings, Template, expand, refuse, typed_fit, typed_predict
-from .config import Fit, Predict, Request, Run, launch_problems
+from .cells import MAX_CELLS, Grid, Settings, Template, expand, refuse, typed_fit, typed_lasting, typed_predict
+from .config import Fit, Lasting, Predict, Request, Run, launch_problems
 from .errors import UserError, did_you_mean
 from .grids import YAMLError, one_line
 from .identity import Frozen
@@ -89,6 +89,18 @@ def load_predict(overrides: list[str], config_dir: Path | None = None) -> Predic
         return typed_predict(_compose("predict", []), given)
 
 
+def load_lasting(overrides: list[str], config_dir: Path | None = None) -> Lasting:
+    """The settings of `pml lasting`.
+
+    Raises:
+        UserError: as `load_fit`.
+    """
+    _check_folder(config_dir)
+    given = parse(overrides, config_dir, groups=())
+    with _hydra(config_dir):
+        return typed_lasting(_compose("lasting", []), given)
+
+
 def to_yaml(run: Run) -> str:
     """A run as YAML, every setting resolved."""
     return "".join(_field_yaml(name, Frozen(getattr(run, name))) for name in RUN_FIELDS)
@@ -100,9 +112,9 @@ def _field_yaml(name: str, field: Frozen) -> str:
     return OmegaConf.to_yaml(OmegaConf.create({name: value}))
 
 
-def describe(asked: Request | Fit | Predict) -> str:
+def describe(asked: Request | Fit | Predict | Lasting) -> str:
     """What `--print-config` shows: the settings; of many runs the first, the folder and launch, and how many there are."""
-    if isinstance(asked, Fit | Predict):
+    if isinstance(asked, Fit | Predict | Lasting):
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(asked)))
     around = {"out": str(asked.out), "launch": dataclasses.asdict(asked.launch)}
     many = f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n" if asked.swept else ""
@@ -237,7 +249,8 @@ def _templates(verb: str) -> Any:
 
 def _compose(root: str, overrides: list[str]) -> dict[str, Any]:
     try:
-        tree: Any = OmegaConf.to_container(compose(root, overrides, return_hydra_config=root not in ("fit", "predict")))
+        trains = root not in ("fit", "predict", "lasting")
+        tree: Any = OmegaConf.to_container(compose(root, overrides, return_hydra_config=trains))
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{root} {' '.join(overrides)}: {one_line(error)}") from error
     return {str(key): value for key, value in tree.items()}

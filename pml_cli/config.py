@@ -295,6 +295,18 @@ class Predict:
     base: float | None = None  # loss of the base model, nats per token; null: that of the cells trained
 
 
+@dataclass
+class Lasting:
+    """Settings of `pml lasting`."""
+
+    text: str | None = None  # UTF-8 file for the damage; null: documentation that the embedded model has not seen
+    tokens: int = 2000  # of that text, and of random tokens; 0: no damage is measured
+    decode: bool = True  # in bfloat16 also decode freely: teacher forcing decides recall only in exact arithmetic
+    device: str = "auto"  # auto: cuda where there is one, else cpu
+    out: str | None = None  # folder of the results; null: the first path
+    figures: bool = True
+
+
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
 LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss, MemftSwLoss, MemftMarginLoss)}

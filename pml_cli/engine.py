@@ -289,10 +289,10 @@ class Trainer:
             layout = data.layout(batch)
             inputs = data.ids[layout.rows, : layout.tokens] if prefix is None else prefix.rows(layout.rows, layout.tokens)
             scores = token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
-            for k, part in enumerate(_split(layout, scores, batch)):
+            for k, part in enumerate(split_scores(layout, scores, batch)):
                 parts[k].append(part)
         self.bank.dropout = dropout
-        return [_join(part) for part in parts]
+        return [join_scores(part) for part in parts]
 
     # -- records
 
@@ -324,7 +324,7 @@ class Trainer:
         if layout is None or trained is None or self.static is None or self.dropout is not None:
             scores = self.evaluate()
         else:
-            scores = _split(layout, trained, self.data.cells)
+            scores = split_scores(layout, trained, self.data.cells)
         loss, largest = self._flush_curve(done), self.bank.largest()
         gone: list[int] = []
         for k, cell in enumerate(self.cells):
@@ -382,7 +382,7 @@ def _tokens(layout: Layout, scores: TokenScores) -> Tokens:
     return Tokens(nll_KS, margin_KS, correct_KS, layout.mask_KS.to(nll_KS.dtype), layout.sample_KS, layout.position_KS)
 
 
-def _split(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scores]:
+def split_scores(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scores]:
     """Scores of a batch, cell by cell."""
     nll, margin = (values.detach().double().cpu().numpy() for values in (scores.nll, scores.margin))
     argmax, target = scores.argmax.int().cpu().numpy(), layout.targets.int().cpu().numpy()
@@ -397,6 +397,6 @@ def _split(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scores]:
     return out
 
 
-def _join(parts: list[Scores]) -> Scores:
+def join_scores(parts: list[Scores]) -> Scores:
     names = ("sample", "position", "token_id", "nll", "margin", "argmax_id")
     return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -13,7 +13,6 @@ Exit codes: 0 when a table was written, also when no law can be told from the ce
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +87,7 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
     """
     _check_by(by)
     runs = _read(paths)
-    out = _writable(Path(settings.out) if settings.out else paths[0] / "fit")
+    out = records.writable(Path(settings.out) if settings.out else paths[0] / "fit")
     cells = audit(runs, settings.saturated_below, SIZES[settings.x])
     parts = list(split(cells))
     sets = _comparable([key for key, _ in parts], by) if by else []
@@ -156,16 +155,6 @@ def _read(paths: list[Path]) -> pd.DataFrame:
         runs[name] = runs[name].map(lambda value: str(value) if isinstance(value, list) else value)
     runs[list(NUMBERS)] = runs[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
     return runs
-
-
-def _writable(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out}: cannot make this folder ({error.strerror})") from error
-    if not os.access(out, os.W_OK):
-        raise UserError(f"out={out}: no permission to write there")
-    return out
 
 
 def audit(runs: pd.DataFrame, saturated_below: float, size: str = "rank") -> pd.DataFrame:

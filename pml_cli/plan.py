@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -123,6 +124,11 @@ def _samples(model: Frozen, data: Frozen, seqlen: int) -> list[Sample]:
 def source_of(run: Run) -> Source:
     """The opened source of a run (opened once per process)."""
     return _source(Frozen(run.model), Frozen(run.data))
+
+
+def tokens_hash(samples: Sequence[Sample]) -> str:
+    """A short hash of the token ids that a run learns: env.json's `tokens`."""
+    return hashlib.sha256(repr([(s.prompt, s.target) for s in samples]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,19 @@ PLAIN_LINES = 10  # of a piped probe
 
 
 class DrawsDisplay:
-    """How far a bootstrap is; nothing when piped."""
+    """How far a bootstrap, or another count of things, is; nothing when piped."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, doing: str = "fitting", things: str = "bootstrap draws") -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("bootstrap draws"),
+            TextColumn(things),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task("fitting", total=None)
+        self._task = self._progress.add_task(doing, total=None)
 
     def __enter__(self) -> DrawsDisplay:
         self._progress.start()

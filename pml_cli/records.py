@@ -106,6 +106,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
+def writable(out: Path) -> Path:
+    """A folder for results, made where it is missing.
+
+    Raises:
+        UserError: it cannot be made, or not written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: cannot make this folder ({error.strerror})") from error
+    if not os.access(out, os.W_OK):
+        raise UserError(f"out={out}: no permission to write there")
+    return out
+
+
 def _ask_anew(folder: Path) -> None:
     with suppress(OSError):
         os.close(os.open(folder, os.O_RDONLY))

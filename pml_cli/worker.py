@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import hashlib
 import math
 import platform
 import subprocess
@@ -30,7 +29,7 @@ from .engine import Cell, Observer, State, Trainer
 from .errors import UserError
 from .identity import loss_label, setting
 from .loading import check_weights, load_base
-from .plan import Pack, Planned, source_of
+from .plan import Pack, Planned, source_of, tokens_hash
 from .rates import Rates
 from .recall import Scores, decode, free_running, summarise
 from .records import RunFolder
@@ -215,7 +214,7 @@ class Worker:
         """All files of one run, result.json last."""
         folder = RunFolder(self.root, planned.id)
         folder.write_text(folder.config, to_yaml(cell.run))
-        folder.write_json(folder.env, self._environment(base) | {"tokens": _tokens_hash(planned)})
+        folder.write_json(folder.env, self._environment(base) | {"tokens": tokens_hash(planned.samples)})
         folder.write_table(folder.tokens, pd.concat(cell.logged, ignore_index=True))
         folder.write_table(folder.curve, pd.concat(cell.curve, ignore_index=True))
         if cell.failure is not None:
@@ -389,10 +388,6 @@ def _decode(
 def device_label(device: torch.device) -> str:
     """What speed is remembered by: the GPU's name, or the CPU's number of threads."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _tokens_hash(planned: Planned) -> str:
-    return hashlib.sha256(repr([(s.prompt, s.target) for s in planned.samples]).encode()).hexdigest()[:16]
 
 
 def _version(name: str) -> str | None:

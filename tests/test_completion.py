@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pml_cli.completion import complete_fit, complete_override, complete_sweep_file
+from pml_cli.completion import complete_fit, complete_lasting, complete_override, complete_sweep_file
 from pml_cli.options import GROUPS, SHORT
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +88,18 @@ def test_bash_gets_what_follows_the_equals_sign(monkeypatch):
     assert in_bash(monkeypatch, "rank", "=", "4", "model", "=", "tiny,sm") == ["tiny,smollm2_135m"]
     assert in_bash(monkeypatch, "data", "=", "mixed", "data.ra")[0] == "data.random_share="
     assert in_bash(monkeypatch, "data", "=", "mixed", "")[0] == "model="
+
+
+def test_lasting_offers_its_own_settings(monkeypatch, tmp_path):
+    monkeypatch.delenv("COMP_WORDS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").touch()
+    context = types.SimpleNamespace(params={})
+    assert complete_lasting(context, "tok") == ["tokens=", "tokens=2000"]  # type: ignore[arg-type]
+    assert complete_lasting(context, "decode=f") == ["decode=false"]  # type: ignore[arg-type]
+    assert complete_lasting(context, "device=c") == ["device=cpu", "device=cuda"]  # type: ignore[arg-type]
+    assert complete_lasting(context, "text=b") == ["text=book.txt"]  # type: ignore[arg-type]
+    assert complete_lasting(context, "") == []  # type: ignore[arg-type]
 
 
 def test_fit_offers_settings_and_leaves_paths_to_the_shell(monkeypatch):
