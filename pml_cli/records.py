@@ -106,6 +106,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
+def report_folder(out: Path) -> Path:
+    """The folder, made where it is missing, and open for writing.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: cannot make this folder ({error.strerror})") from error
+    if not os.access(out, os.W_OK):
+        raise UserError(f"out={out}: no permission to write there")
+    return out
+
+
 def _ask_anew(folder: Path) -> None:
     with suppress(OSError):
         os.close(os.open(folder, os.O_RDONLY))
