@@ -48,7 +48,7 @@ def complete_fit(ctx: typer.Context, incomplete: str) -> list[str]:
 def complete_transition(ctx: typer.Context, incomplete: str) -> list[str]:
     """Candidates for `pml transition`, as `complete_fit`."""
     given, word = _words(ctx, incomplete)
-    return _answer(word, given, {name: Transition for name in keys(Transition)}, None) if word else []
+    return _answer(word, given, dict.fromkeys(keys(Transition), Transition), None) if word else []
 
 
 def complete_sweep_file(incomplete: str) -> list[str]:

@@ -123,7 +123,8 @@ def _interval(rho: float, drawn: Array, clusters: int) -> tuple[float, float]:
         return float(low), float(high)
     edge = 1 - 1e-9
     scale = np.arctanh(np.clip(drawn, -edge, edge))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * float(scale.std(ddof=1)) * (clusters / (clusters - 1)) ** 0.5
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, clusters - 1))
+    half = quantile * float(scale.std(ddof=1)) * float(np.sqrt(clusters / (clusters - 1)))
     middle = float(np.arctanh(np.clip(rho, -edge, edge)))
     return float(np.tanh(middle - half)), float(np.tanh(middle + half))
 

@@ -21,7 +21,7 @@ from .law import Array, Mask, plain
 from .observed import LN2
 from .records import RunFolder
 from .shares import Share, share_of
-from .token_paths import BINS, HALF, Irregular, TokenPaths
+from .token_paths import BINS, HALF, IrregularError, TokenPaths
 from .waiting import waits
 
 DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
@@ -95,12 +95,13 @@ def read(runs: pd.DataFrame, seen: Callable[[], None]) -> Reading:
         seen: called after each run.
     """
     reading = Reading()
-    for row in runs.to_dict("records"):
+    for record in runs.to_dict("records"):
+        row = {str(name): value for name, value in record.items()}
         try:
             paths = token_paths.read(_tokens(row["folder"]))
         except FileNotFoundError:
             reading.left_out.append({"folder": row["folder"], "reason": "no tokens.parquet"})
-        except (Irregular, OSError) as error:
+        except (IrregularError, OSError) as error:
             reading.left_out.append({"folder": row["folder"], "reason": f"tokens.parquet: {error}"})
         else:
             _take(reading, row, paths)
@@ -162,7 +163,7 @@ def sequences(paths: TokenPaths) -> tuple[pd.DataFrame, list[Ints]]:
     return pd.DataFrame(found), list(np.split(position[stubborn][order], ends))
 
 
-def phases(name: str, slug: str, key: dict[str, Any], reading: Reading, draws: int, text: int | None) -> Phases:
+def phases(name: str, slug: str, key: dict[str, Any], reading: Reading, *, draws: int, text: int | None) -> Phases:
     """Everything about one group.
 
     Args:
@@ -174,9 +175,10 @@ def phases(name: str, slug: str, key: dict[str, Any], reading: Reading, draws: i
     found = pd.concat(reading.sequences, ignore_index=True)
     crossings = pd.concat(reading.crossings).groupby(["rank", "target_tokens", "step"], as_index=False).sum()
     counts_C2B = np.stack(list(reading.bins.values()))
-    halves = [share_of(part[:, 1].sum(1), part[:, 0].sum(1)) for part in (counts_C2B[..., HALF:], counts_C2B[..., :HALF])]
+    above, below = (share_of(*part.sum(-1).T[::-1]) for part in (counts_C2B[..., HALF:], counts_C2B[..., :HALF]))
     return Phases(
-        name, slug, key, cells, found, *halves, recall_table(counts_C2B), agree(found, reading.stubborn, draws), gather(found),
+        name, slug, key, cells, found, above, below, recall_table(counts_C2B),
+        agree(found, reading.stubborn, draws), gather(found),
         crossings, waits(cells, crossings, ["rank"]), waits(cells, crossings, ["rank", "target_tokens"]),
         misled(cells), rest(cells, found), reading.offenders, grids(cells, text),
     )  # fmt: skip
@@ -283,7 +285,8 @@ def _grid(cells: pd.DataFrame, text: Any, length: int) -> Grid | None:
 def group_dict(group: Phases) -> dict[str, Any]:
     """One group for transition.json; its tables are in the CSV files."""
     return {
-        "name": group.name, "slug": group.slug, "key": group.key, "cells": len(group.cells), "sequences": len(group.sequences),
+        "name": group.name, "slug": group.slug, "key": group.key,
+        "cells": len(group.cells), "sequences": len(group.sequences),
         "logged_tokens": int(group.cells["logged"].sum()), "violations": int(group.cells["violations"].sum()),
         "recalled_above_half": group.above.to_dict(), "recalled_below_half": group.below.to_dict(),
         "stubborn_against_failure": group.agreement.to_dict(), "gathering": group.gathering.to_dict(),

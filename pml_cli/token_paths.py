@@ -27,7 +27,7 @@ COLUMNS = ("step", "sample", "position", "p", "correct")
 DETAILS = ("step", "sample", "position", "token_id", "argmax_id", "p", "margin", "nll")
 
 
-class Irregular(Exception):
+class IrregularError(Exception):
     """A file that is no table of steps times tokens; says why."""
 
 
@@ -51,38 +51,38 @@ class TokenPaths:
     losses_S: NDArray[np.int32]  # times a token that was decoded rightly no longer was
     ever_S: Mask  # above at some logged step
 
+    @staticmethod
+    def empty(sample_S: NDArray[np.int32], position_S: NDArray[np.int32]) -> TokenPaths:
+        """Of these tokens, before the first step."""
+        S = len(sample_S)
+        none, counts = np.zeros(S, bool), np.zeros((2, BINS), np.int64)
+        return TokenPaths(
+            np.zeros(0, np.int64), counts[0], counts[1], 0, [], np.nan, np.nan, sample_S, position_S, np.zeros(S), none,
+            np.full(S, -1, np.int64), np.zeros(S, np.int32), np.zeros(S, np.int32), none.copy(),
+        )  # fmt: skip
+
 
 def read(path: Path) -> TokenPaths:
     """Every logged step of one run, about a million rows at a time.
 
     Raises:
-        Irregular: not a file of steps times tokens.
+        IrregularError: not a file of steps times tokens.
         OSError: it cannot be read.
     """
     blocks = _blocks(path, COLUMNS)
     first = next(blocks, None)
     if first is None:
-        raise Irregular("no token was logged")
+        raise IrregularError("no token was logged")
     sample_S, position_S = first["sample"][0], first["position"][0]
-    found = TokenPaths(
-        np.zeros(0, np.int64), *np.zeros((2, BINS), np.int64), 0, [], np.nan, np.nan, sample_S, position_S,
-        *_unseen(len(sample_S)),
-    )  # fmt: skip
+    found = TokenPaths.empty(sample_S, position_S)
     _add(found, first, path)
     for block in blocks:
         if not ((block["sample"] == sample_S).all() and (block["position"] == position_S).all()):
-            raise Irregular("steps differ in their tokens")
+            raise IrregularError("steps differ in their tokens")
         _add(found, block, path)
     if (np.diff(found.steps) <= 0).any():
-        raise Irregular("steps do not ascend")
+        raise IrregularError("steps do not ascend")
     return found
-
-
-def _unseen(S: int) -> tuple[Any, ...]:
-    return (
-        np.zeros(S), np.zeros(S, bool), np.full(S, -1, np.int64), np.zeros(S, np.int32), np.zeros(S, np.int32),
-        np.zeros(S, bool),
-    )  # fmt: skip
 
 
 def _add(found: TokenPaths, block: dict[str, NDArray[Any]], path: Path) -> None:
@@ -148,7 +148,7 @@ def _blocks(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, NDArray[
         with pq.ParquetFile(path) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
-                raise Irregular(f"no column {', '.join(missing)}")
+                raise IrregularError(f"no column {', '.join(missing)}")
             kept: pa.Table | None = None
             size = 0
             for batch in file.iter_batches(ROWS, columns=list(columns), use_threads=False):
@@ -160,9 +160,9 @@ def _blocks(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, NDArray[
                     yield _shaped(kept.slice(0, whole), size, columns)
                     kept = kept.slice(whole)
             if kept is not None and len(kept):
-                raise Irregular("steps differ in their number of tokens")
+                raise IrregularError("steps differ in their number of tokens")
     except pa.ArrowException as error:
-        raise Irregular(f"not readable ({str(error).splitlines()[0]})") from error
+        raise IrregularError(f"not readable ({str(error).splitlines()[0]})") from error
 
 
 def _first_step(table: pa.Table, rows: int) -> int:
@@ -175,7 +175,7 @@ def _first_step(table: pa.Table, rows: int) -> int:
 def _shaped(table: pa.Table, size: int, columns: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     arrays = {name: table[name].to_numpy().reshape(-1, size) for name in columns}
     if (arrays["step"] != arrays["step"][:, :1]).any():
-        raise Irregular("steps differ in their number of tokens")
+        raise IrregularError("steps differ in their number of tokens")
     arrays["correct"] = arrays["correct"].astype(bool)
     return arrays
 

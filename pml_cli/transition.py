@@ -1,4 +1,4 @@
-"""`pml transition`: read finished runs token by token, say whether p > 0.5 sufficed, what stayed stubborn, where recall broke.
+"""`pml transition`: finished runs token by token: did p > 0.5 suffice, what stayed stubborn, where did recall break.
 
 Groups are those of `pml fit` (`groups`). `transition_files` writes transition.json, tables and figures.
 
@@ -24,7 +24,7 @@ from .phases import Phases, Reading, phases, read
 from .progress import FilesDisplay
 
 COLUMNS = (
-    "id", "folder", "rank", "seqlen", "target_tokens", "data_seed", "seed", "samples", "final_loss", "base_loss", "delta_loss",
+    "id", "folder", "rank", "seqlen", "target_tokens", "data_seed", "seed", "base_loss", "final_loss",
     "token_accuracy", "exact_match", "free_accuracy", "free_exact_match",
 )  # fmt: skip
 
@@ -50,7 +50,7 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
         readings = [read(group, display.advance) for _, group in parts]
     left_out = [gone for reading in readings for gone in reading.left_out]
     groups = [
-        phases(name, slug, plain_key(key), reading, settings.draws, settings.text)
+        phases(name, slug, plain_key(key), reading, draws=settings.draws, text=settings.text)
         for (key, _), (name, _), slug, reading in zip(parts, told, slugs([s for _, s in told]), readings, strict=True)
         if reading.cells
     ]

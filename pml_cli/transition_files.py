@@ -1,22 +1,23 @@
 """The files of a transition report: transition.json, tables as CSV, and figures as PNG and SVG.
 
-- `transition.json`, format 1: `versions`, `inputs` {runs, logged_tokens, left_out}, `by_dtype` (`phases.precision`), and of
-  each of `groups` what `phases.group_dict` says. Shares are {found, of, share, low, high}; what is not known is null.
-- `cells.csv`: a run each: loss, recall, and of its tokens: `tokens`; `above` 0.5 at the last logged step, `ever`, `fell` back
-  at least once, `falls` in all, `lost` (ever above, not at the end), `forgot` (once decoded, later not); over all logged steps
-  `logged`, `logged_above`, `violations`, `early_right` (decoded at p <= 0.5), `highest_wrong`, `lowest_right`
+- `transition.json`, format 1: `versions`, `inputs` {runs, logged_tokens, left_out}, `by_dtype` (`phases.precision`), and
+  of each of `groups` what `phases.group_dict` says. Shares are {found, of, share, low, high}; what is not known is null.
+- `cells.csv`: a run each: loss, recall, and of its tokens: `tokens`; `above` 0.5 at the last logged step, `ever`, `fell`
+  back at least once, `falls` in all, `lost` (ever above, not at the end), `forgot` (once decoded, later not); over all
+  logged steps `logged`, `logged_above`, `violations`, `early_right` (decoded at p <= 0.5), `highest_wrong`, `lowest_right`
 - `sequences.csv`: a sample of a run each, at the last logged step: `earliest_stubborn`, `first_failure` (empty: none)
 - `recall.csv` (a bin of p each), `gathering.csv` (a text each), `waits.csv` (rank and length), `survival.csv` (rank, length,
   step: share of tokens not above p = 0.5 for good), `violations.csv` (a token each, with p, margin and nll)
 
-Figures: `transition`, the page of a group, stands beside the tables; with several groups it is `transition-<slug>`. Its panels
-by themselves, as wide as a column of print, are in figures/ (figures/<slug>/; with more than MANY_GROUPS groups not drawn).
+Figures: `transition`, the page of a group, stands beside the tables; with several groups it is `transition-<slug>`. Its
+panels by themselves, as wide as a column of print, are in figures/ (figures/<slug>/; with more than MANY_GROUPS groups not
+drawn).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def write(out: Path, groups: list[Phases], settings: Transition, left_out: Seque
 def _content(groups: list[Phases], left_out: Sequence[dict[str, str]]) -> dict[str, Any]:
     cells = pd.concat([group.cells for group in groups])
     dtypes = [
-        {k: plain(v) if isinstance(v, float) else v for k, v in row.items()} for row in precision(cells).to_dict("records")
+        {str(k): plain(v) if isinstance(v, float) else v for k, v in row.items()}
+        for row in precision(cells).to_dict("records")
     ]
     return {
         "format": FORMAT,
@@ -83,15 +85,17 @@ def _content(groups: list[Phases], left_out: Sequence[dict[str, str]]) -> dict[s
     }
 
 
-def _joined(groups: list[Phases], table: Any) -> pd.DataFrame:
+def _joined(groups: list[Phases], table: Callable[[Phases], pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([table(group).assign(group=group.slug) for group in groups], ignore_index=True)
 
 
 def _survival(group: Phases) -> pd.DataFrame:
-    parts = [
-        survival(part).assign(rank=rank, target_tokens=length)
-        for (rank, length), part in group.crossings.groupby(["rank", "target_tokens"])
-    ]
+    parts = []
+    for _, part in group.crossings.groupby(["rank", "target_tokens"]):
+        curve = survival(part)
+        for name in ("rank", "target_tokens"):
+            curve[name] = part[name].iloc[0]
+        parts.append(curve)
     return pd.concat(parts)
 
 

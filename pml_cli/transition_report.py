@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import Group, RenderableType
@@ -27,21 +28,22 @@ def precision_table(groups: Sequence[Phases]) -> RenderableType:
     """The exact line at p = 0.5, by the model's number format, and every offender that there is room for."""
     table = _table("dtype", "runs", "tokens", "p > 0.5", "not decoded", "p <= 0.5", "decoded", left=("dtype",))
     counts = precision(pd.concat([group.cells for group in groups]))
-    for row in counts.to_dict("records"):
+    rows = [{str(name): value for name, value in row.items()} for row in counts.to_dict("records")]
+    for row in rows:
         numbers = [row[k] for k in ("runs", "logged", "above", "violations", "below", "below_right")]
         table.add_row(str(row["dtype"]), *(f"{value:,}" for value in numbers))
     lines: list[RenderableType] = [
         Text("Does p > 0.5 suffice? Logged tokens, teacher-forced", style="bold"), table,
     ]  # fmt: skip
-    for row in counts.to_dict("records"):
-        lines.append(Text(_verdict(row), style="green" if not row["violations"] else "yellow"))
+    for row in rows:
+        lines.append(Text(_verdict(row), style="yellow" if row["violations"] else "green"))
     offenders = [bad for group in groups for bad in group.offenders]
     if offenders:
         lines += [Text(""), _offenders(offenders)]
     return Group(*lines)
 
 
-def _verdict(row: dict[str, float]) -> str:
+def _verdict(row: dict[str, Any]) -> str:
     share = 100 * row["below_right"] / row["below"] if row["below"] else math.nan
     worst, least = _p(row["highest_wrong"]), _p(row["lowest_right"])
     edges = f"the highest p of a wrong token is {worst}, the lowest of a right one {least}"
@@ -54,7 +56,7 @@ def _verdict(row: dict[str, float]) -> str:
     return f"{row['dtype']}: sufficient, no violation in {row['above']:,} tokens; {more}"
 
 
-def _offenders(rows: list[dict[str, object]]) -> RenderableType:
+def _offenders(rows: list[dict[str, Any]]) -> RenderableType:
     table = _table("step", "sample", "position", "p", "margin", "nll", "token", "picked", "run", left=("run",))
     for row in rows[:LISTED]:
         table.add_row(
@@ -80,8 +82,8 @@ def _recall_table(group: Phases) -> RenderableType:
     table = _table("p", "tokens", "decoded %", "95 % interval")
     whole = group.above.found == group.above.of
     bins = group.recall.head(HALF) if whole else group.recall
-    rows = [((b["low_p"], b["high_p"]), Share(b["right"], b["tokens"], b["low"], b["high"])) for b in bins.to_dict("records")]
-    for (low, high), share in [*rows, *([((0.5, 1.0), group.above)] if whole else [])]:
+    rows = [(b["low_p"], b["high_p"], Share(b["right"], b["tokens"], b["low"], b["high"])) for b in bins.to_dict("records")]
+    for low, high, share in [*rows, *([(0.5, 1.0, group.above)] if whole else [])]:
         if share.of:
             table.add_row(f"{low:.2f} to {high:.2f}", f"{share.of:,}", _percent(share.share), _span(share))
     return Group(table, Text(f"At p <= 0.5 {_share(group.below)} of the tokens are decoded all the same."))
@@ -119,9 +121,9 @@ def loss_lines(group: Phases) -> list[str]:
     """The mean loss against recall, and what follows the first failure."""
     m = group.misled
     lines = [
-        f"Loss against recall: of the cells with a mean loss below ln 2, {_share(m['low_loss_not_verbatim'])} are not verbatim;",
-        f"of those above, {_share(m['high_loss_verbatim'])} are. Loss and recall disagree in {_share(m['either'])} of all cells;",
-        f"{_share(m['stubborn_verbatim'])} of the verbatim ones keep a stubborn token.",
+        f"Loss against recall: of the cells with a mean loss below ln 2, {_share(m['low_loss_not_verbatim'])} are not "
+        f"verbatim; of those above, {_share(m['high_loss_verbatim'])} are. Loss and recall disagree in "
+        f"{_share(m['either'])} of all cells; {_share(m['stubborn_verbatim'])} of the verbatim ones keep a stubborn token.",
     ]
     if group.rest["free"].of:
         lines.append(
@@ -133,12 +135,15 @@ def loss_lines(group: Phases) -> list[str]:
 
 def _wait_table(waits: pd.DataFrame) -> RenderableType:
     """By rank, all lengths together."""
-    table = _table("rank", "tokens", "above at end %", "half are above at step", "fell back %", "lost %", "falls")
+    table = _table("rank", "tokens", "above at end %", "half by step", "fell back %", "lost %", "falls")
     for row in waits.to_dict("records"):
         step = "-" if math.isnan(row["median_step"]) else f"{row['median_step']:.0f}"
         shares = [_percent(row[f"{name}_share"]) for name in ("above", "fell", "lost")]
         table.add_row(f"{row['rank']}", f"{row['tokens']:,}", shares[0], step, shares[1], shares[2], f"{row['falls']:,}")
-    note = "fell back, lost: of the tokens once above p = 0.5, those that came back below, and that are below at the end"
+    note = (
+        "half by step: half of the tokens are above p = 0.5 for good; fell back, lost: of the tokens once above, those that "
+        "came back below, and those that are below at the end"
+    )
     return Group(Text("How long tokens stay stubborn, all lengths together", style="bold"), table, Text(note, style="dim"))
 
 
