@@ -265,7 +265,7 @@ SETTINGS
   rank= seqlen=   only runs of these ranks and lengths
   text=           data.seed of the text whose stubborn grid is drawn
   draws=2000      of the bootstrap behind the intervals of rho; 0 for none
-  out=            folder of the report (default: transition/ in the first path)
+  out=            folder of the report (default: PATH/transition)
   figures=true    draw figures
 """,
 )

@@ -115,7 +115,7 @@ def loss_panel(axes: Axes, group: Phases) -> None:
     low, high = group.misled["low_loss_not_verbatim"], group.misled["high_loss_verbatim"]
     axes.text(LN2, 50, " ln 2", ha="left", va="center", fontsize=8)
     axes.set(xlabel="final mean loss, nats per token", ylabel="tokens decoded rightly, %", ylim=(-4, 104), xlim=(0, None))
-    axes.legend(loc="lower left" if np.nanmedian(loss) < LN2 else "upper right", fontsize=8, frameon=False)
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.95), fontsize=8, frameon=False)
     axes.set_title(
         f"Loss below ln 2: {low.found} of {low.of} cells are not verbatim;\nabove it: {high.found} of {high.of} are"
     )
@@ -224,7 +224,7 @@ def failure_panel(axes: Axes, group: Phases) -> None:
         ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000) if tick <= end]
         axis.set_ticks(ticks, labels=[short(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
-    axes.set(xlabel="earliest stubborn token (the first is 1; larger points: more runs)", ylabel="first failure")
+    axes.set(xlabel="earliest stubborn token (the first is 1)", ylabel="first failure (larger points: more runs)")
     axes.legend(title="rank", fontsize=7, title_fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     told = "" if math.isnan(found.rho) else f"rho {found.rho:.2f}"
     if not math.isnan(found.low):
