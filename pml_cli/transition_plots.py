@@ -115,7 +115,7 @@ def loss_panel(axes: Axes, group: Phases) -> None:
     low, high = group.misled["low_loss_not_verbatim"], group.misled["high_loss_verbatim"]
     axes.text(LN2, 50, " ln 2", ha="left", va="center", fontsize=8)
     axes.set(xlabel="final mean loss, nats per token", ylabel="tokens decoded rightly, %", ylim=(-4, 104), xlim=(0, None))
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.95), fontsize=8, frameon=False)
+    axes.legend(loc="lower left", fontsize=8, framealpha=0.95, edgecolor="none")
     axes.set_title(
         f"Loss below ln 2: {low.found} of {low.of} cells are not verbatim;\nabove it: {high.found} of {high.of} are"
     )
@@ -161,10 +161,11 @@ def grid_panel(axes: Axes, grid: Grid, size: float = 9) -> None:
     failing = np.flatnonzero(wrong.any(axis=1))
     first = wrong.argmax(axis=1)[failing]
     if grid.samples == 1:
-        axes.plot(
+        (marks,) = axes.plot(
             first / together, failing, ">", color="white", mec="black", mew=0.8, ms=0.75 * size, ls="none",
             clip_on=False, zorder=5,
         )  # fmt: skip
+        marks.set_in_layout(False)  # what is not clipped takes room otherwise
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
     axes.xaxis.set_major_formatter(lambda tick, _: f"{tick * together:.0f}")
     axes.set_xlim(-0.5, p_RS.shape[1] - 0.5)
