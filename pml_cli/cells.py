@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import Fit, InlineLaunch, Lasting, Launch, Predict, Run, problems
+from .config import Fit, InlineLaunch, Lasting, Launch, Predict, Run, Transition, problems
 from .errors import UserError, did_you_mean
 from .grids import one_line
 from .options import GROUPS, SCHEMAS, SHORT, annotation, keys, schema, unknown_key, wording
@@ -30,7 +30,7 @@ CROSS = re.compile(r"\$\{\s*[A-Za-z_][\w.]*\s*\}")  # an interpolation of anothe
 Grid = dict[str, list[Any]]  # key to its values; the cells are all combinations
 
 
-Verb = TypeVar("Verb", Fit, Predict, Lasting)
+Verb = TypeVar("Verb", Fit, Predict, Lasting, Transition)
 
 
 @dataclass
@@ -220,6 +220,21 @@ def typed_lasting(tree: Mapping[str, Any], given: Grid) -> Lasting:
         faults.append(f"text={lasting.text}: no such file")
     refuse(faults)
     return lasting
+
+
+def typed_transition(tree: Mapping[str, Any], given: Grid) -> Transition:
+    """The settings of `pml transition`; rank and seqlen take several values.
+
+    Raises:
+        UserError: as `typed_fit`.
+    """
+    transition, faults = _typed(Transition, tree, given)
+    for name in ("rank", "seqlen"):
+        faults += [f"{name}={value}: must be at least 1" for value in getattr(transition, name) if value < 1]
+    if transition.draws < 0:
+        faults.append(f"draws={transition.draws}: must be at least 0")
+    refuse(faults)
+    return transition
 
 
 def _typed(declared: type[Verb], tree: Mapping[str, Any], given: Grid) -> tuple[Verb, list[str]]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .completion import complete_fit, complete_lasting, complete_override, complete_sweep_file
+from .completion import complete_fit, complete_lasting, complete_override, complete_sweep_file, complete_transition
 from .errors import UserError
 
 GROUPS_HELP = """\b
@@ -46,6 +46,7 @@ START HERE
   pml probe rank=8 seqlen=128           train one adapter, see what it recalls
   pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
   pml fit outputs/                      the law of those runs, with figures
+  pml transition outputs/               where recall breaks, token by token
   pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml lasting outputs/memft             does it survive rounding and merging?
@@ -71,6 +72,14 @@ LastingArguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="PATH|KEY=VALUE", help="Folders of runs (default: outputs) and settings.", autocompletion=complete_lasting
+    ),
+]
+Folders = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH|KEY=VALUE",
+        help="Folders of runs (default: outputs) and settings.",
+        autocompletion=complete_transition,
     ),
 ]
 ConfigDir = Annotated[
@@ -243,6 +252,43 @@ def fit(
     verb = importlib.import_module(".fit", __package__)
     paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
     raise typer.Exit(verb.run(paths, settings, Console(markup=False), [word for word in by.split(",") if word]))
+
+
+@app.command(
+    help="""Report the phase transition of finished runs, token by token.
+
+Does p > 0.5 suffice for recall, which tokens stay below it and for how long,
+where does recall break? Reads the tokens logged in training, trains nothing.
+
+\b
+EXAMPLES
+  pml transition
+  pml transition outputs/transition
+  pml transition outputs/law rank=4,8 seqlen=128 out=report
+  pml transition outputs/scan text=1 figures=false
+
+\b
+SETTINGS
+  rank= seqlen=   only runs of these ranks and lengths
+  text=           data.seed of the text whose stubborn grid is drawn
+  draws=2000      of the bootstrap behind the intervals of rho; 0 for none
+  out=            folder of the report (default: PATH/transition)
+  figures=true    draw figures
+""",
+)
+def transition(overrides: Folders = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
+    from .compose import describe, load_transition
+
+    words = overrides or []
+    settings = load_transition([word for word in words if "=" in word], config_dir)
+    if print_config:
+        typer.echo(describe(settings), nl=False)
+        return
+    from rich.console import Console
+
+    verb = importlib.import_module(".transition", __package__)
+    paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
+    raise typer.Exit(verb.run(paths, settings, Console(markup=False)))
 
 
 @app.command(

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from .config import DTYPES, SCHEDULES, Fit, InlineLaunch, Lasting, Run
+from .config import DTYPES, SCHEDULES, Fit, InlineLaunch, Lasting, Run, Transition
 from .errors import UserError
 from .options import GROUPS, SHORT, annotation, keys, option_file, options, schema, shipped
 
@@ -50,6 +50,12 @@ def complete_lasting(ctx: typer.Context, incomplete: str) -> list[str]:
     """Candidates for `pml lasting`; none for an empty word, so that the shell offers folders."""
     given, word = _words(ctx, incomplete)
     return _answer(word, given, dict.fromkeys(keys(Lasting), Lasting), None) if word else []
+
+
+def complete_transition(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Candidates for `pml transition`, as `complete_fit`."""
+    given, word = _words(ctx, incomplete)
+    return _answer(word, given, dict.fromkeys(keys(Transition), Transition), None) if word else []
 
 
 def complete_sweep_file(incomplete: str) -> list[str]:
@@ -119,7 +125,7 @@ def _paths(start: str) -> list[str]:
 
 
 def _keys(word: str, taken: set[str], settings: dict[str, type[Any]]) -> list[str]:
-    groups = GROUPS if "rank" in settings else ()  # `pml fit` and `pml lasting` have none
+    groups = GROUPS if "seed" in settings else ()  # `pml fit`, `pml lasting` and `pml transition` have none
     names = [*groups, *settings] if word else [*groups, *(name for name in settings if "." not in name)]
     found = [name for name in dict.fromkeys(names) if name.startswith(word) and name not in taken]
     if len(found) == 1:  # a second candidate keeps the shell from adding a space after "=", and shows the default

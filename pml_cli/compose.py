@@ -26,14 +26,26 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import grids
-from .cells import MAX_CELLS, Grid, Settings, Template, expand, refuse, typed_fit, typed_lasting, typed_predict
-from .config import Fit, Lasting, Predict, Request, Run, launch_problems
+from .cells import (
+    MAX_CELLS,
+    Grid,
+    Settings,
+    Template,
+    expand,
+    refuse,
+    typed_fit,
+    typed_lasting,
+    typed_predict,
+    typed_transition,
+)
+from .config import Fit, Lasting, Predict, Request, Run, Transition, launch_problems
 from .errors import UserError, did_you_mean
 from .grids import YAMLError, one_line
 from .identity import Frozen
 from .options import GROUPS, options, shipped
 
 MEMFT_LOSSES = ["sft", "memft_ot", "memft_sw", "memft_margin"]
+REPORTS = ("fit", "predict", "lasting", "transition")  # verbs that train nothing
 RUN_FIELDS = [f.name for f in dataclasses.fields(Run)]
 
 
@@ -101,6 +113,18 @@ def load_lasting(overrides: list[str], config_dir: Path | None = None) -> Lastin
         return typed_lasting(_compose("lasting", []), given)
 
 
+def load_transition(overrides: list[str], config_dir: Path | None = None) -> Transition:
+    """The settings of `pml transition`.
+
+    Raises:
+        UserError: as `load_fit`.
+    """
+    _check_folder(config_dir)
+    given = parse(overrides, config_dir, groups=())
+    with _hydra(config_dir):
+        return typed_transition(_compose("transition", []), given)
+
+
 def to_yaml(run: Run) -> str:
     """A run as YAML, every setting resolved."""
     return "".join(_field_yaml(name, Frozen(getattr(run, name))) for name in RUN_FIELDS)
@@ -112,9 +136,9 @@ def _field_yaml(name: str, field: Frozen) -> str:
     return OmegaConf.to_yaml(OmegaConf.create({name: value}))
 
 
-def describe(asked: Request | Fit | Predict | Lasting) -> str:
+def describe(asked: Request | Fit | Predict | Lasting | Transition) -> str:
     """What `--print-config` shows: the settings; of many runs the first, the folder and launch, and how many there are."""
-    if isinstance(asked, Fit | Predict | Lasting):
+    if isinstance(asked, Fit | Predict | Lasting | Transition):
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(asked)))
     around = {"out": str(asked.out), "launch": dataclasses.asdict(asked.launch)}
     many = f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n" if asked.swept else ""
@@ -249,8 +273,7 @@ def _templates(verb: str) -> Any:
 
 def _compose(root: str, overrides: list[str]) -> dict[str, Any]:
     try:
-        trains = root not in ("fit", "predict", "lasting")
-        tree: Any = OmegaConf.to_container(compose(root, overrides, return_hydra_config=trains))
+        tree: Any = OmegaConf.to_container(compose(root, overrides, return_hydra_config=root not in REPORTS))
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{root} {' '.join(overrides)}: {one_line(error)}") from error
     return {str(key): value for key, value in tree.items()}

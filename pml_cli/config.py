@@ -307,6 +307,18 @@ class Lasting:
     figures: bool = True
 
 
+@dataclass
+class Transition:
+    """Settings of `pml transition`."""
+
+    out: str | None = None  # folder of the report; null: transition/ inside the first path
+    figures: bool = True
+    draws: int = 2000  # of the bootstrap of Spearman's rho; 0 for none
+    rank: list[int] = field(default_factory=list)  # only runs of these ranks; empty: all
+    seqlen: list[int] = field(default_factory=list)  # only runs of these lengths, as asked for
+    text: int | None = None  # data.seed of the text that the stubborn grid shows; null: the lowest
+
+
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
 LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss, MemftSwLoss, MemftMarginLoss)}

@@ -1,7 +1,6 @@
 """`pml fit`: read finished runs, say which cells count and why, fit the law, say what it does and does not show.
 
-Cells are fitted together when they share model, data, adapter, loss and layer. Learning rate and steps split a group only
-where one (rank, length) was run under several values; where each length has its own (the paper's PhoneBook), they do not.
+Which cells are fitted together: `groups`.
 
 Shown first is the paper's own estimator, then the law chosen among all, then all of them side by side. `law_files` writes
 law.json, cells.csv and law.png, law.svg (one pair a group) into the report folder.
@@ -13,9 +12,8 @@ Exit codes: 0 when a table was written, also when no law can be told from the ce
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +30,11 @@ from .choice import FORMS
 from .compare import Comparison, compare
 from .config import Fit
 from .errors import UserError, did_you_mean
+from .groups import KEY, TIED, differing, label, plain_key, plain_keys, short, slugs, split
 from .observed import SIZES, Cells
 from .progress import DrawsDisplay
 from .recall_law import DRAWS, RecallFit, fit_recall
 
-KEY = ("model", "data", "adapter", "loss", "layer", "setting")
-TIED = ("lr", "steps")
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 REPEATS = ("rank", "target_tokens", "data_seed", "seed")
 OTHERS = (
@@ -87,16 +84,17 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
     """
     _check_by(by)
     runs = _read(paths)
-    out = records.writable(Path(settings.out) if settings.out else paths[0] / "fit")
+    out = records.report_folder(Path(settings.out) if settings.out else paths[0] / "fit")
     cells = audit(runs, settings.saturated_below, SIZES[settings.x])
     parts = list(split(cells))
     sets = _comparable([key for key, _ in parts], by) if by else []
     groups = [_fit_shown(key, group, settings, console) for key, group in parts]
-    if len({group.slug for group in groups}) < len(groups):  # names that differ only in signs
-        groups = [dataclasses.replace(group, slug=f"{group.slug}-{k}") for k, group in enumerate(groups)]
+    told = slugs([group.slug for group in groups])
+    groups = [dataclasses.replace(group, slug=slug) for group, slug in zip(groups, told, strict=True)]
     if len(groups) > 1:
         console.print(
-            Text(f"{len(groups)} groups that differ in {_differing(groups)}: each is fitted by itself."), end="\n\n"
+            Text(f"{len(groups)} groups that differ in {differing([g.key for g in groups])}: each is fitted by itself."),
+            end="\n\n",
         )
     for group in groups:
         _show(group, console)
@@ -132,12 +130,12 @@ def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]
 
 def _compared(groups: list[GroupFit], by: tuple[str, ...], draws: int, console: Console) -> Comparison:
     common = {k: v for k, v in groups[0].key.items() if k not in by and v is not None and v != ""}
-    names = [", ".join(f"{k} {_short(group.key[k])}" for k in by if group.key.get(k) is not None) for group in groups]
+    names = [", ".join(f"{k} {short(group.key[k])}" for k in by if group.key.get(k) is not None) for group in groups]
     cells = dict(zip(names, (group.observed for group in groups), strict=True))
     forms = [form for form in FORMS if form.link != "none"]
     with DrawsDisplay(console) as display:
         return compare(
-            cells, forms, by, common=", ".join(f"{k} {_short(v)}" for k, v in common.items()), progress=display.show
+            cells, forms, by, common=", ".join(f"{k} {short(v)}" for k, v in common.items()), progress=display.show
         )
 
 
@@ -149,10 +147,7 @@ def _read(paths: list[Path]) -> pd.DataFrame:
         seen = f" ({failed} failed; error.json in their folders says why)" if failed else ""
         sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={shlex.quote(str(paths[0]))}"
         raise UserError(f"{places}: no finished runs{seen}; make some with `{sweep}`, then `pml fit {places}`")
-    wanted = [*KEY, *TIED, *NUMBERS, *REPEATS, *OTHERS]
-    runs = runs.reindex(columns=list(dict.fromkeys([*runs.columns, *wanted])))
-    for name in KEY:  # a list of layers is a value like any other
-        runs[name] = runs[name].map(lambda value: str(value) if isinstance(value, list) else value)
+    runs = plain_keys(runs.reindex(columns=list(dict.fromkeys([*runs.columns, *NUMBERS, *REPEATS, *OTHERS]))))
     runs[list(NUMBERS)] = runs[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
     return runs
 
@@ -190,18 +185,6 @@ def audit(runs: pd.DataFrame, saturated_below: float, size: str = "rank") -> pd.
     return runs.assign(kept=reason == "", reason=reason)
 
 
-def split(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Comparable cells: a key of settings and their rows, in a stable order."""
-    for values, group in cells.groupby(list(KEY), dropna=False, sort=True):
-        key = dict(zip(KEY, values, strict=True))
-        apart = [name for name in TIED if (group.groupby(["rank", "target_tokens"])[name].nunique() > 1).any()]
-        if not apart:
-            yield key, group
-            continue
-        for tied, part in group.groupby(apart, dropna=False, sort=True):
-            yield key | dict(zip(apart, tied, strict=True)), part
-
-
 def _fit_shown(key: dict[str, Any], cells: pd.DataFrame, settings: Fit, console: Console) -> GroupFit:
     with DrawsDisplay(console) as display:
         return fit_group(key, cells, settings.saturated_below, settings.draws, display.show, x=settings.x)
@@ -234,14 +217,11 @@ def fit_group(
     observed = Cells.of(rank, length, delta, usable["base_loss"].to_numpy(float), text=text)
     analysis = analyse(observed, saturated_below, draws, progress)
     cells = _with_predictions(cells, usable.index, observed, analysis)
-    named = ("layer", *TIED)  # values that say nothing without their name
-    parts = {k: f"{k} {_short(v)}" if k in named else str(v) for k, v in key.items() if not pd.isna(v) and v != ""}
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts.values())).strip("-")[:150]
-    plain = {name: None if pd.isna(value) else value for name, value in key.items()}
+    name, slug = label(key)
     return GroupFit(
-        ", ".join(parts.values()),
+        name,
         slug,
-        plain,
+        plain_key(key),
         cells,
         fit,
         held,
@@ -269,10 +249,6 @@ def _with_predictions(cells: pd.DataFrame, usable: pd.Index[Any], observed: Cell
     return cells.assign(**columns)
 
 
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _warnings(cells: pd.DataFrame) -> list[str]:
     """What the cells themselves say against a fit."""
     found = [
@@ -291,11 +267,6 @@ def _warnings(cells: pd.DataFrame) -> list[str]:
             f"{alike} cells repeat another's rank, length and seeds but differ in some other setting (see their config.yaml)"
         )
     return found
-
-
-def _differing(groups: list[GroupFit]) -> str:
-    names = list(dict.fromkeys(name for group in groups for name in group.key))
-    return ", ".join(name for name in names if len({str(group.key.get(name)) for group in groups}) > 1)
 
 
 def _show(group: GroupFit, console: Console) -> None:

@@ -151,7 +151,7 @@ def _measure(out: Path, known: dict[str, Any], waiting: Sequence[_Asked], settin
     """Add what is missing to `known`; kept on disk whenever a chunk is done."""
     from . import endurance  # torch
 
-    records.writable(out)
+    records.report_folder(out)
     by_id, first = {one.row["id"]: one for one in waiting}, len(known)
     with DrawsDisplay(console, "measuring", "runs") as display:
         display.show(0, len(waiting))
@@ -184,7 +184,7 @@ def _finish(
         "comparison": lasting_table.plain(against),
         "runs": runs,
     }
-    records.writable(out)
+    records.report_folder(out)
     _write(out, content)
     write_whole(out / "lasting.csv", lambda aside: table.to_csv(aside, index=False))
     names = ["lasting.csv", "lasting.json", *(_draw(out, table) if settings.figures else [])]

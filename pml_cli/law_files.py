@@ -127,11 +127,11 @@ def _draw_all(out: Path, groups: list[GroupFit], settings: Fit) -> list[str]:
         )
         several = len(groups) > 1
         page = f"law-{group.slug}" if several else "law"
-        _draw(out / page, law_plots.page_figure(view))
+        draw(out / page, law_plots.page_figure(view))
         names += [f"{page}.png", f"{page}.svg"]
         folder = out / "figures" / group.slug if several else out / "figures"
         for name, figure in others.items() if len(groups) <= MANY_GROUPS else ():
-            more += _draw(folder / name, figure(view))
+            more += draw(folder / name, figure(view))
     return [*names, f"figures/ ({more} files)"] if more else names
 
 
@@ -140,11 +140,11 @@ def _draw_forests(out: Path, comparisons: Sequence[Comparison]) -> list[str]:
 
     found = [one for one in comparisons if one.groups]
     for number, one in enumerate(found, 1):
-        _draw(out / f"comparison-{number}", forest_figure(one))
+        draw(out / f"comparison-{number}", forest_figure(one))
     return [f"comparison-{number}.{suffix}" for number in range(1, len(found) + 1) for suffix in ("png", "svg")]
 
 
-def _draw(stem: Path, figure: Figure | None) -> int:
+def draw(stem: Path, figure: Figure | None) -> int:
     """Write a figure as png and svg, or remove those of an earlier fit where there is none; returns how many files."""
     from .plots import save
 

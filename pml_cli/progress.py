@@ -49,6 +49,39 @@ class DrawsDisplay:
         self._progress.update(self._task, completed=done, total=total)
 
 
+class FilesDisplay:
+    """How many runs have been read; piped, a plain line now and then."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total, self.done = console, total, 0
+        self._said = time.monotonic()
+        self._progress = Progress(
+            TextColumn("reading runs"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=total)
+
+    def __enter__(self) -> FilesDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def advance(self) -> None:
+        self.done += 1
+        self._progress.update(self._task, completed=self.done)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._said >= QUIET_SECONDS:
+            self._said = now
+            self.console.print(f"{self.done}/{self.total} runs read", highlight=False)
+
+
 class SweepDisplay:
     """Cells done, the steps of the current pack, time left."""
 

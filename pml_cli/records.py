@@ -106,11 +106,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def writable(out: Path) -> Path:
-    """A folder for results, made where it is missing.
+def report_folder(out: Path) -> Path:
+    """The folder, made where it is missing, and open for writing.
 
     Raises:
-        UserError: it cannot be made, or not written to.
+        UserError: it cannot be made or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

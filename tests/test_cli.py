@@ -14,7 +14,7 @@ from pml_cli.config import Fit, Request
 from pml_cli.options import GROUPS, options
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["probe", "sweep", "memft", "fit", "lasting"]
+COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition"]
 
 
 def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -62,7 +62,7 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys\n"
         "from pml_cli import cli\n"
-        "for command in [[], ['probe'], ['sweep'], ['memft'], ['fit'], ['lasting']]:\n"
+        "for command in [[], ['probe'], ['sweep'], ['memft'], ['fit'], ['lasting'], ['transition']]:\n"
         "    try: cli.main([*command, '--help'])\n"
         "    except SystemExit as stop: assert not stop.code, stop.code\n"
         "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'matplotlib', 'transformers', 'numpy', 'scipy', 'rich'}\n"

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pml_cli.completion import complete_fit, complete_lasting, complete_override, complete_sweep_file
+from pml_cli.completion import (
+    complete_fit,
+    complete_lasting,
+    complete_override,
+    complete_sweep_file,
+    complete_transition,
+)
 from pml_cli.options import GROUPS, SHORT
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +114,14 @@ def test_fit_offers_settings_and_leaves_paths_to_the_shell(monkeypatch):
     assert complete_fit(context, "fig") == ["figures=", "figures=true"]  # type: ignore[arg-type]
     assert complete_fit(context, "figures=f") == ["figures=false"]  # type: ignore[arg-type]
     assert complete_fit(context, "") == []  # type: ignore[arg-type]
+
+
+def test_transition_offers_its_settings_and_no_groups(monkeypatch):
+    monkeypatch.delenv("COMP_WORDS", raising=False)
+    context = types.SimpleNamespace(params={})
+    assert complete_transition(context, "te") == ["text=", "text=..."]  # type: ignore[arg-type]
+    assert complete_transition(context, "r") == ["rank=", "rank=..."]  # type: ignore[arg-type]
+    assert complete_transition(context, "mod") == complete_transition(context, "") == []  # type: ignore[arg-type]
 
 
 def test_shipped_sweeps(monkeypatch, tmp_path):

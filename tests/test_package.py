@@ -29,7 +29,7 @@ def test_embedded_model_is_small_and_has_a_card():
 
 
 def test_nothing_imports_torch_before_it_trains():
-    verbs = "cli, compose, sweep, fit, probe, memft, lasting".replace(", ", ", pml_cli.")
+    verbs = "cli, compose, sweep, fit, transition, probe, memft, lasting".replace(", ", ", pml_cli.")
     code = f"import sys, pml_cli.{verbs}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"
