@@ -25,6 +25,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "model.weights": ("pretrained", "random"),
     "model.device": ("auto", "cpu", "cuda"),
     "model.stream": ("true", "false", "null"),
+    "model.checkpointing": ("true", "false", "null"),
     "train.schedule": SCHEDULES,
     "train.stop": ("none", "recalled"),
     "loss.when_done": ("mean", "zero"),
