@@ -36,7 +36,7 @@ import numpy as np
 import psutil
 import torch
 import yaml
-from ways import WARM, Clock, memory, pml, short
+from ways import WARM, Clock, memory, plain_ticks, pml, short
 
 from pml_cli import price
 from pml_cli.config import MlpBlockAdapter, Model, RandomData, Run, Train
@@ -242,7 +242,7 @@ def draw(points: list[Point], asked: argparse.Namespace) -> None:
         "parameters": "parameters (l = 128)",
     }
     columns["workers"] = "workers, one thread each"
-    shown, axes = plt.subplots(2, 5, figsize=(16, 6.6), layout="constrained")
+    shown, axes = plt.subplots(2, 5, figsize=(17, 6.8), layout="constrained")
     for (curve, label), (time_axes, memory_axes) in zip(columns.items(), axes.T, strict=True):
         mine = [p for p in points if p.curve == curve]
         for line in dict.fromkeys(p.line for p in mine):
@@ -254,14 +254,19 @@ def draw(points: list[Point], asked: argparse.Namespace) -> None:
             if curve != "workers":
                 priced = [p.priced for p in some]
                 memory_axes.plot(x, priced, color=colour, linestyle=":", label=f"{line}, priced")
-        scale = "linear" if curve == "workers" else "log"
+        xs = sorted({p.x for p in mine})
         for one in (time_axes, memory_axes):
-            one.set(xscale=scale, yscale=scale, xlabel=label)
+            one.set(xlabel=label)
+            if curve in ("rank", "workers"):  # nearly flat: from 0 on
+                one.set(xscale="linear" if curve == "workers" else "log", ylim=(0, None))
+                one.set_xticks(xs, [f"{x:g}" for x in xs])
+                one.minorticks_off()
+            else:
+                one.set(xscale="log", yscale="log")
+                plain_ticks(one, None if curve == "parameters" else xs)
+            one.tick_params(labelsize=8)
             one.grid(alpha=0.3)
             one.legend(fontsize=8)
-        if curve == "workers":
-            time_axes.set(ylim=(0, None), xticks=WORKERS)
-            memory_axes.set(ylim=(0, None), xticks=WORKERS)
         time_axes.set_title(f"time against {curve}")
         memory_axes.set_title(f"memory against {curve}")
         time_axes.set_ylabel("CPU s of the busiest process" if curve == "workers" else "ms per step and cell")
@@ -286,11 +291,7 @@ def draw_grid(ours: list[tuple[float, int]], theirs: list[tuple[float, int]], pa
         axes.plot(rates / 1e12, hours, color=colour, linestyle=style, label=name)
     axes.axvline(ASSUMED / 1e12, color="#777777", linestyle=":", label=f"assumed: {ASSUMED / 1e12:.0f} (55 % of 790)")
     axes.set(xscale="log", yscale="log", xlabel="TFLOP/s that each GPU sustains", ylabel="hours on 8 GPUs")
-    ticks = [50, 100, 200, 400, 800]
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.minorticks_off()
-    hours_shown = [0.5, 1, 2, 5, 10, 20]
-    axes.set_yticks(hours_shown, [f"{y:g}" for y in hours_shown])
+    plain_ticks(axes, [50, 100, 200, 400, 800])
     axes.grid(alpha=0.3)
     axes.legend()
     axes.set_title("The paper's default grid, Qwen3-8B: computed, GPU not measured")

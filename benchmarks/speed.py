@@ -37,7 +37,22 @@ import cases
 import numpy as np
 import torch
 import transformers
-from ways import CLOCKS, NAMES, TOLERANCE, WARM, WAYS, Clock, agree, matmul_peak, memory, paper, peft, pml, short
+from ways import (
+    CLOCKS,
+    NAMES,
+    TOLERANCE,
+    WARM,
+    WAYS,
+    Clock,
+    agree,
+    matmul_peak,
+    memory,
+    paper,
+    peft,
+    plain_ticks,
+    pml,
+    short,
+)
 
 from pml_cli import price
 from pml_cli.base import FrozenBase
@@ -280,6 +295,7 @@ def figure(rows: list[Row], path: Path) -> None:
     memories.set_title("Peak memory, weights included")
     for axes, label in ((times, "ms per step and cell"), (memories, "MB")):
         axes.set(xscale="log", yscale="log", xlabel="length, tokens", ylabel=label)
+        plain_ticks(axes, sorted({r.length for r in rows}))
         axes.legend()
         axes.grid(alpha=0.3)
     shown.savefig(path, dpi=130)

@@ -193,3 +193,15 @@ def memory(device: torch.device | str, run, weights: int) -> int:
     events = [e for e in told.profiler.kineto_results.events() if e.name() == "[memory]"]
     top = int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
     return top + weights
+
+
+def plain_ticks(axes, x: list[float] | None = None) -> None:
+    """Logarithmic axes with numbers as one writes them: x where something was measured, y at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    if x is not None:
+        axes.set_xticks(x, [f"{value:g}" for value in x])
