@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,18 @@ class AdapterBank:
             for hook in hooks:
                 hook.remove()
 
+    def twice(self, modules: dict[str, nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """What a layer runs in that backward runs again: as it is, then with the adapters on it and the same dropout."""
+        dropout = self.dropout
+        drawn = dropout.states() if dropout else []
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            with self.attached(modules), dropout.rewound(drawn) if dropout else nullcontext():
+                yield
+
+        return nullcontext(), again()
+
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         return lambda _module, inputs, output: output + self.delta(name, inputs[0])
 
@@ -197,6 +209,23 @@ class Dropout:
             # a minibatch may be shorter than the cell's longest sample; as much is drawn all the same, whatever the pack
             keep[k, :b, :T] = (drawn[:, :tokens] >= self.share).to(keep.dtype) / (1 - self.share)
         return x_KNF * keep.view_as(x_KNF)
+
+    def states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self.generators]
+
+    @contextmanager
+    def rewound(self, states: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, draw again what was drawn from these states on; afterwards nothing has been drawn."""
+        now = self.states()
+        self._set(states)
+        try:
+            yield
+        finally:
+            self._set(now)
+
+    def _set(self, states: Sequence[Tensor]) -> None:
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
 
     def keep_cells(self, cells: Sequence[int]) -> None:
         self.shapes = [self.shapes[k] for k in cells]

@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .adapters import AdapterBank, Site
 from .config import Adapter, LinearAdapter, MlpBlockAdapter, Model
@@ -226,8 +227,11 @@ class FrozenBase:
         keep = caught["mlp_out"] if self._post_norm(layer) is not None else None
         return Prefix(caught["entry"], caught["block"], keep)
 
-    def upper(self, prefix: Prefix, bank: AdapterBank) -> Tensor:
+    def upper(self, prefix: Prefix, bank: AdapterBank, checkpointing: bool = False) -> Tensor:
         """Run the layers from the adapters' on; rows grouped by cell.
+
+        Args:
+            checkpointing: keep of each layer its input alone; backward runs it again. The same numbers, less memory.
 
         Returns:
             final hidden states (B, T, D), after the last norm: what the head reads.
@@ -236,13 +240,13 @@ class FrozenBase:
         self._hold_upper(layer, prefix.block is not None)
         calls = self._calls_at(T)
         if prefix.block is None:
-            return self._replay(prefix.entry, calls[layer:], bank)
+            return self._replay(prefix.entry, calls[layer:], bank, checkpointing)
         (name,) = bank.sites
         delta = bank.delta(name, prefix.entry)
         norm = self._post_norm(layer)
         if norm is not None and prefix.mlp_out is not None:
             delta = norm(prefix.mlp_out + delta) - norm(prefix.mlp_out)
-        return self._replay(prefix.block + delta, calls[layer + 1 :], None)
+        return self._replay(prefix.block + delta, calls[layer + 1 :], None, checkpointing)
 
     def full(self, ids: Tensor, bank: AdapterBank | None = None, **kwargs: Any) -> Any:
         """The plain forward pass of the whole decoder over ids (B, T), adapters by hooks; the reference of `upper`."""
@@ -258,10 +262,16 @@ class FrozenBase:
     def _post_norm(self, layer: int) -> nn.Module | None:
         return next((n for name in POST_MLP_NORMS if (n := getattr(self.layers[layer], name, None)) is not None), None)
 
-    def _replay(self, hidden: Tensor, calls: list[Call], bank: AdapterBank | None) -> Tensor:
+    def _replay(self, hidden: Tensor, calls: list[Call], bank: AdapterBank | None, checkpointing: bool) -> Tensor:
+        def twice() -> Any:
+            return bank.twice(self.modules) if bank else (nullcontext(), nullcontext())
+
         with bank.attached(self.modules) if bank else ExitStack():
             for call in calls:
-                hidden = call(hidden)
+                if checkpointing and torch.is_grad_enabled():  # only dropout is random there, and draws for itself
+                    hidden = checkpoint(call, hidden, use_reentrant=False, preserve_rng_state=False, context_fn=twice)
+                else:
+                    hidden = call(hidden)
         return self.norm(hidden)  # type: ignore[no-any-return]
 
     def _calls_at(self, T: int) -> list[Call]:

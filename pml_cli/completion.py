@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "model.device": ("auto", "cpu", "cuda"),
     "device": ("auto", "cpu", "cuda"),
     "model.stream": ("true", "false", "null"),
+    "model.checkpointing": ("true", "false", "null"),
     "train.schedule": SCHEDULES,
     "train.stop": ("none", "recalled"),
     "loss.when_done": ("mean", "zero"),

@@ -33,6 +33,7 @@ class Model:
     dtype: str = "float32"
     device: str = "auto"  # auto: cuda where there is one, else cpu
     stream: bool | None = None  # read the layers below the adapter one at a time; null: where the weights do not fit
+    checkpointing: bool | None = None  # run the layers above the adapter twice and keep less; null: where one cell needs it
     revision: str | None = None  # of the hub repository
     trust_remote_code: bool = False
 

@@ -42,6 +42,9 @@ def show(console: Console, request: Request, cells: Sequence[Planned], packs: Se
     console.print(table)
     if len(packs) > LISTED:
         console.print(f"and {len(packs) - LISTED} more packs", highlight=False)
+    if again := sum(pack.checkpointing for pack in packs):
+        words = "run the layers above the adapter twice a step, to keep less (activation checkpointing)"
+        console.print(f"{again} of {counted(packs, 'pack')} {words}", highlight=False, soft_wrap=True)
     tokens, most = sum(pack.tokens for pack in packs), max(memory)
     console.print("tokens: of one step, padding included. work: of the whole training", highlight=False)
     console.print(f"in all: {tokens:,} tokens, {units.flops_text(sum(work_of))}", highlight=False)

@@ -116,9 +116,14 @@ class Trainer:
         *,
         between: Between | None = None,
         leave: Leave | None = None,
+        checkpointing: bool = False,
     ) -> None:
-        """`between` is called with the number of steps done before each one; `leave` with the cells that have ended."""
+        """`between` is called with the number of steps done before each one; `leave` with the cells that have ended.
+
+        `checkpointing`: keep only the inputs of the layers above the cached prefix; backward runs them again.
+        """
         self.base, self.cells, self.observe, self.cached = base, list(cells), observe, cached
+        self.checkpointing = checkpointing
         self.between, self.leave, self.places = between, leave, list(range(len(self.cells)))
         runs = [cell.run for cell in self.cells]
         kind = runs[0].adapter
@@ -250,9 +255,10 @@ class Trainer:
     def _hidden(self, layout: Layout, inputs: Prefix | Tensor, bank: AdapterBank | None = None) -> Tensor:
         """Final hidden states at the scored positions, (N, D)."""
         bank = bank or self.bank
-        hidden = (
-            self.base.upper(inputs, bank) if isinstance(inputs, Prefix) else self.base.full(inputs, bank).last_hidden_state
-        )
+        if isinstance(inputs, Prefix):
+            hidden = self.base.upper(inputs, bank, self.checkpointing)
+        else:
+            hidden = self.base.full(inputs, bank).last_hidden_state
         return hidden.flatten(0, 1)[layout.scored]
 
     def _weigh(self, tokens: Tokens, progress: float) -> Weighted:

@@ -45,6 +45,7 @@ def scientific(run: Run) -> dict[str, Any]:
     settings = {name: _delta(getattr(run, name)) for name in ("model", "data", "adapter", "loss", "train")}
     settings["model"].pop("device", None)
     settings["model"].pop("stream", None)
+    settings["model"].pop("checkpointing", None)
     settings["model"].pop("name", None)
     settings["model"]["path"] = fingerprint(run.model.path)  # always: the embedded model may be another one some day
     if isinstance(run.data, TextData) and run.data.path is None:

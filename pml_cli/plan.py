@@ -32,6 +32,7 @@ class Planned:
     steps: int
     rows: int  # samples in one step
     tokens: int  # input tokens of one row
+    checkpointing: bool = False  # the layers above the adapter run twice, because they keep too much otherwise
 
     @property
     def step_tokens(self) -> int:
@@ -48,6 +49,11 @@ class Pack:
     """Cells that are trained as one batch: the same model, adapter kind and number of steps, near lengths."""
 
     cells: list[Planned]
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether its layers above the adapter run again in backward instead of keeping what they computed."""
+        return any(cell.checkpointing for cell in self.cells)
 
     @property
     def step_tokens(self) -> int:
@@ -101,7 +107,9 @@ def _planned(run: Run) -> Planned:
     samples = _samples(Frozen(run.model), Frozen(run.data), run.seqlen)
     rows = min(run.train.batch, len(samples)) if run.train.batch else len(samples)
     tokens = max(len(s.prompt) + len(s.target) for s in samples) - 1
-    return Planned(run_id(run), run, samples, total_steps(run.train, len(samples)), rows, tokens)
+    return Planned(
+        run_id(run), run, samples, total_steps(run.train, len(samples)), rows, tokens, run.model.checkpointing is True
+    )
 
 
 @lru_cache(maxsize=64)
@@ -176,14 +184,27 @@ def _cut(cells: Sequence[Planned], packing: Packing, share: int) -> list[Pack]:
 
 
 def _within(pack: Pack, memory: int) -> list[Pack]:
-    """A pack, or its parts where it would take more memory than there is; a single cell is tried in any case."""
+    """A pack, or its parts where it would take more memory than there is; a single cell is tried in any case.
+
+    One that does not fit by itself keeps less and computes more, where that helps and nobody has said otherwise.
+    """
     from . import price
 
-    if len(pack.cells) == 1 or price.memory(pack) <= memory:
+    if (needed := price.memory(pack)) <= memory:
         return [pack]
+    if len(pack.cells) == 1:
+        less = sparing(pack)
+        return [less if price.memory(less) < needed else pack]
     middle = -(-len(pack.cells) // 2)
     halves = Pack(pack.cells[:middle]), Pack(pack.cells[middle:])
     return [part for half in halves for part in _within(half, memory)]
+
+
+def sparing(pack: Pack) -> Pack:
+    """The pack with activation checkpointing, where the settings leave that open; else as it is."""
+    if any(cell.run.model.checkpointing is not None for cell in pack.cells):
+        return pack
+    return Pack([dataclasses.replace(cell, checkpointing=True) for cell in pack.cells])
 
 
 def _together(cell: Planned) -> str:

@@ -102,6 +102,7 @@ class _Work:
         layer = facts(run.model).adapter_layer(run.model.layer)
         self.first, self.reach = min(((layer, m.stage) for layer, m in self.sites), default=(layer, DOWN))
         self.upper = range(self.first + self.block, self.shape.layers)  # the layers that run in every step
+        self.again = pack.checkpointing  # of those layers only the inputs are kept, and backward runs them once more
         self.T, self.tokens = max(c.tokens for c in cells), pack.step_tokens
         self.all_tokens = self.cells * max(len(c.samples) for c in cells) * self.T
         targets = [sum(len(s.target) for s in c.samples) for c in cells]
@@ -126,7 +127,7 @@ class _Work:
 
     def backward(self) -> float:
         """FLOPs of a token: frozen matrices only pass gradients on; fused attention takes five products, plain four."""
-        total = 0.0
+        total = self.repeated() if self.again else 0.0
         attention = (8 if self.shape.written else 5) * self.shape.queries * self.T
         for layer in self.upper:
             matrices = (m for m in self.shape.matrices.values() if self.flows(layer, m.stage))
@@ -136,8 +137,19 @@ class _Work:
             total += 2 * self.rank * (inputs * m.inputs + 2 * m.outputs)
         return total
 
-    def saved(self) -> float:
+    def repeated(self) -> float:
+        """FLOPs of a token that checkpointing adds: the layers again, each up to the last product that a gradient needs."""
+        total = self.forward(len(self.upper)) + (0 if self.block else self.adapter)
+        for layer in self.upper if self.shape.kind not in SANDWICH else []:  # there a norm follows the last product
+            last = max((stage for stage in (OUT, DOWN) if self.flows(layer, stage)), default=DOWN)
+            if (layer, last) not in [(i, m.stage) for i, m in self.sites]:
+                total -= sum(2 * m.inputs * m.outputs for m in self.shape.matrices.values() if m.stage >= last)
+        return total
+
+    def saved(self) -> tuple[float, float]:
         """Bytes of a token that autograd keeps until backward (measured with saved_tensors_hooks, see the tests).
+
+        With activation checkpointing that is the inputs of the layers, and what one layer keeps comes back in backward.
 
         Queries, keys, values, attention's output; the norms' inputs, which RMS norms hold in float32; the gate, its
         activation and the other half of an MLP (GPT-2's composite GELU keeps four); adapters' inputs in float32.
@@ -147,12 +159,18 @@ class _Work:
         mlp = m.inner * dtype * {"gpt2": 4, "gpt_neox": 1}.get(m.kind, 3)
         attention = 2 * (m.queries + m.keys) * dtype + (m.queries + m.keys) * precise * (m.kind in QK_NORMS)
         attention += m.written * self.T * (2 * dtype + precise * (dtype < precise))
-        total, more = float(norm), 1 + (m.kind in SANDWICH)
+        more, layers = 1 + (m.kind in SANDWICH), dict.fromkeys(self.upper, 0.0)
         for layer in self.upper:
-            total += norm * (self.flows(layer, QKV) + more * self.flows(layer, UP) + (more - 1) * self.flows(layer, DOWN))
-            total += attention * self.flows(layer, SCORES) + mlp * self.flows(layer, DOWN)
-        cached = self.block and dtype >= 4  # such an adapter reads the cache itself
-        return total + sum(0 if cached else site.inputs * precise for _, site in self.sites)
+            norms = norm * (self.flows(layer, QKV) + more * self.flows(layer, UP) + (more - 1) * self.flows(layer, DOWN))
+            layers[layer] = norms + attention * self.flows(layer, SCORES) + mlp * self.flows(layer, DOWN)
+        outside = norm * (more if self.block else 1)  # of the last norm, and of the one that follows the adapted MLP
+        outside += m.hidden * precise if self.block and dtype < 4 else 0  # else such an adapter reads the cache itself
+        for layer, site in self.sites if not self.block else []:
+            layers[layer] += site.inputs * precise
+        if self.again:
+            inputs = len(layers) - (not self.block)  # without a block the first one's is the cache
+            return outside + inputs * m.hidden * dtype, max(layers.values(), default=0.0)
+        return outside + sum(layers.values()), 0.0
 
 
 def _filled(cell: Planned) -> float:
@@ -207,7 +225,7 @@ def flops(pack: Pack) -> float:
 def saved_bytes(pack: Pack) -> int:
     """Bytes that the forward pass of one step keeps for the backward pass."""
     work = _Work(pack)
-    return round(work.tokens * work.saved() + work.scored * work.shape.hidden * work.dtype)
+    return round(work.tokens * work.saved()[0] + work.scored * work.shape.hidden * work.dtype)
 
 
 def memory(pack: Pack) -> int:
@@ -217,8 +235,9 @@ def memory(pack: Pack) -> int:
     (or the input embeddings, where the head does not share them).
 
     Weights, prefix cache and the batch drawn from it, adapters (with gradient, m, v and a copy in the update), and the
-    larger of a step (what is saved, and logits of a chunk or the temporaries of a layer) and an evaluation. Without what
-    the device's runtime and allocator take for themselves (on CUDA some 0.5 GiB and up).
+    larger of a step (what is saved, and logits of a chunk or the temporaries of a layer, with checkpointing also what that
+    layer keeps) and an evaluation. Without what the device's runtime and allocator take for themselves (on CUDA some 0.5 GiB
+    and up).
     """
     work = _Work(pack)
     m, dtype, precise = work.shape, work.dtype, max(4, work.dtype)
@@ -228,7 +247,7 @@ def memory(pack: Pack) -> int:
     logits = min(CHUNK, work.scored) * m.vocabulary * (precise * (1 + 2 * m.capped) + dtype * (dtype < precise))
     layer = dtype * 4 * (m.inner + m.hidden) + 2 * m.written * work.T * precise
     evaluated = min(work.all_tokens, max(EVALUATION_TOKENS, work.cells * work.T))
-    step = saved_bytes(pack) + work.tokens * 2 * m.hidden * dtype + max(logits, work.tokens * layer)
+    step = saved_bytes(pack) + work.tokens * 2 * m.hidden * dtype + max(logits, work.tokens * (work.saved()[1] + layer))
     trained = cache + adapters + max(step, evaluated * layer + logits)
     if not streams(pack.cells[0].run.model):
         return round(m.parameters * dtype + trained)

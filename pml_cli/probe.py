@@ -9,8 +9,9 @@ from rich.console import Console
 
 from .claims import Member
 from .config import Request, Run
+from .devices import packing
 from .errors import UserError
-from .plan import Pack, Planned, check
+from .plan import Pack, Planned, check, make_packs
 from .progress import ProbeDisplay
 from .records import RunFolder, read_runs, write_whole
 from .report import probe_table
@@ -72,6 +73,7 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
         f"{sum(len(s.target) for s in cell.samples)} target tokens ({run.data.source}, {run.loss.kind})"
     )
     check_places([Pack([cell])])
+    ((cell,),) = (pack.cells for pack in make_packs([cell], packing(request.launch, [cell])))
     with Member(request.out, "inline") as member, Signals() as signals:
         worker = Worker(request.out, member, signals)
         worker.base_for(Pack([cell]))

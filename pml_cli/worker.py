@@ -29,7 +29,7 @@ from .engine import Cell, Observer, State, Trainer
 from .errors import UserError
 from .identity import loss_label, setting
 from .loading import check_weights, load_base
-from .plan import Pack, Planned, source_of, tokens_hash
+from .plan import Pack, Planned, source_of, sparing, tokens_hash
 from .rates import Rates
 from .recall import Scores, decode, free_running, summarise
 from .records import RunFolder
@@ -86,7 +86,8 @@ class Worker:
         """Train claimed cells of one pack and write their folders; a cell that fails leaves error.json and harms no other.
 
         Cells that were half done go on from their checkpoint. Where memory does not suffice, the halves are trained one
-        after the other, down to one cell; any other fault of a pack is brought down to the cell that has it.
+        after the other, down to one cell, and that one with activation checkpointing; any other fault of a pack is brought
+        down to the cell that has it.
 
         Args:
             known: all planned cells by id, to rebuild a half-done pack as it began.
@@ -132,6 +133,11 @@ class Worker:
             for start in range(0, len(left), size):
                 part = left[start : start + size]
                 self._attempt(_Attempt(part, part), report, observe)
+        less = sparing(Pack(left)).cells if fault[2] and len(left) == 1 else left
+        if less != left:
+            self.member.note("checkpointing", cell=left[0].id, reason=fault[0])
+            self._attempt(_Attempt(less, less), report, observe)
+            return
         for cell in left if len(left) == 1 and self.member.holds(left[0].id) else []:
             folder = RunFolder(self.root, cell.id)
             folder.write_text(folder.config, to_yaml(cell.run))
@@ -176,7 +182,8 @@ class Worker:
                     self._ended(planned, cell.failure, report)
             self.signals.training = True
 
-        trainer = Trainer(base, cells, observe, between=between, leave=leave)
+        again = Pack(pack).checkpointing
+        trainer = Trainer(base, cells, observe, between=between, leave=leave, checkpointing=again)
         self.signals.training = True
         try:
             trainer.train(attempt.state)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pml_cli.adapters import AdapterBank
 from pml_cli.config import (
     LinearAdapter,
     MemftMarginLoss,
@@ -22,7 +23,7 @@ from pml_cli.config import (
     Train,
 )
 from pml_cli.engine import Cell, learning_rate, train_pack
-from pml_cli.plan import source_of
+from pml_cli.plan import Packing, check, make_packs, source_of
 from pml_cli.recall import summarise
 
 STEPS = 50
@@ -351,3 +352,60 @@ def test_equal_settings_equal_objects(double_base):
     cells = mixed_pack(double_base, MlpBlockAdapter())
     before = [dataclasses.asdict(c.run) for c in cells]
     assert [dataclasses.asdict(c.run) for c in trained(double_base, cells)] == before
+
+
+def plain_loop(base, run, samples):
+    """A cell as anyone would train it: the whole model every step, torch's cross-entropy, AdamW and clipping; by hand."""
+    (sample,) = samples
+    ids = torch.tensor([[*sample.prompt, *sample.target]])
+    start = len(sample.prompt) - 1
+    bank = AdapterBank(base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype).requires_grad_()
+    optimizer = torch.optim.AdamW(bank.parameters(), lr=run.train.lr, weight_decay=run.train.weight_decay)
+
+    def nll():
+        with bank.attached(base.modules):
+            logits = base.model(input_ids=ids[:, :-1], use_cache=False).logits[0, start:]
+        return torch.nn.functional.cross_entropy(logits, ids[0, start + 1 :], reduction="none")
+
+    first = nll().detach()
+    for step in range(run.train.steps):
+        optimizer.param_groups[0]["lr"] = run.train.lr * (1 - step / run.train.steps)
+        values = nll()
+        active = values.detach() > run.loss.threshold if isinstance(run.loss, MemftOtLoss) else torch.ones_like(values)
+        active = active if active.any() else torch.ones_like(values)
+        loss = (values * active).sum() / active.sum()
+        grads = torch.autograd.grad(loss, bank.parameters())
+        for parameter, grad in zip(bank.parameters(), grads, strict=True):
+            parameter.grad = grad
+        torch.nn.utils.clip_grad_norm_(bank.parameters(), run.train.clip)
+        optimizer.step()
+    return first, nll().detach(), bank
+
+
+@pytest.mark.parametrize(
+    ("precise", "loss", "steps", "tolerance"),
+    [(True, SftLoss(), 30, 1e-8), (True, MemftOtLoss(threshold=HALFWAY), 30, 1e-8), (False, SftLoss(), 40, 2e-3)],
+)
+def test_a_small_law_grid_is_what_the_plain_loop_gives(double_base, tiny_base, precise, loss, steps, tolerance):
+    """Packs as the planner cuts them, prefix cached, own head and optimiser, against none of it; float64 and float32."""
+    base = double_base if precise else tiny_base
+    train = Train(steps=steps, lr=5e-2 if precise else 2e-2)
+    runs = [Run(rank, n, model=base.settings, loss=loss, train=train) for rank in (1, 6) for n in (9, 16, 40)]
+    packs = make_packs(check(runs), Packing(pack_tokens=100))
+    assert [len(pack.cells) for pack in packs] == [2, 4]
+    found = {}
+    for pack in packs:
+        for done in trained(base, [Cell(c.run, c.samples) for c in pack.cells]):
+            found[done.run.rank, done.run.seqlen] = done
+    gains = []
+    for planned in check(runs):
+        first, last, bank = plain_loop(base, planned.run, planned.samples)
+        ours = found[planned.run.rank, planned.run.seqlen]
+        np.testing.assert_allclose(ours.initial.nll, first, rtol=0, atol=tolerance)
+        assert ours.final.nll.mean() == pytest.approx(last.mean().item(), abs=tolerance)
+        for name in bank.A if precise else ():
+            assert (ours.adapter.A[name][..., : planned.run.rank] - bank.A[name]).abs().max().item() <= tolerance
+            assert (ours.adapter.B[name][:, : planned.run.rank] - bank.B[name]).abs().max().item() <= tolerance
+        gains.append((first - last).mean().item())
+    assert min(gains) > 0.1
+    assert max(gains) > 0.4  # else nothing was learned that could differ

@@ -44,7 +44,8 @@ def pack(base, adapter=BLOCK, seqlen=40, ranks=(4, 2), data=None, **train):
 
 
 def trainer(planned):
-    return Trainer(load_base(planned.cells[0].run.model), [Cell(c.run, c.samples) for c in planned.cells])
+    cells = [Cell(c.run, c.samples) for c in planned.cells]
+    return Trainer(load_base(planned.cells[0].run.model), cells, checkpointing=planned.checkpointing)
 
 
 def one_step(made):
