@@ -133,7 +133,7 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
         axes.set_xticks([], minor=True)
         axes.set_xlabel("tokens to remember")
         axes.grid(axis="y", color="0.9", lw=0.6)
-    left.set(ylabel="rank", title="rank at which half of the texts are recalled whole", ylim=(0, None))
+    left.set(ylabel="rank", title="rank from which a text is recalled whole, mean", ylim=(0, None))
     right.set(ylabel="share of plain fine-tuning's rank", title="the same, text by text, against plain fine-tuning")
     right.set_ylim(0, max(1.15, *right.get_ylim()))
     for axes in (left, right):
@@ -147,9 +147,9 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
 
 
 def _source(runs: pd.DataFrame) -> str:
-    """Model, data and, where it says more than how the runs were trained, the setting."""
+    """Model, data and what else the setting says of the data (a text's hash left out)."""
     first = runs.iloc[0]
-    words = " ".join(word for word in str(first["setting"]).split() if word.startswith("data."))
+    words = " ".join(word for word in str(first["setting"]).split() if word.startswith("data.") and "text=" not in word)
     return f"{first['model']}, {first['data']}{', ' + words if words else ''}"
 
 

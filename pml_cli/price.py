@@ -166,7 +166,8 @@ class _Work:
         outside = norm * (more if self.block else 1)  # of the last norm, and of the one that follows the adapted MLP
         outside += m.hidden * precise if self.block and dtype < 4 else 0  # else such an adapter reads the cache itself
         for layer, site in self.sites if not self.block else []:
-            layers[layer] += site.inputs * precise
+            if layer in layers:  # one that the model lacks is refused later
+                layers[layer] += site.inputs * precise
         if self.again:
             inputs = len(layers) - (not self.block)  # without a block the first one's is the cache
             return outside + inputs * m.hidden * dtype, max(layers.values(), default=0.0)

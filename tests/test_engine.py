@@ -384,7 +384,11 @@ def plain_loop(base, run, samples):
 
 @pytest.mark.parametrize(
     ("precise", "loss", "steps", "tolerance"),
-    [(True, SftLoss(), 30, 1e-8), (True, MemftOtLoss(threshold=HALFWAY), 30, 1e-8), (False, SftLoss(), 40, 2e-3)],
+    [
+        (True, SftLoss(), 30, 1e-8),
+        pytest.param(True, MemftOtLoss(threshold=HALFWAY), 30, 1e-8, marks=pytest.mark.slow),
+        pytest.param(False, SftLoss(), 40, 2e-3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_small_law_grid_is_what_the_plain_loop_gives(double_base, tiny_base, precise, loss, steps, tolerance):
     """Packs as the planner cuts them, prefix cached, own head and optimiser, against none of it; float64 and float32."""

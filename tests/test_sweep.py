@@ -257,7 +257,11 @@ def test_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     running = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout is not None
     first = running.stdout.readline()
-    time.sleep(6)  # the model is loaded by then, or still loading: either is in training's care
+    end, doing = time.time() + 60, {}
+    while time.time() < end and "steps" not in doing:  # until it trains
+        time.sleep(0.2)
+        signs = (tmp_path / "runs" / ".pml" / "workers").glob("*.json")
+        doing = {name: value for sign in signs for name, value in json.loads(sign.read_text())["doing"].items()}
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert "2 to train in 1 pack" in first

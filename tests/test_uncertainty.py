@@ -132,6 +132,7 @@ def test_checks_leave_out_the_edge_its_sides_and_each_text():
     assert choice.TEXT not in one and np.isnan(one[choice.EDGE].mape) and one[choice.EDGE].reason
 
 
+@pytest.mark.slow
 def test_the_law_that_made_the_cells_is_chosen():
     cells = plant(noise=0.01)
     fits = [fit_saturating(cells, form) for form in choice.FORMS]
