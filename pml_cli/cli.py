@@ -24,6 +24,7 @@ OPTIONS OF THE GROUPS
   data=     random (default) mixed text phonebook rule jsonl hf
   adapter=  mlp_block (default) linear
   loss=     sft (default) memft_ot memft_sw memft_sw_axolotl memft_margin
+            memft_margin_facts
   train=    default paper_long_context
   launch=   inline (default) local (every device of this machine) slurm
 

@@ -176,8 +176,9 @@ class MemftMarginLoss(Loss):
 
     Both are means over the tokens that fall short. The aim is `margin` until every token of the cell, when its sample was
     last seen, wins by it; then it is the next of margin x growth, margin x growth^2, ... that some token still falls short
-    of. So what capacity is left makes recall safer. With growth=1 margins settle at `margin`: train.stop=recalled then
-    needs a train.stop_margin below it.
+    of. So what capacity is left makes recall safer. For many short facts switch=1 is better (loss=memft_margin_facts): the
+    hinge presses one rival of a token, another sample brings up the next. With growth=1 margins settle at `margin`:
+    train.stop=recalled then needs a train.stop_margin below it.
     """
 
     kind: str = "memft_margin"

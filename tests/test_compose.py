@@ -60,7 +60,7 @@ def test_every_shipped_option_composes(group, option, tmp_path, monkeypatch):
     run = load("probe", [chosen, *NEEDS.get(chosen, [])]).runs[0]
     settings = getattr(run, group, None)
     label = getattr(settings, "source", getattr(settings, "kind", option))
-    assert label == option or option == "memft_sw_axolotl"  # the same loss with other values
+    assert label == option or option in ("memft_sw_axolotl", "memft_margin_facts")  # the same loss with other values
 
 
 @pytest.mark.parametrize("name", grids.names())
@@ -161,6 +161,7 @@ def test_memft_compares_four_losses_unless_told():
 def test_axolotls_values_of_the_window_and_lists_of_boundaries():
     axolotl = MemftSwLoss(kappa=1.0, tau=64.0, window=64, floor=0.0)
     assert load("probe", ["loss=memft_sw_axolotl"]).runs[0].loss == axolotl
+    assert load("probe", ["loss=memft_margin_facts"]).runs[0].loss == MemftMarginLoss(switch=1.0)
     runs = load("sweep", ["train.curriculum=[],[2,4]", "data=phonebook"]).runs
     assert [run.train.curriculum for run in runs] == [[], [2, 4]]
 
