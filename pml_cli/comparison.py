@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 PAIR = ["model", "data", "data_seed", "adapter", "layer", "setting", "rank", "seqlen", "seed", "lr", "steps"]
-PLACE = ["model", "data", "adapter", "setting", "seqlen"]  # one figure's panel, one choice of a learning rate
+PLACE = ["model", "data", "adapter", "setting", "steps", "seqlen"]  # one figure's panel, one choice of a learning rate
 SOURCE = PLACE[:-1]  # one figure
 MEASURES = [
     "token_accuracy", "exact_match", "free_accuracy", "free_exact_match", "share_above_threshold", "delta_loss",

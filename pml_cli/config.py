@@ -174,8 +174,8 @@ class MemftSwLoss(Loss):
 class MemftMarginLoss(Loss):
     """Ours: cross-entropy where the logit margin falls short of an aim, later the shortfall itself (a hinge).
 
-    Both are means over the tokens that fall short. The aim is `margin` until every token of the cell, when its sample was
-    last seen, wins by it; then it is the next of margin x growth, margin x growth^2, ... that some token still falls short
+    Both are means over the tokens that fall short. The aim is `margin` until every token of the cell seen so far, when last
+    seen, wins by it; then it is the next of margin x growth, margin x growth^2, ... that some token still falls short
     of. So what capacity is left makes recall safer. For many short facts switch=1 is better (loss=memft_margin_facts): the
     hinge presses one rival of a token, another sample brings up the next. With growth=1 margins settle at `margin`:
     train.stop=recalled then needs a train.stop_margin below it.
@@ -324,6 +324,10 @@ class Transition:
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
 LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss, MemftSwLoss, MemftMarginLoss)}
+NAMED_LOSSES: dict[str, Loss] = {  # options of conf/loss that are another loss with other values
+    "memft_margin_facts": MemftMarginLoss(switch=1.0),
+    "memft_sw_axolotl": MemftSwLoss(kappa=1.0, tau=64.0, window=64, floor=0.0),
+}
 LAUNCHES = {c.kind: c for c in (InlineLaunch, LocalLaunch, SlurmLaunch)}
 
 

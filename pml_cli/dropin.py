@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
-from .config import LOSSES, Loss, MemftMarginLoss, MemftOtLoss, Run, problems
+from .config import LOSSES, NAMED_LOSSES, Loss, MemftMarginLoss, MemftOtLoss, Run, problems
 from .errors import UserError, did_you_mean
 from .losses import TokenScores, logit_nll
 from .weighting import EPS, State, Tokens, Weighted, fresh_state, weigh
@@ -45,7 +45,7 @@ class MemFTLoss:
     def __init__(self, loss: str | Loss = "memft_ot", **settings: Any) -> None:
         """
         Args:
-            loss: sft, memft_ot, memft_sw, memft_margin, or a loss of pml_cli.config.
+            loss: sft, memft_ot, memft_sw, memft_margin, memft_margin_facts, memft_sw_axolotl, or a loss of pml_cli.config.
             settings: of a loss given by name, such as threshold=0.5.
 
         Raises:
@@ -215,12 +215,17 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
 def _declared(loss: str | Loss, settings: dict[str, Any]) -> Loss:
     if not isinstance(loss, str):
         return loss
-    if loss not in LOSSES:
-        raise UserError(f"loss={loss}: {did_you_mean(loss, list(LOSSES))}")
-    kind: Any = LOSSES[loss]
+    if loss not in LOSSES and loss not in NAMED_LOSSES:
+        raise UserError(f"loss={loss}: {did_you_mean(loss, [*LOSSES, *NAMED_LOSSES])}")
+    kind: Any = LOSSES.get(loss) or type(NAMED_LOSSES[loss])
+    settings = {**(vars(NAMED_LOSSES[loss]) if loss in NAMED_LOSSES else {}), **settings}
+    settings.pop("kind", None)
     known = [name for name in vars(kind()) if name != "kind"]
     if unknown := [name for name in settings if name not in known]:
         raise UserError(f"loss.{unknown[0]}: no such setting of {loss}; allowed: {', '.join(known) or 'none'}")
+    for name, value in settings.items():
+        if type(value) is not type(getattr(kind(), name)) and not (isinstance(value, int) and name not in ("when_done",)):
+            raise UserError(f"loss.{name}={value!r}: must be {type(getattr(kind(), name)).__name__}")
     made = kind(**settings)
     assert isinstance(made, Loss)
     return made

@@ -33,16 +33,17 @@ class Pool:
 
         They lie as far from each other as they can: the same for all runs that learn the same targets.
         """
-        known = {tuple(t[i : i + SHARED]) for t in targets for i in range(max(1, len(t) - SHARED + 1))}
-        free = [w for w in self.windows if not _pieces(w.target) & known]
+        known = {tuple(t[i : i + size]) for t in targets for size in [min(SHARED, len(t))] for i in range(len(t) - size + 1)}
+        sizes = {len(piece) for piece in known}
+        free = [w for w in self.windows if not any(_pieces(w.target, size) & known for size in sizes)]
         wanted = min(len(free), -(-tokens // WINDOW))
         chosen = [free[int(i)] for i in np.linspace(0, len(free) - 1, wanted).round()] if wanted else []
         return _cut(chosen, tokens)
 
 
 @lru_cache(maxsize=4096)
-def _pieces(target: tuple[int, ...]) -> frozenset[tuple[int, ...]]:
-    return frozenset(target[i : i + SHARED] for i in range(len(target) - SHARED + 1))
+def _pieces(target: tuple[int, ...], size: int) -> frozenset[tuple[int, ...]]:
+    return frozenset(target[i : i + size] for i in range(len(target) - size + 1))
 
 
 def _cut(windows: Sequence[Sample], tokens: int) -> list[Sample]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .config import FORMAT, TINY, Loss, Run, TextData
+from .config import FORMAT, TINY, Loss, MemftMarginLoss, Run, TextData
 from .corpus import held_out_text
 
 
@@ -47,6 +47,8 @@ def scientific(run: Run) -> dict[str, Any]:
     settings["model"].pop("stream", None)
     settings["model"].pop("checkpointing", None)
     settings["model"].pop("name", None)
+    if isinstance(run.loss, MemftMarginLoss):  # always: its defaults have changed once, and old runs are not its runs
+        settings["loss"] |= {"margin": run.loss.margin, "growth": run.loss.growth}
     settings["model"]["path"] = fingerprint(run.model.path)  # always: the embedded model may be another one some day
     if isinstance(run.data, TextData) and run.data.path is None:
         settings["data"]["text"] = _default_text_hash()  # other versions of Python carry another one

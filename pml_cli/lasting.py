@@ -49,13 +49,14 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
     """
     runs = _runs(paths)
     out = Path(settings.out).expanduser() if settings.out else paths[0]
-    before, asked = _read(out / "lasting.json"), _asked(runs, settings)
-    known = {one.row["id"]: before[one.row["id"]] for one in asked if one.is_in(before)}
-    waiting = [one for one in asked if one.row["id"] not in known]
+    before, asked = _read(out / "lasting.json"), _asked(runs, settings, Console(stderr=True))
+    waiting = [one for one in asked if not one.is_in(before)]
+    stale = {one.row["id"] for one in waiting}
+    known = {name: one for name, one in before.items() if name not in stale}  # also of runs not asked for now
     if waiting:
         _measure(out, known, waiting, settings, console)
-    order = [known[one.row["id"]] for one in asked]
-    return _finish(out, order, settings, console, len(waiting), as_json=as_json)
+    order = [known.pop(one.row["id"]) for one in asked]
+    return _finish(out, order, settings, console, len(waiting), others=list(known.values()), as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,20 @@ def _runs(paths: list[Path]) -> pd.DataFrame:
     return runs.drop_duplicates("id").reindex(columns=list(dict.fromkeys([*runs.columns, *FIELDS])))
 
 
-def _asked(runs: pd.DataFrame, settings: Lasting) -> list[_Asked]:
-    """Every run with its samples and texts; all faults at once, one line each."""
+def _asked(runs: pd.DataFrame, settings: Lasting, console: Console) -> list[_Asked]:
+    """Every run with its samples and texts; those that cannot be measured are left out and told, one line each."""
     pools: dict[Frozen, dict[str, Pool]] = {}
     found, faults = [], []
     for row in runs.to_dict("records"):
         try:
             found.append(_one({name: _plain(row[name]) for name in FIELDS}, settings, pools))
         except UserError as error:
-            faults.append(str(error))
-    if faults:
-        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+            faults += [str(error)] if str(error) not in faults else []
+    more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    if not found:
         raise UserError("\n".join(faults[:SHOWN] + more))
+    for line in faults[:SHOWN] + more:
+        console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
     return found
 
 
@@ -172,7 +175,14 @@ def _write(out: Path, content: dict[str, Any]) -> None:
 
 
 def _finish(
-    out: Path, runs: list[dict[str, Any]], settings: Lasting, console: Console, measured: int, *, as_json: bool
+    out: Path,
+    runs: list[dict[str, Any]],
+    settings: Lasting,
+    console: Console,
+    measured: int,
+    *,
+    others: list[dict[str, Any]],
+    as_json: bool,
 ) -> int:
     table = lasting_table.rows(runs)
     means, against = lasting_table.summary(table), lasting_table.comparison(table)
@@ -185,7 +195,7 @@ def _finish(
         "runs": runs,
     }
     records.report_folder(out)
-    _write(out, content)
+    _write(out, {**content, "runs": [*runs, *others]})
     write_whole(out / "lasting.csv", lambda aside: table.to_csv(aside, index=False))
     names = ["lasting.csv", "lasting.json", *(_draw(out, table) if settings.figures else [])]
     if as_json:

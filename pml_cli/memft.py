@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import comparison, sweep, thresholds
-from .comparison import BEST, EQUAL, SOURCE
+from .comparison import BEST, EQUAL, SOURCE, UNEQUAL
 from .config import Request
 from .errors import UserError
 from .identity import loss_label
@@ -149,12 +149,13 @@ def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame, ranks: pd.D
     runs, rates = comparison.methods(runs), bool((table["terms"] == BEST).any())
     if rates:
         runs = comparison.best_rates(runs)
-    groups, names = list(runs.groupby(SOURCE)), []
-    told = [key for key in SOURCE if runs[key].nunique() > 1]
+    source = [key for key in SOURCE if key not in ("setting", "steps")] if (table["terms"] == UNEQUAL).any() else SOURCE
+    groups, names = list(runs.groupby(source)), []
+    told = [key for key in source if runs[key].nunique() > 1]
     for place, group in groups:
         stem = re.sub(r"[^A-Za-z0-9._=-]+", "-", "".join(f"-{group[key].iloc[0]}" for key in told))
         figures = {f"memft{stem}": accuracy_figure(group, rates)}
-        mine = ranks[(ranks[SOURCE] == list(place)).all(axis=1)]
+        mine = ranks[(ranks[source] == list(place)).all(axis=1)]
         if mine["seqlen"].nunique() > 1:
             figures[f"ranks{stem}"] = rank_figure(mine)
         for name, figure in figures.items():

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from .comparison import PLACE, SOURCE, half_width, methods
+from .comparison import ALIKE, PLACE, SOURCE, half_width, methods
 
 TEXT = ["data_seed", "seed"]
 WITHIN, BELOW, ABOVE = "", "below", "above"  # where a threshold lies: among the ranks tried, under or over all of them
@@ -125,11 +125,12 @@ def _logs(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interval(name: str, prefix: str, logs: pd.Series[float] | None) -> dict[str, float]:
-    """exp of the mean of logs over texts, and of the ends of its t interval; nan without pairs, ends nan for one text."""
+    """exp of the mean of logs over texts, and of the ends of its t interval; ends nan where all are equal."""
     values = np.empty(0) if logs is None else logs.dropna().to_numpy(float)
     if not len(values):
         return dict.fromkeys((name, f"{prefix}low", f"{prefix}high"), float("nan"))
-    mean, half = float(values.mean()), half_width(values)
+    mean = float(values.mean())
+    half = half_width(values) if np.ptp(values) > ALIKE else np.nan  # equal ranks tell nothing of their spread
     return {name: np.exp(mean), f"{prefix}low": np.exp(mean - half), f"{prefix}high": np.exp(mean + half)}
 
 

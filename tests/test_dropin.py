@@ -227,6 +227,9 @@ def test_settings_are_checked():
         MemFTLoss("memft_sw", kapa=1)
     with pytest.raises(UserError, match=r"loss\.margin=-1: must be"):
         MemFTLoss("memft_margin", margin=-1)
+    with pytest.raises(UserError, match=r"loss.margin='x': must be float"):
+        MemFTLoss("memft_margin", margin="x")
+    assert MemFTLoss("memft_margin_facts", margin=1).loss == MemftMarginLoss(margin=1, switch=1.0)
 
 
 def test_the_public_names_come_late():

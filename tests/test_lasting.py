@@ -274,6 +274,8 @@ def test_texts_of_other_sizes(tmp_path):
     (window,) = text_pool(Model(), str(file)).apart_from([], 2000)
     assert 5 < len(window.target) < 40
     assert text_pool(Model(), str(file)).apart_from([window.target], 2000) == []
+    short = list(window.target[5:10])  # a fact shorter than the 16 tokens that are looked for else
+    assert text_pool(Model(), str(file)).apart_from([short], 2000) == []
     assert sum(len(w.target) for w in random_pool(Model(), 700).apart_from([], 700)) == 700
     assert random_pool(Model(), 700).apart_from([], 0) == []
     bare = Model(name="bare", weights="random", architecture={"vocab_size": 50, "num_hidden_layers": 1, "hidden_size": 8,
@@ -447,6 +449,8 @@ def test_lasting_measures_every_run_once(swept, capsys, monkeypatch):
     )
     assert "1 of them measured now" in text  # other settings are another measurement
     assert "no damage measured" in text
+    known = {one["id"] for one in json.loads((swept / "report" / "lasting.json").read_text())["runs"]}
+    assert known == {one["id"] for one in content["runs"]}  # what was not asked for now is kept
 
 
 def test_several_samples_a_run(swept, capsys):
@@ -480,6 +484,16 @@ def test_a_damaged_run_is_one_line_and_exit_2(harm, words, swept, tmp_path, caps
     assert (code, out) == (2, "")
     assert words in err and len(err.splitlines()) == 1
     assert not (tmp_path / "o" / "lasting.csv").exists()
+
+
+def test_a_run_without_its_adapter_is_left_out_and_said(swept, tmp_path, capsys):
+    for number, source in enumerate([next((swept / "linear").glob("tiny-*")), next((swept / "book").glob("tiny-*"))]):
+        shutil.copytree(source, tmp_path / "o" / source.name)
+        if number:
+            shutil.rmtree(tmp_path / "o" / source.name / "adapter")
+    code, out, err = pml(capsys, "lasting", str(tmp_path / "o"), "tokens=0", "decode=false", "figures=false")
+    assert code == 0 and "1 runs, 1 of them measured now" in out
+    assert err.startswith("left out: ") and "no adapter/" in err and len(err.splitlines()) == 1
 
 
 def swap(folder, name, old, new):

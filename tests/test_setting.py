@@ -74,6 +74,12 @@ def test_ids_are_those_of_earlier_versions():
     )
 
 
+def test_the_margin_loss_is_not_taken_for_that_of_other_defaults():
+    """Its margin was 0.5 and did not grow: the id of such a run."""
+    assert run_id(Run(rank=4, seqlen=64, loss=MemftMarginLoss())) != "tiny-random-r4-l64-s0-4cea53b504"
+    assert run_id(Run(loss=MemftMarginLoss(margin=0.5, growth=1.0))) != run_id(Run(loss=MemftMarginLoss(margin=0.5)))
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [

@@ -97,3 +97,16 @@ def test_all_lengths_together_use_the_lengths_that_all_losses_have():
 
 def test_a_single_rank_has_no_threshold():
     assert rank_table(planted({"sft": [1], "memft_ot": [1]}, ranks=(4,))).empty
+
+
+def test_runs_of_other_steps_are_apart():
+    few, many = planted({"sft": [8, 8], "memft_ot": [6, 6]}), planted({"sft": [4, 4], "memft_ot": [3, 3]})
+    table = rank_table(pd.concat([few, many.assign(steps=800)])).set_index(["steps", "method"])
+    assert table.loc[(100, "sft"), "rank"] == pytest.approx(48**0.5)
+    assert table.loc[(800, "sft"), "rank"] == pytest.approx(12**0.5)
+
+
+def test_equal_ranks_have_no_interval():
+    row = rank_table(planted({"sft": [8, 8, 8], "memft_ot": [6, 6, 4]})).set_index("method")
+    assert np.isnan(row.loc["sft", ["low", "high"]].astype(float)).all()
+    assert row.loc["memft_ot", "low"] < row.loc["memft_ot", "rank"] < row.loc["memft_ot", "high"]
