@@ -239,7 +239,7 @@ def draw(points: list[Point], asked: argparse.Namespace) -> None:
         "length": "length, tokens",
         "rank": "rank (l = 256)",
         "pack": "cells in a pack",
-        "parameters": "parameters (l = 128)",
+        "parameters": "million parameters (l = 128)",
     }
     columns["workers"] = "workers, one thread each"
     shown, axes = plt.subplots(2, 5, figsize=(17, 6.8), layout="constrained")
@@ -248,13 +248,13 @@ def draw(points: list[Point], asked: argparse.Namespace) -> None:
         for line in dict.fromkeys(p.line for p in mine):
             some = [p for p in mine if p.line == line]
             colour, mark = COLOURS.get(line, ("#000000", "o"))
-            x = [p.x for p in some]
+            x = [p.x / (1e6 if curve == "parameters" else 1) for p in some]
             time_axes.plot(x, [p.ms for p in some], color=colour, marker=mark, label=line)
             memory_axes.plot(x, [p.megabytes for p in some], color=colour, marker=mark, label=f"{line}, measured")
             if curve != "workers":
                 priced = [p.priced for p in some]
                 memory_axes.plot(x, priced, color=colour, linestyle=":", label=f"{line}, priced")
-        xs = sorted({p.x for p in mine})
+        xs = sorted({p.x for p in mine}) if curve != "parameters" else [0.5, 1, 2, 5, 10, 20]
         for one in (time_axes, memory_axes):
             one.set(xlabel=label)
             if curve in ("rank", "workers"):  # nearly flat: from 0 on
@@ -263,7 +263,7 @@ def draw(points: list[Point], asked: argparse.Namespace) -> None:
                 one.minorticks_off()
             else:
                 one.set(xscale="log", yscale="log")
-                plain_ticks(one, None if curve == "parameters" else xs)
+                plain_ticks(one, xs)
             one.tick_params(labelsize=8)
             one.grid(alpha=0.3)
             one.legend(fontsize=8)
