@@ -7,12 +7,12 @@ silently and is nearly always a slip is refused here: a key given twice (bash ma
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import version
 from hydra._internal.hydra import Hydra  # what hydra.initialize_config_dir does, plus a user's folder in front
@@ -45,6 +45,8 @@ from .identity import Frozen
 from .options import GROUPS, options, shipped
 
 MEMFT_LOSSES = ["sft", "memft_ot", "memft_sw", "memft_margin"]
+Asked = TypeVar("Asked", Fit, Predict, Lasting, Transition)
+
 REPORTS = ("fit", "predict", "lasting", "transition")  # verbs that train nothing
 RUN_FIELDS = [f.name for f in dataclasses.fields(Run)]
 
@@ -83,46 +85,32 @@ def load_fit(overrides: list[str], config_dir: Path | None = None) -> Fit:
     Raises:
         UserError: an unknown key, several values for one, or a value of another type.
     """
-    _check_folder(config_dir)
-    given = parse(overrides, config_dir, groups=())
-    with _hydra(config_dir):
-        return typed_fit(_compose("fit", []), given)
+    return _settings("fit", typed_fit, overrides, config_dir)
 
 
 def load_predict(overrides: list[str], config_dir: Path | None = None) -> Predict:
-    """The settings of `pml predict`.
-
-    Raises:
-        UserError: as `load_fit`.
-    """
-    _check_folder(config_dir)
-    given = parse(overrides, config_dir, groups=())
-    with _hydra(config_dir):
-        return typed_predict(_compose("predict", []), given)
+    """The settings of `pml predict`; raises as `load_fit`."""
+    return _settings("predict", typed_predict, overrides, config_dir)
 
 
 def load_lasting(overrides: list[str], config_dir: Path | None = None) -> Lasting:
-    """The settings of `pml lasting`.
-
-    Raises:
-        UserError: as `load_fit`.
-    """
-    _check_folder(config_dir)
-    given = parse(overrides, config_dir, groups=())
-    with _hydra(config_dir):
-        return typed_lasting(_compose("lasting", []), given)
+    """The settings of `pml lasting`; raises as `load_fit`."""
+    return _settings("lasting", typed_lasting, overrides, config_dir)
 
 
 def load_transition(overrides: list[str], config_dir: Path | None = None) -> Transition:
-    """The settings of `pml transition`.
+    """The settings of `pml transition`; raises as `load_fit`."""
+    return _settings("transition", typed_transition, overrides, config_dir)
 
-    Raises:
-        UserError: as `load_fit`.
-    """
+
+def _settings(
+    verb: str, typed: Callable[[Mapping[str, Any], Grid], Asked], overrides: list[str], config_dir: Path | None
+) -> Asked:
+    """The settings of a verb that trains nothing: no groups, one value a key."""
     _check_folder(config_dir)
     given = parse(overrides, config_dir, groups=())
     with _hydra(config_dir):
-        return typed_transition(_compose("transition", []), given)
+        return typed(_compose(verb, []), given)
 
 
 def to_yaml(run: Run) -> str:

@@ -224,8 +224,9 @@ def _declared(loss: str | Loss, settings: dict[str, Any]) -> Loss:
     if unknown := [name for name in settings if name not in known]:
         raise UserError(f"loss.{unknown[0]}: no such setting of {loss}; allowed: {', '.join(known) or 'none'}")
     for name, value in settings.items():
-        if type(value) is not type(getattr(kind(), name)) and not (isinstance(value, int) and name not in ("when_done",)):
-            raise UserError(f"loss.{name}={value!r}: must be {type(getattr(kind(), name)).__name__}")
+        wanted = type(getattr(kind(), name))
+        if not isinstance(value, (int, float) if wanted is float else wanted):
+            raise UserError(f"loss.{name}={value!r}: must be {wanted.__name__}")
     made = kind(**settings)
     assert isinstance(made, Loss)
     return made

@@ -54,7 +54,11 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
     stale = {one.row["id"] for one in waiting}
     known = {name: one for name, one in before.items() if name not in stale}  # also of runs not asked for now
     if waiting:
-        _measure(out, known, waiting, settings, console)
+        try:
+            _measure(out, known, waiting, settings, console)
+        except KeyboardInterrupt:
+            console.print("interrupted; what was measured is kept, and the same command goes on from there")
+            raise
     order = [known.pop(one.row["id"]) for one in asked]
     return _finish(out, order, settings, console, len(waiting), others=list(known.values()), as_json=as_json)
 

@@ -21,8 +21,9 @@ from .records import read_runs, write_whole
 
 RANKS_EXPLAINED = (
     "rank: at which half of the texts are recalled whole (interpolated between the ranks tried; 95 % t interval of the log "
-    "over n texts), and what share it is of sft's and memft_ot's, text by text; outside: texts whose rank lies below or "
-    "above all ranks tried, which count with that bound; lr: for each text the rate that is best on the other texts\n"
+    "over n texts, none where all are equal), and what share it is of sft's and memft_ot's, text by text; outside: texts "
+    "whose rank lies below or above all ranks tried, which count with that bound; lr: for each text the rate that is best "
+    "on the other texts\n"
 )
 
 

@@ -149,7 +149,11 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
 def _source(runs: pd.DataFrame) -> str:
     """Model, data and what else the setting says of the data (a text's hash left out)."""
     first = runs.iloc[0]
-    words = " ".join(word for word in str(first["setting"]).split() if word.startswith("data.") and "text=" not in word)
+    words = " ".join(
+        word
+        for word in str(first["setting"]).split()
+        if word.startswith("data.") and not word.startswith(("data.text=", "data.path="))
+    )
     return f"{first['model']}, {first['data']}{', ' + words if words else ''}"
 
 
