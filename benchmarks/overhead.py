@@ -27,7 +27,7 @@ from pml_cli.rates import Rates
 
 RANKS, LENGTHS, STEPS = "range(1,11)", "range(40,140,10)", 200
 PARTS = {
-    "plan": [(sweep, "check"), (sweep, "make_packs"), (sweep.launching, "packing"), (work.Order, "write")],
+    "plan": [(sweep, "check"), (sweep, "make_packs"), (sweep, "packing"), (work.Order, "write")],
     "claims": [
         (Member, "claim"),
         (Member, "release"),
@@ -40,7 +40,7 @@ PARTS = {
     "records": [(worker.Worker, "_write"), (Rates, "note")],
     "results table": [(sweep, "finish")],
     "training": [(worker.Trainer, "train"), (worker.Trainer, "__init__")],
-    "free decoding": [(worker, "_recalled")],
+    "free decoding": [(worker, "recalled")],
     "loading the model": [(worker, "load_base"), (worker, "check_places")],
 }
 

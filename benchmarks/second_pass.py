@@ -47,7 +47,7 @@ def both_passes(folder: Path, bases: dict):
         cache, steps = DynamicCache(), []
         piece = whole[:, : first + 1]
         for k in range(len(target)):
-            steps.append(base.full(piece, bank, use_cache=True, past_key_values=cache).last_hidden_state[0, -1])
+            steps.append(base.full(piece, bank, cache).last_hidden_state[0, -1])
             piece = target[None, k : k + 1]
         for k, states in enumerate((hidden, torch.stack(steps))):
             scores = token_nll(states.to(base.dtype), base.head, target)

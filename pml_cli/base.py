@@ -10,11 +10,12 @@ Shapes: n rows of the cache, B rows of a batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from .errors import UserError, did_you_mean
 from .losses import Head
 from .pretrained import facts
 from .streaming import Stream
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 POST_MLP_NORMS = ("post_feedforward_layernorm",)  # Gemma 2 and 3: the MLP's output is normed before it is added
@@ -84,6 +88,8 @@ class FrozenBase:
         scaling = getattr(config, "rope_parameters", None) or {}
         if scaling.get("rope_type") in ("dynamic", "longrope"):  # a prefix would depend on how long the whole input is
             raise UserError(f"model={settings.name}: its rope type {scaling['rope_type']} depends on length; not supported")
+        named = inspect.signature(type(self.decoder).forward).parameters
+        self._cache_word = "cache" if "cache" in named else "past_key_values"  # its older name
         self._calls: OrderedDict[int, list[Call]] = OrderedDict()
         self._checked: set[tuple[str, ...]] = set()
         self._lowest_of: dict[tuple[str, ...], int] = {}
@@ -248,10 +254,15 @@ class FrozenBase:
             delta = norm(prefix.mlp_out + delta) - norm(prefix.mlp_out)
         return self._replay(prefix.block + delta, calls[layer + 1 :], None, checkpointing)
 
-    def full(self, ids: Tensor, bank: AdapterBank | None = None, **kwargs: Any) -> Any:
-        """The plain forward pass of the whole decoder over ids (B, T), adapters by hooks; the reference of `upper`."""
+    def full(self, ids: Tensor, bank: AdapterBank | None = None, cache: Cache | None = None) -> Any:
+        """The plain forward pass of the whole decoder over ids (B, T), adapters by hooks; the reference of `upper`.
+
+        Args:
+            cache: keys and values of the tokens before ids, which takes in those of ids.
+        """
+        kept = {} if cache is None else {self._cache_word: cache}
         with bank.attached(self.modules) if bank else ExitStack():
-            return self.decoder(input_ids=ids, **({"use_cache": False} | kwargs))
+            return self.decoder(input_ids=ids, use_cache=cache is not None, **kept)
 
     def _hold_upper(self, layer: int, block: bool) -> None:
         """Of a streamed model keep what training needs: the layers from the adapter's on, beside an MLP only those above."""

@@ -12,14 +12,14 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import Fit, InlineLaunch, Lasting, Launch, Predict, Run, Transition, problems
-from .errors import UserError, did_you_mean
+from .checks import problems, report_problems
+from .config import InlineLaunch, Launch, Report, Run
+from .errors import UserError
 from .grids import one_line
 from .options import GROUPS, SCHEMAS, SHORT, annotation, keys, schema, unknown_key, wording
 
@@ -28,9 +28,7 @@ SHOWN = 10  # faults printed before "and N more"
 CROSS = re.compile(r"\$\{\s*[A-Za-z_][\w.]*\s*\}")  # an interpolation of another group's value, such as ${rank}
 
 Grid = dict[str, list[Any]]  # key to its values; the cells are all combinations
-
-
-Verb = TypeVar("Verb", Fit, Predict, Lasting, Transition)
+Asked = TypeVar("Asked", bound=Report)
 
 
 @dataclass
@@ -174,71 +172,12 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def typed_fit(tree: Mapping[str, Any], given: Grid) -> Fit:
-    """The settings of `pml fit`: those of its YAML root, then those given.
+def typed_report(declared: type[Asked], tree: Mapping[str, Any], given: Grid) -> Asked:
+    """Settings of a verb that trains nothing: those of its YAML root, then those given; a list takes several values.
 
     Raises:
-        UserError: an unknown key, several values for one, or a value of another type.
+        UserError: an unknown key, several values for one, a value of another type or out of range.
     """
-    fit, faults = _typed(Fit, tree, given)
-    if not 0 <= fit.saturated_below < math.inf:  # nan too
-        faults.append(f"saturated_below={fit.saturated_below}: must be at least 0 and finite")
-    if fit.draws < 0:
-        faults.append(f"draws={fit.draws}: must be at least 0")
-    if fit.x not in ("rank", "parameters"):
-        faults.append(f"x={fit.x}: {did_you_mean(fit.x, ('rank', 'parameters'))}")
-    refuse(faults)
-    return fit
-
-
-def typed_predict(tree: Mapping[str, Any], given: Grid) -> Predict:
-    """The settings of `pml predict`; rank and seqlen take several values.
-
-    Raises:
-        UserError: as `typed_fit`.
-    """
-    predict, faults = _typed(Predict, tree, given)
-    for name in ("rank", "seqlen"):
-        bad = [value for value in getattr(predict, name) if not 1 <= value < math.inf]
-        faults += [f"{name}={value:g}: must be at least 1 and finite" for value in bad]
-    if predict.base is not None and not 0 < predict.base < math.inf:
-        faults.append(f"base={predict.base}: must be above 0 and finite")
-    refuse(faults)
-    return predict
-
-
-def typed_lasting(tree: Mapping[str, Any], given: Grid) -> Lasting:
-    """The settings of `pml lasting`.
-
-    Raises:
-        UserError: as `typed_fit`, or a text that is no file.
-    """
-    lasting, faults = _typed(Lasting, tree, given)
-    if lasting.tokens < 0:
-        faults.append(f"tokens={lasting.tokens}: must be at least 0 (0: no damage is measured)")
-    if lasting.text is not None and not Path(lasting.text).is_file():
-        faults.append(f"text={lasting.text}: no such file")
-    refuse(faults)
-    return lasting
-
-
-def typed_transition(tree: Mapping[str, Any], given: Grid) -> Transition:
-    """The settings of `pml transition`; rank and seqlen take several values.
-
-    Raises:
-        UserError: as `typed_fit`.
-    """
-    transition, faults = _typed(Transition, tree, given)
-    for name in ("rank", "seqlen"):
-        faults += [f"{name}={value}: must be at least 1" for value in getattr(transition, name) if value < 1]
-    if transition.draws < 0:
-        faults.append(f"draws={transition.draws}: must be at least 0")
-    refuse(faults)
-    return transition
-
-
-def _typed(declared: type[Verb], tree: Mapping[str, Any], given: Grid) -> tuple[Verb, list[str]]:
-    """Settings of a verb that trains nothing, and the faults found on the way."""
     settings, faults = OmegaConf.structured(declared), []
     for key, values in [*((key, [value]) for key, value in tree.items()), *given.items()]:
         if key not in keys(declared):
@@ -257,7 +196,8 @@ def _typed(declared: type[Verb], tree: Mapping[str, Any], given: Grid) -> tuple[
                 faults.append(f"{key}={_shown(values[0])}: must be {wording(declared, key)}")
     typed = OmegaConf.to_object(settings)
     assert isinstance(typed, declared)
-    return typed, faults
+    refuse([*faults, *report_problems(typed)])
+    return typed
 
 
 def expand(grids: list[Grid], template: Callable[[dict[str, str]], Template]) -> list[Settings]:

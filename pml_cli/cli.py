@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,26 +63,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings, in Hydra's grammar.", autocompletion=complete_override),
 ]
-Arguments = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="PATH|KEY=VALUE", help="Folders of runs (default: outputs) and settings.", autocompletion=complete_fit
-    ),
-]
-LastingArguments = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="PATH|KEY=VALUE", help="Folders of runs (default: outputs) and settings.", autocompletion=complete_lasting
-    ),
-]
-Folders = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="PATH|KEY=VALUE",
-        help="Folders of runs (default: outputs) and settings.",
-        autocompletion=complete_transition,
-    ),
-]
+FOLDERS_HELP = {"metavar": "PATH|KEY=VALUE", "help": "Folders of runs (default: outputs) and settings."}
+FitArguments = Annotated[list[str] | None, typer.Argument(autocompletion=complete_fit, **FOLDERS_HELP)]
+LastingArguments = Annotated[list[str] | None, typer.Argument(autocompletion=complete_lasting, **FOLDERS_HELP)]
+TransitionArguments = Annotated[list[str] | None, typer.Argument(autocompletion=complete_transition, **FOLDERS_HELP)]
 ConfigDir = Annotated[
     Path | None, typer.Option("--config-dir", metavar="DIR", help="Your own options, laid out like conf/; they come first.")
 ]
@@ -235,24 +219,14 @@ SETTINGS
 """,
 )
 def fit(
-    overrides: Arguments = None,
+    overrides: FitArguments = None,
     *,
     by: Annotated[str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")] = "",
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    from .compose import describe, load_fit
-
-    words = overrides or []
-    settings = load_fit([word for word in words if "=" in word], config_dir)
-    if print_config:
-        typer.echo(describe(settings), nl=False)
-        return
-    from rich.console import Console
-
-    verb = importlib.import_module(".fit", __package__)
-    paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
-    raise typer.Exit(verb.run(paths, settings, Console(markup=False), [word for word in by.split(",") if word]))
+    by_words = [word for word in by.split(",") if word]
+    _report("fit", overrides, config_dir, print_config=print_config, by=by_words)
 
 
 @app.command(
@@ -277,19 +251,10 @@ SETTINGS
   figures=true    draw figures
 """,
 )
-def transition(overrides: Folders = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
-    from .compose import describe, load_transition
-
-    words = overrides or []
-    settings = load_transition([word for word in words if "=" in word], config_dir)
-    if print_config:
-        typer.echo(describe(settings), nl=False)
-        return
-    from rich.console import Console
-
-    verb = importlib.import_module(".transition", __package__)
-    paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
-    raise typer.Exit(verb.run(paths, settings, Console(markup=False)))
+def transition(
+    overrides: TransitionArguments = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False
+) -> None:
+    _report("transition", overrides, config_dir, print_config=print_config)
 
 
 @app.command(
@@ -315,7 +280,7 @@ SETTINGS
 """,
 )
 def predict(
-    overrides: Arguments = None,
+    overrides: FitArguments = None,
     *,
     target: Annotated[
         str, typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS.")
@@ -324,18 +289,7 @@ def predict(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    from .compose import describe, load_predict
-
-    words = overrides or []
-    asked = load_predict([word for word in words if "=" in word], config_dir)
-    if print_config:
-        typer.echo(describe(asked), nl=False)
-        return
-    from rich.console import Console
-
-    verb = importlib.import_module(".predict", __package__)
-    paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
-    raise typer.Exit(verb.run(paths, asked, target, Console(markup=False), as_json=as_json))
+    _report("predict", overrides, config_dir, print_config=print_config, target=target, as_json=as_json)
 
 
 @app.command(
@@ -370,18 +324,7 @@ def lasting(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    from .compose import describe, load_lasting
-
-    words = overrides or []
-    settings = load_lasting([word for word in words if "=" in word], config_dir)
-    if print_config:
-        typer.echo(describe(settings), nl=False)
-        return
-    from rich.console import Console
-
-    verb = importlib.import_module(".lasting", __package__)
-    paths = [Path(word) for word in words if "=" not in word] or [Path("outputs")]
-    raise typer.Exit(verb.run(paths, settings, Console(markup=False), as_json=as_json))
+    _report("lasting", overrides, config_dir, print_config=print_config, as_json=as_json)
 
 
 @app.command(
@@ -448,6 +391,21 @@ def _run(
 
     module = importlib.import_module(f".{verb}", __package__)
     raise typer.Exit(module.run(request, Console(markup=False), **flags))
+
+
+def _report(verb: str, words: list[str] | None, config_dir: Path | None, *, print_config: bool, **options: Any) -> None:
+    """A verb that reads finished runs: what contains "=" is a setting, the rest are folders."""
+    from .compose import describe, load_report
+
+    settings = load_report(verb, [word for word in words or [] if "=" in word], config_dir)
+    if print_config:
+        typer.echo(describe(settings), nl=False)
+        return
+    from rich.console import Console
+
+    module = importlib.import_module(f".{verb}", __package__)
+    paths = [Path(word) for word in words or [] if "=" not in word] or [Path("outputs")]
+    raise typer.Exit(module.run(paths, settings, Console(markup=False), **options))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -7,12 +7,12 @@ silently and is nearly always a slip is refused here: a key given twice (bash ma
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra import version
 from hydra._internal.hydra import Hydra  # what hydra.initialize_config_dir does, plus a user's folder in front
@@ -26,28 +26,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import grids
-from .cells import (
-    MAX_CELLS,
-    Grid,
-    Settings,
-    Template,
-    expand,
-    refuse,
-    typed_fit,
-    typed_lasting,
-    typed_predict,
-    typed_transition,
-)
-from .config import Fit, Lasting, Predict, Request, Run, Transition, launch_problems
+from .cells import MAX_CELLS, Grid, Settings, Template, expand, refuse, typed_report
+from .checks import launch_problems
+from .config import Fit, Lasting, Predict, Report, Request, Run, Transition
 from .errors import UserError, did_you_mean
 from .grids import YAMLError, one_line
 from .identity import Frozen
 from .options import GROUPS, options, shipped
 
 MEMFT_LOSSES = ["sft", "memft_ot", "memft_sw", "memft_margin"]
-Asked = TypeVar("Asked", Fit, Predict, Lasting, Transition)
-
-REPORTS = ("fit", "predict", "lasting", "transition")  # verbs that train nothing
+# verbs that train nothing
+REPORTS: dict[str, type[Report]] = {"fit": Fit, "predict": Predict, "lasting": Lasting, "transition": Transition}
 RUN_FIELDS = [f.name for f in dataclasses.fields(Run)]
 
 
@@ -79,38 +68,16 @@ def load(verb: str, overrides: list[str], file: Path | None = None, config_dir: 
     return _request(cells, swept)
 
 
-def load_fit(overrides: list[str], config_dir: Path | None = None) -> Fit:
-    """The settings of `pml fit`.
+def load_report(verb: str, overrides: list[str], config_dir: Path | None = None) -> Report:
+    """The settings of a verb that trains nothing (of REPORTS): no groups, one value a key.
 
     Raises:
         UserError: an unknown key, several values for one, or a value of another type.
     """
-    return _settings("fit", typed_fit, overrides, config_dir)
-
-
-def load_predict(overrides: list[str], config_dir: Path | None = None) -> Predict:
-    """The settings of `pml predict`; raises as `load_fit`."""
-    return _settings("predict", typed_predict, overrides, config_dir)
-
-
-def load_lasting(overrides: list[str], config_dir: Path | None = None) -> Lasting:
-    """The settings of `pml lasting`; raises as `load_fit`."""
-    return _settings("lasting", typed_lasting, overrides, config_dir)
-
-
-def load_transition(overrides: list[str], config_dir: Path | None = None) -> Transition:
-    """The settings of `pml transition`; raises as `load_fit`."""
-    return _settings("transition", typed_transition, overrides, config_dir)
-
-
-def _settings(
-    verb: str, typed: Callable[[Mapping[str, Any], Grid], Asked], overrides: list[str], config_dir: Path | None
-) -> Asked:
-    """The settings of a verb that trains nothing: no groups, one value a key."""
     _check_folder(config_dir)
     given = parse(overrides, config_dir, groups=())
     with _hydra(config_dir):
-        return typed(_compose(verb, []), given)
+        return typed_report(REPORTS[verb], _compose(verb, []), given)
 
 
 def to_yaml(run: Run) -> str:
@@ -124,9 +91,9 @@ def _field_yaml(name: str, field: Frozen) -> str:
     return OmegaConf.to_yaml(OmegaConf.create({name: value}))
 
 
-def describe(asked: Request | Fit | Predict | Lasting | Transition) -> str:
+def describe(asked: Request | Report) -> str:
     """What `--print-config` shows: the settings; of many runs the first, the folder and launch, and how many there are."""
-    if isinstance(asked, Fit | Predict | Lasting | Transition):
+    if isinstance(asked, Report):
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(asked)))
     around = {"out": str(asked.out), "launch": dataclasses.asdict(asked.launch)}
     many = f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n" if asked.swept else ""

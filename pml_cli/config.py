@@ -1,4 +1,4 @@
-"""What one run is: typed settings and their checks.
+"""What one run is: typed settings (`checks.py`: what they must be like).
 
 Each setting is declared once, here: name, type, default, meaning. YAML files and the command line only override
 (`compose.py`). A loaded config is never assigned to.
@@ -6,12 +6,11 @@ Each setting is declared once, here: name, type, default, meaning. YAML files an
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 FORMAT = 1  # of run folders and of ids; a folder of another format is refused
 
@@ -321,6 +320,8 @@ class Transition:
     text: int | None = None  # data.seed of the text that the stubborn grid shows; null: the lowest
 
 
+Report: TypeAlias = Fit | Predict | Lasting | Transition
+
 DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
 LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss, MemftSwLoss, MemftMarginLoss)}
@@ -329,99 +330,3 @@ NAMED_LOSSES: dict[str, Loss] = {  # options of conf/loss that are another loss 
     "memft_sw_axolotl": MemftSwLoss(kappa=1.0, tau=64.0, window=64, floor=0.0),
 }
 LAUNCHES = {c.kind: c for c in (InlineLaunch, LocalLaunch, SlurmLaunch)}
-
-
-def problems(run: Run) -> list[str]:
-    """Every fault of one run that shows without loading anything, one line each: option, value, what is allowed."""
-    checks: list[tuple[str, Any, bool, str]] = [
-        ("rank", run.rank, run.rank >= 1, "at least 1"),
-        ("seqlen", run.seqlen, run.seqlen >= 1, "at least 1"),
-        ("seed", run.seed, 0 <= run.seed < 2**62, "from 0 to 2^62"),
-        ("model.name", run.model.name, bool(NAME.fullmatch(run.model.name)), "letters, digits, '.', '_' and '-'"),
-        ("model.path", run.model.path, bool(run.model.path), "tiny, a hub id or a folder"),
-        ("model.dtype", run.model.dtype, run.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
-        ("model.weights", run.model.weights, run.model.weights in ("pretrained", "random"), "pretrained or random"),
-        (
-            "model.stream",
-            run.model.stream,
-            not (run.model.stream and run.model.weights == "random"),
-            "null or false with random weights, which lie in no file",
-        ),
-        ("model.layer", run.model.layer, run.model.layer is None or run.model.layer >= 0, "null or at least 0"),
-        ("data.seed", run.data.seed, 0 <= run.data.seed < 2**62, "from 0 to 2^62"),
-        ("adapter.dropout", run.adapter.dropout, 0 <= run.adapter.dropout < 1, "at least 0 and below 1"),
-        ("train.steps", run.train.steps, run.train.steps >= 1, "at least 1"),
-        ("train.epochs", run.train.epochs, run.train.epochs is None or run.train.epochs >= 1, "null or at least 1"),
-        ("train.batch", run.train.batch, run.train.batch >= 0, "at least 0 (0: all samples)"),
-        ("train.curriculum", run.train.curriculum, _rising(run.train.curriculum), "rising epochs, each at least 1"),
-        ("train.lr", run.train.lr, 0 < run.train.lr < math.inf, "above 0"),
-        ("train.schedule", run.train.schedule, run.train.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-        ("train.weight_decay", run.train.weight_decay, run.train.weight_decay >= 0, "at least 0"),
-        ("train.clip", run.train.clip, run.train.clip >= 0, "at least 0 (0: off)"),
-        ("train.log_every", run.train.log_every, run.train.log_every >= 0, "at least 0 (0: twenty a run)"),
-        ("train.stop", run.train.stop, run.train.stop in ("none", "recalled"), "none or recalled"),
-    ]
-    if run.train.epochs is not None and run.train.curriculum:
-        late = run.train.curriculum[-1] < run.train.epochs
-        checks.append(("train.curriculum", run.train.curriculum, late, f"below train.epochs ({run.train.epochs})"))
-    data, adapter, loss = run.data, run.adapter, run.loss
-    if isinstance(data, MixedData):
-        checks.append(("data.random_share", data.random_share, 0 <= data.random_share <= 1, "from 0 to 1"))
-    if isinstance(data, PhonebookData):
-        checks.append(("data.digits", data.digits, 1 <= data.digits <= 18, "from 1 to 18"))
-    if isinstance(data, RuleData):
-        checks.append(("data.maximum", data.maximum, 1 <= data.maximum <= 2000, "from 1 to 2000"))
-        checks.append(("data.test_samples", data.test_samples, data.test_samples >= 0, "at least 0"))
-    if isinstance(data, JsonlData | HfData):
-        checks.append(("data.path", data.path, bool(data.path), f"given with data={data.source}"))
-    if isinstance(adapter, LinearAdapter):
-        checks.append(("adapter.targets", adapter.targets, bool(adapter.targets), "at least one module name"))
-        checks.append(("adapter.alpha", adapter.alpha, adapter.alpha > 0, "above 0"))
-    if isinstance(loss, MemftOtLoss | MemftSwLoss):
-        checks.append(("loss.threshold", loss.threshold, 0 < loss.threshold < math.inf, "above 0 (nats)"))
-    if isinstance(loss, MemftSwLoss):
-        checks.append(("loss.kappa", loss.kappa, 0 < loss.kappa < math.inf, "above 0 (per nat)"))
-        checks.append(("loss.tau", loss.tau, 0 < loss.tau < math.inf, "above 0 (tokens)"))
-        checks.append(("loss.window", loss.window, loss.window >= 1, "at least 1 (tokens)"))
-        checks.append(("loss.floor", loss.floor, 0 <= loss.floor <= 1, "from 0 to 1"))
-        checks.append(("loss.patience", loss.patience, loss.patience >= 1, "at least 1 (steps)"))
-    if isinstance(loss, MemftMarginLoss):
-        least = "above 0 (logits), or 0 with loss.growth=1"
-        checks.append(
-            ("loss.margin", loss.margin, 0 < loss.margin + (loss.growth == 1) < math.inf and loss.margin >= 0, least)
-        )
-        checks.append(("loss.growth", loss.growth, 1 <= loss.growth < math.inf, "at least 1 (1: the aim stays)"))
-        checks.append(("loss.switch", loss.switch, 0 <= loss.switch <= 1, "from 0 to 1"))
-    if isinstance(loss, MemftOtLoss):
-        checks.append(("loss.when_done", loss.when_done, loss.when_done in ("mean", "zero"), "mean or zero"))
-    found = [f"{name}={value}: must be {allowed}" for name, value, good, allowed in checks if not good]
-    path = getattr(data, "path", None)
-    if path and isinstance(data, TextData | JsonlData) and not Path(path).is_file():
-        found.append(f"data.path={path}: no such file")
-    return found
-
-
-def _rising(epochs: list[int]) -> bool:
-    return all(epoch >= 1 for epoch in epochs) and all(a < b for a, b in itertools.pairwise(epochs))
-
-
-def launch_problems(launch: Launch) -> list[str]:
-    """Every fault of the launch settings, one line each."""
-    checks: list[tuple[str, Any, bool, str]] = [
-        ("pack_tokens", launch.pack_tokens, launch.pack_tokens >= 0, "at least 0"),
-        ("device_gb", launch.device_gb, 0 <= launch.device_gb < math.inf, "at least 0 and finite"),
-        ("checkpoint_minutes", launch.checkpoint_minutes, launch.checkpoint_minutes >= 0, "at least 0"),
-        ("stale_seconds", launch.stale_seconds, launch.stale_seconds >= 5, "at least 5"),
-    ]
-    if isinstance(launch, LocalLaunch):
-        checks.append(("devices", launch.devices, launch.devices >= 0, "at least 0"))
-        checks.append(("threads", launch.threads, launch.threads >= 0, "at least 0"))
-    if isinstance(launch, SlurmLaunch):
-        for name in ("devices", "time", "cpus", "signal_seconds"):
-            checks.append((name, getattr(launch, name), getattr(launch, name) >= 1, "at least 1"))
-        checks.append(("parallel", launch.parallel, launch.parallel >= 0, "at least 0"))
-        checks.append(("gpus", launch.gpus, launch.gpus >= 0, "at least 0"))
-        checks.append(("mem_gb", launch.mem_gb, launch.mem_gb is None or 0 < launch.mem_gb < math.inf, "above 0 and finite"))
-        early = launch.signal_seconds < 60 * launch.time
-        checks.append(("signal_seconds", launch.signal_seconds, early, f"below the time limit ({launch.time} min)"))
-    return [f"launch.{name}={value}: must be {allowed}" for name, value, good, allowed in checks if not good]

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
-from .config import LOSSES, NAMED_LOSSES, Loss, MemftMarginLoss, MemftOtLoss, Run, problems
+from .checks import problems
+from .config import LOSSES, NAMED_LOSSES, Loss, MemftMarginLoss, MemftOtLoss, Run
 from .errors import UserError, did_you_mean
 from .losses import TokenScores, logit_nll
 from .weighting import EPS, State, Tokens, Weighted, fresh_state, weigh

@@ -33,6 +33,7 @@ from .work import Order, Queue, work
 FOREVER_MINUTES = 60 * 24 * 365
 FRUITLESS = 2  # launches in a row after which nothing more was done than before
 LOOK_SECONDS = 1.0
+REST_SECONDS = 15.0  # at most between two looks: a queue that does not answer takes long to say so
 QUEUE_SECONDS = 5.0  # between two questions to Slurm
 SETTLE_SECONDS = 20.0  # between two launches; until then the queue may not know of the last one
 
@@ -247,7 +248,8 @@ class Launcher:
                     before = done
                     self.start(self._free(seen, left()))
                     started, asked = time.monotonic(), 0.0
-                time.sleep(max(LOOK_SECONDS, 10 * (time.monotonic() - looked)))  # slow disk, many cells: look less often
+                took = time.monotonic() - looked  # slow disk, many cells: look less often
+                time.sleep(min(max(LOOK_SECONDS, 10 * took), REST_SECONDS))
 
     def _short_of_workers(self, seen: Snapshot, jobs: list[slurm.Job], left: Callable[[], list[Pack]]) -> bool:
         there = len(self._living_slots()) if isinstance(self.launch, LocalLaunch) else len(jobs)

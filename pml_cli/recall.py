@@ -21,6 +21,7 @@ from .adapters import AdapterBank
 from .base import FrozenBase
 from .sequences import Sample
 
+DECODED_ROWS = (256, 64, 16, 4, 1)  # at once: fewer where memory does not suffice
 HALF = math.log(2)  # nll of p = 0.5: below it greedy decoding must pick the token
 
 
@@ -88,7 +89,7 @@ def decode(
     bank: AdapterBank,
     cells: Sequence[Sequence[Sample]],
     scores: Sequence[Scores] | None = None,
-    rows: int = 256,
+    rows: int = DECODED_ROWS[0],
 ) -> list[list[list[int]]]:
     """Greedy free-running decoding of every sample of every cell, with a KV cache, batched over the whole bank.
 
@@ -129,12 +130,30 @@ def _decode_group(
     ids = torch.tensor([[*s.prompt, *s.target[:proven]] for s in samples], device=base.device)
     cache, steps = DynamicCache(), []
     for _ in range(proven, longest):
-        hidden = base.full(ids, part, use_cache=True, past_key_values=cache).last_hidden_state[:, -1]
+        hidden = base.full(ids, part, cache).last_hidden_state[:, -1]
         ids = base.logits(hidden).argmax(-1, keepdim=True)
         steps.append(ids)
     decoded = torch.cat(steps, 1).tolist()
     for (k, s, _), sample, tokens in zip(group, samples, decoded, strict=True):
         out[k][s] = [*sample.target[:proven], *tokens][: len(sample.target)]
+
+
+def decode_within_memory(
+    base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]], scores: Sequence[Scores] | None = None
+) -> list[list[list[int]]]:
+    """`decode`, of fewer rows at once where memory does not suffice."""
+    for rows in DECODED_ROWS[:-1]:
+        try:
+            return decode(base, bank, cells, scores, rows)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+    return decode(base, bank, cells, scores, DECODED_ROWS[-1])
+
+
+def out_of_memory(error: Exception) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
 def free_running(cell: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -79,22 +80,26 @@ def run(
         raise
     try:
         order = Order.write(request.out, packs, cut)
-        forgotten = [(folder.error, folder.error.read_bytes()) for folder in failed] if retry else []
-        for path, _ in forgotten:
-            path.unlink()
-        sweep = _Sweep(request, order, cells, packs, console, fail_fast=fail_fast)
-        if isinstance(request.launch, InlineLaunch):
-            return sweep.here(request.launch, wait is not False)
-        assert isinstance(request.launch, LocalLaunch | SlurmLaunch)
-        try:
-            return sweep.elsewhere(request.launch, isinstance(request.launch, LocalLaunch) if wait is None else wait)
-        except UserError:  # the cluster refuses: the reasons of earlier failures are kept
-            for path, content in forgotten:
-                path.write_bytes(content)
-            raise
+        with _forgotten(failed if retry else []):
+            return _Sweep(request, order, cells, packs, console, fail_fast=fail_fast).run(wait)
     except OSError as error:
         where = error.filename or request.out
         raise UserError(f"{where}: {error.strerror or error}; what was finished is kept") from error
+
+
+@contextmanager
+def _forgotten(failed: Sequence[RunFolder]) -> Iterator[None]:
+    """Earlier failures are forgotten; those of cells that were not tried again, as the cluster refuses, come back."""
+    reasons = [(folder, folder.error.read_bytes()) for folder in failed]
+    for folder, _ in reasons:
+        folder.error.unlink()
+    try:
+        yield
+    except UserError:
+        for folder, content in reasons:
+            if not folder.has_ended(fresh=True):
+                folder.error.write_bytes(content)
+        raise
 
 
 class _Sweep:
@@ -114,6 +119,14 @@ class _Sweep:
         self.console, self.fail_fast, self.out = console, fail_fast, request.out
         left = self._left()
         self.display = SweepDisplay(console, sum(len(pack.cells) for pack in left), sum(pack.tokens for pack in left))
+
+    def run(self, wait: bool | None) -> int:
+        """Here, or by workers; returns the exit code."""
+        launch = self.request.launch
+        if isinstance(launch, InlineLaunch):
+            return self.here(launch, wait is not False)
+        assert isinstance(launch, LocalLaunch | SlurmLaunch)
+        return self.elsewhere(launch, isinstance(launch, LocalLaunch) if wait is None else wait)
 
     def here(self, launch: InlineLaunch, wait: bool) -> int:
         """Train in this process; wait for cells that others have claimed, and take over what the dead leave."""

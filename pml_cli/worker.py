@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import math
-import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from .adapters import AdapterBank, stack
 from .base import FrozenBase
-from .batches import SampleOrder
 from .checkpoints import Checkpoints
 from .claims import Member
 from .compose import to_yaml
-from .config import Data, MixedData
-from .control import control_gains
 from .engine import Cell, Observer, State, Trainer
 from .errors import UserError
-from .identity import loss_label, setting
 from .loading import check_weights, load_base
-from .plan import Pack, Planned, source_of, sparing, tokens_hash
+from .plan import Pack, Planned, sparing, tokens_hash
 from .rates import Rates
-from .recall import Scores, decode, free_running, summarise
+from .recall import out_of_memory
 from .records import RunFolder
-from .sequences import Sample
+from .results import controls, environment, recalled, result_of
 from .stop import Signals, Stopped
 
 CHECKPOINT_SECONDS = 180.0
-DECODED_ROWS = (256, 64, 16, 4, 1)
 Report = Callable[[Planned, str | None], None]  # told of every ended cell: its plan, and why it failed (None: it did not)
 
 
@@ -119,7 +109,7 @@ class Worker:
         except Exception as error:
             self._check_device(error)
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            fault = reason, traceback.format_exc(), _out_of_memory(error)
+            fault = reason, traceback.format_exc(), out_of_memory(error)
         if fault is None:
             return
         gc.collect()  # what the failed attempt held
@@ -173,7 +163,7 @@ class Worker:
 
         def leave(ended: list[Cell]) -> None:
             self.signals.training = False
-            extras = [a | b for a, b in zip(_recalled(base, ended), _controls(base, ended), strict=True)]
+            extras = [a | b for a, b in zip(recalled(base, ended), controls(base, ended), strict=True)]
             seconds = (time.perf_counter() - began) / len(pack)
             for cell, extra in zip(ended, extras, strict=True):
                 planned = plans[id(cell)]
@@ -233,16 +223,9 @@ class Worker:
         folder.finish(result_of(planned, cell, base) | extra)
 
     def _environment(self, base: FrozenBase) -> dict[str, Any]:
+        """Of the loaded base: its hash takes a pass over the weights."""
         if self._env is None:
-            names = ("pml-cli", "torch", "transformers", "peft", "numpy", "pandas", "hydra-core")
-            self._env = {
-                "versions": {name: _version(name) for name in names} | {"python": platform.python_version()},
-                "platform": platform.platform(),
-                "device": str(base.device),
-                "dtype": str(base.dtype).removeprefix("torch."),
-                "commit": _commit(),
-                "base_weights": base.weights_hash(),
-            }
+            self._env = environment(base)
         return self._env
 
 
@@ -254,11 +237,6 @@ class _Attempt:
     cells: list[Planned]  # of the pack; fewer only with a state
     state: State | None = None
     seconds: float = 0.0  # spent on the pack before
-
-
-def _out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
 def check_places(packs: Sequence[Pack]) -> None:
@@ -283,136 +261,6 @@ def check_places(packs: Sequence[Pack]) -> None:
         raise UserError("\n".join(faults))
 
 
-def result_of(planned: Planned, cell: Cell, base: FrozenBase) -> dict[str, Any]:
-    """The numbers of one finished run: the body of result.json. Losses in nats per target token, base model first."""
-    assert cell.initial is not None
-    assert cell.final is not None
-    assert cell.adapter is not None
-    run, summary = cell.run, summarise(cell.final)
-    base_loss, tokens = float(cell.initial.nll.mean()), len(cell.final.nll)
-    delta, nats = base_loss - summary["final_loss"], source_of(run).nats
-    return {
-        "model": run.model.name,
-        "data": data_label(run.data),
-        "data_seed": run.data.seed,
-        "adapter": run.adapter.kind,
-        "loss": loss_label(run.loss),
-        "setting": setting(run),
-        "layer": base.first_layer(cell.adapter),
-        "lr": run.train.lr,
-        "steps": planned.steps,
-        "rank": run.rank,
-        "seqlen": run.seqlen,
-        "target_tokens": tokens,
-        "samples": len(planned.samples),
-        "trainable_parameters": cell.adapter.count(0),
-        "seed": run.seed,
-        "base_loss": base_loss,
-        **summary,
-        "delta_loss": delta,
-        "bits_gained": tokens * delta / math.log(2),
-        "source_nats": nats,
-        "bits_memorised": None if nats is None else tokens * (nats - summary["final_loss"]) / math.log(2),
-        "steps_to_recall": _steps_to_recall(cell),
-        "gradient_above": float(pd.concat(cell.curve)["gradient_above"].mean()),
-        "tokens_seen": _tokens_seen(planned, cell.steps_run),
-        "steps_run": cell.steps_run,
-        "stopped_early": cell.steps_run < planned.steps,
-    }
-
-
-def _steps_to_recall(cell: Cell) -> int | None:
-    """The first logged step with every target token predicted right; None: there was none."""
-    return next((int(table["step"].iloc[0]) for table in _by_step(cell) if table["correct"].all()), None)
-
-
-def _by_step(cell: Cell) -> list[pd.DataFrame]:
-    return [table for _, table in pd.concat(cell.logged).groupby("step")]
-
-
-def _tokens_seen(planned: Planned, steps: int) -> int:
-    """Target tokens that the training has scored, each as often as it was."""
-    train, lengths = planned.run.train, [len(sample.target) for sample in planned.samples]
-    order = SampleOrder(len(lengths), train.batch, planned.run.seed, train.curriculum)
-    if order.whole:
-        return steps * sum(lengths)
-    return sum(lengths[i] for _ in range(steps) for i in order.next())
-
-
-def data_label(data: Data) -> str:
-    """What was remembered, in a word: the source, and what tells two of its kind apart."""
-    if isinstance(data, MixedData):
-        return f"mixed:{data.random_share:g}"
-    path = getattr(data, "path", None)
-    return f"{data.source}:{Path(path).stem}" if path else data.source
-
-
-def _recalled(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Free-running recall of each cell, and recall of unseen samples where its source has some; decoded as one batch."""
-    out: list[dict[str, Any]] = [
-        {"free_accuracy": None, "free_exact_match": None, "unseen_exact_match": None} for _ in cells
-    ]
-    chosen = [k for k, cell in enumerate(cells) if cell.failure is None and cell.run.train.decode]
-    if not chosen:
-        return out
-    bank = stack([adapter for k in chosen if (adapter := cells[k].adapter) is not None])
-    scores = [final for k in chosen if (final := cells[k].final) is not None]
-    decoded = _decode(base, bank, [cells[k].samples for k in chosen], scores)
-    unseen = [source_of(cells[k].run).test for k in chosen]
-    guessed = _decode(base, bank, unseen)
-    for i, k in enumerate(chosen):
-        out[k] |= free_running(cells[k].samples, decoded[i])
-        if unseen[i]:
-            out[k]["unseen_exact_match"] = free_running(unseen[i], guessed[i])["free_exact_match"]
-    return out
-
-
-def _controls(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """What each adapter gains on sequences of its source that it has not seen."""
-    trained = [(k, cell.adapter) for k, cell in enumerate(cells) if cell.failure is None and cell.adapter is not None]
-    out: list[dict[str, Any]] = [{"control_base_loss": None, "control_gain": None} for _ in cells]
-    if trained:
-        samples = [source_of(cells[k].run).unseen(cells[k].run.seqlen) for k, _ in trained]
-        found = control_gains(base, stack([adapter for _, adapter in trained]), samples)
-        for (k, _), gains in zip(trained, found, strict=True):
-            out[k] = gains
-    return out
-
-
-def _decode(
-    base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]], scores: Sequence[Scores] | None = None
-) -> list[list[list[int]]]:
-    """Free decoding, of fewer rows at once where memory does not suffice."""
-    for rows in DECODED_ROWS[:-1]:
-        try:
-            return decode(base, bank, cells, scores, rows)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-    return decode(base, bank, cells, scores, DECODED_ROWS[-1])
-
-
 def device_label(device: torch.device) -> str:
     """What speed is remembered by: the GPU's name, or the CPU's number of threads."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of pml's own checkout, where it runs from one."""
-    checkout = Path(__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    return asked.stdout.strip() or None

@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from pml_cli import grids, options
 from pml_cli.cells import MAX_CELLS
-from pml_cli.compose import describe, load, load_fit, to_yaml
+from pml_cli.compose import describe, load, load_report, to_yaml
 from pml_cli.config import (
     NAMED_LOSSES,
     Fit,
@@ -200,8 +200,8 @@ def test_describe_counts_the_cells():
 
 
 def test_fit_settings():
-    assert load_fit([]) == Fit()
-    assert load_fit(["saturated_below=0.5", "figures=false", "out='a b'"]) == Fit(0.5, "a b", False)
+    assert load_report("fit", []) == Fit()
+    assert load_report("fit", ["saturated_below=0.5", "figures=false", "out='a b'"]) == Fit(0.5, "a b", False)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_fit_settings():
 )
 def test_fit_refuses(override, expected):
     with pytest.raises(UserError, match=expected):
-        load_fit([override])
+        load_report("fit", [override])
 
 
 REFUSED = [

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pml_cli import devices, launch
-from pml_cli.config import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch, launch_problems
+from pml_cli.checks import launch_problems
+from pml_cli.config import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch
 from pml_cli.plan import Pack, check, make_packs
 from pml_cli.rates import Rates
 

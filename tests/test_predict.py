@@ -17,6 +17,7 @@ from pml_cli import capacity, cli, fit, law, predict
 from pml_cli.compare import compare
 from pml_cli.config import Fit, Predict
 from pml_cli.errors import UserError
+from pml_cli.fitted import NORMAL_DRAWS, load
 from pml_cli.observed import Cells
 from pml_cli.recall_law import fit_recall
 from pml_cli.records import RunFolder
@@ -54,7 +55,7 @@ def report(tmp_path_factory):
 
 
 def ask(root, target="verbatim", **asked):
-    (law_,) = predict.load(root)
+    (law_,) = load(root)
     return predict.answer(law_, Predict(**asked), predict.parse_target(target))["rows"]
 
 
@@ -126,7 +127,7 @@ def test_what_is_predicted_is_the_law_that_made_the_cells(report):
 
 def test_the_inverse_gives_the_question_back(report):
     """The least rank for a loss reaches it, the rank below does not; likewise the longest text, and bits."""
-    (law_,) = predict.load(report)
+    (law_,) = load(report)
 
     def loss(rank, length):
         return 7.6 - law_.gain(rank, length, 7.6)[0]
@@ -154,9 +155,9 @@ def test_beyond_the_cells_it_says_so_and_what_nothing_reaches_is_none(report):
     shown = io.StringIO()
     everything = (("loss=7.599", {"rank": [1e6]}), ("bits=1e9", {"seqlen": [100.0]}))
     for target, asked in everything:
-        predict.run([report], Predict(**asked), target, Console(file=shown, width=80))
+        predict.run([report], Predict(**asked), Console(file=shown, width=80), target)
     assert "any  any to any" in shown.getvalue() and "none  none to none" in shown.getvalue()
-    (law_,) = predict.load(report)
+    (law_,) = load(report)
     theta = np.tile([0.1, 0.5, 0.5, 0, 0, 0, 7.0, -3.0], (3, 1))
     low = dataclasses.replace(law_, form=Form("exp", level=True), theta=theta)
     assert (low.gain(1.0, 200.0, 2.0) == 0).all()
@@ -198,17 +199,17 @@ def test_a_report_that_is_no_report(tmp_path):
     for text, words in (("{", "not a law.json"), ('{"format": 1, "groups": []}', "format 1"), ("[]", "not a law.json")):
         (tmp_path / "law.json").write_text(text)
         with pytest.raises(UserError, match=words):
-            predict.load(tmp_path)
+            load(tmp_path)
     write(tmp_path, *grid(ranks=(4,)))
     fit.run([tmp_path], Fit(draws=0, figures=False, out=str(tmp_path)), Console(file=io.StringIO()))
     with pytest.raises(UserError, match="no law was identified: only 1 distinct unsaturated rank"):
-        predict.load(tmp_path)
+        load(tmp_path)
 
 
 def test_without_bootstrap_the_band_comes_from_the_covariance(report, tmp_path):
     fit.run([report], Fit(draws=0, figures=False, out=str(tmp_path)), Console(file=io.StringIO()))
-    (with_draws,), (without,) = predict.load(report), predict.load(tmp_path)
-    assert len(without.theta) == 1 + predict.NORMAL_DRAWS
+    (with_draws,), (without,) = load(report), load(tmp_path)
+    assert len(without.theta) == 1 + NORMAL_DRAWS
     spans = [predict._span(one.gain(4.0, 100.0, 7.6)) for one in (with_draws, without)]
     assert spans[0].value == spans[1].value
     widths = [span.high - span.low for span in spans]
@@ -217,7 +218,7 @@ def test_without_bootstrap_the_band_comes_from_the_covariance(report, tmp_path):
 
 def test_the_band_holds_new_cells_as_often_as_it_says(report):
     """Cells of another seed, unsaturated ones: 95 % of them, give or take."""
-    (law_,) = predict.load(report)
+    (law_,) = load(report)
     new = cells_of(texts=3, seed=77)
     spans = [predict._span(law_.gain(r, n, 7.6)) for r, n in zip(new.rank, new.length, strict=True)]
     inside = np.array([s.low <= d <= s.high for s, d in zip(spans, new.delta, strict=True)])
@@ -236,7 +237,7 @@ def test_a_damaged_report_is_one_line(report, tmp_path):
         )
         (tmp_path / "law.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match="damaged"):
-            predict.load(tmp_path)
+            load(tmp_path)
 
     damaged(lambda c, g, e: c.pop("draws"))
     damaged(lambda c, g, e: c.pop("x"))
@@ -250,7 +251,7 @@ def test_a_damaged_report_is_one_line(report, tmp_path):
 
 def test_a_target_has_no_place_where_rank_and_length_are_given(report):
     with pytest.raises(UserError, match="--target loss=1: with rank and seqlen both given"):
-        predict.run([report], Predict(rank=[4.0], seqlen=[64.0]), "loss=1", Console(file=io.StringIO()))
+        predict.run([report], Predict(rank=[4.0], seqlen=[64.0]), Console(file=io.StringIO()), "loss=1")
 
 
 # -- comparison
@@ -304,7 +305,7 @@ def test_x_as_parameters_changes_only_the_scale(tmp_path):
         content = json.loads((tmp_path / x / "law.json").read_text("utf-8"))
         found[x] = content["groups"][0]["fit"]
         assert content["x"] == x
-        assert predict.load(tmp_path / x)[0].ranks == ((2, 32) if x == "rank" else (512, 8192))
+        assert load(tmp_path / x)[0].ranks == ((2, 32) if x == "rank" else (512, 8192))
     RunFolder(tmp_path, "odd").finish(result(2, 300, trainable_parameters=None))
     said = io.StringIO()
     assert (

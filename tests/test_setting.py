@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from pml_cli.checks import problems
 from pml_cli.config import (
     TINY,
     JsonlData,
@@ -18,7 +19,6 @@ from pml_cli.config import (
     SftLoss,
     TextData,
     Train,
-    problems,
 )
 from pml_cli.errors import UserError
 from pml_cli.identity import loss_label, run_id, setting

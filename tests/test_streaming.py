@@ -11,7 +11,8 @@ from conftest import FAMILIES
 from test_base import adapter_of, ids_of, loud_bank, own_logits
 
 from pml_cli import price
-from pml_cli.config import Model, RandomData, Run, Train, problems
+from pml_cli.checks import problems
+from pml_cli.config import Model, RandomData, Run, Train
 from pml_cli.engine import Cell, Trainer
 from pml_cli.errors import UserError
 from pml_cli.identity import run_id

@@ -62,6 +62,10 @@ class Slurm:
         """The state of each task of a job (of every job) that waits or runs; empty when all have ended."""
         return [line for chosen, line in self._queue() if not job or chosen == job]
 
+    def tasks(self, node: str) -> list[str]:
+        """The array tasks that run on a node, as JOB_INDEX."""
+        return self.run("squeue", "--noheader", "--array", f"--nodelist={node}", "--format=%F_%K").split()
+
     def _queue(self) -> list[tuple[str, str]]:
         lines = self.run("squeue", "--noheader", "--array", "--format=%F %T").splitlines()
         return [(job, state) for job, state in map(str.split, lines)]

@@ -67,7 +67,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n1 NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$((PORT + 3)) CPUs=4 RealMemory=4000 Gres=gpu:2
 NodeName=n2 NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$((PORT + 4)) CPUs=4 RealMemory=4000 Gres=gpu:2
-PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
+PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
 PartitionName=high Nodes=n1,n2 PriorityTier=9 PreemptMode=OFF
 CONF
   if [ "${SIGNAL:-usr2}" = usr2 ]; then echo "SlurmctldParameters=preempt_send_user_signal"; fi

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -57,16 +59,56 @@ def until_training(cwd, workers=2, seconds=120):
     raise AssertionError(f"no {workers} workers in training: {status(cwd)}")
 
 
+@contextmanager
+def standing_still(workers):
+    """Workers stopped in the middle of a pack: on a fast machine too, work is left when the others come back."""
+    for one in workers:
+        os.kill(one["pid"], signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for one in workers:
+            os.kill(one["pid"], signal.SIGCONT)
+
+
+@contextmanager
+def slowed(out, enough):
+    """Workers in training run a tenth of the time alone, until `enough()`: a limit is hit on a fast machine too."""
+    ended = threading.Event()
+
+    def slow():
+        while not ended.is_set() and not enough():
+            held = [r["pid"] for r in workers(out) if r["state"] == "running" and r["doing"].get("step")]
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in held:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                ended.wait(0.9 if number == signal.SIGSTOP else 0.1)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def on(*sites):
     """The sites of a test: those named, or both kinds where that is asked for."""
     both = ["plain", "accounting"] if EVERYWHERE else []
     return pytest.mark.parametrize("site", list(dict.fromkeys([*both, *sites])), indirect=True)
 
 
+def workers(out):
+    """What each worker has last written of itself."""
+    records = (json.loads(path.read_text()) for path in (out / ".pml" / "workers").glob("*.json"))
+    return [record for record in records if record["kind"] == "slurm"]
+
+
 def restarts(out):
     """How often Slurm had started the job of each worker before."""
-    records = (json.loads(path.read_text()) for path in (out / ".pml" / "workers").glob("*.json"))
-    return sorted(record["slurm"]["restart"] for record in records if record["kind"] == "slurm")
+    return sorted(record["slurm"]["restart"] for record in workers(out))
 
 
 def journal(out):
@@ -134,8 +176,10 @@ def test_a_killed_worker(slurm, tmp_path, undisturbed):
 @on("accounting")
 def test_a_job_requeued_from_outside(slurm, tmp_path, undisturbed):
     running = sweep(tmp_path)
-    victim = until_training(tmp_path)[0]
-    slurm.run("scontrol", "requeue", victim["job"])
+    victim, *others = until_training(tmp_path)
+    with standing_still(others):
+        slurm.run("scontrol", "requeue", victim["job"])
+        slurm.wait(lambda: 1 in restarts(tmp_path / "runs"), 180)
     check(tmp_path / "runs", undisturbed, running)
     assert max(restarts(tmp_path / "runs")) == 1
 
@@ -143,10 +187,13 @@ def test_a_job_requeued_from_outside(slurm, tmp_path, undisturbed):
 @on("plain", "sigterm")
 def test_a_preemption(slurm, tmp_path, undisturbed):
     running = sweep(tmp_path)
-    until_training(tmp_path, workers=3)
-    slurm.submit("sleep 5", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null")
+    training = until_training(tmp_path, workers=3)  # of two nodes with two workers each
+    there = slurm.tasks("n1")
+    assert there
+    with standing_still([one for one in training if one["job"] not in there]):
+        slurm.submit("sleep 5", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null")
+        slurm.wait(lambda: 1 in restarts(tmp_path / "runs"), 180)
     check(tmp_path / "runs", undisturbed, running)
-    assert restarts(tmp_path / "runs").count(1) >= 1  # of the one or two that had been at work on n1
 
 
 @on("plain")
@@ -169,7 +216,8 @@ def test_a_time_limit_hit_three_times(slurm, tmp_path, undisturbed):
         [sys.executable, "-m", "pml_cli", *command], cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    check(tmp_path / "runs", undisturbed, running)
+    with slowed(tmp_path / "runs", lambda: max(restarts(tmp_path / "runs"), default=0) >= 3):
+        check(tmp_path / "runs", undisturbed, running)
     events = journal(tmp_path / "runs")
     assert max(restarts(tmp_path / "runs")) >= 3
     assert len({event["step"] for event in events if event["event"] == "start"}) > 1  # went on from the middle
