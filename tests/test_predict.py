@@ -189,7 +189,7 @@ def test_as_a_user_types_it(report, tmp_path, capsys):
         (("predict", "nowhere", "seqlen=9"), "no law.json here (no such folder)"),
         (("fit", str(report), "--by", "modle"), "--by modle: did you mean 'model'?"),
         (("fit", str(report), "--by", "model"), "no two groups differ in that alone; these cells are one group"),
-        (("fit", str(report), "x=size"), "x=size: allowed: parameters, rank"),
+        (("fit", str(report), "x=size"), "x=size: must be rank or parameters"),
     ):
         code, _, error = pml(*words)
         assert code == 2 and line in error and error.count("\n") == 1, (words, error)
