@@ -34,7 +34,7 @@ class Held:
     parameters: int
     length: int  # where it was the most
     bits: float  # a parameter, mean over texts and seeds
-    low: float  # 95 %, Student's t over them; nan for one run
+    low: float  # 95 %, Student's t over texts; nan for one
     high: float
     runs: int
     last: bool  # the longest length tried: more may fit
@@ -48,7 +48,7 @@ def held(cells: pd.DataFrame) -> list[Held]:
     """For each rank and count, the length at which an adapter held the most.
 
     Args:
-        cells: one row a run: rank, target_tokens, trainable_parameters, delta_loss (nats), bits_memorised (or nan).
+        cells: one row a run: rank, target_tokens, data_seed, trainable_parameters, delta_loss (nats), bits_memorised or nan.
     """
     good = cells[np.isfinite(cells["delta_loss"].astype(float)) & (cells["trainable_parameters"] > 0)]
     gained = good["target_tokens"] * good["delta_loss"] / math.log(2)
@@ -58,14 +58,13 @@ def held(cells: pd.DataFrame) -> list[Held]:
         table = good.assign(share=bits / good["trainable_parameters"]).dropna(subset=["share"])
         for rank in sorted(table["rank"].unique()):
             rows = table[table["rank"] == rank]
-            by_length = rows.groupby("target_tokens")["share"]
-            means = by_length.mean()
+            means = rows.groupby("target_tokens")["share"].mean()
             length = int(means.index.to_numpy(int)[int(np.argmax(means.to_numpy(float)))])
-            values = by_length.get_group(length).to_numpy(float)
-            mean, half = float(values.mean()), _half(values)
+            at = rows[rows["target_tokens"] == length]
+            mean, half = float(at["share"].mean()), _half(_of_texts(at, "share"))
             size = int(rows["trainable_parameters"].iloc[0])
             last = length == rows["target_tokens"].max()
-            found.append(Held(kind, int(rank), size, length, mean, mean - half, mean + half, len(values), bool(last)))
+            found.append(Held(kind, int(rank), size, length, mean, mean - half, mean + half, len(at), bool(last)))
     return found
 
 
@@ -93,9 +92,14 @@ def unseen(cells: pd.DataFrame) -> Unseen | None:
     if good.empty:
         return None
     gains = good["gain"].to_numpy(float)
-    half = _half(good.groupby("data_seed", dropna=False)["gain"].mean().to_numpy(float))
+    half = _half(_of_texts(good, "gain"))
     mean = float(gains.mean())
     return Unseen(mean, mean - half, mean + half, float(gains.min()), float(gains.max()), len(gains))
+
+
+def _of_texts(cells: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
+    """The mean of each text: seeds of one text are no new texts."""
+    return cells.groupby("data_seed", dropna=False)[column].mean().to_numpy(float)
 
 
 def _half(values: np.ndarray[Any, Any]) -> float:

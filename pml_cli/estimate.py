@@ -22,7 +22,23 @@ from scipy import stats
 from . import law
 from .law import BOUND_HIT, CONFIDENCE, NOT_IDENTIFIED, OK, Array, Mask
 from .observed import LN2, Cells
-from .saturation import ALPHA, BETA, FLOOR, HIGH, LEVEL, LOG_K, LOG_S, LOW, PARAMETERS, B, C, Form, log_gain, log_gain_slopes
+from .saturation import (
+    ALPHA,
+    BETA,
+    FLOOR,
+    HIGH,
+    LEVEL,
+    LOG_K,
+    LOG_S,
+    LOW,
+    PARAMETERS,
+    B,
+    C,
+    Form,
+    log_gain,
+    log_gain_slopes,
+    spread_share,
+)
 from .scoring import Design, derivatives, minimise, scores
 
 GRID = np.geomspace(0.05, 2.5, 8)  # exponents at the nodes
@@ -97,7 +113,8 @@ class SaturatingFit:
         squares = [_quadratic(slopes[0], matrix[np.ix_(places, places)]) for matrix in (self.covariance, self.clustered)]
         freedom = max(1, self.n - self.n_saturated - len(self.form.free)), max(1, self.clusters - 1)
         of_cell, of_law = (float(stats.t.ppf((1 + CONFIDENCE) / 2, f)) for f in freedom)
-        half = np.sqrt(of_cell**2 * np.exp(2 * self.theta[LOG_S]) + of_law**2 * np.maximum(*squares))
+        share = spread_share(self.theta[None], x, y, base_, self.form.link)[0]
+        half = np.sqrt((of_cell * np.exp(self.theta[LOG_S]) * share) ** 2 + of_law**2 * np.maximum(*squares))
         middle = np.exp(value[0])
         high = middle * (1 + half)
         return middle * np.maximum(0, 1 - half), high if self.form.link == "none" else np.minimum(high, base_)
@@ -138,6 +155,8 @@ def fit_saturating(cells: Cells, form: Form) -> SaturatingFit:
     design = design_of(cells, centre)
     theta, value = minimise(_starts(design, form), design, form)
     best = int(np.argmin(value))
+    if not math.isfinite(value[best]):
+        return _unidentified(cells, form, centre, "no values of its parameters give every cell a gain")
     found = theta[best]
     if form.link == "hill" and found[LOG_K] >= HIGH[LOG_K] - 1e-6:
         hard = fit_saturating(cells, replace(form, link="hard"))

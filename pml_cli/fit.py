@@ -30,7 +30,7 @@ from .choice import FORMS
 from .compare import Comparison, compare
 from .config import Fit
 from .errors import UserError, did_you_mean
-from .groups import KEY, TIED, differing, label, plain_key, plain_keys, short, slugs, split
+from .groups import KEY, TIED, differing, label, plain_key, plain_keys, shared, short, slugs, split
 from .observed import SIZES, Cells
 from .progress import DrawsDisplay
 from .recall_law import DRAWS, RecallFit, fit_recall
@@ -115,7 +115,7 @@ def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]
     """Places of groups that differ in the settings `by` and agree in all others; sets of two and more."""
     sets: dict[str, list[int]] = {}
     for place, key in enumerate(keys):
-        sets.setdefault(repr({k: v for k, v in key.items() if k not in by and not pd.isna(v)}), []).append(place)
+        sets.setdefault(repr(shared(key, by)), []).append(place)
     found = [places for places in sets.values() if len(places) > 1]
     if not found:
         differ = [k for k in (*KEY, *TIED) if len({str(key.get(k)) for key in keys}) > 1]
@@ -129,13 +129,18 @@ def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]
 
 
 def _compared(groups: list[GroupFit], by: tuple[str, ...], draws: int, console: Console) -> Comparison:
-    common = {k: v for k, v in groups[0].key.items() if k not in by and v is not None and v != ""}
+    common = shared(groups[0].key, by)
     names = [", ".join(f"{k} {short(group.key[k])}" for k in by if group.key.get(k) is not None) for group in groups]
     cells = dict(zip(names, (group.observed for group in groups), strict=True))
     forms = [form for form in FORMS if form.link != "none"]
     with DrawsDisplay(console) as display:
         return compare(
-            cells, forms, by, common=", ".join(f"{k} {short(v)}" for k, v in common.items()), progress=display.show
+            cells,
+            forms,
+            by,
+            common=", ".join(f"{k} {short(v)}" for k, v in common.items()),
+            draws=draws,
+            progress=display.show,
         )
 
 

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from .errors import UserError, did_you_mean
 from .estimate import NATURAL, turn
 from .law import CONFIDENCE, OK, Array
 from .law_files import FORMAT
 from .recall_law import NAMES, RecallFit
-from .saturation import LOG_S, PARAMETERS, Form, log_gain
-from .uncertainty import FEW_CLUSTERS
+from .saturation import LOG_S, PARAMETERS, Form, log_gain, spread_share
+from .uncertainty import widening
 
 NORMAL_DRAWS = 2000  # where a law has no bootstrap
 TAIL = (1 - CONFIDENCE) / 2
+
+
+@dataclass(frozen=True)
+class BaseLoss:
+    """Loss of the base model, nats per token: between measured lengths by log length, beyond them that of the nearest."""
+
+    mean: tuple[Array, Array]  # log lengths, and the mean over texts there
+    texts: list[tuple[Array, Array]]  # of each text alone
+
+    def drawn(self, log_length: Array) -> Array:
+        """The mean at the first of the lengths; of a text drawn at random at each of the others."""
+        found = np.interp(log_length, *self.mean)
+        drawn = np.random.default_rng(1).integers(len(self.texts), size=len(found) - 1)
+        of_texts = np.stack([np.interp(log_length[1:], *text) for text in self.texts])
+        return np.concatenate([found[:1], of_texts[drawn, np.arange(len(drawn))]])
 
 
 @dataclass(frozen=True)
@@ -34,14 +47,15 @@ class Law:
     centre: tuple[float, float]
     ranks: tuple[float, float]  # trained
     lengths: tuple[float, float]
-    base: tuple[Array, Array]  # log lengths and mean base loss there, nats per token
+    base: BaseLoss
     recall: RecallFit | None
     status: str
     reason: str
 
-    def base_loss(self, length: float) -> float:
-        """Of the base model at a length: between the lengths measured by log length, beyond them that of the nearest."""
-        return float(np.interp(math.log(length), *self.base))
+    def base_losses(self, length: float | Array) -> Array:
+        """Of the base model at a length (or one a draw), (1 + D,): the mean, then that of a text drawn for each draw."""
+        at = np.broadcast_to(np.log(length), (len(self.theta),))
+        return self.base.drawn(at)
 
     def gain(self, rank: float | Array, length: float | Array, base: float | Array) -> Array:
         """Gain in nats per token, (1 + D,): of the fit, and of a cell drawn for each draw of the parameters.
@@ -54,7 +68,7 @@ class Law:
         at = x - self.centre[0], y - self.centre[1], level
         found = np.exp(log_gain(self.theta, *at, self.form.link)[:, 0])
         noise = np.concatenate([[0.0], np.random.default_rng(0).standard_normal(shape[0] - 1)])
-        share = np.exp(self.theta[:, LOG_S]) * noise
+        share = np.exp(self.theta[:, LOG_S]) * noise * spread_share(self.theta, *at, self.form.link)[:, 0]
         found = np.nan_to_num(found, nan=0.0)  # a law with a level has no gain where the base loss lies far below it
         return np.asarray(np.minimum(found * np.maximum(0.0, 1 + share), level[:, 0]))
 
@@ -111,19 +125,19 @@ def _law(group: dict[str, Any], content: dict[str, Any]) -> Law:
     recall = group["recall"]
     of_recall = np.array([draws.pop(f"recall_{name}", []) for name in NAMES], float).T
     values = [recall["parameters"][name] for name in NAMES]
-    found = (
-        RecallFit(OK, "", np.array(values, float), of_recall, recall["n"], recall["exact"])
-        if recall["status"] == OK
-        else None
-    )
-    base = group["base_loss"]
-    lengths, nats = np.log(np.array(base["length"], float)), np.array(base["nats"], float)
+    told = recall["n"], recall["exact"], recall["clusters"], (recall["gaps"]["rank"], recall["gaps"]["length"])
+    found = RecallFit(OK, "", np.array(values, float), of_recall, *told) if recall["status"] == OK else None
+    base = BaseLoss(_curve(group["base_loss"]), [_curve(text) for text in group["base_loss"]["texts"]])
     return Law(
         group["name"], content["x"], Form(**entry["form"]),
         np.concatenate([theta[None], _draws(theta, centre, draws, entry)]), centre,
-        tuple(group["range"]["rank"]), tuple(group["range"]["length"]), (lengths, nats), found,
+        tuple(group["range"]["rank"]), tuple(group["range"]["length"]), base, found,
         entry["status"], recall["reason"],
     )  # fmt: skip
+
+
+def _curve(told: dict[str, list[float]]) -> tuple[Array, Array]:
+    return np.log(np.array(told["length"], float)), np.array(told["nats"], float)
 
 
 def _draws(theta: Array, centre: tuple[float, float], draws: dict[str, list[float]], entry: dict[str, Any]) -> Array:
@@ -136,13 +150,7 @@ def _draws(theta: Array, centre: tuple[float, float], draws: dict[str, list[floa
             place = NATURAL.index(name)
             values[:, place] = np.log(column) if name in ("C", "k", "spread") else column
         out = values @ np.linalg.inv(turn(centre)).T
-        few = clusters < FEW_CLUSTERS
-        factor = (
-            stats.t.ppf(1 - TAIL, clusters - 1) / stats.norm.ppf(1 - TAIL) * math.sqrt(clusters / (clusters - 1))
-            if few
-            else 1.0
-        )
-        return np.asarray(theta + factor * (out - theta))
+        return np.asarray(theta + widening(clusters) * (out - theta))
     matrices = [np.array(entry[name], float) for name in ("covariance", "covariance_clustered")]
     wider = max((m for m in matrices if np.isfinite(m).all()), key=np.trace, default=np.zeros((len(theta),) * 2))
     rng = np.random.default_rng(0)

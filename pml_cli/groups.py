@@ -7,13 +7,20 @@ own (the paper's PhoneBook), they do not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 KEY = ("model", "data", "adapter", "loss", "layer", "setting")
 TIED = ("lr", "steps")
+PARTS = {  # words of `setting` that belong to another one
+    "model": ("model.",),
+    "data": ("data.",),
+    "adapter": ("adapter.", "model.layer="),
+    "layer": ("model.layer=", "adapter.layers="),
+}
+WORDS = re.compile(r" (?=(?:model|data|adapter|train)\.\w+=)")  # between two words of `setting`; a value may have spaces
 
 
 def plain_keys(runs: pd.DataFrame) -> pd.DataFrame:
@@ -50,6 +57,19 @@ def slugs(names: list[str]) -> list[str]:
 
 def plain_key(key: dict[str, Any]) -> dict[str, Any]:
     return {name: None if pd.isna(value) else value for name, value in key.items()}
+
+
+def shared(key: dict[str, Any], by: Sequence[str]) -> dict[str, Any]:
+    """What is left of a key where groups are compared `by` some of its settings.
+
+    Of `setting` the words go that are part of those: two sources differ in data.text too, two placements in model.layer.
+    """
+    prefixes = tuple(prefix for name in by for prefix in PARTS.get(name, ()))
+    left = {name: value for name, value in key.items() if name not in by and not pd.isna(value) and value != ""}
+    if "setting" in left:
+        words = [word for word in WORDS.split(left.pop("setting")) if not word.startswith(prefixes)]
+        left |= {"setting": " ".join(words)} if words else {}
+    return left
 
 
 def differing(keys: list[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ that the cells do not carry is left out, and one of that name from an earlier fi
 
 law.tex has a table a group, to be \\input (`law_tex`).
 
-law.json, format 2 (numbers at full precision; what is not finite is null; covariances are row by row):
+law.json, format 3 (numbers at full precision; what is not finite is null; covariances are row by row):
 
 - `format`, `versions` {pml, numpy, scipy}, `inputs` {cells, sha256 of what the fit saw}, `saturated_below`
 - `groups`: for each group of comparable cells `name`, `slug` (in cells.csv and `draws`), `key` (the settings they share),
@@ -24,12 +24,13 @@ law.json, format 2 (numbers at full precision; what is not finite is null; covar
   - `constant_capacity`: likelihood-ratio test of beta = 1 in the chosen law: `statistic`, `freedom`, `p`
   - `alike_within_clusters`: `correlation` of residuals that share text and length, `p`
   - `recall`: the law of exact recall (`recall_law.RecallFit`): `status`, `reason`, `parameters` {a, g, h}, `n`, `exact`,
-    `draws`
+    `clusters`, `gaps` {rank, length} (median step between the values tried, on logs), `draws`
   - `capacity`: for each rank and count (`capacity.Held`): `kind`, `rank`, `parameters`, `length`, `bits` a parameter, `low`,
     `high`, `runs`, `last`
   - `control`: gain on unseen sequences of the source, nats per token (`capacity.Unseen`): `gain`, `low`, `high`, `least`,
     `most`, `cells`; or null
-  - `range` {rank, length}: least and largest; `base_loss` {length, nats}: mean loss of the base model at each length
+  - `range` {rank, length}: least and largest; `base_loss` {length, nats}: mean loss of the base model at each length, and
+    `texts`, the same of each text
 - `x`: what the ranks of the laws are: rank or parameters (trainable ones)
 - `comparisons` (with --by): `by`, `common`, `form`, `reason`, `groups` {name, parameters, intervals_95, n,
   aicc_cost}, `ties` {what, shared, statistic, freedom, p, p_clustered}
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from .compare import Comparison
     from .fit import GroupFit
 
-FORMAT = 2  # of law.json
+FORMAT = 3  # of law.json
 MANY_GROUPS = 4  # above, each has its page alone
 SEEN = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 
@@ -191,8 +192,12 @@ def _range(cells: Cells) -> dict[str, list[float]]:
     return {name: [float(v.min()), float(v.max())] if len(v) else [] for name, v in columns.items()}
 
 
-def _base_loss(cells: Cells) -> dict[str, list[float]]:
-    """Mean loss of the base model at each length, nats per token."""
+def _base_loss(cells: Cells) -> dict[str, Any]:
+    """Mean loss of the base model at each length, nats per token, and that of each text."""
+    return _by_length(cells) | {"texts": [_by_length(cells.take(cells.text == text)) for text in np.unique(cells.text)]}
+
+
+def _by_length(cells: Cells) -> dict[str, list[float]]:
     lengths = np.unique(cells.length)
     return {"length": lengths.tolist(), "nats": [float(cells.base[cells.length == v].mean()) for v in lengths]}
 

@@ -174,7 +174,7 @@ def _style_legend(figure: Any, axes: Axes, fontsize: float, columns: int) -> Non
         "_hollow": Line2D([], [], label="saturated", **point | {"mfc": "white"}),
         "_excluded": Line2D([], [], label="excluded, see cells.csv", **point | {"marker": "x"}),
         "_range": Line2D([], [], label="range of the runs", **point | {"marker": "|"}),
-        "_band": Patch(color=GREY, alpha=0.3, lw=0, label="holds 95 % of new cells"),
+        "_band": Patch(color=GREY, alpha=0.3, lw=0, label="holds 95 % of new cells, mean base loss"),
         "_paper": Line2D([], [], label="the paper's law", **dashes),
         "_base": Line2D([], [], color="black", lw=0.8, ls=":", label="base loss, range"),
     }

@@ -140,10 +140,10 @@ def recall_lines(recall: RecallFit, cells: Cells, x: str) -> list[str]:
     chosen = np.unique(lengths[[0, len(lengths) // 2, -1]])
     parts = []
     for length in chosen:
-        at = float(np.exp(recall.log_rank(length, 0.5)))
+        at, *draws = np.exp(recall.log_ranks(length, 0.5))
         words = f"{length:g} tokens {at:.3g}"
-        if len(recall.draws):
-            low, high = np.exp(np.quantile(recall.log_rank(length, 0.5, recall.draws), [0.025, 0.975]))
+        if draws:
+            low, high = np.quantile(draws, [0.025, 0.975])
             words += f" ({low:.3g} to {high:.3g})"
         parts.append(words)
     return [f"recall    {x} at which half of the targets are recalled whole: {', '.join(parts)}"]

@@ -107,28 +107,28 @@ def answer(law: Law, asked: Predict, target: Target) -> dict[str, Any]:
 
 
 def _cell(law: Law, rank: float, length: float, base: float | None) -> dict[str, Any]:
-    level = base or law.base_loss(length)
+    level = _base(law, length, base)
     gain = law.gain(rank, length, level)
-    span = _span(gain)
-    row: dict[str, Any] = {law.x: rank, "length": length, "base_loss": level, "gain": span.to_dict()}
-    row["loss"] = Span(level - span.value, level - span.high, level - span.low).to_dict()
-    row["bits"] = Span(*(length * v / LN2 for v in (span.value, span.low, span.high))).to_dict()
+    row: dict[str, Any] = {law.x: rank, "length": length, "base_loss": float(level[0]), "gain": _span(gain).to_dict()}
+    row["loss"] = _span(level - gain).to_dict()
+    row["bits"] = _span(length * gain / LN2).to_dict()
     if law.recall:
-        chance = law.recall.chance(rank, length, law.recall.draws)
-        row["recall"] = _span(np.concatenate([[float(law.recall.chance(rank, length))], chance])).to_dict()
+        row["recall"] = _span(law.recall.chances(rank, length)).to_dict()
     row["outside"] = law.outside(rank, length)
     return row
+
+
+def _base(law: Law, length: float | Array, told: float | None) -> Array:
+    """Loss of the base model for the fit and for each draw, (1 + D,): as told, or that of the texts trained."""
+    return np.full(len(law.theta), told) if told else law.base_losses(length)
 
 
 def _least_rank(law: Law, length: float, target: Target, base: float | None) -> list[dict[str, Any]]:
     if target.kind == "verbatim":
         assert law.recall is not None
         recall = law.recall
-        return [
-            _row(law, "rank", length, _exp(recall.log_rank(length, c), recall.log_rank(length, c, recall.draws)), chance=c)
-            for c in CHANCES
-        ]
-    level = base or law.base_loss(length)
+        return [_row(law, "rank", length, _exp(recall.log_ranks(length, c)), chance=c) for c in CHANCES]
+    level = _base(law, length, base)
     needed = level - target.value if target.kind == "loss" else target.value * LN2 / length
     found = _bisect(lambda rank: law.gain(rank, length, level) - needed, _around(law.ranks), len(law.theta))
     return [_row(law, "rank", length, found)]
@@ -138,16 +138,10 @@ def _longest(law: Law, rank: float, target: Target, base: float | None) -> list[
     if target.kind == "verbatim":
         assert law.recall is not None
         recall = law.recall
-        return [
-            _row(law, "length", rank, _exp(recall.log_length(rank, c), recall.log_length(rank, c, recall.draws)), chance=c)
-            for c in CHANCES
-        ]
-
-    def level(length: Array) -> Array:
-        return np.full(len(length), base) if base else np.interp(np.log(length), *law.base)
+        return [_row(law, "length", rank, _exp(recall.log_lengths(rank, c)), chance=c) for c in CHANCES]
 
     def over(length: Array) -> Array:
-        at = level(length)
+        at = _base(law, length, base)
         gain = law.gain(rank, length, at)
         return target.value - (at - gain) if target.kind == "loss" else length * gain / LN2 - target.value
 
@@ -187,8 +181,8 @@ def _whole(value: float, wanted: str) -> float:
     return max(1.0, math.ceil(value)) if wanted == "rank" else float(math.floor(value))
 
 
-def _exp(at_fit: Array, draws: Array) -> Array:
-    return np.asarray(np.exp(np.minimum(np.concatenate([[float(at_fit)], draws]), 700.0)))
+def _exp(logs: Array) -> Array:
+    return np.asarray(np.exp(np.minimum(logs, 700.0)))
 
 
 def _span(values: Array) -> Span:

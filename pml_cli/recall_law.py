@@ -11,6 +11,7 @@ Shapes: B problems (bootstrap draws), N cells, 3 parameters a, g, h.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from scipy import special
 from . import law
 from .law import NOT_IDENTIFIED, OK, Array
 from .observed import Cells
+from .uncertainty import FEW_CLUSTERS, widening
 
 NAMES = ("a", "g", "h")
 ROUNDS = 60
@@ -39,27 +41,41 @@ class RecallFit:
     draws: Array  # (D, 3) of the clustered bootstrap; those in which recall rises with rank and falls with length
     n: int  # cells
     exact: int  # cells recalled whole
+    clusters: int  # texts x lengths
+    gaps: tuple[float, float]  # between neighbours among the ranks and the lengths tried, on logs, the median
 
-    def chance(self, rank: ArrayLike, length: ArrayLike, theta: Array | None = None) -> Array:
-        """Probability that a sample is recalled whole, broadcast."""
-        a, g, h = self.theta if theta is None else np.moveaxis(theta, -1, 0)
-        return np.asarray(special.expit(a + g * np.log(rank) - h * np.log(length)))
+    def chances(self, rank: float, length: float) -> Array:
+        """Probability that a sample is recalled whole, (1 + D,): of the fit and of the draws."""
+        a, g, h = self._thetas
+        return np.asarray(special.expit(self._widened(a + g * np.log(rank) - h * np.log(length))))
 
-    def log_rank(self, length: float, chance: float, theta: Array | None = None) -> Array:
-        """Log of the rank at which that chance is reached."""
-        a, g, h = self.theta if theta is None else np.moveaxis(theta, -1, 0)
-        return np.asarray((special.logit(chance) - a + h * np.log(length)) / g)
+    def log_ranks(self, length: float, chance: float) -> Array:
+        """Log of the rank at which that chance is reached, (1 + D,): of the fit and of the draws."""
+        a, g, h = self._thetas
+        return self._widened((special.logit(chance) - a + h * np.log(length)) / g, self.gaps[0])
 
-    def log_length(self, rank: float, chance: float, theta: Array | None = None) -> Array:
-        """Log of the length up to which that chance is kept."""
-        a, g, h = self.theta if theta is None else np.moveaxis(theta, -1, 0)
-        return np.asarray((a + g * np.log(rank) - special.logit(chance)) / h)
+    def log_lengths(self, rank: float, chance: float) -> Array:
+        """Log of the length up to which that chance is kept, (1 + D,): of the fit and of the draws."""
+        a, g, h = self._thetas
+        return self._widened((a + g * np.log(rank) - special.logit(chance)) / h, self.gaps[1])
+
+    @property
+    def _thetas(self) -> Array:
+        return np.asarray(np.concatenate([self.theta[None], self.draws]).T)
+
+    def _widened(self, values: Array, gap: float = 0.0) -> Array:
+        """Draws of few clusters vary too little, and tell nothing finer than the steps between the values tried."""
+        few = self.clusters < FEW_CLUSTERS
+        blur = np.random.default_rng(0).uniform(-gap / 2, gap / 2, len(values) - 1) if few else 0.0
+        draws = values[:1] + widening(self.clusters) * (values[1:] - values[:1]) + blur
+        return np.asarray(np.concatenate([values[:1], draws]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the draws are apart."""
         values = {name: law.plain(value) for name, value in zip(NAMES, self.theta.tolist(), strict=True)}
+        gaps = dict(zip(("rank", "length"), map(law.plain, self.gaps), strict=True))
         return {"status": self.status, "reason": self.reason, "parameters": values, "n": self.n, "exact": self.exact,
-                "draws": len(self.draws)}  # fmt: skip
+                "clusters": self.clusters, "gaps": gaps, "draws": len(self.draws)}  # fmt: skip
 
 
 def fit_recall(cells: Cells, exact: ArrayLike, draws: int = DRAWS, seed: int = 0) -> RecallFit:
@@ -73,7 +89,9 @@ def fit_recall(cells: Cells, exact: ArrayLike, draws: int = DRAWS, seed: int = 0
     cells, shares = cells.take(seen), shares[seen]
     whole, count = int((shares == 1).sum()), len(cells)
     problem = _problem(cells, shares)
-    nothing = np.full(3, np.nan), np.empty((0, 3)), count, whole
+    cluster, clusters = cells.clusters
+    told = count, whole, clusters, (_gap(cells.rank), _gap(cells.length))
+    nothing = np.full(3, np.nan), np.empty((0, 3)), *told
     if problem:
         return RecallFit(NOT_IDENTIFIED, problem, *nothing)
     x, centre = _design(cells)
@@ -82,13 +100,17 @@ def fit_recall(cells: Cells, exact: ArrayLike, draws: int = DRAWS, seed: int = 0
     if not (found[1] > 0 and found[2] > 0):
         return RecallFit(NOT_IDENTIFIED, "exact recall does not rise with rank and fall with length here", *nothing)
     if not draws:
-        return RecallFit(OK, "", found, np.empty((0, 3)), count, whole)
-    cluster, clusters = cells.clusters
+        return RecallFit(OK, "", found, np.empty((0, 3)), *told)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), draws).astype(float)[:, cluster]
     sample = _uncentred(_firth(x, shares, weights), centre)
     good = np.isfinite(sample).all(axis=1) & (sample[:, 1] > 0) & (sample[:, 2] > 0)
-    return RecallFit(OK, "", found, sample[good], count, whole)
+    return RecallFit(OK, "", found, sample[good], *told)
+
+
+def _gap(values: Array) -> float:
+    steps = np.diff(np.log(np.unique(values)))
+    return float(np.median(steps)) if len(steps) else math.nan
 
 
 def _problem(cells: Cells, shares: Array) -> str:

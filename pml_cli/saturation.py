@@ -26,6 +26,7 @@ C, ALPHA, BETA, B, LOG_K, FLOOR, LEVEL, LOG_S = range(len(PARAMETERS))
 LINKS = ("none", "hard", "exp", "hill")
 HILL = (0.5, 30.0)  # bounds of k; at 30 the curve cannot be told from min(1, x)
 LEAST_SPREAD = 1e-8
+FULL_SPREAD = 1 / 3  # slope of the link above which cells deviate from the law by its whole spread
 LOW = np.array([-50, EXPONENTS[0], EXPONENTS[0], -50, math.log(HILL[0]), 0, 0, math.log(LEAST_SPREAD)])
 HIGH = np.array([50, EXPONENTS[1], EXPONENTS[1], 50, math.log(HILL[1]), 5, 50, 3])
 
@@ -121,6 +122,19 @@ def log_gain_slopes(
         else:  # the floor acts through the ceiling alone
             out[..., k] = -(1 - slope) * np.exp(-log_ceiling)
     return value, out
+
+
+def spread_share(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
+    """How much of the spread of a cell is left near the ceiling, (B, N): 1 where the law rises, down to 0 where it is flat.
+
+    On the cells of benchmarks/scan.csv the relative residuals are alike wherever the link's slope d log S / d log x is above
+    a third; below, they go down with its root or faster: an adapter with capacity to spare recalls its text, whatever text.
+    """
+    if link == "none":
+        return np.ones((len(theta_BP), len(x_N)))
+    _, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
+    slope = _link_slope(log_inner - log_ceiling, theta_BP[:, LOG_K, None], link)
+    return np.asarray(np.sqrt(np.minimum(1.0, slope / FULL_SPREAD)))
 
 
 def _parts(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array) -> tuple[Array, Array, Array]:

@@ -124,9 +124,16 @@ def _intervals(fit: SaturatingFit, sample: Array, count: int) -> dict[str, tuple
         low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
         return spans(low, high, fit.form)
     middle = on_scale(natural(fit.theta[None], fit.centre))[0]
-    factor = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * np.sqrt(count / (count - 1))
-    half = factor * draws.std(axis=0, ddof=1)
+    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * widening(count) * draws.std(axis=0, ddof=1)
     return spans(middle - half, middle + half, fit.form)
+
+
+def widening(clusters: int) -> float:
+    """By how much draws of few clusters vary too little: Student's t against the normal, and sqrt(G / (G - 1))."""
+    if clusters >= FEW_CLUSTERS or clusters < 2:
+        return 1.0
+    upper = (1 + CONFIDENCE) / 2
+    return float(stats.t.ppf(upper, clusters - 1) / stats.norm.ppf(upper) * np.sqrt(clusters / (clusters - 1)))
 
 
 def profiles(cells: Cells, fit: SaturatingFit, names: tuple[str, ...] = ("alpha", "beta", "b", "k")) -> dict[str, Profile]:

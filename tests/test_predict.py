@@ -27,11 +27,11 @@ RANKS, LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256)
 TRUTH = {"a": 14.0, "g": 6.0, "h": 5.5}
 
 
-def cells_of(ranks=RANKS, lengths=LENGTHS, texts=6, *, alpha=0.6, beta=0.5, C=11.0, noise=0.01, seed=0):
+def cells_of(ranks=RANKS, lengths=LENGTHS, texts=6, *, alpha=0.6, beta=0.5, C=11.0, base=7.6, noise=0.01, seed=0):
     r, n, t = (axis.ravel().astype(float) for axis in np.meshgrid(ranks, lengths, range(texts)))
-    gain = 7.6 * -np.expm1(-C * r**alpha * n**-beta / 7.6)
+    gain = base * -np.expm1(-C * r**alpha * n**-beta / base)
     gain *= 1 + noise * np.random.default_rng(seed).standard_normal(len(r))
-    return Cells.of(r, n, np.minimum(gain, 7.59), np.full(len(r), 7.6), text=t)
+    return Cells.of(r, n, np.minimum(gain, base - 0.01), np.full(len(r), base), text=t)
 
 
 def recalled(cells, seed=0):
@@ -68,11 +68,27 @@ def test_the_law_of_recall_is_recovered():
     assert found.status == law.OK and found.n == len(cells)
     for length in (48, 128, 256):
         truth = (TRUTH["h"] * math.log(length) - TRUTH["a"]) / TRUTH["g"]
-        assert found.log_rank(length, 0.5) == pytest.approx(truth, abs=0.05)
-        low, high = np.quantile(found.log_rank(length, 0.5, found.draws), [0.005, 0.995])
+        at, *draws = found.log_ranks(length, 0.5)
+        assert at == pytest.approx(truth, abs=0.05)
+        low, high = np.quantile(draws, [0.005, 0.995])
         assert low < truth < high
-    assert found.chance(np.exp(found.log_rank(100, 0.9)), 100) == pytest.approx(0.9)
-    assert found.log_length(math.exp(float(found.log_rank(100, 0.9))), 0.9) == pytest.approx(math.log(100))
+    rank = math.exp(found.log_ranks(100, 0.9)[0])
+    assert found.chances(rank, 100)[0] == pytest.approx(0.9)
+    assert found.log_lengths(rank, 0.9)[0] == pytest.approx(math.log(100))
+
+
+@pytest.mark.parametrize(("lengths", "texts"), [((32, 64, 128, 256), 1), ((32, 64, 128, 256), 3)])
+def test_intervals_of_the_recall_rank_hold_with_few_clusters(lengths, texts):
+    """Where ranks split cleanly, as in a quickstart, the bootstrap alone held the truth in 67 to 88 % of such sweeps."""
+    hits = {length: [] for length in lengths[:3]}
+    for seed in range(60):
+        cells = cells_of((1, 2, 3, 4, 6, 8, 12), lengths, texts)
+        found = fit_recall(cells, recalled(cells, seed), draws=200, seed=seed)
+        for length in hits if found.status == law.OK else ():
+            low, high = np.quantile(found.log_ranks(length, 0.5)[1:], [0.025, 0.975])
+            hits[length].append(low <= (TRUTH["h"] * math.log(length) - TRUTH["a"]) / TRUTH["g"] <= high)
+    assert len(hits[lengths[0]]) > 50
+    assert all(np.mean(held) >= 0.88 for held in hits.values()), {n: np.mean(held) for n, held in hits.items()}
 
 
 def test_firth_agrees_with_plain_likelihood_where_there_is_much_and_is_finite_where_ranks_split_cleanly():
@@ -225,6 +241,39 @@ def test_the_band_holds_new_cells_as_often_as_it_says(report):
     assert 0.88 <= inside[~new.saturated].mean() <= 1
 
 
+def fitted(root, **planted):
+    """The report of cells with another planted law."""
+    cells = cells_of(texts=3, **planted)
+    columns = zip(cells.rank, cells.length, cells.delta, cells.text, strict=True)
+    write(root, *[result(int(r), int(n), d, data_seed=int(t)) for r, n, d, t in columns])
+    fit.run([root], Fit(draws=200, figures=False), Console(file=io.StringIO(), width=80))
+    return root
+
+
+def test_where_the_law_is_flat_its_band_is_narrow_and_what_all_cells_reach_is_reached(tmp_path):
+    """A spread of 2 % of 7.6 nats would be more than the loss that is left there."""
+    fitted(tmp_path, C=45.0, noise=0.02)
+    (row,) = ask(tmp_path, rank=[24.0], seqlen=[32.0])
+    assert 0 <= row["loss"]["low"] <= row["loss"]["high"] < 0.05
+    (row,) = ask(tmp_path, "loss=0.1", seqlen=[32.0])
+    assert row["rank"]["value"] <= row["rank"]["high"] <= 24
+
+
+def test_without_a_base_loss_of_its_own_the_band_spans_those_of_the_texts(tmp_path):
+    rows = []
+    for text, base in enumerate((4.0, 6.0, 8.0)):
+        cells = cells_of(texts=1, C=40.0, base=base, seed=text)
+        columns = zip(cells.rank, cells.length, cells.delta, strict=True)
+        rows += [result(int(r), int(n), d, base, data_seed=text) for r, n, d in columns]
+    write(tmp_path, *rows)
+    fit.run([tmp_path], Fit(draws=200, figures=False), Console(file=io.StringIO(), width=80))
+    (row,) = ask(tmp_path, rank=[24.0], seqlen=[32.0])
+    assert row["base_loss"] == pytest.approx(6)
+    assert row["gain"]["low"] < 4.1 and row["gain"]["high"] > 7.9
+    (row,) = ask(tmp_path, rank=[24.0], seqlen=[32.0], base=6.0)
+    assert 5.8 < row["gain"]["low"] < row["gain"]["high"] < 6.1
+
+
 def test_a_damaged_report_is_one_line(report, tmp_path):
     whole = json.loads((report / "fit" / "law.json").read_text("utf-8"))
 
@@ -297,6 +346,28 @@ def test_fit_by_setting(tmp_path):
     assert all(tie["p"] > 0.9 for tie in comparison["ties"])
 
 
+def test_groups_are_compared_by_what_also_shows_in_their_settings(tmp_path):
+    """Two sources differ in data.text too, two placements in model.layer; other settings still keep groups apart."""
+    cells = grid(ranks=(1, 2, 4, 8), lengths=(48, 64, 96, 128, 192))
+
+    def differing(name, **changes):
+        write(tmp_path / name, *[one | changes | {"id": None} for one in cells])
+
+    differing("a", data="random", setting="model.dtype=bfloat16")
+    differing("b", data="text", setting="model.dtype=bfloat16 data.text=ca7613 data.prompt=two words")
+    differing("c", data="text", setting="data.text=ca7613")
+    differing("d", layer=2, setting="model.dtype=bfloat16 model.layer=2")
+    shown = io.StringIO()
+    assert fit.run([tmp_path], Fit(draws=0, figures=False), Console(file=shown, width=100), ["data"]) == 0
+    (comparison,) = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))["comparisons"]
+    assert [row["name"] for row in comparison["groups"]] == ["data random", "data text"]
+    assert comparison["common"].endswith("setting model.dtype=bfloat16")
+    assert all(tie["p_clustered"] is None for tie in comparison["ties"])  # draws=0: no bootstrap
+    fit.run([tmp_path / "a", tmp_path / "d"], Fit(draws=0, figures=False), Console(file=shown, width=100), ["layer"])
+    (comparison,) = json.loads((tmp_path / "a" / "fit" / "law.json").read_text("utf-8"))["comparisons"]
+    assert [row["name"] for row in comparison["groups"]] == ["layer 2", "layer 4"]
+
+
 def test_x_as_parameters_changes_only_the_scale(tmp_path):
     write(tmp_path, *grid())
     found = {}
@@ -320,13 +391,15 @@ def test_x_as_parameters_changes_only_the_scale(tmp_path):
 
 
 def test_bits_a_parameter_are_the_most_over_lengths():
-    rows = pd.DataFrame([result(2, n, 3.0 - n / 100, seed=s) for n in (50, 100, 200) for s in (0, 1)])
-    rows.loc[rows["seqlen"] == 100, "delta_loss"] += [0.1, -0.1]
+    rows = pd.DataFrame(
+        [result(2, n, 3.0 - n / 100, seed=s, data_seed=t) for n in (50, 100, 200) for s in (0, 1) for t in (0, 1)]
+    )
+    rows.loc[rows["seqlen"] == 100, "delta_loss"] += [0.1, -0.1] * 2  # by text: two seeds of one are no new texts
     rows["bits_memorised"] = rows["target_tokens"] * 1.0
     gained, memorised = capacity.held(rows)
-    assert (gained.kind, gained.length, gained.runs, gained.last) == ("gained", 200, 2, True) or gained.length == 100
     at_100 = 100 * 2.0 / math.log(2) / 512
-    assert gained.length == 100 and gained.bits == pytest.approx(at_100) and not gained.last
+    assert (gained.kind, gained.length, gained.runs, gained.last) == ("gained", 100, 4, False)
+    assert gained.bits == pytest.approx(at_100)
     half = 12.7062 * (0.2 / math.sqrt(2)) / math.sqrt(2) * 100 / math.log(2) / 512
     assert gained.high - gained.bits == pytest.approx(half, rel=1e-4)
     assert memorised.length == 200 and memorised.bits == pytest.approx(200 / 512) and memorised.last

@@ -269,3 +269,13 @@ def test_a_parameter_that_the_cells_say_nothing_about_is_named():
     few = plant("hard", C=5.0, base=np.full(len(R), 60.0))  # far below the ceiling a floor has no effect at all
     fit = fit_saturating(few, Form("hard", floor=True))
     assert fit.status == law.NOT_IDENTIFIED and fit.reason == "these cells say nothing about floor"
+
+
+def test_base_losses_too_far_apart_for_a_level_are_said_so():
+    """0.8 of the mean base loss, where the search begins, leaves the text of base loss 1 no gain at all."""
+    base = np.repeat([1.0, 20.0], len(R))
+    rank, length = np.tile(R, 2), np.tile(L, 2)
+    cells = Cells.of(rank, length, base * -np.expm1(-3 * rank**0.6 * length**-0.5), base)
+    fit = fit_saturating(cells, Form("exp", level=True))
+    assert fit.status == law.NOT_IDENTIFIED
+    assert "every cell a gain" in fit.reason
