@@ -108,6 +108,8 @@ class Tokenizer:
         if path is None:
             raise UserError(f"model={model.name}: has no tokenizer.json, so data must be random (data=random)")
         self._backend = Backend.from_file(str(path))
+        self._backend.no_truncation()  # whoever saved it may have left both on; transformers too resets them
+        self._backend.no_padding()
         self._model = model
         settings = locate(model, "tokenizer_config.json")
         names = json.loads(settings.read_text("utf-8")) if settings else {}

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tokenizers import models, pre_tokenizers
 
 from pml_cli import corpus, facts_text
 from pml_cli.batches import PackData, SampleOrder
+from pml_cli.config import TINY as TINY_FOLDER
 from pml_cli.config import HfData, JsonlData, MixedData, Model, PhonebookData, RandomData, RuleData, TextData
 from pml_cli.errors import UserError
 from pml_cli.pretrained import open_tokenizer
@@ -338,6 +340,20 @@ def test_chat_prompts_of_a_whole_phonebook_read_the_tokenizer_once(tmp_path, mon
     rows = [{"query": "hello", "target": "there"} for _ in range(40)]
     open_source(model, JsonlData(path=jsonl(tmp_path, rows), chat=True))
     assert len(read) == 1
+
+
+def test_padding_and_truncation_that_were_saved_with_a_tokenizer_are_not_obeyed(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY_FOLDER, pad_token="<|endoftext|>")
+    tokenizer(["0123456789"], padding="max_length", max_length=24, truncation=True)
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["padding"] and saved["truncation"]
+    shutil.copy(TINY_FOLDER / "config.json", tmp_path)
+    ours, plain = open_tokenizer(Model(path=str(tmp_path))), open_tokenizer(TINY)
+    for text in ("0123456789", WORDS * 2):
+        assert ours.encode(text) == plain.encode(text)
 
 
 def test_a_folder_without_a_tokenizer_allows_only_what_needs_none(model_folder):
