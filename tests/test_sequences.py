@@ -356,6 +356,37 @@ def test_padding_and_truncation_that_were_saved_with_a_tokenizer_are_not_obeyed(
         assert ours.encode(text) == plain.encode(text)
 
 
+def narrow(folder, vocabulary):
+    """The tiny tokenizer with a model that has embeddings for some of its tokens alone."""
+    shutil.copy(TINY_FOLDER / "tokenizer.json", folder)
+    shutil.copy(TINY_FOLDER / "tokenizer_config.json", folder)
+    config = json.loads((TINY_FOLDER / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": vocabulary}))
+    return Model(name="narrow", path=str(folder))
+
+
+@pytest.mark.parametrize("data", [RandomData(), MixedData(path="text", random_share=1.0)])
+def test_random_tokens_are_those_that_the_model_has_embeddings_for(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("0123456789" * 200)
+    assert max(only(data, 1000, narrow(tmp_path, 100)).target) in range(90, 100)
+
+
+@pytest.mark.parametrize("data", [TextData(), PhonebookData(), RandomData(prompt=WORDS), MixedData()])
+def test_tokens_that_the_model_has_no_embedding_for_are_refused(tmp_path, data):
+    with pytest.raises(UserError, match=r"^model=narrow: its tokenizer gives id \d+ \('.+'\), the model has .* below 100$"):
+        open_source(narrow(tmp_path, 100), data)
+
+
+def test_a_chat_template_with_a_token_that_the_model_has_no_embedding_for(tmp_path):
+    model = chat_folder(tmp_path, TEMPLATE.replace("<bot>", "<late>"))
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_special_tokens(["<late>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"^model=chatty: its tokenizer gives id 6 \('<late>'\)"):
+        open_source(model, RandomData(prompt="hello", chat=True))
+
+
 def test_a_folder_without_a_tokenizer_allows_only_what_needs_none(model_folder):
     model = Model(name="bare", path=str(model_folder("gpt2")))
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
