@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second; `pml status` does without
+    from torch import Tensor
 
 RESULT, ERROR = "result.json", "error.json"
 
@@ -104,6 +106,24 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk is full and the like; safetensors itself tells that as an error of its own, like any other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        if (told := re.search(r"(?:os error|code:) (\d+)", str(error))) is None:
+            raise
+        number = int(told[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def report_folder(out: Path) -> Path:
