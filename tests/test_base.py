@@ -204,6 +204,34 @@ def test_damaged_weights_are_refused(model_folder, tmp_path):
         load_base(local(folder))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_is_in_no_file_is_refused_unless_it_is_the_embeddings(tmp_path, family, tied, stream):
+    """The files of a bare decoder; an untied head of its own would be drawn anew with every load."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(family, **FAMILIES[family], tie_word_embeddings=tied)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "whole")
+    model.base_model.save_pretrained(tmp_path / "bare")
+    whole = load_base(local(tmp_path / "whole", stream=stream))
+    if tied:
+        assert load_base(local(tmp_path / "bare", stream=stream)).weights_hash() == whole.weights_hash()
+        return
+    with pytest.raises(UserError, match=r"^model\..* have no lm_head\.weight") as caught:
+        load_base(local(tmp_path / "bare", stream=stream))
+    assert "\n" not in str(caught.value)
+
+
+def test_several_missing_weights_are_counted(model_folder, tmp_path):
+    shutil.copytree(model_folder("llama"), tmp_path / "deeper")
+    config = json.loads((tmp_path / "deeper" / "config.json").read_text())
+    (tmp_path / "deeper" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(UserError, match=r"its weights have no model\.layers\.3\.input_layernorm\.weight, .* and 6 more$"):
+        load_base(local(tmp_path / "deeper"))
+
+
 def test_a_model_type_nobody_knows(tmp_path, model_folder):
     config = json.loads((model_folder("gpt2") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gpt99", "architectures": ["Gpt99"]}))
