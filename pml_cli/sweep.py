@@ -78,13 +78,19 @@ def run(
             finish(request, cells, console)
         console.print(INTERRUPTED, highlight=False, soft_wrap=True)
         raise
-    try:
+    with disk_faults(request.out):
         order = Order.write(request.out, packs, cut)
         with _forgotten(failed if retry else []):
             return _Sweep(request, order, cells, packs, console, fail_fast=fail_fast).run(wait)
+
+
+@contextmanager
+def disk_faults(out: Path) -> Iterator[None]:
+    """What a disk refuses while results are written to `out` becomes a UserError."""
+    try:
+        yield
     except OSError as error:
-        where = error.filename or request.out
-        raise UserError(f"{where}: {error.strerror or error}; what was finished is kept") from error
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; what was finished is kept") from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import full_disk
 from safetensors.torch import load_file
 
 from pml_cli.cli import main
@@ -289,3 +290,50 @@ def test_a_probe_that_failed_can_be_tried_again(tmp_path, quick):
         done = quick("probe", "rank=2", "seqlen=8", "train.lr=1e30", "train.steps=6", "model.device=cpu", "out=runs")
         assert done.returncode == 1, done.stderr
         assert "failed: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("room", "file"), [(3_000, ".parquet"), (14_000, "adapter_model.safetensors"), (20_000, "recall.png")]
+)
+def test_a_disk_that_fills_up_under_a_probe_is_one_line_and_it_can_be_run_again(tmp_path, quick, room, file):
+    import matplotlib.font_manager  # noqa: F401  (writes a cache when it is first imported)
+
+    command = ("probe", "rank=16", "seqlen=16", "out=runs", *FEW)
+    with full_disk(room):
+        done = quick(*command)
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert done.stderr.endswith("; what was finished is kept\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert not any(path.name.endswith(file) for path in tmp_path.rglob("*"))
+    again = quick(*command)
+    assert again.returncode == 0, again.stderr
+    assert any(path.name.endswith(file) for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("verb", ["probe", "sweep"])
+def test_a_file_where_pml_keeps_its_own_is_one_line(tmp_path, quick, verb):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".pml").write_text("a file in the way")
+    done = quick(verb, "rank=2", "seqlen=8", "out=runs", *FEW)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: runs/.pml")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["probe", "sweep"])
+def test_a_model_that_does_not_fit_into_memory_fails_the_run(quick, monkeypatch, verb):
+    from pml_cli import worker
+
+    load = worker.load_base
+
+    def small_device(model):
+        if model.device != "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return load(model)
+
+    monkeypatch.setattr(worker, "load_base", small_device)
+    done = quick(verb, "rank=2", "seqlen=8", "out=runs", *FEW)
+    assert done.returncode == 1, done.stderr
+    assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB." in done.stdout
+    assert done.stderr == ""
