@@ -117,8 +117,11 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode  # safetensors 0.8 replaces it by a file that its owner alone can read
     try:
         save_file(tensors, path, metadata=metadata)
+        path.chmod(mode)
     except SafetensorError as error:
         if (told := re.search(r"(?:os error|code:) (\d+)", str(error))) is None:
             raise

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from pml_cli.config import FORMAT
 from pml_cli.errors import UserError
-from pml_cli.records import RunFolder, read_failures, read_runs, write_whole
+from pml_cli.records import RunFolder, read_failures, read_runs, save_tensors, write_whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -163,3 +164,9 @@ def test_tables_come_back_as_written(tmp_path):
     folder.write_table(folder.tokens, table)
     pd.testing.assert_frame_equal(pd.read_parquet(folder.tokens), table)
     assert os.listdir(folder.path) == ["tokens.parquet"]  # noqa: PTH208
+
+
+def test_tensors_can_be_read_by_whom_other_files_can(tmp_path):
+    (tmp_path / "other").touch()
+    save_tensors({"a": torch.zeros(3)}, tmp_path / "tensors", {})
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "other").stat().st_mode
