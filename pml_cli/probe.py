@@ -58,7 +58,8 @@ def _closely(run: Run) -> Run:
     """A probe logs a hundred steps unless told otherwise."""
     if run.train.log_every:
         return run
-    every = max(1, run.train.steps // LOGGED_STEPS)
+    (cell,) = check([run])  # how many steps its epochs are depends on the samples
+    every = max(1, cell.steps // LOGGED_STEPS)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, log_every=every))
 
 

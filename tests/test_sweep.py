@@ -171,6 +171,13 @@ def test_a_probe_from_another_folder(tmp_path, quick):
     assert "done already" in again.stdout
 
 
+def test_a_probe_logs_a_hundred_of_its_steps_whatever_they_are_given_by(tmp_path, quick):
+    done = quick("probe", "rank=2", "seqlen=30", "data=phonebook", "train.batch=1", "train.epochs=70", "model.device=cpu")
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.rglob("tokens.parquet")
+    assert pd.read_parquet(path)["step"].unique().tolist() == list(range(0, 211, 2))  # three entries
+
+
 def test_the_users_own_files(tmp_path, quick):
     lines = [json.dumps({"query": f"Key {i}:", "target": f"{i * 7919 % 1000:03}"}) for i in range(12)]
     (tmp_path / "facts.jsonl").write_text("\n".join(lines))
