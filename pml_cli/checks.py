@@ -127,6 +127,7 @@ def _train(train: Train) -> Iterator[Check]:
     yield "train.clip", train.clip, train.clip >= 0, "at least 0 (0: off)"
     yield "train.log_every", train.log_every, train.log_every >= 0, "at least 0 (0: twenty a run)"
     yield "train.stop", train.stop, train.stop in ("none", "recalled"), "none or recalled"
+    yield "train.stop_margin", train.stop_margin, math.isfinite(train.stop_margin), "finite (logits)"
     if train.epochs is not None and train.curriculum:
         late = train.curriculum[-1] < train.epochs
         yield "train.curriculum", train.curriculum, late, f"below train.epochs ({train.epochs})"
