@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from . import price
 from .base import FrozenBase, find_layers
-from .config import TINY, Model
+from .config import DEVICES_ALLOWED, TINY, Model
 from .errors import UserError
 from .pretrained import facts
 from .recall import out_of_memory
@@ -21,15 +21,21 @@ LISTED = 3  # names of missing weights in an error
 
 
 def pick_device(asked: str) -> torch.device:
-    """`auto` is CUDA where there is a device, else the CPU."""
+    """`auto` is CUDA where there is a device, else the CPU.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(asked)
     except RuntimeError as error:
-        raise UserError(f"model.device={asked}: must be auto, cpu, cuda or cuda:N") from error
+        raise UserError(f"model.device={asked}: must be {DEVICES_ALLOWED}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device={asked}: no CUDA device here; use auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"model.device={asked}: the last CUDA device here is cuda:{count - 1}")
     return device
 
 

@@ -74,7 +74,7 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
         f"{run.model.name}: {run.adapter.kind} adapter of rank {run.rank} learns "
         f"{sum(len(s.target) for s in cell.samples)} target tokens ({run.data.source}, {run.loss.kind})"
     )
-    check_places([Pack([cell])])
+    check_places([Pack([cell])], here=True)
     ((cell,),) = (pack.cells for pack in make_packs([cell], packing(request.launch, [cell])))
     with Member(request.out, "inline") as member, Signals() as signals:
         worker = Worker(request.out, member, signals)

@@ -72,7 +72,7 @@ def run(
     if isinstance(request.launch, SlurmLaunch):
         slurm.check_there()
     try:
-        _check_places(left)
+        _check_places(left, here=not isinstance(request.launch, SlurmLaunch))
     except KeyboardInterrupt:
         if done:
             finish(request, cells, console)
@@ -212,12 +212,12 @@ class _Sweep:
         return 128 + signum if signum else 1
 
 
-def _check_places(packs: Sequence[Pack]) -> None:
+def _check_places(packs: Sequence[Pack], here: bool) -> None:
     import_worker()
     from .worker import check_places
 
     with held_back():  # it builds models, for which more is imported
-        check_places(packs)
+        check_places(packs, here)
 
 
 def _without(packs: Sequence[Pack], ended: set[str]) -> list[Pack]:

@@ -10,7 +10,7 @@ from conftest import FAMILIES
 from pml_cli.adapters import AdapterBank
 from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
-from pml_cli.loading import load_base
+from pml_cli.loading import load_base, pick_device
 
 T = 21  # three times the sliding window of the small models
 TARGETS = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"]}
@@ -256,3 +256,11 @@ def test_devices_that_are_not_here(device):
         pytest.skip("there is one here")
     with pytest.raises(UserError, match=f"model.device={device}"):
         load_base(Model(device=device))
+
+
+def test_a_cuda_device_beyond_the_last(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1").index == 1
+    with pytest.raises(UserError, match=r"model\.device=cuda:2: the last CUDA device here is cuda:1"):
+        pick_device("cuda:2")

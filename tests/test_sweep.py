@@ -234,6 +234,24 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, name, verb, 
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if ".cache" not in p.parts} == before
 
 
+@pytest.mark.parametrize("verb", ["probe", "sweep"])
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:x", "cuda:99"])
+def test_a_device_that_is_not_here_is_found_before_anything_is_written(tmp_path, quick, device, verb):
+    done = quick(verb, "seqlen=8", f"model.device={device}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: model.device={device}: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_and_dry_runs_workers_and_jobs(tmp_path, quick):
+    """A price may be asked for the device of another machine, workers of this one need it here."""
+    assert quick("sweep", "seqlen=8", "model.device=cuda:99", "--dry-run").returncode == 0
+    assert quick("sweep", "seqlen=8", "model.device=foo", "--dry-run").returncode == 2
+    assert quick("sweep", "seqlen=8", "model.device=cuda:99", "launch=local").returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     done = pml(tmp_path, "sweep", "model.layer=99", *FEW)
     assert done.returncode == 2
