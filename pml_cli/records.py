@@ -153,10 +153,13 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
-def read_runs(roots: Iterable[Path]) -> pd.DataFrame:
+def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.DataFrame:
     """All finished runs below the given folders, one row each: the fields of result.json, and `folder`.
 
     Runs that lie below two of the roots count once.
+
+    Args:
+        left_out: takes a line for each result that cannot be read or is of another format, instead of an error.
 
     Raises:
         UserError: a root that does not exist, a result that cannot be read, or one of another format.
@@ -168,7 +171,14 @@ def read_runs(roots: Iterable[Path]) -> pd.DataFrame:
         if not root.is_dir():
             raise UserError(f"{root}: " + ("a file; give a folder of runs" if root.exists() else "no such folder"))
         for path in _find(root, RESULT):
-            if (result := _read_result(path)) is not None:
+            try:
+                result = _read_result(path)
+            except UserError as error:
+                if left_out is None:
+                    raise
+                left_out.append(str(error))
+                continue
+            if result is not None:
                 rows[path.resolve()] = result | {"folder": str(path.parent)}
     return pd.DataFrame(list(rows.values()))
 

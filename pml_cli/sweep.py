@@ -259,11 +259,14 @@ def finish(request: Request, cells: Sequence[Planned], console: Console) -> int:
     failures = {cell.id: reason for cell in cells if (reason := RunFolder(request.out, cell.id).failure()) is not None}
     from .report import results_table  # pandas takes a second to import; a dry run does without
 
-    runs = read_runs([request.out])
+    left_out: list[str] = []
+    runs = read_runs([request.out], left_out)
     if len(runs):
         write_whole(request.out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
         wanted = {cell.id for cell in cells}
         console.print(results_table(runs[runs["id"].isin(wanted)]))
+    for line in left_out:  # what another sweep has left damaged here is no fault of this one
+        console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
     for name, reason in failures.items():
         console.print(f"failed {name}: {reason}", style="red", highlight=False, soft_wrap=True)
     done = sum(RunFolder(request.out, cell.id).is_done() for cell in cells)

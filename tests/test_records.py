@@ -129,6 +129,10 @@ def test_results_that_cannot_be_read_are_named_in_one_line(tmp_path, content, me
     assert message in str(caught.value)
     assert str(folder.result) in str(caught.value)
     assert "\n" not in str(caught.value)
+    finished(tmp_path, "other", rank=9)
+    left_out = []
+    assert read_runs([tmp_path], left_out)["rank"].tolist() == [9]
+    assert left_out == [str(caught.value)]
 
 
 @pytest.mark.parametrize("content", [json.dumps({"rank": 4}), "[1, 2]"])
