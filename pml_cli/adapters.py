@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .config import Adapter, LinearAdapter
+from .records import save_tensors
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class AdapterBank:
         for name in self.sites:
             tensors[f"base_model.model.{name}.lora_A.weight"] = self.A[name][k, :, :rank].T.detach().contiguous().cpu()
             tensors[f"base_model.model.{name}.lora_B.weight"] = self.B[name][k, :rank].T.detach().contiguous().cpu()
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt", "pml_kind": self.kind.kind})
+        save_tensors(tensors, folder / "adapter_model.safetensors", {"format": "pt", "pml_kind": self.kind.kind})
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

@@ -16,11 +16,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .config import FORMAT
 from .engine import CURVE, State
-from .records import write_whole
+from .records import save_tensors, write_whole
 
 TABLES = ("logged", "curve")
 
@@ -65,7 +64,7 @@ class Checkpoints:
             "columns": list(CURVE),
             "seconds": seconds,
         }
-        write_whole(path, lambda aside: save_file(tensors, aside, metadata={"pml": json.dumps(head)}))
+        write_whole(path, lambda aside: save_tensors(tensors, aside, {"pml": json.dumps(head)}))
 
     def find(self, wanted: Sequence[str]) -> list[Kept]:
         """Checkpoints that hold some of the wanted cells, the furthest first. Damaged ones count as absent."""

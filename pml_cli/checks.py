@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import (
+    DEVICE,
+    DEVICES_ALLOWED,
     DTYPES,
     NAME,
     SCHEDULES,
@@ -88,9 +90,11 @@ def report_problems(asked: Report) -> list[str]:
         checks.append(("x", asked.x, asked.x in ("rank", "parameters"), "rank or parameters"))
     if isinstance(asked, Predict):
         checks.append(("base", asked.base, asked.base is None or 0 < asked.base < math.inf, "above 0 and finite"))
+    if isinstance(asked, Lasting):
+        checks.append(("tokens", asked.tokens, asked.tokens >= 0, "at least 0 (0: no damage is measured)"))
+        checks.append(("device", asked.device, bool(DEVICE.fullmatch(asked.device)), DEVICES_ALLOWED))
     faults = _faults(checks)
     if isinstance(asked, Lasting):
-        faults += _faults([("tokens", asked.tokens, asked.tokens >= 0, "at least 0 (0: no damage is measured)")])
         faults += [f"text={asked.text}: no such file"] if asked.text and not Path(asked.text).is_file() else []
     return faults
 
@@ -104,6 +108,7 @@ def _model(model: Model) -> Iterator[Check]:
     yield "model.name", model.name, bool(NAME.fullmatch(model.name)), "letters, digits, '.', '_' and '-'"
     yield "model.path", model.path, bool(model.path), "tiny, a hub id or a folder"
     yield "model.dtype", model.dtype, model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"
+    yield "model.device", model.device, bool(DEVICE.fullmatch(model.device)), DEVICES_ALLOWED
     yield "model.weights", model.weights, model.weights in ("pretrained", "random"), "pretrained or random"
     yield "model.stream", model.stream, in_files, "null or false with random weights, which lie in no file"
     yield "model.layer", model.layer, model.layer is None or model.layer >= 0, "null or at least 0"
@@ -127,6 +132,7 @@ def _train(train: Train) -> Iterator[Check]:
     yield "train.clip", train.clip, train.clip >= 0, "at least 0 (0: off)"
     yield "train.log_every", train.log_every, train.log_every >= 0, "at least 0 (0: twenty a run)"
     yield "train.stop", train.stop, train.stop in ("none", "recalled"), "none or recalled"
+    yield "train.stop_margin", train.stop_margin, math.isfinite(train.stop_margin), "finite (logits)"
     if train.epochs is not None and train.curriculum:
         late = train.curriculum[-1] < train.epochs
         yield "train.curriculum", train.curriculum, late, f"below train.epochs ({train.epochs})"

@@ -16,6 +16,8 @@ FORMAT = 1  # of run folders and of ids; a folder of another format is refused
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a folder's name
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")  # as a user may ask for it; pml itself also has models on torch's `meta`
+DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
@@ -30,7 +32,7 @@ class Model:
     architecture: dict[str, Any] = field(default_factory=dict)  # fields of config.json, for weights=random
     layer: int | None = None  # the decoder layer that carries the adapter, 0-based; null: two thirds of the depth
     dtype: str = "float32"
-    device: str = "auto"  # auto: cuda where there is one, else cpu
+    device: str = "auto"  # auto: cuda where there is one, else cpu; cuda:N
     stream: bool | None = None  # read the layers below the adapter one at a time; null: where the weights do not fit
     checkpointing: bool | None = None  # run the layers above the adapter twice and keep less; null: where one cell needs it
     revision: str | None = None  # of the hub repository

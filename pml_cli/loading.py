@@ -11,22 +11,31 @@ from safetensors import SafetensorError
 
 from . import price
 from .base import FrozenBase, find_layers
-from .config import TINY, Model
+from .config import DEVICES_ALLOWED, TINY, Model
 from .errors import UserError
 from .pretrained import facts
+from .recall import out_of_memory
 from .streaming import Checkpoint, Stream, weightless
+
+LISTED = 3  # names of missing weights in an error
 
 
 def pick_device(asked: str) -> torch.device:
-    """`auto` is CUDA where there is a device, else the CPU."""
+    """`auto` is CUDA where there is a device, else the CPU.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(asked)
     except RuntimeError as error:
-        raise UserError(f"model.device={asked}: must be auto, cpu, cuda or cuda:N") from error
+        raise UserError(f"model.device={asked}: must be {DEVICES_ALLOWED}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"model.device={asked}: no CUDA device here; use auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"model.device={asked}: the last CUDA device here is cuda:{count - 1}")
     return device
 
 
@@ -34,7 +43,7 @@ def load_base(settings: Model) -> FrozenBase:
     """Load the model that the settings name; weights come from safetensors alone.
 
     Raises:
-        UserError: not found, not a decoder-only model, or weights that are not safetensors.
+        UserError: not found, not a decoder-only model, or weights that are not safetensors or not all of this model.
     """
     import transformers
 
@@ -48,11 +57,25 @@ def load_base(settings: Model) -> FrozenBase:
         return FrozenBase(_random_weights(settings, path, dtype, device, known), settings)
     if price.streams(settings):
         return _streamed(settings, path, dtype, device, known)
+    known |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}  # told, refused below
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **known)
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **known)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
+    _check_whole(settings, told)
     return FrozenBase(model.to(device), settings)
+
+
+def _check_whole(settings: Model, told: dict[str, Any]) -> None:
+    """Refuse a model of whose weights transformers has drawn some at random: the files lack them, or have other shapes."""
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+        raise UserError(f"model.path={settings.path}: its weights have no {', '.join(missing[:LISTED])}{more}")
+    for name, found, wanted in sorted(told["mismatched_keys"]):
+        shapes = f"{tuple(found)} in its weights, {tuple(wanted)} by its config.json"
+        raise UserError(f"model.path={settings.path}: {name} is {shapes}")
 
 
 def _streamed(

@@ -52,7 +52,7 @@ def run(
     code = sweep.run(request, console, dry_run=dry_run, fail_fast=fail_fast, wait=wait, retry=retry)
     if dry_run:
         return code
-    runs = read_runs([request.out])
+    runs = read_runs([request.out], left_out=[])  # the sweep has named them
     if len(runs) == 0:
         return code
     wanted = {cell.id for cell in check(request.runs)}

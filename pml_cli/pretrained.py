@@ -101,19 +101,22 @@ def facts(model: Model) -> Facts:
 class Tokenizer:
     """Text to token ids and back. Reads tokenizer.json directly; transformers is loaded for chat templates alone."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, vocabulary: int) -> None:
+        """`vocabulary`: of the model, whose tokenizer may know more tokens than it has embeddings for."""
         from tokenizers import Tokenizer as Backend
 
         path = locate(model, "tokenizer.json")
         if path is None:
             raise UserError(f"model={model.name}: has no tokenizer.json, so data must be random (data=random)")
         self._backend = Backend.from_file(str(path))
-        self._model = model
+        self._backend.no_truncation()  # whoever saved it may have left both on; transformers too resets them
+        self._backend.no_padding()
+        self._model, self._vocabulary = model, vocabulary
         settings = locate(model, "tokenizer_config.json")
         names = json.loads(settings.read_text("utf-8")) if settings else {}
         self.begin = self._special(names.get("bos_token")) or self._special(names.get("eos_token"))
         self.special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
-        self.size = self._backend.get_vocab_size(with_added_tokens=True)
+        self.size = min(vocabulary, self._backend.get_vocab_size(with_added_tokens=True))
 
     def _special(self, token: Any) -> list[int]:
         name = token.get("content") if isinstance(token, dict) else token
@@ -121,14 +124,26 @@ class Tokenizer:
         return [] if found is None else [found]
 
     def encode(self, text: str) -> list[int]:
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        """The ids of a text.
+
+        Raises:
+            UserError: the model has no embedding for one of them.
+        """
+        return self._embedded(list(self._backend.encode(text, add_special_tokens=False).ids))
+
+    def _embedded(self, ids: list[int]) -> list[int]:
+        largest = max(ids, default=0)
+        if largest >= self._vocabulary:  # else an IndexError in training, on CUDA a device that no longer answers
+            token = f"its tokenizer gives id {largest} ({self._backend.id_to_token(largest)!r})"
+            raise UserError(f"model={self._model.name}: {token}, the model has embeddings for ids below {self._vocabulary}")
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         return str(self._backend.decode(ids, skip_special_tokens=False))
 
     def prompt(self, text: str, chat: bool) -> list[int]:
         """The ids before the target: begin-of-text (or end-of-text) and the text, or the chat template around it."""
-        ids = self._chat(text) if chat else [*self.begin, *self.encode(text)]
+        ids = self._embedded(self._chat(text) if chat else [*self.begin, *self.encode(text)])
         if not ids:
             raise UserError("data.prompt='': this tokenizer has no begin-of-text token, so a prompt is needed")
         return ids
@@ -163,10 +178,13 @@ class Tokenizer:
 
 def open_tokenizer(model: Model) -> Tokenizer:
     """The model's tokenizer, read once per process."""
-    return _open_tokenizer(model.path, model.weights, model.revision, model.name, bool(model.architecture))
+    known = (model.path, model.weights, model.revision, model.name)
+    return _open_tokenizer(*known, architecture=bool(model.architecture), vocabulary=facts(model).vocabulary)
 
 
 @lru_cache(maxsize=8)
-def _open_tokenizer(path: str, weights: str, revision: str | None, name: str, architecture: bool) -> Tokenizer:
+def _open_tokenizer(
+    path: str, weights: str, revision: str | None, name: str, *, architecture: bool, vocabulary: int
+) -> Tokenizer:
     stand_in = {"vocab_size": 0} if architecture else {}
-    return Tokenizer(Model(name=name, path=path, weights=weights, revision=revision, architecture=stand_in))
+    return Tokenizer(Model(name=name, path=path, weights=weights, revision=revision, architecture=stand_in), vocabulary)

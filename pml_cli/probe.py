@@ -16,7 +16,7 @@ from .progress import ProbeDisplay
 from .records import RunFolder, read_runs, write_whole
 from .report import probe_table
 from .stop import Signals, Stopped, import_worker
-from .sweep import check_folder
+from .sweep import check_folder, disk_faults
 
 LOGGED_STEPS = 100  # a probe is looked at closely
 
@@ -26,6 +26,9 @@ def run(request: Request, console: Console) -> int:
 
     Returns:
         exit code: 0, or 1 when the run failed.
+
+    Raises:
+        UserError: a run or a folder that cannot be used, or a full disk and the like (what was finished is kept).
     """
     (cell,) = check([_closely(request.runs[0])])
     check_folder(request.out)
@@ -34,7 +37,8 @@ def run(request: Request, console: Console) -> int:
         console.print(f"done already: {folder.path} (delete it to train again)", highlight=False, soft_wrap=True)
     else:
         try:
-            failure = _train(cell, request, console)
+            with disk_faults(request.out):
+                failure = _train(cell, request, console)
         except Stopped as stopped:
             console.print("interrupted; the same command goes on from there")
             if stopped.signum == signal.SIGINT:
@@ -43,10 +47,7 @@ def run(request: Request, console: Console) -> int:
         if failure is not None:
             console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
             return 1
-    try:
-        _picture(folder)
-    except (OSError, ValueError) as error:  # deleted or damaged by hand
-        raise UserError(f"{folder.tokens}: cannot be read; delete {folder.path} and probe again") from error
+    _picture(folder)
     console.print(probe_table({str(k): v for k, v in read_runs([folder.path]).iloc[0].items()}))
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
@@ -57,7 +58,8 @@ def _closely(run: Run) -> Run:
     """A probe logs a hundred steps unless told otherwise."""
     if run.train.log_every:
         return run
-    every = max(1, run.train.steps // LOGGED_STEPS)
+    (cell,) = check([run])  # how many steps its epochs are depends on the samples
+    every = max(1, cell.steps // LOGGED_STEPS)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, log_every=every))
 
 
@@ -72,11 +74,10 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
         f"{run.model.name}: {run.adapter.kind} adapter of rank {run.rank} learns "
         f"{sum(len(s.target) for s in cell.samples)} target tokens ({run.data.source}, {run.loss.kind})"
     )
-    check_places([Pack([cell])])
+    check_places([Pack([cell])], here=True)
     ((cell,),) = (pack.cells for pack in make_packs([cell], packing(request.launch, [cell])))
     with Member(request.out, "inline") as member, Signals() as signals:
         worker = Worker(request.out, member, signals)
-        worker.base_for(Pack([cell]))
         if not member.claim(cell.id):
             raise UserError(f"{request.out}: another process trains this run")
         RunFolder(request.out, cell.id).error.unlink(missing_ok=True)
@@ -98,5 +99,9 @@ def _picture(folder: RunFolder) -> None:
     from .plots import save
     from .recall_plot import recall_figure
 
-    figure = recall_figure(pd.read_parquet(folder.tokens))
-    write_whole(folder.path / "recall.png", lambda aside: save(figure, aside, "png"))
+    try:
+        figure = recall_figure(pd.read_parquet(folder.tokens))
+    except (OSError, ValueError) as error:  # deleted or damaged by hand
+        raise UserError(f"{folder.tokens}: cannot be read; delete {folder.path} and probe again") from error
+    with disk_faults(folder.path):
+        write_whole(folder.path / "recall.png", lambda aside: save(figure, aside, "png"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second; `pml status` does without
+    from torch import Tensor
 
 RESULT, ERROR = "result.json", "error.json"
 
@@ -106,6 +108,27 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk is full and the like; safetensors itself tells that as an error of its own, like any other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode  # safetensors 0.8 replaces it by a file that its owner alone can read
+    try:
+        save_file(tensors, path, metadata=metadata)
+        path.chmod(mode)
+    except SafetensorError as error:
+        if (told := re.search(r"(?:os error|code:) (\d+)", str(error))) is None:
+            raise
+        number = int(told[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
 def report_folder(out: Path) -> Path:
     """The folder, made where it is missing, and open for writing.
 
@@ -130,10 +153,13 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
-def read_runs(roots: Iterable[Path]) -> pd.DataFrame:
+def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.DataFrame:
     """All finished runs below the given folders, one row each: the fields of result.json, and `folder`.
 
     Runs that lie below two of the roots count once.
+
+    Args:
+        left_out: takes a line for each result that cannot be read or is of another format, instead of an error.
 
     Raises:
         UserError: a root that does not exist, a result that cannot be read, or one of another format.
@@ -145,7 +171,14 @@ def read_runs(roots: Iterable[Path]) -> pd.DataFrame:
         if not root.is_dir():
             raise UserError(f"{root}: " + ("a file; give a folder of runs" if root.exists() else "no such folder"))
         for path in _find(root, RESULT):
-            if (result := _read_result(path)) is not None:
+            try:
+                result = _read_result(path)
+            except UserError as error:
+                if left_out is None:
+                    raise
+                left_out.append(str(error))
+                continue
+            if result is not None:
                 rows[path.resolve()] = result | {"folder": str(path.parent)}
     return pd.DataFrame(list(rows.values()))
 

@@ -40,13 +40,17 @@ class Checkpoint:
         Raises:
             UserError: the files have no such tensor, or one of another shape.
         """
+        return self.place(name, like).read().to(device, like.dtype)
+
+    def place(self, name: str, like: Tensor) -> Place:
+        """Where a tensor lies; raises as `read` does."""
         short = name.removeprefix(f"{self.prefix}.")
         known = next((n for n in (name, short, RENAMED.get(name)) if n in self.places), None)
         if known is None or tuple(self.places[known].shape) != tuple(like.shape):
             raise UserError(
                 f"model.stream=true: the weights of model={self.settings.name} have no {name} as the model has it"
             )
-        return self.places[known].read().to(device, like.dtype)
+        return self.places[known]
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,13 @@ class Stream:
         self.held: set[nn.Module] = set()
 
     def watch(self, module: nn.Module) -> None:
-        """From now on this module has weights only while it runs."""
+        """From now on this module has weights only while it runs.
+
+        Raises:
+            UserError: the files lack one of them.
+        """
+        for name, parameter in module.named_parameters():
+            self.checkpoint.place(f"{self.names[module]}.{name}", parameter)
         self.watched.add(module)
         module.register_forward_pre_hook(lambda m, _: self._before(m))
         module.register_forward_hook(lambda m, _i, _o: self._after(m), always_call=True)

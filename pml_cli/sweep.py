@@ -72,19 +72,25 @@ def run(
     if isinstance(request.launch, SlurmLaunch):
         slurm.check_there()
     try:
-        _check_places(left)
+        _check_places(left, here=not isinstance(request.launch, SlurmLaunch))
     except KeyboardInterrupt:
         if done:
             finish(request, cells, console)
         console.print(INTERRUPTED, highlight=False, soft_wrap=True)
         raise
-    try:
+    with disk_faults(request.out):
         order = Order.write(request.out, packs, cut)
         with _forgotten(failed if retry else []):
             return _Sweep(request, order, cells, packs, console, fail_fast=fail_fast).run(wait)
+
+
+@contextmanager
+def disk_faults(out: Path) -> Iterator[None]:
+    """What a disk refuses while results are written to `out` becomes a UserError."""
+    try:
+        yield
     except OSError as error:
-        where = error.filename or request.out
-        raise UserError(f"{where}: {error.strerror or error}; what was finished is kept") from error
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; what was finished is kept") from error
 
 
 @contextmanager
@@ -206,12 +212,12 @@ class _Sweep:
         return 128 + signum if signum else 1
 
 
-def _check_places(packs: Sequence[Pack]) -> None:
+def _check_places(packs: Sequence[Pack], here: bool) -> None:
     import_worker()
     from .worker import check_places
 
     with held_back():  # it builds models, for which more is imported
-        check_places(packs)
+        check_places(packs, here)
 
 
 def _without(packs: Sequence[Pack], ended: set[str]) -> list[Pack]:
@@ -253,11 +259,14 @@ def finish(request: Request, cells: Sequence[Planned], console: Console) -> int:
     failures = {cell.id: reason for cell in cells if (reason := RunFolder(request.out, cell.id).failure()) is not None}
     from .report import results_table  # pandas takes a second to import; a dry run does without
 
-    runs = read_runs([request.out])
+    left_out: list[str] = []
+    runs = read_runs([request.out], left_out)
     if len(runs):
         write_whole(request.out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
         wanted = {cell.id for cell in cells}
         console.print(results_table(runs[runs["id"].isin(wanted)]))
+    for line in left_out:  # what another sweep has left damaged here is no fault of this one
+        console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
     for name, reason in failures.items():
         console.print(f"failed {name}: {reason}", style="red", highlight=False, soft_wrap=True)
     done = sum(RunFolder(request.out, cell.id).is_done() for cell in cells)

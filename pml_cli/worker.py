@@ -19,7 +19,7 @@ from .claims import Member
 from .compose import to_yaml
 from .engine import Cell, Observer, State, Trainer
 from .errors import UserError
-from .loading import check_weights, load_base
+from .loading import check_weights, load_base, pick_device
 from .plan import Pack, Planned, sparing, tokens_hash
 from .rates import Rates
 from .recall import out_of_memory
@@ -239,8 +239,11 @@ class _Attempt:
     seconds: float = 0.0  # spent on the pack before
 
 
-def check_places(packs: Sequence[Pack]) -> None:
+def check_places(packs: Sequence[Pack], here: bool) -> None:
     """Refuse adapters that have no place in their model, before anything is trained; no weights are loaded for it.
+
+    Args:
+        here: they are to be trained on this machine, which must have the device that they ask for.
 
     Raises:
         UserError: all faults at once, one line each.
@@ -251,6 +254,8 @@ def check_places(packs: Sequence[Pack]) -> None:
     for run in runs.values():
         key = repr(run.model)
         try:
+            if here:
+                pick_device(run.model.device)
             check_weights(run.model)
             if key not in bases:
                 bases[key] = load_base(dataclasses.replace(run.model, weights="random", device="meta"))

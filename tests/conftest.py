@@ -1,6 +1,8 @@
 """Shared by all tests: quiet threads, the tiny base loaded once, and small random models of each supported family."""
 
+import contextlib
 import os
+import resource
 import signal
 import tempfile
 
@@ -87,3 +89,14 @@ def _save_random(family, folder):
             parameter.copy_(parameter + (0.1 if parameter.dim() > 1 else 0.2) * noise)
     model.save_pretrained(folder)
     return folder
+
+
+@contextlib.contextmanager
+def full_disk(room):
+    """Inside, no file can be written beyond so many bytes: the system refuses, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

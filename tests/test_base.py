@@ -10,7 +10,7 @@ from conftest import FAMILIES
 from pml_cli.adapters import AdapterBank
 from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
-from pml_cli.loading import load_base
+from pml_cli.loading import load_base, pick_device
 
 T = 21  # three times the sliding window of the small models
 TARGETS = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"]}
@@ -204,6 +204,34 @@ def test_damaged_weights_are_refused(model_folder, tmp_path):
         load_base(local(folder))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_is_in_no_file_is_refused_unless_it_is_the_embeddings(tmp_path, family, tied, stream):
+    """The files of a bare decoder; an untied head of its own would be drawn anew with every load."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(family, **FAMILIES[family], tie_word_embeddings=tied)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "whole")
+    model.base_model.save_pretrained(tmp_path / "bare")
+    whole = load_base(local(tmp_path / "whole", stream=stream))
+    if tied:
+        assert load_base(local(tmp_path / "bare", stream=stream)).weights_hash() == whole.weights_hash()
+        return
+    with pytest.raises(UserError, match=r"^model\..* have no lm_head\.weight") as caught:
+        load_base(local(tmp_path / "bare", stream=stream))
+    assert "\n" not in str(caught.value)
+
+
+def test_several_missing_weights_are_counted(model_folder, tmp_path):
+    shutil.copytree(model_folder("llama"), tmp_path / "deeper")
+    config = json.loads((tmp_path / "deeper" / "config.json").read_text())
+    (tmp_path / "deeper" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+    with pytest.raises(UserError, match=r"its weights have no model\.layers\.3\.input_layernorm\.weight, .* and 6 more$"):
+        load_base(local(tmp_path / "deeper"))
+
+
 def test_a_model_type_nobody_knows(tmp_path, model_folder):
     config = json.loads((model_folder("gpt2") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "gpt99", "architectures": ["Gpt99"]}))
@@ -228,3 +256,11 @@ def test_devices_that_are_not_here(device):
         pytest.skip("there is one here")
     with pytest.raises(UserError, match=f"model.device={device}"):
         load_base(Model(device=device))
+
+
+def test_a_cuda_device_beyond_the_last(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1").index == 1
+    with pytest.raises(UserError, match=r"model\.device=cuda:2: the last CUDA device here is cuda:1"):
+        pick_device("cuda:2")

@@ -508,6 +508,7 @@ def swap(folder, name, old, new):
         ([], "no such folder"),
         (["empty"], "no finished runs"),
         (["empty", "tokens=-1"], "tokens=-1: must be at least 0"),
+        (["empty", "device=foo"], "device=foo: must be auto, cpu, cuda or cuda:N"),
         (["empty", "text=nowhere.txt"], "text=nowhere.txt: no such file"),
         (["empty", "txet=a"], "did you mean 'text'?"),
     ],

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from pml_cli.config import FORMAT
 from pml_cli.errors import UserError
-from pml_cli.records import RunFolder, read_failures, read_runs, write_whole
+from pml_cli.records import RunFolder, read_failures, read_runs, save_tensors, write_whole
 
 ROOT = Path(__file__).parent.parent
 
@@ -128,6 +129,10 @@ def test_results_that_cannot_be_read_are_named_in_one_line(tmp_path, content, me
     assert message in str(caught.value)
     assert str(folder.result) in str(caught.value)
     assert "\n" not in str(caught.value)
+    finished(tmp_path, "other", rank=9)
+    left_out = []
+    assert read_runs([tmp_path], left_out)["rank"].tolist() == [9]
+    assert left_out == [str(caught.value)]
 
 
 @pytest.mark.parametrize("content", [json.dumps({"rank": 4}), "[1, 2]"])
@@ -163,3 +168,9 @@ def test_tables_come_back_as_written(tmp_path):
     folder.write_table(folder.tokens, table)
     pd.testing.assert_frame_equal(pd.read_parquet(folder.tokens), table)
     assert os.listdir(folder.path) == ["tokens.parquet"]  # noqa: PTH208
+
+
+def test_tensors_can_be_read_by_whom_other_files_can(tmp_path):
+    (tmp_path / "other").touch()
+    save_tensors({"a": torch.zeros(3)}, tmp_path / "tensors", {})
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tokenizers import models, pre_tokenizers
 
 from pml_cli import corpus, facts_text
 from pml_cli.batches import PackData, SampleOrder
+from pml_cli.config import TINY as TINY_FOLDER
 from pml_cli.config import HfData, JsonlData, MixedData, Model, PhonebookData, RandomData, RuleData, TextData
 from pml_cli.errors import UserError
 from pml_cli.pretrained import open_tokenizer
@@ -338,6 +340,51 @@ def test_chat_prompts_of_a_whole_phonebook_read_the_tokenizer_once(tmp_path, mon
     rows = [{"query": "hello", "target": "there"} for _ in range(40)]
     open_source(model, JsonlData(path=jsonl(tmp_path, rows), chat=True))
     assert len(read) == 1
+
+
+def test_padding_and_truncation_that_were_saved_with_a_tokenizer_are_not_obeyed(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY_FOLDER, pad_token="<|endoftext|>")
+    tokenizer(["0123456789"], padding="max_length", max_length=24, truncation=True)
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["padding"] and saved["truncation"]
+    shutil.copy(TINY_FOLDER / "config.json", tmp_path)
+    ours, plain = open_tokenizer(Model(path=str(tmp_path))), open_tokenizer(TINY)
+    for text in ("0123456789", WORDS * 2):
+        assert ours.encode(text) == plain.encode(text)
+
+
+def narrow(folder, vocabulary):
+    """The tiny tokenizer with a model that has embeddings for some of its tokens alone."""
+    shutil.copy(TINY_FOLDER / "tokenizer.json", folder)
+    shutil.copy(TINY_FOLDER / "tokenizer_config.json", folder)
+    config = json.loads((TINY_FOLDER / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": vocabulary}))
+    return Model(name="narrow", path=str(folder))
+
+
+@pytest.mark.parametrize("data", [RandomData(), MixedData(path="text", random_share=1.0)])
+def test_random_tokens_are_those_that_the_model_has_embeddings_for(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("0123456789" * 200)
+    assert max(only(data, 1000, narrow(tmp_path, 100)).target) in range(90, 100)
+
+
+@pytest.mark.parametrize("data", [TextData(), PhonebookData(), RandomData(prompt=WORDS), MixedData()])
+def test_tokens_that_the_model_has_no_embedding_for_are_refused(tmp_path, data):
+    with pytest.raises(UserError, match=r"^model=narrow: its tokenizer gives id \d+ \('.+'\), the model has .* below 100$"):
+        open_source(narrow(tmp_path, 100), data)
+
+
+def test_a_chat_template_with_a_token_that_the_model_has_no_embedding_for(tmp_path):
+    model = chat_folder(tmp_path, TEMPLATE.replace("<bot>", "<late>"))
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_special_tokens(["<late>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"^model=chatty: its tokenizer gives id 6 \('<late>'\)"):
+        open_source(model, RandomData(prompt="hello", chat=True))
 
 
 def test_a_folder_without_a_tokenizer_allows_only_what_needs_none(model_folder):

@@ -94,6 +94,8 @@ def test_the_margin_loss_is_not_taken_for_that_of_other_defaults():
         ({"loss": MemftMarginLoss(margin=0.0)}, "loss.margin=0.0"),
         ({"loss": MemftMarginLoss(growth=0.9)}, "loss.growth=0.9"),
         ({"loss": MemftMarginLoss(switch=1.1)}, "loss.switch=1.1"),
+        ({"train": Train(stop_margin=float("nan"))}, "train.stop_margin=nan"),
+        ({"train": Train(stop_margin=float("inf"))}, "train.stop_margin=inf"),
         ({"train": Train(curriculum=[0, 3])}, "train.curriculum=[0, 3]"),
         ({"train": Train(curriculum=[5, 5])}, "train.curriculum=[5, 5]"),
         ({"train": Train(epochs=4, curriculum=[2, 4])}, "train.curriculum=[2, 4]"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import full_disk
 from safetensors.torch import load_file
 
 from pml_cli.cli import main
@@ -124,14 +125,19 @@ def test_another_process_gives_the_same_bits(swept, tmp_path, quick):
         assert all(torch.equal(ours[name], theirs[name]) for name in (*ours, *theirs))
 
 
-def test_a_truncated_result_stops_the_command_and_names_the_file(swept, tmp_path, quick):
+@pytest.mark.parametrize("verb", ["sweep", "memft"])
+def test_a_truncated_result_of_another_sweep_is_named_and_left_out(swept, tmp_path, quick, verb):
     shutil.copytree(swept / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "results.csv").unlink()
     path = next((tmp_path / "runs").rglob("result.json"))
     path.write_text(path.read_text()[:40])
-    done = quick("sweep", "rank=2", "seqlen=20", "out=runs", *FEW)
-    assert done.returncode == 2
-    assert f"{path.parent.name}/result.json: not readable as JSON" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    done = quick(verb, "rank=2", "seqlen=20", "loss=sft,memft_ot", "out=runs", *FEW)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("left out: "))
+    assert f"{path.parent.name}/result.json: not readable as JSON" in line
+    assert "2 of 2 cells done" in done.stdout
+    assert len(pd.read_csv(tmp_path / "runs" / "results.csv")) == 7 + 2
+    assert quick("fit", "runs").returncode == 2  # a law is fitted to all or nothing
 
 
 def test_a_failing_cell_leaves_the_others_fine_and_can_be_tried_again(tmp_path, quick):
@@ -168,6 +174,13 @@ def test_a_probe_from_another_folder(tmp_path, quick):
     again = quick("probe", "rank=2", "seqlen=12", "out=here", *FEW)
     assert again.returncode == 0, again.stderr
     assert "done already" in again.stdout
+
+
+def test_a_probe_logs_a_hundred_of_its_steps_whatever_they_are_given_by(tmp_path, quick):
+    done = quick("probe", "rank=2", "seqlen=30", "data=phonebook", "train.batch=1", "train.epochs=70", "model.device=cpu")
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.rglob("tokens.parquet")
+    assert pd.read_parquet(path)["step"].unique().tolist() == list(range(0, 211, 2))  # three entries
 
 
 def test_the_users_own_files(tmp_path, quick):
@@ -224,6 +237,24 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(tmp_path, name, verb, 
     assert done.stderr.startswith(f"error: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if ".cache" not in p.parts} == before
+
+
+@pytest.mark.parametrize("verb", ["probe", "sweep"])
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:x", "cuda:99"])
+def test_a_device_that_is_not_here_is_found_before_anything_is_written(tmp_path, quick, device, verb):
+    done = quick(verb, "seqlen=8", f"model.device={device}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: model.device={device}: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_and_dry_runs_workers_and_jobs(tmp_path, quick):
+    """A price may be asked for the device of another machine, workers of this one need it here."""
+    assert quick("sweep", "seqlen=8", "model.device=cuda:99", "--dry-run").returncode == 0
+    assert quick("sweep", "seqlen=8", "model.device=foo", "--dry-run").returncode == 2
+    assert quick("sweep", "seqlen=8", "model.device=cuda:99", "launch=local").returncode == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_in_a_process_of_its_own(tmp_path):
@@ -289,3 +320,50 @@ def test_a_probe_that_failed_can_be_tried_again(tmp_path, quick):
         done = quick("probe", "rank=2", "seqlen=8", "train.lr=1e30", "train.steps=6", "model.device=cpu", "out=runs")
         assert done.returncode == 1, done.stderr
         assert "failed: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("room", "file"), [(3_000, ".parquet"), (14_000, "adapter_model.safetensors"), (20_000, "recall.png")]
+)
+def test_a_disk_that_fills_up_under_a_probe_is_one_line_and_it_can_be_run_again(tmp_path, quick, room, file):
+    import matplotlib.font_manager  # noqa: F401  (writes a cache when it is first imported)
+
+    command = ("probe", "rank=16", "seqlen=16", "out=runs", *FEW)
+    with full_disk(room):
+        done = quick(*command)
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert done.stderr.endswith("; what was finished is kept\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert not any(path.name.endswith(file) for path in tmp_path.rglob("*"))
+    again = quick(*command)
+    assert again.returncode == 0, again.stderr
+    assert any(path.name.endswith(file) for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("verb", ["probe", "sweep"])
+def test_a_file_where_pml_keeps_its_own_is_one_line(tmp_path, quick, verb):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".pml").write_text("a file in the way")
+    done = quick(verb, "rank=2", "seqlen=8", "out=runs", *FEW)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: runs/.pml")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["probe", "sweep"])
+def test_a_model_that_does_not_fit_into_memory_fails_the_run(quick, monkeypatch, verb):
+    from pml_cli import worker
+
+    load = worker.load_base
+
+    def small_device(model):
+        if model.device != "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return load(model)
+
+    monkeypatch.setattr(worker, "load_base", small_device)
+    done = quick(verb, "rank=2", "seqlen=8", "out=runs", *FEW)
+    assert done.returncode == 1, done.stderr
+    assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB." in done.stdout
+    assert done.stderr == ""

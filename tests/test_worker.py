@@ -1,5 +1,6 @@
 """Packs to run folders: too little memory, faults of one cell, interruptions by real signals; the tiny model, few steps."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import full_disk
 from safetensors.torch import load_file
 
 from pml_cli import worker as module
@@ -206,6 +208,32 @@ def test_a_folder_that_cannot_be_written_ends_the_work(place, where):
         assert here.events("split") == []
     assert here.reported == {}
     assert not any(RunFolder(here.out, cell.id).error.exists() for cell in cells)
+
+
+def test_a_disk_that_fills_up_at_a_checkpoint_leaves_the_one_before_and_it_goes_on_bit_for_bit(place, undisturbed):
+    cells = planned()
+    with contextlib.ExitStack() as full, place(checkpoint_seconds=0.0) as here:
+        with pytest.raises(OSError, match="File too large"):
+            here.train(cells, at(BREAK, lambda: full.enter_context(full_disk(20_000))))
+        assert here.events("split") == []
+        assert here.reported == {}
+        assert len(here.kept()) == 1
+        assert len(list(here.kept()[0].parent.iterdir())) == 1  # no half of the next one
+    with place() as again:
+        again.train(cells)
+        assert [event["step"] for event in again.events("start")] == [BREAK]
+    assert_same_runs(again.out, undisturbed, cells)
+
+
+def test_a_disk_that_fills_up_at_an_adapter_fails_no_cell_and_keeps_what_was_finished(place):
+    small, large = cells = planned(ranks=(1,)) + planned(ranks=(64,))
+    with place() as here:
+        with full_disk(40_000), pytest.raises(OSError, match="File too large"):
+            here.train(cells)
+        assert here.events("split") == []
+        assert here.reported == {small.id: None}
+        assert not RunFolder(here.out, large.id).has_ended()
+        assert not RunFolder(here.out, large.id).adapter.exists()
 
 
 def test_nothing_is_left_behind_by_a_pack_that_fell_apart_after_a_checkpoint(place, monkeypatch):
