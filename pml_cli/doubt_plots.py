@@ -43,7 +43,7 @@ def residuals_figure(view: View) -> Figure | None:
     columns = (o.rank, rank_label(view.x)), (o.length, "length l, tokens"), (predicted, "predicted gain dL, nats per token")
     size = 1.3 * float(np.abs(residual[full]).max()) + 1e-9
     for axes, (values, label) in zip(panels, columns, strict=True):
-        _residuals(axes, values, residual, full=full, there=there, size=size)
+        _residuals(axes, values, residual, full=full, there=there, size=size, binned=values is predicted)
         if values is not predicted:
             log_axis(axes, values)
         axes.set_xlabel(label)
@@ -62,7 +62,7 @@ def residuals_figure(view: View) -> Figure | None:
     return figure
 
 
-def _residuals(axes: Axes, values: Array, residual: Array, *, full: Any, there: Any, size: float) -> None:
+def _residuals(axes: Axes, values: Array, residual: Array, *, full: Any, there: Any, size: float, binned: bool) -> None:
     """Points, their mean at each value (or in bins of as many points), and those beyond the frame at its edge."""
     style: dict[str, Any] = {"ls": "none", "ms": 2.6, "mew": 0.7, "rasterized": len(values) > MANY_POINTS, "clip_on": False}
     axes.axhline(0, color=GREY, lw=0.8, zorder=1)
@@ -72,13 +72,14 @@ def _residuals(axes: Axes, values: Array, residual: Array, *, full: Any, there: 
         shown = np.clip(residual[rest], -size, size)
         label = "saturated" + (", clipped" if (shown != residual[rest]).any() else "")
         axes.plot(values[rest], shown, "s", mec=ORANGE, mfc="white", label=label, zorder=2, **style)
-    x, mean = _means(values[full], residual[full])
+    x, mean = _means(values[full], residual[full], binned)
     axes.plot(x, mean, "_", color="black", ms=9, mew=1.6, zorder=3, label="mean in the fit")
 
 
-def _means(values: Array, residual: Array) -> tuple[Array, Array]:
+def _means(values: Array, residual: Array, binned: bool) -> tuple[Array, Array]:
+    """At each value where values repeat, as ranks and lengths do; else in bins, for the mean of one cell is that cell."""
     distinct, place = np.unique(values, return_inverse=True)
-    if len(distinct) > BINS:
+    if binned or len(distinct) > min(BINS, len(values) / 2):
         order = np.argsort(values, kind="stable")
         parts = np.array_split(order, min(8, max(1, len(values) // 5)))
         return np.array([np.median(values[part]) for part in parts]), np.array([residual[part].mean() for part in parts])

@@ -136,6 +136,20 @@ def test_residuals_are_relative_and_their_means_by_hand(bent):
     assert len(labelled(panels[0], "saturated")[0].get_xdata()) == o.saturated.sum() > 0
 
 
+def test_means_over_the_predicted_gain_are_in_bins_of_several_cells():
+    """Few cells, each with a gain of its own: a bar a cell would be no mean."""
+    view = view_of(several_texts(texts=(0,), ranks=(1, 2, 4, 8)), Form("hill"))
+    panels = doubt_plots.residuals_figure(view).axes
+    (points,), (means,) = labelled(panels[2], "in the fit"), labelled(panels[2], "mean in the fit")
+    order = np.argsort(points.get_xdata())
+    cells = points.get_ydata()[order]
+    assert len(cells) <= doubt_plots.BINS
+    parts = np.array_split(cells, len(means.get_xdata()))
+    assert min(map(len, parts)) >= 5 and means.get_ydata() == pytest.approx([part.mean() for part in parts])
+    lone = doubt_plots._means(np.arange(10.0), np.ones(10), binned=False)
+    assert len(lone[0]) == 2
+
+
 def test_profiles_have_the_95_line_the_interval_and_the_draws(bent):
     figure = doubt_plots.profile_figure(bent)
     assert [axes.get_xlabel().split(" ")[0] for axes in figure.axes] == ["alpha", "beta", "k"]
