@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .compare import Comparison
+    from .compare import Comparison, Tie
 
 MEANING = {"alpha": "power of rank", "beta": "power of length", "b": "nats per token", "k": "sharpness of the bend"}
 WIDEST = 20.0  # how many times k the axis of its profile may reach
@@ -135,26 +135,31 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
 
 
 def forest_figure(found: Comparison) -> Figure:
-    """Exponents of groups side by side with their 95 % intervals, and the value that they would share."""
+    """Exponents of groups side by side with their 95 % intervals, the value that they would share, both tests of that."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    names = [one.name for one in found.groups]
-    shared = next((tie.shared for tie in found.ties if len(tie.shared) == 2), {})
-    figure = Figure(figsize=(8.2, 1.5 + 0.4 * len(names)), layout=ConstrainedLayoutEngine())
+    names = [one.name + ("\n(rejects the common law)" if one.rejects else "") for one in found.groups]
+    figure = Figure(figsize=(8.2, 1.7 + 0.4 * len(names)), layout=ConstrainedLayoutEngine())
     panels = figure.subplots(1, 2, sharey=True)
     for axes, name in zip(panels, ("alpha", "beta"), strict=True):
         for place, one in enumerate(found.groups):
             low, high = one.interval(name)
             axes.plot([low, high], [place, place], color=PURPLE, lw=2)
-            axes.plot(one.fit.parameters[name], place, "o", color=PURPLE, ms=6)
-        if name in shared:
-            axes.axvline(shared[name], color=ORANGE, ls="--", lw=1.2, zorder=0)
-        tie = next((tie for tie in found.ties if tie.what == name), None)
-        axes.set_title(
-            f"{name}: shared {shared.get(name, math.nan):.3f}" + (f", p = {tie.p:.2g}" if tie else ""), fontsize=10
-        )
+            face = "white" if one.rejects else PURPLE
+            axes.plot(one.fit.parameters[name], place, "o", mec=PURPLE, mfc=face, mew=1.5, ms=6)
+        axes.set_title(name, fontsize=9)
+        for tie in found.ties:
+            if tie.what == name:  # not that of both exponents, whose shared values are others
+                axes.axvline(tie.shared[name], color=ORANGE, ls="--", lw=1.2, zorder=0)
+                axes.set_title(_tie_words(tie), fontsize=9)
         axes.set(xlabel=f"{name}, 95 % interval", ylim=(len(names) - 0.5, -0.5))
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x", color="0.9")
     return figure
+
+
+def _tie_words(tie: Tie) -> str:
+    clustered = f", {tie.p_clustered:.2g} (clusters)" if math.isfinite(tie.p_clustered) else ""
+    said = f"{tie.what}: {tie.verdict} (shared: {tie.shared[tie.what]:.3f}, dashed)"
+    return f"{said}\np = {tie.p:.2g} (likelihood ratio){clustered}"

@@ -60,10 +60,6 @@ def chosen_table(analysis: Analysis, cells: Cells) -> RenderableType:
     return Group(*head, table, Text(_how(analysis), style="dim"), *map(Text, lines), status)
 
 
-ALPHA_LEVEL = 0.05
-REJECTED = 10.0  # AICc
-
-
 def formula(fit: SaturatingFit) -> str:
     """In the notation of the tables, on one line of 80 columns."""
     inner = "C r^alpha l^-beta" + (" + b" if fit.form.offset else "")
@@ -170,16 +166,11 @@ def comparison_table(found: Comparison) -> RenderableType:
     for tie in found.ties:
         shared = " and ".join(f"{name} {value:.3f}" for name, value in tie.shared.items())
         clustered = f", {tie.p_clustered:.2g} by clusters" if math.isfinite(tie.p_clustered) else ""
-        verdict = (
-            "differ"
-            if max(tie.p, tie.p_clustered if math.isfinite(tie.p_clustered) else 0.0) < ALPHA_LEVEL
-            else "may be shared"
-        )
-        lines.append(f"{tie.what:15} {verdict}: p = {tie.p:.2g}{clustered}; shared {shared}")
+        lines.append(f"{tie.what:15} {tie.verdict}: p = {tie.p:.2g}{clustered}; shared {shared}")
     lines += [
         f"warning: {one.name} rejects the common law ({one.cost:.0f} AICc above its best): exponents mean little here"
         for one in found.groups
-        if one.cost > REJECTED
+        if one.rejects
     ]
     note = f"one law for all: {found.form.formula}. p: likelihood ratio, cells independent; by clusters: Cochran's Q"
     return Group(head, table, *map(Text, lines), Text(note, style="dim"))

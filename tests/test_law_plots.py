@@ -13,6 +13,7 @@ from test_fit import grid, result, several_texts
 
 from pml_cli import agreement_plots, doubt_plots, fit, heat_maps, law_files, law_plots, plots
 from pml_cli.analysis import Analysis, Entry
+from pml_cli.compare import Comparison, Group, Tie
 from pml_cli.config import Fit
 from pml_cli.estimate import fit_saturating
 from pml_cli.law_view import View
@@ -161,6 +162,27 @@ def test_profiles_have_the_95_line_the_interval_and_the_draws(bent):
     heights = labelled(alpha, "bootstrap draws")[0].get_data().values
     assert heights.max() == pytest.approx(0.45 * doubt_plots.TOP) and (heights > 0).sum() > 5
     assert alpha.get_title().startswith(f"{bent.fit.parameters['alpha']:.3f} (")
+
+
+def test_groups_side_by_side_have_both_tests_and_the_value_that_these_are_of(bent):
+    """By likelihood ratio alphas differ, by clusters they may be one; the dashes are the tie of alpha, not of both."""
+    one = Group("a", bent.fit, bent.analysis.bootstrap, 0.0)
+    ties = [
+        Tie("alpha", {"alpha": 0.611}, 6.0, 1, 0.014, 0.23),
+        Tie("beta", {"beta": 0.522}, 9.0, 1, 0.003, 0.002),
+        Tie("alpha and beta", {"alpha": 0.7, "beta": 0.8}, 12.0, 2, 0.002, math.nan),
+    ]
+    found = Comparison(("model",), "", Form("hill"), "", [one, replace(one, name="b", cost=30.0)], ties)
+    alpha, beta = doubt_plots.forest_figure(found).axes
+    for axes, words in (
+        (alpha, "alpha: may be shared (shared: 0.611, dashed)\np = 0.014 (likelihood ratio), 0.23 (clusters)"),
+        (beta, "beta: differ (shared: 0.522, dashed)\np = 0.003 (likelihood ratio), 0.002 (clusters)"),
+    ):
+        assert axes.get_title() == words
+        (dashed,) = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+        assert dashed.get_xdata()[0] == float(words.split("shared: ")[1][:5])
+        assert [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == "o"][1] == "white"
+    assert [text.get_text() for text in alpha.get_yticklabels()] == ["a", "b\n(rejects the common law)"]
 
 
 def test_maps_hold_the_measured_values():
