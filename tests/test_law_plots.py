@@ -285,6 +285,7 @@ def test_the_same_figure_gives_the_same_bytes(bent, tmp_path):
 def test_ticks_keep_the_ends_and_do_not_touch():
     assert plots.thinned([1, 2, 4, 8, 12, 16]) == [1, 2, 4, 8, 16]
     assert plots.thinned([7]) == [7] and plots.thinned([np.nan, -1]) == []
+    assert plots.thinned([256, 512, 768, 1024, 1536, 2048, 3072]) == [256, 512, 768, 1536, 3072]  # four letters are wide
     many = plots.thinned(np.arange(1, 5000))
     assert many[0] == 1 and many[-1] == 4999 and len(many) <= plots.TICKS + 1
     assert [plots.short(v) for v in (512, 4000, 12288, 1.5e6)] == ["512", "4k", "12.3k", "1.5M"]
