@@ -11,6 +11,7 @@ from scipy import stats
 from .estimate import NATURAL
 from .law import CONFIDENCE, OK, Array
 from .law_view import View
+from .observed import of_size
 from .plots import GREY, MANY_POINTS, ORANGE, PAGE, PURPLE, column_figure, digits, log_axis, rank_label, small
 from .uncertainty import Profile
 
@@ -130,7 +131,7 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
         ticks = np.geomspace(ends[0], ends[1], 5)
         axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         axes.set_xticks([], minor=True)
-    axes.set(ylim=(0, TOP), xlim=ends, xlabel=f"{line.name} ({MEANING[line.name]})")
+    axes.set(ylim=(0, TOP), xlim=ends, xlabel=f"{line.name} ({of_size(MEANING[line.name], view.x)})")
     axes.set_title(f"{digits(at)}{span}")
 
 

@@ -266,6 +266,29 @@ def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_a_law_of_parameters_says_parameters(tmp_path):
+    """Ranks are named only where they are ranks: in what was held, and in the sweep to run next."""
+    write(tmp_path / "a", *several_texts(texts=(0,)))
+    shown = run(tmp_path / "a", figures=False, x="parameters")[1]
+    law, words = shown.split("gained ")[0], " ".join(shown.split())
+    assert "rank" not in law
+    for said in (
+        "N^alpha",
+        "power of parameters",
+        "(parameters 8,192, length 512)",
+        "(most parameters and longest lengths)",
+        "parameters 256 to 8,192, length",
+        "for twice the parameters",
+    ):
+        assert said in words
+    assert max(map(len, shown.splitlines())) <= 80
+    tex = (tmp_path / "a" / "fit" / "law.tex").read_text()
+    assert "most parameters and longest lengths" in tex and "rank" not in tex
+    write(tmp_path / "b", *grid(ranks=(4, 8)))
+    words = " ".join(run(tmp_path / "b", figures=False, x="parameters")[1].split())
+    assert "only 2 distinct unsaturated parameter counts (1024, 2048)" in words and "pml sweep rank=1,2,4,8,16" in words
+
+
 def test_what_is_read_back_fits_nothing(tmp_path):
     """A reader of law.json needs the documented formula and numbers alone."""
     write(tmp_path, *several_texts())

@@ -105,6 +105,7 @@ def test_an_axis_of_parameters_has_their_name_and_values():
     assert axes.get_xlabel() == "trainable parameters N"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["256", "512", "1024", "2048", "4096", "8192"]
     assert law_plots.maps_figure(moved).axes[0].get_ylabel() == "trainable parameters N"
+    assert doubt_plots.profile_figure(moved).axes[0].get_xlabel() == "alpha (power of parameters)"
 
 
 def test_cells_left_out_are_predicted_by_a_fit_without_them():
