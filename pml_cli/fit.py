@@ -276,7 +276,7 @@ def _warnings(cells: pd.DataFrame) -> list[str]:
 
 def _show(group: GroupFit, console: Console) -> None:
     console.print(report.law_table(group.name, group.fit, group.held, len(group.cells), group.x))
-    if group.fit.status != law.NOT_IDENTIFIED:
+    if group.analysis.chosen or group.fit.status != law.NOT_IDENTIFIED:  # a chosen law needs no other, and is never hidden
         console.print()
         console.print(law_report.chosen_table(group.analysis, group.observed, group.x))
         if group.analysis.chosen:

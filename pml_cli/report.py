@@ -17,7 +17,7 @@ from rich.text import Text
 from .analysis import Analysis
 from .choice import EDGE
 from .law import NOT_IDENTIFIED, PARAMETERS, HeldOut, LawFit
-from .observed import of_size
+from .observed import LN2, of_size
 
 MEANING = {
     "C": "scale (nats/token)",
@@ -74,15 +74,17 @@ def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analy
 
     Args:
         fit, held: from `law.fit_paper` and `law.held_out` on the same cells.
-        cells: those cells, with the columns rank, target_tokens and kept.
+        cells: those cells, with the columns rank, target_tokens, final_loss and kept.
         analysis: all laws on them; what is said is about the chosen one.
         x: the size that they are about: rank or parameters.
     """
-    again = f"`{_next_sweep(cells)}` (other settings as before)"
-    if fit.status == NOT_IDENTIFIED:
-        cause = "Every cell is saturated. " if len(cells) and not fit.n else ""
-        return [f"{cause}These cells show single gains, not how the gain goes with rank and length. Next: {again}."]
     chosen, check = analysis.law, analysis.chosen.checks[EDGE] if analysis.chosen else None
+    seen = cells["kept"] if chosen is None else cells["final_loss"] > LN2  # what holds information for the law told of
+    again = f"`{_next_sweep(cells, seen)}` (other settings as before)"
+    if chosen is None and fit.status == NOT_IDENTIFIED:
+        cause = "Every cell is saturated (final loss at or below saturated_below). " if len(cells) and not fit.n else ""
+        single = of_size("These cells show single gains, not how the gain goes with rank and length.", x)
+        return [f"{cause}{single} Next: {again}."]
     if chosen is None or check is None:
         return ["No law on all cells is to be trusted here: its exponents mean nothing beyond them.",
                 f"Next: more cells, {again}."]  # fmt: skip
@@ -105,12 +107,16 @@ def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analy
     return found
 
 
-def _next_sweep(cells: pd.DataFrame) -> str:
-    """A sweep that holds the values measured and those that would tell most: on unsaturated ground, a factor of 2 apart."""
+def _next_sweep(cells: pd.DataFrame, seen: pd.Series[bool]) -> str:
+    """A sweep that holds the values measured and those that would tell most: on unsaturated ground, a factor of 2 apart.
+
+    Args:
+        seen: which of the cells are unsaturated.
+    """
     if cells.empty:
         return "pml sweep rank=2,4,8,16 seqlen=64,128,256,512"
     ranks, lengths = (sorted({int(v) for v in cells[name]}) for name in ("rank", "target_tokens"))
-    open_ = cells[cells["kept"]]
+    open_ = cells[seen]
     if len(open_) < len(cells) / 2 or len(set(lengths)) < 4:
         lengths = [*lengths, 2 * lengths[-1], 4 * lengths[-1]]  # longer texts saturate last
     if open_["rank"].nunique() <= 4:

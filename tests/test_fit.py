@@ -314,6 +314,20 @@ def test_cells_that_share_a_text_and_are_alike_are_warned_of(tmp_path):
     assert "residuals of cells that share text and length are alike" in shown
 
 
+def test_a_chosen_law_is_shown_and_concluded_from_where_the_papers_form_has_no_cells(tmp_path):
+    """saturated_below is a setting of the paper's estimator alone; the laws on all cells see the same as before."""
+    write(tmp_path, *several_texts())
+    usual, hidden = (run(tmp_path, figures=False, draws=0, saturated_below=below)[1] for below in (0.69, 9.0))
+    assert "0 of 90 cells kept" in hidden and "NOT_IDENTIFIED" in hidden
+    start = "chosen law: hill"
+    assert start in hidden
+    table = slice(0, usual.split(start)[1].index("all laws"))
+    assert hidden.split(start)[1][table] == usual.split(start)[1][table]
+    for words in ("saturated. ", "single gains"):
+        assert words not in hidden
+    assert hidden[hidden.index("Far below the base") :] == usual[usual.index("Far below the base") :]
+
+
 @pytest.mark.parametrize(
     "cells",
     [
