@@ -151,12 +151,17 @@ def recall_lines(recall: RecallFit, cells: Cells, x: str) -> list[str]:
     parts = []
     for length in chosen:
         at, *draws = np.exp(recall.log_ranks(length, 0.5))
-        words = f"{length:g} tokens {at:.3g}"
+        words = f"{length:g} tokens {_size(at)}"
         if draws:
             low, high = np.quantile(draws, [0.025, 0.975])
-            words += f" ({low:.3g} to {high:.3g})"
+            words += f" ({_size(low)} to {_size(high)})"
         parts.append(words)
     return [f"recall    {x} at which half of the targets are recalled whole: {', '.join(parts)}"]
+
+
+def _size(value: float) -> str:
+    """Three digits of a rank; a count of parameters written out."""
+    return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.3g}"
 
 
 def comparison_table(found: Comparison, x: str = "rank") -> RenderableType:

@@ -281,6 +281,7 @@ def test_a_law_of_parameters_says_parameters(tmp_path):
         "for twice the parameters",
     ):
         assert said in words
+    assert "e+0" not in words.split("recall ")[1]
     assert max(map(len, shown.splitlines())) <= 80
     tex = (tmp_path / "a" / "fit" / "law.tex").read_text()
     assert "most parameters and longest lengths" in tex and "rank" not in tex
