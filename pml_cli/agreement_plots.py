@@ -9,6 +9,7 @@ import numpy as np
 
 from .law import Array
 from .law_view import View
+from .observed import of_size
 from .plots import (
     COLUMN,
     GREY,
@@ -47,7 +48,7 @@ def agreement(axes: Axes, view: View, marker: float) -> None:
     axes.set(xlabel="measured gain dL, nats per token", ylabel="predicted gain, nats per token")
     if view.law is None:
         axes.set_title("No law fitted")
-        nothing(axes, view.paper.reason)
+        nothing(axes, of_size(view.paper.reason, view.x))
         return
     o, unseen = view.observed, view.unseen
     predicted = view.law.predict(o.rank, o.length, o.base)

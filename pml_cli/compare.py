@@ -22,6 +22,8 @@ from .saturation import ALPHA, BETA, Form
 from .scoring import Design, minimise
 from .uncertainty import Bootstrap, bootstrap
 
+LEVEL = 0.05  # p below which groups differ
+REJECTED = 10.0  # AICc above its own best at which a group has another law
 TIES = {"alpha": (ALPHA,), "beta": (BETA,), "alpha and beta": (ALPHA, BETA)}
 
 
@@ -33,6 +35,11 @@ class Group:
     fit: SaturatingFit
     bootstrap: Bootstrap
     cost: float  # AICc of the common form above that of this group's best
+
+    @property
+    def rejects(self) -> bool:
+        """The common law is not this group's: its exponents mean little here."""
+        return self.cost > REJECTED
 
     def error(self, name: str) -> float:
         """Standard error of alpha or beta: of the draws, else of the information."""
@@ -57,6 +64,11 @@ class Tie:
     freedom: int
     p: float  # cells independent
     p_clustered: float  # Cochran's Q; nan for both exponents together
+
+    @property
+    def verdict(self) -> str:
+        """By the larger p: the likelihood ratio counts cells that are alike, Cochran's Q trusts errors of few clusters."""
+        return "differ" if max(self.p, np.nan_to_num(self.p_clustered)) < LEVEL else "may be shared"
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in ("what", "shared", "freedom")}

@@ -11,6 +11,7 @@ from scipy import stats
 from .estimate import NATURAL
 from .law import CONFIDENCE, OK, Array
 from .law_view import View
+from .observed import of_size
 from .plots import GREY, MANY_POINTS, ORANGE, PAGE, PURPLE, column_figure, digits, log_axis, rank_label, small
 from .uncertainty import Profile
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .compare import Comparison
+    from .compare import Comparison, Tie
 
 MEANING = {"alpha": "power of rank", "beta": "power of length", "b": "nats per token", "k": "sharpness of the bend"}
 WIDEST = 20.0  # how many times k the axis of its profile may reach
@@ -43,7 +44,7 @@ def residuals_figure(view: View) -> Figure | None:
     columns = (o.rank, rank_label(view.x)), (o.length, "length l, tokens"), (predicted, "predicted gain dL, nats per token")
     size = 1.3 * float(np.abs(residual[full]).max()) + 1e-9
     for axes, (values, label) in zip(panels, columns, strict=True):
-        _residuals(axes, values, residual, full=full, there=there, size=size)
+        _residuals(axes, values, residual, full=full, there=there, size=size, binned=values is predicted)
         if values is not predicted:
             log_axis(axes, values)
         axes.set_xlabel(label)
@@ -62,7 +63,7 @@ def residuals_figure(view: View) -> Figure | None:
     return figure
 
 
-def _residuals(axes: Axes, values: Array, residual: Array, *, full: Any, there: Any, size: float) -> None:
+def _residuals(axes: Axes, values: Array, residual: Array, *, full: Any, there: Any, size: float, binned: bool) -> None:
     """Points, their mean at each value (or in bins of as many points), and those beyond the frame at its edge."""
     style: dict[str, Any] = {"ls": "none", "ms": 2.6, "mew": 0.7, "rasterized": len(values) > MANY_POINTS, "clip_on": False}
     axes.axhline(0, color=GREY, lw=0.8, zorder=1)
@@ -72,13 +73,14 @@ def _residuals(axes: Axes, values: Array, residual: Array, *, full: Any, there: 
         shown = np.clip(residual[rest], -size, size)
         label = "saturated" + (", clipped" if (shown != residual[rest]).any() else "")
         axes.plot(values[rest], shown, "s", mec=ORANGE, mfc="white", label=label, zorder=2, **style)
-    x, mean = _means(values[full], residual[full])
+    x, mean = _means(values[full], residual[full], binned)
     axes.plot(x, mean, "_", color="black", ms=9, mew=1.6, zorder=3, label="mean in the fit")
 
 
-def _means(values: Array, residual: Array) -> tuple[Array, Array]:
+def _means(values: Array, residual: Array, binned: bool) -> tuple[Array, Array]:
+    """At each value where values repeat, as ranks and lengths do; else in bins, for the mean of one cell is that cell."""
     distinct, place = np.unique(values, return_inverse=True)
-    if len(distinct) > BINS:
+    if binned or len(distinct) > min(BINS, len(values) / 2):
         order = np.argsort(values, kind="stable")
         parts = np.array_split(order, min(8, max(1, len(values) // 5)))
         return np.array([np.median(values[part]) for part in parts]), np.array([residual[part].mean() for part in parts])
@@ -129,31 +131,36 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
         ticks = np.geomspace(ends[0], ends[1], 5)
         axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         axes.set_xticks([], minor=True)
-    axes.set(ylim=(0, TOP), xlim=ends, xlabel=f"{line.name} ({MEANING[line.name]})")
+    axes.set(ylim=(0, TOP), xlim=ends, xlabel=f"{line.name} ({of_size(MEANING[line.name], view.x)})")
     axes.set_title(f"{digits(at)}{span}")
 
 
 def forest_figure(found: Comparison) -> Figure:
-    """Exponents of groups side by side with their 95 % intervals, and the value that they would share."""
+    """Exponents of groups side by side with their 95 % intervals, the value that they would share, both tests of that."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    names = [one.name for one in found.groups]
-    shared = next((tie.shared for tie in found.ties if len(tie.shared) == 2), {})
-    figure = Figure(figsize=(8.2, 1.5 + 0.4 * len(names)), layout=ConstrainedLayoutEngine())
+    names = [one.name + ("\n(rejects the common law)" if one.rejects else "") for one in found.groups]
+    figure = Figure(figsize=(8.2, 1.7 + 0.4 * len(names)), layout=ConstrainedLayoutEngine())
     panels = figure.subplots(1, 2, sharey=True)
     for axes, name in zip(panels, ("alpha", "beta"), strict=True):
         for place, one in enumerate(found.groups):
             low, high = one.interval(name)
             axes.plot([low, high], [place, place], color=PURPLE, lw=2)
-            axes.plot(one.fit.parameters[name], place, "o", color=PURPLE, ms=6)
-        if name in shared:
-            axes.axvline(shared[name], color=ORANGE, ls="--", lw=1.2, zorder=0)
-        tie = next((tie for tie in found.ties if tie.what == name), None)
-        axes.set_title(
-            f"{name}: shared {shared.get(name, math.nan):.3f}" + (f", p = {tie.p:.2g}" if tie else ""), fontsize=10
-        )
+            face = "white" if one.rejects else PURPLE
+            axes.plot(one.fit.parameters[name], place, "o", mec=PURPLE, mfc=face, mew=1.5, ms=6)
+        axes.set_title(name, fontsize=9)
+        for tie in found.ties:
+            if tie.what == name:  # not that of both exponents, whose shared values are others
+                axes.axvline(tie.shared[name], color=ORANGE, ls="--", lw=1.2, zorder=0)
+                axes.set_title(_tie_words(tie), fontsize=9)
         axes.set(xlabel=f"{name}, 95 % interval", ylim=(len(names) - 0.5, -0.5))
         axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x", color="0.9")
     return figure
+
+
+def _tie_words(tie: Tie) -> str:
+    clustered = f", {tie.p_clustered:.2g} (clusters)" if math.isfinite(tie.p_clustered) else ""
+    said = f"{tie.what}: {tie.verdict} (shared: {tie.shared[tie.what]:.3f}, dashed)"
+    return f"{said}\np = {tie.p:.2g} (likelihood ratio){clustered}"

@@ -31,7 +31,7 @@ from .compare import Comparison, compare
 from .config import Fit
 from .errors import UserError, did_you_mean
 from .groups import KEY, TIED, differing, label, plain_key, plain_keys, shared, short, slugs, split
-from .observed import SIZES, Cells
+from .observed import SIZES, Cells, of_size
 from .progress import DrawsDisplay
 from .recall_law import DRAWS, RecallFit, fit_recall
 
@@ -100,7 +100,7 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
         _show(group, console)
     comparisons = [_compared([groups[k] for k in places], tuple(by), min(settings.draws, DRAWS), console) for places in sets]
     for comparison in comparisons:
-        console.print(law_report.comparison_table(comparison), end="\n\n")
+        console.print(law_report.comparison_table(comparison, settings.x), end="\n\n")
     console.print(Text(f"written to {out}: {', '.join(law_files.write(out, groups, settings, comparisons))}"))
     return 0
 
@@ -232,8 +232,8 @@ def fit_group(
         held,
         observed,
         analysis,
-        fit.warnings + analysis.warnings + _warnings(cells),
-        report.conclusions(fit, held, usable, analysis),
+        [of_size(words, x) for words in fit.warnings + analysis.warnings] + _warnings(cells),
+        report.conclusions(fit, held, usable, analysis, x),
         x,
         fit_recall(observed, pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float), min(draws, DRAWS)),
         capacity.held(usable),
@@ -275,13 +275,13 @@ def _warnings(cells: pd.DataFrame) -> list[str]:
 
 
 def _show(group: GroupFit, console: Console) -> None:
-    console.print(report.law_table(group.name, group.fit, group.held, len(group.cells)))
-    if group.fit.status != law.NOT_IDENTIFIED:
+    console.print(report.law_table(group.name, group.fit, group.held, len(group.cells), group.x))
+    if group.analysis.chosen or group.fit.status != law.NOT_IDENTIFIED:  # a chosen law needs no other, and is never hidden
         console.print()
-        console.print(law_report.chosen_table(group.analysis, group.observed))
+        console.print(law_report.chosen_table(group.analysis, group.observed, group.x))
         if group.analysis.chosen:
             console.print()
-            console.print(law_report.laws_table(group.analysis))
+            console.print(law_report.laws_table(group.analysis, group.x))
         console.print()
     for line in (
         *capacity.words(group.held_bits, group.control),

@@ -98,9 +98,12 @@ def _recall(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:
             x, y, yerr=np.nan_to_num(bars).clip(0), color=colour, marker=marker, ms=6, lw=0, elinewidth=1.2, label=loss
         )
     axes.set_ylabel("tokens predicted right, %")
-    low = min(axes.get_ylim()[0], 95.0)
-    axes.set_ylim(max(low, -2), 100 + 0.03 * (100 - max(low, -2)))
-    axes.set_title("recall: mean over ranks, 95 % interval over texts and seeds", fontsize=9)
+    low = float(np.clip(axes.dataLim.y0, 0, 95))
+    room = 0.03 * (100 - low)  # a marker's; of the axis, not of the values, which may lie close together far from 100
+    axes.set_ylim(low - room, 100 + room)
+    axes.set_title(
+        "recall: mean over ranks, lengths, texts and seeds\n(bar: 95 % interval over texts and seeds)", fontsize=9
+    )
 
 
 def _falls(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:

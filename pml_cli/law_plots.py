@@ -114,7 +114,7 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
             part = group[group["full"] == full]
             if len(part):
                 axes.plot(part[along], part["delta"], shape, mfc=face, label=label, **style)
-        axes.plot([], [], marker=shape, color=colour, ms=marker, lw=1.1, label=f"{value:g}")
+        axes.plot([], [], marker=shape, color=colour, ms=marker, lw=1.1, label=f"{value:.0f}")
     bad = view.excluded
     if len(bad):
         axes.plot(bad[along], np.clip(bad["delta"], *top), "x", color=GREY, ms=marker, label="_excluded", rasterized=many)

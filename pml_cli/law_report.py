@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -14,7 +15,7 @@ from .choice import EDGE, RANKS, TEXT, Plain
 from .compare import Comparison
 from .estimate import SaturatingFit
 from .law import OK
-from .observed import Cells
+from .observed import Cells, of_size
 from .recall_law import RecallFit
 
 MEANING = {
@@ -30,14 +31,20 @@ MEANING = {
 LAWS = {"none": "x", "hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x^k)^(1/k)"}
 
 
-def chosen_table(analysis: Analysis, cells: Cells) -> RenderableType:
-    """The chosen law with its intervals, how well it fits, and how well it predicts cells it has not seen."""
+def chosen_table(analysis: Analysis, cells: Cells, x: str = "rank") -> RenderableType:
+    """The chosen law with its intervals, how well it fits, and how well it predicts cells it has not seen.
+
+    Args:
+        x: what the ranks of `cells` are: rank or parameters.
+    """
     fit, chosen = analysis.law, analysis.chosen
     if fit is None or chosen is None:
         failed = [entry for entry in analysis.entries if entry.fit.status != OK and not isinstance(entry.fit, Plain)]
-        return Text("no law on all cells: " + "; ".join(dict.fromkeys(e.fit.reason for e in failed)), style="yellow")
+        reasons = "; ".join(dict.fromkeys(of_size(e.fit.reason, x) for e in failed))
+        return Text(f"no law on all cells: {reasons}", style="yellow")
     saturated = f"{fit.n_saturated} saturated, used as lower limits" if fit.n_saturated else "none saturated"
-    head = [Text(f"chosen law: {chosen.name}", style="bold"), Text(formula(fit)), Text(f"all {fit.n} cells ({saturated})")]
+    head = [Text(f"chosen law: {chosen.name}", style="bold"), Text(of_size(formula(fit), x))]
+    head.append(Text(f"all {fit.n} cells ({saturated})"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("", "value", "95 % interval", "meaning"):
         words = name in ("", "meaning")
@@ -45,12 +52,14 @@ def chosen_table(analysis: Analysis, cells: Cells) -> RenderableType:
     for name, value in fit.parameters.items():
         low, high = analysis.intervals.get(name, (math.nan, math.nan))
         span = f"{low:.4g} to {high:.4g}" if math.isfinite(low + high) else "-"
-        table.add_row(name, f"{value:.4g}", span, MEANING[name])
+        table.add_row(name, f"{value:.4g}", span, of_size(MEANING[name], x))
     lines = [
         f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain; with saturated cells {fit.mape_all:.2f} %",
-        *_unseen_lines(chosen),
-        f"range   rank {cells.rank.min():g} to {cells.rank.max():g}, length {cells.length.min():g} to "
-        f"{cells.length.max():g}; beyond it the law is extrapolated",
+        *_unseen_lines(chosen, x),
+        *_wrapped(
+            f"range   {x} {cells.rank.min():,.0f} to {cells.rank.max():,.0f}, length {cells.length.min():g} to "
+            f"{cells.length.max():g}; beyond it the law is extrapolated"
+        ),
     ]
     test = analysis.constant_capacity
     if test is not None:
@@ -58,10 +67,6 @@ def chosen_table(analysis: Analysis, cells: Cells) -> RenderableType:
         lines.append(f"beta=1  (constant capacity) {verdict}: p = {test.p:.2g}, cells taken as independent")
     status = Text(f"status  {fit.status}" + (f" ({fit.reason})" if fit.reason else ""), style="green")
     return Group(*head, table, Text(_how(analysis), style="dim"), *map(Text, lines), status)
-
-
-ALPHA_LEVEL = 0.05
-REJECTED = 10.0  # AICc
 
 
 def formula(fit: SaturatingFit) -> str:
@@ -74,20 +79,25 @@ def formula(fit: SaturatingFit) -> str:
     return f"dL = {start}{top} S(x), x = ({inner}) / {top}, S = {LAWS[fit.form.link]}"
 
 
-def _unseen_lines(chosen: Entry) -> list[str]:
+def _unseen_lines(chosen: Entry, x: str) -> list[str]:
     edge = chosen.checks[EDGE]
     if not math.isfinite(edge.mape):
-        return [f"unseen  no held-out check: {edge.reason}"]
+        return [f"unseen  no held-out check: {of_size(edge.reason, x)}"]
     cells = f"{edge.n_test} unsaturated cells" if edge.n_test > 1 else "1 unsaturated cell"
     inside = f"{_number(100 * edge.coverage, '.0f')} % of them inside the 95 % band"
-    lines = [
-        f"unseen  MAPE {edge.mape:.2f} % on {cells} ({EDGE}),",
-        f"        {inside}; {edge.mape_all:.2f} % on all {edge.n_all} left out",
-    ]
+    lines = _wrapped(
+        f"unseen  MAPE {edge.mape:.2f} % on {cells} ({of_size(EDGE, x)}), {inside}; {edge.mape_all:.2f} % on all "
+        f"{edge.n_all} left out"
+    )
     sides = [(what, check) for what, check in chosen.checks.items() if what != EDGE and math.isfinite(check.mape)]
-    words = {RANKS: "ranks alone", TEXT: "each text in turn"}
+    words = {RANKS: of_size("ranks alone", x), TEXT: "each text in turn"}
     parts = [f"{words.get(what, 'lengths alone')} {check.mape:.2f} %" for what, check in sides]
     return [*lines, f"        {', '.join(parts)}"] if parts else lines
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line of the table at 80 columns, its continuation under what it says."""
+    return textwrap.wrap(line, 80, subsequent_indent=8 * " ")
 
 
 def _how(analysis: Analysis) -> str:
@@ -97,7 +107,7 @@ def _how(analysis: Analysis) -> str:
     return f"intervals: bootstrap of {made.clusters} clusters (text x length), {len(made.draws):,} draws"
 
 
-def laws_table(analysis: Analysis) -> RenderableType:
+def laws_table(analysis: Analysis, x: str = "rank") -> RenderableType:
     """All laws side by side; below, in a line each, those that are not OK."""
     columns = ("law", "cells", "alpha", "beta", "b", "k", "dAICc", "fit %", "unseen %", "all %", "band %")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -106,12 +116,12 @@ def laws_table(analysis: Analysis) -> RenderableType:
     stopped = []
     for entry in analysis.entries:
         if entry.fit.status != OK:
-            stopped.append(f"{entry.name}: {entry.fit.status}, {entry.fit.reason}")
+            stopped.append(f"{entry.name}: {entry.fit.status}, {of_size(entry.fit.reason, x)}")
             continue
         table.add_row(*_row(entry, entry is analysis.chosen), style="bold" if entry is analysis.chosen else None)
     note = (
         "*: chosen. fit: MAPE over unsaturated cells. unseen: MAPE over unsaturated cells",
-        "of the largest ranks and longest lengths, left out of the fit; all: over all",
+        f"of the {of_size(EDGE, x)}, left out of the fit; all: over all",
         "cells left out. band: share of the unseen inside the 95 % band. dAICc: above",
         "the least; paper and robust saw other cells, so that theirs compares with none.",
     )
@@ -135,21 +145,26 @@ def _number(value: float | None, form: str) -> str:
 def recall_lines(recall: RecallFit, cells: Cells, x: str) -> list[str]:
     """The least rank for exact recall at the lengths trained, in a line or two."""
     if recall.status != OK:
-        return [f"recall    no law of exact recall: {recall.reason}"]
+        return [f"recall    no law of exact recall: {of_size(recall.reason, x)}"]
     lengths = np.unique(cells.length)
     chosen = np.unique(lengths[[0, len(lengths) // 2, -1]])
     parts = []
     for length in chosen:
         at, *draws = np.exp(recall.log_ranks(length, 0.5))
-        words = f"{length:g} tokens {at:.3g}"
+        words = f"{length:g} tokens {_size(at)}"
         if draws:
             low, high = np.quantile(draws, [0.025, 0.975])
-            words += f" ({low:.3g} to {high:.3g})"
+            words += f" ({_size(low)} to {_size(high)})"
         parts.append(words)
     return [f"recall    {x} at which half of the targets are recalled whole: {', '.join(parts)}"]
 
 
-def comparison_table(found: Comparison) -> RenderableType:
+def _size(value: float) -> str:
+    """Three digits of a rank; a count of parameters written out."""
+    return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.3g}"
+
+
+def comparison_table(found: Comparison, x: str = "rank") -> RenderableType:
     """Groups side by side, and whether they share their exponents."""
     head = Text(f"by {', '.join(found.by)}" + (f" ({found.common})" if found.common else ""), style="bold")
     if found.form is None:
@@ -170,16 +185,12 @@ def comparison_table(found: Comparison) -> RenderableType:
     for tie in found.ties:
         shared = " and ".join(f"{name} {value:.3f}" for name, value in tie.shared.items())
         clustered = f", {tie.p_clustered:.2g} by clusters" if math.isfinite(tie.p_clustered) else ""
-        verdict = (
-            "differ"
-            if max(tie.p, tie.p_clustered if math.isfinite(tie.p_clustered) else 0.0) < ALPHA_LEVEL
-            else "may be shared"
-        )
-        lines.append(f"{tie.what:15} {verdict}: p = {tie.p:.2g}{clustered}; shared {shared}")
+        lines.append(f"{tie.what:15} {tie.verdict}: p = {tie.p:.2g}{clustered}; shared {shared}")
     lines += [
         f"warning: {one.name} rejects the common law ({one.cost:.0f} AICc above its best): exponents mean little here"
         for one in found.groups
-        if one.cost > REJECTED
+        if one.rejects
     ]
-    note = f"one law for all: {found.form.formula}. p: likelihood ratio, cells independent; by clusters: Cochran's Q"
+    tests = "p: likelihood ratio, cells independent; by clusters: Cochran's Q"
+    note = f"one law for all: {of_size(found.form.formula, x)}. {tests}"
     return Group(head, table, *map(Text, lines), Text(note, style="dim"))

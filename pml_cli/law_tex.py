@@ -16,7 +16,7 @@ from .analysis import Analysis, Entry
 from .choice import EDGE, Plain
 from .estimate import SaturatingFit
 from .law import OK
-from .observed import Cells
+from .observed import Cells, of_size
 from .plots import digits
 
 RULES = r"\providecommand{\toprule}{\hline}\providecommand{\midrule}{\hline}\providecommand{\bottomrule}{\hline}"
@@ -156,7 +156,7 @@ def _note(name: str, analysis: Analysis, cells: Cells, x: str) -> str:
         r"In brackets 95\,\% intervals, from the covariance, which takes the cells as independent"
         + _of_the_chosen(analysis),
         r"$n$: cells used in full (paper, robust) or at all. Fit: MAPE over the unsaturated cells.",
-        r"Unseen: MAPE of a fit without the largest ranks and longest lengths, over the unsaturated ones among them, and",
+        f"Unseen: MAPE of a fit without the {of_size(EDGE, x)}, over the unsaturated ones among them, and",
         r"over all. Band: share of the unseen inside its 95\,\% band. $\Delta$AICc compares fits to the same cells only.",
     ]
     if analysis.chosen:
@@ -164,7 +164,7 @@ def _note(name: str, analysis: Analysis, cells: Cells, x: str) -> str:
     missing: dict[str, list[str]] = {}
     for entry in analysis.entries:
         if entry.fit.status != OK:
-            missing.setdefault(entry.fit.reason, []).append(entry.name)
+            missing.setdefault(of_size(entry.fit.reason, x), []).append(entry.name)
     words += [f"Without a fit: {escape(', '.join(names))} ({escape(reason)})." for reason, names in missing.items()]
     return "\n".join(words)
 

@@ -120,12 +120,13 @@ def _shown(table: pd.DataFrame) -> Table:
 
 def _shown_ranks(ranks: pd.DataFrame, source: str) -> Table:
     """The rank at even chance of exact recall under each loss, and what share it is of another loss's; 80 columns."""
-    out = Table(box=None, pad_edge=False, title=source or None, title_justify="left", title_style="")
-    extra = [name for name in ("outside", "lr") if ranks[name].nunique() > 1]
+    out = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=source or None, title_justify="left", title_style="")
+    told = {"outside": (ranks["outside"] != "").any(), "lr": ranks["lr"].nunique() > 1}  # a bound is never left unsaid
+    extra = [name for name, says in told.items() if says]
     for name in ["l", "loss", "n", "rank", "of sft's", "of memft_ot's", *extra]:
-        out.add_column(
-            name, justify="left" if name in ("loss", "outside") else "right", no_wrap=name not in ("loss", "outside")
-        )
+        left = name in ("loss", "outside")
+        folded = name == "outside" or (name == "loss" and ranks["method"].str.contains(" ").any())  # a curriculum is long
+        out.add_column(name, justify="left" if left else "right", no_wrap=not folded, overflow="fold")
     for row in ranks.to_dict("records"):
         others = {"sft": _span(row, "to_sft", "to_sft_", 2), "memft_ot": _span(row, "to_memft_ot", "to_memft_ot_", 2)}
         length = "all" if pd.isna(row["seqlen"]) else str(row["seqlen"])

@@ -6,16 +6,18 @@ Colours are Okabe and Ito's, told apart without colour vision; each method has a
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from .comparison import half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 STYLES = [
     ("#9A9A9A", "o"),
@@ -29,6 +31,7 @@ STYLES = [
 NAMES = {"sft": "plain fine-tuning (sft)", "memft_ot": "MemFT, threshold (memft_ot)", "memft_sw": "MemFT, window (memft_sw)"}
 NAMES |= {"memft_margin": "margin, then hinge (memft_margin)"}
 MOST_COLUMNS = 3
+BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
 
 
 def accuracy_figure(runs: pd.DataFrame, rates: bool) -> Figure:
@@ -96,6 +99,8 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
 def rank_figure(ranks: pd.DataFrame) -> Figure:
     """The rank that exact recall takes against length under each loss, and its share of plain fine-tuning's.
 
+    What holds texts beyond the ranks tried is a bound and hollow.
+
     Args:
         ranks: `thresholds.rank_table` of one model, kind of data and adapter.
     """
@@ -104,17 +109,7 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
     ranks = ranks[ranks["seqlen"].notna()]
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    found = sorted(ranks["method"].unique(), key=lambda m: (m != "sft", m))
-    for i, method in enumerate(found):
-        colour, marker = STYLES[i % len(STYLES)]
-        own = ranks[ranks["method"] == method].sort_values("seqlen")
-        for axes, name, ends in ((left, "rank", ""), (right, "to_sft", "to_sft_")):
-            if axes is right and method == "sft":
-                continue
-            x, y = own["seqlen"].to_numpy(float) * (1 + 0.012 * (i - len(found) / 2)), own[name].to_numpy(float)
-            reach = np.nan_to_num([y - own[f"{ends}low"], own[f"{ends}high"] - y])
-            label = NAMES.get(method, method) if axes is left else None
-            axes.errorbar(x, y, reach, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, label=label)
+    _rank_lines(left, right, ranks)
     right.axhline(1, color=STYLES[0][0], lw=3)
     right.text(
         0.98,
@@ -142,8 +137,35 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
         f"The rank that verbatim recall takes: {_source(ranks)}; {ranks['texts'].max()} texts, 95 % intervals",
         fontsize=10,
     )
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    handles, labels = left.get_legend_handles_labels()
+    if (ranks["outside"] != "").any():
+        handles, labels = [*handles, _hollow(left, [], [], "0.35", "o")], [*labels, BOUND]
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
+
+
+def _rank_lines(left: Axes, right: Axes, ranks: pd.DataFrame) -> None:
+    found = sorted(ranks["method"].unique(), key=lambda m: (m != "sft", m))
+    beyond = ranks["outside"] != ""
+    plain = ranks.loc[beyond & (ranks["method"] == "sft"), "seqlen"]  # lengths at which every share is one of a bound
+    for i, method in enumerate(found):
+        colour, marker = STYLES[i % len(STYLES)]
+        own = ranks[ranks["method"] == method].sort_values("seqlen")
+        for axes, name, ends in ((left, "rank", ""), (right, "to_sft", "to_sft_")):
+            if axes is right and method == "sft":
+                continue
+            x, y = own["seqlen"].to_numpy(float) * (1 + 0.012 * (i - len(found) / 2)), own[name].to_numpy(float)
+            reach = np.nan_to_num([y - own[f"{ends}low"], own[f"{ends}high"] - y])
+            label = NAMES.get(method, method) if axes is left else None
+            axes.errorbar(x, y, reach, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, label=label)
+            bound = beyond[own.index] | (own["seqlen"].isin(plain) if axes is right else False)
+            _hollow(axes, x[bound], y[bound], colour, marker)
+
+
+def _hollow(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str) -> Line2D:
+    style: dict[str, Any] = {"mec": colour, "mfc": "white", "mew": 1.3, "zorder": 3}
+    (points,) = axes.plot(x, y, ls="none", marker=marker, ms=6, label="_bound", **style)
+    return points
 
 
 def _source(runs: pd.DataFrame) -> str:

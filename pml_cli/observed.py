@@ -15,6 +15,16 @@ from . import law
 from .law import Array, Mask
 
 SIZES = {"rank": "rank", "parameters": "trainable_parameters"}  # what a law may be about, and its column
+PARAMETERS = (  # of what is said of ranks, where parameters stand in their place; the longer words first
+    ("largest ranks", "most parameters"),
+    ("larger ranks", "more parameters"),
+    ("smaller ranks", "fewer parameters"),
+    ("distinct unsaturated rank", "distinct unsaturated parameter count"),
+    ("distinct rank", "distinct parameter count"),
+    ("ranks", "parameters"),
+    ("rank", "parameters"),
+    ("r^alpha", "N^alpha"),
+)
 LN2 = math.log(2)  # final loss (nats per token) at or below which a cell is saturated: p = 1/2
 
 
@@ -85,6 +95,17 @@ class Cells:
 
     def take(self, chosen: Mask) -> Cells:
         return Cells(*(getattr(self, name)[chosen] for name in ("rank", "length", "delta", "base", "text", "sd")))
+
+
+def of_size(words: str, x: str) -> str:
+    """What is said of ranks, said of the size that a law is about.
+
+    Args:
+        x: a size, or its column.
+    """
+    for rank, parameters in PARAMETERS if x != "rank" else ():
+        words = words.replace(rank, parameters)
+    return words
 
 
 def bits(length: ArrayLike, nats: ArrayLike) -> Array:

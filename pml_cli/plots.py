@@ -75,16 +75,24 @@ def log_axis(axes: Axes, values: ArrayLike) -> None:
 
 
 def thinned(values: ArrayLike) -> list[float]:
-    """Those of the distinct positive values that do not touch as ticks of a logarithmic axis; the ends are among them."""
+    """Those of the distinct positive values that do not touch as ticks of a logarithmic axis; the ends are among them.
+
+    TICKS labels of three letters fit side by side; longer ones take more room.
+    """
     distinct = np.unique(np.asarray(values, float))
     distinct = distinct[np.isfinite(distinct) & (distinct > 0)]
     if not len(distinct):
         return []
     first, last = float(distinct[0]), float(distinct[-1])
     gap = math.log(max(last / first, 1.0001)) / TICKS
+
+    def apart(low: float, high: float) -> bool:
+        letters = (len(short(low)) + len(short(high))) / 2
+        return math.log(high / low) >= gap * max(1.0, letters / 3)
+
     ticks = [first]
     for value in distinct[1:-1].tolist():
-        if math.log(value / ticks[-1]) >= gap and math.log(last / value) >= gap:
+        if apart(ticks[-1], value) and apart(value, last):
             ticks.append(value)
     return [*ticks, last] if last > first else ticks
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from .analysis import Analysis
 from .choice import EDGE
 from .law import NOT_IDENTIFIED, PARAMETERS, HeldOut, LawFit
+from .observed import LN2, of_size
 
 MEANING = {
     "C": "scale (nats/token)",
@@ -29,67 +30,71 @@ PIVOT_ABOVE = 30  # cells; more than this are shown by rank and length
 PIVOT_COLUMNS = 10  # lengths side by side at 80 columns
 
 
-def law_table(name: str, fit: LawFit, held: HeldOut, cells: int) -> RenderableType:
+def law_table(name: str, fit: LawFit, held: HeldOut, cells: int, x: str = "rank") -> RenderableType:
     """One fitted law: cells kept of `cells`, parameters with 95 % intervals, quality, status.
 
     Args:
         name: what was fitted, as the heading.
         fit, held: from `law.fit_paper` and `law.held_out`.
         cells: all cells of this group, before any was excluded.
+        x: the size that the law is about: rank or parameters.
     """
     excluded = cells - fit.n - fit.n_saturated
     counts = f"{fit.n} of {cells} cells kept ({fit.n_saturated} saturated, {excluded} excluded)"
-    head = [Text(name, style="bold"), Text(f"dL = C r^alpha l^-beta + b      {counts}")]
+    head = [Text(name, style="bold"), Text(f"{of_size('dL = C r^alpha l^-beta + b', x)}      {counts}")]
+    reason = of_size(fit.reason, x)
     if fit.status == NOT_IDENTIFIED:
-        return Group(*head, Text(f"status  {fit.status}: {fit.reason}", style="yellow"))
+        return Group(*head, Text(f"status  {fit.status}: {reason}", style="yellow"))
     table = _table("", "value", "95 % interval", "meaning", left=("", "meaning"))
     for parameter in PARAMETERS:
         low, high = fit.intervals[parameter]
         span = f"{_number(low)} to {_number(high)}" if math.isfinite(low + high) else "-"
-        table.add_row(parameter, _number(getattr(fit, parameter)), span, MEANING[parameter])
-    status = Text(
-        f"status  {fit.status}" + (f": {fit.reason}" if fit.reason else ""), style="yellow" if fit.reason else "green"
-    )
+        table.add_row(parameter, _number(getattr(fit, parameter)), span, of_size(MEANING[parameter], x))
+    status = Text(f"status  {fit.status}" + (f": {reason}" if reason else ""), style="yellow" if reason else "green")
     quality = f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain"
     note = Text("intervals take the cells as independent; texts or seeds shared by cells make them too narrow", style="dim")
-    return Group(*head, table, note, Text(quality), Text(f"unseen  {held_out_words(held)}"), status)
+    return Group(*head, table, note, Text(quality), Text(f"unseen  {held_out_words(held, x)}"), status)
 
 
-def held_out_words(held: HeldOut) -> str:
+def held_out_words(held: HeldOut, x: str = "rank") -> str:
     """The held-out check in one line."""
     if held.mape is None:
-        return f"no held-out check: {held.reason}"
+        return f"no held-out check: {of_size(held.reason, x)}"
     parts = [
-        f"{axis} {values[0]:g}" + (" and up" if len(values) > 1 else "")
-        for axis, values in (("rank", held.ranks), ("length", held.lengths))
+        f"{axis} {values[0]:,.0f}" + (" and up" if len(values) > 1 else "")
+        for axis, values in ((x, held.ranks), ("length", held.lengths))
         if values
     ]
     cells = f"{held.n_test} cell" + ("s" if held.n_test > 1 else "")
     return f"MAPE {held.mape:.2f} % on {cells} left out ({', '.join(parts)})"
 
 
-def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analysis) -> list[str]:
+def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analysis, x: str = "rank") -> list[str]:
     """What a fit allows to conclude, and what to run next, in plain words.
 
     Args:
         fit, held: from `law.fit_paper` and `law.held_out` on the same cells.
-        cells: those cells, with the columns rank, target_tokens and kept.
+        cells: those cells, with the columns rank, target_tokens, final_loss and kept.
         analysis: all laws on them; what is said is about the chosen one.
+        x: the size that they are about: rank or parameters.
     """
-    again = f"`{_next_sweep(cells)}` (other settings as before)"
-    if fit.status == NOT_IDENTIFIED:
-        cause = "Every cell is saturated. " if len(cells) and not fit.n else ""
-        return [f"{cause}These cells show single gains, not how the gain goes with rank and length. Next: {again}."]
     chosen, check = analysis.law, analysis.chosen.checks[EDGE] if analysis.chosen else None
+    seen = cells["kept"] if chosen is None else cells["final_loss"] > LN2  # what holds information for the law told of
+    again = f"`{_next_sweep(cells, seen)}` (other settings as before)"
+    if chosen is None and fit.status == NOT_IDENTIFIED:
+        cause = "Every cell is saturated (final loss at or below saturated_below). " if len(cells) and not fit.n else ""
+        single = of_size("These cells show single gains, not how the gain goes with rank and length.", x)
+        return [f"{cause}{single} Next: {again}."]
     if chosen is None or check is None:
         return ["No law on all cells is to be trusted here: its exponents mean nothing beyond them.",
                 f"Next: more cells, {again}."]  # fmt: skip
     alpha, beta = chosen.parameters["alpha"], chosen.parameters["beta"]
     what = "x, what is held of the target," if "level" in chosen.parameters else "the gain above b"
-    found = [f"Far below the base loss, twice the rank multiplies {what} by {2**alpha:.2f}, "
-             f"twice the length by {2**-beta:.2f}."]  # fmt: skip
+    found = [f"Far below the base loss, {what} is multiplied by {2**alpha:.2f} for twice the {x}, "
+             f"by {2**-beta:.2f} for twice the length."]  # fmt: skip
     if math.isnan(check.mape):
-        return [*found, f"Nothing can be said about larger ranks or longer texts from these cells. Next: {again}."]
+        larger = of_size("larger ranks", x)
+        return [*found, f"Nothing can be said about {larger} or longer texts from these cells. Next: {again}."]
     if check.mape > max(10.0, 3 * chosen.mape):
         found.append(
             f"Do not extrapolate: cells left out are off by {check.mape:.1f} %, against {chosen.mape:.1f} % inside."
@@ -102,12 +107,16 @@ def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analy
     return found
 
 
-def _next_sweep(cells: pd.DataFrame) -> str:
-    """A sweep that holds the values measured and those that would tell most: on unsaturated ground, a factor of 2 apart."""
+def _next_sweep(cells: pd.DataFrame, seen: pd.Series[bool]) -> str:
+    """A sweep that holds the values measured and those that would tell most: on unsaturated ground, a factor of 2 apart.
+
+    Args:
+        seen: which of the cells are unsaturated.
+    """
     if cells.empty:
         return "pml sweep rank=2,4,8,16 seqlen=64,128,256,512"
     ranks, lengths = (sorted({int(v) for v in cells[name]}) for name in ("rank", "target_tokens"))
-    open_ = cells[cells["kept"]]
+    open_ = cells[seen]
     if len(open_) < len(cells) / 2 or len(set(lengths)) < 4:
         lengths = [*lengths, 2 * lengths[-1], 4 * lengths[-1]]  # longer texts saturate last
     if open_["rank"].nunique() <= 4:

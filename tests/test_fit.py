@@ -266,6 +266,30 @@ def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_a_law_of_parameters_says_parameters(tmp_path):
+    """Ranks are named only where they are ranks: in what was held, and in the sweep to run next."""
+    write(tmp_path / "a", *several_texts(texts=(0,)))
+    shown = run(tmp_path / "a", figures=False, x="parameters")[1]
+    law, words = shown.split("gained ")[0], " ".join(shown.split())
+    assert "rank" not in law
+    for said in (
+        "N^alpha",
+        "power of parameters",
+        "(parameters 8,192, length 512)",
+        "(most parameters and longest lengths)",
+        "parameters 256 to 8,192, length",
+        "for twice the parameters",
+    ):
+        assert said in words
+    assert "e+0" not in words.split("recall ")[1]
+    assert max(map(len, shown.splitlines())) <= 80
+    tex = (tmp_path / "a" / "fit" / "law.tex").read_text()
+    assert "most parameters and longest lengths" in tex and "rank" not in tex
+    write(tmp_path / "b", *grid(ranks=(4, 8)))
+    words = " ".join(run(tmp_path / "b", figures=False, x="parameters")[1].split())
+    assert "only 2 distinct unsaturated parameter counts (1024, 2048)" in words and "pml sweep rank=1,2,4,8,16" in words
+
+
 def test_what_is_read_back_fits_nothing(tmp_path):
     """A reader of law.json needs the documented formula and numbers alone."""
     write(tmp_path, *several_texts())
@@ -289,6 +313,20 @@ def test_cells_that_share_a_text_and_are_alike_are_warned_of(tmp_path):
     write(tmp_path, *cells)
     shown = " ".join(run(tmp_path, figures=False)[1].split())
     assert "residuals of cells that share text and length are alike" in shown
+
+
+def test_a_chosen_law_is_shown_and_concluded_from_where_the_papers_form_has_no_cells(tmp_path):
+    """saturated_below is a setting of the paper's estimator alone; the laws on all cells see the same as before."""
+    write(tmp_path, *several_texts())
+    usual, hidden = (run(tmp_path, figures=False, draws=0, saturated_below=below)[1] for below in (0.69, 9.0))
+    assert "0 of 90 cells kept" in hidden and "NOT_IDENTIFIED" in hidden
+    start = "chosen law: hill"
+    assert start in hidden
+    table = slice(0, usual.split(start)[1].index("all laws"))
+    assert hidden.split(start)[1][table] == usual.split(start)[1][table]
+    for words in ("saturated. ", "single gains"):
+        assert words not in hidden
+    assert hidden[hidden.index("Far below the base") :] == usual[usual.index("Far below the base") :]
 
 
 @pytest.mark.parametrize(

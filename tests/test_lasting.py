@@ -35,6 +35,7 @@ from pml_cli.endurance import free_row, offenders, row
 from pml_cli.engine import Cell, train_pack
 from pml_cli.errors import UserError
 from pml_cli.kept import read_run
+from pml_cli.lasting_plot import lasting_figure
 from pml_cli.lasting_table import comparison, rows, summary
 from pml_cli.loading import load_base
 from pml_cli.plan import source_of
@@ -326,18 +327,18 @@ def test_offenders_have_their_cause():
     assert free_row(samples, unsure, [[1, 1, 9]]) == {"free_exact_match": 0, "violations": 0}
 
 
-def test_means_have_the_interval_over_texts_and_pairs_that_of_their_differences():
-    def one(loss, seed, rank, accuracy):
-        known = {"id": f"{loss}{seed}{rank}", "folder": "", "model": "m", "data": "d", "data_seed": seed, "adapter": "a"}
-        known |= {"layer": 4, "loss": loss, "setting": None, "rank": rank, "seqlen": 8, "target_tokens": 8, "samples": 1}
-        known |= {"seed": 0, "lr": 0.1, "steps": 10, "key": "", "offenders": []}
-        measured = {"status": "measured", "token_accuracy": accuracy, "kept_whole": 1.0, "fall_worst": 0.1}
-        texts = {
-            name: {"tokens": 5, "base_loss": 3.0, "loss": 3.5, "kl": 0.25, "changed": 0.5} for name in ("text", "random")
-        }
-        conditions = {c.name: measured if not c.merged else {"status": "not mergeable: why"} for c in CONDITIONS}
-        return {**known, "conditions": conditions, "damage": texts}
+def one(loss, seed, rank, accuracy):
+    """A run as lasting.json keeps it, which recalls alike under every condition."""
+    known = {"id": f"{loss}{seed}{rank}", "folder": "", "model": "m", "data": "d", "data_seed": seed, "adapter": "a"}
+    known |= {"layer": 4, "loss": loss, "setting": None, "rank": rank, "seqlen": 8, "target_tokens": 8, "samples": 1}
+    known |= {"seed": 0, "lr": 0.1, "steps": 10, "key": "", "offenders": []}
+    measured = {"status": "measured", "token_accuracy": accuracy, "kept_whole": 1.0, "fall_worst": 0.1, "shift_rms": 0.05}
+    text = {"tokens": 5, "base_loss": 3.0, "loss": 3.5, "kl": 0.25, "changed": 0.5}
+    conditions = {c.name: measured if not c.merged else {"status": "not mergeable: why"} for c in CONDITIONS}
+    return {**known, "conditions": conditions, "damage": {"text": text, "random": text}}
 
+
+def test_means_have_the_interval_over_texts_and_pairs_that_of_their_differences():
     accuracy = {("sft", s, r): 0.5 + 0.1 * s + 0.01 * r for s in range(3) for r in (2, 4)}
     accuracy |= {("memft_ot", s, r): 0.6 + 0.12 * s + 0.01 * r for s in range(3) for r in (2, 4)}
     table = rows([one(*key, value) for key, value in accuracy.items()])
@@ -354,6 +355,18 @@ def test_means_have_the_interval_over_texts_and_pairs_that_of_their_differences(
     cell = against[against["rank"].isna() & (against["condition"] == "bf16") & (against["measure"] == "token_accuracy")]
     assert cell["difference"].item() == pytest.approx(0.12)
     assert cell["pairs"].item() == 3
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.76, 0.99, 1.0])
+def test_markers_of_recall_stand_clear_of_the_frame(accuracy):
+    """Close together and far from 100: a margin of the spread of the values would be none."""
+    table = rows([one("sft", 0, 2, accuracy), one("memft_ot", 0, 2, min(1.0, accuracy + 0.003))])
+    axes = lasting_figure(table).axes[0]
+    low, high = axes.get_ylim()
+    height = axes.get_position().height * axes.figure.get_size_inches()[1] * 72  # points
+    assert height * min(100 * accuracy - low, high - 100 * accuracy) / (high - low) > 6 / 2  # a marker is 6 wide
+    assert low >= -3.5
+    assert "ranks, lengths, texts and seeds" in axes.get_title()
 
 
 # -- reading runs

@@ -13,6 +13,7 @@ from test_fit import grid, result, several_texts
 
 from pml_cli import agreement_plots, doubt_plots, fit, heat_maps, law_files, law_plots, plots
 from pml_cli.analysis import Analysis, Entry
+from pml_cli.compare import Comparison, Group, Tie
 from pml_cli.config import Fit
 from pml_cli.estimate import fit_saturating
 from pml_cli.law_view import View
@@ -104,6 +105,7 @@ def test_an_axis_of_parameters_has_their_name_and_values():
     assert axes.get_xlabel() == "trainable parameters N"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["256", "512", "1024", "2048", "4096", "8192"]
     assert law_plots.maps_figure(moved).axes[0].get_ylabel() == "trainable parameters N"
+    assert doubt_plots.profile_figure(moved).axes[0].get_xlabel() == "alpha (power of parameters)"
 
 
 def test_cells_left_out_are_predicted_by_a_fit_without_them():
@@ -136,6 +138,20 @@ def test_residuals_are_relative_and_their_means_by_hand(bent):
     assert len(labelled(panels[0], "saturated")[0].get_xdata()) == o.saturated.sum() > 0
 
 
+def test_means_over_the_predicted_gain_are_in_bins_of_several_cells():
+    """Few cells, each with a gain of its own: a bar a cell would be no mean."""
+    view = view_of(several_texts(texts=(0,), ranks=(1, 2, 4, 8)), Form("hill"))
+    panels = doubt_plots.residuals_figure(view).axes
+    (points,), (means,) = labelled(panels[2], "in the fit"), labelled(panels[2], "mean in the fit")
+    order = np.argsort(points.get_xdata())
+    cells = points.get_ydata()[order]
+    assert len(cells) <= doubt_plots.BINS
+    parts = np.array_split(cells, len(means.get_xdata()))
+    assert min(map(len, parts)) >= 5 and means.get_ydata() == pytest.approx([part.mean() for part in parts])
+    lone = doubt_plots._means(np.arange(10.0), np.ones(10), binned=False)
+    assert len(lone[0]) == 2
+
+
 def test_profiles_have_the_95_line_the_interval_and_the_draws(bent):
     figure = doubt_plots.profile_figure(bent)
     assert [axes.get_xlabel().split(" ")[0] for axes in figure.axes] == ["alpha", "beta", "k"]
@@ -147,6 +163,27 @@ def test_profiles_have_the_95_line_the_interval_and_the_draws(bent):
     heights = labelled(alpha, "bootstrap draws")[0].get_data().values
     assert heights.max() == pytest.approx(0.45 * doubt_plots.TOP) and (heights > 0).sum() > 5
     assert alpha.get_title().startswith(f"{bent.fit.parameters['alpha']:.3f} (")
+
+
+def test_groups_side_by_side_have_both_tests_and_the_value_that_these_are_of(bent):
+    """By likelihood ratio alphas differ, by clusters they may be one; the dashes are the tie of alpha, not of both."""
+    one = Group("a", bent.fit, bent.analysis.bootstrap, 0.0)
+    ties = [
+        Tie("alpha", {"alpha": 0.611}, 6.0, 1, 0.014, 0.23),
+        Tie("beta", {"beta": 0.522}, 9.0, 1, 0.003, 0.002),
+        Tie("alpha and beta", {"alpha": 0.7, "beta": 0.8}, 12.0, 2, 0.002, math.nan),
+    ]
+    found = Comparison(("model",), "", Form("hill"), "", [one, replace(one, name="b", cost=30.0)], ties)
+    alpha, beta = doubt_plots.forest_figure(found).axes
+    for axes, words in (
+        (alpha, "alpha: may be shared (shared: 0.611, dashed)\np = 0.014 (likelihood ratio), 0.23 (clusters)"),
+        (beta, "beta: differ (shared: 0.522, dashed)\np = 0.003 (likelihood ratio), 0.002 (clusters)"),
+    ):
+        assert axes.get_title() == words
+        (dashed,) = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+        assert dashed.get_xdata()[0] == float(words.split("shared: ")[1][:5])
+        assert [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == "o"][1] == "white"
+    assert [text.get_text() for text in alpha.get_yticklabels()] == ["a", "b\n(rejects the common law)"]
 
 
 def test_maps_hold_the_measured_values():
@@ -249,6 +286,7 @@ def test_the_same_figure_gives_the_same_bytes(bent, tmp_path):
 def test_ticks_keep_the_ends_and_do_not_touch():
     assert plots.thinned([1, 2, 4, 8, 12, 16]) == [1, 2, 4, 8, 16]
     assert plots.thinned([7]) == [7] and plots.thinned([np.nan, -1]) == []
+    assert plots.thinned([256, 512, 768, 1024, 1536, 2048, 3072]) == [256, 512, 768, 1536, 3072]  # four letters are wide
     many = plots.thinned(np.arange(1, 5000))
     assert many[0] == 1 and many[-1] == 4999 and len(many) <= plots.TICKS + 1
     assert [plots.short(v) for v in (512, 4000, 12288, 1.5e6)] == ["512", "4k", "12.3k", "1.5M"]

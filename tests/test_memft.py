@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from scipy import stats
+from test_thresholds import planted as recalled
 
 from pml_cli import memft
 from pml_cli.comparison import BEST, EQUAL, MEASURES, UNEQUAL, compare, methods, sign_flips
 from pml_cli.compose import load
 from pml_cli.errors import UserError
-from pml_cli.memft_plot import accuracy_figure
+from pml_cli.memft_plot import BOUND, accuracy_figure, rank_figure
+from pml_cli.thresholds import rank_table
 
 
 def planted(differences: list[float], rank: int = 4, lr: float = 0.01, loss: str = "memft_ot", **more) -> pd.DataFrame:
@@ -115,6 +117,36 @@ def test_the_figure_has_a_panel_a_length_and_a_line_a_loss(tmp_path):
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     np.testing.assert_allclose(lines["MemFT, threshold (memft_ot)"].get_ydata(), [60.0] * 3)
     np.testing.assert_allclose(lines["plain fine-tuning (sft)"].get_ydata(), [45.0] * 3)
+
+
+def test_a_rank_that_is_only_a_bound_is_told_in_the_table():
+    """Every row says the same then, and without it 3 would read as the rank at which half is recalled."""
+    few = rank_table(recalled({"sft": [9, 9], "memft_margin": [9, 9]}, ranks=(1, 2, 3)))
+    within = rank_table(recalled({"sft": [2, 3], "memft_margin": [2, 3]}))
+    shown = []
+    for table in (few, within):
+        out = io.StringIO()
+        Console(file=out, width=80).print(memft._shown_ranks(table, ""))
+        shown.append(out.getvalue())
+    assert shown[0].count("2 above") == 2
+    assert "outside" not in shown[1]
+
+
+def test_a_rank_that_is_only_a_bound_is_hollow_and_so_is_its_share():
+    """Of sft one text at 128 tokens, of the other loss one at 64; at 32 both are measured."""
+    parts = [
+        recalled({"sft": sft, "memft_margin": margin}, seqlen=length)
+        for length, sft, margin in ((32, [6, 8], [3, 4]), (64, [6, 8], [1, 4]), (128, [16, 99], [6, 8]))
+    ]
+    figure = rank_figure(rank_table(pd.concat(parts)))
+    hollow = [[line for line in axes.get_lines() if line.get_label() == "_bound"] for axes in figure.axes]
+    at = [[[round(float(x) / 32) * 32 for x in line.get_xdata()] for line in lines] for lines in hollow]
+    assert at[0][:2] == [[128], [64]]  # sft, then the other
+    assert at[1] == [[64, 128]]
+    assert all(line.get_markerfacecolor() == "white" for lines in hollow for line in lines)
+    assert BOUND in [text.get_text() for text in figure.legends[0].get_texts()]
+    measured = rank_figure(rank_table(pd.concat(parts[:1])))
+    assert BOUND not in [text.get_text() for text in measured.legends[0].get_texts()]
 
 
 def test_no_finished_pair_is_said_and_not_a_fault(tmp_path: Path):
