@@ -10,10 +10,11 @@ import torch
 from conftest import FAMILIES
 
 from pml_cli.adapters import AdapterBank
-from pml_cli.base import CHUNK, tensor_sums
+from pml_cli.checksum import CHUNK, tensor_sums
 from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
 from pml_cli.loading import load_base
+from pml_cli.split_check import agrees
 
 WIDE = {"n_embd": 64, "n_head": 4, "n_layer": 1, "n_positions": 32, "vocab_size": 32000}
 T = 21  # three times the sliding window of the small models
@@ -148,6 +149,49 @@ def test_a_model_whose_split_pass_is_not_its_own_is_refused(model_folder):
     base.model.lm_head.register_forward_hook(lambda _m, _i, out: out * 1.1)
     with pytest.raises(UserError, match="differs from the full one"):
         base.check_split(loud_bank(base, MlpBlockAdapter()))
+
+
+def grown(base, factor):
+    """The base with larger matrices: what rounding does to the logits grows beside what an adapter does."""
+    with torch.no_grad():
+        for parameter in base.model.parameters():
+            parameter.mul_(factor if parameter.dim() > 1 else 1)
+    return base
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", [*FAMILIES, "glm4"])
+def test_a_right_split_is_accepted_in_every_type(model_folder, family, dtype):
+    """With every draw of the probe: a wrong refusal would lock a user out."""
+    for factor in (0.3, 1, 4):
+        base = grown(load_base(local(model_folder(family), dtype=dtype)), factor)
+        for kind in ("mlp_block", "linear"):
+            bank = loud_bank(base, adapter_of(kind, family))
+            assert all(agrees(base, bank, seed) for seed in range(3))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("wrong", ["granite", "glm4"])
+def test_a_wrong_split_is_refused_in_every_type(model_folder, monkeypatch, wrong, dtype):
+    """Granite scales what an MLP adds; GLM-4 norms it, which is overlooked here. Linear adapters know neither."""
+    monkeypatch.setattr("pml_cli.base.POST_MLP_NORMS", ("post_feedforward_layernorm",))
+    for factor in (0.3, 1, 4, 8):
+        base = grown(load_base(local(model_folder(wrong), dtype=dtype)), factor)
+        base.check_split(loud_bank(base, LinearAdapter(targets=["q_proj"], layers=[1])))
+        bank = loud_bank(base, MlpBlockAdapter())
+        assert not any(agrees(base, bank, seed) for seed in range(3))
+        with pytest.raises(UserError, match="model=local: its split forward pass differs"):
+            base.check_split(bank)
+
+
+def test_glm4_in_float64(model_folder):
+    """Its MLP's output is normed before it is added."""
+    base = load_base(local(model_folder("glm4"), dtype="float64"))
+    bank, ids = loud_bank(base, MlpBlockAdapter()), ids_of(base, 2)
+    expected = own_logits(base, ids, bank)
+    with torch.no_grad():
+        split = base.logits(base.upper(base.prefix(ids, bank), bank))
+    assert (split - expected).abs().max() <= 1e-6 * expected.abs().max()  # the norms compute in float32
 
 
 def test_the_adapter_layer_is_at_two_thirds_of_the_depth(model_folder, tiny_base):
