@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -14,6 +15,7 @@ from pml_cli import worker as module
 from pml_cli.claims import Member
 from pml_cli.config import MlpBlockAdapter, Model, PhonebookData, Run, Train
 from pml_cli.engine import Trainer
+from pml_cli.errors import UserError
 from pml_cli.plan import check
 from pml_cli.records import RunFolder
 from pml_cli.stop import Signals, Stopped
@@ -176,6 +178,66 @@ def test_the_cell_that_has_a_fault_fails_alone(place, undisturbed, monkeypatch):
         assert here.reported[cell.id] is None
         assert not RunFolder(here.out, cell.id).error.exists()
         np.testing.assert_allclose(final_nll(here.out, cell), final_nll(undisturbed, cell), atol=1e-3)
+
+
+def truncated(folder, into):
+    shutil.copytree(folder, into)
+    weights = into / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    return into
+
+
+@pytest.mark.parametrize("fault", ["its split forward pass differs", "model.path="])
+def test_a_model_that_cannot_be_used_fails_its_cells_at_once(place, model_folder, tmp_path, fault):
+    """Nothing is split, and what was kept of an earlier training stays: a model may be mended."""
+    folder = truncated(model_folder("llama"), tmp_path / "cut") if "path" in fault else model_folder("granite")
+    model = Model(name="odd", path=str(folder), layer=1, device="cpu")
+    cells = check([Run(rank, 12, model=model, train=Train(**DEFAULTS)) for rank in (2, 1)])
+    fine = planned(ranks=(2, 1))
+    with place() as here:
+        here.train(cells)
+        assert all(fault in here.reported[cell.id] for cell in cells)
+        assert here.events("split") == []
+        assert here.locks() == set()
+        here.train(fine)
+        assert [here.reported[cell.id] for cell in fine] == [None, None]
+    for cell in cells:
+        folder = RunFolder(here.out, cell.id)
+        assert fault in folder.failure()
+        assert "\n" not in folder.failure()
+        assert folder.config.exists()
+
+
+def test_a_checkpoint_outlives_a_model_that_does_not_load(place, undisturbed, monkeypatch):
+    cells = planned()
+    with place() as here:
+        stopped_at(here, cells)
+    with place() as again, monkeypatch.context() as patched:
+
+        def refuse(_model):
+            raise UserError("model.path=x: the disk is away")
+
+        patched.setattr(module, "load_base", refuse)
+        again.worker._base = None
+        again.train(cells)
+        assert set(again.reported.values()) == {"model.path=x: the disk is away"}
+        assert len(again.kept()) == 1
+    for cell in cells:
+        RunFolder(again.out, cell.id).error.unlink()
+    with place() as last:
+        last.train(cells)
+        assert [event["step"] for event in last.events("start")] == [BREAK + 1]
+    assert_same_runs(last.out, undisturbed, cells)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_no_cells_fault(place):
+    (cell,) = check([Run(1, 8, model=Model(device="cuda"), train=Train(**DEFAULTS))])
+    with place() as here:
+        with pytest.raises(UserError, match="no CUDA device here"):
+            here.train([cell])
+        assert here.reported == {}
+    assert not RunFolder(here.out, cell.id).error.exists()
 
 
 def test_a_loss_that_is_lost_fails_alone_and_leaves_its_mates_their_results(place):
