@@ -96,7 +96,7 @@ class Worker:
             if chosen := [cell for cell in waiting if cell.id in kept.cells]:
                 pack = [everything[name] for name in kept.pack if name in everything]
                 state = self.checkpoints.load(kept, [c.id for c in pack], [c.id for c in chosen])
-                usable &= self._attempt(_Attempt(pack, chosen, state, kept.seconds), report, observe)
+                usable &= self._attempt(_Attempt(pack, chosen, state, kept.seconds / len(kept.pack)), report, observe)
                 waiting = [cell for cell in waiting if cell not in chosen]
         if waiting:
             usable &= self._attempt(_Attempt(waiting, waiting), report, observe)
@@ -147,12 +147,14 @@ class Worker:
             folder.fail(reason, detail)
             self._ended(cell, reason, report)
 
-    def _train(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
-        pack = attempt.pack
+    def _usable_base(self, pack: list[Planned]) -> FrozenBase:
         pick_device(pack[0].run.model.device)  # one that is not there is no cell's fault
         with _blaming_the_model():
-            base = self.base_for(Pack(pack))
-        names, began, path = [cell.id for cell in pack], time.perf_counter() - attempt.seconds, self._path(attempt)
+            return self.base_for(Pack(pack))
+
+    def _train(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
+        pack, base = attempt.pack, self._usable_base(attempt.pack)
+        names, began, path = [cell.id for cell in pack], time.perf_counter(), self._path(attempt)
         cells = [Cell(planned.run, planned.samples) for planned in pack]
         plans = {id(cell): planned for cell, planned in zip(cells, pack, strict=True)}
         first = attempt.state.step if attempt.state else 0
@@ -160,6 +162,10 @@ class Worker:
         doing = {"cells": len(attempt.cells), "steps": steps, "first": first, "work": Pack(attempt.cells).tokens}
         self.member.doing = {"names": [c.id for c in attempt.cells], "since": time.time(), "step": first, **doing}
         self.member.note("start", cells=[c.id for c in attempt.cells], step=first)
+
+        def share() -> float:
+            """Seconds spent on each cell; what was spent before was shared by all cells that the pack then had."""
+            return attempt.seconds + (time.perf_counter() - began) / len(attempt.cells)
 
         def between(step: int) -> None:
             nonlocal saved
@@ -170,7 +176,7 @@ class Worker:
             if self.member.buried or (due and self.member.is_buried()):
                 raise Stopped("another process took this one for dead")
             if due and step > first:
-                self.checkpoints.save(path, names, trainer.state(step), time.perf_counter() - began)
+                self.checkpoints.save(path, names, trainer.state(step), share() * len(names))
                 self.member.note("checkpoint", step=step)
                 saved = time.monotonic()
             self.signals.save = False
@@ -180,7 +186,7 @@ class Worker:
         def leave(ended: list[Cell]) -> None:
             self.signals.training = False
             extras = [a | b for a, b in zip(recalled(base, ended), controls(base, ended), strict=True)]
-            seconds = (time.perf_counter() - began) / len(pack)
+            seconds = share()
             for cell, extra in zip(ended, extras, strict=True):
                 planned = plans[id(cell)]
                 if self.member.holds(planned.id):
@@ -253,7 +259,7 @@ class _Attempt:
     pack: list[Planned]
     cells: list[Planned]  # of the pack; fewer only with a state
     state: State | None = None
-    seconds: float = 0.0  # spent on the pack before
+    seconds: float = 0.0  # spent on each cell before
 
 
 class _UnusableError(Exception):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pml_cli import worker as module
+from pml_cli.checkpoints import Checkpoints
 from pml_cli.claims import Member
 from pml_cli.config import MlpBlockAdapter, Model, PhonebookData, Run, Train
 from pml_cli.engine import Trainer
@@ -301,6 +303,24 @@ def test_a_signal_ends_the_training_with_a_checkpoint_and_it_goes_on_bit_for_bit
         assert [event["step"] for event in again.events("start")] == [BREAK + 1]
         assert again.kept() == []
     assert_same_runs(again.out, undisturbed, cells)
+
+
+def test_the_seconds_of_a_cell_are_its_share_whoever_goes_on(place, monkeypatch):
+    """500 s spent on five cells are 100 s of each, also where a changed grid goes on with some, and is interrupted again."""
+    cells, find = planned(), Checkpoints.find
+    with place() as here:
+        stopped_at(here, cells)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "find", lambda *asked: [replace(kept, seconds=500.0) for kept in find(*asked)])
+        with place(signals=Signals()) as again, again.worker.signals, pytest.raises(Stopped):
+            again.train(cells[:2], at(12, send(signal.SIGTERM)))
+        with place() as third:
+            third.train(cells[2:], known={cell.id: cell for cell in cells})
+    with place() as last:
+        last.train(cells[:1])
+        last.train(cells[1:2])
+        assert [event["step"] for event in last.events("start")] == [13, 13]
+    assert [result(last.out, cell)["seconds"] for cell in cells] == pytest.approx([100] * 5, abs=20)
 
 
 def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(place):
