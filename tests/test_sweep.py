@@ -163,10 +163,10 @@ def three_models(model_folder, tmp_path):
 MODELS = ("sweep", "rank=2,3", "seqlen=8", "out=runs", "model=hf", "model.layer=1", "train.decode=false", *FEW)
 
 
-@pytest.mark.parametrize("launch", ["inline", "local"])
+@pytest.mark.parametrize("launch", [["launch=inline"], ["launch=local", "launch.threads=1"]])
 def test_an_unusable_model_fails_its_cells_and_no_other(tmp_path, quick, model_folder, launch):
     paths = three_models(model_folder, tmp_path)
-    done = quick(*MODELS, f"model.path={','.join(paths)}", f"launch={launch}", "launch.stale_seconds=5")
+    done = quick(*MODELS, f"model.path={','.join(paths)}", *launch)
     assert done.returncode == 1, done.stderr
     assert "2 of 6 cells done" in done.stdout
     assert done.stdout.count("split forward pass differs from the full one") == 2
