@@ -22,17 +22,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .adapters import AdapterBank, Site
+from .checksum import tensor_sums
 from .config import Adapter, LinearAdapter, MlpBlockAdapter, Model
 from .errors import UserError, did_you_mean
 from .losses import Head
 from .pretrained import facts
+from .split_check import agrees
 from .streaming import Stream
 
 if TYPE_CHECKING:
     from transformers import Cache
 
 NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-POST_MLP_NORMS = ("post_feedforward_layernorm",)  # Gemma 2 and 3: the MLP's output is normed before it is added
+# of Gemma 2 and 3, of GLM-4: the MLP's output is normed before it is added
+POST_MLP_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 
 
 @dataclass(frozen=True)
@@ -308,26 +311,17 @@ class FrozenBase:
             for module in chosen:
                 del module.forward
 
-    @torch.no_grad()
     def check_split(self, bank: AdapterBank) -> None:
-        """Refuse a model whose split pass differs from its full one (once per kind of adapter, on eight tokens)."""
+        """Refuse a model whose split pass differs from its own (once for each choice of places).
+
+        Raises:
+            UserError: it differs for three adapters, each on tokens of its own: one may meet a router that rounding flips.
+        """
         key = tuple(bank.sites)
         if key in self._checked:
             return
-        probe = bank.only([0])
-        probe.B = {name: torch.full_like(B, 0.01) for name, B in probe.B.items()}
-        ids = torch.arange(1, 9, device=self.device)[None] % self.head.weight_VD.shape[0]
-        whole = self.full(ids, probe).last_hidden_state.float()
-        split = self.upper(self.prefix(ids, probe), probe).float()
-        whole_logits, split_logits = self.logits(whole.to(self.dtype)), self.logits(split.to(self.dtype))
-        with probe.attached(self.modules):
-            true_logits = self.model(input_ids=ids, use_cache=False).logits
-        loose = {torch.bfloat16: 0.1, torch.float16: 0.02}.get(self.dtype, 1e-3) * true_logits.float().abs().max().item()
-        for other in (whole_logits, split_logits):
-            if not (other.float() - true_logits.float()).abs().max().item() <= loose:
-                raise UserError(
-                    f"model={self.settings.name}: its split forward pass differs from the full one; not supported"
-                )
+        if not any(agrees(self, bank, seed) for seed in range(3)):
+            raise UserError(f"model={self.settings.name}: its split forward pass differs from the full one; not supported")
         self._checked.add(key)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -336,11 +330,15 @@ class FrozenBase:
         return raw if self.head.cap is None else self.head.cap * torch.tanh(raw / self.head.cap)
 
     def weights_hash(self) -> str:
-        """A short hash of the weights: every tensor's name, shape and sum."""
+        """A short hash of the weights: every tensor's name, type, shape and bits (`tensor_sums`).
+
+        The same whatever the device, the number of threads, and whether the model is streamed.
+        """
         digest = hashlib.sha256()
         for name, kept in sorted(self.model.state_dict().items()):
             tensor = self.stream.read(name, kept) if self.stream and kept.is_meta else kept
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.double().sum().item():.17g}".encode())
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor_sums(tensor).numpy().tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -250,10 +250,15 @@ def _hydra(config_dir: Path | None) -> Iterator[None]:
         if config_dir is not None:
             path.prepend(provider="user", path=f"file://{config_dir.resolve()}")
         Hydra.create_main_hydra2(task_name="pml", config_search_path=path)
-        OmegaConf.register_new_resolver("basename", lambda name: Path(str(name)).name, replace=True)
+        OmegaConf.register_new_resolver("basename", _last_parts, replace=True)
         yield
     finally:
         GlobalHydra.instance().hydra = before
+
+
+def _last_parts(path: Any, count: int = 1) -> str:
+    """The last parts of a path, as a name: ${basename:./a/final,2} is a-final."""
+    return "-".join([part for part in Path(str(path)).parts if part != "/"][-count:])
 
 
 def _request(cells: list[Settings], swept: list[str]) -> Request:

@@ -48,7 +48,8 @@ def measure(subjects: Sequence[Subject], device: str, free: bool, told: Told) ->
         weights = base.weights_hash()
         for subject in group:
             if subject.weights != weights:
-                raise UserError(f"{subject.adapter.parent}: trained on other weights of model={model.name} than those here")
+                other = f"trained on other weights of model={model.name} than those here"
+                raise UserError(f"{subject.adapter.parent}: {other} (or by a pml that hashed otherwise: train it again)")
         lower = base if base.dtype == torch.bfloat16 else load_base(dataclasses.replace(model, dtype="bfloat16"))
         for chunk in _chunks(base, group):
             found = _measured(base, lower, chunk, free)

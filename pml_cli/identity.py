@@ -1,7 +1,7 @@
 """What makes two runs the same: the id of a run, and the words that tell it from others.
 
 Where a run happens (device, worker, folder) is no part of it. A data file counts by its content, a local model by its
-config, tokenizer and the sizes of its weight files; so a moved file keeps its runs and a changed one gets new ones.
+config, tokenizer and weights (`weight_files.py`); so a moved file keeps its runs and a changed one gets new ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from .config import FORMAT, TINY, Loss, MemftMarginLoss, Run, TextData
 from .corpus import held_out_text
+from .weight_files import sampled_hash
 
 
 class Frozen:
@@ -33,7 +34,7 @@ def run_id(run: Run) -> str:
     """A readable name and a hash of the scientific settings that differ from their defaults.
 
     Where a run happens (device, worker, folder) is not part of it. A data file counts by its content, a local model by its
-    config and the sizes of its weight files; so a moved file keeps its runs and a changed one gets new ones.
+    config, tokenizer and weights; so a moved file keeps its runs and a changed one gets new ones.
     """
     readable = f"{run.model.name}-{run.data.source}-r{run.rank}-l{run.seqlen}-s{run.seed}"
     canonical = json.dumps({"format": FORMAT, **scientific(run)}, sort_keys=True)
@@ -105,14 +106,22 @@ def _default_text_hash() -> str:
 
 @lru_cache(maxsize=256)
 def fingerprint(path: str) -> str:
-    """A name for what lies at a path: content hash of a file, config and weight sizes of a folder, else the name itself."""
+    """A name for what lies at a path: content hash of a file, of a model's folder, else the name itself (of the hub)."""
     place = TINY if path == "tiny" else Path(path)
     if place.is_file():
         return hashlib.sha256(place.read_bytes()).hexdigest()
-    if (place / "config.json").is_file():
-        weights = [(p.name, p.stat().st_size) for p in sorted(place.glob("*.safetensors"))]
-        content = (TINY / "model.safetensors").read_bytes() if path == "tiny" else b""  # small enough to hash whole
-        words = place / "tokenizer.json"
-        content += words.read_bytes() if words.is_file() else b""
-        return hashlib.sha256((place / "config.json").read_bytes() + repr(weights).encode() + content).hexdigest()
-    return path
+    if not (place / "config.json").is_file():
+        return path
+    files = sorted(place.glob("*.safetensors"))
+    weights: list[tuple[str, Any]] = [(p.name, p.stat().st_size) for p in files]
+    if path == "tiny":  # hashed whole, in the way of the first version: its runs keep their ids
+        content = [(TINY / "model.safetensors").read_bytes(), *_read(place, "tokenizer.json")]
+    else:
+        weights = [(p.name, sampled_hash(p)) for p in files]
+        content = _read(place, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    parts = [(place / "config.json").read_bytes(), repr(weights).encode(), *content]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _read(folder: Path, *names: str) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in names if (folder / name).is_file()]

@@ -12,7 +12,7 @@ from pathlib import Path
 from .config import Data, Model, Run
 from .curriculum import total_steps
 from .errors import UserError
-from .identity import Frozen, run_id
+from .identity import Frozen, fingerprint, run_id
 from .pretrained import facts
 from .sequences import Sample, Source, check_length, open_source
 
@@ -81,7 +81,7 @@ def check(runs: Sequence[Run]) -> list[Planned]:
             faults[str(error)] = None
             continue
         planned.setdefault(cell.id, cell)
-    faults |= dict.fromkeys(_copies(list(planned.values())))
+    faults |= dict.fromkeys(_copies(list(planned.values())) + _namesakes(list(planned.values())))
     if faults:
         shown = list(faults)[:10]
         raise UserError("\n".join(shown + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])))
@@ -101,6 +101,19 @@ def _copies(cells: Sequence[Planned]) -> list[str]:
             seeds = f"data.seed={cell.run.data.seed}: draws the same as data.seed={other.run.data.seed}"
             faults.append(f"{seeds} from this source (data={cell.run.data.source}); leave one out")
     return faults
+
+
+def _namesakes(cells: Sequence[Planned]) -> list[str]:
+    """Two models of one name: tables and figures could not tell them apart."""
+    paths: dict[str, dict[str, str]] = {}
+    for name, path in dict.fromkeys((cell.run.model.name, cell.run.model.path) for cell in cells):
+        paths.setdefault(name, {}).setdefault(fingerprint(path), path)
+    again = "'model.name=\"${basename:${.path},2}\"' (the last two parts of the path)"
+    return [
+        f"model.name={name}: {' and '.join(others.values())} are different models; name them apart, such as by {again}"
+        for name, others in paths.items()
+        if len(others) > 1
+    ]
 
 
 def _planned(run: Run) -> Planned:

@@ -6,7 +6,8 @@ import dataclasses
 import gc
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,33 +78,41 @@ class Worker:
 
         Cells that were half done go on from their checkpoint. Where memory does not suffice, the halves are trained one
         after the other, down to one cell, and that one with activation checkpointing; any other fault of a pack is brought
-        down to the cell that has it.
+        down to the cell that has it. A model that cannot be used (weights that do not load, a split pass that is not its
+        own) is the fault of all cells that want it.
 
         Args:
             known: all planned cells by id, to rebuild a half-done pack as it began.
 
         Raises:
-            UserError: the model or the adapter's place does not exist, or a folder cannot be written.
+            UserError: the device is not there or no longer answers.
+            OSError: a folder cannot be written.
             Stopped: asked to end, a checkpoint is on disk.
         """
         waiting, found = list(cells), self.checkpoints.find([cell.id for cell in cells])
+        usable = True
         everything = {**(known or {}), **{cell.id: cell for cell in cells}}
         for kept in found:
             if chosen := [cell for cell in waiting if cell.id in kept.cells]:
                 pack = [everything[name] for name in kept.pack if name in everything]
                 state = self.checkpoints.load(kept, [c.id for c in pack], [c.id for c in chosen])
-                self._attempt(_Attempt(pack, chosen, state, kept.seconds), report, observe)
+                usable &= self._attempt(_Attempt(pack, chosen, state, kept.seconds / len(kept.pack)), report, observe)
                 waiting = [cell for cell in waiting if cell not in chosen]
         if waiting:
-            self._attempt(_Attempt(waiting, waiting), report, observe)
-        for kept in found:  # those of earlier interruptions lie there too
+            usable &= self._attempt(_Attempt(waiting, waiting), report, observe)
+        for kept in found if usable else []:  # those of earlier interruptions lie there too
             if all(RunFolder(self.root, name).has_ended() for name in kept.cells):
                 kept.path.unlink(missing_ok=True)
 
-    def _attempt(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
+    def _attempt(self, attempt: _Attempt, report: Report, observe: Observer | None) -> bool:
+        """Train cells together, else in parts; false where their model cannot be used, which may be mended."""
         fault: tuple[str, str, bool] | None = None
         try:
             self._train(attempt, report, observe)
+        except _UnusableError as error:
+            for cell in attempt.cells:
+                self._fail(cell, str(error), traceback.format_exc(), report)
+            return False
         except (UserError, OSError):
             raise
         except Exception as error:
@@ -111,7 +120,7 @@ class Worker:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             fault = reason, traceback.format_exc(), out_of_memory(error)
         if fault is None:
-            return
+            return True
         gc.collect()  # what the failed attempt held
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -127,16 +136,25 @@ class Worker:
         if less != left:
             self.member.note("checkpointing", cell=left[0].id, reason=fault[0])
             self._attempt(_Attempt(less, less), report, observe)
-            return
-        for cell in left if len(left) == 1 and self.member.holds(left[0].id) else []:
+        elif len(left) == 1:
+            self._fail(left[0], fault[0], fault[1], report)
+        return True
+
+    def _fail(self, cell: Planned, reason: str, detail: str, report: Report) -> None:
+        if self.member.holds(cell.id):
             folder = RunFolder(self.root, cell.id)
             folder.write_text(folder.config, to_yaml(cell.run))
-            folder.fail(fault[0], fault[1])
-            self._ended(cell, fault[0], report)
+            folder.fail(reason, detail)
+            self._ended(cell, reason, report)
+
+    def _usable_base(self, pack: list[Planned]) -> FrozenBase:
+        pick_device(pack[0].run.model.device)  # one that is not there is no cell's fault
+        with _blaming_the_model():
+            return self.base_for(Pack(pack))
 
     def _train(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
-        pack, base = attempt.pack, self.base_for(Pack(attempt.pack))
-        names, began, path = [cell.id for cell in pack], time.perf_counter() - attempt.seconds, self._path(attempt)
+        pack, base = attempt.pack, self._usable_base(attempt.pack)
+        names, began, path = [cell.id for cell in pack], time.perf_counter(), self._path(attempt)
         cells = [Cell(planned.run, planned.samples) for planned in pack]
         plans = {id(cell): planned for cell, planned in zip(cells, pack, strict=True)}
         first = attempt.state.step if attempt.state else 0
@@ -144,6 +162,10 @@ class Worker:
         doing = {"cells": len(attempt.cells), "steps": steps, "first": first, "work": Pack(attempt.cells).tokens}
         self.member.doing = {"names": [c.id for c in attempt.cells], "since": time.time(), "step": first, **doing}
         self.member.note("start", cells=[c.id for c in attempt.cells], step=first)
+
+        def share() -> float:
+            """Seconds spent on each cell; what was spent before was shared by all cells that the pack then had."""
+            return attempt.seconds + (time.perf_counter() - began) / len(attempt.cells)
 
         def between(step: int) -> None:
             nonlocal saved
@@ -154,7 +176,7 @@ class Worker:
             if self.member.buried or (due and self.member.is_buried()):
                 raise Stopped("another process took this one for dead")
             if due and step > first:
-                self.checkpoints.save(path, names, trainer.state(step), time.perf_counter() - began)
+                self.checkpoints.save(path, names, trainer.state(step), share() * len(names))
                 self.member.note("checkpoint", step=step)
                 saved = time.monotonic()
             self.signals.save = False
@@ -164,7 +186,7 @@ class Worker:
         def leave(ended: list[Cell]) -> None:
             self.signals.training = False
             extras = [a | b for a, b in zip(recalled(base, ended), controls(base, ended), strict=True)]
-            seconds = (time.perf_counter() - began) / len(pack)
+            seconds = share()
             for cell, extra in zip(ended, extras, strict=True):
                 planned = plans[id(cell)]
                 if self.member.holds(planned.id):
@@ -173,7 +195,8 @@ class Worker:
             self.signals.training = True
 
         again = Pack(pack).checkpointing
-        trainer = Trainer(base, cells, observe, between=between, leave=leave, checkpointing=again)
+        with _blaming_the_model():
+            trainer = Trainer(base, cells, observe, between=between, leave=leave, checkpointing=again)
         self.signals.training = True
         try:
             trainer.train(attempt.state)
@@ -236,7 +259,19 @@ class _Attempt:
     pack: list[Planned]
     cells: list[Planned]  # of the pack; fewer only with a state
     state: State | None = None
-    seconds: float = 0.0  # spent on the pack before
+    seconds: float = 0.0  # spent on each cell before
+
+
+class _UnusableError(Exception):
+    """A model that cannot be loaded, has no place for the adapters, or is not supported: one line."""
+
+
+@contextmanager
+def _blaming_the_model() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise _UnusableError("; ".join(str(error).splitlines())) from error
 
 
 def check_places(packs: Sequence[Pack], here: bool) -> None:

@@ -29,6 +29,7 @@ FAMILIES = {
     "gpt_neox": {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "head_dim")}
     | {"use_parallel_residual": True},
 }
+MORE = {"glm4": SMALL, "granite": SMALL | {"residual_multiplier": 0.22}}  # for tests of the split pass alone
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,7 +80,7 @@ def _save_random(family, folder):
     import torch
     import transformers
 
-    config = transformers.AutoConfig.for_model(family, **FAMILIES[family])
+    config = transformers.AutoConfig.for_model(family, **(FAMILIES | MORE)[family])
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(4)

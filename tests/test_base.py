@@ -1,17 +1,22 @@
 """The split forward pass against the model's own, family by family; where adapters go; what cannot be loaded."""
 
+import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
 
 from pml_cli.adapters import AdapterBank
+from pml_cli.checksum import CHUNK, tensor_sums
 from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
 from pml_cli.loading import load_base, pick_device
+from pml_cli.split_check import agrees
 
+WIDE = {"n_embd": 64, "n_head": 4, "n_layer": 1, "n_positions": 32, "vocab_size": 32000}
 T = 21  # three times the sliding window of the small models
 TARGETS = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"]}
 
@@ -146,6 +151,49 @@ def test_a_model_whose_split_pass_is_not_its_own_is_refused(model_folder):
         base.check_split(loud_bank(base, MlpBlockAdapter()))
 
 
+def grown(base, factor):
+    """The base with larger matrices: what rounding does to the logits grows beside what an adapter does."""
+    with torch.no_grad():
+        for parameter in base.model.parameters():
+            parameter.mul_(factor if parameter.dim() > 1 else 1)
+    return base
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", [*FAMILIES, "glm4"])
+def test_a_right_split_is_accepted_in_every_type(model_folder, family, dtype):
+    """With every draw of the probe: a wrong refusal would lock a user out."""
+    for factor in (0.3, 1, 4):
+        base = grown(load_base(local(model_folder(family), dtype=dtype)), factor)
+        for kind in ("mlp_block", "linear"):
+            bank = loud_bank(base, adapter_of(kind, family))
+            assert all(agrees(base, bank, seed) for seed in range(3))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("wrong", ["granite", "glm4"])
+def test_a_wrong_split_is_refused_in_every_type(model_folder, monkeypatch, wrong, dtype):
+    """Granite scales what an MLP adds; GLM-4 norms it, which is overlooked here. Linear adapters know neither."""
+    monkeypatch.setattr("pml_cli.base.POST_MLP_NORMS", ("post_feedforward_layernorm",))
+    for factor in (0.3, 1, 4, 8):
+        base = grown(load_base(local(model_folder(wrong), dtype=dtype)), factor)
+        base.check_split(loud_bank(base, LinearAdapter(targets=["q_proj"], layers=[1])))
+        bank = loud_bank(base, MlpBlockAdapter())
+        assert not any(agrees(base, bank, seed) for seed in range(3))
+        with pytest.raises(UserError, match="model=local: its split forward pass differs"):
+            base.check_split(bank)
+
+
+def test_glm4_in_float64(model_folder):
+    """Its MLP's output is normed before it is added."""
+    base = load_base(local(model_folder("glm4"), dtype="float64"))
+    bank, ids = loud_bank(base, MlpBlockAdapter()), ids_of(base, 2)
+    expected = own_logits(base, ids, bank)
+    with torch.no_grad():
+        split = base.logits(base.upper(base.prefix(ids, bank), bank))
+    assert (split - expected).abs().max() <= 1e-6 * expected.abs().max()  # the norms compute in float32
+
+
 def test_the_adapter_layer_is_at_two_thirds_of_the_depth(model_folder, tiny_base):
     assert load_base(local(model_folder("gpt2"), layer=None)).layer == 2
     assert tiny_base.layer == 4  # of six
@@ -179,6 +227,43 @@ def test_the_weights_hash_tells_models_apart(model_folder, tmp_path):
     with torch.no_grad():
         changed.head.weight_VD[0, 0] += 1
     assert changed.weights_hash() != load_base(local(folder)).weights_hash()
+
+
+def test_the_weights_hash_is_exact(tmp_path):
+    """The same with any number of threads, in a tensor whose double sum is not; two weights swapped or one bit are seen."""
+    settings = Model(name="wide", weights="random", architecture={"model_type": "gpt2", **WIDE}, device="cpu")
+    base, found, before = load_base(settings), set(), torch.get_num_threads()
+    weights = base.head.weight_VD
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.add(base.weights_hash())
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+    with torch.no_grad():
+        weights[[3, 4000]] = weights[[4000, 3]]
+        found.add(base.weights_hash())
+        weights[[3, 4000]] = weights[[4000, 3]]
+        assert base.weights_hash() in found
+        weights[7, 7] = torch.nextafter(weights[7, 7], torch.tensor(9.0))
+        found.add(base.weights_hash())
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.bool, torch.uint8])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 70001)])
+def test_sums_of_bits(dtype, shape):
+    """As plain integers give them; wherever in memory the tensor lies, and however its words are shared out."""
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(9).to(dtype)
+    raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    words = np.frombuffer(raw + bytes(-len(raw) % 4), "<i4")
+    keys = np.frombuffer(hashlib.shake_256(b"pml").digest(8 * CHUNK), "<i8") | 1
+    parts = [words[i : i + CHUNK] for i in range(0, len(words) // CHUNK * CHUNK + 1, CHUNK)]
+    expected = [sum(int(w) * int(k) for w, k in zip(part, keys, strict=False)) % 2**64 for part in parts]
+    elsewhere = torch.cat([tensor.reshape(-1)[:1], tensor.reshape(-1)])[len(tensor.reshape(-1)[:1]) :].view(shape)
+    for one in (tensor, elsewhere, tensor.T.contiguous().T if tensor.dim() == 2 else tensor):
+        assert [int(s) % 2**64 for s in tensor_sums(one)] == expected
 
 
 def test_a_folder_without_safetensors_is_refused(model_folder, tmp_path):

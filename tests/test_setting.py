@@ -1,10 +1,15 @@
 """Runs that differ in anything that counts are told apart; copies are not taken for repeats."""
 
 import dataclasses
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from pml_cli import weight_files
 from pml_cli.checks import problems
+from pml_cli.compose import load
 from pml_cli.config import (
     TINY,
     JsonlData,
@@ -21,7 +26,7 @@ from pml_cli.config import (
     Train,
 )
 from pml_cli.errors import UserError
-from pml_cli.identity import loss_label, run_id, setting
+from pml_cli.identity import fingerprint, loss_label, run_id, setting
 from pml_cli.plan import check
 
 CHANGES = [
@@ -115,6 +120,72 @@ def test_a_changed_file_is_another_run_and_a_moved_one_is_not(tmp_path):
     three = tmp_path / "three.txt"
     three.write_text("other words")
     assert run_id(Run(data=TextData(path=str(three)))) != same[0]
+
+
+def model_at(folder, name="final"):
+    return Run(seqlen=8, model=Model(name=name, path=str(folder), layer=1, device="cpu"))
+
+
+@pytest.fixture
+def finals(tmp_path, model_folder):
+    """a/final and b/final: one architecture, other weights in the last of its tensors alone; and a copy of the first."""
+    for name in ("a", "b", "copy"):
+        shutil.copytree(model_folder("llama"), tmp_path / name / "final")
+    path = tmp_path / "b" / "final" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] += 0.01
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert path.stat().st_size == (tmp_path / "a" / "final" / path.name).stat().st_size
+    return [tmp_path / name / "final" for name in ("a", "b", "copy")]
+
+
+@pytest.mark.parametrize("whole", [weight_files.WHOLE, 0], ids=["read whole", "read in part"])
+def test_other_weights_are_another_run_and_a_moved_model_is_not(finals, monkeypatch, whole):
+    monkeypatch.setattr(weight_files, "WHOLE", whole or 2**14)
+    one, other, copy = (model_at(folder) for folder in finals)
+    fingerprint.cache_clear()
+    assert run_id(one) == run_id(copy)
+    assert run_id(one) != run_id(other)
+    assert setting(one) == setting(copy) != setting(other)  # by which tables and `pml fit` keep them apart
+
+
+def test_pieces_of_every_tensor_are_read(tmp_path, monkeypatch):
+    """Also of files with more tensors than are read in four places."""
+    monkeypatch.setattr(weight_files, "WHOLE", 2**16)
+    monkeypatch.setattr(weight_files, "MANY", 3)
+    tensors = {f"t{i}": torch.zeros(10_000 + i) for i in range(13)}
+    path, found = tmp_path / "w.safetensors", set()
+    for changed in (None, *tensors):
+        save_file({name: t + (name == changed) for name, t in tensors.items()}, path)
+        found.add(weight_files.sampled_hash(path))
+    assert len(found) == 1 + len(tensors)
+    for damage in (b"", b"\xff" * 9, b"\x08" + b"\0" * 7 + b"not JSON" + bytes(2**17)):
+        path.write_bytes(damage)
+        found.add(weight_files.sampled_hash(path))
+    assert len(found) == 4 + len(tensors)
+
+
+def test_a_changed_tokenizer_or_template_is_another_run(finals):
+    one, _, copy = finals
+    before = run_id(model_at(one))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.rmtree(copy)
+        shutil.copytree(one, copy)
+        (copy / name).write_text("{}")
+        fingerprint.cache_clear()
+        assert run_id(model_at(copy)) != before
+
+
+def test_two_models_of_one_name_are_refused_and_can_be_named_apart(finals):
+    with pytest.raises(UserError, match=r"model.name=final: .*a/final and .*b/final are different models") as caught:
+        check([model_at(folder) for folder in finals])
+    (line,) = str(caught.value).splitlines()
+    named = line.split("'")[1]  # as a shell hands it over
+    paths = ",".join(map(str, finals[:2]))
+    runs = load("sweep", ["model=hf", f"model.path={paths}", "model.layer=1", "seqlen=8", named]).runs
+    assert [run.model.name for run in runs] == ["a-final", "b-final"]
+    assert len({cell.id for cell in check(runs)}) == 2
+    assert len(check([model_at(finals[0]), model_at(finals[2])])) == 1  # a copy is the same model
 
 
 def test_another_draw_that_gives_the_same_samples_is_refused(tmp_path):

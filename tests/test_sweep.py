@@ -158,6 +158,39 @@ def test_a_failing_cell_leaves_the_others_fine_and_can_be_tried_again(tmp_path, 
     assert "4 cells: 2 to train" in again.stdout
 
 
+def three_models(model_folder, tmp_path):
+    """A model whose split pass is not its own, one whose weights are cut off, and one that is fine."""
+    good = shutil.copytree(model_folder("llama"), tmp_path / "good")
+    cut, refused = shutil.copytree(good, tmp_path / "cut"), shutil.copytree(model_folder("granite"), tmp_path / "refused")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
+    return [str(path.relative_to(tmp_path)) for path in (refused, cut, good)]
+
+
+MODELS = ("sweep", "rank=2,3", "seqlen=8", "out=runs", "model=hf", "model.layer=1", "train.decode=false", *FEW)
+
+
+@pytest.mark.parametrize("launch", [["launch=inline"], ["launch=local", "launch.threads=1"]])
+def test_an_unusable_model_fails_its_cells_and_no_other(tmp_path, quick, model_folder, launch):
+    paths = three_models(model_folder, tmp_path)
+    done = quick(*MODELS, f"model.path={','.join(paths)}", *launch)
+    assert done.returncode == 1, done.stderr
+    assert "2 of 6 cells done" in done.stdout
+    assert done.stdout.count("split forward pass differs from the full one") == 2
+    assert done.stdout.count("model.path=cut: ") == 2
+    assert "ended too early" not in done.stdout
+    assert {json.loads(path.read_text())["model"] for path in tmp_path.rglob("result.json")} == {"good"}
+    assert len(list(tmp_path.rglob("error.json"))) == 4
+
+
+def test_a_sweep_of_unusable_models_alone_has_a_line_for_each_cell(tmp_path, quick, model_folder):
+    refused, *_ = three_models(model_folder, tmp_path)
+    done = quick(*MODELS, f"model.path={refused}")
+    assert done.returncode == 1
+    lines = [line for line in done.stdout.splitlines() if line.startswith("failed refused-random-")]
+    assert len(lines) == 2
+    assert all("model=refused: its split forward pass differs" in line for line in lines)
+
+
 def test_a_dry_run_writes_nothing_and_needs_no_torch(tmp_path, quick):
     done = quick("sweep", "rank=1,2,4", "seqlen=64,128", "--dry-run", "out=runs", *FEW)
     assert done.returncode == 0, done.stderr

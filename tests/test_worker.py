@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,11 @@ from conftest import full_disk
 from safetensors.torch import load_file
 
 from pml_cli import worker as module
+from pml_cli.checkpoints import Checkpoints
 from pml_cli.claims import Member
 from pml_cli.config import MlpBlockAdapter, Model, PhonebookData, Run, Train
 from pml_cli.engine import Trainer
+from pml_cli.errors import UserError
 from pml_cli.plan import check
 from pml_cli.records import RunFolder
 from pml_cli.stop import Signals, Stopped
@@ -180,6 +184,66 @@ def test_the_cell_that_has_a_fault_fails_alone(place, undisturbed, monkeypatch):
         np.testing.assert_allclose(final_nll(here.out, cell), final_nll(undisturbed, cell), atol=1e-3)
 
 
+def truncated(folder, into):
+    shutil.copytree(folder, into)
+    weights = into / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    return into
+
+
+@pytest.mark.parametrize("fault", ["its split forward pass differs", "model.path="])
+def test_a_model_that_cannot_be_used_fails_its_cells_at_once(place, model_folder, tmp_path, fault):
+    """Nothing is split, and what was kept of an earlier training stays: a model may be mended."""
+    folder = truncated(model_folder("llama"), tmp_path / "cut") if "path" in fault else model_folder("granite")
+    model = Model(name="odd", path=str(folder), layer=1, device="cpu")
+    cells = check([Run(rank, 12, model=model, train=Train(**DEFAULTS)) for rank in (2, 1)])
+    fine = planned(ranks=(2, 1))
+    with place() as here:
+        here.train(cells)
+        assert all(fault in here.reported[cell.id] for cell in cells)
+        assert here.events("split") == []
+        assert here.locks() == set()
+        here.train(fine)
+        assert [here.reported[cell.id] for cell in fine] == [None, None]
+    for cell in cells:
+        folder = RunFolder(here.out, cell.id)
+        assert fault in folder.failure()
+        assert "\n" not in folder.failure()
+        assert folder.config.exists()
+
+
+def test_a_checkpoint_outlives_a_model_that_does_not_load(place, undisturbed, monkeypatch):
+    cells = planned()
+    with place() as here:
+        stopped_at(here, cells)
+    with place() as again, monkeypatch.context() as patched:
+
+        def refuse(_model):
+            raise UserError("model.path=x: the disk is away")
+
+        patched.setattr(module, "load_base", refuse)
+        again.worker._base = None
+        again.train(cells)
+        assert set(again.reported.values()) == {"model.path=x: the disk is away"}
+        assert len(again.kept()) == 1
+    for cell in cells:
+        RunFolder(again.out, cell.id).error.unlink()
+    with place() as last:
+        last.train(cells)
+        assert [event["step"] for event in last.events("start")] == [BREAK + 1]
+    assert_same_runs(last.out, undisturbed, cells)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_no_cells_fault(place):
+    (cell,) = check([Run(1, 8, model=Model(device="cuda"), train=Train(**DEFAULTS))])
+    with place() as here:
+        with pytest.raises(UserError, match="no CUDA device here"):
+            here.train([cell])
+        assert here.reported == {}
+    assert not RunFolder(here.out, cell.id).error.exists()
+
+
 def test_a_loss_that_is_lost_fails_alone_and_leaves_its_mates_their_results(place):
     lost, *fine = cells = planned(ranks=(4,), lr=1e30) + planned(ranks=(4, 2))
     with place() as here:
@@ -267,6 +331,24 @@ def test_a_signal_ends_the_training_with_a_checkpoint_and_it_goes_on_bit_for_bit
         assert [event["step"] for event in again.events("start")] == [BREAK + 1]
         assert again.kept() == []
     assert_same_runs(again.out, undisturbed, cells)
+
+
+def test_the_seconds_of_a_cell_are_its_share_whoever_goes_on(place, monkeypatch):
+    """500 s spent on five cells are 100 s of each, also where a changed grid goes on with some, and is interrupted again."""
+    cells, find = planned(), Checkpoints.find
+    with place() as here:
+        stopped_at(here, cells)
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "find", lambda *asked: [replace(kept, seconds=500.0) for kept in find(*asked)])
+        with place(signals=Signals()) as again, again.worker.signals, pytest.raises(Stopped):
+            again.train(cells[:2], at(12, send(signal.SIGTERM)))
+        with place() as third:
+            third.train(cells[2:], known={cell.id: cell for cell in cells})
+    with place() as last:
+        last.train(cells[:1])
+        last.train(cells[1:2])
+        assert [event["step"] for event in last.events("start")] == [13, 13]
+    assert [result(last.out, cell)["seconds"] for cell in cells] == pytest.approx([100] * 5, abs=20)
 
 
 def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(place):
