@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pml sets it, before torch
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import cases
 import numpy as np

@@ -16,6 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pml sets it, before torch
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from rich.console import Console
 

@@ -6,7 +6,6 @@ What a user can mend becomes one line for each fault on stderr, and exit code 2.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ import typer
 from . import __version__
 from .completion import complete_fit, complete_lasting, complete_override, complete_sweep_file, complete_transition
 from .errors import UserError
+from .threads import share_cores
 
 GROUPS_HELP = """\b
 OPTIONS OF THE GROUPS
@@ -410,8 +410,7 @@ def _report(verb: str, words: list[str] | None, config_dir: Path | None, *, prin
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: runs the command and exits with its code (2: bad input, 130: interrupted)."""
-    # before torch is imported: threads that spin while they wait make training many times slower on a busy machine
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    share_cores()
     try:
         code = app(args, prog_name="pml", standalone_mode=False)
     except UserError as error:

@@ -259,7 +259,7 @@ class Trainer:
             hidden = self.base.upper(inputs, bank, self.checkpointing)
         else:
             hidden = self.base.full(inputs, bank).last_hidden_state
-        return hidden.flatten(0, 1)[layout.scored]
+        return hidden.flatten(0, 1).index_select(0, layout.scored)  # its backward is a plain sum, that of [] sorts first
 
     def _weigh(self, tokens: Tokens, progress: float) -> Weighted:
         """Each cell's tokens weighed under its own loss; what the losses remember goes on."""

@@ -28,6 +28,7 @@ from .plan import Pack, Planned
 from .records import RunFolder
 from .status import Snapshot, Watcher, living
 from .stop import Signals, Stopped
+from .threads import share_cores
 from .work import Order, Queue, work
 
 FOREVER_MINUTES = 60 * 24 * 365
@@ -55,7 +56,7 @@ class Task:
     def __call__(self) -> None:
         if self.device is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.device
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        share_cores()
         if self.threads:
             os.environ["OMP_NUM_THREADS"] = str(self.threads)
         signals = Signals(slurm=self.launch.kind == "slurm")

@@ -65,11 +65,9 @@ def result_of(planned: Planned, cell: Cell, base: FrozenBase) -> dict[str, Any]:
 
 def _steps_to_recall(cell: Cell) -> int | None:
     """The first logged step with every target token predicted right; None: there was none."""
-    return next((int(table["step"].iloc[0]) for table in _by_step(cell) if table["correct"].all()), None)
-
-
-def _by_step(cell: Cell) -> list[pd.DataFrame]:
-    return [table for _, table in pd.concat(cell.logged).groupby("step")]
+    right = pd.concat(cell.logged).groupby("step")["correct"].all()
+    steps = right.index[right].to_numpy(int)
+    return int(steps[0]) if len(steps) else None
 
 
 def _tokens_seen(planned: Planned, steps: int) -> int:

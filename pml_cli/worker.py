@@ -233,10 +233,11 @@ class Worker:
     def _write(self, base: FrozenBase, planned: Planned, cell: Cell, extra: dict[str, Any]) -> None:
         """All files of one run, result.json last."""
         folder = RunFolder(self.root, planned.id)
+        cell.logged, cell.curve = ([pd.concat(parts, ignore_index=True)] for parts in (cell.logged, cell.curve))
         folder.write_text(folder.config, to_yaml(cell.run))
         folder.write_json(folder.env, self._environment(base) | {"tokens": tokens_hash(planned.samples)})
-        folder.write_table(folder.tokens, pd.concat(cell.logged, ignore_index=True))
-        folder.write_table(folder.curve, pd.concat(cell.curve, ignore_index=True))
+        folder.write_table(folder.tokens, cell.logged[0])
+        folder.write_table(folder.curve, cell.curve[0])
         if cell.failure is not None:
             folder.fail(cell.failure)
             return
