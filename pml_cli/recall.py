@@ -60,12 +60,13 @@ class Scores:
 def summarise(scores: Scores) -> dict[str, Any]:
     """Teacher-forced recall of one cell: loss, accuracy, exact match, first failure, stubborn tokens, violations."""
     correct, stubborn = scores.correct, scores.nll >= HALF
-    whole = pd.Series(correct).groupby(scores.sample).all()
-    one = len(whole) == 1
+    samples = np.unique(scores.sample)
+    broken = np.unique(scores.sample[~correct])
+    one = len(samples) == 1
     return {
         "final_loss": float(scores.nll.mean()),
         "token_accuracy": float(correct.mean()),
-        "exact_match": float(whole.mean()),
+        "exact_match": (len(samples) - len(broken)) / len(samples),
         "first_failure": _first(~correct) if one else None,
         "earliest_stubborn": _first(stubborn) if one else None,
         "share_above_threshold": float((~stubborn).mean()),

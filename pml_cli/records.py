@@ -75,7 +75,11 @@ class RunFolder:
         self.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     def write_table(self, path: Path, table: pd.DataFrame) -> None:
-        write_whole(path, lambda aside: table.to_parquet(aside, index=False, compression="zstd"))
+        import pyarrow
+        from pyarrow import parquet
+
+        columns = pyarrow.table({name: table[name].to_numpy() for name in table})  # half the time of to_parquet
+        write_whole(path, lambda aside: parquet.write_table(columns, aside, compression="zstd"))
 
     def write_adapter(self, save: Callable[[Path], None]) -> None:
         """Fill a folder aside and put it in place whole."""

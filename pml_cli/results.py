@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .adapters import stack
@@ -65,9 +66,11 @@ def result_of(planned: Planned, cell: Cell, base: FrozenBase) -> dict[str, Any]:
 
 def _steps_to_recall(cell: Cell) -> int | None:
     """The first logged step with every target token predicted right; None: there was none."""
-    right = pd.concat(cell.logged).groupby("step")["correct"].all()
-    steps = right.index[right].to_numpy(int)
-    return int(steps[0]) if len(steps) else None
+    logged = pd.concat(cell.logged)
+    steps = np.unique(logged["step"].to_numpy(int))
+    wrong = logged["step"].to_numpy(int)[~logged["correct"].to_numpy(bool)]
+    right = np.setdiff1d(steps, wrong)
+    return int(right[0]) if len(right) else None
 
 
 def _tokens_seen(planned: Planned, steps: int) -> int:

@@ -47,6 +47,7 @@ class Worker:
         self.checkpoints, self.checkpoint_seconds = Checkpoints(root), checkpoint_seconds
         self._base: tuple[str, FrozenBase] | None = None
         self._env: dict[str, Any] | None = None
+        self._saved = 0.0  # when the last checkpoint was kept, or the pack was begun
 
     @property
     def loaded(self) -> str:
@@ -154,45 +155,31 @@ class Worker:
 
     def _train(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
         pack, base = attempt.pack, self._usable_base(attempt.pack)
-        names, began, path = [cell.id for cell in pack], time.perf_counter(), self._path(attempt)
+        began, path, first = time.perf_counter(), self._path(attempt), attempt.state.step if attempt.state else 0
         cells = [Cell(planned.run, planned.samples) for planned in pack]
         plans = {id(cell): planned for cell, planned in zip(cells, pack, strict=True)}
-        first = attempt.state.step if attempt.state else 0
-        saved, steps = time.monotonic(), pack[0].steps
-        doing = {"cells": len(attempt.cells), "steps": steps, "first": first, "work": Pack(attempt.cells).tokens}
-        self.member.doing = {"names": [c.id for c in attempt.cells], "since": time.time(), "step": first, **doing}
-        self.member.note("start", cells=[c.id for c in attempt.cells], step=first)
+        self._begin(attempt, first)
 
         def share() -> float:
             """Seconds spent on each cell; what was spent before was shared by all cells that the pack then had."""
             return attempt.seconds + (time.perf_counter() - began) / len(attempt.cells)
 
-        def between(step: int) -> None:
-            nonlocal saved
-            self.member.doing["step"] = step
-            if self.member.cancelled and self.signals.end is None:
-                self.signals.end = Stopped("cancelled")
-            due = self.signals.save or self.signals.end or time.monotonic() - saved >= self.checkpoint_seconds
-            if self.member.buried or (due and self.member.is_buried()):
-                raise Stopped("another process took this one for dead")
-            if due and step > first:
-                self.checkpoints.save(path, names, trainer.state(step), share() * len(names))
-                self.member.note("checkpoint", step=step)
-                saved = time.monotonic()
-            self.signals.save = False
-            if self.signals.end is not None:
-                raise self.signals.end
+        def save(step: int) -> None:
+            self.checkpoints.save(path, [cell.id for cell in pack], trainer.state(step), share() * len(pack))
 
         def leave(ended: list[Cell]) -> None:
             self.signals.training = False
             extras = [a | b for a, b in zip(recalled(base, ended), controls(base, ended), strict=True)]
-            seconds = share()
+            spent = {"seconds": share(), "pack_size": len(pack)}
             for cell, extra in zip(ended, extras, strict=True):
                 planned = plans[id(cell)]
                 if self.member.holds(planned.id):
-                    self._write(base, planned, cell, extra | {"seconds": seconds, "pack_size": len(pack)})
+                    self._write(base, planned, cell, extra | spent)
                     self._ended(planned, cell.failure, report)
             self.signals.training = True
+
+        def between(step: int) -> None:
+            self._between(step, save if step > first else None)
 
         again = Pack(pack).checkpointing
         with _blaming_the_model():
@@ -204,14 +191,40 @@ class Worker:
             self.signals.training = False
         if not self.member.is_buried():  # then it is the heir's
             path.unlink(missing_ok=True)
-        if attempt.state is None and all(cell.failure is None and cell.steps_run == steps for cell in cells):
-            Rates().note(
-                device_label(base.device),
-                pack[0].run.model.dtype,
-                pack[0].run.model.name,
-                Pack(pack),
-                time.perf_counter() - began,
-            )
+        if attempt.state is None and all(cell.failure is None and cell.steps_run == pack[0].steps for cell in cells):
+            model, seconds = pack[0].run.model, time.perf_counter() - began
+            Rates().note(device_label(base.device), model.dtype, model.name, Pack(pack), seconds)
+
+    def _begin(self, attempt: _Attempt, step: int) -> None:
+        """Say what is being trained, and from which step on."""
+        names = [cell.id for cell in attempt.cells]
+        told = {"cells": len(names), "steps": attempt.pack[0].steps, "first": step, "work": Pack(attempt.cells).tokens}
+        self.member.doing = {"names": names, "since": time.time(), "step": step, **told}
+        self.member.note("start", cells=names, step=step)
+        self._saved = time.monotonic()
+
+    def _between(self, step: int, save: Callable[[int], None] | None) -> None:
+        """Before each step: keep a checkpoint where one is due, and end where asked to.
+
+        Args:
+            save: writes the checkpoint; None where there is nothing new since the last.
+
+        Raises:
+            Stopped: asked to end, or taken for dead by another process.
+        """
+        self.member.doing["step"] = step
+        if self.member.cancelled and self.signals.end is None:
+            self.signals.end = Stopped("cancelled")
+        due = self.signals.save or self.signals.end or time.monotonic() - self._saved >= self.checkpoint_seconds
+        if self.member.buried or (due and self.member.is_buried()):
+            raise Stopped("another process took this one for dead")
+        if due and save:
+            save(step)
+            self.member.note("checkpoint", step=step)
+            self._saved = time.monotonic()
+        self.signals.save = False
+        if self.signals.end is not None:
+            raise self.signals.end
 
     def _check_device(self, error: Exception) -> None:
         """A GPU that no longer answers is no cell's fault: this process ends, others take its cells."""
