@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -68,16 +69,25 @@ class Member:
         self._thread = threading.Thread(target=self._beat, daemon=True, name="pml heartbeat")
 
     def __enter__(self) -> Member:
-        for folder in ("locks", "dead", "workers", "cancel", "journal"):
-            (self.home / folder).mkdir(parents=True, exist_ok=True)
-        self.show()
-        self.is_cancelled()  # perhaps before it began
-        self._thread.start()
+        try:
+            for folder in ("locks", "dead", "workers", "cancel", "journal"):
+                (self.home / folder).mkdir(parents=True, exist_ok=True)
+            self.show()
+            self.is_cancelled()  # perhaps before it began
+            self._thread.start()
+        except BaseException:  # an interrupt too: nobody calls __exit__ then
+            with suppress(OSError):
+                self._end()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self.doing = {}
         self.show("ended")
 

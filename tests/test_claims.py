@@ -309,3 +309,14 @@ def test_who_was_buried_claims_nothing_more_and_two_who_buried_each_other_end_no
     with Member(tmp_path, "inline") as other:
         (tmp_path / ".pml" / "locks" / "cell").symlink_to("b")
         assert other.claim("cell") in (True, False)  # it comes back
+
+
+def test_a_process_interrupted_while_it_joins_does_not_seem_to_run_on(tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Member, "is_cancelled", interrupted)
+    with pytest.raises(KeyboardInterrupt), Member(tmp_path, "driver"):
+        raise AssertionError("it has joined")
+    (path,) = (tmp_path / ".pml" / "workers").glob("*.json")
+    assert json.loads(path.read_text())["state"] == "ended"
