@@ -14,8 +14,9 @@ import os
 import tempfile
 import time
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from pml_cli.threads import share_cores
+
+share_cores()  # as pml does, before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch

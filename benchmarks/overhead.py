@@ -15,8 +15,9 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pml sets it, before torch
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from pml_cli.threads import share_cores
+
+share_cores()  # as pml does, before torch is imported
 
 from rich.console import Console
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -31,8 +30,9 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as pml sets it, before torch
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from pml_cli.threads import share_cores
+
+share_cores()  # as pml does, before torch is imported
 
 import cases
 import numpy as np

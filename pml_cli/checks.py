@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .config import (
     Data,
     Fit,
     HfData,
+    InlineLaunch,
     JsonlData,
     Lasting,
     Launch,
@@ -74,6 +75,14 @@ def launch_problems(launch: Launch) -> list[str]:
     if isinstance(launch, SlurmLaunch):
         checks.extend(_slurm(launch))
     return _faults(checks)
+
+
+def device_problems(runs: Sequence[Run], launch: Launch) -> list[str]:
+    """A GPU by number where every process is given one of its own and sees no other."""
+    if isinstance(launch, InlineLaunch):
+        return []
+    named = dict.fromkeys(run.model.device for run in runs if ":" in run.model.device)
+    return [f"model.device={device}: must be auto, cpu or cuda with launch={launch.kind}" for device in named]
 
 
 def report_problems(asked: Report) -> list[str]:

@@ -276,7 +276,8 @@ EXAMPLES
 SETTINGS
   rank= seqlen=   what is asked; several values: rank=4,8
   group=          one group of the report (its name or slug); default: all
-  base=           loss of the base model (nats/token); default: as trained
+  base=           loss of the base model (nats/token) on your text, which makes
+                  bands narrower; default: as on the texts trained
 """,
 )
 def predict(

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import grids
 from .cells import MAX_CELLS, Grid, Settings, Template, expand, refuse, typed_report
-from .checks import launch_problems
+from .checks import device_problems, launch_problems
 from .config import Fit, Lasting, Predict, Report, Request, Run, Transition
 from .errors import UserError, did_you_mean
 from .grids import YAMLError, one_line
@@ -264,4 +264,5 @@ def _last_parts(path: Any, count: int = 1) -> str:
 def _request(cells: list[Settings], swept: list[str]) -> Request:
     refuse(launch_problems(cells[0].launch))
     runs = [Run(**{name: getattr(cell, name) for name in RUN_FIELDS}) for cell in cells]
+    refuse(device_problems(runs, cells[0].launch))
     return Request(runs, Path(cells[0].out).expanduser(), cells[0].launch, swept)

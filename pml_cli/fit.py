@@ -30,7 +30,7 @@ from .choice import FORMS
 from .compare import Comparison, compare
 from .config import Fit
 from .errors import UserError, did_you_mean
-from .groups import KEY, TIED, differing, label, plain_key, plain_keys, shared, short, slugs, split
+from .groups import KEY, TIED, differing, label, names_by, plain_key, plain_keys, shared, short, slugs, split
 from .observed import SIZES, Cells, of_size
 from .progress import DrawsDisplay
 from .recall_law import DRAWS, RecallFit, fit_recall
@@ -130,7 +130,7 @@ def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]
 
 def _compared(groups: list[GroupFit], by: tuple[str, ...], draws: int, console: Console) -> Comparison:
     common = shared(groups[0].key, by)
-    names = [", ".join(f"{k} {short(group.key[k])}" for k in by if group.key.get(k) is not None) for group in groups]
+    names = names_by([group.key for group in groups], by)
     cells = dict(zip(names, (group.observed for group in groups), strict=True))
     forms = [form for form in FORMS if form.link != "none"]
     with DrawsDisplay(console) as display:

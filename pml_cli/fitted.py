@@ -25,7 +25,7 @@ TAIL = (1 - CONFIDENCE) / 2
 class BaseLoss:
     """Loss of the base model, nats per token: between measured lengths by log length, beyond them that of the nearest."""
 
-    mean: tuple[Array, Array]  # log lengths, and the mean over texts there
+    mean: tuple[Array, Array]  # log lengths, and the mean over cells there
     texts: list[tuple[Array, Array]]  # of each text alone
 
     def drawn(self, log_length: Array) -> Array:
@@ -69,7 +69,7 @@ class Law:
         found = np.exp(log_gain(self.theta, *at, self.form.link)[:, 0])
         noise = np.concatenate([[0.0], np.random.default_rng(0).standard_normal(shape[0] - 1)])
         share = np.exp(self.theta[:, LOG_S]) * noise * spread_share(self.theta, *at, self.form.link)[:, 0]
-        found = np.nan_to_num(found, nan=0.0)  # a law with a level has no gain where the base loss lies far below it
+        found = np.nan_to_num(found, nan=0.0)  # no gain: a base loss far below the level, or a b below 0 far from the cells
         return np.asarray(np.minimum(found * np.maximum(0.0, 1 + share), level[:, 0]))
 
     def outside(self, rank: float | None, length: float | None) -> str:

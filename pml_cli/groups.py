@@ -64,12 +64,26 @@ def shared(key: dict[str, Any], by: Sequence[str]) -> dict[str, Any]:
 
     Of `setting` the words go that are part of those: two sources differ in data.text too, two placements in model.layer.
     """
-    prefixes = tuple(prefix for name in by for prefix in PARTS.get(name, ()))
     left = {name: value for name, value in key.items() if name not in by and not pd.isna(value) and value != ""}
     if "setting" in left:
-        words = [word for word in WORDS.split(left.pop("setting")) if not word.startswith(prefixes)]
-        left |= {"setting": " ".join(words)} if words else {}
+        words = _words(left.pop("setting"), by, theirs=False)
+        left |= {"setting": words} if words else {}
     return left
+
+
+def names_by(keys: Sequence[dict[str, Any]], by: Sequence[str]) -> list[str]:
+    """A name for each group that is compared `by` some settings; alike ones say what else of these differs."""
+    names = [", ".join(f"{k} {short(key[k])}" for k in by if not pd.isna(key.get(k))) for key in keys]
+    more = ["" if pd.isna(key.get("setting")) else _words(key["setting"], by, theirs=True) for key in keys]
+    told = [f"{name} {words}".strip() if names.count(name) > 1 else name for name, words in zip(names, more, strict=True)]
+    assert len(set(told)) == len(told), told
+    return told
+
+
+def _words(setting: str, by: Sequence[str], theirs: bool) -> str:
+    """The words of `setting` that belong to the settings `by`, or the others."""
+    prefixes = tuple(prefix for name in by for prefix in PARTS.get(name, ()))
+    return " ".join(word for word in WORDS.split(setting) if word.startswith(prefixes) == theirs)
 
 
 def differing(keys: list[dict[str, Any]]) -> str:

@@ -1,8 +1,8 @@
 """`pml predict`: what a fitted law says about cells that were not trained. Reads law.json; fits nothing.
 
 Given lengths: the least rank that reaches the target. Given ranks: the longest length. Given both: gain, loss and the chance
-of exact recall. Every number has a 95 % band: the error of the law (bootstrap draws, widened where there are few clusters)
-and the spread of a single cell around it.
+of exact recall. Every number has a 95 % band: the error of the law (bootstrap draws, widened where there are few clusters),
+the spread of a single cell around it, and, unless `base` is given, the base losses of the texts.
 
 Exit codes: 0; 2 (a `UserError`) when there is no law.json, no group of that name, or nothing asked.
 """

@@ -134,7 +134,7 @@ def spread_share(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: s
         return np.ones((len(theta_BP), len(x_N)))
     _, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
     slope = _link_slope(log_inner - log_ceiling, theta_BP[:, LOG_K, None], link)
-    return np.asarray(np.sqrt(np.minimum(1.0, slope / FULL_SPREAD)))
+    return np.asarray(np.sqrt(np.minimum(1.0, np.nan_to_num(slope) / FULL_SPREAD)))  # nan: no law there, as far out if b < 0
 
 
 def _parts(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array) -> tuple[Array, Array, Array]:

@@ -80,7 +80,7 @@ def run(
         raise
     with disk_faults(request.out):
         order = Order.write(request.out, packs, cut)
-        with _forgotten(failed if retry else []):
+        with _forgotten(request.out, failed if retry else []):
             return _Sweep(request, order, cells, packs, console, fail_fast=fail_fast).run(wait)
 
 
@@ -94,15 +94,15 @@ def disk_faults(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _forgotten(failed: Sequence[RunFolder]) -> Iterator[None]:
-    """Earlier failures are forgotten; those of cells that were not tried again, as the cluster refuses, come back."""
+def _forgotten(out: Path, failed: Sequence[RunFolder]) -> Iterator[None]:
+    """Earlier failures are forgotten; where the cluster refuses and nobody is at work, those not tried again come back."""
     reasons = [(folder, folder.error.read_bytes()) for folder in failed]
     for folder, _ in reasons:
         folder.error.unlink()
     try:
         yield
     except UserError:
-        for folder, content in reasons:
+        for folder, content in reasons if not living(out) else []:
             if not folder.has_ended(fresh=True):
                 folder.error.write_bytes(content)
         raise

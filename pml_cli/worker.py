@@ -47,6 +47,7 @@ class Worker:
         self.checkpoints, self.checkpoint_seconds = Checkpoints(root), checkpoint_seconds
         self._base: tuple[str, FrozenBase] | None = None
         self._env: dict[str, Any] | None = None
+        self._device: torch.device | None = None
         self._saved = 0.0  # when the last checkpoint was kept, or the pack was begun
 
     @property
@@ -130,14 +131,14 @@ class Worker:
         if len(left) > 1:
             size = -(-len(left) // 2) if fault[2] else 1
             self.member.note("split", cells=len(left), into=size, reason=fault[0])
-            for start in range(0, len(left), size):
-                part = left[start : start + size]
-                self._attempt(_Attempt(part, part), report, observe)
+            parts = [left[start : start + size] for start in range(0, len(left), size)]
+            usable = [self._attempt(_Attempt(part, part), report, observe) for part in parts]
+            return all(usable)
         less = sparing(Pack(left)).cells if fault[2] and len(left) == 1 else left
         if less != left:
             self.member.note("checkpointing", cell=left[0].id, reason=fault[0])
-            self._attempt(_Attempt(less, less), report, observe)
-        elif len(left) == 1:
+            return self._attempt(_Attempt(less, less), report, observe)
+        if left:
             self._fail(left[0], fault[0], fault[1], report)
         return True
 
@@ -149,7 +150,7 @@ class Worker:
             self._ended(cell, reason, report)
 
     def _usable_base(self, pack: list[Planned]) -> FrozenBase:
-        pick_device(pack[0].run.model.device)  # one that is not there is no cell's fault
+        self._device = pick_device(pack[0].run.model.device)  # one that is not there is no cell's fault
         with _blaming_the_model():
             return self.base_for(Pack(pack))
 
@@ -228,12 +229,12 @@ class Worker:
 
     def _check_device(self, error: Exception) -> None:
         """A GPU that no longer answers is no cell's fault: this process ends, others take its cells."""
-        if self._base is None or self._base[1].device.type != "cuda":
+        if self._device is None or self._device.type != "cuda":
             return
         try:
-            torch.cuda.synchronize(self._base[1].device)
+            torch.cuda.synchronize(self._device)
         except Exception as dead:
-            raise UserError(f"{self._base[1].device}: the GPU no longer answers ({str(error).splitlines()[0]})") from dead
+            raise UserError(f"{self._device}: the GPU no longer answers ({(str(error).splitlines() or [''])[0]})") from dead
 
     def _path(self, attempt: _Attempt) -> Path:
         return self.checkpoints.path([cell.id for cell in attempt.cells])
@@ -285,6 +286,8 @@ def _blaming_the_model() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if isinstance(error.__cause__, OSError):  # files that this machine may lack alone: others are to try
+            raise
         raise _UnusableError("; ".join(str(error).splitlines())) from error
 
 

@@ -257,6 +257,7 @@ REFUSED = [
     ("sweep", ["rank=range(1,1001)", "seed=range(0,1001)"], f"1001000 cells: at most {MAX_CELLS}"),
     ("sweep", ["out=a,b"], "out: takes one value for the whole sweep"),
     ("sweep", ["launch.pack_tokens=1,2"], "launch.pack_tokens: takes one value"),
+    ("sweep", ["launch=local", "model.device=cuda:1"], "model.device=cuda:1: must be auto, cpu or cuda with launch=local"),
 ]
 
 

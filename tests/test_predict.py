@@ -259,6 +259,19 @@ def test_where_the_law_is_flat_its_band_is_narrow_and_what_all_cells_reach_is_re
     assert row["rank"]["value"] <= row["rank"]["high"] <= 24
 
 
+def test_where_a_law_with_b_below_0_ends_nothing_is_gained(report, tmp_path):
+    """Far from the cells power + b falls below 0; once the answer there was "any length" and no number at all."""
+    content = json.loads((report / "fit" / "law.json").read_text("utf-8"))
+    (group,) = content["groups"]
+    entry = next(law for law in group["laws"] if law["name"] == "exp + b")
+    entry["theta"]["b"], group["chosen"], content["draws"] = -0.5, "exp + b", {}
+    (tmp_path / "law.json").write_text(json.dumps(content))
+    (row,) = ask(tmp_path, rank=[1.0], seqlen=[1e5])
+    assert row["gain"] == {"value": 0, "low": 0, "high": 0} and row["loss"]["value"] == pytest.approx(7.6)
+    (row,) = ask(tmp_path, "loss=7.0", rank=[8.0])
+    assert 0 < row["length"]["low"] <= row["length"]["value"] <= row["length"]["high"] < 1e6
+
+
 def test_without_a_base_loss_of_its_own_the_band_spans_those_of_the_texts(tmp_path):
     rows = []
     for text, base in enumerate((4.0, 6.0, 8.0)):
@@ -363,9 +376,14 @@ def test_groups_are_compared_by_what_also_shows_in_their_settings(tmp_path):
     assert [row["name"] for row in comparison["groups"]] == ["data random", "data text"]
     assert comparison["common"].endswith("setting model.dtype=bfloat16")
     assert all(tie["p_clustered"] is None for tie in comparison["ties"])  # draws=0: no bootstrap
+    differing("e", setting="model.dtype=bfloat16 model.layer=2 adapter.layers=[2, 3]", layer=2)
     fit.run([tmp_path / "a", tmp_path / "d"], Fit(draws=0, figures=False), Console(file=shown, width=100), ["layer"])
     (comparison,) = json.loads((tmp_path / "a" / "fit" / "law.json").read_text("utf-8"))["comparisons"]
     assert [row["name"] for row in comparison["groups"]] == ["layer 2", "layer 4"]
+    fit.run([tmp_path / name for name in "ade"], Fit(draws=0, figures=False), Console(file=shown, width=100), ["layer"])
+    (comparison,) = json.loads((tmp_path / "a" / "fit" / "law.json").read_text("utf-8"))["comparisons"]
+    names = ["layer 2 model.layer=2", "layer 2 model.layer=2 adapter.layers=[2, 3]", "layer 4"]  # none is lost
+    assert [row["name"] for row in comparison["groups"]] == names
 
 
 def test_x_as_parameters_changes_only_the_scale(tmp_path):

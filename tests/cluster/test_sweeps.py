@@ -68,7 +68,8 @@ def standing_still(workers):
         yield
     finally:
         for one in workers:
-            os.kill(one["pid"], signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(one["pid"], signal.SIGCONT)
 
 
 @contextmanager
