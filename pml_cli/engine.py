@@ -404,5 +404,6 @@ def split_scores(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scor
 
 
 def join_scores(parts: list[Scores]) -> Scores:
+    """The scores of one cell from those of its batches, in order."""
     names = ("sample", "position", "token_id", "nll", "margin", "argmax_id")
     return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

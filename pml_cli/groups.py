@@ -56,6 +56,7 @@ def slugs(names: list[str]) -> list[str]:
 
 
 def plain_key(key: dict[str, Any]) -> dict[str, Any]:
+    """The key with None in place of nan."""
     return {name: None if pd.isna(value) else value for name, value in key.items()}
 
 

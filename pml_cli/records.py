@@ -75,6 +75,7 @@ class RunFolder:
         self.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     def write_table(self, path: Path, table: pd.DataFrame) -> None:
+        """A parquet file of the columns; the index is not kept."""
         import pyarrow
         from pyarrow import parquet
 
