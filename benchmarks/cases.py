@@ -12,9 +12,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pml_cli.config import Model, RandomData, Run, Train
-from pml_cli.options import option_file
-from pml_cli.plan import Planned, check
+from pml_cli.config.schema import Model, RandomData, Run, Train
+from pml_cli.config.registry import option_file
+from pml_cli.data.cell import (Planned)
+from pml_cli.launch.packing import (check)
 
 # what --small makes of a model: the same layers' code and the same ratios of widths, for a machine without a GPU
 SMALL = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}

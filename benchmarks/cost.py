@@ -29,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pml_cli.threads import share_cores
+from pml_cli.launch.openmp import share_cores
 
 share_cores()  # as pml does, before torch is imported
 
@@ -40,11 +40,12 @@ import torch
 import yaml
 from ways import WARM, Clock, memory, plain_ticks, pml, short
 
-from pml_cli import price
-from pml_cli.config import MlpBlockAdapter, Model, RandomData, Run, Train
-from pml_cli.loading import load_base
-from pml_cli.options import shipped
-from pml_cli.plan import Pack, Packing, check, make_packs
+from pml_cli.model import dims as dims_
+from pml_cli.launch import cost_model as price
+from pml_cli.config.schema import MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.model.loading import load_base
+from pml_cli.config.registry import shipped
+from pml_cli.launch.packing import Pack, Packing, check, make_packs
 
 LENGTHS, RANKS, PACKS = (32, 64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64, 256), (1, 2, 4, 8, 16)
 SIZES = ((64, 4), (128, 6), (256, 6), (256, 12), (512, 8))  # width, layers
@@ -110,7 +111,7 @@ def curves(asked: argparse.Namespace) -> list[str]:
         points += [timed(asked, tiny, "pack", f"l = {length}", n, length, (8,) * n) for n in some(PACKS)]
     for width, layers in some(SIZES):
         base = sized(width, layers, asked.device)
-        points.append(timed(asked, base, "parameters", "one cell", price.shape(base).parameters, 128, (8,)))
+        points.append(timed(asked, base, "parameters", "one cell", dims_.shape(base).parameters, 128, (8,)))
     points += [workers(asked, n) for n in WORKERS]
     (asked.out / "cost.json").write_text(json.dumps([vars(p) for p in points], indent=1), "utf-8")
     draw(points, asked)

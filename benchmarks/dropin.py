@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 
-from pml_cli.threads import share_cores
+from pml_cli.launch.openmp import share_cores
 
 share_cores()  # as pml does, before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,9 +28,9 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 from pml_cli import MemFTCallback, MemFTLoss
-from pml_cli.config import TINY
-from pml_cli.corpus import held_out_text
-from pml_cli.dropin import IGNORED
+from pml_cli.config.schema import TINY
+from pml_cli.data.python_docs import held_out_text
+from pml_cli.training.hf_trainer import IGNORED
 
 LOSSES = ("sft", "memft_ot", "memft_sw", "memft_margin")
 PASSAGES, LENGTH, PROMPT = 8, 36, 12

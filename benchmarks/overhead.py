@@ -15,17 +15,19 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from pml_cli.threads import share_cores
+from pml_cli.launch.openmp import share_cores
 
 share_cores()  # as pml does, before torch is imported
 
 from rich.console import Console
 
-from pml_cli import sweep, work, worker
-from pml_cli.checkpoints import Checkpoints
-from pml_cli.claims import Member
-from pml_cli.compose import load
-from pml_cli.rates import Rates
+from pml_cli.commands import sweep
+from pml_cli.launch import queue as work
+from pml_cli.launch import worker
+from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.launch.lease import Member
+from pml_cli.config.compose import load
+from pml_cli.launch.throughput import Rates
 
 RANKS, LENGTHS, STEPS = "range(1,11)", "range(40,140,10)", 200
 PARTS = {

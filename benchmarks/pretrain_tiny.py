@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pml_cli.corpus import is_held_out, python_topics, unwrap
+from pml_cli.data.python_docs import is_held_out, python_topics, unwrap
 
 END = "<|endoftext|>"
 NGRAM = 13  # words; a training paragraph that shares one such run with the held-out text is dropped

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pml_cli import law
-from pml_cli.estimate import fit_saturating
-from pml_cli.observed import Cells
-from pml_cli.saturation import Form
+from pml_cli.law import power_law as law
+from pml_cli.law.mle import fit_saturating
+from pml_cli.law.observations import Cells
+from pml_cli.law.forms import Form
 
 RANKS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 48, 64, 128, 256, 512)
 LENGTHS = (50, 100, 200, 500, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 10000)

@@ -14,12 +14,13 @@ import torch
 from omegaconf import OmegaConf
 from transformers import DynamicCache
 
-from pml_cli import config, records
-from pml_cli.adapters import AdapterBank
-from pml_cli.loading import load_base
-from pml_cli.losses import token_nll
-from pml_cli.phases import dtype
-from pml_cli.sequences import open_source
+from pml_cli.config import schema as config
+from pml_cli.runs import folder as records
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.loading import load_base
+from pml_cli.model.head import token_nll
+from pml_cli.analysis.transition import dtype
+from pml_cli.data.sources import open_source
 
 
 def settings(kind, content):

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pml_cli.threads import share_cores
+from pml_cli.launch.openmp import share_cores
 
 share_cores()  # as pml does, before torch is imported
 
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from ways import final_loss, paper
 
-from pml_cli.adapters import AdapterBank
-from pml_cli.compose import load
-from pml_cli.loading import load_base
-from pml_cli.plan import check
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.config.compose import load
+from pml_cli.model.loading import load_base
+from pml_cli.launch.packing import check
 
 
 def shipped(ranks: int) -> list[str]:

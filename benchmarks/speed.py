@@ -30,7 +30,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pml_cli.threads import share_cores
+from pml_cli.launch.openmp import share_cores
 
 share_cores()  # as pml does, before torch is imported
 
@@ -55,11 +55,13 @@ from ways import (
     short,
 )
 
-from pml_cli import price
-from pml_cli.base import FrozenBase
-from pml_cli.config import Model, Train
-from pml_cli.loading import load_base
-from pml_cli.plan import Pack, Packing, Planned, make_packs
+from pml_cli.model import dims as dims_
+from pml_cli.launch import cost_model as price
+from pml_cli.model.split_model import FrozenBase
+from pml_cli.config.schema import Model, Train
+from pml_cli.model.loading import load_base
+from pml_cli.data.cell import (Planned)
+from pml_cli.launch.packing import (Pack, Packing, make_packs)
 
 RANKS = {"cpu": "1,2,3,4,6,8,12,16", "cuda": "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"}
 LENGTHS = {"cpu": "64,256,1024", "cuda": "50,500,2000,10000"}
@@ -240,7 +242,7 @@ def streamed(settings: Model, lengths: list[int], asked: argparse.Namespace) -> 
     free()
     again = "layers above the adapter run twice" if pack.checkpointing else "no activation checkpointing"
     unit, name = (1e9, "GB") if room > 1e9 else (1e6, "MB")
-    whole = price.shape(settings).parameters * price.BYTES[settings.dtype]
+    whole = dims_.shape(settings).parameters * dims_.BYTES[settings.dtype]
     return (
         f"Streamed, {settings.name}: rank 16 at l = {max(lengths)}, planned for {room / unit:.3g} {name} ({again}): peak "
         f"{top / unit:.2f} {name}, priced {priced / unit:.2f}, without checkpointing {needed / unit:.2f}; all weights "

@@ -15,11 +15,12 @@ import transformers
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 
-from pml_cli.adapters import AdapterBank
-from pml_cli.base import FrozenBase
-from pml_cli.engine import Cell, Trainer, learning_rate
-from pml_cli.losses import token_nll
-from pml_cli.plan import Pack, Planned
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.split_model import FrozenBase
+from pml_cli.training.trainer import Cell, Trainer, learning_rate
+from pml_cli.model.head import token_nll
+from pml_cli.data.cell import (Planned)
+from pml_cli.launch.packing import (Pack)
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WARM = 3  # steps before the timed ones

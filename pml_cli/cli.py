@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
-from .completion import complete_fit, complete_lasting, complete_override, complete_sweep_file, complete_transition
-from .errors import UserError
-from .threads import share_cores
+from pml_cli import __version__
+from pml_cli.config.completion import (complete_fit, complete_lasting, complete_override, complete_sweep_file, complete_transition)
+from pml_cli.errors import UserError
+from pml_cli.launch.openmp import share_cores
 
 GROUPS_HELP = """\b
 OPTIONS OF THE GROUPS
@@ -349,7 +349,7 @@ def status(
 ) -> None:
     from rich.console import Console
 
-    from . import status as verb
+    from pml_cli.launch import status as verb
 
     raise typer.Exit(verb.run(folder, Console(markup=False), as_json=as_json, watch=watch))
 
@@ -368,7 +368,7 @@ EXAMPLES
 def cancel(folder: SweepFolder = Path("outputs/sweep")) -> None:
     from rich.console import Console
 
-    from . import status as verb
+    from pml_cli.launch import status as verb
 
     raise typer.Exit(verb.cancel(folder, Console(markup=False)))
 
@@ -382,7 +382,7 @@ def _run(
     print_config: bool,
     **flags: bool | None,
 ) -> None:
-    from .compose import describe, load
+    from pml_cli.config.compose import describe, load
 
     request = load(verb, overrides or [], file, config_dir)
     if print_config:
@@ -390,13 +390,13 @@ def _run(
         return
     from rich.console import Console
 
-    module = importlib.import_module(f".{verb}", __package__)
+    module = importlib.import_module(f"pml_cli.commands.{verb}")
     raise typer.Exit(module.run(request, Console(markup=False), **flags))
 
 
 def _report(verb: str, words: list[str] | None, config_dir: Path | None, *, print_config: bool, **options: Any) -> None:
     """A verb that reads finished runs: what contains "=" is a setting, the rest are folders."""
-    from .compose import describe, load_report
+    from pml_cli.config.compose import describe, load_report
 
     settings = load_report(verb, [word for word in words or [] if "=" in word], config_dir)
     if print_config:
@@ -404,7 +404,7 @@ def _report(verb: str, words: list[str] | None, config_dir: Path | None, *, prin
         return
     from rich.console import Console
 
-    module = importlib.import_module(f".{verb}", __package__)
+    module = importlib.import_module(f"pml_cli.commands.{verb}")
     paths = [Path(word) for word in words or [] if "=" not in word] or [Path("outputs")]
     raise typer.Exit(module.run(paths, settings, Console(markup=False), **options))
 

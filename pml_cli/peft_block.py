@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from .errors import UserError
+from pml_cli.errors import UserError
 
 
 class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no types

@@ -42,8 +42,8 @@ def _threads():
 
 @pytest.fixture(scope="session")
 def tiny_base():
-    from pml_cli.config import Model
-    from pml_cli.loading import load_base
+    from pml_cli.config.schema import Model
+    from pml_cli.model.loading import load_base
 
     return load_base(Model(device="cpu"))
 
@@ -51,13 +51,13 @@ def tiny_base():
 @pytest.fixture(scope="session")
 def double_base():
     """A small GPT-2 in float64 (no float32 inside, unlike Qwen3's norms), with the vocabulary of the tiny tokenizer."""
-    from pml_cli.loading import load_base
+    from pml_cli.model.loading import load_base
 
     return load_base(double_model())
 
 
 def double_model():
-    from pml_cli.config import Model
+    from pml_cli.config.schema import Model
 
     small = {"model_type": "gpt2", **GPT2, "vocab_size": 2048}
     return Model(name="double", weights="random", architecture=small, dtype="float64", device="cpu")

@@ -9,13 +9,13 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from pml_cli.adapters import AdapterBank, Dropout, Site, stack
-from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model, RandomData, Run, Train
-from pml_cli.engine import Cell, train_pack
+from pml_cli.model.adapter_bank import AdapterBank, Dropout, Site, stack
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.training.trainer import Cell, train_pack
 from pml_cli.errors import UserError
-from pml_cli.loading import load_base
+from pml_cli.model.loading import load_base
 from pml_cli.peft_block import MlpBlockLora, load_mlp_block, mlp_block_config
-from pml_cli.sequences import Sample
+from pml_cli.data.sources import Sample
 
 LINEAR = {
     "qwen3": LinearAdapter(targets=["q_proj", "v_proj", "down_proj"], layers=[1, 2], alpha=12.0),

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from pml_cli.adapters import AdapterBank
-from pml_cli.checksum import CHUNK, tensor_sums
-from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.weight_hash import CHUNK, tensor_sums
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
-from pml_cli.loading import load_base, pick_device
-from pml_cli.split_check import agrees
+from pml_cli.model.loading import load_base, pick_device
+from pml_cli.model.verify_split import agrees
 
 WIDE = {"n_embd": 64, "n_head": 4, "n_layer": 1, "n_positions": 32, "vocab_size": 32000}
 T = 21  # three times the sliding window of the small models
@@ -174,7 +174,7 @@ def test_a_right_split_is_accepted_in_every_type(model_folder, family, dtype):
 @pytest.mark.parametrize("wrong", ["granite", "glm4"])
 def test_a_wrong_split_is_refused_in_every_type(model_folder, monkeypatch, wrong, dtype):
     """Granite scales what an MLP adds; GLM-4 norms it, which is overlooked here. Linear adapters know neither."""
-    monkeypatch.setattr("pml_cli.base.POST_MLP_NORMS", ("post_feedforward_layernorm",))
+    monkeypatch.setattr("pml_cli.model.split_model.POST_MLP_NORMS", ("post_feedforward_layernorm",))
     for factor in (0.3, 1, 4, 8):
         base = grown(load_base(local(model_folder(wrong), dtype=dtype)), factor)
         base.check_split(loud_bank(base, LinearAdapter(targets=["q_proj"], layers=[1])))

@@ -11,14 +11,14 @@ from test_price import BLOCK, MLP, TARGETS, Counter, model, one_step, pack, peak
 from test_sweep import FEW, quick, result_times
 from test_worker import OUT_OF_MEMORY, Place, assert_same_runs, faulty, planned
 
-from pml_cli import price
-from pml_cli.adapters import Dropout
-from pml_cli.config import MemftOtLoss, Model, RandomData, Run, SftLoss, Train
-from pml_cli.engine import Cell, Trainer
-from pml_cli.identity import run_id
-from pml_cli.loading import load_base
-from pml_cli.plan import Pack, Packing, check, make_packs, sparing
-from pml_cli.records import RunFolder
+from pml_cli.launch import cost_model as price
+from pml_cli.model.adapter_bank import Dropout
+from pml_cli.config.schema import MemftOtLoss, Model, RandomData, Run, SftLoss, Train
+from pml_cli.training.trainer import Cell, Trainer
+from pml_cli.runs.run_id import run_id
+from pml_cli.model.loading import load_base
+from pml_cli.launch.packing import Pack, Packing, check, make_packs, sparing
+from pml_cli.runs.folder import RunFolder
 
 __all__ = ["quick"]
 
@@ -142,7 +142,7 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(tmp_path, ti
                 raise OUT_OF_MEMORY[0]
             whole(self, step, layout, scores)
 
-    monkeypatch.setattr("pml_cli.worker.Trainer", Large)
+    monkeypatch.setattr("pml_cli.launch.worker.Trainer", Large)
     with Place(tmp_path / "sparing", tiny_base) as here:
         here.worker._base = (repr(cell.run.model), tiny_base)
         here.train([cell])

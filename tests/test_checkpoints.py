@@ -7,20 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pml_cli.checkpoints import Checkpoints
-from pml_cli.config import (
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftSwLoss,
-    MlpBlockAdapter,
-    PhonebookData,
-    RandomData,
-    Run,
-    SftLoss,
-    Train,
-)
-from pml_cli.engine import Cell, Trainer
-from pml_cli.plan import source_of
+from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.config.schema import (LinearAdapter, MemftMarginLoss, MemftSwLoss, MlpBlockAdapter, PhonebookData, RandomData, Run, SftLoss, Train)
+from pml_cli.training.trainer import Cell, Trainer
+from pml_cli.data.opened import (source_of)
 
 STEPS, BREAK = 30, 17
 
@@ -121,7 +111,7 @@ def test_a_checkpoint_with_other_columns_in_its_curve_is_passed_over(tiny_base, 
     trained(tiny_base, cells_of(tiny_base), keep=kept)
     store = Checkpoints(tmp_path)
     store.save(store.path(["a", "b", "c"]), ["a", "b", "c"], kept[0], 0.0)
-    monkeypatch.setattr("pml_cli.checkpoints.CURVE", ("loss",))
+    monkeypatch.setattr("pml_cli.training.checkpoint.CURVE", ("loss",))
     assert store.find(["a"]) == []
 
 

@@ -11,8 +11,8 @@ import time
 import psutil
 import pytest
 
-from pml_cli import claims
-from pml_cli.claims import Member, identity
+from pml_cli.launch import lease as claims
+from pml_cli.launch.lease import Member, identity
 
 SPAWN = multiprocessing.get_context("spawn")
 CELLS = [f"cell{i}" for i in range(200)]

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pml_cli import cli
-from pml_cli.config import Fit, Request
-from pml_cli.options import GROUPS, options
+from pml_cli.config.schema import Fit, Request
+from pml_cli.config.registry import GROUPS, options
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition"]

@@ -11,14 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pml_cli.completion import (
-    complete_fit,
-    complete_lasting,
-    complete_override,
-    complete_sweep_file,
-    complete_transition,
-)
-from pml_cli.options import GROUPS, SHORT
+from pml_cli.config.completion import (complete_fit, complete_lasting, complete_override, complete_sweep_file, complete_transition)
+from pml_cli.config.registry import GROUPS, SHORT
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,7 +120,7 @@ def test_transition_offers_its_settings_and_no_groups(monkeypatch):
 
 def test_shipped_sweeps(monkeypatch, tmp_path):
     (tmp_path / "law.yaml").touch()
-    monkeypatch.setattr("pml_cli.completion.shipped", lambda _: tmp_path)
+    monkeypatch.setattr("pml_cli.config.completion.shipped", lambda _: tmp_path)
     assert complete_sweep_file("l") == ["law"]
     assert complete_sweep_file("x") == []
 

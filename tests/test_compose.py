@@ -7,23 +7,13 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from pml_cli import grids, options
-from pml_cli.cells import MAX_CELLS
-from pml_cli.compose import describe, load, load_report, to_yaml
-from pml_cli.config import (
-    NAMED_LOSSES,
-    Fit,
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    MixedData,
-    RandomData,
-    Run,
-    SftLoss,
-)
+from pml_cli.config import sweep_file as grids
+from pml_cli.config import registry as options
+from pml_cli.config.grid import MAX_CELLS
+from pml_cli.config.compose import describe, load, load_report, to_yaml
+from pml_cli.config.schema import (NAMED_LOSSES, Fit, LinearAdapter, MemftMarginLoss, MemftOtLoss, MemftSwLoss, MixedData, RandomData, Run, SftLoss)
 from pml_cli.errors import UserError
-from pml_cli.options import GROUPS
+from pml_cli.config.registry import GROUPS
 
 OPTIONS = [(group, option) for group in GROUPS for option in options.options(group)]
 NEEDS = {"model=hf": ["model.path=org/base"], "data=jsonl": ["data.path=facts.jsonl"], "data=hf": ["data.path=org/set"]}

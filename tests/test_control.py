@@ -5,24 +5,13 @@ import math
 import pytest
 import torch
 
-from pml_cli.adapters import stack
-from pml_cli.config import (
-    JsonlData,
-    MixedData,
-    MlpBlockAdapter,
-    Model,
-    PhonebookData,
-    RandomData,
-    RuleData,
-    Run,
-    TextData,
-    Train,
-)
-from pml_cli.control import control_gains
-from pml_cli.engine import Cell, train_pack
-from pml_cli.loading import load_base
-from pml_cli.plan import source_of
-from pml_cli.sequences import Sample, open_source
+from pml_cli.model.adapter_bank import stack
+from pml_cli.config.schema import (JsonlData, MixedData, MlpBlockAdapter, Model, PhonebookData, RandomData, RuleData, Run, TextData, Train)
+from pml_cli.evaluation.held_out_gain import control_gains
+from pml_cli.training.trainer import Cell, train_pack
+from pml_cli.model.loading import load_base
+from pml_cli.data.opened import (source_of)
+from pml_cli.data.sources import Sample, open_source
 
 
 @pytest.mark.parametrize(

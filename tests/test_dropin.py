@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from transformers.modeling_outputs import CausalLMOutput
 
 import pml_cli
-from pml_cli.config import TINY, MemftMarginLoss, MemftOtLoss, MemftSwLoss, Model, PhonebookData, Run, SftLoss
-from pml_cli.corpus import held_out_text
-from pml_cli.dropin import IGNORED, MemFTCallback, MemFTLoss
-from pml_cli.engine import Cell, _tokens
-from pml_cli.engine import Trainer as Engine
+from pml_cli.config.schema import (TINY, MemftMarginLoss, MemftOtLoss, MemftSwLoss, Model, PhonebookData, Run, SftLoss)
+from pml_cli.data.python_docs import held_out_text
+from pml_cli.training.hf_trainer import IGNORED, MemFTCallback, MemFTLoss
+from pml_cli.training.trainer import Cell, _tokens
+from pml_cli.training.trainer import Trainer as Engine
 from pml_cli.errors import UserError
-from pml_cli.plan import source_of
+from pml_cli.data.opened import (source_of)
 
 LOSSES = [
     SftLoss(),

@@ -8,23 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pml_cli.adapters import AdapterBank
-from pml_cli.config import (
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    MlpBlockAdapter,
-    PhonebookData,
-    RandomData,
-    Run,
-    SftLoss,
-    TextData,
-    Train,
-)
-from pml_cli.engine import Cell, learning_rate, train_pack
-from pml_cli.plan import Packing, check, make_packs, source_of
-from pml_cli.recall import summarise
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.config.schema import (LinearAdapter, MemftMarginLoss, MemftOtLoss, MemftSwLoss, MlpBlockAdapter, PhonebookData, RandomData, Run, SftLoss, TextData, Train)
+from pml_cli.training.trainer import Cell, learning_rate, train_pack
+from pml_cli.data.opened import (source_of)
+from pml_cli.launch.packing import (Packing, check, make_packs)
+from pml_cli.training.scores import (summarise)
 
 STEPS = 50
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}

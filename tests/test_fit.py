@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from pml_cli import fit, plots, recall_plot, report
-from pml_cli.config import Fit
+from pml_cli.commands import fit
+from pml_cli.report.figures import style as plots
+from pml_cli.report.figures import probe as recall_plot
+from pml_cli.report.tables import results as report
+from pml_cli.config.schema import Fit
 from pml_cli.errors import UserError
-from pml_cli.records import RunFolder, read_runs
+from pml_cli.runs.folder import RunFolder, read_runs
 
 RANKS, LENGTHS = (2, 4, 8, 16, 32), (32, 64, 128, 256)
 

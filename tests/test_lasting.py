@@ -12,36 +12,24 @@ import torch
 from scipy import stats
 
 from pml_cli import cli
-from pml_cli.adapters import AdapterBank, stack
-from pml_cli.compose import to_yaml
-from pml_cli.conditions import BY_NAME, CONDITIONS
-from pml_cli.config import (
-    JsonlData,
-    LinearAdapter,
-    MemftMarginLoss,
-    MixedData,
-    MlpBlockAdapter,
-    Model,
-    PhonebookData,
-    RandomData,
-    Run,
-    TextData,
-    Train,
-)
-from pml_cli.damage import damages, divergence
-from pml_cli.deployed import Forced, MergedBank, deployed, half, rounded_bank, rounded_base
-from pml_cli.elsewhere import SHARED, learned, random_pool, text_pool
-from pml_cli.endurance import free_row, offenders, row
-from pml_cli.engine import Cell, train_pack
+from pml_cli.model.adapter_bank import AdapterBank, stack
+from pml_cli.config.compose import to_yaml
+from pml_cli.evaluation.conditions import BY_NAME, CONDITIONS
+from pml_cli.config.schema import (JsonlData, LinearAdapter, MemftMarginLoss, MixedData, MlpBlockAdapter, Model, PhonebookData, RandomData, Run, TextData, Train)
+from pml_cli.evaluation.forgetting import damages, divergence
+from pml_cli.evaluation.deployment import Forced, MergedBank, deployed, half, rounded_bank, rounded_base
+from pml_cli.evaluation.eval_text import SHARED, learned, random_pool, text_pool
+from pml_cli.evaluation.robustness import free_row, offenders, row
+from pml_cli.training.trainer import Cell, train_pack
 from pml_cli.errors import UserError
-from pml_cli.kept import read_run
-from pml_cli.lasting_plot import lasting_figure
-from pml_cli.lasting_table import comparison, rows, summary
-from pml_cli.loading import load_base
-from pml_cli.plan import source_of
-from pml_cli.recall import Scores
-from pml_cli.rounding import to_bfloat16, to_int4, to_int8
-from pml_cli.sequences import Sample
+from pml_cli.config.load import read_run
+from pml_cli.report.figures.lasting import lasting_figure
+from pml_cli.analysis.deployment import comparison, rows, summary
+from pml_cli.model.loading import load_base
+from pml_cli.data.opened import (source_of)
+from pml_cli.training.scores import (Scores)
+from pml_cli.evaluation.quantize import to_bfloat16, to_int4, to_int8
+from pml_cli.data.sources import Sample
 
 # -- rounding
 
@@ -159,7 +147,7 @@ def test_merged_is_what_peft_merges(tmp_path, tiny_base):
     import peft
     import transformers
 
-    from pml_cli.config import TINY
+    from pml_cli.config.schema import TINY
 
     bank = linear_bank(tiny_base, LinearAdapter(targets=["gate_proj", "down_proj"]), [3])
     bank.save(0, tmp_path, str(TINY))
@@ -453,7 +441,7 @@ def test_lasting_measures_every_run_once(swept, capsys, monkeypatch):
         assert (swept / "report" / f"lasting-tiny-random-{name}.png").stat().st_size > 20_000
     before = (swept / "report" / "lasting.csv").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("pml_cli.endurance.measure", lambda *_: pytest.fail("measured again"))
+        patched.setattr("pml_cli.evaluation.robustness.measure", lambda *_: pytest.fail("measured again"))
         code, text, _ = pml(capsys, *words, "figures=false", "--json")
     assert code == 0 and json.loads(text)["runs"] == content["runs"]
     assert (swept / "report" / "lasting.csv").read_bytes() == before

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pml_cli import devices, launch
-from pml_cli.checks import launch_problems
-from pml_cli.config import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch
-from pml_cli.plan import Pack, check, make_packs
-from pml_cli.rates import Rates
+from pml_cli.launch import devices
+from pml_cli.launch import executors as launch
+from pml_cli.config.checks import launch_problems
+from pml_cli.config.schema import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch
+from pml_cli.launch.packing import Pack, check, make_packs
+from pml_cli.launch.throughput import Rates
 
 ROOT = Path(__file__).parent.parent
 CPU = Model(device="cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from pml_cli import law
+from pml_cli.law import power_law as law
 
 RANKS, LENGTHS = (1, 2, 4, 8, 16, 32), (32, 64, 128, 256, 512)
 R, L = (axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, indexing="ij"))

@@ -11,15 +11,21 @@ import pandas as pd
 import pytest
 from test_fit import grid, result, several_texts
 
-from pml_cli import agreement_plots, doubt_plots, fit, heat_maps, law_files, law_plots, plots
-from pml_cli.analysis import Analysis, Entry
-from pml_cli.compare import Comparison, Group, Tie
-from pml_cli.config import Fit
-from pml_cli.estimate import fit_saturating
-from pml_cli.law_view import View
-from pml_cli.observed import LN2, Cells
-from pml_cli.saturation import Form
-from pml_cli.uncertainty import bootstrap, profiles
+from pml_cli.report.figures import parity as agreement_plots
+from pml_cli.report.figures import diagnostics as doubt_plots
+from pml_cli.commands import fit
+from pml_cli.report.figures import heatmaps as heat_maps
+from pml_cli.report import law_folder as law_files
+from pml_cli.report.figures import law as law_plots
+from pml_cli.report.figures import style as plots
+from pml_cli.law.analysis import Analysis, Entry
+from pml_cli.law.group_comparison import Comparison, Group, Tie
+from pml_cli.config.schema import Fit
+from pml_cli.law.mle import fit_saturating
+from pml_cli.report.figures.law_view import View
+from pml_cli.law.observations import LN2, Cells
+from pml_cli.law.forms import Form
+from pml_cli.law.bootstrap import bootstrap, profiles
 
 FIGURES = {
     "page": law_plots.page_figure,

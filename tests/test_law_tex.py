@@ -11,10 +11,10 @@ import pytest
 from test_fit import several_texts
 from test_law_plots import groups_of
 
-from pml_cli import law_tex
-from pml_cli.analysis import Analysis
-from pml_cli.law import NOT_IDENTIFIED
-from pml_cli.observed import Cells
+from pml_cli.report import latex as law_tex
+from pml_cli.law.analysis import Analysis
+from pml_cli.law.power_law import NOT_IDENTIFIED
+from pml_cli.law.observations import Cells
 
 NASTY = r'100% of_$x$ & {a\b} ~ ^ # <|> "q" Müller 中文'
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pml_cli.adapters import AdamW, AdapterBank, Site, clip_
-from pml_cli.config import MlpBlockAdapter
-from pml_cli.losses import Head, logit_nll, token_nll
+from pml_cli.model.adapter_bank import AdamW, AdapterBank, Site, clip_
+from pml_cli.config.schema import MlpBlockAdapter
+from pml_cli.model.head import Head, logit_nll, token_nll
 
 N, D, V = 23, 12, 37
 

@@ -10,12 +10,12 @@ from rich.console import Console
 from scipy import stats
 from test_thresholds import planted as recalled
 
-from pml_cli import memft
-from pml_cli.comparison import BEST, EQUAL, MEASURES, UNEQUAL, compare, methods, sign_flips
-from pml_cli.compose import load
+from pml_cli.commands import memft
+from pml_cli.analysis.paired import BEST, EQUAL, MEASURES, UNEQUAL, compare, methods, sign_flips
+from pml_cli.config.compose import load
 from pml_cli.errors import UserError
-from pml_cli.memft_plot import BOUND, accuracy_figure, rank_figure
-from pml_cli.thresholds import rank_table
+from pml_cli.report.figures.memft import BOUND, accuracy_figure, rank_figure
+from pml_cli.analysis.rank_thresholds import rank_table
 
 
 def planted(differences: list[float], rank: int = 4, lr: float = 0.01, loss: str = "memft_ot", **more) -> pd.DataFrame:

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from pml_cli.batches import SampleOrder
-from pml_cli.config import LinearAdapter, MemftOtLoss, Model, PhonebookData, RandomData, Run, TextData, Train
-from pml_cli.curriculum import active, minibatches, total_steps
+from pml_cli.training.batches import SampleOrder
+from pml_cli.config.schema import (LinearAdapter, MemftOtLoss, Model, PhonebookData, RandomData, Run, TextData, Train)
+from pml_cli.data.curriculum import active, minibatches, total_steps
 from pml_cli.errors import UserError
-from pml_cli.identity import run_id
-from pml_cli.plan import MAX_CELLS, Packing, check, make_packs
+from pml_cli.runs.run_id import run_id
+from pml_cli.launch.packing import MAX_CELLS, Packing, check, make_packs
 
 CPU = Model(device="cpu")
 

@@ -13,15 +13,19 @@ import pytest
 from rich.console import Console
 from test_fit import grid, result, write
 
-from pml_cli import capacity, cli, fit, law, predict
-from pml_cli.compare import compare
-from pml_cli.config import Fit, Predict
+from pml_cli.law import capacity
+from pml_cli import cli
+from pml_cli.commands import fit
+from pml_cli.law import power_law as law
+from pml_cli.commands import predict
+from pml_cli.law.group_comparison import compare
+from pml_cli.config.schema import Fit, Predict
 from pml_cli.errors import UserError
-from pml_cli.fitted import NORMAL_DRAWS, load
-from pml_cli.observed import Cells
-from pml_cli.recall_law import fit_recall
-from pml_cli.records import RunFolder
-from pml_cli.saturation import Form
+from pml_cli.law.fitted_law import NORMAL_DRAWS, load
+from pml_cli.law.observations import Cells
+from pml_cli.law.recall_law import fit_recall
+from pml_cli.runs.folder import RunFolder
+from pml_cli.law.forms import Form
 
 RANKS, LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256)
 TRUTH = {"a": 14.0, "g": 6.0, "h": 5.5}

@@ -14,13 +14,17 @@ from conftest import FAMILIES
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pml_cli import engine, losses, price, units
-from pml_cli.compose import load
-from pml_cli.config import LinearAdapter, MlpBlockAdapter, Model, PhonebookData, RandomData, Run, Train
-from pml_cli.engine import Cell, Trainer
-from pml_cli.loading import load_base
-from pml_cli.plan import Pack, check
-from pml_cli.rates import KEPT, Rates
+from pml_cli.training import trainer as engine
+from pml_cli.model import head as losses
+from pml_cli.model import dims as dims_
+from pml_cli.launch import cost_model as price
+from pml_cli import format as units
+from pml_cli.config.compose import load
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, PhonebookData, RandomData, Run, Train
+from pml_cli.training.trainer import Cell, Trainer
+from pml_cli.model.loading import load_base
+from pml_cli.launch.packing import Pack, check
+from pml_cli.launch.throughput import KEPT, Rates
 
 BLOCK = MlpBlockAdapter()
 MLP = LinearAdapter(targets=["gate_proj", "up_proj", "down_proj"])
@@ -170,7 +174,7 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
     planned = Pack(check(runs))
     loaded = load_base(base)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    assert price.shape(base).parameters * price.BYTES[dtype] == pytest.approx(weights, rel=0.01)
+    assert dims_.shape(base).parameters * dims_.BYTES[dtype] == pytest.approx(weights, rel=0.01)
 
     def run():
         made = Trainer(loaded, [Cell(c.run, c.samples) for c in planned.cells])
@@ -302,13 +306,13 @@ def test_memory_of_the_gpus(tmp_path, monkeypatch, script, expected):
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert price.device_memory("cuda") == expected
+    assert dims_.device_memory("cuda") == expected
 
 
 def test_memory_of_this_machine(tmp_path, monkeypatch):
-    assert 2**20 < price.device_memory("cpu") < 2**50
+    assert 2**20 < dims_.device_memory("cpu") < 2**50
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert price.device_memory("cuda") is None
+    assert dims_.device_memory("cuda") is None
 
 
 def test_numbers_for_people():

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from pml_cli.progress import ABOVE, BELOW, ProbeDisplay, SweepDisplay, sparkline, strip
+from pml_cli.report.progress import ABOVE, BELOW, ProbeDisplay, SweepDisplay, sparkline, strip
 
 
 def test_strip_has_one_block_a_token_and_colours_the_threshold():

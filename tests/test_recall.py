@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from pml_cli.adapters import stack
-from pml_cli.config import MlpBlockAdapter, PhonebookData, RandomData, Run, TextData, Train
-from pml_cli.engine import Cell, train_pack
-from pml_cli.plan import source_of
-from pml_cli.recall import Scores, decode, free_running, summarise, violations
-from pml_cli.sequences import Sample
+from pml_cli.model.adapter_bank import stack
+from pml_cli.config.schema import MlpBlockAdapter, PhonebookData, RandomData, Run, TextData, Train
+from pml_cli.training.trainer import Cell, train_pack
+from pml_cli.data.opened import (source_of)
+from pml_cli.training.scores import (Scores, summarise, violations)
+from pml_cli.evaluation.recall import (decode, free_running)
+from pml_cli.data.sources import Sample
 
 
 def trained(base, *asked):
@@ -83,9 +84,9 @@ def test_samples_of_several_prompt_lengths(half_learnt):
 
 
 def test_a_sliding_window_shorter_than_the_input(model_folder):
-    from pml_cli.adapters import AdapterBank
-    from pml_cli.config import Model
-    from pml_cli.loading import load_base
+    from pml_cli.model.adapter_bank import AdapterBank
+    from pml_cli.config.schema import Model
+    from pml_cli.model.loading import load_base
 
     base = load_base(Model(name="m", path=str(model_folder("mistral")), layer=1, device="cpu"))
     bank = AdapterBank(base.sites(MlpBlockAdapter()), [4], [0], MlpBlockAdapter(), torch.float32)

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pml_cli.config import FORMAT
+from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
-from pml_cli.records import RunFolder, read_failures, read_runs, save_tensors, write_whole
+from pml_cli.io import (save_tensors, write_whole)
+from pml_cli.runs.folder import (RunFolder, read_failures, read_runs)
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,7 +76,7 @@ def test_a_killed_write_leaves_nothing_visible(tmp_path, when):
     code = f"""
 import os
 from pathlib import Path
-import pml_cli.records as records
+import pml_cli.runs.folder as records
 folder = records.RunFolder(Path({str(tmp_path)!r}), "run")
 def die(aside):
     aside = aside / "part" if aside.is_dir() else aside

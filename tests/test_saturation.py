@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from pml_cli import law
-from pml_cli.estimate import fit_saturating
-from pml_cli.observed import Cells, bits
-from pml_cli.robust import fit_robust
-from pml_cli.saturation import ALPHA, BETA, HIGH, LEVEL, LOG_K, LOW, PARAMETERS, C, Form, log_gain, log_gain_slopes
-from pml_cli.scoring import Design, derivatives, loss, minimise
+from pml_cli.law import power_law as law
+from pml_cli.law.mle import fit_saturating
+from pml_cli.law.observations import Cells, bits
+from pml_cli.law.robust import fit_robust
+from pml_cli.law.forms import (ALPHA, BETA, HIGH, LEVEL, LOG_K, LOW, PARAMETERS, C, Form, log_gain, log_gain_slopes)
+from pml_cli.law.likelihood import Design, derivatives, loss, minimise
 
 RANKS, LENGTHS = (1, 2, 4, 8, 16, 32), (32, 64, 128, 256, 512)
 R, L = (axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, indexing="ij"))

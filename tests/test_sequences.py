@@ -13,13 +13,14 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from pml_cli import corpus, facts_text
-from pml_cli.batches import PackData, SampleOrder
-from pml_cli.config import TINY as TINY_FOLDER
-from pml_cli.config import HfData, JsonlData, MixedData, Model, PhonebookData, RandomData, RuleData, TextData
+from pml_cli.data import python_docs as corpus
+from pml_cli.data import synthetic_facts as facts_text
+from pml_cli.training.batches import PackData, SampleOrder
+from pml_cli.config.schema import TINY as TINY_FOLDER
+from pml_cli.config.schema import (HfData, JsonlData, MixedData, Model, PhonebookData, RandomData, RuleData, TextData)
 from pml_cli.errors import UserError
-from pml_cli.pretrained import open_tokenizer
-from pml_cli.sequences import Sample, check_length, open_source
+from pml_cli.model.files import open_tokenizer
+from pml_cli.data.sources import Sample, check_length, open_source
 
 TINY = Model(device="cpu")
 WORDS = "Once there was a ferry that crossed the lake at dawn, and nobody knew its captain's name.\n\n"

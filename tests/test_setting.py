@@ -7,27 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pml_cli import weight_files
-from pml_cli.checks import problems
-from pml_cli.compose import load
-from pml_cli.config import (
-    TINY,
-    JsonlData,
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    MlpBlockAdapter,
-    Model,
-    RandomData,
-    Run,
-    SftLoss,
-    TextData,
-    Train,
-)
+from pml_cli.runs import file_hash as weight_files
+from pml_cli.config.checks import problems
+from pml_cli.config.compose import load
+from pml_cli.config.schema import (TINY, JsonlData, LinearAdapter, MemftMarginLoss, MemftOtLoss, MemftSwLoss, MlpBlockAdapter, Model, RandomData, Run, SftLoss, TextData, Train)
 from pml_cli.errors import UserError
-from pml_cli.identity import fingerprint, loss_label, run_id, setting
-from pml_cli.plan import check
+from pml_cli.runs.run_id import fingerprint, loss_label, run_id, setting
+from pml_cli.launch.packing import check
 
 CHANGES = [
     {"adapter": MlpBlockAdapter(dropout=0.1)},

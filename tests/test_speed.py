@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pml_cli.compose import load
-from pml_cli.config import Train
+from pml_cli.config.compose import load
+from pml_cli.config.schema import Train
 
 ROOT = Path(__file__).parent.parent
 ABSENT = ("hydra", "omegaconf", "submitit", "antlr4", "typer", "rich")  # what a machine with a GPU may lack

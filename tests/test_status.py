@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pml_cli.claims import Member
+from pml_cli.launch.lease import Member
 from pml_cli.cli import main
-from pml_cli.config import Model, Run
-from pml_cli.plan import Packing, check, make_packs
-from pml_cli.records import RunFolder
-from pml_cli.status import living
-from pml_cli.work import Order
+from pml_cli.config.schema import Model, Run
+from pml_cli.launch.packing import Packing, check, make_packs
+from pml_cli.runs.folder import RunFolder
+from pml_cli.launch.status import living
+from pml_cli.launch.queue import Order
 
 ROOT = Path(__file__).parent.parent
 FEW = ("train.steps=4", "train.decode=false", "model.device=cpu")

@@ -10,14 +10,15 @@ import torch
 from conftest import FAMILIES
 from test_base import adapter_of, ids_of, loud_bank, own_logits
 
-from pml_cli import price
-from pml_cli.checks import problems
-from pml_cli.config import Model, RandomData, Run, Train
-from pml_cli.engine import Cell, Trainer
+from pml_cli.model import dims as dims_
+from pml_cli.launch import cost_model as price
+from pml_cli.config.checks import problems
+from pml_cli.config.schema import Model, RandomData, Run, Train
+from pml_cli.training.trainer import Cell, Trainer
 from pml_cli.errors import UserError
-from pml_cli.identity import run_id
-from pml_cli.loading import load_base
-from pml_cli.plan import check
+from pml_cli.runs.run_id import run_id
+from pml_cli.model.loading import load_base
+from pml_cli.launch.packing import check
 
 
 def local(folder, stream, **settings):
@@ -81,12 +82,12 @@ def test_it_changes_no_run_id_and_refuses_random_weights(model_folder):
 
 def test_weights_that_do_not_fit_are_streamed_unless_told_otherwise(model_folder, monkeypatch):
     folder = model_folder("llama")
-    needed = price.shape(local(folder, None)).parameters * 4
+    needed = dims_.shape(local(folder, None)).parameters * 4
     for room, expected in ((needed / 0.9, True), (needed / 0.7, False), (None, False)):
         monkeypatch.setattr(price, "_room", lambda kind, room=room: room)
-        assert price.streams(local(folder, None)) is expected
-        assert price.streams(local(folder, False)) is False
-        assert price.streams(local(folder, True)) is True
+        assert dims_.streams(local(folder, None)) is expected
+        assert dims_.streams(local(folder, False)) is False
+        assert dims_.streams(local(folder, True)) is True
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -386,7 +386,7 @@ def test_a_file_where_pml_keeps_its_own_is_one_line(tmp_path, quick, verb):
 
 @pytest.mark.parametrize("verb", ["probe", "sweep"])
 def test_a_model_that_does_not_fit_into_memory_fails_the_run(quick, monkeypatch, verb):
-    from pml_cli import worker
+    from pml_cli.launch import worker
 
     load = worker.load_base
 

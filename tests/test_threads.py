@@ -2,7 +2,7 @@
 
 import os
 
-from pml_cli.threads import SPIN, share_cores
+from pml_cli.launch.openmp import SPIN, share_cores
 
 
 def settled(monkeypatch, **told):

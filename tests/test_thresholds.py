@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from pml_cli.thresholds import ABOVE, BELOW, WITHIN, at_best_rates, half_rank, rank_table, thresholds
+from pml_cli.analysis.rank_thresholds import ABOVE, BELOW, WITHIN, at_best_rates, half_rank, rank_table, thresholds
 
 RANKS = np.array([1.0, 2, 4, 8])
 

@@ -15,10 +15,18 @@ from rich.console import Console
 from scipy import stats
 from test_fit import result
 
-from pml_cli import cli, first_failures, phases, plots, shares, token_paths, transition, transition_plots, waiting
-from pml_cli.config import Transition
+from pml_cli import cli
+from pml_cli.analysis import first_failures
+from pml_cli.analysis import transition as phases
+from pml_cli.report.figures import style as plots
+from pml_cli.analysis import proportions as shares
+from pml_cli.analysis import trajectories as token_paths
+from pml_cli.commands import transition
+from pml_cli.report.figures import transition as transition_plots
+from pml_cli.analysis import survival as waiting
+from pml_cli.config.schema import Transition
 from pml_cli.errors import UserError
-from pml_cli.records import RunFolder
+from pml_cli.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 STEPS = (0, 10, 20, 30)
@@ -402,6 +410,6 @@ def test_bad_input_is_one_line_and_exit_2(words, expected, tmp_path, monkeypatch
 
 
 def test_reads_runs_without_torch():
-    code = "import sys; import pml_cli.transition, pml_cli.transition_plots; print('torch' in sys.modules)"
+    code = "import sys; import pml_cli.commands.transition, pml_cli.transition_plots; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"

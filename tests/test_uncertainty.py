@@ -5,11 +5,12 @@ import time
 import numpy as np
 import pytest
 
-from pml_cli import choice, law
-from pml_cli.estimate import fit_saturating
-from pml_cli.observed import Cells
-from pml_cli.saturation import Form
-from pml_cli.uncertainty import bootstrap, profiles
+from pml_cli.law import model_selection as choice
+from pml_cli.law import power_law as law
+from pml_cli.law.mle import fit_saturating
+from pml_cli.law.observations import Cells
+from pml_cli.law.forms import Form
+from pml_cli.law.bootstrap import bootstrap, profiles
 
 RANKS, LENGTHS, TEXTS = (1, 2, 4, 8, 16, 32), (32, 64, 128, 256, 512), 4
 R, L, T = (axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, range(TEXTS), indexing="ij"))

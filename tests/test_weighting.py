@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pml_cli.config import Loss, MemftMarginLoss, MemftOtLoss, MemftSwLoss, SftLoss
-from pml_cli.weighting import NO_ERROR, UNSEEN, Tokens, fresh_state, weigh, weighted_mean
+from pml_cli.config.schema import Loss, MemftMarginLoss, MemftOtLoss, MemftSwLoss, SftLoss
+from pml_cli.training.losses import NO_ERROR, UNSEEN, Tokens, fresh_state, weigh, weighted_mean
 
 LOW, HIGH = 0.3, 1.7  # nats, on either side of ln 2
 NLL = torch.tensor([[LOW, HIGH, HIGH, 0.0], [LOW, LOW, LOW, LOW], [HIGH, HIGH, 0.0, 0.0], [LOW, 0.0, 0.0, 0.0]])

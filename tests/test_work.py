@@ -8,15 +8,15 @@ import time
 
 import pytest
 
-from pml_cli import work as module
-from pml_cli.claims import Member
-from pml_cli.config import LinearAdapter, Model, PhonebookData, Run, Train
+from pml_cli.launch import queue as module
+from pml_cli.launch.lease import Member
+from pml_cli.config.schema import LinearAdapter, Model, PhonebookData, Run, Train
 from pml_cli.errors import UserError
-from pml_cli.plan import Packing, check, make_packs
-from pml_cli.price import memory
-from pml_cli.records import RunFolder
-from pml_cli.stop import Stopped
-from pml_cli.work import Order, Queue, work
+from pml_cli.launch.packing import Packing, check, make_packs
+from pml_cli.launch.cost_model import memory
+from pml_cli.runs.folder import RunFolder
+from pml_cli.launch.signals import Stopped
+from pml_cli.launch.queue import Order, Queue, work
 
 SPAWN = multiprocessing.get_context("spawn")
 CPU = Model(device="cpu")
@@ -73,7 +73,7 @@ def other(tmp_path):
 def hasty(monkeypatch):
     """Look at other processes more often than a user's would."""
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.02)
-    monkeypatch.setattr("pml_cli.claims.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("pml_cli.launch.lease.LOOK_SECONDS", 0.02)
 
 
 # -- the queue

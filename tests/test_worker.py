@@ -14,16 +14,16 @@ import torch
 from conftest import full_disk
 from safetensors.torch import load_file
 
-from pml_cli import worker as module
-from pml_cli.checkpoints import Checkpoints
-from pml_cli.claims import Member
-from pml_cli.config import MlpBlockAdapter, Model, PhonebookData, Run, Train
-from pml_cli.engine import Trainer
+from pml_cli.launch import worker as module
+from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.launch.lease import Member
+from pml_cli.config.schema import MlpBlockAdapter, Model, PhonebookData, Run, Train
+from pml_cli.training.trainer import Trainer
 from pml_cli.errors import UserError
-from pml_cli.plan import check
-from pml_cli.records import RunFolder
-from pml_cli.stop import Signals, Stopped
-from pml_cli.worker import Worker
+from pml_cli.launch.packing import check
+from pml_cli.runs.folder import RunFolder
+from pml_cli.launch.signals import Signals, Stopped
+from pml_cli.launch.worker import Worker
 
 CPU = Model(device="cpu")
 STEPS = 20

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from test_dropin import adapters, trained
 from transformers import AutoModelForCausalLM
 
-from pml_cli.config import TINY
+from pml_cli.config.schema import TINY
 
 folder, batch, accumulate = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 for loss in ("memft_ot", "memft_sw", "memft_margin"):

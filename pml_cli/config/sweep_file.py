@@ -1,0 +1,98 @@
+"""Sweep files: which many runs. A mapping of key to a value, a list (= swept) or a string in Hydra's grammar.
+
+Nested mappings are flattened with dots. `grids:` lists such mappings; each is merged over the shared keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped, unused-ignore]
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pml_cli.errors import UserError
+from pml_cli.config.registry import shipped
+
+YAMLError: type[Exception] = yaml.YAMLError
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The grids of a sweep file, flat, values as written.
+
+    Raises:
+        UserError: no such file, not UTF-8, not YAML, not a mapping, empty, or a key given twice.
+    """
+    path = find(file)
+    shared = _mapping(path)
+    listed = shared.pop("grids", None)
+    base = _flat(shared, path)
+    if listed is None:
+        return [base]
+    if not isinstance(listed, list) or not listed or not all(isinstance(g, dict) for g in listed):
+        raise UserError(f"{path}: grids must be a list of mappings")
+    return [base | _flat(grid, path) for grid in listed]
+
+
+def names() -> list[str]:
+    """The sweeps that come with pml."""
+    return sorted(path.stem for path in shipped("sweeps").glob("*.yaml"))
+
+
+def find(file: Path) -> Path:
+    """The file as a path, else the shipped sweep of that name (`law`, `law.yaml`, `sweeps/law.yaml`)."""
+    if file.is_file():
+        return file
+    if file.parent.name in ("", "sweeps") and len(file.parts) <= 2:
+        ours = shipped("sweeps") / (file.name if file.suffix else f"{file.name}.yaml")
+        if ours.is_file():
+            return ours
+    what = "is a folder, not a sweep file" if file.is_dir() else "no such sweep file"
+    raise UserError(f"{file}: {what}; those that come with pml: {', '.join(names()) or 'none'}")
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+        tree = yaml.safe_load(text)
+        # OmegaConf's reader refuses a key given twice and reads 1e-3 as a number; plain YAML does neither.
+        read = OmegaConf.to_container(OmegaConf.create(text)) if isinstance(tree, dict) else tree
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not a sweep file in YAML: {one_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    if read is None or read == {}:
+        raise UserError(f"{path}: empty; a sweep file maps keys to values, for example rank: [4, 8]")
+    if not isinstance(read, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values, not a {type(read).__name__}")
+    return {str(key): value for key, value in read.items()}
+
+
+def _flat(tree: dict[Any, Any], path: Path) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in _leaves(tree):
+        if key in flat:
+            raise UserError(f"{path}: {key} is given twice")
+        flat[key] = value
+    return flat
+
+
+def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def one_line(error: Exception) -> str:
+    """The message of a YAML, OmegaConf or Hydra error on one line, with the line number where there is one."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"line {mark.line + 1}: {getattr(error, 'problem', None) or 'not readable'}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,148 @@
+"""From settings to a frozen base: embedded, local, from the hub, or with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from pml_cli.model import dims as dims_
+from pml_cli.model.split_model import FrozenBase, find_layers
+from pml_cli.config.schema import DEVICES_ALLOWED, TINY, Model
+from pml_cli.errors import UserError
+from pml_cli.model.files import facts
+from pml_cli.model.device import (out_of_memory)
+from pml_cli.model.streaming import Checkpoint, Stream, weightless
+
+LISTED = 3  # names of missing weights in an error
+
+
+def pick_device(asked: str) -> torch.device:
+    """`auto` is CUDA where there is a device, else the CPU.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise UserError(f"model.device={asked}: must be {DEVICES_ALLOWED}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device={asked}: no CUDA device here; use auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"model.device={asked}: the last CUDA device here is cuda:{count - 1}")
+    return device
+
+
+def load_base(settings: Model) -> FrozenBase:
+    """Load the model that the settings name; weights come from safetensors alone.
+
+    Raises:
+        UserError: not found, not a decoder-only model, or weights that are not safetensors or not all of this model.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    device, dtype = pick_device(settings.device), getattr(torch, settings.dtype)
+    known: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+    path = TINY if settings.path == "tiny" else settings.path
+    facts(settings)  # one clear line where the model cannot be found
+    if settings.weights == "random":
+        return FrozenBase(_random_weights(settings, path, dtype, device, known), settings)
+    if dims_.streams(settings):
+        return _streamed(settings, path, dtype, device, known)
+    known |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}  # told, refused below
+    try:
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **known)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if out_of_memory(error):
+            raise
+        raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
+    _check_whole(settings, told)
+    return FrozenBase(model.to(device), settings)
+
+
+def _check_whole(settings: Model, told: dict[str, Any]) -> None:
+    """Refuse a model of whose weights transformers has drawn some at random: the files lack them, or have other shapes."""
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+        raise UserError(f"model.path={settings.path}: its weights have no {', '.join(missing[:LISTED])}{more}")
+    for name, found, wanted in sorted(told["mismatched_keys"]):
+        shapes = f"{tuple(found)} in its weights, {tuple(wanted)} by its config.json"
+        raise UserError(f"model.path={settings.path}: {name} is {shapes}")
+
+
+def _streamed(
+    settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]
+) -> FrozenBase:
+    """A base whose layers have weights only while they run, or while training needs them."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, **known)
+        with torch.random.fork_rng(devices=[]), weightless():
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=settings.trust_remote_code
+            )
+        model.tie_weights()
+        return FrozenBase(model, settings, _stream(model, settings, device))
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
+
+
+def _stream(model: Any, settings: Model, device: torch.device) -> Stream:
+    """Give a model without weights those that stay: all but the layers', and the embeddings' where the head has its own."""
+    stream = Stream(model, Checkpoint(settings, model.base_model_prefix), device)
+    inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = inputs.weight is output.weight
+    passing = [*find_layers(model, settings), *([] if tied else [inputs])]
+    for module in passing:
+        stream.watch(module)
+    apart = {part for module in passing for part in module.modules()} | ({output} if tied else set())
+    for module in model.modules():
+        for key, buffer in module.named_buffers(recurse=False):
+            module._buffers[key] = buffer.to(device)
+        if module not in apart:
+            stream.fill_own(module)
+    if tied:
+        model.tie_weights()
+    return stream
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def check_weights(settings: Model) -> None:
+    """Refuse a local folder without safetensors before anything is loaded from it."""
+    folder = Path(settings.path)
+    if (
+        settings.path != "tiny"
+        and settings.weights == "pretrained"
+        and folder.is_dir()
+        and not any(folder.glob("*.safetensors"))
+    ):
+        raise UserError(f"model.path={settings.path}: no weights in safetensors there (*.safetensors)")
+
+
+def _random_weights(
+    settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]
+) -> Any:
+    import transformers
+
+    try:
+        if settings.architecture:
+            config = transformers.AutoConfig.for_model(**settings.architecture)
+        else:
+            config = transformers.AutoConfig.from_pretrained(path, **known)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+            torch.manual_seed(0)
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
