@@ -12,13 +12,19 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pml_cli.config.schema import Model, RandomData, Run, Train
 from pml_cli.config.registry import option_file
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (check)
+from pml_cli.config.schema import Model, RandomData, Run, Train
+from pml_cli.data.cell import CellPlan
+from pml_cli.launch.packing import check
 
 # what --small makes of a model: the same layers' code and the same ratios of widths, for a machine without a GPU
-SMALL = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 SMALL |= {"intermediate_size": 192, "vocab_size": 512}
 
 
@@ -48,7 +54,7 @@ def changed(base: Model, train: Train, words: Iterable[str]) -> tuple[Model, Tra
     return Model(**parts["model"]), Train(**parts["train"])
 
 
-def cells(base: Model, ranks: Sequence[int], seqlen: int, train: Train) -> list[Planned]:
+def cells(base: Model, ranks: Sequence[int], seqlen: int, train: Train) -> list[CellPlan]:
     """One cell of random tokens for each rank."""
     return check([Run(rank, seqlen, model=base, data=RandomData(), train=train) for rank in ranks])
 
@@ -72,8 +78,12 @@ def write_random(base: Model, folder: Path, device: str) -> Model:
     for file, parameters in files.items():
         made = {}
         for name, parameter in parameters.items():
-            drawn = torch.randn(parameter.shape, generator=generator, device=device, dtype=parameter.dtype)
+            drawn = torch.randn(
+                parameter.shape, generator=generator, device=device, dtype=parameter.dtype
+            )
             made[name] = (drawn.mul_(0.02) if parameter.dim() > 1 else torch.ones_like(drawn)).cpu()
         save_file(made, folder / file, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}), "utf-8")
-    return dataclasses.replace(base, path=str(folder), weights="pretrained", architecture={}, stream=True)
+    return dataclasses.replace(
+        base, path=str(folder), weights="pretrained", architecture={}, stream=True
+    )

@@ -40,12 +40,12 @@ import torch
 import yaml
 from ways import WARM, Clock, memory, plain_ticks, pml, short
 
-from pml_cli.model import dims as dims_
-from pml_cli.launch import cost_model as price
-from pml_cli.config.schema import MlpBlockAdapter, Model, RandomData, Run, Train
-from pml_cli.model.loading import load_base
 from pml_cli.config.registry import shipped
+from pml_cli.config.schema import MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs
+from pml_cli.model import dims as dims_
+from pml_cli.model.loading import load_model
 
 LENGTHS, RANKS, PACKS = (32, 64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64, 256), (1, 2, 4, 8, 16)
 SIZES = ((64, 4), (128, 6), (256, 6), (256, 12), (512, 8))  # width, layers
@@ -74,12 +74,16 @@ class Point:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=("curves", "grid"), default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="two points of every curve")
-    parser.add_argument("--measured", type=Path, default=None, help="speed.json of speed.py on the GPU in question")
+    parser.add_argument(
+        "--measured", type=Path, default=None, help="speed.json of speed.py on the GPU in question"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/cost"))
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -105,13 +109,20 @@ def curves(asked: argparse.Namespace) -> list[str]:
     tiny = cases.model("tiny", device=asked.device)
     points = []
     for length in some(LENGTHS):
-        points += [timed(asked, tiny, "length", line, length, length, ranks) for line, ranks in KINDS.items()]
+        points += [
+            timed(asked, tiny, "length", line, length, length, ranks)
+            for line, ranks in KINDS.items()
+        ]
     points += [timed(asked, tiny, "rank", "one cell", rank, 256, (rank,)) for rank in some(RANKS)]
     for length in (64, 256):
-        points += [timed(asked, tiny, "pack", f"l = {length}", n, length, (8,) * n) for n in some(PACKS)]
+        points += [
+            timed(asked, tiny, "pack", f"l = {length}", n, length, (8,) * n) for n in some(PACKS)
+        ]
     for width, layers in some(SIZES):
         base = sized(width, layers, asked.device)
-        points.append(timed(asked, base, "parameters", "one cell", dims_.shape(base).parameters, 128, (8,)))
+        points.append(
+            timed(asked, base, "parameters", "one cell", dims_.shape(base).parameters, 128, (8,))
+        )
     points += [workers(asked, n) for n in WORKERS]
     (asked.out / "cost.json").write_text(json.dumps([vars(p) for p in points], indent=1), "utf-8")
     draw(points, asked)
@@ -123,8 +134,14 @@ def curves(asked: argparse.Namespace) -> list[str]:
         words.append(
             f"| {p.curve} | {p.line} | {p.x:g} | {p.ms:.2f} | {p.gflops:.0f} | {p.megabytes:.1f} | {p.priced:.1f} |"
         )
-    words += ["", "| workers | CPU seconds of the busiest process | MB that all processes hold |", "|---|---|---|"]
-    return words + [f"| {p.x:g} | {p.ms:.1f} | {p.megabytes:.0f} |" for p in points[-len(WORKERS) :]]
+    words += [
+        "",
+        "| workers | CPU seconds of the busiest process | MB that all processes hold |",
+        "|---|---|---|",
+    ]
+    return words + [
+        f"| {p.x:g} | {p.ms:.1f} | {p.megabytes:.0f} |" for p in points[-len(WORKERS) :]
+    ]
 
 
 KINDS = {"one cell": (8,), "pack of 8": (1, 2, 3, 4, 6, 8, 12, 16)}
@@ -133,22 +150,55 @@ KINDS = {"one cell": (8,), "pack of 8": (1, 2, 3, 4, 6, 8, 12, 16)}
 def sized(width: int, layers: int, device: str) -> Model:
     """A random Qwen3 of this width and depth, with the embedded model's vocabulary and proportions."""
     heads = {"num_attention_heads": width // 32, "num_key_value_heads": width // 64, "head_dim": 32}
-    sizes = {"model_type": "qwen3", "hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 3 * width}
-    sizes |= heads | {"vocab_size": 2048, "max_position_embeddings": 8192, "tie_word_embeddings": True}
+    sizes = {
+        "model_type": "qwen3",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "intermediate_size": 3 * width,
+    }
+    sizes |= heads | {
+        "vocab_size": 2048,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    }
     return Model(name=f"w{width}d{layers}", weights="random", architecture=sizes, device=device)
 
 
-def timed(asked: argparse.Namespace, base: Model, curve: str, line: str, x: float, length: int, ranks: tuple) -> Point:
+def timed(
+    asked: argparse.Namespace,
+    base: Model,
+    curve: str,
+    line: str,
+    x: float,
+    length: int,
+    ranks: tuple,
+) -> Point:
     """One pack: the least time of a step over the repeats, and the peak of a short training. Equal ranks differ in seed."""
     train = Train(steps=WARM + STEPS + 1, log_every=STEPS, decode=False)
-    runs = [Run(rank, length, seed, base, RandomData(), train=train) for seed, rank in enumerate(ranks)]
-    pack, loaded = Pack(check(runs)), load_base(base)
+    runs = [
+        Run(rank, length, seed, base, RandomData(), train=train) for seed, rank in enumerate(ranks)
+    ]
+    pack, loaded = Pack(check(runs)), load_model(base)
     seconds = min(pml(loaded, pack, {}) for _ in range(asked.repeats)) / STEPS
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    peak = memory(loaded.device, lambda: pml(loaded, Pack([short(cell) for cell in pack.cells]), {}), weights)
-    flops = price.step_flops(pack)
-    point = Point(curve, line, x, 1000 * seconds / len(ranks), peak / 1e6, price.memory(pack) / 1e6, flops / seconds / 1e9)
-    print(f"{curve} {line} {x:g}: {point.ms:.2f} ms, {point.megabytes:.1f} MB", file=sys.stderr, flush=True)
+    peak = memory(
+        loaded.device, lambda: pml(loaded, Pack([short(cell) for cell in pack.cells]), {}), weights
+    )
+    flops = cost_model.step_flops(pack)
+    point = Point(
+        curve,
+        line,
+        x,
+        1000 * seconds / len(ranks),
+        peak / 1e6,
+        cost_model.memory(pack) / 1e6,
+        flops / seconds / 1e9,
+    )
+    print(
+        f"{curve} {line} {x:g}: {point.ms:.2f} ms, {point.megabytes:.1f} MB",
+        file=sys.stderr,
+        flush=True,
+    )
     return point
 
 
@@ -156,11 +206,26 @@ def workers(asked: argparse.Namespace, count: int) -> Point:
     """Eight cells of 256 tokens through `pml sweep launch=local`, start and records included."""
     steps, spent, top = 20 if asked.quick else 200, {}, 0
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "pml_cli", "sweep", "rank=1,2,3,4,6,8,12,16", "seqlen=256", f"train.steps={steps}"]
-        words += ["train.decode=false", f"out={folder}/runs", "launch=local", f"launch.devices={count}"]
+        words = [
+            sys.executable,
+            "-m",
+            "pml_cli",
+            "sweep",
+            "rank=1,2,3,4,6,8,12,16",
+            "seqlen=256",
+            f"train.steps={steps}",
+        ]
+        words += [
+            "train.decode=false",
+            f"out={folder}/runs",
+            "launch=local",
+            f"launch.devices={count}",
+        ]
         words += ["launch.threads=1", "launch.pack_tokens=512", f"model.device={asked.device}"]
         began = time.perf_counter()
-        sweep = subprocess.Popen(words, env=os.environ | {"PML_CACHE": folder}, stdout=subprocess.DEVNULL)
+        sweep = subprocess.Popen(
+            words, env=os.environ | {"PML_CACHE": folder}, stdout=subprocess.DEVNULL
+        )
         while sweep.poll() is None:
             now = list(processes(sweep.pid))
             spent |= {pid: seconds for pid, seconds, _ in now}
@@ -185,19 +250,39 @@ def processes(pid: int) -> Iterator[tuple[int, float, int]]:
 
 def grid(asked: argparse.Namespace) -> list[str]:
     sweep = yaml.safe_load((shipped("sweeps") / "paper_long_context.yaml").read_text("utf-8"))
-    train = Train(**yaml.safe_load((shipped("conf") / "train" / f"{sweep['train']}.yaml").read_text("utf-8")))
-    base, adapter = cases.model(sweep["model"], device="cuda"), MlpBlockAdapter(dropout=sweep["adapter.dropout"])
+    train = Train(
+        **yaml.safe_load((shipped("conf") / "train" / f"{sweep['train']}.yaml").read_text("utf-8"))
+    )
+    base, adapter = (
+        cases.model(sweep["model"], device="cuda"),
+        MlpBlockAdapter(dropout=sweep["adapter.dropout"]),
+    )
     runs = [
-        Run(r, n, sweep["seed"], base, RandomData(), adapter, train=train) for r in sweep["rank"] for n in sweep["seqlen"]
+        Run(r, n, sweep["seed"], base, RandomData(), adapter, train=train)
+        for r in sweep["rank"]
+        for n in sweep["seqlen"]
     ]
     cells = check(runs)
     packs = make_packs(cells, Packing(devices=GPUS, gpu=True, memory=int(0.8 * GPU_BYTES)))
     rates = measured_rates(asked.measured) if asked.measured else None
-    ours = [(price.flops(pack), pack.cells[0].run.seqlen) for pack in packs]
-    theirs = [(cell.steps * price.whole_step_flops(Pack([cell]), 2), cell.run.seqlen) for cell in cells]
-    at = {"C": rates["C"] if rates else lambda _: ASSUMED, "A": rates["A"] if rates else lambda _: ASSUMED}
-    hours = {way: spread([f / at[way](n) for f, n in jobs]) / 3600 for way, jobs in (("C", ours), ("A", theirs))}
-    where = f"rates of {asked.measured}" if rates else f"an assumed {ASSUMED / 1e12:.0f} TFLOP/s a GPU; GPU not measured"
+    ours = [(cost_model.flops(pack), pack.cells[0].run.seqlen) for pack in packs]
+    theirs = [
+        (cell.steps * cost_model.whole_step_flops(Pack([cell]), 2), cell.run.seqlen)
+        for cell in cells
+    ]
+    at = {
+        "C": rates["C"] if rates else lambda _: ASSUMED,
+        "A": rates["A"] if rates else lambda _: ASSUMED,
+    }
+    hours = {
+        way: spread([f / at[way](n) for f, n in jobs]) / 3600
+        for way, jobs in (("C", ours), ("A", theirs))
+    }
+    where = (
+        f"rates of {asked.measured}"
+        if rates
+        else f"an assumed {ASSUMED / 1e12:.0f} TFLOP/s a GPU; GPU not measured"
+    )
     if not rates:
         draw_grid(ours, theirs, asked.out / "grid.png")
     exa = {"C": sum(f for f, _ in ours) / 1e18, "A": sum(f for f, _ in theirs) / 1e18}
@@ -208,7 +293,10 @@ def grid(asked: argparse.Namespace) -> list[str]:
         "",
         "| | EFLOP | hours |",
         "|---|---|---|",
-        *[f"| {name} | {exa[way]:.1f} | {hours[way]:.1f} |" for way, name in (("A", "the paper's loop"), ("C", "pml"))],
+        *[
+            f"| {name} | {exa[way]:.1f} | {hours[way]:.1f} |"
+            for way, name in (("A", "the paper's loop"), ("C", "pml"))
+        ],
     ]
 
 
@@ -253,7 +341,9 @@ def draw(points: list[Point], asked: argparse.Namespace) -> None:
             colour, mark = COLOURS.get(line, ("#000000", "o"))
             x = [p.x / (1e6 if curve == "parameters" else 1) for p in some]
             time_axes.plot(x, [p.ms for p in some], color=colour, marker=mark, label=line)
-            memory_axes.plot(x, [p.megabytes for p in some], color=colour, marker=mark, label=f"{line}, measured")
+            memory_axes.plot(
+                x, [p.megabytes for p in some], color=colour, marker=mark, label=f"{line}, measured"
+            )
             if curve != "workers":
                 priced = [p.priced for p in some]
                 memory_axes.plot(x, priced, color=colour, linestyle=":", label=f"{line}, priced")
@@ -272,10 +362,20 @@ def draw(points: list[Point], asked: argparse.Namespace) -> None:
             one.legend(fontsize=8)
         time_axes.set_title(f"time against {curve}")
         memory_axes.set_title(f"memory against {curve}")
-        time_axes.set_ylabel("CPU s of the busiest process" if curve == "workers" else "ms per step and cell")
-        memory_axes.set_ylabel("MB of all processes" if curve == "workers" else "peak MB, weights included")
-    clock = "CPU time of one thread" if asked.device == "cpu" else f"wall time, {torch.cuda.get_device_name()}"
-    shown.suptitle(f"What training costs: embedded model and random Qwen3 models, {clock}; workers: a sweep of 8 cells")
+        time_axes.set_ylabel(
+            "CPU s of the busiest process" if curve == "workers" else "ms per step and cell"
+        )
+        memory_axes.set_ylabel(
+            "MB of all processes" if curve == "workers" else "peak MB, weights included"
+        )
+    clock = (
+        "CPU time of one thread"
+        if asked.device == "cpu"
+        else f"wall time, {torch.cuda.get_device_name()}"
+    )
+    shown.suptitle(
+        f"What training costs: embedded model and random Qwen3 models, {clock}; workers: a sweep of 8 cells"
+    )
     shown.savefig(asked.out / "cost.png", dpi=80)
     plt.close(shown)
 
@@ -292,8 +392,18 @@ def draw_grid(ours: list[tuple[float, int]], theirs: list[tuple[float, int]], pa
     ):
         hours = [spread([f / rate for f, _ in jobs]) / 3600 for rate in rates]
         axes.plot(rates / 1e12, hours, color=colour, linestyle=style, label=name)
-    axes.axvline(ASSUMED / 1e12, color="#777777", linestyle=":", label=f"assumed: {ASSUMED / 1e12:.0f} (55 % of 790)")
-    axes.set(xscale="log", yscale="log", xlabel="TFLOP/s that each GPU sustains", ylabel="hours on 8 GPUs")
+    axes.axvline(
+        ASSUMED / 1e12,
+        color="#777777",
+        linestyle=":",
+        label=f"assumed: {ASSUMED / 1e12:.0f} (55 % of 790)",
+    )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="TFLOP/s that each GPU sustains",
+        ylabel="hours on 8 GPUs",
+    )
     plain_ticks(axes, [50, 100, 200, 400, 800])
     axes.grid(alpha=0.3)
     axes.legend()

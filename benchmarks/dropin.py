@@ -50,7 +50,13 @@ def passages() -> list[dict[str, torch.Tensor]]:
 def train(loss: str, rank: int, steps: int, lr: float, seed: int) -> Trainer:
     set_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype="float32")
-    adapter = LoraConfig(r=rank, lora_alpha=rank, target_modules=["down_proj"], layers_to_transform=[4], lora_dropout=0.0)
+    adapter = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=["down_proj"],
+        layers_to_transform=[4],
+        lora_dropout=0.0,
+    )
     memft = MemFTLoss(loss)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -76,7 +82,12 @@ def recalled(model: torch.nn.Module) -> tuple[float, float]:
     ids = torch.stack([row["input_ids"] for row in passages()]).to(device)
     model.eval()
     with torch.no_grad():
-        right = (model(input_ids=ids).logits[:, PROMPT - 1 : -1].argmax(-1) == ids[:, PROMPT:]).float().mean().item()
+        right = (
+            (model(input_ids=ids).logits[:, PROMPT - 1 : -1].argmax(-1) == ids[:, PROMPT:])
+            .float()
+            .mean()
+            .item()
+        )
         text = ids[:, :PROMPT]
         for _ in range(LENGTH - PROMPT):
             text = torch.cat([text, model(input_ids=text).logits[:, -1:].argmax(-1)], 1)

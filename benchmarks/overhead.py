@@ -22,23 +22,27 @@ share_cores()  # as pml does, before torch is imported
 from rich.console import Console
 
 from pml_cli.commands import sweep
-from pml_cli.launch import queue as work
-from pml_cli.launch import worker
-from pml_cli.training.checkpoint import Checkpoints
-from pml_cli.launch.lease import Member
 from pml_cli.config.compose import load
+from pml_cli.launch import queue, worker
+from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.throughput import Rates
+from pml_cli.training.checkpoint import Checkpoints
 
 RANKS, LENGTHS, STEPS = "range(1,11)", "range(40,140,10)", 200
 PARTS = {
-    "plan": [(sweep, "check"), (sweep, "make_packs"), (sweep, "packing"), (work.Order, "write")],
+    "plan": [
+        (sweep, "check"),
+        (sweep, "make_packs"),
+        (sweep, "packing"),
+        (queue.SweepManifest, "write"),
+    ],
     "claims": [
-        (Member, "claim"),
-        (Member, "release"),
-        (Member, "holds"),
-        (Member, "note"),
-        (Member, "show"),
-        (work.Queue, "next"),
+        (WorkerLease, "claim"),
+        (WorkerLease, "release"),
+        (WorkerLease, "holds"),
+        (WorkerLease, "note"),
+        (WorkerLease, "show"),
+        (queue.Queue, "next"),
     ],
     "checkpoints": [(Checkpoints, "save"), (Checkpoints, "find")],
     "records": [(worker.Worker, "_write"), (Rates, "note")],
@@ -80,22 +84,35 @@ def main() -> None:
             found = owner.__dict__[name]
             plain = found.__func__ if isinstance(found, classmethod) else found
             wrapped = timed(spent, part, plain)
-            setattr(owner, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
+            setattr(
+                owner, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped
+            )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PML_CACHE"] = folder
         began = time.perf_counter()
         request = load(
-            "sweep", [f"rank={RANKS}", f"seqlen={LENGTHS}", f"train.steps={STEPS}", f"out={Path(folder) / 'runs'}"]
+            "sweep",
+            [
+                f"rank={RANKS}",
+                f"seqlen={LENGTHS}",
+                f"train.steps={STEPS}",
+                f"out={Path(folder) / 'runs'}",
+            ],
         )
         spent["settings"] = time.perf_counter() - began
         code = sweep.run(request, Console(quiet=True))
         wall = time.perf_counter() - began
     assert code == 0
-    print(f"{len(request.runs)} cells of {STEPS} steps: {wall:.1f} s (and {imported:.1f} s of imports before)\n")
+    print(
+        f"{len(request.runs)} cells of {STEPS} steps: {wall:.1f} s (and {imported:.1f} s of imports before)\n"
+    )
     print("| part | seconds | share |\n|---|---|---|")
     for part, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"| {part} | {seconds:.2f} | {100 * seconds / wall:.2f} % |")
-    own = sum(spent[part] for part in ("settings", "plan", "claims", "checkpoints", "records", "results table"))
+    own = sum(
+        spent[part]
+        for part in ("settings", "plan", "claims", "checkpoints", "records", "results table")
+    )
     print(f"| **planner, launch and records** | {own:.2f} | **{100 * own / wall:.2f} %** |")
 
 

@@ -79,16 +79,23 @@ def train_tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenize
     """Byte-level BPE; digits stand alone, as in Qwen, so that a ten-digit number is ten tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         documents,
         trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=[END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+            vocab_size=vocabulary,
+            special_tokens=[END],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         ),
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END
+    )
 
 
 def epoch(documents: list[list[int]], end: int, rng: random.Random) -> list[int]:
@@ -135,10 +142,14 @@ def separate_unseen(model: Qwen3ForCausalLM, documents: list[list[int]], seed: i
     they share (a low logit) is kept; to it each adds noise as large as what sets trained tokens apart.
     """
     seen = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-    seen[[model.config.bos_token_id, *{token for document in documents for token in document}]] = True
+    seen[[model.config.bos_token_id, *{token for document in documents for token in document}]] = (
+        True
+    )
     weight = model.get_input_embeddings().weight
     spread = (weight[seen] - weight[seen].mean(0)).std(0)
-    noise = torch.randn(int((~seen).sum()), weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(
+        int((~seen).sum()), weight.shape[1], generator=torch.Generator().manual_seed(seed)
+    )
     weight[~seen] = weight[~seen].mean(0) + noise * spread
     return int((~seen).sum())
 
@@ -147,7 +158,11 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     warm, decay_from = 100, int(steps * 0.6)
     if step < warm:
         return peak * (step + 1) / warm
-    return peak if step < decay_from else peak * max(0.02, 1 - (step - decay_from) / (steps - decay_from))
+    return (
+        peak
+        if step < decay_from
+        else peak * max(0.02, 1 - (step - decay_from) / (steps - decay_from))
+    )
 
 
 @dataclass(frozen=True)
@@ -164,9 +179,13 @@ class Texts:
 def prepare() -> Texts:
     topics = python_topics()
     held_out = "\n\n".join(text for name, text in topics.items() if is_held_out(name))
-    train, dropped = decontaminate([t for n, t in topics.items() if not is_held_out(n)] + docstrings(), held_out)
+    train, dropped = decontaminate(
+        [t for n, t in topics.items() if not is_held_out(n)] + docstrings(), held_out
+    )
     tokenizer = train_tokenizer(train, vocabulary=2048)
-    texts = Texts(train, held_out, tokenizer, [tokenizer.encode(d) for d in train], tokenizer.encode(held_out))
+    texts = Texts(
+        train, held_out, tokenizer, [tokenizer.encode(d) for d in train], tokenizer.encode(held_out)
+    )
     print(
         f"{len(train)} documents, {sum(map(len, texts.documents))} training tokens, {dropped} paragraphs dropped as seen in "
         f"the held-out text, {len(texts.held_ids)} held-out tokens"
@@ -195,17 +214,25 @@ def build_model(dropout: float) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def build_optimizer(model: Qwen3ForCausalLM, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: Qwen3ForCausalLM, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """AdamW, with decay on matrices alone."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
 def train(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace) -> None:
     optimizer = build_optimizer(model, args.lr, args.weight_decay)
-    source, began = batches(texts.documents, texts.tokenizer.bos_token_id, args.batch_tokens, args.seed), time.time()
+    source, began = (
+        batches(texts.documents, texts.tokenizer.bos_token_id, args.batch_tokens, args.seed),
+        time.time(),
+    )
     for step in range(args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
@@ -218,8 +245,14 @@ def train(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace) -> No
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 100 == 0 or step == args.steps - 1:
-            held, rate = evaluate(model, texts.held_ids), (step + 1) * args.batch_tokens / (time.time() - began)
-            print(f"step {step + 1:5d}  train {loss.item():.3f}  held-out {held:.4f}  {rate:.0f} tok/s", flush=True)
+            held, rate = (
+                evaluate(model, texts.held_ids),
+                (step + 1) * args.batch_tokens / (time.time() - began),
+            )
+            print(
+                f"step {step + 1:5d}  train {loss.item():.3f}  held-out {held:.4f}  {rate:.0f} tok/s",
+                flush=True,
+            )
 
 
 def save(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace, seconds: float) -> None:
@@ -257,7 +290,9 @@ def save(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace, second
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--dropout", type=float, default=0.0, help="attention dropout")

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pml_cli.law import power_law as law
-from pml_cli.law.mle import fit_saturating
-from pml_cli.law.observations import Cells
+from pml_cli.law import power_law
 from pml_cli.law.forms import Form
+from pml_cli.law.mle import fit_saturating
+from pml_cli.law.observations import Observations
 
 RANKS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 48, 64, 128, 256, 512)
 LENGTHS = (50, 100, 200, 500, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 10000)
@@ -44,9 +44,11 @@ CEILINGS = (
 )
 
 
-def plant(ceiling: Ceiling, rng: np.random.Generator) -> Cells:
+def plant(ceiling: Ceiling, rng: np.random.Generator) -> Observations:
     """One noisy grid of a saturating law."""
-    rank, length = (axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, indexing="ij"))
+    rank, length = (
+        axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, indexing="ij")
+    )
     ratio = SCALE * rank**ALPHA * length**-BETA / BASE
     ratio *= 1 + NOISE * rng.standard_normal(len(rank))
     share = {
@@ -54,7 +56,7 @@ def plant(ceiling: Ceiling, rng: np.random.Generator) -> Cells:
         "exp": 1 - np.exp(-ratio),
         "hill": ratio * (1 + ratio**ceiling.k) ** (-1 / ceiling.k),
     }[ceiling.link]
-    return Cells.of(rank, length, BASE * share, np.full(len(rank), BASE))
+    return Observations.of(rank, length, BASE * share, np.full(len(rank), BASE))
 
 
 def main() -> None:
@@ -62,8 +64,12 @@ def main() -> None:
     options.add_argument("--replicates", type=int, default=40)
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
-    print(f"Truth: alpha {ALPHA}, beta {BETA}, b 0; {chosen.replicates} replicates. Bias of alpha / beta (95 % coverage).\n")
-    print("| how the gain saturates | paper's fit: R2, MAPE | its bias (coverage) | its b | censored ML bias (coverage) |")
+    print(
+        f"Truth: alpha {ALPHA}, beta {BETA}, b 0; {chosen.replicates} replicates. Bias of alpha / beta (95 % coverage).\n"
+    )
+    print(
+        "| how the gain saturates | paper's fit: R2, MAPE | its bias (coverage) | its b | censored ML bias (coverage) |"
+    )
     print("|---|---|---|---|---|")
     for ceiling in CEILINGS:
         print(row(ceiling, chosen.replicates, chosen.seed), flush=True)
@@ -75,19 +81,23 @@ def row(ceiling: Ceiling, replicates: int, seed: int) -> str:
     papers, ours = [], []
     for _ in range(replicates):
         cells = plant(ceiling, rng)
-        papers.append(law.fit_paper(cells.rank, cells.length, cells.delta, cells.final))
+        papers.append(power_law.fit_paper(cells.rank, cells.length, cells.delta, cells.final))
         ours.append(fit_saturating(cells, Form(ceiling.link)))
     quality = f"{np.mean([f.r2 for f in papers]):.3f}, {np.mean([f.mape for f in papers]):.1f} %"
     offset = f"{np.mean([f.b for f in papers]):.2f}"
     our = bias([f.parameters for f in ours], [f.intervals for f in ours])
-    their = bias([{"alpha": f.alpha, "beta": f.beta} for f in papers], [f.intervals for f in papers])
+    their = bias(
+        [{"alpha": f.alpha, "beta": f.beta} for f in papers], [f.intervals for f in papers]
+    )
     return f"| {ceiling.name} | {quality} | {their} | {offset} | {our} |"
 
 
 def bias(found: list[dict[str, float]], intervals: list[dict[str, tuple[float, float]]]) -> str:
     """Bias of alpha and beta, and how often their intervals cover the truth."""
     truths = {"alpha": ALPHA, "beta": BETA}
-    means = " / ".join(f"{np.mean([f[name] for f in found]) - truth:+.3f}" for name, truth in truths.items())
+    means = " / ".join(
+        f"{np.mean([f[name] for f in found]) - truth:+.3f}" for name, truth in truths.items()
+    )
     shares = []
     for name, truth in truths.items():
         ends = np.array([interval[name] for interval in intervals])

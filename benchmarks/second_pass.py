@@ -14,28 +14,30 @@ import torch
 from omegaconf import OmegaConf
 from transformers import DynamicCache
 
-from pml_cli.config import schema as config
-from pml_cli.runs import folder as records
-from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.loading import load_base
-from pml_cli.model.head import token_nll
 from pml_cli.analysis.transition import dtype
+from pml_cli.config import schema
 from pml_cli.data.sources import open_source
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.head import token_nll
+from pml_cli.model.loading import load_model
+from pml_cli.runs import folder as records
 
 
 def settings(kind, content):
-    return kind(**{name: value for name, value in content.items() if name in kind.__dataclass_fields__})
+    return kind(
+        **{name: value for name, value in content.items() if name in kind.__dataclass_fields__}
+    )
 
 
 @torch.no_grad()
 def both_passes(folder: Path, bases: dict):
     """nll of every target token, and whether the argmax is it, by each pass: two arrays (2, S)."""
     run = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    model = settings(config.Model, run["model"])
-    data = settings(config.DATA[run["data"]["source"]], run["data"])
-    kind = settings(config.ADAPTERS[run["adapter"]["kind"]], run["adapter"])
+    model = settings(schema.Model, run["model"])
+    data = settings(schema.DATA[run["data"]["source"]], run["data"])
+    kind = settings(schema.ADAPTERS[run["adapter"]["kind"]], run["adapter"])
     if str(model) not in bases:
-        bases[str(model)] = load_base(model)
+        bases[str(model)] = load_model(model)
     base = bases[str(model)]
     bank = AdapterBank(base.sites(kind), [run["rank"]], [0], kind, base.adapter_dtype)
     bank.load(0, folder / "adapter")
@@ -59,20 +61,26 @@ def both_passes(folder: Path, bases: dict):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("paths", nargs="+", type=Path)
     torch.set_num_threads(1)
     bases, found = {}, {}
     for row in records.read_runs(parser.parse_args().paths).to_dict("records"):
         nll, right = both_passes(Path(row["folder"]), bases)
         found.setdefault(dtype(row["setting"]), []).append((nll, right))
-    print("dtype     tokens  p > 0.5  wrong in the pass itself  in the other pass  decided otherwise  most |nll - nll'|")
+    print(
+        "dtype     tokens  p > 0.5  wrong in the pass itself  in the other pass  decided otherwise  most |nll - nll'|"
+    )
     for name, parts in sorted(found.items()):
         nll, right = (np.concatenate([part[k] for part in parts], axis=1) for k in (0, 1))
         above = nll < math.log(2)
         own, crossed = (above & ~right).sum(), (above & ~right[::-1]).sum()
         differ, gap = (right[0] != right[1]).sum(), np.abs(nll[0] - nll[1]).max()
-        print(f"{name:9} {nll.size:6} {above.sum():8} {own:25} {crossed:18} {differ:18} {gap:18.2g}")
+        print(
+            f"{name:9} {nll.size:6} {above.sum():8} {own:25} {crossed:18} {differ:18} {gap:18.2g}"
+        )
 
 
 if __name__ == "__main__":

@@ -55,13 +55,13 @@ from ways import (
     short,
 )
 
-from pml_cli.model import dims as dims_
-from pml_cli.launch import cost_model as price
-from pml_cli.model.split_model import FrozenBase
 from pml_cli.config.schema import Model, Train
-from pml_cli.model.loading import load_base
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (Pack, Packing, make_packs)
+from pml_cli.data.cell import CellPlan
+from pml_cli.launch import cost_model
+from pml_cli.launch.packing import Pack, Packing, make_packs
+from pml_cli.model import dims as dims_
+from pml_cli.model.loading import load_model
+from pml_cli.model.split_model import SplitModel
 
 RANKS = {"cpu": "1,2,3,4,6,8,12,16", "cuda": "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"}
 LENGTHS = {"cpu": "64,256,1024", "cuda": "50,500,2000,10000"}
@@ -103,28 +103,58 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paper", action="store_true", help="what is measured on a GPU, also where there is none")
-    parser.add_argument(
-        "--model", default=None, help="options of pml's model group, comma-separated; random weights but for tiny"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--small", action="store_true", help="the same architectures with few and narrow layers")
-    parser.add_argument("--set", action="append", default=[], help="a further setting: model.architecture.vocab_size=512")
+    parser.add_argument(
+        "--paper", action="store_true", help="what is measured on a GPU, also where there is none"
+    )
+    parser.add_argument(
+        "--model",
+        default=None,
+        help="options of pml's model group, comma-separated; random weights but for tiny",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="the same architectures with few and narrow layers"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        help="a further setting: model.architecture.vocab_size=512",
+    )
     parser.add_argument("--lengths", default=None, help="target tokens, comma-separated")
     parser.add_argument("--ranks", default=None)
     parser.add_argument("--steps", type=int, default=None, help="timed steps of a training")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=None, help="begin no repeat that would end later; 0: no limit")
-    parser.add_argument("--baseline", type=int, default=None, help="cells of each length that A and B train")
-    parser.add_argument("--pack", type=int, default=0, help="cells of a pack; 0: as the planner cuts")
-    parser.add_argument("--packs", type=int, default=None, help="packs of each length that C trains; 0: all")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=None,
+        help="begin no repeat that would end later; 0: no limit",
+    )
+    parser.add_argument(
+        "--baseline", type=int, default=None, help="cells of each length that A and B train"
+    )
+    parser.add_argument(
+        "--pack", type=int, default=0, help="cells of a pack; 0: as the planner cuts"
+    )
+    parser.add_argument(
+        "--packs", type=int, default=None, help="packs of each length that C trains; 0: all"
+    )
     parser.add_argument("--device", default=kind)
     parser.add_argument("--dtype", default=None)
     parser.add_argument(
-        "--shipped", type=int, default=0, help="ranks of the quickstart grid that A trains as shipped (1 to 7)"
+        "--shipped",
+        type=int,
+        default=0,
+        help="ranks of the quickstart grid that A trains as shipped (1 to 7)",
     )
     parser.add_argument(
-        "--clock", default="wall", choices=CLOCKS, help="cpu: of all threads, for a machine that does other work"
+        "--clock",
+        default="wall",
+        choices=CLOCKS,
+        help="cpu: of all threads, for a machine that does other work",
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/speed"))
     asked = parser.parse_args()
@@ -132,7 +162,12 @@ def arguments() -> argparse.Namespace:
     asked.kind = torch.device(asked.device).type
     asked.paper |= asked.kind == "cuda" and asked.model is None
     like = "cuda" if asked.paper else asked.kind
-    usual = {"model": MODELS[like], "lengths": LENGTHS[like], "ranks": RANKS[like], "dtype": DTYPES[like]}
+    usual = {
+        "model": MODELS[like],
+        "lengths": LENGTHS[like],
+        "ranks": RANKS[like],
+        "dtype": DTYPES[like],
+    }
     usual |= {"steps": 10 if like == "cuda" else 20, "minutes": 7.5 if asked.paper else 0.0}
     usual |= {"packs": 1 if asked.paper else 0, "baseline": 1 if asked.paper else 2}
     for name, value in usual.items():
@@ -152,11 +187,15 @@ def compared(asked: argparse.Namespace) -> list[str]:
     rows, notes = [], []
     for name in names:
         settings, train = cases.changed(
-            cases.model(name, small=asked.small, device=asked.device, dtype=asked.dtype), training(asked), asked.set
+            cases.model(name, small=asked.small, device=asked.device, dtype=asked.dtype),
+            training(asked),
+            asked.set,
         )
-        base = load_base(settings)
+        base = load_model(settings)
         for i, length in enumerate(lengths):
-            left = [(name, n) for n in lengths[i:]] + [(m, n) for m in names[names.index(name) + 1 :] for n in lengths]
+            left = [(name, n) for n in lengths[i:]] + [
+                (m, n) for m in names[names.index(name) + 1 :] for n in lengths
+            ]
             planned = cases.cells(settings, [int(r) for r in asked.ranks.split(",")], length, train)
             rows += measure(base, planned, asked, share(asked, [n for _, n in left]))
             told = ", ".join(f"{r.way} {r.median:.2f} ms" for r in rows[-len(WAYS) :])
@@ -167,7 +206,9 @@ def compared(asked: argparse.Namespace) -> list[str]:
         if asked.paper:
             notes += ["", streamed(settings, lengths, asked)]
             print(notes[-1], file=sys.stderr, flush=True)
-    (asked.out / "speed.json").write_text(json.dumps({"peak": peak, "rows": [asdict(r) for r in rows]}, indent=1), "utf-8")
+    (asked.out / "speed.json").write_text(
+        json.dumps({"peak": peak, "rows": [asdict(r) for r in rows]}, indent=1), "utf-8"
+    )
     minutes = (time.perf_counter() - asked.began) / 60
     return [*report(rows, asked, peak), *notes, "", f"All of it took {minutes:.1f} minutes."]
 
@@ -190,11 +231,17 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def measure(base: FrozenBase, planned: list[Planned], asked: argparse.Namespace, until: float) -> list[Row]:
+def measure(
+    base: SplitModel, planned: list[CellPlan], asked: argparse.Namespace, until: float
+) -> list[Row]:
     """A, B, C, A, B, C, ...: what else the machine does falls on all of them; no repeat that would end after `until`."""
     size = asked.pack or None
     packing = Packing(gpu=asked.kind == "cuda" or asked.paper)
-    packs = [Pack(planned[i : i + size]) for i in range(0, len(planned), size)] if size else make_packs(planned, packing)
+    packs = (
+        [Pack(planned[i : i + size]) for i in range(0, len(planned), size)]
+        if size
+        else make_packs(planned, packing)
+    )
     packs = packs[: asked.packs or None]
     planned = [cell for pack in packs for cell in pack.cells]
     few = planned[:: -(-len(planned) // asked.baseline)]
@@ -212,16 +259,32 @@ def measure(base: FrozenBase, planned: list[Planned], asked: argparse.Namespace,
         if 2 * now - began > until:
             break
     agree(losses, TOLERANCE[planned[0].run.model.dtype])
-    one, length, most = Pack(planned[:1]), planned[0].run.seqlen, max(packs, key=lambda p: p.step_tokens)
-    counted = {"A": price.whole_step_flops(one, 2), "B": price.whole_step_flops(one, 1)}
-    counted["C"] = sum(price.step_flops(pack) for pack in packs) / len(planned)
+    one, length, most = (
+        Pack(planned[:1]),
+        planned[0].run.seqlen,
+        max(packs, key=lambda p: p.step_tokens),
+    )
+    counted = {"A": cost_model.whole_step_flops(one, 2), "B": cost_model.whole_step_flops(one, 1)}
+    counted["C"] = sum(cost_model.step_flops(pack) for pack in packs) / len(planned)
     runs = {"A": lambda: paper(base, short(few[0]), {}), "B": lambda: peft(base, short(few[0]), {})}
     runs["C"] = lambda: pml(base, Pack([short(cell) for cell in most.cells]), {})
     sizes = {"A": 1, "B": 1, "C": len(most.cells)}
     found = {way: statistics.mean(losses[way][cell.id] for cell in few) for way in WAYS}
-    name, weights = planned[0].run.model.name, sum(p.numel() * p.element_size() for p in base.model.parameters())
+    name, weights = (
+        planned[0].run.model.name,
+        sum(p.numel() * p.element_size() for p in base.model.parameters()),
+    )
     return [
-        Row(name, w, length, sizes[w], times[w], counted[w] / 1e9, memory(base.device, runs[w], weights), found[w])
+        Row(
+            name,
+            w,
+            length,
+            sizes[w],
+            times[w],
+            counted[w] / 1e9,
+            memory(base.device, runs[w], weights),
+            found[w],
+        )
         for w in WAYS
     ]
 
@@ -231,16 +294,20 @@ def streamed(settings: Model, lengths: list[int], asked: argparse.Namespace) -> 
     with tempfile.TemporaryDirectory() as folder:
         files = cases.write_random(settings, Path(folder), asked.device)
         (planned,) = cases.cells(files, [16], max(lengths), replace(training(asked), steps=2))
-        needed = price.memory(Pack([planned]))
+        needed = cost_model.memory(Pack([planned]))
         room = 0.99 * needed if asked.small else ROOM  # so that a small shape takes the same way
         (pack,) = make_packs([planned], Packing(gpu=asked.kind == "cuda", memory=int(room)))
 
         def run() -> None:
-            pml(load_base(files), pack, {})
+            pml(load_model(files), pack, {})
 
-        top, priced = memory(asked.device, run, 0), price.memory(pack)
+        top, priced = memory(asked.device, run, 0), cost_model.memory(pack)
     free()
-    again = "layers above the adapter run twice" if pack.checkpointing else "no activation checkpointing"
+    again = (
+        "layers above the adapter run twice"
+        if pack.checkpointing
+        else "no activation checkpointing"
+    )
     unit, name = (1e9, "GB") if room > 1e9 else (1e6, "MB")
     whole = dims_.shape(settings).parameters * dims_.BYTES[settings.dtype]
     return (
@@ -254,7 +321,11 @@ def streamed(settings: Model, lengths: list[int], asked: argparse.Namespace) -> 
 
 
 def report(rows: list[Row], asked: argparse.Namespace, peak: float) -> list[str]:
-    where = torch.cuda.get_device_name() if asked.kind == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name()
+        if asked.kind == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     words = [
         f"{'small shapes, ' if asked.small else ''}{asked.dtype}, {where}, matmul peak "
         f"{peak / 1e12:.3g} TFLOP/s; ranks {asked.ranks}; up to {asked.repeats} repeats in turn, {asked.steps} timed steps "
@@ -286,12 +357,18 @@ def figure(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown, (times, memories) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    styles = {"A": ("#d55e00", "o"), "B": ("#0072b2", "s"), "C": ("#000000", "^")}  # told apart in grey by their marks too
+    styles = {
+        "A": ("#d55e00", "o"),
+        "B": ("#0072b2", "s"),
+        "C": ("#000000", "^"),
+    }  # told apart in grey by their marks too
     for way in WAYS:
         mine, name, (colour, mark) = [r for r in rows if r.way == way], NAMES[way], styles[way]
         x, y = [r.length for r in mine], np.array([r.median for r in mine])
         low, high = y - [min(r.ms) for r in mine], np.array([max(r.ms) for r in mine]) - y
-        times.errorbar(x, y, [low, high], marker=mark, color=colour, capsize=3, label=f"{way} {name}")
+        times.errorbar(
+            x, y, [low, high], marker=mark, color=colour, capsize=3, label=f"{way} {name}"
+        )
         label = f"{way}, {'pack' if way == 'C' else 'one cell'}"
         memories.plot(x, [r.memory / 1e6 for r in mine], marker=mark, color=colour, label=label)
     times.set_title(f"Time of a step, {rows[0].model}: bars from the least to the most")

@@ -15,37 +15,50 @@ import transformers
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 
+from pml_cli.data.cell import CellPlan
+from pml_cli.launch.packing import Pack
 from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.split_model import FrozenBase
-from pml_cli.training.trainer import Cell, Trainer, learning_rate
 from pml_cli.model.head import token_nll
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (Pack)
+from pml_cli.model.split_model import SplitModel
+from pml_cli.training.trainer import Cell, Trainer, learning_rate
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WARM = 3  # steps before the timed ones
 NAMES = {"A": "the paper's loop", "B": "PEFT + Trainer", "C": "pml"}
 WAYS = "ABC" if find_spec("accelerate") and find_spec("peft") else "AC"
-TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "bfloat16": 5e-2, "float16": 2e-2}  # of the final losses, of their mean
+TOLERANCE = {
+    "float64": 1e-6,
+    "float32": 2e-3,
+    "bfloat16": 5e-2,
+    "float16": 2e-2,
+}  # of the final losses, of their mean
 
 
 def agree(losses: dict[str, dict[str, float]], tolerance: float) -> None:
     for name, loss in losses["A"].items():
         for way in WAYS[1:]:
             other = losses[way][name]
-            assert abs(other - loss) <= tolerance * loss, f"{name}: A ends at {loss:.6f}, {way} at {other:.6f}"
+            assert abs(other - loss) <= tolerance * loss, (
+                f"{name}: A ends at {loss:.6f}, {way} at {other:.6f}"
+            )
 
 
 # -- each returns the seconds of its timed steps and notes the final loss of its cells
 
 
-def paper(base: FrozenBase, planned: Planned, losses: dict[str, float], kept: Path | None = None) -> float:
+def paper(
+    base: SplitModel, planned: CellPlan, losses: dict[str, float], kept: Path | None = None
+) -> float:
     """A, for one cell; its adapter is the bank's, by a hook on the MLP, as in the paper's code."""
     run, (sample,) = planned.run, planned.samples
     ids, labels = example(base, sample)
-    bank = AdapterBank(base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype).to(base.device)
+    bank = AdapterBank(
+        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    ).to(base.device)
     bank.requires_grad_()
-    optimizer = torch.optim.AdamW(bank.parameters(), lr=run.train.lr, weight_decay=run.train.weight_decay)
+    optimizer = torch.optim.AdamW(
+        bank.parameters(), lr=run.train.lr, weight_decay=run.train.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: learning_rate(run.train, s, planned.steps) / run.train.lr
     )
@@ -72,14 +85,16 @@ def paper(base: FrozenBase, planned: Planned, losses: dict[str, float], kept: Pa
     return clock.seconds
 
 
-def peft(base: FrozenBase, planned: Planned, losses: dict[str, float]) -> float:
+def peft(base: SplitModel, planned: CellPlan, losses: dict[str, float]) -> float:
     """B, for one cell."""
     from peft import get_peft_model
 
     from pml_cli.peft_block import mlp_block_config
 
     run, (sample,) = planned.run, planned.samples
-    bank = AdapterBank(base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype)
+    bank = AdapterBank(
+        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    )
     ids, labels = example(base, sample)
     rows = [{"input_ids": ids[0].cpu(), "labels": labels[0].cpu()}] * planned.steps
     model = get_peft_model(base.model, mlp_block_config(base.model, run.rank, base.layer))
@@ -114,7 +129,7 @@ def peft(base: FrozenBase, planned: Planned, losses: dict[str, float]) -> float:
     return clock.seconds
 
 
-def pml(base: FrozenBase, pack: Pack, losses: dict[str, float]) -> float:
+def pml(base: SplitModel, pack: Pack, losses: dict[str, float]) -> float:
     """C, for one pack."""
     trained = [Cell(cell.run, cell.samples) for cell in pack.cells]
     clock = Clock(base.device, pack.cells[0].steps)
@@ -139,13 +154,15 @@ class Clock(transformers.TrainerCallback):
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             now = CLOCKS[Clock.kind]()
-            self.began, self.seconds = (now, 0.0) if step == WARM else (self.began, now - self.began)
+            self.began, self.seconds = (
+                (now, 0.0) if step == WARM else (self.began, now - self.began)
+            )
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self.note(state.global_step)
 
 
-def example(base: FrozenBase, sample) -> tuple[torch.Tensor, torch.Tensor]:
+def example(base: SplitModel, sample) -> tuple[torch.Tensor, torch.Tensor]:
     """Input ids and labels (1, T) of one sample; only the target is scored."""
     ids = torch.tensor([[*sample.prompt, *sample.target]], device=base.device)
     labels = ids.clone()
@@ -154,11 +171,13 @@ def example(base: FrozenBase, sample) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def final_loss(base: FrozenBase, sample) -> float:
+def final_loss(base: SplitModel, sample) -> float:
     """Mean nll of the target under the model with whatever hangs on it."""
     base.model.eval()
     ids, _ = example(base, sample)
-    hidden = base.decoder(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[0, len(sample.prompt) - 1 :]
+    hidden = base.decoder(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[
+        0, len(sample.prompt) - 1 :
+    ]
     return float(token_nll(hidden, base.head, ids[0, len(sample.prompt) :]).nll.double().mean())
 
 
@@ -168,7 +187,9 @@ def final_loss(base: FrozenBase, sample) -> float:
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """FLOPs a second of a large square product, the best of ten."""
     n, best = (8192 if torch.device(device).type == "cuda" else 1024), 0.0
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))  # a GPU multiplies zeros and ones faster
+    a, b = (
+        torch.randn(n, n, device=device).to(dtype) for _ in range(2)
+    )  # a GPU multiplies zeros and ones faster
     for _ in range(10):
         began = CLOCKS[Clock.kind]()
         a @ b
@@ -178,9 +199,11 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
     return best
 
 
-def short(planned: Planned) -> Planned:
+def short(planned: CellPlan) -> CellPlan:
     """The same cell, two steps long."""
-    return replace(planned, run=replace(planned.run, train=replace(planned.run.train, steps=2)), steps=2)
+    return replace(
+        planned, run=replace(planned.run, train=replace(planned.run.train, steps=2)), steps=2
+    )
 
 
 def memory(device: torch.device | str, run, weights: int) -> int:

@@ -14,7 +14,7 @@ __all__ = ["MemFTCallback", "MemFTLoss", "__version__"]
 def __getattr__(name: str) -> Any:
     """The drop-in's names, imported when first asked for: they need torch."""
     if name in ("MemFTCallback", "MemFTLoss"):
-        from pml_cli.training import hf_trainer as dropin
+        from pml_cli.training import hf_trainer
 
-        return getattr(dropin, name)
+        return getattr(hf_trainer, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from pml_cli import __version__
-from pml_cli.config.completion import (complete_fit, complete_lasting, complete_override, complete_sweep_file, complete_transition)
+from pml_cli.config.completion import (
+    complete_fit,
+    complete_lasting,
+    complete_override,
+    complete_sweep_file,
+    complete_transition,
+)
 from pml_cli.errors import UserError
 from pml_cli.launch.openmp import share_cores
 
@@ -61,16 +67,34 @@ START HERE
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings, in Hydra's grammar.", autocompletion=complete_override),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings, in Hydra's grammar.", autocompletion=complete_override
+    ),
 ]
-FOLDERS_HELP = {"metavar": "PATH|KEY=VALUE", "help": "Folders of runs (default: outputs) and settings."}
-FitArguments = Annotated[list[str] | None, typer.Argument(autocompletion=complete_fit, **FOLDERS_HELP)]
-LastingArguments = Annotated[list[str] | None, typer.Argument(autocompletion=complete_lasting, **FOLDERS_HELP)]
-TransitionArguments = Annotated[list[str] | None, typer.Argument(autocompletion=complete_transition, **FOLDERS_HELP)]
+FOLDERS_HELP = {
+    "metavar": "PATH|KEY=VALUE",
+    "help": "Folders of runs (default: outputs) and settings.",
+}
+FitArguments = Annotated[
+    list[str] | None, typer.Argument(autocompletion=complete_fit, **FOLDERS_HELP)
+]
+LastingArguments = Annotated[
+    list[str] | None, typer.Argument(autocompletion=complete_lasting, **FOLDERS_HELP)
+]
+TransitionArguments = Annotated[
+    list[str] | None, typer.Argument(autocompletion=complete_transition, **FOLDERS_HELP)
+]
 ConfigDir = Annotated[
-    Path | None, typer.Option("--config-dir", metavar="DIR", help="Your own options, laid out like conf/; they come first.")
+    Path | None,
+    typer.Option(
+        "--config-dir",
+        metavar="DIR",
+        help="Your own options, laid out like conf/; they come first.",
+    ),
 ]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the resolved settings and stop.")
+]
 SweepFile = Annotated[
     Path | None,
     typer.Option(
@@ -81,9 +105,18 @@ SweepFile = Annotated[
         autocompletion=complete_sweep_file,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check every cell, list the packs; run nothing.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="When a cell fails, keep checkpoints and stop.")]
-Retry = Annotated[bool, typer.Option("--retry/--no-retry", help="Train again what failed before (default) or leave it.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check every cell, list the packs; run nothing.")
+]
+FailFast = Annotated[
+    bool, typer.Option("--fail-fast", help="When a cell fails, keep checkpoints and stop.")
+]
+Retry = Annotated[
+    bool,
+    typer.Option(
+        "--retry/--no-retry", help="Train again what failed before (default) or leave it."
+    ),
+]
 Wait = Annotated[
     bool | None,
     typer.Option(
@@ -121,7 +154,9 @@ EXAMPLES
   pml probe data=mixed data.random_share=0.2 --print-config
 """,
 )
-def probe(overrides: Overrides = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False) -> None:
+def probe(
+    overrides: Overrides = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False
+) -> None:
     _run("probe", overrides, None, config_dir, print_config=print_config)
 
 
@@ -221,7 +256,9 @@ SETTINGS
 def fit(
     overrides: FitArguments = None,
     *,
-    by: Annotated[str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")] = "",
+    by: Annotated[
+        str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")
+    ] = "",
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -252,7 +289,10 @@ SETTINGS
 """,
 )
 def transition(
-    overrides: TransitionArguments = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False
+    overrides: TransitionArguments = None,
+    *,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
 ) -> None:
     _report("transition", overrides, config_dir, print_config=print_config)
 
@@ -284,13 +324,18 @@ def predict(
     overrides: FitArguments = None,
     *,
     target: Annotated[
-        str, typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS.")
+        str,
+        typer.Option(
+            "--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS."
+        ),
     ] = "verbatim",
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("predict", overrides, config_dir, print_config=print_config, target=target, as_json=as_json)
+    _report(
+        "predict", overrides, config_dir, print_config=print_config, target=target, as_json=as_json
+    )
 
 
 @app.command(
@@ -345,7 +390,9 @@ def status(
     folder: SweepFolder = Path("outputs/sweep"),
     *,
     as_json: Annotated[bool, typer.Option("--json", help="All of it, for scripts.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until nothing runs or waits any more.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until nothing runs or waits any more.")
+    ] = False,
 ) -> None:
     from rich.console import Console
 
@@ -394,7 +441,14 @@ def _run(
     raise typer.Exit(module.run(request, Console(markup=False), **flags))
 
 
-def _report(verb: str, words: list[str] | None, config_dir: Path | None, *, print_config: bool, **options: Any) -> None:
+def _report(
+    verb: str,
+    words: list[str] | None,
+    config_dir: Path | None,
+    *,
+    print_config: bool,
+    **options: Any,
+) -> None:
     """A verb that reads finished runs: what contains "=" is a setting, the rest are folders."""
     from pml_cli.config.compose import describe, load_report
 

@@ -22,8 +22,15 @@ def bytes_text(count: float) -> str:
 
 def duration_text(seconds: float) -> str:
     """Seconds for people: 45 s, 12 min, 3.4 h, 2.1 days."""
-    units = (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 48 * 3600), ("days", 86400, float("inf")))
-    return next(f"{_digits(seconds / size)} {unit}" for unit, size, below in units if seconds < below)
+    units = (
+        ("s", 1, 90),
+        ("min", 60, 90 * 60),
+        ("h", 3600, 48 * 3600),
+        ("days", 86400, float("inf")),
+    )
+    return next(
+        f"{_digits(seconds / size)} {unit}" for unit, size, below in units if seconds < below
+    )
 
 
 def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:

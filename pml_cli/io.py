@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write aside and rename, so that a reader sees the whole file or none (also after a kill)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
@@ -22,6 +22,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file.
@@ -33,7 +34,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     from safetensors.torch import save_file
 
     path.touch()
-    mode = path.stat().st_mode  # safetensors 0.8 replaces it by a file that its owner alone can read
+    mode = (
+        path.stat().st_mode
+    )  # safetensors 0.8 replaces it by a file that its owner alone can read
     try:
         save_file(tensors, path, metadata=metadata)
         path.chmod(mode)
@@ -42,6 +45,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
             raise
         number = int(told[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

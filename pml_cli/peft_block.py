@@ -42,7 +42,14 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
     lora_bias: dict[str, bool]
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, *, width: int, r: int, lora_alpha: int, **kwargs: Any
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        *,
+        width: int,
+        r: int,
+        lora_alpha: int,
+        **kwargs: Any,
     ) -> None:
         """`width`: the hidden size, which the block reads and writes; the rest is what PEFT passes to its layers."""
         nn.Module.__init__(self)
@@ -55,17 +62,30 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
         return self.width, self.width  # PEFT asks; from a block it could not tell
 
     def update_layer(
-        self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig | None = None, **kwargs: Any
+        self,
+        adapter_name: str,
+        r: int,
+        lora_alpha: int,
+        config: LoraConfig | None = None,
+        **kwargs: Any,
     ) -> None:
         """Add one adapter. PEFT hands over its settings whole (`config`); its older versions, one by one."""
         dropout = kwargs["lora_dropout"] if config is None else config.lora_dropout
         if r < 1:
             raise ValueError(f"r={r}: must be at least 1")
-        self.r[adapter_name], self.lora_alpha[adapter_name], self.scaling[adapter_name] = r, lora_alpha, lora_alpha / r
-        self.use_rslora[adapter_name] = self.use_dora[adapter_name] = self.lora_bias[adapter_name] = False
+        self.r[adapter_name], self.lora_alpha[adapter_name], self.scaling[adapter_name] = (
+            r,
+            lora_alpha,
+            lora_alpha / r,
+        )
+        self.use_rslora[adapter_name] = self.use_dora[adapter_name] = self.lora_bias[
+            adapter_name
+        ] = False
         weight = next(self.base_layer.parameters())
         down, up = nn.Linear(self.width, r, bias=False), nn.Linear(r, self.width, bias=False)
-        nn.init.zeros_(up.weight)  # down keeps nn.Linear's Kaiming uniform, which our own bank has too
+        nn.init.zeros_(
+            up.weight
+        )  # down keeps nn.Linear's Kaiming uniform, which our own bank has too
         self.lora_A[adapter_name] = down.to(weight.device, weight.dtype)
         self.lora_B[adapter_name] = up.to(weight.device, weight.dtype)
         self.lora_dropout[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -83,7 +103,9 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
         return out
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError("an adapter around a whole MLP block cannot be merged: the block is not linear")
+        raise NotImplementedError(
+            "an adapter around a whole MLP block cannot be merged: the block is not linear"
+        )
 
     def unmerge(self) -> None:
         """Nothing was merged."""
@@ -98,7 +120,9 @@ def mlp_block_config(model: nn.Module, rank: int, layer: int, dropout: float = 0
     names = [name for name, _ in model.named_modules() if name.endswith(f".{layer}.mlp")]
     if len(names) != 1:
         raise UserError(f"layer={layer}: this model has no module named <layers>.{layer}.mlp")
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM"
+    )
     _register(config, model)
     return config
 
@@ -121,8 +145,12 @@ def _register(config: LoraConfig, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for name in config.target_modules:
         if name not in modules:
-            raise UserError(f"target_modules: this model has no module {name!r}; was the adapter made for another one?")
+            raise UserError(
+                f"target_modules: this model has no module {name!r}; was the adapter made for another one?"
+            )
         if not name.endswith(".mlp"):
-            raise UserError(f"target_modules: {name!r} is no MLP block; load it with peft.PeftModel.from_pretrained")
+            raise UserError(
+                f"target_modules: {name!r} is no MLP block; load it with peft.PeftModel.from_pretrained"
+            )
         width = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
         config._register_custom_module({type(modules[name]): partial(MlpBlockLora, width=width)})

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pml_cli import cli
-from pml_cli.config.schema import Fit, Request
 from pml_cli.config.registry import GROUPS, options
+from pml_cli.config.schema import Fit, Request
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition"]
@@ -20,7 +20,12 @@ COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition"]
 def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "80"}
     return subprocess.run(
-        [sys.executable, "-m", "pml_cli", *args], capture_output=True, text=True, env=env, cwd=cwd, check=False
+        [sys.executable, "-m", "pml_cli", *args],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=cwd,
+        check=False,
     )
 
 
@@ -108,11 +113,17 @@ def test_examples_of_the_help_load(command, out, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("a text")
-    lines = [line.strip() for line in out(command, "--help")[1].splitlines() if line.startswith(f"    pml {command}")]
+    lines = [
+        line.strip()
+        for line in out(command, "--help")[1].splitlines()
+        if line.startswith(f"    pml {command}")
+    ]
     assert len(lines) >= 4
     for line in lines:
         if " -f " not in line:  # shipped sweeps have their own test
-            code, _, err = out(*shlex.split(line)[1:], *([] if "--print-config" in line else ["--print-config"]))
+            code, _, err = out(
+                *shlex.split(line)[1:], *([] if "--print-config" in line else ["--print-config"])
+            )
             assert (code, err) == (0, ""), line
 
 
@@ -135,10 +146,17 @@ def test_verbs_get_the_request_and_give_the_exit_code(command, out, monkeypatch)
 
 def test_fit_tells_paths_from_settings(out, monkeypatch):
     seen = []
-    _stub(monkeypatch, "fit", lambda paths, settings, console, by: seen.append((paths, settings, by)) or 0)
+    _stub(
+        monkeypatch,
+        "fit",
+        lambda paths, settings, console, by: seen.append((paths, settings, by)) or 0,
+    )
     assert out("fit", "a", "figures=false", "b", "--by", "model,data")[0] == 0
     assert out("fit")[0] == 0
-    assert seen == [([Path("a"), Path("b")], Fit(figures=False), ["model", "data"]), ([Path("outputs")], Fit(), [])]
+    assert seen == [
+        ([Path("a"), Path("b")], Fit(figures=False), ["model", "data"]),
+        ([Path("outputs")], Fit(), []),
+    ]
 
 
 def test_interrupt_is_130_and_other_errors_pass(out, monkeypatch):
@@ -156,12 +174,16 @@ def test_interrupt_is_130_and_other_errors_pass(out, monkeypatch):
 
 
 def _stub(monkeypatch, verb, run):
-    module = types.ModuleType(f"pml_cli.{verb}")
+    module = types.ModuleType(f"pml_cli.commands.{verb}")
     module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, f"pml_cli.{verb}", module)
+    monkeypatch.setitem(sys.modules, f"pml_cli.commands.{verb}", module)
 
 
 def test_only_compose_imports_hydra():
     package = Path(str(importlib.util.find_spec("pml_cli").origin)).parent
-    importers = [p.name for p in package.glob("*.py") if any(w in p.read_text() for w in ("import hydra", "from hydra"))]
+    importers = [
+        p.name
+        for p in package.rglob("*.py")
+        if any(w in p.read_text() for w in ("import hydra", "from hydra"))
+    ]
     assert importers == ["compose.py"]

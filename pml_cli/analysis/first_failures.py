@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse, special, stats
 
-from pml_cli.law.power_law import CONFIDENCE, Array, plain
 from pml_cli.analysis.proportions import FEW_CLUSTERS, LEAST_CLUSTERS
+from pml_cli.law.power_law import CONFIDENCE, Array, plain
 
 Ints = NDArray[np.int64]
 CHANCE_DRAWS = 200
@@ -56,7 +56,9 @@ class Agreement:
     gap: float  # median distance, tokens
 
     def to_dict(self) -> dict[str, Any]:
-        counts = {name: getattr(self, name) for name in ("neither", "no_failure", "no_stubborn", "same")}
+        counts = {
+            name: getattr(self, name) for name in ("neither", "no_failure", "no_stubborn", "same")
+        }
         return {"both": self.both.to_dict(), "censored": self.censored.to_dict(), "chance": plain(self.chance), **counts,
                 "gap": plain(self.gap)}  # fmt: skip
 
@@ -73,7 +75,13 @@ def agree(sequences: pd.DataFrame, stubborn: list[Ints], draws: int, seed: int =
     length = sequences["length"].to_numpy(float)
     _, cluster = np.unique(sequences["cluster"].to_numpy(), return_inverse=True)
     both, rng = np.isfinite(x) & np.isfinite(y), np.random.default_rng(seed)
-    censored = correlation(np.where(np.isfinite(x), x, length), np.where(np.isfinite(y), y, length), cluster, draws, rng)
+    censored = correlation(
+        np.where(np.isfinite(x), x, length),
+        np.where(np.isfinite(y), y, length),
+        cluster,
+        draws,
+        rng,
+    )
     gaps = y[both] - x[both]
     return Agreement(
         correlation(x[both], y[both], cluster[both], draws, rng),
@@ -87,7 +95,9 @@ def agree(sequences: pd.DataFrame, stubborn: list[Ints], draws: int, seed: int =
     )
 
 
-def correlation(x: Array, y: Array, cluster: NDArray[Any], draws: int, rng: np.random.Generator) -> Correlation:
+def correlation(
+    x: Array, y: Array, cluster: NDArray[Any], draws: int, rng: np.random.Generator
+) -> Correlation:
     """Spearman's rho; its interval by drawing clusters with replacement.
 
     Below 40 clusters (G) the interval is Student's t(G - 1) on Fisher's scale, with the spread of the draws times
@@ -98,12 +108,18 @@ def correlation(x: Array, y: Array, cluster: NDArray[Any], draws: int, rng: np.r
     if len(x) < LEAST_SEQUENCES:
         return Correlation(nan, nan, nan, len(x), count, f"{len(x)} sequences")
     pairs, which = np.unique(np.stack([x, y]), axis=1, return_inverse=True)
-    counts_CP = sparse.csr_matrix((np.ones(len(x)), (place, which.ravel())), shape=(count, pairs.shape[1]))
+    counts_CP = sparse.csr_matrix(
+        (np.ones(len(x)), (place, which.ravel())), shape=(count, pairs.shape[1])
+    )
     rho = float(spearman(pairs, np.asarray(counts_CP.sum(0)))[0])
     if not np.isfinite(rho):
         return Correlation(nan, nan, nan, len(x), count, "one of the two never varies")
     if not draws or count < LEAST_CLUSTERS:
-        why = f"no interval: {count} texts and lengths, {LEAST_CLUSTERS} are needed" if draws else "no interval: draws=0"
+        why = (
+            f"no interval: {count} texts and lengths, {LEAST_CLUSTERS} are needed"
+            if draws
+            else "no interval: draws=0"
+        )
         return Correlation(rho, nan, nan, len(x), count, why)
     found, at_once = [], max(1, CHUNK // pairs.shape[1])
     for start in range(0, draws, at_once):
@@ -150,7 +166,9 @@ def _midranks(values_P: Array, weights_DP: NDArray[Any]) -> Array:
     return ranks
 
 
-def _chance(x: Array, wrong: Ints, stubborn: list[Ints], both: NDArray[np.bool_], rng: np.random.Generator) -> float:
+def _chance(
+    x: Array, wrong: Ints, stubborn: list[Ints], both: NDArray[np.bool_], rng: np.random.Generator
+) -> float:
     """Mean rho over draws of the wrong tokens among the stubborn ones, in the sequences that have both."""
     chosen = np.flatnonzero(both)
     if len(chosen) < LEAST_SEQUENCES:
@@ -177,18 +195,24 @@ def first_of_random(sizes: Ints, chosen: Ints, draws: int, rng: np.random.Genera
     kinds, which = np.unique(np.stack([sizes, chosen]), axis=1, return_inverse=True)
     for k, (size, count) in enumerate(kinds.T.tolist()):
         rows = np.flatnonzero(which.ravel() == k)
-        later = np.arange(1, size - count + 1)  # P(least >= later) = C(size - later, count) / C(size, count)
+        later = np.arange(
+            1, size - count + 1
+        )  # P(least >= later) = C(size - later, count) / C(size, count)
         share = np.exp(_log_choose(size - later, count) - _log_choose(size, count))
         index[rows] = np.searchsorted(-share, -rng.random((len(rows), draws)))
     return index
 
 
 def _log_choose(n: Any, k: int) -> Any:
-    return special.gammaln(np.asarray(n) + 1.0) - special.gammaln(k + 1.0) - special.gammaln(np.asarray(n) - k + 1.0)
+    return (
+        special.gammaln(np.asarray(n) + 1.0)
+        - special.gammaln(k + 1.0)
+        - special.gammaln(np.asarray(n) - k + 1.0)
+    )
 
 
 @dataclass(frozen=True)
-class Gathering:
+class FailureConcentration:
     """The most common first failures: of each text, and over all texts."""
 
     texts: pd.DataFrame  # data_seed, sample, failures, position, count, share, chance, p
@@ -202,7 +226,7 @@ class Gathering:
         return {"texts": len(self.texts), "failures": self.failures, **values}
 
 
-def gather(sequences: pd.DataFrame, seed: int = 0) -> Gathering:
+def gather(sequences: pd.DataFrame, seed: int = 0) -> FailureConcentration:
     """Which position first failures of one text share, over ranks, lengths and seeds, against chance.
 
     By chance each sequence has as many wrong tokens as it has, anywhere: few distinct positions then also gather the first
@@ -220,7 +244,9 @@ def gather(sequences: pd.DataFrame, seed: int = 0) -> Gathering:
             continue
         place, counts = np.unique(group["first_failure"].to_numpy(np.int64), return_counts=True)
         most = int(counts.max())
-        drawn = first_of_random(group["length"].to_numpy(np.int64), group["wrong"].to_numpy(np.int64), draws, rng)
+        drawn = first_of_random(
+            group["length"].to_numpy(np.int64), group["wrong"].to_numpy(np.int64), draws, rng
+        )
         by_chance = _most_common(drawn)
         total, expected = total + most, expected + by_chance
         rows.append({
@@ -229,12 +255,14 @@ def gather(sequences: pd.DataFrame, seed: int = 0) -> Gathering:
             "p": float(1 + (by_chance >= most).sum()) / (1 + draws),
         })  # fmt: skip
     names = ["data_seed", "sample", "failures", "position", "count", "share", "chance", "p"]
-    texts = pd.DataFrame(rows, columns=names).sort_values(["failures", "share"], ascending=False, ignore_index=True)
+    texts = pd.DataFrame(rows, columns=names).sort_values(
+        ["failures", "share"], ascending=False, ignore_index=True
+    )
     count = int(texts["failures"].sum())
     if not count:
-        return Gathering(texts, 0, float("nan"), float("nan"), float("nan"))
+        return FailureConcentration(texts, 0, float("nan"), float("nan"), float("nan"))
     p = float(1 + (expected >= total).sum()) / (1 + draws)
-    return Gathering(texts, count, total / count, float(expected.mean()) / count, p)
+    return FailureConcentration(texts, count, total / count, float(expected.mean()) / count, p)
 
 
 def _most_common(values_ND: Ints) -> Array:

@@ -17,8 +17,27 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-PAIR = ["model", "data", "data_seed", "adapter", "layer", "setting", "rank", "seqlen", "seed", "lr", "steps"]
-PLACE = ["model", "data", "adapter", "setting", "steps", "seqlen"]  # one figure's panel, one choice of a learning rate
+PAIR = [
+    "model",
+    "data",
+    "data_seed",
+    "adapter",
+    "layer",
+    "setting",
+    "rank",
+    "seqlen",
+    "seed",
+    "lr",
+    "steps",
+]
+PLACE = [
+    "model",
+    "data",
+    "adapter",
+    "setting",
+    "steps",
+    "seqlen",
+]  # one figure's panel, one choice of a learning rate
 SOURCE = PLACE[:-1]  # one figure
 MEASURES = [
     "token_accuracy", "exact_match", "free_accuracy", "free_exact_match", "share_above_threshold", "delta_loss",
@@ -38,7 +57,9 @@ def methods(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFr
     """
     runs = runs.copy()
     found = runs["setting"].str.findall(CURRICULUM).str[0]
-    runs["method"] = runs["loss"] + found.map(lambda word: "" if pd.isna(word) else f" + {word.removeprefix('train.')}")
+    runs["method"] = runs["loss"] + found.map(
+        lambda word: "" if pd.isna(word) else f" + {word.removeprefix('train.')}"
+    )
     runs["setting"] = runs["setting"].str.replace(CURRICULUM, "", regex=True).str.strip()
     for measure in dict.fromkeys([*MEASURES, *measures]):
         if measure not in runs:  # of runs that an earlier version left
@@ -46,7 +67,9 @@ def methods(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFr
         runs[measure] = pd.to_numeric(runs[measure])
     told = runs["gradient_above"].notna()
     runs["steps_to_recall"] = runs["steps_to_recall"].fillna(runs["steps"].where(told))
-    runs["first_failure"] = runs["first_failure"].fillna(runs["target_tokens"].where(runs["samples"] == 1))
+    runs["first_failure"] = runs["first_failure"].fillna(
+        runs["target_tokens"].where(runs["samples"] == 1)
+    )
     return runs
 
 
@@ -78,7 +101,11 @@ def compare(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFr
     runs = methods(runs, measures)
     tables = [_compared(_paired(runs, PAIR), EQUAL, measures)]
     if runs["lr"].nunique() > 1 and (runs.groupby([*PLACE, "method"])["lr"].nunique() > 1).any():
-        tables.append(_compared(_paired(best_rates(runs), [key for key in PAIR if key != "lr"]), BEST, measures))
+        tables.append(
+            _compared(
+                _paired(best_rates(runs), [key for key in PAIR if key != "lr"]), BEST, measures
+            )
+        )
     done = set(tables[0]["method"]) if len(tables[0]) else set()
     apart = runs[~runs["method"].isin(done)]
     if len(apart):
@@ -106,8 +133,16 @@ def _compared(pairs: pd.DataFrame, terms: str, measures: Sequence[str]) -> pd.Da
                 unit = ["seed", "data_seed"] if rank is None else ["seed", "data_seed", "rank"]
                 means = both.groupby(unit)[[measure, f"{measure}_sft"]].mean()
                 if len(means):
-                    told = {"terms": terms, **where, "rank": rank, "measure": measure, "budget": budget}
-                    rows.append(told | _rates(cell) | _difference(means[measure], means[f"{measure}_sft"]))
+                    told = {
+                        "terms": terms,
+                        **where,
+                        "rank": rank,
+                        "measure": measure,
+                        "budget": budget,
+                    }
+                    rows.append(
+                        told | _rates(cell) | _difference(means[measure], means[f"{measure}_sft"])
+                    )
     table = pd.DataFrame(rows)
     return table.astype({"rank": "Int64"}) if len(table) else table
 
@@ -121,7 +156,10 @@ def _ratio(pairs: pd.DataFrame) -> float:
 
 def _rates(pairs: pd.DataFrame) -> dict[str, str]:
     plain = pairs["lr_sft"] if "lr_sft" in pairs else pairs["lr"]
-    return {name: " ".join(f"{lr:g}" for lr in sorted(set(v))) for name, v in (("lr", pairs["lr"]), ("lr_sft", plain))}
+    return {
+        name: " ".join(f"{lr:g}" for lr in sorted(set(v)))
+        for name, v in (("lr", pairs["lr"]), ("lr_sft", plain))
+    }
 
 
 def _difference(value: pd.Series[float], plain: pd.Series[float]) -> dict[str, float]:

@@ -17,7 +17,11 @@ from scipy import optimize
 from pml_cli.analysis.paired import ALIKE, PLACE, SOURCE, half_width, methods
 
 TEXT = ["data_seed", "seed"]
-WITHIN, BELOW, ABOVE = "", "below", "above"  # where a threshold lies: among the ranks tried, under or over all of them
+WITHIN, BELOW, ABOVE = (
+    "",
+    "below",
+    "above",
+)  # where a threshold lies: among the ranks tried, under or over all of them
 COLUMNS = [
     *PLACE, "method", "texts", "rank", "low", "high", "outside", "lr",
     "to_sft", "to_sft_low", "to_sft_high", "to_memft_ot", "to_memft_ot_low", "to_memft_ot_high",
@@ -35,7 +39,10 @@ def half_rank(ranks: NDArray[np.float64], shares: NDArray[np.float64]) -> tuple[
         rank, and "" where ranks tried lie on both sides; else the least with "below" or the largest with "above": a bound.
     """
     rising = optimize.isotonic_regression(shares).x
-    under, over = int((rising < 0.5).sum()) - 1, int((rising <= 0.5).sum())  # the last rank below, the first above
+    under, over = (
+        int((rising < 0.5).sum()) - 1,
+        int((rising <= 0.5).sum()),
+    )  # the last rank below, the first above
     if over == 0:
         return float(ranks[0]), BELOW
     if under == len(ranks) - 1:
@@ -61,7 +68,14 @@ def thresholds(runs: pd.DataFrame) -> pd.DataFrame:
         if len(by_rank) > 1:
             rank, outside = half_rank(by_rank.index.to_numpy(float), by_rank.to_numpy(float))
             accuracy = float(group["token_accuracy"].mean())
-            rows.append({**dict(zip(keys, key, strict=True)), "rank": rank, "outside": outside, "accuracy": accuracy})
+            rows.append(
+                {
+                    **dict(zip(keys, key, strict=True)),
+                    "rank": rank,
+                    "outside": outside,
+                    "accuracy": accuracy,
+                }
+            )
     return pd.DataFrame(rows, columns=[*keys, "rank", "outside", "accuracy"])
 
 
@@ -74,13 +88,17 @@ def at_best_rates(found: pd.DataFrame) -> pd.DataFrame:
             scores = _merit(others if len(others) else group)
             scores = scores[scores.index.isin(own["lr"])]
             if len(scores):
-                parts.append(own[own["lr"] == scores.sort_values(["texts", "rank", "accuracy"]).index[0]])
+                parts.append(
+                    own[own["lr"] == scores.sort_values(["texts", "rank", "accuracy"]).index[0]]
+                )
     return pd.concat(parts, ignore_index=True) if parts else found
 
 
 def _merit(group: pd.DataFrame) -> pd.DataFrame:
     """Of each rate what to sort by, ascending: most texts, least log rank, highest accuracy."""
-    logs = np.log(group["rank"]) + np.log(2) * (group["outside"] == ABOVE)  # a bound from below is not an attainment
+    logs = np.log(group["rank"]) + np.log(2) * (
+        group["outside"] == ABOVE
+    )  # a bound from below is not an attainment
     rates = group.assign(logs=logs).groupby("lr")
     table = rates.agg(texts=("logs", "size"), rank=("logs", "mean"), accuracy=("accuracy", "mean"))
     return table.assign(texts=-table["texts"], accuracy=-table["accuracy"])
@@ -105,7 +123,10 @@ def rank_table(runs: pd.DataFrame) -> pd.DataFrame:
         for length, cells in lengths:
             logs = _logs(cells)
             for method in logs:
-                by = {other: logs[method] - logs[other] if other in logs else None for other in ("sft", "memft_ot")}
+                by = {
+                    other: logs[method] - logs[other] if other in logs else None
+                    for other in ("sft", "memft_ot")
+                }
                 own = cells[cells["method"] == method]
                 rows.append(
                     where | {"seqlen": length, "method": method, "texts": int(logs[method].count())}
@@ -118,7 +139,9 @@ def rank_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _logs(cells: pd.DataFrame) -> pd.DataFrame:
     """Log threshold, a row a text and a column a method; over several lengths the mean of those that all methods have."""
-    table = cells.assign(logs=np.log(cells["rank"])).pivot_table(index=[*TEXT, "seqlen"], columns="method", values="logs")
+    table = cells.assign(logs=np.log(cells["rank"])).pivot_table(
+        index=[*TEXT, "seqlen"], columns="method", values="logs"
+    )
     if cells["seqlen"].nunique() > 1:
         table = table.dropna()
     return table.groupby(level=TEXT).mean()
@@ -130,8 +153,14 @@ def _interval(name: str, prefix: str, logs: pd.Series[float] | None) -> dict[str
     if not len(values):
         return dict.fromkeys((name, f"{prefix}low", f"{prefix}high"), float("nan"))
     mean = float(values.mean())
-    half = half_width(values) if np.ptp(values) > ALIKE else np.nan  # equal ranks tell nothing of their spread
-    return {name: np.exp(mean), f"{prefix}low": np.exp(mean - half), f"{prefix}high": np.exp(mean + half)}
+    half = (
+        half_width(values) if np.ptp(values) > ALIKE else np.nan
+    )  # equal ranks tell nothing of their spread
+    return {
+        name: np.exp(mean),
+        f"{prefix}low": np.exp(mean - half),
+        f"{prefix}high": np.exp(mean + half),
+    }
 
 
 def _outside(cells: pd.DataFrame) -> str:

@@ -23,12 +23,18 @@ def survival(crossings: pd.DataFrame) -> pd.DataFrame:
     Returns:
         step, stubborn (share), at_risk (tokens watched to this step), ascending.
     """
-    counts = crossings.groupby("step", as_index=False)[["crossed", "left"]].sum().sort_values("step", ignore_index=True)
+    counts = (
+        crossings.groupby("step", as_index=False)[["crossed", "left"]]
+        .sum()
+        .sort_values("step", ignore_index=True)
+    )
     ended = (counts["crossed"] + counts["left"]).to_numpy(float)
     at_risk = ended[::-1].cumsum()[::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = np.where(at_risk > 0, 1 - counts["crossed"].to_numpy(float) / at_risk, 1.0)
-    return pd.DataFrame({"step": counts["step"], "stubborn": kept.cumprod(), "at_risk": at_risk.astype(np.int64)})
+    return pd.DataFrame(
+        {"step": counts["step"], "stubborn": kept.cumprod(), "at_risk": at_risk.astype(np.int64)}
+    )
 
 
 def median(curve: pd.DataFrame) -> float:
@@ -51,7 +57,11 @@ def waits(cells: pd.DataFrame, crossings: pd.DataFrame, by: list[str]) -> pd.Dat
         sums = group.groupby("cluster")[list(COUNTED)].sum()
         row = dict(zip(by, key, strict=True)) | {name: int(sums[name].sum()) for name in COUNTED}
         row["median_step"] = median(survival(mine))
-        for name, found, of in (("above", "above", "tokens"), ("fell", "fell", "ever"), ("lost", "lost", "ever")):
+        for name, found, of in (
+            ("above", "above", "tokens"),
+            ("fell", "fell", "ever"),
+            ("lost", "lost", "ever"),
+        ):
             row |= _columns(name, share_of(sums[found], sums[of]))
         rows.append(row)
     return pd.DataFrame(rows)

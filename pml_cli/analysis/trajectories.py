@@ -46,7 +46,9 @@ class TokenPaths:
     position_S: NDArray[np.int32]
     p_S: Array  # at the last logged step
     correct_S: Mask
-    since_S: NDArray[np.int64]  # the logged step from which p > 0.5 to the end; -1: it is not above then
+    since_S: NDArray[
+        np.int64
+    ]  # the logged step from which p > 0.5 to the end; -1: it is not above then
     falls_S: NDArray[np.int32]  # times p came back to 0.5 or less
     losses_S: NDArray[np.int32]  # times a token that was decoded rightly no longer was
     ever_S: Mask  # above at some logged step
@@ -90,7 +92,9 @@ def _add(found: TokenPaths, block: dict[str, NDArray[Any]], path: Path) -> None:
     steps_T, p_TS, right_TS = block["step"][:, 0], block["p"], block["correct"]
     above_TS = p_TS > 0.5
     place = np.clip(np.ceil(p_TS.ravel() * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    place = np.where(above_TS.ravel(), np.maximum(place, HALF), np.minimum(place, HALF - 1))  # 0.5 is compared exactly
+    place = np.where(
+        above_TS.ravel(), np.maximum(place, HALF), np.minimum(place, HALF - 1)
+    )  # 0.5 is compared exactly
     found.tokens_B += np.bincount(place, minlength=BINS)
     found.right_B += np.bincount(place[right_TS.ravel()], minlength=BINS)
     wrong = p_TS[~right_TS]
@@ -98,7 +102,9 @@ def _add(found: TokenPaths, block: dict[str, NDArray[Any]], path: Path) -> None:
     found.lowest_right = _extreme(np.fmin, found.lowest_right, p_TS[right_TS])
     bad = int(((p_TS > 0.5) & ~right_TS).sum())
     if bad:
-        found.offenders += _offenders(path, MOST_LISTED - len(found.offenders), set(steps_T.tolist()))
+        found.offenders += _offenders(
+            path, MOST_LISTED - len(found.offenders), set(steps_T.tolist())
+        )
         found.violations += bad
     is_first = not len(found.steps)
     _cross(found, above_TS, steps_T, is_first)
@@ -186,7 +192,10 @@ def last_step(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        end = max((pc.max(batch["step"]).as_py() for batch in file.iter_batches(ROWS, columns=["step"])), default=0)
+        end = max(
+            (pc.max(batch["step"]).as_py() for batch in file.iter_batches(ROWS, columns=["step"])),
+            default=0,
+        )
     names = ["sample", "position", "token_id", "p", "correct"]
     table = pq.read_table(path, columns=names, filters=[("step", "=", end)])
     found: pd.DataFrame = table.to_pandas()

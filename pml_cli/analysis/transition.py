@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pml_cli.analysis import trajectories as token_paths
-from pml_cli.analysis.first_failures import Agreement, Gathering, Ints, agree, gather
-from pml_cli.law.power_law import Array, Mask, plain
-from pml_cli.law.observations import LN2
-from pml_cli.runs.folder import RunFolder
+from pml_cli.analysis import trajectories
+from pml_cli.analysis.first_failures import Agreement, FailureConcentration, Ints, agree, gather
 from pml_cli.analysis.proportions import Share, share_of
-from pml_cli.analysis.trajectories import BINS, HALF, IrregularError, TokenPaths
 from pml_cli.analysis.survival import waits
+from pml_cli.analysis.trajectories import BINS, HALF, IrregularError, TokenPaths
+from pml_cli.law.observations import LN2
+from pml_cli.law.power_law import Array, Mask, plain
+from pml_cli.runs.folder import RunFolder
 
 DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
 GRIDS = 4  # lengths of one text that the figure of the stubborn grid shows
@@ -40,7 +40,9 @@ class Reading:
     sequences: list[pd.DataFrame] = field(default_factory=list)
     stubborn: list[Ints] = field(default_factory=list)  # positions, a list a sequence
     crossings: list[pd.DataFrame] = field(default_factory=list)
-    bins: dict[Any, NDArray[np.int64]] = field(default_factory=dict)  # cluster -> (tokens, right) x BINS
+    bins: dict[Any, NDArray[np.int64]] = field(
+        default_factory=dict
+    )  # cluster -> (tokens, right) x BINS
     offenders: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[dict[str, str]] = field(default_factory=list)
 
@@ -65,18 +67,22 @@ class Phases:
     name: str
     slug: str
     key: dict[str, Any]
-    cells: pd.DataFrame  # a run each: result.json's columns and TALLIES, highest_wrong, lowest_right, first/last step
+    cells: (
+        pd.DataFrame
+    )  # a run each: result.json's columns and TALLIES, highest_wrong, lowest_right, first/last step
     sequences: pd.DataFrame
     above: Share  # logged tokens with p > 0.5 that are decoded rightly
     below: Share  # and those with p <= 0.5
     recall: pd.DataFrame  # a bin of p each: low_p, high_p, tokens, right, share, low, high
     agreement: Agreement
-    gathering: Gathering
+    gathering: FailureConcentration
     crossings: pd.DataFrame  # rank, target_tokens, step, crossed, left
     by_rank: pd.DataFrame  # `waiting.waits`
     by_cell: pd.DataFrame  # the same by rank and length
     misled: dict[str, Share]  # loss against recall
-    rest: dict[str, Share]  # accuracy behind the first failure: free (decoded), forced (teacher-forced)
+    rest: dict[
+        str, Share
+    ]  # accuracy behind the first failure: free (decoded), forced (teacher-forced)
     offenders: list[dict[str, Any]]
     grids: list[Grid]  # of one text; the first is the one that shows most
 
@@ -98,7 +104,7 @@ def read(runs: pd.DataFrame, seen: Callable[[], None]) -> Reading:
     for record in runs.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         try:
-            paths = token_paths.read(_tokens(row["folder"]))
+            paths = trajectories.read(_tokens(row["folder"]))
         except FileNotFoundError:
             reading.left_out.append({"folder": row["folder"], "reason": "no tokens.parquet"})
         except (IrregularError, OSError) as error:
@@ -127,21 +133,31 @@ def _take(reading: Reading, row: dict[str, Any], paths: TokenPaths) -> None:
     reading.cells.append(
         row
         | {name: int(value) for name, value in tallies.items()}
-        | {"highest_wrong": paths.highest_wrong, "lowest_right": paths.lowest_right, "logged_steps": len(paths.steps)}
+        | {
+            "highest_wrong": paths.highest_wrong,
+            "lowest_right": paths.lowest_right,
+            "logged_steps": len(paths.steps),
+        }
         | {"first_step": int(paths.steps[0]), "last_step": int(paths.steps[-1])}
     )
-    common = {name: row[name] for name in ("id", "rank", "target_tokens", "data_seed", "seed", "cluster")}
+    common = {
+        name: row[name] for name in ("id", "rank", "target_tokens", "data_seed", "seed", "cluster")
+    }
     table, stubborn = sequences(paths)
     reading.sequences.append(table.assign(**common))
     reading.stubborn += stubborn
-    crossed = np.bincount(np.searchsorted(paths.steps, paths.since_S[above]), minlength=len(paths.steps))
+    crossed = np.bincount(
+        np.searchsorted(paths.steps, paths.since_S[above]), minlength=len(paths.steps)
+    )
     left = np.zeros(len(paths.steps), np.int64)
     left[-1] = int((~above).sum())
     reading.crossings.append(
         pd.DataFrame({"rank": row["rank"], "target_tokens": row["target_tokens"], "step": paths.steps, "crossed": crossed,
                       "left": left})
     )  # fmt: skip
-    reading.offenders += [{"id": row["id"], "folder": row["folder"], **bad} for bad in paths.offenders]
+    reading.offenders += [
+        {"id": row["id"], "folder": row["folder"], **bad} for bad in paths.offenders
+    ]
 
 
 def sequences(paths: TokenPaths) -> tuple[pd.DataFrame, list[Ints]]:
@@ -153,7 +169,11 @@ def sequences(paths: TokenPaths) -> tuple[pd.DataFrame, list[Ints]]:
     which = which.ravel()
     position = paths.position_S.astype(np.int64)
     stubborn, wrong = ~(paths.p_S > 0.5), ~paths.correct_S
-    found = {"sample": names, "length": np.bincount(which), "wrong": np.bincount(which, wrong).astype(np.int64)}
+    found = {
+        "sample": names,
+        "length": np.bincount(which),
+        "wrong": np.bincount(which, wrong).astype(np.int64),
+    }
     for name, flags in (("earliest_stubborn", stubborn), ("first_failure", wrong)):
         first = np.full(len(names), np.inf)
         np.minimum.at(first, which[flags], position[flags].astype(float))
@@ -163,7 +183,9 @@ def sequences(paths: TokenPaths) -> tuple[pd.DataFrame, list[Ints]]:
     return pd.DataFrame(found), list(np.split(position[stubborn][order], ends))
 
 
-def phases(name: str, slug: str, key: dict[str, Any], reading: Reading, *, draws: int, text: int | None) -> Phases:
+def phases(
+    name: str, slug: str, key: dict[str, Any], reading: Reading, *, draws: int, text: int | None
+) -> Phases:
     """Everything about one group.
 
     Args:
@@ -173,9 +195,15 @@ def phases(name: str, slug: str, key: dict[str, Any], reading: Reading, *, draws
     """
     cells = pd.DataFrame(reading.cells)
     found = pd.concat(reading.sequences, ignore_index=True)
-    crossings = pd.concat(reading.crossings).groupby(["rank", "target_tokens", "step"], as_index=False).sum()
+    crossings = (
+        pd.concat(reading.crossings)
+        .groupby(["rank", "target_tokens", "step"], as_index=False)
+        .sum()
+    )
     counts_C2B = np.stack(list(reading.bins.values()))
-    above, below = (share_of(*part.sum(-1).T[::-1]) for part in (counts_C2B[..., HALF:], counts_C2B[..., :HALF]))
+    above, below = (
+        share_of(*part.sum(-1).T[::-1]) for part in (counts_C2B[..., HALF:], counts_C2B[..., :HALF])
+    )
     return Phases(
         name, slug, key, cells, found, above, below, recall_table(counts_C2B),
         agree(found, reading.stubborn, draws), gather(found),
@@ -223,7 +251,9 @@ def misled(cells: pd.DataFrame) -> dict[str, Share]:
         "either": (low != whole, low | ~low),
         "stubborn_verbatim": (whole & (cells["stubborn"] > 0), whole),
     }
-    return {name: _by_cluster(cells, found & known, of & known) for name, (found, of) in cases.items()}
+    return {
+        name: _by_cluster(cells, found & known, of & known) for name, (found, of) in cases.items()
+    }
 
 
 def rest(cells: pd.DataFrame, found: pd.DataFrame) -> dict[str, Share]:
@@ -234,19 +264,30 @@ def rest(cells: pd.DataFrame, found: pd.DataFrame) -> dict[str, Share]:
     free = pd.to_numeric(cells["free_accuracy"], errors="coerce")
     behind = (found["length"] - found["first_failure"] - 1).fillna(0)
     proven = found["first_failure"].fillna(found["length"])  # tokens before it, or all
-    sums = pd.DataFrame({"id": found["id"], "behind": behind, "proven": proven}).groupby("id").sum().reindex(cells["id"])
+    sums = (
+        pd.DataFrame({"id": found["id"], "behind": behind, "proven": proven})
+        .groupby("id")
+        .sum()
+        .reindex(cells["id"])
+    )
     known = free.notna()
     after = sums["behind"].set_axis(cells.index).where(known, 0.0)
     before = sums["proven"].set_axis(cells.index)
     decoded = (free * cells["tokens"] - before).clip(lower=0).fillna(0).round()
     forced = (cells["tokens"] - cells["wrong"] - before).where(known, 0.0)
-    counts = pd.DataFrame({"cluster": cells["cluster"], "free": decoded, "forced": forced, "of": after})
+    counts = pd.DataFrame(
+        {"cluster": cells["cluster"], "free": decoded, "forced": forced, "of": after}
+    )
     sums = counts[counts["of"] > 0].groupby("cluster").sum()
     return {name: share_of(sums[name], sums["of"]) for name in ("free", "forced")}
 
 
 def _by_cluster(cells: pd.DataFrame, found: pd.Series[bool], of: pd.Series[bool]) -> Share:
-    sums = pd.DataFrame({"cluster": cells["cluster"], "found": found, "of": of}).groupby("cluster").sum()
+    sums = (
+        pd.DataFrame({"cluster": cells["cluster"], "found": found, "of": of})
+        .groupby("cluster")
+        .sum()
+    )
     return share_of(sums["found"], sums["of"])
 
 
@@ -261,7 +302,9 @@ def grids(cells: pd.DataFrame, text: int | None) -> list[Grid]:
     mine = cells if chosen is None else cells[cells["data_seed"] == chosen]
     if mine.empty:
         return []
-    lengths = mine.groupby("target_tokens").agg(ranks=("rank", "nunique"), above=("above", "sum"), of=("tokens", "sum"))
+    lengths = mine.groupby("target_tokens").agg(
+        ranks=("rank", "nunique"), above=("above", "sum"), of=("tokens", "sum")
+    )
     full = lengths[lengths["ranks"] == lengths["ranks"].max()]
     telling = (full["above"] / full["of"] - 0.5).abs().idxmin()
     spread = full.index[np.unique(np.linspace(0, len(full) - 1, GRIDS).round().astype(int))]
@@ -272,7 +315,7 @@ def grids(cells: pd.DataFrame, text: int | None) -> list[Grid]:
 
 def _grid(cells: pd.DataFrame, text: Any, length: int) -> Grid | None:
     rows = cells.sort_values(["rank", "seed"]).drop_duplicates("rank")
-    last = [token_paths.last_step(_tokens(folder)) for folder in rows["folder"]]
+    last = [trajectories.last_step(_tokens(folder)) for folder in rows["folder"]]
     size = len(last[0])
     kept = [k for k, table in enumerate(last) if len(table) == size]
     return Grid(

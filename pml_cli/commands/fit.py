@@ -11,8 +11,6 @@ Exit codes: 0 when a table was written, also when no law can be told from the ce
 
 from __future__ import annotations
 
-from pml_cli.law.group_fit import GroupFit
-
 import dataclasses
 import shlex
 from collections.abc import Callable, Sequence
@@ -24,21 +22,33 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from pml_cli.law import capacity
-from pml_cli.law import power_law as law
-from pml_cli.report import law_folder as law_files
-from pml_cli.report.tables import law as law_report
-from pml_cli.runs import folder as records
-from pml_cli.report.tables import results as report
-from pml_cli.law.analysis import Analysis, analyse
-from pml_cli.law.model_selection import FORMS
-from pml_cli.law.group_comparison import Comparison, compare
 from pml_cli.config.schema import Fit
 from pml_cli.errors import UserError, did_you_mean
-from pml_cli.runs.groups import (KEY, TIED, differing, label, names_by, plain_key, plain_keys, shared, short, slugs, split)
-from pml_cli.law.observations import SIZES, Cells, of_size
-from pml_cli.report.progress import DrawsDisplay
+from pml_cli.law import capacity, power_law
+from pml_cli.law.analysis import Analysis, analyse
+from pml_cli.law.group_comparison import Comparison, compare
+from pml_cli.law.group_fit import GroupFit
+from pml_cli.law.model_selection import FORMS
+from pml_cli.law.observations import SIZES, Observations, of_size
 from pml_cli.law.recall_law import DRAWS, fit_recall
+from pml_cli.report import law_folder
+from pml_cli.report.progress import DrawsDisplay
+from pml_cli.report.tables import law as law_report
+from pml_cli.report.tables import results
+from pml_cli.runs import folder as records
+from pml_cli.runs.groups import (
+    KEY,
+    TIED,
+    differing,
+    label,
+    names_by,
+    plain_key,
+    plain_keys,
+    shared,
+    short,
+    slugs,
+    split,
+)
 
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 REPEATS = ("rank", "target_tokens", "data_seed", "seed")
@@ -52,8 +62,6 @@ OTHERS = (
     "bits_memorised",
     "control_gain",
 )
-
-
 
 
 def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = ()) -> int:
@@ -77,18 +85,27 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
     sets = _comparable([key for key, _ in parts], by) if by else []
     groups = [_fit_shown(key, group, settings, console) for key, group in parts]
     told = slugs([group.slug for group in groups])
-    groups = [dataclasses.replace(group, slug=slug) for group, slug in zip(groups, told, strict=True)]
+    groups = [
+        dataclasses.replace(group, slug=slug) for group, slug in zip(groups, told, strict=True)
+    ]
     if len(groups) > 1:
         console.print(
-            Text(f"{len(groups)} groups that differ in {differing([g.key for g in groups])}: each is fitted by itself."),
+            Text(
+                f"{len(groups)} groups that differ in {differing([g.key for g in groups])}: each is fitted by itself."
+            ),
             end="\n\n",
         )
     for group in groups:
         _show(group, console)
-    comparisons = [_compared([groups[k] for k in places], tuple(by), min(settings.draws, DRAWS), console) for places in sets]
+    comparisons = [
+        _compared([groups[k] for k in places], tuple(by), min(settings.draws, DRAWS), console)
+        for places in sets
+    ]
     for comparison in comparisons:
         console.print(law_report.comparison_table(comparison, settings.x), end="\n\n")
-    console.print(Text(f"written to {out}: {', '.join(law_files.write(out, groups, settings, comparisons))}"))
+    console.print(
+        Text(f"written to {out}: {', '.join(law_folder.write(out, groups, settings, comparisons))}")
+    )
     return 0
 
 
@@ -115,7 +132,9 @@ def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]
     return found
 
 
-def _compared(groups: list[GroupFit], by: tuple[str, ...], draws: int, console: Console) -> Comparison:
+def _compared(
+    groups: list[GroupFit], by: tuple[str, ...], draws: int, console: Console
+) -> Comparison:
     common = shared(groups[0].key, by)
     names = names_by([group.key for group in groups], by)
     cells = dict(zip(names, (group.observed for group in groups), strict=True))
@@ -138,8 +157,12 @@ def _read(paths: list[Path]) -> pd.DataFrame:
         failed = sum(len(records.read_failures(path)) for path in paths)
         seen = f" ({failed} failed; error.json in their folders says why)" if failed else ""
         sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={shlex.quote(str(paths[0]))}"
-        raise UserError(f"{places}: no finished runs{seen}; make some with `{sweep}`, then `pml fit {places}`")
-    runs = plain_keys(runs.reindex(columns=list(dict.fromkeys([*runs.columns, *NUMBERS, *REPEATS, *OTHERS]))))
+        raise UserError(
+            f"{places}: no finished runs{seen}; make some with `{sweep}`, then `pml fit {places}`"
+        )
+    runs = plain_keys(
+        runs.reindex(columns=list(dict.fromkeys([*runs.columns, *NUMBERS, *REPEATS, *OTHERS])))
+    )
     runs[list(NUMBERS)] = runs[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
     return runs
 
@@ -156,9 +179,12 @@ def audit(runs: pd.DataFrame, saturated_below: float, size: str = "rank") -> pd.
     values = runs[list(NUMBERS)].to_numpy(float)
     gap = (runs["delta_loss"] - (runs["base_loss"] - runs["final_loss"])).abs()
     early = runs["stopped_early"].eq(True)
-    is_saturated = pd.Series(law.saturated(runs["final_loss"], saturated_below), runs.index)
+    is_saturated = pd.Series(power_law.saturated(runs["final_loss"], saturated_below), runs.index)
     checks = (
-        ("a number is missing or not finite", pd.Series(~np.isfinite(values).all(axis=1), runs.index)),
+        (
+            "a number is missing or not finite",
+            pd.Series(~np.isfinite(values).all(axis=1), runs.index),
+        ),
         ("rank or length is not positive", (runs["rank"] <= 0) | (runs["target_tokens"] <= 0)),
         ("a copy of another folder's run", runs["id"].notna() & runs.duplicated("id")),
         ("gain is not base loss minus final loss", gap > 1e-4 * (1 + runs["base_loss"].abs())),
@@ -177,9 +203,13 @@ def audit(runs: pd.DataFrame, saturated_below: float, size: str = "rank") -> pd.
     return runs.assign(kept=reason == "", reason=reason)
 
 
-def _fit_shown(key: dict[str, Any], cells: pd.DataFrame, settings: Fit, console: Console) -> GroupFit:
+def _fit_shown(
+    key: dict[str, Any], cells: pd.DataFrame, settings: Fit, console: Console
+) -> GroupFit:
     with DrawsDisplay(console) as display:
-        return fit_group(key, cells, settings.saturated_below, settings.draws, display.show, x=settings.x)
+        return fit_group(
+            key, cells, settings.saturated_below, settings.draws, display.show, x=settings.x
+        )
 
 
 def fit_group(
@@ -201,12 +231,13 @@ def fit_group(
     """
     usable = cells[cells["kept"] | (cells["reason"] == "saturated")]
     rank, length, delta, final = (
-        usable[name].to_numpy(float) for name in (SIZES[x], "target_tokens", "delta_loss", "final_loss")
+        usable[name].to_numpy(float)
+        for name in (SIZES[x], "target_tokens", "delta_loss", "final_loss")
     )
-    fit = law.fit_paper(rank, length, delta, final, saturated_below)
-    held = law.held_out(rank, length, delta, final, saturated_below)
+    fit = power_law.fit_paper(rank, length, delta, final, saturated_below)
+    held = power_law.held_out(rank, length, delta, final, saturated_below)
     text = usable["data_seed"].fillna(-1).to_numpy(float)
-    observed = Cells.of(rank, length, delta, usable["base_loss"].to_numpy(float), text=text)
+    observed = Observations.of(rank, length, delta, usable["base_loss"].to_numpy(float), text=text)
     analysis = analyse(observed, saturated_below, draws, progress)
     cells = _with_predictions(cells, usable.index, observed, analysis)
     name, slug = label(key)
@@ -220,24 +251,33 @@ def fit_group(
         observed,
         analysis,
         [of_size(words, x) for words in fit.warnings + analysis.warnings] + _warnings(cells),
-        report.conclusions(fit, held, usable, analysis, x),
+        results.conclusions(fit, held, usable, analysis, x),
         x,
-        fit_recall(observed, pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float), min(draws, DRAWS)),
+        fit_recall(
+            observed,
+            pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float),
+            min(draws, DRAWS),
+        ),
         capacity.held(usable),
         capacity.unseen(usable),
     )
 
 
-def _with_predictions(cells: pd.DataFrame, usable: pd.Index[Any], observed: Cells, analysis: Analysis) -> pd.DataFrame:
+def _with_predictions(
+    cells: pd.DataFrame, usable: pd.Index[Any], observed: Observations, analysis: Analysis
+) -> pd.DataFrame:
     """Add each law's prediction and residual: predicted_<law>, residual_<law>, and those of the paper's without a suffix."""
     columns: dict[str, pd.Series[float]] = {}
     for entry in analysis.entries:
-        if entry.fit.status == law.NOT_IDENTIFIED and entry.name != "paper":
+        if entry.fit.status == power_law.NOT_IDENTIFIED and entry.name != "paper":
             continue
         suffix = "" if entry.name == "paper" else f"_{entry.slug}"
         predicted = pd.Series(np.nan, cells.index)
         predicted[usable] = entry.fit.predict(observed.rank, observed.length, observed.base)
-        columns |= {f"predicted{suffix}": predicted, f"residual{suffix}": cells["delta_loss"] - predicted}
+        columns |= {
+            f"predicted{suffix}": predicted,
+            f"residual{suffix}": cells["delta_loss"] - predicted,
+        }
     return cells.assign(**columns)
 
 
@@ -252,7 +292,9 @@ def _warnings(cells: pd.DataFrame) -> list[str]:
         values = cells[name].dropna().unique()
         if len(values) > 1:
             shown = ", ".join(f"{v:g}" for v in sorted(values)[:6])
-            found.append(f"{name} is not the same in all cells ({shown}): its effect is mixed with that of rank and length")
+            found.append(
+                f"{name} is not the same in all cells ({shown}): its effect is mixed with that of rank and length"
+            )
     alike = int(cells[cells["kept"]].duplicated(list(REPEATS)).sum())
     if alike:
         found.append(
@@ -262,8 +304,10 @@ def _warnings(cells: pd.DataFrame) -> list[str]:
 
 
 def _show(group: GroupFit, console: Console) -> None:
-    console.print(report.law_table(group.name, group.fit, group.held, len(group.cells), group.x))
-    if group.analysis.chosen or group.fit.status != law.NOT_IDENTIFIED:  # a chosen law needs no other, and is never hidden
+    console.print(results.law_table(group.name, group.fit, group.held, len(group.cells), group.x))
+    if (
+        group.analysis.chosen or group.fit.status != power_law.NOT_IDENTIFIED
+    ):  # a chosen law needs no other, and is never hidden
         console.print()
         console.print(law_report.chosen_table(group.analysis, group.observed, group.x))
         if group.analysis.chosen:

@@ -16,20 +16,20 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from pml_cli.report.tables import lasting as lasting_report
-from pml_cli.analysis import deployment as lasting_table
-from pml_cli.runs import folder as records
-from pml_cli.evaluation.conditions import CONDITIONS
+from pml_cli.analysis import deployment
+from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.load import read_run
 from pml_cli.config.schema import Lasting
-from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
+from pml_cli.data.opened import source_of, tokens_hash
 from pml_cli.errors import UserError
-from pml_cli.config.cache_key import (Frozen)
-from pml_cli.evaluation.subject import (Subject)
-from pml_cli.config.load import (read_run)
-from pml_cli.data.opened import (source_of, tokens_hash)
+from pml_cli.evaluation.conditions import CONDITIONS
+from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
+from pml_cli.evaluation.subject import EvalRun
+from pml_cli.io import atomic_write
 from pml_cli.report.progress import DrawsDisplay
-from pml_cli.io import (write_whole)
-from pml_cli.runs.folder import (RunFolder)
+from pml_cli.report.tables import lasting as lasting_report
+from pml_cli.runs import folder as records
+from pml_cli.runs.folder import RunFolder
 
 FORMAT = 1  # of lasting.json
 SHOWN = 10  # faults printed before "and N more"
@@ -56,15 +56,21 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
     before, asked = _read(out / "lasting.json"), _asked(runs, settings, Console(stderr=True))
     waiting = [one for one in asked if not one.is_in(before)]
     stale = {one.row["id"] for one in waiting}
-    known = {name: one for name, one in before.items() if name not in stale}  # also of runs not asked for now
+    known = {
+        name: one for name, one in before.items() if name not in stale
+    }  # also of runs not asked for now
     if waiting:
         try:
             _measure(out, known, waiting, settings, console)
         except KeyboardInterrupt:
-            console.print("interrupted; what was measured is kept, and the same command goes on from there")
+            console.print(
+                "interrupted; what was measured is kept, and the same command goes on from there"
+            )
             raise
     order = [known.pop(one.row["id"]) for one in asked]
-    return _finish(out, order, settings, console, len(waiting), others=list(known.values()), as_json=as_json)
+    return _finish(
+        out, order, settings, console, len(waiting), others=list(known.values()), as_json=as_json
+    )
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class _Asked:
     """One finished run, and all that its measurement depends on."""
 
     row: dict[str, Any]  # FIELDS
-    subject: Subject
+    subject: EvalRun
     key: str
 
     def is_in(self, before: dict[str, Any]) -> bool:
@@ -85,13 +91,15 @@ def _runs(paths: list[Path]) -> pd.DataFrame:
         places = shlex.join(str(path) for path in paths)
         failed = sum(len(records.read_failures(path)) for path in paths)
         seen = f" ({failed} failed; error.json in their folders says why)" if failed else ""
-        raise UserError(f"{places}: no finished runs{seen}; make some with `pml memft rank=4,8 seqlen=64 out={places}`")
+        raise UserError(
+            f"{places}: no finished runs{seen}; make some with `pml memft rank=4,8 seqlen=64 out={places}`"
+        )
     return runs.drop_duplicates("id").reindex(columns=list(dict.fromkeys([*runs.columns, *FIELDS])))
 
 
 def _asked(runs: pd.DataFrame, settings: Lasting, console: Console) -> list[_Asked]:
     """Every run with its samples and texts; those that cannot be measured are left out and told, one line each."""
-    pools: dict[Frozen, dict[str, Pool]] = {}
+    pools: dict[CacheKey, dict[str, Pool]] = {}
     found, faults = [], []
     for row in runs.to_dict("records"):
         try:
@@ -106,21 +114,28 @@ def _asked(runs: pd.DataFrame, settings: Lasting, console: Console) -> list[_Ask
     return found
 
 
-def _one(row: dict[str, Any], settings: Lasting, pools: dict[Frozen, dict[str, Pool]]) -> _Asked:
+def _one(row: dict[str, Any], settings: Lasting, pools: dict[CacheKey, dict[str, Pool]]) -> _Asked:
     folder = RunFolder(Path(row["folder"]).parent, Path(row["folder"]).name)
     weights = folder.adapter / "adapter_model.safetensors"
     if not weights.is_file():
-        raise UserError(f"{folder.path}: no adapter/ in this run's folder, so there is nothing to measure")
+        raise UserError(
+            f"{folder.path}: no adapter/ in this run's folder, so there is nothing to measure"
+        )
     run, env = read_run(folder.config), _env(folder)
     samples = source_of(run).take(run.seqlen)
     if tokens_hash(samples) != env["tokens"]:
-        raise UserError(f"{folder.path}: its data is no longer what it was trained on ({run.data.source})")
-    model = Frozen(run.model)
+        raise UserError(
+            f"{folder.path}: its data is no longer what it was trained on ({run.data.source})"
+        )
+    model = CacheKey(run.model)
     if model not in pools:
-        pools[model] = {"text": text_pool(run.model, settings.text), "random": random_pool(run.model, settings.tokens)}
+        pools[model] = {
+            "text": text_pool(run.model, settings.text),
+            "random": random_pool(run.model, settings.tokens),
+        }
     avoided = learned(run, samples)
     texts = {name: pool.apart_from(avoided, settings.tokens) for name, pool in pools[model].items()}
-    subject = Subject(row["id"], run, samples, folder.adapter, env["base_weights"], texts)
+    subject = EvalRun(row["id"], run, samples, folder.adapter, env["base_weights"], texts)
     parts = [
         FORMAT,
         [c.name for c in CONDITIONS],
@@ -158,28 +173,30 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable ({error}); delete it to measure anew") from error
 
 
-def _measure(out: Path, known: dict[str, Any], waiting: Sequence[_Asked], settings: Lasting, console: Console) -> None:
+def _measure(
+    out: Path, known: dict[str, Any], waiting: Sequence[_Asked], settings: Lasting, console: Console
+) -> None:
     """Add what is missing to `known`; kept on disk whenever a chunk is done."""
-    from pml_cli.evaluation import robustness as endurance
+    from pml_cli.evaluation import robustness
 
     records.report_folder(out)
     by_id, first = {one.row["id"]: one for one in waiting}, len(known)
     with DrawsDisplay(console, "measuring", "runs") as display:
         display.show(0, len(waiting))
 
-        def told(done: list[tuple[Subject, dict[str, Any]]]) -> None:
+        def told(done: list[tuple[EvalRun, dict[str, Any]]]) -> None:
             for subject, found in done:
                 one = by_id[subject.id]
                 known[subject.id] = {**one.row, "key": one.key, **found}
             _write(out, {"format": FORMAT, "runs": list(known.values())})
             display.show(len(known) - first, len(waiting))
 
-        endurance.measure([one.subject for one in waiting], settings.device, settings.decode, told)
+        robustness.measure([one.subject for one in waiting], settings.device, settings.decode, told)
 
 
 def _write(out: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_whole(out / "lasting.json", lambda aside: aside.write_text(text, "utf-8"))
+    atomic_write(out / "lasting.json", lambda aside: aside.write_text(text, "utf-8"))
 
 
 def _finish(
@@ -192,26 +209,29 @@ def _finish(
     others: list[dict[str, Any]],
     as_json: bool,
 ) -> int:
-    table = lasting_table.rows(runs)
-    means, against = lasting_table.summary(table), lasting_table.comparison(table)
+    table = deployment.rows(runs)
+    means, against = deployment.summary(table), deployment.comparison(table)
     content = {
         "format": FORMAT,
         "settings": {"text": settings.text, "tokens": settings.tokens, "decode": settings.decode},
         "conditions": {condition.name: condition.meaning for condition in CONDITIONS},
-        "groups": lasting_table.plain(means),
-        "comparison": lasting_table.plain(against),
+        "groups": deployment.plain(means),
+        "comparison": deployment.plain(against),
         "runs": runs,
     }
     records.report_folder(out)
     _write(out, {**content, "runs": [*runs, *others]})
-    write_whole(out / "lasting.csv", lambda aside: table.to_csv(aside, index=False))
+    atomic_write(out / "lasting.csv", lambda aside: table.to_csv(aside, index=False))
     names = ["lasting.csv", "lasting.json", *(_draw(out, table) if settings.figures else [])]
     if as_json:
         console.out(json.dumps(content, indent=1), highlight=False)
         return 0
     for part in lasting_report.shown(table, means, against):
         console.print(part)
-    console.print(f"{len(runs)} runs, {measured} of them measured now; in {out}: {', '.join(names)}", highlight=False)
+    console.print(
+        f"{len(runs)} runs, {measured} of them measured now; in {out}: {', '.join(names)}",
+        highlight=False,
+    )
     return 0
 
 
@@ -222,9 +242,15 @@ def _draw(out: Path, table: pd.DataFrame) -> list[str]:
 
     groups, names = list(table.groupby(["model", "data", "adapter"])), []
     for key, group in groups:
-        stem = "lasting" if len(groups) == 1 else "-".join(["lasting", *map(str, key)]).replace(":", "-").replace("/", "-")
+        stem = (
+            "lasting"
+            if len(groups) == 1
+            else "-".join(["lasting", *map(str, key)]).replace(":", "-").replace("/", "-")
+        )
         figure = lasting_figure(group)
         for form in ("png", "svg"):
             names.append(f"{stem}.{form}")
-            write_whole(out / names[-1], lambda aside, figure=figure, form=form: save(figure, aside, form))  # type: ignore[misc]
+            atomic_write(
+                out / names[-1], lambda aside, figure=figure, form=form: save(figure, aside, form)
+            )  # type: ignore[misc]
     return names

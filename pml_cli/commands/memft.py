@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pml_cli.analysis import paired as comparison
-from pml_cli.commands import sweep
-from pml_cli.analysis import rank_thresholds as thresholds
+from pml_cli.analysis import rank_thresholds
 from pml_cli.analysis.paired import BEST, EQUAL, SOURCE, UNEQUAL
+from pml_cli.commands import sweep
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
-from pml_cli.runs.run_id import loss_label
+from pml_cli.io import atomic_write
 from pml_cli.launch.packing import check
-from pml_cli.io import (write_whole)
-from pml_cli.runs.folder import (read_runs)
+from pml_cli.runs.folder import read_runs
+from pml_cli.runs.run_id import loss_label
 
 RANKS_EXPLAINED = (
     "rank: at which half of the texts are recalled whole (interpolated between the ranks tried; 95 % t interval of the log "
@@ -64,13 +64,13 @@ def run(
     if table.empty:
         console.print("nothing to compare: no cell has finished under sft and under another loss")
         return code
-    write_whole(request.out / "comparison.csv", lambda aside: table.to_csv(aside, index=False))
+    atomic_write(request.out / "comparison.csv", lambda aside: table.to_csv(aside, index=False))
     for terms in table["terms"].unique():
         console.print(_shown(table[table["terms"] == terms]))
         console.print(_explained(terms))
-    ranks = thresholds.rank_table(runs)
+    ranks = rank_thresholds.rank_table(runs)
     if len(ranks):
-        write_whole(request.out / "ranks.csv", lambda aside: ranks.to_csv(aside, index=False))
+        atomic_write(request.out / "ranks.csv", lambda aside: ranks.to_csv(aside, index=False))
         told = [key for key in SOURCE if ranks[key].nunique() > 1]
         for _, group in ranks.groupby(SOURCE):
             console.print(_shown_ranks(group, ", ".join(str(group[key].iloc[0]) for key in told)))
@@ -104,11 +104,15 @@ def _shown(table: pd.DataFrame) -> Table:
     names = ["rank", "l", "loss", "n", "sft %", "acc %", "difference", "p", "exact %"]
     for name in [*names, *(["lr"] if rates else []), *(["budget"] if budget else [])]:
         out.add_column(name, justify="left" if name == "loss" else "right", no_wrap=name != "loss")
-    for _, cell in table.groupby([*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"], dropna=False):
+    for _, cell in table.groupby(
+        [*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"], dropna=False
+    ):
         by, one = cell.set_index("measure"), cell.iloc[0]
         accuracy, exact = by.loc["token_accuracy"], by.loc["exact_match"]
         half = 100 * (accuracy["high"] - accuracy["low"]) / 2
-        span = f"{100 * accuracy['difference']:+.1f} ± " + ("-" if np.isnan(half) else f"{half:.1f}")
+        span = f"{100 * accuracy['difference']:+.1f} ± " + (
+            "-" if np.isnan(half) else f"{half:.1f}"
+        )
         p, rank = accuracy["p_signs"], "all" if pd.isna(one["rank"]) else str(one["rank"])
         lr = one["lr"] if one["lr"] == one["lr_sft"] else f"{one['lr_sft']}, {one['lr']}"
         out.add_row(
@@ -123,19 +127,43 @@ def _shown(table: pd.DataFrame) -> Table:
 
 def _shown_ranks(ranks: pd.DataFrame, source: str) -> Table:
     """The rank at even chance of exact recall under each loss, and what share it is of another loss's; 80 columns."""
-    out = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title=source or None, title_justify="left", title_style="")
-    told = {"outside": (ranks["outside"] != "").any(), "lr": ranks["lr"].nunique() > 1}  # a bound is never left unsaid
+    out = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title=source or None,
+        title_justify="left",
+        title_style="",
+    )
+    told = {
+        "outside": (ranks["outside"] != "").any(),
+        "lr": ranks["lr"].nunique() > 1,
+    }  # a bound is never left unsaid
     extra = [name for name, says in told.items() if says]
     for name in ["l", "loss", "n", "rank", "of sft's", "of memft_ot's", *extra]:
         left = name in ("loss", "outside")
-        folded = name == "outside" or (name == "loss" and ranks["method"].str.contains(" ").any())  # a curriculum is long
-        out.add_column(name, justify="left" if left else "right", no_wrap=not folded, overflow="fold")
+        folded = name == "outside" or (
+            name == "loss" and ranks["method"].str.contains(" ").any()
+        )  # a curriculum is long
+        out.add_column(
+            name, justify="left" if left else "right", no_wrap=not folded, overflow="fold"
+        )
     for row in ranks.to_dict("records"):
-        others = {"sft": _span(row, "to_sft", "to_sft_", 2), "memft_ot": _span(row, "to_memft_ot", "to_memft_ot_", 2)}
+        others = {
+            "sft": _span(row, "to_sft", "to_sft_", 2),
+            "memft_ot": _span(row, "to_memft_ot", "to_memft_ot_", 2),
+        }
         length = "all" if pd.isna(row["seqlen"]) else str(row["seqlen"])
         shares = ["" if row["method"] == other else share for other, share in others.items()]
         rank = _span(row, "rank", "", 1)
-        out.add_row(length, str(row["method"]), str(row["texts"]), rank, *shares, *(str(row[name]) for name in extra))
+        out.add_row(
+            length,
+            str(row["method"]),
+            str(row["texts"]),
+            rank,
+            *shares,
+            *(str(row[name]) for name in extra),
+        )
     return out
 
 
@@ -143,10 +171,14 @@ def _span(row: dict[Hashable, Any], name: str, ends: str, places: int) -> str:
     value, low, high = (row[key] for key in (name, f"{ends}low", f"{ends}high"))
     if np.isnan(value):
         return "-"
-    return f"{value:.{places}f}" + ("" if np.isnan(low) else f" ({low:.{places}f}-{high:.{places}f})")
+    return f"{value:.{places}f}" + (
+        "" if np.isnan(low) else f" ({low:.{places}f}-{high:.{places}f})"
+    )
 
 
-def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame, ranks: pd.DataFrame) -> list[str]:
+def _draw(
+    request: Request, runs: pd.DataFrame, table: pd.DataFrame, ranks: pd.DataFrame
+) -> list[str]:
     """Write the figures of each model and kind of data, as PNG and SVG."""
     from pml_cli.report.figures.memft import accuracy_figure, rank_figure
     from pml_cli.report.figures.style import save
@@ -154,7 +186,11 @@ def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame, ranks: pd.D
     runs, rates = comparison.methods(runs), bool((table["terms"] == BEST).any())
     if rates:
         runs = comparison.best_rates(runs)
-    source = [key for key in SOURCE if key not in ("setting", "steps")] if (table["terms"] == UNEQUAL).any() else SOURCE
+    source = (
+        [key for key in SOURCE if key not in ("setting", "steps")]
+        if (table["terms"] == UNEQUAL).any()
+        else SOURCE
+    )
     groups, names = list(runs.groupby(source)), []
     told = [key for key in source if runs[key].nunique() > 1]
     for place, group in groups:
@@ -166,5 +202,8 @@ def _draw(request: Request, runs: pd.DataFrame, table: pd.DataFrame, ranks: pd.D
         for name, figure in figures.items():
             for form in ("png", "svg"):
                 names.append(f"{name}.{form}")
-                write_whole(request.out / names[-1], lambda aside, figure=figure, form=form: save(figure, aside, form))  # type: ignore[misc]
+                atomic_write(
+                    request.out / names[-1],
+                    lambda aside, figure=figure, form=form: save(figure, aside, form),
+                )  # type: ignore[misc]
     return names

@@ -22,8 +22,8 @@ from rich.console import Console
 from pml_cli.config.schema import Predict
 from pml_cli.errors import UserError
 from pml_cli.law.fitted_law import TAIL, Law, load
-from pml_cli.law.power_law import Array
 from pml_cli.law.observations import LN2
+from pml_cli.law.power_law import Array
 from pml_cli.report.tables.predict import show
 
 SEARCHED = (1e-4, 1e6)  # times the ends of what was trained; beyond, the answer is none, or any
@@ -50,7 +50,14 @@ class Span:
         return {name: _json(getattr(self, name)) for name in ("value", "low", "high")}
 
 
-def run(paths: list[Path], asked: Predict, console: Console, target: str = "verbatim", *, as_json: bool = False) -> int:
+def run(
+    paths: list[Path],
+    asked: Predict,
+    console: Console,
+    target: str = "verbatim",
+    *,
+    as_json: bool = False,
+) -> int:
     """Show what the laws of the first path's report say.
 
     Raises:
@@ -58,9 +65,13 @@ def run(paths: list[Path], asked: Predict, console: Console, target: str = "verb
     """
     wanted = parse_target(target)
     if not asked.seqlen and not asked.rank:
-        raise UserError("nothing asked: give seqlen=1000 for the least rank, rank=8 for the longest length, or both")
+        raise UserError(
+            "nothing asked: give seqlen=1000 for the least rank, rank=8 for the longest length, or both"
+        )
     if asked.seqlen and asked.rank and wanted.kind != "verbatim":
-        raise UserError(f"--target {target}: with rank and seqlen both given there is nothing to look for; give one of them")
+        raise UserError(
+            f"--target {target}: with rank and seqlen both given there is nothing to look for; give one of them"
+        )
     laws = [law for path in paths for law in load(path, asked.group)]
     answers = [answer(law, asked, wanted) for law in laws]
     if as_json:
@@ -98,18 +109,29 @@ def answer(law: Law, asked: Predict, target: Target) -> dict[str, Any]:
         out["reason"] = law.reason
         return out
     if asked.seqlen and asked.rank:
-        out["rows"] = [_cell(law, rank, length, asked.base) for rank in asked.rank for length in asked.seqlen]
+        out["rows"] = [
+            _cell(law, rank, length, asked.base) for rank in asked.rank for length in asked.seqlen
+        ]
     elif asked.seqlen:
-        out["rows"] = [row for length in asked.seqlen for row in _least_rank(law, length, target, asked.base)]
+        out["rows"] = [
+            row for length in asked.seqlen for row in _least_rank(law, length, target, asked.base)
+        ]
     else:
-        out["rows"] = [row for rank in asked.rank for row in _longest(law, rank, target, asked.base)]
+        out["rows"] = [
+            row for rank in asked.rank for row in _longest(law, rank, target, asked.base)
+        ]
     return out
 
 
 def _cell(law: Law, rank: float, length: float, base: float | None) -> dict[str, Any]:
     level = _base(law, length, base)
     gain = law.gain(rank, length, level)
-    row: dict[str, Any] = {law.x: rank, "length": length, "base_loss": float(level[0]), "gain": _span(gain).to_dict()}
+    row: dict[str, Any] = {
+        law.x: rank,
+        "length": length,
+        "base_loss": float(level[0]),
+        "gain": _span(gain).to_dict(),
+    }
     row["loss"] = _span(level - gain).to_dict()
     row["bits"] = _span(length * gain / LN2).to_dict()
     if law.recall:
@@ -123,14 +145,20 @@ def _base(law: Law, length: float | Array, told: float | None) -> Array:
     return np.full(len(law.theta), told) if told else law.base_losses(length)
 
 
-def _least_rank(law: Law, length: float, target: Target, base: float | None) -> list[dict[str, Any]]:
+def _least_rank(
+    law: Law, length: float, target: Target, base: float | None
+) -> list[dict[str, Any]]:
     if target.kind == "verbatim":
         assert law.recall is not None
         recall = law.recall
-        return [_row(law, "rank", length, _exp(recall.log_ranks(length, c)), chance=c) for c in CHANCES]
+        return [
+            _row(law, "rank", length, _exp(recall.log_ranks(length, c)), chance=c) for c in CHANCES
+        ]
     level = _base(law, length, base)
     needed = level - target.value if target.kind == "loss" else target.value * LN2 / length
-    found = _bisect(lambda rank: law.gain(rank, length, level) - needed, _around(law.ranks), len(law.theta))
+    found = _bisect(
+        lambda rank: law.gain(rank, length, level) - needed, _around(law.ranks), len(law.theta)
+    )
     return [_row(law, "rank", length, found)]
 
 
@@ -138,15 +166,25 @@ def _longest(law: Law, rank: float, target: Target, base: float | None) -> list[
     if target.kind == "verbatim":
         assert law.recall is not None
         recall = law.recall
-        return [_row(law, "length", rank, _exp(recall.log_lengths(rank, c)), chance=c) for c in CHANCES]
+        return [
+            _row(law, "length", rank, _exp(recall.log_lengths(rank, c)), chance=c) for c in CHANCES
+        ]
 
     def over(length: Array) -> Array:
         at = _base(law, length, base)
         gain = law.gain(rank, length, at)
-        return target.value - (at - gain) if target.kind == "loss" else length * gain / LN2 - target.value
+        return (
+            target.value - (at - gain)
+            if target.kind == "loss"
+            else length * gain / LN2 - target.value
+        )
 
-    rising = target.kind == "bits"  # the shortest text that holds so many bits; else the longest that keeps the loss
-    found = _bisect(over if rising else lambda length: -over(length), _around(law.lengths), len(law.theta))
+    rising = (
+        target.kind == "bits"
+    )  # the shortest text that holds so many bits; else the longest that keeps the loss
+    found = _bisect(
+        over if rising else lambda length: -over(length), _around(law.lengths), len(law.theta)
+    )
     return [_row(law, "length", rank, found)]
 
 
@@ -169,7 +207,9 @@ def _row(law: Law, wanted: str, given: float, found: Array, **extra: float) -> d
     span = _span(found)
     rounded = [_whole(v, wanted) for v in (span.value, span.low, span.high)]
     rank, length = (rounded[0], given) if wanted == "rank" else (given, rounded[0])
-    outside = law.outside(rank if math.isfinite(rank) else None, length if math.isfinite(length) else None)
+    outside = law.outside(
+        rank if math.isfinite(rank) else None, length if math.isfinite(length) else None
+    )
     key, other = (law.x, "length") if wanted == "rank" else ("length", law.x)
     return {other: given, **extra, key: Span(*map(float, rounded)).to_dict(), "outside": outside}
 
@@ -190,7 +230,10 @@ def _span(values: Array) -> Span:
     draws = np.sort(values[1:])
     if not len(draws):
         return Span(float(values[0]), math.nan, math.nan)
-    low, high = draws[int(TAIL * (len(draws) - 1))], draws[math.ceil((1 - TAIL) * (len(draws) - 1))]  # inf has no mean
+    low, high = (
+        draws[int(TAIL * (len(draws) - 1))],
+        draws[math.ceil((1 - TAIL) * (len(draws) - 1))],
+    )  # inf has no mean
     return Span(float(values[0]), float(low), float(high))
 
 

@@ -7,18 +7,18 @@ import signal
 
 from rich.console import Console
 
-from pml_cli.launch.lease import Member
-from pml_cli.config.schema import Request, Run
-from pml_cli.launch.devices import packing
-from pml_cli.errors import UserError
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (Pack, check, make_packs)
-from pml_cli.report.progress import ProbeDisplay
-from pml_cli.io import (write_whole)
-from pml_cli.runs.folder import (RunFolder, read_runs)
-from pml_cli.report.tables.results import probe_table
-from pml_cli.launch.signals import Signals, Stopped, import_worker
 from pml_cli.commands.sweep import check_folder, disk_faults
+from pml_cli.config.schema import Request, Run
+from pml_cli.data.cell import CellPlan
+from pml_cli.errors import UserError
+from pml_cli.io import atomic_write
+from pml_cli.launch.devices import packing
+from pml_cli.launch.lease import WorkerLease
+from pml_cli.launch.packing import Pack, check, make_packs
+from pml_cli.launch.signals import Signals, Stopped, import_worker
+from pml_cli.report.progress import ProbeDisplay
+from pml_cli.report.tables.results import probe_table
+from pml_cli.runs.folder import RunFolder, read_runs
 
 LOGGED_STEPS = 100  # a probe is looked at closely
 
@@ -36,7 +36,11 @@ def run(request: Request, console: Console) -> int:
     check_folder(request.out)
     folder = RunFolder(request.out, cell.id)
     if folder.is_done():
-        console.print(f"done already: {folder.path} (delete it to train again)", highlight=False, soft_wrap=True)
+        console.print(
+            f"done already: {folder.path} (delete it to train again)",
+            highlight=False,
+            soft_wrap=True,
+        )
     else:
         try:
             with disk_faults(request.out):
@@ -65,10 +69,10 @@ def _closely(run: Run) -> Run:
     return dataclasses.replace(run, train=dataclasses.replace(run.train, log_every=every))
 
 
-def _train(cell: Planned, request: Request, console: Console) -> str | None:
+def _train(cell: CellPlan, request: Request, console: Console) -> str | None:
     import_worker()
-    from pml_cli.training.trainer import Progress
     from pml_cli.launch.worker import Worker, check_places
+    from pml_cli.training.trainer import Progress
 
     failures: list[str | None] = []
     run = cell.run
@@ -78,7 +82,7 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
     )
     check_places([Pack([cell])], here=True)
     ((cell,),) = (pack.cells for pack in make_packs([cell], packing(request.launch, [cell])))
-    with Member(request.out, "inline") as member, Signals() as signals:
+    with WorkerLease(request.out, "inline") as member, Signals() as signals:
         worker = Worker(request.out, member, signals)
         if not member.claim(cell.id):
             raise UserError(f"{request.out}: another process trains this run")
@@ -86,7 +90,12 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
         with ProbeDisplay(console, title, cell.steps) as display:
 
             def observe(seen: Progress) -> None:
-                display.update(seen.step, float(seen.scores[0].nll.mean()), seen.scores[0].nll, seen.scores[0].correct)
+                display.update(
+                    seen.step,
+                    float(seen.scores[0].nll.mean()),
+                    seen.scores[0].nll,
+                    seen.scores[0].correct,
+                )
 
             try:
                 worker.run([cell], lambda _cell, failure: failures.append(failure), observe)
@@ -98,12 +107,14 @@ def _train(cell: Planned, request: Request, console: Console) -> str | None:
 def _picture(folder: RunFolder) -> None:
     import pandas as pd
 
-    from pml_cli.report.figures.style import save
     from pml_cli.report.figures.probe import recall_figure
+    from pml_cli.report.figures.style import save
 
     try:
         figure = recall_figure(pd.read_parquet(folder.tokens))
     except (OSError, ValueError) as error:  # deleted or damaged by hand
-        raise UserError(f"{folder.tokens}: cannot be read; delete {folder.path} and probe again") from error
+        raise UserError(
+            f"{folder.tokens}: cannot be read; delete {folder.path} and probe again"
+        ) from error
     with disk_faults(folder.path):
-        write_whole(folder.path / "recall.png", lambda aside: save(figure, aside, "png"))
+        atomic_write(folder.path / "recall.png", lambda aside: save(figure, aside, "png"))

@@ -10,22 +10,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pml_cli.report.tables import dry_run as dry
-from pml_cli.launch import slurm
-from pml_cli.launch.lease import Member
 from pml_cli.config.schema import InlineLaunch, LocalLaunch, Request, SlurmLaunch
-from pml_cli.launch.devices import packing
+from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
-from pml_cli.launch.executors import Launcher, last_words
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (Pack, check, make_packs)
-from pml_cli.report.progress import SweepDisplay
-from pml_cli.io import (write_whole)
-from pml_cli.runs.folder import (RunFolder, check_formats, read_runs)
-from pml_cli.launch.status import living
-from pml_cli.launch.signals import Signals, Stopped, held_back, import_worker
 from pml_cli.format import counted
-from pml_cli.launch.queue import Order, Queue, work
+from pml_cli.io import atomic_write
+from pml_cli.launch import slurm
+from pml_cli.launch.devices import packing
+from pml_cli.launch.executors import Launcher, last_words
+from pml_cli.launch.lease import WorkerLease
+from pml_cli.launch.packing import Pack, check, make_packs
+from pml_cli.launch.queue import Queue, SweepManifest, work
+from pml_cli.launch.signals import Signals, Stopped, held_back, import_worker
+from pml_cli.launch.status import living
+from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.tables import dry_run as dry
+from pml_cli.runs.folder import RunFolder, check_formats, read_runs
 
 INTERRUPTED = "interrupted; the same command goes on with what is missing"
 
@@ -61,14 +61,20 @@ def run(
     there = {path.name for path in request.out.iterdir()} if request.out.is_dir() else set()
     begun = [(cell, RunFolder(request.out, cell.id)) for cell in cells if cell.id in there]
     done = {cell.id for cell, folder in begun if folder.is_done()}
-    failed = [folder for cell, folder in begun if cell.id not in done and folder.failure() is not None]
+    failed = [
+        folder for cell, folder in begun if cell.id not in done and folder.failure() is not None
+    ]
     left = _without(packs, done if retry else done | {folder.id for folder in failed})
     if dry_run:
         dry.show(console, request, cells, left)
         return 0
-    known = (f", {len(done)} done already" if done else "") + (f", {len(failed)} failed before" if failed else "")
+    known = (f", {len(done)} done already" if done else "") + (
+        f", {len(failed)} failed before" if failed else ""
+    )
     missing = [cell for pack in left for cell in pack.cells]
-    console.print(f"{counted(cells, 'cell')}: {len(missing)} to train in {counted(left, 'pack')}{known}")
+    console.print(
+        f"{counted(cells, 'cell')}: {len(missing)} to train in {counted(left, 'pack')}{known}"
+    )
     if not left:
         return finish(request, cells, console)
     if isinstance(request.launch, SlurmLaunch):
@@ -81,7 +87,7 @@ def run(
         console.print(INTERRUPTED, highlight=False, soft_wrap=True)
         raise
     with disk_faults(request.out):
-        order = Order.write(request.out, packs, cut)
+        order = SweepManifest.write(request.out, packs, cut)
         with _forgotten(request.out, failed if retry else []):
             return _Sweep(request, order, cells, packs, console, fail_fast=fail_fast).run(wait)
 
@@ -92,7 +98,9 @@ def disk_faults(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror or error}; what was finished is kept") from error
+        raise UserError(
+            f"{error.filename or out}: {error.strerror or error}; what was finished is kept"
+        ) from error
 
 
 @contextmanager
@@ -116,8 +124,8 @@ class _Sweep:
     def __init__(
         self,
         request: Request,
-        order: Order,
-        cells: Sequence[Planned],
+        order: SweepManifest,
+        cells: Sequence[CellPlan],
         packs: Sequence[Pack],
         console: Console,
         *,
@@ -126,7 +134,9 @@ class _Sweep:
         self.request, self.order, self.cells, self.packs = request, order, cells, packs
         self.console, self.fail_fast, self.out = console, fail_fast, request.out
         left = self._left()
-        self.display = SweepDisplay(console, sum(len(pack.cells) for pack in left), sum(pack.tokens for pack in left))
+        self.display = SweepDisplay(
+            console, sum(len(pack.cells) for pack in left), sum(pack.tokens for pack in left)
+        )
 
     def run(self, wait: bool | None) -> int:
         """Here, or by workers; returns the exit code."""
@@ -138,7 +148,7 @@ class _Sweep:
 
     def here(self, launch: InlineLaunch, wait: bool) -> int:
         """Train in this process; wait for cells that others have claimed, and take over what the dead leave."""
-        member = Member(self.out, "inline", launch.stale_seconds, order=self.order.key)
+        member = WorkerLease(self.out, "inline", launch.stale_seconds, order=self.order.key)
         try:
             with self.display, member, Signals() as signals:
                 import_worker()  # takes seconds; a finished sweep does not need it
@@ -148,15 +158,20 @@ class _Sweep:
                 queue = Queue(self.out, self.packs, member)
                 failures: list[str] = []
 
-                def report(_cell: Planned, failure: str | None) -> None:
+                def report(_cell: CellPlan, failure: str | None) -> None:
                     self.display.end_cell(failure)
                     if failure is not None:
                         failures.append(failure)
                         signals.end = Stopped("a cell failed") if self.fail_fast else signals.end
 
-                def train(cells: list[Planned]) -> None:
+                def train(cells: list[CellPlan]) -> None:
                     tokens = Pack(cells).tokens
-                    worker.run(cells, report, lambda seen: self.display.step(seen.step / seen.steps, tokens), queue.known)
+                    worker.run(
+                        cells,
+                        report,
+                        lambda seen: self.display.step(seen.step / seen.steps, tokens),
+                        queue.known,
+                    )
                     self.display.end_pack(tokens)
 
                 work(
@@ -182,24 +197,35 @@ class _Sweep:
             self.console.print(f"{what} started{at_work}", highlight=False, soft_wrap=True)
             if not wait:
                 path = _quoted(self.out)
-                self.console.print(f"watch: pml status {path} --watch    stop: pml cancel {path}", soft_wrap=True)
+                self.console.print(
+                    f"watch: pml status {path} --watch    stop: pml cancel {path}", soft_wrap=True
+                )
                 return 0
             with self.display:
                 whole = launcher.wait(self._left, self.display.follow)
         except (Stopped, KeyboardInterrupt) as stopped:
             if local:
                 launcher.end()
-            goes_on = "no longer waiting; the jobs go on (pml status shows them, pml cancel stops them)"
+            goes_on = (
+                "no longer waiting; the jobs go on (pml status shows them, pml cancel stops them)"
+            )
             cancelled = isinstance(stopped, Stopped) and stopped.signum is None
-            return self._stopped(stopped, "interrupted; the same command goes on" if local or cancelled else goes_on)
+            return self._stopped(
+                stopped, "interrupted; the same command goes on" if local or cancelled else goes_on
+            )
         if not whole and not any(folder.error.exists() for folder in map(self._folder, self.cells)):
-            self.console.print(f"the workers ended too early; the last one said: {last_words(self.out)}", soft_wrap=True)
+            self.console.print(
+                f"the workers ended too early; the last one said: {last_words(self.out)}",
+                soft_wrap=True,
+            )
         return finish(self.request, self.cells, self.console)
 
     def _left(self) -> list[Pack]:
-        return _without(self.packs, {cell.id for cell in self.cells if self._folder(cell).has_ended()})
+        return _without(
+            self.packs, {cell.id for cell in self.cells if self._folder(cell).has_ended()}
+        )
 
-    def _folder(self, cell: Planned) -> RunFolder:
+    def _folder(self, cell: CellPlan) -> RunFolder:
         return RunFolder(self.out, cell.id)
 
     def _stopped(self, stopped: BaseException, words: str) -> int:
@@ -256,15 +282,19 @@ class _Touch:
         self.path.unlink()
 
 
-def finish(request: Request, cells: Sequence[Planned], console: Console) -> int:
+def finish(request: Request, cells: Sequence[CellPlan], console: Console) -> int:
     """Write results.csv, show the table, name the failures and what to do next."""
-    failures = {cell.id: reason for cell in cells if (reason := RunFolder(request.out, cell.id).failure()) is not None}
+    failures = {
+        cell.id: reason
+        for cell in cells
+        if (reason := RunFolder(request.out, cell.id).failure()) is not None
+    }
     from pml_cli.report.tables.results import results_table
 
     left_out: list[str] = []
     runs = read_runs([request.out], left_out)
     if len(runs):
-        write_whole(request.out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
+        atomic_write(request.out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
         wanted = {cell.id for cell in cells}
         console.print(results_table(runs[runs["id"].isin(wanted)]))
     for line in left_out:  # what another sweep has left damaged here is no fault of this one
@@ -273,13 +303,22 @@ def finish(request: Request, cells: Sequence[Planned], console: Console) -> int:
         console.print(f"failed {name}: {reason}", style="red", highlight=False, soft_wrap=True)
     done = sum(RunFolder(request.out, cell.id).is_done() for cell in cells)
     if len(runs):
-        console.print(f"{done} of {len(cells)} cells done: {request.out / 'results.csv'}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{done} of {len(cells)} cells done: {request.out / 'results.csv'}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if failures:
-        console.print(f"{len(failures)} failed; the same command (with --retry) tries them again", highlight=False)
+        console.print(
+            f"{len(failures)} failed; the same command (with --retry) tries them again",
+            highlight=False,
+        )
     if done < len(cells):
         others = sum(record["kind"] != "driver" for record in living(request.out))
         if others and not failures:
-            console.print(f"the rest is with {counted(range(others), 'other process', 'es')}", highlight=False)
+            console.print(
+                f"the rest is with {counted(range(others), 'other process', 'es')}", highlight=False
+            )
         return 1 if failures or not others else 0
     if len(cells) > 1:
         console.print(f"next: pml fit {_quoted(request.out)}", highlight=False, soft_wrap=True)

@@ -16,14 +16,14 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from pml_cli.runs import folder as records
-from pml_cli.report import transition_folder as transition_files
-from pml_cli.report.tables import transition as transition_report
+from pml_cli.analysis.transition import Phases, Reading, phases, read
 from pml_cli.config.schema import Transition
 from pml_cli.errors import UserError
-from pml_cli.runs.groups import differing, label, plain_key, plain_keys, slugs, split
-from pml_cli.analysis.transition import Phases, Reading, phases, read
+from pml_cli.report import transition_folder
 from pml_cli.report.progress import FilesDisplay
+from pml_cli.report.tables import transition as transition_report
+from pml_cli.runs import folder as records
+from pml_cli.runs.groups import differing, label, plain_key, plain_keys, slugs, split
 
 COLUMNS = (
     "id", "folder", "rank", "seqlen", "target_tokens", "data_seed", "seed", "base_loss", "final_loss",
@@ -53,13 +53,15 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
     left_out = [gone for reading in readings for gone in reading.left_out]
     groups = [
         phases(name, slug, plain_key(key), reading, draws=settings.draws, text=settings.text)
-        for (key, _), (name, _), slug, reading in zip(parts, told, slugs([s for _, s in told]), readings, strict=True)
+        for (key, _), (name, _), slug, reading in zip(
+            parts, told, slugs([s for _, s in told]), readings, strict=True
+        )
         if reading.cells
     ]
     if not groups:
         raise UserError(_unreadable(readings))
     _show(groups, left_out, console)
-    names = transition_files.write(out, groups, settings, left_out)
+    names = transition_folder.write(out, groups, settings, left_out)
     console.print(Text(f"written to {out}: {', '.join(names)}"))
     return 0
 
@@ -71,13 +73,17 @@ def _finished(paths: list[Path]) -> pd.DataFrame:
     if runs.empty:
         failed = sum(len(records.read_failures(path)) for path in paths)
         seen = f" ({failed} failed; error.json in their folders says why)" if failed else ""
-        raise UserError(f"{places}: no finished runs{seen}; make some with `pml sweep -f transition`")
+        raise UserError(
+            f"{places}: no finished runs{seen}; make some with `pml sweep -f transition`"
+        )
     runs = plain_keys(runs.reindex(columns=list(dict.fromkeys([*runs.columns, *COLUMNS]))))
     runs = runs[~(runs["id"].notna() & runs.duplicated("id"))]  # a copy of another folder's run
     sizes = runs[["rank", "target_tokens"]].apply(pd.to_numeric, errors="coerce")
     bad = runs[~(sizes > 0).all(axis=1)]
     if len(bad):
-        raise UserError(f"{Path(bad['folder'].iloc[0]) / records.RESULT}: rank or target_tokens is missing or not positive")
+        raise UserError(
+            f"{Path(bad['folder'].iloc[0]) / records.RESULT}: rank or target_tokens is missing or not positive"
+        )
     text = runs["data_seed"].fillna(-1).astype(str) + "/" + runs["target_tokens"].astype(str)
     return runs.assign(cluster=text, **{name: sizes[name].astype(np.int64) for name in sizes})
 
@@ -89,10 +95,14 @@ def _asked(runs: pd.DataFrame, settings: Transition, paths: Sequence[Path]) -> p
             runs = runs[runs[name].isin(wanted)]
             if runs.empty:
                 asked, has = ",".join(map(str, wanted)), ", ".join(map(str, there))
-                raise UserError(f"{name}={asked}: no finished run has it; {shlex.join(map(str, paths))} has {has}")
+                raise UserError(
+                    f"{name}={asked}: no finished run has it; {shlex.join(map(str, paths))} has {has}"
+                )
     if settings.text is not None and settings.text not in set(runs["data_seed"]):
         has = ", ".join(str(int(value)) for value in sorted(set(runs["data_seed"].dropna())))
-        raise UserError(f"text={settings.text}: no finished run has this data.seed; there are {has or 'none'}")
+        raise UserError(
+            f"text={settings.text}: no finished run has this data.seed; there are {has or 'none'}"
+        )
     return runs
 
 

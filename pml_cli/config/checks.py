@@ -8,7 +8,38 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pml_cli.config.schema import (DEVICE, DEVICES_ALLOWED, DTYPES, NAME, SCHEDULES, Adapter, Data, Fit, HfData, InlineLaunch, JsonlData, Lasting, Launch, LinearAdapter, LocalLaunch, Loss, MemftMarginLoss, MemftOtLoss, MemftSwLoss, MixedData, Model, PhonebookData, Predict, Report, RuleData, Run, SlurmLaunch, TextData, Train, Transition)
+from pml_cli.config.schema import (
+    DEVICE,
+    DEVICES_ALLOWED,
+    DTYPES,
+    NAME,
+    SCHEDULES,
+    Adapter,
+    Data,
+    Fit,
+    HfData,
+    InlineLaunch,
+    JsonlData,
+    Lasting,
+    Launch,
+    LinearAdapter,
+    LocalLaunch,
+    Loss,
+    MemftMarginLoss,
+    MemftOtLoss,
+    MemftSwLoss,
+    MixedData,
+    Model,
+    PhonebookData,
+    Predict,
+    Report,
+    RuleData,
+    Run,
+    SlurmLaunch,
+    TextData,
+    Train,
+    Transition,
+)
 
 Check = tuple[str, Any, bool, str]  # the option, its value, whether that is allowed, what is
 
@@ -34,8 +65,18 @@ def launch_problems(launch: Launch) -> list[str]:
     """The faults of the launch settings."""
     checks: list[Check] = [
         ("launch.pack_tokens", launch.pack_tokens, launch.pack_tokens >= 0, "at least 0"),
-        ("launch.device_gb", launch.device_gb, 0 <= launch.device_gb < math.inf, "at least 0 and finite"),
-        ("launch.checkpoint_minutes", launch.checkpoint_minutes, launch.checkpoint_minutes >= 0, "at least 0"),
+        (
+            "launch.device_gb",
+            launch.device_gb,
+            0 <= launch.device_gb < math.inf,
+            "at least 0 and finite",
+        ),
+        (
+            "launch.checkpoint_minutes",
+            launch.checkpoint_minutes,
+            launch.checkpoint_minutes >= 0,
+            "at least 0",
+        ),
         ("launch.stale_seconds", launch.stale_seconds, launch.stale_seconds >= 5, "at least 5"),
     ]
     if isinstance(launch, LocalLaunch):
@@ -51,7 +92,10 @@ def device_problems(runs: Sequence[Run], launch: Launch) -> list[str]:
     if isinstance(launch, InlineLaunch):
         return []
     named = dict.fromkeys(run.model.device for run in runs if ":" in run.model.device)
-    return [f"model.device={device}: must be auto, cpu or cuda with launch={launch.kind}" for device in named]
+    return [
+        f"model.device={device}: must be auto, cpu or cuda with launch={launch.kind}"
+        for device in named
+    ]
 
 
 def report_problems(asked: Report) -> list[str]:
@@ -61,34 +105,69 @@ def report_problems(asked: Report) -> list[str]:
         checks.append(("draws", asked.draws, asked.draws >= 0, "at least 0"))
     if isinstance(asked, Predict | Transition):
         for name, values in (("rank", asked.rank), ("seqlen", asked.seqlen)):
-            checks += [(name, f"{value:g}", 1 <= value < math.inf, "at least 1 and finite") for value in values]
+            checks += [
+                (name, f"{value:g}", 1 <= value < math.inf, "at least 1 and finite")
+                for value in values
+            ]
     if isinstance(asked, Fit):
         finite = 0 <= asked.saturated_below < math.inf  # nan is not
         checks.append(("saturated_below", asked.saturated_below, finite, "at least 0 and finite"))
         checks.append(("x", asked.x, asked.x in ("rank", "parameters"), "rank or parameters"))
     if isinstance(asked, Predict):
-        checks.append(("base", asked.base, asked.base is None or 0 < asked.base < math.inf, "above 0 and finite"))
+        checks.append(
+            (
+                "base",
+                asked.base,
+                asked.base is None or 0 < asked.base < math.inf,
+                "above 0 and finite",
+            )
+        )
     if isinstance(asked, Lasting):
-        checks.append(("tokens", asked.tokens, asked.tokens >= 0, "at least 0 (0: no damage is measured)"))
-        checks.append(("device", asked.device, bool(DEVICE.fullmatch(asked.device)), DEVICES_ALLOWED))
+        checks.append(
+            ("tokens", asked.tokens, asked.tokens >= 0, "at least 0 (0: no damage is measured)")
+        )
+        checks.append(
+            ("device", asked.device, bool(DEVICE.fullmatch(asked.device)), DEVICES_ALLOWED)
+        )
     faults = _faults(checks)
     if isinstance(asked, Lasting):
-        faults += [f"text={asked.text}: no such file"] if asked.text and not Path(asked.text).is_file() else []
+        faults += (
+            [f"text={asked.text}: no such file"]
+            if asked.text and not Path(asked.text).is_file()
+            else []
+        )
     return faults
 
 
 def _faults(checks: list[Check]) -> list[str]:
-    return [f"{name}={value}: must be {allowed}" for name, value, good, allowed in checks if not good]
+    return [
+        f"{name}={value}: must be {allowed}" for name, value, good, allowed in checks if not good
+    ]
 
 
 def _model(model: Model) -> Iterator[Check]:
     in_files = not (model.stream and model.weights == "random")
-    yield "model.name", model.name, bool(NAME.fullmatch(model.name)), "letters, digits, '.', '_' and '-'"
+    yield (
+        "model.name",
+        model.name,
+        bool(NAME.fullmatch(model.name)),
+        "letters, digits, '.', '_' and '-'",
+    )
     yield "model.path", model.path, bool(model.path), "tiny, a hub id or a folder"
     yield "model.dtype", model.dtype, model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"
     yield "model.device", model.device, bool(DEVICE.fullmatch(model.device)), DEVICES_ALLOWED
-    yield "model.weights", model.weights, model.weights in ("pretrained", "random"), "pretrained or random"
-    yield "model.stream", model.stream, in_files, "null or false with random weights, which lie in no file"
+    yield (
+        "model.weights",
+        model.weights,
+        model.weights in ("pretrained", "random"),
+        "pretrained or random",
+    )
+    yield (
+        "model.stream",
+        model.stream,
+        in_files,
+        "null or false with random weights, which lie in no file",
+    )
     yield "model.layer", model.layer, model.layer is None or model.layer >= 0, "null or at least 0"
 
 
@@ -101,16 +180,36 @@ def _adapter(adapter: Adapter) -> Iterator[Check]:
 
 def _train(train: Train) -> Iterator[Check]:
     yield "train.steps", train.steps, train.steps >= 1, "at least 1"
-    yield "train.epochs", train.epochs, train.epochs is None or train.epochs >= 1, "null or at least 1"
+    yield (
+        "train.epochs",
+        train.epochs,
+        train.epochs is None or train.epochs >= 1,
+        "null or at least 1",
+    )
     yield "train.batch", train.batch, train.batch >= 0, "at least 0 (0: all samples)"
-    yield "train.curriculum", train.curriculum, _rising(train.curriculum), "rising epochs, each at least 1"
+    yield (
+        "train.curriculum",
+        train.curriculum,
+        _rising(train.curriculum),
+        "rising epochs, each at least 1",
+    )
     yield "train.lr", train.lr, 0 < train.lr < math.inf, "above 0"
-    yield "train.schedule", train.schedule, train.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"
+    yield (
+        "train.schedule",
+        train.schedule,
+        train.schedule in SCHEDULES,
+        f"one of {', '.join(SCHEDULES)}",
+    )
     yield "train.weight_decay", train.weight_decay, train.weight_decay >= 0, "at least 0"
     yield "train.clip", train.clip, train.clip >= 0, "at least 0 (0: off)"
     yield "train.log_every", train.log_every, train.log_every >= 0, "at least 0 (0: twenty a run)"
     yield "train.stop", train.stop, train.stop in ("none", "recalled"), "none or recalled"
-    yield "train.stop_margin", train.stop_margin, math.isfinite(train.stop_margin), "finite (logits)"
+    yield (
+        "train.stop_margin",
+        train.stop_margin,
+        math.isfinite(train.stop_margin),
+        "finite (logits)",
+    )
     if train.epochs is not None and train.curriculum:
         late = train.curriculum[-1] < train.epochs
         yield "train.curriculum", train.curriculum, late, f"below train.epochs ({train.epochs})"
@@ -152,7 +251,12 @@ def _loss(loss: Loss) -> Iterator[Check]:
     if isinstance(loss, MemftMarginLoss):
         can_grow = 0 < loss.margin < math.inf or (loss.margin == 0 and loss.growth == 1)
         yield "loss.margin", loss.margin, can_grow, "above 0 (logits), or 0 with loss.growth=1"
-        yield "loss.growth", loss.growth, 1 <= loss.growth < math.inf, "at least 1 (1: the aim stays)"
+        yield (
+            "loss.growth",
+            loss.growth,
+            1 <= loss.growth < math.inf,
+            "at least 1 (1: the aim stays)",
+        )
         yield "loss.switch", loss.switch, 0 <= loss.switch <= 1, "from 0 to 1"
 
 
@@ -164,4 +268,9 @@ def _slurm(launch: SlurmLaunch) -> Iterator[Check]:
     memory = launch.mem_gb is None or 0 < launch.mem_gb < math.inf
     yield "launch.mem_gb", launch.mem_gb, memory, "above 0 and finite"
     early = launch.signal_seconds < 60 * launch.time
-    yield "launch.signal_seconds", launch.signal_seconds, early, f"below the time limit ({launch.time} min)"
+    yield (
+        "launch.signal_seconds",
+        launch.signal_seconds,
+        early,
+        f"below the time limit ({launch.time} min)",
+    )

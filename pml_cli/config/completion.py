@@ -16,9 +16,18 @@ from typing import Any
 
 import typer
 
+from pml_cli.config.registry import (
+    GROUPS,
+    SHORT,
+    annotation,
+    keys,
+    option_file,
+    options,
+    schema,
+    shipped,
+)
 from pml_cli.config.schema import DTYPES, SCHEDULES, Fit, InlineLaunch, Lasting, Run, Transition
 from pml_cli.errors import UserError
-from pml_cli.config.registry import GROUPS, SHORT, annotation, keys, option_file, options, schema, shipped
 
 VALUES: dict[str, tuple[str, ...]] = {
     "model.dtype": DTYPES,
@@ -61,7 +70,9 @@ def complete_transition(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_sweep_file(incomplete: str) -> list[str]:
     """Names of the shipped sweeps; where none fits, the shell offers files."""
-    return sorted(path.stem for path in shipped("sweeps").glob("*.yaml") if path.stem.startswith(incomplete))
+    return sorted(
+        path.stem for path in shipped("sweeps").glob("*.yaml") if path.stem.startswith(incomplete)
+    )
 
 
 def _words(ctx: typer.Context, incomplete: str) -> tuple[list[str], str]:
@@ -89,9 +100,14 @@ def _settings(given: list[str], folder: Path | None) -> dict[str, type[Any]]:
     """Every plain key that fits the options given so far, with the dataclass that declares it."""
     found: dict[str, type[Any]] = dict.fromkeys(SHORT, Run)
     for group in GROUPS:
-        chosen = next((word.partition("=")[2].split(",") for word in given if word.startswith(f"{group}=")), [])
+        chosen = next(
+            (word.partition("=")[2].split(",") for word in given if word.startswith(f"{group}=")),
+            [],
+        )
         default = InlineLaunch if group == "launch" else type(getattr(Run(), group))
-        for declared in [_declared(group, option, folder) or default for option in chosen] or [default]:
+        for declared in [_declared(group, option, folder) or default for option in chosen] or [
+            default
+        ]:
             found |= {f"{group}.{name}": declared for name in keys(declared)}
     return found
 
@@ -99,22 +115,32 @@ def _settings(given: list[str], folder: Path | None) -> dict[str, type[Any]]:
 def _declared(group: str, option: str, folder: Path | None) -> type[Any] | None:
     file = option_file(group, option, folder)
     try:
-        named = re.findall(r"^(source|kind): *(\w+)", file.read_text("utf-8"), re.MULTILINE) if file else []
+        named = (
+            re.findall(r"^(source|kind): *(\w+)", file.read_text("utf-8"), re.MULTILINE)
+            if file
+            else []
+        )
         return schema(group, dict(named))
     except (UserError, OSError, ValueError):
         return None  # a broken file: the command itself will say so
 
 
-def _answer(word: str, given: list[str], settings: dict[str, type[Any]], folder: Path | None) -> list[str]:
+def _answer(
+    word: str, given: list[str], settings: dict[str, type[Any]], folder: Path | None
+) -> list[str]:
     key, equals, value = word.partition("=")
     if not equals:
         return _keys(word, {g.partition("=")[0] for g in given}, settings)
     before, comma, last = value.rpartition(",")
     front = before + comma if _in_bash() else f"{key}={before}{comma}"
-    if key in ("out", "text") or key.endswith(".path"):  # bash completes files by itself: to it this is a word of its own
+    if key in ("out", "text") or key.endswith(
+        ".path"
+    ):  # bash completes files by itself: to it this is a word of its own
         return [] if _in_bash() else [front + path for path in _paths(last)]
     taken = before.split(",")
-    return [front + v for v in _values(key, settings, folder) if v.startswith(last) and v not in taken]
+    return [
+        front + v for v in _values(key, settings, folder) if v.startswith(last) and v not in taken
+    ]
 
 
 def _paths(start: str) -> list[str]:
@@ -126,10 +152,16 @@ def _paths(start: str) -> list[str]:
 
 
 def _keys(word: str, taken: set[str], settings: dict[str, type[Any]]) -> list[str]:
-    groups = GROUPS if "seed" in settings else ()  # `pml fit`, `pml lasting` and `pml transition` have none
-    names = [*groups, *settings] if word else [*groups, *(name for name in settings if "." not in name)]
+    groups = (
+        GROUPS if "seed" in settings else ()
+    )  # `pml fit`, `pml lasting` and `pml transition` have none
+    names = (
+        [*groups, *settings] if word else [*groups, *(name for name in settings if "." not in name)]
+    )
     found = [name for name in dict.fromkeys(names) if name.startswith(word) and name not in taken]
-    if len(found) == 1:  # a second candidate keeps the shell from adding a space after "=", and shows the default
+    if (
+        len(found) == 1
+    ):  # a second candidate keeps the shell from adding a space after "=", and shows the default
         return [f"{found[0]}=", f"{found[0]}={_default(found[0], settings)}"]
     return [f"{name}=" for name in found]
 
@@ -145,6 +177,10 @@ def _values(key: str, settings: dict[str, type[Any]], folder: Path | None) -> It
     if key in GROUPS:
         return options(key, folder)
     declared, name = settings.get(key), key.rpartition(".")[2]
-    if declared and name in {f.name for f in dataclasses.fields(declared)} and annotation(declared, name)[0] is bool:
+    if (
+        declared
+        and name in {f.name for f in dataclasses.fields(declared)}
+        and annotation(declared, name)[0] is bool
+    ):
         return ("true", "false")
     return VALUES.get(key, ())

@@ -15,32 +15,56 @@ from pathlib import Path
 from typing import Any
 
 from hydra import version
-from hydra._internal.hydra import Hydra  # what hydra.initialize_config_dir does, plus a user's folder in front
+from hydra._internal.hydra import (
+    Hydra,  # what hydra.initialize_config_dir does, plus a user's folder in front
+)
 from hydra._internal.utils import create_config_search_path
 from hydra.compose import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
+    IntervalSweep,
+    Override,
+    QuotedString,
+    RangeSweep,
+)
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pml_cli.config import sweep_file as grids
-from pml_cli.config.grid import MAX_CELLS, Grid, Settings, Template, expand, refuse, typed_report
+from pml_cli.config import sweep_file
+from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.checks import device_problems, launch_problems
-from pml_cli.config.schema import Fit, Lasting, Predict, Report, Request, Run, Transition
-from pml_cli.errors import UserError, did_you_mean
-from pml_cli.config.sweep_file import YAMLError, one_line
-from pml_cli.config.cache_key import (Frozen)
+from pml_cli.config.grid import (
+    MAX_CELLS,
+    Grid,
+    OptionSet,
+    Settings,
+    expand_grid,
+    refuse,
+    typed_report,
+)
 from pml_cli.config.registry import GROUPS, options, shipped
+from pml_cli.config.schema import Fit, Lasting, Predict, Report, Request, Run, Transition
+from pml_cli.config.sweep_file import YAMLError, one_line
+from pml_cli.errors import UserError, did_you_mean
 
 MEMFT_LOSSES = ["sft", "memft_ot", "memft_sw", "memft_margin"]
 # verbs that train nothing
-REPORTS: dict[str, type[Report]] = {"fit": Fit, "predict": Predict, "lasting": Lasting, "transition": Transition}
+REPORTS: dict[str, type[Report]] = {
+    "fit": Fit,
+    "predict": Predict,
+    "lasting": Lasting,
+    "transition": Transition,
+}
 RUN_FIELDS = [f.name for f in dataclasses.fields(Run)]
 
 
-def load(verb: str, overrides: list[str], file: Path | None = None, config_dir: Path | None = None) -> Request:
+def load(
+    verb: str, overrides: list[str], file: Path | None = None, config_dir: Path | None = None
+) -> Request:
     """What `pml VERB overrides` asks for: every cell typed and checked.
 
     Args:
@@ -62,9 +86,11 @@ def load(verb: str, overrides: list[str], file: Path | None = None, config_dir: 
         shown = f"{swept[0]}={','.join(map(str, asked[0][swept[0]]))}"
         raise UserError(f"{shown}: a probe is one run; for several values use `pml sweep`")
     for key in ("out", "launch"):
-        refuse([f"{k}: takes one value for the whole sweep" for k in swept if k.split(".")[0] == key])
+        refuse(
+            [f"{k}: takes one value for the whole sweep" for k in swept if k.split(".")[0] == key]
+        )
     with _hydra(config_dir):
-        cells = expand(asked, _templates(verb))
+        cells = expand_grid(asked, _templates(verb))
     return _request(cells, swept)
 
 
@@ -82,12 +108,14 @@ def load_report(verb: str, overrides: list[str], config_dir: Path | None = None)
 
 def to_yaml(run: Run) -> str:
     """A run as YAML, every setting resolved."""
-    return "".join(_field_yaml(name, Frozen(getattr(run, name))) for name in RUN_FIELDS)
+    return "".join(_field_yaml(name, CacheKey(getattr(run, name))) for name in RUN_FIELDS)
 
 
 @lru_cache(maxsize=1024)  # the cells of a sweep share most of their groups, and YAML is slow
-def _field_yaml(name: str, field: Frozen) -> str:
-    value = dataclasses.asdict(field.value) if dataclasses.is_dataclass(field.value) else field.value  # type: ignore[arg-type]
+def _field_yaml(name: str, field: CacheKey) -> str:
+    value = (
+        dataclasses.asdict(field.value) if dataclasses.is_dataclass(field.value) else field.value
+    )  # type: ignore[arg-type]
     return OmegaConf.to_yaml(OmegaConf.create({name: value}))
 
 
@@ -96,11 +124,17 @@ def describe(asked: Request | Report) -> str:
     if isinstance(asked, Report):
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(asked)))
     around = {"out": str(asked.out), "launch": dataclasses.asdict(asked.launch)}
-    many = f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n" if asked.swept else ""
+    many = (
+        f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n"
+        if asked.swept
+        else ""
+    )
     return many + to_yaml(asked.runs[0]) + OmegaConf.to_yaml(OmegaConf.create(around))
 
 
-def parse(overrides: Iterable[str], config_dir: Path | None = None, groups: tuple[str, ...] = GROUPS) -> Grid:
+def parse(
+    overrides: Iterable[str], config_dir: Path | None = None, groups: tuple[str, ...] = GROUPS
+) -> Grid:
     """Overrides in Hydra's grammar to the values of each key.
 
     Raises:
@@ -122,7 +156,9 @@ def parse(overrides: Iterable[str], config_dir: Path | None = None, groups: tupl
 
 def _one(text: str, config_dir: Path | None, groups: tuple[str, ...]) -> tuple[str, list[Any]]:
     if text[:1] in ("+", "~"):
-        raise UserError(f"{text}: no {text[0]} here, every setting is declared; write {text.lstrip('+~') or 'key'}")
+        raise UserError(
+            f"{text}: no {text[0]} here, every setting is declared; write {text.lstrip('+~') or 'key'}"
+        )
     if not text.partition("=")[0].strip() or "=" not in text:
         raise UserError(f"{text}: not of the form key=value")
     try:
@@ -145,7 +181,9 @@ def _values(override: Override, text: str, names: list[str] | None) -> list[Any]
     value = override.value()
     found: list[Any]
     if isinstance(value, IntervalSweep):
-        raise UserError(f"{text}: an interval has no list of values; use range(start,stop,step) or a,b,c")
+        raise UserError(
+            f"{text}: an interval has no list of values; use range(start,stop,step) or a,b,c"
+        )
     if isinstance(value, Glob):
         if names is None:
             raise UserError(f"{text}: glob() is for groups ({', '.join(GROUPS)})")
@@ -193,9 +231,12 @@ def _check_options(group: str, values: list[Any], config_dir: Path | None) -> No
 
 
 def _file_grids(file: Path, config_dir: Path | None) -> Iterator[Grid]:
-    for written in grids.read(file):
+    for written in sweep_file.read(file):
         texts = parse((f"{k}={v}" for k, v in written.items() if isinstance(v, str)), config_dir)
-        grid = {key: texts[key] if key in texts else _listed(key, value, file) for key, value in written.items()}
+        grid = {
+            key: texts[key] if key in texts else _listed(key, value, file)
+            for key, value in written.items()
+        }
         for group in (key for key in grid if key in GROUPS):
             _check_options(group, grid[group], config_dir)
         yield grid
@@ -209,18 +250,22 @@ def _listed(key: str, value: Any, file: Path) -> list[Any]:
 
 def _swept(asked: list[Grid]) -> list[str]:
     found = dict.fromkeys(key for grid in asked for key in grid)
-    return [key for key in found if any(len(g.get(key, [])) > 1 or g.get(key) != asked[0].get(key) for g in asked)]
+    return [
+        key
+        for key in found
+        if any(len(g.get(key, [])) > 1 or g.get(key) != asked[0].get(key) for g in asked)
+    ]
 
 
 def _templates(verb: str) -> Any:
-    composed: dict[tuple[tuple[str, str], ...], Template] = {}
+    composed: dict[tuple[tuple[str, str], ...], OptionSet] = {}
 
-    def template(chosen: dict[str, str]) -> Template:
+    def template(chosen: dict[str, str]) -> OptionSet:
         known = tuple(sorted(chosen.items()))
         if known not in composed:
             tree = _compose(verb, [f"{group}={option}" for group, option in known])
             choices = tree.pop("hydra")["runtime"]["choices"]
-            composed[known] = Template(tree, {group: str(choices.get(group)) for group in GROUPS})
+            composed[known] = OptionSet(tree, {group: str(choices.get(group)) for group in GROUPS})
         return composed[known]
 
     return template
@@ -228,7 +273,9 @@ def _templates(verb: str) -> Any:
 
 def _compose(root: str, overrides: list[str]) -> dict[str, Any]:
     try:
-        tree: Any = OmegaConf.to_container(compose(root, overrides, return_hydra_config=root not in REPORTS))
+        tree: Any = OmegaConf.to_container(
+            compose(root, overrides, return_hydra_config=root not in REPORTS)
+        )
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{root} {' '.join(overrides)}: {one_line(error)}") from error
     return {str(key): value for key, value in tree.items()}

@@ -18,14 +18,25 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config.checks import problems, report_problems
+from pml_cli.config.registry import (
+    GROUPS,
+    SCHEMAS,
+    SHORT,
+    annotation,
+    keys,
+    schema,
+    unknown_key,
+    wording,
+)
 from pml_cli.config.schema import InlineLaunch, Launch, Report, Run
-from pml_cli.errors import UserError
 from pml_cli.config.sweep_file import one_line
-from pml_cli.config.registry import GROUPS, SCHEMAS, SHORT, annotation, keys, schema, unknown_key, wording
+from pml_cli.errors import UserError
 
 MAX_CELLS = 100_000
 SHOWN = 10  # faults printed before "and N more"
-CROSS = re.compile(r"\$\{\s*[A-Za-z_][\w.]*\s*\}")  # an interpolation of another group's value, such as ${rank}
+CROSS = re.compile(
+    r"\$\{\s*[A-Za-z_][\w.]*\s*\}"
+)  # an interpolation of another group's value, such as ${rank}
 
 Grid = dict[str, list[Any]]  # key to its values; the cells are all combinations
 Asked = TypeVar("Asked", bound=Report)
@@ -51,7 +62,7 @@ def refuse(faults: list[str]) -> None:
         raise UserError("\n".join(unique[:SHOWN] + more))
 
 
-class Template:
+class OptionSet:
     """The typed settings of one choice of options; builds the runs that differ from it in plain values."""
 
     def __init__(self, tree: Mapping[str, Any], chosen: Mapping[str, str]) -> None:
@@ -60,7 +71,9 @@ class Template:
         self.schemas: dict[str, type[Any]] = {}
         self._built: dict[Any, Any] = {}
         self._texts: dict[str, str] = {}  # each group as written, to look for interpolations
-        refuse([unknown_key(key, [*SHORT, *GROUPS]) for key in tree if key not in (*SHORT, *GROUPS)])
+        refuse(
+            [unknown_key(key, [*SHORT, *GROUPS]) for key in tree if key not in (*SHORT, *GROUPS)]
+        )
         for group in GROUPS:
             self._declare(group, tree.get(group) or {})
         for key in SHORT:
@@ -90,7 +103,11 @@ class Template:
 
     def valid(self) -> list[str]:
         """Every key that may be overridden with these options."""
-        return [*SHORT, *GROUPS, *(f"{g}.{name}" for g, declared in self.schemas.items() for name in keys(declared))]
+        return [
+            *SHORT,
+            *GROUPS,
+            *(f"{g}.{name}" for g, declared in self.schemas.items() for name in keys(declared)),
+        ]
 
     def knows(self, key: str) -> bool:
         """Whether a plain key exists here. Below a mapping, such as model.architecture, every name does."""
@@ -113,7 +130,9 @@ class Template:
         scratch, good, faults = OmegaConf.structured(declared), [], []
         for value in values:
             try:
-                good.append(value if kind is int and type(value) is int else _convert(scratch, name, value))
+                good.append(
+                    value if kind is int and type(value) is int else _convert(scratch, name, value)
+                )
             except (OmegaConfBaseException, ValueError):
                 faults.append(f"{key}={_shown(value)}: must be {wording(declared, name)}")
         return good, faults
@@ -128,15 +147,27 @@ class Template:
         crossing = CROSS.search(f"{mine}{self._texts[group]}")
         known = (group, repr(sorted((values if crossing else mine).items())))
         if known not in self._built:
-            self._built[known] = self._with(group, values if crossing else mine, whole=bool(crossing))
+            self._built[known] = self._with(
+                group, values if crossing else mine, whole=bool(crossing)
+            )
         return self._built[known]
 
     def _with(self, group: str, values: Mapping[str, Any], whole: bool) -> Any:
         """One group with values set; within the whole tree where one of them refers to another group's."""
         fields = {key.partition(".")[2]: value for key, value in values.items()}
-        plain = not whole and "${" not in f"{fields}{self._texts[group]}" and "???" not in self._texts[group]
-        if fields and plain and not any("." in name or isinstance(value, dict) for name, value in fields.items()):
-            return dataclasses.replace(self._group(group, {}), **fields)  # ten times as fast as the way below
+        plain = (
+            not whole
+            and "${" not in f"{fields}{self._texts[group]}"
+            and "???" not in self._texts[group]
+        )
+        if (
+            fields
+            and plain
+            and not any("." in name or isinstance(value, dict) for name, value in fields.items())
+        ):
+            return dataclasses.replace(
+                self._group(group, {}), **fields
+            )  # ten times as fast as the way below
         root = copy.deepcopy(self.root) if whole else self.root
         node = root[group] if whole else copy.deepcopy(root[group])
         for key, value in values.items():
@@ -148,7 +179,9 @@ class Template:
         missing = [name for name, value in fields.items() if value == "???"]
         if missing:
             needs = f"needed by {group}={self.chosen[group]}"
-            raise UserError("\n".join(f"{group}.{name}: {needs}, give {group}.{name}=..." for name in missing))
+            raise UserError(
+                "\n".join(f"{group}.{name}: {needs}, give {group}.{name}=..." for name in missing)
+            )
         try:
             return OmegaConf.to_object(node)
         except OmegaConfBaseException as error:
@@ -200,7 +233,9 @@ def typed_report(declared: type[Asked], tree: Mapping[str, Any], given: Grid) ->
     return typed
 
 
-def expand(grids: list[Grid], template: Callable[[dict[str, str]], Template]) -> list[Settings]:
+def expand_grid(
+    grids: list[Grid], template: Callable[[dict[str, str]], OptionSet]
+) -> list[Settings]:
     """The cells of all grids, in the order asked for, each once.
 
     Where a group is given several options, a key that only some of them have applies to those.
@@ -216,10 +251,15 @@ def expand(grids: list[Grid], template: Callable[[dict[str, str]], Template]) ->
     faults: list[str] = []
     for grid in grids:
         for settings in _cells(grid, template, faults):
-            for group in GROUPS:  # equal groups become one object, so that equal cells have equal keys
+            for (
+                group
+            ) in GROUPS:  # equal groups become one object, so that equal cells have equal keys
                 mine = getattr(settings, group)
                 setattr(settings, group, shared.setdefault(f"{type(mine).__name__}{mine}", mine))
-            same = (*(getattr(settings, key) for key in SHORT), *(id(getattr(settings, g)) for g in GROUPS))
+            same = (
+                *(getattr(settings, key) for key in SHORT),
+                *(id(getattr(settings, g)) for g in GROUPS),
+            )
             if same not in cells:
                 cells[same] = settings
                 faults.extend(problems(settings))
@@ -227,10 +267,15 @@ def expand(grids: list[Grid], template: Callable[[dict[str, str]], Template]) ->
     return list(cells.values())
 
 
-def _cells(grid: Grid, template: Callable[[dict[str, str]], Template], faults: list[str]) -> Iterator[Settings]:
+def _cells(
+    grid: Grid, template: Callable[[dict[str, str]], OptionSet], faults: list[str]
+) -> Iterator[Settings]:
     chosen = {key: values for key, values in grid.items() if key in GROUPS}
     plain = {key: values for key, values in grid.items() if key not in GROUPS}
-    templates = [template(dict(zip(chosen, combo, strict=True))) for combo in itertools.product(*chosen.values())]
+    templates = [
+        template(dict(zip(chosen, combo, strict=True)))
+        for combo in itertools.product(*chosen.values())
+    ]
     valid = list(dict.fromkeys(key for t in templates for key in t.valid()))
     for key in plain:
         if not any(t.knows(key) for t in templates):
@@ -245,14 +290,22 @@ def _cells(grid: Grid, template: Callable[[dict[str, str]], Template], faults: l
                 faults.extend(str(error).splitlines())
 
 
-def _unknown(key: str, valid: list[str], template: Template) -> str:
+def _unknown(key: str, valid: list[str], template: OptionSet) -> str:
     group, _, name = key.partition(".")
     if name in ("source", "kind") and group in GROUPS:
         return f"{key}: chosen by the option, give {group}=..."
     if group not in GROUPS:
         return unknown_key(key, valid)
     declared = SCHEMAS[group]
-    having = [] if isinstance(declared, type) else [f"{group}={o}" for o, one in declared.items() if name in keys(one)]
+    having = (
+        []
+        if isinstance(declared, type)
+        else [f"{group}={o}" for o, one in declared.items() if name in keys(one)]
+    )
     if having:  # then the option is the slip, not the key
-        return f"{key}: no such key (of {group}={template.chosen[group]}); {', '.join(having)} has it"
-    return unknown_key(key, valid).replace("such key;", f"such key (of {group}={template.chosen[group]});", 1)
+        return (
+            f"{key}: no such key (of {group}={template.chosen[group]}); {', '.join(having)} has it"
+        )
+    return unknown_key(key, valid).replace(
+        "such key;", f"such key (of {group}={template.chosen[group]});", 1
+    )

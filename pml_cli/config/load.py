@@ -7,12 +7,9 @@ from typing import Any
 
 import yaml
 
+from pml_cli.config.registry import GROUPS, schema
 from pml_cli.config.schema import Run
 from pml_cli.errors import UserError
-from pml_cli.config.registry import GROUPS, schema
-
-
-
 
 PLAIN = ("rank", "seqlen", "seed")
 
@@ -25,9 +22,13 @@ def read_run(config: Path) -> Run:
     """
     try:
         tree: Any = yaml.safe_load(config.read_text("utf-8"))
-        groups = {name: schema(name, tree[name])(**tree[name]) for name in GROUPS if name != "launch"}
+        groups = {
+            name: schema(name, tree[name])(**tree[name]) for name in GROUPS if name != "launch"
+        }
         return Run(**{name: tree[name] for name in PLAIN}, **groups)
     except OSError as error:
         raise UserError(f"{config}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
-        raise UserError(f"{config}: not the settings of a run ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{config}: not the settings of a run ({' '.join(str(error).split())})"
+        ) from error

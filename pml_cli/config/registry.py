@@ -26,7 +26,10 @@ SCHEMAS: dict[str, Mapping[str, type[Any]] | type[Any]] = {
 }
 GROUPS = tuple(SCHEMAS)
 SHORT = ("rank", "seqlen", "seed", "out")
-DISCRIMINATORS = ("source", "kind")  # name the dataclass of an option: chosen with group=option, never set by themselves
+DISCRIMINATORS = (
+    "source",
+    "kind",
+)  # name the dataclass of an option: chosen with group=option, never set by themselves
 
 WORDS = {
     int: "an integer",
@@ -46,7 +49,11 @@ def shipped(name: str) -> Path:
 
 def option_file(group: str, option: str, config_dir: Path | None = None) -> Path | None:
     """The YAML file of an option; the user's folder comes first."""
-    candidates = [folder / group / f"{option}.yaml" for folder in (config_dir, shipped("conf")) if folder is not None]
+    candidates = [
+        folder / group / f"{option}.yaml"
+        for folder in (config_dir, shipped("conf"))
+        if folder is not None
+    ]
     return next((c for c in candidates if c.is_file()), None)
 
 
@@ -96,8 +103,14 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
     """The line about a key that does not exist: the nearest one of all, and those of its own group."""
     names = list(valid)
     group = key.split(".", maxsplit=1)[0]
-    near = [n for n in names if n.endswith(f".{key}")] or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    allowed = sorted(n for n in names if n.startswith(f"{group}.")) if group in GROUPS and "." in key else []
+    near = [n for n in names if n.endswith(f".{key}")] or difflib.get_close_matches(
+        key, names, n=1, cutoff=0.5
+    )
+    allowed = (
+        sorted(n for n in names if n.startswith(f"{group}."))
+        if group in GROUPS and "." in key
+        else []
+    )
     if not allowed:
         allowed = [n for n in names if "." not in n]
     return f"{key}: no such key; {f'did you mean {near[0]!r}? ' if near else ''}allowed: {', '.join(allowed)}"

@@ -16,7 +16,9 @@ FORMAT = 1  # of run folders and of ids; a folder of another format is refused
 
 TINY = Path(__file__).parents[1] / "tiny"  # the embedded model
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a folder's name
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")  # as a user may ask for it; pml itself also has models on torch's `meta`
+DEVICE = re.compile(
+    r"auto|cpu|cuda(:\d+)?"
+)  # as a user may ask for it; pml itself also has models on torch's `meta`
 DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
@@ -29,12 +31,20 @@ class Model:
     name: str = "tiny"  # label in run ids and tables
     path: str = "tiny"
     weights: str = "pretrained"  # or random: the architecture below (or of path), seeded; for measurements of speed
-    architecture: dict[str, Any] = field(default_factory=dict)  # fields of config.json, for weights=random
-    layer: int | None = None  # the decoder layer that carries the adapter, 0-based; null: two thirds of the depth
+    architecture: dict[str, Any] = field(
+        default_factory=dict
+    )  # fields of config.json, for weights=random
+    layer: int | None = (
+        None  # the decoder layer that carries the adapter, 0-based; null: two thirds of the depth
+    )
     dtype: str = "float32"
     device: str = "auto"  # auto: cuda where there is one, else cpu; cuda:N
-    stream: bool | None = None  # read the layers below the adapter one at a time; null: where the weights do not fit
-    checkpointing: bool | None = None  # run the layers above the adapter twice and keep less; null: where one cell needs it
+    stream: bool | None = (
+        None  # read the layers below the adapter one at a time; null: where the weights do not fit
+    )
+    checkpointing: bool | None = (
+        None  # run the layers above the adapter twice and keep less; null: where one cell needs it
+    )
     revision: str | None = None  # of the hub repository
     trust_remote_code: bool = False
 
@@ -45,7 +55,9 @@ class Data:
 
     source: str = ""
     seed: int = 0  # which sequence to draw from the source
-    chat: bool = False  # put the prompt through the tokenizer's chat template, with an empty system prompt
+    chat: bool = (
+        False  # put the prompt through the tokenizer's chat template, with an empty system prompt
+    )
 
 
 @dataclass
@@ -128,7 +140,9 @@ class LinearAdapter(Adapter):
     """Standard LoRA on linear modules, scale alpha / rank, as in PEFT."""
 
     kind: str = "linear"
-    targets: list[str] = field(default_factory=lambda: ["gate_proj", "up_proj", "down_proj"])  # module names
+    targets: list[str] = field(
+        default_factory=lambda: ["gate_proj", "up_proj", "down_proj"]
+    )  # module names
     layers: list[int] | None = None  # null: only the model's adapter layer; []: every layer
     alpha: float = 16.0
 
@@ -151,7 +165,9 @@ class MemftOtLoss(Loss):
 
     kind: str = "memft_ot"
     threshold: float = math.log(2)  # nats; ln 2 is p = 0.5
-    when_done: str = "mean"  # when no token is above it: mean (plain loss, as released) or zero (no update)
+    when_done: str = (
+        "mean"  # when no token is above it: mean (plain loss, as released) or zero (no update)
+    )
 
 
 @dataclass
@@ -184,8 +200,12 @@ class MemftMarginLoss(Loss):
 
     kind: str = "memft_margin"
     margin: float = 0.1  # logits by which the target must win; recall is exactly a margin above 0
-    growth: float = 1.5  # how many times as much is aimed at once every token wins; 1: no more than `margin`
-    switch: float = 0.5  # share of the steps after which the hinge takes over; 1: never, 0: from the start
+    growth: float = (
+        1.5  # how many times as much is aimed at once every token wins; 1: no more than `margin`
+    )
+    switch: float = (
+        0.5  # share of the steps after which the hinge takes over; 1: never, 0: from the start
+    )
 
 
 @dataclass
@@ -195,7 +215,9 @@ class Train:
     steps: int = 500
     epochs: int | None = None  # overrides steps: passes over the samples
     batch: int = 0  # samples a step; 0: all of them
-    curriculum: list[int] = field(default_factory=list)  # epochs at which more samples come into use; [20,40]: 1/3, 2/3, all
+    curriculum: list[int] = field(
+        default_factory=list
+    )  # epochs at which more samples come into use; [20,40]: 1/3, 2/3, all
     lr: float = 1e-2
     schedule: str = "linear"  # decay to 0 over the steps: linear | constant | cosine
     weight_decay: float = 0.0
@@ -212,7 +234,9 @@ class Launch:
     pack_tokens: int = 0  # tokens in one training step over all cells of a pack; 0: by device
     device_gb: float = 0.0  # memory of one device that packs may fill; 0: 80 % of this machine's (Slurm: not looked at)
     checkpoint_minutes: float = 3.0  # between checkpoints of a pack in training
-    stale_seconds: float = 120.0  # a process of another machine without a sign of life for so long is taken for dead
+    stale_seconds: float = (
+        120.0  # a process of another machine without a sign of life for so long is taken for dead
+    )
 
 
 @dataclass
@@ -247,7 +271,9 @@ class SlurmLaunch(Launch):
     mem_gb: float | None = None  # of one task
     constraint: str | None = None
     signal_seconds: int = 90  # before the time limit: keep a checkpoint and go back to the queue
-    setup: list[str] = field(default_factory=list)  # shell lines before the worker starts: module load ...
+    setup: list[str] = field(
+        default_factory=list
+    )  # shell lines before the worker starts: module load ...
     python: str | None = None  # command of the worker's Python; null: this one
     extra: dict[str, Any] = field(default_factory=dict)  # any other sbatch option, {mail-type: END}
 
@@ -280,7 +306,9 @@ class Request:
 class Fit:
     """Settings of `pml fit`."""
 
-    saturated_below: float = 0.69  # final loss (nats per token) at or below which a cell is left out, as in the paper
+    saturated_below: float = (
+        0.69  # final loss (nats per token) at or below which a cell is left out, as in the paper
+    )
     out: str | None = None  # folder of the report; null: fit/ inside the first path
     figures: bool = True
     draws: int = 4000  # of the bootstrap behind the intervals; 0 for none
@@ -292,17 +320,23 @@ class Fit:
 class Predict:
     """Settings of `pml predict`."""
 
-    rank: list[float] = field(default_factory=list)  # or numbers of parameters, where the law was fitted with x=parameters
+    rank: list[float] = field(
+        default_factory=list
+    )  # or numbers of parameters, where the law was fitted with x=parameters
     seqlen: list[float] = field(default_factory=list)  # target tokens
     group: str | None = None  # name or slug of one group of the report; null: all
-    base: float | None = None  # loss of the base model, nats per token; null: that of the cells trained
+    base: float | None = (
+        None  # loss of the base model, nats per token; null: that of the cells trained
+    )
 
 
 @dataclass
 class Lasting:
     """Settings of `pml lasting`."""
 
-    text: str | None = None  # UTF-8 file for the damage; null: documentation that the embedded model has not seen
+    text: str | None = (
+        None  # UTF-8 file for the damage; null: documentation that the embedded model has not seen
+    )
     tokens: int = 2000  # of that text, and of random tokens; 0: no damage is measured
     decode: bool = True  # in bfloat16 also decode freely: teacher forcing decides recall only in exact arithmetic
     device: str = "auto"  # auto: cuda where there is one, else cpu
@@ -324,7 +358,10 @@ class Transition:
 
 Report: TypeAlias = Fit | Predict | Lasting | Transition
 
-DATA = {c.source: c for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)}
+DATA = {
+    c.source: c
+    for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)
+}
 ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
 LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss, MemftSwLoss, MemftMarginLoss)}
 NAMED_LOSSES: dict[str, Loss] = {  # options of conf/loss that are another loss with other values

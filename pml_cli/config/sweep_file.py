@@ -13,8 +13,8 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pml_cli.errors import UserError
 from pml_cli.config.registry import shipped
+from pml_cli.errors import UserError
 
 YAMLError: type[Exception] = yaml.YAMLError
 
@@ -66,7 +66,9 @@ def _mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     if read is None or read == {}:
-        raise UserError(f"{path}: empty; a sweep file maps keys to values, for example rank: [4, 8]")
+        raise UserError(
+            f"{path}: empty; a sweep file maps keys to values, for example rank: [4, 8]"
+        )
     if not isinstance(read, dict):
         raise UserError(f"{path}: must be a mapping of keys to values, not a {type(read).__name__}")
     return {str(key): value for key, value in read.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from pml_cli.config.schema import Run
 from pml_cli.data.sources import Sample
 
 
 @dataclass(frozen=True)
-class Planned:
+class CellPlan:
     """One cell with what planning found out about it."""
 
     id: str
@@ -17,7 +18,9 @@ class Planned:
     steps: int
     rows: int  # samples in one step
     tokens: int  # input tokens of one row
-    checkpointing: bool = False  # the layers above the adapter run twice, because they keep too much otherwise
+    checkpointing: bool = (
+        False  # the layers above the adapter run twice, because they keep too much otherwise
+    )
 
     @property
     def step_tokens(self) -> int:

@@ -37,6 +37,8 @@ def total_steps(train: Train, samples: int) -> int:
     total, begin = 0, 0
     for end in ends:
         if end > begin:
-            total += (min(end, train.epochs) - begin) * -(-active(train.curriculum, begin, samples) // size)
+            total += (min(end, train.epochs) - begin) * -(
+                -active(train.curriculum, begin, samples) // size
+            )
             begin = min(end, train.epochs)
     return total

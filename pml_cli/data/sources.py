@@ -16,9 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from pml_cli.data import python_docs as corpus
-from pml_cli.data import synthetic_facts as facts_text
-from pml_cli.config.schema import (Data, HfData, JsonlData, MixedData, Model, PhonebookData, RandomData, RuleData, TextData)
+from pml_cli.config.schema import (
+    Data,
+    HfData,
+    JsonlData,
+    MixedData,
+    Model,
+    PhonebookData,
+    RandomData,
+    RuleData,
+    TextData,
+)
+from pml_cli.data import python_docs, synthetic_facts
 from pml_cli.errors import UserError
 from pml_cli.model.files import Tokenizer, facts, locate, open_tokenizer
 
@@ -41,8 +50,12 @@ class Source:
     least: int  # fewest target tokens it can give (whole samples)
     cut: Callable[[int], list[Sample]]
     nats: float | None = None  # entropy of a target token, where the source's distribution is known
-    test: list[Sample] = field(default_factory=list)  # samples of the same rule that are never trained on
-    unseen: Callable[[int], list[Sample]] = lambda _: []  # as cut, of the same source, sharing nothing with it; [] for none
+    test: list[Sample] = field(
+        default_factory=list
+    )  # samples of the same rule that are never trained on
+    unseen: Callable[[int], list[Sample]] = (
+        lambda _: []
+    )  # as cut, of the same source, sharing nothing with it; [] for none
 
     def take(self, seqlen: int) -> list[Sample]:
         """Samples with `seqlen` target tokens in all; fewer where whole samples do not fill it.
@@ -53,7 +66,9 @@ class Source:
         if self.limit is not None and seqlen > self.limit:
             raise UserError(f"seqlen={seqlen}: this source has only {self.limit} target tokens")
         if seqlen < self.least:
-            raise UserError(f"seqlen={seqlen}: the first sample alone has {self.least} target tokens")
+            raise UserError(
+                f"seqlen={seqlen}: the first sample alone has {self.least} target tokens"
+            )
         return self.cut(seqlen)
 
 
@@ -71,9 +86,9 @@ def open_source(model: Model, data: Data) -> Source:
     if isinstance(data, TextData):
         return _stream(tokenizer, _text(data), data.prompt, data.chat, data.seed)
     if isinstance(data, PhonebookData):
-        return _facts(tokenizer, facts_text.phonebook(data.seed, data.digits), data.chat)
+        return _facts(tokenizer, synthetic_facts.phonebook(data.seed, data.digits), data.chat)
     if isinstance(data, RuleData):
-        learn, unseen = facts_text.rule(data.seed, data.maximum, data.test_samples)
+        learn, unseen = synthetic_facts.rule(data.seed, data.maximum, data.test_samples)
         return _facts(tokenizer, learn, data.chat, unseen)
     if isinstance(data, JsonlData):
         return _jsonl(tokenizer, data)
@@ -85,13 +100,17 @@ def open_source(model: Model, data: Data) -> Source:
 def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
     """Refuse a length that the source or the model's context cannot hold, without building the samples of every length."""
     if source.limit is not None and seqlen > source.limit:
-        raise UserError(f"seqlen={seqlen}: data={data.source} has only {source.limit} target tokens for model={model.name}")
+        raise UserError(
+            f"seqlen={seqlen}: data={data.source} has only {source.limit} target tokens for model={model.name}"
+        )
     context = facts(model).context
     if source.limit is None and seqlen > context:  # before ten million random tokens are drawn
         raise UserError(f"seqlen={seqlen}: model={model.name} reads at most {context} tokens")
     longest = max(len(s.prompt) + len(s.target) for s in source.take(seqlen))
     if longest > context:
-        raise UserError(f"seqlen={seqlen}: with its prompt {longest} tokens, model={model.name} reads at most {context}")
+        raise UserError(
+            f"seqlen={seqlen}: with its prompt {longest} tokens, model={model.name} reads at most {context}"
+        )
 
 
 def _random(model: Model, data: RandomData) -> Source:
@@ -101,7 +120,9 @@ def _random(model: Model, data: RandomData) -> Source:
         words = np.array(sorted(set(range(tokenizer.size)) - tokenizer.special))
         prompt = tuple(tokenizer.prompt(data.prompt, data.chat))
     elif data.prompt or data.chat:
-        raise UserError(f"data.prompt={data.prompt!r}, data.chat={data.chat}: model={model.name} has no tokenizer")
+        raise UserError(
+            f"data.prompt={data.prompt!r}, data.chat={data.chat}: model={model.name} has no tokenizer"
+        )
     else:  # token 0 stands for begin-of-text
         words, prompt = np.arange(1, facts(model).vocabulary), (0,)
 
@@ -109,7 +130,9 @@ def _random(model: Model, data: RandomData) -> Source:
         ids = words[np.random.default_rng([data.seed, stream]).integers(len(words), size=seqlen)]
         return [Sample(prompt, tuple(ids.tolist()))]
 
-    return Source(None, 1, lambda n: drawn(n, 1), nats=math.log(len(words)), unseen=lambda n: drawn(n, 5))
+    return Source(
+        None, 1, lambda n: drawn(n, 1), nats=math.log(len(words)), unseen=lambda n: drawn(n, 5)
+    )
 
 
 def _mixed(tokenizer: Tokenizer, data: MixedData) -> Source:
@@ -122,16 +145,26 @@ def _mixed(tokenizer: Tokenizer, data: MixedData) -> Source:
         for sample in samples:
             replaced = which.random(len(sample.target)) < data.random_share
             drawn = words[what.integers(len(words), size=len(sample.target))]
-            out.append(Sample(sample.prompt, tuple(np.where(replaced, drawn, sample.target).tolist())))
+            out.append(
+                Sample(sample.prompt, tuple(np.where(replaced, drawn, sample.target).tolist()))
+            )
         return out
 
     nats = math.log(len(words)) if data.random_share == 1 else None
-    return Source(text.limit, 1, lambda n: mix(text.cut(n), (2, 3)), nats, unseen=lambda n: mix(text.unseen(n), (6, 7)))
+    return Source(
+        text.limit,
+        1,
+        lambda n: mix(text.cut(n), (2, 3)),
+        nats,
+        unseen=lambda n: mix(text.unseen(n), (6, 7)),
+    )
 
 
 def _stream(tokenizer: Tokenizer, text: str, prompt: str, chat: bool, seed: int) -> Source:
     """Running text from a paragraph (or line) drawn by the seed on, then round to its beginning; seed 0: the first."""
-    break_ = next((b for b in ("\n\n", "\n", ". ", " ") if text.count(b) >= 4), " ")  # where a text may begin
+    break_ = next(
+        (b for b in ("\n\n", "\n", ". ", " ") if text.count(b) >= 4), " "
+    )  # where a text may begin
     parts = text.split(break_)
     start = 0 if seed == 0 else int(np.random.default_rng([seed, 4]).integers(len(parts)))
     target = tuple(tokenizer.encode(break_.join(parts[start:] + parts[:start])))
@@ -147,7 +180,10 @@ def _stream(tokenizer: Tokenizer, text: str, prompt: str, chat: bool, seed: int)
 
 
 def _facts(
-    tokenizer: Tokenizer, rows: list[tuple[str, str]], chat: bool, unseen: list[tuple[str, str]] | None = None
+    tokenizer: Tokenizer,
+    rows: list[tuple[str, str]],
+    chat: bool,
+    unseen: list[tuple[str, str]] | None = None,
 ) -> Source:
     """Short facts, each whole: as many as fit into seqlen target tokens."""
     samples = [_sample(tokenizer, query, target, chat) for query, target in rows]
@@ -185,7 +221,11 @@ def _texts(tokenizer: Tokenizer, rows: list[tuple[str, str]], chat: bool) -> Sou
 
 
 def _jsonl(tokenizer: Tokenizer, data: JsonlData) -> Source:
-    rows = [_row(data.path, n, line) for n, line in enumerate(_read(data.path).split("\n"), 1) if line.strip()]
+    rows = [
+        _row(data.path, n, line)
+        for n, line in enumerate(_read(data.path).split("\n"), 1)
+        if line.strip()
+    ]
     kinds = {kind for kind, _, _ in rows}
     if len(kinds) > 1:
         raise UserError(f"data.path={data.path}: mixes question/matching and query/target lines")
@@ -199,23 +239,35 @@ def _row(path: str, number: int, line: str) -> tuple[str, str, str]:
     try:
         row: Any = json.loads(line)
     except ValueError as error:
-        where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        where = (
+            f"{error.msg} at column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error)
+        )
         raise UserError(f"data.path={path}: line {number} is not JSON ({where})") from error
     for prompt, target in (("question", "matching"), ("query", "target")):
-        if isinstance(row, dict) and isinstance(row.get(prompt), str) and isinstance(row.get(target), str):
+        if (
+            isinstance(row, dict)
+            and isinstance(row.get(prompt), str)
+            and isinstance(row.get(target), str)
+        ):
             if not row[target]:
                 raise UserError(f"data.path={path}: line {number}: {target!r} is empty")
             return target, row[prompt], row[target]
-    raise UserError(f"data.path={path}: line {number} has neither question/matching nor query/target as text")
+    raise UserError(
+        f"data.path={path}: line {number} has neither question/matching nor query/target as text"
+    )
 
 
 def _text(data: TextData) -> str:
     if data.path is not None:
         return _read(data.path)
     try:
-        return corpus.held_out_text()
+        return python_docs.held_out_text()
     except ModuleNotFoundError as error:
-        raise UserError("data=text: this Python was installed without pydoc_data; give data.path=FILE") from error
+        raise UserError(
+            "data=text: this Python was installed without pydoc_data; give data.path=FILE"
+        ) from error
 
 
 @lru_cache(maxsize=16)
@@ -229,7 +281,9 @@ def _read(path: str) -> str:
     if not text.strip():
         raise UserError(f"data.path={path}: empty file")
     if "\0" in text:
-        raise UserError(f"data.path={path}: a binary file (it holds zero bytes), UTF-8 text is needed")
+        raise UserError(
+            f"data.path={path}: a binary file (it holds zero bytes), UTF-8 text is needed"
+        )
     return text.replace("\r\n", "\n")
 
 
@@ -244,5 +298,7 @@ def _dataset_text(data: HfData) -> str:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"data.path={data.path}: {first}") from error
     if data.column not in table.column_names:
-        raise UserError(f"data.column={data.column}: this dataset has {', '.join(table.column_names)}")
+        raise UserError(
+            f"data.column={data.column}: this dataset has {', '.join(table.column_names)}"
+        )
     return "\n\n".join(str(text) for text in table[data.column] if text)

@@ -33,10 +33,15 @@ def phonebook(seed: int, digits: int) -> list[tuple[str, str]]:
     names = [f"{first} {last}" for first in FIRST for last in LAST]
     order = rng.permutation(len(names))
     numbers = rng.integers(10, size=(len(names), digits))
-    return [(f"{names[i]}:", "".join(map(str, number))) for i, number in zip(order, numbers, strict=True)]
+    return [
+        (f"{names[i]}:", "".join(map(str, number)))
+        for i, number in zip(order, numbers, strict=True)
+    ]
 
 
-def rule(seed: int, maximum: int, test_samples: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def rule(
+    seed: int, maximum: int, test_samples: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """f(x, y) = 3x + 5y + 7 pairs to learn, and `test_samples` others never trained on (at most half)."""
     rng = np.random.default_rng([seed, 6])
     pairs = [divmod(int(i), maximum + 1) for i in rng.permutation((maximum + 1) ** 2)]

@@ -23,17 +23,44 @@ class Condition:
 CONDITIONS = (
     Condition(TRAINED, "as trained"),
     Condition("adapter_bf16", "adapter weights rounded to bfloat16", adapter="bfloat16"),
-    Condition("adapter_int8", "adapter weights rounded to int8 by output channel of A and of B", adapter="int8"),
-    Condition("adapter_int4", "adapter weights rounded to int4 by output channel of A and of B", adapter="int4"),
+    Condition(
+        "adapter_int8",
+        "adapter weights rounded to int8 by output channel of A and of B",
+        adapter="int8",
+    ),
+    Condition(
+        "adapter_int4",
+        "adapter weights rounded to int4 by output channel of A and of B",
+        adapter="int4",
+    ),
     Condition("base_bf16", "base weights rounded to bfloat16, adapter as trained", base="bfloat16"),
     Condition(
-        "base_int8", "matrices of the base's layers rounded to int8 by output channel, adapter as trained", base="int8"
+        "base_int8",
+        "matrices of the base's layers rounded to int8 by output channel, adapter as trained",
+        base="int8",
     ),
-    Condition(HALF, "the whole model, adapter included, in bfloat16: weights and arithmetic", half=True),
+    Condition(
+        HALF, "the whole model, adapter included, in bfloat16: weights and arithmetic", half=True
+    ),
     Condition("merged", "adapter merged into the base's matrices, in float32", merged=True),
-    Condition("merged_bf16", "merged, then the merged matrices rounded to bfloat16", merged=True, after="bfloat16"),
-    Condition("merged_int8", "merged, then the merged matrices rounded to int8 by output", merged=True, after="int8"),
-    Condition("bf16_merged", "merged into bfloat16 weights, and the whole model in bfloat16", merged=True, half=True),
+    Condition(
+        "merged_bf16",
+        "merged, then the merged matrices rounded to bfloat16",
+        merged=True,
+        after="bfloat16",
+    ),
+    Condition(
+        "merged_int8",
+        "merged, then the merged matrices rounded to int8 by output",
+        merged=True,
+        after="int8",
+    ),
+    Condition(
+        "bf16_merged",
+        "merged into bfloat16 weights, and the whole model in bfloat16",
+        merged=True,
+        half=True,
+    ),
 )
 BY_NAME = {condition.name: condition for condition in CONDITIONS}
 WHY_NOT = (

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.split_model import FrozenBase
-from pml_cli.training.batches import PackData
-from pml_cli.evaluation.conditions import Condition
 from pml_cli.config.schema import MlpBlockAdapter
-from pml_cli.training.trainer import join_scores, split_scores
-from pml_cli.model.head import Head, token_nll
-from pml_cli.training.scores import (Scores)
-from pml_cli.evaluation.quantize import Rounding, to_bfloat16, to_int4, to_int8
 from pml_cli.data.sources import Sample
+from pml_cli.evaluation.conditions import Condition
+from pml_cli.evaluation.quantize import Rounding, to_bfloat16, to_int4, to_int8
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.head import Head, token_nll
+from pml_cli.model.split_model import SplitModel
+from pml_cli.training.batches import PackData
+from pml_cli.training.scores import Scores
+from pml_cli.training.trainer import join_scores, split_scores
 
 TOKENS = 16384  # at once, as in an evaluation
 ROUNDINGS: dict[str, Rounding] = {"bfloat16": to_bfloat16, "int8": to_int8, "int4": to_int4}
@@ -30,7 +30,9 @@ ROUNDINGS: dict[str, Rounding] = {"bfloat16": to_bfloat16, "int8": to_int8, "int
 class Forced:
     """Teacher-forced scores of a chunk of cells on one base; what lies below the adapters is computed once."""
 
-    def __init__(self, base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]]) -> None:
+    def __init__(
+        self, base: SplitModel, bank: AdapterBank, cells: Sequence[Sequence[Sample]]
+    ) -> None:
         self.base, self.data = base, PackData(cells, base.device)
         self.prefix = base.prefix(self.data.ids[:, :-1], bank)
 
@@ -43,12 +45,18 @@ class Forced:
         """
         head, parts = self.base.head, [[] for _ in self.data.cells]  # type: tuple[Head, list[list[Scores]]]
         if precise_head:
-            head = Head(head.weight_VD.float(), None if head.bias_V is None else head.bias_V.float(), head.cap)
+            head = Head(
+                head.weight_VD.float(),
+                None if head.bias_V is None else head.bias_V.float(),
+                head.cap,
+            )
         size = max(1, TOKENS // (len(bank) * self.data.ids.shape[1]))
         for start in range(0, max(len(cell) for cell in self.data.cells), size):
             batch = [cell[start : start + size] for cell in self.data.cells]
             layout = self.data.layout(batch)
-            hidden = self.base.upper(self.prefix.rows(layout.rows, layout.tokens), bank).flatten(0, 1)[layout.scored]
+            hidden = self.base.upper(self.prefix.rows(layout.rows, layout.tokens), bank).flatten(
+                0, 1
+            )[layout.scored]
             scored = token_nll(hidden.to(head.weight_VD.dtype), head, layout.targets)
             for part, scores in zip(parts, split_scores(layout, scored, batch), strict=True):
                 part.append(scores)
@@ -60,7 +68,7 @@ def mergeable(bank: AdapterBank) -> bool:
     return not isinstance(bank.kind, MlpBlockAdapter)
 
 
-def deployed(base: FrozenBase, bank: AdapterBank, condition: Condition) -> AdapterBank:
+def deployed(base: SplitModel, bank: AdapterBank, condition: Condition) -> AdapterBank:
     """The bank as a condition has it, for a base that is as the condition has it."""
     if condition.merged:
         return MergedBank(base, bank, condition.after, torch.bfloat16 if condition.half else None)
@@ -93,9 +101,17 @@ def _changed(bank: AdapterBank, change: Callable[[Tensor], Tensor]) -> AdapterBa
 class MergedBank(AdapterBank):
     """Adapters that have become part of their modules' weights: each cell has matrices of its own, W + scale A B."""
 
-    def __init__(self, base: FrozenBase, bank: AdapterBank, after: str = "", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, base: SplitModel, bank: AdapterBank, after: str = "", dtype: torch.dtype | None = None
+    ) -> None:
         """`after`: the rounding of the merged matrices; `dtype`: of their arithmetic, None: the adapters' own."""
-        self.sites, self.kind, self.dropout, self.ranks, self.scale = bank.sites, bank.kind, None, bank.ranks, bank.scale
+        self.sites, self.kind, self.dropout, self.ranks, self.scale = (
+            bank.sites,
+            bank.kind,
+            None,
+            bank.ranks,
+            bank.scale,
+        )
         self.A, self.B = bank.A, bank.B
         self.matrices: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name, site in bank.sites.items():
@@ -106,13 +122,19 @@ class MergedBank(AdapterBank):
             if after:
                 merged_KIO = ROUNDINGS[after](merged_KIO, 1)
             bias = getattr(module, "bias", None)
-            self.matrices[name] = merged_KIO.to(dtype or A.dtype), None if bias is None else bias.to(dtype or A.dtype)
+            self.matrices[name] = (
+                merged_KIO.to(dtype or A.dtype),
+                None if bias is None else bias.to(dtype or A.dtype),
+            )
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         merged_KIO, bias_O = self.matrices[name]
 
         def replaced(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            y = inputs[0].reshape(len(self), -1, inputs[0].shape[-1]).to(merged_KIO.dtype) @ merged_KIO
+            y = (
+                inputs[0].reshape(len(self), -1, inputs[0].shape[-1]).to(merged_KIO.dtype)
+                @ merged_KIO
+            )
             out: Tensor = y if bias_O is None else y + bias_O
             return out.view(output.shape).to(output.dtype)
 
@@ -122,11 +144,15 @@ class MergedBank(AdapterBank):
 def merged_bytes(bank: AdapterBank) -> int:
     """Memory of one cell's merged matrices."""
     size = next(iter(bank.A.values())).element_size()
-    return sum(site.inputs * site.outputs * size for site in bank.sites.values()) if mergeable(bank) else 0
+    return (
+        sum(site.inputs * site.outputs * size for site in bank.sites.values())
+        if mergeable(bank)
+        else 0
+    )
 
 
 @contextmanager
-def rounded_base(base: FrozenBase, rounding: str) -> Iterator[None]:
+def rounded_base(base: SplitModel, rounding: str) -> Iterator[None]:
     """The base with rounded weights while inside.
 
     bfloat16: every weight. Integers: the matrices of the decoder layers, not the embeddings, the head and the norms, as is
@@ -140,7 +166,9 @@ def rounded_base(base: FrozenBase, rounding: str) -> Iterator[None]:
             for module in layer.modules():
                 weight = getattr(module, "weight", None)
                 if isinstance(weight, nn.Parameter) and weight.dim() == 2:
-                    chosen[weight] = 1 if isinstance(module, nn.Linear) else 0  # GPT-2's Conv1D stores (in, out)
+                    chosen[weight] = (
+                        1 if isinstance(module, nn.Linear) else 0
+                    )  # GPT-2's Conv1D stores (in, out)
     kept = [(parameter, parameter.data) for parameter in chosen]
     try:
         for parameter, inputs in chosen.items():

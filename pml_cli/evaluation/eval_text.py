@@ -10,10 +10,10 @@ from functools import lru_cache
 import numpy as np
 
 from pml_cli.config.schema import MixedData, Model, RandomData, Run, TextData
-from pml_cli.errors import UserError
-from pml_cli.data.opened import (source_of)
-from pml_cli.model.files import facts, locate
+from pml_cli.data.opened import source_of
 from pml_cli.data.sources import Sample, open_source
+from pml_cli.errors import UserError
+from pml_cli.model.files import facts, locate
 
 WINDOW = 256  # scored tokens of one window, after begin-of-text
 SHARED = 16  # tokens in a row that a window may not have in common with what a run was trained on
@@ -33,11 +33,20 @@ class Pool:
 
         They lie as far from each other as they can: the same for all runs that learn the same targets.
         """
-        known = {tuple(t[i : i + size]) for t in targets for size in [min(SHARED, len(t))] for i in range(len(t) - size + 1)}
+        known = {
+            tuple(t[i : i + size])
+            for t in targets
+            for size in [min(SHARED, len(t))]
+            for i in range(len(t) - size + 1)
+        }
         sizes = {len(piece) for piece in known}
-        free = [w for w in self.windows if not any(_pieces(w.target, size) & known for size in sizes)]
+        free = [
+            w for w in self.windows if not any(_pieces(w.target, size) & known for size in sizes)
+        ]
         wanted = min(len(free), -(-tokens // WINDOW))
-        chosen = [free[int(i)] for i in np.linspace(0, len(free) - 1, wanted).round()] if wanted else []
+        chosen = (
+            [free[int(i)] for i in np.linspace(0, len(free) - 1, wanted).round()] if wanted else []
+        )
         return _cut(chosen, tokens)
 
 
@@ -67,14 +76,18 @@ def text_pool(model: Model, path: str | None) -> Pool:
     try:
         source = open_source(model, TextData(path=path))
     except UserError as error:
-        raise UserError(str(error).replace("data.path=", "text=").replace("data=text: ", "text: ")) from error
+        raise UserError(
+            str(error).replace("data.path=", "text=").replace("data=text: ", "text: ")
+        ) from error
     (whole,) = source.cut(source.limit or 0)
     return _windowed(whole, model)
 
 
 def random_pool(model: Model, tokens: int) -> Pool:
     """Windows of uniform random tokens, as many as asked for."""
-    (whole,) = open_source(model, RandomData(seed=CONTROL_SEED)).cut(max(1, -(-tokens // WINDOW)) * WINDOW)
+    (whole,) = open_source(model, RandomData(seed=CONTROL_SEED)).cut(
+        max(1, -(-tokens // WINDOW)) * WINDOW
+    )
     return _windowed(whole, model)
 
 
@@ -89,6 +102,8 @@ def learned(run: Run, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
     """What a run must not be tested on: its targets, and of mixed data the text that lies under the random tokens."""
     targets = [sample.target for sample in samples]
     if isinstance(run.data, MixedData):
-        plain = TextData(seed=run.data.seed, chat=run.data.chat, path=run.data.path, prompt=run.data.prompt)
+        plain = TextData(
+            seed=run.data.seed, chat=run.data.chat, path=run.data.path, prompt=run.data.prompt
+        )
         targets += [s.target for s in source_of(Run(model=run.model, data=plain)).take(run.seqlen)]
     return targets

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.split_model import FrozenBase
-from pml_cli.training.batches import PackData
 from pml_cli.data.sources import Sample
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.split_model import SplitModel
+from pml_cli.training.batches import PackData
 
 TOKENS = 16384  # at once
 LOGITS = 2**25  # of one model that exist at once
@@ -31,7 +31,9 @@ def divergence(base_NV: Tensor, adapted_NV: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def damages(base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]]) -> list[Measured]:
+def damages(
+    base: SplitModel, bank: AdapterBank, cells: Sequence[Sequence[Sample]]
+) -> list[Measured]:
     """Of each cell: tokens; loss of the base and with the adapter; KL(base || adapted); share with another first choice.
 
     Losses and KL are means in nats per token. A cell without text has None.
@@ -39,14 +41,20 @@ def damages(base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample
     out = [dict(NOTHING) for _ in cells]
     left = [k for k, samples in enumerate(cells) if samples]
     while left:
-        rows = max(len(cells[k]) for k in left) * max(len(s.prompt) + len(s.target) for k in left for s in cells[k])
+        rows = max(len(cells[k]) for k in left) * max(
+            len(s.prompt) + len(s.target) for k in left for s in cells[k]
+        )
         now, left = left[: max(1, TOKENS // rows)], left[max(1, TOKENS // rows) :]
-        for k, found in zip(now, _measured(base, bank.only(now), [cells[k] for k in now]), strict=True):
+        for k, found in zip(
+            now, _measured(base, bank.only(now), [cells[k] for k in now]), strict=True
+        ):
             out[k] = found
     return out
 
 
-def _measured(base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]]) -> list[Measured]:
+def _measured(
+    base: SplitModel, bank: AdapterBank, cells: Sequence[Sequence[Sample]]
+) -> list[Measured]:
     data = PackData(cells, base.device)
     prefix, layout = base.prefix(data.ids[:, :-1], bank), data.layout(data.cells)
     plain = bank.only([0])
@@ -58,18 +66,29 @@ def _measured(base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Samp
     size = max(1, LOGITS // base.head.weight_VD.shape[0])
     for start in range(0, len(layout.targets), size):
         rows = slice(start, start + size)
-        parts.append(_compared(base.logits(before[rows]), base.logits(after[rows]), layout.targets[rows]))
+        parts.append(
+            _compared(base.logits(before[rows]), base.logits(after[rows]), layout.targets[rows])
+        )
     tokens_K = layout.mask_KS.sum(1)
-    means = [layout.by_cell(torch.cat(values)).double().sum(1) / tokens_K for values in zip(*parts, strict=True)]
+    means = [
+        layout.by_cell(torch.cat(values)).double().sum(1) / tokens_K
+        for values in zip(*parts, strict=True)
+    ]
     names = ("base_loss", "loss", "kl", "changed")
     return [
-        {"tokens": int(tokens), **{name: float(mean[k]) for name, mean in zip(names, means, strict=True)}}
+        {
+            "tokens": int(tokens),
+            **{name: float(mean[k]) for name, mean in zip(names, means, strict=True)},
+        }
         for k, tokens in enumerate(tokens_K.tolist())
     ]
 
 
 def _compared(base_NV: Tensor, adapted_NV: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     precise = torch.promote_types(base_NV.dtype, torch.float32)
-    losses = [torch.nn.functional.cross_entropy(x.to(precise), targets, reduction="none") for x in (base_NV, adapted_NV)]
+    losses = [
+        torch.nn.functional.cross_entropy(x.to(precise), targets, reduction="none")
+        for x in (base_NV, adapted_NV)
+    ]
     changed = (base_NV.argmax(1) != adapted_NV.argmax(1)).to(precise)
     return *losses, divergence(base_NV, adapted_NV), changed

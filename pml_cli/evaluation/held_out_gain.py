@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.split_model import FrozenBase
-from pml_cli.training.batches import PackData
-from pml_cli.model.head import token_nll
 from pml_cli.data.sources import Sample
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.head import token_nll
+from pml_cli.model.split_model import SplitModel
+from pml_cli.training.batches import PackData
 
 TOKENS = 16384  # at once, so that little memory is needed
 
@@ -23,7 +23,7 @@ Samples = Sequence[Sequence[Sample]]
 
 
 @torch.no_grad()
-def control_gains(base: FrozenBase, bank: AdapterBank, cells: Samples) -> list[dict[str, Any]]:
+def control_gains(base: SplitModel, bank: AdapterBank, cells: Samples) -> list[dict[str, Any]]:
     """Of each cell of the bank: control_base_loss and control_gain, nats per token; None where it has no unseen samples.
 
     Args:
@@ -35,7 +35,10 @@ def control_gains(base: FrozenBase, bank: AdapterBank, cells: Samples) -> list[d
     while left:
         longest = max(len(s.prompt) + len(s.target) for k in left for s in cells[k])
         most = max(len(cells[k]) for k in left)
-        now, left = left[: max(1, TOKENS // (longest * most))], left[max(1, TOKENS // (longest * most)) :]
+        now, left = (
+            left[: max(1, TOKENS // (longest * most))],
+            left[max(1, TOKENS // (longest * most)) :],
+        )
         chosen = bank.only(now)
         after = _losses(base, chosen, [cells[k] for k in now])
         chosen.B = {name: torch.zeros_like(B) for name, B in chosen.B.items()}
@@ -45,7 +48,7 @@ def control_gains(base: FrozenBase, bank: AdapterBank, cells: Samples) -> list[d
     return out
 
 
-def _losses(base: FrozenBase, bank: AdapterBank, cells: Samples) -> list[float]:
+def _losses(base: SplitModel, bank: AdapterBank, cells: Samples) -> list[float]:
     """Mean nll of each cell's target tokens, nats."""
     data = PackData(cells, base.device)
     prefix = base.prefix(data.ids[:, :-1], bank)

@@ -6,34 +6,24 @@ forcing decides verbatim recall exactly, and decoding is needed only for what fo
 
 from __future__ import annotations
 
-from pml_cli.model.device import out_of_memory
-
-from pml_cli.training.scores import Scores, _first
-
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.split_model import FrozenBase
 from pml_cli.data.sources import Sample
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.device import out_of_memory
+from pml_cli.model.split_model import SplitModel
+from pml_cli.training.scores import Scores, _first
 
 DECODED_ROWS = (256, 64, 16, 4, 1)  # at once: fewer where memory does not suffice
 
 
-
-
-
-
-
-
-
-
 @torch.no_grad()
 def decode(
-    base: FrozenBase,
+    base: SplitModel,
     bank: AdapterBank,
     cells: Sequence[Sequence[Sample]],
     scores: Sequence[Scores] | None = None,
@@ -49,7 +39,9 @@ def decode(
         decoded ids of each sample of each cell, as many as its target has.
     """
     out = [[list(sample.target) for sample in cell] for cell in cells]
-    groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # prompt length -> (cell, sample, first failure)
+    groups: dict[int, list[tuple[int, int, int]]] = defaultdict(
+        list
+    )  # prompt length -> (cell, sample, first failure)
     for k, cell in enumerate(cells):
         for s, sample in enumerate(cell):
             first = 0 if scores is None else _first(~scores[k].correct[scores[k].sample == s])
@@ -63,7 +55,7 @@ def decode(
 
 
 def _decode_group(
-    base: FrozenBase,
+    base: SplitModel,
     bank: AdapterBank,
     cells: Sequence[Sequence[Sample]],
     group: list[tuple[int, int, int]],
@@ -74,7 +66,10 @@ def _decode_group(
 
     part = bank.only([k for k, _, _ in group])
     samples = [cells[k][s] for k, s, _ in group]
-    proven, longest = min(first for _, _, first in group), max(len(sample.target) for sample in samples)
+    proven, longest = (
+        min(first for _, _, first in group),
+        max(len(sample.target) for sample in samples),
+    )
     ids = torch.tensor([[*s.prompt, *s.target[:proven]] for s in samples], device=base.device)
     cache, steps = DynamicCache(), []
     for _ in range(proven, longest):
@@ -87,7 +82,10 @@ def _decode_group(
 
 
 def decode_within_memory(
-    base: FrozenBase, bank: AdapterBank, cells: Sequence[Sequence[Sample]], scores: Sequence[Scores] | None = None
+    base: SplitModel,
+    bank: AdapterBank,
+    cells: Sequence[Sequence[Sample]],
+    scores: Sequence[Scores] | None = None,
 ) -> list[list[list[int]]]:
     """`decode`, of fewer rows at once where memory does not suffice."""
     for rows in DECODED_ROWS[:-1]:
@@ -99,9 +97,13 @@ def decode_within_memory(
     return decode(base, bank, cells, scores, DECODED_ROWS[-1])
 
 
-
-
 def free_running(cell: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> dict[str, float]:
     """Token accuracy and exact match of free-running output."""
-    hits = [np.array(tokens) == np.array(sample.target) for tokens, sample in zip(decoded, cell, strict=True)]
-    return {"free_accuracy": float(np.concatenate(hits).mean()), "free_exact_match": float(np.mean([h.all() for h in hits]))}
+    hits = [
+        np.array(tokens) == np.array(sample.target)
+        for tokens, sample in zip(decoded, cell, strict=True)
+    ]
+    return {
+        "free_accuracy": float(np.concatenate(hits).mean()),
+        "free_exact_match": float(np.mean([h.all() for h in hits])),
+    }

@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pml_cli.model.adapter_bank import stack
-from pml_cli.model.split_model import FrozenBase
-from pml_cli.training.batches import SampleOrder
 from pml_cli.config.schema import Data, MixedData
+from pml_cli.data.cell import CellPlan
+from pml_cli.data.opened import source_of
 from pml_cli.evaluation.held_out_gain import control_gains
-from pml_cli.training.trainer import Cell
+from pml_cli.evaluation.recall import decode_within_memory, free_running
+from pml_cli.model.adapter_bank import stack
+from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.run_id import loss_label, setting
-from pml_cli.data.opened import (source_of)
-from pml_cli.data.cell import (Planned)
-from pml_cli.training.scores import (summarise)
-from pml_cli.evaluation.recall import (decode_within_memory, free_running)
+from pml_cli.training.batches import SampleOrder
+from pml_cli.training.scores import summarise
+from pml_cli.training.trainer import Cell
 
 VERSIONS = ("pml-cli", "torch", "transformers", "peft", "numpy", "pandas", "hydra-core")
 
 
-def result_of(planned: Planned, cell: Cell, base: FrozenBase) -> dict[str, Any]:
+def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
     """The numbers of one finished run: the body of result.json. Losses in nats per target token, base model first."""
     assert cell.initial is not None
     assert cell.final is not None
@@ -57,7 +57,9 @@ def result_of(planned: Planned, cell: Cell, base: FrozenBase) -> dict[str, Any]:
         "delta_loss": delta,
         "bits_gained": tokens * delta / math.log(2),
         "source_nats": nats,
-        "bits_memorised": None if nats is None else tokens * (nats - summary["final_loss"]) / math.log(2),
+        "bits_memorised": None
+        if nats is None
+        else tokens * (nats - summary["final_loss"]) / math.log(2),
         "steps_to_recall": _steps_to_recall(cell),
         "gradient_above": float(pd.concat(cell.curve)["gradient_above"].mean()),
         "tokens_seen": _tokens_seen(planned, cell.steps_run),
@@ -75,7 +77,7 @@ def _steps_to_recall(cell: Cell) -> int | None:
     return int(right[0]) if len(right) else None
 
 
-def _tokens_seen(planned: Planned, steps: int) -> int:
+def _tokens_seen(planned: CellPlan, steps: int) -> int:
     """Target tokens that the training has scored, each as often as it was."""
     train, lengths = planned.run.train, [len(sample.target) for sample in planned.samples]
     order = SampleOrder(len(lengths), train.batch, planned.run.seed, train.curriculum)
@@ -92,7 +94,7 @@ def data_label(data: Data) -> str:
     return f"{data.source}:{Path(path).stem}" if path else data.source
 
 
-def recalled(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def recalled(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Free-running recall of each cell, and recall of unseen samples where its source has some; decoded as one batch."""
     out: list[dict[str, Any]] = [
         {"free_accuracy": None, "free_exact_match": None, "unseen_exact_match": None} for _ in cells
@@ -112,9 +114,13 @@ def recalled(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return out
 
 
-def controls(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def controls(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """What each adapter gains on sequences of its source that it has not seen."""
-    trained = [(k, cell.adapter) for k, cell in enumerate(cells) if cell.failure is None and cell.adapter is not None]
+    trained = [
+        (k, cell.adapter)
+        for k, cell in enumerate(cells)
+        if cell.failure is None and cell.adapter is not None
+    ]
     out: list[dict[str, Any]] = [{"control_base_loss": None, "control_gain": None} for _ in cells]
     if trained:
         samples = [source_of(cells[k].run).unseen(cells[k].run.seqlen) for k, _ in trained]
@@ -124,10 +130,11 @@ def controls(base: FrozenBase, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return out
 
 
-def environment(base: FrozenBase) -> dict[str, Any]:
+def environment(base: SplitModel) -> dict[str, Any]:
     """Versions, machine, and the hash of the base's weights: the body of env.json but for the tokens."""
     return {
-        "versions": {name: _version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in VERSIONS}
+        | {"python": platform.python_version()},
         "platform": platform.platform(),
         "device": str(base.device),
         "dtype": str(base.dtype).removeprefix("torch."),
@@ -150,7 +157,10 @@ def _commit() -> str | None:
         return None
     try:
         asked = subprocess.run(
-            ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "-C", str(checkout), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError:
         return None

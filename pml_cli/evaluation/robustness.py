@@ -11,27 +11,41 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from pml_cli.model.adapter_bank import AdapterBank, stack
-from pml_cli.model.split_model import FrozenBase
-from pml_cli.evaluation.conditions import CONDITIONS, HALF, NOT_MERGEABLE, TRAINED, WHY_NOT, Condition
-from pml_cli.evaluation.forgetting import damages
-from pml_cli.evaluation.deployment import TOKENS, Forced, deployed, mergeable, merged_bytes, rounded_base
-from pml_cli.errors import UserError
-from pml_cli.evaluation.subject import (Subject)
-from pml_cli.model.loading import load_base
-from pml_cli.training.scores import (HALF as HALF_NLL)
-from pml_cli.training.scores import (Scores, summarise)
-from pml_cli.evaluation.recall import (decode)
 from pml_cli.data.sources import Sample
+from pml_cli.errors import UserError
+from pml_cli.evaluation.conditions import (
+    CONDITIONS,
+    HALF,
+    NOT_MERGEABLE,
+    TRAINED,
+    WHY_NOT,
+    Condition,
+)
+from pml_cli.evaluation.deployment import (
+    TOKENS,
+    Forced,
+    deployed,
+    mergeable,
+    merged_bytes,
+    rounded_base,
+)
+from pml_cli.evaluation.forgetting import damages
+from pml_cli.evaluation.recall import decode
+from pml_cli.evaluation.subject import EvalRun
+from pml_cli.model.adapter_bank import AdapterBank, stack
+from pml_cli.model.loading import load_model
+from pml_cli.model.split_model import SplitModel
+from pml_cli.training.scores import HALF as HALF_NLL
+from pml_cli.training.scores import Scores, summarise
 
 MERGED_BYTES = 2**29  # of merged matrices at once
 KEPT = ("token_accuracy", "exact_match", "final_loss", "share_above_threshold", "first_failure")
 
 
-Told = Callable[[list[tuple[Subject, dict[str, Any]]]], None]
+Told = Callable[[list[tuple[EvalRun, dict[str, Any]]]], None]
 
 
-def measure(subjects: Sequence[Subject], device: str, free: bool, told: Told) -> None:
+def measure(subjects: Sequence[EvalRun], device: str, free: bool, told: Told) -> None:
     """Measure every run, each model loaded once (in its own type, and in bfloat16); `told` of those that are done.
 
     Args:
@@ -40,27 +54,35 @@ def measure(subjects: Sequence[Subject], device: str, free: bool, told: Told) ->
     Raises:
         UserError: a model cannot be loaded, has other weights than it had, or an adapter that does not fit.
     """
-    models: dict[str, list[Subject]] = {}
+    models: dict[str, list[EvalRun]] = {}
     for subject in subjects:
-        models.setdefault(repr(dataclasses.replace(subject.run.model, device=device)), []).append(subject)
+        models.setdefault(repr(dataclasses.replace(subject.run.model, device=device)), []).append(
+            subject
+        )
     for group in models.values():
         model = dataclasses.replace(group[0].run.model, device=device)
-        base = load_base(model)
+        base = load_model(model)
         weights = base.weights_hash()
         for subject in group:
             if subject.weights != weights:
                 other = f"trained on other weights of model={model.name} than those here"
-                raise UserError(f"{subject.adapter.parent}: {other} (or by a pml that hashed otherwise: train it again)")
-        lower = base if base.dtype == torch.bfloat16 else load_base(dataclasses.replace(model, dtype="bfloat16"))
+                raise UserError(
+                    f"{subject.adapter.parent}: {other} (or by a pml that hashed otherwise: train it again)"
+                )
+        lower = (
+            base
+            if base.dtype == torch.bfloat16
+            else load_model(dataclasses.replace(model, dtype="bfloat16"))
+        )
         for chunk in _chunks(base, group):
             found = _measured(base, lower, chunk, free)
             told([(subject, result) for (subject, _), result in zip(chunk, found, strict=True)])
 
 
-Chunk = list[tuple[Subject, AdapterBank]]
+Chunk = list[tuple[EvalRun, AdapterBank]]
 
 
-def _chunks(base: FrozenBase, group: Sequence[Subject]) -> Iterator[Chunk]:
+def _chunks(base: SplitModel, group: Sequence[EvalRun]) -> Iterator[Chunk]:
     """Runs whose adapters sit in the same places, as many as fit into one evaluation; those of a text side by side."""
     places: dict[str, Chunk] = {}
     for subject in group:
@@ -70,43 +92,63 @@ def _chunks(base: FrozenBase, group: Sequence[Subject]) -> Iterator[Chunk]:
         waiting: Chunk = []
         for one in sorted(loaded, key=lambda one: (_tokens(one[0]), one[0].run.data.seed)):
             tokens = (len(waiting) + 1) * _tokens(one[0])
-            if waiting and (tokens > TOKENS or (len(waiting) + 1) * merged_bytes(one[1]) > MERGED_BYTES):
+            if waiting and (
+                tokens > TOKENS or (len(waiting) + 1) * merged_bytes(one[1]) > MERGED_BYTES
+            ):
                 yield waiting
                 waiting = []
             waiting.append(one)
         yield waiting
 
 
-def _tokens(subject: Subject) -> int:
+def _tokens(subject: EvalRun) -> int:
     return len(subject.samples) * max(len(s.prompt) + len(s.target) for s in subject.samples)
 
 
-def _load(base: FrozenBase, subject: Subject) -> AdapterBank:
+def _load(base: SplitModel, subject: EvalRun) -> AdapterBank:
     run = subject.run
-    bank = AdapterBank(base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype)
+    bank = AdapterBank(
+        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    )
     try:
         bank.load(0, subject.adapter)
     except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{subject.adapter}: not the adapter of this run ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{subject.adapter}: not the adapter of this run ({' '.join(str(error).split())})"
+        ) from error
     return bank.to(base.device)
 
 
-def _measured(base: FrozenBase, lower: FrozenBase, chunk: Chunk, free: bool) -> list[dict[str, Any]]:
+def _measured(
+    base: SplitModel, lower: SplitModel, chunk: Chunk, free: bool
+) -> list[dict[str, Any]]:
     subjects, bank = [subject for subject, _ in chunk], stack([bank for _, bank in chunk])
     cells = [subject.samples for subject in subjects]
     scores, precise = _scores(base, lower, bank, cells)
-    freely = decode(lower, deployed(lower, bank, _named(HALF)), cells) if free and not lower.stream else None
+    freely = (
+        decode(lower, deployed(lower, bank, _named(HALF)), cells)
+        if free and not lower.stream
+        else None
+    )
     out: list[dict[str, Any]] = []
     for k, subject in enumerate(subjects):
         trained = scores[TRAINED][k]
-        conditions: dict[str, Any] = {name: row(found[k], trained) for name, found in scores.items()}
+        conditions: dict[str, Any] = {
+            name: row(found[k], trained) for name, found in scores.items()
+        }
         for condition in CONDITIONS:
             conditions.setdefault(condition.name, {"status": _why_not(bank, condition)})
-        wrong = offenders(subject.samples, trained, scores[HALF][k], precise[k], freely[k] if freely else None)
-        conditions[HALF] |= free_row(subject.samples, scores[HALF][k], freely[k] if freely else None)
+        wrong = offenders(
+            subject.samples, trained, scores[HALF][k], precise[k], freely[k] if freely else None
+        )
+        conditions[HALF] |= free_row(
+            subject.samples, scores[HALF][k], freely[k] if freely else None
+        )
         out.append({"conditions": conditions, "offenders": wrong, "damage": {}})
     for name in ("text", "random"):
-        for result, found in zip(out, damages(base, bank, [subject.texts[name] for subject in subjects]), strict=True):
+        for result, found in zip(
+            out, damages(base, bank, [subject.texts[name] for subject in subjects]), strict=True
+        ):
             result["damage"][name] = found
     return out
 
@@ -122,7 +164,7 @@ def _why_not(bank: AdapterBank, condition: Condition) -> str:
 
 
 def _scores(
-    base: FrozenBase, lower: FrozenBase, bank: AdapterBank, cells: list[list[Sample]]
+    base: SplitModel, lower: SplitModel, bank: AdapterBank, cells: list[list[Sample]]
 ) -> tuple[dict[str, list[Scores]], list[Scores]]:
     """Scores of each cell under every condition there is; and in bfloat16 with the logits alone in float32."""
     out: dict[str, list[Scores]] = {}
@@ -132,7 +174,13 @@ def _scores(
             continue
         at = lower if condition.half else base
         with rounded_base(base, condition.base) if condition.base else nullcontext():
-            here = forced_lower if condition.half else Forced(base, bank, cells) if condition.base else forced
+            here = (
+                forced_lower
+                if condition.half
+                else Forced(base, bank, cells)
+                if condition.base
+                else forced
+            )
             out[condition.name] = here.scores(deployed(at, bank, condition))
     return out, forced_lower.scores(deployed(lower, bank, _named(HALF)), precise_head=True)
 
@@ -153,25 +201,33 @@ def row(found: Scores, trained: Scores) -> dict[str, Any]:
         "lost_above": int((lost & (trained.nll < HALF_NLL)).sum()),
         "kept_whole": still / len(whole) if whole else None,
         "least_margin": float(found.margin.min()),
-        "least_right_margin": float(found.margin[found.correct].min()) if found.correct.any() else None,
+        "least_right_margin": float(found.margin[found.correct].min())
+        if found.correct.any()
+        else None,
         "shift_rms": float(np.sqrt(np.mean(fall**2))) if len(fall) else None,
         "fall_worst": float(fall.max()) if len(fall) else None,
     }
 
 
-def free_row(samples: Sequence[Sample], forced: Scores, decoded: list[list[int]] | None) -> dict[str, Any]:
+def free_row(
+    samples: Sequence[Sample], forced: Scores, decoded: list[list[int]] | None
+) -> dict[str, Any]:
     """Free decoding in bfloat16: recall, and violations counted also where it leaves a text that p > 0.5 had promised."""
     if decoded is None:
         return {"free_exact_match": None}
     pairs = list(zip(decoded, samples, strict=True))
-    broken = sum(_broken(forced, s, tokens, sample) is not None for s, (tokens, sample) in enumerate(pairs))
+    broken = sum(
+        _broken(forced, s, tokens, sample) is not None for s, (tokens, sample) in enumerate(pairs)
+    )
     whole = float(np.mean([tuple(tokens) == sample.target for tokens, sample in pairs]))
     return {"free_exact_match": whole, "violations": summarise(forced)["violations"] + broken}
 
 
 def _broken(forced: Scores, s: int, tokens: Sequence[int], sample: Sample) -> int | None:
     """Index into the scores of a sample's first wrong token, where teacher forcing has it right with p > 0.5."""
-    first = next((i for i, (a, b) in enumerate(zip(tokens, sample.target, strict=True)) if a != b), None)
+    first = next(
+        (i for i, (a, b) in enumerate(zip(tokens, sample.target, strict=True)) if a != b), None
+    )
     if first is None:
         return None
     at = int(np.flatnonzero(forced.sample == s)[first])
@@ -179,7 +235,11 @@ def _broken(forced: Scores, s: int, tokens: Sequence[int], sample: Sample) -> in
 
 
 def offenders(
-    samples: Sequence[Sample], trained: Scores, found: Scores, precise: Scores, decoded: list[list[int]] | None
+    samples: Sequence[Sample],
+    trained: Scores,
+    found: Scores,
+    precise: Scores,
+    decoded: list[list[int]] | None,
 ) -> list[dict[str, Any]]:
     """Tokens with p > 0.5, as trained or in bfloat16, that bfloat16 decodes wrongly, each with its cause."""
     out = []
@@ -191,9 +251,13 @@ def offenders(
         else:
             cause = "the logits, rounded to bfloat16"
         out.append(_offender(trained, found, int(i), int(found.argmax_id[i]), cause))
-    for s, (tokens, sample) in enumerate(zip(decoded or [], samples if decoded else [], strict=True)):
+    for s, (tokens, sample) in enumerate(
+        zip(decoded or [], samples if decoded else [], strict=True)
+    ):
         if (at := _broken(found, s, tokens, sample)) is not None:
-            cause = "decoding step by step with a cache rounds otherwise than one pass over the text"
+            cause = (
+                "decoding step by step with a cache rounds otherwise than one pass over the text"
+            )
             out.append(_offender(trained, found, at, tokens[int(found.position[at])], cause))
     return out
 

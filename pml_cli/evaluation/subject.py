@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
 from pml_cli.config.schema import Run
 from pml_cli.data.sources import Sample
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalRun:
     """A finished run that is to be measured."""
 
     id: str

@@ -6,15 +6,25 @@ Not counted: free decoding after the training, what an early stop saves, experts
 
 from __future__ import annotations
 
-from pml_cli.model.dims import BYTES, DOWN, Matrix, OUT, PLAIN, QKV, SCORES, Shape, UP, shape, streams
-
 import itertools
 
-
 from pml_cli.config.schema import LinearAdapter, Run
+from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import minibatches
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (Pack)
+from pml_cli.launch.packing import Pack
+from pml_cli.model.dims import (
+    BYTES,
+    DOWN,
+    OUT,
+    PLAIN,
+    QKV,
+    SCORES,
+    UP,
+    Matrix,
+    Shape,
+    shape,
+    streams,
+)
 from pml_cli.model.files import facts
 
 CHUNK = 2048  # scored tokens whose logits exist at once, as in losses.token_nll
@@ -24,24 +34,32 @@ QK_NORMS = ("qwen3", "gemma3_text")  # these norm queries and keys
 SANDWICH = ("gemma2", "gemma3_text")  # these norm the outputs of attention and MLP too
 
 
-
-
-
-
-
-
 class _Work:
     """What the engine does for one pack: which layers run, how often, and how far down the gradient reaches."""
 
     def __init__(self, pack: Pack) -> None:
         cells, run = pack.cells, pack.cells[0].run
-        self.shape, self.steps, self.dtype = shape(run.model), cells[0].steps, BYTES[run.model.dtype]
-        self.cells, self.rank, self.block = len(cells), max(c.run.rank for c in cells), run.adapter.kind == "mlp_block"
+        self.shape, self.steps, self.dtype = (
+            shape(run.model),
+            cells[0].steps,
+            BYTES[run.model.dtype],
+        )
+        self.cells, self.rank, self.block = (
+            len(cells),
+            max(c.run.rank for c in cells),
+            run.adapter.kind == "mlp_block",
+        )
         self.sites = _sites(run, self.shape)
         layer = facts(run.model).adapter_layer(run.model.layer)
-        self.first, self.reach = min(((layer, m.stage) for layer, m in self.sites), default=(layer, DOWN))
-        self.upper = range(self.first + self.block, self.shape.layers)  # the layers that run in every step
-        self.again = pack.checkpointing  # of those layers only the inputs are kept, and backward runs them once more
+        self.first, self.reach = min(
+            ((layer, m.stage) for layer, m in self.sites), default=(layer, DOWN)
+        )
+        self.upper = range(
+            self.first + self.block, self.shape.layers
+        )  # the layers that run in every step
+        self.again = (
+            pack.checkpointing
+        )  # of those layers only the inputs are kept, and backward runs them once more
         self.T, self.tokens = max(c.tokens for c in cells), pack.step_tokens
         self.all_tokens = self.cells * max(len(c.samples) for c in cells) * self.T
         targets = [sum(len(s.target) for s in c.samples) for c in cells]
@@ -51,12 +69,18 @@ class _Work:
         apart = cells[0].drawn or run.adapter.dropout > 0  # else logged scores are the trained ones
         log_every = run.train.log_every or max(1, self.steps // 20)
         self.evaluations = 2 + ((self.steps - 1) // log_every if apart else 0)
-        self.head = 2 * self.shape.hidden * self.shape.vocabulary  # FLOPs of a scored token, one way
-        self.adapter = sum(2 * self.rank * (m.inputs + m.outputs) for _, m in self.sites)  # FLOPs of a token, forward
+        self.head = (
+            2 * self.shape.hidden * self.shape.vocabulary
+        )  # FLOPs of a scored token, one way
+        self.adapter = sum(
+            2 * self.rank * (m.inputs + m.outputs) for _, m in self.sites
+        )  # FLOPs of a token, forward
 
     def flows(self, layer: int, stage: int) -> bool:
         """Whether a gradient is wanted at the input of a stage: an adapter lies before it."""
-        beside = self.shape.kind == "gpt_neox" and self.reach < UP <= stage  # its MLP does not read its attention
+        beside = (
+            self.shape.kind == "gpt_neox" and self.reach < UP <= stage
+        )  # its MLP does not read its attention
         return layer > self.first or (stage > self.reach and not beside)
 
     def forward(self, layers: int) -> float:
@@ -70,8 +94,15 @@ class _Work:
         attention = (8 if self.shape.written else 5) * self.shape.queries * self.T
         for layer in self.upper:
             matrices = (m for m in self.shape.matrices.values() if self.flows(layer, m.stage))
-            total += sum(2 * m.inputs * m.outputs for m in matrices) + attention * self.flows(layer, SCORES)
-        for layer, m in self.sites:  # of x @ A @ B: A, B and what lies between, and x where that is no cached constant
+            total += sum(2 * m.inputs * m.outputs for m in matrices) + attention * self.flows(
+                layer, SCORES
+            )
+        for (
+            layer,
+            m,
+        ) in (
+            self.sites
+        ):  # of x @ A @ B: A, B and what lies between, and x where that is no cached constant
             inputs = 1 + (not self.block and self.flows(layer, m.stage))
             total += 2 * self.rank * (inputs * m.inputs + 2 * m.outputs)
         return total
@@ -79,10 +110,16 @@ class _Work:
     def repeated(self) -> float:
         """FLOPs of a token that checkpointing adds: the layers again, each up to the last product that a gradient needs."""
         total = self.forward(len(self.upper)) + (0 if self.block else self.adapter)
-        for layer in self.upper if self.shape.kind not in SANDWICH else []:  # there a norm follows the last product
+        for layer in (
+            self.upper if self.shape.kind not in SANDWICH else []
+        ):  # there a norm follows the last product
             last = max((stage for stage in (OUT, DOWN) if self.flows(layer, stage)), default=DOWN)
             if (layer, last) not in [(i, m.stage) for i, m in self.sites]:
-                total -= sum(2 * m.inputs * m.outputs for m in self.shape.matrices.values() if m.stage >= last)
+                total -= sum(
+                    2 * m.inputs * m.outputs
+                    for m in self.shape.matrices.values()
+                    if m.stage >= last
+                )
         return total
 
     def saved(self) -> tuple[float, float]:
@@ -96,14 +133,26 @@ class _Work:
         m, dtype, precise = self.shape, self.dtype, max(4, self.dtype)
         norm = m.hidden * (dtype if m.kind in PLAIN else precise)
         mlp = m.inner * dtype * {"gpt2": 4, "gpt_neox": 1}.get(m.kind, 3)
-        attention = 2 * (m.queries + m.keys) * dtype + (m.queries + m.keys) * precise * (m.kind in QK_NORMS)
+        attention = 2 * (m.queries + m.keys) * dtype + (m.queries + m.keys) * precise * (
+            m.kind in QK_NORMS
+        )
         attention += m.written * self.T * (2 * dtype + precise * (dtype < precise))
         more, layers = 1 + (m.kind in SANDWICH), dict.fromkeys(self.upper, 0.0)
         for layer in self.upper:
-            norms = norm * (self.flows(layer, QKV) + more * self.flows(layer, UP) + (more - 1) * self.flows(layer, DOWN))
-            layers[layer] = norms + attention * self.flows(layer, SCORES) + mlp * self.flows(layer, DOWN)
-        outside = norm * (more if self.block else 1)  # of the last norm, and of the one that follows the adapted MLP
-        outside += m.hidden * precise if self.block and dtype < 4 else 0  # else such an adapter reads the cache itself
+            norms = norm * (
+                self.flows(layer, QKV)
+                + more * self.flows(layer, UP)
+                + (more - 1) * self.flows(layer, DOWN)
+            )
+            layers[layer] = (
+                norms + attention * self.flows(layer, SCORES) + mlp * self.flows(layer, DOWN)
+            )
+        outside = norm * (
+            more if self.block else 1
+        )  # of the last norm, and of the one that follows the adapted MLP
+        outside += (
+            m.hidden * precise if self.block and dtype < 4 else 0
+        )  # else such an adapter reads the cache itself
         for layer, site in self.sites if not self.block else []:
             if layer in layers:  # one that the model lacks is refused later
                 layers[layer] += site.inputs * precise
@@ -113,7 +162,7 @@ class _Work:
         return outside + sum(layers.values()), 0.0
 
 
-def _filled(cell: Planned) -> float:
+def _filled(cell: CellPlan) -> float:
     """How full its minibatches are in the mean."""
     if cell.run.train.curriculum:
         return sum(minibatches(cell.run.train, len(cell.samples))) / (cell.rows * cell.steps)
@@ -125,15 +174,24 @@ def _sites(run: Run, model: Shape) -> list[tuple[int, Matrix]]:
     layer = facts(run.model).adapter_layer(run.model.layer)
     if not isinstance(run.adapter, LinearAdapter):
         return [(layer, Matrix(model.hidden, model.hidden, DOWN))]
-    layers = [layer] if run.adapter.layers is None else sorted(set(run.adapter.layers)) or range(model.layers)
+    layers = (
+        [layer]
+        if run.adapter.layers is None
+        else sorted(set(run.adapter.layers)) or range(model.layers)
+    )
     ends = tuple(f".{target}" for target in run.adapter.targets)
-    return [(i, m) for i in layers for name, m in model.matrices.items() if f".{name}".endswith(ends)]
+    return [
+        (i, m) for i in layers for name, m in model.matrices.items() if f".{name}".endswith(ends)
+    ]
 
 
 def _unique_rows(pack: Pack) -> int:
     """Rows of the prefix cache: a sample that begins another needs none. In sorted order that one comes right after it."""
     found = sorted({(s.prompt, s.target) for cell in pack.cells for s in cell.samples})
-    begins = (p == q and long[: len(short)] == short for (p, short), (q, long) in itertools.pairwise(found))
+    begins = (
+        p == q and long[: len(short)] == short
+        for (p, short), (q, long) in itertools.pairwise(found)
+    )
     return len(found) - sum(begins)
 
 
@@ -141,7 +199,9 @@ def step_flops(pack: Pack) -> float:
     """Matmul FLOPs of one training step, forward and backward, padding included."""
     work = _Work(pack)
     token = work.forward(len(work.upper)) + work.adapter + work.backward()
-    return work.tokens * token + 2 * work.scored * work.head  # the head's only gradient is that of the hidden states
+    return (
+        work.tokens * token + 2 * work.scored * work.head
+    )  # the head's only gradient is that of the hidden states
 
 
 def whole_step_flops(pack: Pack, passes: int) -> float:
@@ -150,7 +210,12 @@ def whole_step_flops(pack: Pack, passes: int) -> float:
     Every input token is read off the head.
     """
     work = _Work(pack)
-    token = passes * (work.forward(work.shape.layers) + work.head) + work.adapter + work.backward() + work.head
+    token = (
+        passes * (work.forward(work.shape.layers) + work.head)
+        + work.adapter
+        + work.backward()
+        + work.head
+    )
     return work.tokens * token
 
 
@@ -158,7 +223,10 @@ def flops(pack: Pack) -> float:
     """Matmul FLOPs of the training of a pack: the prefix once, every step, and the evaluations."""
     work = _Work(pack)
     prefix = work.rows * work.T * work.forward(work.first + 1)
-    evaluation = work.all_tokens * (work.forward(len(work.upper)) + work.adapter) + work.all_scored * work.head
+    evaluation = (
+        work.all_tokens * (work.forward(len(work.upper)) + work.adapter)
+        + work.all_scored * work.head
+    )
     return prefix + work.steps * work.filled * step_flops(pack) + work.evaluations * evaluation
 
 
@@ -183,22 +251,33 @@ def memory(pack: Pack) -> int:
     m, dtype, precise = work.shape, work.dtype, max(4, work.dtype)
     kept = 1 if not work.block else 2 + (m.kind in SANDWICH)
     cache = (work.rows * work.T + work.tokens) * m.hidden * dtype * kept
-    adapters = 5 * work.cells * work.rank * precise * sum(site.inputs + site.outputs for _, site in work.sites)
-    logits = min(CHUNK, work.scored) * m.vocabulary * (precise * (1 + 2 * m.capped) + dtype * (dtype < precise))
+    adapters = (
+        5
+        * work.cells
+        * work.rank
+        * precise
+        * sum(site.inputs + site.outputs for _, site in work.sites)
+    )
+    logits = (
+        min(CHUNK, work.scored)
+        * m.vocabulary
+        * (precise * (1 + 2 * m.capped) + dtype * (dtype < precise))
+    )
     layer = dtype * 4 * (m.inner + m.hidden) + 2 * m.written * work.T * precise
     evaluated = min(work.all_tokens, max(EVALUATION_TOKENS, work.cells * work.T))
-    step = saved_bytes(pack) + work.tokens * 2 * m.hidden * dtype + max(logits, work.tokens * (work.saved()[1] + layer))
+    step = (
+        saved_bytes(pack)
+        + work.tokens * 2 * m.hidden * dtype
+        + max(logits, work.tokens * (work.saved()[1] + layer))
+    )
     trained = cache + adapters + max(step, evaluated * layer + logits)
     if not streams(pack.cells[0].run.model):
         return round(m.parameters * dtype + trained)
     states = work.rows * work.T * m.hidden * dtype
-    below = max(m.layer, m.inputs) * dtype + (1 + kept) * states + min(ROWS, work.rows) * work.T * layer
-    return round(
-        (m.tables - m.inputs + len(work.upper) * m.layer) * dtype + max(trained, below + adapters, 2 * kept * states)
+    below = (
+        max(m.layer, m.inputs) * dtype + (1 + kept) * states + min(ROWS, work.rows) * work.T * layer
     )
-
-
-
-
-
-
+    return round(
+        (m.tables - m.inputs + len(work.upper) * m.layer) * dtype
+        + max(trained, below + adapters, 2 * kept * states)
+    )

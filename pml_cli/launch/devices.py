@@ -10,18 +10,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pml_cli.model import dims as dims_
 from pml_cli.config.schema import Launch, LocalLaunch, SlurmLaunch
-from pml_cli.model.dims import (device_kind)
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (Pack, Packing)
-from pml_cli.launch.throughput import Rates, device_label
+from pml_cli.data.cell import CellPlan
 from pml_cli.format import duration_text
+from pml_cli.launch.packing import Pack, Packing
+from pml_cli.launch.throughput import Rates, device_label
+from pml_cli.model import dims as dims_
+from pml_cli.model.dims import device_kind
 
 SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is of tensors alone
 
 
-def packing(launch: Launch, cells: Sequence[Planned]) -> Packing:
+def packing(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
     """How a sweep is cut for the devices it is launched on."""
     told = round(launch.device_gb * 2**30) or None
     if isinstance(launch, SlurmLaunch):
@@ -30,13 +30,17 @@ def packing(launch: Launch, cells: Sequence[Planned]) -> Packing:
     kind = device_kind(cells[0].run.model.device)
     shared = len(workers) if kind == "cpu" else max(Counter(workers).values())
     there = dims_.device_memory(kind)
-    return Packing(launch.pack_tokens, len(workers), memory=told or (there and int(SHARE * there / shared)))
+    return Packing(
+        launch.pack_tokens, len(workers), memory=told or (there and int(SHARE * there / shared))
+    )
 
 
 def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None]:
     """What each pack will take on the devices of a launch, by what was measured on such before; None: nothing was."""
     workers = local_devices(launch, packs[0].cells) if isinstance(launch, LocalLaunch) else [""]
-    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list is one number for each level of nesting
+    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[
+        0
+    ]  # a list is one number for each level of nesting
     threads = int(told) if told.isdigit() else cores()
     if isinstance(launch, LocalLaunch):
         threads = launch.threads or max(1, cores() // len(workers))
@@ -46,7 +50,10 @@ def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None
     kind, rates = device_kind(packs[0].cells[0].run.model.device, gpu), Rates()
     label = device_label(kind, threads)
     models = [pack.cells[0].run.model for pack in packs]
-    return [label and rates.seconds(label, m.dtype, m.name, pack) for m, pack in zip(models, packs, strict=True)]  # type: ignore[misc]
+    return [
+        label and rates.seconds(label, m.dtype, m.name, pack)
+        for m, pack in zip(models, packs, strict=True)
+    ]  # type: ignore[misc]
 
 
 def expectation(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | None]) -> str:
@@ -64,7 +71,7 @@ def expectation(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float |
     return f"time: about {duration_text(max(ends))}{on}, by packs trained here before, without start and queue"
 
 
-def local_devices(launch: LocalLaunch, cells: Sequence[Planned]) -> list[str]:
+def local_devices(launch: LocalLaunch, cells: Sequence[CellPlan]) -> list[str]:
     """CUDA_VISIBLE_DEVICES of each local worker; empty strings where they train on the CPU."""
     wanted = {device_kind(cell.run.model.device) for cell in cells}
     if "cuda" in wanted and (gpus := visible_gpus()):
@@ -80,7 +87,12 @@ def visible_gpus() -> list[str]:
     if shutil.which("nvidia-smi"):
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         if answer.returncode == 0:
-            return [str(i) for i, line in enumerate(x for x in answer.stdout.splitlines() if x.startswith("GPU "))]
+            return [
+                str(i)
+                for i, line in enumerate(
+                    x for x in answer.stdout.splitlines() if x.startswith("GPU ")
+                )
+            ]
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 

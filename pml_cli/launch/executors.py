@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pml_cli.launch import slurm
-from pml_cli.launch.lease import Member
 from pml_cli.config.schema import Launch, LocalLaunch, SlurmLaunch
-from pml_cli.launch.devices import cores, local_devices
+from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (Pack)
-from pml_cli.runs.folder import RunFolder
-from pml_cli.launch.status import Snapshot, Watcher, living
-from pml_cli.launch.signals import Signals, Stopped
+from pml_cli.launch import slurm
+from pml_cli.launch.devices import cores, local_devices
+from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.openmp import share_cores
-from pml_cli.launch.queue import Order, Queue, work
+from pml_cli.launch.packing import Pack
+from pml_cli.launch.queue import Queue, SweepManifest, work
+from pml_cli.launch.signals import Signals, Stopped
+from pml_cli.launch.status import Snapshot, Watcher, living
+from pml_cli.runs.folder import RunFolder
 
 FOREVER_MINUTES = 60 * 24 * 365
 FRUITLESS = 2  # launches in a row after which nothing more was done than before
@@ -69,7 +69,9 @@ class Task:
                 try:
                     signals.requeue()
                 except subprocess.CalledProcessError as error:
-                    raise SystemExit(f"this site takes no job back to its queue ({error}); run the sweep again") from error
+                    raise SystemExit(
+                        f"this site takes no job back to its queue ({error}); run the sweep again"
+                    ) from error
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
         """Asked by submitit before a job goes back to the queue: it begins anew, the work is in the folder."""
@@ -80,8 +82,10 @@ class Task:
     def _train(self, signals: Signals) -> None:
         """Claim and train packs of the stored sweep until none is free."""
         out, launch = Path(self.out), self.launch
-        order = Order.read(out / ".pml" / "requests" / f"{self.key}.json")
-        with Member(out, launch.kind, launch.stale_seconds, order=self.key, launch=self.id, slot=self.slot) as member:
+        order = SweepManifest.read(out / ".pml" / "requests" / f"{self.key}.json")
+        with WorkerLease(
+            out, launch.kind, launch.stale_seconds, order=self.key, launch=self.id, slot=self.slot
+        ) as member:
             from pml_cli.launch.worker import Worker
 
             queue = Queue(out, order.packs(), member)
@@ -90,7 +94,7 @@ class Task:
             def ended() -> bool:
                 return self.fail_fast and bool(_new_failures(out, order, self.failed_before))
 
-            def report(_cell: Planned, failure: str | None) -> None:
+            def report(_cell: CellPlan, failure: str | None) -> None:
                 if failure is not None and self.fail_fast:
                     signals.end = Stopped("a cell failed")
                     member.cancel([self.id])
@@ -104,8 +108,10 @@ class Task:
             )
 
 
-def _new_failures(out: Path, order: Order, before: frozenset[str]) -> list[str]:
-    return [name for name in order.cells if name not in before and RunFolder(out, name).error.exists()]
+def _new_failures(out: Path, order: SweepManifest, before: frozenset[str]) -> list[str]:
+    return [
+        name for name in order.cells if name not in before and RunFolder(out, name).error.exists()
+    ]
 
 
 class Launcher:
@@ -114,18 +120,24 @@ class Launcher:
     def __init__(
         self,
         out: Path,
-        order: Order,
+        order: SweepManifest,
         launch: LocalLaunch | SlurmLaunch,
-        cells: Sequence[Planned],
+        cells: Sequence[CellPlan],
         fail_fast: bool,
     ) -> None:
         """`cells`: of the sweep; what of them has failed already does not count under `fail_fast`."""
         self.out, self.order, self.launch, self.fail_fast = out, order, launch, fail_fast
         self.id = uuid.uuid4().hex[:8]
-        self.devices = local_devices(launch, cells) if isinstance(launch, LocalLaunch) else [None] * launch.devices
+        self.devices = (
+            local_devices(launch, cells)
+            if isinstance(launch, LocalLaunch)
+            else [None] * launch.devices
+        )
         before = frozenset(_new_failures(out, order, frozenset()))
         self._task = Task(str(out), order.key, self.id, launch, fail_fast, before)
-        self._started: dict[int, Any] = {}  # slot to submitit's job, of local workers that may not have shown themselves yet
+        self._started: dict[
+            int, Any
+        ] = {}  # slot to submitit's job, of local workers that may not have shown themselves yet
 
     def start(self, packs: Sequence[Pack]) -> int:
         """Start as many workers as are wanted and not there yet.
@@ -151,7 +163,9 @@ class Launcher:
         return self._submit(max(0, min(self.launch.devices - there, len(packs))), folder)
 
     def _living_slots(self) -> set[int]:
-        shown = [r for r in living(self.out) if r["kind"] == "local" and r.get("order") == self.order.key]
+        shown = [
+            r for r in living(self.out) if r["kind"] == "local" and r.get("order") == self.order.key
+        ]
         started = {slot for slot, job in self._started.items() if not job.done()}
         return started | {int(record.get("slot") or 0) for record in shown}
 
@@ -165,8 +179,12 @@ class Launcher:
         note = self.out / ".pml" / "jobs" / f"local-{self.id}.json"
         slurm.note_launch(note, self.id, self.order.key)
         for slot in slots:
-            task = dataclasses.replace(self._task, slot=slot, device=self.devices[slot], threads=threads)
-            with _output_to(folder / "launch.log"):  # or a pipe that pml writes to stays open as long as its workers live
+            task = dataclasses.replace(
+                self._task, slot=slot, device=self.devices[slot], threads=threads
+            )
+            with _output_to(
+                folder / "launch.log"
+            ):  # or a pipe that pml writes to stays open as long as its workers live
                 self._started[slot] = executor.submit(task)
         return len(slots)
 
@@ -193,16 +211,26 @@ class Launcher:
             "setup": launch.setup or None,
             "additional_parameters": {"requeue": True} | launch.extra,
         }
-        executor.update_parameters(**{name: value for name, value in wanted.items() if value is not None})
-        task, size, log = dataclasses.replace(self._task, threads=launch.cpus), slurm.max_array_size(), folder / "sbatch.log"
+        executor.update_parameters(
+            **{name: value for name, value in wanted.items() if value is not None}
+        )
+        task, size, log = (
+            dataclasses.replace(self._task, threads=launch.cpus),
+            slurm.max_array_size(),
+            folder / "sbatch.log",
+        )
         for first in range(0, count, size):
             part = min(size, count - first)
             executor.update_parameters(array_parallelism=launch.parallel or part)
             try:
                 with _output_to(log):
                     jobs = executor.submit_array([task] * part)
-            except Exception as error:  # submitit has one class for what sbatch says, and raises others around it
-                raise UserError(f"launch=slurm: {_said(log.read_text('utf-8', 'replace') or str(error))}") from error
+            except (
+                Exception
+            ) as error:  # submitit has one class for what sbatch says, and raises others around it
+                raise UserError(
+                    f"launch=slurm: {_said(log.read_text('utf-8', 'replace') or str(error))}"
+                ) from error
             job = jobs[0].job_id.split("_")[0]
             slurm.note_launch(self.out / ".pml" / "jobs" / f"{job}.json", self.id, self.order.key)
         return count
@@ -225,7 +253,10 @@ class Launcher:
         """
         watcher, fruitless, before = Watcher(self.out, self.order), 0, (-1, 0.0)
         stale = self.launch.stale_seconds
-        with Member(self.out, "driver", stale, order=self.order.key, launch=self.id) as member, Signals():
+        with (
+            WorkerLease(self.out, "driver", stale, order=self.order.key, launch=self.id) as member,
+            Signals(),
+        ):
             jobs: list[slurm.Job] | None = []
             asked, started = 0.0, time.monotonic()
             while True:
@@ -242,7 +273,11 @@ class Launcher:
                     return False
                 if member.is_cancelled():
                     raise Stopped("cancelled")
-                if jobs is not None and looked - started > SETTLE_SECONDS and self._short_of_workers(seen, jobs, left):
+                if (
+                    jobs is not None
+                    and looked - started > SETTLE_SECONDS
+                    and self._short_of_workers(seen, jobs, left)
+                ):
                     done = (len(seen.done) + len(seen.failed), _last_checkpoint(self.out))
                     fruitless = fruitless + 1 if done == before else 0
                     if fruitless >= FRUITLESS and not training and not jobs:
@@ -253,7 +288,9 @@ class Launcher:
                 took = time.monotonic() - looked  # slow disk, many cells: look less often
                 time.sleep(min(max(LOOK_SECONDS, 10 * took), REST_SECONDS))
 
-    def _short_of_workers(self, seen: Snapshot, jobs: list[slurm.Job], left: Callable[[], list[Pack]]) -> bool:
+    def _short_of_workers(
+        self, seen: Snapshot, jobs: list[slurm.Job], left: Callable[[], list[Pack]]
+    ) -> bool:
         there = len(self._living_slots()) if isinstance(self.launch, LocalLaunch) else len(jobs)
         return there < len(self.devices) and bool(self._free(seen, left()))
 
@@ -265,7 +302,7 @@ class Launcher:
 
     def end(self) -> None:
         """Ask this launch's workers to keep a checkpoint and end, and wait a little for those on this machine."""
-        Member.cancel_in(self.out, [self.id])
+        WorkerLease.cancel_in(self.out, [self.id])
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and any(not job.done() for job in self._started.values()):
             time.sleep(0.3)
@@ -291,7 +328,9 @@ def _output_to(log: Path) -> Iterator[None]:
 def _said(words: str) -> str:
     """The lines of sbatch that tell what is wrong, as one."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
-    told = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error")]
+    told = [
+        line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error")
+    ]
     return "; ".join(told) or (lines or ["refused"])[-1]
 
 
@@ -305,8 +344,12 @@ def last_words(out: Path) -> str:
     """The last line that a worker left in its log, and where."""
     logs = sorted((out / ".pml" / "logs").glob("*.err"), key=lambda path: path.stat().st_mtime)
     for path in reversed(logs):
-        lines = [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+        lines = [
+            line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()
+        ]
         if lines:
-            own = [line for line in lines if not line.startswith("srun: error")] or lines  # srun only says that it ended
+            own = [
+                line for line in lines if not line.startswith("srun: error")
+            ] or lines  # srun only says that it ended
             return f"{own[-1].strip()} ({path})"
     return str(out / ".pml" / "logs")

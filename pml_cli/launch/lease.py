@@ -30,13 +30,13 @@ from typing import Any
 
 import psutil
 
-from pml_cli.io import (write_whole)
+from pml_cli.io import atomic_write
 
 STALE_SECONDS = 120.0
 LOOK_SECONDS = 2.0  # how long a judgement about another process is kept
 
 
-class Member:
+class WorkerLease:
     """One process at work in a results folder."""
 
     def __init__(
@@ -61,14 +61,21 @@ class Member:
         self.name = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.doing: dict[str, Any] = {}  # shown by `pml status`
         self.cancelled = self.buried = False
-        told = {"name": self.name, "kind": kind, "order": order, "launch": launch, "slot": slot, "stale": stale}
+        told = {
+            "name": self.name,
+            "kind": kind,
+            "order": order,
+            "launch": launch,
+            "slot": slot,
+            "stale": stale,
+        }
         self._identity = identity() | told | {"started": time.time()}
         self._notes = [self.home / "cancel" / name for name in (self.name, launch) if name]
         self._ended = threading.Event()
         self._seen: dict[str, tuple[float, bool]] = {}
         self._thread = threading.Thread(target=self._beat, daemon=True, name="pml heartbeat")
 
-    def __enter__(self) -> Member:
+    def __enter__(self) -> WorkerLease:
         try:
             for folder in ("locks", "dead", "workers", "cancel", "journal"):
                 (self.home / folder).mkdir(parents=True, exist_ok=True)
@@ -81,7 +88,12 @@ class Member:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._end()
 
     def _end(self) -> None:
@@ -94,12 +106,16 @@ class Member:
     def show(self, state: str = "running") -> None:
         """Write down what this process is doing."""
         record = {**self._identity, "state": state, "shown": time.time(), "doing": dict(self.doing)}
-        write_whole(self._record(self.name), lambda aside: aside.write_text(json.dumps(record), "utf-8"))
+        atomic_write(
+            self._record(self.name), lambda aside: aside.write_text(json.dumps(record), "utf-8")
+        )
 
     def note(self, event: str, **details: Any) -> None:
         """Add a line to this process's journal."""
         with (self.home / "journal" / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), "event": event, **details}) + "\n")
+            file.write(
+                json.dumps({"time": round(time.time(), 3), "event": event, **details}) + "\n"
+            )
 
     # -- claims
 
@@ -184,7 +200,9 @@ class Member:
     def _lives(self, name: str) -> bool:
         try:
             record, changed = read_record(self._record(name))
-        except OSError:  # NFS may say ESTALE of a file that is just being replaced: asked again soon
+        except (
+            OSError
+        ):  # NFS may say ESTALE of a file that is just being replaced: asked again soon
             return True
         return record is not None and lives(record, changed, self._now, self._identity["slurm"])
 
@@ -216,11 +234,18 @@ def identity() -> dict[str, Any]:
         "place": _place(),
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),
-        "slurm": {"job": job, "restart": int(restart), "task": f"{array}_{task}" if array else job} if job else None,
+        "slurm": {"job": job, "restart": int(restart), "task": f"{array}_{task}" if array else job}
+        if job
+        else None,
     }
 
 
-def lives(record: dict[str, Any], changed: float, now: Callable[[], float], slurm: dict[str, Any] | None = None) -> bool:
+def lives(
+    record: dict[str, Any],
+    changed: float,
+    now: Callable[[], float],
+    slurm: dict[str, Any] | None = None,
+) -> bool:
     """Whether a process lives, by its record.
 
     Args:
@@ -242,7 +267,9 @@ def _runs(record: dict[str, Any]) -> bool:
     """Whether a process of this machine is there: that very one, not another with its number."""
     try:
         process = psutil.Process(int(record["pid"]))
-        same = abs(process.create_time() - float(record["created"])) < 3  # the start time moves a little with the clock
+        same = (
+            abs(process.create_time() - float(record["created"])) < 3
+        )  # the start time moves a little with the clock
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False

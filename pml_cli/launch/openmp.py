@@ -16,4 +16,6 @@ def share_cores() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # of GNU's OpenMP, which torch brings on Linux
+        os.environ.setdefault(
+            "GOMP_SPINCOUNT", SPIN
+        )  # of GNU's OpenMP, which torch brings on Linux

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from pml_cli.data.cell import Planned
-
-from pml_cli.model.dims import device_kind
-
-from pml_cli.data.opened import _source
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import Data, Model, Run
+from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
-from pml_cli.errors import UserError
-from pml_cli.config.cache_key import (Frozen)
-from pml_cli.runs.run_id import (fingerprint, run_id)
+from pml_cli.data.opened import _source
 from pml_cli.data.sources import Sample, check_length
+from pml_cli.errors import UserError
+from pml_cli.model.dims import device_kind
+from pml_cli.runs.run_id import fingerprint, run_id
 
-PACK_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens of one training step; beyond it packing no longer pays
+PACK_TOKENS = {
+    "cpu": 2048,
+    "cuda": 16384,
+}  # tokens of one training step; beyond it packing no longer pays
 MAX_CELLS = 64
 SMALLEST_SHARE = 8  # packs are not made smaller than this part of the budget to balance devices
 NEAREST_LENGTH = 0.5  # cells shorter than this share of a pack's longest would mostly be padding
-
-
 
 
 @dataclass(frozen=True)
 class Pack:
     """Cells that are trained as one batch: the same model, adapter kind and number of steps, near lengths."""
 
-    cells: list[Planned]
+    cells: list[CellPlan]
 
     @property
     def checkpointing(self) -> bool:
@@ -50,14 +48,14 @@ class Pack:
         return self.step_tokens * self.cells[0].steps
 
 
-def check(runs: Sequence[Run]) -> list[Planned]:
+def check(runs: Sequence[Run]) -> list[CellPlan]:
     """Open every source and measure every cell.
 
     Raises:
         UserError: all faults at once, one line each.
     """
     faults: dict[str, None] = {}
-    planned: dict[str, Planned] = {}
+    planned: dict[str, CellPlan] = {}
     for run in runs:
         try:
             cell = _planned(run)
@@ -68,26 +66,30 @@ def check(runs: Sequence[Run]) -> list[Planned]:
     faults |= dict.fromkeys(_copies(list(planned.values())) + _namesakes(list(planned.values())))
     if faults:
         shown = list(faults)[:10]
-        raise UserError("\n".join(shown + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])))
+        raise UserError(
+            "\n".join(shown + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))
+        )
     return list(planned.values())
 
 
-def _copies(cells: Sequence[Planned]) -> list[str]:
+def _copies(cells: Sequence[CellPlan]) -> list[str]:
     """Cells that were meant as repeats and are copies: another data.seed, the same samples."""
     if len({cell.run.data.seed for cell in cells}) < 2:
         return []
-    first: dict[object, Planned] = {}
+    first: dict[object, CellPlan] = {}
     faults = []
     for cell in cells:
         data = dataclasses.replace(cell.run.data, seed=0)
         other = first.setdefault((f"{cell.run.model}{data}", tuple(cell.samples)), cell)
         if other.run.data.seed != cell.run.data.seed:
-            seeds = f"data.seed={cell.run.data.seed}: draws the same as data.seed={other.run.data.seed}"
+            seeds = (
+                f"data.seed={cell.run.data.seed}: draws the same as data.seed={other.run.data.seed}"
+            )
             faults.append(f"{seeds} from this source (data={cell.run.data.source}); leave one out")
     return faults
 
 
-def _namesakes(cells: Sequence[Planned]) -> list[str]:
+def _namesakes(cells: Sequence[CellPlan]) -> list[str]:
     """Two models of one name: tables and figures could not tell them apart."""
     paths: dict[str, dict[str, str]] = {}
     for name, path in dict.fromkeys((cell.run.model.name, cell.run.model.path) for cell in cells):
@@ -100,19 +102,23 @@ def _namesakes(cells: Sequence[Planned]) -> list[str]:
     ]
 
 
-def _planned(run: Run) -> Planned:
-    samples = _samples(Frozen(run.model), Frozen(run.data), run.seqlen)
+def _planned(run: Run) -> CellPlan:
+    samples = _samples(CacheKey(run.model), CacheKey(run.data), run.seqlen)
     rows = min(run.train.batch, len(samples)) if run.train.batch else len(samples)
     tokens = max(len(s.prompt) + len(s.target) for s in samples) - 1
-    return Planned(
-        run_id(run), run, samples, total_steps(run.train, len(samples)), rows, tokens, run.model.checkpointing is True
+    return CellPlan(
+        run_id(run),
+        run,
+        samples,
+        total_steps(run.train, len(samples)),
+        rows,
+        tokens,
+        run.model.checkpointing is True,
     )
 
 
-
-
 @lru_cache(maxsize=4096)
-def _samples(model: Frozen, data: Frozen, seqlen: int) -> list[Sample]:
+def _samples(model: CacheKey, data: CacheKey, seqlen: int) -> list[Sample]:
     assert isinstance(model.value, Model)
     assert isinstance(data.value, Data)
     source = _source(model, data)
@@ -120,21 +126,19 @@ def _samples(model: Frozen, data: Frozen, seqlen: int) -> list[Sample]:
     return source.take(seqlen)
 
 
-
-
-
-
 @dataclass(frozen=True)
 class Packing:
     """How cells are cut into packs; the same for every process of a sweep."""
 
     pack_tokens: int = 0  # of one step; 0: by the kind of device
-    devices: int = 1  # packs are made smaller until none is more than one device's share of the work
+    devices: int = (
+        1  # packs are made smaller until none is more than one device's share of the work
+    )
     gpu: bool | None = None  # whether model.device=auto is a GPU; None: as on this machine
     memory: int | None = None  # bytes of one device; None: not known, not looked at
 
 
-def make_packs(cells: Sequence[Planned], packing: Packing = Packing()) -> list[Pack]:
+def make_packs(cells: Sequence[CellPlan], packing: Packing = Packing()) -> list[Pack]:
     """Cut the cells into packs within the budget of tokens a step, longest first."""
     share = 1
     while True:
@@ -148,15 +152,15 @@ def make_packs(cells: Sequence[Planned], packing: Packing = Packing()) -> list[P
         share *= 2
 
 
-def _cut(cells: Sequence[Planned], packing: Packing, share: int) -> list[Pack]:
-    groups: dict[str, list[Planned]] = {}
+def _cut(cells: Sequence[CellPlan], packing: Packing, share: int) -> list[Pack]:
+    groups: dict[str, list[CellPlan]] = {}
     for cell in cells:
         groups.setdefault(_together(cell), []).append(cell)
     packs = []
     for group in groups.values():
         kind = device_kind(group[0].run.model.device, packing.gpu)
         budget = (packing.pack_tokens or PACK_TOKENS[kind]) // share
-        waiting: list[Planned] = []
+        waiting: list[CellPlan] = []
         for cell in sorted(group, key=lambda c: (-c.step_tokens, -c.run.rank, c.id)):
             if waiting and not _fits(waiting, cell, budget):
                 packs.append(Pack(waiting))
@@ -173,13 +177,13 @@ def _within(pack: Pack, memory: int) -> list[Pack]:
 
     One that does not fit by itself keeps less and computes more, where that helps and nobody has said otherwise.
     """
-    from pml_cli.launch import cost_model as price
+    from pml_cli.launch import cost_model
 
-    if (needed := price.memory(pack)) <= memory:
+    if (needed := cost_model.memory(pack)) <= memory:
         return [pack]
     if len(pack.cells) == 1:
         less = sparing(pack)
-        return [less if price.memory(less) < needed else pack]
+        return [less if cost_model.memory(less) < needed else pack]
     middle = -(-len(pack.cells) // 2)
     halves = Pack(pack.cells[:middle]), Pack(pack.cells[middle:])
     return [part for half in halves for part in _within(half, memory)]
@@ -192,15 +196,15 @@ def sparing(pack: Pack) -> Pack:
     return Pack([dataclasses.replace(cell, checkpointing=True) for cell in pack.cells])
 
 
-def _together(cell: Planned) -> str:
+def _together(cell: CellPlan) -> str:
     run = cell.run
-    return repr((run.model, run.adapter, cell.steps, run.train.log_every, cell.rows > 1, cell.drawn))
+    return repr(
+        (run.model, run.adapter, cell.steps, run.train.log_every, cell.rows > 1, cell.drawn)
+    )
 
 
-def _fits(waiting: list[Planned], cell: Planned, budget: int) -> bool:
+def _fits(waiting: list[CellPlan], cell: CellPlan, budget: int) -> bool:
     first = waiting[0]
     grown = Pack([*waiting, cell]).step_tokens
     near = cell.tokens >= NEAREST_LENGTH * first.tokens and cell.rows >= NEAREST_LENGTH * first.rows
     return len(waiting) < MAX_CELLS and grown <= budget and near
-
-

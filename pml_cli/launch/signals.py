@@ -30,7 +30,9 @@ class Signals:
     def __init__(self, slurm: bool = False) -> None:
         self.save = False  # a checkpoint is wanted
         self.end: Stopped | None = None  # to be raised after it
-        self.training = False  # between two steps requests are looked at; elsewhere they would wait for long
+        self.training = (
+            False  # between two steps requests are looked at; elsewhere they would wait for long
+        )
         self._slurm = slurm
         self._before: dict[int, Any] = {}
 
@@ -41,7 +43,12 @@ class Signals:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -69,7 +76,11 @@ def held_back() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [
+        n
+        for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(n) is not signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in numbers}
     try:
         yield

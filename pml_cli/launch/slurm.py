@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pml_cli.errors import UserError
-from pml_cli.io import (write_whole)
+from pml_cli.io import atomic_write
 
 DEFAULT_ARRAY = 1001  # Slurm's own MaxArraySize
 WAIT_SECONDS = 20.0  # for an answer of its commands
@@ -35,20 +35,30 @@ def name_for(out: Path) -> str:
 
 def note_launch(path: Path, launch: str, order: str) -> None:
     """Remember what was started for a sweep: `.pml/jobs/NUMBER.json` for a job of Slurm, local-LAUNCH.json for processes."""
-    write_whole(path, lambda aside: aside.write_text(json.dumps({"launch": launch, "order": order}), "utf-8"))
+    atomic_write(
+        path,
+        lambda aside: aside.write_text(json.dumps({"launch": launch, "order": order}), "utf-8"),
+    )
 
 
 def launches(out: Path) -> dict[str, dict[str, str]]:
     """What was noted of a folder's launches, by job."""
-    return {path.stem: json.loads(path.read_text("utf-8")) for path in (out / ".pml" / "jobs").glob("*.json")}
+    return {
+        path.stem: json.loads(path.read_text("utf-8"))
+        for path in (out / ".pml" / "jobs").glob("*.json")
+    }
 
 
 def jobs(out: Path, order: str = "") -> list[Job] | None:
     """The jobs submitted for a folder (or for one sweep in it) that wait or run; None when the queue cannot be asked."""
-    ours = {job for job, its in launches(out).items() if job.isdigit() and order in ("", its["order"])}
+    ours = {
+        job for job, its in launches(out).items() if job.isdigit() and order in ("", its["order"])
+    }
     if not ours:
         return []
-    answer = _ask("squeue", "-h", "-r", "-u", getpass.getuser(), "-n", name_for(out), "-o", "%i|%T|%r")
+    answer = _ask(
+        "squeue", "-h", "-r", "-u", getpass.getuser(), "-n", name_for(out), "-o", "%i|%T|%r"
+    )
     if answer is None:
         return None
     found = [Job(*line.split("|", 2)) for line in answer.splitlines() if line.count("|") >= 2]
@@ -70,12 +80,16 @@ def check_there() -> None:
     """Refuse launch=slurm where there is no Slurm."""
     for command in ("sbatch", "squeue", "scancel"):
         if shutil.which(command) is None:
-            raise UserError(f"launch=slurm: no {command} here; use a login node, or launch=local or launch=inline")
+            raise UserError(
+                f"launch=slurm: no {command} here; use a login node, or launch=local or launch=inline"
+            )
 
 
 def _ask(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pml_cli.launch import slurm
-from pml_cli.launch.lease import Member, lives, read_record, server_time
 from pml_cli.errors import UserError
-from pml_cli.runs.folder import RunFolder
 from pml_cli.format import duration_text as duration
-from pml_cli.launch.queue import Order
+from pml_cli.launch import slurm
+from pml_cli.launch.lease import WorkerLease, lives, read_record, server_time
+from pml_cli.launch.queue import SweepManifest
+from pml_cli.runs.folder import RunFolder
 
 WATCH_SECONDS = 2.0
 SHOWN = 20  # running packs and reasons of failure in the table; --json has them all
@@ -59,7 +59,11 @@ class Snapshot:
 
     @property
     def queued(self) -> list[str]:
-        known = {name for running in self.running for name in running.cells} | set(self.done) | set(self.failed)
+        known = (
+            {name for running in self.running for name in running.cells}
+            | set(self.done)
+            | set(self.failed)
+        )
         return [name for name in self.cells if name not in known]
 
     @property
@@ -71,7 +75,9 @@ class Snapshot:
     def share(self) -> float:
         """Of the work of all cells that has been done, counting packs under way."""
         total = sum(cell["work"] for cell in self.cells.values())
-        left = sum(self.cells[name]["work"] for name in self.queued) + sum(r.work_left for r in self.running)
+        left = sum(self.cells[name]["work"] for name in self.queued) + sum(
+            r.work_left for r in self.running
+        )
         return 1 - left / total if total else 1.0
 
     @property
@@ -85,7 +91,7 @@ class Snapshot:
 class Watcher:
     """Takes snapshots of one folder; cells that ended are looked up once."""
 
-    def __init__(self, out: Path, order: Order | None = None) -> None:
+    def __init__(self, out: Path, order: SweepManifest | None = None) -> None:
         """`order`: look at its cells alone."""
         self.out, self.order = out, order
         self._done: set[str] = set()
@@ -93,7 +99,11 @@ class Watcher:
     def look(self, queue: bool = True) -> Snapshot:
         """`queue`: also ask Slurm, where jobs were submitted."""
         records = living(self.out)
-        orders = [self.order] if self.order else self._orders({record.get("order") for record in records})
+        orders = (
+            [self.order]
+            if self.order
+            else self._orders({record.get("order") for record in records})
+        )
         cells = {name: cell for order in orders for name, cell in order.cells.items()}
         failed: dict[str, str] = {}
         there = {path.name for path in self.out.iterdir()}
@@ -109,13 +119,18 @@ class Watcher:
         jobs = slurm.jobs(self.out, self.order.key if self.order else "") if queue else []
         return Snapshot(cells, [c for c in cells if c in self._done], failed, running, jobs)
 
-    def _orders(self, at_work: set[Any]) -> list[Order]:
+    def _orders(self, at_work: set[Any]) -> list[SweepManifest]:
         """The last sweep asked for, those that are worked at, and those that have ended; not one given up for another."""
         orders = sorted(
-            (Order.read(path) for path in (self.out / ".pml" / "requests").glob("*.json")), key=lambda order: order.asked
+            (SweepManifest.read(path) for path in (self.out / ".pml" / "requests").glob("*.json")),
+            key=lambda order: order.asked,
         )
         there = {path.name for path in self.out.iterdir()}
-        return [one for one in orders if one is orders[-1] or one.key in at_work or set(one.cells) <= there]
+        return [
+            one
+            for one in orders
+            if one is orders[-1] or one.key in at_work or set(one.cells) <= there
+        ]
 
 
 def living(out: Path) -> list[dict[str, Any]]:
@@ -178,24 +193,35 @@ def cancel(out: Path, console: Console) -> int:
     """
     snapshot = _checked(Watcher(out))
     workers = [one for one in snapshot.running if one.kind != "driver"]
-    launches = [noted["launch"] for noted in slurm.launches(out).values()]  # also those that have not shown themselves yet
-    Member.cancel_in(out, [one.name for one in snapshot.running] + launches)
+    launches = [
+        noted["launch"] for noted in slurm.launches(out).values()
+    ]  # also those that have not shown themselves yet
+    WorkerLease.cancel_in(out, [one.name for one in snapshot.running] + launches)
     if snapshot.jobs is None:
-        raise UserError(f"{out}: squeue does not answer; what runs was asked to end, jobs in the queue were not")
+        raise UserError(
+            f"{out}: squeue does not answer; what runs was asked to end, jobs in the queue were not"
+        )
     slurm.cancel([job.id for job in snapshot.jobs])
     if not workers and not snapshot.jobs:
         console.print("nothing is running here")
         return 0
     told = f"{len(workers)} running asked to keep a checkpoint and end"
-    console.print(told + (f", {len(snapshot.jobs)} jobs cancelled" if snapshot.jobs else ""), highlight=False)
-    console.print("they end after the step they are at; the same sweep command goes on from there", highlight=False)
+    console.print(
+        told + (f", {len(snapshot.jobs)} jobs cancelled" if snapshot.jobs else ""), highlight=False
+    )
+    console.print(
+        "they end after the step they are at; the same sweep command goes on from there",
+        highlight=False,
+    )
     return 0
 
 
 def _checked(watcher: Watcher) -> Snapshot:
     out = watcher.out
     if not out.is_dir():
-        raise UserError(f"{out}: " + ("a file; give a sweep's folder" if out.exists() else "no such folder"))
+        raise UserError(
+            f"{out}: " + ("a file; give a sweep's folder" if out.exists() else "no such folder")
+        )
     snapshot = watcher.look()
     if not snapshot.cells:
         inside = sorted(path.parent.parent.name for path in out.glob("*/.pml/requests"))
@@ -250,13 +276,24 @@ def _shown(out: Path, snapshot: Snapshot) -> RenderableType:
     if active:
         parts.append(_running_table(active))
     if snapshot.jobs is None:
-        parts.append(Text("Slurm's queue does not answer; what is running is known from its signs of life"))
+        parts.append(
+            Text("Slurm's queue does not answer; what is running is known from its signs of life")
+        )
     elif waiting := [job for job in snapshot.jobs if job.state == "PENDING"]:
-        why = ", ".join(f"{n} {reason}" for reason, n in Counter(job.reason for job in waiting).most_common())
+        why = ", ".join(
+            f"{n} {reason}" for reason, n in Counter(job.reason for job in waiting).most_common()
+        )
         parts.append(Text(f"{len(waiting)} of its workers wait in Slurm's queue ({why})"))
     for reason, count in Counter(snapshot.failed.values()).most_common(SHOWN):
         first = next(name for name, said in snapshot.failed.items() if said == reason)
-        parts.append(Text(f"failed: {first}" + (f" and {count - 1} more" if count > 1 else "") + f": {reason}", style="red"))
+        parts.append(
+            Text(
+                f"failed: {first}"
+                + (f" and {count - 1} more" if count > 1 else "")
+                + f": {reason}",
+                style="red",
+            )
+        )
     if snapshot.queued and not active and not snapshot.jobs:
         parts.append(Text("nothing is running; the same sweep command goes on with what is left"))
     return Group(*parts)
@@ -265,7 +302,9 @@ def _shown(out: Path, snapshot: Snapshot) -> RenderableType:
 def _running_table(running: list[Running]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("where", "job", "cells", "step", "steps/s", "left"):
-        table.add_column(name, justify="left" if name in ("where", "job") else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in ("where", "job") else "right", no_wrap=True
+        )
     for one in running[:SHOWN]:
         rate = f"{one.steps_per_second:.1f}" if one.steps_per_second else "-"
         left = duration(one.seconds_left) if one.seconds_left is not None else "-"

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pml_cli.launch.packing import Pack
+from pml_cli.io import atomic_write
 from pml_cli.launch.cost_model import flops
-from pml_cli.io import (write_whole)
+from pml_cli.launch.packing import Pack
 
 KEPT = 50  # measured points of one device, dtype and model
-Points = dict[str, dict[str, dict[str, list[list[float]]]]]  # device, dtype, model -> (FLOPs, seconds) of a step
+Points = dict[
+    str, dict[str, dict[str, list[list[float]]]]
+]  # device, dtype, model -> (FLOPs, seconds) of a step
 
 
 def device_label(kind: str, threads: int) -> str | None:
@@ -46,7 +48,7 @@ class Rates:
         known[model] = [*known.get(model, []), [flops(pack) / steps, seconds / steps]][-KEPT:]
         with suppress(OSError, ValueError):
             text = json.dumps(points, allow_nan=False) + "\n"
-            write_whole(self.path, lambda aside: aside.write_text(text, "utf-8"))
+            atomic_write(self.path, lambda aside: aside.write_text(text, "utf-8"))
 
     def seconds(self, device: str, dtype: str, model: str, pack: Pack) -> float | None:
         """What a pack will take, by packs of its model, else of any, on this device and dtype. None: nothing is known."""
@@ -60,13 +62,18 @@ class Rates:
     def _read(self) -> Points:
         try:
             found = json.loads(self.path.read_text("utf-8"))
-            return {d: {t: {m: _good(ps) for m, ps in ms.items()} for t, ms in ts.items()} for d, ts in found.items()}
+            return {
+                d: {t: {m: _good(ps) for m, ps in ms.items()} for t, ms in ts.items()}
+                for d, ts in found.items()
+            }
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
 
 def _good(points: Any) -> list[list[float]]:
-    return [[float(x), float(y)] for x, y in points if 0 < x < float("inf") and 0 < y < float("inf")]
+    return [
+        [float(x), float(y)] for x, y in points if 0 < x < float("inf") and 0 < y < float("inf")
+    ]
 
 
 def _line(points: NDArray[np.float64]) -> tuple[float, float]:

@@ -14,24 +14,26 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pml_cli.model.split_model import FrozenBase
-from pml_cli.training.checkpoint import Checkpoints
-from pml_cli.launch.lease import Member
 from pml_cli.config.compose import to_yaml
-from pml_cli.training.trainer import Cell, Observer, State, Trainer
+from pml_cli.data.cell import CellPlan
+from pml_cli.data.opened import tokens_hash
 from pml_cli.errors import UserError
-from pml_cli.model.loading import check_weights, load_base, pick_device
-from pml_cli.data.opened import (tokens_hash)
-from pml_cli.data.cell import (Planned)
-from pml_cli.launch.packing import (Pack, sparing)
-from pml_cli.launch.throughput import Rates
-from pml_cli.model.device import (out_of_memory)
-from pml_cli.runs.folder import RunFolder
 from pml_cli.evaluation.result import controls, environment, recalled, result_of
+from pml_cli.launch.lease import WorkerLease
+from pml_cli.launch.packing import Pack, sparing
 from pml_cli.launch.signals import Signals, Stopped
+from pml_cli.launch.throughput import Rates
+from pml_cli.model.device import out_of_memory
+from pml_cli.model.loading import check_weights, load_model, pick_device
+from pml_cli.model.split_model import SplitModel
+from pml_cli.runs.folder import RunFolder
+from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.training.trainer import Cell, Observer, State, Trainer
 
 CHECKPOINT_SECONDS = 180.0
-Report = Callable[[Planned, str | None], None]  # told of every ended cell: its plan, and why it failed (None: it did not)
+Report = Callable[
+    [CellPlan, str | None], None
+]  # told of every ended cell: its plan, and why it failed (None: it did not)
 
 
 class Worker:
@@ -40,14 +42,14 @@ class Worker:
     def __init__(
         self,
         root: Path,
-        member: Member,
+        member: WorkerLease,
         signals: Signals | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         """`member` holds the claims on the cells that are to be trained."""
         self.root, self.member, self.signals = root, member, signals or Signals()
         self.checkpoints, self.checkpoint_seconds = Checkpoints(root), checkpoint_seconds
-        self._base: tuple[str, FrozenBase] | None = None
+        self._base: tuple[str, SplitModel] | None = None
         self._env: dict[str, Any] | None = None
         self._device: torch.device | None = None
         self._saved = 0.0  # when the last checkpoint was kept, or the pack was begun
@@ -57,7 +59,7 @@ class Worker:
         """The model that is loaded, as its settings' repr; empty: none."""
         return self._base[0] if self._base else ""
 
-    def base_for(self, pack: Pack) -> FrozenBase:
+    def base_for(self, pack: Pack) -> SplitModel:
         """The pack's base model, loaded once.
 
         Raises:
@@ -66,17 +68,17 @@ class Worker:
         run = pack.cells[0].run
         if self._base is None or self._base[0] != repr(run.model):
             self._base, self._env = None, None  # free the last one first
-            self._base = (repr(run.model), load_base(run.model))
+            self._base = (repr(run.model), load_model(run.model))
         base = self._base[1]
         base.sites(run.adapter)
         return base
 
     def run(
         self,
-        cells: Sequence[Planned],
+        cells: Sequence[CellPlan],
         report: Report,
         observe: Observer | None = None,
-        known: Mapping[str, Planned] | None = None,
+        known: Mapping[str, CellPlan] | None = None,
     ) -> None:
         """Train claimed cells of one pack and write their folders; a cell that fails leaves error.json and harms no other.
 
@@ -100,7 +102,9 @@ class Worker:
             if chosen := [cell for cell in waiting if cell.id in kept.cells]:
                 pack = [everything[name] for name in kept.pack if name in everything]
                 state = self.checkpoints.load(kept, [c.id for c in pack], [c.id for c in chosen])
-                usable &= self._attempt(_Attempt(pack, chosen, state, kept.seconds / len(kept.pack)), report, observe)
+                usable &= self._attempt(
+                    _Attempt(pack, chosen, state, kept.seconds / len(kept.pack)), report, observe
+                )
                 waiting = [cell for cell in waiting if cell not in chosen]
         if waiting:
             usable &= self._attempt(_Attempt(waiting, waiting), report, observe)
@@ -144,21 +148,27 @@ class Worker:
             self._fail(left[0], fault[0], fault[1], report)
         return True
 
-    def _fail(self, cell: Planned, reason: str, detail: str, report: Report) -> None:
+    def _fail(self, cell: CellPlan, reason: str, detail: str, report: Report) -> None:
         if self.member.holds(cell.id):
             folder = RunFolder(self.root, cell.id)
             folder.write_text(folder.config, to_yaml(cell.run))
             folder.fail(reason, detail)
             self._ended(cell, reason, report)
 
-    def _usable_base(self, pack: list[Planned]) -> FrozenBase:
-        self._device = pick_device(pack[0].run.model.device)  # one that is not there is no cell's fault
+    def _usable_base(self, pack: list[CellPlan]) -> SplitModel:
+        self._device = pick_device(
+            pack[0].run.model.device
+        )  # one that is not there is no cell's fault
         with _blaming_the_model():
             return self.base_for(Pack(pack))
 
     def _train(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
         pack, base = attempt.pack, self._usable_base(attempt.pack)
-        began, path, first = time.perf_counter(), self._path(attempt), attempt.state.step if attempt.state else 0
+        began, path, first = (
+            time.perf_counter(),
+            self._path(attempt),
+            attempt.state.step if attempt.state else 0,
+        )
         cells = [Cell(planned.run, planned.samples) for planned in pack]
         plans = {id(cell): planned for cell, planned in zip(cells, pack, strict=True)}
         self._begin(attempt, first)
@@ -168,11 +178,15 @@ class Worker:
             return attempt.seconds + (time.perf_counter() - began) / len(attempt.cells)
 
         def save(step: int) -> None:
-            self.checkpoints.save(path, [cell.id for cell in pack], trainer.state(step), share() * len(pack))
+            self.checkpoints.save(
+                path, [cell.id for cell in pack], trainer.state(step), share() * len(pack)
+            )
 
         def leave(ended: list[Cell]) -> None:
             self.signals.training = False
-            extras = [a | b for a, b in zip(recalled(base, ended), controls(base, ended), strict=True)]
+            extras = [
+                a | b for a, b in zip(recalled(base, ended), controls(base, ended), strict=True)
+            ]
             spent = {"seconds": share(), "pack_size": len(pack)}
             for cell, extra in zip(ended, extras, strict=True):
                 planned = plans[id(cell)]
@@ -186,7 +200,9 @@ class Worker:
 
         again = Pack(pack).checkpointing
         with _blaming_the_model():
-            trainer = Trainer(base, cells, observe, between=between, leave=leave, checkpointing=again)
+            trainer = Trainer(
+                base, cells, observe, between=between, leave=leave, checkpointing=again
+            )
         self.signals.training = True
         try:
             trainer.train(attempt.state)
@@ -194,14 +210,21 @@ class Worker:
             self.signals.training = False
         if not self.member.is_buried():  # then it is the heir's
             path.unlink(missing_ok=True)
-        if attempt.state is None and all(cell.failure is None and cell.steps_run == pack[0].steps for cell in cells):
+        if attempt.state is None and all(
+            cell.failure is None and cell.steps_run == pack[0].steps for cell in cells
+        ):
             model, seconds = pack[0].run.model, time.perf_counter() - began
             Rates().note(device_label(base.device), model.dtype, model.name, Pack(pack), seconds)
 
     def _begin(self, attempt: _Attempt, step: int) -> None:
         """Say what is being trained, and from which step on."""
         names = [cell.id for cell in attempt.cells]
-        told = {"cells": len(names), "steps": attempt.pack[0].steps, "first": step, "work": Pack(attempt.cells).tokens}
+        told = {
+            "cells": len(names),
+            "steps": attempt.pack[0].steps,
+            "first": step,
+            "work": Pack(attempt.cells).tokens,
+        }
         self.member.doing = {"names": names, "since": time.time(), "step": step, **told}
         self.member.note("start", cells=names, step=step)
         self._saved = time.monotonic()
@@ -218,7 +241,11 @@ class Worker:
         self.member.doing["step"] = step
         if self.member.cancelled and self.signals.end is None:
             self.signals.end = Stopped("cancelled")
-        due = self.signals.save or self.signals.end or time.monotonic() - self._saved >= self.checkpoint_seconds
+        due = (
+            self.signals.save
+            or self.signals.end
+            or time.monotonic() - self._saved >= self.checkpoint_seconds
+        )
         if self.member.buried or (due and self.member.is_buried()):
             raise Stopped("another process took this one for dead")
         if due and save:
@@ -236,22 +263,30 @@ class Worker:
         try:
             torch.cuda.synchronize(self._device)
         except Exception as dead:
-            raise UserError(f"{self._device}: the GPU no longer answers ({(str(error).splitlines() or [''])[0]})") from dead
+            raise UserError(
+                f"{self._device}: the GPU no longer answers ({(str(error).splitlines() or [''])[0]})"
+            ) from dead
 
     def _path(self, attempt: _Attempt) -> Path:
         return self.checkpoints.path([cell.id for cell in attempt.cells])
 
-    def _ended(self, cell: Planned, failure: str | None, report: Report) -> None:
+    def _ended(self, cell: CellPlan, failure: str | None, report: Report) -> None:
         self.member.note("failed" if failure else "done", cell=cell.id)
         self.member.release(cell.id)
         report(cell, failure)
 
-    def _write(self, base: FrozenBase, planned: Planned, cell: Cell, extra: dict[str, Any]) -> None:
+    def _write(
+        self, base: SplitModel, planned: CellPlan, cell: Cell, extra: dict[str, Any]
+    ) -> None:
         """All files of one run, result.json last."""
         folder = RunFolder(self.root, planned.id)
-        cell.logged, cell.curve = ([pd.concat(parts, ignore_index=True)] for parts in (cell.logged, cell.curve))
+        cell.logged, cell.curve = (
+            [pd.concat(parts, ignore_index=True)] for parts in (cell.logged, cell.curve)
+        )
         folder.write_text(folder.config, to_yaml(cell.run))
-        folder.write_json(folder.env, self._environment(base) | {"tokens": tokens_hash(planned.samples)})
+        folder.write_json(
+            folder.env, self._environment(base) | {"tokens": tokens_hash(planned.samples)}
+        )
         folder.write_table(folder.tokens, cell.logged[0])
         folder.write_table(folder.curve, cell.curve[0])
         if cell.failure is not None:
@@ -262,7 +297,7 @@ class Worker:
         folder.write_adapter(lambda aside: adapter.save(0, aside, cell.run.model.path))
         folder.finish(result_of(planned, cell, base) | extra)
 
-    def _environment(self, base: FrozenBase) -> dict[str, Any]:
+    def _environment(self, base: SplitModel) -> dict[str, Any]:
         """Of the loaded base: its hash takes a pass over the weights."""
         if self._env is None:
             self._env = environment(base)
@@ -273,8 +308,8 @@ class Worker:
 class _Attempt:
     """Cells to be trained together, the pack they belong to, and where to go on."""
 
-    pack: list[Planned]
-    cells: list[Planned]  # of the pack; fewer only with a state
+    pack: list[CellPlan]
+    cells: list[CellPlan]  # of the pack; fewer only with a state
     state: State | None = None
     seconds: float = 0.0  # spent on each cell before
 
@@ -288,7 +323,9 @@ def _blaming_the_model() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if isinstance(error.__cause__, OSError):  # files that this machine may lack alone: others are to try
+        if isinstance(
+            error.__cause__, OSError
+        ):  # files that this machine may lack alone: others are to try
             raise
         raise _UnusableError("; ".join(str(error).splitlines())) from error
 
@@ -302,8 +339,11 @@ def check_places(packs: Sequence[Pack], here: bool) -> None:
     Raises:
         UserError: all faults at once, one line each.
     """
-    runs = {repr((pack.cells[0].run.model, pack.cells[0].run.adapter)): pack.cells[0].run for pack in packs}
-    bases: dict[str, FrozenBase] = {}
+    runs = {
+        repr((pack.cells[0].run.model, pack.cells[0].run.adapter)): pack.cells[0].run
+        for pack in packs
+    }
+    bases: dict[str, SplitModel] = {}
     faults: dict[str, None] = {}
     for run in runs.values():
         key = repr(run.model)
@@ -312,7 +352,9 @@ def check_places(packs: Sequence[Pack], here: bool) -> None:
                 pick_device(run.model.device)
             check_weights(run.model)
             if key not in bases:
-                bases[key] = load_base(dataclasses.replace(run.model, weights="random", device="meta"))
+                bases[key] = load_model(
+                    dataclasses.replace(run.model, weights="random", device="meta")
+                )
             bases[key].sites(run.adapter)
         except UserError as error:
             faults[str(error)] = None
@@ -322,4 +364,8 @@ def check_places(packs: Sequence[Pack], here: bool) -> None:
 
 def device_label(device: torch.device) -> str:
     """What speed is remembered by: the GPU's name, or the CPU's number of threads."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pml_cli.law import model_selection as choice
-from pml_cli.law import power_law as law
-from pml_cli.law.model_selection import Check, Fitted, Plain, RatioTest
-from pml_cli.law.mle import NATURAL, SaturatingFit, fit_saturating
-from pml_cli.law.power_law import NOT_IDENTIFIED, OK
-from pml_cli.law.observations import Cells
+from pml_cli.law import model_selection, power_law
 from pml_cli.law.bootstrap import Bootstrap, Profile, bootstrap, profiles
+from pml_cli.law.mle import NATURAL, SaturatingFit, fit_saturating
+from pml_cli.law.model_selection import Check, Fitted, Plain, RatioTest
+from pml_cli.law.observations import Observations
+from pml_cli.law.power_law import NOT_IDENTIFIED, OK
 
 POOR_BAND = 0.8  # coverage of a 95 % band below this is worth a warning
 FEW = 5  # cells; a coverage of fewer says nothing
@@ -30,7 +29,9 @@ class Entry:
     fit: Fitted
     kept: int  # cells the estimator used in full
     mape: float  # per cent, over the cells unsaturated for it
-    difference: float  # AICc above the least; nan where it has none or saw other cells than the rest
+    difference: (
+        float  # AICc above the least; nan where it has none or saw other cells than the rest
+    )
     checks: dict[str, Check]
 
     @property
@@ -42,16 +43,26 @@ class Entry:
     def parameters(self) -> dict[str, float]:
         if isinstance(self.fit, SaturatingFit):
             return self.fit.parameters
-        return {name: getattr(self.fit.fit, name) for name in law.PARAMETERS} if isinstance(self.fit, Plain) else {}
+        return (
+            {name: getattr(self.fit.fit, name) for name in power_law.PARAMETERS}
+            if isinstance(self.fit, Plain)
+            else {}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         inner = self.fit.to_dict() if isinstance(self.fit, SaturatingFit) else {}
         if isinstance(self.fit, Plain):
             found = self.fit.fit.to_dict()
-            inner = {name: value for name, value in found.items() if name not in ("kept", "warnings", *law.PARAMETERS)}
-            inner["parameters"] = {name: found[name] for name in law.PARAMETERS}
-            inner["estimator"] = "least squares" if self.name == "paper" else "relative residuals, Huber's loss"
-        inner |= {"name": self.name, "aicc_difference": law.plain(self.difference)}
+            inner = {
+                name: value
+                for name, value in found.items()
+                if name not in ("kept", "warnings", *power_law.PARAMETERS)
+            }
+            inner["parameters"] = {name: found[name] for name in power_law.PARAMETERS}
+            inner["estimator"] = (
+                "least squares" if self.name == "paper" else "relative residuals, Huber's loss"
+            )
+        inner |= {"name": self.name, "aicc_difference": power_law.plain(self.difference)}
         return inner | {"checks": {name: check.to_dict() for name, check in self.checks.items()}}
 
 
@@ -59,25 +70,35 @@ class Entry:
 class Analysis:
     """What one group of cells says about every law."""
 
-    entries: list[Entry]  # the paper's estimator first, then the robust one, then those on all cells
+    entries: list[
+        Entry
+    ]  # the paper's estimator first, then the robust one, then those on all cells
     chosen: Entry | None  # one of the entries; None when no law on all cells is OK
     bootstrap: Bootstrap | None
     profiles: dict[str, Profile]
     constant_capacity: RatioTest | None  # beta = 1 in the chosen law
-    alike: tuple[float, float]  # intraclass correlation of the chosen law's residuals by text and length, and its p
+    alike: tuple[
+        float, float
+    ]  # intraclass correlation of the chosen law's residuals by text and length, and its p
     warnings: list[str]
 
     @property
     def law(self) -> SaturatingFit | None:
         """The chosen fit."""
-        return self.chosen.fit if self.chosen and isinstance(self.chosen.fit, SaturatingFit) else None
+        return (
+            self.chosen.fit if self.chosen and isinstance(self.chosen.fit, SaturatingFit) else None
+        )
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 %, of the chosen law: from the bootstrap where there is one, else from the likelihood."""
         if self.bootstrap and self.bootstrap.status == OK:
             return self.bootstrap.intervals
-        closed = {name: line.interval for name, line in self.profiles.items() if all(map(math.isfinite, line.interval))}
+        closed = {
+            name: line.interval
+            for name, line in self.profiles.items()
+            if all(map(math.isfinite, line.interval))
+        }
         return self.law.intervals | closed if self.law else {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,8 +108,13 @@ class Analysis:
             "chosen": self.chosen.name if self.chosen else None,
             "bootstrap": self.bootstrap.to_dict() if self.bootstrap else None,
             "profiles": {name: line.to_dict() for name, line in self.profiles.items()},
-            "constant_capacity": self.constant_capacity.to_dict() if self.constant_capacity else None,
-            "alike_within_clusters": {"correlation": law.plain(self.alike[0]), "p": law.plain(self.alike[1])},
+            "constant_capacity": self.constant_capacity.to_dict()
+            if self.constant_capacity
+            else None,
+            "alike_within_clusters": {
+                "correlation": power_law.plain(self.alike[0]),
+                "p": power_law.plain(self.alike[1]),
+            },
         }
 
     @property
@@ -96,11 +122,15 @@ class Analysis:
         """Parameter to its bootstrap draws."""
         if not self.bootstrap or self.law is None:
             return {}
-        return {NATURAL[p]: self.bootstrap.draws[:, p].tolist() for p in self.law.form.free if len(self.bootstrap.draws)}
+        return {
+            NATURAL[p]: self.bootstrap.draws[:, p].tolist()
+            for p in self.law.form.free
+            if len(self.bootstrap.draws)
+        }
 
 
 def analyse(
-    cells: Cells,
+    cells: Observations,
     saturated_below: float = 0.69,
     draws: int = 4000,
     progress: Callable[[int, int], None] | None = None,
@@ -114,71 +144,93 @@ def analyse(
         progress: called with draws done and all draws.
     """
     entries = [
-        _plain_entry(cells, estimator) for estimator in (choice.paper(saturated_below), choice.robust(saturated_below))
+        _plain_entry(cells, estimator)
+        for estimator in (
+            model_selection.paper(saturated_below),
+            model_selection.robust(saturated_below),
+        )
     ]
     found = _saturating_entries(cells)
-    place = choice.choose([fit for fit, _ in found], [entry.checks[choice.EDGE] for _, entry in found])
+    place = model_selection.choose(
+        [fit for fit, _ in found], [entry.checks[model_selection.EDGE] for _, entry in found]
+    )
     entries += [entry for _, entry in found]
     if place is None:
         return Analysis(entries, None, None, {}, None, (math.nan, math.nan), [])
     fit, chosen = found[place]
     sure = bootstrap(cells, fit, draws, progress=progress) if draws else None
-    constant = choice.likelihood_ratio(fit, fit_saturating(cells, replace(fit.form, beta=1.0)))
-    alike = choice.alike_within_clusters(cells, fit.predict(cells.rank, cells.length, cells.base))
+    constant = model_selection.likelihood_ratio(
+        fit, fit_saturating(cells, replace(fit.form, beta=1.0))
+    )
+    alike = model_selection.alike_within_clusters(
+        cells, fit.predict(cells.rank, cells.length, cells.base)
+    )
     made = Analysis(entries, chosen, sure, profiles(cells, fit), constant, alike, [])
     return replace(made, warnings=_warnings(made, cells))
 
 
-def _plain_entry(cells: Cells, estimator: choice.Estimator) -> Entry:
+def _plain_entry(cells: Observations, estimator: model_selection.Estimator) -> Entry:
     fit = estimator(cells)
     assert isinstance(fit, Plain)
-    return Entry(fit.name, fit, fit.fit.n, fit.fit.mape, math.nan, choice.checks(cells, estimator))
+    return Entry(
+        fit.name, fit, fit.fit.n, fit.fit.mape, math.nan, model_selection.checks(cells, estimator)
+    )
 
 
-def _saturating_entries(cells: Cells) -> list[tuple[SaturatingFit, Entry]]:
+def _saturating_entries(cells: Observations) -> list[tuple[SaturatingFit, Entry]]:
     """Every form once: one that falls back to another is that other."""
-    fits = {fit.form.name: fit for form in reversed(choice.FORMS) for fit in [fit_saturating(cells, form)]}
-    ordered = [fits[form.name] for form in choice.FORMS if form.name in fits]
-    differences = choice.aicc_differences(ordered)
+    fits = {
+        fit.form.name: fit
+        for form in reversed(model_selection.FORMS)
+        for fit in [fit_saturating(cells, form)]
+    }
+    ordered = [fits[form.name] for form in model_selection.FORMS if form.name in fits]
+    differences = model_selection.aicc_differences(ordered)
     out = []
     for fit, difference in zip(ordered, differences, strict=True):
-        checks = choice.checks(cells, choice.saturating(fit.form))
+        checks = model_selection.checks(cells, model_selection.saturating(fit.form))
         out.append((fit, Entry(fit.form.name, fit, fit.n, fit.mape, difference, checks)))
     return out
 
 
-def _warnings(made: Analysis, cells: Cells) -> list[str]:
+def _warnings(made: Analysis, cells: Observations) -> list[str]:
     """What the numbers say against the chosen law, in plain words."""
     found, (correlation, p), chosen = [], made.alike, made.chosen
     assert chosen is not None
-    if p < choice.ALIKE and correlation > 0:
+    if p < model_selection.ALIKE and correlation > 0:
         found.append(
             f"residuals of cells that share text and length are alike (correlation {correlation:.2f}): intervals that take "
             "cells as independent are too narrow"
         )
     b = made.intervals.get("b")
     if b and b[1] < 0:
-        found.append(f"b of the chosen law is below 0 ({b[0]:.3g} to {b[1]:.3g}): it still bends less than the cells do")
+        found.append(
+            f"b of the chosen law is below 0 ({b[0]:.3g} to {b[1]:.3g}): it still bends less than the cells do"
+        )
     if made.bootstrap and made.bootstrap.status == NOT_IDENTIFIED:
-        found.append(f"no bootstrap: {made.bootstrap.reason}; the intervals take cells as independent")
-    edge = chosen.checks[choice.EDGE]
+        found.append(
+            f"no bootstrap: {made.bootstrap.reason}; the intervals take cells as independent"
+        )
+    edge = chosen.checks[model_selection.EDGE]
     if edge.n_test >= FEW and edge.coverage < POOR_BAND:
         found.append(
-            f"extrapolating is less sure than it looks: the 95 % band of a fit without the {choice.EDGE} holds "
+            f"extrapolating is less sure than it looks: the 95 % band of a fit without the {model_selection.EDGE} holds "
             f"{100 * edge.coverage:.0f} % of them"
         )
     found += _disagreements(made)
     if made.bootstrap and made.bootstrap.failed:
         found.append(f"{made.bootstrap.failed} bootstrap draws carried no fit and are left out")
     if len(np.unique(cells.text)) == 1:
-        found.append("one text: how the law differs between texts is not in the intervals (data.seed=0,1,2 tells)")
+        found.append(
+            "one text: how the law differs between texts is not in the intervals (data.seed=0,1,2 tells)"
+        )
     return found
 
 
 def _disagreements(made: Analysis) -> list[str]:
     """Exponents of laws that AICc does not tell from the chosen one, where they lie outside its intervals."""
     assert made.chosen is not None
-    limit = made.chosen.difference + choice.CLOSE
+    limit = made.chosen.difference + model_selection.CLOSE
     rivals = [
         entry
         for entry in made.entries
@@ -192,8 +244,12 @@ def _disagreements(made: Analysis) -> list[str]:
     for name in ("alpha", "beta"):
         low, high = made.intervals.get(name, (-math.inf, math.inf))
         outside = [
-            f"{entry.name} {entry.parameters[name]:.2f}" for entry in rivals if not low <= entry.parameters[name] <= high
+            f"{entry.name} {entry.parameters[name]:.2f}"
+            for entry in rivals
+            if not low <= entry.parameters[name] <= high
         ]
         if outside:
-            found.append(f"{name} depends on the law: others that fit as well give {', '.join(outside)}")
+            found.append(
+                f"{name} depends on the law: others that fit as well give {', '.join(outside)}"
+            )
     return found

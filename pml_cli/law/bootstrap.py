@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pml_cli.law import power_law as law
-from pml_cli.law.mle import NATURAL, SaturatingFit, design_of, natural, on_scale, spans
-from pml_cli.law.power_law import CONFIDENCE, MIN_VALUES, NOT_IDENTIFIED, OK, Array
-from pml_cli.law.observations import Cells
+from pml_cli.law import power_law
 from pml_cli.law.forms import HIGH, LOG_K, LOW
 from pml_cli.law.likelihood import Design, minimise
+from pml_cli.law.mle import NATURAL, SaturatingFit, design_of, natural, on_scale, spans
+from pml_cli.law.observations import Observations
+from pml_cli.law.power_law import CONFIDENCE, MIN_VALUES, NOT_IDENTIFIED, OK, Array
 
 FEW_CLUSTERS = 40  # below, percentiles of the draws are too narrow; Student's t with one degree less than clusters
 LEAST_CLUSTERS = 4
@@ -49,7 +49,10 @@ class Bootstrap:
             "clusters": self.clusters,
             "draws": len(self.draws),
             "failed": self.failed,
-            "intervals_95": {n: [law.plain(low), law.plain(high)] for n, (low, high) in self.intervals.items()},
+            "intervals_95": {
+                n: [power_law.plain(low), power_law.plain(high)]
+                for n, (low, high) in self.intervals.items()
+            },
         }
 
 
@@ -63,12 +66,16 @@ class Profile:
     interval: tuple[float, float]  # 95 %; nan at a side that the likelihood does not close
 
     def to_dict(self) -> dict[str, Any]:
-        ends = [law.plain(end) for end in self.interval]
-        return {"values": self.values.tolist(), "deviance": self.deviance.tolist(), "interval_95": ends}
+        ends = [power_law.plain(end) for end in self.interval]
+        return {
+            "values": self.values.tolist(),
+            "deviance": self.deviance.tolist(),
+            "interval_95": ends,
+        }
 
 
 def bootstrap(
-    cells: Cells,
+    cells: Observations,
     fit: SaturatingFit,
     draws: int = 4000,
     seed: int = 0,
@@ -95,7 +102,11 @@ def bootstrap(
         size = min(chunk, draws - start)
         weights = _weights(rng, cells, cluster, count, size)
         theta, value = minimise(
-            np.tile(fit.theta, (size, 1)), design, fit.form, weights_BN=weights[:, cluster], iterations=ROUNDS
+            np.tile(fit.theta, (size, 1)),
+            design,
+            fit.form,
+            weights_BN=weights[:, cluster],
+            iterations=ROUNDS,
         )
         found.append(natural(theta[np.isfinite(value)], fit.centre))
         if progress:
@@ -104,7 +115,9 @@ def bootstrap(
     return Bootstrap(OK, "", sample, draws - len(sample), count, _intervals(fit, sample, count))
 
 
-def _weights(rng: np.random.Generator, cells: Cells, cluster: NDArray[np.intp], count: int, size: int) -> Array:
+def _weights(
+    rng: np.random.Generator, cells: Observations, cluster: NDArray[np.intp], count: int, size: int
+) -> Array:
     """How often each cluster is drawn, (size, G)."""
     seen = ~cells.saturated
     _, length = np.unique(cells.length, return_inverse=True)
@@ -133,20 +146,32 @@ def widening(clusters: int) -> float:
     if clusters >= FEW_CLUSTERS or clusters < 2:
         return 1.0
     upper = (1 + CONFIDENCE) / 2
-    return float(stats.t.ppf(upper, clusters - 1) / stats.norm.ppf(upper) * np.sqrt(clusters / (clusters - 1)))
+    return float(
+        stats.t.ppf(upper, clusters - 1)
+        / stats.norm.ppf(upper)
+        * np.sqrt(clusters / (clusters - 1))
+    )
 
 
-def profiles(cells: Cells, fit: SaturatingFit, names: tuple[str, ...] = ("alpha", "beta", "b", "k")) -> dict[str, Profile]:
+def profiles(
+    cells: Observations, fit: SaturatingFit, names: tuple[str, ...] = ("alpha", "beta", "b", "k")
+) -> dict[str, Profile]:
     """Profile likelihood of each named parameter that is free in the form; empty unless the fit is OK."""
     if fit.status != OK:
         return {}
     design = design_of(cells, fit.centre)
-    return {name: _profile(fit, design, NATURAL.index(name)) for name in names if NATURAL.index(name) in fit.form.free}
+    return {
+        name: _profile(fit, design, NATURAL.index(name))
+        for name in names
+        if NATURAL.index(name) in fit.form.free
+    }
 
 
 def _profile(fit: SaturatingFit, design: Design, place: int) -> Profile:
     at, error = float(fit.theta[place]), float(np.sqrt(fit.covariance[place, place]))
-    values = np.unique(np.clip(at + error * np.linspace(-REACH, REACH, POINTS), LOW[place], HIGH[place]))
+    values = np.unique(
+        np.clip(at + error * np.linspace(-REACH, REACH, POINTS), LOW[place], HIGH[place])
+    )
     slope = fit.covariance[:, place] / error**2  # how the others move along, to first order
     starts = fit.theta + (values - at)[:, None] * slope
     starts[:, place] = values

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from pml_cli.law import power_law as law
+from pml_cli.law import power_law
 from pml_cli.law.power_law import CONFIDENCE
 
 # bits a parameter, whole models trained from scratch
@@ -41,7 +41,10 @@ class Held:
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: law.plain(value) if isinstance(value, float) else value for name, value in values.items()}
+        return {
+            name: power_law.plain(value) if isinstance(value, float) else value
+            for name, value in values.items()
+        }
 
 
 def held(cells: pd.DataFrame) -> list[Held]:
@@ -50,7 +53,9 @@ def held(cells: pd.DataFrame) -> list[Held]:
     Args:
         cells: one row a run: rank, target_tokens, data_seed, trainable_parameters, delta_loss (nats), bits_memorised or nan.
     """
-    good = cells[np.isfinite(cells["delta_loss"].astype(float)) & (cells["trainable_parameters"] > 0)]
+    good = cells[
+        np.isfinite(cells["delta_loss"].astype(float)) & (cells["trainable_parameters"] > 0)
+    ]
     gained = good["target_tokens"] * good["delta_loss"] / math.log(2)
     counts = {"gained": gained, "memorised": pd.to_numeric(good["bits_memorised"], errors="coerce")}
     found = []
@@ -64,7 +69,19 @@ def held(cells: pd.DataFrame) -> list[Held]:
             mean, half = float(at["share"].mean()), _half(_of_texts(at, "share"))
             size = int(rows["trainable_parameters"].iloc[0])
             last = length == rows["target_tokens"].max()
-            found.append(Held(kind, int(rank), size, length, mean, mean - half, mean + half, len(at), bool(last)))
+            found.append(
+                Held(
+                    kind,
+                    int(rank),
+                    size,
+                    length,
+                    mean,
+                    mean - half,
+                    mean + half,
+                    len(at),
+                    bool(last),
+                )
+            )
     return found
 
 
@@ -81,20 +98,27 @@ class Unseen:
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: law.plain(value) if isinstance(value, float) else value for name, value in values.items()}
+        return {
+            name: power_law.plain(value) if isinstance(value, float) else value
+            for name, value in values.items()
+        }
 
 
 def unseen(cells: pd.DataFrame) -> Unseen | None:
     """Mean control gain of the cells (columns control_gain, data_seed); None where no cell has one."""
     if "control_gain" not in cells:  # runs of an earlier version
         return None
-    good = cells.assign(gain=pd.to_numeric(cells["control_gain"], errors="coerce")).dropna(subset=["gain"])
+    good = cells.assign(gain=pd.to_numeric(cells["control_gain"], errors="coerce")).dropna(
+        subset=["gain"]
+    )
     if good.empty:
         return None
     gains = good["gain"].to_numpy(float)
     half = _half(_of_texts(good, "gain"))
     mean = float(gains.mean())
-    return Unseen(mean, mean - half, mean + half, float(gains.min()), float(gains.max()), len(gains))
+    return Unseen(
+        mean, mean - half, mean + half, float(gains.min()), float(gains.max()), len(gains)
+    )
 
 
 def _of_texts(cells: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
@@ -105,13 +129,21 @@ def _of_texts(cells: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
 def _half(values: np.ndarray[Any, Any]) -> float:
     if len(values) < 2:
         return math.nan
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(
+        stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+        * values.std(ddof=1)
+        / math.sqrt(len(values))
+    )
 
 
 def _reading(control: Unseen) -> str:
     if control.low < 0 < control.high:
         return "not told from 0"
-    return "knowledge of the source, not of the target" if control.gain > 0 else "what else the model knew of it suffers"
+    return (
+        "knowledge of the source, not of the target"
+        if control.gain > 0
+        else "what else the model knew of it suffers"
+    )
 
 
 def words(found: list[Held], control: Unseen | None) -> list[str]:
@@ -128,7 +160,9 @@ def words(found: list[Held], control: Unseen | None) -> list[str]:
             f"{kind:9} {best.bits:.2f}{span} bits a trained parameter {what} (rank {best.rank}, {best.length} tokens{more})"
         )
     if lines:
-        lines.append("published " + "; ".join(f"{bits:g}: {who}" for who, bits in YARDSTICKS.items()))
+        lines.append(
+            "published " + "; ".join(f"{bits:g}: {who}" for who, bits in YARDSTICKS.items())
+        )
     if control:
         span = f" ({control.low:.2f} to {control.high:.2f})" if math.isfinite(control.low) else ""
         lines.append(

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from pml_cli.errors import UserError, did_you_mean
+from pml_cli.law.bootstrap import widening
+from pml_cli.law.forms import LOG_S, PARAMETERS, Form, log_gain, spread_share
 from pml_cli.law.mle import NATURAL, turn
 from pml_cli.law.power_law import CONFIDENCE, OK, Array
-from pml_cli.law.report_format import (FORMAT)
 from pml_cli.law.recall_law import NAMES, RecallFit
-from pml_cli.law.forms import LOG_S, PARAMETERS, Form, log_gain, spread_share
-from pml_cli.law.bootstrap import widening
+from pml_cli.law.report_format import FORMAT
 
 NORMAL_DRAWS = 2000  # where a law has no bootstrap
 TAIL = (1 - CONFIDENCE) / 2
@@ -68,16 +68,27 @@ class Law:
         at = x - self.centre[0], y - self.centre[1], level
         found = np.exp(log_gain(self.theta, *at, self.form.link)[:, 0])
         noise = np.concatenate([[0.0], np.random.default_rng(0).standard_normal(shape[0] - 1)])
-        share = np.exp(self.theta[:, LOG_S]) * noise * spread_share(self.theta, *at, self.form.link)[:, 0]
-        found = np.nan_to_num(found, nan=0.0)  # no gain: a base loss far below the level, or a b below 0 far from the cells
+        share = (
+            np.exp(self.theta[:, LOG_S])
+            * noise
+            * spread_share(self.theta, *at, self.form.link)[:, 0]
+        )
+        found = np.nan_to_num(
+            found, nan=0.0
+        )  # no gain: a base loss far below the level, or a b below 0 far from the cells
         return np.asarray(np.minimum(found * np.maximum(0.0, 1 + share), level[:, 0]))
 
     def outside(self, rank: float | None, length: float | None) -> str:
         """What lies outside the cells trained, in words; empty when nothing does."""
         words = []
-        for what, value, (low, high) in ((self.x, rank, self.ranks), ("length", length, self.lengths)):
+        for what, value, (low, high) in (
+            (self.x, rank, self.ranks),
+            ("length", length, self.lengths),
+        ):
             if value is not None and not low <= value <= high:
-                words.append(f"{what} {'above' if value > high else 'below'} {high if value > high else low:g}")
+                words.append(
+                    f"{what} {'above' if value > high else 'below'} {high if value > high else low:g}"
+                )
         return ", ".join(words)
 
 
@@ -97,21 +108,29 @@ def load(path: Path, group: str | None = None) -> list[Law]:
         form = content["format"]
         groups = content["groups"] if form == FORMAT else []
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a law.json ({str(error) or type(error).__name__}); run `pml fit` again") from error
+        raise UserError(
+            f"{file}: not a law.json ({str(error) or type(error).__name__}); run `pml fit` again"
+        ) from error
     if form != FORMAT:
         raise UserError(f"{file}: format {form}, this pml reads {FORMAT}; run `pml fit` again")
     if group is not None:
         names = {name for one in groups for name in (one["slug"], one["name"])}
         if group not in names:
-            raise UserError(f"group={group}: {did_you_mean(group, sorted({one['slug'] for one in groups}))}")
+            raise UserError(
+                f"group={group}: {did_you_mean(group, sorted({one['slug'] for one in groups}))}"
+            )
         groups = [one for one in groups if group in (one["slug"], one["name"])]
     try:
         laws = [_law(one, content) for one in groups if one["chosen"] is not None]
     except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
-        raise UserError(f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again") from error
+        raise UserError(
+            f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again"
+        ) from error
     if not laws:
         reasons = {one["fit"]["reason"] for one in groups} - {""}
-        raise UserError(f"{file}: no law was identified{': ' + '; '.join(sorted(reasons)) if reasons else ''}")
+        raise UserError(
+            f"{file}: no law was identified{': ' + '; '.join(sorted(reasons)) if reasons else ''}"
+        )
     return laws
 
 
@@ -125,9 +144,20 @@ def _law(group: dict[str, Any], content: dict[str, Any]) -> Law:
     recall = group["recall"]
     of_recall = np.array([draws.pop(f"recall_{name}", []) for name in NAMES], float).T
     values = [recall["parameters"][name] for name in NAMES]
-    told = recall["n"], recall["exact"], recall["clusters"], (recall["gaps"]["rank"], recall["gaps"]["length"])
-    found = RecallFit(OK, "", np.array(values, float), of_recall, *told) if recall["status"] == OK else None
-    base = BaseLoss(_curve(group["base_loss"]), [_curve(text) for text in group["base_loss"]["texts"]])
+    told = (
+        recall["n"],
+        recall["exact"],
+        recall["clusters"],
+        (recall["gaps"]["rank"], recall["gaps"]["length"]),
+    )
+    found = (
+        RecallFit(OK, "", np.array(values, float), of_recall, *told)
+        if recall["status"] == OK
+        else None
+    )
+    base = BaseLoss(
+        _curve(group["base_loss"]), [_curve(text) for text in group["base_loss"]["texts"]]
+    )
     return Law(
         group["name"], content["x"], Form(**entry["form"]),
         np.concatenate([theta[None], _draws(theta, centre, draws, entry)]), centre,
@@ -140,7 +170,9 @@ def _curve(told: dict[str, list[float]]) -> tuple[Array, Array]:
     return np.log(np.array(told["length"], float)), np.array(told["nats"], float)
 
 
-def _draws(theta: Array, centre: tuple[float, float], draws: dict[str, list[float]], entry: dict[str, Any]) -> Array:
+def _draws(
+    theta: Array, centre: tuple[float, float], draws: dict[str, list[float]], entry: dict[str, Any]
+) -> Array:
     """Draws of theta, (D, 8): from the bootstrap, widened by Student's t below 40 clusters; else from the covariance."""
     clusters = entry["clusters"]
     if draws:
@@ -152,6 +184,10 @@ def _draws(theta: Array, centre: tuple[float, float], draws: dict[str, list[floa
         out = values @ np.linalg.inv(turn(centre)).T
         return np.asarray(theta + widening(clusters) * (out - theta))
     matrices = [np.array(entry[name], float) for name in ("covariance", "covariance_clustered")]
-    wider = max((m for m in matrices if np.isfinite(m).all()), key=np.trace, default=np.zeros((len(theta),) * 2))
+    wider = max(
+        (m for m in matrices if np.isfinite(m).all()),
+        key=np.trace,
+        default=np.zeros((len(theta),) * 2),
+    )
     rng = np.random.default_rng(0)
     return np.asarray(rng.multivariate_normal(theta, wider, NORMAL_DRAWS, check_valid="ignore"))

@@ -27,7 +27,9 @@ LINKS = ("none", "hard", "exp", "hill")
 HILL = (0.5, 30.0)  # bounds of k; at 30 the curve cannot be told from min(1, x)
 LEAST_SPREAD = 1e-8
 FULL_SPREAD = 1 / 3  # slope of the link above which cells deviate from the law by its whole spread
-LOW = np.array([-50, EXPONENTS[0], EXPONENTS[0], -50, math.log(HILL[0]), 0, 0, math.log(LEAST_SPREAD)])
+LOW = np.array(
+    [-50, EXPONENTS[0], EXPONENTS[0], -50, math.log(HILL[0]), 0, 0, math.log(LEAST_SPREAD)]
+)
 HIGH = np.array([50, EXPONENTS[1], EXPONENTS[1], 50, math.log(HILL[1]), 5, 50, 3])
 
 
@@ -39,7 +41,9 @@ class Form:
     offset: bool = False  # b: what is gained at any rank and length, in nats per token
     floor: bool = False  # a loss above 0 that no adapter gets below
     level: bool = False  # H: the loss that memory starts from, the same for all cells
-    beta: float | None = None  # held there; 1 is constant capacity: the nats gained in all do not depend on the length
+    beta: float | None = (
+        None  # held there; 1 is constant capacity: the nats gained in all do not depend on the length
+    )
 
     def __post_init__(self) -> None:
         if self.link not in LINKS:
@@ -65,13 +69,21 @@ class Form:
             return f"dL = {inner}"
         ceiling = "(L0 - floor)" if self.floor else ("level" if self.level else "L0")
         start = "L0 - level + " if self.level else ""
-        link = {"hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x**k)**(1/k)"}[self.link]
+        link = {"hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x**k)**(1/k)"}[
+            self.link
+        ]
         return f"dL = {start}{ceiling} * S(x), x = ({inner}) / {ceiling}, S(x) = {link}"
 
     @property
     def free(self) -> tuple[int, ...]:
         """Places of the free parameters in PARAMETERS."""
-        switch = {BETA: self.beta is None, B: self.offset, LOG_K: self.link == "hill", FLOOR: self.floor, LEVEL: self.level}
+        switch = {
+            BETA: self.beta is None,
+            B: self.offset,
+            LOG_K: self.link == "hill",
+            FLOOR: self.floor,
+            LEVEL: self.level,
+        }
         return tuple(p for p in range(len(PARAMETERS)) if switch.get(p, True))
 
 
@@ -118,7 +130,9 @@ def log_gain_slopes(
         elif place == LOG_K:
             out[..., k] = share * _hill_slope_log_k(ratio, log_k)
         elif place == LEVEL:
-            out[..., k] = (np.exp(within) / np.maximum(level, 1e-12) * (1 - slope) - 1) * np.exp(-value)
+            out[..., k] = (np.exp(within) / np.maximum(level, 1e-12) * (1 - slope) - 1) * np.exp(
+                -value
+            )
         else:  # the floor acts through the ceiling alone
             out[..., k] = -(1 - slope) * np.exp(-log_ceiling)
     return value, out
@@ -134,7 +148,9 @@ def spread_share(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: s
         return np.ones((len(theta_BP), len(x_N)))
     _, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
     slope = _link_slope(log_inner - log_ceiling, theta_BP[:, LOG_K, None], link)
-    return np.asarray(np.sqrt(np.minimum(1.0, np.nan_to_num(slope) / FULL_SPREAD)))  # nan: no law there, as far out if b < 0
+    return np.asarray(
+        np.sqrt(np.minimum(1.0, np.nan_to_num(slope) / FULL_SPREAD))
+    )  # nan: no law there, as far out if b < 0
 
 
 def _parts(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array) -> tuple[Array, Array, Array]:
@@ -151,7 +167,9 @@ def _parts(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array) -> tuple[Arra
 def _from_level(log_memory: Array, level: Array, base_N: Array) -> Array:
     """Log of the gain, with what is gained between the base loss and the level."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(level > 0, np.log(np.exp(log_memory) + base_N - level), log_memory))
+        return np.asarray(
+            np.where(level > 0, np.log(np.exp(log_memory) + base_N - level), log_memory)
+        )
 
 
 def _log_link(ratio: Array, log_k: Array, link: str) -> Array:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from pml_cli.law import power_law as law
-from pml_cli.law.mle import NATURAL, SaturatingFit, design_of, fit_saturating
-from pml_cli.law.power_law import EXPONENTS, NOT_IDENTIFIED, OK, Array
-from pml_cli.law.observations import Cells
+from pml_cli.law import power_law
+from pml_cli.law.bootstrap import Bootstrap, bootstrap
 from pml_cli.law.forms import ALPHA, BETA, Form
 from pml_cli.law.likelihood import Design, minimise
-from pml_cli.law.bootstrap import Bootstrap, bootstrap
+from pml_cli.law.mle import NATURAL, SaturatingFit, design_of, fit_saturating
+from pml_cli.law.observations import Observations
+from pml_cli.law.power_law import EXPONENTS, NOT_IDENTIFIED, OK, Array
 
 LEVEL = 0.05  # p below which groups differ
 REJECTED = 10.0  # AICc above its own best at which a group has another law
@@ -46,7 +46,9 @@ class Group:
         place = {"alpha": ALPHA, "beta": BETA}[name]
         if self.bootstrap.status == OK:
             count = self.bootstrap.clusters
-            return float(self.bootstrap.draws[:, place].std(ddof=1) * math.sqrt(count / (count - 1)))
+            return float(
+                self.bootstrap.draws[:, place].std(ddof=1) * math.sqrt(count / (count - 1))
+            )
         return float(np.sqrt(self.fit.covariance[place, place]))
 
     def interval(self, name: str) -> tuple[float, float]:
@@ -72,7 +74,9 @@ class Tie:
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in ("what", "shared", "freedom")}
-        tests = {name: law.plain(getattr(self, name)) for name in ("statistic", "p", "p_clustered")}
+        tests = {
+            name: power_law.plain(getattr(self, name)) for name in ("statistic", "p", "p_clustered")
+        }
         return values | tests
 
 
@@ -87,9 +91,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         rows = [
-            {"name": one.name, "parameters": {n: law.plain(v) for n, v in one.fit.parameters.items()},
-             "intervals_95": {n: [law.plain(v) for v in one.interval(n)] for n in ("alpha", "beta")}, "n": one.fit.n,
-             "aicc_cost": law.plain(one.cost)}
+            {"name": one.name, "parameters": {n: power_law.plain(v) for n, v in one.fit.parameters.items()},
+             "intervals_95": {n: [power_law.plain(v) for v in one.interval(n)] for n in ("alpha", "beta")}, "n": one.fit.n,
+             "aicc_cost": power_law.plain(one.cost)}
             for one in self.groups
         ]  # fmt: skip
         return {"by": list(self.by), "common": self.common, "form": self.form.name if self.form else None,
@@ -97,7 +101,7 @@ class Comparison:
 
 
 def compare(
-    cells: dict[str, Cells],
+    cells: dict[str, Observations],
     forms: Sequence[Form],
     by: tuple[str, ...],
     *,
@@ -119,28 +123,47 @@ def compare(
     least = [math.inf] * len(cells)
     for form in forms:
         fits = [fit_saturating(one, form) for one in cells.values()]
-        found = [fit.aicc if fit.status == OK and math.isfinite(fit.aicc) else math.inf for fit in fits]
+        found = [
+            fit.aicc if fit.status == OK and math.isfinite(fit.aicc) else math.inf for fit in fits
+        ]
         least = [min(pair) for pair in zip(least, found, strict=True)]
-        if not all(fit.status == OK and fit.form == form and math.isfinite(fit.aicc) for fit in fits):
+        if not all(
+            fit.status == OK and fit.form == form and math.isfinite(fit.aicc) for fit in fits
+        ):
             continue
         total = sum(fit.aicc for fit in fits)
         if best is None or total < best[0]:
             best = total, form, fits
     if best is None:
-        return Comparison(by, common, None, "no law is identified in every one of these groups", [], [])
+        return Comparison(
+            by, common, None, "no law is identified in every one of these groups", [], []
+        )
     _, form, fits = best
     groups = [
         Group(name, fit, _bootstrap(one, fit, draws, progress), fit.aicc - alone)
         for (name, one), fit, alone in zip(cells.items(), fits, least, strict=True)
     ]
     designs = [design_of(one, fit.centre) for one, fit in zip(cells.values(), fits, strict=True)]
-    ties = [_tie(what, groups, designs, form) for what, places in TIES.items() if set(places) <= set(form.free)]
+    ties = [
+        _tie(what, groups, designs, form)
+        for what, places in TIES.items()
+        if set(places) <= set(form.free)
+    ]
     return Comparison(by, common, form, "", groups, ties)
 
 
-def _bootstrap(cells: Cells, fit: SaturatingFit, draws: int, progress: Callable[[int, int], None] | None) -> Bootstrap:
+def _bootstrap(
+    cells: Observations, fit: SaturatingFit, draws: int, progress: Callable[[int, int], None] | None
+) -> Bootstrap:
     if not draws:
-        return Bootstrap(NOT_IDENTIFIED, "no draws were asked for", np.empty((0, len(NATURAL))), 0, cells.clusters[1], {})
+        return Bootstrap(
+            NOT_IDENTIFIED,
+            "no draws were asked for",
+            np.empty((0, len(NATURAL))),
+            0,
+            cells.clusters[1],
+            {},
+        )
     return bootstrap(cells, fit, draws, progress=progress)
 
 
@@ -161,12 +184,16 @@ def _tie(what: str, groups: list[Group], designs: list[Design], form: Form) -> T
 
     errors = np.array([[group.fit.covariance[p, p] for p in places] for group in groups])
     middle = (thetas[:, list(places)] / errors).sum(axis=0) / (1 / errors).sum(axis=0)
-    found = optimize.minimize(lost, middle, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-4, "maxiter": 200})
+    found = optimize.minimize(
+        lost, middle, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-4, "maxiter": 200}
+    )
     names = [name for name, place in (("alpha", ALPHA), ("beta", BETA)) if place in places]
     freedom, statistic = len(places) * (len(groups) - 1), float(found.fun)
     clustered = _cochran(groups, names[0]) if len(names) == 1 else math.nan
     shared = dict(zip(names, [float(v) for v in found.x], strict=True))
-    return Tie(what, shared, statistic, freedom, float(stats.chi2.sf(statistic, freedom)), clustered)
+    return Tie(
+        what, shared, statistic, freedom, float(stats.chi2.sf(statistic, freedom)), clustered
+    )
 
 
 def _cochran(groups: list[Group], name: str) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
 import pandas as pd
-from pml_cli.law import power_law as law
+
+from pml_cli.law import power_law
 from pml_cli.law.analysis import Analysis
-from pml_cli.law.capacity import Held
-from pml_cli.law.capacity import Unseen
-from pml_cli.law.observations import Cells
+from pml_cli.law.capacity import Held, Unseen
+from pml_cli.law.observations import Observations
 from pml_cli.law.recall_law import RecallFit
 
 
@@ -21,9 +22,9 @@ class GroupFit:
     slug: str
     key: dict[str, Any]
     cells: pd.DataFrame  # every cell: as read, and predicted, residual, kept, reason
-    fit: law.LawFit  # by the paper's estimator
-    held: law.HeldOut
-    observed: Cells  # those a law may use, saturated ones too
+    fit: power_law.LawFit  # by the paper's estimator
+    held: power_law.HeldOut
+    observed: Observations  # those a law may use, saturated ones too
     analysis: Analysis
     warnings: list[str]
     conclusions: list[str]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from pml_cli.law.power_law import Array, Mask
 from pml_cli.law.forms import HIGH, LOG_S, LOW, Form, log_gain, log_gain_slopes
+from pml_cli.law.power_law import Array, Mask
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 TOLERANCE = 1e-9  # of the log-likelihood: a standard error of 1 moves by less than 1e-4
@@ -72,13 +72,17 @@ def minimise(
         gained = value[going] - found
         better = gained >= 0
         theta[going[better]], value[going[better]] = trial[better], found[better]
-        damping[going] = np.where(better, np.maximum(damping[going] * 0.1, DAMPING[0]), damping[going] * 10)
+        damping[going] = np.where(
+            better, np.maximum(damping[going] * 0.1, DAMPING[0]), damping[going] * 10
+        )
         ended = (better & (gained < TOLERANCE)) | (damping[going] > DAMPING[2])
         going = going[~ended]
     return theta, value
 
 
-def _step(theta: Array, gradient: Array, information: Array, damping: Array, free_F: Array) -> Array:
+def _step(
+    theta: Array, gradient: Array, information: Array, damping: Array, free_F: Array
+) -> Array:
     """One damped scoring step; a parameter that its bound holds back takes no part in it."""
     at = theta[:, free_F]
     held = ((at <= LOW[free_F]) & (gradient > 0)) | ((at >= HIGH[free_F]) & (gradient < 0))
@@ -108,7 +112,9 @@ def loss(theta_BP: Array, design: Design, form: Form, weights: Array) -> Array:
     return np.where(np.isfinite(total), total, np.inf)
 
 
-def derivatives(theta_BP: Array, design: Design, form: Form, weights: Array, free_F: Array) -> tuple[Array, Array]:
+def derivatives(
+    theta_BP: Array, design: Design, form: Form, weights: Array, free_F: Array
+) -> tuple[Array, Array]:
     """Gradient (B, F) and information (B, F, F) of `loss`: expected for the cells seen, observed for the censored ones."""
     law_free = _law_places(free_F)
     slopes, parts = _per_cell(theta_BP, design, form, law_free)
@@ -136,18 +142,32 @@ def _law_places(free_F: Array) -> tuple[int, ...]:
     return tuple(int(p) for p in free_F if p != LOG_S)
 
 
-def _per_cell(theta_BP: Array, design: Design, form: Form, law_free: tuple[int, ...]) -> tuple[Array, tuple[Array, ...]]:
+def _per_cell(
+    theta_BP: Array, design: Design, form: Form, law_free: tuple[int, ...]
+) -> tuple[Array, tuple[Array, ...]]:
     """Slopes of log mu (B, N, F - 1), and five (B, N): gradient and information by log mu (1) and by log s (2)."""
-    log_mu, slopes = log_gain_slopes(theta_BP, design.x, design.y, design.base, link=form.link, wanted=law_free)
+    log_mu, slopes = log_gain_slopes(
+        theta_BP, design.x, design.y, design.base, link=form.link, wanted=law_free
+    )
     s = np.exp(theta_BP[:, LOG_S, None]) * design.sd
     ratio = np.where(design.censored, design.limit, design.delta) * np.exp(-log_mu)
     z = (ratio - 1) / s
-    g1, g2, h11, h12, h22 = 1 - z * ratio / s, 1 - z**2, 1 / s**2 + 2, np.full_like(z, 2.0), np.full_like(z, 2.0)
+    g1, g2, h11, h12, h22 = (
+        1 - z * ratio / s,
+        1 - z**2,
+        1 / s**2 + 2,
+        np.full_like(z, 2.0),
+        np.full_like(z, 2.0),
+    )
     hidden = design.censored
     if hidden.any():  # with a = -z and h = phi(a) / Phi(a)
         a, turn = -z[:, hidden], (ratio / s)[:, hidden]
         h = np.exp(-0.5 * a**2 - HALF_LOG_TAU - special.log_ndtr(a))
         bend = h * (h + a)
         g1[:, hidden], g2[:, hidden] = -h * turn, h * a
-        h11[:, hidden], h12[:, hidden], h22[:, hidden] = bend * turn**2, -bend * turn * a, bend * a**2
+        h11[:, hidden], h12[:, hidden], h22[:, hidden] = (
+            bend * turn**2,
+            -bend * turn * a,
+            bend * a**2,
+        )
     return slopes, (g1, g2, h11, h12, h22)

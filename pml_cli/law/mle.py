@@ -1,6 +1,6 @@
 """Estimators: from cells to a fitted law with a status and a reason.
 
-`fit_saturating` uses every cell (censored maximum likelihood, `scoring`). The paper's own estimator is `law.fit_paper`, a
+`fit_saturating` uses every cell (censored maximum likelihood, `scoring`). The paper's own estimator is `power_law.fit_paper`, a
 robust one for the same law `robust.fit_robust`.
 
 For given exponents the rest of a law is easy: every node of a grid of exponents is first solved for the rest alone (variable
@@ -19,11 +19,27 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from pml_cli.law import power_law as law
-from pml_cli.law.power_law import BOUND_HIT, CONFIDENCE, NOT_IDENTIFIED, OK, Array, Mask
-from pml_cli.law.observations import LN2, Cells
-from pml_cli.law.forms import (ALPHA, BETA, FLOOR, HIGH, LEVEL, LOG_K, LOG_S, LOW, PARAMETERS, B, C, Form, log_gain, log_gain_slopes, spread_share)
+from pml_cli.law import power_law
+from pml_cli.law.forms import (
+    ALPHA,
+    BETA,
+    FLOOR,
+    HIGH,
+    LEVEL,
+    LOG_K,
+    LOG_S,
+    LOW,
+    PARAMETERS,
+    B,
+    C,
+    Form,
+    log_gain,
+    log_gain_slopes,
+    spread_share,
+)
 from pml_cli.law.likelihood import Design, derivatives, minimise, scores
+from pml_cli.law.observations import LN2, Observations
+from pml_cli.law.power_law import BOUND_HIT, CONFIDENCE, NOT_IDENTIFIED, OK, Array, Mask
 
 GRID = np.geomspace(0.05, 2.5, 8)  # exponents at the nodes
 GRID_K = (1.5, 5.0)
@@ -67,7 +83,11 @@ class SaturatingFit:
     def aicc(self) -> float:
         """Akaike's criterion with its small-sample term; nan where there is no fit or too few cells."""
         p = len(self.form.free)
-        return 2 * self.nll + 2 * p + 2 * p * (p + 1) / (self.n - p - 1) if self.n > p + 1 else math.nan
+        return (
+            2 * self.nll + 2 * p + 2 * p * (p + 1) / (self.n - p - 1)
+            if self.n > p + 1
+            else math.nan
+        )
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -79,7 +99,9 @@ class SaturatingFit:
 
     def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike) -> Array:
         """Gain in nats per token, broadcast; never above `base` unless the form has no link."""
-        r, length_, base_ = np.broadcast_arrays(*(np.asarray(v, float) for v in (rank, length, base)))
+        r, length_, base_ = np.broadcast_arrays(
+            *(np.asarray(v, float) for v in (rank, length, base))
+        )
         x, y = np.log(r.ravel()) - self.centre[0], np.log(length_.ravel()) - self.centre[1]
         found = np.exp(log_gain(self.theta[None], x, y, base_.ravel(), self.form.link))[0]
         return np.asarray(found.reshape(r.shape))
@@ -90,18 +112,29 @@ class SaturatingFit:
         That error is the larger of the naive and the clustered one, with Student's t of as many degrees as there are
         clusters, less one.
         """
-        r, length_, base_ = (np.asarray(v, float).ravel() for v in np.broadcast_arrays(rank, length, base))
+        r, length_, base_ = (
+            np.asarray(v, float).ravel() for v in np.broadcast_arrays(rank, length, base)
+        )
         x, y = np.log(r) - self.centre[0], np.log(length_) - self.centre[1]
         places = tuple(p for p in self.form.free if p != LOG_S)
-        value, slopes = log_gain_slopes(self.theta[None], x, y, base_, link=self.form.link, wanted=places)
-        squares = [_quadratic(slopes[0], matrix[np.ix_(places, places)]) for matrix in (self.covariance, self.clustered)]
+        value, slopes = log_gain_slopes(
+            self.theta[None], x, y, base_, link=self.form.link, wanted=places
+        )
+        squares = [
+            _quadratic(slopes[0], matrix[np.ix_(places, places)])
+            for matrix in (self.covariance, self.clustered)
+        ]
         freedom = max(1, self.n - self.n_saturated - len(self.form.free)), max(1, self.clusters - 1)
         of_cell, of_law = (float(stats.t.ppf((1 + CONFIDENCE) / 2, f)) for f in freedom)
         share = spread_share(self.theta[None], x, y, base_, self.form.link)[0]
-        half = np.sqrt((of_cell * np.exp(self.theta[LOG_S]) * share) ** 2 + of_law**2 * np.maximum(*squares))
+        half = np.sqrt(
+            (of_cell * np.exp(self.theta[LOG_S]) * share) ** 2 + of_law**2 * np.maximum(*squares)
+        )
         middle = np.exp(value[0])
         high = middle * (1 + half)
-        return middle * np.maximum(0, 1 - half), high if self.form.link == "none" else np.minimum(high, base_)
+        return middle * np.maximum(0, 1 - half), high if self.form.link == "none" else np.minimum(
+            high, base_
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON at full precision; nan becomes None."""
@@ -113,26 +146,40 @@ class SaturatingFit:
             "estimator": "censored maximum likelihood, all cells",
             "status": self.status,
             "reason": self.reason,
-            "parameters": {name: law.plain(value) for name, value in self.parameters.items()},
-            "intervals_95_naive": {n: [law.plain(low), law.plain(high)] for n, (low, high) in self.intervals.items()},
-            "theta": {name: law.plain(value) for name, value in zip(PARAMETERS, self.theta.tolist(), strict=True)},
+            "parameters": {name: power_law.plain(value) for name, value in self.parameters.items()},
+            "intervals_95_naive": {
+                n: [power_law.plain(low), power_law.plain(high)]
+                for n, (low, high) in self.intervals.items()
+            },
+            "theta": {
+                name: power_law.plain(value)
+                for name, value in zip(PARAMETERS, self.theta.tolist(), strict=True)
+            },
             "centre": {"log_rank": self.centre[0], "log_length": self.centre[1]},
-            "covariance": [[law.plain(value) for value in row] for row in self.covariance.tolist()],
-            "covariance_clustered": [[law.plain(value) for value in row] for row in self.clustered.tolist()],
+            "covariance": [
+                [power_law.plain(value) for value in row] for row in self.covariance.tolist()
+            ],
+            "covariance_clustered": [
+                [power_law.plain(value) for value in row] for row in self.clustered.tolist()
+            ],
             "clusters": self.clusters,
-            **{name: law.plain(getattr(self, name)) for name in names},
+            **{name: power_law.plain(getattr(self, name)) for name in names},
             "n": self.n,
             "n_saturated": self.n_saturated,
             "cells_sha256": self.fingerprint,
         }
 
 
-def fit_saturating(cells: Cells, form: Form) -> SaturatingFit:
+def fit_saturating(cells: Observations, form: Form) -> SaturatingFit:
     """Censored maximum likelihood on all cells; those at or below ln 2 count as "at least this much was gained".
 
     A Hill link whose k runs to its upper bound is the hard link: that one is returned, with a note.
     """
-    centre = (float(np.log(cells.rank).mean()), float(np.log(cells.length).mean())) if len(cells) else (0.0, 0.0)
+    centre = (
+        (float(np.log(cells.rank).mean()), float(np.log(cells.length).mean()))
+        if len(cells)
+        else (0.0, 0.0)
+    )
     problem = _problem(cells, form)
     if problem:
         return _unidentified(cells, form, centre, problem)
@@ -140,15 +187,19 @@ def fit_saturating(cells: Cells, form: Form) -> SaturatingFit:
     theta, value = minimise(_starts(design, form), design, form)
     best = int(np.argmin(value))
     if not math.isfinite(value[best]):
-        return _unidentified(cells, form, centre, "no values of its parameters give every cell a gain")
+        return _unidentified(
+            cells, form, centre, "no values of its parameters give every cell a gain"
+        )
     found = theta[best]
     if form.link == "hill" and found[LOG_K] >= HIGH[LOG_K] - 1e-6:
         hard = fit_saturating(cells, replace(form, link="hard"))
-        return replace(hard, reason=hard.reason or "the Hill link runs to its sharpest: it is the hard one")
+        return replace(
+            hard, reason=hard.reason or "the Hill link runs to its sharpest: it is the hard one"
+        )
     return _result(cells, form, design, centre=centre, theta=found, nll=float(value[best]))
 
 
-def design_of(cells: Cells, centre: tuple[float, float]) -> Design:
+def design_of(cells: Observations, centre: tuple[float, float]) -> Design:
     """The cells as the likelihood sees them, their logs centred at `centre`."""
     x, y = np.log(cells.rank) - centre[0], np.log(cells.length) - centre[1]
     return Design(x, y, cells.base, cells.delta, cells.base - LN2, cells.saturated, cells.sd)
@@ -178,7 +229,11 @@ def spans(low: Array, high: Array, form: Form) -> dict[str, tuple[float, float]]
     found = {}
     for p in form.free:
         ends = float(low[p]), float(high[p])
-        found[NATURAL[p]] = (law.safe_exp(ends[0]), law.safe_exp(ends[1])) if NATURAL[p] in ON_LOGS else ends
+        found[NATURAL[p]] = (
+            (power_law.safe_exp(ends[0]), power_law.safe_exp(ends[1]))
+            if NATURAL[p] in ON_LOGS
+            else ends
+        )
     return found
 
 
@@ -190,24 +245,28 @@ def _quadratic(slopes: Array, covariance: Array) -> Array:
     return np.asarray(np.maximum(0, np.einsum("nf,fg,ng->n", slopes, covariance, slopes)))
 
 
-def _problem(cells: Cells, form: Form) -> str:
+def _problem(cells: Observations, form: Form) -> str:
     """Why these cells cannot carry this form; empty when they can."""
     seen = ~cells.saturated
-    found = law.unfit(cells.rank[seen], cells.length[seen], cells.delta[seen])
+    found = power_law.unfit(cells.rank[seen], cells.length[seen], cells.delta[seen])
     if found:
         return found
     if (cells.delta[seen] <= 0).any():
         return "a gain is not above 0: relative residuals need gains above 0"
     least = len(form.free) + 1
     return (
-        f"only {seen.sum()} unsaturated cells for {least - 1} parameters; {least} are needed" if seen.sum() < least else ""
+        f"only {seen.sum()} unsaturated cells for {least - 1} parameters; {least} are needed"
+        if seen.sum() < least
+        else ""
     )
 
 
 def _starts(design: Design, form: Form) -> Array:
     """The best nodes of the exponent grid, each solved for the scale, the offset and the spread alone: (S, 8)."""
     betas: Sequence[float] = GRID.tolist() if form.beta is None else [form.beta]
-    nodes = np.array(list(itertools.product(GRID, betas, GRID_K if form.link == "hill" else (2.0,))))
+    nodes = np.array(
+        list(itertools.product(GRID, betas, GRID_K if form.link == "hill" else (2.0,)))
+    )
     seen = ~design.censored
     theta = np.zeros((len(nodes), len(PARAMETERS)))
     theta[:, ALPHA], theta[:, BETA], theta[:, LOG_K] = nodes[:, 0], nodes[:, 1], np.log(nodes[:, 2])
@@ -216,39 +275,63 @@ def _starts(design: Design, form: Form) -> Array:
     if form.level:
         start = 0.8 * float(design.base.mean())
         theta[:, LEVEL] = start
-        inner = start * np.log(np.maximum(start / (design.base - design.delta)[seen], 1.05))  # as if the link were exp
+        inner = start * np.log(
+            np.maximum(start / (design.base - design.delta)[seen], 1.05)
+        )  # as if the link were exp
     level = np.log(inner) - nodes[:, :1] * design.x[seen] + nodes[:, 1:2] * design.y[seen]
-    theta[:, C], theta[:, LOG_S] = np.median(level, axis=1), np.log(np.maximum(level.std(axis=1), 1e-3))
+    theta[:, C], theta[:, LOG_S] = (
+        np.median(level, axis=1),
+        np.log(np.maximum(level.std(axis=1), 1e-3)),
+    )
     quick = tuple(p for p in form.free if p in (C, B, LOG_S, LEVEL))
     theta, value = minimise(theta, design, form, free=quick, iterations=8)
     return theta[np.argsort(value)[:POLISHED]]
 
 
-def _unidentified(cells: Cells, form: Form, centre: tuple[float, float], reason: str) -> SaturatingFit:
+def _unidentified(
+    cells: Observations, form: Form, centre: tuple[float, float], reason: str
+) -> SaturatingFit:
     nan, square = math.nan, np.full((len(PARAMETERS),) * 2, math.nan)
     found = np.full(len(PARAMETERS), nan), centre, square, square, cells.clusters[1], nan
     counts = len(cells), int(cells.saturated.sum())
-    return SaturatingFit(form, NOT_IDENTIFIED, reason, *found, *counts, nan, nan, nan, nan, cells.fingerprint)
+    return SaturatingFit(
+        form, NOT_IDENTIFIED, reason, *found, *counts, nan, nan, nan, nan, cells.fingerprint
+    )
 
 
 def _result(
-    cells: Cells, form: Form, design: Design, *, centre: tuple[float, float], theta: Array, nll: float
+    cells: Observations,
+    form: Form,
+    design: Design,
+    *,
+    centre: tuple[float, float],
+    theta: Array,
+    nll: float,
 ) -> SaturatingFit:
-    bound = law.bound_reason(theta[ALPHA], theta[BETA]) or _link_bound(theta, form, float(cells.base.max()))
+    bound = power_law.bound_reason(theta[ALPHA], theta[BETA]) or _link_bound(
+        theta, form, float(cells.base.max())
+    )
     naive = clustered = np.full((len(PARAMETERS),) * 2, math.nan)
     if not bound:
         naive, clustered, mute = _covariances(cells, form, design, theta)
         if mute:
             return _unidentified(cells, form, centre, f"these cells say nothing about {mute}")
     predicted = np.exp(log_gain(theta[None], design.x, design.y, design.base, form.link))[0]
-    quality = [_quality(cells.delta[mask], predicted[mask]) for mask in (~cells.saturated, np.ones(len(cells), bool))]
+    quality = [
+        _quality(cells.delta[mask], predicted[mask])
+        for mask in (~cells.saturated, np.ones(len(cells), bool))
+    ]
     found = theta, centre, naive, clustered, cells.clusters[1], nll
     counts = len(cells), int(cells.saturated.sum())
     status = BOUND_HIT if bound else OK
-    return SaturatingFit(form, status, bound, *found, *counts, *quality[0], *quality[1], cells.fingerprint)
+    return SaturatingFit(
+        form, status, bound, *found, *counts, *quality[0], *quality[1], cells.fingerprint
+    )
 
 
-def _covariances(cells: Cells, form: Form, design: Design, theta: Array) -> tuple[Array, Array, str]:
+def _covariances(
+    cells: Observations, form: Form, design: Design, theta: Array
+) -> tuple[Array, Array, str]:
     """Two (8, 8) covariances, from the information and the sandwich of cluster scores; or the parameter that has none."""
     free = np.array(form.free)
     cluster, count = cells.clusters
@@ -263,7 +346,9 @@ def _covariances(cells: Cells, form: Form, design: Design, theta: Array) -> tupl
     out = np.zeros((2, len(PARAMETERS), len(PARAMETERS)))
     place = np.ix_(free, free)
     out[0][place] = inverse / np.outer(scale, scale)
-    out[1][place] = inverse @ (scaled.T @ scaled) @ inverse / np.outer(scale, scale) * count / max(1, count - 1)
+    out[1][place] = (
+        inverse @ (scaled.T @ scaled) @ inverse / np.outer(scale, scale) * count / max(1, count - 1)
+    )
     return out[0], out[1], ""
 
 
@@ -284,4 +369,4 @@ def _quality(measured: Array, predicted: Array) -> tuple[float, float]:
     """R2 and MAPE."""
     total = float(((measured - measured.mean()) ** 2).sum())
     r2 = 1 - float(((measured - predicted) ** 2).sum()) / total if total > 0 else math.nan
-    return r2, law.percent_error(measured, predicted)
+    return r2, power_law.percent_error(measured, predicted)

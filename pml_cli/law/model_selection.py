@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import stats
 
-from pml_cli.law import power_law as law
-from pml_cli.law.mle import SaturatingFit, fit_saturating
-from pml_cli.law.power_law import CONFIDENCE, NOT_IDENTIFIED, OK, Array, LawFit, Mask
-from pml_cli.law.observations import Cells
-from pml_cli.law.robust import fit_robust
+from pml_cli.law import power_law
 from pml_cli.law.forms import Form
+from pml_cli.law.mle import SaturatingFit, fit_saturating
+from pml_cli.law.observations import Observations
+from pml_cli.law.power_law import CONFIDENCE, NOT_IDENTIFIED, OK, Array, LawFit, Mask
+from pml_cli.law.robust import fit_robust
 
 FORMS = (
     Form("none"),
@@ -38,7 +38,12 @@ FORMS = (
 CLOSE = 4.0  # AICc: laws this near to the best are not told apart by it
 FOLDS = 10  # with more texts than this, several are left out at a time
 ALIKE = 0.01  # p below which residuals of a cluster are called alike
-EDGE, RANKS, LENGTHS, TEXT = "largest ranks and longest lengths", "largest ranks", "longest lengths", "one text"
+EDGE, RANKS, LENGTHS, TEXT = (
+    "largest ranks and longest lengths",
+    "largest ranks",
+    "longest lengths",
+    "one text",
+)
 
 
 class Fitted(Protocol):
@@ -74,14 +79,19 @@ class Plain:
         """Where 95 % of new cells fall, were their absolute spread that of the kept cells: (N,) low and high."""
         middle, fit = self.predict(rank, length, base), self.fit
         power = middle - fit.b
-        slopes = np.stack([power / fit.C, power * np.log(rank), -power * np.log(length), np.ones_like(power)], axis=-1)
-        freedom = fit.n - len(law.PARAMETERS)
-        share = fit.spread**2 + np.maximum(0, np.einsum("nf,fg,ng->n", slopes, fit.covariance, slopes))
+        slopes = np.stack(
+            [power / fit.C, power * np.log(rank), -power * np.log(length), np.ones_like(power)],
+            axis=-1,
+        )
+        freedom = fit.n - len(power_law.PARAMETERS)
+        share = fit.spread**2 + np.maximum(
+            0, np.einsum("nf,fg,ng->n", slopes, fit.covariance, slopes)
+        )
         half = stats.t.ppf((1 + CONFIDENCE) / 2, max(1, freedom)) * np.sqrt(share)
         return middle - half, middle + half
 
 
-Estimator = Callable[[Cells], Fitted]
+Estimator = Callable[[Observations], Fitted]
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,10 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: law.plain(value) if isinstance(value, float) else value for name, value in values.items()}
+        return {
+            name: power_law.plain(value) if isinstance(value, float) else value
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,10 @@ class RatioTest:
 
 def paper(saturated_below: float = 0.69) -> Estimator:
     """The paper's estimator: unsaturated cells, plain least squares."""
-    return lambda cells: Plain("paper", law.fit_paper(cells.rank, cells.length, cells.delta, cells.final, saturated_below))
+    return lambda cells: Plain(
+        "paper",
+        power_law.fit_paper(cells.rank, cells.length, cells.delta, cells.final, saturated_below),
+    )
 
 
 def robust(saturated_below: float = 0.69) -> Estimator:
@@ -134,7 +150,9 @@ def aicc_differences(fits: Sequence[SaturatingFit]) -> list[float]:
         ValueError: the fits did not see the same cells, so that their likelihoods cannot be compared.
     """
     if len({fit.fingerprint for fit in fits}) > 1:
-        raise ValueError("information criteria compare fits to the same cells only; these saw different ones")
+        raise ValueError(
+            "information criteria compare fits to the same cells only; these saw different ones"
+        )
     values = [fit.aicc if fit.status == OK else math.nan for fit in fits]
     least = min((v for v in values if math.isfinite(v)), default=math.nan)
     return [value - least for value in values]
@@ -147,7 +165,9 @@ def likelihood_ratio(full: SaturatingFit, part: SaturatingFit) -> RatioTest:
         ValueError: not the same cells, or `part` is not a smaller law.
     """
     if full.fingerprint != part.fingerprint:
-        raise ValueError("a likelihood ratio compares fits to the same cells only; these saw different ones")
+        raise ValueError(
+            "a likelihood ratio compares fits to the same cells only; these saw different ones"
+        )
     freedom = len(full.form.free) - len(part.form.free)
     if freedom < 1 or not set(part.form.free) < set(full.form.free):
         raise ValueError(f"{part.form.name} is not a special case of {full.form.name}")
@@ -155,11 +175,11 @@ def likelihood_ratio(full: SaturatingFit, part: SaturatingFit) -> RatioTest:
     return RatioTest(statistic, freedom, float(stats.chi2.sf(statistic, freedom)))
 
 
-def cuts(cells: Cells) -> Iterator[tuple[str, Mask]]:
+def cuts(cells: Observations) -> Iterator[tuple[str, Mask]]:
     """What is left out, and the cells that stay: the edge, its two sides, and each text."""
     seen = ~cells.saturated
-    ranks = np.isin(cells.rank, law.largest(cells.rank[seen]))
-    lengths = np.isin(cells.length, law.largest(cells.length[seen]))
+    ranks = np.isin(cells.rank, power_law.largest(cells.rank[seen]))
+    lengths = np.isin(cells.length, power_law.largest(cells.length[seen]))
     yield EDGE, ~(ranks | lengths)
     yield RANKS, ~ranks
     yield LENGTHS, ~lengths
@@ -169,7 +189,7 @@ def cuts(cells: Cells) -> Iterator[tuple[str, Mask]]:
         yield TEXT, ~np.isin(cells.text, texts[k::folds])
 
 
-def checks(cells: Cells, estimator: Estimator) -> dict[str, Check]:
+def checks(cells: Observations, estimator: Estimator) -> dict[str, Check]:
     """Every cut of `cuts` by its name; that of the texts over all of them together."""
     masks: dict[str, list[Mask]] = {}
     for what, inside in cuts(cells):
@@ -177,7 +197,7 @@ def checks(cells: Cells, estimator: Estimator) -> dict[str, Check]:
     return {what: _check(what, cells, insides, estimator) for what, insides in masks.items()}
 
 
-def _check(what: str, cells: Cells, insides: list[Mask], estimator: Estimator) -> Check:
+def _check(what: str, cells: Observations, insides: list[Mask], estimator: Estimator) -> Check:
     errors, hits, errors_all, n_fit, problem = [], [], [], 0, ""
     for inside in insides:
         if inside.all():
@@ -215,7 +235,11 @@ def choose(fits: Sequence[SaturatingFit], held: Sequence[Check]) -> int | None:
     Returns:
         Its place; None when no fit is OK.
     """
-    linked = [k for k, fit in enumerate(fits) if fit.form.link != "none" and fit.status == OK and math.isfinite(fit.aicc)]
+    linked = [
+        k
+        for k, fit in enumerate(fits)
+        if fit.form.link != "none" and fit.status == OK and math.isfinite(fit.aicc)
+    ]
     if not linked:
         return None
     aicc_differences(fits)  # refuses fits to different cells
@@ -228,7 +252,7 @@ def choose(fits: Sequence[SaturatingFit], held: Sequence[Check]) -> int | None:
     return min((k for k in linked if fits[k].aicc - least <= CLOSE), key=order)
 
 
-def alike_within_clusters(cells: Cells, predicted: Array) -> tuple[float, float]:
+def alike_within_clusters(cells: Observations, predicted: Array) -> tuple[float, float]:
     """Intraclass correlation of the relative residuals of unsaturated cells by text and length, and its p (one-way F test).
 
     Nan where there are not two clusters with two cells.

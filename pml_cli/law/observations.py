@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pml_cli.law import power_law as law
+from pml_cli.law import power_law
 from pml_cli.law.power_law import Array, Mask
 
-SIZES = {"rank": "rank", "parameters": "trainable_parameters"}  # what a law may be about, and its column
+SIZES = {
+    "rank": "rank",
+    "parameters": "trainable_parameters",
+}  # what a law may be about, and its column
 PARAMETERS = (  # of what is said of ranks, where parameters stand in their place; the longer words first
     ("largest ranks", "most parameters"),
     ("larger ranks", "more parameters"),
@@ -29,7 +32,7 @@ LN2 = math.log(2)  # final loss (nats per token) at or below which a cell is sat
 
 
 @dataclass(frozen=True)
-class Cells:
+class Observations:
     """One value a cell, (N,): what a fit needs to know.
 
     Raises:
@@ -53,7 +56,7 @@ class Cells:
         *,
         text: ArrayLike | None = None,
         sd: ArrayLike | None = None,
-    ) -> Cells:
+    ) -> Observations:
         r = np.asarray(rank, float).ravel()
         spread = np.ones_like(r) if sd is None else np.asarray(sd, float).ravel()
         labels = np.zeros(len(r), int) if text is None else np.asarray(text).ravel()
@@ -77,7 +80,7 @@ class Cells:
 
     @property
     def saturated(self) -> Mask:
-        return law.saturated(self.final, LN2)
+        return power_law.saturated(self.final, LN2)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -93,8 +96,13 @@ class Cells:
         _, cluster = np.unique(np.stack([text, length]), axis=1, return_inverse=True)
         return cluster.ravel(), int(cluster.max(initial=-1)) + 1
 
-    def take(self, chosen: Mask) -> Cells:
-        return Cells(*(getattr(self, name)[chosen] for name in ("rank", "length", "delta", "base", "text", "sd")))
+    def take(self, chosen: Mask) -> Observations:
+        return Observations(
+            *(
+                getattr(self, name)[chosen]
+                for name in ("rank", "length", "delta", "base", "text", "sd")
+            )
+        )
 
 
 def of_size(words: str, x: str) -> str:

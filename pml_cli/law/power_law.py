@@ -20,7 +20,10 @@ Mask = NDArray[np.bool_]
 
 OK, BOUND_HIT, NOT_IDENTIFIED = "OK", "BOUND_HIT", "NOT_IDENTIFIED"
 PARAMETERS = ("C", "alpha", "beta", "b")
-EXPONENTS = (0.01, 5.0)  # bounds of alpha and beta; at 0 the power law turns into a logarithm and C, b run away
+EXPONENTS = (
+    0.01,
+    5.0,
+)  # bounds of alpha and beta; at 0 the power law turns into a logarithm and C, b run away
 GRID = np.geomspace(0.02, 4.0, 32)
 STARTS = 4  # grid nodes that are polished
 MIN_VALUES = 3  # distinct ranks, and distinct lengths
@@ -60,7 +63,11 @@ class LawFit:
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % interval of each parameter, by Student's t with n - 4 degrees of freedom; that of C is symmetric in log C."""
-        t = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - len(PARAMETERS))) if self.n > len(PARAMETERS) else math.nan
+        t = (
+            float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - len(PARAMETERS)))
+            if self.n > len(PARAMETERS)
+            else math.nan
+        )
         errors, spans = self.errors, {}
         for name in PARAMETERS:
             value, half = float(getattr(self, name)), t * errors[name]
@@ -90,7 +97,9 @@ class LawFit:
             "reason": self.reason,
             **{name: plain(value) for name, value in values.items()},
             "standard_errors": {name: plain(value) for name, value in self.errors.items()},
-            "intervals_95": {name: [plain(low), plain(high)] for name, (low, high) in self.intervals.items()},
+            "intervals_95": {
+                name: [plain(low), plain(high)] for name, (low, high) in self.intervals.items()
+            },
             "covariance": [[plain(value) for value in row] for row in self.covariance.tolist()],
             "spread": plain(self.spread),
             "n": self.n,
@@ -115,7 +124,9 @@ class HeldOut:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def gain(rank: ArrayLike, length: ArrayLike, *, C: float, alpha: float, beta: float, b: float) -> Array:
+def gain(
+    rank: ArrayLike, length: ArrayLike, *, C: float, alpha: float, beta: float, b: float
+) -> Array:
     """dL(r, l) = C r^alpha l^-beta + b, in nats per token.
 
     Source: the parametric memory law of arXiv 2605.30260 (there alpha is about 0.6 and beta about 0.5).
@@ -134,7 +145,11 @@ def saturated(final_loss: ArrayLike, below: float = 0.69) -> Mask:
 
 
 def fit_paper(
-    rank: ArrayLike, length: ArrayLike, delta: ArrayLike, final_loss: ArrayLike, saturated_below: float = 0.69
+    rank: ArrayLike,
+    length: ArrayLike,
+    delta: ArrayLike,
+    final_loss: ArrayLike,
+    saturated_below: float = 0.69,
 ) -> LawFit:
     """Fit dL = C r^alpha l^-beta + b as arXiv 2605.30260 does: drop saturated cells, plain least squares on the rest.
 
@@ -154,7 +169,11 @@ def fit_paper(
 
 
 def held_out(
-    rank: ArrayLike, length: ArrayLike, delta: ArrayLike, final_loss: ArrayLike, saturated_below: float = 0.69
+    rank: ArrayLike,
+    length: ArrayLike,
+    delta: ArrayLike,
+    final_loss: ArrayLike,
+    saturated_below: float = 0.69,
 ) -> HeldOut:
     """Fit without the largest quarter of the ranks and the longest quarter of the lengths, and predict the cells left out.
 
@@ -173,7 +192,9 @@ def held_out(
         return HeldOut(None, reason, ranks, lengths, *sizes)
     fit = fit_paper(r[inside], length_[inside], d[inside], final[inside], saturated_below)
     if fit.status == NOT_IDENTIFIED:
-        return HeldOut(None, f"the cells that remain do not carry a fit: {fit.reason}", ranks, lengths, *sizes)
+        return HeldOut(
+            None, f"the cells that remain do not carry a fit: {fit.reason}", ranks, lengths, *sizes
+        )
     error = percent_error(d[left_out], fit.predict(r[left_out], length_[left_out]))
     return HeldOut(error, "", ranks, lengths, *sizes)
 
@@ -188,7 +209,9 @@ def largest(values: Array) -> tuple[float, ...]:
 def _checked(*columns: ArrayLike) -> tuple[Array, ...]:
     arrays = tuple(np.asarray(column, float).ravel() for column in columns)
     if len({len(array) for array in arrays}) != 1:
-        raise ValueError(f"rank, length, delta and final_loss differ in length: {[len(array) for array in arrays]}")
+        raise ValueError(
+            f"rank, length, delta and final_loss differ in length: {[len(array) for array in arrays]}"
+        )
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("rank, length, delta and final_loss must be finite")
     if (arrays[0] <= 0).any() or (arrays[1] <= 0).any():
@@ -237,7 +260,20 @@ def _fitted(r: Array, length: Array, d_all: Array, kept: Mask) -> LawFit:
     error = percent_error(d, d - residual)
     deviation = math.sqrt(float(residual @ residual) / (n - len(PARAMETERS)))
     counts = n, int((~kept).sum())
-    return LawFit(status, bound, C, alpha, beta, offset * spread, covariance, r2, error, *counts, kept, deviation)
+    return LawFit(
+        status,
+        bound,
+        C,
+        alpha,
+        beta,
+        offset * spread,
+        covariance,
+        r2,
+        error,
+        *counts,
+        kept,
+        deviation,
+    )
 
 
 def _polish(x: Array, y: Array, d: Array) -> Array:
@@ -253,7 +289,15 @@ def _polish(x: Array, y: Array, d: Array) -> Array:
 
     found = [
         optimize.least_squares(
-            residuals, start, jac=slopes, bounds=bounds, x_scale="jac", ftol=1e-15, xtol=1e-15, gtol=1e-15, max_nfev=2000
+            residuals,
+            start,
+            jac=slopes,
+            bounds=bounds,
+            x_scale="jac",
+            ftol=1e-15,
+            xtol=1e-15,
+            gtol=1e-15,
+            max_nfev=2000,
         )
         for start in _starts(x, y, d)
     ]
@@ -273,7 +317,9 @@ def _starts(x: Array, y: Array, d: Array) -> list[Array]:
         offset = d.mean() - slope * g.mean(axis=1)
         cost = ((centred - slope[:, None] * h) ** 2).sum(axis=1)
         for k in np.argsort(cost)[:2]:
-            nodes.append((float(cost[k]), np.array([math.log(slope[k]), alpha, GRID[k], offset[k]])))
+            nodes.append(
+                (float(cost[k]), np.array([math.log(slope[k]), alpha, GRID[k], offset[k]]))
+            )
     nodes.sort(key=lambda node: node[0])
     return [theta for _, theta in nodes[:STARTS]]
 
@@ -304,20 +350,36 @@ def bound_reason(alpha: float, beta: float) -> str:
         if value <= low * 1.01:
             return f"{name} stops at its least value, {low:g}: the gain does not follow a power of {axis} in these cells"
         if value >= high * 0.999:
-            return (
-                f"{name} stops at its largest value, {high:g}: the gain jumps with {axis} instead of following a power of it"
-            )
+            return f"{name} stops at its largest value, {high:g}: the gain jumps with {axis} instead of following a power of it"
     return ""
 
 
 def unidentified(reason: str, kept: Mask) -> LawFit:
     nan, n = math.nan, int(kept.sum())
-    return LawFit(NOT_IDENTIFIED, reason, nan, nan, nan, nan, np.full((4, 4), nan), nan, nan, n, len(kept) - n, kept, nan)
+    return LawFit(
+        NOT_IDENTIFIED,
+        reason,
+        nan,
+        nan,
+        nan,
+        nan,
+        np.full((4, 4), nan),
+        nan,
+        nan,
+        n,
+        len(kept) - n,
+        kept,
+        nan,
+    )
 
 
 def percent_error(measured: Array, predicted: Array) -> float:
     there = measured != 0
-    return float(100 * np.abs((predicted - measured)[there] / measured[there]).mean()) if there.any() else math.nan
+    return (
+        float(100 * np.abs((predicted - measured)[there] / measured[there]).mean())
+        if there.any()
+        else math.nan
+    )
 
 
 def safe_exp(value: float) -> float:

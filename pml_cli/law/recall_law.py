@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from pml_cli.law import power_law as law
-from pml_cli.law.power_law import NOT_IDENTIFIED, OK, Array
-from pml_cli.law.observations import Cells
+from pml_cli.law import power_law
 from pml_cli.law.bootstrap import FEW_CLUSTERS, widening
+from pml_cli.law.observations import Observations
+from pml_cli.law.power_law import NOT_IDENTIFIED, OK, Array
 
 NAMES = ("a", "g", "h")
 ROUNDS = 60
@@ -42,7 +42,9 @@ class RecallFit:
     n: int  # cells
     exact: int  # cells recalled whole
     clusters: int  # texts x lengths
-    gaps: tuple[float, float]  # between neighbours among the ranks and the lengths tried, on logs, the median
+    gaps: tuple[
+        float, float
+    ]  # between neighbours among the ranks and the lengths tried, on logs, the median
 
     def chances(self, rank: float, length: float) -> Array:
         """Probability that a sample is recalled whole, (1 + D,): of the fit and of the draws."""
@@ -72,13 +74,18 @@ class RecallFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the draws are apart."""
-        values = {name: law.plain(value) for name, value in zip(NAMES, self.theta.tolist(), strict=True)}
-        gaps = dict(zip(("rank", "length"), map(law.plain, self.gaps), strict=True))
+        values = {
+            name: power_law.plain(value)
+            for name, value in zip(NAMES, self.theta.tolist(), strict=True)
+        }
+        gaps = dict(zip(("rank", "length"), map(power_law.plain, self.gaps), strict=True))
         return {"status": self.status, "reason": self.reason, "parameters": values, "n": self.n, "exact": self.exact,
                 "clusters": self.clusters, "gaps": gaps, "draws": len(self.draws)}  # fmt: skip
 
 
-def fit_recall(cells: Cells, exact: ArrayLike, draws: int = DRAWS, seed: int = 0) -> RecallFit:
+def fit_recall(
+    cells: Observations, exact: ArrayLike, draws: int = DRAWS, seed: int = 0
+) -> RecallFit:
     """Fit the chance of exact recall, with a bootstrap of the clusters (text and length).
 
     Args:
@@ -98,11 +105,17 @@ def fit_recall(cells: Cells, exact: ArrayLike, draws: int = DRAWS, seed: int = 0
     theta = _firth(x, shares, np.ones((1, count)))
     found = _uncentred(theta, centre)[0]
     if not (found[1] > 0 and found[2] > 0):
-        return RecallFit(NOT_IDENTIFIED, "exact recall does not rise with rank and fall with length here", *nothing)
+        return RecallFit(
+            NOT_IDENTIFIED,
+            "exact recall does not rise with rank and fall with length here",
+            *nothing,
+        )
     if not draws:
         return RecallFit(OK, "", found, np.empty((0, 3)), *told)
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), draws).astype(float)[:, cluster]
+    weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), draws).astype(float)[
+        :, cluster
+    ]
     sample = _uncentred(_firth(x, shares, weights), centre)
     good = np.isfinite(sample).all(axis=1) & (sample[:, 1] > 0) & (sample[:, 2] > 0)
     return RecallFit(OK, "", found, sample[good], *told)
@@ -113,7 +126,7 @@ def _gap(values: Array) -> float:
     return float(np.median(steps)) if len(steps) else math.nan
 
 
-def _problem(cells: Cells, shares: Array) -> str:
+def _problem(cells: Observations, shares: Array) -> str:
     if not len(cells):
         return "no cell says whether it was recalled"
     if (shares < 0.5).all():
@@ -121,12 +134,14 @@ def _problem(cells: Cells, shares: Array) -> str:
     if (shares >= 0.5).all():
         return "every cell is recalled whole: smaller ranks or longer texts would show where recall ends"
     for name, values in (("rank", cells.rank), ("length", cells.length)):
-        if len(np.unique(values)) < law.MIN_VALUES:
-            return f"only {len(np.unique(values))} distinct {name}s; {law.MIN_VALUES} are needed"
+        if len(np.unique(values)) < power_law.MIN_VALUES:
+            return (
+                f"only {len(np.unique(values))} distinct {name}s; {power_law.MIN_VALUES} are needed"
+            )
     return ""
 
 
-def _design(cells: Cells) -> tuple[Array, Array]:
+def _design(cells: Observations) -> tuple[Array, Array]:
     """(N, 3) with 1, log rank, -log length, the logs centred; and the centres."""
     logs = np.stack([np.log(cells.rank), -np.log(cells.length)], axis=1)
     centre = logs.mean(axis=0)

@@ -2,6 +2,4 @@
 
 from __future__ import annotations
 
-
-
 FORMAT = 3  # of law.json

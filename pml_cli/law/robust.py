@@ -12,9 +12,9 @@ import math
 import numpy as np
 from scipy import optimize
 
-from pml_cli.law import power_law as law
+from pml_cli.law import power_law
+from pml_cli.law.observations import Observations
 from pml_cli.law.power_law import BOUND_HIT, EXPONENTS, NOT_IDENTIFIED, OK, Array, LawFit
-from pml_cli.law.observations import Cells
 
 HUBER = 1.345  # times the spread: 95 % of the efficiency of least squares where the noise is normal (Huber 1964)
 TUKEY = 4.685  # times the spread: 95 % too; residuals beyond have no pull
@@ -23,7 +23,7 @@ ROUNDS = 30
 SETTLED = 1e-6  # relative change of the spread
 
 
-def fit_robust(cells: Cells, saturated_below: float = 0.69) -> LawFit:
+def fit_robust(cells: Observations, saturated_below: float = 0.69) -> LawFit:
     """Fit dL = C r^alpha l^-beta + b on (y - f) / y: Huber's loss at 1.345 MAD, then Tukey's at 4.685, the spread along.
 
     Intervals come from the sandwich covariance; they take the cells as independent.
@@ -32,38 +32,68 @@ def fit_robust(cells: Cells, saturated_below: float = 0.69) -> LawFit:
         cells: their `sd` divides the residuals.
         saturated_below: a cell whose final loss is at or below this (nats per token) is left out.
     """
-    kept = ~law.saturated(cells.final, saturated_below)
-    start = law.fit_paper(cells.rank, cells.length, cells.delta, cells.final, saturated_below)
+    kept = ~power_law.saturated(cells.final, saturated_below)
+    start = power_law.fit_paper(cells.rank, cells.length, cells.delta, cells.final, saturated_below)
     if start.status == NOT_IDENTIFIED:
         return start
-    r, length, d, sd = (values[kept] for values in (cells.rank, cells.length, cells.delta, cells.sd))
+    r, length, d, sd = (
+        values[kept] for values in (cells.rank, cells.length, cells.delta, cells.sd)
+    )
     if (d <= 0).any():
-        return law.unidentified("a gain is not above 0: relative residuals need gains above 0", kept)
-    mean_r, mean_l, level = float(np.log(r).mean()), float(np.log(length).mean()), float(np.median(d))
+        return power_law.unidentified(
+            "a gain is not above 0: relative residuals need gains above 0", kept
+        )
+    mean_r, mean_l, level = (
+        float(np.log(r).mean()),
+        float(np.log(length).mean()),
+        float(np.median(d)),
+    )
     x, y, scaled, weight = np.log(r) - mean_r, np.log(length) - mean_l, d / level, level / (d * sd)
     theta = np.array([0.0, start.alpha, start.beta, start.b / level])
     theta[0] = math.log(start.C / level) + start.alpha * mean_r - start.beta * mean_l
     theta, spread = _huber(theta, x, y, scaled, weight)
     theta, spread = _tukey(theta, x, y, scaled, weight)
     c, alpha, beta, offset = theta.tolist()
-    C, bound = level * law.safe_exp(c - alpha * mean_r + beta * mean_l), law.bound_reason(alpha, beta)
+    C, bound = (
+        level * power_law.safe_exp(c - alpha * mean_r + beta * mean_l),
+        power_law.bound_reason(alpha, beta),
+    )
     covariance = np.full((4, 4), math.nan)
     if not bound:
         back = np.diag([C, 1.0, 1.0, level])
         back[0, 1:3] = -C * mean_r, C * mean_l
-        covariance = back @ _sandwich(theta, x, y, scaled, weight=weight, end=TUKEY * spread) @ back.T
-    predicted = level * law.powers(theta, x, y)
+        covariance = (
+            back @ _sandwich(theta, x, y, scaled, weight=weight, end=TUKEY * spread) @ back.T
+        )
+    predicted = level * power_law.powers(theta, x, y)
     r2 = 1 - float(((d - predicted) ** 2).sum()) / float(((d - d.mean()) ** 2).sum())
     n, status = int(kept.sum()), BOUND_HIT if bound else OK
-    error, deviation = law.percent_error(d, predicted), MAD * float(np.median(np.abs(d - predicted)))
-    return LawFit(status, bound, C, alpha, beta, offset * level, covariance, r2, error, n, len(kept) - n, kept, deviation)
+    error, deviation = (
+        power_law.percent_error(d, predicted),
+        MAD * float(np.median(np.abs(d - predicted))),
+    )
+    return LawFit(
+        status,
+        bound,
+        C,
+        alpha,
+        beta,
+        offset * level,
+        covariance,
+        r2,
+        error,
+        n,
+        len(kept) - n,
+        kept,
+        deviation,
+    )
 
 
 def _huber(theta: Array, x: Array, y: Array, d: Array, weight: Array) -> tuple[Array, float]:
-    spread = _spread((law.powers(theta, x, y) - d) * weight)
+    spread = _spread((power_law.powers(theta, x, y) - d) * weight)
     for _ in range(ROUNDS):
         theta = _polish(theta, x, y, d, weight=weight, turn=HUBER * spread)
-        before, spread = spread, _spread((law.powers(theta, x, y) - d) * weight)
+        before, spread = spread, _spread((power_law.powers(theta, x, y) - d) * weight)
         if abs(spread - before) <= SETTLED * spread:
             break
     return theta, spread
@@ -71,12 +101,12 @@ def _huber(theta: Array, x: Array, y: Array, d: Array, weight: Array) -> tuple[A
 
 def _tukey(theta: Array, x: Array, y: Array, d: Array, weight: Array) -> tuple[Array, float]:
     """Least squares again and again, with the weights that the last residuals leave each cell."""
-    residual = (law.powers(theta, x, y) - d) * weight
+    residual = (power_law.powers(theta, x, y) - d) * weight
     spread = _spread(residual)
     for _ in range(ROUNDS):
         left = np.maximum(0, 1 - (residual / (TUKEY * spread)) ** 2)
         theta = _polish(theta, x, y, d, weight=weight * left, turn=math.inf)
-        residual = (law.powers(theta, x, y) - d) * weight
+        residual = (power_law.powers(theta, x, y) - d) * weight
         before, spread = spread, _spread(residual)
         if abs(spread - before) <= SETTLED * spread:
             break
@@ -94,10 +124,10 @@ def _polish(start: Array, x: Array, y: Array, d: Array, *, weight: Array, turn: 
     bounds = np.array([[-np.inf, low, low, -np.inf], [np.inf, high, high, np.inf]])
 
     def residuals(theta: Array) -> Array:
-        return (law.powers(theta, x, y) - d) * weight / scale
+        return (power_law.powers(theta, x, y) - d) * weight / scale
 
     def slopes(theta: Array) -> Array:
-        return law.slopes_of(theta, x, y) * (weight / scale)[:, None]
+        return power_law.slopes_of(theta, x, y) * (weight / scale)[:, None]
 
     found = optimize.least_squares(
         residuals,
@@ -115,8 +145,8 @@ def _polish(start: Array, x: Array, y: Array, d: Array, *, weight: Array, turn: 
 
 def _sandwich(theta: Array, x: Array, y: Array, d: Array, *, weight: Array, end: float) -> Array:
     """Huber's covariance of an M-estimator, for Tukey's loss: residuals beyond `end` have no pull."""
-    jacobian = law.slopes_of(theta, x, y) * weight[:, None]
-    residual = (law.powers(theta, x, y) - d) * weight
+    jacobian = power_law.slopes_of(theta, x, y) * weight[:, None]
+    residual = (power_law.powers(theta, x, y) - d) * weight
     square = np.minimum(1, (residual / end) ** 2)
     pull, stiffness = residual * (1 - square) ** 2, (1 - square) * (1 - 5 * square)
     bread = np.linalg.pinv((jacobian * stiffness[:, None]).T @ jacobian)

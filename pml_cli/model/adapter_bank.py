@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pml_cli.config.schema import Adapter, LinearAdapter
-from pml_cli.io import (save_tensors)
+from pml_cli.io import save_tensors
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,12 @@ class AdapterBank:
     """K adapters on the same sites; A (K, I, R) and B (K, R, O) per site, in at least float32."""
 
     def __init__(
-        self, sites: Sequence[Site], ranks: Sequence[int], seeds: Sequence[int], kind: Adapter, dtype: torch.dtype
+        self,
+        sites: Sequence[Site],
+        ranks: Sequence[int],
+        seeds: Sequence[int],
+        kind: Adapter,
+        dtype: torch.dtype,
     ) -> None:
         self.sites = {site.name: site for site in sites}
         self.ranks, self.kind = list(ranks), kind
@@ -51,7 +56,9 @@ class AdapterBank:
             self.A[site.name] = A
             self.B[site.name] = torch.zeros(len(ranks), top, site.outputs, dtype=dtype)
         alpha = kind.alpha if isinstance(kind, LinearAdapter) else None
-        self.scale = torch.tensor([1.0 if alpha is None else alpha / rank for rank in ranks], dtype=dtype)
+        self.scale = torch.tensor(
+            [1.0 if alpha is None else alpha / rank for rank in ranks], dtype=dtype
+        )
         self.dropout: Dropout | None = None
 
     def __len__(self) -> int:
@@ -91,7 +98,9 @@ class AdapterBank:
         """
         A, B = self.A[name], self.B[name]
         x_KNI = x.reshape(len(self), -1, x.shape[-1]).to(A.dtype)
-        before = isinstance(self.kind, LinearAdapter)  # PEFT drops inputs, the paper's block drops its output
+        before = isinstance(
+            self.kind, LinearAdapter
+        )  # PEFT drops inputs, the paper's block drops its output
         if self.dropout and before:
             x_KNI = self.dropout(x_KNI, x.shape)
         y_KNO = x_KNI @ A @ (B * self.scale[:, None, None])  # B is small, the product is not
@@ -102,14 +111,20 @@ class AdapterBank:
     @contextmanager
     def attached(self, modules: dict[str, nn.Module]) -> Iterator[None]:
         """Add the adapters to the outputs of the sites' modules while inside."""
-        hooks = [modules[name].register_forward_hook(self._hook(name)) for name in self.sites if name in modules]
+        hooks = [
+            modules[name].register_forward_hook(self._hook(name))
+            for name in self.sites
+            if name in modules
+        ]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def twice(self, modules: dict[str, nn.Module]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    def twice(
+        self, modules: dict[str, nn.Module]
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """What a layer runs in that backward runs again: as it is, then with the adapters on it and the same dropout."""
         dropout = self.dropout
         drawn = dropout.states() if dropout else []
@@ -144,9 +159,17 @@ class AdapterBank:
         """One adapter in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
         rank, tensors = self.ranks[k], {}
         for name in self.sites:
-            tensors[f"base_model.model.{name}.lora_A.weight"] = self.A[name][k, :, :rank].T.detach().contiguous().cpu()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = self.B[name][k, :rank].T.detach().contiguous().cpu()
-        save_tensors(tensors, folder / "adapter_model.safetensors", {"format": "pt", "pml_kind": self.kind.kind})
+            tensors[f"base_model.model.{name}.lora_A.weight"] = (
+                self.A[name][k, :, :rank].T.detach().contiguous().cpu()
+            )
+            tensors[f"base_model.model.{name}.lora_B.weight"] = (
+                self.B[name][k, :rank].T.detach().contiguous().cpu()
+            )
+        save_tensors(
+            tensors,
+            folder / "adapter_model.safetensors",
+            {"format": "pt", "pml_kind": self.kind.kind},
+        )
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -176,7 +199,9 @@ def stack(banks: Sequence[AdapterBank]) -> AdapterBank:
 
     def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
         wide = [
-            nn.functional.pad(p.detach(), (0, top - p.shape[2], 0, 0) if dim == 2 else (0, 0, 0, top - p.shape[1]))
+            nn.functional.pad(
+                p.detach(), (0, top - p.shape[2], 0, 0) if dim == 2 else (0, 0, 0, top - p.shape[1])
+            )
             for p in parts
         ]
         return torch.cat(wide)
@@ -190,13 +215,21 @@ def stack(banks: Sequence[AdapterBank]) -> AdapterBank:
 
 def _kaiming(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
     """PEFT's initial A (rank, inputs): Kaiming uniform with a = sqrt(5), that is uniform within 1 / sqrt(inputs)."""
-    return (torch.rand(rank, inputs, generator=generator, dtype=torch.float64) * 2 - 1) / math.sqrt(inputs)
+    return (torch.rand(rank, inputs, generator=generator, dtype=torch.float64) * 2 - 1) / math.sqrt(
+        inputs
+    )
 
 
 class Dropout:
     """Dropout in which every cell draws from its own generator, over its own rows and tokens alone: packed equals solo."""
 
-    def __init__(self, share: float, seeds: Sequence[int], shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
+    def __init__(
+        self,
+        share: float,
+        seeds: Sequence[int],
+        shapes: Sequence[tuple[int, int]],
+        device: torch.device,
+    ) -> None:
         """`shapes`: rows and tokens (b, T) of each cell, without the pack's padding."""
         self.share, self.shapes = share, list(shapes)
         # a stream of their own: the initial weights draw from the seed itself

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-import psutil
-from pml_cli.config.schema import Model
-from pml_cli.model.files import config_fields
-from pml_cli.model.files import facts
 
+import psutil
+
+from pml_cli.config.schema import Model
+from pml_cli.model.files import config_fields, facts
 
 
 def device_kind(asked: str, gpu: bool | None = None) -> str:
@@ -29,18 +29,35 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 QKV, SCORES, OUT, UP, DOWN = range(5)  # stages of a decoder layer, in the order of the forward pass
 
-HEAD_SIZE = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}  # where the config does not say
+HEAD_SIZE = {
+    "qwen3": 128,
+    "gemma": 256,
+    "gemma2": 256,
+    "gemma3_text": 256,
+}  # where the config does not say
 
-GATED = {f"self_attn.{x}_proj": x for x in "qkvo"} | {f"mlp.{x}_proj": x for x in ("gate", "up", "down")}
+GATED = {f"self_attn.{x}_proj": x for x in "qkvo"} | {
+    f"mlp.{x}_proj": x for x in ("gate", "up", "down")
+}
 
-NEOX = {"attention.query_key_value": "qkv", "attention.dense": "o", "mlp.dense_h_to_4h": "up", "mlp.dense_4h_to_h": "down"}
+NEOX = {
+    "attention.query_key_value": "qkv",
+    "attention.dense": "o",
+    "mlp.dense_h_to_4h": "up",
+    "mlp.dense_4h_to_h": "down",
+}
 
-PLAIN = {"gpt2": {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"}, "gpt_neox": NEOX}
+PLAIN = {
+    "gpt2": {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"},
+    "gpt_neox": NEOX,
+}
+
 
 class Matrix(NamedTuple):
     inputs: int
     outputs: int
     stage: int
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -62,12 +79,15 @@ class Shape:
     @property
     def layer(self) -> int:
         """Weights of one layer, without those of the norms."""
-        return sum(m.inputs * m.outputs + m.outputs * (self.kind in PLAIN) for m in self.matrices.values())
+        return sum(
+            m.inputs * m.outputs + m.outputs * (self.kind in PLAIN) for m in self.matrices.values()
+        )
 
     @property
     def parameters(self) -> int:
         """Weights of the whole model, without those of the norms."""
         return self.layers * self.layer + self.tables
+
 
 def shape(model: Model) -> Shape:
     """Sizes of a model from its config.json alone (field names of Llama, Qwen, Mistral, Gemma and GPT-NeoX, or of GPT-2)."""
@@ -79,8 +99,18 @@ def shape(model: Model) -> Shape:
 
     D, heads = known.hidden, size(1, "num_attention_heads", "n_head")
     head = size(HEAD_SIZE.get(kind, D // heads), "head_dim")
-    Q, K, inner = heads * head, size(heads, "num_key_value_heads") * head, size(4 * D, "intermediate_size", "n_inner")
-    sizes = {"qkv": (D, Q + 2 * K, QKV), "q": (D, Q, QKV), "k": (D, K, QKV), "v": (D, K, QKV), "o": (Q, D, OUT)}
+    Q, K, inner = (
+        heads * head,
+        size(heads, "num_key_value_heads") * head,
+        size(4 * D, "intermediate_size", "n_inner"),
+    )
+    sizes = {
+        "qkv": (D, Q + 2 * K, QKV),
+        "q": (D, Q, QKV),
+        "k": (D, K, QKV),
+        "v": (D, K, QKV),
+        "o": (Q, D, OUT),
+    }
     sizes |= {"gate": (D, inner, UP), "up": (D, inner, UP), "down": (inner, D, DOWN)}
     matrices = {name: Matrix(*sizes[of]) for name, of in (PLAIN.get(kind) or GATED).items()}
     tied = fields.get("tie_word_embeddings", kind.startswith(("gpt2", "gemma")))
@@ -88,7 +118,21 @@ def shape(model: Model) -> Shape:
     written = heads if fields.get("attn_logit_softcapping") or kind == "gemma2" else 0
     capped = fields.get("final_logit_softcapping") is not None
     apart = 0 if tied else known.vocabulary * D
-    return Shape(kind, known.layers, D, known.vocabulary, Q, K, inner, rows * D, written, capped, matrices, apart)
+    return Shape(
+        kind,
+        known.layers,
+        D,
+        known.vocabulary,
+        Q,
+        K,
+        inner,
+        rows * D,
+        written,
+        capped,
+        matrices,
+        apart,
+    )
+
 
 def streams(model: Model) -> bool:
     """Whether the layers that training does not need are read one at a time: as asked, else where the weights do not fit."""
@@ -97,9 +141,11 @@ def streams(model: Model) -> bool:
     room = _room(device_kind(model.device))
     return room is not None and shape(model).parameters * BYTES[model.dtype] > WEIGHTS_SHARE * room
 
+
 @lru_cache(maxsize=2)
 def _room(kind: str) -> int | None:
     return device_memory(kind)
+
 
 def device_memory(kind: str) -> int | None:
     """Bytes of this machine's memory (cpu, as far as a container allows) or of its smallest GPU (cuda); None: unknown."""

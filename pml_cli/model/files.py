@@ -59,7 +59,9 @@ def _from_hub(repository: str, name: str, revision: str | None) -> Path | None:
         raise UserError(f"model.path={repository}: {words}") from error
     except Exception as error:  # gated, misspelt, no rights: many types, one meaning for the user
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model.path={repository}: no such local folder, and the hub says: {first}") from error
+        raise UserError(
+            f"model.path={repository}: no such local folder, and the hub says: {first}"
+        ) from error
 
 
 def config_fields(model: Model) -> dict[str, Any]:
@@ -73,7 +75,9 @@ def config_fields(model: Model) -> dict[str, Any]:
         try:
             fields = json.loads(path.read_text("utf-8"))
         except ValueError as error:
-            raise UserError(f"model.path={model.path}: its config.json is not JSON ({error})") from error
+            raise UserError(
+                f"model.path={model.path}: its config.json is not JSON ({error})"
+            ) from error
     return dict(fields.get("text_config", fields))
 
 
@@ -94,7 +98,9 @@ def facts(model: Model) -> Facts:
         context=first("max_position_embeddings", "n_positions"),
     )
     if model.layer is not None and model.layer >= found.layers:
-        raise UserError(f"model.layer={model.layer}: {model.name} has layers 0 to {found.layers - 1}")
+        raise UserError(
+            f"model.layer={model.layer}: {model.name} has layers 0 to {found.layers - 1}"
+        )
     return found
 
 
@@ -107,7 +113,9 @@ class Tokenizer:
 
         path = locate(model, "tokenizer.json")
         if path is None:
-            raise UserError(f"model={model.name}: has no tokenizer.json, so data must be random (data=random)")
+            raise UserError(
+                f"model={model.name}: has no tokenizer.json, so data must be random (data=random)"
+            )
         self._backend = Backend.from_file(str(path))
         self._backend.no_truncation()  # whoever saved it may have left both on; transformers too resets them
         self._backend.no_padding()
@@ -115,7 +123,9 @@ class Tokenizer:
         settings = locate(model, "tokenizer_config.json")
         names = json.loads(settings.read_text("utf-8")) if settings else {}
         self.begin = self._special(names.get("bos_token")) or self._special(names.get("eos_token"))
-        self.special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self.special = {
+            i for i, token in self._backend.get_added_tokens_decoder().items() if token.special
+        }
         self.size = min(vocabulary, self._backend.get_vocab_size(with_added_tokens=True))
 
     def _special(self, token: Any) -> list[int]:
@@ -133,9 +143,13 @@ class Tokenizer:
 
     def _embedded(self, ids: list[int]) -> list[int]:
         largest = max(ids, default=0)
-        if largest >= self._vocabulary:  # else an IndexError in training, on CUDA a device that no longer answers
+        if (
+            largest >= self._vocabulary
+        ):  # else an IndexError in training, on CUDA a device that no longer answers
             token = f"its tokenizer gives id {largest} ({self._backend.id_to_token(largest)!r})"
-            raise UserError(f"model={self._model.name}: {token}, the model has embeddings for ids below {self._vocabulary}")
+            raise UserError(
+                f"model={self._model.name}: {token}, the model has embeddings for ids below {self._vocabulary}"
+            )
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -145,7 +159,9 @@ class Tokenizer:
         """The ids before the target: begin-of-text (or end-of-text) and the text, or the chat template around it."""
         ids = self._embedded(self._chat(text) if chat else [*self.begin, *self.encode(text)])
         if not ids:
-            raise UserError("data.prompt='': this tokenizer has no begin-of-text token, so a prompt is needed")
+            raise UserError(
+                "data.prompt='': this tokenizer has no begin-of-text token, so a prompt is needed"
+            )
         return ids
 
     def _chat(self, text: str) -> list[int]:
@@ -154,9 +170,13 @@ class Tokenizer:
         tokenizer = self._chat_tokenizer
         messages = [{"role": "system", "content": ""}, {"role": "user", "content": text}]
         try:
-            rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            rendered = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
         except TemplateError as error:  # such as Gemma's, which allows no system prompt
-            raise UserError(f"data.chat=true: the chat template of model={self._model.name} refuses ({error})") from error
+            raise UserError(
+                f"data.chat=true: the chat template of model={self._model.name} refuses ({error})"
+            ) from error
         return list(tokenizer.encode(rendered, add_special_tokens=False))
 
     @cached_property
@@ -170,16 +190,22 @@ class Tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=self._model.revision)
         except (OSError, ValueError, StrictDataclassError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"data.chat=true: the tokenizer of model={self._model.name} cannot be read ({first})") from error
+            raise UserError(
+                f"data.chat=true: the tokenizer of model={self._model.name} cannot be read ({first})"
+            ) from error
         if not tokenizer.chat_template:
-            raise UserError(f"data.chat=true: the tokenizer of model={self._model.name} has no chat template")
+            raise UserError(
+                f"data.chat=true: the tokenizer of model={self._model.name} has no chat template"
+            )
         return tokenizer
 
 
 def open_tokenizer(model: Model) -> Tokenizer:
     """The model's tokenizer, read once per process."""
     known = (model.path, model.weights, model.revision, model.name)
-    return _open_tokenizer(*known, architecture=bool(model.architecture), vocabulary=facts(model).vocabulary)
+    return _open_tokenizer(
+        *known, architecture=bool(model.architecture), vocabulary=facts(model).vocabulary
+    )
 
 
 @lru_cache(maxsize=8)
@@ -187,4 +213,7 @@ def _open_tokenizer(
     path: str, weights: str, revision: str | None, name: str, *, architecture: bool, vocabulary: int
 ) -> Tokenizer:
     stand_in = {"vocab_size": 0} if architecture else {}
-    return Tokenizer(Model(name=name, path=path, weights=weights, revision=revision, architecture=stand_in), vocabulary)
+    return Tokenizer(
+        Model(name=name, path=path, weights=weights, revision=revision, architecture=stand_in),
+        vocabulary,
+    )

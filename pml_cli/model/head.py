@@ -59,24 +59,36 @@ def logit_nll(logits_NV: Tensor, target_N: Tensor, chunk: int = 2048) -> TokenSc
 
 class _Score(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         precise = torch.promote_types(hidden_ND.dtype, torch.float32)
         nll_N = torch.empty(len(target_N), dtype=precise, device=hidden_ND.device)
-        margin_N, argmax_N, rival_N = torch.empty_like(nll_N), torch.empty_like(target_N), torch.empty_like(target_N)
+        margin_N, argmax_N, rival_N = (
+            torch.empty_like(nll_N),
+            torch.empty_like(target_N),
+            torch.empty_like(target_N),
+        )
         wanted = hidden_ND.requires_grad
         grad_ND = torch.empty_like(hidden_ND) if wanted else None
-        slopes_2N = nll_N.new_ones(2, len(target_N)) if head.cap is not None and wanted else None  # target's, rival's
+        slopes_2N = (
+            nll_N.new_ones(2, len(target_N)) if head.cap is not None and wanted else None
+        )  # target's, rival's
         for start in range(0, len(target_N), chunk):
             rows = slice(start, start + chunk)
             logits, slope = _logits(hidden_ND[rows], head, precise)
             target = target_N[rows, None]
-            nll_N[rows], margin_N[rows], argmax_N[rows], rival_N[rows], error = _score_chunk(logits, target)
+            nll_N[rows], margin_N[rows], argmax_N[rows], rival_N[rows], error = _score_chunk(
+                logits, target
+            )
             if grad_ND is not None:
                 error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand(target.shape))
                 if slope is not None:
                     error *= slope
                     if slopes_2N is not None:
-                        slopes_2N[:, rows] = slope.gather(1, torch.cat([target, rival_N[rows, None]], 1)).T
+                        slopes_2N[:, rows] = slope.gather(
+                            1, torch.cat([target, rival_N[rows, None]], 1)
+                        ).T
                 grad_ND[rows] = error.to(head.weight_VD.dtype) @ head.weight_VD
             del logits, slope, error  # else two chunks exist at once
         if grad_ND is not None:
@@ -94,17 +106,25 @@ class _Score(torch.autograd.Function):
             out = by_nll[:, None] * grad_ND
         if by_margin is not None:
             pull_2N = by_margin.expand(2, -1) if slopes_2N is None else by_margin * slopes_2N
-            apart = pull_2N[0, :, None] * weight_VD[target_N] - pull_2N[1, :, None] * weight_VD[rival_N]
+            apart = (
+                pull_2N[0, :, None] * weight_VD[target_N] - pull_2N[1, :, None] * weight_VD[rival_N]
+            )
             out = apart if out is None else out + apart
         return None if out is None else out.to(grad_ND.dtype), None, None, None
 
 
 class _ScoreLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits_NV: Tensor, target_N: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         precise = torch.promote_types(logits_NV.dtype, torch.float32)
         nll_N = torch.empty(len(target_N), dtype=precise, device=logits_NV.device)
-        margin_N, argmax_N, rival_N = torch.empty_like(nll_N), torch.empty_like(target_N), torch.empty_like(target_N)
+        margin_N, argmax_N, rival_N = (
+            torch.empty_like(nll_N),
+            torch.empty_like(target_N),
+            torch.empty_like(target_N),
+        )
         for start in range(0, len(target_N), chunk):
             rows = slice(start, start + chunk)
             scored = _score_chunk(logits_NV[rows].to(precise, copy=True), target_N[rows, None])
@@ -125,7 +145,13 @@ class _ScoreLogits(torch.autograd.Function):
             target, rival = target_N[rows, None], rival_N[rows, None]
             if by_nll is not None:
                 pull = by_nll[rows, None]
-                error = logits_NV[rows].to(pull.dtype).softmax(1).mul_(pull).scatter_add_(1, target, -pull)
+                error = (
+                    logits_NV[rows]
+                    .to(pull.dtype)
+                    .softmax(1)
+                    .mul_(pull)
+                    .scatter_add_(1, target, -pull)
+                )
                 out[rows] = error.to(out.dtype)
             if by_margin is not None:
                 pull = by_margin[rows, None].to(out.dtype)
@@ -148,10 +174,14 @@ def _score_chunk(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor
     logits.scatter_(1, target, -torch.inf)
     other, rival = _largest(logits)
     logits.scatter_(1, target, own)
-    wins = (own > other) | ((own == other) & (target < rival))  # a tie goes to the lower id, as in argmax
+    wins = (own > other) | (
+        (own == other) & (target < rival)
+    )  # a tie goes to the lower id, as in argmax
     argmax, top = torch.where(wins, target, rival), torch.maximum(own, other)
     if logits.device.type == "cpu":
-        softmax = torch.softmax(logits, 1, out=logits)  # one pass of max, exp, sum and division, in place
+        softmax = torch.softmax(
+            logits, 1, out=logits
+        )  # one pass of max, exp, sum and division, in place
     else:  # where no one says that the output may be the input
         softmax = logits.sub_(top).exp_()
         softmax.div_(softmax.sum(1, keepdim=True))

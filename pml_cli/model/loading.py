@@ -9,12 +9,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from pml_cli.model import dims as dims_
-from pml_cli.model.split_model import FrozenBase, find_layers
 from pml_cli.config.schema import DEVICES_ALLOWED, TINY, Model
 from pml_cli.errors import UserError
+from pml_cli.model import dims as dims_
+from pml_cli.model.device import out_of_memory
 from pml_cli.model.files import facts
-from pml_cli.model.device import (out_of_memory)
+from pml_cli.model.split_model import SplitModel, find_layers
 from pml_cli.model.streaming import Checkpoint, Stream, weightless
 
 LISTED = 3  # names of missing weights in an error
@@ -39,7 +39,7 @@ def pick_device(asked: str) -> torch.device:
     return device
 
 
-def load_base(settings: Model) -> FrozenBase:
+def load_model(settings: Model) -> SplitModel:
     """Load the model that the settings name; weights come from safetensors alone.
 
     Raises:
@@ -50,14 +50,21 @@ def load_base(settings: Model) -> FrozenBase:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     device, dtype = pick_device(settings.device), getattr(torch, settings.dtype)
-    known: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+    known: dict[str, Any] = {
+        "trust_remote_code": settings.trust_remote_code,
+        "revision": settings.revision,
+    }
     path = TINY if settings.path == "tiny" else settings.path
     facts(settings)  # one clear line where the model cannot be found
     if settings.weights == "random":
-        return FrozenBase(_random_weights(settings, path, dtype, device, known), settings)
+        return SplitModel(_random_weights(settings, path, dtype, device, known), settings)
     if dims_.streams(settings):
         return _streamed(settings, path, dtype, device, known)
-    known |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}  # told, refused below
+    known |= {
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }  # told, refused below
     try:
         model, told = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **known)
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
@@ -65,22 +72,28 @@ def load_base(settings: Model) -> FrozenBase:
             raise
         raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
     _check_whole(settings, told)
-    return FrozenBase(model.to(device), settings)
+    return SplitModel(model.to(device), settings)
 
 
 def _check_whole(settings: Model, told: dict[str, Any]) -> None:
     """Refuse a model of whose weights transformers has drawn some at random: the files lack them, or have other shapes."""
     if missing := sorted(told["missing_keys"]):
         more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-        raise UserError(f"model.path={settings.path}: its weights have no {', '.join(missing[:LISTED])}{more}")
+        raise UserError(
+            f"model.path={settings.path}: its weights have no {', '.join(missing[:LISTED])}{more}"
+        )
     for name, found, wanted in sorted(told["mismatched_keys"]):
         shapes = f"{tuple(found)} in its weights, {tuple(wanted)} by its config.json"
         raise UserError(f"model.path={settings.path}: {name} is {shapes}")
 
 
 def _streamed(
-    settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]
-) -> FrozenBase:
+    settings: Model,
+    path: Path | str,
+    dtype: torch.dtype,
+    device: torch.device,
+    known: dict[str, Any],
+) -> SplitModel:
     """A base whose layers have weights only while they run, or while training needs them."""
     import transformers
 
@@ -91,7 +104,7 @@ def _streamed(
                 config, dtype=dtype, trust_remote_code=settings.trust_remote_code
             )
         model.tie_weights()
-        return FrozenBase(model, settings, _stream(model, settings, device))
+        return SplitModel(model, settings, _stream(model, settings, device))
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
         raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
 
@@ -104,7 +117,9 @@ def _stream(model: Any, settings: Model, device: torch.device) -> Stream:
     passing = [*find_layers(model, settings), *([] if tied else [inputs])]
     for module in passing:
         stream.watch(module)
-    apart = {part for module in passing for part in module.modules()} | ({output} if tied else set())
+    apart = {part for module in passing for part in module.modules()} | (
+        {output} if tied else set()
+    )
     for module in model.modules():
         for key, buffer in module.named_buffers(recurse=False):
             module._buffers[key] = buffer.to(device)
@@ -128,11 +143,17 @@ def check_weights(settings: Model) -> None:
         and folder.is_dir()
         and not any(folder.glob("*.safetensors"))
     ):
-        raise UserError(f"model.path={settings.path}: no weights in safetensors there (*.safetensors)")
+        raise UserError(
+            f"model.path={settings.path}: no weights in safetensors there (*.safetensors)"
+        )
 
 
 def _random_weights(
-    settings: Model, path: Path | str, dtype: torch.dtype, device: torch.device, known: dict[str, Any]
+    settings: Model,
+    path: Path | str,
+    dtype: torch.dtype,
+    device: torch.device,
+    known: dict[str, Any],
 ) -> Any:
     import transformers
 

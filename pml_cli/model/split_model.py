@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pml_cli.model.adapter_bank import AdapterBank, Site
-from pml_cli.model.weight_hash import tensor_sums
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError, did_you_mean
-from pml_cli.model.head import Head
+from pml_cli.model.adapter_bank import AdapterBank, Site
 from pml_cli.model.files import facts
-from pml_cli.model.verify_split import agrees
+from pml_cli.model.head import Head
 from pml_cli.model.streaming import Stream
+from pml_cli.model.verify_split import agrees
+from pml_cli.model.weight_hash import tensor_checksums
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -69,10 +69,12 @@ def find_layers(model: nn.Module, settings: Model) -> nn.ModuleList:
     for module in model.get_decoder().modules():  # type: ignore[operator]
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise UserError(f"model={settings.name}: no list of {count} decoder layers found; this family is not supported")
+    raise UserError(
+        f"model={settings.name}: no list of {count} decoder layers found; this family is not supported"
+    )
 
 
-class FrozenBase:
+class SplitModel:
     """A decoder-only language model whose weights never change."""
 
     def __init__(self, model: nn.Module, settings: Model, stream: Stream | None = None) -> None:
@@ -85,12 +87,21 @@ class FrozenBase:
         self.layers = find_layers(model, settings)
         self.norm = self._find_norm()
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
-        self.head = Head(output.weight, getattr(output, "bias", None), getattr(config, "final_logit_softcapping", None))
+        self.head = Head(
+            output.weight,
+            getattr(output, "bias", None),
+            getattr(config, "final_logit_softcapping", None),
+        )
         self.context = int(config.max_position_embeddings)
         self.layer = facts(settings).adapter_layer(settings.layer)
         scaling = getattr(config, "rope_parameters", None) or {}
-        if scaling.get("rope_type") in ("dynamic", "longrope"):  # a prefix would depend on how long the whole input is
-            raise UserError(f"model={settings.name}: its rope type {scaling['rope_type']} depends on length; not supported")
+        if scaling.get("rope_type") in (
+            "dynamic",
+            "longrope",
+        ):  # a prefix would depend on how long the whole input is
+            raise UserError(
+                f"model={settings.name}: its rope type {scaling['rope_type']} depends on length; not supported"
+            )
         named = inspect.signature(type(self.decoder).forward).parameters
         self._cache_word = "cache" if "cache" in named else "past_key_values"  # its older name
         self._calls: OrderedDict[int, list[Call]] = OrderedDict()
@@ -126,15 +137,25 @@ class FrozenBase:
             size = self.head.weight_VD.shape[1]
             return [Site(self._name(self._mlp(self.layer)), size, size)]
         assert isinstance(adapter, LinearAdapter)
-        return [site for i in self._linear_layers(adapter) for site in self._linear_sites(i, adapter.targets)]
+        return [
+            site
+            for i in self._linear_layers(adapter)
+            for site in self._linear_sites(i, adapter.targets)
+        ]
 
     def _mlp(self, layer: int) -> nn.Module:
         if isinstance(mlp := getattr(self.layers[layer], "mlp", None), nn.Module):
             return mlp
-        raise UserError(f"adapter=mlp_block: the layers of model={self.settings.name} have no module named mlp")
+        raise UserError(
+            f"adapter=mlp_block: the layers of model={self.settings.name} have no module named mlp"
+        )
 
     def _linear_layers(self, adapter: LinearAdapter) -> list[int]:
-        layers = [self.layer] if adapter.layers is None else sorted(set(adapter.layers)) or list(range(len(self.layers)))
+        layers = (
+            [self.layer]
+            if adapter.layers is None
+            else sorted(set(adapter.layers)) or list(range(len(self.layers)))
+        )
         if min(layers) < 0 or max(layers) >= len(self.layers):
             raise UserError(
                 f"adapter.layers={adapter.layers}: model={self.settings.name} has layers 0 to {len(self.layers) - 1}"
@@ -152,9 +173,13 @@ class FrozenBase:
         for target in targets:
             names = [n for n in linear if n == target or n.endswith(f".{target}")]
             if not names:
-                raise UserError(f"adapter.targets={target}: {did_you_mean(target, {n.split('.')[-1] for n in linear})}")
+                raise UserError(
+                    f"adapter.targets={target}: {did_you_mean(target, {n.split('.')[-1] for n in linear})}"
+                )
             for name in names:
-                transposed = not isinstance(linear[name], nn.Linear)  # GPT-2's Conv1D stores (in, out)
+                transposed = not isinstance(
+                    linear[name], nn.Linear
+                )  # GPT-2's Conv1D stores (in, out)
                 rows, columns = linear[name].weight.shape
                 inputs, outputs = (rows, columns) if transposed else (columns, rows)
                 sites.append(Site(f"{prefix}.{name}", int(inputs), int(outputs), transposed))
@@ -168,7 +193,9 @@ class FrozenBase:
         key = tuple(bank.sites)
         if key not in self._lowest_of:
             starts = [f"{self._name(layer)}." for layer in self.layers]
-            self._lowest_of[key] = min(i for i, start in enumerate(starts) for site in key if site.startswith(start))
+            self._lowest_of[key] = min(
+                i for i, start in enumerate(starts) for site in key if site.startswith(start)
+            )
         return self._lowest_of[key]
 
     # -- the forward pass, whole and split
@@ -178,7 +205,11 @@ class FrozenBase:
         """Run everything below the bank's adapters once over ids (n, T), `rows` rows at a time."""
         block, layer = isinstance(bank.kind, MlpBlockAdapter), self.first_layer(bank)
         split = [part.to(self.device) for part in ids.split(rows)]
-        parts = self._streamed_prefix(split, layer, block) if self.stream else self._whole_prefix(split, layer, block)
+        parts = (
+            self._streamed_prefix(split, layer, block)
+            if self.stream
+            else self._whole_prefix(split, layer, block)
+        )
 
         def joined(kept: list[Tensor | None]) -> Tensor | None:
             return torch.cat([x for x in kept if x is not None]) if kept[0] is not None else None
@@ -271,19 +302,38 @@ class FrozenBase:
         """Of a streamed model keep what training needs: the layers from the adapter's on, beside an MLP only those above."""
         if self.stream:
             norm = self._post_norm(layer) if block else None
-            self.stream.hold([*list(self.layers)[layer + block :], *([norm] if norm is not None else [])])
+            self.stream.hold(
+                [*list(self.layers)[layer + block :], *([norm] if norm is not None else [])]
+            )
 
     def _post_norm(self, layer: int) -> nn.Module | None:
-        return next((n for name in POST_MLP_NORMS if (n := getattr(self.layers[layer], name, None)) is not None), None)
+        return next(
+            (
+                n
+                for name in POST_MLP_NORMS
+                if (n := getattr(self.layers[layer], name, None)) is not None
+            ),
+            None,
+        )
 
-    def _replay(self, hidden: Tensor, calls: list[Call], bank: AdapterBank | None, checkpointing: bool) -> Tensor:
+    def _replay(
+        self, hidden: Tensor, calls: list[Call], bank: AdapterBank | None, checkpointing: bool
+    ) -> Tensor:
         def twice() -> Any:
             return bank.twice(self.modules) if bank else (nullcontext(), nullcontext())
 
         with bank.attached(self.modules) if bank else ExitStack():
             for call in calls:
-                if checkpointing and torch.is_grad_enabled():  # only dropout is random there, and draws for itself
-                    hidden = checkpoint(call, hidden, use_reentrant=False, preserve_rng_state=False, context_fn=twice)
+                if (
+                    checkpointing and torch.is_grad_enabled()
+                ):  # only dropout is random there, and draws for itself
+                    hidden = checkpoint(
+                        call,
+                        hidden,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                        context_fn=twice,
+                    )
                 else:
                     hidden = call(hidden)
         return self.norm(hidden)  # type: ignore[no-any-return]
@@ -293,7 +343,10 @@ class FrozenBase:
         if T not in self._calls:
             calls: list[Call] = []
             with self._skipping_above(-1, calls), torch.no_grad():
-                self.decoder(input_ids=torch.zeros(1, T, dtype=torch.long, device=self.device), use_cache=False)
+                self.decoder(
+                    input_ids=torch.zeros(1, T, dtype=torch.long, device=self.device),
+                    use_cache=False,
+                )
             self._calls[T] = calls
             if len(self._calls) > 4:  # masks of long inputs are large
                 self._calls.popitem(last=False)
@@ -321,7 +374,9 @@ class FrozenBase:
         if key in self._checked:
             return
         if not any(agrees(self, bank, seed) for seed in range(3)):
-            raise UserError(f"model={self.settings.name}: its split forward pass differs from the full one; not supported")
+            raise UserError(
+                f"model={self.settings.name}: its split forward pass differs from the full one; not supported"
+            )
         self._checked.add(key)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -330,7 +385,7 @@ class FrozenBase:
         return raw if self.head.cap is None else self.head.cap * torch.tanh(raw / self.head.cap)
 
     def weights_hash(self) -> str:
-        """A short hash of the weights: every tensor's name, type, shape and bits (`tensor_sums`).
+        """A short hash of the weights: every tensor's name, type, shape and bits (`tensor_checksums`).
 
         The same whatever the device, the number of threads, and whether the model is streamed.
         """
@@ -338,7 +393,7 @@ class FrozenBase:
         for name, kept in sorted(self.model.state_dict().items()):
             tensor = self.stream.read(name, kept) if self.stream and kept.is_meta else kept
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor_sums(tensor).numpy().tobytes())
+            digest.update(tensor_checksums(tensor).numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -368,7 +423,9 @@ def _passing(module: nn.Module, calls: list[Call] | None) -> Callable[..., Any]:
 def _caught(module: nn.Module, into: dict[str, Tensor], before: str, after: str) -> Iterator[None]:
     """Keep the first input of a module under `before`, its output under `after` (empty: neither)."""
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         if before:
             into[before] = args[0] if args else kwargs["hidden_states"]
         if after:

@@ -79,12 +79,18 @@ class Place:
 def _places(settings: Model) -> dict[str, Place]:
     """Where every tensor lies."""
     index = locate(settings, "model.safetensors.index.json")
-    shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values())) if index else ["model.safetensors"]
+    shards = (
+        sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        if index
+        else ["model.safetensors"]
+    )
     places: dict[str, Place] = {}
     for shard in shards:
         path = locate(settings, shard)
         if path is None:
-            raise UserError(f"model.path={settings.path}: no weights in safetensors there ({shard})")
+            raise UserError(
+                f"model.path={settings.path}: no weights in safetensors there ({shard})"
+            )
         places |= _header(path)
     return places
 
@@ -97,7 +103,13 @@ def _header(path: Path) -> dict[str, Place]:
         length = int.from_bytes(raw.read(8), "little")
         told = json.loads(raw.read(length))
     return {
-        n: Place(path, 8 + length + told[n]["data_offsets"][0], DTYPES[told[n]["dtype"]], told[n]["shape"]) for n in names
+        n: Place(
+            path,
+            8 + length + told[n]["data_offsets"][0],
+            DTYPES[told[n]["dtype"]],
+            told[n]["shape"],
+        )
+        for n in names
     }
 
 
@@ -167,8 +179,12 @@ class Stream:
 
     def _empty(self, module: nn.Module) -> None:
         for part in module.modules():
-            for key, parameter in part.named_parameters(recurse=False) if part not in self.held else ():
-                part._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+            for key, parameter in (
+                part.named_parameters(recurse=False) if part not in self.held else ()
+            ):
+                part._parameters[key] = nn.Parameter(
+                    torch.empty_like(parameter, device="meta"), requires_grad=False
+                )
 
 
 @contextmanager

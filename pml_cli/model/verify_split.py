@@ -16,7 +16,7 @@ from torch import Tensor
 from pml_cli.model.adapter_bank import AdapterBank
 
 if TYPE_CHECKING:
-    from pml_cli.model.split_model import FrozenBase
+    from pml_cli.model.split_model import SplitModel
 
 TOKENS = 8
 FELT = 0.5  # size of the change that is looked for, in spreads of the logits over the vocabulary
@@ -28,13 +28,17 @@ ALLOWED_ELSE = (1e-3, 1e-3)  # norms compute in float32 also where the model is 
 
 
 @torch.no_grad()
-def agrees(base: FrozenBase, bank: AdapterBank, seed: int) -> bool:
+def agrees(base: SplitModel, bank: AdapterBank, seed: int) -> bool:
     """Whether both passes give the same logits, without an adapter and with one drawn at random in the places of `bank`."""
-    ids = (torch.arange(1, TOKENS + 1, device=base.device) + seed * TOKENS)[None] % base.head.weight_VD.shape[0]
+    ids = (torch.arange(1, TOKENS + 1, device=base.device) + seed * TOKENS)[
+        None
+    ] % base.head.weight_VD.shape[0]
     ids = ids.expand(2, -1)
     probe, split_2TV = _felt(base, ids, bank.only([0, 0]), seed)
     hidden: dict[str, Tensor] = {}
-    hook = base.decoder.register_forward_hook(lambda _m, _i, out: hidden.update(own=out.last_hidden_state))
+    hook = base.decoder.register_forward_hook(
+        lambda _m, _i, out: hidden.update(own=out.last_hidden_state)
+    )
     try:
         with probe.attached(base.modules):
             own_2TV = base.model(input_ids=ids, use_cache=False).logits.double()
@@ -47,10 +51,16 @@ def agrees(base: FrozenBase, bank: AdapterBank, seed: int) -> bool:
     plain = _size(split_2TV[0] - own_2TV[0])
     adapted = _size(split_2TV[1] - split_2TV[0] - change_TV)
     # also false where something is not finite
-    return head <= of_spread * _size(own_2TV) and plain <= rounding and adapted <= of_change * _size(change_TV) + rounding
+    return (
+        head <= of_spread * _size(own_2TV)
+        and plain <= rounding
+        and adapted <= of_change * _size(change_TV) + rounding
+    )
 
 
-def _felt(base: FrozenBase, ids: Tensor, probe: AdapterBank, seed: int) -> tuple[AdapterBank, Tensor]:
+def _felt(
+    base: SplitModel, ids: Tensor, probe: AdapterBank, seed: int
+) -> tuple[AdapterBank, Tensor]:
     """Scale a random second adapter until it changes the split pass's logits by about FELT; these logits, (2, T, V)."""
     generator, drawn = torch.Generator().manual_seed(seed), {}
     for name, B in probe.B.items():
@@ -62,7 +72,9 @@ def _felt(base: FrozenBase, ids: Tensor, probe: AdapterBank, seed: int) -> tuple
         probe.B = {name: noise * scale for name, noise in drawn.items()}
         logits_2TV = base.logits(base.upper(prefix, probe)).double()
         change = _size(logits_2TV[1] - logits_2TV[0]) / max(_spread(logits_2TV), 1e-30)
-        if found is not None and not logits_2TV.isfinite().all():  # float16 overflows: as loud as it gets was before
+        if (
+            found is not None and not logits_2TV.isfinite().all()
+        ):  # float16 overflows: as loud as it gets was before
             scale, logits_2TV = found
             probe.B = {name: noise * scale for name, noise in drawn.items()}
             return probe, logits_2TV

@@ -14,7 +14,7 @@ CHUNKS = 16  # at once: the products stay in a processor's cache
 
 
 @torch.no_grad()
-def tensor_sums(tensor: Tensor) -> Tensor:
+def tensor_checksums(tensor: Tensor) -> Tensor:
     """Checksums of a tensor's bits, on the CPU: of each 2^16 words of four bytes the sum of word times key, modulo 2^64.
 
     Integer sums are the same in whatever order they are taken, and any device computes them about as fast as it reads its

@@ -13,10 +13,10 @@ import unicodedata
 from collections.abc import Sequence
 
 from pml_cli.law.analysis import Analysis, Entry
-from pml_cli.law.model_selection import EDGE, Plain
 from pml_cli.law.mle import SaturatingFit
+from pml_cli.law.model_selection import EDGE, Plain
+from pml_cli.law.observations import Observations, of_size
 from pml_cli.law.power_law import OK
-from pml_cli.law.observations import Cells, of_size
 from pml_cli.report.figures.style import digits
 
 RULES = r"\providecommand{\toprule}{\hline}\providecommand{\midrule}{\hline}\providecommand{\bottomrule}{\hline}"
@@ -35,7 +35,7 @@ def document(tables: Sequence[str]) -> str:
     return "\n\n".join([f"{head}\n{RULES}", *tables]) + "\n"
 
 
-def table(name: str, slug: str, analysis: Analysis, cells: Cells, x: str = "rank") -> str:
+def table(name: str, slug: str, analysis: Analysis, cells: Observations, x: str = "rank") -> str:
     """One group as a float.
 
     Args:
@@ -44,16 +44,33 @@ def table(name: str, slug: str, analysis: Analysis, cells: Cells, x: str = "rank
         x: column on the rank axis.
     """
     entries = [entry for entry in analysis.entries if entry.fit.status == OK]
-    shown = [n for n in (*SIGNS, FLOOR) if any(_in_column(n, entry) in entry.parameters for entry in entries)]
+    shown = [
+        n
+        for n in (*SIGNS, FLOOR)
+        if any(_in_column(n, entry) in entry.parameters for entry in entries)
+    ]
     leveled = any(LEVEL in entry.parameters for entry in entries)
     signs = SIGNS | ({"b": "b, H"} if leveled else {})
     parameters = [["Law", *(f"${signs[n]}$" if n in signs else n for n in shown)]]
-    quality = [["Law", "$n$", "$R^2$", r"fit \%", r"$\Delta$AICc", r"unseen \%", r"all unseen \%", r"band \%"]]
+    quality = [
+        [
+            "Law",
+            "$n$",
+            "$R^2$",
+            r"fit \%",
+            r"$\Delta$AICc",
+            r"unseen \%",
+            r"all unseen \%",
+            r"band \%",
+        ]
+    ]
     for entry in entries:
         bold = _bold if entry is analysis.chosen else str
         spans = intervals(entry, analysis)
         own = [_in_column(n, entry) for n in shown]
-        parameters.append([bold(escape(entry.name)), *(bold(_value(entry.parameters.get(n))) for n in own)])
+        parameters.append(
+            [bold(escape(entry.name)), *(bold(_value(entry.parameters.get(n))) for n in own)]
+        )
         parameters.append(["", *(_span(*spans[n]) if n in spans else "" for n in own)])
         quality.append([bold(cell) for cell in _quality(entry)])
     if not entries:
@@ -111,7 +128,13 @@ def _tabular(rows: list[list[str]]) -> list[str]:
 
 def _quality(entry: Entry) -> list[str]:
     check, fit = entry.checks[EDGE], entry.fit
-    r2 = fit.r2 if isinstance(fit, SaturatingFit) else fit.fit.r2 if isinstance(fit, Plain) else math.nan
+    r2 = (
+        fit.r2
+        if isinstance(fit, SaturatingFit)
+        else fit.fit.r2
+        if isinstance(fit, Plain)
+        else math.nan
+    )
     numbers = [
         _fixed(r2, 4), _fixed(entry.mape, 2), _fixed(entry.difference, 1), _fixed(check.mape, 2), _fixed(check.mape_all, 2),
         _fixed(100 * check.coverage, 0),
@@ -143,7 +166,7 @@ def _bold(cell: str) -> str:
     return rf"\bfseries\boldmath {cell}" if cell else ""
 
 
-def _note(name: str, analysis: Analysis, cells: Cells, x: str) -> str:
+def _note(name: str, analysis: Analysis, cells: Observations, x: str) -> str:
     """The caption: what was fitted to what, what each column is, and which laws are missing."""
     size = r"rank $r$" if x == "rank" else r"trainable parameters $r$"
     words = [
@@ -165,7 +188,10 @@ def _note(name: str, analysis: Analysis, cells: Cells, x: str) -> str:
     for entry in analysis.entries:
         if entry.fit.status != OK:
             missing.setdefault(of_size(entry.fit.reason, x), []).append(entry.name)
-    words += [f"Without a fit: {escape(', '.join(names))} ({escape(reason)})." for reason, names in missing.items()]
+    words += [
+        f"Without a fit: {escape(', '.join(names))} ({escape(reason)})."
+        for reason, names in missing.items()
+    ]
     return "\n".join(words)
 
 

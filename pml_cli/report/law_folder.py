@@ -39,8 +39,6 @@ law.json, format 3 (numbers at full precision; what is not finite is null; covar
 
 from __future__ import annotations
 
-from pml_cli.law.report_format import FORMAT
-
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -53,32 +51,45 @@ import pandas as pd
 import scipy
 
 from pml_cli import __version__
-from pml_cli.report import latex as law_tex
 from pml_cli import io as io_
 from pml_cli.config.schema import Fit
 from pml_cli.errors import UserError
-from pml_cli.report.figures.law_view import View
-from pml_cli.law.observations import SIZES, Cells
+from pml_cli.law.observations import SIZES, Observations
 from pml_cli.law.recall_law import NAMES
+from pml_cli.law.report_format import FORMAT
+from pml_cli.report import latex
+from pml_cli.report.figures.law_view import View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pml_cli.law.group_comparison import Comparison
-    from pml_cli.law.group_fit import (GroupFit)
+    from pml_cli.law.group_fit import GroupFit
 
 MANY_GROUPS = 4  # above, each has its page alone
 SEEN = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 
 
-def write(out: Path, groups: list[GroupFit], settings: Fit, comparisons: Sequence[Comparison] = ()) -> list[str]:
+def write(
+    out: Path, groups: list[GroupFit], settings: Fit, comparisons: Sequence[Comparison] = ()
+) -> list[str]:
     """Every file of the report folder, each complete or absent; returns their names.
 
     Raises:
         UserError: the folder cannot be written.
     """
     cells = pd.concat([group.cells.assign(group=group.slug) for group in groups])
-    first = ["group", "id", "rank", "target_tokens", "data_seed", "seed", "base_loss", "final_loss", "delta_loss"]
+    first = [
+        "group",
+        "id",
+        "rank",
+        "target_tokens",
+        "data_seed",
+        "seed",
+        "base_loss",
+        "final_loss",
+        "delta_loss",
+    ]
     after = ["predicted", "residual", "kept", "reason", "token_accuracy", "exact_match", "folder"]
     laws = [name for name in cells if str(name).startswith(("predicted_", "residual_"))]
     table = cells[[*first, *after, *laws]]
@@ -91,13 +102,20 @@ def write(out: Path, groups: list[GroupFit], settings: Fit, comparisons: Sequenc
         "comparisons": [one.to_dict() for one in comparisons],
         "groups": [_group_dict(group) for group in groups],
     }
-    draws = json.dumps({group.slug: group.analysis.draws | _recall_draws(group) for group in groups}, allow_nan=False)
+    draws = json.dumps(
+        {group.slug: group.analysis.draws | _recall_draws(group) for group in groups},
+        allow_nan=False,
+    )
     text = f'{json.dumps(content, indent=1, allow_nan=False)[:-2]},\n "draws": {draws}\n}}\n'  # a number a line is too long
     try:
-        io_.write_whole(out / "cells.csv", lambda aside: table.to_csv(aside, index=False))
-        io_.write_whole(out / "law.json", lambda aside: aside.write_text(text, "utf-8"))
-        io_.write_whole(out / "law.tex", lambda aside: aside.write_text(_tex(groups), "utf-8"))
-        drawn = _draw_all(out, groups, settings) + _draw_forests(out, comparisons) if settings.figures else []
+        io_.atomic_write(out / "cells.csv", lambda aside: table.to_csv(aside, index=False))
+        io_.atomic_write(out / "law.json", lambda aside: aside.write_text(text, "utf-8"))
+        io_.atomic_write(out / "law.tex", lambda aside: aside.write_text(_tex(groups), "utf-8"))
+        drawn = (
+            _draw_all(out, groups, settings) + _draw_forests(out, comparisons)
+            if settings.figures
+            else []
+        )
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
     return ["law.json", "cells.csv", "law.tex", *drawn]
@@ -105,31 +123,42 @@ def write(out: Path, groups: list[GroupFit], settings: Fit, comparisons: Sequenc
 
 def _tex(groups: list[GroupFit]) -> str:
     tables = [
-        law_tex.table(group.name, group.slug if len(groups) > 1 else "", group.analysis, group.observed, SIZES[group.x])
+        latex.table(
+            group.name,
+            group.slug if len(groups) > 1 else "",
+            group.analysis,
+            group.observed,
+            SIZES[group.x],
+        )
         for group in groups
     ]
-    return law_tex.document(tables)
+    return latex.document(tables)
 
 
 def _draw_all(out: Path, groups: list[GroupFit], settings: Fit) -> list[str]:
     """Every figure of every group; returns the names of the pages, and how many more there are in figures/."""
-    from pml_cli.report.figures import parity as agreement_plots
-    from pml_cli.report.figures import diagnostics as doubt_plots
+    from pml_cli.report.figures import diagnostics, parity
     from pml_cli.report.figures import law as law_plots
 
     others = {
         "law-rank": law_plots.rank_figure,
         "law-length": law_plots.length_figure,
-        "law-surface": agreement_plots.surface_figure,
-        "law-predicted": agreement_plots.predicted_figure,
-        "law-residuals": doubt_plots.residuals_figure,
-        "law-profile": doubt_plots.profile_figure,
+        "law-surface": parity.surface_figure,
+        "law-predicted": parity.predicted_figure,
+        "law-residuals": diagnostics.residuals_figure,
+        "law-profile": diagnostics.profile_figure,
         "law-maps": law_plots.maps_figure,
     }
     names, more = [], 0
     for group in groups:
         view = View(
-            group.name, group.cells, group.observed, group.analysis, group.fit, settings.saturated_below, SIZES[group.x]
+            group.name,
+            group.cells,
+            group.observed,
+            group.analysis,
+            group.fit,
+            settings.saturated_below,
+            SIZES[group.x],
         )
         several = len(groups) > 1
         page = f"law-{group.slug}" if several else "law"
@@ -147,7 +176,11 @@ def _draw_forests(out: Path, comparisons: Sequence[Comparison]) -> list[str]:
     found = [one for one in comparisons if one.groups]
     for number, one in enumerate(found, 1):
         draw(out / f"comparison-{number}", forest_figure(one))
-    return [f"comparison-{number}.{suffix}" for number in range(1, len(found) + 1) for suffix in ("png", "svg")]
+    return [
+        f"comparison-{number}.{suffix}"
+        for number in range(1, len(found) + 1)
+        for suffix in ("png", "svg")
+    ]
 
 
 def draw(stem: Path, figure: Figure | None) -> int:
@@ -160,17 +193,24 @@ def draw(stem: Path, figure: Figure | None) -> int:
             path.unlink(missing_ok=True)
             continue
         paint: Callable[[Path], object] = partial(save, figure, form=path.suffix[1:])
-        io_.write_whole(path, paint)
+        io_.atomic_write(path, paint)
     return 0 if figure is None else len(paths)
 
 
 def _group_dict(group: GroupFit) -> dict[str, Any]:
     """One group for law.json. The mask of kept cells is in cells.csv, beside their ids."""
-    fitted = {name: value for name, value in group.fit.to_dict().items() if name not in ("kept", "warnings")}
+    fitted = {
+        name: value
+        for name, value in group.fit.to_dict().items()
+        if name not in ("kept", "warnings")
+    }
     return {
         "name": group.name,
         "slug": group.slug,
-        "key": {name: value.item() if isinstance(value, np.generic) else value for name, value in group.key.items()},
+        "key": {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in group.key.items()
+        },
         "cells": len(group.cells),
         "fit": fitted,
         "held_out": group.held.to_dict(),
@@ -187,24 +227,31 @@ def _group_dict(group: GroupFit) -> dict[str, Any]:
 
 def _recall_draws(group: GroupFit) -> dict[str, list[float]]:
     return {
-        f"recall_{name}": column.tolist() for name, column in zip(NAMES, group.recall.draws.T, strict=True) if len(column)
+        f"recall_{name}": column.tolist()
+        for name, column in zip(NAMES, group.recall.draws.T, strict=True)
+        if len(column)
     }
 
 
-def _range(cells: Cells) -> dict[str, list[float]]:
+def _range(cells: Observations) -> dict[str, list[float]]:
     """Least and largest size and length among the cells a law may use."""
     columns = {"rank": cells.rank, "length": cells.length}
     return {name: [float(v.min()), float(v.max())] if len(v) else [] for name, v in columns.items()}
 
 
-def _base_loss(cells: Cells) -> dict[str, Any]:
+def _base_loss(cells: Observations) -> dict[str, Any]:
     """Mean loss of the base model at each length, nats per token, and that of each text."""
-    return _by_length(cells) | {"texts": [_by_length(cells.take(cells.text == text)) for text in np.unique(cells.text)]}
+    return _by_length(cells) | {
+        "texts": [_by_length(cells.take(cells.text == text)) for text in np.unique(cells.text)]
+    }
 
 
-def _by_length(cells: Cells) -> dict[str, list[float]]:
+def _by_length(cells: Observations) -> dict[str, list[float]]:
     lengths = np.unique(cells.length)
-    return {"length": lengths.tolist(), "nats": [float(cells.base[cells.length == v].mean()) for v in lengths]}
+    return {
+        "length": lengths.tolist(),
+        "nats": [float(cells.base[cells.length == v].mean()) for v in lengths],
+    }
 
 
 def _hash(table: pd.DataFrame) -> str:

@@ -11,14 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 if TYPE_CHECKING:
     from pml_cli.launch.status import Snapshot
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-BELOW, ABOVE = "dark_orange", "dodger_blue1"  # p at most one half, and above: told apart by colour-blind eyes too
+BELOW, ABOVE = (
+    "dark_orange",
+    "dodger_blue1",
+)  # p at most one half, and above: told apart by colour-blind eyes too
 QUIET_SECONDS = 10.0  # between the plain lines of a long sweep
 PLAIN_LINES = 10  # of a piped probe
 
@@ -26,7 +36,9 @@ PLAIN_LINES = 10  # of a piped probe
 class DrawsDisplay:
     """How far a bootstrap, or another count of things, is; nothing when piped."""
 
-    def __init__(self, console: Console, doing: str = "fitting", things: str = "bootstrap draws") -> None:
+    def __init__(
+        self, console: Console, doing: str = "fitting", things: str = "bootstrap draws"
+    ) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -42,7 +54,12 @@ class DrawsDisplay:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._progress.stop()
 
     def show(self, done: int, total: int) -> None:
@@ -70,7 +87,12 @@ class FilesDisplay:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._progress.stop()
 
     def advance(self) -> None:
@@ -109,7 +131,12 @@ class SweepDisplay:
         self._show("loading the base model")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._progress.stop()
 
     def step(self, share: float, tokens: int) -> None:
@@ -134,18 +161,28 @@ class SweepDisplay:
         """Show what workers have come to."""
         total = sum(cell["work"] for cell in seen.cells.values())
         self.ended = self.cells - (len(seen.cells) - len(seen.done) - len(seen.failed))
-        self.failed, self._done, self._in_pack = len(seen.failed), max(self.work - (1 - seen.share) * total, 0.0), 0.0
+        self.failed, self._done, self._in_pack = (
+            len(seen.failed),
+            max(self.work - (1 - seen.share) * total, 0.0),
+            0.0,
+        )
         self._show()
 
     def _show(self, words: str = "") -> None:
-        told = f"{self.ended}/{self.cells} cells" + (f", {self.failed} failed" if self.failed else "")
-        self._progress.update(self._task, completed=self._done + self._in_pack, description=words or told)
+        told = f"{self.ended}/{self.cells} cells" + (
+            f", {self.failed} failed" if self.failed else ""
+        )
+        self._progress.update(
+            self._task, completed=self._done + self._in_pack, description=words or told
+        )
         now = time.monotonic()
         if not self.console.is_terminal and now - self._said >= QUIET_SECONDS:
             self._said, spent = now, now - self._began
             share = (self._done + self._in_pack) / self.work
             left = f", about {spent * (1 - share) / share:.0f} s left" if share > 0.02 else ""
-            self.console.print(f"{told}, {100 * share:.0f} % of the work, {spent:.0f} s{left}", highlight=False)
+            self.console.print(
+                f"{told}, {100 * share:.0f} % of the work, {spent:.0f} s{left}", highlight=False
+            )
 
 
 class ProbeDisplay:
@@ -154,7 +191,9 @@ class ProbeDisplay:
     def __init__(self, console: Console, title: str, steps: int) -> None:
         self.console, self.title, self.steps = console, title, steps
         self._losses: list[float] = []
-        self._live = Live(console=console, refresh_per_second=12, transient=False, auto_refresh=False)
+        self._live = Live(
+            console=console, refresh_per_second=12, transient=False, auto_refresh=False
+        )
         self._printed = -1
 
     def __enter__(self) -> ProbeDisplay:
@@ -164,7 +203,12 @@ class ProbeDisplay:
             self.console.print(self.title, highlight=False)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.console.is_terminal:
             self._live.stop()
 
@@ -183,9 +227,15 @@ class ProbeDisplay:
     def _render(self, told: str, p: NDArray[Any]) -> RenderableType:
         width = max(20, min(self.console.width, 140) - 2)
         lines: list[RenderableType] = [Text(self.title, style="bold"), Text(told)]
-        lines.append(Text("loss ", style="dim") + Text(sparkline(self._losses, width - 5), style="cyan"))
         lines.append(
-            Text.assemble(("p of each target token, in order: ", "dim"), ("at most 0.5", BELOW), ("  above 0.5", ABOVE))
+            Text("loss ", style="dim") + Text(sparkline(self._losses, width - 5), style="cyan")
+        )
+        lines.append(
+            Text.assemble(
+                ("p of each target token, in order: ", "dim"),
+                ("at most 0.5", BELOW),
+                ("  above 0.5", ABOVE),
+            )
         )
         return Group(*lines, *strip(p, width, rows=6), Text(""))
 
@@ -209,4 +259,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if len(kept) > width:
         kept = np.array([part.mean() for part in np.array_split(kept, width)])
     top = np.nanmax(kept) if np.isfinite(kept).any() else 1.0
-    return "".join(BLOCKS[1 + min(7, int(8 * max(v, 0) / max(top, 1e-9)))] if np.isfinite(v) else "?" for v in kept)
+    return "".join(
+        BLOCKS[1 + min(7, int(8 * max(v, 0) / max(top, 1e-9)))] if np.isfinite(v) else "?"
+        for v in kept
+    )

@@ -26,11 +26,11 @@ import pandas as pd
 
 from pml_cli import __version__
 from pml_cli import io as io_
+from pml_cli.analysis.survival import survival
+from pml_cli.analysis.transition import Phases, group_dict, precision
 from pml_cli.config.schema import Transition
 from pml_cli.errors import UserError
 from pml_cli.law.power_law import plain
-from pml_cli.analysis.transition import Phases, group_dict, precision
-from pml_cli.analysis.survival import survival
 
 FORMAT = 1  # of transition.json
 MANY_GROUPS = 4  # above, each has its page alone
@@ -42,10 +42,23 @@ CELLS = (
 SEQUENCES = (
     "id", "rank", "target_tokens", "data_seed", "seed", "sample", "length", "wrong", "earliest_stubborn", "first_failure"
 )  # fmt: skip
-OFFENDERS = ("id", "step", "sample", "position", "token_id", "argmax_id", "p", "margin", "nll", "folder")
+OFFENDERS = (
+    "id",
+    "step",
+    "sample",
+    "position",
+    "token_id",
+    "argmax_id",
+    "p",
+    "margin",
+    "nll",
+    "folder",
+)
 
 
-def write(out: Path, groups: list[Phases], settings: Transition, left_out: Sequence[dict[str, str]]) -> list[str]:
+def write(
+    out: Path, groups: list[Phases], settings: Transition, left_out: Sequence[dict[str, str]]
+) -> list[str]:
     """Every file of the report folder, each complete or absent; returns their names.
 
     Raises:
@@ -58,13 +71,17 @@ def write(out: Path, groups: list[Phases], settings: Transition, left_out: Seque
         "gathering": _joined(groups, lambda group: group.gathering.texts),
         "waits": _joined(groups, lambda group: group.by_cell),
         "survival": _joined(groups, _survival),
-        "violations": _joined(groups, lambda group: pd.DataFrame(group.offenders, columns=list(OFFENDERS))),
+        "violations": _joined(
+            groups, lambda group: pd.DataFrame(group.offenders, columns=list(OFFENDERS))
+        ),
     }
     text = json.dumps(_content(groups, left_out), indent=1, allow_nan=False) + "\n"
     try:
-        io_.write_whole(out / "transition.json", lambda aside: aside.write_text(text, "utf-8"))
+        io_.atomic_write(out / "transition.json", lambda aside: aside.write_text(text, "utf-8"))
         for name, table in tables.items():
-            io_.write_whole(out / f"{name}.csv", lambda aside, table=table: table.to_csv(aside, index=False))  # type: ignore[misc]
+            io_.atomic_write(
+                out / f"{name}.csv", lambda aside, table=table: table.to_csv(aside, index=False)
+            )  # type: ignore[misc]
         drawn = _draw_all(out, groups) if settings.figures else []
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
@@ -80,7 +97,11 @@ def _content(groups: list[Phases], left_out: Sequence[dict[str, str]]) -> dict[s
     return {
         "format": FORMAT,
         "versions": {"pml": __version__, "numpy": np.__version__},
-        "inputs": {"runs": len(cells), "logged_tokens": int(cells["logged"].sum()), "left_out": list(left_out)},
+        "inputs": {
+            "runs": len(cells),
+            "logged_tokens": int(cells["logged"].sum()),
+            "left_out": list(left_out),
+        },
         "by_dtype": dtypes,
         "groups": [group_dict(group) for group in groups],
     }

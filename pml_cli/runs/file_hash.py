@@ -44,4 +44,6 @@ def _places(header: bytes, begin: int, size: int) -> Iterator[int]:
     pieces = min(PIECES, max(1, PIECES * MANY // len(spans))) if spans else 0
     for first, end in spans:
         room = max(0, end - first - PIECE)
-        yield from sorted({begin + first + room * (2 * i + 1) // (2 * pieces) for i in range(pieces)})
+        yield from sorted(
+            {begin + first + room * (2 * i + 1) // (2 * pieces) for i in range(pieces)}
+        )

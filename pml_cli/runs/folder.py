@@ -7,8 +7,6 @@ or absent.
 
 from __future__ import annotations
 
-from pml_cli.io import _aside, write_whole
-
 import json
 import os
 import shutil
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
+from pml_cli.io import _aside, atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second; `pml status` does without
@@ -68,7 +67,7 @@ class RunFolder:
             return "error.json cannot be read"
 
     def write_text(self, path: Path, text: str) -> None:
-        write_whole(path, lambda aside: aside.write_text(text, "utf-8"))
+        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         self.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -78,8 +77,10 @@ class RunFolder:
         import pyarrow
         from pyarrow import parquet
 
-        columns = pyarrow.table({name: table[name].to_numpy() for name in table})  # half the time of to_parquet
-        write_whole(path, lambda aside: parquet.write_table(columns, aside, compression="zstd"))
+        columns = pyarrow.table(
+            {name: table[name].to_numpy() for name in table}
+        )  # half the time of to_parquet
+        atomic_write(path, lambda aside: parquet.write_table(columns, aside, compression="zstd"))
 
     def write_adapter(self, save: Callable[[Path], None]) -> None:
         """Fill a folder aside and put it in place whole."""
@@ -98,11 +99,9 @@ class RunFolder:
         self.write_json(self.result, {"format": FORMAT, "id": self.id, **result})
 
     def fail(self, reason: str, detail: str = "") -> None:
-        self.write_json(self.error, {"format": FORMAT, "id": self.id, "reason": reason, "detail": detail})
-
-
-
-
+        self.write_json(
+            self.error, {"format": FORMAT, "id": self.id, "reason": reason, "detail": detail}
+        )
 
 
 def report_folder(out: Path) -> Path:
@@ -125,8 +124,6 @@ def _ask_anew(folder: Path) -> None:
         os.close(os.open(folder, os.O_RDONLY))
 
 
-
-
 def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.DataFrame:
     """All finished runs below the given folders, one row each: the fields of result.json, and `folder`.
 
@@ -143,7 +140,10 @@ def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.Da
     rows = {}
     for root in roots:
         if not root.is_dir():
-            raise UserError(f"{root}: " + ("a file; give a folder of runs" if root.exists() else "no such folder"))
+            raise UserError(
+                f"{root}: "
+                + ("a file; give a folder of runs" if root.exists() else "no such folder")
+            )
         for path in _find(root, RESULT):
             try:
                 result = _read_result(path)
@@ -169,12 +169,17 @@ def check_formats(out: Path) -> None:
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and "id" in found and found.get("format") != FORMAT:
-            raise UserError(f"{path}: format {found.get('format')} is not this version's ({FORMAT}); use another out=")
+            raise UserError(
+                f"{path}: format {found.get('format')} is not this version's ({FORMAT}); use another out="
+            )
 
 
 def read_failures(root: Path) -> dict[str, str]:
     """Run id to reason, of the runs below a folder that failed."""
-    return {p.parent.name: str(json.loads(p.read_text("utf-8")).get("reason", "")) for p in _find(root, ERROR)}
+    return {
+        p.parent.name: str(json.loads(p.read_text("utf-8")).get("reason", ""))
+        for p in _find(root, ERROR)
+    }
 
 
 def _find(root: Path, name: str) -> Iterator[Path]:
@@ -189,7 +194,9 @@ def _read_result(path: Path) -> dict[str, Any] | None:
     try:
         result = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); delete it and run the sweep again") from error
+        raise UserError(
+            f"{path}: not readable as JSON ({error}); delete it and run the sweep again"
+        ) from error
     if not isinstance(result, dict) or "format" not in result or "id" not in result:
         return None
     if result["format"] != FORMAT:

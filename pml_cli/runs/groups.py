@@ -20,7 +20,9 @@ PARTS = {  # words of `setting` that belong to another one
     "adapter": ("adapter.", "model.layer="),
     "layer": ("model.layer=", "adapter.layers="),
 }
-WORDS = re.compile(r" (?=(?:model|data|adapter|train)\.\w+=)")  # between two words of `setting`; a value may have spaces
+WORDS = re.compile(
+    r" (?=(?:model|data|adapter|train)\.\w+=)"
+)  # between two words of `setting`; a value may have spaces
 
 
 def plain_keys(runs: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +37,11 @@ def split(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Comparable cells: a key of settings and their rows, in a stable order."""
     for values, group in cells.groupby(list(KEY), dropna=False, sort=True):
         key = dict(zip(KEY, values, strict=True))
-        apart = [name for name in TIED if (group.groupby(["rank", "target_tokens"])[name].nunique() > 1).any()]
+        apart = [
+            name
+            for name in TIED
+            if (group.groupby(["rank", "target_tokens"])[name].nunique() > 1).any()
+        ]
         if not apart:
             yield key, group
             continue
@@ -46,13 +52,21 @@ def split(cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
 def label(key: dict[str, Any]) -> tuple[str, str]:
     """A group's name, and a slug of it for names of files."""
     named = ("layer", *TIED)  # values that say nothing without their name
-    parts = {k: f"{k} {short(v)}" if k in named else str(v) for k, v in key.items() if not pd.isna(v) and v != ""}
-    return ", ".join(parts.values()), re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts.values())).strip("-")[:150]
+    parts = {
+        k: f"{k} {short(v)}" if k in named else str(v)
+        for k, v in key.items()
+        if not pd.isna(v) and v != ""
+    }
+    return ", ".join(parts.values()), re.sub(
+        r"[^A-Za-z0-9.]+", "-", "-".join(parts.values())
+    ).strip("-")[:150]
 
 
 def slugs(names: list[str]) -> list[str]:
     """The slugs, told apart by a number where names differ only in signs."""
-    return [f"{name}-{k}" for k, name in enumerate(names)] if len(set(names)) < len(names) else names
+    return (
+        [f"{name}-{k}" for k, name in enumerate(names)] if len(set(names)) < len(names) else names
+    )
 
 
 def plain_key(key: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +79,11 @@ def shared(key: dict[str, Any], by: Sequence[str]) -> dict[str, Any]:
 
     Of `setting` the words go that are part of those: two sources differ in data.text too, two placements in model.layer.
     """
-    left = {name: value for name, value in key.items() if name not in by and not pd.isna(value) and value != ""}
+    left = {
+        name: value
+        for name, value in key.items()
+        if name not in by and not pd.isna(value) and value != ""
+    }
     if "setting" in left:
         words = _words(left.pop("setting"), by, theirs=False)
         left |= {"setting": words} if words else {}
@@ -74,9 +92,17 @@ def shared(key: dict[str, Any], by: Sequence[str]) -> dict[str, Any]:
 
 def names_by(keys: Sequence[dict[str, Any]], by: Sequence[str]) -> list[str]:
     """A name for each group that is compared `by` some settings; alike ones say what else of these differs."""
-    names = [", ".join(f"{k} {short(key[k])}" for k in by if not pd.isna(key.get(k))) for key in keys]
-    more = ["" if pd.isna(key.get("setting")) else _words(key["setting"], by, theirs=True) for key in keys]
-    told = [f"{name} {words}".strip() if names.count(name) > 1 else name for name, words in zip(names, more, strict=True)]
+    names = [
+        ", ".join(f"{k} {short(key[k])}" for k in by if not pd.isna(key.get(k))) for key in keys
+    ]
+    more = [
+        "" if pd.isna(key.get("setting")) else _words(key["setting"], by, theirs=True)
+        for key in keys
+    ]
+    told = [
+        f"{name} {words}".strip() if names.count(name) > 1 else name
+        for name, words in zip(names, more, strict=True)
+    ]
     assert len(set(told)) == len(told), told
     return told
 

@@ -17,8 +17,6 @@ from pml_cli.data.python_docs import held_out_text
 from pml_cli.runs.file_hash import sampled_hash
 
 
-
-
 def run_id(run: Run) -> str:
     """A readable name and a hash of the scientific settings that differ from their defaults.
 
@@ -32,16 +30,24 @@ def run_id(run: Run) -> str:
 
 def scientific(run: Run) -> dict[str, Any]:
     """The settings that can change a result, as plain values; those at their default are left out."""
-    settings = {name: _delta(getattr(run, name)) for name in ("model", "data", "adapter", "loss", "train")}
+    settings = {
+        name: _delta(getattr(run, name)) for name in ("model", "data", "adapter", "loss", "train")
+    }
     settings["model"].pop("device", None)
     settings["model"].pop("stream", None)
     settings["model"].pop("checkpointing", None)
     settings["model"].pop("name", None)
-    if isinstance(run.loss, MemftMarginLoss):  # always: its defaults have changed once, and old runs are not its runs
+    if isinstance(
+        run.loss, MemftMarginLoss
+    ):  # always: its defaults have changed once, and old runs are not its runs
         settings["loss"] |= {"margin": run.loss.margin, "growth": run.loss.growth}
-    settings["model"]["path"] = fingerprint(run.model.path)  # always: the embedded model may be another one some day
+    settings["model"]["path"] = fingerprint(
+        run.model.path
+    )  # always: the embedded model may be another one some day
     if isinstance(run.data, TextData) and run.data.path is None:
-        settings["data"]["text"] = _default_text_hash()  # other versions of Python carry another one
+        settings["data"]["text"] = (
+            _default_text_hash()
+        )  # other versions of Python carry another one
     if "path" in settings["data"]:
         settings["data"]["path"] = fingerprint(settings["data"]["path"])
     return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
@@ -76,7 +82,9 @@ def loss_label(loss: Loss) -> str:
 
 def _delta(settings: Any) -> dict[str, Any]:
     kind: Any = type(settings)
-    default = _defaults(kind)  # vars, not asdict: settings are not nested, and ten thousand cells have many
+    default = _defaults(
+        kind
+    )  # vars, not asdict: settings are not nested, and ten thousand cells have many
     return {k: v for k, v in vars(settings).items() if k in ("source", "kind") or v != default[k]}
 
 

@@ -56,15 +56,22 @@ class PackData:
         self.rows: list[Sample] = []
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         place: dict[Sample, int] = {}
-        for sample in sorted({s for cell in cells for s in cell}, key=lambda s: (-len(s.target), s.prompt, s.target)):
+        for sample in sorted(
+            {s for cell in cells for s in cell}, key=lambda s: (-len(s.target), s.prompt, s.target)
+        ):
             known = by_prompt.setdefault(sample.prompt, [])
-            row = next((i for i in known if self.rows[i].target[: len(sample.target)] == sample.target), None)
+            row = next(
+                (i for i in known if self.rows[i].target[: len(sample.target)] == sample.target),
+                None,
+            )
             if row is None:
                 row = len(self.rows)
                 self.rows.append(sample)
                 known.append(row)
             place[sample] = row
-        self.cells: Batch = [[Piece(place[s], len(s.target), i) for i, s in enumerate(cell)] for cell in cells]
+        self.cells: Batch = [
+            [Piece(place[s], len(s.target), i) for i, s in enumerate(cell)] for cell in cells
+        ]
         longest = max(len(s.prompt) + len(s.target) for s in self.rows)
         ids = np.zeros((len(self.rows), longest), dtype=np.int64)
         for i, sample in enumerate(self.rows):
@@ -78,10 +85,20 @@ class PackData:
     def layout(self, batch: Batch) -> Layout:
         """Lay out one batch; cells with fewer samples are padded with rows in which nothing is scored."""
         b = max(len(samples) for samples in batch)
-        T = max(len(self.rows[piece.row].prompt) + piece.tokens for samples in batch for piece in samples) - 1
+        T = (
+            max(
+                len(self.rows[piece.row].prompt) + piece.tokens
+                for samples in batch
+                for piece in samples
+            )
+            - 1
+        )
         S = max(sum(piece.tokens for piece in samples) for samples in batch)
         rows = np.zeros((len(batch), b), dtype=np.int64)
-        mask, sample, position = np.zeros((len(batch), S)), *np.zeros((2, len(batch), S), dtype=np.int64)
+        mask, sample, position = (
+            np.zeros((len(batch), S)),
+            *np.zeros((2, len(batch), S), dtype=np.int64),
+        )
         scored, slots, picks = [], [], []
         for k, samples in enumerate(batch):
             used = 0
@@ -111,9 +128,17 @@ class SampleOrder:
 
     def __init__(self, samples: int, batch: int, seed: int, curriculum: Sequence[int] = ()) -> None:
         """`curriculum`: the epochs at which the prefix grows; none: all samples from the start."""
-        self.samples, self.batch, self.curriculum = samples, min(batch, samples) if batch else samples, list(curriculum)
+        self.samples, self.batch, self.curriculum = (
+            samples,
+            min(batch, samples) if batch else samples,
+            list(curriculum),
+        )
         self.generator = np.random.default_rng([seed, 7])
-        self.fixed = np.random.default_rng([seed, 11]).permutation(samples) if self.curriculum else np.arange(samples)
+        self.fixed = (
+            np.random.default_rng([seed, 11]).permutation(samples)
+            if self.curriculum
+            else np.arange(samples)
+        )
         self._queue, self.drawn = self._batches(), 0
 
     @property
@@ -132,6 +157,8 @@ class SampleOrder:
 
     def _batches(self) -> Iterator[list[int]]:
         for epoch in itertools.count():
-            order = self.fixed[self.generator.permutation(active(self.curriculum, epoch, self.samples))]
+            order = self.fixed[
+                self.generator.permutation(active(self.curriculum, epoch, self.samples))
+            ]
             for start in range(0, len(order), self.batch):
                 yield order[start : start + self.batch].tolist()

@@ -18,14 +18,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pml_cli.config.schema import FORMAT
+from pml_cli.io import atomic_write, save_tensors
 from pml_cli.training.trainer import CURVE, State
-from pml_cli.io import (save_tensors, write_whole)
 
 TABLES = ("logged", "curve")
 
 
 @dataclass(frozen=True)
-class Kept:
+class CheckpointHeader:
     """What the head of a checkpoint says; the state itself is read by `load`."""
 
     path: Path
@@ -44,7 +44,9 @@ class Checkpoints:
 
     def path(self, cells: Sequence[str]) -> Path:
         """Where those who train these cells keep them: others may have other cells of the same pack."""
-        return self.folder / f"{hashlib.sha256(' '.join(cells).encode()).hexdigest()[:16]}.safetensors"
+        return (
+            self.folder / f"{hashlib.sha256(' '.join(cells).encode()).hexdigest()[:16]}.safetensors"
+        )
 
     def save(self, path: Path, pack: Sequence[str], state: State, seconds: float) -> None:
         """Keep the state of a pack that began with the cells `pack`."""
@@ -54,7 +56,9 @@ class Checkpoints:
             joined = pd.concat([t.assign(cell=i) for i, t in enumerate(tables)], ignore_index=True)
             buffer = io.BytesIO()
             joined.to_parquet(buffer, index=False, compression="zstd")
-            tensors[f"table.{name}"] = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+            tensors[f"table.{name}"] = torch.frombuffer(
+                bytearray(buffer.getvalue()), dtype=torch.uint8
+            )
         head = {
             "format": FORMAT,
             "step": state.step,
@@ -64,9 +68,9 @@ class Checkpoints:
             "columns": list(CURVE),
             "seconds": seconds,
         }
-        write_whole(path, lambda aside: save_tensors(tensors, aside, {"pml": json.dumps(head)}))
+        atomic_write(path, lambda aside: save_tensors(tensors, aside, {"pml": json.dumps(head)}))
 
-    def find(self, wanted: Sequence[str]) -> list[Kept]:
+    def find(self, wanted: Sequence[str]) -> list[CheckpointHeader]:
         """Checkpoints that hold some of the wanted cells, the furthest first. Damaged ones count as absent."""
         found = []
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -75,12 +79,12 @@ class Checkpoints:
                     head = json.loads(file.metadata()["pml"])
                 same = head.pop("format") == FORMAT and head.pop("columns") == list(CURVE)
                 if same and set(head["cells"]) & set(wanted):
-                    found.append(Kept(path, **head))
+                    found.append(CheckpointHeader(path, **head))
             except (OSError, SafetensorError, ValueError, KeyError, TypeError):
                 continue
         return sorted(found, key=lambda kept: -kept.step)
 
-    def load(self, kept: Kept, pack: Sequence[str], cells: Sequence[str]) -> State:
+    def load(self, kept: CheckpointHeader, pack: Sequence[str], cells: Sequence[str]) -> State:
         """The state of some of a checkpoint's cells, for a pack that holds them.
 
         Args:
@@ -90,11 +94,25 @@ class Checkpoints:
         with safe_open(kept.path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         tables = {name: _split(tensors.pop(f"table.{name}"), len(kept.cells)) for name in TABLES}
-        state = State(kept.step, list(range(len(kept.cells))), tensors, tables["logged"], tables["curve"], kept.draws)
-        chosen = sorted((kept.cells.index(cell) for cell in cells), key=lambda i: pack.index(kept.cells[i]))
+        state = State(
+            kept.step,
+            list(range(len(kept.cells))),
+            tensors,
+            tables["logged"],
+            tables["curve"],
+            kept.draws,
+        )
+        chosen = sorted(
+            (kept.cells.index(cell) for cell in cells), key=lambda i: pack.index(kept.cells[i])
+        )
         part = state.of(chosen)
         return State(
-            part.step, [pack.index(kept.cells[i]) for i in chosen], part.tensors, part.logged, part.curve, part.draws
+            part.step,
+            [pack.index(kept.cells[i]) for i in chosen],
+            part.tensors,
+            part.logged,
+            part.curve,
+            part.draws,
         )
 
 

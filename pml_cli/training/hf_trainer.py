@@ -58,8 +58,12 @@ class MemFTLoss:
         self.averaged = True  # Trainer multiplies by the number of devices (average_tokens_across_devices), before the mean
         self.parameters: list[Tensor] | None = None  # those in training, from the callback
         self.weights: Weighted | None = None  # of the latest batch in training, (1, N)
-        self.remembered = fresh_state([self.loss], 1, torch.device("cpu"))  # what is known of a sample not seen yet
-        self.memory: dict[int, tuple[float, ...]] = {}  # hash of a sample's labels to its values of `remembered`
+        self.remembered = fresh_state(
+            [self.loss], 1, torch.device("cpu")
+        )  # what is known of a sample not seen yet
+        self.memory: dict[
+            int, tuple[float, ...]
+        ] = {}  # hash of a sample's labels to its values of `remembered`
         self.begin_step(None)
         self.begin_log()
 
@@ -71,9 +75,13 @@ class MemFTLoss:
         self._mean: Tensor | float = 0.0
 
     def begin_log(self) -> None:
-        self.noted: list[Tensor] = []  # (tokens, above the threshold, stubborn) of each batch since the last log
+        self.noted: list[
+            Tensor
+        ] = []  # (tokens, above the threshold, stubborn) of each batch since the last log
 
-    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def __call__(
+        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """
         Args:
             outputs: with logits (B, T, V), which predict the label one place to the right.
@@ -97,7 +105,9 @@ class MemFTLoss:
 
     def _weigh(self, tokens: Tokens, samples: list[int]) -> Weighted:
         loss = self.loss
-        if isinstance(loss, MemftOtLoss):  # whether any token of the whole step is active shows in _normalised
+        if isinstance(
+            loss, MemftOtLoss
+        ):  # whether any token of the whole step is active shows in _normalised
             loss = MemftOtLoss(threshold=loss.threshold, when_done="zero")
         if isinstance(loss, MemftMarginLoss) and 0 < loss.switch < 1 and self.progress is None:
             raise UserError(
@@ -115,19 +125,27 @@ class MemFTLoss:
         if "least" in self.remembered:
             if self.parameters is None:  # no callback: every batch is a step
                 self._least = self._least_margin()
-            return {"least": torch.tensor([[*[math.inf] * len(unique), self._least]], device=device)}
+            return {
+                "least": torch.tensor([[*[math.inf] * len(unique), self._least]], device=device)
+            }
         unseen = [int(values.item()) for values in self.remembered.values()]
-        known = torch.tensor([self.memory.get(sample, unseen) for sample in unique], dtype=torch.int64, device=device)
+        known = torch.tensor(
+            [self.memory.get(sample, unseen) for sample in unique], dtype=torch.int64, device=device
+        )
         return {name: known[None, :, i] for i, name in enumerate(self.remembered)}
 
     def _least_margin(self) -> float:
         return (
-            min((values[0] for values in self.memory.values()), default=math.inf) if "least" in self.remembered else math.inf
+            min((values[0] for values in self.memory.values()), default=math.inf)
+            if "least" in self.remembered
+            else math.inf
         )
 
     def _remember(self, samples: list[int], state: State) -> None:
         unique = list(dict.fromkeys(samples))
-        values = zip(*(state[name][0, : len(unique)].tolist() for name in self.remembered), strict=True)
+        values = zip(
+            *(state[name][0, : len(unique)].tolist() for name in self.remembered), strict=True
+        )
         found = dict(zip(unique, values, strict=True))
         if _devices() > 1:  # a sample may come to another device in the next epoch
             everyones: list[Any] = [None] * _devices()
@@ -142,17 +160,23 @@ class MemFTLoss:
         values of a step, which Trainer adds up for its log, add up to the loss.
         """
         if self.parameters is None and items is not None and _accumulates(items, labels):
-            raise UserError("gradient accumulation: add MemFTCallback(loss) to the trainer's callbacks")
+            raise UserError(
+                "gradient accumulation: add MemFTCallback(loss) to the trainer's callbacks"
+            )
         value, weight = weighted.value.detach(), weighted.weight
         # with and without the weights: numerator, divisor
-        sums = torch.stack([(weight * value).sum(), weight.sum(), value.sum(), torch.ones_like(value).sum()])
+        sums = torch.stack(
+            [(weight * value).sum(), weight.sum(), value.sum(), torch.ones_like(value).sum()]
+        )
         if _devices() > 1:
             distributed.all_reduce(sums)
         if self.parameters is None:  # no callback: every batch is a step
             self._sums, self._mean = None, 0.0
         before = torch.zeros_like(sums) if self._sums is None else self._sums
         self._sums = now = before + sums
-        alike = torch.zeros_like(sums[0], dtype=torch.bool)  # whether all tokens count alike: none of the step is active
+        alike = torch.zeros_like(
+            sums[0], dtype=torch.bool
+        )  # whether all tokens count alike: none of the step is active
         if isinstance(self.loss, MemftOtLoss) and self.loss.when_done == "mean":
             alike = now[1] == 0
         old, new = (torch.where(alike, part[2:], part[:2]) for part in (before, now))
@@ -174,7 +198,9 @@ class MemFTLoss:
 
     def _note(self, scores: TokenScores, target_N: Tensor) -> None:
         above = (scores.nll.detach() < HALF).sum()
-        self.noted.append(torch.stack([torch.full_like(above, len(target_N)), above, len(target_N) - above]))
+        self.noted.append(
+            torch.stack([torch.full_like(above, len(target_N)), above, len(target_N) - above])
+        )
 
 
 class MemFTCallback(TrainerCallback):  # type: ignore[misc]
@@ -183,12 +209,18 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, loss: MemFTLoss) -> None:
         self.loss = loss
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
         accumulates = args.gradient_accumulation_steps > 1
         if args.n_gpu > 1:
-            raise UserError("several GPUs in one process (DataParallel): start one process a GPU, with torchrun")
+            raise UserError(
+                "several GPUs in one process (DataParallel): start one process a GPU, with torchrun"
+            )
         if accumulates and (args.deepspeed or args.fsdp):
-            raise UserError("gradient accumulation with DeepSpeed or FSDP: gradients lie where the loss cannot scale them")
+            raise UserError(
+                "gradient accumulation with DeepSpeed or FSDP: gradients lie where the loss cannot scale them"
+            )
         self.loss.parameters = [p for p in model.parameters() if p.requires_grad]
         self.loss.averaged = args.average_tokens_across_devices
         self.loss.memory.clear()
@@ -197,7 +229,9 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.loss.begin_step(state.global_step / max(state.max_steps, 1))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         if logs is None or "loss" not in logs or not self.loss.noted:
             return
         sums = torch.stack(self.loss.noted).sum(0)
@@ -223,7 +257,9 @@ def _declared(loss: str | Loss, settings: dict[str, Any]) -> Loss:
     settings.pop("kind", None)
     known = [name for name in vars(kind()) if name != "kind"]
     if unknown := [name for name in settings if name not in known]:
-        raise UserError(f"loss.{unknown[0]}: no such setting of {loss}; allowed: {', '.join(known) or 'none'}")
+        raise UserError(
+            f"loss.{unknown[0]}: no such setting of {loss}; allowed: {', '.join(known) or 'none'}"
+        )
     for name, value in settings.items():
         wanted = type(getattr(kind(), name))
         if not isinstance(value, (int, float) if wanted is float else wanted):
@@ -246,7 +282,9 @@ def _hashes(labels: Tensor) -> list[int]:
     """What a sample is known by: its scored tokens. Waits for the device once."""
     scored = labels[:, 1:] != IGNORED
     place = scored.cumsum(1)
-    terms = torch.where(scored, (labels[:, 1:] + 1) * _powers(labels.shape[1], labels.device)[place], 0)
+    terms = torch.where(
+        scored, (labels[:, 1:] + 1) * _powers(labels.shape[1], labels.device)[place], 0
+    )
     return [int(x) for x in terms.sum(1).tolist()]
 
 
@@ -262,11 +300,19 @@ def _powers(count: int, device: torch.device) -> Tensor:
 def _places(samples: list[int], rows: Tensor) -> Tensor:
     """The place of each token's row among the distinct samples: a sample that comes twice in a batch is one."""
     order = {sample: i for i, sample in enumerate(dict.fromkeys(samples))}
-    return torch.tensor([order[sample] for sample in samples], device=rows.device)[rows] if samples else rows
+    return (
+        torch.tensor([order[sample] for sample in samples], device=rows.device)[rows]
+        if samples
+        else rows
+    )
 
 
 def _devices() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def _accumulates(items: Tensor | int, labels: Tensor) -> bool:

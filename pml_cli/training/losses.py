@@ -24,7 +24,9 @@ GROWTH, LARGEST = 0.5, 4.0  # of a window, in windows: what it gains a step, and
 NO_ERROR = 2**40  # anchor of a sample whose tokens are all decoded rightly: beyond every position
 UNSEEN = -1  # anchor of a sample that no step has had yet
 
-State = Mapping[str, Tensor]  # by name, (K, M) each: what a loss remembers of every sample; empty where it needs nothing
+State = Mapping[
+    str, Tensor
+]  # by name, (K, M) each: what a loss remembers of every sample; empty where it needs nothing
 
 
 class Tokens(NamedTuple):
@@ -63,8 +65,12 @@ def fresh_state(losses: Sequence[Loss], samples: int, device: torch.device) -> S
     """What cells under these losses remember before the first step, one row a cell; empty where none remembers anything."""
     shape, state = (len(losses), samples), {}
     if any(isinstance(loss, MemftSwLoss) for loss in losses):
-        state["anchor"] = torch.full(shape, UNSEEN, dtype=torch.int64, device=device)  # position of the first error
-        state["stale"] = torch.zeros(shape, dtype=torch.int64, device=device)  # steps of the sample that it has stayed there
+        state["anchor"] = torch.full(
+            shape, UNSEEN, dtype=torch.int64, device=device
+        )  # position of the first error
+        state["stale"] = torch.zeros(
+            shape, dtype=torch.int64, device=device
+        )  # steps of the sample that it has stayed there
     if any(isinstance(loss, MemftMarginLoss) and loss.growth > 1 for loss in losses):
         state["least"] = torch.full(
             shape, torch.inf, device=device
@@ -111,7 +117,9 @@ def _spatial(loss: MemftSwLoss, tokens: Tokens, state: State) -> tuple[Weighted,
     anchor, window = state["anchor"].gather(1, tokens.sample), window_KM.gather(1, tokens.sample)
     beyond = tokens.position - anchor  # tokens from the first error on; below 0 before it
     decay = torch.exp(-beyond.clamp(min=0).to(tokens.nll.dtype) / loss.tau)
-    factor = torch.where(beyond < window, decay, loss.floor)  # also without an error: then all lie before it
+    factor = torch.where(
+        beyond < window, decay, loss.floor
+    )  # also without an error: then all lie before it
     base = torch.sigmoid(loss.kappa * (tokens.nll.detach() - loss.threshold))
     return _cross_entropy(tokens, tokens.mask * base * factor), state
 
@@ -121,16 +129,25 @@ def _aim(loss: MemftMarginLoss, state: State) -> Tensor | float:
     if loss.growth == 1:
         return loss.margin
     least = state["least"].amin(1, keepdim=True)
-    times = torch.floor(torch.log(least.clamp(min=loss.margin) / loss.margin) / math.log(loss.growth)) + 1
-    return torch.where((least < loss.margin) | torch.isinf(least), loss.margin, loss.margin * loss.growth**times)
+    times = (
+        torch.floor(torch.log(least.clamp(min=loss.margin) / loss.margin) / math.log(loss.growth))
+        + 1
+    )
+    return torch.where(
+        (least < loss.margin) | torch.isinf(least), loss.margin, loss.margin * loss.growth**times
+    )
 
 
 def _least(tokens: Tokens, state: State) -> State:
     """The least margin of every sample of this step."""
     if "least" not in state:
         return state
-    margin = torch.where(tokens.mask > 0, tokens.margin.detach(), torch.inf).to(state["least"].dtype)
-    now = torch.full_like(state["least"], torch.inf).scatter_reduce(1, tokens.sample, margin, "amin")
+    margin = torch.where(tokens.mask > 0, tokens.margin.detach(), torch.inf).to(
+        state["least"].dtype
+    )
+    now = torch.full_like(state["least"], torch.inf).scatter_reduce(
+        1, tokens.sample, margin, "amin"
+    )
     return {**state, "least": torch.where(torch.isinf(now), state["least"], now)}
 
 
@@ -138,8 +155,13 @@ def _follow(tokens: Tokens, state: State) -> State:
     """The first error of every sample of this step, and for how many of its steps it has stayed there."""
     wrong = (tokens.mask > 0) & ~tokens.correct
     position = torch.where(wrong, tokens.position, NO_ERROR)
-    first = torch.full_like(state["anchor"], NO_ERROR).scatter_reduce(1, tokens.sample, position, "amin")
-    seen = torch.zeros_like(first).scatter_reduce(1, tokens.sample, (tokens.mask > 0).long(), "amax") > 0
+    first = torch.full_like(state["anchor"], NO_ERROR).scatter_reduce(
+        1, tokens.sample, position, "amin"
+    )
+    seen = (
+        torch.zeros_like(first).scatter_reduce(1, tokens.sample, (tokens.mask > 0).long(), "amax")
+        > 0
+    )
     stale = torch.where(first == state["anchor"], state["stale"] + 1, 0)
     return {
         **state,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-
 HALF = math.log(2)  # nll of p = 0.5: below it greedy decoding must pick the token
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -43,6 +44,7 @@ class Scores:
             }
         )
 
+
 def summarise(scores: Scores) -> dict[str, Any]:
     """Teacher-forced recall of one cell: loss, accuracy, exact match, first failure, stubborn tokens, violations."""
     correct, stubborn = scores.correct, scores.nll >= HALF
@@ -60,9 +62,11 @@ def summarise(scores: Scores) -> dict[str, Any]:
         "violations": violations(scores),
     }
 
+
 def violations(scores: Scores) -> int:
     """Tokens with p > 0.5 whose argmax is another: arithmetic forbids them, so any is a fault or coarse rounding."""
     return int(((scores.nll < HALF) & ~scores.correct).sum())
+
 
 def _first(flags: NDArray[np.bool_]) -> int | None:
     return int(flags.argmax()) if flags.any() else None

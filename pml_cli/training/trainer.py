@@ -17,15 +17,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pml_cli.model.adapter_bank import AdamW, AdapterBank, Dropout, clip_
-from pml_cli.model.split_model import FrozenBase, Prefix
-from pml_cli.training.batches import Batch, Layout, PackData, SampleOrder
 from pml_cli.config.schema import Loss, Run, Train
 from pml_cli.data.curriculum import total_steps
-from pml_cli.model.head import TokenScores, token_nll
-from pml_cli.training.scores import (HALF, Scores)
 from pml_cli.data.sources import Sample
+from pml_cli.model.adapter_bank import AdamW, AdapterBank, Dropout, clip_
+from pml_cli.model.head import TokenScores, token_nll
+from pml_cli.model.split_model import Prefix, SplitModel
+from pml_cli.training.batches import Batch, Layout, PackData, SampleOrder
 from pml_cli.training.losses import Tokens, Weighted, fresh_state, weigh
+from pml_cli.training.scores import HALF, Scores
 
 Between = Callable[[int], None]
 Leave = Callable[[list["Cell"]], None]
@@ -33,7 +33,15 @@ Leave = Callable[[list["Cell"]], None]
 RUNAWAY = 1e9  # adapter weights beyond this overflow the squares in the norms: a dead model of finite loss
 TINY = 1e-30  # in place of a sum of weights that is 0
 EVALUATION_TOKENS = 16384  # at most so many tokens at once where nothing is trained
-CURVE = ("loss", "nll", "share_above_threshold", "weight_above", "gradient_above", "grad_norm", "lr")
+CURVE = (
+    "loss",
+    "nll",
+    "share_above_threshold",
+    "weight_above",
+    "gradient_above",
+    "grad_norm",
+    "lr",
+)
 EMPTY_CURVE = pd.DataFrame({"step": np.zeros(0, np.int32), **{name: np.zeros(0) for name in CURVE}})
 
 
@@ -80,12 +88,16 @@ class State:
     def of(self, chosen: Sequence[int]) -> State:
         """The part of some of its cells, given by row."""
         tensors = {name: tensor[list(chosen)] for name, tensor in self.tensors.items()}
-        lists = ([kept[i] for i in chosen] for kept in (self.cells, self.logged, self.curve, self.draws))
+        lists = (
+            [kept[i] for i in chosen] for kept in (self.cells, self.logged, self.curve, self.draws)
+        )
         cells, logged, curve, draws = lists
         return State(self.step, cells, tensors, logged, curve, draws)  # type: ignore[arg-type]
 
 
-def train_pack(base: FrozenBase, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True) -> None:
+def train_pack(
+    base: SplitModel, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True
+) -> None:
     """Train every cell and fill in its outcome.
 
     Cells of a pack share the adapter's kind and the number of steps; all else may differ. A cell whose loss is no longer
@@ -101,7 +113,12 @@ def train_pack(base: FrozenBase, cells: Sequence[Cell], observe: Observer | None
 def learning_rate(train: Train, step: int, steps: int) -> float:
     """Learning rate of a 0-based step: constant, or decaying to 0 at the end, linearly or as half a cosine."""
     done = step / steps
-    return train.lr * {"linear": 1 - done, "constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[train.schedule]
+    return (
+        train.lr
+        * {"linear": 1 - done, "constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
+            train.schedule
+        ]
+    )
 
 
 class Trainer:
@@ -109,7 +126,7 @@ class Trainer:
 
     def __init__(
         self,
-        base: FrozenBase,
+        base: SplitModel,
         cells: Sequence[Cell],
         observe: Observer | None = None,
         cached: bool = True,
@@ -127,31 +144,50 @@ class Trainer:
         self.between, self.leave, self.places = between, leave, list(range(len(self.cells)))
         runs = [cell.run for cell in self.cells]
         kind = runs[0].adapter
-        self.bank = AdapterBank(base.sites(kind), [r.rank for r in runs], [r.seed for r in runs], kind, base.adapter_dtype)
+        self.bank = AdapterBank(
+            base.sites(kind),
+            [r.rank for r in runs],
+            [r.seed for r in runs],
+            kind,
+            base.adapter_dtype,
+        )
         self.bank.to(base.device)
         base.check_split(self.bank)
         self.data = PackData([cell.samples for cell in self.cells], base.device)
         self.prefix = base.prefix(self.data.ids[:, :-1], self.bank) if cached else None
-        decay = torch.tensor([r.train.weight_decay for r in runs], dtype=base.adapter_dtype, device=base.device)
+        decay = torch.tensor(
+            [r.train.weight_decay for r in runs], dtype=base.adapter_dtype, device=base.device
+        )
         self.optimizer = AdamW(self.bank, decay)
         trains = [r.train for r in runs]
         self.orders = [
-            SampleOrder(len(c.samples), t.batch, c.run.seed, t.curriculum) for c, t in zip(self.cells, trains, strict=True)
+            SampleOrder(len(c.samples), t.batch, c.run.seed, t.curriculum)
+            for c, t in zip(self.cells, trains, strict=True)
         ]
-        self.remembered = fresh_state([r.loss for r in runs], max(len(c.samples) for c in self.cells), base.device)
+        self.remembered = fresh_state(
+            [r.loss for r in runs], max(len(c.samples) for c in self.cells), base.device
+        )
         self.steps = total_steps(runs[0].train, len(self.cells[0].samples))
         self.log_every = runs[0].train.log_every or max(1, self.steps // 20)
-        rates = [[learning_rate(r.train, step, self.steps) for r in runs] for step in range(self.steps)]
-        self.rates = torch.tensor(rates, dtype=base.adapter_dtype).to(base.device)  # (steps, K): no copy, no wait in a step
+        rates = [
+            [learning_rate(r.train, step, self.steps) for r in runs] for step in range(self.steps)
+        ]
+        self.rates = torch.tensor(rates, dtype=base.adapter_dtype).to(
+            base.device
+        )  # (steps, K): no copy, no wait in a step
         self.dropout = self._dropout()
-        self.curve: list[Tensor] = []  # of the steps since the last logged one, (len(CURVE), K) each
+        self.curve: list[
+            Tensor
+        ] = []  # of the steps since the last logged one, (len(CURVE), K) each
         self._place()
 
     def _dropout(self) -> Dropout | None:
         run = self.cells[0].run
         if run.adapter.dropout == 0:
             return None
-        return Dropout(run.adapter.dropout, [c.run.seed for c in self.cells], self._shapes(), self.base.device)
+        return Dropout(
+            run.adapter.dropout, [c.run.seed for c in self.cells], self._shapes(), self.base.device
+        )
 
     def _shapes(self) -> list[tuple[int, int]]:
         return [(order.batch, self.data.input_tokens(k)) for k, order in enumerate(self.orders)]
@@ -166,8 +202,12 @@ class Trainer:
         for k, cell in enumerate(self.cells):
             members.setdefault(repr(cell.run.loss), []).append(k)
             self.groups[repr(cell.run.loss)] = cell.run.loss
-        self.members = {key: torch.tensor(ks, device=self.base.device) for key, ks in members.items()}
-        self.back = torch.cat(list(self.members.values())).argsort()  # from members' order to the cells'
+        self.members = {
+            key: torch.tensor(ks, device=self.base.device) for key, ks in members.items()
+        }
+        self.back = torch.cat(
+            list(self.members.values())
+        ).argsort()  # from members' order to the cells'
         clip = [c.run.train.clip or math.inf for c in self.cells]
         self.clip = torch.tensor(clip, dtype=self.base.adapter_dtype, device=self.base.device)
 
@@ -193,21 +233,35 @@ class Trainer:
 
     def state(self, step: int) -> State:
         """What is needed to go on after `step` steps; tensors are on the CPU."""
-        rows = {f"A.{name}": A for name, A in self.bank.A.items()} | {f"B.{name}": B for name, B in self.bank.B.items()}
-        rows |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)} | {f"v.{i}": v for i, v in enumerate(self.optimizer.v)}
+        rows = {f"A.{name}": A for name, A in self.bank.A.items()} | {
+            f"B.{name}": B for name, B in self.bank.B.items()
+        }
+        rows |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)} | {
+            f"v.{i}": v for i, v in enumerate(self.optimizer.v)
+        }
         rows |= {f"loss.{name}": values for name, values in self.remembered.items()}
         if self.curve:
             rows["curve"] = torch.stack(self.curve).permute(2, 0, 1)
         if self.dropout:
-            rows["dropout"] = torch.stack([generator.get_state() for generator in self.dropout.generators])
-        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in rows.items()}
+            rows["dropout"] = torch.stack(
+                [generator.get_state() for generator in self.dropout.generators]
+            )
+        tensors = {
+            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in rows.items()
+        }
         logged = [pd.concat(cell.logged, ignore_index=True) for cell in self.cells]
         curve = [pd.concat(cell.curve or [EMPTY_CURVE], ignore_index=True) for cell in self.cells]
-        return State(step, list(self.places), tensors, logged, curve, [order.drawn for order in self.orders])
+        return State(
+            step, list(self.places), tensors, logged, curve, [order.drawn for order in self.orders]
+        )
 
     def _restore(self, state: State) -> None:
         self._leave([k for k in range(len(self.cells)) if k not in state.cells], ended=False)
-        kept = {name: tensor.to(self.base.device) for name, tensor in state.tensors.items() if name != "dropout"}
+        kept = {
+            name: tensor.to(self.base.device)
+            for name, tensor in state.tensors.items()
+            if name != "dropout"
+        }
         self.bank.A = {name: kept[f"A.{name}"] for name in self.bank.A}
         self.bank.B = {name: kept[f"B.{name}"] for name in self.bank.B}
         self.optimizer.step_count = state.step
@@ -216,8 +270,12 @@ class Trainer:
         self.remembered = {name: kept[f"loss.{name}"] for name in self.remembered}
         self.curve = list(kept["curve"].permute(1, 2, 0)) if "curve" in kept else []
         if self.dropout:
-            for generator, drawn in zip(self.dropout.generators, state.tensors["dropout"], strict=True):
-                generator.set_state(drawn.clone())  # a view into a file's bytes may lie unaligned: torch crashes on it
+            for generator, drawn in zip(
+                self.dropout.generators, state.tensors["dropout"], strict=True
+            ):
+                generator.set_state(
+                    drawn.clone()
+                )  # a view into a file's bytes may lie unaligned: torch crashes on it
         for order, draws in zip(self.orders, state.draws, strict=True):
             order.skip(draws)
         for cell, logged, curve in zip(self.cells, state.logged, state.curve, strict=True):
@@ -242,9 +300,13 @@ class Trainer:
         self._note_curve(tokens, weighted, norm_K, lr_K)
 
     def _next_batch(self) -> Batch:
-        picked = [order.next() if not order.whole else range(order.samples) for order in self.orders]
+        picked = [
+            order.next() if not order.whole else range(order.samples) for order in self.orders
+        ]
         if self.dropout:
-            self.dropout.shapes = [(len(p), T) for p, (_, T) in zip(picked, self._shapes(), strict=True)]
+            self.dropout.shapes = [
+                (len(p), T) for p, (_, T) in zip(picked, self._shapes(), strict=True)
+            ]
         return [[self.data.cells[k][i] for i in chosen] for k, chosen in enumerate(picked)]
 
     def _gather(self, layout: Layout) -> tuple[Layout, Prefix | Tensor]:
@@ -252,19 +314,25 @@ class Trainer:
             return layout, self.data.ids[layout.rows, : layout.tokens]
         return layout, self.prefix.rows(layout.rows, layout.tokens)
 
-    def _hidden(self, layout: Layout, inputs: Prefix | Tensor, bank: AdapterBank | None = None) -> Tensor:
+    def _hidden(
+        self, layout: Layout, inputs: Prefix | Tensor, bank: AdapterBank | None = None
+    ) -> Tensor:
         """Final hidden states at the scored positions, (N, D)."""
         bank = bank or self.bank
         if isinstance(inputs, Prefix):
             hidden = self.base.upper(inputs, bank, self.checkpointing)
         else:
             hidden = self.base.full(inputs, bank).last_hidden_state
-        return hidden.flatten(0, 1).index_select(0, layout.scored)  # its backward is a plain sum, that of [] sorts first
+        return hidden.flatten(0, 1).index_select(
+            0, layout.scored
+        )  # its backward is a plain sum, that of [] sorts first
 
     def _weigh(self, tokens: Tokens, progress: float) -> Weighted:
         """Each cell's tokens weighed under its own loss; what the losses remember goes on."""
         if len(self.members) == 1:
-            weighted, self.remembered = weigh(next(iter(self.groups.values())), tokens, self.remembered, progress)
+            weighted, self.remembered = weigh(
+                next(iter(self.groups.values())), tokens, self.remembered, progress
+            )
             return weighted
         parts: list[Weighted] = []
         remembered = {name: values.clone() for name, values in self.remembered.items()}
@@ -293,7 +361,11 @@ class Trainer:
         for start in range(0, max(len(c) for c in data.cells), size):
             batch = [cell[start : start + size] for cell in data.cells]
             layout = data.layout(batch)
-            inputs = data.ids[layout.rows, : layout.tokens] if prefix is None else prefix.rows(layout.rows, layout.tokens)
+            inputs = (
+                data.ids[layout.rows, : layout.tokens]
+                if prefix is None
+                else prefix.rows(layout.rows, layout.tokens)
+            )
             scores = token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
             for k, part in enumerate(split_scores(layout, scores, batch)):
                 parts[k].append(part)
@@ -306,7 +378,10 @@ class Trainer:
         """Kept on the device until the next logged step: no wait for the device within."""
         nll_KS, mask_KS = tokens.nll.detach(), tokens.mask
         count, above = mask_KS.sum(1), (nll_KS < HALF) * mask_KS
-        spent = [(part * above).sum(1) / part.sum(1).clamp(min=TINY) for part in (weighted.weight, weighted.pull)]
+        spent = [
+            (part * above).sum(1) / part.sum(1).clamp(min=TINY)
+            for part in (weighted.weight, weighted.pull)
+        ]
         means = nll_KS.sum(1) / count, above.sum(1) / count
         self.curve.append(torch.stack([weighted.loss.detach(), *means, *spent, norm_K, lr_K]))
 
@@ -316,10 +391,14 @@ class Trainer:
         self.curve = []
         steps = np.arange(done - len(values), done, dtype=np.int32)
         for k, cell in enumerate(self.cells):
-            cell.curve.append(pd.DataFrame({"step": steps, **dict(zip(CURVE, values[:, :, k].T, strict=True))}))
+            cell.curve.append(
+                pd.DataFrame({"step": steps, **dict(zip(CURVE, values[:, :, k].T, strict=True))})
+            )
         return [float(x) for x in values[-1, 0]]
 
-    def _log(self, done: int, layout: Layout | None = None, trained: TokenScores | None = None) -> list[int]:
+    def _log(
+        self, done: int, layout: Layout | None = None, trained: TokenScores | None = None
+    ) -> list[int]:
         """Note the scores after `done` updates.
 
         They are the ones trained on next; with minibatches or dropout, an evaluation of all samples without dropout.
@@ -335,7 +414,11 @@ class Trainer:
         gone: list[int] = []
         for k, cell in enumerate(self.cells):
             cell.logged.append(scores[k].table(done))
-            if not np.isfinite(scores[k].nll).all() or not math.isfinite(loss[k]) or not largest[k] < RUNAWAY:
+            if (
+                not np.isfinite(scores[k].nll).all()
+                or not math.isfinite(loss[k])
+                or not largest[k] < RUNAWAY
+            ):
                 cell.failure = _where_lost(cell, done)
                 gone.append(k)
             elif done == self.steps or _may_stop(cell.run.train, scores[k]):
@@ -377,15 +460,28 @@ def _where_lost(cell: Cell, done: int) -> str:
     curve = pd.concat(cell.curve)
     lost = curve.loc[~np.isfinite(curve["loss"]), "step"]
     step = int(lost.iloc[0]) if len(lost) else done
-    what = "the loss is no longer finite" if len(lost) else f"loss or weights are no longer below {RUNAWAY:g}"
-    return f"{what} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
+    what = (
+        "the loss is no longer finite"
+        if len(lost)
+        else f"loss or weights are no longer below {RUNAWAY:g}"
+    )
+    return (
+        f"{what} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
+    )
 
 
 def _tokens(layout: Layout, scores: TokenScores) -> Tokens:
     """The scored tokens of a step, cell by cell."""
     nll_KS, margin_KS = layout.by_cell(scores.nll), layout.by_cell(scores.margin)
     correct_KS = layout.by_cell(scores.argmax == layout.targets)
-    return Tokens(nll_KS, margin_KS, correct_KS, layout.mask_KS.to(nll_KS.dtype), layout.sample_KS, layout.position_KS)
+    return Tokens(
+        nll_KS,
+        margin_KS,
+        correct_KS,
+        layout.mask_KS.to(nll_KS.dtype),
+        layout.sample_KS,
+        layout.position_KS,
+    )
 
 
 def split_scores(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scores]:
@@ -396,7 +492,9 @@ def split_scores(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scor
     for pieces in batch:
         lengths = [piece.tokens for piece in pieces]
         sample = np.repeat(np.array([piece.sample for piece in pieces], np.int32), lengths)
-        position = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths] or [np.zeros(0, np.int32)])
+        position = np.concatenate(
+            [np.arange(length, dtype=np.int32) for length in lengths] or [np.zeros(0, np.int32)]
+        )
         rows = slice(at, at + sum(lengths))
         out.append(Scores(sample, position, target[rows], nll[rows], margin[rows], argmax[rows]))
         at = rows.stop

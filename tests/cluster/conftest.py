@@ -64,7 +64,9 @@ class Slurm:
 
     def tasks(self, node: str) -> list[str]:
         """The array tasks that run on a node, as JOB_INDEX."""
-        return self.run("squeue", "--noheader", "--array", f"--nodelist={node}", "--format=%F_%K").split()
+        return self.run(
+            "squeue", "--noheader", "--array", f"--nodelist={node}", "--format=%F_%K"
+        ).split()
 
     def _queue(self) -> list[tuple[str, str]]:
         lines = self.run("squeue", "--noheader", "--array", "--format=%F %T").splitlines()
@@ -74,7 +76,9 @@ class Slurm:
         """Until true() is."""
         deadline = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < deadline, f"not within {seconds} s; squeue:\n{self.run('squeue')}"
+            assert time.monotonic() < deadline, (
+                f"not within {seconds} s; squeue:\n{self.run('squeue')}"
+            )
             time.sleep(0.2)
 
     def cancel_all(self) -> None:
@@ -89,7 +93,11 @@ def _machine():
     if os.geteuid() != 0:
         pytest.skip("a Slurm for the tests is started by root only")
     where = os.pathsep.join((os.environ.get("PATH", os.defpath), SBIN))
-    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name, path=where) is None]
+    missing = [
+        name
+        for name in ("slurmctld", "slurmd", "munged", "sbatch")
+        if shutil.which(name, path=where) is None
+    ]
     if missing:
         pytest.skip(f"no {' or '.join(missing)} here: `tests/cluster/slurm.sh install` gets Slurm")
     folder = Path(os.environ.get("PML_SLURM_DIR") or Path(tempfile.gettempdir()) / "pml-slurm")
@@ -102,11 +110,15 @@ def _machine():
 def site(request, _machine):
     """One kind of Slurm, started for the tests that want it and stopped after the last of them."""
     settings = SITES[request.param]
-    if "ACCT" in settings and not all(shutil.which(name, path=SBIN) for name in ("slurmdbd", "mariadbd")):
+    if "ACCT" in settings and not all(
+        shutil.which(name, path=SBIN) for name in ("slurmdbd", "mariadbd")
+    ):
         pytest.skip("no slurmdbd or mariadbd here: `tests/cluster/slurm.sh install` gets both")
     _machine.control("stop")  # what an interrupted test run left
     with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith(("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_"))]:
+        for name in [
+            n for n in os.environ if n.startswith(("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_"))
+        ]:
             patch.delenv(name)  # of a job that the tests run in
         try:
             _machine.control("start", settings)

@@ -9,7 +9,12 @@ def test_array_tasks_get_a_gpu_each(slurm, tmp_path):
     script = "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES; sleep 4"  # all four at the same time
     job = slurm.submit(script, "--array=0-3", "--gpus-per-node=1", f"--output={tmp_path}/%a")
     slurm.wait(lambda: not slurm.states(job))
-    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["n1 0\n", "n1 1\n", "n2 0\n", "n2 1\n"]
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == [
+        "n1 0\n",
+        "n1 1\n",
+        "n2 0\n",
+        "n2 1\n",
+    ]
 
 
 def test_a_requeued_job_runs_again_and_a_controller_restart_loses_none(slurm, tmp_path):

@@ -17,26 +17,56 @@ import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
-CELLS = ("rank=1,2,4,8,12,16", "seqlen=24,32,40,48", "seed=0,1", "model.device=cpu", "launch.pack_tokens=240")
-SLURM = ("launch=slurm", "launch.partition=low", "launch.devices=4", "launch.cpus=1", "launch.time=30")
+CELLS = (
+    "rank=1,2,4,8,12,16",
+    "seqlen=24,32,40,48",
+    "seed=0,1",
+    "model.device=cpu",
+    "launch.pack_tokens=240",
+)
+SLURM = (
+    "launch=slurm",
+    "launch.partition=low",
+    "launch.devices=4",
+    "launch.cpus=1",
+    "launch.time=30",
+)
 STEPS = 600
-EVERYWHERE = bool(os.environ.get("PML_ALL_SITES"))  # else each disturbance is tried on one kind of site, in turn
+EVERYWHERE = bool(
+    os.environ.get("PML_ALL_SITES")
+)  # else each disturbance is tried on one kind of site, in turn
 FEW = ("sweep", "rank=2", "seqlen=8", "train.steps=2", "out=runs")
 
 
 def environment():
-    known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    known = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "100",
+    }
     return os.environ | known | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def pml(cwd, *args):
     words = [sys.executable, "-m", "pml_cli", *map(str, args)]
-    return subprocess.run(words, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(
+        words, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=900, check=False
+    )
 
 
 def sweep(cwd, *more):
     """The sweep in a process of its own, waiting for its workers."""
-    words = ("sweep", *CELLS, *SLURM, f"train.steps={STEPS}", "launch.checkpoint_minutes=0.03", "out=runs", "--wait", *more)
+    words = (
+        "sweep",
+        *CELLS,
+        *SLURM,
+        f"train.steps={STEPS}",
+        "launch.checkpoint_minutes=0.03",
+        "out=runs",
+        "--wait",
+        *more,
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "pml_cli", *words], cwd=cwd, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -45,14 +75,20 @@ def sweep(cwd, *more):
 
 def status(cwd):
     done = pml(cwd, "status", "runs", "--json")
-    return json.loads(done.stdout) if done.returncode in (0, 1) and done.stdout else {"running": [], "done": 0, "queued": 0}
+    return (
+        json.loads(done.stdout)
+        if done.returncode in (0, 1) and done.stdout
+        else {"running": [], "done": 0, "queued": 0}
+    )
 
 
 def until_training(cwd, workers=2, seconds=120):
     """Wait until so many workers are between two steps; their records."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        training = [one for one in status(cwd)["running"] if one["kind"] == "slurm" and one["step"] > 0]
+        training = [
+            one for one in status(cwd)["running"] if one["kind"] == "slurm" and one["step"] > 0
+        ]
         if len(training) >= workers:
             return training
         time.sleep(0.3)
@@ -79,7 +115,9 @@ def slowed(out, enough):
 
     def slow():
         while not ended.is_set() and not enough():
-            held = [r["pid"] for r in workers(out) if r["state"] == "running" and r["doing"].get("step")]
+            held = [
+                r["pid"] for r in workers(out) if r["state"] == "running" and r["doing"].get("step")
+            ]
             for number in (signal.SIGSTOP, signal.SIGCONT):
                 for pid in held:
                     with suppress(ProcessLookupError):
@@ -113,7 +151,11 @@ def restarts(out):
 
 
 def journal(out):
-    lines = (line for path in (out / ".pml" / "journal").glob("*.jsonl") for line in path.read_text().splitlines())
+    lines = (
+        line
+        for path in (out / ".pml" / "journal").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    )
     return sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
 
 
@@ -138,13 +180,21 @@ def check(out, whole, running=None):
     same = 0
     for name in names:
         one, two = (pd.read_parquet(folder / name / "tokens.parquet") for folder in (whole, out))
-        ours, theirs = (load_file(folder / name / "adapter" / "adapter_model.safetensors") for folder in (whole, out))
+        ours, theirs = (
+            load_file(folder / name / "adapter" / "adapter_model.safetensors")
+            for folder in (whole, out)
+        )
         if one.equals(two) and all(np.array_equal(ours[key], theirs[key]) for key in ours):
             same += 1
             continue
-        sizes = [json.loads((folder / name / "result.json").read_text())["pack_size"] for folder in (whole, out)]
+        sizes = [
+            json.loads((folder / name / "result.json").read_text())["pack_size"]
+            for folder in (whole, out)
+        ]
         assert sizes[0] != sizes[1], f"{name}: other bits in the same pack"
-        np.testing.assert_allclose(one["nll"], two["nll"], atol=2e-2)  # after so many steps in float32
+        np.testing.assert_allclose(
+            one["nll"], two["nll"], atol=2e-2
+        )  # after so many steps in float32
     assert not list((out / ".pml" / "checkpoints").glob("*.safetensors"))
     print(f"{same} of 48 with the same bits")
     return same
@@ -156,7 +206,9 @@ def test_a_sweep_over_four_workers(slurm, tmp_path, undisturbed):
     training = until_training(tmp_path)
     assert {one["job"].count("_") for one in training} == {1}  # tasks of one array
     assert check(tmp_path / "runs", undisturbed, running) == 48
-    started = {event["cells"][0] for event in journal(tmp_path / "runs") if event["event"] == "start"}
+    started = {
+        event["cells"][0] for event in journal(tmp_path / "runs") if event["event"] == "start"
+    }
     assert len(started) >= 8
     assert len(list((tmp_path / "runs" / ".pml" / "jobs").glob("*.json"))) == 1
     again = pml(tmp_path, "sweep", *CELLS, *SLURM, f"train.steps={STEPS}", "out=runs", "--wait")
@@ -211,7 +263,11 @@ def test_a_restarted_controller(slurm, tmp_path, undisturbed):
 @on("plain")
 def test_a_time_limit_hit_three_times(slurm, tmp_path, undisturbed):
     limit = ("launch.devices=1", "launch.time=1", "launch.signal_seconds=25")
-    words = [word for word in SLURM if word.partition("=")[0] not in {one.partition("=")[0] for one in limit}]
+    words = [
+        word
+        for word in SLURM
+        if word.partition("=")[0] not in {one.partition("=")[0] for one in limit}
+    ]
     command = ("sweep", *CELLS, *words, *limit, f"train.steps={STEPS}", "out=runs", "--wait")
     running = subprocess.Popen(
         [sys.executable, "-m", "pml_cli", *command], cwd=tmp_path, env=environment(),
@@ -221,19 +277,31 @@ def test_a_time_limit_hit_three_times(slurm, tmp_path, undisturbed):
         check(tmp_path / "runs", undisturbed, running)
     events = journal(tmp_path / "runs")
     assert max(restarts(tmp_path / "runs")) >= 3
-    assert len({event["step"] for event in events if event["event"] == "start"}) > 1  # went on from the middle
+    assert (
+        len({event["step"] for event in events if event["event"] == "start"}) > 1
+    )  # went on from the middle
 
 
 @pytest.mark.parametrize("site", ["short-arrays"], indirect=True)
 def test_submit_leave_look_cancel_and_go_on(slurm, tmp_path, undisturbed):
     """Four tasks where arrays may have three: two arrays."""
-    words = ("sweep", *CELLS, *SLURM, f"train.steps={STEPS}", "launch.checkpoint_minutes=0.03", "out=runs")
+    words = (
+        "sweep",
+        *CELLS,
+        *SLURM,
+        f"train.steps={STEPS}",
+        "launch.checkpoint_minutes=0.03",
+        "out=runs",
+    )
     done = pml(tmp_path, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 Slurm jobs started" in done.stdout
     assert len(list((tmp_path / "runs" / ".pml" / "jobs").glob("*.json"))) == 2
     again = pml(tmp_path, *words)
-    assert "0 Slurm jobs started; those of this folder that are queued or running go on" in again.stdout
+    assert (
+        "0 Slurm jobs started; those of this folder that are queued or running go on"
+        in again.stdout
+    )
     until_training(tmp_path)
     other = slurm.submit("sleep 300", "-p", "low", "-o", "/dev/null", "--job-name=pml-other")
     cancelled = pml(tmp_path, "cancel", "runs")

@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
+from pml_cli.law.bootstrap import Profile
 from pml_cli.law.mle import NATURAL
+from pml_cli.law.observations import of_size
 from pml_cli.law.power_law import CONFIDENCE, OK, Array
 from pml_cli.report.figures.law_view import View
-from pml_cli.law.observations import of_size
-from pml_cli.report.figures.style import (GREY, MANY_POINTS, ORANGE, PAGE, PURPLE, column_figure, digits, log_axis, rank_label, small)
-from pml_cli.law.bootstrap import Profile
+from pml_cli.report.figures.style import (
+    GREY,
+    MANY_POINTS,
+    ORANGE,
+    PAGE,
+    PURPLE,
+    column_figure,
+    digits,
+    log_axis,
+    rank_label,
+    small,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +32,12 @@ if TYPE_CHECKING:
 
     from pml_cli.law.group_comparison import Comparison, Tie
 
-MEANING = {"alpha": "power of rank", "beta": "power of length", "b": "nats per token", "k": "sharpness of the bend"}
+MEANING = {
+    "alpha": "power of rank",
+    "beta": "power of length",
+    "b": "nats per token",
+    "k": "sharpness of the bend",
+}
 WIDEST = 20.0  # how many times k the axis of its profile may reach
 BINS = 24  # values of an axis up to which each has a mean of its own
 TOP = 12.0  # of the deviance axis; 95 % ends at 3.84
@@ -41,10 +57,16 @@ def residuals_figure(view: View) -> Figure | None:
         return None
     figure = column_figure(PAGE, 2.5)
     panels = figure.subplots(1, 3, sharey=True)
-    columns = (o.rank, rank_label(view.x)), (o.length, "length l, tokens"), (predicted, "predicted gain dL, nats per token")
+    columns = (
+        (o.rank, rank_label(view.x)),
+        (o.length, "length l, tokens"),
+        (predicted, "predicted gain dL, nats per token"),
+    )
     size = 1.3 * float(np.abs(residual[full]).max()) + 1e-9
     for axes, (values, label) in zip(panels, columns, strict=True):
-        _residuals(axes, values, residual, full=full, there=there, size=size, binned=values is predicted)
+        _residuals(
+            axes, values, residual, full=full, there=there, size=size, binned=values is predicted
+        )
         if values is not predicted:
             log_axis(axes, values)
         axes.set_xlabel(label)
@@ -56,18 +78,44 @@ def residuals_figure(view: View) -> Figure | None:
         half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * spread
         for axes in panels:
             axes.axhspan(-half, half, color=PURPLE, alpha=0.09, lw=0, zorder=0)
-        panels[0].fill_between([], [], color=PURPLE, alpha=0.18, lw=0, label=f"95 % by the law's spread, ± {half:.2g} %")
+        panels[0].fill_between(
+            [],
+            [],
+            color=PURPLE,
+            alpha=0.18,
+            lw=0,
+            label=f"95 % by the law's spread, ± {half:.2g} %",
+        )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5, frameon=False)
-    figure.suptitle("What the law leaves over: a trend in the means would be a fault of the law", fontsize=8)
+    figure.suptitle(
+        "What the law leaves over: a trend in the means would be a fault of the law", fontsize=8
+    )
     return figure
 
 
-def _residuals(axes: Axes, values: Array, residual: Array, *, full: Any, there: Any, size: float, binned: bool) -> None:
+def _residuals(
+    axes: Axes, values: Array, residual: Array, *, full: Any, there: Any, size: float, binned: bool
+) -> None:
     """Points, their mean at each value (or in bins of as many points), and those beyond the frame at its edge."""
-    style: dict[str, Any] = {"ls": "none", "ms": 2.6, "mew": 0.7, "rasterized": len(values) > MANY_POINTS, "clip_on": False}
+    style: dict[str, Any] = {
+        "ls": "none",
+        "ms": 2.6,
+        "mew": 0.7,
+        "rasterized": len(values) > MANY_POINTS,
+        "clip_on": False,
+    }
     axes.axhline(0, color=GREY, lw=0.8, zorder=1)
-    axes.plot(values[full], residual[full], "o", color=PURPLE, alpha=0.6, label="in the fit", zorder=2, **style)
+    axes.plot(
+        values[full],
+        residual[full],
+        "o",
+        color=PURPLE,
+        alpha=0.6,
+        label="in the fit",
+        zorder=2,
+        **style,
+    )
     rest = there & ~full
     if rest.any():
         shown = np.clip(residual[rest], -size, size)
@@ -83,7 +131,9 @@ def _means(values: Array, residual: Array, binned: bool) -> tuple[Array, Array]:
     if binned or len(distinct) > min(BINS, len(values) / 2):
         order = np.argsort(values, kind="stable")
         parts = np.array_split(order, min(8, max(1, len(values) // 5)))
-        return np.array([np.median(values[part]) for part in parts]), np.array([residual[part].mean() for part in parts])
+        return np.array([np.median(values[part]) for part in parts]), np.array(
+            [residual[part].mean() for part in parts]
+        )
     return distinct, np.bincount(place.ravel(), residual) / np.bincount(place.ravel())
 
 
@@ -99,15 +149,28 @@ def profile_figure(view: View) -> Figure | None:
         small(axes)
     panels[0].set_ylabel("profile deviance", fontsize=7.5)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4 if len(lines) > 2 else 2, fontsize=6.5, frameon=False)
-    figure.suptitle("What the cells allow: below the line (were all independent), in the band (bootstrap)", fontsize=8)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=4 if len(lines) > 2 else 2,
+        fontsize=6.5,
+        frameon=False,
+    )
+    figure.suptitle(
+        "What the cells allow: below the line (were all independent), in the band (bootstrap)",
+        fontsize=8,
+    )
     return figure
 
 
 def _profile(axes: Axes, view: View, line: Profile) -> None:
     fit, made = view.fit, view.analysis.bootstrap
     assert fit is not None
-    at, (low, high) = fit.parameters[line.name], view.analysis.intervals.get(line.name, (math.nan, math.nan))
+    at, (low, high) = (
+        fit.parameters[line.name],
+        view.analysis.intervals.get(line.name, (math.nan, math.nan)),
+    )
     span = f" ({digits(low)} to {digits(high)})" if math.isfinite(low + high) else ""
     ends = [float(line.values.min()), float(line.values.max())]
     if made is not None and made.status == OK:
@@ -116,10 +179,14 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
         ends = [min(ends[0], *reach), max(ends[1], *reach)]
         ends = [max(ends[0], at / WIDEST), min(ends[1], at * WIDEST)] if line.name == "k" else ends
         wide = line.name == "k" and ends[1] > 4 * ends[0]
-        count, edges = np.histogram(draws, (np.geomspace if wide else np.linspace)(ends[0], ends[1], 41))
+        count, edges = np.histogram(
+            draws, (np.geomspace if wide else np.linspace)(ends[0], ends[1], 41)
+        )
         height = count / max(1, count.max()) * 0.45 * TOP
         axes.stairs(height, edges, fill=True, color="0.8", label="bootstrap draws", zorder=0)
-        axes.axvspan(low, high, color=ORANGE, alpha=0.13, lw=0, zorder=0.5, label="its 95 % interval")
+        axes.axvspan(
+            low, high, color=ORANGE, alpha=0.13, lw=0, zorder=0.5, label="its 95 % interval"
+        )
         for end in (low, high):
             axes.axvline(end, color=ORANGE, lw=0.7, ls=":", zorder=1)
     axes.plot(line.values, line.deviance, color=PURPLE, lw=1.2, label="profile deviance", zorder=3)
@@ -131,7 +198,9 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
         ticks = np.geomspace(ends[0], ends[1], 5)
         axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         axes.set_xticks([], minor=True)
-    axes.set(ylim=(0, TOP), xlim=ends, xlabel=f"{line.name} ({of_size(MEANING[line.name], view.x)})")
+    axes.set(
+        ylim=(0, TOP), xlim=ends, xlabel=f"{line.name} ({of_size(MEANING[line.name], view.x)})"
+    )
     axes.set_title(f"{digits(at)}{span}")
 
 
@@ -140,7 +209,9 @@ def forest_figure(found: Comparison) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    names = [one.name + ("\n(rejects the common law)" if one.rejects else "") for one in found.groups]
+    names = [
+        one.name + ("\n(rejects the common law)" if one.rejects else "") for one in found.groups
+    ]
     figure = Figure(figsize=(8.2, 1.7 + 0.4 * len(names)), layout=ConstrainedLayoutEngine())
     panels = figure.subplots(1, 2, sharey=True)
     for axes, name in zip(panels, ("alpha", "beta"), strict=True):

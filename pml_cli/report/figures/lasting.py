@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKERS = [*(marker for _, marker in STYLES), "<", ">"]  # more than colours, so that no two of the first 63 are alike
+MARKERS = [
+    *(marker for _, marker in STYLES),
+    "<",
+    ">",
+]  # more than colours, so that no two of the first 63 are alike
 ALIKE = 0.01  # share of the tokens: recall that differs by less tells nothing as an axis
 LABELS = {
     TRAINED: "as trained",
@@ -48,14 +52,18 @@ def lasting_figure(table: pd.DataFrame) -> Figure:
 
     measured = table[table["status"] == "measured"]
     losses = sorted(measured["method"].unique(), key=lambda loss: (loss != "sft", loss))
-    wide = 0.62 * measured["condition"].nunique()  # inches of the panels that have a place for each condition
+    wide = (
+        0.62 * measured["condition"].nunique()
+    )  # inches of the panels that have a place for each condition
     figure = Figure(figsize=(2 * wide + 5.6, 5.4), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=[wide, wide, 3.8])
     _recall(panels[0], measured, losses)
     _falls(panels[1], measured, losses)
     _damage(panels[2], measured[measured["condition"] == TRAINED], losses)
     runs = measured[measured["condition"] == TRAINED]
-    lengths, ranks = (", ".join(f"{v:g}" for v in sorted(runs[name].unique())) for name in ("seqlen", "rank"))
+    lengths, ranks = (
+        ", ".join(f"{v:g}" for v in sorted(runs[name].unique())) for name in ("seqlen", "rank")
+    )
     figure.suptitle(
         "What rounding and merging leave of what an adapter remembers, and what it damages elsewhere\n"
         f"{runs['model'].iloc[0]}, {runs['data'].iloc[0]}, adapter {runs['adapter'].iloc[0]}; {len(runs)} runs: "
@@ -63,7 +71,14 @@ def lasting_figure(table: pd.DataFrame) -> Figure:
         fontsize=11,
     )
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(losses), 6), fontsize=9, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(losses), 6),
+        fontsize=9,
+        frameon=False,
+    )
     return figure
 
 
@@ -89,20 +104,33 @@ def _recall(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:
         means, halves = [], []
         for name in names:
             cells = measured[(measured["condition"] == name) & (measured["method"] == loss)]
-            units = 100 * cells.groupby(["data_seed", "seed"])["token_accuracy"].mean().to_numpy(float)
+            units = 100 * cells.groupby(["data_seed", "seed"])["token_accuracy"].mean().to_numpy(
+                float
+            )
             means.append(units.mean() if len(units) else np.nan)
             halves.append(np.nan_to_num(half_width(units)) if len(units) else 0.0)
         x, y, half = np.arange(len(names)) + shift, np.array(means), np.array(halves)
         bars = np.stack([half, np.minimum(half, 100 - y)])  # no share is above 100 %
         axes.errorbar(
-            x, y, yerr=np.nan_to_num(bars).clip(0), color=colour, marker=marker, ms=6, lw=0, elinewidth=1.2, label=loss
+            x,
+            y,
+            yerr=np.nan_to_num(bars).clip(0),
+            color=colour,
+            marker=marker,
+            ms=6,
+            lw=0,
+            elinewidth=1.2,
+            label=loss,
         )
     axes.set_ylabel("tokens predicted right, %")
     low = float(np.clip(axes.dataLim.y0, 0, 95))
-    room = 0.03 * (100 - low)  # a marker's; of the axis, not of the values, which may lie close together far from 100
+    room = 0.03 * (
+        100 - low
+    )  # a marker's; of the axis, not of the values, which may lie close together far from 100
     axes.set_ylim(low - room, 100 + room)
     axes.set_title(
-        "recall: mean over ranks, lengths, texts and seeds\n(bar: 95 % interval over texts and seeds)", fontsize=9
+        "recall: mean over ranks, lengths, texts and seeds\n(bar: 95 % interval over texts and seeds)",
+        fontsize=9,
     )
 
 
@@ -119,7 +147,8 @@ def _falls(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fall of a margin that was above 0, logits")
     axes.set_title(
-        "rounding: a token is lost where its margin falls by more\nthan it was (marker: rms, bar: worst of all)", fontsize=9
+        "rounding: a token is lost where its margin falls by more\nthan it was (marker: rms, bar: worst of all)",
+        fontsize=9,
     )
 
 
@@ -130,7 +159,12 @@ def _damage(axes: Axes, trained: pd.DataFrame, losses: list[str]) -> None:
         return
     alike = bool(np.ptp(trained.groupby(["method", "rank"])["token_accuracy"].mean()) < ALIKE)
     for (colour, marker), loss in zip(_styles(losses), losses, strict=True):
-        means = trained[trained["method"] == loss].groupby("rank")[["token_accuracy", "text_kl"]].mean().sort_index()
+        means = (
+            trained[trained["method"] == loss]
+            .groupby("rank")[["token_accuracy", "text_kl"]]
+            .mean()
+            .sort_index()
+        )
         x, y = means.index.to_series() if alike else 100 * means["token_accuracy"], means["text_kl"]
         axes.plot(x, y, color=colour, lw=0.8, alpha=0.6, zorder=1)
         axes.scatter(x, y, s=24 + 10 * np.arange(len(means)), color=colour, marker=marker, zorder=2)

@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pml_cli.report.figures import heatmaps as heat_maps
-from pml_cli.report.figures.parity import agreement
 from pml_cli.law.power_law import BOUND_HIT, OK, Array
+from pml_cli.report.figures import heatmaps
 from pml_cli.report.figures.law_view import View
-from pml_cli.report.figures.style import (COLUMN, GREY, MANY_POINTS, MARKERS, PAGE, column_figure, limits, log_axis, ordered, rank_label, small)
+from pml_cli.report.figures.parity import agreement
+from pml_cli.report.figures.style import (
+    COLUMN,
+    GREY,
+    MANY_POINTS,
+    MARKERS,
+    PAGE,
+    column_figure,
+    limits,
+    log_axis,
+    ordered,
+    rank_label,
+    small,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,23 +45,38 @@ def page_figure(view: View) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     there = _measured(view)
-    height = max(3.2, 1.3 + MAP_ROW * heat_maps.rows(there, view.x))
-    figure = Figure(figsize=(12, 5.0 + height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06))
-    heading = f"{view.name}   (law: {view.analysis.chosen.name})" if view.analysis.chosen else view.name
+    height = max(3.2, 1.3 + MAP_ROW * heatmaps.rows(there, view.x))
+    figure = Figure(
+        figsize=(12, 5.0 + height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06)
+    )
+    heading = (
+        f"{view.name}   (law: {view.analysis.chosen.name})" if view.analysis.chosen else view.name
+    )
     figure.suptitle(heading, fontsize=13, fontweight="bold")
     rows: Any = figure.subfigures(2, 1, height_ratios=[4.5, height])
     panels = rows[0].subplots(1, 3)
     for axes, along in ((panels[0], "rank"), (panels[1], "length")):
         _curves(axes, view, along, marker=4)
         if len(view.observed):
-            axes.legend(title=_lines_title(view, along), fontsize=7, title_fontsize=8, **_inside(view, along))
+            axes.legend(
+                title=_lines_title(view, along),
+                fontsize=7,
+                title_fontsize=8,
+                **_inside(view, along),
+            )
         axes.set_title(_curve_title(view, along))
     agreement(panels[2], view, marker=4)
     _style_legend(rows[0], panels[0], fontsize=8, columns=6)
     maps = rows[1].subplots(1, 2)
-    heat_maps.loss_map(maps[0], there, view.x)
-    heat_maps.accuracy_map(maps[1], there, view.x)
-    for axes, size in ((panels[0], 9), (panels[1], 9), (panels[2], 9), (maps[0], 10), (maps[1], 10)):
+    heatmaps.loss_map(maps[0], there, view.x)
+    heatmaps.accuracy_map(maps[1], there, view.x)
+    for axes, size in (
+        (panels[0], 9),
+        (panels[1], 9),
+        (panels[2], 9),
+        (maps[0], 10),
+        (maps[1], 10),
+    ):
         axes.title.set_fontsize(size)
     return figure
 
@@ -70,8 +97,20 @@ def _curve_figure(view: View, along: str) -> Figure | None:
     figure = column_figure(COLUMN, 3.1)
     axes = figure.subplots()
     _curves(axes, view, along, marker=3)
-    style = {"fontsize": 6.5, "title_fontsize": 7, "handletextpad": 0.3, "handlelength": 1.2, "frameon": False}
-    figure.legend(title=_lines_title(view, along), loc="outside right center", labelspacing=0.35, borderaxespad=0.1, **style)
+    style = {
+        "fontsize": 6.5,
+        "title_fontsize": 7,
+        "handletextpad": 0.3,
+        "handlelength": 1.2,
+        "frameon": False,
+    }
+    figure.legend(
+        title=_lines_title(view, along),
+        loc="outside right center",
+        labelspacing=0.35,
+        borderaxespad=0.1,
+        **style,
+    )
     _style_legend(figure, axes, fontsize=6, columns=3)
     figure.suptitle(_curve_title(view, along), fontsize=8)
     small(axes)
@@ -92,11 +131,25 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
         if view.law is not None:
             _law_line(axes, view, along, value, colour=colour, top=top[1])
         group = points[points[other] == value]
-        style: dict[str, Any] = {"ms": marker, "mec": colour, "mew": 0.8, "ls": "none", "zorder": 3, "rasterized": many}
+        style: dict[str, Any] = {
+            "ms": marker,
+            "mec": colour,
+            "mew": 0.8,
+            "ls": "none",
+            "zorder": 3,
+            "rasterized": many,
+        }
         wide = group[group["low"] < group["high"]]
         if len(wide):
             axes.vlines(
-                wide[along], wide["low"], wide["high"], color=colour, lw=0.7, zorder=2, rasterized=many, label="_range"
+                wide[along],
+                wide["low"],
+                wide["high"],
+                color=colour,
+                lw=0.7,
+                zorder=2,
+                rasterized=many,
+                label="_range",
             )
         for full, face, label in ((True, colour, "_full"), (False, "white", "_hollow")):
             part = group[group["full"] == full]
@@ -105,12 +158,23 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
         axes.plot([], [], marker=shape, color=colour, ms=marker, lw=1.1, label=f"{value:.0f}")
     bad = view.excluded
     if len(bad):
-        axes.plot(bad[along], np.clip(bad["delta"], *top), "x", color=GREY, ms=marker, label="_excluded", rasterized=many)
+        axes.plot(
+            bad[along],
+            np.clip(bad["delta"], *top),
+            "x",
+            color=GREY,
+            ms=marker,
+            label="_excluded",
+            rasterized=many,
+        )
     if len(points) and view.observed.base.min() < top[1]:
         _ceiling(axes, view, along)
     log_axis(axes, points[along])
     axes.set_ylim(*top)
-    axes.set(xlabel=rank_label(view.x) if along == "rank" else "length l, tokens", ylabel="gain dL, nats per token")
+    axes.set(
+        xlabel=rank_label(view.x) if along == "rank" else "length l, tokens",
+        ylabel="gain dL, nats per token",
+    )
 
 
 def _picked(values: Array) -> Array:
@@ -125,17 +189,29 @@ def _law_line(axes: Axes, view: View, along: str, value: float, *, colour: Any, 
     assert view.law is not None
     measured = getattr(view.observed, along)
     span = np.geomspace(measured.min(), measured.max(), 100)
-    rank, length = (span, np.full_like(span, value)) if along == "rank" else (np.full_like(span, value), span)
+    rank, length = (
+        (span, np.full_like(span, value)) if along == "rank" else (np.full_like(span, value), span)
+    )
     at = rank, length, view.base_at(length)
     gain = view.law.predict(*at)
     axes.plot(span, gain, color=colour, lw=1.1, zorder=1.5)
     if view.law.status == OK:
-        axes.fill_between(span, *view.law.band(*at), color=colour, alpha=0.18, lw=0, zorder=1, label="_band")
+        axes.fill_between(
+            span, *view.law.band(*at), color=colour, alpha=0.18, lw=0, zorder=1, label="_band"
+        )
     if view.dashed is not None:
         paper = view.dashed.predict(*at)
         apart = np.abs(np.minimum(paper, top) - np.minimum(gain, top)) > DIFFERS * top
         if apart.any():
-            axes.plot(span, np.where(apart, paper, np.nan), color=colour, lw=0.7, ls=DASHED, zorder=1.4, label="_paper")
+            axes.plot(
+                span,
+                np.where(apart, paper, np.nan),
+                color=colour,
+                lw=0.7,
+                ls=DASHED,
+                zorder=1.4,
+                label="_paper",
+            )
 
 
 def _ceiling(axes: Axes, view: View, along: str) -> None:
@@ -143,9 +219,13 @@ def _ceiling(axes: Axes, view: View, along: str) -> None:
     o = view.observed
     where = o.length if along == "length" else np.ones(len(o))
     for reach in (np.minimum, np.maximum):
-        ends = [(length, float(reach.reduce(o.base[where == length]))) for length in np.unique(where)]
+        ends = [
+            (length, float(reach.reduce(o.base[where == length]))) for length in np.unique(where)
+        ]
         if along == "length":
-            axes.plot(*zip(*ends, strict=True), color="black", lw=0.7, ls=":", zorder=1, label="_base")
+            axes.plot(
+                *zip(*ends, strict=True), color="black", lw=0.7, ls=":", zorder=1, label="_base"
+            )
         elif ends:
             axes.axhline(ends[0][1], color="black", lw=0.7, ls=":", zorder=1, label="_base")
 
@@ -162,14 +242,22 @@ def _style_legend(figure: Any, axes: Axes, fontsize: float, columns: int) -> Non
         "_hollow": Line2D([], [], label="saturated", **point | {"mfc": "white"}),
         "_excluded": Line2D([], [], label="excluded, see cells.csv", **point | {"marker": "x"}),
         "_range": Line2D([], [], label="range of the runs", **point | {"marker": "|"}),
-        "_band": Patch(color=GREY, alpha=0.3, lw=0, label="holds 95 % of new cells, mean base loss"),
+        "_band": Patch(
+            color=GREY, alpha=0.3, lw=0, label="holds 95 % of new cells, mean base loss"
+        ),
         "_paper": Line2D([], [], label="the paper's law", **dashes),
         "_base": Line2D([], [], color="black", lw=0.8, ls=":", label="base loss, range"),
     }
     drawn = {artist.get_label() for artist in axes.get_children()}
     handles = [sign for label, sign in signs.items() if label in drawn]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=fontsize, frameon=False)
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=fontsize,
+            frameon=False,
+        )
 
 
 def _inside(view: View, along: str) -> dict[str, Any]:
@@ -214,13 +302,13 @@ def maps_figure(view: View) -> Figure | None:
     there = _measured(view)
     if there.empty:
         return None
-    figure = column_figure(PAGE, 2 * max(1.7, 0.9 + 0.17 * heat_maps.rows(there, view.x)))
+    figure = column_figure(PAGE, 2 * max(1.7, 0.9 + 0.17 * heatmaps.rows(there, view.x)))
     panels = figure.subplots(2, 2)
     size = 6.5 if there["target_tokens"].nunique() <= 10 else 5.5
-    heat_maps.loss_map(panels[0, 0], there, view.x, size)
-    heat_maps.bits_map(panels[0, 1], there, view.x, size)
-    heat_maps.accuracy_map(panels[1, 0], there, view.x, size=size)
-    heat_maps.accuracy_map(panels[1, 1], there, view.x, "free_accuracy", size=size)
+    heatmaps.loss_map(panels[0, 0], there, view.x, size)
+    heatmaps.bits_map(panels[0, 1], there, view.x, size)
+    heatmaps.accuracy_map(panels[1, 0], there, view.x, size=size)
+    heatmaps.accuracy_map(panels[1, 1], there, view.x, "free_accuracy", size=size)
     for axes in panels.flat:
         small(axes, tick=0)
         axes.title.set_fontsize(7.5)

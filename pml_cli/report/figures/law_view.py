@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from pml_cli.law import model_selection as choice
+from pml_cli.law import model_selection
 from pml_cli.law.analysis import Analysis, Entry
-from pml_cli.law.model_selection import EDGE, Check, Fitted, Plain
 from pml_cli.law.mle import SaturatingFit
+from pml_cli.law.model_selection import EDGE, Check, Fitted, Plain
+from pml_cli.law.observations import Observations
 from pml_cli.law.power_law import NOT_IDENTIFIED, Array, LawFit, Mask
-from pml_cli.law.observations import Cells
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,12 @@ class View:
 
     name: str
     cells: pd.DataFrame  # every cell, with `kept`, `reason` and the column x
-    observed: Cells  # those a law may use, saturated ones too; its rank is the column x
+    observed: Observations  # those a law may use, saturated ones too; its rank is the column x
     analysis: Analysis
     paper: LawFit
-    saturated_below: float = 0.69  # final loss, nats per token, up to which the paper's estimator leaves a cell out
+    saturated_below: float = (
+        0.69  # final loss, nats per token, up to which the paper's estimator leaves a cell out
+    )
     x: str = "rank"  # column of the rank axis
 
     @cached_property
@@ -53,38 +55,62 @@ class View:
     @cached_property
     def dashed(self) -> Fitted | None:
         """The paper's law, to be drawn beside the chosen one."""
-        return Plain("paper", self.paper) if self.fit and self.paper.status != NOT_IDENTIFIED else None
+        return (
+            Plain("paper", self.paper) if self.fit and self.paper.status != NOT_IDENTIFIED else None
+        )
 
     @property
     def parameters(self) -> dict[str, float]:
         """Of the law that is drawn."""
         if self.fit is not None:
             return self.fit.parameters
-        return {} if self.law is None else {name: getattr(self.paper, name) for name in ("C", "alpha", "beta", "b")}
+        return (
+            {}
+            if self.law is None
+            else {name: getattr(self.paper, name) for name in ("C", "alpha", "beta", "b")}
+        )
 
     @cached_property
     def in_full(self) -> Mask:
         """Cells that the law uses in full: saturated ones are lower limits to the chosen one and left out by the paper's."""
-        return ~self.observed.saturated if self.fit is not None or self.law is None else self.paper.kept
+        return (
+            ~self.observed.saturated
+            if self.fit is not None or self.law is None
+            else self.paper.kept
+        )
 
     @cached_property
     def excluded(self) -> pd.DataFrame:
         """Rank, length and gain of the cells that no law may use and that have all three."""
-        others = self.cells[~self.cells["kept"].astype(bool) & (self.cells["reason"] != "saturated")]
+        others = self.cells[
+            ~self.cells["kept"].astype(bool) & (self.cells["reason"] != "saturated")
+        ]
         table: pd.DataFrame = others.reindex(columns=[self.x, "target_tokens", "delta_loss"]).apply(
             pd.to_numeric, errors="coerce"
         )
         table.columns = pd.Index(["rank", "length", "delta"])
-        good = np.isfinite(table.to_numpy(float)).all(axis=1) & (table[["rank", "length"]] > 0).all(axis=1)
+        good = np.isfinite(table.to_numpy(float)).all(axis=1) & (table[["rank", "length"]] > 0).all(
+            axis=1
+        )
         return pd.DataFrame(table[good])
 
     @cached_property
     def points(self) -> pd.DataFrame:
         """One row a rank and length: mean gain, its least and largest, whether most of its runs are used in full."""
         o = self.observed
-        runs = pd.DataFrame({"rank": o.rank, "length": o.length, "delta": o.delta, "full": self.in_full.astype(float)})
+        runs = pd.DataFrame(
+            {
+                "rank": o.rank,
+                "length": o.length,
+                "delta": o.delta,
+                "full": self.in_full.astype(float),
+            }
+        )
         found = runs.groupby(["rank", "length"], as_index=False).agg(
-            low=("delta", "min"), high=("delta", "max"), delta=("delta", "mean"), full=("full", "mean")
+            low=("delta", "min"),
+            high=("delta", "max"),
+            delta=("delta", "mean"),
+            full=("full", "mean"),
         )
         return pd.DataFrame(found.assign(full=found["full"] > 0.5))
 
@@ -106,12 +132,12 @@ class View:
         """None where too few cells remain for a fit."""
         if self.law is None:
             return None
-        inside = dict(choice.cuts(self.observed))[EDGE]
+        inside = dict(model_selection.cuts(self.observed))[EDGE]
         if inside.all():
             return None
         cells, out = self.observed.take(inside), self.observed.take(~inside)
-        paper = choice.paper(self.saturated_below)(cells)
-        fit = choice.saturating(self.fit.form)(cells) if self.fit is not None else paper
+        paper = model_selection.paper(self.saturated_below)(cells)
+        fit = model_selection.saturating(self.fit.form)(cells) if self.fit is not None else paper
         if fit.status == NOT_IDENTIFIED:
             return None
         beside = self.fit is not None and paper.status != NOT_IDENTIFIED

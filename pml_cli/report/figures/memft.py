@@ -28,7 +28,11 @@ STYLES = [
     ("#D55E00", "P"),
     ("#56B4E9", "X"),
 ]
-NAMES = {"sft": "plain fine-tuning (sft)", "memft_ot": "MemFT, threshold (memft_ot)", "memft_sw": "MemFT, window (memft_sw)"}
+NAMES = {
+    "sft": "plain fine-tuning (sft)",
+    "memft_ot": "MemFT, threshold (memft_ot)",
+    "memft_sw": "MemFT, window (memft_sw)",
+}
 NAMES |= {"memft_margin": "margin, then hinge (memft_margin)"}
 MOST_COLUMNS = 3
 BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
@@ -43,7 +47,10 @@ def accuracy_figure(runs: pd.DataFrame, rates: bool) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    lengths, found = sorted(runs["seqlen"].unique()), sorted(runs["method"].unique(), key=lambda m: (m != "sft", m))
+    lengths, found = (
+        sorted(runs["seqlen"].unique()),
+        sorted(runs["method"].unique(), key=lambda m: (m != "sft", m)),
+    )
     columns = min(len(lengths), MOST_COLUMNS)
     rows = math.ceil(len(lengths) / columns)
     figure = Figure(figsize=(max(7.0, 4.1 * columns), 3.4 * rows + 1.5), layout="constrained")
@@ -77,10 +84,25 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
         mean = 100 * grouped.mean()
         half = 100 * grouped.agg(lambda values: half_width(values.to_numpy(float))).fillna(0.0)
         ranks = mean.index.to_numpy(float)
-        axes.fill_between(ranks, (mean - half).clip(0, 100), (mean + half).clip(0, 100), color=colour, alpha=0.12, lw=0)
+        axes.fill_between(
+            ranks,
+            (mean - half).clip(0, 100),
+            (mean + half).clip(0, 100),
+            color=colour,
+            alpha=0.12,
+            lw=0,
+        )
         under = method == "sft"  # wider, so that it shows where another line lies on it
         size, width = (9.0, 4.0) if under else (5.0, 1.5)
-        axes.plot(ranks, mean, color=colour, marker=marker, ms=size, lw=width, label=NAMES.get(method, method))
+        axes.plot(
+            ranks,
+            mean,
+            color=colour,
+            marker=marker,
+            ms=size,
+            lw=width,
+            label=NAMES.get(method, method),
+        )
     axes.axhline(100, color="0.6", lw=0.8, ls=":", zorder=0)
     axes.set_xscale("log", base=2)
     ticks = sorted(runs["rank"].unique())
@@ -90,9 +112,19 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
     axes.grid(axis="y", color="0.9", lw=0.6)
     if rates:
         chosen = runs.groupby("method")["lr"].first()
-        words = [f"{method.removeprefix('memft_')} {chosen[method]:g}" for method in found if method in chosen]
+        words = [
+            f"{method.removeprefix('memft_')} {chosen[method]:g}"
+            for method in found
+            if method in chosen
+        ]
         axes.text(
-            0.98, 0.02, "best rate\n" + "\n".join(words), transform=axes.transAxes, ha="right", va="bottom", fontsize=7
+            0.98,
+            0.02,
+            "best rate\n" + "\n".join(words),
+            transform=axes.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=7,
         )
 
 
@@ -129,7 +161,10 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
         axes.set_xlabel("tokens to remember")
         axes.grid(axis="y", color="0.9", lw=0.6)
     left.set(ylabel="rank", title="rank from which a text is recalled whole, mean", ylim=(0, None))
-    right.set(ylabel="share of plain fine-tuning's rank", title="the same, text by text, against plain fine-tuning")
+    right.set(
+        ylabel="share of plain fine-tuning's rank",
+        title="the same, text by text, against plain fine-tuning",
+    )
     right.set_ylim(0, max(1.15, *right.get_ylim()))
     for axes in (left, right):
         axes.title.set_fontsize(10)
@@ -147,17 +182,24 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
 def _rank_lines(left: Axes, right: Axes, ranks: pd.DataFrame) -> None:
     found = sorted(ranks["method"].unique(), key=lambda m: (m != "sft", m))
     beyond = ranks["outside"] != ""
-    plain = ranks.loc[beyond & (ranks["method"] == "sft"), "seqlen"]  # lengths at which every share is one of a bound
+    plain = ranks.loc[
+        beyond & (ranks["method"] == "sft"), "seqlen"
+    ]  # lengths at which every share is one of a bound
     for i, method in enumerate(found):
         colour, marker = STYLES[i % len(STYLES)]
         own = ranks[ranks["method"] == method].sort_values("seqlen")
         for axes, name, ends in ((left, "rank", ""), (right, "to_sft", "to_sft_")):
             if axes is right and method == "sft":
                 continue
-            x, y = own["seqlen"].to_numpy(float) * (1 + 0.012 * (i - len(found) / 2)), own[name].to_numpy(float)
+            x, y = (
+                own["seqlen"].to_numpy(float) * (1 + 0.012 * (i - len(found) / 2)),
+                own[name].to_numpy(float),
+            )
             reach = np.nan_to_num([y - own[f"{ends}low"], own[f"{ends}high"] - y])
             label = NAMES.get(method, method) if axes is left else None
-            axes.errorbar(x, y, reach, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, label=label)
+            axes.errorbar(
+                x, y, reach, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, label=label
+            )
             bound = beyond[own.index] | (own["seqlen"].isin(plain) if axes is right else False)
             _hollow(axes, x[bound], y[bound], colour, marker)
 
@@ -181,4 +223,8 @@ def _source(runs: pd.DataFrame) -> str:
 
 def _steps(runs: pd.DataFrame) -> str:
     steps = np.unique(runs["steps"])
-    return f"{steps[0]} steps" if len(steps) == 1 else f"{steps[0]} to {steps[-1]} steps (budgets differ)"
+    return (
+        f"{steps[0]} steps"
+        if len(steps) == 1
+        else f"{steps[0]} to {steps[-1]} steps (budgets differ)"
+    )

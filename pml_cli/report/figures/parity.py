@@ -7,10 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pml_cli.law.observations import of_size
 from pml_cli.law.power_law import Array
 from pml_cli.report.figures.law_view import View
-from pml_cli.law.observations import of_size
-from pml_cli.report.figures.style import (COLUMN, GREY, MANY_POINTS, ORANGE, PURPLE, column_figure, digits, limits, nothing, rank_label, short, small, thinned)
+from pml_cli.report.figures.style import (
+    COLUMN,
+    GREY,
+    MANY_POINTS,
+    ORANGE,
+    PURPLE,
+    column_figure,
+    digits,
+    limits,
+    nothing,
+    rank_label,
+    short,
+    small,
+    thinned,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,27 +62,78 @@ def agreement(axes: Axes, view: View, marker: float) -> None:
         label += " (clipped)" if (shown != gain).any() else ""
         if len(measured):
             axes.plot(
-                measured, shown, shape, ls="none", ms=marker, mew=0.8, label=label, rasterized=many, clip_on=False, **style
+                measured,
+                shown,
+                shape,
+                ls="none",
+                ms=marker,
+                mew=0.8,
+                label=label,
+                rasterized=many,
+                clip_on=False,
+                **style,
             )
 
     saturated = ~view.in_full
-    dots(o.delta[~out & ~saturated], predicted[~out & ~saturated], "o", "in the fit", color=PURPLE, alpha=0.75, zorder=2)
-    dots(o.delta[~out & saturated], predicted[~out & saturated], "o", "saturated", mec=PURPLE, mfc="none", zorder=2)
+    dots(
+        o.delta[~out & ~saturated],
+        predicted[~out & ~saturated],
+        "o",
+        "in the fit",
+        color=PURPLE,
+        alpha=0.75,
+        zorder=2,
+    )
+    dots(
+        o.delta[~out & saturated],
+        predicted[~out & saturated],
+        "o",
+        "saturated",
+        mec=PURPLE,
+        mfc="none",
+        zorder=2,
+    )
     if unseen is not None:
         if unseen.paper is not None:
             dots(o.delta[out], unseen.paper, "x", "unseen, paper's law", color=GREY, zorder=1.5)
         full = ~saturated[out]
-        dots(o.delta[out][full], unseen.law[full], "D", "unseen by the fit", mec=ORANGE, mfc=ORANGE, zorder=3)
-        dots(o.delta[out][~full], unseen.law[~full], "D", "unseen, saturated", mec=ORANGE, mfc="white", zorder=3)
+        dots(
+            o.delta[out][full],
+            unseen.law[full],
+            "D",
+            "unseen by the fit",
+            mec=ORANGE,
+            mfc=ORANGE,
+            zorder=3,
+        )
+        dots(
+            o.delta[out][~full],
+            unseen.law[~full],
+            "D",
+            "unseen, saturated",
+            mec=ORANGE,
+            mfc="white",
+            zorder=3,
+        )
     axes.set(xlim=(low, high), ylim=(low, high))
-    axes.text(0.97, 0.03, _numbers(view), transform=axes.transAxes, ha="right", va="bottom", fontsize=2 * marker + 0.5)
+    axes.text(
+        0.97,
+        0.03,
+        _numbers(view),
+        transform=axes.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=2 * marker + 0.5,
+    )
     axes.legend(loc="upper left", fontsize=8, framealpha=0.85)
     axes.set_title(_title(view))
 
 
 def _numbers(view: View) -> str:
     fit = view.fit or view.paper
-    shown = [f"{name} = {digits(value)}" for name, value in view.parameters.items() if name != "spread"]
+    shown = [
+        f"{name} = {digits(value)}" for name, value in view.parameters.items() if name != "spread"
+    ]
     return "\n".join([*shown, f"R2 = {fit.r2:.4f}, MAPE = {fit.mape:.1f} %"])
 
 
@@ -78,7 +143,9 @@ def _title(view: View) -> str:
         fit = view.fit or view.paper
         return f"The law fits its cells to {fit.mape:.1f} %"
     paper = view.check("paper") if view.fit is not None else None
-    beside = f" (paper's {paper.mape:.1f} %)" if paper is not None and math.isfinite(paper.mape) else ""
+    beside = (
+        f" (paper's {paper.mape:.1f} %)" if paper is not None and math.isfinite(paper.mape) else ""
+    )
     return f"Unseen cells are off by {check.mape:.1f} %{beside}"
 
 
@@ -91,26 +158,44 @@ def surface_figure(view: View) -> Figure | None:
     from matplotlib.tri import Triangulation
 
     points = view.points
-    if points["rank"].nunique() < 2 or points["length"].nunique() < 2 or np.ptp(points["delta"]) < 1e-9:
+    if (
+        points["rank"].nunique() < 2
+        or points["length"].nunique() < 2
+        or np.ptp(points["delta"]) < 1e-9
+    ):
         return None
-    x, y, gain = np.log(points["length"].to_numpy()), np.log(points["rank"].to_numpy()), points["delta"].to_numpy(float)
+    x, y, gain = (
+        np.log(points["length"].to_numpy()),
+        np.log(points["rank"].to_numpy()),
+        points["delta"].to_numpy(float),
+    )
     try:
         mesh = Triangulation(x, y)
     except (RuntimeError, ValueError):  # all on one line
         return None
-    levels = MaxNLocator(10, steps=[1, 2, 2.5, 5, 10]).tick_values(float(gain.min()), float(gain.max()))
+    levels = MaxNLocator(10, steps=[1, 2, 2.5, 5, 10]).tick_values(
+        float(gain.min()), float(gain.max())
+    )
     figure = column_figure(COLUMN, 2.9)
     axes = figure.subplots()
     light = ListedColormap(colormaps["viridis"](np.linspace(0.25, 1, 256)).tolist())
     filled = axes.tricontourf(mesh, gain, levels=levels, cmap=light)
     if view.law is not None:
-        at_x, at_y = np.meshgrid(np.linspace(x.min(), x.max(), 120), np.linspace(y.min(), y.max(), 120))
-        law = view.law.predict(np.exp(at_y).ravel(), np.exp(at_x).ravel(), view.base_at(np.exp(at_x)).ravel())
-        lines = axes.contour(at_x, at_y, law.reshape(at_x.shape), levels=levels, colors="black", linewidths=0.9)
+        at_x, at_y = np.meshgrid(
+            np.linspace(x.min(), x.max(), 120), np.linspace(y.min(), y.max(), 120)
+        )
+        law = view.law.predict(
+            np.exp(at_y).ravel(), np.exp(at_x).ravel(), view.base_at(np.exp(at_x)).ravel()
+        )
+        lines = axes.contour(
+            at_x, at_y, law.reshape(at_x.shape), levels=levels, colors="black", linewidths=0.9
+        )
         for text in axes.clabel(lines, fontsize=6, fmt="%g"):
             text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
     many = len(points) > MANY_POINTS
-    axes.plot(x, y, ".", color="black", ms=2 if len(points) < 300 else 0.6, rasterized=many, clip_on=False)
+    axes.plot(
+        x, y, ".", color="black", ms=2 if len(points) < 300 else 0.6, rasterized=many, clip_on=False
+    )
     for place, values in ((axes.xaxis, points["length"]), (axes.yaxis, points["rank"])):
         ticks = thinned(values)
         place.set_ticks(np.log(ticks), labels=[short(tick) for tick in ticks])

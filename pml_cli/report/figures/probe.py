@@ -42,16 +42,31 @@ def recall_figure(tokens: pd.DataFrame) -> Figure:
     shown, together = _thinned(p)
     extent = (-0.5, p.shape[1] - 0.5, -0.5, p.shape[0] - 0.5)
     image = top.imshow(
-        shown, aspect="auto", origin="lower", cmap=_around_half(), vmin=0, vmax=1, interpolation="none", extent=extent
+        shown,
+        aspect="auto",
+        origin="lower",
+        cmap=_around_half(),
+        vmin=0,
+        vmax=1,
+        interpolation="none",
+        extent=extent,
     )
     ticks = range(0, p.shape[0], math.ceil(p.shape[0] / 9))
     top.set_yticks(ticks, [f"{table.index[k]:g}" for k in ticks])
     top.set_ylabel("training step")
     bar = figure.colorbar(image, ax=top, pad=0.01, ticks=[0, 0.25, 0.5, 0.75, 1])
-    bar.set_label("p of the right token" + (f" (mean of {together} neighbours)" if together > 1 else ""))
+    bar.set_label(
+        "p of the right token" + (f" (mean of {together} neighbours)" if together > 1 else "")
+    )
     _final_strip(bottom, last)
     _sample_ends(top, bottom, last)
-    figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=9, frameon=False)
+    figure.legend(
+        *bottom.get_legend_handles_labels(),
+        loc="outside lower right",
+        ncols=3,
+        fontsize=9,
+        frameon=False,
+    )
     return figure
 
 
@@ -63,9 +78,23 @@ def _final_strip(axes: Axes, last: pd.DataFrame) -> None:
     size = float(np.clip(900 / len(p), 1.5, 6))
     axes.axhline(0.5, color=GREY, lw=1, ls="--")
     axes.vlines(x[stubborn], p[stubborn], 0.5, color=ORANGE, lw=min(1.0, size / 3))
-    axes.plot(x[~stubborn], p[~stubborn], "o", ms=size, color=PURPLE, mec="none", label=f"p > 0.5: {(~stubborn).sum()}")
     axes.plot(
-        x[stubborn], p[stubborn], "o", ms=size + 1, color=ORANGE, mec="none", label=f"stubborn, p <= 0.5: {stubborn.sum()}"
+        x[~stubborn],
+        p[~stubborn],
+        "o",
+        ms=size,
+        color=PURPLE,
+        mec="none",
+        label=f"p > 0.5: {(~stubborn).sum()}",
+    )
+    axes.plot(
+        x[stubborn],
+        p[stubborn],
+        "o",
+        ms=size + 1,
+        color=ORANGE,
+        mec="none",
+        label=f"stubborn, p <= 0.5: {stubborn.sum()}",
     )
     if not correct.all():
         first = last.assign(x=x)[~correct].groupby("sample")["x"].min()
@@ -79,7 +108,12 @@ def _final_strip(axes: Axes, last: pd.DataFrame) -> None:
             label="first failure",
             zorder=5,
         )
-    axes.set(ylim=(-0.14, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1], ylabel="final p", xlim=(-0.5, len(p) - 0.5))
+    axes.set(
+        ylim=(-0.14, 1.05),
+        yticks=[0, 0.25, 0.5, 0.75, 1],
+        ylabel="final p",
+        xlim=(-0.5, len(p) - 0.5),
+    )
 
 
 def _thinned(p: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
@@ -96,7 +130,11 @@ def _sample_ends(top: Axes, bottom: Axes, last: pd.DataFrame) -> None:
     share = f"{len(last) - stubborn} of {len(last)} tokens end above p = 0.5"
     if len(sizes) == 1:
         bottom.set_xlabel("position in the target, tokens")
-        failure = f"; first failure at position {_first_failure(last)}" if wrong else "; every token is the first choice"
+        failure = (
+            f"; first failure at position {_first_failure(last)}"
+            if wrong
+            else "; every token is the first choice"
+        )
         top.set_title(share + failure, fontsize=11)
         return
     whole = int(last.groupby("sample")["correct"].all().sum())
@@ -106,7 +144,9 @@ def _sample_ends(top: Axes, bottom: Axes, last: pd.DataFrame) -> None:
         for panel in (top, bottom):
             for end in ends[:-1]:
                 panel.axvline(end - 0.5, color="black", lw=1.0)
-        bottom.set_xticks(ends - sizes.to_numpy() / 2 - 0.5, [f"{sample}" for sample in sizes.index])
+        bottom.set_xticks(
+            ends - sizes.to_numpy() / 2 - 0.5, [f"{sample}" for sample in sizes.index]
+        )
         bottom.set_xlabel("sample (its tokens from left to right)")
     else:
         bottom.set_xlabel(f"target tokens of {len(sizes)} samples, side by side")

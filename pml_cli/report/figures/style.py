@@ -37,7 +37,12 @@ def save(figure: Figure, path: Path, form: str) -> None:
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "pml"}):
-        figure.savefig(path, format=form, dpi=max(DPI, figure.dpi), metadata={"Date": None} if form == "svg" else None)
+        figure.savefig(
+            path,
+            format=form,
+            dpi=max(DPI, figure.dpi),
+            metadata={"Date": None} if form == "svg" else None,
+        )
 
 
 def column_figure(width: float = COLUMN, height: float = 2.8) -> Figure:
@@ -45,7 +50,9 @@ def column_figure(width: float = COLUMN, height: float = 2.8) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), dpi=PRINT, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
+    return Figure(
+        figsize=(width, height), dpi=PRINT, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+    )
 
 
 def small(axes: Axes, tick: float = 2.5) -> None:
@@ -133,5 +140,14 @@ def joined(label: str, note: str) -> str:
 
 def nothing(axes: Axes, words: str) -> None:
     """Say in an empty frame why it is empty."""
-    axes.text(0.5, 0.5, textwrap.fill(words, 34), transform=axes.transAxes, ha="center", va="center", fontsize=9, color=GREY)
+    axes.text(
+        0.5,
+        0.5,
+        textwrap.fill(words, 34),
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        fontsize=9,
+        color=GREY,
+    )
     axes.set(xticks=[], yticks=[])

@@ -13,10 +13,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pml_cli.law.observations import LN2
-from pml_cli.analysis.transition import Grid, Phases
-from pml_cli.report.figures.style import (COLUMN, GREY, MANY_POINTS, MARKERS, ORANGE, PAGE, PURPLE, column_figure, nothing, ordered, short, small)
 from pml_cli.analysis.survival import survival
+from pml_cli.analysis.transition import Grid, Phases
+from pml_cli.law.observations import LN2
+from pml_cli.report.figures.style import (
+    COLUMN,
+    GREY,
+    MANY_POINTS,
+    MARKERS,
+    ORANGE,
+    PAGE,
+    PURPLE,
+    column_figure,
+    nothing,
+    ordered,
+    short,
+    small,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,17 +95,29 @@ def recall_panel(axes: Axes, group: Phases) -> None:
     above = table["low_p"].to_numpy(float) >= 0.5
     axes.axvspan(0.5, 1, color=PURPLE, alpha=0.07, lw=0)
     axes.axvline(0.5, color="black", lw=1, ls="--")
-    for side, colour, marker, words in ((~above, ORANGE, "o", "p <= 0.5"), (above, PURPLE, "s", "p > 0.5")):
+    for side, colour, marker, words in (
+        (~above, ORANGE, "o", "p <= 0.5"),
+        (above, PURPLE, "s", "p > 0.5"),
+    ):
         count = int(table["tokens"].to_numpy(np.int64)[side].sum())
         spread = np.stack([share - low, high - share])[:, side].clip(0)
         axes.errorbar(
             middle[side], share[side], yerr=spread, fmt=marker, color=colour, ms=4, capsize=2, lw=1,
             label=f"{words}: {count:,} tokens",
         )  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(-4, 104), xlabel="p of the target token", ylabel="decoded (argmax is the target), %")
+    axes.set(
+        xlim=(0, 1),
+        ylim=(-4, 104),
+        xlabel="p of the target token",
+        ylabel="decoded (argmax is the target), %",
+    )
     axes.legend(loc="lower right", fontsize=7.5, frameon=False, handlelength=1, handletextpad=0.3)
     bad = int(group.cells["violations"].sum())
-    wrong = f"{bad:,} tokens above p = 0.5 are decoded wrongly" if bad else "No token above p = 0.5 is decoded wrongly"
+    wrong = (
+        f"{bad:,} tokens above p = 0.5 are decoded wrongly"
+        if bad
+        else "No token above p = 0.5 is decoded wrongly"
+    )
     axes.set_title(wrong)
 
 
@@ -100,7 +125,9 @@ def loss_panel(axes: Axes, group: Phases) -> None:
     """Token accuracy against the final mean loss of each cell; those recalled whole apart."""
     cells = group.cells
     names = ("final_loss", "token_accuracy", "exact_match")
-    loss, accuracy, exact = (pd.to_numeric(cells[name], errors="coerce").to_numpy(float) for name in names)
+    loss, accuracy, exact = (
+        pd.to_numeric(cells[name], errors="coerce").to_numpy(float) for name in names
+    )
     whole = exact == 1
     axes.axvline(LN2, color="black", lw=1, ls="--")
     many = len(cells) > MANY_POINTS
@@ -114,7 +141,12 @@ def loss_panel(axes: Axes, group: Phases) -> None:
         )  # fmt: skip
     low, high = group.misled["low_loss_not_verbatim"], group.misled["high_loss_verbatim"]
     axes.text(LN2, 50, " ln 2", ha="left", va="center", fontsize=8)
-    axes.set(xlabel="final mean loss, nats per token", ylabel="tokens decoded rightly, %", ylim=(-4, 104), xlim=(0, None))
+    axes.set(
+        xlabel="final mean loss, nats per token",
+        ylabel="tokens decoded rightly, %",
+        ylim=(-4, 104),
+        xlim=(0, None),
+    )
     axes.legend(loc="lower left", fontsize=8, framealpha=0.95, edgecolor="none")
     axes.set_title(
         f"Loss below ln 2: {low.found} of {low.of} cells are not verbatim;\nabove it: {high.found} of {high.of} are"
@@ -129,7 +161,9 @@ def survival_panel(axes: Axes, group: Phases) -> None:
 
 def _survival(axes: Axes, crossings: pd.DataFrame) -> None:
     ranks = np.unique(crossings["rank"].to_numpy())
-    shown = ranks[np.unique(np.linspace(0, len(ranks) - 1, min(LINES, len(ranks))).round().astype(int))]
+    shown = ranks[
+        np.unique(np.linspace(0, len(ranks) - 1, min(LINES, len(ranks))).round().astype(int))
+    ]
     for k, (rank, colour) in enumerate(zip(shown.tolist(), ordered(len(shown)), strict=True)):
         curve = survival(crossings[crossings["rank"] == rank])
         x = np.concatenate([[0.0], curve["step"].to_numpy(float)])
@@ -139,9 +173,18 @@ def _survival(axes: Axes, crossings: pd.DataFrame) -> None:
             x, y, where="post", color=colour, lw=1.4, marker=MARKERS[k % len(MARKERS)], ms=3.5, markevery=(k % every, every),
             label=f"{rank:g}",
         )  # fmt: skip
-    axes.set(xlabel="training step (as logged)", ylabel="not above p = 0.5 for good, %", ylim=(-3, 103))
+    axes.set(
+        xlabel="training step (as logged)", ylabel="not above p = 0.5 for good, %", ylim=(-3, 103)
+    )
     axes.set_xlim(left=0)
-    axes.legend(title="rank", fontsize=7, title_fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(
+        title="rank",
+        fontsize=7,
+        title_fontsize=8,
+        frameon=False,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
 
 
 def grid_panel(axes: Axes, grid: Grid, size: float = 9) -> None:
@@ -151,7 +194,15 @@ def grid_panel(axes: Axes, grid: Grid, size: float = 9) -> None:
     figure = axes.get_figure()
     assert figure is not None
     p_RS, together = _thinned(grid.p_RS)
-    image = axes.imshow(p_RS, aspect="auto", origin="lower", cmap=stubborn_map(), vmin=0, vmax=1, interpolation="none")
+    image = axes.imshow(
+        p_RS,
+        aspect="auto",
+        origin="lower",
+        cmap=stubborn_map(),
+        vmin=0,
+        vmax=1,
+        interpolation="none",
+    )
     step = math.ceil(len(grid.ranks) / 16)
     axes.set_yticks(range(0, len(grid.ranks), step), [f"{rank:g}" for rank in grid.ranks[::step]])
     axes.set_yticks(np.arange(len(grid.ranks) - 1) + 0.5, minor=True)
@@ -188,7 +239,10 @@ def stubborn_map() -> Colormap:
     """Dark orange to light orange up to p = 0.5, pale purple to white above: lightness rises throughout and jumps at 0.5."""
     from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 
-    halves = [LinearSegmentedColormap.from_list("half", ends)(np.linspace(0, 1, 128)) for ends in (DARK, LIGHT)]
+    halves = [
+        LinearSegmentedColormap.from_list("half", ends)(np.linspace(0, 1, 128))
+        for ends in (DARK, LIGHT)
+    ]
     return ListedColormap(np.concatenate(halves).tolist())
 
 
@@ -216,20 +270,38 @@ def failure_panel(axes: Axes, group: Phases) -> None:
         c=[colours[r] for r in points["rank"].tolist()], alpha=0.75, edgecolors="black", linewidths=0.4, zorder=2,
         rasterized=len(points) > MANY_POINTS,
     )  # fmt: skip
-    shown = ranks[np.unique(np.linspace(0, len(ranks) - 1, min(LINES, len(ranks))).round().astype(int))]
+    shown = ranks[
+        np.unique(np.linspace(0, len(ranks) - 1, min(LINES, len(ranks))).round().astype(int))
+    ]
     for rank in shown.tolist():
         axes.plot([], [], "o", color=colours[rank], mec="black", mew=0.4, ms=5, label=f"{rank:g}")
     end = 1.25 * float(table[["earliest_stubborn", "first_failure"]].max().max() + 1)
     axes.set(xscale="log", yscale="log", xlim=(0.8, end), ylim=(0.8, end))
     for axis in (axes.xaxis, axes.yaxis):
-        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000) if tick <= end]
+        ticks = [
+            tick
+            for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+            if tick <= end
+        ]
         axis.set_ticks(ticks, labels=[short(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
-    axes.set(xlabel="earliest stubborn token (the first is 1)", ylabel="first failure (larger points: more runs)")
-    axes.legend(title="rank", fontsize=7, title_fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set(
+        xlabel="earliest stubborn token (the first is 1)",
+        ylabel="first failure (larger points: more runs)",
+    )
+    axes.legend(
+        title="rank",
+        fontsize=7,
+        title_fontsize=8,
+        frameon=False,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+    )
     told = "" if math.isnan(found.rho) else f"rho {found.rho:.2f}"
     if not math.isnan(found.low):
-        told += f" (95 % {found.low:.2f} to {found.high:.2f}; by chance {group.agreement.chance:.2f})"
+        told += (
+            f" (95 % {found.low:.2f} to {found.high:.2f}; by chance {group.agreement.chance:.2f})"
+        )
     same = f"{group.agreement.same} of {found.n} fail at their first stubborn token"
     axes.set_title("\n".join(word for word in (same, told) if word))
 
@@ -242,14 +314,21 @@ def position_panel(axes: Axes, group: Phases) -> None:
         nothing(axes, "too few first failures of one text")
         return
     top = texts.head(1).to_dict("records")[0]
-    mine = table[(table["data_seed"].isna() | (table["data_seed"] == top["data_seed"])) & (table["sample"] == top["sample"])]
+    mine = table[
+        (table["data_seed"].isna() | (table["data_seed"] == top["data_seed"]))
+        & (table["sample"] == top["sample"])
+    ]
     place = mine["first_failure"].to_numpy(int)
     width = max(1, math.ceil((place.max() + 1) / BARS))
     counts = np.bincount(place // width)
     colours = [ORANGE if k == top["position"] // width else GREY for k in range(len(counts))]
     axes.bar(np.arange(len(counts)) * width + (width - 1) / 2, counts, 0.85 * width, color=colours)
     sample = f", sample {top['sample']}" if group.sequences["sample"].nunique() > 1 else ""
-    axes.set(xlabel="position of the first failure, tokens" + (f" (bars of {width})" if width > 1 else ""), ylabel="runs")
+    axes.set(
+        xlabel="position of the first failure, tokens"
+        + (f" (bars of {width})" if width > 1 else ""),
+        ylabel="runs",
+    )
     axes.set_title(
         f"{top['count']} of {top['failures']} first failures of text {top['data_seed']:g}{sample} are at\n"
         f"position {top['position']} ({100 * top['share']:.0f} %; by chance {100 * top['chance']:.0f} %)"
@@ -265,9 +344,13 @@ def relative_panel(axes: Axes, group: Phases) -> None:
     share = 100 * table["first_failure"].to_numpy(float) / table["length"].to_numpy(float)
     counts, edges = np.histogram(share, bins=20, range=(0, 100))
     axes.bar(edges[:-1] + 2.5, 100 * counts / len(share), 4.3, color=GREY)
-    axes.set(xlabel="first failure, % of the length", ylabel="% of the failing sequences", xlim=(0, 100))
+    axes.set(
+        xlabel="first failure, % of the length", ylabel="% of the failing sequences", xlim=(0, 100)
+    )
     half = 100 * float((share < 10).mean())
-    axes.set_title(f"{half:.0f} % of {len(share)} first failures lie\nin the first tenth of the text")
+    axes.set_title(
+        f"{half:.0f} % of {len(share)} first failures lie\nin the first tenth of the text"
+    )
 
 
 def grid_figure(group: Phases) -> Figure | None:
@@ -276,7 +359,9 @@ def grid_figure(group: Phases) -> Figure | None:
         return None
     figure = column_figure(PAGE, 2.1 * len(group.grids) + 0.2)
     panels = np.atleast_1d(np.asarray(figure.subplots(len(group.grids), 1)))
-    for axes, grid in zip(panels.tolist(), sorted(group.grids, key=lambda grid: grid.length), strict=True):
+    for axes, grid in zip(
+        panels.tolist(), sorted(group.grids, key=lambda grid: grid.length), strict=True
+    ):
         grid_panel(axes, grid, size=6.5)
         small(axes)
     return figure
@@ -285,9 +370,13 @@ def grid_figure(group: Phases) -> Figure | None:
 def survival_figure(group: Phases) -> Figure:
     """The wait by rank at several lengths."""
     lengths = np.unique(group.crossings["target_tokens"].to_numpy())
-    shown = lengths[np.unique(np.linspace(0, len(lengths) - 1, min(PANELS, len(lengths))).round().astype(int))]
+    shown = lengths[
+        np.unique(np.linspace(0, len(lengths) - 1, min(PANELS, len(lengths))).round().astype(int))
+    ]
     figure = column_figure(PAGE if len(shown) > 1 else COLUMN, 2.6 * math.ceil(len(shown) / 2))
-    panels = np.asarray(figure.subplots(math.ceil(len(shown) / 2), min(2, len(shown)), squeeze=False)).ravel()
+    panels = np.asarray(
+        figure.subplots(math.ceil(len(shown) / 2), min(2, len(shown)), squeeze=False)
+    ).ravel()
     for axes in panels[len(shown) :].tolist():
         axes.set_visible(False)
     for axes, length in zip(panels.tolist(), shown.tolist(), strict=False):

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pml_cli.law.analysis import Analysis, Entry
-from pml_cli.law.model_selection import EDGE, RANKS, TEXT, Plain
 from pml_cli.law.group_comparison import Comparison
 from pml_cli.law.mle import SaturatingFit
+from pml_cli.law.model_selection import EDGE, RANKS, TEXT, Plain
+from pml_cli.law.observations import Observations, of_size
 from pml_cli.law.power_law import OK
-from pml_cli.law.observations import Cells, of_size
 from pml_cli.law.recall_law import RecallFit
 
 MEANING = {
@@ -31,7 +31,7 @@ MEANING = {
 LAWS = {"none": "x", "hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x^k)^(1/k)"}
 
 
-def chosen_table(analysis: Analysis, cells: Cells, x: str = "rank") -> RenderableType:
+def chosen_table(analysis: Analysis, cells: Observations, x: str = "rank") -> RenderableType:
     """The chosen law with its intervals, how well it fits, and how well it predicts cells it has not seen.
 
     Args:
@@ -39,10 +39,18 @@ def chosen_table(analysis: Analysis, cells: Cells, x: str = "rank") -> Renderabl
     """
     fit, chosen = analysis.law, analysis.chosen
     if fit is None or chosen is None:
-        failed = [entry for entry in analysis.entries if entry.fit.status != OK and not isinstance(entry.fit, Plain)]
+        failed = [
+            entry
+            for entry in analysis.entries
+            if entry.fit.status != OK and not isinstance(entry.fit, Plain)
+        ]
         reasons = "; ".join(dict.fromkeys(of_size(e.fit.reason, x) for e in failed))
         return Text(f"no law on all cells: {reasons}", style="yellow")
-    saturated = f"{fit.n_saturated} saturated, used as lower limits" if fit.n_saturated else "none saturated"
+    saturated = (
+        f"{fit.n_saturated} saturated, used as lower limits"
+        if fit.n_saturated
+        else "none saturated"
+    )
     head = [Text(f"chosen law: {chosen.name}", style="bold"), Text(of_size(formula(fit), x))]
     head.append(Text(f"all {fit.n} cells ({saturated})"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -64,8 +72,12 @@ def chosen_table(analysis: Analysis, cells: Cells, x: str = "rank") -> Renderabl
     test = analysis.constant_capacity
     if test is not None:
         verdict = "not rejected" if test.p >= 0.05 else "rejected"
-        lines.append(f"beta=1  (constant capacity) {verdict}: p = {test.p:.2g}, cells taken as independent")
-    status = Text(f"status  {fit.status}" + (f" ({fit.reason})" if fit.reason else ""), style="green")
+        lines.append(
+            f"beta=1  (constant capacity) {verdict}: p = {test.p:.2g}, cells taken as independent"
+        )
+    status = Text(
+        f"status  {fit.status}" + (f" ({fit.reason})" if fit.reason else ""), style="green"
+    )
     return Group(*head, table, Text(_how(analysis), style="dim"), *map(Text, lines), status)
 
 
@@ -89,7 +101,11 @@ def _unseen_lines(chosen: Entry, x: str) -> list[str]:
         f"unseen  MAPE {edge.mape:.2f} % on {cells} ({of_size(EDGE, x)}), {inside}; {edge.mape_all:.2f} % on all "
         f"{edge.n_all} left out"
     )
-    sides = [(what, check) for what, check in chosen.checks.items() if what != EDGE and math.isfinite(check.mape)]
+    sides = [
+        (what, check)
+        for what, check in chosen.checks.items()
+        if what != EDGE and math.isfinite(check.mape)
+    ]
     words = {RANKS: of_size("ranks alone", x), TEXT: "each text in turn"}
     parts = [f"{words.get(what, 'lengths alone')} {check.mape:.2f} %" for what, check in sides]
     return [*lines, f"        {', '.join(parts)}"] if parts else lines
@@ -109,7 +125,19 @@ def _how(analysis: Analysis) -> str:
 
 def laws_table(analysis: Analysis, x: str = "rank") -> RenderableType:
     """All laws side by side; below, in a line each, those that are not OK."""
-    columns = ("law", "cells", "alpha", "beta", "b", "k", "dAICc", "fit %", "unseen %", "all %", "band %")
+    columns = (
+        "law",
+        "cells",
+        "alpha",
+        "beta",
+        "b",
+        "k",
+        "dAICc",
+        "fit %",
+        "unseen %",
+        "all %",
+        "band %",
+    )
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, justify="left" if name == "law" else "right", no_wrap=True)
@@ -118,31 +146,47 @@ def laws_table(analysis: Analysis, x: str = "rank") -> RenderableType:
         if entry.fit.status != OK:
             stopped.append(f"{entry.name}: {entry.fit.status}, {of_size(entry.fit.reason, x)}")
             continue
-        table.add_row(*_row(entry, entry is analysis.chosen), style="bold" if entry is analysis.chosen else None)
+        table.add_row(
+            *_row(entry, entry is analysis.chosen),
+            style="bold" if entry is analysis.chosen else None,
+        )
     note = (
         "*: chosen. fit: MAPE over unsaturated cells. unseen: MAPE over unsaturated cells",
         f"of the {of_size(EDGE, x)}, left out of the fit; all: over all",
         "cells left out. band: share of the unseen inside the 95 % band. dAICc: above",
         "the least; paper and robust saw other cells, so that theirs compares with none.",
     )
-    return Group(Text("all laws", style="bold"), table, *(Text(line, style="dim") for line in note), *map(Text, stopped))
+    return Group(
+        Text("all laws", style="bold"),
+        table,
+        *(Text(line, style="dim") for line in note),
+        *map(Text, stopped),
+    )
 
 
 def _row(entry: Entry, chosen: bool) -> list[str]:
     values, edge = entry.parameters, entry.checks[EDGE]
     numbers = [
-        _number(values.get(name), form) for name, form in (("alpha", ".3f"), ("beta", ".3f"), ("b", ".2f"), ("k", ".1f"))
+        _number(values.get(name), form)
+        for name, form in (("alpha", ".3f"), ("beta", ".3f"), ("b", ".2f"), ("k", ".1f"))
     ]
     errors = [_number(value, ".2f") for value in (entry.mape, edge.mape, edge.mape_all)]
     name = f"* {entry.name}" if chosen else entry.name
-    return [name, str(entry.kept), *numbers, _number(entry.difference, ".1f"), *errors, _number(100 * edge.coverage, ".0f")]
+    return [
+        name,
+        str(entry.kept),
+        *numbers,
+        _number(entry.difference, ".1f"),
+        *errors,
+        _number(100 * edge.coverage, ".0f"),
+    ]
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None or not math.isfinite(value) else format(value, form)
 
 
-def recall_lines(recall: RecallFit, cells: Cells, x: str) -> list[str]:
+def recall_lines(recall: RecallFit, cells: Observations, x: str) -> list[str]:
     """The least rank for exact recall at the lengths trained, in a line or two."""
     if recall.status != OK:
         return [f"recall    no law of exact recall: {of_size(recall.reason, x)}"]
@@ -166,12 +210,16 @@ def _size(value: float) -> str:
 
 def comparison_table(found: Comparison, x: str = "rank") -> RenderableType:
     """Groups side by side, and whether they share their exponents."""
-    head = Text(f"by {', '.join(found.by)}" + (f" ({found.common})" if found.common else ""), style="bold")
+    head = Text(
+        f"by {', '.join(found.by)}" + (f" ({found.common})" if found.common else ""), style="bold"
+    )
     if found.form is None:
         return Group(head, Text(f"not compared: {found.reason}", style="yellow"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("group", "cells", "alpha", "95 %", "beta", "95 %"):
-        table.add_column(name, justify="left" if name == "group" else "right", no_wrap=name != "group")
+        table.add_column(
+            name, justify="left" if name == "group" else "right", no_wrap=name != "group"
+        )
     for one in found.groups:
         row = [one.name, str(one.fit.n)]
         for name in ("alpha", "beta"):

@@ -23,7 +23,11 @@ def show(console: Console, law: Law, found: dict[str, Any]) -> None:
     rows = found["rows"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     both = "gain" in rows[0]
-    asked = [law.x, "length"] if both else [key for key, value in rows[0].items() if not isinstance(value, dict | str)]
+    asked = (
+        [law.x, "length"]
+        if both
+        else [key for key, value in rows[0].items() if not isinstance(value, dict | str)]
+    )
     for key in asked:
         table.add_column(HEADINGS.get(key, key), justify="right", no_wrap=key != "chance")
     table.add_column("what")
@@ -41,7 +45,9 @@ def show(console: Console, law: Law, found: dict[str, Any]) -> None:
             ends = [_number(span[end], key, lost) for end in ("low", "high")]
             band = " to ".join(ends) if known else "-"
             outside = (row["outside"] or "-") if place == 0 else ""
-            table.add_row(*head, _what(key, found), _number(span["value"], key, lost), band, outside)
+            table.add_row(
+                *head, _what(key, found), _number(span["value"], key, lost), band, outside
+            )
     console.print(table)
     console.print(Text(_note(law, found), style="dim"), end="\n\n")
 
@@ -68,7 +74,11 @@ def _number(value: float | None, key: str, lost: str = "none") -> str:
     if value is None:
         return lost
     if key in ("chance", "recall"):
-        return f"{100 * value:.0f} %" if 0.01 <= value <= 0.99 else ("under 1 %" if value < 0.01 else "over 99 %")
+        return (
+            f"{100 * value:.0f} %"
+            if 0.01 <= value <= 0.99
+            else ("under 1 %" if value < 0.01 else "over 99 %")
+        )
     if key in ("gain", "loss", "base_loss"):
         return f"{value:.2f}"
     return f"{value:,.0f}"

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from pml_cli.law.analysis import Analysis
 from pml_cli.law.model_selection import EDGE
-from pml_cli.law.power_law import NOT_IDENTIFIED, PARAMETERS, HeldOut, LawFit
 from pml_cli.law.observations import LN2, of_size
+from pml_cli.law.power_law import NOT_IDENTIFIED, PARAMETERS, HeldOut, LawFit
 
 MEANING = {
     "C": "scale (nats/token)",
@@ -41,7 +41,10 @@ def law_table(name: str, fit: LawFit, held: HeldOut, cells: int, x: str = "rank"
     """
     excluded = cells - fit.n - fit.n_saturated
     counts = f"{fit.n} of {cells} cells kept ({fit.n_saturated} saturated, {excluded} excluded)"
-    head = [Text(name, style="bold"), Text(f"{of_size('dL = C r^alpha l^-beta + b', x)}      {counts}")]
+    head = [
+        Text(name, style="bold"),
+        Text(f"{of_size('dL = C r^alpha l^-beta + b', x)}      {counts}"),
+    ]
     reason = of_size(fit.reason, x)
     if fit.status == NOT_IDENTIFIED:
         return Group(*head, Text(f"status  {fit.status}: {reason}", style="yellow"))
@@ -49,11 +52,21 @@ def law_table(name: str, fit: LawFit, held: HeldOut, cells: int, x: str = "rank"
     for parameter in PARAMETERS:
         low, high = fit.intervals[parameter]
         span = f"{_number(low)} to {_number(high)}" if math.isfinite(low + high) else "-"
-        table.add_row(parameter, _number(getattr(fit, parameter)), span, of_size(MEANING[parameter], x))
-    status = Text(f"status  {fit.status}" + (f": {reason}" if reason else ""), style="yellow" if reason else "green")
+        table.add_row(
+            parameter, _number(getattr(fit, parameter)), span, of_size(MEANING[parameter], x)
+        )
+    status = Text(
+        f"status  {fit.status}" + (f": {reason}" if reason else ""),
+        style="yellow" if reason else "green",
+    )
     quality = f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain"
-    note = Text("intervals take the cells as independent; texts or seeds shared by cells make them too narrow", style="dim")
-    return Group(*head, table, note, Text(quality), Text(f"unseen  {held_out_words(held, x)}"), status)
+    note = Text(
+        "intervals take the cells as independent; texts or seeds shared by cells make them too narrow",
+        style="dim",
+    )
+    return Group(
+        *head, table, note, Text(quality), Text(f"unseen  {held_out_words(held, x)}"), status
+    )
 
 
 def held_out_words(held: HeldOut, x: str = "rank") -> str:
@@ -69,7 +82,9 @@ def held_out_words(held: HeldOut, x: str = "rank") -> str:
     return f"MAPE {held.mape:.2f} % on {cells} left out ({', '.join(parts)})"
 
 
-def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analysis, x: str = "rank") -> list[str]:
+def conclusions(
+    fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analysis, x: str = "rank"
+) -> list[str]:
     """What a fit allows to conclude, and what to run next, in plain words.
 
     Args:
@@ -79,11 +94,19 @@ def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analy
         x: the size that they are about: rank or parameters.
     """
     chosen, check = analysis.law, analysis.chosen.checks[EDGE] if analysis.chosen else None
-    seen = cells["kept"] if chosen is None else cells["final_loss"] > LN2  # what holds information for the law told of
+    seen = (
+        cells["kept"] if chosen is None else cells["final_loss"] > LN2
+    )  # what holds information for the law told of
     again = f"`{_next_sweep(cells, seen)}` (other settings as before)"
     if chosen is None and fit.status == NOT_IDENTIFIED:
-        cause = "Every cell is saturated (final loss at or below saturated_below). " if len(cells) and not fit.n else ""
-        single = of_size("These cells show single gains, not how the gain goes with rank and length.", x)
+        cause = (
+            "Every cell is saturated (final loss at or below saturated_below). "
+            if len(cells) and not fit.n
+            else ""
+        )
+        single = of_size(
+            "These cells show single gains, not how the gain goes with rank and length.", x
+        )
         return [f"{cause}{single} Next: {again}."]
     if chosen is None or check is None:
         return ["No law on all cells is to be trusted here: its exponents mean nothing beyond them.",
@@ -94,12 +117,17 @@ def conclusions(fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analy
              f"by {2**-beta:.2f} for twice the length."]  # fmt: skip
     if math.isnan(check.mape):
         larger = of_size("larger ranks", x)
-        return [*found, f"Nothing can be said about {larger} or longer texts from these cells. Next: {again}."]
+        return [
+            *found,
+            f"Nothing can be said about {larger} or longer texts from these cells. Next: {again}.",
+        ]
     if check.mape > max(10.0, 3 * chosen.mape):
         found.append(
             f"Do not extrapolate: cells left out are off by {check.mape:.1f} %, against {chosen.mape:.1f} % inside."
         )
-    ends = {name: analysis.intervals[name] for name in ("alpha", "beta") if name in analysis.intervals}
+    ends = {
+        name: analysis.intervals[name] for name in ("alpha", "beta") if name in analysis.intervals
+    }
     wide = [name for name, (low, high) in ends.items() if high - low > chosen.parameters[name]]
     if wide:
         spans = " and ".join("{} ({:.2f} to {:.2f})".format(name, *ends[name]) for name in wide)
@@ -121,7 +149,11 @@ def _next_sweep(cells: pd.DataFrame, seen: pd.Series[bool]) -> str:
         lengths = [*lengths, 2 * lengths[-1], 4 * lengths[-1]]  # longer texts saturate last
     if open_["rank"].nunique() <= 4:
         ranks = sorted(
-            {*ranks, *(max(1, ranks[0] // k) for k in (2, 4)), *([2 * ranks[-1]] if len(open_) > len(cells) / 2 else [])}
+            {
+                *ranks,
+                *(max(1, ranks[0] // k) for k in (2, 4)),
+                *([2 * ranks[-1]] if len(open_) > len(cells) / 2 else []),
+            }
         )
     return f"pml sweep rank={','.join(map(str, ranks))} seqlen={','.join(map(str, lengths))}"
 
@@ -140,10 +172,16 @@ def results_table(runs: pd.DataFrame) -> RenderableType:
     keys = [key for key in varying if key in runs and runs[key].nunique() > 1]
     varied = [HEADINGS.get(key, key) for key in keys]
     measured = ["L0", "L1", "dL", "acc %", "exact %", "1st miss", "s"]
-    shown = measured if len(keys) <= 2 else [m for m in measured if m not in ("L0", "1st miss", "s")]  # 80 columns
-    table = _table("rank", "l", *varied, *shown, left=("model", "data", "adapter", "loss", "setting"))
+    shown = (
+        measured if len(keys) <= 2 else [m for m in measured if m not in ("L0", "1st miss", "s")]
+    )  # 80 columns
+    table = _table(
+        "rank", "l", *varied, *shown, left=("model", "data", "adapter", "loss", "setting")
+    )
     for row in runs.sort_values(["rank", "target_tokens", *keys]).to_dict("records"):
-        whole = "-" if row["samples"] > 1 else "none"  # a place in one sequence has no meaning over many samples
+        whole = (
+            "-" if row["samples"] > 1 else "none"
+        )  # a place in one sequence has no meaning over many samples
         miss = whole if pd.isna(row["first_failure"]) else f"{row['first_failure']:.0f}"
         losses = [f"{row[key]:.3f}" for key in ("base_loss", "final_loss", "delta_loss")]
         shares = [f"{100 * row[key]:.1f}" for key in ("token_accuracy", "exact_match")]
@@ -158,16 +196,28 @@ def _pivots(runs: pd.DataFrame) -> RenderableType:
     settings = [key for key in ("model", "data", "adapter", "loss", "setting", "lr") if key in runs]
     parts: list[RenderableType] = []
     for values, group in runs.groupby(settings, dropna=False, sort=True):
-        varying = [f"{key} {value}" for key, value in zip(settings, values, strict=True) if runs[key].nunique() > 1]
+        varying = [
+            f"{key} {value}"
+            for key, value in zip(settings, values, strict=True)
+            if runs[key].nunique() > 1
+        ]
         suffix = f" ({', '.join(varying)})" if varying else ""
         repeats = group.groupby(["rank", "target_tokens"]).size().max()
         mean = "mean " if repeats > 1 else ""
-        parts.append(_pivot(group, "delta_loss", f"{mean}gain dL, nats/token{suffix}", "{:.2f}".format))
-        parts.append(_pivot(group, "token_accuracy", f"{mean}tokens predicted right, %{suffix}", _whole_percent))
+        parts.append(
+            _pivot(group, "delta_loss", f"{mean}gain dL, nats/token{suffix}", "{:.2f}".format)
+        )
+        parts.append(
+            _pivot(
+                group, "token_accuracy", f"{mean}tokens predicted right, %{suffix}", _whole_percent
+            )
+        )
     return Group(*parts)
 
 
-def _pivot(group: pd.DataFrame, column: str, title: str, form: Callable[[float], str]) -> RenderableType:
+def _pivot(
+    group: pd.DataFrame, column: str, title: str, form: Callable[[float], str]
+) -> RenderableType:
     means = group.pivot_table(index="rank", columns="target_tokens", values=column, aggfunc="mean")
     parts: list[RenderableType] = [Text(title, style="bold")]
     for start in range(0, means.shape[1], PIVOT_COLUMNS):
@@ -185,7 +235,11 @@ def probe_table(result: dict[str, Any]) -> RenderableType:
     Args:
         result: the fields of result.json.
     """
-    length, rank, samples = int(result["target_tokens"]), result["rank"], int(result.get("samples") or 1)
+    length, rank, samples = (
+        int(result["target_tokens"]),
+        result["rank"],
+        int(result.get("samples") or 1),
+    )
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(justify="left", no_wrap=True)
     table.add_column(justify="left", overflow="fold")
@@ -193,15 +247,16 @@ def probe_table(result: dict[str, Any]) -> RenderableType:
     spread = f" in {samples:,} samples" if samples > 1 else ""
     size = f"rank {rank}, {result['trainable_parameters']:,} trained parameters"
     table.add_row("what", f"{size}, {length:,} tokens to remember{spread}")
-    table.add_row("loss", f"{before:.3f} before, {after:.3f} after: gain {result['delta_loss']:.3f} nats per token")
+    table.add_row(
+        "loss",
+        f"{before:.3f} before, {after:.3f} after: gain {result['delta_loss']:.3f} nats per token",
+    )
     table.add_row(
         "a token",
         f"its probability went from {_percent(math.exp(-before))} to {_percent(math.exp(-after))} (geometric mean)",
     )
     table.add_row("stored", _stored(result))
-    right = (
-        f"{_percent(result['token_accuracy'])} of the tokens are the model's first choice, given the true text before them"
-    )
+    right = f"{_percent(result['token_accuracy'])} of the tokens are the model's first choice, given the true text before them"
     table.add_row("guided", right)
     table.add_row("alone", _alone(result))
     table.add_row("threshold", _threshold(result))
@@ -217,7 +272,9 @@ def _verdict(result: dict[str, Any]) -> str:
     if samples > 1 and result["exact_match"] == 0:
         return f"Not one of {samples:,} samples is remembered whole."
     if samples > 1:
-        return f"Remembered in part: {_percent(result['exact_match'])} of {samples:,} samples whole."
+        return (
+            f"Remembered in part: {_percent(result['exact_match'])} of {samples:,} samples whole."
+        )
     first, length = int(result["first_failure"] or 0), int(result["target_tokens"])
     return f"Not remembered whole: the first wrong token is at position {first:,} of {length:,}."
 
@@ -254,7 +311,9 @@ def _table(*columns: str, left: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         words = column in left  # numbers are never cut, words are folded
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        table.add_column(
+            column, justify="left" if words else "right", no_wrap=not words, overflow="fold"
+        )
     return table
 
 

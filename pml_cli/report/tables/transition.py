@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pml_cli.analysis.first_failures import Agreement, Correlation
-from pml_cli.analysis.transition import Phases, precision
 from pml_cli.analysis.proportions import Share
 from pml_cli.analysis.trajectories import HALF
+from pml_cli.analysis.transition import Phases, precision
 
 LISTED = 20  # violations shown one by one
 TEXTS = 3  # whose first failures are shown
@@ -26,11 +26,15 @@ BETWEEN = (
 
 def precision_table(groups: Sequence[Phases]) -> RenderableType:
     """The exact line at p = 0.5, by the model's number format, and every offender that there is room for."""
-    table = _table("dtype", "runs", "tokens", "p > 0.5", "not decoded", "p <= 0.5", "decoded", left=("dtype",))
+    table = _table(
+        "dtype", "runs", "tokens", "p > 0.5", "not decoded", "p <= 0.5", "decoded", left=("dtype",)
+    )
     counts = precision(pd.concat([group.cells for group in groups]))
     rows = [{str(name): value for name, value in row.items()} for row in counts.to_dict("records")]
     for row in rows:
-        numbers = [row[k] for k in ("runs", "logged", "above", "violations", "below", "below_right")]
+        numbers = [
+            row[k] for k in ("runs", "logged", "above", "violations", "below", "below_right")
+        ]
         table.add_row(str(row["dtype"]), *(f"{value:,}" for value in numbers))
     lines: list[RenderableType] = [
         Text("Does p > 0.5 suffice? Logged tokens, teacher-forced", style="bold"), table,
@@ -57,7 +61,9 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def _offenders(rows: list[dict[str, Any]]) -> RenderableType:
-    table = _table("step", "sample", "position", "p", "margin", "nll", "token", "picked", "run", left=("run",))
+    table = _table(
+        "step", "sample", "position", "p", "margin", "nll", "token", "picked", "run", left=("run",)
+    )
     for row in rows[:LISTED]:
         table.add_row(
             *(str(row[k]) for k in ("step", "sample", "position")), f"{row['p']:.7f}", f"{row['margin']:.2e}",
@@ -82,11 +88,18 @@ def _recall_table(group: Phases) -> RenderableType:
     table = _table("p", "tokens", "decoded %", "95 % interval")
     whole = group.above.found == group.above.of
     bins = group.recall.head(HALF) if whole else group.recall
-    rows = [(b["low_p"], b["high_p"], Share(b["right"], b["tokens"], b["low"], b["high"])) for b in bins.to_dict("records")]
+    rows = [
+        (b["low_p"], b["high_p"], Share(b["right"], b["tokens"], b["low"], b["high"]))
+        for b in bins.to_dict("records")
+    ]
     for low, high, share in [*rows, *([(0.5, 1.0, group.above)] if whole else [])]:
         if share.of:
-            table.add_row(f"{low:.2f} to {high:.2f}", f"{share.of:,}", _percent(share.share), _span(share))
-    return Group(table, Text(f"At p <= 0.5 {_share(group.below)} of the tokens are decoded all the same."))
+            table.add_row(
+                f"{low:.2f} to {high:.2f}", f"{share.of:,}", _percent(share.share), _span(share)
+            )
+    return Group(
+        table, Text(f"At p <= 0.5 {_share(group.below)} of the tokens are decoded all the same.")
+    )
 
 
 def failure_lines(group: Phases) -> list[str]:
@@ -101,7 +114,9 @@ def failure_lines(group: Phases) -> list[str]:
         f"{_rho(a.censored)} over all, the length standing for what never came.",
     ]
     if a.both.n:
-        lines.append(f"The earliest stubborn token is the first failure in {_of(a)}; median distance {a.gap:g} tokens.")
+        lines.append(
+            f"The earliest stubborn token is the first failure in {_of(a)}; median distance {a.gap:g} tokens."
+        )
     if not found.failures:
         return [*lines, "First failures: too few of one text to say where they gather."]
     lines.append(
@@ -135,16 +150,30 @@ def loss_lines(group: Phases) -> list[str]:
 
 def _wait_table(waits: pd.DataFrame) -> RenderableType:
     """By rank, all lengths together."""
-    table = _table("rank", "tokens", "above at end %", "half by step", "fell back %", "lost %", "falls")
+    table = _table(
+        "rank", "tokens", "above at end %", "half by step", "fell back %", "lost %", "falls"
+    )
     for row in waits.to_dict("records"):
         step = "-" if math.isnan(row["median_step"]) else f"{row['median_step']:.0f}"
         shares = [_percent(row[f"{name}_share"]) for name in ("above", "fell", "lost")]
-        table.add_row(f"{row['rank']}", f"{row['tokens']:,}", shares[0], step, shares[1], shares[2], f"{row['falls']:,}")
+        table.add_row(
+            f"{row['rank']}",
+            f"{row['tokens']:,}",
+            shares[0],
+            step,
+            shares[1],
+            shares[2],
+            f"{row['falls']:,}",
+        )
     note = (
         "half by step: half of the tokens are above p = 0.5 for good; fell back, lost: of the tokens once above, those that "
         "came back below, and those that are below at the end"
     )
-    return Group(Text("How long tokens stay stubborn, all lengths together", style="bold"), table, Text(note, style="dim"))
+    return Group(
+        Text("How long tokens stay stubborn, all lengths together", style="bold"),
+        table,
+        Text(note, style="dim"),
+    )
 
 
 def _of(a: Agreement) -> str:
@@ -156,7 +185,9 @@ def _rho(found: Correlation) -> str:
         return f"no rho ({found.reason})"
     if math.isnan(found.low):
         return f"rho {found.rho:.3f} ({found.reason})"
-    return f"rho {found.rho:.3f} (95 % {found.low:.3f} to {found.high:.3f}, {found.clusters} clusters)"
+    return (
+        f"rho {found.rho:.3f} (95 % {found.low:.3f} to {found.high:.3f}, {found.clusters} clusters)"
+    )
 
 
 def _share(share: Share) -> str:
@@ -194,5 +225,7 @@ def _plain(value: float) -> str:
 def _table(*names: str, left: Sequence[str] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in names:
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=name not in left)
+        table.add_column(
+            name, justify="left" if name in left else "right", no_wrap=name not in left
+        )
     return table

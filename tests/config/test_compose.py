@@ -1,0 +1,436 @@
+"""Composition: what is asked for arrives typed, each cell once; what cannot be read is refused on one line."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from pml_cli.config import registry
+from pml_cli.config import sweep_file as grids
+from pml_cli.config.compose import describe, load, load_report, to_yaml
+from pml_cli.config.grid import MAX_CELLS
+from pml_cli.config.registry import GROUPS
+from pml_cli.config.schema import (
+    NAMED_LOSSES,
+    Fit,
+    LinearAdapter,
+    MemftMarginLoss,
+    MemftOtLoss,
+    MemftSwLoss,
+    MixedData,
+    RandomData,
+    Run,
+    SftLoss,
+)
+from pml_cli.errors import UserError
+
+OPTIONS = [(group, option) for group in GROUPS for option in registry.options(group)]
+NEEDS = {
+    "model=hf": ["model.path=org/base"],
+    "data=jsonl": ["data.path=facts.jsonl"],
+    "data=hf": ["data.path=org/set"],
+}
+
+
+def refusal(verb: str, *overrides: str, **more: object) -> str:
+    with pytest.raises(UserError) as caught:
+        load(verb, list(overrides), **more)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path):
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("verb", ["probe", "sweep"])
+def test_without_overrides_the_dataclass_defaults_hold(verb):
+    request = load(verb, [])
+    assert request.runs == [Run()]
+    assert request.out == Path("outputs") / verb
+    assert request.swept == []
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_shipped_option_composes(group, option, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "facts.jsonl").write_text("{}\n")
+    chosen = f"{group}={option}"
+    run = load("probe", [chosen, *NEEDS.get(chosen, [])]).runs[0]
+    settings = getattr(run, group, None)
+    label = getattr(settings, "source", getattr(settings, "kind", option))
+    assert label == option or settings == NAMED_LOSSES[option]  # the same loss with other values
+
+
+@pytest.mark.parametrize("name", grids.names())
+def test_every_shipped_sweep_loads(name, tmp_path, monkeypatch):
+    verb = "memft" if name == "memft" else "sweep"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "facts.jsonl").write_text("{}\n")
+    try:
+        assert load(verb, [], Path(name)).runs
+    except UserError as error:  # one that needs the user's data says so, and loads with it
+        assert "data.path: needed" in str(error)
+        assert load(verb, ["data.path=facts.jsonl"], Path(name)).runs
+
+
+@pytest.mark.parametrize("name", ["qwen3_8b", "llama31_8b", "qwen3_0_6b", "smollm2_135m"])
+def test_architectures_are_what_transformers_reads(name):
+    import transformers
+
+    fields = load("probe", [f"model={name}"]).runs[0].model.architecture
+    config = transformers.AutoConfig.for_model(**fields)
+    assert {key: getattr(config, key) for key in fields if key != "rope_parameters"} == {
+        key: value for key, value in fields.items() if key != "rope_parameters"
+    }
+    assert config.rope_parameters["rope_theta"] == fields["rope_parameters"]["rope_theta"]
+
+
+def test_all_combinations_in_the_order_asked_for():
+    request = load("sweep", ["rank=4,8", "seqlen=range(10,40,10)"])
+    assert [(r.rank, r.seqlen) for r in request.runs] == [
+        (4, 10),
+        (4, 20),
+        (4, 30),
+        (8, 10),
+        (8, 20),
+        (8, 30),
+    ]
+    assert request.swept == ["rank", "seqlen"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("range(1,4)", [1, 2, 3]),
+        ("choice(3,1)", [3, 1]),
+        ("range(9,1,-4)", [9, 5]),
+        ("sort(3,1,2)", [1, 2, 3]),
+        ("4,4,8", [4, 8]),
+        ("'5'", [5]),
+    ],
+)
+def test_sweep_grammar(text, expected):
+    assert [r.rank for r in load("sweep", [f"rank={text}"]).runs] == expected
+
+
+def test_decimal_ranges_do_not_drift():
+    request = load("sweep", ["train.lr=range(0.1,0.5,0.1)"])
+    assert [r.train.lr for r in request.runs] == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_groups_by_list_and_glob():
+    assert [r.data.source for r in load("sweep", ["data=random,rule"]).runs] == ["random", "rule"]
+    assert [r.model.name for r in load("sweep", ["model=glob(qwen*)"]).runs] == [
+        "qwen3_0_6b",
+        "qwen3_8b",
+    ]
+
+
+def test_a_key_of_one_swept_option_applies_to_that_one():
+    request = load("sweep", ["data=random,mixed", "data.random_share=0.2,0.4"])
+    shares = [r.data.random_share if isinstance(r.data, MixedData) else None for r in request.runs]
+    assert shares == [None, 0.2, 0.4]
+
+
+def test_values_are_typed_by_the_dataclass():
+    overrides = [
+        "adapter=linear",
+        "adapter.targets=[q_proj,v_proj]",
+        "adapter.layers=[1,2]",
+        "train.lr=1",
+        "model.layer=null",
+    ]
+    run = load("probe", overrides).runs[0]
+    assert run.adapter == LinearAdapter(targets=["q_proj", "v_proj"], layers=[1, 2])
+    assert isinstance(run.train.lr, float)
+    assert run.model.layer is None
+
+
+def test_below_a_mapping_single_fields_can_be_set():
+    request = load(
+        "sweep",
+        ["model=qwen3_0_6b", "model.weights=random", "model.architecture.num_hidden_layers=2,4"],
+    )
+    assert [r.model.architecture["num_hidden_layers"] for r in request.runs] == [2, 4]
+    assert request.runs[0].model.architecture["hidden_size"] == 1024
+
+
+def test_interpolations_follow_each_cell():
+    request = load("sweep", ["rank=4,8", "adapter=linear", "adapter.alpha=${rank}"])
+    assert [r.adapter.alpha for r in request.runs] == [4.0, 8.0]  # type: ignore[attr-defined]
+    assert [r.model.name for r in load("sweep", ["model=hf", "model.path=a/b,c"]).runs] == [
+        "b",
+        "c",
+    ]
+
+
+def test_memft_compares_four_losses_unless_told():
+    assert [r.loss for r in load("memft", []).runs] == [
+        SftLoss(),
+        MemftOtLoss(),
+        MemftSwLoss(),
+        MemftMarginLoss(),
+    ]
+    request = load("memft", ["loss=sft,memft_ot", "loss.threshold=0.5,1.0"])
+    assert [r.loss for r in request.runs] == [
+        SftLoss(),
+        MemftOtLoss(threshold=0.5),
+        MemftOtLoss(threshold=1.0),
+    ]
+    assert request.swept == ["loss", "loss.threshold"]
+    assert [type(r.loss) for r in load("memft", ["loss=memft_ot"]).runs] == [MemftOtLoss]
+
+
+def test_axolotls_values_of_the_window_and_lists_of_boundaries():
+    axolotl = MemftSwLoss(kappa=1.0, tau=64.0, window=64, floor=0.0)
+    assert load("probe", ["loss=memft_sw_axolotl"]).runs[0].loss == axolotl
+    assert load("probe", ["loss=memft_margin_facts"]).runs[0].loss == MemftMarginLoss(switch=1.0)
+    runs = load("sweep", ["train.curriculum=[],[2,4]", "data=phonebook"]).runs
+    assert [run.train.curriculum for run in runs] == [[], [2, 4]]
+
+
+def test_ten_thousand_cells_are_quick():
+    start = time.process_time()
+    assert (
+        len(load("sweep", ["rank=range(1,101)", "data.seed=range(0,10)", "seed=range(0,10)"]).runs)
+        == 10_000
+    )
+    assert time.process_time() - start < 3
+
+
+def test_an_application_s_own_hydra_stays(tmp_path):
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        before = GlobalHydra.instance().hydra
+        load("probe", [])
+        with pytest.raises(UserError):
+            load("probe", ["rank=x"])
+        assert GlobalHydra.instance().hydra is before
+
+
+def test_to_yaml_names_every_setting():
+    run = load("probe", ["model=llama31_8b", "rank=3"]).runs[0]
+    tree = yaml.safe_load(to_yaml(run))
+    assert list(tree) == ["rank", "seqlen", "seed", "model", "data", "adapter", "loss", "train"]
+    assert tree["model"]["architecture"]["rope_parameters"]["factor"] == 8.0
+    assert tree["train"]["clip"] == 1.0
+
+
+def test_describe_counts_the_cells():
+    text = describe(load("sweep", ["rank=4,8", "out=here"]))
+    assert text.startswith("# the first of 2 cells; swept: rank\n")
+    assert yaml.safe_load(text)["out"] == "here"
+    assert yaml.safe_load(text)["launch"]["kind"] == "inline"
+
+
+def test_fit_settings():
+    assert load_report("fit", []) == Fit()
+    assert load_report("fit", ["saturated_below=0.5", "figures=false", "out='a b'"]) == Fit(
+        0.5, "a b", False
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rnak=3", "rnak: no such key"),
+        ("figures=maybe", "must be true or false"),
+        ("saturated_below=1,2", "takes one value"),
+        ("draws=-1", "at least 0"),
+    ],
+)
+def test_fit_refuses(override, expected):
+    with pytest.raises(UserError, match=expected):
+        load_report("fit", [override])
+
+
+REFUSED = [
+    ("probe", ["rnak=4"], "did you mean 'rank'?"),
+    ("probe", ["steps=4"], "did you mean 'train.steps'?"),
+    ("probe", ["train.step=4"], "did you mean 'train.steps'? allowed: train.batch"),
+    ("probe", ["rank=four"], "rank=four: must be an integer"),
+    ("probe", ["rank=4.5"], "rank=4.5: must be an integer"),
+    ("probe", ["rank=true"], "rank=true: must be an integer"),
+    ("probe", ["train.decode=7.5"], "must be true or false"),
+    ("probe", ["adapter=linear", "adapter.layers=[a]"], "must be null or a list"),
+    ("probe", ["rank=null"], "rank=null: must be an integer"),
+    ("probe", ["rank=${seqlen}"], "must be an integer"),
+    ("probe", ["adapter=linear", "adapter.alpha=${rnk}"], "Interpolation key 'rnk' not found"),
+    ("probe", ["model=tinny"], "did you mean 'tiny'? allowed: hf,"),
+    ("probe", ["model=null"], "model=null: no such option"),
+    ("probe", ["model=hf"], "model.path: needed by model=hf"),
+    ("probe", ["data=jsonl"], "data.path: needed by data=jsonl"),
+    ("probe", ["data.random_share=0.1"], "(of data=random); data=mixed has it"),
+    ("probe", ["data.source=text"], "give data=..."),
+    ("probe", ["data=text", "data.path=nowhere.txt"], "data.path=nowhere.txt: no such file"),
+    ("probe", ["rank=4", "rank=8"], "rank: given twice"),
+    ("probe", ["rank=4,8"], "rank=4,8: a probe is one run; for several values use `pml sweep`"),
+    ("probe", ["+rank=4"], "no + here"),
+    ("probe", ["++rank=4"], "no + here"),
+    ("probe", ["~rank"], "no ~ here"),
+    ("probe", ["rank"], "not of the form key=value"),
+    ("probe", ["=4"], "not of the form key=value"),
+    ("probe", ["rank=[4"], "not in Hydra's grammar"),
+    (
+        "probe",
+        ["data=text", "data.path=/a (b)/x"],
+        "special characters need quotes: 'data.path=\"/a (b)/x\"'",
+    ),
+    ("probe", ["model@x=tiny"], "no @ here"),
+    ("probe", ["hydra.run.dir=x"], "hydra.run.dir: no such key"),
+    ("sweep", ["rank=interval(1,4)"], "an interval has no list of values"),
+    ("sweep", ["rank=glob(*)"], "glob() is for groups"),
+    ("sweep", ["model=glob(x*)"], "no values"),
+    ("sweep", ["rank=range(9,1)"], "no values"),
+    ("sweep", ["rank=range(1,9,0)"], "a step that is not 0"),
+    ("sweep", ["seed=range(0,1000000000)"], "at most 100000 cells"),
+    ("sweep", ["rank=range(1,1001)", "seed=range(0,1001)"], f"1001000 cells: at most {MAX_CELLS}"),
+    ("sweep", ["out=a,b"], "out: takes one value for the whole sweep"),
+    ("sweep", ["launch.pack_tokens=1,2"], "launch.pack_tokens: takes one value"),
+    (
+        "sweep",
+        ["launch=local", "model.device=cuda:1"],
+        "model.device=cuda:1: must be auto, cpu or cuda with launch=local",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "expected"), REFUSED, ids=lambda v: v[-1] if isinstance(v, list) else None
+)
+def test_refuses_on_one_line(verb, overrides, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refusal(verb, *overrides)
+    assert expected in line
+    assert len(line.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_faults_at_once():
+    assert (
+        refusal("probe", "rank=0", "train.lr=0", "train.schedule=cosin", "rnak=1").count("\n") == 3
+    )
+    lines = refusal("sweep", "rank=range(-30,0)").splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "and 20 more"
+
+
+def test_sweep_file_keys_lists_strings_and_nesting(sweep_file):
+    file = sweep_file(
+        "rank: [4, 8]\nseqlen: range(10,30,10)\ntrain:\n  steps: 7\n  lr: [1e-2, 1e-3]\ndata: mixed\n"
+    )
+    request = load("sweep", [], file)
+    assert len(request.runs) == 8
+    assert {r.train.steps for r in request.runs} == {7}
+    assert {r.train.lr for r in request.runs} == {0.01, 0.001}
+    assert request.swept == ["rank", "seqlen", "train.lr"]
+
+
+def test_command_line_wins_over_the_file(sweep_file):
+    file = sweep_file("rank: [4, 8]\nseed: [0, 1]\n")
+    request = load("sweep", ["rank=2", "out=here"], file)
+    assert [(r.rank, r.seed) for r in request.runs] == [(2, 0), (2, 1)]
+    assert request.swept == ["seed"]
+
+
+def test_grids_are_united_without_duplicates(sweep_file):
+    file = sweep_file(
+        "seqlen: 10\ngrids:\n- rank: [4, 8]\n- {rank: [8, 16], seed: 0}\n- {data: mixed, data.random_share: [0.1]}\n"
+    )
+    request = load("sweep", [], file)
+    assert [(r.rank, r.data.source) for r in request.runs] == [
+        (4, "random"),
+        (8, "random"),
+        (16, "random"),
+        (8, "mixed"),
+    ]
+    assert request.swept[:1] == ["rank"]
+    assert "data" in request.swept
+
+
+@pytest.mark.parametrize("name", ["law", "law.yaml", "sweeps/law.yaml"])
+def test_shipped_sweeps_are_found_by_name(name, tmp_path, monkeypatch):
+    (tmp_path / "law.yaml").write_text("rank: [4, 8]\n")
+    monkeypatch.setattr(grids, "shipped", lambda _: tmp_path)
+    monkeypatch.chdir("/")
+    assert len(load("sweep", [], Path(name)).runs) == 2
+    assert "those that come with pml: law" in refusal("sweep", file=Path("lav"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- rank\n", "must be a mapping"),
+        ("rank\n", "must be a mapping"),
+        ("", "empty"),
+        ("{}", "empty"),
+        ("rank: [4\nx: }", "line 2"),
+        ("rank: 4\nrank: 8\n", "duplicate key rank"),
+        ("train.lr: 1\ntrain: {lr: 2}\n", "train.lr is given twice"),
+        (b"\xff\xfe", "not UTF-8"),
+        ("grids: 3\n", "grids must be a list of mappings"),
+        ("rank: []\n", "rank: no values"),
+        ("rank: interval(1,2)\n", "an interval has no list of values"),
+        ("model: [tiny, tinny]\n", "did you mean 'tiny'?"),
+        ("rank: [4, four]\n", "rank=four: must be an integer"),
+        ("grids:\n- out: a\n- out: b\n", "out: takes one value"),
+    ],
+)
+def test_sweep_file_faults(sweep_file, text, expected):
+    line = refusal("sweep", file=sweep_file(text))
+    assert expected in line
+    assert len(line.splitlines()) == 1
+
+
+@pytest.fixture
+def user_conf(tmp_path: Path):
+    folder = tmp_path / "my conf"
+    for group in ("model", "data", "train"):
+        (folder / group).mkdir(parents=True)
+    return folder
+
+
+def test_a_user_s_folder_adds_options_and_wins(user_conf):
+    (user_conf / "data/mine.yaml").write_text("source: mixed\nrandom_share: 0.1\n")
+    (user_conf / "train/default.yaml").write_text("steps: 7\n")
+    run = load("probe", ["data=mine"], config_dir=user_conf).runs[0]
+    assert run.data == MixedData(random_share=0.1)
+    assert run.train.steps == 7
+    assert load("probe", []).runs[0].data == RandomData()
+    assert "mine" in refusal("probe", "data=mina", config_dir=user_conf)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "source: mixed\nrandom_shar: 0.1\n",
+            "data/mine.yaml: data.random_shar: no such key; did you mean 'data.random_share'?",
+        ),
+        ("source: mixed\nrandom_share: lots\n", "data.random_share=lots: must be a number"),
+        ("source: mixd\n", "did you mean 'mixed'?"),
+        ("chat: true\n", "data/mine.yaml: data.source="),
+        ("source: mixed\n_target_: os.system\n", "no such key"),
+        ("source: [\n", "mine"),
+        ("- a\n", "mine"),
+        ("source: mixed\nrandom_share: 2\n", "data.random_share=2.0: must be from 0 to 1"),
+    ],
+)
+def test_faults_of_a_user_s_option(user_conf, text, expected):
+    (user_conf / "data/mine.yaml").write_text(text)
+    line = refusal("probe", "data=mine", config_dir=user_conf)
+    assert expected in line
+    assert len(line.splitlines()) == 1
+
+
+def test_config_dir_must_exist(tmp_path):
+    assert "no such folder" in refusal("probe", config_dir=tmp_path / "none")

@@ -1,0 +1,339 @@
+"""Workers as processes of this machine, and what is decided before any is started."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pml_cli.config.checks import launch_problems
+from pml_cli.config.schema import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch
+from pml_cli.launch import devices, executors
+from pml_cli.launch.packing import Pack, check, make_packs
+from pml_cli.launch.throughput import Rates
+
+ROOT = Path(__file__).parents[2]
+CPU = Model(device="cpu")
+SWEEP = (
+    "sweep",
+    "rank=1,2,4",
+    "seqlen=12,16,20",
+    "model.device=cpu",
+    "launch.pack_tokens=60",
+    "out=runs",
+)
+
+
+def environment():
+    known = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "COLUMNS": "100",
+    }
+    return os.environ | known
+
+
+def pml(cwd, *args):
+    words = [sys.executable, "-m", "pml_cli", *args]
+    return subprocess.run(
+        words, cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=180
+    )
+
+
+def journals(out):
+    return [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (out / ".pml" / "journal").glob("*")
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep_and_give_what_one_gives(tmp_path):
+    done = pml(tmp_path, *SWEEP, "train.steps=300", "launch=local", "launch.devices=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes started" in done.stdout
+    assert "9 of 9 cells done" in done.stdout
+    ended = [
+        [event["cell"] for event in events if event["event"] == "done"]
+        for events in journals(tmp_path / "runs")
+    ]
+    assert sorted(cell for cells in ended for cell in cells) == sorted(
+        p.parent.name for p in tmp_path.rglob("result.json")
+    )
+    (tmp_path / "alone").mkdir()
+    alone = pml(tmp_path / "alone", *SWEEP, "train.steps=300")
+    assert alone.returncode == 0, alone.stderr
+    for path in (tmp_path / "runs").glob("*/tokens.parquet"):
+        assert (
+            path.read_bytes()
+            == (tmp_path / "alone" / "runs" / path.parent.name / path.name).read_bytes()
+        )
+
+
+@pytest.mark.slow
+def test_the_one_who_waits_ends_its_workers_and_they_keep_checkpoints(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "pml_cli",
+        *SWEEP,
+        "train.steps=200000",
+        "launch=local",
+        "launch.devices=2",
+    ]
+    running = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 90
+    while not any(events for events in journals(tmp_path / "runs")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(2)
+    running.send_signal(signal.SIGINT)
+    said, complained = running.communicate(timeout=90)
+    assert running.returncode == 130, said + complained
+    assert "the same command goes on" in said
+    assert "Traceback" not in complained
+    assert list((tmp_path / "runs" / ".pml" / "checkpoints").glob("*.safetensors"))
+    status = json.loads(pml(tmp_path, "status", "runs", "--json").stdout)
+    assert (status["running"], status["queued"]) == ([], 9)
+
+
+@pytest.mark.parametrize(
+    ("told", "gpus"),
+    [("2,5", ["2", "5"]), ("", []), ("-1", []), ("GPU-abc,MIG-1", ["GPU-abc", "MIG-1"])],
+)
+def test_the_gpus_are_those_that_the_user_allows(monkeypatch, told, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    assert devices.visible_gpus() == gpus
+
+
+def test_gpus_are_counted_without_torch(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert devices.visible_gpus() == ["0", "1"]
+
+
+def test_each_worker_has_a_device_of_its_own(monkeypatch):
+    gpu, cpu = check([Run(model=Model(device="cuda"))]), check([Run(model=CPU)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert devices.local_devices(LocalLaunch(), gpu) == ["4", "7"]
+    assert devices.local_devices(LocalLaunch(devices=1), gpu) == ["4"]
+    assert devices.local_devices(LocalLaunch(devices=3), gpu) == [
+        "4",
+        "7",
+        "4",
+    ]  # more than there are: they share
+    assert devices.local_devices(LocalLaunch(devices=3), cpu) == ["", "", ""]
+    assert devices.local_devices(LocalLaunch(), cpu) == [""] * max(1, devices.cores() // 2)
+
+
+def test_packs_are_cut_for_the_devices_and_their_memory(monkeypatch):
+    cells = check([Run(rank=rank, seqlen=30, model=CPU) for rank in range(1, 17)])
+    alone = devices.packing(InlineLaunch(), cells)
+    shared = devices.packing(LocalLaunch(devices=4), cells)
+    assert (alone.devices, shared.devices) == (1, 4)
+    assert shared.memory == pytest.approx(alone.memory / 4, rel=0.01)
+    assert len(make_packs(cells, shared)) >= 4 > len(make_packs(cells, alone))
+    slurm = devices.packing(SlurmLaunch(devices=2, device_gb=3), cells)
+    assert (slurm.devices, slurm.memory, slurm.gpu) == (2, 3 * 2**30, True)
+
+
+def test_the_expected_time_is_that_of_the_device_that_ends_last():
+    packs = [
+        Pack(check([Run(rank=rank, seqlen=length, model=CPU)]))
+        for rank, length in ((1, 40), (2, 30), (3, 20))
+    ]
+    assert "not known" in devices.expectation(InlineLaunch(), packs, [None] * 3)
+    assert "about 60 s," in devices.expectation(InlineLaunch(), packs, [30.0, 20.0, 10.0])
+    assert "about 30 s on 2 devices" in devices.expectation(
+        LocalLaunch(devices=2), packs, [30.0, 20.0, 10.0]
+    )
+
+
+def test_expected_seconds_are_those_measured_with_as_many_threads(monkeypatch):
+    pack = Pack(check([Run(seqlen=30, model=CPU)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert devices.expected_seconds(InlineLaunch(), [pack]) == [None]
+    Rates().note("cpu, 3 threads", "float32", "tiny", pack, 7.0)
+    assert devices.expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
+    assert devices.expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
+
+
+def test_the_last_words_of_a_worker(tmp_path):
+    logs = tmp_path / ".pml" / "logs"
+    assert executors.last_words(tmp_path) == str(logs)
+    logs.mkdir(parents=True)
+    (logs / "1.err").write_text(
+        "python: not found\nsrun: error: task 0: Exited with exit code 2\n\n"
+    )
+    assert executors.last_words(tmp_path) == f"python: not found ({logs / '1.err'})"
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (LocalLaunch(devices=-1), "launch.devices=-1: must be at least 0"),
+        (SlurmLaunch(time=0), "launch.time=0: must be at least 1"),
+        (
+            SlurmLaunch(time=1, signal_seconds=60),
+            "launch.signal_seconds=60: must be below the time limit (1 min)",
+        ),
+        (SlurmLaunch(mem_gb=0), "launch.mem_gb=0: must be above 0 and finite"),
+        (InlineLaunch(stale_seconds=1), "launch.stale_seconds=1: must be at least 5"),
+        (
+            InlineLaunch(checkpoint_minutes=-1),
+            "launch.checkpoint_minutes=-1: must be at least 0",
+        ),
+    ],
+)
+def test_bad_settings_are_named(settings, line):
+    assert line in launch_problems(settings)
+
+
+def test_without_a_slurm_one_line_says_so(tmp_path):
+    env = environment() | {"PATH": str(tmp_path)}
+    words = [
+        sys.executable,
+        "-m",
+        "pml_cli",
+        "sweep",
+        "rank=1",
+        "seqlen=8",
+        "launch=slurm",
+        "out=runs",
+    ]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: launch=slurm: no sbatch here; use a login node, or launch=local or launch=inline\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_workers_that_have_not_shown_themselves_end_too(tmp_path):
+    """Ctrl-C while they still import torch."""
+    words = [
+        sys.executable,
+        "-u",
+        "-m",
+        "pml_cli",
+        *SWEEP,
+        "train.steps=200000",
+        "launch=local",
+        "launch.devices=2",
+    ]
+    running = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "started" not in running.stdout.readline():
+        pass
+    running.send_signal(signal.SIGINT)
+    said, complained = running.communicate(timeout=120)
+    assert running.returncode == 130, said + complained
+    deadline = (
+        time.monotonic() + 120
+    )  # the driver waits half a minute; workers on a busy machine take longer
+    while (
+        json.loads(pml(tmp_path, "status", "runs", "--json").stdout)["running"]
+        and time.monotonic() < deadline
+    ):
+        time.sleep(1)
+    records = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "runs" / ".pml" / "workers").glob("*.json")
+    ]
+    assert {record["state"] for record in records} == {"ended"}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_a_cell_that_fails_fast_ends_all(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "pml_cli",
+        *SWEEP,
+        "train.steps=3000",
+        "launch=local",
+        "launch.devices=2",
+    ]
+    running = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def workers():
+        records = (
+            json.loads(path.read_text())
+            for path in (tmp_path / "runs" / ".pml" / "workers").glob("*.json")
+        )
+        return [record for record in records if record["kind"] == "local"]
+
+    deadline = time.monotonic() + 90
+    while len([r for r in workers() if r["doing"].get("step")]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.3)
+    victim = workers()[0]
+    os.kill(victim["pid"], signal.SIGKILL)
+    said, complained = running.communicate(timeout=900)
+    assert running.returncode == 0, said + complained
+    assert "9 of 9 cells done" in said
+    failing = pml(
+        tmp_path, "sweep", "rank=1,2", "seqlen=12,16", "train.lr=1e-2,1e30", "train.steps=100000", "launch.pack_tokens=30",
+        "model.device=cpu", "out=fast", "launch=local", "launch.devices=2", "--fail-fast",
+    )  # fmt: skip
+    assert failing.returncode == 1, failing.stderr
+    assert "failed; the same command" in failing.stdout
+    status = json.loads(pml(tmp_path, "status", "fast", "--json").stdout)
+    assert status["running"] == []
+    assert status["done"] == 0
+
+
+@pytest.mark.slow
+def test_leaving_returns_also_into_a_pipe(tmp_path):
+    """The workers do not hold on to what pml writes to: it returns long before they have trained their cells."""
+    words = f"{sys.executable} -m pml_cli {' '.join(SWEEP)} train.steps=100000 launch=local launch.devices=1 --no-wait | cat"
+    done = subprocess.run(
+        words,
+        shell=True,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 process started" in done.stdout
+    assert not list((tmp_path / "runs").glob("*/result.json"))
+    cancelled = pml(tmp_path, "cancel", "runs")
+    assert cancelled.returncode == 0
+    deadline = time.monotonic() + 60
+    while (
+        json.loads(pml(tmp_path, "status", "runs", "--json").stdout)["running"]
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.5)
+    assert json.loads(pml(tmp_path, "status", "runs", "--json").stdout)["running"] == []

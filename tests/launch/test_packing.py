@@ -1,0 +1,219 @@
+"""From runs to packs: every fault at the door, and packs that hold only what can be trained together."""
+
+import dataclasses
+import sys
+
+import pytest
+
+from pml_cli.config.schema import (
+    LinearAdapter,
+    MemftOtLoss,
+    Model,
+    PhonebookData,
+    RandomData,
+    Run,
+    TextData,
+    Train,
+)
+from pml_cli.data.curriculum import active, minibatches, total_steps
+from pml_cli.errors import UserError
+from pml_cli.launch.packing import MAX_CELLS, Packing, check, make_packs
+from pml_cli.runs.run_id import run_id
+from pml_cli.training.batches import SampleOrder
+
+CPU = Model(device="cpu")
+
+
+def run(rank=4, seqlen=32, seed=0, **more):
+    return Run(rank, seqlen, seed, **({"model": CPU} | more))
+
+
+def packs_of(*runs, tokens=0):
+    return make_packs(check(runs), Packing(tokens))
+
+
+def test_each_cell_is_measured():
+    (cell,) = check([run(seqlen=100, data=PhonebookData(), train=Train(batch=4, epochs=3))])
+    assert len(cell.samples) == 10
+    assert cell.rows == 4
+    assert cell.steps == 9  # three epochs of 4 + 4 + 2
+    assert cell.tokens == max(len(s.prompt) for s in cell.samples) + 10 - 1
+    assert cell.id == run_id(cell.run)
+
+
+@pytest.mark.parametrize(
+    ("train", "samples", "steps"),
+    [
+        (Train(steps=7), 10, 7),
+        (Train(steps=7, epochs=2), 10, 2),
+        (Train(epochs=2, batch=4), 10, 6),
+        (Train(epochs=2, batch=99), 10, 2),
+    ],
+)
+def test_steps_and_epochs(train, samples, steps):
+    assert total_steps(train, samples) == steps
+
+
+@pytest.mark.parametrize("curriculum", [[], [1], [2, 3], [1, 2, 3, 4]])
+@pytest.mark.parametrize("batch", [0, 1, 4, 10, 99])
+@pytest.mark.parametrize("samples", [1, 2, 10, 13])
+def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(
+    curriculum, batch, samples
+):
+    train = Train(epochs=6, batch=batch, curriculum=curriculum)
+    order, drawn, epochs = SampleOrder(samples, batch, 3, curriculum), [], 0
+    while epochs < 6:
+        count, seen = active(curriculum, epochs, samples), []
+        while len(seen) < count:
+            seen += (step := order.next())
+            drawn.append(len(step))
+        assert sorted(seen) == sorted(
+            order.fixed[:count]
+        )  # an epoch is a pass over the samples in use
+        epochs += 1
+    assert total_steps(train, samples) == len(drawn)
+    assert list(minibatches(train, samples)) == drawn
+    fewer = Train(steps=5, batch=batch, curriculum=curriculum)
+    assert list(minibatches(fewer, samples)) == drawn[:5]
+
+
+def test_the_curriculum_grows_from_a_fifth_to_all():
+    assert [active([2, 4, 6, 8], epoch, 100) for epoch in range(10)] == [
+        20,
+        20,
+        40,
+        40,
+        60,
+        60,
+        80,
+        80,
+        100,
+        100,
+    ]
+    assert active([2, 4, 6, 8], 0, 3) == 1
+    assert SampleOrder(50, 5, 1, [2]).fixed.tolist() == SampleOrder(50, 5, 1, [4, 9]).fixed.tolist()
+    assert SampleOrder(50, 5, 1, [2]).fixed.tolist() != SampleOrder(50, 5, 2, [2]).fixed.tolist()
+
+
+def test_a_curriculum_is_not_packed_with_cells_that_see_all_their_samples():
+    packs = packs_of(
+        run(data=PhonebookData()), run(8, data=PhonebookData(), train=Train(curriculum=[2]))
+    )
+    assert len(packs) == 2
+
+
+def test_all_faults_at_once_one_line_each():
+    with pytest.raises(UserError) as caught:
+        check([run(seqlen=10_000_000), run(), run(seqlen=9000), run(model=Model(layer=99))])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("seqlen=10000000: ")
+    assert lines[2] == "model.layer=99: tiny has layers 0 to 5"
+
+
+def test_many_faults_are_cut_short_and_equal_ones_said_once():
+    with pytest.raises(UserError) as caught:
+        check([run(seqlen=9000 + i, rank=r) for i in range(14) for r in (1, 2)])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "and 4 more"
+
+
+def test_the_same_run_twice_is_one_cell():
+    assert len(check([run(), run(), run(seed=1)])) == 2
+
+
+def test_ranks_seeds_losses_and_rates_share_a_pack():
+    runs = [
+        run(1),
+        run(16),
+        run(seed=3),
+        run(loss=MemftOtLoss()),
+        run(train=Train(lr=1e-3, clip=0)),
+        run(data=TextData()),
+    ]
+    (pack,) = packs_of(*runs)
+    assert len(pack.cells) == 6
+    assert pack.step_tokens == 6 * 32
+    assert pack.tokens == 6 * 32 * 500
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        run(train=Train(steps=499)),
+        run(train=Train(log_every=3)),
+        run(adapter=LinearAdapter()),
+        run(adapter=LinearAdapter(dropout=0.1)),
+        run(model=dataclasses.replace(CPU, layer=1)),
+        run(model=dataclasses.replace(CPU, dtype="float64")),
+        run(seqlen=100, data=PhonebookData()),
+        run(seqlen=15),  # less than half as long: mostly padding
+    ],
+)
+def test_what_cannot_or_should_not_be_packed_together(other):
+    assert len(packs_of(run(), other)) == 2
+
+
+def test_packs_keep_within_the_budget():
+    runs = [run(rank, seqlen) for rank in range(1, 9) for seqlen in (20, 33, 64, 100)]
+    for budget in (64, 100, 500, 100_000):
+        packs = packs_of(*runs, tokens=budget)
+        assert sorted(c.id for p in packs for c in p.cells) == sorted(run_id(r) for r in runs)
+        for pack in packs:
+            assert pack.step_tokens <= budget or len(pack.cells) == 1
+            assert len(pack.cells) <= MAX_CELLS
+    assert len(packs_of(*runs, tokens=1)) == len(runs)
+
+
+def test_a_pack_has_a_largest_number_of_cells():
+    assert [len(p.cells) for p in packs_of(*(run(seed=s, seqlen=4) for s in range(70)))] == [
+        MAX_CELLS,
+        6,
+    ]
+
+
+def test_packs_of_one_model_come_one_after_the_other():
+    """So that a base is loaded once."""
+    other = dataclasses.replace(CPU, layer=2)
+    packs = packs_of(*(run(seqlen=n, model=m) for n in (10, 40, 160) for m in (CPU, other)))
+    models = [str(p.cells[0].run.model) for p in packs]
+    assert len(packs) == 6
+    assert models == sorted(models)
+
+
+def test_nothing_to_do():
+    assert make_packs([]) == []
+    assert check([]) == []
+
+
+def test_planning_does_not_import_torch():
+    import subprocess
+    from pathlib import Path
+
+    code = (
+        "import sys\nfrom pml_cli.launch.packing import check, make_packs\nfrom pml_cli.config import *\n"
+        "make_packs(check([Run(data=d) for d in (RandomData(), TextData(), PhonebookData(), RuleData())]))\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+
+
+def test_the_id_knows_what_can_change_a_result(tmp_path):
+    same = [run(), run(model=Model(device="cuda:1")), run(model=Model(name="other"))]
+    assert len({run_id(r).split("-")[-1] for r in same}) == 1
+    others = [
+        run(5),
+        run(seqlen=33),
+        run(seed=1),
+        run(train=Train(lr=1e-3)),
+        run(loss=MemftOtLoss()),
+        run(data=RandomData(seed=1)),
+    ]
+    assert len({run_id(r) for r in (same[0], *others)}) == 7
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("the same text")
+    (tmp_path / "c").write_text("another text")
+    a, b, c = (run_id(run(data=TextData(path=str(tmp_path / name)))) for name in "abc")
+    assert a == b != c

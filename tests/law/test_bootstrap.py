@@ -1,0 +1,206 @@
+"""Intervals and choices: clusters count, coverage is what is promised, laws are compared on equal cells only."""
+
+import time
+
+import numpy as np
+import pytest
+
+from pml_cli.law import model_selection, power_law
+from pml_cli.law.bootstrap import bootstrap, profiles
+from pml_cli.law.forms import Form
+from pml_cli.law.mle import fit_saturating
+from pml_cli.law.observations import Observations
+
+RANKS, LENGTHS, TEXTS = (1, 2, 4, 8, 16, 32), (32, 64, 128, 256, 512), 4
+R, L, T = (
+    axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, range(TEXTS), indexing="ij")
+)
+BASE = np.full(len(R), 9.0)
+
+
+def plant(*, shared=0.0, noise=0.02, seed=0, k=4.0, C=12.0, b=0.0, beta=0.5):
+    """A Hill law; `shared` is the spread of what the cells of one text and length have in common."""
+    rng = np.random.default_rng(seed)
+    ratio = (C * R**0.6 * L**-beta + b) / BASE
+    delta = BASE * ratio * (1 + ratio**k) ** (-1 / k)
+    common = rng.standard_normal((len(LENGTHS), TEXTS))
+    cells = Observations.of(R, L, delta, BASE, text=T)
+    cluster, count = cells.clusters
+    assert count == common.size
+    factor = 1 + shared * common.ravel()[cluster] + noise * rng.standard_normal(len(R))
+    return Observations.of(R, L, np.minimum(delta * factor, BASE - 1e-3), BASE, text=T)
+
+
+def width(span):
+    return span[1] - span[0]
+
+
+def test_clustered_intervals_are_wider_than_naive_ones_where_texts_are_shared():
+    cells = plant(shared=0.05)
+    fit = fit_saturating(cells, Form("hill"))
+    found = bootstrap(cells, fit, draws=500)
+    assert (
+        found.status == power_law.OK
+        and found.clusters == len(LENGTHS) * TEXTS
+        and found.failed == 0
+    )
+    assert width(found.intervals["beta"]) > 1.4 * width(fit.intervals["beta"])
+    correlation, p = model_selection.alike_within_clusters(cells, fit.predict(R, L, BASE))
+    assert correlation > 0.5 and p < 1e-6
+    alone = plant()
+    assert (
+        model_selection.alike_within_clusters(
+            alone, fit_saturating(alone, Form("hill")).predict(R, L, BASE)
+        )[1]
+        > 0.01
+    )
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    truth, replicates = {"C": 12.0, "alpha": 0.6, "beta": 0.5, "k": 4.0}, 200
+    clustered, naive, profiled = [], [], []
+    for seed in range(replicates):
+        cells = plant(shared=0.02, seed=seed)
+        fit = fit_saturating(cells, Form("hill"))
+        found = bootstrap(cells, fit, draws=300, seed=seed).intervals
+        clustered.append(
+            [found[name][0] <= value <= found[name][1] for name, value in truth.items()]
+        )
+        naive.append(
+            [
+                fit.intervals[name][0] <= value <= fit.intervals[name][1]
+                for name, value in truth.items()
+            ]
+        )
+        alone = plant(seed=seed)
+        lines = profiles(alone, fit_saturating(alone, Form("hill")), ("alpha", "beta", "k"))
+        profiled.append(
+            [lines[name].interval[0] <= truth[name] <= lines[name].interval[1] for name in lines]
+        )
+    shares = dict(zip(truth, np.mean(clustered, axis=0), strict=True))
+    assert all(0.90 <= share <= 0.98 for share in shares.values()), shares
+    assert np.mean(naive, axis=0)[2] < shares["beta"]
+    assert ((np.mean(profiled, axis=0) >= 0.90) & (np.mean(profiled, axis=0) <= 0.98)).all(), (
+        np.mean(profiled, axis=0)
+    )
+
+
+def test_many_draws_of_many_cells_are_quick():
+    cells = plant()
+    double = Observations.of(
+        *(np.tile(v, 2)[:200] for v in (R, L, cells.delta, BASE)), text=np.tile(T, 2)[:200]
+    )
+    fit, told = fit_saturating(double, Form("hill", offset=True)), []
+    start = time.monotonic()
+    found = bootstrap(
+        double, fit, draws=4000, progress=lambda done, total: told.append((done, total))
+    )
+    assert time.monotonic() - start < 60 and len(found.draws) + found.failed == 4000
+    assert told[-1] == (4000, 4000) and len(told) > 10
+    start = time.monotonic()
+    fit_saturating(double, Form("hill", offset=True))
+    assert time.monotonic() - start < 1
+
+
+def test_the_same_seed_gives_the_same_draws():
+    cells = plant()
+    fit = fit_saturating(cells, Form("exp"))
+    one, same, other = (bootstrap(cells, fit, draws=20, seed=seed).draws for seed in (0, 0, 1))
+    assert (one == same).all() and (one != other).any()
+
+
+def test_too_few_clusters_carry_no_bootstrap():
+    few = plant().take((T == 0) & (L < 200))
+    found = bootstrap(few, fit_saturating(few, Form("exp")), draws=10)
+    assert (
+        found.status == power_law.NOT_IDENTIFIED
+        and "only 3 clusters" in found.reason
+        and found.intervals == {}
+    )
+
+
+def test_profiles_agree_with_the_information_where_there_is_much():
+    cells = plant(noise=0.005, b=0.5)
+    fit = fit_saturating(cells, Form("hill", offset=True))
+    for name, line in profiles(cells, fit).items():
+        assert line.interval == pytest.approx(fit.intervals[name], rel=0.05), name
+        assert line.deviance.min() == pytest.approx(0, abs=0.05)
+    assert set(profiles(cells, fit)) == {"alpha", "beta", "b", "k"}
+
+
+def test_criteria_are_refused_across_different_cells():
+    cells = plant()
+    all_, some = (
+        fit_saturating(cells, Form("hill")),
+        fit_saturating(cells.take(R < 32), Form("exp")),
+    )
+    with pytest.raises(ValueError, match="same cells only"):
+        model_selection.aicc_differences([all_, some])
+    with pytest.raises(ValueError, match="same cells only"):
+        model_selection.likelihood_ratio(all_, some)
+    differences = model_selection.aicc_differences([all_, fit_saturating(cells, Form("exp"))])
+    assert differences[0] == 0 and differences[1] > 10
+
+
+def test_constant_capacity_is_tested():
+    for beta, kept in ((0.5, False), (1.0, True)):
+        cells = plant(beta=beta, C=100.0 if kept else 12.0)
+        test = model_selection.likelihood_ratio(
+            fit_saturating(cells, Form("hill")), fit_saturating(cells, Form("hill", beta=1.0))
+        )
+        assert test.freedom == 1 and (test.p > 0.01) == kept
+    with pytest.raises(ValueError, match="not a special case"):
+        model_selection.likelihood_ratio(
+            fit_saturating(cells, Form("exp")), fit_saturating(cells, Form("hill", beta=1.0))
+        )
+
+
+def test_checks_leave_out_the_edge_its_sides_and_each_text():
+    cells = plant(noise=0.0001)
+    found = model_selection.checks(cells, model_selection.saturating(Form("hill")))
+    assert list(found) == [
+        model_selection.EDGE,
+        model_selection.RANKS,
+        model_selection.LENGTHS,
+        model_selection.TEXT,
+    ]
+    edge = found[model_selection.EDGE]
+    assert edge.reason == "" and edge.mape < 0.1 and edge.mape_all < 0.1 and edge.coverage > 0.8
+    assert edge.n_fit + edge.n_all == len(R) and edge.n_test <= edge.n_all
+    assert found[model_selection.TEXT].n_all == len(R)
+    assert (
+        model_selection.checks(cells, model_selection.paper())[model_selection.EDGE].mape
+        > 10 * edge.mape
+    )
+    one = model_selection.checks(
+        cells.take((T == 0) & np.isin(L, (64, 128, 256)) & (R <= 4)), model_selection.paper()
+    )
+    assert (
+        model_selection.TEXT not in one
+        and np.isnan(one[model_selection.EDGE].mape)
+        and one[model_selection.EDGE].reason
+    )
+
+
+@pytest.mark.slow
+def test_the_law_that_made_the_cells_is_chosen():
+    cells = plant(noise=0.01)
+    fits = [fit_saturating(cells, form) for form in model_selection.FORMS]
+    held = [
+        model_selection.checks(cells, model_selection.saturating(form))[model_selection.EDGE]
+        for form in model_selection.FORMS
+    ]
+    assert fits[model_selection.choose(fits, held)].form.link == "hill"
+    for link, k in (("hard", 200.0), ("hill", 2.0)):
+        made = plant(noise=0.01, k=k, seed=5)
+        fits = [fit_saturating(made, form) for form in model_selection.FORMS]
+        held = [
+            model_selection.checks(made, model_selection.saturating(form))[model_selection.EDGE]
+            for form in model_selection.FORMS
+        ]
+        assert fits[model_selection.choose(fits, held)].form == Form(
+            link
+        )  # never the power power_law, nor parameters that do not help
+    nothing = cells.take(R < 2)
+    assert model_selection.choose([fit_saturating(nothing, Form("exp"))], [held[0]]) is None

@@ -1,0 +1,224 @@
+"""Runs that differ in anything that counts are told apart; copies are not taken for repeats."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pml_cli.config.checks import problems
+from pml_cli.config.compose import load
+from pml_cli.config.schema import (
+    TINY,
+    JsonlData,
+    LinearAdapter,
+    MemftMarginLoss,
+    MemftOtLoss,
+    MemftSwLoss,
+    MlpBlockAdapter,
+    Model,
+    RandomData,
+    Run,
+    SftLoss,
+    TextData,
+    Train,
+)
+from pml_cli.errors import UserError
+from pml_cli.launch.packing import check
+from pml_cli.runs import file_hash
+from pml_cli.runs.run_id import fingerprint, loss_label, run_id, setting
+
+CHANGES = [
+    {"adapter": MlpBlockAdapter(dropout=0.1)},
+    {"adapter": LinearAdapter(layers=[0])},
+    {"train": Train(batch=4)},
+    {"train": Train(clip=0.0)},
+    {"train": Train(epochs=9, curriculum=[3])},
+    {"model": Model(weights="random")},
+    {"model": Model(dtype="float64")},
+    {"data": RandomData(prompt="x")},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_setting_that_result_json_does_not_name_is_in_its_line(change):
+    assert setting(Run()) == ""
+    assert setting(Run(**change)) != ""
+    assert run_id(Run(**change)) != run_id(Run())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 2},
+        {"seqlen": 9},
+        {"seed": 5},
+        {"data": RandomData(seed=3)},
+        {"train": Train(lr=0.5, steps=7)},
+    ],
+    ids=str,
+)
+def test_what_result_json_names_is_not_said_twice(change):
+    assert setting(Run(**change)) == ""
+    assert run_id(Run(**change)) != run_id(Run())
+
+
+def test_the_device_is_not_part_of_a_run():
+    assert run_id(Run(model=Model(device="cpu"))) == run_id(Run(model=Model(device="cuda")))
+
+
+def test_the_label_of_a_loss_names_what_is_not_default():
+    assert loss_label(SftLoss()) == "sft"
+    assert loss_label(MemftOtLoss()) == "memft_ot"
+    assert loss_label(MemftOtLoss(threshold=0.5)) == "memft_ot(threshold=0.5)"
+    assert loss_label(MemftSwLoss(kappa=1, floor=0)) == "memft_sw(kappa=1, floor=0)"
+    assert loss_label(MemftMarginLoss(switch=1.0)) == "memft_margin(switch=1.0)"
+
+
+def test_ids_are_those_of_earlier_versions():
+    """They were noted before the curriculum and the later losses came: finished runs stay finished."""
+    assert run_id(Run()) == "tiny-random-r8-l128-s0-ab1bff7217"
+    assert (
+        run_id(
+            Run(
+                rank=3,
+                data=TextData(path=str(TINY / "config.json")),
+                loss=MemftOtLoss(when_done="zero"),
+            )
+        )
+        == "tiny-text-r3-l128-s0-6be364ffb6"
+    )
+
+
+def test_the_margin_loss_is_not_taken_for_that_of_other_defaults():
+    """Its margin was 0.5 and did not grow: the id of such a run."""
+    assert (
+        run_id(Run(rank=4, seqlen=64, loss=MemftMarginLoss())) != "tiny-random-r4-l64-s0-4cea53b504"
+    )
+    assert run_id(Run(loss=MemftMarginLoss(margin=0.5, growth=1.0))) != run_id(
+        Run(loss=MemftMarginLoss(margin=0.5))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"loss": MemftSwLoss(kappa=0)}, "loss.kappa=0"),
+        ({"loss": MemftSwLoss(tau=0)}, "loss.tau=0"),
+        ({"loss": MemftSwLoss(window=0)}, "loss.window=0"),
+        ({"loss": MemftSwLoss(floor=1.5)}, "loss.floor=1.5"),
+        ({"loss": MemftSwLoss(patience=0)}, "loss.patience=0"),
+        ({"loss": MemftSwLoss(threshold=-1)}, "loss.threshold=-1"),
+        ({"loss": MemftOtLoss(threshold=float("nan"))}, "loss.threshold=nan"),
+        ({"loss": MemftMarginLoss(margin=-0.1)}, "loss.margin=-0.1"),
+        ({"loss": MemftMarginLoss(margin=0.0)}, "loss.margin=0.0"),
+        ({"loss": MemftMarginLoss(growth=0.9)}, "loss.growth=0.9"),
+        ({"loss": MemftMarginLoss(switch=1.1)}, "loss.switch=1.1"),
+        ({"train": Train(stop_margin=float("nan"))}, "train.stop_margin=nan"),
+        ({"train": Train(stop_margin=float("inf"))}, "train.stop_margin=inf"),
+        ({"train": Train(curriculum=[0, 3])}, "train.curriculum=[0, 3]"),
+        ({"train": Train(curriculum=[5, 5])}, "train.curriculum=[5, 5]"),
+        ({"train": Train(epochs=4, curriculum=[2, 4])}, "train.curriculum=[2, 4]"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(change, key):
+    (line,) = problems(Run(**change))
+    assert line.startswith(f"{key}: must be ")
+
+
+def test_a_changed_file_is_another_run_and_a_moved_one_is_not(tmp_path):
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("some words")
+    two.write_text("some words")
+    same = [run_id(Run(data=TextData(path=str(path)))) for path in (one, two)]
+    assert same[0] == same[1]
+    three = tmp_path / "three.txt"
+    three.write_text("other words")
+    assert run_id(Run(data=TextData(path=str(three)))) != same[0]
+
+
+def model_at(folder, name="final"):
+    return Run(seqlen=8, model=Model(name=name, path=str(folder), layer=1, device="cpu"))
+
+
+@pytest.fixture
+def finals(tmp_path, model_folder):
+    """a/final and b/final: one architecture, other weights in the last of its tensors alone; and a copy of the first."""
+    for name in ("a", "b", "copy"):
+        shutil.copytree(model_folder("llama"), tmp_path / name / "final")
+    path = tmp_path / "b" / "final" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] += 0.01
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert path.stat().st_size == (tmp_path / "a" / "final" / path.name).stat().st_size
+    return [tmp_path / name / "final" for name in ("a", "b", "copy")]
+
+
+@pytest.mark.parametrize("whole", [file_hash.WHOLE, 0], ids=["read whole", "read in part"])
+def test_other_weights_are_another_run_and_a_moved_model_is_not(finals, monkeypatch, whole):
+    monkeypatch.setattr(file_hash, "WHOLE", whole or 2**14)
+    one, other, copy = (model_at(folder) for folder in finals)
+    fingerprint.cache_clear()
+    assert run_id(one) == run_id(copy)
+    assert run_id(one) != run_id(other)
+    assert (
+        setting(one) == setting(copy) != setting(other)
+    )  # by which tables and `pml fit` keep them apart
+
+
+def test_pieces_of_every_tensor_are_read(tmp_path, monkeypatch):
+    """Also of files with more tensors than are read in four places."""
+    monkeypatch.setattr(file_hash, "WHOLE", 2**16)
+    monkeypatch.setattr(file_hash, "MANY", 3)
+    tensors = {f"t{i}": torch.zeros(10_000 + i) for i in range(13)}
+    path, found = tmp_path / "w.safetensors", set()
+    for changed in (None, *tensors):
+        save_file({name: t + (name == changed) for name, t in tensors.items()}, path)
+        found.add(file_hash.sampled_hash(path))
+    assert len(found) == 1 + len(tensors)
+    for damage in (b"", b"\xff" * 9, b"\x08" + b"\0" * 7 + b"not JSON" + bytes(2**17)):
+        path.write_bytes(damage)
+        found.add(file_hash.sampled_hash(path))
+    assert len(found) == 4 + len(tensors)
+
+
+def test_a_changed_tokenizer_or_template_is_another_run(finals):
+    one, _, copy = finals
+    before = run_id(model_at(one))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.rmtree(copy)
+        shutil.copytree(one, copy)
+        (copy / name).write_text("{}")
+        fingerprint.cache_clear()
+        assert run_id(model_at(copy)) != before
+
+
+def test_two_models_of_one_name_are_refused_and_can_be_named_apart(finals):
+    with pytest.raises(
+        UserError, match=r"model.name=final: .*a/final and .*b/final are different models"
+    ) as caught:
+        check([model_at(folder) for folder in finals])
+    (line,) = str(caught.value).splitlines()
+    named = line.split("'")[1]  # as a shell hands it over
+    paths = ",".join(map(str, finals[:2]))
+    runs = load(
+        "sweep", ["model=hf", f"model.path={paths}", "model.layer=1", "seqlen=8", named]
+    ).runs
+    assert [run.model.name for run in runs] == ["a-final", "b-final"]
+    assert len({cell.id for cell in check(runs)}) == 2
+    assert len(check([model_at(finals[0]), model_at(finals[2])])) == 1  # a copy is the same model
+
+
+def test_another_draw_that_gives_the_same_samples_is_refused(tmp_path):
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"question": "q", "matching": "a b c d e f g h"}\n')
+    runs = [Run(seqlen=4, data=JsonlData(path=str(file), seed=seed)) for seed in (0, 1)]
+    with pytest.raises(UserError, match=r"data.seed=1: draws the same as data.seed=0"):
+        check(runs)
+    assert len(check([dataclasses.replace(runs[0], rank=rank) for rank in (1, 2)])) == 2
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_no_generator_takes_are_refused(seed):
+    assert any("seed=" in line for line in problems(Run(seed=seed)))

@@ -1,0 +1,15 @@
+"""Faults of the machine."""
+
+import contextlib
+import resource
+
+
+@contextlib.contextmanager
+def full_disk(room):
+    """Inside, no file can be written beyond so many bytes: the system refuses, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

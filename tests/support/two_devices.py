@@ -1,0 +1,33 @@
+"""Run by test_dropin.py in one or two processes: trains with each loss and keeps the adapters."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from pml_cli.config.schema import TINY
+from support.hf_training import adapters, trained
+
+folder, batch, accumulate = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+for loss in ("memft_ot", "memft_sw", "memft_margin"):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype="float64")
+    model = get_peft_model(
+        model, LoraConfig(r=8, target_modules=["down_proj"], lora_dropout=0.0)
+    ).double()
+    trainer = trained(
+        model, folder, loss, batch, accumulate, steps=5, lr=1.0, optim="sgd", ddp_backend="gloo"
+    )
+    if trainer.args.process_index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        kept = {name.replace("module.", ""): p for name, p in adapters(trainer).items()}
+        torch.save({"adapter": kept, "loss": losses}, folder / f"{loss}.pt")
+if (
+    dist.is_initialized()
+):  # a process that leaves while the other still writes can take it down at the end
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,305 @@
+"""The drop-in against the engine, and inside transformers' Trainer with PEFT on real text."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from support.hf_training import adapters, texts, trained
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import CausalLMOutput
+
+import pml_cli
+from pml_cli.config.schema import (
+    TINY,
+    MemftMarginLoss,
+    MemftOtLoss,
+    MemftSwLoss,
+    Model,
+    PhonebookData,
+    Run,
+    SftLoss,
+)
+from pml_cli.data.opened import source_of
+from pml_cli.errors import UserError
+from pml_cli.training.hf_trainer import IGNORED, MemFTCallback, MemFTLoss
+from pml_cli.training.trainer import Cell, _tokens
+from pml_cli.training.trainer import Trainer as Engine
+
+LOSSES = [
+    SftLoss(),
+    MemftOtLoss(),
+    MemftOtLoss(when_done="zero"),
+    MemftOtLoss(threshold=50.0),  # no token is above it: all count
+    MemftSwLoss(window=2, patience=1, tau=3),
+    MemftMarginLoss(switch=1.0),
+    MemftMarginLoss(margin=1.0, switch=0.0),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_weights_and_loss_are_the_engines(double_base, loss):
+    """The same padded batch, three times over: the window's memory too."""
+    run = Run(4, 60, model=Model(), data=PhonebookData(), loss=loss)
+    cell = Cell(run, source_of(run).take(60))
+    engine, ours = Engine(double_base, [cell]), MemFTLoss(loss)
+    layout, inputs = engine.static
+    batch = engine.data.ids[layout.rows, : layout.tokens + 1]
+    labels = torch.full_like(batch, IGNORED)
+    for row, sample in enumerate(cell.samples):
+        begin = len(sample.prompt)
+        labels[row, begin : begin + len(sample.target)] = torch.tensor(sample.target)
+    ours.begin_step(0.0)
+    for step in range(3):
+        _, scores = engine._forward()
+        theirs = engine._weigh(
+            _tokens(layout, scores), step / 3 if not isinstance(loss, MemftMarginLoss) else 0.0
+        )
+        hidden = double_base.upper(inputs, engine.bank)
+        logits = double_base.logits(hidden)
+        logits = F.pad(logits, (0, 0, 0, 1))  # of the last token, which predicts nothing
+        found = ours(CausalLMOutput(logits=logits), labels)
+        torch.testing.assert_close(found, theirs.loss[0], rtol=1e-6, atol=1e-9)
+        if not (
+            isinstance(loss, MemftOtLoss) and loss.threshold == 50
+        ):  # there the drop-in falls back in the sum
+            torch.testing.assert_close(ours.weights.weight, theirs.weight, rtol=1e-6, atol=1e-9)
+        mine = torch.autograd.grad(found, engine.bank.parameters(), retain_graph=True)
+        other = torch.autograd.grad(theirs.loss.sum(), engine.bank.parameters())
+        for one, two in zip(mine, other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-10)
+        for parameter, grad in zip(engine.bank.parameters(), other, strict=True):
+            parameter.data -= 3.0 * grad
+
+
+@pytest.fixture(scope="module")
+def peft_model():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype="float64")
+    return get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=8, target_modules=["down_proj"], lora_dropout=0.0)
+    ).double()
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_what_counted_alike_is_taken_back_when_a_later_part_of_the_step_is_above_the_threshold(
+    later,
+):
+    """Three micro-batches of free logits: the first two are learned; the third is too, or has a token that is not."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 2, 5, 7, generator=generator, dtype=torch.float64)
+    labels = torch.randint(7, (3, 2, 5), generator=generator)
+    labels[1, 0, 3:] = IGNORED
+    logits[..., :-1, :].scatter_(-1, labels[..., 1:, None].clamp(min=0), 9.0)
+    if later:
+        logits[2, 1, 2] = 0.0
+        logits[2, 0, 1] = 1.0
+    whole, parts = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    count, totals = (labels[..., 1:] != IGNORED).sum(), []
+    for batches, leaf in ((1, whole), (3, parts)):
+        loss = MemFTLoss("memft_ot")
+        loss.parameters = [leaf]
+        loss.begin_step(0.0)
+        pieces = zip(leaf.reshape(batches, -1, 5, 7), labels.reshape(batches, -1, 5), strict=True)
+        totals.append(0.0)
+        for piece, wanted in list(pieces):
+            found = loss({"logits": piece}, wanted, num_items_in_batch=count)
+            found.backward(retain_graph=True)
+            totals[-1] += found.item()
+    nll = F.cross_entropy(
+        logits[..., :-1, :].reshape(-1, 7),
+        labels[..., 1:].reshape(-1),
+        reduction="none",
+        ignore_index=IGNORED,
+    )
+    expected = nll[nll > 0.6931].mean() if later else nll.sum() / count
+    assert totals == pytest.approx([expected.item()] * 2)
+    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-9, atol=1e-15)
+    assert (parts.grad[0].abs().sum() == 0) == later
+
+
+def test_the_margin_grows_alike_in_one_batch_and_in_parts():
+    """Logits that win by 1 and more: the first step asks for 0.1 and is done, the second asks for the next 0.1 x 2^k."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(7, (3, 2, 5), generator=generator)
+    margins = 1 + torch.rand(3, 2, 4, generator=generator, dtype=torch.float64)
+    logits = torch.zeros(3, 2, 5, 7, dtype=torch.float64)
+    logits[..., :-1, :].scatter_(-1, labels[..., 1:, None], margins[..., None])
+    leaves = []
+    for batches in (1, 3):
+        loss, leaf = (
+            MemFTLoss("memft_margin", margin=0.1, growth=2.0, switch=0.0),
+            logits.clone().requires_grad_(),
+        )
+        loss.parameters, totals = [leaf], []
+        for _ in range(2):
+            loss.begin_step(0.5)
+            totals.append(0.0)
+            for piece, wanted in zip(
+                leaf.reshape(batches, -1, 5, 7), labels.reshape(batches, -1, 5), strict=True
+            ):
+                found = loss({"logits": piece}, wanted, num_items_in_batch=torch.tensor(24))
+                found.backward()
+                totals[-1] += found.item()
+        leaves.append(leaf.grad)
+        short = margins[margins < 1.6]  # 0.1, 0.2, 0.4, 0.8 are won by already
+        assert totals == pytest.approx([0.0, (1.6 - short).mean().item()])
+    torch.testing.assert_close(leaves[0], leaves[1], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [MemftOtLoss(threshold=5.0), MemftSwLoss(window=2, patience=1, tau=3), MemftMarginLoss()],
+    ids=str,
+)
+def test_four_accumulated_batches_of_two_are_one_of_eight(peft_model, tmp_path, loss):
+    """With clipping, padding, and micro-batches in which no token is active; losses in the log agree too.
+
+    Adapters are float64, yet the model's norms are float32 inside: hence SGD, as AdamW blows up the rounding of tiny
+    gradients.
+    """
+    sgd = {"steps": 4, "lr": 1.0, "optim": "sgd"}
+    whole, parts = (
+        trained(peft_model, tmp_path, loss, 8, 1, **sgd),
+        trained(peft_model, tmp_path, loss, 2, 4, **sgd),
+    )
+    before = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
+    for name, ours in adapters(parts).items():
+        torch.testing.assert_close(ours, adapters(whole)[name], rtol=0, atol=1e-8)
+        assert (ours - before[name]).abs().max() > 1e-3 or "lora_A" in name
+        assert not torch.equal(ours, before[name])
+    for one, two in zip(parts.state.log_history[:-1], whole.state.log_history[:-1], strict=True):
+        for key in ("loss", "grad_norm", "share_above_threshold", "stubborn_tokens"):
+            assert one[key] == pytest.approx(two[key], rel=1e-5, abs=1e-7)
+
+
+def test_it_trains_on_real_text_and_its_log_tells_of_stubborn_tokens(peft_model, tmp_path):
+    trainer = trained(peft_model, tmp_path, "memft_margin", steps=60, lr=1e-2)
+    first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
+    scored = sum(int((row["labels"][1:] != IGNORED).sum()) for row in texts())
+    assert first["stubborn_tokens"] == pytest.approx(scored * (1 - first["share_above_threshold"]))
+    assert last["stubborn_tokens"] < first["stubborn_tokens"] / 2
+    batch = {key: torch.stack([row[key] for row in texts()]) for key in texts()[0]}
+    trainer.model.eval()
+    with torch.no_grad():
+        right = trainer.model(**batch).logits[:, :-1].argmax(-1) == batch["labels"][:, 1:]
+    assert right[batch["labels"][:, 1:] != IGNORED].float().mean() > 0.9
+
+
+def test_evaluation_is_plain_cross_entropy_and_leaves_no_trace(peft_model, tmp_path):
+    trainer = trained(peft_model, tmp_path, MemftSwLoss(), steps=2)
+    loss = trainer.compute_loss_func
+    memory, batch = (
+        dict(loss.memory),
+        {key: torch.stack([row[key] for row in texts()]) for key in texts()[0]},
+    )
+    assert len(memory) == 8  # one a row
+    found = trainer.evaluate(texts())["eval_loss"]
+    with torch.no_grad():
+        assert found == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
+    assert loss.memory == memory
+
+
+def test_what_the_loss_cannot_do_alone_is_said(peft_model, tmp_path):
+    with pytest.raises(UserError, match="gradient accumulation: add MemFTCallback"):
+        trained(peft_model, tmp_path, "memft_ot", 2, 4, callback=False)
+    with pytest.raises(UserError, match="add MemFTCallback"):
+        trained(peft_model, tmp_path, "memft_margin", callback=False)
+    alone, told = (
+        trained(peft_model, tmp_path, "memft_ot", steps=2, callback=callback)
+        for callback in (False, True)
+    )
+    for name, ours in adapters(alone).items():
+        torch.testing.assert_close(ours, adapters(told)[name], rtol=1e-12, atol=1e-12)
+
+
+def test_settings_are_checked():
+    with pytest.raises(UserError, match="did you mean 'memft_ot'"):
+        MemFTLoss("memft_o")
+    with pytest.raises(
+        UserError, match=r"loss\.kapa: no such setting of memft_sw; allowed: threshold, kappa"
+    ):
+        MemFTLoss("memft_sw", kapa=1)
+    with pytest.raises(UserError, match=r"loss\.margin=-1: must be"):
+        MemFTLoss("memft_margin", margin=-1)
+    with pytest.raises(UserError, match=r"loss.margin='x': must be float"):
+        MemFTLoss("memft_margin", margin="x")
+    assert MemFTLoss("memft_margin_facts", margin=1).loss == MemftMarginLoss(margin=1, switch=1.0)
+
+
+def test_the_public_names_come_late():
+    code = "import sys, pml_cli; print('torch' in sys.modules)"
+    root = Path(pml_cli.__file__).parent.parent
+    assert pml_cli.MemFTLoss is MemFTLoss
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert done.stdout.strip() == "False"
+    with pytest.raises(AttributeError):
+        _ = pml_cli.nothing
+
+
+def test_accumulation_in_trls_trainer(tmp_path):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    rows = [{name: row[name].tolist() for name in ("input_ids", "labels")} for row in texts()]
+    tokenizer, found = AutoTokenizer.from_pretrained(TINY), []
+    tokenizer.pad_token = tokenizer.eos_token
+    for batch, accumulate in ((8, 1), (2, 4)):
+        torch.manual_seed(0)
+        loss = MemFTLoss("memft_margin")
+        arguments = trl.SFTConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_steps=4,
+            learning_rate=0.5, optim="sgd", use_cpu=True, bf16=False, report_to=[], logging_steps=1, save_strategy="no",
+            dataset_kwargs={"skip_prepare_dataset": True}, gradient_checkpointing=False, disable_tqdm=True,
+            train_sampling_strategy="sequential",
+        )  # fmt: skip
+        trainer = trl.SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(TINY, dtype="float32"), args=arguments, processing_class=tokenizer,
+            train_dataset=datasets.Dataset.from_list(rows), compute_loss_func=loss, callbacks=[MemFTCallback(loss)],
+            peft_config=LoraConfig(r=8, target_modules=["down_proj"], lora_dropout=0.0),
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_A" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+        trainer.train()
+        found.append(adapters(trainer))
+    for name, ours in found[0].items():
+        torch.testing.assert_close(ours, found[1][name], rtol=0, atol=1e-6)
+        assert "lora_A" in name or ours.abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_two_devices_are_one_with_the_batch_of_both(tmp_path):
+    """Two processes of four rows, in two micro-batches each, against one process of eight rows."""
+    tests = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1"}
+    for count, batch, accumulate in ((1, 8, 1), (2, 2, 2)):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={count}",
+        ]
+        command += [
+            str(tests / "support" / "two_devices.py"),
+            str(tmp_path / f"{count}"),
+            str(batch),
+            str(accumulate),
+        ]
+        ran = subprocess.run(
+            command, check=False, env=env, timeout=300, capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr[-6000:]
+    for loss in ("memft_ot", "memft_sw", "memft_margin"):
+        one, two = (torch.load(tmp_path / f"{count}" / f"{loss}.pt") for count in (1, 2))
+        assert one.keys() == two.keys()
+        for name, ours in two["adapter"].items():
+            torch.testing.assert_close(ours, one["adapter"][name], rtol=0, atol=1e-8)
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
