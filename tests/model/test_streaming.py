@@ -13,7 +13,6 @@ from support.models import adapter_of, ids_of, loud_bank, own_logits
 from pml_cli.config.checks import problems
 from pml_cli.config.schema import Model, RandomData, Run, Train
 from pml_cli.errors import UserError
-from pml_cli.launch import cost_model
 from pml_cli.launch.packing import check
 from pml_cli.model import dims as dims_
 from pml_cli.model.loading import load_model
