@@ -1,0 +1,96 @@
+"""The house rules that a reader relies on: where things are, and how they are written."""
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pml_cli"
+PACKAGES = sorted(p.parent for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE)
+MODULES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text("utf-8")) for path in MODULES}
+
+# English that says nothing: `found` of what, `parts` of what. A name tells what it holds.
+VAGUE = set(
+    "found told one kept mine there its shown words own left asked known before after making made place places parts "
+    "part whole said given wanted now again seen being apart few many most out at by here reach beside others other "
+    "later sure alike rest extra cut share turn".split()
+)
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def decorated_as_dataclass(node):
+    decorators = [ast.unparse(d) for d in node.decorator_list]
+    return next((d for d in decorators if re.match(r"(dataclasses\.)?dataclass\b", d)), None)
+
+
+def test_the_readme_lists_every_folder_and_no_other():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    block = re.search(r"## Files\n.*?```\n(.*?)```", readme, re.DOTALL)
+    assert block, "README.md has no list of folders"
+    listed = set(re.findall(r"^ *([\w/]+)/ ", block[1], re.MULTILINE))
+    packages = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    folders = {p.name for p in ROOT.iterdir() if (p / ".gitignore").exists()}
+    folders |= {"conf", "sweeps", "tests", "benchmarks", "pml_cli"}
+    assert listed == packages | folders
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=name_of)
+def test_a_package_says_what_each_of_its_files_is(package):
+    text = ast.get_docstring(TREES[package / "__init__.py"]) or ""
+    files = {p.stem for p in package.glob("*.py")} - {"__init__"}
+    files |= {p.parent.name for p in package.glob("*/__init__.py")}
+    listed = set(re.findall(r"^\s*(\w+)(?:\.py|/)?\s{2,}\S", text, re.MULTILINE))
+    assert files == listed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_dataclasses_are_built_by_name(path):
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.ClassDef) and (decorator := decorated_as_dataclass(node)):
+            assert "kw_only=True" in decorator, f"{node.name}, line {node.lineno}"
+
+
+def test_no_class_of_ours_is_built_from_more_than_four_positions():
+    classes = {n.name for t in TREES.values() for n in ast.walk(t) if isinstance(n, ast.ClassDef)}
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                positions = len(node.args) if node.func.id in classes else 0
+                assert positions <= 4, f"{name_of(path)}, line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_that_can_run_code_is_read_from_a_file(path):
+    imported = set()
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert not imported & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+
+
+def test_names_say_what_they_hold():
+    names = Counter(
+        node.id
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+    vague = {name: count for name, count in names.items() if name in VAGUE}
+    assert 1000 * sum(vague.values()) <= 20 * names.total(), vague
+
+
+def test_no_test_imports_a_test():
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                last = node.module.rsplit(".", maxsplit=1)[-1]
+                assert not last.startswith("test_"), f"{name_of(path)}, line {node.lineno}"
