@@ -14,7 +14,7 @@ from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import _source
 from pml_cli.data.sources import Sample, check_length
 from pml_cli.errors import UserError
-from pml_cli.model.dims import device_kind
+from pml_cli.model.device import device_kind
 from pml_cli.runs.run_id import fingerprint, run_id
 
 PACK_TOKENS = {

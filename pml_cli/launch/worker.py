@@ -23,8 +23,8 @@ from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.packing import Pack, sparing
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.launch.throughput import Rates
-from pml_cli.model.device import out_of_memory
-from pml_cli.model.loading import check_weights, load_model, pick_device
+from pml_cli.model.device import out_of_memory, pick_device
+from pml_cli.model.loading import check_weights, load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.folder import RunFolder
 from pml_cli.training.checkpoint import Checkpoints

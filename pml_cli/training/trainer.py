@@ -20,11 +20,12 @@ from torch import Tensor
 from pml_cli.config.schema import Loss, Run, Train
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.sources import Sample
-from pml_cli.model.adapter_bank import AdamW, AdapterBank, Dropout, clip_
+from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, PackData, SampleOrder
 from pml_cli.training.losses import Tokens, Weighted, fresh_state, weigh
+from pml_cli.training.optimizer import AdamW, clip_grad_norm_
 from pml_cli.training.scores import HALF, Scores
 
 Between = Callable[[int], None]
@@ -294,7 +295,7 @@ class Trainer:
         loss_K = weighted.loss
         parameters = self.bank.parameters()
         grads = torch.autograd.grad(loss_K.sum(), parameters)
-        norm_K = clip_(grads, self.clip)
+        norm_K = clip_grad_norm_(grads, self.clip)
         lr_K = self.rates[step]
         self.optimizer.step(parameters, grads, lr_K)
         self._note_curve(tokens, weighted, norm_K, lr_K)
