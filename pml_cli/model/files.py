@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import TINY, Model
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _from_hub(repository: str, name: str, revision: str | None) -> Path | None:
         words = "no such local folder, not in the cache, and the hub cannot be reached"
         raise UserError(f"model.path={repository}: {words}") from error
     except Exception as error:  # gated, misspelt, no rights: many types, one meaning for the user
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         raise UserError(
             f"model.path={repository}: no such local folder, and the hub says: {first}"
         ) from error
@@ -189,7 +189,7 @@ class Tokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=self._model.revision)
         except (OSError, ValueError, StrictDataclassError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            first = first_line(error)
             raise UserError(
                 f"data.chat=true: the tokenizer of model={self._model.name} cannot be read ({first})"
             ) from error

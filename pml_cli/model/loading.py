@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from pml_cli.config.schema import DEVICES_ALLOWED, TINY, Model
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, and_n_more, first_line
 from pml_cli.model import dims as dims_
 from pml_cli.model.device import out_of_memory
 from pml_cli.model.files import facts
@@ -70,7 +70,7 @@ def load_model(settings: Model) -> SplitModel:
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         if out_of_memory(error):
             raise
-        raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
+        raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
     _check_whole(settings, told)
     return SplitModel(model.to(device), settings)
 
@@ -78,10 +78,8 @@ def load_model(settings: Model) -> SplitModel:
 def _check_whole(settings: Model, told: dict[str, Any]) -> None:
     """Refuse a model of whose weights transformers has drawn some at random: the files lack them, or have other shapes."""
     if missing := sorted(told["missing_keys"]):
-        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-        raise UserError(
-            f"model.path={settings.path}: its weights have no {', '.join(missing[:LISTED])}{more}"
-        )
+        names = ", ".join(and_n_more(missing, LISTED))
+        raise UserError(f"model.path={settings.path}: its weights have no {names}")
     for name, found, wanted in sorted(told["mismatched_keys"]):
         shapes = f"{tuple(found)} in its weights, {tuple(wanted)} by its config.json"
         raise UserError(f"model.path={settings.path}: {name} is {shapes}")
@@ -106,7 +104,7 @@ def _streamed(
         model.tie_weights()
         return SplitModel(model, settings, _stream(model, settings, device))
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
+        raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
 
 
 def _stream(model: Any, settings: Model, device: torch.device) -> Stream:
@@ -128,10 +126,6 @@ def _stream(model: Any, settings: Model, device: torch.device) -> Stream:
     if tied:
         model.tie_weights()
     return stream
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check_weights(settings: Model) -> None:

@@ -23,9 +23,10 @@ from pml_cli.data.sources import Sample
 from pml_cli.model.adapter_bank import AdamW, AdapterBank, Dropout, clip_
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
+from pml_cli.stats import LN2
 from pml_cli.training.batches import Batch, Layout, PackData, SampleOrder
 from pml_cli.training.losses import Tokens, Weighted, fresh_state, weigh
-from pml_cli.training.scores import HALF, Scores
+from pml_cli.training.scores import Scores
 
 Between = Callable[[int], None]
 Leave = Callable[[list["Cell"]], None]
@@ -377,7 +378,7 @@ class Trainer:
     def _note_curve(self, tokens: Tokens, weighted: Weighted, norm_K: Tensor, lr_K: Tensor) -> None:
         """Kept on the device until the next logged step: no wait for the device within."""
         nll_KS, mask_KS = tokens.nll.detach(), tokens.mask
-        count, above = mask_KS.sum(1), (nll_KS < HALF) * mask_KS
+        count, above = mask_KS.sum(1), (nll_KS < LN2) * mask_KS
         spent = [
             (part * above).sum(1) / part.sum(1).clamp(min=TINY)
             for part in (weighted.weight, weighted.pull)

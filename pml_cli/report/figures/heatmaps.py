@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pml_cli.law.observations import LN2
-from pml_cli.law.power_law import Mask
 from pml_cli.report.figures.style import joined, nothing, rank_label, short
+from pml_cli.stats import LN2, Mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
