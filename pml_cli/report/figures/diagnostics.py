@@ -13,6 +13,7 @@ from pml_cli.law.mle import NATURAL
 from pml_cli.law.observations import of_size
 from pml_cli.law.power_law import OK
 from pml_cli.report.figures.law_view import View
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     GREY,
     MANY_POINTS,
@@ -44,6 +45,7 @@ BINS = 24  # values of an axis up to which each has a mean of its own
 TOP = 12.0  # of the deviance axis; 95 % ends at 3.84
 
 
+@figure("law-residuals", "residuals by rank, length and predicted gain")
 def residuals_figure(view: View) -> Figure | None:
     """Relative residuals against rank, length and predicted gain; what is left after a good law has no trend."""
     if view.law is None:
@@ -138,6 +140,10 @@ def _means(values: Array, residual: Array, binned: bool) -> tuple[Array, Array]:
     return distinct, np.bincount(place.ravel(), residual) / np.bincount(place.ravel())
 
 
+@figure(
+    "law-profile",
+    "profile deviance of alpha, beta, b and k, the bootstrap's draws and interval",
+)
 def profile_figure(view: View) -> Figure | None:
     """How the likelihood falls when one parameter is held, beside the bootstrap's draws: alpha, beta, b, k."""
     lines = [line for line in view.analysis.profiles.values() if len(line.values) > 1]
@@ -205,6 +211,7 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
     axes.set_title(f"{digits(at)}{span}")
 
 
+@figure("comparison", "exponents of compared groups with 95 % intervals and the shared value")
 def forest_figure(found: Comparison) -> Figure:
     """Exponents of groups side by side with their 95 % intervals, the value that they would share, both tests of that."""
     from matplotlib.figure import Figure

@@ -12,6 +12,7 @@ import pandas as pd
 
 from pml_cli.evaluation.conditions import BY_NAME, TRAINED
 from pml_cli.report.figures.memft import STYLES
+from pml_cli.report.figures.registry import figure
 from pml_cli.stats import Array, t_half_width
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ LABELS = {
 }
 
 
+@figure(
+    "lasting",
+    "recall under each deployment condition, fall of margins, forgetting against recall",
+)
 def lasting_figure(table: pd.DataFrame) -> Figure:
     """Left: tokens right under each condition. Middle: how far margins fall. Right: damage against recall.
 

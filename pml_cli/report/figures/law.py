@@ -15,6 +15,7 @@ from pml_cli.law.power_law import BOUND_HIT, OK
 from pml_cli.report.figures import heatmaps
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.parity import agreement
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     COLUMN,
     GREY,
@@ -40,6 +41,10 @@ MAP_ROW = 0.29  # inches
 DIFFERS = 0.02  # of the largest gain; nearer than this two lines are one
 
 
+@figure(
+    "law",
+    "the page of a group: gain by rank and length, predicted against measured, loss, accuracy",
+)
 def page_figure(view: View) -> Figure:
     """Gain by rank and by length, predicted against measured, heat maps of final loss and accuracy: the paper's Figure 2."""
     from matplotlib.figure import Figure
@@ -82,11 +87,13 @@ def page_figure(view: View) -> Figure:
     return figure
 
 
+@figure("law-rank", "gain by rank, as wide as one column of print")
 def rank_figure(view: View) -> Figure | None:
     """Gain against rank, a line a length."""
     return _curve_figure(view, "rank")
 
 
+@figure("law-length", "gain by length, as wide as one column of print")
 def length_figure(view: View) -> Figure | None:
     """Gain against length, a line a rank."""
     return _curve_figure(view, "length")
@@ -298,6 +305,10 @@ def _curve_title(view: View, along: str) -> str:
     return f"Twice the {word}: gain{above} times {factor:.2f}{far}"
 
 
+@figure(
+    "law-maps",
+    "final loss, teacher-forced and free-running accuracy, bits per trainable parameter",
+)
 def maps_figure(view: View) -> Figure | None:
     """Final loss, accuracy given the true text and alone, bits per trainable parameter, over rank and length."""
     there = _measured(view)

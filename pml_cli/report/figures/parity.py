@@ -9,6 +9,7 @@ import numpy as np
 
 from pml_cli.law.observations import of_size
 from pml_cli.report.figures.law_view import View
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     COLUMN,
     GREY,
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@figure(
+    "law-predicted",
+    "predicted against measured gain, the largest ranks and longest lengths held out",
+)
 def predicted_figure(view: View) -> Figure | None:
     """Predicted against measured gain, the cells left out predicted by a fit without them."""
     if view.law is None:
@@ -149,6 +154,7 @@ def _title(view: View) -> str:
     return f"Unseen cells are off by {check.mape:.1f} %{beside}"
 
 
+@figure("law-surface", "measured gain over rank and length as colours, the law as contour lines")
 def surface_figure(view: View) -> Figure | None:
     """The gain over rank and length: measured as filled contours between the cells, the law as lines at the same levels."""
     from matplotlib import colormaps

@@ -15,6 +15,7 @@ import pandas as pd
 
 from pml_cli.analysis.survival import survival
 from pml_cli.analysis.transition import Grid, Phases
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     COLUMN,
     GREY,
@@ -43,6 +44,7 @@ BARS = 260  # of a histogram of positions
 DARK, LIGHT = ("#3d1c00", "#d98a3d"), ("#c9c3e6", "#ffffff")
 
 
+@figure("transition", "all panels of a group on one page")
 def page_figure(group: Phases) -> Figure:
     """All panels of a group."""
     from matplotlib.figure import Figure
@@ -353,6 +355,7 @@ def relative_panel(axes: Axes, group: Phases) -> None:
     )
 
 
+@figure("transition-grid", "stubborn tokens of one text by rank, at several lengths")
 def grid_figure(group: Phases) -> Figure | None:
     """The stubborn grids of one text at several lengths."""
     if not group.grids:
@@ -367,6 +370,10 @@ def grid_figure(group: Phases) -> Figure | None:
     return figure
 
 
+@figure(
+    "transition-survival",
+    "share of tokens not yet above p = 0.5 for good, by training step and rank",
+)
 def survival_figure(group: Phases) -> Figure:
     """The wait by rank at several lengths."""
     lengths = np.unique(group.crossings["target_tokens"].to_numpy())
@@ -387,7 +394,8 @@ def survival_figure(group: Phases) -> Figure:
     return figure
 
 
-def _gathering_figure(group: Phases) -> Figure:
+@figure("transition-gathering", "where in the text first failures lie")
+def gathering_figure(group: Phases) -> Figure:
     figure = column_figure(PAGE, 2.6)
     for axes, panel in zip(figure.subplots(1, 2), (position_panel, relative_panel), strict=True):
         panel(axes, group)
@@ -395,11 +403,19 @@ def _gathering_figure(group: Phases) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[Phases], Figure | None]] = {
-    "transition-recall": lambda group: _column(recall_panel, group),
-    "transition-grid": grid_figure,
-    "transition-failures": lambda group: _column(failure_panel, group),
-    "transition-gathering": _gathering_figure,
-    "transition-loss": lambda group: _column(loss_panel, group),
-    "transition-survival": survival_figure,
-}
+@figure("transition-recall", "share of tokens recalled by their final p")
+def recall_figure(group: Phases) -> Figure:
+    """Recall against p, by itself."""
+    return _column(recall_panel, group)
+
+
+@figure("transition-failures", "first failure and earliest stubborn token of each sequence")
+def failure_figure(group: Phases) -> Figure:
+    """The first failure against the earliest stubborn token, by itself."""
+    return _column(failure_panel, group)
+
+
+@figure("transition-loss", "recall of each cell by its final loss")
+def loss_figure(group: Phases) -> Figure:
+    """Recall against the final loss, by itself."""
+    return _column(loss_panel, group)
