@@ -259,9 +259,9 @@ def test_maps_hold_the_measured_values():
 def test_many_lengths_are_put_together_in_the_maps():
     lengths = np.arange(20, 2020)
     cells = pd.DataFrame({"rank": 8, "target_tokens": lengths, "final_loss": 1.0})
-    table = heatmaps.grid(cells, "final_loss")
+    table = heatmaps.cell_means(cells, "final_loss")
     assert table.shape[0] == 1 and 20 <= table.shape[1] <= 32 and (table.to_numpy() == 1).all()
-    assert heatmaps.grid(cells[:40], "final_loss").shape == (1, 40)
+    assert heatmaps.cell_means(cells[:40], "final_loss").shape == (1, 40)
 
 
 @pytest.mark.parametrize(
@@ -352,19 +352,24 @@ def test_the_same_figure_gives_the_same_bytes(bent, tmp_path):
 
 
 def test_ticks_keep_the_ends_and_do_not_touch():
-    assert style.thinned([1, 2, 4, 8, 12, 16]) == [1, 2, 4, 8, 16]
-    assert style.thinned([7]) == [7] and style.thinned([np.nan, -1]) == []
-    assert style.thinned([256, 512, 768, 1024, 1536, 2048, 3072]) == [
+    assert style.log_ticks([1, 2, 4, 8, 12, 16]) == [1, 2, 4, 8, 16]
+    assert style.log_ticks([7]) == [7] and style.log_ticks([np.nan, -1]) == []
+    assert style.log_ticks([256, 512, 768, 1024, 1536, 2048, 3072]) == [
         256,
         512,
         768,
         1536,
         3072,
     ]  # four letters are wide
-    many = style.thinned(np.arange(1, 5000))
-    assert many[0] == 1 and many[-1] == 4999 and len(many) <= style.TICKS + 1
-    assert [style.short(v) for v in (512, 4000, 12288, 1.5e6)] == ["512", "4k", "12.3k", "1.5M"]
-    assert [style.digits(v) for v in (0.6, 14, 3.14159, 123.4, 123456)] == [
+    many = style.log_ticks(np.arange(1, 5000))
+    assert many[0] == 1 and many[-1] == 4999 and len(many) <= style.MAX_LOG_TICKS + 1
+    assert [style.tick_label(v) for v in (512, 4000, 12288, 1.5e6)] == [
+        "512",
+        "4k",
+        "12.3k",
+        "1.5M",
+    ]
+    assert [style.three_digits(v) for v in (0.6, 14, 3.14159, 123.4, 123456)] == [
         "0.600",
         "14.0",
         "3.14",

@@ -21,10 +21,10 @@ from pml_cli.report.figures.style import (
     PAGE,
     PURPLE,
     column_figure,
-    digits,
     log_axis,
-    rank_label,
-    small,
+    size_label,
+    style_for_column,
+    three_digits,
 )
 from pml_cli.stats import CONFIDENCE, Array
 
@@ -61,7 +61,7 @@ def residuals_figure(view: View) -> Figure | None:
     figure = column_figure(PAGE, 2.5)
     panels = figure.subplots(1, 3, sharey=True)
     columns = (
-        (o.rank, rank_label(view.x)),
+        (o.rank, size_label(view.x)),
         (o.length, "length l, tokens"),
         (predicted, "predicted gain dL, nats per token"),
     )
@@ -73,7 +73,7 @@ def residuals_figure(view: View) -> Figure | None:
         if values is not predicted:
             log_axis(axes, values)
         axes.set_xlabel(label)
-        small(axes)
+        style_for_column(axes)
     panels[0].set(ylabel="measured above predicted, %", ylim=(-size, size))
     panels[0].yaxis.label.set_size(7.5)
     spread = 100 * view.parameters["spread"] if "spread" in view.parameters else math.nan
@@ -153,7 +153,7 @@ def profile_figure(view: View) -> Figure | None:
     panels = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
     for axes, line in zip(panels, lines, strict=True):
         _profile(axes, view, line)
-        small(axes)
+        style_for_column(axes)
     panels[0].set_ylabel("profile deviance", fontsize=7.5)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -178,7 +178,7 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
         fit.parameters[line.name],
         view.analysis.intervals.get(line.name, (math.nan, math.nan)),
     )
-    span = f" ({digits(low)} to {digits(high)})" if math.isfinite(low + high) else ""
+    span = f" ({three_digits(low)} to {three_digits(high)})" if math.isfinite(low + high) else ""
     ends = [float(line.values.min()), float(line.values.max())]
     if made is not None and made.status == OK:
         draws = made.draws[:, NATURAL.index(line.name)]
@@ -208,7 +208,7 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
     axes.set(
         ylim=(0, TOP), xlim=ends, xlabel=f"{line.name} ({of_size(MEANING[line.name], view.x)})"
     )
-    axes.set_title(f"{digits(at)}{span}")
+    axes.set_title(f"{three_digits(at)}{span}")
 
 
 @figure("comparison", "exponents of compared groups with 95 % intervals and the shared value")

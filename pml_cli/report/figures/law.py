@@ -22,12 +22,12 @@ from pml_cli.report.figures.style import (
     MANY_POINTS,
     MARKERS,
     PAGE,
+    axis_limits,
     column_figure,
-    limits,
     log_axis,
-    ordered,
-    rank_label,
-    small,
+    sequential_colours,
+    size_label,
+    style_for_column,
 )
 from pml_cli.stats import Array
 
@@ -51,7 +51,7 @@ def page_figure(view: View) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     there = _measured(view)
-    height = max(3.2, 1.3 + MAP_ROW * heatmaps.rows(there, view.x))
+    height = max(3.2, 1.3 + MAP_ROW * heatmaps.map_rows(there, view.x))
     figure = Figure(
         figsize=(12, 5.0 + height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06)
     )
@@ -121,7 +121,7 @@ def _curve_figure(view: View, along: str) -> Figure | None:
     )
     _style_legend(figure, axes, fontsize=6, columns=3)
     figure.suptitle(_curve_title(view, along), fontsize=8)
-    small(axes)
+    style_for_column(axes)
     return figure
 
 
@@ -130,9 +130,9 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     other = "length" if along == "rank" else "rank"
     points = view.points
     picked = _picked(np.unique(points[other].to_numpy(float)))
-    top = limits(points["low"].to_numpy(float), points["high"].to_numpy(float))
+    top = axis_limits(points["low"].to_numpy(float), points["high"].to_numpy(float))
     order = picked if along == "rank" else picked[::-1]
-    colours = dict(zip(picked.tolist(), ordered(len(picked)), strict=True))
+    colours = dict(zip(picked.tolist(), sequential_colours(len(picked)), strict=True))
     many = len(points) > MANY_POINTS
     for k, value in enumerate(order.tolist()):
         colour, shape = colours[value], MARKERS[k % len(MARKERS)]
@@ -180,7 +180,7 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     log_axis(axes, points[along])
     axes.set_ylim(*top)
     axes.set(
-        xlabel=rank_label(view.x) if along == "rank" else "length l, tokens",
+        xlabel=size_label(view.x) if along == "rank" else "length l, tokens",
         ylabel="gain dL, nats per token",
     )
 
@@ -314,15 +314,15 @@ def maps_figure(view: View) -> Figure | None:
     there = _measured(view)
     if there.empty:
         return None
-    figure = column_figure(PAGE, 2 * max(1.7, 0.9 + 0.17 * heatmaps.rows(there, view.x)))
+    figure = column_figure(PAGE, 2 * max(1.7, 0.9 + 0.17 * heatmaps.map_rows(there, view.x)))
     panels = figure.subplots(2, 2)
     size = 6.5 if there["target_tokens"].nunique() <= 10 else 5.5
     heatmaps.loss_map(panels[0, 0], there, view.x, size)
     heatmaps.bits_map(panels[0, 1], there, view.x, size)
-    heatmaps.accuracy_map(panels[1, 0], there, view.x, size=size)
-    heatmaps.accuracy_map(panels[1, 1], there, view.x, "free_accuracy", size=size)
+    heatmaps.accuracy_map(panels[1, 0], there, view.x, fontsize=size)
+    heatmaps.accuracy_map(panels[1, 1], there, view.x, "free_accuracy", fontsize=size)
     for axes in panels.flat:
-        small(axes, tick=0)
+        style_for_column(axes, tick_length=0)
         axes.title.set_fontsize(7.5)
     return figure
 

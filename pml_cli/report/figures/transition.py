@@ -25,10 +25,10 @@ from pml_cli.report.figures.style import (
     PAGE,
     PURPLE,
     column_figure,
-    nothing,
-    ordered,
-    short,
-    small,
+    empty_panel,
+    sequential_colours,
+    style_for_column,
+    tick_label,
 )
 from pml_cli.stats import LN2
 
@@ -61,7 +61,7 @@ def page_figure(group: Phases) -> Figure:
     if group.grids:
         grid_panel(axes, group.grids[0])
     else:
-        nothing(axes, "no run of this text")
+        empty_panel(axes, "no run of this text")
     agreement, place, share = rows[2].subplots(1, 3)
     failure_panel(agreement, group)
     position_panel(place, group)
@@ -75,7 +75,7 @@ def _column(panel: Callable[[Axes, Phases], None], group: Phases, height: float 
     figure = column_figure(COLUMN, height)
     axes = figure.subplots()
     panel(axes, group)
-    small(axes)
+    style_for_column(axes)
     _shrink(axes)
     return figure
 
@@ -166,7 +166,9 @@ def _survival(axes: Axes, crossings: pd.DataFrame) -> None:
     shown = ranks[
         np.unique(np.linspace(0, len(ranks) - 1, min(LINES, len(ranks))).round().astype(int))
     ]
-    for k, (rank, colour) in enumerate(zip(shown.tolist(), ordered(len(shown)), strict=True)):
+    for k, (rank, colour) in enumerate(
+        zip(shown.tolist(), sequential_colours(len(shown)), strict=True)
+    ):
         curve = survival(crossings[crossings["rank"] == rank])
         x = np.concatenate([[0.0], curve["step"].to_numpy(float)])
         y = 100 * np.concatenate([[1.0], curve["stubborn"].to_numpy(float)])
@@ -260,11 +262,11 @@ def failure_panel(axes: Axes, group: Phases) -> None:
     table = group.sequences.dropna(subset=["earliest_stubborn", "first_failure"])
     found = group.agreement.both
     if table.empty:
-        nothing(axes, "no sequence has a stubborn token and a failure")
+        empty_panel(axes, "no sequence has a stubborn token and a failure")
         return
     points = table.groupby(["rank", "earliest_stubborn", "first_failure"], as_index=False).size()
     ranks = np.unique(points["rank"].to_numpy())
-    colours = dict(zip(ranks.tolist(), ordered(len(ranks)), strict=True))
+    colours = dict(zip(ranks.tolist(), sequential_colours(len(ranks)), strict=True))
     size = 12 + 14 * np.log2(points["size"].to_numpy(float))
     axes.axline((0, 0), slope=1, color=GREY, lw=1, ls="--", zorder=1)
     axes.scatter(
@@ -285,7 +287,7 @@ def failure_panel(axes: Axes, group: Phases) -> None:
             for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
             if tick <= end
         ]
-        axis.set_ticks(ticks, labels=[short(tick) for tick in ticks])
+        axis.set_ticks(ticks, labels=[tick_label(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
     axes.set(
         xlabel="earliest stubborn token (the first is 1)",
@@ -313,7 +315,7 @@ def position_panel(axes: Axes, group: Phases) -> None:
     texts = group.gathering.texts
     table = group.sequences.dropna(subset=["first_failure"])
     if texts.empty:
-        nothing(axes, "too few first failures of one text")
+        empty_panel(axes, "too few first failures of one text")
         return
     top = texts.head(1).to_dict("records")[0]
     mine = table[
@@ -341,7 +343,7 @@ def relative_panel(axes: Axes, group: Phases) -> None:
     """Where first failures lie as a share of the length, over all texts."""
     table = group.sequences.dropna(subset=["first_failure"])
     if table.empty:
-        nothing(axes, "no first failure: everything is recalled")
+        empty_panel(axes, "no first failure: everything is recalled")
         return
     share = 100 * table["first_failure"].to_numpy(float) / table["length"].to_numpy(float)
     counts, edges = np.histogram(share, bins=20, range=(0, 100))
@@ -366,7 +368,7 @@ def grid_figure(group: Phases) -> Figure | None:
         panels.tolist(), sorted(group.grids, key=lambda grid: grid.length), strict=True
     ):
         grid_panel(axes, grid, size=6.5)
-        small(axes)
+        style_for_column(axes)
     return figure
 
 
@@ -389,7 +391,7 @@ def survival_figure(group: Phases) -> Figure:
     for axes, length in zip(panels.tolist(), shown.tolist(), strict=False):
         _survival(axes, group.crossings[group.crossings["target_tokens"] == length])
         axes.set_title(f"{length} tokens")
-        small(axes)
+        style_for_column(axes)
         _shrink(axes)
     return figure
 
@@ -399,7 +401,7 @@ def gathering_figure(group: Phases) -> Figure:
     figure = column_figure(PAGE, 2.6)
     for axes, panel in zip(figure.subplots(1, 2), (position_panel, relative_panel), strict=True):
         panel(axes, group)
-        small(axes)
+        style_for_column(axes)
     return figure
 
 
