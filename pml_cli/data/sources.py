@@ -28,7 +28,7 @@ from pml_cli.config.schema import (
     TextData,
 )
 from pml_cli.data import python_docs, synthetic_facts
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, first_line
 from pml_cli.model.dims import model_dims
 from pml_cli.model.files import locate
 from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
@@ -297,7 +297,7 @@ def _dataset_text(data: HfData) -> str:
     try:
         table = datasets.load_dataset(data.path, data.name, split=data.split)
     except Exception as error:  # many types; the first line says what is wrong
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise UserError(f"data.path={data.path}: {first}") from error
     if data.column not in table.column_names:
         raise UserError(

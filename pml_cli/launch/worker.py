@@ -17,7 +17,7 @@ import torch
 from pml_cli.config.compose import to_yaml
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import tokens_hash
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, first_line
 from pml_cli.evaluation.result import controls, environment, recalled, result_of
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.packing import Pack, sparing
@@ -127,7 +127,7 @@ class Worker:
             raise
         except Exception as error:
             self._check_device(error)
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             fault = reason, traceback.format_exc(), out_of_memory(error)
         if fault is None:
             return True
@@ -268,7 +268,7 @@ class Worker:
             torch.cuda.synchronize(self._device)
         except Exception as dead:
             raise UserError(
-                f"{self._device}: the GPU no longer answers ({(str(error).splitlines() or [''])[0]})"
+                f"{self._device}: the GPU no longer answers ({first_line(error)})"
             ) from dead
 
     def _path(self, attempt: _Attempt) -> Path:
@@ -350,7 +350,7 @@ def _blaming_the_model() -> Iterator[None]:
             error.__cause__, OSError
         ):  # files that this machine may lack alone: others are to try
             raise
-        raise _UnusableError("; ".join(str(error).splitlines())) from error
+        raise _UnusableError("; ".join(error.faults)) from error
 
 
 def check_places(packs: Sequence[Pack], here: bool) -> None:
@@ -382,7 +382,7 @@ def check_places(packs: Sequence[Pack], here: bool) -> None:
         except UserError as error:
             faults[str(error)] = None
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(*faults)
 
 
 def device_label(device: torch.device) -> str:

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from pml_cli.config.schema import TINY, Model
-from pml_cli.errors import UserError, first_line
+from pml_cli.errors import UserError, and_n_more, first_line
 from pml_cli.model.device import out_of_memory, pick_device
 from pml_cli.model.dims import is_streamed, model_dims
 from pml_cli.model.split_model import SplitModel, find_layers
@@ -58,10 +58,8 @@ def load_model(settings: Model) -> SplitModel:
 def _check_whole(settings: Model, told: dict[str, Any]) -> None:
     """Refuse a model of whose weights transformers has drawn some at random: the files lack them, or have other shapes."""
     if missing := sorted(told["missing_keys"]):
-        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-        raise UserError(
-            f"model.path={settings.path}: its weights have no {', '.join(missing[:LISTED])}{more}"
-        )
+        names = ", ".join(and_n_more(missing, LISTED))
+        raise UserError(f"model.path={settings.path}: its weights have no {names}")
     for name, found, wanted in sorted(told["mismatched_keys"]):
         shapes = f"{tuple(found)} in its weights, {tuple(wanted)} by its config.json"
         raise UserError(f"model.path={settings.path}: {name} is {shapes}")

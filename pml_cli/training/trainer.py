@@ -23,10 +23,11 @@ from pml_cli.data.sources import Sample
 from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
+from pml_cli.stats import LN2
 from pml_cli.training.batches import Batch, Layout, PackData, SampleOrder
 from pml_cli.training.losses import Tokens, Weighted, fresh_state, weigh
 from pml_cli.training.optimizer import AdamW, clip_grad_norm_
-from pml_cli.training.scores import HALF, Scores
+from pml_cli.training.scores import Scores
 
 RUNAWAY = 1e9  # adapter weights beyond this overflow the squares in the norms: a dead model of finite loss
 TINY = 1e-30  # in place of a sum of weights that is 0
@@ -385,7 +386,7 @@ class Trainer:
     def _note_curve(self, tokens: Tokens, weighted: Weighted, norm_K: Tensor, lr_K: Tensor) -> None:
         """Kept on the device until the next logged step: no wait for the device within."""
         nll_KS, mask_KS = tokens.nll.detach(), tokens.mask
-        count, above = mask_KS.sum(1), (nll_KS < HALF) * mask_KS
+        count, above = mask_KS.sum(1), (nll_KS < LN2) * mask_KS
         spent = [
             (part * above).sum(1) / part.sum(1).clamp(min=TINY)
             for part in (weighted.weight, weighted.pull)
