@@ -30,7 +30,7 @@ from pml_cli.analysis.survival import survival
 from pml_cli.analysis.transition import Phases, group_dict, precision
 from pml_cli.config.schema import Transition
 from pml_cli.errors import UserError
-from pml_cli.law.power_law import plain
+from pml_cli.io import finite_or_none
 
 FORMAT = 1  # of transition.json
 CELLS = (
@@ -90,7 +90,7 @@ def write(
 def _content(groups: list[Phases], left_out: Sequence[dict[str, str]]) -> dict[str, Any]:
     cells = pd.concat([group.cells for group in groups])
     dtypes = [
-        {str(k): plain(v) if isinstance(v, float) else v for k, v in row.items()}
+        {str(k): finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()}
         for row in precision(cells).to_dict("records")
     ]
     return {
