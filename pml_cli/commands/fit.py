@@ -32,7 +32,7 @@ from pml_cli.law.model_selection import FORMS
 from pml_cli.law.observations import SIZES, Observations, of_size
 from pml_cli.law.recall_law import DRAWS, fit_recall
 from pml_cli.report import law_folder
-from pml_cli.report.progress import DrawsDisplay
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import law as law_report
 from pml_cli.report.tables import results
 from pml_cli.runs import folder as records
@@ -139,7 +139,7 @@ def _compared(
     names = names_by([group.key for group in groups], by)
     cells = dict(zip(names, (group.observed for group in groups), strict=True))
     forms = [form for form in FORMS if form.link != "none"]
-    with DrawsDisplay(console) as display:
+    with CountDisplay(console, "fitting", "bootstrap draws") as display:
         return compare(
             cells,
             forms,
@@ -206,7 +206,7 @@ def audit(runs: pd.DataFrame, saturated_below: float, size: str = "rank") -> pd.
 def _fit_shown(
     key: dict[str, Any], cells: pd.DataFrame, settings: Fit, console: Console
 ) -> GroupFit:
-    with DrawsDisplay(console) as display:
+    with CountDisplay(console, "fitting", "bootstrap draws") as display:
         return fit_group(
             key, cells, settings.saturated_below, settings.draws, display.show, x=settings.x
         )
