@@ -15,11 +15,8 @@ from pml_cli.config.schema import (
     NAME,
     SCHEDULES,
     Adapter,
-    Data,
     Fit,
-    HfData,
     InlineLaunch,
-    JsonlData,
     Lasting,
     Launch,
     LinearAdapter,
@@ -28,15 +25,11 @@ from pml_cli.config.schema import (
     MemftMarginLoss,
     MemftOtLoss,
     MemftSwLoss,
-    MixedData,
     Model,
-    PhonebookData,
     Predict,
     Report,
-    RuleData,
     Run,
     SlurmLaunch,
-    TextData,
     Train,
     Transition,
 )
@@ -52,11 +45,9 @@ def problems(run: Run) -> list[str]:
         ("rank", run.rank, run.rank >= 1, "at least 1"),
         ("seqlen", run.seqlen, run.seqlen >= 1, "at least 1"),
         ("seed", run.seed, 0 <= run.seed < 2**62, seeds),
-        ("data.seed", run.data.seed, 0 <= run.data.seed < 2**62, seeds),
         *_model(run.model),
         *_adapter(run.adapter),
         *_train(run.train),
-        *_data(run.data),
         *_loss(run.loss),
     ]
     declared = [
@@ -64,7 +55,7 @@ def problems(run: Run) -> list[str]:
         for group in ("model", "adapter", "train", "data", "loss")
         for line in declared_faults(getattr(run, group), f"{group}.")
     ]
-    return [*_faults(checks), *declared, *_missing_file(run.data)]
+    return [*_faults(checks), *declared]
 
 
 def launch_problems(launch: Launch) -> list[str]:
@@ -223,24 +214,6 @@ def _train(train: Train) -> Iterator[Check]:
 
 def _rising(epochs: list[int]) -> bool:
     return all(epoch >= 1 for epoch in epochs) and all(a < b for a, b in itertools.pairwise(epochs))
-
-
-def _data(data: Data) -> Iterator[Check]:
-    if isinstance(data, MixedData):
-        yield "data.random_share", data.random_share, 0 <= data.random_share <= 1, "from 0 to 1"
-    if isinstance(data, PhonebookData):
-        yield "data.digits", data.digits, 1 <= data.digits <= 18, "from 1 to 18"
-    if isinstance(data, RuleData):
-        yield "data.maximum", data.maximum, 1 <= data.maximum <= 2000, "from 1 to 2000"
-        yield "data.test_samples", data.test_samples, data.test_samples >= 0, "at least 0"
-    if isinstance(data, JsonlData | HfData):
-        yield "data.path", data.path, bool(data.path), f"given with data={data.source}"
-
-
-def _missing_file(data: Data) -> list[str]:
-    if isinstance(data, TextData | JsonlData) and data.path and not Path(data.path).is_file():
-        return [f"data.path={data.path}: no such file"]
-    return []
 
 
 def _loss(loss: Loss) -> Iterator[Check]:

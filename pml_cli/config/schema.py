@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from pml_cli.config import registry
 from pml_cli.config.registry import register
 from pml_cli.config.setting import Settings, setting
 
@@ -26,9 +27,7 @@ __all__ = [
     "Adapter",
     "Data",
     "Fit",
-    "HfData",
     "InlineLaunch",
-    "JsonlData",
     "Lasting",
     "Launch",
     "LinearAdapter",
@@ -37,20 +36,15 @@ __all__ = [
     "MemftMarginLoss",
     "MemftOtLoss",
     "MemftSwLoss",
-    "MixedData",
     "MlpBlockAdapter",
     "Model",
-    "PhonebookData",
     "Predict",
-    "RandomData",
     "Report",
     "Request",
-    "RuleData",
     "Run",
     "Settings",
     "SftLoss",
     "SlurmLaunch",
-    "TextData",
     "Train",
     "Transition",
     "setting",
@@ -94,84 +88,52 @@ class Model(Settings):
     trust_remote_code: bool = False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Data(Settings):
-    """Common to all sources. What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence."""
+    """Common to all sources; each is a file of `pml_cli/data/sources`.
+
+    What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence.
+    """
 
     source: str = ""
-    seed: int = 0  # which sequence to draw from the source
-    chat: bool = (
-        False  # put the prompt through the tokenizer's chat template, with an empty system prompt
+    seed: int = setting(
+        0,
+        help="which sequence to draw from the source",
+        minimum=0,
+        below=2**62,
+        allowed="from 0 to 2^62",
+    )
+    chat: bool = setting(
+        False, help="put the prompt through the chat template, with an empty system prompt"
     )
 
+    @property
+    def label(self) -> str:
+        """The source in tables and figures, with the name of its file where it has one."""
+        path = getattr(self, "path", None)
+        return f"{self.source}:{Path(path).stem}" if path else self.source
 
-@register("data", "random")
-@dataclass
-class RandomData(Data):
-    """Uniform random tokens of the vocabulary (special tokens left out)."""
+    def id_fields(self) -> dict[str, Any]:
+        """Values that count for the run id beside the settings that differ from their defaults.
 
-    source: str = "random"
-    prompt: str = ""  # text before the target; without one, only the begin-of-text token
+        A changed `path` always counts by the content of its file.
+        """
+        return {}
 
+    def open(self, model: Model) -> Any:
+        """Open the source for the vocabulary of a model.
 
-@register("data", "text")
-@dataclass
-class TextData(Data):
-    """Running text: a UTF-8 file, or the documentation inside Python that the tiny model has not seen."""
+        Returns:
+            A `pml_cli.data.source.Source`.
 
-    source: str = "text"
-    path: str | None = None
-    prompt: str = ""
+        Raises:
+            UserError: a file that is missing or malformed, or a model without a tokenizer.
+        """
+        raise NotImplementedError
 
-
-@register("data", "mixed")
-@dataclass
-class MixedData(TextData):
-    """Running text in which a share of the tokens is replaced by uniform random ones."""
-
-    source: str = "mixed"
-    random_share: float = 0.4
-
-
-@register("data", "phonebook")
-@dataclass
-class PhonebookData(Data):
-    """Generated names and ten-digit numbers, one sample an entry."""
-
-    source: str = "phonebook"
-    digits: int = 10
-
-
-@register("data", "rule")
-@dataclass
-class RuleData(Data):
-    """f(x, y) = 3x + 5y + 7: samples to learn, and unseen pairs that test whether the rule was found."""
-
-    source: str = "rule"
-    maximum: int = 99  # x and y are drawn from 0..maximum
-    test_samples: int = 200
-
-
-@register("data", "jsonl")
-@dataclass
-class JsonlData(Data):
-    """A JSON-lines file with the fields question/matching (long texts) or query/target (short facts)."""
-
-    source: str = "jsonl"
-    path: str = ""
-
-
-@register("data", "hf")
-@dataclass
-class HfData(Data):
-    """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
-
-    source: str = "hf"
-    path: str = ""  # hub id or local folder
-    name: str | None = None  # configuration of the dataset
-    split: str = "train"
-    column: str = "text"
-    prompt: str = ""
+    def overlapping(self) -> list[Data]:
+        """Other sources whose tokens a target of this one contains in part."""
+        return []
 
 
 @dataclass
@@ -340,6 +302,11 @@ class SlurmLaunch(Launch):
     extra: dict[str, Any] = field(default_factory=dict)  # any other sbatch option, {mail-type: END}
 
 
+def _default_data() -> Data:
+    source: Data = registry.declared("data")["random"]()
+    return source
+
+
 @dataclass
 class Run(Settings):
     """One cell: one adapter of one rank, trained to remember seqlen target tokens."""
@@ -348,7 +315,7 @@ class Run(Settings):
     seqlen: int = 128
     seed: int = 0  # of the adapter's initial weights, dropout and sample order
     model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=RandomData)
+    data: Data = field(default_factory=_default_data)
     adapter: Adapter = field(default_factory=MlpBlockAdapter)
     loss: Loss = field(default_factory=SftLoss)
     train: Train = field(default_factory=Train)

@@ -19,11 +19,11 @@ from pml_cli.config.schema import (
     MemftMarginLoss,
     MemftOtLoss,
     MemftSwLoss,
-    MixedData,
-    RandomData,
     Run,
     SftLoss,
 )
+from pml_cli.data.sources.mixed import MixedData
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 
 OPTIONS = [(group, option) for group in GROUPS for option in option_files.options(group)]
@@ -422,7 +422,7 @@ def test_a_user_s_folder_adds_options_and_wins(user_conf):
         ("source: mixed\n_target_: os.system\n", "no such key"),
         ("source: [\n", "mine"),
         ("- a\n", "mine"),
-        ("source: mixed\nrandom_share: 2\n", "data.random_share=2.0: must be from 0 to 1"),
+        ("source: mixed\nrandom_share: 2\n", "data.random_share=2: must be from 0 to 1"),
     ],
 )
 def test_faults_of_a_user_s_option(user_conf, text, expected):
