@@ -22,7 +22,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.law import capacity, power_law
 from pml_cli.law.analysis import Analysis, analyse

@@ -13,7 +13,7 @@ from rich.console import Console
 from support.planted_laws import LENGTHS, RANKS, grid, result, several_texts, write
 
 from pml_cli.commands import fit
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError
 from pml_cli.report.figures import probe, style
 from pml_cli.report.tables import results

@@ -20,12 +20,12 @@ def trained(base, *asked):
     cells = []
     for rank, seqlen, data, steps in asked:
         run = Run(
-            rank,
-            seqlen,
-            1,
-            base.settings,
-            data,
-            MlpBlockAdapter(),
+            rank=rank,
+            seqlen=seqlen,
+            seed=1,
+            model=base.settings,
+            data=data,
+            adapter=MlpBlockAdapter(),
             train=Train(steps=steps, log_every=1000, lr=1e-2),
         )
         cells.append(Cell(run, source_of(run).take(seqlen)))

@@ -477,7 +477,7 @@ def test_a_small_law_grid_is_what_the_plain_loop_gives(
     base = double_base if precise else tiny_base
     train = Train(steps=steps, lr=5e-2 if precise else 2e-2)
     runs = [
-        Run(rank, n, model=base.settings, loss=loss, train=train)
+        Run(rank=rank, seqlen=n, model=base.settings, loss=loss, train=train)
         for rank in (1, 6)
         for n in (9, 16, 40)
     ]
