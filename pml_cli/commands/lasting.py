@@ -26,7 +26,7 @@ from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import atomic_write
-from pml_cli.report.progress import DrawsDisplay
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import lasting as lasting_report
 from pml_cli.runs import folder as records
 from pml_cli.runs.folder import RunFolder
@@ -179,7 +179,7 @@ def _measure(
 
     records.report_folder(out)
     by_id, first = {one.row["id"]: one for one in waiting}, len(known)
-    with DrawsDisplay(console, "measuring", "runs") as display:
+    with CountDisplay(console, "measuring", "runs") as display:
         display.show(0, len(waiting))
 
         def told(done: list[tuple[EvalRun, dict[str, Any]]]) -> None:

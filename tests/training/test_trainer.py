@@ -431,8 +431,12 @@ def plain_loop(base, run, samples):
     (sample,) = samples
     ids = torch.tensor([[*sample.prompt, *sample.target]])
     start = len(sample.prompt) - 1
-    bank = AdapterBank(
-        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    bank = AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
     ).requires_grad_()
     optimizer = torch.optim.AdamW(
         bank.parameters(), lr=run.train.lr, weight_decay=run.train.weight_decay
