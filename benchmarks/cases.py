@@ -57,7 +57,12 @@ def changed(base: Model, train: Train, words: Iterable[str]) -> tuple[Model, Tra
 
 def cells(base: Model, ranks: Sequence[int], seqlen: int, train: Train) -> list[CellPlan]:
     """One cell of random tokens for each rank."""
-    return check([Run(rank, seqlen, model=base, data=RandomData(), train=train) for rank in ranks])
+    return check(
+        [
+            Run(rank=rank, seqlen=seqlen, model=base, data=RandomData(), train=train)
+            for rank in ranks
+        ]
+    )
 
 
 def write_random(base: Model, folder: Path, device: str) -> Model:

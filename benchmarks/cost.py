@@ -177,7 +177,8 @@ def timed(
     """One pack: the least time of a step over the repeats, and the peak of a short training. Equal ranks differ in seed."""
     train = Train(steps=WARM + STEPS + 1, log_every=STEPS, decode=False)
     runs = [
-        Run(rank, length, seed, base, RandomData(), train=train) for seed, rank in enumerate(ranks)
+        Run(rank=rank, seqlen=length, seed=seed, model=base, data=RandomData(), train=train)
+        for seed, rank in enumerate(ranks)
     ]
     pack, loaded = Pack(check(runs)), load_model(base)
     seconds = min(pml(loaded, pack, {}) for _ in range(asked.repeats)) / STEPS
@@ -259,7 +260,15 @@ def grid(asked: argparse.Namespace) -> list[str]:
         MlpBlockAdapter(dropout=sweep["adapter.dropout"]),
     )
     runs = [
-        Run(r, n, sweep["seed"], base, RandomData(), adapter, train=train)
+        Run(
+            rank=r,
+            seqlen=n,
+            seed=sweep["seed"],
+            model=base,
+            data=RandomData(),
+            adapter=adapter,
+            train=train,
+        )
         for r in sweep["rank"]
         for n in sweep["seqlen"]
     ]

@@ -38,9 +38,11 @@ def both_passes(folder: Path, bases: dict):
     if str(model) not in bases:
         bases[str(model)] = load_model(model)
     base = bases[str(model)]
-    bank = AdapterBank(base.sites(kind), [run["rank"]], [0], kind, base.adapter_dtype)
+    bank = AdapterBank.initial(
+        base.sites(kind), kind, ranks=[run["rank"]], seeds=[0], dtype=base.adapter_dtype
+    )
     bank.load(0, folder / "adapter")
-    bank = bank.only([0])
+    bank = bank.select([0])
     nll, argmax, ids = [[], []], [[], []], []
     for sample in data.open(model).take(run["seqlen"]):
         whole = torch.tensor([[*sample.prompt, *sample.target]])

@@ -49,7 +49,7 @@ def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]
         "seqlen": run.seqlen,
         "target_tokens": tokens,
         "samples": len(planned.samples),
-        "trainable_parameters": cell.adapter.count(0),
+        "trainable_parameters": cell.adapter.parameter_count(0),
         "seed": run.seed,
         "base_loss": base_loss,
         **summary,

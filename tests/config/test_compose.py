@@ -13,8 +13,8 @@ from pml_cli.config.compose import describe, load, load_report, to_yaml
 from pml_cli.config.grid import MAX_CELLS
 from pml_cli.config.load import option_settings
 from pml_cli.config.registry import GROUPS
+from pml_cli.config.reports import Fit
 from pml_cli.config.schema import (
-    Fit,
     LinearAdapter,
     MemftMarginLoss,
     MemftOtLoss,
@@ -235,7 +235,7 @@ def test_describe_counts_the_cells():
 def test_fit_settings():
     assert load_report("fit", []) == Fit()
     assert load_report("fit", ["saturated_below=0.5", "figures=false", "out='a b'"]) == Fit(
-        0.5, "a b", False
+        saturated_below=0.5, out="a b", figures=False
     )
 
 

@@ -20,10 +20,16 @@ class HfData(Data):
     """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
 
     source: str = "hf"
-    path: str = setting("", help="hub id or local folder", required=True, path="any")
+    path: str = setting(
+        "",
+        help="hub id or local folder of the dataset",
+        required=True,
+        allowed="given with data=hf",
+        path="any",
+    )
     name: str | None = setting(None, help="configuration of the dataset")
     split: str = setting("train", help="split of the dataset")
-    column: str = setting("text", help="column with the text")
+    column: str = setting("text", help="column that holds the text")
     prompt: str = setting("", help="text before the target")
 
     def open(self, model: Model) -> Source:

@@ -29,7 +29,13 @@ class JsonlData(Data):
     """A JSON-lines file with question/matching (long texts) or query/target (short facts)."""
 
     source: str = "jsonl"
-    path: str = setting("", help="JSON-lines file", required=True, path="existing file")
+    path: str = setting(
+        "",
+        help="JSON-lines file",
+        required=True,
+        allowed="given with data=jsonl",
+        path="existing file",
+    )
 
     def open(self, model: Model) -> Source:
         """Open the file in its own order, or in one drawn by the seed where that is not 0.

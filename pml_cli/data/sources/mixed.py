@@ -26,7 +26,7 @@ class MixedData(TextData):
 
     source: str = "mixed"
     random_share: float = setting(
-        0.4, help="proportion of the tokens that are random", minimum=0, maximum=1
+        0.4, help="share of the tokens that is random", minimum=0, maximum=1
     )
 
     @property

@@ -27,7 +27,7 @@ class RandomData(Data):
 
     source: str = "random"
     prompt: str = setting(
-        "", help="text before the target", special={"": "only the begin-of-text token"}
+        "", help="text before the target", special={"''": "only the begin-of-text token"}
     )
 
     def open(self, model: Model) -> Source:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 @register("data", "rule")
 @dataclass(kw_only=True)
 class RuleData(Data):
-    """f(x, y) = 3x + 5y + 7: pairs to learn, and unseen pairs that test whether the rule was found."""
+    """f(x, y) = 3x + 5y + 7: pairs to learn, and held-out pairs that test whether the rule was learned."""
 
     source: str = "rule"
-    maximum: int = setting(99, help="largest x and y", minimum=1, maximum=2000)
-    test_samples: int = setting(200, help="pairs that are never trained on", minimum=0)
+    maximum: int = setting(99, help="x and y are drawn from 0 to this", minimum=1, maximum=2000)
+    test_samples: int = setting(200, help="held-out pairs", minimum=0)
 
     def open(self, model: Model) -> Source:
         from pml_cli.data import synthetic_facts

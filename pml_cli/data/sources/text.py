@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 @register("data", "text")
 @dataclass(kw_only=True)
 class TextData(Data):
-    """Running text: a UTF-8 file, or the documentation inside Python."""
+    """Running text: a UTF-8 file, or the documentation of Python that the tiny model has not seen."""
 
     source: str = "text"
     path: str | None = setting(
         None,
-        help="UTF-8 text file",
-        special={None: "documentation that the tiny model has not seen"},
+        help="UTF-8 file",
         path="existing file",
+        special={None: "Python's documentation"},
     )
     prompt: str = setting("", help="text before the target")
 
