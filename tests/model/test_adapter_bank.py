@@ -9,8 +9,9 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, RandomData, Run, Train
-from pml_cli.data.sources import Sample
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.source import Sample
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.model.adapter_bank import AdapterBank, Dropout, Site, stack
 from pml_cli.model.loading import load_model
@@ -206,7 +207,18 @@ def test_training_is_that_of_peft_and_torch(model_folder, family, kind):
                 assert parameter.dtype == torch.float64
                 parameter.copy_(start.A[site][0].T)
     train = Train(steps=steps, lr=1e-2, schedule="constant", weight_decay=0.1, clip=1.0)
-    cell = Cell(Run(rank, 12, 7, base.settings, RandomData(), adapter, train=train), SAMPLES)
+    cell = Cell(
+        Run(
+            rank=rank,
+            seqlen=12,
+            seed=7,
+            model=base.settings,
+            data=RandomData(),
+            adapter=adapter,
+            train=train,
+        ),
+        SAMPLES,
+    )
     train_pack(base, [cell])
     trainable = [p for p in theirs.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-2, weight_decay=0.1)

@@ -14,14 +14,14 @@ from pml_cli.config.schema import (
     MemftOtLoss,
     MemftSwLoss,
     MlpBlockAdapter,
-    PhonebookData,
-    RandomData,
     Run,
     SftLoss,
-    TextData,
     Train,
 )
 from pml_cli.data.opened import source_of
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.training.scores import summarise
@@ -481,7 +481,7 @@ def test_a_small_law_grid_is_what_the_plain_loop_gives(
     base = double_base if precise else tiny_base
     train = Train(steps=steps, lr=5e-2 if precise else 2e-2)
     runs = [
-        Run(rank, n, model=base.settings, loss=loss, train=train)
+        Run(rank=rank, seqlen=n, model=base.settings, loss=loss, train=train)
         for rank in (1, 6)
         for n in (9, 16, 40)
     ]
