@@ -154,7 +154,7 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
 
 
 def test_the_constants_are_those_of_the_engine():
-    assert inspect.signature(head.token_nll).parameters["chunk"].default == cost_model.CHUNK
+    assert inspect.signature(head.token_nll).parameters["chunk"].default == cost_model.HEAD_CHUNK
     assert engine.EVALUATION_TOKENS == cost_model.EVALUATION_TOKENS
 
 
