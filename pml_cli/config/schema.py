@@ -212,6 +212,10 @@ class Loss(Settings):
 
     kind: str = ""
 
+    def id_fields(self) -> dict[str, Any]:
+        """Settings that count for the run id also at their defaults."""
+        return {}
+
 
 @register("loss", "sft")
 @dataclass(kw_only=True)
@@ -320,6 +324,10 @@ class MemftMarginLoss(Loss):
         # A target of 0 would stay 0 however often it is multiplied.
         if self.margin == 0 and self.growth != 1:
             yield "margin=0: must be above 0 (logits), or 0 with loss.growth=1"
+
+    def id_fields(self) -> dict[str, Any]:
+        """The defaults of these have changed once: runs with the earlier ones must keep ids of their own."""
+        return {"margin": self.margin, "growth": self.growth}
 
 
 @register("train")
