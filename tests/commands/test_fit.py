@@ -169,8 +169,8 @@ def test_nothing_to_read_or_nowhere_to_write(tmp_path):
 def test_fit_never_imports_torch(tmp_path):
     write(tmp_path, *grid())
     code = (
-        "import sys; from pathlib import Path; from rich.console import Console; from pml_cli import config; from pml_cli.commands import fit;"
-        f"fit.run([Path({str(tmp_path)!r})], config.Fit(), Console());"
+        "import sys; from pathlib import Path; from rich.console import Console; from pml_cli.config.reports import Fit; from pml_cli.commands import fit;"
+        f"fit.run([Path({str(tmp_path)!r})], Fit(), Console());"
         "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
