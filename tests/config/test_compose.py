@@ -507,7 +507,7 @@ def test_hydra_s_internals_are_where_we_look_for_them(tmp_path):
     assert {"task_name", "config_search_path"} <= set(parameters)
     search_path = create_config_search_path(str(tmp_path))
     search_path.prepend(provider="user", path=f"file://{tmp_path}")
-    assert [entry.provider for entry in search_path.get_path()][0] == "user"
+    assert search_path.get_path()[0].provider == "user"
 
 
 def test_config_dir_must_exist(tmp_path):
