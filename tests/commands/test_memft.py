@@ -13,7 +13,7 @@ from support.planted_recall import planted as recalled
 from pml_cli.analysis.paired import BEST, EQUAL, MEASURES, UNEQUAL, compare, methods, sign_flips
 from pml_cli.analysis.rank_thresholds import rank_table
 from pml_cli.commands import memft
-from pml_cli.config.compose import load
+from pml_cli.config.request import load
 from pml_cli.errors import UserError
 from pml_cli.report.figures.memft import BOUND, accuracy_figure, rank_figure
 
