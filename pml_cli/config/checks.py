@@ -24,10 +24,6 @@ from pml_cli.config.schema import (
     Launch,
     LinearAdapter,
     LocalLaunch,
-    Loss,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
     MixedData,
     Model,
     PhonebookData,
@@ -57,7 +53,6 @@ def problems(run: Run) -> list[str]:
         *_adapter(run.adapter),
         *_train(run.train),
         *_data(run.data),
-        *_loss(run.loss),
     ]
     declared = [
         line
@@ -241,29 +236,6 @@ def _missing_file(data: Data) -> list[str]:
     if isinstance(data, TextData | JsonlData) and data.path and not Path(data.path).is_file():
         return [f"data.path={data.path}: no such file"]
     return []
-
-
-def _loss(loss: Loss) -> Iterator[Check]:
-    if isinstance(loss, MemftOtLoss | MemftSwLoss):
-        yield "loss.threshold", loss.threshold, 0 < loss.threshold < math.inf, "above 0 (nats)"
-    if isinstance(loss, MemftOtLoss):
-        yield "loss.when_done", loss.when_done, loss.when_done in ("mean", "zero"), "mean or zero"
-    if isinstance(loss, MemftSwLoss):
-        yield "loss.kappa", loss.kappa, 0 < loss.kappa < math.inf, "above 0 (per nat)"
-        yield "loss.tau", loss.tau, 0 < loss.tau < math.inf, "above 0 (tokens)"
-        yield "loss.window", loss.window, loss.window >= 1, "at least 1 (tokens)"
-        yield "loss.floor", loss.floor, 0 <= loss.floor <= 1, "from 0 to 1"
-        yield "loss.patience", loss.patience, loss.patience >= 1, "at least 1 (steps)"
-    if isinstance(loss, MemftMarginLoss):
-        can_grow = 0 < loss.margin < math.inf or (loss.margin == 0 and loss.growth == 1)
-        yield "loss.margin", loss.margin, can_grow, "above 0 (logits), or 0 with loss.growth=1"
-        yield (
-            "loss.growth",
-            loss.growth,
-            1 <= loss.growth < math.inf,
-            "at least 1 (1: the aim stays)",
-        )
-        yield "loss.switch", loss.switch, 0 <= loss.switch <= 1, "from 0 to 1"
 
 
 def _slurm(launch: SlurmLaunch) -> Iterator[Check]:

@@ -6,12 +6,12 @@ Each setting is declared once, here: name, type, default, meaning. YAML files an
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
+from pml_cli.config import registry
 from pml_cli.config.registry import register
 from pml_cli.config.setting import Settings, setting
 
@@ -34,9 +34,6 @@ __all__ = [
     "LinearAdapter",
     "LocalLaunch",
     "Loss",
-    "MemftMarginLoss",
-    "MemftOtLoss",
-    "MemftSwLoss",
     "MixedData",
     "MlpBlockAdapter",
     "Model",
@@ -48,7 +45,6 @@ __all__ = [
     "RuleData",
     "Run",
     "Settings",
-    "SftLoss",
     "SlurmLaunch",
     "TextData",
     "Train",
@@ -203,67 +199,12 @@ class LinearAdapter(Adapter):
 
 @dataclass
 class Loss(Settings):
+    """Common to all losses."""
+
+    # Settings that enter the run id also at their defaults.
+    always_in_run_id: ClassVar[tuple[str, ...]] = ()
+
     kind: str = ""
-
-
-@register("loss", "sft")
-@dataclass
-class SftLoss(Loss):
-    """Mean cross-entropy over the target tokens."""
-
-    kind: str = "sft"
-
-
-@register("loss", "memft_ot")
-@dataclass
-class MemftOtLoss(Loss):
-    """MemFT, only-threshold: cross-entropy over the tokens whose nll is still above the threshold."""
-
-    kind: str = "memft_ot"
-    threshold: float = math.log(2)  # nats; ln 2 is p = 0.5
-    when_done: str = (
-        "mean"  # when no token is above it: mean (plain loss, as released) or zero (no update)
-    )
-
-
-@register("loss", "memft_sw")
-@dataclass
-class MemftSwLoss(Loss):
-    """MemFT, spatial window: weights rise smoothly around the threshold, and reach a window beyond a sample's first error.
-
-    Where a sample's first error has stayed for `patience` of its steps, the window grows by half of itself a step, up to
-    four times; it is reset when that error moves. Defaults: the paper's; loss=memft_sw_axolotl: Axolotl's.
-    """
-
-    kind: str = "memft_sw"
-    threshold: float = math.log(2)  # nats
-    kappa: float = 10.0  # steepness of the sigmoid around the threshold, per nat
-    tau: float = 20.0  # tokens beyond the first error after which the weight has fallen to 1/e
-    window: int = 50  # tokens from the first error on
-    floor: float = 0.01  # factor beyond the window
-    patience: int = 3  # steps that the first error may stay where it is
-
-
-@register("loss", "memft_margin")
-@dataclass
-class MemftMarginLoss(Loss):
-    """Ours: cross-entropy where the logit margin falls short of an aim, later the shortfall itself (a hinge).
-
-    Both are means over the tokens that fall short. The aim is `margin` until every token of the cell seen so far, when last
-    seen, wins by it; then it is the next of margin x growth, margin x growth^2, ... that some token still falls short
-    of. So what capacity is left makes recall safer. For many short facts switch=1 is better (loss=memft_margin_facts): the
-    hinge presses one rival of a token, another sample brings up the next. With growth=1 margins settle at `margin`:
-    train.stop=recalled then needs a train.stop_margin below it.
-    """
-
-    kind: str = "memft_margin"
-    margin: float = 0.1  # logits by which the target must win; recall is exactly a margin above 0
-    growth: float = (
-        1.5  # how many times as much is aimed at once every token wins; 1: no more than `margin`
-    )
-    switch: float = (
-        0.5  # share of the steps after which the hinge takes over; 1: never, 0: from the start
-    )
 
 
 @register("train")
@@ -340,6 +281,11 @@ class SlurmLaunch(Launch):
     extra: dict[str, Any] = field(default_factory=dict)  # any other sbatch option, {mail-type: END}
 
 
+def _default_option(group: str, name: str) -> Any:
+    # Looked up only when a run is made: these classes are declared above this module.
+    return registry.declared(group)[name]()
+
+
 @dataclass
 class Run(Settings):
     """One cell: one adapter of one rank, trained to remember seqlen target tokens."""
@@ -350,7 +296,7 @@ class Run(Settings):
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=RandomData)
     adapter: Adapter = field(default_factory=MlpBlockAdapter)
-    loss: Loss = field(default_factory=SftLoss)
+    loss: Loss = field(default_factory=lambda: _default_option("loss", "sft"))
     train: Train = field(default_factory=Train)
 
 

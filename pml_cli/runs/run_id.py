@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pml_cli.config.schema import FORMAT, TINY, Loss, MemftMarginLoss, Run, TextData
+from pml_cli.config.schema import FORMAT, TINY, Loss, Run, TextData
 from pml_cli.data.python_docs import held_out_text
 from pml_cli.runs.file_hash import sampled_hash
 
@@ -37,10 +37,7 @@ def scientific(run: Run) -> dict[str, Any]:
     settings["model"].pop("stream", None)
     settings["model"].pop("checkpointing", None)
     settings["model"].pop("name", None)
-    if isinstance(
-        run.loss, MemftMarginLoss
-    ):  # always: its defaults have changed once, and old runs are not its runs
-        settings["loss"] |= {"margin": run.loss.margin, "growth": run.loss.growth}
+    settings["loss"] |= {name: getattr(run.loss, name) for name in run.loss.always_in_run_id}
     settings["model"]["path"] = fingerprint(
         run.model.path
     )  # always: the embedded model may be another one some day

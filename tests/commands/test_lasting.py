@@ -18,7 +18,6 @@ from pml_cli.config.load import read_run
 from pml_cli.config.schema import (
     JsonlData,
     LinearAdapter,
-    MemftMarginLoss,
     MixedData,
     MlpBlockAdapter,
     Model,
@@ -47,6 +46,7 @@ from pml_cli.evaluation.robustness import free_row, offenders, row
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
 from pml_cli.report.figures.lasting import lasting_figure
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.scores import Scores
 from pml_cli.training.trainer import Cell, train_pack
 

@@ -13,18 +13,12 @@ from pml_cli.config.compose import describe, load, load_report, to_yaml
 from pml_cli.config.grid import MAX_CELLS
 from pml_cli.config.load import option_settings
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.schema import (
-    Fit,
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    MixedData,
-    RandomData,
-    Run,
-    SftLoss,
-)
+from pml_cli.config.schema import Fit, LinearAdapter, MixedData, RandomData, Run
 from pml_cli.errors import UserError
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 
 OPTIONS = [(group, option) for group in GROUPS for option in option_files.options(group)]
 NEEDS = {

@@ -22,13 +22,15 @@ from support.pricing import (
 from support.sweeps import FEW, quick, result_times
 from support.workers import OUT_OF_MEMORY, Place, assert_same_runs, faulty, planned
 
-from pml_cli.config.schema import MemftOtLoss, Model, RandomData, Run, SftLoss, Train
+from pml_cli.config.schema import Model, RandomData, Run, Train
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs, sparing
 from pml_cli.model.adapter_bank import Dropout
 from pml_cli.model.loading import load_model
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.run_id import run_id
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer
 
 __all__ = ["quick"]

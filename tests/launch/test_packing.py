@@ -7,7 +7,6 @@ import pytest
 
 from pml_cli.config.schema import (
     LinearAdapter,
-    MemftOtLoss,
     Model,
     PhonebookData,
     RandomData,
@@ -20,6 +19,7 @@ from pml_cli.errors import UserError
 from pml_cli.launch.packing import MAX_CELLS, Packing, check, make_packs
 from pml_cli.runs.run_id import run_id
 from pml_cli.training.batches import SampleOrder
+from pml_cli.training.losses.memft_ot import MemftOtLoss
 
 CPU = Model(device="cpu")
 

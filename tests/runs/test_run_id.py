@@ -13,14 +13,10 @@ from pml_cli.config.schema import (
     TINY,
     JsonlData,
     LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
     MlpBlockAdapter,
     Model,
     RandomData,
     Run,
-    SftLoss,
     TextData,
     Train,
 )
@@ -28,6 +24,10 @@ from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.runs import file_hash
 from pml_cli.runs.run_id import fingerprint, loss_label, run_id, setting
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 
 CHANGES = [
     {"adapter": MlpBlockAdapter(dropout=0.1)},

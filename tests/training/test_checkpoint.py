@@ -9,17 +9,17 @@ import torch
 
 from pml_cli.config.schema import (
     LinearAdapter,
-    MemftMarginLoss,
-    MemftSwLoss,
     MlpBlockAdapter,
     PhonebookData,
     RandomData,
     Run,
-    SftLoss,
     Train,
 )
 from pml_cli.data.opened import source_of
 from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer, TrainingObserver
 
 STEPS, BREAK = 30, 17

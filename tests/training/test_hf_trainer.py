@@ -14,19 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_outputs import CausalLMOutput
 
 import pml_cli
-from pml_cli.config.schema import (
-    TINY,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    Model,
-    PhonebookData,
-    Run,
-    SftLoss,
-)
+from pml_cli.config.schema import TINY, Model, PhonebookData, Run
 from pml_cli.data.opened import source_of
 from pml_cli.errors import UserError
 from pml_cli.training.hf_trainer import IGNORED, MemFTCallback, MemFTLoss
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, _tokens
 from pml_cli.training.trainer import Trainer as Engine
 

@@ -5,8 +5,12 @@ import math
 import pytest
 import torch
 
-from pml_cli.config.schema import Loss, MemftMarginLoss, MemftOtLoss, MemftSwLoss, SftLoss
+from pml_cli.config.schema import Loss
 from pml_cli.training.losses import NO_ERROR, UNSEEN, Tokens, fresh_state, weigh, weighted_mean
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 
 LOW, HIGH = 0.3, 1.7  # nats, on either side of ln 2
 NLL = torch.tensor(

@@ -10,20 +10,20 @@ import torch
 
 from pml_cli.config.schema import (
     LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
     MlpBlockAdapter,
     PhonebookData,
     RandomData,
     Run,
-    SftLoss,
     TextData,
     Train,
 )
 from pml_cli.data.opened import source_of
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.scores import summarise
 from pml_cli.training.trainer import Cell, learning_rate, train_pack
 
