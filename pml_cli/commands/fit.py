@@ -22,7 +22,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.law import capacity, power_law
 from pml_cli.law.analysis import Analysis, analyse
@@ -34,7 +34,6 @@ from pml_cli.law.recall_law import DRAWS, fit_recall
 from pml_cli.report import law_folder
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import law as law_report
-from pml_cli.report.tables import results
 from pml_cli.runs import folder as records
 from pml_cli.runs.groups import (
     KEY,
@@ -251,7 +250,7 @@ def fit_group(
         observed,
         analysis,
         [of_size(words, x) for words in fit.warnings + analysis.warnings] + _warnings(cells),
-        results.conclusions(fit, held, usable, analysis, x),
+        law_report.conclusions(fit, held, usable, analysis, x),
         x,
         fit_recall(
             observed,
@@ -304,7 +303,9 @@ def _warnings(cells: pd.DataFrame) -> list[str]:
 
 
 def _show(group: GroupFit, console: Console) -> None:
-    console.print(results.law_table(group.name, group.fit, group.held, len(group.cells), group.x))
+    console.print(
+        law_report.law_table(group.name, group.fit, group.held, len(group.cells), group.x)
+    )
     if (
         group.analysis.chosen or group.fit.status != power_law.NOT_IDENTIFIED
     ):  # a chosen law needs no other, and is never hidden

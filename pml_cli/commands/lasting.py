@@ -19,7 +19,7 @@ from rich.console import Console
 from pml_cli.analysis import deployment
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.load import read_run
-from pml_cli.config.schema import Lasting
+from pml_cli.config.reports import Lasting
 from pml_cli.data.opened import source_of, tokens_hash
 from pml_cli.errors import MAX_LISTED, UserError, and_n_more, raise_all
 from pml_cli.evaluation.conditions import CONDITIONS

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pml_cli.analysis.transition import Phases, Reading, phases, read
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.report import transition_folder
 from pml_cli.report.progress import CountDisplay

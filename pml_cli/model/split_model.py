@@ -201,7 +201,7 @@ class SplitModel:
     @torch.no_grad()
     def prefix(self, ids: Tensor, bank: AdapterBank, rows: int = 8) -> Prefix:
         """Run everything below the bank's adapters once over ids (n, T), `rows` rows at a time."""
-        block, layer = isinstance(bank.kind, MlpBlockAdapter), self.first_layer(bank)
+        block, layer = bank.is_block, self.first_layer(bank)
         split = [part.to(self.device) for part in ids.split(rows)]
         parts = (
             self._streamed_prefix(split, layer, block)
@@ -318,7 +318,9 @@ class SplitModel:
         self, hidden: Tensor, calls: list[Call], bank: AdapterBank | None, checkpointing: bool
     ) -> Tensor:
         def twice() -> Any:
-            return bank.twice(self.modules) if bank else (nullcontext(), nullcontext())
+            return (
+                bank.checkpoint_contexts(self.modules) if bank else (nullcontext(), nullcontext())
+            )
 
         with bank.attached(self.modules) if bank else ExitStack():
             for call in calls:

@@ -49,7 +49,7 @@ import scipy
 
 from pml_cli import __version__
 from pml_cli import io as io_
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError
 from pml_cli.law.observations import SIZES, Observations
 from pml_cli.law.recall_law import NAMES

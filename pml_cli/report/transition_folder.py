@@ -28,7 +28,7 @@ from pml_cli import __version__
 from pml_cli import io as io_
 from pml_cli.analysis.survival import survival
 from pml_cli.analysis.transition import Phases, group_dict, precision
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.io import finite_or_none
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pml_cli.data.curriculum import active
-from pml_cli.data.sources import Sample
+from pml_cli.data.curriculum import samples_in_use
+from pml_cli.data.source import Sample
 
 # Streams of the sample order's generators, beside the seed.
 _ORDER_STREAM = 7
@@ -223,7 +223,7 @@ class SampleOrder:
 
     def _minibatches(self) -> Iterator[list[int]]:
         for epoch in itertools.count():
-            in_use = active(self._curriculum, epoch, self.samples)
+            in_use = samples_in_use(self._curriculum, epoch, self.samples)
             order = self._fixed_order[self._generator.permutation(in_use)]
             for start in range(0, len(order), self.batch):
                 yield order[start : start + self.batch].tolist()

@@ -209,12 +209,12 @@ class MemFTLoss:
         self._rescale_gradients((previous_divisor + EPS * (previous_divisor > 0)) / divisor)
 
         mean = numerator / divisor
-        added = mean - self._mean
+        added: Tensor = mean - self._mean
         self._mean = mean
 
         used_weight = torch.where(all_alike, torch.ones_like(weight), weight)
-        contribution = (used_weight * weighted.value).sum() / divisor
-        gradient_only = contribution - contribution.detach()
+        contribution: Tensor = (used_weight * weighted.value).sum() / divisor
+        gradient_only: Tensor = contribution - contribution.detach()
         if self._averaged and counted_by_trainer:
             # Trainer multiplies by the number of devices, before the mean over them.
             return gradient_only + added / _devices()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import Head, TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
@@ -139,7 +139,7 @@ def split_scores(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scor
 
 def zero_adapters(bank: AdapterBank, cells: Sequence[int]) -> AdapterBank:
     """A bank of some cells in which B is 0: the base model, as it runs with adapters on it."""
-    zeroed = bank.only(cells)
+    zeroed = bank.select(cells)
     zeroed.B = {name: torch.zeros_like(B) for name, B in zeroed.B.items()}
     return zeroed
 

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from pml_cli.config.schema import Run, Train
 from pml_cli.data.curriculum import total_steps
-from pml_cli.data.sources import Sample
-from pml_cli.model.adapter_bank import AdamW, AdapterBank, Dropout, clip_
+from pml_cli.data.source import Sample
+from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, SampleOrder
 from pml_cli.training.curve import curve_tables, curve_values, empty_curve
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.base import Tokens
+from pml_cli.training.optimizer import AdamW, clip_grad_norm_
 from pml_cli.training.scores import Scores
 from pml_cli.training.scoring import PackInputs, score_cells, scored_hidden, split_scores
 
@@ -136,7 +137,7 @@ class PackState:
             return
 
         self.inputs.data.keep(rows)
-        self.bank.keep(rows)
+        self.bank.keep_cells(rows)
         self.optimizer.keep(rows)
         self.losses.keep(rows)
         self.orders = [self.orders[k] for k in rows]
@@ -288,12 +289,12 @@ class Trainer:
         base = self.base
         runs = [cell.run for cell in cells]
         adapter = runs[0].adapter
-        bank = AdapterBank(
+        bank = AdapterBank.initial(
             base.sites(adapter),
-            [run.rank for run in runs],
-            [run.seed for run in runs],
             adapter,
-            base.adapter_dtype,
+            ranks=[run.rank for run in runs],
+            seeds=[run.seed for run in runs],
+            dtype=base.adapter_dtype,
         )
         bank.to(base.device)
         base.check_split(bank)
@@ -335,9 +336,9 @@ class Trainer:
 
         From a state, results on a CPU are bit for bit those of a training without the interruption.
         """
-        for cell, scores in zip(self.pack.cells, self.evaluate(), strict=True):
-            cell.initial = scores
-            cell.logged.append(scores.table(0))
+        for cell, initial in zip(self.pack.cells, self.evaluate(), strict=True):
+            cell.initial = initial
+            cell.logged.append(initial.table(0))
         first_step = 0
         if state is not None:
             self._restore(state)
@@ -385,7 +386,7 @@ class Trainer:
 
         parameters = pack.bank.parameters()
         grads = torch.autograd.grad(weighted.loss.sum(), parameters)
-        norm_K = clip_(grads, pack.clip_K)
+        norm_K = clip_grad_norm_(grads, pack.clip_K)
         lr_K = pack.lr_TK[step]
         pack.optimizer.step(parameters, grads, lr_K)
         pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
@@ -443,7 +444,7 @@ class Trainer:
         curves = curve_tables(pack.curve, step)
         pack.curve = []
         losses = [float(curve["loss"].iloc[-1]) for curve in curves]
-        largest_weights = pack.bank.largest()
+        largest_weights = pack.bank.largest_weights()
 
         finished = []
         for k, cell in enumerate(pack.cells):
@@ -465,7 +466,7 @@ class Trainer:
             cell = pack.cells[k]
             cell.steps_run = step
             cell.final = scores[k]
-            cell.adapter = pack.bank.only([k])
+            cell.adapter = pack.bank.select([k])
         return finished
 
     def _retire(self, finished: list[int]) -> None:
@@ -497,7 +498,9 @@ def _failure(cell: Cell, step: int) -> str:
         fault = "the loss is no longer finite"
     else:
         fault = f"loss or weights are no longer below {RUNAWAY:g}"
-    return f"{fault} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
+    return (
+        f"{fault} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
+    )
 
 
 def tokens_by_cell(layout: Layout, scores: TokenScores) -> Tokens:

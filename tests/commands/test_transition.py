@@ -20,7 +20,7 @@ from pml_cli.analysis import first_failures, trajectories
 from pml_cli.analysis import survival as waiting
 from pml_cli.analysis import transition as phases
 from pml_cli.commands import transition
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.report.figures import style
 from pml_cli.report.figures import transition as transition_plots

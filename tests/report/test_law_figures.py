@@ -13,7 +13,7 @@ from support.law_groups import groups_of
 from support.planted_laws import grid, result, several_texts
 
 from pml_cli.commands import fit
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.law import power_law
 from pml_cli.law.analysis import Analysis, Entry
 from pml_cli.law.bootstrap import bootstrap, profiles

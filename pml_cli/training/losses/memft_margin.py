@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.registry import register
 from pml_cli.config.setting import setting
@@ -37,9 +37,6 @@ class MemftMarginLoss(TokenLoss):
     settle at `margin`: train.stop=recalled then needs a train.stop_margin below it.
     """
 
-    # The defaults of these have changed once: runs with the earlier ones must not pass for runs with these.
-    always_in_run_id: ClassVar[tuple[str, ...]] = ("margin", "growth")
-
     kind: str = "memft_margin"
     margin: float = setting(
         0.1,
@@ -67,6 +64,10 @@ class MemftMarginLoss(TokenLoss):
         # A target of 0 would stay 0 however often it is multiplied.
         if self.margin == 0 and self.growth != 1:
             yield "margin=0: must be above 0 (logits), or 0 with loss.growth=1"
+
+    def id_fields(self) -> dict[str, Any]:
+        """The defaults of these have changed once: runs with the earlier ones must keep ids of their own."""
+        return {"margin": self.margin, "growth": self.growth}
 
     @property
     def needs_progress(self) -> bool:
