@@ -15,17 +15,14 @@ from pml_cli.config.load import option_settings
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.reports import Fit, Transition
 from pml_cli.config.request import load, load_report
-from pml_cli.config.schema import (
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    Run,
-    SftLoss,
-)
+from pml_cli.config.schema import LinearAdapter, Run
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 
 OPTIONS = [(group, option) for group in GROUPS for option in option_files.options(group)]
 NEEDS = {
