@@ -151,7 +151,7 @@ MEASURE = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-from pml_cli.config import MlpBlockAdapter, Model, Run, Train
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.sources.random import RandomData
 from pml_cli.training.trainer import Cell, Trainer
 from pml_cli.model.loading import load_model
