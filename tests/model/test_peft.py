@@ -117,7 +117,7 @@ def test_training_is_that_of_peft_and_torch(model_folder, family, kind):
     )
     initial = initial_bank(model, adapter, [3])
 
-    cell = Cell(run, SAMPLES)
+    cell = Cell(run=run, samples=SAMPLES)
     train_pack(model, [cell])
 
     adapted = peft_model(model_folder(family), adapter, 3)

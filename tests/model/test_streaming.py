@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from pml_cli.config.checks import problems
 from safetensors.torch import load_file, save_file
 from support.families import FAMILIES
 from support.models import adapter_of, local, own_logits, random_bank, random_ids
 
 from pml_cli.config.schema import Model, Run, Train
+from pml_cli.config.setting import faults
 from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
@@ -71,7 +71,7 @@ def final_nlls(model):
             train=Train(steps=6),
         )
         (planned,) = check([run])
-        cell = Cell(run, planned.samples)
+        cell = Cell(run=run, samples=planned.samples)
         Trainer(model, [cell]).train()
         nlls.append(cell.final.nll.tolist())
     return nlls
@@ -172,7 +172,7 @@ def resident(key):
 def train(model, seqlen):
     runs = [Run(rank=rank, seqlen=seqlen, model=model, train=Train(steps=2)) for rank in (2, 4)]
     planned = check(runs)
-    cells = [Cell(cell.run, cell.samples) for cell in planned]
+    cells = [Cell(run=cell.run, samples=cell.samples) for cell in planned]
     Trainer(load_model(model), cells).train()
     return cost_model.memory(Pack(planned))
 
