@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pml_cli.config.registry import option_file
+from pml_cli.config.option_files import option_file
 from pml_cli.config.schema import Model, RandomData, Run, Train
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch.packing import check

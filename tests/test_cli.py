@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from pml_cli import cli
-from pml_cli.config.registry import GROUPS, options
+from pml_cli.config.option_files import options
+from pml_cli.config.registry import GROUPS
 from pml_cli.config.schema import Fit, Request
 
 ROOT = Path(__file__).parent.parent

@@ -238,7 +238,7 @@ def _finish(
 def _draw(out: Path, table: pd.DataFrame) -> list[str]:
     """The figure of each model, kind of data and adapter, as PNG and SVG."""
     from pml_cli.report.figures.lasting import lasting_figure
-    from pml_cli.report.figures.style import save
+    from pml_cli.report.figures.registry import write_figure
 
     groups, names = list(table.groupby(["model", "data", "adapter"])), []
     for key, group in groups:
@@ -247,10 +247,5 @@ def _draw(out: Path, table: pd.DataFrame) -> list[str]:
             if len(groups) == 1
             else "-".join(["lasting", *map(str, key)]).replace(":", "-").replace("/", "-")
         )
-        figure = lasting_figure(group)
-        for form in ("png", "svg"):
-            names.append(f"{stem}.{form}")
-            atomic_write(
-                out / names[-1], lambda aside, figure=figure, form=form: save(figure, aside, form)
-            )  # type: ignore[misc]
+        names += write_figure(out / stem, lasting_figure(group))
     return names

@@ -40,6 +40,7 @@ from pml_cli.config.schema import (
     Train,
     Transition,
 )
+from pml_cli.config.setting import faults as declared_faults
 
 Check = tuple[str, Any, bool, str]  # the option, its value, whether that is allowed, what is
 
@@ -58,7 +59,12 @@ def problems(run: Run) -> list[str]:
         *_data(run.data),
         *_loss(run.loss),
     ]
-    return [*_faults(checks), *_missing_file(run.data)]
+    declared = [
+        line
+        for group in ("model", "adapter", "train", "data", "loss")
+        for line in declared_faults(getattr(run, group), f"{group}.")
+    ]
+    return [*_faults(checks), *declared, *_missing_file(run.data)]
 
 
 def launch_problems(launch: Launch) -> list[str]:
@@ -84,7 +90,7 @@ def launch_problems(launch: Launch) -> list[str]:
         checks.append(("launch.threads", launch.threads, launch.threads >= 0, "at least 0"))
     if isinstance(launch, SlurmLaunch):
         checks.extend(_slurm(launch))
-    return _faults(checks)
+    return [*_faults(checks), *declared_faults(launch, "launch.")]
 
 
 def device_problems(runs: Sequence[Run], launch: Launch) -> list[str]:

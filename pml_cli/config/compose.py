@@ -46,7 +46,8 @@ from pml_cli.config.grid import (
     refuse,
     typed_report,
 )
-from pml_cli.config.registry import GROUPS, options, shipped
+from pml_cli.config.option_files import options, shipped
+from pml_cli.config.registry import GROUPS
 from pml_cli.config.schema import Fit, Lasting, Predict, Report, Request, Run, Transition
 from pml_cli.config.sweep_file import YAMLError, one_line
 from pml_cli.errors import UserError, did_you_mean

@@ -12,6 +12,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from pml_cli.config.registry import register
+from pml_cli.config.setting import Settings, setting
+
+__all__ = [
+    "DEVICE",
+    "DEVICES_ALLOWED",
+    "DTYPES",
+    "FORMAT",
+    "NAME",
+    "SCHEDULES",
+    "TINY",
+    "Adapter",
+    "Data",
+    "Fit",
+    "HfData",
+    "InlineLaunch",
+    "JsonlData",
+    "Lasting",
+    "Launch",
+    "LinearAdapter",
+    "LocalLaunch",
+    "Loss",
+    "MemftMarginLoss",
+    "MemftOtLoss",
+    "MemftSwLoss",
+    "MixedData",
+    "MlpBlockAdapter",
+    "Model",
+    "PhonebookData",
+    "Predict",
+    "RandomData",
+    "Report",
+    "Request",
+    "RuleData",
+    "Run",
+    "Settings",
+    "SftLoss",
+    "SlurmLaunch",
+    "TextData",
+    "Train",
+    "Transition",
+    "setting",
+]
+
 FORMAT = 1  # of run folders and of ids; a folder of another format is refused
 
 TINY = Path(__file__).parents[1] / "tiny"  # the embedded model
@@ -24,8 +68,9 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
 
+@register("model")
 @dataclass
-class Model:
+class Model(Settings):
     """The frozen base. `path` is `tiny` (embedded), a Hugging Face hub id or a local folder."""
 
     name: str = "tiny"  # label in run ids and tables
@@ -50,7 +95,7 @@ class Model:
 
 
 @dataclass
-class Data:
+class Data(Settings):
     """Common to all sources. What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence."""
 
     source: str = ""
@@ -60,6 +105,7 @@ class Data:
     )
 
 
+@register("data", "random")
 @dataclass
 class RandomData(Data):
     """Uniform random tokens of the vocabulary (special tokens left out)."""
@@ -68,6 +114,7 @@ class RandomData(Data):
     prompt: str = ""  # text before the target; without one, only the begin-of-text token
 
 
+@register("data", "text")
 @dataclass
 class TextData(Data):
     """Running text: a UTF-8 file, or the documentation inside Python that the tiny model has not seen."""
@@ -77,6 +124,7 @@ class TextData(Data):
     prompt: str = ""
 
 
+@register("data", "mixed")
 @dataclass
 class MixedData(TextData):
     """Running text in which a share of the tokens is replaced by uniform random ones."""
@@ -85,6 +133,7 @@ class MixedData(TextData):
     random_share: float = 0.4
 
 
+@register("data", "phonebook")
 @dataclass
 class PhonebookData(Data):
     """Generated names and ten-digit numbers, one sample an entry."""
@@ -93,6 +142,7 @@ class PhonebookData(Data):
     digits: int = 10
 
 
+@register("data", "rule")
 @dataclass
 class RuleData(Data):
     """f(x, y) = 3x + 5y + 7: samples to learn, and unseen pairs that test whether the rule was found."""
@@ -102,6 +152,7 @@ class RuleData(Data):
     test_samples: int = 200
 
 
+@register("data", "jsonl")
 @dataclass
 class JsonlData(Data):
     """A JSON-lines file with the fields question/matching (long texts) or query/target (short facts)."""
@@ -110,6 +161,7 @@ class JsonlData(Data):
     path: str = ""
 
 
+@register("data", "hf")
 @dataclass
 class HfData(Data):
     """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
@@ -123,11 +175,12 @@ class HfData(Data):
 
 
 @dataclass
-class Adapter:
+class Adapter(Settings):
     kind: str = ""
     dropout: float = 0.0
 
 
+@register("adapter", "mlp_block")
 @dataclass
 class MlpBlockAdapter(Adapter):
     """The paper's placement: x @ A @ B in parallel to the whole MLP of one layer, scale 1."""
@@ -135,6 +188,7 @@ class MlpBlockAdapter(Adapter):
     kind: str = "mlp_block"
 
 
+@register("adapter", "linear")
 @dataclass
 class LinearAdapter(Adapter):
     """Standard LoRA on linear modules, scale alpha / rank, as in PEFT."""
@@ -148,10 +202,11 @@ class LinearAdapter(Adapter):
 
 
 @dataclass
-class Loss:
+class Loss(Settings):
     kind: str = ""
 
 
+@register("loss", "sft")
 @dataclass
 class SftLoss(Loss):
     """Mean cross-entropy over the target tokens."""
@@ -159,6 +214,7 @@ class SftLoss(Loss):
     kind: str = "sft"
 
 
+@register("loss", "memft_ot")
 @dataclass
 class MemftOtLoss(Loss):
     """MemFT, only-threshold: cross-entropy over the tokens whose nll is still above the threshold."""
@@ -170,6 +226,7 @@ class MemftOtLoss(Loss):
     )
 
 
+@register("loss", "memft_sw")
 @dataclass
 class MemftSwLoss(Loss):
     """MemFT, spatial window: weights rise smoothly around the threshold, and reach a window beyond a sample's first error.
@@ -187,6 +244,7 @@ class MemftSwLoss(Loss):
     patience: int = 3  # steps that the first error may stay where it is
 
 
+@register("loss", "memft_margin")
 @dataclass
 class MemftMarginLoss(Loss):
     """Ours: cross-entropy where the logit margin falls short of an aim, later the shortfall itself (a hinge).
@@ -208,8 +266,9 @@ class MemftMarginLoss(Loss):
     )
 
 
+@register("train")
 @dataclass
-class Train:
+class Train(Settings):
     """AdamW (betas 0.9, 0.999; eps 1e-8) on the adapter alone, no warm-up."""
 
     steps: int = 500
@@ -229,7 +288,7 @@ class Train:
 
 
 @dataclass
-class Launch:
+class Launch(Settings):
     kind: str = ""
     pack_tokens: int = 0  # tokens in one training step over all cells of a pack; 0: by device
     device_gb: float = 0.0  # memory of one device that packs may fill; 0: 80 % of this machine's (Slurm: not looked at)
@@ -239,6 +298,7 @@ class Launch:
     )
 
 
+@register("launch", "inline")
 @dataclass
 class InlineLaunch(Launch):
     """In this process."""
@@ -246,6 +306,7 @@ class InlineLaunch(Launch):
     kind: str = "inline"
 
 
+@register("launch", "local")
 @dataclass
 class LocalLaunch(Launch):
     """Processes on this machine, each with a device of its own."""
@@ -255,6 +316,7 @@ class LocalLaunch(Launch):
     threads: int = 0  # of each process; 0: the cores shared out
 
 
+@register("launch", "slurm")
 @dataclass
 class SlurmLaunch(Launch):
     """An array of jobs on a Slurm cluster, each with a device of its own. null leaves a setting to the site."""
@@ -279,7 +341,7 @@ class SlurmLaunch(Launch):
 
 
 @dataclass
-class Run:
+class Run(Settings):
     """One cell: one adapter of one rank, trained to remember seqlen target tokens."""
 
     rank: int = 8
@@ -357,15 +419,3 @@ class Transition:
 
 
 Report: TypeAlias = Fit | Predict | Lasting | Transition
-
-DATA = {
-    c.source: c
-    for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)
-}
-ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
-LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss, MemftSwLoss, MemftMarginLoss)}
-NAMED_LOSSES: dict[str, Loss] = {  # options of conf/loss that are another loss with other values
-    "memft_margin_facts": MemftMarginLoss(switch=1.0),
-    "memft_sw_axolotl": MemftSwLoss(kappa=1.0, tau=64.0, window=64, floor=0.0),
-}
-LAUNCHES = {c.kind: c for c in (InlineLaunch, LocalLaunch, SlurmLaunch)}

@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pml_cli.config.registry import shipped
+from pml_cli.config.option_files import shipped
 from pml_cli.errors import UserError
 
 YAMLError: type[Exception] = yaml.YAMLError

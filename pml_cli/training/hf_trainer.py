@@ -27,8 +27,9 @@ from torch import Tensor, distributed
 from transformers import TrainerCallback
 
 from pml_cli.config.checks import problems
-from pml_cli.config.schema import LOSSES, NAMED_LOSSES, Loss, MemftMarginLoss, MemftOtLoss, Run
-from pml_cli.errors import UserError, did_you_mean
+from pml_cli.config.load import option_settings
+from pml_cli.config.schema import Loss, MemftMarginLoss, MemftOtLoss, Run
+from pml_cli.errors import UserError
 from pml_cli.model.head import TokenScores, logit_nll
 from pml_cli.training.losses import EPS, State, Tokens, Weighted, fresh_state, weigh
 
@@ -250,10 +251,9 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
 def _declared(loss: str | Loss, settings: dict[str, Any]) -> Loss:
     if not isinstance(loss, str):
         return loss
-    if loss not in LOSSES and loss not in NAMED_LOSSES:
-        raise UserError(f"loss={loss}: {did_you_mean(loss, [*LOSSES, *NAMED_LOSSES])}")
-    kind: Any = LOSSES.get(loss) or type(NAMED_LOSSES[loss])
-    settings = {**(vars(NAMED_LOSSES[loss]) if loss in NAMED_LOSSES else {}), **settings}
+    option = option_settings("loss", loss)
+    kind: Any = type(option)
+    settings = {**vars(option), **settings}
     settings.pop("kind", None)
     known = [name for name in vars(kind()) if name != "kind"]
     if unknown := [name for name in settings if name not in known]:

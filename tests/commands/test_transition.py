@@ -24,6 +24,7 @@ from pml_cli.config.schema import Transition
 from pml_cli.errors import UserError
 from pml_cli.report.figures import style
 from pml_cli.report.figures import transition as transition_plots
+from pml_cli.report.figures.registry import of_report
 from pml_cli.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -432,7 +433,9 @@ def test_figures_show_what_was_planted(tmp_path, monkeypatch):
         "transition.png",
         "transition.svg",
     }
-    assert {path.stem for path in (out / "figures").glob("*.png")} == set(transition_plots.FIGURES)
+    assert {path.stem for path in (out / "figures").glob("*.png")} == set(
+        of_report("transition")
+    ) - {"transition"}
     runs = transition._asked(transition._finished([tmp_path]), Transition(), [tmp_path])
     group = phases.phases("name", "slug", {}, phases.read(runs, lambda: None), draws=0, text=None)
     page = io.BytesIO()

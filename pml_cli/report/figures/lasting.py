@@ -14,6 +14,7 @@ from pml_cli.analysis.paired import half_width
 from pml_cli.evaluation.conditions import BY_NAME, TRAINED
 from pml_cli.law.power_law import Array
 from pml_cli.report.figures.memft import STYLES
+from pml_cli.report.figures.registry import figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +41,10 @@ LABELS = {
 }
 
 
+@figure(
+    "lasting",
+    "recall under each deployment condition, fall of margins, forgetting against recall",
+)
 def lasting_figure(table: pd.DataFrame) -> Figure:
     """Left: tokens right under each condition. Middle: how far margins fall. Right: damage against recall.
 

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from pml_cli.analysis.paired import half_width
+from pml_cli.report.figures.registry import figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +39,7 @@ MOST_COLUMNS = 3
 BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
 
 
+@figure("memft", "accuracy by rank under each loss, a panel for each length")
 def accuracy_figure(runs: pd.DataFrame, rates: bool) -> Figure:
     """Tokens predicted right, in per cent, against rank: mean over texts and seeds with its 95 % interval.
 
@@ -128,6 +130,7 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
         )
 
 
+@figure("ranks", "rank needed for exact recall by length under each loss, and relative to sft")
 def rank_figure(ranks: pd.DataFrame) -> Figure:
     """The rank that exact recall takes against length under each loss, and its share of plain fine-tuning's.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import GREY, ORANGE, PURPLE
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ FEW_SAMPLES = 24  # up to here each sample's end is drawn
 WIDEST = 1000  # columns of a heat map that a screen can show
 
 
+@figure("recall", "probability of every target token over training, and at its end")
 def recall_figure(tokens: pd.DataFrame) -> Figure:
     """How the probability of every target token grows in training, and which tokens stay at or below p = 0.5.
 
