@@ -44,7 +44,7 @@ from pml_cli.config.option_files import shipped
 from pml_cli.config.schema import MlpBlockAdapter, Model, RandomData, Run, Train
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs
-from pml_cli.model import dims as dims_
+from pml_cli.model.dims import decoder_shape
 from pml_cli.model.loading import load_model
 
 LENGTHS, RANKS, PACKS = (32, 64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64, 256), (1, 2, 4, 8, 16)
@@ -121,7 +121,7 @@ def curves(asked: argparse.Namespace) -> list[str]:
     for width, layers in some(SIZES):
         base = sized(width, layers, asked.device)
         points.append(
-            timed(asked, base, "parameters", "one cell", dims_.shape(base).parameters, 128, (8,))
+            timed(asked, base, "parameters", "one cell", decoder_shape(base).parameters, 128, (8,))
         )
     points += [workers(asked, n) for n in WORKERS]
     (asked.out / "cost.json").write_text(json.dumps([vars(p) for p in points], indent=1), "utf-8")

@@ -21,7 +21,7 @@ from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.load import read_run
 from pml_cli.config.schema import Lasting
 from pml_cli.data.opened import source_of, tokens_hash
-from pml_cli.errors import UserError
+from pml_cli.errors import MAX_LISTED, UserError, and_n_more, raise_all
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
 from pml_cli.evaluation.subject import EvalRun
@@ -32,7 +32,6 @@ from pml_cli.runs import folder as records
 from pml_cli.runs.folder import RunFolder
 
 FORMAT = 1  # of lasting.json
-SHOWN = 10  # faults printed before "and N more"
 FIELDS = (
     "id", "folder", "model", "data", "data_seed", "adapter", "layer", "loss", "setting", "rank", "seqlen", "target_tokens",
     "samples", "seed", "lr", "steps",
@@ -106,10 +105,9 @@ def _asked(runs: pd.DataFrame, settings: Lasting, console: Console) -> list[_Ask
             found.append(_one({name: _plain(row[name]) for name in FIELDS}, settings, pools))
         except UserError as error:
             faults += [str(error)] if str(error) not in faults else []
-    more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
     if not found:
-        raise UserError("\n".join(faults[:SHOWN] + more))
-    for line in faults[:SHOWN] + more:
+        raise_all(faults)
+    for line in and_n_more(faults, MAX_LISTED):
         console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
     return found
 

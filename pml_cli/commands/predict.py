@@ -22,9 +22,8 @@ from rich.console import Console
 from pml_cli.config.schema import Predict
 from pml_cli.errors import UserError
 from pml_cli.law.fitted_law import TAIL, Law, load
-from pml_cli.law.observations import LN2
-from pml_cli.law.power_law import Array
 from pml_cli.report.tables.predict import show
+from pml_cli.stats import LN2, Array
 
 SEARCHED = (1e-4, 1e6)  # times the ends of what was trained; beyond, the answer is none, or any
 ROUNDS = 60  # of the bisection, on logs: beyond float32

@@ -72,7 +72,7 @@ def _closely(run: Run) -> Run:
 def _train(cell: CellPlan, request: Request, console: Console) -> str | None:
     import_worker()
     from pml_cli.launch.worker import Worker, check_places
-    from pml_cli.training.trainer import Progress
+    from pml_cli.training.trainer import StepReport
 
     failures: list[str | None] = []
     run = cell.run
@@ -89,7 +89,7 @@ def _train(cell: CellPlan, request: Request, console: Console) -> str | None:
         RunFolder(request.out, cell.id).error.unlink(missing_ok=True)
         with ProbeDisplay(console, title, cell.steps) as display:
 
-            def observe(seen: Progress) -> None:
+            def observe(seen: StepReport) -> None:
                 display.update(
                     seen.step,
                     float(seen.scores[0].nll.mean()),

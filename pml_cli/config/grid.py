@@ -24,10 +24,9 @@ from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import InlineLaunch, Launch, Report, Run
 from pml_cli.config.setting import annotation, keys, type_text
 from pml_cli.config.sweep_file import one_line
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, raise_all
 
 MAX_CELLS = 100_000
-SHOWN = 10  # faults printed before "and N more"
 CROSS = re.compile(
     r"\$\{\s*[A-Za-z_][\w.]*\s*\}"
 )  # an interpolation of another group's value, such as ${rank}
@@ -50,10 +49,7 @@ def refuse(faults: list[str]) -> None:
     Raises:
         UserError: there is a fault.
     """
-    unique = list(dict.fromkeys(" ".join(f.split()) for f in faults))
-    if unique:
-        more = [f"and {len(unique) - SHOWN} more"] if len(unique) > SHOWN else []
-        raise UserError("\n".join(unique[:SHOWN] + more))
+    raise_all(" ".join(fault.split()) for fault in faults)
 
 
 class OptionSet:
@@ -178,7 +174,7 @@ class OptionSet:
         if missing:
             needs = f"needed by {group}={self.chosen[group]}"
             raise UserError(
-                "\n".join(f"{group}.{name}: {needs}, give {group}.{name}=..." for name in missing)
+                *(f"{group}.{name}: {needs}, give {group}.{name}=..." for name in missing)
             )
         try:
             return OmegaConf.to_object(node)
@@ -285,7 +281,7 @@ def _cells(
             try:
                 yield one.build(dict(zip(typed, values, strict=True)))
             except UserError as error:
-                faults.extend(str(error).splitlines())
+                faults.extend(error.faults)
 
 
 def _unknown(key: str, valid: list[str], template: OptionSet) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pml_cli.io import finite_or_none
 from pml_cli.law import model_selection, power_law
 from pml_cli.law.bootstrap import Bootstrap, Profile, bootstrap, profiles
 from pml_cli.law.mle import NATURAL, SaturatingFit, fit_saturating
@@ -62,7 +63,7 @@ class Entry:
             inner["estimator"] = (
                 "least squares" if self.name == "paper" else "relative residuals, Huber's loss"
             )
-        inner |= {"name": self.name, "aicc_difference": power_law.plain(self.difference)}
+        inner |= {"name": self.name, "aicc_difference": finite_or_none(self.difference)}
         return inner | {"checks": {name: check.to_dict() for name, check in self.checks.items()}}
 
 
@@ -112,8 +113,8 @@ class Analysis:
             if self.constant_capacity
             else None,
             "alike_within_clusters": {
-                "correlation": power_law.plain(self.alike[0]),
-                "p": power_law.plain(self.alike[1]),
+                "correlation": finite_or_none(self.alike[0]),
+                "p": finite_or_none(self.alike[1]),
             },
         }
 

@@ -15,15 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pml_cli.law import power_law
+from pml_cli.io import finite_or_none
 from pml_cli.law.forms import HIGH, LOG_K, LOW
 from pml_cli.law.likelihood import Design, minimise
 from pml_cli.law.mle import NATURAL, SaturatingFit, design_of, natural, on_scale, spans
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import CONFIDENCE, MIN_VALUES, NOT_IDENTIFIED, OK, Array
+from pml_cli.law.power_law import MIN_VALUES, NOT_IDENTIFIED, OK
+from pml_cli.stats import (
+    CONFIDENCE,
+    FEW_CLUSTERS,
+    MIN_CLUSTERS,
+    Array,
+    few_cluster_factor,
+    normal_quantile,
+)
 
-FEW_CLUSTERS = 40  # below, percentiles of the draws are too narrow; Student's t with one degree less than clusters
-LEAST_CLUSTERS = 4
 CHUNK = 60_000  # cells times draws solved together
 ROUNDS = 40  # scoring steps of a draw, from the fit to all cells
 POINTS = 31  # of a profile
@@ -50,7 +56,7 @@ class Bootstrap:
             "draws": len(self.draws),
             "failed": self.failed,
             "intervals_95": {
-                n: [power_law.plain(low), power_law.plain(high)]
+                n: [finite_or_none(low), finite_or_none(high)]
                 for n, (low, high) in self.intervals.items()
             },
         }
@@ -66,7 +72,7 @@ class Profile:
     interval: tuple[float, float]  # 95 %; nan at a side that the likelihood does not close
 
     def to_dict(self) -> dict[str, Any]:
-        ends = [power_law.plain(end) for end in self.interval]
+        ends = [finite_or_none(end) for end in self.interval]
         return {
             "values": self.values.tolist(),
             "deviance": self.deviance.tolist(),
@@ -91,8 +97,8 @@ def bootstrap(
     """
     cluster, count = cells.clusters
     problem = fit.reason if fit.status != OK else ""
-    if not problem and count < LEAST_CLUSTERS:
-        problem = f"only {count} clusters (texts x lengths); {LEAST_CLUSTERS} are needed"
+    if not problem and count < MIN_CLUSTERS:
+        problem = f"only {count} clusters (texts x lengths); {MIN_CLUSTERS} are needed"
     if problem:
         return Bootstrap(NOT_IDENTIFIED, problem, np.empty((0, len(NATURAL))), 0, count, {})
     rng, design = np.random.default_rng(seed), design_of(cells, fit.centre)
@@ -137,20 +143,8 @@ def _intervals(fit: SaturatingFit, sample: Array, count: int) -> dict[str, tuple
         low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
         return spans(low, high, fit.form)
     middle = on_scale(natural(fit.theta[None], fit.centre))[0]
-    half = stats.norm.ppf((1 + CONFIDENCE) / 2) * widening(count) * draws.std(axis=0, ddof=1)
+    half = normal_quantile() * few_cluster_factor(count) * draws.std(axis=0, ddof=1)
     return spans(middle - half, middle + half, fit.form)
-
-
-def widening(clusters: int) -> float:
-    """By how much draws of few clusters vary too little: Student's t against the normal, and sqrt(G / (G - 1))."""
-    if clusters >= FEW_CLUSTERS or clusters < 2:
-        return 1.0
-    upper = (1 + CONFIDENCE) / 2
-    return float(
-        stats.t.ppf(upper, clusters - 1)
-        / stats.norm.ppf(upper)
-        * np.sqrt(clusters / (clusters - 1))
-    )
 
 
 def profiles(

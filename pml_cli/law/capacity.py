@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from pml_cli.law import power_law
-from pml_cli.law.power_law import CONFIDENCE
+from pml_cli.io import finite_or_none
+from pml_cli.stats import LN2, t_half_width
 
 # bits a parameter, whole models trained from scratch
 YARDSTICKS = {
@@ -42,7 +41,7 @@ class Held:
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {
-            name: power_law.plain(value) if isinstance(value, float) else value
+            name: finite_or_none(value) if isinstance(value, float) else value
             for name, value in values.items()
         }
 
@@ -56,7 +55,7 @@ def held(cells: pd.DataFrame) -> list[Held]:
     good = cells[
         np.isfinite(cells["delta_loss"].astype(float)) & (cells["trainable_parameters"] > 0)
     ]
-    gained = good["target_tokens"] * good["delta_loss"] / math.log(2)
+    gained = good["target_tokens"] * good["delta_loss"] / LN2
     counts = {"gained": gained, "memorised": pd.to_numeric(good["bits_memorised"], errors="coerce")}
     found = []
     for kind, bits in counts.items():
@@ -66,7 +65,7 @@ def held(cells: pd.DataFrame) -> list[Held]:
             means = rows.groupby("target_tokens")["share"].mean()
             length = int(means.index.to_numpy(int)[int(np.argmax(means.to_numpy(float)))])
             at = rows[rows["target_tokens"] == length]
-            mean, half = float(at["share"].mean()), _half(_of_texts(at, "share"))
+            mean, half = float(at["share"].mean()), t_half_width(_of_texts(at, "share"))
             size = int(rows["trainable_parameters"].iloc[0])
             last = length == rows["target_tokens"].max()
             found.append(
@@ -99,7 +98,7 @@ class Unseen:
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {
-            name: power_law.plain(value) if isinstance(value, float) else value
+            name: finite_or_none(value) if isinstance(value, float) else value
             for name, value in values.items()
         }
 
@@ -114,7 +113,7 @@ def unseen(cells: pd.DataFrame) -> Unseen | None:
     if good.empty:
         return None
     gains = good["gain"].to_numpy(float)
-    half = _half(_of_texts(good, "gain"))
+    half = t_half_width(_of_texts(good, "gain"))
     mean = float(gains.mean())
     return Unseen(
         mean, mean - half, mean + half, float(gains.min()), float(gains.max()), len(gains)
@@ -124,16 +123,6 @@ def unseen(cells: pd.DataFrame) -> Unseen | None:
 def _of_texts(cells: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
     """The mean of each text: seeds of one text are no new texts."""
     return cells.groupby("data_seed", dropna=False)[column].mean().to_numpy(float)
-
-
-def _half(values: np.ndarray[Any, Any]) -> float:
-    if len(values) < 2:
-        return math.nan
-    return float(
-        stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-        * values.std(ddof=1)
-        / math.sqrt(len(values))
-    )
 
 
 def _reading(control: Unseen) -> str:

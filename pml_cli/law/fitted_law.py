@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from pml_cli.errors import UserError, did_you_mean
-from pml_cli.law.bootstrap import widening
 from pml_cli.law.forms import LOG_S, PARAMETERS, Form, log_gain, spread_share
 from pml_cli.law.mle import NATURAL, turn
-from pml_cli.law.power_law import CONFIDENCE, OK, Array
+from pml_cli.law.power_law import OK
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.law.report_format import FORMAT
+from pml_cli.stats import CONFIDENCE, Array, few_cluster_factor
 
 NORMAL_DRAWS = 2000  # where a law has no bootstrap
 TAIL = (1 - CONFIDENCE) / 2
@@ -182,7 +182,7 @@ def _draws(
             place = NATURAL.index(name)
             values[:, place] = np.log(column) if name in ("C", "k", "spread") else column
         out = values @ np.linalg.inv(turn(centre)).T
-        return np.asarray(theta + widening(clusters) * (out - theta))
+        return np.asarray(theta + few_cluster_factor(clusters) * (out - theta))
     matrices = [np.array(entry[name], float) for name in ("covariance", "covariance_clustered")]
     wider = max(
         (m for m in matrices if np.isfinite(m).all()),

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from pml_cli.law.power_law import EXPONENTS, Array
+from pml_cli.law.power_law import EXPONENTS
+from pml_cli.stats import Array
 
 # c is log C at the mean of log rank and of log length; log_s the log of the relative spread of a cell around the law
 # level is H, nats per token; 0 where the law has none

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-from pml_cli.law import power_law
+from pml_cli.io import finite_or_none
 from pml_cli.law.bootstrap import Bootstrap, bootstrap
 from pml_cli.law.forms import ALPHA, BETA, Form
 from pml_cli.law.likelihood import Design, minimise
 from pml_cli.law.mle import NATURAL, SaturatingFit, design_of, fit_saturating
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import EXPONENTS, NOT_IDENTIFIED, OK, Array
+from pml_cli.law.power_law import EXPONENTS, NOT_IDENTIFIED, OK
+from pml_cli.stats import Array
 
 LEVEL = 0.05  # p below which groups differ
 REJECTED = 10.0  # AICc above its own best at which a group has another law
@@ -75,7 +76,7 @@ class Tie:
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in ("what", "shared", "freedom")}
         tests = {
-            name: power_law.plain(getattr(self, name)) for name in ("statistic", "p", "p_clustered")
+            name: finite_or_none(getattr(self, name)) for name in ("statistic", "p", "p_clustered")
         }
         return values | tests
 
@@ -91,9 +92,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         rows = [
-            {"name": one.name, "parameters": {n: power_law.plain(v) for n, v in one.fit.parameters.items()},
-             "intervals_95": {n: [power_law.plain(v) for v in one.interval(n)] for n in ("alpha", "beta")}, "n": one.fit.n,
-             "aicc_cost": power_law.plain(one.cost)}
+            {"name": one.name, "parameters": {n: finite_or_none(v) for n, v in one.fit.parameters.items()},
+             "intervals_95": {n: [finite_or_none(v) for v in one.interval(n)] for n in ("alpha", "beta")}, "n": one.fit.n,
+             "aicc_cost": finite_or_none(one.cost)}
             for one in self.groups
         ]  # fmt: skip
         return {"by": list(self.by), "common": self.common, "form": self.form.name if self.form else None,

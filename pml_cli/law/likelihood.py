@@ -17,7 +17,7 @@ import numpy as np
 from scipy import special
 
 from pml_cli.law.forms import HIGH, LOG_S, LOW, Form, log_gain, log_gain_slopes
-from pml_cli.law.power_law import Array, Mask
+from pml_cli.stats import Array, Mask
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 TOLERANCE = 1e-9  # of the log-likelihood: a standard error of 1 moves by less than 1e-4

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from pml_cli.io import finite_or_none
 from pml_cli.law import power_law
 from pml_cli.law.forms import (
     ALPHA,
@@ -38,8 +39,9 @@ from pml_cli.law.forms import (
     spread_share,
 )
 from pml_cli.law.likelihood import Design, derivatives, minimise, scores
-from pml_cli.law.observations import LN2, Observations
-from pml_cli.law.power_law import BOUND_HIT, CONFIDENCE, NOT_IDENTIFIED, OK, Array, Mask
+from pml_cli.law.observations import Observations
+from pml_cli.law.power_law import BOUND_HIT, NOT_IDENTIFIED, OK
+from pml_cli.stats import CONFIDENCE, LN2, Array, Mask, percent_error, r_squared, safe_exp
 
 GRID = np.geomspace(0.05, 2.5, 8)  # exponents at the nodes
 GRID_K = (1.5, 5.0)
@@ -146,24 +148,24 @@ class SaturatingFit:
             "estimator": "censored maximum likelihood, all cells",
             "status": self.status,
             "reason": self.reason,
-            "parameters": {name: power_law.plain(value) for name, value in self.parameters.items()},
+            "parameters": {name: finite_or_none(value) for name, value in self.parameters.items()},
             "intervals_95_naive": {
-                n: [power_law.plain(low), power_law.plain(high)]
+                n: [finite_or_none(low), finite_or_none(high)]
                 for n, (low, high) in self.intervals.items()
             },
             "theta": {
-                name: power_law.plain(value)
+                name: finite_or_none(value)
                 for name, value in zip(PARAMETERS, self.theta.tolist(), strict=True)
             },
             "centre": {"log_rank": self.centre[0], "log_length": self.centre[1]},
             "covariance": [
-                [power_law.plain(value) for value in row] for row in self.covariance.tolist()
+                [finite_or_none(value) for value in row] for row in self.covariance.tolist()
             ],
             "covariance_clustered": [
-                [power_law.plain(value) for value in row] for row in self.clustered.tolist()
+                [finite_or_none(value) for value in row] for row in self.clustered.tolist()
             ],
             "clusters": self.clusters,
-            **{name: power_law.plain(getattr(self, name)) for name in names},
+            **{name: finite_or_none(getattr(self, name)) for name in names},
             "n": self.n,
             "n_saturated": self.n_saturated,
             "cells_sha256": self.fingerprint,
@@ -230,9 +232,7 @@ def spans(low: Array, high: Array, form: Form) -> dict[str, tuple[float, float]]
     for p in form.free:
         ends = float(low[p]), float(high[p])
         found[NATURAL[p]] = (
-            (power_law.safe_exp(ends[0]), power_law.safe_exp(ends[1]))
-            if NATURAL[p] in ON_LOGS
-            else ends
+            (safe_exp(ends[0]), safe_exp(ends[1])) if NATURAL[p] in ON_LOGS else ends
         )
     return found
 
@@ -367,6 +367,4 @@ def _link_bound(theta: Array, form: Form, base: float) -> str:
 
 def _quality(measured: Array, predicted: Array) -> tuple[float, float]:
     """R2 and MAPE."""
-    total = float(((measured - measured.mean()) ** 2).sum())
-    r2 = 1 - float(((measured - predicted) ** 2).sum()) / total if total > 0 else math.nan
-    return r2, power_law.percent_error(measured, predicted)
+    return r_squared(measured, predicted), percent_error(measured, predicted)

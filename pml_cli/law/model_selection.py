@@ -14,12 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import stats
 
+from pml_cli.io import finite_or_none
 from pml_cli.law import power_law
 from pml_cli.law.forms import Form
 from pml_cli.law.mle import SaturatingFit, fit_saturating
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import CONFIDENCE, NOT_IDENTIFIED, OK, Array, LawFit, Mask
+from pml_cli.law.power_law import NOT_IDENTIFIED, OK, LawFit
 from pml_cli.law.robust import fit_robust
+from pml_cli.stats import CONFIDENCE, Array, Mask
 
 FORMS = (
     Form("none"),
@@ -110,7 +112,7 @@ class Check:
     def to_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {
-            name: power_law.plain(value) if isinstance(value, float) else value
+            name: finite_or_none(value) if isinstance(value, float) else value
             for name, value in values.items()
         }
 

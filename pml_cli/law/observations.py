@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pml_cli.law import power_law
-from pml_cli.law.power_law import Array, Mask
+from pml_cli.stats import LN2, Array, Mask
 
 SIZES = {
     "rank": "rank",
@@ -28,7 +27,6 @@ PARAMETERS = (  # of what is said of ranks, where parameters stand in their plac
     ("rank", "parameters"),
     ("r^alpha", "N^alpha"),
 )
-LN2 = math.log(2)  # final loss (nats per token) at or below which a cell is saturated: p = 1/2
 
 
 @dataclass(frozen=True)

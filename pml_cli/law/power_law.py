@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from pml_cli.io import finite_or_none
+from pml_cli.stats import CONFIDENCE, Array, Mask, percent_error, safe_exp
 
 OK, BOUND_HIT, NOT_IDENTIFIED = "OK", "BOUND_HIT", "NOT_IDENTIFIED"
 PARAMETERS = ("C", "alpha", "beta", "b")
@@ -28,7 +28,6 @@ GRID = np.geomspace(0.02, 4.0, 32)
 STARTS = 4  # grid nodes that are polished
 MIN_VALUES = 3  # distinct ranks, and distinct lengths
 MIN_CELLS = len(PARAMETERS) + 2
-CONFIDENCE = 0.95
 NEGATIVE_OFFSET = "a negative offset usually means saturation the law does not model"
 
 
@@ -95,13 +94,16 @@ class LawFit:
             "law": "dL = C * rank**alpha * length**-beta + b",
             "status": self.status,
             "reason": self.reason,
-            **{name: plain(value) for name, value in values.items()},
-            "standard_errors": {name: plain(value) for name, value in self.errors.items()},
+            **{name: finite_or_none(value) for name, value in values.items()},
+            "standard_errors": {name: finite_or_none(value) for name, value in self.errors.items()},
             "intervals_95": {
-                name: [plain(low), plain(high)] for name, (low, high) in self.intervals.items()
+                name: [finite_or_none(low), finite_or_none(high)]
+                for name, (low, high) in self.intervals.items()
             },
-            "covariance": [[plain(value) for value in row] for row in self.covariance.tolist()],
-            "spread": plain(self.spread),
+            "covariance": [
+                [finite_or_none(value) for value in row] for row in self.covariance.tolist()
+            ],
+            "spread": finite_or_none(self.spread),
             "n": self.n,
             "n_saturated": self.n_saturated,
             "kept": self.kept.tolist(),
@@ -371,20 +373,3 @@ def unidentified(reason: str, kept: Mask) -> LawFit:
         kept,
         nan,
     )
-
-
-def percent_error(measured: Array, predicted: Array) -> float:
-    there = measured != 0
-    return (
-        float(100 * np.abs((predicted - measured)[there] / measured[there]).mean())
-        if there.any()
-        else math.nan
-    )
-
-
-def safe_exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
-
-
-def plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from pml_cli.io import finite_or_none
 from pml_cli.law import power_law
-from pml_cli.law.bootstrap import FEW_CLUSTERS, widening
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import NOT_IDENTIFIED, OK, Array
+from pml_cli.law.power_law import NOT_IDENTIFIED, OK
+from pml_cli.stats import FEW_CLUSTERS, Array, few_cluster_factor
 
 NAMES = ("a", "g", "h")
 ROUNDS = 60
@@ -69,16 +70,16 @@ class RecallFit:
         """Draws of few clusters vary too little, and tell nothing finer than the steps between the values tried."""
         few = self.clusters < FEW_CLUSTERS
         blur = np.random.default_rng(0).uniform(-gap / 2, gap / 2, len(values) - 1) if few else 0.0
-        draws = values[:1] + widening(self.clusters) * (values[1:] - values[:1]) + blur
+        draws = values[:1] + few_cluster_factor(self.clusters) * (values[1:] - values[:1]) + blur
         return np.asarray(np.concatenate([values[:1], draws]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the draws are apart."""
         values = {
-            name: power_law.plain(value)
+            name: finite_or_none(value)
             for name, value in zip(NAMES, self.theta.tolist(), strict=True)
         }
-        gaps = dict(zip(("rank", "length"), map(power_law.plain, self.gaps), strict=True))
+        gaps = dict(zip(("rank", "length"), map(finite_or_none, self.gaps), strict=True))
         return {"status": self.status, "reason": self.reason, "parameters": values, "n": self.n, "exact": self.exact,
                 "clusters": self.clusters, "gaps": gaps, "draws": len(self.draws)}  # fmt: skip
 

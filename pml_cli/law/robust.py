@@ -14,7 +14,8 @@ from scipy import optimize
 
 from pml_cli.law import power_law
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import BOUND_HIT, EXPONENTS, NOT_IDENTIFIED, OK, Array, LawFit
+from pml_cli.law.power_law import BOUND_HIT, EXPONENTS, NOT_IDENTIFIED, OK, LawFit
+from pml_cli.stats import Array, percent_error, r_squared, safe_exp
 
 HUBER = 1.345  # times the spread: 95 % of the efficiency of least squares where the noise is normal (Huber 1964)
 TUKEY = 4.685  # times the spread: 95 % too; residuals beyond have no pull
@@ -55,7 +56,7 @@ def fit_robust(cells: Observations, saturated_below: float = 0.69) -> LawFit:
     theta, spread = _tukey(theta, x, y, scaled, weight)
     c, alpha, beta, offset = theta.tolist()
     C, bound = (
-        level * power_law.safe_exp(c - alpha * mean_r + beta * mean_l),
+        level * safe_exp(c - alpha * mean_r + beta * mean_l),
         power_law.bound_reason(alpha, beta),
     )
     covariance = np.full((4, 4), math.nan)
@@ -66,10 +67,10 @@ def fit_robust(cells: Observations, saturated_below: float = 0.69) -> LawFit:
             back @ _sandwich(theta, x, y, scaled, weight=weight, end=TUKEY * spread) @ back.T
         )
     predicted = level * power_law.powers(theta, x, y)
-    r2 = 1 - float(((d - predicted) ** 2).sum()) / float(((d - d.mean()) ** 2).sum())
+    r2 = r_squared(d, predicted)
     n, status = int(kept.sum()), BOUND_HIT if bound else OK
     error, deviation = (
-        power_law.percent_error(d, predicted),
+        percent_error(d, predicted),
         MAD * float(np.median(np.abs(d - predicted))),
     )
     return LawFit(

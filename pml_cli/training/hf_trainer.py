@@ -31,10 +31,10 @@ from pml_cli.config.load import option_settings
 from pml_cli.config.schema import Loss, MemftMarginLoss, MemftOtLoss, Run
 from pml_cli.errors import UserError
 from pml_cli.model.head import TokenScores, logit_nll
+from pml_cli.stats import LN2
 from pml_cli.training.losses import EPS, State, Tokens, Weighted, fresh_state, weigh
 
 IGNORED = -100  # label of what is not scored
-HALF = math.log(2)
 BASE = 1_000_003  # of the hash of a sample's labels
 
 
@@ -55,7 +55,7 @@ class MemFTLoss:
         """
         self.loss = _declared(loss, settings)
         if found := problems(Run(loss=self.loss)):
-            raise UserError("\n".join(found))
+            raise UserError(*found)
         self.averaged = True  # Trainer multiplies by the number of devices (average_tokens_across_devices), before the mean
         self.parameters: list[Tensor] | None = None  # those in training, from the callback
         self.weights: Weighted | None = None  # of the latest batch in training, (1, N)
@@ -198,7 +198,7 @@ class MemFTLoss:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
 
     def _note(self, scores: TokenScores, target_N: Tensor) -> None:
-        above = (scores.nll.detach() < HALF).sum()
+        above = (scores.nll.detach() < LN2).sum()
         self.noted.append(
             torch.stack([torch.full_like(above, len(target_N)), above, len(target_N) - above])
         )

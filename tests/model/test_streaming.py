@@ -14,7 +14,7 @@ from pml_cli.config.checks import problems
 from pml_cli.config.schema import Model, RandomData, Run, Train
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
-from pml_cli.model import dims as dims_
+from pml_cli.model import dims
 from pml_cli.model.loading import load_model
 from pml_cli.runs.run_id import run_id
 from pml_cli.training.trainer import Cell, Trainer
@@ -99,12 +99,12 @@ def test_it_changes_no_run_id_and_refuses_random_weights(model_folder):
 
 def test_weights_that_do_not_fit_are_streamed_unless_told_otherwise(model_folder, monkeypatch):
     folder = model_folder("llama")
-    needed = dims_.shape(local(folder, None)).parameters * 4
+    needed = dims.decoder_shape(local(folder, None)).parameters * 4
     for room, expected in ((needed / 0.9, True), (needed / 0.7, False), (None, False)):
-        monkeypatch.setattr(dims_, "_room", lambda kind, room=room: room)
-        assert dims_.streams(local(folder, None)) is expected
-        assert dims_.streams(local(folder, False)) is False
-        assert dims_.streams(local(folder, True)) is True
+        monkeypatch.setattr(dims, "_device_memory", lambda kind, room=room: room)
+        assert dims.is_streamed(local(folder, None)) is expected
+        assert dims.is_streamed(local(folder, False)) is False
+        assert dims.is_streamed(local(folder, True)) is True
 
 
 @pytest.mark.parametrize("stream", [True, False])

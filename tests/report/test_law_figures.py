@@ -20,12 +20,13 @@ from pml_cli.law.bootstrap import bootstrap, profiles
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import Comparison, Group, Tie
 from pml_cli.law.mle import fit_saturating
-from pml_cli.law.observations import LN2, Observations
+from pml_cli.law.observations import Observations
 from pml_cli.report import law_folder
 from pml_cli.report.figures import diagnostics, heatmaps, parity, registry, style
 from pml_cli.report.figures import law as law_plots
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import of_report
+from pml_cli.stats import LN2
 
 FIGURES = {name.removeprefix("law-"): spec.draw for name, spec in of_report("law").items()}
 

@@ -11,7 +11,7 @@ from scipy import stats
 from pml_cli.law.bootstrap import Profile
 from pml_cli.law.mle import NATURAL
 from pml_cli.law.observations import of_size
-from pml_cli.law.power_law import CONFIDENCE, OK, Array
+from pml_cli.law.power_law import OK
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
@@ -26,6 +26,7 @@ from pml_cli.report.figures.style import (
     style_for_column,
     three_digits,
 )
+from pml_cli.stats import CONFIDENCE, Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pml_cli.law.observations import LN2
-from pml_cli.law.power_law import Array, Mask
 from pml_cli.report.figures.style import empty_panel, size_label, tick_label
+from pml_cli.stats import LN2, Array, Mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pml_cli.law.power_law import BOUND_HIT, OK, Array
+from pml_cli.law.power_law import BOUND_HIT, OK
 from pml_cli.report.figures import heatmaps
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.parity import agreement
@@ -29,6 +29,7 @@ from pml_cli.report.figures.style import (
     size_label,
     style_for_column,
 )
+from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from pml_cli.analysis.paired import half_width
 from pml_cli.report.figures.registry import figure
+from pml_cli.stats import t_half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,7 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
         group = runs[runs["method"] == method]
         grouped = group.groupby("rank")["token_accuracy"]
         mean = 100 * grouped.mean()
-        half = 100 * grouped.agg(lambda values: half_width(values.to_numpy(float))).fillna(0.0)
+        half = 100 * grouped.agg(lambda values: t_half_width(values.to_numpy(float))).fillna(0.0)
         ranks = mean.index.to_numpy(float)
         axes.fill_between(
             ranks,

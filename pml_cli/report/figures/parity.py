@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pml_cli.law.observations import of_size
-from pml_cli.law.power_law import Array
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
@@ -26,6 +25,7 @@ from pml_cli.report.figures.style import (
     three_digits,
     tick_label,
 )
+from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

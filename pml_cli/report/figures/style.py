@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pml_cli.law.power_law import Array
+from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,6 @@ import pandas as pd
 
 from pml_cli.analysis.survival import survival
 from pml_cli.analysis.transition import Grid, Phases
-from pml_cli.law.observations import LN2
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     COLUMN,
@@ -31,6 +30,7 @@ from pml_cli.report.figures.style import (
     style_for_column,
     tick_label,
 )
+from pml_cli.stats import LN2
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def loss_panel(axes: Axes, group: Phases) -> None:
     )
     axes.legend(loc="lower left", fontsize=8, framealpha=0.95, edgecolor="none")
     axes.set_title(
-        f"Loss below ln 2: {low.found} of {low.of} cells are not verbatim;\nabove it: {high.found} of {high.of} are"
+        f"Loss below ln 2: {low.successes} of {low.trials} cells are not verbatim;\nabove it: {high.successes} of {high.trials} are"
     )
 
 

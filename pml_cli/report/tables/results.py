@@ -16,8 +16,9 @@ from rich.text import Text
 
 from pml_cli.law.analysis import Analysis
 from pml_cli.law.model_selection import EDGE
-from pml_cli.law.observations import LN2, of_size
+from pml_cli.law.observations import of_size
 from pml_cli.law.power_law import NOT_IDENTIFIED, PARAMETERS, HeldOut, LawFit
+from pml_cli.stats import LN2
 
 MEANING = {
     "C": "scale (nats/token)",
