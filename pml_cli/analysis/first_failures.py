@@ -12,6 +12,7 @@ Shapes: N sequences, P distinct pairs (x, y), C clusters, D draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -385,7 +386,7 @@ def _largest_count(values_ND: Ints) -> Array:
     ordered_ND = np.sort(values_ND, axis=0)
     run_D = np.ones(ordered_ND.shape[1])
     longest_D = run_D
-    for below, above in zip(ordered_ND[:-1], ordered_ND[1:], strict=True):
+    for below, above in pairwise(ordered_ND):
         run_D = np.where(above == below, run_D + 1, 1)
         longest_D = np.maximum(longest_D, run_D)
     return longest_D

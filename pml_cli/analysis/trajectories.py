@@ -103,7 +103,7 @@ def read(path: Path) -> TokenTrajectories:
         IrregularError: the file is not a table of (steps x tokens).
         OSError: the file cannot be read.
     """
-    columns = _columns_TS(_read_table(path))
+    columns = _token_columns(_read_table(path))
     steps_T = columns["step"][:, 0].astype(np.int64)
     p_TS = columns["p"]
     correct_TS = columns["correct"].astype(bool)
@@ -150,8 +150,8 @@ def _read_table(path: Path) -> pa.Table:
     return table
 
 
-def _columns_TS(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Each column as (T, S), checked to be a row of the same tokens for each step, steps ascending."""
+def _token_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Each column as (T, S): the same tokens in each row, steps ascending."""
     step = table["step"].to_numpy()
     next_step = np.flatnonzero(step != step[0])
     tokens = int(next_step[0]) if len(next_step) else len(step)
@@ -182,7 +182,7 @@ def _bins(p_TS: NDArray[np.floating[Any]], above_TS: Mask) -> NDArray[np.int64]:
 
 
 def _above_since(above_TS: Mask, steps_T: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each token the step from which it is above to the end; -1 where it is not above at the end."""
+    """The step from which each token is above to the end; -1: it is not above at the end."""
     T = len(steps_T)
     below_from_end_TS = ~above_TS[::-1]
     steps_above_S = np.where(above_TS.all(axis=0), T, below_from_end_TS.argmax(axis=0))
