@@ -16,7 +16,6 @@ from transformers import DynamicCache
 
 from pml_cli.analysis.transition import model_dtype
 from pml_cli.config import registry, schema
-from pml_cli.data.sources import open_source
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.loading import load_model
@@ -39,11 +38,13 @@ def both_passes(folder: Path, bases: dict):
     if str(model) not in bases:
         bases[str(model)] = load_model(model)
     base = bases[str(model)]
-    bank = AdapterBank(base.sites(kind), [run["rank"]], [0], kind, base.adapter_dtype)
+    bank = AdapterBank.initial(
+        base.sites(kind), kind, ranks=[run["rank"]], seeds=[0], dtype=base.adapter_dtype
+    )
     bank.load(0, folder / "adapter")
-    bank = bank.only([0])
+    bank = bank.select([0])
     nll, argmax, ids = [[], []], [[], []], []
-    for sample in open_source(model, data).take(run["seqlen"]):
+    for sample in data.open(model).take(run["seqlen"]):
         whole = torch.tensor([[*sample.prompt, *sample.target]])
         first, target = len(sample.prompt) - 1, torch.tensor(sample.target)
         hidden = base.full(whole, bank).last_hidden_state[0, first:-1]

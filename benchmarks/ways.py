@@ -52,8 +52,12 @@ def paper(
     """A, for one cell; its adapter is the bank's, by a hook on the MLP, as in the paper's code."""
     run, (sample,) = planned.run, planned.samples
     ids, labels = example(base, sample)
-    bank = AdapterBank(
-        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    bank = AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
     ).to(base.device)
     bank.requires_grad_()
     optimizer = torch.optim.AdamW(
@@ -92,8 +96,12 @@ def peft(base: SplitModel, planned: CellPlan, losses: dict[str, float]) -> float
     from pml_cli.peft_block import mlp_block_config
 
     run, (sample,) = planned.run, planned.samples
-    bank = AdapterBank(
-        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    bank = AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
     )
     ids, labels = example(base, sample)
     rows = [{"input_ids": ids[0].cpu(), "labels": labels[0].cpu()}] * planned.steps

@@ -1,14 +1,14 @@
 """The paper's placement inside PEFT: a LoRA layer in parallel to a whole MLP block.
 
-PEFT knows linear modules; this teaches it the block, by its mechanism for custom modules. An adapter that pml saved with
-`adapter=mlp_block` then loads in three lines:
+PEFT knows linear modules; this teaches it the block, by its mechanism for custom modules. An
+adapter that pml saved with `adapter=mlp_block` then loads in three lines:
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     model = load_mlp_block(model, "outputs/sweep/<run>/adapter")
     model.generate(...)
 
-Activation functions make the block non-linear, so the adapter cannot be merged into its weights: `merge_and_unload` says so,
-`unload` takes the adapter off.
+Activation functions make the block non-linear, so the adapter cannot be merged into its weights:
+`merge_and_unload` says so, `unload` takes the adapter off.
 """
 
 from __future__ import annotations

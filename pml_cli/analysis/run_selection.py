@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.runs.folder import RESULT, read_failures, read_runs
 from pml_cli.runs.groups import plain_keys

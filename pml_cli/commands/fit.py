@@ -22,7 +22,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.law import capacity, power_law
 from pml_cli.law.analysis import Analysis, analyse
@@ -32,9 +32,8 @@ from pml_cli.law.model_selection import FORMS
 from pml_cli.law.observations import SIZES, Observations, of_size
 from pml_cli.law.recall_law import DRAWS, fit_recall
 from pml_cli.report import law_folder
-from pml_cli.report.progress import DrawsDisplay
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import law as law_report
-from pml_cli.report.tables import results
 from pml_cli.runs import folder as records
 from pml_cli.runs.groups import (
     KEY,
@@ -139,7 +138,7 @@ def _compared(
     names = names_by([group.key for group in groups], by)
     cells = dict(zip(names, (group.observed for group in groups), strict=True))
     forms = [form for form in FORMS if form.link != "none"]
-    with DrawsDisplay(console) as display:
+    with CountDisplay(console, "fitting", "bootstrap draws") as display:
         return compare(
             cells,
             forms,
@@ -206,7 +205,7 @@ def audit(runs: pd.DataFrame, saturated_below: float, size: str = "rank") -> pd.
 def _fit_shown(
     key: dict[str, Any], cells: pd.DataFrame, settings: Fit, console: Console
 ) -> GroupFit:
-    with DrawsDisplay(console) as display:
+    with CountDisplay(console, "fitting", "bootstrap draws") as display:
         return fit_group(
             key, cells, settings.saturated_below, settings.draws, display.show, x=settings.x
         )
@@ -251,7 +250,7 @@ def fit_group(
         observed,
         analysis,
         [of_size(words, x) for words in fit.warnings + analysis.warnings] + _warnings(cells),
-        results.conclusions(fit, held, usable, analysis, x),
+        law_report.conclusions(fit, held, usable, analysis, x),
         x,
         fit_recall(
             observed,
@@ -304,7 +303,9 @@ def _warnings(cells: pd.DataFrame) -> list[str]:
 
 
 def _show(group: GroupFit, console: Console) -> None:
-    console.print(results.law_table(group.name, group.fit, group.held, len(group.cells), group.x))
+    console.print(
+        law_report.law_table(group.name, group.fit, group.held, len(group.cells), group.x)
+    )
     if (
         group.analysis.chosen or group.fit.status != power_law.NOT_IDENTIFIED
     ):  # a chosen law needs no other, and is never hidden

@@ -19,14 +19,14 @@ from rich.console import Console
 from pml_cli.analysis import deployment
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.load import read_run
-from pml_cli.config.schema import Lasting
+from pml_cli.config.reports import Lasting
 from pml_cli.data.opened import source_of, tokens_hash
 from pml_cli.errors import MAX_LISTED, UserError, and_n_more, raise_all
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import atomic_write
-from pml_cli.report.progress import DrawsDisplay
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import lasting as lasting_report
 from pml_cli.runs import folder as records
 from pml_cli.runs.folder import RunFolder
@@ -179,7 +179,7 @@ def _measure(
 
     records.report_folder(out)
     by_id, first = {one.row["id"]: one for one in waiting}, len(known)
-    with DrawsDisplay(console, "measuring", "runs") as display:
+    with CountDisplay(console, "measuring", "runs") as display:
         display.show(0, len(waiting))
 
         def told(done: list[tuple[EvalRun, dict[str, Any]]]) -> None:

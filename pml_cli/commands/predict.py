@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from pml_cli.config.schema import Predict
+from pml_cli.config.reports import Predict
 from pml_cli.errors import UserError
 from pml_cli.law.fitted_law import TAIL, Law, load
 from pml_cli.report.tables.predict import show

@@ -17,7 +17,7 @@ from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.packing import Pack, check, make_packs
 from pml_cli.launch.signals import Signals, Stopped, import_worker
 from pml_cli.report.progress import ProbeDisplay
-from pml_cli.report.tables.results import probe_table
+from pml_cli.report.tables.probe import probe_table
 from pml_cli.runs.folder import RunFolder, read_runs
 
 LOGGED_STEPS = 100  # a probe is looked at closely

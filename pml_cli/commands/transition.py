@@ -17,11 +17,11 @@ from rich.text import Text
 
 from pml_cli.analysis.run_selection import transition_runs
 from pml_cli.analysis.transition import GroupTokens, TransitionSummary, read_group, summarize
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.format import counted
 from pml_cli.report import transition_folder
-from pml_cli.report.progress import FilesDisplay
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import transition as tables
 from pml_cli.runs.folder import report_folder
 from pml_cli.runs.groups import differing, label, plain_key, slugs, split
@@ -45,7 +45,7 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
     out = report_folder(Path(settings.out) if settings.out else paths[0] / "transition")
 
     keys, groups_of_runs = zip(*split(runs), strict=True)
-    with FilesDisplay(console, len(runs)) as display:
+    with CountDisplay(console, "reading", "runs", len(runs), "runs read") as display:
         groups_of_tokens = [read_group(group, display.advance) for group in groups_of_runs]
 
     summaries = _summaries(keys, groups_of_tokens, settings)

@@ -18,7 +18,8 @@ import typer
 
 from pml_cli.config.option_files import SHORT_KEYS, option_file, options, shipped
 from pml_cli.config.registry import GROUPS, settings_class
-from pml_cli.config.schema import DTYPES, SCHEDULES, Fit, InlineLaunch, Lasting, Run, Transition
+from pml_cli.config.reports import Fit, Lasting, Transition
+from pml_cli.config.schema import DTYPES, SCHEDULES, InlineLaunch, Run
 from pml_cli.config.setting import annotation, keys
 from pml_cli.errors import UserError
 

@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config import registry
-from pml_cli.config.checks import problems, report_problems
 from pml_cli.config.option_files import SHORT_KEYS, unknown_key
 from pml_cli.config.registry import GROUPS, settings_class
-from pml_cli.config.schema import InlineLaunch, Launch, Report, Run
+from pml_cli.config.reports import ReportSettings
+from pml_cli.config.schema import InlineLaunch, Launch, Run
 from pml_cli.config.setting import annotation, keys, type_text
+from pml_cli.config.setting import faults as setting_faults
 from pml_cli.config.sweep_file import one_line
 from pml_cli.errors import UserError, raise_all
 
@@ -32,10 +33,10 @@ CROSS = re.compile(
 )  # an interpolation of another group's value, such as ${rank}
 
 Grid = dict[str, list[Any]]  # key to its values; the cells are all combinations
-Asked = TypeVar("Asked", bound=Report)
+Asked = TypeVar("Asked", bound=ReportSettings)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Settings(Run):
     """A run and what surrounds it: everything a YAML root file may hold."""
 
@@ -223,7 +224,7 @@ def typed_report(declared: type[Asked], tree: Mapping[str, Any], given: Grid) ->
                 faults.append(f"{key}={_shown(values[0])}: must be {type_text(declared, key)}")
     typed = OmegaConf.to_object(settings)
     assert isinstance(typed, declared)
-    refuse([*faults, *report_problems(typed)])
+    refuse([*faults, *setting_faults(typed)])
     return typed
 
 
@@ -256,7 +257,7 @@ def expand_grid(
             )
             if same not in cells:
                 cells[same] = settings
-                faults.extend(problems(settings))
+                faults.extend(setting_faults(settings))
     refuse(faults)
     return list(cells.values())
 

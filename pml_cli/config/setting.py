@@ -85,8 +85,8 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        note = "; ".join(filter(None, (self.unit, self._special_text(without_null=True))))
-        return f"{text} ({note})" if note else text
+        numbers = {value: text for value, text in self.special.items() if isinstance(value, int)}
+        return _with_notes(text, [self.unit, _special_text(numbers)])
 
     def _choices_text(self) -> str:
         if len(self.choices) <= 2:
@@ -109,18 +109,20 @@ class Declaration:
             bounds.append("finite")
         return " and ".join(bounds)
 
-    def _special_text(self, *, without_null: bool = False) -> str:
-        return "; ".join(
-            f"{written(value)}: {meaning}"
-            for value, meaning in self.special.items()
-            if not (without_null and value is None)
-        )
-
     def help_text(self) -> str:
         """The help with unit, choices and special values: `samples a step (0: all of them)`."""
-        notes = [self.unit, self._choices_text(), self._special_text()]
-        note = "; ".join(filter(None, notes))
-        return f"{self.help} ({note})" if note else self.help
+        return _with_notes(
+            self.help, [self.unit, self._choices_text(), _special_text(self.special)]
+        )
+
+
+def _special_text(special: Mapping[Any, str]) -> str:
+    return "; ".join(f"{written(value)}: {meaning}" for value, meaning in special.items())
+
+
+def _with_notes(text: str, notes: list[str]) -> str:
+    note = "; ".join(filter(None, notes))
+    return f"{text} ({note})" if note else text
 
 
 def setting(
@@ -209,20 +211,23 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
     """What is wrong with the values of a settings dataclass: option, value, what is allowed.
 
     Args:
-        settings: an instance; fields that hold other settings (of a `Run`) are not looked into.
+        settings: an instance; settings that it holds, as a `Run` does, are checked too.
         prefix: put before every name: `train.`.
     """
     lines: list[str] = []
     for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
-        declaration = declared.metadata.get("declaration")
-        if declaration is not None:
-            value = getattr(settings, declared.name)
-            lines += _field_faults(type(settings), declared.name, declaration, value, prefix)
+        name = declared.name
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            lines += faults(value, f"{prefix}{name}.")
+        elif "declaration" in declared.metadata:
+            found = _field_faults(type(settings), name, declared.metadata["declaration"], value)
+            lines += [f"{prefix}{line}" for line in found]
     return lines + [f"{prefix}{line}" for line in settings.validate()]
 
 
 def _field_faults(
-    owner: type[Any], name: str, declaration: Declaration, value: Any, prefix: str
+    owner: type[Any], name: str, declaration: Declaration, value: Any
 ) -> Iterator[str]:
     if value is None:
         return
@@ -231,10 +236,10 @@ def _field_faults(
     for element in values:
         if not declaration.accepts(element):
             allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
-            yield f"{prefix}{name}={written(element)}: must be {allowed}"
+            yield f"{name}={written(element)}: must be {allowed}"
 
     if declaration.path == "existing file" and value and not Path(value).is_file():
-        yield f"{prefix}{name}={value}: no such file"
+        yield f"{name}={value}: no such file"
 
 
 def keys(owner: type[Any]) -> list[str]:

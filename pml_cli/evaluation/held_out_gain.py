@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.split_model import SplitModel
@@ -39,7 +39,7 @@ def control_gains(base: SplitModel, bank: AdapterBank, cells: Samples) -> list[d
             left[: max(1, TOKENS // (longest * most))],
             left[max(1, TOKENS // (longest * most)) :],
         )
-        chosen = bank.only(now)
+        chosen = bank.select(now)
         after = _losses(base, chosen, [cells[k] for k in now])
         chosen.B = {name: torch.zeros_like(B) for name, B in chosen.B.items()}
         before = _losses(base, chosen, [cells[k] for k in now])

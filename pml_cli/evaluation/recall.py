@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.device import out_of_memory
 from pml_cli.model.split_model import SplitModel
@@ -64,7 +64,7 @@ def _decode_group(
     """Rows of one prompt length: read the prompt and the proven tokens in one pass, then one token a step."""
     from transformers import DynamicCache
 
-    part = bank.only([k for k, _, _ in group])
+    part = bank.select([k for k, _, _ in group])
     samples = [cells[k][s] for k, s, _ in group]
     proven, longest = (
         min(first for _, _, first in group),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import (
     CONDITIONS,
@@ -107,8 +107,12 @@ def _tokens(subject: EvalRun) -> int:
 
 def _load(base: SplitModel, subject: EvalRun) -> AdapterBank:
     run = subject.run
-    bank = AdapterBank(
-        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    bank = AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
     )
     try:
         bank.load(0, subject.adapter)

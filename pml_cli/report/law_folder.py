@@ -49,7 +49,7 @@ import scipy
 
 from pml_cli import __version__
 from pml_cli import io as io_
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError
 from pml_cli.law.observations import SIZES, Observations
 from pml_cli.law.recall_law import NAMES
@@ -133,13 +133,13 @@ def _draw(
 
     views = {
         group.slug: View(
-            group.name,
-            group.cells,
-            group.observed,
-            group.analysis,
-            group.fit,
-            settings.saturated_below,
-            SIZES[group.x],
+            name=group.name,
+            cells=group.cells,
+            observed=group.observed,
+            analysis=group.analysis,
+            paper=group.fit,
+            saturated_below=settings.saturated_below,
+            x=SIZES[group.x],
         )
         for group in groups
     }

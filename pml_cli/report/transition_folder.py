@@ -29,7 +29,7 @@ from pml_cli.analysis.first_failures import Correlation
 from pml_cli.analysis.survival import survival
 from pml_cli.analysis.trajectories import VIOLATION_COLUMNS
 from pml_cli.analysis.transition import TransitionSummary, violations_by_dtype
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.io import jsonable, write_csv, write_json
 from pml_cli.report.figures.registry import write_group_figures

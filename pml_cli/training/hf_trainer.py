@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
-from pml_cli.config.checks import problems
 from pml_cli.config.load import option_settings
-from pml_cli.config.schema import Loss, MemftMarginLoss, MemftOtLoss, Run
+from pml_cli.config.schema import Loss, MemftMarginLoss, MemftOtLoss
+from pml_cli.config.setting import faults
 from pml_cli.errors import UserError
 from pml_cli.model.head import TokenScores, logit_nll
 from pml_cli.stats import LN2
@@ -54,7 +54,7 @@ class MemFTLoss:
             UserError: an unknown loss or setting, or a value out of range.
         """
         self.loss = _declared(loss, settings)
-        if found := problems(Run(loss=self.loss)):
+        if found := faults(self.loss, "loss."):
             raise UserError(*found)
         self.averaged = True  # Trainer multiplies by the number of devices (average_tokens_across_devices), before the mean
         self.parameters: list[Tensor] | None = None  # those in training, from the callback

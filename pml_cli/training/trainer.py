@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pml_cli.config.schema import Loss, Run, Train
 from pml_cli.data.curriculum import total_steps
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
@@ -152,12 +152,12 @@ class Trainer:
         self.places = list(range(len(self.cells)))
         runs = [cell.run for cell in self.cells]
         kind = runs[0].adapter
-        self.bank = AdapterBank(
+        self.bank = AdapterBank.initial(
             base.sites(kind),
-            [r.rank for r in runs],
-            [r.seed for r in runs],
             kind,
-            base.adapter_dtype,
+            ranks=[r.rank for r in runs],
+            seeds=[r.seed for r in runs],
+            dtype=base.adapter_dtype,
         )
         self.bank.to(base.device)
         base.check_split(self.bank)
@@ -419,7 +419,7 @@ class Trainer:
             scores = self.evaluate()
         else:
             scores = split_scores(layout, trained, self.data.cells)
-        loss, largest = self._flush_curve(done), self.bank.largest()
+        loss, largest = self._flush_curve(done), self.bank.largest_weights()
         finished: list[int] = []
         for k, cell in enumerate(self.cells):
             cell.logged.append(scores[k].table(done))
@@ -435,7 +435,7 @@ class Trainer:
         self.observer.on_logged_step(StepReport(done, self.steps, self.cells, scores, loss))
         for k in finished:
             cell = self.cells[k]
-            cell.steps_run, cell.final, cell.adapter = done, scores[k], self.bank.only([k])
+            cell.steps_run, cell.final, cell.adapter = done, scores[k], self.bank.select([k])
         return finished
 
     def _retire(self, finished: list[int], ended: bool = True) -> None:
@@ -449,7 +449,7 @@ class Trainer:
             self.observer.on_finished(left)
         if not stay:
             return
-        self.bank.keep(stay)
+        self.bank.keep_cells(stay)
         self.optimizer.keep(stay)
         self.curve, self.rates = [values[:, stay] for values in self.curve], self.rates[:, stay]
         self.remembered = {name: values[stay] for name, values in self.remembered.items()}

@@ -15,7 +15,7 @@ from pml_cli.analysis.transition import (
     summarize,
     violations_by_dtype,
 )
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 
 

@@ -17,7 +17,7 @@ from pml_cli import cli
 from pml_cli.analysis.run_selection import transition_runs
 from pml_cli.analysis.transition import read_group, summarize
 from pml_cli.commands import transition
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.report.figures import registry
 from pml_cli.report.figures.transition import page_figure

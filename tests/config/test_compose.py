@@ -13,17 +13,17 @@ from pml_cli.config.compose import describe, load, load_report, to_yaml
 from pml_cli.config.grid import MAX_CELLS
 from pml_cli.config.load import option_settings
 from pml_cli.config.registry import GROUPS
+from pml_cli.config.reports import Fit
 from pml_cli.config.schema import (
-    Fit,
     LinearAdapter,
     MemftMarginLoss,
     MemftOtLoss,
     MemftSwLoss,
-    MixedData,
-    RandomData,
     Run,
     SftLoss,
 )
+from pml_cli.data.sources.mixed import MixedData
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 
 OPTIONS = [(group, option) for group in GROUPS for option in option_files.options(group)]
@@ -235,7 +235,7 @@ def test_describe_counts_the_cells():
 def test_fit_settings():
     assert load_report("fit", []) == Fit()
     assert load_report("fit", ["saturated_below=0.5", "figures=false", "out='a b'"]) == Fit(
-        0.5, "a b", False
+        saturated_below=0.5, out="a b", figures=False
     )
 
 
@@ -422,7 +422,7 @@ def test_a_user_s_folder_adds_options_and_wins(user_conf):
         ("source: mixed\n_target_: os.system\n", "no such key"),
         ("source: [\n", "mine"),
         ("- a\n", "mine"),
-        ("source: mixed\nrandom_share: 2\n", "data.random_share=2.0: must be from 0 to 1"),
+        ("source: mixed\nrandom_share: 2\n", "data.random_share=2: must be from 0 to 1"),
     ],
 )
 def test_faults_of_a_user_s_option(user_conf, text, expected):

@@ -27,7 +27,9 @@ from support.pricing import (
 
 from pml_cli import format
 from pml_cli.config.compose import load
-from pml_cli.config.schema import LinearAdapter, Model, PhonebookData, RandomData, Run, Train
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, check
 from pml_cli.launch.throughput import KEPT, Rates
@@ -107,7 +109,7 @@ def test_flops_of_a_whole_training(adapter, train):
 def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
     base = Model(device="cpu")
     runs = [
-        Run(4, n, 0, base, data)
+        Run(rank=4, seqlen=n, seed=0, model=base, data=data)
         for n in (30, 31, 60)
         for data in (RandomData(), RandomData(seed=1), PhonebookData())
     ]
@@ -133,7 +135,10 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
 )
 def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ranks, fields, dtype):
     base = model(family, dtype, **fields)
-    runs = [Run(r, seqlen, s, base, RandomData(seed=s), adapter) for s, r in enumerate(ranks)]
+    runs = [
+        Run(rank=r, seqlen=seqlen, seed=s, model=base, data=RandomData(seed=s), adapter=adapter)
+        for s, r in enumerate(ranks)
+    ]
     planned = Pack(check(runs))
     loaded = load_model(base)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
@@ -149,7 +154,7 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
 
 
 def test_the_constants_are_those_of_the_engine():
-    assert inspect.signature(head.token_nll).parameters["chunk"].default == cost_model.CHUNK
+    assert inspect.signature(head.token_nll).parameters["chunk"].default == cost_model.HEAD_CHUNK
     assert engine.EVALUATION_TOKENS == cost_model.EVALUATION_TOKENS
 
 
@@ -338,7 +343,9 @@ def test_numbers_for_people():
 def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
     """Four boundaries in 10 epochs of 13 samples, two at a time: 3 6 8 11 and 13 in use for two epochs each."""
     train = Train(epochs=10, batch=2, curriculum=[2, 4, 6, 8])
-    (cell,) = check([Run(4, 130, data=PhonebookData(), model=Model(device="cpu"), train=train)])
+    (cell,) = check(
+        [Run(rank=4, seqlen=130, data=PhonebookData(), model=Model(device="cpu"), train=train)]
+    )
     assert len(cell.samples) == 13
     assert cell.steps == 2 * (2 + 3 + 4 + 6 + 7)
     assert cost_model._filled(cell) == pytest.approx(2 * (3 + 6 + 8 + 11 + 13) / (2 * cell.steps))

@@ -16,7 +16,7 @@ from pml_cli.errors import UserError
 from pml_cli.model import families
 from pml_cli.model.device import pick_device
 from pml_cli.model.loading import load_model
-from pml_cli.model.verify_split import agrees
+from pml_cli.model.verify_split import split_matches_full
 from pml_cli.model.weight_hash import CHUNK, tensor_checksums
 
 WIDE = {"n_embd": 64, "n_head": 4, "n_layer": 1, "n_positions": 32, "vocab_size": 32000}
@@ -147,7 +147,7 @@ def test_a_right_split_is_accepted_in_every_type(model_folder, family, dtype):
         base = grown(load_model(local(model_folder(family), dtype=dtype)), factor)
         for kind in ("mlp_block", "linear"):
             bank = loud_bank(base, adapter_of(kind, family))
-            assert all(agrees(base, bank, seed) for seed in range(3))
+            assert all(split_matches_full(base, bank, seed) for seed in range(3))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
@@ -160,7 +160,7 @@ def test_a_wrong_split_is_refused_in_every_type(model_folder, monkeypatch, wrong
         base = grown(load_model(local(model_folder(wrong), dtype=dtype)), factor)
         base.check_split(loud_bank(base, LinearAdapter(targets=["q_proj"], layers=[1])))
         bank = loud_bank(base, MlpBlockAdapter())
-        assert not any(agrees(base, bank, seed) for seed in range(3))
+        assert not any(split_matches_full(base, bank, seed) for seed in range(3))
         with pytest.raises(UserError, match="model=local: its split forward pass differs"):
             base.check_split(bank)
 

@@ -10,8 +10,9 @@ import torch
 from support.families import FAMILIES
 from support.models import adapter_of, ids_of, loud_bank, own_logits
 
-from pml_cli.config.checks import problems
-from pml_cli.config.schema import Model, RandomData, Run, Train
+from pml_cli.config.schema import Model, Run, Train
+from pml_cli.config.setting import faults
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.model import dims
@@ -73,8 +74,8 @@ def test_training_is_the_same_to_the_last_bit(model_folder):
         base = load_model(local(model_folder("qwen3"), stream))
         for kind in ("linear", "mlp_block"):
             run = Run(
-                3,
-                20,
+                rank=3,
+                seqlen=20,
                 model=base.settings,
                 adapter=adapter_of(kind, "qwen3"),
                 data=RandomData(),
@@ -94,7 +95,7 @@ def test_it_changes_no_run_id_and_refuses_random_weights(model_folder):
     run = Run(
         model=Model(name="m", weights="random", architecture={"model_type": "llama"}, stream=True)
     )
-    assert [fault.split(":")[0] for fault in problems(run)] == ["model.stream=True"]
+    assert [fault.split(":")[0] for fault in faults(run)] == ["model.stream=true"]
 
 
 def test_weights_that_do_not_fit_are_streamed_unless_told_otherwise(model_folder, monkeypatch):
@@ -150,7 +151,8 @@ MEASURE = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-from pml_cli.config import MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.config import MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.sources.random import RandomData
 from pml_cli.training.trainer import Cell, Trainer
 from pml_cli.model.loading import load_model
 from pml_cli.launch.packing import Pack, check

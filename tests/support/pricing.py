@@ -5,7 +5,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch.packing import Pack, check
 from pml_cli.model.loading import load_model
 from pml_cli.training.trainer import Cell, Trainer
@@ -53,7 +54,20 @@ def model(family="qwen3", dtype="float32", **fields):
 def pack(base, adapter=BLOCK, seqlen=40, ranks=(4, 2), data=None, **train):
     train = Train(**({"steps": 3} | train))
     return Pack(
-        check([Run(r, seqlen, 0, base, data or RandomData(), adapter, train=train) for r in ranks])
+        check(
+            [
+                Run(
+                    rank=r,
+                    seqlen=seqlen,
+                    seed=0,
+                    model=base,
+                    data=data or RandomData(),
+                    adapter=adapter,
+                    train=train,
+                )
+                for r in ranks
+            ]
+        )
     )
 
 

@@ -12,7 +12,9 @@ from pml_cli.training.optimizer import AdamW, clip_grad_norm_
 
 def bank_of(ranks):
     sites = [Site("a", 5, 7), Site("b", 7, 3)]
-    bank = AdapterBank(sites, ranks, range(len(ranks)), MlpBlockAdapter(), torch.float64)
+    bank = AdapterBank.initial(
+        sites, MlpBlockAdapter(), ranks=ranks, seeds=range(len(ranks)), dtype=torch.float64
+    )
     g = torch.Generator().manual_seed(3)
     for B in bank.B.values():
         B.copy_(torch.randn(B.shape, generator=g, dtype=B.dtype))

@@ -114,8 +114,7 @@ def cell_means(cells: pd.DataFrame, column: str, x: str = "rank") -> pd.DataFram
     values["target_tokens"] = _binned(values["target_tokens"])
 
     table = values.pivot_table(index=x, columns="target_tokens", values=column, dropna=False)
-    largest_first: pd.DataFrame = table.sort_index(ascending=False)
-    return largest_first
+    return table.sort_index(ascending=False)
 
 
 def map_rows(cells: pd.DataFrame, x: str = "rank") -> int:
@@ -130,7 +129,9 @@ def map_rows(cells: pd.DataFrame, x: str = "rank") -> int:
 
 def _numeric(cells: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """The columns as numbers; nan where a value, or a column, is missing."""
-    return cells.reindex(columns=list(columns)).apply(pd.to_numeric, errors="coerce")
+    selected = cells.reindex(columns=list(columns))
+    numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
+    return numbers
 
 
 def _binned(values: pd.Series[float]) -> pd.Series[float]:

@@ -6,17 +6,21 @@ import math
 import textwrap
 
 import numpy as np
+import pandas as pd
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pml_cli.format import number, span
 from pml_cli.law.analysis import Analysis, Entry
 from pml_cli.law.group_comparison import Comparison
 from pml_cli.law.mle import SaturatingFit
 from pml_cli.law.model_selection import EDGE, RANKS, TEXT, Plain
 from pml_cli.law.observations import Observations, of_size
-from pml_cli.law.power_law import OK
+from pml_cli.law.power_law import NOT_IDENTIFIED, OK, PARAMETERS, HeldOut, LawFit
 from pml_cli.law.recall_law import RecallFit
+from pml_cli.report.tables.layout import plain_table
+from pml_cli.stats import LN2
 
 MEANING = {
     "C": "scale (nats/token)",
@@ -29,6 +33,135 @@ MEANING = {
     "spread": "of a cell around the law, as a share",
 }
 LAWS = {"none": "x", "hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x^k)^(1/k)"}
+
+
+def law_table(name: str, fit: LawFit, held: HeldOut, cells: int, x: str = "rank") -> RenderableType:
+    """One fitted law: cells kept of `cells`, parameters with 95 % intervals, quality, status.
+
+    Args:
+        name: what was fitted, as the heading.
+        fit, held: from `law.fit_paper` and `law.held_out`.
+        cells: all cells of this group, before any was excluded.
+        x: the size that the law is about: rank or parameters.
+    """
+    excluded = cells - fit.n - fit.n_saturated
+    counts = f"{fit.n} of {cells} cells kept ({fit.n_saturated} saturated, {excluded} excluded)"
+    head = [
+        Text(name, style="bold"),
+        Text(f"{of_size('dL = C r^alpha l^-beta + b', x)}      {counts}"),
+    ]
+    reason = of_size(fit.reason, x)
+    if fit.status == NOT_IDENTIFIED:
+        return Group(*head, Text(f"status  {fit.status}: {reason}", style="yellow"))
+    table = plain_table("", "value", "95 % interval", "meaning", text=("", "meaning"))
+    for parameter in PARAMETERS:
+        table.add_row(
+            parameter,
+            number(getattr(fit, parameter)),
+            span(*fit.intervals[parameter]),
+            of_size(MEANING[parameter], x),
+        )
+    status = Text(
+        f"status  {fit.status}" + (f": {reason}" if reason else ""),
+        style="yellow" if reason else "green",
+    )
+    quality = f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain"
+    note = Text(
+        "intervals take the cells as independent; texts or seeds shared by cells make them too narrow",
+        style="dim",
+    )
+    return Group(
+        *head, table, note, Text(quality), Text(f"unseen  {held_out_words(held, x)}"), status
+    )
+
+
+def held_out_words(held: HeldOut, x: str = "rank") -> str:
+    """The held-out check in one line."""
+    if held.mape is None:
+        return f"no held-out check: {of_size(held.reason, x)}"
+    parts = [
+        f"{axis} {values[0]:,.0f}" + (" and up" if len(values) > 1 else "")
+        for axis, values in ((x, held.ranks), ("length", held.lengths))
+        if values
+    ]
+    cells = f"{held.n_test} cell" + ("s" if held.n_test > 1 else "")
+    return f"MAPE {held.mape:.2f} % on {cells} left out ({', '.join(parts)})"
+
+
+def conclusions(
+    fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analysis, x: str = "rank"
+) -> list[str]:
+    """What a fit allows to conclude, and what to run next, in plain words.
+
+    Args:
+        fit, held: from `law.fit_paper` and `law.held_out` on the same cells.
+        cells: those cells, with the columns rank, target_tokens, final_loss and kept.
+        analysis: all laws on them; what is said is about the chosen one.
+        x: the size that they are about: rank or parameters.
+    """
+    chosen, check = analysis.law, analysis.chosen.checks[EDGE] if analysis.chosen else None
+    seen = (
+        cells["kept"] if chosen is None else cells["final_loss"] > LN2
+    )  # what holds information for the law told of
+    again = f"`{_next_sweep(cells, seen)}` (other settings as before)"
+    if chosen is None and fit.status == NOT_IDENTIFIED:
+        cause = (
+            "Every cell is saturated (final loss at or below saturated_below). "
+            if len(cells) and not fit.n
+            else ""
+        )
+        single = of_size(
+            "These cells show single gains, not how the gain goes with rank and length.", x
+        )
+        return [f"{cause}{single} Next: {again}."]
+    if chosen is None or check is None:
+        return ["No law on all cells is to be trusted here: its exponents mean nothing beyond them.",
+                f"Next: more cells, {again}."]  # fmt: skip
+    alpha, beta = chosen.parameters["alpha"], chosen.parameters["beta"]
+    what = "x, what is held of the target," if "level" in chosen.parameters else "the gain above b"
+    found = [f"Far below the base loss, {what} is multiplied by {2**alpha:.2f} for twice the {x}, "
+             f"by {2**-beta:.2f} for twice the length."]  # fmt: skip
+    if math.isnan(check.mape):
+        larger = of_size("larger ranks", x)
+        return [
+            *found,
+            f"Nothing can be said about {larger} or longer texts from these cells. Next: {again}.",
+        ]
+    if check.mape > max(10.0, 3 * chosen.mape):
+        found.append(
+            f"Do not extrapolate: cells left out are off by {check.mape:.1f} %, against {chosen.mape:.1f} % inside."
+        )
+    ends = {
+        name: analysis.intervals[name] for name in ("alpha", "beta") if name in analysis.intervals
+    }
+    wide = [name for name, (low, high) in ends.items() if high - low > chosen.parameters[name]]
+    if wide:
+        spans = " and ".join("{} ({:.2f} to {:.2f})".format(name, *ends[name]) for name in wide)
+        found.append(f"Not sharp: {spans}. Next: more cells or repeats (data.seed=0,1,2), {again}.")
+    return found
+
+
+def _next_sweep(cells: pd.DataFrame, seen: pd.Series[bool]) -> str:
+    """A sweep that holds the values measured and those that would tell most: on unsaturated ground, a factor of 2 apart.
+
+    Args:
+        seen: which of the cells are unsaturated.
+    """
+    if cells.empty:
+        return "pml sweep rank=2,4,8,16 seqlen=64,128,256,512"
+    ranks, lengths = (sorted({int(v) for v in cells[name]}) for name in ("rank", "target_tokens"))
+    open_ = cells[seen]
+    if len(open_) < len(cells) / 2 or len(set(lengths)) < 4:
+        lengths = [*lengths, 2 * lengths[-1], 4 * lengths[-1]]  # longer texts saturate last
+    if open_["rank"].nunique() <= 4:
+        ranks = sorted(
+            {
+                *ranks,
+                *(max(1, ranks[0] // k) for k in (2, 4)),
+                *([2 * ranks[-1]] if len(open_) > len(cells) / 2 else []),
+            }
+        )
+    return f"pml sweep rank={','.join(map(str, ranks))} seqlen={','.join(map(str, lengths))}"
 
 
 def chosen_table(analysis: Analysis, cells: Observations, x: str = "rank") -> RenderableType:
@@ -59,8 +192,7 @@ def chosen_table(analysis: Analysis, cells: Observations, x: str = "rank") -> Re
         table.add_column(name, justify="left" if words else "right", no_wrap=not words)
     for name, value in fit.parameters.items():
         low, high = analysis.intervals.get(name, (math.nan, math.nan))
-        span = f"{low:.4g} to {high:.4g}" if math.isfinite(low + high) else "-"
-        table.add_row(name, f"{value:.4g}", span, of_size(MEANING[name], x))
+        table.add_row(name, number(value), span(low, high), of_size(MEANING[name], x))
     lines = [
         f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain; with saturated cells {fit.mape_all:.2f} %",
         *_unseen_lines(chosen, x),
