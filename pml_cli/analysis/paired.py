@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from pml_cli.stats import Array, t_half_width
+from pml_cli.stats import t_half_width
 
 # What the runs of one figure share.
 SOURCE = ["model", "data", "adapter", "setting", "steps"]
@@ -219,7 +219,7 @@ def _paired_difference(value: pd.Series[float], sft: pd.Series[float]) -> dict[s
     }
 
 
-def sign_flip_p(difference: Array) -> float:
+def sign_flip_p(difference: NDArray[np.floating[Any]]) -> float:
     """Two-sided p of a mean difference under all flips of its signs.
 
     Exact up to 14 pairs, so never below 2 / 2^n; beyond, from SIGN_FLIPS random flips.
@@ -245,4 +245,4 @@ def sign_flip_p(difference: Array) -> float:
 
 def _mean_on_grid(values: NDArray[Any], axis: int) -> NDArray[Any]:
     """Means as multiples of 2^-40 (9e-13), so that equal ones tie in spite of rounding errors."""
-    return np.rint(values.mean(axis=axis) * 2**40)
+    return np.asarray(np.rint(values.mean(axis=axis) * 2**40))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import optimize
 
 from pml_cli.analysis.paired import ROUNDING_ERROR, SOURCE, TASK, comparable_runs
@@ -165,7 +164,7 @@ def rank_table(runs: pd.DataFrame) -> pd.DataFrame:
             lengths.append((None, group))
         for length, cells in lengths:
             log_ranks = _log_ranks(cells)
-            for method in log_ranks:
+            for method in log_ranks.columns.astype(str):
                 of_method = cells[cells["method"] == method]
                 row = source | {"seqlen": length, "method": method}
                 rows.append(row | _method_row(log_ranks, method, of_method))
@@ -211,7 +210,7 @@ def _log_ranks(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _geometric_mean(logs: pd.Series[float]) -> tuple[float, float, float]:
     """The geometric mean over texts and its t interval; ends nan where all are equal."""
-    values: NDArray[np.float64] = logs.dropna().to_numpy(float)
+    values = logs.dropna().to_numpy(float)
     if not len(values):
         return np.nan, np.nan, np.nan
     mean = float(values.mean())

@@ -125,7 +125,7 @@ def read(path: Path) -> TokenTrajectories:
         final_p_S=p_TS[-1].astype(float),
         final_correct_S=correct_TS[-1],
         above_since_S=_above_since(above_TS, steps_T),
-        ever_above_S=above_TS.any(axis=0),
+        ever_above_S=np.asarray(above_TS.any(axis=0)),
         falls_S=_losses(above_TS),
         forgotten_S=_losses(correct_TS),
     )
@@ -174,11 +174,9 @@ def _bins(p_TS: NDArray[np.floating[Any]], above_TS: Mask) -> NDArray[np.int64]:
     """The bin of each p, 0 .. BINS - 1."""
     bin_TS = np.clip(np.ceil(p_TS * BINS).astype(np.int64) - 1, 0, BINS - 1)
     # p * BINS is rounded, so near the threshold the exact comparison decides.
-    return np.where(
-        above_TS,
-        np.maximum(bin_TS, FIRST_BIN_ABOVE),
-        np.minimum(bin_TS, FIRST_BIN_ABOVE - 1),
-    )
+    low_TS = np.minimum(bin_TS, FIRST_BIN_ABOVE - 1)
+    high_TS = np.maximum(bin_TS, FIRST_BIN_ABOVE)
+    return np.asarray(np.where(above_TS, high_TS, low_TS))
 
 
 def _above_since(above_TS: Mask, steps_T: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -192,7 +190,8 @@ def _above_since(above_TS: Mask, steps_T: NDArray[np.int64]) -> NDArray[np.int64
 
 def _losses(state_TS: Mask) -> NDArray[np.int64]:
     """How often each token's state goes from true to false, from one logged step to the next."""
-    return (state_TS[:-1] & ~state_TS[1:]).sum(axis=0)
+    lost_TS = state_TS[:-1] & ~state_TS[1:]
+    return np.asarray(lost_TS.sum(axis=0))
 
 
 def _extreme(reduce: np.ufunc, values: NDArray[np.floating[Any]]) -> float:

@@ -137,8 +137,11 @@ def _tables(groups: Sequence[TransitionSummary]) -> dict[str, pd.DataFrame]:
 def _survival_curves(crossings: pd.DataFrame) -> pd.DataFrame:
     """`survival` of each rank and length."""
     curves = []
-    for (rank, length), cells in crossings.groupby(["rank", "target_tokens"]):
-        curves.append(survival(cells).assign(rank=rank, target_tokens=length))
+    for _, cells in crossings.groupby(["rank", "target_tokens"]):
+        curve = survival(cells)
+        for name in ("rank", "target_tokens"):
+            curve[name] = cells[name].iloc[0]
+        curves.append(curve)
     return pd.concat(curves)
 
 

@@ -144,7 +144,7 @@ def test_damaged_runs_are_left_out_with_a_reason(tmp_path):
     assert sorted(Path(run["folder"]).name for run in left_out) == ["gone", "torn"]
 
     (tmp_path / "good/tokens.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match="and 2 more runs.*no run is left to report on"):
+    with pytest.raises(UserError, match=r"and 2 more runs.*no run is left to report on"):
         report(tmp_path)
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pandas as pd
-from support.planted_laws import result
 
 from pml_cli.runs.folder import RunFolder
+from support.planted_laws import result
 
 STEPS = (0, 10, 20, 30)
 

@@ -87,7 +87,7 @@ def _offsets(methods: list[str]) -> Array:
     """Where each method stands beside the middle of a condition, (methods,)."""
     step = min(0.8 / len(methods), 0.16)
     middle = (len(methods) - 1) / 2
-    return (np.arange(len(methods)) - middle) * step
+    return np.asarray((np.arange(len(methods)) - middle) * step, float)
 
 
 def _label_conditions(axes: Axes, measured: pd.DataFrame) -> list[str]:

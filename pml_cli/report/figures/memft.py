@@ -197,9 +197,7 @@ def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
         of_method = ranks[ranks["method"] == method].sort_values("seqlen")
         is_bound = (of_method["outside"] != "") | of_method["seqlen"].isin(bounds_of_sft)
         ends = of_method["to_sft"], of_method["to_sft_low"], of_method["to_sft_high"]
-        _interval_line(
-            axes, of_method["seqlen"], ends, is_bound, index=index, methods=len(methods)
-        )
+        _interval_line(axes, of_method["seqlen"], ends, is_bound, index=index, methods=len(methods))
 
     axes.axhline(1, color=COLOURS[0], lw=3)
     axes.text(

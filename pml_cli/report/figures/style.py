@@ -182,7 +182,8 @@ def evenly_spaced(values: NDArray[Any], count: int) -> NDArray[Any]:
         values: (n,).
     """
     index = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
-    return values[np.unique(index)]
+    chosen: NDArray[Any] = values[np.unique(index)]
+    return chosen
 
 
 def three_digits(value: float) -> str:

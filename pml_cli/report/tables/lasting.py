@@ -196,11 +196,12 @@ def _by_rank(
     means: pd.DataFrame, methods: Sequence[str]
 ) -> Iterator[tuple[int, str, pd.DataFrame]]:
     """Rank, method and rows of each, without the rows of all ranks together."""
-    for rank, of_rank in means[means["rank"].notna()].groupby("rank"):
+    by_rank: dict[Any, pd.DataFrame] = dict(list(means[means["rank"].notna()].groupby("rank")))
+    for rank, of_rank in by_rank.items():
         for method in methods:
             cells = of_rank[of_rank["method"] == method]
             if len(cells):
-                yield int(rank), method, cells
+                yield rank, method, cells
 
 
 def _forgetting_table(
@@ -215,7 +216,9 @@ def _forgetting_table(
     ]
     if trained["rank"].nunique() > 1:
         all_ranks = trained[trained["rank"].isna()]
-        rows += [("all", method, all_ranks[all_ranks["method"] == method].iloc[0]) for method in methods]
+        rows += [
+            ("all", method, all_ranks[all_ranks["method"] == method].iloc[0]) for method in methods
+        ]
 
     differences = _kl_differences(comparison)
     columns = ["rank", "loss", "adds", "KL text", "KL random", "KL text over sft"]
@@ -232,8 +235,7 @@ def _forgetting_table(
 
     base = trained["text_base_loss"].mean()
     return _titled(
-        f"forgetting, nats/token: rise of the loss on unseen text (base {base:.2f}), "
-        "KL(base||adapted)",
+        f"forgetting, nats/token: rise of loss on unseen text ({base:.2f}), KL(base||adapted)",
         table,
     )
 

@@ -60,7 +60,7 @@ def comparison_table(comparison: pd.DataFrame) -> Table:
         columns.append("lr")
     if show_budget:
         columns.append("budget")
-    table = plain_table(*columns, text=[*differing, "loss"], gap=1)
+    table = plain_table(*columns, text=[*differing, "loss"])
 
     keys = [*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"]
     for _, cell in comparison.groupby(keys, dropna=False):
@@ -88,9 +88,9 @@ def _comparison_cells(cell: pd.DataFrame) -> list[str]:
         cell: the measures of one rank, length and method.
     """
     common = cell.iloc[0]
-    by_measure = cell.set_index("measure")
-    accuracy = by_measure.loc["token_accuracy"]
-    exact = by_measure.loc["exact_match"]
+    by_measure: dict[Any, Any] = {row["measure"]: row for row in cell.to_dict("records")}
+    accuracy = by_measure["token_accuracy"]
+    exact = by_measure["exact_match"]
     half_width = 100 * (accuracy["high"] - accuracy["low"]) / 2
     return [
         _or_all(common["rank"]),

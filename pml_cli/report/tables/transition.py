@@ -258,7 +258,9 @@ def correlation_text(correlation: Correlation) -> str:
         return f"no rho ({correlation_problem(correlation)})"
     if math.isnan(correlation.low):
         return f"rho {correlation.rho:.3f} ({correlation_problem(correlation) or 'no interval'})"
-    interval = f"95 % {correlation.low:.3f} to {correlation.high:.3f}, {correlation.clusters} clusters"
+    interval = (
+        f"95 % {correlation.low:.3f} to {correlation.high:.3f}, {correlation.clusters} clusters"
+    )
     return f"rho {correlation.rho:.3f} ({interval})"
 
 
