@@ -11,8 +11,9 @@ import pandas as pd
 
 from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
-from pml_cli.runs.folder import RESULT, read_failures, read_runs
-from pml_cli.runs.groups import plain_keys
+from pml_cli.runs.folder import RESULT
+from pml_cli.runs.groups import with_key_columns
+from pml_cli.runs.read import finished_runs
 
 # Columns of the report; an older result.json may lack some of them.
 COLUMNS = [
@@ -45,7 +46,9 @@ def transition_runs(paths: Sequence[Path], settings: Transition) -> pd.DataFrame
     Raises:
         UserError: no finished run, none that is selected, or one without its rank or length.
     """
-    runs = _distinct(_finished(paths))
+    runs = finished_runs(paths, "`pml sweep -f transition`")
+    columns = list(dict.fromkeys([*runs.columns, *COLUMNS]))
+    runs = _distinct(with_key_columns(runs.reindex(columns=columns)))
 
     sizes = runs[["rank", "target_tokens"]].apply(pd.to_numeric, errors="coerce")
     without_size = runs[~(sizes > 0).all(axis=1)]
@@ -58,18 +61,6 @@ def transition_runs(paths: Sequence[Path], settings: Transition) -> pd.DataFrame
     cluster = text + "/" + runs["target_tokens"].astype(str)
     runs = runs.assign(cluster=cluster, rank=sizes["rank"], target_tokens=sizes["target_tokens"])
     return _select(runs, settings, paths)
-
-
-def _finished(paths: Sequence[Path]) -> pd.DataFrame:
-    runs = read_runs(paths)
-    if runs.empty:
-        failed = sum(len(read_failures(path)) for path in paths)
-        failures = f" ({failed} failed; error.json in their folders says why)" if failed else ""
-        raise UserError(
-            f"{_joined(paths)}: no finished runs{failures}; make some with "
-            "`pml sweep -f transition`"
-        )
-    return plain_keys(runs.reindex(columns=list(dict.fromkeys([*runs.columns, *COLUMNS]))))
 
 
 def _distinct(runs: pd.DataFrame) -> pd.DataFrame:
@@ -86,8 +77,9 @@ def _select(runs: pd.DataFrame, settings: Transition, paths: Sequence[Path]) -> 
         runs = runs[runs[name].isin(selected)]
         if runs.empty:
             asked = ",".join(map(str, selected))
+            folders = shlex.join(str(path) for path in paths)
             raise UserError(
-                f"{name}={asked}: no finished run has it; {_joined(paths)} has "
+                f"{name}={asked}: no finished run has it; {folders} has "
                 f"{', '.join(map(str, available))}"
             )
 
@@ -98,7 +90,3 @@ def _select(runs: pd.DataFrame, settings: Transition, paths: Sequence[Path]) -> 
             f"text={settings.text}: no finished run has this data.seed; there are {available_texts}"
         )
     return runs
-
-
-def _joined(paths: Sequence[Path]) -> str:
-    return shlex.join(str(path) for path in paths)

@@ -274,19 +274,19 @@ def _crossings(tokens: TokenTrajectories) -> pd.DataFrame:
 
 
 def summarize(
+    group: GroupTokens,
+    *,
     name: str,
     slug: str,
     key: dict[str, Any],
-    group: GroupTokens,
-    *,
     draws: int,
     text: int | None,
 ) -> TransitionSummary:
     """Every statistic of one group.
 
     Args:
-        name, slug, key: see `TransitionSummary`.
         group: tokens of at least one run.
+        name, slug, key: see `TransitionSummary`.
         draws: bootstrap draws of Spearman's rho.
         text: data.seed of the stubborn grid's text; None: the lowest.
     """

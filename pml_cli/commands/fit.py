@@ -34,20 +34,22 @@ from pml_cli.law.recall_law import DRAWS, fit_recall
 from pml_cli.report import law_folder
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import law as law_report
-from pml_cli.runs import folder as records
+from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.groups import (
     KEY,
-    TIED,
-    differing,
-    label,
-    names_by,
-    plain_key,
-    plain_keys,
-    shared,
-    short,
-    slugs,
-    split,
+    SCHEDULE,
+    common_key,
+    comparison_names,
+    differing_settings,
+    format_value,
+    group_name,
+    group_slug,
+    key_for_json,
+    split_groups,
+    unique_slugs,
+    with_key_columns,
 )
+from pml_cli.runs.read import finished_runs
 
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 REPEATS = ("rank", "target_tokens", "data_seed", "seed")
@@ -68,7 +70,7 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
 
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out or fit/ inside the first.
-        by: settings (of KEY and TIED) in which groups are compared; those that agree in all others.
+        by: settings (of KEY and SCHEDULE) in which groups are compared; those that agree in all others.
 
     Returns:
         The exit code (above).
@@ -78,19 +80,19 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
     """
     _check_by(by)
     runs = _read(paths)
-    out = records.report_folder(Path(settings.out) if settings.out else paths[0] / "fit")
+    out = writable_folder(Path(settings.out) if settings.out else paths[0] / "fit")
     cells = audit(runs, settings.saturated_below, SIZES[settings.x])
-    parts = list(split(cells))
+    parts = list(split_groups(cells))
     sets = _comparable([key for key, _ in parts], by) if by else []
     groups = [_fit_shown(key, group, settings, console) for key, group in parts]
-    told = slugs([group.slug for group in groups])
+    told = unique_slugs([group.slug for group in groups])
     groups = [
         dataclasses.replace(group, slug=slug) for group, slug in zip(groups, told, strict=True)
     ]
     if len(groups) > 1:
         console.print(
             Text(
-                f"{len(groups)} groups that differ in {differing([g.key for g in groups])}: each is fitted by itself."
+                f"{len(groups)} groups that differ in {differing_settings([g.key for g in groups])}: each is fitted by itself."
             ),
             end="\n\n",
         )
@@ -110,18 +112,18 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
 
 def _check_by(by: Sequence[str]) -> None:
     for name in by:
-        if name not in (*KEY, *TIED):
-            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *TIED))}")
+        if name not in (*KEY, *SCHEDULE):
+            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *SCHEDULE))}")
 
 
 def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]]:
     """Places of groups that differ in the settings `by` and agree in all others; sets of two and more."""
     sets: dict[str, list[int]] = {}
     for place, key in enumerate(keys):
-        sets.setdefault(repr(shared(key, by)), []).append(place)
+        sets.setdefault(repr(common_key(key, by)), []).append(place)
     found = [places for places in sets.values() if len(places) > 1]
     if not found:
-        differ = [k for k in (*KEY, *TIED) if len({str(key.get(k)) for key in keys}) > 1]
+        differ = [k for k in (*KEY, *SCHEDULE) if len({str(key.get(k)) for key in keys}) > 1]
         has = (
             f"the groups differ in {', '.join(differ)}; try --by {','.join(differ)}"
             if differ
@@ -134,8 +136,8 @@ def _comparable(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]
 def _compared(
     groups: list[GroupFit], by: tuple[str, ...], draws: int, console: Console
 ) -> Comparison:
-    common = shared(groups[0].key, by)
-    names = names_by([group.key for group in groups], by)
+    common = common_key(groups[0].key, by)
+    names = comparison_names([group.key for group in groups], by)
     cells = dict(zip(names, (group.observed for group in groups), strict=True))
     forms = [form for form in FORMS if form.link != "none"]
     with CountDisplay(console, "fitting", "bootstrap draws") as display:
@@ -143,23 +145,17 @@ def _compared(
             cells,
             forms,
             by,
-            common=", ".join(f"{k} {short(v)}" for k, v in common.items()),
+            common=", ".join(f"{k} {format_value(v)}" for k, v in common.items()),
             draws=draws,
             progress=display.show,
         )
 
 
 def _read(paths: list[Path]) -> pd.DataFrame:
-    runs = records.read_runs(paths)
-    places = shlex.join(str(path) for path in paths)
-    if runs.empty:
-        failed = sum(len(records.read_failures(path)) for path in paths)
-        seen = f" ({failed} failed; error.json in their folders says why)" if failed else ""
-        sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={shlex.quote(str(paths[0]))}"
-        raise UserError(
-            f"{places}: no finished runs{seen}; make some with `{sweep}`, then `pml fit {places}`"
-        )
-    runs = plain_keys(
+    sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={shlex.quote(str(paths[0]))}"
+    folders = shlex.join(str(path) for path in paths)
+    runs = finished_runs(paths, f"`{sweep}`, then `pml fit {folders}`")
+    runs = with_key_columns(
         runs.reindex(columns=list(dict.fromkeys([*runs.columns, *NUMBERS, *REPEATS, *OTHERS])))
     )
     runs[list(NUMBERS)] = runs[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
@@ -239,11 +235,10 @@ def fit_group(
     observed = Observations.of(rank, length, delta, usable["base_loss"].to_numpy(float), text=text)
     analysis = analyse(observed, saturated_below, draws, progress)
     cells = _with_predictions(cells, usable.index, observed, analysis)
-    name, slug = label(key)
     return GroupFit(
-        name,
-        slug,
-        plain_key(key),
+        group_name(key),
+        group_slug(key),
+        key_for_json(key),
         cells,
         fit,
         held,
@@ -287,7 +282,7 @@ def _warnings(cells: pd.DataFrame) -> list[str]:
         for reason, rows in cells.groupby("reason")
         if reason not in ("", "saturated")
     ]
-    for name in TIED:
+    for name in SCHEDULE:
         values = cells[name].dropna().unique()
         if len(values) > 1:
             shown = ", ".join(f"{v:g}" for v in sorted(values)[:6])

@@ -9,14 +9,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Console
 
 from pml_cli.analysis.deployment import mean_table, measurement_table, sft_comparison
 from pml_cli.config.reports import Lasting
-from pml_cli.errors import MAX_LISTED, UserError, and_n_more, raise_all
+from pml_cli.errors import MAX_LISTED, and_n_more, raise_all
 from pml_cli.evaluation.lasting_runs import FORMAT, LastingRun, measurable_runs, read_entries
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.format import counted
@@ -24,7 +23,11 @@ from pml_cli.io import json_text, write_json
 from pml_cli.report import lasting_folder
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables.lasting import lasting_report
-from pml_cli.runs.folder import read_failures, read_runs, report_folder
+from pml_cli.runs.folder import writable_folder
+from pml_cli.runs.read import finished_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool = False) -> int:
@@ -40,7 +43,8 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
         UserError: no finished run, an adapter or text that is missing or has changed, a folder that
             cannot be written.
     """
-    runs = _finished(paths)
+    folders = shlex.join(str(path) for path in paths)
+    runs = finished_runs(paths, f"`pml memft rank=4,8 seqlen=64 out={folders}`")
     out = Path(settings.out).expanduser() if settings.out else paths[0]
     entries = read_entries(out / "lasting.json")
     selected = _select(runs, settings)
@@ -49,7 +53,7 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
     for outdated in to_measure:
         entries.pop(outdated.fields["id"], None)
     if to_measure:
-        report_folder(out)
+        writable_folder(out)
         try:
             _measure(out, entries, to_measure, settings, console)
         except KeyboardInterrupt:
@@ -61,7 +65,7 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
     means = mean_table(table)
     comparison = sft_comparison(table)
 
-    report_folder(out)
+    writable_folder(out)
     content = lasting_folder.report_content(of_report, settings, means, comparison)
     others = list(entries.values())
     names = lasting_folder.write(out, content, others, table, figures=settings.figures)
@@ -74,19 +78,6 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
     measured = f"{counted(of_report, 'run')}, {len(to_measure)} of them measured now"
     console.print(f"{measured}; in {out}: {', '.join(names)}", highlight=False)
     return 0
-
-
-def _finished(paths: Sequence[Path]) -> pd.DataFrame:
-    runs = read_runs(paths)
-    if runs.empty:
-        folders = shlex.join(str(path) for path in paths)
-        failed = sum(len(read_failures(path)) for path in paths)
-        failures = f" ({failed} failed; error.json in their folders says why)" if failed else ""
-        raise UserError(
-            f"{folders}: no finished runs{failures}; make some with "
-            f"`pml memft rank=4,8 seqlen=64 out={folders}`"
-        )
-    return runs
 
 
 def _select(runs: pd.DataFrame, settings: Lasting) -> list[LastingRun]:

@@ -13,7 +13,7 @@ from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.report import memft_folder
 from pml_cli.report.tables.memft import comparison_report, ranks_report
-from pml_cli.runs.folder import read_runs
+from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_id import loss_label
 
 

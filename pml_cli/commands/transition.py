@@ -23,8 +23,15 @@ from pml_cli.format import counted
 from pml_cli.report import transition_folder
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import transition as tables
-from pml_cli.runs.folder import report_folder
-from pml_cli.runs.groups import differing, label, plain_key, slugs, split
+from pml_cli.runs.folder import writable_folder
+from pml_cli.runs.groups import (
+    differing_settings,
+    group_name,
+    group_slug,
+    key_for_json,
+    split_groups,
+    unique_slugs,
+)
 
 
 def run(paths: list[Path], settings: Transition, console: Console) -> int:
@@ -42,9 +49,9 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
             a report folder that cannot be written.
     """
     runs = transition_runs(paths, settings)
-    out = report_folder(Path(settings.out) if settings.out else paths[0] / "transition")
+    out = writable_folder(Path(settings.out) if settings.out else paths[0] / "transition")
 
-    keys, groups_of_runs = zip(*split(runs), strict=True)
+    keys, groups_of_runs = zip(*split_groups(runs), strict=True)
     with CountDisplay(console, "reading", "runs", len(runs), "runs read") as display:
         groups_of_tokens = [read_group(group, display.advance) for group in groups_of_runs]
 
@@ -63,17 +70,19 @@ def _summaries(
     keys: Sequence[dict[str, object]], groups: Sequence[GroupTokens], settings: Transition
 ) -> list[TransitionSummary]:
     """The statistics of every group with at least one run that could be read."""
-    labels = [label(key) for key in keys]
-    distinct_slugs = slugs([slug for _, slug in labels])
-
+    slugs = unique_slugs([group_slug(key) for key in keys])
     summaries = []
-    for key, (name, _), slug, group in zip(keys, labels, distinct_slugs, groups, strict=True):
+    for key, slug, group in zip(keys, slugs, groups, strict=True):
         if group.cells:
-            summaries.append(
-                summarize(
-                    name, slug, plain_key(key), group, draws=settings.draws, text=settings.text
-                )
+            summary = summarize(
+                group,
+                name=group_name(key),
+                slug=slug,
+                key=key_for_json(key),
+                draws=settings.draws,
+                text=settings.text,
             )
+            summaries.append(summary)
     return summaries
 
 
@@ -88,7 +97,7 @@ def _show(
     groups: Sequence[TransitionSummary], left_out: Sequence[dict[str, str]], console: Console
 ) -> None:
     if len(groups) > 1:
-        settings = differing([group.key for group in groups])
+        settings = differing_settings([group.key for group in groups])
         line = f"{len(groups)} groups that differ in {settings}: each is reported by itself."
         console.print(Text(line), end="\n\n")
 

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,15 +31,11 @@ __all__ = [
     "LinearAdapter",
     "LocalLaunch",
     "Loss",
-    "MemftMarginLoss",
-    "MemftOtLoss",
-    "MemftSwLoss",
     "MlpBlockAdapter",
     "Model",
     "Request",
     "Run",
     "Settings",
-    "SftLoss",
     "SlurmLaunch",
     "Train",
     "setting",
@@ -86,7 +83,7 @@ class Model(Settings):
     )
     weights: str = setting(
         "pretrained",
-        help="pretrained weights, or random ones of the same architecture to measure speed",
+        help="random: seeded random weights of the same architecture, to measure speed",
         choices=("pretrained", "random"),
     )
     architecture: dict[str, Any] = setting(
@@ -109,12 +106,12 @@ class Model(Settings):
     )
     stream: bool | None = setting(
         None,
-        help="keep the layers below the adapter in their files and read them one at a time",
+        help="read the layers below the adapter from their files, one at a time",
         special={None: "where the weights do not fit the device"},
     )
     checkpointing: bool | None = setting(
         None,
-        help="activation checkpointing: recompute the layers above the adapter in the backward pass",
+        help="activation checkpointing in the layers above the adapter",
         special={None: "where a cell does not fit the device without"},
     )
     revision: str | None = setting(None, help="revision of the hub repository")
@@ -208,118 +205,13 @@ class LinearAdapter(Adapter):
 
 @dataclass(kw_only=True)
 class Loss(Settings):
-    """Common to all losses."""
+    """Common to all losses; how one weighs its tokens: `pml_cli.training.losses`."""
 
     kind: str = ""
 
-
-@register("loss", "sft")
-@dataclass(kw_only=True)
-class SftLoss(Loss):
-    """Mean cross-entropy over the target tokens."""
-
-    kind: str = "sft"
-
-
-@register("loss", "memft_ot")
-@dataclass(kw_only=True)
-class MemftOtLoss(Loss):
-    """MemFT, only-threshold: mean cross-entropy over the tokens whose nll is still above the threshold."""
-
-    kind: str = "memft_ot"
-    threshold: float = setting(
-        LN2,
-        help="nll above which a token counts; ln 2 is p = 0.5",
-        unit="nats",
-        above=0,
-        finite=True,
-    )
-    when_done: str = setting(
-        "mean",
-        help="when no token is above the threshold: mean over all tokens (as released), or zero",
-        choices=("mean", "zero"),
-    )
-
-
-@register("loss", "memft_sw")
-@dataclass(kw_only=True)
-class MemftSwLoss(Loss):
-    """MemFT, spatial window: weights rise smoothly around the threshold and decay behind a sample's first error.
-
-    When a sample's first error has stayed in place for `patience` of its steps, the window grows by half of itself a
-    step, up to four times; it is reset when that error moves. The defaults are the paper's; those of
-    loss=memft_sw_axolotl are Axolotl's.
-    """
-
-    kind: str = "memft_sw"
-    threshold: float = setting(
-        LN2, help="nll at which the sigmoid is one half", unit="nats", above=0, finite=True
-    )
-    kappa: float = setting(
-        10.0,
-        help="steepness of the sigmoid around the threshold",
-        unit="per nat",
-        above=0,
-        finite=True,
-    )
-    tau: float = setting(
-        20.0,
-        help="distance from the first error at which the weight has fallen to 1/e",
-        unit="tokens",
-        above=0,
-        finite=True,
-    )
-    window: int = setting(
-        50, help="length of the window from the first error on", unit="tokens", minimum=1
-    )
-    floor: float = setting(0.01, help="weight beyond the window", minimum=0, maximum=1)
-    patience: int = setting(
-        3,
-        help="steps that the first error may stay in place before the window grows",
-        unit="steps",
-        minimum=1,
-    )
-
-
-@register("loss", "memft_margin")
-@dataclass(kw_only=True)
-class MemftMarginLoss(Loss):
-    """Ours: cross-entropy on the tokens whose logit margin is below a target, later the shortfall itself (a hinge).
-
-    Both are means over the tokens below the target. The target is `margin`; once every token of the cell seen so far beats
-    it, the target is the smallest of margin x growth, margin x growth^2, ... that some token misses, so spare capacity
-    goes into safer margins. For many short facts switch=1 is better (loss=memft_margin_facts): the hinge pushes down one
-    rival of a token at a time, and another sample brings up the next. With growth=1 margins settle at `margin`:
-    train.stop=recalled then needs a train.stop_margin below it.
-    """
-
-    kind: str = "memft_margin"
-    margin: float = setting(
-        0.1,
-        help="target margin; a token is recalled when its margin is above 0",
-        unit="logits",
-        minimum=0,
-        finite=True,
-    )
-    growth: float = setting(
-        1.5,
-        help="factor on the target margin once every token beats it",
-        minimum=1,
-        finite=True,
-        special={1: "the target stays"},
-    )
-    switch: float = setting(
-        0.5,
-        help="share of the steps after which the hinge takes over",
-        minimum=0,
-        maximum=1,
-        special={0: "from the start", 1: "never"},
-    )
-
-    def validate(self) -> Iterator[str]:
-        # A target of 0 would stay 0 however often it is multiplied.
-        if self.margin == 0 and self.growth != 1:
-            yield "margin=0: must be above 0 (logits), or 0 with loss.growth=1"
+    def id_fields(self) -> dict[str, Any]:
+        """Settings that count for the run id also at their defaults."""
+        return {}
 
 
 @register("train")
@@ -371,8 +263,8 @@ class Train(Settings):
 class Launch(Settings):
     """Common to all launchers."""
 
-    # Whether a run may name a GPU by number; not where every process sees one GPU of its own.
-    allows_device_numbers: ClassVar[bool] = False
+    # Whether every process is given one GPU and sees no other, so that a run cannot name one by number.
+    assigns_devices: ClassVar[bool] = False
 
     kind: str = ""
     pack_tokens: int = setting(
@@ -405,8 +297,6 @@ class Launch(Settings):
 class InlineLaunch(Launch):
     """In this process."""
 
-    allows_device_numbers: ClassVar[bool] = True
-
     kind: str = "inline"
 
 
@@ -414,6 +304,8 @@ class InlineLaunch(Launch):
 @dataclass(kw_only=True)
 class LocalLaunch(Launch):
     """Processes on this machine, each with a device of its own."""
+
+    assigns_devices: ClassVar[bool] = True
 
     kind: str = "local"
     devices: int = setting(
@@ -431,6 +323,8 @@ class LocalLaunch(Launch):
 @dataclass(kw_only=True)
 class SlurmLaunch(Launch):
     """An array of jobs on a Slurm cluster, each with a device of its own. null leaves a setting to the site."""
+
+    assigns_devices: ClassVar[bool] = True
 
     kind: str = "slurm"
     devices: int = setting(4, help="tasks of the array", minimum=1)
@@ -466,10 +360,6 @@ class SlurmLaunch(Launch):
             yield f"signal_seconds={self.signal_seconds}: must be below {limit}"
 
 
-def _default_option(group: str, name: str) -> Any:
-    return registry.declared(group)[name]()
-
-
 @dataclass(kw_only=True)
 class Run(Settings):
     """One cell: one adapter of one rank, trained to remember `seqlen` target tokens."""
@@ -484,9 +374,9 @@ class Run(Settings):
         allowed=SEEDS_ALLOWED,
     )
     model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=lambda: _default_option("data", "random"))
+    data: Data = field(default_factory=partial(registry.create, "data", "random"))
     adapter: Adapter = field(default_factory=MlpBlockAdapter)
-    loss: Loss = field(default_factory=lambda: _default_option("loss", "sft"))
+    loss: Loss = field(default_factory=partial(registry.create, "loss", "sft"))
     train: Train = field(default_factory=Train)
 
 

@@ -18,7 +18,7 @@ from pml_cli.evaluation.held_out_gain import control_gains
 from pml_cli.evaluation.recall import decode_within_memory, free_running
 from pml_cli.model.adapter_bank import stack
 from pml_cli.model.split_model import SplitModel
-from pml_cli.runs.run_id import loss_label, setting
+from pml_cli.runs.run_id import loss_label, settings_label
 from pml_cli.stats import LN2
 from pml_cli.training.batches import SampleOrder
 from pml_cli.training.scores import summarise
@@ -41,7 +41,7 @@ def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]
         "data_seed": run.data.seed,
         "adapter": run.adapter.kind,
         "loss": loss_label(run.loss),
-        "setting": setting(run),
+        "setting": settings_label(run),
         "layer": base.first_layer(cell.adapter),
         "lr": run.train.lr,
         "steps": planned.steps,
@@ -78,7 +78,7 @@ def _tokens_seen(planned: CellPlan, steps: int) -> int:
     """Target tokens that the training has scored, each as often as it was."""
     train, lengths = planned.run.train, [len(sample.target) for sample in planned.samples]
     order = SampleOrder(len(lengths), train.batch, planned.run.seed, train.curriculum)
-    if order.whole:
+    if order.is_full_batch:
         return steps * sum(lengths)
     return sum(lengths[i] for _ in range(steps) for i in order.next())
 

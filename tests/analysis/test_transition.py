@@ -22,7 +22,7 @@ from pml_cli.errors import UserError
 def summary_of(folder, text=None):
     runs = transition_runs([folder], Transition())
     tokens = read_group(runs, lambda: None)
-    return summarize("name", "slug", {}, tokens, draws=0, text=text)
+    return summarize(tokens, name="name", slug="slug", key={}, draws=0, text=text)
 
 
 def counts(proportion):

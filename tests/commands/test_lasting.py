@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pml_cli import cli
-from pml_cli.config.compose import to_yaml
+from pml_cli.config.dump import to_yaml
 from pml_cli.config.load import read_run
-from pml_cli.config.schema import LinearAdapter, MemftMarginLoss, MlpBlockAdapter, Model, Run, Train
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.opened import source_of
 from pml_cli.data.source import Sample
 from pml_cli.data.sources.jsonl import JsonlData
@@ -37,6 +37,7 @@ from pml_cli.evaluation.quantize import to_bfloat16, to_int4, to_int8
 from pml_cli.evaluation.robustness import free_row, offenders, row
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.scores import Scores
 from pml_cli.training.trainer import Cell, train_pack
 
@@ -78,7 +79,7 @@ def recalling(tiny_base):
         Run(rank=8, seqlen=12, data=RandomData(seed=s), train=Train(steps=60, lr=4e-2))
         for s in range(4)
     ]
-    cells = [Cell(run, source_of(run).take(12)) for run in runs]
+    cells = [Cell(run=run, samples=source_of(run).take(12)) for run in runs]
     train_pack(tiny_base, cells)
     assert all(cell.final.correct.all() for cell in cells)
     return stack([cell.adapter for cell in cells]), [cell.samples for cell in cells]
@@ -360,8 +361,14 @@ def test_texts_of_other_sizes(tmp_path):
 
 def scores(nll, margin, argmax, target=(1, 1, 1), sample=(0, 0, 0)):
     position = np.array([list(sample[:i]).count(s) for i, s in enumerate(sample)], np.int32)
-    return Scores(np.array(sample, np.int32), position, np.array(target, np.int32), np.array(nll, float),
-                  np.array(margin, float), np.array(argmax, np.int32))  # fmt: skip
+    return Scores(
+        sample=np.array(sample, np.int32),
+        position=position,
+        token_id=np.array(target, np.int32),
+        nll=np.array(nll, float),
+        margin=np.array(margin, float),
+        argmax_id=np.array(argmax, np.int32),
+    )
 
 
 def test_what_is_lost_is_counted_by_hand():

@@ -171,7 +171,7 @@ def test_every_registered_figure_is_written(three_ranks, monkeypatch):
 def test_the_page_is_drawn(three_ranks):
     runs = transition_runs([three_ranks], Transition())
     group = read_group(runs, lambda: None)
-    summary = summarize("name", "slug", {}, group, draws=0, text=None)
+    summary = summarize(group, name="name", slug="slug", key={}, draws=0, text=None)
     page = io.BytesIO()
     page_figure(summary).savefig(page, format="png", dpi=40)
     assert len(page.getvalue()) > 10_000
