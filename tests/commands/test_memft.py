@@ -13,7 +13,7 @@ from support.planted_recall import planted_recall
 from pml_cli.analysis.paired import BEST_RATES, EQUAL, MEASURES, comparable_runs, compare
 from pml_cli.analysis.rank_thresholds import rank_table
 from pml_cli.commands import memft
-from pml_cli.config.compose import load
+from pml_cli.config.request import load
 from pml_cli.errors import UserError
 from pml_cli.report.figures.memft import BOUND, accuracy_figure, rank_figure
 from pml_cli.report.tables.memft import comparison_table, ranks_table
