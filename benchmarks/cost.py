@@ -40,11 +40,11 @@ import torch
 import yaml
 from ways import WARM, Clock, memory, plain_ticks, pml, short
 
-from pml_cli.config.registry import shipped
+from pml_cli.config.option_files import shipped
 from pml_cli.config.schema import MlpBlockAdapter, Model, RandomData, Run, Train
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs
-from pml_cli.model import dims as dims_
+from pml_cli.model.dims import decoder_shape
 from pml_cli.model.loading import load_model
 
 LENGTHS, RANKS, PACKS = (32, 64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64, 256), (1, 2, 4, 8, 16)
@@ -121,7 +121,7 @@ def curves(asked: argparse.Namespace) -> list[str]:
     for width, layers in some(SIZES):
         base = sized(width, layers, asked.device)
         points.append(
-            timed(asked, base, "parameters", "one cell", dims_.shape(base).parameters, 128, (8,))
+            timed(asked, base, "parameters", "one cell", decoder_shape(base).parameters, 128, (8,))
         )
     points += [workers(asked, n) for n in WORKERS]
     (asked.out / "cost.json").write_text(json.dumps([vars(p) for p in points], indent=1), "utf-8")
@@ -176,7 +176,8 @@ def timed(
     """One pack: the least time of a step over the repeats, and the peak of a short training. Equal ranks differ in seed."""
     train = Train(steps=WARM + STEPS + 1, log_every=STEPS, decode=False)
     runs = [
-        Run(rank, length, seed, base, RandomData(), train=train) for seed, rank in enumerate(ranks)
+        Run(rank=rank, seqlen=length, seed=seed, model=base, data=RandomData(), train=train)
+        for seed, rank in enumerate(ranks)
     ]
     pack, loaded = Pack(check(runs)), load_model(base)
     seconds = min(pml(loaded, pack, {}) for _ in range(asked.repeats)) / STEPS
@@ -258,7 +259,15 @@ def grid(asked: argparse.Namespace) -> list[str]:
         MlpBlockAdapter(dropout=sweep["adapter.dropout"]),
     )
     runs = [
-        Run(r, n, sweep["seed"], base, RandomData(), adapter, train=train)
+        Run(
+            rank=r,
+            seqlen=n,
+            seed=sweep["seed"],
+            model=base,
+            data=RandomData(),
+            adapter=adapter,
+            train=train,
+        )
         for r in sweep["rank"]
         for n in sweep["seqlen"]
     ]

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from transformers import DynamicCache
 
 from pml_cli.analysis.transition import dtype
-from pml_cli.config import schema
+from pml_cli.config import registry, schema
 from pml_cli.data.sources import open_source
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
@@ -34,14 +34,16 @@ def both_passes(folder: Path, bases: dict):
     """nll of every target token, and whether the argmax is it, by each pass: two arrays (2, S)."""
     run = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     model = settings(schema.Model, run["model"])
-    data = settings(schema.DATA[run["data"]["source"]], run["data"])
-    kind = settings(schema.ADAPTERS[run["adapter"]["kind"]], run["adapter"])
+    data = settings(registry.declared("data")[run["data"]["source"]], run["data"])
+    kind = settings(registry.declared("adapter")[run["adapter"]["kind"]], run["adapter"])
     if str(model) not in bases:
         bases[str(model)] = load_model(model)
     base = bases[str(model)]
-    bank = AdapterBank(base.sites(kind), [run["rank"]], [0], kind, base.adapter_dtype)
+    bank = AdapterBank.initial(
+        base.sites(kind), kind, ranks=[run["rank"]], seeds=[0], dtype=base.adapter_dtype
+    )
     bank.load(0, folder / "adapter")
-    bank = bank.only([0])
+    bank = bank.select([0])
     nll, argmax, ids = [[], []], [[], []], []
     for sample in open_source(model, data).take(run["seqlen"]):
         whole = torch.tensor([[*sample.prompt, *sample.target]])

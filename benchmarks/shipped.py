@@ -111,7 +111,9 @@ def stage(name: str, rank: str, seqlen: str, folder: str) -> None:
         place.mkdir()
         paper(base, planned, {}, place)
         return
-    bank = AdapterBank(base.sites(run.adapter), [run.rank], [0], run.adapter, base.adapter_dtype)
+    bank = AdapterBank.initial(
+        base.sites(run.adapter), run.adapter, ranks=[run.rank], seeds=[0], dtype=base.adapter_dtype
+    )
     bank.load(0, place)
     (sample,) = planned.samples
     with bank.attached(base.modules), torch.no_grad():

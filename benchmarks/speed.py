@@ -59,7 +59,7 @@ from pml_cli.config.schema import Model, Train
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, make_packs
-from pml_cli.model import dims as dims_
+from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 
@@ -309,7 +309,7 @@ def streamed(settings: Model, lengths: list[int], asked: argparse.Namespace) -> 
         else "no activation checkpointing"
     )
     unit, name = (1e9, "GB") if room > 1e9 else (1e6, "MB")
-    whole = dims_.shape(settings).parameters * dims_.BYTES[settings.dtype]
+    whole = decoder_shape(settings).parameters * BYTES[settings.dtype]
     return (
         f"Streamed, {settings.name}: rank 16 at l = {max(lengths)}, planned for {room / unit:.3g} {name} ({again}): peak "
         f"{top / unit:.2f} {name}, priced {priced / unit:.2f}, without checkpointing {needed / unit:.2f}; all weights "

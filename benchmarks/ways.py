@@ -20,7 +20,7 @@ from pml_cli.launch.packing import Pack
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.split_model import SplitModel
-from pml_cli.training.trainer import Cell, Trainer, learning_rate
+from pml_cli.training.trainer import Cell, Trainer, TrainingObserver, learning_rate
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WARM = 3  # steps before the timed ones
@@ -52,8 +52,12 @@ def paper(
     """A, for one cell; its adapter is the bank's, by a hook on the MLP, as in the paper's code."""
     run, (sample,) = planned.run, planned.samples
     ids, labels = example(base, sample)
-    bank = AdapterBank(
-        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    bank = AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
     ).to(base.device)
     bank.requires_grad_()
     optimizer = torch.optim.AdamW(
@@ -66,7 +70,7 @@ def paper(
     with tempfile.TemporaryFile("w", newline="") as file:
         rows = csv.writer(file)
         for step in range(planned.steps):
-            clock.note(step)
+            clock.before_step(step)
             with bank.attached(base.modules):
                 loss = base.model(input_ids=ids, labels=labels, use_cache=False).loss
             with torch.no_grad():
@@ -92,8 +96,12 @@ def peft(base: SplitModel, planned: CellPlan, losses: dict[str, float]) -> float
     from pml_cli.peft_block import mlp_block_config
 
     run, (sample,) = planned.run, planned.samples
-    bank = AdapterBank(
-        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    bank = AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
     )
     ids, labels = example(base, sample)
     rows = [{"input_ids": ids[0].cpu(), "labels": labels[0].cpu()}] * planned.steps
@@ -133,14 +141,14 @@ def pml(base: SplitModel, pack: Pack, losses: dict[str, float]) -> float:
     """C, for one pack."""
     trained = [Cell(cell.run, cell.samples) for cell in pack.cells]
     clock = Clock(base.device, pack.cells[0].steps)
-    Trainer(base, trained, between=clock.note).train()
+    Trainer(base, trained, clock).train()
     for planned, cell in zip(pack.cells, trained, strict=True):
         assert cell.final is not None
         losses[planned.id] = float(cell.final.nll.mean())
     return clock.seconds
 
 
-class Clock(transformers.TrainerCallback):
+class Clock(transformers.TrainerCallback, TrainingObserver):
     """The time between the end of the warm-up and the beginning of the last step, which is not timed."""
 
     kind = "wall"
@@ -148,7 +156,7 @@ class Clock(transformers.TrainerCallback):
     def __init__(self, device: torch.device, steps: int) -> None:
         self.device, self.steps, self.began, self.seconds = device, steps, 0.0, 0.0
 
-    def note(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """Called before step `step` (0-based) begins."""
         if step in (WARM, self.steps - 1):
             if self.device.type == "cuda":
@@ -159,7 +167,7 @@ class Clock(transformers.TrainerCallback):
             )
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
-        self.note(state.global_step)
+        self.before_step(state.global_step)
 
 
 def example(base: SplitModel, sample) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,13 +1,64 @@
-"""The one exception for what a user can mend, and its wording."""
+"""The one exception for what a user can fix, and the wording of error lines."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+MAX_LISTED = 10
 
 
 class UserError(Exception):
-    """Something the user can mend. Its message is one line; the command line prints it and exits with code 2."""
+    """Something the user can fix. The command line prints it, one fault a line, and exits with 2.
+
+    Attributes:
+        args: the faults, each one line: the option, its value and what is allowed.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.args)
+
+    @property
+    def faults(self) -> list[str]:
+        """The lines of the message."""
+        return str(self).splitlines()
+
+
+def raise_all(faults: Iterable[str], limit: int = MAX_LISTED) -> None:
+    """Report all faults in one error; return where there are none.
+
+    Args:
+        faults: one line each; repeated lines count once.
+        limit: lines printed before "and N more".
+
+    Raises:
+        UserError: there is at least one fault.
+    """
+    distinct = list(dict.fromkeys(faults))
+    if distinct:
+        raise UserError(*and_n_more(distinct, limit))
+
+
+def and_n_more(items: Sequence[str], limit: int, noun: str = "") -> list[str]:
+    """The first `limit` items, followed by "and N more" where there are more of them.
+
+    Args:
+        items: texts for a list or for lines.
+        limit: items before the cut.
+        noun: what they are, appended to the last entry: "and 3 more packs".
+    """
+    if len(items) <= limit:
+        return list(items)
+    rest_count = f"and {len(items) - limit} more {noun}".rstrip()
+    return [*items[:limit], rest_count]
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an exception's message, else the name of its type."""
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()
+    return type(error).__name__
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -2,44 +2,82 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+MISSING = "-"
+"""What tables print where there is no number."""
 
-def counted(things: Sequence[object], name: str, plural: str = "s") -> str:
-    """How many of something: 1 cell, 2 cells."""
-    return f"{len(things)} {name}" + ("" if len(things) == 1 else plural)
+
+def counted(things: Sequence[object] | int, name: str, plural: str = "s") -> str:
+    """How many of something: 1 cell, 2 cells.
+
+    Args:
+        things: a count, or what is counted.
+        name: the singular.
+        plural: what the plural appends.
+    """
+    count = things if isinstance(things, int) else len(things)
+    return f"{count} {name}" if count == 1 else f"{count} {name}{plural}"
+
+
+def number(value: float | None, spec: str = ".4g", missing: str = MISSING) -> str:
+    """A number in the given format; `missing` for None, nan and infinity."""
+    if value is None or not math.isfinite(value):
+        return missing
+    return format(value, spec)
+
+
+def span(low: float | None, high: float | None, spec: str = ".4g", missing: str = MISSING) -> str:
+    """An interval, `0.12 to 0.34`; `missing` where an end is not finite."""
+    if low is None or high is None or not math.isfinite(low + high):
+        return missing
+    return f"{low:{spec}} to {high:{spec}}"
+
+
+def percent(proportion: float, missing: str = MISSING) -> str:
+    """A proportion as per cent (without the sign), which never rounds up to 100 or down to 0."""
+    if math.isnan(proportion):
+        return missing
+    rounded = f"{100 * proportion:.1f}"
+    if rounded == "100.0" and proportion < 1:
+        return f"{math.floor(1e4 * proportion) / 100:.2f}"
+    if rounded == "0.0" and proportion > 0:
+        return f"{100 * proportion:.1g}"
+    return rounded
 
 
 def flops_text(count: float) -> str:
-    """FLOPs for people: 950 MFLOP, 1.2 TFLOP."""
-    return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
+    """FLOPs: 950 MFLOP, 1.2 TFLOP."""
+    units = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP")
+    return _scaled(count, 1000, units)
 
 
 def bytes_text(count: float) -> str:
-    """Bytes for people: 640 MiB, 5.5 GiB."""
+    """Bytes: 640 MiB, 5.5 GiB."""
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds for people: 45 s, 12 min, 3.4 h, 2.1 days."""
-    units = (
-        ("s", 1, 90),
-        ("min", 60, 90 * 60),
-        ("h", 3600, 48 * 3600),
-        ("days", 86400, float("inf")),
-    )
-    return next(
-        f"{_digits(seconds / size)} {unit}" for unit, size, below in units if seconds < below
-    )
+    """A duration: 45 s, 12 min, 3.4 h, 2.1 days."""
+    if seconds < 90:
+        return f"{_two_digits(seconds)} s"
+    if seconds < 90 * 60:
+        return f"{_two_digits(seconds / 60)} min"
+    if seconds < 48 * 3600:
+        return f"{_two_digits(seconds / 3600)} h"
+    return f"{_two_digits(seconds / 86400)} days"
 
 
-def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
+def _scaled(value: float, step: int, units: Sequence[str]) -> str:
+    """The value in the largest unit in which it has at most three digits before the point."""
     for unit in units[:-1]:
         if value < 999.5:
-            return f"{_digits(value)} {unit}"
+            return f"{_two_digits(value)} {unit}"
         value /= step
-    return f"{_digits(value)} {units[-1]}"
+    return f"{_two_digits(value)} {units[-1]}"
 
 
-def _digits(value: float) -> str:
+def _two_digits(value: float) -> str:
+    """With one decimal below 10, unless that is 0."""
     return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:.0f}"

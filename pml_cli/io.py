@@ -1,51 +1,112 @@
-"""Files that are complete or absent."""
+"""Files that are complete or absent, and plain values for JSON."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write aside and rename, so that a reader sees the whole file or none (also after a kill)."""
+    """Write a temporary file and rename it, so that a reader sees the whole file or none.
+
+    This also holds where the process is killed. Missing parent folders are made.
+
+    Args:
+        write: writes the content to the path that it is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    temporary = temporary_path(path)
     try:
-        write(aside)
-        aside.replace(path)
+        write(temporary)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write a JSON file atomically.
+
+    Raises:
+        ValueError: the content holds nan or infinity (see `jsonable`).
+    """
+    write_text(path, json_text(content, indent))
+
+
+def json_text(content: Any, indent: int | None = 1) -> str:
+    """JSON that every reader takes, with a newline at its end.
+
+    Raises:
+        ValueError: the content holds nan or infinity (see `jsonable`).
+    """
+    return json.dumps(content, indent=indent, allow_nan=False) + "\n"
+
+
+def finite_or_none(value: float) -> float | None:
+    """The number, or None (null in JSON) for nan and infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def jsonable(value: Any) -> Any:
+    """Plain values for JSON, at full precision; nan and infinity become None.
+
+    Takes dataclasses (their fields), mappings, lists, tuples, numpy arrays and scalars, and paths.
+    Keys of mappings become strings.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        # A numpy array or scalar: told by its method, so that numpy is not imported here.
+        return jsonable(value.tolist())
+    if isinstance(value, float):
+        return finite_or_none(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file.
 
     Raises:
-        OSError: the disk is full and the like; safetensors itself tells that as an error of its own, like any other.
+        OSError: the file cannot be written, such as on a full disk. safetensors itself raises the
+            same error for every cause.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    # safetensors 0.8 replaces the file by one that its owner alone can read.
     path.touch()
-    mode = (
-        path.stat().st_mode
-    )  # safetensors 0.8 replaces it by a file that its owner alone can read
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata=metadata)
         path.chmod(mode)
     except SafetensorError as error:
-        if (told := re.search(r"(?:os error|code:) (\d+)", str(error))) is None:
+        match = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if match is None:
             raise
-        number = int(told[1])
+        number = int(match[1])
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def _aside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
+    """A hidden path beside `path`, for content that is not complete."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

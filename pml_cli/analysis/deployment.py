@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from pml_cli.analysis.paired import EQUAL, compare, half_width, methods
+from pml_cli.analysis.paired import EQUAL, compare, methods
 from pml_cli.evaluation.conditions import CONDITIONS, TRAINED
+from pml_cli.stats import t_half_width
 
 RECALL = [
     "token_accuracy", "exact_match", "final_loss", "share_above_threshold", "lost", "lost_above", "won", "kept_whole",
@@ -103,7 +104,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 values = units[name].dropna().to_numpy(float)
                 row |= {
                     name: values.mean() if len(values) else math.nan,
-                    f"{name}_half": half_width(values),
+                    f"{name}_half": t_half_width(values),
                 }
             out.append(row)
     return pd.DataFrame(out).astype({"rank": "Int64"})

@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse, special, stats
 
-from pml_cli.analysis.proportions import FEW_CLUSTERS, LEAST_CLUSTERS
-from pml_cli.law.power_law import CONFIDENCE, Array, plain
+from pml_cli.io import finite_or_none
+from pml_cli.stats import CONFIDENCE, FEW_CLUSTERS, MIN_CLUSTERS, Array, t_quantile
 
 Ints = NDArray[np.int64]
 CHANCE_DRAWS = 200
@@ -38,7 +38,11 @@ class Correlation:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        values = {"rho": plain(self.rho), "low": plain(self.low), "high": plain(self.high)}
+        values = {
+            "rho": finite_or_none(self.rho),
+            "low": finite_or_none(self.low),
+            "high": finite_or_none(self.high),
+        }
         return values | {"n": self.n, "clusters": self.clusters, "reason": self.reason}
 
 
@@ -59,8 +63,8 @@ class Agreement:
         counts = {
             name: getattr(self, name) for name in ("neither", "no_failure", "no_stubborn", "same")
         }
-        return {"both": self.both.to_dict(), "censored": self.censored.to_dict(), "chance": plain(self.chance), **counts,
-                "gap": plain(self.gap)}  # fmt: skip
+        return {"both": self.both.to_dict(), "censored": self.censored.to_dict(), "chance": finite_or_none(self.chance), **counts,
+                "gap": finite_or_none(self.gap)}  # fmt: skip
 
 
 def agree(sequences: pd.DataFrame, stubborn: list[Ints], draws: int, seed: int = 0) -> Agreement:
@@ -114,9 +118,9 @@ def correlation(
     rho = float(spearman(pairs, np.asarray(counts_CP.sum(0)))[0])
     if not np.isfinite(rho):
         return Correlation(nan, nan, nan, len(x), count, "one of the two never varies")
-    if not draws or count < LEAST_CLUSTERS:
+    if not draws or count < MIN_CLUSTERS:
         why = (
-            f"no interval: {count} texts and lengths, {LEAST_CLUSTERS} are needed"
+            f"no interval: {count} texts and lengths, {MIN_CLUSTERS} are needed"
             if draws
             else "no interval: draws=0"
         )
@@ -139,7 +143,7 @@ def _interval(rho: float, drawn: Array, clusters: int) -> tuple[float, float]:
         return float(low), float(high)
     edge = 1 - 1e-9
     scale = np.arctanh(np.clip(drawn, -edge, edge))
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, clusters - 1))
+    quantile = t_quantile(clusters - 1)
     half = quantile * float(scale.std(ddof=1)) * float(np.sqrt(clusters / (clusters - 1)))
     middle = float(np.arctanh(np.clip(rho, -edge, edge)))
     return float(np.tanh(middle - half)), float(np.tanh(middle + half))
@@ -222,7 +226,7 @@ class FailureConcentration:
     p: float
 
     def to_dict(self) -> dict[str, Any]:
-        values = {name: plain(getattr(self, name)) for name in ("share", "chance", "p")}
+        values = {name: finite_or_none(getattr(self, name)) for name in ("share", "chance", "p")}
         return {"texts": len(self.texts), "failures": self.failures, **values}
 
 

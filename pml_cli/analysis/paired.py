@@ -17,6 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from pml_cli.stats import t_half_width
+
 PAIR = [
     "model",
     "data",
@@ -165,19 +167,14 @@ def _rates(pairs: pd.DataFrame) -> dict[str, str]:
 def _difference(value: pd.Series[float], plain: pd.Series[float]) -> dict[str, float]:
     gain = (value - plain).to_numpy(float)
     varies = len(gain) > 1 and float(np.ptp(gain)) > ALIKE
-    half = half_width(gain) if varies else np.nan  # equal differences tell nothing of their spread
+    half = (
+        t_half_width(gain) if varies else np.nan
+    )  # equal differences tell nothing of their spread
     return {
         "pairs": len(gain), "sft": plain.mean(), "value": value.mean(), "difference": gain.mean(), "low": gain.mean() - half,
         "high": gain.mean() + half, "p_t": float(stats.ttest_1samp(gain, 0).pvalue) if varies else np.nan,
         "p_signs": sign_flips(gain),
     }  # fmt: skip
-
-
-def half_width(values: NDArray[Any]) -> float:
-    """Half of the 95 % t interval of a mean; nan for a single value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def sign_flips(gain: NDArray[Any]) -> float:

@@ -14,7 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from pml_cli.analysis.paired import ALIKE, PLACE, SOURCE, half_width, methods
+from pml_cli.analysis.paired import ALIKE, PLACE, SOURCE, methods
+from pml_cli.stats import t_half_width
 
 TEXT = ["data_seed", "seed"]
 WITHIN, BELOW, ABOVE = (
@@ -154,7 +155,7 @@ def _interval(name: str, prefix: str, logs: pd.Series[float] | None) -> dict[str
         return dict.fromkeys((name, f"{prefix}low", f"{prefix}high"), float("nan"))
     mean = float(values.mean())
     half = (
-        half_width(values) if np.ptp(values) > ALIKE else np.nan
+        t_half_width(values) if np.ptp(values) > ALIKE else np.nan
     )  # equal ranks tell nothing of their spread
     return {
         name: np.exp(mean),

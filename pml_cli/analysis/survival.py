@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pml_cli.analysis.proportions import Share, share_of
+from pml_cli.stats import Proportion, clustered_proportion
 
 COUNTED = ("tokens", "above", "ever", "fell", "falls", "lost", "forgot")
 
 
 def survival(crossings: pd.DataFrame) -> pd.DataFrame:
-    """Share of tokens that are not yet above p = 0.5 for good after each step.
+    """Proportion of tokens that are not yet above p = 0.5 for good after each step.
 
     Args:
         crossings: step, crossed (tokens that are above for good from this step on), left (watched to this step, not above).
@@ -62,10 +62,10 @@ def waits(cells: pd.DataFrame, crossings: pd.DataFrame, by: list[str]) -> pd.Dat
             ("fell", "fell", "ever"),
             ("lost", "lost", "ever"),
         ):
-            row |= _columns(name, share_of(sums[found], sums[of]))
+            row |= _columns(name, clustered_proportion(sums[found], sums[of]))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _columns(name: str, share: Share) -> dict[str, float]:
-    return {f"{name}_share": share.share, f"{name}_low": share.low, f"{name}_high": share.high}
+def _columns(name: str, share: Proportion) -> dict[str, float]:
+    return {f"{name}_share": share.value, f"{name}_low": share.low, f"{name}_high": share.high}

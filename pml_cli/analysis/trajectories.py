@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from pml_cli.law.power_law import Array, Mask
+    from pml_cli.stats import Array, Mask
 
 BINS = 20  # of p, each without its lower end; 0.5 is one of the borders, and compared exactly
 HALF = BINS // 2  # the first bin above p = 0.5

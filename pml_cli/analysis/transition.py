@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from pml_cli.analysis import trajectories
 from pml_cli.analysis.first_failures import Agreement, FailureConcentration, Ints, agree, gather
-from pml_cli.analysis.proportions import Share, share_of
 from pml_cli.analysis.survival import waits
 from pml_cli.analysis.trajectories import BINS, HALF, IrregularError, TokenPaths
-from pml_cli.law.observations import LN2
-from pml_cli.law.power_law import Array, Mask, plain
+from pml_cli.io import finite_or_none
 from pml_cli.runs.folder import RunFolder
+from pml_cli.stats import LN2, Array, Mask, Proportion, clustered_proportion
 
 DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
 GRIDS = 4  # lengths of one text that the figure of the stubborn grid shows
@@ -71,17 +70,17 @@ class Phases:
         pd.DataFrame
     )  # a run each: result.json's columns and TALLIES, highest_wrong, lowest_right, first/last step
     sequences: pd.DataFrame
-    above: Share  # logged tokens with p > 0.5 that are decoded rightly
-    below: Share  # and those with p <= 0.5
+    above: Proportion  # logged tokens with p > 0.5 that are decoded rightly
+    below: Proportion  # and those with p <= 0.5
     recall: pd.DataFrame  # a bin of p each: low_p, high_p, tokens, right, share, low, high
     agreement: Agreement
     gathering: FailureConcentration
     crossings: pd.DataFrame  # rank, target_tokens, step, crossed, left
     by_rank: pd.DataFrame  # `waiting.waits`
     by_cell: pd.DataFrame  # the same by rank and length
-    misled: dict[str, Share]  # loss against recall
+    misled: dict[str, Proportion]  # loss against recall
     rest: dict[
-        str, Share
+        str, Proportion
     ]  # accuracy behind the first failure: free (decoded), forced (teacher-forced)
     offenders: list[dict[str, Any]]
     grids: list[Grid]  # of one text; the first is the one that shows most
@@ -202,7 +201,8 @@ def phases(
     )
     counts_C2B = np.stack(list(reading.bins.values()))
     above, below = (
-        share_of(*part.sum(-1).T[::-1]) for part in (counts_C2B[..., HALF:], counts_C2B[..., :HALF])
+        clustered_proportion(*part.sum(-1).T[::-1])
+        for part in (counts_C2B[..., HALF:], counts_C2B[..., :HALF])
     )
     return Phases(
         name, slug, key, cells, found, above, below, recall_table(counts_C2B),
@@ -220,9 +220,9 @@ def recall_table(counts_C2B: NDArray[np.int64]) -> pd.DataFrame:
     """
     rows = []
     for k in range(BINS):
-        share = share_of(counts_C2B[:, 1, k], counts_C2B[:, 0, k])
-        rows.append({"low_p": k / BINS, "high_p": (k + 1) / BINS, "tokens": share.of, "right": share.found,
-                     "share": share.share, "low": share.low, "high": share.high})  # fmt: skip
+        share = clustered_proportion(counts_C2B[:, 1, k], counts_C2B[:, 0, k])
+        rows.append({"low_p": k / BINS, "high_p": (k + 1) / BINS, "tokens": share.trials, "right": share.successes,
+                     "share": share.value, "low": share.low, "high": share.high})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -235,7 +235,7 @@ def precision(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table.assign(below=table["logged"] - table["above"]))
 
 
-def misled(cells: pd.DataFrame) -> dict[str, Share]:
+def misled(cells: pd.DataFrame) -> dict[str, Proportion]:
     """Where the mean loss and recall disagree, over cells.
 
     `low_loss_not_verbatim`: of the cells with a mean loss below ln 2, those that are not recalled whole;
@@ -256,7 +256,7 @@ def misled(cells: pd.DataFrame) -> dict[str, Share]:
     }
 
 
-def rest(cells: pd.DataFrame, found: pd.DataFrame) -> dict[str, Share]:
+def rest(cells: pd.DataFrame, found: pd.DataFrame) -> dict[str, Proportion]:
     """Accuracy behind the first failure: of tokens decoded freely, and teacher-forced in the same cells.
 
     Up to the first failure both are right, and at it both are wrong; so what result.json says of all tokens leaves the rest.
@@ -279,16 +279,16 @@ def rest(cells: pd.DataFrame, found: pd.DataFrame) -> dict[str, Share]:
         {"cluster": cells["cluster"], "free": decoded, "forced": forced, "of": after}
     )
     sums = counts[counts["of"] > 0].groupby("cluster").sum()
-    return {name: share_of(sums[name], sums["of"]) for name in ("free", "forced")}
+    return {name: clustered_proportion(sums[name], sums["of"]) for name in ("free", "forced")}
 
 
-def _by_cluster(cells: pd.DataFrame, found: pd.Series[bool], of: pd.Series[bool]) -> Share:
+def _by_cluster(cells: pd.DataFrame, found: pd.Series[bool], of: pd.Series[bool]) -> Proportion:
     sums = (
         pd.DataFrame({"cluster": cells["cluster"], "found": found, "of": of})
         .groupby("cluster")
         .sum()
     )
-    return share_of(sums["found"], sums["of"])
+    return clustered_proportion(sums["found"], sums["of"])
 
 
 def grids(cells: pd.DataFrame, text: int | None) -> list[Grid]:
@@ -335,8 +335,8 @@ def group_dict(group: Phases) -> dict[str, Any]:
         "stubborn_against_failure": group.agreement.to_dict(), "gathering": group.gathering.to_dict(),
         "loss_against_recall": {name: share.to_dict() for name, share in group.misled.items()},
         "behind_first_failure": {name: share.to_dict() for name, share in group.rest.items()},
-        "by_rank": [{k: plain(v) if isinstance(v, float) else v for k, v in row.items()}
+        "by_rank": [{k: finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()}
                     for row in group.by_rank.to_dict("records")],
-        "recall_by_p": [{k: plain(v) if isinstance(v, float) else v for k, v in row.items()}
+        "recall_by_p": [{k: finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()}
                         for row in group.recall.to_dict("records")],
     }  # fmt: skip

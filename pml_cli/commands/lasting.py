@@ -19,20 +19,19 @@ from rich.console import Console
 from pml_cli.analysis import deployment
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.load import read_run
-from pml_cli.config.schema import Lasting
+from pml_cli.config.reports import Lasting
 from pml_cli.data.opened import source_of, tokens_hash
-from pml_cli.errors import UserError
+from pml_cli.errors import MAX_LISTED, UserError, and_n_more, raise_all
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import atomic_write
-from pml_cli.report.progress import DrawsDisplay
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import lasting as lasting_report
 from pml_cli.runs import folder as records
 from pml_cli.runs.folder import RunFolder
 
 FORMAT = 1  # of lasting.json
-SHOWN = 10  # faults printed before "and N more"
 FIELDS = (
     "id", "folder", "model", "data", "data_seed", "adapter", "layer", "loss", "setting", "rank", "seqlen", "target_tokens",
     "samples", "seed", "lr", "steps",
@@ -106,10 +105,9 @@ def _asked(runs: pd.DataFrame, settings: Lasting, console: Console) -> list[_Ask
             found.append(_one({name: _plain(row[name]) for name in FIELDS}, settings, pools))
         except UserError as error:
             faults += [str(error)] if str(error) not in faults else []
-    more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
     if not found:
-        raise UserError("\n".join(faults[:SHOWN] + more))
-    for line in faults[:SHOWN] + more:
+        raise_all(faults)
+    for line in and_n_more(faults, MAX_LISTED):
         console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
     return found
 
@@ -181,7 +179,7 @@ def _measure(
 
     records.report_folder(out)
     by_id, first = {one.row["id"]: one for one in waiting}, len(known)
-    with DrawsDisplay(console, "measuring", "runs") as display:
+    with CountDisplay(console, "measuring", "runs") as display:
         display.show(0, len(waiting))
 
         def told(done: list[tuple[EvalRun, dict[str, Any]]]) -> None:
@@ -238,7 +236,7 @@ def _finish(
 def _draw(out: Path, table: pd.DataFrame) -> list[str]:
     """The figure of each model, kind of data and adapter, as PNG and SVG."""
     from pml_cli.report.figures.lasting import lasting_figure
-    from pml_cli.report.figures.style import save
+    from pml_cli.report.figures.registry import write_figure
 
     groups, names = list(table.groupby(["model", "data", "adapter"])), []
     for key, group in groups:
@@ -247,10 +245,5 @@ def _draw(out: Path, table: pd.DataFrame) -> list[str]:
             if len(groups) == 1
             else "-".join(["lasting", *map(str, key)]).replace(":", "-").replace("/", "-")
         )
-        figure = lasting_figure(group)
-        for form in ("png", "svg"):
-            names.append(f"{stem}.{form}")
-            atomic_write(
-                out / names[-1], lambda aside, figure=figure, form=form: save(figure, aside, form)
-            )  # type: ignore[misc]
+        names += write_figure(out / stem, lasting_figure(group))
     return names

@@ -181,7 +181,7 @@ def _draw(
 ) -> list[str]:
     """Write the figures of each model and kind of data, as PNG and SVG."""
     from pml_cli.report.figures.memft import accuracy_figure, rank_figure
-    from pml_cli.report.figures.style import save
+    from pml_cli.report.figures.registry import write_figure
 
     runs, rates = comparison.methods(runs), bool((table["terms"] == BEST).any())
     if rates:
@@ -200,10 +200,5 @@ def _draw(
         if mine["seqlen"].nunique() > 1:
             figures[f"ranks{stem}"] = rank_figure(mine)
         for name, figure in figures.items():
-            for form in ("png", "svg"):
-                names.append(f"{name}.{form}")
-                atomic_write(
-                    request.out / names[-1],
-                    lambda aside, figure=figure, form=form: save(figure, aside, form),
-                )  # type: ignore[misc]
+            names += write_figure(request.out / name, figure)
     return names

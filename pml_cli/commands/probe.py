@@ -17,7 +17,7 @@ from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.packing import Pack, check, make_packs
 from pml_cli.launch.signals import Signals, Stopped, import_worker
 from pml_cli.report.progress import ProbeDisplay
-from pml_cli.report.tables.results import probe_table
+from pml_cli.report.tables.probe import probe_table
 from pml_cli.runs.folder import RunFolder, read_runs
 
 LOGGED_STEPS = 100  # a probe is looked at closely
@@ -72,7 +72,7 @@ def _closely(run: Run) -> Run:
 def _train(cell: CellPlan, request: Request, console: Console) -> str | None:
     import_worker()
     from pml_cli.launch.worker import Worker, check_places
-    from pml_cli.training.trainer import Progress
+    from pml_cli.training.trainer import StepReport
 
     failures: list[str | None] = []
     run = cell.run
@@ -89,7 +89,7 @@ def _train(cell: CellPlan, request: Request, console: Console) -> str | None:
         RunFolder(request.out, cell.id).error.unlink(missing_ok=True)
         with ProbeDisplay(console, title, cell.steps) as display:
 
-            def observe(seen: Progress) -> None:
+            def observe(seen: StepReport) -> None:
                 display.update(
                     seen.step,
                     float(seen.scores[0].nll.mean()),

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.text import Text
 
 from pml_cli.analysis.transition import Phases, Reading, phases, read
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.report import transition_folder
-from pml_cli.report.progress import FilesDisplay
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import transition as transition_report
 from pml_cli.runs import folder as records
 from pml_cli.runs.groups import differing, label, plain_key, plain_keys, slugs, split
@@ -48,7 +48,7 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
     parts = list(split(runs))
     told = [label(key) for key, _ in parts]
     out = records.report_folder(Path(settings.out) if settings.out else paths[0] / "transition")
-    with FilesDisplay(console, len(runs)) as display:
+    with CountDisplay(console, "reading", "runs", len(runs), "runs read") as display:
         readings = [read(group, display.advance) for _, group in parts]
     left_out = [gone for reading in readings for gone in reading.left_out]
     groups = [

@@ -16,17 +16,11 @@ from typing import Any
 
 import typer
 
-from pml_cli.config.registry import (
-    GROUPS,
-    SHORT,
-    annotation,
-    keys,
-    option_file,
-    options,
-    schema,
-    shipped,
-)
-from pml_cli.config.schema import DTYPES, SCHEDULES, Fit, InlineLaunch, Lasting, Run, Transition
+from pml_cli.config.option_files import SHORT_KEYS, option_file, options, shipped
+from pml_cli.config.registry import GROUPS, settings_class
+from pml_cli.config.reports import Fit, Lasting, Transition
+from pml_cli.config.schema import DTYPES, SCHEDULES, InlineLaunch, Run
+from pml_cli.config.setting import annotation, keys
 from pml_cli.errors import UserError
 
 VALUES: dict[str, tuple[str, ...]] = {
@@ -98,7 +92,7 @@ def _at_equals() -> bool:
 
 def _settings(given: list[str], folder: Path | None) -> dict[str, type[Any]]:
     """Every plain key that fits the options given so far, with the dataclass that declares it."""
-    found: dict[str, type[Any]] = dict.fromkeys(SHORT, Run)
+    found: dict[str, type[Any]] = dict.fromkeys(SHORT_KEYS, Run)
     for group in GROUPS:
         chosen = next(
             (word.partition("=")[2].split(",") for word in given if word.startswith(f"{group}=")),
@@ -120,7 +114,7 @@ def _declared(group: str, option: str, folder: Path | None) -> type[Any] | None:
             if file
             else []
         )
-        return schema(group, dict(named))
+        return settings_class(group, dict(named))
     except (UserError, OSError, ValueError):
         return None  # a broken file: the command itself will say so
 

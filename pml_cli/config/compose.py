@@ -36,7 +36,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config import sweep_file
 from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.checks import device_problems, launch_problems
 from pml_cli.config.grid import (
     MAX_CELLS,
     Grid,
@@ -46,14 +45,17 @@ from pml_cli.config.grid import (
     refuse,
     typed_report,
 )
-from pml_cli.config.registry import GROUPS, options, shipped
-from pml_cli.config.schema import Fit, Lasting, Predict, Report, Request, Run, Transition
+from pml_cli.config.option_files import options, shipped
+from pml_cli.config.registry import GROUPS
+from pml_cli.config.reports import Fit, Lasting, Predict, ReportSettings, Transition
+from pml_cli.config.schema import Launch, Request, Run
+from pml_cli.config.setting import faults
 from pml_cli.config.sweep_file import YAMLError, one_line
 from pml_cli.errors import UserError, did_you_mean
 
 MEMFT_LOSSES = ["sft", "memft_ot", "memft_sw", "memft_margin"]
 # verbs that train nothing
-REPORTS: dict[str, type[Report]] = {
+REPORTS: dict[str, type[ReportSettings]] = {
     "fit": Fit,
     "predict": Predict,
     "lasting": Lasting,
@@ -94,7 +96,7 @@ def load(
     return _request(cells, swept)
 
 
-def load_report(verb: str, overrides: list[str], config_dir: Path | None = None) -> Report:
+def load_report(verb: str, overrides: list[str], config_dir: Path | None = None) -> ReportSettings:
     """The settings of a verb that trains nothing (of REPORTS): no groups, one value a key.
 
     Raises:
@@ -113,15 +115,15 @@ def to_yaml(run: Run) -> str:
 
 @lru_cache(maxsize=1024)  # the cells of a sweep share most of their groups, and YAML is slow
 def _field_yaml(name: str, field: CacheKey) -> str:
-    value = (
-        dataclasses.asdict(field.value) if dataclasses.is_dataclass(field.value) else field.value
-    )  # type: ignore[arg-type]
+    value = field.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     return OmegaConf.to_yaml(OmegaConf.create({name: value}))
 
 
-def describe(asked: Request | Report) -> str:
+def describe(asked: Request | ReportSettings) -> str:
     """What `--print-config` shows: the settings; of many runs the first, the folder and launch, and how many there are."""
-    if isinstance(asked, Report):
+    if isinstance(asked, ReportSettings):
         return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(asked)))
     around = {"out": str(asked.out), "launch": dataclasses.asdict(asked.launch)}
     many = (
@@ -309,7 +311,19 @@ def _last_parts(path: Any, count: int = 1) -> str:
 
 
 def _request(cells: list[Settings], swept: list[str]) -> Request:
-    refuse(launch_problems(cells[0].launch))
+    refuse(faults(cells[0].launch, "launch."))
     runs = [Run(**{name: getattr(cell, name) for name in RUN_FIELDS}) for cell in cells]
-    refuse(device_problems(runs, cells[0].launch))
-    return Request(runs, Path(cells[0].out).expanduser(), cells[0].launch, swept)
+    refuse(_device_faults(runs, cells[0].launch))
+    out = Path(cells[0].out).expanduser()
+    return Request(runs=runs, out=out, launch=cells[0].launch, swept=swept)
+
+
+def _device_faults(runs: list[Run], launch: Launch) -> list[str]:
+    """A GPU by number where every process is given one of its own and sees no other."""
+    if launch.allows_device_numbers:
+        return []
+    numbered = dict.fromkeys(run.model.device for run in runs if ":" in run.model.device)
+    return [
+        f"model.device={device}: must be auto, cpu or cuda with launch={launch.kind}"
+        for device in numbered
+    ]

@@ -17,32 +17,26 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pml_cli.config.checks import problems, report_problems
-from pml_cli.config.registry import (
-    GROUPS,
-    SCHEMAS,
-    SHORT,
-    annotation,
-    keys,
-    schema,
-    unknown_key,
-    wording,
-)
-from pml_cli.config.schema import InlineLaunch, Launch, Report, Run
+from pml_cli.config import registry
+from pml_cli.config.option_files import SHORT_KEYS, unknown_key
+from pml_cli.config.registry import GROUPS, settings_class
+from pml_cli.config.reports import ReportSettings
+from pml_cli.config.schema import InlineLaunch, Launch, Run
+from pml_cli.config.setting import annotation, keys, type_text
+from pml_cli.config.setting import faults as setting_faults
 from pml_cli.config.sweep_file import one_line
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, raise_all
 
 MAX_CELLS = 100_000
-SHOWN = 10  # faults printed before "and N more"
 CROSS = re.compile(
     r"\$\{\s*[A-Za-z_][\w.]*\s*\}"
 )  # an interpolation of another group's value, such as ${rank}
 
 Grid = dict[str, list[Any]]  # key to its values; the cells are all combinations
-Asked = TypeVar("Asked", bound=Report)
+Asked = TypeVar("Asked", bound=ReportSettings)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Settings(Run):
     """A run and what surrounds it: everything a YAML root file may hold."""
 
@@ -56,10 +50,7 @@ def refuse(faults: list[str]) -> None:
     Raises:
         UserError: there is a fault.
     """
-    unique = list(dict.fromkeys(" ".join(f.split()) for f in faults))
-    if unique:
-        more = [f"and {len(unique) - SHOWN} more"] if len(unique) > SHOWN else []
-        raise UserError("\n".join(unique[:SHOWN] + more))
+    raise_all(" ".join(fault.split()) for fault in faults)
 
 
 class OptionSet:
@@ -72,11 +63,15 @@ class OptionSet:
         self._built: dict[Any, Any] = {}
         self._texts: dict[str, str] = {}  # each group as written, to look for interpolations
         refuse(
-            [unknown_key(key, [*SHORT, *GROUPS]) for key in tree if key not in (*SHORT, *GROUPS)]
+            [
+                unknown_key(key, [*SHORT_KEYS, *GROUPS])
+                for key in tree
+                if key not in (*SHORT_KEYS, *GROUPS)
+            ]
         )
         for group in GROUPS:
             self._declare(group, tree.get(group) or {})
-        for key in SHORT:
+        for key in SHORT_KEYS:
             if key in tree:
                 refuse(self.typed(key, [tree[key]])[1])
                 self.root[key] = tree[key]
@@ -86,7 +81,7 @@ class OptionSet:
         if not isinstance(fields, dict):
             raise UserError(f"{file}: must be a mapping of settings")
         try:
-            declared = schema(group, fields)
+            declared = settings_class(group, fields)
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
         self.schemas[group] = declared
@@ -97,14 +92,14 @@ class OptionSet:
             try:
                 OmegaConf.update(node, name, value)
             except OmegaConfBaseException:
-                refuse([f"{file}: {group}.{name}={value}: must be {wording(declared, name)}"])
+                refuse([f"{file}: {group}.{name}={value}: must be {type_text(declared, name)}"])
         self.root[group] = node
         self._texts[group] = repr(OmegaConf.to_container(node, resolve=False))
 
     def valid(self) -> list[str]:
         """Every key that may be overridden with these options."""
         return [
-            *SHORT,
+            *SHORT_KEYS,
             *GROUPS,
             *(f"{g}.{name}" for g, declared in self.schemas.items() for name in keys(declared)),
         ]
@@ -113,7 +108,7 @@ class OptionSet:
         """Whether a plain key exists here. Below a mapping, such as model.architecture, every name does."""
         group, _, rest = key.partition(".")
         if not rest:
-            return key in SHORT
+            return key in SHORT_KEYS
         name, _, deeper = rest.partition(".")
         if group not in GROUPS or name not in keys(self.schemas[group]):
             return False
@@ -134,12 +129,12 @@ class OptionSet:
                     value if kind is int and type(value) is int else _convert(scratch, name, value)
                 )
             except (OmegaConfBaseException, ValueError):
-                faults.append(f"{key}={_shown(value)}: must be {wording(declared, name)}")
+                faults.append(f"{key}={_shown(value)}: must be {type_text(declared, name)}")
         return good, faults
 
     def build(self, values: Mapping[str, Any]) -> Settings:
         """One run: these options, with plain values set. Groups that do not differ are shared between runs."""
-        top = {key: values.get(key, self.root[key]) for key in SHORT}
+        top = {key: values.get(key, self.root[key]) for key in SHORT_KEYS}
         return Settings(**top, **{group: self._group(group, values) for group in GROUPS})
 
     def _group(self, group: str, values: Mapping[str, Any]) -> Any:
@@ -180,7 +175,7 @@ class OptionSet:
         if missing:
             needs = f"needed by {group}={self.chosen[group]}"
             raise UserError(
-                "\n".join(f"{group}.{name}: {needs}, give {group}.{name}=..." for name in missing)
+                *(f"{group}.{name}: {needs}, give {group}.{name}=..." for name in missing)
             )
         try:
             return OmegaConf.to_object(node)
@@ -191,7 +186,7 @@ class OptionSet:
 def _convert(scratch: DictConfig, name: str, value: Any) -> Any:
     OmegaConf.update(scratch, name, value)
     if "${" in repr(value):
-        if name in SHORT:
+        if name in SHORT_KEYS:
             raise ValueError("the short keys are what others refer to")
         return value
     kept = scratch[name]
@@ -226,10 +221,10 @@ def typed_report(declared: type[Asked], tree: Mapping[str, Any], given: Grid) ->
             try:
                 settings[key] = values[0]
             except OmegaConfBaseException:
-                faults.append(f"{key}={_shown(values[0])}: must be {wording(declared, key)}")
+                faults.append(f"{key}={_shown(values[0])}: must be {type_text(declared, key)}")
     typed = OmegaConf.to_object(settings)
     assert isinstance(typed, declared)
-    refuse([*faults, *report_problems(typed)])
+    refuse([*faults, *setting_faults(typed)])
     return typed
 
 
@@ -257,12 +252,12 @@ def expand_grid(
                 mine = getattr(settings, group)
                 setattr(settings, group, shared.setdefault(f"{type(mine).__name__}{mine}", mine))
             same = (
-                *(getattr(settings, key) for key in SHORT),
+                *(getattr(settings, key) for key in SHORT_KEYS),
                 *(id(getattr(settings, g)) for g in GROUPS),
             )
             if same not in cells:
                 cells[same] = settings
-                faults.extend(problems(settings))
+                faults.extend(setting_faults(settings))
     refuse(faults)
     return list(cells.values())
 
@@ -287,7 +282,7 @@ def _cells(
             try:
                 yield one.build(dict(zip(typed, values, strict=True)))
             except UserError as error:
-                faults.extend(str(error).splitlines())
+                faults.extend(error.faults)
 
 
 def _unknown(key: str, valid: list[str], template: OptionSet) -> str:
@@ -296,12 +291,11 @@ def _unknown(key: str, valid: list[str], template: OptionSet) -> str:
         return f"{key}: chosen by the option, give {group}=..."
     if group not in GROUPS:
         return unknown_key(key, valid)
-    declared = SCHEMAS[group]
-    having = (
-        []
-        if isinstance(declared, type)
-        else [f"{group}={o}" for o, one in declared.items() if name in keys(one)]
-    )
+    having = [
+        f"{group}={name_}"
+        for name_, owner in registry.declared(group).items()
+        if name_ and name in keys(owner)
+    ]
     if having:  # then the option is the slip, not the key
         return (
             f"{key}: no such key (of {group}={template.chosen[group]}); {', '.join(having)} has it"

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
-from pml_cli.config.registry import GROUPS, schema
+from pml_cli.config.option_files import option_file, options
+from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, did_you_mean
 
 PLAIN = ("rank", "seqlen", "seed")
 
@@ -23,7 +24,9 @@ def read_run(config: Path) -> Run:
     try:
         tree: Any = yaml.safe_load(config.read_text("utf-8"))
         groups = {
-            name: schema(name, tree[name])(**tree[name]) for name in GROUPS if name != "launch"
+            name: settings_class(name, tree[name])(**tree[name])
+            for name in GROUPS
+            if name != "launch"
         }
         return Run(**{name: tree[name] for name in PLAIN}, **groups)
     except OSError as error:
@@ -32,3 +35,20 @@ def read_run(config: Path) -> Run:
         raise UserError(
             f"{config}: not the settings of a run ({' '.join(str(error).split())})"
         ) from error
+
+
+def option_settings(group: str, option: str) -> Any:
+    """The settings of a shipped option: those its YAML file names, the others at their defaults.
+
+    Args:
+        group: such as `loss`.
+        option: name of one of the group's YAML files, such as `memft_sw_axolotl`.
+
+    Raises:
+        UserError: no such option.
+    """
+    file = option_file(group, option)
+    if file is None:
+        raise UserError(f"{group}={option}: {did_you_mean(option, options(group))}")
+    fields = yaml.safe_load(file.read_text("utf-8"))
+    return settings_class(group, fields)(**fields)

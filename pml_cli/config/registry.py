@@ -1,116 +1,125 @@
-"""What may be written after a command: the groups, their options, the keys of an option.
+"""The settings classes of each group, found by the value of `kind:` (`source:` for data) in an option's YAML file.
 
-Imports neither hydra nor omegaconf, so that help and shell completion are quick.
+A class joins its group with a decorator, and its module lies in the group's package:
+
+    @register("loss", "memft_ot")
+    @dataclass(kw_only=True)
+    class MemftOtLoss(Loss): ...
+
+Whoever asks for a group imports every module of that package once, so that a new file needs no edit elsewhere. What a user
+may choose are the YAML files (`option_files.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeVar
 
-from pml_cli.config.schema import ADAPTERS, DATA, LAUNCHES, LOSSES, Model, Train
 from pml_cli.errors import UserError, did_you_mean
 
-SCHEMAS: dict[str, Mapping[str, type[Any]] | type[Any]] = {
-    "model": Model,
-    "data": DATA,
-    "adapter": ADAPTERS,
-    "loss": LOSSES,
-    "train": Train,
-    "launch": LAUNCHES,
+T = TypeVar("T")
+
+# Where the classes of a group are declared: a package with one class a file, or a module. In the order of a run's settings.
+HOMES = {
+    "model": "pml_cli.config.schema",
+    "data": "pml_cli.data.sources",
+    "adapter": "pml_cli.config.schema",
+    "loss": "pml_cli.training.losses",
+    "train": "pml_cli.config.schema",
+    "launch": "pml_cli.launch.executors",
 }
-GROUPS = tuple(SCHEMAS)
-SHORT = ("rank", "seqlen", "seed", "out")
-DISCRIMINATORS = (
-    "source",
-    "kind",
-)  # name the dataclass of an option: chosen with group=option, never set by themselves
+GROUPS = tuple(HOMES)
 
-WORDS = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list: [a,b]",
-    dict: "a mapping: {a:b}",
-}
+_classes: dict[str, dict[str, type[Any]]] = {group: {} for group in GROUPS}
 
 
-def shipped(name: str) -> Path:
-    """The folder `conf` or `sweeps`: the wheel's copy, else the checkout's."""
-    inside = Path(__file__).parents[1] / name
-    return inside if inside.is_dir() else Path(__file__).parents[2] / name
+def discriminator(group: str) -> str:
+    """The key of an option's YAML file that names its class."""
+    return "source" if group == "data" else "kind"
 
 
-def option_file(group: str, option: str, config_dir: Path | None = None) -> Path | None:
-    """The YAML file of an option; the user's folder comes first."""
-    candidates = [
-        folder / group / f"{option}.yaml"
-        for folder in (config_dir, shipped("conf"))
-        if folder is not None
-    ]
-    return next((c for c in candidates if c.is_file()), None)
+def register(group: str, name: str = "") -> Callable[[type[T]], type[T]]:
+    """Class decorator: a settings dataclass joins a group.
+
+    Args:
+        group: one of `GROUPS`.
+        name: the value of `kind:` (data: `source:`) that stands for the class; also the default of that field.
+            Empty where the group has one class.
+
+    Raises:
+        ValueError: the name is taken, or is not the field's default.
+    """
+
+    def add(declared: type[T]) -> type[T]:
+        default = getattr(declared, discriminator(group), "")
+        if default != name:
+            raise ValueError(
+                f"{declared.__name__}: {discriminator(group)} is {default!r}, registered as {name!r}"
+            )
+        holder = _classes[group].get(name)
+        if holder is not None and _address(holder) != _address(declared):
+            raise ValueError(f"{group}: {name!r} is already {_address(holder)}")
+        _classes[group][name] = declared
+        return declared
+
+    return add
 
 
-def options(group: str, config_dir: Path | None = None) -> list[str]:
-    """The names that `group=` takes, in alphabetical order."""
-    folders = [folder / group for folder in (config_dir, shipped("conf")) if folder is not None]
-    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+def _address(declared: type[Any]) -> str:
+    return f"{declared.__module__}.{declared.__qualname__}"
 
 
-def schema(group: str, fields: Mapping[str, Any]) -> type[Any]:
-    """The dataclass that declares an option's settings, found by its `source` or `kind` where the group has several.
+def declared(group: str) -> Mapping[str, type[Any]]:
+    """The settings classes of a group by name.
+
+    Raises:
+        ImportError: a module of the group's package cannot be imported; the message names group and module.
+    """
+    _import_modules(group)
+    return dict(sorted(_classes[group].items()))
+
+
+def settings_class(group: str, fields: Mapping[str, Any]) -> type[Any]:
+    """The dataclass that declares an option's settings, by its `source` or `kind` where the group has several.
+
+    Args:
+        group: one of `GROUPS`.
+        fields: the option's settings, as in its YAML file.
 
     Raises:
         UserError: `source` or `kind` is missing or unknown.
     """
-    declared = SCHEMAS[group]
-    if isinstance(declared, type):
-        return declared
-    discriminator = "source" if group == "data" else "kind"
-    name = str(fields.get(discriminator, ""))
-    if name not in declared:
-        raise UserError(f"{group}.{discriminator}={name}: {did_you_mean(name, declared)}")
-    return declared[name]
+    classes = declared(group)
+    if list(classes) == [""]:
+        return classes[""]
+
+    key = discriminator(group)
+    name = str(fields.get(key, ""))
+    if name not in classes:
+        raise UserError(f"{group}.{key}={name}: {did_you_mean(name, classes)}")
+    return classes[name]
 
 
-def keys(declared: type[Any]) -> list[str]:
-    """The settings of a dataclass that a user may override."""
-    return [f.name for f in dataclasses.fields(declared) if f.name not in DISCRIMINATORS]
+@cache
+def _import_modules(group: str) -> None:
+    home = HOMES[group]
+    _import(group, "pml_cli.config.schema")
+    spec = importlib.util.find_spec(home)
+    if spec is None or spec.submodule_search_locations is None:
+        return
+    _import(group, home)
+    for module in pkgutil.iter_modules(list(spec.submodule_search_locations)):
+        _import(group, f"{home}.{module.name}")
 
 
-def annotation(declared: type[Any], field: str) -> tuple[type[Any], bool]:
-    """The type of a setting (`list` for `list[int]`), and whether it takes null."""
-    hint = typing.get_type_hints(declared)[field]
-    if not isinstance(hint, types.UnionType):
-        return typing.get_origin(hint) or hint, False
-    kinds = [k for k in typing.get_args(hint) if k is not type(None)]
-    return typing.get_origin(kinds[0]) or kinds[0], True
-
-
-def wording(declared: type[Any], field: str) -> str:
-    """What a setting takes, in words: `null or an integer`."""
-    kind, optional = annotation(declared, field)
-    return ("null or " if optional else "") + WORDS.get(kind, kind.__name__)
-
-
-def unknown_key(key: str, valid: Iterable[str]) -> str:
-    """The line about a key that does not exist: the nearest one of all, and those of its own group."""
-    names = list(valid)
-    group = key.split(".", maxsplit=1)[0]
-    near = [n for n in names if n.endswith(f".{key}")] or difflib.get_close_matches(
-        key, names, n=1, cutoff=0.5
-    )
-    allowed = (
-        sorted(n for n in names if n.startswith(f"{group}."))
-        if group in GROUPS and "." in key
-        else []
-    )
-    if not allowed:
-        allowed = [n for n in names if "." not in n]
-    return f"{key}: no such key; {f'did you mean {near[0]!r}? ' if near else ''}allowed: {', '.join(allowed)}"
+def _import(group: str, module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise ImportError(
+            f"the settings of {group}= cannot be read: {module} does not import ({type(error).__name__}: {error})"
+        ) from error

@@ -1,371 +1,573 @@
-"""What one run is: typed settings (`checks.py`: what they must be like).
+"""What one run is: typed settings, each declared once with `setting`: default, help, unit and allowed values.
 
-Each setting is declared once, here: name, type, default, meaning. YAML files and the command line only override
-(`compose.py`). A loaded config is never assigned to.
+YAML files and the command line only override (`compose.py`). A loaded config is never assigned to.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 
-FORMAT = 1  # of run folders and of ids; a folder of another format is refused
+from pml_cli.config import registry
+from pml_cli.config.registry import register
+from pml_cli.config.setting import Settings, setting
 
-TINY = Path(__file__).parents[1] / "tiny"  # the embedded model
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a folder's name
-DEVICE = re.compile(
-    r"auto|cpu|cuda(:\d+)?"
-)  # as a user may ask for it; pml itself also has models on torch's `meta`
+__all__ = [
+    "DEVICES_ALLOWED",
+    "DEVICE_PATTERN",
+    "DTYPES",
+    "FORMAT",
+    "SCHEDULES",
+    "TINY",
+    "Adapter",
+    "Data",
+    "HfData",
+    "InlineLaunch",
+    "JsonlData",
+    "Launch",
+    "LinearAdapter",
+    "LocalLaunch",
+    "Loss",
+    "MemftMarginLoss",
+    "MemftOtLoss",
+    "MemftSwLoss",
+    "MixedData",
+    "MlpBlockAdapter",
+    "Model",
+    "PhonebookData",
+    "RandomData",
+    "Request",
+    "RuleData",
+    "Run",
+    "Settings",
+    "SftLoss",
+    "SlurmLaunch",
+    "TextData",
+    "Train",
+    "setting",
+]
+
+# Format of run folders and of run ids; a folder of another format is refused.
+FORMAT = 1
+
+# Folder of the embedded model.
+TINY = Path(__file__).parents[1] / "tiny"
+
+# As a user may ask for it; pml itself also builds models on torch's `meta` device.
+DEVICE_PATTERN = r"auto|cpu|cuda(:\d+)?"
 DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
+
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
+# The probability at which greedy decoding is certain to pick a token is 1/2: nll = ln 2.
+LN2 = math.log(2)
 
-@dataclass
-class Model:
-    """The frozen base. `path` is `tiny` (embedded), a Hugging Face hub id or a local folder."""
+# Seeds above are not told apart by all generators.
+SEED_LIMIT = 2**62
+SEEDS_ALLOWED = "from 0 to 2^62 - 1"
 
-    name: str = "tiny"  # label in run ids and tables
-    path: str = "tiny"
-    weights: str = "pretrained"  # or random: the architecture below (or of path), seeded; for measurements of speed
-    architecture: dict[str, Any] = field(
-        default_factory=dict
-    )  # fields of config.json, for weights=random
-    layer: int | None = (
-        None  # the decoder layer that carries the adapter, 0-based; null: two thirds of the depth
+
+@register("model")
+@dataclass(kw_only=True)
+class Model(Settings):
+    """The frozen base model."""
+
+    name: str = setting(
+        "tiny",
+        help="label in run ids and tables",
+        # It becomes part of a folder's name.
+        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+        allowed="letters, digits, '.', '_' and '-'",
     )
-    dtype: str = "float32"
-    device: str = "auto"  # auto: cuda where there is one, else cpu; cuda:N
-    stream: bool | None = (
-        None  # read the layers below the adapter one at a time; null: where the weights do not fit
+    path: str = setting(
+        "tiny",
+        help="tiny (embedded), a Hugging Face hub id or a local folder",
+        required=True,
+        allowed="tiny, a hub id or a folder",
+        path="any",
     )
-    checkpointing: bool | None = (
-        None  # run the layers above the adapter twice and keep less; null: where one cell needs it
+    weights: str = setting(
+        "pretrained",
+        help="pretrained weights, or random ones of the same architecture to measure speed",
+        choices=("pretrained", "random"),
     )
-    revision: str | None = None  # of the hub repository
-    trust_remote_code: bool = False
+    architecture: dict[str, Any] = setting(
+        {}, help="fields of config.json for weights=random, which then needs no download"
+    )
+    layer: int | None = setting(
+        None,
+        help="decoder layer that carries the adapter, from 0",
+        minimum=0,
+        special={None: "two thirds of the depth"},
+    )
+    dtype: str = setting("float32", help="dtype of the base model's weights", choices=DTYPES)
+    device: str = setting(
+        "auto",
+        help="cpu, cuda or cuda:N",
+        pattern=DEVICE_PATTERN,
+        allowed=DEVICES_ALLOWED,
+        special={"auto": "cuda where there is one, else cpu"},
+        suggestions=("auto", "cpu", "cuda"),
+    )
+    stream: bool | None = setting(
+        None,
+        help="keep the layers below the adapter in their files and read them one at a time",
+        special={None: "where the weights do not fit the device"},
+    )
+    checkpointing: bool | None = setting(
+        None,
+        help="activation checkpointing: recompute the layers above the adapter in the backward pass",
+        special={None: "where a cell does not fit the device without"},
+    )
+    revision: str | None = setting(None, help="revision of the hub repository")
+    trust_remote_code: bool = setting(False, help="run model code from the hub repository")
+
+    def validate(self) -> Iterator[str]:
+        if self.stream and self.weights == "random":
+            yield "stream=true: must be null or false with random weights, which lie in no file"
 
 
-@dataclass
-class Data:
+@dataclass(kw_only=True)
+class Data(Settings):
     """Common to all sources. What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence."""
 
     source: str = ""
-    seed: int = 0  # which sequence to draw from the source
-    chat: bool = (
-        False  # put the prompt through the tokenizer's chat template, with an empty system prompt
+    seed: int = setting(
+        0,
+        help="which sequence to draw from the source",
+        minimum=0,
+        below=SEED_LIMIT,
+        allowed=SEEDS_ALLOWED,
+    )
+    chat: bool = setting(
+        False, help="apply the tokenizer's chat template to the prompt, with an empty system prompt"
     )
 
 
-@dataclass
+@register("data", "random")
+@dataclass(kw_only=True)
 class RandomData(Data):
     """Uniform random tokens of the vocabulary (special tokens left out)."""
 
     source: str = "random"
-    prompt: str = ""  # text before the target; without one, only the begin-of-text token
+    prompt: str = setting(
+        "", help="text before the target", special={"''": "only the begin-of-text token"}
+    )
 
 
-@dataclass
+@register("data", "text")
+@dataclass(kw_only=True)
 class TextData(Data):
-    """Running text: a UTF-8 file, or the documentation inside Python that the tiny model has not seen."""
+    """Running text: a UTF-8 file, or the part of Python's documentation that the embedded model has not seen."""
 
     source: str = "text"
-    path: str | None = None
-    prompt: str = ""
+    path: str | None = setting(
+        None, help="UTF-8 file", path="existing file", special={None: "Python's documentation"}
+    )
+    prompt: str = setting("", help="text before the target")
 
 
-@dataclass
+@register("data", "mixed")
+@dataclass(kw_only=True)
 class MixedData(TextData):
     """Running text in which a share of the tokens is replaced by uniform random ones."""
 
     source: str = "mixed"
-    random_share: float = 0.4
+    random_share: float = setting(
+        0.4, help="share of the tokens that is random", minimum=0, maximum=1
+    )
 
 
-@dataclass
+@register("data", "phonebook")
+@dataclass(kw_only=True)
 class PhonebookData(Data):
-    """Generated names and ten-digit numbers, one sample an entry."""
+    """Generated names and numbers, one sample an entry."""
 
     source: str = "phonebook"
-    digits: int = 10
+    digits: int = setting(10, help="digits of a number", minimum=1, maximum=18)
 
 
-@dataclass
+@register("data", "rule")
+@dataclass(kw_only=True)
 class RuleData(Data):
-    """f(x, y) = 3x + 5y + 7: samples to learn, and unseen pairs that test whether the rule was found."""
+    """f(x, y) = 3x + 5y + 7: samples to learn, and held-out pairs that test whether the rule was learned."""
 
     source: str = "rule"
-    maximum: int = 99  # x and y are drawn from 0..maximum
-    test_samples: int = 200
+    maximum: int = setting(99, help="x and y are drawn from 0 to this", minimum=1, maximum=2000)
+    test_samples: int = setting(200, help="held-out pairs", minimum=0)
 
 
-@dataclass
+@register("data", "jsonl")
+@dataclass(kw_only=True)
 class JsonlData(Data):
     """A JSON-lines file with the fields question/matching (long texts) or query/target (short facts)."""
 
     source: str = "jsonl"
-    path: str = ""
+    path: str = setting(
+        "",
+        help="JSON-lines file",
+        required=True,
+        allowed="given with data=jsonl",
+        path="existing file",
+    )
 
 
-@dataclass
+@register("data", "hf")
+@dataclass(kw_only=True)
 class HfData(Data):
     """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
 
     source: str = "hf"
-    path: str = ""  # hub id or local folder
-    name: str | None = None  # configuration of the dataset
-    split: str = "train"
-    column: str = "text"
-    prompt: str = ""
+    path: str = setting(
+        "",
+        help="hub id or local folder of the dataset",
+        required=True,
+        allowed="given with data=hf",
+        path="any",
+    )
+    name: str | None = setting(None, help="configuration of the dataset")
+    split: str = setting("train", help="split of the dataset")
+    column: str = setting("text", help="column that holds the text")
+    prompt: str = setting("", help="text before the target")
 
 
-@dataclass
-class Adapter:
+@dataclass(kw_only=True)
+class Adapter(Settings):
+    """Common to all placements of the adapter."""
+
     kind: str = ""
-    dropout: float = 0.0
+    dropout: float = setting(0.0, help="dropout on the adapter's input", minimum=0, below=1)
 
 
-@dataclass
+@register("adapter", "mlp_block")
+@dataclass(kw_only=True)
 class MlpBlockAdapter(Adapter):
     """The paper's placement: x @ A @ B in parallel to the whole MLP of one layer, scale 1."""
 
     kind: str = "mlp_block"
 
 
-@dataclass
+@register("adapter", "linear")
+@dataclass(kw_only=True)
 class LinearAdapter(Adapter):
     """Standard LoRA on linear modules, scale alpha / rank, as in PEFT."""
 
     kind: str = "linear"
-    targets: list[str] = field(
-        default_factory=lambda: ["gate_proj", "up_proj", "down_proj"]
-    )  # module names
-    layers: list[int] | None = None  # null: only the model's adapter layer; []: every layer
-    alpha: float = 16.0
+    targets: list[str] = setting(
+        ["gate_proj", "up_proj", "down_proj"],
+        help="names of the modules that get an adapter",
+        required=True,
+        allowed="at least one module name",
+    )
+    layers: list[int] | None = setting(
+        None,
+        help="decoder layers, from 0",
+        special={None: "only the model's adapter layer", "[]": "every layer"},
+    )
+    alpha: float = setting(16.0, help="the scale is alpha / rank", above=0)
 
 
-@dataclass
-class Loss:
+@dataclass(kw_only=True)
+class Loss(Settings):
+    """Common to all losses."""
+
     kind: str = ""
 
 
-@dataclass
+@register("loss", "sft")
+@dataclass(kw_only=True)
 class SftLoss(Loss):
     """Mean cross-entropy over the target tokens."""
 
     kind: str = "sft"
 
 
-@dataclass
+@register("loss", "memft_ot")
+@dataclass(kw_only=True)
 class MemftOtLoss(Loss):
-    """MemFT, only-threshold: cross-entropy over the tokens whose nll is still above the threshold."""
+    """MemFT, only-threshold: mean cross-entropy over the tokens whose nll is still above the threshold."""
 
     kind: str = "memft_ot"
-    threshold: float = math.log(2)  # nats; ln 2 is p = 0.5
-    when_done: str = (
-        "mean"  # when no token is above it: mean (plain loss, as released) or zero (no update)
+    threshold: float = setting(
+        LN2,
+        help="nll above which a token counts; ln 2 is p = 0.5",
+        unit="nats",
+        above=0,
+        finite=True,
+    )
+    when_done: str = setting(
+        "mean",
+        help="when no token is above the threshold: mean over all tokens (as released), or zero",
+        choices=("mean", "zero"),
     )
 
 
-@dataclass
+@register("loss", "memft_sw")
+@dataclass(kw_only=True)
 class MemftSwLoss(Loss):
-    """MemFT, spatial window: weights rise smoothly around the threshold, and reach a window beyond a sample's first error.
+    """MemFT, spatial window: weights rise smoothly around the threshold and decay behind a sample's first error.
 
-    Where a sample's first error has stayed for `patience` of its steps, the window grows by half of itself a step, up to
-    four times; it is reset when that error moves. Defaults: the paper's; loss=memft_sw_axolotl: Axolotl's.
+    When a sample's first error has stayed in place for `patience` of its steps, the window grows by half of itself a
+    step, up to four times; it is reset when that error moves. The defaults are the paper's; those of
+    loss=memft_sw_axolotl are Axolotl's.
     """
 
     kind: str = "memft_sw"
-    threshold: float = math.log(2)  # nats
-    kappa: float = 10.0  # steepness of the sigmoid around the threshold, per nat
-    tau: float = 20.0  # tokens beyond the first error after which the weight has fallen to 1/e
-    window: int = 50  # tokens from the first error on
-    floor: float = 0.01  # factor beyond the window
-    patience: int = 3  # steps that the first error may stay where it is
+    threshold: float = setting(
+        LN2, help="nll at which the sigmoid is one half", unit="nats", above=0, finite=True
+    )
+    kappa: float = setting(
+        10.0,
+        help="steepness of the sigmoid around the threshold",
+        unit="per nat",
+        above=0,
+        finite=True,
+    )
+    tau: float = setting(
+        20.0,
+        help="distance from the first error at which the weight has fallen to 1/e",
+        unit="tokens",
+        above=0,
+        finite=True,
+    )
+    window: int = setting(
+        50, help="length of the window from the first error on", unit="tokens", minimum=1
+    )
+    floor: float = setting(0.01, help="weight beyond the window", minimum=0, maximum=1)
+    patience: int = setting(
+        3,
+        help="steps that the first error may stay in place before the window grows",
+        unit="steps",
+        minimum=1,
+    )
 
 
-@dataclass
+@register("loss", "memft_margin")
+@dataclass(kw_only=True)
 class MemftMarginLoss(Loss):
-    """Ours: cross-entropy where the logit margin falls short of an aim, later the shortfall itself (a hinge).
+    """Ours: cross-entropy on the tokens whose logit margin is below a target, later the shortfall itself (a hinge).
 
-    Both are means over the tokens that fall short. The aim is `margin` until every token of the cell seen so far, when last
-    seen, wins by it; then it is the next of margin x growth, margin x growth^2, ... that some token still falls short
-    of. So what capacity is left makes recall safer. For many short facts switch=1 is better (loss=memft_margin_facts): the
-    hinge presses one rival of a token, another sample brings up the next. With growth=1 margins settle at `margin`:
+    Both are means over the tokens below the target. The target is `margin`; once every token of the cell seen so far beats
+    it, the target is the smallest of margin x growth, margin x growth^2, ... that some token misses, so spare capacity
+    goes into safer margins. For many short facts switch=1 is better (loss=memft_margin_facts): the hinge pushes down one
+    rival of a token at a time, and another sample brings up the next. With growth=1 margins settle at `margin`:
     train.stop=recalled then needs a train.stop_margin below it.
     """
 
     kind: str = "memft_margin"
-    margin: float = 0.1  # logits by which the target must win; recall is exactly a margin above 0
-    growth: float = (
-        1.5  # how many times as much is aimed at once every token wins; 1: no more than `margin`
+    margin: float = setting(
+        0.1,
+        help="target margin; a token is recalled when its margin is above 0",
+        unit="logits",
+        minimum=0,
+        finite=True,
     )
-    switch: float = (
-        0.5  # share of the steps after which the hinge takes over; 1: never, 0: from the start
+    growth: float = setting(
+        1.5,
+        help="factor on the target margin once every token beats it",
+        minimum=1,
+        finite=True,
+        special={1: "the target stays"},
+    )
+    switch: float = setting(
+        0.5,
+        help="share of the steps after which the hinge takes over",
+        minimum=0,
+        maximum=1,
+        special={0: "from the start", 1: "never"},
     )
 
-
-@dataclass
-class Train:
-    """AdamW (betas 0.9, 0.999; eps 1e-8) on the adapter alone, no warm-up."""
-
-    steps: int = 500
-    epochs: int | None = None  # overrides steps: passes over the samples
-    batch: int = 0  # samples a step; 0: all of them
-    curriculum: list[int] = field(
-        default_factory=list
-    )  # epochs at which more samples come into use; [20,40]: 1/3, 2/3, all
-    lr: float = 1e-2
-    schedule: str = "linear"  # decay to 0 over the steps: linear | constant | cosine
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest gradient norm of one cell; 0: no clipping
-    log_every: int = 0  # steps between logged steps; 0: about twenty logged steps a run
-    stop: str = "none"  # none | recalled: stop a cell once every target token wins by stop_margin
-    stop_margin: float = 1.0  # logits
-    decode: bool = True  # after training, also decode freely (greedy) from the prompt
+    def validate(self) -> Iterator[str]:
+        # A target of 0 would stay 0 however often it is multiplied.
+        if self.margin == 0 and self.growth != 1:
+            yield "margin=0: must be above 0 (logits), or 0 with loss.growth=1"
 
 
-@dataclass
-class Launch:
+@register("train")
+@dataclass(kw_only=True)
+class Train(Settings):
+    """AdamW (betas 0.9, 0.999; eps 1e-8) on the adapter alone, without warm-up."""
+
+    steps: int = setting(500, help="optimiser steps", minimum=1)
+    epochs: int | None = setting(
+        None,
+        help="passes over the samples, instead of steps",
+        minimum=1,
+        special={None: "by steps"},
+    )
+    batch: int = setting(0, help="samples a step", minimum=0, special={0: "all samples"})
+    curriculum: list[int] = setting(
+        [], help="epochs at which more samples come into use; [20,40]: a third, two thirds, all"
+    )
+    lr: float = setting(1e-2, help="peak learning rate", above=0, finite=True)
+    schedule: str = setting(
+        "linear", help="decay of the learning rate to 0 over the steps", choices=SCHEDULES
+    )
+    weight_decay: float = setting(0.0, help="AdamW's decoupled weight decay", minimum=0)
+    clip: float = setting(
+        1.0, help="largest gradient norm of one cell", minimum=0, special={0: "no clipping"}
+    )
+    log_every: int = setting(
+        0, help="steps between logged steps", minimum=0, special={0: "about twenty a run"}
+    )
+    stop: str = setting(
+        "none",
+        help="recalled: stop a cell once every target token wins by stop_margin",
+        choices=("none", "recalled"),
+    )
+    stop_margin: float = setting(
+        1.0, help="logit margin that ends the training", unit="logits", finite=True
+    )
+    decode: bool = setting(True, help="after training, also decode greedily from the prompt")
+
+    def validate(self) -> Iterator[str]:
+        increasing = all(a < b for a, b in itertools.pairwise(self.curriculum))
+        if not increasing or any(epoch < 1 for epoch in self.curriculum):
+            yield f"curriculum={self.curriculum}: must be increasing epochs, each at least 1"
+        elif self.epochs is not None and self.curriculum and self.curriculum[-1] >= self.epochs:
+            yield f"curriculum={self.curriculum}: must be below train.epochs ({self.epochs})"
+
+
+@dataclass(kw_only=True)
+class Launch(Settings):
+    """Common to all launchers."""
+
+    # Whether a run may name a GPU by number; not where every process sees one GPU of its own.
+    allows_device_numbers: ClassVar[bool] = False
+
     kind: str = ""
-    pack_tokens: int = 0  # tokens in one training step over all cells of a pack; 0: by device
-    device_gb: float = 0.0  # memory of one device that packs may fill; 0: 80 % of this machine's (Slurm: not looked at)
-    checkpoint_minutes: float = 3.0  # between checkpoints of a pack in training
-    stale_seconds: float = (
-        120.0  # a process of another machine without a sign of life for so long is taken for dead
+    pack_tokens: int = setting(
+        0,
+        help="tokens of one training step, over all cells of a pack",
+        minimum=0,
+        special={0: "by device"},
+    )
+    device_gb: float = setting(
+        0.0,
+        help="memory of a device that packs may fill",
+        unit="GB",
+        minimum=0,
+        finite=True,
+        special={0: "80 % of this machine's; no limit on Slurm"},
+    )
+    checkpoint_minutes: float = setting(
+        3.0, help="time between checkpoints of a pack in training", unit="minutes", minimum=0
+    )
+    stale_seconds: float = setting(
+        120.0,
+        help="age of the last heartbeat at which a process of another machine counts as dead",
+        unit="seconds",
+        minimum=5,
     )
 
 
-@dataclass
+@register("launch", "inline")
+@dataclass(kw_only=True)
 class InlineLaunch(Launch):
     """In this process."""
+
+    allows_device_numbers: ClassVar[bool] = True
 
     kind: str = "inline"
 
 
-@dataclass
+@register("launch", "local")
+@dataclass(kw_only=True)
 class LocalLaunch(Launch):
     """Processes on this machine, each with a device of its own."""
 
     kind: str = "local"
-    devices: int = 0  # how many; 0: one for each GPU, without a GPU one for each two cores
-    threads: int = 0  # of each process; 0: the cores shared out
+    devices: int = setting(
+        0,
+        help="number of processes",
+        minimum=0,
+        special={0: "one for each GPU; without a GPU, one for each two cores"},
+    )
+    threads: int = setting(
+        0, help="CPU threads of a process", minimum=0, special={0: "an equal share of the cores"}
+    )
 
 
-@dataclass
+@register("launch", "slurm")
+@dataclass(kw_only=True)
 class SlurmLaunch(Launch):
     """An array of jobs on a Slurm cluster, each with a device of its own. null leaves a setting to the site."""
 
     kind: str = "slurm"
-    devices: int = 4  # tasks of the array
-    parallel: int = 0  # tasks that may run at once; 0: all
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: int = 240  # minutes that one task may run; what is left goes on in the next
-    gpus: int = 1  # of one task; 0: none asked for
-    cpus: int = 4  # of one task
-    mem_gb: float | None = None  # of one task
-    constraint: str | None = None
-    signal_seconds: int = 90  # before the time limit: keep a checkpoint and go back to the queue
-    setup: list[str] = field(
-        default_factory=list
-    )  # shell lines before the worker starts: module load ...
-    python: str | None = None  # command of the worker's Python; null: this one
-    extra: dict[str, Any] = field(default_factory=dict)  # any other sbatch option, {mail-type: END}
+    devices: int = setting(4, help="tasks of the array", minimum=1)
+    parallel: int = setting(0, help="tasks that may run at once", minimum=0, special={0: "all"})
+    partition: str | None = setting(None, help="sbatch --partition")
+    account: str | None = setting(None, help="sbatch --account")
+    qos: str | None = setting(None, help="sbatch --qos")
+    time: int = setting(
+        240,
+        help="time limit of a task; what is unfinished goes on in the next one",
+        unit="minutes",
+        minimum=1,
+    )
+    gpus: int = setting(1, help="GPUs of a task", minimum=0, special={0: "none requested"})
+    cpus: int = setting(4, help="CPUs of a task", minimum=1)
+    mem_gb: float | None = setting(None, help="memory of a task", unit="GB", above=0, finite=True)
+    constraint: str | None = setting(None, help="sbatch --constraint")
+    signal_seconds: int = setting(
+        90,
+        help="time before the limit at which a task writes a checkpoint and is requeued",
+        unit="seconds",
+        minimum=1,
+    )
+    setup: list[str] = setting([], help="shell lines before the worker starts: module load ...")
+    python: str | None = setting(
+        None, help="command of the worker's Python", special={None: "this Python"}
+    )
+    extra: dict[str, Any] = setting({}, help="any other sbatch option: {mail-type: END}")
+
+    def validate(self) -> Iterator[str]:
+        if self.signal_seconds >= 60 * self.time:
+            limit = f"the time limit ({self.time} min)"
+            yield f"signal_seconds={self.signal_seconds}: must be below {limit}"
 
 
-@dataclass
-class Run:
-    """One cell: one adapter of one rank, trained to remember seqlen target tokens."""
+def _default_option(group: str, name: str) -> Any:
+    return registry.declared(group)[name]()
 
-    rank: int = 8
-    seqlen: int = 128
-    seed: int = 0  # of the adapter's initial weights, dropout and sample order
+
+@dataclass(kw_only=True)
+class Run(Settings):
+    """One cell: one adapter of one rank, trained to remember `seqlen` target tokens."""
+
+    rank: int = setting(8, help="rank of the adapter", minimum=1)
+    seqlen: int = setting(128, help="target tokens to remember", minimum=1)
+    seed: int = setting(
+        0,
+        help="seed of the adapter's initial weights, dropout and sample order",
+        minimum=0,
+        below=SEED_LIMIT,
+        allowed=SEEDS_ALLOWED,
+    )
     model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=RandomData)
+    data: Data = field(default_factory=lambda: _default_option("data", "random"))
     adapter: Adapter = field(default_factory=MlpBlockAdapter)
-    loss: Loss = field(default_factory=SftLoss)
+    loss: Loss = field(default_factory=lambda: _default_option("loss", "sft"))
     train: Train = field(default_factory=Train)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """What one command asked for: the runs, where their folders go, how they are launched."""
+    """What one command asks for.
+
+    Attributes:
+        runs: the cells, each once.
+        out: folder of their results.
+        launch: how they are launched.
+        swept: the keys that were given several values.
+    """
 
     runs: list[Run]
     out: Path
     launch: Launch
-    swept: list[str]  # the keys that were given several values
-
-
-@dataclass
-class Fit:
-    """Settings of `pml fit`."""
-
-    saturated_below: float = (
-        0.69  # final loss (nats per token) at or below which a cell is left out, as in the paper
-    )
-    out: str | None = None  # folder of the report; null: fit/ inside the first path
-    figures: bool = True
-    draws: int = 4000  # of the bootstrap behind the intervals; 0 for none
-
-    x: str = "rank"  # the size that the law is about: rank, or parameters (trainable ones), which compares placements
-
-
-@dataclass
-class Predict:
-    """Settings of `pml predict`."""
-
-    rank: list[float] = field(
-        default_factory=list
-    )  # or numbers of parameters, where the law was fitted with x=parameters
-    seqlen: list[float] = field(default_factory=list)  # target tokens
-    group: str | None = None  # name or slug of one group of the report; null: all
-    base: float | None = (
-        None  # loss of the base model, nats per token; null: that of the cells trained
-    )
-
-
-@dataclass
-class Lasting:
-    """Settings of `pml lasting`."""
-
-    text: str | None = (
-        None  # UTF-8 file for the damage; null: documentation that the embedded model has not seen
-    )
-    tokens: int = 2000  # of that text, and of random tokens; 0: no damage is measured
-    decode: bool = True  # in bfloat16 also decode freely: teacher forcing decides recall only in exact arithmetic
-    device: str = "auto"  # auto: cuda where there is one, else cpu
-    out: str | None = None  # folder of the results; null: the first path
-    figures: bool = True
-
-
-@dataclass
-class Transition:
-    """Settings of `pml transition`."""
-
-    out: str | None = None  # folder of the report; null: transition/ inside the first path
-    figures: bool = True
-    draws: int = 2000  # of the bootstrap of Spearman's rho; 0 for none
-    rank: list[int] = field(default_factory=list)  # only runs of these ranks; empty: all
-    seqlen: list[int] = field(default_factory=list)  # only runs of these lengths, as asked for
-    text: int | None = None  # data.seed of the text that the stubborn grid shows; null: the lowest
-
-
-Report: TypeAlias = Fit | Predict | Lasting | Transition
-
-DATA = {
-    c.source: c
-    for c in (RandomData, TextData, MixedData, PhonebookData, RuleData, JsonlData, HfData)
-}
-ADAPTERS = {c.kind: c for c in (MlpBlockAdapter, LinearAdapter)}
-LOSSES = {c.kind: c for c in (SftLoss, MemftOtLoss, MemftSwLoss, MemftMarginLoss)}
-NAMED_LOSSES: dict[str, Loss] = {  # options of conf/loss that are another loss with other values
-    "memft_margin_facts": MemftMarginLoss(switch=1.0),
-    "memft_sw_axolotl": MemftSwLoss(kappa=1.0, tau=64.0, window=64, floor=0.0),
-}
-LAUNCHES = {c.kind: c for c in (InlineLaunch, LocalLaunch, SlurmLaunch)}
+    swept: list[str]

@@ -13,8 +13,8 @@ import yaml  # type: ignore[import-untyped, unused-ignore]
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pml_cli.config.registry import shipped
-from pml_cli.errors import UserError
+from pml_cli.config.option_files import shipped
+from pml_cli.errors import UserError, first_line
 
 YAMLError: type[Exception] = yaml.YAMLError
 
@@ -96,5 +96,4 @@ def one_line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         return f"line {mark.line + 1}: {getattr(error, 'problem', None) or 'not readable'}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

@@ -9,14 +9,14 @@ from functools import lru_cache
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import Data, Model, Run
 from pml_cli.data.sources import Sample, Source, open_source
-from pml_cli.model.files import facts
+from pml_cli.model.dims import model_dims
 
 
 @lru_cache(maxsize=64)
 def _source(model: CacheKey, data: CacheKey) -> Source:
     assert isinstance(model.value, Model)
     assert isinstance(data.value, Data)
-    facts(model.value)
+    model_dims(model.value)
     return open_source(model.value, data.value)
 
 

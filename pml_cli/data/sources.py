@@ -28,8 +28,10 @@ from pml_cli.config.schema import (
     TextData,
 )
 from pml_cli.data import python_docs, synthetic_facts
-from pml_cli.errors import UserError
-from pml_cli.model.files import Tokenizer, facts, locate, open_tokenizer
+from pml_cli.errors import UserError, first_line
+from pml_cli.model.dims import model_dims
+from pml_cli.model.files import locate
+from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
 
 UNSEEN = 64  # facts of a control, at most
 
@@ -103,7 +105,7 @@ def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
         raise UserError(
             f"seqlen={seqlen}: data={data.source} has only {source.limit} target tokens for model={model.name}"
         )
-    context = facts(model).context
+    context = model_dims(model).context
     if source.limit is None and seqlen > context:  # before ten million random tokens are drawn
         raise UserError(f"seqlen={seqlen}: model={model.name} reads at most {context} tokens")
     longest = max(len(s.prompt) + len(s.target) for s in source.take(seqlen))
@@ -124,7 +126,7 @@ def _random(model: Model, data: RandomData) -> Source:
             f"data.prompt={data.prompt!r}, data.chat={data.chat}: model={model.name} has no tokenizer"
         )
     else:  # token 0 stands for begin-of-text
-        words, prompt = np.arange(1, facts(model).vocabulary), (0,)
+        words, prompt = np.arange(1, model_dims(model).vocabulary), (0,)
 
     def drawn(seqlen: int, stream: int) -> list[Sample]:
         ids = words[np.random.default_rng([data.seed, stream]).integers(len(words), size=seqlen)]
@@ -295,7 +297,7 @@ def _dataset_text(data: HfData) -> str:
     try:
         table = datasets.load_dataset(data.path, data.name, split=data.split)
     except Exception as error:  # many types; the first line says what is wrong
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise UserError(f"data.path={data.path}: {first}") from error
     if data.column not in table.column_names:
         raise UserError(

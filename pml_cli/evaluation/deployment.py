@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pml_cli.config.schema import MlpBlockAdapter
 from pml_cli.data.sources import Sample
 from pml_cli.evaluation.conditions import Condition
 from pml_cli.evaluation.quantize import Rounding, to_bfloat16, to_int4, to_int8
@@ -65,7 +64,7 @@ class Forced:
 
 def mergeable(bank: AdapterBank) -> bool:
     """Whether the adapters can be added to weights of the base: not those beside a whole MLP."""
-    return not isinstance(bank.kind, MlpBlockAdapter)
+    return not bank.is_block
 
 
 def deployed(base: SplitModel, bank: AdapterBank, condition: Condition) -> AdapterBank:
@@ -92,7 +91,7 @@ def half(bank: AdapterBank) -> AdapterBank:
 
 
 def _changed(bank: AdapterBank, change: Callable[[Tensor], Tensor]) -> AdapterBank:
-    part = bank.only(range(len(bank)))
+    part = bank.select(range(len(bank)))
     part.A = {name: change(A) for name, A in part.A.items()}
     part.B = {name: change(B) for name, B in part.B.items()}
     return part
@@ -105,14 +104,14 @@ class MergedBank(AdapterBank):
         self, base: SplitModel, bank: AdapterBank, after: str = "", dtype: torch.dtype | None = None
     ) -> None:
         """`after`: the rounding of the merged matrices; `dtype`: of their arithmetic, None: the adapters' own."""
-        self.sites, self.kind, self.dropout, self.ranks, self.scale = (
-            bank.sites,
-            bank.kind,
-            None,
-            bank.ranks,
-            bank.scale,
+        super().__init__(
+            sites=bank.sites,
+            settings=bank.settings,
+            ranks=bank.ranks,
+            A=bank.A,
+            B=bank.B,
+            scale=bank.scale,
         )
-        self.A, self.B = bank.A, bank.B
         self.matrices: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name, site in bank.sites.items():
             module: Any = base.modules[name]
@@ -127,7 +126,7 @@ class MergedBank(AdapterBank):
                 None if bias is None else bias.to(dtype or A.dtype),
             )
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def output_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         merged_KIO, bias_O = self.matrices[name]
 
         def replaced(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from pml_cli.config.schema import MixedData, Model, RandomData, Run, TextData
 from pml_cli.data.opened import source_of
 from pml_cli.data.sources import Sample, open_source
 from pml_cli.errors import UserError
-from pml_cli.model.files import facts, locate
+from pml_cli.model.dims import model_dims
+from pml_cli.model.files import locate
 
 WINDOW = 256  # scored tokens of one window, after begin-of-text
 SHARED = 16  # tokens in a row that a window may not have in common with what a run was trained on
@@ -92,7 +93,7 @@ def random_pool(model: Model, tokens: int) -> Pool:
 
 
 def _windowed(whole: Sample, model: Model) -> Pool:
-    size = min(WINDOW, facts(model).context - len(whole.prompt))
+    size = min(WINDOW, model_dims(model).context - len(whole.prompt))
     starts = range(0, max(1, len(whole.target) - size + 1), size)
     windows = tuple(Sample(whole.prompt, whole.target[i : i + size]) for i in starts)
     return Pool(windows, hashlib.sha256(repr(windows).encode()).hexdigest()[:16])

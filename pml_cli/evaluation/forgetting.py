@@ -46,7 +46,7 @@ def damages(
         )
         now, left = left[: max(1, TOKENS // rows)], left[max(1, TOKENS // rows) :]
         for k, found in zip(
-            now, _measured(base, bank.only(now), [cells[k] for k in now]), strict=True
+            now, _measured(base, bank.select(now), [cells[k] for k in now]), strict=True
         ):
             out[k] = found
     return out
@@ -57,7 +57,7 @@ def _measured(
 ) -> list[Measured]:
     data = PackData(cells, base.device)
     prefix, layout = base.prefix(data.ids[:, :-1], bank), data.layout(data.cells)
-    plain = bank.only([0])
+    plain = bank.select([0])
     plain.B = {name: torch.zeros_like(B) for name, B in plain.B.items()}
     before_rows = base.upper(prefix, plain)  # each text once, however many adapters read it
     before = before_rows[layout.rows, : layout.tokens].flatten(0, 1)[layout.scored]

@@ -39,7 +39,7 @@ def control_gains(base: SplitModel, bank: AdapterBank, cells: Samples) -> list[d
             left[: max(1, TOKENS // (longest * most))],
             left[max(1, TOKENS // (longest * most)) :],
         )
-        chosen = bank.only(now)
+        chosen = bank.select(now)
         after = _losses(base, chosen, [cells[k] for k in now])
         chosen.B = {name: torch.zeros_like(B) for name, B in chosen.B.items()}
         before = _losses(base, chosen, [cells[k] for k in now])

@@ -64,7 +64,7 @@ def _decode_group(
     """Rows of one prompt length: read the prompt and the proven tokens in one pass, then one token a step."""
     from transformers import DynamicCache
 
-    part = bank.only([k for k, _, _ in group])
+    part = bank.select([k for k, _, _ in group])
     samples = [cells[k][s] for k, s, _ in group]
     proven, longest = (
         min(first for _, _, first in group),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pml_cli.evaluation.recall import decode_within_memory, free_running
 from pml_cli.model.adapter_bank import stack
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.run_id import loss_label, setting
+from pml_cli.stats import LN2
 from pml_cli.training.batches import SampleOrder
 from pml_cli.training.scores import summarise
 from pml_cli.training.trainer import Cell
@@ -50,16 +50,14 @@ def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]
         "seqlen": run.seqlen,
         "target_tokens": tokens,
         "samples": len(planned.samples),
-        "trainable_parameters": cell.adapter.count(0),
+        "trainable_parameters": cell.adapter.parameter_count(0),
         "seed": run.seed,
         "base_loss": base_loss,
         **summary,
         "delta_loss": delta,
-        "bits_gained": tokens * delta / math.log(2),
+        "bits_gained": tokens * delta / LN2,
         "source_nats": nats,
-        "bits_memorised": None
-        if nats is None
-        else tokens * (nats - summary["final_loss"]) / math.log(2),
+        "bits_memorised": None if nats is None else tokens * (nats - summary["final_loss"]) / LN2,
         "steps_to_recall": _steps_to_recall(cell),
         "gradient_above": float(pd.concat(cell.curve)["gradient_above"].mean()),
         "tokens_seen": _tokens_seen(planned, cell.steps_run),

@@ -35,7 +35,7 @@ from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
-from pml_cli.training.scores import HALF as HALF_NLL
+from pml_cli.stats import LN2
 from pml_cli.training.scores import Scores, summarise
 
 MERGED_BYTES = 2**29  # of merged matrices at once
@@ -107,8 +107,12 @@ def _tokens(subject: EvalRun) -> int:
 
 def _load(base: SplitModel, subject: EvalRun) -> AdapterBank:
     run = subject.run
-    bank = AdapterBank(
-        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    bank = AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
     )
     try:
         bank.load(0, subject.adapter)
@@ -198,7 +202,7 @@ def row(found: Scores, trained: Scores) -> dict[str, Any]:
         "violations": summary["violations"],
         "lost": int(lost.sum()),
         "won": int((~right & found.correct).sum()),
-        "lost_above": int((lost & (trained.nll < HALF_NLL)).sum()),
+        "lost_above": int((lost & (trained.nll < LN2)).sum()),
         "kept_whole": still / len(whole) if whole else None,
         "least_margin": float(found.margin.min()),
         "least_right_margin": float(found.margin[found.correct].min())
@@ -231,7 +235,7 @@ def _broken(forced: Scores, s: int, tokens: Sequence[int], sample: Sample) -> in
     if first is None:
         return None
     at = int(np.flatnonzero(forced.sample == s)[first])
-    return at if forced.correct[at] and forced.nll[at] < HALF_NLL else None
+    return at if forced.correct[at] and forced.nll[at] < LN2 else None
 
 
 def offenders(
@@ -243,7 +247,7 @@ def offenders(
 ) -> list[dict[str, Any]]:
     """Tokens with p > 0.5, as trained or in bfloat16, that bfloat16 decodes wrongly, each with its cause."""
     out = []
-    for i in np.flatnonzero(~found.correct & (np.minimum(trained.nll, found.nll) < HALF_NLL)):
+    for i in np.flatnonzero(~found.correct & (np.minimum(trained.nll, found.nll) < LN2)):
         if not precise.correct[i]:
             cause = "the hidden states, rounded to bfloat16"
         elif found.margin[i] == 0:

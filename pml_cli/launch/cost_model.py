@@ -14,24 +14,17 @@ from pml_cli.data.curriculum import minibatches
 from pml_cli.launch.packing import Pack
 from pml_cli.model.dims import (
     BYTES,
-    DOWN,
-    OUT,
-    PLAIN,
-    QKV,
-    SCORES,
-    UP,
+    DecoderShape,
     Matrix,
-    Shape,
-    shape,
-    streams,
+    Stage,
+    decoder_shape,
+    is_streamed,
+    model_dims,
 )
-from pml_cli.model.files import facts
 
 CHUNK = 2048  # scored tokens whose logits exist at once, as in losses.token_nll
 EVALUATION_TOKENS = 16384  # as in engine.py
 ROWS = 8  # of the prefix at once, as in base.py
-QK_NORMS = ("qwen3", "gemma3_text")  # these norm queries and keys
-SANDWICH = ("gemma2", "gemma3_text")  # these norm the outputs of attention and MLP too
 
 
 class _Work:
@@ -40,7 +33,7 @@ class _Work:
     def __init__(self, pack: Pack) -> None:
         cells, run = pack.cells, pack.cells[0].run
         self.shape, self.steps, self.dtype = (
-            shape(run.model),
+            decoder_shape(run.model),
             cells[0].steps,
             BYTES[run.model.dtype],
         )
@@ -50,9 +43,9 @@ class _Work:
             run.adapter.kind == "mlp_block",
         )
         self.sites = _sites(run, self.shape)
-        layer = facts(run.model).adapter_layer(run.model.layer)
+        layer = model_dims(run.model).adapter_layer(run.model.layer)
         self.first, self.reach = min(
-            ((layer, m.stage) for layer, m in self.sites), default=(layer, DOWN)
+            ((layer, m.stage) for layer, m in self.sites), default=(layer, Stage.DOWN)
         )
         self.upper = range(
             self.first + self.block, self.shape.layers
@@ -79,23 +72,25 @@ class _Work:
     def flows(self, layer: int, stage: int) -> bool:
         """Whether a gradient is wanted at the input of a stage: an adapter lies before it."""
         beside = (
-            self.shape.kind == "gpt_neox" and self.reach < UP <= stage
+            self.shape.family.parallel_residual and self.reach < Stage.UP <= stage
         )  # its MLP does not read its attention
         return layer > self.first or (stage > self.reach and not beside)
 
     def forward(self, layers: int) -> float:
         """FLOPs of a token in whole layers: matrices, and two products of attention over T / 2 tokens in the mean."""
         matrices = sum(2 * m.inputs * m.outputs for m in self.shape.matrices.values())
-        return layers * (matrices + (4 if self.shape.written else 2) * self.shape.queries * self.T)
+        return layers * (
+            matrices + (4 if self.shape.unfused_heads else 2) * self.shape.query_width * self.T
+        )
 
     def backward(self) -> float:
         """FLOPs of a token: frozen matrices only pass gradients on; fused attention takes five products, plain four."""
         total = self.repeated() if self.again else 0.0
-        attention = (8 if self.shape.written else 5) * self.shape.queries * self.T
+        attention = (8 if self.shape.unfused_heads else 5) * self.shape.query_width * self.T
         for layer in self.upper:
             matrices = (m for m in self.shape.matrices.values() if self.flows(layer, m.stage))
             total += sum(2 * m.inputs * m.outputs for m in matrices) + attention * self.flows(
-                layer, SCORES
+                layer, Stage.SCORES
             )
         for (
             layer,
@@ -111,9 +106,12 @@ class _Work:
         """FLOPs of a token that checkpointing adds: the layers again, each up to the last product that a gradient needs."""
         total = self.forward(len(self.upper)) + (0 if self.block else self.adapter)
         for layer in (
-            self.upper if self.shape.kind not in SANDWICH else []
+            self.upper if not self.shape.family.norms_outputs else []
         ):  # there a norm follows the last product
-            last = max((stage for stage in (OUT, DOWN) if self.flows(layer, stage)), default=DOWN)
+            last = max(
+                (stage for stage in (Stage.OUT, Stage.DOWN) if self.flows(layer, stage)),
+                default=Stage.DOWN,
+            )
             if (layer, last) not in [(i, m.stage) for i, m in self.sites]:
                 total -= sum(
                     2 * m.inputs * m.outputs
@@ -131,21 +129,23 @@ class _Work:
         activation and the other half of an MLP (GPT-2's composite GELU keeps four); adapters' inputs in float32.
         """
         m, dtype, precise = self.shape, self.dtype, max(4, self.dtype)
-        norm = m.hidden * (dtype if m.kind in PLAIN else precise)
-        mlp = m.inner * dtype * {"gpt2": 4, "gpt_neox": 1}.get(m.kind, 3)
-        attention = 2 * (m.queries + m.keys) * dtype + (m.queries + m.keys) * precise * (
-            m.kind in QK_NORMS
-        )
-        attention += m.written * self.T * (2 * dtype + precise * (dtype < precise))
-        more, layers = 1 + (m.kind in SANDWICH), dict.fromkeys(self.upper, 0.0)
+        norm = m.hidden * (precise if m.family.norms_in_float32 else dtype)
+        mlp = m.mlp_width * dtype * m.family.saved_mlp_activations
+        attention = 2 * (m.query_width + m.key_width) * dtype + (
+            m.query_width + m.key_width
+        ) * precise * (m.family.norms_queries_and_keys)
+        attention += m.unfused_heads * self.T * (2 * dtype + precise * (dtype < precise))
+        more, layers = 1 + (m.family.norms_outputs), dict.fromkeys(self.upper, 0.0)
         for layer in self.upper:
             norms = norm * (
-                self.flows(layer, QKV)
-                + more * self.flows(layer, UP)
-                + (more - 1) * self.flows(layer, DOWN)
+                self.flows(layer, Stage.QKV)
+                + more * self.flows(layer, Stage.UP)
+                + (more - 1) * self.flows(layer, Stage.DOWN)
             )
             layers[layer] = (
-                norms + attention * self.flows(layer, SCORES) + mlp * self.flows(layer, DOWN)
+                norms
+                + attention * self.flows(layer, Stage.SCORES)
+                + mlp * self.flows(layer, Stage.DOWN)
             )
         outside = norm * (
             more if self.block else 1
@@ -169,11 +169,11 @@ def _filled(cell: CellPlan) -> float:
     return len(cell.samples) / (cell.rows * -(-len(cell.samples) // cell.rows))
 
 
-def _sites(run: Run, model: Shape) -> list[tuple[int, Matrix]]:
+def _sites(run: Run, model: DecoderShape) -> list[tuple[int, Matrix]]:
     """(layer, sizes) of every place that carries an adapter."""
-    layer = facts(run.model).adapter_layer(run.model.layer)
+    layer = model_dims(run.model).adapter_layer(run.model.layer)
     if not isinstance(run.adapter, LinearAdapter):
-        return [(layer, Matrix(model.hidden, model.hidden, DOWN))]
+        return [(layer, Matrix(model.hidden, model.hidden, Stage.DOWN))]
     layers = (
         [layer]
         if run.adapter.layers is None
@@ -249,7 +249,7 @@ def memory(pack: Pack) -> int:
     """
     work = _Work(pack)
     m, dtype, precise = work.shape, work.dtype, max(4, work.dtype)
-    kept = 1 if not work.block else 2 + (m.kind in SANDWICH)
+    kept = 1 if not work.block else 2 + (m.family.norms_outputs)
     cache = (work.rows * work.T + work.tokens) * m.hidden * dtype * kept
     adapters = (
         5
@@ -261,9 +261,9 @@ def memory(pack: Pack) -> int:
     logits = (
         min(CHUNK, work.scored)
         * m.vocabulary
-        * (precise * (1 + 2 * m.capped) + dtype * (dtype < precise))
+        * (precise * (1 + 2 * m.softcaps_logits) + dtype * (dtype < precise))
     )
-    layer = dtype * 4 * (m.inner + m.hidden) + 2 * m.written * work.T * precise
+    layer = dtype * 4 * (m.mlp_width + m.hidden) + 2 * m.unfused_heads * work.T * precise
     evaluated = min(work.all_tokens, max(EVALUATION_TOKENS, work.cells * work.T))
     step = (
         saved_bytes(pack)
@@ -271,13 +271,15 @@ def memory(pack: Pack) -> int:
         + max(logits, work.tokens * (work.saved()[1] + layer))
     )
     trained = cache + adapters + max(step, evaluated * layer + logits)
-    if not streams(pack.cells[0].run.model):
+    if not is_streamed(pack.cells[0].run.model):
         return round(m.parameters * dtype + trained)
     states = work.rows * work.T * m.hidden * dtype
     below = (
-        max(m.layer, m.inputs) * dtype + (1 + kept) * states + min(ROWS, work.rows) * work.T * layer
+        max(m.layer_weights, m.untied_input_weights) * dtype
+        + (1 + kept) * states
+        + min(ROWS, work.rows) * work.T * layer
     )
     return round(
-        (m.tables - m.inputs + len(work.upper) * m.layer) * dtype
+        (m.embedding_weights - m.untied_input_weights + len(work.upper) * m.layer_weights) * dtype
         + max(trained, below + adapters, 2 * kept * states)
     )

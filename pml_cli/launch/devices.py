@@ -15,8 +15,7 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.format import duration_text
 from pml_cli.launch.packing import Pack, Packing
 from pml_cli.launch.throughput import Rates, device_label
-from pml_cli.model import dims as dims_
-from pml_cli.model.dims import device_kind
+from pml_cli.model.device import device_kind, device_memory
 
 SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is of tensors alone
 
@@ -29,7 +28,7 @@ def packing(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
     workers = local_devices(launch, cells) if isinstance(launch, LocalLaunch) else [""]
     kind = device_kind(cells[0].run.model.device)
     shared = len(workers) if kind == "cpu" else max(Counter(workers).values())
-    there = dims_.device_memory(kind)
+    there = device_memory(kind)
     return Packing(
         launch.pack_tokens, len(workers), memory=told or (there and int(SHARE * there / shared))
     )

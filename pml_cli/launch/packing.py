@@ -13,8 +13,8 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import _source
 from pml_cli.data.sources import Sample, check_length
-from pml_cli.errors import UserError
-from pml_cli.model.dims import device_kind
+from pml_cli.errors import UserError, raise_all
+from pml_cli.model.device import device_kind
 from pml_cli.runs.run_id import fingerprint, run_id
 
 PACK_TOKENS = {
@@ -60,15 +60,11 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
         try:
             cell = _planned(run)
         except UserError as error:
-            faults[str(error)] = None
+            faults |= dict.fromkeys(error.faults)
             continue
         planned.setdefault(cell.id, cell)
     faults |= dict.fromkeys(_copies(list(planned.values())) + _namesakes(list(planned.values())))
-    if faults:
-        shown = list(faults)[:10]
-        raise UserError(
-            "\n".join(shown + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))
-        )
+    raise_all(faults)
     return list(planned.values())
 
 

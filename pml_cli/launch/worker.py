@@ -17,18 +17,18 @@ import torch
 from pml_cli.config.compose import to_yaml
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import tokens_hash
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, first_line
 from pml_cli.evaluation.result import controls, environment, recalled, result_of
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.packing import Pack, sparing
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.launch.throughput import Rates
-from pml_cli.model.device import out_of_memory
-from pml_cli.model.loading import check_weights, load_model, pick_device
+from pml_cli.model.device import out_of_memory, pick_device
+from pml_cli.model.loading import check_weights, load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.folder import RunFolder
 from pml_cli.training.checkpoint import Checkpoints
-from pml_cli.training.trainer import Cell, Observer, State, Trainer
+from pml_cli.training.trainer import Cell, StepReport, Trainer, TrainerState, TrainingObserver
 
 CHECKPOINT_SECONDS = 180.0
 Report = Callable[
@@ -77,7 +77,7 @@ class Worker:
         self,
         cells: Sequence[CellPlan],
         report: Report,
-        observe: Observer | None = None,
+        observe: Callable[[StepReport], None] | None = None,
         known: Mapping[str, CellPlan] | None = None,
     ) -> None:
         """Train claimed cells of one pack and write their folders; a cell that fails leaves error.json and harms no other.
@@ -112,7 +112,9 @@ class Worker:
             if all(RunFolder(self.root, name).has_ended() for name in kept.cells):
                 kept.path.unlink(missing_ok=True)
 
-    def _attempt(self, attempt: _Attempt, report: Report, observe: Observer | None) -> bool:
+    def _attempt(
+        self, attempt: _Attempt, report: Report, observe: Callable[[StepReport], None] | None
+    ) -> bool:
         """Train cells together, else in parts; false where their model cannot be used, which may be mended."""
         fault: tuple[str, str, bool] | None = None
         try:
@@ -125,7 +127,7 @@ class Worker:
             raise
         except Exception as error:
             self._check_device(error)
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             fault = reason, traceback.format_exc(), out_of_memory(error)
         if fault is None:
             return True
@@ -162,7 +164,9 @@ class Worker:
         with _blaming_the_model():
             return self.base_for(Pack(pack))
 
-    def _train(self, attempt: _Attempt, report: Report, observe: Observer | None) -> None:
+    def _train(
+        self, attempt: _Attempt, report: Report, observe: Callable[[StepReport], None] | None
+    ) -> None:
         pack, base = attempt.pack, self._usable_base(attempt.pack)
         began, path, first = (
             time.perf_counter(),
@@ -182,7 +186,7 @@ class Worker:
                 path, [cell.id for cell in pack], trainer.state(step), share() * len(pack)
             )
 
-        def leave(ended: list[Cell]) -> None:
+        def finished(ended: list[Cell]) -> None:
             self.signals.training = False
             extras = [
                 a | b for a, b in zip(recalled(base, ended), controls(base, ended), strict=True)
@@ -201,7 +205,7 @@ class Worker:
         again = Pack(pack).checkpointing
         with _blaming_the_model():
             trainer = Trainer(
-                base, cells, observe, between=between, leave=leave, checkpointing=again
+                base, cells, _Callbacks(between, observe, finished), checkpointing=again
             )
         self.signals.training = True
         try:
@@ -264,7 +268,7 @@ class Worker:
             torch.cuda.synchronize(self._device)
         except Exception as dead:
             raise UserError(
-                f"{self._device}: the GPU no longer answers ({(str(error).splitlines() or [''])[0]})"
+                f"{self._device}: the GPU no longer answers ({first_line(error)})"
             ) from dead
 
     def _path(self, attempt: _Attempt) -> Path:
@@ -305,12 +309,31 @@ class Worker:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Callbacks(TrainingObserver):
+    """An observer made of functions."""
+
+    before: Callable[[int], None]
+    logged: Callable[[StepReport], None] | None
+    finished: Callable[[list[Cell]], None]
+
+    def before_step(self, step: int) -> None:
+        self.before(step)
+
+    def on_logged_step(self, report: StepReport) -> None:
+        if self.logged:
+            self.logged(report)
+
+    def on_finished(self, cells: list[Cell]) -> None:
+        self.finished(cells)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Attempt:
     """Cells to be trained together, the pack they belong to, and where to go on."""
 
     pack: list[CellPlan]
     cells: list[CellPlan]  # of the pack; fewer only with a state
-    state: State | None = None
+    state: TrainerState | None = None
     seconds: float = 0.0  # spent on each cell before
 
 
@@ -327,7 +350,7 @@ def _blaming_the_model() -> Iterator[None]:
             error.__cause__, OSError
         ):  # files that this machine may lack alone: others are to try
             raise
-        raise _UnusableError("; ".join(str(error).splitlines())) from error
+        raise _UnusableError("; ".join(error.faults)) from error
 
 
 def check_places(packs: Sequence[Pack], here: bool) -> None:
@@ -359,7 +382,7 @@ def check_places(packs: Sequence[Pack], here: bool) -> None:
         except UserError as error:
             faults[str(error)] = None
     if faults:
-        raise UserError("\n".join(faults))
+        raise UserError(*faults)
 
 
 def device_label(device: torch.device) -> str:

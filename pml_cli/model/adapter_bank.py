@@ -1,14 +1,16 @@
-"""A bank of LoRA adapters of different ranks on one frozen base, trained as one batch.
+"""A bank of LoRA adapters of different ranks on one frozen model, trained as one batch.
 
-Shapes: K cells, R largest rank of the bank, b rows of a cell in the batch, T tokens, I inputs and O outputs of a module.
 Columns of A and rows of B beyond a cell's own rank are zero, get zero gradients and so stay zero: padding is exact.
+
+Shapes: K cells, R largest rank of the bank, b rows of a cell in the batch, T tokens, I inputs and O outputs of a module,
+N = b * T tokens of a cell.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,294 +19,399 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pml_cli.config.schema import Adapter, LinearAdapter
 from pml_cli.io import save_tensors
 
+# A forward hook of torch: (module, inputs, output) -> new output.
+ForwardHook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
+
+# Names of PEFT's files in the folder of an adapter.
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+# Added to a cell's seed for its dropout: the initial weights draw from the seed itself.
+DROPOUT_SEED_OFFSET = 2**40
+
 
 @dataclass(frozen=True)
 class Site:
-    """A module of the base that carries an adapter: its full name, its sizes, and whether its weight is stored (in, out)."""
+    """A module of the model that carries an adapter."""
 
     name: str
+    """Full name of the module in the model."""
+
     inputs: int
+    """Size I of its input."""
+
     outputs: int
+    """Size O of its output."""
+
     transposed: bool = False
+    """Whether its weight is stored as (in, out), as in GPT-2's Conv1D."""
 
 
 class AdapterBank:
-    """K adapters on the same sites; A (K, I, R) and B (K, R, O) per site, in at least float32."""
+    """The adapters of K cells, on the same modules.
+
+    Attributes:
+        sites: the modules that carry an adapter, by name.
+        settings: kind and settings of the adapters.
+        ranks: rank of each cell.
+        A: (K, I, R) of each site, at least float32.
+        B: (K, R, O) of each site, at least float32.
+        scale: factor of each cell's A @ B, (K,).
+        dropout: drawn anew in each forward pass; None: no dropout.
+    """
 
     def __init__(
         self,
-        sites: Sequence[Site],
+        *,
+        sites: Mapping[str, Site],
+        settings: Adapter,
         ranks: Sequence[int],
-        seeds: Sequence[int],
-        kind: Adapter,
-        dtype: torch.dtype,
+        A: Mapping[str, Tensor],
+        B: Mapping[str, Tensor],
+        scale: Tensor,
     ) -> None:
-        self.sites = {site.name: site for site in sites}
-        self.ranks, self.kind = list(ranks), kind
-        self.A: dict[str, Tensor] = {}
-        self.B: dict[str, Tensor] = {}
-        top = max(ranks)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        for site in sites:
-            A = torch.zeros(len(ranks), site.inputs, top, dtype=dtype)
-            for k, (rank, generator) in enumerate(zip(ranks, generators, strict=True)):
-                A[k, :, :rank] = _kaiming(site.inputs, rank, generator).T.to(dtype)
-            self.A[site.name] = A
-            self.B[site.name] = torch.zeros(len(ranks), top, site.outputs, dtype=dtype)
-        alpha = kind.alpha if isinstance(kind, LinearAdapter) else None
-        self.scale = torch.tensor(
-            [1.0 if alpha is None else alpha / rank for rank in ranks], dtype=dtype
-        )
+        """A bank of given weights, without dropout; see the class for the arguments."""
+        self.sites = dict(sites)
+        self.settings = settings
+        self.ranks = list(ranks)
+        self.A = dict(A)
+        self.B = dict(B)
+        self.scale = scale
         self.dropout: Dropout | None = None
 
+    @classmethod
+    def initial(
+        cls,
+        sites: Sequence[Site],
+        settings: Adapter,
+        *,
+        ranks: Sequence[int],
+        seeds: Sequence[int],
+        dtype: torch.dtype,
+    ) -> AdapterBank:
+        """Untrained adapters as PEFT initialises them: A Kaiming uniform, B zero.
+
+        Args:
+            sites: the modules that carry an adapter.
+            settings: kind and settings of the adapters.
+            ranks: rank of each cell.
+            seeds: seed of each cell, which alone determines its A.
+            dtype: of A, B and scale.
+        """
+        cells = len(ranks)
+        largest_rank = max(ranks)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        A = {}
+        B = {}
+        for site in sites:
+            A_KIR = torch.zeros(cells, site.inputs, largest_rank, dtype=dtype)
+            for k, (rank, generator) in enumerate(zip(ranks, generators, strict=True)):
+                A_KIR[k, :, :rank] = _kaiming_uniform(site.inputs, rank, generator).T.to(dtype)
+            A[site.name] = A_KIR
+            B[site.name] = torch.zeros(cells, largest_rank, site.outputs, dtype=dtype)
+
+        return cls(
+            sites={site.name: site for site in sites},
+            settings=settings,
+            ranks=ranks,
+            A=A,
+            B=B,
+            scale=torch.tensor([_scale(settings, rank) for rank in ranks], dtype=dtype),
+        )
+
     def __len__(self) -> int:
+        """Number of cells K."""
         return len(self.ranks)
 
+    @property
+    def is_block(self) -> bool:
+        """Whether the adapter bypasses a whole MLP block, as in the paper, instead of linear modules."""
+        return not isinstance(self.settings, LinearAdapter)
+
     def parameters(self) -> list[Tensor]:
+        """All A, then all B, in the order of the sites."""
         return [*self.A.values(), *self.B.values()]
 
-    def requires_grad_(self, wanted: bool = True) -> AdapterBank:
+    def requires_grad_(self, requires_grad: bool = True) -> AdapterBank:
+        """Switch gradients of all parameters on or off, in place."""
         for parameter in self.parameters():
-            parameter.requires_grad_(wanted)
+            parameter.requires_grad_(requires_grad)
         return self
 
     def to(self, device: torch.device) -> AdapterBank:
+        """Move the bank to a device, in place; gradients are switched off."""
         self.A = {name: A.detach().to(device) for name, A in self.A.items()}
         self.B = {name: B.detach().to(device) for name, B in self.B.items()}
         self.scale = self.scale.to(device)
         return self
 
     @torch.no_grad()
-    def largest(self) -> list[float]:
-        """The largest absolute weight of each adapter; NaN where one is NaN."""
-        return torch.stack([p.abs().flatten(1).amax(1) for p in self.parameters()]).amax(0).tolist()
+    def largest_weights(self) -> list[float]:
+        """The largest absolute weight of each cell; NaN if one of its weights is NaN."""
+        per_parameter = [parameter.abs().flatten(1).amax(1) for parameter in self.parameters()]
+        largest: list[float] = torch.stack(per_parameter).amax(0).tolist()
+        return largest
 
-    def count(self, k: int) -> int:
-        """Trainable parameters of one adapter: rank * (inputs + outputs) over its sites."""
+    def parameter_count(self, k: int) -> int:
+        """Trainable parameters of cell k: rank * (inputs + outputs), summed over the sites."""
         return sum(self.ranks[k] * (site.inputs + site.outputs) for site in self.sites.values())
 
+    # -- the forward pass
+
     def delta(self, name: str, x: Tensor) -> Tensor:
-        """What the adapters add to a module's output: scale * x @ A @ B, rows grouped by cell.
+        """What the adapters add to the output of a module: scale * x @ A @ B, each row with its cell's A and B.
 
         Args:
-            x: the module's input, (K * b, T, I) of any float type.
+            name: the module, one of `sites`.
+            x: its input, (K * b, T, I) of any float dtype, rows grouped by cell.
 
         Returns:
-            (K * b, T, O) in the type of x.
+            (K * b, T, O) in the dtype of x.
         """
-        A, B = self.A[name], self.B[name]
+        A = self.A[name]
+        B = self.B[name]
         x_KNI = x.reshape(len(self), -1, x.shape[-1]).to(A.dtype)
-        before = isinstance(
-            self.kind, LinearAdapter
-        )  # PEFT drops inputs, the paper's block drops its output
-        if self.dropout and before:
+        output_shape = (*x.shape[:-1], B.shape[-1])
+
+        # PEFT drops inputs of linear modules; the paper's block drops its output.
+        if self.dropout and not self.is_block:
             x_KNI = self.dropout(x_KNI, x.shape)
-        y_KNO = x_KNI @ A @ (B * self.scale[:, None, None])  # B is small, the product is not
-        if self.dropout and not before:
-            y_KNO = self.dropout(y_KNO, (*x.shape[:-1], B.shape[-1]))
-        return y_KNO.view(*x.shape[:-1], B.shape[-1]).to(x.dtype)
+        # The scale goes into B because B is small and the product is not.
+        y_KNO = x_KNI @ A @ (B * self.scale[:, None, None])
+        if self.dropout and self.is_block:
+            y_KNO = self.dropout(y_KNO, output_shape)
+
+        return y_KNO.view(output_shape).to(x.dtype)
 
     @contextmanager
-    def attached(self, modules: dict[str, nn.Module]) -> Iterator[None]:
-        """Add the adapters to the outputs of the sites' modules while inside."""
-        hooks = [
-            modules[name].register_forward_hook(self._hook(name))
-            for name in self.sites
-            if name in modules
-        ]
+    def attached(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Add the adapters to the outputs of their modules while inside.
+
+        Args:
+            modules: modules of the model, by name; sites that it lacks are left out.
+        """
+        hooks = []
+        for name in self.sites:
+            if name in modules:
+                hooks.append(modules[name].register_forward_hook(self.output_hook(name)))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def twice(
-        self, modules: dict[str, nn.Module]
-    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """What a layer runs in that backward runs again: as it is, then with the adapters on it and the same dropout."""
-        dropout = self.dropout
-        drawn = dropout.states() if dropout else []
-
-        @contextmanager
-        def again() -> Iterator[None]:
-            with self.attached(modules), dropout.rewound(drawn) if dropout else nullcontext():
-                yield
-
-        return nullcontext(), again()
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def output_hook(self, name: str) -> ForwardHook:
+        """The forward hook of one module, which adds the adapters to its output."""
         return lambda _module, inputs, output: output + self.delta(name, inputs[0])
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Reduce the bank to some of its cells."""
+    def checkpoint_contexts(
+        self, modules: Mapping[str, nn.Module]
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts for activation checkpointing, as `context_fn` of torch.utils.checkpoint returns them.
+
+        Nothing on the first forward; on recomputation, adapters attached and dropout's generators rewound.
+        """
+        dropout = self.dropout
+        states = dropout.states() if dropout else []
+
+        @contextmanager
+        def recomputation() -> Iterator[None]:
+            rewound = dropout.rewound(states) if dropout else nullcontext()
+            with self.attached(modules), rewound:
+                yield
+
+        return nullcontext(), recomputation()
+
+    # -- subsets
+
+    def keep_cells(self, cells: Sequence[int]) -> None:
+        """Reduce the bank to some of its cells, in place; gradients are switched off."""
         index = torch.tensor(cells, device=self.scale.device)
         self.ranks = [self.ranks[k] for k in cells]
         self.A = {name: A.detach()[index] for name, A in self.A.items()}
         self.B = {name: B.detach()[index] for name, B in self.B.items()}
         self.scale = self.scale[index]
 
-    def only(self, cells: Sequence[int]) -> AdapterBank:
-        """A bank of some of the cells, without dropout or gradients; rows of one cell may be repeated."""
-        part = object.__new__(AdapterBank)
-        part.sites, part.kind, part.dropout = self.sites, self.kind, None
-        part.A, part.B, part.scale, part.ranks = self.A, self.B, self.scale, self.ranks
-        part.keep(cells)
-        return part
+    def select(self, cells: Sequence[int]) -> AdapterBank:
+        """A bank with copies of some of the cells, without dropout or gradients.
 
-    def save(self, k: int, folder: Path, base: str) -> None:
-        """One adapter in PEFT's layout: adapter_config.json and adapter_model.safetensors."""
-        rank, tensors = self.ranks[k], {}
-        for name in self.sites:
-            tensors[f"base_model.model.{name}.lora_A.weight"] = (
-                self.A[name][k, :, :rank].T.detach().contiguous().cpu()
-            )
-            tensors[f"base_model.model.{name}.lora_B.weight"] = (
-                self.B[name][k, :rank].T.detach().contiguous().cpu()
-            )
-        save_tensors(
-            tensors,
-            folder / "adapter_model.safetensors",
-            {"format": "pt", "pml_kind": self.kind.kind},
+        Args:
+            cells: indices into this bank; one may occur several times.
+        """
+        bank = AdapterBank(
+            sites=self.sites,
+            settings=self.settings,
+            ranks=self.ranks,
+            A=self.A,
+            B=self.B,
+            scale=self.scale,
         )
+        bank.keep_cells(cells)
+        return bank
+
+    # -- files
+
+    def save(self, k: int, folder: Path, model_path: str) -> None:
+        """Write cell k's adapter in PEFT's layout: adapter_config.json and adapter_model.safetensors.
+
+        Args:
+            k: index of the cell.
+            folder: an existing folder.
+            model_path: what PEFT shall load the frozen model from.
+        """
+        rank = self.ranks[k]
+        tensors = {}
+        for name in self.sites:
+            A_IR = self.A[name][k, :, :rank].detach()
+            B_RO = self.B[name][k, :rank].detach()
+            tensors[_peft_name(name, "A")] = A_IR.T.contiguous().cpu()
+            tensors[_peft_name(name, "B")] = B_RO.T.contiguous().cpu()
+        metadata = {"format": "pt", "pml_kind": self.settings.kind}
+        save_tensors(tensors, folder / WEIGHTS_FILE, metadata)
+
+        alpha = self.settings.alpha if isinstance(self.settings, LinearAdapter) else rank
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
+            "base_model_name_or_path": model_path,
             "inference_mode": True,
             "r": rank,
-            "lora_alpha": self.kind.alpha if isinstance(self.kind, LinearAdapter) else rank,
-            "lora_dropout": self.kind.dropout,
+            "lora_alpha": alpha,
+            "lora_dropout": self.settings.dropout,
             "target_modules": sorted(self.sites),
             "fan_in_fan_out": any(site.transposed for site in self.sites.values()),
             "bias": "none",
         }
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
 
+    @torch.no_grad()
     def load(self, k: int, folder: Path) -> None:
-        """Put a saved adapter of the same sites and rank into place k."""
-        tensors, rank = load_file(folder / "adapter_model.safetensors"), self.ranks[k]
-        with torch.no_grad():
-            for name in self.sites:
-                self.A[name][k, :, :rank] = tensors[f"base_model.model.{name}.lora_A.weight"].T
-                self.B[name][k, :rank] = tensors[f"base_model.model.{name}.lora_B.weight"].T
+        """Read a saved adapter of the same sites and rank into cell k."""
+        rank = self.ranks[k]
+        tensors = load_file(folder / WEIGHTS_FILE)
+        for name in self.sites:
+            self.A[name][k, :, :rank] = tensors[_peft_name(name, "A")].T
+            self.B[name][k, :rank] = tensors[_peft_name(name, "B")].T
 
 
 def stack(banks: Sequence[AdapterBank]) -> AdapterBank:
-    """One bank of all the cells of several banks on the same sites, in order, without dropout or gradients."""
-    out, top = banks[0].only(range(len(banks[0]))), max(max(bank.ranks) for bank in banks)
+    """One bank with all cells of several banks on the same sites, in order, without dropout or gradients."""
+    first = banks[0]
+    largest_rank = max(max(bank.ranks) for bank in banks)
+    A = {}
+    B = {}
+    for name in first.sites:
+        # Pads the last dimension of A (K, I, R) and the one before the last of B (K, R, O).
+        A_parts = []
+        B_parts = []
+        for bank in banks:
+            missing = largest_rank - bank.A[name].shape[2]
+            A_parts.append(F.pad(bank.A[name].detach(), (0, missing)))
+            B_parts.append(F.pad(bank.B[name].detach(), (0, 0, 0, missing)))
+        A[name] = torch.cat(A_parts)
+        B[name] = torch.cat(B_parts)
 
-    def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-        wide = [
-            nn.functional.pad(
-                p.detach(), (0, top - p.shape[2], 0, 0) if dim == 2 else (0, 0, 0, top - p.shape[1])
-            )
-            for p in parts
-        ]
-        return torch.cat(wide)
-
-    out.A = {name: joined([bank.A[name] for bank in banks], 2) for name in out.sites}
-    out.B = {name: joined([bank.B[name] for bank in banks], 1) for name in out.sites}
-    out.scale = torch.cat([bank.scale for bank in banks])
-    out.ranks = [rank for bank in banks for rank in bank.ranks]
-    return out
-
-
-def _kaiming(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
-    """PEFT's initial A (rank, inputs): Kaiming uniform with a = sqrt(5), that is uniform within 1 / sqrt(inputs)."""
-    return (torch.rand(rank, inputs, generator=generator, dtype=torch.float64) * 2 - 1) / math.sqrt(
-        inputs
+    return AdapterBank(
+        sites=first.sites,
+        settings=first.settings,
+        ranks=[rank for bank in banks for rank in bank.ranks],
+        A=A,
+        B=B,
+        scale=torch.cat([bank.scale for bank in banks]),
     )
 
 
+def _scale(settings: Adapter, rank: int) -> float:
+    """alpha / rank for linear modules with an alpha, else 1."""
+    alpha = settings.alpha if isinstance(settings, LinearAdapter) else None
+    return 1.0 if alpha is None else alpha / rank
+
+
+def _kaiming_uniform(inputs: int, rank: int, generator: torch.Generator) -> Tensor:
+    """PEFT's initial A, (rank, inputs) in float64: Kaiming uniform with a = sqrt(5).
+
+    That is uniform between -1 / sqrt(inputs) and 1 / sqrt(inputs).
+    """
+    uniform = torch.rand(rank, inputs, generator=generator, dtype=torch.float64)
+    return (uniform * 2 - 1) / math.sqrt(inputs)
+
+
+def _peft_name(site: str, matrix: str) -> str:
+    """Name of a tensor in PEFT's files; `matrix` is A or B."""
+    return f"base_model.model.{site}.lora_{matrix}.weight"
+
+
 class Dropout:
-    """Dropout in which every cell draws from its own generator, over its own rows and tokens alone: packed equals solo."""
+    """Dropout in which each cell draws from its own generator, over its own rows and tokens: packed equals solo.
+
+    Attributes:
+        p: probability that an element is zeroed.
+        shapes: rows and tokens (b, T) of each cell, without the pack's padding.
+        generators: of each cell.
+    """
 
     def __init__(
         self,
-        share: float,
+        p: float,
         seeds: Sequence[int],
         shapes: Sequence[tuple[int, int]],
         device: torch.device,
     ) -> None:
-        """`shapes`: rows and tokens (b, T) of each cell, without the pack's padding."""
-        self.share, self.shapes = share, list(shapes)
-        # a stream of their own: the initial weights draw from the seed itself
-        self.generators = [torch.Generator(device).manual_seed(2**40 + seed) for seed in seeds]
+        """Seed the generators; see the class for the arguments."""
+        self.p = p
+        self.shapes = list(shapes)
+        self.generators = [
+            torch.Generator(device).manual_seed(DROPOUT_SEED_OFFSET + seed) for seed in seeds
+        ]
 
     def __call__(self, x_KNF: Tensor, shape: Sequence[int]) -> Tensor:
-        rows, tokens, features = shape[0] // len(self.shapes), shape[1], shape[2]
-        keep = x_KNF.new_ones(len(self.shapes), rows, tokens, features)
+        """Zero elements and scale the others by 1 / (1 - p).
+
+        Args:
+            x_KNF: values of each cell, (K, N, F).
+            shape: (K * b, T, F), the shape in which rows and tokens are still apart.
+
+        Returns:
+            (K, N, F).
+        """
+        rows = shape[0] // len(self.shapes)
+        tokens = shape[1]
+        features = shape[2]
+        mask = x_KNF.new_ones(len(self.shapes), rows, tokens, features)
+
         for k, ((b, T), generator) in enumerate(zip(self.shapes, self.generators, strict=True)):
-            drawn = torch.rand(b, T, features, generator=generator, device=x_KNF.device)
-            # a minibatch may be shorter than the cell's longest sample; as much is drawn all the same, whatever the pack
-            keep[k, :b, :T] = (drawn[:, :tokens] >= self.share).to(keep.dtype) / (1 - self.share)
-        return x_KNF * keep.view_as(x_KNF)
+            uniform = torch.rand(b, T, features, generator=generator, device=x_KNF.device)
+            # A minibatch may be shorter than the cell's longest sample. As much is drawn all the
+            # same, so that the pack makes no difference.
+            keep = (uniform[:, :tokens] >= self.p).to(mask.dtype)
+            mask[k, :b, :T] = keep / (1 - self.p)
+
+        return x_KNF * mask.view_as(x_KNF)
 
     def states(self) -> list[Tensor]:
+        """States of the generators."""
         return [generator.get_state() for generator in self.generators]
 
     @contextmanager
     def rewound(self, states: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, draw again what was drawn from these states on; afterwards nothing has been drawn."""
-        now = self.states()
-        self._set(states)
+        """Draw again, while inside, what was drawn from these states on; then restore the present states."""
+        present = self.states()
+        self._set_states(states)
         try:
             yield
         finally:
-            self._set(now)
+            self._set_states(present)
 
-    def _set(self, states: Sequence[Tensor]) -> None:
+    def _set_states(self, states: Sequence[Tensor]) -> None:
         for generator, state in zip(self.generators, states, strict=True):
             generator.set_state(state)
 
     def keep_cells(self, cells: Sequence[int]) -> None:
+        """Forget all but these cells."""
         self.shapes = [self.shapes[k] for k in cells]
         self.generators = [self.generators[k] for k in cells]
-
-
-class AdamW:
-    """AdamW over a bank, with a learning rate per cell (torch's fused one has a single rate for a tensor).
-
-    Betas 0.9 and 0.999, eps 1e-8, decoupled weight decay; equal to torch.optim.AdamW.
-    """
-
-    def __init__(self, bank: AdapterBank, weight_decay: Tensor) -> None:
-        """`weight_decay`: of each cell, (K,)."""
-        self.step_count, self.weight_decay = 0, weight_decay
-        self.m = [torch.zeros_like(p) for p in bank.parameters()]
-        self.v = [torch.zeros_like(p) for p in bank.parameters()]
-
-    @torch.no_grad()
-    def step(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], lr_K: Tensor) -> None:
-        self.step_count += 1
-        lr = lr_K[:, None, None]
-        decay = 1 - lr * self.weight_decay[:, None, None]
-        debias_m, debias_v = 1 - 0.9**self.step_count, 1 - 0.999**self.step_count
-        for p, g, m, v in zip(parameters, grads, self.m, self.v, strict=True):
-            m.lerp_(g, 0.1)
-            v.mul_(0.999).addcmul_(g, g, value=0.001)
-            update = m / (v.sqrt().div_(math.sqrt(debias_v)).add_(1e-8)) * (lr / debias_m)
-            p.mul_(decay).sub_(update)
-
-    def keep(self, cells: Sequence[int]) -> None:
-        index = torch.tensor(cells, device=self.weight_decay.device)
-        self.m, self.v = [m[index] for m in self.m], [v[index] for v in self.v]
-        self.weight_decay = self.weight_decay[index]
-
-
-@torch.no_grad()
-def clip_(grads: Sequence[Tensor], limit_K: Tensor) -> Tensor:
-    """Scale each cell's gradient down to its largest allowed norm (infinity: no clipping), in place.
-
-    Returns:
-        the norm of each cell before clipping, (K,).
-    """
-    norm_K = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
-    factor = (limit_K / (norm_K + 1e-6)).clamp(max=1.0)  # 1e-6: as torch.nn.utils.clip_grad_norm_
-    for g in grads:
-        g.mul_(factor[:, None, None])
-    return norm_K

@@ -1,13 +1,110 @@
-"""The device a model lies on, and whether its memory gave out."""
+"""The device that a model lies on, and its memory. Only what returns or inspects torch objects imports torch."""
 
 from __future__ import annotations
 
-import torch
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from pml_cli.config.schema import DEVICES_ALLOWED
+from pml_cli.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# Memory limit of the control group (container) that this process runs in.
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def device_kind(device: str, has_gpu: bool | None = None) -> str:
+    """ "cuda" or "cpu", guessed without torch.
+
+    Args:
+        device: `model.device`.
+        has_gpu: whether there is a GPU where the model will run; None: look on this machine.
+    """
+    if device != "auto":
+        return "cuda" if device.startswith("cuda") else "cpu"
+
+    if has_gpu is None:
+        has_gpu = Path("/dev/nvidia0").exists()
+    return "cuda" if has_gpu else "cpu"
+
+
+def device_memory(kind: str) -> int | None:
+    """Bytes of memory of this machine ("cpu") or of its smallest GPU ("cuda"); None: unknown."""
+    return _machine_memory() if kind == "cpu" else _smallest_gpu_memory()
+
+
+def _machine_memory() -> int:
+    total = int(psutil.virtual_memory().total)
+    if not CGROUP_LIMIT.exists():
+        return total
+
+    # "max" stands for no limit.
+    limit = CGROUP_LIMIT.read_text("utf-8").strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _smallest_gpu_memory() -> int | None:
+    lines = nvidia_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    try:
+        return min(int(line) for line in lines) * 2**20
+    # No GPU is listed, or one says "[N/A]".
+    except ValueError:
+        return None
+
+
+def nvidia_smi(*arguments: str) -> list[str]:
+    """Lines that nvidia-smi prints, without empty ones; [] if there is no such program or it fails."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+
+    command = [program, *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line for line in answer.stdout.splitlines() if line.strip()]
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device of `model.device`; "auto" is CUDA if there is a device, else the CPU.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"model.device={device}: must be {DEVICES_ALLOWED}") from error
+
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device={device}: no CUDA device here; use auto or cpu")
+    if picked.type == "cuda":
+        count = torch.cuda.device_count()
+        if (picked.index or 0) >= count:
+            last = f"the last CUDA device here is cuda:{count - 1}"
+            raise UserError(f"model.device={device}: {last}")
+    return picked
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory did not suffice, of a GPU or of the machine."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        word in str(error).lower() for word in words
-    )
+    """Whether an error says that the memory of a GPU or of the machine did not suffice."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+
+    message = str(error).lower()
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")
+    return any(phrase in message for phrase in phrases)

@@ -1,163 +1,237 @@
-"""The sizes of a model, and the memory of a device."""
+"""The sizes of a model, from its config.json alone. Without torch.
+
+Field names of Llama, Qwen, Mistral, Gemma and GPT-NeoX are understood, and those of GPT-2.
+"""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
-
-import psutil
+from typing import Any, NamedTuple
 
 from pml_cli.config.schema import Model
-from pml_cli.model.files import config_fields, facts
+from pml_cli.errors import UserError
+from pml_cli.model.device import device_kind, device_memory
+from pml_cli.model.families import ModelFamily, Role, family_of
+from pml_cli.model.files import config_fields
 
+# Share of a device's memory that weights may fill before layers are streamed.
+WEIGHTS_SHARE = 0.8
 
-def device_kind(asked: str, gpu: bool | None = None) -> str:
-    """cuda or cpu, guessed without torch; `gpu`: whether there is one where it will run, None: look here."""
-    if gpu is None:
-        gpu = Path("/dev/nvidia0").exists()
-    has_gpu = gpu if asked == "auto" else asked.startswith("cuda")
-    return "cuda" if has_gpu else "cpu"
-
-
-WEIGHTS_SHARE = 0.8  # of a device's memory that weights may fill
-
+# Bytes of one number of a dtype.
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
-QKV, SCORES, OUT, UP, DOWN = range(5)  # stages of a decoder layer, in the order of the forward pass
 
-HEAD_SIZE = {
-    "qwen3": 128,
-    "gemma": 256,
-    "gemma2": 256,
-    "gemma3_text": 256,
-}  # where the config does not say
+@dataclass(frozen=True, kw_only=True)
+class ModelDims:
+    """Depth, width, vocabulary and context of a model."""
 
-GATED = {f"self_attn.{x}_proj": x for x in "qkvo"} | {
-    f"mlp.{x}_proj": x for x in ("gate", "up", "down")
-}
+    layers: int
+    """Number of decoder layers."""
 
-NEOX = {
-    "attention.query_key_value": "qkv",
-    "attention.dense": "o",
-    "mlp.dense_h_to_4h": "up",
-    "mlp.dense_4h_to_h": "down",
-}
+    hidden: int
+    """Hidden size."""
 
-PLAIN = {
-    "gpt2": {"attn.c_attn": "qkv", "attn.c_proj": "o", "mlp.c_fc": "up", "mlp.c_proj": "down"},
-    "gpt_neox": NEOX,
-}
+    vocabulary: int
+    """Rows of the embeddings."""
+
+    context: int
+    """Longest input, in tokens."""
+
+    def adapter_layer(self, layer: int | None) -> int:
+        """The 0-based decoder layer that carries the adapter: `layer`, or at two thirds of the depth if it is None."""
+        return self.layers * 2 // 3 if layer is None else layer
+
+
+def model_dims(model: Model) -> ModelDims:
+    """Sizes that planning needs.
+
+    Raises:
+        UserError: the model has no config.json, a size is missing, or `model.layer` is beyond the last layer.
+    """
+    fields = config_fields(model)
+    dims = ModelDims(
+        layers=_required(model, fields, "num_hidden_layers", "n_layer"),
+        hidden=_required(model, fields, "hidden_size", "n_embd"),
+        vocabulary=_required(model, fields, "vocab_size"),
+        context=_required(model, fields, "max_position_embeddings", "n_positions"),
+    )
+    if model.layer is not None and model.layer >= dims.layers:
+        allowed = f"{model.name} has layers 0 to {dims.layers - 1}"
+        raise UserError(f"model.layer={model.layer}: {allowed}")
+    return dims
+
+
+def _required(model: Model, fields: Mapping[str, Any], *names: str) -> int:
+    """The first of these fields that config.json has."""
+    for name in names:
+        if fields.get(name) is not None:
+            return int(fields[name])
+    raise UserError(f"model.path={model.path}: its config has no {names[0]}")
+
+
+def _optional(fields: Mapping[str, Any], default: int, *names: str) -> int:
+    """The first of these fields that config.json has and that is not 0, else the default."""
+    for name in names:
+        if fields.get(name):
+            return int(fields[name])
+    return default
+
+
+class Stage(IntEnum):
+    """Stages of a decoder layer, in the order of the forward pass."""
+
+    QKV = 0
+    SCORES = 1
+    OUT = 2
+    UP = 3
+    DOWN = 4
 
 
 class Matrix(NamedTuple):
+    """Sizes of a weight matrix of a decoder layer, and the stage at which it is used."""
+
     inputs: int
     outputs: int
-    stage: int
+    stage: Stage
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a decoder-only model."""
+@dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """The sizes of a decoder-only model, as the cost model needs them."""
 
-    kind: str  # model_type of its config
+    family: ModelFamily
+    """What config.json does not say."""
+
     layers: int
+    """Number of decoder layers."""
+
     hidden: int
+    """Hidden size D."""
+
     vocabulary: int
-    queries: int  # heads x head size
-    keys: int  # key-value heads x head size
-    inner: int
-    tables: int  # weights of the embeddings, and of the head where it is not tied to them
-    written: int  # heads whose T x T scores are written out (where they are capped, no fused attention serves); else 0
-    capped: bool  # of the logits: two more copies of them
-    matrices: dict[str, Matrix]  # of one layer, by name
-    inputs: int  # weights of the embeddings that the head does not share, where it does not
+    """Vocabulary size V."""
+
+    query_width: int
+    """Query heads x head size."""
+
+    key_width: int
+    """Key-value heads x head size."""
+
+    mlp_width: int
+    """Inner width of the MLP."""
+
+    embedding_weights: int
+    """Weights of the embeddings, and of the head where it is not tied to them."""
+
+    untied_input_weights: int
+    """Weights of the input embeddings where the head does not share them, else 0."""
+
+    unfused_heads: int
+    """Heads whose T x T scores are written to memory, because soft-capped scores rule out fused attention; else 0."""
+
+    softcaps_logits: bool
+    """Whether the head's logits are soft-capped, which takes two more copies of them."""
+
+    matrices: dict[str, Matrix]
+    """Weight matrices of one layer, by name."""
 
     @property
-    def layer(self) -> int:
-        """Weights of one layer, without those of the norms."""
-        return sum(
-            m.inputs * m.outputs + m.outputs * (self.kind in PLAIN) for m in self.matrices.values()
-        )
+    def layer_weights(self) -> int:
+        """Weights of one layer, without those of its norms."""
+        weights = sum(matrix.inputs * matrix.outputs for matrix in self.matrices.values())
+        if self.family.linear_bias:
+            weights += sum(matrix.outputs for matrix in self.matrices.values())
+        return weights
 
     @property
     def parameters(self) -> int:
-        """Weights of the whole model, without those of the norms."""
-        return self.layers * self.layer + self.tables
+        """Weights of the whole model, without those of its norms."""
+        return self.layers * self.layer_weights + self.embedding_weights
 
 
-def shape(model: Model) -> Shape:
-    """Sizes of a model from its config.json alone (field names of Llama, Qwen, Mistral, Gemma and GPT-NeoX, or of GPT-2)."""
-    fields, known = config_fields(model), facts(model)
-    kind = str(fields.get("model_type", "llama"))
+def decoder_shape(model: Model) -> DecoderShape:
+    """Sizes of a model that determine its cost.
 
-    def size(otherwise: int, *names: str) -> int:
-        return int(next((fields[name] for name in names if fields.get(name)), otherwise))
+    Raises:
+        UserError: as `model_dims`.
+    """
+    fields = config_fields(model)
+    dims = model_dims(model)
+    family = family_of(str(fields.get("model_type", "llama")))
 
-    D, heads = known.hidden, size(1, "num_attention_heads", "n_head")
-    head = size(HEAD_SIZE.get(kind, D // heads), "head_dim")
-    Q, K, inner = (
-        heads * head,
-        size(heads, "num_key_value_heads") * head,
-        size(4 * D, "intermediate_size", "n_inner"),
+    heads = _optional(fields, 1, "num_attention_heads", "n_head")
+    key_heads = _optional(fields, heads, "num_key_value_heads")
+    head_dim = _optional(fields, family.default_head_dim or dims.hidden // heads, "head_dim")
+    mlp_width = _optional(fields, 4 * dims.hidden, "intermediate_size", "n_inner")
+
+    tied = fields.get("tie_word_embeddings", family.ties_embeddings)
+    embedding_rows = dims.vocabulary if tied else 2 * dims.vocabulary
+    if family.learned_positions:
+        embedding_rows += dims.context
+
+    softcaps_attention = fields.get("attn_logit_softcapping") or family.softcaps_attention
+    return DecoderShape(
+        family=family,
+        layers=dims.layers,
+        hidden=dims.hidden,
+        vocabulary=dims.vocabulary,
+        query_width=heads * head_dim,
+        key_width=key_heads * head_dim,
+        mlp_width=mlp_width,
+        embedding_weights=embedding_rows * dims.hidden,
+        untied_input_weights=0 if tied else dims.vocabulary * dims.hidden,
+        unfused_heads=heads if softcaps_attention else 0,
+        softcaps_logits=fields.get("final_logit_softcapping") is not None,
+        matrices=_matrices(
+            family.matrices.items(),
+            hidden=dims.hidden,
+            query_width=heads * head_dim,
+            key_width=key_heads * head_dim,
+            mlp_width=mlp_width,
+        ),
     )
-    sizes = {
-        "qkv": (D, Q + 2 * K, QKV),
-        "q": (D, Q, QKV),
-        "k": (D, K, QKV),
-        "v": (D, K, QKV),
-        "o": (Q, D, OUT),
+
+
+def _matrices(
+    roles: Iterable[tuple[str, Role]],
+    *,
+    hidden: int,
+    query_width: int,
+    key_width: int,
+    mlp_width: int,
+) -> dict[str, Matrix]:
+    """Sizes of the weight matrices of a layer, by name."""
+    by_role = {
+        Role.QKV: Matrix(hidden, query_width + 2 * key_width, Stage.QKV),
+        Role.Q: Matrix(hidden, query_width, Stage.QKV),
+        Role.K: Matrix(hidden, key_width, Stage.QKV),
+        Role.V: Matrix(hidden, key_width, Stage.QKV),
+        Role.ATTENTION_OUTPUT: Matrix(query_width, hidden, Stage.OUT),
+        Role.GATE: Matrix(hidden, mlp_width, Stage.UP),
+        Role.UP: Matrix(hidden, mlp_width, Stage.UP),
+        Role.DOWN: Matrix(mlp_width, hidden, Stage.DOWN),
     }
-    sizes |= {"gate": (D, inner, UP), "up": (D, inner, UP), "down": (inner, D, DOWN)}
-    matrices = {name: Matrix(*sizes[of]) for name, of in (PLAIN.get(kind) or GATED).items()}
-    tied = fields.get("tie_word_embeddings", kind.startswith(("gpt2", "gemma")))
-    rows = known.vocabulary * (1 if tied else 2) + known.context * (kind == "gpt2")
-    written = heads if fields.get("attn_logit_softcapping") or kind == "gemma2" else 0
-    capped = fields.get("final_logit_softcapping") is not None
-    apart = 0 if tied else known.vocabulary * D
-    return Shape(
-        kind,
-        known.layers,
-        D,
-        known.vocabulary,
-        Q,
-        K,
-        inner,
-        rows * D,
-        written,
-        capped,
-        matrices,
-        apart,
-    )
+    return {name: by_role[role] for name, role in roles}
 
 
-def streams(model: Model) -> bool:
-    """Whether the layers that training does not need are read one at a time: as asked, else where the weights do not fit."""
+def is_streamed(model: Model) -> bool:
+    """Whether the layers that training does not need are read one at a time.
+
+    `model.stream` decides; if it is None, a model is streamed whose weights do not fit the device.
+    """
     if model.stream is not None or model.weights == "random":
         return bool(model.stream)
-    room = _room(device_kind(model.device))
-    return room is not None and shape(model).parameters * BYTES[model.dtype] > WEIGHTS_SHARE * room
+
+    memory = _device_memory(device_kind(model.device))
+    if memory is None:
+        return False
+    weights = decoder_shape(model).parameters * BYTES[model.dtype]
+    return weights > WEIGHTS_SHARE * memory
 
 
 @lru_cache(maxsize=2)
-def _room(kind: str) -> int | None:
+def _device_memory(kind: str) -> int | None:
     return device_memory(kind)
-
-
-def device_memory(kind: str) -> int | None:
-    """Bytes of this machine's memory (cpu, as far as a container allows) or of its smallest GPU (cuda); None: unknown."""
-    if kind == "cpu":
-        allowed = Path("/sys/fs/cgroup/memory.max")
-        limit = allowed.read_text("utf-8").strip() if allowed.exists() else "max"
-        return min(int(psutil.virtual_memory().total), int(limit) if limit.isdigit() else 2**62)
-    if not (program := shutil.which("nvidia-smi")):
-        return None
-    asked = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout
-        return min(int(line) for line in told.split("\n") if line.strip()) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError):  # no driver, or "[N/A]"
-        return None

@@ -9,34 +9,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from pml_cli.config.schema import DEVICES_ALLOWED, TINY, Model
-from pml_cli.errors import UserError
-from pml_cli.model import dims as dims_
-from pml_cli.model.device import out_of_memory
-from pml_cli.model.files import facts
+from pml_cli.config.schema import TINY, Model
+from pml_cli.errors import UserError, and_n_more, first_line
+from pml_cli.model.device import out_of_memory, pick_device
+from pml_cli.model.dims import is_streamed, model_dims
 from pml_cli.model.split_model import SplitModel, find_layers
 from pml_cli.model.streaming import Checkpoint, Stream, weightless
 
 LISTED = 3  # names of missing weights in an error
-
-
-def pick_device(asked: str) -> torch.device:
-    """`auto` is CUDA where there is a device, else the CPU.
-
-    Raises:
-        UserError: this machine has no such device.
-    """
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-    except RuntimeError as error:
-        raise UserError(f"model.device={asked}: must be {DEVICES_ALLOWED}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"model.device={asked}: no CUDA device here; use auto or cpu")
-    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise UserError(f"model.device={asked}: the last CUDA device here is cuda:{count - 1}")
-    return device
 
 
 def load_model(settings: Model) -> SplitModel:
@@ -55,10 +35,10 @@ def load_model(settings: Model) -> SplitModel:
         "revision": settings.revision,
     }
     path = TINY if settings.path == "tiny" else settings.path
-    facts(settings)  # one clear line where the model cannot be found
+    model_dims(settings)  # one clear line where the model cannot be found
     if settings.weights == "random":
         return SplitModel(_random_weights(settings, path, dtype, device, known), settings)
-    if dims_.streams(settings):
+    if is_streamed(settings):
         return _streamed(settings, path, dtype, device, known)
     known |= {
         "use_safetensors": True,
@@ -70,7 +50,7 @@ def load_model(settings: Model) -> SplitModel:
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         if out_of_memory(error):
             raise
-        raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
+        raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
     _check_whole(settings, told)
     return SplitModel(model.to(device), settings)
 
@@ -78,10 +58,8 @@ def load_model(settings: Model) -> SplitModel:
 def _check_whole(settings: Model, told: dict[str, Any]) -> None:
     """Refuse a model of whose weights transformers has drawn some at random: the files lack them, or have other shapes."""
     if missing := sorted(told["missing_keys"]):
-        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-        raise UserError(
-            f"model.path={settings.path}: its weights have no {', '.join(missing[:LISTED])}{more}"
-        )
+        names = ", ".join(and_n_more(missing, LISTED))
+        raise UserError(f"model.path={settings.path}: its weights have no {names}")
     for name, found, wanted in sorted(told["mismatched_keys"]):
         shapes = f"{tuple(found)} in its weights, {tuple(wanted)} by its config.json"
         raise UserError(f"model.path={settings.path}: {name} is {shapes}")
@@ -106,7 +84,7 @@ def _streamed(
         model.tie_weights()
         return SplitModel(model, settings, _stream(model, settings, device))
     except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(f"model.path={settings.path}: {_first_line(error)}") from error
+        raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
 
 
 def _stream(model: Any, settings: Model, device: torch.device) -> Stream:
@@ -128,10 +106,6 @@ def _stream(model: Any, settings: Model, device: torch.device) -> Stream:
     if tied:
         model.tie_weights()
     return stream
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check_weights(settings: Model) -> None:

@@ -24,7 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.model.adapter_bank import AdapterBank, Site
-from pml_cli.model.files import facts
+from pml_cli.model.dims import model_dims
+from pml_cli.model.families import ModelFamily, family_of
 from pml_cli.model.head import Head
 from pml_cli.model.streaming import Stream
 from pml_cli.model.verify_split import agrees
@@ -32,10 +33,6 @@ from pml_cli.model.weight_hash import tensor_checksums
 
 if TYPE_CHECKING:
     from transformers import Cache
-
-NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-# of Gemma 2 and 3, of GLM-4: the MLP's output is normed before it is added
-POST_MLP_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,7 @@ class SplitModel:
         self.modules = dict(model.named_modules())
         self.decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
         config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+        self.family: ModelFamily = family_of(config.model_type)
         self.layers = find_layers(model, settings)
         self.norm = self._find_norm()
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
@@ -93,7 +91,7 @@ class SplitModel:
             getattr(config, "final_logit_softcapping", None),
         )
         self.context = int(config.max_position_embeddings)
-        self.layer = facts(settings).adapter_layer(settings.layer)
+        self.layer = model_dims(settings).adapter_layer(settings.layer)
         scaling = getattr(config, "rope_parameters", None) or {}
         if scaling.get("rope_type") in (
             "dynamic",
@@ -122,11 +120,11 @@ class SplitModel:
         return torch.promote_types(self.dtype, torch.float32)
 
     def _find_norm(self) -> nn.Module:
-        for name in NORMS:
+        for name in self.family.final_norms:
             if isinstance(norm := getattr(self.decoder, name, None), nn.Module):
                 return norm
         raise UserError(
-            f"model={self.settings.name}: no final norm found ({', '.join(NORMS)}); this family is not supported"
+            f"model={self.settings.name}: no final norm found ({', '.join(self.family.final_norms)}); this family is not supported"
         )
 
     # -- where the adapters go
@@ -203,7 +201,7 @@ class SplitModel:
     @torch.no_grad()
     def prefix(self, ids: Tensor, bank: AdapterBank, rows: int = 8) -> Prefix:
         """Run everything below the bank's adapters once over ids (n, T), `rows` rows at a time."""
-        block, layer = isinstance(bank.kind, MlpBlockAdapter), self.first_layer(bank)
+        block, layer = bank.is_block, self.first_layer(bank)
         split = [part.to(self.device) for part in ids.split(rows)]
         parts = (
             self._streamed_prefix(split, layer, block)
@@ -310,7 +308,7 @@ class SplitModel:
         return next(
             (
                 n
-                for name in POST_MLP_NORMS
+                for name in self.family.post_mlp_norms
                 if (n := getattr(self.layers[layer], name, None)) is not None
             ),
             None,
@@ -320,7 +318,9 @@ class SplitModel:
         self, hidden: Tensor, calls: list[Call], bank: AdapterBank | None, checkpointing: bool
     ) -> Tensor:
         def twice() -> Any:
-            return bank.twice(self.modules) if bank else (nullcontext(), nullcontext())
+            return (
+                bank.checkpoint_contexts(self.modules) if bank else (nullcontext(), nullcontext())
+            )
 
         with bank.attached(self.modules) if bank else ExitStack():
             for call in calls:

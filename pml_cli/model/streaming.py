@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from pml_cli.config.schema import Model
 from pml_cli.errors import UserError
-from pml_cli.model.files import locate
+from pml_cli.model.families import family_of
+from pml_cli.model.files import config_fields, locate
 
-RENAMED = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX's files keep an older name
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -32,6 +32,8 @@ class Checkpoint:
     def __init__(self, settings: Model, prefix: str) -> None:
         """`prefix`: of the decoder's names, which some files leave out (transformer.h.0 is h.0 in GPT-2's)."""
         self.settings, self.prefix = settings, prefix
+        model_type = str(config_fields(settings).get("model_type"))
+        self.renamed = family_of(model_type).renamed_tensors
         self.places = _places(settings)
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
@@ -45,7 +47,7 @@ class Checkpoint:
     def place(self, name: str, like: Tensor) -> Place:
         """Where a tensor lies; raises as `read` does."""
         short = name.removeprefix(f"{self.prefix}.")
-        known = next((n for n in (name, short, RENAMED.get(name)) if n in self.places), None)
+        known = next((n for n in (name, short, self.renamed.get(name)) if n in self.places), None)
         if known is None or tuple(self.places[known].shape) != tuple(like.shape):
             raise UserError(
                 f"model.stream=true: the weights of model={self.settings.name} have no {name} as the model has it"

@@ -34,7 +34,7 @@ def agrees(base: SplitModel, bank: AdapterBank, seed: int) -> bool:
         None
     ] % base.head.weight_VD.shape[0]
     ids = ids.expand(2, -1)
-    probe, split_2TV = _felt(base, ids, bank.only([0, 0]), seed)
+    probe, split_2TV = _felt(base, ids, bank.select([0, 0]), seed)
     hidden: dict[str, Tensor] = {}
     hook = base.decoder.register_forward_hook(
         lambda _m, _i, out: hidden.update(own=out.last_hidden_state)

@@ -17,7 +17,7 @@ from pml_cli.law.mle import SaturatingFit
 from pml_cli.law.model_selection import EDGE, Plain
 from pml_cli.law.observations import Observations, of_size
 from pml_cli.law.power_law import OK
-from pml_cli.report.figures.style import digits
+from pml_cli.report.figures.style import three_digits
 
 RULES = r"\providecommand{\toprule}{\hline}\providecommand{\midrule}{\hline}\providecommand{\bottomrule}{\hline}"
 SIGNS = {"C": "C", "alpha": r"\alpha", "beta": r"\beta", "b": "b", "k": "k"}
@@ -154,7 +154,7 @@ def _number(value: float) -> str:
     """Three digits, in math mode."""
     if math.isinf(value):
         return r"\infty" if value > 0 else r"-\infty"
-    mantissa, _, power = digits(value).partition("e")
+    mantissa, _, power = three_digits(value).partition("e")
     return rf"{mantissa}\cdot10^{{{int(power)}}}" if power else mantissa
 
 

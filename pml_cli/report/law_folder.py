@@ -1,9 +1,7 @@
 """The files of a fit: law.json, cells.csv, law.tex and the figures, each as PNG and SVG.
 
-Figures: `law`, the page of a group, stands beside the tables; with several groups it is `law-<slug>`. The others are in
-figures/: `law-rank`, `law-length`, `law-surface`, `law-predicted`, `law-residuals`, `law-profile`, `law-maps`. With several
-groups they are in figures/<slug>/, with more than MANY_GROUPS not drawn: fit fewer groups together to see them. A figure
-that the cells do not carry is left out, and one of that name from an earlier fit removed.
+Figures: those of the report `law` in `figures.registry`, which says where each is written. A figure that the cells do not
+carry is left out, and one of that name from an earlier fit removed.
 
 law.tex has a table a group, to be \\input (`law_tex`).
 
@@ -41,8 +39,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +49,7 @@ import scipy
 
 from pml_cli import __version__
 from pml_cli import io as io_
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError
 from pml_cli.law.observations import SIZES, Observations
 from pml_cli.law.recall_law import NAMES
@@ -61,12 +58,9 @@ from pml_cli.report import latex
 from pml_cli.report.figures.law_view import View
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from pml_cli.law.group_comparison import Comparison
     from pml_cli.law.group_fit import GroupFit
 
-MANY_GROUPS = 4  # above, each has its page alone
 SEEN = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 
 
@@ -111,11 +105,7 @@ def write(
         io_.atomic_write(out / "cells.csv", lambda aside: table.to_csv(aside, index=False))
         io_.atomic_write(out / "law.json", lambda aside: aside.write_text(text, "utf-8"))
         io_.atomic_write(out / "law.tex", lambda aside: aside.write_text(_tex(groups), "utf-8"))
-        drawn = (
-            _draw_all(out, groups, settings) + _draw_forests(out, comparisons)
-            if settings.figures
-            else []
-        )
+        drawn = _draw(out, groups, settings, comparisons) if settings.figures else []
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
     return ["law.json", "cells.csv", "law.tex", *drawn]
@@ -135,23 +125,14 @@ def _tex(groups: list[GroupFit]) -> str:
     return latex.document(tables)
 
 
-def _draw_all(out: Path, groups: list[GroupFit], settings: Fit) -> list[str]:
-    """Every figure of every group; returns the names of the pages, and how many more there are in figures/."""
-    from pml_cli.report.figures import diagnostics, parity
-    from pml_cli.report.figures import law as law_plots
+def _draw(
+    out: Path, groups: list[GroupFit], settings: Fit, comparisons: Sequence[Comparison]
+) -> list[str]:
+    """Draw every figure of the report; returns the names of its files (`write_group_figures`)."""
+    from pml_cli.report.figures.registry import of_report, write_figure, write_group_figures
 
-    others = {
-        "law-rank": law_plots.rank_figure,
-        "law-length": law_plots.length_figure,
-        "law-surface": parity.surface_figure,
-        "law-predicted": parity.predicted_figure,
-        "law-residuals": diagnostics.residuals_figure,
-        "law-profile": diagnostics.profile_figure,
-        "law-maps": law_plots.maps_figure,
-    }
-    names, more = [], 0
-    for group in groups:
-        view = View(
+    views = {
+        group.slug: View(
             group.name,
             group.cells,
             group.observed,
@@ -160,41 +141,15 @@ def _draw_all(out: Path, groups: list[GroupFit], settings: Fit) -> list[str]:
             settings.saturated_below,
             SIZES[group.x],
         )
-        several = len(groups) > 1
-        page = f"law-{group.slug}" if several else "law"
-        draw(out / page, law_plots.page_figure(view))
-        names += [f"{page}.png", f"{page}.svg"]
-        folder = out / "figures" / group.slug if several else out / "figures"
-        for name, figure in others.items() if len(groups) <= MANY_GROUPS else ():
-            more += draw(folder / name, figure(view))
-    return [*names, f"figures/ ({more} files)"] if more else names
+        for group in groups
+    }
+    names = write_group_figures(out, "law", views)
 
-
-def _draw_forests(out: Path, comparisons: Sequence[Comparison]) -> list[str]:
-    from pml_cli.report.figures.diagnostics import forest_figure
-
-    found = [one for one in comparisons if one.groups]
-    for number, one in enumerate(found, 1):
-        draw(out / f"comparison-{number}", forest_figure(one))
-    return [
-        f"comparison-{number}.{suffix}"
-        for number in range(1, len(found) + 1)
-        for suffix in ("png", "svg")
-    ]
-
-
-def draw(stem: Path, figure: Figure | None) -> int:
-    """Write a figure as png and svg, or remove those of an earlier fit where there is none; returns how many files."""
-    from pml_cli.report.figures.style import save
-
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg")]
-    for path in paths:
-        if figure is None:
-            path.unlink(missing_ok=True)
-            continue
-        paint: Callable[[Path], object] = partial(save, figure, form=path.suffix[1:])
-        io_.atomic_write(path, paint)
-    return 0 if figure is None else len(paths)
+    forest = of_report("comparison")["comparison"]
+    identified = [comparison for comparison in comparisons if comparison.groups]
+    for number, comparison in enumerate(identified, 1):
+        names += write_figure(out / f"comparison-{number}", forest.draw(comparison))
+    return names
 
 
 def _group_dict(group: GroupFit) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Live displays. On a terminal they redraw themselves; piped, they print plain lines now and then."""
+"""Live displays. On a terminal they redraw themselves; piped, they print plain lines at times."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,244 +22,308 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from pml_cli.launch.status import Snapshot
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-BELOW, ABOVE = (
-    "dark_orange",
-    "dodger_blue1",
-)  # p at most one half, and above: told apart by colour-blind eyes too
-QUIET_SECONDS = 10.0  # between the plain lines of a long sweep
-PLAIN_LINES = 10  # of a piped probe
+
+# Distinguishable without colour vision.
+BELOW_HALF_COLOUR = "dark_orange"
+ABOVE_HALF_COLOUR = "dodger_blue1"
+
+PLAIN_LINE_SECONDS = 10.0
+"""At least this long between the plain lines of a piped display."""
+PIPED_PROBE_LINES = 10
+"""Plain lines of a whole piped probe."""
+MIN_PROGRESS_FOR_ESTIMATE = 0.02
+"""Below this fraction of the work, the time left is not estimated."""
 
 
-class DrawsDisplay:
-    """How far a bootstrap, or another count of things, is; nothing when piped."""
+class _ProgressDisplay:
+    """A progress bar on a terminal; piped, plain lines with some seconds between them."""
 
-    def __init__(
-        self, console: Console, doing: str = "fitting", things: str = "bootstrap draws"
-    ) -> None:
+    def __init__(self, console: Console, *columns: ProgressColumn, total: float | None) -> None:
+        self.console = console
+        self._started = time.monotonic()
+        self._last_line = self._started
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn(things),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task(doing, total=None)
-
-    def __enter__(self) -> DrawsDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def show(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
-
-
-class FilesDisplay:
-    """How many runs have been read; piped, a plain line now and then."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total, self.done = console, total, 0
-        self._said = time.monotonic()
-        self._progress = Progress(
-            TextColumn("reading runs"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            *columns,
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
         self._task = self._progress.add_task("", total=total)
 
-    def __enter__(self) -> FilesDisplay:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def advance(self) -> None:
-        self.done += 1
-        self._progress.update(self._task, completed=self.done)
+    def _print_piped(self, line: str) -> None:
+        """Print a plain line, unless there is a terminal or the last line is too recent."""
         now = time.monotonic()
-        if not self.console.is_terminal and now - self._said >= QUIET_SECONDS:
-            self._said = now
-            self.console.print(f"{self.done}/{self.total} runs read", highlight=False)
+        if self.console.is_terminal or now - self._last_line < PLAIN_LINE_SECONDS:
+            return
+        self._last_line = now
+        self.console.print(line, highlight=False)
 
 
-class SweepDisplay:
-    """Cells done, the steps of the current pack, time left."""
+class CountDisplay(_ProgressDisplay):
+    """How many of some items are done, such as bootstrap draws.
+
+    Args:
+        console: where to.
+        activity: what is being done: `reading`.
+        unit: what is counted, in the plural: `runs`.
+        total: how many there are, where that is known at the start.
+        piped_line: what follows the count in a plain line, as in `12/40 runs read`; None for no
+            plain lines.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        activity: str,
+        unit: str,
+        total: int | None = None,
+        piped_line: str | None = None,
+    ) -> None:
+        super().__init__(
+            console,
+            TextColumn(activity),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(),
+            total=total,
+        )
+        self._done = 0
+        self._total = total
+        self._piped_line = piped_line
+
+    def show(self, done: int, total: int) -> None:
+        """Set the number of items done, and of all items."""
+        self._done = done
+        self._total = total
+        self._progress.update(self._task, completed=done, total=total)
+        if self._piped_line is not None:
+            self._print_piped(f"{done}/{total} {self._piped_line}")
+
+    def advance(self) -> None:
+        """One more item is done; the total must be known."""
+        assert self._total is not None
+        self.show(self._done + 1, self._total)
+
+
+class SweepDisplay(_ProgressDisplay):
+    """Cells done, the progress of the current pack, time left.
+
+    Args:
+        console: where to.
+        cells: how many cells the sweep has.
+        work: tokens of all training steps, the measure of progress.
+    """
 
     def __init__(self, console: Console, cells: int, work: int) -> None:
-        """`work`: tokens of all training steps, the measure of progress."""
-        self.console, self.cells, self.work = console, cells, max(work, 1)
-        self.ended = self.failed = 0
-        self._done = self._in_pack = 0.0
-        self._began = self._said = time.monotonic()
-        self._progress = Progress(
+        self.cells = cells
+        self.work = max(work, 1)
+        self.ended = 0
+        self.failed = 0
+        self._done = 0.0
+        self._in_pack = 0.0
+        super().__init__(
+            console,
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
+            total=self.work,
         )
-        self._task = self._progress.add_task("", total=self.work)
 
-    def __enter__(self) -> SweepDisplay:
-        self._progress.start()
+    def __enter__(self) -> Self:
+        super().__enter__()
         self._show("loading the base model")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+    def step(self, progress: float, tokens: int) -> None:
+        """The current pack has come to a fraction of its steps.
 
-    def step(self, share: float, tokens: int) -> None:
-        """A pack of so many tokens has come to a share of its steps."""
-        self._in_pack = share * tokens
+        Args:
+            progress: 0..1.
+            tokens: work of the whole pack.
+        """
+        self._in_pack = progress * tokens
         self._show()
 
     def end_pack(self, tokens: int) -> None:
-        self._done, self._in_pack = self._done + tokens, 0.0
+        """The current pack of so much work has ended."""
+        self._done += tokens
+        self._in_pack = 0.0
         self._show()
 
     def end_cell(self, failure: str | None) -> None:
+        """A cell has ended.
+
+        Args:
+            failure: why it failed; None where it did not.
+        """
         self.ended += 1
-        self.failed += failure is not None
+        if failure is not None:
+            self.failed += 1
         self._show()
 
     def wait_for(self, cells: Sequence[object]) -> None:
-        """Nothing is free: so many cells are with other processes."""
+        """Nothing can be claimed: these cells are with other processes."""
         self._show(f"waiting for {len(cells)} cells of other processes")
 
-    def follow(self, seen: Snapshot) -> None:
-        """Show what workers have come to."""
-        total = sum(cell["work"] for cell in seen.cells.values())
-        self.ended = self.cells - (len(seen.cells) - len(seen.done) - len(seen.failed))
-        self.failed, self._done, self._in_pack = (
-            len(seen.failed),
-            max(self.work - (1 - seen.share) * total, 0.0),
-            0.0,
-        )
+    def follow(self, snapshot: Snapshot) -> None:
+        """Show the progress of workers in other processes."""
+        # Cells that were done before these workers began are not in the snapshot.
+        unfinished = len(snapshot.cells) - len(snapshot.done) - len(snapshot.failed)
+        total_work = sum(cell["work"] for cell in snapshot.cells.values())
+        self.ended = self.cells - unfinished
+        self.failed = len(snapshot.failed)
+        self._done = max(self.work - (1 - snapshot.share) * total_work, 0.0)
+        self._in_pack = 0.0
         self._show()
 
-    def _show(self, words: str = "") -> None:
-        told = f"{self.ended}/{self.cells} cells" + (
-            f", {self.failed} failed" if self.failed else ""
-        )
-        self._progress.update(
-            self._task, completed=self._done + self._in_pack, description=words or told
-        )
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self._said >= QUIET_SECONDS:
-            self._said, spent = now, now - self._began
-            share = (self._done + self._in_pack) / self.work
-            left = f", about {spent * (1 - share) / share:.0f} s left" if share > 0.02 else ""
-            self.console.print(
-                f"{told}, {100 * share:.0f} % of the work, {spent:.0f} s{left}", highlight=False
-            )
+    def _show(self, message: str = "") -> None:
+        """Redraw, with a message or the number of cells."""
+        cells = f"{self.ended}/{self.cells} cells"
+        if self.failed:
+            cells += f", {self.failed} failed"
+        completed = self._done + self._in_pack
+        self._progress.update(self._task, completed=completed, description=message or cells)
+
+        progress = completed / self.work
+        elapsed = time.monotonic() - self._started
+        line = f"{cells}, {100 * progress:.0f} % of the work, {elapsed:.0f} s"
+        if progress > MIN_PROGRESS_FOR_ESTIMATE:
+            line += f", about {elapsed * (1 - progress) / progress:.0f} s left"
+        self._print_piped(line)
 
 
 class ProbeDisplay:
-    """p of every target token as it is learned, the loss, and how many tokens are above the threshold."""
+    """p of every target token while it is learned, the loss, and how many tokens have p > 0.5.
+
+    Args:
+        console: where to.
+        title: what is trained, in one line.
+        steps: training steps in all.
+    """
 
     def __init__(self, console: Console, title: str, steps: int) -> None:
-        self.console, self.title, self.steps = console, title, steps
+        self.console = console
+        self.title = title
+        self.steps = steps
         self._losses: list[float] = []
+        self._lines_printed = -1
         self._live = Live(
             console=console, refresh_per_second=12, transient=False, auto_refresh=False
         )
-        self._printed = -1
 
-    def __enter__(self) -> ProbeDisplay:
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live.start()
         else:
             self.console.print(self.title, highlight=False)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.console.is_terminal:
             self._live.stop()
 
     def update(self, step: int, loss: float, nll: NDArray[Any], correct: NDArray[Any]) -> None:
-        """Show one logged step: mean loss, and nll (nats) and recall of each target token in order."""
+        """Show one logged step.
+
+        Args:
+            step: steps run.
+            loss: mean loss, nats per token.
+            nll: negative log-likelihood of each target token in order, nats, (tokens,).
+            correct: whether each is the argmax, (tokens,).
+        """
         self._losses.append(loss)
         p = np.exp(-nll)
-        shares = f"p > 0.5 {np.mean(p > 0.5):>6.1%}  recalled {correct.mean():>6.1%}"
-        told = f"step {step:>5}/{self.steps}  loss {loss:7.4f} nats/token  {shares}"
+        fractions = f"p > 0.5 {np.mean(p > 0.5):>6.1%}  recalled {correct.mean():>6.1%}"
+        line = f"step {step:>5}/{self.steps}  loss {loss:7.4f} nats/token  {fractions}"
+
         if self.console.is_terminal:
-            self._live.update(self._render(told, p), refresh=True)
-        elif step * PLAIN_LINES // self.steps > self._printed:
-            self._printed = step * PLAIN_LINES // self.steps
-            self.console.print(told, highlight=False)
+            self._live.update(self._render(line, p), refresh=True)
+            return
+        lines_due = step * PIPED_PROBE_LINES // self.steps
+        if lines_due > self._lines_printed:
+            self._lines_printed = lines_due
+            self.console.print(line, highlight=False)
 
-    def _render(self, told: str, p: NDArray[Any]) -> RenderableType:
+    def _render(self, line: str, p: NDArray[Any]) -> RenderableType:
+        """The display on a terminal. p: (tokens,)."""
         width = max(20, min(self.console.width, 140) - 2)
-        lines: list[RenderableType] = [Text(self.title, style="bold"), Text(told)]
-        lines.append(
-            Text("loss ", style="dim") + Text(sparkline(self._losses, width - 5), style="cyan")
+        losses = Text("loss ", style="dim")
+        losses.append(sparkline(self._losses, width - 5), style="cyan")
+        legend = Text.assemble(
+            ("p of each target token, in order: ", "dim"),
+            ("at most 0.5", BELOW_HALF_COLOUR),
+            ("  above 0.5", ABOVE_HALF_COLOUR),
         )
-        lines.append(
-            Text.assemble(
-                ("p of each target token, in order: ", "dim"),
-                ("at most 0.5", BELOW),
-                ("  above 0.5", ABOVE),
-            )
+        return Group(
+            Text(self.title, style="bold"),
+            Text(line),
+            losses,
+            legend,
+            *probability_strip(p, width, rows=6),
+            Text(""),
         )
-        return Group(*lines, *strip(p, width, rows=6), Text(""))
 
 
-def strip(p: NDArray[Any], width: int, rows: int) -> list[Text]:
-    """p by position as coloured blocks, at most `rows` lines; of many tokens a block shows the least p."""
-    per_block = -(-len(p) // (width * rows))
-    least = [float(p[i : i + per_block].min()) for i in range(0, len(p), per_block)]
-    out = []
-    for start in range(0, len(least), width):
+def probability_strip(p: NDArray[Any], width: int, rows: int) -> list[Text]:
+    """p by position as coloured blocks.
+
+    Args:
+        p: (tokens,); where there are more tokens than blocks, a block shows the smallest p of its
+            tokens.
+        width: blocks in a line.
+        rows: lines, at most.
+    """
+    # Rounded up.
+    tokens_a_block = -(-len(p) // (width * rows))
+    starts = range(0, len(p), tokens_a_block)
+    smallest = [float(p[start : start + tokens_a_block].min()) for start in starts]
+
+    lines = []
+    for start in range(0, len(smallest), width):
         line = Text()
-        for value in least[start : start + width]:
-            line.append(BLOCKS[1 + min(7, int(value * 8))], ABOVE if value > 0.5 else BELOW)
-        out.append(line)
-    return out
+        for value in smallest[start : start + width]:
+            line.append(_block(value), ABOVE_HALF_COLOUR if value > 0.5 else BELOW_HALF_COLOUR)
+        lines.append(line)
+    return lines
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """A row of values as blocks from 0 to the largest, at most `width` characters."""
-    kept = np.asarray(values, float)
-    if len(kept) > width:
-        kept = np.array([part.mean() for part in np.array_split(kept, width)])
-    top = np.nanmax(kept) if np.isfinite(kept).any() else 1.0
-    return "".join(
-        BLOCKS[1 + min(7, int(8 * max(v, 0) / max(top, 1e-9)))] if np.isfinite(v) else "?"
-        for v in kept
-    )
+    """A row of values as blocks from 0 to the largest; `?` where one is not finite.
+
+    Args:
+        values: of more than `width`, neighbours are averaged.
+        width: characters, at most.
+    """
+    heights = np.asarray(values, float)
+    if len(heights) > width:
+        heights = np.array([chunk.mean() for chunk in np.array_split(heights, width)])
+    largest = np.nanmax(heights) if np.isfinite(heights).any() else 1.0
+
+    characters = []
+    for height in heights:
+        if np.isfinite(height):
+            characters.append(_block(max(height, 0) / max(largest, 1e-9)))
+        else:
+            characters.append("?")
+    return "".join(characters)
+
+
+def _block(fraction: float) -> str:
+    """One of eight heights for a value in 0..1."""
+    return BLOCKS[1 + min(7, int(8 * fraction))]

@@ -28,12 +28,11 @@ from pml_cli import __version__
 from pml_cli import io as io_
 from pml_cli.analysis.survival import survival
 from pml_cli.analysis.transition import Phases, group_dict, precision
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
-from pml_cli.law.power_law import plain
+from pml_cli.io import finite_or_none
 
 FORMAT = 1  # of transition.json
-MANY_GROUPS = 4  # above, each has its page alone
 CELLS = (
     "id", "rank", "seqlen", "target_tokens", "data_seed", "seed", "base_loss", "final_loss", "token_accuracy", "exact_match",
     "free_accuracy", "first_step", "last_step", "logged_steps", "tokens", "above", "ever", "fell", "falls", "lost", "forgot",
@@ -82,7 +81,7 @@ def write(
             io_.atomic_write(
                 out / f"{name}.csv", lambda aside, table=table: table.to_csv(aside, index=False)
             )  # type: ignore[misc]
-        drawn = _draw_all(out, groups) if settings.figures else []
+        drawn = _draw(out, groups) if settings.figures else []
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
     return ["transition.json", *(f"{name}.csv" for name in tables), *drawn]
@@ -91,7 +90,7 @@ def write(
 def _content(groups: list[Phases], left_out: Sequence[dict[str, str]]) -> dict[str, Any]:
     cells = pd.concat([group.cells for group in groups])
     dtypes = [
-        {str(k): plain(v) if isinstance(v, float) else v for k, v in row.items()}
+        {str(k): finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()}
         for row in precision(cells).to_dict("records")
     ]
     return {
@@ -121,18 +120,8 @@ def _survival(group: Phases) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def _draw_all(out: Path, groups: list[Phases]) -> list[str]:
-    """Every figure of every group; returns the names of the pages, and how many more there are in figures/."""
-    from pml_cli.report.figures import transition as transition_plots
-    from pml_cli.report.law_folder import draw
+def _draw(out: Path, groups: list[Phases]) -> list[str]:
+    """Draw every figure of every group; returns the names of the files (`write_group_figures`)."""
+    from pml_cli.report.figures.registry import write_group_figures
 
-    names, more = [], 0
-    for group in groups:
-        several = len(groups) > 1
-        page = f"transition-{group.slug}" if several else "transition"
-        draw(out / page, transition_plots.page_figure(group))
-        names += [f"{page}.png", f"{page}.svg"]
-        folder = out / "figures" / group.slug if several else out / "figures"
-        for name, figure in transition_plots.FIGURES.items() if len(groups) <= MANY_GROUPS else ():
-            more += draw(folder / name, figure(group))
-    return [*names, f"figures/ ({more} files)"] if more else names
+    return write_group_figures(out, "transition", {group.slug: group for group in groups})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
-from pml_cli.io import _aside, atomic_write
+from pml_cli.io import atomic_write, temporary_path
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second; `pml status` does without
@@ -84,7 +84,7 @@ class RunFolder:
 
     def write_adapter(self, save: Callable[[Path], None]) -> None:
         """Fill a folder aside and put it in place whole."""
-        aside = _aside(self.adapter)
+        aside = temporary_path(self.adapter)
         aside.mkdir(parents=True)
         try:
             save(aside)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.io import atomic_write, save_tensors
-from pml_cli.training.trainer import CURVE, State
+from pml_cli.training.trainer import CURVE, TrainerState
 
 TABLES = ("logged", "curve")
 
@@ -48,7 +48,7 @@ class Checkpoints:
             self.folder / f"{hashlib.sha256(' '.join(cells).encode()).hexdigest()[:16]}.safetensors"
         )
 
-    def save(self, path: Path, pack: Sequence[str], state: State, seconds: float) -> None:
+    def save(self, path: Path, pack: Sequence[str], state: TrainerState, seconds: float) -> None:
         """Keep the state of a pack that began with the cells `pack`."""
         tensors = dict(state.tensors)
         for name in TABLES:
@@ -84,7 +84,9 @@ class Checkpoints:
                 continue
         return sorted(found, key=lambda kept: -kept.step)
 
-    def load(self, kept: CheckpointHeader, pack: Sequence[str], cells: Sequence[str]) -> State:
+    def load(
+        self, kept: CheckpointHeader, pack: Sequence[str], cells: Sequence[str]
+    ) -> TrainerState:
         """The state of some of a checkpoint's cells, for a pack that holds them.
 
         Args:
@@ -94,7 +96,7 @@ class Checkpoints:
         with safe_open(kept.path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         tables = {name: _split(tensors.pop(f"table.{name}"), len(kept.cells)) for name in TABLES}
-        state = State(
+        state = TrainerState(
             kept.step,
             list(range(len(kept.cells))),
             tensors,
@@ -106,7 +108,7 @@ class Checkpoints:
             (kept.cells.index(cell) for cell in cells), key=lambda i: pack.index(kept.cells[i])
         )
         part = state.of(chosen)
-        return State(
+        return TrainerState(
             part.step,
             [pack.index(kept.cells[i]) for i in chosen],
             part.tensors,

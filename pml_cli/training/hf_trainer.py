@@ -26,14 +26,15 @@ import torch
 from torch import Tensor, distributed
 from transformers import TrainerCallback
 
-from pml_cli.config.checks import problems
-from pml_cli.config.schema import LOSSES, NAMED_LOSSES, Loss, MemftMarginLoss, MemftOtLoss, Run
-from pml_cli.errors import UserError, did_you_mean
+from pml_cli.config.load import option_settings
+from pml_cli.config.schema import Loss, MemftMarginLoss, MemftOtLoss
+from pml_cli.config.setting import faults
+from pml_cli.errors import UserError
 from pml_cli.model.head import TokenScores, logit_nll
+from pml_cli.stats import LN2
 from pml_cli.training.losses import EPS, State, Tokens, Weighted, fresh_state, weigh
 
 IGNORED = -100  # label of what is not scored
-HALF = math.log(2)
 BASE = 1_000_003  # of the hash of a sample's labels
 
 
@@ -53,8 +54,8 @@ class MemFTLoss:
             UserError: an unknown loss or setting, or a value out of range.
         """
         self.loss = _declared(loss, settings)
-        if found := problems(Run(loss=self.loss)):
-            raise UserError("\n".join(found))
+        if found := faults(self.loss, "loss."):
+            raise UserError(*found)
         self.averaged = True  # Trainer multiplies by the number of devices (average_tokens_across_devices), before the mean
         self.parameters: list[Tensor] | None = None  # those in training, from the callback
         self.weights: Weighted | None = None  # of the latest batch in training, (1, N)
@@ -197,7 +198,7 @@ class MemFTLoss:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
 
     def _note(self, scores: TokenScores, target_N: Tensor) -> None:
-        above = (scores.nll.detach() < HALF).sum()
+        above = (scores.nll.detach() < LN2).sum()
         self.noted.append(
             torch.stack([torch.full_like(above, len(target_N)), above, len(target_N) - above])
         )
@@ -250,10 +251,9 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
 def _declared(loss: str | Loss, settings: dict[str, Any]) -> Loss:
     if not isinstance(loss, str):
         return loss
-    if loss not in LOSSES and loss not in NAMED_LOSSES:
-        raise UserError(f"loss={loss}: {did_you_mean(loss, [*LOSSES, *NAMED_LOSSES])}")
-    kind: Any = LOSSES.get(loss) or type(NAMED_LOSSES[loss])
-    settings = {**(vars(NAMED_LOSSES[loss]) if loss in NAMED_LOSSES else {}), **settings}
+    option = option_settings("loss", loss)
+    kind: Any = type(option)
+    settings = {**vars(option), **settings}
     settings.pop("kind", None)
     known = [name for name in vars(kind()) if name != "kind"]
     if unknown := [name for name in settings if name not in known]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-HALF = math.log(2)  # nll of p = 0.5: below it greedy decoding must pick the token
+from pml_cli.stats import LN2
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Scores:
 
 def summarise(scores: Scores) -> dict[str, Any]:
     """Teacher-forced recall of one cell: loss, accuracy, exact match, first failure, stubborn tokens, violations."""
-    correct, stubborn = scores.correct, scores.nll >= HALF
+    correct, stubborn = scores.correct, scores.nll >= LN2
     samples = np.unique(scores.sample)
     broken = np.unique(scores.sample[~correct])
     one = len(samples) == 1
@@ -65,7 +64,7 @@ def summarise(scores: Scores) -> dict[str, Any]:
 
 def violations(scores: Scores) -> int:
     """Tokens with p > 0.5 whose argmax is another: arithmetic forbids them, so any is a fault or coarse rounding."""
-    return int(((scores.nll < HALF) & ~scores.correct).sum())
+    return int(((scores.nll < LN2) & ~scores.correct).sum())
 
 
 def _first(flags: NDArray[np.bool_]) -> int | None:

@@ -9,7 +9,7 @@ Shapes: K cells, S scored slots of a cell, N scored tokens of the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,15 +20,14 @@ from torch import Tensor
 from pml_cli.config.schema import Loss, Run, Train
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.sources import Sample
-from pml_cli.model.adapter_bank import AdamW, AdapterBank, Dropout, clip_
+from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
+from pml_cli.stats import LN2
 from pml_cli.training.batches import Batch, Layout, PackData, SampleOrder
 from pml_cli.training.losses import Tokens, Weighted, fresh_state, weigh
-from pml_cli.training.scores import HALF, Scores
-
-Between = Callable[[int], None]
-Leave = Callable[[list["Cell"]], None]
+from pml_cli.training.optimizer import AdamW, clip_grad_norm_
+from pml_cli.training.scores import Scores
 
 RUNAWAY = 1e9  # adapter weights beyond this overflow the squares in the norms: a dead model of finite loss
 TINY = 1e-30  # in place of a sum of weights that is 0
@@ -61,8 +60,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What a display is told at every logged step; scores belong to the cells that are still trained."""
+class StepReport:
+    """A logged step: the cells still in training, their scores and their latest training loss."""
 
     step: int
     steps: int
@@ -71,11 +70,21 @@ class Progress:
     loss: list[float]
 
 
-Observer = Callable[[Progress], None]
+class TrainingObserver:
+    """Is told what happens to a pack in training; each method does nothing unless overridden."""
+
+    def before_step(self, step: int) -> None:
+        """Before every optimiser step, with the number of steps done; may raise to end the training."""
+
+    def on_logged_step(self, report: StepReport) -> None:
+        """After every logged step, while its cells are still in the pack."""
+
+    def on_finished(self, cells: list[Cell]) -> None:
+        """Cells have ended or failed and have left the pack; their outcome is filled in."""
 
 
 @dataclass(frozen=True)
-class State:
+class TrainerState:
     """A pack between two steps: all that its cells need to go on. Row i of every tensor and list belongs to cells[i]."""
 
     step: int
@@ -85,18 +94,21 @@ class State:
     curve: list[pd.DataFrame]
     draws: list[int]  # minibatches drawn so far
 
-    def of(self, chosen: Sequence[int]) -> State:
+    def of(self, chosen: Sequence[int]) -> TrainerState:
         """The part of some of its cells, given by row."""
         tensors = {name: tensor[list(chosen)] for name, tensor in self.tensors.items()}
         lists = (
             [kept[i] for i in chosen] for kept in (self.cells, self.logged, self.curve, self.draws)
         )
         cells, logged, curve, draws = lists
-        return State(self.step, cells, tensors, logged, curve, draws)  # type: ignore[arg-type]
+        return TrainerState(self.step, cells, tensors, logged, curve, draws)  # type: ignore[arg-type]
 
 
 def train_pack(
-    base: SplitModel, cells: Sequence[Cell], observe: Observer | None = None, cached: bool = True
+    base: SplitModel,
+    cells: Sequence[Cell],
+    observer: TrainingObserver | None = None,
+    cached: bool = True,
 ) -> None:
     """Train every cell and fill in its outcome.
 
@@ -104,10 +116,10 @@ def train_pack(
     finite fails and leaves the pack; one that may stop early leaves when it has recalled everything.
 
     Args:
-        observe: called at each logged step.
+        observer: told of each step and of cells that have ended.
         cached: False runs the whole model each step instead of the layers above the cached prefix: the slow reference.
     """
-    Trainer(base, cells, observe, cached).train()
+    Trainer(base, cells, observer, cached).train()
 
 
 def learning_rate(train: Train, step: int, steps: int) -> float:
@@ -128,28 +140,24 @@ class Trainer:
         self,
         base: SplitModel,
         cells: Sequence[Cell],
-        observe: Observer | None = None,
+        observer: TrainingObserver | None = None,
         cached: bool = True,
         *,
-        between: Between | None = None,
-        leave: Leave | None = None,
         checkpointing: bool = False,
     ) -> None:
-        """`between` is called with the number of steps done before each one; `leave` with the cells that have ended.
-
-        `checkpointing`: keep only the inputs of the layers above the cached prefix; backward runs them again.
-        """
-        self.base, self.cells, self.observe, self.cached = base, list(cells), observe, cached
+        """`checkpointing`: keep only the inputs of the layers above the cached prefix; backward runs them again."""
+        self.base, self.cells, self.cached = base, list(cells), cached
+        self.observer = observer or TrainingObserver()
         self.checkpointing = checkpointing
-        self.between, self.leave, self.places = between, leave, list(range(len(self.cells)))
+        self.places = list(range(len(self.cells)))
         runs = [cell.run for cell in self.cells]
         kind = runs[0].adapter
-        self.bank = AdapterBank(
+        self.bank = AdapterBank.initial(
             base.sites(kind),
-            [r.rank for r in runs],
-            [r.seed for r in runs],
             kind,
-            base.adapter_dtype,
+            ranks=[r.rank for r in runs],
+            seeds=[r.seed for r in runs],
+            dtype=base.adapter_dtype,
         )
         self.bank.to(base.device)
         base.check_split(self.bank)
@@ -211,7 +219,7 @@ class Trainer:
         clip = [c.run.train.clip or math.inf for c in self.cells]
         self.clip = torch.tensor(clip, dtype=self.base.adapter_dtype, device=self.base.device)
 
-    def train(self, state: State | None = None) -> None:
+    def train(self, state: TrainerState | None = None) -> None:
         """Train to the end, from the start or from a kept state (on a CPU, bit for bit as without the interruption)."""
         for cell, scores in zip(self.cells, self.evaluate(), strict=True):
             cell.initial = scores
@@ -219,19 +227,20 @@ class Trainer:
         if state is not None:
             self._restore(state)
         for step in range(state.step if state else 0, self.steps):
-            if self.between:
-                self.between(step)
+            self.observer.before_step(step)
             layout, trained = self._forward()
-            gone = self._log(step, layout, trained) if step and step % self.log_every == 0 else []
+            finished = (
+                self._log(step, layout, trained) if step and step % self.log_every == 0 else []
+            )
             self._update(step, layout, trained)
-            self._leave(gone)
+            self._retire(finished)
             if not self.cells:
                 return
-        self._leave(self._log(self.steps))
+        self._retire(self._log(self.steps))
 
     # -- going on later
 
-    def state(self, step: int) -> State:
+    def state(self, step: int) -> TrainerState:
         """What is needed to go on after `step` steps; tensors are on the CPU."""
         rows = {f"A.{name}": A for name, A in self.bank.A.items()} | {
             f"B.{name}": B for name, B in self.bank.B.items()
@@ -251,12 +260,12 @@ class Trainer:
         }
         logged = [pd.concat(cell.logged, ignore_index=True) for cell in self.cells]
         curve = [pd.concat(cell.curve or [EMPTY_CURVE], ignore_index=True) for cell in self.cells]
-        return State(
+        return TrainerState(
             step, list(self.places), tensors, logged, curve, [order.drawn for order in self.orders]
         )
 
-    def _restore(self, state: State) -> None:
-        self._leave([k for k in range(len(self.cells)) if k not in state.cells], ended=False)
+    def _restore(self, state: TrainerState) -> None:
+        self._retire([k for k in range(len(self.cells)) if k not in state.cells], ended=False)
         kept = {
             name: tensor.to(self.base.device)
             for name, tensor in state.tensors.items()
@@ -294,7 +303,7 @@ class Trainer:
         loss_K = weighted.loss
         parameters = self.bank.parameters()
         grads = torch.autograd.grad(loss_K.sum(), parameters)
-        norm_K = clip_(grads, self.clip)
+        norm_K = clip_grad_norm_(grads, self.clip)
         lr_K = self.rates[step]
         self.optimizer.step(parameters, grads, lr_K)
         self._note_curve(tokens, weighted, norm_K, lr_K)
@@ -377,7 +386,7 @@ class Trainer:
     def _note_curve(self, tokens: Tokens, weighted: Weighted, norm_K: Tensor, lr_K: Tensor) -> None:
         """Kept on the device until the next logged step: no wait for the device within."""
         nll_KS, mask_KS = tokens.nll.detach(), tokens.mask
-        count, above = mask_KS.sum(1), (nll_KS < HALF) * mask_KS
+        count, above = mask_KS.sum(1), (nll_KS < LN2) * mask_KS
         spent = [
             (part * above).sum(1) / part.sum(1).clamp(min=TINY)
             for part in (weighted.weight, weighted.pull)
@@ -410,8 +419,8 @@ class Trainer:
             scores = self.evaluate()
         else:
             scores = split_scores(layout, trained, self.data.cells)
-        loss, largest = self._flush_curve(done), self.bank.largest()
-        gone: list[int] = []
+        loss, largest = self._flush_curve(done), self.bank.largest_weights()
+        finished: list[int] = []
         for k, cell in enumerate(self.cells):
             cell.logged.append(scores[k].table(done))
             if (
@@ -420,28 +429,27 @@ class Trainer:
                 or not largest[k] < RUNAWAY
             ):
                 cell.failure = _where_lost(cell, done)
-                gone.append(k)
+                finished.append(k)
             elif done == self.steps or _may_stop(cell.run.train, scores[k]):
-                gone.append(k)
-        if self.observe:
-            self.observe(Progress(done, self.steps, self.cells, scores, loss))
-        for k in gone:
+                finished.append(k)
+        self.observer.on_logged_step(StepReport(done, self.steps, self.cells, scores, loss))
+        for k in finished:
             cell = self.cells[k]
-            cell.steps_run, cell.final, cell.adapter = done, scores[k], self.bank.only([k])
-        return gone
+            cell.steps_run, cell.final, cell.adapter = done, scores[k], self.bank.select([k])
+        return finished
 
-    def _leave(self, gone: list[int], ended: bool = True) -> None:
+    def _retire(self, finished: list[int], ended: bool = True) -> None:
         """Take cells out of the pack."""
-        if not gone:
+        if not finished:
             return
-        stay = [k for k in range(len(self.cells)) if k not in gone]
-        left = [self.cells[k] for k in gone]
+        stay = [k for k in range(len(self.cells)) if k not in finished]
+        left = [self.cells[k] for k in finished]
         self.cells, self.places = [self.cells[k] for k in stay], [self.places[k] for k in stay]
-        if ended and self.leave:
-            self.leave(left)
+        if ended:
+            self.observer.on_finished(left)
         if not stay:
             return
-        self.bank.keep(stay)
+        self.bank.keep_cells(stay)
         self.optimizer.keep(stay)
         self.curve, self.rates = [values[:, stay] for values in self.curve], self.rates[:, stay]
         self.remembered = {name: values[stay] for name, values in self.remembered.items()}

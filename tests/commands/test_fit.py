@@ -13,10 +13,11 @@ from rich.console import Console
 from support.planted_laws import LENGTHS, RANKS, grid, result, several_texts, write
 
 from pml_cli.commands import fit
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError
 from pml_cli.report.figures import probe, style
-from pml_cli.report.tables import results
+from pml_cli.report.tables.probe import probe_table
+from pml_cli.report.tables.results import results_table
 from pml_cli.runs.folder import RunFolder, read_runs
 
 
@@ -184,9 +185,9 @@ def show(renderable, width):
 def test_tables_for_sweep_and_probe_fit_their_width(width):
     runs = pd.DataFrame([r | {"id": str(k)} for k, r in enumerate(grid())])
     many = pd.DataFrame(grid(ranks=range(1, 17), lengths=range(1000, 14000, 1000)))
-    shown = [show(results.results_table(table), width) for table in (runs, many)]
-    shown.append(show(results.probe_table(result(4, 256)), width))
-    shown.append(show(results.probe_table(result(64, 32, samples=8)), width))
+    shown = [show(results_table(table), width) for table in (runs, many)]
+    shown.append(show(probe_table(result(4, 256)), width))
+    shown.append(show(probe_table(result(64, 32, samples=8)), width))
     assert all(len(line) <= width for text in shown for line in text.splitlines())
     assert "…" not in "".join(shown)
     assert (

@@ -96,7 +96,7 @@ def recalling(tiny_base):
 
 def weakened(bank, k, shares):
     """One adapter many times over, B multiplied by each share."""
-    part = bank.only([k] * len(shares))
+    part = bank.select([k] * len(shares))
     part.B = {
         name: torch.tensor(shares, dtype=B.dtype)[:, None, None] * B for name, B in part.B.items()
     }
@@ -131,7 +131,7 @@ def test_an_outlier_in_an_output_channel_takes_the_rest_with_it(tiny_base, recal
     """A row of B that does nothing (its column of A is 0) but is 1000 times as large: int8 rounds all the others to 0."""
     bank, cells = recalling
     A, B = ({name: M.clone() for name, M in parts.items()} for parts in (bank.A, bank.B))
-    planted = bank.only(range(len(bank)))
+    planted = bank.select(range(len(bank)))
     planted.ranks = [rank + 1 for rank in bank.ranks]
     planted.A = {name: torch.nn.functional.pad(M, (0, 1)) for name, M in A.items()}
     planted.B = {
@@ -152,13 +152,15 @@ def test_an_outlier_in_an_output_channel_takes_the_rest_with_it(tiny_base, recal
 
 
 def weakened_to_nothing(bank):
-    part = bank.only(range(len(bank)))
+    part = bank.select(range(len(bank)))
     part.B = {name: torch.zeros_like(B) for name, B in part.B.items()}
     return part
 
 
 def linear_bank(base, kind, ranks, seed=5):
-    bank = AdapterBank(base.sites(kind), ranks, list(range(len(ranks))), kind, base.adapter_dtype)
+    bank = AdapterBank.initial(
+        base.sites(kind), kind, ranks=ranks, seeds=list(range(len(ranks))), dtype=base.adapter_dtype
+    )
     generator = torch.Generator().manual_seed(seed)
     bank.B = {
         name: 0.1 * torch.randn(B.shape, generator=generator).to(B.dtype)
@@ -229,7 +231,7 @@ def test_bfloat16_is_that_of_the_whole_model(tiny_base, recalling):
     for k, (sample,) in enumerate(cells):
         ids = torch.tensor([[*sample.prompt, *sample.target]])
         with torch.no_grad():
-            hidden = lower.full(ids[:, :-1], cast.only([k])).last_hidden_state
+            hidden = lower.full(ids[:, :-1], cast.select([k])).last_hidden_state
             assert hidden.dtype == torch.bfloat16
             logits = lower.logits(hidden)[0, len(sample.prompt) - 1 :].float()
         nll = torch.nn.functional.cross_entropy(
@@ -284,7 +286,9 @@ def test_divergence_is_torch_s():
 def test_damage_is_that_of_the_whole_model_and_a_zero_adapter_does_none():
     base = load_model(Model(dtype="float64", device="cpu"))
     kind = MlpBlockAdapter()
-    bank = AdapterBank(base.sites(kind), [2, 4, 3], [0, 1, 2], kind, torch.float64)
+    bank = AdapterBank.initial(
+        base.sites(kind), kind, ranks=[2, 4, 3], seeds=[0, 1, 2], dtype=torch.float64
+    )
     bank.B = {
         name: 3 * torch.randn(B.shape, generator=torch.Generator().manual_seed(1)).double()
         for name, B in bank.B.items()
@@ -304,7 +308,7 @@ def test_damage_is_that_of_the_whole_model_and_a_zero_adapter_does_none():
     before, after, targets = [], [], []
     for sample in cells[0]:
         ids = torch.tensor([[*sample.prompt, *sample.target]])
-        for logits, adapter in ((before, None), (after, bank.only([0]))):
+        for logits, adapter in ((before, None), (after, bank.select([0]))):
             with torch.no_grad():
                 logits.append(base.logits(base.full(ids[:, :-1], adapter).last_hidden_state[0]))
         targets += sample.target

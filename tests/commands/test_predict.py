@@ -15,7 +15,7 @@ from support.planted_laws import grid, result, write
 
 from pml_cli import cli
 from pml_cli.commands import fit, predict
-from pml_cli.config.schema import Fit, Predict
+from pml_cli.config.reports import Fit, Predict
 from pml_cli.errors import UserError
 from pml_cli.law import capacity, power_law
 from pml_cli.law.fitted_law import NORMAL_DRAWS, load

@@ -16,15 +16,17 @@ from scipy import stats
 from support.planted_laws import result
 
 from pml_cli import cli
-from pml_cli.analysis import first_failures, proportions, trajectories
+from pml_cli.analysis import first_failures, trajectories
 from pml_cli.analysis import survival as waiting
 from pml_cli.analysis import transition as phases
 from pml_cli.commands import transition
-from pml_cli.config.schema import Transition
+from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.report.figures import style
 from pml_cli.report.figures import transition as transition_plots
+from pml_cli.report.figures.registry import of_report
 from pml_cli.runs.folder import RunFolder
+from pml_cli.stats import clustered_proportion
 
 ROOT = Path(__file__).parents[2]
 STEPS = (0, 10, 20, 30)
@@ -285,22 +287,22 @@ def test_where_first_failures_gather_against_chance():
 
 def test_share_is_wilson_s_and_widens_with_the_spread_between_clusters():
     assert (
-        proportions.share_of([3], [10]).low,
-        proportions.share_of([3], [10]).high,
+        clustered_proportion([3], [10]).low,
+        clustered_proportion([3], [10]).high,
     ) == pytest.approx((0.1078, 0.6032), abs=1e-4)
     alike, apart = (
-        proportions.share_of([50] * 10, [100] * 10),
-        proportions.share_of([0, 100] * 5, [100] * 10),
+        clustered_proportion([50] * 10, [100] * 10),
+        clustered_proportion([0, 100] * 5, [100] * 10),
     )
-    assert alike.share == apart.share == 0.5
+    assert alike.value == apart.value == 0.5
     assert apart.high - apart.low > 5 * (alike.high - alike.low)
-    assert proportions.share_of([100] * 5, [100] * 5).high == 1 and np.isnan(
-        proportions.share_of([], []).share
+    assert clustered_proportion([100] * 5, [100] * 5).high == 1 and np.isnan(
+        clustered_proportion([], []).value
     )
     rng, covered = np.random.default_rng(3), 0
     for _ in range(300):
         of = rng.integers(20, 200, 25)
-        one = proportions.share_of(
+        one = clustered_proportion(
             rng.binomial(of, rng.beta(3, 7, 25)), of
         )  # clusters differ; the mean is 0.3
         covered += one.low <= 0.3 <= one.high
@@ -432,7 +434,9 @@ def test_figures_show_what_was_planted(tmp_path, monkeypatch):
         "transition.png",
         "transition.svg",
     }
-    assert {path.stem for path in (out / "figures").glob("*.png")} == set(transition_plots.FIGURES)
+    assert {path.stem for path in (out / "figures").glob("*.png")} == set(
+        of_report("transition")
+    ) - {"transition"}
     runs = transition._asked(transition._finished([tmp_path]), Transition(), [tmp_path])
     group = phases.phases("name", "slug", {}, phases.read(runs, lambda: None), draws=0, text=None)
     page = io.BytesIO()

@@ -18,7 +18,8 @@ from pml_cli.config.completion import (
     complete_sweep_file,
     complete_transition,
 )
-from pml_cli.config.registry import GROUPS, SHORT
+from pml_cli.config.option_files import SHORT_KEYS
+from pml_cli.config.registry import GROUPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def in_bash(monkeypatch, *pieces: str) -> list[str]:
 def test_keys_of_groups_and_their_settings(complete):
     assert complete("mod")[0] == "model="
     assert {"model.path=", "model.dtype="} < set(complete("mod"))
-    assert set(complete("")) == {f"{key}=" for key in (*GROUPS, *SHORT)}
+    assert set(complete("")) == {f"{key}=" for key in (*GROUPS, *SHORT_KEYS)}
     assert "rank=" not in complete("rank=4", "")
 
 

@@ -7,14 +7,14 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from pml_cli.config import registry
+from pml_cli.config import option_files
 from pml_cli.config import sweep_file as grids
 from pml_cli.config.compose import describe, load, load_report, to_yaml
 from pml_cli.config.grid import MAX_CELLS
+from pml_cli.config.load import option_settings
 from pml_cli.config.registry import GROUPS
+from pml_cli.config.reports import Fit
 from pml_cli.config.schema import (
-    NAMED_LOSSES,
-    Fit,
     LinearAdapter,
     MemftMarginLoss,
     MemftOtLoss,
@@ -26,7 +26,7 @@ from pml_cli.config.schema import (
 )
 from pml_cli.errors import UserError
 
-OPTIONS = [(group, option) for group in GROUPS for option in registry.options(group)]
+OPTIONS = [(group, option) for group in GROUPS for option in option_files.options(group)]
 NEEDS = {
     "model=hf": ["model.path=org/base"],
     "data=jsonl": ["data.path=facts.jsonl"],
@@ -66,7 +66,7 @@ def test_every_shipped_option_composes(group, option, tmp_path, monkeypatch):
     run = load("probe", [chosen, *NEEDS.get(chosen, [])]).runs[0]
     settings = getattr(run, group, None)
     label = getattr(settings, "source", getattr(settings, "kind", option))
-    assert label == option or settings == NAMED_LOSSES[option]  # the same loss with other values
+    assert label == option or settings == option_settings(group, option)
 
 
 @pytest.mark.parametrize("name", grids.names())
@@ -235,7 +235,7 @@ def test_describe_counts_the_cells():
 def test_fit_settings():
     assert load_report("fit", []) == Fit()
     assert load_report("fit", ["saturated_below=0.5", "figures=false", "out='a b'"]) == Fit(
-        0.5, "a b", False
+        saturated_below=0.5, out="a b", figures=False
     )
 
 
@@ -422,7 +422,7 @@ def test_a_user_s_folder_adds_options_and_wins(user_conf):
         ("source: mixed\n_target_: os.system\n", "no such key"),
         ("source: [\n", "mine"),
         ("- a\n", "mine"),
-        ("source: mixed\nrandom_share: 2\n", "data.random_share=2.0: must be from 0 to 1"),
+        ("source: mixed\nrandom_share: 2\n", "data.random_share=2: must be from 0 to 1"),
     ],
 )
 def test_faults_of_a_user_s_option(user_conf, text, expected):

@@ -27,7 +27,7 @@ from pml_cli.config.schema import (
 from pml_cli.data import python_docs, synthetic_facts
 from pml_cli.data.sources import Sample, check_length, open_source
 from pml_cli.errors import UserError
-from pml_cli.model.files import open_tokenizer
+from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.training.batches import PackData, SampleOrder
 
 TINY = Model(device="cpu")

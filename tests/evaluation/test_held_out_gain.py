@@ -67,9 +67,9 @@ def test_gains_are_those_of_the_whole_model():
     assert found[3] == {"control_base_loss": None, "control_gain": None}
     for k, samples in enumerate(unseen[:3]):
         losses = []
-        untrained = bank.only([k])
+        untrained = bank.select([k])
         untrained.B = {name: torch.zeros_like(B) for name, B in untrained.B.items()}
-        for adapter in (untrained, bank.only([k])):
+        for adapter in (untrained, bank.select([k])):
             nll = []
             for sample in samples:
                 ids = torch.tensor([[*sample.prompt, *sample.target]])

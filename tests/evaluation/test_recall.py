@@ -20,12 +20,12 @@ def trained(base, *asked):
     cells = []
     for rank, seqlen, data, steps in asked:
         run = Run(
-            rank,
-            seqlen,
-            1,
-            base.settings,
-            data,
-            MlpBlockAdapter(),
+            rank=rank,
+            seqlen=seqlen,
+            seed=1,
+            model=base.settings,
+            data=data,
+            adapter=MlpBlockAdapter(),
             train=Train(steps=steps, log_every=1000, lr=1e-2),
         )
         cells.append(Cell(run, source_of(run).take(seqlen)))
@@ -106,10 +106,12 @@ def test_a_sliding_window_shorter_than_the_input(model_folder):
     from pml_cli.model.loading import load_model
 
     base = load_model(Model(name="m", path=str(model_folder("mistral")), layer=1, device="cpu"))
-    bank = AdapterBank(base.sites(MlpBlockAdapter()), [4], [0], MlpBlockAdapter(), torch.float32)
+    bank = AdapterBank.initial(
+        base.sites(MlpBlockAdapter()), MlpBlockAdapter(), ranks=[4], seeds=[0], dtype=torch.float32
+    )
     torch.nn.init.normal_(next(iter(bank.B.values())), std=0.1)
     samples = [Sample((prompt, 4, 5), tuple(range(6, 36))) for prompt in range(1, 40)]
-    outputs = decode(base, bank.only([0]), [samples])[0]
+    outputs = decode(base, bank.select([0]), [samples])[0]
     longest = max(
         range(39), key=lambda i: len(set(outputs[i][10:]))
     )  # the one that says most after the window is full

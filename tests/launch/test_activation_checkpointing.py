@@ -57,7 +57,16 @@ def test_results_are_the_same_to_the_last_bit(model_folder, family, kind, dropou
     losses = (SftLoss(), MemftOtLoss())
     train = Train(steps=5, log_every=2, lr=3e-2)
     runs = [
-        Run(3 - i, 12 + i, i, base.settings, RandomData(), adapter, loss, train)
+        Run(
+            rank=3 - i,
+            seqlen=12 + i,
+            seed=i,
+            model=base.settings,
+            data=RandomData(),
+            adapter=adapter,
+            loss=loss,
+            train=train,
+        )
         for i, loss in enumerate(losses)
     ]
     cells = check(runs)
@@ -87,7 +96,9 @@ def test_the_layers_do_run_twice_and_draw_twice(model_folder, monkeypatch):
         drawn.clear()
         ends(
             base,
-            check([Run(2, 9, model=base.settings, adapter=adapter, train=Train(steps=4))]),
+            check(
+                [Run(rank=2, seqlen=9, model=base.settings, adapter=adapter, train=Train(steps=4))]
+            ),
             checkpointing,
         )
         counts.append((sum(runs), len(drawn)))
@@ -148,7 +159,7 @@ def test_flops_and_saved_bytes_of_a_step(family, kind):
 
 def test_one_cell_that_does_not_fit_keeps_less_unless_told_otherwise():
     base = dataclasses.replace(model("llama", **DEEP), layer=2)
-    cells = check([Run(rank, 300, model=base) for rank in (2, 4)])
+    cells = check([Run(rank=rank, seqlen=300, model=base) for rank in (2, 4)])
     alone = [cost_model.memory(Pack([cell])) for cell in cells]
     for memory, expected in (
         (None, [False]),
@@ -175,7 +186,7 @@ def test_one_cell_that_does_not_fit_keeps_less_unless_told_otherwise():
 def test_it_is_not_chosen_where_it_saves_nothing():
     """No layer runs above an adapter in the last one."""
     base = dataclasses.replace(model("llama"), layer=5)
-    (only,) = make_packs(check([Run(4, 40, model=base)]), Packing(memory=1))
+    (only,) = make_packs(check([Run(rank=4, seqlen=40, model=base)]), Packing(memory=1))
     assert not only.checkpointing
 
 
@@ -253,13 +264,13 @@ def test_the_price_of_the_papers_longest_texts():
     }
     architecture |= {"max_position_embeddings": 40960, "tie_word_embeddings": False}
     base = Model(
-        "qwen",
+        name="qwen",
         weights="random",
         architecture=architecture,
         layer=24,
         dtype="bfloat16",
         device="cpu",
     )
-    whole = Pack(check([Run(16, 10000, model=base)]))
+    whole = Pack(check([Run(rank=16, seqlen=10000, model=base)]))
     assert cost_model.saved_bytes(whole) / 1e9 > 15
     assert cost_model.saved_bytes(sparing(whole)) / 1e9 < 2

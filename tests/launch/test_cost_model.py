@@ -31,8 +31,9 @@ from pml_cli.config.schema import LinearAdapter, Model, PhonebookData, RandomDat
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, check
 from pml_cli.launch.throughput import KEPT, Rates
-from pml_cli.model import dims as dims_
 from pml_cli.model import head
+from pml_cli.model.device import device_memory
+from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.training import trainer as engine
 from pml_cli.training.trainer import Cell, Trainer
@@ -106,7 +107,7 @@ def test_flops_of_a_whole_training(adapter, train):
 def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
     base = Model(device="cpu")
     runs = [
-        Run(4, n, 0, base, data)
+        Run(rank=4, seqlen=n, seed=0, model=base, data=data)
         for n in (30, 31, 60)
         for data in (RandomData(), RandomData(seed=1), PhonebookData())
     ]
@@ -132,11 +133,14 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
 )
 def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ranks, fields, dtype):
     base = model(family, dtype, **fields)
-    runs = [Run(r, seqlen, s, base, RandomData(seed=s), adapter) for s, r in enumerate(ranks)]
+    runs = [
+        Run(rank=r, seqlen=seqlen, seed=s, model=base, data=RandomData(seed=s), adapter=adapter)
+        for s, r in enumerate(ranks)
+    ]
     planned = Pack(check(runs))
     loaded = load_model(base)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    assert dims_.shape(base).parameters * dims_.BYTES[dtype] == pytest.approx(weights, rel=0.01)
+    assert decoder_shape(base).parameters * BYTES[dtype] == pytest.approx(weights, rel=0.01)
 
     def run():
         made = Trainer(loaded, [Cell(c.run, c.samples) for c in planned.cells])
@@ -154,7 +158,7 @@ def test_the_constants_are_those_of_the_engine():
 
 def test_pricing_does_not_import_torch():
     code = (
-        "import sys\nfrom pml_cli.config import *\nfrom pml_cli.launch.packing import Pack, check\nfrom pml_cli.launch.cost_model import *\nfrom pml_cli.model.dims import device_memory\n"
+        "import sys\nfrom pml_cli.config import *\nfrom pml_cli.launch.packing import Pack, check\nfrom pml_cli.launch.cost_model import *\nfrom pml_cli.model.device import device_memory\n"
         "from pml_cli.launch.throughput import Rates\n"
         "pack = Pack(check([Run()]))\nassert flops(pack) > 0 and memory(pack) > 0\nRates().seconds('', '', '', pack)\n"
         "device_memory('cuda')\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
@@ -295,13 +299,13 @@ def test_memory_of_the_gpus(tmp_path, monkeypatch, script, expected):
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert dims_.device_memory("cuda") == expected
+    assert device_memory("cuda") == expected
 
 
 def test_memory_of_this_machine(tmp_path, monkeypatch):
-    assert 2**20 < dims_.device_memory("cpu") < 2**50
+    assert 2**20 < device_memory("cpu") < 2**50
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert dims_.device_memory("cuda") is None
+    assert device_memory("cuda") is None
 
 
 def test_numbers_for_people():
@@ -337,7 +341,9 @@ def test_numbers_for_people():
 def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
     """Four boundaries in 10 epochs of 13 samples, two at a time: 3 6 8 11 and 13 in use for two epochs each."""
     train = Train(epochs=10, batch=2, curriculum=[2, 4, 6, 8])
-    (cell,) = check([Run(4, 130, data=PhonebookData(), model=Model(device="cpu"), train=train)])
+    (cell,) = check(
+        [Run(rank=4, seqlen=130, data=PhonebookData(), model=Model(device="cpu"), train=train)]
+    )
     assert len(cell.samples) == 13
     assert cell.steps == 2 * (2 + 3 + 4 + 6 + 7)
     assert cost_model._filled(cell) == pytest.approx(2 * (3 + 6 + 8 + 11 + 13) / (2 * cell.steps))

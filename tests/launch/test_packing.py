@@ -25,7 +25,7 @@ CPU = Model(device="cpu")
 
 
 def run(rank=4, seqlen=32, seed=0, **more):
-    return Run(rank, seqlen, seed, **({"model": CPU} | more))
+    return Run(rank=rank, seqlen=seqlen, seed=seed, **({"model": CPU} | more))
 
 
 def packs_of(*runs, tokens=0):

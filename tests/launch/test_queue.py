@@ -23,7 +23,7 @@ CPU = Model(device="cpu")
 
 
 def run(rank=4, seqlen=32, **more):
-    return Run(rank, seqlen, **({"model": CPU} | more))
+    return Run(rank=rank, seqlen=seqlen, **({"model": CPU} | more))
 
 
 def grid(ranks=(1, 2, 4, 8), lengths=(16, 24, 32), **more):

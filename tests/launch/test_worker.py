@@ -141,7 +141,9 @@ def test_a_model_that_cannot_be_used_fails_its_cells_at_once(place, model_folder
         else model_folder("granite")
     )
     model = Model(name="odd", path=str(folder), layer=1, device="cpu")
-    cells = check([Run(rank, 12, model=model, train=Train(**DEFAULTS)) for rank in (2, 1)])
+    cells = check(
+        [Run(rank=rank, seqlen=12, model=model, train=Train(**DEFAULTS)) for rank in (2, 1)]
+    )
     fine = planned(ranks=(2, 1))
     with place() as here:
         here.train(cells)
@@ -181,7 +183,7 @@ def test_a_checkpoint_outlives_a_model_that_does_not_load(place, undisturbed, mo
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there_is_no_cells_fault(place):
-    (cell,) = check([Run(1, 8, model=Model(device="cuda"), train=Train(**DEFAULTS))])
+    (cell,) = check([Run(rank=1, seqlen=8, model=Model(device="cuda"), train=Train(**DEFAULTS))])
     with place() as here:
         with pytest.raises(UserError, match="no CUDA device here"):
             here.train([cell])

@@ -33,7 +33,9 @@ def settings(folder, **more):
 
 
 def loud_bank(base, adapter, ranks=(4, 2)):
-    bank = AdapterBank(base.sites(adapter), ranks, range(len(ranks)), adapter, base.adapter_dtype)
+    bank = AdapterBank.initial(
+        base.sites(adapter), adapter, ranks=ranks, seeds=range(len(ranks)), dtype=base.adapter_dtype
+    )
     g = torch.Generator().manual_seed(1)
     for name, B in bank.B.items():
         B.copy_(torch.randn(B.shape, generator=g, dtype=B.dtype))
@@ -44,7 +46,7 @@ def loud_bank(base, adapter, ranks=(4, 2)):
 
 def own_logits(base, ids, bank, k):
     with torch.no_grad():
-        return base.logits(base.full(ids, bank.only([k])).last_hidden_state)
+        return base.logits(base.full(ids, bank.select([k])).last_hidden_state)
 
 
 def plain(folder, dtype=torch.float32):
@@ -194,7 +196,9 @@ def test_training_is_that_of_peft_and_torch(model_folder, family, kind):
     adapter, rank, steps = LINEAR[family] if kind == "linear" else MlpBlockAdapter(), 3, 3
     base = load_model(settings(model_folder(family), dtype="float64"))
     theirs = peft_model(model_folder(family), adapter, rank, torch.float64)
-    start = AdapterBank(base.sites(adapter), [rank], [7], adapter, torch.float64)
+    start = AdapterBank.initial(
+        base.sites(adapter), adapter, ranks=[rank], seeds=[7], dtype=torch.float64
+    )
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if parameter.requires_grad and "lora_A" in name:
@@ -202,14 +206,25 @@ def test_training_is_that_of_peft_and_torch(model_folder, family, kind):
                 assert parameter.dtype == torch.float64
                 parameter.copy_(start.A[site][0].T)
     train = Train(steps=steps, lr=1e-2, schedule="constant", weight_decay=0.1, clip=1.0)
-    cell = Cell(Run(rank, 12, 7, base.settings, RandomData(), adapter, train=train), SAMPLES)
+    cell = Cell(
+        Run(
+            rank=rank,
+            seqlen=12,
+            seed=7,
+            model=base.settings,
+            data=RandomData(),
+            adapter=adapter,
+            train=train,
+        ),
+        SAMPLES,
+    )
     train_pack(base, [cell])
     trainable = [p for p in theirs.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-2, weight_decay=0.1)
     for _ in range(steps):
         peft_step(theirs, optimizer)
     found = peft_weights(theirs)
-    assert sum(p.numel() for p in trainable) == cell.adapter.count(0)
+    assert sum(p.numel() for p in trainable) == cell.adapter.parameter_count(0)
     tolerance = (
         1e-4 if family == "qwen3" else 1e-7
     )  # AdamW divides by tiny gradients: rounding shows
@@ -257,7 +272,9 @@ def test_saved_equals_loaded(model_folder, tmp_path, adapter):
     base = load_model(settings(model_folder("qwen3")))
     bank = loud_bank(base, adapter, (2, 5))
     bank.save(0, tmp_path, "x")
-    other = AdapterBank(base.sites(adapter), [7, 2], [8, 9], adapter, torch.float32)
+    other = AdapterBank.initial(
+        base.sites(adapter), adapter, ranks=[7, 2], seeds=[8, 9], dtype=torch.float32
+    )
     before = {name: A[0].clone() for name, A in other.A.items()}
     other.load(1, tmp_path)
     for name in bank.sites:
@@ -271,7 +288,7 @@ def test_saved_equals_loaded(model_folder, tmp_path, adapter):
 
 def test_delta_by_hand_and_hooks_come_off():
     site, kind = Site("m", 3, 2), LinearAdapter(targets=["m"], alpha=6.0)
-    bank = AdapterBank([site], [1, 3], [0, 1], kind, torch.float64)
+    bank = AdapterBank.initial([site], kind, ranks=[1, 3], seeds=[0, 1], dtype=torch.float64)
     for k, rank in enumerate((1, 3)):
         bank.B["m"][k, :rank] = torch.randn(rank, 2, dtype=torch.float64)
     module, x = torch.nn.Linear(3, 2).double(), torch.randn(4, 5, 3, dtype=torch.float64)
@@ -286,8 +303,10 @@ def test_delta_by_hand_and_hooks_come_off():
 
 def test_initial_weights_are_kaiming_and_belong_to_the_seed_alone():
     sites = [Site("a", 400, 10), Site("b", 50, 10)]
-    bank = AdapterBank(sites, [4, 8], [3, 4], MlpBlockAdapter(), torch.float32)
-    alone = AdapterBank(sites, [8], [4], MlpBlockAdapter(), torch.float32)
+    bank = AdapterBank.initial(
+        sites, MlpBlockAdapter(), ranks=[4, 8], seeds=[3, 4], dtype=torch.float32
+    )
+    alone = AdapterBank.initial(sites, MlpBlockAdapter(), ranks=[8], seeds=[4], dtype=torch.float32)
     for name, inputs in (("a", 400), ("b", 50)):
         assert torch.equal(bank.A[name][1], alone.A[name][0])
         assert not torch.equal(bank.A[name][0, :, :4], bank.A[name][1, :, :4])
@@ -295,7 +314,7 @@ def test_initial_weights_are_kaiming_and_belong_to_the_seed_alone():
         assert 0.95 / inputs**0.5 < drawn.abs().max() <= 1 / inputs**0.5
         assert drawn.std().item() == pytest.approx(1 / (3 * inputs) ** 0.5, rel=0.1)
         assert bank.B[name].abs().max() == 0
-    assert bank.count(0) == 4 * (410 + 60)
+    assert bank.parameter_count(0) == 4 * (410 + 60)
 
 
 def test_stack_joins_banks_of_different_ranks(model_folder):

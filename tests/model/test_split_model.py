@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from support.models import T, adapter_of, ids_of, local, loud_bank, own_logits
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
-from pml_cli.model.loading import load_model, pick_device
+from pml_cli.model import families
+from pml_cli.model.device import pick_device
+from pml_cli.model.loading import load_model
 from pml_cli.model.verify_split import agrees
 from pml_cli.model.weight_hash import CHUNK, tensor_checksums
 
@@ -151,7 +154,8 @@ def test_a_right_split_is_accepted_in_every_type(model_folder, family, dtype):
 @pytest.mark.parametrize("wrong", ["granite", "glm4"])
 def test_a_wrong_split_is_refused_in_every_type(model_folder, monkeypatch, wrong, dtype):
     """Granite scales what an MLP adds; GLM-4 norms it, which is overlooked here. Linear adapters know neither."""
-    monkeypatch.setattr("pml_cli.model.split_model.POST_MLP_NORMS", ("post_feedforward_layernorm",))
+    overlooked = replace(families.GENERIC, post_mlp_norms=("post_feedforward_layernorm",))
+    monkeypatch.setattr(families, "GENERIC", overlooked)
     for factor in (0.3, 1, 4, 8):
         base = grown(load_model(local(model_folder(wrong), dtype=dtype)), factor)
         base.check_split(loud_bank(base, LinearAdapter(targets=["q_proj"], layers=[1])))

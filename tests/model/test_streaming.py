@@ -10,11 +10,11 @@ import torch
 from support.families import FAMILIES
 from support.models import adapter_of, ids_of, loud_bank, own_logits
 
-from pml_cli.config.checks import problems
 from pml_cli.config.schema import Model, RandomData, Run, Train
+from pml_cli.config.setting import faults
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
-from pml_cli.model import dims as dims_
+from pml_cli.model import dims
 from pml_cli.model.loading import load_model
 from pml_cli.runs.run_id import run_id
 from pml_cli.training.trainer import Cell, Trainer
@@ -73,8 +73,8 @@ def test_training_is_the_same_to_the_last_bit(model_folder):
         base = load_model(local(model_folder("qwen3"), stream))
         for kind in ("linear", "mlp_block"):
             run = Run(
-                3,
-                20,
+                rank=3,
+                seqlen=20,
                 model=base.settings,
                 adapter=adapter_of(kind, "qwen3"),
                 data=RandomData(),
@@ -94,17 +94,17 @@ def test_it_changes_no_run_id_and_refuses_random_weights(model_folder):
     run = Run(
         model=Model(name="m", weights="random", architecture={"model_type": "llama"}, stream=True)
     )
-    assert [fault.split(":")[0] for fault in problems(run)] == ["model.stream=True"]
+    assert [fault.split(":")[0] for fault in faults(run)] == ["model.stream=true"]
 
 
 def test_weights_that_do_not_fit_are_streamed_unless_told_otherwise(model_folder, monkeypatch):
     folder = model_folder("llama")
-    needed = dims_.shape(local(folder, None)).parameters * 4
+    needed = dims.decoder_shape(local(folder, None)).parameters * 4
     for room, expected in ((needed / 0.9, True), (needed / 0.7, False), (None, False)):
-        monkeypatch.setattr(dims_, "_room", lambda kind, room=room: room)
-        assert dims_.streams(local(folder, None)) is expected
-        assert dims_.streams(local(folder, False)) is False
-        assert dims_.streams(local(folder, True)) is True
+        monkeypatch.setattr(dims, "_device_memory", lambda kind, room=room: room)
+        assert dims.is_streamed(local(folder, None)) is expected
+        assert dims.is_streamed(local(folder, False)) is False
+        assert dims.is_streamed(local(folder, True)) is True
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -13,29 +13,22 @@ from support.law_groups import groups_of
 from support.planted_laws import grid, result, several_texts
 
 from pml_cli.commands import fit
-from pml_cli.config.schema import Fit
+from pml_cli.config.reports import Fit
 from pml_cli.law import power_law
 from pml_cli.law.analysis import Analysis, Entry
 from pml_cli.law.bootstrap import bootstrap, profiles
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import Comparison, Group, Tie
 from pml_cli.law.mle import fit_saturating
-from pml_cli.law.observations import LN2, Observations
+from pml_cli.law.observations import Observations
 from pml_cli.report import law_folder
-from pml_cli.report.figures import diagnostics, heatmaps, parity, style
+from pml_cli.report.figures import diagnostics, heatmaps, parity, registry, style
 from pml_cli.report.figures import law as law_plots
 from pml_cli.report.figures.law_view import View
+from pml_cli.report.figures.registry import of_report
+from pml_cli.stats import LN2
 
-FIGURES = {
-    "page": law_plots.page_figure,
-    "rank": law_plots.rank_figure,
-    "length": law_plots.length_figure,
-    "maps": law_plots.maps_figure,
-    "surface": parity.surface_figure,
-    "predicted": parity.predicted_figure,
-    "residuals": diagnostics.residuals_figure,
-    "profile": diagnostics.profile_figure,
-}
+FIGURES = {name.removeprefix("law-"): spec.draw for name, spec in of_report("law").items()}
 
 
 def view_of(rows, form=None, draws=0):
@@ -266,28 +259,28 @@ def test_maps_hold_the_measured_values():
 def test_many_lengths_are_put_together_in_the_maps():
     lengths = np.arange(20, 2020)
     cells = pd.DataFrame({"rank": 8, "target_tokens": lengths, "final_loss": 1.0})
-    table = heatmaps.grid(cells, "final_loss")
+    table = heatmaps.cell_means(cells, "final_loss")
     assert table.shape[0] == 1 and 20 <= table.shape[1] <= 32 and (table.to_numpy() == 1).all()
-    assert heatmaps.grid(cells[:40], "final_loss").shape == (1, 40)
+    assert heatmaps.cell_means(cells[:40], "final_loss").shape == (1, 40)
 
 
 @pytest.mark.parametrize(
     ("rows", "drawn"),
     [
-        (grid(ranks=(4,)), "page rank length maps"),
-        (grid(lengths=(64,)), "page rank length maps"),
-        (grid(ranks=(64, 128, 256), lengths=(2, 4, 8)), "page rank length maps"),
-        (grid(ranks=(2, 4, 8), lengths=(64,)), "page rank length maps"),
-        ([result(4, 32)], "page rank length maps"),
-        ([result(4, 32) | {"rank": None}], "page"),
-        ([result(r, 16 * r) for r in (2, 3, 4, 6, 8, 12, 16)], "page rank length maps"),
+        (grid(ranks=(4,)), "law rank length maps"),
+        (grid(lengths=(64,)), "law rank length maps"),
+        (grid(ranks=(64, 128, 256), lengths=(2, 4, 8)), "law rank length maps"),
+        (grid(ranks=(2, 4, 8), lengths=(64,)), "law rank length maps"),
+        ([result(4, 32)], "law rank length maps"),
+        ([result(4, 32) | {"rank": None}], "law"),
+        ([result(r, 16 * r) for r in (2, 3, 4, 6, 8, 12, 16)], "law rank length maps"),
         (
             [
                 result(r, n, 6.0 * r**-0.3 * n**-0.1 + 0.02 * math.sin(r * n))
                 for r in (2, 4, 8, 16)
                 for n in (32, 64, 128)
             ],
-            "page rank length maps surface predicted residuals",
+            "law rank length maps surface predicted residuals",
         ),
     ],
     ids=[
@@ -309,7 +302,7 @@ def test_what_carries_no_law_is_drawn_as_far_as_it_goes(rows, drawn):
     if len(view.observed) in (0, 1, 3, 9):  # layout takes long, and the rest are laid out alike
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            made["page"].draw_without_rendering()
+            made["law"].draw_without_rendering()
 
 
 def test_odd_cells_do_not_stop_a_figure():
@@ -328,7 +321,7 @@ def test_odd_cells_do_not_stop_a_figure():
     for name, figure in FIGURES.items():
         made = figure(view)
         assert made is not None, name
-        if name in ("page", "profile"):  # the page has the pieces of the others
+        if name in ("law", "profile"):  # the page has the pieces of the others
             made.draw_without_rendering()
     axes = law_plots.rank_figure(view).axes[0]
     assert (
@@ -359,19 +352,24 @@ def test_the_same_figure_gives_the_same_bytes(bent, tmp_path):
 
 
 def test_ticks_keep_the_ends_and_do_not_touch():
-    assert style.thinned([1, 2, 4, 8, 12, 16]) == [1, 2, 4, 8, 16]
-    assert style.thinned([7]) == [7] and style.thinned([np.nan, -1]) == []
-    assert style.thinned([256, 512, 768, 1024, 1536, 2048, 3072]) == [
+    assert style.log_ticks([1, 2, 4, 8, 12, 16]) == [1, 2, 4, 8, 16]
+    assert style.log_ticks([7]) == [7] and style.log_ticks([np.nan, -1]) == []
+    assert style.log_ticks([256, 512, 768, 1024, 1536, 2048, 3072]) == [
         256,
         512,
         768,
         1536,
         3072,
     ]  # four letters are wide
-    many = style.thinned(np.arange(1, 5000))
-    assert many[0] == 1 and many[-1] == 4999 and len(many) <= style.TICKS + 1
-    assert [style.short(v) for v in (512, 4000, 12288, 1.5e6)] == ["512", "4k", "12.3k", "1.5M"]
-    assert [style.digits(v) for v in (0.6, 14, 3.14159, 123.4, 123456)] == [
+    many = style.log_ticks(np.arange(1, 5000))
+    assert many[0] == 1 and many[-1] == 4999 and len(many) <= style.MAX_LOG_TICKS + 1
+    assert [style.tick_label(v) for v in (512, 4000, 12288, 1.5e6)] == [
+        "512",
+        "4k",
+        "12.3k",
+        "1.5M",
+    ]
+    assert [style.three_digits(v) for v in (0.6, 14, 3.14159, 123.4, 123456)] == [
         "0.600",
         "14.0",
         "3.14",
@@ -383,8 +381,9 @@ def test_ticks_keep_the_ends_and_do_not_touch():
 def report(tmp_path, groups):
     """The names that are told and the pictures that are there; each is a line, not a drawing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(law_plots, "page_figure", lambda view: object())
-        patch.setattr(style, "save", lambda figure, path, form: path.write_text(form))
+        page = replace(registry.registered()["law"], draw=lambda view: object())
+        patch.setitem(registry._registered, "law", page)
+        patch.setattr(registry, "save", lambda figure, path, form: path.write_text(form))
         names = law_folder.write(tmp_path, groups, Fit())
     return names, sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
 
@@ -399,7 +398,7 @@ def test_figures_of_several_groups_have_their_folders_and_many_groups_a_page_eac
     ]
     assert files == sorted([*extra, *(f"law-{slug}.png" for slug in slugs)])
     assert names[-1] == "figures/ (12 files)"
-    many = [replace(two[0], slug=f"g{k}") for k in range(law_folder.MANY_GROUPS + 1)]
+    many = [replace(two[0], slug=f"g{k}") for k in range(registry.MANY_GROUPS + 1)]
     assert report(tmp_path / "many", many)[1] == [f"law-g{k}.png" for k in range(len(many))]
 
 

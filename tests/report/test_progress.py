@@ -5,19 +5,30 @@ import io
 import numpy as np
 from rich.console import Console
 
-from pml_cli.report.progress import ABOVE, BELOW, ProbeDisplay, SweepDisplay, sparkline, strip
+from pml_cli.report import progress
+from pml_cli.report.progress import (
+    ABOVE_HALF_COLOUR,
+    BELOW_HALF_COLOUR,
+    CountDisplay,
+    ProbeDisplay,
+    SweepDisplay,
+    probability_strip,
+    sparkline,
+)
 
 
 def test_strip_has_one_block_a_token_and_colours_the_threshold():
-    lines = strip(np.array([0.0, 0.49, 0.5, 0.51, 1.0]), width=10, rows=2)
+    lines = probability_strip(np.array([0.0, 0.49, 0.5, 0.51, 1.0]), width=10, rows=2)
     assert [line.plain for line in lines] == ["▁▄▅▅█"]
-    assert [span.style for span in lines[0].spans] == [BELOW, BELOW, BELOW, ABOVE, ABOVE]
+    assert [span.style for span in lines[0].spans] == [BELOW_HALF_COLOUR] * 3 + [
+        ABOVE_HALF_COLOUR
+    ] * 2
 
 
 def test_strip_of_many_tokens_shows_the_least_of_each_block_within_its_rows():
     p = np.ones(1000)
     p[501] = 0.1
-    lines = strip(p, width=20, rows=5)
+    lines = probability_strip(p, width=20, rows=5)
     assert len(lines) <= 5
     assert sum(line.plain.count("▁") for line in lines) == 1
 
@@ -48,3 +59,18 @@ def test_sweep_display_counts_cells_and_failures():
         display.end_cell("nan")
         display.end_pack(60)
     assert (display.ended, display.failed) == (2, 1)
+
+
+def test_piped_count_prints_plain_lines_only_where_asked_and_not_too_often(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    with CountDisplay(console, "reading", "runs", 3, "runs read") as display:
+        for now[0] in (1.0, 11.0, 12.0):
+            display.advance()
+    assert out.getvalue() == "2/3 runs read\n"
+    with CountDisplay(console, "fitting", "bootstrap draws") as display:
+        now[0] = 100.0
+        display.show(5, 10)
+    assert out.getvalue() == "2/3 runs read\n"

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pml_cli.config.checks import problems
 from pml_cli.config.compose import load
 from pml_cli.config.schema import (
     TINY,
@@ -24,6 +23,7 @@ from pml_cli.config.schema import (
     TextData,
     Train,
 )
+from pml_cli.config.setting import faults
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.runs import file_hash
@@ -112,7 +112,7 @@ def test_the_margin_loss_is_not_taken_for_that_of_other_defaults():
         ({"loss": MemftSwLoss(threshold=-1)}, "loss.threshold=-1"),
         ({"loss": MemftOtLoss(threshold=float("nan"))}, "loss.threshold=nan"),
         ({"loss": MemftMarginLoss(margin=-0.1)}, "loss.margin=-0.1"),
-        ({"loss": MemftMarginLoss(margin=0.0)}, "loss.margin=0.0"),
+        ({"loss": MemftMarginLoss(margin=0.0)}, "loss.margin=0"),
         ({"loss": MemftMarginLoss(growth=0.9)}, "loss.growth=0.9"),
         ({"loss": MemftMarginLoss(switch=1.1)}, "loss.switch=1.1"),
         ({"train": Train(stop_margin=float("nan"))}, "train.stop_margin=nan"),
@@ -123,7 +123,7 @@ def test_the_margin_loss_is_not_taken_for_that_of_other_defaults():
     ],
 )
 def test_a_setting_out_of_range_is_named(change, key):
-    (line,) = problems(Run(**change))
+    (line,) = faults(Run(**change))
     assert line.startswith(f"{key}: must be ")
 
 
@@ -221,4 +221,4 @@ def test_another_draw_that_gives_the_same_samples_is_refused(tmp_path):
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_that_no_generator_takes_are_refused(seed):
-    assert any("seed=" in line for line in problems(Run(seed=seed)))
+    assert any("seed=" in line for line in faults(Run(seed=seed)))

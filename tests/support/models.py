@@ -25,7 +25,9 @@ def adapter_of(kind, family):
 
 def loud_bank(base, adapter, ranks=(3, 1)):
     """Adapters far from zero, so that a pass without them would be noticed."""
-    bank = AdapterBank(base.sites(adapter), ranks, range(len(ranks)), adapter, base.adapter_dtype)
+    bank = AdapterBank.initial(
+        base.sites(adapter), adapter, ranks=ranks, seeds=range(len(ranks)), dtype=base.adapter_dtype
+    )
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for B in bank.B.values():

@@ -53,7 +53,20 @@ def model(family="qwen3", dtype="float32", **fields):
 def pack(base, adapter=BLOCK, seqlen=40, ranks=(4, 2), data=None, **train):
     train = Train(**({"steps": 3} | train))
     return Pack(
-        check([Run(r, seqlen, 0, base, data or RandomData(), adapter, train=train) for r in ranks])
+        check(
+            [
+                Run(
+                    rank=r,
+                    seqlen=seqlen,
+                    seed=0,
+                    model=base,
+                    data=data or RandomData(),
+                    adapter=adapter,
+                    train=train,
+                )
+                for r in ranks
+            ]
+        )
     )
 
 

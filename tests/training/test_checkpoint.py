@@ -20,7 +20,7 @@ from pml_cli.config.schema import (
 )
 from pml_cli.data.opened import source_of
 from pml_cli.training.checkpoint import Checkpoints
-from pml_cli.training.trainer import Cell, Trainer
+from pml_cli.training.trainer import Cell, Trainer, TrainingObserver
 
 STEPS, BREAK = 30, 17
 
@@ -51,11 +51,12 @@ def trained(base, cells, state=None, keep=None):
     """Train a fresh copy of the cells; `keep` takes the state at step BREAK."""
     cells = [Cell(cell.run, cell.samples) for cell in cells]
 
-    def between(step):
-        if keep is not None and step == BREAK:
-            keep.append(trainer.state(step))
+    class StateAtBreak(TrainingObserver):
+        def before_step(self, step):
+            if keep is not None and step == BREAK:
+                keep.append(trainer.state(step))
 
-    trainer = Trainer(base, cells, between=between)
+    trainer = Trainer(base, cells, StateAtBreak())
     trainer.train(state)
     return cells
 

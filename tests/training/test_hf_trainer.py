@@ -44,7 +44,7 @@ LOSSES = [
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_weights_and_loss_are_the_engines(double_base, loss):
     """The same padded batch, three times over: the window's memory too."""
-    run = Run(4, 60, model=Model(), data=PhonebookData(), loss=loss)
+    run = Run(rank=4, seqlen=60, model=Model(), data=PhonebookData(), loss=loss)
     cell = Cell(run, source_of(run).take(60))
     engine, ours = Engine(double_base, [cell]), MemFTLoss(loss)
     layout, inputs = engine.static

@@ -431,8 +431,12 @@ def plain_loop(base, run, samples):
     (sample,) = samples
     ids = torch.tensor([[*sample.prompt, *sample.target]])
     start = len(sample.prompt) - 1
-    bank = AdapterBank(
-        base.sites(run.adapter), [run.rank], [run.seed], run.adapter, base.adapter_dtype
+    bank = AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
     ).requires_grad_()
     optimizer = torch.optim.AdamW(
         bank.parameters(), lr=run.train.lr, weight_decay=run.train.weight_decay
@@ -477,7 +481,7 @@ def test_a_small_law_grid_is_what_the_plain_loop_gives(
     base = double_base if precise else tiny_base
     train = Train(steps=steps, lr=5e-2 if precise else 2e-2)
     runs = [
-        Run(rank, n, model=base.settings, loss=loss, train=train)
+        Run(rank=rank, seqlen=n, model=base.settings, loss=loss, train=train)
         for rank in (1, 6)
         for n in (9, 16, 40)
     ]

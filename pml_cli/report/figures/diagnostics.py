@@ -11,8 +11,9 @@ from scipy import stats
 from pml_cli.law.bootstrap import Profile
 from pml_cli.law.mle import NATURAL
 from pml_cli.law.observations import of_size
-from pml_cli.law.power_law import CONFIDENCE, OK, Array
+from pml_cli.law.power_law import OK
 from pml_cli.report.figures.law_view import View
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     GREY,
     MANY_POINTS,
@@ -20,11 +21,12 @@ from pml_cli.report.figures.style import (
     PAGE,
     PURPLE,
     column_figure,
-    digits,
     log_axis,
-    rank_label,
-    small,
+    size_label,
+    style_for_column,
+    three_digits,
 )
+from pml_cli.stats import CONFIDENCE, Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +45,7 @@ BINS = 24  # values of an axis up to which each has a mean of its own
 TOP = 12.0  # of the deviance axis; 95 % ends at 3.84
 
 
+@figure("law-residuals", "residuals by rank, length and predicted gain")
 def residuals_figure(view: View) -> Figure | None:
     """Relative residuals against rank, length and predicted gain; what is left after a good law has no trend."""
     if view.law is None:
@@ -58,7 +61,7 @@ def residuals_figure(view: View) -> Figure | None:
     figure = column_figure(PAGE, 2.5)
     panels = figure.subplots(1, 3, sharey=True)
     columns = (
-        (o.rank, rank_label(view.x)),
+        (o.rank, size_label(view.x)),
         (o.length, "length l, tokens"),
         (predicted, "predicted gain dL, nats per token"),
     )
@@ -70,7 +73,7 @@ def residuals_figure(view: View) -> Figure | None:
         if values is not predicted:
             log_axis(axes, values)
         axes.set_xlabel(label)
-        small(axes)
+        style_for_column(axes)
     panels[0].set(ylabel="measured above predicted, %", ylim=(-size, size))
     panels[0].yaxis.label.set_size(7.5)
     spread = 100 * view.parameters["spread"] if "spread" in view.parameters else math.nan
@@ -137,6 +140,10 @@ def _means(values: Array, residual: Array, binned: bool) -> tuple[Array, Array]:
     return distinct, np.bincount(place.ravel(), residual) / np.bincount(place.ravel())
 
 
+@figure(
+    "law-profile",
+    "profile deviance of alpha, beta, b and k, the bootstrap's draws and interval",
+)
 def profile_figure(view: View) -> Figure | None:
     """How the likelihood falls when one parameter is held, beside the bootstrap's draws: alpha, beta, b, k."""
     lines = [line for line in view.analysis.profiles.values() if len(line.values) > 1]
@@ -146,7 +153,7 @@ def profile_figure(view: View) -> Figure | None:
     panels = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
     for axes, line in zip(panels, lines, strict=True):
         _profile(axes, view, line)
-        small(axes)
+        style_for_column(axes)
     panels[0].set_ylabel("profile deviance", fontsize=7.5)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -171,7 +178,7 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
         fit.parameters[line.name],
         view.analysis.intervals.get(line.name, (math.nan, math.nan)),
     )
-    span = f" ({digits(low)} to {digits(high)})" if math.isfinite(low + high) else ""
+    span = f" ({three_digits(low)} to {three_digits(high)})" if math.isfinite(low + high) else ""
     ends = [float(line.values.min()), float(line.values.max())]
     if made is not None and made.status == OK:
         draws = made.draws[:, NATURAL.index(line.name)]
@@ -201,9 +208,10 @@ def _profile(axes: Axes, view: View, line: Profile) -> None:
     axes.set(
         ylim=(0, TOP), xlim=ends, xlabel=f"{line.name} ({of_size(MEANING[line.name], view.x)})"
     )
-    axes.set_title(f"{digits(at)}{span}")
+    axes.set_title(f"{three_digits(at)}{span}")
 
 
+@figure("comparison", "exponents of compared groups with 95 % intervals and the shared value")
 def forest_figure(found: Comparison) -> Figure:
     """Exponents of groups side by side with their 95 % intervals, the value that they would share, both tests of that."""
     from matplotlib.figure import Figure

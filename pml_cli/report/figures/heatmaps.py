@@ -1,37 +1,53 @@
-"""Heat maps over rank and length: a value in every cell, and a line around the cells that count."""
+"""Heat maps over rank and length: a value in every cell, an outline around those that count."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from pml_cli.law.observations import LN2
-from pml_cli.law.power_law import Mask
-from pml_cli.report.figures.style import joined, nothing, rank_label, short
+from pml_cli.report.figures.style import empty_panel, size_label, tick_label
+from pml_cli.stats import LN2, Array, Mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
-WRITTEN = 16, 30  # columns and rows up to which every value is written in its cell
-LABELS = 10, 24  # ticks, at most, where there are more values than that
-BINS = 64, 32  # more distinct ranks or lengths than the first are put together into the second
-RED = "#d7301f"
+MAX_ANNOTATED_COLUMNS = 16
+MAX_ANNOTATED_ROWS = 30
+"""A larger map has a colour bar instead of a value in each cell."""
+
+MAX_X_LABELS = 10
+MAX_Y_LABELS = 24
+"""Labels of an axis with more values than `MAX_ANNOTATED_COLUMNS`."""
+
+MAX_DISTINCT = 64
+"""An axis with more distinct ranks or lengths than this is binned."""
+BINS = 32
+
+OUTLINE_COLOUR = "#d7301f"
 
 
-def loss_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", size: float = 8) -> None:
-    """Final loss, with those at or below ln 2 outlined: p is then above one half on average."""
-    table = grid(cells, "final_loss", x)
-    inside = table.to_numpy(float) <= LN2
-    base = pd.to_numeric(cells.reindex(columns=["base_loss"])["base_loss"], errors="coerce").max()
-    _heat(
-        axes, table, "viridis_r", None, size=size, most=float(base)
-    )  # a diverged cell must not dim the others
-    _outline(axes, inside)
-    axes.set_title(f"Final loss, nats/token: <= ln 2 in {_count(inside, table)}")
-    _label(axes, cells, x)
+def loss_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", fontsize: float = 8) -> None:
+    """Final loss, with an outline where it is at or below ln 2 (p is then above 0.5 on average).
+
+    Args:
+        cells: one row a run, with the columns x, target_tokens, base_loss and final_loss.
+        x: column on the axis of sizes.
+        fontsize: points.
+    """
+    table = cell_means(cells, "final_loss", x)
+    below_ln2 = table.to_numpy(float) <= LN2
+    # Colours end at the base loss: one diverged cell must not dim the others.
+    largest_base_loss = _numeric(cells, ["base_loss"])["base_loss"].max()
+
+    _heat_map(axes, table, "viridis_r", fontsize=fontsize, vmax_limit=float(largest_base_loss))
+    _outline(axes, below_ln2)
+    axes.set_title(f"Final loss, nats/token: <= ln 2 in {_outlined_count(below_ln2, table)}")
+    _label_axes(axes, cells, x)
 
 
 def accuracy_map(
@@ -39,149 +55,223 @@ def accuracy_map(
     cells: pd.DataFrame,
     x: str = "rank",
     column: str = "token_accuracy",
-    size: float = 8,
+    fontsize: float = 8,
 ) -> None:
-    """Share of the tokens that are right, in per cent, with the cells where all are outlined."""
-    table = grid(cells, column, x) * 100
-    inside = table.to_numpy(float) == 100
-    _heat(axes, table, "viridis", 100, size=size)
-    _outline(axes, inside)
-    how = "Teacher-forced" if column == "token_accuracy" else "Free-running"
-    axes.set_title(f"{how} accuracy, %: 100 in {_count(inside, table)}")
-    _label(axes, cells, x)
+    """Token accuracy in per cent, with an outline where it is 100.
+
+    Args:
+        cells: one row a run, with the columns x, target_tokens and `column`.
+        x: column on the axis of sizes.
+        column: token_accuracy (teacher-forced) or free_accuracy (free-running), 0..1.
+        fontsize: points.
+    """
+    table = cell_means(cells, column, x) * 100
+    perfect = table.to_numpy(float) == 100
+
+    _heat_map(axes, table, "viridis", fontsize=fontsize, vmax=100)
+    _outline(axes, perfect)
+    decoding = "Teacher-forced" if column == "token_accuracy" else "Free-running"
+    axes.set_title(f"{decoding} accuracy, %: 100 in {_outlined_count(perfect, table)}")
+    _label_axes(axes, cells, x)
 
 
-def bits_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", size: float = 8) -> None:
-    """Bits per trainable parameter: of the source where its entropy is known everywhere, else those gained."""
-    bits = cells.reindex(columns=["bits_memorised", "bits_gained"]).apply(
-        pd.to_numeric, errors="coerce"
-    )
-    known = len(bits) > 0 and bits["bits_memorised"].notna().all()
-    column = "bits_memorised" if known else "bits_gained"
-    size_of = pd.to_numeric(
-        cells.reindex(columns=["trainable_parameters"])["trainable_parameters"], errors="coerce"
-    )
-    share = (bits[column] / size_of).where(size_of > 0)
-    _heat(axes, grid(cells.assign(share=share), "share", x), "viridis", None, size=size)
-    axes.set_title(f"Bits {'memorised' if known else 'gained'} per trainable parameter")
-    _label(axes, cells, x)
+def bits_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", fontsize: float = 8) -> None:
+    """Bits per trainable parameter: memorised where the source's entropy is known, else gained.
+
+    Args:
+        cells: one row a run, with the columns x, target_tokens, trainable_parameters and
+            bits_memorised or bits_gained.
+        x: column on the axis of sizes.
+        fontsize: points.
+    """
+    numbers = _numeric(cells, ["bits_memorised", "bits_gained", "trainable_parameters"])
+    entropy_known = len(numbers) > 0 and numbers["bits_memorised"].notna().all()
+    bits = numbers["bits_memorised"] if entropy_known else numbers["bits_gained"]
+    parameters = numbers["trainable_parameters"]
+    bits_per_parameter = (bits / parameters).where(parameters > 0)
+
+    table = cell_means(cells.assign(bits_per_parameter=bits_per_parameter), "bits_per_parameter", x)
+    _heat_map(axes, table, "viridis", fontsize=fontsize)
+    verb = "memorised" if entropy_known else "gained"
+    axes.set_title(f"Bits {verb} per trainable parameter")
+    _label_axes(axes, cells, x)
 
 
-def grid(cells: pd.DataFrame, column: str, x: str = "rank") -> pd.DataFrame:
-    """The mean of a column over each cell, largest rank on top."""
-    values = cells.reindex(columns=[x, "target_tokens", column]).apply(
-        pd.to_numeric, errors="coerce"
-    )
-    for axis in (x, "target_tokens"):
-        values[axis] = _together(values[axis])
-    table: pd.DataFrame = values.pivot_table(
-        index=x, columns="target_tokens", values=column, dropna=False
-    )
+def cell_means(cells: pd.DataFrame, column: str, x: str = "rank") -> pd.DataFrame:
+    """The mean of a column over the runs of each cell.
+
+    Args:
+        cells: one row a run.
+        column: what is averaged.
+        x: column on the axis of sizes.
+
+    Returns:
+        Sizes (largest first) x lengths; nan where there is no run. Axes with more than
+        MAX_DISTINCT values are binned.
+    """
+    values = _numeric(cells, [x, "target_tokens", column])
+    values[x] = _binned(values[x])
+    values["target_tokens"] = _binned(values["target_tokens"])
+
+    table = values.pivot_table(index=x, columns="target_tokens", values=column, dropna=False)
     return table.sort_index(ascending=False)
 
 
-def rows(cells: pd.DataFrame, x: str = "rank") -> int:
-    """How many rows of a page a map takes: fewer where no values are written."""
-    found = cells[x].nunique()
-    return found if found <= WRITTEN[1] else WRITTEN[1] // 2
+def map_rows(cells: pd.DataFrame, x: str = "rank") -> int:
+    """The height of a map in rows of text: less where no values are written.
+
+    Args:
+        cells: one row a run, with the column x.
+    """
+    rows = cells[x].nunique()
+    return rows if rows <= MAX_ANNOTATED_ROWS else MAX_ANNOTATED_ROWS // 2
 
 
-def _together(values: pd.Series[float]) -> pd.Series[float]:
-    """The values, or where there are too many the middles of bins of equal ratio, with two digits."""
-    if values.nunique() <= BINS[0]:
+def _numeric(cells: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The columns as numbers; nan where a value, or a column, is missing."""
+    selected = cells.reindex(columns=list(columns))
+    numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
+    return numbers
+
+
+def _binned(values: pd.Series[float]) -> pd.Series[float]:
+    """The values; where there are too many, the middles of bins of equal ratio (two digits)."""
+    if values.nunique() <= MAX_DISTINCT:
         return values
-    low, ratio = math.log(values.min()), math.log(values.max() / values.min())
-    place = np.minimum(
-        np.floor((np.log(values.to_numpy(float)) - low) / ratio * BINS[1]), BINS[1] - 1
-    )
-    middle = np.exp(low + (place + 0.5) * ratio / BINS[1])
+
+    log_low = math.log(values.min())
+    log_range = math.log(values.max() / values.min())
+    position = (np.log(values.to_numpy(float)) - log_low) / log_range
+    bin_index = np.minimum(np.floor(position * BINS), BINS - 1)
+    middle = np.exp(log_low + (bin_index + 0.5) * log_range / BINS)
     return pd.Series([float(f"{value:.2g}") for value in middle], values.index)
 
 
-def _label(axes: Axes, cells: pd.DataFrame, x: str) -> None:
-    repeats = "mean of the runs in a cell" if cells.duplicated([x, "target_tokens"]).any() else ""
-    axes.set(xlabel=joined("length l, tokens", repeats), ylabel=rank_label(x))
+def _label_axes(axes: Axes, cells: pd.DataFrame, x: str) -> None:
+    label = "length l, tokens"
+    if cells.duplicated([x, "target_tokens"]).any():
+        label += "   (mean of the runs in a cell)"
+    axes.set(xlabel=label, ylabel=size_label(x))
 
 
-def _count(inside: Mask, table: pd.DataFrame) -> str:
-    found, of = int(inside.sum()), int(np.isfinite(table.to_numpy(float)).sum())
-    return f"{found} of {of} (outlined)" if found else f"none of {of}"
+def _outlined_count(inside: Mask, table: pd.DataFrame) -> str:
+    """How many of the measured cells are outlined; `inside` and `table` are (sizes, lengths)."""
+    measured = int(np.isfinite(table.to_numpy(float)).sum())
+    if not inside.any():
+        return f"none of {measured}"
+    return f"{int(inside.sum())} of {measured} (outlined)"
 
 
-def _heat(
+def _heat_map(
     axes: Axes,
     table: pd.DataFrame,
-    colours: str,
-    top: float | None,
+    cmap: str,
     *,
-    size: float,
-    most: float = math.inf,
+    fontsize: float,
+    vmax: float | None = None,
+    vmax_limit: float = math.inf,
 ) -> None:
-    """From 0 to `top` (None: the largest, or `most`), the values written in their cells where there is room, else a bar."""
+    """Draw a table as colours from 0, with values in the cells where there is room, else a bar.
+
+    Args:
+        table: sizes x lengths, as from `cell_means`.
+        cmap: name of a matplotlib colour map.
+        fontsize: points.
+        vmax: value of the last colour; None for the largest in the table.
+        vmax_limit: no more than this where `vmax` is None; nan for no limit.
+    """
     from matplotlib import colormaps
 
     values = table.to_numpy(float)
     if not np.isfinite(values).any():
-        nothing(axes, "not measured")
+        empty_panel(axes, "not measured")
         return
-    end = top or min(float(np.nanmax(values)), most if math.isfinite(most) else math.inf)
+
+    end = vmax
+    if end is None:
+        end = float(np.nanmax(values))
+        if math.isfinite(vmax_limit):
+            end = min(end, vmax_limit)
     image = axes.imshow(
         values,
         aspect="auto",
-        cmap=colormaps[colours],
+        cmap=colormaps[cmap],
         vmin=0,
         vmax=max(end, 1e-9),
         interpolation="nearest",
     )
-    ranks, lengths = table.index.to_numpy(float), table.columns.to_numpy(float)
-    for place, labels, count in ((axes.xaxis, lengths, LABELS[0]), (axes.yaxis, ranks, LABELS[1])):
-        step = 1 if len(labels) <= WRITTEN[0] else math.ceil(len(labels) / count)
-        shown = range(0, len(labels), step)
-        place.set_ticks(shown, labels=[short(float(labels[k])) for k in shown], fontsize=size)
+
+    _label_ticks(axes.xaxis, table.columns.to_numpy(float), MAX_X_LABELS, fontsize)
+    _label_ticks(axes.yaxis, table.index.to_numpy(float), MAX_Y_LABELS, fontsize)
     axes.tick_params(length=0)
-    if values.shape[1] > WRITTEN[0] or values.shape[0] > WRITTEN[1]:
+
+    rows, columns = values.shape
+    if columns > MAX_ANNOTATED_COLUMNS or rows > MAX_ANNOTATED_ROWS:
         figure = axes.get_figure()
         assert figure is not None
-        figure.colorbar(image, ax=axes, pad=0.01).ax.tick_params(labelsize=size)
+        figure.colorbar(image, ax=axes, pad=0.01).ax.tick_params(labelsize=fontsize)
         return
-    smaller = size - 1 if values.shape[1] > 10 else size
+    smaller = fontsize - 1 if columns > 10 else fontsize
+    _annotate(axes, image, values, percent=vmax is not None, fontsize=smaller)
+
+
+def _label_ticks(axis: Axis, values: Array, max_labels: int, fontsize: float) -> None:
+    """Label the rows or columns of a map; every nth where there are many. values: (n,)."""
+    step = 1
+    if len(values) > MAX_ANNOTATED_COLUMNS:
+        step = math.ceil(len(values) / max_labels)
+    positions = range(0, len(values), step)
+    labels = [tick_label(float(values[k])) for k in positions]
+    axis.set_ticks(positions, labels=labels, fontsize=fontsize)
+
+
+def _annotate(axes: Axes, image: Any, values: Array, *, percent: bool, fontsize: float) -> None:
+    """Write each finite value in its cell, in white on dark colours. values: (sizes, lengths)."""
     for (i, j), value in np.ndenumerate(values):
-        if math.isfinite(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
-            axes.text(
-                j, i, _written(value, top), ha="center", va="center", fontsize=smaller, color=colour
-            )
-
-
-def _written(value: float, top: float | None) -> str:
-    """A loss or a count of bits with three digits; per cent without decimals, never rounded up to 100."""
-    if top is None:
-        return (
-            f"{value:.2f}"
-            if abs(value) < 10
-            else f"{value:.1f}"
-            if abs(value) < 100
-            else f"{value:.0f}"
+        if not math.isfinite(value):
+            continue
+        red, green, blue, _ = image.cmap(image.norm(value))
+        luminance = 0.299 * red + 0.587 * green + 0.114 * blue
+        axes.text(
+            j,
+            i,
+            _percent_text(value) if percent else _value_text(value),
+            ha="center",
+            va="center",
+            fontsize=fontsize,
+            color="white" if luminance < 0.5 else "black",
         )
+
+
+def _percent_text(value: float) -> str:
+    """Without decimals, and never rounded up to 100."""
     return f"{math.floor(value) if value > 99 else value:.0f}"
 
 
+def _value_text(value: float) -> str:
+    """A loss or a number of bits with about three digits."""
+    if abs(value) < 10:
+        return f"{value:.2f}"
+    if abs(value) < 100:
+        return f"{value:.1f}"
+    return f"{value:.0f}"
+
+
 def _outline(axes: Axes, inside: Mask) -> None:
-    """A line around the region of a heat map where `inside` holds."""
+    """Draw a line around the region of a map where `inside` (sizes, lengths) holds."""
     from matplotlib.collections import LineCollection
 
     padded = np.pad(inside, 1)
-    lines = [
-        [(j - 0.5, i - 1.5), (j - 0.5, i - 0.5)]
-        for i, j in np.argwhere(padded[:, 1:] != padded[:, :-1]).tolist()
-    ]
-    lines += [
-        [(j - 1.5, i - 0.5), (j - 0.5, i - 0.5)]
-        for i, j in np.argwhere(padded[1:] != padded[:-1]).tolist()
-    ]
-    width = 2.2 if inside.size < 400 else 1.2
-    axes.add_collection(
-        LineCollection(lines, colors=RED, linewidths=width, capstyle="round", clip_on=False),
-        autolim=False,
+    vertical_borders = np.argwhere(padded[:, 1:] != padded[:, :-1]).tolist()
+    horizontal_borders = np.argwhere(padded[1:] != padded[:-1]).tolist()
+    segments = [[(j - 0.5, i - 1.5), (j - 0.5, i - 0.5)] for i, j in vertical_borders]
+    segments += [[(j - 1.5, i - 0.5), (j - 0.5, i - 0.5)] for i, j in horizontal_borders]
+
+    lines = LineCollection(
+        segments,
+        colors=OUTLINE_COLOUR,
+        linewidths=2.2 if inside.size < 400 else 1.2,
+        capstyle="round",
+        clip_on=False,
     )
+    axes.add_collection(lines, autolim=False)

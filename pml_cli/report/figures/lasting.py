@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from pml_cli.analysis.paired import half_width
 from pml_cli.evaluation.conditions import BY_NAME, TRAINED
-from pml_cli.law.power_law import Array
 from pml_cli.report.figures.memft import STYLES
+from pml_cli.report.figures.registry import figure
+from pml_cli.stats import Array, t_half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +40,10 @@ LABELS = {
 }
 
 
+@figure(
+    "lasting",
+    "recall under each deployment condition, fall of margins, forgetting against recall",
+)
 def lasting_figure(table: pd.DataFrame) -> Figure:
     """Left: tokens right under each condition. Middle: how far margins fall. Right: damage against recall.
 
@@ -108,7 +112,7 @@ def _recall(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:
                 float
             )
             means.append(units.mean() if len(units) else np.nan)
-            halves.append(np.nan_to_num(half_width(units)) if len(units) else 0.0)
+            halves.append(np.nan_to_num(t_half_width(units)) if len(units) else 0.0)
         x, y, half = np.arange(len(names)) + shift, np.array(means), np.array(halves)
         bars = np.stack([half, np.minimum(half, 100 - y)])  # no share is above 100 %
         axes.errorbar(

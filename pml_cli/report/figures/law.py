@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pml_cli.law.power_law import BOUND_HIT, OK, Array
+from pml_cli.law.power_law import BOUND_HIT, OK
 from pml_cli.report.figures import heatmaps
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.parity import agreement
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     COLUMN,
     GREY,
     MANY_POINTS,
     MARKERS,
     PAGE,
+    axis_limits,
     column_figure,
-    limits,
     log_axis,
-    ordered,
-    rank_label,
-    small,
+    sequential_colours,
+    size_label,
+    style_for_column,
 )
+from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,13 +41,17 @@ MAP_ROW = 0.29  # inches
 DIFFERS = 0.02  # of the largest gain; nearer than this two lines are one
 
 
+@figure(
+    "law",
+    "the page of a group: gain by rank and length, predicted against measured, loss, accuracy",
+)
 def page_figure(view: View) -> Figure:
     """Gain by rank and by length, predicted against measured, heat maps of final loss and accuracy: the paper's Figure 2."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     there = _measured(view)
-    height = max(3.2, 1.3 + MAP_ROW * heatmaps.rows(there, view.x))
+    height = max(3.2, 1.3 + MAP_ROW * heatmaps.map_rows(there, view.x))
     figure = Figure(
         figsize=(12, 5.0 + height), layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06)
     )
@@ -81,11 +87,13 @@ def page_figure(view: View) -> Figure:
     return figure
 
 
+@figure("law-rank", "gain by rank, as wide as one column of print")
 def rank_figure(view: View) -> Figure | None:
     """Gain against rank, a line a length."""
     return _curve_figure(view, "rank")
 
 
+@figure("law-length", "gain by length, as wide as one column of print")
 def length_figure(view: View) -> Figure | None:
     """Gain against length, a line a rank."""
     return _curve_figure(view, "length")
@@ -113,7 +121,7 @@ def _curve_figure(view: View, along: str) -> Figure | None:
     )
     _style_legend(figure, axes, fontsize=6, columns=3)
     figure.suptitle(_curve_title(view, along), fontsize=8)
-    small(axes)
+    style_for_column(axes)
     return figure
 
 
@@ -122,9 +130,9 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     other = "length" if along == "rank" else "rank"
     points = view.points
     picked = _picked(np.unique(points[other].to_numpy(float)))
-    top = limits(points["low"].to_numpy(float), points["high"].to_numpy(float))
+    top = axis_limits(points["low"].to_numpy(float), points["high"].to_numpy(float))
     order = picked if along == "rank" else picked[::-1]
-    colours = dict(zip(picked.tolist(), ordered(len(picked)), strict=True))
+    colours = dict(zip(picked.tolist(), sequential_colours(len(picked)), strict=True))
     many = len(points) > MANY_POINTS
     for k, value in enumerate(order.tolist()):
         colour, shape = colours[value], MARKERS[k % len(MARKERS)]
@@ -172,7 +180,7 @@ def _curves(axes: Axes, view: View, along: str, marker: float) -> None:
     log_axis(axes, points[along])
     axes.set_ylim(*top)
     axes.set(
-        xlabel=rank_label(view.x) if along == "rank" else "length l, tokens",
+        xlabel=size_label(view.x) if along == "rank" else "length l, tokens",
         ylabel="gain dL, nats per token",
     )
 
@@ -297,20 +305,24 @@ def _curve_title(view: View, along: str) -> str:
     return f"Twice the {word}: gain{above} times {factor:.2f}{far}"
 
 
+@figure(
+    "law-maps",
+    "final loss, teacher-forced and free-running accuracy, bits per trainable parameter",
+)
 def maps_figure(view: View) -> Figure | None:
     """Final loss, accuracy given the true text and alone, bits per trainable parameter, over rank and length."""
     there = _measured(view)
     if there.empty:
         return None
-    figure = column_figure(PAGE, 2 * max(1.7, 0.9 + 0.17 * heatmaps.rows(there, view.x)))
+    figure = column_figure(PAGE, 2 * max(1.7, 0.9 + 0.17 * heatmaps.map_rows(there, view.x)))
     panels = figure.subplots(2, 2)
     size = 6.5 if there["target_tokens"].nunique() <= 10 else 5.5
     heatmaps.loss_map(panels[0, 0], there, view.x, size)
     heatmaps.bits_map(panels[0, 1], there, view.x, size)
-    heatmaps.accuracy_map(panels[1, 0], there, view.x, size=size)
-    heatmaps.accuracy_map(panels[1, 1], there, view.x, "free_accuracy", size=size)
+    heatmaps.accuracy_map(panels[1, 0], there, view.x, fontsize=size)
+    heatmaps.accuracy_map(panels[1, 1], there, view.x, "free_accuracy", fontsize=size)
     for axes in panels.flat:
-        small(axes, tick=0)
+        style_for_column(axes, tick_length=0)
         axes.title.set_fontsize(7.5)
     return figure
 

@@ -14,7 +14,8 @@ from pml_cli.law.analysis import Analysis, Entry
 from pml_cli.law.mle import SaturatingFit
 from pml_cli.law.model_selection import EDGE, Check, Fitted, Plain
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import NOT_IDENTIFIED, Array, LawFit, Mask
+from pml_cli.law.power_law import NOT_IDENTIFIED, LawFit
+from pml_cli.stats import Array, Mask
 
 
 @dataclass(frozen=True)

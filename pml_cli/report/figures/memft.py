@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from pml_cli.analysis.paired import half_width
+from pml_cli.report.figures.registry import figure
+from pml_cli.stats import t_half_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +39,7 @@ MOST_COLUMNS = 3
 BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
 
 
+@figure("memft", "accuracy by rank under each loss, a panel for each length")
 def accuracy_figure(runs: pd.DataFrame, rates: bool) -> Figure:
     """Tokens predicted right, in per cent, against rank: mean over texts and seeds with its 95 % interval.
 
@@ -82,7 +84,7 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
         group = runs[runs["method"] == method]
         grouped = group.groupby("rank")["token_accuracy"]
         mean = 100 * grouped.mean()
-        half = 100 * grouped.agg(lambda values: half_width(values.to_numpy(float))).fillna(0.0)
+        half = 100 * grouped.agg(lambda values: t_half_width(values.to_numpy(float))).fillna(0.0)
         ranks = mean.index.to_numpy(float)
         axes.fill_between(
             ranks,
@@ -128,6 +130,7 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
         )
 
 
+@figure("ranks", "rank needed for exact recall by length under each loss, and relative to sft")
 def rank_figure(ranks: pd.DataFrame) -> Figure:
     """The rank that exact recall takes against length under each loss, and its share of plain fine-tuning's.
 

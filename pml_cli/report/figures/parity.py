@@ -8,29 +8,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pml_cli.law.observations import of_size
-from pml_cli.law.power_law import Array
 from pml_cli.report.figures.law_view import View
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     COLUMN,
     GREY,
     MANY_POINTS,
     ORANGE,
     PURPLE,
+    axis_limits,
     column_figure,
-    digits,
-    limits,
-    nothing,
-    rank_label,
-    short,
-    small,
-    thinned,
+    empty_panel,
+    log_ticks,
+    size_label,
+    style_for_column,
+    three_digits,
+    tick_label,
 )
+from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
+@figure(
+    "law-predicted",
+    "predicted against measured gain, the largest ranks and longest lengths held out",
+)
 def predicted_figure(view: View) -> Figure | None:
     """Predicted against measured gain, the cells left out predicted by a fit without them."""
     if view.law is None:
@@ -38,7 +43,7 @@ def predicted_figure(view: View) -> Figure | None:
     figure = column_figure(COLUMN, 3.5)
     axes = figure.subplots()
     agreement(axes, view, marker=3)
-    small(axes)
+    style_for_column(axes)
     axes.legend(loc="upper left", fontsize=6, framealpha=0.85)
     return figure
 
@@ -48,11 +53,11 @@ def agreement(axes: Axes, view: View, marker: float) -> None:
     axes.set(xlabel="measured gain dL, nats per token", ylabel="predicted gain, nats per token")
     if view.law is None:
         axes.set_title("No law fitted")
-        nothing(axes, of_size(view.paper.reason, view.x))
+        empty_panel(axes, of_size(view.paper.reason, view.x))
         return
     o, unseen = view.observed, view.unseen
     predicted = view.law.predict(o.rank, o.length, o.base)
-    low, high = limits(o.delta, predicted[view.in_full])
+    low, high = axis_limits(o.delta, predicted[view.in_full])
     out = unseen.out if unseen is not None else np.zeros(len(o), bool)
     axes.plot([low, high], [low, high], color=GREY, lw=0.8, zorder=1)
 
@@ -132,7 +137,9 @@ def agreement(axes: Axes, view: View, marker: float) -> None:
 def _numbers(view: View) -> str:
     fit = view.fit or view.paper
     shown = [
-        f"{name} = {digits(value)}" for name, value in view.parameters.items() if name != "spread"
+        f"{name} = {three_digits(value)}"
+        for name, value in view.parameters.items()
+        if name != "spread"
     ]
     return "\n".join([*shown, f"R2 = {fit.r2:.4f}, MAPE = {fit.mape:.1f} %"])
 
@@ -149,6 +156,7 @@ def _title(view: View) -> str:
     return f"Unseen cells are off by {check.mape:.1f} %{beside}"
 
 
+@figure("law-surface", "measured gain over rank and length as colours, the law as contour lines")
 def surface_figure(view: View) -> Figure | None:
     """The gain over rank and length: measured as filled contours between the cells, the law as lines at the same levels."""
     from matplotlib import colormaps
@@ -197,13 +205,13 @@ def surface_figure(view: View) -> Figure | None:
         x, y, ".", color="black", ms=2 if len(points) < 300 else 0.6, rasterized=many, clip_on=False
     )
     for place, values in ((axes.xaxis, points["length"]), (axes.yaxis, points["rank"])):
-        ticks = thinned(values)
-        place.set_ticks(np.log(ticks), labels=[short(tick) for tick in ticks])
-    axes.set(xlabel="length l, tokens", ylabel=rank_label(view.x))
+        ticks = log_ticks(values)
+        place.set_ticks(np.log(ticks), labels=[tick_label(tick) for tick in ticks])
+    axes.set(xlabel="length l, tokens", ylabel=size_label(view.x))
     lines_are = "lines: the law" if view.law is not None else "no law fitted"
     axes.set_title(f"Colours: measured gain; {lines_are}")
     bar = figure.colorbar(filled, ax=axes, pad=0.02)
     bar.set_label("measured gain dL, nats per token", fontsize=7)
     bar.ax.tick_params(labelsize=6.5)
-    small(axes)
+    style_for_column(axes)
     return figure

@@ -1,4 +1,4 @@
-"""The picture of one run: p of every target token while it is learned, orange below one half and purple above."""
+"""The figure of one run: p of every target token over training, orange to 0.5 and purple above."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import GREY, ORANGE, PURPLE
 
 if TYPE_CHECKING:
@@ -16,16 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-FEW_SAMPLES = 24  # up to here each sample's end is drawn
-WIDEST = 1000  # columns of a heat map that a screen can show
+MAX_MARKED_SAMPLES = 24
+"""Up to this number of samples, lines mark where each ends."""
+MAX_COLUMNS = 1000
+"""Columns of a heat map that a screen can show; of more tokens, neighbours are averaged."""
+MAX_STEP_LABELS = 9
+PROBABILITY_TICKS = [0, 0.25, 0.5, 0.75, 1]
 
 
+@figure("recall", "probability of every target token over training, and at its end")
 def recall_figure(tokens: pd.DataFrame) -> Figure:
-    """How the probability of every target token grows in training, and which tokens stay at or below p = 0.5.
+    """Draw the probability of each target token over training, and which end at or below p = 0.5.
 
     Args:
-        tokens: one row a logged step, sample and position: step, sample, position, p (0..1), correct (argmax is the token).
-            Several samples stand side by side.
+        tokens: one row a logged step, sample and position: step, sample, position, p (0..1),
+            correct (the argmax is the token). Several samples stand side by side.
 
     Raises:
         ValueError: no rows.
@@ -34,32 +40,17 @@ def recall_figure(tokens: pd.DataFrame) -> Figure:
 
     if tokens.empty:
         raise ValueError("no token was logged")
-    table = tokens.pivot_table(index="step", columns=["sample", "position"], values="p", sort=True)
-    p = table.to_numpy(float)
-    last = tokens[tokens["step"] == tokens["step"].max()].sort_values(["sample", "position"])
+    p_by_step = tokens.pivot_table(
+        index="step", columns=["sample", "position"], values="p", sort=True
+    )
+    last_step = tokens[tokens["step"] == tokens["step"].max()]
+    last_step = last_step.sort_values(["sample", "position"])
+
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, height_ratios=[1.7, 1], sharex=True)
-    shown, together = _thinned(p)
-    extent = (-0.5, p.shape[1] - 0.5, -0.5, p.shape[0] - 0.5)
-    image = top.imshow(
-        shown,
-        aspect="auto",
-        origin="lower",
-        cmap=_around_half(),
-        vmin=0,
-        vmax=1,
-        interpolation="none",
-        extent=extent,
-    )
-    ticks = range(0, p.shape[0], math.ceil(p.shape[0] / 9))
-    top.set_yticks(ticks, [f"{table.index[k]:g}" for k in ticks])
-    top.set_ylabel("training step")
-    bar = figure.colorbar(image, ax=top, pad=0.01, ticks=[0, 0.25, 0.5, 0.75, 1])
-    bar.set_label(
-        "p of the right token" + (f" (mean of {together} neighbours)" if together > 1 else "")
-    )
-    _final_strip(bottom, last)
-    _sample_ends(top, bottom, last)
+    _trajectories(top, p_by_step)
+    _final_step(bottom, last_step)
+    _label_samples(top, bottom, last_step)
     figure.legend(
         *bottom.get_legend_handles_labels(),
         loc="outside lower right",
@@ -70,12 +61,47 @@ def recall_figure(tokens: pd.DataFrame) -> Figure:
     return figure
 
 
-def _final_strip(axes: Axes, last: pd.DataFrame) -> None:
-    """p of every token at the last step; stubborn ones in orange, the first failure marked."""
-    p, correct = last["p"].to_numpy(float), last["correct"].to_numpy(bool)
+def _trajectories(axes: Axes, p_by_step: pd.DataFrame) -> None:
+    """A heat map of p with its colour bar.
+
+    Args:
+        p_by_step: logged steps x tokens.
+    """
+    p = p_by_step.to_numpy(float)
+    steps, tokens = p.shape
+    averaged, tokens_a_column = _averaged_neighbours(p)
+    image = axes.imshow(
+        averaged,
+        aspect="auto",
+        origin="lower",
+        cmap=_diverging_at_half(),
+        vmin=0,
+        vmax=1,
+        interpolation="none",
+        extent=(-0.5, tokens - 0.5, -0.5, steps - 0.5),
+    )
+
+    ticks = range(0, steps, math.ceil(steps / MAX_STEP_LABELS))
+    axes.set_yticks(ticks, [f"{p_by_step.index[k]:g}" for k in ticks])
+    axes.set_ylabel("training step")
+
+    figure = axes.get_figure()
+    assert figure is not None
+    bar = figure.colorbar(image, ax=axes, pad=0.01, ticks=PROBABILITY_TICKS)
+    label = "p of the right token"
+    if tokens_a_column > 1:
+        label += f" (mean of {tokens_a_column} neighbours)"
+    bar.set_label(label)
+
+
+def _final_step(axes: Axes, last_step: pd.DataFrame) -> None:
+    """p of every token at the last step; stubborn ones in orange, first failures marked."""
+    p = last_step["p"].to_numpy(float)
+    correct = last_step["correct"].to_numpy(bool)
     x = np.arange(len(p))
     stubborn = p <= 0.5
     size = float(np.clip(900 / len(p), 1.5, 6))
+
     axes.axhline(0.5, color=GREY, lw=1, ls="--")
     axes.vlines(x[stubborn], p[stubborn], 0.5, color=ORANGE, lw=min(1.0, size / 3))
     axes.plot(
@@ -96,13 +122,14 @@ def _final_strip(axes: Axes, last: pd.DataFrame) -> None:
         mec="none",
         label=f"stubborn, p <= 0.5: {stubborn.sum()}",
     )
+
     if not correct.all():
-        first = last.assign(x=x)[~correct].groupby("sample")["x"].min()
+        first_failures = last_step.assign(x=x)[~correct].groupby("sample")["x"].min()
         axes.plot(
-            first,
-            np.full(len(first), -0.09),
+            first_failures,
+            np.full(len(first_failures), -0.09),
             "^",
-            ms=7 if len(first) <= FEW_SAMPLES else 3,
+            ms=7 if len(first_failures) <= MAX_MARKED_SAMPLES else 3,
             color="black",
             clip_on=False,
             label="first failure",
@@ -110,57 +137,67 @@ def _final_strip(axes: Axes, last: pd.DataFrame) -> None:
         )
     axes.set(
         ylim=(-0.14, 1.05),
-        yticks=[0, 0.25, 0.5, 0.75, 1],
+        yticks=PROBABILITY_TICKS,
         ylabel="final p",
         xlim=(-0.5, len(p) - 0.5),
     )
 
 
-def _thinned(p: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """p (steps, tokens) with neighbours averaged where there are more tokens than pixels, and how many together."""
-    together = math.ceil(p.shape[1] / WIDEST)
-    padded = np.pad(p, ((0, 0), (0, -p.shape[1] % together)), mode="edge")
-    return padded.reshape(len(p), -1, together).mean(axis=2), together
+def _averaged_neighbours(p: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Average neighbouring tokens where there are more tokens than columns on a screen.
+
+    Args:
+        p: (steps, tokens).
+
+    Returns:
+        p (steps, columns), and the number of tokens in a column.
+    """
+    tokens_a_column = math.ceil(p.shape[1] / MAX_COLUMNS)
+    padding = -p.shape[1] % tokens_a_column
+    padded = np.pad(p, ((0, 0), (0, padding)), mode="edge")
+    return padded.reshape(len(p), -1, tokens_a_column).mean(axis=2), tokens_a_column
 
 
-def _sample_ends(top: Axes, bottom: Axes, last: pd.DataFrame) -> None:
-    """Heading, and the x axis: positions of one sample, or samples side by side with their borders."""
-    sizes = last.groupby("sample").size()
-    wrong, stubborn = int((~last["correct"].astype(bool)).sum()), int((last["p"] <= 0.5).sum())
-    share = f"{len(last) - stubborn} of {len(last)} tokens end above p = 0.5"
-    if len(sizes) == 1:
+def _label_samples(top: Axes, bottom: Axes, last_step: pd.DataFrame) -> None:
+    """Write the title and the x axis: positions of one sample, or the borders of several."""
+    lengths = last_step.groupby("sample").size()
+    above = int((last_step["p"] > 0.5).sum())
+    title = f"{above} of {len(last_step)} tokens end above p = 0.5"
+
+    if len(lengths) == 1:
+        top.set_title(f"{title}; {_first_failure_text(last_step)}", fontsize=11)
         bottom.set_xlabel("position in the target, tokens")
-        failure = (
-            f"; first failure at position {_first_failure(last)}"
-            if wrong
-            else "; every token is the first choice"
-        )
-        top.set_title(share + failure, fontsize=11)
         return
-    whole = int(last.groupby("sample")["correct"].all().sum())
-    top.set_title(f"{share}; {whole} of {len(sizes)} samples recalled whole", fontsize=11)
-    ends = np.cumsum(sizes.to_numpy())
-    if len(sizes) <= FEW_SAMPLES:
+
+    recalled = int(last_step.groupby("sample")["correct"].all().sum())
+    title = f"{title}; {recalled} of {len(lengths)} samples recalled exactly"
+    top.set_title(title, fontsize=11)
+    if len(lengths) > MAX_MARKED_SAMPLES:
+        bottom.set_xlabel(f"target tokens of {len(lengths)} samples, side by side")
+        return
+
+    ends = np.cumsum(lengths.to_numpy())
+    for end in ends[:-1]:
         for panel in (top, bottom):
-            for end in ends[:-1]:
-                panel.axvline(end - 0.5, color="black", lw=1.0)
-        bottom.set_xticks(
-            ends - sizes.to_numpy() / 2 - 0.5, [f"{sample}" for sample in sizes.index]
-        )
-        bottom.set_xlabel("sample (its tokens from left to right)")
-    else:
-        bottom.set_xlabel(f"target tokens of {len(sizes)} samples, side by side")
+            panel.axvline(end - 0.5, color="black", lw=1.0)
+    middles = ends - lengths.to_numpy() / 2 - 0.5
+    bottom.set_xticks(middles, [f"{sample}" for sample in lengths.index])
+    bottom.set_xlabel("sample (its tokens from left to right)")
 
 
-def _first_failure(last: pd.DataFrame) -> int:
-    return int(last.loc[~last["correct"].astype(bool), "position"].min())
+def _first_failure_text(last_step: pd.DataFrame) -> str:
+    wrong = last_step[~last_step["correct"].astype(bool)]
+    if wrong.empty:
+        return "every token is the first choice"
+    return f"first failure at position {int(wrong['position'].min())}"
 
 
-def _around_half() -> Colormap:
-    """Orange below p = 0.5, purple above, with a jump at 0.5 so that the border shows."""
+def _diverging_at_half() -> Colormap:
+    """Orange to p = 0.5, purple above, with a jump at 0.5 so that the border shows."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
     ramp = colormaps["PuOr"]
-    below, above = ramp(np.linspace(0.1, 0.42, 128)), ramp(np.linspace(0.60, 0.97, 128))
+    below = ramp(np.linspace(0.1, 0.42, 128))
+    above = ramp(np.linspace(0.60, 0.97, 128))
     return ListedColormap(np.concatenate([below, above]).tolist())

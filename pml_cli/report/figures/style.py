@@ -1,8 +1,9 @@
-"""What the figures share: how they are saved, their colours and their axes. Figures are returned, not shown.
+"""What the figures share: file formats, sizes, colours and axes. Figures are returned, not shown.
 
-matplotlib is imported inside the functions that draw, so that importing this module costs nothing; its pyplot, which keeps
-figures alive, nowhere. Colours: viridis for ordered ranks and lengths, orange against purple for two kinds of points; both
-keep their order without colour vision and in grey, and each kind of point has a shape of its own besides.
+matplotlib is imported inside the functions that draw, so that importing this module costs nothing.
+Its pyplot, which keeps figures alive, is imported nowhere. Colours: viridis for ordered ranks and
+lengths, orange against purple for two kinds of points. Both keep their order without colour vision
+and in grey, and each kind of point has a marker of its own besides.
 """
 
 from __future__ import annotations
@@ -15,108 +16,148 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pml_cli.law.power_law import Array
+from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 150
-PRINT = 300  # dots per inch of the figures made for a column of a paper
-COLUMN, PAGE = 3.5, 7.1  # widths of one and of two columns, inches
+SCREEN_DPI = 150
+PRINT_DPI = 300
+
+COLUMN = 3.5
+"""Width of one column of print, inches."""
+PAGE = 7.1
+"""Width of two columns of print, inches."""
+
 GREY = "0.45"
-ORANGE, PURPLE = "#b35806", "#542788"
+ORANGE = "#b35806"
+PURPLE = "#542788"
 MARKERS = "osD^vPX<>"
-MANY_POINTS = 1000  # above this, the points of an SVG are one picture: it would take megabytes
-TICKS = 9  # at most, on a logarithmic axis
-RANK_AXIS = {"rank": "rank r"}  # every other column that may stand for it is a count of parameters
+
+MANY_POINTS = 1000
+"""Above this, the points of an SVG are rasterized: as vectors they would take megabytes."""
+
+MAX_LOG_TICKS = 9
+
+SIZE_LABELS = {"rank": "rank r"}
+"""Axis labels by column; every other column that may stand for rank counts parameters."""
 
 
-def save(figure: Figure, path: Path, form: str) -> None:
-    """Write one figure as png or svg, whatever the suffix of the path. The same figure gives the same bytes."""
+def save(figure: Figure, path: Path, suffix: str) -> None:
+    """Write one figure, whatever the suffix of the path. The same figure gives the same bytes.
+
+    Args:
+        suffix: the format, png or svg.
+    """
     from matplotlib import rc_context
 
+    # An SVG holds the date and random ids unless told otherwise.
+    metadata = {"Date": None} if suffix == "svg" else None
     with rc_context({"svg.hashsalt": "pml"}):
-        figure.savefig(
-            path,
-            format=form,
-            dpi=max(DPI, figure.dpi),
-            metadata={"Date": None} if form == "svg" else None,
-        )
+        figure.savefig(path, format=suffix, dpi=max(SCREEN_DPI, figure.dpi), metadata=metadata)
 
 
 def column_figure(width: float = COLUMN, height: float = 2.8) -> Figure:
-    """A figure in the width of a column (inches), its letters as small as those of a caption."""
+    """An empty figure for print.
+
+    Args:
+        width, height: inches.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(
-        figsize=(width, height), dpi=PRINT, layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
-    )
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+    return Figure(figsize=(width, height), dpi=PRINT_DPI, layout=layout)
 
 
-def small(axes: Axes, tick: float = 2.5) -> None:
-    """Letters of 6 to 8 points, for a column."""
-    axes.tick_params(labelsize=6.5, width=0.6, length=tick)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_fontsize(7.5)
+def style_for_column(axes: Axes, tick_length: float = 2.5) -> None:
+    """Set labels to the 6 to 8 points of a caption, and thin lines.
+
+    Args:
+        tick_length: points.
+    """
+    axes.tick_params(labelsize=6.5, width=0.6, length=tick_length)
+    axes.xaxis.label.set_fontsize(7.5)
+    axes.yaxis.label.set_fontsize(7.5)
     axes.title.set_fontsize(8)
+
     for spine in axes.spines.values():
         spine.set_linewidth(0.6)
 
 
-def ordered(count: int) -> list[Any]:
-    """Colours from dark to light."""
+def sequential_colours(count: int) -> list[Any]:
+    """Colours (RGBA) for ordered values, from dark to light."""
     from matplotlib import colormaps
 
-    return list(colormaps["viridis"](np.linspace(0, 0.87, max(count, 1)))[:count])
+    # The lightest yellow of viridis is too pale for a line on white.
+    positions = np.linspace(0, 0.87, max(count, 1))
+    return list(colormaps["viridis"](positions)[:count])
 
 
 def log_axis(axes: Axes, values: ArrayLike) -> None:
-    """Logarithmic x, with measured values as ticks."""
+    """Make x logarithmic, with measured values as ticks.
+
+    Args:
+        values: the x of the points, (n,).
+    """
     axes.set_xscale("log")
-    ticks = thinned(values)
+    ticks = log_ticks(values)
     if ticks:
-        axes.set_xticks(ticks, [short(tick) for tick in ticks])
+        axes.set_xticks(ticks, [tick_label(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
 
 
-def thinned(values: ArrayLike) -> list[float]:
-    """Those of the distinct positive values that do not touch as ticks of a logarithmic axis; the ends are among them.
+def log_ticks(values: ArrayLike) -> list[float]:
+    """Those of the distinct positive values whose labels do not touch on a logarithmic axis.
 
-    TICKS labels of three letters fit side by side; longer ones take more room.
+    The smallest and the largest value are among them. MAX_LOG_TICKS labels of three characters fit
+    side by side; longer ones take more room.
+
+    Args:
+        values: (n,).
     """
     distinct = np.unique(np.asarray(values, float))
     distinct = distinct[np.isfinite(distinct) & (distinct > 0)]
     if not len(distinct):
         return []
-    first, last = float(distinct[0]), float(distinct[-1])
-    gap = math.log(max(last / first, 1.0001)) / TICKS
 
-    def apart(low: float, high: float) -> bool:
-        letters = (len(short(low)) + len(short(high))) / 2
-        return math.log(high / low) >= gap * max(1.0, letters / 3)
+    first = float(distinct[0])
+    last = float(distinct[-1])
+    if first == last:
+        return [first]
+    min_gap = math.log(max(last / first, 1.0001)) / MAX_LOG_TICKS
+
+    def fits(low: float, high: float) -> bool:
+        characters = (len(tick_label(low)) + len(tick_label(high))) / 2
+        return math.log(high / low) >= min_gap * max(1.0, characters / 3)
 
     ticks = [first]
     for value in distinct[1:-1].tolist():
-        if apart(ticks[-1], value) and apart(value, last):
+        if fits(ticks[-1], value) and fits(value, last):
             ticks.append(value)
-    return [*ticks, last] if last > first else ticks
+    return [*ticks, last]
 
 
-def limits(*values: Array) -> tuple[float, float]:
-    """From 0 or the least value to the largest, with a margin."""
-    joined = np.concatenate(values)
-    joined = joined[np.isfinite(joined)]
-    if not len(joined):
+def axis_limits(*values: Array) -> tuple[float, float]:
+    """From 0, or the smallest value below it, to the largest, with a margin.
+
+    Args:
+        values: arrays of any shape; values that are not finite are passed over.
+    """
+    finite = np.concatenate(values)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
         return 0.0, 1.0
-    low, high = min(0.0, float(joined.min())), float(joined.max())
+
+    low = min(0.0, float(finite.min()))
+    high = float(finite.max())
     size = max(high - low, 1e-6)
     return low - 0.03 * size, high + 0.06 * size
 
 
-def short(value: float) -> str:
-    """512, 4k, 12.3k, 1.5M."""
+def tick_label(value: float) -> str:
+    """A short number: 512, 4k, 12.3k, 1.5M."""
     if value >= 1e6:
         return f"{value / 1e6:.3g}M"
     if value >= 1e4 or (value >= 1000 and value % 100 == 0):
@@ -124,26 +165,26 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def digits(value: float) -> str:
-    """Three of them: 0.600, 14.0, 1.2e+05."""
+def three_digits(value: float) -> str:
+    """Three significant digits: 0.600, 14.0, 1.2e+05."""
     return f"{value:#.3g}".rstrip(".")
 
 
-def rank_label(column: str) -> str:
-    """Of the axis on which the adapter's size stands."""
-    return RANK_AXIS.get(column, "trainable parameters N")
+def size_label(column: str) -> str:
+    """Label of the axis of adapter sizes.
+
+    Args:
+        column: rank, or the count of trainable parameters.
+    """
+    return SIZE_LABELS.get(column, "trainable parameters N")
 
 
-def joined(label: str, note: str) -> str:
-    return f"{label}   ({note})" if note else label
-
-
-def nothing(axes: Axes, words: str) -> None:
-    """Say in an empty frame why it is empty."""
+def empty_panel(axes: Axes, reason: str) -> None:
+    """Write into an empty frame why it is empty."""
     axes.text(
         0.5,
         0.5,
-        textwrap.fill(words, 34),
+        textwrap.fill(reason, 34),
         transform=axes.transAxes,
         ha="center",
         va="center",

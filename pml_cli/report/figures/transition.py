@@ -15,7 +15,7 @@ import pandas as pd
 
 from pml_cli.analysis.survival import survival
 from pml_cli.analysis.transition import Grid, Phases
-from pml_cli.law.observations import LN2
+from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
     COLUMN,
     GREY,
@@ -25,11 +25,12 @@ from pml_cli.report.figures.style import (
     PAGE,
     PURPLE,
     column_figure,
-    nothing,
-    ordered,
-    short,
-    small,
+    empty_panel,
+    sequential_colours,
+    style_for_column,
+    tick_label,
 )
+from pml_cli.stats import LN2
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +44,7 @@ BARS = 260  # of a histogram of positions
 DARK, LIGHT = ("#3d1c00", "#d98a3d"), ("#c9c3e6", "#ffffff")
 
 
+@figure("transition", "all panels of a group on one page")
 def page_figure(group: Phases) -> Figure:
     """All panels of a group."""
     from matplotlib.figure import Figure
@@ -59,7 +61,7 @@ def page_figure(group: Phases) -> Figure:
     if group.grids:
         grid_panel(axes, group.grids[0])
     else:
-        nothing(axes, "no run of this text")
+        empty_panel(axes, "no run of this text")
     agreement, place, share = rows[2].subplots(1, 3)
     failure_panel(agreement, group)
     position_panel(place, group)
@@ -73,7 +75,7 @@ def _column(panel: Callable[[Axes, Phases], None], group: Phases, height: float 
     figure = column_figure(COLUMN, height)
     axes = figure.subplots()
     panel(axes, group)
-    small(axes)
+    style_for_column(axes)
     _shrink(axes)
     return figure
 
@@ -149,7 +151,7 @@ def loss_panel(axes: Axes, group: Phases) -> None:
     )
     axes.legend(loc="lower left", fontsize=8, framealpha=0.95, edgecolor="none")
     axes.set_title(
-        f"Loss below ln 2: {low.found} of {low.of} cells are not verbatim;\nabove it: {high.found} of {high.of} are"
+        f"Loss below ln 2: {low.successes} of {low.trials} cells are not verbatim;\nabove it: {high.successes} of {high.trials} are"
     )
 
 
@@ -164,7 +166,9 @@ def _survival(axes: Axes, crossings: pd.DataFrame) -> None:
     shown = ranks[
         np.unique(np.linspace(0, len(ranks) - 1, min(LINES, len(ranks))).round().astype(int))
     ]
-    for k, (rank, colour) in enumerate(zip(shown.tolist(), ordered(len(shown)), strict=True)):
+    for k, (rank, colour) in enumerate(
+        zip(shown.tolist(), sequential_colours(len(shown)), strict=True)
+    ):
         curve = survival(crossings[crossings["rank"] == rank])
         x = np.concatenate([[0.0], curve["step"].to_numpy(float)])
         y = 100 * np.concatenate([[1.0], curve["stubborn"].to_numpy(float)])
@@ -258,11 +262,11 @@ def failure_panel(axes: Axes, group: Phases) -> None:
     table = group.sequences.dropna(subset=["earliest_stubborn", "first_failure"])
     found = group.agreement.both
     if table.empty:
-        nothing(axes, "no sequence has a stubborn token and a failure")
+        empty_panel(axes, "no sequence has a stubborn token and a failure")
         return
     points = table.groupby(["rank", "earliest_stubborn", "first_failure"], as_index=False).size()
     ranks = np.unique(points["rank"].to_numpy())
-    colours = dict(zip(ranks.tolist(), ordered(len(ranks)), strict=True))
+    colours = dict(zip(ranks.tolist(), sequential_colours(len(ranks)), strict=True))
     size = 12 + 14 * np.log2(points["size"].to_numpy(float))
     axes.axline((0, 0), slope=1, color=GREY, lw=1, ls="--", zorder=1)
     axes.scatter(
@@ -283,7 +287,7 @@ def failure_panel(axes: Axes, group: Phases) -> None:
             for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
             if tick <= end
         ]
-        axis.set_ticks(ticks, labels=[short(tick) for tick in ticks])
+        axis.set_ticks(ticks, labels=[tick_label(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
     axes.set(
         xlabel="earliest stubborn token (the first is 1)",
@@ -311,7 +315,7 @@ def position_panel(axes: Axes, group: Phases) -> None:
     texts = group.gathering.texts
     table = group.sequences.dropna(subset=["first_failure"])
     if texts.empty:
-        nothing(axes, "too few first failures of one text")
+        empty_panel(axes, "too few first failures of one text")
         return
     top = texts.head(1).to_dict("records")[0]
     mine = table[
@@ -339,7 +343,7 @@ def relative_panel(axes: Axes, group: Phases) -> None:
     """Where first failures lie as a share of the length, over all texts."""
     table = group.sequences.dropna(subset=["first_failure"])
     if table.empty:
-        nothing(axes, "no first failure: everything is recalled")
+        empty_panel(axes, "no first failure: everything is recalled")
         return
     share = 100 * table["first_failure"].to_numpy(float) / table["length"].to_numpy(float)
     counts, edges = np.histogram(share, bins=20, range=(0, 100))
@@ -353,6 +357,7 @@ def relative_panel(axes: Axes, group: Phases) -> None:
     )
 
 
+@figure("transition-grid", "stubborn tokens of one text by rank, at several lengths")
 def grid_figure(group: Phases) -> Figure | None:
     """The stubborn grids of one text at several lengths."""
     if not group.grids:
@@ -363,10 +368,14 @@ def grid_figure(group: Phases) -> Figure | None:
         panels.tolist(), sorted(group.grids, key=lambda grid: grid.length), strict=True
     ):
         grid_panel(axes, grid, size=6.5)
-        small(axes)
+        style_for_column(axes)
     return figure
 
 
+@figure(
+    "transition-survival",
+    "share of tokens not yet above p = 0.5 for good, by training step and rank",
+)
 def survival_figure(group: Phases) -> Figure:
     """The wait by rank at several lengths."""
     lengths = np.unique(group.crossings["target_tokens"].to_numpy())
@@ -382,24 +391,33 @@ def survival_figure(group: Phases) -> Figure:
     for axes, length in zip(panels.tolist(), shown.tolist(), strict=False):
         _survival(axes, group.crossings[group.crossings["target_tokens"] == length])
         axes.set_title(f"{length} tokens")
-        small(axes)
+        style_for_column(axes)
         _shrink(axes)
     return figure
 
 
-def _gathering_figure(group: Phases) -> Figure:
+@figure("transition-gathering", "where in the text first failures lie")
+def gathering_figure(group: Phases) -> Figure:
     figure = column_figure(PAGE, 2.6)
     for axes, panel in zip(figure.subplots(1, 2), (position_panel, relative_panel), strict=True):
         panel(axes, group)
-        small(axes)
+        style_for_column(axes)
     return figure
 
 
-FIGURES: dict[str, Callable[[Phases], Figure | None]] = {
-    "transition-recall": lambda group: _column(recall_panel, group),
-    "transition-grid": grid_figure,
-    "transition-failures": lambda group: _column(failure_panel, group),
-    "transition-gathering": _gathering_figure,
-    "transition-loss": lambda group: _column(loss_panel, group),
-    "transition-survival": survival_figure,
-}
+@figure("transition-recall", "share of tokens recalled by their final p")
+def recall_figure(group: Phases) -> Figure:
+    """Recall against p, by itself."""
+    return _column(recall_panel, group)
+
+
+@figure("transition-failures", "first failure and earliest stubborn token of each sequence")
+def failure_figure(group: Phases) -> Figure:
+    """The first failure against the earliest stubborn token, by itself."""
+    return _column(failure_panel, group)
+
+
+@figure("transition-loss", "recall of each cell by its final loss")
+def loss_figure(group: Phases) -> Figure:
+    """Recall against the final loss, by itself."""
+    return _column(loss_panel, group)

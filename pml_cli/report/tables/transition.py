@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pml_cli.analysis.first_failures import Agreement, Correlation
-from pml_cli.analysis.proportions import Share
 from pml_cli.analysis.trajectories import HALF
 from pml_cli.analysis.transition import Phases, precision
+from pml_cli.stats import Proportion
 
 LISTED = 20  # violations shown one by one
 TEXTS = 3  # whose first failures are shown
@@ -86,16 +86,20 @@ def group_view(group: Phases) -> RenderableType:
 def _recall_table(group: Phases) -> RenderableType:
     """Recall in the bins of p below 0.5, and above it in one where nothing was decoded wrongly."""
     table = _table("p", "tokens", "decoded %", "95 % interval")
-    whole = group.above.found == group.above.of
+    whole = group.above.successes == group.above.trials
     bins = group.recall.head(HALF) if whole else group.recall
     rows = [
-        (b["low_p"], b["high_p"], Share(b["right"], b["tokens"], b["low"], b["high"]))
+        (
+            b["low_p"],
+            b["high_p"],
+            Proportion(successes=b["right"], trials=b["tokens"], low=b["low"], high=b["high"]),
+        )
         for b in bins.to_dict("records")
     ]
     for low, high, share in [*rows, *([(0.5, 1.0, group.above)] if whole else [])]:
-        if share.of:
+        if share.trials:
             table.add_row(
-                f"{low:.2f} to {high:.2f}", f"{share.of:,}", _percent(share.share), _span(share)
+                f"{low:.2f} to {high:.2f}", f"{share.trials:,}", _percent(share.value), _span(share)
             )
     return Group(
         table, Text(f"At p <= 0.5 {_share(group.below)} of the tokens are decoded all the same.")
@@ -140,7 +144,7 @@ def loss_lines(group: Phases) -> list[str]:
         f"verbatim; of those above, {_share(m['high_loss_verbatim'])} are. Loss and recall disagree in "
         f"{_share(m['either'])} of all cells; {_share(m['stubborn_verbatim'])} of the verbatim ones keep a stubborn token.",
     ]
-    if group.rest["free"].of:
+    if group.rest["free"].trials:
         lines.append(
             f"Behind the first failure free decoding is right in {_share(group.rest['free'])} of the tokens, teacher-forced "
             f"in {_share(group.rest['forced'])}."
@@ -190,13 +194,13 @@ def _rho(found: Correlation) -> str:
     )
 
 
-def _share(share: Share) -> str:
-    if not share.of:
+def _share(share: Proportion) -> str:
+    if not share.trials:
         return "none (of 0)"
-    return f"{_percent(share.share)} % ({_span(share)}; {share.found:,} of {share.of:,})"
+    return f"{_percent(share.value)} % ({_span(share)}; {share.successes:,} of {share.trials:,})"
 
 
-def _span(share: Share) -> str:
+def _span(share: Proportion) -> str:
     return f"{_percent(share.low)} to {_percent(share.high)}"
 
 

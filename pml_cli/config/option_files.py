@@ -1,0 +1,59 @@
+"""The options of the groups: the YAML files of conf/ and of a user's folder. Read without a YAML library, so that help
+and shell completion are quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pml_cli.config.registry import GROUPS
+
+# Keys of a run that belong to no group.
+SHORT_KEYS = ("rank", "seqlen", "seed", "out")
+
+
+def shipped(name: str) -> Path:
+    """The folder `conf` or `sweeps`: the wheel's copy, else the checkout's."""
+    inside = Path(__file__).parents[1] / name
+    return inside if inside.is_dir() else Path(__file__).parents[2] / name
+
+
+def _folders(config_dir: Path | None) -> list[Path]:
+    """Where options are looked up, the user's folder first."""
+    ours = shipped("conf")
+    return [ours] if config_dir is None else [config_dir, ours]
+
+
+def option_file(group: str, option: str, config_dir: Path | None = None) -> Path | None:
+    """The YAML file of an option; the user's folder comes first."""
+    for folder in _folders(config_dir):
+        file = folder / group / f"{option}.yaml"
+        if file.is_file():
+            return file
+    return None
+
+
+def options(group: str, config_dir: Path | None = None) -> list[str]:
+    """The names that `group=` takes, in alphabetical order."""
+    files = [path for folder in _folders(config_dir) for path in (folder / group).glob("*.yaml")]
+    return sorted({path.stem for path in files})
+
+
+def unknown_key(key: str, valid: Iterable[str]) -> str:
+    """The line about a key that does not exist: the nearest one of all, and those of its own group."""
+    names = list(valid)
+    nearest = [name for name in names if name.endswith(f".{key}")]
+    if not nearest:
+        nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+
+    allowed: list[str] = []
+    group, dot, _ = key.partition(".")
+    if dot and group in GROUPS:
+        allowed = sorted(name for name in names if name.startswith(f"{group}."))
+    if not allowed:
+        allowed = [name for name in names if "." not in name]
+
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{key}: no such key; {hint}allowed: {', '.join(allowed)}"

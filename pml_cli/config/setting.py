@@ -1,0 +1,275 @@
+"""One declaration a setting: type, default, help, unit and allowed values, all on the dataclass field.
+
+Help texts, shell completion, checks and `--print-config` read these fields; nothing about a setting is written twice.
+Light to import (neither hydra nor omegaconf): shell completion pays for it at every keystroke.
+
+    @dataclass(kw_only=True)
+    class Train(Settings):
+        lr: float = setting(1e-2, help="peak learning rate", above=0, finite=True)
+        schedule: str = setting("linear", help="decay of the rate", choices=("linear", "constant"))
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+# They name the dataclass of a group's option: chosen with group=option, never set by themselves.
+DISCRIMINATORS = ("source", "kind")
+
+TYPE_NAMES = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list: [a,b]",
+    dict: "a mapping: {a:b}",
+}
+
+PathKind = Literal["", "any", "existing file"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What is declared of a setting beside its type and default; see `setting` for the fields."""
+
+    help: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    finite: bool = False
+    required: bool = False
+    pattern: str = ""
+    allowed: str = ""
+    special: Mapping[Any, str] = field(default_factory=dict)
+    path: PathKind = ""
+    suggestions: tuple[str, ...] = ()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value other than null is allowed; a list's elements are given one by one."""
+        if self.choices and value not in self.choices:
+            return False
+        if self.pattern and not re.fullmatch(self.pattern, value):
+            return False
+        if self.required and not value:
+            return False
+        return self._in_bounds(value)
+
+    def _in_bounds(self, value: Any) -> bool:
+        # Written so that NaN, which compares false with everything, is refused by any bound.
+        if self.minimum is not None and not value >= self.minimum:
+            return False
+        if self.maximum is not None and not value <= self.maximum:
+            return False
+        if self.above is not None and not value > self.above:
+            return False
+        if self.below is not None and not value < self.below:
+            return False
+        return not self.finite or math.isfinite(value)
+
+    def allowed_text(self, *, optional: bool = False) -> str:
+        """What is allowed, to follow "must be": `null or at least 1 (steps)`."""
+        text = self.allowed or self._choices_text() or self._bounds_text()
+        if optional:
+            text = f"null or {text}"
+        numbers = {value: text for value, text in self.special.items() if isinstance(value, int)}
+        return _with_notes(text, [self.unit, _special_text(numbers)])
+
+    def _choices_text(self) -> str:
+        if len(self.choices) <= 2:
+            return " or ".join(self.choices)
+        return f"one of {', '.join(self.choices)}"
+
+    def _bounds_text(self) -> str:
+        if self.minimum is not None and self.maximum is not None:
+            return f"from {self.minimum:g} to {self.maximum:g}"
+        bounds = []
+        if self.minimum is not None:
+            bounds.append(f"at least {self.minimum:g}")
+        if self.above is not None:
+            bounds.append(f"above {self.above:g}")
+        if self.maximum is not None:
+            bounds.append(f"at most {self.maximum:g}")
+        if self.below is not None:
+            bounds.append(f"below {self.below:g}")
+        if self.finite:
+            bounds.append("finite")
+        return " and ".join(bounds)
+
+    def help_text(self) -> str:
+        """The help with unit, choices and special values: `samples a step (0: all of them)`."""
+        return _with_notes(
+            self.help, [self.unit, self._choices_text(), _special_text(self.special)]
+        )
+
+
+def _special_text(special: Mapping[Any, str]) -> str:
+    return "; ".join(f"{written(value)}: {meaning}" for value, meaning in special.items())
+
+
+def _with_notes(text: str, notes: list[str]) -> str:
+    note = "; ".join(filter(None, notes))
+    return f"{text} ({note})" if note else text
+
+
+def setting(
+    default: T,
+    *,
+    help: str,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    finite: bool = False,
+    required: bool = False,
+    pattern: str = "",
+    allowed: str = "",
+    special: Mapping[Any, str] | None = None,
+    path: PathKind = "",
+    suggestions: tuple[str, ...] = (),
+) -> T:
+    """A dataclass field that declares a setting; `dataclasses.field` with the declaration as metadata.
+
+    Where the setting is a list, bounds, choices and pattern hold for each element; null is always allowed where the type
+    allows it. Checks across several settings belong into `Settings.validate`.
+
+    Args:
+        default: the default; a list or mapping is copied for every instance.
+        help: what the setting is, a phrase without a full stop.
+        unit: unit of the value, such as `nats`.
+        choices: the values allowed.
+        minimum, maximum: inclusive bounds.
+        above, below: exclusive bounds.
+        finite: whether infinity is refused.
+        required: whether an empty text or list is refused.
+        pattern: regular expression that the whole value matches.
+        allowed: what is allowed, in words, where choices and bounds do not say it; follows "must be".
+        special: values with a meaning of their own, `{0: "all samples"}`.
+        path: whether the value is a path: completed by the shell, and checked if it must be an existing file.
+        suggestions: values that shell completion offers beside the choices.
+    """
+    declaration = Declaration(
+        help=help,
+        unit=unit,
+        choices=choices,
+        minimum=minimum,
+        maximum=maximum,
+        above=above,
+        below=below,
+        finite=finite,
+        required=required,
+        pattern=pattern,
+        allowed=allowed,
+        special=special or {},
+        path=path,
+        suggestions=suggestions,
+    )
+    metadata = {"declaration": declaration}
+    made: Any
+    if isinstance(default, list | dict):
+        made = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    else:
+        made = field(default=default, metadata=metadata)
+    return typing.cast("T", made)
+
+
+class Settings:
+    """Base of the dataclasses of settings."""
+
+    def validate(self) -> Iterator[str]:
+        """Lines about faults that no single field shows, each `setting=value: must be ...`.
+
+        The name is the field's own; whoever reports the line puts the group before it.
+        """
+        yield from ()
+
+
+def declaration(owner: type[Any], name: str) -> Declaration | None:
+    """What a dataclass declares of one of its fields; None for a field that is no `setting`."""
+    for declared in dataclasses.fields(owner):
+        if declared.name == name:
+            return declared.metadata.get("declaration")
+    return None
+
+
+def faults(settings: Settings, prefix: str = "") -> list[str]:
+    """What is wrong with the values of a settings dataclass: option, value, what is allowed.
+
+    Args:
+        settings: an instance; settings that it holds, as a `Run` does, are checked too.
+        prefix: put before every name: `train.`.
+    """
+    lines: list[str] = []
+    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+        name = declared.name
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            lines += faults(value, f"{prefix}{name}.")
+        elif "declaration" in declared.metadata:
+            found = _field_faults(type(settings), name, declared.metadata["declaration"], value)
+            lines += [f"{prefix}{line}" for line in found]
+    return lines + [f"{prefix}{line}" for line in settings.validate()]
+
+
+def _field_faults(
+    owner: type[Any], name: str, declaration: Declaration, value: Any
+) -> Iterator[str]:
+    if value is None:
+        return
+
+    values = value if isinstance(value, list) and not declaration.required else [value]
+    for element in values:
+        if not declaration.accepts(element):
+            allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
+            yield f"{name}={written(element)}: must be {allowed}"
+
+    if declaration.path == "existing file" and value and not Path(value).is_file():
+        yield f"{name}={value}: no such file"
+
+
+def keys(owner: type[Any]) -> list[str]:
+    """The settings of a dataclass that a user may override."""
+    names = [declared.name for declared in dataclasses.fields(owner)]
+    return [name for name in names if name not in DISCRIMINATORS]
+
+
+def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:
+    """The type of a setting (`list` for `list[int]`), and whether it takes null."""
+    hint = typing.get_type_hints(owner)[name]
+    if not isinstance(hint, types.UnionType):
+        return typing.get_origin(hint) or hint, False
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    return typing.get_origin(kinds[0]) or kinds[0], True
+
+
+def type_text(owner: type[Any], name: str) -> str:
+    """What type a setting takes, in words: `null or an integer`."""
+    kind, optional = annotation(owner, name)
+    text = TYPE_NAMES.get(kind, kind.__name__)
+    return f"null or {text}" if optional else text
+
+
+def written(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"{value:g}"
+    return str(value)

@@ -1,0 +1,138 @@
+"""The figures that pml writes, by file name: each is one function with `@figure("law-rank", "what it shows")`.
+
+A new figure is one file in this package, with a decorated function that takes what the report of its group holds and
+returns a matplotlib Figure, or None where the cells do not carry such a figure. The folder writers and the table of
+figures in README read the registry; nothing else names a figure.
+
+A report's figures share the first word of their name. The figure named by that word alone, as `law`, is the page of a
+group and is written beside the tables; the others, as `law-rank`, go to figures/.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pml_cli import io
+from pml_cli.report import figures as package
+from pml_cli.report.figures.style import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MANY_GROUPS = 4  # more groups than this get their pages alone
+SUFFIXES = ("png", "svg")
+
+Draw = TypeVar("Draw", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSpec:
+    """One registered figure."""
+
+    name: str
+    """File name without suffix: `law-rank`."""
+    meaning: str
+    """What the figure shows, in one line, as README prints it."""
+    draw: Callable[..., Figure | None]
+    """Draws it; None where the data do not carry it."""
+
+
+_registered: dict[str, FigureSpec] = {}
+
+
+def figure(name: str, meaning: str) -> Callable[[Draw], Draw]:
+    """Register the decorated function as the one that draws a figure.
+
+    Args:
+        name: file name without suffix; its first word is that of the report.
+        meaning: what the figure shows, in one line.
+
+    Raises:
+        ValueError: another function draws a figure of that name.
+    """
+
+    def register(draw: Draw) -> Draw:
+        if name in _registered:
+            raise ValueError(f"two figures are named {name}")
+        _registered[name] = FigureSpec(name=name, meaning=meaning, draw=draw)
+        return draw
+
+    return register
+
+
+def registered() -> dict[str, FigureSpec]:
+    """Every figure by name; imports each module of this package once."""
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    return dict(sorted(_registered.items()))
+
+
+def of_report(report: str) -> dict[str, FigureSpec]:
+    """The figures of one report: the one of its name and those whose name begins with it and a dash."""
+    return {
+        name: spec
+        for name, spec in registered().items()
+        if name == report or name.startswith(f"{report}-")
+    }
+
+
+def write_figure(stem: Path, drawn: Figure | None) -> list[str]:
+    """Write a figure as PNG and SVG, or remove the files of an earlier report where there is none.
+
+    Args:
+        stem: path without suffix.
+
+    Returns:
+        The names of the files, without their folder.
+    """
+    names = [f"{stem.name}.{suffix}" for suffix in SUFFIXES]
+    for name, suffix in zip(names, SUFFIXES, strict=True):
+        path = stem.with_name(name)
+        if drawn is None:
+            path.unlink(missing_ok=True)
+        else:
+            io.atomic_write(path, _saver(drawn, suffix))
+    return [] if drawn is None else names
+
+
+def _saver(drawn: Figure, suffix: str) -> Callable[[Path], None]:
+    return lambda path: save(drawn, path, suffix)
+
+
+def write_group_figures(out: Path, report: str, groups: Mapping[str, Any]) -> list[str]:
+    """Draw the figures of a report for each of its groups.
+
+    The page of a group stands in `out`: `law`, or `law-<slug>` where there are several groups. The others are in
+    figures/, or figures/<slug>/, and are not drawn for more than MANY_GROUPS groups.
+
+    Args:
+        report: the first word of the names of its figures.
+        groups: by slug, what the functions of that report draw.
+
+    Returns:
+        The names of the pages, and one entry that says how many files there are in figures/.
+    """
+    specs = of_report(report)
+    page = specs.pop(report)
+    several = len(groups) > 1
+    names: list[str] = []
+    detail_files = 0
+
+    for slug, group in groups.items():
+        name = f"{report}-{slug}" if several else report
+        names += write_figure(out / name, page.draw(group))
+
+        if len(groups) > MANY_GROUPS:
+            continue
+        folder = out / "figures" / slug if several else out / "figures"
+        for spec in specs.values():
+            detail_files += len(write_figure(folder / spec.name, spec.draw(group)))
+
+    if detail_files:
+        names.append(f"figures/ ({detail_files} files)")
+    return names

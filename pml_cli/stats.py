@@ -1,0 +1,164 @@
+"""Statistics that every report shares: intervals of means and proportions, errors of a fit.
+
+The bottom layer: numpy and scipy alone. scipy loads its submodules on first use, so whoever needs
+only a constant does not wait for scipy.stats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy
+from numpy.typing import ArrayLike, NDArray
+
+from pml_cli.io import finite_or_none
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+CONFIDENCE = 0.95
+LN2 = math.log(2)
+"""Negative log-likelihood (nats) of p = 1/2. Below it, greedy decoding must pick the token."""
+
+FEW_CLUSTERS = 40
+"""Below this number of clusters, intervals use Student's t and are widened."""
+MIN_CLUSTERS = 4
+"""Below this number of clusters, the spread between them is not estimated."""
+
+
+def normal_quantile() -> float:
+    """Upper quantile of the standard normal for a two-sided interval at `CONFIDENCE`."""
+    return float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
+
+
+def t_quantile(degrees: float) -> float:
+    """Upper quantile of Student's t for a two-sided interval at `CONFIDENCE`."""
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
+
+
+def t_half_width(values: ArrayLike) -> float:
+    """Half the width of the t interval of a mean.
+
+    Args:
+        values: independent observations, (n,).
+
+    Returns:
+        nan for fewer than two values.
+    """
+    sample = np.asarray(values, float)
+    if len(sample) < 2:
+        return math.nan
+    # In this order the result equals that of earlier versions to the last bit;
+    # scipy.stats.ttest_1samp(...).confidence_interval() agrees but for rounding.
+    return float(t_quantile(len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+
+
+def few_cluster_factor(clusters: int) -> float:
+    """How much a bootstrap over few clusters understates the spread.
+
+    The ratio of Student's t to the normal quantile, times sqrt(G / (G - 1)); 1 from
+    `FEW_CLUSTERS` on.
+    """
+    if clusters >= FEW_CLUSTERS or clusters < 2:
+        return 1.0
+    t_ratio = t_quantile(clusters - 1) / normal_quantile()
+    return t_ratio * math.sqrt(clusters / (clusters - 1))
+
+
+def r_squared(measured: Array, predicted: Array) -> float:
+    """Coefficient of determination; nan where all measured values are equal.
+
+    Args:
+        measured, predicted: (n,).
+    """
+    total = float(((measured - measured.mean()) ** 2).sum())
+    residual = float(((measured - predicted) ** 2).sum())
+    return 1 - residual / total if total > 0 else math.nan
+
+
+def percent_error(measured: Array, predicted: Array) -> float:
+    """Mean absolute percentage error over the measured values that are not 0; nan without any.
+
+    Args:
+        measured, predicted: (n,).
+    """
+    nonzero = measured != 0
+    if not nonzero.any():
+        return math.nan
+    relative = (predicted - measured)[nonzero] / measured[nonzero]
+    return float(100 * np.abs(relative).mean())
+
+
+def safe_exp(value: float) -> float:
+    """exp(value), or infinity where that overflows."""
+    return math.exp(value) if value < 700 else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportion:
+    """A proportion with its 95 % interval; low and high are nan where there are no trials."""
+
+    successes: int
+    trials: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        return self.successes / self.trials if self.trials else math.nan
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Under the names that transition.json has always used."""
+        return {
+            "found": self.successes,
+            "of": self.trials,
+            "share": finite_or_none(self.value),
+            "low": finite_or_none(self.low),
+            "high": finite_or_none(self.high),
+        }
+
+
+def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proportion:
+    """A proportion over clusters, such as the cells of one text and length.
+
+    Wilson's interval with an effective number of trials, p (1 - p) / variance, where the variance
+    is the linearised one of a ratio of sums over clusters; never more than the actual number.
+    Where all clusters agree, and below `MIN_CLUSTERS`, the actual number is used: the interval is
+    then a lower bound of the uncertainty.
+
+    Args:
+        successes_C, trials_C: counts of each cluster, (C,).
+    """
+    successes = np.asarray(successes_C, float)
+    trials = np.asarray(trials_C, float)
+    successes, trials = successes[trials > 0], trials[trials > 0]
+    clusters = len(trials)
+    total = int(trials.sum())
+    if not total:
+        return Proportion(successes=0, trials=0, low=math.nan, high=math.nan)
+
+    p = int(successes.sum()) / total
+    effective = float(total)
+    quantile = normal_quantile()
+    if clusters >= MIN_CLUSTERS:
+        deviations = float(((successes - p * trials) ** 2).sum())
+        variance = clusters / (clusters - 1) * deviations / total**2
+        if variance > 0:
+            effective = min(effective, p * (1 - p) / variance)
+            if clusters < FEW_CLUSTERS:
+                quantile = t_quantile(clusters - 1)
+
+    low, high = _wilson(p, effective, quantile)
+    return Proportion(successes=int(successes.sum()), trials=total, low=low, high=high)
+
+
+def _wilson(p: float, trials: float, quantile: float) -> tuple[float, float]:
+    """Wilson's score interval."""
+    z = quantile**2 / trials
+    centre = (p + z / 2) / (1 + z)
+    half = quantile / (1 + z) * float(np.sqrt(p * (1 - p) / trials + z / (4 * trials)))
+    low = 0.0 if p == 0 else max(centre - half, 0.0)
+    high = 1.0 if p == 1 else min(centre + half, 1.0)
+    return low, high

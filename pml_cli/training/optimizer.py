@@ -1,0 +1,95 @@
+"""AdamW and gradient clipping over a bank of adapters, each cell with settings of its own.
+
+Shapes: K cells; a parameter of the bank is (K, ..., ...), one slice a cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pml_cli.model.adapter_bank import AdapterBank
+
+BETA_1 = 0.9
+BETA_2 = 0.999
+EPS = 1e-8
+
+# As in torch.nn.utils.clip_grad_norm_.
+CLIP_EPS = 1e-6
+
+
+class AdamW:
+    """AdamW with a learning rate and a weight decay for each cell (torch's fused one has one rate for a tensor).
+
+    Decoupled weight decay; equal to torch.optim.AdamW with its default betas and eps.
+
+    Attributes:
+        step_count: steps taken.
+        m: running mean of the gradient of each parameter, in the parameter's shape.
+        v: running mean of its square.
+        weight_decay: weight decay of each cell, (K,).
+    """
+
+    def __init__(self, bank: AdapterBank, weight_decay: Tensor) -> None:
+        """Start with zero moments.
+
+        Args:
+            bank: the adapters to be trained.
+            weight_decay: weight decay of each cell, (K,).
+        """
+        self.step_count = 0
+        self.weight_decay = weight_decay
+        self.m = [torch.zeros_like(parameter) for parameter in bank.parameters()]
+        self.v = [torch.zeros_like(parameter) for parameter in bank.parameters()]
+
+    @torch.no_grad()
+    def step(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], lr_K: Tensor) -> None:
+        """Update the parameters in place.
+
+        Args:
+            parameters: of the bank, in the order of `AdapterBank.parameters`.
+            grads: their gradients.
+            lr_K: learning rate of each cell, (K,).
+        """
+        self.step_count += 1
+        lr = lr_K[:, None, None]
+        decay = 1 - lr * self.weight_decay[:, None, None]
+        debias_m = 1 - BETA_1**self.step_count
+        debias_v = 1 - BETA_2**self.step_count
+
+        for p, g, m, v in zip(parameters, grads, self.m, self.v, strict=True):
+            m.lerp_(g, 0.1)
+            v.mul_(BETA_2).addcmul_(g, g, value=0.001)
+            denominator = v.sqrt().div_(math.sqrt(debias_v)).add_(EPS)
+            update = m / denominator * (lr / debias_m)
+            p.mul_(decay).sub_(update)
+
+    def keep(self, cells: Sequence[int]) -> None:
+        """Forget all but these cells."""
+        index = torch.tensor(cells, device=self.weight_decay.device)
+        self.m = [m[index] for m in self.m]
+        self.v = [v[index] for v in self.v]
+        self.weight_decay = self.weight_decay[index]
+
+
+@torch.no_grad()
+def clip_grad_norm_(grads: Sequence[Tensor], max_norm_K: Tensor) -> Tensor:
+    """Clip each cell's gradient to its largest allowed norm, in place, as torch.nn.utils.clip_grad_norm_ does.
+
+    Args:
+        grads: gradients of the bank's parameters, one slice a cell.
+        max_norm_K: largest norm of each cell, (K,); infinity: no clipping.
+
+    Returns:
+        Norm of each cell's gradient before clipping, (K,).
+    """
+    squares_K = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)
+    norm_K = squares_K.sqrt()
+    factor_K = (max_norm_K / (norm_K + CLIP_EPS)).clamp(max=1.0)
+
+    for grad in grads:
+        grad.mul_(factor_K[:, None, None])
+    return norm_K
