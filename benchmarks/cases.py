@@ -13,8 +13,9 @@ import yaml
 from safetensors.torch import save_file
 
 from pml_cli.config.option_files import option_file
-from pml_cli.config.schema import Model, RandomData, Run, Train
+from pml_cli.config.schema import Model, Run, Train
 from pml_cli.data.cell import CellPlan
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch.packing import check
 
 # what --small makes of a model: the same layers' code and the same ratios of widths, for a machine without a GPU

@@ -41,7 +41,8 @@ import yaml
 from ways import WARM, Clock, memory, plain_ticks, pml, short
 
 from pml_cli.config.option_files import shipped
-from pml_cli.config.schema import MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs
 from pml_cli.model.dims import decoder_shape

@@ -16,7 +16,6 @@ from transformers import DynamicCache
 
 from pml_cli.analysis.transition import dtype
 from pml_cli.config import registry, schema
-from pml_cli.data.sources import open_source
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.loading import load_model
@@ -45,7 +44,7 @@ def both_passes(folder: Path, bases: dict):
     bank.load(0, folder / "adapter")
     bank = bank.select([0])
     nll, argmax, ids = [[], []], [[], []], []
-    for sample in open_source(model, data).take(run["seqlen"]):
+    for sample in data.open(model).take(run["seqlen"]):
         whole = torch.tensor([[*sample.prompt, *sample.target]])
         first, target = len(sample.prompt) - 1, torch.tensor(sample.target)
         hidden = base.full(whole, bank).last_hidden_state[0, first:-1]

@@ -25,9 +25,7 @@ __all__ = [
     "TINY",
     "Adapter",
     "Data",
-    "HfData",
     "InlineLaunch",
-    "JsonlData",
     "Launch",
     "LinearAdapter",
     "LocalLaunch",
@@ -35,18 +33,13 @@ __all__ = [
     "MemftMarginLoss",
     "MemftOtLoss",
     "MemftSwLoss",
-    "MixedData",
     "MlpBlockAdapter",
     "Model",
-    "PhonebookData",
-    "RandomData",
     "Request",
-    "RuleData",
     "Run",
     "Settings",
     "SftLoss",
     "SlurmLaunch",
-    "TextData",
     "Train",
     "setting",
 ]
@@ -148,92 +141,33 @@ class Data(Settings):
         False, help="apply the tokenizer's chat template to the prompt, with an empty system prompt"
     )
 
+    @property
+    def label(self) -> str:
+        """The source in tables and figures, with the name of its file where it has one."""
+        path = getattr(self, "path", None)
+        return f"{self.source}:{Path(path).stem}" if path else self.source
 
-@register("data", "random")
-@dataclass(kw_only=True)
-class RandomData(Data):
-    """Uniform random tokens of the vocabulary (special tokens left out)."""
+    def id_fields(self) -> dict[str, Any]:
+        """Values that count for the run id beside the settings that differ from their defaults.
 
-    source: str = "random"
-    prompt: str = setting(
-        "", help="text before the target", special={"''": "only the begin-of-text token"}
-    )
+        A changed `path` always counts by the content of its file.
+        """
+        return {}
 
+    def open(self, model: Model) -> Any:
+        """Open the source for the vocabulary of a model.
 
-@register("data", "text")
-@dataclass(kw_only=True)
-class TextData(Data):
-    """Running text: a UTF-8 file, or the part of Python's documentation that the embedded model has not seen."""
+        Returns:
+            A `pml_cli.data.source.Source`.
 
-    source: str = "text"
-    path: str | None = setting(
-        None, help="UTF-8 file", path="existing file", special={None: "Python's documentation"}
-    )
-    prompt: str = setting("", help="text before the target")
+        Raises:
+            UserError: a file that is missing or malformed, or a model without a tokenizer.
+        """
+        raise NotImplementedError
 
-
-@register("data", "mixed")
-@dataclass(kw_only=True)
-class MixedData(TextData):
-    """Running text in which a share of the tokens is replaced by uniform random ones."""
-
-    source: str = "mixed"
-    random_share: float = setting(
-        0.4, help="share of the tokens that is random", minimum=0, maximum=1
-    )
-
-
-@register("data", "phonebook")
-@dataclass(kw_only=True)
-class PhonebookData(Data):
-    """Generated names and numbers, one sample an entry."""
-
-    source: str = "phonebook"
-    digits: int = setting(10, help="digits of a number", minimum=1, maximum=18)
-
-
-@register("data", "rule")
-@dataclass(kw_only=True)
-class RuleData(Data):
-    """f(x, y) = 3x + 5y + 7: samples to learn, and held-out pairs that test whether the rule was learned."""
-
-    source: str = "rule"
-    maximum: int = setting(99, help="x and y are drawn from 0 to this", minimum=1, maximum=2000)
-    test_samples: int = setting(200, help="held-out pairs", minimum=0)
-
-
-@register("data", "jsonl")
-@dataclass(kw_only=True)
-class JsonlData(Data):
-    """A JSON-lines file with the fields question/matching (long texts) or query/target (short facts)."""
-
-    source: str = "jsonl"
-    path: str = setting(
-        "",
-        help="JSON-lines file",
-        required=True,
-        allowed="given with data=jsonl",
-        path="existing file",
-    )
-
-
-@register("data", "hf")
-@dataclass(kw_only=True)
-class HfData(Data):
-    """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
-
-    source: str = "hf"
-    path: str = setting(
-        "",
-        help="hub id or local folder of the dataset",
-        required=True,
-        allowed="given with data=hf",
-        path="any",
-    )
-    name: str | None = setting(None, help="configuration of the dataset")
-    split: str = setting("train", help="split of the dataset")
-    column: str = setting("text", help="column that holds the text")
-    prompt: str = setting("", help="text before the target")
+    def overlapping(self) -> list[Data]:
+        """Other sources whose tokens a target of this one contains in part."""
+        return []
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.evaluation.conditions import Condition
 from pml_cli.evaluation.quantize import Rounding, to_bfloat16, to_int4, to_int8
 from pml_cli.model.adapter_bank import AdapterBank

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pml_cli.config.schema import Data, MixedData
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import source_of
 from pml_cli.evaluation.held_out_gain import control_gains
@@ -35,10 +34,10 @@ def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]
     assert cell.adapter is not None
     run, summary = cell.run, summarise(cell.final)
     base_loss, tokens = float(cell.initial.nll.mean()), len(cell.final.nll)
-    delta, nats = base_loss - summary["final_loss"], source_of(run).nats
+    delta, nats = base_loss - summary["final_loss"], source_of(run).entropy
     return {
         "model": run.model.name,
-        "data": data_label(run.data),
+        "data": run.data.label,
         "data_seed": run.data.seed,
         "adapter": run.adapter.kind,
         "loss": loss_label(run.loss),
@@ -84,14 +83,6 @@ def _tokens_seen(planned: CellPlan, steps: int) -> int:
     return sum(lengths[i] for _ in range(steps) for i in order.next())
 
 
-def data_label(data: Data) -> str:
-    """What was remembered, in a word: the source, and what tells two of its kind apart."""
-    if isinstance(data, MixedData):
-        return f"mixed:{data.random_share:g}"
-    path = getattr(data, "path", None)
-    return f"{data.source}:{Path(path).stem}" if path else data.source
-
-
 def recalled(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Free-running recall of each cell, and recall of unseen samples where its source has some; decoded as one batch."""
     out: list[dict[str, Any]] = [
@@ -103,7 +94,7 @@ def recalled(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     bank = stack([adapter for k in chosen if (adapter := cells[k].adapter) is not None])
     scores = [final for k in chosen if (final := cells[k].final) is not None]
     decoded = decode_within_memory(base, bank, [cells[k].samples for k in chosen], scores)
-    unseen = [source_of(cells[k].run).test for k in chosen]
+    unseen = [source_of(cells[k].run).test_samples for k in chosen]
     guessed = decode_within_memory(base, bank, unseen)
     for i, k in enumerate(chosen):
         out[k] |= free_running(cells[k].samples, decoded[i])
@@ -121,7 +112,7 @@ def controls(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     ]
     out: list[dict[str, Any]] = [{"control_base_loss": None, "control_gain": None} for _ in cells]
     if trained:
-        samples = [source_of(cells[k].run).unseen(cells[k].run.seqlen) for k, _ in trained]
+        samples = [source_of(cells[k].run).held_out(cells[k].run.seqlen) for k, _ in trained]
         found = control_gains(base, stack([adapter for _, adapter in trained]), samples)
         for (k, _), gains in zip(trained, found, strict=True):
             out[k] = gains

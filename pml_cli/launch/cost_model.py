@@ -10,7 +10,7 @@ import itertools
 
 from pml_cli.config.schema import LinearAdapter, Run
 from pml_cli.data.cell import CellPlan
-from pml_cli.data.curriculum import minibatches
+from pml_cli.data.curriculum import minibatch_sizes
 from pml_cli.launch.packing import Pack
 from pml_cli.model.dims import (
     BYTES,
@@ -59,7 +59,9 @@ class _Work:
         self.scored = sum(n * c.rows / len(c.samples) for n, c in zip(targets, cells, strict=True))
         self.all_scored, self.rows = sum(targets), _unique_rows(pack)
         self.filled = max(_filled(c) for c in cells)
-        apart = cells[0].drawn or run.adapter.dropout > 0  # else logged scores are the trained ones
+        apart = (
+            cells[0].is_sampled or run.adapter.dropout > 0
+        )  # else logged scores are the trained ones
         log_every = run.train.log_every or max(1, self.steps // 20)
         self.evaluations = 2 + ((self.steps - 1) // log_every if apart else 0)
         self.head = (
@@ -165,7 +167,7 @@ class _Work:
 def _filled(cell: CellPlan) -> float:
     """How full its minibatches are in the mean."""
     if cell.run.train.curriculum:
-        return sum(minibatches(cell.run.train, len(cell.samples))) / (cell.rows * cell.steps)
+        return sum(minibatch_sizes(cell.run.train, len(cell.samples))) / (cell.rows * cell.steps)
     return len(cell.samples) / (cell.rows * -(-len(cell.samples) // cell.rows))
 
 

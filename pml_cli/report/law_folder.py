@@ -133,13 +133,13 @@ def _draw(
 
     views = {
         group.slug: View(
-            group.name,
-            group.cells,
-            group.observed,
-            group.analysis,
-            group.fit,
-            settings.saturated_below,
-            SIZES[group.x],
+            name=group.name,
+            cells=group.cells,
+            observed=group.observed,
+            analysis=group.analysis,
+            paper=group.fit,
+            saturated_below=settings.saturated_below,
+            x=SIZES[group.x],
         )
         for group in groups
     }

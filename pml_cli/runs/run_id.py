@@ -12,8 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pml_cli.config.schema import FORMAT, TINY, Loss, MemftMarginLoss, Run, TextData
-from pml_cli.data.python_docs import held_out_text
+from pml_cli.config.schema import FORMAT, TINY, Loss, MemftMarginLoss, Run
 from pml_cli.runs.file_hash import sampled_hash
 
 
@@ -44,10 +43,7 @@ def scientific(run: Run) -> dict[str, Any]:
     settings["model"]["path"] = fingerprint(
         run.model.path
     )  # always: the embedded model may be another one some day
-    if isinstance(run.data, TextData) and run.data.path is None:
-        settings["data"]["text"] = (
-            _default_text_hash()
-        )  # other versions of Python carry another one
+    settings["data"] |= run.data.id_fields()
     if "path" in settings["data"]:
         settings["data"]["path"] = fingerprint(settings["data"]["path"])
     return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
@@ -91,14 +87,6 @@ def _delta(settings: Any) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _defaults(kind: Any) -> dict[str, Any]:
     return dict(vars(kind()))
-
-
-@lru_cache(maxsize=1)
-def _default_text_hash() -> str:
-    try:
-        return hashlib.sha256(held_out_text().encode()).hexdigest()
-    except ModuleNotFoundError:  # a Python without its documentation: opening the source says so
-        return ""
 
 
 @lru_cache(maxsize=256)

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pml_cli.data.curriculum import active
-from pml_cli.data.sources import Sample
+from pml_cli.data.curriculum import samples_in_use
+from pml_cli.data.source import Sample
 
 
 class Piece(NamedTuple):
@@ -158,7 +158,7 @@ class SampleOrder:
     def _batches(self) -> Iterator[list[int]]:
         for epoch in itertools.count():
             order = self.fixed[
-                self.generator.permutation(active(self.curriculum, epoch, self.samples))
+                self.generator.permutation(samples_in_use(self.curriculum, epoch, self.samples))
             ]
             for start in range(0, len(order), self.batch):
                 yield order[start : start + self.batch].tolist()

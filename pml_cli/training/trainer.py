@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pml_cli.config.schema import Loss, Run, Train
 from pml_cli.data.curriculum import total_steps
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel

@@ -15,21 +15,14 @@ from pml_cli import cli
 from pml_cli.analysis.deployment import comparison, rows, summary
 from pml_cli.config.compose import to_yaml
 from pml_cli.config.load import read_run
-from pml_cli.config.schema import (
-    JsonlData,
-    LinearAdapter,
-    MemftMarginLoss,
-    MixedData,
-    MlpBlockAdapter,
-    Model,
-    PhonebookData,
-    RandomData,
-    Run,
-    TextData,
-    Train,
-)
+from pml_cli.config.schema import LinearAdapter, MemftMarginLoss, MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.opened import source_of
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
+from pml_cli.data.sources.jsonl import JsonlData
+from pml_cli.data.sources.mixed import MixedData
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import BY_NAME, CONDITIONS
 from pml_cli.evaluation.deployment import (

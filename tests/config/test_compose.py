@@ -19,11 +19,11 @@ from pml_cli.config.schema import (
     MemftMarginLoss,
     MemftOtLoss,
     MemftSwLoss,
-    MixedData,
-    RandomData,
     Run,
     SftLoss,
 )
+from pml_cli.data.sources.mixed import MixedData
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 
 OPTIONS = [(group, option) for group in GROUPS for option in option_files.options(group)]

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pml_cli.config.schema import MlpBlockAdapter, PhonebookData, RandomData, Run, TextData, Train
+from pml_cli.config.schema import MlpBlockAdapter, Run, Train
 from pml_cli.data.opened import source_of
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.evaluation.recall import decode, free_running
 from pml_cli.model.adapter_bank import stack
 from pml_cli.training.scores import Scores, summarise, violations

@@ -22,7 +22,8 @@ from support.pricing import (
 from support.sweeps import FEW, quick, result_times
 from support.workers import OUT_OF_MEMORY, Place, assert_same_runs, faulty, planned
 
-from pml_cli.config.schema import MemftOtLoss, Model, RandomData, Run, SftLoss, Train
+from pml_cli.config.schema import MemftOtLoss, Model, Run, SftLoss, Train
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs, sparing
 from pml_cli.model.adapter_bank import Dropout

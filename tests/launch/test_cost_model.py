@@ -27,7 +27,9 @@ from support.pricing import (
 
 from pml_cli import format
 from pml_cli.config.compose import load
-from pml_cli.config.schema import LinearAdapter, Model, PhonebookData, RandomData, Run, Train
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, check
 from pml_cli.launch.throughput import KEPT, Rates

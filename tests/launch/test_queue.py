@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from pml_cli.config.schema import LinearAdapter, Model, PhonebookData, Run, Train
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
+from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.launch import queue as module
 from pml_cli.launch.cost_model import memory

@@ -24,7 +24,8 @@ from support.workers import (
     result,
 )
 
-from pml_cli.config.schema import MlpBlockAdapter, Model, PhonebookData, Run, Train
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.launch import worker as module
 from pml_cli.launch.packing import check

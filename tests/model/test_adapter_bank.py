@@ -9,8 +9,9 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, RandomData, Run, Train
-from pml_cli.data.sources import Sample
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.source import Sample
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.model.adapter_bank import AdapterBank, Dropout, Site, stack
 from pml_cli.model.loading import load_model

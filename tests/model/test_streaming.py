@@ -10,8 +10,9 @@ import torch
 from support.families import FAMILIES
 from support.models import adapter_of, ids_of, loud_bank, own_logits
 
-from pml_cli.config.schema import Model, RandomData, Run, Train
+from pml_cli.config.schema import Model, Run, Train
 from pml_cli.config.setting import faults
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.model import dims
@@ -150,7 +151,8 @@ MEASURE = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-from pml_cli.config import MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.config import MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.sources.random import RandomData
 from pml_cli.training.trainer import Cell, Trainer
 from pml_cli.model.loading import load_model
 from pml_cli.launch.packing import Pack, check

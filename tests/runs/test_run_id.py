@@ -10,20 +10,20 @@ from safetensors.torch import load_file, save_file
 from pml_cli.config.compose import load
 from pml_cli.config.schema import (
     TINY,
-    JsonlData,
     LinearAdapter,
     MemftMarginLoss,
     MemftOtLoss,
     MemftSwLoss,
     MlpBlockAdapter,
     Model,
-    RandomData,
     Run,
     SftLoss,
-    TextData,
     Train,
 )
 from pml_cli.config.setting import faults
+from pml_cli.data.sources.jsonl import JsonlData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.runs import file_hash

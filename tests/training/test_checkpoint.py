@@ -12,13 +12,13 @@ from pml_cli.config.schema import (
     MemftMarginLoss,
     MemftSwLoss,
     MlpBlockAdapter,
-    PhonebookData,
-    RandomData,
     Run,
     SftLoss,
     Train,
 )
 from pml_cli.data.opened import source_of
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
 from pml_cli.training.checkpoint import Checkpoints
 from pml_cli.training.trainer import Cell, Trainer, TrainingObserver
 

@@ -20,11 +20,11 @@ from pml_cli.config.schema import (
     MemftOtLoss,
     MemftSwLoss,
     Model,
-    PhonebookData,
     Run,
     SftLoss,
 )
 from pml_cli.data.opened import source_of
+from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.training.hf_trainer import IGNORED, MemFTCallback, MemFTLoss
 from pml_cli.training.trainer import Cell, _tokens

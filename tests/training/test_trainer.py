@@ -14,14 +14,14 @@ from pml_cli.config.schema import (
     MemftOtLoss,
     MemftSwLoss,
     MlpBlockAdapter,
-    PhonebookData,
-    RandomData,
     Run,
     SftLoss,
-    TextData,
     Train,
 )
 from pml_cli.data.opened import source_of
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.training.scores import summarise
