@@ -20,6 +20,7 @@ from rich.text import Text
 
 from pml_cli.config.reports import Fit
 from pml_cli.errors import UserError
+from pml_cli.law.findings import NOT_IDENTIFIED
 from pml_cli.law.fit_groups import (
     GroupFit,
     audit,
@@ -28,7 +29,6 @@ from pml_cli.law.fit_groups import (
     fit_group,
     with_columns,
 )
-from pml_cli.law.findings import NOT_IDENTIFIED
 from pml_cli.law.observations import SIZE_AXES
 from pml_cli.law.recall_law import DRAWS
 from pml_cli.report import law_folder
@@ -110,8 +110,7 @@ def _read(paths: list[Path]) -> pd.DataFrame:
     failures = f" ({failed} failed; error.json in their folders says why)" if failed else ""
     sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={shlex.quote(str(paths[0]))}"
     raise UserError(
-        f"{folders}: no finished runs{failures}; make some with `{sweep}`, then "
-        f"`pml fit {folders}`"
+        f"{folders}: no finished runs{failures}; make some with `{sweep}`, then `pml fit {folders}`"
     )
 
 

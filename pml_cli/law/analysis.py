@@ -87,9 +87,7 @@ class Analysis:
     def without_choice(cls, paper: PowerLawFit, rows: list[LawRow]) -> Analysis:
         """Of cells on which no law is OK."""
         unknown = IntraclassCorrelation(correlation=math.nan, p=math.nan)
-        return cls(
-            paper=paper, rows=rows, profiles={}, residual_correlation=unknown, warnings=[]
-        )
+        return cls(paper=paper, rows=rows, profiles={}, residual_correlation=unknown, warnings=[])
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -110,9 +108,7 @@ class Analysis:
         """The bootstrap draws of each free parameter, by name."""
         if self.bootstrap is None or self.law is None or not len(self.bootstrap.draws):
             return {}
-        return {
-            NATURAL_NAMES[p]: self.bootstrap.draws[:, p].tolist() for p in self.law.form.free
-        }
+        return {NATURAL_NAMES[p]: self.bootstrap.draws[:, p].tolist() for p in self.law.form.free}
 
     def row(self, name: str) -> LawRow | None:
         """The law of that name."""
@@ -176,9 +172,7 @@ def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[Law
     return ordered, rows
 
 
-def _warnings(
-    analysis: Analysis, cells: Observations, robust_fit: PowerLawFit
-) -> list[Finding]:
+def _warnings(analysis: Analysis, cells: Observations, robust_fit: PowerLawFit) -> list[Finding]:
     """What the numbers say against the chosen law."""
     assert analysis.chosen is not None
     warnings = []

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
@@ -158,9 +157,7 @@ def _cluster_weights(rng: np.random.Generator, cells: Observations, size: int) -
     return weights[:size]
 
 
-def _intervals(
-    fit: LikelihoodFit, sample: Array, clusters: int
-) -> dict[str, tuple[float, float]]:
+def _intervals(fit: LikelihoodFit, sample: Array, clusters: int) -> dict[str, tuple[float, float]]:
     """95 % intervals from the draws, (D, P)."""
     draws = to_interval_scale(sample)
     if clusters >= FEW_CLUSTERS:

@@ -75,9 +75,10 @@ def bits_per_parameter(cells: pd.DataFrame) -> list[BitsPerParameter]:
     """
     measured = np.isfinite(cells["delta_loss"].astype(float))
     usable = cells[measured & (cells["trainable_parameters"] > 0)]
+    memorised = pd.to_numeric(usable["bits_memorised"], errors="coerce")
     counts = {
         "gained": bits(usable["target_tokens"], usable["delta_loss"]),
-        "memorised": pd.to_numeric(usable["bits_memorised"], errors="coerce"),
+        "memorised": memorised.to_numpy(float),
     }
     rows = []
     for kind, stored in counts.items():

@@ -30,9 +30,7 @@ def conclusions(cells: pd.DataFrame, analysis: Analysis) -> list[Finding]:
         if analysis.paper.status == NOT_IDENTIFIED:
             all_saturated = len(cells) > 0 and not analysis.paper.n_used
             return [
-                finding(
-                    "no_exponents", all_saturated=all_saturated, ranks=ranks, lengths=lengths
-                )
+                finding("no_exponents", all_saturated=all_saturated, ranks=ranks, lengths=lengths)
             ]
         return [finding("no_trusted_law", ranks=ranks, lengths=lengths)]
 

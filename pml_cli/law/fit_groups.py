@@ -73,9 +73,7 @@ def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def audit(
-    runs: pd.DataFrame, saturated_below: float = LN2, axis: SizeAxis = RANK
-) -> pd.DataFrame:
+def audit(runs: pd.DataFrame, saturated_below: float = LN2, axis: SizeAxis = RANK) -> pd.DataFrame:
     """Add `kept` and `reason` to the runs: the first fault of each, or saturation, or nothing.
 
     Args:

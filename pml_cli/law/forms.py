@@ -347,9 +347,7 @@ def log_gain_slopes(
     return log_total, derivatives
 
 
-def relative_spread(
-    theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str
-) -> Array:
+def relative_spread(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
     """The spread of a cell relative to that far below the ceiling, (B, N), 1 down to 0.
 
     On the cells of benchmarks/scan.csv the relative residuals have one spread wherever the link's

@@ -198,8 +198,9 @@ def _tie(what: str, groups: list[Group], designs: list[Design], form: Form) -> T
 
     variances = np.array([[group.fit.covariance[p, p] for p in positions] for group in groups])
     mean = (thetas[:, positions] / variances).sum(axis=0) / (1 / variances).sum(axis=0)
-    options = {"xatol": 1e-4, "fatol": 1e-4, "maxiter": 200}
-    solution = optimize.minimize(cost, mean, method="Nelder-Mead", options=options)
+    solution = optimize.minimize(
+        cost, mean, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-4, "maxiter": 200}
+    )
 
     freedom = len(positions) * (len(groups) - 1)
     statistic = float(solution.fun)

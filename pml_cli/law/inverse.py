@@ -77,9 +77,7 @@ def answer(
         "rows": [],
     }
     if ranks and lengths:
-        answered["rows"] = [
-            _cell(law, rank, length, base) for rank in ranks for length in lengths
-        ]
+        answered["rows"] = [_cell(law, rank, length, base) for rank in ranks for length in lengths]
     elif target.kind == "verbatim" and law.recall is None:
         answered["reason"] = law.recall_reason
     elif lengths:
@@ -164,9 +162,7 @@ def _longest_length(
     return [_row(law, "length", rank, lengths)]
 
 
-def _bisect(
-    excess: Callable[[Array], Array], trained: tuple[float, float], count: int
-) -> Array:
+def _bisect(excess: Callable[[Array], Array], trained: tuple[float, float], count: int) -> Array:
     """Where a rising function of each draw passes 0, (count,).
 
     Infinite where it does not; 0 where it is above from the start.

@@ -41,7 +41,7 @@ from pml_cli.law.model_selection import (
 )
 from pml_cli.law.observations import SIZE_AXES, Observations, SizeAxis
 from pml_cli.law.parameters import THETA_NAMES
-from pml_cli.law.power_law import PARAMETERS, PowerLawFit
+from pml_cli.law.power_law import PowerLawFit
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.stats import percent_error
 
@@ -526,9 +526,7 @@ def _length_curve(cells: Observations) -> LengthCurveRecord:
     return LengthCurveRecord(length=lengths.tolist(), nats=nats)
 
 
-def _comparison(
-    comparison: Comparison, describe: Describe, axis: SizeAxis
-) -> ComparisonRecord:
+def _comparison(comparison: Comparison, describe: Describe, axis: SizeAxis) -> ComparisonRecord:
     groups = [
         ComparedGroupRecord(
             name=group.name,

@@ -82,9 +82,7 @@ def minimise(
         if not len(active):
             break
         active_weights = weights if len(weights) == 1 else weights[active]
-        gradient, information = derivatives(
-            theta[active], design, form, active_weights, free_F
-        )
+        gradient, information = derivatives(theta[active], design, form, active_weights, free_F)
         trial = _scoring_step(
             theta[active], gradient, information, damping[active], form=form, free_F=free_F
         )
@@ -137,9 +135,7 @@ def _scoring_step(
     return trial
 
 
-def negative_log_likelihood(
-    theta_BP: Array, design: Design, form: Form, weights: Array
-) -> Array:
+def negative_log_likelihood(theta_BP: Array, design: Design, form: Form, weights: Array) -> Array:
     """Negative log-likelihood, (B,), a sum over the cells; infinite where there is no law.
 
     Args:
@@ -208,7 +204,7 @@ def scores(theta_P: Array, design: Design, form: Form, free_F: Array) -> Array:
     slopes, cell = _cell_derivatives(theta_P[None], design, form, _law_positions(free_F))
     by_law = slopes[0] * cell.by_log_mu[0][:, None]
     if LOG_SPREAD not in free_F:
-        return by_law
+        return np.asarray(by_law)
     return np.concatenate([by_law, cell.by_log_s[0][:, None]], axis=1)
 
 

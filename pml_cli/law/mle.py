@@ -159,8 +159,7 @@ class LikelihoodFit:
             Lower and upper end, (N,) each, nats per token.
         """
         ranks, lengths, bases = (
-            np.asarray(values, float).ravel()
-            for values in np.broadcast_arrays(rank, length, base)
+            np.asarray(values, float).ravel() for values in np.broadcast_arrays(rank, length, base)
         )
         x = np.log(ranks) - self.centre[0]
         y = np.log(lengths) - self.centre[1]
@@ -241,9 +240,7 @@ def _identifiability(cells: Observations, form: Form) -> Finding | None:
         return finding("gain_not_positive")
     parameters = len(form.free)
     if len(delta) < parameters + 1:
-        return finding(
-            "few_cells", cells=len(delta), parameters=parameters, needed=parameters + 1
-        )
+        return finding("few_cells", cells=len(delta), parameters=parameters, needed=parameters + 1)
     return None
 
 
@@ -322,9 +319,7 @@ def _result(
     if not stopped:
         silent = _uninformed(form, design, theta)
         if silent:
-            return _unidentified(
-                cells, form, centre, finding("no_information", parameter=silent)
-            )
+            return _unidentified(cells, form, centre, finding("no_information", parameter=silent))
         naive, clustered = _covariances(cells, form, design, theta)
 
     log_gains = log_gain(theta[None], design.x, design.y, design.base, form.link)

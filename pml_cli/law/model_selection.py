@@ -154,9 +154,7 @@ def folds(cells: Observations) -> dict[str, list[Mask]]:
 
 def checks(cells: Observations, estimator: Estimator) -> dict[str, Check]:
     """The check of every entry of `folds`; that of the texts over all of them together."""
-    return {
-        what: _check(what, cells, insides, estimator) for what, insides in folds(cells).items()
-    }
+    return {what: _check(what, cells, insides, estimator) for what, insides in folds(cells).items()}
 
 
 def _check(what: str, cells: Observations, insides: list[Mask], estimator: Estimator) -> Check:

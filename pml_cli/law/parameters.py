@@ -82,9 +82,7 @@ def to_interval_scale(natural: Array) -> Array:
         return np.asarray(np.where(_is_log(), np.log(natural), natural))
 
 
-def intervals_of(
-    low: Array, high: Array, free: tuple[int, ...]
-) -> dict[str, tuple[float, float]]:
+def intervals_of(low: Array, high: Array, free: tuple[int, ...]) -> dict[str, tuple[float, float]]:
     """Intervals in natural units, by name.
 
     Args:

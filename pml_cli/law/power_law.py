@@ -117,9 +117,7 @@ class PowerLawFit:
             return [finding("negative_offset_paper", b=self.b, low=low, high=high)]
         return []
 
-    def predict(
-        self, rank: ArrayLike, length: ArrayLike, base: ArrayLike | None = None
-    ) -> Array:
+    def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike | None = None) -> Array:
         """Gain in nats per token; nan when NOT_IDENTIFIED.
 
         Args:
@@ -222,14 +220,10 @@ def identifiability(rank: Array, length: Array, delta: Array) -> Finding | None:
     for axis, values in (("size", np.unique(rank)), ("length", np.unique(length))):
         if len(values) < MIN_DISTINCT:
             distinct = tuple(values.tolist())
-            return finding(
-                "few_distinct_values", axis=axis, distinct=distinct, needed=MIN_DISTINCT
-            )
+            return finding("few_distinct_values", axis=axis, distinct=distinct, needed=MIN_DISTINCT)
 
     if len(delta) < MIN_CELLS:
-        return finding(
-            "few_cells", cells=len(delta), parameters=len(PARAMETERS), needed=MIN_CELLS
-        )
+        return finding("few_cells", cells=len(delta), parameters=len(PARAMETERS), needed=MIN_CELLS)
     if np.ptp(delta) <= 1e-12 * np.abs(delta).max():
         return finding("constant_gain")
     if abs(np.corrcoef(np.log(rank), np.log(length))[0, 1]) > COLLINEAR:

@@ -270,6 +270,11 @@ SENTENCES: dict[str, Callable[[Values], str]] = {
 }
 
 
+def axis_words(axis: SizeAxis) -> dict[str, str]:
+    """The words for a size in sentences."""
+    return AXIS_WORDS[axis.name]
+
+
 def meaning(parameter: str, axis: SizeAxis) -> str:
     """What a parameter of a law is, with its unit."""
     return MEANINGS[parameter].format(**AXIS_WORDS[axis.name])

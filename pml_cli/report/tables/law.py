@@ -19,8 +19,9 @@ from pml_cli.law.model_selection import EDGE, RANKS, TEXT, edge_of
 from pml_cli.law.observations import RANK, Observations, SizeAxis
 from pml_cli.law.power_law import PARAMETERS
 from pml_cli.law.recall_law import RecallFit
-from pml_cli.report.law_text import held_out_name, meaning, sentence
+from pml_cli.report.law_text import axis_words, held_out_name, meaning, sentence
 from pml_cli.report.tables.layout import plain_table
+
 
 def law_table(group: GroupFit) -> RenderableType:
     """The paper's law: cells kept, parameters with 95 % intervals, quality, status."""
@@ -116,7 +117,8 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
             f"beta=1  (constant capacity) {verdict}: p = {test.p:.2g}, cells taken as independent"
         )
     status = Text(
-        f"status  {fit.status}" + (f" ({sentence(fit.finding, axis)})" if fit.finding else ""), style="green"
+        f"status  {fit.status}" + (f" ({sentence(fit.finding, axis)})" if fit.finding else ""),
+        style="green",
     )
     return Group(*head, table, Text(_how(analysis), style="dim"), *map(Text, lines), status)
 
@@ -136,7 +138,7 @@ def _unseen_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
         for what, check in chosen.checks.items()
         if what != EDGE and math.isfinite(check.mape)
     ]
-    words = {RANKS: f"{axis.name}{'s' * (axis is RANK)} alone", TEXT: "each text in turn"}
+    words = {RANKS: f"{axis_words(axis)['sizes']} alone", TEXT: "each text in turn"}
     parts = [f"{words.get(what, 'lengths alone')} {check.mape:.2f} %" for what, check in sides]
     return [*lines, f"        {', '.join(parts)}"] if parts else lines
 
@@ -230,7 +232,9 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
             low, high = np.quantile(draws, [0.025, 0.975])
             words += f" ({_size(low)} to {_size(high)})"
         parts.append(words)
-    return [f"recall    {axis.name} at which half of the targets are recalled whole: {', '.join(parts)}"]
+    return [
+        f"recall    {axis.name} at which half of the targets are recalled whole: {', '.join(parts)}"
+    ]
 
 
 def _size(value: float) -> str:
@@ -263,7 +267,9 @@ def comparison_table(found: Comparison, axis: SizeAxis = RANK) -> RenderableType
     for tie in found.ties:
         shared = " and ".join(f"{name} {value:.3f}" for name, value in tie.shared.items())
         clustered = f", {tie.p_clustered:.2g} by clusters" if math.isfinite(tie.p_clustered) else ""
-        lines.append(f"{tie.what:15} {'differ' if tie.differ else 'may be shared'}: p = {tie.p:.2g}{clustered}; shared {shared}")
+        lines.append(
+            f"{tie.what:15} {'differ' if tie.differ else 'may be shared'}: p = {tie.p:.2g}{clustered}; shared {shared}"
+        )
     lines += [
         f"warning: {one.name} rejects the common law ({one.cost:.0f} AICc above its best): exponents mean little here"
         for one in found.groups
