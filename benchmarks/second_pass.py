@@ -19,7 +19,7 @@ from pml_cli.config import registry, schema
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.loading import load_model
-from pml_cli.runs import folder as records
+from pml_cli.runs.read import read_runs
 
 
 def settings(kind, content):
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     torch.set_num_threads(1)
     bases, found = {}, {}
-    for row in records.read_runs(parser.parse_args().paths).to_dict("records"):
+    for row in read_runs(parser.parse_args().paths).to_dict("records"):
         nll, right = both_passes(Path(row["folder"]), bases)
         found.setdefault(dtype(row["setting"]), []).append((nll, right))
     print(

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.text import Text
 
 from pml_cli.config.reports import Fit
-from pml_cli.errors import UserError
 from pml_cli.law.findings import NOT_IDENTIFIED
 from pml_cli.law.fit_groups import (
     GroupFit,
@@ -35,8 +34,9 @@ from pml_cli.report import law_folder
 from pml_cli.report.law_text import capacity_lines, sentence
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import law as tables
-from pml_cli.runs.folder import read_failures, read_runs, report_folder
-from pml_cli.runs.groups import differing, slugs, split
+from pml_cli.runs.folder import writable_folder
+from pml_cli.runs.groups import differing_settings, split_groups, unique_slugs
+from pml_cli.runs.read import finished_runs
 
 
 def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = ()) -> int:
@@ -45,7 +45,7 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out or fit/
             inside the first.
-        by: settings (of KEY and TIED in runs/groups.py) in which groups are compared; those that
+        by: settings (of KEY and SCHEDULE in runs/groups.py) in which groups are compared; those that
             agree in all others.
 
     Returns:
@@ -57,8 +57,8 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
     """
     axis = SIZE_AXES[settings.x]
     runs = with_columns(_read(paths))
-    out = report_folder(Path(settings.out) if settings.out else paths[0] / "fit")
-    keyed_cells = list(split(audit(runs, settings.saturated_below, axis)))
+    out = writable_folder(Path(settings.out) if settings.out else paths[0] / "fit")
+    keyed_cells = list(split_groups(audit(runs, settings.saturated_below, axis)))
     sets = comparable_sets([key for key, _ in keyed_cells], by) if by else []
 
     groups = []
@@ -74,14 +74,14 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
                     axis=axis,
                 )
             )
-    distinct_slugs = slugs([group.slug for group in groups])
+    distinct_slugs = unique_slugs([group.slug for group in groups])
     groups = [
         dataclasses.replace(group, slug=slug)
         for group, slug in zip(groups, distinct_slugs, strict=True)
     ]
 
     if len(groups) > 1:
-        varying = differing([group.key for group in groups])
+        varying = differing_settings([group.key for group in groups])
         heading = f"{len(groups)} groups that differ in {varying}: each is fitted by itself."
         console.print(Text(heading), end="\n\n")
     for group in groups:
@@ -102,16 +102,9 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
 
 def _read(paths: list[Path]) -> pd.DataFrame:
     """The finished runs below the paths."""
-    runs = read_runs(paths)
-    if not runs.empty:
-        return runs
     folders = shlex.join(str(path) for path in paths)
-    failed = sum(len(read_failures(path)) for path in paths)
-    failures = f" ({failed} failed; error.json in their folders says why)" if failed else ""
     sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={shlex.quote(str(paths[0]))}"
-    raise UserError(
-        f"{folders}: no finished runs{failures}; make some with `{sweep}`, then `pml fit {folders}`"
-    )
+    return finished_runs(paths, f"`{sweep}`, then `pml fit {folders}`")
 
 
 def _show(group: GroupFit, console: Console) -> None:

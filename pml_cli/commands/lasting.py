@@ -28,8 +28,8 @@ from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import atomic_write
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import lasting as lasting_report
-from pml_cli.runs import folder as records
-from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.folder import RunFolder, writable_folder
+from pml_cli.runs.read import finished_runs
 
 FORMAT = 1  # of lasting.json
 FIELDS = (
@@ -85,14 +85,8 @@ class _Asked:
 
 
 def _runs(paths: list[Path]) -> pd.DataFrame:
-    runs = records.read_runs(paths)
-    if runs.empty:
-        places = shlex.join(str(path) for path in paths)
-        failed = sum(len(records.read_failures(path)) for path in paths)
-        seen = f" ({failed} failed; error.json in their folders says why)" if failed else ""
-        raise UserError(
-            f"{places}: no finished runs{seen}; make some with `pml memft rank=4,8 seqlen=64 out={places}`"
-        )
+    folders = shlex.join(str(path) for path in paths)
+    runs = finished_runs(paths, f"`pml memft rank=4,8 seqlen=64 out={folders}`")
     return runs.drop_duplicates("id").reindex(columns=list(dict.fromkeys([*runs.columns, *FIELDS])))
 
 
@@ -177,7 +171,7 @@ def _measure(
     """Add what is missing to `known`; kept on disk whenever a chunk is done."""
     from pml_cli.evaluation import robustness
 
-    records.report_folder(out)
+    writable_folder(out)
     by_id, first = {one.row["id"]: one for one in waiting}, len(known)
     with CountDisplay(console, "measuring", "runs") as display:
         display.show(0, len(waiting))
@@ -217,7 +211,7 @@ def _finish(
         "comparison": deployment.plain(against),
         "runs": runs,
     }
-    records.report_folder(out)
+    writable_folder(out)
     _write(out, {**content, "runs": [*runs, *others]})
     atomic_write(out / "lasting.csv", lambda aside: table.to_csv(aside, index=False))
     names = ["lasting.csv", "lasting.json", *(_draw(out, table) if settings.figures else [])]

@@ -19,7 +19,7 @@ from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 from pml_cli.launch.packing import check
-from pml_cli.runs.folder import read_runs
+from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_id import loss_label
 
 RANKS_EXPLAINED = (

@@ -22,8 +22,17 @@ from pml_cli.errors import UserError
 from pml_cli.report import transition_folder
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import transition as transition_report
-from pml_cli.runs import folder as records
-from pml_cli.runs.groups import differing, label, plain_key, plain_keys, slugs, split
+from pml_cli.runs.folder import RESULT, writable_folder
+from pml_cli.runs.groups import (
+    differing_settings,
+    group_name,
+    group_slug,
+    key_for_json,
+    split_groups,
+    unique_slugs,
+    with_key_columns,
+)
+from pml_cli.runs.read import finished_runs
 
 COLUMNS = (
     "id", "folder", "rank", "seqlen", "target_tokens", "data_seed", "seed", "base_loss", "final_loss",
@@ -45,16 +54,16 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
             cannot be written.
     """
     runs = _asked(_finished(paths), settings, paths)
-    parts = list(split(runs))
-    told = [label(key) for key, _ in parts]
-    out = records.report_folder(Path(settings.out) if settings.out else paths[0] / "transition")
+    parts = list(split_groups(runs))
+    told = [(group_name(key), group_slug(key)) for key, _ in parts]
+    out = writable_folder(Path(settings.out) if settings.out else paths[0] / "transition")
     with CountDisplay(console, "reading", "runs", len(runs), "runs read") as display:
         readings = [read(group, display.advance) for _, group in parts]
     left_out = [gone for reading in readings for gone in reading.left_out]
     groups = [
-        phases(name, slug, plain_key(key), reading, draws=settings.draws, text=settings.text)
+        phases(name, slug, key_for_json(key), reading, draws=settings.draws, text=settings.text)
         for (key, _), (name, _), slug, reading in zip(
-            parts, told, slugs([s for _, s in told]), readings, strict=True
+            parts, told, unique_slugs([s for _, s in told]), readings, strict=True
         )
         if reading.cells
     ]
@@ -68,21 +77,14 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
 
 def _finished(paths: list[Path]) -> pd.DataFrame:
     """Every finished run once, with its group's and cluster's columns."""
-    runs = records.read_runs(paths)
-    places = shlex.join(str(path) for path in paths)
-    if runs.empty:
-        failed = sum(len(records.read_failures(path)) for path in paths)
-        seen = f" ({failed} failed; error.json in their folders says why)" if failed else ""
-        raise UserError(
-            f"{places}: no finished runs{seen}; make some with `pml sweep -f transition`"
-        )
-    runs = plain_keys(runs.reindex(columns=list(dict.fromkeys([*runs.columns, *COLUMNS]))))
+    runs = finished_runs(paths, "`pml sweep -f transition`")
+    runs = with_key_columns(runs.reindex(columns=list(dict.fromkeys([*runs.columns, *COLUMNS]))))
     runs = runs[~(runs["id"].notna() & runs.duplicated("id"))]  # a copy of another folder's run
     sizes = runs[["rank", "target_tokens"]].apply(pd.to_numeric, errors="coerce")
     bad = runs[~(sizes > 0).all(axis=1)]
     if len(bad):
         raise UserError(
-            f"{Path(bad['folder'].iloc[0]) / records.RESULT}: rank or target_tokens is missing or not positive"
+            f"{Path(bad['folder'].iloc[0]) / RESULT}: rank or target_tokens is missing or not positive"
         )
     text = runs["data_seed"].fillna(-1).astype(str) + "/" + runs["target_tokens"].astype(str)
     return runs.assign(cluster=text, **{name: sizes[name].astype(np.int64) for name in sizes})
@@ -114,7 +116,7 @@ def _unreadable(readings: Sequence[Reading]) -> str:
 
 def _show(groups: list[Phases], left_out: Sequence[dict[str, str]], console: Console) -> None:
     if len(groups) > 1:
-        words = f"{len(groups)} groups that differ in {differing([group.key for group in groups])}: each is shown by itself."
+        words = f"{len(groups)} groups that differ in {differing_settings([group.key for group in groups])}: each is shown by itself."
         console.print(Text(words), end="\n\n")
     console.print(transition_report.precision_table(groups))
     console.print()

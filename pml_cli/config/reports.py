@@ -21,7 +21,7 @@ class Fit(ReportSettings):
     saturated_below: float = setting(
         # ln 2: p = 1/2. The paper writes 0.69.
         math.log(2),
-        help="cells with a final loss up to this are saturated",
+        help="cells with a final loss up to this are saturated; ln 2 is p = 1/2",
         unit="nats/token",
         minimum=0,
         finite=True,
@@ -130,3 +130,12 @@ class Transition(ReportSettings):
         help="data.seed of the text whose stubborn tokens are drawn",
         special={None: "the lowest"},
     )
+
+
+# By the name of the command.
+REPORTS: dict[str, type[ReportSettings]] = {
+    "fit": Fit,
+    "predict": Predict,
+    "lasting": Lasting,
+    "transition": Transition,
+}

@@ -18,7 +18,7 @@ from pml_cli.evaluation.held_out_gain import control_gains
 from pml_cli.evaluation.recall import decode_within_memory, free_running
 from pml_cli.model.adapter_bank import stack
 from pml_cli.model.split_model import SplitModel
-from pml_cli.runs.run_id import loss_label, setting
+from pml_cli.runs.run_id import loss_label, settings_label
 from pml_cli.stats import LN2
 from pml_cli.training.batches import SampleOrder
 from pml_cli.training.scores import summarise
@@ -41,7 +41,7 @@ def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]
         "data_seed": run.data.seed,
         "adapter": run.adapter.kind,
         "loss": loss_label(run.loss),
-        "setting": setting(run),
+        "setting": settings_label(run),
         "layer": base.first_layer(cell.adapter),
         "lr": run.train.lr,
         "steps": planned.steps,

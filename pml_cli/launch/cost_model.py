@@ -12,6 +12,7 @@ from pml_cli.config.schema import LinearAdapter, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import minibatch_sizes
 from pml_cli.launch.packing import Pack
+from pml_cli.model.chunk_sizes import HEAD_CHUNK, PREFIX_ROWS
 from pml_cli.model.dims import (
     BYTES,
     DecoderShape,
@@ -22,9 +23,7 @@ from pml_cli.model.dims import (
     model_dims,
 )
 
-CHUNK = 2048  # scored tokens whose logits exist at once, as in losses.token_nll
 EVALUATION_TOKENS = 16384  # as in engine.py
-ROWS = 8  # of the prefix at once, as in base.py
 
 
 class _Work:
@@ -261,7 +260,7 @@ def memory(pack: Pack) -> int:
         * sum(site.inputs + site.outputs for _, site in work.sites)
     )
     logits = (
-        min(CHUNK, work.scored)
+        min(HEAD_CHUNK, work.scored)
         * m.vocabulary
         * (precise * (1 + 2 * m.softcaps_logits) + dtype * (dtype < precise))
     )
@@ -279,7 +278,7 @@ def memory(pack: Pack) -> int:
     below = (
         max(m.layer_weights, m.untied_input_weights) * dtype
         + (1 + kept) * states
-        + min(ROWS, work.rows) * work.T * layer
+        + min(PREFIX_ROWS, work.rows) * work.T * layer
     )
     return round(
         (m.embedding_weights - m.untied_input_weights + len(work.upper) * m.layer_weights) * dtype

@@ -12,7 +12,7 @@ from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import samples_of
 from pml_cli.errors import UserError, raise_all
 from pml_cli.model.device import device_kind
-from pml_cli.runs.run_id import fingerprint, run_id
+from pml_cli.runs.run_id import content_hash, run_id
 
 PACK_TOKENS = {
     "cpu": 2048,
@@ -86,7 +86,7 @@ def _namesakes(cells: Sequence[CellPlan]) -> list[str]:
     """Two models of one name: tables and figures could not tell them apart."""
     paths: dict[str, dict[str, str]] = {}
     for name, path in dict.fromkeys((cell.run.model.name, cell.run.model.path) for cell in cells):
-        paths.setdefault(name, {}).setdefault(fingerprint(path), path)
+        paths.setdefault(name, {}).setdefault(content_hash(path), path)
     again = "'model.name=\"${basename:${.path},2}\"' (the last two parts of the path)"
     return [
         f"model.name={name}: {' and '.join(others.values())} are different models; name them apart, such as by {again}"

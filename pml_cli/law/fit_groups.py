@@ -18,7 +18,17 @@ from pml_cli.law.forms import FORMS
 from pml_cli.law.group_comparison import Comparison, Progress, compare
 from pml_cli.law.observations import RANK, Observations, SizeAxis
 from pml_cli.law.recall_law import DRAWS, RecallFit, fit_recall
-from pml_cli.runs.groups import KEY, TIED, label, names_by, plain_key, plain_keys, shared, short
+from pml_cli.runs.groups import (
+    KEY,
+    SCHEDULE,
+    common_key,
+    comparison_names,
+    format_value,
+    group_name,
+    group_slug,
+    key_for_json,
+    with_key_columns,
+)
 from pml_cli.stats import LN2
 
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
@@ -68,7 +78,7 @@ def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
         runs: one row a run, with columns of result.json.
     """
     columns = [*runs.columns, *NUMBERS, *REPEATS, *OPTIONAL]
-    runs = plain_keys(runs.reindex(columns=list(dict.fromkeys(columns))))
+    runs = with_key_columns(runs.reindex(columns=list(dict.fromkeys(columns))))
     runs[list(NUMBERS)] = runs[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
     return runs
 
@@ -135,11 +145,10 @@ def fit_group(
     )
     analysis = analyse(observed, draws, progress)
     exact = pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)
-    name, slug = label(key)
     return GroupFit(
-        name=name,
-        slug=slug,
-        key=plain_key(key),
+        name=group_name(key),
+        slug=group_slug(key),
+        key=key_for_json(key),
         cells=_with_predictions(cells, usable.index, observed, analysis),
         observed=observed,
         axis=axis,
@@ -176,7 +185,7 @@ def _cell_warnings(cells: pd.DataFrame) -> list[Finding]:
         for reason, rows in cells.groupby("reason")
         if reason not in ("", SATURATED)
     ]
-    for setting in TIED:
+    for setting in SCHEDULE:
         values = sorted(cells[setting].dropna().unique())
         if len(values) > 1:
             warnings.append(finding("setting_varies", setting=setting, values=tuple(values)))
@@ -197,17 +206,17 @@ def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[
         UserError: an unknown setting, or no two groups that differ in these settings alone.
     """
     for name in by:
-        if name not in (*KEY, *TIED):
-            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *TIED))}")
+        if name not in (*KEY, *SCHEDULE):
+            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *SCHEDULE))}")
 
     sets: dict[str, list[int]] = {}
     for position, key in enumerate(keys):
-        sets.setdefault(repr(shared(key, by)), []).append(position)
+        sets.setdefault(repr(common_key(key, by)), []).append(position)
     comparable = [positions for positions in sets.values() if len(positions) > 1]
     if comparable:
         return comparable
 
-    varying = [k for k in (*KEY, *TIED) if len({str(key.get(k)) for key in keys}) > 1]
+    varying = [k for k in (*KEY, *SCHEDULE) if len({str(key.get(k)) for key in keys}) > 1]
     reason = "these cells are one group"
     if varying:
         reason = f"the groups differ in {', '.join(varying)}; try --by {','.join(varying)}"
@@ -223,14 +232,14 @@ def compare_groups(
         by: settings in which they differ.
         draws, progress: of each group's bootstrap.
     """
-    common = shared(groups[0].key, by)
-    names = names_by([group.key for group in groups], by)
+    common = common_key(groups[0].key, by)
+    names = comparison_names([group.key for group in groups], by)
     observed = dict(zip(names, (group.observed for group in groups), strict=True))
     return compare(
         observed,
         [form for form in FORMS if form.kind.has_ceiling],
         tuple(by),
-        common=", ".join(f"{name} {short(value)}" for name, value in common.items()),
+        common=", ".join(f"{name} {format_value(value)}" for name, value in common.items()),
         draws=draws,
         progress=progress,
     )

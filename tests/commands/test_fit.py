@@ -18,8 +18,9 @@ from pml_cli.errors import UserError
 from pml_cli.report.figures import probe, style
 from pml_cli.report.tables.probe import probe_table
 from pml_cli.report.tables.results import results_table
-from pml_cli.runs.folder import RunFolder, read_runs
-from pml_cli.runs.groups import split
+from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.groups import split_groups
+from pml_cli.runs.read import read_runs
 
 
 def run(*paths, width=80, **settings):
@@ -105,9 +106,9 @@ def test_groups_that_differ_are_fitted_apart(tmp_path, monkeypatch):
 def test_learning_rate_splits_only_where_it_was_swept(tmp_path):
     cells = pd.DataFrame([r | {"kept": True, "reason": ""} for r in grid()])
     tied = cells.assign(lr=cells["target_tokens"] / 1e4)
-    assert len(list(split(tied))) == 1
+    assert len(list(split_groups(tied))) == 1
     swept = pd.concat([cells, cells.assign(lr=0.001)])
-    assert [key["lr"] for key, _ in split(swept)] == [0.001, 0.01]
+    assert [key["lr"] for key, _ in split_groups(swept)] == [0.001, 0.01]
     write(tmp_path, *(r | {"lr": r["target_tokens"] / 1e4} for r in grid()))
     assert "lr is not the same" in run(tmp_path, figures=False)[1]
 
@@ -169,8 +170,8 @@ def test_nothing_to_read_or_nowhere_to_write(tmp_path):
 def test_fit_never_imports_torch(tmp_path):
     write(tmp_path, *grid())
     code = (
-        "import sys; from pathlib import Path; from rich.console import Console; from pml_cli import config; from pml_cli.commands import fit;"
-        f"fit.run([Path({str(tmp_path)!r})], config.Fit(), Console());"
+        "import sys; from pathlib import Path; from rich.console import Console; from pml_cli.config.reports import Fit; from pml_cli.commands import fit;"
+        f"fit.run([Path({str(tmp_path)!r})], Fit(), Console());"
         "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

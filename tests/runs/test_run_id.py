@@ -27,7 +27,7 @@ from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.runs import file_hash
-from pml_cli.runs.run_id import fingerprint, loss_label, run_id, setting
+from pml_cli.runs.run_id import content_hash, loss_label, run_id, settings_label
 
 CHANGES = [
     {"adapter": MlpBlockAdapter(dropout=0.1)},
@@ -43,8 +43,8 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_a_setting_that_result_json_does_not_name_is_in_its_line(change):
-    assert setting(Run()) == ""
-    assert setting(Run(**change)) != ""
+    assert settings_label(Run()) == ""
+    assert settings_label(Run(**change)) != ""
     assert run_id(Run(**change)) != run_id(Run())
 
 
@@ -60,7 +60,7 @@ def test_a_setting_that_result_json_does_not_name_is_in_its_line(change):
     ids=str,
 )
 def test_what_result_json_names_is_not_said_twice(change):
-    assert setting(Run(**change)) == ""
+    assert settings_label(Run(**change)) == ""
     assert run_id(Run(**change)) != run_id(Run())
 
 
@@ -155,22 +155,24 @@ def finals(tmp_path, model_folder):
     return [tmp_path / name / "final" for name in ("a", "b", "copy")]
 
 
-@pytest.mark.parametrize("whole", [file_hash.WHOLE, 0], ids=["read whole", "read in part"])
+@pytest.mark.parametrize(
+    "whole", [file_hash.MAX_WHOLE_BYTES, 0], ids=["read whole", "read in part"]
+)
 def test_other_weights_are_another_run_and_a_moved_model_is_not(finals, monkeypatch, whole):
-    monkeypatch.setattr(file_hash, "WHOLE", whole or 2**14)
+    monkeypatch.setattr(file_hash, "MAX_WHOLE_BYTES", whole or 2**14)
     one, other, copy = (model_at(folder) for folder in finals)
-    fingerprint.cache_clear()
+    content_hash.cache_clear()
     assert run_id(one) == run_id(copy)
     assert run_id(one) != run_id(other)
     assert (
-        setting(one) == setting(copy) != setting(other)
+        settings_label(one) == settings_label(copy) != settings_label(other)
     )  # by which tables and `pml fit` keep them apart
 
 
 def test_pieces_of_every_tensor_are_read(tmp_path, monkeypatch):
     """Also of files with more tensors than are read in four places."""
-    monkeypatch.setattr(file_hash, "WHOLE", 2**16)
-    monkeypatch.setattr(file_hash, "MANY", 3)
+    monkeypatch.setattr(file_hash, "MAX_WHOLE_BYTES", 2**16)
+    monkeypatch.setattr(file_hash, "FULLY_SAMPLED_TENSORS", 3)
     tensors = {f"t{i}": torch.zeros(10_000 + i) for i in range(13)}
     path, found = tmp_path / "w.safetensors", set()
     for changed in (None, *tensors):
@@ -190,7 +192,7 @@ def test_a_changed_tokenizer_or_template_is_another_run(finals):
         shutil.rmtree(copy)
         shutil.copytree(one, copy)
         (copy / name).write_text("{}")
-        fingerprint.cache_clear()
+        content_hash.cache_clear()
         assert run_id(model_at(copy)) != before
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from pml_cli.law.fit_groups import audit, fit_group, with_columns
-from pml_cli.runs.groups import split
+from pml_cli.runs.groups import split_groups
 
 
 def groups_of(*results):
@@ -11,4 +11,4 @@ def groups_of(*results):
         [{"id": f"{k}", "folder": f"{k}"} | content for k, content in enumerate(results)]
     )
     cells = audit(with_columns(runs))
-    return [fit_group(key, group, draws=0) for key, group in split(cells)]
+    return [fit_group(key, group, draws=0) for key, group in split_groups(cells)]

@@ -24,7 +24,8 @@ def forest_figure(comparison: Comparison) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     groups = len(comparison.groups)
-    figure = Figure(figsize=(8.2, 1.7 + 0.4 * groups), layout=ConstrainedLayoutEngine())
+    height = 1.7 + 0.4 * groups
+    figure = Figure(figsize=(8.2, height), layout=ConstrainedLayoutEngine())
     panels = figure.subplots(1, len(EXPONENTS), sharey=True)
     for axes, name in zip(panels, EXPONENTS, strict=True):
         _draw_exponent(axes, comparison, name)
@@ -38,14 +39,28 @@ def _draw_exponent(axes: Axes, comparison: Comparison, name: str) -> None:
         axes.plot([low, high], [row, row], color=PURPLE, lw=2)
         face = "white" if group.rejects else PURPLE
         value = group.fit.parameters[name]
-        axes.plot(value, row, "o", mec=PURPLE, mfc=face, mew=1.5, ms=6)
+        axes.plot(
+            value,
+            row,
+            "o",
+            mec=PURPLE,
+            mfc=face,
+            mew=1.5,
+            ms=6,
+        )
         labels.append(f"{group.name}\n(rejects the common law)" if group.rejects else group.name)
 
     axes.set_title(name, fontsize=9)
     for tie in comparison.ties:
         # The tie of both exponents at once has other shared values.
         if tie.what == name:
-            axes.axvline(tie.shared[name], color=ORANGE, ls="--", lw=1.2, zorder=0)
+            axes.axvline(
+                tie.shared[name],
+                color=ORANGE,
+                ls="--",
+                lw=1.2,
+                zorder=0,
+            )
             axes.set_title(_tie_text(tie), fontsize=9)
 
     rows = len(comparison.groups)

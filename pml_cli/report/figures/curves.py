@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 Axis = Literal["rank", "length"]
 """What the x axis holds; a line is drawn for each value of the other."""
 
+# Lines of one panel; more cannot be distinguished
 MAX_LINES = 9
-"""Lines of one panel; more cannot be distinguished."""
 DASHES = (0, (4, 2))
+# The paper's law is drawn where it differs by more than this fraction of the largest gain
 MIN_DIFFERENCE = 0.02
-"""The paper's law is drawn where it differs by more than this fraction of the largest gain."""
 CURVE_POINTS = 100
 
 
@@ -88,9 +88,12 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
     """
     other = _other(along)
     points = view.points
-    limits = axis_limits(points["low"].to_numpy(float), points["high"].to_numpy(float))
+    lowest = points["low"].to_numpy(float)
+    highest = points["high"].to_numpy(float)
+    limits = axis_limits(lowest, highest)
 
-    values = _line_values(np.unique(points[other].to_numpy(float))).tolist()
+    distinct = np.unique(points[other].to_numpy(float))
+    values = _line_values(distinct).tolist()
     colours = sequential_colours(len(values))
     # The gain rises with rank and falls with length.
     if along == "length":
@@ -110,8 +113,17 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
             marker_size=marker_size,
             rasterized=rasterized,
         )
+        # The legend has line and marker in one sign.
         label = f"{value:.0f}"
-        axes.plot([], [], marker=marker, color=colour, ms=marker_size, lw=1.1, label=label)
+        axes.plot(
+            [],
+            [],
+            marker=marker,
+            color=colour,
+            ms=marker_size,
+            lw=1.1,
+            label=label,
+        )
 
     excluded = view.excluded
     if len(excluded):
@@ -143,8 +155,8 @@ def _line_values(values: Array) -> Array:
     """At most MAX_LINES of the values (n,), the smallest and largest among them."""
     if len(values) <= MAX_LINES:
         return values
-    index = np.linspace(0, len(values) - 1, MAX_LINES).round().astype(int)
-    return np.asarray(values[index])
+    index = np.linspace(0, len(values) - 1, MAX_LINES)
+    return np.asarray(values[index.round().astype(int)])
 
 
 def _draw_points(
@@ -171,21 +183,21 @@ def _draw_points(
             label="_range",
         )
 
-    for uncensored, face, label in ((True, colour, "_full"), (False, "white", "_hollow")):
+    for uncensored in (True, False):
         selected = points[points["uncensored"] == uncensored]
         if len(selected):
             axes.plot(
                 selected[along],
                 selected["delta"],
                 marker,
-                mfc=face,
+                mfc=colour if uncensored else "white",
                 mec=colour,
                 mew=0.8,
                 ms=marker_size,
                 ls="none",
                 zorder=3,
                 rasterized=rasterized,
-                label=label,
+                label="_full" if uncensored else "_hollow",
             )
 
 
@@ -213,17 +225,29 @@ def _draw_law(
     axes.plot(x, gain, color=colour, lw=1.1, zorder=1.5)
     if view.law.status == OK:
         low, high = view.law.band(rank, length, base)
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0, zorder=1, label="_band")
+        axes.fill_between(
+            x,
+            low,
+            high,
+            color=colour,
+            alpha=0.18,
+            lw=0,
+            zorder=1,
+            label="_band",
+        )
 
     if view.paper_beside_chosen is None:
         return
     paper = view.paper_beside_chosen.predict(rank, length, base)
-    difference = np.abs(np.minimum(paper, top) - np.minimum(gain, top))
-    visible = difference > MIN_DIFFERENCE * top
-    if visible.any():
+    # What lies above the frame is not seen to differ.
+    visible_paper = np.minimum(paper, top)
+    visible_gain = np.minimum(gain, top)
+    difference = np.abs(visible_paper - visible_gain)
+    differs = difference > MIN_DIFFERENCE * top
+    if differs.any():
         axes.plot(
             x,
-            np.where(visible, paper, np.nan),
+            np.where(differs, paper, np.nan),
             color=colour,
             lw=0.7,
             ls=DASHES,
@@ -237,7 +261,13 @@ def _draw_base_loss(axes: Axes, view: View, along: Axis) -> None:
 
     Against length they are lines, against rank one value for all cells.
     """
-    style: dict[str, Any] = {"color": "black", "lw": 0.7, "ls": ":", "zorder": 1, "label": "_base"}
+    style: dict[str, Any] = {
+        "color": "black",
+        "lw": 0.7,
+        "ls": ":",
+        "zorder": 1,
+        "label": "_base",
+    }
     base = view.observed.base
     if along == "rank":
         axes.axhline(float(base.min()), **style)
@@ -261,7 +291,14 @@ def add_sign_legend(figure: Any, axes: Axes, fontsize: float, columns: int) -> N
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    point: dict[str, Any] = {"marker": "o", "ls": "none", "color": GREY, "ms": 0.55 * fontsize}
+    point: dict[str, Any] = {
+        "marker": "o",
+        "ls": "none",
+        "color": GREY,
+        "ms": 0.55 * fontsize,
+    }
+    # Artists are labelled with these keys where they are drawn; matplotlib leaves labels that
+    # begin with an underscore out of its own legends.
     signs = {
         "_full": Line2D([], [], label="in the fit", **point),
         "_hollow": Line2D([], [], label="saturated", **point | {"mfc": "white"}),
@@ -270,8 +307,22 @@ def add_sign_legend(figure: Any, axes: Axes, fontsize: float, columns: int) -> N
         "_band": Patch(
             color=GREY, alpha=0.3, lw=0, label="holds 95 % of new cells, mean base loss"
         ),
-        "_paper": Line2D([], [], label="the paper's law", color=GREY, lw=0.8, ls=DASHES),
-        "_base": Line2D([], [], label="base loss, range", color="black", lw=0.8, ls=":"),
+        "_paper": Line2D(
+            [],
+            [],
+            label="the paper's law",
+            color=GREY,
+            lw=0.8,
+            ls=DASHES,
+        ),
+        "_base": Line2D(
+            [],
+            [],
+            label="base loss, range",
+            color="black",
+            lw=0.8,
+            ls=":",
+        ),
     }
     drawn = {artist.get_label() for artist in axes.get_children()}
     handles = [sign for label, sign in signs.items() if label in drawn]

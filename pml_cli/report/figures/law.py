@@ -21,10 +21,10 @@ from pml_cli.report.figures.style import PAGE, column_figure, style_for_column
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Inches of the upper row of the page
 CURVES_HEIGHT = 5.0
-"""Inches of the upper row of the page."""
+# Inches of a row of a heat map on the page
 MAP_ROW_HEIGHT = 0.29
-"""Inches of a row of a heat map on the page."""
 
 
 @figure(
@@ -41,7 +41,8 @@ def page_figure(view: View) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     cells = _measured_cells(view)
-    maps_height = max(3.2, 1.3 + MAP_ROW_HEIGHT * heatmaps.map_rows(cells, view.x))
+    rows = heatmaps.map_rows(cells, view.x)
+    maps_height = max(3.2, 1.3 + MAP_ROW_HEIGHT * rows)
     figure = Figure(
         figsize=(12, CURVES_HEIGHT + maps_height),
         layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.06),
@@ -51,15 +52,16 @@ def page_figure(view: View) -> Figure:
         title += f"   (law: {view.analysis.chosen.name})"
     figure.suptitle(title, fontsize=13, fontweight="bold")
 
-    rows: Any = figure.subfigures(2, 1, height_ratios=[4.5, maps_height])
-    by_rank, by_length, parity = rows[0].subplots(1, 3)
+    halves: Any = figure.subfigures(2, 1, height_ratios=[4.5, maps_height])
+    upper, lower = halves
+    by_rank, by_length, parity = upper.subplots(1, 3)
     _draw_curves(by_rank, view, "rank")
     _draw_curves(by_length, view, "length")
     draw_parity(parity, view, marker_size=4)
     parity.title.set_fontsize(9)
-    curves.add_sign_legend(rows[0], by_rank, fontsize=8, columns=6)
+    curves.add_sign_legend(upper, by_rank, fontsize=8, columns=6)
 
-    loss, accuracy = rows[1].subplots(1, 2)
+    loss, accuracy = lower.subplots(1, 2)
     heatmaps.loss_map(loss, cells, view.x)
     heatmaps.accuracy_map(accuracy, cells, view.x)
     loss.title.set_fontsize(10)
@@ -85,7 +87,8 @@ def maps_figure(view: View) -> Figure | None:
     if cells.empty:
         return None
 
-    map_height = max(1.7, 0.9 + 0.17 * heatmaps.map_rows(cells, view.x))
+    rows = heatmaps.map_rows(cells, view.x)
+    map_height = max(1.7, 0.9 + 0.17 * rows)
     figure = column_figure(PAGE, 2 * map_height)
     (loss, bits), (accuracy, free_accuracy) = figure.subplots(2, 2)
     fontsize = 6.5 if cells["target_tokens"].nunique() <= 10 else 5.5
@@ -102,5 +105,6 @@ def maps_figure(view: View) -> Figure | None:
 
 def _measured_cells(view: View) -> pd.DataFrame:
     """The cells whose size, length, gain and final loss are numbers."""
-    table = view.cells.reindex(columns=[view.x, "target_tokens", "delta_loss", "final_loss"])
-    return pd.DataFrame(view.cells[np.isfinite(table.to_numpy(float)).all(axis=1)])
+    numbers = view.cells.reindex(columns=[view.x, "target_tokens", "delta_loss", "final_loss"])
+    measured = np.isfinite(numbers.to_numpy(float)).all(axis=1)
+    return pd.DataFrame(view.cells[measured])

@@ -95,9 +95,10 @@ class View:
     @cached_property
     def excluded(self) -> pd.DataFrame:
         """Cells that no law may use: rank, length and gain (delta), where all three are numbers."""
-        unusable = ~self.cells["kept"].astype(bool) & (self.cells["reason"] != "saturated")
+        kept = self.cells["kept"].astype(bool)
+        saturated = self.cells["reason"] == "saturated"
         columns = [self.x, "target_tokens", "delta_loss"]
-        selected = self.cells[unusable].reindex(columns=columns)
+        selected = self.cells[~kept & ~saturated].reindex(columns=columns)
         numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
         numbers.columns = pd.Index(["rank", "length", "delta"])
 
@@ -141,7 +142,8 @@ class View:
         lengths, index = np.unique(self.observed.length, return_inverse=True)
         cells = np.bincount(index.ravel())
         mean = np.bincount(index.ravel(), self.observed.base) / cells
-        return np.asarray(np.interp(np.log(np.asarray(length, float)), np.log(lengths), mean))
+        log_length = np.log(np.asarray(length, float))
+        return np.asarray(np.interp(log_length, np.log(lengths), mean))
 
     def check(self, name: str | None = None) -> Check | None:
         """The check on the largest ranks and longest lengths.

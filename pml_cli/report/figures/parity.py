@@ -87,8 +87,16 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
             **style,
         )
 
-    axes.plot([low, high], [low, high], color=GREY, lw=0.8, zorder=1)
-    held_out = np.zeros(len(observed), bool) if view.held_out is None else view.held_out.mask
+    axes.plot(
+        [low, high],
+        [low, high],
+        color=GREY,
+        lw=0.8,
+        zorder=1,
+    )
+    held_out = np.zeros(len(observed), bool)
+    if view.held_out is not None:
+        held_out = view.held_out.mask
     fitted = ~held_out & uncensored
     saturated = ~held_out & ~uncensored
     plot(
@@ -117,8 +125,24 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
         by_paper = view.held_out.paper
         if by_paper is not None:
             plot(x, by_paper, "x", "unseen, paper's law", color=GREY, zorder=1.5)
-        plot(x[full], by_law[full], "D", "unseen by the fit", mec=ORANGE, mfc=ORANGE, zorder=3)
-        plot(x[~full], by_law[~full], "D", "unseen, saturated", mec=ORANGE, mfc="white", zorder=3)
+        plot(
+            x[full],
+            by_law[full],
+            "D",
+            "unseen by the fit",
+            mec=ORANGE,
+            mfc=ORANGE,
+            zorder=3,
+        )
+        plot(
+            x[~full],
+            by_law[~full],
+            "D",
+            "unseen, saturated",
+            mec=ORANGE,
+            mfc="white",
+            zorder=3,
+        )
 
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.text(

@@ -19,6 +19,7 @@ from pml_cli.report.figures.style import (
     PAGE,
     PURPLE,
     column_figure,
+    legend_below,
     style_for_column,
     three_digits,
 )
@@ -29,15 +30,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# End of the deviance axis; the 95 % line is at 3.84
 MAX_DEVIANCE = 12.0
-"""End of the deviance axis; the 95 % line is at 3.84."""
 HISTOGRAM_BINS = 40
+# Fraction of the panel that the bootstrap's histogram takes
 HISTOGRAM_HEIGHT = 0.45
-"""Fraction of the panel that the bootstrap's histogram takes."""
+# The axis of k ends at this many times its value: a profile that does not close goes on
 MAX_K_RATIO = 20.0
-"""The axis of k ends at this many times its value: a profile that does not close goes on."""
+# The axis of k is logarithmic where its ends differ by more than this factor
 LOG_AXIS_RATIO = 4
-"""The axis of k is logarithmic where its ends differ by more than this factor."""
 
 
 @figure(
@@ -46,7 +47,12 @@ LOG_AXIS_RATIO = 4
 )
 def profile_figure(view: View) -> Figure | None:
     """Draw the deviance of the law with one parameter fixed; None where there is no profile."""
-    profiles = [profile for profile in view.analysis.profiles.values() if len(profile.values) > 1]
+    profiles = [
+        profile
+        for profile in view.analysis.profiles.values()
+        # A parameter that no fixed value suits has a profile of one point.
+        if len(profile.values) > 1
+    ]
     if not profiles or view.chosen is None:
         return None
 
@@ -57,15 +63,9 @@ def profile_figure(view: View) -> Figure | None:
         style_for_column(axes)
     panels[0].set_ylabel("profile deviance", fontsize=7.5)
 
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=4 if len(profiles) > 2 else 2,
-        fontsize=6.5,
-        frameon=False,
-    )
+    # In the width of two panels, four labels do not fit side by side.
+    columns = 4 if len(profiles) > 2 else 2
+    legend_below(figure, panels[0], columns=columns, fontsize=6.5)
     figure.suptitle(
         "Profile deviance (dashed: 95 %, independent cells) and bootstrap interval", fontsize=8
     )
@@ -79,25 +79,37 @@ def _draw_profile(axes: Axes, view: View, profile: Profile) -> None:
     estimate = view.chosen.parameters[name]
     interval = view.analysis.intervals.get(name, (math.nan, math.nan))
     draws = _bootstrap_draws(view, name)
-    left, right = _x_limits(profile, estimate, interval, draws)
-    is_log = name == "k" and right > LOG_AXIS_RATIO * left
+    x_limits = _x_limits(profile, estimate, interval, draws)
+    is_log = name == "k" and x_limits[1] > LOG_AXIS_RATIO * x_limits[0]
 
     if draws is not None:
-        _draw_bootstrap(axes, draws, interval, (left, right), is_log=is_log)
+        _draw_bootstrap(axes, draws, interval, x_limits, is_log=is_log)
     axes.plot(
-        profile.values, profile.deviance, color=PURPLE, lw=1.2, label="profile deviance", zorder=3
+        profile.values,
+        profile.deviance,
+        color=PURPLE,
+        lw=1.2,
+        label="profile deviance",
+        zorder=3,
     )
     limit = float(stats.chi2.ppf(CONFIDENCE, 1))
-    axes.axhline(limit, color="black", lw=0.8, ls="--", label=f"95 % line, {limit:.2f}", zorder=2)
+    axes.axhline(
+        limit,
+        color="black",
+        lw=0.8,
+        ls="--",
+        label=f"95 % line, {limit:.2f}",
+        zorder=2,
+    )
     axes.axvline(estimate, color=GREY, lw=0.7, zorder=1)
 
     if is_log:
         axes.set_xscale("log")
-        ticks = np.geomspace(left, right, 5)
+        ticks = np.geomspace(*x_limits, 5)
         axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
         axes.set_xticks([], minor=True)
     axes.set(
-        xlim=(left, right),
+        xlim=x_limits,
         ylim=(0, MAX_DEVIANCE),
         xlabel=f"{name} ({meaning(name, view.axis)})",
     )
@@ -119,18 +131,18 @@ def _x_limits(
     profile: Profile, estimate: float, interval: tuple[float, float], draws: Array | None
 ) -> tuple[float, float]:
     """The range of a parameter that holds its profile, and almost all draws."""
-    left = float(profile.values.min())
-    right = float(profile.values.max())
+    start = float(profile.values.min())
+    end = float(profile.values.max())
     if draws is None:
-        return left, right
+        return start, end
 
     quantiles = np.quantile(draws, [0.005, 0.995]).tolist()
-    left = min(left, *quantiles, *interval)
-    right = max(right, *quantiles, *interval)
+    start = min(start, *quantiles, *interval)
+    end = max(end, *quantiles, *interval)
     if profile.name == "k":
-        left = max(left, estimate / MAX_K_RATIO)
-        right = min(right, estimate * MAX_K_RATIO)
-    return left, right
+        start = max(start, estimate / MAX_K_RATIO)
+        end = min(end, estimate * MAX_K_RATIO)
+    return start, end
 
 
 def _draw_bootstrap(
@@ -145,7 +157,27 @@ def _draw_bootstrap(
     spaced = np.geomspace if is_log else np.linspace
     count, edges = np.histogram(draws, spaced(*limits, HISTOGRAM_BINS + 1))
     height = count / max(1, count.max()) * HISTOGRAM_HEIGHT * MAX_DEVIANCE
-    axes.stairs(height, edges, fill=True, color="0.8", label="bootstrap draws", zorder=0)
-    axes.axvspan(*interval, color=ORANGE, alpha=0.13, lw=0, zorder=0.5, label="its 95 % interval")
+    axes.stairs(
+        height,
+        edges,
+        fill=True,
+        color="0.8",
+        label="bootstrap draws",
+        zorder=0,
+    )
+    axes.axvspan(
+        *interval,
+        color=ORANGE,
+        alpha=0.13,
+        lw=0,
+        zorder=0.5,
+        label="its 95 % interval",
+    )
     for end in interval:
-        axes.axvline(end, color=ORANGE, lw=0.7, ls=":", zorder=1)
+        axes.axvline(
+            end,
+            color=ORANGE,
+            lw=0.7,
+            ls=":",
+            zorder=1,
+        )

@@ -16,6 +16,7 @@ from pml_cli.report.figures.style import (
     PAGE,
     PURPLE,
     column_figure,
+    legend_below,
     log_axis,
     size_label,
     style_for_column,
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Up to this number of values, an axis has a mean at each; beyond, in bins
 MAX_DISTINCT = 24
-"""Up to this number of values, an axis has a mean at each; beyond, in bins."""
 MAX_BINS = 8
 CELLS_A_BIN = 5
 
@@ -48,13 +49,23 @@ def residuals_figure(view: View) -> Figure | None:
 
     figure = column_figure(PAGE, 2.5)
     by_rank, by_length, by_gain = figure.subplots(1, 3, sharey=True)
-    limit = 1.3 * float(np.abs(residual[in_fit]).max()) + 1e-9
-    for axes, x in ((by_rank, observed.rank), (by_length, observed.length), (by_gain, predicted)):
+    panels = (by_rank, by_length, by_gain)
+    largest = float(np.abs(residual[in_fit]).max())
+    limit = 1.3 * largest + 1e-9
+    for axes, x in zip(panels, (observed.rank, observed.length, predicted), strict=True):
         _draw_points(axes, x, residual, in_fit=in_fit, saturated=saturated, limit=limit)
+        # Every cell has a predicted gain of its own, so that only bins have a mean.
         means = _binned_means if axes is by_gain else _means
         mean_x, mean = means(x[in_fit], residual[in_fit])
         axes.plot(
-            mean_x, mean, "_", color="black", ms=9, mew=1.6, zorder=3, label="mean in the fit"
+            mean_x,
+            mean,
+            "_",
+            color="black",
+            ms=9,
+            mew=1.6,
+            zorder=3,
+            label="mean in the fit",
         )
 
     log_axis(by_rank, observed.rank)
@@ -63,7 +74,6 @@ def residuals_figure(view: View) -> Figure | None:
     by_rank.set_ylim(-limit, limit)
     by_length.set_xlabel("length l, tokens")
     by_gain.set_xlabel("predicted gain dL, nats per token")
-    panels = (by_rank, by_length, by_gain)
     for axes in panels:
         style_for_column(axes)
 
@@ -71,12 +81,26 @@ def residuals_figure(view: View) -> Figure | None:
     if math.isfinite(spread):
         half = normal_quantile() * spread
         for axes in panels:
-            axes.axhspan(-half, half, color=PURPLE, alpha=0.09, lw=0, zorder=0)
+            axes.axhspan(
+                -half,
+                half,
+                color=PURPLE,
+                alpha=0.09,
+                lw=0,
+                zorder=0,
+            )
+        # An empty artist in the colour that the band has on white, for the legend.
         label = f"95 % by the law's spread, ± {half:.2g} %"
-        by_rank.fill_between([], [], color=PURPLE, alpha=0.18, lw=0, label=label)
+        by_rank.fill_between(
+            [],
+            [],
+            color=PURPLE,
+            alpha=0.18,
+            lw=0,
+            label=label,
+        )
 
-    handles, labels = by_rank.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5, frameon=False)
+    legend_below(figure, by_rank, columns=4, fontsize=6.5)
     figure.suptitle("Residuals: a trend in their means speaks against the law", fontsize=8)
     return figure
 
@@ -103,7 +127,13 @@ def _draw_points(
     }
     axes.axhline(0, color=GREY, lw=0.8, zorder=1)
     axes.plot(
-        x[in_fit], residual[in_fit], "o", color=PURPLE, alpha=0.6, label="in the fit", **style
+        x[in_fit],
+        residual[in_fit],
+        "o",
+        color=PURPLE,
+        alpha=0.6,
+        label="in the fit",
+        **style,
     )
     if not saturated.any():
         return
@@ -112,7 +142,15 @@ def _draw_points(
     label = "saturated"
     if (clipped != residual[saturated]).any():
         label += ", clipped"
-    axes.plot(x[saturated], clipped, "s", mec=ORANGE, mfc="white", label=label, **style)
+    axes.plot(
+        x[saturated],
+        clipped,
+        "s",
+        mec=ORANGE,
+        mfc="white",
+        label=label,
+        **style,
+    )
 
 
 def _means(x: Array, residual: Array) -> tuple[Array, Array]:
@@ -136,7 +174,8 @@ def _binned_means(x: Array, residual: Array) -> tuple[Array, Array]:
         x, residual: (n,).
     """
     order = np.argsort(x, kind="stable")
-    bins = np.array_split(order, min(MAX_BINS, max(1, len(x) // CELLS_A_BIN)))
+    bin_count = max(1, min(MAX_BINS, len(x) // CELLS_A_BIN))
+    bins = np.array_split(order, bin_count)
     median_x = np.array([np.median(x[cells]) for cells in bins])
     mean = np.array([residual[cells].mean() for cells in bins])
     return median_x, mean

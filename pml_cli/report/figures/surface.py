@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Nats per token; gains within this range have no contours
 MIN_RANGE = 1e-9
-"""Nats per token; gains within this range have no contours."""
+# Points of each axis at which the law is computed
 LAW_GRID = 120
-"""Points of each axis at which the law is computed."""
 SMALL_DOTS_ABOVE = 300
 
 
@@ -41,7 +41,8 @@ def surface_figure(view: View) -> Figure | None:
 
     points = view.points
     gain = points["delta"].to_numpy(float)
-    if min(points["rank"].nunique(), points["length"].nunique()) < 2 or np.ptp(gain) < MIN_RANGE:
+    distinct = min(points["rank"].nunique(), points["length"].nunique())
+    if distinct < 2 or np.ptp(gain) < MIN_RANGE:
         return None
     log_length = np.log(points["length"].to_numpy(float))
     log_rank = np.log(points["rank"].to_numpy(float))
@@ -56,7 +57,8 @@ def surface_figure(view: View) -> Figure | None:
     locator = MaxNLocator(10, steps=[1, 2, 2.5, 5, 10])
     levels = locator.tick_values(float(gain.min()), float(gain.max()))
     # The dark end of viridis would hide the black lines.
-    light_viridis = ListedColormap(colormaps["viridis"](np.linspace(0.25, 1, 256)).tolist())
+    light_colours = colormaps["viridis"](np.linspace(0.25, 1, 256))
+    light_viridis = ListedColormap(light_colours.tolist())
     filled = axes.tricontourf(mesh, gain, levels=levels, cmap=light_viridis)
     if view.law is not None:
         _draw_law_contours(axes, view, log_length, log_rank, levels)
@@ -70,9 +72,11 @@ def surface_figure(view: View) -> Figure | None:
         clip_on=False,
     )
 
-    for axis, values in ((axes.xaxis, points["length"]), (axes.yaxis, points["rank"])):
-        ticks = log_ticks(values)
-        axis.set_ticks(np.log(ticks), labels=[tick_label(tick) for tick in ticks])
+    # The mesh is on logarithms, so that the ticks are, too.
+    for axis, column in ((axes.xaxis, "length"), (axes.yaxis, "rank")):
+        ticks = log_ticks(points[column])
+        labels = [tick_label(tick) for tick in ticks]
+        axis.set_ticks(np.log(ticks), labels=labels)
     axes.set(xlabel="length l, tokens", ylabel=size_label(view.x))
     lines = "no law fitted" if view.law is None else "lines: the law"
     axes.set_title(f"Colours: measured gain; {lines}")
@@ -101,9 +105,17 @@ def _draw_law_contours(
         np.linspace(log_length.min(), log_length.max(), LAW_GRID),
         np.linspace(log_rank.min(), log_rank.max(), LAW_GRID),
     )
-    length = np.exp(x)
-    gain = view.law.predict(np.exp(y).ravel(), length.ravel(), view.base_at(length).ravel())
+    length = np.exp(x).ravel()
+    rank = np.exp(y).ravel()
+    gain = view.law.predict(rank, length, view.base_at(length))
 
-    lines = axes.contour(x, y, gain.reshape(x.shape), levels=levels, colors="black", linewidths=0.9)
+    lines = axes.contour(
+        x,
+        y,
+        gain.reshape(x.shape),
+        levels=levels,
+        colors="black",
+        linewidths=0.9,
+    )
     for label in axes.clabel(lines, fontsize=6, fmt="%g"):
         label.set_path_effects([withStroke(linewidth=1.5, foreground="white")])

@@ -15,8 +15,8 @@ from pml_cli.launch.devices import expectation, expected_seconds
 from pml_cli.launch.packing import Pack
 from pml_cli.report.tables.layout import plain_table
 
+# Packs in the table
 MAX_PACKS = 30
-"""Packs in the table."""
 COLUMNS = ("pack", "cells", "rank", "l", "tokens", "work", "memory", "time")
 TEXT_COLUMNS = ("model", "data", "loss")
 
@@ -81,7 +81,10 @@ def _pack_table(
         seconds: of each pack; None where it is not known.
     """
     settings = [_settings(pack) for pack in packs]
-    varying = [name for name in settings[0] if len({values[name] for values in settings}) > 1]
+    varying = []
+    for name in settings[0]:
+        if len({values[name] for values in settings}) > 1:
+            varying.append(name)
     table = plain_table(*COLUMNS, *varying, text=TEXT_COLUMNS, folded=())
 
     for index, pack in enumerate(packs[:MAX_PACKS]):

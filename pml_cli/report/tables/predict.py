@@ -20,10 +20,10 @@ QUANTITIES = {
 }
 HEADINGS = {"chance": "exact recall"}
 
+# No rank, however large, reaches the target
 UNREACHABLE = "none"
-"""No rank, however large, reaches the target."""
+# No text is too long for the target
 ANY_LENGTH = "any"
-"""No text is too long for the target."""
 
 
 def show(console: Console, law: FittedLaw, answer: dict[str, Any]) -> None:
@@ -45,8 +45,8 @@ def show(console: Console, law: FittedLaw, answer: dict[str, Any]) -> None:
 def _table(law: FittedLaw, answer: dict[str, Any]) -> Table:
     """A line for each predicted quantity of each row; what was given stands on its first line."""
     rows = answer["rows"]
-    given = _given_columns(law, rows[0])
-    headings = [HEADINGS.get(column, column) for column in given]
+    asked_columns = _asked_columns(law, rows[0])
+    headings = [HEADINGS.get(column, column) for column in asked_columns]
     table = plain_table(
         *headings,
         "what",
@@ -58,25 +58,25 @@ def _table(law: FittedLaw, answer: dict[str, Any]) -> Table:
     )
 
     for row in rows:
-        given_cells = [_value_text(row[column], column) for column in given]
+        cells = [_value_text(row[column], column) for column in asked_columns]
         outside = row["outside"] or MISSING
         for quantity, interval in row.items():
             if not isinstance(interval, dict):
                 continue
             missing = _missing_value(quantity, answer["target"])
             table.add_row(
-                *given_cells,
+                *cells,
                 _quantity_name(quantity, answer),
                 _value_text(interval["value"], quantity, missing),
                 _band(interval, quantity, missing),
                 outside,
             )
-            given_cells = [""] * len(given)
+            cells = [""] * len(asked_columns)
             outside = ""
     return table
 
 
-def _given_columns(law: FittedLaw, row: dict[str, Any]) -> list[str]:
+def _asked_columns(law: FittedLaw, row: dict[str, Any]) -> list[str]:
     """The columns of what was given, in the order of the table."""
     # A cell's base loss is a plain value, too, but has no column.
     if "gain" in row:
