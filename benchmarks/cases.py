@@ -13,8 +13,9 @@ import yaml
 from safetensors.torch import save_file
 
 from pml_cli.config.option_files import option_file
-from pml_cli.config.schema import Model, RandomData, Run, Train
+from pml_cli.config.schema import Model, Run, Train
 from pml_cli.data.cell import CellPlan
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch.packing import check
 
 # what --small makes of a model: the same layers' code and the same ratios of widths, for a machine without a GPU
@@ -56,7 +57,12 @@ def changed(base: Model, train: Train, words: Iterable[str]) -> tuple[Model, Tra
 
 def cells(base: Model, ranks: Sequence[int], seqlen: int, train: Train) -> list[CellPlan]:
     """One cell of random tokens for each rank."""
-    return check([Run(rank, seqlen, model=base, data=RandomData(), train=train) for rank in ranks])
+    return check(
+        [
+            Run(rank=rank, seqlen=seqlen, model=base, data=RandomData(), train=train)
+            for rank in ranks
+        ]
+    )
 
 
 def write_random(base: Model, folder: Path, device: str) -> Model:

@@ -41,7 +41,8 @@ import yaml
 from ways import WARM, Clock, memory, plain_ticks, pml, short
 
 from pml_cli.config.option_files import shipped
-from pml_cli.config.schema import MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs
 from pml_cli.model.dims import decoder_shape
@@ -176,7 +177,8 @@ def timed(
     """One pack: the least time of a step over the repeats, and the peak of a short training. Equal ranks differ in seed."""
     train = Train(steps=WARM + STEPS + 1, log_every=STEPS, decode=False)
     runs = [
-        Run(rank, length, seed, base, RandomData(), train=train) for seed, rank in enumerate(ranks)
+        Run(rank=rank, seqlen=length, seed=seed, model=base, data=RandomData(), train=train)
+        for seed, rank in enumerate(ranks)
     ]
     pack, loaded = Pack(check(runs)), load_model(base)
     seconds = min(pml(loaded, pack, {}) for _ in range(asked.repeats)) / STEPS
@@ -258,7 +260,15 @@ def grid(asked: argparse.Namespace) -> list[str]:
         MlpBlockAdapter(dropout=sweep["adapter.dropout"]),
     )
     runs = [
-        Run(r, n, sweep["seed"], base, RandomData(), adapter, train=train)
+        Run(
+            rank=r,
+            seqlen=n,
+            seed=sweep["seed"],
+            model=base,
+            data=RandomData(),
+            adapter=adapter,
+            train=train,
+        )
         for r in sweep["rank"]
         for n in sweep["seqlen"]
     ]

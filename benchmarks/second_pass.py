@@ -14,13 +14,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers import DynamicCache
 
-from pml_cli.analysis.transition import dtype
+from pml_cli.analysis.transition import model_dtype
 from pml_cli.config import registry, schema
-from pml_cli.data.sources import open_source
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.loading import load_model
-from pml_cli.runs import folder as records
+from pml_cli.runs.read import read_runs
 
 
 def settings(kind, content):
@@ -45,7 +44,7 @@ def both_passes(folder: Path, bases: dict):
     bank.load(0, folder / "adapter")
     bank = bank.select([0])
     nll, argmax, ids = [[], []], [[], []], []
-    for sample in open_source(model, data).take(run["seqlen"]):
+    for sample in data.open(model).take(run["seqlen"]):
         whole = torch.tensor([[*sample.prompt, *sample.target]])
         first, target = len(sample.prompt) - 1, torch.tensor(sample.target)
         hidden = base.full(whole, bank).last_hidden_state[0, first:-1]
@@ -69,9 +68,9 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     torch.set_num_threads(1)
     bases, found = {}, {}
-    for row in records.read_runs(parser.parse_args().paths).to_dict("records"):
+    for row in read_runs(parser.parse_args().paths).to_dict("records"):
         nll, right = both_passes(Path(row["folder"]), bases)
-        found.setdefault(dtype(row["setting"]), []).append((nll, right))
+        found.setdefault(model_dtype(row["setting"]), []).append((nll, right))
     print(
         "dtype     tokens  p > 0.5  wrong in the pass itself  in the other pass  decided otherwise  most |nll - nll'|"
     )

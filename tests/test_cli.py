@@ -12,7 +12,8 @@ import yaml
 from pml_cli import cli
 from pml_cli.config.option_files import options
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.schema import Fit, Request
+from pml_cli.config.reports import Fit
+from pml_cli.config.schema import Request
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition"]

@@ -18,7 +18,8 @@ from pml_cli.launch.packing import Pack, check, make_packs
 from pml_cli.launch.signals import Signals, Stopped, import_worker
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.tables.probe import probe_table
-from pml_cli.runs.folder import RunFolder, read_runs
+from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.read import read_runs
 
 LOGGED_STEPS = 100  # a probe is looked at closely
 

@@ -25,7 +25,8 @@ from pml_cli.launch.signals import Signals, Stopped, held_back, import_worker
 from pml_cli.launch.status import living
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.tables import dry_run as dry
-from pml_cli.runs.folder import RunFolder, check_formats, read_runs
+from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.read import check_formats, read_runs
 
 INTERRUPTED = "interrupted; the same command goes on with what is missing"
 

@@ -1,24 +1,20 @@
-"""Hydra: overrides and YAML groups to typed requests. The only module that imports hydra (1.3; pinned below 1.4).
+"""Hydra's part: the grammar of overrides, and YAML files composed to a tree.
 
-The grammar is Hydra's: `rank=4,8`, `range(1,9)`, `choice(a,b)`, `glob(*)` for groups, `group=option`. What Hydra accepts
-silently and is nearly always a slip is refused here: a key given twice (bash makes that of rank={4,8}), interval(), `+key`.
+The only module that imports hydra (1.3; pinned below 1.4). The grammar is `rank=4,8`, `range(1,9)`,
+`choice(a,b)`, `glob(*)` for groups, `group=option`. What Hydra accepts silently and is nearly
+always a slip is refused here: a key given twice (bash makes that of rank={4,8}), an interval,
+`+key`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from decimal import Decimal
-from functools import lru_cache
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
 from hydra import version
-from hydra._internal.hydra import (
-    Hydra,  # what hydra.initialize_config_dir does, plus a user's folder in front
-)
-from hydra._internal.utils import create_config_search_path
 from hydra.compose import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,153 +30,87 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pml_cli.config import sweep_file
-from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.checks import device_problems, launch_problems
-from pml_cli.config.grid import (
-    MAX_CELLS,
-    Grid,
-    OptionSet,
-    Settings,
-    expand_grid,
-    refuse,
-    typed_report,
-)
-from pml_cli.config.option_files import options, shipped
+from pml_cli.config.grid import MAX_CELLS, Grid
+from pml_cli.config.option_files import options, shipped, split_known
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.schema import Fit, Lasting, Predict, Report, Request, Run, Transition
 from pml_cli.config.sweep_file import YAMLError, one_line
-from pml_cli.errors import UserError, did_you_mean
-
-MEMFT_LOSSES = ["sft", "memft_ot", "memft_sw", "memft_margin"]
-# verbs that train nothing
-REPORTS: dict[str, type[Report]] = {
-    "fit": Fit,
-    "predict": Predict,
-    "lasting": Lasting,
-    "transition": Transition,
-}
-RUN_FIELDS = [f.name for f in dataclasses.fields(Run)]
-
-
-def load(
-    verb: str, overrides: list[str], file: Path | None = None, config_dir: Path | None = None
-) -> Request:
-    """What `pml VERB overrides` asks for: every cell typed and checked.
-
-    Args:
-        verb: probe, sweep or memft; the root file conf/VERB.yaml.
-        overrides: as on the command line; they win over the file's keys.
-        file: a sweep file, or the name of a shipped one.
-        config_dir: a folder laid out like conf/, looked up first.
-
-    Raises:
-        UserError: all faults at once, one line each.
-    """
-    _check_folder(config_dir)
-    given = parse(overrides, config_dir)
-    asked = [grid | given for grid in _file_grids(file, config_dir)] if file else [given]
-    if verb == "memft":
-        asked = [grid if "loss" in grid else {"loss": list(MEMFT_LOSSES), **grid} for grid in asked]
-    swept = _swept(asked)
-    if verb == "probe" and swept:
-        shown = f"{swept[0]}={','.join(map(str, asked[0][swept[0]]))}"
-        raise UserError(f"{shown}: a probe is one run; for several values use `pml sweep`")
-    for key in ("out", "launch"):
-        refuse(
-            [f"{k}: takes one value for the whole sweep" for k in swept if k.split(".")[0] == key]
-        )
-    with _hydra(config_dir):
-        cells = expand_grid(asked, _templates(verb))
-    return _request(cells, swept)
-
-
-def load_report(verb: str, overrides: list[str], config_dir: Path | None = None) -> Report:
-    """The settings of a verb that trains nothing (of REPORTS): no groups, one value a key.
-
-    Raises:
-        UserError: an unknown key, several values for one, or a value of another type.
-    """
-    _check_folder(config_dir)
-    given = parse(overrides, config_dir, groups=())
-    with _hydra(config_dir):
-        return typed_report(REPORTS[verb], _compose(verb, []), given)
-
-
-def to_yaml(run: Run) -> str:
-    """A run as YAML, every setting resolved."""
-    return "".join(_field_yaml(name, CacheKey(getattr(run, name))) for name in RUN_FIELDS)
-
-
-@lru_cache(maxsize=1024)  # the cells of a sweep share most of their groups, and YAML is slow
-def _field_yaml(name: str, field: CacheKey) -> str:
-    value = (
-        dataclasses.asdict(field.value) if dataclasses.is_dataclass(field.value) else field.value
-    )  # type: ignore[arg-type]
-    return OmegaConf.to_yaml(OmegaConf.create({name: value}))
-
-
-def describe(asked: Request | Report) -> str:
-    """What `--print-config` shows: the settings; of many runs the first, the folder and launch, and how many there are."""
-    if isinstance(asked, Report):
-        return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(asked)))
-    around = {"out": str(asked.out), "launch": dataclasses.asdict(asked.launch)}
-    many = (
-        f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n"
-        if asked.swept
-        else ""
-    )
-    return many + to_yaml(asked.runs[0]) + OmegaConf.to_yaml(OmegaConf.create(around))
+from pml_cli.errors import UserError
 
 
 def parse(
     overrides: Iterable[str], config_dir: Path | None = None, groups: tuple[str, ...] = GROUPS
-) -> Grid:
+) -> tuple[Grid, list[str]]:
     """Overrides in Hydra's grammar to the values of each key.
 
-    Raises:
-        UserError: what cannot be read, is given twice or names no option; all at once.
+    Args:
+        overrides: as on the command line.
+        config_dir: a user's folder of options.
+        groups: the groups that the command has.
+
+    Returns:
+        The values, and a line for each override that cannot be read, is given twice or names no
+        option. A group keeps the values that are options.
     """
     grid: Grid = {}
-    faults: list[str] = []
+    lines: list[str] = []
     for text in overrides:
         try:
-            key, values = _one(text, config_dir, groups)
-            if key in grid:
-                faults.append(f"{key}: given twice (several values: {key}=a,b, without braces)")
-            grid[key] = values
+            key, values = _parse_override(text, config_dir, groups)
         except UserError as error:
-            faults.append(str(error))
-    refuse(faults)
-    return grid
+            lines += error.faults
+            continue
+
+        if key in grid:
+            lines.append(f"{key}: given twice (several values: {key}=a,b, without braces)")
+        if key in groups:
+            values, unknown = split_known(key, values, config_dir)
+            lines += unknown
+        grid[key] = values
+    return grid, lines
 
 
-def _one(text: str, config_dir: Path | None, groups: tuple[str, ...]) -> tuple[str, list[Any]]:
+def _parse_override(
+    text: str, config_dir: Path | None, groups: tuple[str, ...]
+) -> tuple[str, list[Any]]:
+    """The key of an override and its values, each once.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     if text[:1] in ("+", "~"):
-        raise UserError(
-            f"{text}: no {text[0]} here, every setting is declared; write {text.lstrip('+~') or 'key'}"
-        )
-    if not text.partition("=")[0].strip() or "=" not in text:
+        bare = text.lstrip("+~") or "key"
+        raise UserError(f"{text}: no {text[0]} here, every setting is declared; write {bare}")
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
         raise UserError(f"{text}: not of the form key=value")
+
     try:
         override = OverridesParser.create().parse_override(text)
     except (HydraException, ValueError) as error:
-        key, _, value = text.partition("=")
         raise UserError(
-            f"{text}: not in Hydra's grammar ({one_line(error)}); special characters need quotes: '{key}=\"{value}\"'"
+            f"{text}: not in Hydra's grammar ({one_line(error)}); "
+            f"special characters need quotes: '{key}=\"{value}\"'"
         ) from error
     if override.package is not None:
         raise UserError(f"{text}: no @ here, an option has its group's place")
+
     key = override.key_or_group
-    values = _values(override, text, options(key, config_dir) if key in groups else None)
-    if key in groups:
-        _check_options(key, values, config_dir)
-    return key, values
+    names = options(key, config_dir) if key in groups else None
+    values = _values(override, text, names)
+    if not values:
+        raise UserError(f"{text}: no values")
+    return key, distinct(values)
 
 
 def _values(override: Override, text: str, names: list[str] | None) -> list[Any]:
+    """The values of an override.
+
+    Args:
+        override: as Hydra parsed it.
+        text: as the user wrote it, for messages.
+        names: the options of the group; None for a plain key.
+    """
     value = override.value()
-    found: list[Any]
     if isinstance(value, IntervalSweep):
         raise UserError(
             f"{text}: an interval has no list of values; use range(start,stop,step) or a,b,c"
@@ -188,129 +118,111 @@ def _values(override: Override, text: str, names: list[str] | None) -> list[Any]
     if isinstance(value, Glob):
         if names is None:
             raise UserError(f"{text}: glob() is for groups ({', '.join(GROUPS)})")
-        found = value.filter(names)
-    elif isinstance(value, RangeSweep):
-        found = _range(value, text)
-    elif isinstance(value, ChoiceSweep):
-        found = [_plain(v) for v in value.list]
-    else:
-        found = [value]
-    if not found:
-        raise UserError(f"{text}: no values")
-    return list({repr(v): v for v in found}.values())
+        return list(value.filter(names))
+    if isinstance(value, RangeSweep):
+        return _range_values(value, text)
+    if isinstance(value, ChoiceSweep):
+        return [_unquoted(element) for element in value.list]
+    return [value]
 
 
-def _range(value: RangeSweep, text: str) -> list[int] | list[float]:
-    """Hydra's range, with decimal steps: range(0.1,0.5,0.1) holds 0.3 and not 0.30000000000000004."""
-    start, stop, step = (Decimal(str(v)) for v in (value.start, value.stop, value.step))
-    if not step or not all(v.is_finite() for v in (start, stop, step)):
+def _range_values(sweep: RangeSweep, text: str) -> list[Any]:
+    """The numbers of Hydra's range(start,stop,step), without `stop`."""
+    ends = (sweep.start, sweep.stop, sweep.step)
+    # In decimals, so that range(0.1,0.5,0.1) holds 0.3 and not 0.30000000000000004.
+    start, stop, step = (Decimal(str(end)) for end in ends)
+    if not step or not all(end.is_finite() for end in (start, stop, step)):
         raise UserError(f"{text}: a range needs finite ends and a step that is not 0")
-    count = max(0, int(-((start - stop) // step)))
+
+    count = max(0, int(((stop - start) / step).to_integral_value(ROUND_CEILING)))
     if count > MAX_CELLS:
         raise UserError(f"{text}: {count} values; at most {MAX_CELLS} cells in one sweep")
-    steps = [start + i * step for i in range(count + 1)]
-    within = [v for v in steps if (v < stop if step > 0 else v > stop)]
-    whole = all(isinstance(v, int) for v in (value.start, value.stop, value.step))
-    return [int(v) for v in within] if whole else [float(v) for v in within]
+    numbers = [start + index * step for index in range(count)]
+
+    to_plain = int if all(isinstance(end, int) for end in ends) else float
+    return [to_plain(number) for number in numbers]
 
 
-def _plain(value: Any) -> Any:
+def _unquoted(value: Any) -> Any:
+    """A value of Hydra's grammar as plain Python."""
     if isinstance(value, QuotedString):
         return value.text
     if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return {_plain(k): _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [_unquoted(element) for element in value]
+    if isinstance(value, dict):
+        return {_unquoted(key): _unquoted(element) for key, element in value.items()}
+    return value
 
 
-def _check_options(group: str, values: list[Any], config_dir: Path | None) -> None:
-    allowed = options(group, config_dir)
-    for value in values:
-        if value not in allowed:
-            raise UserError(
-                f"{group}={'null' if value is None else value}: no such option; {did_you_mean(str(value), allowed)}"
-            )
-
-
-def _file_grids(file: Path, config_dir: Path | None) -> Iterator[Grid]:
-    for written in sweep_file.read(file):
-        texts = parse((f"{k}={v}" for k, v in written.items() if isinstance(v, str)), config_dir)
-        grid = {
-            key: texts[key] if key in texts else _listed(key, value, file)
-            for key, value in written.items()
-        }
-        for group in (key for key in grid if key in GROUPS):
-            _check_options(group, grid[group], config_dir)
-        yield grid
-
-
-def _listed(key: str, value: Any, file: Path) -> list[Any]:
-    if value == []:
-        raise UserError(f"{file}: {key}: no values")
-    return list({repr(v): v for v in value}.values()) if isinstance(value, list) else [value]
-
-
-def _swept(asked: list[Grid]) -> list[str]:
-    found = dict.fromkeys(key for grid in asked for key in grid)
-    return [
-        key
-        for key in found
-        if any(len(g.get(key, [])) > 1 or g.get(key) != asked[0].get(key) for g in asked)
-    ]
-
-
-def _templates(verb: str) -> Any:
-    composed: dict[tuple[tuple[str, str], ...], OptionSet] = {}
-
-    def template(chosen: dict[str, str]) -> OptionSet:
-        known = tuple(sorted(chosen.items()))
-        if known not in composed:
-            tree = _compose(verb, [f"{group}={option}" for group, option in known])
-            choices = tree.pop("hydra")["runtime"]["choices"]
-            composed[known] = OptionSet(tree, {group: str(choices.get(group)) for group in GROUPS})
-        return composed[known]
-
-    return template
-
-
-def _compose(root: str, overrides: list[str]) -> dict[str, Any]:
-    try:
-        tree: Any = OmegaConf.to_container(
-            compose(root, overrides, return_hydra_config=root not in REPORTS)
-        )
-    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{root} {' '.join(overrides)}: {one_line(error)}") from error
-    return {str(key): value for key, value in tree.items()}
-
-
-def _check_folder(config_dir: Path | None) -> None:
-    if config_dir is not None and not config_dir.is_dir():
-        raise UserError(f"--config-dir {config_dir}: no such folder")
+def distinct(values: list[Any]) -> list[Any]:
+    """Each value once, in the order given."""
+    # By their text, because 1, 1.0 and True are equal.
+    by_text = {repr(value): value for value in values}
+    return list(by_text.values())
 
 
 @contextmanager
-def _hydra(config_dir: Path | None) -> Iterator[None]:
-    """Hydra over our conf/, and a user's folder in front of it. An application's own Hydra is put back afterwards."""
-    before = GlobalHydra.instance().hydra
+def hydra_session(config_dir: Path | None) -> Iterator[None]:
+    """Hydra over our conf/, with a user's folder in front.
+
+    An application's own Hydra is put back afterwards.
+    """
+    application_hydra = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         version.setbase("1.3")
-        path = create_config_search_path(str(shipped("conf").resolve()))
-        if config_dir is not None:
-            path.prepend(provider="user", path=f"file://{config_dir.resolve()}")
-        Hydra.create_main_hydra2(task_name="pml", config_search_path=path)
-        OmegaConf.register_new_resolver("basename", _last_parts, replace=True)
+        start_hydra(shipped("conf"), config_dir)
+        OmegaConf.register_new_resolver("basename", _last_path_parts, replace=True)
         yield
     finally:
-        GlobalHydra.instance().hydra = before
+        GlobalHydra.instance().hydra = application_hydra
 
 
-def _last_parts(path: Any, count: int = 1) -> str:
+def start_hydra(conf: Path, config_dir: Path | None) -> None:
+    """What `hydra.initialize_config_dir` does, with a user's folder in front of ours.
+
+    Hydra's public functions take one folder, hence its internals; a test fails when a release
+    moves them.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    search_path = create_config_search_path(str(conf.resolve()))
+    if config_dir is not None:
+        search_path.prepend(provider="user", path=f"file://{config_dir.resolve()}")
+    Hydra.create_main_hydra2(task_name="pml", config_search_path=search_path)
+
+
+def compose_root(
+    root: str, overrides: list[str], *, with_choices: bool = False
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree of a root file and its options; inside a `hydra_session`.
+
+    Args:
+        root: name of the YAML file, without its ending.
+        overrides: `group=option`.
+        with_choices: whether the root file has groups, and their options are returned.
+
+    Returns:
+        The settings by short key and group, and the option of each group.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    try:
+        composed = compose(root, overrides, return_hydra_config=with_choices)
+        tree: Any = OmegaConf.to_container(composed)
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{root} {' '.join(overrides)}: {one_line(error)}") from error
+
+    settings = {str(key): value for key, value in tree.items()}
+    if not with_choices:
+        return settings, {}
+    choices = settings.pop("hydra")["runtime"]["choices"]
+    return settings, {group: str(choices.get(group)) for group in GROUPS}
+
+
+def _last_path_parts(path: Any, count: int = 1) -> str:
     """The last parts of a path, as a name: ${basename:./a/final,2} is a-final."""
-    return "-".join([part for part in Path(str(path)).parts if part != "/"][-count:])
-
-
-def _request(cells: list[Settings], swept: list[str]) -> Request:
-    refuse(launch_problems(cells[0].launch))
-    runs = [Run(**{name: getattr(cell, name) for name in RUN_FIELDS}) for cell in cells]
-    refuse(device_problems(runs, cells[0].launch))
-    return Request(runs, Path(cells[0].out).expanduser(), cells[0].launch, swept)
+    parts = [part for part in Path(str(path)).parts if part != "/"]
+    return "-".join(parts[-count:])

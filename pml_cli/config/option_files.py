@@ -1,14 +1,20 @@
-"""The options of the groups: the YAML files of conf/ and of a user's folder. Read without a YAML library, so that help
-and shell completion are quick.
+"""The options of the groups: the YAML files of conf/ and of a user's folder.
+
+Read without a YAML library, so that help and shell completion are quick.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pml_cli.config.registry import GROUPS
+from pml_cli.config.setting import written
+from pml_cli.errors import did_you_mean
 
 # Keys of a run that belong to no group.
 SHORT_KEYS = ("rank", "seqlen", "seed", "out")
@@ -35,14 +41,39 @@ def option_file(group: str, option: str, config_dir: Path | None = None) -> Path
     return None
 
 
+def root_file(command: str, config_dir: Path | None = None) -> Path | None:
+    """The YAML file with the defaults of a command; the user's folder comes first."""
+    for folder in _folders(config_dir):
+        file = folder / f"{command}.yaml"
+        if file.is_file():
+            return file
+    return None
+
+
 def options(group: str, config_dir: Path | None = None) -> list[str]:
     """The names that `group=` takes, in alphabetical order."""
     files = [path for folder in _folders(config_dir) for path in (folder / group).glob("*.yaml")]
     return sorted({path.stem for path in files})
 
 
+def split_known(
+    group: str, values: Iterable[Any], config_dir: Path | None = None
+) -> tuple[list[Any], list[str]]:
+    """The values that are options of a group, and a line for each of the others."""
+    names = options(group, config_dir)
+    known: list[Any] = []
+    lines: list[str] = []
+    for value in values:
+        if value in names:
+            known.append(value)
+        else:
+            text = written(value)
+            lines.append(f"{group}={text}: no such option; {did_you_mean(text, names)}")
+    return known, lines
+
+
 def unknown_key(key: str, valid: Iterable[str]) -> str:
-    """The line about a key that does not exist: the nearest one of all, and those of its own group."""
+    """The line about a key that does not exist: the nearest key, and those of its own group."""
     names = list(valid)
     nearest = [name for name in names if name.endswith(f".{key}")]
     if not nearest:
@@ -57,3 +88,17 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
 
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{key}: no such key; {hint}allowed: {', '.join(allowed)}"
+
+
+@cache
+def default_options(command: str) -> dict[str, str]:
+    """The option of each group that a command's shipped root file chooses."""
+    text = (shipped("conf") / f"{command}.yaml").read_text("utf-8")
+    return dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+
+
+def summary(file: Path) -> str:
+    """What an option is: the first line of its YAML file, a comment."""
+    with file.open(encoding="utf-8") as lines:
+        first = lines.readline()
+    return first.lstrip("#").strip() if first.startswith("#") else ""

@@ -1,187 +1,182 @@
-"""What one run is: typed settings (`checks.py`: what they must be like).
+"""What one run is: typed settings, each declared once with `setting`.
 
-Each setting is declared once, here: name, type, default, meaning. YAML files and the command line only override
-(`compose.py`). A loaded config is never assigned to.
+The settings of a loss, a data source or a launcher lie in its own file (`registry.py`). YAML files
+and the command line only override (`request.py`). A loaded config is never assigned to.
 """
 
 from __future__ import annotations
 
-import math
-import re
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 
+from pml_cli.config import registry
 from pml_cli.config.registry import register
 from pml_cli.config.setting import Settings, setting
 
 __all__ = [
-    "DEVICE",
     "DEVICES_ALLOWED",
+    "DEVICE_PATTERN",
     "DTYPES",
     "FORMAT",
-    "NAME",
     "SCHEDULES",
     "TINY",
     "Adapter",
     "Data",
-    "Fit",
-    "HfData",
     "InlineLaunch",
-    "JsonlData",
-    "Lasting",
     "Launch",
     "LinearAdapter",
     "LocalLaunch",
     "Loss",
-    "MemftMarginLoss",
-    "MemftOtLoss",
-    "MemftSwLoss",
-    "MixedData",
     "MlpBlockAdapter",
     "Model",
-    "PhonebookData",
-    "Predict",
-    "RandomData",
-    "Report",
     "Request",
-    "RuleData",
     "Run",
     "Settings",
-    "SftLoss",
     "SlurmLaunch",
-    "TextData",
     "Train",
-    "Transition",
     "setting",
 ]
 
-FORMAT = 1  # of run folders and of ids; a folder of another format is refused
+# Format of run folders and of run ids; a folder of another format is refused.
+FORMAT = 1
 
-TINY = Path(__file__).parents[1] / "tiny"  # the embedded model
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of a folder's name
-DEVICE = re.compile(
-    r"auto|cpu|cuda(:\d+)?"
-)  # as a user may ask for it; pml itself also has models on torch's `meta`
+# Folder of the embedded model.
+TINY = Path(__file__).parents[1] / "tiny"
+
+# As a user may ask for it; pml itself also builds models on torch's `meta` device.
+DEVICE_PATTERN = r"auto|cpu|cuda(:\d+)?"
 DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
+
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
+# Seeds above are not told apart by all generators.
+SEED_LIMIT = 2**62
+SEEDS_ALLOWED = "from 0 to 2^62 - 1"
+
 
 @register("model")
-@dataclass
+@dataclass(kw_only=True)
 class Model(Settings):
-    """The frozen base. `path` is `tiny` (embedded), a Hugging Face hub id or a local folder."""
+    """The frozen base model."""
 
-    name: str = "tiny"  # label in run ids and tables
-    path: str = "tiny"
-    weights: str = "pretrained"  # or random: the architecture below (or of path), seeded; for measurements of speed
-    architecture: dict[str, Any] = field(
-        default_factory=dict
-    )  # fields of config.json, for weights=random
-    layer: int | None = (
-        None  # the decoder layer that carries the adapter, 0-based; null: two thirds of the depth
+    name: str = setting(
+        "tiny",
+        help="label in run ids and tables",
+        # It becomes part of a folder's name.
+        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+        allowed="letters, digits, '.', '_' and '-'",
     )
-    dtype: str = "float32"
-    device: str = "auto"  # auto: cuda where there is one, else cpu; cuda:N
-    stream: bool | None = (
-        None  # read the layers below the adapter one at a time; null: where the weights do not fit
+    path: str = setting(
+        "tiny",
+        help="tiny (embedded), a Hugging Face hub id or a local folder",
+        required=True,
+        allowed="tiny, a hub id or a folder",
+        path="any",
     )
-    checkpointing: bool | None = (
-        None  # run the layers above the adapter twice and keep less; null: where one cell needs it
+    weights: str = setting(
+        "pretrained",
+        help="random: seeded random weights of the same architecture, to measure speed",
+        choices=("pretrained", "random"),
     )
-    revision: str | None = None  # of the hub repository
-    trust_remote_code: bool = False
+    architecture: dict[str, Any] = setting(
+        {}, help="fields of config.json for weights=random, which then needs no download"
+    )
+    layer: int | None = setting(
+        None,
+        help="decoder layer that carries the adapter, from 0",
+        minimum=0,
+        special={None: "two thirds of the depth"},
+    )
+    dtype: str = setting("float32", help="dtype of the base model's weights", choices=DTYPES)
+    device: str = setting(
+        "auto",
+        help="cpu, cuda or cuda:N",
+        pattern=DEVICE_PATTERN,
+        allowed=DEVICES_ALLOWED,
+        special={"auto": "cuda where there is one, else cpu"},
+        suggestions=("auto", "cpu", "cuda"),
+    )
+    stream: bool | None = setting(
+        None,
+        help="read the layers below the adapter from their files, one at a time",
+        special={None: "where the weights do not fit the device"},
+    )
+    checkpointing: bool | None = setting(
+        None,
+        help="activation checkpointing in the layers above the adapter",
+        special={None: "where a cell does not fit the device without"},
+    )
+    revision: str | None = setting(None, help="revision of the hub repository")
+    trust_remote_code: bool = setting(False, help="run model code from the hub repository")
+
+    def validate(self) -> Iterator[str]:
+        if self.stream and self.weights == "random":
+            yield "stream=true: must be null or false with random weights, which lie in no file"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Data(Settings):
-    """Common to all sources. What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence."""
+    """Common to all sources.
+
+    What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence.
+    """
 
     source: str = ""
-    seed: int = 0  # which sequence to draw from the source
-    chat: bool = (
-        False  # put the prompt through the tokenizer's chat template, with an empty system prompt
+    seed: int = setting(
+        0,
+        help="which sequence to draw from the source",
+        minimum=0,
+        below=SEED_LIMIT,
+        allowed=SEEDS_ALLOWED,
+    )
+    chat: bool = setting(
+        False, help="apply the tokenizer's chat template to the prompt, with an empty system prompt"
     )
 
+    @property
+    def label(self) -> str:
+        """The source in tables and figures, with the name of its file where it has one."""
+        path = getattr(self, "path", None)
+        return f"{self.source}:{Path(path).stem}" if path else self.source
 
-@register("data", "random")
-@dataclass
-class RandomData(Data):
-    """Uniform random tokens of the vocabulary (special tokens left out)."""
+    def id_fields(self) -> dict[str, Any]:
+        """Values that count for the run id beside the settings that differ from their defaults.
 
-    source: str = "random"
-    prompt: str = ""  # text before the target; without one, only the begin-of-text token
+        A changed `path` always counts by the content of its file.
+        """
+        return {}
 
+    def open(self, model: Model) -> Any:
+        """Open the source for the vocabulary of a model.
 
-@register("data", "text")
-@dataclass
-class TextData(Data):
-    """Running text: a UTF-8 file, or the documentation inside Python that the tiny model has not seen."""
+        Returns:
+            A `pml_cli.data.source.Source`.
 
-    source: str = "text"
-    path: str | None = None
-    prompt: str = ""
+        Raises:
+            UserError: a file that is missing or malformed, or a model without a tokenizer.
+        """
+        raise NotImplementedError
 
-
-@register("data", "mixed")
-@dataclass
-class MixedData(TextData):
-    """Running text in which a share of the tokens is replaced by uniform random ones."""
-
-    source: str = "mixed"
-    random_share: float = 0.4
-
-
-@register("data", "phonebook")
-@dataclass
-class PhonebookData(Data):
-    """Generated names and ten-digit numbers, one sample an entry."""
-
-    source: str = "phonebook"
-    digits: int = 10
+    def overlapping(self) -> list[Data]:
+        """Other sources whose tokens a target of this one contains in part."""
+        return []
 
 
-@register("data", "rule")
-@dataclass
-class RuleData(Data):
-    """f(x, y) = 3x + 5y + 7: samples to learn, and unseen pairs that test whether the rule was found."""
-
-    source: str = "rule"
-    maximum: int = 99  # x and y are drawn from 0..maximum
-    test_samples: int = 200
-
-
-@register("data", "jsonl")
-@dataclass
-class JsonlData(Data):
-    """A JSON-lines file with the fields question/matching (long texts) or query/target (short facts)."""
-
-    source: str = "jsonl"
-    path: str = ""
-
-
-@register("data", "hf")
-@dataclass
-class HfData(Data):
-    """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
-
-    source: str = "hf"
-    path: str = ""  # hub id or local folder
-    name: str | None = None  # configuration of the dataset
-    split: str = "train"
-    column: str = "text"
-    prompt: str = ""
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Adapter(Settings):
+    """Common to all placements of the adapter."""
+
     kind: str = ""
-    dropout: float = 0.0
+    dropout: float = setting(0.0, help="dropout on the adapter's input", minimum=0, below=1)
 
 
 @register("adapter", "mlp_block")
-@dataclass
+@dataclass(kw_only=True)
 class MlpBlockAdapter(Adapter):
     """The paper's placement: x @ A @ B in parallel to the whole MLP of one layer, scale 1."""
 
@@ -189,117 +184,116 @@ class MlpBlockAdapter(Adapter):
 
 
 @register("adapter", "linear")
-@dataclass
+@dataclass(kw_only=True)
 class LinearAdapter(Adapter):
     """Standard LoRA on linear modules, scale alpha / rank, as in PEFT."""
 
     kind: str = "linear"
-    targets: list[str] = field(
-        default_factory=lambda: ["gate_proj", "up_proj", "down_proj"]
-    )  # module names
-    layers: list[int] | None = None  # null: only the model's adapter layer; []: every layer
-    alpha: float = 16.0
+    targets: list[str] = setting(
+        ["gate_proj", "up_proj", "down_proj"],
+        help="names of the modules that get an adapter",
+        required=True,
+        allowed="at least one module name",
+    )
+    layers: list[int] | None = setting(
+        None,
+        help="decoder layers, from 0",
+        special={None: "only the model's adapter layer", "[]": "every layer"},
+    )
+    alpha: float = setting(16.0, help="the scale is alpha / rank", above=0)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Loss(Settings):
+    """Common to all losses; how one weighs its tokens: `pml_cli.training.losses`."""
+
     kind: str = ""
 
-
-@register("loss", "sft")
-@dataclass
-class SftLoss(Loss):
-    """Mean cross-entropy over the target tokens."""
-
-    kind: str = "sft"
-
-
-@register("loss", "memft_ot")
-@dataclass
-class MemftOtLoss(Loss):
-    """MemFT, only-threshold: cross-entropy over the tokens whose nll is still above the threshold."""
-
-    kind: str = "memft_ot"
-    threshold: float = math.log(2)  # nats; ln 2 is p = 0.5
-    when_done: str = (
-        "mean"  # when no token is above it: mean (plain loss, as released) or zero (no update)
-    )
-
-
-@register("loss", "memft_sw")
-@dataclass
-class MemftSwLoss(Loss):
-    """MemFT, spatial window: weights rise smoothly around the threshold, and reach a window beyond a sample's first error.
-
-    Where a sample's first error has stayed for `patience` of its steps, the window grows by half of itself a step, up to
-    four times; it is reset when that error moves. Defaults: the paper's; loss=memft_sw_axolotl: Axolotl's.
-    """
-
-    kind: str = "memft_sw"
-    threshold: float = math.log(2)  # nats
-    kappa: float = 10.0  # steepness of the sigmoid around the threshold, per nat
-    tau: float = 20.0  # tokens beyond the first error after which the weight has fallen to 1/e
-    window: int = 50  # tokens from the first error on
-    floor: float = 0.01  # factor beyond the window
-    patience: int = 3  # steps that the first error may stay where it is
-
-
-@register("loss", "memft_margin")
-@dataclass
-class MemftMarginLoss(Loss):
-    """Ours: cross-entropy where the logit margin falls short of an aim, later the shortfall itself (a hinge).
-
-    Both are means over the tokens that fall short. The aim is `margin` until every token of the cell seen so far, when last
-    seen, wins by it; then it is the next of margin x growth, margin x growth^2, ... that some token still falls short
-    of. So what capacity is left makes recall safer. For many short facts switch=1 is better (loss=memft_margin_facts): the
-    hinge presses one rival of a token, another sample brings up the next. With growth=1 margins settle at `margin`:
-    train.stop=recalled then needs a train.stop_margin below it.
-    """
-
-    kind: str = "memft_margin"
-    margin: float = 0.1  # logits by which the target must win; recall is exactly a margin above 0
-    growth: float = (
-        1.5  # how many times as much is aimed at once every token wins; 1: no more than `margin`
-    )
-    switch: float = (
-        0.5  # share of the steps after which the hinge takes over; 1: never, 0: from the start
-    )
+    def id_fields(self) -> dict[str, Any]:
+        """Settings that count for the run id also at their defaults."""
+        return {}
 
 
 @register("train")
-@dataclass
+@dataclass(kw_only=True)
 class Train(Settings):
-    """AdamW (betas 0.9, 0.999; eps 1e-8) on the adapter alone, no warm-up."""
+    """AdamW (betas 0.9, 0.999; eps 1e-8) on the adapter alone, without warm-up."""
 
-    steps: int = 500
-    epochs: int | None = None  # overrides steps: passes over the samples
-    batch: int = 0  # samples a step; 0: all of them
-    curriculum: list[int] = field(
-        default_factory=list
-    )  # epochs at which more samples come into use; [20,40]: 1/3, 2/3, all
-    lr: float = 1e-2
-    schedule: str = "linear"  # decay to 0 over the steps: linear | constant | cosine
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest gradient norm of one cell; 0: no clipping
-    log_every: int = 0  # steps between logged steps; 0: about twenty logged steps a run
-    stop: str = "none"  # none | recalled: stop a cell once every target token wins by stop_margin
-    stop_margin: float = 1.0  # logits
-    decode: bool = True  # after training, also decode freely (greedy) from the prompt
+    steps: int = setting(500, help="optimiser steps", minimum=1)
+    epochs: int | None = setting(
+        None,
+        help="passes over the samples, instead of steps",
+        minimum=1,
+        special={None: "by steps"},
+    )
+    batch: int = setting(0, help="samples a step", minimum=0, special={0: "all samples"})
+    curriculum: list[int] = setting(
+        [], help="epochs at which more samples come into use; [20,40]: a third, two thirds, all"
+    )
+    lr: float = setting(1e-2, help="peak learning rate", above=0, finite=True)
+    schedule: str = setting(
+        "linear", help="decay of the learning rate to 0 over the steps", choices=SCHEDULES
+    )
+    weight_decay: float = setting(0.0, help="AdamW's decoupled weight decay", minimum=0)
+    clip: float = setting(
+        1.0, help="largest gradient norm of one cell", minimum=0, special={0: "no clipping"}
+    )
+    log_every: int = setting(
+        0, help="steps between logged steps", minimum=0, special={0: "about twenty a run"}
+    )
+    stop: str = setting(
+        "none",
+        help="recalled: stop a cell once every target token wins by stop_margin",
+        choices=("none", "recalled"),
+    )
+    stop_margin: float = setting(
+        1.0, help="logit margin that ends the training", unit="logits", finite=True
+    )
+    decode: bool = setting(True, help="after training, also decode greedily from the prompt")
+
+    def validate(self) -> Iterator[str]:
+        increasing = all(a < b for a, b in itertools.pairwise(self.curriculum))
+        if not increasing or any(epoch < 1 for epoch in self.curriculum):
+            yield f"curriculum={self.curriculum}: must be increasing epochs, each at least 1"
+        elif self.epochs is not None and self.curriculum and self.curriculum[-1] >= self.epochs:
+            yield f"curriculum={self.curriculum}: must be below train.epochs ({self.epochs})"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Launch(Settings):
+    """Common to all launchers."""
+
+    # Whether every process is given one GPU and sees no other: a run cannot name one by number.
+    assigns_devices: ClassVar[bool] = False
+
     kind: str = ""
-    pack_tokens: int = 0  # tokens in one training step over all cells of a pack; 0: by device
-    device_gb: float = 0.0  # memory of one device that packs may fill; 0: 80 % of this machine's (Slurm: not looked at)
-    checkpoint_minutes: float = 3.0  # between checkpoints of a pack in training
-    stale_seconds: float = (
-        120.0  # a process of another machine without a sign of life for so long is taken for dead
+    pack_tokens: int = setting(
+        0,
+        help="tokens of one training step, over all cells of a pack",
+        minimum=0,
+        special={0: "by device"},
+    )
+    device_gb: float = setting(
+        0.0,
+        help="memory of a device that packs may fill",
+        unit="GB",
+        minimum=0,
+        finite=True,
+        special={0: "80 % of this machine's; no limit on Slurm"},
+    )
+    checkpoint_minutes: float = setting(
+        3.0, help="time between checkpoints of a pack in training", unit="minutes", minimum=0
+    )
+    stale_seconds: float = setting(
+        120.0,
+        help="age of the last heartbeat at which a process of another machine counts as dead",
+        unit="seconds",
+        minimum=5,
     )
 
 
 @register("launch", "inline")
-@dataclass
+@dataclass(kw_only=True)
 class InlineLaunch(Launch):
     """In this process."""
 
@@ -307,115 +301,100 @@ class InlineLaunch(Launch):
 
 
 @register("launch", "local")
-@dataclass
+@dataclass(kw_only=True)
 class LocalLaunch(Launch):
     """Processes on this machine, each with a device of its own."""
 
+    assigns_devices: ClassVar[bool] = True
+
     kind: str = "local"
-    devices: int = 0  # how many; 0: one for each GPU, without a GPU one for each two cores
-    threads: int = 0  # of each process; 0: the cores shared out
+    devices: int = setting(
+        0,
+        help="number of processes",
+        minimum=0,
+        special={0: "one for each GPU; without a GPU, one for each two cores"},
+    )
+    threads: int = setting(
+        0, help="CPU threads of a process", minimum=0, special={0: "an equal share of the cores"}
+    )
 
 
 @register("launch", "slurm")
-@dataclass
+@dataclass(kw_only=True)
 class SlurmLaunch(Launch):
-    """An array of jobs on a Slurm cluster, each with a device of its own. null leaves a setting to the site."""
+    """An array of jobs on a Slurm cluster, each with a device of its own.
+
+    null leaves a setting to the site.
+    """
+
+    assigns_devices: ClassVar[bool] = True
 
     kind: str = "slurm"
-    devices: int = 4  # tasks of the array
-    parallel: int = 0  # tasks that may run at once; 0: all
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: int = 240  # minutes that one task may run; what is left goes on in the next
-    gpus: int = 1  # of one task; 0: none asked for
-    cpus: int = 4  # of one task
-    mem_gb: float | None = None  # of one task
-    constraint: str | None = None
-    signal_seconds: int = 90  # before the time limit: keep a checkpoint and go back to the queue
-    setup: list[str] = field(
-        default_factory=list
-    )  # shell lines before the worker starts: module load ...
-    python: str | None = None  # command of the worker's Python; null: this one
-    extra: dict[str, Any] = field(default_factory=dict)  # any other sbatch option, {mail-type: END}
+    devices: int = setting(4, help="tasks of the array", minimum=1)
+    parallel: int = setting(0, help="tasks that may run at once", minimum=0, special={0: "all"})
+    partition: str | None = setting(None, help="sbatch --partition")
+    account: str | None = setting(None, help="sbatch --account")
+    qos: str | None = setting(None, help="sbatch --qos")
+    time: int = setting(
+        240,
+        help="time limit of a task; what is unfinished goes on in the next one",
+        unit="minutes",
+        minimum=1,
+    )
+    gpus: int = setting(1, help="GPUs of a task", minimum=0, special={0: "none requested"})
+    cpus: int = setting(4, help="CPUs of a task", minimum=1)
+    mem_gb: float | None = setting(None, help="memory of a task", unit="GB", above=0, finite=True)
+    constraint: str | None = setting(None, help="sbatch --constraint")
+    signal_seconds: int = setting(
+        90,
+        help="time before the limit at which a task writes a checkpoint and is requeued",
+        unit="seconds",
+        minimum=1,
+    )
+    setup: list[str] = setting([], help="shell lines before the worker starts: module load ...")
+    python: str | None = setting(
+        None, help="command of the worker's Python", special={None: "this Python"}
+    )
+    extra: dict[str, Any] = setting({}, help="any other sbatch option: {mail-type: END}")
+
+    def validate(self) -> Iterator[str]:
+        if self.signal_seconds >= 60 * self.time:
+            limit = f"the time limit ({self.time} min)"
+            yield f"signal_seconds={self.signal_seconds}: must be below {limit}"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run(Settings):
-    """One cell: one adapter of one rank, trained to remember seqlen target tokens."""
+    """One cell: one adapter of one rank, trained to remember `seqlen` target tokens."""
 
-    rank: int = 8
-    seqlen: int = 128
-    seed: int = 0  # of the adapter's initial weights, dropout and sample order
+    rank: int = setting(8, help="rank of the adapter", minimum=1)
+    seqlen: int = setting(128, help="target tokens to remember", minimum=1)
+    seed: int = setting(
+        0,
+        help="seed of the adapter's initial weights, dropout and sample order",
+        minimum=0,
+        below=SEED_LIMIT,
+        allowed=SEEDS_ALLOWED,
+    )
     model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=RandomData)
+    data: Data = field(default_factory=partial(registry.create, "data", "random"))
     adapter: Adapter = field(default_factory=MlpBlockAdapter)
-    loss: Loss = field(default_factory=SftLoss)
+    loss: Loss = field(default_factory=partial(registry.create, "loss", "sft"))
     train: Train = field(default_factory=Train)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """What one command asked for: the runs, where their folders go, how they are launched."""
+    """What one command asks for.
+
+    Attributes:
+        runs: the cells, each once.
+        out: folder of their results.
+        launch: how they are launched.
+        swept: the keys that were given several values.
+    """
 
     runs: list[Run]
     out: Path
     launch: Launch
-    swept: list[str]  # the keys that were given several values
-
-
-@dataclass
-class Fit:
-    """Settings of `pml fit`."""
-
-    saturated_below: float = (
-        0.69  # final loss (nats per token) at or below which a cell is left out, as in the paper
-    )
-    out: str | None = None  # folder of the report; null: fit/ inside the first path
-    figures: bool = True
-    draws: int = 4000  # of the bootstrap behind the intervals; 0 for none
-
-    x: str = "rank"  # the size that the law is about: rank, or parameters (trainable ones), which compares placements
-
-
-@dataclass
-class Predict:
-    """Settings of `pml predict`."""
-
-    rank: list[float] = field(
-        default_factory=list
-    )  # or numbers of parameters, where the law was fitted with x=parameters
-    seqlen: list[float] = field(default_factory=list)  # target tokens
-    group: str | None = None  # name or slug of one group of the report; null: all
-    base: float | None = (
-        None  # loss of the base model, nats per token; null: that of the cells trained
-    )
-
-
-@dataclass
-class Lasting:
-    """Settings of `pml lasting`."""
-
-    text: str | None = (
-        None  # UTF-8 file for the damage; null: documentation that the embedded model has not seen
-    )
-    tokens: int = 2000  # of that text, and of random tokens; 0: no damage is measured
-    decode: bool = True  # in bfloat16 also decode freely: teacher forcing decides recall only in exact arithmetic
-    device: str = "auto"  # auto: cuda where there is one, else cpu
-    out: str | None = None  # folder of the results; null: the first path
-    figures: bool = True
-
-
-@dataclass
-class Transition:
-    """Settings of `pml transition`."""
-
-    out: str | None = None  # folder of the report; null: transition/ inside the first path
-    figures: bool = True
-    draws: int = 2000  # of the bootstrap of Spearman's rho; 0 for none
-    rank: list[int] = field(default_factory=list)  # only runs of these ranks; empty: all
-    seqlen: list[int] = field(default_factory=list)  # only runs of these lengths, as asked for
-    text: int | None = None  # data.seed of the text that the stubborn grid shows; null: the lowest
-
-
-Report: TypeAlias = Fit | Predict | Lasting | Transition
+    swept: list[str]

@@ -1,7 +1,7 @@
-"""One declaration a setting: type, default, help, unit and allowed values, all on the dataclass field.
+"""One declaration a setting: type, default, help, unit and allowed values on the dataclass field.
 
-Help texts, shell completion, checks and `--print-config` read these fields; nothing about a setting is written twice.
-Light to import (neither hydra nor omegaconf): shell completion pays for it at every keystroke.
+Help texts, shell completion, checks and `--print-config` read these fields; nothing about a setting
+is written twice. Light to import (neither hydra nor omegaconf): completion pays at every keystroke.
 
     @dataclass(kw_only=True)
     class Train(Settings):
@@ -85,8 +85,8 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        note = "; ".join(filter(None, (self.unit, self._special_text(without_null=True))))
-        return f"{text} ({note})" if note else text
+        numbers = {value: text for value, text in self.special.items() if isinstance(value, int)}
+        return _with_notes(text, [self.unit, _special_text(numbers)])
 
     def _choices_text(self) -> str:
         if len(self.choices) <= 2:
@@ -109,18 +109,20 @@ class Declaration:
             bounds.append("finite")
         return " and ".join(bounds)
 
-    def _special_text(self, *, without_null: bool = False) -> str:
-        return "; ".join(
-            f"{written(value)}: {meaning}"
-            for value, meaning in self.special.items()
-            if not (without_null and value is None)
-        )
-
     def help_text(self) -> str:
         """The help with unit, choices and special values: `samples a step (0: all of them)`."""
-        notes = [self.unit, self._choices_text(), self._special_text()]
-        note = "; ".join(filter(None, notes))
-        return f"{self.help} ({note})" if note else self.help
+        return _with_notes(
+            self.help, [self.unit, self._choices_text(), _special_text(self.special)]
+        )
+
+
+def _special_text(special: Mapping[Any, str]) -> str:
+    return "; ".join(f"{written(value)}: {meaning}" for value, meaning in special.items())
+
+
+def _with_notes(text: str, notes: list[str]) -> str:
+    note = "; ".join(filter(None, notes))
+    return f"{text} ({note})" if note else text
 
 
 def setting(
@@ -141,10 +143,11 @@ def setting(
     path: PathKind = "",
     suggestions: tuple[str, ...] = (),
 ) -> T:
-    """A dataclass field that declares a setting; `dataclasses.field` with the declaration as metadata.
+    """A dataclass field that declares a setting: `dataclasses.field` with metadata.
 
-    Where the setting is a list, bounds, choices and pattern hold for each element; null is always allowed where the type
-    allows it. Checks across several settings belong into `Settings.validate`.
+    Where the setting is a list, bounds, choices and pattern hold for each element. Null is always
+    allowed where the type allows it. Checks across several settings belong into
+    `Settings.validate`.
 
     Args:
         default: the default; a list or mapping is copied for every instance.
@@ -156,9 +159,11 @@ def setting(
         finite: whether infinity is refused.
         required: whether an empty text or list is refused.
         pattern: regular expression that the whole value matches.
-        allowed: what is allowed, in words, where choices and bounds do not say it; follows "must be".
+        allowed: what is allowed, in words, to follow "must be"; choices and bounds say it by
+            themselves.
         special: values with a meaning of their own, `{0: "all samples"}`.
-        path: whether the value is a path: completed by the shell, and checked if it must be an existing file.
+        path: whether the value is a path, which the shell completes, and whether it must be an
+            existing file.
         suggestions: values that shell completion offers beside the choices.
     """
     declaration = Declaration(
@@ -178,12 +183,12 @@ def setting(
         suggestions=suggestions,
     )
     metadata = {"declaration": declaration}
-    made: Any
+    declared: Any
     if isinstance(default, list | dict):
-        made = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+        declared = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     else:
-        made = field(default=default, metadata=metadata)
-    return typing.cast("T", made)
+        declared = field(default=default, metadata=metadata)
+    return typing.cast("T", declared)
 
 
 class Settings:
@@ -206,23 +211,37 @@ def declaration(owner: type[Any], name: str) -> Declaration | None:
 
 
 def faults(settings: Settings, prefix: str = "") -> list[str]:
-    """What is wrong with the values of a settings dataclass: option, value, what is allowed.
+    """What is wrong with the values of settings, and with the settings that they hold.
 
     Args:
-        settings: an instance; fields that hold other settings (of a `Run`) are not looked into.
+        settings: an instance.
         prefix: put before every name: `train.`.
+
+    Returns:
+        A line for each fault: option, value, what is allowed.
     """
+    lines = own_faults(settings, prefix)
+    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, declared.name)
+        if isinstance(value, Settings):
+            lines += faults(value, f"{prefix}{declared.name}.")
+    return lines
+
+
+def own_faults(settings: Settings, prefix: str = "") -> list[str]:
+    """As `faults`, without those of the settings that it holds."""
     lines: list[str] = []
     for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
-        declaration = declared.metadata.get("declaration")
-        if declaration is not None:
+        if "declaration" in declared.metadata:
             value = getattr(settings, declared.name)
-            lines += _field_faults(type(settings), declared.name, declaration, value, prefix)
-    return lines + [f"{prefix}{line}" for line in settings.validate()]
+            declaration = declared.metadata["declaration"]
+            lines += _field_faults(type(settings), declared.name, declaration, value)
+    lines += settings.validate()
+    return [f"{prefix}{line}" for line in lines]
 
 
 def _field_faults(
-    owner: type[Any], name: str, declaration: Declaration, value: Any, prefix: str
+    owner: type[Any], name: str, declaration: Declaration, value: Any
 ) -> Iterator[str]:
     if value is None:
         return
@@ -231,10 +250,10 @@ def _field_faults(
     for element in values:
         if not declaration.accepts(element):
             allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
-            yield f"{prefix}{name}={written(element)}: must be {allowed}"
+            yield f"{name}={written(element)}: must be {allowed}"
 
     if declaration.path == "existing file" and value and not Path(value).is_file():
-        yield f"{prefix}{name}={value}: no such file"
+        yield f"{name}={value}: no such file"
 
 
 def keys(owner: type[Any]) -> list[str]:
@@ -260,11 +279,11 @@ def type_text(owner: type[Any], name: str) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """A value as one writes it on the command line, on one line."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "null"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:g}"
-    return str(value)
+    return " ".join(str(value).split())

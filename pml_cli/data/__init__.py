@@ -1,0 +1,19 @@
+"""What an adapter is to remember: prompts and target tokens, cut to any length.
+
+A source is opened once and cut to any length: a longer target always begins with the shorter one,
+so lengths are prefixes of one sequence and one forward pass over the longest serves them all. Only
+target tokens are scored; the prompt only conditions.
+
+May import `config` and `model` (tokenizers and dimensions), neither torch nor the trainer.
+
+    source.py           Sample and Source: what every source gives
+    sources/            one file a source: its settings, and how it is opened
+    running_text.py     a source of one long text, for text, mixed and hf
+    facts.py            a source of many short facts, for phonebook, rule and jsonl
+    text_file.py        UTF-8 files with their faults
+    synthetic_facts.py  the phone book and the linear rule
+    python_docs.py      the documentation inside Python, and which of it the tiny model has not seen
+    opened.py           sources opened once a process, samples checked against the model's context
+    curriculum.py       how many samples are in use in an epoch, and the number of steps
+    cell.py             CellPlan: one run with its samples and steps
+"""

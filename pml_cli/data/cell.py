@@ -1,32 +1,39 @@
-"""One cell with what planning found out about it."""
+"""One cell of a sweep as planned: a run with its samples and its number of steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from pml_cli.config.schema import Run
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CellPlan:
-    """One cell with what planning found out about it."""
+    """A run with what planning has worked out about it."""
 
     id: str
     run: Run
     samples: list[Sample]
+
     steps: int
-    rows: int  # samples in one step
-    tokens: int  # input tokens of one row
-    checkpointing: bool = (
-        False  # the layers above the adapter run twice, because they keep too much otherwise
-    )
+    """Optimizer steps."""
+
+    rows: int
+    """Samples in one step."""
+
+    tokens: int
+    """Input tokens of one row, padding included."""
+
+    checkpointing: bool = False
+    """Whether activation checkpointing runs the layers above the adapter twice, to keep less."""
 
     @property
     def step_tokens(self) -> int:
+        """Input tokens of one step, padding included."""
         return self.rows * self.tokens
 
     @property
-    def drawn(self) -> bool:
-        """Whether a step sees a draw of the samples: minibatches, or a curriculum."""
+    def is_sampled(self) -> bool:
+        """Whether a step sees only some of the samples: minibatches, or a curriculum."""
         return self.rows < len(self.samples) or bool(self.run.train.curriculum)

@@ -1,44 +1,58 @@
-"""The temporal curriculum: how many of a cell's samples are drawn from in an epoch, and what that makes of its length."""
+"""The temporal curriculum: how many samples are in use in an epoch, and the steps of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pml_cli.config.schema import Train
 
 
-def active(boundaries: list[int], epoch: int, samples: int) -> int:
-    """Samples in use in a 0-based epoch: the first fifth with four boundaries, a fifth more from each boundary on."""
-    reached = sum(epoch >= boundary for boundary in boundaries)
-    return -(-(reached + 1) * samples // (len(boundaries) + 1))
+def samples_in_use(boundaries: Sequence[int], epoch: int, samples: int) -> int:
+    """Samples that are drawn from in an epoch.
+
+    With four boundaries the first fifth, and a fifth more from each boundary on.
+
+    Args:
+        boundaries: epochs at which more samples come into use, ascending.
+        epoch: 0-based.
+        samples: all samples of the run.
+    """
+    stages_begun = 1 + sum(epoch >= boundary for boundary in boundaries)
+    return _ceil_div(stages_begun * samples, len(boundaries) + 1)
 
 
-def minibatches(train: Train, samples: int) -> Iterator[int]:
+def minibatch_sizes(train: Train, samples: int) -> Iterator[int]:
     """The sizes of a run's minibatches, one a step, up to its last."""
-    epoch, steps = 0, 0
-    while train.epochs is not None or steps < train.steps:
-        if epoch == train.epochs:
-            return
-        count = active(train.curriculum, epoch, samples)
-        size = min(train.batch or count, count)
-        for start in range(0, count, size):
+    epoch = 0
+    steps = 0
+    while train.epochs is None or epoch < train.epochs:
+        in_use = samples_in_use(train.curriculum, epoch, samples)
+        size = min(train.batch or in_use, in_use)
+        for start in range(0, in_use, size):
             if train.epochs is None and steps == train.steps:
                 return
-            yield min(size, count - start)
+            yield min(size, in_use - start)
             steps += 1
         epoch += 1
 
 
 def total_steps(train: Train, samples: int) -> int:
-    """Optimiser steps of a run: as set, or the minibatches of all its epochs."""
+    """Optimizer steps of a run: `train.steps`, or the minibatches of all its epochs."""
     if train.epochs is None:
         return train.steps
-    size, ends = train.batch or samples, [*train.curriculum, train.epochs]
-    total, begin = 0, 0
-    for end in ends:
-        if end > begin:
-            total += (min(end, train.epochs) - begin) * -(
-                -active(train.curriculum, begin, samples) // size
-            )
-            begin = min(end, train.epochs)
-    return total
+
+    batch = train.batch or samples
+    steps = 0
+    first_epoch = 0
+    # Within a stage of the curriculum every epoch has the same number of minibatches.
+    for stage_end in [*train.curriculum, train.epochs]:
+        last_epoch = min(stage_end, train.epochs)
+        if last_epoch > first_epoch:
+            in_use = samples_in_use(train.curriculum, first_epoch, samples)
+            steps += (last_epoch - first_epoch) * _ceil_div(in_use, batch)
+            first_epoch = last_epoch
+    return steps
+
+
+def _ceil_div(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)

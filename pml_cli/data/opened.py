@@ -1,4 +1,4 @@
-"""Sources opened once a process."""
+"""Sources opened once a process, and the samples of runs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,45 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.schema import Data, Model, Run
-from pml_cli.data.sources import Sample, Source, open_source
+from pml_cli.config.schema import Run
+from pml_cli.data.source import Sample, Source, check_length
 from pml_cli.model.dims import model_dims
 
 
-@lru_cache(maxsize=64)
-def _source(model: CacheKey, data: CacheKey) -> Source:
-    assert isinstance(model.value, Model)
-    assert isinstance(data.value, Data)
-    model_dims(model.value)
-    return open_source(model.value, data.value)
-
-
 def source_of(run: Run) -> Source:
-    """The opened source of a run (opened once per process)."""
-    return _source(CacheKey(run.model), CacheKey(run.data))
+    """The opened source of a run.
+
+    Raises:
+        UserError: the model's config or the source cannot be read.
+    """
+    return _open_source(CacheKey(run.model), CacheKey(run.data))
+
+
+def samples_of(run: Run) -> list[Sample]:
+    """The samples that a run learns.
+
+    Raises:
+        UserError: also where the source or the model's context cannot hold `run.seqlen`.
+    """
+    return _samples(CacheKey(run.model), CacheKey(run.data), run.seqlen)
 
 
 def tokens_hash(samples: Sequence[Sample]) -> str:
-    """A short hash of the token ids that a run learns: env.json's `tokens`."""
-    return hashlib.sha256(repr([(s.prompt, s.target) for s in samples]).encode()).hexdigest()[:16]
+    """A short hash of the token ids that a run learns: `tokens` of env.json."""
+    ids = [(sample.prompt, sample.target) for sample in samples]
+    return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _open_source(model: CacheKey, data: CacheKey) -> Source:
+    # Faults of the model are reported before those of the source.
+    model_dims(model.value)
+    source: Source = data.value.open(model.value)
+    return source
+
+
+@lru_cache(maxsize=4096)
+def _samples(model: CacheKey, data: CacheKey, seqlen: int) -> list[Sample]:
+    source = _open_source(model, data)
+    check_length(model.value, data.value, source, seqlen)
+    return source.take(seqlen)

@@ -9,9 +9,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from pml_cli.config.schema import MixedData, Model, RandomData, Run, TextData
+from pml_cli.config.schema import Model, Run
 from pml_cli.data.opened import source_of
-from pml_cli.data.sources import Sample, open_source
+from pml_cli.data.source import Sample
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
 from pml_cli.model.files import locate
@@ -75,20 +77,18 @@ def text_pool(model: Model, path: str | None) -> Pool:
     if bare or not locate(model, "tokenizer.json"):
         return Pool((), "", f"model={model.name} has no tokenizer")
     try:
-        source = open_source(model, TextData(path=path))
+        source = TextData(path=path).open(model)
     except UserError as error:
         raise UserError(
             str(error).replace("data.path=", "text=").replace("data=text: ", "text: ")
         ) from error
-    (whole,) = source.cut(source.limit or 0)
+    (whole,) = source.cut(source.max_tokens or 0)
     return _windowed(whole, model)
 
 
 def random_pool(model: Model, tokens: int) -> Pool:
     """Windows of uniform random tokens, as many as asked for."""
-    (whole,) = open_source(model, RandomData(seed=CONTROL_SEED)).cut(
-        max(1, -(-tokens // WINDOW)) * WINDOW
-    )
+    (whole,) = RandomData(seed=CONTROL_SEED).open(model).cut(max(1, -(-tokens // WINDOW)) * WINDOW)
     return _windowed(whole, model)
 
 
@@ -102,9 +102,7 @@ def _windowed(whole: Sample, model: Model) -> Pool:
 def learned(run: Run, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
     """What a run must not be tested on: its targets, and of mixed data the text that lies under the random tokens."""
     targets = [sample.target for sample in samples]
-    if isinstance(run.data, MixedData):
-        plain = TextData(
-            seed=run.data.seed, chat=run.data.chat, path=run.data.path, prompt=run.data.prompt
-        )
-        targets += [s.target for s in source_of(Run(model=run.model, data=plain)).take(run.seqlen)]
+    for data in run.data.overlapping():
+        source = source_of(Run(model=run.model, data=data))
+        targets += [sample.target for sample in source.take(run.seqlen)]
     return targets

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training.batches import PackData

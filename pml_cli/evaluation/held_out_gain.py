@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.split_model import SplitModel

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pml_cli.config.schema import Data, MixedData
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import source_of
 from pml_cli.evaluation.held_out_gain import control_gains
 from pml_cli.evaluation.recall import decode_within_memory, free_running
 from pml_cli.model.adapter_bank import stack
 from pml_cli.model.split_model import SplitModel
-from pml_cli.runs.run_id import loss_label, setting
+from pml_cli.runs.run_id import loss_label, settings_label
 from pml_cli.stats import LN2
 from pml_cli.training.batches import SampleOrder
 from pml_cli.training.scores import summarise
@@ -35,14 +34,14 @@ def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]
     assert cell.adapter is not None
     run, summary = cell.run, summarise(cell.final)
     base_loss, tokens = float(cell.initial.nll.mean()), len(cell.final.nll)
-    delta, nats = base_loss - summary["final_loss"], source_of(run).nats
+    delta, nats = base_loss - summary["final_loss"], source_of(run).entropy
     return {
         "model": run.model.name,
-        "data": data_label(run.data),
+        "data": run.data.label,
         "data_seed": run.data.seed,
         "adapter": run.adapter.kind,
         "loss": loss_label(run.loss),
-        "setting": setting(run),
+        "setting": settings_label(run),
         "layer": base.first_layer(cell.adapter),
         "lr": run.train.lr,
         "steps": planned.steps,
@@ -79,17 +78,9 @@ def _tokens_seen(planned: CellPlan, steps: int) -> int:
     """Target tokens that the training has scored, each as often as it was."""
     train, lengths = planned.run.train, [len(sample.target) for sample in planned.samples]
     order = SampleOrder(len(lengths), train.batch, planned.run.seed, train.curriculum)
-    if order.whole:
+    if order.is_full_batch:
         return steps * sum(lengths)
     return sum(lengths[i] for _ in range(steps) for i in order.next())
-
-
-def data_label(data: Data) -> str:
-    """What was remembered, in a word: the source, and what tells two of its kind apart."""
-    if isinstance(data, MixedData):
-        return f"mixed:{data.random_share:g}"
-    path = getattr(data, "path", None)
-    return f"{data.source}:{Path(path).stem}" if path else data.source
 
 
 def recalled(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -103,7 +94,7 @@ def recalled(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     bank = stack([adapter for k in chosen if (adapter := cells[k].adapter) is not None])
     scores = [final for k in chosen if (final := cells[k].final) is not None]
     decoded = decode_within_memory(base, bank, [cells[k].samples for k in chosen], scores)
-    unseen = [source_of(cells[k].run).test for k in chosen]
+    unseen = [source_of(cells[k].run).test_samples for k in chosen]
     guessed = decode_within_memory(base, bank, unseen)
     for i, k in enumerate(chosen):
         out[k] |= free_running(cells[k].samples, decoded[i])
@@ -121,7 +112,7 @@ def controls(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     ]
     out: list[dict[str, Any]] = [{"control_base_loss": None, "control_gain": None} for _ in cells]
     if trained:
-        samples = [source_of(cells[k].run).unseen(cells[k].run.seqlen) for k, _ in trained]
+        samples = [source_of(cells[k].run).held_out(cells[k].run.seqlen) for k, _ in trained]
         found = control_gains(base, stack([adapter for _, adapter in trained]), samples)
         for (k, _), gains in zip(trained, found, strict=True):
             out[k] = gains

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import (
     CONDITIONS,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pml_cli.config.schema import Run
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
 
 
 @dataclass(frozen=True)

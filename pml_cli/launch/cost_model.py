@@ -10,8 +10,9 @@ import itertools
 
 from pml_cli.config.schema import LinearAdapter, Run
 from pml_cli.data.cell import CellPlan
-from pml_cli.data.curriculum import minibatches
+from pml_cli.data.curriculum import minibatch_sizes
 from pml_cli.launch.packing import Pack
+from pml_cli.model.chunk_sizes import HEAD_CHUNK, PREFIX_ROWS
 from pml_cli.model.dims import (
     BYTES,
     DecoderShape,
@@ -21,10 +22,7 @@ from pml_cli.model.dims import (
     is_streamed,
     model_dims,
 )
-
-CHUNK = 2048  # scored tokens whose logits exist at once, as in losses.token_nll
-EVALUATION_TOKENS = 16384  # as in engine.py
-ROWS = 8  # of the prefix at once, as in base.py
+from pml_cli.training.limits import EVALUATION_TOKENS
 
 
 class _Work:
@@ -59,7 +57,9 @@ class _Work:
         self.scored = sum(n * c.rows / len(c.samples) for n, c in zip(targets, cells, strict=True))
         self.all_scored, self.rows = sum(targets), _unique_rows(pack)
         self.filled = max(_filled(c) for c in cells)
-        apart = cells[0].drawn or run.adapter.dropout > 0  # else logged scores are the trained ones
+        apart = (
+            cells[0].is_sampled or run.adapter.dropout > 0
+        )  # else logged scores are the trained ones
         log_every = run.train.log_every or max(1, self.steps // 20)
         self.evaluations = 2 + ((self.steps - 1) // log_every if apart else 0)
         self.head = (
@@ -165,7 +165,7 @@ class _Work:
 def _filled(cell: CellPlan) -> float:
     """How full its minibatches are in the mean."""
     if cell.run.train.curriculum:
-        return sum(minibatches(cell.run.train, len(cell.samples))) / (cell.rows * cell.steps)
+        return sum(minibatch_sizes(cell.run.train, len(cell.samples))) / (cell.rows * cell.steps)
     return len(cell.samples) / (cell.rows * -(-len(cell.samples) // cell.rows))
 
 
@@ -259,7 +259,7 @@ def memory(pack: Pack) -> int:
         * sum(site.inputs + site.outputs for _, site in work.sites)
     )
     logits = (
-        min(CHUNK, work.scored)
+        min(HEAD_CHUNK, work.scored)
         * m.vocabulary
         * (precise * (1 + 2 * m.softcaps_logits) + dtype * (dtype < precise))
     )
@@ -277,7 +277,7 @@ def memory(pack: Pack) -> int:
     below = (
         max(m.layer_weights, m.untied_input_weights) * dtype
         + (1 + kept) * states
-        + min(ROWS, work.rows) * work.T * layer
+        + min(PREFIX_ROWS, work.rows) * work.T * layer
     )
     return round(
         (m.embedding_weights - m.untied_input_weights + len(work.upper) * m.layer_weights) * dtype

@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.schema import Data, Model, Run
+from pml_cli.config.schema import Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
-from pml_cli.data.opened import _source
-from pml_cli.data.sources import Sample, check_length
+from pml_cli.data.opened import samples_of
 from pml_cli.errors import UserError, raise_all
 from pml_cli.model.device import device_kind
-from pml_cli.runs.run_id import fingerprint, run_id
+from pml_cli.runs.run_id import content_hash, run_id
 
 PACK_TOKENS = {
     "cpu": 2048,
@@ -89,7 +86,7 @@ def _namesakes(cells: Sequence[CellPlan]) -> list[str]:
     """Two models of one name: tables and figures could not tell them apart."""
     paths: dict[str, dict[str, str]] = {}
     for name, path in dict.fromkeys((cell.run.model.name, cell.run.model.path) for cell in cells):
-        paths.setdefault(name, {}).setdefault(fingerprint(path), path)
+        paths.setdefault(name, {}).setdefault(content_hash(path), path)
     again = "'model.name=\"${basename:${.path},2}\"' (the last two parts of the path)"
     return [
         f"model.name={name}: {' and '.join(others.values())} are different models; name them apart, such as by {again}"
@@ -99,27 +96,18 @@ def _namesakes(cells: Sequence[CellPlan]) -> list[str]:
 
 
 def _planned(run: Run) -> CellPlan:
-    samples = _samples(CacheKey(run.model), CacheKey(run.data), run.seqlen)
+    samples = samples_of(run)
     rows = min(run.train.batch, len(samples)) if run.train.batch else len(samples)
     tokens = max(len(s.prompt) + len(s.target) for s in samples) - 1
     return CellPlan(
-        run_id(run),
-        run,
-        samples,
-        total_steps(run.train, len(samples)),
-        rows,
-        tokens,
-        run.model.checkpointing is True,
+        id=run_id(run),
+        run=run,
+        samples=samples,
+        steps=total_steps(run.train, len(samples)),
+        rows=rows,
+        tokens=tokens,
+        checkpointing=run.model.checkpointing is True,
     )
-
-
-@lru_cache(maxsize=4096)
-def _samples(model: CacheKey, data: CacheKey, seqlen: int) -> list[Sample]:
-    assert isinstance(model.value, Model)
-    assert isinstance(data.value, Data)
-    source = _source(model, data)
-    check_length(model.value, data.value, source, seqlen)
-    return source.take(seqlen)
 
 
 @dataclass(frozen=True)
@@ -195,7 +183,7 @@ def sparing(pack: Pack) -> Pack:
 def _together(cell: CellPlan) -> str:
     run = cell.run
     return repr(
-        (run.model, run.adapter, cell.steps, run.train.log_every, cell.rows > 1, cell.drawn)
+        (run.model, run.adapter, cell.steps, run.train.log_every, cell.rows > 1, cell.is_sampled)
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pml_cli.config.compose import to_yaml
+from pml_cli.config.dump import to_yaml
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import tokens_hash
 from pml_cli.errors import UserError, first_line
@@ -173,7 +173,7 @@ class Worker:
             self._path(attempt),
             attempt.state.step if attempt.state else 0,
         )
-        cells = [Cell(planned.run, planned.samples) for planned in pack]
+        cells = [Cell(run=planned.run, samples=planned.samples) for planned in pack]
         plans = {id(cell): planned for cell, planned in zip(cells, pack, strict=True)}
         self._begin(attempt, first)
 

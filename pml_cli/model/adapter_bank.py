@@ -1,8 +1,10 @@
 """A bank of LoRA adapters of different ranks on one frozen model, trained as one batch.
 
-Columns of A and rows of B beyond a cell's own rank are zero, get zero gradients and so stay zero: padding is exact.
+Columns of A and rows of B beyond a cell's own rank are zero, get zero gradients and so stay zero:
+padding is exact.
 
-Shapes: K cells, R largest rank of the bank, b rows of a cell in the batch, T tokens, I inputs and O outputs of a module,
+Shapes: K cells, R largest rank of the bank, b rows of a cell in the batch, T tokens, I inputs and O
+    outputs of a module,
 N = b * T tokens of a cell.
 """
 
@@ -130,7 +132,7 @@ class AdapterBank:
 
     @property
     def is_block(self) -> bool:
-        """Whether the adapter bypasses a whole MLP block, as in the paper, instead of linear modules."""
+        """Whether the adapter bypasses a whole MLP block, as in the paper, not a linear module."""
         return not isinstance(self.settings, LinearAdapter)
 
     def parameters(self) -> list[Tensor]:
@@ -164,7 +166,7 @@ class AdapterBank:
     # -- the forward pass
 
     def delta(self, name: str, x: Tensor) -> Tensor:
-        """What the adapters add to the output of a module: scale * x @ A @ B, each row with its cell's A and B.
+        """What the adapters add to the output of a module: scale * x @ A @ B.
 
         Args:
             name: the module, one of `sites`.
@@ -212,9 +214,10 @@ class AdapterBank:
     def checkpoint_contexts(
         self, modules: Mapping[str, nn.Module]
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Contexts for activation checkpointing, as `context_fn` of torch.utils.checkpoint returns them.
+        """Contexts for activation checkpointing, as torch.utils.checkpoint's `context_fn` returns.
 
-        Nothing on the first forward; on recomputation, adapters attached and dropout's generators rewound.
+        Nothing on the first forward; on recomputation, adapters attached and dropout's generators
+        rewound.
         """
         dropout = self.dropout
         states = dropout.states() if dropout else []
@@ -257,7 +260,7 @@ class AdapterBank:
     # -- files
 
     def save(self, k: int, folder: Path, model_path: str) -> None:
-        """Write cell k's adapter in PEFT's layout: adapter_config.json and adapter_model.safetensors.
+        """Write one adapter in PEFT's layout: adapter_config.json, adapter_model.safetensors.
 
         Args:
             k: index of the cell.
@@ -300,7 +303,10 @@ class AdapterBank:
 
 
 def stack(banks: Sequence[AdapterBank]) -> AdapterBank:
-    """One bank with all cells of several banks on the same sites, in order, without dropout or gradients."""
+    """One bank with all cells of several banks on the same sites, in order.
+
+    It has neither dropout nor gradients.
+    """
     first = banks[0]
     largest_rank = max(max(bank.ranks) for bank in banks)
     A = {}
@@ -347,7 +353,9 @@ def _peft_name(site: str, matrix: str) -> str:
 
 
 class Dropout:
-    """Dropout in which each cell draws from its own generator, over its own rows and tokens: packed equals solo.
+    """Dropout in which each cell draws from its own generator, over its own rows and tokens.
+
+    So a cell in a pack sees the same dropout as the cell alone.
 
     Attributes:
         p: probability that an element is zeroed.
@@ -399,7 +407,7 @@ class Dropout:
 
     @contextmanager
     def rewound(self, states: Sequence[Tensor]) -> Iterator[None]:
-        """Draw again, while inside, what was drawn from these states on; then restore the present states."""
+        """While inside, draw again what was drawn from these states on."""
         present = self.states()
         self._set_states(states)
         try:

@@ -1,4 +1,7 @@
-"""The device that a model lies on, and its memory. Only what returns or inspects torch objects imports torch."""
+"""The device that a model lies on, and its memory.
+
+Only the functions that return or inspect objects of torch import it.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def _smallest_gpu_memory() -> int | None:
 
 
 def nvidia_smi(*arguments: str) -> list[str]:
-    """Lines that nvidia-smi prints, without empty ones; [] if there is no such program or it fails."""
+    """Non-empty lines that nvidia-smi prints; [] if there is no such program or it fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

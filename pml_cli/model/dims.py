@@ -41,7 +41,7 @@ class ModelDims:
     """Longest input, in tokens."""
 
     def adapter_layer(self, layer: int | None) -> int:
-        """The 0-based decoder layer that carries the adapter: `layer`, or at two thirds of the depth if it is None."""
+        """The 0-based layer that carries the adapter: `layer`; None is two thirds of the depth."""
         return self.layers * 2 // 3 if layer is None else layer
 
 
@@ -49,7 +49,8 @@ def model_dims(model: Model) -> ModelDims:
     """Sizes that planning needs.
 
     Raises:
-        UserError: the model has no config.json, a size is missing, or `model.layer` is beyond the last layer.
+        UserError: the model has no config.json, a size is missing, or `model.layer` is beyond the
+            last layer.
     """
     fields = config_fields(model)
     dims = ModelDims(
@@ -130,7 +131,7 @@ class DecoderShape:
     """Weights of the input embeddings where the head does not share them, else 0."""
 
     unfused_heads: int
-    """Heads whose T x T scores are written to memory, because soft-capped scores rule out fused attention; else 0."""
+    """Heads whose T x T scores are written to memory, as soft-capping them requires; else 0."""
 
     softcaps_logits: bool
     """Whether the head's logits are soft-capped, which takes two more copies of them."""

@@ -1,8 +1,9 @@
 """What pml knows of each family of decoder-only models: one record a family. Without torch.
 
-Everything here is what config.json does not say: names of modules and tensors, and what the layers of the family compute.
-`config.json` names the family in `model_type`. A family without a record is treated as `GENERIC`, whose names are tried in
-turn; that suffices for most models with the layers of Llama.
+Everything here is what config.json does not say: names of modules and tensors, and what the layers
+of the family compute. `config.json` names the family in `model_type`. A family without a record is
+treated as `GENERIC`, whose names are tried in turn; that suffices for most models with the layers
+of Llama.
 
 To add a family: one record in `FAMILIES`, and its small configuration in tests/support/families.py.
 """
@@ -63,7 +64,7 @@ class ModelFamily:
     """Names that the norm after the last layer may have; the first that exists is it."""
 
     post_mlp_norms: tuple[str, ...] = ()
-    """Names that a norm of the MLP's output may have, applied before the output is added to the residual stream."""
+    """Names that a norm may have through which the MLP's output passes before it is added."""
 
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
     """Names in the safetensors files of tensors that the model itself calls differently."""
@@ -81,22 +82,25 @@ class ModelFamily:
     """Whether the weight matrices have a bias."""
 
     norms_in_float32: bool = True
-    """Whether norms compute in float32, as RMSNorm does in transformers, so that autograd keeps float32 inputs."""
+    """Whether norms compute in float32, as RMSNorm of transformers: autograd keeps such inputs."""
 
     norms_queries_and_keys: bool = False
     """Whether queries and keys pass a norm of their own."""
 
     norms_outputs: bool = False
-    """Whether the outputs of attention and of the MLP are normed before they are added (sandwich norms)."""
+    """Whether outputs of attention and MLP are normed before they are added (sandwich norms)."""
 
     parallel_residual: bool = False
     """Whether the MLP reads the layer's input instead of the output of attention."""
 
     softcaps_attention: bool = False
-    """Whether attention scores are soft-capped where config.json does not say: then no fused attention serves."""
+    """Whether attention scores are soft-capped where config.json does not say.
+
+    Fused attention kernels cannot do that.
+    """
 
     saved_mlp_activations: int = 3
-    """Tensors of the MLP's inner width that autograd keeps (a gated MLP: gate, its activation, and up)."""
+    """Tensors of the MLP's inner width that autograd keeps; gated: gate, its activation, and up."""
 
 
 GENERIC = ModelFamily(

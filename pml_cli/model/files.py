@@ -1,4 +1,7 @@
-"""The files of a model (embedded, local or from the Hugging Face hub) and its config.json. Without torch."""
+"""The files of a model (embedded, local or from the Hugging Face hub), and its config.json.
+
+Without torch.
+"""
 
 from __future__ import annotations
 

@@ -1,20 +1,31 @@
-"""The one function that scores tokens; what makes a loss of the scores is in weighting.py.
+"""Chunked cross-entropy of the frozen head: nll, margin and argmax of target tokens.
 
-Shapes: N scored tokens, D hidden size, V vocabulary.
+The logits of all tokens never exist at once. What makes a training loss of these scores lies in
+training/losses.
+
+Shapes: N scored tokens, D hidden size, V vocabulary, C tokens of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-BLOCK = 64  # logits compared at once in the search for the largest
+from pml_cli.model.chunk_sizes import HEAD_CHUNK
+
+# Logits compared at once in the search for the largest one on a CPU.
+BLOCK = 64
 
 
 class Head(NamedTuple):
-    """The frozen output layer: logits = cap * tanh((hidden @ weight.T + bias) / cap), without a cap the plain product."""
+    """The frozen output layer.
+
+    logits = hidden @ weight.T + bias; with a cap, cap * tanh(logits / cap).
+    """
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
@@ -22,181 +33,310 @@ class Head(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """Scores of target tokens, each of shape (N,). nll and margin carry a gradient; p = exp(-nll)."""
+    """Scores of target tokens. nll and margin carry a gradient, argmax does not."""
 
     nll: Tensor
-    margin: Tensor  # logit of the target minus the largest other logit: above 0 exactly when greedy decoding picks it
-    argmax: Tensor  # token id that greedy decoding picks
+    """Negative log-likelihood in nats, (N,)."""
+
+    margin: Tensor
+    """Logit of the target minus the largest other logit, (N,).
+
+    Above 0 exactly when greedy decoding picks the target.
+    """
+
+    argmax: Tensor
+    """Token id that greedy decoding picks, (N,)."""
 
     @property
     def p(self) -> Tensor:
+        """Probability of the target, exp(-nll), (N,), without a gradient."""
         return torch.exp(-self.nll.detach())
 
 
-def token_nll(hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int = 2048) -> TokenScores:
-    """Score every target token in one pass over the logits, `chunk` rows at a time, at least in float32.
+def token_nll(
+    hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int = HEAD_CHUNK
+) -> TokenScores:
+    """Score target tokens from final hidden states, at least in float32.
 
-    Only `chunk` rows of logits exist at once. Where a gradient is wanted, the derivative of each token's nll by its own
-    hidden state is formed in the same pass ((softmax - onehot) @ weight), so backward needs neither the logits nor a second
+    If a gradient is needed, the derivative of each token's nll by its own hidden state, (softmax -
+    onehot) @ weight, is formed in the same pass, so backward needs neither the logits nor a second
     product; that of the margin is a difference of two rows of the head. The head gets no gradient.
 
     Args:
-        hidden_ND: final hidden states (after the last norm) at the positions that predict the targets.
-        target_N: token ids.
-
-    Returns:
-        nll in nats, margin in logits, argmax; the same numbers serve training, logging and recall.
+        hidden_ND: final hidden states (after the last norm) at the positions that predict the
+            targets, (N, D).
+        head: the output layer.
+        target_N: token ids, (N,).
+        chunk: tokens whose logits exist at once.
     """
-    nll, margin, argmax = _Score.apply(hidden_ND, head, target_N, chunk)  # type: ignore[no-untyped-call]
-    return TokenScores(nll, margin, argmax)
+    scores = _HiddenScores.apply(hidden_ND, head, target_N, chunk)  # type: ignore[no-untyped-call]
+    return TokenScores(*scores)
 
 
-def logit_nll(logits_NV: Tensor, target_N: Tensor, chunk: int = 2048) -> TokenScores:
-    """The same scores from logits that exist already; backward forms the softmax again, `chunk` rows at a time."""
-    nll, margin, argmax = _ScoreLogits.apply(logits_NV, target_N, chunk)  # type: ignore[no-untyped-call]
-    return TokenScores(nll, margin, argmax)
+def logit_nll(logits_NV: Tensor, target_N: Tensor, chunk: int = HEAD_CHUNK) -> TokenScores:
+    """The same scores from logits that exist already; backward forms the softmax again.
+
+    Args:
+        logits_NV: logits at the positions that predict the targets, (N, V).
+        target_N: token ids, (N,).
+        chunk: tokens whose softmax exists at once.
+    """
+    scores = _LogitScores.apply(logits_NV, target_N, chunk)  # type: ignore[no-untyped-call]
+    return TokenScores(*scores)
 
 
-class _Score(torch.autograd.Function):
+class _ChunkScores(NamedTuple):
+    """Scores of one chunk."""
+
+    nll: Tensor
+    """(C,)."""
+
+    margin: Tensor
+    """(C,)."""
+
+    argmax: Tensor
+    """(C,)."""
+
+    rival: Tensor
+    """Id of the largest logit other than the target's, (C,)."""
+
+    softmax: Tensor
+    """(C, V), in the memory of the logits."""
+
+
+class _Scores(NamedTuple):
+    """Scores of all tokens, filled chunk by chunk; fields as in `_ChunkScores`."""
+
+    nll: Tensor
+    margin: Tensor
+    argmax: Tensor
+    rival: Tensor
+
+    @classmethod
+    def empty(cls, target_N: Tensor, dtype: torch.dtype) -> _Scores:
+        nll_N = torch.empty(len(target_N), dtype=dtype, device=target_N.device)
+        return cls(
+            nll=nll_N,
+            margin=torch.empty_like(nll_N),
+            argmax=torch.empty_like(target_N),
+            rival=torch.empty_like(target_N),
+        )
+
+    def fill(self, rows: slice, chunk: _ChunkScores) -> None:
+        self.nll[rows] = chunk.nll
+        self.margin[rows] = chunk.margin
+        self.argmax[rows] = chunk.argmax
+        self.rival[rows] = chunk.rival
+
+
+def _chunks(tokens: int, chunk: int) -> Iterator[slice]:
+    for start in range(0, tokens, chunk):
+        yield slice(start, start + chunk)
+
+
+class _HiddenScores(torch.autograd.Function):
+    """Scores from hidden states; the gradient of the nll is formed in the forward pass."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        precise = torch.promote_types(hidden_ND.dtype, torch.float32)
-        nll_N = torch.empty(len(target_N), dtype=precise, device=hidden_ND.device)
-        margin_N, argmax_N, rival_N = (
-            torch.empty_like(nll_N),
-            torch.empty_like(target_N),
-            torch.empty_like(target_N),
+        scorer = _HiddenScorer(hidden_ND, head, target_N)
+        for rows in _chunks(len(target_N), chunk):
+            # Logits are local to this call, so those of two chunks never exist at once.
+            scorer.score(rows)
+
+        scores = scorer.scores
+        ctx.save_for_backward(
+            scorer.nll_by_hidden_ND,
+            head.weight_VD,
+            target_N,
+            scores.rival,
+            scorer.cap_slopes_2N,
         )
-        wanted = hidden_ND.requires_grad
-        grad_ND = torch.empty_like(hidden_ND) if wanted else None
-        slopes_2N = (
-            nll_N.new_ones(2, len(target_N)) if head.cap is not None and wanted else None
-        )  # target's, rival's
-        for start in range(0, len(target_N), chunk):
-            rows = slice(start, start + chunk)
-            logits, slope = _logits(hidden_ND[rows], head, precise)
-            target = target_N[rows, None]
-            nll_N[rows], margin_N[rows], argmax_N[rows], rival_N[rows], error = _score_chunk(
-                logits, target
-            )
-            if grad_ND is not None:
-                error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand(target.shape))
-                if slope is not None:
-                    error *= slope
-                    if slopes_2N is not None:
-                        slopes_2N[:, rows] = slope.gather(
-                            1, torch.cat([target, rival_N[rows, None]], 1)
-                        ).T
-                grad_ND[rows] = error.to(head.weight_VD.dtype) @ head.weight_VD
-            del logits, slope, error  # else two chunks exist at once
-        if grad_ND is not None:
-            ctx.save_for_backward(grad_ND, head.weight_VD, target_N, rival_N, slopes_2N)
-        ctx.mark_non_differentiable(argmax_N)
+        ctx.mark_non_differentiable(scores.argmax)
         ctx.set_materialize_grads(False)
-        return nll_N, margin_N, argmax_N
+        return scores.nll, scores.margin, scores.argmax
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_nll, by_margin = grads[:2]
-        grad_ND, weight_VD, target_N, rival_N, slopes_2N = ctx.saved_tensors
-        out: Tensor | None = None
-        if by_nll is not None:
-            out = by_nll[:, None] * grad_ND
-        if by_margin is not None:
-            pull_2N = by_margin.expand(2, -1) if slopes_2N is None else by_margin * slopes_2N
-            apart = (
-                pull_2N[0, :, None] * weight_VD[target_N] - pull_2N[1, :, None] * weight_VD[rival_N]
-            )
-            out = apart if out is None else out + apart
-        return None if out is None else out.to(grad_ND.dtype), None, None, None
+        nll_grad_N, margin_grad_N = grads[:2]
+        nll_by_hidden_ND, weight_VD, target_N, rival_N, cap_slopes_2N = ctx.saved_tensors
+
+        total_ND: Tensor | None = None
+        if nll_grad_N is not None:
+            total_ND = nll_grad_N[:, None] * nll_by_hidden_ND
+        if margin_grad_N is not None:
+            # Derivatives by the uncapped logits of target and rival.
+            if cap_slopes_2N is None:
+                logit_grad_2N = margin_grad_N.expand(2, -1)
+            else:
+                logit_grad_2N = margin_grad_N * cap_slopes_2N
+            target_part = logit_grad_2N[0, :, None] * weight_VD[target_N]
+            rival_part = logit_grad_2N[1, :, None] * weight_VD[rival_N]
+            difference_ND = target_part - rival_part
+            total_ND = difference_ND if total_ND is None else total_ND + difference_ND
+
+        hidden_grad = None if total_ND is None else total_ND.to(nll_by_hidden_ND.dtype)
+        return hidden_grad, None, None, None
 
 
-class _ScoreLogits(torch.autograd.Function):
+class _HiddenScorer:
+    """One pass over hidden states: scores and, if a gradient is needed, the derivative of the nll.
+
+    Attributes:
+        scores: scores of the chunks so far.
+        nll_by_hidden_ND: derivative of each token's nll by its hidden state, (N, D); None if no
+            gradient is needed.
+        cap_slopes_2N: derivative of the capped logits by the uncapped ones, of target and rival,
+            (2, N); None without a cap or if no gradient is needed.
+    """
+
+    def __init__(self, hidden_ND: Tensor, head: Head, target_N: Tensor) -> None:
+        self._hidden_ND = hidden_ND
+        self._head = head
+        self._target_N = target_N
+        self._dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        self.scores = _Scores.empty(target_N, self._dtype)
+
+        self.nll_by_hidden_ND: Tensor | None = None
+        self.cap_slopes_2N: Tensor | None = None
+        if hidden_ND.requires_grad:
+            self.nll_by_hidden_ND = torch.empty_like(hidden_ND)
+            if head.cap is not None:
+                self.cap_slopes_2N = self.scores.nll.new_ones(2, len(target_N))
+
+    def score(self, rows: slice) -> None:
+        """Score one chunk."""
+        logits_CV, slope_CV = self._logits(rows)
+        target_C1 = self._target_N[rows, None]
+        chunk = _score_logits(logits_CV, target_C1)
+        self.scores.fill(rows, chunk)
+        if self.nll_by_hidden_ND is None:
+            return
+
+        # softmax - onehot, in place.
+        error_CV = chunk.softmax
+        minus_one = error_CV.new_full((1, 1), -1.0).expand(target_C1.shape)
+        error_CV.scatter_add_(1, target_C1, minus_one)
+
+        if slope_CV is not None and self.cap_slopes_2N is not None:
+            error_CV *= slope_CV
+            pairs_C2 = torch.cat([target_C1, chunk.rival[:, None]], 1)
+            self.cap_slopes_2N[:, rows] = slope_CV.gather(1, pairs_C2).T
+
+        weight_VD = self._head.weight_VD
+        self.nll_by_hidden_ND[rows] = error_CV.to(weight_VD.dtype) @ weight_VD
+
+    def _logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """Logits of a chunk, (C, V), and with a cap their derivative by the uncapped ones."""
+        head = self._head
+        hidden_CD = self._hidden_ND[rows]
+        logits_CV = F.linear(hidden_CD, head.weight_VD, head.bias_V).to(self._dtype)
+        if head.cap is None:
+            return logits_CV, None
+
+        tanh_CV = torch.tanh(logits_CV / head.cap)
+        return head.cap * tanh_CV, 1 - tanh_CV**2
+
+
+class _LogitScores(torch.autograd.Function):
+    """Scores from logits; backward forms the softmax again, chunk by chunk."""
+
     @staticmethod
     def forward(
         ctx: Any, logits_NV: Tensor, target_N: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        precise = torch.promote_types(logits_NV.dtype, torch.float32)
-        nll_N = torch.empty(len(target_N), dtype=precise, device=logits_NV.device)
-        margin_N, argmax_N, rival_N = (
-            torch.empty_like(nll_N),
-            torch.empty_like(target_N),
-            torch.empty_like(target_N),
-        )
-        for start in range(0, len(target_N), chunk):
-            rows = slice(start, start + chunk)
-            scored = _score_chunk(logits_NV[rows].to(precise, copy=True), target_N[rows, None])
-            nll_N[rows], margin_N[rows], argmax_N[rows], rival_N[rows] = scored[:4]
-        ctx.save_for_backward(logits_NV, target_N, rival_N)
+        dtype = torch.promote_types(logits_NV.dtype, torch.float32)
+        scores = _Scores.empty(target_N, dtype)
+
+        for rows in _chunks(len(target_N), chunk):
+            # A copy, because scoring overwrites the logits.
+            logits_CV = logits_NV[rows].to(dtype, copy=True)
+            scores.fill(rows, _score_logits(logits_CV, target_N[rows, None]))
+
+        ctx.save_for_backward(logits_NV, target_N, scores.rival)
         ctx.chunk = chunk
-        ctx.mark_non_differentiable(argmax_N)
+        ctx.mark_non_differentiable(scores.argmax)
         ctx.set_materialize_grads(False)
-        return nll_N, margin_N, argmax_N
+        return scores.nll, scores.margin, scores.argmax
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_nll, by_margin = grads[:2]
+        nll_grad_N, margin_grad_N = grads[:2]
         logits_NV, target_N, rival_N = ctx.saved_tensors
-        out = torch.zeros_like(logits_NV)
-        for start in range(0, len(target_N), ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            target, rival = target_N[rows, None], rival_N[rows, None]
-            if by_nll is not None:
-                pull = by_nll[rows, None]
-                error = (
-                    logits_NV[rows]
-                    .to(pull.dtype)
-                    .softmax(1)
-                    .mul_(pull)
-                    .scatter_add_(1, target, -pull)
-                )
-                out[rows] = error.to(out.dtype)
-            if by_margin is not None:
-                pull = by_margin[rows, None].to(out.dtype)
-                out[rows] = out[rows].scatter_add(1, target, pull).scatter_add(1, rival, -pull)
-        return out, None, None
+        total_NV = torch.zeros_like(logits_NV)
+
+        for rows in _chunks(len(target_N), ctx.chunk):
+            target_C1 = target_N[rows, None]
+            rival_C1 = rival_N[rows, None]
+            if nll_grad_N is not None:
+                # grad * (softmax - onehot), in place.
+                grad_C1 = nll_grad_N[rows, None]
+                error_CV = logits_NV[rows].to(grad_C1.dtype).softmax(1).mul_(grad_C1)
+                error_CV.scatter_add_(1, target_C1, -grad_C1)
+                total_NV[rows] = error_CV.to(total_NV.dtype)
+            if margin_grad_N is not None:
+                grad_C1 = margin_grad_N[rows, None].to(total_NV.dtype)
+                with_target = total_NV[rows].scatter_add(1, target_C1, grad_C1)
+                total_NV[rows] = with_target.scatter_add(1, rival_C1, -grad_C1)
+        return total_NV, None, None
 
 
-def _logits(hidden_ND: Tensor, head: Head, precise: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Logits, and their derivative by the uncapped ones where there is a cap."""
-    logits = torch.nn.functional.linear(hidden_ND, head.weight_VD, head.bias_V).to(precise)
-    if head.cap is None:
-        return logits, None
-    bent = torch.tanh(logits / head.cap)
-    return head.cap * bent, 1 - bent**2
+def _score_logits(logits_CV: Tensor, target_C1: Tensor) -> _ChunkScores:
+    """Scores of one chunk in few passes over its logits, which become the softmax.
 
-
-def _score_chunk(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """nll, margin, argmax, the rival, and the softmax, which takes the place of the logits: few passes over (rows, V)."""
-    own = logits.gather(1, target)
-    logits.scatter_(1, target, -torch.inf)
-    other, rival = _largest(logits)
-    logits.scatter_(1, target, own)
-    wins = (own > other) | (
-        (own == other) & (target < rival)
-    )  # a tie goes to the lower id, as in argmax
-    argmax, top = torch.where(wins, target, rival), torch.maximum(own, other)
-    if logits.device.type == "cpu":
-        softmax = torch.softmax(
-            logits, 1, out=logits
-        )  # one pass of max, exp, sum and division, in place
-    else:  # where no one says that the output may be the input
-        softmax = logits.sub_(top).exp_()
-        softmax.div_(softmax.sum(1, keepdim=True))
-    nll = top - own - softmax.gather(1, argmax).log()  # the largest softmax is 1 / sum exp(. - top)
-    return nll[:, 0], (own - other)[:, 0], argmax[:, 0], rival[:, 0], softmax
-
-
-def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest logit of each row and its lowest id, (rows, 1) each.
-
-    torch's max with ids is not vectorised on a CPU: there the block that holds the largest is found first.
+    Args:
+        logits_CV: logits, (C, V); overwritten.
+        target_C1: targets, (C, 1).
     """
-    if logits.device.type != "cpu" or logits.shape[1] % BLOCK:
-        return logits.max(1, keepdim=True)
-    blocks = logits.view(len(logits), -1, BLOCK)
-    top, block = blocks.amax(2).max(1, keepdim=True)
-    within = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK)).argmax(2)
-    return top, block * BLOCK + within
+    target_logit = logits_CV.gather(1, target_C1)
+    logits_CV.scatter_(1, target_C1, -torch.inf)
+    rival_logit, rival = _largest(logits_CV)
+    logits_CV.scatter_(1, target_C1, target_logit)
+
+    # A tie goes to the lower id, as in argmax.
+    wins_tie = (target_logit == rival_logit) & (target_C1 < rival)
+    target_wins = (target_logit > rival_logit) | wins_tie
+    argmax = torch.where(target_wins, target_C1, rival)
+    largest_logit = torch.maximum(target_logit, rival_logit)
+
+    softmax_CV = _softmax_in_place(logits_CV, largest_logit)
+    # The largest softmax is 1 / sum(exp(logit - largest logit)).
+    minus_log_sum = softmax_CV.gather(1, argmax).log()
+    nll = largest_logit - target_logit - minus_log_sum
+    return _ChunkScores(
+        nll=nll[:, 0],
+        margin=(target_logit - rival_logit)[:, 0],
+        argmax=argmax[:, 0],
+        rival=rival[:, 0],
+        softmax=softmax_CV,
+    )
+
+
+def _softmax_in_place(logits_CV: Tensor, largest_C1: Tensor) -> Tensor:
+    """Softmax of each row in the memory of its logits."""
+    if logits_CV.device.type == "cpu":
+        # One fused pass of max, exp, sum and division.
+        return torch.softmax(logits_CV, 1, out=logits_CV)
+
+    # On other devices nothing promises that softmax's output may be its input.
+    softmax_CV = logits_CV.sub_(largest_C1).exp_()
+    return softmax_CV.div_(softmax_CV.sum(1, keepdim=True))
+
+
+def _largest(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and its lowest id, (C, 1) each.
+
+    On a CPU, torch's max with indices is not vectorised; there the block that holds the largest
+    logit is found first.
+    """
+    vocabulary = logits_CV.shape[1]
+    if logits_CV.device.type != "cpu" or vocabulary % BLOCK:
+        return logits_CV.max(1, keepdim=True)
+
+    blocks = logits_CV.view(len(logits_CV), -1, BLOCK)
+    largest, block = blocks.amax(2).max(1, keepdim=True)
+    index = block[:, :, None].expand(-1, 1, BLOCK)
+    within_block = blocks.gather(1, index).argmax(2)
+    return largest, block * BLOCK + within_block

@@ -1,143 +1,202 @@
-"""From settings to a frozen base: embedded, local, from the hub, or with random weights."""
+"""From settings to a `SplitModel`: embedded, local, from the hub, or with random weights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError, and_n_more, first_line
 from pml_cli.model.device import out_of_memory, pick_device
 from pml_cli.model.dims import is_streamed, model_dims
-from pml_cli.model.split_model import SplitModel, find_layers
-from pml_cli.model.streaming import Checkpoint, Stream, weightless
+from pml_cli.model.modules import find_layers
+from pml_cli.model.split_model import SplitModel
+from pml_cli.model.streaming import WeightFiles, WeightStream
 
-LISTED = 3  # names of missing weights in an error
+# Names of missing weights in an error.
+MAX_NAMES = 3
+
+# What transformers and safetensors raise for files that they cannot use.
+LOADING_ERRORS = (OSError, ValueError, SafetensorError, StrictDataclassError)
 
 
 def load_model(settings: Model) -> SplitModel:
-    """Load the model that the settings name; weights come from safetensors alone.
+    """Load a model; weights are read from safetensors only.
+
+    Args:
+        settings: of the model.
 
     Raises:
-        UserError: not found, not a decoder-only model, or weights that are not safetensors or not all of this model.
+        UserError: the model is not found, is no decoder-only model, or its weights are not in
+            safetensors or incomplete.
     """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    device, dtype = pick_device(settings.device), getattr(torch, settings.dtype)
-    known: dict[str, Any] = {
+
+    device = pick_device(settings.device)
+    # Reports in one clear line if there is no such model.
+    model_dims(settings)
+    if settings.weights == "random":
+        return SplitModel(_random_model(settings, device), settings)
+    if is_streamed(settings):
+        return _streamed_model(settings, device)
+    return SplitModel(_whole_model(settings).to(device), settings)
+
+
+def _path(settings: Model) -> Path | str:
+    """What transformers loads the model from."""
+    return TINY if settings.path == "tiny" else settings.path
+
+
+def _dtype(settings: Model) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
+
+
+def _hub_options(settings: Model) -> dict[str, Any]:
+    """Keyword arguments of transformers' `from_pretrained`."""
+    return {
         "trust_remote_code": settings.trust_remote_code,
         "revision": settings.revision,
     }
-    path = TINY if settings.path == "tiny" else settings.path
-    model_dims(settings)  # one clear line where the model cannot be found
-    if settings.weights == "random":
-        return SplitModel(_random_weights(settings, path, dtype, device, known), settings)
-    if is_streamed(settings):
-        return _streamed(settings, path, dtype, device, known)
-    known |= {
-        "use_safetensors": True,
-        "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
-    }  # told, refused below
-    try:
-        model, told = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **known)
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        if out_of_memory(error):
-            raise
-        raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
-    _check_whole(settings, told)
-    return SplitModel(model.to(device), settings)
 
 
-def _check_whole(settings: Model, told: dict[str, Any]) -> None:
-    """Refuse a model of whose weights transformers has drawn some at random: the files lack them, or have other shapes."""
-    if missing := sorted(told["missing_keys"]):
-        names = ", ".join(and_n_more(missing, LISTED))
-        raise UserError(f"model.path={settings.path}: its weights have no {names}")
-    for name, found, wanted in sorted(told["mismatched_keys"]):
-        shapes = f"{tuple(found)} in its weights, {tuple(wanted)} by its config.json"
-        raise UserError(f"model.path={settings.path}: {name} is {shapes}")
-
-
-def _streamed(
-    settings: Model,
-    path: Path | str,
-    dtype: torch.dtype,
-    device: torch.device,
-    known: dict[str, Any],
-) -> SplitModel:
-    """A base whose layers have weights only while they run, or while training needs them."""
+def _whole_model(settings: Model) -> Any:
+    """A model of transformers with all its weights, on the CPU."""
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **known)
-        with torch.random.fork_rng(devices=[]), weightless():
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            _path(settings),
+            dtype=_dtype(settings),
+            use_safetensors=True,
+            # Mismatches are refused below, with a message of ours.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **_hub_options(settings),
+        )
+    except (*LOADING_ERRORS, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
+
+    _check_complete(settings, info)
+    return model
+
+
+def _check_complete(settings: Model, info: dict[str, Any]) -> None:
+    """Refuse a model of whose weights transformers has drawn some at random.
+
+    Args:
+        settings: of the model.
+        info: transformers' loading info.
+
+    Raises:
+        UserError: the files lack weights, or have some of another shape.
+    """
+    if info["missing_keys"]:
+        names = ", ".join(and_n_more(sorted(info["missing_keys"]), MAX_NAMES))
+        raise UserError(f"model.path={settings.path}: its weights have no {names}")
+
+    for name, file_shape, model_shape in sorted(info["mismatched_keys"]):
+        shapes = f"{tuple(file_shape)} in its weights, {tuple(model_shape)} by its config.json"
+        raise UserError(f"model.path={settings.path}: {name} is {shapes}")
+
+
+def _streamed_model(settings: Model, device: torch.device) -> SplitModel:
+    """A model whose layers have weights only while they run, or while training needs them."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(_path(settings), **_hub_options(settings))
+        # Initialisation draws random numbers; the caller's generator must not notice.
+        with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
             model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=settings.trust_remote_code
+                config, dtype=_dtype(settings), trust_remote_code=settings.trust_remote_code
             )
         model.tie_weights()
-        return SplitModel(model, settings, _stream(model, settings, device))
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        return SplitModel(model, settings, _weight_stream(model, settings, device))
+    except LOADING_ERRORS as error:
         raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
 
 
-def _stream(model: Any, settings: Model, device: torch.device) -> Stream:
-    """Give a model without weights those that stay: all but the layers', and the embeddings' where the head has its own."""
-    stream = Stream(model, Checkpoint(settings, model.base_model_prefix), device)
-    inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = inputs.weight is output.weight
-    passing = [*find_layers(model, settings), *([] if tied else [inputs])]
-    for module in passing:
+def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightStream:
+    """Read the weights that stay, and stream the others.
+
+    Streamed are the decoder layers, and the input embeddings if the head has weights of its own.
+    """
+    stream = WeightStream(model, WeightFiles(settings, model.base_model_prefix), device)
+    embeddings = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    is_tied = embeddings.weight is head.weight
+
+    streamed: list[nn.Module] = list(find_layers(model, settings))
+    if not is_tied:
+        streamed.append(embeddings)
+    for module in streamed:
         stream.watch(module)
-    apart = {part for module in passing for part in module.modules()} | (
-        {output} if tied else set()
-    )
+
+    excluded = _submodules(streamed)
+    if is_tied:
+        excluded.add(head)
     for module in model.modules():
         for key, buffer in module.named_buffers(recurse=False):
             module._buffers[key] = buffer.to(device)
-        if module not in apart:
+        if module not in excluded:
             stream.fill_own(module)
-    if tied:
+
+    if is_tied:
+        # The embeddings have new weights, which the head shall share.
         model.tie_weights()
     return stream
 
 
+def _submodules(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """These modules and all modules inside them."""
+    return {submodule for module in modules for submodule in module.modules()}
+
+
 def check_weights(settings: Model) -> None:
-    """Refuse a local folder without safetensors before anything is loaded from it."""
+    """Refuse a local folder without safetensors before anything is loaded from it.
+
+    Raises:
+        UserError: the folder has no *.safetensors.
+    """
     folder = Path(settings.path)
-    if (
-        settings.path != "tiny"
-        and settings.weights == "pretrained"
-        and folder.is_dir()
-        and not any(folder.glob("*.safetensors"))
-    ):
-        raise UserError(
-            f"model.path={settings.path}: no weights in safetensors there (*.safetensors)"
-        )
+    is_local = settings.path != "tiny" and folder.is_dir()
+    if settings.weights != "pretrained" or not is_local:
+        return
+
+    if not any(folder.glob("*.safetensors")):
+        reason = "no weights in safetensors there (*.safetensors)"
+        raise UserError(f"model.path={settings.path}: {reason}")
 
 
-def _random_weights(
-    settings: Model,
-    path: Path | str,
-    dtype: torch.dtype,
-    device: torch.device,
-    known: dict[str, Any],
-) -> Any:
+def _random_model(settings: Model, device: torch.device) -> Any:
+    """A model of transformers with random weights, the same each time."""
     import transformers
 
     try:
         if settings.architecture:
             config = transformers.AutoConfig.for_model(**settings.architecture)
         else:
-            config = transformers.AutoConfig.from_pretrained(path, **known)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+            config = transformers.AutoConfig.from_pretrained(
+                _path(settings), **_hub_options(settings)
+            )
+
+        # The caller's generators must not notice the draws.
+        generators = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=generators), device:
             torch.manual_seed(0)
-            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return transformers.AutoModelForCausalLM.from_config(config, dtype=_dtype(settings))
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error

@@ -1,10 +1,12 @@
-"""The frozen base model, split at the adapter layer.
+"""The frozen model, split at the adapter layer.
 
-Everything below the adapter never changes: it is computed once (`prefix`), and training runs the layers above alone
-(`upper`). The layers' own code is called, with the arguments that the model itself would pass, so any decoder-only model of
-transformers works whose layers have an `mlp`. Causality makes one pass over the longest input serve every shorter one.
+Everything below the adapter never changes: it is computed once (`prefix`), and training runs only
+    the
+layers above (`upper`). The layers' own code is called, with the arguments that the model itself
+would pass, so any decoder-only model of transformers works whose layers have an `mlp`. Because
+attention is causal, one pass over the longest input serves every shorter one.
 
-Shapes: n rows of the cache, B rows of a batch, T tokens, D hidden size.
+Shapes: n rows of the cache, B rows of a batch, T tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,427 +14,451 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Model
-from pml_cli.errors import UserError, did_you_mean
+from pml_cli.errors import UserError
 from pml_cli.model.adapter_bank import AdapterBank, Site
+from pml_cli.model.chunk_sizes import PREFIX_ROWS
 from pml_cli.model.dims import model_dims
-from pml_cli.model.families import ModelFamily, family_of
+from pml_cli.model.families import family_of
 from pml_cli.model.head import Head
-from pml_cli.model.streaming import Stream
-from pml_cli.model.verify_split import agrees
+from pml_cli.model.layer_calls import LayerCall, captured, skipped
+from pml_cli.model.modules import (
+    find_final_norm,
+    find_layers,
+    find_mlp,
+    find_post_mlp_norm,
+    linear_sites,
+)
+from pml_cli.model.streaming import WeightStream
+from pml_cli.model.verify_split import split_matches_full
 from pml_cli.model.weight_hash import tensor_checksums
 
 if TYPE_CHECKING:
     from transformers import Cache
 
+# Under these the layers below the adapter would depend on the length of the whole input.
+LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")
 
-@dataclass(frozen=True)
+# Input lengths whose layer calls are remembered; the masks of long inputs are large.
+MAX_REMEMBERED_LENGTHS = 4
+
+# Random adapters that the split is verified with. Rounding may flip a router for one of them.
+VERIFICATION_SEEDS = range(3)
+
+# Hexadecimal digits of a weights hash.
+HASH_DIGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """What one pass below the adapter leaves behind, (n, T, D) each.
-
-    entry: the input of the first adapted layer, or (paper's placement) the input of its MLP.
-    block: that layer's output without an adapter; mlp_out: its MLP's, kept only where a norm follows the MLP.
-    """
+    """What one pass below the adapter leaves behind, (n, T, D) each."""
 
     entry: Tensor
+    """Input of the first adapted layer; with the paper's placement, input of its MLP."""
+
     block: Tensor | None = None
+    """With the paper's placement: output of that layer without an adapter."""
+
     mlp_out: Tensor | None = None
+    """With the paper's placement: output of its MLP, if a norm follows the MLP."""
 
     def rows(self, index: Tensor, tokens: int) -> Prefix:
-        """Chosen rows (B,), cut to the first `tokens` tokens."""
+        """Some of the rows, cut to the first tokens.
 
-        def picked(kept: Tensor | None) -> Tensor | None:
-            return None if kept is None else kept[index, :tokens]
+        Args:
+            index: rows of the cache, (B,).
+            tokens: number of tokens T to keep.
+        """
+        return Prefix(
+            entry=self.entry[index, :tokens],
+            block=None if self.block is None else self.block[index, :tokens],
+            mlp_out=None if self.mlp_out is None else self.mlp_out[index, :tokens],
+        )
 
-        return Prefix(self.entry[index, :tokens], picked(self.block), picked(self.mlp_out))
+    @classmethod
+    def concatenate(cls, parts: Sequence[Prefix]) -> Prefix:
+        """One prefix with the rows of all parts."""
+        return cls(
+            entry=torch.cat([part.entry for part in parts]),
+            block=_concatenate([part.block for part in parts]),
+            mlp_out=_concatenate([part.mlp_out for part in parts]),
+        )
 
 
-def find_layers(model: nn.Module, settings: Model) -> nn.ModuleList:
-    """The decoder layers of a transformers model.
-
-    Raises:
-        UserError: it has no list of as many modules as its config has layers.
-    """
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    for module in model.get_decoder().modules():  # type: ignore[operator]
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise UserError(
-        f"model={settings.name}: no list of {count} decoder layers found; this family is not supported"
-    )
+def _concatenate(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if present else None
 
 
 class SplitModel:
-    """A decoder-only language model whose weights never change."""
+    """A decoder-only language model whose weights never change.
 
-    def __init__(self, model: nn.Module, settings: Model, stream: Stream | None = None) -> None:
-        """`stream`: reads the layers that training does not need, where they do not stay in memory."""
+    Attributes:
+        model: the model of transformers.
+        settings: what it was loaded from.
+        stream: reads the layers that training does not need; None if the whole model is in memory.
+        modules: all modules of the model, by name.
+        decoder: the model without its head.
+        layers: its decoder layers.
+        norm: the norm after the last layer.
+        head: the output layer.
+        context: longest input, in tokens.
+        layer: the decoder layer that carries the adapter, 0-based.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: Model, stream: WeightStream | None = None
+    ) -> None:
+        """Freeze a model and find its parts.
+
+        Args:
+            model: a causal language model of transformers.
+            settings: what it was loaded from.
+            stream: see the class.
+
+        Raises:
+            UserError: the model is of a kind that cannot be split.
+        """
         self.model = model.eval().requires_grad_(False)
-        self.settings, self.stream = settings, stream
-        self.modules = dict(model.named_modules())
-        self.decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+        self.settings = settings
+        self.stream = stream
+
         config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
-        self.family: ModelFamily = family_of(config.model_type)
+        self._refuse_length_dependent_rope(config)
+        self._family = family_of(config.model_type)
+
+        self.modules: dict[str, nn.Module] = dict(model.named_modules())
+        self.decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
         self.layers = find_layers(model, settings)
-        self.norm = self._find_norm()
+        self.norm = find_final_norm(self.decoder, self._family, settings)
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
         self.head = Head(
-            output.weight,
-            getattr(output, "bias", None),
-            getattr(config, "final_logit_softcapping", None),
+            weight_VD=output.weight,
+            bias_V=getattr(output, "bias", None),
+            cap=getattr(config, "final_logit_softcapping", None),
         )
         self.context = int(config.max_position_embeddings)
         self.layer = model_dims(settings).adapter_layer(settings.layer)
-        scaling = getattr(config, "rope_parameters", None) or {}
-        if scaling.get("rope_type") in (
-            "dynamic",
-            "longrope",
-        ):  # a prefix would depend on how long the whole input is
-            raise UserError(
-                f"model={settings.name}: its rope type {scaling['rope_type']} depends on length; not supported"
-            )
-        named = inspect.signature(type(self.decoder).forward).parameters
-        self._cache_word = "cache" if "cache" in named else "past_key_values"  # its older name
-        self._calls: OrderedDict[int, list[Call]] = OrderedDict()
-        self._checked: set[tuple[str, ...]] = set()
-        self._lowest_of: dict[tuple[str, ...], int] = {}
+
+        # Some decoders still call this argument by its older name.
+        parameters = inspect.signature(type(self.decoder).forward).parameters
+        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
+
+        self._calls_by_length: OrderedDict[int, list[LayerCall]] = OrderedDict()
+        self._first_layers: dict[tuple[str, ...], int] = {}
+        self._verified: set[tuple[str, ...]] = set()
+
+    def _refuse_length_dependent_rope(self, config: Any) -> None:
+        parameters = getattr(config, "rope_parameters", None) or {}
+        rope_type = parameters.get("rope_type")
+        if rope_type in LENGTH_DEPENDENT_ROPES:
+            reason = f"its rope type {rope_type} depends on length; not supported"
+            raise UserError(f"model={self.settings.name}: {reason}")
 
     @property
     def device(self) -> torch.device:
+        """Device of the model."""
         return self.head.weight_VD.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the model's weights."""
         return self.head.weight_VD.dtype
 
     @property
     def adapter_dtype(self) -> torch.dtype:
-        """Adapters are trained in float32, or in float64 on a float64 base."""
+        """Dtype in which adapters are trained: float32, or float64 on a float64 model."""
         return torch.promote_types(self.dtype, torch.float32)
-
-    def _find_norm(self) -> nn.Module:
-        for name in self.family.final_norms:
-            if isinstance(norm := getattr(self.decoder, name, None), nn.Module):
-                return norm
-        raise UserError(
-            f"model={self.settings.name}: no final norm found ({', '.join(self.family.final_norms)}); this family is not supported"
-        )
 
     # -- where the adapters go
 
     def sites(self, adapter: Adapter) -> list[Site]:
-        """The modules that an adapter of these settings is attached to."""
+        """The modules that an adapter of these settings is attached to.
+
+        Raises:
+            UserError: the model has no such modules.
+        """
         if isinstance(adapter, MlpBlockAdapter):
-            size = self.head.weight_VD.shape[1]
-            return [Site(self._name(self._mlp(self.layer)), size, size)]
+            hidden = self.head.weight_VD.shape[1]
+            name = self._name(self._mlp(self.layer))
+            return [Site(name, inputs=hidden, outputs=hidden)]
+
         assert isinstance(adapter, LinearAdapter)
-        return [
-            site
-            for i in self._linear_layers(adapter)
-            for site in self._linear_sites(i, adapter.targets)
-        ]
-
-    def _mlp(self, layer: int) -> nn.Module:
-        if isinstance(mlp := getattr(self.layers[layer], "mlp", None), nn.Module):
-            return mlp
-        raise UserError(
-            f"adapter=mlp_block: the layers of model={self.settings.name} have no module named mlp"
-        )
-
-    def _linear_layers(self, adapter: LinearAdapter) -> list[int]:
-        layers = (
-            [self.layer]
-            if adapter.layers is None
-            else sorted(set(adapter.layers)) or list(range(len(self.layers)))
-        )
-        if min(layers) < 0 or max(layers) >= len(self.layers):
-            raise UserError(
-                f"adapter.layers={adapter.layers}: model={self.settings.name} has layers 0 to {len(self.layers) - 1}"
-            )
-        return layers
-
-    def _linear_sites(self, layer: int, targets: list[str]) -> list[Site]:
-        prefix = self._name(self.layers[layer])
-        linear = {
-            n: m
-            for n, m in self.layers[layer].named_modules()
-            if getattr(getattr(m, "weight", None), "dim", lambda: 0)() == 2
-        }
         sites = []
-        for target in targets:
-            names = [n for n in linear if n == target or n.endswith(f".{target}")]
-            if not names:
-                raise UserError(
-                    f"adapter.targets={target}: {did_you_mean(target, {n.split('.')[-1] for n in linear})}"
-                )
-            for name in names:
-                transposed = not isinstance(
-                    linear[name], nn.Linear
-                )  # GPT-2's Conv1D stores (in, out)
-                rows, columns = linear[name].weight.shape
-                inputs, outputs = (rows, columns) if transposed else (columns, rows)
-                sites.append(Site(f"{prefix}.{name}", int(inputs), int(outputs), transposed))
+        for index in self._adapted_layers(adapter):
+            layer = self.layers[index]
+            sites += linear_sites(layer, self._name(layer), adapter.targets)
         return sites
 
-    def _name(self, wanted: nn.Module) -> str:
-        return str(next(name for name, module in self.modules.items() if module is wanted))
+    def _adapted_layers(self, adapter: LinearAdapter) -> list[int]:
+        """Indices of the layers with linear adapters; `layers` null: `model.layer`, []: all."""
+        if adapter.layers is None:
+            return [self.layer]
+
+        indices = sorted(set(adapter.layers)) or list(range(len(self.layers)))
+        if min(indices) < 0 or max(indices) >= len(self.layers):
+            allowed = f"model={self.settings.name} has layers 0 to {len(self.layers) - 1}"
+            raise UserError(f"adapter.layers={adapter.layers}: {allowed}")
+        return indices
+
+    def _mlp(self, layer: int) -> nn.Module:
+        return find_mlp(self.layers[layer], self.settings)
+
+    def _name(self, module: nn.Module) -> str:
+        """Full name of a module."""
+        for name, candidate in self.modules.items():
+            if candidate is module:
+                return name
+        raise ValueError("not a module of this model")
 
     def first_layer(self, bank: AdapterBank) -> int:
         """The first layer that carries an adapter of the bank."""
         key = tuple(bank.sites)
-        if key not in self._lowest_of:
-            starts = [f"{self._name(layer)}." for layer in self.layers]
-            self._lowest_of[key] = min(
-                i for i, start in enumerate(starts) for site in key if site.startswith(start)
-            )
-        return self._lowest_of[key]
+        if key not in self._first_layers:
+            self._first_layers[key] = self._find_first_layer(key)
+        return self._first_layers[key]
 
-    # -- the forward pass, whole and split
+    def _find_first_layer(self, site_names: Sequence[str]) -> int:
+        for index, layer in enumerate(self.layers):
+            prefix = f"{self._name(layer)}."
+            if any(name.startswith(prefix) for name in site_names):
+                return index
+        raise ValueError(f"no layer holds any of {', '.join(site_names)}")
+
+    # -- below the adapters
 
     @torch.no_grad()
-    def prefix(self, ids: Tensor, bank: AdapterBank, rows: int = 8) -> Prefix:
-        """Run everything below the bank's adapters once over ids (n, T), `rows` rows at a time."""
-        block, layer = bank.is_block, self.first_layer(bank)
-        split = [part.to(self.device) for part in ids.split(rows)]
-        parts = (
-            self._streamed_prefix(split, layer, block)
-            if self.stream
-            else self._whole_prefix(split, layer, block)
-        )
-
-        def joined(kept: list[Tensor | None]) -> Tensor | None:
-            return torch.cat([x for x in kept if x is not None]) if kept[0] is not None else None
-
-        entry = torch.cat([p.entry for p in parts])
-        return Prefix(entry, joined([p.block for p in parts]), joined([p.mlp_out for p in parts]))
-
-    def _whole_prefix(self, split: list[Tensor], layer: int, block: bool) -> list[Prefix]:
-        """One part after the other through all layers."""
-        parts = []
-        for ids in split:
-            with self._catching(layer, block) as caught, self._skipping_above(layer):
-                self.decoder(input_ids=ids, use_cache=False)
-            parts.append(self._caught_prefix(caught, layer))
-        return parts
-
-    def _streamed_prefix(self, split: list[Tensor], layer: int, block: bool) -> list[Prefix]:
-        """All parts through one layer after the other: each is read once."""
-        assert self.stream is not None
-        calls, hidden = self._calls_at(split[0].shape[1]), []
-        with self.stream.kept(self.model.get_input_embeddings()):  # type: ignore[operator]
-            for ids in split:
-                with self._catching(0, block=False) as caught, self._skipping_above(-1):
-                    self.decoder(input_ids=ids, use_cache=False)
-                hidden.append(caught["entry"])
-        for call in calls[:layer]:
-            with self.stream.kept(call.layer):
-                for i, states in enumerate(hidden):
-                    hidden[i] = call(states)
-        if not block:
-            return [Prefix(states) for states in hidden]
-        parts = []
-        with self.stream.kept(calls[layer].layer):
-            for states in hidden:
-                with self._catching(layer, block) as caught:
-                    calls[layer](states)
-                parts.append(self._caught_prefix(caught, layer))
-        return parts
-
-    @contextmanager
-    def _catching(self, layer: int, block: bool) -> Iterator[dict[str, Tensor]]:
-        """Collect what a prefix is made of while its layer runs."""
-        caught: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            if block:
-                stack.enter_context(_caught(self._mlp(layer), caught, "entry", "mlp_out"))
-                stack.enter_context(_caught(self.layers[layer], caught, "", "block"))
-            else:
-                stack.enter_context(_caught(self.layers[layer], caught, "entry", ""))
-            yield caught
-
-    def _caught_prefix(self, caught: dict[str, Tensor], layer: int) -> Prefix:
-        if "block" not in caught:
-            return Prefix(caught["entry"])
-        keep = caught["mlp_out"] if self._post_norm(layer) is not None else None
-        return Prefix(caught["entry"], caught["block"], keep)
-
-    def upper(self, prefix: Prefix, bank: AdapterBank, checkpointing: bool = False) -> Tensor:
-        """Run the layers from the adapters' on; rows grouped by cell.
+    def prefix(self, ids: Tensor, bank: AdapterBank, rows: int = PREFIX_ROWS) -> Prefix:
+        """Run everything below the bank's adapters once.
 
         Args:
-            checkpointing: keep of each layer its input alone; backward runs it again. The same numbers, less memory.
+            ids: token ids, (n, T).
+            bank: its sites tell where the adapters are; its weights do not matter.
+            rows: rows that are computed at once.
+        """
+        layer = self.first_layer(bank)
+        batches = [batch.to(self.device) for batch in ids.split(rows)]
+        if self.stream:
+            parts = self._streamed_prefix(self.stream, batches, layer, bank.is_block)
+        else:
+            parts = self._whole_prefix(batches, layer, bank.is_block)
+        return Prefix.concatenate(parts)
+
+    def _whole_prefix(self, batches: list[Tensor], layer: int, is_block: bool) -> list[Prefix]:
+        """One batch after the other through all layers up to the adapter's."""
+        parts = []
+        for ids in batches:
+            above = skipped(self.layers[layer + 1 :])
+            with self._capturing(layer, is_block) as tensors, above:
+                self.decoder(input_ids=ids, use_cache=False)
+            parts.append(self._captured_prefix(tensors, layer))
+        return parts
+
+    def _streamed_prefix(
+        self, stream: WeightStream, batches: list[Tensor], layer: int, is_block: bool
+    ) -> list[Prefix]:
+        """All batches through one layer after the other, so that each layer is read once."""
+        calls = self._layer_calls(batches[0].shape[1])
+        hidden = self._embedded(stream, batches)
+
+        for call in calls[:layer]:
+            with stream.holding(call.layer):
+                # In place, so that no more than one batch exists twice.
+                for i, states in enumerate(hidden):
+                    hidden[i] = call(states)
+        if not is_block:
+            return [Prefix(entry=states) for states in hidden]
+
+        parts = []
+        with stream.holding(calls[layer].layer):
+            for states in hidden:
+                with self._capturing(layer, is_block) as tensors:
+                    calls[layer](states)
+                parts.append(self._captured_prefix(tensors, layer))
+        return parts
+
+    def _embedded(self, stream: WeightStream, batches: list[Tensor]) -> list[Tensor]:
+        """What each batch enters the first layer with."""
+        hidden = []
+        with stream.holding(self.model.get_input_embeddings()):  # type: ignore[operator]
+            for ids in batches:
+                with self._capturing(0, is_block=False) as tensors, skipped(self.layers):
+                    self.decoder(input_ids=ids, use_cache=False)
+                hidden.append(tensors["entry"])
+        return hidden
+
+    @contextmanager
+    def _capturing(self, layer: int, is_block: bool) -> Iterator[dict[str, Tensor]]:
+        """Collect the tensors of a prefix while its layer runs."""
+        tensors: dict[str, Tensor] = {}
+        module = self.layers[layer]
+        if not is_block:
+            with captured(module, tensors, input_key="entry"):
+                yield tensors
+            return
+
+        mlp = captured(self._mlp(layer), tensors, input_key="entry", output_key="mlp_out")
+        with mlp, captured(module, tensors, output_key="block"):
+            yield tensors
+
+    def _captured_prefix(self, tensors: Mapping[str, Tensor], layer: int) -> Prefix:
+        if "block" not in tensors:
+            return Prefix(entry=tensors["entry"])
+
+        has_norm = self._post_mlp_norm(layer) is not None
+        mlp_out = tensors["mlp_out"] if has_norm else None
+        return Prefix(entry=tensors["entry"], block=tensors["block"], mlp_out=mlp_out)
+
+    def _post_mlp_norm(self, layer: int) -> nn.Module | None:
+        return find_post_mlp_norm(self.layers[layer], self._family)
+
+    # -- from the adapters on
+
+    def upper(self, prefix: Prefix, bank: AdapterBank, checkpointing: bool = False) -> Tensor:
+        """Run the layers from the adapters' on.
+
+        Args:
+            prefix: its rows are those of a batch, grouped by cell.
+            bank: the adapters.
+            checkpointing: activation checkpointing: only the input of each layer is saved, and
+                backward runs the layer again. The same numbers with less memory.
 
         Returns:
-            final hidden states (B, T, D), after the last norm: what the head reads.
+            Final hidden states after the last norm, (B, T, D): what the head reads.
         """
-        layer, T = self.first_layer(bank), prefix.entry.shape[1]
-        self._hold_upper(layer, prefix.block is not None)
-        calls = self._calls_at(T)
+        layer = self.first_layer(bank)
+        self._hold_upper(layer, is_block=prefix.block is not None)
+        calls = self._layer_calls(prefix.entry.shape[1])
         if prefix.block is None:
             return self._replay(prefix.entry, calls[layer:], bank, checkpointing)
-        (name,) = bank.sites
-        delta = bank.delta(name, prefix.entry)
-        norm = self._post_norm(layer)
+
+        (site,) = bank.sites
+        delta = bank.delta(site, prefix.entry)
+        norm = self._post_mlp_norm(layer)
         if norm is not None and prefix.mlp_out is not None:
             delta = norm(prefix.mlp_out + delta) - norm(prefix.mlp_out)
         return self._replay(prefix.block + delta, calls[layer + 1 :], None, checkpointing)
 
-    def full(self, ids: Tensor, bank: AdapterBank | None = None, cache: Cache | None = None) -> Any:
-        """The plain forward pass of the whole decoder over ids (B, T), adapters by hooks; the reference of `upper`.
+    def _hold_upper(self, layer: int, is_block: bool) -> None:
+        """Of a streamed model, keep what training needs: the adapter's layer and those above.
 
-        Args:
-            cache: keys and values of the tokens before ids, which takes in those of ids.
+        Beside an MLP block, only the layers above it and the norm that follows it.
         """
-        kept = {} if cache is None else {self._cache_word: cache}
-        with bank.attached(self.modules) if bank else ExitStack():
-            return self.decoder(input_ids=ids, use_cache=cache is not None, **kept)
+        if not self.stream:
+            return
 
-    def _hold_upper(self, layer: int, block: bool) -> None:
-        """Of a streamed model keep what training needs: the layers from the adapter's on, beside an MLP only those above."""
-        if self.stream:
-            norm = self._post_norm(layer) if block else None
-            self.stream.hold(
-                [*list(self.layers)[layer + block :], *([norm] if norm is not None else [])]
-            )
-
-    def _post_norm(self, layer: int) -> nn.Module | None:
-        return next(
-            (
-                n
-                for name in self.family.post_mlp_norms
-                if (n := getattr(self.layers[layer], name, None)) is not None
-            ),
-            None,
-        )
+        needed: list[nn.Module] = list(self.layers[layer + is_block :])
+        norm = self._post_mlp_norm(layer) if is_block else None
+        if norm is not None:
+            needed.append(norm)
+        self.stream.hold(needed)
 
     def _replay(
-        self, hidden: Tensor, calls: list[Call], bank: AdapterBank | None, checkpointing: bool
+        self,
+        hidden: Tensor,
+        calls: Sequence[LayerCall],
+        bank: AdapterBank | None,
+        checkpointing: bool,
     ) -> Tensor:
-        def twice() -> Any:
-            return (
-                bank.checkpoint_contexts(self.modules) if bank else (nullcontext(), nullcontext())
-            )
+        """Hidden states (B, T, D) after some layers, with a bank's adapters, and the last norm."""
+        # Only dropout is random in a layer, and it rewinds its own generators.
+        run_again = partial(
+            checkpoint,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=partial(self._checkpoint_contexts, bank),
+        )
+        saves_inputs_only = checkpointing and torch.is_grad_enabled()
 
-        with bank.attached(self.modules) if bank else ExitStack():
+        with self._attached(bank):
             for call in calls:
-                if (
-                    checkpointing and torch.is_grad_enabled()
-                ):  # only dropout is random there, and draws for itself
-                    hidden = checkpoint(
-                        call,
-                        hidden,
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                        context_fn=twice,
-                    )
-                else:
-                    hidden = call(hidden)
-        return self.norm(hidden)  # type: ignore[no-any-return]
+                hidden = run_again(call, hidden) if saves_inputs_only else call(hidden)
+        normed: Tensor = self.norm(hidden)
+        return normed
 
-    def _calls_at(self, T: int) -> list[Call]:
-        """The arguments each layer gets at T tokens, seen by running the model with every layer passed over."""
-        if T not in self._calls:
-            calls: list[Call] = []
-            with self._skipping_above(-1, calls), torch.no_grad():
-                self.decoder(
-                    input_ids=torch.zeros(1, T, dtype=torch.long, device=self.device),
-                    use_cache=False,
-                )
-            self._calls[T] = calls
-            if len(self._calls) > 4:  # masks of long inputs are large
-                self._calls.popitem(last=False)
-        return self._calls[T]
+    def _attached(self, bank: AdapterBank | None) -> AbstractContextManager[None]:
+        return nullcontext() if bank is None else bank.attached(self.modules)
 
-    @contextmanager
-    def _skipping_above(self, layer: int, calls: list[Call] | None = None) -> Iterator[None]:
-        """Layers above `layer` return their input; their calls are noted."""
-        chosen = list(self.layers)[layer + 1 :]
-        try:
-            for module in chosen:
-                module.forward = _passing(module, calls)
-            yield
-        finally:
-            for module in chosen:
-                del module.forward
+    def _checkpoint_contexts(
+        self, bank: AdapterBank | None
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        if bank is None:
+            return nullcontext(), nullcontext()
+        return bank.checkpoint_contexts(self.modules)
 
-    def check_split(self, bank: AdapterBank) -> None:
-        """Refuse a model whose split pass differs from its own (once for each choice of places).
+    def _layer_calls(self, tokens: int) -> list[LayerCall]:
+        """The call of each layer for inputs of this length, recorded with all layers skipped."""
+        if tokens not in self._calls_by_length:
+            calls: list[LayerCall] = []
+            ids = torch.zeros(1, tokens, dtype=torch.long, device=self.device)
+            with skipped(self.layers, calls), torch.no_grad():
+                self.decoder(input_ids=ids, use_cache=False)
+            self._calls_by_length[tokens] = calls
+            if len(self._calls_by_length) > MAX_REMEMBERED_LENGTHS:
+                self._calls_by_length.popitem(last=False)
+        return self._calls_by_length[tokens]
 
-        Raises:
-            UserError: it differs for three adapters, each on tokens of its own: one may meet a router that rounding flips.
+    # -- the whole model
+
+    def full(self, ids: Tensor, bank: AdapterBank | None = None, cache: Cache | None = None) -> Any:
+        """The plain forward pass of the whole decoder, adapters by hooks: the reference of `upper`.
+
+        Args:
+            ids: token ids, (B, T).
+            bank: adapters; None: the model as it is.
+            cache: keys and values of the tokens before ids; those of ids are added to it.
+
+        Returns:
+            The decoder's output; its `last_hidden_state` is (B, T, D), after the last norm.
         """
-        key = tuple(bank.sites)
-        if key in self._checked:
-            return
-        if not any(agrees(self, bank, seed) for seed in range(3)):
-            raise UserError(
-                f"model={self.settings.name}: its split forward pass differs from the full one; not supported"
-            )
-        self._checked.add(key)
+        cached = {} if cache is None else {self._cache_argument: cache}
+        with self._attached(bank):
+            return self.decoder(input_ids=ids, use_cache=cache is not None, **cached)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of final hidden states, as the model's own head gives them."""
-        raw = nn.functional.linear(hidden, self.head.weight_VD, self.head.bias_V)
-        return raw if self.head.cap is None else self.head.cap * torch.tanh(raw / self.head.cap)
+        """Logits (..., V) of final hidden states (..., D), as the model's own head has them."""
+        logits = F.linear(hidden, self.head.weight_VD, self.head.bias_V)
+        if self.head.cap is None:
+            return logits
+        return self.head.cap * torch.tanh(logits / self.head.cap)
+
+    def check_split(self, bank: AdapterBank) -> None:
+        """Refuse a model whose split pass differs from its own; done once for the same sites.
+
+        Raises:
+            UserError: they differ for each of several random adapters.
+        """
+        key = tuple(bank.sites)
+        if key in self._verified:
+            return
+
+        if not any(split_matches_full(self, bank, seed) for seed in VERIFICATION_SEEDS):
+            reason = "its split forward pass differs from the full one; not supported"
+            raise UserError(f"model={self.settings.name}: {reason}")
+        self._verified.add(key)
 
     def weights_hash(self) -> str:
-        """A short hash of the weights: every tensor's name, type, shape and bits (`tensor_checksums`).
+        """A short exact hash of the weights: of every tensor's name, dtype, shape and bits.
 
-        The same whatever the device, the number of threads, and whether the model is streamed.
+        The same whatever the device, the number of threads, and whether the model is streamed; see
+        model/weight_hash.py for how it differs from the hashes in run ids.
         """
         digest = hashlib.sha256()
-        for name, kept in sorted(self.model.state_dict().items()):
-            tensor = self.stream.read(name, kept) if self.stream and kept.is_meta else kept
+        for name, weight in sorted(self.model.state_dict().items()):
+            tensor = weight
+            if self.stream is not None and weight.is_meta:
+                tensor = self.stream.read(name, weight)
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor_checksums(tensor).numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One decoder layer with the arguments the model passes to it."""
-
-    layer: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        out: Tensor | tuple[Tensor, ...] = self.layer(hidden, *self.args, **self.kwargs)
-        return out[0] if isinstance(out, tuple) else out
-
-
-def _passing(module: nn.Module, calls: list[Call] | None) -> Callable[..., Any]:
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if calls is not None:
-            calls.append(Call(module, args, kwargs))
-        return hidden_states
-
-    return forward
-
-
-@contextmanager
-def _caught(module: nn.Module, into: dict[str, Tensor], before: str, after: str) -> Iterator[None]:
-    """Keep the first input of a module under `before`, its output under `after` (empty: neither)."""
-
-    def hook(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        if before:
-            into[before] = args[0] if args else kwargs["hidden_states"]
-        if after:
-            into[after] = output[0] if isinstance(output, tuple) else output
-
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return digest.hexdigest()[:HASH_DIGITS]

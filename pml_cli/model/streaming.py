@@ -1,18 +1,17 @@
-"""A model whose lower layers never lie in memory together: read from safetensors when they run, freed after it.
+"""Layer streaming: weights are read from safetensors when a module runs and freed afterwards.
 
-Everything below the adapter is needed once, for the prefix. So decoder layers (and input embeddings that the head does not
-share) are left without weights; a hook reads them before they run and another frees them. The layers that training needs
-are held (`hold`).
+Everything below the adapter is needed once, for the prefix. So decoder layers (and input embeddings
+that the head does not share) are left without weights; a hook reads them before they run and
+another frees them. The layers that training needs are held (`WeightStream.hold`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,132 +22,197 @@ from pml_cli.errors import UserError
 from pml_cli.model.families import family_of
 from pml_cli.model.files import config_fields, locate
 
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# Names of dtypes in the header of a safetensors file.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
+# Bytes at the start of a safetensors file that give the length of its header.
+HEADER_LENGTH_BYTES = 8
 
-class Checkpoint:
-    """The tensors of a model's safetensors files, by the names that the model itself gives them."""
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSlice:
+    """Where a tensor lies in a safetensors file."""
+
+    path: Path
+    """The file."""
+
+    offset: int
+    """Its first byte in the file."""
+
+    dtype: torch.dtype
+    """Its dtype in the file."""
+
+    shape: tuple[int, ...]
+    """Its shape."""
+
+    def read(self) -> Tensor:
+        """The tensor, on the CPU.
+
+        Read, not memory-mapped: mapped pages would count as memory beside the copy.
+
+        Raises:
+            UserError: the file is too short.
+        """
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            array = tensor.view(-1).view(torch.uint8).numpy()
+            unread = memoryview(array)  # type: ignore[arg-type]
+            # Of large tensors, the system returns only a part at a time.
+            while unread:
+                count = file.readinto(unread)
+                if not count:
+                    raise UserError(f"{self.path}: file ends before its last tensor does")
+                unread = unread[count:]
+        return tensor
+
+
+class WeightFiles:
+    """The tensors in a model's safetensors files, by the names that the model itself gives them."""
 
     def __init__(self, settings: Model, prefix: str) -> None:
-        """`prefix`: of the decoder's names, which some files leave out (transformer.h.0 is h.0 in GPT-2's)."""
-        self.settings, self.prefix = settings, prefix
+        """Read the headers of the files.
+
+        Args:
+            settings: of the model.
+            prefix: prefix of the decoder's names, which some files leave out (transformer.h.0 is
+                h.0 in GPT-2's).
+
+        Raises:
+            UserError: the model has no safetensors files.
+        """
+        self.settings = settings
+        self.prefix = prefix
+        self.slices = _tensor_slices(settings)
         model_type = str(config_fields(settings).get("model_type"))
         self.renamed = family_of(model_type).renamed_tensors
-        self.places = _places(settings)
 
     def read(self, name: str, like: Tensor, device: torch.device) -> Tensor:
-        """One tensor, in the type of another (which may be without data), never a view of the file.
+        """Read one tensor.
+
+        Args:
+            name: its name in the model.
+            like: a tensor of the expected shape and the wanted dtype; may lie on the meta device.
+            device: where the tensor shall lie.
 
         Raises:
             UserError: the files have no such tensor, or one of another shape.
         """
-        return self.place(name, like).read().to(device, like.dtype)
+        return self.find(name, like).read().to(device, like.dtype)
 
-    def place(self, name: str, like: Tensor) -> Place:
-        """Where a tensor lies; raises as `read` does."""
-        short = name.removeprefix(f"{self.prefix}.")
-        known = next((n for n in (name, short, self.renamed.get(name)) if n in self.places), None)
-        if known is None or tuple(self.places[known].shape) != tuple(like.shape):
-            raise UserError(
-                f"model.stream=true: the weights of model={self.settings.name} have no {name} as the model has it"
-            )
-        return self.places[known]
+    def find(self, name: str, like: Tensor) -> TensorSlice:
+        """Where a tensor lies; arguments and errors as in `read`."""
+        for candidate in (name, name.removeprefix(f"{self.prefix}."), self.renamed.get(name)):
+            if candidate in self.slices:
+                tensor_slice = self.slices[candidate]
+                if tensor_slice.shape == tuple(like.shape):
+                    return tensor_slice
+                break
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in a safetensors file."""
-
-    path: Path
-    offset: int
-    dtype: torch.dtype
-    shape: list[int]
-
-    def read(self) -> Tensor:
-        """The tensor, on the CPU; read, not mapped: mapped pages would count as memory beside the copy."""
-        found = torch.empty(self.shape, dtype=self.dtype)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            into = memoryview(found.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            while into:
-                count = file.readinto(into)  # of large tensors the system hands over a part
-                if not count:
-                    raise UserError(f"{self.path}: ends before its tensors do")
-                into = into[count:]
-        return found
+        model = f"the weights of model={self.settings.name}"
+        raise UserError(f"model.stream=true: {model} have no {name} as the model has it")
 
 
-def _places(settings: Model) -> dict[str, Place]:
-    """Where every tensor lies."""
-    index = locate(settings, "model.safetensors.index.json")
-    shards = (
-        sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        if index
-        else ["model.safetensors"]
-    )
-    places: dict[str, Place] = {}
-    for shard in shards:
+def _tensor_slices(settings: Model) -> dict[str, TensorSlice]:
+    """Where every tensor of a model lies, by its name in the files."""
+    slices: dict[str, TensorSlice] = {}
+    for shard in _shards(settings):
         path = locate(settings, shard)
         if path is None:
             raise UserError(
                 f"model.path={settings.path}: no weights in safetensors there ({shard})"
             )
-        places |= _header(path)
-    return places
+        slices |= _read_header(path)
+    return slices
 
 
-def _header(path: Path) -> dict[str, Place]:
-    """The tensors of one file; safetensors checks the header and the size of the file."""
+def _shards(settings: Model) -> list[str]:
+    """Names of a model's safetensors files."""
+    index = locate(settings, INDEX_FILE)
+    if index is None:
+        return [WEIGHTS_FILE]
+
+    weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+    return sorted(set(weight_map.values()))
+
+
+def _read_header(path: Path) -> dict[str, TensorSlice]:
+    """Where the tensors of one file lie."""
+    # safetensors checks the header and the size of the file, but does not tell the offsets.
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
+
     with path.open("rb") as raw:
-        length = int.from_bytes(raw.read(8), "little")
-        told = json.loads(raw.read(length))
-    return {
-        n: Place(
-            path,
-            8 + length + told[n]["data_offsets"][0],
-            DTYPES[told[n]["dtype"]],
-            told[n]["shape"],
+        length = int.from_bytes(raw.read(HEADER_LENGTH_BYTES), "little")
+        header = json.loads(raw.read(length))
+
+    slices = {}
+    for name in names:
+        begin, _end = header[name]["data_offsets"]
+        slices[name] = TensorSlice(
+            path=path,
+            offset=HEADER_LENGTH_BYTES + length + begin,
+            dtype=DTYPES[header[name]["dtype"]],
+            shape=tuple(header[name]["shape"]),
         )
-        for n in names
-    }
+    return slices
 
 
-class Stream:
-    """Reads the weights of some modules when they run and frees them afterwards, but for those that are held."""
+class WeightStream:
+    """Reads the weights of watched modules when they run and frees them afterwards.
 
-    def __init__(self, model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.checkpoint, self.device = checkpoint, device
+    Modules that are held keep their weights.
+
+    Attributes:
+        files: the model's safetensors files.
+        device: where weights are read to.
+        names: full name of each module of the model.
+        watched: modules that have weights only while they run.
+        held: watched modules that have weights until they are held no more.
+    """
+
+    def __init__(self, model: nn.Module, files: WeightFiles, device: torch.device) -> None:
+        self.files = files
+        self.device = device
         self.names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
         self.watched: set[nn.Module] = set()
         self.held: set[nn.Module] = set()
 
     def watch(self, module: nn.Module) -> None:
-        """From now on this module has weights only while it runs.
+        """Let a module have weights only while it runs.
 
         Raises:
-            UserError: the files lack one of them.
+            UserError: the files lack one of its weights.
         """
         for name, parameter in module.named_parameters():
-            self.checkpoint.place(f"{self.names[module]}.{name}", parameter)
+            self.files.find(f"{self.names[module]}.{name}", parameter)
+
         self.watched.add(module)
-        module.register_forward_pre_hook(lambda m, _: self._before(m))
-        module.register_forward_hook(lambda m, _i, _o: self._after(m), always_call=True)
+        module.register_forward_pre_hook(lambda called, _inputs: self._before_forward(called))
+        module.register_forward_hook(
+            lambda called, _inputs, _output: self._after_forward(called), always_call=True
+        )
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
-        """Keep the weights of these modules, and of no other watched one."""
-        wanted = set(modules)
-        left, self.held = self.held - wanted, self.held & wanted
-        for module in left:
-            self._empty(module)
-        for module in wanted - self.held:
+        """Keep the weights of these modules in memory, and of no other watched ones."""
+        requested = set(modules)
+        released = self.held - requested
+        missing = requested - self.held
+
+        # Free memory first; if reading fails, what is held stays known.
+        self.held &= requested
+        for module in released:
+            self._free(module)
+        for module in missing:
             self.fill(module)
-        self.held = wanted
+        self.held = requested
 
     @contextmanager
-    def kept(self, module: nn.Module) -> Iterator[None]:
-        """Keep the weights of one more module while inside (one that is not watched has them in any case)."""
+    def holding(self, module: nn.Module) -> Iterator[None]:
+        """Hold one more module while inside; one that is not watched always has its weights."""
         held = self.held
         self.hold(held | ({module} & self.watched))
         try:
@@ -158,49 +222,34 @@ class Stream:
 
     def fill(self, module: nn.Module) -> None:
         """Read all weights of a module."""
-        for part in module.modules():
-            self.fill_own(part)
+        for submodule in module.modules():
+            self.fill_own(submodule)
 
     def fill_own(self, module: nn.Module) -> None:
-        """Read the weights of a module itself, without those of its parts."""
+        """Read the weights of a module itself, without those of its submodules."""
         for key, parameter in module.named_parameters(recurse=False):
-            found = self.read(f"{self.names[module]}.{key}", parameter)
-            module._parameters[key] = nn.Parameter(found, requires_grad=False)
+            tensor = self.read(f"{self.names[module]}.{key}", parameter)
+            module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
 
     def read(self, name: str, like: Tensor) -> Tensor:
-        """One tensor of the model, by its name there."""
-        return self.checkpoint.read(name, like, self.device)
+        """Read one tensor to the device of the stream; see `WeightFiles.read`."""
+        return self.files.read(name, like, self.device)
 
-    def _before(self, module: nn.Module) -> None:
-        if module not in self.held and "forward" not in module.__dict__:  # else it is passed over
+    def _before_forward(self, module: nn.Module) -> None:
+        # A module whose forward is replaced is skipped and needs no weights.
+        is_skipped = "forward" in module.__dict__
+        if module not in self.held and not is_skipped:
             self.fill(module)
 
-    def _after(self, module: nn.Module) -> None:
+    def _after_forward(self, module: nn.Module) -> None:
         if module not in self.held:
-            self._empty(module)
+            self._free(module)
 
-    def _empty(self, module: nn.Module) -> None:
-        for part in module.modules():
-            for key, parameter in (
-                part.named_parameters(recurse=False) if part not in self.held else ()
-            ):
-                part._parameters[key] = nn.Parameter(
-                    torch.empty_like(parameter, device="meta"), requires_grad=False
-                )
-
-
-@contextmanager
-def weightless() -> Iterator[None]:
-    """Modules that are made inside have parameters without data; their buffers are real."""
-    plain: Callable[..., None] = nn.Module.register_parameter
-
-    def register(module: nn.Module, name: str, parameter: Any) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
-        plain(module, name, parameter)
-
-    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = plain  # type: ignore[method-assign]
+    def _free(self, module: nn.Module) -> None:
+        """Replace the weights of a module by empty ones, except in submodules that are held."""
+        for submodule in module.modules():
+            if submodule in self.held:
+                continue
+            for key, parameter in submodule.named_parameters(recurse=False):
+                empty = torch.empty_like(parameter, device="meta")
+                submodule._parameters[key] = nn.Parameter(empty, requires_grad=False)

@@ -1,4 +1,7 @@
-"""The tokenizer of a model, read from tokenizer.json; transformers is imported for chat templates only."""
+"""The tokenizer of a model, read from tokenizer.json.
+
+transformers is imported for chat templates only.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
-"""Does the split forward pass of a model equal its own? Tried with adapters that are felt, in the type it is loaded in.
+"""Verify that the split forward pass matches the model's own, in the dtype it is loaded in.
 
-What is compared is the CHANGE that an adapter makes to the logits, in the split pass and in the model's own: next to the
-logits themselves it would drown in the rounding of bfloat16. Sizes are root mean squares over tokens and vocabulary.
+What is compared is the CHANGE that a random adapter makes to the logits, in the split pass and in
+the model's own: beside the logits themselves it would drown in the rounding of bfloat16. The
+adapter is scaled so that the change is large enough to matter. Sizes are root mean squares over
+tokens and vocabulary; the spread of logits is their standard deviation over the vocabulary.
 
 Shapes: T tokens, V vocabulary; 2 rows, the first without and the second with the adapter.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,76 +21,142 @@ if TYPE_CHECKING:
     from pml_cli.model.split_model import SplitModel
 
 TOKENS = 8
-FELT = 0.5  # size of the change that is looked for, in spreads of the logits over the vocabulary
-TRIES = 6  # scales of the adapter; some places (queries, keys) are never felt so much
-# What may differ by rounding: a share of the change, and a share of the spread. The largest seen of 19 families, up to 24
-# layers deep: 0.023 spreads in bfloat16 (a router that decided otherwise; else 0.010), 0.001 in float16.
-ALLOWED = {torch.bfloat16: (0.05, 0.04), torch.float16: (0.02, 0.01)}
-ALLOWED_ELSE = (1e-3, 1e-3)  # norms compute in float32 also where the model is float64
+
+# Size of the change that the adapter is scaled to, in spreads of the logits.
+TARGET_EFFECT = 0.5
+
+# Adapters with half to twice that effect will do.
+EFFECT_TOLERANCE = 2.0
+
+# Scales of the adapter that are tried; some sites (queries, keys) never have so large an effect.
+MAX_TRIES = 6
+FIRST_SCALE = 0.1
+MAX_SCALE_STEP = 16.0
+
+# In place of a change or a spread of 0.
+TINY = 1e-30
+
+
+class Tolerance(NamedTuple):
+    """How far the passes may differ by rounding."""
+
+    of_change: float
+    """As a share of the change that the adapter makes."""
+
+    of_spread: float
+    """As a share of the spread of the logits."""
+
+
+# The largest difference of 19 families, up to 24 layers deep: 0.023 spreads in bfloat16 (a router
+# that decided otherwise; else 0.010), 0.001 in float16.
+TOLERANCES = {
+    torch.bfloat16: Tolerance(of_change=0.05, of_spread=0.04),
+    torch.float16: Tolerance(of_change=0.02, of_spread=0.01),
+}
+
+# Norms compute in float32 even if the model is float64.
+DEFAULT_TOLERANCE = Tolerance(of_change=1e-3, of_spread=1e-3)
 
 
 @torch.no_grad()
-def agrees(base: SplitModel, bank: AdapterBank, seed: int) -> bool:
-    """Whether both passes give the same logits, without an adapter and with one drawn at random in the places of `bank`."""
-    ids = (torch.arange(1, TOKENS + 1, device=base.device) + seed * TOKENS)[
-        None
-    ] % base.head.weight_VD.shape[0]
-    ids = ids.expand(2, -1)
-    probe, split_2TV = _felt(base, ids, bank.select([0, 0]), seed)
-    hidden: dict[str, Tensor] = {}
-    hook = base.decoder.register_forward_hook(
-        lambda _m, _i, out: hidden.update(own=out.last_hidden_state)
-    )
+def split_matches_full(model: SplitModel, bank: AdapterBank, seed: int) -> bool:
+    """Whether both passes give the same logits, without an adapter and with a random one.
+
+    Args:
+        model: the model to be verified.
+        bank: tells the sites of the adapter.
+        seed: chooses the tokens and the adapter's weights.
+    """
+    vocabulary = model.head.weight_VD.shape[0]
+    ids = torch.arange(1, TOKENS + 1, device=model.device) + seed * TOKENS
+    ids = (ids % vocabulary).expand(2, -1)
+
+    probe, split_2TV = _scaled_probe(model, ids, bank.select([0, 0]), seed)
+    full_2TV, hidden = _full_logits(model, ids, probe)
+    head_2TV = model.logits(hidden.to(model.dtype)).double()
+
+    change_TV = full_2TV[1] - full_2TV[0]
+    split_change_TV = split_2TV[1] - split_2TV[0]
+    tolerance = TOLERANCES.get(model.dtype, DEFAULT_TOLERANCE)
+    rounding = tolerance.of_spread * _spread(full_2TV)
+
+    # Each comparison is false as well if something is not finite.
+    same_head = _rms(head_2TV - full_2TV) <= tolerance.of_spread * _rms(full_2TV)
+    same_plain = _rms(split_2TV[0] - full_2TV[0]) <= rounding
+    allowed_change = tolerance.of_change * _rms(change_TV) + rounding
+    same_change = _rms(split_change_TV - change_TV) <= allowed_change
+    return same_head and same_plain and same_change
+
+
+def _full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Tensor, Tensor]:
+    """The model's own logits (2, T, V) in float64, and what its head read, (2, T, D)."""
+    hidden: list[Tensor] = []
+
+    def keep_hidden(_module: Any, _inputs: Any, output: Any) -> None:
+        hidden.append(output.last_hidden_state)
+
+    hook = model.decoder.register_forward_hook(keep_hidden)
     try:
-        with probe.attached(base.modules):
-            own_2TV = base.model(input_ids=ids, use_cache=False).logits.double()
+        with bank.attached(model.modules):
+            logits: Tensor = model.model(input_ids=ids, use_cache=False).logits
     finally:
         hook.remove()
-    of_change, of_spread = ALLOWED.get(base.dtype, ALLOWED_ELSE)
-    rounding = of_spread * _spread(own_2TV)
-    change_TV = own_2TV[1] - own_2TV[0]
-    head = _size(base.logits(hidden["own"].to(base.dtype)).double() - own_2TV)
-    plain = _size(split_2TV[0] - own_2TV[0])
-    adapted = _size(split_2TV[1] - split_2TV[0] - change_TV)
-    # also false where something is not finite
-    return (
-        head <= of_spread * _size(own_2TV)
-        and plain <= rounding
-        and adapted <= of_change * _size(change_TV) + rounding
-    )
+    return logits.double(), hidden[-1]
 
 
-def _felt(
-    base: SplitModel, ids: Tensor, probe: AdapterBank, seed: int
+def _scaled_probe(
+    model: SplitModel, ids: Tensor, probe: AdapterBank, seed: int
 ) -> tuple[AdapterBank, Tensor]:
-    """Scale a random second adapter until it changes the split pass's logits by about FELT; these logits, (2, T, V)."""
-    generator, drawn = torch.Generator().manual_seed(seed), {}
-    for name, B in probe.B.items():
-        noise = torch.randn(B.shape[1:], generator=generator, dtype=B.dtype).to(B.device)
-        drawn[name] = torch.stack([torch.zeros_like(noise), noise])
-    prefix, scale = base.prefix(ids, probe), 0.1
-    found: tuple[float, Tensor] | None = None
-    for _ in range(TRIES):
-        probe.B = {name: noise * scale for name, noise in drawn.items()}
-        logits_2TV = base.logits(base.upper(prefix, probe)).double()
-        change = _size(logits_2TV[1] - logits_2TV[0]) / max(_spread(logits_2TV), 1e-30)
-        if (
-            found is not None and not logits_2TV.isfinite().all()
-        ):  # float16 overflows: as loud as it gets was before
-            scale, logits_2TV = found
-            probe.B = {name: noise * scale for name, noise in drawn.items()}
+    """Scale a random adapter until it changes the split pass's logits by about TARGET_EFFECT.
+
+    Args:
+        model: the model to be verified.
+        ids: token ids, (2, T), twice the same.
+        probe: a bank of two cells; the first becomes zero, the second random.
+        seed: of the random weights.
+
+    Returns:
+        The bank, and the logits of the split pass with it, (2, T, V) in float64.
+    """
+    noise = _random_second_cell(probe, seed)
+    prefix = model.prefix(ids, probe)
+    scale = FIRST_SCALE
+    previous: tuple[float, Tensor] | None = None
+
+    for _ in range(MAX_TRIES):
+        probe.B = {name: B * scale for name, B in noise.items()}
+        logits_2TV = model.logits(model.upper(prefix, probe)).double()
+        if previous is not None and not logits_2TV.isfinite().all():
+            # float16 overflows: the previous scale had as large an effect as there is.
+            scale, logits_2TV = previous
+            probe.B = {name: B * scale for name, B in noise.items()}
             return probe, logits_2TV
-        if FELT / 2 <= change <= FELT * 2:
+
+        effect = _rms(logits_2TV[1] - logits_2TV[0]) / max(_spread(logits_2TV), TINY)
+        if TARGET_EFFECT / EFFECT_TOLERANCE <= effect <= TARGET_EFFECT * EFFECT_TOLERANCE:
             break
-        found = scale, logits_2TV
-        scale *= min(16.0, max(1 / 16, FELT / max(change, 1e-30)))
+        previous = scale, logits_2TV
+        step = max(1 / MAX_SCALE_STEP, TARGET_EFFECT / max(effect, TINY))
+        scale *= min(MAX_SCALE_STEP, step)
+
     return probe, logits_2TV
 
 
-def _size(x: Tensor) -> float:
-    return float(x.square().mean().sqrt())
+def _random_second_cell(bank: AdapterBank, seed: int) -> dict[str, Tensor]:
+    """For each site a B (2, R, O): zero for the first cell, standard normal for the second."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {}
+    for name, B in bank.B.items():
+        normal_RO = torch.randn(B.shape[1:], generator=generator, dtype=B.dtype).to(B.device)
+        noise[name] = torch.stack([torch.zeros_like(normal_RO), normal_RO])
+    return noise
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
 
 
 def _spread(logits_2TV: Tensor) -> float:
-    """Of the plain logits: how far they lie from their mean over the vocabulary."""
-    return _size(logits_2TV[0] - logits_2TV[0].mean(-1, keepdim=True))
+    """How far the logits without adapter lie from their mean over the vocabulary."""
+    plain_TV = logits_2TV[0]
+    return _rms(plain_TV - plain_TV.mean(-1, keepdim=True))

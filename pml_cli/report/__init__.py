@@ -1,0 +1,14 @@
+"""What people get to read: tables for the terminal, figures, LaTeX, and the files of a report folder.
+
+The numbers come from law/ and analysis/, which know no sentences; here they are put into words and
+drawn. May import every package below (law, analysis, launch, runs, data, config) but neither torch
+nor the trainer; matplotlib only inside the functions that draw. A report never changes a number.
+
+- law_folder.py: the files of `pml fit`
+- law_text.py: sentences about laws: what a fit found, what its parameters mean
+- latex.py: law.tex
+- transition_folder.py: the files of `pml transition`
+- progress.py: live displays of a sweep, a probe, and of anything that is counted
+- tables/: what the commands print
+- figures/: what they draw
+"""

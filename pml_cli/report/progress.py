@@ -32,12 +32,12 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 BELOW_HALF_COLOUR = "dark_orange"
 ABOVE_HALF_COLOUR = "dodger_blue1"
 
+# At least this long between the plain lines of a piped display
 PLAIN_LINE_SECONDS = 10.0
-"""At least this long between the plain lines of a piped display."""
+# Plain lines of a whole piped probe
 PIPED_PROBE_LINES = 10
-"""Plain lines of a whole piped probe."""
+# Below this fraction of the work, the time left is not estimated
 MIN_PROGRESS_FOR_ESTIMATE = 0.02
-"""Below this fraction of the work, the time left is not estimated."""
 
 
 class _ProgressDisplay:
@@ -64,10 +64,10 @@ class _ProgressDisplay:
 
     def _print_piped(self, line: str) -> None:
         """Print a plain line, unless there is a terminal or the last line is too recent."""
-        now = time.monotonic()
-        if self.console.is_terminal or now - self._last_line < PLAIN_LINE_SECONDS:
+        moment = time.monotonic()
+        if self.console.is_terminal or moment - self._last_line < PLAIN_LINE_SECONDS:
             return
-        self._last_line = now
+        self._last_line = moment
         self.console.print(line, highlight=False)
 
 
@@ -188,7 +188,8 @@ class SweepDisplay(_ProgressDisplay):
         total_work = sum(cell["work"] for cell in snapshot.cells.values())
         self.ended = self.cells - unfinished
         self.failed = len(snapshot.failed)
-        self._done = max(self.work - (1 - snapshot.share) * total_work, 0.0)
+        remaining_work = (1 - snapshot.share) * total_work
+        self._done = max(self.work - remaining_work, 0.0)
         self._in_pack = 0.0
         self._show()
 
@@ -313,12 +314,14 @@ def sparkline(values: Sequence[float], width: int) -> str:
     heights = np.asarray(values, float)
     if len(heights) > width:
         heights = np.array([chunk.mean() for chunk in np.array_split(heights, width)])
-    largest = np.nanmax(heights) if np.isfinite(heights).any() else 1.0
+    largest = 1.0
+    if np.isfinite(heights).any():
+        largest = max(np.nanmax(heights), 1e-9)
 
     characters = []
     for height in heights:
         if np.isfinite(height):
-            characters.append(_block(max(height, 0) / max(largest, 1e-9)))
+            characters.append(_block(max(height, 0) / largest))
         else:
             characters.append("?")
     return "".join(characters)

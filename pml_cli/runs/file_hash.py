@@ -1,4 +1,4 @@
-"""A hash of a safetensors file that is quick however large the file is: without torch, for the id of a run."""
+"""A hash of a safetensors file that is quick however large the file is, for the id of a run."""
 
 from __future__ import annotations
 
@@ -7,43 +7,65 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-WHOLE = 2**24  # bytes; what is not larger is read whole
-PIECE = 2**12  # bytes
-PIECES = 4  # of each tensor; fewer where a file has more than
-MANY = 250  # tensors
+MAX_WHOLE_BYTES = 2**24
+"""Files up to this size are read whole."""
+
+SAMPLE_BYTES = 2**12
+SAMPLES_PER_TENSOR = 4
+FULLY_SAMPLED_TENSORS = 250
+"""Files with more tensors are sampled less often in each."""
 
 
 def sampled_hash(path: Path) -> str:
-    """The size of a file, its header, and up to four pieces of 4 KB of each tensor; a small file whole.
+    """Hash the size of a file, its header, and up to four samples of 4 KB of each tensor.
 
-    Training moves nearly all weights of a tensor, so models that were trained differ here. A file of more than 16 MB in
-    which single weights were changed by hand may pass for the same one.
+    Training moves nearly all weights of a tensor, so models that were trained apart differ here. In
+    a file of more than 16 MB, a few weights changed by hand may go unnoticed.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        if size <= WHOLE:
+        if size <= MAX_WHOLE_BYTES:
             digest.update(file.read())
             return digest.hexdigest()
-        start = file.read(8)
-        header = file.read(min(int.from_bytes(start, "little"), WHOLE))
-        digest.update(start + header)
-        for place in _places(header, len(start) + len(header), size):
-            file.seek(place)
-            digest.update(file.read(PIECE))
+
+        # A safetensors file begins with the length of its header, in eight bytes.
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), MAX_WHOLE_BYTES))
+        digest.update(length + header)
+        for offset in _sample_offsets(header, len(length) + len(header), size):
+            file.seek(offset)
+            digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 
-def _places(header: bytes, begin: int, size: int) -> Iterator[int]:
-    """Where to read: some pieces of each tensor, at even distances."""
+def _sample_offsets(header: bytes, data_start: int, size: int) -> Iterator[int]:
+    """Where to read: evenly spaced samples of each tensor.
+
+    Args:
+        header: the JSON header.
+        data_start: offset of the first tensor in the file.
+        size: bytes of the file.
+    """
+    spans = _tensor_spans(header, size - data_start)
+    if not spans:
+        return
+
+    budget = SAMPLES_PER_TENSOR * FULLY_SAMPLED_TENSORS
+    samples = min(SAMPLES_PER_TENSOR, max(1, budget // len(spans)))
+    for first, end in spans:
+        last_offset = max(0, end - first - SAMPLE_BYTES)
+        offsets = {
+            data_start + first + last_offset * (2 * i + 1) // (2 * samples) for i in range(samples)
+        }
+        yield from sorted(offsets)
+
+
+def _tensor_spans(header: bytes, data_bytes: int) -> list[list[int]]:
+    """[first, end) bytes of each tensor, relative to the first one."""
     try:
         fields = json.loads(header).items()
-        spans = sorted(field["data_offsets"] for name, field in fields if name != "__metadata__")
+        return sorted(field["data_offsets"] for name, field in fields if name != "__metadata__")
     except (ValueError, AttributeError, LookupError, TypeError):
-        spans = [[0, size - begin]]  # a damaged file: loading it will say so
-    pieces = min(PIECES, max(1, PIECES * MANY // len(spans))) if spans else 0
-    for first, end in spans:
-        room = max(0, end - first - PIECE)
-        yield from sorted(
-            {begin + first + room * (2 * i + 1) // (2 * pieces) for i in range(pieces)}
-        )
+        # A damaged file is sampled as one tensor; loading it reports the damage.
+        return [[0, data_bytes]]

@@ -1,8 +1,8 @@
-"""The run folder: the contract between training and everything that reads results.
+"""The run folder: every path of one run.
 
-`outputs/<sweep>/<id>/` holds config.yaml, env.json, tokens.parquet, curve.parquet, adapter/ and, written last, result.json:
-it exists when, and only when, the run is done. error.json stands in its place when the run failed. Every file is complete
-or absent.
+`outputs/<sweep>/<id>/` holds config.yaml, env.json, tokens.parquet, curve.parquet, adapter/ and,
+written last, result.json: it exists when, and only when, the run is done. error.json stands in its
+place when the run failed. Every file is complete or absent.
 """
 
 from __future__ import annotations
@@ -10,23 +10,38 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
-from pml_cli.io import atomic_write, temporary_path
+from pml_cli.io import atomic_write, temporary_path, write_json, write_text
 
 if TYPE_CHECKING:
-    import pandas as pd  # takes half a second; `pml status` does without
+    # It takes half a second to import; `pml status` does without.
+    import pandas as pd
 
-RESULT, ERROR = "result.json", "error.json"
+RESULT = "result.json"
+ERROR = "error.json"
+ADAPTER = "adapter"
 
 
 class RunFolder:
-    """Owns every path of one run."""
+    """Owns every path of one run.
+
+    Attributes:
+        id: the run id.
+        path: the folder.
+        config: the settings, as YAML.
+        env: versions, device and a hash of the tokens.
+        tokens: scores of each token at the logged steps, (logged steps x tokens) rows.
+        curve: one row a step.
+        adapter: the trained adapter, in PEFT's format.
+        result: the numbers of a finished run.
+        error: why a run failed.
+    """
 
     def __init__(self, root: Path, run_id: str) -> None:
         self.id = run_id
@@ -35,14 +50,15 @@ class RunFolder:
         self.env = self.path / "env.json"
         self.tokens = self.path / "tokens.parquet"
         self.curve = self.path / "curve.parquet"
-        self.adapter = self.path / "adapter"
+        self.adapter = self.path / ADAPTER
         self.result = self.path / RESULT
         self.error = self.path / ERROR
 
     def is_done(self) -> bool:
-        """Whether a complete result of this format lies here. A result that cannot be read does not count."""
+        """Whether there is a complete result of this format; one that cannot be read is none."""
         try:
-            return bool(json.loads(self.result.read_text("utf-8"))["format"] == FORMAT)
+            result = json.loads(self.result.read_text("utf-8"))
+            return bool(result["format"] == FORMAT)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -50,15 +66,15 @@ class RunFolder:
         """Whether the run is done or has failed.
 
         Args:
-            fresh: ask the file server, past what this machine remembers of the folders (NFS).
+            fresh: ask the file server instead of this machine's cache of the folders (NFS).
         """
         if fresh:
-            for folder in (self.path.parent, self.path):
-                _ask_anew(folder)
+            _revalidate(self.path.parent)
+            _revalidate(self.path)
         return self.error.exists() or self.is_done()
 
     def failure(self) -> str | None:
-        """Why the run failed; None when it did not."""
+        """Why the run failed; None if it did not."""
         try:
             return str(json.loads(self.error.read_text("utf-8")).get("reason", ""))
         except FileNotFoundError:
@@ -67,48 +83,72 @@ class RunFolder:
             return "error.json cannot be read"
 
     def write_text(self, path: Path, text: str) -> None:
-        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
+        """Write one of the run's text files."""
+        write_text(path, text)
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
-        self.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        """Write one of the run's JSON files.
+
+        Raises:
+            ValueError: the content holds nan or infinity.
+        """
+        write_json(path, content)
 
     def write_table(self, path: Path, table: pd.DataFrame) -> None:
-        """A parquet file of the columns; the index is not kept."""
+        """Write a parquet file of the columns; the index is dropped."""
         import pyarrow
         from pyarrow import parquet
 
-        columns = pyarrow.table(
-            {name: table[name].to_numpy() for name in table}
-        )  # half the time of to_parquet
-        atomic_write(path, lambda aside: parquet.write_table(columns, aside, compression="zstd"))
+        # Column by column takes half the time of DataFrame.to_parquet.
+        columns = pyarrow.table({name: table[name].to_numpy() for name in table})
+        atomic_write(
+            path,
+            lambda temporary: parquet.write_table(columns, temporary, compression="zstd"),
+        )
 
     def write_adapter(self, save: Callable[[Path], None]) -> None:
-        """Fill a folder aside and put it in place whole."""
-        aside = temporary_path(self.adapter)
-        aside.mkdir(parents=True)
+        """Replace the adapter's folder.
+
+        Args:
+            save: fills the folder that it is given.
+        """
+        temporary = temporary_path(self.adapter)
+        temporary.mkdir(parents=True)
         try:
-            save(aside)
+            save(temporary)
             shutil.rmtree(self.adapter, ignore_errors=True)
-            aside.replace(self.adapter)
+            temporary.replace(self.adapter)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """The last write of a run that went well."""
+        """Record the result: the last write of a successful run.
+
+        Args:
+            result: the body of result.json.
+
+        Raises:
+            ValueError: the result holds nan or infinity.
+        """
         self.error.unlink(missing_ok=True)
         self.write_json(self.result, {"format": FORMAT, "id": self.id, **result})
 
     def fail(self, reason: str, detail: str = "") -> None:
-        self.write_json(
-            self.error, {"format": FORMAT, "id": self.id, "reason": reason, "detail": detail}
-        )
+        """Record a failure.
+
+        Args:
+            reason: one line.
+            detail: the traceback.
+        """
+        content = {"format": FORMAT, "id": self.id, "reason": reason, "detail": detail}
+        self.write_json(self.error, content)
 
 
-def report_folder(out: Path) -> Path:
-    """The folder, made where it is missing, and open for writing.
+def writable_folder(out: Path) -> Path:
+    """A folder for a report, created where it is missing.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: it cannot be created or written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -119,86 +159,7 @@ def report_folder(out: Path) -> Path:
     return out
 
 
-def _ask_anew(folder: Path) -> None:
+def _revalidate(folder: Path) -> None:
+    """Opening a folder makes an NFS client compare its cache with the server (close-to-open)."""
     with suppress(OSError):
         os.close(os.open(folder, os.O_RDONLY))
-
-
-def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.DataFrame:
-    """All finished runs below the given folders, one row each: the fields of result.json, and `folder`.
-
-    Runs that lie below two of the roots count once.
-
-    Args:
-        left_out: takes a line for each result that cannot be read or is of another format, instead of an error.
-
-    Raises:
-        UserError: a root that does not exist, a result that cannot be read, or one of another format.
-    """
-    import pandas as pd
-
-    rows = {}
-    for root in roots:
-        if not root.is_dir():
-            raise UserError(
-                f"{root}: "
-                + ("a file; give a folder of runs" if root.exists() else "no such folder")
-            )
-        for path in _find(root, RESULT):
-            try:
-                result = _read_result(path)
-            except UserError as error:
-                if left_out is None:
-                    raise
-                left_out.append(str(error))
-                continue
-            if result is not None:
-                rows[path.resolve()] = result | {"folder": str(path.parent)}
-    return pd.DataFrame(list(rows.values()))
-
-
-def check_formats(out: Path) -> None:
-    """Refuse a sweep's folder that holds runs of another format; a result that cannot be read is trained again.
-
-    Raises:
-        UserError: names the first such run.
-    """
-    for path in sorted(out.glob(f"*/{RESULT}")):
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict) and "id" in found and found.get("format") != FORMAT:
-            raise UserError(
-                f"{path}: format {found.get('format')} is not this version's ({FORMAT}); use another out="
-            )
-
-
-def read_failures(root: Path) -> dict[str, str]:
-    """Run id to reason, of the runs below a folder that failed."""
-    return {
-        p.parent.name: str(json.loads(p.read_text("utf-8")).get("reason", ""))
-        for p in _find(root, ERROR)
-    }
-
-
-def _find(root: Path, name: str) -> Iterator[Path]:
-    for folder, children, files in os.walk(root):
-        children[:] = sorted(c for c in children if not c.startswith(".") and c != "adapter")
-        if name in files:
-            yield Path(folder) / name
-
-
-def _read_result(path: Path) -> dict[str, Any] | None:
-    """The content of a result.json; None where it is some other program's."""
-    try:
-        result = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not readable as JSON ({error}); delete it and run the sweep again"
-        ) from error
-    if not isinstance(result, dict) or "format" not in result or "id" not in result:
-        return None
-    if result["format"] != FORMAT:
-        raise UserError(f"{path}: format {result['format']} is not this version's ({FORMAT})")
-    return result

@@ -1,7 +1,11 @@
-"""What makes two runs the same: the id of a run, and the words that tell it from others.
+"""What makes two runs the same: the id of a run, and the settings that tell it from others.
 
-Where a run happens (device, worker, folder) is no part of it. A data file counts by its content, a local model by its
-config, tokenizer and weights (`weight_files.py`); so a moved file keeps its runs and a changed one gets new ones.
+Where a run happens (device, worker, folder) is no part of it. A data file counts by its content, a
+local model by its config, tokenizer and weights (`file_hash.py`); so a moved file keeps its runs
+and a changed one gets new ones.
+
+Hashes of a model's weights: `content_hash` here decides the id, before anything is loaded;
+`model/weight_hash.py` is written to env.json, of the weights as they were loaded.
 """
 
 from __future__ import annotations
@@ -12,113 +16,141 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pml_cli.config.schema import FORMAT, TINY, Loss, MemftMarginLoss, Run, TextData
-from pml_cli.data.python_docs import held_out_text
+from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.runs.file_hash import sampled_hash
+
+GROUPS = ("model", "data", "adapter", "loss", "train")
+DISCRIMINATORS = ("source", "kind")
+
+NOT_SCIENTIFIC = ("device", "stream", "checkpointing", "name")
+"""Settings of the model that change where and how it is computed, not what."""
+
+HAVE_COLUMNS = {
+    "data": {"source", "seed"},
+    "adapter": {"kind"},
+    "train": {"lr", "steps", "epochs", "log_every", "decode"},
+}
+"""Settings that result.json has fields of their own for, or that change no number in it."""
+
+LONG_VALUES = ("path", "text", "architecture")
+"""Settings that are shown as a hash."""
 
 
 def run_id(run: Run) -> str:
-    """A readable name and a hash of the scientific settings that differ from their defaults.
-
-    Where a run happens (device, worker, folder) is not part of it. A data file counts by its content, a local model by its
-    config, tokenizer and weights; so a moved file keeps its runs and a changed one gets new ones.
-    """
+    """A readable name and a hash of the scientific settings that differ from their defaults."""
     readable = f"{run.model.name}-{run.data.source}-r{run.rank}-l{run.seqlen}-s{run.seed}"
-    canonical = json.dumps({"format": FORMAT, **scientific(run)}, sort_keys=True)
+    canonical = json.dumps({"format": FORMAT, **scientific_settings(run)}, sort_keys=True)
     return f"{readable}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
 
-def scientific(run: Run) -> dict[str, Any]:
-    """The settings that can change a result, as plain values; those at their default are left out."""
-    settings = {
-        name: _delta(getattr(run, name)) for name in ("model", "data", "adapter", "loss", "train")
-    }
-    settings["model"].pop("device", None)
-    settings["model"].pop("stream", None)
-    settings["model"].pop("checkpointing", None)
-    settings["model"].pop("name", None)
-    if isinstance(
-        run.loss, MemftMarginLoss
-    ):  # always: its defaults have changed once, and old runs are not its runs
-        settings["loss"] |= {"margin": run.loss.margin, "growth": run.loss.growth}
-    settings["model"]["path"] = fingerprint(
-        run.model.path
-    )  # always: the embedded model may be another one some day
-    if isinstance(run.data, TextData) and run.data.path is None:
-        settings["data"]["text"] = (
-            _default_text_hash()
-        )  # other versions of Python carry another one
+def scientific_settings(run: Run) -> dict[str, Any]:
+    """The settings that can change a result, as plain values.
+
+    Those at their defaults are left out, so that a new setting leaves the ids of old runs alone.
+    """
+    settings = {name: changed_settings(getattr(run, name)) for name in GROUPS}
+    for name in NOT_SCIENTIFIC:
+        settings["model"].pop(name, None)
+
+    # Always: the embedded model may be another one some day.
+    settings["model"]["path"] = content_hash(run.model.path)
+
+    settings["loss"] |= run.loss.id_fields()
+    settings["data"] |= run.data.id_fields()
     if "path" in settings["data"]:
-        settings["data"]["path"] = fingerprint(settings["data"]["path"])
+        settings["data"]["path"] = content_hash(settings["data"]["path"])
+
     return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
 
 
-def setting(run: Run) -> str:
-    """What tells a run from others of its kind beyond the fields of result.json: settings not at their defaults."""
-    found = scientific(run)
-    hidden = {
-        "model": {"path"} if not Path(run.model.path).is_dir() else set(),
-        "data": {"source", "seed"},
-        "adapter": {"kind"},
-        "train": {"lr", "steps", "epochs", "log_every", "decode"},
-    }
+def settings_label(run: Run) -> str:
+    """What tells a run from others beyond the fields of result.json: `train.batch=4`.
+
+    Returns:
+        The settings that are not at their defaults, separated by spaces.
+    """
+    hidden = {"model": _hidden_model_settings(run), **HAVE_COLUMNS}
+    settings = scientific_settings(run)
+    parts = []
+    for group, hidden_names in hidden.items():
+        for name, value in settings[group].items():
+            if name in hidden_names:
+                continue
+            shown = _short_hash(str(value)) if name in LONG_VALUES else value
+            parts.append(f"{group}.{name}={shown}")
+    return " ".join(parts)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _hidden_model_settings(run: Run) -> set[str]:
+    hidden = set()
+    # The name says which embedded or hub model it is.
+    if not Path(run.model.path).is_dir():
+        hidden.add("path")
     if run.model.weights != "random":
-        hidden["model"].add("architecture")
-    words = []
-    for group, names in hidden.items():
-        for name, value in found[group].items():
-            if name not in names:
-                long = name in ("path", "text", "architecture")
-                shown = hashlib.sha256(str(value).encode()).hexdigest()[:6] if long else value
-                words.append(f"{group}.{name}={shown}")
-    return " ".join(words)
+        hidden.add("architecture")
+    return hidden
 
 
 def loss_label(loss: Loss) -> str:
-    """The kind of a loss, with its settings where they are not the defaults: memft_ot(threshold=0.5)."""
-    changed = [f"{name}={value}" for name, value in _delta(loss).items() if name != "kind"]
-    return f"{loss.kind}({', '.join(changed)})" if changed else loss.kind
+    """The kind of a loss with its changed settings: memft_ot(threshold=0.5)."""
+    settings = changed_settings(loss)
+    settings.pop("kind", None)
+    changed = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return f"{loss.kind}({changed})" if changed else loss.kind
 
 
-def _delta(settings: Any) -> dict[str, Any]:
-    kind: Any = type(settings)
-    default = _defaults(
-        kind
-    )  # vars, not asdict: settings are not nested, and ten thousand cells have many
-    return {k: v for k, v in vars(settings).items() if k in ("source", "kind") or v != default[k]}
+def changed_settings(settings: Any) -> dict[str, Any]:
+    """The settings of a dataclass that differ from their defaults, and its source or kind."""
+    settings_class: Any = type(settings)
+    defaults = _defaults(settings_class)
+    # vars, not asdict, which is slow for ten thousand cells: settings are not nested.
+    return {
+        name: value
+        for name, value in vars(settings).items()
+        if name in DISCRIMINATORS or value != defaults[name]
+    }
 
 
 @lru_cache(maxsize=64)
-def _defaults(kind: Any) -> dict[str, Any]:
-    return dict(vars(kind()))
-
-
-@lru_cache(maxsize=1)
-def _default_text_hash() -> str:
-    try:
-        return hashlib.sha256(held_out_text().encode()).hexdigest()
-    except ModuleNotFoundError:  # a Python without its documentation: opening the source says so
-        return ""
+def _defaults(settings_class: Any) -> dict[str, Any]:
+    return dict(vars(settings_class()))
 
 
 @lru_cache(maxsize=256)
-def fingerprint(path: str) -> str:
-    """A name for what lies at a path: content hash of a file, of a model's folder, else the name itself (of the hub)."""
-    place = TINY if path == "tiny" else Path(path)
-    if place.is_file():
-        return hashlib.sha256(place.read_bytes()).hexdigest()
-    if not (place / "config.json").is_file():
+def content_hash(path: str) -> str:
+    """A name for what lies at a path.
+
+    Args:
+        path: a file, the folder of a model, `tiny`, or a name on the hub.
+
+    Returns:
+        A hash of the content; a name on the hub as it is.
+    """
+    location = TINY if path == "tiny" else Path(path)
+    if location.is_file():
+        return hashlib.sha256(location.read_bytes()).hexdigest()
+    if not (location / "config.json").is_file():
         return path
-    files = sorted(place.glob("*.safetensors"))
-    weights: list[tuple[str, Any]] = [(p.name, p.stat().st_size) for p in files]
-    if path == "tiny":  # hashed whole, in the way of the first version: its runs keep their ids
-        content = [(TINY / "model.safetensors").read_bytes(), *_read(place, "tokenizer.json")]
+
+    weight_files = sorted(location.glob("*.safetensors"))
+    if path == "tiny":
+        # In the way of the first version, so that runs of the embedded model keep their ids.
+        weights: list[tuple[str, Any]] = [(p.name, p.stat().st_size) for p in weight_files]
+        content = [(TINY / "model.safetensors").read_bytes(), *_read(location, "tokenizer.json")]
     else:
-        weights = [(p.name, sampled_hash(p)) for p in files]
-        content = _read(place, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    parts = [(place / "config.json").read_bytes(), repr(weights).encode(), *content]
+        weights = [(p.name, sampled_hash(p)) for p in weight_files]
+        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        content = _read(location, *names)
+
+    config = (location / "config.json").read_bytes()
+    parts = [config, repr(weights).encode(), *content]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _read(folder: Path, *names: str) -> list[bytes]:
+    """The contents of those files that exist."""
     return [(folder / name).read_bytes() for name in names if (folder / name).is_file()]

@@ -49,7 +49,7 @@ def seen(quick):
 @pytest.fixture
 def asked(tmp_path):
     """A sweep of three cells that was asked for and that nobody has begun."""
-    cells = check([Run(rank, 8, model=Model(device="cpu")) for rank in (1, 2, 4)])
+    cells = check([Run(rank=rank, seqlen=8, model=Model(device="cpu")) for rank in (1, 2, 4)])
     SweepManifest.write(tmp_path / "runs", make_packs(cells), Packing())
     return [cell.id for cell in cells]
 

@@ -14,18 +14,16 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from pml_cli.config.schema import TINY as TINY_FOLDER
-from pml_cli.config.schema import (
-    HfData,
-    JsonlData,
-    MixedData,
-    Model,
-    PhonebookData,
-    RandomData,
-    RuleData,
-    TextData,
-)
+from pml_cli.config.schema import Model
 from pml_cli.data import python_docs, synthetic_facts
-from pml_cli.data.sources import Sample, check_length, open_source
+from pml_cli.data.source import Sample, check_length
+from pml_cli.data.sources.hf import HfData
+from pml_cli.data.sources.jsonl import JsonlData
+from pml_cli.data.sources.mixed import MixedData
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.rule import RuleData
+from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.training.batches import PackData, SampleOrder
@@ -37,7 +35,7 @@ WORDS = (
 
 
 def take(data, seqlen, model=TINY):
-    return open_source(model, data).take(seqlen)
+    return data.open(model).take(seqlen)
 
 
 def only(data, seqlen, model=TINY):
@@ -70,10 +68,10 @@ SOURCES = {
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_lengths_are_prefixes_of_one_sequence(name):
-    source = open_source(TINY, SOURCES[name])
+    source = SOURCES[name].open(TINY)
     longest = source.take(700)
     for seqlen in (1, 2, 37, 255, 256, 699):
-        if seqlen < source.least:
+        if seqlen < source.min_tokens:
             continue
         shorter = source.take(seqlen)
         total = sum(len(s.target) for s in shorter)
@@ -100,9 +98,7 @@ def test_random_tokens_are_uniform_and_never_special():
     counts = np.bincount(sample.target, minlength=2048)
     assert len(np.unique(sample.target)) == 2048 - len(tokenizer.special)
     assert counts.max() < 60  # about 20 each
-    assert open_source(TINY, RandomData()).nats == pytest.approx(
-        np.log(2048 - len(tokenizer.special))
-    )
+    assert RandomData().open(TINY).entropy == pytest.approx(np.log(2048 - len(tokenizer.special)))
 
 
 def test_random_tokens_for_a_model_that_has_only_an_architecture():
@@ -117,7 +113,7 @@ def test_random_tokens_for_a_model_that_has_only_an_architecture():
     assert sample.prompt == (0,)
     assert set(sample.target) == set(range(1, 11))
     with pytest.raises(UserError, match="no tokenizer"):
-        open_source(bare, RandomData(prompt="hello"))
+        RandomData(prompt="hello").open(bare)
 
 
 def test_a_random_target_after_a_prompt():
@@ -134,7 +130,7 @@ def test_the_share_of_random_tokens(share, low, high):
     assert low <= changed <= high
     special = open_tokenizer(TINY).special
     assert not set(mixed.target) & special
-    nats = open_source(TINY, MixedData(random_share=share)).nats
+    nats = MixedData(random_share=share).open(TINY).entropy
     assert (nats is not None) == (share == 1)
 
 
@@ -158,12 +154,14 @@ def test_text_of_a_file_with_bom_and_crlf(tmp_path, text_file):
 
 def test_a_seed_starts_the_text_at_a_paragraph_and_goes_round(text_file):
     tokenizer = open_tokenizer(TINY)
-    whole = open_source(TINY, TextData(path=text_file))
-    turned = open_source(TINY, TextData(path=text_file, seed=4))
+    whole = TextData(path=text_file).open(TINY)
+    turned = TextData(path=text_file, seed=4).open(TINY)
     start = tokenizer.decode(list(turned.take(5)[0].target))
     assert start.startswith("Paragraph")
     assert not start.startswith("Paragraph 0")
-    assert abs(turned.limit - whole.limit) <= 3  # the same text, but for what meets at the seams
+    assert (
+        abs(turned.max_tokens - whole.max_tokens) <= 3
+    )  # the same text, but for what meets at the seams
 
 
 @pytest.mark.parametrize("data", [TextData, JsonlData])
@@ -182,7 +180,7 @@ def test_files_that_are_no_text(tmp_path, data, content, message):
     path = tmp_path / "bad"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        open_source(TINY, data(path=str(path)))
+        data(path=str(path)).open(TINY)
     assert str(caught.value).startswith(f"data.path={path}: ")
     assert message in str(caught.value)
 
@@ -191,32 +189,32 @@ def test_files_that_are_no_text(tmp_path, data, content, message):
 def test_a_folder_or_nothing_in_place_of_a_file(tmp_path, data):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match=r"data\.path="):
-            open_source(TINY, data(path=str(path)))
+            data(path=str(path)).open(TINY)
 
 
 def test_short_facts_stay_whole(tmp_path):
     rows = [{"query": f"Key {i}:", "target": f"value {i * 37}"} for i in range(20)]
-    source = open_source(TINY, JsonlData(path=jsonl(tmp_path, rows)))
+    source = JsonlData(path=jsonl(tmp_path, rows)).open(TINY)
     tokenizer = open_tokenizer(TINY)
-    samples = source.take(source.limit)
+    samples = source.take(source.max_tokens)
     assert len(samples) == 20
     assert [tokenizer.decode(list(s.target)) for s in samples] == [row["target"] for row in rows]
     assert samples[3].prompt == (*tokenizer.begin, *tokenizer.encode("Key 3:"))
     two = sum(len(s.target) for s in samples[:2])
     assert len(source.take(two)) == len(source.take(two + 1)) == 2
-    with pytest.raises(UserError, match=f"has only {source.limit}"):
-        source.take(source.limit + 1)
+    with pytest.raises(UserError, match=f"has only {source.max_tokens}"):
+        source.take(source.max_tokens + 1)
     with pytest.raises(UserError, match="the first sample alone"):
         source.take(len(samples[0].target) - 1)
 
 
 def test_the_last_of_long_texts_is_cut(tmp_path):
     rows = [{"question": f"Part {i}:", "matching": WORDS * 2} for i in range(3)]
-    source = open_source(TINY, JsonlData(path=jsonl(tmp_path, rows)))
-    length = source.limit // 3
+    source = JsonlData(path=jsonl(tmp_path, rows)).open(TINY)
+    length = source.max_tokens // 3
     samples = source.take(2 * length - 7)
     assert [len(s.target) for s in samples] == [length, length - 7]
-    assert samples[1].target == source.take(source.limit)[1].target[: length - 7]
+    assert samples[1].target == source.take(source.max_tokens)[1].target[: length - 7]
     assert len(source.take(length)) == 1
     assert len(source.take(length + 1)) == 2
 
@@ -224,8 +222,8 @@ def test_the_last_of_long_texts_is_cut(tmp_path):
 def test_lines_may_hold_what_only_unicode_calls_a_line_end(tmp_path):
     """Raw U+2028, U+0085 and form feeds are legal inside a JSON string or a text."""
     rows = [{"query": "a\u2028b:", "target": "one\u0085two"}, {"query": "c:", "target": "three"}]
-    source = open_source(TINY, JsonlData(path=jsonl(tmp_path, rows)))
-    samples = source.take(source.limit)
+    source = JsonlData(path=jsonl(tmp_path, rows)).open(TINY)
+    samples = source.take(source.max_tokens)
     assert len(samples) == 2
     assert open_tokenizer(TINY).decode(list(samples[0].target)) == "one\u0085two"
 
@@ -234,8 +232,8 @@ def test_jsonl_with_bom_crlf_and_blank_lines(tmp_path):
     path = tmp_path / "dos.jsonl"
     rows = [{"query": "a:", "target": "1"}, {"query": "b:", "target": "2"}]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(map(json.dumps, rows)).encode() + b"\r\n")
-    plain = open_source(TINY, JsonlData(path=jsonl(tmp_path, rows)))
-    assert take(JsonlData(path=str(path)), plain.limit) == plain.take(plain.limit)
+    plain = JsonlData(path=jsonl(tmp_path, rows)).open(TINY)
+    assert take(JsonlData(path=str(path)), plain.max_tokens) == plain.take(plain.max_tokens)
 
 
 GOOD = {"query": "a:", "target": "1"}
@@ -255,7 +253,7 @@ GOOD = {"query": "a:", "target": "1"}
 )
 def test_malformed_lines_are_named_by_number(tmp_path, rows, message):
     with pytest.raises(UserError) as caught:
-        open_source(TINY, JsonlData(path=jsonl(tmp_path, rows)))
+        JsonlData(path=jsonl(tmp_path, rows)).open(TINY)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -292,11 +290,11 @@ def test_the_rule_and_its_unseen_pairs(maximum, tests):
 
 
 def test_unseen_pairs_are_never_among_the_samples():
-    source = open_source(TINY, RuleData(maximum=9, test_samples=30))
-    learnt = {s.prompt for s in source.take(source.limit)}
-    assert len(source.test) == 30
+    source = RuleData(maximum=9, test_samples=30).open(TINY)
+    learnt = {s.prompt for s in source.take(source.max_tokens)}
+    assert len(source.test_samples) == 30
     assert len(learnt) == 70
-    assert not learnt & {s.prompt for s in source.test}
+    assert not learnt & {s.prompt for s in source.test_samples}
 
 
 # -- chat templates
@@ -348,13 +346,13 @@ def test_the_chat_template_goes_around_the_prompt(tmp_path):
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path):
     for model in (TINY, chat_folder(tmp_path, None)):
         with pytest.raises(UserError, match=r"data\.chat=true: .* no chat template"):
-            open_source(model, RandomData(chat=True))
+            RandomData(chat=True).open(model)
 
 
 def test_a_chat_template_that_refuses_is_a_user_error(tmp_path):
     model = chat_folder(tmp_path, "{{ raise_exception('System role not supported') }}")
     with pytest.raises(UserError, match="System role not supported"):
-        open_source(model, RandomData(chat=True))
+        RandomData(chat=True).open(model)
 
 
 def test_chat_prompts_of_a_whole_phonebook_read_the_tokenizer_once(tmp_path, monkeypatch):
@@ -368,7 +366,7 @@ def test_chat_prompts_of_a_whole_phonebook_read_the_tokenizer_once(tmp_path, mon
         lambda *a, **k: read.append(a) or load(*a, **k),
     )
     rows = [{"query": "hello", "target": "there"} for _ in range(40)]
-    open_source(model, JsonlData(path=jsonl(tmp_path, rows), chat=True))
+    JsonlData(path=jsonl(tmp_path, rows), chat=True).open(model)
     assert len(read) == 1
 
 
@@ -410,7 +408,7 @@ def test_tokens_that_the_model_has_no_embedding_for_are_refused(tmp_path, data):
         UserError,
         match=r"^model=narrow: its tokenizer gives id \d+ \('.+'\), the model has .* below 100$",
     ):
-        open_source(narrow(tmp_path, 100), data)
+        data.open(narrow(tmp_path, 100))
 
 
 def test_a_chat_template_with_a_token_that_the_model_has_no_embedding_for(tmp_path):
@@ -419,13 +417,13 @@ def test_a_chat_template_with_a_token_that_the_model_has_no_embedding_for(tmp_pa
     backend.add_special_tokens(["<late>"])
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"^model=chatty: its tokenizer gives id 6 \('<late>'\)"):
-        open_source(model, RandomData(prompt="hello", chat=True))
+        RandomData(prompt="hello", chat=True).open(model)
 
 
 def test_a_folder_without_a_tokenizer_allows_only_what_needs_none(model_folder):
     model = Model(name="bare", path=str(model_folder("gpt2")))
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
-        open_source(model, TextData())
+        TextData().open(model)
     assert only(RandomData(), 9, model).prompt == (0,)
     assert set(only(RandomData(), 3000, model).target) == set(range(1, 101))
 
@@ -461,7 +459,7 @@ def test_a_column_of_a_local_dataset(dataset):
 )
 def test_a_dataset_that_lacks_what_is_asked_for(dataset, more, message):
     with pytest.raises(UserError) as caught:
-        open_source(TINY, HfData(path=dataset, **more))
+        HfData(path=dataset, **more).open(TINY)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -469,24 +467,24 @@ def test_a_dataset_that_lacks_what_is_asked_for(dataset, more, message):
 def test_no_dataset_there(tmp_path):
     pytest.importorskip("datasets")
     with pytest.raises(UserError, match=r"data\.path="):
-        open_source(TINY, HfData(path=str(tmp_path / "none")))
+        HfData(path=str(tmp_path / "none")).open(TINY)
 
 
 def test_datasets_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install"):
-        open_source(TINY, HfData(path="x"))
+        HfData(path="x").open(TINY)
 
 
 # -- lengths
 
 
 def test_lengths_beyond_the_source_and_the_context(text_file):
-    source = open_source(TINY, TextData(path=text_file))
-    check_length(TINY, TextData(path=text_file), source, source.limit)
-    with pytest.raises(UserError, match=f"has only {source.limit} target tokens"):
-        check_length(TINY, TextData(path=text_file), source, source.limit + 1)
-    endless = open_source(TINY, RandomData())
+    source = TextData(path=text_file).open(TINY)
+    check_length(TINY, TextData(path=text_file), source, source.max_tokens)
+    with pytest.raises(UserError, match=f"has only {source.max_tokens} target tokens"):
+        check_length(TINY, TextData(path=text_file), source, source.max_tokens + 1)
+    endless = RandomData().open(TINY)
     check_length(TINY, RandomData(), endless, 8191)
     for seqlen in (8192, 8193, 10_000_000):
         with pytest.raises(UserError, match=f"^seqlen={seqlen}: .*8192"):
@@ -518,7 +516,7 @@ def test_prompt_tokens_are_never_scored_and_every_target_token_is():
 
 
 def test_lengths_share_the_longest_row():
-    source = open_source(TINY, RandomData())
+    source = RandomData().open(TINY)
     data = PackData([source.take(n) for n in (7, 30, 12)], torch.device("cpu"))
     assert data.ids.shape == (1, 31)
     assert [data.input_tokens(k) for k in range(3)] == [7, 30, 12]
@@ -537,9 +535,9 @@ def test_minibatches_see_every_sample_once_an_epoch_in_a_new_order():
     assert all(sorted(f) == list(range(10)) for f in flat)
     assert flat[0] != flat[1]
     assert [SampleOrder(10, 4, seed=3).next(), SampleOrder(10, 4, seed=4).next()][0] == epochs[0][0]
-    assert SampleOrder(3, 0, 0).whole
-    assert SampleOrder(3, 5, 0).whole
-    assert not SampleOrder(3, 2, 0).whole
+    assert SampleOrder(3, 0, 0).is_full_batch
+    assert SampleOrder(3, 5, 0).is_full_batch
+    assert not SampleOrder(3, 2, 0).is_full_batch
 
 
 # -- the text that the tiny model has not seen

@@ -5,20 +5,15 @@ import math
 import pytest
 import torch
 
-from pml_cli.config.schema import (
-    JsonlData,
-    MixedData,
-    MlpBlockAdapter,
-    Model,
-    PhonebookData,
-    RandomData,
-    RuleData,
-    Run,
-    TextData,
-    Train,
-)
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.opened import source_of
-from pml_cli.data.sources import Sample, open_source
+from pml_cli.data.source import Sample
+from pml_cli.data.sources.jsonl import JsonlData
+from pml_cli.data.sources.mixed import MixedData
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.rule import RuleData
+from pml_cli.data.sources.text import TextData
 from pml_cli.evaluation.held_out_gain import control_gains
 from pml_cli.model.adapter_bank import stack
 from pml_cli.model.loading import load_model
@@ -31,10 +26,10 @@ from pml_cli.training.trainer import Cell, train_pack
     ids=lambda d: d.source,
 )
 def test_unseen_samples_are_of_the_source_and_not_of_the_target(data):
-    source = open_source(Model(), data)
-    seen, unseen = source.take(60), source.unseen(60)
+    source = data.open(Model())
+    seen, unseen = source.take(60), source.held_out(60)
     assert unseen and not set(seen) & set(unseen)
-    assert unseen == open_source(Model(), data).unseen(60)
+    assert unseen == data.open(Model()).held_out(60)
     if len(seen) == 1:
         assert len(unseen[0].target) == 60 and unseen[0].prompt == seen[0].prompt
     if data.source in ("phonebook", "rule"):
@@ -44,12 +39,12 @@ def test_unseen_samples_are_of_the_source_and_not_of_the_target(data):
 def test_a_source_that_is_used_up_has_no_unseen_samples(tmp_path):
     file = tmp_path / "facts.jsonl"
     file.write_text('{"query": "a", "target": "one two"}\n{"query": "b", "target": "three"}\n')
-    source = open_source(Model(), JsonlData(path=str(file)))
-    assert source.unseen(source.limit) == [] and len(source.unseen(source.least)) == 1
+    source = JsonlData(path=str(file)).open(Model())
+    assert source.held_out(source.max_tokens) == [] and len(source.held_out(source.min_tokens)) == 1
     text = tmp_path / "short.txt"
     text.write_text("just a few words")
-    source = open_source(Model(), TextData(path=str(text)))
-    assert source.unseen(source.limit) == []
+    source = TextData(path=str(text)).open(Model())
+    assert source.held_out(source.max_tokens) == []
 
 
 def test_gains_are_those_of_the_whole_model():
@@ -58,9 +53,9 @@ def test_gains_are_those_of_the_whole_model():
     base = load_model(Model(dtype="float64"))
     runs = [Run(rank=r, seqlen=24, train=Train(steps=15, lr=3e-2), adapter=MlpBlockAdapter(), data=data)
             for r, data in ((2, RandomData()), (5, TextData()), (3, PhonebookData()))]  # fmt: skip
-    cells = [Cell(run, source_of(run).take(24)) for run in runs]
+    cells = [Cell(run=run, samples=source_of(run).take(24)) for run in runs]
     train_pack(base, cells)
-    unseen: list[list[Sample]] = [source_of(run).unseen(24) for run in runs]
+    unseen: list[list[Sample]] = [source_of(run).held_out(24) for run in runs]
     unseen.append([])
     bank = stack([*(cell.adapter for cell in cells), cells[0].adapter])
     found = control_gains(base, bank, unseen)

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pml_cli.config.schema import MlpBlockAdapter, PhonebookData, RandomData, Run, TextData, Train
+from pml_cli.config.schema import MlpBlockAdapter, Run, Train
 from pml_cli.data.opened import source_of
-from pml_cli.data.sources import Sample
+from pml_cli.data.source import Sample
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.evaluation.recall import decode, free_running
 from pml_cli.model.adapter_bank import stack
 from pml_cli.training.scores import Scores, summarise, violations
@@ -20,15 +23,15 @@ def trained(base, *asked):
     cells = []
     for rank, seqlen, data, steps in asked:
         run = Run(
-            rank,
-            seqlen,
-            1,
-            base.settings,
-            data,
-            MlpBlockAdapter(),
+            rank=rank,
+            seqlen=seqlen,
+            seed=1,
+            model=base.settings,
+            data=data,
+            adapter=MlpBlockAdapter(),
             train=Train(steps=steps, log_every=1000, lr=1e-2),
         )
-        cells.append(Cell(run, source_of(run).take(seqlen)))
+        cells.append(Cell(run=run, samples=source_of(run).take(seqlen)))
     train_pack(base, cells)
     return cells
 
@@ -123,12 +126,12 @@ def scores(nll, correct, sample=None):
     n = len(nll)
     ids = np.arange(n, dtype=np.int32)
     return Scores(
-        np.zeros(n, np.int32) if sample is None else np.array(sample, np.int32),
-        ids,
-        ids,
-        np.array(nll, np.float64),
-        np.where(correct, 1.0, -1.0),
-        np.where(correct, ids, ids + 1).astype(np.int32),
+        sample=np.zeros(n, np.int32) if sample is None else np.array(sample, np.int32),
+        position=ids,
+        token_id=ids,
+        nll=np.array(nll, np.float64),
+        margin=np.where(correct, 1.0, -1.0),
+        argmax_id=np.where(correct, ids, ids + 1).astype(np.int32),
     )
 
 

@@ -9,9 +9,8 @@ from support.families import FAMILIES
 from support.models import adapter_of, local
 from support.pricing import (
     BLOCK,
-    MLP,
-    TARGETS,
     Counter,
+    measured_adapter,
     model,
     one_step,
     pack,
@@ -22,13 +21,16 @@ from support.pricing import (
 from support.sweeps import FEW, quick, result_times
 from support.workers import OUT_OF_MEMORY, Place, assert_same_runs, faulty, planned
 
-from pml_cli.config.schema import MemftOtLoss, Model, RandomData, Run, SftLoss, Train
+from pml_cli.config.schema import Model, Run, Train
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs, sparing
 from pml_cli.model.adapter_bank import Dropout
 from pml_cli.model.loading import load_model
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.run_id import run_id
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer
 
 __all__ = ["quick"]
@@ -36,7 +38,7 @@ __all__ = ["quick"]
 
 def ends(base, cells, checkpointing):
     """Adapters, last scores, curves and logged tokens of every cell."""
-    trained = [Cell(cell.run, cell.samples) for cell in cells]
+    trained = [Cell(run=cell.run, samples=cell.samples) for cell in cells]
     Trainer(base, trained, checkpointing=checkpointing).train()
     parameters = [p for cell in trained for p in cell.adapter.parameters()]
     return (
@@ -57,7 +59,16 @@ def test_results_are_the_same_to_the_last_bit(model_folder, family, kind, dropou
     losses = (SftLoss(), MemftOtLoss())
     train = Train(steps=5, log_every=2, lr=3e-2)
     runs = [
-        Run(3 - i, 12 + i, i, base.settings, RandomData(), adapter, loss, train)
+        Run(
+            rank=3 - i,
+            seqlen=12 + i,
+            seed=i,
+            model=base.settings,
+            data=RandomData(),
+            adapter=adapter,
+            loss=loss,
+            train=train,
+        )
         for i, loss in enumerate(losses)
     ]
     cells = check(runs)
@@ -87,7 +98,9 @@ def test_the_layers_do_run_twice_and_draw_twice(model_folder, monkeypatch):
         drawn.clear()
         ends(
             base,
-            check([Run(2, 9, model=base.settings, adapter=adapter, train=Train(steps=4))]),
+            check(
+                [Run(rank=2, seqlen=9, model=base.settings, adapter=adapter, train=Train(steps=4))]
+            ),
             checkpointing,
         )
         counts.append((sum(runs), len(drawn)))
@@ -100,7 +113,9 @@ DEEP = {"num_hidden_layers": 12, "vocab_size": 512}
 
 
 @pytest.mark.parametrize(
-    ("adapter", "dtype"), [(BLOCK, "float32"), (MLP, "bfloat16")], ids=["block", "linear"]
+    ("adapter", "dtype"),
+    [(BLOCK, "float32"), (measured_adapter("qwen3"), "bfloat16")],
+    ids=["block", "linear"],
 )
 def test_what_it_saves_is_what_is_priced(adapter, dtype):
     """Twelve layers, the adapter in the third: peak of the allocated bytes of a step."""
@@ -113,7 +128,9 @@ def test_what_it_saves_is_what_is_priced(adapter, dtype):
 
         def run(one=one):
             made = Trainer(
-                base, [Cell(c.run, c.samples) for c in one.cells], checkpointing=one.checkpointing
+                base,
+                [Cell(run=c.run, samples=c.samples) for c in one.cells],
+                checkpointing=one.checkpointing,
             )
             for step in range(2):
                 made._update(step, *made._forward())
@@ -135,7 +152,7 @@ def test_flops_and_saved_bytes_of_a_step(family, kind):
     window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     one = sparing(
         pack(
-            model(family, **window), BLOCK if kind == "mlp_block" else TARGETS.get(family, MLP), 100
+            model(family, **window), BLOCK if kind == "mlp_block" else measured_adapter(family), 100
         )
     )
     made = trainer(one)
@@ -148,7 +165,7 @@ def test_flops_and_saved_bytes_of_a_step(family, kind):
 
 def test_one_cell_that_does_not_fit_keeps_less_unless_told_otherwise():
     base = dataclasses.replace(model("llama", **DEEP), layer=2)
-    cells = check([Run(rank, 300, model=base) for rank in (2, 4)])
+    cells = check([Run(rank=rank, seqlen=300, model=base) for rank in (2, 4)])
     alone = [cost_model.memory(Pack([cell])) for cell in cells]
     for memory, expected in (
         (None, [False]),
@@ -175,7 +192,7 @@ def test_one_cell_that_does_not_fit_keeps_less_unless_told_otherwise():
 def test_it_is_not_chosen_where_it_saves_nothing():
     """No layer runs above an adapter in the last one."""
     base = dataclasses.replace(model("llama"), layer=5)
-    (only,) = make_packs(check([Run(4, 40, model=base)]), Packing(memory=1))
+    (only,) = make_packs(check([Run(rank=4, seqlen=40, model=base)]), Packing(memory=1))
     assert not only.checkpointing
 
 
@@ -253,13 +270,13 @@ def test_the_price_of_the_papers_longest_texts():
     }
     architecture |= {"max_position_embeddings": 40960, "tie_word_embeddings": False}
     base = Model(
-        "qwen",
+        name="qwen",
         weights="random",
         architecture=architecture,
         layer=24,
         dtype="bfloat16",
         device="cpu",
     )
-    whole = Pack(check([Run(16, 10000, model=base)]))
+    whole = Pack(check([Run(rank=16, seqlen=10000, model=base)]))
     assert cost_model.saved_bytes(whole) / 1e9 > 15
     assert cost_model.saved_bytes(sparing(whole)) / 1e9 < 2

@@ -12,11 +12,8 @@ import torch
 from support.families import FAMILIES
 from support.pricing import (
     BLOCK,
-    MLP,
-    SIZES,
-    TARGETS,
-    WIDER,
     Counter,
+    measured_adapter,
     model,
     one_step,
     pack,
@@ -26,8 +23,10 @@ from support.pricing import (
 )
 
 from pml_cli import format
-from pml_cli.config.compose import load
-from pml_cli.config.schema import LinearAdapter, Model, PhonebookData, RandomData, Run, Train
+from pml_cli.config.request import load
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, check
 from pml_cli.launch.throughput import KEPT, Rates
@@ -35,12 +34,10 @@ from pml_cli.model import head
 from pml_cli.model.device import device_memory
 from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
-from pml_cli.training import trainer as engine
+from pml_cli.training.batches import PackData
 from pml_cli.training.trainer import Cell, Trainer
 
 SPREAD = LinearAdapter(targets=["k_proj", "self_attn.o_proj"], layers=[])
-SIZES["gpt2"] = {"n_embd": 64, "n_head": 4, "n_layer": 6, "n_positions": 2048, "vocab_size": 512}
-SIZES["gpt_neox"] = {k: v for k, v in WIDER.items() if k not in ("num_key_value_heads", "head_dim")}
 
 
 @pytest.mark.parametrize(("name", "gflop"), [("qwen3_8b", 11.0), ("llama31_8b", 13.4)])
@@ -62,7 +59,7 @@ def test_flops_and_saved_bytes_of_a_step(family, kind, seqlen, dtype):
     window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     planned = pack(
         model(family, dtype, **window),
-        BLOCK if kind == "mlp_block" else TARGETS.get(family, MLP),
+        BLOCK if kind == "mlp_block" else measured_adapter(family),
         seqlen,
     )
     made = trainer(planned)
@@ -95,11 +92,11 @@ def test_flops_of_a_whole_training(adapter, train):
     """The prefix, every step and the evaluations: of all samples in every step, and of minibatches."""
     planned = pack(Model(device="cpu"), adapter, 100, data=PhonebookData(), **train)
     base = load_model(planned.cells[0].run.model)
-    cells = [Cell(c.run, c.samples) for c in planned.cells]
-    base.check_split(trainer(planned).bank)
+    cells = [Cell(run=c.run, samples=c.samples) for c in planned.cells]
+    base.check_split(trainer(planned).pack.bank)
     made = Trainer(base, cells)
     with Counter() as counted:
-        made.prefix = base.prefix(made.data.ids[:, :-1], made.bank)
+        base.prefix(made.pack.inputs.data.ids[:, :-1], made.pack.bank)
         made.train()
     assert cost_model.flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.05)
 
@@ -107,12 +104,12 @@ def test_flops_of_a_whole_training(adapter, train):
 def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
     base = Model(device="cpu")
     runs = [
-        Run(4, n, 0, base, data)
+        Run(rank=4, seqlen=n, seed=0, model=base, data=data)
         for n in (30, 31, 60)
         for data in (RandomData(), RandomData(seed=1), PhonebookData())
     ]
     planned = Pack(check(runs))
-    data = engine.PackData([c.samples for c in planned.cells], torch.device("cpu"))
+    data = PackData([c.samples for c in planned.cells], torch.device("cpu"))
     assert cost_model._unique_rows(planned) == len(data.rows)
     assert cost_model._unique_rows(pack(base, ranks=(1, 2, 3))) == 1
 
@@ -133,14 +130,17 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
 )
 def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ranks, fields, dtype):
     base = model(family, dtype, **fields)
-    runs = [Run(r, seqlen, s, base, RandomData(seed=s), adapter) for s, r in enumerate(ranks)]
+    runs = [
+        Run(rank=r, seqlen=seqlen, seed=s, model=base, data=RandomData(seed=s), adapter=adapter)
+        for s, r in enumerate(ranks)
+    ]
     planned = Pack(check(runs))
     loaded = load_model(base)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     assert decoder_shape(base).parameters * BYTES[dtype] == pytest.approx(weights, rel=0.01)
 
     def run():
-        made = Trainer(loaded, [Cell(c.run, c.samples) for c in planned.cells])
+        made = Trainer(loaded, [Cell(run=c.run, samples=c.samples) for c in planned.cells])
         one_step(made)
         one_step(made)
         made.evaluate()
@@ -149,13 +149,12 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
 
 
 def test_the_constants_are_those_of_the_engine():
-    assert inspect.signature(head.token_nll).parameters["chunk"].default == cost_model.CHUNK
-    assert engine.EVALUATION_TOKENS == cost_model.EVALUATION_TOKENS
+    assert inspect.signature(head.token_nll).parameters["chunk"].default == cost_model.HEAD_CHUNK
 
 
 def test_pricing_does_not_import_torch():
     code = (
-        "import sys\nfrom pml_cli.config import *\nfrom pml_cli.launch.packing import Pack, check\nfrom pml_cli.launch.cost_model import *\nfrom pml_cli.model.device import device_memory\n"
+        "import sys\nfrom pml_cli.config.schema import Run\nfrom pml_cli.launch.packing import Pack, check\nfrom pml_cli.launch.cost_model import *\nfrom pml_cli.model.device import device_memory\n"
         "from pml_cli.launch.throughput import Rates\n"
         "pack = Pack(check([Run()]))\nassert flops(pack) > 0 and memory(pack) > 0\nRates().seconds('', '', '', pack)\n"
         "device_memory('cuda')\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
@@ -338,7 +337,9 @@ def test_numbers_for_people():
 def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
     """Four boundaries in 10 epochs of 13 samples, two at a time: 3 6 8 11 and 13 in use for two epochs each."""
     train = Train(epochs=10, batch=2, curriculum=[2, 4, 6, 8])
-    (cell,) = check([Run(4, 130, data=PhonebookData(), model=Model(device="cpu"), train=train)])
+    (cell,) = check(
+        [Run(rank=4, seqlen=130, data=PhonebookData(), model=Model(device="cpu"), train=train)]
+    )
     assert len(cell.samples) == 13
     assert cell.steps == 2 * (2 + 3 + 4 + 6 + 7)
     assert cost_model._filled(cell) == pytest.approx(2 * (3 + 6 + 8 + 11 + 13) / (2 * cell.steps))

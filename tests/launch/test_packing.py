@@ -5,27 +5,22 @@ import sys
 
 import pytest
 
-from pml_cli.config.schema import (
-    LinearAdapter,
-    MemftOtLoss,
-    Model,
-    PhonebookData,
-    RandomData,
-    Run,
-    TextData,
-    Train,
-)
-from pml_cli.data.curriculum import active, minibatches, total_steps
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
+from pml_cli.data.curriculum import minibatch_sizes, samples_in_use, total_steps
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import MAX_CELLS, Packing, check, make_packs
 from pml_cli.runs.run_id import run_id
 from pml_cli.training.batches import SampleOrder
+from pml_cli.training.losses.memft_ot import MemftOtLoss
 
 CPU = Model(device="cpu")
 
 
 def run(rank=4, seqlen=32, seed=0, **more):
-    return Run(rank, seqlen, seed, **({"model": CPU} | more))
+    return Run(rank=rank, seqlen=seqlen, seed=seed, **({"model": CPU} | more))
 
 
 def packs_of(*runs, tokens=0):
@@ -63,7 +58,7 @@ def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(
     train = Train(epochs=6, batch=batch, curriculum=curriculum)
     order, drawn, epochs = SampleOrder(samples, batch, 3, curriculum), [], 0
     while epochs < 6:
-        count, seen = active(curriculum, epochs, samples), []
+        count, seen = samples_in_use(curriculum, epochs, samples), []
         while len(seen) < count:
             seen += (step := order.next())
             drawn.append(len(step))
@@ -72,13 +67,13 @@ def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(
         )  # an epoch is a pass over the samples in use
         epochs += 1
     assert total_steps(train, samples) == len(drawn)
-    assert list(minibatches(train, samples)) == drawn
+    assert list(minibatch_sizes(train, samples)) == drawn
     fewer = Train(steps=5, batch=batch, curriculum=curriculum)
-    assert list(minibatches(fewer, samples)) == drawn[:5]
+    assert list(minibatch_sizes(fewer, samples)) == drawn[:5]
 
 
 def test_the_curriculum_grows_from_a_fifth_to_all():
-    assert [active([2, 4, 6, 8], epoch, 100) for epoch in range(10)] == [
+    assert [samples_in_use([2, 4, 6, 8], epoch, 100) for epoch in range(10)] == [
         20,
         20,
         40,
@@ -90,7 +85,7 @@ def test_the_curriculum_grows_from_a_fifth_to_all():
         100,
         100,
     ]
-    assert active([2, 4, 6, 8], 0, 3) == 1
+    assert samples_in_use([2, 4, 6, 8], 0, 3) == 1
     assert SampleOrder(50, 5, 1, [2]).fixed.tolist() == SampleOrder(50, 5, 1, [4, 9]).fixed.tolist()
     assert SampleOrder(50, 5, 1, [2]).fixed.tolist() != SampleOrder(50, 5, 2, [2]).fixed.tolist()
 
@@ -192,8 +187,10 @@ def test_planning_does_not_import_torch():
     from pathlib import Path
 
     code = (
-        "import sys\nfrom pml_cli.launch.packing import check, make_packs\nfrom pml_cli.config import *\n"
-        "make_packs(check([Run(data=d) for d in (RandomData(), TextData(), PhonebookData(), RuleData())]))\n"
+        "import sys\nfrom pml_cli.launch.packing import check, make_packs\n"
+        "from pml_cli.config.registry import declared\nfrom pml_cli.config.schema import Run\n"
+        "names = ('random', 'text', 'mixed', 'phonebook', 'rule')\n"
+        "make_packs(check([Run(data=declared('data')[name]()) for name in names]))\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     env = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}

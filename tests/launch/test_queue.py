@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from pml_cli.config.schema import LinearAdapter, Model, PhonebookData, Run, Train
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
+from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.launch import queue as module
 from pml_cli.launch.cost_model import memory
@@ -23,7 +24,7 @@ CPU = Model(device="cpu")
 
 
 def run(rank=4, seqlen=32, **more):
-    return Run(rank, seqlen, **({"model": CPU} | more))
+    return Run(rank=rank, seqlen=seqlen, **({"model": CPU} | more))
 
 
 def grid(ranks=(1, 2, 4, 8), lengths=(16, 24, 32), **more):

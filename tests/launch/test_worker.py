@@ -24,7 +24,8 @@ from support.workers import (
     result,
 )
 
-from pml_cli.config.schema import MlpBlockAdapter, Model, PhonebookData, Run, Train
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.launch import worker as module
 from pml_cli.launch.packing import check
@@ -141,7 +142,9 @@ def test_a_model_that_cannot_be_used_fails_its_cells_at_once(place, model_folder
         else model_folder("granite")
     )
     model = Model(name="odd", path=str(folder), layer=1, device="cpu")
-    cells = check([Run(rank, 12, model=model, train=Train(**DEFAULTS)) for rank in (2, 1)])
+    cells = check(
+        [Run(rank=rank, seqlen=12, model=model, train=Train(**DEFAULTS)) for rank in (2, 1)]
+    )
     fine = planned(ranks=(2, 1))
     with place() as here:
         here.train(cells)
@@ -181,7 +184,7 @@ def test_a_checkpoint_outlives_a_model_that_does_not_load(place, undisturbed, mo
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there_is_no_cells_fault(place):
-    (cell,) = check([Run(1, 8, model=Model(device="cuda"), train=Train(**DEFAULTS))])
+    (cell,) = check([Run(rank=1, seqlen=8, model=Model(device="cuda"), train=Train(**DEFAULTS))])
     with place() as here:
         with pytest.raises(UserError, match="no CUDA device here"):
             here.train([cell])

@@ -12,17 +12,27 @@ import pytest
 from support.law_groups import groups_of
 from support.planted_laws import grid, result, several_texts
 
-from pml_cli.commands import fit
-from pml_cli.config.schema import Fit
-from pml_cli.law import power_law
-from pml_cli.law.analysis import Analysis, Entry
+from pml_cli.config.reports import Fit
+from pml_cli.law import model_selection
+from pml_cli.law.analysis import Analysis, LawRow
 from pml_cli.law.bootstrap import bootstrap, profiles
+from pml_cli.law.fit_groups import audit, with_columns
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import Comparison, Group, Tie
-from pml_cli.law.mle import fit_saturating
-from pml_cli.law.observations import Observations
+from pml_cli.law.observations import PARAMETERS, Observations
+from pml_cli.law.power_law import fit_paper
 from pml_cli.report import law_folder
-from pml_cli.report.figures import diagnostics, heatmaps, parity, registry, style
+from pml_cli.report.figures import (
+    comparison,
+    curves,
+    heatmaps,
+    parity,
+    profile,
+    registry,
+    residuals,
+    style,
+    surface,
+)
 from pml_cli.report.figures import law as law_plots
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import of_report
@@ -31,37 +41,42 @@ from pml_cli.stats import LN2
 FIGURES = {name.removeprefix("law-"): spec.draw for name, spec in of_report("law").items()}
 
 
+def row_of(observed, estimator, difference=math.nan):
+    """A law and its held-out checks."""
+    held_out = model_selection.checks(observed, estimator)
+    return LawRow(fit=estimator(observed), aicc_difference=difference, checks=held_out)
+
+
 def view_of(rows, form=None, draws=0):
     """A view whose chosen law has the given form, or none: no other law is fitted."""
-    cells = fit.audit(pd.DataFrame([r | {"id": f"{k}"} for k, r in enumerate(rows)]), 0.69)
+    runs = with_columns(pd.DataFrame([r | {"id": f"{k}"} for k, r in enumerate(rows)]))
+    cells = audit(runs)
     usable = cells[cells["kept"] | (cells["reason"] == "saturated")]
     columns = (
         usable[name].to_numpy(float)
         for name in ("rank", "target_tokens", "delta_loss", "base_loss")
     )
     observed = Observations.of(*columns, text=usable["data_seed"])
-    paper = power_law.fit_paper(observed.rank, observed.length, observed.delta, observed.final)
+    paper = row_of(observed, fit_paper)
     if form is None:
-        return View(
-            "a sweep",
-            cells,
-            observed,
-            Analysis([], None, None, {}, None, (math.nan, math.nan), []),
-            paper,
-        )
-    found = fit_saturating(observed, form)
-    entry = Entry(form.name, found, found.n, found.mape, 0.0, {})
-    sure = bootstrap(observed, found, draws) if draws else None
-    analysis = Analysis(
-        [entry], entry, sure, profiles(observed, found), None, (math.nan, math.nan), []
+        analysis = Analysis.without_choice(paper.fit, [paper])
+        return View(name="a sweep", cells=cells, observed=observed, analysis=analysis)
+
+    chosen = row_of(observed, model_selection.saturating(form), 0.0)
+    analysis = replace(
+        Analysis.without_choice(paper.fit, [paper, chosen]),
+        chosen=chosen,
+        law=chosen.fit,
+        bootstrap=bootstrap(observed, chosen.fit, draws) if draws else None,
+        profiles=profiles(observed, chosen.fit),
     )
-    return View("a sweep", cells, observed, analysis, paper)
+    return View(name="a sweep", cells=cells, observed=observed, analysis=analysis)
 
 
 @pytest.fixture(scope="module")
 def bent():
     """Three texts whose gain bends towards the base loss."""
-    return view_of(several_texts(), Form("hill"), draws=200)
+    return view_of(several_texts(), Form(link="hill"), draws=200)
 
 
 def labelled(axes, label):
@@ -69,8 +84,8 @@ def labelled(axes, label):
 
 
 def test_lines_are_the_chosen_law_and_the_dashes_the_papers(bent):
-    (axes,) = law_plots.rank_figure(bent).axes
-    p = bent.fit.parameters
+    (axes,) = curves.rank_figure(bent).axes
+    p = bent.chosen.parameters
     solid = [
         line
         for line in axes.get_lines()
@@ -82,7 +97,7 @@ def test_lines_are_the_chosen_law_and_the_dashes_the_papers(bent):
     ratio = p["C"] * x ** p["alpha"] * 32 ** -p["beta"] / base
     assert np.allclose(y, base * ratio / (1 + ratio ** p["k"]) ** (1 / p["k"]))
     ring = labelled(axes, "_band")[0].get_paths()[0].vertices
-    low, high = bent.fit.band(x, np.full(100, 32.0), np.full(100, base))
+    low, high = bent.chosen.band(x, np.full(100, 32.0), np.full(100, base))
     assert ring[:, 1].min() == pytest.approx(low.min()) and ring[:, 1].max() == pytest.approx(
         high.max()
     )
@@ -94,7 +109,7 @@ def test_lines_are_the_chosen_law_and_the_dashes_the_papers(bent):
 
 
 def test_points_are_means_and_hollow_where_saturated(bent):
-    for figure in (law_plots.rank_figure, law_plots.length_figure):
+    for figure in (curves.rank_figure, curves.length_figure):
         (axes,) = figure(bent).axes
         drawn = {
             name: sum(len(line.get_xdata()) for line in labelled(axes, name))
@@ -105,19 +120,19 @@ def test_points_are_means_and_hollow_where_saturated(bent):
         )
         assert drawn["_hollow"] == means["final_loss"].sum() > 0
         assert drawn["_full"] + drawn["_hollow"] == 30  # 90 runs, three a cell
-    first = labelled(law_plots.rank_figure(bent).axes[0], "_full")[0]
+    first = labelled(curves.rank_figure(bent).axes[0], "_full")[0]
     where = (bent.observed.rank == 1) & (bent.observed.length == 32)
     assert first.get_ydata()[0] == pytest.approx(bent.observed.delta[where].mean())
 
 
 def test_an_axis_of_parameters_has_their_name_and_values():
-    view = view_of(several_texts(texts=(0,)), Form("hill"))
+    view = view_of(several_texts(texts=(0,)), Form(link="hill"))
     moved = replace(
         view,
-        x="trainable_parameters",
+        axis=PARAMETERS,
         observed=replace(view.observed, rank=256 * view.observed.rank),
     )
-    axes = law_plots.rank_figure(moved).axes[0]
+    axes = curves.rank_figure(moved).axes[0]
     assert axes.get_xlabel() == "trainable parameters N"
     assert [text.get_text() for text in axes.get_xticklabels()] == [
         "256",
@@ -128,11 +143,11 @@ def test_an_axis_of_parameters_has_their_name_and_values():
         "8192",
     ]
     assert law_plots.maps_figure(moved).axes[0].get_ylabel() == "trainable parameters N"
-    assert diagnostics.profile_figure(moved).axes[0].get_xlabel() == "alpha (power of parameters)"
+    assert profile.profile_figure(moved).axes[0].get_xlabel() == "alpha (power of parameters)"
 
 
 def test_cells_left_out_are_predicted_by_a_fit_without_them():
-    exact = view_of(several_texts(noise=0.0, texts=(0,)), Form("hill"))
+    exact = view_of(several_texts(noise=0.0, texts=(0,)), Form(link="hill"))
     (axes,) = parity.predicted_figure(exact).axes
     (unseen,) = labelled(axes, "unseen by the fit")
     o = exact.observed
@@ -148,7 +163,7 @@ def test_cells_left_out_are_predicted_by_a_fit_without_them():
                 "delta_loss": 0.9 * row["delta_loss"],
                 "final_loss": row["base_loss"] - 0.9 * row["delta_loss"],
             }
-    other = parity.predicted_figure(view_of(rows, Form("hill")))
+    other = parity.predicted_figure(view_of(rows, Form(link="hill")))
     assert np.allclose(
         labelled(other.axes[0], "unseen by the fit")[0].get_ydata(), unseen.get_ydata(), rtol=1e-4
     )
@@ -162,9 +177,9 @@ def test_cells_left_out_are_predicted_by_a_fit_without_them():
 
 
 def test_residuals_are_relative_and_their_means_by_hand(bent):
-    panels = diagnostics.residuals_figure(bent).axes
+    panels = residuals.residuals_figure(bent).axes
     o = bent.observed
-    residual = 100 * (o.delta / bent.fit.predict(o.rank, o.length, o.base) - 1)
+    residual = 100 * (o.delta / bent.chosen.predict(o.rank, o.length, o.base) - 1)
     (points,) = labelled(panels[0], "in the fit")
     assert sorted(points.get_ydata()) == pytest.approx(sorted(residual[~o.saturated]))
     (means,) = labelled(panels[0], "mean in the fit")
@@ -175,22 +190,22 @@ def test_residuals_are_relative_and_their_means_by_hand(bent):
 
 def test_means_over_the_predicted_gain_are_in_bins_of_several_cells():
     """Few cells, each with a gain of its own: a bar a cell would be no mean."""
-    view = view_of(several_texts(texts=(0,), ranks=(1, 2, 4, 8)), Form("hill"))
-    panels = diagnostics.residuals_figure(view).axes
+    view = view_of(several_texts(texts=(0,), ranks=(1, 2, 4, 8)), Form(link="hill"))
+    panels = residuals.residuals_figure(view).axes
     (points,), (means,) = labelled(panels[2], "in the fit"), labelled(panels[2], "mean in the fit")
     order = np.argsort(points.get_xdata())
     cells = points.get_ydata()[order]
-    assert len(cells) <= diagnostics.BINS
+    assert len(cells) <= residuals.MAX_DISTINCT
     parts = np.array_split(cells, len(means.get_xdata()))
     assert min(map(len, parts)) >= 5 and means.get_ydata() == pytest.approx(
         [part.mean() for part in parts]
     )
-    lone = diagnostics._means(np.arange(10.0), np.ones(10), binned=False)
+    lone = residuals._means(np.arange(10.0), np.ones(10))
     assert len(lone[0]) == 2
 
 
 def test_profiles_have_the_95_line_the_interval_and_the_draws(bent):
-    figure = diagnostics.profile_figure(bent)
+    figure = profile.profile_figure(bent)
     assert [axes.get_xlabel().split(" ")[0] for axes in figure.axes] == ["alpha", "beta", "k"]
     alpha = figure.axes[0]
     assert labelled(alpha, "95 % line, 3.84")[0].get_ydata()[0] == pytest.approx(3.8415, abs=1e-4)
@@ -200,22 +215,31 @@ def test_profiles_have_the_95_line_the_interval_and_the_draws(bent):
         high
     )
     heights = labelled(alpha, "bootstrap draws")[0].get_data().values
-    assert heights.max() == pytest.approx(0.45 * diagnostics.TOP) and (heights > 0).sum() > 5
-    assert alpha.get_title().startswith(f"{bent.fit.parameters['alpha']:.3f} (")
+    assert heights.max() == pytest.approx(0.45 * profile.MAX_DEVIANCE) and (heights > 0).sum() > 5
+    assert alpha.get_title().startswith(f"{bent.chosen.parameters['alpha']:.3f} (")
+
+
+def tie(what, shared, **p_values):
+    return Tie(what=what, shared=shared, freedom=len(shared), statistic=6.0, **p_values)
 
 
 def test_groups_side_by_side_have_both_tests_and_the_value_that_these_are_of(bent):
     """By likelihood ratio alphas differ, by clusters they may be one; the dashes are the tie of alpha, not of both."""
-    one = Group("a", bent.fit, bent.analysis.bootstrap, 0.0)
+    one = Group(name="a", fit=bent.chosen, bootstrap=bent.analysis.bootstrap, cost=0.0)
     ties = [
-        Tie("alpha", {"alpha": 0.611}, 6.0, 1, 0.014, 0.23),
-        Tie("beta", {"beta": 0.522}, 9.0, 1, 0.003, 0.002),
-        Tie("alpha and beta", {"alpha": 0.7, "beta": 0.8}, 12.0, 2, 0.002, math.nan),
+        tie("alpha", {"alpha": 0.611}, p=0.014, p_clustered=0.23),
+        tie("beta", {"beta": 0.522}, p=0.003, p_clustered=0.002),
+        tie("alpha and beta", {"alpha": 0.7, "beta": 0.8}, p=0.002, p_clustered=math.nan),
     ]
     found = Comparison(
-        ("model",), "", Form("hill"), "", [one, replace(one, name="b", cost=30.0)], ties
+        by=("model",),
+        common="",
+        form=Form(link="hill"),
+        finding=None,
+        groups=[one, replace(one, name="b", cost=30.0)],
+        ties=ties,
     )
-    alpha, beta = diagnostics.forest_figure(found).axes
+    alpha, beta = comparison.forest_figure(found).axes
     for axes, words in (
         (
             alpha,
@@ -296,7 +320,7 @@ def test_many_lengths_are_put_together_in_the_maps():
 )
 def test_what_carries_no_law_is_drawn_as_far_as_it_goes(rows, drawn):
     view = view_of(rows)
-    assert view.fit is None
+    assert view.chosen is None
     made = {name: figure(view) for name, figure in FIGURES.items()}
     assert {name for name, figure in made.items() if figure is not None} == set(drawn.split())
     if len(view.observed) in (0, 1, 3, 9):  # layout takes long, and the rest are laid out alike
@@ -317,13 +341,13 @@ def test_odd_cells_do_not_stop_a_figure():
             "trainable_parameters": 0,
         },
     ]
-    view = view_of([*several_texts(texts=(0,)), *odd], Form("hill"))
+    view = view_of([*several_texts(texts=(0,)), *odd], Form(link="hill"))
     for name, figure in FIGURES.items():
         made = figure(view)
         assert made is not None, name
         if name in ("law", "profile"):  # the page has the pieces of the others
             made.draw_without_rendering()
-    axes = law_plots.rank_figure(view).axes[0]
+    axes = curves.rank_figure(view).axes[0]
     assert (
         labelled(axes, "_excluded") and axes.get_ylim()[0] > -1
     )  # a diverged cell sits at the edge of the frame
@@ -337,8 +361,8 @@ def test_thousands_of_cells_make_a_small_svg():
     rows = [
         result(int(r), int(n), min(d, 7.5)) for r, n, d in zip(ranks, lengths, gains, strict=True)
     ]
-    view = view_of(rows, Form("hill"))
-    for figure in (parity.predicted_figure, diagnostics.residuals_figure, parity.surface_figure):
+    view = view_of(rows, Form(link="hill"))
+    for figure in (parity.predicted_figure, residuals.residuals_figure, surface.surface_figure):
         svg = io.BytesIO()
         figure(view).savefig(svg, format="svg", dpi=60)
         assert b"<image" in svg.getvalue() and len(svg.getvalue()) < 400_000

@@ -13,7 +13,8 @@ import torch
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write, save_tensors
-from pml_cli.runs.folder import RunFolder, read_failures, read_runs
+from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.read import read_failures, read_runs
 
 ROOT = Path(__file__).parents[2]
 

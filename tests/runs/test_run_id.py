@@ -7,27 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pml_cli.config.checks import problems
-from pml_cli.config.compose import load
-from pml_cli.config.schema import (
-    TINY,
-    JsonlData,
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    MlpBlockAdapter,
-    Model,
-    RandomData,
-    Run,
-    SftLoss,
-    TextData,
-    Train,
-)
+from pml_cli.config.request import load
+from pml_cli.config.schema import TINY, LinearAdapter, MlpBlockAdapter, Model, Run, Train
+from pml_cli.config.setting import faults
+from pml_cli.data.sources.jsonl import JsonlData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.runs import file_hash
-from pml_cli.runs.run_id import fingerprint, loss_label, run_id, setting
+from pml_cli.runs.run_id import content_hash, loss_label, run_id, settings_label
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 
 CHANGES = [
     {"adapter": MlpBlockAdapter(dropout=0.1)},
@@ -43,8 +36,8 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_a_setting_that_result_json_does_not_name_is_in_its_line(change):
-    assert setting(Run()) == ""
-    assert setting(Run(**change)) != ""
+    assert settings_label(Run()) == ""
+    assert settings_label(Run(**change)) != ""
     assert run_id(Run(**change)) != run_id(Run())
 
 
@@ -60,7 +53,7 @@ def test_a_setting_that_result_json_does_not_name_is_in_its_line(change):
     ids=str,
 )
 def test_what_result_json_names_is_not_said_twice(change):
-    assert setting(Run(**change)) == ""
+    assert settings_label(Run(**change)) == ""
     assert run_id(Run(**change)) != run_id(Run())
 
 
@@ -112,7 +105,7 @@ def test_the_margin_loss_is_not_taken_for_that_of_other_defaults():
         ({"loss": MemftSwLoss(threshold=-1)}, "loss.threshold=-1"),
         ({"loss": MemftOtLoss(threshold=float("nan"))}, "loss.threshold=nan"),
         ({"loss": MemftMarginLoss(margin=-0.1)}, "loss.margin=-0.1"),
-        ({"loss": MemftMarginLoss(margin=0.0)}, "loss.margin=0.0"),
+        ({"loss": MemftMarginLoss(margin=0.0)}, "loss.margin=0"),
         ({"loss": MemftMarginLoss(growth=0.9)}, "loss.growth=0.9"),
         ({"loss": MemftMarginLoss(switch=1.1)}, "loss.switch=1.1"),
         ({"train": Train(stop_margin=float("nan"))}, "train.stop_margin=nan"),
@@ -123,7 +116,7 @@ def test_the_margin_loss_is_not_taken_for_that_of_other_defaults():
     ],
 )
 def test_a_setting_out_of_range_is_named(change, key):
-    (line,) = problems(Run(**change))
+    (line,) = faults(Run(**change))
     assert line.startswith(f"{key}: must be ")
 
 
@@ -155,22 +148,24 @@ def finals(tmp_path, model_folder):
     return [tmp_path / name / "final" for name in ("a", "b", "copy")]
 
 
-@pytest.mark.parametrize("whole", [file_hash.WHOLE, 0], ids=["read whole", "read in part"])
+@pytest.mark.parametrize(
+    "whole", [file_hash.MAX_WHOLE_BYTES, 0], ids=["read whole", "read in part"]
+)
 def test_other_weights_are_another_run_and_a_moved_model_is_not(finals, monkeypatch, whole):
-    monkeypatch.setattr(file_hash, "WHOLE", whole or 2**14)
+    monkeypatch.setattr(file_hash, "MAX_WHOLE_BYTES", whole or 2**14)
     one, other, copy = (model_at(folder) for folder in finals)
-    fingerprint.cache_clear()
+    content_hash.cache_clear()
     assert run_id(one) == run_id(copy)
     assert run_id(one) != run_id(other)
     assert (
-        setting(one) == setting(copy) != setting(other)
+        settings_label(one) == settings_label(copy) != settings_label(other)
     )  # by which tables and `pml fit` keep them apart
 
 
 def test_pieces_of_every_tensor_are_read(tmp_path, monkeypatch):
     """Also of files with more tensors than are read in four places."""
-    monkeypatch.setattr(file_hash, "WHOLE", 2**16)
-    monkeypatch.setattr(file_hash, "MANY", 3)
+    monkeypatch.setattr(file_hash, "MAX_WHOLE_BYTES", 2**16)
+    monkeypatch.setattr(file_hash, "FULLY_SAMPLED_TENSORS", 3)
     tensors = {f"t{i}": torch.zeros(10_000 + i) for i in range(13)}
     path, found = tmp_path / "w.safetensors", set()
     for changed in (None, *tensors):
@@ -190,7 +185,7 @@ def test_a_changed_tokenizer_or_template_is_another_run(finals):
         shutil.rmtree(copy)
         shutil.copytree(one, copy)
         (copy / name).write_text("{}")
-        fingerprint.cache_clear()
+        content_hash.cache_clear()
         assert run_id(model_at(copy)) != before
 
 
@@ -221,4 +216,4 @@ def test_another_draw_that_gives_the_same_samples_is_refused(tmp_path):
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_that_no_generator_takes_are_refused(seed):
-    assert any("seed=" in line for line in problems(Run(seed=seed)))
+    assert any("seed=" in line for line in faults(Run(seed=seed)))

@@ -5,46 +5,23 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, RandomData, Run, Train
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.sources.random import RandomData
 from pml_cli.launch.packing import Pack, check
 from pml_cli.model.loading import load_model
 from pml_cli.training.trainer import Cell, Trainer
-from support.families import FAMILIES
+from support.families import SMALL_MODELS
 
 BLOCK = MlpBlockAdapter()
 
 
-MLP = LinearAdapter(targets=["gate_proj", "up_proj", "down_proj"])
-
-
-WIDER = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 6,
-    "head_dim": 32,
-}
-
-
-WIDER |= {
-    "intermediate_size": 192,
-    "vocab_size": 512,
-    "max_position_embeddings": 2048,
-    "pad_token_id": 0,
-}
-
-
-SIZES = dict.fromkeys(FAMILIES, WIDER)
-
-
-TARGETS = {
-    "gpt2": LinearAdapter(targets=["c_attn", "mlp.c_proj"]),
-    "gpt_neox": LinearAdapter(targets=["query_key_value"]),
-}
+def measured_adapter(family):
+    """Linear adapters where FLOPs and bytes of a family are measured."""
+    return LinearAdapter(targets=list(SMALL_MODELS[family].measured_targets))
 
 
 def model(family="qwen3", dtype="float32", **fields):
-    architecture = {"model_type": family, **SIZES[family], **fields}
+    architecture = {"model_type": family, **SMALL_MODELS[family].wide_config, **fields}
     return Model(
         name=family, weights="random", architecture=architecture, dtype=dtype, device="cpu"
     )
@@ -53,12 +30,25 @@ def model(family="qwen3", dtype="float32", **fields):
 def pack(base, adapter=BLOCK, seqlen=40, ranks=(4, 2), data=None, **train):
     train = Train(**({"steps": 3} | train))
     return Pack(
-        check([Run(r, seqlen, 0, base, data or RandomData(), adapter, train=train) for r in ranks])
+        check(
+            [
+                Run(
+                    rank=r,
+                    seqlen=seqlen,
+                    seed=0,
+                    model=base,
+                    data=data or RandomData(),
+                    adapter=adapter,
+                    train=train,
+                )
+                for r in ranks
+            ]
+        )
     )
 
 
 def trainer(planned):
-    cells = [Cell(c.run, c.samples) for c in planned.cells]
+    cells = [Cell(run=c.run, samples=c.samples) for c in planned.cells]
     return Trainer(
         load_model(planned.cells[0].run.model), cells, checkpointing=planned.checkpointing
     )
@@ -91,10 +81,14 @@ class Counter(FlopCounterMode):
 
 def saved(made):
     """Bytes that one step's autograd graph keeps, beside weights, adapters and the cache."""
-    parts = [*made.base.model.parameters(), *made.base.model.buffers(), *made.bank.parameters()]
+    parts = [
+        *made.base.model.parameters(),
+        *made.base.model.buffers(),
+        *made.pack.bank.parameters(),
+    ]
     parts += [
         x
-        for p in (made.prefix, made.static[1])
+        for p in (made.pack.inputs.prefix, made.fixed_batch[1])
         for x in (p.entry, p.block, p.mlp_out)
         if x is not None
     ]

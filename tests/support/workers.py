@@ -30,7 +30,9 @@ def planned(ranks=(5, 4, 3, 2, 1), seqlen=24, data=None, adapter=None, **train):
     settings = Train(**(DEFAULTS | train))
     more = {"data": data} if data else {}
     more |= {"adapter": adapter} if adapter else {}
-    return check([Run(rank, seqlen, model=CPU, train=settings, **more) for rank in ranks])
+    return check(
+        [Run(rank=rank, seqlen=seqlen, model=CPU, train=settings, **more) for rank in ranks]
+    )
 
 
 class Place:
@@ -98,7 +100,7 @@ def faulty(monkeypatch, when, error):
 
     class Faulty(Trainer):
         def _update(self, step, layout, scores):
-            if step == BREAK and when([cell.run.rank for cell in self.cells]):
+            if step == BREAK and when([cell.run.rank for cell in self.pack.cells]):
                 raise error
             super()._update(step, layout, scores)
 

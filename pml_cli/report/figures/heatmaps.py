@@ -16,16 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
+# A larger map has a colour bar instead of a value in each cell
 MAX_ANNOTATED_COLUMNS = 16
 MAX_ANNOTATED_ROWS = 30
-"""A larger map has a colour bar instead of a value in each cell."""
-
+# Labels of an axis with more values than MAX_ANNOTATED_COLUMNS
 MAX_X_LABELS = 10
 MAX_Y_LABELS = 24
-"""Labels of an axis with more values than `MAX_ANNOTATED_COLUMNS`."""
-
+# An axis with more distinct ranks or lengths than this is binned
 MAX_DISTINCT = 64
-"""An axis with more distinct ranks or lengths than this is binned."""
 BINS = 32
 
 OUTLINE_COLOUR = "#d7301f"
@@ -113,7 +111,12 @@ def cell_means(cells: pd.DataFrame, column: str, x: str = "rank") -> pd.DataFram
     values[x] = _binned(values[x])
     values["target_tokens"] = _binned(values["target_tokens"])
 
-    table = values.pivot_table(index=x, columns="target_tokens", values=column, dropna=False)
+    table = values.pivot_table(
+        index=x,
+        columns="target_tokens",
+        values=column,
+        dropna=False,
+    )
     return table.sort_index(ascending=False)
 
 
@@ -209,7 +212,8 @@ def _heat_map(
     if columns > MAX_ANNOTATED_COLUMNS or rows > MAX_ANNOTATED_ROWS:
         figure = axes.get_figure()
         assert figure is not None
-        figure.colorbar(image, ax=axes, pad=0.01).ax.tick_params(labelsize=fontsize)
+        bar = figure.colorbar(image, ax=axes, pad=0.01)
+        bar.ax.tick_params(labelsize=fontsize)
         return
     smaller = fontsize - 1 if columns > 10 else fontsize
     _annotate(axes, image, values, percent=vmax is not None, fontsize=smaller)
@@ -262,10 +266,15 @@ def _outline(axes: Axes, inside: Mask) -> None:
     from matplotlib.collections import LineCollection
 
     padded = np.pad(inside, 1)
-    vertical_borders = np.argwhere(padded[:, 1:] != padded[:, :-1]).tolist()
-    horizontal_borders = np.argwhere(padded[1:] != padded[:-1]).tolist()
-    segments = [[(j - 0.5, i - 1.5), (j - 0.5, i - 0.5)] for i, j in vertical_borders]
-    segments += [[(j - 1.5, i - 0.5), (j - 0.5, i - 0.5)] for i, j in horizontal_borders]
+    changes_to_the_right = padded[:, 1:] != padded[:, :-1]
+    changes_below = padded[1:] != padded[:-1]
+
+    # Cell (i, j) of the map is the square of side 1 around the point (j, i).
+    segments = []
+    for i, j in np.argwhere(changes_to_the_right).tolist():
+        segments.append([(j - 0.5, i - 1.5), (j - 0.5, i - 0.5)])
+    for i, j in np.argwhere(changes_below).tolist():
+        segments.append([(j - 1.5, i - 0.5), (j - 0.5, i - 0.5)])
 
     lines = LineCollection(
         segments,

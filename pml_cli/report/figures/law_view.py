@@ -1,4 +1,4 @@
-"""What the figures of one group show: its points, the law to draw, and what that law says of cells it has not seen."""
+"""What the figures of one group draw: its cells, the law, and that law's held-out predictions."""
 
 from __future__ import annotations
 
@@ -9,138 +9,164 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from pml_cli.law import model_selection
-from pml_cli.law.analysis import Analysis, Entry
-from pml_cli.law.mle import SaturatingFit
-from pml_cli.law.model_selection import EDGE, Check, Fitted, Plain
-from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import NOT_IDENTIFIED, LawFit
+from pml_cli.law.analysis import Analysis
+from pml_cli.law.findings import NOT_IDENTIFIED
+from pml_cli.law.fit_result import FitResult
+from pml_cli.law.mle import LikelihoodFit
+from pml_cli.law.model_selection import EDGE, Check
+from pml_cli.law.observations import RANK, Observations, SizeAxis
+from pml_cli.law.power_law import PowerLawFit
 from pml_cli.stats import Array, Mask
 
 
-@dataclass(frozen=True)
-class Unseen:
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
     """Gains of the largest ranks and longest lengths, predicted by fits without them."""
 
-    out: Mask  # (cells,), the cells left out
-    law: Array  # nats per token, of the cells left out, by the law that is drawn
-    paper: Array | None  # by the paper's; None where it has no fit or is the one drawn
+    mask: Mask
+    """(N,) the held-out cells among all observations."""
+    law: Array
+    """(H,) predictions of the law that is drawn, nats per token, for the H held-out cells."""
+    paper: Array | None
+    """(H,) those of the paper's law; None where it has no fit or is the one drawn."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class View:
-    """One group of cells and what was found on it."""
+    """One group of cells, and the laws fitted to it."""
 
     name: str
-    cells: pd.DataFrame  # every cell, with `kept`, `reason` and the column x
-    observed: Observations  # those a law may use, saturated ones too; its rank is the column x
+    cells: pd.DataFrame
+    """A row each of all cells, with `kept`, `reason` and the column `x`."""
+    observed: Observations
+    """The N cells that a law may use, saturated ones too; their rank is the column `x`."""
     analysis: Analysis
-    paper: LawFit
-    saturated_below: float = (
-        0.69  # final loss, nats per token, up to which the paper's estimator leaves a cell out
-    )
-    x: str = "rank"  # column of the rank axis
-
-    @cached_property
-    def law(self) -> Fitted | None:
-        """The chosen law; where there is none the paper's; None where neither is."""
-        if self.analysis.law is not None:
-            return self.analysis.law
-        return None if self.paper.status == NOT_IDENTIFIED else Plain("paper", self.paper)
+    axis: SizeAxis = RANK
+    """The size that the law is about."""
 
     @property
-    def fit(self) -> SaturatingFit | None:
-        """The chosen law."""
+    def x(self) -> str:
+        """Column on the axis of sizes."""
+        return self.axis.column
+
+    @property
+    def paper(self) -> PowerLawFit:
+        """The fit of the paper's estimator."""
+        return self.analysis.paper
+
+    @property
+    def chosen(self) -> LikelihoodFit | None:
+        """The law that model selection chose."""
         return self.analysis.law
 
     @cached_property
-    def dashed(self) -> Fitted | None:
-        """The paper's law, to be drawn beside the chosen one."""
-        return (
-            Plain("paper", self.paper) if self.fit and self.paper.status != NOT_IDENTIFIED else None
-        )
+    def law(self) -> FitResult | None:
+        """The law that is drawn: the chosen one, else the paper's, else None."""
+        if self.chosen is not None:
+            return self.chosen
+        return None if self.paper.status == NOT_IDENTIFIED else self.paper
+
+    @cached_property
+    def paper_beside_chosen(self) -> FitResult | None:
+        """The paper's law where it is drawn beside the chosen one."""
+        if self.chosen is None or self.paper.status == NOT_IDENTIFIED:
+            return None
+        return self.paper
 
     @property
     def parameters(self) -> dict[str, float]:
-        """Of the law that is drawn."""
-        if self.fit is not None:
-            return self.fit.parameters
-        return (
-            {}
-            if self.law is None
-            else {name: getattr(self.paper, name) for name in ("C", "alpha", "beta", "b")}
-        )
+        """Those of the law that is drawn."""
+        return {} if self.law is None else self.law.parameters
+
+    @property
+    def fit_quality(self) -> tuple[float, float]:
+        """R2, and the mean absolute error in per cent, of the law that is drawn."""
+        fit = self.chosen or self.paper
+        return fit.r2, fit.mape
 
     @cached_property
-    def in_full(self) -> Mask:
-        """Cells that the law uses in full: saturated ones are lower limits to the chosen one and left out by the paper's."""
-        return (
-            ~self.observed.saturated
-            if self.fit is not None or self.law is None
-            else self.paper.kept
-        )
+    def uncensored(self) -> Mask:
+        """(N,) the cells whose gain the law uses as measured.
+
+        Saturated cells are lower limits to the chosen law, and left out by the paper's.
+        """
+        return ~self.observed.saturated
 
     @cached_property
     def excluded(self) -> pd.DataFrame:
-        """Rank, length and gain of the cells that no law may use and that have all three."""
-        others = self.cells[
-            ~self.cells["kept"].astype(bool) & (self.cells["reason"] != "saturated")
-        ]
-        table: pd.DataFrame = others.reindex(columns=[self.x, "target_tokens", "delta_loss"]).apply(
-            pd.to_numeric, errors="coerce"
-        )
-        table.columns = pd.Index(["rank", "length", "delta"])
-        good = np.isfinite(table.to_numpy(float)).all(axis=1) & (table[["rank", "length"]] > 0).all(
-            axis=1
-        )
-        return pd.DataFrame(table[good])
+        """Cells that no law may use: rank, length and gain (delta), where all three are numbers."""
+        kept = self.cells["kept"].astype(bool)
+        saturated = self.cells["reason"] == "saturated"
+        columns = [self.x, "target_tokens", "delta_loss"]
+        selected = self.cells[~kept & ~saturated].reindex(columns=columns)
+        numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
+        numbers.columns = pd.Index(["rank", "length", "delta"])
+
+        finite = np.isfinite(numbers.to_numpy(float)).all(axis=1)
+        positive = (numbers[["rank", "length"]] > 0).all(axis=1)
+        return pd.DataFrame(numbers[finite & positive])
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """One row a rank and length: mean gain, its least and largest, whether most of its runs are used in full."""
-        o = self.observed
+        """A row for each rank and length.
+
+        Columns: rank, length, the mean gain (delta), its smallest and largest (low, high), and
+        whether most of its runs are uncensored.
+        """
         runs = pd.DataFrame(
             {
-                "rank": o.rank,
-                "length": o.length,
-                "delta": o.delta,
-                "full": self.in_full.astype(float),
+                "rank": self.observed.rank,
+                "length": self.observed.length,
+                "delta": self.observed.delta,
+                "uncensored": self.uncensored.astype(float),
             }
         )
-        found = runs.groupby(["rank", "length"], as_index=False).agg(
+        points = runs.groupby(["rank", "length"], as_index=False).agg(
             low=("delta", "min"),
             high=("delta", "max"),
             delta=("delta", "mean"),
-            full=("full", "mean"),
+            uncensored=("uncensored", "mean"),
         )
-        return pd.DataFrame(found.assign(full=found["full"] > 0.5))
+        points["uncensored"] = points["uncensored"] > 0.5
+        return points
 
     def base_at(self, length: ArrayLike) -> Array:
-        """Loss of the base model at any length: the mean over its cells, between lengths along the logarithm."""
-        lengths, place = np.unique(self.observed.length, return_inverse=True)
-        mean = np.bincount(place.ravel(), self.observed.base) / np.bincount(place.ravel())
-        return np.asarray(np.interp(np.log(np.asarray(length, float)), np.log(lengths), mean))
+        """Mean loss of the base model, interpolated along the logarithm of the length.
+
+        Args:
+            length: tokens, any shape.
+
+        Returns:
+            Nats per token, of the same shape.
+        """
+        lengths, index = np.unique(self.observed.length, return_inverse=True)
+        cells = np.bincount(index.ravel())
+        mean = np.bincount(index.ravel(), self.observed.base) / cells
+        log_length = np.log(np.asarray(length, float))
+        return np.asarray(np.interp(log_length, np.log(lengths), mean))
 
     def check(self, name: str | None = None) -> Check | None:
-        """The check on the largest ranks and longest lengths of a law by its name, or of the one that is drawn."""
-        entry: Entry | None = self.analysis.chosen
-        if name is not None or entry is None:
-            entry = next((e for e in self.analysis.entries if e.name == (name or "paper")), None)
-        return entry.checks.get(EDGE) if entry else None
+        """The check on the largest ranks and longest lengths.
+
+        Args:
+            name: of a law; None for the one that is drawn.
+        """
+        if name is None and self.analysis.chosen is not None:
+            return self.analysis.chosen.checks.get(EDGE)
+        row = self.analysis.row(name or "paper")
+        return row.checks.get(EDGE) if row else None
 
     @cached_property
-    def unseen(self) -> Unseen | None:
-        """None where too few cells remain for a fit."""
-        if self.law is None:
+    def held_out(self) -> HeldOut | None:
+        """Predictions for the largest ranks and longest lengths; None where too few cells remain."""
+        check = self.check()
+        if self.law is None or check is None or not np.isfinite(check.predicted).any():
             return None
-        inside = dict(model_selection.cuts(self.observed))[EDGE]
-        if inside.all():
-            return None
-        cells, out = self.observed.take(inside), self.observed.take(~inside)
-        paper = model_selection.paper(self.saturated_below)(cells)
-        fit = model_selection.saturating(self.fit.form)(cells) if self.fit is not None else paper
-        if fit.status == NOT_IDENTIFIED:
-            return None
-        beside = self.fit is not None and paper.status != NOT_IDENTIFIED
-        at = out.rank, out.length, out.base
-        return Unseen(~inside, fit.predict(*at), paper.predict(*at) if beside else None)
+        mask = check.left_out
+        paper_check = self.check("paper") if self.chosen is not None else None
+        paper = paper_check.predicted[mask] if paper_check else np.empty(0)
+        return HeldOut(
+            mask=mask,
+            law=check.predicted[mask],
+            paper=paper if np.isfinite(paper).any() else None,
+        )

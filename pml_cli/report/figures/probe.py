@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
+# Up to this number of samples, lines mark where each ends
 MAX_MARKED_SAMPLES = 24
-"""Up to this number of samples, lines mark where each ends."""
+# Columns of a heat map that a screen can show; of more tokens, neighbours are averaged
 MAX_COLUMNS = 1000
-"""Columns of a heat map that a screen can show; of more tokens, neighbours are averaged."""
 MAX_STEP_LABELS = 9
 PROBABILITY_TICKS = [0, 0.25, 0.5, 0.75, 1]
 
@@ -103,7 +103,8 @@ def _final_step(axes: Axes, last_step: pd.DataFrame) -> None:
     size = float(np.clip(900 / len(p), 1.5, 6))
 
     axes.axhline(0.5, color=GREY, lw=1, ls="--")
-    axes.vlines(x[stubborn], p[stubborn], 0.5, color=ORANGE, lw=min(1.0, size / 3))
+    width = min(1.0, size / 3)
+    axes.vlines(x[stubborn], p[stubborn], 0.5, color=ORANGE, lw=width)
     axes.plot(
         x[~stubborn],
         p[~stubborn],
@@ -124,7 +125,8 @@ def _final_step(axes: Axes, last_step: pd.DataFrame) -> None:
     )
 
     if not correct.all():
-        first_failures = last_step.assign(x=x)[~correct].groupby("sample")["x"].min()
+        wrong = last_step.assign(x=x)[~correct]
+        first_failures = wrong.groupby("sample")["x"].min()
         axes.plot(
             first_failures,
             np.full(len(first_failures), -0.09),
@@ -155,7 +157,8 @@ def _averaged_neighbours(p: NDArray[np.float64]) -> tuple[NDArray[np.float64], i
     tokens_a_column = math.ceil(p.shape[1] / MAX_COLUMNS)
     padding = -p.shape[1] % tokens_a_column
     padded = np.pad(p, ((0, 0), (0, padding)), mode="edge")
-    return padded.reshape(len(p), -1, tokens_a_column).mean(axis=2), tokens_a_column
+    grouped = padded.reshape(len(p), -1, tokens_a_column)
+    return grouped.mean(axis=2), tokens_a_column
 
 
 def _label_samples(top: Axes, bottom: Axes, last_step: pd.DataFrame) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pml_cli.stats import Array
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 SCREEN_DPI = 150
 PRINT_DPI = 300
 
+# Width of one column of print, inches
 COLUMN = 3.5
-"""Width of one column of print, inches."""
+# Width of two columns of print, inches
 PAGE = 7.1
-"""Width of two columns of print, inches."""
 
 GREY = "0.45"
 ORANGE = "#b35806"
 PURPLE = "#542788"
 MARKERS = "osD^vPX<>"
 
+# Above this, the points of an SVG are rasterized: as vectors they would take megabytes
 MANY_POINTS = 1000
-"""Above this, the points of an SVG are rasterized: as vectors they would take megabytes."""
 
 MAX_LOG_TICKS = 9
 
+# Axis labels by column; every other column that may stand for rank counts parameters
 SIZE_LABELS = {"rank": "rank r"}
-"""Axis labels by column; every other column that may stand for rank counts parameters."""
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:
@@ -55,7 +55,12 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
     # An SVG holds the date and random ids unless told otherwise.
     metadata = {"Date": None} if suffix == "svg" else None
     with rc_context({"svg.hashsalt": "pml"}):
-        figure.savefig(path, format=suffix, dpi=max(SCREEN_DPI, figure.dpi), metadata=metadata)
+        figure.savefig(
+            path,
+            format=suffix,
+            dpi=max(SCREEN_DPI, figure.dpi),
+            metadata=metadata,
+        )
 
 
 def column_figure(width: float = COLUMN, height: float = 2.8) -> Figure:
@@ -84,6 +89,16 @@ def style_for_column(axes: Axes, tick_length: float = 2.5) -> None:
 
     for spine in axes.spines.values():
         spine.set_linewidth(0.6)
+
+
+def shrink_texts(axes: Axes) -> None:
+    """Set the legend and the texts inside the axes to the size of a column of print."""
+    legend = axes.get_legend()
+    if legend is not None:
+        for text in [*legend.get_texts(), legend.get_title()]:
+            text.set_fontsize(6)
+    for text in axes.texts:
+        text.set_fontsize(6.5)
 
 
 def sequential_colours(count: int) -> list[Any]:
@@ -129,7 +144,8 @@ def log_ticks(values: ArrayLike) -> list[float]:
     min_gap = math.log(max(last / first, 1.0001)) / MAX_LOG_TICKS
 
     def fits(low: float, high: float) -> bool:
-        characters = (len(tick_label(low)) + len(tick_label(high))) / 2
+        labels = tick_label(low) + tick_label(high)
+        characters = len(labels) / 2
         return math.log(high / low) >= min_gap * max(1.0, characters / 3)
 
     ticks = [first]
@@ -156,6 +172,26 @@ def axis_limits(*values: Array) -> tuple[float, float]:
     return low - 0.03 * size, high + 0.06 * size
 
 
+def legend_below(figure: Figure, axes: Axes, *, columns: int, fontsize: float) -> None:
+    """Add a legend of what is labelled in `axes`, below all panels.
+
+    Args:
+        figure: what gets the legend.
+        axes: whose labels stand for all panels.
+        columns: of the legend.
+        fontsize: points.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=fontsize,
+        frameon=False,
+    )
+
+
 def tick_label(value: float) -> str:
     """A short number: 512, 4k, 12.3k, 1.5M."""
     if value >= 1e6:
@@ -163,6 +199,17 @@ def tick_label(value: float) -> str:
     if value >= 1e4 or (value >= 1000 and value % 100 == 0):
         return f"{value / 1000:.3g}k"
     return f"{value:g}"
+
+
+def evenly_spaced(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """At most `count` of the values, evenly spaced by index, the first and the last among them.
+
+    Args:
+        values: (n,).
+    """
+    index = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
+    chosen: NDArray[Any] = values[np.unique(index)]
+    return chosen
 
 
 def three_digits(value: float) -> str:

@@ -7,92 +7,117 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pml_cli import format
 from pml_cli.config.schema import Request
 from pml_cli.data.cell import CellPlan
-from pml_cli.format import counted
+from pml_cli.format import MISSING, bytes_text, counted, duration_text, flops_text
 from pml_cli.launch import cost_model
 from pml_cli.launch.devices import expectation, expected_seconds
 from pml_cli.launch.packing import Pack
+from pml_cli.report.tables.layout import plain_table
 
-LISTED = 30  # packs in the table
+# Packs in the table
+MAX_PACKS = 30
+COLUMNS = ("pack", "cells", "rank", "l", "tokens", "work", "memory", "time")
+TEXT_COLUMNS = ("model", "data", "loss")
 
 
 def show(
     console: Console, request: Request, cells: Sequence[CellPlan], packs: Sequence[Pack]
 ) -> None:
-    """What a sweep would do and cost: its packs, their work, memory and time."""
+    """Print what a sweep would do and cost: its packs, their work, memory and time.
+
+    Args:
+        console: where to.
+        request: the sweep.
+        cells: every cell of it.
+        packs: those that are not done, as they would be trained together.
+    """
     missing = sum(len(pack.cells) for pack in packs)
     console.print(
-        f"{counted(cells, 'cell')}, {len(cells) - missing} done already, {missing} to train in {counted(packs, 'pack')}"
+        f"{counted(cells, 'cell')}, {len(cells) - missing} done already, "
+        f"{missing} to train in {counted(packs, 'pack')}"
     )
     if not packs:
         return
-    work_of, memory = (
-        [cost_model.flops(pack) for pack in packs],
-        [cost_model.memory(pack) for pack in packs],
-    )
+
+    flops = [cost_model.flops(pack) for pack in packs]
+    memory = [cost_model.memory(pack) for pack in packs]
     seconds = expected_seconds(request.launch, packs)
-    rows = [_row(pack) for pack in packs]
-    names = ("model", "data", "loss", "steps")
-    varied = [i for i in range(len(names)) if len({row[i] for row in rows}) > 1]
-    table = Table(box=None, pad_edge=False)
-    for column in (
-        "pack",
-        "cells",
-        "rank",
-        "l",
-        "tokens",
-        "work",
-        "memory",
-        "time",
-        *(names[i] for i in varied),
-    ):
-        table.add_column(column, justify="left" if column in names[:3] else "right", no_wrap=True)
-    for number, (pack, flops, took) in list(
-        enumerate(zip(packs, work_of, seconds, strict=True), 1)
-    )[:LISTED]:
+    console.print(_pack_table(packs, flops, memory, seconds))
+
+    lines = []
+    if len(packs) > MAX_PACKS:
+        lines.append(f"and {len(packs) - MAX_PACKS} more packs")
+    checkpointing = sum(pack.checkpointing for pack in packs)
+    if checkpointing:
+        lines.append(
+            f"{checkpointing} of {counted(packs, 'pack')} run the layers above the adapter twice "
+            "a step, to keep less (activation checkpointing)"
+        )
+    tokens = sum(pack.tokens for pack in packs)
+    lines += [
+        "tokens: of one step, padding included. work: of the whole training",
+        f"in all: {tokens:,} tokens, {flops_text(sum(flops))}",
+        f"memory of a device: up to about {bytes_text(max(memory))} (tensors of the largest pack)",
+        expectation(request.launch, packs, seconds),
+        f"results go to {request.out}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _pack_table(
+    packs: Sequence[Pack],
+    flops: Sequence[float],
+    memory: Sequence[float],
+    seconds: Sequence[float | None],
+) -> Table:
+    """A row a pack; settings have a column where they differ between packs.
+
+    Args:
+        packs: what is trained together.
+        flops: of each pack's training.
+        memory: of each pack, bytes.
+        seconds: of each pack; None where it is not known.
+    """
+    settings = [_settings(pack) for pack in packs]
+    varying = []
+    for name in settings[0]:
+        if len({values[name] for values in settings}) > 1:
+            varying.append(name)
+    table = plain_table(*COLUMNS, *varying, text=TEXT_COLUMNS, folded=())
+
+    for index, pack in enumerate(packs[:MAX_PACKS]):
         runs = [cell.run for cell in pack.cells]
+        time = seconds[index]
         table.add_row(
-            str(number), str(len(runs)), _span({r.rank for r in runs}), _span({r.seqlen for r in runs}),
-            str(pack.step_tokens), format.flops_text(flops), format.bytes_text(memory[number - 1]),
-            "-" if took is None else format.duration_text(took), *(rows[number - 1][i] for i in varied),
-        )  # fmt: skip
-    console.print(table)
-    if len(packs) > LISTED:
-        console.print(f"and {len(packs) - LISTED} more packs", highlight=False)
-    if again := sum(pack.checkpointing for pack in packs):
-        words = (
-            "run the layers above the adapter twice a step, to keep less (activation checkpointing)"
+            str(index + 1),
+            str(len(runs)),
+            _range({run.rank for run in runs}),
+            _range({run.seqlen for run in runs}),
+            str(pack.step_tokens),
+            flops_text(flops[index]),
+            bytes_text(memory[index]),
+            MISSING if time is None else duration_text(time),
+            *[settings[index][name] for name in varying],
         )
-        console.print(
-            f"{again} of {counted(packs, 'pack')} {words}", highlight=False, soft_wrap=True
-        )
-    tokens, most = sum(pack.tokens for pack in packs), max(memory)
-    console.print(
-        "tokens: of one step, padding included. work: of the whole training", highlight=False
-    )
-    console.print(f"in all: {tokens:,} tokens, {format.flops_text(sum(work_of))}", highlight=False)
-    console.print(
-        f"memory of a device: up to about {format.bytes_text(most)} (tensors of the largest pack)",
-        highlight=False,
-    )
-    console.print(expectation(request.launch, packs, seconds), highlight=False, soft_wrap=True)
-    console.print(f"results go to {request.out}", highlight=False, soft_wrap=True)
+    return table
 
 
-def _row(pack: Pack) -> tuple[str, str, str, str]:
-    """Model, data, loss and steps of a pack, for a table that has a column for what varies."""
+def _settings(pack: Pack) -> dict[str, str]:
+    """What may differ between packs, by column."""
     runs = [cell.run for cell in pack.cells]
-    words = (
-        {r.model.name for r in runs},
-        {r.data.source for r in runs},
-        {r.loss.kind for r in runs},
-    )
-    model, data, loss = (",".join(sorted(w)) for w in words)
-    return model, data, loss, str(pack.cells[0].steps)
+    return {
+        "model": ",".join(sorted({run.model.name for run in runs})),
+        "data": ",".join(sorted({run.data.source for run in runs})),
+        "loss": ",".join(sorted({run.loss.kind for run in runs})),
+        "steps": str(pack.cells[0].steps),
+    }
 
 
-def _span(values: set[int]) -> str:
-    kept = sorted(values)
-    return ",".join(map(str, kept)) if len(kept) <= 2 else f"{kept[0]}..{kept[-1]}"
+def _range(values: set[int]) -> str:
+    """`8`, `8,16`, or `8..64` of more values."""
+    ordered = sorted(values)
+    if len(ordered) <= 2:
+        return ",".join(map(str, ordered))
+    return f"{ordered[0]}..{ordered[-1]}"

@@ -23,7 +23,12 @@ def plain_table(
         folded: headings of the columns whose cells may take several lines; by default those of text.
         gap: blanks between columns.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, gap, 0, 0),
+        header_style="bold",
+    )
     may_fold = text if folded is None else folded
     for column in columns:
         table.add_column(
@@ -37,7 +42,12 @@ def plain_table(
 
 def key_value_table(rows: Iterable[tuple[str, str]]) -> Table:
     """Two columns of text without headings: a short key, and what is to be said about it."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        box=None,
+        show_header=False,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
     table.add_column(justify="left", no_wrap=True)
     table.add_column(justify="left", overflow="fold")
     for key, value in rows:

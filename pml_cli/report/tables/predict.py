@@ -1,4 +1,4 @@
-"""What `pml predict` shows: one table a group."""
+"""What `pml predict` prints: one table a group."""
 
 from __future__ import annotations
 
@@ -8,77 +8,135 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pml_cli.law.fitted_law import Law
+from pml_cli.format import MISSING
+from pml_cli.law.fitted_law import FittedLaw
+from pml_cli.report.tables.layout import plain_table
 
-WHAT = {"gain": "gain dL", "loss": "final loss", "bits": "bits gained", "recall": "exact recall"}
+QUANTITIES = {
+    "gain": "gain dL",
+    "loss": "final loss",
+    "bits": "bits gained",
+    "recall": "exact recall",
+}
 HEADINGS = {"chance": "exact recall"}
 
+# No rank, however large, reaches the target
+UNREACHABLE = "none"
+# No text is too long for the target
+ANY_LENGTH = "any"
 
-def show(console: Console, law: Law, found: dict[str, Any]) -> None:
-    """The answer of one law (`predict.answer`)."""
-    console.print(Text(f"{found['group']}   (law: {law.form.name})", style="bold"))
-    if "reason" in found:
-        console.print(Text(f"no law of exact recall: {found['reason']}", style="yellow"))
+
+def show(console: Console, law: FittedLaw, answer: dict[str, Any]) -> None:
+    """Print what one law predicts.
+
+    Args:
+        console: where to.
+        law: the law that was asked.
+        answer: as from `answer` of `pml predict`: group, x, target, value and rows, or a reason.
+    """
+    console.print(Text(f"{answer['group']}   (law: {law.form.name})", style="bold"))
+    if "reason" in answer:
+        console.print(Text(f"no law of exact recall: {answer['reason']}", style="yellow"))
         return
-    rows = found["rows"]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    both = "gain" in rows[0]
-    asked = (
-        [law.x, "length"]
-        if both
-        else [key for key, value in rows[0].items() if not isinstance(value, dict | str)]
+    console.print(_table(law, answer))
+    console.print(Text(_note(law, answer), style="dim"), end="\n\n")
+
+
+def _table(law: FittedLaw, answer: dict[str, Any]) -> Table:
+    """A line for each predicted quantity of each row; what was given stands on its first line."""
+    rows = answer["rows"]
+    asked_columns = _asked_columns(law, rows[0])
+    headings = [HEADINGS.get(column, column) for column in asked_columns]
+    table = plain_table(
+        *headings,
+        "what",
+        "value",
+        "95 % band",
+        "outside",
+        text=("what", "outside"),
+        folded=("what", "outside", HEADINGS["chance"]),
     )
-    for key in asked:
-        table.add_column(HEADINGS.get(key, key), justify="right", no_wrap=key != "chance")
-    table.add_column("what")
-    for name in ("value", "95 % band"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("outside")
+
     for row in rows:
-        spans = {key: value for key, value in row.items() if isinstance(value, dict)}
-        for place, (key, span) in enumerate(spans.items()):
-            head = [_number(row[name], name) if place == 0 else "" for name in asked]
-            lost = (
-                "any" if key == "length" and found["target"] != "bits" else "none"
-            )  # no text is too long; nothing reaches it
-            known = span["low"] is not None or span["high"] is not None or span["value"] is None
-            ends = [_number(span[end], key, lost) for end in ("low", "high")]
-            band = " to ".join(ends) if known else "-"
-            outside = (row["outside"] or "-") if place == 0 else ""
+        cells = [_value_text(row[column], column) for column in asked_columns]
+        outside = row["outside"] or MISSING
+        for quantity, interval in row.items():
+            if not isinstance(interval, dict):
+                continue
+            missing = _missing_value(quantity, answer["target"])
             table.add_row(
-                *head, _what(key, found), _number(span["value"], key, lost), band, outside
+                *cells,
+                _quantity_name(quantity, answer),
+                _value_text(interval["value"], quantity, missing),
+                _band(interval, quantity, missing),
+                outside,
             )
-    console.print(table)
-    console.print(Text(_note(law, found), style="dim"), end="\n\n")
+            cells = [""] * len(asked_columns)
+            outside = ""
+    return table
 
 
-def _what(key: str, found: dict[str, Any]) -> str:
-    if key == found["x"]:
-        return f"least {key}"
-    if key == "length":
-        return "shortest text" if found["target"] == "bits" else "longest text"
-    return WHAT[key]
+def _asked_columns(law: FittedLaw, row: dict[str, Any]) -> list[str]:
+    """The columns of what was given, in the order of the table."""
+    # A cell's base loss is a plain value, too, but has no column.
+    if "gain" in row:
+        return [law.axis.name, "length"]
+    return [column for column, value in row.items() if not isinstance(value, dict | str)]
 
 
-def _note(law: Law, found: dict[str, Any]) -> str:
-    goal = {
-        "verbatim": "Exact recall: chance that greedy decoding gives the whole target back. ",
-        "loss": f"Target: a final loss of at most {found['value'] or 0:g} nats per token. ",
-        "bits": f"Target: at least {found['value'] or 0:g} bits gained in all. ",
-    }[found["target"]]
-    (low, high), (short, long) = law.ranks, law.lengths
-    return f"{goal}Gain and loss in nats per token. Trained: {law.x} {low:g} to {high:g}, length {short:g} to {long:g}."
+def _quantity_name(quantity: str, answer: dict[str, Any]) -> str:
+    if quantity == answer["x"]:
+        return f"least {quantity}"
+    if quantity == "length":
+        return "shortest text" if answer["target"] == "bits" else "longest text"
+    return QUANTITIES[quantity]
 
 
-def _number(value: float | None, key: str, lost: str = "none") -> str:
+def _missing_value(quantity: str, target: str) -> str:
+    """What an infinite answer means: a longest text without end, or a target that is not reached."""
+    if quantity == "length" and target != "bits":
+        return ANY_LENGTH
+    return UNREACHABLE
+
+
+def _band(interval: dict[str, float | None], quantity: str, missing: str) -> str:
+    low = interval["low"]
+    high = interval["high"]
+    # Without draws of the law there is a value and no band.
+    if low is None and high is None and interval["value"] is not None:
+        return MISSING
+    return f"{_value_text(low, quantity, missing)} to {_value_text(high, quantity, missing)}"
+
+
+def _note(law: FittedLaw, answer: dict[str, Any]) -> str:
+    """The target, the units, and the range of the cells trained."""
+    value = answer["value"] or 0
+    target = {
+        "verbatim": "Exact recall: probability that greedy decoding gives the whole target back.",
+        "loss": f"Target: a final loss of at most {value:g} nats per token.",
+        "bits": f"Target: at least {value:g} bits gained in all.",
+    }[answer["target"]]
+    low_rank, high_rank = law.ranks
+    low_length, high_length = law.lengths
+    return (
+        f"{target} Gain and loss in nats per token. Trained: {law.axis.name} {low_rank:g} to "
+        f"{high_rank:g}, length {low_length:g} to {high_length:g}."
+    )
+
+
+def _value_text(value: float | None, quantity: str, missing: str = UNREACHABLE) -> str:
     if value is None:
-        return lost
-    if key in ("chance", "recall"):
-        return (
-            f"{100 * value:.0f} %"
-            if 0.01 <= value <= 0.99
-            else ("under 1 %" if value < 0.01 else "over 99 %")
-        )
-    if key in ("gain", "loss", "base_loss"):
+        return missing
+    if quantity in ("chance", "recall"):
+        return _probability_text(value)
+    if quantity in ("gain", "loss", "base_loss"):
         return f"{value:.2f}"
     return f"{value:,.0f}"
+
+
+def _probability_text(probability: float) -> str:
+    if probability < 0.01:
+        return "under 1 %"
+    if probability > 0.99:
+        return "over 99 %"
+    return f"{100 * probability:.0f} %"

@@ -67,9 +67,10 @@ def _loss(result: dict[str, Any]) -> str:
 
 
 def _probability(result: dict[str, Any]) -> str:
-    before = percent(math.exp(-result["base_loss"]))
-    after = percent(math.exp(-result["final_loss"]))
-    return f"its probability went from {before} % to {after} % (geometric mean)"
+    # exp of a mean log probability is the geometric mean of the probabilities.
+    base = percent(math.exp(-result["base_loss"]))
+    final = percent(math.exp(-result["final_loss"]))
+    return f"its probability went from {base} % to {final} % (geometric mean)"
 
 
 def _bits(result: dict[str, Any]) -> str:

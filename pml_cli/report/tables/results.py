@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,20 +12,20 @@ from rich.text import Text
 
 from pml_cli.report.tables.layout import plain_table, titled
 
+# Columns of result.json that say how a run was trained; seeds apart
 SETTINGS = ("model", "data", "adapter", "loss", "setting", "lr")
-"""Columns of result.json that say how a run was trained; seeds apart."""
 SEEDS = ("data_seed", "seed")
 TEXT_COLUMNS = ("model", "data", "adapter", "loss", "setting")
 
+# More cells than this are shown by rank and length
 MAX_ROWS = 30
-"""More cells than this are shown by rank and length."""
+# Lengths that fit side by side into 80 columns
 LENGTHS_A_BLOCK = 10
-"""Lengths that fit side by side into 80 columns."""
 MAX_SETTINGS_BESIDE_ALL_MEASURES = 2
 
 MEASURES = ("L0", "L1", "dL", "acc %", "exact %", "1st miss", "s")
+# Those left where several settings take the room
 SHORT_MEASURES = ("L1", "dL", "acc %", "exact %")
-"""Those left where several settings take the room."""
 NOTE = (
     "L0, L1: loss before and after, dL: their difference (nats/token). "
     "1st miss: position of the first wrong token."
@@ -36,14 +36,14 @@ def results_table(runs: pd.DataFrame) -> RenderableType:
     """The cells of a sweep, a row each; of more than MAX_ROWS, means by rank and length.
 
     Args:
-        runs: one row a run with the fields of result.json (`runs.folder.read_runs`).
+        runs: one row a run with the fields of result.json (`runs.read.read_runs`).
     """
     if runs.empty:
         return Text("no finished runs")
     if len(runs) > MAX_ROWS:
         return _pivot_tables(runs)
 
-    settings = [name for name in (*SETTINGS, *SEEDS) if name in runs and runs[name].nunique() > 1]
+    settings = _varying(runs, (*SETTINGS, *SEEDS))
     measures = MEASURES if len(settings) <= MAX_SETTINGS_BESIDE_ALL_MEASURES else SHORT_MEASURES
     headings = ["text" if name == "data_seed" else name for name in settings]
     table = plain_table("rank", "l", *headings, *measures, text=TEXT_COLUMNS)
@@ -57,6 +57,11 @@ def results_table(runs: pd.DataFrame) -> RenderableType:
             *[values[name] for name in measures],
         )
     return Group(table, Text(NOTE, style="dim"))
+
+
+def _varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """The columns that are not the same in all runs."""
+    return [name for name in names if name in runs and runs[name].nunique() > 1]
 
 
 def _measures(run: dict[Any, Any]) -> dict[str, str]:
@@ -86,7 +91,7 @@ def _setting_text(value: Any) -> str:
 def _pivot_tables(runs: pd.DataFrame) -> RenderableType:
     """Mean gain and token accuracy by rank and length, for each combination of settings."""
     settings = [name for name in SETTINGS if name in runs]
-    varying = [name for name in settings if runs[name].nunique() > 1]
+    varying = _varying(runs, SETTINGS)
 
     tables: list[RenderableType] = []
     for _, group in runs.groupby(settings, dropna=False, sort=True):
@@ -114,6 +119,7 @@ def _pivot(
         for rank, values in zip(block.index, block.to_numpy(), strict=True):
             cells = ["" if math.isnan(value) else text(value) for value in values]
             table.add_row(f"{rank:g}", *cells)
+        # The title stands above the first block alone.
         blocks.append(titled(title, table) if start == 0 else Group(table, Text("")))
     return blocks
 

@@ -1,0 +1,141 @@
+"""Settings of the commands that read finished runs: fit, predict, lasting, transition."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pml_cli.config.schema import DEVICE_PATTERN, DEVICES_ALLOWED
+from pml_cli.config.setting import Settings, setting
+
+
+@dataclass(kw_only=True)
+class ReportSettings(Settings):
+    """Common to the commands that read finished runs."""
+
+
+@dataclass(kw_only=True)
+class Fit(ReportSettings):
+    """Settings of `pml fit`."""
+
+    saturated_below: float = setting(
+        # ln 2: p = 1/2. The paper writes 0.69.
+        math.log(2),
+        help="cells with a final loss up to this are saturated; ln 2 is p = 1/2",
+        unit="nats/token",
+        minimum=0,
+        finite=True,
+    )
+    out: str | None = setting(
+        None, help="folder of the report", path="any", special={None: "fit/ in the first path"}
+    )
+    figures: bool = setting(True, help="draw figures")
+    draws: int = setting(
+        4000,
+        help="bootstrap draws behind the intervals",
+        minimum=0,
+        special={0: "no intervals"},
+    )
+    x: str = setting(
+        "rank",
+        help="size that the law is about; parameters compares placements",
+        choices=("rank", "parameters"),
+    )
+
+
+@dataclass(kw_only=True)
+class Predict(ReportSettings):
+    """Settings of `pml predict`."""
+
+    rank: list[float] = setting(
+        [],
+        help="ranks asked about, rank=4,8; parameters if the law is about them",
+        minimum=1,
+        finite=True,
+    )
+    seqlen: list[float] = setting(
+        [], help="lengths asked about", unit="target tokens", minimum=1, finite=True
+    )
+    group: str | None = setting(
+        None, help="one group of the report, by name or slug", special={None: "all"}
+    )
+    base: float | None = setting(
+        None,
+        help="loss of the base model on your text, for narrower bands",
+        unit="nats/token",
+        above=0,
+        finite=True,
+        special={None: "as on the texts trained"},
+    )
+
+
+@dataclass(kw_only=True)
+class Lasting(ReportSettings):
+    """Settings of `pml lasting`."""
+
+    text: str | None = setting(
+        None,
+        help="UTF-8 file on which forgetting is measured",
+        path="existing file",
+        special={None: "Python documentation that the embedded model has not seen"},
+    )
+    tokens: int = setting(
+        2000,
+        help="tokens of that text, and as many random ones",
+        minimum=0,
+        special={0: "forgetting is not measured"},
+    )
+    decode: bool = setting(
+        True,
+        # Teacher forcing decides recall only in exact arithmetic.
+        help="in bfloat16 also decode greedily from the prompt",
+    )
+    device: str = setting(
+        "auto",
+        help="cpu, cuda or cuda:N",
+        pattern=DEVICE_PATTERN,
+        allowed=DEVICES_ALLOWED,
+        special={"auto": "cuda where there is one, else cpu"},
+        suggestions=("auto", "cpu", "cuda"),
+    )
+    out: str | None = setting(
+        None, help="folder of the results", path="any", special={None: "the first path"}
+    )
+    figures: bool = setting(True, help="draw the figure")
+
+
+@dataclass(kw_only=True)
+class Transition(ReportSettings):
+    """Settings of `pml transition`."""
+
+    out: str | None = setting(
+        None,
+        help="folder of the report",
+        path="any",
+        special={None: "transition/ in the first path"},
+    )
+    figures: bool = setting(True, help="draw figures")
+    draws: int = setting(
+        2000,
+        help="bootstrap draws behind the intervals of Spearman's rho",
+        minimum=0,
+        special={0: "no intervals"},
+    )
+    rank: list[int] = setting([], help="only runs of these ranks", minimum=1, special={"[]": "all"})
+    seqlen: list[int] = setting(
+        [], help="only runs of these lengths, as asked for", minimum=1, special={"[]": "all"}
+    )
+    text: int | None = setting(
+        None,
+        help="data.seed of the text whose stubborn tokens are drawn",
+        special={None: "the lowest"},
+    )
+
+
+# By the name of the command.
+REPORTS: dict[str, type[ReportSettings]] = {
+    "fit": Fit,
+    "predict": Predict,
+    "lasting": Lasting,
+    "transition": Transition,
+}

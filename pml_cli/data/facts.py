@@ -1,0 +1,55 @@
+"""A source of many short facts, each whole: as many as fit into the target tokens asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pml_cli.data.source import Sample, Source
+from pml_cli.model.tokenizer import Tokenizer
+
+MAX_HELD_OUT = 64
+"""Held-out facts at most: enough for a mean."""
+
+
+def facts_source(
+    tokenizer: Tokenizer,
+    facts: Sequence[tuple[str, str]],
+    *,
+    chat: bool,
+    test_facts: Sequence[tuple[str, str]] = (),
+) -> Source:
+    """Open facts as samples, one each.
+
+    Held-out samples are the test facts, else the facts that follow those in use.
+
+    Args:
+        facts: (query, target) pairs.
+        chat: whether queries are put through the chat template.
+        test_facts: pairs that are never trained on.
+    """
+    samples = [encode_sample(tokenizer, query, target, chat) for query, target in facts]
+    test_samples = [encode_sample(tokenizer, query, target, chat) for query, target in test_facts]
+    ends = np.cumsum([len(sample.target) for sample in samples])
+
+    def cut(seqlen: int) -> list[Sample]:
+        return samples[: int(np.searchsorted(ends, seqlen, side="right"))]
+
+    def held_out(seqlen: int) -> list[Sample]:
+        in_use = set(cut(seqlen))
+        candidates = test_samples or samples[len(in_use) :]
+        return [sample for sample in candidates if sample not in in_use][:MAX_HELD_OUT]
+
+    return Source(
+        cut=cut,
+        max_tokens=int(ends[-1]),
+        min_tokens=int(ends[0]),
+        test_samples=test_samples,
+        held_out=held_out,
+    )
+
+
+def encode_sample(tokenizer: Tokenizer, prompt: str, target: str, chat: bool) -> Sample:
+    """A prompt and its target as token ids."""
+    return Sample(tuple(tokenizer.prompt(prompt, chat)), tuple(tokenizer.encode(target)))

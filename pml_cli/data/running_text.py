@@ -1,0 +1,66 @@
+"""A source of one long text, read from a paragraph on and round to its beginning."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pml_cli.data.source import Sample, Source
+from pml_cli.errors import UserError
+from pml_cli.model.tokenizer import Tokenizer
+
+SEPARATORS = ("\n\n", "\n", ". ", " ")
+"""Where a text may begin, best first: paragraphs, lines, sentences, words."""
+
+MIN_SEPARATORS = 4
+"""A text with fewer of one kind is split at the next kind."""
+
+START_STREAM = 4
+"""Random stream of the paragraph at which a seed begins."""
+
+
+def running_text_source(
+    tokenizer: Tokenizer, text: str, *, prompt: str, chat: bool, seed: int
+) -> Source:
+    """Open a text as one target sequence.
+
+    Held-out samples are taken from the middle of the text on.
+
+    Args:
+        text: the whole text.
+        prompt: text before the target.
+        chat: whether the prompt is put through the chat template.
+        seed: draws the paragraph at which the target begins; 0: the first.
+
+    Raises:
+        UserError: the text has no tokens.
+    """
+    target = tuple(tokenizer.encode(_rotated(text, seed)))
+    if not target:
+        raise UserError("data: the source holds no text")
+    prompt_ids = tuple(tokenizer.prompt(prompt, chat))
+    middle = len(target) // 2
+
+    def cut(seqlen: int) -> list[Sample]:
+        return [Sample(prompt_ids, target[:seqlen])]
+
+    def held_out(seqlen: int) -> list[Sample]:
+        if seqlen > middle:
+            return []
+        return [Sample(prompt_ids, target[middle : middle + seqlen])]
+
+    return Source(cut=cut, max_tokens=len(target), held_out=held_out)
+
+
+def _rotated(text: str, seed: int) -> str:
+    """The text from a paragraph drawn by the seed to its end, then from its beginning."""
+    separator = " "
+    for candidate in SEPARATORS:
+        if text.count(candidate) >= MIN_SEPARATORS:
+            separator = candidate
+            break
+    if seed == 0:
+        return text
+
+    paragraphs = text.split(separator)
+    start = int(np.random.default_rng([seed, START_STREAM]).integers(len(paragraphs)))
+    return separator.join(paragraphs[start:] + paragraphs[:start])

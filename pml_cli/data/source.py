@@ -1,0 +1,87 @@
+"""What every data source gives: samples of any number of target tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pml_cli.config.schema import Data, Model
+from pml_cli.errors import UserError
+from pml_cli.model.dims import model_dims
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and the target that must follow it, as token ids."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+def no_samples(seqlen: int) -> list[Sample]:
+    """The held-out samples of a source that has none."""
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An opened source."""
+
+    cut: Callable[[int], list[Sample]]
+    """Samples with a given number of target tokens; see `take` for the checked call."""
+
+    max_tokens: int | None
+    """The most target tokens it can give; None: no limit."""
+
+    min_tokens: int = 1
+    """The fewest target tokens it can give: those of its first sample, where samples stay whole."""
+
+    entropy: float | None = None
+    """Nats per target token, where the distribution of the source is known."""
+
+    test_samples: list[Sample] = field(default_factory=list)
+    """Samples of the same rule that are never trained on."""
+
+    held_out: Callable[[int], list[Sample]] = no_samples
+    """As `cut`, but samples that share nothing with those of `cut`; empty where there are none."""
+
+    def take(self, seqlen: int) -> list[Sample]:
+        """Samples with `seqlen` target tokens in all; fewer where whole samples do not fill it.
+
+        Raises:
+            UserError: the source is shorter than that, or its first sample longer.
+        """
+        if self.max_tokens is not None and seqlen > self.max_tokens:
+            raise UserError(
+                f"seqlen={seqlen}: this source has only {self.max_tokens} target tokens"
+            )
+        if seqlen < self.min_tokens:
+            raise UserError(
+                f"seqlen={seqlen}: the first sample alone has {self.min_tokens} target tokens"
+            )
+        return self.cut(seqlen)
+
+
+def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
+    """Refuse a number of target tokens that the source or the model's context cannot hold.
+
+    Raises:
+        UserError: names the limit.
+    """
+    if source.max_tokens is not None and seqlen > source.max_tokens:
+        raise UserError(
+            f"seqlen={seqlen}: data={data.source} has only {source.max_tokens} target tokens "
+            f"for model={model.name}"
+        )
+
+    # An endless source would draw all of these tokens before they are counted.
+    context = model_dims(model).context
+    if source.max_tokens is None and seqlen > context:
+        raise UserError(f"seqlen={seqlen}: model={model.name} reads at most {context} tokens")
+
+    longest = max(len(s.prompt) + len(s.target) for s in source.take(seqlen))
+    if longest > context:
+        raise UserError(
+            f"seqlen={seqlen}: with its prompt {longest} tokens, "
+            f"model={model.name} reads at most {context}"
+        )

@@ -1,0 +1,76 @@
+"""data=random: nothing to guess, every token must be stored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pml_cli.config.registry import register
+from pml_cli.config.schema import Data, Model
+from pml_cli.config.setting import setting
+from pml_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from pml_cli.data.source import Sample, Source
+
+TARGET_STREAM = 1
+HELD_OUT_STREAM = 5
+"""Random streams of the target and of the held-out sequence."""
+
+
+@register("data", "random")
+@dataclass(kw_only=True)
+class RandomData(Data):
+    """Uniform random tokens of the vocabulary, without special tokens."""
+
+    source: str = "random"
+    prompt: str = setting(
+        "", help="text before the target", special={"''": "only the begin-of-text token"}
+    )
+
+    def open(self, model: Model) -> Source:
+        """Open the source; a model without a tokenizer has token 0 for begin-of-text.
+
+        Raises:
+            UserError: a prompt or chat template is asked for, and the model has no tokenizer.
+        """
+        import numpy as np
+
+        from pml_cli.data.random_tokens import ordinary_ids
+        from pml_cli.data.source import Sample, Source
+        from pml_cli.model.dims import model_dims
+        from pml_cli.model.tokenizer import open_tokenizer
+
+        if _has_tokenizer(model):
+            tokenizer = open_tokenizer(model)
+            ids = ordinary_ids(tokenizer)
+            prompt_ids = tuple(tokenizer.prompt(self.prompt, self.chat))
+        elif self.prompt or self.chat:
+            settings = f"data.prompt={self.prompt!r}, data.chat={self.chat}"
+            raise UserError(f"{settings}: model={model.name} has no tokenizer")
+        else:
+            ids = np.arange(1, model_dims(model).vocabulary)
+            prompt_ids = (0,)
+
+        def draw(seqlen: int, stream: int) -> list[Sample]:
+            random = np.random.default_rng([self.seed, stream])
+            target = ids[random.integers(len(ids), size=seqlen)]
+            return [Sample(prompt_ids, tuple(target.tolist()))]
+
+        return Source(
+            cut=lambda seqlen: draw(seqlen, TARGET_STREAM),
+            max_tokens=None,
+            entropy=math.log(len(ids)),
+            held_out=lambda seqlen: draw(seqlen, HELD_OUT_STREAM),
+        )
+
+
+def _has_tokenizer(model: Model) -> bool:
+    from pml_cli.model.files import locate
+
+    only_architecture = model.weights == "random" and bool(model.architecture)
+    if only_architecture and not Path(model.path).is_dir():
+        return False
+    return locate(model, "tokenizer.json") is not None

@@ -1,0 +1,77 @@
+"""data=text: running text of a file, or of the documentation inside Python."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pml_cli.config.registry import register
+from pml_cli.config.schema import Data, Model
+from pml_cli.config.setting import setting
+from pml_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from pml_cli.data.source import Source
+
+
+@register("data", "text")
+@dataclass(kw_only=True)
+class TextData(Data):
+    """Running text: a UTF-8 file, or the documentation of Python that the tiny model has not seen."""
+
+    source: str = "text"
+    path: str | None = setting(
+        None,
+        help="UTF-8 file",
+        path="existing file",
+        special={None: "Python's documentation"},
+    )
+    prompt: str = setting("", help="text before the target")
+
+    def id_fields(self) -> dict[str, Any]:
+        # Other versions of Python carry another text.
+        return {} if self.path else {"text": _documentation_hash()}
+
+    def text(self) -> str:
+        """The whole text.
+
+        Raises:
+            UserError: the file cannot be read, or this Python has no documentation.
+        """
+        from pml_cli.data.python_docs import held_out_text
+        from pml_cli.data.text_file import read_text
+
+        if self.path is not None:
+            return read_text(self.path)
+        try:
+            return held_out_text()
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "data=text: this Python was installed without pydoc_data; give data.path=FILE"
+            ) from error
+
+    def open(self, model: Model) -> Source:
+        """Open the text from a paragraph drawn by the seed on."""
+        from pml_cli.data.running_text import running_text_source
+        from pml_cli.model.tokenizer import open_tokenizer
+
+        return running_text_source(
+            open_tokenizer(model),
+            self.text(),
+            prompt=self.prompt,
+            chat=self.chat,
+            seed=self.seed,
+        )
+
+
+@lru_cache(maxsize=1)
+def _documentation_hash() -> str:
+    from pml_cli.data.python_docs import held_out_text
+
+    try:
+        return hashlib.sha256(held_out_text().encode()).hexdigest()
+    except ModuleNotFoundError:
+        # A Python without its documentation: opening the source reports it.
+        return ""

@@ -1,0 +1,36 @@
+"""Runs read back: what is found below folders, and what is said where there is nothing."""
+
+import pytest
+
+from pml_cli.errors import UserError
+from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.read import check_formats, finished_runs
+
+
+def test_finished_runs_are_those_of_every_folder(tmp_path):
+    for name in ("a", "b"):
+        RunFolder(tmp_path / name, "run").finish({"rank": 4})
+    assert len(finished_runs([tmp_path / "a", tmp_path / "b"], "`pml sweep`")) == 2
+
+
+@pytest.mark.parametrize(("failures", "note"), [(0, ""), (2, " (2 failed; error.json in their")])
+def test_without_finished_runs_the_error_says_how_to_make_some(tmp_path, failures, note):
+    for number in range(failures):
+        RunFolder(tmp_path, f"run{number}").fail("the loss is no longer finite")
+    with pytest.raises(UserError) as caught:
+        finished_runs([tmp_path], "`pml sweep -f law`")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: no finished runs{note}")
+    assert message.endswith("; make some with `pml sweep -f law`")
+
+
+def test_a_folder_with_runs_of_another_format_is_refused(tmp_path):
+    RunFolder(tmp_path, "run").finish({"rank": 4})
+    check_formats(tmp_path)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/result.json").write_text("{")
+    check_formats(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/result.json").write_text('{"format": 7, "id": "other"}')
+    with pytest.raises(UserError, match=r"format 7 is not this version's \(1\); use another out="):
+        check_formats(tmp_path)
