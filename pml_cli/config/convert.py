@@ -35,6 +35,7 @@ def convert_all(
     scratch = OmegaConf.structured(owner)
     converted: list[Any] = []
     lines: list[str] = []
+
     for value in values:
         # Most sweeps are over integers, and OmegaConf is slow.
         if is_integer and type(value) is int:

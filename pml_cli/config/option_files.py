@@ -52,8 +52,10 @@ def root_file(command: str, config_dir: Path | None = None) -> Path | None:
 
 def options(group: str, config_dir: Path | None = None) -> list[str]:
     """The names that `group=` takes, in alphabetical order."""
-    files = [path for folder in _folders(config_dir) for path in (folder / group).glob("*.yaml")]
-    return sorted({path.stem for path in files})
+    names: set[str] = set()
+    for folder in _folders(config_dir):
+        names |= {file.stem for file in (folder / group).glob("*.yaml")}
+    return sorted(names)
 
 
 def split_known(
@@ -61,15 +63,16 @@ def split_known(
 ) -> tuple[list[Any], list[str]]:
     """The values that are options of a group, and a line for each of the others."""
     names = options(group, config_dir)
-    known: list[Any] = []
+    known_options: list[Any] = []
     lines: list[str] = []
+
     for value in values:
         if value in names:
-            known.append(value)
+            known_options.append(value)
         else:
             text = written(value)
             lines.append(f"{group}={text}: no such option; {did_you_mean(text, names)}")
-    return known, lines
+    return known_options, lines
 
 
 def unknown_key(key: str, valid: Iterable[str]) -> str:

@@ -146,7 +146,8 @@ class OptionSet:
 
     def _group(self, group: str, values: Mapping[str, Any]) -> Any:
         """The settings of a group with values set, built once for equal values."""
-        of_group = {key: value for key, value in values.items() if key.startswith(f"{group}.")}
+        prefix = f"{group}."
+        of_group = {key: value for key, value in values.items() if key.startswith(prefix)}
         # A group that refers to others depends on all values.
         crosses = bool(CROSS_REFERENCE.search(f"{of_group}{self._texts[group]}"))
         relevant = values if crosses else of_group
@@ -184,7 +185,8 @@ class OptionSet:
         text = self._texts[group]
         if "${" in f"{fields}{text}" or MISSING in text:
             return False
-        return not any("." in name or isinstance(value, dict) for name, value in fields.items())
+        is_below_mapping = any("." in name for name in fields)
+        return not is_below_mapping and not any(isinstance(v, dict) for v in fields.values())
 
     def _to_object(self, group: str, node: DictConfig) -> Any:
         """The settings dataclass of a group, interpolations resolved."""
@@ -204,6 +206,7 @@ def _typed_short(key: str, values: list[Any]) -> tuple[list[Any], list[str]]:
     allowed = type_text(RootSettings, key)
     plain: list[Any] = []
     lines: list[str] = []
+
     for value in values:
         # Other settings refer to the short keys, so these refer to none.
         if "${" in repr(value):

@@ -255,7 +255,7 @@ class Train(Settings):
         increasing = all(a < b for a, b in itertools.pairwise(self.curriculum))
         if not increasing or any(epoch < 1 for epoch in self.curriculum):
             yield f"curriculum={self.curriculum}: must be increasing epochs, each at least 1"
-        elif self.epochs is not None and self.curriculum and self.curriculum[-1] >= self.epochs:
+        elif self.epochs and self.curriculum and self.curriculum[-1] >= self.epochs:
             yield f"curriculum={self.curriculum}: must be below train.epochs ({self.epochs})"
 
 

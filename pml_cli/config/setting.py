@@ -85,8 +85,10 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        numbers = {value: text for value, text in self.special.items() if isinstance(value, int)}
-        return _with_notes(text, [self.unit, _special_text(numbers)])
+        # Null is said above, and other special texts help nobody who gave a number.
+        numbers = [value for value in self.special if isinstance(value, int)]
+        special = {value: self.special[value] for value in numbers}
+        return _with_notes(text, [self.unit, _special_text(special)])
 
     def _choices_text(self) -> str:
         if len(self.choices) <= 2:
@@ -267,8 +269,9 @@ def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:
     hint = typing.get_type_hints(owner)[name]
     if not isinstance(hint, types.UnionType):
         return typing.get_origin(hint) or hint, False
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    return typing.get_origin(kinds[0]) or kinds[0], True
+    # The other member of the union is None.
+    (kind,) = set(typing.get_args(hint)) - {type(None)}
+    return typing.get_origin(kind) or kind, True
 
 
 def type_text(owner: type[Any], name: str) -> str:
