@@ -49,7 +49,7 @@ PARTS = {
     "results table": [(sweep, "finish")],
     "training": [(worker.Trainer, "train"), (worker.Trainer, "__init__")],
     "free decoding": [(worker, "recalled")],
-    "loading the model": [(worker, "load_base"), (worker, "check_places")],
+    "loading the model": [(worker, "load_model"), (worker, "check_places")],
 }
 
 
