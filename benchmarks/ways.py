@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 
 from pml_cli.data.cell import CellPlan
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.split_model import SplitModel

@@ -23,7 +23,7 @@ def run(rank=4, seqlen=32, seed=0, **more):
 
 
 def packs_of(*runs, tokens=0):
-    return make_packs(check(runs), Packing(tokens))
+    return make_packs(check(runs), Packing(pack_tokens=tokens))
 
 
 def test_each_cell_is_measured():

@@ -155,7 +155,8 @@ from pml_cli.config import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.sources.random import RandomData
 from pml_cli.training.trainer import Cell, Trainer
 from pml_cli.model.loading import load_model
-from pml_cli.launch.packing import Pack, check
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
 from pml_cli.launch import cost_model
 
 def resident(key):
@@ -164,7 +165,7 @@ def resident(key):
 def train(model, seqlen):
     planned = check([Run(r, seqlen, model=model, train=Train(steps=2)) for r in (2, 4)])
     Trainer(load_model(model), [Cell(c.run, c.samples) for c in planned]).train()
-    return cost_model.memory(Pack(planned))
+    return cost_model.peak_memory(Pack(planned))
 
 path, stream, seqlen = sys.argv[1], sys.argv[2] == "stream", int(sys.argv[3])
 train(Model(device="cpu"), 8)  # whatever is imported or set up at the first use
