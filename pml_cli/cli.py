@@ -1,6 +1,7 @@
-"""The command line: load what is asked for, call the verb, print. Heavy imports stay inside commands, so that help is quick.
+"""The command line: load what is asked for, call the command, print.
 
-What a user can mend becomes one line for each fault on stderr, and exit code 2.
+What a user can fix becomes one line for each fault on stderr, and exit code 2. Heavy imports stay inside functions, so that
+help is quick; what the help says of options and settings comes from their declarations.
 """
 
 from __future__ import annotations
@@ -13,35 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from pml_cli import __version__
-from pml_cli.config.completion import (
-    complete_fit,
-    complete_lasting,
-    complete_override,
-    complete_sweep_file,
-    complete_transition,
-)
+from pml_cli.config import reports
+from pml_cli.config.completion import complete_override, complete_sweep_file, report_completer
+from pml_cli.config.help import groups_help, settings_help
 from pml_cli.errors import UserError
 from pml_cli.launch.openmp import share_cores
-
-GROUPS_HELP = """\b
-OPTIONS OF THE GROUPS
-  model=    tiny (default) smollm2_135m qwen3_0_6b qwen3_8b llama31_8b
-            hf (any causal language model: model=hf model.path=...)
-  data=     random (default) mixed text phonebook rule jsonl hf
-  adapter=  mlp_block (default) linear
-  loss=     sft (default) memft_ot memft_sw memft_sw_axolotl memft_margin
-            memft_margin_facts
-  train=    default paper_long_context
-  launch=   inline (default) local (every device of this machine) slurm
-
-\b
-Short keys: rank seqlen seed out. Any other setting: group.name=value, such as
-train.steps=2000. --print-config shows them all.
-"""
 
 VALUES_HELP = """\b
 SEVERAL VALUES
   rank=4,8,16   rank='range(1,9)'   loss='glob(*)'   model=tiny,smollm2_135m
+"""
+
+BY_HELP = """\b
+--by SETTING,...  compares the groups that differ in these settings alone
+  (model data adapter loss layer setting lr steps): do they share alpha, beta?
 """
 
 app = typer.Typer(
@@ -71,19 +57,22 @@ Overrides = Annotated[
         metavar="KEY=VALUE", help="Settings, in Hydra's grammar.", autocompletion=complete_override
     ),
 ]
-FOLDERS_HELP = {
-    "metavar": "PATH|KEY=VALUE",
-    "help": "Folders of runs (default: outputs) and settings.",
-}
-FitArguments = Annotated[
-    list[str] | None, typer.Argument(autocompletion=complete_fit, **FOLDERS_HELP)
-]
-LastingArguments = Annotated[
-    list[str] | None, typer.Argument(autocompletion=complete_lasting, **FOLDERS_HELP)
-]
-TransitionArguments = Annotated[
-    list[str] | None, typer.Argument(autocompletion=complete_transition, **FOLDERS_HELP)
-]
+
+
+def _folders_and_settings(settings: type[reports.ReportSettings]) -> Any:
+    """The argument of a command that reads finished runs."""
+    return typer.Argument(
+        metavar="PATH|KEY=VALUE",
+        help="Folders of runs (default: outputs) and settings.",
+        autocompletion=report_completer(settings),
+    )
+
+
+FitArguments = Annotated[list[str] | None, _folders_and_settings(reports.Fit)]
+PredictArguments = Annotated[list[str] | None, _folders_and_settings(reports.Predict)]
+LastingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Lasting)]
+TransitionArguments = Annotated[list[str] | None, _folders_and_settings(reports.Transition)]
+
 ConfigDir = Annotated[
     Path | None,
     typer.Option(
@@ -111,21 +100,34 @@ DryRun = Annotated[
 FailFast = Annotated[
     bool, typer.Option("--fail-fast", help="When a cell fails, keep checkpoints and stop.")
 ]
+Wait = Annotated[
+    bool | None,
+    typer.Option(
+        "--wait/--no-wait",
+        show_default=False,
+        help="Stay until every cell has ended, also those of other processes (default, but not "
+        "with launch=slurm).",
+    ),
+]
 Retry = Annotated[
     bool,
     typer.Option(
         "--retry/--no-retry", help="Train again what failed before (default) or leave it."
     ),
 ]
-Wait = Annotated[
-    bool | None,
-    typer.Option(
-        "--wait/--no-wait",
-        show_default=False,
-        help="Stay until every cell has ended, also those of other processes (default, but not with launch=slurm).",
-    ),
+CompareBy = Annotated[
+    str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")
+]
+Target = Annotated[
+    str,
+    typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="All of it, for scripts.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Repeat until no cell is running or queued any more.")
 ]
 SweepFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A sweep's results folder.")]
+DEFAULT_SWEEP_FOLDER = Path("outputs/sweep")
 
 
 @app.callback(invoke_without_command=True)
@@ -141,7 +143,7 @@ def start(
 
 
 @app.command(
-    epilog=GROUPS_HELP,
+    epilog=groups_help(),
     help="""Train one adapter on one sequence and say what it recalls.
 
 \b
@@ -157,11 +159,31 @@ EXAMPLES
 def probe(
     overrides: Overrides = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False
 ) -> None:
-    _run("probe", overrides, None, config_dir, print_config=print_config)
+    _train("probe", overrides, None, config_dir, print_config=print_config)
 
 
+# Decorators apply from the bottom: `sweep` comes first in the list of commands.
 @app.command(
-    epilog=VALUES_HELP + "\n" + GROUPS_HELP,
+    "memft",
+    epilog=f"{VALUES_HELP}\n{groups_help()}",
+    help="""Compare plain with threshold-guided fine-tuning.
+
+All train the same cells with an equal budget, compared pair by pair. Without
+a loss of your own: loss=sft,memft_ot,memft_sw,memft_margin. With several
+train.lr also each method at its own best one.
+
+\b
+EXAMPLES
+  pml memft rank=4,8 seqlen=256
+  pml memft data=phonebook rank=1,2,4,8 seqlen=1000 seed=0,1,2
+  pml memft rank=8 seqlen=64 data.seed=0,1,2 train.lr=0.01,0.02,0.04
+  pml memft rank=8 seqlen=500 loss=sft,memft_ot loss.threshold=0.5,0.69
+  pml memft -f memft --dry-run
+""",
+)
+@app.command(
+    "sweep",
+    epilog=f"{VALUES_HELP}\n{groups_help()}",
     help="""Train every combination of what is given several values.
 
 The same command again runs only what is missing or failed, and goes on where
@@ -180,7 +202,8 @@ EXAMPLES
   pml sweep -f law launch=slurm launch.partition=gpu launch.devices=8
 """,
 )
-def sweep(
+def train_many(
+    ctx: typer.Context,
     overrides: Overrides = None,
     *,
     file: SweepFile = None,
@@ -192,42 +215,12 @@ def sweep(
     retry: Retry = True,
 ) -> None:
     flags = {"dry_run": dry_run, "fail_fast": fail_fast, "wait": wait, "retry": retry}
-    _run("sweep", overrides, file, config_dir, print_config=print_config, **flags)
+    name = str(ctx.command.name)
+    _train(name, overrides, file, config_dir, print_config=print_config, **flags)
 
 
 @app.command(
-    epilog=VALUES_HELP + "\n" + GROUPS_HELP,
-    help="""Compare plain with threshold-guided fine-tuning.
-
-All train the same cells with an equal budget, compared pair by pair. Without
-a loss of your own: loss=sft,memft_ot,memft_sw,memft_margin. With several
-train.lr also each method at its own best one.
-
-\b
-EXAMPLES
-  pml memft rank=4,8 seqlen=256
-  pml memft data=phonebook rank=1,2,4,8 seqlen=1000 seed=0,1,2
-  pml memft rank=8 seqlen=64 data.seed=0,1,2 train.lr=0.01,0.02,0.04
-  pml memft rank=8 seqlen=500 loss=sft,memft_ot loss.threshold=0.5,0.69
-  pml memft -f memft --dry-run
-""",
-)
-def memft(
-    overrides: Overrides = None,
-    *,
-    file: SweepFile = None,
-    config_dir: ConfigDir = None,
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
-    fail_fast: FailFast = False,
-    wait: Wait = None,
-    retry: Retry = True,
-) -> None:
-    flags = {"dry_run": dry_run, "fail_fast": fail_fast, "wait": wait, "retry": retry}
-    _run("memft", overrides, file, config_dir, print_config=print_config, **flags)
-
-
-@app.command(
+    epilog=f"{settings_help(reports.Fit)}\n\n{BY_HELP}",
     help="""Fit the memory law to finished runs.
 
 Shows exponents, their uncertainty and held-out error; draws figures. What
@@ -239,34 +232,21 @@ EXAMPLES
   pml fit outputs/law
   pml fit outputs/law outputs/shares out=report
   pml fit outputs/law saturated_below=0.5 figures=false
-
-\b
-SETTINGS
-  saturated_below=0.69  cells with a final loss up to this are left out
-  draws=4000            of the bootstrap behind the intervals; 0 for none
-  out=                  folder of the report (default: fit/ in the first path)
-  figures=true          draw figures
-  x=rank                or parameters: the size that the law is about
-
-\b
---by SETTING,...  compares the groups that differ in these settings alone
-  (model data adapter loss layer setting lr steps): do they share alpha, beta?
 """,
 )
 def fit(
     overrides: FitArguments = None,
     *,
-    by: Annotated[
-        str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")
-    ] = "",
+    by: CompareBy = "",
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    by_words = [word for word in by.split(",") if word]
-    _report("fit", overrides, config_dir, print_config=print_config, by=by_words)
+    settings = [name for name in by.split(",") if name]
+    _report("fit", overrides, config_dir, print_config=print_config, by=settings)
 
 
 @app.command(
+    epilog=settings_help(reports.Transition),
     help="""Report the phase transition of finished runs, token by token.
 
 Does p > 0.5 suffice for recall, which tokens stay below it and for how long,
@@ -278,14 +258,6 @@ EXAMPLES
   pml transition outputs/transition
   pml transition outputs/law rank=4,8 seqlen=128 out=report
   pml transition outputs/scan text=1 figures=false
-
-\b
-SETTINGS
-  rank= seqlen=   only runs of these ranks and lengths
-  text=           data.seed of the text whose stubborn grid is drawn
-  draws=2000      of the bootstrap behind the intervals of rho; 0 for none
-  out=            folder of the report (default: PATH/transition)
-  figures=true    draw figures
 """,
 )
 def transition(
@@ -298,6 +270,7 @@ def transition(
 
 
 @app.command(
+    epilog=settings_help(reports.Predict),
     help="""Ask a fitted law about adapters that were not trained.
 
 Reads the report of `pml fit` (law.json), trains and fits nothing. Lengths alone:
@@ -311,34 +284,22 @@ EXAMPLES
   pml predict outputs/law rank=8 seqlen=100 --json
   pml predict outputs/law seqlen=300 --target loss=0.5
   pml predict outputs/law rank=4 --target bits=2000
-
-\b
-SETTINGS
-  rank= seqlen=   what is asked; several values: rank=4,8
-  group=          one group of the report (its name or slug); default: all
-  base=           loss of the base model (nats/token) on your text, which makes
-                  bands narrower; default: as on the texts trained
 """,
 )
 def predict(
-    overrides: FitArguments = None,
+    overrides: PredictArguments = None,
     *,
-    target: Annotated[
-        str,
-        typer.Option(
-            "--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS."
-        ),
-    ] = "verbatim",
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    target: Target = "verbatim",
+    as_json: AsJson = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report(
-        "predict", overrides, config_dir, print_config=print_config, target=target, as_json=as_json
-    )
+    options = {"target": target, "as_json": as_json}
+    _report("predict", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
+    epilog=settings_help(reports.Lasting),
     help="""Does it survive rounding and merging, and what else did it damage?
 
 Takes finished runs. Recall as trained; with adapter or base rounded to bf16
@@ -351,22 +312,12 @@ EXAMPLES
   pml lasting outputs/memft outputs/sweep out=report
   pml lasting outputs/memft text=notes.txt tokens=5000
   pml lasting outputs/memft --json | jq .groups
-
-\b
-SETTINGS
-  text=         UTF-8 file on which damage is measured (default: documentation
-                of Python that the embedded model was not trained on)
-  tokens=2000   of that text, and of random tokens; 0: no damage is measured
-  decode=true   in bf16 also decode freely from the prompt
-  device=auto   or cpu, cuda
-  out=          folder of lasting.csv, .json, .png (default: the first path)
-  figures=true  draw the figure
 """,
 )
 def lasting(
     overrides: LastingArguments = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it, for scripts.")] = False,
+    as_json: AsJson = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -387,18 +338,13 @@ EXAMPLES
 """,
 )
 def status(
-    folder: SweepFolder = Path("outputs/sweep"),
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it, for scripts.")] = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Go on until nothing runs or waits any more.")
-    ] = False,
+    folder: SweepFolder = DEFAULT_SWEEP_FOLDER, *, as_json: AsJson = False, watch: Watch = False
 ) -> None:
     from rich.console import Console
 
-    from pml_cli.launch import status as verb
+    from pml_cli.launch import status as command
 
-    raise typer.Exit(verb.run(folder, Console(markup=False), as_json=as_json, watch=watch))
+    raise typer.Exit(command.run(folder, Console(markup=False), as_json=as_json, watch=watch))
 
 
 @app.command(
@@ -412,16 +358,16 @@ EXAMPLES
   pml cancel outputs/law
 """,
 )
-def cancel(folder: SweepFolder = Path("outputs/sweep")) -> None:
+def cancel(folder: SweepFolder = DEFAULT_SWEEP_FOLDER) -> None:
     from rich.console import Console
 
-    from pml_cli.launch import status as verb
+    from pml_cli.launch import status as command
 
-    raise typer.Exit(verb.cancel(folder, Console(markup=False)))
+    raise typer.Exit(command.cancel(folder, Console(markup=False)))
 
 
-def _run(
-    verb: str,
+def _train(
+    command: str,
     overrides: list[str] | None,
     file: Path | None,
     config_dir: Path | None,
@@ -429,38 +375,49 @@ def _run(
     print_config: bool,
     **flags: bool | None,
 ) -> None:
-    from pml_cli.config.compose import describe, load
+    """A command that trains: every argument is a setting."""
+    from pml_cli.config.compose import load
 
-    request = load(verb, overrides or [], file, config_dir)
+    request = load(command, overrides or [], file, config_dir)
     if print_config:
-        typer.echo(describe(request), nl=False)
+        _print_config(request)
         return
+
     from rich.console import Console
 
-    module = importlib.import_module(f"pml_cli.commands.{verb}")
+    module = importlib.import_module(f"pml_cli.commands.{command}")
     raise typer.Exit(module.run(request, Console(markup=False), **flags))
 
 
 def _report(
-    verb: str,
-    words: list[str] | None,
+    command: str,
+    arguments: list[str] | None,
     config_dir: Path | None,
     *,
     print_config: bool,
     **options: Any,
 ) -> None:
-    """A verb that reads finished runs: what contains "=" is a setting, the rest are folders."""
-    from pml_cli.config.compose import describe, load_report
+    """A command that reads finished runs: what contains "=" is a setting, the rest are folders."""
+    from pml_cli.config.compose import load_report
 
-    settings = load_report(verb, [word for word in words or [] if "=" in word], config_dir)
+    overrides = [argument for argument in arguments or [] if "=" in argument]
+    folders = [Path(argument) for argument in arguments or [] if "=" not in argument]
+    settings = load_report(command, overrides, config_dir)
     if print_config:
-        typer.echo(describe(settings), nl=False)
+        _print_config(settings)
         return
+
     from rich.console import Console
 
-    module = importlib.import_module(f"pml_cli.commands.{verb}")
-    paths = [Path(word) for word in words or [] if "=" not in word] or [Path("outputs")]
-    raise typer.Exit(module.run(paths, settings, Console(markup=False), **options))
+    module = importlib.import_module(f"pml_cli.commands.{command}")
+    console = Console(markup=False)
+    raise typer.Exit(module.run(folders or [Path("outputs")], settings, console, **options))
+
+
+def _print_config(settings: Any) -> None:
+    from pml_cli.config.dump import describe
+
+    typer.echo(describe(settings), nl=False)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -469,19 +426,19 @@ def main(args: list[str] | None = None) -> None:
     try:
         code = app(args, prog_name="pml", standalone_mode=False)
     except UserError as error:
-        _fail(str(error))
+        _exit_with(error.faults)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         # Typer's own complaints (unknown option or command) share no public class over its versions.
         if not hasattr(error, "format_message"):
             raise
-        _fail(error.format_message())
+        _exit_with(error.format_message().splitlines())
     else:
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> None:
-    for line in message.splitlines():
+def _exit_with(faults: list[str]) -> None:
+    for line in faults:
         typer.echo(f"error: {line}", err=True)
     sys.exit(2)

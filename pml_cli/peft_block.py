@@ -1,14 +1,14 @@
 """The paper's placement inside PEFT: a LoRA layer in parallel to a whole MLP block.
 
-PEFT knows linear modules; this teaches it the block, by its mechanism for custom modules. An
+PEFT adapts linear modules; this teaches it the block, by its mechanism for custom modules. An
 adapter that pml saved with `adapter=mlp_block` then loads in three lines:
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     model = load_mlp_block(model, "outputs/sweep/<run>/adapter")
     model.generate(...)
 
-Activation functions make the block non-linear, so the adapter cannot be merged into its weights:
-`merge_and_unload` says so, `unload` takes the adapter off.
+The block is not linear, so the adapter cannot be merged into its weights: `merge_and_unload` raises
+NotImplementedError, `unload` removes the adapter.
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ from torch import Tensor, nn
 
 from pml_cli.errors import UserError
 
+__all__ = ["MlpBlockLora", "load_mlp_block", "mlp_block_config"]
+
 
 class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no types
-    """block(x) + dropout(x @ A.T @ B.T * scaling): the adapter bypasses the block, and dropout falls on its output."""
+    """block(x) + dropout(x @ A.T @ B.T * scaling): the adapter bypasses the block.
 
-    base_layer: nn.Module  # what nn.Module and LoraLayer hold, named for the type checker
+    Shapes: x and output (..., D), A (r, D) and B (D, r) for hidden size D and rank r.
+    """
+
+    # Attributes of nn.Module and LoraLayer, declared for the type checker.
+    base_layer: nn.Module
     active_adapters: list[str]
     set_adapter: Callable[[list[str]], None]
     lora_A: nn.ModuleDict
@@ -51,15 +57,26 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
         lora_alpha: int,
         **kwargs: Any,
     ) -> None:
-        """`width`: the hidden size, which the block reads and writes; the rest is what PEFT passes to its layers."""
+        """Wrap a block and add one adapter.
+
+        Args:
+            base_layer: the MLP block.
+            adapter_name: name of the adapter in PEFT.
+            width: hidden size D, which the block reads and writes.
+            r: rank of the adapter.
+            lora_alpha: the scale is lora_alpha / r.
+            **kwargs: whatever else PEFT passes to its layers.
+        """
         nn.Module.__init__(self)
+        # LoraLayer asks for the sizes of the block while it is initialised.
         self.width = width
         LoraLayer.__init__(self, base_layer)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, lora_alpha, **kwargs)
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        return self.width, self.width  # PEFT asks; from a block it could not tell
+        """Sizes of input and output, which PEFT cannot read from a block."""
+        return self.width, self.width
 
     def update_layer(
         self,
@@ -69,88 +86,133 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
         config: LoraConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add one adapter. PEFT hands over its settings whole (`config`); its older versions, one by one."""
-        dropout = kwargs["lora_dropout"] if config is None else config.lora_dropout
+        """Add one adapter.
+
+        Args:
+            adapter_name: name of the adapter in PEFT.
+            r: its rank.
+            lora_alpha: the scale is lora_alpha / r.
+            config: its settings; older versions of PEFT pass them one by one instead.
+            **kwargs: settings by name.
+
+        Raises:
+            ValueError: r is below 1.
+        """
         if r < 1:
             raise ValueError(f"r={r}: must be at least 1")
-        self.r[adapter_name], self.lora_alpha[adapter_name], self.scaling[adapter_name] = (
-            r,
-            lora_alpha,
-            lora_alpha / r,
-        )
-        self.use_rslora[adapter_name] = self.use_dora[adapter_name] = self.lora_bias[
-            adapter_name
-        ] = False
+
+        self.r[adapter_name] = r
+        self.lora_alpha[adapter_name] = lora_alpha
+        self.scaling[adapter_name] = lora_alpha / r
+        self.use_rslora[adapter_name] = False
+        self.use_dora[adapter_name] = False
+        self.lora_bias[adapter_name] = False
+
+        down = nn.Linear(self.width, r, bias=False)
+        up = nn.Linear(r, self.width, bias=False)
+        # `down` keeps nn.Linear's Kaiming uniform, as in pml's own adapters.
+        nn.init.zeros_(up.weight)
         weight = next(self.base_layer.parameters())
-        down, up = nn.Linear(self.width, r, bias=False), nn.Linear(r, self.width, bias=False)
-        nn.init.zeros_(
-            up.weight
-        )  # down keeps nn.Linear's Kaiming uniform, which our own bank has too
         self.lora_A[adapter_name] = down.to(weight.device, weight.dtype)
         self.lora_B[adapter_name] = up.to(weight.device, weight.dtype)
-        self.lora_dropout[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
+
+        p = kwargs["lora_dropout"] if config is None else config.lora_dropout
+        self.lora_dropout[adapter_name] = nn.Dropout(p) if p else nn.Identity()
         self.set_adapter(self.active_adapters)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out: Tensor = self.base_layer(x, *args, **kwargs)
+        """Output of the block with all active adapters added, (..., D).
+
+        Args:
+            x: input of the block, (..., D).
+            *args: passed to the block.
+            **kwargs: passed to the block.
+        """
+        output: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
-            return out
+            return output
+
         for name in self.active_adapters:
-            if name in self.lora_A:
-                down, up = self.lora_A[name], self.lora_B[name]
-                added = up(down(x.to(next(down.parameters()).dtype)))
-                out = out + self.lora_dropout[name](added * self.scaling[name]).to(out.dtype)
-        return out
+            if name not in self.lora_A:
+                continue
+            down = self.lora_A[name]
+            up = self.lora_B[name]
+            adapter_dtype = next(down.parameters()).dtype
+            delta = up(down(x.to(adapter_dtype))) * self.scaling[name]
+            output = output + self.lora_dropout[name](delta).to(output.dtype)
+        return output
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Always refused; the arguments are PEFT's.
+
+        Raises:
+            NotImplementedError: the block is not linear.
+        """
         raise NotImplementedError(
             "an adapter around a whole MLP block cannot be merged: the block is not linear"
         )
 
     def unmerge(self) -> None:
-        """Nothing was merged."""
+        """Nothing to do, as nothing is ever merged."""
 
 
 def mlp_block_config(model: nn.Module, rank: int, layer: int, dropout: float = 0.0) -> LoraConfig:
-    """Settings for `peft.get_peft_model`: one adapter around the MLP block of a 0-based decoder layer, scale 1.
+    """Settings for `peft.get_peft_model`: an adapter around the MLP block of one layer, scale 1.
+
+    Args:
+        model: a model of transformers.
+        rank: rank of the adapter.
+        layer: the decoder layer, 0-based.
+        dropout: probability that an element of the adapter's output is zeroed.
 
     Raises:
         UserError: the model has no such block.
     """
-    names = [name for name, _ in model.named_modules() if name.endswith(f".{layer}.mlp")]
+    suffix = f".{layer}.mlp"
+    names = [name for name, _module in model.named_modules() if name.endswith(suffix)]
     if len(names) != 1:
-        raise UserError(f"layer={layer}: this model has no module named <layers>.{layer}.mlp")
+        raise UserError(f"layer={layer}: this model has no module named <layers>{suffix}")
+
     config = LoraConfig(
         r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM"
     )
-    _register(config, model)
+    _register_blocks(config, model)
     return config
 
 
 def load_mlp_block(model: nn.Module, folder: str | Path) -> PeftModel:
-    """A transformers model with an adapter on it that pml saved with `adapter=mlp_block`.
+    """A model with an adapter on it that pml saved with `adapter=mlp_block`.
+
+    Args:
+        model: the model of transformers that the adapter was trained on.
+        folder: the adapter/ folder of a run.
 
     Raises:
-        UserError: no such folder, an adapter of another kind, or one made for another model.
+        UserError: there is no such folder, the adapter is of another kind or for another model.
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter_config.json here; give the adapter/ folder of a run")
+
     config = LoraConfig.from_pretrained(str(folder))
-    _register(config, model)
+    _register_blocks(config, model)
     return PeftModel.from_pretrained(model, str(folder), config=config)
 
 
-def _register(config: LoraConfig, model: nn.Module) -> None:
-    """Tell PEFT which class wraps the blocks that the config names."""
+def _register_blocks(config: LoraConfig, model: nn.Module) -> None:
+    """Tell PEFT which class wraps the blocks that a config names.
+
+    Raises:
+        UserError: the model lacks one of them, or one is no MLP block.
+    """
     modules = dict(model.named_modules())
+    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     for name in config.target_modules:
         if name not in modules:
-            raise UserError(
-                f"target_modules: this model has no module {name!r}; was the adapter made for another one?"
-            )
+            reason = f"this model has no module {name!r}; was the adapter made for another one?"
+            raise UserError(f"target_modules: {reason}")
         if not name.endswith(".mlp"):
-            raise UserError(
-                f"target_modules: {name!r} is no MLP block; load it with peft.PeftModel.from_pretrained"
-            )
-        width = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-        config._register_custom_module({type(modules[name]): partial(MlpBlockLora, width=width)})
+            reason = f"{name!r} is no MLP block; load it with peft.PeftModel.from_pretrained"
+            raise UserError(f"target_modules: {reason}")
+
+        wrapper = partial(MlpBlockLora, width=width)
+        config._register_custom_module({type(modules[name]): wrapper})

@@ -12,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
-from support.families import FAMILIES, GPT2, MORE
+from support.families import FAMILIES, GPT2, UNRECORDED
 from support.sweeps import quick  # noqa: F401  a fixture
 
 signal.signal(
@@ -68,7 +68,7 @@ def _save_random(family, folder):
     import torch
     import transformers
 
-    config = transformers.AutoConfig.for_model(family, **(FAMILIES | MORE)[family])
+    config = transformers.AutoConfig.for_model(family, **(FAMILIES | UNRECORDED)[family])
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(4)

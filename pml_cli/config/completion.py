@@ -6,77 +6,136 @@ Neither hydra nor a YAML reader is imported: a keystroke should cost little.
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from pml_cli.config.option_files import SHORT_KEYS, option_file, options, shipped
+from pml_cli.config.option_files import (
+    SHORT_KEYS,
+    default_options,
+    option_file,
+    options,
+    shipped,
+)
 from pml_cli.config.registry import GROUPS, settings_class
-from pml_cli.config.reports import Fit, Lasting, Transition
-from pml_cli.config.schema import DTYPES, SCHEDULES, InlineLaunch, Run
-from pml_cli.config.setting import annotation, keys
+from pml_cli.config.schema import Run, Settings
+from pml_cli.config.setting import annotation, declaration, keys
 from pml_cli.errors import UserError
 
-VALUES: dict[str, tuple[str, ...]] = {
-    "model.dtype": DTYPES,
-    "model.weights": ("pretrained", "random"),
-    "model.device": ("auto", "cpu", "cuda"),
-    "device": ("auto", "cpu", "cuda"),
-    "model.stream": ("true", "false", "null"),
-    "model.checkpointing": ("true", "false", "null"),
-    "train.schedule": SCHEDULES,
-    "train.stop": ("none", "recalled"),
-    "loss.when_done": ("mean", "zero"),
-}
+Completer = Callable[[typer.Context, str], list[str]]
+
+# The settings class that declares each plain key.
+Owners = dict[str, type[Any]]
 
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """Candidates for an override of probe, sweep or memft."""
-    given, word = _words(ctx, incomplete)
-    folder = ctx.params.get("config_dir")
-    settings = _settings(given, Path(folder) if folder else None)
-    return _answer(word, given, settings, Path(folder) if folder else None)
+    typed, word = _words(ctx, incomplete)
+    config_dir = ctx.params.get("config_dir")
+    folder = Path(config_dir) if config_dir else None
+    vocabulary = Vocabulary(owners=_owners(typed, word, folder), groups=GROUPS, config_dir=folder)
+    return _candidates(word, typed, vocabulary)
 
 
-def complete_fit(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Candidates for `pml fit`; none for an empty word, so that the shell offers folders."""
-    given, word = _words(ctx, incomplete)
-    return _answer(word, given, dict.fromkeys(keys(Fit), Fit), None) if word else []
+def report_completer(settings: type[Settings]) -> Completer:
+    """The completer of a command that reads finished runs, from the class of its settings.
 
+    It offers nothing for an empty word, so that the shell offers folders.
+    """
 
-def complete_lasting(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Candidates for `pml lasting`; none for an empty word, so that the shell offers folders."""
-    given, word = _words(ctx, incomplete)
-    return _answer(word, given, dict.fromkeys(keys(Lasting), Lasting), None) if word else []
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        typed, word = _words(ctx, incomplete)
+        if not word:
+            return []
+        vocabulary = Vocabulary(owners=dict.fromkeys(keys(settings), settings))
+        return _candidates(word, typed, vocabulary)
 
-
-def complete_transition(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Candidates for `pml transition`, as `complete_fit`."""
-    given, word = _words(ctx, incomplete)
-    return _answer(word, given, dict.fromkeys(keys(Transition), Transition), None) if word else []
+    return complete
 
 
 def complete_sweep_file(incomplete: str) -> list[str]:
     """Names of the shipped sweeps; where none fits, the shell offers files."""
-    return sorted(
-        path.stem for path in shipped("sweeps").glob("*.yaml") if path.stem.startswith(incomplete)
-    )
+    names = sorted(path.stem for path in shipped("sweeps").glob("*.yaml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What may be typed at one point of a command line.
+
+    Attributes:
+        owners: the plain keys, with the class that declares each.
+        groups: the groups, where the command has them.
+        config_dir: the user's folder of options.
+    """
+
+    owners: Owners = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+    config_dir: Path | None = None
+
+    def keys(self, *, nested: bool) -> list[str]:
+        """The keys, groups first; with or without those inside of groups."""
+        plain = [key for key in self.owners if nested or "." not in key]
+        return list(dict.fromkeys([*self.groups, *plain]))
+
+    def values(self, key: str) -> Sequence[str]:
+        """The values that a key is known to take, where they can be listed."""
+        if key in self.groups:
+            return options(key, self.config_dir)
+        owner, name = self._field(key)
+        if owner is None:
+            return ()
+
+        kind, optional = annotation(owner, name)
+        if kind is bool:
+            return ("true", "false", "null") if optional else ("true", "false")
+        declared = declaration(owner, name)
+        return declared.suggestions or declared.choices if declared else ()
+
+    def default(self, key: str) -> str:
+        """The default of a key as one types it, `...` where that is no plain value."""
+        owner, name = self._field(key)
+        if owner is None:
+            return "..."
+        value = getattr(owner(), name, None)
+        if isinstance(value, bool):
+            return str(value).lower()
+        is_plain = isinstance(value, str | int | float) and value != ""
+        return str(value) if is_plain else "..."
+
+    def is_path(self, key: str) -> bool:
+        """Whether the values of a key are paths."""
+        owner, name = self._field(key)
+        declared = declaration(owner, name) if owner else None
+        # `out` of probe, sweep and memft is no setting of a run.
+        return bool(declared.path) if declared else key == "out"
+
+    def _field(self, key: str) -> tuple[type[Any] | None, str]:
+        """The class that declares a key and the field's name; no class for an unknown key."""
+        owner = self.owners.get(key)
+        name = key.rpartition(".")[2]
+        if owner is None or name not in keys(owner):
+            return None, name
+        return owner, name
 
 
 def _words(ctx: typer.Context, incomplete: str) -> tuple[list[str], str]:
     """The overrides before the cursor and the word at it, whole also in bash."""
-    pieces = [str(word) for word in ctx.params.get("overrides") or ()]
-    here = "=" if _in_bash() and _at_equals() else incomplete
+    pieces = [str(piece) for piece in ctx.params.get("overrides") or ()]
+    last = "=" if _in_bash() and _cursor_is_at_equals() else incomplete
     words: list[str] = []
-    for piece in [*pieces, here]:
-        joins = bool(words) and _in_bash() and (piece == "=" or words[-1].endswith("="))
-        words[-1:] = [words[-1] + piece] if joins else [*words[-1:], piece]
+    for piece in [*pieces, last]:
+        continues = bool(words) and (piece == "=" or words[-1].endswith("="))
+        if continues and _in_bash():
+            words[-1] += piece
+        else:
+            words.append(piece)
     return words[:-1], words[-1]
 
 
@@ -84,97 +143,86 @@ def _in_bash() -> bool:
     return "COMP_WORDS" in os.environ
 
 
-def _at_equals() -> bool:
-    """Whether bash's cursor stands right behind "=": typer hands on an empty word then, as after a space."""
-    words, here = os.environ["COMP_WORDS"].split("\n"), int(os.environ.get("COMP_CWORD", "0"))
-    return here < len(words) and words[here] == "="
+def _cursor_is_at_equals() -> bool:
+    """Whether bash's cursor stands right behind "=": typer passes an empty word then, as after a space."""
+    words = os.environ["COMP_WORDS"].split("\n")
+    index = int(os.environ.get("COMP_CWORD", "0"))
+    return index < len(words) and words[index] == "="
 
 
-def _settings(given: list[str], folder: Path | None) -> dict[str, type[Any]]:
-    """Every plain key that fits the options given so far, with the dataclass that declares it."""
-    found: dict[str, type[Any]] = dict.fromkeys(SHORT_KEYS, Run)
+def _owners(typed: Sequence[str], word: str, config_dir: Path | None) -> Owners:
+    """The plain keys that fit the options typed so far and may complete a word."""
+    owners: Owners = dict.fromkeys(SHORT_KEYS, Run)
     for group in GROUPS:
-        chosen = next(
-            (word.partition("=")[2].split(",") for word in given if word.startswith(f"{group}=")),
-            [],
-        )
-        default = InlineLaunch if group == "launch" else type(getattr(Run(), group))
-        for declared in [_declared(group, option, folder) or default for option in chosen] or [
-            default
-        ]:
-            found |= {f"{group}.{name}": declared for name in keys(declared)}
-    return found
+        # Only the groups that the word may belong to: others need not be imported.
+        if not word or not (group.startswith(word) or word.startswith(f"{group}.")):
+            continue
+        for option in _options_typed(typed, group):
+            owner = _option_class(group, option, config_dir)
+            owners |= {f"{group}.{name}": owner for name in keys(owner)} if owner else {}
+    return owners
 
 
-def _declared(group: str, option: str, folder: Path | None) -> type[Any] | None:
-    file = option_file(group, option, folder)
-    try:
-        named = (
-            re.findall(r"^(source|kind): *(\w+)", file.read_text("utf-8"), re.MULTILINE)
-            if file
-            else []
-        )
-        return settings_class(group, dict(named))
-    except (UserError, OSError, ValueError):
-        return None  # a broken file: the command itself will say so
+def _options_typed(typed: Sequence[str], group: str) -> list[str]:
+    """The options of a group on the command line, else its default."""
+    for word in typed:
+        key, equals, value = word.partition("=")
+        if equals and key == group:
+            return value.split(",")
+    return [default_options("sweep")[group]]
 
 
-def _answer(
-    word: str, given: list[str], settings: dict[str, type[Any]], folder: Path | None
-) -> list[str]:
+def _option_class(group: str, option: str, config_dir: Path | None) -> type[Any] | None:
+    """The class of an option's settings; the default option's where its file cannot be read.
+
+    A broken file is named by the command itself.
+    """
+    for name in (option, default_options("sweep")[group]):
+        file = option_file(group, name, config_dir)
+        try:
+            text = file.read_text("utf-8") if file else ""
+            found = dict(re.findall(r"^(source|kind): *(\w+)", text, re.MULTILINE))
+            return settings_class(group, found)
+        except (UserError, OSError, ValueError):
+            continue
+    return None
+
+
+def _candidates(word: str, typed: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """What may stand in the place of a word."""
     key, equals, value = word.partition("=")
     if not equals:
-        return _keys(word, {g.partition("=")[0] for g in given}, settings)
-    before, comma, last = value.rpartition(",")
-    front = before + comma if _in_bash() else f"{key}={before}{comma}"
-    if key in ("out", "text") or key.endswith(
-        ".path"
-    ):  # bash completes files by itself: to it this is a word of its own
-        return [] if _in_bash() else [front + path for path in _paths(last)]
-    taken = before.split(",")
-    return [
-        front + v for v in _values(key, settings, folder) if v.startswith(last) and v not in taken
-    ]
+        return _key_candidates(word, [text.partition("=")[0] for text in typed], vocabulary)
+
+    earlier, comma, last = value.rpartition(",")
+    prefix = f"{earlier}{comma}" if _in_bash() else f"{key}={earlier}{comma}"
+    if vocabulary.is_path(key):
+        # Bash completes files by itself: to it this is a word of its own.
+        return [] if _in_bash() else [f"{prefix}{path}" for path in _paths(last)]
+
+    chosen = earlier.split(",")
+    values = [value for value in vocabulary.values(key) if value not in chosen]
+    return [f"{prefix}{value}" for value in values if value.startswith(last)]
+
+
+def _key_candidates(word: str, typed_keys: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """The keys that begin with a word, those inside of groups only once it has a letter."""
+    names = vocabulary.keys(nested=bool(word))
+    matching = [name for name in names if name.startswith(word) and name not in typed_keys]
+    if len(matching) != 1:
+        return [f"{name}=" for name in matching]
+
+    # A second candidate keeps the shell from adding a space after "=", and shows the default.
+    (name,) = matching
+    return [f"{name}=", f"{name}={vocabulary.default(name)}"]
 
 
 def _paths(start: str) -> list[str]:
     """Files and folders whose path starts like this; of a folder alone, what is in it."""
-    found = sorted(glob.glob(f"{glob.escape(start)}*"))  # noqa: PTH207  Path.glob takes no absolute pattern
-    if len(found) == 1 and Path(found[0]).is_dir() and (inside := _paths(f"{found[0]}/")):
-        return inside
-    return [f"{path}/" if Path(path).is_dir() else path for path in found]
-
-
-def _keys(word: str, taken: set[str], settings: dict[str, type[Any]]) -> list[str]:
-    groups = (
-        GROUPS if "seed" in settings else ()
-    )  # `pml fit`, `pml lasting` and `pml transition` have none
-    names = (
-        [*groups, *settings] if word else [*groups, *(name for name in settings if "." not in name)]
-    )
-    found = [name for name in dict.fromkeys(names) if name.startswith(word) and name not in taken]
-    if (
-        len(found) == 1
-    ):  # a second candidate keeps the shell from adding a space after "=", and shows the default
-        return [f"{found[0]}=", f"{found[0]}={_default(found[0], settings)}"]
-    return [f"{name}=" for name in found]
-
-
-def _default(key: str, settings: dict[str, type[Any]]) -> str:
-    declared = settings.get(key)
-    default = getattr(declared(), key.rpartition(".")[2], None) if declared else None
-    plain = isinstance(default, str | int | float) and default != ""
-    return str(default).lower() if isinstance(default, bool) else str(default) if plain else "..."
-
-
-def _values(key: str, settings: dict[str, type[Any]], folder: Path | None) -> Iterable[str]:
-    if key in GROUPS:
-        return options(key, folder)
-    declared, name = settings.get(key), key.rpartition(".")[2]
-    if (
-        declared
-        and name in {f.name for f in dataclasses.fields(declared)}
-        and annotation(declared, name)[0] is bool
-    ):
-        return ("true", "false")
-    return VALUES.get(key, ())
+    # Path.glob takes no absolute pattern.
+    matching = sorted(glob.glob(f"{glob.escape(start)}*"))  # noqa: PTH207
+    if len(matching) == 1 and Path(matching[0]).is_dir():
+        inside = _paths(f"{matching[0]}/")
+        if inside:
+            return inside
+    return [f"{path}/" if Path(path).is_dir() else path for path in matching]

@@ -1,4 +1,4 @@
-"""Hydra: overrides and YAML groups to typed requests. The only module that imports hydra (1.3; pinned below 1.4).
+"""Overrides and YAML files to typed requests, by Hydra. The only module that imports hydra (1.3; pinned below 1.4).
 
 The grammar is Hydra's: `rank=4,8`, `range(1,9)`, `choice(a,b)`, `glob(*)` for groups, `group=option`. What Hydra accepts
 silently and is nearly always a slip is refused here: a key given twice (bash makes that of rank={4,8}), interval(), `+key`.
@@ -6,19 +6,14 @@ silently and is nearly always a slip is refused here: a key given twice (bash ma
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from decimal import Decimal
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra import version
-from hydra._internal.hydra import (
-    Hydra,  # what hydra.initialize_config_dir does, plus a user's folder in front
-)
-from hydra._internal.utils import create_config_search_path
 from hydra.compose import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,42 +30,27 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config import sweep_file
-from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.grid import (
-    MAX_CELLS,
-    Grid,
-    OptionSet,
-    Settings,
-    expand_grid,
-    refuse,
-    typed_report,
-)
-from pml_cli.config.option_files import options, shipped
+from pml_cli.config.convert import typed_settings
+from pml_cli.config.grid import MAX_CELLS, Grid, OptionSet, OptionSetOf, RootSettings, expand_grid
+from pml_cli.config.option_files import options, root_file, shipped
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.reports import Fit, Lasting, Predict, ReportSettings, Transition
+from pml_cli.config.reports import REPORTS, ReportSettings
 from pml_cli.config.schema import Launch, Request, Run
-from pml_cli.config.setting import faults
+from pml_cli.config.setting import written
 from pml_cli.config.sweep_file import YAMLError, one_line
-from pml_cli.errors import UserError, did_you_mean
+from pml_cli.errors import UserError, did_you_mean, raise_all
 
-MEMFT_LOSSES = ["sft", "memft_ot", "memft_sw", "memft_margin"]
-# verbs that train nothing
-REPORTS: dict[str, type[ReportSettings]] = {
-    "fit": Fit,
-    "predict": Predict,
-    "lasting": Lasting,
-    "transition": Transition,
-}
-RUN_FIELDS = [f.name for f in dataclasses.fields(Run)]
+# The key of conf/memft.yaml that lists the losses to compare; no setting of a run.
+COMPARE = "compare"
 
 
 def load(
-    verb: str, overrides: list[str], file: Path | None = None, config_dir: Path | None = None
+    command: str, overrides: list[str], file: Path | None = None, config_dir: Path | None = None
 ) -> Request:
-    """What `pml VERB overrides` asks for: every cell typed and checked.
+    """What `pml COMMAND OVERRIDES` asks for: every cell typed and checked.
 
     Args:
-        verb: probe, sweep or memft; the root file conf/VERB.yaml.
+        command: probe, sweep or memft; the root file is conf/COMMAND.yaml.
         overrides: as on the command line; they win over the file's keys.
         file: a sweep file, or the name of a shipped one.
         config_dir: a folder laid out like conf/, looked up first.
@@ -79,109 +59,116 @@ def load(
         UserError: all faults at once, one line each.
     """
     _check_folder(config_dir)
-    given = parse(overrides, config_dir)
-    asked = [grid | given for grid in _file_grids(file, config_dir)] if file else [given]
-    if verb == "memft":
-        asked = [grid if "loss" in grid else {"loss": list(MEMFT_LOSSES), **grid} for grid in asked]
-    swept = _swept(asked)
-    if verb == "probe" and swept:
-        shown = f"{swept[0]}={','.join(map(str, asked[0][swept[0]]))}"
-        raise UserError(f"{shown}: a probe is one run; for several values use `pml sweep`")
-    for key in ("out", "launch"):
-        refuse(
-            [f"{k}: takes one value for the whole sweep" for k in swept if k.split(".")[0] == key]
-        )
+    lines: list[str] = []
+    given = _parse(overrides, config_dir, lines)
+    grids = [given]
+    if file is not None:
+        grids = [grid | given for grid in _file_grids(file, config_dir, lines)]
+    if command == "memft":
+        grids = [_with_compared_losses(grid, config_dir, lines) for grid in grids]
+
+    swept = _swept(grids)
+    lines += _single_value_faults(command, grids, swept)
     with _hydra(config_dir):
-        cells = expand_grid(asked, _templates(verb))
+        cells, cell_lines = expand_grid(grids, _option_sets(command))
+    lines += cell_lines
+    if cells:
+        lines += _device_faults(cells)
+    raise_all(lines)
     return _request(cells, swept)
 
 
-def load_report(verb: str, overrides: list[str], config_dir: Path | None = None) -> ReportSettings:
-    """The settings of a verb that trains nothing (of REPORTS): no groups, one value a key.
+def load_report(
+    command: str, overrides: list[str], config_dir: Path | None = None
+) -> ReportSettings:
+    """The settings of a command that reads finished runs: no groups, one value a key.
+
+    Args:
+        command: one of `REPORTS`.
+        overrides: as on the command line.
+        config_dir: a folder whose COMMAND.yaml, if there is one, holds other defaults.
 
     Raises:
-        UserError: an unknown key, several values for one, or a value of another type.
+        UserError: all faults at once, one line each.
     """
     _check_folder(config_dir)
-    given = parse(overrides, config_dir, groups=())
-    with _hydra(config_dir):
-        return typed_report(REPORTS[verb], _compose(verb, []), given)
+    lines: list[str] = []
+    given = _parse(overrides, config_dir, lines, groups=())
+    defaults: dict[str, Any] = {}
+    if root_file(command, config_dir) is not None:
+        with _hydra(config_dir):
+            defaults = _compose(command, [])
+
+    file_values = {key: [value] for key, value in defaults.items()}
+    try:
+        settings = typed_settings(REPORTS[command], file_values | given)
+    except UserError as error:
+        raise_all([*lines, *error.faults])
+        raise
+    raise_all(lines)
+    return settings
 
 
-def to_yaml(run: Run) -> str:
-    """A run as YAML, every setting resolved."""
-    return "".join(_field_yaml(name, CacheKey(getattr(run, name))) for name in RUN_FIELDS)
-
-
-@lru_cache(maxsize=1024)  # the cells of a sweep share most of their groups, and YAML is slow
-def _field_yaml(name: str, field: CacheKey) -> str:
-    value = field.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    return OmegaConf.to_yaml(OmegaConf.create({name: value}))
-
-
-def describe(asked: Request | ReportSettings) -> str:
-    """What `--print-config` shows: the settings; of many runs the first, the folder and launch, and how many there are."""
-    if isinstance(asked, ReportSettings):
-        return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(asked)))
-    around = {"out": str(asked.out), "launch": dataclasses.asdict(asked.launch)}
-    many = (
-        f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n"
-        if asked.swept
-        else ""
-    )
-    return many + to_yaml(asked.runs[0]) + OmegaConf.to_yaml(OmegaConf.create(around))
-
-
-def parse(
-    overrides: Iterable[str], config_dir: Path | None = None, groups: tuple[str, ...] = GROUPS
+def _parse(
+    overrides: Iterable[str],
+    config_dir: Path | None,
+    lines: list[str],
+    groups: tuple[str, ...] = GROUPS,
 ) -> Grid:
-    """Overrides in Hydra's grammar to the values of each key.
-
-    Raises:
-        UserError: what cannot be read, is given twice or names no option; all at once.
-    """
+    """Overrides in Hydra's grammar to the values of each key; faults are appended to `lines`."""
     grid: Grid = {}
-    faults: list[str] = []
     for text in overrides:
         try:
-            key, values = _one(text, config_dir, groups)
-            if key in grid:
-                faults.append(f"{key}: given twice (several values: {key}=a,b, without braces)")
-            grid[key] = values
+            key, values = _parse_override(text, config_dir, groups)
         except UserError as error:
-            faults.append(str(error))
-    refuse(faults)
+            lines += error.faults
+            continue
+        if key in grid:
+            lines.append(f"{key}: given twice (several values: {key}=a,b, without braces)")
+        grid[key] = _known_options(key, values, config_dir, lines) if key in groups else values
     return grid
 
 
-def _one(text: str, config_dir: Path | None, groups: tuple[str, ...]) -> tuple[str, list[Any]]:
+def _parse_override(
+    text: str, config_dir: Path | None, groups: tuple[str, ...]
+) -> tuple[str, list[Any]]:
+    """The key of an override and its values, each once.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     if text[:1] in ("+", "~"):
-        raise UserError(
-            f"{text}: no {text[0]} here, every setting is declared; write {text.lstrip('+~') or 'key'}"
-        )
-    if not text.partition("=")[0].strip() or "=" not in text:
+        bare = text.lstrip("+~") or "key"
+        raise UserError(f"{text}: no {text[0]} here, every setting is declared; write {bare}")
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
         raise UserError(f"{text}: not of the form key=value")
+
     try:
         override = OverridesParser.create().parse_override(text)
     except (HydraException, ValueError) as error:
-        key, _, value = text.partition("=")
         raise UserError(
-            f"{text}: not in Hydra's grammar ({one_line(error)}); special characters need quotes: '{key}=\"{value}\"'"
+            f"{text}: not in Hydra's grammar ({one_line(error)}); "
+            f"special characters need quotes: '{key}=\"{value}\"'"
         ) from error
     if override.package is not None:
         raise UserError(f"{text}: no @ here, an option has its group's place")
+
     key = override.key_or_group
-    values = _values(override, text, options(key, config_dir) if key in groups else None)
-    if key in groups:
-        _check_options(key, values, config_dir)
-    return key, values
+    names = options(key, config_dir) if key in groups else None
+    values = _values(override, text, names)
+    if not values:
+        raise UserError(f"{text}: no values")
+    return key, _distinct(values)
 
 
 def _values(override: Override, text: str, names: list[str] | None) -> list[Any]:
+    """The values of an override.
+
+    Args:
+        names: the options of the group; None for a plain key.
+    """
     value = override.value()
-    found: list[Any]
     if isinstance(value, IntervalSweep):
         raise UserError(
             f"{text}: an interval has no list of values; use range(start,stop,step) or a,b,c"
@@ -189,94 +176,150 @@ def _values(override: Override, text: str, names: list[str] | None) -> list[Any]
     if isinstance(value, Glob):
         if names is None:
             raise UserError(f"{text}: glob() is for groups ({', '.join(GROUPS)})")
-        found = value.filter(names)
-    elif isinstance(value, RangeSweep):
-        found = _range(value, text)
-    elif isinstance(value, ChoiceSweep):
-        found = [_plain(v) for v in value.list]
-    else:
-        found = [value]
-    if not found:
-        raise UserError(f"{text}: no values")
-    return list({repr(v): v for v in found}.values())
+        return list(value.filter(names))
+    if isinstance(value, RangeSweep):
+        return _range_values(value, text)
+    if isinstance(value, ChoiceSweep):
+        return [_unquoted(element) for element in value.list]
+    return [value]
 
 
-def _range(value: RangeSweep, text: str) -> list[int] | list[float]:
+def _range_values(value: RangeSweep, text: str) -> list[int] | list[float]:
     """Hydra's range, with decimal steps: range(0.1,0.5,0.1) holds 0.3 and not 0.30000000000000004."""
     start, stop, step = (Decimal(str(v)) for v in (value.start, value.stop, value.step))
-    if not step or not all(v.is_finite() for v in (start, stop, step)):
+    if not step or not all(number.is_finite() for number in (start, stop, step)):
         raise UserError(f"{text}: a range needs finite ends and a step that is not 0")
+
+    # The negated floor division rounds up; a last value at or beyond `stop` is dropped below.
     count = max(0, int(-((start - stop) // step)))
     if count > MAX_CELLS:
         raise UserError(f"{text}: {count} values; at most {MAX_CELLS} cells in one sweep")
-    steps = [start + i * step for i in range(count + 1)]
-    within = [v for v in steps if (v < stop if step > 0 else v > stop)]
-    whole = all(isinstance(v, int) for v in (value.start, value.stop, value.step))
-    return [int(v) for v in within] if whole else [float(v) for v in within]
+    numbers = [start + index * step for index in range(count + 1)]
+    inside = [number for number in numbers if (number < stop if step > 0 else number > stop)]
+
+    if all(isinstance(number, int) for number in (value.start, value.stop, value.step)):
+        return [int(number) for number in inside]
+    return [float(number) for number in inside]
 
 
-def _plain(value: Any) -> Any:
+def _unquoted(value: Any) -> Any:
+    """A value of Hydra's grammar as plain Python."""
     if isinstance(value, QuotedString):
         return value.text
     if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return {_plain(k): _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [_unquoted(element) for element in value]
+    if isinstance(value, dict):
+        return {_unquoted(key): _unquoted(element) for key, element in value.items()}
+    return value
 
 
-def _check_options(group: str, values: list[Any], config_dir: Path | None) -> None:
-    allowed = options(group, config_dir)
+def _distinct(values: list[Any]) -> list[Any]:
+    """Each value once, in the order given; by their text, as 1 and 1.0 and True are equal."""
+    return list({repr(value): value for value in values}.values())
+
+
+def _known_options(
+    group: str, values: list[Any], config_dir: Path | None, lines: list[str]
+) -> list[Any]:
+    """The values that are options of a group; a line for each of the others."""
+    names = options(group, config_dir)
     for value in values:
-        if value not in allowed:
-            raise UserError(
-                f"{group}={'null' if value is None else value}: no such option; {did_you_mean(str(value), allowed)}"
-            )
+        if value not in names:
+            text = written(value)
+            lines.append(f"{group}={text}: no such option; {did_you_mean(text, names)}")
+    return [value for value in values if value in names]
 
 
-def _file_grids(file: Path, config_dir: Path | None) -> Iterator[Grid]:
-    for written in sweep_file.read(file):
-        texts = parse((f"{k}={v}" for k, v in written.items() if isinstance(v, str)), config_dir)
-        grid = {
-            key: texts[key] if key in texts else _listed(key, value, file)
-            for key, value in written.items()
-        }
-        for group in (key for key in grid if key in GROUPS):
-            _check_options(group, grid[group], config_dir)
+def _file_grids(file: Path, config_dir: Path | None, lines: list[str]) -> Iterator[Grid]:
+    """The grids of a sweep file; strings are in Hydra's grammar, lists are swept."""
+    for mapping in sweep_file.read(file):
+        overrides = [f"{key}={value}" for key, value in mapping.items() if isinstance(value, str)]
+        parsed = _parse(overrides, config_dir, lines)
+        grid: Grid = {}
+        for key, value in mapping.items():
+            if isinstance(value, str):
+                grid.update({key: parsed[key]} if key in parsed else {})
+                continue
+            if value == []:
+                lines.append(f"{file}: {key}: no values")
+                continue
+            values = _distinct(value) if isinstance(value, list) else [value]
+            is_group = key in GROUPS
+            grid[key] = _known_options(key, values, config_dir, lines) if is_group else values
         yield grid
 
 
-def _listed(key: str, value: Any, file: Path) -> list[Any]:
-    if value == []:
-        raise UserError(f"{file}: {key}: no values")
-    return list({repr(v): v for v in value}.values()) if isinstance(value, list) else [value]
+def _with_compared_losses(grid: Grid, config_dir: Path | None, lines: list[str]) -> Grid:
+    """A grid of `pml memft`: without a loss of the user's it is over those that memft.yaml compares."""
+    if "loss" in grid:
+        return grid
+    losses: list[Any] = []
+    for file in (root_file("memft", config_dir), shipped("conf") / "memft.yaml"):
+        if file is not None and not losses:
+            losses = sweep_file.read_mapping(file).get(COMPARE, [])
+    return {"loss": _known_options("loss", losses, config_dir, lines), **grid}
 
 
-def _swept(asked: list[Grid]) -> list[str]:
-    found = dict.fromkeys(key for grid in asked for key in grid)
-    return [
-        key
-        for key in found
-        if any(len(g.get(key, [])) > 1 or g.get(key) != asked[0].get(key) for g in asked)
-    ]
+def _swept(grids: list[Grid]) -> list[str]:
+    """The keys that have several values, within a grid or between grids."""
+    swept = []
+    for key in dict.fromkeys(key for grid in grids for key in grid):
+        differs = any(grid.get(key) != grids[0].get(key) for grid in grids)
+        if differs or any(len(grid.get(key, [])) > 1 for grid in grids):
+            swept.append(key)
+    return swept
 
 
-def _templates(verb: str) -> Any:
+def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> Iterator[str]:
+    """Keys that were given several values and take one."""
+    if command == "probe" and swept:
+        values = ",".join(map(written, grids[0][swept[0]]))
+        yield f"{swept[0]}={values}: a probe is one run; for several values use `pml sweep`"
+    for key in swept:
+        if key.split(".")[0] in ("out", "launch"):
+            yield f"{key}: takes one value for the whole sweep"
+
+
+def _device_faults(cells: list[RootSettings]) -> Iterator[str]:
+    """A GPU by number, where every process is given one of its own and sees no other."""
+    launch: Launch = cells[0].launch
+    if not launch.assigns_devices:
+        return
+    numbered = dict.fromkeys(cell.model.device for cell in cells if ":" in cell.model.device)
+    for device in numbered:
+        yield f"model.device={device}: must be auto, cpu or cuda with launch={launch.kind}"
+
+
+def _request(cells: list[RootSettings], swept: list[str]) -> Request:
+    names = [field.name for field in fields(Run)]
+    runs = [Run(**{name: getattr(cell, name) for name in names}) for cell in cells]
+    out = Path(cells[0].out).expanduser()
+    return Request(runs=runs, out=out, launch=cells[0].launch, swept=swept)
+
+
+def _option_sets(command: str) -> OptionSetOf:
+    """Compose the option sets of a command, each combination of options once."""
     composed: dict[tuple[tuple[str, str], ...], OptionSet] = {}
 
-    def template(chosen: dict[str, str]) -> OptionSet:
-        known = tuple(sorted(chosen.items()))
-        if known not in composed:
-            tree = _compose(verb, [f"{group}={option}" for group, option in known])
+    def option_set_of(chosen: dict[str, str]) -> OptionSet:
+        combination = tuple(sorted(chosen.items()))
+        if combination not in composed:
+            overrides = [f"{group}={option}" for group, option in combination]
+            tree = _compose(command, overrides, with_choices=True)
+            tree.pop(COMPARE, None)
             choices = tree.pop("hydra")["runtime"]["choices"]
-            composed[known] = OptionSet(tree, {group: str(choices.get(group)) for group in GROUPS})
-        return composed[known]
+            options_chosen = {group: str(choices.get(group)) for group in GROUPS}
+            composed[combination] = OptionSet(tree, options_chosen)
+        return composed[combination]
 
-    return template
+    return option_set_of
 
 
-def _compose(root: str, overrides: list[str]) -> dict[str, Any]:
+def _compose(root: str, overrides: list[str], *, with_choices: bool = False) -> dict[str, Any]:
+    """The tree of a root file and its options; with Hydra's own node, which names the options chosen."""
     try:
         tree: Any = OmegaConf.to_container(
-            compose(root, overrides, return_hydra_config=root not in REPORTS)
+            compose(root, overrides, return_hydra_config=with_choices)
         )
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{root} {' '.join(overrides)}: {one_line(error)}") from error
@@ -290,40 +333,32 @@ def _check_folder(config_dir: Path | None) -> None:
 
 @contextmanager
 def _hydra(config_dir: Path | None) -> Iterator[None]:
-    """Hydra over our conf/, and a user's folder in front of it. An application's own Hydra is put back afterwards."""
-    before = GlobalHydra.instance().hydra
+    """Hydra over our conf/, with a user's folder in front. An application's own Hydra is put back afterwards."""
+    application_hydra = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         version.setbase("1.3")
-        path = create_config_search_path(str(shipped("conf").resolve()))
-        if config_dir is not None:
-            path.prepend(provider="user", path=f"file://{config_dir.resolve()}")
-        Hydra.create_main_hydra2(task_name="pml", config_search_path=path)
-        OmegaConf.register_new_resolver("basename", _last_parts, replace=True)
+        start_hydra(shipped("conf"), config_dir)
+        OmegaConf.register_new_resolver("basename", _last_path_parts, replace=True)
         yield
     finally:
-        GlobalHydra.instance().hydra = before
+        GlobalHydra.instance().hydra = application_hydra
 
 
-def _last_parts(path: Any, count: int = 1) -> str:
+def start_hydra(conf: Path, config_dir: Path | None) -> None:
+    """What `hydra.initialize_config_dir` does, plus a user's folder in front of ours.
+
+    Hydra's public functions take one folder, hence its internals; a test says so when a release moves them.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    search_path = create_config_search_path(str(conf.resolve()))
+    if config_dir is not None:
+        search_path.prepend(provider="user", path=f"file://{config_dir.resolve()}")
+    Hydra.create_main_hydra2(task_name="pml", config_search_path=search_path)
+
+
+def _last_path_parts(path: Any, count: int = 1) -> str:
     """The last parts of a path, as a name: ${basename:./a/final,2} is a-final."""
     return "-".join([part for part in Path(str(path)).parts if part != "/"][-count:])
-
-
-def _request(cells: list[Settings], swept: list[str]) -> Request:
-    refuse(faults(cells[0].launch, "launch."))
-    runs = [Run(**{name: getattr(cell, name) for name in RUN_FIELDS}) for cell in cells]
-    refuse(_device_faults(runs, cells[0].launch))
-    out = Path(cells[0].out).expanduser()
-    return Request(runs=runs, out=out, launch=cells[0].launch, swept=swept)
-
-
-def _device_faults(runs: list[Run], launch: Launch) -> list[str]:
-    """A GPU by number where every process is given one of its own and sees no other."""
-    if launch.allows_device_numbers:
-        return []
-    numbered = dict.fromkeys(run.model.device for run in runs if ":" in run.model.device)
-    return [
-        f"model.device={device}: must be auto, cpu or cuda with launch={launch.kind}"
-        for device in numbered
-    ]

@@ -5,7 +5,9 @@ and shell completion are quick.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from pml_cli.config.registry import GROUPS
@@ -35,6 +37,15 @@ def option_file(group: str, option: str, config_dir: Path | None = None) -> Path
     return None
 
 
+def root_file(command: str, config_dir: Path | None = None) -> Path | None:
+    """The YAML file with the defaults of a command; the user's folder comes first."""
+    for folder in _folders(config_dir):
+        file = folder / f"{command}.yaml"
+        if file.is_file():
+            return file
+    return None
+
+
 def options(group: str, config_dir: Path | None = None) -> list[str]:
     """The names that `group=` takes, in alphabetical order."""
     files = [path for folder in _folders(config_dir) for path in (folder / group).glob("*.yaml")]
@@ -57,3 +68,17 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
 
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{key}: no such key; {hint}allowed: {', '.join(allowed)}"
+
+
+@cache
+def default_options(command: str) -> dict[str, str]:
+    """The option of each group that a command's shipped root file chooses."""
+    text = (shipped("conf") / f"{command}.yaml").read_text("utf-8")
+    return dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+
+
+def summary(file: Path) -> str:
+    """What an option is: the first line of its YAML file, a comment."""
+    with file.open(encoding="utf-8") as lines:
+        first = lines.readline()
+    return first.lstrip("#").strip() if first.startswith("#") else ""

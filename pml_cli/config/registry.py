@@ -104,6 +104,11 @@ def settings_class(group: str, fields: Mapping[str, Any]) -> type[Any]:
     return classes[name]
 
 
+def create(group: str, name: str) -> Any:
+    """The settings of a registered class, all at their defaults."""
+    return declared(group)[name]()
+
+
 @cache
 def _import_modules(group: str) -> None:
     home = HOMES[group]

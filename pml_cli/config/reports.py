@@ -128,3 +128,12 @@ class Transition(ReportSettings):
         help="data.seed of the text whose stubborn tokens are drawn",
         special={None: "the lowest"},
     )
+
+
+# By the name of the command.
+REPORTS: dict[str, type[ReportSettings]] = {
+    "fit": Fit,
+    "predict": Predict,
+    "lasting": Lasting,
+    "transition": Transition,
+}

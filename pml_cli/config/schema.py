@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,7 +87,7 @@ class Model(Settings):
     )
     weights: str = setting(
         "pretrained",
-        help="pretrained weights, or random ones of the same architecture to measure speed",
+        help="random: seeded random weights of the same architecture, to measure speed",
         choices=("pretrained", "random"),
     )
     architecture: dict[str, Any] = setting(
@@ -109,12 +110,12 @@ class Model(Settings):
     )
     stream: bool | None = setting(
         None,
-        help="keep the layers below the adapter in their files and read them one at a time",
+        help="read the layers below the adapter from their files, one at a time",
         special={None: "where the weights do not fit the device"},
     )
     checkpointing: bool | None = setting(
         None,
-        help="activation checkpointing: recompute the layers above the adapter in the backward pass",
+        help="activation checkpointing in the layers above the adapter",
         special={None: "where a cell does not fit the device without"},
     )
     revision: str | None = setting(None, help="revision of the hub repository")
@@ -379,8 +380,8 @@ class Train(Settings):
 class Launch(Settings):
     """Common to all launchers."""
 
-    # Whether a run may name a GPU by number; not where every process sees one GPU of its own.
-    allows_device_numbers: ClassVar[bool] = False
+    # Whether every process is given one GPU and sees no other, so that a run cannot name one by number.
+    assigns_devices: ClassVar[bool] = False
 
     kind: str = ""
     pack_tokens: int = setting(
@@ -413,8 +414,6 @@ class Launch(Settings):
 class InlineLaunch(Launch):
     """In this process."""
 
-    allows_device_numbers: ClassVar[bool] = True
-
     kind: str = "inline"
 
 
@@ -422,6 +421,8 @@ class InlineLaunch(Launch):
 @dataclass(kw_only=True)
 class LocalLaunch(Launch):
     """Processes on this machine, each with a device of its own."""
+
+    assigns_devices: ClassVar[bool] = True
 
     kind: str = "local"
     devices: int = setting(
@@ -439,6 +440,8 @@ class LocalLaunch(Launch):
 @dataclass(kw_only=True)
 class SlurmLaunch(Launch):
     """An array of jobs on a Slurm cluster, each with a device of its own. null leaves a setting to the site."""
+
+    assigns_devices: ClassVar[bool] = True
 
     kind: str = "slurm"
     devices: int = setting(4, help="tasks of the array", minimum=1)
@@ -474,10 +477,6 @@ class SlurmLaunch(Launch):
             yield f"signal_seconds={self.signal_seconds}: must be below {limit}"
 
 
-def _default_option(group: str, name: str) -> Any:
-    return registry.declared(group)[name]()
-
-
 @dataclass(kw_only=True)
 class Run(Settings):
     """One cell: one adapter of one rank, trained to remember `seqlen` target tokens."""
@@ -492,9 +491,9 @@ class Run(Settings):
         allowed=SEEDS_ALLOWED,
     )
     model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=lambda: _default_option("data", "random"))
+    data: Data = field(default_factory=partial(registry.create, "data", "random"))
     adapter: Adapter = field(default_factory=MlpBlockAdapter)
-    loss: Loss = field(default_factory=lambda: _default_option("loss", "sft"))
+    loss: Loss = field(default_factory=partial(registry.create, "loss", "sft"))
     train: Train = field(default_factory=Train)
 
 

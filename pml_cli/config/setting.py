@@ -208,22 +208,33 @@ def declaration(owner: type[Any], name: str) -> Declaration | None:
 
 
 def faults(settings: Settings, prefix: str = "") -> list[str]:
-    """What is wrong with the values of a settings dataclass: option, value, what is allowed.
+    """What is wrong with the values of settings, and of the settings that they hold, as a `Run` does.
 
     Args:
-        settings: an instance; settings that it holds, as a `Run` does, are checked too.
+        settings: an instance.
         prefix: put before every name: `train.`.
+
+    Returns:
+        A line for each fault: option, value, what is allowed.
     """
+    lines = own_faults(settings, prefix)
+    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, declared.name)
+        if isinstance(value, Settings):
+            lines += faults(value, f"{prefix}{declared.name}.")
+    return lines
+
+
+def own_faults(settings: Settings, prefix: str = "") -> list[str]:
+    """As `faults`, without those of the settings that it holds."""
     lines: list[str] = []
     for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
-        name = declared.name
-        value = getattr(settings, name)
-        if isinstance(value, Settings):
-            lines += faults(value, f"{prefix}{name}.")
-        elif "declaration" in declared.metadata:
-            found = _field_faults(type(settings), name, declared.metadata["declaration"], value)
-            lines += [f"{prefix}{line}" for line in found]
-    return lines + [f"{prefix}{line}" for line in settings.validate()]
+        if "declaration" in declared.metadata:
+            value = getattr(settings, declared.name)
+            declaration = declared.metadata["declaration"]
+            lines += _field_faults(type(settings), declared.name, declaration, value)
+    lines += settings.validate()
+    return [f"{prefix}{line}" for line in lines]
 
 
 def _field_faults(
@@ -265,11 +276,11 @@ def type_text(owner: type[Any], name: str) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """A value as one writes it on the command line, on one line."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "null"
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:g}"
-    return str(value)
+    return " ".join(str(value).split())

@@ -1,4 +1,4 @@
-"""Sweep files: which many runs. A mapping of key to a value, a list (= swept) or a string in Hydra's grammar.
+"""Sweep files: a YAML mapping of keys to a value, a list (swept) or a text in Hydra's grammar.
 
 Nested mappings are flattened with dots. `grids:` lists such mappings; each is merged over the shared keys.
 """
@@ -26,14 +26,21 @@ def read(file: Path) -> list[dict[str, Any]]:
         UserError: no such file, not UTF-8, not YAML, not a mapping, empty, or a key given twice.
     """
     path = find(file)
-    shared = _mapping(path)
-    listed = shared.pop("grids", None)
+    shared = read_mapping(path)
+    if not shared:
+        raise UserError(
+            f"{path}: empty; a sweep file maps keys to values, for example rank: [4, 8]"
+        )
+
+    grids = shared.pop("grids", None)
     base = _flat(shared, path)
-    if listed is None:
+    if grids is None:
         return [base]
-    if not isinstance(listed, list) or not listed or not all(isinstance(g, dict) for g in listed):
+    if not isinstance(grids, list) or not grids:
         raise UserError(f"{path}: grids must be a list of mappings")
-    return [base | _flat(grid, path) for grid in listed]
+    if not all(isinstance(grid, dict) for grid in grids):
+        raise UserError(f"{path}: grids must be a list of mappings")
+    return [base | _flat(grid, path) for grid in grids]
 
 
 def names() -> list[str]:
@@ -42,39 +49,54 @@ def names() -> list[str]:
 
 
 def find(file: Path) -> Path:
-    """The file as a path, else the shipped sweep of that name (`law`, `law.yaml`, `sweeps/law.yaml`)."""
+    """The path of a sweep file, or of the shipped sweep of that name: `law`, `law.yaml`, `sweeps/law.yaml`.
+
+    Raises:
+        UserError: there is no such file.
+    """
     if file.is_file():
         return file
-    if file.parent.name in ("", "sweeps") and len(file.parts) <= 2:
-        ours = shipped("sweeps") / (file.name if file.suffix else f"{file.name}.yaml")
-        if ours.is_file():
-            return ours
-    what = "is a folder, not a sweep file" if file.is_dir() else "no such sweep file"
-    raise UserError(f"{file}: {what}; those that come with pml: {', '.join(names()) or 'none'}")
+
+    may_be_shipped = file.parent.name in ("", "sweeps") and len(file.parts) <= 2
+    if may_be_shipped:
+        name = file.name if file.suffix else f"{file.name}.yaml"
+        candidate = shipped("sweeps") / name
+        if candidate.is_file():
+            return candidate
+
+    reason = "is a folder, not a sweep file" if file.is_dir() else "no such sweep file"
+    available = ", ".join(names()) or "none"
+    raise UserError(f"{file}: {reason}; those that come with pml: {available}")
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; empty where the file is.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
         text = path.read_text("utf-8")
         tree = yaml.safe_load(text)
         # OmegaConf's reader refuses a key given twice and reads 1e-3 as a number; plain YAML does neither.
-        read = OmegaConf.to_container(OmegaConf.create(text)) if isinstance(tree, dict) else tree
+        if isinstance(tree, dict):
+            tree = OmegaConf.to_container(OmegaConf.create(text))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not a sweep file in YAML: {one_line(error)}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    if read is None or read == {}:
-        raise UserError(
-            f"{path}: empty; a sweep file maps keys to values, for example rank: [4, 8]"
-        )
-    if not isinstance(read, dict):
-        raise UserError(f"{path}: must be a mapping of keys to values, not a {type(read).__name__}")
-    return {str(key): value for key, value in read.items()}
+
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values, not a {type(tree).__name__}")
+    return {str(key): value for key, value in tree.items()}
 
 
 def _flat(tree: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """A mapping without nested ones: `train: {lr: 1}` becomes `train.lr: 1`."""
     flat: dict[str, Any] = {}
     for key, value in _leaves(tree):
         if key in flat:
@@ -95,5 +117,6 @@ def one_line(error: Exception) -> str:
     """The message of a YAML, OmegaConf or Hydra error on one line, with the line number where there is one."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        return f"line {mark.line + 1}: {getattr(error, 'problem', None) or 'not readable'}"
+        problem = getattr(error, "problem", None) or "not readable"
+        return f"line {mark.line + 1}: {problem}"
     return first_line(error)

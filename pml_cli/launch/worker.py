@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pml_cli.config.compose import to_yaml
+from pml_cli.config.dump import to_yaml
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import tokens_hash
 from pml_cli.errors import UserError, first_line

@@ -13,7 +13,7 @@ from scipy import stats
 
 from pml_cli import cli
 from pml_cli.analysis.deployment import comparison, rows, summary
-from pml_cli.config.compose import to_yaml
+from pml_cli.config.dump import to_yaml
 from pml_cli.config.load import read_run
 from pml_cli.config.schema import LinearAdapter, MemftMarginLoss, MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.opened import source_of

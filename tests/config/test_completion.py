@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 
 from pml_cli.config.completion import (
-    complete_fit,
-    complete_lasting,
     complete_override,
     complete_sweep_file,
-    complete_transition,
+    report_completer,
 )
 from pml_cli.config.option_files import SHORT_KEYS
 from pml_cli.config.registry import GROUPS
+from pml_cli.config.reports import Fit, Lasting, Transition
+
+complete_fit = report_completer(Fit)
+complete_lasting = report_completer(Lasting)
+complete_transition = report_completer(Transition)
 
 ROOT = Path(__file__).parents[2]
 

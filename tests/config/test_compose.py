@@ -9,11 +9,12 @@ from hydra.core.global_hydra import GlobalHydra
 
 from pml_cli.config import option_files
 from pml_cli.config import sweep_file as grids
-from pml_cli.config.compose import describe, load, load_report, to_yaml
+from pml_cli.config.compose import load, load_report
+from pml_cli.config.dump import describe, to_yaml
 from pml_cli.config.grid import MAX_CELLS
 from pml_cli.config.load import option_settings
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.reports import Fit
+from pml_cli.config.reports import Fit, Transition
 from pml_cli.config.schema import (
     LinearAdapter,
     MemftMarginLoss,
@@ -232,6 +233,23 @@ def test_describe_counts_the_cells():
     assert yaml.safe_load(text)["launch"]["kind"] == "inline"
 
 
+def test_describe_explains_every_setting():
+    settings = load("probe", ["model=qwen3_0_6b", "model.revision='a: # b'"])
+    text = describe(settings)
+    tree = yaml.safe_load(text)
+    assert tree == {**yaml.safe_load(to_yaml(settings.runs[0])), "out": "outputs/probe"} | {
+        "launch": tree["launch"]
+    }
+    lines = text.splitlines()
+    assert any(line.startswith("  lr: 0.01 ") and "# peak learning rate" in line for line in lines)
+    assert any("# Mean cross-entropy" in line for line in lines)
+    uncommented = [line for line in lines if "#" not in line]
+    assert {line.split(":")[0] for line in uncommented if not line.startswith("    ")} == {*GROUPS}
+    fit = describe(load_report("fit", ["x=parameters"]))
+    assert yaml.safe_load(fit)["x"] == "parameters"
+    assert fit.count("  # ") == len(fit.splitlines())
+
+
 def test_fit_settings():
     assert load_report("fit", []) == Fit()
     assert load_report("fit", ["saturated_below=0.5", "figures=false", "out='a b'"]) == Fit(
@@ -322,6 +340,29 @@ def test_all_faults_at_once():
     lines = refusal("sweep", "rank=range(-30,0)").splitlines()
     assert len(lines) == 11
     assert lines[-1] == "and 20 more"
+
+
+def test_faults_of_every_kind_are_named_together(sweep_file):
+    lines = refusal("sweep", "rank=0", "seqlen=-1", "loss=memft_oz", "train.lrr=3").splitlines()
+    assert sorted(line.split(":")[0] for line in lines) == [
+        "loss=memft_oz",
+        "rank=0",
+        "seqlen=-1",
+        "train.lrr",
+    ]
+    # Without the option the keys below it cannot be judged; a value of another type hides no fault.
+    lines = refusal("probe", "loss=memft_oz", "loss.threshold=1", "rank=x", "seqlen=0").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["loss=memft_oz", "rank=x", "seqlen=0"]
+
+    file = sweep_file("rank: [0, 1]\nmodel: [tiny, tinny]\nseed: interval(0,1)\n")
+    lines = refusal("sweep", "launch.pack_tokens=-1", "out=a,b", file=file).splitlines()
+    assert len(lines) == 5
+
+
+def test_faults_of_a_report_are_named_together():
+    with pytest.raises(UserError) as caught:
+        load_report("fit", ["draws=-1", "x=size", "figures=maybe", "rnak=1", "out"])
+    assert len(caught.value.faults) == 5
 
 
 def test_sweep_file_keys_lists_strings_and_nesting(sweep_file):
@@ -430,6 +471,43 @@ def test_faults_of_a_user_s_option(user_conf, text, expected):
     line = refusal("probe", "data=mine", config_dir=user_conf)
     assert expected in line
     assert len(line.splitlines()) == 1
+
+
+def test_a_user_s_folder_sets_the_defaults_of_a_report(user_conf):
+    (user_conf / "fit.yaml").write_text("draws: 7\nx: parameters\n")
+    (user_conf / "predict.yaml").write_text("defaults: [_self_]\nrank: [4, 8]\n")
+    assert load_report("fit", ["x=rank"], user_conf) == Fit(draws=7)
+    assert load_report("predict", [], user_conf).rank == [4.0, 8.0]
+    assert load_report("transition", [], user_conf) == Transition()
+    (user_conf / "fit.yaml").write_text("drawz: 7\n")
+    with pytest.raises(UserError, match="drawz: no such key; did you mean 'draws'"):
+        load_report("fit", [], user_conf)
+
+
+def test_a_user_s_folder_may_choose_the_losses_to_compare(user_conf):
+    shipped = Path(option_files.shipped("conf") / "memft.yaml").read_text()
+    losses = "compare: [sft, memft_sw]"
+    (user_conf / "memft.yaml").write_text(
+        shipped.replace("compare: [sft, memft_ot, memft_sw, memft_margin]", losses)
+    )
+    request = load("memft", [], config_dir=user_conf)
+    assert [run.loss.kind for run in request.runs] == ["sft", "memft_sw"]
+    (user_conf / "memft.yaml").write_text(shipped.split("compare:")[0])
+    assert len(load("memft", [], config_dir=user_conf).runs) == 4
+
+
+def test_hydra_s_internals_are_where_we_look_for_them(tmp_path):
+    """If this fails after an update of hydra, `compose.start_hydra` is the one function to mend."""
+    import inspect
+
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    parameters = inspect.signature(Hydra.create_main_hydra2).parameters
+    assert {"task_name", "config_search_path"} <= set(parameters)
+    search_path = create_config_search_path(str(tmp_path))
+    search_path.prepend(provider="user", path=f"file://{tmp_path}")
+    assert search_path.get_path()[0].provider == "user"
 
 
 def test_config_dir_must_exist(tmp_path):

@@ -9,9 +9,8 @@ from support.families import FAMILIES
 from support.models import adapter_of, local
 from support.pricing import (
     BLOCK,
-    MLP,
-    TARGETS,
     Counter,
+    measured_adapter,
     model,
     one_step,
     pack,
@@ -113,7 +112,9 @@ DEEP = {"num_hidden_layers": 12, "vocab_size": 512}
 
 
 @pytest.mark.parametrize(
-    ("adapter", "dtype"), [(BLOCK, "float32"), (MLP, "bfloat16")], ids=["block", "linear"]
+    ("adapter", "dtype"),
+    [(BLOCK, "float32"), (measured_adapter("qwen3"), "bfloat16")],
+    ids=["block", "linear"],
 )
 def test_what_it_saves_is_what_is_priced(adapter, dtype):
     """Twelve layers, the adapter in the third: peak of the allocated bytes of a step."""
@@ -148,7 +149,7 @@ def test_flops_and_saved_bytes_of_a_step(family, kind):
     window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     one = with_checkpointing(
         pack(
-            model(family, **window), BLOCK if kind == "mlp_block" else TARGETS.get(family, MLP), 100
+            model(family, **window), BLOCK if kind == "mlp_block" else measured_adapter(family), 100
         )
     )
     made = trainer(one)

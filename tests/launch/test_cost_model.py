@@ -12,11 +12,8 @@ import torch
 from support.families import FAMILIES
 from support.pricing import (
     BLOCK,
-    MLP,
-    SIZES,
-    TARGETS,
-    WIDER,
     Counter,
+    measured_adapter,
     model,
     one_step,
     pack,
@@ -42,8 +39,6 @@ from pml_cli.training import trainer as engine
 from pml_cli.training.trainer import Cell, Trainer
 
 SPREAD = LinearAdapter(targets=["k_proj", "self_attn.o_proj"], layers=[])
-SIZES["gpt2"] = {"n_embd": 64, "n_head": 4, "n_layer": 6, "n_positions": 2048, "vocab_size": 512}
-SIZES["gpt_neox"] = {k: v for k, v in WIDER.items() if k not in ("num_key_value_heads", "head_dim")}
 
 
 @pytest.mark.parametrize(("name", "gflop"), [("qwen3_8b", 11.0), ("llama31_8b", 13.4)])
@@ -65,7 +60,7 @@ def test_flops_and_saved_bytes_of_a_step(family, kind, seqlen, dtype):
     window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     planned = pack(
         model(family, dtype, **window),
-        BLOCK if kind == "mlp_block" else TARGETS.get(family, MLP),
+        BLOCK if kind == "mlp_block" else measured_adapter(family),
         seqlen,
     )
     made = trainer(planned)

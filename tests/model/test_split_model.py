@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.families import FAMILIES
-from support.models import T, adapter_of, ids_of, local, loud_bank, own_logits
+from support.models import T, adapter_of, local, own_logits, random_bank, random_ids
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.errors import UserError
@@ -26,9 +26,9 @@ WIDE = {"n_embd": 64, "n_head": 4, "n_layer": 1, "n_positions": 32, "vocab_size"
 @pytest.mark.parametrize("family", FAMILIES)
 def test_split_equals_full(model_folder, family, kind):
     base = load_model(local(model_folder(family)))
-    bank = loud_bank(base, adapter_of(kind, family))
+    bank = random_bank(base, adapter_of(kind, family))
     base.check_split(bank)
-    unique = ids_of(base, 3)
+    unique = random_ids(base, 3)
     rows = torch.tensor(
         [0, 2, 1, 1]
     )  # two rows for each of the two adapters, from a cache of three
@@ -49,8 +49,8 @@ def test_split_equals_full(model_folder, family, kind):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shorter_prefixes_of_a_longer_cache(model_folder, family, kind):
     base = load_model(local(model_folder(family)))
-    bank = loud_bank(base, adapter_of(kind, family))
-    ids = ids_of(base, 2)
+    bank = random_bank(base, adapter_of(kind, family))
+    ids = random_ids(base, 2)
     prefix = base.prefix(ids, bank)
     for tokens in (1, 6, 7, 8, 20):  # around the sliding window of 7
         expected = own_logits(base, ids[:, :tokens], bank)
@@ -62,9 +62,9 @@ def test_shorter_prefixes_of_a_longer_cache(model_folder, family, kind):
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt2"])
 def test_gradients_of_the_split_pass_are_those_of_the_full_one(model_folder, family):
     base = load_model(local(model_folder(family)))
-    ids, found = ids_of(base, 2), []
+    ids, found = random_ids(base, 2), []
     for kind in ("mlp_block", "linear"):
-        bank = loud_bank(base, adapter_of(kind, family)).requires_grad_()
+        bank = random_bank(base, adapter_of(kind, family)).requires_grad_()
         hidden = base.upper(base.prefix(ids, bank).rows(torch.tensor([0, 1]), T), bank)
         split = torch.autograd.grad(hidden.square().sum(), bank.parameters())
         full = torch.autograd.grad(
@@ -81,7 +81,7 @@ def test_gradients_of_the_split_pass_are_those_of_the_full_one(model_folder, fam
 @pytest.mark.parametrize("kind", [MlpBlockAdapter(), LinearAdapter(targets=["q_proj", "up_proj"])])
 def test_the_first_and_the_last_layer(model_folder, layer, kind):
     base = load_model(local(model_folder("qwen3"), layer=layer))
-    bank, ids = loud_bank(base, kind), ids_of(base, 2)
+    bank, ids = random_bank(base, kind), random_ids(base, 2)
     assert all(f"layers.{layer}." in name for name in bank.sites)
     expected = own_logits(base, ids, bank)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_model_whose_split_pass_is_not_its_own_is_refused(model_folder):
     base = load_model(local(model_folder("llama")))
     base.model.lm_head.register_forward_hook(lambda _m, _i, out: out * 1.1)
     with pytest.raises(UserError, match="differs from the full one"):
-        base.check_split(loud_bank(base, MlpBlockAdapter()))
+        base.check_split(random_bank(base, MlpBlockAdapter()))
 
 
 def grown(base, factor):
@@ -146,7 +146,7 @@ def test_a_right_split_is_accepted_in_every_type(model_folder, family, dtype):
     for factor in (0.3, 1, 4):
         base = grown(load_model(local(model_folder(family), dtype=dtype)), factor)
         for kind in ("mlp_block", "linear"):
-            bank = loud_bank(base, adapter_of(kind, family))
+            bank = random_bank(base, adapter_of(kind, family))
             assert all(split_matches_full(base, bank, seed) for seed in range(3))
 
 
@@ -158,8 +158,8 @@ def test_a_wrong_split_is_refused_in_every_type(model_folder, monkeypatch, wrong
     monkeypatch.setattr(families, "GENERIC", overlooked)
     for factor in (0.3, 1, 4, 8):
         base = grown(load_model(local(model_folder(wrong), dtype=dtype)), factor)
-        base.check_split(loud_bank(base, LinearAdapter(targets=["q_proj"], layers=[1])))
-        bank = loud_bank(base, MlpBlockAdapter())
+        base.check_split(random_bank(base, LinearAdapter(targets=["q_proj"], layers=[1])))
+        bank = random_bank(base, MlpBlockAdapter())
         assert not any(split_matches_full(base, bank, seed) for seed in range(3))
         with pytest.raises(UserError, match="model=local: its split forward pass differs"):
             base.check_split(bank)
@@ -168,7 +168,7 @@ def test_a_wrong_split_is_refused_in_every_type(model_folder, monkeypatch, wrong
 def test_glm4_in_float64(model_folder):
     """Its MLP's output is normed before it is added."""
     base = load_model(local(model_folder("glm4"), dtype="float64"))
-    bank, ids = loud_bank(base, MlpBlockAdapter()), ids_of(base, 2)
+    bank, ids = random_bank(base, MlpBlockAdapter()), random_ids(base, 2)
     expected = own_logits(base, ids, bank)
     with torch.no_grad():
         split = base.logits(base.upper(base.prefix(ids, bank), bank))
@@ -188,7 +188,7 @@ def test_the_adapter_layer_is_at_two_thirds_of_the_depth(model_folder, tiny_base
 def test_other_dtypes(model_folder, dtype, tolerance):
     base = load_model(local(model_folder("llama"), dtype=dtype))
     assert base.dtype == getattr(torch, dtype)
-    bank, ids = loud_bank(base, MlpBlockAdapter()), ids_of(base, 2)
+    bank, ids = random_bank(base, MlpBlockAdapter()), random_ids(base, 2)
     base.check_split(bank)
     expected = own_logits(base, ids, bank).double()
     with torch.no_grad():

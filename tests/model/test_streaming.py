@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from support.families import FAMILIES
-from support.models import adapter_of, ids_of, loud_bank, own_logits
+from support.models import adapter_of, own_logits, random_bank, random_ids
 
 from pml_cli.config.schema import Model, Run, Train
 from pml_cli.config.setting import faults
@@ -40,10 +40,10 @@ def bytes_held(base):
 def test_streamed_is_whole(model_folder, family, kind):
     """Prefix, split pass and full pass to the last bit, in parts of two rows; afterwards only the upper layers are held."""
     whole, streamed = (load_model(local(model_folder(family), stream)) for stream in (False, True))
-    adapter, ids = adapter_of(kind, family), ids_of(whole, 3)
+    adapter, ids = adapter_of(kind, family), random_ids(whole, 3)
     found = []
     for base in (whole, streamed):
-        bank = loud_bank(base, adapter)
+        bank = random_bank(base, adapter)
         base.check_split(bank)
         prefix = base.prefix(ids, bank, rows=2)
         with torch.no_grad():

@@ -1,16 +1,8 @@
 """Tables: aligned text without frames, numbers never cut."""
 
-import io
-
-from rich.console import Console
+from support.printing import printed
 
 from pml_cli.report.tables.layout import key_value_table, plain_table, titled
-
-
-def printed(renderable, width=80):
-    out = io.StringIO()
-    Console(file=out, width=width).print(renderable)
-    return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def test_text_is_left_aligned_and_numbers_right_aligned():

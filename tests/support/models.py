@@ -4,44 +4,52 @@ import torch
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model
 from pml_cli.model.adapter_bank import AdapterBank
+from support.families import SMALL_MODELS, SmallModel
 
-T = 21  # three times the sliding window of the small models
-
-
-TARGETS = {"gpt2": ["c_attn", "c_proj"], "gpt_neox": ["query_key_value", "dense_4h_to_h"]}
+# Tokens of an input: three times the sliding window of the small models.
+T = 21
 
 
 def local(folder, layer=1, **settings):
+    """Settings of a model in a local folder, on the CPU."""
     return Model(name="local", path=str(folder), layer=layer, **({"device": "cpu"} | settings))
 
 
 def adapter_of(kind, family):
+    """Settings of an adapter that fits the modules of a family."""
     if kind == "mlp_block":
         return MlpBlockAdapter()
-    return LinearAdapter(
-        targets=TARGETS.get(family, ["q_proj", "o_proj", "down_proj"]), layers=[1, 2], alpha=8.0
-    )
+    targets = list(SMALL_MODELS.get(family, SmallModel()).targets)
+    return LinearAdapter(targets=targets, layers=[1, 2], alpha=8.0)
 
 
-def loud_bank(base, adapter, ranks=(3, 1)):
-    """Adapters far from zero, so that a pass without them would be noticed."""
-    bank = AdapterBank.initial(
-        base.sites(adapter), adapter, ranks=ranks, seeds=range(len(ranks)), dtype=base.adapter_dtype
-    )
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for B in bank.B.values():
-            B.copy_(torch.randn(B.shape, generator=g, dtype=B.dtype))
-    return bank.to(base.device)
+def initial_bank(model, adapter, ranks):
+    """Untrained adapters with the seeds 0, 1, 2 ..."""
+    sites = model.sites(adapter)
+    seeds = range(len(ranks))
+    return AdapterBank.initial(sites, adapter, ranks=ranks, seeds=seeds, dtype=model.adapter_dtype)
 
 
-def own_logits(base, ids, bank):
+def random_bank(model, adapter, ranks=(3, 1)):
+    """Adapters far from zero, so that a pass without them is noticed."""
+    bank = initial_bank(model, adapter, ranks)
+    generator = torch.Generator().manual_seed(1)
+    for name, B in bank.B.items():
+        B.copy_(torch.randn(B.shape, generator=generator, dtype=B.dtype))
+        for k, rank in enumerate(ranks):
+            # Rows beyond a cell's own rank are padding.
+            bank.B[name][k, rank:] = 0
+    return bank.to(model.device)
+
+
+def own_logits(model, ids, bank):
     """Logits of the transformers model itself."""
-    with torch.no_grad(), bank.attached(base.modules):
-        return base.model(input_ids=ids, use_cache=False).logits
+    with torch.no_grad(), bank.attached(model.modules):
+        return model.model(input_ids=ids, use_cache=False).logits
 
 
-def ids_of(base, rows):
-    return torch.randint(
-        1, base.head.weight_VD.shape[0], (rows, T), generator=torch.Generator().manual_seed(2)
-    )
+def random_ids(model, rows, tokens=T):
+    """Token ids, (rows, tokens)."""
+    vocabulary = model.head.weight_VD.shape[0]
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(1, vocabulary, (rows, tokens), generator=generator)

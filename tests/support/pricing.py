@@ -11,42 +11,18 @@ from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import check
 from pml_cli.model.loading import load_model
 from pml_cli.training.trainer import Cell, Trainer
-from support.families import FAMILIES
+from support.families import SMALL_MODELS
 
 BLOCK = MlpBlockAdapter()
 
 
-MLP = LinearAdapter(targets=["gate_proj", "up_proj", "down_proj"])
-
-
-WIDER = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 6,
-    "head_dim": 32,
-}
-
-
-WIDER |= {
-    "intermediate_size": 192,
-    "vocab_size": 512,
-    "max_position_embeddings": 2048,
-    "pad_token_id": 0,
-}
-
-
-SIZES = dict.fromkeys(FAMILIES, WIDER)
-
-
-TARGETS = {
-    "gpt2": LinearAdapter(targets=["c_attn", "mlp.c_proj"]),
-    "gpt_neox": LinearAdapter(targets=["query_key_value"]),
-}
+def measured_adapter(family):
+    """Linear adapters where FLOPs and bytes of a family are measured."""
+    return LinearAdapter(targets=list(SMALL_MODELS[family].measured_targets))
 
 
 def model(family="qwen3", dtype="float32", **fields):
-    architecture = {"model_type": family, **SIZES[family], **fields}
+    architecture = {"model_type": family, **SMALL_MODELS[family].wide_config, **fields}
     return Model(
         name=family, weights="random", architecture=architecture, dtype=dtype, device="cpu"
     )

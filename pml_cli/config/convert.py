@@ -1,0 +1,95 @@
+"""Values from the command line or YAML to the types that a settings dataclass declares, by OmegaConf's rules.
+
+`1` becomes 1.0 for a float and `[a,b]` a list; `4.5` is refused for an integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pml_cli.config.option_files import unknown_key
+from pml_cli.config.setting import Settings, annotation, faults, keys, type_text, written
+from pml_cli.errors import UserError, raise_all
+
+S = TypeVar("S", bound=Settings)
+
+
+def convert_all(
+    owner: type[Any], name: str, values: list[Any], key: str
+) -> tuple[list[Any], list[str]]:
+    """Convert the values of one setting.
+
+    Args:
+        owner: the dataclass that declares it.
+        name: its field.
+        values: as read; an interpolation such as `${rank}` stays as it is.
+        key: its name in messages, `train.lr`.
+
+    Returns:
+        The converted values, and a line for each value of another type.
+    """
+    is_integer = annotation(owner, name)[0] is int
+    scratch = OmegaConf.structured(owner)
+    converted: list[Any] = []
+    lines: list[str] = []
+    for value in values:
+        # Most sweeps are over integers, and OmegaConf is slow.
+        if is_integer and type(value) is int:
+            converted.append(value)
+            continue
+        try:
+            converted.append(_convert(scratch, name, value))
+        except OmegaConfBaseException:
+            lines.append(f"{key}={written(value)}: must be {type_text(owner, name)}")
+    return converted, lines
+
+
+def _convert(scratch: DictConfig, name: str, value: Any) -> Any:
+    OmegaConf.update(scratch, name, value)
+    if "${" in repr(value):
+        return value
+    stored = scratch[name]
+    return OmegaConf.to_container(stored) if OmegaConf.is_config(stored) else stored
+
+
+def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> S:
+    """Settings without groups, checked; a list takes several values, everything else one.
+
+    Args:
+        owner: the dataclass.
+        given: the values of each key; later keys win over earlier ones of the same name.
+
+    Raises:
+        UserError: an unknown key, several values for one, a value of another type or out of range; all at once.
+    """
+    settings = OmegaConf.structured(owner)
+    lines: list[str] = []
+    for key, values in given.items():
+        try:
+            if key not in keys(owner):
+                lines.append(unknown_key(key, keys(owner)))
+            elif annotation(owner, key)[0] is list:
+                settings[key] = values[0] if isinstance(values[0], list) else values
+            elif len(values) > 1:
+                lines.append(f"{key}: takes one value, not {len(values)}")
+            else:
+                settings[key] = values[0]
+        except OmegaConfBaseException:
+            text = ",".join(map(written, values))
+            lines.append(f"{key}={text}: must be {_type_text(owner, key)}")
+
+    try:
+        typed = OmegaConf.to_object(settings)
+    except OmegaConfBaseException as error:
+        raise UserError(*lines, " ".join(str(error).split())) from error
+    assert isinstance(typed, owner)
+    raise_all([*lines, *faults(typed)])
+    return typed
+
+
+def _type_text(owner: type[Any], key: str) -> str:
+    return "numbers" if annotation(owner, key)[0] is list else type_text(owner, key)

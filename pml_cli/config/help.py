@@ -1,0 +1,73 @@
+"""Help texts made from what is declared: the options of the groups, the settings of a command.
+
+Imports neither hydra nor a YAML library, so that help is quick. A paragraph that begins with \\b is printed as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from typing import Any
+
+from pml_cli.config.option_files import SHORT_KEYS, default_options, option_file, options, summary
+from pml_cli.config.registry import GROUPS
+from pml_cli.config.setting import Declaration, Settings, written
+
+# Of 80 columns, with the two that Typer indents by.
+WIDTH = 77
+OPTION_COLUMN = 26
+LONGEST_SETTING = 22
+
+
+def groups_help() -> str:
+    """The options of every group with a line about each, and the keys that belong to none."""
+    defaults = default_options("sweep")
+    lines = ["\b", "OPTIONS OF THE GROUPS (* is the default)"]
+    for group in GROUPS:
+        lines.append(f"  {group}=")
+        for option in options(group):
+            file = option_file(group, option)
+            mark = " *" if option == defaults[group] else ""
+            text = summary(file) if file else ""
+            lines += _entry(f"    {option}{mark}", text, OPTION_COLUMN)
+
+    outside = textwrap.wrap(
+        f"Keys without a group: {' '.join(SHORT_KEYS)}. Any other setting: group.name=value, such as "
+        "train.steps=2000. --print-config shows and explains them all.",
+        WIDTH,
+    )
+    return "\n".join([*lines, "", "\b", *outside])
+
+
+def settings_help(owner: type[Settings]) -> str:
+    """The settings of a command with their defaults and meaning."""
+    lines = ["\b", "SETTINGS"]
+    entries = [
+        (f"  {field.name}={_default(field)}", _help(field))
+        for field in dataclasses.fields(owner)  # type: ignore[arg-type]
+    ]
+    widths = [len(label) for label, _ in entries if len(label) <= LONGEST_SETTING]
+    for label, text in entries:
+        lines += _entry(label, text, max(widths) + 2)
+    return "\n".join(lines)
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    declaration: Declaration = field.metadata["declaration"]
+    return declaration.help_text()
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """The default as one would type it; nothing for null, and for an empty text or list."""
+    if field.default is dataclasses.MISSING or field.default in (None, ""):
+        return ""
+    return written(field.default)
+
+
+def _entry(label: str, text: str, column: int) -> list[str]:
+    """A label and its text, wrapped in a column of its own; below the label where that is too long."""
+    wrapped = textwrap.wrap(text, WIDTH - column) or [""]
+    below = [f"{'':{column}}{line}" for line in wrapped]
+    if len(label) >= column:
+        return [label, *below]
+    return [f"{label:{column}}{wrapped[0]}".rstrip(), *below[1:]]
