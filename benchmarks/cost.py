@@ -38,7 +38,7 @@ import numpy as np
 import psutil
 import torch
 import yaml
-from ways import WARM, Clock, memory, plain_ticks, pml, short
+from ways import WARM, Clock, memory, plain_ticks, pml, short, whole_step_flops
 
 from pml_cli.config.option_files import shipped
 from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
@@ -277,10 +277,7 @@ def grid(asked: argparse.Namespace) -> list[str]:
     packs = make_packs(cells, Packing(devices=GPUS, gpu=True, memory=int(0.8 * GPU_BYTES)))
     rates = measured_rates(asked.measured) if asked.measured else None
     ours = [(cost_model.training_flops(pack), pack.cells[0].run.seqlen) for pack in packs]
-    theirs = [
-        (cell.steps * cost_model.whole_step_flops(Pack([cell]), 2), cell.run.seqlen)
-        for cell in cells
-    ]
+    theirs = [(cell.steps * whole_step_flops(Pack([cell]), 2), cell.run.seqlen) for cell in cells]
     at = {
         "C": rates["C"] if rates else lambda _: ASSUMED,
         "A": rates["A"] if rates else lambda _: ASSUMED,

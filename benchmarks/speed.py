@@ -53,6 +53,7 @@ from ways import (
     plain_ticks,
     pml,
     short,
+    whole_step_flops,
 )
 
 from pml_cli.config.schema import Model, Train
@@ -265,7 +266,7 @@ def measure(
         planned[0].run.seqlen,
         max(packs, key=lambda p: p.step_tokens),
     )
-    counted = {"A": cost_model.whole_step_flops(one, 2), "B": cost_model.whole_step_flops(one, 1)}
+    counted = {"A": whole_step_flops(one, 2), "B": whole_step_flops(one, 1)}
     counted["C"] = sum(cost_model.step_flops(pack) for pack in packs) / len(planned)
     runs = {"A": lambda: paper(base, short(few[0]), {}), "B": lambda: peft(base, short(few[0]), {})}
     runs["C"] = lambda: pml(base, Pack([short(cell) for cell in most.cells]), {})

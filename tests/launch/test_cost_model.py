@@ -155,12 +155,21 @@ def test_the_constants_are_those_of_the_engine():
 
 
 def test_pricing_does_not_import_torch():
-    code = (
-        "import sys\nfrom pml_cli.config import *\nfrom pml_cli.launch.pack import Pack\nfrom pml_cli.launch.packing import check\nfrom pml_cli.launch.cost_model import peak_memory, training_flops\nfrom pml_cli.model.device import device_memory\n"
-        "from pml_cli.launch.throughput import Throughput\n"
-        "pack = Pack(check([Run()]))\nassert training_flops(pack) > 0 and peak_memory(pack) > 0\nRates().seconds('', '', '', pack)\n"
-        "device_memory('cuda')\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = """
+import sys
+from pml_cli.config.schema import Run
+from pml_cli.launch.cost_model import peak_memory, training_flops
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
+from pml_cli.launch.throughput import Throughput
+from pml_cli.model.device import device_memory
+
+pack = Pack(check([Run()]))
+assert training_flops(pack) > 0 and peak_memory(pack) > 0
+Throughput().expected_seconds("", "", "", pack)
+device_memory("cuda")
+sys.exit("torch" in sys.modules or "transformers" in sys.modules)
+"""
     env = {
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "PATH": "/usr/bin:/bin",
