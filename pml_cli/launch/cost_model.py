@@ -28,8 +28,7 @@ from pml_cli.model.dims import (
     is_streamed,
     model_dims,
 )
-
-EVALUATION_TOKENS = 16384  # as in training/trainer.py
+from pml_cli.training.limits import EVALUATION_TOKENS
 
 DEFAULT_LOGGED_STEPS = 20
 """Logged steps of a run with train.log_every=0."""

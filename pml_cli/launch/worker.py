@@ -174,7 +174,7 @@ class Worker:
             self._path(attempt),
             attempt.state.step if attempt.state else 0,
         )
-        cells = [Cell(planned.run, planned.samples) for planned in pack]
+        cells = [Cell(run=planned.run, samples=planned.samples) for planned in pack]
         plans = {id(cell): planned for cell, planned in zip(cells, pack, strict=True)}
         self._begin(attempt, first)
 

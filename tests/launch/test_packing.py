@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pml_cli.config.schema import LinearAdapter, MemftOtLoss, Model, Run, Train
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.curriculum import minibatch_sizes, samples_in_use, total_steps
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
@@ -14,6 +14,7 @@ from pml_cli.errors import UserError
 from pml_cli.launch.packing import MAX_CELLS, Packing, check, make_packs
 from pml_cli.runs.run_id import run_id
 from pml_cli.training.batches import SampleOrder
+from pml_cli.training.losses.memft_ot import MemftOtLoss
 
 CPU = Model(device="cpu")
 
@@ -62,7 +63,7 @@ def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(
             seen += (step := order.next())
             drawn.append(len(step))
         assert sorted(seen) == sorted(
-            order.fixed[:count]
+            order._fixed_order[:count]
         )  # an epoch is a pass over the samples in use
         epochs += 1
     assert total_steps(train, samples) == len(drawn)
@@ -85,8 +86,14 @@ def test_the_curriculum_grows_from_a_fifth_to_all():
         100,
     ]
     assert samples_in_use([2, 4, 6, 8], 0, 3) == 1
-    assert SampleOrder(50, 5, 1, [2]).fixed.tolist() == SampleOrder(50, 5, 1, [4, 9]).fixed.tolist()
-    assert SampleOrder(50, 5, 1, [2]).fixed.tolist() != SampleOrder(50, 5, 2, [2]).fixed.tolist()
+    assert (
+        SampleOrder(50, 5, 1, [2])._fixed_order.tolist()
+        == SampleOrder(50, 5, 1, [4, 9])._fixed_order.tolist()
+    )
+    assert (
+        SampleOrder(50, 5, 1, [2])._fixed_order.tolist()
+        != SampleOrder(50, 5, 2, [2])._fixed_order.tolist()
+    )
 
 
 def test_a_curriculum_is_not_packed_with_cells_that_see_all_their_samples():
