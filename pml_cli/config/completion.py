@@ -112,13 +112,14 @@ class Vocabulary:
     def is_path(self, key: str) -> bool:
         """Whether the values of a key are paths."""
         owner = self._owner(key)
+        # The folder of a run's results is no setting of the run.
         if owner is None:
             return key == "out"
         declared = declaration(owner, field_name(key))
         return declared is not None and bool(declared.path)
 
     def _owner(self, key: str) -> type[Any] | None:
-        """The class that declares a key; None for an unknown key, and for `out`, which is no setting of a run."""
+        """The class that declares a key; None for an unknown key, and for a run's `out`."""
         owner = self.owners.get(key)
         if owner is None or field_name(key) not in keys(owner):
             return None
@@ -135,6 +136,7 @@ def _words(ctx: typer.Context, incomplete: str) -> tuple[list[str], str]:
     overrides = ctx.params.get("overrides") or ()
     pieces = [str(override) for override in overrides]
     last = "=" if _in_bash() and _cursor_is_at_equals() else incomplete
+    # The other shells pass whole words.
     if not _in_bash():
         return pieces, last
 
@@ -192,6 +194,7 @@ def _option_class(group: str, option: str, config_dir: Path | None) -> type[Any]
         file = option_file(group, name, config_dir)
 
         try:
+            # One line is looked for; a YAML library would take longer to import than all the rest.
             text = file.read_text("utf-8") if file else ""
             fields = dict(re.findall(r"^(source|kind): *(\w+)", text, re.MULTILINE))
             return settings_class(group, fields)
@@ -207,6 +210,7 @@ def _candidates(word: str, typed: Sequence[str], vocabulary: Vocabulary) -> list
         typed_keys = [text.partition("=")[0] for text in typed]
         return _key_candidates(word, typed_keys, vocabulary)
 
+    # Several values: what stands before the last comma is kept as it is.
     earlier, comma, last = value.rpartition(",")
     prefix = f"{earlier}{comma}" if _in_bash() else f"{key}={earlier}{comma}"
     if vocabulary.is_path(key):

@@ -61,6 +61,7 @@ def _commented(settings: Settings, indent: str = "") -> str:
             entries.append(f"{indent}{field.name}:\n{nested}")
             continue
 
+        # OmegaConf writes texts that need quotes, lists and mappings.
         entry = _indented(_yaml({field.name: _plain(value)}), indent)
         comment = _comment(type(settings), field.name)
         entries.append(_with_comment(entry, comment, indent))
@@ -80,6 +81,7 @@ def _with_comment(entry: str, comment: str, indent: str) -> str:
     if not comment:
         return entry
     first, newline, below = entry.partition("\n")
+    # YAML folds a long text over several lines; a comment would become part of it.
     is_folded_text = bool(below) and not first.endswith(":")
     if is_folded_text:
         return f"{indent}# {comment}\n{entry}"

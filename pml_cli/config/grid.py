@@ -48,6 +48,7 @@ def expand_grid(
     for grid in grids:
         for cell in _cells(grid, option_set_of, lines):
             lines += groups.share(cell)
+            # Equal groups are one object by now, so that hashing a cell is quick.
             short = [getattr(cell, key) for key in SHORT_KEYS]
             identities = [id(getattr(cell, group)) for group in GROUPS]
             cell_key = (*short, *identities)
@@ -86,6 +87,7 @@ class _SharedGroups:
 
 def _cells(grid: Grid, option_set_of: OptionSetOf, lines: list[str]) -> Iterator[RootSettings]:
     """The cells of one grid; faults are appended to `lines`."""
+    # A group whose option is unknown takes its default, so that the rest can be checked.
     # Without its option, the keys of a group cannot be judged.
     options = {key: values for key, values in grid.items() if key in GROUPS}
     failed = [group for group, values in options.items() if not values]
@@ -141,6 +143,7 @@ def _unknown_keys(given_keys: list[str], option_sets: list[OptionSet]) -> list[s
     """A line for each key that none of the option sets has."""
     if not option_sets:
         return []
+    # A key is fine where one of the options has it; the message lists the keys of all of them.
     # Each once, in the order of the option sets.
     valid: dict[str, None] = {}
     for option_set in option_sets:

@@ -22,6 +22,7 @@ LONGEST_SETTING = 22
 
 def groups_help() -> str:
     """The options of every group with a line about each, and the keys that belong to none."""
+    # probe, sweep and memft have the same defaults.
     defaults = default_options("sweep")
     lines = ["\b", "OPTIONS OF THE GROUPS (* is the default)"]
     for group in GROUPS:

@@ -78,6 +78,7 @@ def split_known(
 def unknown_key(key: str, valid: Iterable[str]) -> str:
     """The line about a key that does not exist: the nearest key, and those of its own group."""
     names = list(valid)
+    # `steps` is more likely meant as `train.steps` than as a misspelt short key.
     nearest = [name for name in names if name.endswith(f".{key}")]
     if not nearest:
         nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
@@ -96,6 +97,7 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
 @cache
 def default_options(command: str) -> dict[str, str]:
     """The option of each group that a command's shipped root file chooses."""
+    # The list `defaults:` of a Hydra root file.
     text = (shipped("conf") / f"{command}.yaml").read_text("utf-8")
     return dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
 

@@ -57,6 +57,7 @@ def load(
     with hydra_session(config_dir):
         cells, cell_lines = expand_grid(grids, _option_sets(command))
     lines += cell_lines
+    # Without cells there is a fault above, and no launcher to ask.
     if cells:
         lines += _device_faults(cells)
     raise_all(lines)
@@ -137,6 +138,7 @@ def _file_grid(
 
 def _compared_losses(config_dir: Path | None) -> list[Any]:
     """The losses that `pml memft` compares where the user names none."""
+    # A user's memft.yaml may have been written before there was such a list.
     ours = shipped("conf") / "memft.yaml"
     mapping = sweep_file.read_mapping(root_file("memft", config_dir) or ours)
     if COMPARE not in mapping:
@@ -198,6 +200,7 @@ def _option_sets(command: str) -> OptionSetOf:
 
     def option_set_of(chosen: dict[str, str]) -> OptionSet:
         combination = tuple(sorted(chosen.items()))
+        # Hydra composes slowly, and every grid of a sweep file asks again.
         if combination not in composed:
             overrides = [f"{group}={option}" for group, option in combination]
             tree, choices = compose_root(command, overrides, with_choices=True)
