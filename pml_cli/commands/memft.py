@@ -14,11 +14,13 @@ from rich.table import Table
 from pml_cli.analysis import paired as comparison
 from pml_cli.analysis import rank_thresholds
 from pml_cli.analysis.paired import BEST, EQUAL, SOURCE, UNEQUAL
-from pml_cli.commands import sweep
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
-from pml_cli.launch.packing import check
+from pml_cli.launch.driver import plan_sweep, train_sweep
+from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.sweep_summary import conclude, plan_line
+from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_id import loss_label
 
@@ -52,13 +54,20 @@ def run(
         raise UserError(
             f"loss={','.join(sorted(kinds))}: a comparison needs sft and another loss, such as loss=sft,memft_ot"
         )
-    code = sweep.run(request, console, dry_run=dry_run, fail_fast=fail_fast, wait=wait, retry=retry)
+    plan = plan_sweep(request, retry=retry)
     if dry_run:
-        return code
+        dry_run_table.show(console, request, plan.cells, plan.todo)
+        return 0
+
+    console.print(plan_line(plan))
+    with SweepDisplay.of(plan, console) as display:
+        outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
+    code = conclude(plan, outcome, console)
+
     runs = read_runs([request.out], left_out=[])  # the sweep has named them
     if len(runs) == 0:
         return code
-    wanted = {cell.id for cell in check(request.runs)}
+    wanted = {cell.id for cell in plan.cells}
     runs = runs[runs["id"].isin(wanted)]
     table = comparison.compare(runs)
     if table.empty:

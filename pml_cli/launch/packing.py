@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pml_cli.config.schema import Run
@@ -171,6 +171,12 @@ def _within(pack: Pack, memory: int) -> list[Pack]:
     middle = -(-len(pack.cells) // 2)
     halves = Pack(pack.cells[:middle]), Pack(pack.cells[middle:])
     return [part for half in halves for part in _within(half, memory)]
+
+
+def without_cells(packs: Sequence[Pack], ids: Collection[str]) -> list[Pack]:
+    """The packs without some cells, given by id; a pack of which nothing is left goes."""
+    remaining = ([cell for cell in pack.cells if cell.id not in ids] for pack in packs)
+    return [Pack(cells) for cells in remaining if cells]
 
 
 def sparing(pack: Pack) -> Pack:
