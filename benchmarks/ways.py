@@ -139,7 +139,7 @@ def peft(base: SplitModel, planned: CellPlan, losses: dict[str, float]) -> float
 
 def pml(base: SplitModel, pack: Pack, losses: dict[str, float]) -> float:
     """C, for one pack."""
-    trained = [Cell(cell.run, cell.samples) for cell in pack.cells]
+    trained = [Cell(run=cell.run, samples=cell.samples) for cell in pack.cells]
     clock = Clock(base.device, pack.cells[0].steps)
     Trainer(base, trained, clock).train()
     for planned, cell in zip(pack.cells, trained, strict=True):

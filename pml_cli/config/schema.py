@@ -29,15 +29,11 @@ __all__ = [
     "Launch",
     "LinearAdapter",
     "Loss",
-    "MemftMarginLoss",
-    "MemftOtLoss",
-    "MemftSwLoss",
     "MlpBlockAdapter",
     "Model",
     "Request",
     "Run",
     "Settings",
-    "SftLoss",
     "Train",
     "setting",
 ]
@@ -206,126 +202,13 @@ class LinearAdapter(Adapter):
 
 @dataclass(kw_only=True)
 class Loss(Settings):
-    """Common to all losses."""
+    """Common to all losses; how one weighs its tokens: `pml_cli.training.losses`."""
 
     kind: str = ""
 
     def id_fields(self) -> dict[str, Any]:
         """Settings that count for the run id also at their defaults."""
         return {}
-
-
-@register("loss", "sft")
-@dataclass(kw_only=True)
-class SftLoss(Loss):
-    """Mean cross-entropy over the target tokens."""
-
-    kind: str = "sft"
-
-
-@register("loss", "memft_ot")
-@dataclass(kw_only=True)
-class MemftOtLoss(Loss):
-    """MemFT, only-threshold: mean cross-entropy over the tokens whose nll is still above the threshold."""
-
-    kind: str = "memft_ot"
-    threshold: float = setting(
-        LN2,
-        help="nll above which a token counts; ln 2 is p = 0.5",
-        unit="nats",
-        above=0,
-        finite=True,
-    )
-    when_done: str = setting(
-        "mean",
-        help="when no token is above the threshold: mean over all tokens (as released), or zero",
-        choices=("mean", "zero"),
-    )
-
-
-@register("loss", "memft_sw")
-@dataclass(kw_only=True)
-class MemftSwLoss(Loss):
-    """MemFT, spatial window: weights rise smoothly around the threshold and decay behind a sample's first error.
-
-    When a sample's first error has stayed in place for `patience` of its steps, the window grows by half of itself a
-    step, up to four times; it is reset when that error moves. The defaults are the paper's; those of
-    loss=memft_sw_axolotl are Axolotl's.
-    """
-
-    kind: str = "memft_sw"
-    threshold: float = setting(
-        LN2, help="nll at which the sigmoid is one half", unit="nats", above=0, finite=True
-    )
-    kappa: float = setting(
-        10.0,
-        help="steepness of the sigmoid around the threshold",
-        unit="per nat",
-        above=0,
-        finite=True,
-    )
-    tau: float = setting(
-        20.0,
-        help="distance from the first error at which the weight has fallen to 1/e",
-        unit="tokens",
-        above=0,
-        finite=True,
-    )
-    window: int = setting(
-        50, help="length of the window from the first error on", unit="tokens", minimum=1
-    )
-    floor: float = setting(0.01, help="weight beyond the window", minimum=0, maximum=1)
-    patience: int = setting(
-        3,
-        help="steps that the first error may stay in place before the window grows",
-        unit="steps",
-        minimum=1,
-    )
-
-
-@register("loss", "memft_margin")
-@dataclass(kw_only=True)
-class MemftMarginLoss(Loss):
-    """Ours: cross-entropy on the tokens whose logit margin is below a target, later the shortfall itself (a hinge).
-
-    Both are means over the tokens below the target. The target is `margin`; once every token of the cell seen so far beats
-    it, the target is the smallest of margin x growth, margin x growth^2, ... that some token misses, so spare capacity
-    goes into safer margins. For many short facts switch=1 is better (loss=memft_margin_facts): the hinge pushes down one
-    rival of a token at a time, and another sample brings up the next. With growth=1 margins settle at `margin`:
-    train.stop=recalled then needs a train.stop_margin below it.
-    """
-
-    kind: str = "memft_margin"
-    margin: float = setting(
-        0.1,
-        help="target margin; a token is recalled when its margin is above 0",
-        unit="logits",
-        minimum=0,
-        finite=True,
-    )
-    growth: float = setting(
-        1.5,
-        help="factor on the target margin once every token beats it",
-        minimum=1,
-        finite=True,
-        special={1: "the target stays"},
-    )
-    switch: float = setting(
-        0.5,
-        help="share of the steps after which the hinge takes over",
-        minimum=0,
-        maximum=1,
-        special={0: "from the start", 1: "never"},
-    )
-
-    def validate(self) -> Iterator[str]:
-        # A target of 0 would stay 0 however often it is multiplied.
-        if self.margin == 0 and self.growth != 1:
-            yield "margin=0: must be above 0 (logits), or 0 with loss.growth=1"
-
-    def id_fields(self) -> dict[str, Any]:
-        """The defaults of these have changed once: runs with the earlier ones must keep ids of their own."""
-        return {"margin": self.margin, "growth": self.growth}
 
 
 @register("train")

@@ -19,8 +19,8 @@ from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import Head, token_nll
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training.batches import PackData
-from pml_cli.training.scores import Scores
-from pml_cli.training.trainer import join_scores, split_scores
+from pml_cli.training.scores import Scores, concatenate
+from pml_cli.training.scoring import split_scores
 
 TOKENS = 16384  # at once, as in an evaluation
 ROUNDINGS: dict[str, Rounding] = {"bfloat16": to_bfloat16, "int8": to_int8, "int4": to_int4}
@@ -59,7 +59,7 @@ class Forced:
             scored = token_nll(hidden.to(head.weight_VD.dtype), head, layout.targets)
             for part, scores in zip(parts, split_scores(layout, scored, batch), strict=True):
                 part.append(scores)
-        return [join_scores(part) for part in parts]
+        return [concatenate(part) for part in parts]
 
 
 def mergeable(bank: AdapterBank) -> bool:

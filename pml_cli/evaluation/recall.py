@@ -16,7 +16,7 @@ from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.device import out_of_memory
 from pml_cli.model.split_model import SplitModel
-from pml_cli.training.scores import Scores, _first
+from pml_cli.training.scores import Scores, first_true
 
 DECODED_ROWS = (256, 64, 16, 4, 1)  # at once: fewer where memory does not suffice
 
@@ -44,7 +44,7 @@ def decode(
     )  # prompt length -> (cell, sample, first failure)
     for k, cell in enumerate(cells):
         for s, sample in enumerate(cell):
-            first = 0 if scores is None else _first(~scores[k].correct[scores[k].sample == s])
+            first = 0 if scores is None else first_true(~scores[k].correct[scores[k].sample == s])
             if first is not None:
                 groups[len(sample.prompt)].append((k, s, first))
     for group in groups.values():

@@ -78,7 +78,7 @@ def _tokens_seen(planned: CellPlan, steps: int) -> int:
     """Target tokens that the training has scored, each as often as it was."""
     train, lengths = planned.run.train, [len(sample.target) for sample in planned.samples]
     order = SampleOrder(len(lengths), train.batch, planned.run.seed, train.curriculum)
-    if order.whole:
+    if order.is_full_batch:
         return steps * sum(lengths)
     return sum(lengths[i] for _ in range(steps) for i in order.next())
 

@@ -22,8 +22,7 @@ from pml_cli.model.dims import (
     is_streamed,
     model_dims,
 )
-
-EVALUATION_TOKENS = 16384  # as in engine.py
+from pml_cli.training.limits import EVALUATION_TOKENS
 
 
 class _Work:

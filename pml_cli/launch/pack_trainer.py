@@ -309,7 +309,7 @@ class PackRun(TrainingObserver):
         self.path = owner.checkpoint_path(attempt)
         self.first_step = attempt.state.step if attempt.state else 0
 
-        self.cells = [Cell(plan.run, plan.samples) for plan in attempt.pack]
+        self.cells = [Cell(run=plan.run, samples=plan.samples) for plan in attempt.pack]
         self._plans = {id(cell): plan for cell, plan in zip(self.cells, attempt.pack, strict=True)}
         self._started = time.perf_counter()
         self._last_save = time.monotonic()

@@ -1,25 +1,26 @@
-"""MemFT inside a trainer one already has: a loss for transformers' `Trainer(compute_loss_func=...)` and TRL's SFTTrainer.
+"""The losses inside other trainers: transformers' `Trainer(compute_loss_func=...)` and TRL's SFTTrainer.
 
     loss = MemFTLoss("memft_margin")
     trainer = Trainer(..., compute_loss_func=loss, callbacks=[MemFTCallback(loss)])
 
-Scores and weights are the engine's own. What is normalised by what: one optimiser step is
+Scores and weights are those of pml's own trainer. One optimiser step minimises
 
     L = sum_t w_t v_t / (sum_t w_t + eps)
 
 with both sums over all scored tokens of the step: of every row, every accumulated micro-batch and every device. The weights
-of later micro-batches are not known when an earlier one is done, so each is divided by the sum so far, and what has been
-accumulated before is scaled down to it: after every micro-batch the gradient is that of the batch so far, and clipping sees
-the right one. So 4 micro-batches of 2 equal one batch of 8. That needs the parameters and the start of every step, which the
-callback brings; without accumulation and without the hinge the loss also works alone, one batch a step.
+of later micro-batches are unknown while an earlier one is processed. So each micro-batch divides by the running sum of
+weights and rescales the gradient accumulated so far: after every micro-batch the gradient is that of the batch so far, and
+clipping sees the right one. Four micro-batches of 2 equal one batch of 8. That needs the parameters and the beginning of
+every step, which the callback passes on; without accumulation, and for losses that do not depend on the progress of the
+training, the loss also works alone: every batch is a step.
 
-Shapes: B rows, T tokens, V vocabulary, N scored tokens.
+Shapes: B rows, T tokens, V vocabulary, N scored tokens of the batch.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,185 +28,292 @@ from torch import Tensor, distributed
 from transformers import TrainerCallback
 
 from pml_cli.config.load import option_settings
-from pml_cli.config.schema import Loss, MemftMarginLoss, MemftOtLoss
-from pml_cli.config.setting import faults
+from pml_cli.config.schema import Loss
+from pml_cli.config.setting import annotation, faults, keys, type_text
 from pml_cli.errors import UserError
 from pml_cli.model.head import TokenScores, logit_nll
 from pml_cli.stats import LN2
-from pml_cli.training.losses import EPS, State, Tokens, Weighted, fresh_state, weigh
+from pml_cli.training.losses.base import EPS, LossState, TokenLoss, Tokens, Weighted, as_token_loss
 
-IGNORED = -100  # label of what is not scored
-BASE = 1_000_003  # of the hash of a sample's labels
+IGNORED = -100
+"""Label of a token that is not scored."""
 
 
 class MemFTLoss:
     """Callable as Trainer's `compute_loss_func`: (outputs, labels, num_items_in_batch=...) to a scalar.
 
-    In evaluation (no gradient) it is the plain mean cross-entropy, so that losses of any method compare.
+    In evaluation (without gradients) it is the plain mean cross-entropy, so that losses of any method compare.
+
+    Attributes:
+        loss: the loss and its settings.
+        weighted: value, weight and pull of the scored tokens of the latest batch in training, (1, N) each.
     """
 
     def __init__(self, loss: str | Loss = "memft_ot", **settings: Any) -> None:
         """
         Args:
-            loss: sft, memft_ot, memft_sw, memft_margin, memft_margin_facts, memft_sw_axolotl, or a loss of pml_cli.config.
+            loss: an option of `loss=` such as memft_ot or memft_margin_facts, or an instance of its settings class.
             settings: of a loss given by name, such as threshold=0.5.
 
         Raises:
             UserError: an unknown loss or setting, or a value out of range.
         """
-        self.loss = _declared(loss, settings)
-        if found := faults(self.loss, "loss."):
-            raise UserError(*found)
-        self.averaged = True  # Trainer multiplies by the number of devices (average_tokens_across_devices), before the mean
-        self.parameters: list[Tensor] | None = None  # those in training, from the callback
-        self.weights: Weighted | None = None  # of the latest batch in training, (1, N)
-        self.remembered = fresh_state(
-            [self.loss], 1, torch.device("cpu")
-        )  # what is known of a sample not seen yet
-        self.memory: dict[
-            int, tuple[float, ...]
-        ] = {}  # hash of a sample's labels to its values of `remembered`
+        self.loss = _loss_from(loss, settings)
+        problems = faults(self.loss, "loss.")
+        if problems:
+            raise UserError(*problems)
+        self._micro_batch_loss = self.loss.for_micro_batch()
+        self.weighted: Weighted | None = None
+        self._memory = _SampleMemory(self.loss)
+        # Known only with the callback, which also says when a step begins.
+        self._parameters: list[Tensor] | None = None
+        # Trainer's average_tokens_across_devices: the loss is multiplied by the number of devices.
+        self._averaged = True
+        self._logged_counts: list[Tensor] = []
         self.begin_step(None)
-        self.begin_log()
+
+    def begin_training(self, parameters: Sequence[Tensor], *, averaged: bool = True) -> None:
+        """Called by the callback: gradient accumulation is possible from here on.
+
+        Args:
+            parameters: those in training.
+            averaged: Trainer's `average_tokens_across_devices`.
+        """
+        self._parameters = list(parameters)
+        self._averaged = averaged
+        self._memory = _SampleMemory(self.loss)
+        self._logged_counts = []
+
+    def end_training(self) -> None:
+        """Called by the callback: from here on every batch is a step."""
+        self._parameters = None
 
     def begin_step(self, progress: float | None) -> None:
-        """Called by the callback before the first micro-batch of every optimiser step."""
-        self.progress = progress  # share of the training done
-        self._least = self._least_margin()  # the same for all micro-batches
-        self._sums: Tensor | None = None  # of the step so far
+        """Called by the callback before the first micro-batch of every optimiser step.
+
+        Args:
+            progress: fraction of the training that is done; None: unknown.
+        """
+        self._progress = progress
+        self._memory.begin_step()
+        # Sums of the step so far (see `_normalise`), and the loss that they give.
+        self._sums: Tensor | None = None
         self._mean: Tensor | float = 0.0
 
-    def begin_log(self) -> None:
-        self.noted: list[
-            Tensor
-        ] = []  # (tokens, above the threshold, stubborn) of each batch since the last log
+    def take_log(self) -> dict[str, float]:
+        """What the tokens of the batches since the last call came to, over all devices; empty: there were none."""
+        if not self._logged_counts:
+            return {}
+        counts = torch.stack(self._logged_counts).sum(0)
+        self._logged_counts = []
+        if _devices() > 1:
+            distributed.all_reduce(counts)
+        tokens, above = counts.tolist()
+        return {
+            "share_above_threshold": above / max(tokens, 1),
+            "stubborn_tokens": tokens - above,
+        }
 
     def __call__(
         self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """
+        """The loss of one batch.
+
         Args:
-            outputs: with logits (B, T, V), which predict the label one place to the right.
+            outputs: with logits (B, T, V), which predict the label one position to the right.
             labels: (B, T), -100 where nothing is scored.
             num_items_in_batch: as Trainer counts them: scored tokens of the optimiser step, over micro-batches and devices.
+
+        Returns:
+            a scalar; summed over the micro-batches of a step it is the loss of the step.
+
+        Raises:
+            UserError: the training needs `MemFTCallback`.
         """
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
-        rows, positions, target_N, scores = _scored(logits, labels)
+        target_BT = labels[:, 1:].to(logits.device)
+        scored_BT = target_BT != IGNORED
+        target_N = target_BT[scored_BT]
+        scores = logit_nll(logits[:, :-1][scored_BT], target_N)
+
         if not torch.is_grad_enabled():
             count = len(target_N) if num_items_in_batch is None else num_items_in_batch
             return scores.nll.sum() / count
-        self._note(scores, target_N)
-        samples = _hashes(labels) if self.remembered else []
-        tokens = Tokens(
-            scores.nll[None], scores.margin[None], (scores.argmax == target_N)[None], torch.ones_like(scores.nll)[None],
-            _places(samples, rows)[None], positions[None],
-        )  # fmt: skip
-        weighted = self._weigh(tokens, samples)
-        self.weights = Weighted(*(part.detach() for part in weighted))
-        return self._normalised(weighted, labels, num_items_in_batch)
 
-    def _weigh(self, tokens: Tokens, samples: list[int]) -> Weighted:
-        loss = self.loss
-        if isinstance(
-            loss, MemftOtLoss
-        ):  # whether any token of the whole step is active shows in _normalised
-            loss = MemftOtLoss(threshold=loss.threshold, when_done="zero")
-        if isinstance(loss, MemftMarginLoss) and 0 < loss.switch < 1 and self.progress is None:
+        self._count_for_log(scores)
+        if self._parameters is None:
+            self.begin_step(self._progress)
+            if num_items_in_batch is not None and _accumulates(num_items_in_batch, labels):
+                raise UserError(
+                    "gradient accumulation: add MemFTCallback(loss) to the trainer's callbacks"
+                )
+        weighted = self._weigh(target_BT, scored_BT, target_N, scores)
+        self.weighted = Weighted(*(values.detach() for values in weighted))
+        return self._normalise(weighted, counted_by_trainer=num_items_in_batch is not None)
+
+    def _weigh(
+        self, target_BT: Tensor, scored_BT: Tensor, target_N: Tensor, scores: TokenScores
+    ) -> Weighted:
+        """The scored tokens of the batch under the loss, (1, N) each."""
+        if self.loss.needs_progress and self._progress is None:
             raise UserError(
-                "memft_margin switches to the hinge half way: add MemFTCallback(loss) to the trainer's callbacks"
+                f"{self.loss.kind} changes in the course of the training: "
+                "add MemFTCallback(loss) to the trainer's callbacks"
             )
-        state = self._recall(samples, tokens.nll.device) if samples else {}
-        weighted, state = weigh(loss, tokens, state, self.progress or 0.0)
-        if samples:
-            self._remember(samples, state)
+        hashes: list[int] = []
+        sample_N = scored_BT.nonzero()[:, 0]
+        if self._memory.is_used:
+            hashes = _sample_hashes(target_BT)
+            sample_B = self._memory.indices(hashes, target_BT.device)
+            sample_N = sample_B[sample_N]
+
+        tokens = Tokens(
+            nll=scores.nll[None],
+            margin=scores.margin[None],
+            correct=(scores.argmax == target_N)[None],
+            mask=torch.ones_like(scores.nll)[None],
+            sample=sample_N[None],
+            position=(scored_BT.cumsum(1) - 1)[scored_BT][None],
+        )
+        weighted, state = self._micro_batch_loss.weights(
+            tokens, self._memory.at_step_start, self._progress or 0.0
+        )
+        if self._memory.is_used:
+            self._memory.update(hashes, state)
         return weighted
 
-    def _recall(self, samples: list[int], device: torch.device) -> State:
-        """What is remembered of the batch's samples; of the margin instead the least of all samples, before this step."""
-        unique = list(dict.fromkeys(samples))
-        if "least" in self.remembered:
-            if self.parameters is None:  # no callback: every batch is a step
-                self._least = self._least_margin()
-            return {
-                "least": torch.tensor([[*[math.inf] * len(unique), self._least]], device=device)
-            }
-        unseen = [int(values.item()) for values in self.remembered.values()]
-        known = torch.tensor(
-            [self.memory.get(sample, unseen) for sample in unique], dtype=torch.int64, device=device
-        )
-        return {name: known[None, :, i] for i, name in enumerate(self.remembered)}
+    def _normalise(self, weighted: Weighted, *, counted_by_trainer: bool) -> Tensor:
+        """The weighted mean over the step so far; the gradient accumulated before is rescaled to it.
 
-    def _least_margin(self) -> float:
-        return (
-            min((values[0] for values in self.memory.values()), default=math.inf)
-            if "least" in self.remembered
-            else math.inf
-        )
-
-    def _remember(self, samples: list[int], state: State) -> None:
-        unique = list(dict.fromkeys(samples))
-        values = zip(
-            *(state[name][0, : len(unique)].tolist() for name in self.remembered), strict=True
-        )
-        found = dict(zip(unique, values, strict=True))
-        if _devices() > 1:  # a sample may come to another device in the next epoch
-            everyones: list[Any] = [None] * _devices()
-            distributed.all_gather_object(everyones, found)
-            found = {sample: known for one in everyones for sample, known in one.items()}
-        self.memory |= found
-
-    def _normalised(self, weighted: Weighted, labels: Tensor, items: Tensor | int | None) -> Tensor:
-        """The weighted mean over the step so far; what was accumulated before is scaled to it.
-
-        Its gradient is that of this batch over the sum of all weights so far, its value what the batch adds to the mean: the
-        values of a step, which Trainer adds up for its log, add up to the loss.
+        Its gradient is that of this batch over the sum of all weights so far; its value is what the batch adds to the
+        mean, so that the values of a step, which Trainer adds up for its log, add up to the loss.
         """
-        if self.parameters is None and items is not None and _accumulates(items, labels):
-            raise UserError(
-                "gradient accumulation: add MemFTCallback(loss) to the trainer's callbacks"
-            )
         value, weight = weighted.value.detach(), weighted.weight
-        # with and without the weights: numerator, divisor
-        sums = torch.stack(
+        # Numerator and divisor, with the weights and with all weights 1.
+        batch_sums = torch.stack(
             [(weight * value).sum(), weight.sum(), value.sum(), torch.ones_like(value).sum()]
         )
         if _devices() > 1:
-            distributed.all_reduce(sums)
-        if self.parameters is None:  # no callback: every batch is a step
-            self._sums, self._mean = None, 0.0
-        before = torch.zeros_like(sums) if self._sums is None else self._sums
-        self._sums = now = before + sums
-        alike = torch.zeros_like(
-            sums[0], dtype=torch.bool
-        )  # whether all tokens count alike: none of the step is active
-        if isinstance(self.loss, MemftOtLoss) and self.loss.when_done == "mean":
-            alike = now[1] == 0
-        old, new = (torch.where(alike, part[2:], part[:2]) for part in (before, now))
-        # with the first active token of a step, old is 0: what counted alike before is taken back
-        divisor = new[1] + EPS
-        self._scale((old[1] + EPS * (old[1] > 0)) / divisor)
-        mean = new[0] / divisor
-        added, self._mean = mean - self._mean, mean
-        used = torch.where(alike, torch.ones_like(weight), weight)
-        share = (used * weighted.value).sum() / divisor
-        if self.averaged and items is not None:  # then Trainer multiplies by the devices
-            return share - share.detach() + added / _devices()
-        return (share - share.detach()) * _devices() + added
+            distributed.all_reduce(batch_sums)
+        previous_sums = torch.zeros_like(batch_sums) if self._sums is None else self._sums
+        sums = previous_sums + batch_sums
+        self._sums = sums
 
-    def _scale(self, factor: Tensor) -> None:
-        for parameter in self.parameters or []:
+        all_alike = torch.zeros((), dtype=torch.bool, device=value.device)
+        if self.loss.mean_if_unweighted:
+            all_alike = sums[1] == 0
+        numerator, divisor = torch.where(all_alike, sums[2:], sums[:2])
+        # With the first token of a step that has weight, this is 0: what the plain mean had accumulated is taken back.
+        _, previous_divisor = torch.where(all_alike, previous_sums[2:], previous_sums[:2])
+        divisor = divisor + EPS
+        self._rescale_gradients((previous_divisor + EPS * (previous_divisor > 0)) / divisor)
+
+        mean = numerator / divisor
+        added: Tensor = mean - self._mean
+        self._mean = mean
+
+        used_weight = torch.where(all_alike, torch.ones_like(weight), weight)
+        contribution: Tensor = (used_weight * weighted.value).sum() / divisor
+        gradient_only: Tensor = contribution - contribution.detach()
+        if self._averaged and counted_by_trainer:
+            # Trainer multiplies by the number of devices, before the mean over them.
+            return gradient_only + added / _devices()
+        return gradient_only * _devices() + added
+
+    def _rescale_gradients(self, factor: Tensor) -> None:
+        for parameter in self._parameters or []:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
 
-    def _note(self, scores: TokenScores, target_N: Tensor) -> None:
+    def _count_for_log(self, scores: TokenScores) -> None:
+        """Count tokens, and those with p > 0.5; no wait for the device."""
         above = (scores.nll.detach() < LN2).sum()
-        self.noted.append(
-            torch.stack([torch.full_like(above, len(target_N)), above, len(target_N) - above])
-        )
+        self._logged_counts.append(torch.stack([torch.full_like(above, len(scores.nll)), above]))
+
+
+class _SampleMemory:
+    """What a loss remembers of every sample; a sample is recognised by the hash of its scored tokens.
+
+    The weights of all micro-batches of a step see the memory as it was when the step began.
+
+    Attributes:
+        is_used: whether the loss remembers anything.
+        at_step_start: the memory when the step began, (1, M) each for M samples.
+    """
+
+    def __init__(self, loss: TokenLoss) -> None:
+        self._loss = loss
+        self._index: dict[int, int] = {}
+        self._current: dict[str, Tensor] = {}
+        self.at_step_start: dict[str, Tensor] = {}
+        self.is_used = bool(loss.initial_state(1, torch.device("cpu")))
+
+    def __len__(self) -> int:
+        """Number of samples seen."""
+        return len(self._index)
+
+    def begin_step(self) -> None:
+        self.at_step_start = self._current
+
+    def indices(self, hashes: Sequence[int], device: torch.device) -> Tensor:
+        """Index of each sample, (len(hashes),); those not seen yet get the loss's initial state."""
+        unseen = [value for value in dict.fromkeys(hashes) if value not in self._index]
+        for value in unseen:
+            self._index[value] = len(self._index)
+        if unseen:
+            initial = self._loss.initial_state(len(unseen), device)
+            self._current = _appended(self._current, initial)
+            self.at_step_start = _appended(self.at_step_start, initial)
+        return torch.tensor([self._index[value] for value in hashes], device=device)
+
+    def update(self, hashes: Sequence[int], state: LossState) -> None:
+        """Take over what a batch has changed.
+
+        Args:
+            hashes: of the samples of the batch.
+            state: all samples after the batch, (1, M) each.
+        """
+        device = next(iter(state.values())).device
+        samples = list(dict.fromkeys(hashes))
+        index = self.indices(samples, device)
+        latest = {name: values[:, index] for name, values in state.items()}
+        if _devices() > 1:
+            # A sample may come to another device in the next epoch.
+            samples, latest = _from_all_devices(samples, latest)
+            index = self.indices(samples, device)
+        self._current = {
+            name: values.index_copy(1, index, latest[name])
+            for name, values in self._current.items()
+        }
+
+
+def _appended(state: Mapping[str, Tensor], initial: LossState) -> dict[str, Tensor]:
+    if not state:
+        return {name: values[None] for name, values in initial.items()}
+    return {name: torch.cat([values, initial[name][None]], 1) for name, values in state.items()}
+
+
+def _from_all_devices(
+    samples: Sequence[int], state: Mapping[str, Tensor]
+) -> tuple[list[int], dict[str, Tensor]]:
+    """The samples of the batches of all devices, and their state, (1, number of samples) each."""
+    columns = [values[0].tolist() for values in state.values()]
+    own = dict(zip(samples, zip(*columns, strict=True), strict=True))
+    by_device: list[Any] = [None] * _devices()
+    distributed.all_gather_object(by_device, own)
+
+    merged: dict[int, tuple[float, ...]] = {}
+    for received in by_device:
+        merged |= received
+    gathered = {
+        name: torch.tensor([column], dtype=state[name].dtype, device=state[name].device)
+        for name, column in zip(state, zip(*merged.values(), strict=True), strict=True)
+    }
+    return list(merged), gathered
 
 
 class MemFTCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells the loss where the training is, and puts into the trainer's log what became of its tokens since the last one."""
+    """Tells the loss how far the training is, and adds counts of its tokens to the trainer's log."""
 
     def __init__(self, loss: MemFTLoss) -> None:
         self.loss = loss
@@ -220,12 +328,10 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
             )
         if accumulates and (args.deepspeed or args.fsdp):
             raise UserError(
-                "gradient accumulation with DeepSpeed or FSDP: gradients lie where the loss cannot scale them"
+                "gradient accumulation with DeepSpeed or FSDP: the loss cannot rescale sharded gradients"
             )
-        self.loss.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.loss.averaged = args.average_tokens_across_devices
-        self.loss.memory.clear()
-        self.loss.begin_log()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.loss.begin_training(trained, averaged=args.average_tokens_across_devices)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.loss.begin_step(state.global_step / max(state.max_steps, 1))
@@ -233,86 +339,44 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        if logs is None or "loss" not in logs or not self.loss.noted:
+        if logs is None or "loss" not in logs:
             return
-        sums = torch.stack(self.loss.noted).sum(0)
-        if _devices() > 1:
-            distributed.all_reduce(sums)
-        tokens, above, stubborn = sums.tolist()
-        found = {"share_above_threshold": above / max(tokens, 1), "stubborn_tokens": stubborn}
-        logs.update(found)
-        state.log_history[-1].update(found)
-        self.loss.begin_log()
+        counts = self.loss.take_log()
+        logs.update(counts)
+        state.log_history[-1].update(counts)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.loss.parameters = None
+        self.loss.end_training()
 
 
-def _declared(loss: str | Loss, settings: dict[str, Any]) -> Loss:
+def _loss_from(loss: str | Loss, settings: dict[str, Any]) -> TokenLoss:
+    """A loss by the name of its option, with other settings, or as it is."""
     if not isinstance(loss, str):
-        return loss
+        return as_token_loss(loss)
+
     option = option_settings("loss", loss)
-    kind: Any = type(option)
-    settings = {**vars(option), **settings}
-    settings.pop("kind", None)
-    known = [name for name in vars(kind()) if name != "kind"]
-    if unknown := [name for name in settings if name not in known]:
-        raise UserError(
-            f"loss.{unknown[0]}: no such setting of {loss}; allowed: {', '.join(known) or 'none'}"
-        )
+    owner = type(option)
     for name, value in settings.items():
-        wanted = type(getattr(kind(), name))
-        if not isinstance(value, (int, float) if wanted is float else wanted):
-            raise UserError(f"loss.{name}={value!r}: must be {wanted.__name__}")
-    made = kind(**settings)
-    assert isinstance(made, Loss)
-    return made
+        if name not in keys(owner):
+            allowed = ", ".join(keys(owner)) or "none"
+            raise UserError(f"loss.{name}: no such setting of {loss}; allowed: {allowed}")
+        expected, _ = annotation(owner, name)
+        accepted = (int, float) if expected is float else expected
+        if not isinstance(value, accepted):
+            raise UserError(f"loss.{name}={value!r}: must be {type_text(owner, name)}")
+    return as_token_loss(dataclasses.replace(option, **settings))
 
 
-def _scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, TokenScores]:
-    """Row, position within the row's target and id of every scored token, and its scores."""
-    target = labels[:, 1:].to(logits.device)
-    scored = target != IGNORED
-    positions = (scored.cumsum(1) - 1)[scored]
-    rows = scored.nonzero()[:, 0]
-    return rows, positions, target[scored], logit_nll(logits[:, :-1][scored], target[scored])
-
-
-def _hashes(labels: Tensor) -> list[int]:
-    """What a sample is known by: its scored tokens. Waits for the device once."""
-    scored = labels[:, 1:] != IGNORED
-    place = scored.cumsum(1)
-    terms = torch.where(
-        scored, (labels[:, 1:] + 1) * _powers(labels.shape[1], labels.device)[place], 0
-    )
-    return [int(x) for x in terms.sum(1).tolist()]
-
-
-def _powers(count: int, device: torch.device) -> Tensor:
-    """1, BASE, BASE**2 ... modulo 2**64."""
-    out, value = [], 1
-    for _ in range(count + 1):
-        out.append(value - 2**64 if value >= 2**63 else value)
-        value = value * BASE % 2**64
-    return torch.tensor(out, device=device)
-
-
-def _places(samples: list[int], rows: Tensor) -> Tensor:
-    """The place of each token's row among the distinct samples: a sample that comes twice in a batch is one."""
-    order = {sample: i for i, sample in enumerate(dict.fromkeys(samples))}
-    return (
-        torch.tensor([order[sample] for sample in samples], device=rows.device)[rows]
-        if samples
-        else rows
-    )
+def _sample_hashes(target_BT: Tensor) -> list[int]:
+    """What each row is recognised by: its scored tokens. Waits for the device once."""
+    rows = target_BT.tolist()
+    return [hash(tuple(token for token in row if token != IGNORED)) for row in rows]
 
 
 def _devices() -> int:
-    return (
-        distributed.get_world_size()
-        if distributed.is_available() and distributed.is_initialized()
-        else 1
-    )
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
 
 
 def _accumulates(items: Tensor | int, labels: Tensor) -> bool:

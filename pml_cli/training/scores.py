@@ -1,8 +1,9 @@
-"""Scores of the target tokens of one cell, and what they say of recall."""
+"""Scores of the target tokens of one cell, and the recall that follows from them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,25 @@ from numpy.typing import NDArray
 from pml_cli.stats import LN2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Every target token of one cell at one step: flat arrays in sample order."""
+    """Every target token of one cell at one step: flat arrays of S tokens in sample order."""
 
     sample: NDArray[np.int32]
-    position: NDArray[np.int32]  # within its sample's target, 0-based
+    """Index of the token's sample in the cell."""
+    position: NDArray[np.int32]
+    """Position within its sample's target, from 0."""
     token_id: NDArray[np.int32]
-    nll: NDArray[np.float64]  # nats
-    margin: NDArray[np.float64]  # logits
+    nll: NDArray[np.float64]
+    """Cross-entropy, nats."""
+    margin: NDArray[np.float64]
+    """Logit of the token minus the largest other logit."""
     argmax_id: NDArray[np.int32]
+    """The token that greedy decoding picks."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
+        """Whether greedy decoding picks the token, (S,)."""
         return np.equal(self.argmax_id, self.token_id)
 
     def table(self, step: int) -> pd.DataFrame:
@@ -44,18 +51,32 @@ class Scores:
         )
 
 
+def concatenate(scores: Sequence[Scores]) -> Scores:
+    """The scores of one cell from those of its batches, in order."""
+    columns = {
+        field.name: np.concatenate([getattr(batch, field.name) for batch in scores])
+        for field in fields(Scores)
+    }
+    return Scores(**columns)
+
+
 def summarise(scores: Scores) -> dict[str, Any]:
-    """Teacher-forced recall of one cell: loss, accuracy, exact match, first failure, stubborn tokens, violations."""
-    correct, stubborn = scores.correct, scores.nll >= LN2
+    """Teacher-forced recall of one cell: the fields of result.json.
+
+    `first_failure` and `earliest_stubborn` are positions in the one sample of a cell, and None where there are several
+    samples or no such token. A token is stubborn while its p is at most 0.5.
+    """
+    correct = scores.correct
+    stubborn = scores.nll >= LN2
     samples = np.unique(scores.sample)
-    broken = np.unique(scores.sample[~correct])
-    one = len(samples) == 1
+    failed_samples = np.unique(scores.sample[~correct])
+    has_one_sample = len(samples) == 1
     return {
         "final_loss": float(scores.nll.mean()),
         "token_accuracy": float(correct.mean()),
-        "exact_match": (len(samples) - len(broken)) / len(samples),
-        "first_failure": _first(~correct) if one else None,
-        "earliest_stubborn": _first(stubborn) if one else None,
+        "exact_match": (len(samples) - len(failed_samples)) / len(samples),
+        "first_failure": first_true(~correct) if has_one_sample else None,
+        "earliest_stubborn": first_true(stubborn) if has_one_sample else None,
         "share_above_threshold": float((~stubborn).mean()),
         "stubborn_tokens": int(stubborn.sum()),
         "violations": violations(scores),
@@ -63,9 +84,13 @@ def summarise(scores: Scores) -> dict[str, Any]:
 
 
 def violations(scores: Scores) -> int:
-    """Tokens with p > 0.5 whose argmax is another: arithmetic forbids them, so any is a fault or coarse rounding."""
+    """Number of tokens with p > 0.5 whose argmax is another one.
+
+    Exact arithmetic rules these out: any is a bug or low-precision rounding.
+    """
     return int(((scores.nll < LN2) & ~scores.correct).sum())
 
 
-def _first(flags: NDArray[np.bool_]) -> int | None:
+def first_true(flags: NDArray[np.bool_]) -> int | None:
+    """Index of the first true flag."""
     return int(flags.argmax()) if flags.any() else None

@@ -1,4 +1,4 @@
-"""THE training loop: a pack of cells on one frozen base. A single run is a pack of one.
+"""The training loop: a pack of cells on one frozen base. A single run is a pack of one.
 
 Whatever looks like a statistic of the batch belongs to the cell: normaliser, clipping, learning rate, schedule, dropout,
 sample order, early stop. So a cell's result does not depend on the cells it is packed with.
@@ -17,49 +17,47 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pml_cli.config.schema import Loss, Run, Train
+from pml_cli.config.schema import Run, Train
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
-from pml_cli.stats import LN2
-from pml_cli.training.batches import Batch, Layout, PackData, SampleOrder
-from pml_cli.training.losses import Tokens, Weighted, fresh_state, weigh
+from pml_cli.training.batches import Batch, Layout, SampleOrder
+from pml_cli.training.curve import curve_tables, curve_values, empty_curve
+from pml_cli.training.loss_groups import LossGroups
+from pml_cli.training.losses.base import Tokens
 from pml_cli.training.optimizer import AdamW, clip_grad_norm_
 from pml_cli.training.scores import Scores
+from pml_cli.training.scoring import PackInputs, score_cells, scored_hidden, split_scores
 
-RUNAWAY = 1e9  # adapter weights beyond this overflow the squares in the norms: a dead model of finite loss
-TINY = 1e-30  # in place of a sum of weights that is 0
-EVALUATION_TOKENS = 16384  # at most so many tokens at once where nothing is trained
-CURVE = (
-    "loss",
-    "nll",
-    "share_above_threshold",
-    "weight_above",
-    "gradient_above",
-    "grad_norm",
-    "lr",
-)
-EMPTY_CURVE = pd.DataFrame({"step": np.zeros(0, np.int32), **{name: np.zeros(0) for name in CURVE}})
+# Adapter weights beyond this overflow the squares in the norms: a model that is lost although its loss is finite.
+RUNAWAY = 1e9
+
+# Logged steps of a run whose train.log_every is 0.
+_DEFAULT_LOGGED_STEPS = 20
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Cell:
-    """One cell of a pack, and what becomes of it."""
+    """One cell of a pack, and the outcome that its training fills in."""
 
     run: Run
     samples: list[Sample]
-    initial: Scores | None = None  # of the base model: the adapter is zero before the first step
+    initial: Scores | None = None
+    """Scores of the base model: the adapter is zero before the first step."""
     final: Scores | None = None
-    adapter: AdapterBank | None = None  # a bank of one
+    adapter: AdapterBank | None = None
+    """The trained adapter, a bank of one."""
     failure: str | None = None
     steps_run: int = 0
     logged: list[pd.DataFrame] = field(default_factory=list)
+    """Token tables (`Scores.table`) of the logged steps."""
     curve: list[pd.DataFrame] = field(default_factory=list)
+    """Consecutive pieces of the training curve (`curve.COLUMNS`)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
     """A logged step: the cells still in training, their scores and their latest training loss."""
 
@@ -83,25 +81,131 @@ class TrainingObserver:
         """Cells have ended or failed and have left the pack; their outcome is filled in."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """A pack between two steps: all that its cells need to go on. Row i of every tensor and list belongs to cells[i]."""
+    """A pack between two steps: all that its cells need to go on.
+
+    Entry i of every list and row i of every tensor belong to the same cell.
+    """
 
     step: int
-    cells: list[int]  # those still in training, by their place in the pack
+    cells: list[int]
+    """Those still in training, by their position in the pack as it began."""
     tensors: dict[str, Tensor]
     logged: list[pd.DataFrame]
     curve: list[pd.DataFrame]
-    draws: list[int]  # minibatches drawn so far
+    draws: list[int]
+    """Minibatches drawn so far."""
 
-    def of(self, chosen: Sequence[int]) -> TrainerState:
-        """The part of some of its cells, given by row."""
-        tensors = {name: tensor[list(chosen)] for name, tensor in self.tensors.items()}
-        lists = (
-            [kept[i] for i in chosen] for kept in (self.cells, self.logged, self.curve, self.draws)
+    def select(self, rows: Sequence[int]) -> TrainerState:
+        """The state of some of its cells, by row."""
+        return TrainerState(
+            step=self.step,
+            cells=[self.cells[i] for i in rows],
+            tensors={name: tensor[list(rows)] for name, tensor in self.tensors.items()},
+            logged=[self.logged[i] for i in rows],
+            curve=[self.curve[i] for i in rows],
+            draws=[self.draws[i] for i in rows],
         )
-        cells, logged, curve, draws = lists
-        return TrainerState(self.step, cells, tensors, logged, curve, draws)  # type: ignore[arg-type]
+
+
+@dataclass(kw_only=True)
+class PackState:
+    """The cells in training, and everything that has an entry for each of them; `keep` cuts all of it together."""
+
+    cells: list[Cell]
+    positions: list[int]
+    """Of the cells in the pack as it began."""
+    inputs: PackInputs
+    bank: AdapterBank
+    optimizer: AdamW
+    losses: LossGroups
+    orders: list[SampleOrder]
+    lr_TK: Tensor
+    """Learning rate of every step and cell, on the device: a step neither copies nor waits."""
+    clip_K: Tensor
+    dropout: Dropout | None
+    curve: list[Tensor] = field(default_factory=list)
+    """`curve_values` of the steps since the last logged one, each (columns, K)."""
+
+    def keep(self, cells: Sequence[int]) -> None:
+        """Drop all cells but these, by their indices."""
+        rows = list(cells)
+        self.cells = [self.cells[k] for k in rows]
+        self.positions = [self.positions[k] for k in rows]
+        if not rows:
+            return
+
+        self.inputs.data.keep(rows)
+        self.bank.keep_cells(rows)
+        self.optimizer.keep(rows)
+        self.losses.keep(rows)
+        self.orders = [self.orders[k] for k in rows]
+        self.lr_TK = self.lr_TK[:, rows]
+        self.clip_K = self.clip_K[rows]
+        self.curve = [values[:, rows] for values in self.curve]
+        if self.dropout:
+            self.dropout.keep_cells(rows)
+
+    def snapshot(self, step: int) -> TrainerState:
+        """What is needed to go on after `step` steps; tensors are on the CPU."""
+        tensors: dict[str, Tensor] = {}
+        tensors |= {f"A.{name}": A for name, A in self.bank.A.items()}
+        tensors |= {f"B.{name}": B for name, B in self.bank.B.items()}
+        tensors |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)}
+        tensors |= {f"v.{i}": v for i, v in enumerate(self.optimizer.v)}
+        tensors |= {f"loss.{name}": values for name, values in self.losses.state().items()}
+        if self.curve:
+            tensors["curve"] = torch.stack(self.curve).permute(2, 0, 1)
+        if self.dropout:
+            tensors["dropout"] = torch.stack(self.dropout.states())
+
+        return TrainerState(
+            step=step,
+            cells=list(self.positions),
+            tensors={name: _on_cpu(tensor) for name, tensor in tensors.items()},
+            logged=[pd.concat(cell.logged, ignore_index=True) for cell in self.cells],
+            curve=[
+                pd.concat(cell.curve or [empty_curve()], ignore_index=True) for cell in self.cells
+            ],
+            draws=[order.drawn for order in self.orders],
+        )
+
+    def restore(self, state: TrainerState, device: torch.device) -> None:
+        """Go on from a snapshot of the same cells."""
+        self._restore_tensors(state, device)
+        for order, draws in zip(self.orders, state.draws, strict=True):
+            order.skip(draws)
+        for cell, logged, curve in zip(self.cells, state.logged, state.curve, strict=True):
+            cell.logged = [logged]
+            cell.curve = [curve] if len(curve) else []
+
+    def _restore_tensors(self, state: TrainerState, device: torch.device) -> None:
+        tensors = dict(state.tensors)
+        dropout_states = tensors.pop("dropout", None)
+        if self.dropout and dropout_states is not None:
+            for generator, row in zip(self.dropout.generators, dropout_states, strict=True):
+                # Cloned: a view into a file's bytes may lie unaligned, and torch crashes on it.
+                generator.set_state(row.clone())
+
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        self.bank.A = {name: tensors[f"A.{name}"] for name in self.bank.A}
+        self.bank.B = {name: tensors[f"B.{name}"] for name in self.bank.B}
+        self.optimizer.step_count = state.step
+        self.optimizer.m = [tensors[f"m.{i}"] for i in range(len(self.optimizer.m))]
+        self.optimizer.v = [tensors[f"v.{i}"] for i in range(len(self.optimizer.v))]
+        self.losses.restore(
+            {
+                name.removeprefix("loss."): values
+                for name, values in tensors.items()
+                if name.startswith("loss.")
+            }
+        )
+        self.curve = list(tensors["curve"].permute(1, 2, 0)) if "curve" in tensors else []
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def train_pack(
@@ -116,6 +220,8 @@ def train_pack(
     finite fails and leaves the pack; one that may stop early leaves when it has recalled everything.
 
     Args:
+        base: the frozen model.
+        cells: the pack.
         observer: told of each step and of cells that have ended.
         cached: False runs the whole model each step instead of the layers above the cached prefix: the slow reference.
     """
@@ -123,18 +229,31 @@ def train_pack(
 
 
 def learning_rate(train: Train, step: int, steps: int) -> float:
-    """Learning rate of a 0-based step: constant, or decaying to 0 at the end, linearly or as half a cosine."""
-    done = step / steps
-    return (
-        train.lr
-        * {"linear": 1 - done, "constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
-            train.schedule
-        ]
-    )
+    """Learning rate of a 0-based step: constant, or decaying to 0 at the end, linearly or as half a cosine.
+
+    Args:
+        train: peak rate and schedule.
+        step: from 0 to steps - 1.
+        steps: length of the training.
+    """
+    progress = step / steps
+    factors = {
+        "linear": 1 - progress,
+        "constant": 1.0,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+    }
+    return train.lr * factors[train.schedule]
 
 
 class Trainer:
-    """One pack in training: bank, optimiser, prefix and the cells that are still in it."""
+    """One pack in training.
+
+    Attributes:
+        base: the frozen model.
+        pack: the cells still in training, and all that belongs to them.
+        steps: length of the training.
+        checkpointing: whether activation checkpointing is on.
+    """
 
     def __init__(
         self,
@@ -145,371 +264,253 @@ class Trainer:
         *,
         checkpointing: bool = False,
     ) -> None:
-        """`checkpointing`: keep only the inputs of the layers above the cached prefix; backward runs them again."""
-        self.base, self.cells, self.cached = base, list(cells), cached
+        """
+        Args:
+            base: the frozen model.
+            cells: the pack; they share the adapter's kind and the number of steps.
+            observer: told of each step and of cells that have ended.
+            cached: whether the layers below the adapters are run once instead of in every step.
+            checkpointing: keep only the inputs of the layers above the cached prefix; backward recomputes the rest.
+
+        Raises:
+            UserError: the model's split forward pass differs from its own.
+        """
+        self.base = base
         self.observer = observer or TrainingObserver()
         self.checkpointing = checkpointing
-        self.places = list(range(len(self.cells)))
-        runs = [cell.run for cell in self.cells]
-        kind = runs[0].adapter
-        self.bank = AdapterBank.initial(
-            base.sites(kind),
-            kind,
-            ranks=[r.rank for r in runs],
-            seeds=[r.seed for r in runs],
+        train = cells[0].run.train
+        self.steps = total_steps(train, len(cells[0].samples))
+        self.log_every = train.log_every or max(1, self.steps // _DEFAULT_LOGGED_STEPS)
+        self.pack = self._build_pack(list(cells), cached)
+        # Layout and inputs where every step has the same ones.
+        self.fixed_batch = self._fixed_batch()
+
+    def _build_pack(self, cells: list[Cell], cached: bool) -> PackState:
+        base = self.base
+        runs = [cell.run for cell in cells]
+        adapter = runs[0].adapter
+        bank = AdapterBank.initial(
+            base.sites(adapter),
+            adapter,
+            ranks=[run.rank for run in runs],
+            seeds=[run.seed for run in runs],
             dtype=base.adapter_dtype,
         )
-        self.bank.to(base.device)
-        base.check_split(self.bank)
-        self.data = PackData([cell.samples for cell in self.cells], base.device)
-        self.prefix = base.prefix(self.data.ids[:, :-1], self.bank) if cached else None
-        decay = torch.tensor(
-            [r.train.weight_decay for r in runs], dtype=base.adapter_dtype, device=base.device
-        )
-        self.optimizer = AdamW(self.bank, decay)
-        trains = [r.train for r in runs]
-        self.orders = [
-            SampleOrder(len(c.samples), t.batch, c.run.seed, t.curriculum)
-            for c, t in zip(self.cells, trains, strict=True)
+        bank.to(base.device)
+        base.check_split(bank)
+        inputs = PackInputs(base, bank, [cell.samples for cell in cells], cached=cached)
+
+        def per_cell(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=base.adapter_dtype, device=base.device)
+
+        orders = [
+            SampleOrder(len(cell.samples), run.train.batch, run.seed, run.train.curriculum)
+            for cell, run in zip(cells, runs, strict=True)
         ]
-        self.remembered = fresh_state(
-            [r.loss for r in runs], max(len(c.samples) for c in self.cells), base.device
-        )
-        self.steps = total_steps(runs[0].train, len(self.cells[0].samples))
-        self.log_every = runs[0].train.log_every or max(1, self.steps // 20)
         rates = [
-            [learning_rate(r.train, step, self.steps) for r in runs] for step in range(self.steps)
+            [learning_rate(run.train, step, self.steps) for run in runs]
+            for step in range(self.steps)
         ]
-        self.rates = torch.tensor(rates, dtype=base.adapter_dtype).to(
-            base.device
-        )  # (steps, K): no copy, no wait in a step
-        self.dropout = self._dropout()
-        self.curve: list[
-            Tensor
-        ] = []  # of the steps since the last logged one, (len(CURVE), K) each
-        self._place()
+        dropout = None
+        if adapter.dropout > 0:
+            shapes = [(order.batch, inputs.data.input_tokens(k)) for k, order in enumerate(orders)]
+            dropout = Dropout(adapter.dropout, [run.seed for run in runs], shapes, base.device)
 
-    def _dropout(self) -> Dropout | None:
-        run = self.cells[0].run
-        if run.adapter.dropout == 0:
-            return None
-        return Dropout(
-            run.adapter.dropout, [c.run.seed for c in self.cells], self._shapes(), self.base.device
+        return PackState(
+            cells=cells,
+            positions=list(range(len(cells))),
+            inputs=inputs,
+            bank=bank,
+            optimizer=AdamW(bank, per_cell([run.train.weight_decay for run in runs])),
+            losses=LossGroups(
+                [run.loss for run in runs], max(len(cell.samples) for cell in cells), base.device
+            ),
+            orders=orders,
+            lr_TK=torch.tensor(rates, dtype=base.adapter_dtype).to(base.device),
+            clip_K=per_cell([run.train.clip or math.inf for run in runs]),
+            dropout=dropout,
         )
-
-    def _shapes(self) -> list[tuple[int, int]]:
-        return [(order.batch, self.data.input_tokens(k)) for k, order in enumerate(self.orders)]
-
-    def _place(self) -> None:
-        """Whatever depends on which cells are in the pack; called again when one leaves."""
-        self.static: tuple[Layout, Prefix | Tensor] | None = None
-        if all(order.whole for order in self.orders):
-            self.static = self._gather(self.data.layout(self.data.cells))
-        self.groups: dict[str, Loss] = {}
-        members: dict[str, list[int]] = {}
-        for k, cell in enumerate(self.cells):
-            members.setdefault(repr(cell.run.loss), []).append(k)
-            self.groups[repr(cell.run.loss)] = cell.run.loss
-        self.members = {
-            key: torch.tensor(ks, device=self.base.device) for key, ks in members.items()
-        }
-        self.back = torch.cat(
-            list(self.members.values())
-        ).argsort()  # from members' order to the cells'
-        clip = [c.run.train.clip or math.inf for c in self.cells]
-        self.clip = torch.tensor(clip, dtype=self.base.adapter_dtype, device=self.base.device)
 
     def train(self, state: TrainerState | None = None) -> None:
-        """Train to the end, from the start or from a kept state (on a CPU, bit for bit as without the interruption)."""
-        for cell, scores in zip(self.cells, self.evaluate(), strict=True):
-            cell.initial = scores
-            cell.logged.append(scores.table(0))
+        """Train to the end, from the start or from a saved state.
+
+        From a state, results on a CPU are bit for bit those of a training without the interruption.
+        """
+        for cell, initial in zip(self.pack.cells, self.evaluate(), strict=True):
+            cell.initial = initial
+            cell.logged.append(initial.table(0))
+        first_step = 0
         if state is not None:
             self._restore(state)
-        for step in range(state.step if state else 0, self.steps):
-            self.observer.before_step(step)
-            layout, trained = self._forward()
-            finished = (
-                self._log(step, layout, trained) if step and step % self.log_every == 0 else []
-            )
-            self._update(step, layout, trained)
-            self._retire(finished)
-            if not self.cells:
-                return
-        self._retire(self._log(self.steps))
+            first_step = state.step
 
-    # -- going on later
+        for step in range(first_step, self.steps):
+            self.observer.before_step(step)
+            layout, scores = self._forward()
+            finished: list[int] = []
+            if step > 0 and step % self.log_every == 0:
+                finished = self._log(step, self._current_scores(layout, scores))
+
+            # Cells that finish here take part once more; their outcome is already stored.
+            self._update(step, layout, scores)
+            self._retire(finished)
+            if not self.pack.cells:
+                return
+        self._retire(self._log(self.steps, self.evaluate()))
+
+    # -- interruption
 
     def state(self, step: int) -> TrainerState:
         """What is needed to go on after `step` steps; tensors are on the CPU."""
-        rows = {f"A.{name}": A for name, A in self.bank.A.items()} | {
-            f"B.{name}": B for name, B in self.bank.B.items()
-        }
-        rows |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)} | {
-            f"v.{i}": v for i, v in enumerate(self.optimizer.v)
-        }
-        rows |= {f"loss.{name}": values for name, values in self.remembered.items()}
-        if self.curve:
-            rows["curve"] = torch.stack(self.curve).permute(2, 0, 1)
-        if self.dropout:
-            rows["dropout"] = torch.stack(
-                [generator.get_state() for generator in self.dropout.generators]
-            )
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in rows.items()
-        }
-        logged = [pd.concat(cell.logged, ignore_index=True) for cell in self.cells]
-        curve = [pd.concat(cell.curve or [EMPTY_CURVE], ignore_index=True) for cell in self.cells]
-        return TrainerState(
-            step, list(self.places), tensors, logged, curve, [order.drawn for order in self.orders]
-        )
+        return self.pack.snapshot(step)
 
     def _restore(self, state: TrainerState) -> None:
-        self._retire([k for k in range(len(self.cells)) if k not in state.cells], ended=False)
-        kept = {
-            name: tensor.to(self.base.device)
-            for name, tensor in state.tensors.items()
-            if name != "dropout"
-        }
-        self.bank.A = {name: kept[f"A.{name}"] for name in self.bank.A}
-        self.bank.B = {name: kept[f"B.{name}"] for name in self.bank.B}
-        self.optimizer.step_count = state.step
-        self.optimizer.m = [kept[f"m.{i}"] for i in range(len(self.optimizer.m))]
-        self.optimizer.v = [kept[f"v.{i}"] for i in range(len(self.optimizer.v))]
-        self.remembered = {name: kept[f"loss.{name}"] for name in self.remembered}
-        self.curve = list(kept["curve"].permute(1, 2, 0)) if "curve" in kept else []
-        if self.dropout:
-            for generator, drawn in zip(
-                self.dropout.generators, state.tensors["dropout"], strict=True
-            ):
-                generator.set_state(
-                    drawn.clone()
-                )  # a view into a file's bytes may lie unaligned: torch crashes on it
-        for order, draws in zip(self.orders, state.draws, strict=True):
-            order.skip(draws)
-        for cell, logged, curve in zip(self.cells, state.logged, state.curve, strict=True):
-            cell.logged, cell.curve = [logged], [curve] if len(curve) else []
+        self._keep(state.cells)
+        self.pack.restore(state, self.base.device)
 
     # -- one step
 
     def _forward(self) -> tuple[Layout, TokenScores]:
-        layout, inputs = self.static or self._gather(self.data.layout(self._next_batch()))
-        self.bank.requires_grad_().dropout = self.dropout
-        return layout, token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
+        pack = self.pack
+        layout, inputs = self.fixed_batch or self._next_batch()
+        pack.bank.requires_grad_().dropout = pack.dropout
+        hidden = scored_hidden(
+            self.base, pack.bank, layout, inputs, checkpointing=self.checkpointing
+        )
+        return layout, token_nll(hidden, self.base.head, layout.targets)
 
     def _update(self, step: int, layout: Layout, scores: TokenScores) -> None:
-        tokens = _tokens(layout, scores)
-        weighted = self._weigh(tokens, step / self.steps)
-        loss_K = weighted.loss
-        parameters = self.bank.parameters()
-        grads = torch.autograd.grad(loss_K.sum(), parameters)
-        norm_K = clip_grad_norm_(grads, self.clip)
-        lr_K = self.rates[step]
-        self.optimizer.step(parameters, grads, lr_K)
-        self._note_curve(tokens, weighted, norm_K, lr_K)
+        pack = self.pack
+        tokens = tokens_by_cell(layout, scores)
+        weighted = pack.losses.weights(tokens, step / self.steps)
 
-    def _next_batch(self) -> Batch:
-        picked = [
-            order.next() if not order.whole else range(order.samples) for order in self.orders
-        ]
-        if self.dropout:
-            self.dropout.shapes = [
-                (len(p), T) for p, (_, T) in zip(picked, self._shapes(), strict=True)
+        parameters = pack.bank.parameters()
+        grads = torch.autograd.grad(weighted.loss.sum(), parameters)
+        norm_K = clip_grad_norm_(grads, pack.clip_K)
+        lr_K = pack.lr_TK[step]
+        pack.optimizer.step(parameters, grads, lr_K)
+        pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
+
+    def _fixed_batch(self) -> tuple[Layout, Prefix | Tensor] | None:
+        if not all(order.is_full_batch for order in self.pack.orders):
+            return None
+        inputs = self.pack.inputs
+        layout = inputs.data.layout(inputs.data.cells)
+        return layout, inputs.gather(layout)
+
+    def _next_batch(self) -> tuple[Layout, Prefix | Tensor]:
+        pack = self.pack
+        data = pack.inputs.data
+        batch: Batch = []
+        for order, samples in zip(pack.orders, data.cells, strict=True):
+            # A full batch keeps the samples' own order and draws nothing.
+            picked = range(order.samples) if order.is_full_batch else order.next()
+            batch.append([samples[i] for i in picked])
+
+        if pack.dropout:
+            pack.dropout.shapes = [
+                (len(samples), data.input_tokens(k)) for k, samples in enumerate(batch)
             ]
-        return [[self.data.cells[k][i] for i in chosen] for k, chosen in enumerate(picked)]
+        layout = data.layout(batch)
+        return layout, pack.inputs.gather(layout)
 
-    def _gather(self, layout: Layout) -> tuple[Layout, Prefix | Tensor]:
-        if self.prefix is None:
-            return layout, self.data.ids[layout.rows, : layout.tokens]
-        return layout, self.prefix.rows(layout.rows, layout.tokens)
+    # -- logged steps
 
-    def _hidden(
-        self, layout: Layout, inputs: Prefix | Tensor, bank: AdapterBank | None = None
-    ) -> Tensor:
-        """Final hidden states at the scored positions, (N, D)."""
-        bank = bank or self.bank
-        if isinstance(inputs, Prefix):
-            hidden = self.base.upper(inputs, bank, self.checkpointing)
-        else:
-            hidden = self.base.full(inputs, bank).last_hidden_state
-        return hidden.flatten(0, 1).index_select(
-            0, layout.scored
-        )  # its backward is a plain sum, that of [] sorts first
+    def evaluate(self) -> list[Scores]:
+        """Scores of every target token of every cell, without dropout."""
+        bank = self.pack.bank
+        bank.dropout = None
+        scores = score_cells(self.base, bank, self.pack.inputs)
+        # A step may be half done: its backward pass draws again what the forward pass has drawn.
+        bank.dropout = self.pack.dropout
+        return scores
 
-    def _weigh(self, tokens: Tokens, progress: float) -> Weighted:
-        """Each cell's tokens weighed under its own loss; what the losses remember goes on."""
-        if len(self.members) == 1:
-            weighted, self.remembered = weigh(
-                next(iter(self.groups.values())), tokens, self.remembered, progress
-            )
-            return weighted
-        parts: list[Weighted] = []
-        remembered = {name: values.clone() for name, values in self.remembered.items()}
-        for key, cells in self.members.items():
-            before = {name: values[cells] for name, values in self.remembered.items()}
-            weighted, after = weigh(self.groups[key], tokens.of(cells), before, progress)
-            parts.append(weighted)
-            for name, values in after.items():
-                remembered[name][cells] = values
-        self.remembered = remembered
-        return Weighted(*(torch.cat(part)[self.back] for part in zip(*parts, strict=True)))
+    def _current_scores(self, layout: Layout, scores: TokenScores) -> list[Scores]:
+        """The scores after the updates so far, of all samples and without dropout.
 
-    # -- scores
+        Where the forward pass of the step has them, they are not computed again.
+        """
+        if self.fixed_batch is None or self.pack.dropout is not None:
+            return self.evaluate()
+        return split_scores(layout, scores, self.pack.inputs.data.cells)
 
-    @torch.no_grad()
-    def evaluate(self, samples: Sequence[Sequence[Sample]] | None = None) -> list[Scores]:
-        """Scores of every target token of every cell, without dropout; of its own samples, or of others given per cell."""
-        data, prefix = self.data, self.prefix
-        if samples is not None:
-            data = PackData(samples, self.base.device)
-            prefix = self.base.prefix(data.ids[:, :-1], self.bank) if self.cached else None
-        dropout, self.bank.dropout = self.bank.dropout, None
-        parts: list[list[Scores]] = [[] for _ in self.cells]
-        tokens = len(self.cells) * data.ids.shape[1]
-        size = max(1, EVALUATION_TOKENS // tokens)
-        for start in range(0, max(len(c) for c in data.cells), size):
-            batch = [cell[start : start + size] for cell in data.cells]
-            layout = data.layout(batch)
-            inputs = (
-                data.ids[layout.rows, : layout.tokens]
-                if prefix is None
-                else prefix.rows(layout.rows, layout.tokens)
-            )
-            scores = token_nll(self._hidden(layout, inputs), self.base.head, layout.targets)
-            for k, part in enumerate(split_scores(layout, scores, batch)):
-                parts[k].append(part)
-        self.bank.dropout = dropout
-        return [join_scores(part) for part in parts]
-
-    # -- records
-
-    def _note_curve(self, tokens: Tokens, weighted: Weighted, norm_K: Tensor, lr_K: Tensor) -> None:
-        """Kept on the device until the next logged step: no wait for the device within."""
-        nll_KS, mask_KS = tokens.nll.detach(), tokens.mask
-        count, above = mask_KS.sum(1), (nll_KS < LN2) * mask_KS
-        spent = [
-            (part * above).sum(1) / part.sum(1).clamp(min=TINY)
-            for part in (weighted.weight, weighted.pull)
-        ]
-        means = nll_KS.sum(1) / count, above.sum(1) / count
-        self.curve.append(torch.stack([weighted.loss.detach(), *means, *spent, norm_K, lr_K]))
-
-    def _flush_curve(self, done: int) -> list[float]:
-        """Hand the curve to the cells; returns the last loss of each."""
-        values = torch.stack(self.curve).double().cpu().numpy()  # (steps, len(CURVE), K)
-        self.curve = []
-        steps = np.arange(done - len(values), done, dtype=np.int32)
-        for k, cell in enumerate(self.cells):
-            cell.curve.append(
-                pd.DataFrame({"step": steps, **dict(zip(CURVE, values[:, :, k].T, strict=True))})
-            )
-        return [float(x) for x in values[-1, 0]]
-
-    def _log(
-        self, done: int, layout: Layout | None = None, trained: TokenScores | None = None
-    ) -> list[int]:
-        """Note the scores after `done` updates.
-
-        They are the ones trained on next; with minibatches or dropout, an evaluation of all samples without dropout.
+    def _log(self, step: int, scores: list[Scores]) -> list[int]:
+        """Record the scores after `step` updates, and the outcome of the cells that finish here.
 
         Returns:
-            the cells that leave the pack here; their outcome is kept, so that one more update does no harm.
+            indices of the cells that finish.
         """
-        if layout is None or trained is None or self.static is None or self.dropout is not None:
-            scores = self.evaluate()
-        else:
-            scores = split_scores(layout, trained, self.data.cells)
-        loss, largest = self._flush_curve(done), self.bank.largest_weights()
-        finished: list[int] = []
-        for k, cell in enumerate(self.cells):
-            cell.logged.append(scores[k].table(done))
-            if (
-                not np.isfinite(scores[k].nll).all()
-                or not math.isfinite(loss[k])
-                or not largest[k] < RUNAWAY
-            ):
-                cell.failure = _where_lost(cell, done)
+        pack = self.pack
+        curves = curve_tables(pack.curve, step)
+        pack.curve = []
+        losses = [float(curve["loss"].iloc[-1]) for curve in curves]
+        largest_weights = pack.bank.largest_weights()
+
+        finished = []
+        for k, cell in enumerate(pack.cells):
+            cell.curve.append(curves[k])
+            cell.logged.append(scores[k].table(step))
+            is_finite = np.isfinite(scores[k].nll).all() and math.isfinite(losses[k])
+            # Written so that NaN counts as too large.
+            if not is_finite or not largest_weights[k] < RUNAWAY:
+                cell.failure = _failure(cell, step)
                 finished.append(k)
-            elif done == self.steps or _may_stop(cell.run.train, scores[k]):
+            elif step == self.steps or _may_stop(cell.run.train, scores[k]):
                 finished.append(k)
-        self.observer.on_logged_step(StepReport(done, self.steps, self.cells, scores, loss))
+
+        report = StepReport(
+            step=step, steps=self.steps, cells=pack.cells, scores=scores, loss=losses
+        )
+        self.observer.on_logged_step(report)
         for k in finished:
-            cell = self.cells[k]
-            cell.steps_run, cell.final, cell.adapter = done, scores[k], self.bank.select([k])
+            cell = pack.cells[k]
+            cell.steps_run = step
+            cell.final = scores[k]
+            cell.adapter = pack.bank.select([k])
         return finished
 
-    def _retire(self, finished: list[int], ended: bool = True) -> None:
-        """Take cells out of the pack."""
+    def _retire(self, finished: list[int]) -> None:
+        """Take finished cells out of the pack."""
         if not finished:
             return
-        stay = [k for k in range(len(self.cells)) if k not in finished]
-        left = [self.cells[k] for k in finished]
-        self.cells, self.places = [self.cells[k] for k in stay], [self.places[k] for k in stay]
-        if ended:
-            self.observer.on_finished(left)
-        if not stay:
+        cells = [self.pack.cells[k] for k in finished]
+        self._keep([k for k in range(len(self.pack.cells)) if k not in finished])
+        self.observer.on_finished(cells)
+
+    def _keep(self, cells: list[int]) -> None:
+        if len(cells) == len(self.pack.cells):
             return
-        self.bank.keep_cells(stay)
-        self.optimizer.keep(stay)
-        self.curve, self.rates = [values[:, stay] for values in self.curve], self.rates[:, stay]
-        self.remembered = {name: values[stay] for name, values in self.remembered.items()}
-        if self.dropout:
-            self.dropout.keep_cells(stay)
-        self.orders = [self.orders[k] for k in stay]
-        self.data.cells = [self.data.cells[k] for k in stay]
-        self._place()
+        self.pack.keep(cells)
+        if self.pack.cells:
+            self.fixed_batch = self._fixed_batch()
 
 
 def _may_stop(train: Train, scores: Scores) -> bool:
     return train.stop == "recalled" and bool(scores.margin.min() > train.stop_margin)
 
 
-def _where_lost(cell: Cell, done: int) -> str:
+def _failure(cell: Cell, step: int) -> str:
+    """Why a cell fails at a logged step: the first step without a finite loss, if there is one."""
     curve = pd.concat(cell.curve)
-    lost = curve.loc[~np.isfinite(curve["loss"]), "step"]
-    step = int(lost.iloc[0]) if len(lost) else done
-    what = (
-        "the loss is no longer finite"
-        if len(lost)
-        else f"loss or weights are no longer below {RUNAWAY:g}"
-    )
+    lost_steps = curve.loc[~np.isfinite(curve["loss"]), "step"]
+    if len(lost_steps):
+        step = int(lost_steps.iloc[0])
+        fault = "the loss is no longer finite"
+    else:
+        fault = f"loss or weights are no longer below {RUNAWAY:g}"
     return (
-        f"{what} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
+        f"{fault} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
     )
 
 
-def _tokens(layout: Layout, scores: TokenScores) -> Tokens:
-    """The scored tokens of a step, cell by cell."""
-    nll_KS, margin_KS = layout.by_cell(scores.nll), layout.by_cell(scores.margin)
-    correct_KS = layout.by_cell(scores.argmax == layout.targets)
+def tokens_by_cell(layout: Layout, scores: TokenScores) -> Tokens:
+    """The scored tokens of a batch as a loss takes them, (K, S) each."""
+    nll_KS = layout.by_cell(scores.nll)
     return Tokens(
-        nll_KS,
-        margin_KS,
-        correct_KS,
-        layout.mask_KS.to(nll_KS.dtype),
-        layout.sample_KS,
-        layout.position_KS,
+        nll=nll_KS,
+        margin=layout.by_cell(scores.margin),
+        correct=layout.by_cell(scores.argmax == layout.targets),
+        mask=layout.mask_KS.to(nll_KS.dtype),
+        sample=layout.sample_KS,
+        position=layout.position_KS,
     )
-
-
-def split_scores(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scores]:
-    """Scores of a batch, cell by cell."""
-    nll, margin = (values.detach().double().cpu().numpy() for values in (scores.nll, scores.margin))
-    argmax, target = scores.argmax.int().cpu().numpy(), layout.targets.int().cpu().numpy()
-    out, at = [], 0
-    for pieces in batch:
-        lengths = [piece.tokens for piece in pieces]
-        sample = np.repeat(np.array([piece.sample for piece in pieces], np.int32), lengths)
-        position = np.concatenate(
-            [np.arange(length, dtype=np.int32) for length in lengths] or [np.zeros(0, np.int32)]
-        )
-        rows = slice(at, at + sum(lengths))
-        out.append(Scores(sample, position, target[rows], nll[rows], margin[rows], argmax[rows]))
-        at = rows.stop
-    return out
-
-
-def join_scores(parts: list[Scores]) -> Scores:
-    """The scores of one cell from those of its batches, in order."""
-    names = ("sample", "position", "token_id", "nll", "margin", "argmax_id")
-    return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -535,9 +535,9 @@ def test_minibatches_see_every_sample_once_an_epoch_in_a_new_order():
     assert all(sorted(f) == list(range(10)) for f in flat)
     assert flat[0] != flat[1]
     assert [SampleOrder(10, 4, seed=3).next(), SampleOrder(10, 4, seed=4).next()][0] == epochs[0][0]
-    assert SampleOrder(3, 0, 0).whole
-    assert SampleOrder(3, 5, 0).whole
-    assert not SampleOrder(3, 2, 0).whole
+    assert SampleOrder(3, 0, 0).is_full_batch
+    assert SampleOrder(3, 5, 0).is_full_batch
+    assert not SampleOrder(3, 2, 0).is_full_batch
 
 
 # -- the text that the tiny model has not seen

@@ -53,7 +53,7 @@ def test_gains_are_those_of_the_whole_model():
     base = load_model(Model(dtype="float64"))
     runs = [Run(rank=r, seqlen=24, train=Train(steps=15, lr=3e-2), adapter=MlpBlockAdapter(), data=data)
             for r, data in ((2, RandomData()), (5, TextData()), (3, PhonebookData()))]  # fmt: skip
-    cells = [Cell(run, source_of(run).take(24)) for run in runs]
+    cells = [Cell(run=run, samples=source_of(run).take(24)) for run in runs]
     train_pack(base, cells)
     unseen: list[list[Sample]] = [source_of(run).held_out(24) for run in runs]
     unseen.append([])

@@ -31,7 +31,7 @@ def trained(base, *asked):
             adapter=MlpBlockAdapter(),
             train=Train(steps=steps, log_every=1000, lr=1e-2),
         )
-        cells.append(Cell(run, source_of(run).take(seqlen)))
+        cells.append(Cell(run=run, samples=source_of(run).take(seqlen)))
     train_pack(base, cells)
     return cells
 
@@ -126,12 +126,12 @@ def scores(nll, correct, sample=None):
     n = len(nll)
     ids = np.arange(n, dtype=np.int32)
     return Scores(
-        np.zeros(n, np.int32) if sample is None else np.array(sample, np.int32),
-        ids,
-        ids,
-        np.array(nll, np.float64),
-        np.where(correct, 1.0, -1.0),
-        np.where(correct, ids, ids + 1).astype(np.int32),
+        sample=np.zeros(n, np.int32) if sample is None else np.array(sample, np.int32),
+        position=ids,
+        token_id=ids,
+        nll=np.array(nll, np.float64),
+        margin=np.where(correct, 1.0, -1.0),
+        argmax_id=np.where(correct, ids, ids + 1).astype(np.int32),
     )
 
 

@@ -21,7 +21,7 @@ from support.pricing import (
 from support.sweeps import FEW, quick, result_times
 from support.workers import OUT_OF_MEMORY, Workplace, assert_same_runs, faulty, planned
 
-from pml_cli.config.schema import MemftOtLoss, Model, Run, SftLoss, Train
+from pml_cli.config.schema import Model, Run, Train
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.packing import Pack, Packing, check, make_packs, sparing
@@ -29,6 +29,8 @@ from pml_cli.model.adapter_bank import Dropout
 from pml_cli.model.loading import load_model
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.run_id import run_id
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer
 
 __all__ = ["quick"]
@@ -36,7 +38,7 @@ __all__ = ["quick"]
 
 def ends(base, cells, checkpointing):
     """Adapters, last scores, curves and logged tokens of every cell."""
-    trained = [Cell(cell.run, cell.samples) for cell in cells]
+    trained = [Cell(run=cell.run, samples=cell.samples) for cell in cells]
     Trainer(base, trained, checkpointing=checkpointing).train()
     parameters = [p for cell in trained for p in cell.adapter.parameters()]
     return (
@@ -126,7 +128,9 @@ def test_what_it_saves_is_what_is_priced(adapter, dtype):
 
         def run(one=one):
             made = Trainer(
-                base, [Cell(c.run, c.samples) for c in one.cells], checkpointing=one.checkpointing
+                base,
+                [Cell(run=c.run, samples=c.samples) for c in one.cells],
+                checkpointing=one.checkpointing,
             )
             for step in range(2):
                 made._update(step, *made._forward())

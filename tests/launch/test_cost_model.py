@@ -23,7 +23,7 @@ from support.pricing import (
 )
 
 from pml_cli import format
-from pml_cli.config.compose import load
+from pml_cli.config.request import load
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
@@ -34,7 +34,7 @@ from pml_cli.model import head
 from pml_cli.model.device import device_memory
 from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
-from pml_cli.training import trainer as engine
+from pml_cli.training.batches import PackData
 from pml_cli.training.trainer import Cell, Trainer
 
 SPREAD = LinearAdapter(targets=["k_proj", "self_attn.o_proj"], layers=[])
@@ -92,11 +92,11 @@ def test_flops_of_a_whole_training(adapter, train):
     """The prefix, every step and the evaluations: of all samples in every step, and of minibatches."""
     planned = pack(Model(device="cpu"), adapter, 100, data=PhonebookData(), **train)
     base = load_model(planned.cells[0].run.model)
-    cells = [Cell(c.run, c.samples) for c in planned.cells]
-    base.check_split(trainer(planned).bank)
+    cells = [Cell(run=c.run, samples=c.samples) for c in planned.cells]
+    base.check_split(trainer(planned).pack.bank)
     made = Trainer(base, cells)
     with Counter() as counted:
-        made.prefix = base.prefix(made.data.ids[:, :-1], made.bank)
+        base.prefix(made.pack.inputs.data.ids[:, :-1], made.pack.bank)
         made.train()
     assert cost_model.flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.05)
 
@@ -109,7 +109,7 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
         for data in (RandomData(), RandomData(seed=1), PhonebookData())
     ]
     planned = Pack(check(runs))
-    data = engine.PackData([c.samples for c in planned.cells], torch.device("cpu"))
+    data = PackData([c.samples for c in planned.cells], torch.device("cpu"))
     assert cost_model._unique_rows(planned) == len(data.rows)
     assert cost_model._unique_rows(pack(base, ranks=(1, 2, 3))) == 1
 
@@ -140,7 +140,7 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
     assert decoder_shape(base).parameters * BYTES[dtype] == pytest.approx(weights, rel=0.01)
 
     def run():
-        made = Trainer(loaded, [Cell(c.run, c.samples) for c in planned.cells])
+        made = Trainer(loaded, [Cell(run=c.run, samples=c.samples) for c in planned.cells])
         one_step(made)
         one_step(made)
         made.evaluate()
@@ -150,7 +150,6 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
 
 def test_the_constants_are_those_of_the_engine():
     assert inspect.signature(head.token_nll).parameters["chunk"].default == cost_model.HEAD_CHUNK
-    assert engine.EVALUATION_TOKENS == cost_model.EVALUATION_TOKENS
 
 
 def test_pricing_does_not_import_torch():

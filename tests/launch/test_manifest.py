@@ -6,13 +6,14 @@ import time
 
 import pytest
 
-from pml_cli.config.compose import load
-from pml_cli.config.schema import LinearAdapter, MemftOtLoss, Model, Run, Train
+from pml_cli.config.request import load
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.launch.cost_model import memory
 from pml_cli.launch.manifest import SweepManifest, read_manifests
 from pml_cli.launch.packing import Packing, check, make_packs
+from pml_cli.training.losses.memft_ot import MemftOtLoss
 
 CPU = Model(device="cpu")
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pml_cli.config.schema import LinearAdapter, MemftOtLoss, Model, Run, Train
+from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.curriculum import minibatch_sizes, samples_in_use, total_steps
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
@@ -14,6 +14,7 @@ from pml_cli.errors import UserError
 from pml_cli.launch.packing import MAX_CELLS, Packing, check, make_packs
 from pml_cli.runs.run_id import run_id
 from pml_cli.training.batches import SampleOrder
+from pml_cli.training.losses.memft_ot import MemftOtLoss
 
 CPU = Model(device="cpu")
 

@@ -208,7 +208,7 @@ def test_training_is_that_of_peft_and_torch(model_folder, family, kind):
                 parameter.copy_(start.A[site][0].T)
     train = Train(steps=steps, lr=1e-2, schedule="constant", weight_decay=0.1, clip=1.0)
     cell = Cell(
-        Run(
+        run=Run(
             rank=rank,
             seqlen=12,
             seed=7,
@@ -217,7 +217,7 @@ def test_training_is_that_of_peft_and_torch(model_folder, family, kind):
             adapter=adapter,
             train=train,
         ),
-        SAMPLES,
+        samples=SAMPLES,
     )
     train_pack(base, [cell])
     trainable = [p for p in theirs.parameters() if p.requires_grad]

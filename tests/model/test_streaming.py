@@ -82,7 +82,7 @@ def test_training_is_the_same_to_the_last_bit(model_folder):
                 train=Train(steps=6),
             )
             (planned,) = check([run])
-            cell = Cell(run, planned.samples)
+            cell = Cell(run=run, samples=planned.samples)
             Trainer(base, [cell]).train()
             ends.append(cell.final.nll.tolist())
     assert ends[:2] == ends[2:]
@@ -163,7 +163,7 @@ def resident(key):
 
 def train(model, seqlen):
     planned = check([Run(r, seqlen, model=model, train=Train(steps=2)) for r in (2, 4)])
-    Trainer(load_model(model), [Cell(c.run, c.samples) for c in planned]).train()
+    Trainer(load_model(model), [Cell(run=c.run, samples=c.samples) for c in planned]).train()
     return cost_model.memory(Pack(planned))
 
 path, stream, seqlen = sys.argv[1], sys.argv[2] == "stream", int(sys.argv[3])

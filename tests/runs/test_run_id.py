@@ -7,19 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pml_cli.config.compose import load
-from pml_cli.config.schema import (
-    TINY,
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    MlpBlockAdapter,
-    Model,
-    Run,
-    SftLoss,
-    Train,
-)
+from pml_cli.config.request import load
+from pml_cli.config.schema import TINY, LinearAdapter, MlpBlockAdapter, Model, Run, Train
 from pml_cli.config.setting import faults
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.sources.random import RandomData
@@ -28,6 +17,10 @@ from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.runs import file_hash
 from pml_cli.runs.run_id import content_hash, loss_label, run_id, settings_label
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 
 CHANGES = [
     {"adapter": MlpBlockAdapter(dropout=0.1)},

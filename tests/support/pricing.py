@@ -48,7 +48,7 @@ def pack(base, adapter=BLOCK, seqlen=40, ranks=(4, 2), data=None, **train):
 
 
 def trainer(planned):
-    cells = [Cell(c.run, c.samples) for c in planned.cells]
+    cells = [Cell(run=c.run, samples=c.samples) for c in planned.cells]
     return Trainer(
         load_model(planned.cells[0].run.model), cells, checkpointing=planned.checkpointing
     )
@@ -81,10 +81,14 @@ class Counter(FlopCounterMode):
 
 def saved(made):
     """Bytes that one step's autograd graph keeps, beside weights, adapters and the cache."""
-    parts = [*made.base.model.parameters(), *made.base.model.buffers(), *made.bank.parameters()]
+    parts = [
+        *made.base.model.parameters(),
+        *made.base.model.buffers(),
+        *made.pack.bank.parameters(),
+    ]
     parts += [
         x
-        for p in (made.prefix, made.static[1])
+        for p in (made.pack.inputs.prefix, made.fixed_batch[1])
         for x in (p.entry, p.block, p.mlp_out)
         if x is not None
     ]

@@ -127,7 +127,7 @@ def faulty(monkeypatch, when, error):
 
     class Faulty(Trainer):
         def _update(self, step, layout, scores):
-            if step == BREAK and when([cell.run.rank for cell in self.cells]):
+            if step == BREAK and when([cell.run.rank for cell in self.pack.cells]):
                 raise error
             super()._update(step, layout, scores)
 

@@ -9,17 +9,17 @@ import torch
 
 from pml_cli.config.schema import (
     LinearAdapter,
-    MemftMarginLoss,
-    MemftSwLoss,
     MlpBlockAdapter,
     Run,
-    SftLoss,
     Train,
 )
 from pml_cli.data.opened import source_of
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer, TrainingObserver
 
 STEPS, BREAK = 30, 17
@@ -44,12 +44,12 @@ def cells_of(base, **train):
         )
         for rank, length, loss in zip((8, 2, 5), lengths, losses, strict=True)
     ]
-    return [Cell(run, source_of(run).take(run.seqlen)) for run in runs]
+    return [Cell(run=run, samples=source_of(run).take(run.seqlen)) for run in runs]
 
 
 def trained(base, cells, state=None, keep=None):
     """Train a fresh copy of the cells; `keep` takes the state at step BREAK."""
-    cells = [Cell(cell.run, cell.samples) for cell in cells]
+    cells = [Cell(run=cell.run, samples=cell.samples) for cell in cells]
 
     class StateAtBreak(TrainingObserver):
         def before_step(self, step):
@@ -136,7 +136,7 @@ def test_a_checkpoint_with_other_columns_in_its_curve_is_passed_over(
     trained(tiny_base, cells_of(tiny_base), keep=kept)
     store = Checkpoints(tmp_path)
     store.save(store.path(["a", "b", "c"]), ["a", "b", "c"], kept[0], 0.0)
-    monkeypatch.setattr("pml_cli.training.checkpoint.CURVE", ("loss",))
+    monkeypatch.setattr("pml_cli.training.checkpoint.COLUMNS", ("loss",))
     assert store.find(["a"]) == []
 
 

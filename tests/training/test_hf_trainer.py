@@ -1,4 +1,4 @@
-"""The drop-in against the engine, and inside transformers' Trainer with PEFT on real text."""
+"""The loss for other trainers against pml's own, and inside transformers' Trainer with PEFT on real text."""
 
 import os
 import subprocess
@@ -14,21 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_outputs import CausalLMOutput
 
 import pml_cli
-from pml_cli.config.schema import (
-    TINY,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    Model,
-    Run,
-    SftLoss,
-)
+from pml_cli.config.schema import TINY, Model, Run
 from pml_cli.data.opened import source_of
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.training.hf_trainer import IGNORED, MemFTCallback, MemFTLoss
-from pml_cli.training.trainer import Cell, _tokens
-from pml_cli.training.trainer import Trainer as Engine
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
+from pml_cli.training.trainer import Cell, tokens_by_cell
+from pml_cli.training.trainer import Trainer as PackTrainer
 
 LOSSES = [
     SftLoss(),
@@ -42,37 +38,42 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_weights_and_loss_are_the_engines(double_base, loss):
-    """The same padded batch, three times over: the window's memory too."""
+def test_weights_and_loss_are_those_of_the_pack_trainer(double_base, loss):
+    """The same padded batch, three times over: what is remembered of samples too."""
     run = Run(rank=4, seqlen=60, model=Model(), data=PhonebookData(), loss=loss)
-    cell = Cell(run, source_of(run).take(60))
-    engine, ours = Engine(double_base, [cell]), MemFTLoss(loss)
-    layout, inputs = engine.static
-    batch = engine.data.ids[layout.rows, : layout.tokens + 1]
+    cell = Cell(run=run, samples=source_of(run).take(60))
+    trainer = PackTrainer(double_base, [cell])
+    drop_in = MemFTLoss(loss)
+    layout, inputs = trainer.fixed_batch
+    parameters = trainer.pack.bank.parameters()
+
+    batch = trainer.pack.inputs.data.ids[layout.rows, : layout.tokens + 1]
     labels = torch.full_like(batch, IGNORED)
     for row, sample in enumerate(cell.samples):
         begin = len(sample.prompt)
         labels[row, begin : begin + len(sample.target)] = torch.tensor(sample.target)
-    ours.begin_step(0.0)
+
+    drop_in.begin_step(0.0)
     for step in range(3):
-        _, scores = engine._forward()
-        theirs = engine._weigh(
-            _tokens(layout, scores), step / 3 if not isinstance(loss, MemftMarginLoss) else 0.0
-        )
-        hidden = double_base.upper(inputs, engine.bank)
-        logits = double_base.logits(hidden)
-        logits = F.pad(logits, (0, 0, 0, 1))  # of the last token, which predicts nothing
-        found = ours(CausalLMOutput(logits=logits), labels)
-        torch.testing.assert_close(found, theirs.loss[0], rtol=1e-6, atol=1e-9)
-        if not (
-            isinstance(loss, MemftOtLoss) and loss.threshold == 50
-        ):  # there the drop-in falls back in the sum
-            torch.testing.assert_close(ours.weights.weight, theirs.weight, rtol=1e-6, atol=1e-9)
-        mine = torch.autograd.grad(found, engine.bank.parameters(), retain_graph=True)
-        other = torch.autograd.grad(theirs.loss.sum(), engine.bank.parameters())
-        for one, two in zip(mine, other, strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-10)
-        for parameter, grad in zip(engine.bank.parameters(), other, strict=True):
+        _, scores = trainer._forward()
+        progress = 0.0 if isinstance(loss, MemftMarginLoss) else step / 3
+        expected = trainer.pack.losses.weights(tokens_by_cell(layout, scores), progress)
+
+        logits = double_base.logits(double_base.upper(inputs, trainer.pack.bank))
+        # The last token predicts nothing.
+        logits = F.pad(logits, (0, 0, 0, 1))
+        value = drop_in(CausalLMOutput(logits=logits), labels)
+        torch.testing.assert_close(value, expected.loss[0], rtol=1e-6, atol=1e-9)
+        # Where no token is above the threshold the drop-in falls back to the mean in the sums of the step.
+        if not (isinstance(loss, MemftOtLoss) and loss.threshold == 50):
+            weight = drop_in.weighted.weight
+            torch.testing.assert_close(weight, expected.weight, rtol=1e-6, atol=1e-9)
+
+        grads = torch.autograd.grad(value, parameters, retain_graph=True)
+        expected_grads = torch.autograd.grad(expected.loss.sum(), parameters)
+        for grad, expected_grad in zip(grads, expected_grads, strict=True):
+            torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-10)
+        for parameter, grad in zip(parameters, expected_grads, strict=True):
             parameter.data -= 3.0 * grad
 
 
@@ -85,70 +86,103 @@ def peft_model():
     ).double()
 
 
-@pytest.mark.parametrize("later", [False, True])
-def test_what_counted_alike_is_taken_back_when_a_later_part_of_the_step_is_above_the_threshold(
-    later,
-):
+def accumulate(loss, leaf, labels, batches):
+    """One optimiser step in some micro-batches; its loss, added up as Trainer does for its log."""
+    vocabulary = leaf.shape[-1]
+    tokens = labels.shape[-1]
+    count = (labels[..., 1:] != IGNORED).sum()
+    total = 0.0
+    for logits, part_labels in zip(
+        leaf.reshape(batches, -1, tokens, vocabulary),
+        labels.reshape(batches, -1, tokens),
+        strict=True,
+    ):
+        value = loss({"logits": logits}, part_labels, num_items_in_batch=count)
+        value.backward(retain_graph=True)
+        total += value.item()
+    return total
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_plain_mean_is_taken_back_when_a_later_micro_batch_is_above_the_threshold(is_late):
     """Three micro-batches of free logits: the first two are learned; the third is too, or has a token that is not."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 2, 5, 7, generator=generator, dtype=torch.float64)
     labels = torch.randint(7, (3, 2, 5), generator=generator)
     labels[1, 0, 3:] = IGNORED
     logits[..., :-1, :].scatter_(-1, labels[..., 1:, None].clamp(min=0), 9.0)
-    if later:
+    if is_late:
         logits[2, 1, 2] = 0.0
         logits[2, 0, 1] = 1.0
-    whole, parts = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    count, totals = (labels[..., 1:] != IGNORED).sum(), []
-    for batches, leaf in ((1, whole), (3, parts)):
+
+    leaves = []
+    totals = []
+    for batches in (1, 3):
+        leaf = logits.clone().requires_grad_()
         loss = MemFTLoss("memft_ot")
-        loss.parameters = [leaf]
+        loss.begin_training([leaf])
         loss.begin_step(0.0)
-        pieces = zip(leaf.reshape(batches, -1, 5, 7), labels.reshape(batches, -1, 5), strict=True)
-        totals.append(0.0)
-        for piece, wanted in list(pieces):
-            found = loss({"logits": piece}, wanted, num_items_in_batch=count)
-            found.backward(retain_graph=True)
-            totals[-1] += found.item()
+        totals.append(accumulate(loss, leaf, labels, batches))
+        leaves.append(leaf)
+
     nll = F.cross_entropy(
         logits[..., :-1, :].reshape(-1, 7),
         labels[..., 1:].reshape(-1),
         reduction="none",
         ignore_index=IGNORED,
     )
-    expected = nll[nll > 0.6931].mean() if later else nll.sum() / count
+    count = (labels[..., 1:] != IGNORED).sum()
+    expected = nll[nll > 0.6931].mean() if is_late else nll.sum() / count
     assert totals == pytest.approx([expected.item()] * 2)
-    torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-9, atol=1e-15)
-    assert (parts.grad[0].abs().sum() == 0) == later
+    one_batch, micro_batches = leaves
+    torch.testing.assert_close(micro_batches.grad, one_batch.grad, rtol=1e-9, atol=1e-15)
+    assert (micro_batches.grad[0].abs().sum() == 0) == is_late
 
 
-def test_the_margin_grows_alike_in_one_batch_and_in_parts():
+def test_the_target_margin_grows_alike_in_one_batch_and_in_micro_batches():
     """Logits that win by 1 and more: the first step asks for 0.1 and is done, the second asks for the next 0.1 x 2^k."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(7, (3, 2, 5), generator=generator)
     margins = 1 + torch.rand(3, 2, 4, generator=generator, dtype=torch.float64)
     logits = torch.zeros(3, 2, 5, 7, dtype=torch.float64)
     logits[..., :-1, :].scatter_(-1, labels[..., 1:, None], margins[..., None])
-    leaves = []
+
+    grads = []
     for batches in (1, 3):
-        loss, leaf = (
-            MemFTLoss("memft_margin", margin=0.1, growth=2.0, switch=0.0),
-            logits.clone().requires_grad_(),
-        )
-        loss.parameters, totals = [leaf], []
+        leaf = logits.clone().requires_grad_()
+        loss = MemFTLoss("memft_margin", margin=0.1, growth=2.0, switch=0.0)
+        loss.begin_training([leaf])
+        totals = []
         for _ in range(2):
             loss.begin_step(0.5)
-            totals.append(0.0)
-            for piece, wanted in zip(
-                leaf.reshape(batches, -1, 5, 7), labels.reshape(batches, -1, 5), strict=True
-            ):
-                found = loss({"logits": piece}, wanted, num_items_in_batch=torch.tensor(24))
-                found.backward()
-                totals[-1] += found.item()
-        leaves.append(leaf.grad)
-        short = margins[margins < 1.6]  # 0.1, 0.2, 0.4, 0.8 are won by already
+            totals.append(accumulate(loss, leaf, labels, batches))
+        # 0.1, 0.2, 0.4 and 0.8 are won by already.
+        short = margins[margins < 1.6]
         assert totals == pytest.approx([0.0, (1.6 - short).mean().item()])
-    torch.testing.assert_close(leaves[0], leaves[1], rtol=1e-9, atol=1e-15)
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-9, atol=1e-15)
+
+
+def test_a_sample_that_comes_twice_in_a_step_counts_once_in_one_batch_and_in_micro_batches():
+    """The window of a sample grows by its steps, not by how often it comes in one."""
+    generator = torch.Generator().manual_seed(2)
+    row = torch.randn(1, 6, 7, generator=generator, dtype=torch.float64)
+    logits = row.repeat(2, 1, 1)
+    labels = torch.randint(7, (1, 6), generator=generator).repeat(2, 1)
+
+    totals = []
+    for batches in (1, 2):
+        leaf = logits.clone().requires_grad_()
+        loss = MemFTLoss("memft_sw", window=1, tau=2.0, patience=1, floor=0.0)
+        loss.begin_training([leaf])
+        steps = []
+        for step in range(4):
+            loss.begin_step(step / 4)
+            steps.append(accumulate(loss, leaf, labels, batches))
+        totals.append(steps)
+    assert totals[0] == pytest.approx(totals[1])
+    # The window does grow: else the steps would not differ.
+    assert len(set(totals[0])) > 1
 
 
 @pytest.mark.parametrize(
@@ -193,15 +227,17 @@ def test_it_trains_on_real_text_and_its_log_tells_of_stubborn_tokens(peft_model,
 def test_evaluation_is_plain_cross_entropy_and_leaves_no_trace(peft_model, tmp_path):
     trainer = trained(peft_model, tmp_path, MemftSwLoss(), steps=2)
     loss = trainer.compute_loss_func
-    memory, batch = (
-        dict(loss.memory),
-        {key: torch.stack([row[key] for row in texts()]) for key in texts()[0]},
-    )
-    assert len(memory) == 8  # one a row
-    found = trainer.evaluate(texts())["eval_loss"]
+    batch = {key: torch.stack([row[key] for row in texts()]) for key in texts()[0]}
+    state = {name: values.clone() for name, values in loss._memory._current.items()}
+    # One sample a row.
+    assert len(loss._memory) == 8
+
+    eval_loss = trainer.evaluate(texts())["eval_loss"]
     with torch.no_grad():
-        assert found == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
-    assert loss.memory == memory
+        assert eval_loss == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
+    assert len(loss._memory) == 8
+    assert state
+    assert all(torch.equal(values, state[name]) for name, values in loss._memory._current.items())
 
 
 def test_what_the_loss_cannot_do_alone_is_said(peft_model, tmp_path):
@@ -226,7 +262,7 @@ def test_settings_are_checked():
         MemFTLoss("memft_sw", kapa=1)
     with pytest.raises(UserError, match=r"loss\.margin=-1: must be"):
         MemFTLoss("memft_margin", margin=-1)
-    with pytest.raises(UserError, match=r"loss.margin='x': must be float"):
+    with pytest.raises(UserError, match=r"loss.margin='x': must be a number"):
         MemFTLoss("memft_margin", margin="x")
     assert MemFTLoss("memft_margin_facts", margin=1).loss == MemftMarginLoss(margin=1, switch=1.0)
 

@@ -8,22 +8,17 @@ import pandas as pd
 import pytest
 import torch
 
-from pml_cli.config.schema import (
-    LinearAdapter,
-    MemftMarginLoss,
-    MemftOtLoss,
-    MemftSwLoss,
-    MlpBlockAdapter,
-    Run,
-    SftLoss,
-    Train,
-)
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Run, Train
 from pml_cli.data.opened import source_of
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.scores import summarise
 from pml_cli.training.trainer import Cell, learning_rate, train_pack
 
@@ -42,11 +37,11 @@ def cell(base, rank=4, seqlen=16, seed=0, adapter=None, loss=None, data=None, **
         loss=loss or SftLoss(),
         train=Train(**({"steps": STEPS, "log_every": 10, "lr": 3e-3} | train)),
     )
-    return Cell(run, source_of(run).take(seqlen))
+    return Cell(run=run, samples=source_of(run).take(seqlen))
 
 
 def fresh(cells):
-    return [Cell(c.run, c.samples) for c in cells]
+    return [Cell(run=c.run, samples=c.samples) for c in cells]
 
 
 def trained(base, cells, cached=True):
@@ -489,7 +484,7 @@ def test_a_small_law_grid_is_what_the_plain_loop_gives(
     assert [len(pack.cells) for pack in packs] == [2, 4]
     found = {}
     for pack in packs:
-        for done in trained(base, [Cell(c.run, c.samples) for c in pack.cells]):
+        for done in trained(base, [Cell(run=c.run, samples=c.samples) for c in pack.cells]):
             found[done.run.rank, done.run.seqlen] = done
     gains = []
     for planned in check(runs):
