@@ -154,7 +154,7 @@ def test_the_constants_are_those_of_the_engine():
 
 def test_pricing_does_not_import_torch():
     code = (
-        "import sys\nfrom pml_cli.config import *\nfrom pml_cli.launch.packing import Pack, check\nfrom pml_cli.launch.cost_model import *\nfrom pml_cli.model.device import device_memory\n"
+        "import sys\nfrom pml_cli.config.schema import Run\nfrom pml_cli.launch.packing import Pack, check\nfrom pml_cli.launch.cost_model import *\nfrom pml_cli.model.device import device_memory\n"
         "from pml_cli.launch.throughput import Rates\n"
         "pack = Pack(check([Run()]))\nassert flops(pack) > 0 and memory(pack) > 0\nRates().seconds('', '', '', pack)\n"
         "device_memory('cuda')\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -38,7 +38,10 @@ QUEUE_SECONDS = 5.0
 @register("launch", "slurm")
 @dataclass(kw_only=True)
 class SlurmLaunch(Launch):
-    """An array of jobs on a Slurm cluster, each with a device of its own."""
+    """An array of jobs on a Slurm cluster, each with a device of its own.
+
+    null leaves a setting to the site.
+    """
 
     remote: ClassVar[bool] = True
     waits: ClassVar[bool] = False
