@@ -25,7 +25,7 @@ from pml_cli.commands import sweep
 from pml_cli.config.request import load
 from pml_cli.launch import driver, manifest, pack_trainer, preflight, queue
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.throughput import Rates
+from pml_cli.launch.throughput import Throughput
 from pml_cli.report import sweep_summary
 from pml_cli.training.checkpoint import Checkpoints
 
@@ -46,7 +46,7 @@ PARTS = {
         (queue.PackQueue, "next_pack"),
     ],
     "checkpoints": [(Checkpoints, "save"), (Checkpoints, "find")],
-    "records": [(pack_trainer.PackRun, "_write"), (Rates, "note")],
+    "records": [(pack_trainer.PackRun, "_write"), (Throughput, "record")],
     "results table": [(sweep_summary, "summarise")],
     "training": [(pack_trainer.Trainer, "train"), (pack_trainer.Trainer, "__init__")],
     "free decoding": [(pack_trainer, "recalled")],

@@ -13,7 +13,8 @@ from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 from pml_cli.launch.devices import packing
 from pml_cli.launch.driver import check_models
-from pml_cli.launch.packing import Pack, check, make_packs
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check, make_packs
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.progress import ProbeDisplay

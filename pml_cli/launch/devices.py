@@ -13,8 +13,9 @@ from pathlib import Path
 from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.format import duration_text
-from pml_cli.launch.packing import Pack, Packing
-from pml_cli.launch.throughput import Rates, device_label
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing
+from pml_cli.launch.throughput import Throughput, device_label
 from pml_cli.model.device import device_kind, device_memory
 
 SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is of tensors alone
@@ -27,7 +28,12 @@ def packing(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
     memory = round(launch.device_gb * 2**30) or None
     if memory is None and not launch.remote:
         memory = _memory_per_worker(device_kind(runs[0].model.device), workers)
-    return Packing(launch.pack_tokens, len(workers), gpu=launch.uses_gpu, memory=memory)
+    return Packing(
+        pack_tokens=launch.pack_tokens,
+        devices=len(workers),
+        gpu=launch.uses_gpu,
+        memory=memory,
+    )
 
 
 def _memory_per_worker(kind: str, workers: Sequence[str | None]) -> int | None:
@@ -54,10 +60,10 @@ def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None
     if not label:
         return [None] * len(packs)
 
-    rates = Rates()
+    throughput = Throughput()
     models = [pack.cells[0].run.model for pack in packs]
     return [
-        rates.seconds(label, model.dtype, model.name, pack)
+        throughput.expected_seconds(label, model.dtype, model.name, pack)
         for model, pack in zip(models, packs, strict=True)
     ]
 

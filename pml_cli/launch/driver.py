@@ -19,7 +19,8 @@ from pml_cli.launch.executors.base import Ending, Executor, SweepJob
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
-from pml_cli.launch.packing import Pack, Packing, check, make_packs, without_cells
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing, check, make_packs, without_cells
 from pml_cli.launch.signals import Stopped, deferred_signals
 from pml_cli.launch.worker_import import import_trainer
 from pml_cli.runs.folder import RunFolder

@@ -33,7 +33,8 @@ from pml_cli.errors import UserError, raise_all
 from pml_cli.io import atomic_write
 
 if TYPE_CHECKING:
-    from pml_cli.launch.packing import Pack, Packing
+    from pml_cli.launch.pack import Pack
+    from pml_cli.launch.packing import Packing
 
 # A cell's id is the name of its folder, so it must not lead out of the results folder.
 CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -21,9 +21,10 @@ from pml_cli.errors import UserError, first_line
 from pml_cli.evaluation.result import controls, environment, recalled, result_of
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
-from pml_cli.launch.packing import Pack, sparing
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import with_checkpointing
 from pml_cli.launch.signals import Signals, Stopped
-from pml_cli.launch.throughput import Rates
+from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.device import out_of_memory, pick_device
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
@@ -217,7 +218,7 @@ class PackTrainer:
             return all(usable)
 
         if fault.out_of_memory:
-            checkpointed = sparing(Pack(left)).cells
+            checkpointed = with_checkpointing(Pack(left)).cells
             if checkpointed != left:
                 self.lease.log_event("checkpointing", cell=left[0].id, reason=fault.reason)
                 return self._attempt(Attempt(pack=checkpointed, cells=checkpointed))
@@ -353,7 +354,8 @@ class PackRun(TrainingObserver):
         if self.attempt.state is None and whole:
             model = pack.cells[0].run.model
             seconds = time.perf_counter() - self._started
-            Rates().note(device_label(self.base.device), model.dtype, model.name, pack, seconds)
+            label = torch_device_label(self.base.device)
+            Throughput().record(label, model.dtype, model.name, pack, seconds)
 
     def _seconds_per_cell(self) -> float:
         elapsed = time.perf_counter() - self._started
@@ -452,10 +454,3 @@ def model_faults() -> Iterator[None]:
         if isinstance(error.__cause__, OSError):
             raise
         raise UnusableModelError("; ".join(str(error).splitlines())) from error
-
-
-def device_label(device: torch.device) -> str:
-    """What speed is remembered by: the GPU's name, or the CPU with its number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"

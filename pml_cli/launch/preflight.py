@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from pml_cli.errors import UserError
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
 from pml_cli.model.device import pick_device
 from pml_cli.model.loading import check_weights, load_model
 from pml_cli.model.split_model import SplitModel

@@ -10,7 +10,7 @@ from typing import Protocol
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
 from pml_cli.launch.signals import Stopped
 from pml_cli.runs.folder import RunFolder
 

@@ -25,7 +25,7 @@ from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.openmp import share_cores
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
 from pml_cli.launch.queue import PackQueue, run_until_empty
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.launch.slurm import requeue_job

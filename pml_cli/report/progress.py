@@ -23,7 +23,7 @@ from rich.text import Text
 
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch.observer import RunObserver
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
 
 if TYPE_CHECKING:
     from typing_extensions import Self

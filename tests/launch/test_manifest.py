@@ -10,7 +10,7 @@ from pml_cli.config.request import load
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
-from pml_cli.launch.cost_model import memory
+from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.manifest import SweepManifest, read_manifests
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.training.losses.memft_ot import MemftOtLoss
@@ -35,7 +35,7 @@ PACKINGS = {
     "default": Packing(),
     "a small budget": Packing(pack_tokens=200),
     "devices": Packing(devices=3),
-    "memory": Packing(memory=int(memory(make_packs(check(MIXED))[0]) * 0.9)),
+    "memory": Packing(memory=int(peak_memory(make_packs(check(MIXED))[0]) * 0.9)),
     "one at a time": Packing(memory=1),
     "no GPU": Packing(gpu=False),
 }

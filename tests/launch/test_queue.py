@@ -12,7 +12,7 @@ import pytest
 
 from pml_cli.config.schema import LinearAdapter, Model, Run
 from pml_cli.launch import queue as queue_module
-from pml_cli.launch.cost_model import memory
+from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.packing import Packing, check, make_packs
@@ -383,10 +383,10 @@ def test_packs_are_cut_to_fit_a_devices_memory_down_to_one_cell():
     (largest,) = make_packs(cells)
     previous = 1
     for share in (1, 0.9, 0.8, 0.7, 0.0):
-        allowed = int(memory(largest) * share)
+        allowed = int(peak_memory(largest) * share)
         packs = make_packs(cells, Packing(memory=allowed))
         assert each_cell_once(packs, cells)
-        assert all(memory(pack) <= allowed or len(pack.cells) == 1 for pack in packs)
+        assert all(peak_memory(pack) <= allowed or len(pack.cells) == 1 for pack in packs)
         assert len(packs) >= previous
         previous = len(packs)
     assert previous == len(cells)

@@ -158,7 +158,8 @@ import torch
 torch.set_num_threads(1)
 from pml_cli.config.schema import Model, Run, Train
 from pml_cli.launch import cost_model
-from pml_cli.launch.packing import Pack, check
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
 from pml_cli.model.loading import load_model
 from pml_cli.training.trainer import Cell, Trainer
 
@@ -174,7 +175,7 @@ def train(model, seqlen):
     planned = check(runs)
     cells = [Cell(run=cell.run, samples=cell.samples) for cell in planned]
     Trainer(load_model(model), cells).train()
-    return cost_model.memory(Pack(planned))
+    return cost_model.peak_memory(Pack(planned))
 
 
 path, stream, seqlen = sys.argv[1], sys.argv[2] == "stream", int(sys.argv[3])

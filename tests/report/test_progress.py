@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from pml_cli.config.schema import Model, Run
-from pml_cli.launch.packing import Pack, check
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
 from pml_cli.launch.status import RunningProcess, Snapshot
 from pml_cli.report import progress
 from pml_cli.report.progress import (

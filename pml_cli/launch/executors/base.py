@@ -26,7 +26,7 @@ from pml_cli.launch.status import Snapshot, Watcher
 from pml_cli.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from pml_cli.launch.packing import Pack
+    from pml_cli.launch.pack import Pack
 
 # Launches in a row without any progress, after which no more workers are started.
 FRUITLESS_LAUNCHES = 2

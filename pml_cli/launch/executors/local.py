@@ -20,7 +20,7 @@ from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.signals import Stopped
 
 if TYPE_CHECKING:
-    from pml_cli.launch.packing import Pack
+    from pml_cli.launch.pack import Pack
 
 # Seconds that the driver waits for its workers to save their checkpoints.
 END_SECONDS = 30.0

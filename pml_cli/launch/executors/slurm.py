@@ -29,7 +29,7 @@ from pml_cli.launch.status import Snapshot, Watcher
 if TYPE_CHECKING:
     from submitit import SlurmExecutor as BatchScripts
 
-    from pml_cli.launch.packing import Pack
+    from pml_cli.launch.pack import Pack
 
 # Seconds between two questions to the queue.
 QUEUE_SECONDS = 5.0
