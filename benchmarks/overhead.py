@@ -22,7 +22,7 @@ share_cores()  # as pml does, before torch is imported
 from rich.console import Console
 
 from pml_cli.commands import sweep
-from pml_cli.config.compose import load
+from pml_cli.config.request import load
 from pml_cli.launch import queue, worker
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.throughput import Rates

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import DynamicCache
 
-from pml_cli.analysis.transition import dtype
+from pml_cli.analysis.transition import model_dtype
 from pml_cli.config import registry, schema
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
@@ -70,7 +70,7 @@ def main() -> None:
     bases, found = {}, {}
     for row in read_runs(parser.parse_args().paths).to_dict("records"):
         nll, right = both_passes(Path(row["folder"]), bases)
-        found.setdefault(dtype(row["setting"]), []).append((nll, right))
+        found.setdefault(model_dtype(row["setting"]), []).append((nll, right))
     print(
         "dtype     tokens  p > 0.5  wrong in the pass itself  in the other pass  decided otherwise  most |nll - nll'|"
     )

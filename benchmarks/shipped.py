@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from ways import final_loss, paper
 
-from pml_cli.config.compose import load
+from pml_cli.config.request import load
 from pml_cli.launch.packing import check
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.loading import load_model

@@ -1,7 +1,8 @@
 """The command line: load what is asked for, call the command, print.
 
-What a user can fix becomes one line for each fault on stderr, and exit code 2. Heavy imports stay inside functions, so that
-help is quick; what the help says of options and settings comes from their declarations.
+What a user can fix becomes one line for each fault on stderr, and exit code 2. Heavy imports stay
+inside functions, so that help is quick; what the help says of options and settings comes from their
+declarations.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pml_cli.config.completion import complete_override, complete_sweep_file, re
 from pml_cli.config.help import groups_help, settings_help
 from pml_cli.errors import UserError
 from pml_cli.launch.openmp import share_cores
+
+GROUPS_HELP = groups_help()
 
 VALUES_HELP = """\b
 SEVERAL VALUES
@@ -143,7 +146,7 @@ def start(
 
 
 @app.command(
-    epilog=groups_help(),
+    epilog=GROUPS_HELP,
     help="""Train one adapter on one sequence and say what it recalls.
 
 \b
@@ -165,7 +168,7 @@ def probe(
 # Decorators apply from the bottom: `sweep` comes first in the list of commands.
 @app.command(
     "memft",
-    epilog=f"{VALUES_HELP}\n{groups_help()}",
+    epilog=f"{VALUES_HELP}\n{GROUPS_HELP}",
     help="""Compare plain with threshold-guided fine-tuning.
 
 All train the same cells with an equal budget, compared pair by pair. Without
@@ -183,7 +186,7 @@ EXAMPLES
 )
 @app.command(
     "sweep",
-    epilog=f"{VALUES_HELP}\n{groups_help()}",
+    epilog=f"{VALUES_HELP}\n{GROUPS_HELP}",
     help="""Train every combination of what is given several values.
 
 The same command again runs only what is missing or failed, and goes on where
@@ -376,7 +379,7 @@ def _train(
     **flags: bool | None,
 ) -> None:
     """A command that trains: every argument is a setting."""
-    from pml_cli.config.compose import load
+    from pml_cli.config.request import load
 
     request = load(command, overrides or [], file, config_dir)
     if print_config:
@@ -398,7 +401,7 @@ def _report(
     **options: Any,
 ) -> None:
     """A command that reads finished runs: what contains "=" is a setting, the rest are folders."""
-    from pml_cli.config.compose import load_report
+    from pml_cli.config.request import load_report
 
     overrides = [argument for argument in arguments or [] if "=" in argument]
     folders = [Path(argument) for argument in arguments or [] if "=" not in argument]
@@ -430,7 +433,7 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        # Typer's own complaints (unknown option or command) share no public class over its versions.
+        # Typer's own complaints (unknown option or command) share no public class.
         if not hasattr(error, "format_message"):
             raise
         _exit_with(error.format_message().splitlines())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
 
@@ -45,6 +46,11 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
         ValueError: the content holds nan or infinity (see `jsonable`).
     """
     write_text(path, json_text(content, indent))
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file atomically; the index is left out."""
+    atomic_write(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
 def json_text(content: Any, indent: int | None = 1) -> str:

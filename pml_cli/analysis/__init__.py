@@ -1,0 +1,13 @@
+"""Statistics of finished runs besides the memory law, as numbers: sentences are made in `report`.
+
+May import `runs`, `law`, `evaluation.conditions` and the layers below them; neither torch nor the
+trainer.
+
+- paired: losses compared with plain fine-tuning, pair by pair
+- rank_thresholds: the rank at which half of the samples are recalled verbatim
+- trajectories: p of each target token at every logged step (tokens.parquet)
+- transition: the phase transition at p > 0.5 in one group of runs
+- first_failures: where recall breaks, and which positions first failures share
+- survival: how long tokens stay stubborn (Kaplan-Meier)
+- deployment: recall after rounding and merging, and forgetting
+"""

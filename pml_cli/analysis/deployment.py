@@ -1,6 +1,8 @@
-"""What `pml lasting` measured, as tables: a row a run and condition, means with intervals, losses against plain fine-tuning.
+"""What `pml lasting` measured, as tables of numbers.
 
-Intervals and pairs are those of comparison.py: over texts and seeds, a text's ranks taken together where they are pooled.
+A row for each run and condition; means with intervals; losses against plain fine-tuning. Intervals
+and pairs are those of `paired`: over texts and seeds, a text's ranks taken together where they are
+pooled.
 """
 
 from __future__ import annotations
@@ -11,125 +13,156 @@ from typing import Any
 
 import pandas as pd
 
-from pml_cli.analysis.paired import EQUAL, compare, methods
+from pml_cli.analysis.paired import EQUAL, comparable_runs, compare
 from pml_cli.evaluation.conditions import CONDITIONS, TRAINED
 from pml_cli.stats import t_half_width
 
+# What the runs of one table share.
+SETUP = ["model", "data", "adapter", "layer", "setting", "seqlen", "lr", "steps"]
+
 RECALL = [
-    "token_accuracy", "exact_match", "final_loss", "share_above_threshold", "lost", "lost_above", "won", "kept_whole",
-    "least_right_margin", "shift_rms", "fall_worst", "violations", "free_exact_match",
-]  # fmt: skip
-PAIRED = [
     "token_accuracy",
     "exact_match",
+    "final_loss",
+    "share_above_threshold",
     "lost",
+    "lost_above",
+    "won",
     "kept_whole",
+    "least_right_margin",
     "shift_rms",
     "fall_worst",
-]  # compared with sft
-TEXTS = ("text", "random")
-DAMAGE = [
-    f"{text}_{name}" for text in TEXTS for name in ("base_loss", "loss", "rise", "kl", "changed")
+    "violations",
+    "free_exact_match",
 ]
-PLACE = [
-    "model",
-    "data",
-    "adapter",
-    "layer",
-    "setting",
-    "seqlen",
-    "lr",
-    "steps",
-]  # what the runs of one table share
+
+# Not averaged: they may be missing in some runs.
+RECALL_OF_A_RUN = ["first_failure", "least_margin"]
+
+# Compared with sft.
+COMPARED = ["token_accuracy", "exact_match", "lost", "kept_whole", "shift_rms", "fall_worst"]
+
+# Forgetting, on each of two texts.
+TEXTS = ["text", "random"]
+FORGETTING = [
+    f"{text}_{measure}"
+    for text in TEXTS
+    for measure in ("base_loss", "loss", "rise", "kl", "changed")
+]
+
+# Of lasting.json's entry of a run, what does not go into every row of the table.
+NESTED = ["key", "conditions", "damage", "offenders"]
 
 
-def rows(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """lasting.csv: what a run is, the condition, what it recalls under it; its damage in the row of `trained`."""
-    out = []
-    for one in runs:
-        known = {
-            name: value
-            for name, value in one.items()
-            if name not in ("key", "conditions", "damage", "offenders")
-        }
-        known["layer"], known["setting"] = str(known["layer"]), known["setting"] or ""
+def measurement_table(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The rows of lasting.csv.
+
+    Args:
+        runs: entries of lasting.json.
+
+    Returns:
+        A row for each run and condition: what the run is, method, condition, status, recall under
+        the condition; forgetting in the row of the condition `trained`.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        run_columns = {name: value for name, value in run.items() if name not in NESTED}
+        run_columns["layer"] = str(run_columns["layer"])
+        run_columns["setting"] = run_columns["setting"] or ""
         for condition in CONDITIONS:
-            found = one["conditions"][condition.name]
-            row = {
-                **known,
-                "condition": condition.name,
-                "status": found["status"].partition(":")[0],
-            }
-            row |= {name: found.get(name) for name in (*RECALL, "first_failure", "least_margin")}
-            out.append(row | (_damage(one["damage"]) if condition.name == TRAINED else {}))
-    table = pd.DataFrame(out)
-    measured = [*RECALL, "first_failure", "least_margin", *DAMAGE]
-    table[measured] = table.reindex(columns=measured).apply(pd.to_numeric)
-    named = methods(table)  # a curriculum is a method of its own, not a place
+            measured = run["conditions"][condition.name]
+            row = dict(run_columns)
+            row["condition"] = condition.name
+            row["status"] = measured["status"].partition(":")[0]
+            for name in [*RECALL, *RECALL_OF_A_RUN]:
+                row[name] = measured.get(name)
+            if condition.name == TRAINED:
+                row |= _forgetting_columns(run["damage"])
+            rows.append(row)
+
+    table = pd.DataFrame(rows)
+    numeric = [*RECALL, *RECALL_OF_A_RUN, *FORGETTING]
+    table[numeric] = table.reindex(columns=numeric).apply(pd.to_numeric)
+    # A curriculum is a method of its own, not a setting.
+    named = comparable_runs(table)
     return table.assign(method=named["method"], setting=named["setting"])
 
 
-def _damage(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _forgetting_columns(texts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
     for text in TEXTS:
-        values = dict(found[text])
-        values["rise"] = None if values["loss"] is None else values["loss"] - values["base_loss"]
-        out |= {f"{text}_{name}": value for name, value in values.items()}
-    return out
+        values = dict(texts[text])
+        has_loss = values["loss"] is not None
+        values["rise"] = values["loss"] - values["base_loss"] if has_loss else None
+        for name, value in values.items():
+            columns[f"{text}_{name}"] = value
+    return columns
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and half of the 95 % interval of every measure, of each place, method, rank (and all: no rank) and condition.
+def mean_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Means with their 95 % t intervals.
 
-    For all ranks together a unit is a text and seed: the mean over its ranks.
+    Args:
+        table: from `measurement_table`.
+
+    Returns:
+        A row for each setup, method, condition and rank (missing: all ranks together): runs; worst
+        (largest fall of a margin); whole (runs recalled verbatim as trained) and still_whole (those
+        that still are); the mean of each measure and half the width of its interval (_half). For
+        all ranks together a unit is a text and seed: the mean over its ranks.
     """
-    out = []
-    for key, group in table[table["status"] == "measured"].groupby(
-        [*PLACE, "method", "condition"], sort=False
-    ):
-        where = dict(zip([*PLACE, "method", "condition"], key, strict=True))
-        for rank, cell in [*group.groupby("rank"), (None, group)]:
-            units, whole = (
-                cell.groupby(["data_seed", "seed"])[[*RECALL, *DAMAGE]].mean(),
-                cell["kept_whole"].dropna(),
-            )
-            row: dict[str, Any] = {
-                **where,
-                "rank": rank,
-                "runs": len(cell),
-                "worst": cell["fall_worst"].max(),
-            }
-            row |= {"whole": len(whole), "still_whole": int((whole == 1).sum())}
-            for name in (*RECALL, *DAMAGE):
-                values = units[name].dropna().to_numpy(float)
-                row |= {
-                    name: values.mean() if len(values) else math.nan,
-                    f"{name}_half": t_half_width(values),
-                }
-            out.append(row)
-    return pd.DataFrame(out).astype({"rank": "Int64"})
+    keys = [*SETUP, "method", "condition"]
+    measured = table[table["status"] == "measured"]
+    rows: list[dict[str, Any]] = []
+    for values, group in measured.groupby(keys, sort=False):
+        key = dict(zip(keys, values, strict=True))
+        ranks: list[tuple[Any, pd.DataFrame]] = [*group.groupby("rank"), (None, group)]
+        for rank, cells in ranks:
+            rows.append({**key, "rank": rank} | _mean_row(cells))
+    return pd.DataFrame(rows).astype({"rank": "Int64"})
 
 
-def comparison(table: pd.DataFrame) -> pd.DataFrame:
-    """Every method against sft at equal place and budget, pair by pair (`comparison.compare`), under each condition."""
-    parts = []
-    for key, cells in table[table["status"] == "measured"].groupby(
-        [*PLACE, "condition"], sort=False
-    ):
-        where = dict(zip([*PLACE, "condition"], key, strict=True))
-        found = compare(cells, [*PAIRED, *(DAMAGE if where["condition"] == TRAINED else [])])
-        found = found[found["terms"] == EQUAL] if len(found) else found
-        if len(found):
-            places = pd.DataFrame([where] * len(found), found.index)
-            parts.append(
-                found.drop(columns=["terms", "budget", "lr_sft", *places], errors="ignore").join(
-                    places
-                )
-            )
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
+    units = cells.groupby(["data_seed", "seed"])[[*RECALL, *FORGETTING]].mean()
+    kept_whole = cells["kept_whole"].dropna()
+    row: dict[str, Any] = {
+        "runs": len(cells),
+        "worst": cells["fall_worst"].max(),
+        "whole": len(kept_whole),
+        "still_whole": int((kept_whole == 1).sum()),
+    }
+    for name in [*RECALL, *FORGETTING]:
+        values = units[name].dropna().to_numpy(float)
+        row[name] = values.mean() if len(values) else math.nan
+        row[f"{name}_half"] = t_half_width(values)
+    return row
 
 
-def plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows for JSON: what is missing is null."""
-    kept = table.astype(object).where(table.notna(), None)
-    return [{str(k): v for k, v in row.items()} for row in kept.to_dict("records")]
+def sft_comparison(table: pd.DataFrame) -> pd.DataFrame:
+    """Each method against sft under each condition, pair by pair, at equal setup and budget.
+
+    Args:
+        table: from `measurement_table`.
+
+    Returns:
+        The columns of `paired.compare` with SETUP and condition; empty where there are no pairs.
+    """
+    keys = [*SETUP, "condition"]
+    comparisons: list[pd.DataFrame] = []
+    measured = table[table["status"] == "measured"]
+    for values, cells in measured.groupby(keys, sort=False):
+        key = dict(zip(keys, values, strict=True))
+        measures = COMPARED
+        if key["condition"] == TRAINED:
+            measures = [*COMPARED, *FORGETTING]
+
+        compared = compare(cells, measures)
+        if len(compared):
+            compared = compared[compared["terms"] == EQUAL]
+        if compared.empty:
+            continue
+        repeated = ["terms", "budget", "lr_sft", *keys]
+        compared = compared.drop(columns=repeated, errors="ignore")
+        key_columns = pd.DataFrame([key] * len(compared), compared.index)
+        comparisons.append(compared.join(key_columns))
+    return pd.concat(comparisons, ignore_index=True) if comparisons else pd.DataFrame()

@@ -1,173 +1,225 @@
-"""How much rank does recall take under each loss? The rank at which half is recalled whole, and its ratio to another loss's.
+"""The rank at which half of the samples are recalled verbatim, and its ratio between losses.
 
-For one text the share recalled whole is made monotone in rank (isotonic regression), and the rank where it passes one half
-is read off between the ranks tried, on the log of rank: with one sample that is the geometric mean of the largest rank that
-fails and the least that recalls. Texts are the units: ratios are taken within a text, intervals are t intervals of the log
-over texts. Where learning rates differ, that of a text is the one which does best on the **other** texts, so that choosing
-a rate does not flatter a method.
+For one text the share recalled is made monotone in rank (isotonic regression), and the rank at
+which it crosses one half is interpolated between the ranks tried, on the log of rank. With one
+sample that is the geometric mean of the largest rank that fails and the smallest that recalls.
+
+Texts are the units: ratios are taken within a text, intervals are t intervals of the log over
+texts. Where learning rates differ, a text's rate is the one that does best on the *other* texts, so
+that choosing a rate does not favour a method.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import optimize
 
-from pml_cli.analysis.paired import ALIKE, PLACE, SOURCE, methods
-from pml_cli.stats import t_half_width
+from pml_cli.analysis.paired import ROUNDING_ERROR, SOURCE, TASK, comparable_runs
+from pml_cli.stats import Array, t_half_width
 
 TEXT = ["data_seed", "seed"]
-WITHIN, BELOW, ABOVE = (
-    "",
-    "below",
-    "above",
-)  # where a threshold lies: among the ranks tried, under or over all of them
+REFERENCES = ["sft", "memft_ot"]  # methods that the ratios are to
+
+# Where a threshold lies: among the ranks tried, below all of them or above all of them.
+WITHIN = ""
+BELOW = "below"
+ABOVE = "above"
+
 COLUMNS = [
-    *PLACE, "method", "texts", "rank", "low", "high", "outside", "lr",
-    "to_sft", "to_sft_low", "to_sft_high", "to_memft_ot", "to_memft_ot_low", "to_memft_ot_high",
-]  # fmt: skip
+    *TASK,
+    "method",
+    "texts",
+    "rank",
+    "low",
+    "high",
+    "outside",
+    "lr",
+    "to_sft",
+    "to_sft_low",
+    "to_sft_high",
+    "to_memft_ot",
+    "to_memft_ot_low",
+    "to_memft_ot_high",
+]
 
 
-def half_rank(ranks: NDArray[np.float64], shares: NDArray[np.float64]) -> tuple[float, str]:
-    """The rank at which the share recalled whole passes one half, and where that lies.
+def half_recall_rank(ranks: Array, shares: Array) -> tuple[float, str]:
+    """The rank at which the share recalled crosses one half, and where that lies.
 
     Args:
-        ranks: rising, (N,).
-        shares: of samples recalled whole, 0..1, (N,).
+        ranks: ascending, (N,).
+        shares: of samples recalled verbatim, 0 to 1, (N,).
 
     Returns:
-        rank, and "" where ranks tried lie on both sides; else the least with "below" or the largest with "above": a bound.
+        The rank, and WITHIN where ranks tried lie on both sides. Else a bound: the smallest rank
+        with BELOW, or the largest with ABOVE.
     """
-    rising = optimize.isotonic_regression(shares).x
-    under, over = (
-        int((rising < 0.5).sum()) - 1,
-        int((rising <= 0.5).sum()),
-    )  # the last rank below, the first above
-    if over == 0:
+    monotone = optimize.isotonic_regression(shares).x
+    last_under = int((monotone < 0.5).sum()) - 1
+    first_over = int((monotone <= 0.5).sum())
+    if first_over == 0:
         return float(ranks[0]), BELOW
-    if under == len(ranks) - 1:
+    if last_under == len(ranks) - 1:
         return float(ranks[-1]), ABOVE
-    logs = np.log(ranks)
-    first = logs[0] if under < 0 else _crossing(logs, rising, under)
-    last = logs[-1] if over == len(ranks) else _crossing(logs, rising, over - 1)
-    return float(np.exp((first + last) / 2)), WITHIN  # of a stretch at one half, its middle
+
+    # Where the share stays at one half over a range of ranks, the middle of the range counts.
+    log_ranks = np.log(ranks)
+    start = log_ranks[0]
+    if last_under >= 0:
+        start = _crossing(log_ranks, monotone, last_under)
+    end = log_ranks[-1]
+    if first_over < len(ranks):
+        end = _crossing(log_ranks, monotone, first_over - 1)
+    return float(np.exp((start + end) / 2)), WITHIN
 
 
-def _crossing(logs: NDArray[np.float64], rising: NDArray[np.float64], under: int) -> float:
-    """Where the line from one rank to the next passes one half."""
-    low, high = rising[under], rising[under + 1]
-    return float(logs[under] + (0.5 - low) / (high - low) * (logs[under + 1] - logs[under]))
+def _crossing(log_ranks: Array, shares: Array, index: int) -> float:
+    """Where the line from one rank to the next crosses one half."""
+    low, high = shares[index], shares[index + 1]
+    step = log_ranks[index + 1] - log_ranks[index]
+    return float(log_ranks[index] + (0.5 - low) / (high - low) * step)
 
 
 def thresholds(runs: pd.DataFrame) -> pd.DataFrame:
-    """`half_rank` of every text under every method and learning rate: columns PLACE, method, lr, TEXT and what was found."""
-    rows = []
-    keys = [*PLACE, "method", "lr", *TEXT]
-    for key, group in methods(runs).groupby(keys):
+    """`half_recall_rank` of every text under every method and learning rate.
+
+    Args:
+        runs: rows of result.json.
+
+    Returns:
+        The columns TASK, method, lr and TEXT, rank, outside and accuracy (mean token accuracy).
+        Texts with a single rank are left out.
+    """
+    keys = [*TASK, "method", "lr", *TEXT]
+    rows: list[dict[str, Any]] = []
+    for values, group in comparable_runs(runs).groupby(keys):
         by_rank = group.groupby("rank")["exact_match"].mean().sort_index()
-        if len(by_rank) > 1:
-            rank, outside = half_rank(by_rank.index.to_numpy(float), by_rank.to_numpy(float))
-            accuracy = float(group["token_accuracy"].mean())
-            rows.append(
-                {
-                    **dict(zip(keys, key, strict=True)),
-                    "rank": rank,
-                    "outside": outside,
-                    "accuracy": accuracy,
-                }
-            )
+        if len(by_rank) < 2:
+            continue
+        rank, outside = half_recall_rank(by_rank.index.to_numpy(float), by_rank.to_numpy(float))
+        row: dict[str, Any] = dict(zip(keys, values, strict=True))
+        row["rank"] = rank
+        row["outside"] = outside
+        row["accuracy"] = float(group["token_accuracy"].mean())
+        rows.append(row)
     return pd.DataFrame(rows, columns=[*keys, "rank", "outside", "accuracy"])
 
 
-def at_best_rates(found: pd.DataFrame) -> pd.DataFrame:
-    """Of every text the threshold at the learning rate that is best on the others: least mean log rank, then accuracy."""
-    parts = []
-    for _, group in found.groupby([*PLACE, "method"]):
-        for text, own in group.groupby(TEXT):
-            others = group[(group[TEXT] != list(text)).any(axis=1)]
-            scores = _merit(others if len(others) else group)
-            scores = scores[scores.index.isin(own["lr"])]
-            if len(scores):
-                parts.append(
-                    own[own["lr"] == scores.sort_values(["texts", "rank", "accuracy"]).index[0]]
-                )
-    return pd.concat(parts, ignore_index=True) if parts else found
+def at_cross_validated_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each text the threshold at the learning rate that is best on the other texts.
+
+    Args:
+        table: from `thresholds`.
+    """
+    chosen_rows = []
+    for _, group in table.groupby([*TASK, "method"]):
+        for text, of_text in group.groupby(TEXT):
+            other_texts = group[(group[TEXT] != list(text)).any(axis=1)]
+            ranking = _rate_ranking(other_texts if len(other_texts) else group)
+            ranking = ranking[ranking.index.isin(of_text["lr"])]
+            if len(ranking):
+                chosen_rows.append(of_text[of_text["lr"] == ranking.index[0]])
+    return pd.concat(chosen_rows, ignore_index=True) if chosen_rows else table
 
 
-def _merit(group: pd.DataFrame) -> pd.DataFrame:
-    """Of each rate what to sort by, ascending: most texts, least log rank, highest accuracy."""
-    logs = np.log(group["rank"]) + np.log(2) * (
-        group["outside"] == ABOVE
-    )  # a bound from below is not an attainment
-    rates = group.assign(logs=logs).groupby("lr")
-    table = rates.agg(texts=("logs", "size"), rank=("logs", "mean"), accuracy=("accuracy", "mean"))
-    return table.assign(texts=-table["texts"], accuracy=-table["accuracy"])
+def _rate_ranking(group: pd.DataFrame) -> pd.DataFrame:
+    """The learning rates (index), best first: most texts, lowest mean log rank, best accuracy."""
+    log_rank = np.log(group["rank"])
+    # Above all ranks tried the threshold is a bound that was not reached: one doubling is added.
+    log_rank += np.log(2) * (group["outside"] == ABOVE)
+    table = (
+        group.assign(log_rank=log_rank)
+        .groupby("lr")
+        .agg(texts=("log_rank", "size"), rank=("log_rank", "mean"), accuracy=("accuracy", "mean"))
+    )
+    ascending = table.assign(texts=-table["texts"], accuracy=-table["accuracy"])
+    return ascending.sort_values(["texts", "rank", "accuracy"])
 
 
 def rank_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rank at even chance of exact recall, one row for each place and method, and for all lengths together.
+    """The rank at which half of the samples are recalled, for each task and method.
 
-    Columns: rank with its 95 % interval (geometric mean over texts), outside (how many texts lie below or above all ranks
-    tried, which count with that bound), the learning rates chosen, and the ratios to sft and memft_ot with intervals, over
-    the texts that both have. For all lengths together (no seqlen) a text's threshold is the geometric mean over the lengths.
+    Args:
+        runs: rows of result.json.
+
+    Returns:
+        A row for each task (seqlen missing: all lengths together) and method, with COLUMNS: texts;
+        rank (geometric mean over texts) with its 95 % interval; outside (how many texts lie below
+        or above all ranks tried; they count with that bound); lr (the rates chosen); to_sft and
+        to_memft_ot (ratios over the texts that both have) with their intervals. For all lengths
+        together a text's threshold is the geometric mean over the lengths.
     """
-    chosen = at_best_rates(thresholds(runs))
+    chosen = at_cross_validated_rates(thresholds(runs))
     if chosen.empty:
         return pd.DataFrame(columns=COLUMNS)
-    rows = []
-    for place, group in chosen.groupby(SOURCE):
-        where = dict(zip(SOURCE, place, strict=True))
-        lengths: list[tuple[int | None, pd.DataFrame]] = list(group.groupby("seqlen"))  # type: ignore[arg-type]
+
+    rows: list[dict[str, Any]] = []
+    for values, group in chosen.groupby(SOURCE):
+        source = dict(zip(SOURCE, values, strict=True))
+        lengths: list[tuple[Any, pd.DataFrame]] = list(group.groupby("seqlen"))
         if len(lengths) > 1:
             lengths.append((None, group))
         for length, cells in lengths:
-            logs = _logs(cells)
-            for method in logs:
-                by = {
-                    other: logs[method] - logs[other] if other in logs else None
-                    for other in ("sft", "memft_ot")
-                }
-                own = cells[cells["method"] == method]
-                rows.append(
-                    where | {"seqlen": length, "method": method, "texts": int(logs[method].count())}
-                    | _interval("rank", "", logs[method]) | {"outside": _outside(own), "lr": _rates(own)}
-                    | _interval("to_sft", "to_sft_", by["sft"])
-                    | _interval("to_memft_ot", "to_memft_ot_", by["memft_ot"])
-                )  # fmt: skip
+            log_ranks = _log_ranks(cells)
+            for method in log_ranks.columns.astype(str):
+                of_method = cells[cells["method"] == method]
+                row = source | {"seqlen": length, "method": method}
+                rows.append(row | _method_row(log_ranks, method, of_method))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"seqlen": "Int64"})
 
 
-def _logs(cells: pd.DataFrame) -> pd.DataFrame:
-    """Log threshold, a row a text and a column a method; over several lengths the mean of those that all methods have."""
-    table = cells.assign(logs=np.log(cells["rank"])).pivot_table(
-        index=[*TEXT, "seqlen"], columns="method", values="logs"
+def _method_row(log_ranks: pd.DataFrame, method: str, cells: pd.DataFrame) -> dict[str, Any]:
+    """The statistics of one method.
+
+    Args:
+        log_ranks: a row for each text, a column for each method.
+        cells: the chosen thresholds of this method.
+    """
+    own_log_rank = log_ranks[method]
+    rates = sorted(cells["lr"].unique())
+    row: dict[str, Any] = {
+        "texts": int(own_log_rank.count()),
+        "outside": _outside_counts(cells),
+        "lr": " ".join(f"{lr:g}" for lr in rates),
+    }
+    row["rank"], row["low"], row["high"] = _geometric_mean(own_log_rank)
+    for reference in REFERENCES:
+        log_ratio = pd.Series(dtype=float)
+        if reference in log_ranks:
+            log_ratio = own_log_rank - log_ranks[reference]
+        name = f"to_{reference}"
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = _geometric_mean(log_ratio)
+    return row
+
+
+def _log_ranks(cells: pd.DataFrame) -> pd.DataFrame:
+    """Log threshold, a row for each text, a column for each method.
+
+    Over several lengths, it is the mean of those that all methods have.
+    """
+    table = cells.assign(log_rank=np.log(cells["rank"])).pivot_table(
+        index=[*TEXT, "seqlen"], columns="method", values="log_rank"
     )
     if cells["seqlen"].nunique() > 1:
         table = table.dropna()
     return table.groupby(level=TEXT).mean()
 
 
-def _interval(name: str, prefix: str, logs: pd.Series[float] | None) -> dict[str, float]:
-    """exp of the mean of logs over texts, and of the ends of its t interval; ends nan where all are equal."""
-    values = np.empty(0) if logs is None else logs.dropna().to_numpy(float)
+def _geometric_mean(logs: pd.Series[float]) -> tuple[float, float, float]:
+    """The geometric mean over texts and its t interval; ends nan where all are equal."""
+    values = logs.dropna().to_numpy(float)
     if not len(values):
-        return dict.fromkeys((name, f"{prefix}low", f"{prefix}high"), float("nan"))
+        return np.nan, np.nan, np.nan
     mean = float(values.mean())
-    half = (
-        t_half_width(values) if np.ptp(values) > ALIKE else np.nan
-    )  # equal ranks tell nothing of their spread
-    return {
-        name: np.exp(mean),
-        f"{prefix}low": np.exp(mean - half),
-        f"{prefix}high": np.exp(mean + half),
-    }
+    # Equal ranks say nothing about their spread.
+    half = t_half_width(values) if np.ptp(values) > ROUNDING_ERROR else np.nan
+    return np.exp(mean), np.exp(mean - half), np.exp(mean + half)
 
 
-def _outside(cells: pd.DataFrame) -> str:
+def _outside_counts(cells: pd.DataFrame) -> str:
+    """How many texts lie outside the ranks tried: "1 below, 2 above"."""
     counts = cells["outside"].value_counts()
-    return ", ".join(f"{counts[where]} {where}" for where in (BELOW, ABOVE) if where in counts)
-
-
-def _rates(cells: pd.DataFrame) -> str:
-    return " ".join(f"{lr:g}" for lr in sorted(cells["lr"].unique()))
+    return ", ".join(f"{counts[side]} {side}" for side in (BELOW, ABOVE) if side in counts)

@@ -1,71 +1,92 @@
-"""How long tokens stay stubborn: steps until p > 0.5 for good, and how often they fall back.
+"""How long tokens stay stubborn (Kaplan-Meier): steps until p > 0.5 for good, and relapses.
 
-A token is above for good from the logged step after which it is above at every logged step to the end. One that is not
-above at the last step is counted as long as it was watched (Kaplan and Meier).
+The event of a token is the logged step from which p > 0.5 holds to the end. A token that is not
+above at the last logged step is censored there.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pml_cli.stats import Proportion, clustered_proportion
 
-COUNTED = ("tokens", "above", "ever", "fell", "falls", "lost", "forgot")
+# Counts of one run's tokens; see `transition.token_counts`.
+COUNTS = ["tokens", "above", "ever", "fell", "falls", "lost", "forgot"]
+
+# Proportions of the tokens: name, count of successes, count of trials.
+PROPORTIONS = [("above", "above", "tokens"), ("fell", "fell", "ever"), ("lost", "lost", "ever")]
 
 
 def survival(crossings: pd.DataFrame) -> pd.DataFrame:
-    """Proportion of tokens that are not yet above p = 0.5 for good after each step.
+    """Kaplan-Meier estimate of the share of tokens not yet above p = 0.5 for good after each step.
 
     Args:
-        crossings: step, crossed (tokens that are above for good from this step on), left (watched to this step, not above).
+        crossings: step, crossed (tokens that are above for good from this step on) and left (tokens
+            censored at this step); steps may repeat.
 
     Returns:
-        step, stubborn (share), at_risk (tokens watched to this step), ascending.
+        step (ascending), stubborn (the share) and at_risk (tokens observed up to this step).
     """
-    counts = (
-        crossings.groupby("step", as_index=False)[["crossed", "left"]]
-        .sum()
-        .sort_values("step", ignore_index=True)
-    )
-    ended = (counts["crossed"] + counts["left"]).to_numpy(float)
+    counts = crossings.groupby("step", as_index=False)[["crossed", "left"]].sum()
+    counts = counts.sort_values("step", ignore_index=True)
+    crossed = counts["crossed"].to_numpy(float)
+    ended = crossed + counts["left"].to_numpy(float)
     at_risk = ended[::-1].cumsum()[::-1]
+
     with np.errstate(divide="ignore", invalid="ignore"):
-        kept = np.where(at_risk > 0, 1 - counts["crossed"].to_numpy(float) / at_risk, 1.0)
+        stays = np.where(at_risk > 0, 1 - crossed / at_risk, 1.0)
     return pd.DataFrame(
-        {"step": counts["step"], "stubborn": kept.cumprod(), "at_risk": at_risk.astype(np.int64)}
+        {"step": counts["step"], "stubborn": stays.cumprod(), "at_risk": at_risk.astype(np.int64)}
     )
 
 
-def median(curve: pd.DataFrame) -> float:
-    """The first logged step at which half of the tokens are above for good; nan where that never comes."""
-    below = curve[curve["stubborn"] <= 0.5]
-    return float(below["step"].iloc[0]) if len(below) else float("nan")
+def median_step(curve: pd.DataFrame) -> float:
+    """The first logged step at which half of the tokens are above for good; nan: not reached.
 
-
-def waits(cells: pd.DataFrame, crossings: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """One row for each value of `by` (rank, or rank and target_tokens): counts, shares, the median wait.
-
-    Columns beside the counts of COUNTED: median_step; above_share (of all tokens); fell_share (fell back at least once) and
-    lost_share (above at some step, not at the end) of those ever above, each with _low and _high.
+    Args:
+        curve: from `survival`.
     """
-    rows = []
-    for key, group in cells.groupby(by):
-        mine = crossings
-        for name, value in zip(by, key, strict=True):
-            mine = mine[mine[name] == value]
-        sums = group.groupby("cluster")[list(COUNTED)].sum()
-        row = dict(zip(by, key, strict=True)) | {name: int(sums[name].sum()) for name in COUNTED}
-        row["median_step"] = median(survival(mine))
-        for name, found, of in (
-            ("above", "above", "tokens"),
-            ("fell", "fell", "ever"),
-            ("lost", "lost", "ever"),
-        ):
-            row |= _columns(name, clustered_proportion(sums[found], sums[of]))
+    reached = curve[curve["stubborn"] <= 0.5]
+    return float(reached["step"].iloc[0]) if len(reached) else float("nan")
+
+
+def survival_table(cells: pd.DataFrame, crossings: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Counts, proportions and the median step for each value of `by`.
+
+    Args:
+        cells: a row for each run, with COUNTS, cluster and the columns `by`.
+        crossings: as for `survival`, with the columns `by`.
+        by: ["rank"] or ["rank", "target_tokens"].
+
+    Returns:
+        The columns `by`, COUNTS, median_step, and a proportion with _share, _low and _high for
+        each of: above (of all tokens), fell (below again at least once) and lost (above at some
+        step, not at the end), both of the tokens ever above.
+    """
+    rows: list[dict[str, Any]] = []
+    for values, group in cells.groupby(by):
+        key = dict(zip(by, values, strict=True))
+        selected = crossings
+        for name, value in key.items():
+            selected = selected[selected[name] == value]
+
+        sums = group.groupby("cluster")[COUNTS].sum()
+        row: dict[str, Any] = dict(key)
+        for name in COUNTS:
+            row[name] = int(sums[name].sum())
+        row["median_step"] = median_step(survival(selected))
+        for name, successes, trials in PROPORTIONS:
+            row |= _columns(name, clustered_proportion(sums[successes], sums[trials]))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _columns(name: str, share: Proportion) -> dict[str, float]:
-    return {f"{name}_share": share.value, f"{name}_low": share.low, f"{name}_high": share.high}
+def _columns(name: str, proportion: Proportion) -> dict[str, float]:
+    return {
+        f"{name}_share": proportion.value,
+        f"{name}_low": proportion.low,
+        f"{name}_high": proportion.high,
+    }

@@ -1,6 +1,10 @@
-"""Everything that `pml transition` says of one group of runs, from their result.json and tokens.parquet.
+"""The phase transition at p > 0.5 in one group of runs, from their result.json and tokens.parquet.
 
-Cells are runs; sequences are samples of runs at the last logged step; a cluster is the cells of one text and length.
+A cell is a run. A sequence is a sample of a run at the last logged step. A cluster is the cells of
+one text and length. A violation is a token with p > 0.5 that greedy decoding does not pick; a
+stubborn token has p <= 0.5 at the last logged step.
+
+Shapes: T logged steps, S target tokens, B bins of p, C clusters, R ranks.
 """
 
 from __future__ import annotations
@@ -16,327 +20,470 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pml_cli.analysis import trajectories
-from pml_cli.analysis.first_failures import Agreement, FailureConcentration, Ints, agree, gather
-from pml_cli.analysis.survival import waits
-from pml_cli.analysis.trajectories import BINS, HALF, IrregularError, TokenPaths
-from pml_cli.io import finite_or_none
+from pml_cli.analysis.first_failures import (
+    FailureAgreement,
+    FailureConcentration,
+    Ints,
+    failure_concentration,
+    stubborn_against_failure,
+)
+from pml_cli.analysis.survival import survival_table
+from pml_cli.analysis.trajectories import (
+    BINS,
+    FIRST_BIN_ABOVE,
+    THRESHOLD,
+    IrregularError,
+    TokenTrajectories,
+)
 from pml_cli.runs.folder import RunFolder
 from pml_cli.stats import LN2, Array, Mask, Proportion, clustered_proportion
 
 DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
-GRIDS = 4  # lengths of one text that the figure of the stubborn grid shows
-TALLIES = (
-    "tokens", "above", "ever", "fell", "falls", "lost", "forgot", "logged", "logged_above", "violations", "early_right",
-    "stubborn", "wrong",
-)  # fmt: skip
+MAX_GRIDS = 4  # lengths of one text in the figure of the stubborn grid
+RUN_COLUMNS = ["id", "rank", "target_tokens", "data_seed", "seed", "cluster"]
 
 
-@dataclass
-class Reading:
-    """What was read of one group, run by run."""
+@dataclass(kw_only=True)
+class GroupTokens:
+    """The tokens of one group of runs, added up run by run."""
 
     cells: list[dict[str, Any]] = field(default_factory=list)
+    """Of each run: its result.json, and `token_counts`."""
+
     sequences: list[pd.DataFrame] = field(default_factory=list)
-    stubborn: list[Ints] = field(default_factory=list)  # positions, a list a sequence
+    """Of each run: `final_sequences` with RUN_COLUMNS."""
+
+    stubborn: list[Ints] = field(default_factory=list)
+    """Of each sequence: its stubborn positions, ascending."""
+
     crossings: list[pd.DataFrame] = field(default_factory=list)
-    bins: dict[Any, NDArray[np.int64]] = field(
-        default_factory=dict
-    )  # cluster -> (tokens, right) x BINS
-    offenders: list[dict[str, Any]] = field(default_factory=list)
+    """Of each run: rank, target_tokens, step, crossed, left (see `survival`)."""
+
+    bin_counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Of each cluster: logged tokens and correct ones in each bin of p, (2, B)."""
+
+    violations: list[dict[str, Any]] = field(default_factory=list)
+    """Of each listed violation: id and folder of the run, step, token, p, margin, nll."""
+
     left_out: list[dict[str, str]] = field(default_factory=list)
+    """Of each run without a readable tokens.parquet: its folder and the reason."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Final p of one text at one length: a row a rank, a column a target token (samples side by side)."""
+@dataclass(frozen=True, kw_only=True)
+class StubbornGrid:
+    """Final p of one text at one length, by rank and position (samples side by side)."""
 
-    text: Any  # data_seed
+    text: Any
+    """data.seed of the text; nan where the data has none."""
+
     length: int
+    """Target tokens."""
+
     seed: Any
-    ranks: Array  # (R,) ascending
+    ranks: Array
+    """(R,), ascending."""
+
     p_RS: Array
     correct_RS: Mask
     samples: int
 
 
-@dataclass(frozen=True)
-class Phases:
-    """One group of comparable runs and what its tokens show."""
+@dataclass(frozen=True, kw_only=True)
+class TransitionSummary:
+    """One group of comparable runs, and what its tokens show of the transition."""
 
     name: str
     slug: str
     key: dict[str, Any]
-    cells: (
-        pd.DataFrame
-    )  # a run each: result.json's columns and TALLIES, highest_wrong, lowest_right, first/last step
+    """The settings that the runs share."""
+
+    cells: pd.DataFrame
+    """A row for each run: result.json's columns and `token_counts`."""
+
     sequences: pd.DataFrame
-    above: Proportion  # logged tokens with p > 0.5 that are decoded rightly
-    below: Proportion  # and those with p <= 0.5
-    recall: pd.DataFrame  # a bin of p each: low_p, high_p, tokens, right, share, low, high
-    agreement: Agreement
-    gathering: FailureConcentration
-    crossings: pd.DataFrame  # rank, target_tokens, step, crossed, left
-    by_rank: pd.DataFrame  # `waiting.waits`
-    by_cell: pd.DataFrame  # the same by rank and length
-    misled: dict[str, Proportion]  # loss against recall
-    rest: dict[
-        str, Proportion
-    ]  # accuracy behind the first failure: free (decoded), forced (teacher-forced)
-    offenders: list[dict[str, Any]]
-    grids: list[Grid]  # of one text; the first is the one that shows most
+    """A row for each sample of a run: RUN_COLUMNS and `final_sequences`."""
+
+    recall_above: Proportion
+    """Logged tokens with p > 0.5 that greedy decoding picks."""
+
+    recall_below: Proportion
+    """Logged tokens with p <= 0.5 that greedy decoding picks."""
+
+    recall_by_p: pd.DataFrame
+    """`recall_table`."""
+
+    agreement: FailureAgreement
+    concentration: FailureConcentration
+    crossings: pd.DataFrame
+    """rank, target_tokens, step, crossed, left (see `survival`)."""
+
+    survival_by_rank: pd.DataFrame
+    """`survival_table` by rank, all lengths together."""
+
+    survival_by_cell: pd.DataFrame
+    """`survival_table` by rank and length."""
+
+    loss_against_recall: dict[str, Proportion]
+    """`loss_disagreements`."""
+
+    behind_failure: dict[str, Proportion]
+    """`accuracy_behind_failure`."""
+
+    violations: list[dict[str, Any]]
+    """The listed violations, one by one."""
+
+    grids: list[StubbornGrid]
+    """Of one text, by length; the most telling one first."""
 
 
-def dtype(setting: Any) -> str:
-    """Of the model's weights, from what a result says of its settings: float32 where it says nothing."""
-    found = DTYPE.search(setting) if isinstance(setting, str) else None
-    return found.group(1) if found else "float32"
+def model_dtype(setting: Any) -> str:
+    """The dtype of the model's weights, from result.json's `setting`; float32 is not named there."""
+    match = DTYPE.search(setting) if isinstance(setting, str) else None
+    return match.group(1) if match else "float32"
 
 
-def read(runs: pd.DataFrame, seen: Callable[[], None]) -> Reading:
-    """The tokens of every run, one file at a time. Runs without a readable file are left out, with the reason.
+def read_group(runs: pd.DataFrame, on_run: Callable[[], None]) -> GroupTokens:
+    """Read the tokens of every run, one file at a time.
 
     Args:
         runs: rows of result.json with `folder` and `cluster`.
-        seen: called after each run.
+        on_run: called after each run.
     """
-    reading = Reading()
+    group = GroupTokens()
     for record in runs.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         try:
-            paths = trajectories.read(_tokens(row["folder"]))
+            tokens = trajectories.read(_tokens_path(row["folder"]))
         except FileNotFoundError:
-            reading.left_out.append({"folder": row["folder"], "reason": "no tokens.parquet"})
+            group.left_out.append({"folder": row["folder"], "reason": "no tokens.parquet"})
         except (IrregularError, OSError) as error:
-            reading.left_out.append({"folder": row["folder"], "reason": f"tokens.parquet: {error}"})
+            group.left_out.append({"folder": row["folder"], "reason": f"tokens.parquet: {error}"})
         else:
-            _take(reading, row, paths)
-        seen()
-    return reading
+            _add_run(group, row, tokens)
+        on_run()
+    return group
 
 
-def _tokens(folder: str) -> Path:
+def _tokens_path(folder: str) -> Path:
     path = Path(folder)
     return RunFolder(path.parent, path.name).tokens
 
 
-def _take(reading: Reading, row: dict[str, Any], paths: TokenPaths) -> None:
-    bins = np.stack([paths.tokens_B, paths.right_B])
-    reading.bins[row["cluster"]] = reading.bins.get(row["cluster"], 0) + bins
-    above = paths.since_S >= 0
-    tallies = {
-        "tokens": len(above), "above": above.sum(), "ever": paths.ever_S.sum(), "fell": (paths.falls_S > 0).sum(),
-        "falls": paths.falls_S.sum(), "lost": (paths.ever_S & ~above).sum(), "forgot": (paths.losses_S > 0).sum(),
-        "logged": paths.tokens_B.sum(), "logged_above": paths.tokens_B[HALF:].sum(), "violations": paths.violations,
-        "early_right": paths.right_B[:HALF].sum(), "stubborn": (~above).sum(), "wrong": (~paths.correct_S).sum(),
-    }  # fmt: skip
-    reading.cells.append(
-        row
-        | {name: int(value) for name, value in tallies.items()}
-        | {
-            "highest_wrong": paths.highest_wrong,
-            "lowest_right": paths.lowest_right,
-            "logged_steps": len(paths.steps),
-        }
-        | {"first_step": int(paths.steps[0]), "last_step": int(paths.steps[-1])}
-    )
-    common = {
-        name: row[name] for name in ("id", "rank", "target_tokens", "data_seed", "seed", "cluster")
-    }
-    table, stubborn = sequences(paths)
-    reading.sequences.append(table.assign(**common))
-    reading.stubborn += stubborn
-    crossed = np.bincount(
-        np.searchsorted(paths.steps, paths.since_S[above]), minlength=len(paths.steps)
-    )
-    left = np.zeros(len(paths.steps), np.int64)
-    left[-1] = int((~above).sum())
-    reading.crossings.append(
-        pd.DataFrame({"rank": row["rank"], "target_tokens": row["target_tokens"], "step": paths.steps, "crossed": crossed,
-                      "left": left})
-    )  # fmt: skip
-    reading.offenders += [
-        {"id": row["id"], "folder": row["folder"], **bad} for bad in paths.offenders
-    ]
+def _add_run(group: GroupTokens, row: dict[str, Any], tokens: TokenTrajectories) -> None:
+    group.cells.append(row | token_counts(tokens))
+
+    run_columns = {name: row[name] for name in RUN_COLUMNS}
+    sequences, stubborn = final_sequences(tokens)
+    group.sequences.append(sequences.assign(**run_columns))
+    group.stubborn += stubborn
+
+    crossings = _crossings(tokens)
+    group.crossings.append(crossings.assign(rank=row["rank"], target_tokens=row["target_tokens"]))
+
+    counts_2B = np.stack([tokens.tokens_B, tokens.correct_B])
+    group.bin_counts[row["cluster"]] = group.bin_counts.get(row["cluster"], 0) + counts_2B
+
+    for violation in tokens.listed_violations:
+        group.violations.append({"id": row["id"], "folder": row["folder"], **violation})
 
 
-def sequences(paths: TokenPaths) -> tuple[pd.DataFrame, list[Ints]]:
-    """Each sample at the last logged step: sample, length, wrong, earliest_stubborn, first_failure (nan: none).
+def token_counts(tokens: TokenTrajectories) -> dict[str, Any]:
+    """What one run adds to cells.csv.
 
-    Returns also the stubborn positions of each, ascending.
+    Returns:
+        At the last logged step: tokens, above (p > 0.5), stubborn, wrong. Over the trajectories:
+        ever (above at some step), fell (below again at least once), falls (in all), lost (ever
+        above, not at the end), forgot (once picked, later not). Over all logged steps: logged,
+        logged_above, violations, early_right (picked at p <= 0.5), highest_wrong, lowest_right
+        (values of p), logged_steps, first_step, last_step.
     """
-    names, which = np.unique(paths.sample_S, return_inverse=True)
-    which = which.ravel()
-    position = paths.position_S.astype(np.int64)
-    stubborn, wrong = ~(paths.p_S > 0.5), ~paths.correct_S
-    found = {
-        "sample": names,
-        "length": np.bincount(which),
-        "wrong": np.bincount(which, wrong).astype(np.int64),
+    above_S = tokens.above_since_S >= 0
+    ever_S = tokens.ever_above_S
+    return {
+        "tokens": len(above_S),
+        "above": int(above_S.sum()),
+        "ever": int(ever_S.sum()),
+        "fell": int((tokens.falls_S > 0).sum()),
+        "falls": int(tokens.falls_S.sum()),
+        "lost": int((ever_S & ~above_S).sum()),
+        "forgot": int((tokens.forgotten_S > 0).sum()),
+        "logged": int(tokens.tokens_B.sum()),
+        "logged_above": int(tokens.tokens_B[FIRST_BIN_ABOVE:].sum()),
+        "violations": tokens.violations,
+        "early_right": int(tokens.correct_B[:FIRST_BIN_ABOVE].sum()),
+        "stubborn": int((~above_S).sum()),
+        "wrong": int((~tokens.final_correct_S).sum()),
+        "highest_wrong": tokens.highest_wrong_p,
+        "lowest_right": tokens.lowest_correct_p,
+        "logged_steps": len(tokens.steps_T),
+        "first_step": int(tokens.steps_T[0]),
+        "last_step": int(tokens.steps_T[-1]),
     }
-    for name, flags in (("earliest_stubborn", stubborn), ("first_failure", wrong)):
-        first = np.full(len(names), np.inf)
-        np.minimum.at(first, which[flags], position[flags].astype(float))
-        found[name] = np.where(np.isfinite(first), first, np.nan)
-    order = np.lexsort((position[stubborn], which[stubborn]))
-    ends = np.cumsum(np.bincount(which[stubborn], minlength=len(names)))[:-1]
-    return pd.DataFrame(found), list(np.split(position[stubborn][order], ends))
 
 
-def phases(
-    name: str, slug: str, key: dict[str, Any], reading: Reading, *, draws: int, text: int | None
-) -> Phases:
-    """Everything about one group.
+def final_sequences(tokens: TokenTrajectories) -> tuple[pd.DataFrame, list[Ints]]:
+    """Each sample of a run at the last logged step.
+
+    Returns:
+        A row for each sample: sample, length, wrong (count), earliest_stubborn and first_failure
+        (positions from 0; nan where there is none); and its stubborn positions, ascending.
+    """
+    samples, index_S = np.unique(tokens.sample_S, return_inverse=True)
+    index_S = index_S.ravel()
+    count = len(samples)
+    position_S = tokens.position_S.astype(np.int64)
+    stubborn_S = ~(tokens.final_p_S > THRESHOLD)
+    wrong_S = ~tokens.final_correct_S
+
+    def first_position(flags_S: Mask) -> Array:
+        first = np.full(count, np.inf)
+        np.minimum.at(first, index_S[flags_S], position_S[flags_S].astype(float))
+        return np.where(np.isfinite(first), first, np.nan)
+
+    table = pd.DataFrame(
+        {
+            "sample": samples,
+            "length": np.bincount(index_S),
+            "wrong": np.bincount(index_S, wrong_S).astype(np.int64),
+            "earliest_stubborn": first_position(stubborn_S),
+            "first_failure": first_position(wrong_S),
+        }
+    )
+
+    index = index_S[stubborn_S]
+    position = position_S[stubborn_S]
+    order = np.lexsort((position, index))
+    ends = np.cumsum(np.bincount(index, minlength=count))[:-1]
+    return table, list(np.split(position[order], ends))
+
+
+def _crossings(tokens: TokenTrajectories) -> pd.DataFrame:
+    """step, crossed (tokens above for good from this step on), left (censored at this step)."""
+    steps_T = tokens.steps_T
+    above_S = tokens.above_since_S >= 0
+    step_index = np.searchsorted(steps_T, tokens.above_since_S[above_S])
+    left_T = np.zeros(len(steps_T), np.int64)
+    left_T[-1] = int((~above_S).sum())
+    return pd.DataFrame(
+        {
+            "step": steps_T,
+            "crossed": np.bincount(step_index, minlength=len(steps_T)),
+            "left": left_T,
+        }
+    )
+
+
+def summarize(
+    group: GroupTokens,
+    *,
+    name: str,
+    slug: str,
+    key: dict[str, Any],
+    draws: int,
+    text: int | None,
+) -> TransitionSummary:
+    """Every statistic of one group.
 
     Args:
-        reading: with at least one run.
-        draws: of the bootstrap of Spearman's rho.
+        group: tokens of at least one run.
+        name, slug, key: see `TransitionSummary`.
+        draws: bootstrap draws of Spearman's rho.
         text: data.seed of the stubborn grid's text; None: the lowest.
     """
-    cells = pd.DataFrame(reading.cells)
-    found = pd.concat(reading.sequences, ignore_index=True)
-    crossings = (
-        pd.concat(reading.crossings)
-        .groupby(["rank", "target_tokens", "step"], as_index=False)
-        .sum()
+    cells = pd.DataFrame(group.cells)
+    sequences = pd.concat(group.sequences, ignore_index=True)
+    crossings = pd.concat(group.crossings)
+    crossings = crossings.groupby(["rank", "target_tokens", "step"], as_index=False).sum()
+    counts_C2B = np.stack(list(group.bin_counts.values()))
+
+    return TransitionSummary(
+        name=name,
+        slug=slug,
+        key=key,
+        cells=cells,
+        sequences=sequences,
+        recall_above=_recall(counts_C2B[..., FIRST_BIN_ABOVE:]),
+        recall_below=_recall(counts_C2B[..., :FIRST_BIN_ABOVE]),
+        recall_by_p=recall_table(counts_C2B),
+        agreement=stubborn_against_failure(sequences, group.stubborn, draws),
+        concentration=failure_concentration(sequences),
+        crossings=crossings,
+        survival_by_rank=survival_table(cells, crossings, ["rank"]),
+        survival_by_cell=survival_table(cells, crossings, ["rank", "target_tokens"]),
+        loss_against_recall=loss_disagreements(cells),
+        behind_failure=accuracy_behind_failure(cells, sequences),
+        violations=group.violations,
+        grids=stubborn_grids(cells, text),
     )
-    counts_C2B = np.stack(list(reading.bins.values()))
-    above, below = (
-        clustered_proportion(*part.sum(-1).T[::-1])
-        for part in (counts_C2B[..., HALF:], counts_C2B[..., :HALF])
-    )
-    return Phases(
-        name, slug, key, cells, found, above, below, recall_table(counts_C2B),
-        agree(found, reading.stubborn, draws), gather(found),
-        crossings, waits(cells, crossings, ["rank"]), waits(cells, crossings, ["rank", "target_tokens"]),
-        misled(cells), rest(cells, found), reading.offenders, grids(cells, text),
-    )  # fmt: skip
+
+
+def _recall(counts_C2B: NDArray[np.int64]) -> Proportion:
+    """Correct ones of the logged tokens, over some bins together."""
+    tokens_C, correct_C = counts_C2B.sum(axis=-1).T
+    return clustered_proportion(correct_C, tokens_C)
 
 
 def recall_table(counts_C2B: NDArray[np.int64]) -> pd.DataFrame:
-    """The share decoded rightly in each bin of p, all logged steps; bins exclude their lower end.
+    """The share of tokens that greedy decoding picks in each bin of p, over all logged steps.
 
     Args:
-        counts_C2B: of each cluster the logged tokens and the right ones in each bin.
+        counts_C2B: of each cluster the logged tokens and the correct ones in each bin, (C, 2, B).
+
+    Returns:
+        low_p (exclusive), high_p (inclusive), tokens, right, share with its interval low, high.
     """
     rows = []
     for k in range(BINS):
-        share = clustered_proportion(counts_C2B[:, 1, k], counts_C2B[:, 0, k])
-        rows.append({"low_p": k / BINS, "high_p": (k + 1) / BINS, "tokens": share.trials, "right": share.successes,
-                     "share": share.value, "low": share.low, "high": share.high})  # fmt: skip
+        recall = _recall(counts_C2B[..., k : k + 1])
+        rows.append(
+            {
+                "low_p": k / BINS,
+                "high_p": (k + 1) / BINS,
+                "tokens": recall.trials,
+                "right": recall.successes,
+                "share": recall.value,
+                "low": recall.low,
+                "high": recall.high,
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def precision(cells: pd.DataFrame) -> pd.DataFrame:
-    """Violations by the model's dtype: runs, logged tokens, those above 0.5, the tightest cases on both sides."""
-    table = cells.assign(dtype=cells["setting"].map(dtype)).groupby("dtype", as_index=False).agg(
-        runs=("id", "size"), logged=("logged", "sum"), above=("logged_above", "sum"), violations=("violations", "sum"),
-        below_right=("early_right", "sum"), highest_wrong=("highest_wrong", "max"), lowest_right=("lowest_right", "min"),
-    )  # fmt: skip
+def violations_by_dtype(cells: pd.DataFrame) -> pd.DataFrame:
+    """Violations by the dtype of the model's weights.
+
+    Returns:
+        dtype, runs, logged (tokens), above (p > 0.5), violations, below_right (picked at
+        p <= 0.5), highest_wrong and lowest_right (values of p), below (p <= 0.5).
+    """
+    grouped = cells.assign(dtype=cells["setting"].map(model_dtype)).groupby("dtype", as_index=False)
+    table = grouped.agg(
+        runs=("id", "size"),
+        logged=("logged", "sum"),
+        above=("logged_above", "sum"),
+        violations=("violations", "sum"),
+        below_right=("early_right", "sum"),
+        highest_wrong=("highest_wrong", "max"),
+        lowest_right=("lowest_right", "min"),
+    )
     return pd.DataFrame(table.assign(below=table["logged"] - table["above"]))
 
 
-def misled(cells: pd.DataFrame) -> dict[str, Proportion]:
-    """Where the mean loss and recall disagree, over cells.
+def loss_disagreements(cells: pd.DataFrame) -> dict[str, Proportion]:
+    """Where the mean loss and verbatim recall disagree, over cells.
 
-    `low_loss_not_verbatim`: of the cells with a mean loss below ln 2, those that are not recalled whole;
-    `high_loss_verbatim`: of the others, those that are; `either`: both, of all cells; `stubborn_verbatim`: of the cells
-    recalled whole, those with a stubborn token.
+    Returns:
+        low_loss_not_verbatim: of the cells with a mean loss below ln 2, those not verbatim;
+        high_loss_verbatim: of the other cells, those that are verbatim;
+        either: both kinds, of all cells;
+        stubborn_verbatim: of the verbatim cells, those with a stubborn token.
     """
     numbers = cells[["final_loss", "exact_match"]].apply(pd.to_numeric, errors="coerce")
-    low, whole = numbers["final_loss"] < LN2, numbers["exact_match"] == 1
-    known = numbers.notna().all(axis=1)
-    cases = {
-        "low_loss_not_verbatim": (low & ~whole, low),
-        "high_loss_verbatim": (~low & whole, ~low),
-        "either": (low != whole, low | ~low),
-        "stubborn_verbatim": (whole & (cells["stubborn"] > 0), whole),
-    }
+    measured = numbers.notna().all(axis=1)
+    low_loss = numbers["final_loss"] < LN2
+    verbatim = numbers["exact_match"] == 1
+    has_stubborn = cells["stubborn"] > 0
+
+    def proportion(successes: pd.Series[bool], trials: pd.Series[bool]) -> Proportion:
+        counts = pd.DataFrame(
+            {
+                "cluster": cells["cluster"],
+                "successes": successes & measured,
+                "trials": trials & measured,
+            }
+        )
+        sums = counts.groupby("cluster").sum()
+        return clustered_proportion(sums["successes"], sums["trials"])
+
     return {
-        name: _by_cluster(cells, found & known, of & known) for name, (found, of) in cases.items()
+        "low_loss_not_verbatim": proportion(low_loss & ~verbatim, low_loss),
+        "high_loss_verbatim": proportion(~low_loss & verbatim, ~low_loss),
+        "either": proportion(low_loss != verbatim, measured),
+        "stubborn_verbatim": proportion(verbatim & has_stubborn, verbatim),
     }
 
 
-def rest(cells: pd.DataFrame, found: pd.DataFrame) -> dict[str, Proportion]:
-    """Accuracy behind the first failure: of tokens decoded freely, and teacher-forced in the same cells.
+def accuracy_behind_failure(cells: pd.DataFrame, sequences: pd.DataFrame) -> dict[str, Proportion]:
+    """Token accuracy behind the first failure, in the cells that were decoded freely.
 
-    Up to the first failure both are right, and at it both are wrong; so what result.json says of all tokens leaves the rest.
+    result.json has the free accuracy over all tokens. Up to the first failure free decoding and
+    teacher forcing are both right, and at it both are wrong; the rest lies behind it.
+
+    Returns:
+        free: in free (greedy) decoding; forced: teacher-forced, in the same cells.
     """
-    free = pd.to_numeric(cells["free_accuracy"], errors="coerce")
-    behind = (found["length"] - found["first_failure"] - 1).fillna(0)
-    proven = found["first_failure"].fillna(found["length"])  # tokens before it, or all
-    sums = (
-        pd.DataFrame({"id": found["id"], "behind": behind, "proven": proven})
-        .groupby("id")
-        .sum()
-        .reindex(cells["id"])
+    free_accuracy = pd.to_numeric(cells["free_accuracy"], errors="coerce")
+    decoded_freely = free_accuracy.notna()
+
+    failure = sequences["first_failure"]
+    positions = pd.DataFrame(
+        {
+            "id": sequences["id"],
+            "behind": (sequences["length"] - failure - 1).fillna(0),
+            "ahead": failure.fillna(sequences["length"]),
+        }
     )
-    known = free.notna()
-    after = sums["behind"].set_axis(cells.index).where(known, 0.0)
-    before = sums["proven"].set_axis(cells.index)
-    decoded = (free * cells["tokens"] - before).clip(lower=0).fillna(0).round()
-    forced = (cells["tokens"] - cells["wrong"] - before).where(known, 0.0)
+    tokens = positions.groupby("id").sum().reindex(cells["id"]).set_axis(cells.index)
+    free = (free_accuracy * cells["tokens"] - tokens["ahead"]).clip(lower=0).fillna(0).round()
+    forced = cells["tokens"] - cells["wrong"] - tokens["ahead"]
+
     counts = pd.DataFrame(
-        {"cluster": cells["cluster"], "free": decoded, "forced": forced, "of": after}
+        {
+            "cluster": cells["cluster"],
+            "free": free,
+            "forced": forced.where(decoded_freely, 0.0),
+            "behind": tokens["behind"].where(decoded_freely, 0.0),
+        }
     )
-    sums = counts[counts["of"] > 0].groupby("cluster").sum()
-    return {name: clustered_proportion(sums[name], sums["of"]) for name in ("free", "forced")}
+    sums = counts[counts["behind"] > 0].groupby("cluster").sum()
+    return {name: clustered_proportion(sums[name], sums["behind"]) for name in ("free", "forced")}
 
 
-def _by_cluster(cells: pd.DataFrame, found: pd.Series[bool], of: pd.Series[bool]) -> Proportion:
-    sums = (
-        pd.DataFrame({"cluster": cells["cluster"], "found": found, "of": of})
-        .groupby("cluster")
-        .sum()
-    )
-    return clustered_proportion(sums["found"], sums["of"])
+def stubborn_grids(cells: pd.DataFrame, text: int | None) -> list[StubbornGrid]:
+    """The final p of one text by position and rank, at up to MAX_GRIDS lengths.
 
+    The most telling length is first: of those with the most ranks, the one whose share of tokens
+    above 0.5 is nearest to a half. Of repeats of a rank the lowest seed is taken.
 
-def grids(cells: pd.DataFrame, text: int | None) -> list[Grid]:
-    """The final p of one text by position and rank, at up to four lengths, the most telling one first.
-
-    That is the length with the most ranks, and of several the one whose share of tokens above 0.5 is nearest to a half.
-    Of repeats of a rank the lowest seed is shown.
+    Args:
+        text: data.seed; None: the lowest, or every cell where the data has no seed.
     """
-    texts = cells["data_seed"].dropna()
-    chosen = text if text is not None else texts.min() if len(texts) else None
-    mine = cells if chosen is None else cells[cells["data_seed"] == chosen]
-    if mine.empty:
+    if text is None:
+        texts = cells["data_seed"].dropna()
+        chosen = texts.min() if len(texts) else None
+    else:
+        chosen = text
+    of_text = cells if chosen is None else cells[cells["data_seed"] == chosen]
+    if of_text.empty:
         return []
-    lengths = mine.groupby("target_tokens").agg(
-        ranks=("rank", "nunique"), above=("above", "sum"), of=("tokens", "sum")
+
+    by_length = of_text.groupby("target_tokens")
+    lengths = by_length.agg(ranks=("rank", "nunique"), above=("above", "sum"), of=("tokens", "sum"))
+    fullest = lengths[lengths["ranks"] == lengths["ranks"].max()]
+    telling = (fullest["above"] / fullest["of"] - 0.5).abs().idxmin()
+    evenly = np.linspace(0, len(fullest) - 1, MAX_GRIDS).round().astype(int)
+    spread = [length for length in fullest.index[np.unique(evenly)] if length != telling]
+
+    grids = []
+    for length in [telling, *spread[: MAX_GRIDS - 1]]:
+        of_length = of_text[of_text["target_tokens"] == length]
+        grids.append(_stubborn_grid(of_length, chosen, int(length)))
+    return grids
+
+
+def _stubborn_grid(cells: pd.DataFrame, text: Any, length: int) -> StubbornGrid:
+    by_rank = cells.sort_values(["rank", "seed"]).drop_duplicates("rank")
+    runs = [trajectories.read(_tokens_path(folder)) for folder in by_rank["folder"]]
+    size = len(runs[0].final_p_S)
+    # A run with another number of tokens has no place in the same columns.
+    fits = [len(run.final_p_S) == size for run in runs]
+    fitting = [run for run in runs if len(run.final_p_S) == size]
+    return StubbornGrid(
+        text=text,
+        length=length,
+        seed=by_rank["seed"].min(),
+        ranks=by_rank["rank"].to_numpy(float)[fits],
+        p_RS=np.stack([run.final_p_S for run in fitting]),
+        correct_RS=np.stack([run.final_correct_S for run in fitting]),
+        samples=len(np.unique(runs[0].sample_S)),
     )
-    full = lengths[lengths["ranks"] == lengths["ranks"].max()]
-    telling = (full["above"] / full["of"] - 0.5).abs().idxmin()
-    spread = full.index[np.unique(np.linspace(0, len(full) - 1, GRIDS).round().astype(int))]
-    shown = [telling, *[length for length in spread if length != telling][: GRIDS - 1]]
-    found = [_grid(mine[mine["target_tokens"] == length], chosen, int(length)) for length in shown]
-    return [grid for grid in found if grid is not None]
-
-
-def _grid(cells: pd.DataFrame, text: Any, length: int) -> Grid | None:
-    rows = cells.sort_values(["rank", "seed"]).drop_duplicates("rank")
-    last = [trajectories.last_step(_tokens(folder)) for folder in rows["folder"]]
-    size = len(last[0])
-    kept = [k for k, table in enumerate(last) if len(table) == size]
-    return Grid(
-        text, length, rows["seed"].min(), rows["rank"].to_numpy(float)[kept],
-        np.stack([last[k]["p"].to_numpy(float) for k in kept]), np.stack([last[k]["correct"].to_numpy(bool) for k in kept]),
-        int(last[0]["sample"].nunique()),
-    )  # fmt: skip
-
-
-def group_dict(group: Phases) -> dict[str, Any]:
-    """One group for transition.json; its tables are in the CSV files."""
-    return {
-        "name": group.name, "slug": group.slug, "key": group.key,
-        "cells": len(group.cells), "sequences": len(group.sequences),
-        "logged_tokens": int(group.cells["logged"].sum()), "violations": int(group.cells["violations"].sum()),
-        "recalled_above_half": group.above.to_dict(), "recalled_below_half": group.below.to_dict(),
-        "stubborn_against_failure": group.agreement.to_dict(), "gathering": group.gathering.to_dict(),
-        "loss_against_recall": {name: share.to_dict() for name, share in group.misled.items()},
-        "behind_first_failure": {name: share.to_dict() for name, share in group.rest.items()},
-        "by_rank": [{k: finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()}
-                    for row in group.by_rank.to_dict("records")],
-        "recall_by_p": [{k: finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()}
-                        for row in group.recall.to_dict("records")],
-    }  # fmt: skip

@@ -1,6 +1,6 @@
-"""Values from the command line or YAML to the types that a settings dataclass declares, by OmegaConf's rules.
+"""Values from the command line or YAML to the types that a settings dataclass declares.
 
-`1` becomes 1.0 for a float and `[a,b]` a list; `4.5` is refused for an integer.
+By OmegaConf's rules: `1` becomes 1.0 for a float, `4.5` is refused for an integer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config.option_files import unknown_key
 from pml_cli.config.setting import Settings, annotation, faults, keys, type_text, written
-from pml_cli.errors import UserError, raise_all
 
 S = TypeVar("S", bound=Settings)
 
@@ -56,39 +55,41 @@ def _convert(scratch: DictConfig, name: str, value: Any) -> Any:
     return OmegaConf.to_container(stored) if OmegaConf.is_config(stored) else stored
 
 
-def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> S:
+def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, list[str]]:
     """Settings without groups, checked; a list takes several values, everything else one.
 
     Args:
         owner: the dataclass.
-        given: the values of each key; later keys win over earlier ones of the same name.
+        given: the values of each key.
 
-    Raises:
-        UserError: an unknown key, several values for one, a value of another type or out of range; all at once.
+    Returns:
+        The settings, and a line for each fault: an unknown key, several values for one, a value of
+        another type or out of range. A value of another type leaves the default.
     """
-    settings = OmegaConf.structured(owner)
+    node = OmegaConf.structured(owner)
     lines: list[str] = []
     for key, values in given.items():
+        if key not in keys(owner):
+            lines.append(unknown_key(key, keys(owner)))
+            continue
+        takes_list = annotation(owner, key)[0] is list
+        if len(values) > 1 and not takes_list:
+            lines.append(f"{key}: takes one value, not {len(values)}")
+            continue
+
+        is_plain_list = takes_list and not isinstance(values[0], list)
         try:
-            if key not in keys(owner):
-                lines.append(unknown_key(key, keys(owner)))
-            elif annotation(owner, key)[0] is list:
-                settings[key] = values[0] if isinstance(values[0], list) else values
-            elif len(values) > 1:
-                lines.append(f"{key}: takes one value, not {len(values)}")
-            else:
-                settings[key] = values[0]
+            node[key] = values if is_plain_list else values[0]
+            # An interpolation is resolved here, so that it fails for this key alone.
+            OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException:
             text = ",".join(map(written, values))
             lines.append(f"{key}={text}: must be {_type_text(owner, key)}")
+            node[key] = OmegaConf.structured(owner)[key]
 
-    try:
-        typed = OmegaConf.to_object(settings)
-    except OmegaConfBaseException as error:
-        raise UserError(*lines, " ".join(str(error).split())) from error
-    assert isinstance(typed, owner)
-    raise_all([*lines, *faults(typed)])
-    return typed
+    settings = OmegaConf.to_object(node)
+    assert isinstance(settings, owner)
+    return settings, [*lines, *faults(settings)]
 
 
 def _type_text(owner: type[Any], key: str) -> str:

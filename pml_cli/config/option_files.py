@@ -1,5 +1,6 @@
-"""The options of the groups: the YAML files of conf/ and of a user's folder. Read without a YAML library, so that help
-and shell completion are quick.
+"""The options of the groups: the YAML files of conf/ and of a user's folder.
+
+Read without a YAML library, so that help and shell completion are quick.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pml_cli.config.registry import GROUPS
+from pml_cli.config.setting import written
+from pml_cli.errors import did_you_mean
 
 # Keys of a run that belong to no group.
 SHORT_KEYS = ("rank", "seqlen", "seed", "out")
@@ -50,6 +54,22 @@ def options(group: str, config_dir: Path | None = None) -> list[str]:
     """The names that `group=` takes, in alphabetical order."""
     files = [path for folder in _folders(config_dir) for path in (folder / group).glob("*.yaml")]
     return sorted({path.stem for path in files})
+
+
+def split_known(
+    group: str, values: Iterable[Any], config_dir: Path | None = None
+) -> tuple[list[Any], list[str]]:
+    """The values that are options of a group, and a line for each of the others."""
+    names = options(group, config_dir)
+    known: list[Any] = []
+    lines: list[str] = []
+    for value in values:
+        if value in names:
+            known.append(value)
+        else:
+            text = written(value)
+            lines.append(f"{group}={text}: no such option; {did_you_mean(text, names)}")
+    return known, lines
 
 
 def unknown_key(key: str, valid: Iterable[str]) -> str:

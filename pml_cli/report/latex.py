@@ -12,12 +12,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from pml_cli.law.analysis import Analysis, Entry
-from pml_cli.law.mle import SaturatingFit
-from pml_cli.law.model_selection import EDGE, Plain
-from pml_cli.law.observations import Observations, of_size
-from pml_cli.law.power_law import OK
+from pml_cli.law.analysis import Analysis, LawRow
+from pml_cli.law.findings import OK
+from pml_cli.law.model_selection import EDGE
+from pml_cli.law.observations import RANK, Observations, SizeAxis
 from pml_cli.report.figures.style import three_digits
+from pml_cli.report.law_text import held_out_name, sentence
 
 RULES = r"\providecommand{\toprule}{\hline}\providecommand{\midrule}{\hline}\providecommand{\bottomrule}{\hline}"
 SIGNS = {"C": "C", "alpha": r"\alpha", "beta": r"\beta", "b": "b", "k": "k"}
@@ -35,21 +35,23 @@ def document(tables: Sequence[str]) -> str:
     return "\n\n".join([f"{head}\n{RULES}", *tables]) + "\n"
 
 
-def table(name: str, slug: str, analysis: Analysis, cells: Observations, x: str = "rank") -> str:
+def table(
+    name: str, slug: str, analysis: Analysis, cells: Observations, axis: SizeAxis = RANK
+) -> str:
     """One group as a float.
 
     Args:
         name, slug: of the group; the slug becomes part of the label.
         cells: those the laws saw.
-        x: column on the rank axis.
+        axis: the size that the laws are about.
     """
-    entries = [entry for entry in analysis.entries if entry.fit.status == OK]
+    entries = [entry for entry in analysis.rows if entry.fit.status == OK]
     shown = [
         n
         for n in (*SIGNS, FLOOR)
-        if any(_in_column(n, entry) in entry.parameters for entry in entries)
+        if any(_in_column(n, entry) in entry.fit.parameters for entry in entries)
     ]
-    leveled = any(LEVEL in entry.parameters for entry in entries)
+    leveled = any(LEVEL in entry.fit.parameters for entry in entries)
     signs = SIGNS | ({"b": "b, H"} if leveled else {})
     parameters = [["Law", *(f"${signs[n]}$" if n in signs else n for n in shown)]]
     quality = [
@@ -69,7 +71,7 @@ def table(name: str, slug: str, analysis: Analysis, cells: Observations, x: str 
         spans = intervals(entry, analysis)
         own = [_in_column(n, entry) for n in shown]
         parameters.append(
-            [bold(escape(entry.name)), *(bold(_value(entry.parameters.get(n))) for n in own)]
+            [bold(escape(entry.name)), *(bold(_value(entry.fit.parameters.get(n))) for n in own)]
         )
         parameters.append(["", *(_span(*spans[n]) if n in spans else "" for n in own)])
         quality.append([bold(cell) for cell in _quality(entry)])
@@ -80,7 +82,7 @@ def table(name: str, slug: str, analysis: Analysis, cells: Observations, x: str 
     lines = [
         r"\begin{table}[tbp]",
         r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
-        rf"\caption[Laws of the gain, {escape(name)}]{{{_note(name, analysis, cells, x)}}}",
+        rf"\caption[Laws of the gain, {escape(name)}]{{{_note(name, analysis, cells, axis)}}}",
         rf"\label{{tab:law{'-' + label if label else ''}}}",
         r"\par\medskip",
         *_tabular(parameters),
@@ -91,9 +93,9 @@ def table(name: str, slug: str, analysis: Analysis, cells: Observations, x: str 
     return "\n".join(lines)
 
 
-def _in_column(name: str, entry: Entry) -> str:
+def _in_column(name: str, entry: LawRow) -> str:
     """A level stands where other laws have b: no law has both, and the page is narrow."""
-    return LEVEL if name == "b" and LEVEL in entry.parameters else name
+    return LEVEL if name == "b" and LEVEL in entry.fit.parameters else name
 
 
 def escape(text: str) -> str:
@@ -103,13 +105,11 @@ def escape(text: str) -> str:
     return "".join(ESCAPES.get(c, c) for c in ascii_only if c.isprintable())
 
 
-def intervals(entry: Entry, analysis: Analysis) -> dict[str, tuple[float, float]]:
+def intervals(entry: LawRow, analysis: Analysis) -> dict[str, tuple[float, float]]:
     """95 %: those of the report for the chosen law, those from its own covariance for every other."""
     if entry is analysis.chosen:
         return analysis.intervals
-    if isinstance(entry.fit, SaturatingFit):
-        return entry.fit.intervals
-    return entry.fit.fit.intervals if isinstance(entry.fit, Plain) else {}
+    return entry.fit.intervals
 
 
 def _tabular(rows: list[list[str]]) -> list[str]:
@@ -126,20 +126,13 @@ def _tabular(rows: list[list[str]]) -> list[str]:
     ]
 
 
-def _quality(entry: Entry) -> list[str]:
+def _quality(entry: LawRow) -> list[str]:
     check, fit = entry.checks[EDGE], entry.fit
-    r2 = (
-        fit.r2
-        if isinstance(fit, SaturatingFit)
-        else fit.fit.r2
-        if isinstance(fit, Plain)
-        else math.nan
-    )
     numbers = [
-        _fixed(r2, 4), _fixed(entry.mape, 2), _fixed(entry.difference, 1), _fixed(check.mape, 2), _fixed(check.mape_all, 2),
+        _fixed(fit.r2, 4), _fixed(fit.mape, 2), _fixed(entry.aicc_difference, 1), _fixed(check.mape, 2), _fixed(check.mape_all, 2),
         _fixed(100 * check.coverage, 0),
     ]  # fmt: skip
-    return [escape(entry.name), f"${entry.kept}$", *numbers]
+    return [escape(entry.name), f"${entry.fit.n_used}$", *numbers]
 
 
 def _value(value: float | None) -> str:
@@ -166,12 +159,12 @@ def _bold(cell: str) -> str:
     return rf"\bfseries\boldmath {cell}" if cell else ""
 
 
-def _note(name: str, analysis: Analysis, cells: Observations, x: str) -> str:
+def _note(name: str, analysis: Analysis, cells: Observations, axis: SizeAxis) -> str:
     """The caption: what was fitted to what, what each column is, and which laws are missing."""
-    size = r"rank $r$" if x == "rank" else r"trainable parameters $r$"
+    size = r"rank $r$" if axis is RANK else r"trainable parameters $r$"
     words = [
         rf"Laws of the gain $\Delta L$ (nats per token) by {size} and length $\ell$ (tokens), {escape(name)}:",
-        rf"{len(cells)} cells, {int(cells.saturated.sum())} of them at or below $\ln 2$ (saturated).",
+        rf"{len(cells)} cells, {int(cells.saturated.sum())} of them saturated (final loss at or below {cells.saturated_below:.4g}).",
         r"$\Delta L = L_0 S(x)$ with $x = (C r^\alpha \ell^{-\beta} + b) / L_0$ and $L_0$ the base loss (less the floor,",
         r"where there is one); with a level $H$, $\Delta L = L_0 - H + H S(x)$ with $x = C r^\alpha \ell^{-\beta} / H$;",
         r"$S(x)$ is $x$ (paper, robust, power), $\min(1, x)$ (hard), $1 - e^{-x}$ (exp)",
@@ -179,15 +172,15 @@ def _note(name: str, analysis: Analysis, cells: Observations, x: str) -> str:
         r"In brackets 95\,\% intervals, from the covariance, which takes the cells as independent"
         + _of_the_chosen(analysis),
         r"$n$: cells used in full (paper, robust) or at all. Fit: MAPE over the unsaturated cells.",
-        f"Unseen: MAPE of a fit without the {of_size(EDGE, x)}, over the unsaturated ones among them, and",
+        f"Unseen: MAPE of a fit without the {held_out_name(EDGE, axis)}, over the unsaturated ones among them, and",
         r"over all. Band: share of the unseen inside its 95\,\% band. $\Delta$AICc compares fits to the same cells only.",
     ]
     if analysis.chosen:
         words.append("Bold: chosen, the simplest within 4 AICc of the best.")
     missing: dict[str, list[str]] = {}
-    for entry in analysis.entries:
+    for entry in analysis.rows:
         if entry.fit.status != OK:
-            missing.setdefault(of_size(entry.fit.reason, x), []).append(entry.name)
+            missing.setdefault(sentence(entry.fit.finding, axis), []).append(entry.name)
     words += [
         f"Without a fit: {escape(', '.join(names))} ({escape(reason)})."
         for reason, names in missing.items()

@@ -1,23 +1,23 @@
 """The files of a transition report: transition.json, tables as CSV, and figures as PNG and SVG.
 
-- `transition.json`, format 1: `versions`, `inputs` {runs, logged_tokens, left_out}, `by_dtype` (`phases.precision`), and
-  of each of `groups` what `phases.group_dict` says. Shares are {found, of, share, low, high}; what is not known is null.
-- `cells.csv`: a run each: loss, recall, and of its tokens: `tokens`; `above` 0.5 at the last logged step, `ever`, `fell`
-  back at least once, `falls` in all, `lost` (ever above, not at the end), `forgot` (once decoded, later not); over all
-  logged steps `logged`, `logged_above`, `violations`, `early_right` (decoded at p <= 0.5), `highest_wrong`, `lowest_right`
-- `sequences.csv`: a sample of a run each, at the last logged step: `earliest_stubborn`, `first_failure` (empty: none)
-- `recall.csv` (a bin of p each), `gathering.csv` (a text each), `waits.csv` (rank and length), `survival.csv` (rank, length,
-  step: share of tokens not above p = 0.5 for good), `violations.csv` (a token each, with p, margin and nll)
+- `transition.json`, format 1: `versions`, `inputs` {runs, logged_tokens, left_out}, `by_dtype`
+  (`violations_by_dtype`), and `groups` (`_group_content`). Proportions are {found, of, share, low,
+  high}; numbers that are not finite are null.
+- `cells.csv`, a row for each run: its loss and recall, and `token_counts`
+- `sequences.csv`, a row for each sample of a run: `final_sequences` (empty: none)
+- `recall.csv`, a row for each bin of p: `recall_table`
+- `gathering.csv`, a row for each text: its most common first failure (`failure_concentration`)
+- `waits.csv`, a row for each rank and length: `survival_table`
+- `survival.csv`, a row for each rank, length and step: the share of tokens not above p = 0.5 for
+  good (`survival`)
+- `violations.csv`, a row for each token with p > 0.5 that greedy decoding does not pick
 
-Figures: `transition`, the page of a group, stands beside the tables; with several groups it is `transition-<slug>`. Its
-panels by themselves, as wide as a column of print, are in figures/ (figures/<slug>/; with more than MANY_GROUPS groups not
-drawn).
+Figures: see `registry.write_group_figures`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,74 +25,131 @@ import numpy as np
 import pandas as pd
 
 from pml_cli import __version__
-from pml_cli import io as io_
+from pml_cli.analysis.first_failures import Correlation
 from pml_cli.analysis.survival import survival
-from pml_cli.analysis.transition import Phases, group_dict, precision
+from pml_cli.analysis.trajectories import VIOLATION_COLUMNS
+from pml_cli.analysis.transition import TransitionSummary, violations_by_dtype
 from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
-from pml_cli.io import finite_or_none
+from pml_cli.io import jsonable, write_csv, write_json
+from pml_cli.report.figures.registry import write_group_figures
+from pml_cli.report.tables.transition import correlation_problem
+from pml_cli.stats import Proportion
 
 FORMAT = 1  # of transition.json
-CELLS = (
-    "id", "rank", "seqlen", "target_tokens", "data_seed", "seed", "base_loss", "final_loss", "token_accuracy", "exact_match",
-    "free_accuracy", "first_step", "last_step", "logged_steps", "tokens", "above", "ever", "fell", "falls", "lost", "forgot",
-    "stubborn", "wrong", "logged", "logged_above", "violations", "early_right", "highest_wrong", "lowest_right", "folder",
-)  # fmt: skip
-SEQUENCES = (
-    "id", "rank", "target_tokens", "data_seed", "seed", "sample", "length", "wrong", "earliest_stubborn", "first_failure"
-)  # fmt: skip
-OFFENDERS = (
+
+CELL_COLUMNS = [
     "id",
-    "step",
-    "sample",
-    "position",
-    "token_id",
-    "argmax_id",
-    "p",
-    "margin",
-    "nll",
+    "rank",
+    "seqlen",
+    "target_tokens",
+    "data_seed",
+    "seed",
+    "base_loss",
+    "final_loss",
+    "token_accuracy",
+    "exact_match",
+    "free_accuracy",
+    "first_step",
+    "last_step",
+    "logged_steps",
+    "tokens",
+    "above",
+    "ever",
+    "fell",
+    "falls",
+    "lost",
+    "forgot",
+    "stubborn",
+    "wrong",
+    "logged",
+    "logged_above",
+    "violations",
+    "early_right",
+    "highest_wrong",
+    "lowest_right",
     "folder",
-)
+]
+SEQUENCE_COLUMNS = [
+    "id",
+    "rank",
+    "target_tokens",
+    "data_seed",
+    "seed",
+    "sample",
+    "length",
+    "wrong",
+    "earliest_stubborn",
+    "first_failure",
+]
 
 
 def write(
-    out: Path, groups: list[Phases], settings: Transition, left_out: Sequence[dict[str, str]]
+    out: Path,
+    groups: Sequence[TransitionSummary],
+    settings: Transition,
+    left_out: Sequence[dict[str, str]],
 ) -> list[str]:
-    """Every file of the report folder, each complete or absent; returns their names.
+    """Write every file of the report folder, each complete or absent.
+
+    Args:
+        left_out: folder and reason of each run that could not be read.
+
+    Returns:
+        The names of the files.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    tables = {
-        "cells": _joined(groups, lambda group: group.cells[list(CELLS)]),
-        "sequences": _joined(groups, lambda group: group.sequences[list(SEQUENCES)]),
-        "recall": _joined(groups, lambda group: group.recall),
-        "gathering": _joined(groups, lambda group: group.gathering.texts),
-        "waits": _joined(groups, lambda group: group.by_cell),
-        "survival": _joined(groups, _survival),
-        "violations": _joined(
-            groups, lambda group: pd.DataFrame(group.offenders, columns=list(OFFENDERS))
-        ),
-    }
-    text = json.dumps(_content(groups, left_out), indent=1, allow_nan=False) + "\n"
+    tables = _tables(groups)
     try:
-        io_.atomic_write(out / "transition.json", lambda aside: aside.write_text(text, "utf-8"))
+        write_json(out / "transition.json", _content(groups, left_out))
         for name, table in tables.items():
-            io_.atomic_write(
-                out / f"{name}.csv", lambda aside, table=table: table.to_csv(aside, index=False)
-            )  # type: ignore[misc]
-        drawn = _draw(out, groups) if settings.figures else []
+            write_csv(out / f"{name}.csv", table)
+        figures: list[str] = []
+        if settings.figures:
+            by_slug = {group.slug: group for group in groups}
+            figures = write_group_figures(out, "transition", by_slug)
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
-    return ["transition.json", *(f"{name}.csv" for name in tables), *drawn]
+    return ["transition.json", *(f"{name}.csv" for name in tables), *figures]
 
 
-def _content(groups: list[Phases], left_out: Sequence[dict[str, str]]) -> dict[str, Any]:
+def _tables(groups: Sequence[TransitionSummary]) -> dict[str, pd.DataFrame]:
+    """The CSV files by name, the rows of all groups with the column `group` (the slug)."""
+    of_groups: dict[str, list[pd.DataFrame]] = {}
+    for group in groups:
+        violations = pd.DataFrame(group.violations, columns=["id", *VIOLATION_COLUMNS, "folder"])
+        tables = {
+            "cells": group.cells[CELL_COLUMNS],
+            "sequences": group.sequences[SEQUENCE_COLUMNS],
+            "recall": group.recall_by_p,
+            "gathering": group.concentration.texts,
+            "waits": group.survival_by_cell,
+            "survival": _survival_curves(group.crossings),
+            "violations": violations,
+        }
+        for name, table in tables.items():
+            of_groups.setdefault(name, []).append(table.assign(group=group.slug))
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in of_groups.items()}
+
+
+def _survival_curves(crossings: pd.DataFrame) -> pd.DataFrame:
+    """`survival` of each rank and length."""
+    curves = []
+    for _, cells in crossings.groupby(["rank", "target_tokens"]):
+        curve = survival(cells)
+        for name in ("rank", "target_tokens"):
+            curve[name] = cells[name].iloc[0]
+        curves.append(curve)
+    return pd.concat(curves)
+
+
+def _content(
+    groups: Sequence[TransitionSummary], left_out: Sequence[dict[str, str]]
+) -> dict[str, Any]:
+    """transition.json."""
     cells = pd.concat([group.cells for group in groups])
-    dtypes = [
-        {str(k): finite_or_none(v) if isinstance(v, float) else v for k, v in row.items()}
-        for row in precision(cells).to_dict("records")
-    ]
     return {
         "format": FORMAT,
         "versions": {"pml": __version__, "numpy": np.__version__},
@@ -101,27 +158,70 @@ def _content(groups: list[Phases], left_out: Sequence[dict[str, str]]) -> dict[s
             "logged_tokens": int(cells["logged"].sum()),
             "left_out": list(left_out),
         },
-        "by_dtype": dtypes,
-        "groups": [group_dict(group) for group in groups],
+        "by_dtype": jsonable(violations_by_dtype(cells).to_dict("records")),
+        "groups": [_group_content(group) for group in groups],
     }
 
 
-def _joined(groups: list[Phases], table: Callable[[Phases], pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat([table(group).assign(group=group.slug) for group in groups], ignore_index=True)
+def _group_content(group: TransitionSummary) -> Any:
+    """One entry of `groups`; the full tables are in the CSV files."""
+    agreement = group.agreement
+    concentration = group.concentration
+    content = {
+        "name": group.name,
+        "slug": group.slug,
+        "key": group.key,
+        "cells": len(group.cells),
+        "sequences": len(group.sequences),
+        "logged_tokens": group.cells["logged"].sum(),
+        "violations": group.cells["violations"].sum(),
+        "recalled_above_half": _proportion_content(group.recall_above),
+        "recalled_below_half": _proportion_content(group.recall_below),
+        "stubborn_against_failure": {
+            "both": _correlation_content(agreement.both),
+            "censored": _correlation_content(agreement.censored),
+            "chance": agreement.chance,
+            "neither": agreement.neither,
+            "no_failure": agreement.no_failure,
+            "no_stubborn": agreement.no_stubborn,
+            "same": agreement.same,
+            "gap": agreement.gap,
+        },
+        "gathering": {
+            "texts": len(concentration.texts),
+            "failures": concentration.failures,
+            "share": concentration.share,
+            "chance": concentration.chance,
+            "p": concentration.p,
+        },
+        "loss_against_recall": _proportion_contents(group.loss_against_recall),
+        "behind_first_failure": _proportion_contents(group.behind_failure),
+        "by_rank": group.survival_by_rank.to_dict("records"),
+        "recall_by_p": group.recall_by_p.to_dict("records"),
+    }
+    return jsonable(content)
 
 
-def _survival(group: Phases) -> pd.DataFrame:
-    parts = []
-    for _, part in group.crossings.groupby(["rank", "target_tokens"]):
-        curve = survival(part)
-        for name in ("rank", "target_tokens"):
-            curve[name] = part[name].iloc[0]
-        parts.append(curve)
-    return pd.concat(parts)
+def _correlation_content(correlation: Correlation) -> dict[str, Any]:
+    return {
+        "rho": correlation.rho,
+        "low": correlation.low,
+        "high": correlation.high,
+        "n": correlation.n,
+        "clusters": correlation.clusters,
+        "reason": correlation_problem(correlation),
+    }
 
 
-def _draw(out: Path, groups: list[Phases]) -> list[str]:
-    """Draw every figure of every group; returns the names of the files (`write_group_figures`)."""
-    from pml_cli.report.figures.registry import write_group_figures
+def _proportion_contents(proportions: dict[str, Proportion]) -> dict[str, Any]:
+    return {name: _proportion_content(value) for name, value in proportions.items()}
 
-    return write_group_figures(out, "transition", {group.slug: group for group in groups})
+
+def _proportion_content(proportion: Proportion) -> dict[str, Any]:
+    return {
+        "found": proportion.successes,
+        "of": proportion.trials,
+        "share": proportion.value,
+        "low": proportion.low,
+        "high": proportion.high,
+    }

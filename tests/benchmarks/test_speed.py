@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pml_cli.config.compose import load
+from pml_cli.config.request import load
 from pml_cli.config.schema import Train
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from support.pricing import (
 )
 
 from pml_cli import format
-from pml_cli.config.compose import load
+from pml_cli.config.request import load
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pml_cli.config.compose import load
+from pml_cli.config.request import load
 from pml_cli.config.schema import TINY, LinearAdapter, MlpBlockAdapter, Model, Run, Train
 from pml_cli.config.setting import faults
 from pml_cli.data.sources.jsonl import JsonlData

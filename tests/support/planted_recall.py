@@ -3,41 +3,40 @@
 import pandas as pd
 
 
-def planted(
-    least: dict[str, list[float]],
+def planted_recall(
+    first_ranks: dict[str, list[float]],
     lr: float = 0.1,
     seqlen: int = 64,
     ranks=(1, 2, 3, 4, 6, 8, 12, 16),
 ) -> pd.DataFrame:
-    """Runs of each loss on several texts: recalled whole from the given rank on."""
+    """Runs of each loss on several texts, each recalled whole from a given rank on.
+
+    Args:
+        first_ranks: for each loss, that rank for each text.
+    """
     rows = []
-    for loss, per_text in least.items():
-        for text, from_rank in enumerate(per_text):
+    for loss, of_texts in first_ranks.items():
+        for text, first_rank in enumerate(of_texts):
             for rank in ranks:
-                same = {
-                    "model": "m",
-                    "data": "d",
-                    "data_seed": text,
-                    "adapter": "a",
-                    "layer": 4,
-                    "setting": "",
-                    "rank": rank,
-                }
-                same |= {
-                    "seqlen": seqlen,
-                    "seed": 0,
-                    "target_tokens": seqlen,
-                    "samples": 1,
-                    "lr": lr,
-                    "steps": 100,
-                }
-                whole = float(rank >= from_rank)
+                recalled = float(rank >= first_rank)
                 rows.append(
-                    same
-                    | {
+                    {
+                        "model": "m",
+                        "data": "d",
+                        "data_seed": text,
+                        "adapter": "a",
+                        "layer": 4,
+                        "setting": "",
+                        "rank": rank,
+                        "seqlen": seqlen,
+                        "seed": 0,
+                        "target_tokens": seqlen,
+                        "samples": 1,
+                        "lr": lr,
+                        "steps": 100,
                         "loss": loss,
-                        "exact_match": whole,
-                        "token_accuracy": 0.5 + 0.5 * whole,
+                        "exact_match": recalled,
+                        "token_accuracy": 0.5 + 0.5 * recalled,
                         "delta_loss": 1.0,
                     }
                 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from pml_cli.law.power_law import BOUND_HIT, OK
+from pml_cli.law.findings import BOUND_HIT, OK
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (

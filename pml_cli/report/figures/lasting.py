@@ -1,7 +1,4 @@
-"""The figure of `pml lasting`: what is left of recall under each condition, and damage elsewhere against recall.
-
-Colours are Okabe and Ito's, told apart without colour vision; each loss has a marker of its own besides.
-"""
+"""The figure of `pml lasting`: recall under each deployment condition, and forgetting."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from pml_cli.evaluation.conditions import BY_NAME, TRAINED
-from pml_cli.report.figures.memft import STYLES
+from pml_cli.format import counted
+from pml_cli.report.figures.methods import MORE_MARKERS, colour_and_marker, sft_first
 from pml_cli.report.figures.registry import figure
 from pml_cli.stats import Array, t_half_width
 
@@ -19,12 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKERS = [
-    *(marker for _, marker in STYLES),
-    "<",
-    ">",
-]  # more than colours, so that no two of the first 63 are alike
-ALIKE = 0.01  # share of the tokens: recall that differs by less tells nothing as an axis
+# Token accuracies that differ by less than this would tell nothing as an axis.
+MIN_ACCURACY_RANGE = 0.01
+
 LABELS = {
     TRAINED: "as trained",
     "adapter_bf16": "adapter\nbf16",
@@ -45,143 +40,170 @@ LABELS = {
     "recall under each deployment condition, fall of margins, forgetting against recall",
 )
 def lasting_figure(table: pd.DataFrame) -> Figure:
-    """Left: tokens right under each condition. Middle: how far margins fall. Right: damage against recall.
-
-    Where all recall alike, damage stands against rank.
+    """Left: tokens right under each condition. Middle: fall of margins. Right: forgetting.
 
     Args:
-        table: lasting.csv's rows of one model, kind of data and adapter.
+        table: `deployment.measurement_table` of one model, kind of data and adapter.
     """
     from matplotlib.figure import Figure
 
     measured = table[table["status"] == "measured"]
-    losses = sorted(measured["method"].unique(), key=lambda loss: (loss != "sft", loss))
-    wide = (
-        0.62 * measured["condition"].nunique()
-    )  # inches of the panels that have a place for each condition
-    figure = Figure(figsize=(2 * wide + 5.6, 5.4), layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=[wide, wide, 3.8])
-    _recall(panels[0], measured, losses)
-    _falls(panels[1], measured, losses)
-    _damage(panels[2], measured[measured["condition"] == TRAINED], losses)
-    runs = measured[measured["condition"] == TRAINED]
-    lengths, ranks = (
-        ", ".join(f"{v:g}" for v in sorted(runs[name].unique())) for name in ("seqlen", "rank")
-    )
-    figure.suptitle(
-        "What rounding and merging leave of what an adapter remembers, and what it damages elsewhere\n"
-        f"{runs['model'].iloc[0]}, {runs['data'].iloc[0]}, adapter {runs['adapter'].iloc[0]}; {len(runs)} runs: "
-        f"{lengths} tokens, ranks {ranks}",
-        fontsize=11,
-    )
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
+    trained = measured[measured["condition"] == TRAINED]
+    methods = sft_first(measured["method"])
+
+    # Inches of the panels that have a column for each condition.
+    width = 0.62 * measured["condition"].nunique()
+    page = Figure(figsize=(2 * width + 5.6, 5.4), layout="constrained")
+    recall, margins, forgetting = page.subplots(1, 3, width_ratios=[width, width, 3.8])
+    _recall_panel(recall, measured, methods)
+    _margin_panel(margins, measured[measured["condition"] != TRAINED], methods)
+    _forgetting_panel(forgetting, trained, methods)
+
+    page.suptitle(_title(trained), fontsize=11)
+    handles, labels = recall.get_legend_handles_labels()
+    page.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=min(len(losses), 6),
+        ncols=min(len(methods), 6),
         fontsize=9,
         frameon=False,
     )
-    return figure
+    return page
 
 
-def _spread(losses: list[str]) -> Array:
-    """Where each loss stands beside the middle of a condition."""
-    middle = (len(losses) - 1) / 2
-    return np.array([(i - middle) * min(0.8 / len(losses), 0.16) for i in range(len(losses))])
+def _title(trained: pd.DataFrame) -> str:
+    first = trained.iloc[0]
+    lengths = ", ".join(f"{length:g}" for length in sorted(trained["seqlen"].unique()))
+    ranks = ", ".join(f"{rank:g}" for rank in sorted(trained["rank"].unique()))
+    return (
+        "What rounding and merging leave of what an adapter remembers, and what it makes the model "
+        f"forget\n{first['model']}, {first['data']}, adapter {first['adapter']}; "
+        f"{counted(len(trained), 'run')}: {lengths} tokens, ranks {ranks}"
+    )
 
 
-def _conditions(axes: Axes, measured: pd.DataFrame) -> list[str]:
-    names = [name for name in BY_NAME if name in set(measured["condition"])]
+def _offsets(methods: list[str]) -> Array:
+    """Where each method stands beside the middle of a condition, (methods,)."""
+    step = min(0.8 / len(methods), 0.16)
+    middle = (len(methods) - 1) / 2
+    return np.asarray((np.arange(len(methods)) - middle) * step, float)
+
+
+def _label_conditions(axes: Axes, measured: pd.DataFrame) -> list[str]:
+    """A column for each condition that was measured; returns their names."""
+    occurring = set(measured["condition"])
+    names = [name for name in BY_NAME if name in occurring]
     axes.set_xticks(range(len(names)), [LABELS[name] for name in names], fontsize=8)
-    for i in range(0, len(names), 2):
-        axes.axvspan(i - 0.5, i + 0.5, color="0.95", lw=0, zorder=0)
+    for column in range(0, len(names), 2):
+        axes.axvspan(column - 0.5, column + 0.5, color="0.95", lw=0, zorder=0)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.grid(axis="y", color="0.88", lw=0.6)
     return names
 
 
-def _recall(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:
-    names = _conditions(axes, measured)
-    for (colour, marker), loss, shift in zip(_styles(losses), losses, _spread(losses), strict=True):
-        means, halves = [], []
-        for name in names:
-            cells = measured[(measured["condition"] == name) & (measured["method"] == loss)]
-            units = 100 * cells.groupby(["data_seed", "seed"])["token_accuracy"].mean().to_numpy(
-                float
-            )
-            means.append(units.mean() if len(units) else np.nan)
-            halves.append(np.nan_to_num(t_half_width(units)) if len(units) else 0.0)
-        x, y, half = np.arange(len(names)) + shift, np.array(means), np.array(halves)
-        bars = np.stack([half, np.minimum(half, 100 - y)])  # no share is above 100 %
+def _recall_panel(axes: Axes, measured: pd.DataFrame, methods: list[str]) -> None:
+    """Token accuracy under each condition, with 95 % intervals."""
+    names = _label_conditions(axes, measured)
+    offsets = _offsets(methods)
+    for index, method in enumerate(methods):
+        colour, marker = colour_and_marker(index, MORE_MARKERS)
+        of_method = measured[measured["method"] == method]
+        mean, half_width = _accuracy_by_condition(of_method, names)
+        # No accuracy is above 100 %.
+        bars = np.stack([half_width, np.minimum(half_width, 100 - mean)])
         axes.errorbar(
-            x,
-            y,
+            np.arange(len(names)) + offsets[index],
+            mean,
             yerr=np.nan_to_num(bars).clip(0),
             color=colour,
             marker=marker,
             ms=6,
             lw=0,
             elinewidth=1.2,
-            label=loss,
+            label=method,
         )
+
     axes.set_ylabel("tokens predicted right, %")
     low = float(np.clip(axes.dataLim.y0, 0, 95))
-    room = 0.03 * (
-        100 - low
-    )  # a marker's; of the axis, not of the values, which may lie close together far from 100
-    axes.set_ylim(low - room, 100 + room)
+    # Room for a marker is a share of the axis: the values may be close together, far from 100.
+    margin = 0.03 * (100 - low)
+    axes.set_ylim(low - margin, 100 + margin)
     axes.set_title(
-        "recall: mean over ranks, lengths, texts and seeds\n(bar: 95 % interval over texts and seeds)",
+        "recall: mean over ranks, lengths, texts and seeds\n"
+        "(bar: 95 % interval over texts and seeds)",
         fontsize=9,
     )
 
 
-def _falls(axes: Axes, measured: pd.DataFrame, losses: list[str]) -> None:
-    names = _conditions(axes, measured[measured["condition"] != TRAINED])
-    for (colour, marker), loss, shift in zip(_styles(losses), losses, _spread(losses), strict=True):
-        for i, name in enumerate(names):
-            cells = measured[(measured["condition"] == name) & (measured["method"] == loss)]
-            worst, rms = cells["fall_worst"].clip(lower=0), cells["shift_rms"]
-            axes.plot([i + shift] * 2, [rms.mean(), worst.max()], color=colour, lw=1.2)
-            axes.plot(i + shift, rms.mean(), color=colour, marker=marker, ms=6, lw=0)
-            axes.plot(i + shift, worst.max(), color=colour, marker="_", ms=8, mew=1.5, lw=0)
+def _accuracy_by_condition(runs: pd.DataFrame, names: list[str]) -> tuple[Array, Array]:
+    """Mean token accuracy and half its 95 % interval, %, for each condition.
+
+    A unit is a text and seed: the mean over ranks and lengths.
+    """
+    mean = np.full(len(names), np.nan)
+    half_width = np.zeros(len(names))
+    for column, name in enumerate(names):
+        cells = runs[runs["condition"] == name]
+        units = cells.groupby(["data_seed", "seed"])["token_accuracy"].mean()
+        percent = 100 * units.to_numpy(float)
+        if len(percent):
+            mean[column] = percent.mean()
+            half_width[column] = np.nan_to_num(t_half_width(percent))
+    return mean, half_width
+
+
+def _margin_panel(axes: Axes, rounded: pd.DataFrame, methods: list[str]) -> None:
+    """How far margins fall under each condition: rms of the change, and the worst fall."""
+    names = _label_conditions(axes, rounded)
+    offsets = _offsets(methods)
+    for index, method in enumerate(methods):
+        colour, marker = colour_and_marker(index, MORE_MARKERS)
+        of_method = rounded[rounded["method"] == method]
+        for column, name in enumerate(names):
+            cells = of_method[of_method["condition"] == name]
+            rms = cells["shift_rms"].mean()
+            worst = cells["fall_worst"].clip(lower=0).max()
+            x = column + offsets[index]
+            axes.plot([x, x], [rms, worst], color=colour, lw=1.2)
+            axes.plot(x, rms, color=colour, marker=marker, ms=6, lw=0)
+            axes.plot(x, worst, color=colour, marker="_", ms=8, mew=1.5, lw=0)
+
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fall of a margin that was above 0, logits")
     axes.set_title(
-        "rounding: a token is lost where its margin falls by more\nthan it was (marker: rms, bar: worst of all)",
+        "rounding: a token is lost where its margin falls by more\n"
+        "than it was (marker: rms, bar: worst of all)",
         fontsize=9,
     )
 
 
-def _damage(axes: Axes, trained: pd.DataFrame, losses: list[str]) -> None:
+def _forgetting_panel(axes: Axes, trained: pd.DataFrame, methods: list[str]) -> None:
+    """KL to the base model on unseen text, by recall, or by rank where all recall equally."""
     if trained["text_kl"].isna().all():
         axes.text(0.5, 0.5, "no text measured", transform=axes.transAxes, ha="center", color="0.4")
         axes.set(xticks=[], yticks=[])
         return
-    alike = bool(np.ptp(trained.groupby(["method", "rank"])["token_accuracy"].mean()) < ALIKE)
-    for (colour, marker), loss in zip(_styles(losses), losses, strict=True):
-        means = (
-            trained[trained["method"] == loss]
-            .groupby("rank")[["token_accuracy", "text_kl"]]
-            .mean()
-            .sort_index()
-        )
-        x, y = means.index.to_series() if alike else 100 * means["token_accuracy"], means["text_kl"]
-        axes.plot(x, y, color=colour, lw=0.8, alpha=0.6, zorder=1)
-        axes.scatter(x, y, s=24 + 10 * np.arange(len(means)), color=colour, marker=marker, zorder=2)
-    axes.set_xlabel("rank of the adapter" if alike else "tokens predicted right, %")
-    if alike:
+
+    accuracies = trained.groupby(["method", "rank"])["token_accuracy"].mean()
+    by_rank = bool(np.ptp(accuracies) < MIN_ACCURACY_RANGE)
+    for index, method in enumerate(methods):
+        colour, marker = colour_and_marker(index, MORE_MARKERS)
+        of_method = trained[trained["method"] == method]
+        means = of_method.groupby("rank")[["token_accuracy", "text_kl"]].mean().sort_index()
+        x = means.index.to_series() if by_rank else 100 * means["token_accuracy"]
+        # Larger ranks have larger markers.
+        sizes = 24 + 10 * np.arange(len(means))
+        axes.plot(x, means["text_kl"], color=colour, lw=0.8, alpha=0.6, zorder=1)
+        axes.scatter(x, means["text_kl"], s=sizes, color=colour, marker=marker, zorder=2)
+
+    if by_rank:
         ticks = sorted(trained["rank"].unique())
         axes.set_xticks(ticks, [f"{rank:g}" for rank in ticks])
+    axes.set_xlabel("rank of the adapter" if by_rank else "tokens predicted right, %")
     axes.set_ylabel("KL(base || adapted) on unseen text, nats per token")
     axes.margins(0.12)
     axes.grid(color="0.88", lw=0.6)
-    words = "all recall alike" if alike else "larger marker: larger rank"
-    axes.set_title(f"damage elsewhere: mean of each rank\n({words})", fontsize=9)
-
-
-def _styles(losses: list[str]) -> list[tuple[str, str]]:
-    return [(STYLES[i % len(STYLES)][0], MARKERS[i % len(MARKERS)]) for i in range(len(losses))]
+    note = "all recall equally" if by_rank else "larger marker: larger rank"
+    axes.set_title(f"forgetting: mean of each rank\n({note})", fontsize=9)

@@ -1,17 +1,16 @@
-"""The figure of `pml memft`: accuracy against rank under each loss, a panel a length.
-
-Colours are Okabe and Ito's, told apart without colour vision; each method has a marker of its own besides.
-"""
+"""The figures of `pml memft`: accuracy by rank, and the rank that recall takes, under each loss."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from pml_cli.format import counted
+from pml_cli.report.figures.methods import COLOURS, NAMES, colour_and_marker, sft_first
 from pml_cli.report.figures.registry import figure
 from pml_cli.stats import t_half_width
 
@@ -20,91 +19,74 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-STYLES = [
-    ("#9A9A9A", "o"),
-    ("#0072B2", "s"),
-    ("#E69F00", "^"),
-    ("#009E73", "D"),
-    ("#CC79A7", "v"),
-    ("#D55E00", "P"),
-    ("#56B4E9", "X"),
-]
-NAMES = {
-    "sft": "plain fine-tuning (sft)",
-    "memft_ot": "MemFT, threshold (memft_ot)",
-    "memft_sw": "MemFT, window (memft_sw)",
-}
-NAMES |= {"memft_margin": "margin, then hinge (memft_margin)"}
-MOST_COLUMNS = 3
+MAX_COLUMNS = 3  # panels side by side
 BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
 
 
 @figure("memft", "accuracy by rank under each loss, a panel for each length")
-def accuracy_figure(runs: pd.DataFrame, rates: bool) -> Figure:
-    """Tokens predicted right, in per cent, against rank: mean over texts and seeds with its 95 % interval.
+def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
+    """Tokens predicted correctly, %, by rank: mean over texts and seeds with its 95 % interval.
 
     Args:
-        runs: of one model and kind of data, with `method`; token_accuracy in 0..1.
-        rates: whether each method is at its own best learning rate, else at the same one.
+        runs: of one model and kind of data, from `paired.comparable_runs`.
+        at_best_rates: whether each method is at its own best learning rate, else at the same one.
     """
     from matplotlib.figure import Figure
 
-    lengths, found = (
-        sorted(runs["seqlen"].unique()),
-        sorted(runs["method"].unique(), key=lambda m: (m != "sft", m)),
-    )
-    columns = min(len(lengths), MOST_COLUMNS)
+    lengths = sorted(runs["seqlen"].unique())
+    methods = sft_first(runs["method"])
+    columns = min(len(lengths), MAX_COLUMNS)
     rows = math.ceil(len(lengths) / columns)
-    figure = Figure(figsize=(max(7.0, 4.1 * columns), 3.4 * rows + 1.5), layout="constrained")
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+
+    size = (max(7.0, 4.1 * columns), 3.4 * rows + 1.5)
+    page = Figure(figsize=size, layout="constrained")
+    panels = page.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes, length in zip(panels, lengths, strict=False):
-        _panel(axes, runs[runs["seqlen"] == length], found, rates)
+        of_length = runs[runs["seqlen"] == length]
+        _accuracy_panel(axes, of_length, methods)
+        if at_best_rates:
+            _write_best_rates(axes, of_length, methods)
         axes.set_title(f"{length} tokens to remember", fontsize=10)
     for axes in panels[len(lengths) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
         axes.set_ylabel("tokens predicted right, %")
-    units = runs.groupby(["seqlen", "rank", "method"]).size()
-    repeats = f"{units.min()}" if units.min() == units.max() else f"{units.min()} to {units.max()}"
-    terms = "each at its best learning rate" if rates else "at the same learning rate"
-    figure.suptitle(
-        f"What an adapter recalls, by its rank and the loss it was trained with\n"
-        f"{_source(runs)}; {_steps(runs)}, {terms}; "
-        f"mean and 95 % interval over {repeats} text{'s and seeds' if repeats != '1' else ''}",
+
+    terms = "each at its best learning rate" if at_best_rates else "at the same learning rate"
+    page.suptitle(
+        "What an adapter recalls, by its rank and the loss it was trained with\n"
+        f"{_source(runs)}; {_steps(runs)}, {terms}; mean and 95 % interval over {_repeats(runs)}",
         fontsize=10,
     )
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return figure
+    page.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return page
 
 
-def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> None:
-    for i, method in enumerate(found):
-        colour, marker = STYLES[i % len(STYLES)]
-        group = runs[runs["method"] == method]
-        grouped = group.groupby("rank")["token_accuracy"]
-        mean = 100 * grouped.mean()
-        half = 100 * grouped.agg(lambda values: t_half_width(values.to_numpy(float))).fillna(0.0)
+def _accuracy_panel(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
+    for index, method in enumerate(methods):
+        colour, marker = colour_and_marker(index)
+        accuracy = runs[runs["method"] == method].groupby("rank")["token_accuracy"]
+        mean = 100 * accuracy.mean()
+        half_width = accuracy.agg(lambda values: t_half_width(values.to_numpy(float)))
+        half_width = 100 * half_width.fillna(0.0)
         ranks = mean.index.to_numpy(float)
-        axes.fill_between(
-            ranks,
-            (mean - half).clip(0, 100),
-            (mean + half).clip(0, 100),
-            color=colour,
-            alpha=0.12,
-            lw=0,
-        )
-        under = method == "sft"  # wider, so that it shows where another line lies on it
-        size, width = (9.0, 4.0) if under else (5.0, 1.5)
+        low = (mean - half_width).clip(0, 100)
+        high = (mean + half_width).clip(0, 100)
+        axes.fill_between(ranks, low, high, color=colour, alpha=0.12, lw=0)
+
+        # sft is wider, so that it can be seen where another line lies on it.
+        marker_size, line_width = (9.0, 4.0) if method == "sft" else (5.0, 1.5)
         axes.plot(
             ranks,
             mean,
             color=colour,
             marker=marker,
-            ms=size,
-            lw=width,
+            ms=marker_size,
+            lw=line_width,
             label=NAMES.get(method, method),
         )
+
     axes.axhline(100, color="0.6", lw=0.8, ls=":", zorder=0)
     axes.set_xscale("log", base=2)
     ticks = sorted(runs["rank"].unique())
@@ -112,50 +94,53 @@ def _panel(axes: Axes, runs: pd.DataFrame, found: list[str], rates: bool) -> Non
     axes.set_xticks([], minor=True)
     axes.set(xlabel="rank of the adapter", ylim=(0, 104))
     axes.grid(axis="y", color="0.9", lw=0.6)
-    if rates:
-        chosen = runs.groupby("method")["lr"].first()
-        words = [
-            f"{method.removeprefix('memft_')} {chosen[method]:g}"
-            for method in found
-            if method in chosen
-        ]
-        axes.text(
-            0.98,
-            0.02,
-            "best rate\n" + "\n".join(words),
-            transform=axes.transAxes,
-            ha="right",
-            va="bottom",
-            fontsize=7,
-        )
+
+
+def _write_best_rates(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
+    """The best learning rate of each method, in a corner of its panel."""
+    best = runs.groupby("method")["lr"].first()
+    lines = ["best rate"]
+    for method in methods:
+        if method in best:
+            lines.append(f"{method.removeprefix('memft_')} {best[method]:g}")
+    axes.text(
+        0.98,
+        0.02,
+        "\n".join(lines),
+        transform=axes.transAxes,
+        ha="right",
+        va="bottom",
+        fontsize=7,
+    )
+
+
+def _repeats(runs: pd.DataFrame) -> str:
+    """How many texts and seeds a mean is over: 3 texts and seeds, 2 to 3 texts and seeds."""
+    units = runs.groupby(["seqlen", "rank", "method"]).size()
+    least = int(units.min())
+    most = int(units.max())
+    if least < most:
+        return f"{least} to {most} texts and seeds"
+    return counted(least, "text", "s and seeds")
 
 
 @figure("ranks", "rank needed for exact recall by length under each loss, and relative to sft")
 def rank_figure(ranks: pd.DataFrame) -> Figure:
-    """The rank that exact recall takes against length under each loss, and its share of plain fine-tuning's.
+    """The rank that exact recall takes by length under each loss, and its ratio to sft's.
 
-    What holds texts beyond the ranks tried is a bound and hollow.
+    Where texts lie beyond the ranks tried, the point is a bound, and hollow.
 
     Args:
-        ranks: `thresholds.rank_table` of one model, kind of data and adapter.
+        ranks: `rank_thresholds.rank_table` of one model, kind of data and adapter.
     """
     from matplotlib.figure import Figure
 
     ranks = ranks[ranks["seqlen"].notna()]
-    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _rank_lines(left, right, ranks)
-    right.axhline(1, color=STYLES[0][0], lw=3)
-    right.text(
-        0.98,
-        1.03,
-        "plain fine-tuning",
-        transform=right.get_yaxis_transform(),
-        ha="right",
-        va="bottom",
-        fontsize=8,
-        color="0.35",
-    )
+    page = Figure(figsize=(9.5, 4.6), layout="constrained")
+    left, right = page.subplots(1, 2)
+    _rank_panel(left, ranks)
+    _ratio_panel(right, ranks)
+
     lengths = sorted(ranks["seqlen"].unique())
     for axes in (left, right):
         axes.set_xscale("log", base=2)
@@ -163,71 +148,139 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
         axes.set_xticks([], minor=True)
         axes.set_xlabel("tokens to remember")
         axes.grid(axis="y", color="0.9", lw=0.6)
-    left.set(ylabel="rank", title="rank from which a text is recalled whole, mean", ylim=(0, None))
-    right.set(
-        ylabel="share of plain fine-tuning's rank",
-        title="the same, text by text, against plain fine-tuning",
-    )
-    right.set_ylim(0, max(1.15, *right.get_ylim()))
-    for axes in (left, right):
         axes.title.set_fontsize(10)
-    figure.suptitle(
-        f"The rank that verbatim recall takes: {_source(ranks)}; {ranks['texts'].max()} texts, 95 % intervals",
+    # Only now, because the scale of x adds a margin to both.
+    right.set_ylim(0, max(1.15, *right.get_ylim()))
+
+    texts = counted(int(ranks["texts"].max()), "text")
+    page.suptitle(
+        f"The rank that verbatim recall takes: {_source(ranks)}; {texts}, 95 % intervals",
         fontsize=10,
     )
     handles, labels = left.get_legend_handles_labels()
     if (ranks["outside"] != "").any():
-        handles, labels = [*handles, _hollow(left, [], [], "0.35", "o")], [*labels, BOUND]
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return figure
+        handles = [*handles, _hollow_points(left, [], [], "0.35", "o")]
+        labels = [*labels, BOUND]
+    page.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return page
 
 
-def _rank_lines(left: Axes, right: Axes, ranks: pd.DataFrame) -> None:
-    found = sorted(ranks["method"].unique(), key=lambda m: (m != "sft", m))
-    beyond = ranks["outside"] != ""
-    plain = ranks.loc[
-        beyond & (ranks["method"] == "sft"), "seqlen"
-    ]  # lengths at which every share is one of a bound
-    for i, method in enumerate(found):
-        colour, marker = STYLES[i % len(STYLES)]
-        own = ranks[ranks["method"] == method].sort_values("seqlen")
-        for axes, name, ends in ((left, "rank", ""), (right, "to_sft", "to_sft_")):
-            if axes is right and method == "sft":
-                continue
-            x, y = (
-                own["seqlen"].to_numpy(float) * (1 + 0.012 * (i - len(found) / 2)),
-                own[name].to_numpy(float),
-            )
-            reach = np.nan_to_num([y - own[f"{ends}low"], own[f"{ends}high"] - y])
-            label = NAMES.get(method, method) if axes is left else None
-            axes.errorbar(
-                x, y, reach, color=colour, marker=marker, ms=5, lw=1.5, capsize=2.5, label=label
-            )
-            bound = beyond[own.index] | (own["seqlen"].isin(plain) if axes is right else False)
-            _hollow(axes, x[bound], y[bound], colour, marker)
+def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
+    """The rank at which half of the texts are recalled, under each method."""
+    methods = sft_first(ranks["method"])
+    for index, method in enumerate(methods):
+        of_method = ranks[ranks["method"] == method].sort_values("seqlen")
+        is_bound = of_method["outside"] != ""
+        ends = of_method["rank"], of_method["low"], of_method["high"]
+        _interval_line(
+            axes,
+            of_method["seqlen"],
+            ends,
+            is_bound,
+            index=index,
+            methods=len(methods),
+            label=NAMES.get(method, method),
+        )
+    axes.set(ylabel="rank", title="rank from which a text is recalled whole, mean", ylim=(0, None))
 
 
-def _hollow(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str) -> Line2D:
-    style: dict[str, Any] = {"mec": colour, "mfc": "white", "mew": 1.3, "zorder": 3}
-    (points,) = axes.plot(x, y, ls="none", marker=marker, ms=6, label="_bound", **style)
+def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
+    """The same as a ratio to the rank under plain fine-tuning."""
+    methods = sft_first(ranks["method"])
+    outside = ranks["outside"] != ""
+    # At these lengths sft's rank is a bound, and so is every ratio to it.
+    bounds_of_sft = ranks.loc[outside & (ranks["method"] == "sft"), "seqlen"]
+
+    for index, method in enumerate(methods):
+        if method == "sft":
+            continue
+        of_method = ranks[ranks["method"] == method].sort_values("seqlen")
+        is_bound = (of_method["outside"] != "") | of_method["seqlen"].isin(bounds_of_sft)
+        ends = of_method["to_sft"], of_method["to_sft_low"], of_method["to_sft_high"]
+        _interval_line(axes, of_method["seqlen"], ends, is_bound, index=index, methods=len(methods))
+
+    axes.axhline(1, color=COLOURS[0], lw=3)
+    axes.text(
+        0.98,
+        1.03,
+        "plain fine-tuning",
+        transform=axes.get_yaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color="0.35",
+    )
+    axes.set_ylabel("share of plain fine-tuning's rank")
+    axes.set_title("the same, text by text, against plain fine-tuning")
+
+
+def _interval_line(
+    axes: Axes,
+    lengths: pd.Series[int],
+    ends: tuple[pd.Series[float], pd.Series[float], pd.Series[float]],
+    is_bound: pd.Series[bool],
+    *,
+    index: int,
+    methods: int,
+    label: str | None = None,
+) -> None:
+    """A line with 95 % intervals; bounds are hollow.
+
+    Args:
+        ends: the values, and the low and high ends of their intervals.
+        index, methods: which one of how many methods it is, for its style and place.
+        label: in the legend; None: not in the legend.
+    """
+    colour, marker = colour_and_marker(index)
+    # Side by side, so that intervals do not overlap.
+    shift = 0.012 * (index - methods / 2)
+    x = lengths.to_numpy(float) * (1 + shift)
+    value, low, high = (end.to_numpy(float) for end in ends)
+    axes.errorbar(
+        x,
+        value,
+        np.nan_to_num([value - low, high - value]),
+        color=colour,
+        marker=marker,
+        ms=5,
+        lw=1.5,
+        capsize=2.5,
+        label=label,
+    )
+    chosen = is_bound.to_numpy(bool)
+    _hollow_points(axes, x[chosen], value[chosen], colour, marker)
+
+
+def _hollow_points(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str) -> Line2D:
+    (points,) = axes.plot(
+        x,
+        y,
+        ls="none",
+        marker=marker,
+        ms=6,
+        label="_bound",
+        mec=colour,
+        mfc="white",
+        mew=1.3,
+        zorder=3,
+    )
     return points
 
 
 def _source(runs: pd.DataFrame) -> str:
-    """Model, data and what else the setting says of the data (a text's hash left out)."""
+    """Model, data, and what else the setting says of the data (without a text's hash)."""
     first = runs.iloc[0]
-    words = " ".join(
-        word
-        for word in str(first["setting"]).split()
-        if word.startswith("data.") and not word.startswith(("data.text=", "data.path="))
-    )
-    return f"{first['model']}, {first['data']}{', ' + words if words else ''}"
+    settings = [
+        setting
+        for setting in str(first["setting"]).split()
+        if setting.startswith("data.") and not setting.startswith(("data.text=", "data.path="))
+    ]
+    data = ", ".join([str(first["data"]), " ".join(settings)]) if settings else first["data"]
+    return f"{first['model']}, {data}"
 
 
 def _steps(runs: pd.DataFrame) -> str:
     steps = np.unique(runs["steps"])
-    return (
-        f"{steps[0]} steps"
-        if len(steps) == 1
-        else f"{steps[0]} to {steps[-1]} steps (budgets differ)"
-    )
+    if len(steps) == 1:
+        return f"{steps[0]} steps"
+    return f"{steps[0]} to {steps[-1]} steps (budgets differ)"

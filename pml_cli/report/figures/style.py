@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pml_cli.stats import Array
 
@@ -89,6 +89,16 @@ def style_for_column(axes: Axes, tick_length: float = 2.5) -> None:
 
     for spine in axes.spines.values():
         spine.set_linewidth(0.6)
+
+
+def shrink_texts(axes: Axes) -> None:
+    """Set the legend and the texts inside the axes to the size of a column of print."""
+    legend = axes.get_legend()
+    if legend is not None:
+        for text in [*legend.get_texts(), legend.get_title()]:
+            text.set_fontsize(6)
+    for text in axes.texts:
+        text.set_fontsize(6.5)
 
 
 def sequential_colours(count: int) -> list[Any]:
@@ -189,6 +199,17 @@ def tick_label(value: float) -> str:
     if value >= 1e4 or (value >= 1000 and value % 100 == 0):
         return f"{value / 1000:.3g}k"
     return f"{value:g}"
+
+
+def evenly_spaced(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """At most `count` of the values, evenly spaced by index, the first and the last among them.
+
+    Args:
+        values: (n,).
+    """
+    index = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
+    chosen: NDArray[Any] = values[np.unique(index)]
+    return chosen
 
 
 def three_digits(value: float) -> str:

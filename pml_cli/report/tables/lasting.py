@@ -1,98 +1,145 @@
-"""What `pml lasting` shows in the terminal: recall and margins by condition, recall by rank, damage; losses side by side."""
+"""What `pml lasting` prints: recall and margins by condition, recall by rank, forgetting."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from pml_cli.analysis.deployment import PLACE
+from pml_cli.analysis.deployment import SETUP
 from pml_cli.evaluation.conditions import BY_NAME, HALF, NOT_MERGEABLE, TRAINED
+from pml_cli.format import MISSING, counted, number
+from pml_cli.report.figures.methods import sft_first
+from pml_cli.report.tables.layout import plain_table
 
-SIDE, ACROSS = 5, 6  # losses, and conditions, side by side at 80 columns
-SHORT = {
+# Side by side at 80 columns.
+MAX_METHODS = 5
+MAX_CONDITIONS = 6
+
+HEADINGS = {
     "adapter_bf16": "A bf16",
     "adapter_int8": "A int8",
     "adapter_int4": "A int4",
     "base_bf16": "W bf16",
-}
-SHORT |= {
     "base_int8": "W int8",
     "merged_bf16": "m. bf16",
     "merged_int8": "m. int8",
     "bf16_merged": "bf16 m.",
 }
+CONDITION_WIDTH = 13
 
-Row = Any  # one row of a summary, by name
+Row: TypeAlias = dict[Any, Any]
+ByCondition: TypeAlias = dict[tuple[str, str], Row]
+"""Rows by condition and method."""
 
 
-def shown(
-    table: pd.DataFrame, means: pd.DataFrame, against: pd.DataFrame
+def lasting_report(
+    table: pd.DataFrame, means: pd.DataFrame, comparison: pd.DataFrame
 ) -> Iterator[RenderableType]:
-    """Tables of each place by itself, and what the conditions are.
+    """The tables of each setup, what the conditions are, and the violations.
 
     Args:
-        table, means, against: from `lasting_table.rows`, `summary` and `comparison`.
+        table: `deployment.measurement_table`.
+        means: `deployment.mean_table`.
+        comparison: `deployment.sft_comparison`.
     """
-    for key, group in means.groupby(PLACE, sort=False):
-        where = dict(zip(PLACE, key, strict=True))
-        words = [
-            f"{name} {value}"
-            for name, value in where.items()
-            if name not in PLACE[:3] and value != ""
-        ]
-        yield Text(
-            f"{where['model']}, {where['data']}, {where['adapter']}: {', '.join(words)}",
-            style="bold",
-        )
-        same = pd.Series(key, index=PLACE)
-        yield from _place(
-            group, against[(against[PLACE] == same).all(axis=1)] if len(against) else against
-        )
+    for values, group in means.groupby(SETUP, sort=False):
+        setup = dict(zip(SETUP, values, strict=True))
+        yield Text(_setup_title(setup), style="bold")
+        of_setup = comparison
+        if len(comparison):
+            same = (comparison[SETUP] == pd.Series(setup)).all(axis=1)
+            of_setup = comparison[same]
+        yield from _setup_tables(group, of_setup)
+
     for name in means["condition"].unique():
-        yield Text(f"{name:<13} {BY_NAME[name].meaning}", style="dim")
+        yield Text(f"{name:<{CONDITION_WIDTH}} {BY_NAME[name].meaning}", style="dim")
     if table["status"].eq(NOT_MERGEABLE).any():
-        yield Text(
-            f"{'merged':<13} {NOT_MERGEABLE}: mlp_block adapters lie beside a whole MLP",
-            style="dim",
-        )
-    yield _violations(table[table["status"] == "measured"])
+        reason = f"{NOT_MERGEABLE}: mlp_block adapters lie beside a whole MLP"
+        yield Text(f"{'merged':<{CONDITION_WIDTH}} {reason}", style="dim")
+    yield Text(_violation_line(table[table["status"] == "measured"]))
 
 
-def _place(group: pd.DataFrame, against: pd.DataFrame) -> Iterator[RenderableType]:
-    found = sorted(group["method"].unique(), key=lambda method: (method != "sft", method))
-    pooled = {
-        (row["condition"], row["method"]): row
-        for row in group[group["rank"].isna()].to_dict("records")
-    }
-    one = group["rank"].nunique() == 1  # then the ranks together are no row of their own
-    pairs = against[against["rank"].isna() | one] if len(against) else against
-    gains = {
-        (row["condition"], row["method"], row["measure"]): row for row in pairs.to_dict("records")
-    }
-    for start in range(0, len(found), SIDE):
-        part = found[start : start + SIDE]
-        yield _by_condition("tokens right, %: mean and 95 % interval", part, pooled, _accuracy)
-        yield _by_condition(
-            "of the runs recalled whole as trained, those that still are", part, pooled, _still
+def _setup_title(setup: dict[str, Any]) -> str:
+    settings = [
+        f"{name} {setup[name]}"
+        for name in SETUP
+        if name not in ("model", "data", "adapter") and setup[name] != ""
+    ]
+    return f"{setup['model']}, {setup['data']}, {setup['adapter']}: {', '.join(settings)}"
+
+
+def _setup_tables(means: pd.DataFrame, comparison: pd.DataFrame) -> Iterator[RenderableType]:
+    """The tables of one setup."""
+    methods = sft_first(means["method"])
+    all_ranks = _by_condition(means[means["rank"].isna()])
+    differences = _accuracy_differences(means, comparison)
+
+    for start in range(0, len(methods), MAX_METHODS):
+        shown_methods = methods[start : start + MAX_METHODS]
+        yield _condition_table(
+            "tokens right, %: mean and 95 % interval", shown_methods, all_ranks, _accuracy
         )
-        yield _by_condition(
-            "margins above 0, logits: rms of their change, worst fall", part, pooled, _fall
+        yield _condition_table(
+            "of the runs recalled whole as trained, those that still are",
+            shown_methods,
+            all_ranks,
+            _still_whole,
         )
-        paired = {
-            (c, m): row for (c, m, measure), row in gains.items() if measure == "token_accuracy"
-        }
-        others = [method for method in part if (TRAINED, method) in paired]
-        if others:
-            title = "tokens right, points more than sft: paired, 95 % interval"
-            yield _by_condition(title, others, paired, lambda row: _difference(row, 100, 1))
-    yield from _by_rank(group, found)
-    yield _damages(group[group["condition"] == TRAINED], found, against)
+        yield _condition_table(
+            "margins above 0, logits: rms of their change, worst fall",
+            shown_methods,
+            all_ranks,
+            _margin_change,
+        )
+        compared = [method for method in shown_methods if (TRAINED, method) in differences]
+        if compared:
+            yield _condition_table(
+                "tokens right, percentage points above sft: paired, 95 % interval",
+                compared,
+                differences,
+                lambda row: _difference(row, scale=100, spec="+.1f"),
+            )
+
+    yield from _rank_tables(means, methods)
+    trained = means[means["condition"] == TRAINED]
+    yield _forgetting_table(trained, methods, comparison)
+
+
+def _by_condition(rows: pd.DataFrame) -> ByCondition:
+    return {(row["condition"], row["method"]): row for row in rows.to_dict("records")}
+
+
+def _accuracy_differences(means: pd.DataFrame, comparison: pd.DataFrame) -> ByCondition:
+    """Differences in token accuracy from sft, all ranks together."""
+    if comparison.empty:
+        return {}
+    rows = comparison[comparison["measure"] == "token_accuracy"]
+    # With a single rank, there is no row of all ranks together.
+    if means["rank"].nunique() > 1:
+        rows = rows[rows["rank"].isna()]
+    return _by_condition(rows)
+
+
+def _condition_table(
+    title: str, methods: Sequence[str], rows: ByCondition, cell: Callable[[Row], str]
+) -> RenderableType:
+    """A row for each condition, a column for each method.
+
+    Args:
+        cell: text of a row of `rows`.
+    """
+    table = plain_table("", *map(heading, methods), text=[""], folded=[])
+    for condition in BY_NAME:
+        in_condition = [rows.get((condition, method)) for method in methods]
+        if any(row is not None for row in in_condition):
+            cells = [MISSING if row is None else cell(row) for row in in_condition]
+            table.add_row(condition, *cells)
+    return _titled(title, table)
 
 
 def heading(method: str) -> str:
@@ -101,122 +148,133 @@ def heading(method: str) -> str:
     return f"{kind}\n{settings.replace(')', '')}" if settings else kind
 
 
-def _by_condition(
-    title: str, found: Sequence[str], rows: dict[tuple[str, str], Row], cell: Callable[[Row], str]
-) -> RenderableType:
-    table = _table("", *map(heading, found))
-    for name in BY_NAME:
-        if any((name, method) in rows for method in found):
-            table.add_row(
-                name,
-                *[cell(rows[name, method]) if (name, method) in rows else "-" for method in found],
-            )
-    return _titled(title, table)
+def _one_line(method: str) -> str:
+    return heading(method).replace("\n", " ")
 
 
 def _accuracy(row: Row) -> str:
-    return _span(row["token_accuracy"], row["token_accuracy_half"], 100, 1)
+    return _with_half_width(
+        100 * row["token_accuracy"], 100 * row["token_accuracy_half"], spec=".1f"
+    )
 
 
-def _still(row: Row) -> str:
+def _still_whole(row: Row) -> str:
     return f"{row['still_whole']}/{row['whole']}"
 
 
-def _fall(row: Row) -> str:
-    return (
-        "-" if math.isnan(row["worst"]) else f"{row['shift_rms']:.3f}, {max(row['worst'], 0):.2f}"
-    )
+def _margin_change(row: Row) -> str:
+    if math.isnan(row["worst"]):
+        return MISSING
+    return f"{row['shift_rms']:.3f}, {max(row['worst'], 0):.2f}"
 
 
-def _difference(row: Row, scale: float, digits: int) -> str:
-    return _span(row["difference"], (row["high"] - row["low"]) / 2, scale, digits, "+")
+def _difference(row: Row, scale: float, spec: str) -> str:
+    half_width = (row["high"] - row["low"]) / 2
+    return _with_half_width(scale * row["difference"], scale * half_width, spec)
 
 
-def _by_rank(group: pd.DataFrame, found: Sequence[str]) -> Iterator[RenderableType]:
-    names = [name for name in BY_NAME if name in set(group["condition"])]
-    for start in range(0, len(names), ACROSS):
-        part = names[start : start + ACROSS]
-        table = _table("rank", "loss", "n", *[SHORT.get(name, name) for name in part])
-        for (rank, method), cells in _ordered(group, found):
-            by = cells.set_index("condition")["exact_match"]
-            shares = [f"{100 * by[name]:.0f}" if name in by else "-" for name in part]
-            table.add_row(
-                str(rank), heading(method).replace("\n", " "), str(cells["runs"].max()), *shares
-            )
-        yield _titled("recalled whole, %, by rank (A: adapter, W: base weights, m.: merged)", table)
+def _rank_tables(means: pd.DataFrame, methods: Sequence[str]) -> Iterator[RenderableType]:
+    """Share of samples recalled whole, by rank and method, a column for each condition."""
+    occurring = set(means["condition"])
+    names = [name for name in BY_NAME if name in occurring]
+    for start in range(0, len(names), MAX_CONDITIONS):
+        conditions = names[start : start + MAX_CONDITIONS]
+        headings = [HEADINGS.get(name, name) for name in conditions]
+        table = plain_table("rank", "loss", "n", *headings, text=["rank", "loss"], folded=[])
+        for rank, method, cells in _by_rank(means, methods):
+            exact_match = cells.set_index("condition")["exact_match"]
+            shares = [
+                number(100 * exact_match[name], ".0f") if name in exact_match else MISSING
+                for name in conditions
+            ]
+            table.add_row(str(rank), _one_line(method), str(cells["runs"].max()), *shares)
+        title = "recalled whole, %, by rank (A: adapter, W: base weights, m.: merged)"
+        yield _titled(title, table)
 
 
-def _ordered(
-    group: pd.DataFrame, found: Sequence[str]
-) -> Iterator[tuple[tuple[Any, str], pd.DataFrame]]:
-    for rank, cells in group[group["rank"].notna()].groupby("rank"):
-        for method in found:
-            if len(chosen := cells[cells["method"] == method]):
-                yield (rank, method), chosen
+def _by_rank(
+    means: pd.DataFrame, methods: Sequence[str]
+) -> Iterator[tuple[int, str, pd.DataFrame]]:
+    """Rank, method and rows of each, without the rows of all ranks together."""
+    by_rank: dict[Any, pd.DataFrame] = dict(list(means[means["rank"].notna()].groupby("rank")))
+    for rank, of_rank in by_rank.items():
+        for method in methods:
+            cells = of_rank[of_rank["method"] == method]
+            if len(cells):
+                yield rank, method, cells
 
 
-def _damages(trained: pd.DataFrame, found: Sequence[str], against: pd.DataFrame) -> RenderableType:
-    """Loss and divergence on the two texts: by rank, and of all ranks together."""
+def _forgetting_table(
+    trained: pd.DataFrame, methods: Sequence[str], comparison: pd.DataFrame
+) -> RenderableType:
+    """Rise of the loss and KL to the base model on both texts, by rank and over all ranks."""
     if trained["text_kl"].isna().all() and trained["random_kl"].isna().all():
-        return Text("no damage measured: tokens=0, or a model without tokenizer")
-    pairs = against[against["measure"] == "text_kl"].to_dict("records") if len(against) else []
-    gains = {
-        (_rank(row["rank"]), row["method"]): row for row in pairs if row["condition"] == TRAINED
-    }
+        return Text("no forgetting measured: tokens=0, or a model without tokenizer")
+
     rows = [
-        (str(rank), method, cells.iloc[0]) for (rank, method), cells in _ordered(trained, found)
+        (str(rank), method, cells.iloc[0]) for rank, method, cells in _by_rank(trained, methods)
     ]
     if trained["rank"].nunique() > 1:
-        pooled = trained[trained["rank"].isna()]
-        rows += [("all", method, pooled[pooled["method"] == method].iloc[0]) for method in found]
-    table = _table("rank", "loss", "adds", "KL text", "KL random", "KL text over sft")
+        all_ranks = trained[trained["rank"].isna()]
+        rows += [
+            ("all", method, all_ranks[all_ranks["method"] == method].iloc[0]) for method in methods
+        ]
+
+    differences = _kl_differences(comparison)
+    columns = ["rank", "loss", "adds", "KL text", "KL random", "KL text over sft"]
+    table = plain_table(*columns, text=["rank", "loss"], folded=[])
     for rank, method, row in rows:
-        spans = [
-            _span(row[name], row[f"{name}_half"], 1, 2)
+        values = [
+            _with_half_width(row[name], row[f"{name}_half"], spec=".2f")
             for name in ("text_rise", "text_kl", "random_kl")
         ]
-        more = _difference(gains[rank, method], 1, 2) if (rank, method) in gains else "-"
-        table.add_row(rank, heading(method).replace("\n", " "), *spans, more)
+        difference = MISSING
+        if (rank, method) in differences:
+            difference = _difference(differences[rank, method], scale=1, spec="+.2f")
+        table.add_row(rank, _one_line(method), *values, difference)
+
     base = trained["text_base_loss"].mean()
-    title = f"damage, nats/token: added to the loss on unseen text ({base:.2f}), KL(base||adapted)"
-    return _titled(title, table)
-
-
-def _rank(rank: Any) -> str:
-    return "all" if pd.isna(rank) else str(rank)
-
-
-def _violations(measured: pd.DataFrame) -> RenderableType:
-    trained, lower = (
-        measured[measured["condition"] == TRAINED],
-        measured[measured["condition"] == HALF],
+    return _titled(
+        f"forgetting, nats/token: rise of loss on unseen text ({base:.2f}), KL(base||adapted)",
+        table,
     )
+
+
+def _kl_differences(comparison: pd.DataFrame) -> dict[tuple[str, str], Row]:
+    """Differences in KL on the text from sft, by rank (or all) and method."""
+    if comparison.empty:
+        return {}
+    of_text = (comparison["measure"] == "text_kl") & (comparison["condition"] == TRAINED)
+    differences = {}
+    for row in comparison[of_text].to_dict("records"):
+        rank = "all" if pd.isna(row["rank"]) else str(row["rank"])
+        differences[rank, row["method"]] = row
+    return differences
+
+
+def _violation_line(measured: pd.DataFrame) -> str:
+    """Whether p > 0.5 sufficed as trained and in bfloat16."""
+    trained = measured[measured["condition"] == TRAINED]
+    bf16 = measured[measured["condition"] == HALF]
     above = round(float((trained["share_above_threshold"] * trained["target_tokens"]).sum()))
-    return Text(
-        f"{above} tokens had p > 0.5 as trained: {int(trained['violations'].sum())} of them decoded wrongly then, "
-        f"{int(lower['lost_above'].sum())} in bfloat16; tokens with p > 0.5 in bfloat16 decoded wrongly: "
-        f"{int(lower['violations'].sum())} (each with its cause in lasting.json)"
+    wrong = int(trained["violations"].sum())
+    lost = int(bf16["lost_above"].sum())
+    wrong_in_bf16 = int(bf16["violations"].sum())
+    return (
+        f"{counted(above, 'token')} had p > 0.5 as trained: {wrong} of them decoded wrongly then, "
+        f"{lost} in bfloat16; tokens with p > 0.5 in bfloat16 decoded wrongly: {wrong_in_bf16} "
+        "(each with its cause in lasting.json)"
     )
 
 
-def _span(mean: float, half: float, scale: float, digits: int, sign: str = "") -> str:
+def _with_half_width(mean: float, half_width: float, spec: str) -> str:
+    """A mean and half the width of its interval: 12.3 ±4.5."""
     if math.isnan(mean):
-        return "-"
-    return f"{scale * mean:{sign}.{digits}f}" + (
-        "" if math.isnan(half) else f" ±{scale * half:.{digits}f}"
-    )
+        return MISSING
+    text = format(mean, spec)
+    digits = spec.removeprefix("+")
+    return text if math.isnan(half_width) else f"{text} ±{half_width:{digits}}"
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(
-            column,
-            justify="left" if i == 0 or (column == "loss" and i == 1) else "right",
-            no_wrap=True,
-        )
-    return table
-
-
-def _titled(title: str, table: Table) -> RenderableType:
+def _titled(title: str, table: RenderableType) -> RenderableType:
     return Group(Text(title, style="italic"), table, "")

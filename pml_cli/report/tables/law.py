@@ -6,60 +6,45 @@ import math
 import textwrap
 
 import numpy as np
-import pandas as pd
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pml_cli.format import number, span
-from pml_cli.law.analysis import Analysis, Entry
+from pml_cli.format import counted, number, span
+from pml_cli.law.analysis import Analysis, LawRow
+from pml_cli.law.findings import NOT_IDENTIFIED, OK
+from pml_cli.law.fit_groups import GroupFit
 from pml_cli.law.group_comparison import Comparison
-from pml_cli.law.mle import SaturatingFit
-from pml_cli.law.model_selection import EDGE, RANKS, TEXT, Plain
-from pml_cli.law.observations import Observations, of_size
-from pml_cli.law.power_law import NOT_IDENTIFIED, OK, PARAMETERS, HeldOut, LawFit
+from pml_cli.law.model_selection import EDGE, RANKS, TEXT, edge_of
+from pml_cli.law.observations import RANK, Observations, SizeAxis
+from pml_cli.law.power_law import PARAMETERS
 from pml_cli.law.recall_law import RecallFit
+from pml_cli.report.law_text import axis_words, held_out_name, meaning, sentence
 from pml_cli.report.tables.layout import plain_table
-from pml_cli.stats import LN2
-
-MEANING = {
-    "C": "scale (nats/token)",
-    "alpha": "power of rank",
-    "beta": "power of length",
-    "b": "offset (nats/token)",
-    "k": "sharpness of the bend",
-    "floor": "least loss (nats/token)",
-    "level": "loss that memory starts from (nats/token)",
-    "spread": "of a cell around the law, as a share",
-}
-LAWS = {"none": "x", "hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x^k)^(1/k)"}
 
 
-def law_table(name: str, fit: LawFit, held: HeldOut, cells: int, x: str = "rank") -> RenderableType:
-    """One fitted law: cells kept of `cells`, parameters with 95 % intervals, quality, status.
-
-    Args:
-        name: what was fitted, as the heading.
-        fit, held: from `law.fit_paper` and `law.held_out`.
-        cells: all cells of this group, before any was excluded.
-        x: the size that the law is about: rank or parameters.
-    """
-    excluded = cells - fit.n - fit.n_saturated
-    counts = f"{fit.n} of {cells} cells kept ({fit.n_saturated} saturated, {excluded} excluded)"
+def law_table(group: GroupFit) -> RenderableType:
+    """The paper's law: cells kept, parameters with 95 % intervals, quality, status."""
+    fit, axis = group.analysis.paper, group.axis
+    cells = len(group.cells)
+    excluded = cells - fit.n_used - fit.n_saturated
+    counts = (
+        f"{fit.n_used} of {cells} cells kept ({fit.n_saturated} saturated, {excluded} excluded)"
+    )
     head = [
-        Text(name, style="bold"),
-        Text(f"{of_size('dL = C r^alpha l^-beta + b', x)}      {counts}"),
+        Text(group.name, style="bold"),
+        Text(f"{fit.form.notation(axis.symbol)}      {counts}"),
     ]
-    reason = of_size(fit.reason, x)
+    reason = sentence(fit.finding, axis)
     if fit.status == NOT_IDENTIFIED:
         return Group(*head, Text(f"status  {fit.status}: {reason}", style="yellow"))
     table = plain_table("", "value", "95 % interval", "meaning", text=("", "meaning"))
     for parameter in PARAMETERS:
         table.add_row(
             parameter,
-            number(getattr(fit, parameter)),
+            number(fit.parameters[parameter]),
             span(*fit.intervals[parameter]),
-            of_size(MEANING[parameter], x),
+            meaning(parameter, axis),
         )
     status = Text(
         f"status  {fit.status}" + (f": {reason}" if reason else ""),
@@ -71,120 +56,44 @@ def law_table(name: str, fit: LawFit, held: HeldOut, cells: int, x: str = "rank"
         style="dim",
     )
     return Group(
-        *head, table, note, Text(quality), Text(f"unseen  {held_out_words(held, x)}"), status
+        *head, table, note, Text(quality), Text(f"unseen  {_held_out_line(group)}"), status
     )
 
 
-def held_out_words(held: HeldOut, x: str = "rank") -> str:
-    """The held-out check in one line."""
-    if held.mape is None:
-        return f"no held-out check: {of_size(held.reason, x)}"
+def _held_out_line(group: GroupFit) -> str:
+    """The held-out check of the paper's law."""
+    check = group.analysis.rows[0].checks[EDGE]
+    if math.isnan(check.mape):
+        return f"no held-out check: {sentence(check.finding, group.axis)}"
+    ranks, lengths = edge_of(group.observed)
     parts = [
-        f"{axis} {values[0]:,.0f}" + (" and up" if len(values) > 1 else "")
-        for axis, values in ((x, held.ranks), ("length", held.lengths))
+        f"{name} {values[0]:,.0f}" + (" and up" if len(values) > 1 else "")
+        for name, values in ((group.axis.name, ranks), ("length", lengths))
         if values
     ]
-    cells = f"{held.n_test} cell" + ("s" if held.n_test > 1 else "")
-    return f"MAPE {held.mape:.2f} % on {cells} left out ({', '.join(parts)})"
+    cells = counted(check.n_test, "cell")
+    return f"MAPE {check.mape:.2f} % on {cells} left out ({', '.join(parts)})"
 
 
-def conclusions(
-    fit: LawFit, held: HeldOut, cells: pd.DataFrame, analysis: Analysis, x: str = "rank"
-) -> list[str]:
-    """What a fit allows to conclude, and what to run next, in plain words.
-
-    Args:
-        fit, held: from `law.fit_paper` and `law.held_out` on the same cells.
-        cells: those cells, with the columns rank, target_tokens, final_loss and kept.
-        analysis: all laws on them; what is said is about the chosen one.
-        x: the size that they are about: rank or parameters.
-    """
-    chosen, check = analysis.law, analysis.chosen.checks[EDGE] if analysis.chosen else None
-    seen = (
-        cells["kept"] if chosen is None else cells["final_loss"] > LN2
-    )  # what holds information for the law told of
-    again = f"`{_next_sweep(cells, seen)}` (other settings as before)"
-    if chosen is None and fit.status == NOT_IDENTIFIED:
-        cause = (
-            "Every cell is saturated (final loss at or below saturated_below). "
-            if len(cells) and not fit.n
-            else ""
-        )
-        single = of_size(
-            "These cells show single gains, not how the gain goes with rank and length.", x
-        )
-        return [f"{cause}{single} Next: {again}."]
-    if chosen is None or check is None:
-        return ["No law on all cells is to be trusted here: its exponents mean nothing beyond them.",
-                f"Next: more cells, {again}."]  # fmt: skip
-    alpha, beta = chosen.parameters["alpha"], chosen.parameters["beta"]
-    what = "x, what is held of the target," if "level" in chosen.parameters else "the gain above b"
-    found = [f"Far below the base loss, {what} is multiplied by {2**alpha:.2f} for twice the {x}, "
-             f"by {2**-beta:.2f} for twice the length."]  # fmt: skip
-    if math.isnan(check.mape):
-        larger = of_size("larger ranks", x)
-        return [
-            *found,
-            f"Nothing can be said about {larger} or longer texts from these cells. Next: {again}.",
-        ]
-    if check.mape > max(10.0, 3 * chosen.mape):
-        found.append(
-            f"Do not extrapolate: cells left out are off by {check.mape:.1f} %, against {chosen.mape:.1f} % inside."
-        )
-    ends = {
-        name: analysis.intervals[name] for name in ("alpha", "beta") if name in analysis.intervals
-    }
-    wide = [name for name, (low, high) in ends.items() if high - low > chosen.parameters[name]]
-    if wide:
-        spans = " and ".join("{} ({:.2f} to {:.2f})".format(name, *ends[name]) for name in wide)
-        found.append(f"Not sharp: {spans}. Next: more cells or repeats (data.seed=0,1,2), {again}.")
-    return found
-
-
-def _next_sweep(cells: pd.DataFrame, seen: pd.Series[bool]) -> str:
-    """A sweep that holds the values measured and those that would tell most: on unsaturated ground, a factor of 2 apart.
-
-    Args:
-        seen: which of the cells are unsaturated.
-    """
-    if cells.empty:
-        return "pml sweep rank=2,4,8,16 seqlen=64,128,256,512"
-    ranks, lengths = (sorted({int(v) for v in cells[name]}) for name in ("rank", "target_tokens"))
-    open_ = cells[seen]
-    if len(open_) < len(cells) / 2 or len(set(lengths)) < 4:
-        lengths = [*lengths, 2 * lengths[-1], 4 * lengths[-1]]  # longer texts saturate last
-    if open_["rank"].nunique() <= 4:
-        ranks = sorted(
-            {
-                *ranks,
-                *(max(1, ranks[0] // k) for k in (2, 4)),
-                *([2 * ranks[-1]] if len(open_) > len(cells) / 2 else []),
-            }
-        )
-    return f"pml sweep rank={','.join(map(str, ranks))} seqlen={','.join(map(str, lengths))}"
-
-
-def chosen_table(analysis: Analysis, cells: Observations, x: str = "rank") -> RenderableType:
+def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK) -> RenderableType:
     """The chosen law with its intervals, how well it fits, and how well it predicts cells it has not seen.
 
     Args:
-        x: what the ranks of `cells` are: rank or parameters.
+        axis: what the ranks of `cells` are.
     """
     fit, chosen = analysis.law, analysis.chosen
     if fit is None or chosen is None:
         failed = [
-            entry
-            for entry in analysis.entries
-            if entry.fit.status != OK and not isinstance(entry.fit, Plain)
+            row.fit for row in analysis.rows if row.fit.status != OK and row.fit.uses_saturated
         ]
-        reasons = "; ".join(dict.fromkeys(of_size(e.fit.reason, x) for e in failed))
+        reasons = "; ".join(dict.fromkeys(sentence(fit.finding, axis) for fit in failed))
         return Text(f"no law on all cells: {reasons}", style="yellow")
     saturated = (
         f"{fit.n_saturated} saturated, used as lower limits"
         if fit.n_saturated
         else "none saturated"
     )
-    head = [Text(f"chosen law: {chosen.name}", style="bold"), Text(of_size(formula(fit), x))]
+    head = [Text(f"chosen law: {chosen.name}", style="bold"), Text(fit.form.notation(axis.symbol))]
     head.append(Text(f"all {fit.n} cells ({saturated})"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("", "value", "95 % interval", "meaning"):
@@ -192,12 +101,12 @@ def chosen_table(analysis: Analysis, cells: Observations, x: str = "rank") -> Re
         table.add_column(name, justify="left" if words else "right", no_wrap=not words)
     for name, value in fit.parameters.items():
         low, high = analysis.intervals.get(name, (math.nan, math.nan))
-        table.add_row(name, number(value), span(low, high), of_size(MEANING[name], x))
+        table.add_row(name, number(value), span(low, high), meaning(name, axis))
     lines = [
         f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain; with saturated cells {fit.mape_all:.2f} %",
-        *_unseen_lines(chosen, x),
+        *_unseen_lines(chosen, axis),
         *_wrapped(
-            f"range   {x} {cells.rank.min():,.0f} to {cells.rank.max():,.0f}, length {cells.length.min():g} to "
+            f"range   {axis.name} {cells.rank.min():,.0f} to {cells.rank.max():,.0f}, length {cells.length.min():g} to "
             f"{cells.length.max():g}; beyond it the law is extrapolated"
         ),
     ]
@@ -208,29 +117,20 @@ def chosen_table(analysis: Analysis, cells: Observations, x: str = "rank") -> Re
             f"beta=1  (constant capacity) {verdict}: p = {test.p:.2g}, cells taken as independent"
         )
     status = Text(
-        f"status  {fit.status}" + (f" ({fit.reason})" if fit.reason else ""), style="green"
+        f"status  {fit.status}" + (f" ({sentence(fit.finding, axis)})" if fit.finding else ""),
+        style="green",
     )
     return Group(*head, table, Text(_how(analysis), style="dim"), *map(Text, lines), status)
 
 
-def formula(fit: SaturatingFit) -> str:
-    """In the notation of the tables, on one line of 80 columns."""
-    inner = "C r^alpha l^-beta" + (" + b" if fit.form.offset else "")
-    if fit.form.link == "none":
-        return f"dL = {inner}"
-    top = "(L0 - floor)" if fit.form.floor else ("H" if fit.form.level else "L0")
-    start = "L0 - H + " if fit.form.level else ""
-    return f"dL = {start}{top} S(x), x = ({inner}) / {top}, S = {LAWS[fit.form.link]}"
-
-
-def _unseen_lines(chosen: Entry, x: str) -> list[str]:
+def _unseen_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
     edge = chosen.checks[EDGE]
     if not math.isfinite(edge.mape):
-        return [f"unseen  no held-out check: {of_size(edge.reason, x)}"]
+        return [f"unseen  no held-out check: {sentence(edge.finding, axis)}"]
     cells = f"{edge.n_test} unsaturated cells" if edge.n_test > 1 else "1 unsaturated cell"
     inside = f"{_number(100 * edge.coverage, '.0f')} % of them inside the 95 % band"
     lines = _wrapped(
-        f"unseen  MAPE {edge.mape:.2f} % on {cells} ({of_size(EDGE, x)}), {inside}; {edge.mape_all:.2f} % on all "
+        f"unseen  MAPE {edge.mape:.2f} % on {cells} ({held_out_name(EDGE, axis)}), {inside}; {edge.mape_all:.2f} % on all "
         f"{edge.n_all} left out"
     )
     sides = [
@@ -238,7 +138,7 @@ def _unseen_lines(chosen: Entry, x: str) -> list[str]:
         for what, check in chosen.checks.items()
         if what != EDGE and math.isfinite(check.mape)
     ]
-    words = {RANKS: of_size("ranks alone", x), TEXT: "each text in turn"}
+    words = {RANKS: f"{axis_words(axis)['sizes']} alone", TEXT: "each text in turn"}
     parts = [f"{words.get(what, 'lengths alone')} {check.mape:.2f} %" for what, check in sides]
     return [*lines, f"        {', '.join(parts)}"] if parts else lines
 
@@ -255,7 +155,7 @@ def _how(analysis: Analysis) -> str:
     return f"intervals: bootstrap of {made.clusters} clusters (text x length), {len(made.draws):,} draws"
 
 
-def laws_table(analysis: Analysis, x: str = "rank") -> RenderableType:
+def laws_table(analysis: Analysis, axis: SizeAxis = RANK) -> RenderableType:
     """All laws side by side; below, in a line each, those that are not OK."""
     columns = (
         "law",
@@ -274,9 +174,9 @@ def laws_table(analysis: Analysis, x: str = "rank") -> RenderableType:
     for name in columns:
         table.add_column(name, justify="left" if name == "law" else "right", no_wrap=True)
     stopped = []
-    for entry in analysis.entries:
+    for entry in analysis.rows:
         if entry.fit.status != OK:
-            stopped.append(f"{entry.name}: {entry.fit.status}, {of_size(entry.fit.reason, x)}")
+            stopped.append(f"{entry.name}: {entry.fit.status}, {sentence(entry.fit.finding, axis)}")
             continue
         table.add_row(
             *_row(entry, entry is analysis.chosen),
@@ -284,7 +184,7 @@ def laws_table(analysis: Analysis, x: str = "rank") -> RenderableType:
         )
     note = (
         "*: chosen. fit: MAPE over unsaturated cells. unseen: MAPE over unsaturated cells",
-        f"of the {of_size(EDGE, x)}, left out of the fit; all: over all",
+        f"of the {held_out_name(EDGE, axis)}, left out of the fit; all: over all",
         "cells left out. band: share of the unseen inside the 95 % band. dAICc: above",
         "the least; paper and robust saw other cells, so that theirs compares with none.",
     )
@@ -296,19 +196,19 @@ def laws_table(analysis: Analysis, x: str = "rank") -> RenderableType:
     )
 
 
-def _row(entry: Entry, chosen: bool) -> list[str]:
-    values, edge = entry.parameters, entry.checks[EDGE]
+def _row(entry: LawRow, chosen: bool) -> list[str]:
+    values, edge = entry.fit.parameters, entry.checks[EDGE]
     numbers = [
         _number(values.get(name), form)
         for name, form in (("alpha", ".3f"), ("beta", ".3f"), ("b", ".2f"), ("k", ".1f"))
     ]
-    errors = [_number(value, ".2f") for value in (entry.mape, edge.mape, edge.mape_all)]
+    errors = [_number(value, ".2f") for value in (entry.fit.mape, edge.mape, edge.mape_all)]
     name = f"* {entry.name}" if chosen else entry.name
     return [
         name,
-        str(entry.kept),
+        str(entry.fit.n_used),
         *numbers,
-        _number(entry.difference, ".1f"),
+        _number(entry.aicc_difference, ".1f"),
         *errors,
         _number(100 * edge.coverage, ".0f"),
     ]
@@ -318,10 +218,10 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None or not math.isfinite(value) else format(value, form)
 
 
-def recall_lines(recall: RecallFit, cells: Observations, x: str) -> list[str]:
+def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list[str]:
     """The least rank for exact recall at the lengths trained, in a line or two."""
     if recall.status != OK:
-        return [f"recall    no law of exact recall: {of_size(recall.reason, x)}"]
+        return [f"recall    no law of exact recall: {sentence(recall.finding, axis)}"]
     lengths = np.unique(cells.length)
     chosen = np.unique(lengths[[0, len(lengths) // 2, -1]])
     parts = []
@@ -332,7 +232,9 @@ def recall_lines(recall: RecallFit, cells: Observations, x: str) -> list[str]:
             low, high = np.quantile(draws, [0.025, 0.975])
             words += f" ({_size(low)} to {_size(high)})"
         parts.append(words)
-    return [f"recall    {x} at which half of the targets are recalled whole: {', '.join(parts)}"]
+    return [
+        f"recall    {axis.name} at which half of the targets are recalled whole: {', '.join(parts)}"
+    ]
 
 
 def _size(value: float) -> str:
@@ -340,13 +242,13 @@ def _size(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.3g}"
 
 
-def comparison_table(found: Comparison, x: str = "rank") -> RenderableType:
+def comparison_table(found: Comparison, axis: SizeAxis = RANK) -> RenderableType:
     """Groups side by side, and whether they share their exponents."""
     head = Text(
         f"by {', '.join(found.by)}" + (f" ({found.common})" if found.common else ""), style="bold"
     )
     if found.form is None:
-        return Group(head, Text(f"not compared: {found.reason}", style="yellow"))
+        return Group(head, Text(f"not compared: {sentence(found.finding, axis)}", style="yellow"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("group", "cells", "alpha", "95 %", "beta", "95 %"):
         table.add_column(
@@ -365,12 +267,14 @@ def comparison_table(found: Comparison, x: str = "rank") -> RenderableType:
     for tie in found.ties:
         shared = " and ".join(f"{name} {value:.3f}" for name, value in tie.shared.items())
         clustered = f", {tie.p_clustered:.2g} by clusters" if math.isfinite(tie.p_clustered) else ""
-        lines.append(f"{tie.what:15} {tie.verdict}: p = {tie.p:.2g}{clustered}; shared {shared}")
+        lines.append(
+            f"{tie.what:15} {'differ' if tie.differ else 'may be shared'}: p = {tie.p:.2g}{clustered}; shared {shared}"
+        )
     lines += [
         f"warning: {one.name} rejects the common law ({one.cost:.0f} AICc above its best): exponents mean little here"
         for one in found.groups
         if one.rejects
     ]
     tests = "p: likelihood ratio, cells independent; by clusters: Cochran's Q"
-    note = f"one law for all: {of_size(found.form.formula, x)}. {tests}"
+    note = f"one law for all: {found.form.notation(axis.symbol)}. {tests}"
     return Group(head, table, *map(Text, lines), Text(note, style="dim"))

@@ -1,4 +1,4 @@
-"""What `pml transition` shows in the terminal, readable at 80 columns and in a pipe."""
+"""What `pml transition` prints: readable at 80 columns and in a pipe."""
 
 from __future__ import annotations
 
@@ -8,228 +8,287 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from pml_cli.analysis.first_failures import Agreement, Correlation
-from pml_cli.analysis.trajectories import HALF
-from pml_cli.analysis.transition import Phases, precision
-from pml_cli.stats import Proportion
+from pml_cli.analysis import first_failures
+from pml_cli.analysis.first_failures import (
+    MIN_FAILURES,
+    Correlation,
+    FailureAgreement,
+    FailureConcentration,
+)
+from pml_cli.analysis.trajectories import FIRST_BIN_ABOVE, THRESHOLD
+from pml_cli.analysis.transition import TransitionSummary, violations_by_dtype
+from pml_cli.format import counted, number, percent
+from pml_cli.report.tables.layout import plain_table
+from pml_cli.stats import MIN_CLUSTERS, Proportion
 
-LISTED = 20  # violations shown one by one
-TEXTS = 3  # whose first failures are shown
-BETWEEN = (
-    "Only logged steps are seen: a token that crossed p = 0.5 twice between two of them did not cross for this report, and "
-    "a step of crossing is the first logged one after it."
+MAX_VIOLATIONS = 20
+MAX_TEXTS = 3
+ONLY_LOGGED_STEPS = (
+    "Only logged steps are observed: a token that crosses p = 0.5 twice between two of them does "
+    "not count as crossing, and the step of a crossing is the first logged step after it."
+)
+SURVIVAL_NOTE = (
+    "half by step: half of the tokens are above p = 0.5 for good; fell back, lost: of the tokens "
+    "once above, those that came back below, and those that are below at the end"
 )
 
 
-def precision_table(groups: Sequence[Phases]) -> RenderableType:
-    """The exact line at p = 0.5, by the model's number format, and every offender that there is room for."""
-    table = _table(
-        "dtype", "runs", "tokens", "p > 0.5", "not decoded", "p <= 0.5", "decoded", left=("dtype",)
+def violation_report(groups: Sequence[TransitionSummary]) -> RenderableType:
+    """Whether p > 0.5 sufficed, by the dtype of the model, and the violations one by one."""
+    table = plain_table(
+        "dtype",
+        "runs",
+        "tokens",
+        "p > 0.5",
+        "not decoded",
+        "p <= 0.5",
+        "decoded",
+        text=["dtype"],
     )
-    counts = precision(pd.concat([group.cells for group in groups]))
-    rows = [{str(name): value for name, value in row.items()} for row in counts.to_dict("records")]
-    for row in rows:
-        numbers = [
-            row[k] for k in ("runs", "logged", "above", "violations", "below", "below_right")
-        ]
-        table.add_row(str(row["dtype"]), *(f"{value:,}" for value in numbers))
-    lines: list[RenderableType] = [
-        Text("Does p > 0.5 suffice? Logged tokens, teacher-forced", style="bold"), table,
-    ]  # fmt: skip
-    for row in rows:
-        lines.append(Text(_verdict(row), style="yellow" if row["violations"] else "green"))
-    offenders = [bad for group in groups for bad in group.offenders]
-    if offenders:
-        lines += [Text(""), _offenders(offenders)]
-    return Group(*lines)
+    by_dtype = violations_by_dtype(pd.concat([group.cells for group in groups]))
+    columns = ["runs", "logged", "above", "violations", "below", "below_right"]
+    verdicts: list[RenderableType] = []
+    for row in by_dtype.to_dict("records"):
+        counts = [f"{row[name]:,}" for name in columns]
+        table.add_row(str(row["dtype"]), *counts)
+        style = "yellow" if row["violations"] else "green"
+        verdicts.append(Text(_verdict(row), style=style))
+
+    title = Text("Does p > 0.5 suffice? Logged tokens, teacher-forced", style="bold")
+    violations = [violation for group in groups for violation in group.violations]
+    if not violations:
+        return Group(title, table, *verdicts)
+    return Group(title, table, *verdicts, Text(""), _violation_table(violations))
 
 
-def _verdict(row: dict[str, Any]) -> str:
-    share = 100 * row["below_right"] / row["below"] if row["below"] else math.nan
-    worst, least = _p(row["highest_wrong"]), _p(row["lowest_right"])
-    edges = f"the highest p of a wrong token is {worst}, the lowest of a right one {least}"
-    more = f"not necessary: {share:.1f} % of the tokens at p <= 0.5 are decoded; {edges}."
-    if row["violations"]:
-        return (
-            f"{row['dtype']}: {row['violations']:,} violations. Exact arithmetic has none: look at margin and nll below for "
-            f"ties and rounding. {more[0].upper()}{more[1:]}"
-        )
-    return f"{row['dtype']}: sufficient, no violation in {row['above']:,} tokens; {more}"
+def _verdict(row: dict[Any, Any]) -> str:
+    """Whether p > 0.5 was sufficient and necessary under one dtype.
 
-
-def _offenders(rows: list[dict[str, Any]]) -> RenderableType:
-    table = _table(
-        "step", "sample", "position", "p", "margin", "nll", "token", "picked", "run", left=("run",)
+    Args:
+        row: of `violations_by_dtype`.
+    """
+    share_below = 100 * row["below_right"] / row["below"] if row["below"] else math.nan
+    necessity = (
+        f"not necessary: {share_below:.1f} % of the tokens at p <= 0.5 are decoded; the highest p "
+        f"of a wrong token is {_probability(row['highest_wrong'])}, the lowest of a right one "
+        f"{_probability(row['lowest_right'])}."
     )
-    for row in rows[:LISTED]:
+    if not row["violations"]:
+        sufficient = f"sufficient, no violation in {row['above']:,} tokens"
+        return f"{row['dtype']}: {sufficient}; {necessity}"
+
+    plural = "" if row["violations"] == 1 else "s"
+    return (
+        f"{row['dtype']}: {row['violations']:,} violation{plural}. Exact arithmetic has none: the "
+        f"margin and nll below show ties and rounding. {necessity[0].upper()}{necessity[1:]}"
+    )
+
+
+def _probability(value: float) -> str:
+    if math.isnan(value):
+        return "none"
+    return f"{value:.4f}" if value > 0.001 else f"{value:.1e}"
+
+
+def _violation_table(violations: list[dict[str, Any]]) -> RenderableType:
+    table = plain_table(
+        "step",
+        "sample",
+        "position",
+        "p",
+        "margin",
+        "nll",
+        "token",
+        "picked",
+        "run",
+        text=["run"],
+    )
+    for row in violations[:MAX_VIOLATIONS]:
         table.add_row(
-            *(str(row[k]) for k in ("step", "sample", "position")), f"{row['p']:.7f}", f"{row['margin']:.2e}",
-            f"{row['nll']:.6f}", str(row["token_id"]), str(row["argmax_id"]), str(row["id"]),
-        )  # fmt: skip
-    more = [Text(f"and {len(rows) - LISTED} more in violations.csv")] if len(rows) > LISTED else []
-    return Group(table, *more)
-
-
-def group_view(group: Phases) -> RenderableType:
-    """One group: recall by p, stubborn tokens against failures, loss against recall, the wait by rank."""
-    texts = group.cells["cluster"].nunique()
-    head = f"{len(group.cells)} runs, {group.cells['logged'].sum():,} logged tokens, {texts} texts and lengths"
-    return Group(
-        Text(group.name, style="bold"), Text(head), Text(""), _recall_table(group), Text(""),
-        *map(Text, failure_lines(group)), Text(""), *map(Text, loss_lines(group)), Text(""), _wait_table(group.by_rank),
-    )  # fmt: skip
-
-
-def _recall_table(group: Phases) -> RenderableType:
-    """Recall in the bins of p below 0.5, and above it in one where nothing was decoded wrongly."""
-    table = _table("p", "tokens", "decoded %", "95 % interval")
-    whole = group.above.successes == group.above.trials
-    bins = group.recall.head(HALF) if whole else group.recall
-    rows = [
-        (
-            b["low_p"],
-            b["high_p"],
-            Proportion(successes=b["right"], trials=b["tokens"], low=b["low"], high=b["high"]),
+            str(row["step"]),
+            str(row["sample"]),
+            str(row["position"]),
+            f"{row['p']:.7f}",
+            f"{row['margin']:.2e}",
+            f"{row['nll']:.6f}",
+            str(row["token_id"]),
+            str(row["argmax_id"]),
+            str(row["id"]),
         )
-        for b in bins.to_dict("records")
-    ]
-    for low, high, share in [*rows, *([(0.5, 1.0, group.above)] if whole else [])]:
-        if share.trials:
+    not_shown = len(violations) - MAX_VIOLATIONS
+    if not_shown <= 0:
+        return table
+    return Group(table, Text(f"and {not_shown} more in violations.csv"))
+
+
+def group_report(group: TransitionSummary) -> RenderableType:
+    """One group: recall by p, stubborn tokens against failures, loss against recall, survival."""
+    runs = counted(len(group.cells), "run")
+    logged = group.cells["logged"].sum()
+    clusters = group.cells["cluster"].nunique()
+    return Group(
+        Text(group.name, style="bold"),
+        Text(f"{runs}, {logged:,} logged tokens, {counted(clusters, 'cluster')} (text and length)"),
+        Text(""),
+        _recall_table(group),
+        Text(""),
+        *map(Text, failure_lines(group)),
+        Text(""),
+        *map(Text, loss_lines(group)),
+        Text(""),
+        _survival_table(group.survival_by_rank),
+    )
+
+
+def _recall_table(group: TransitionSummary) -> RenderableType:
+    """Recall in the bins of p; above 0.5 in a single one where every token there was decoded."""
+    table = plain_table("p", "tokens", "decoded %", "95 % interval")
+
+    def add_row(low_p: float, high_p: float, recall: Proportion) -> None:
+        if recall.trials:
+            bounds = f"{low_p:.2f} to {high_p:.2f}"
             table.add_row(
-                f"{low:.2f} to {high:.2f}", f"{share.trials:,}", _percent(share.value), _span(share)
+                bounds, f"{recall.trials:,}", percent(recall.value), _interval_text(recall)
             )
-    return Group(
-        table, Text(f"At p <= 0.5 {_share(group.below)} of the tokens are decoded all the same.")
-    )
 
-
-def failure_lines(group: Phases) -> list[str]:
-    """Earliest stubborn position against first failure, and where first failures gather."""
-    a, found = group.agreement, group.gathering
-    sequences = len(group.sequences)
-    lines = [
-        f"Of {sequences} sequences {a.neither} have no stubborn token at the end, {a.no_failure} have some and no failure, "
-        f"{a.both.n} have both.",
-        f"Earliest stubborn against first failure: {_rho(a.both)} over those with both (chance {_plain(a.chance)}: wrong "
-        "tokens at random among the stubborn ones);",
-        f"{_rho(a.censored)} over all, the length standing for what never came.",
-    ]
-    if a.both.n:
-        lines.append(
-            f"The earliest stubborn token is the first failure in {_of(a)}; median distance {a.gap:g} tokens."
+    all_decoded = group.recall_above.successes == group.recall_above.trials
+    bins = group.recall_by_p.head(FIRST_BIN_ABOVE) if all_decoded else group.recall_by_p
+    for row in bins.to_dict("records"):
+        recall = Proportion(
+            successes=row["right"], trials=row["tokens"], low=row["low"], high=row["high"]
         )
-    if not found.failures:
-        return [*lines, "First failures: too few of one text to say where they gather."]
-    lines.append(
-        f"First failures: {100 * found.share:.0f} % lie at the most common position of their text (chance "
-        f"{100 * found.chance:.0f} %, p {_p_value(found.p)}; wrong tokens anywhere), over {len(found.texts)} texts."
-    )
-    for row in found.texts.head(TEXTS).to_dict("records"):
-        sample = f", sample {row['sample']}" if group.sequences["sample"].nunique() > 1 else ""
+        add_row(row["low_p"], row["high_p"], recall)
+    if all_decoded:
+        add_row(THRESHOLD, 1.0, group.recall_above)
+
+    below = _proportion_text(group.recall_below)
+    return Group(table, Text(f"At p <= 0.5 {below} of the tokens are decoded all the same."))
+
+
+def failure_lines(group: TransitionSummary) -> list[str]:
+    """Earliest stubborn position against first failure, and the concentration of first failures."""
+    several_samples = group.sequences["sample"].nunique() > 1
+    return [
+        *_agreement_lines(group.agreement, len(group.sequences)),
+        *_concentration_lines(group.concentration, several_samples),
+    ]
+
+
+def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
+    both = agreement.both.n
+    lines = [
+        f"Of {counted(sequences, 'sequence')}, {agreement.neither} without a stubborn token at the "
+        f"end, {agreement.no_failure} with stubborn tokens and no failure, {both} with both.",
+        "Earliest stubborn position against first failure: "
+        f"{correlation_text(agreement.both)} over the sequences with both (by chance "
+        f"{number(agreement.chance, '.3f')}: wrong tokens at random among the stubborn ones); "
+        f"{correlation_text(agreement.censored)} over all, with the length in place of what does "
+        "not occur.",
+    ]
+    if both:
+        share = 100 * agreement.same / both
         lines.append(
-            f"  text {row['data_seed']:g}{sample}: {row['count']} of {row['failures']} at position {row['position']} "
-            f"({100 * row['share']:.0f} %, chance {100 * row['chance']:.0f} %, p {_p_value(row['p'])})"
+            f"The earliest stubborn token is the first failure in {agreement.same} of {both} "
+            f"({share:.0f} %); median distance {agreement.gap:g} tokens."
         )
     return lines
 
 
-def loss_lines(group: Phases) -> list[str]:
-    """The mean loss against recall, and what follows the first failure."""
-    m = group.misled
+def _concentration_lines(concentration: FailureConcentration, several_samples: bool) -> list[str]:
+    if not concentration.failures:
+        return [f"First failures: no text has {MIN_FAILURES}, too few for a common position."]
+
     lines = [
-        f"Loss against recall: of the cells with a mean loss below ln 2, {_share(m['low_loss_not_verbatim'])} are not "
-        f"verbatim; of those above, {_share(m['high_loss_verbatim'])} are. Loss and recall disagree in "
-        f"{_share(m['either'])} of all cells; {_share(m['stubborn_verbatim'])} of the verbatim ones keep a stubborn token.",
+        f"First failures: {100 * concentration.share:.0f} % lie at the most common position of their text "
+        f"(by chance {100 * concentration.chance:.0f} %, p {_p_value(concentration.p)}; wrong tokens anywhere), "
+        f"over {counted(len(concentration.texts), 'text')}."
     ]
-    if group.rest["free"].trials:
+    for row in concentration.texts.head(MAX_TEXTS).to_dict("records"):
+        sample = f", sample {row['sample']}" if several_samples else ""
         lines.append(
-            f"Behind the first failure free decoding is right in {_share(group.rest['free'])} of the tokens, teacher-forced "
-            f"in {_share(group.rest['forced'])}."
+            f"  text {row['data_seed']:g}{sample}: {row['count']} of {row['failures']} at position "
+            f"{row['position']} ({100 * row['share']:.0f} %, by chance "
+            f"{100 * row['chance']:.0f} %, p {_p_value(row['p'])})"
         )
     return lines
 
 
-def _wait_table(waits: pd.DataFrame) -> RenderableType:
-    """By rank, all lengths together."""
-    table = _table(
+def loss_lines(group: TransitionSummary) -> list[str]:
+    """The mean loss against verbatim recall, and the accuracy behind the first failure."""
+    shares = {name: _proportion_text(value) for name, value in group.loss_against_recall.items()}
+    lines = [
+        f"Loss against recall: of the cells with a mean loss below ln 2, "
+        f"{shares['low_loss_not_verbatim']} are not verbatim; of those above, "
+        f"{shares['high_loss_verbatim']} are. Loss and recall disagree in {shares['either']} of "
+        f"all cells; {shares['stubborn_verbatim']} of the verbatim ones keep a stubborn token."
+    ]
+    free = group.behind_failure["free"]
+    if free.trials:
+        forced = _proportion_text(group.behind_failure["forced"])
+        lines.append(
+            f"Behind the first failure, free decoding is right in {_proportion_text(free)} of the "
+            f"tokens, teacher forcing in {forced}."
+        )
+    return lines
+
+
+def _survival_table(by_rank: pd.DataFrame) -> RenderableType:
+    table = plain_table(
         "rank", "tokens", "above at end %", "half by step", "fell back %", "lost %", "falls"
     )
-    for row in waits.to_dict("records"):
-        step = "-" if math.isnan(row["median_step"]) else f"{row['median_step']:.0f}"
-        shares = [_percent(row[f"{name}_share"]) for name in ("above", "fell", "lost")]
+    for row in by_rank.to_dict("records"):
         table.add_row(
             f"{row['rank']}",
             f"{row['tokens']:,}",
-            shares[0],
-            step,
-            shares[1],
-            shares[2],
+            percent(row["above_share"]),
+            number(row["median_step"], ".0f"),
+            percent(row["fell_share"]),
+            percent(row["lost_share"]),
             f"{row['falls']:,}",
         )
-    note = (
-        "half by step: half of the tokens are above p = 0.5 for good; fell back, lost: of the tokens once above, those that "
-        "came back below, and those that are below at the end"
+    title = Text("How long tokens stay stubborn, all lengths together", style="bold")
+    return Group(title, table, Text(SURVIVAL_NOTE, style="dim"))
+
+
+def correlation_text(correlation: Correlation) -> str:
+    """rho with its interval, or why there is none."""
+    if math.isnan(correlation.rho):
+        return f"no rho ({correlation_problem(correlation)})"
+    if math.isnan(correlation.low):
+        return f"rho {correlation.rho:.3f} ({correlation_problem(correlation) or 'no interval'})"
+    interval = (
+        f"95 % {correlation.low:.3f} to {correlation.high:.3f}, {correlation.clusters} clusters"
     )
-    return Group(
-        Text("How long tokens stay stubborn, all lengths together", style="bold"),
-        table,
-        Text(note, style="dim"),
-    )
+    return f"rho {correlation.rho:.3f} ({interval})"
 
 
-def _of(a: Agreement) -> str:
-    return f"{a.same} of {a.both.n} ({100 * a.same / a.both.n:.0f} %)"
+def correlation_problem(correlation: Correlation) -> str:
+    """Why there is no rho or no interval, in words; empty where there are both."""
+    texts = {
+        "": "",
+        first_failures.TOO_FEW_SEQUENCES: counted(correlation.n, "sequence"),
+        first_failures.CONSTANT: "one of the two never varies",
+        first_failures.NO_DRAWS: "no interval: draws=0",
+        first_failures.TOO_FEW_CLUSTERS: (
+            f"no interval: {counted(correlation.clusters, 'cluster')} (text and length), at least "
+            f"{MIN_CLUSTERS} needed"
+        ),
+    }
+    return texts[correlation.problem]
 
 
-def _rho(found: Correlation) -> str:
-    if math.isnan(found.rho):
-        return f"no rho ({found.reason})"
-    if math.isnan(found.low):
-        return f"rho {found.rho:.3f} ({found.reason})"
-    return (
-        f"rho {found.rho:.3f} (95 % {found.low:.3f} to {found.high:.3f}, {found.clusters} clusters)"
-    )
-
-
-def _share(share: Proportion) -> str:
-    if not share.trials:
+def _proportion_text(proportion: Proportion) -> str:
+    if not proportion.trials:
         return "none (of 0)"
-    return f"{_percent(share.value)} % ({_span(share)}; {share.successes:,} of {share.trials:,})"
+    counts = f"{proportion.successes:,} of {proportion.trials:,}"
+    return f"{percent(proportion.value)} % ({_interval_text(proportion)}; {counts})"
 
 
-def _span(share: Proportion) -> str:
-    return f"{_percent(share.low)} to {_percent(share.high)}"
+def _interval_text(proportion: Proportion) -> str:
+    return f"{percent(proportion.low)} to {percent(proportion.high)}"
 
 
-def _percent(value: float) -> str:
-    """Never rounded up to 100 or down to 0."""
-    if math.isnan(value):
-        return "-"
-    shown = f"{100 * value:.1f}"
-    if shown == "100.0" and value < 1:
-        return f"{math.floor(1e4 * value) / 100:.2f}"
-    return f"{100 * value:.1g}" if shown == "0.0" and value > 0 else shown
-
-
-def _p(value: float) -> str:
-    return "none" if math.isnan(value) else f"{value:.4f}" if value > 0.001 else f"{value:.1e}"
-
-
-def _p_value(value: float) -> str:
-    return f"< {value:.1g}" if value <= 0.0015 else f"{value:.2g}"
-
-
-def _plain(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _table(*names: str, left: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in names:
-        table.add_column(
-            name, justify="left" if name in left else "right", no_wrap=name not in left
-        )
-    return table
+def _p_value(p: float) -> str:
+    return f"< {p:.1g}" if p <= 0.0015 else f"{p:.2g}"

@@ -1,4 +1,4 @@
-"""Composition: what is asked for arrives typed, each cell once; what cannot be read is refused on one line."""
+"""Requests: what is asked for arrives typed, each cell once; what cannot be read is refused on one line."""
 
 import time
 from pathlib import Path
@@ -9,12 +9,12 @@ from hydra.core.global_hydra import GlobalHydra
 
 from pml_cli.config import option_files
 from pml_cli.config import sweep_file as grids
-from pml_cli.config.compose import load, load_report
 from pml_cli.config.dump import describe, to_yaml
 from pml_cli.config.grid import MAX_CELLS
 from pml_cli.config.load import option_settings
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.reports import Fit, Transition
+from pml_cli.config.request import load, load_report
 from pml_cli.config.schema import LinearAdapter, Run
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.random import RandomData
@@ -110,6 +110,8 @@ def test_all_combinations_in_the_order_asked_for():
         ("range(1,4)", [1, 2, 3]),
         ("choice(3,1)", [3, 1]),
         ("range(9,1,-4)", [9, 5]),
+        ("range(1,8,3)", [1, 4, 7]),
+        ("range(1,7,3)", [1, 4]),
         ("sort(3,1,2)", [1, 2, 3]),
         ("4,4,8", [4, 8]),
         ("'5'", [5]),

@@ -1,0 +1,196 @@
+"""From a command line to a typed request: every cell of a sweep, or the settings of a report.
+
+All faults are collected and named at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pml_cli.config import sweep_file
+from pml_cli.config.compose import compose_root, distinct, hydra_session, parse
+from pml_cli.config.convert import typed_settings
+from pml_cli.config.grid import Grid, OptionSet, OptionSetOf, RootSettings, expand_grid
+from pml_cli.config.option_files import root_file, shipped, split_known
+from pml_cli.config.registry import GROUPS
+from pml_cli.config.reports import REPORTS, ReportSettings
+from pml_cli.config.schema import Request, Run
+from pml_cli.config.setting import written
+from pml_cli.errors import UserError, raise_all
+
+# The key of conf/memft.yaml that lists the losses to compare. It is no setting of a run.
+COMPARE = "compare"
+
+
+def load(
+    command: str, overrides: list[str], file: Path | None = None, config_dir: Path | None = None
+) -> Request:
+    """What `pml COMMAND OVERRIDES` asks for: every cell typed and checked.
+
+    Args:
+        command: probe, sweep or memft; the root file is conf/COMMAND.yaml.
+        overrides: as on the command line; they win over the file's keys.
+        file: a sweep file, or the name of a shipped one.
+        config_dir: a folder laid out like conf/, looked up first.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    _check_folder(config_dir)
+    overridden, lines = parse(overrides, config_dir)
+    grids = [overridden]
+    if file is not None:
+        file_grids, file_lines = _read_grids(file, config_dir)
+        grids = [grid | overridden for grid in file_grids]
+        lines += file_lines
+    if command == "memft" and not all("loss" in grid for grid in grids):
+        losses, unknown = split_known("loss", _compared_losses(config_dir), config_dir)
+        grids = [{"loss": losses, **grid} for grid in grids]
+        lines += unknown
+
+    swept = _swept(grids)
+    lines += _single_value_faults(command, grids, swept)
+    with hydra_session(config_dir):
+        cells, cell_lines = expand_grid(grids, _option_sets(command))
+    lines += cell_lines
+    if cells:
+        lines += _device_faults(cells)
+    raise_all(lines)
+    return _request(cells, swept)
+
+
+def load_report(
+    command: str, overrides: list[str], config_dir: Path | None = None
+) -> ReportSettings:
+    """The settings of a command that reads finished runs: no groups, one value a key.
+
+    Args:
+        command: one of `REPORTS`.
+        overrides: as on the command line.
+        config_dir: a folder whose COMMAND.yaml, if there is one, holds other defaults.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    _check_folder(config_dir)
+    overridden, lines = parse(overrides, config_dir, groups=())
+
+    defaults: dict[str, Any] = {}
+    if root_file(command, config_dir) is not None:
+        with hydra_session(config_dir):
+            defaults, _ = compose_root(command, [])
+
+    values = {key: [value] for key, value in defaults.items()} | overridden
+    settings, value_lines = typed_settings(REPORTS[command], values)
+    raise_all([*lines, *value_lines])
+    return settings
+
+
+def _check_folder(config_dir: Path | None) -> None:
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such folder")
+
+
+def _read_grids(file: Path, config_dir: Path | None) -> tuple[list[Grid], list[str]]:
+    """The grids of a sweep file, and what is wrong with it."""
+    try:
+        mappings = sweep_file.read(file)
+    except UserError as error:
+        # An empty grid lets the command line be checked as well.
+        return [{}], error.faults
+
+    grids: list[Grid] = []
+    lines: list[str] = []
+    for mapping in mappings:
+        grid, grid_lines = _file_grid(mapping, file, config_dir)
+        grids.append(grid)
+        lines += grid_lines
+    return grids, lines
+
+
+def _file_grid(
+    mapping: dict[str, Any], file: Path, config_dir: Path | None
+) -> tuple[Grid, list[str]]:
+    """One grid of a sweep file: texts are in Hydra's grammar, lists are swept."""
+    texts = {key: value for key, value in mapping.items() if isinstance(value, str)}
+    parsed, lines = parse([f"{key}={text}" for key, text in texts.items()], config_dir)
+
+    grid: Grid = {}
+    for key, value in mapping.items():
+        if key in parsed:
+            grid[key] = parsed[key]
+        elif value == []:
+            lines.append(f"{file}: {key}: no values")
+        elif key not in texts:
+            grid[key] = distinct(value) if isinstance(value, list) else [value]
+            if key in GROUPS:
+                grid[key], unknown = split_known(key, grid[key], config_dir)
+                lines += unknown
+    return grid, lines
+
+
+def _compared_losses(config_dir: Path | None) -> list[Any]:
+    """The losses that `pml memft` compares where the user names none."""
+    ours = shipped("conf") / "memft.yaml"
+    mapping = sweep_file.read_mapping(root_file("memft", config_dir) or ours)
+    if COMPARE not in mapping:
+        mapping = sweep_file.read_mapping(ours)
+    return list(mapping[COMPARE])
+
+
+def _swept(grids: list[Grid]) -> list[str]:
+    """The keys that have several values, within a grid or between grids."""
+    swept = []
+    for key in dict.fromkeys(key for grid in grids for key in grid):
+        differs = any(grid.get(key) != grids[0].get(key) for grid in grids)
+        if differs or any(len(grid.get(key, [])) > 1 for grid in grids):
+            swept.append(key)
+    return swept
+
+
+def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> Iterator[str]:
+    """A line for each key that was given several values and takes one."""
+    if command == "probe" and swept:
+        values = ",".join(map(written, grids[0][swept[0]]))
+        yield f"{swept[0]}={values}: a probe is one run; for several values use `pml sweep`"
+    for key in swept:
+        if key.split(".")[0] in ("out", "launch"):
+            yield f"{key}: takes one value for the whole sweep"
+
+
+def _device_faults(cells: list[RootSettings]) -> Iterator[str]:
+    """A line for each GPU by number, where processes are given one each and see no other."""
+    launch = cells[0].launch
+    if not launch.assigns_devices:
+        return
+    devices = dict.fromkeys(cell.model.device for cell in cells)
+    for device in devices:
+        if ":" in device:
+            allowed = "auto, cpu or cuda"
+            yield f"model.device={device}: must be {allowed} with launch={launch.kind}"
+
+
+def _request(cells: list[RootSettings], swept: list[str]) -> Request:
+    names = [field.name for field in fields(Run)]
+    runs = [Run(**{name: getattr(cell, name) for name in names}) for cell in cells]
+    out = Path(cells[0].out).expanduser()
+    return Request(runs=runs, out=out, launch=cells[0].launch, swept=swept)
+
+
+def _option_sets(command: str) -> OptionSetOf:
+    """Composes the option sets of a command, each combination of options once."""
+    composed: dict[tuple[tuple[str, str], ...], OptionSet] = {}
+
+    def option_set_of(chosen: dict[str, str]) -> OptionSet:
+        combination = tuple(sorted(chosen.items()))
+        if combination not in composed:
+            overrides = [f"{group}={option}" for group, option in combination]
+            tree, choices = compose_root(command, overrides, with_choices=True)
+            tree.pop(COMPARE, None)
+            composed[combination] = OptionSet(tree, choices)
+        return composed[combination]
+
+    return option_set_of

@@ -1,0 +1,178 @@
+"""What `pml lasting` measures: finished runs with their adapters and texts, and lasting.json.
+
+lasting.json has an entry for each run that was measured. Its `key` is a hash of all that the
+measurement depends on, so that a run is measured again only where that has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.load import read_run
+from pml_cli.config.reports import Lasting
+from pml_cli.data.opened import source_of, tokens_hash
+from pml_cli.errors import UserError
+from pml_cli.evaluation.conditions import CONDITIONS
+from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
+from pml_cli.evaluation.subject import EvalRun
+from pml_cli.runs.folder import RunFolder
+
+FORMAT = 1  # of lasting.json
+
+# What an entry has of result.json.
+RUN_FIELDS = [
+    "id",
+    "folder",
+    "model",
+    "data",
+    "data_seed",
+    "adapter",
+    "layer",
+    "loss",
+    "setting",
+    "rank",
+    "seqlen",
+    "target_tokens",
+    "samples",
+    "seed",
+    "lr",
+    "steps",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastingRun:
+    """One finished run, and all that its measurement depends on."""
+
+    fields: dict[str, Any]
+    """RUN_FIELDS of result.json."""
+
+    subject: EvalRun
+    key: str
+    """A hash of the adapter, texts, conditions and settings."""
+
+    def is_measured(self, entries: dict[str, Any]) -> bool:
+        """Whether the entries of lasting.json (by run id) hold this very measurement."""
+        entry = entries.get(self.fields["id"], {})
+        return bool(entry.get("key") == self.key)
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """The entries of a lasting.json by run id; none where it is missing or of another format.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["format"] != FORMAT:
+            return {}
+        return {entry["id"]: entry for entry in content["runs"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not readable ({error}); delete it to measure anew") from error
+
+
+def measurable_runs(runs: pd.DataFrame, settings: Lasting) -> tuple[list[LastingRun], list[str]]:
+    """Every run with its samples and texts, and the faults of those that cannot be measured.
+
+    Args:
+        runs: rows of result.json, with `folder`.
+
+    Returns:
+        The runs that can be measured, and one line for each distinct fault.
+    """
+    columns = list(dict.fromkeys([*runs.columns, *RUN_FIELDS]))
+    distinct = runs.drop_duplicates("id").reindex(columns=columns)
+    pools: dict[CacheKey, dict[str, Pool]] = {}
+
+    measurable: list[LastingRun] = []
+    faults: list[str] = []
+    for row in distinct.to_dict("records"):
+        fields = {name: _json_value(row[name]) for name in RUN_FIELDS}
+        try:
+            measurable.append(_lasting_run(fields, settings, pools))
+        except UserError as error:
+            faults.append(str(error))
+    return measurable, list(dict.fromkeys(faults))
+
+
+def _json_value(value: Any) -> Any:
+    """A field of result.json as JSON holds it: pandas has nan for null."""
+    if isinstance(value, list):
+        return value
+    return None if pd.isna(value) else value
+
+
+def _lasting_run(
+    fields: dict[str, Any], settings: Lasting, pools: dict[CacheKey, dict[str, Pool]]
+) -> LastingRun:
+    """One run.
+
+    Args:
+        pools: of each model the texts by name; filled in where a model is new.
+
+    Raises:
+        UserError: the adapter is missing, or the data is not what the run was trained on.
+    """
+    path = Path(fields["folder"])
+    folder = RunFolder(path.parent, path.name)
+    weights = folder.adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(
+            f"{folder.path}: no adapter/ in this run's folder, so there is nothing to measure"
+        )
+
+    run = read_run(folder.config)
+    environment = _read_environment(folder)
+    samples = source_of(run).take(run.seqlen)
+    if tokens_hash(samples) != environment["tokens"]:
+        raise UserError(
+            f"{folder.path}: its data is no longer what it was trained on ({run.data.source})"
+        )
+
+    model = CacheKey(run.model)
+    if model not in pools:
+        pools[model] = {
+            "text": text_pool(run.model, settings.text),
+            "random": random_pool(run.model, settings.tokens),
+        }
+    avoided = learned(run, samples)
+    texts = {name: pool.apart_from(avoided, settings.tokens) for name, pool in pools[model].items()}
+
+    subject = EvalRun(
+        fields["id"], run, samples, folder.adapter, environment["base_weights"], texts
+    )
+    key = _measurement_key(weights, settings, list(pools[model].values()))
+    return LastingRun(fields=fields, subject=subject, key=key)
+
+
+def _read_environment(folder: RunFolder) -> dict[str, Any]:
+    """`tokens` and `base_weights` of env.json."""
+    try:
+        environment = json.loads(folder.env.read_text("utf-8"))
+        return {name: environment[name] for name in ("tokens", "base_weights")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.env}: not readable ({error}); train this run again") from error
+
+
+def _measurement_key(weights: Path, settings: Lasting, pools: Sequence[Pool]) -> str:
+    """A hash of all that decides the measurement of one run."""
+    content = [
+        FORMAT,
+        [condition.name for condition in CONDITIONS],
+        settings.tokens,
+        settings.decode,
+        [pool.hash for pool in pools],
+        hashlib.sha256(weights.read_bytes()).hexdigest(),
+    ]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]

@@ -1,0 +1,100 @@
+"""The files of `pml lasting`: lasting.csv, lasting.json, and figures.
+
+lasting.json, format 1: `settings`, `conditions` (name: meaning), `groups` (`mean_table`),
+`comparison` (`sft_comparison`), and `runs`, an entry for each run as it was measured.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pml_cli.config.reports import Lasting
+from pml_cli.evaluation.conditions import CONDITIONS
+from pml_cli.evaluation.lasting_runs import FORMAT
+from pml_cli.io import write_csv, write_json
+from pml_cli.report.figures.registry import write_figure
+
+
+def report_content(
+    entries: Sequence[dict[str, Any]],
+    settings: Lasting,
+    means: pd.DataFrame,
+    comparison: pd.DataFrame,
+) -> dict[str, Any]:
+    """lasting.json.
+
+    Args:
+        entries: of each run as it was measured.
+        means: `deployment.mean_table`.
+        comparison: `deployment.sft_comparison`.
+    """
+    return {
+        "format": FORMAT,
+        "settings": {
+            "text": settings.text,
+            "tokens": settings.tokens,
+            "decode": settings.decode,
+        },
+        "conditions": {condition.name: condition.meaning for condition in CONDITIONS},
+        "groups": _records(means),
+        "comparison": _records(comparison),
+        "runs": list(entries),
+    }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for JSON; what is missing is null."""
+    rows = table.astype(object).where(table.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+
+def write(
+    out: Path,
+    content: dict[str, Any],
+    other_entries: Sequence[dict[str, Any]],
+    table: pd.DataFrame,
+    *,
+    figures: bool,
+) -> list[str]:
+    """Write the files of the report.
+
+    Args:
+        content: from `report_content`.
+        other_entries: earlier measurements of runs that this report does not cover; they stay in
+            lasting.json.
+        table: `deployment.measurement_table`.
+        figures: whether to draw.
+
+    Returns:
+        The names of the files.
+    """
+    write_json(out / "lasting.json", {**content, "runs": [*content["runs"], *other_entries]})
+    write_csv(out / "lasting.csv", table)
+    names = ["lasting.csv", "lasting.json"]
+    return [*names, *write_figures(out, table)] if figures else names
+
+
+def write_figures(out: Path, table: pd.DataFrame) -> list[str]:
+    """The figure of each model, kind of data and adapter.
+
+    Args:
+        table: `deployment.measurement_table`.
+
+    Returns:
+        The names of the files.
+    """
+    from pml_cli.report.figures.lasting import lasting_figure
+
+    groups = list(table.groupby(["model", "data", "adapter"]))
+    names: list[str] = []
+    for key, group in groups:
+        stem = "lasting"
+        if len(groups) > 1:
+            stem = re.sub(r"[:/]", "-", "-".join(["lasting", *map(str, key)]))
+        names += write_figure(out / stem, lasting_figure(group))
+    return names

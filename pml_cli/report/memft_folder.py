@@ -1,0 +1,73 @@
+"""The files of `pml memft` beside the runs: comparison.csv, ranks.csv, and figures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from pml_cli.analysis.paired import (
+    BEST_RATES,
+    SOURCE,
+    UNEQUAL_BUDGET,
+    at_best_rates,
+    comparable_runs,
+)
+from pml_cli.io import write_csv
+
+
+def write_tables(out: Path, comparison: pd.DataFrame, ranks: pd.DataFrame) -> list[Path]:
+    """comparison.csv, and ranks.csv where there are thresholds.
+
+    Args:
+        comparison: from `paired.compare`.
+        ranks: from `rank_thresholds.rank_table`.
+
+    Returns:
+        The paths written.
+    """
+    tables = {"comparison": comparison}
+    if len(ranks):
+        tables["ranks"] = ranks
+    for name, table in tables.items():
+        write_csv(out / f"{name}.csv", table)
+    return [out / f"{name}.csv" for name in tables]
+
+
+def write_figures(
+    out: Path, runs: pd.DataFrame, comparison: pd.DataFrame, ranks: pd.DataFrame
+) -> list[Path]:
+    """The figures of each model and kind of data: `memft`, and `ranks` for several lengths.
+
+    Args:
+        runs: rows of result.json.
+        comparison: from `paired.compare`.
+        ranks: from `rank_thresholds.rank_table`.
+
+    Returns:
+        The paths written.
+    """
+    from pml_cli.report.figures.memft import accuracy_figure, rank_figure
+    from pml_cli.report.figures.registry import write_figure
+
+    runs = comparable_runs(runs)
+    at_best = bool((comparison["terms"] == BEST_RATES).any())
+    if at_best:
+        runs = at_best_rates(runs)
+
+    # At unequal budgets, the methods of one figure differ in steps and settings.
+    unequal = (comparison["terms"] == UNEQUAL_BUDGET).any()
+    shared = [key for key in SOURCE if key not in ("setting", "steps")] if unequal else SOURCE
+    differing = [key for key in shared if runs[key].nunique() > 1]
+
+    paths: list[Path] = []
+    for values, group in runs.groupby(shared):
+        named = "".join(f"-{group[key].iloc[0]}" for key in differing)
+        suffix = re.sub(r"[^A-Za-z0-9._=-]+", "-", named)
+        names = write_figure(out / f"memft{suffix}", accuracy_figure(group, at_best))
+        of_group = ranks[(ranks[shared] == list(values)).all(axis=1)]
+        if of_group["seqlen"].nunique() > 1:
+            names += write_figure(out / f"ranks{suffix}", rank_figure(of_group))
+        paths += [out / name for name in names]
+    return paths
