@@ -84,7 +84,10 @@ def _measure_chunk(
         chunks.append(compared)
 
     values_4N = torch.cat(chunks, 1)
-    means = {name: layout.mean_by_cell(values_N) for name, values_N in zip(_MEANS, values_4N, strict=True)}
+    means = {
+        name: layout.mean_by_cell(values_N)
+        for name, values_N in zip(_MEANS, values_4N, strict=True)
+    }
     counts = layout.mask_KS.sum(1).tolist()
     return [
         {"tokens": int(count), **{name: float(mean_K[k]) for name, mean_K in means.items()}}

@@ -89,9 +89,7 @@ def measure(
             base_bf16 = load_model(dataclasses.replace(model, dtype="bfloat16"))
         for chunk in _chunks(base, group):
             results = _measure_chunk(base, base_bf16, chunk, decode_freely)
-            on_measured(
-                [(run, result) for (run, _), result in zip(chunk, results, strict=True)]
-            )
+            on_measured([(run, result) for (run, _), result in zip(chunk, results, strict=True)])
 
 
 def _check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:
@@ -155,16 +153,14 @@ def _measure_chunk(
     runs = [run for run, _ in chunk]
     bank = stack([bank for _, bank in chunk])
     samples = [run.samples for run in runs]
-    by_condition = _scores_by_condition(base, base_bf16, bank, samples)
-    scores_float32_head = score_cells(
-        base_bf16,
-        deploy(base_bf16, bank, BY_NAME[BF16]),
-        PackInputs(base_bf16, bank, samples),
-        float32_head(base_bf16),
-    )
+    inputs_bf16 = PackInputs(base_bf16, bank, samples)
+    by_condition = _scores_by_condition(base, base_bf16, bank, samples, inputs_bf16)
+
+    bank_bf16 = deploy(base_bf16, bank, BY_NAME[BF16])
+    scores_float32_head = score_cells(base_bf16, bank_bf16, inputs_bf16, float32_head(base_bf16))
     decoded: Sequence[list[list[int]] | None] = [None] * len(runs)
     if decode_freely and not base_bf16.stream:
-        decoded = decode(base_bf16, deploy(base_bf16, bank, BY_NAME[BF16]), samples)
+        decoded = decode(base_bf16, bank_bf16, samples)
 
     results: list[dict[str, Any]] = []
     for k, run in enumerate(runs):
@@ -176,9 +172,7 @@ def _measure_chunk(
         for condition in CONDITIONS:
             conditions.setdefault(condition.name, {"status": _reason(bank, condition)})
         conditions[BF16] |= free_decoding_row(run.samples, bf16, decoded[k])
-        offenders = violating_tokens(
-            run.samples, trained, bf16, scores_float32_head[k], decoded[k]
-        )
+        offenders = violating_tokens(run.samples, trained, bf16, scores_float32_head[k], decoded[k])
         results.append({"conditions": conditions, "offenders": offenders, "damage": {}})
 
     for name in TEXTS:
@@ -202,12 +196,14 @@ def _reason(bank: AdapterBank, condition: Condition) -> str:
 
 
 def _scores_by_condition(
-    base: SplitModel, base_bf16: SplitModel, bank: AdapterBank, cells: Sequence[Sequence[Sample]]
+    base: SplitModel,
+    base_bf16: SplitModel,
+    bank: AdapterBank,
+    cells: Sequence[Sequence[Sample]],
+    inputs_bf16: PackInputs,
 ) -> dict[str, list[Scores]]:
     """Scores of each cell under every condition that can be measured."""
     inputs = PackInputs(base, bank, cells)
-    inputs_bf16 = PackInputs(base_bf16, bank, cells)
-
     by_condition: dict[str, list[Scores]] = {}
     for condition in CONDITIONS:
         if not _is_measurable(base, bank, condition):
@@ -287,9 +283,7 @@ def free_decoding_row(
     }
 
 
-def _broken_promise(
-    scores: Scores, s: int, decoded: Sequence[int], sample: Sample
-) -> int | None:
+def _broken_promise(scores: Scores, s: int, decoded: Sequence[int], sample: Sample) -> int | None:
     """Index into the scores of a sample's first wrong token, if teacher forcing has it right with p > 0.5."""
     wrong = np.flatnonzero(np.array(decoded) != np.array(sample.target))
     if len(wrong) == 0:
@@ -330,7 +324,9 @@ def violating_tokens(
     for s, (tokens, sample) in enumerate(zip(decoded, samples, strict=True)):
         broken = _broken_promise(bf16, s, tokens, sample)
         if broken is not None:
-            cause = "decoding step by step with a cache rounds otherwise than one pass over the text"
+            cause = (
+                "decoding step by step with a cache rounds otherwise than one pass over the text"
+            )
             decoded_id = tokens[int(bf16.position[broken])]
             rows.append(_token_row(trained, bf16, broken, decoded_id, cause))
     return rows

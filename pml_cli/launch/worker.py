@@ -18,7 +18,8 @@ from pml_cli.config.dump import to_yaml
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import tokens_hash
 from pml_cli.errors import UserError, first_line
-from pml_cli.evaluation.result import controls, environment, recalled, result_of
+from pml_cli.evaluation.environment import environment
+from pml_cli.evaluation.result import extra_measures, result_of
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.packing import Pack, sparing
 from pml_cli.launch.signals import Signals, Stopped
@@ -188,9 +189,7 @@ class Worker:
 
         def finished(ended: list[Cell]) -> None:
             self.signals.training = False
-            extras = [
-                a | b for a, b in zip(recalled(base, ended), controls(base, ended), strict=True)
-            ]
+            extras = extra_measures(base, ended)
             spent = {"seconds": share(), "pack_size": len(pack)}
             for cell, extra in zip(ended, extras, strict=True):
                 planned = plans[id(cell)]
