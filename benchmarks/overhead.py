@@ -25,7 +25,7 @@ from pml_cli.commands import sweep
 from pml_cli.config.request import load
 from pml_cli.launch import queue, worker
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.throughput import Rates
+from pml_cli.launch.throughput import Throughput
 from pml_cli.training.checkpoint import Checkpoints
 
 RANKS, LENGTHS, STEPS = "range(1,11)", "range(40,140,10)", 200
@@ -45,11 +45,11 @@ PARTS = {
         (queue.Queue, "next"),
     ],
     "checkpoints": [(Checkpoints, "save"), (Checkpoints, "find")],
-    "records": [(worker.Worker, "_write"), (Rates, "note")],
+    "records": [(worker.Worker, "_write"), (Throughput, "record")],
     "results table": [(sweep, "finish")],
     "training": [(worker.Trainer, "train"), (worker.Trainer, "__init__")],
     "free decoding": [(worker, "recalled")],
-    "loading the model": [(worker, "load_base"), (worker, "check_places")],
+    "loading the model": [(worker, "load_model"), (worker, "check_places")],
 }
 
 

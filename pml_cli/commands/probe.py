@@ -14,7 +14,8 @@ from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 from pml_cli.launch.devices import packing
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.packing import Pack, check, make_packs
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check, make_packs
 from pml_cli.launch.signals import Signals, Stopped, import_worker
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.tables.probe import probe_table

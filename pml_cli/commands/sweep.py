@@ -19,7 +19,8 @@ from pml_cli.launch import slurm
 from pml_cli.launch.devices import packing
 from pml_cli.launch.executors import Launcher, last_words
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.packing import Pack, check, make_packs
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check, make_packs
 from pml_cli.launch.queue import Queue, SweepManifest, work
 from pml_cli.launch.signals import Signals, Stopped, held_back, import_worker
 from pml_cli.launch.status import living

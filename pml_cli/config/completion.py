@@ -1,7 +1,7 @@
 """Shell completion of `key=` and `group=option`, also after a comma (`model=tiny,q`).
 
-Bash splits words at "=", so it sends the pieces and takes back what follows the "="; the other shells pass whole words.
-Neither hydra nor a YAML reader is imported: a keystroke should cost little.
+Bash splits words at "=", so it sends the pieces and takes back what follows the "="; the other
+shells pass whole words. Neither hydra nor a YAML reader is imported, as every keystroke pays.
 """
 
 from __future__ import annotations
@@ -129,14 +129,17 @@ def _words(ctx: typer.Context, incomplete: str) -> tuple[list[str], str]:
     """The overrides before the cursor and the word at it, whole also in bash."""
     pieces = [str(piece) for piece in ctx.params.get("overrides") or ()]
     last = "=" if _in_bash() and _cursor_is_at_equals() else incomplete
-    words: list[str] = []
+    if not _in_bash():
+        return pieces, last
+
+    joined: list[str] = []
     for piece in [*pieces, last]:
-        continues = bool(words) and (piece == "=" or words[-1].endswith("="))
-        if continues and _in_bash():
-            words[-1] += piece
+        continues = bool(joined) and (piece == "=" or joined[-1].endswith("="))
+        if continues:
+            joined[-1] += piece
         else:
-            words.append(piece)
-    return words[:-1], words[-1]
+            joined.append(piece)
+    return joined[:-1], joined[-1]
 
 
 def _in_bash() -> bool:
@@ -144,10 +147,11 @@ def _in_bash() -> bool:
 
 
 def _cursor_is_at_equals() -> bool:
-    """Whether bash's cursor stands right behind "=": typer passes an empty word then, as after a space."""
-    words = os.environ["COMP_WORDS"].split("\n")
+    """Whether bash's cursor stands right behind "="."""
+    # Typer passes an empty word then, as after a space.
+    pieces = os.environ["COMP_WORDS"].split("\n")
     index = int(os.environ.get("COMP_CWORD", "0"))
-    return index < len(words) and words[index] == "="
+    return index < len(pieces) and pieces[index] == "="
 
 
 def _owners(typed: Sequence[str], word: str, config_dir: Path | None) -> Owners:
@@ -181,8 +185,8 @@ def _option_class(group: str, option: str, config_dir: Path | None) -> type[Any]
         file = option_file(group, name, config_dir)
         try:
             text = file.read_text("utf-8") if file else ""
-            found = dict(re.findall(r"^(source|kind): *(\w+)", text, re.MULTILINE))
-            return settings_class(group, found)
+            fields = dict(re.findall(r"^(source|kind): *(\w+)", text, re.MULTILINE))
+            return settings_class(group, fields)
         except (UserError, OSError, ValueError):
             continue
     return None

@@ -2,7 +2,8 @@
 
 The only module that imports hydra (1.3; pinned below 1.4). The grammar is `rank=4,8`, `range(1,9)`,
 `choice(a,b)`, `glob(*)` for groups, `group=option`. What Hydra accepts silently and is nearly
-always a slip is refused here: a key given twice (bash makes that of rank={4,8}), interval(), `+key`.
+always a slip is refused here: a key given twice (bash makes that of rank={4,8}), an interval,
+`+key`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.grid import RootSettings
+from pml_cli.config.option_set import RootSettings
 from pml_cli.config.reports import ReportSettings
 from pml_cli.config.schema import Request, Run
 from pml_cli.config.setting import DISCRIMINATORS, Settings, declaration
@@ -32,7 +32,10 @@ def _field_yaml(name: str, field: CacheKey) -> str:
 
 
 def describe(asked: Request | ReportSettings) -> str:
-    """What `--print-config` shows: every setting with its help as a comment; of many runs the first."""
+    """What `--print-config` shows: every setting, with its help as a comment.
+
+    Of many runs the first.
+    """
     if isinstance(asked, ReportSettings):
         return _commented(asked)
 

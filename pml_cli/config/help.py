@@ -1,6 +1,7 @@
 """Help texts made from what is declared: the options of the groups, the settings of a command.
 
-Imports neither hydra nor a YAML library, so that help is quick. A paragraph that begins with \\b is printed as it is.
+Imports neither hydra nor a YAML library, so that help is quick. A paragraph that begins with \\b is
+printed as it is.
 """
 
 from __future__ import annotations
@@ -31,12 +32,11 @@ def groups_help() -> str:
             text = summary(file) if file else ""
             lines += _entry(f"    {option}{mark}", text, OPTION_COLUMN)
 
-    outside = textwrap.wrap(
-        f"Keys without a group: {' '.join(SHORT_KEYS)}. Any other setting: group.name=value, such as "
-        "train.steps=2000. --print-config shows and explains them all.",
-        WIDTH,
+    more = (
+        f"Keys without a group: {' '.join(SHORT_KEYS)}. Any other setting: group.name=value, "
+        "such as train.steps=2000. --print-config shows and explains them all."
     )
-    return "\n".join([*lines, "", "\b", *outside])
+    return "\n".join([*lines, "", "\b", *textwrap.wrap(more, WIDTH)])
 
 
 def settings_help(owner: type[Settings]) -> str:
@@ -65,7 +65,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _entry(label: str, text: str, column: int) -> list[str]:
-    """A label and its text, wrapped in a column of its own; below the label where that is too long."""
+    """A label and its text in a column of its own; below the label where that is too long."""
     wrapped = textwrap.wrap(text, WIDTH - column) or [""]
     below = [f"{'':{column}}{line}" for line in wrapped]
     if len(label) >= column:

@@ -73,7 +73,7 @@ def split_known(
 
 
 def unknown_key(key: str, valid: Iterable[str]) -> str:
-    """The line about a key that does not exist: the nearest one of all, and those of its own group."""
+    """The line about a key that does not exist: the nearest key, and those of its own group."""
     names = list(valid)
     nearest = [name for name in names if name.endswith(f".{key}")]
     if not nearest:

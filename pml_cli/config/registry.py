@@ -1,4 +1,4 @@
-"""The settings classes of each group, found by the value of `kind:` (`source:` for data) in an option's YAML file.
+"""The settings classes of each group, by the value of `kind:` (data: `source:`) in YAML files.
 
 A class joins its group with a decorator, and its module lies in the group's package:
 
@@ -6,8 +6,8 @@ A class joins its group with a decorator, and its module lies in the group's pac
     @dataclass(kw_only=True)
     class MemftOtLoss(Loss): ...
 
-Whoever asks for a group imports every module of that package once, so that a new file needs no edit elsewhere. What a user
-may choose are the YAML files (`option_files.py`).
+Whoever asks for a group imports every module of that package once, so that a new file needs no
+edit elsewhere. What a user may choose are the YAML files (`option_files.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pml_cli.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
-# Where the classes of a group are declared: a package with one class a file, or a module. In the order of a run's settings.
+# Where the classes of a group are declared: a package with one class a file, or a module.
+# In the order of a run's settings.
 HOMES = {
     "model": "pml_cli.config.schema",
     "data": "pml_cli.data.sources",
@@ -47,8 +48,8 @@ def register(group: str, name: str = "") -> Callable[[type[T]], type[T]]:
 
     Args:
         group: one of `GROUPS`.
-        name: the value of `kind:` (data: `source:`) that stands for the class; also the default of that field.
-            Empty where the group has one class.
+        name: the value of `kind:` (data: `source:`) that stands for the class, and the default of
+            that field. Empty where the group has one class.
 
     Raises:
         ValueError: the name is taken, or is not the field's default.
@@ -57,9 +58,8 @@ def register(group: str, name: str = "") -> Callable[[type[T]], type[T]]:
     def add(declared: type[T]) -> type[T]:
         default = getattr(declared, discriminator(group), "")
         if default != name:
-            raise ValueError(
-                f"{declared.__name__}: {discriminator(group)} is {default!r}, registered as {name!r}"
-            )
+            field = f"{declared.__name__}.{discriminator(group)}"
+            raise ValueError(f"{field} is {default!r}, registered as {name!r}")
         holder = _classes[group].get(name)
         if holder is not None and _address(holder) != _address(declared):
             raise ValueError(f"{group}: {name!r} is already {_address(holder)}")
@@ -77,14 +77,16 @@ def declared(group: str) -> Mapping[str, type[Any]]:
     """The settings classes of a group by name.
 
     Raises:
-        ImportError: a module of the group's package cannot be imported; the message names group and module.
+        ImportError: a module of the group's package cannot be imported; the message names both.
     """
     _import_modules(group)
     return dict(sorted(_classes[group].items()))
 
 
 def settings_class(group: str, fields: Mapping[str, Any]) -> type[Any]:
-    """The dataclass that declares an option's settings, by its `source` or `kind` where the group has several.
+    """The dataclass that declares an option's settings.
+
+    By its `source` or `kind`, where the group has several.
 
     Args:
         group: one of `GROUPS`.
@@ -125,6 +127,7 @@ def _import(group: str, module: str) -> None:
     try:
         importlib.import_module(module)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
         raise ImportError(
-            f"the settings of {group}= cannot be read: {module} does not import ({type(error).__name__}: {error})"
+            f"the settings of {group}= cannot be read: {module} does not import ({reason})"
         ) from error

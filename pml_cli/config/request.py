@@ -13,8 +13,9 @@ from typing import Any
 from pml_cli.config import sweep_file
 from pml_cli.config.compose import compose_root, distinct, hydra_session, parse
 from pml_cli.config.convert import typed_settings
-from pml_cli.config.grid import Grid, OptionSet, OptionSetOf, RootSettings, expand_grid
+from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
 from pml_cli.config.option_files import root_file, shipped, split_known
+from pml_cli.config.option_set import OptionSet, RootSettings
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.reports import REPORTS, ReportSettings
 from pml_cli.config.schema import Request, Run
@@ -176,8 +177,8 @@ def _device_faults(cells: list[RootSettings]) -> Iterator[str]:
 def _request(cells: list[RootSettings], swept: list[str]) -> Request:
     names = [field.name for field in fields(Run)]
     runs = [Run(**{name: getattr(cell, name) for name in names}) for cell in cells]
-    out = Path(cells[0].out).expanduser()
-    return Request(runs=runs, out=out, launch=cells[0].launch, swept=swept)
+    folder = Path(cells[0].out).expanduser()
+    return Request(runs=runs, out=folder, launch=cells[0].launch, swept=swept)
 
 
 def _option_sets(command: str) -> OptionSetOf:

@@ -1,12 +1,12 @@
-"""What one run is: typed settings, each declared once with `setting`: default, help, unit and allowed values.
+"""What one run is: typed settings, each declared once with `setting`.
 
-YAML files and the command line only override (`compose.py`). A loaded config is never assigned to.
+The settings of a loss, a data source or a launcher lie in its own file (`registry.py`). YAML files
+and the command line only override (`request.py`). A loaded config is never assigned to.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,9 +53,6 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
-
-# The probability at which greedy decoding is certain to pick a token is 1/2: nll = ln 2.
-LN2 = math.log(2)
 
 # Seeds above are not told apart by all generators.
 SEED_LIMIT = 2**62
@@ -124,7 +121,10 @@ class Model(Settings):
 
 @dataclass(kw_only=True)
 class Data(Settings):
-    """Common to all sources. What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence."""
+    """Common to all sources.
+
+    What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence.
+    """
 
     source: str = ""
     seed: int = setting(
@@ -263,7 +263,7 @@ class Train(Settings):
 class Launch(Settings):
     """Common to all launchers."""
 
-    # Whether every process is given one GPU and sees no other, so that a run cannot name one by number.
+    # Whether every process is given one GPU and sees no other: a run cannot name one by number.
     assigns_devices: ClassVar[bool] = False
 
     kind: str = ""
@@ -322,7 +322,10 @@ class LocalLaunch(Launch):
 @register("launch", "slurm")
 @dataclass(kw_only=True)
 class SlurmLaunch(Launch):
-    """An array of jobs on a Slurm cluster, each with a device of its own. null leaves a setting to the site."""
+    """An array of jobs on a Slurm cluster, each with a device of its own.
+
+    null leaves a setting to the site.
+    """
 
     assigns_devices: ClassVar[bool] = True
 

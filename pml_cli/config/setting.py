@@ -1,7 +1,7 @@
-"""One declaration a setting: type, default, help, unit and allowed values, all on the dataclass field.
+"""One declaration a setting: type, default, help, unit and allowed values on the dataclass field.
 
-Help texts, shell completion, checks and `--print-config` read these fields; nothing about a setting is written twice.
-Light to import (neither hydra nor omegaconf): shell completion pays for it at every keystroke.
+Help texts, shell completion, checks and `--print-config` read these fields; nothing about a setting
+is written twice. Light to import (neither hydra nor omegaconf): completion pays at every keystroke.
 
     @dataclass(kw_only=True)
     class Train(Settings):
@@ -143,10 +143,11 @@ def setting(
     path: PathKind = "",
     suggestions: tuple[str, ...] = (),
 ) -> T:
-    """A dataclass field that declares a setting; `dataclasses.field` with the declaration as metadata.
+    """A dataclass field that declares a setting: `dataclasses.field` with metadata.
 
-    Where the setting is a list, bounds, choices and pattern hold for each element; null is always allowed where the type
-    allows it. Checks across several settings belong into `Settings.validate`.
+    Where the setting is a list, bounds, choices and pattern hold for each element. Null is always
+    allowed where the type allows it. Checks across several settings belong into
+    `Settings.validate`.
 
     Args:
         default: the default; a list or mapping is copied for every instance.
@@ -158,9 +159,11 @@ def setting(
         finite: whether infinity is refused.
         required: whether an empty text or list is refused.
         pattern: regular expression that the whole value matches.
-        allowed: what is allowed, in words, where choices and bounds do not say it; follows "must be".
+        allowed: what is allowed, in words, to follow "must be"; choices and bounds say it by
+            themselves.
         special: values with a meaning of their own, `{0: "all samples"}`.
-        path: whether the value is a path: completed by the shell, and checked if it must be an existing file.
+        path: whether the value is a path, which the shell completes, and whether it must be an
+            existing file.
         suggestions: values that shell completion offers beside the choices.
     """
     declaration = Declaration(
@@ -180,12 +183,12 @@ def setting(
         suggestions=suggestions,
     )
     metadata = {"declaration": declaration}
-    made: Any
+    declared: Any
     if isinstance(default, list | dict):
-        made = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+        declared = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     else:
-        made = field(default=default, metadata=metadata)
-    return typing.cast("T", made)
+        declared = field(default=default, metadata=metadata)
+    return typing.cast("T", declared)
 
 
 class Settings:
@@ -208,7 +211,7 @@ def declaration(owner: type[Any], name: str) -> Declaration | None:
 
 
 def faults(settings: Settings, prefix: str = "") -> list[str]:
-    """What is wrong with the values of settings, and of the settings that they hold, as a `Run` does.
+    """What is wrong with the values of settings, and with the settings that they hold.
 
     Args:
         settings: an instance.

@@ -13,8 +13,9 @@ from pathlib import Path
 from pml_cli.config.schema import Launch, LocalLaunch, SlurmLaunch
 from pml_cli.data.cell import CellPlan
 from pml_cli.format import duration_text
-from pml_cli.launch.packing import Pack, Packing
-from pml_cli.launch.throughput import Rates, device_label
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing
+from pml_cli.launch.throughput import Throughput, device_label
 from pml_cli.model.device import device_kind, device_memory
 
 SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is of tensors alone
@@ -24,13 +25,17 @@ def packing(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
     """How a sweep is cut for the devices it is launched on."""
     told = round(launch.device_gb * 2**30) or None
     if isinstance(launch, SlurmLaunch):
-        return Packing(launch.pack_tokens, launch.devices, gpu=launch.gpus > 0, memory=told)
+        return Packing(
+            pack_tokens=launch.pack_tokens, devices=launch.devices, gpu=launch.gpus > 0, memory=told
+        )
     workers = local_devices(launch, cells) if isinstance(launch, LocalLaunch) else [""]
     kind = device_kind(cells[0].run.model.device)
     shared = len(workers) if kind == "cpu" else max(Counter(workers).values())
     there = device_memory(kind)
     return Packing(
-        launch.pack_tokens, len(workers), memory=told or (there and int(SHARE * there / shared))
+        pack_tokens=launch.pack_tokens,
+        devices=len(workers),
+        memory=told or (there and int(SHARE * there / shared)),
     )
 
 
@@ -46,11 +51,11 @@ def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None
     if isinstance(launch, SlurmLaunch):
         threads = launch.cpus
     gpu = launch.gpus > 0 if isinstance(launch, SlurmLaunch) else None
-    kind, rates = device_kind(packs[0].cells[0].run.model.device, gpu), Rates()
+    kind, rates = device_kind(packs[0].cells[0].run.model.device, gpu), Throughput()
     label = device_label(kind, threads)
     models = [pack.cells[0].run.model for pack in packs]
     return [
-        label and rates.seconds(label, m.dtype, m.name, pack)
+        label and rates.expected_seconds(label, m.dtype, m.name, pack)
         for m, pack in zip(models, packs, strict=True)
     ]  # type: ignore[misc]
 

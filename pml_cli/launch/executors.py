@@ -26,7 +26,7 @@ from pml_cli.launch import slurm
 from pml_cli.launch.devices import cores, local_devices
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.openmp import share_cores
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
 from pml_cli.launch.queue import Queue, SweepManifest, work
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.launch.status import Snapshot, Watcher, living

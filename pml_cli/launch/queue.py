@@ -16,7 +16,8 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.packing import Pack, Packing, check, make_packs
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.launch.signals import Stopped
 from pml_cli.runs.folder import RunFolder
 

@@ -21,9 +21,10 @@ from pml_cli.errors import UserError, first_line
 from pml_cli.evaluation.environment import environment
 from pml_cli.evaluation.result import extra_measures, result_of
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.packing import Pack, sparing
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import with_checkpointing
 from pml_cli.launch.signals import Signals, Stopped
-from pml_cli.launch.throughput import Rates
+from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.device import out_of_memory, pick_device
 from pml_cli.model.loading import check_weights, load_model
 from pml_cli.model.split_model import SplitModel
@@ -143,7 +144,7 @@ class Worker:
             parts = [left[start : start + size] for start in range(0, len(left), size)]
             usable = [self._attempt(_Attempt(part, part), report, observe) for part in parts]
             return all(usable)
-        less = sparing(Pack(left)).cells if fault[2] and len(left) == 1 else left
+        less = with_checkpointing(Pack(left)).cells if fault[2] and len(left) == 1 else left
         if less != left:
             self.member.note("checkpointing", cell=left[0].id, reason=fault[0])
             return self._attempt(_Attempt(less, less), report, observe)
@@ -217,7 +218,9 @@ class Worker:
             cell.failure is None and cell.steps_run == pack[0].steps for cell in cells
         ):
             model, seconds = pack[0].run.model, time.perf_counter() - began
-            Rates().note(device_label(base.device), model.dtype, model.name, Pack(pack), seconds)
+            Throughput().record(
+                torch_device_label(base.device), model.dtype, model.name, Pack(pack), seconds
+            )
 
     def _begin(self, attempt: _Attempt, step: int) -> None:
         """Say what is being trained, and from which step on."""
@@ -382,12 +385,3 @@ def check_places(packs: Sequence[Pack], here: bool) -> None:
             faults[str(error)] = None
     if faults:
         raise UserError(*faults)
-
-
-def device_label(device: torch.device) -> str:
-    """What speed is remembered by: the GPU's name, or the CPU's number of threads."""
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads"
-    )

@@ -13,8 +13,9 @@ import pytest
 from pml_cli.config.schema import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch
 from pml_cli.config.setting import faults
 from pml_cli.launch import devices, executors
-from pml_cli.launch.packing import Pack, check, make_packs
-from pml_cli.launch.throughput import Rates
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check, make_packs
+from pml_cli.launch.throughput import Throughput
 
 ROOT = Path(__file__).parents[2]
 CPU = Model(device="cpu")
@@ -169,7 +170,7 @@ def test_expected_seconds_are_those_measured_with_as_many_threads(monkeypatch):
     pack = Pack(check([Run(seqlen=30, model=CPU)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert devices.expected_seconds(InlineLaunch(), [pack]) == [None]
-    Rates().note("cpu, 3 threads", "float32", "tiny", pack, 7.0)
+    Throughput().record("cpu, 3 threads", "float32", "tiny", pack, 7.0)
     assert devices.expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
     assert devices.expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
 

@@ -12,7 +12,7 @@ from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.launch import queue as module
-from pml_cli.launch.cost_model import memory
+from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.launch.queue import Queue, SweepManifest, work
@@ -345,7 +345,7 @@ PACKINGS = {
     "as by default": Packing(),
     "a small budget": Packing(pack_tokens=200),
     "devices": Packing(devices=3),
-    "memory": Packing(memory=int(memory(make_packs(check(MIXED))[0]) * 0.9)),
+    "memory": Packing(memory=int(peak_memory(make_packs(check(MIXED))[0]) * 0.9)),
     "one at a time": Packing(memory=1),
 }
 
@@ -403,10 +403,10 @@ def test_packs_are_cut_to_fit_a_devices_memory_down_to_one_cell():
     (largest,) = make_packs(cells)
     previous = 1
     for share in (1, 0.9, 0.8, 0.7, 0.0):
-        allowed = int(memory(largest) * share)
+        allowed = int(peak_memory(largest) * share)
         packs = make_packs(cells, Packing(memory=allowed))
         assert each_cell_once(packs, cells)
-        assert all(memory(pack) <= allowed or len(pack.cells) == 1 for pack in packs)
+        assert all(peak_memory(pack) <= allowed or len(pack.cells) == 1 for pack in packs)
         assert len(packs) >= previous
         previous = len(packs)
     assert previous == len(cells)
