@@ -150,11 +150,8 @@ def test_what_it_saves_is_what_is_priced(adapter, dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_and_saved_bytes_of_a_step(family, kind):
     """As torch counts them: the layers are run again up to the last product that a gradient needs."""
-    window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     one = with_checkpointing(
-        pack(
-            model(family, **window), BLOCK if kind == "mlp_block" else measured_adapter(family), 100
-        )
+        pack(model(family), BLOCK if kind == "mlp_block" else measured_adapter(family), 100)
     )
     made = trainer(one)
     assert made.checkpointing
