@@ -37,7 +37,7 @@ CONFIG_FILE = "adapter_config.json"
 DROPOUT_SEED_OFFSET = 2**40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """A module of the model that carries an adapter."""
 

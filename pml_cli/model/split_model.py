@@ -193,7 +193,7 @@ class SplitModel:
         if isinstance(adapter, MlpBlockAdapter):
             hidden = self.head.weight_VD.shape[1]
             name = self._name(self._mlp(self.layer))
-            return [Site(name, inputs=hidden, outputs=hidden)]
+            return [Site(name=name, inputs=hidden, outputs=hidden)]
 
         assert isinstance(adapter, LinearAdapter)
         sites = []

@@ -19,7 +19,7 @@ from support.pricing import (
     trainer,
 )
 from support.sweeps import FEW, quick, result_times
-from support.workers import OUT_OF_MEMORY, Place, assert_same_runs, faulty, planned
+from support.workers import OUT_OF_MEMORY, Workplace, assert_same_runs, faulty, planned
 
 from pml_cli.config.schema import Model, Run, Train
 from pml_cli.data.sources.random import RandomData
@@ -150,11 +150,8 @@ def test_what_it_saves_is_what_is_priced(adapter, dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_and_saved_bytes_of_a_step(family, kind):
     """As torch counts them: the layers are run again up to the last product that a gradient needs."""
-    window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     one = with_checkpointing(
-        pack(
-            model(family, **window), BLOCK if kind == "mlp_block" else measured_adapter(family), 100
-        )
+        pack(model(family), BLOCK if kind == "mlp_block" else measured_adapter(family), 100)
     )
     made = trainer(one)
     assert made.checkpointing
@@ -205,7 +202,7 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(
     cell = dataclasses.replace(
         cell, run=dataclasses.replace(cell.run, model=Model(device="cpu", checkpointing=told))
     )
-    with Place(tmp_path / "plain", tiny_base) as here:
+    with Workplace(tmp_path / "plain", tiny_base) as here:
         here.train([cell])
     whole = Trainer._update
 
@@ -215,9 +212,9 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(
                 raise OUT_OF_MEMORY[0]
             whole(self, step, layout, scores)
 
-    monkeypatch.setattr("pml_cli.launch.worker.Trainer", Large)
-    with Place(tmp_path / "sparing", tiny_base) as here:
-        here.worker._base = (repr(cell.run.model), tiny_base)
+    monkeypatch.setattr("pml_cli.launch.pack_trainer.Trainer", Large)
+    with Workplace(tmp_path / "sparing", tiny_base) as here:
+        here.trainer._base = (repr(cell.run.model), tiny_base)
         here.train([cell])
         assert [event["cell"] for event in here.events("checkpointing")] == (
             [cell.id] if told is None else []
@@ -232,7 +229,7 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(
 def test_memory_that_never_suffices_still_ends_with_its_reason(tmp_path, tiny_base, monkeypatch):
     (cell,) = planned(ranks=(2,))
     faulty(monkeypatch, lambda ranks: True, OUT_OF_MEMORY[0])
-    with Place(tmp_path, tiny_base) as here:
+    with Workplace(tmp_path, tiny_base) as here:
         here.train([cell])
         assert len(here.events("checkpointing")) == 1
     assert here.reported[cell.id].startswith("OutOfMemoryError")

@@ -57,9 +57,8 @@ def test_a_step_of_the_papers_models_takes_what_design_says(name, gflop):
 @pytest.mark.parametrize("kind", ["mlp_block", "linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_and_saved_bytes_of_a_step(family, kind, seqlen, dtype):
-    window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     planned = pack(
-        model(family, dtype, **window),
+        model(family, dtype),
         BLOCK if kind == "mlp_block" else measured_adapter(family),
         seqlen,
     )
@@ -125,8 +124,8 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
         ("llama", SPREAD, 300, (64, 2), {}),
         ("gpt2", BLOCK, 300, (4,), {}),
         ("gpt_neox", BLOCK, 300, (4,), {}),
-        ("gemma2", BLOCK, 300, (4,), {"sliding_window": 4096}),
-        ("gemma3_text", BLOCK, 300, (4,), {"sliding_window": 4096}),
+        ("gemma2", BLOCK, 300, (4,), {}),
+        ("gemma3_text", BLOCK, 300, (4,), {}),
     ],
 )
 def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ranks, fields, dtype):
