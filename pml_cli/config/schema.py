@@ -252,7 +252,7 @@ class Train(Settings):
         increasing = all(a < b for a, b in itertools.pairwise(self.curriculum))
         if not increasing or any(epoch < 1 for epoch in self.curriculum):
             yield f"curriculum={self.curriculum}: must be increasing epochs, each at least 1"
-        elif self.epochs is not None and self.curriculum and self.curriculum[-1] >= self.epochs:
+        elif self.epochs and self.curriculum and self.curriculum[-1] >= self.epochs:
             yield f"curriculum={self.curriculum}: must be below train.epochs ({self.epochs})"
 
 
@@ -281,7 +281,7 @@ class Launch(Settings):
     device_gb: float = setting(
         0.0,
         help="memory of a device that packs may fill",
-        unit="GB",
+        unit="GiB",
         minimum=0,
         finite=True,
         special={0: "80 % of this machine's; no limit on Slurm"},

@@ -30,11 +30,11 @@ from pml_cli.model.dims import (
 )
 from pml_cli.training.limits import EVALUATION_TOKENS
 
+# Logged steps of a run with train.log_every=0.
 DEFAULT_LOGGED_STEPS = 20
-"""Logged steps of a run with train.log_every=0."""
 
+# Weights, gradient, two moments of AdamW, and a copy in the update.
 ADAPTER_COPIES = 5
-"""Weights, gradient, two moments of AdamW, and a copy in the update."""
 
 
 def step_flops(pack: Pack) -> float:

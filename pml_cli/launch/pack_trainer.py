@@ -18,7 +18,8 @@ from pml_cli.config.dump import to_yaml
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import tokens_hash
 from pml_cli.errors import UserError, first_line
-from pml_cli.evaluation.result import controls, environment, recalled, result_of
+from pml_cli.evaluation.environment import environment
+from pml_cli.evaluation.result import extra_measures, result_of
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack import Pack
@@ -409,14 +410,13 @@ class PackRun(TrainingObserver):
         """Measure cells that have ended, write their folders and report them."""
         # Decoding takes long and looks at no request: a signal ends the process at once.
         self.signals.training = False
-        recall = recalled(self.base, cells)
-        control = controls(self.base, cells)
+        measures = extra_measures(self.base, cells)
         spent = {"seconds": self._seconds_per_cell(), "pack_size": len(self.attempt.pack)}
 
-        for cell, free_recall, gains in zip(cells, recall, control, strict=True):
+        for cell, measured in zip(cells, measures, strict=True):
             plan = self._plans[id(cell)]
             if self.lease.holds(plan.id):
-                self._write(plan, cell, free_recall | gains | spent)
+                self._write(plan, cell, measured | spent)
                 self.owner.end_cell(plan, cell.failure)
         self.signals.training = True
 

@@ -19,17 +19,17 @@ from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
 from pml_cli.runs.run_id import content_hash, run_id
 
+# Input tokens of one training step; more cells in a step are no faster beyond it.
 PACK_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Input tokens of one training step; more cells in a step are no faster beyond it."""
 
+# Cells of a pack, at most.
 MAX_CELLS = 64
-"""Cells of a pack, at most."""
 
+# To keep all devices busy, packs are made smaller down to this part of the budget.
 MAX_SPLIT = 8
-"""To keep all devices busy, packs are made smaller down to this part of the budget."""
 
+# Cells below this share of a pack's longest row would mostly be padding.
 MIN_FILL = 0.5
-"""Cells below this share of a pack's longest row would mostly be padding."""
 
 
 def check(runs: Sequence[Run]) -> list[CellPlan]:

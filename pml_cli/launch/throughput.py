@@ -24,14 +24,14 @@ from pml_cli.stats import Array
 if TYPE_CHECKING:
     import torch
 
+# Measured points of one device, dtype and model that are kept, the latest.
 MAX_POINTS = 50
-"""Measured points of one device, dtype and model that are kept, the latest."""
 
+# [FLOPs, seconds] of a training step.
 Point = list[float]
-"""[FLOPs, seconds] of a training step."""
 
+# Measured points by device, dtype and model.
 Points = dict[str, dict[str, dict[str, list[Point]]]]
-"""Measured points by device, dtype and model."""
 
 
 def device_label(kind: str, threads: int) -> str | None:

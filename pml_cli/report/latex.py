@@ -92,11 +92,13 @@ def table(
     parameters = _parameter_lines(fitted, analysis)
     quality = [list(QUALITY_HEADINGS)]
     for row in fitted:
-        quality.append([_emphasis(row, analysis)(cell) for cell in _quality_cells(row)])
+        emphasis = _emphasis(row, analysis)
+        quality.append([emphasis(cell) for cell in _quality_cells(row)])
     if not fitted:
         parameters.append([NO_LAW])
         quality.append([NO_LAW])
 
+    # Signs that LaTeX allows in a label
     label = re.sub(r"[^A-Za-z0-9-]+", "-", slug).strip("-")
     label = f"tab:law-{label}" if label else "tab:law"
     lines = [
@@ -118,6 +120,7 @@ def escape(text: str) -> str:
 
     Special signs are escaped, accents dropped, and what is not ASCII becomes a question mark.
     """
+    # NFKD makes a letter and a combining accent of an accented letter.
     decomposed = unicodedata.normalize("NFKD", " ".join(text.split()))
     characters = []
     for character in decomposed:
@@ -155,9 +158,13 @@ def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[
         emphasis = _emphasis(row, analysis)
         spans = intervals(row, analysis)
         names = [_parameter(column, row) for column in columns]
-        values = [_value(row.fit.parameters.get(name)) for name in names]
-        lines.append([emphasis(cell) for cell in (escape(row.name), *values)])
-        lines.append(["", *[_span(spans.get(name)) for name in names]])
+        values = [escape(row.name)]
+        brackets = [""]
+        for name in names:
+            values.append(_value(row.fit.parameters.get(name)))
+            brackets.append(_span(spans.get(name)))
+        lines.append([emphasis(cell) for cell in values])
+        lines.append(brackets)
     return lines
 
 

@@ -23,6 +23,7 @@ from pml_cli.law.recall_law import RecallFit
 from pml_cli.report.law_text import axis_words, held_out_name, meaning, sentence
 from pml_cli.report.tables.layout import plain_table
 
+# Characters in a line, on a terminal and in a message
 WIDTH = 80
 # Keys such as `fit` and `unseen` stand in a column of this width
 KEY_WIDTH = 8
@@ -219,6 +220,7 @@ def laws_table(analysis: Analysis, axis: SizeAxis = RANK) -> RenderableType:
         analysis: the laws.
         axis: the size that they are about.
     """
+    # A gap of two would not leave room for eleven columns.
     table = plain_table(*LAW_COLUMNS, text=("law",), folded=(), gap=1)
     failures = []
     for row in analysis.rows:
@@ -275,7 +277,9 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
         return [f"recall    no law of exact recall: {sentence(recall.finding, axis)}"]
 
     lengths = np.unique(cells.length)
-    shown_lengths = np.unique(lengths[[0, len(lengths) // 2, -1]])
+    # All lengths would not fit into a line or two.
+    middle = len(lengths) // 2
+    shown_lengths = np.unique(lengths[[0, middle, -1]])
     texts = []
     for length in shown_lengths:
         rank, *draws = np.exp(recall.log_ranks(length, EVEN_CHANCE))
