@@ -1,4 +1,7 @@
-"""Finished runs read back: from a folder's config.yaml to the typed run that it was. Without hydra and without torch."""
+"""Finished runs read back: from a folder's config.yaml to the typed run that it was.
+
+Imports neither hydra nor torch.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from pml_cli.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
+# The settings of a run that belong to no group.
 PLAIN = ("rank", "seqlen", "seed")
 GROUPS_OF_RUN = tuple(group for group in GROUPS if group != "launch")
 

@@ -13,10 +13,10 @@ edit elsewhere. What a user may choose are the YAML files (`option_files.py`).
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pml_cli.errors import UserError, did_you_mean
@@ -117,21 +117,16 @@ def create(group: str, name: str) -> Any:
 @cache
 def _import_modules(group: str) -> None:
     """Import the home of a group and, where that is a package, each of its modules."""
-    home = HOMES[group]
-    _import(group, "pml_cli.config.schema")
-    spec = importlib.util.find_spec(home)
-    if spec is None or spec.submodule_search_locations is None:
-        return
-
-    _import(group, home)
-    for module in pkgutil.iter_modules(list(spec.submodule_search_locations)):
-        _import(group, f"{home}.{module.name}")
+    name = HOMES[group]
+    home = _import(group, name)
+    for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
+        _import(group, f"{name}.{module.name}")
 
 
-def _import(group: str, module: str) -> None:
+def _import(group: str, module: str) -> ModuleType:
     # A broken module would otherwise show as an unknown option, far from its cause.
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ImportError(

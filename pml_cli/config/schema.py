@@ -281,7 +281,7 @@ class Launch(Settings):
     device_gb: float = setting(
         0.0,
         help="memory of a device that packs may fill",
-        unit="GB",
+        unit="GiB",
         minimum=0,
         finite=True,
         special={0: "80 % of this machine's; no limit on Slurm"},
