@@ -81,8 +81,8 @@ def row(ceiling: Ceiling, replicates: int, seed: int) -> str:
     papers, ours = [], []
     for _ in range(replicates):
         cells = plant(ceiling, rng)
-        papers.append(power_law.fit_paper(cells.rank, cells.length, cells.delta, cells.final))
-        ours.append(fit_saturating(cells, Form(ceiling.link)))
+        papers.append(power_law.fit_paper(cells))
+        ours.append(fit_saturating(cells, Form(link=ceiling.link)))
     quality = f"{np.mean([f.r2 for f in papers]):.3f}, {np.mean([f.mape for f in papers]):.1f} %"
     offset = f"{np.mean([f.b for f in papers]):.2f}"
     our = bias([f.parameters for f in ours], [f.intervals for f in ours])

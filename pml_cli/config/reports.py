@@ -1,7 +1,8 @@
-"""Settings of the commands that read finished runs and train nothing: fit, predict, lasting, transition."""
+"""Settings of the commands that read finished runs: fit, predict, lasting, transition."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pml_cli.config.schema import DEVICE_PATTERN, DEVICES_ALLOWED
@@ -18,8 +19,9 @@ class Fit(ReportSettings):
     """Settings of `pml fit`."""
 
     saturated_below: float = setting(
-        0.69,
-        help="cells with a final loss up to this are left out, as in the paper",
+        # ln 2: p = 1/2. The paper writes 0.69.
+        math.log(2),
+        help="cells with a final loss up to this are saturated; ln 2 is p = 1/2",
         unit="nats/token",
         minimum=0,
         finite=True,

@@ -1,4 +1,4 @@
-"""All laws on one group of cells: fits, held-out checks, the choice, how sure it is, what speaks against it."""
+"""All laws on one group of cells: fits, held-out checks, the choice, its intervals and warnings."""
 
 from __future__ import annotations
 
@@ -6,251 +6,223 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from pml_cli.io import finite_or_none
-from pml_cli.law import model_selection, power_law
+from pml_cli.law import robust
 from pml_cli.law.bootstrap import Bootstrap, Profile, bootstrap, profiles
-from pml_cli.law.mle import NATURAL, SaturatingFit, fit_saturating
-from pml_cli.law.model_selection import Check, Fitted, Plain, RatioTest
+from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
+from pml_cli.law.fit_result import FitResult
+from pml_cli.law.forms import FORMS
+from pml_cli.law.mle import LikelihoodFit, fit_saturating
+from pml_cli.law.model_selection import (
+    AICC_TOLERANCE,
+    CORRELATED,
+    EDGE,
+    Check,
+    IntraclassCorrelation,
+    RatioTest,
+    aicc_differences,
+    checks,
+    choose,
+    intraclass_correlation,
+    likelihood_ratio,
+    saturating,
+)
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import NOT_IDENTIFIED, OK
+from pml_cli.law.parameters import NATURAL_NAMES
+from pml_cli.law.power_law import PowerLawFit, fit_paper
+from pml_cli.law.robust import fit_robust
 
-POOR_BAND = 0.8  # coverage of a 95 % band below this is worth a warning
-FEW = 5  # cells; a coverage of fewer says nothing
+# coverage of a 95 % prediction interval below this is worth a warning
+POOR_COVERAGE = 0.8
+# the coverage of fewer cells says nothing
+MIN_COVERAGE_CELLS = 5
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One law and how it does."""
+@dataclass(frozen=True, kw_only=True)
+class LawRow:
+    """One law, how well it fits, and how well it predicts cells it has not seen."""
 
-    name: str
-    fit: Fitted
-    kept: int  # cells the estimator used in full
-    mape: float  # per cent, over the cells unsaturated for it
-    difference: (
-        float  # AICc above the least; nan where it has none or saw other cells than the rest
-    )
+    fit: FitResult
+    aicc_difference: float
+    """AICc above the least; nan without a fit and for fits to fewer cells than the others'."""
     checks: dict[str, Check]
+    """By what was left out."""
+
+    @property
+    def name(self) -> str:
+        return self.fit.name
 
     @property
     def slug(self) -> str:
-        """For column names: hill_b."""
+        """For names of columns: hill_b."""
         return re.sub(r"[^a-z0-9]+", "_", self.name).strip("_")
 
-    @property
-    def parameters(self) -> dict[str, float]:
-        if isinstance(self.fit, SaturatingFit):
-            return self.fit.parameters
-        return (
-            {name: getattr(self.fit.fit, name) for name in power_law.PARAMETERS}
-            if isinstance(self.fit, Plain)
-            else {}
-        )
 
-    def to_dict(self) -> dict[str, Any]:
-        inner = self.fit.to_dict() if isinstance(self.fit, SaturatingFit) else {}
-        if isinstance(self.fit, Plain):
-            found = self.fit.fit.to_dict()
-            inner = {
-                name: value
-                for name, value in found.items()
-                if name not in ("kept", "warnings", *power_law.PARAMETERS)
-            }
-            inner["parameters"] = {name: found[name] for name in power_law.PARAMETERS}
-            inner["estimator"] = (
-                "least squares" if self.name == "paper" else "relative residuals, Huber's loss"
-            )
-        inner |= {"name": self.name, "aicc_difference": finite_or_none(self.difference)}
-        return inner | {"checks": {name: check.to_dict() for name, check in self.checks.items()}}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Analysis:
     """What one group of cells says about every law."""
 
-    entries: list[
-        Entry
-    ]  # the paper's estimator first, then the robust one, then those on all cells
-    chosen: Entry | None  # one of the entries; None when no law on all cells is OK
-    bootstrap: Bootstrap | None
+    paper: PowerLawFit
+    """The fit of the paper's estimator."""
+    rows: list[LawRow]
+    """The paper's estimator, the robust one, then maximum likelihood on all cells."""
+    chosen: LawRow | None = None
+    """One of the rows; None when no law on all cells is OK."""
+    law: LikelihoodFit | None = None
+    """The fit of the chosen row."""
+    bootstrap: Bootstrap | None = None
+    """Of the chosen law; None where no draws were asked for."""
     profiles: dict[str, Profile]
-    constant_capacity: RatioTest | None  # beta = 1 in the chosen law
-    alike: tuple[
-        float, float
-    ]  # intraclass correlation of the chosen law's residuals by text and length, and its p
-    warnings: list[str]
+    """Of the chosen law, by parameter."""
+    constant_capacity: RatioTest | None = None
+    """Test of beta = 1 in the chosen law."""
+    residual_correlation: IntraclassCorrelation
+    """Of the chosen law's residuals, within clusters of one text and length."""
+    warnings: list[Finding]
+    """What speaks against the chosen law."""
 
-    @property
-    def law(self) -> SaturatingFit | None:
-        """The chosen fit."""
-        return (
-            self.chosen.fit if self.chosen and isinstance(self.chosen.fit, SaturatingFit) else None
-        )
+    @classmethod
+    def without_choice(cls, paper: PowerLawFit, rows: list[LawRow]) -> Analysis:
+        """Of cells on which no law is OK."""
+        unknown = IntraclassCorrelation(correlation=math.nan, p=math.nan)
+        return cls(paper=paper, rows=rows, profiles={}, residual_correlation=unknown, warnings=[])
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 %, of the chosen law: from the bootstrap where there is one, else from the likelihood."""
+        """95 %, of the chosen law: from the bootstrap where there is one, else its likelihood."""
         if self.bootstrap and self.bootstrap.status == OK:
             return self.bootstrap.intervals
+        if self.law is None:
+            return {}
         closed = {
-            name: line.interval
-            for name, line in self.profiles.items()
-            if all(map(math.isfinite, line.interval))
+            name: profile.interval
+            for name, profile in self.profiles.items()
+            if all(map(math.isfinite, profile.interval))
         }
-        return self.law.intervals | closed if self.law else {}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the bootstrap's draws are in `draws`."""
-        return {
-            "laws": [entry.to_dict() for entry in self.entries],
-            "chosen": self.chosen.name if self.chosen else None,
-            "bootstrap": self.bootstrap.to_dict() if self.bootstrap else None,
-            "profiles": {name: line.to_dict() for name, line in self.profiles.items()},
-            "constant_capacity": self.constant_capacity.to_dict()
-            if self.constant_capacity
-            else None,
-            "alike_within_clusters": {
-                "correlation": finite_or_none(self.alike[0]),
-                "p": finite_or_none(self.alike[1]),
-            },
-        }
+        return self.law.intervals | closed
 
     @property
     def draws(self) -> dict[str, list[float]]:
-        """Parameter to its bootstrap draws."""
-        if not self.bootstrap or self.law is None:
+        """The bootstrap draws of each free parameter, by name."""
+        if self.bootstrap is None or self.law is None or not len(self.bootstrap.draws):
             return {}
-        return {
-            NATURAL[p]: self.bootstrap.draws[:, p].tolist()
-            for p in self.law.form.free
-            if len(self.bootstrap.draws)
-        }
+        return {NATURAL_NAMES[p]: self.bootstrap.draws[:, p].tolist() for p in self.law.form.free}
+
+    def row(self, name: str) -> LawRow | None:
+        """The law of that name."""
+        return next((row for row in self.rows if row.name == name), None)
 
 
 def analyse(
     cells: Observations,
-    saturated_below: float = 0.69,
     draws: int = 4000,
     progress: Callable[[int, int], None] | None = None,
 ) -> Analysis:
-    """Fit every law, check each on cells left out, choose one, and say how sure it is.
+    """Fit every law, check each on cells left out, choose one, and find its intervals.
 
     Args:
         cells: one group of comparable cells, saturated ones too.
-        saturated_below: final loss (nats per token) up to which the paper's estimator leaves a cell out.
         draws: of the bootstrap; 0 for none.
         progress: called with draws done and all draws.
     """
-    entries = [
-        _plain_entry(cells, estimator)
-        for estimator in (
-            model_selection.paper(saturated_below),
-            model_selection.robust(saturated_below),
-        )
+    paper = fit_paper(cells)
+    robust_fit = fit_robust(cells)
+    rows = [
+        LawRow(fit=paper, aicc_difference=math.nan, checks=checks(cells, fit_paper)),
+        LawRow(fit=robust_fit, aicc_difference=math.nan, checks=checks(cells, fit_robust)),
     ]
-    found = _saturating_entries(cells)
-    place = model_selection.choose(
-        [fit for fit, _ in found], [entry.checks[model_selection.EDGE] for _, entry in found]
+    fits, likelihood_rows = _likelihood_rows(cells)
+    rows += likelihood_rows
+    position = choose(fits, [row.checks[EDGE] for row in likelihood_rows])
+    if position is None:
+        return Analysis.without_choice(paper, rows)
+
+    law = fits[position]
+    restricted = fit_saturating(cells, replace(law.form, beta=1.0))
+    analysis = Analysis(
+        paper=paper,
+        rows=rows,
+        chosen=likelihood_rows[position],
+        law=law,
+        bootstrap=bootstrap(cells, law, draws, progress=progress) if draws else None,
+        profiles=profiles(cells, law),
+        constant_capacity=likelihood_ratio(law, restricted),
+        residual_correlation=intraclass_correlation(
+            cells, law.predict(cells.rank, cells.length, cells.base)
+        ),
+        warnings=[],
     )
-    entries += [entry for _, entry in found]
-    if place is None:
-        return Analysis(entries, None, None, {}, None, (math.nan, math.nan), [])
-    fit, chosen = found[place]
-    sure = bootstrap(cells, fit, draws, progress=progress) if draws else None
-    constant = model_selection.likelihood_ratio(
-        fit, fit_saturating(cells, replace(fit.form, beta=1.0))
-    )
-    alike = model_selection.alike_within_clusters(
-        cells, fit.predict(cells.rank, cells.length, cells.base)
-    )
-    made = Analysis(entries, chosen, sure, profiles(cells, fit), constant, alike, [])
-    return replace(made, warnings=_warnings(made, cells))
+    return replace(analysis, warnings=_warnings(analysis, cells, robust_fit))
 
 
-def _plain_entry(cells: Observations, estimator: model_selection.Estimator) -> Entry:
-    fit = estimator(cells)
-    assert isinstance(fit, Plain)
-    return Entry(
-        fit.name, fit, fit.fit.n, fit.fit.mape, math.nan, model_selection.checks(cells, estimator)
-    )
+def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[LawRow]]:
+    """Every form once: a link that runs to its limit is that other link."""
+    fits = {}
+    for form in reversed(FORMS):
+        fit = fit_saturating(cells, form)
+        fits[fit.form.name] = fit
+    ordered = [fits[form.name] for form in FORMS if form.name in fits]
+
+    rows = []
+    for fit, difference in zip(ordered, aicc_differences(ordered), strict=True):
+        held_out = checks(cells, saturating(fit.form))
+        rows.append(LawRow(fit=fit, aicc_difference=difference, checks=held_out))
+    return ordered, rows
 
 
-def _saturating_entries(cells: Observations) -> list[tuple[SaturatingFit, Entry]]:
-    """Every form once: one that falls back to another is that other."""
-    fits = {
-        fit.form.name: fit
-        for form in reversed(model_selection.FORMS)
-        for fit in [fit_saturating(cells, form)]
-    }
-    ordered = [fits[form.name] for form in model_selection.FORMS if form.name in fits]
-    differences = model_selection.aicc_differences(ordered)
-    out = []
-    for fit, difference in zip(ordered, differences, strict=True):
-        checks = model_selection.checks(cells, model_selection.saturating(fit.form))
-        out.append((fit, Entry(fit.form.name, fit, fit.n, fit.mape, difference, checks)))
-    return out
+def _warnings(analysis: Analysis, cells: Observations, robust_fit: PowerLawFit) -> list[Finding]:
+    """What the numbers say against the chosen law."""
+    assert analysis.chosen is not None
+    warnings = []
+    residuals = analysis.residual_correlation
+    if residuals.p < CORRELATED and residuals.correlation > 0:
+        warnings.append(finding("correlated_residuals", correlation=residuals.correlation))
 
+    low, high = analysis.intervals.get("b", (math.nan, math.nan))
+    if high < 0:
+        warnings.append(finding("negative_offset", low=low, high=high))
 
-def _warnings(made: Analysis, cells: Observations) -> list[str]:
-    """What the numbers say against the chosen law, in plain words."""
-    found, (correlation, p), chosen = [], made.alike, made.chosen
-    assert chosen is not None
-    if p < model_selection.ALIKE and correlation > 0:
-        found.append(
-            f"residuals of cells that share text and length are alike (correlation {correlation:.2f}): intervals that take "
-            "cells as independent are too narrow"
-        )
-    b = made.intervals.get("b")
-    if b and b[1] < 0:
-        found.append(
-            f"b of the chosen law is below 0 ({b[0]:.3g} to {b[1]:.3g}): it still bends less than the cells do"
-        )
-    if made.bootstrap and made.bootstrap.status == NOT_IDENTIFIED:
-        found.append(
-            f"no bootstrap: {made.bootstrap.reason}; the intervals take cells as independent"
-        )
-    edge = chosen.checks[model_selection.EDGE]
-    if edge.n_test >= FEW and edge.coverage < POOR_BAND:
-        found.append(
-            f"extrapolating is less sure than it looks: the 95 % band of a fit without the {model_selection.EDGE} holds "
-            f"{100 * edge.coverage:.0f} % of them"
-        )
-    found += _disagreements(made)
-    if made.bootstrap and made.bootstrap.failed:
-        found.append(f"{made.bootstrap.failed} bootstrap draws carried no fit and are left out")
+    sample = analysis.bootstrap
+    if sample and sample.status == NOT_IDENTIFIED:
+        warnings.append(finding("bootstrap_missing", cause=sample.finding))
+    edge = analysis.chosen.checks[EDGE]
+    if edge.n_test >= MIN_COVERAGE_CELLS and edge.coverage < POOR_COVERAGE:
+        warnings.append(finding("poor_coverage", coverage=edge.coverage))
+
+    warnings += _form_dependence(analysis)
+    warnings += robust.disagreements(analysis.paper, robust_fit)
+    if sample and sample.failed:
+        warnings.append(finding("failed_draws", draws=sample.failed))
     if len(np.unique(cells.text)) == 1:
-        found.append(
-            "one text: how the law differs between texts is not in the intervals (data.seed=0,1,2 tells)"
-        )
-    return found
+        warnings.append(finding("single_text"))
+    return warnings
 
 
-def _disagreements(made: Analysis) -> list[str]:
-    """Exponents of laws that AICc does not tell from the chosen one, where they lie outside its intervals."""
-    assert made.chosen is not None
-    limit = made.chosen.difference + model_selection.CLOSE
+def _form_dependence(analysis: Analysis) -> list[Finding]:
+    """Exponents that other forms, equally supported by AICc, put outside the chosen intervals."""
+    assert analysis.chosen is not None
+    limit = analysis.chosen.aicc_difference + AICC_TOLERANCE
+    # nan, of fits to fewer cells, is never within the limit
     rivals = [
-        entry
-        for entry in made.entries
-        if isinstance(entry.fit, SaturatingFit)
-        and entry.fit.status == OK
-        and entry.fit.form.link != "none"
-        and entry is not made.chosen
-        and entry.difference <= limit
+        row
+        for row in analysis.rows
+        if row is not analysis.chosen
+        and row.fit.status == OK
+        and row.fit.form.kind.has_ceiling
+        and row.aicc_difference <= limit
     ]
-    found = []
-    for name in ("alpha", "beta"):
-        low, high = made.intervals.get(name, (-math.inf, math.inf))
-        outside = [
-            f"{entry.name} {entry.parameters[name]:.2f}"
-            for entry in rivals
-            if not low <= entry.parameters[name] <= high
-        ]
+    warnings = []
+    for parameter in ("alpha", "beta"):
+        low, high = analysis.intervals.get(parameter, (-math.inf, math.inf))
+        outside = {
+            row.name: row.fit.parameters[parameter]
+            for row in rivals
+            if not low <= row.fit.parameters[parameter] <= high
+        }
         if outside:
-            found.append(
-                f"{name} depends on the law: others that fit as well give {', '.join(outside)}"
+            warnings.append(
+                finding("exponent_depends_on_form", parameter=parameter, alternatives=outside)
             )
-    return found
+    return warnings

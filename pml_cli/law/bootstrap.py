@@ -1,26 +1,33 @@
-"""How sure a fit is: a bootstrap that keeps cells of one text and length together, and profile likelihoods.
+"""How certain a fit is: a cluster bootstrap, and profile likelihoods.
 
-Cells that share a text and a length share what is hard about that text: they are not independent draws. The bootstrap
-resamples those clusters whole, with every rank and seed inside. The spread over optimiser starts is no error and is not
-reported as one.
+Cells that share a text and a length share what is hard about that text: they are not independent
+draws. The bootstrap resamples those clusters whole, with every rank and seed inside. The spread
+over optimiser starts is no error and is not reported as one.
+
+Shapes: D draws, N cells, G clusters, P = 8 parameters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from pml_cli.io import finite_or_none
-from pml_cli.law.forms import HIGH, LOG_K, LOW
+from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.likelihood import Design, minimise
-from pml_cli.law.mle import NATURAL, SaturatingFit, design_of, natural, on_scale, spans
+from pml_cli.law.mle import LikelihoodFit, design_of
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import MIN_VALUES, NOT_IDENTIFIED, OK
+from pml_cli.law.parameters import (
+    LOG_K,
+    NATURAL_NAMES,
+    intervals_of,
+    to_interval_scale,
+    to_natural,
+)
+from pml_cli.law.power_law import MIN_DISTINCT
 from pml_cli.stats import (
     CONFIDENCE,
     FEW_CLUSTERS,
@@ -30,164 +37,199 @@ from pml_cli.stats import (
     normal_quantile,
 )
 
-CHUNK = 60_000  # cells times draws solved together
-ROUNDS = 40  # scoring steps of a draw, from the fit to all cells
-POINTS = 31  # of a profile
-REACH = 4.5  # standard errors to each side
+# cells times draws solved together
+CELLS_AT_ONCE = 60_000
+# scoring steps of a draw, from the fit to all cells
+STEPS = 40
+PROFILE_POINTS = 31
+PROFILED = ("alpha", "beta", "b", "k")
+# standard errors to each side of the optimum
+PROFILE_REACH = 4.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """The fit to resampled cells, or the reason why there is none."""
+    """The fits to resampled clusters, or the finding that says why there is none."""
 
-    status: str  # OK | NOT_IDENTIFIED
-    reason: str
-    draws: Array  # (D, 8) in the order of estimate.NATURAL; the draws that converged
+    status: str
+    """OK or NOT_IDENTIFIED."""
+    finding: Finding | None
+    draws: Array
+    """(D, P) natural parameters of the draws that converged."""
     failed: int
+    """Draws that did not."""
     clusters: int
-    intervals: dict[str, tuple[float, float]]  # 95 %, of the free parameters
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the draws are apart."""
-        return {
-            "status": self.status,
-            "reason": self.reason,
-            "clusters": self.clusters,
-            "draws": len(self.draws),
-            "failed": self.failed,
-            "intervals_95": {
-                n: [finite_or_none(low), finite_or_none(high)]
-                for n, (low, high) in self.intervals.items()
-            },
-        }
+    intervals: dict[str, tuple[float, float]]
+    """95 %, of the free parameters by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Twice the fall of the log-likelihood when one parameter is held and the others adapt."""
+    """Profile likelihood of one parameter: it is held at V values, the others adapt."""
 
     name: str
-    values: Array  # (V,)
-    deviance: Array  # (V,) above the optimum
-    interval: tuple[float, float]  # 95 %; nan at a side that the likelihood does not close
+    values: Array
+    """(V,) natural."""
+    deviance: Array
+    """(V,) twice the fall of the log-likelihood from the optimum."""
+    interval: tuple[float, float]
+    """95 %; nan at a side that the likelihood does not close."""
 
-    def to_dict(self) -> dict[str, Any]:
-        ends = [finite_or_none(end) for end in self.interval]
-        return {
-            "values": self.values.tolist(),
-            "deviance": self.deviance.tolist(),
-            "interval_95": ends,
-        }
+
+def no_bootstrap(cells: Observations, reason: Finding) -> Bootstrap:
+    """A bootstrap without draws."""
+    return Bootstrap(
+        status=NOT_IDENTIFIED,
+        finding=reason,
+        draws=np.empty((0, len(NATURAL_NAMES))),
+        failed=0,
+        clusters=cells.clusters[1],
+        intervals={},
+    )
 
 
 def bootstrap(
     cells: Observations,
-    fit: SaturatingFit,
+    fit: LikelihoodFit,
     draws: int = 4000,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bootstrap:
-    """Fit `draws` resamples of the clusters, each from the fit to all cells.
+    """Refit to resampled clusters (text and length); cells of one cluster stay together.
 
-    Draws with fewer than three distinct unsaturated lengths carry no fit and are drawn again. Below 40 clusters (G) the
-    intervals are the fit +- t(G - 1) times the spread of the draws times sqrt(G / (G - 1)); from 40 on, percentiles.
+    A draw whose unsaturated cells have fewer than three lengths is drawn again. Below 40 clusters
+    (G) the intervals are the fit +- t(G - 1) times the spread of the draws times sqrt(G / (G - 1));
+    from 40 on, percentiles.
 
     Args:
         progress: called with draws done and all draws.
     """
     cluster, count = cells.clusters
-    problem = fit.reason if fit.status != OK else ""
-    if not problem and count < MIN_CLUSTERS:
-        problem = f"only {count} clusters (texts x lengths); {MIN_CLUSTERS} are needed"
-    if problem:
-        return Bootstrap(NOT_IDENTIFIED, problem, np.empty((0, len(NATURAL))), 0, count, {})
-    rng, design = np.random.default_rng(seed), design_of(cells, fit.centre)
-    found = []
-    chunk = max(1, CHUNK // len(cells))
-    for start in range(0, draws, chunk):
-        size = min(chunk, draws - start)
-        weights = _weights(rng, cells, cluster, count, size)
-        theta, value = minimise(
+    if fit.status != OK:
+        assert fit.finding is not None
+        return no_bootstrap(cells, fit.finding)
+    if count < MIN_CLUSTERS:
+        return no_bootstrap(cells, finding("few_clusters", clusters=count, needed=MIN_CLUSTERS))
+
+    rng = np.random.default_rng(seed)
+    design = design_of(cells, fit.centre)
+    converged = []
+    at_once = max(1, CELLS_AT_ONCE // len(cells))
+    for start in range(0, draws, at_once):
+        size = min(at_once, draws - start)
+        weights_DG = _cluster_weights(rng, cells, size)
+        theta, nll = minimise(
             np.tile(fit.theta, (size, 1)),
             design,
             fit.form,
-            weights_BN=weights[:, cluster],
-            iterations=ROUNDS,
+            weights_BN=weights_DG[:, cluster],
+            iterations=STEPS,
         )
-        found.append(natural(theta[np.isfinite(value)], fit.centre))
+        converged.append(to_natural(theta[np.isfinite(nll)], fit.centre))
         if progress:
             progress(start + size, draws)
-    sample = np.concatenate(found)
-    return Bootstrap(OK, "", sample, draws - len(sample), count, _intervals(fit, sample, count))
+
+    sample = np.concatenate(converged)
+    return Bootstrap(
+        status=OK,
+        finding=None,
+        draws=sample,
+        failed=draws - len(sample),
+        clusters=count,
+        intervals=_intervals(fit, sample, count),
+    )
 
 
-def _weights(
-    rng: np.random.Generator, cells: Observations, cluster: NDArray[np.intp], count: int, size: int
-) -> Array:
+def _cluster_weights(rng: np.random.Generator, cells: Observations, size: int) -> Array:
     """How often each cluster is drawn, (size, G)."""
-    seen = ~cells.saturated
+    cluster, count = cells.clusters
+    observed = ~cells.saturated
     _, length = np.unique(cells.length, return_inverse=True)
-    holds = np.zeros((count, int(length.max()) + 1))
-    holds[cluster[seen], length[seen]] = 1
+    # whether a cluster has an unsaturated cell at a length, (G, lengths)
+    occupied = np.zeros((count, int(length.max()) + 1))
+    occupied[cluster[observed], length[observed]] = 1
+
     weights = np.empty((0, count))
     while len(weights) < size:
         drawn = rng.multinomial(count, np.full(count, 1 / count), size).astype(float)
-        enough = ((drawn @ holds) > 0).sum(axis=1) >= MIN_VALUES
+        enough = ((drawn @ occupied) > 0).sum(axis=1) >= MIN_DISTINCT
         weights = np.concatenate([weights, drawn[enough]])
     return weights[:size]
 
 
-def _intervals(fit: SaturatingFit, sample: Array, count: int) -> dict[str, tuple[float, float]]:
-    draws = on_scale(sample)
-    if count >= FEW_CLUSTERS:
-        low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-        return spans(low, high, fit.form)
-    middle = on_scale(natural(fit.theta[None], fit.centre))[0]
-    half = normal_quantile() * few_cluster_factor(count) * draws.std(axis=0, ddof=1)
-    return spans(middle - half, middle + half, fit.form)
+def _intervals(fit: LikelihoodFit, sample: Array, clusters: int) -> dict[str, tuple[float, float]]:
+    """95 % intervals from the draws, (D, P)."""
+    draws = to_interval_scale(sample)
+    if clusters >= FEW_CLUSTERS:
+        tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+        low, high = np.quantile(draws, tails, axis=0)
+        return intervals_of(low, high, fit.form.free)
+
+    middle = to_interval_scale(to_natural(fit.theta[None], fit.centre))[0]
+    half = normal_quantile() * few_cluster_factor(clusters) * draws.std(axis=0, ddof=1)
+    return intervals_of(middle - half, middle + half, fit.form.free)
 
 
 def profiles(
-    cells: Observations, fit: SaturatingFit, names: tuple[str, ...] = ("alpha", "beta", "b", "k")
+    cells: Observations, fit: LikelihoodFit, names: tuple[str, ...] = PROFILED
 ) -> dict[str, Profile]:
-    """Profile likelihood of each named parameter that is free in the form; empty unless the fit is OK."""
+    """Profile likelihood of each named parameter that is free; empty unless the fit is OK."""
     if fit.status != OK:
         return {}
     design = design_of(cells, fit.centre)
+    positions = {name: NATURAL_NAMES.index(name) for name in names}
     return {
-        name: _profile(fit, design, NATURAL.index(name))
-        for name in names
-        if NATURAL.index(name) in fit.form.free
+        name: _profile(fit, design, position)
+        for name, position in positions.items()
+        if position in fit.form.free
     }
 
 
-def _profile(fit: SaturatingFit, design: Design, place: int) -> Profile:
-    at, error = float(fit.theta[place]), float(np.sqrt(fit.covariance[place, place]))
-    values = np.unique(
-        np.clip(at + error * np.linspace(-REACH, REACH, POINTS), LOW[place], HIGH[place])
-    )
-    slope = fit.covariance[:, place] / error**2  # how the others move along, to first order
-    starts = fit.theta + (values - at)[:, None] * slope
-    starts[:, place] = values
-    others = tuple(p for p in fit.form.free if p != place)
+def _profile(fit: LikelihoodFit, design: Design, position: int) -> Profile:
+    """The profile of the parameter at one position of theta."""
+    optimum = float(fit.theta[position])
+    error = float(np.sqrt(fit.covariance[position, position]))
+    lower, upper = (bound[position] for bound in fit.form.bounds)
+    steps = error * np.linspace(-PROFILE_REACH, PROFILE_REACH, PROFILE_POINTS)
+    values = np.unique(np.clip(optimum + steps, lower, upper))
+
+    # How the other parameters follow, to first order.
+    slope = fit.covariance[:, position] / error**2
+    starts = fit.theta + (values - optimum)[:, None] * slope
+    starts[:, position] = values
+    others = tuple(p for p in fit.form.free if p != position)
     _, nll = minimise(starts, design, fit.form, free=others)
     deviance = np.maximum(0, 2 * (nll - fit.nll))
-    interval = _crossing(values, deviance, at, -1), _crossing(values, deviance, at, 1)
-    if place == LOG_K:
-        values, interval = np.exp(values), (float(np.exp(interval[0])), float(np.exp(interval[1])))
-    good = np.isfinite(deviance)
-    return Profile(NATURAL[place], values[good], deviance[good], interval)
+
+    low = _crossing(values, deviance, optimum, side=-1)
+    high = _crossing(values, deviance, optimum, side=1)
+    if position == LOG_K:
+        values = np.exp(values)
+        low, high = float(np.exp(low)), float(np.exp(high))
+    finite = np.isfinite(deviance)
+    return Profile(
+        name=NATURAL_NAMES[position],
+        values=values[finite],
+        deviance=deviance[finite],
+        interval=(low, high),
+    )
 
 
-def _crossing(values: Array, deviance: Array, at: float, side: int) -> float:
-    """Where the root of the deviance passes that of chi2(1) at 95 %, on one side of the optimum; nan where it does not."""
-    chosen = ((values - at) * side >= 0) & np.isfinite(deviance)
-    order = np.argsort(np.abs(values[chosen] - at))
-    root = np.concatenate([[0.0], np.sqrt(deviance[chosen][order])])
-    place = np.concatenate([[at], values[chosen][order]])
+def _crossing(values: Array, deviance: Array, optimum: float, *, side: int) -> float:
+    """Where the root of the deviance crosses that of chi2(1) at 95 %; nan where it does not.
+
+    Args:
+        values, deviance: (V,) each.
+        side: -1 below the optimum, 1 above.
+    """
+    on_side = ((values - optimum) * side >= 0) & np.isfinite(deviance)
+    order = np.argsort(np.abs(values[on_side] - optimum))
+    root = np.concatenate([[0.0], np.sqrt(deviance[on_side][order])])
+    position = np.concatenate([[optimum], values[on_side][order]])
+
     limit = np.sqrt(stats.chi2.ppf(CONFIDENCE, 1))
     above = np.flatnonzero(root >= limit)
     if not len(above):
-        return float("nan")
+        return math.nan
     k = int(above[0])
-    return float(np.interp(limit, root[k - 1 : k + 1], place[k - 1 : k + 1]))
+    return float(np.interp(limit, root[k - 1 : k + 1], position[k - 1 : k + 1]))

@@ -1,162 +1,378 @@
-"""Laws of the gain that know its ceiling: dL = A S((C r^alpha l^-beta + b) / A), with A = base loss - floor.
+r"""Forms of the law: dL = A S((C r^alpha l^-beta + b) / A), with A = base loss - floor.
 
-A gain cannot exceed the base loss, and it bends before it gets there. S is the link: near 0 it is the identity, so that far
-from the ceiling every one of these laws is the paper's; at infinity it is 1, so that no prediction exceeds the base loss.
-A law with a level instead takes every sequence to start from the same loss H once the adapter knows its source, whatever the
-base model made of it: dL = L0 - H + H S(C r^alpha l^-beta / H); the final loss H (1 - S) does not depend on the base loss.
-Everything here works on a batch of parameter vectors at once; the last axis is the cell.
+A gain cannot exceed the base loss, and it bends before it gets there. S is the link: near 0 it is
+the identity, so that far from the ceiling every form is the paper's; at infinity it is 1, so that
+no prediction exceeds the base loss. A form with a level instead takes every sequence to start from
+the same loss H once the adapter knows its source, whatever the base model made of it:
+dL = L0 - H + H S(C r^alpha l^-beta / H); the final loss H (1 - S) is then free of the base loss.
 
-Shapes: B problems, N cells, P = 8 parameters in the order of PARAMETERS.
+A link is a class here, registered by `@register`. All that differs between links lies in their
+classes; estimators, tables and figures ask the class.
+
+Everything works on a batch of parameter vectors at once; the last axis is the cell. Shapes: B
+problems, N cells, P = 8 parameters in the order of parameters.THETA_NAMES.
 """
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy import special
 
-from pml_cli.law.power_law import EXPONENTS
+from pml_cli.law.parameters import (
+    ALPHA,
+    BETA,
+    EXPONENT_BOUNDS,
+    FLOOR,
+    LEVEL,
+    LOG_K,
+    THETA_NAMES,
+    B,
+    C,
+    theta_bounds,
+)
 from pml_cli.stats import Array
 
-# c is log C at the mean of log rank and of log length; log_s the log of the relative spread of a cell around the law
-# level is H, nats per token; 0 where the law has none
-PARAMETERS = ("c", "alpha", "beta", "b", "log_k", "floor", "level", "log_s")
-C, ALPHA, BETA, B, LOG_K, FLOOR, LEVEL, LOG_S = range(len(PARAMETERS))
-LINKS = ("none", "hard", "exp", "hill")
-HILL = (0.5, 30.0)  # bounds of k; at 30 the curve cannot be told from min(1, x)
-LEAST_SPREAD = 1e-8
-FULL_SPREAD = 1 / 3  # slope of the link above which cells deviate from the law by its whole spread
-LOW = np.array(
-    [-50, EXPONENTS[0], EXPONENTS[0], -50, math.log(HILL[0]), 0, 0, math.log(LEAST_SPREAD)]
-)
-HIGH = np.array([50, EXPONENTS[1], EXPONENTS[1], 50, math.log(HILL[1]), 5, 50, 3])
+__all__ = ["EXPONENT_BOUNDS", "FORMS", "LINKS", "Form", "Link"]
+
+# slope of the link above which cells deviate from the law by its whole spread
+FULL_SPREAD_SLOPE = 1 / 3
+VARIANTS = ("plain", "offset", "floor", "level")
 
 
-@dataclass(frozen=True)
+class Link(ABC):
+    """How the gain bends towards its ceiling: S(x), with S(x) ~ x near 0."""
+
+    name: ClassVar[str]
+    """In law.json."""
+    label: ClassVar[str]
+    """In tables."""
+    text: ClassVar[str]
+    """S(x), in the notation of Python."""
+    latex: ClassVar[str]
+    """S(x), in math mode."""
+    has_ceiling: ClassVar[bool] = True
+    """Whether S stays below 1."""
+    variants: ClassVar[tuple[str, ...]] = VARIANTS
+    """Forms with this link that are fitted."""
+    has_k: ClassVar[bool] = False
+    """Whether S has a sharpness k."""
+    k_bounds: ClassVar[tuple[float, float]] = (0.5, 30.0)
+    k_starts: ClassVar[tuple[float, ...]] = (2.0,)
+    """Values of k at which the search starts."""
+    limit: ClassVar[str | None] = None
+    """The link that this one becomes at the upper bound of k."""
+
+    @property
+    def notation(self) -> str:
+        """S(x), in the notation of the tables."""
+        return self.text.replace("**", "^")
+
+    @abstractmethod
+    def log_s(self, log_x: Array, log_k: Array) -> Array:
+        """log S(x), (B, N).
+
+        Args:
+            log_x: (B, N).
+            log_k: (B, 1); of no effect on a link without k.
+        """
+
+    @abstractmethod
+    def slope(self, log_x: Array, log_k: Array) -> Array:
+        """d log S / d log x, (B, N)."""
+
+    def slope_by_log_k(self, log_x: Array, log_k: Array) -> Array:
+        """d log S / d log k, (B, N)."""
+        return np.zeros_like(log_x)
+
+
+LINKS: dict[str, Link] = {}
+
+
+def register(link: type[Link]) -> type[Link]:
+    """Make a link known by its name."""
+    LINKS[link.name] = link()
+    return link
+
+
+@register
+class Power(Link):
+    """No ceiling: the paper's law."""
+
+    name = "none"
+    label = "power"
+    text = "x"
+    latex = "x"
+    has_ceiling = False
+    variants = ("plain", "offset")
+
+    def log_s(self, log_x: Array, log_k: Array) -> Array:
+        return log_x
+
+    def slope(self, log_x: Array, log_k: Array) -> Array:
+        return np.ones_like(log_x)
+
+
+@register
+class Hard(Link):
+    """The power law up to the ceiling."""
+
+    name = "hard"
+    label = "hard"
+    text = "min(1, x)"
+    latex = r"\min(1, x)"
+    variants = ("plain", "offset")
+
+    def log_s(self, log_x: Array, log_k: Array) -> Array:
+        return np.minimum(log_x, 0.0)
+
+    def slope(self, log_x: Array, log_k: Array) -> Array:
+        return np.asarray(log_x < 0, float)
+
+
+@register
+class Exponential(Link):
+    """A soft bend that has no parameter of its own."""
+
+    name = "exp"
+    label = "exp"
+    text = "1 - exp(-x)"
+    latex = "1 - e^{-x}"
+
+    def log_s(self, log_x: Array, log_k: Array) -> Array:
+        return np.asarray(np.log(-np.expm1(-np.exp(log_x))))
+
+    def slope(self, log_x: Array, log_k: Array) -> Array:
+        x = np.exp(np.minimum(log_x, 6.5))
+        return np.asarray(x / np.expm1(x))
+
+
+@register
+class Hill(Link):
+    """A bend whose sharpness k is fitted; at large k it cannot be distinguished from min(1, x)."""
+
+    name = "hill"
+    label = "hill"
+    text = "x / (1 + x**k)**(1/k)"
+    latex = "x / (1 + x^k)^{1/k}"
+    has_k = True
+    k_starts = (1.5, 5.0)
+    limit = "hard"
+
+    def log_s(self, log_x: Array, log_k: Array) -> Array:
+        k = np.exp(log_k)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(log_x - np.logaddexp(0.0, k * log_x) / k)
+
+    def slope(self, log_x: Array, log_k: Array) -> Array:
+        return np.asarray(special.expit(-np.exp(log_k) * log_x))
+
+    def slope_by_log_k(self, log_x: Array, log_k: Array) -> Array:
+        k = np.exp(log_k)
+        rise = special.expit(k * log_x) * log_x
+        return np.asarray(np.logaddexp(0.0, k * log_x) / k - rise)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Form:
-    """Which law: its link, and which parameters are free besides C, alpha, beta and the spread."""
+    """Which law: its link, and the parameters that it has besides C, alpha, beta and the spread.
 
-    link: str  # none | hard | exp | hill
-    offset: bool = False  # b: what is gained at any rank and length, in nats per token
-    floor: bool = False  # a loss above 0 that no adapter gets below
-    level: bool = False  # H: the loss that memory starts from, the same for all cells
-    beta: float | None = (
-        None  # held there; 1 is constant capacity: the nats gained in all do not depend on the length
-    )
+    Raises:
+        ValueError: an unknown link, or parameters that do not go together.
+    """
+
+    link: str
+    """A name in LINKS."""
+    offset: bool = False
+    """b: what is gained at any rank and length, nats per token."""
+    floor: bool = False
+    """A loss above 0 that no adapter gets below."""
+    level: bool = False
+    """H: the loss that memory starts from, the same for all cells."""
+    beta: float | None = None
+    """A fixed beta; 1 is constant capacity, the total gain does not depend on the length."""
 
     def __post_init__(self) -> None:
         if self.link not in LINKS:
             raise ValueError(f"link {self.link!r}; one of {', '.join(LINKS)}")
-        if self.floor and self.link == "none":
+        if self.floor and not self.kind.has_ceiling:
             raise ValueError("a floor acts through the ceiling; it needs a link")
-        if self.level and (self.link == "none" or self.offset or self.floor):
+        if self.level and (not self.kind.has_ceiling or self.offset or self.floor):
             raise ValueError("a level takes the place of offset and floor, and needs a link")
+
+    @property
+    def kind(self) -> Link:
+        """The link itself."""
+        return LINKS[self.link]
 
     @property
     def name(self) -> str:
         """For tables: hill + b + floor, beta=1."""
-        parts = [self.link if self.link != "none" else "power", *(["b"] if self.offset else [])]
-        parts += [*(["floor"] if self.floor else []), *(["level"] if self.level else [])]
-        return " + ".join(parts) + (f", beta={self.beta:g}" if self.beta is not None else "")
+        extras = {"b": self.offset, "floor": self.floor, "level": self.level}
+        terms = [self.kind.label, *(name for name, has in extras.items() if has)]
+        fixed = "" if self.beta is None else f", beta={self.beta:g}"
+        return " + ".join(terms) + fixed
 
     @property
     def formula(self) -> str:
-        """In plain text."""
-        inner = "C * rank**alpha * length**" + ("-beta" if self.beta is None else f"-{self.beta:g}")
-        inner += " + b" if self.offset else ""
-        if self.link == "none":
-            return f"dL = {inner}"
-        ceiling = "(L0 - floor)" if self.floor else ("level" if self.level else "L0")
-        start = "L0 - level + " if self.level else ""
-        link = {"hard": "min(1, x)", "exp": "1 - exp(-x)", "hill": "x / (1 + x**k)**(1/k)"}[
-            self.link
-        ]
-        return f"dL = {start}{ceiling} * S(x), x = ({inner}) / {ceiling}, S(x) = {link}"
+        """The law in the notation of Python, with the columns of cells.csv."""
+        exponent = "-beta" if self.beta is None else f"-{self.beta:g}"
+        power = f"C * rank**alpha * length**{exponent}"
+        x = power + (" + b" if self.offset else "")
+        if not self.kind.has_ceiling:
+            return f"dL = {x}"
+        ceiling, start = self._ceiling("level")
+        return f"dL = {start}{ceiling} * S(x), x = ({x}) / {ceiling}, S(x) = {self.kind.text}"
+
+    def notation(self, symbol: str) -> str:
+        """The law in the notation of the tables, on one line of 80 columns.
+
+        Args:
+            symbol: of the size, r or N.
+        """
+        x = f"C {symbol}^alpha l^-beta" + (" + b" if self.offset else "")
+        if not self.kind.has_ceiling:
+            return f"dL = {x}"
+        ceiling, start = self._ceiling("H")
+        return f"dL = {start}{ceiling} S(x), x = ({x}) / {ceiling}, S = {self.kind.notation}"
+
+    def _ceiling(self, level: str) -> tuple[str, str]:
+        """The factor of S in a formula, and what is gained before memory starts."""
+        if self.level:
+            return level, f"L0 - {level} + "
+        return ("(L0 - floor)" if self.floor else "L0"), ""
 
     @property
     def free(self) -> tuple[int, ...]:
-        """Places of the free parameters in PARAMETERS."""
-        switch = {
+        """Positions of the free parameters in theta, in ascending order."""
+        optional = {
             BETA: self.beta is None,
             B: self.offset,
-            LOG_K: self.link == "hill",
+            LOG_K: self.kind.has_k,
             FLOOR: self.floor,
             LEVEL: self.level,
         }
-        return tuple(p for p in range(len(PARAMETERS)) if switch.get(p, True))
+        return tuple(p for p in range(len(THETA_NAMES)) if optional.get(p, True))
+
+    @property
+    def bounds(self) -> tuple[Array, Array]:
+        """Lower and upper bound of theta, (P,) each."""
+        return theta_bounds(self.kind.k_bounds)
+
+
+def _candidate_forms() -> tuple[Form, ...]:
+    """Every variant of every link: those without a ceiling first, then the simplest first."""
+    forms = []
+    for has_ceiling in (False, True):
+        for variant in VARIANTS:
+            for link in LINKS.values():
+                if link.has_ceiling == has_ceiling and variant in link.variants:
+                    extra = {} if variant == "plain" else {variant: True}
+                    forms.append(Form(link=link.name, **extra))
+    return tuple(forms)
+
+
+FORMS = _candidate_forms()
 
 
 def log_gain(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
-    """Log of the gain in nats per token, (B, N); nan where the parameters have no law there (power and b below 0 together).
+    """Log of the gain in nats per token, (B, N).
+
+    It is nan where the parameters have no law: power and b are below 0 together.
 
     Args:
-        theta_BP: parameters (PARAMETERS).
+        theta_BP: (B, P).
         x_N, y_N: log rank and log length, centred as the parameters are.
         base_N: loss of the base model, nats per token.
     """
-    _, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
-    if link == "none":
+    _, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
+    if not LINKS[link].has_ceiling:
         return log_inner
-    found = log_ceiling + _log_link(log_inner - log_ceiling, theta_BP[:, LOG_K, None], link)
-    return _from_level(found, theta_BP[:, LEVEL, None], base_N)
+
+    log_k = theta_BP[:, LOG_K, None]
+    log_memory = log_ceiling + LINKS[link].log_s(log_inner - log_ceiling, log_k)
+    return _add_start(log_memory, theta_BP[:, LEVEL, None], base_N)
 
 
 def log_gain_slopes(
     theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, *, link: str, wanted: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    """`log_gain` and its derivatives by the `wanted` parameters (places in PARAMETERS, without LOG_S): (B, N), (B, N, W)."""
-    power, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
-    log_k, level = theta_BP[:, LOG_K, None], theta_BP[:, LEVEL, None]
-    ratio = log_inner - log_ceiling
-    if link == "none":
-        value = within = log_inner
-        slope = np.ones_like(log_inner)
-    else:
-        within, slope = log_ceiling + _log_link(ratio, log_k, link), _link_slope(ratio, log_k, link)
-        value = _from_level(within, level, base_N)
-    share = np.exp(within - value)  # of the gain that is memory; 1 without a level
-    by_log_power = share * slope * power * np.exp(-log_inner)
-    out = np.empty((*value.shape, len(wanted)))
-    for k, place in enumerate(wanted):
-        if place == C:
-            out[..., k] = by_log_power
-        elif place == ALPHA:
-            out[..., k] = by_log_power * x_N
-        elif place == BETA:
-            out[..., k] = -by_log_power * y_N
-        elif place == B:
-            out[..., k] = share * slope * np.exp(-log_inner)
-        elif place == LOG_K:
-            out[..., k] = share * _hill_slope_log_k(ratio, log_k)
-        elif place == LEVEL:
-            out[..., k] = (np.exp(within) / np.maximum(level, 1e-12) * (1 - slope) - 1) * np.exp(
-                -value
-            )
-        else:  # the floor acts through the ceiling alone
-            out[..., k] = -(1 - slope) * np.exp(-log_ceiling)
-    return value, out
+    """`log_gain` and its derivatives, (B, N) and (B, N, W).
 
-
-def spread_share(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
-    """How much of the spread of a cell is left near the ceiling, (B, N): 1 where the law rises, down to 0 where it is flat.
-
-    On the cells of benchmarks/scan.csv the relative residuals are alike wherever the link's slope d log S / d log x is above
-    a third; below, they go down with its root or faster: an adapter with capacity to spare recalls its text, whatever text.
+    Args:
+        theta_BP, x_N, y_N, base_N: as for `log_gain`.
+        wanted: positions in theta of the W parameters, without LOG_SPREAD.
     """
-    if link == "none":
+    power, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
+    kind = LINKS[link]
+    log_k = theta_BP[:, LOG_K, None]
+    level = theta_BP[:, LEVEL, None]
+    log_x = log_inner - log_ceiling
+
+    if kind.has_ceiling:
+        log_memory = log_ceiling + kind.log_s(log_x, log_k)
+        slope = kind.slope(log_x, log_k)
+        log_total = _add_start(log_memory, level, base_N)
+    else:
+        log_memory = log_inner
+        slope = np.ones_like(log_inner)
+        log_total = log_inner
+
+    # The share of the gain that is memory: 1 without a level.
+    memory_share = np.exp(log_memory - log_total)
+    by_log_power = memory_share * slope * power * np.exp(-log_inner)
+
+    derivatives = np.empty((*log_total.shape, len(wanted)))
+    for k, parameter in enumerate(wanted):
+        if parameter == C:
+            column = by_log_power
+        elif parameter == ALPHA:
+            column = by_log_power * x_N
+        elif parameter == BETA:
+            column = -by_log_power * y_N
+        elif parameter == B:
+            column = memory_share * slope * np.exp(-log_inner)
+        elif parameter == LOG_K:
+            column = memory_share * kind.slope_by_log_k(log_x, log_k)
+        elif parameter == LEVEL:
+            by_ceiling = np.exp(log_memory) / np.maximum(level, 1e-12) * (1 - slope)
+            column = (by_ceiling - 1) * np.exp(-log_total)
+        else:
+            # The floor acts through the ceiling alone.
+            column = -(1 - slope) * np.exp(-log_ceiling)
+        derivatives[..., k] = column
+    return log_total, derivatives
+
+
+def relative_spread(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
+    """The spread of a cell relative to that far below the ceiling, (B, N), 1 down to 0.
+
+    On the cells of benchmarks/scan.csv the relative residuals have one spread wherever the link's
+    slope d log S / d log x is above a third; below, it falls with the root of the slope or faster:
+    an adapter with capacity to spare recalls its text, whatever text.
+
+    Args:
+        theta_BP, x_N, y_N, base_N: as for `log_gain`.
+    """
+    kind = LINKS[link]
+    if not kind.has_ceiling:
         return np.ones((len(theta_BP), len(x_N)))
-    _, log_inner, log_ceiling = _parts(theta_BP, x_N, y_N, base_N)
-    slope = _link_slope(log_inner - log_ceiling, theta_BP[:, LOG_K, None], link)
-    return np.asarray(
-        np.sqrt(np.minimum(1.0, np.nan_to_num(slope) / FULL_SPREAD))
-    )  # nan: no law there, as far out if b < 0
+    _, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
+    slope = kind.slope(log_inner - log_ceiling, theta_BP[:, LOG_K, None])
+    # nan: no law there, as far from the cells where b is below 0
+    return np.asarray(np.sqrt(np.minimum(1.0, np.nan_to_num(slope) / FULL_SPREAD_SLOPE)))
 
 
-def _parts(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array) -> tuple[Array, Array, Array]:
-    """C r^alpha l^-beta, the log of that + b, the log of the ceiling: each (B, N)."""
-    c, alpha, beta, b, _, floor, level, _ = (theta_BP[:, p, None] for p in range(len(PARAMETERS)))
+def _power_and_ceiling(
+    theta_BP: Array, x_N: Array, y_N: Array, base_N: Array
+) -> tuple[Array, Array, Array]:
+    """C r^alpha l^-beta, the log of that + b, and the log of the ceiling: (B, N) each."""
+    c, alpha, beta, b, floor, level = (
+        theta_BP[:, p, None] for p in (C, ALPHA, BETA, B, FLOOR, LEVEL)
+    )
     log_power = np.minimum(c + alpha * x_N - beta * y_N, 700.0)
     power = np.exp(log_power)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -165,35 +381,8 @@ def _parts(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array) -> tuple[Arra
     return power, log_inner, log_ceiling
 
 
-def _from_level(log_memory: Array, level: Array, base_N: Array) -> Array:
-    """Log of the gain, with what is gained between the base loss and the level."""
+def _add_start(log_memory: Array, level: Array, base_N: Array) -> Array:
+    """Log of the gain, (B, N), with what is gained between the base loss and the level."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(
-            np.where(level > 0, np.log(np.exp(log_memory) + base_N - level), log_memory)
-        )
-
-
-def _log_link(ratio: Array, log_k: Array, link: str) -> Array:
-    """log S(x) from log x."""
-    if link == "hard":
-        return np.minimum(ratio, 0.0)
-    if link == "exp":
-        return np.asarray(np.log(-np.expm1(-np.exp(ratio))))
-    k = np.exp(log_k)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(ratio - np.logaddexp(0.0, k * ratio) / k)
-
-
-def _link_slope(ratio: Array, log_k: Array, link: str) -> Array:
-    """d log S / d log x."""
-    if link == "hard":
-        return np.asarray(ratio < 0, float)
-    if link == "exp":
-        x = np.exp(np.minimum(ratio, 6.5))
-        return np.asarray(x / np.expm1(x))
-    return np.asarray(special.expit(-np.exp(log_k) * ratio))
-
-
-def _hill_slope_log_k(ratio: Array, log_k: Array) -> Array:
-    k = np.exp(log_k)
-    return np.asarray(np.logaddexp(0.0, k * ratio) / k - special.expit(k * ratio) * ratio)
+        total = np.log(np.exp(log_memory) + base_N - level)
+        return np.asarray(np.where(level > 0, total, log_memory))

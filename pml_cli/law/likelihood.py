@@ -1,11 +1,12 @@
-"""Censored maximum likelihood, many problems at once: Fisher scoring with Levenberg damping inside a box.
+"""Censored maximum likelihood of many problems at once: Fisher scoring with Levenberg damping.
 
-A cell's gain is normal around the law with a spread that is a share of it: sd = s * sd_of_the_cell * law. Of a saturated
-cell only that its gain exceeded its limit is used (right-censored, as in Tobin's model): its exact loss says how long it
-was trained, not what it can hold. Problems of one batch differ in start and in weights (bootstrap draws, grid nodes, points
+The gain of a cell is normal around the law, with a standard deviation proportional to the law:
+s * sd of the cell * law. Of a saturated cell only that its gain exceeded its limit is used
+(right-censored, as in Tobin's model): its exact loss says how long it was trained, not how much it
+can hold. Problems of one batch differ in start and in weights (bootstrap draws, grid nodes, points
 of a profile); they share cells and form.
 
-Shapes: B problems, N cells, P parameters (saturation.PARAMETERS), F free ones.
+Shapes: B problems, N cells, P = 8 parameters (parameters.THETA_NAMES), F free ones.
 """
 
 from __future__ import annotations
@@ -16,25 +17,38 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from pml_cli.law.forms import HIGH, LOG_S, LOW, Form, log_gain, log_gain_slopes
+from pml_cli.law.forms import Form, log_gain, log_gain_slopes
+from pml_cli.law.parameters import LOG_SPREAD
 from pml_cli.stats import Array, Mask
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
-TOLERANCE = 1e-9  # of the log-likelihood: a standard error of 1 moves by less than 1e-4
-DAMPING = (1e-9, 1e-3, 1e9)  # least, first, and where a problem is given up
+# of the log-likelihood: a standard error of 1 then moves by less than 1e-4
+TOLERANCE = 1e-9
+# Levenberg damping, as a multiple of the information's diagonal
+LEAST_DAMPING = 1e-9
+FIRST_DAMPING = 1e-3
+# above this no step improves the fit: the problem has converged
+LARGEST_DAMPING = 1e9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Design:
-    """What the likelihood sees of the cells."""
+    """What the likelihood sees of N cells."""
 
-    x: Array  # (N,) log rank, centred
-    y: Array  # (N,) log length, centred
-    base: Array  # (N,) nats per token
-    delta: Array  # (N,) nats per token
-    limit: Array  # (N,) the gain at which a cell counts as saturated
-    censored: Mask  # (N,)
-    sd: Array  # (N,) spread of each cell against the others
+    x: Array
+    """(N,) log rank, centred."""
+    y: Array
+    """(N,) log length, centred."""
+    base: Array
+    """(N,) loss of the base model, nats per token."""
+    delta: Array
+    """(N,) gain, nats per token."""
+    limit: Array
+    """(N,) gain at which a cell counts as saturated, nats per token."""
+    censored: Mask
+    """(N,) the saturated cells."""
+    sd: Array
+    """(N,) spread of each cell, as a multiple of the others'."""
 
 
 def minimise(
@@ -46,68 +60,102 @@ def minimise(
     free: tuple[int, ...] | None = None,
     iterations: int = 100,
 ) -> tuple[Array, Array]:
-    """The least negative log-likelihood of each problem, from its start.
+    """Minimise the negative log-likelihood of each problem, from its start.
 
     Args:
-        theta_BP: starts; parameters that are not free stay where they are.
+        theta_BP: starts; parameters that are not free keep their values.
         weights_BN: how often each cell counts; once when None.
-        free: places in PARAMETERS; those of the form when None.
+        free: positions in theta; those of the form when None.
 
     Returns:
-        Parameters (B, P) and the sum over cells of the negative log-likelihood (B,); inf where the start has no law.
+        Parameters (B, P) and the negative log-likelihood (B,), a sum over cells; infinite where
+        the start has no law.
     """
     free_F = np.array(form.free if free is None else free)
-    theta = np.clip(theta_BP, LOW, HIGH)
+    theta = np.clip(theta_BP, *form.bounds)
     weights = np.ones((1, 1)) if weights_BN is None else weights_BN
-    value = loss(theta, design, form, weights)
-    damping = np.full(len(theta), DAMPING[1])
-    going = np.flatnonzero(np.isfinite(value))
+    nll = negative_log_likelihood(theta, design, form, weights)
+    damping = np.full(len(theta), FIRST_DAMPING)
+    active = np.flatnonzero(np.isfinite(nll))
+
     for _ in range(iterations):
-        if not len(going):
+        if not len(active):
             break
-        w = weights if len(weights) == 1 else weights[going]
-        gradient, information = derivatives(theta[going], design, form, w, free_F)
-        trial = _step(theta[going], gradient, information, damping[going], free_F)
-        found = loss(trial, design, form, w)
-        gained = value[going] - found
-        better = gained >= 0
-        theta[going[better]], value[going[better]] = trial[better], found[better]
-        damping[going] = np.where(
-            better, np.maximum(damping[going] * 0.1, DAMPING[0]), damping[going] * 10
+        active_weights = weights if len(weights) == 1 else weights[active]
+        gradient, information = derivatives(theta[active], design, form, active_weights, free_F)
+        trial = _scoring_step(
+            theta[active], gradient, information, damping[active], form=form, free_F=free_F
         )
-        ended = (better & (gained < TOLERANCE)) | (damping[going] > DAMPING[2])
-        going = going[~ended]
-    return theta, value
+        trial_nll = negative_log_likelihood(trial, design, form, active_weights)
+
+        decrease = nll[active] - trial_nll
+        better = decrease >= 0
+        theta[active[better]] = trial[better]
+        nll[active[better]] = trial_nll[better]
+
+        eased = np.maximum(damping[active] * 0.1, LEAST_DAMPING)
+        damping[active] = np.where(better, eased, damping[active] * 10)
+        converged = (better & (decrease < TOLERANCE)) | (damping[active] > LARGEST_DAMPING)
+        active = active[~converged]
+    return theta, nll
 
 
-def _step(
-    theta: Array, gradient: Array, information: Array, damping: Array, free_F: Array
+def _scoring_step(
+    theta: Array,
+    gradient: Array,
+    information: Array,
+    damping: Array,
+    *,
+    form: Form,
+    free_F: Array,
 ) -> Array:
-    """One damped scoring step; a parameter that its bound holds back takes no part in it."""
-    at = theta[:, free_F]
-    held = ((at <= LOW[free_F]) & (gradient > 0)) | ((at >= HIGH[free_F]) & (gradient < 0))
+    """One damped scoring step, (B, P).
+
+    A parameter that its bound holds back keeps its value.
+
+    Args:
+        theta: (B, P).
+        gradient, information, damping: (B, F), (B, F, F), (B,).
+    """
+    lower, upper = (bound[free_F] for bound in form.bounds)
+    current = theta[:, free_F]
+    blocked = ((current <= lower) & (gradient > 0)) | ((current >= upper) & (gradient < 0))
+
+    # Scaled by the diagonal, so that parameters of any size are damped alike.
     scale = np.sqrt(np.maximum(np.einsum("bff->bf", information), 1e-30))
     scaled = information / (scale[:, :, None] * scale[:, None, :])
-    scaled *= ~(held[:, :, None] | held[:, None, :])
-    scaled += np.eye(len(free_F)) * (held[:, None, :] + damping[:, None, None] + 1e-13)
-    solved = np.linalg.solve(scaled, np.where(held, 0, gradient / scale)[..., None])[..., 0]
+    scaled *= ~(blocked[:, :, None] | blocked[:, None, :])
+    diagonal = blocked[:, None, :] + damping[:, None, None] + 1e-13
+    scaled += np.eye(len(free_F)) * diagonal
+
+    right_side = np.where(blocked, 0, gradient / scale)[..., None]
+    step = np.linalg.solve(scaled, right_side)[..., 0] / scale
     trial = theta.copy()
-    trial[:, free_F] = np.clip(at - solved / scale, LOW[free_F], HIGH[free_F])
+    trial[:, free_F] = np.clip(current - step, lower, upper)
     return trial
 
 
-def loss(theta_BP: Array, design: Design, form: Form, weights: Array) -> Array:
-    """Negative log-likelihood, (B,): a sum over the cells; inf where there is no law."""
+def negative_log_likelihood(theta_BP: Array, design: Design, form: Form, weights: Array) -> Array:
+    """Negative log-likelihood, (B,), a sum over the cells; infinite where there is no law.
+
+    Args:
+        weights: (B, N) or (1, 1), how often each cell counts.
+    """
     log_mu = log_gain(theta_BP, design.x, design.y, design.base, form.link)
-    seen, hidden = ~design.censored, design.censored
-    log_s = theta_BP[:, LOG_S, None] + np.log(design.sd)
+    censored = design.censored
+    observed = ~censored
+    log_s = theta_BP[:, LOG_SPREAD, None] + np.log(design.sd)
+
     per_cell = np.empty_like(log_mu)
     with np.errstate(over="ignore", invalid="ignore"):
         mu = np.exp(log_mu)
-        z = (design.delta[seen] / mu[:, seen] - 1) / np.exp(log_s[:, seen])
-        per_cell[:, seen] = log_mu[:, seen] + log_s[:, seen] + 0.5 * z**2 + HALF_LOG_TAU
-        a = (1 - design.limit[hidden] / mu[:, hidden]) / np.exp(log_s[:, hidden])
-        per_cell[:, hidden] = -special.log_ndtr(a)
+        z = (design.delta[observed] / mu[:, observed] - 1) / np.exp(log_s[:, observed])
+        log_scale = log_mu[:, observed] + log_s[:, observed]
+        per_cell[:, observed] = log_scale + 0.5 * z**2 + HALF_LOG_TAU
+
+        excess = 1 - design.limit[censored] / mu[:, censored]
+        per_cell[:, censored] = -special.log_ndtr(excess / np.exp(log_s[:, censored]))
+
     total = (per_cell * weights).sum(axis=1)
     return np.where(np.isfinite(total), total, np.inf)
 
@@ -115,59 +163,95 @@ def loss(theta_BP: Array, design: Design, form: Form, weights: Array) -> Array:
 def derivatives(
     theta_BP: Array, design: Design, form: Form, weights: Array, free_F: Array
 ) -> tuple[Array, Array]:
-    """Gradient (B, F) and information (B, F, F) of `loss`: expected for the cells seen, observed for the censored ones."""
-    law_free = _law_places(free_F)
-    slopes, parts = _per_cell(theta_BP, design, form, law_free)
-    g1, g2, h11, h12, h22 = (part * weights for part in parts)
-    size = len(law_free)
+    """Gradient (B, F) and information (B, F, F) of the negative log-likelihood.
+
+    The information is the expected one for uncensored cells, the observed one for censored cells.
+
+    Args:
+        weights: (B, N) or (1, 1), how often each cell counts.
+        free_F: positions of the free parameters in theta.
+    """
+    of_law = _law_positions(free_F)
+    slopes, cell = _cell_derivatives(theta_BP, design, form, of_law)
+    g1 = cell.by_log_mu * weights
+    g2 = cell.by_log_s * weights
+    h11 = cell.mu_mu * weights
+    h12 = cell.mu_s * weights
+    h22 = cell.s_s * weights
+
+    size = len(of_law)
     gradient = np.empty((len(theta_BP), len(free_F)))
     information = np.empty((len(theta_BP), len(free_F), len(free_F)))
     gradient[:, :size] = (g1[:, None, :] @ slopes)[:, 0]
     information[:, :size, :size] = (slopes * h11[..., None]).transpose(0, 2, 1) @ slopes
-    if LOG_S in free_F:  # the last parameter, so the last free one
-        gradient[:, size], information[:, size, size] = g2.sum(axis=1), h22.sum(axis=1)
-        information[:, :size, size] = information[:, size, :size] = (h12[:, None, :] @ slopes)[:, 0]
+
+    # The spread is the last parameter, so the last free one.
+    if LOG_SPREAD in free_F:
+        mixed = (h12[:, None, :] @ slopes)[:, 0]
+        gradient[:, size] = g2.sum(axis=1)
+        information[:, size, size] = h22.sum(axis=1)
+        information[:, :size, size] = mixed
+        information[:, size, :size] = mixed
     return gradient, information
 
 
 def scores(theta_P: Array, design: Design, form: Form, free_F: Array) -> Array:
-    """Each cell's part of the gradient at one parameter vector, (N, F)."""
-    law_free = _law_places(free_F)
-    slopes, (g1, g2, *_) = _per_cell(theta_P[None], design, form, law_free)
-    found = slopes[0] * g1[0][:, None]
-    return np.concatenate([found, g2[0][:, None]], axis=1) if LOG_S in free_F else found
+    """Contribution of each cell to the gradient at one parameter vector, (N, F).
+
+    Args:
+        theta_P: (P,).
+    """
+    slopes, cell = _cell_derivatives(theta_P[None], design, form, _law_positions(free_F))
+    by_law = slopes[0] * cell.by_log_mu[0][:, None]
+    if LOG_SPREAD not in free_F:
+        return np.asarray(by_law)
+    return np.concatenate([by_law, cell.by_log_s[0][:, None]], axis=1)
 
 
-def _law_places(free_F: Array) -> tuple[int, ...]:
-    return tuple(int(p) for p in free_F if p != LOG_S)
+def _law_positions(free_F: Array) -> tuple[int, ...]:
+    """The free parameters but the spread."""
+    return tuple(int(p) for p in free_F if p != LOG_SPREAD)
 
 
-def _per_cell(
-    theta_BP: Array, design: Design, form: Form, law_free: tuple[int, ...]
-) -> tuple[Array, tuple[Array, ...]]:
-    """Slopes of log mu (B, N, F - 1), and five (B, N): gradient and information by log mu (1) and by log s (2)."""
+@dataclass(frozen=True, kw_only=True)
+class _CellDerivatives:
+    """Gradient and information of each cell by log mu and log s, (B, N) each."""
+
+    by_log_mu: Array
+    by_log_s: Array
+    mu_mu: Array
+    mu_s: Array
+    s_s: Array
+
+
+def _cell_derivatives(
+    theta_BP: Array, design: Design, form: Form, of_law: tuple[int, ...]
+) -> tuple[Array, _CellDerivatives]:
+    """Slopes of log mu by the parameters of the law, (B, N, F - 1), and each cell's derivatives."""
     log_mu, slopes = log_gain_slopes(
-        theta_BP, design.x, design.y, design.base, link=form.link, wanted=law_free
+        theta_BP, design.x, design.y, design.base, link=form.link, wanted=of_law
     )
-    s = np.exp(theta_BP[:, LOG_S, None]) * design.sd
+    s = np.exp(theta_BP[:, LOG_SPREAD, None]) * design.sd
     ratio = np.where(design.censored, design.limit, design.delta) * np.exp(-log_mu)
     z = (ratio - 1) / s
-    g1, g2, h11, h12, h22 = (
-        1 - z * ratio / s,
-        1 - z**2,
-        1 / s**2 + 2,
-        np.full_like(z, 2.0),
-        np.full_like(z, 2.0),
+    cell = _CellDerivatives(
+        by_log_mu=1 - z * ratio / s,
+        by_log_s=1 - z**2,
+        mu_mu=1 / s**2 + 2,
+        mu_s=np.full_like(z, 2.0),
+        s_s=np.full_like(z, 2.0),
     )
-    hidden = design.censored
-    if hidden.any():  # with a = -z and h = phi(a) / Phi(a)
-        a, turn = -z[:, hidden], (ratio / s)[:, hidden]
-        h = np.exp(-0.5 * a**2 - HALF_LOG_TAU - special.log_ndtr(a))
-        bend = h * (h + a)
-        g1[:, hidden], g2[:, hidden] = -h * turn, h * a
-        h11[:, hidden], h12[:, hidden], h22[:, hidden] = (
-            bend * turn**2,
-            -bend * turn * a,
-            bend * a**2,
-        )
-    return slopes, (g1, g2, h11, h12, h22)
+
+    censored = design.censored
+    if censored.any():
+        # With a = -z, hazard h = phi(a) / Phi(a), and its derivative -h (h + a).
+        a = -z[:, censored]
+        rate = (ratio / s)[:, censored]
+        hazard = np.exp(-0.5 * a**2 - HALF_LOG_TAU - special.log_ndtr(a))
+        curvature = hazard * (hazard + a)
+        cell.by_log_mu[:, censored] = -hazard * rate
+        cell.by_log_s[:, censored] = hazard * a
+        cell.mu_mu[:, censored] = curvature * rate**2
+        cell.mu_s[:, censored] = -curvature * rate * a
+        cell.s_s[:, censored] = curvature * a**2
+    return slopes, cell

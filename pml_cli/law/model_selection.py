@@ -1,123 +1,69 @@
 """Which law: information criteria on equal cells, and the error on cells that a fit has not seen.
 
-Validation is the headline: every law is fitted without the largest ranks and the longest lengths (then without the one,
-the other, and each text in turn) and predicts the cells left out.
+Validation is the headline: every law is fitted without the largest ranks and the longest lengths
+(then without the one, the other, and each text in turn) and predicts the cells left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
 
 import numpy as np
 from scipy import stats
 
-from pml_cli.io import finite_or_none
-from pml_cli.law import power_law
+from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
+from pml_cli.law.fit_result import FitResult
 from pml_cli.law.forms import Form
-from pml_cli.law.mle import SaturatingFit, fit_saturating
+from pml_cli.law.mle import LikelihoodFit, fit_saturating
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import NOT_IDENTIFIED, OK, LawFit
-from pml_cli.law.robust import fit_robust
-from pml_cli.stats import CONFIDENCE, Array, Mask
+from pml_cli.law.power_law import MIN_DISTINCT
+from pml_cli.stats import Array, Mask
 
-FORMS = (
-    Form("none"),
-    Form("none", offset=True),
-    Form("hard"),
-    Form("exp"),
-    Form("hill"),
-    Form("hard", offset=True),
-    Form("exp", offset=True),
-    Form("hill", offset=True),
-    Form("exp", floor=True),
-    Form("hill", floor=True),
-    Form("exp", level=True),
-    Form("hill", level=True),
-)
-CLOSE = 4.0  # AICc: laws this near to the best are not told apart by it
-FOLDS = 10  # with more texts than this, several are left out at a time
-ALIKE = 0.01  # p below which residuals of a cluster are called alike
-EDGE, RANKS, LENGTHS, TEXT = (
-    "largest ranks and longest lengths",
-    "largest ranks",
-    "longest lengths",
-    "one text",
-)
+Estimator = Callable[[Observations], FitResult]
+
+# AICc: laws this near to the best are equally supported
+AICC_TOLERANCE = 4.0
+# with more texts than this, several are held out at a time
+TEXT_FOLDS = 10
+# significance of a correlation within clusters
+CORRELATED = 0.01
+# What is held out; also the keys of `checks` in law.json.
+EDGE = "largest ranks and longest lengths"
+RANKS = "largest ranks"
+LENGTHS = "longest lengths"
+TEXT = "one text"
 
 
-class Fitted(Protocol):
-    """What a check needs of a fitted law."""
-
-    @property
-    def status(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    def predict(self, rank: Array, length: Array, base: Array) -> Array: ...
-    def band(self, rank: Array, length: Array, base: Array) -> tuple[Array, Array]: ...
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A fit of the paper's law, as a law that ignores the base loss."""
-
-    name: str
-    fit: LawFit
-
-    @property
-    def status(self) -> str:
-        return self.fit.status
-
-    @property
-    def reason(self) -> str:
-        return self.fit.reason
-
-    def predict(self, rank: Array, length: Array, base: Array) -> Array:
-        return self.fit.predict(rank, length) + np.zeros_like(base)
-
-    def band(self, rank: Array, length: Array, base: Array) -> tuple[Array, Array]:
-        """Where 95 % of new cells fall, were their absolute spread that of the kept cells: (N,) low and high."""
-        middle, fit = self.predict(rank, length, base), self.fit
-        power = middle - fit.b
-        slopes = np.stack(
-            [power / fit.C, power * np.log(rank), -power * np.log(length), np.ones_like(power)],
-            axis=-1,
-        )
-        freedom = fit.n - len(power_law.PARAMETERS)
-        share = fit.spread**2 + np.maximum(
-            0, np.einsum("nf,fg,ng->n", slopes, fit.covariance, slopes)
-        )
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, max(1, freedom)) * np.sqrt(share)
-        return middle - half, middle + half
-
-
-Estimator = Callable[[Observations], Fitted]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Check:
-    """How well a law predicts cells left out of its fit. Nan, with a reason, where it cannot be told."""
+    """How well a law predicts cells that were left out of its fit, out of N cells."""
 
-    what: str  # which cells were left out
-    reason: str
-    mape: float  # per cent of the measured gain, over the unsaturated cells left out
-    mape_all: float  # over all cells left out
-    coverage: float  # share of the unsaturated ones inside the 95 % band
+    what: str
+    """Which cells were left out: EDGE, RANKS, LENGTHS or TEXT."""
+    finding: Finding | None
+    """Why there is no check, or an incomplete one."""
+    left_out: Mask
+    """(N,) cells left out of a fit."""
+    predicted: Array
+    """(N,) their gain by that fit, nats per token; nan for the others and where no fit is."""
+    mape: float
+    """Per cent of the measured gain, over the unsaturated cells left out; nan without any."""
+    mape_all: float
+    """Over all cells left out."""
+    coverage: float
+    """Share of the unsaturated ones inside the 95 % prediction interval."""
     n_fit: int
-    n_test: int  # unsaturated cells left out
+    """Cells in the fit, saturated ones included; over texts, the sum."""
+    n_test: int
+    """Unsaturated cells left out."""
     n_all: int
-
-    def to_dict(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            name: finite_or_none(value) if isinstance(value, float) else value
-            for name, value in values.items()
-        }
+    """Cells left out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RatioTest:
     """Likelihood-ratio test of a law against one it contains. It takes the cells as independent."""
 
@@ -125,147 +71,194 @@ class RatioTest:
     freedom: int
     p: float
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
+@dataclass(frozen=True, kw_only=True)
+class IntraclassCorrelation:
+    """Correlation of the residuals of one cluster, and its p (one-way F test)."""
 
-def paper(saturated_below: float = 0.69) -> Estimator:
-    """The paper's estimator: unsaturated cells, plain least squares."""
-    return lambda cells: Plain(
-        "paper",
-        power_law.fit_paper(cells.rank, cells.length, cells.delta, cells.final, saturated_below),
-    )
-
-
-def robust(saturated_below: float = 0.69) -> Estimator:
-    return lambda cells: Plain("robust", fit_robust(cells, saturated_below))
+    correlation: float
+    p: float
 
 
 def saturating(form: Form) -> Estimator:
-    return lambda cells: fit_saturating(cells, form)
+    """Maximum likelihood of one form, as an estimator."""
+    return partial(fit_saturating, form=form)
 
 
-def aicc_differences(fits: Sequence[SaturatingFit]) -> list[float]:
+def aicc_differences(fits: Sequence[LikelihoodFit]) -> list[float]:
     """AICc of each fit above the least one; nan where there is no fit.
 
     Raises:
-        ValueError: the fits did not see the same cells, so that their likelihoods cannot be compared.
+        ValueError: the fits did not see the same cells: their likelihoods cannot be compared.
     """
     if len({fit.fingerprint for fit in fits}) > 1:
         raise ValueError(
             "information criteria compare fits to the same cells only; these saw different ones"
         )
     values = [fit.aicc if fit.status == OK else math.nan for fit in fits]
-    least = min((v for v in values if math.isfinite(v)), default=math.nan)
+    least = min((value for value in values if math.isfinite(value)), default=math.nan)
     return [value - least for value in values]
 
 
-def likelihood_ratio(full: SaturatingFit, part: SaturatingFit) -> RatioTest:
-    """Test `part`, a special case of `full`.
+def likelihood_ratio(full: LikelihoodFit, restricted: LikelihoodFit) -> RatioTest:
+    """Test `restricted`, a special case of `full`.
 
     Raises:
-        ValueError: not the same cells, or `part` is not a smaller law.
+        ValueError: not the same cells, or `restricted` is not a special case.
     """
-    if full.fingerprint != part.fingerprint:
+    if full.fingerprint != restricted.fingerprint:
         raise ValueError(
             "a likelihood ratio compares fits to the same cells only; these saw different ones"
         )
-    freedom = len(full.form.free) - len(part.form.free)
-    if freedom < 1 or not set(part.form.free) < set(full.form.free):
-        raise ValueError(f"{part.form.name} is not a special case of {full.form.name}")
-    statistic = max(0.0, 2 * (part.nll - full.nll)) if math.isfinite(part.nll) else math.inf
-    return RatioTest(statistic, freedom, float(stats.chi2.sf(statistic, freedom)))
+    freedom = len(full.form.free) - len(restricted.form.free)
+    if freedom < 1 or not set(restricted.form.free) < set(full.form.free):
+        raise ValueError(f"{restricted.form.name} is not a special case of {full.form.name}")
+
+    statistic = math.inf
+    if math.isfinite(restricted.nll):
+        statistic = max(0.0, 2 * (restricted.nll - full.nll))
+    p = float(stats.chi2.sf(statistic, freedom))
+    return RatioTest(statistic=statistic, freedom=freedom, p=p)
 
 
-def cuts(cells: Observations) -> Iterator[tuple[str, Mask]]:
-    """What is left out, and the cells that stay: the edge, its two sides, and each text."""
-    seen = ~cells.saturated
-    ranks = np.isin(cells.rank, power_law.largest(cells.rank[seen]))
-    lengths = np.isin(cells.length, power_law.largest(cells.length[seen]))
-    yield EDGE, ~(ranks | lengths)
-    yield RANKS, ~ranks
-    yield LENGTHS, ~lengths
+def largest(values: Array) -> tuple[float, ...]:
+    """The largest quarter of the distinct values, at least one, as long as enough remain.
+
+    Args:
+        values: any shape.
+    """
+    distinct = np.unique(values)
+    count = min(max(1, len(distinct) // 4), max(0, len(distinct) - MIN_DISTINCT))
+    return tuple(distinct[len(distinct) - count :].tolist())
+
+
+def edge_of(cells: Observations) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The largest ranks and the longest lengths among the unsaturated cells."""
+    observed = ~cells.saturated
+    return largest(cells.rank[observed]), largest(cells.length[observed])
+
+
+def folds(cells: Observations) -> dict[str, list[Mask]]:
+    """What is left out, (N,) masks of the cells that stay: the edge, its sides, each text."""
+    ranks, lengths = edge_of(cells)
+    at_ranks = np.isin(cells.rank, ranks)
+    at_lengths = np.isin(cells.length, lengths)
+    masks = {EDGE: [~(at_ranks | at_lengths)], RANKS: [~at_ranks], LENGTHS: [~at_lengths]}
+
     texts = np.unique(cells.text)
-    folds = min(len(texts), FOLDS)
-    for k in range(folds if folds > 1 else 0):
-        yield TEXT, ~np.isin(cells.text, texts[k::folds])
+    count = min(len(texts), TEXT_FOLDS)
+    if count > 1:
+        masks[TEXT] = [~np.isin(cells.text, texts[k::count]) for k in range(count)]
+    return masks
 
 
 def checks(cells: Observations, estimator: Estimator) -> dict[str, Check]:
-    """Every cut of `cuts` by its name; that of the texts over all of them together."""
-    masks: dict[str, list[Mask]] = {}
-    for what, inside in cuts(cells):
-        masks.setdefault(what, []).append(inside)
-    return {what: _check(what, cells, insides, estimator) for what, insides in masks.items()}
+    """The check of every entry of `folds`; that of the texts over all of them together."""
+    return {what: _check(what, cells, insides, estimator) for what, insides in folds(cells).items()}
 
 
 def _check(what: str, cells: Observations, insides: list[Mask], estimator: Estimator) -> Check:
-    errors, hits, errors_all, n_fit, problem = [], [], [], 0, ""
+    predicted = np.full(len(cells), np.nan)
+    left_out = np.zeros(len(cells), bool)
+    errors: list[Array] = []
+    errors_all: list[Array] = []
+    hits: list[Mask] = []
+    n_fit = 0
+    problem: Finding | None = None
+
     for inside in insides:
         if inside.all():
-            problem = "too few distinct unsaturated values to leave the largest out"
+            problem = finding("nothing_to_hold_out", needed=MIN_DISTINCT + 1)
             continue
-        fit, out = estimator(cells.take(inside)), cells.take(~inside)
+        left_out |= ~inside
+        fit = estimator(cells.take(inside))
+        test = cells.take(~inside)
         n_fit += int(inside.sum())
         if fit.status == NOT_IDENTIFIED:
-            problem = f"the cells that remain do not carry a fit: {fit.reason}"
+            problem = finding("remaining_cells_not_identified", cause=fit.finding)
             continue
-        error = 100 * np.abs(fit.predict(out.rank, out.length, out.base) / out.delta - 1)
-        low, high = fit.band(out.rank, out.length, out.base)
-        seen = ~out.saturated
-        errors.append(error[seen])
+
+        gains = fit.predict(test.rank, test.length, test.base)
+        predicted[~inside] = gains
+        error = 100 * np.abs(gains / test.delta - 1)
+        observed = ~test.saturated
+        errors.append(error[observed])
         errors_all.append(error)
+        low, high = fit.band(test.rank, test.length, test.base)
         if np.isfinite(low).all():
-            hits.append(((low <= out.delta) & (out.delta <= high))[seen])
-    mape, mape_all, coverage = (_mean(parts) for parts in (errors, errors_all, hits))
-    n_test, n_all = sum(map(len, errors)), sum(map(len, errors_all))
+            inside_band = (low <= test.delta) & (test.delta <= high)
+            hits.append(inside_band[observed])
+
+    n_test = sum(map(len, errors))
     if not problem and not n_test:
-        problem = "no unsaturated cell was left out"
-    return Check(what, problem, mape, mape_all, coverage, n_fit, n_test, n_all)
+        problem = finding("no_unsaturated_cell_held_out")
+    return Check(
+        what=what,
+        finding=problem,
+        left_out=left_out,
+        predicted=predicted,
+        mape=_mean(errors),
+        mape_all=_mean(errors_all),
+        coverage=_mean(hits),
+        n_fit=n_fit,
+        n_test=n_test,
+        n_all=sum(map(len, errors_all)),
+    )
 
 
-def _mean(parts: Sequence[Array | Mask]) -> float:
-    return float(np.concatenate(parts).mean()) if sum(map(len, parts)) else math.nan
+def _mean(folds: Sequence[Array | Mask]) -> float:
+    """Mean over all folds together; nan without a value."""
+    return float(np.concatenate(folds).mean()) if sum(map(len, folds)) else math.nan
 
 
-def choose(fits: Sequence[SaturatingFit], held: Sequence[Check]) -> int | None:
-    """Which of the fits to report: the simplest within 4 of the least AICc; of equals, the one that errs least on the edge.
+def choose(fits: Sequence[LikelihoodFit], edge_checks: Sequence[Check]) -> int | None:
+    """Which of the fits to report.
 
-    So a parameter is taken in only where it earns its keep. Laws without a link are there to compare: they predict gains
-    above the base loss, and are never chosen.
+    The one with the fewest parameters within 4 of the least AICc; among equals, the one with the
+    least error on the edge: a parameter is added only where it improves the fit enough. Laws
+    without a ceiling are there to compare: they predict gains above the base loss, and are never
+    chosen.
 
     Returns:
-        Its place; None when no fit is OK.
+        Its position; None when no fit is OK.
     """
-    linked = [
+    eligible = [
         k
         for k, fit in enumerate(fits)
-        if fit.form.link != "none" and fit.status == OK and math.isfinite(fit.aicc)
+        if fit.form.kind.has_ceiling and fit.status == OK and math.isfinite(fit.aicc)
     ]
-    if not linked:
+    if not eligible:
         return None
-    aicc_differences(fits)  # refuses fits to different cells
-    least = min(fits[k].aicc for k in linked)
+    # Refuses fits to different cells.
+    aicc_differences(fits)
+    least = min(fits[k].aicc for k in eligible)
 
     def order(k: int) -> tuple[int, float, float]:
-        error = held[k].mape
+        error = edge_checks[k].mape
         return len(fits[k].form.free), error if math.isfinite(error) else math.inf, fits[k].aicc
 
-    return min((k for k in linked if fits[k].aicc - least <= CLOSE), key=order)
+    supported = [k for k in eligible if fits[k].aicc - least <= AICC_TOLERANCE]
+    return min(supported, key=order)
 
 
-def alike_within_clusters(cells: Observations, predicted: Array) -> tuple[float, float]:
-    """Intraclass correlation of the relative residuals of unsaturated cells by text and length, and its p (one-way F test).
+def intraclass_correlation(cells: Observations, predicted: Array) -> IntraclassCorrelation:
+    """Correlation of relative residuals within clusters of one text and length.
 
-    Nan where there are not two clusters with two cells.
+    Args:
+        cells: N cells; the unsaturated ones count.
+        predicted: (N,) gain, nats per token.
+
+    Returns:
+        nan where there are not two clusters with two cells.
     """
-    seen = ~cells.saturated
-    cluster, _ = cells.clusters
-    residual = (cells.delta / predicted - 1)[seen]
-    groups = [residual[cluster[seen] == g] for g in np.unique(cluster[seen])]
+    observed = ~cells.saturated
+    cluster = cells.clusters[0][observed]
+    residual = (cells.delta / predicted - 1)[observed]
+    groups = [residual[cluster == g] for g in np.unique(cluster)]
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
-        return math.nan, math.nan
+        return IntraclassCorrelation(correlation=math.nan, p=math.nan)
+
     f, p = stats.f_oneway(*groups)
     size = sum(map(len, groups)) / len(groups)
-    return float((f - 1) / (f - 1 + size)), float(p)
+    return IntraclassCorrelation(correlation=float((f - 1) / (f - 1 + size)), p=float(p))

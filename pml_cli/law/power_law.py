@@ -1,58 +1,92 @@
-"""The memory law and its estimator: pure functions of arrays (numpy and scipy alone).
+"""The memory law dL = C r^alpha l^-beta + b and the estimator of the paper (arXiv 2605.30260).
 
-One cell is one trained adapter: its rank, its target length l (tokens), its gain dL = base loss - final loss (nats a token).
-The law is linear in (C, b) once the exponents are fixed, so the search is a grid over the two exponents, solved exactly at
-every node (variable projection), and a polish of all four parameters from the best nodes.
+One cell is one trained adapter: its rank r, its target length l (tokens), its gain dL = base loss
+minus final loss (nats per token). The estimator drops saturated cells and fits the others by least
+squares. The law is linear in (C, b) once the exponents are fixed, so the search is a grid over the
+two exponents, solved exactly at every node (variable projection), and a polish of all four
+parameters from the best nodes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
-from pml_cli.io import finite_or_none
+from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
+from pml_cli.law.forms import EXPONENT_BOUNDS, Form
+from pml_cli.law.observations import Observations
 from pml_cli.stats import CONFIDENCE, Array, Mask, percent_error, safe_exp
 
-OK, BOUND_HIT, NOT_IDENTIFIED = "OK", "BOUND_HIT", "NOT_IDENTIFIED"
 PARAMETERS = ("C", "alpha", "beta", "b")
-EXPONENTS = (
-    0.01,
-    5.0,
-)  # bounds of alpha and beta; at 0 the power law turns into a logarithm and C, b run away
-GRID = np.geomspace(0.02, 4.0, 32)
-STARTS = 4  # grid nodes that are polished
-MIN_VALUES = 3  # distinct ranks, and distinct lengths
+FORM = Form(link="none", offset=True)
+EXPONENT_GRID = np.geomspace(0.02, 4.0, 32)
+# grid nodes that are polished
+POLISHED_NODES = 4
+# distinct ranks, and distinct lengths
+MIN_DISTINCT = 3
 MIN_CELLS = len(PARAMETERS) + 2
-NEGATIVE_OFFSET = "a negative offset usually means saturation the law does not model"
+# absolute correlation of log rank and log length above which the exponents are confounded
+COLLINEAR = 0.9999
 
 
-@dataclass(frozen=True)
-class LawFit:
-    """A fitted law, or the reason why there is none.
+@dataclass(frozen=True, kw_only=True)
+class PowerLawFit:
+    """A fit of the paper's form (a `fit_result.FitResult`), or the finding why there is none.
 
-    Standard errors, covariance and intervals are Gauss-Newton and naive: they take every cell as an independent draw with
-    the same spread, so cells that share a text make them too narrow. They are nan unless the status is OK; the
-    parameters, r2 and mape are nan when it is NOT_IDENTIFIED.
+    Standard errors, covariance and intervals take every cell as an independent draw with the same
+    spread, so cells that share a text make them too narrow. They are nan unless the status is OK;
+    the parameters, r2 and mape are nan when it is NOT_IDENTIFIED.
     """
 
-    status: str  # OK | BOUND_HIT | NOT_IDENTIFIED
-    reason: str  # in plain words; empty when OK
-    C: float  # nats per token at rank 1, length 1, above b
+    name: str
+    """Of the estimator: paper, or robust."""
+    status: str
+    """OK, BOUND_HIT or NOT_IDENTIFIED."""
+    finding: Finding | None
+    """Why the status is not OK."""
+    C: float
+    """Nats per token at rank 1 and length 1, above b."""
     alpha: float
     beta: float
-    b: float  # nats per token
-    covariance: Array  # (4, 4), in the order of PARAMETERS
-    r2: float  # over the kept cells
-    mape: float  # mean absolute error over the kept cells, per cent of the measured gain
-    n: int  # kept cells
-    n_saturated: int  # cells left out
-    kept: Mask  # (cells,)
-    spread: float  # standard deviation of a kept cell around the law, nats per token
+    b: float
+    """Nats per token."""
+    covariance: Array
+    """(4, 4) in the order of PARAMETERS."""
+    r2: float
+    """Over the cells used."""
+    mape: float
+    """Mean absolute error over the cells used, per cent of the measured gain."""
+    used: Mask
+    """(N,) the cells in the fit: the unsaturated ones."""
+    spread: float
+    """Standard deviation of a cell around the law, nats per token."""
+
+    @property
+    def form(self) -> Form:
+        return FORM
+
+    @property
+    def uses_saturated(self) -> bool:
+        return False
+
+    @property
+    def n_used(self) -> int:
+        """Cells in the fit."""
+        return int(self.used.sum())
+
+    @property
+    def n_saturated(self) -> int:
+        """Cells left out."""
+        return len(self.used) - self.n_used
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """C, alpha, beta and b."""
+        return {name: float(getattr(self, name)) for name in PARAMETERS}
 
     @property
     def errors(self) -> dict[str, float]:
@@ -61,69 +95,58 @@ class LawFit:
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % interval of each parameter, by Student's t with n - 4 degrees of freedom; that of C is symmetric in log C."""
-        t = (
-            float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - len(PARAMETERS)))
-            if self.n > len(PARAMETERS)
-            else math.nan
-        )
-        errors, spans = self.errors, {}
-        for name in PARAMETERS:
-            value, half = float(getattr(self, name)), t * errors[name]
+        """95 % intervals by Student's t with n - 4 degrees of freedom, that of C on its log."""
+        degrees = self.n_used - len(PARAMETERS)
+        t = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) if degrees > 0 else math.nan
+
+        errors = self.errors
+        spans = {}
+        for name, value in self.parameters.items():
+            half = t * errors[name]
             spans[name] = (value - half, value + half)
+
         factor = safe_exp(t * errors["C"] / self.C)
-        return spans | {"C": (self.C / factor, self.C * factor)}
+        spans["C"] = (self.C / factor, self.C * factor)
+        return spans
 
     @property
-    def warnings(self) -> list[str]:
-        """What the numbers say against the law, in plain words."""
-        if self.status == OK and self.intervals["b"][1] < 0:
-            low, high = self.intervals["b"]
-            span = f"95 % interval {low:.3g} to {high:.3g}"
-            return [f"b of the paper's form, {self.b:.3g} ({span}), is below 0: {NEGATIVE_OFFSET}"]
+    def warnings(self) -> list[Finding]:
+        """What the numbers say against the law."""
+        low, high = self.intervals["b"]
+        if self.status == OK and high < 0:
+            return [finding("negative_offset_paper", b=self.b, low=low, high=high)]
         return []
 
-    def predict(self, rank: ArrayLike, length: ArrayLike) -> Array:
-        """The law's gain in nats per token, broadcast over rank and length; nan when NOT_IDENTIFIED."""
+    def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike | None = None) -> Array:
+        """Gain in nats per token; nan when NOT_IDENTIFIED.
+
+        Args:
+            rank, length: shapes that broadcast, as do the results.
+            base: of no effect; the form knows no ceiling.
+        """
         return gain(rank, length, C=self.C, alpha=self.alpha, beta=self.beta, b=self.b)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, at full precision; nan becomes None."""
-        values = {name: getattr(self, name) for name in (*PARAMETERS, "r2", "mape")}
-        return {
-            "law": "dL = C * rank**alpha * length**-beta + b",
-            "status": self.status,
-            "reason": self.reason,
-            **{name: finite_or_none(value) for name, value in values.items()},
-            "standard_errors": {name: finite_or_none(value) for name, value in self.errors.items()},
-            "intervals_95": {
-                name: [finite_or_none(low), finite_or_none(high)]
-                for name, (low, high) in self.intervals.items()
-            },
-            "covariance": [
-                [finite_or_none(value) for value in row] for row in self.covariance.tolist()
-            ],
-            "spread": finite_or_none(self.spread),
-            "n": self.n,
-            "n_saturated": self.n_saturated,
-            "kept": self.kept.tolist(),
-            "warnings": self.warnings,
-        }
+    def band(self, rank: Array, length: Array, base: Array) -> tuple[Array, Array]:
+        """95 % prediction interval of new cells with the same absolute spread.
 
+        Args:
+            rank, length, base: (N,); the base loss has no effect.
 
-@dataclass(frozen=True)
-class HeldOut:
-    """How well a law fitted on the small ranks and short lengths predicts the largest ranks and the longest lengths."""
+        Returns:
+            Lower and upper end, (N,) each, nats per token.
+        """
+        middle = self.predict(rank, length)
+        power = middle - self.b
+        slopes_NP = np.stack(
+            [power / self.C, power * np.log(rank), -power * np.log(length), np.ones_like(power)],
+            axis=-1,
+        )
+        of_law = np.einsum("nf,fg,ng->n", slopes_NP, self.covariance, slopes_NP)
+        variance = self.spread**2 + np.maximum(0, of_law)
 
-    mape: float | None  # per cent, over the unsaturated cells left out; None with a reason
-    reason: str
-    ranks: tuple[float, ...]  # left out
-    lengths: tuple[float, ...]
-    n_fit: int
-    n_test: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        degrees = max(1, self.n_used - len(PARAMETERS))
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * np.sqrt(variance)
+        return middle - half, middle + half
 
 
 def gain(
@@ -131,169 +154,150 @@ def gain(
 ) -> Array:
     """dL(r, l) = C r^alpha l^-beta + b, in nats per token.
 
-    Source: the parametric memory law of arXiv 2605.30260 (there alpha is about 0.6 and beta about 0.5).
+    Source: the parametric memory law of arXiv 2605.30260 (there alpha is about 0.6 and beta about
+    0.5).
 
     Args:
-        rank: any shape that broadcasts with `length`; the adapter's rank, or another measure of its size.
+        rank: any shape that broadcasts with `length`; the rank, or another measure of size.
         length: target tokens.
     """
-    r, length_ = np.asarray(rank, float), np.asarray(length, float)
-    return np.asarray(C * r**alpha * length_**-beta + b, float)
+    ranks = np.asarray(rank, float)
+    lengths = np.asarray(length, float)
+    return np.asarray(C * ranks**alpha * lengths**-beta + b, float)
 
 
-def saturated(final_loss: ArrayLike, below: float = 0.69) -> Mask:
-    """Cells that the paper's fit leaves out: a final loss at or below `below` nats per token (about ln 2)."""
-    return np.asarray(np.asarray(final_loss, float) <= below, bool)
-
-
-def fit_paper(
-    rank: ArrayLike,
-    length: ArrayLike,
-    delta: ArrayLike,
-    final_loss: ArrayLike,
-    saturated_below: float = 0.69,
-) -> LawFit:
-    """Fit dL = C r^alpha l^-beta + b as arXiv 2605.30260 does: drop saturated cells, plain least squares on the rest.
-
-    Args:
-        rank, length, delta, final_loss: one value a cell, all of one length; delta and final_loss in nats per token.
-        saturated_below: a cell whose final loss is at or below this is left out.
-
-    Raises:
-        ValueError: arrays of different lengths, values that are not finite, ranks or lengths that are not positive.
-    """
-    r, length_, d, final = _checked(rank, length, delta, final_loss)
-    kept = ~saturated(final, saturated_below)
-    problem = unfit(r[kept], length_[kept], d[kept])
+def fit_paper(cells: Observations) -> PowerLawFit:
+    """Fit dL = C r^alpha l^-beta + b as arXiv 2605.30260 does: least squares, unsaturated cells."""
+    used = ~cells.saturated
+    rank, length, delta = cells.rank[used], cells.length[used], cells.delta[used]
+    problem = identifiability(rank, length, delta)
     if problem:
-        return unidentified(problem, kept)
-    return _fitted(r, length_, d, kept)
+        return unidentified("paper", problem, used)
 
+    # Centred logs, and a gain scaled to its range: the four parameters then have comparable sizes.
+    mean_x = np.log(rank).mean()
+    mean_y = np.log(length).mean()
+    scale = float(np.ptp(delta))
+    x = np.log(rank) - mean_x
+    y = np.log(length) - mean_y
 
-def held_out(
-    rank: ArrayLike,
-    length: ArrayLike,
-    delta: ArrayLike,
-    final_loss: ArrayLike,
-    saturated_below: float = 0.69,
-) -> HeldOut:
-    """Fit without the largest quarter of the ranks and the longest quarter of the lengths, and predict the cells left out.
-
-    Only unsaturated cells count, on both sides. An axis with fewer than four distinct values is not cut.
-
-    Args and errors: as `fit_paper`.
-    """
-    r, length_, d, final = _checked(rank, length, delta, final_loss)
-    use = ~saturated(final, saturated_below)
-    ranks, lengths = largest(r[use]), largest(length_[use])
-    left_out = use & (np.isin(r, ranks) | np.isin(length_, lengths))
-    inside = use & ~left_out
-    sizes = int(inside.sum()), int(left_out.sum())
-    if not left_out.any():
-        reason = f"needs {MIN_VALUES + 1} distinct unsaturated ranks or lengths, to leave the largest out"
-        return HeldOut(None, reason, ranks, lengths, *sizes)
-    fit = fit_paper(r[inside], length_[inside], d[inside], final[inside], saturated_below)
-    if fit.status == NOT_IDENTIFIED:
-        return HeldOut(
-            None, f"the cells that remain do not carry a fit: {fit.reason}", ranks, lengths, *sizes
-        )
-    error = percent_error(d[left_out], fit.predict(r[left_out], length_[left_out]))
-    return HeldOut(error, "", ranks, lengths, *sizes)
-
-
-def largest(values: Array) -> tuple[float, ...]:
-    """The largest quarter of the distinct values, at least one, as long as enough for a fit remain."""
-    distinct = np.unique(values)
-    count = min(max(1, len(distinct) // 4), max(0, len(distinct) - MIN_VALUES))
-    return tuple(distinct[len(distinct) - count :].tolist())
-
-
-def _checked(*columns: ArrayLike) -> tuple[Array, ...]:
-    arrays = tuple(np.asarray(column, float).ravel() for column in columns)
-    if len({len(array) for array in arrays}) != 1:
-        raise ValueError(
-            f"rank, length, delta and final_loss differ in length: {[len(array) for array in arrays]}"
-        )
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise ValueError("rank, length, delta and final_loss must be finite")
-    if (arrays[0] <= 0).any() or (arrays[1] <= 0).any():
-        raise ValueError("rank and length must be above 0")
-    return arrays
-
-
-def unfit(r: Array, length: Array, d: Array) -> str:
-    """Why these kept cells cannot tell the four parameters apart; empty when they can."""
-    for name, values in (("rank", np.unique(r)), ("length", np.unique(length))):
-        if len(values) < MIN_VALUES:
-            plural = "" if len(values) == 1 else "s"
-            shown = f" ({', '.join(f'{v:g}' for v in values)})" if len(values) else ""
-            exponent = "alpha" if name == "rank" else "beta"
-            return (
-                f"only {len(values)} distinct unsaturated {name}{plural}{shown}: {exponent} cannot be told from b; "
-                f"{MIN_VALUES} are needed"
-            )
-    if len(d) < MIN_CELLS:
-        return f"only {len(d)} unsaturated cells for four parameters; {MIN_CELLS} are needed"
-    if np.ptp(d) <= 1e-12 * np.abs(d).max():
-        return "every cell has the same gain: there is nothing to fit"
-    if abs(np.corrcoef(np.log(r), np.log(length))[0, 1]) > 0.9999:
-        return "rank and length change together in every cell: alpha cannot be told from beta; run a grid of both"
-    return ""
-
-
-def _fitted(r: Array, length: Array, d_all: Array, kept: Mask) -> LawFit:
-    d, n = d_all[kept], int(kept.sum())
-    # Centred logs, and a gain scaled to its spread: the four parameters then have comparable sizes.
-    mean_r, mean_l = np.log(r[kept]).mean(), np.log(length[kept]).mean()
-    x, y, spread = np.log(r[kept]) - mean_r, np.log(length[kept]) - mean_l, float(np.ptp(d))
-    theta = _polish(x, y, d / spread)
+    theta = _least_squares(x, y, delta / scale)
     c, alpha, beta, offset = theta.tolist()
-    C = spread * safe_exp(c - alpha * mean_r + beta * mean_l)
-    residual = d - spread * powers(theta, x, y)
-    bound = bound_reason(alpha, beta)
+    C = scale * safe_exp(c - alpha * mean_x + beta * mean_y)
+    residual = delta - scale * power_gain(theta, x, y)
+
+    stopped = at_exponent_bound(alpha, beta)
     covariance = np.full((4, 4), np.nan)
-    if not bound:
+    if not stopped:
         # From (c, alpha, beta, offset) to PARAMETERS: C moves with all of the first three.
-        turn = np.diag([C, 1.0, 1.0, spread])
-        turn[0, 1:3] = -C * mean_r, C * mean_l
-        covariance = turn @ _covariance(theta, x, y, residual / spread) @ turn.T
-    r2 = 1 - float(residual @ residual) / float(((d - d.mean()) ** 2).sum())
-    status = BOUND_HIT if bound else OK
-    error = percent_error(d, d - residual)
-    deviation = math.sqrt(float(residual @ residual) / (n - len(PARAMETERS)))
-    counts = n, int((~kept).sum())
-    return LawFit(
-        status,
-        bound,
-        C,
-        alpha,
-        beta,
-        offset * spread,
-        covariance,
-        r2,
-        error,
-        *counts,
-        kept,
-        deviation,
+        jacobian = np.diag([C, 1.0, 1.0, scale])
+        jacobian[0, 1:3] = -C * mean_x, C * mean_y
+        covariance = jacobian @ _covariance(theta, x, y, residual / scale) @ jacobian.T
+
+    squares = float(residual @ residual)
+    return PowerLawFit(
+        name="paper",
+        status=BOUND_HIT if stopped else OK,
+        finding=stopped,
+        C=C,
+        alpha=alpha,
+        beta=beta,
+        b=offset * scale,
+        covariance=covariance,
+        r2=1 - squares / float(((delta - delta.mean()) ** 2).sum()),
+        mape=percent_error(delta, delta - residual),
+        used=used,
+        spread=math.sqrt(squares / (len(delta) - len(PARAMETERS))),
     )
 
 
-def _polish(x: Array, y: Array, d: Array) -> Array:
-    """The least sum of squares over theta = (log C, alpha, beta, b), from the best nodes of the projected grid."""
-    low, high = EXPONENTS
+def identifiability(rank: Array, length: Array, delta: Array) -> Finding | None:
+    """Why these cells cannot tell the four parameters apart; None when they can.
+
+    Args:
+        rank, length, delta: of the unsaturated cells, (N,) each.
+    """
+    for axis, values in (("size", np.unique(rank)), ("length", np.unique(length))):
+        if len(values) < MIN_DISTINCT:
+            distinct = tuple(values.tolist())
+            return finding("few_distinct_values", axis=axis, distinct=distinct, needed=MIN_DISTINCT)
+
+    if len(delta) < MIN_CELLS:
+        return finding("few_cells", cells=len(delta), parameters=len(PARAMETERS), needed=MIN_CELLS)
+    if np.ptp(delta) <= 1e-12 * np.abs(delta).max():
+        return finding("constant_gain")
+    if abs(np.corrcoef(np.log(rank), np.log(length))[0, 1]) > COLLINEAR:
+        return finding("collinear_axes")
+    return None
+
+
+def at_exponent_bound(alpha: float, beta: float) -> Finding | None:
+    """Which exponent stopped at its bound; None where neither did."""
+    low, high = EXPONENT_BOUNDS
+    for parameter, value in (("alpha", alpha), ("beta", beta)):
+        if value <= low * 1.01:
+            return finding("exponent_at_lower_bound", parameter=parameter, bound=low)
+        if value >= high * 0.999:
+            return finding("exponent_at_upper_bound", parameter=parameter, bound=high)
+    return None
+
+
+def unidentified(name: str, reason: Finding, used: Mask) -> PowerLawFit:
+    """A result without numbers.
+
+    Args:
+        name: of the estimator.
+        used: (N,) the unsaturated cells.
+    """
+    return PowerLawFit(
+        name=name,
+        status=NOT_IDENTIFIED,
+        finding=reason,
+        C=math.nan,
+        alpha=math.nan,
+        beta=math.nan,
+        b=math.nan,
+        covariance=np.full((4, 4), math.nan),
+        r2=math.nan,
+        mape=math.nan,
+        used=used,
+        spread=math.nan,
+    )
+
+
+def power_gain(theta: Array, x: Array, y: Array) -> Array:
+    """exp(c + alpha x - beta y) + b, (N,).
+
+    Args:
+        theta: (4,) c, alpha, beta, b.
+        x, y: (N,) log rank and log length.
+    """
+    values: Array = np.exp(theta[0] + theta[1] * x - theta[2] * y) + theta[3]
+    return values
+
+
+def power_gain_jacobian(theta: Array, x: Array, y: Array) -> Array:
+    """Derivatives of `power_gain` by theta, (N, 4)."""
+    power = np.exp(theta[0] + theta[1] * x - theta[2] * y)
+    return np.stack([power, power * x, -power * y, np.ones_like(x)], axis=1)
+
+
+def _least_squares(x: Array, y: Array, delta: Array) -> Array:
+    """The least sum of squares over theta = (log C, alpha, beta, b), (4,), from the best nodes."""
+    low, high = EXPONENT_BOUNDS
     bounds = ([-np.inf, low, low, -np.inf], [np.inf, high, high, np.inf])
 
     def residuals(theta: Array) -> Array:
-        return powers(theta, x, y) - d
+        return power_gain(theta, x, y) - delta
 
-    def slopes(theta: Array) -> Array:
-        return slopes_of(theta, x, y)
+    def jacobian(theta: Array) -> Array:
+        return power_gain_jacobian(theta, x, y)
 
-    found = [
+    results = [
         optimize.least_squares(
             residuals,
             start,
-            jac=slopes,
+            jac=jacobian,
             bounds=bounds,
             x_scale="jac",
             ftol=1e-15,
@@ -301,75 +305,43 @@ def _polish(x: Array, y: Array, d: Array) -> Array:
             gtol=1e-15,
             max_nfev=2000,
         )
-        for start in _starts(x, y, d)
+        for start in _starts(x, y, delta)
     ]
-    best: Array = min(found, key=lambda result: float(result.cost)).x
+    best: Array = min(results, key=lambda result: float(result.cost)).x
     return best
 
 
-def _starts(x: Array, y: Array, d: Array) -> list[Array]:
-    """The STARTS best nodes of the exponent grid, each with its exact (log C, b)."""
-    centred = d - d.mean()
+def _starts(x: Array, y: Array, delta: Array) -> list[Array]:
+    """The best nodes of the exponent grid, each with its exact (log C, b): theta, (4,) each."""
+    centred = delta - delta.mean()
     nodes: list[tuple[float, Array]] = []
-    for alpha in GRID:
-        g = np.exp(alpha * x - np.outer(GRID, y))  # (beta nodes, cells)
-        h = g - g.mean(axis=1, keepdims=True)
-        # The law's C is positive: where the best slope is not, the node is as good as the mean alone.
-        slope = np.maximum(h @ centred / np.maximum((h**2).sum(axis=1), 1e-300), 1e-9)
-        offset = d.mean() - slope * g.mean(axis=1)
-        cost = ((centred - slope[:, None] * h) ** 2).sum(axis=1)
+    for alpha in EXPONENT_GRID:
+        # (beta nodes, cells)
+        power = np.exp(alpha * x - np.outer(EXPONENT_GRID, y))
+        deviation = power - power.mean(axis=1, keepdims=True)
+
+        # The law's C is positive: where the best slope is not, the node is as good as the mean.
+        squares = np.maximum((deviation**2).sum(axis=1), 1e-300)
+        slope = np.maximum(deviation @ centred / squares, 1e-9)
+        offset = delta.mean() - slope * power.mean(axis=1)
+        cost = ((centred - slope[:, None] * deviation) ** 2).sum(axis=1)
+
         for k in np.argsort(cost)[:2]:
-            nodes.append(
-                (float(cost[k]), np.array([math.log(slope[k]), alpha, GRID[k], offset[k]]))
-            )
+            theta = np.array([math.log(slope[k]), alpha, EXPONENT_GRID[k], offset[k]])
+            nodes.append((float(cost[k]), theta))
+
     nodes.sort(key=lambda node: node[0])
-    return [theta for _, theta in nodes[:STARTS]]
-
-
-def powers(theta: Array, x: Array, y: Array) -> Array:
-    values: Array = np.exp(theta[0] + theta[1] * x - theta[2] * y) + theta[3]
-    return values
-
-
-def slopes_of(theta: Array, x: Array, y: Array) -> Array:
-    power = np.exp(theta[0] + theta[1] * x - theta[2] * y)
-    return np.stack([power, power * x, -power * y, np.ones_like(x)], axis=1)
+    return [theta for _, theta in nodes[:POLISHED_NODES]]
 
 
 def _covariance(theta: Array, x: Array, y: Array, residual: Array) -> Array:
-    """Gauss-Newton: s^2 (J'J)^-1, by the singular values of J with its columns scaled (J'J would square the condition)."""
-    jacobian = slopes_of(theta, x, y)
+    """Gauss-Newton covariance s^2 (J'J)^-1 of theta, (4, 4).
+
+    By the singular values of J with its columns scaled: J'J would square the condition number.
+    """
+    jacobian = power_gain_jacobian(theta, x, y)
     scale = np.linalg.norm(jacobian, axis=0)
     _, singular, right = np.linalg.svd(jacobian / scale, full_matrices=False)
     root = (right.T / singular) / scale[:, None]
     covariance: Array = root @ root.T * float(residual @ residual) / (len(x) - len(theta))
     return covariance
-
-
-def bound_reason(alpha: float, beta: float) -> str:
-    low, high = EXPONENTS
-    for name, value, axis in (("alpha", alpha, "rank"), ("beta", beta, "length")):
-        if value <= low * 1.01:
-            return f"{name} stops at its least value, {low:g}: the gain does not follow a power of {axis} in these cells"
-        if value >= high * 0.999:
-            return f"{name} stops at its largest value, {high:g}: the gain jumps with {axis} instead of following a power of it"
-    return ""
-
-
-def unidentified(reason: str, kept: Mask) -> LawFit:
-    nan, n = math.nan, int(kept.sum())
-    return LawFit(
-        NOT_IDENTIFIED,
-        reason,
-        nan,
-        nan,
-        nan,
-        nan,
-        np.full((4, 4), nan),
-        nan,
-        nan,
-        n,
-        len(kept) - n,
-        kept,
-        nan,
-    )

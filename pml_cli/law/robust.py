@@ -1,8 +1,9 @@
-"""The paper's law by an estimator that a few bad cells hardly move: relative residuals, Huber's loss, then Tukey's.
+"""The paper's form by an estimator that a few bad cells hardly move: an MM-estimator.
 
-Huber's loss alone bounds the pull of a bad residual, not that of its place: one saturated cell that stayed in, at a large
-rank and a short length, moved alpha by up to 0.4 on the paper's grid. Tukey's loss, started there, lets go of it (after the
-MM-estimators of Yohai 1987).
+Relative residuals with Huber's loss, then with Tukey's, started there (after Yohai 1987). Huber's
+loss alone bounds the influence of a residual, not that of its position: one saturated cell that
+stayed in, at a large rank and a short length, moved alpha by up to 0.4 on the paper's grid. Tukey's
+loss gives such a cell no weight.
 """
 
 from __future__ import annotations
@@ -12,144 +13,203 @@ import math
 import numpy as np
 from scipy import optimize
 
-from pml_cli.law import power_law
+from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import BOUND_HIT, EXPONENTS, NOT_IDENTIFIED, OK, LawFit
-from pml_cli.stats import Array, percent_error, r_squared, safe_exp
+from pml_cli.law.parameters import EXPONENT_BOUNDS
+from pml_cli.law.power_law import (
+    PowerLawFit,
+    at_exponent_bound,
+    fit_paper,
+    power_gain,
+    power_gain_jacobian,
+    unidentified,
+)
+from pml_cli.stats import Array, percent_error, safe_exp
 
-HUBER = 1.345  # times the spread: 95 % of the efficiency of least squares where the noise is normal (Huber 1964)
-TUKEY = 4.685  # times the spread: 95 % too; residuals beyond have no pull
-MAD = 1.4826  # times the median absolute residual: the standard deviation of normal noise
+# Multiples of the spread at which the losses bend: 95 % of the efficiency of least squares where
+# the noise is normal (Huber 1964). Beyond TUKEY a residual has no influence.
+HUBER = 1.345
+TUKEY = 4.685
+# times the median absolute residual: the standard deviation of normal noise
+MAD_TO_SD = 1.4826
 ROUNDS = 30
-SETTLED = 1e-6  # relative change of the spread
+# relative change of the spread at which it has converged
+TOLERANCE = 1e-6
 
 
-def fit_robust(cells: Observations, saturated_below: float = 0.69) -> LawFit:
-    """Fit dL = C r^alpha l^-beta + b on (y - f) / y: Huber's loss at 1.345 MAD, then Tukey's at 4.685, the spread along.
+def fit_robust(cells: Observations) -> PowerLawFit:
+    """Fit dL = C r^alpha l^-beta + b to the relative residuals (y - f) / y of unsaturated cells.
 
-    Intervals come from the sandwich covariance; they take the cells as independent.
-
-    Args:
-        cells: their `sd` divides the residuals.
-        saturated_below: a cell whose final loss is at or below this (nats per token) is left out.
+    Huber's loss at 1.345 spreads, then Tukey's at 4.685, the spread estimated along the way by the
+    median absolute residual. Intervals come from the sandwich covariance; they take the cells as
+    independent. `cells.sd` divides the residuals.
     """
-    kept = ~power_law.saturated(cells.final, saturated_below)
-    start = power_law.fit_paper(cells.rank, cells.length, cells.delta, cells.final, saturated_below)
+    used = ~cells.saturated
+    start = fit_paper(cells)
     if start.status == NOT_IDENTIFIED:
-        return start
-    r, length, d, sd = (
-        values[kept] for values in (cells.rank, cells.length, cells.delta, cells.sd)
+        assert start.finding is not None
+        return unidentified("robust", start.finding, used)
+    rank, length, delta = cells.rank[used], cells.length[used], cells.delta[used]
+    if (delta <= 0).any():
+        return unidentified("robust", finding("gain_not_positive"), used)
+
+    mean_x = float(np.log(rank).mean())
+    mean_y = float(np.log(length).mean())
+    scale = float(np.median(delta))
+    problem = _Residuals(
+        x=np.log(rank) - mean_x,
+        y=np.log(length) - mean_y,
+        delta=delta / scale,
+        weight=scale / (delta * cells.sd[used]),
     )
-    if (d <= 0).any():
-        return power_law.unidentified(
-            "a gain is not above 0: relative residuals need gains above 0", kept
-        )
-    mean_r, mean_l, level = (
-        float(np.log(r).mean()),
-        float(np.log(length).mean()),
-        float(np.median(d)),
-    )
-    x, y, scaled, weight = np.log(r) - mean_r, np.log(length) - mean_l, d / level, level / (d * sd)
-    theta = np.array([0.0, start.alpha, start.beta, start.b / level])
-    theta[0] = math.log(start.C / level) + start.alpha * mean_r - start.beta * mean_l
-    theta, spread = _huber(theta, x, y, scaled, weight)
-    theta, spread = _tukey(theta, x, y, scaled, weight)
+    theta = np.array([0.0, start.alpha, start.beta, start.b / scale])
+    theta[0] = math.log(start.C / scale) + start.alpha * mean_x - start.beta * mean_y
+    theta = _huber(theta, problem)
+    theta, spread = _tukey(theta, problem)
+
     c, alpha, beta, offset = theta.tolist()
-    C, bound = (
-        level * safe_exp(c - alpha * mean_r + beta * mean_l),
-        power_law.bound_reason(alpha, beta),
-    )
+    C = scale * safe_exp(c - alpha * mean_x + beta * mean_y)
+    stopped = at_exponent_bound(alpha, beta)
     covariance = np.full((4, 4), math.nan)
-    if not bound:
-        back = np.diag([C, 1.0, 1.0, level])
-        back[0, 1:3] = -C * mean_r, C * mean_l
-        covariance = (
-            back @ _sandwich(theta, x, y, scaled, weight=weight, end=TUKEY * spread) @ back.T
-        )
-    predicted = level * power_law.powers(theta, x, y)
-    r2 = r_squared(d, predicted)
-    n, status = int(kept.sum()), BOUND_HIT if bound else OK
-    error, deviation = (
-        percent_error(d, predicted),
-        MAD * float(np.median(np.abs(d - predicted))),
-    )
-    return LawFit(
-        status,
-        bound,
-        C,
-        alpha,
-        beta,
-        offset * level,
-        covariance,
-        r2,
-        error,
-        n,
-        len(kept) - n,
-        kept,
-        deviation,
+    if not stopped:
+        jacobian = np.diag([C, 1.0, 1.0, scale])
+        jacobian[0, 1:3] = -C * mean_x, C * mean_y
+        covariance = jacobian @ _sandwich(theta, problem, TUKEY * spread) @ jacobian.T
+
+    predicted = scale * power_gain(theta, problem.x, problem.y)
+    squares = float(((delta - predicted) ** 2).sum())
+    return PowerLawFit(
+        name="robust",
+        status=BOUND_HIT if stopped else OK,
+        finding=stopped,
+        C=C,
+        alpha=alpha,
+        beta=beta,
+        b=offset * scale,
+        covariance=covariance,
+        r2=1 - squares / float(((delta - delta.mean()) ** 2).sum()),
+        mape=percent_error(delta, predicted),
+        used=used,
+        spread=MAD_TO_SD * float(np.median(np.abs(delta - predicted))),
     )
 
 
-def _huber(theta: Array, x: Array, y: Array, d: Array, weight: Array) -> tuple[Array, float]:
-    spread = _spread((power_law.powers(theta, x, y) - d) * weight)
+def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
+    """Exponents of the robust fit outside the 95 % intervals of the paper's least squares.
+
+    Where they differ, the paper's exponents depend on a few cells.
+    """
+    if paper.status != OK or robust.status != OK:
+        return []
+    warnings = []
+    for parameter in ("alpha", "beta"):
+        low, high = paper.intervals[parameter]
+        value = robust.parameters[parameter]
+        if not low <= value <= high:
+            warnings.append(
+                finding(
+                    "robust_fit_disagrees",
+                    parameter=parameter,
+                    robust=value,
+                    paper=paper.parameters[parameter],
+                    low=low,
+                    high=high,
+                )
+            )
+    return warnings
+
+
+class _Residuals:
+    """Weighted residuals of the power law on N cells: (f - delta) * weight."""
+
+    def __init__(self, *, x: Array, y: Array, delta: Array, weight: Array) -> None:
+        self.x = x
+        self.y = y
+        self.delta = delta
+        self.weight = weight
+
+    def at(self, theta: Array) -> Array:
+        """(N,) residuals."""
+        return (power_gain(theta, self.x, self.y) - self.delta) * self.weight
+
+    def jacobian(self, theta: Array) -> Array:
+        """(N, 4) of the residuals by theta."""
+        return power_gain_jacobian(theta, self.x, self.y) * self.weight[:, None]
+
+
+def _huber(theta: Array, problem: _Residuals) -> Array:
+    spread = _spread(problem.at(theta))
     for _ in range(ROUNDS):
-        theta = _polish(theta, x, y, d, weight=weight, turn=HUBER * spread)
-        before, spread = spread, _spread((power_law.powers(theta, x, y) - d) * weight)
-        if abs(spread - before) <= SETTLED * spread:
+        theta = _minimise(theta, problem, problem.weight, bend=HUBER * spread)
+        previous, spread = spread, _spread(problem.at(theta))
+        if abs(spread - previous) <= TOLERANCE * spread:
             break
-    return theta, spread
+    return theta
 
 
-def _tukey(theta: Array, x: Array, y: Array, d: Array, weight: Array) -> tuple[Array, float]:
-    """Least squares again and again, with the weights that the last residuals leave each cell."""
-    residual = (power_law.powers(theta, x, y) - d) * weight
+def _tukey(theta: Array, problem: _Residuals) -> tuple[Array, float]:
+    """Iteratively reweighted least squares with Tukey's weights; returns theta and the spread."""
+    residual = problem.at(theta)
     spread = _spread(residual)
     for _ in range(ROUNDS):
-        left = np.maximum(0, 1 - (residual / (TUKEY * spread)) ** 2)
-        theta = _polish(theta, x, y, d, weight=weight * left, turn=math.inf)
-        residual = (power_law.powers(theta, x, y) - d) * weight
-        before, spread = spread, _spread(residual)
-        if abs(spread - before) <= SETTLED * spread:
+        tukey_weight = np.maximum(0, 1 - (residual / (TUKEY * spread)) ** 2)
+        theta = _minimise(theta, problem, problem.weight * tukey_weight, bend=math.inf)
+        residual = problem.at(theta)
+        previous, spread = spread, _spread(residual)
+        if abs(spread - previous) <= TOLERANCE * spread:
             break
     return theta, spread
 
 
 def _spread(residual: Array) -> float:
-    return max(MAD * float(np.median(np.abs(residual))), 1e-12)
+    """Standard deviation of normal noise from the median absolute residual."""
+    return max(MAD_TO_SD * float(np.median(np.abs(residual))), 1e-12)
 
 
-def _polish(start: Array, x: Array, y: Array, d: Array, *, weight: Array, turn: float) -> Array:
-    """From `start`, with Huber's loss beyond `turn`; plain least squares where that is infinite."""
-    low, high = EXPONENTS
-    scale = turn if math.isfinite(turn) else 1.0
-    bounds = np.array([[-np.inf, low, low, -np.inf], [np.inf, high, high, np.inf]])
+def _minimise(start: Array, problem: _Residuals, weight: Array, *, bend: float) -> Array:
+    """Theta, (4,), from `start`: Huber's loss beyond `bend`, least squares where it is infinite.
+
+    Args:
+        weight: (N,) in place of those of the problem.
+    """
+    low, high = EXPONENT_BOUNDS
+    lower = np.array([-np.inf, low, low, -np.inf])
+    upper = np.array([np.inf, high, high, np.inf])
+    scale = bend if math.isfinite(bend) else 1.0
 
     def residuals(theta: Array) -> Array:
-        return (power_law.powers(theta, x, y) - d) * weight / scale
+        return (power_gain(theta, problem.x, problem.y) - problem.delta) * weight / scale
 
-    def slopes(theta: Array) -> Array:
-        return power_law.slopes_of(theta, x, y) * (weight / scale)[:, None]
+    def jacobian(theta: Array) -> Array:
+        return power_gain_jacobian(theta, problem.x, problem.y) * (weight / scale)[:, None]
 
-    found = optimize.least_squares(
+    solution = optimize.least_squares(
         residuals,
-        np.clip(start, bounds[0], bounds[1]),
-        jac=slopes,
-        bounds=(bounds[0], bounds[1]),
-        loss="huber" if math.isfinite(turn) else "linear",
+        np.clip(start, lower, upper),
+        jac=jacobian,
+        bounds=(lower, upper),
+        loss="huber" if math.isfinite(bend) else "linear",
         x_scale="jac",
         ftol=1e-12,
         xtol=1e-12,
         gtol=1e-12,
     )
-    return np.asarray(found.x)
+    return np.asarray(solution.x)
 
 
-def _sandwich(theta: Array, x: Array, y: Array, d: Array, *, weight: Array, end: float) -> Array:
-    """Huber's covariance of an M-estimator, for Tukey's loss: residuals beyond `end` have no pull."""
-    jacobian = power_law.slopes_of(theta, x, y) * weight[:, None]
-    residual = (power_law.powers(theta, x, y) - d) * weight
-    square = np.minimum(1, (residual / end) ** 2)
-    pull, stiffness = residual * (1 - square) ** 2, (1 - square) * (1 - 5 * square)
-    bread = np.linalg.pinv((jacobian * stiffness[:, None]).T @ jacobian)
-    meat = (jacobian * pull[:, None] ** 2).T @ jacobian * len(d) / (len(d) - len(theta))
+def _sandwich(theta: Array, problem: _Residuals, cutoff: float) -> Array:
+    """Huber's covariance of an M-estimator with Tukey's loss, (4, 4).
+
+    Args:
+        cutoff: residuals beyond it have no influence.
+    """
+    jacobian = problem.jacobian(theta)
+    residual = problem.at(theta)
+    square = np.minimum(1, (residual / cutoff) ** 2)
+    influence = residual * (1 - square) ** 2
+    curvature = (1 - square) * (1 - 5 * square)
+    cells = len(problem.delta)
+
+    bread = np.linalg.pinv((jacobian * curvature[:, None]).T @ jacobian)
+    meat = (jacobian * influence[:, None] ** 2).T @ jacobian * cells / (cells - len(theta))
     return np.asarray(bread @ meat @ bread)

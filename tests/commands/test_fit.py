@@ -19,6 +19,7 @@ from pml_cli.report.figures import probe, style
 from pml_cli.report.tables.probe import probe_table
 from pml_cli.report.tables.results import results_table
 from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.groups import split_groups
 from pml_cli.runs.read import read_runs
 
 
@@ -105,9 +106,9 @@ def test_groups_that_differ_are_fitted_apart(tmp_path, monkeypatch):
 def test_learning_rate_splits_only_where_it_was_swept(tmp_path):
     cells = pd.DataFrame([r | {"kept": True, "reason": ""} for r in grid()])
     tied = cells.assign(lr=cells["target_tokens"] / 1e4)
-    assert len(list(fit.split_groups(tied))) == 1
+    assert len(list(split_groups(tied))) == 1
     swept = pd.concat([cells, cells.assign(lr=0.001)])
-    assert [key["lr"] for key, _ in fit.split_groups(swept)] == [0.001, 0.01]
+    assert [key["lr"] for key, _ in split_groups(swept)] == [0.001, 0.01]
     write(tmp_path, *(r | {"lr": r["target_tokens"] / 1e4} for r in grid()))
     assert "lr is not the same" in run(tmp_path, figures=False)[1]
 
@@ -328,25 +329,45 @@ def test_cells_that_share_a_text_and_are_alike_are_warned_of(tmp_path):
         cell |= {"delta_loss": delta, "final_loss": cell["base_loss"] - delta}
     write(tmp_path, *cells)
     shown = " ".join(run(tmp_path, figures=False)[1].split())
-    assert "residuals of cells that share text and length are alike" in shown
+    assert "residuals of cells that share text and length are correlated" in shown
 
 
-def test_a_chosen_law_is_shown_and_concluded_from_where_the_papers_form_has_no_cells(tmp_path):
-    """saturated_below is a setting of the paper's estimator alone; the laws on all cells see the same as before."""
+def law_and_cells(root):
+    """The group of law.json, and cells.csv."""
+    (group,) = json.loads((root / "fit" / "law.json").read_text("utf-8"))["groups"]
+    return group, pd.read_csv(root / "fit" / "cells.csv", keep_default_na=False)
+
+
+def test_one_threshold_decides_what_is_saturated(tmp_path):
+    """Cells of a final loss of 0.60 are measured gains at 0.5, and lower limits at 0.65."""
+    base = 7.6
+    planted = [result(rank, length, base - 0.60) for rank in (24, 32) for length in (24, 16)]
+    write(tmp_path, *planted, *grid(ranks=(1, 2, 4, 8, 12)))
+    saturated = {}
+    for threshold in (0.5, 0.65):
+        run(tmp_path, figures=False, draws=0, saturated_below=threshold)
+        group, cells = law_and_cells(tmp_path)
+        at_060 = np.isclose(cells["final_loss"], 0.60)
+        assert at_060.sum() == len(planted)
+        assert (cells["kept"][at_060].astype(str) == str(threshold == 0.5)).all()
+        assert (cells["reason"][at_060] == ("" if threshold == 0.5 else "saturated")).all()
+
+        saturated[threshold] = int((cells["reason"] == "saturated").sum())
+        assert group["fit"]["n_saturated"] == saturated[threshold]
+        assert {law["n_saturated"] for law in group["laws"]} == {saturated[threshold]}
+        assert group["fit"]["n"] == len(cells) - saturated[threshold]
+    assert saturated[0.65] - saturated[0.5] == len(planted)
+
+
+def test_where_every_cell_is_saturated_no_law_is_identified(tmp_path):
     write(tmp_path, *several_texts())
-    usual, hidden = (
-        run(tmp_path, figures=False, draws=0, saturated_below=below)[1] for below in (0.69, 9.0)
-    )
-    assert "0 of 90 cells kept" in hidden and "NOT_IDENTIFIED" in hidden
-    start = "chosen law: hill"
-    assert start in hidden
-    table = slice(0, usual.split(start)[1].index("all laws"))
-    assert hidden.split(start)[1][table] == usual.split(start)[1][table]
-    for words in ("saturated. ", "single gains"):
-        assert words not in hidden
-    assert (
-        hidden[hidden.index("Far below the base") :] == usual[usual.index("Far below the base") :]
-    )
+    shown = run(tmp_path, figures=False, draws=0, saturated_below=9.5)[1]
+    words = " ".join(shown.split())
+    assert "0 of 90 cells kept (90 saturated, 0 excluded)" in words and "NOT_IDENTIFIED" in words
+    assert "Every cell is saturated" in words and "chosen law" not in words
+    group, _ = law_and_cells(tmp_path)
+    assert group["chosen"] is None
+    assert {law["status"] for law in group["laws"]} == {"NOT_IDENTIFIED"}
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ from pml_cli import cli
 from pml_cli.commands import fit, predict
 from pml_cli.config.reports import Fit, Predict
 from pml_cli.errors import UserError
-from pml_cli.law import capacity, power_law
-from pml_cli.law.fitted_law import NORMAL_DRAWS, load
+from pml_cli.law import capacity, inverse
+from pml_cli.law.findings import OK
+from pml_cli.law.fitted_law import NORMAL_DRAWS
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import compare
+from pml_cli.law.law_json import load
 from pml_cli.law.observations import Observations
 from pml_cli.law.recall_law import fit_recall
+from pml_cli.report.law_text import capacity_lines
 from pml_cli.runs.folder import RunFolder
 
 RANKS, LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24), (32, 48, 64, 96, 128, 192, 256)
@@ -74,9 +77,10 @@ def report(tmp_path_factory):
     return root
 
 
-def ask(root, target="verbatim", **asked):
-    (law_,) = load(root)
-    return predict.answer(law_, Predict(**asked), predict.parse_target(target))["rows"]
+def ask(root, target="verbatim", *, rank=(), seqlen=(), base=None):
+    (law,) = load(root)
+    wanted = predict.parse_target(target)
+    return inverse.answer(law, wanted, ranks=rank, lengths=seqlen, base=base)["rows"]
 
 
 # -- exact recall
@@ -85,7 +89,7 @@ def ask(root, target="verbatim", **asked):
 def test_the_law_of_recall_is_recovered():
     cells = cells_of(texts=40)
     found = fit_recall(cells, recalled(cells), draws=200)
-    assert found.status == power_law.OK and found.n == len(cells)
+    assert found.status == OK and found.n == len(cells)
     for length in (48, 128, 256):
         truth = (TRUTH["h"] * math.log(length) - TRUTH["a"]) / TRUTH["g"]
         at, *draws = found.log_ranks(length, 0.5)
@@ -93,7 +97,7 @@ def test_the_law_of_recall_is_recovered():
         low, high = np.quantile(draws, [0.005, 0.995])
         assert low < truth < high
     rank = math.exp(found.log_ranks(100, 0.9)[0])
-    assert found.chances(rank, 100)[0] == pytest.approx(0.9)
+    assert found.probabilities(rank, 100)[0] == pytest.approx(0.9)
     assert found.log_lengths(rank, 0.9)[0] == pytest.approx(math.log(100))
 
 
@@ -104,7 +108,7 @@ def test_intervals_of_the_recall_rank_hold_with_few_clusters(lengths, texts):
     for seed in range(60):
         cells = cells_of((1, 2, 3, 4, 6, 8, 12), lengths, texts)
         found = fit_recall(cells, recalled(cells, seed), draws=200, seed=seed)
-        for length in hits if found.status == power_law.OK else ():
+        for length in hits if found.status == OK else ():
             low, high = np.quantile(found.log_ranks(length, 0.5)[1:], [0.025, 0.975])
             hits[length].append(
                 low <= (TRUTH["h"] * math.log(length) - TRUTH["a"]) / TRUTH["g"] <= high
@@ -135,27 +139,24 @@ def test_firth_agrees_with_plain_likelihood_where_there_is_much_and_is_finite_wh
     assert np.allclose(found, plain, rtol=0.03)
     clean = (cells.rank >= cells.length / 16).astype(float)
     apart = fit_recall(cells, clean, draws=50)
-    assert (
-        apart.status == power_law.OK
-        and np.isfinite(apart.theta).all()
-        and np.abs(apart.theta).max() < 200
-    )
+    assert apart.status == OK and np.isfinite(apart.theta).all() and np.abs(apart.theta).max() < 200
 
 
 @pytest.mark.parametrize(
-    ("shares", "words"),
+    ("shares", "code"),
     [
-        (np.zeros(9), "no cell is recalled whole"),
-        (np.ones(9), "every cell is recalled whole"),
-        (np.full(9, np.nan), "no cell says"),
-        (np.array([1, 1, 1, 0, 0, 0, 0, 0, 0.0]), "does not rise with rank"),
+        (np.zeros(9), "recall_nowhere"),
+        (np.ones(9), "recall_everywhere"),
+        (np.full(9, np.nan), "recall_not_measured"),
+        (np.array([1, 1, 1, 0, 0, 0, 0, 0, 0.0]), "recall_not_monotone"),
     ],
 )
-def test_recall_that_cannot_be_told(shares, words):
+def test_recall_that_is_not_identifiable(shares, code):
     r, n = (axis.ravel() for axis in np.meshgrid((1, 2, 4), (8, 16, 32), indexing="ij"))
-    assert words in fit_recall(Observations.of(r, n, np.ones(9), np.full(9, 7.0)), shares).reason
+    cells = Observations.of(r, n, np.ones(9), np.full(9, 7.0))
+    assert fit_recall(cells, shares).finding.code == code
     few = Observations.of([1, 1, 2, 2], [8, 16, 8, 16], np.ones(4), np.full(4, 7.0))
-    assert "2 distinct ranks" in fit_recall(few, [0, 0, 1, 1]).reason
+    assert fit_recall(few, [0, 0, 1, 1]).finding.values == {"axis": "size", "count": 2, "needed": 3}
 
 
 # -- predict
@@ -212,7 +213,7 @@ def test_beyond_the_cells_it_says_so_and_what_nothing_reaches_is_none(report):
     assert "any  any to any" in shown.getvalue() and "none  none to none" in shown.getvalue()
     (law_,) = load(report)
     theta = np.tile([0.1, 0.5, 0.5, 0, 0, 0, 7.0, -3.0], (3, 1))
-    low = dataclasses.replace(law_, form=Form("exp", level=True), theta=theta)
+    low = dataclasses.replace(law_, form=Form(link="exp", level=True), theta=theta)
     assert (low.gain(1.0, 200.0, 2.0) == 0).all()
     (row,) = ask(report, rank=[4.0], seqlen=[16.0], base=5.0)
     assert row["outside"] == "length below 32" and row["gain"]["high"] <= 5.0
@@ -279,7 +280,7 @@ def test_without_bootstrap_the_band_comes_from_the_covariance(report, tmp_path):
     fit.run([report], Fit(draws=0, figures=False, out=str(tmp_path)), Console(file=io.StringIO()))
     (with_draws,), (without,) = load(report), load(tmp_path)
     assert len(without.theta) == 1 + NORMAL_DRAWS
-    spans = [predict._span(one.gain(4.0, 100.0, 7.6)) for one in (with_draws, without)]
+    spans = [inverse.with_band(one.gain(4.0, 100.0, 7.6)) for one in (with_draws, without)]
     assert spans[0].value == spans[1].value
     widths = [span.high - span.low for span in spans]
     assert 0.5 < widths[0] / widths[1] < 2
@@ -289,7 +290,9 @@ def test_the_band_holds_new_cells_as_often_as_it_says(report):
     """Cells of another seed, unsaturated ones: 95 % of them, give or take."""
     (law_,) = load(report)
     new = cells_of(texts=3, seed=77)
-    spans = [predict._span(law_.gain(r, n, 7.6)) for r, n in zip(new.rank, new.length, strict=True)]
+    spans = [
+        inverse.with_band(law_.gain(r, n, 7.6)) for r, n in zip(new.rank, new.length, strict=True)
+    ]
     inside = np.array([s.low <= d <= s.high for s, d in zip(spans, new.delta, strict=True)])
     assert 0.88 <= inside[~new.saturated].mean() <= 1
 
@@ -381,13 +384,13 @@ def test_a_target_has_no_place_where_rank_and_length_are_given(report):
 
 
 def test_groups_that_share_their_exponents_and_groups_that_do_not():
-    forms = (Form("exp"), Form("hard"))
+    forms = (Form(link="exp"), Form(link="hard"))
     same = {
         name: cells_of(C=c, noise=0.02, seed=k)
         for k, (name, c) in enumerate({"a": 9.0, "b": 14.0, "c": 11.0}.items())
     }
     found = compare(same, forms, ("model",), draws=100)
-    assert found.form == Form("exp") and len(found.groups) == 3
+    assert found.form == Form(link="exp") and len(found.groups) == 3
     ties = {tie.what: tie for tie in found.ties}
     assert ties["alpha and beta"].freedom == 4 and all(tie.p > 0.01 for tie in found.ties)
     assert ties["alpha and beta"].shared == pytest.approx({"alpha": 0.6, "beta": 0.5}, abs=0.02)
@@ -416,7 +419,7 @@ def test_the_share_of_false_alarms_is_the_nominal_one():
             str(k): cells_of((1, 2, 4, 8), (48, 96, 192), 4, noise=0.02, seed=100 + 2 * seed + k)
             for k in (0, 1)
         }
-        ties = compare(pair, (Form("exp"),), ("model",), draws=30).ties
+        ties = compare(pair, (Form(link="exp"),), ("model",), draws=30).ties
         rejected.append([tie.p < 0.05 for tie in ties])
     assert np.mean(rejected) <= 0.2, np.mean(rejected, axis=0)
 
@@ -541,14 +544,14 @@ def test_bits_a_parameter_are_the_most_over_lengths():
         -0.1,
     ] * 2  # by text: two seeds of one are no new texts
     rows["bits_memorised"] = rows["target_tokens"] * 1.0
-    gained, memorised = capacity.held(rows)
+    gained, memorised = capacity.bits_per_parameter(rows)
     at_100 = 100 * 2.0 / math.log(2) / 512
     assert (gained.kind, gained.length, gained.runs, gained.last) == ("gained", 100, 4, False)
     assert gained.bits == pytest.approx(at_100)
     half = 12.7062 * (0.2 / math.sqrt(2)) / math.sqrt(2) * 100 / math.log(2) / 512
     assert gained.high - gained.bits == pytest.approx(half, rel=1e-4)
     assert memorised.length == 200 and memorised.bits == pytest.approx(200 / 512) and memorised.last
-    assert "3.6: Morris" in " ".join(capacity.words([gained, memorised], None))
+    assert "3.6: Morris" in " ".join(capacity_lines([gained, memorised], None))
 
 
 def test_the_control_is_a_mean_over_texts():
@@ -558,13 +561,13 @@ def test_the_control_is_a_mean_over_texts():
             for n, g, s in ((50, 1.0, 0), (100, 2.0, 0), (50, 2.5, 1), (100, 2.5, 1))
         ]
     )
-    found = capacity.unseen(rows)
+    found = capacity.unseen_gain(rows)
     assert found.gain == 2.0 and (found.least, found.most, found.cells) == (1.0, 2.5, 4)
     assert found.high - found.gain == pytest.approx(
         12.7062 * (1.0 / math.sqrt(2)) / math.sqrt(2), rel=1e-4
     )
     assert (
-        "2.00 (-4.35 to 8.35) nats per token are gained on unseen" in capacity.words([], found)[0]
+        "2.00 (-4.35 to 8.35) nats per token are gained on unseen" in capacity_lines([], found)[0]
     )
-    assert capacity.words([], found)[0].endswith("not told from 0")
-    assert capacity.unseen(rows.assign(control_gain=None)) is None
+    assert capacity_lines([], found)[0].endswith("not distinguishable from 0")
+    assert capacity.unseen_gain(rows.assign(control_gain=None)) is None

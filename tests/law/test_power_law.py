@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from pml_cli.law import power_law
+from pml_cli.io import jsonable
+from pml_cli.law import findings, model_selection, parameters, power_law
+from pml_cli.law.observations import Observations
 
 RANKS, LENGTHS = (1, 2, 4, 8, 16, 32), (32, 64, 128, 256, 512)
 R, L = (axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, indexing="ij"))
-UNSATURATED = np.full(R.shape, 5.0)
+
+
+def cells(rank, length, delta, final=5.0, **settings):
+    """Cells of these gains; with the default final loss none is saturated."""
+    final = np.broadcast_to(np.asarray(final, float), np.shape(delta))
+    return Observations.of(rank, length, delta, final + delta, final=final, **settings)
+
+
+def fit_paper(*columns):
+    return power_law.fit_paper(cells(*columns))
 
 
 def planted(alpha=0.6, beta=0.5, C=3.0, b=0.2, rank=R, length=L):
@@ -29,10 +40,8 @@ def planted(alpha=0.6, beta=0.5, C=3.0, b=0.2, rank=R, length=L):
 )
 @pytest.mark.parametrize(("rank_scale", "length_scale"), [(1, 1), (8192, 1), (1e-3, 1e4)])
 def test_a_noiseless_law_is_recovered(alpha, beta, C, b, rank_scale, length_scale):
-    fit = power_law.fit_paper(
-        R * rank_scale, L * length_scale, planted(alpha, beta, C, b), UNSATURATED
-    )
-    assert fit.status == power_law.OK and fit.reason == ""
+    fit = fit_paper(R * rank_scale, L * length_scale, planted(alpha, beta, C, b))
+    assert fit.status == findings.OK and fit.finding is None
     assert fit.alpha == pytest.approx(alpha, abs=1e-6)
     assert fit.beta == pytest.approx(beta, abs=1e-6)
     assert fit.b == pytest.approx(b, abs=1e-6)
@@ -47,8 +56,8 @@ def noisy(seed, spread=0.1, **truth):
 def test_the_optimum_is_no_worse_than_the_best_of_random_starts():
     rng = np.random.default_rng(0)
     delta = noisy(1)
-    fit = power_law.fit_paper(R, L, delta, UNSATURATED)
-    low, high = power_law.EXPONENTS
+    fit = fit_paper(R, L, delta)
+    low, high = parameters.EXPONENT_BOUNDS
 
     def residual(theta):
         return np.exp(theta[0]) * R ** theta[1] * L ** -theta[2] + theta[3] - delta
@@ -64,7 +73,7 @@ def test_the_optimum_is_no_worse_than_the_best_of_random_starts():
 
 def test_rescaling_rank_changes_only_the_scale():
     delta = noisy(2)
-    one, other = (power_law.fit_paper(R * scale, L, delta, UNSATURATED) for scale in (1, 8192))
+    one, other = (fit_paper(R * scale, L, delta) for scale in (1, 8192))
     assert (other.alpha, other.beta, other.b, other.r2) == pytest.approx(
         (one.alpha, one.beta, one.b, one.r2), rel=1e-6
     )
@@ -73,49 +82,51 @@ def test_rescaling_rank_changes_only_the_scale():
 
 
 def test_cells_at_or_below_the_threshold_are_dropped_and_no_others():
-    delta, final = planted(), UNSATURATED.copy()
+    delta, final = planted(), np.full(R.shape, 5.0)
     final[:3] = 0.69, 0.690001, 0.1
     delta[[0, 2]] = 99.0  # would wreck the fit
-    fit = power_law.fit_paper(R, L, delta, final)
-    assert fit.kept.tolist() == [False, True, False] + [True] * (len(R) - 3)
-    assert (fit.n, fit.n_saturated) == (len(R) - 2, 2)
+    fit = power_law.fit_paper(cells(R, L, delta, final, saturated_below=0.69))
+    assert fit.used.tolist() == [False, True, False] + [True] * (len(R) - 3)
+    assert (fit.n_used, fit.n_saturated) == (len(R) - 2, 2)
     assert fit.alpha == pytest.approx(0.6, abs=1e-6)
+    # ln 2 unless said otherwise
+    assert not fit_paper(R, L, delta, final).used[1]
 
 
 @pytest.mark.parametrize(
-    ("chosen", "words"),
+    ("chosen", "code", "values"),
     [
-        (np.isin(R, (4, 8)), "only 2 distinct unsaturated ranks (4, 8): alpha"),
-        (np.isin(L, (64,)), "only 1 distinct unsaturated length (64): beta"),
-        (np.isin(R, ()), "only 0 distinct unsaturated ranks: alpha"),
-        (np.arange(len(R)) % 7 == 0, "only 5 unsaturated cells"),
+        (np.isin(R, (4, 8)), "few_distinct_values", {"axis": "size", "distinct": (4, 8)}),
+        (np.isin(L, (64,)), "few_distinct_values", {"axis": "length", "distinct": (64,)}),
+        (np.isin(R, ()), "few_distinct_values", {"axis": "size", "distinct": ()}),
+        (np.arange(len(R)) % 7 == 0, "few_cells", {"cells": 5, "parameters": 4, "needed": 6}),
     ],
 )
-def test_too_few_cells_are_not_identified(chosen, words):
-    fit = power_law.fit_paper(R[chosen], L[chosen], planted()[chosen], UNSATURATED[chosen])
-    assert fit.status == power_law.NOT_IDENTIFIED and words in fit.reason
+def test_too_few_cells_are_not_identified(chosen, code, values):
+    fit = fit_paper(R[chosen], L[chosen], planted()[chosen])
+    assert fit.status == findings.NOT_IDENTIFIED and fit.finding.code == code
+    assert values.items() <= fit.finding.values.items()
     assert np.isnan(fit.alpha) and np.isnan(fit.predict(4, 64))
-    assert json.loads(json.dumps(fit.to_dict(), allow_nan=False))["alpha"] is None
+    assert jsonable(fit.parameters)["alpha"] is None
 
 
 def test_what_cannot_be_told_apart_is_not_identified():
-    assert "same gain" in power_law.fit_paper(R, L, np.ones_like(R), UNSATURATED).reason
+    assert fit_paper(R, L, np.ones_like(R)).finding.code == "constant_gain"
     diagonal = 2.0 ** np.arange(8)
-    fit = power_law.fit_paper(
-        diagonal, 32 * diagonal, planted(rank=diagonal, length=32 * diagonal), np.full(8, 5.0)
-    )
-    assert fit.status == power_law.NOT_IDENTIFIED and "change together" in fit.reason
+    fit = fit_paper(diagonal, 32 * diagonal, planted(rank=diagonal, length=32 * diagonal))
+    assert fit.status == findings.NOT_IDENTIFIED and fit.finding.code == "collinear_axes"
 
 
 def test_a_gain_that_falls_with_rank_hits_the_bound():
-    fit = power_law.fit_paper(R, L, planted(alpha=-0.5, b=0), UNSATURATED)
-    assert fit.status == power_law.BOUND_HIT and fit.reason.startswith("alpha")
+    fit = fit_paper(R, L, planted(alpha=-0.5, b=0))
+    assert fit.status == findings.BOUND_HIT and fit.finding.code == "exponent_at_lower_bound"
+    assert fit.finding.values["parameter"] == "alpha"
     assert np.isnan(fit.errors["alpha"]) and np.isfinite(fit.alpha)
     assert fit.warnings == []
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    fits = [power_law.fit_paper(R, L, noisy(seed, 0.05), UNSATURATED) for seed in range(150)]
+    fits = [fit_paper(R, L, noisy(seed, 0.05)) for seed in range(150)]
     for name, truth in {"C": 3.0, "alpha": 0.6, "beta": 0.5, "b": 0.2}.items():
         covered = np.mean(
             [fit.intervals[name][0] <= truth <= fit.intervals[name][1] for fit in fits]
@@ -124,39 +135,50 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_errors_agree_with_the_spread_over_replicates():
-    fits = [power_law.fit_paper(R, L, noisy(seed, 0.02), UNSATURATED) for seed in range(60)]
+    fits = [fit_paper(R, L, noisy(seed, 0.02)) for seed in range(60)]
     for name in power_law.PARAMETERS:
-        spread = np.std([getattr(fit, name) for fit in fits])
+        spread = np.std([fit.parameters[name] for fit in fits])
         assert np.mean([fit.errors[name] for fit in fits]) == pytest.approx(spread, rel=0.35), name
 
 
 def test_saturation_the_law_does_not_model_is_warned_of():
     base, wanted = 8.0, planted(C=20.0, b=0.0)
     delta = wanted / (1 + (wanted / base) ** 4) ** (1 / 4)
-    fit = power_law.fit_paper(R, L, delta, base - delta)
-    assert fit.alpha < 0.55 and any(power_law.NEGATIVE_OFFSET in words for words in fit.warnings)
-    assert power_law.fit_paper(R, L, noisy(3, 0.01, b=0.0), UNSATURATED).warnings == []
+    fit = fit_paper(R, L, delta, base - delta)
+    assert fit.alpha < 0.55 and [warning.code for warning in fit.warnings] == [
+        "negative_offset_paper"
+    ]
+    assert fit_paper(R, L, noisy(3, 0.01, b=0.0)).warnings == []
+
+
+def edge_check(*columns):
+    return model_selection.checks(cells(*columns), power_law.fit_paper)[model_selection.EDGE]
 
 
 def test_held_out_leaves_the_largest_and_longest_out():
-    held = power_law.held_out(R, L, planted(), UNSATURATED)
-    assert (held.ranks, held.lengths) == ((32.0,), (512.0,))
-    assert (held.n_fit, held.n_test) == (5 * 4, 6 + 4)
-    assert held.mape == pytest.approx(0, abs=1e-6) and held.reason == ""
+    check = edge_check(R, L, planted())
+    assert check.left_out.tolist() == ((R == 32) | (L == 512)).tolist()
+    assert (check.n_fit, check.n_test) == (5 * 4, 6 + 4)
+    assert check.mape == pytest.approx(0, abs=1e-6) and check.finding is None
+    assert check.predicted[check.left_out] == pytest.approx(planted()[check.left_out])
+    assert np.isnan(check.predicted[~check.left_out]).all()
     saturated = np.where(R == 32, 0.1, 5.0)
-    assert power_law.held_out(R, L, planted(), saturated).ranks == (16.0,)
+    ranks, lengths = model_selection.edge_of(cells(R, L, planted(), saturated))
+    assert (ranks, lengths) == ((16.0,), (512.0,))
 
 
 def test_held_out_says_why_there_is_none():
     few = np.isin(R, (1, 2, 4)) & np.isin(L, (32, 64, 128))
-    held = power_law.held_out(R[few], L[few], planted()[few], UNSATURATED[few])
-    assert held.mape is None and "4 distinct" in held.reason
+    check = edge_check(R[few], L[few], planted()[few])
+    assert np.isnan(check.mape) and check.finding.code == "nothing_to_hold_out"
+    assert check.finding.values == {"needed": 4}
+    assert not check.left_out.any()
 
 
 def test_the_result_survives_json():
-    fit = power_law.fit_paper(R, L, noisy(4), UNSATURATED)
-    back = json.loads(json.dumps(fit.to_dict(), allow_nan=False))
-    assert back["alpha"] == fit.alpha and back["kept"] == [True] * len(R)
+    fit = fit_paper(R, L, noisy(4))
+    back = json.loads(json.dumps(jsonable(fit), allow_nan=False))
+    assert back["alpha"] == fit.alpha and back["used"] == [True] * len(R)
     assert back["covariance"] == fit.covariance.tolist()
 
 
@@ -165,8 +187,8 @@ def test_values_that_are_not_finite_are_refused(bad):
     delta = planted()
     delta[3] = bad
     with pytest.raises(ValueError, match="finite"):
-        power_law.fit_paper(R, L, delta, UNSATURATED)
+        fit_paper(R, L, delta)
     with pytest.raises(ValueError, match="above 0"):
-        power_law.fit_paper(R - 1, L, planted(), UNSATURATED)
+        fit_paper(R - 1, L, planted())
     with pytest.raises(ValueError, match="differ in length"):
-        power_law.fit_paper(R, L[1:], planted(), UNSATURATED)
+        fit_paper(R, L[1:], planted())

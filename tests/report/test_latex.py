@@ -12,9 +12,11 @@ from support.law_groups import groups_of
 from support.planted_laws import several_texts
 
 from pml_cli.law.analysis import Analysis
-from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import NOT_IDENTIFIED
+from pml_cli.law.findings import NOT_IDENTIFIED, finding
+from pml_cli.law.observations import RANK, Observations
+from pml_cli.law.power_law import unidentified
 from pml_cli.report import latex
+from pml_cli.report.law_text import sentence
 
 NASTY = r'100% of_$x$ & {a\b} ~ ^ # <|> "q" Müller 中文'
 
@@ -68,27 +70,27 @@ def test_every_row_has_every_column_and_every_group_closes(tex):
 def test_numbers_and_intervals_are_those_of_the_laws(group, tex):
     (_, parameters), (_, quality) = tabulars(tex)
     assert parameters[0] == ["Law", "$C$", r"$\alpha$", r"$\beta$", "$b, H$", "$k$"]
-    fitted = [entry for entry in group.analysis.entries if entry.fit.status == "OK"]
+    fitted = [entry for entry in group.analysis.rows if entry.fit.status == "OK"]
     assert len(parameters) == 1 + 2 * len(fitted) and len(quality) == 1 + len(fitted)
     for k, entry in enumerate(fitted):
         values, spans, scores = parameters[1 + 2 * k], parameters[2 + 2 * k], quality[1 + k]
         told = latex.intervals(entry, group.analysis)
-        fourth = "level" if "level" in entry.parameters else "b"
+        fourth = "level" if "level" in entry.fit.parameters else "b"
         for name, value, span in zip(
             ("C", "alpha", "beta", fourth, "k"), values[1:], spans[1:], strict=True
         ):
-            if name not in entry.parameters:
+            if name not in entry.fit.parameters:
                 assert value == span == ""
                 continue
-            assert number(value) == pytest.approx(entry.parameters[name], rel=5e-3)
+            assert number(value) == pytest.approx(entry.fit.parameters[name], rel=5e-3)
             low, high = span.strip("$[]").split(r",\,")
             assert (number(low), number(high)) == pytest.approx(told[name], rel=5e-3)
         edge = entry.checks["largest ranks and longest lengths"]
         wanted = [
-            entry.kept,
+            entry.fit.n_used,
             None,
-            entry.mape,
-            entry.difference,
+            entry.fit.mape,
+            entry.aicc_difference,
             edge.mape,
             edge.mape_all,
             100 * edge.coverage,
@@ -110,17 +112,17 @@ def test_the_chosen_law_and_no_other_is_bold(group, tex):
 
 
 def test_laws_without_a_fit_are_named_with_the_reason(group, tex):
-    stopped = [entry for entry in group.analysis.entries if entry.fit.status != "OK"]
+    stopped = [entry for entry in group.analysis.rows if entry.fit.status != "OK"]
     said = tex[tex.index("Without a fit:") :]
-    assert stopped and all(entry.name in said and entry.fit.reason in said for entry in stopped)
+    assert stopped and all(
+        entry.name in said and sentence(entry.fit.finding, RANK) in said for entry in stopped
+    )
     gone = [
         replace(e, fit=replace(e.fit, status=NOT_IDENTIFIED))
-        for e in group.analysis.entries
-        if hasattr(e.fit, "theta")
+        for e in group.analysis.rows
+        if e.fit.uses_saturated
     ]
-    bare = latex.table(
-        "x", "", Analysis(gone, None, None, {}, None, (math.nan, math.nan), []), group.observed
-    )
+    bare = latex.table("x", "", Analysis.without_choice(group.analysis.paper, gone), group.observed)
     assert bare.count("none could be fitted") == 2 and "bfseries" not in bare
 
 
@@ -156,9 +158,8 @@ def test_numbers_large_small_and_without_end(group):
 @pytest.mark.parametrize("package", ["", r"\usepackage{booktabs}"])
 def test_it_compiles_and_fits_the_text(group, tmp_path, package):
     empty = Observations.of(*np.empty((4, 0)))
-    nothing = latex.table(
-        NASTY, "a/b c", Analysis([], None, None, {}, None, (math.nan, math.nan), []), empty
-    )
+    paper = unidentified("paper", finding("constant_gain"), empty.saturated)
+    nothing = latex.table(NASTY, "a/b c", Analysis.without_choice(paper, []), empty)
     tables = [latex.table(NASTY, "x_1", group.analysis, group.observed), nothing]
     (tmp_path / "law.tex").write_text(latex.document(tables), "utf-8")
     (tmp_path / "paper.tex").write_text(

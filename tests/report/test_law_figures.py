@@ -12,15 +12,15 @@ import pytest
 from support.law_groups import groups_of
 from support.planted_laws import grid, result, several_texts
 
-from pml_cli.commands import fit
 from pml_cli.config.reports import Fit
-from pml_cli.law import power_law
-from pml_cli.law.analysis import Analysis, Entry
+from pml_cli.law import model_selection
+from pml_cli.law.analysis import Analysis, LawRow
 from pml_cli.law.bootstrap import bootstrap, profiles
+from pml_cli.law.fit_groups import audit, with_columns
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import Comparison, Group, Tie
-from pml_cli.law.mle import fit_saturating
-from pml_cli.law.observations import Observations
+from pml_cli.law.observations import PARAMETERS, Observations
+from pml_cli.law.power_law import fit_paper
 from pml_cli.report import law_folder
 from pml_cli.report.figures import (
     comparison,
@@ -41,32 +41,42 @@ from pml_cli.stats import LN2
 FIGURES = {name.removeprefix("law-"): spec.draw for name, spec in of_report("law").items()}
 
 
+def row_of(observed, estimator, difference=math.nan):
+    """A law and its held-out checks."""
+    held_out = model_selection.checks(observed, estimator)
+    return LawRow(fit=estimator(observed), aicc_difference=difference, checks=held_out)
+
+
 def view_of(rows, form=None, draws=0):
     """A view whose chosen law has the given form, or none: no other law is fitted."""
-    cells = fit.audit(pd.DataFrame([r | {"id": f"{k}"} for k, r in enumerate(rows)]), 0.69)
+    runs = with_columns(pd.DataFrame([r | {"id": f"{k}"} for k, r in enumerate(rows)]))
+    cells = audit(runs)
     usable = cells[cells["kept"] | (cells["reason"] == "saturated")]
     columns = (
         usable[name].to_numpy(float)
         for name in ("rank", "target_tokens", "delta_loss", "base_loss")
     )
     observed = Observations.of(*columns, text=usable["data_seed"])
-    paper = power_law.fit_paper(observed.rank, observed.length, observed.delta, observed.final)
+    paper = row_of(observed, fit_paper)
     if form is None:
-        nothing = Analysis([], None, None, {}, None, (math.nan, math.nan), [])
-        return View(name="a sweep", cells=cells, observed=observed, analysis=nothing, paper=paper)
-    found = fit_saturating(observed, form)
-    entry = Entry(form.name, found, found.n, found.mape, 0.0, {})
-    sure = bootstrap(observed, found, draws) if draws else None
-    analysis = Analysis(
-        [entry], entry, sure, profiles(observed, found), None, (math.nan, math.nan), []
+        analysis = Analysis.without_choice(paper.fit, [paper])
+        return View(name="a sweep", cells=cells, observed=observed, analysis=analysis)
+
+    chosen = row_of(observed, model_selection.saturating(form), 0.0)
+    analysis = replace(
+        Analysis.without_choice(paper.fit, [paper, chosen]),
+        chosen=chosen,
+        law=chosen.fit,
+        bootstrap=bootstrap(observed, chosen.fit, draws) if draws else None,
+        profiles=profiles(observed, chosen.fit),
     )
-    return View(name="a sweep", cells=cells, observed=observed, analysis=analysis, paper=paper)
+    return View(name="a sweep", cells=cells, observed=observed, analysis=analysis)
 
 
 @pytest.fixture(scope="module")
 def bent():
     """Three texts whose gain bends towards the base loss."""
-    return view_of(several_texts(), Form("hill"), draws=200)
+    return view_of(several_texts(), Form(link="hill"), draws=200)
 
 
 def labelled(axes, label):
@@ -116,10 +126,10 @@ def test_points_are_means_and_hollow_where_saturated(bent):
 
 
 def test_an_axis_of_parameters_has_their_name_and_values():
-    view = view_of(several_texts(texts=(0,)), Form("hill"))
+    view = view_of(several_texts(texts=(0,)), Form(link="hill"))
     moved = replace(
         view,
-        x="trainable_parameters",
+        axis=PARAMETERS,
         observed=replace(view.observed, rank=256 * view.observed.rank),
     )
     axes = curves.rank_figure(moved).axes[0]
@@ -137,7 +147,7 @@ def test_an_axis_of_parameters_has_their_name_and_values():
 
 
 def test_cells_left_out_are_predicted_by_a_fit_without_them():
-    exact = view_of(several_texts(noise=0.0, texts=(0,)), Form("hill"))
+    exact = view_of(several_texts(noise=0.0, texts=(0,)), Form(link="hill"))
     (axes,) = parity.predicted_figure(exact).axes
     (unseen,) = labelled(axes, "unseen by the fit")
     o = exact.observed
@@ -153,7 +163,7 @@ def test_cells_left_out_are_predicted_by_a_fit_without_them():
                 "delta_loss": 0.9 * row["delta_loss"],
                 "final_loss": row["base_loss"] - 0.9 * row["delta_loss"],
             }
-    other = parity.predicted_figure(view_of(rows, Form("hill")))
+    other = parity.predicted_figure(view_of(rows, Form(link="hill")))
     assert np.allclose(
         labelled(other.axes[0], "unseen by the fit")[0].get_ydata(), unseen.get_ydata(), rtol=1e-4
     )
@@ -180,7 +190,7 @@ def test_residuals_are_relative_and_their_means_by_hand(bent):
 
 def test_means_over_the_predicted_gain_are_in_bins_of_several_cells():
     """Few cells, each with a gain of its own: a bar a cell would be no mean."""
-    view = view_of(several_texts(texts=(0,), ranks=(1, 2, 4, 8)), Form("hill"))
+    view = view_of(several_texts(texts=(0,), ranks=(1, 2, 4, 8)), Form(link="hill"))
     panels = residuals.residuals_figure(view).axes
     (points,), (means,) = labelled(panels[2], "in the fit"), labelled(panels[2], "mean in the fit")
     order = np.argsort(points.get_xdata())
@@ -209,16 +219,25 @@ def test_profiles_have_the_95_line_the_interval_and_the_draws(bent):
     assert alpha.get_title().startswith(f"{bent.chosen.parameters['alpha']:.3f} (")
 
 
+def tie(what, shared, **p_values):
+    return Tie(what=what, shared=shared, freedom=len(shared), statistic=6.0, **p_values)
+
+
 def test_groups_side_by_side_have_both_tests_and_the_value_that_these_are_of(bent):
     """By likelihood ratio alphas differ, by clusters they may be one; the dashes are the tie of alpha, not of both."""
-    one = Group("a", bent.chosen, bent.analysis.bootstrap, 0.0)
+    one = Group(name="a", fit=bent.chosen, bootstrap=bent.analysis.bootstrap, cost=0.0)
     ties = [
-        Tie("alpha", {"alpha": 0.611}, 6.0, 1, 0.014, 0.23),
-        Tie("beta", {"beta": 0.522}, 9.0, 1, 0.003, 0.002),
-        Tie("alpha and beta", {"alpha": 0.7, "beta": 0.8}, 12.0, 2, 0.002, math.nan),
+        tie("alpha", {"alpha": 0.611}, p=0.014, p_clustered=0.23),
+        tie("beta", {"beta": 0.522}, p=0.003, p_clustered=0.002),
+        tie("alpha and beta", {"alpha": 0.7, "beta": 0.8}, p=0.002, p_clustered=math.nan),
     ]
     found = Comparison(
-        ("model",), "", Form("hill"), "", [one, replace(one, name="b", cost=30.0)], ties
+        by=("model",),
+        common="",
+        form=Form(link="hill"),
+        finding=None,
+        groups=[one, replace(one, name="b", cost=30.0)],
+        ties=ties,
     )
     alpha, beta = comparison.forest_figure(found).axes
     for axes, words in (
@@ -322,7 +341,7 @@ def test_odd_cells_do_not_stop_a_figure():
             "trainable_parameters": 0,
         },
     ]
-    view = view_of([*several_texts(texts=(0,)), *odd], Form("hill"))
+    view = view_of([*several_texts(texts=(0,)), *odd], Form(link="hill"))
     for name, figure in FIGURES.items():
         made = figure(view)
         assert made is not None, name
@@ -342,7 +361,7 @@ def test_thousands_of_cells_make_a_small_svg():
     rows = [
         result(int(r), int(n), min(d, 7.5)) for r, n, d in zip(ranks, lengths, gains, strict=True)
     ]
-    view = view_of(rows, Form("hill"))
+    view = view_of(rows, Form(link="hill"))
     for figure in (parity.predicted_figure, residuals.residuals_figure, surface.surface_figure):
         svg = io.BytesIO()
         figure(view).savefig(svg, format="svg", dpi=60)

@@ -2,12 +2,13 @@
 
 import pandas as pd
 
-from pml_cli.commands import fit
+from pml_cli.law.fit_groups import audit, fit_group, with_columns
+from pml_cli.runs.groups import split_groups
 
 
 def groups_of(*results):
     runs = pd.DataFrame(
         [{"id": f"{k}", "folder": f"{k}"} | content for k, content in enumerate(results)]
     )
-    cells = fit.audit(runs, 0.69)
-    return [fit.fit_group(key, part, 0.69, 0) for key, part in fit.split(cells)]
+    cells = audit(with_columns(runs))
+    return [fit_group(key, group, draws=0) for key, group in split_groups(cells)]

@@ -75,4 +75,5 @@ def _tie_text(tie: Tie) -> str:
     p_values = f"p = {tie.p:.2g} (likelihood ratio)"
     if math.isfinite(tie.p_clustered):
         p_values += f", {tie.p_clustered:.2g} (clusters)"
-    return f"{tie.what}: {tie.verdict} (shared: {shared}, dashed)\n{p_values}"
+    verdict = "differ" if tie.differ else "may be shared"
+    return f"{tie.what}: {verdict} (shared: {shared}, dashed)\n{p_values}"

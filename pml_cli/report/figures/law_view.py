@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from pml_cli.law import model_selection
 from pml_cli.law.analysis import Analysis
-from pml_cli.law.mle import SaturatingFit
-from pml_cli.law.model_selection import EDGE, Check, Fitted, Plain
-from pml_cli.law.observations import Observations
-from pml_cli.law.power_law import NOT_IDENTIFIED, PARAMETERS, LawFit
+from pml_cli.law.findings import NOT_IDENTIFIED
+from pml_cli.law.fit_result import FitResult
+from pml_cli.law.mle import LikelihoodFit
+from pml_cli.law.model_selection import EDGE, Check
+from pml_cli.law.observations import RANK, Observations, SizeAxis
+from pml_cli.law.power_law import PowerLawFit
 from pml_cli.stats import Array, Mask
 
 
@@ -36,46 +37,41 @@ class View:
 
     name: str
     cells: pd.DataFrame
-    """A row each of all cells, with `kept`, `reason` and the column `x`."""
+    """A row each of all cells, with `kept`, `reason` and the column of the size."""
     observed: Observations
-    """The N cells that a law may use, saturated ones too; their rank is the column `x`."""
+    """The N cells that a law may use, saturated ones too; their rank is the size."""
     analysis: Analysis
-    paper: LawFit
-    """By the paper's estimator."""
-    saturated_below: float = 0.69
-    """Final loss, nats per token, up to which the paper's estimator leaves a cell out."""
-    x: str = "rank"
-    """Column on the axis of sizes."""
+    axis: SizeAxis = RANK
+    """The size that the law is about."""
 
     @property
-    def chosen(self) -> SaturatingFit | None:
+    def paper(self) -> PowerLawFit:
+        """The fit of the paper's estimator."""
+        return self.analysis.paper
+
+    @property
+    def chosen(self) -> LikelihoodFit | None:
         """The law that model selection chose."""
         return self.analysis.law
 
     @cached_property
-    def law(self) -> Fitted | None:
+    def law(self) -> FitResult | None:
         """The law that is drawn: the chosen one, else the paper's, else None."""
         if self.chosen is not None:
             return self.chosen
-        if self.paper.status == NOT_IDENTIFIED:
-            return None
-        return Plain("paper", self.paper)
+        return None if self.paper.status == NOT_IDENTIFIED else self.paper
 
     @cached_property
-    def paper_beside_chosen(self) -> Fitted | None:
+    def paper_beside_chosen(self) -> FitResult | None:
         """The paper's law where it is drawn beside the chosen one."""
         if self.chosen is None or self.paper.status == NOT_IDENTIFIED:
             return None
-        return Plain("paper", self.paper)
+        return self.paper
 
     @property
     def parameters(self) -> dict[str, float]:
         """Those of the law that is drawn."""
-        if self.chosen is not None:
-            return self.chosen.parameters
-        if self.law is None:
-            return {}
-        return {name: getattr(self.paper, name) for name in PARAMETERS}
+        return {} if self.law is None else self.law.parameters
 
     @property
     def fit_quality(self) -> tuple[float, float]:
@@ -89,17 +85,16 @@ class View:
 
         Saturated cells are lower limits to the chosen law, and left out by the paper's.
         """
-        if self.chosen is not None or self.law is None:
-            return ~self.observed.saturated
-        return self.paper.kept
+        return ~self.observed.saturated
 
     @cached_property
     def excluded(self) -> pd.DataFrame:
         """Cells that no law may use: rank, length and gain (delta), where all three are numbers."""
-        kept = self.cells["kept"].astype(bool)
+        usable = self.cells["kept"].astype(bool)
+        # Saturated cells have a sign of their own.
         saturated = self.cells["reason"] == "saturated"
-        columns = [self.x, "target_tokens", "delta_loss"]
-        selected = self.cells[~kept & ~saturated].reindex(columns=columns)
+        columns = [self.axis.column, "target_tokens", "delta_loss"]
+        selected = self.cells[~usable & ~saturated].reindex(columns=columns)
         numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
         numbers.columns = pd.Index(["rank", "length", "delta"])
 
@@ -144,7 +139,8 @@ class View:
         cells = np.bincount(index.ravel())
         mean = np.bincount(index.ravel(), self.observed.base) / cells
         log_length = np.log(np.asarray(length, float))
-        return np.asarray(np.interp(log_length, np.log(lengths), mean))
+        interpolated = np.interp(log_length, np.log(lengths), mean)
+        return np.asarray(interpolated)
 
     def check(self, name: str | None = None) -> Check | None:
         """The check on the largest ranks and longest lengths.
@@ -154,33 +150,26 @@ class View:
         """
         if name is None and self.analysis.chosen is not None:
             return self.analysis.chosen.checks.get(EDGE)
-        for entry in self.analysis.entries:
-            if entry.name == (name or "paper"):
-                return entry.checks.get(EDGE)
-        return None
+        row = self.analysis.row(name or "paper")
+        return row.checks.get(EDGE) if row else None
 
     @cached_property
     def held_out(self) -> HeldOut | None:
-        """Predictions for the largest ranks and longest lengths; None where too few cells remain."""
-        if self.law is None:
-            return None
-        fitted = dict(model_selection.cuts(self.observed))[EDGE]
-        if fitted.all():
-            return None
+        """Predictions for the largest ranks and longest lengths.
 
-        inside = self.observed.take(fitted)
-        outside = self.observed.take(~fitted)
-        paper = model_selection.paper(self.saturated_below)(inside)
-        fit = paper
-        if self.chosen is not None:
-            fit = model_selection.saturating(self.chosen.form)(inside)
-        if fit.status == NOT_IDENTIFIED:
+        None where too few cells remain for a fit.
+        """
+        check = self.check()
+        if self.law is None or check is None:
             return None
-
-        paper_differs = self.chosen is not None and paper.status != NOT_IDENTIFIED
-        where = outside.rank, outside.length, outside.base
+        # Without a fit to the remaining cells every prediction is nan.
+        if not np.isfinite(check.predicted).any():
+            return None
+        mask = check.left_out
+        paper_check = self.check("paper") if self.chosen is not None else None
+        paper = paper_check.predicted[mask] if paper_check else np.empty(0)
         return HeldOut(
-            mask=~fitted,
-            law=fit.predict(*where),
-            paper=paper.predict(*where) if paper_differs else None,
+            mask=mask,
+            law=check.predicted[mask],
+            paper=paper if np.isfinite(paper).any() else None,
         )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pml_cli.law.observations import of_size
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
@@ -22,6 +21,7 @@ from pml_cli.report.figures.style import (
     style_for_column,
     three_digits,
 )
+from pml_cli.report.law_text import sentence
 from pml_cli.stats import Array
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
     axes.set(xlabel="measured gain dL, nats per token", ylabel="predicted gain, nats per token")
     if view.law is None:
         axes.set_title("No law fitted")
-        empty_panel(axes, of_size(view.paper.reason, view.x))
+        empty_panel(axes, sentence(view.paper.finding, view.axis))
         return
 
     observed = view.observed

@@ -9,9 +9,8 @@ import numpy as np
 from scipy import stats
 
 from pml_cli.law.bootstrap import Profile
-from pml_cli.law.mle import NATURAL
-from pml_cli.law.observations import of_size
-from pml_cli.law.power_law import OK
+from pml_cli.law.findings import OK
+from pml_cli.law.parameters import NATURAL_NAMES
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
@@ -24,7 +23,7 @@ from pml_cli.report.figures.style import (
     style_for_column,
     three_digits,
 )
-from pml_cli.report.tables.law import MEANING
+from pml_cli.report.law_text import meaning
 from pml_cli.stats import CONFIDENCE, Array
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _draw_profile(axes: Axes, view: View, profile: Profile) -> None:
     axes.set(
         xlim=x_limits,
         ylim=(0, MAX_DEVIANCE),
-        xlabel=f"{name} ({of_size(MEANING[name], view.x)})",
+        xlabel=f"{name} ({meaning(name, view.axis)})",
     )
     title = three_digits(estimate)
     if math.isfinite(sum(interval)):
@@ -125,7 +124,7 @@ def _bootstrap_draws(view: View, name: str) -> Array | None:
     bootstrap = view.analysis.bootstrap
     if bootstrap is None or bootstrap.status != OK:
         return None
-    return np.asarray(bootstrap.draws[:, NATURAL.index(name)])
+    return np.asarray(bootstrap.draws[:, NATURAL_NAMES.index(name)])
 
 
 def _x_limits(

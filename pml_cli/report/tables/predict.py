@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pml_cli.format import MISSING
-from pml_cli.law.fitted_law import Law
+from pml_cli.law.fitted_law import FittedLaw
 from pml_cli.report.tables.layout import plain_table
 
 QUANTITIES = {
@@ -26,7 +26,7 @@ UNREACHABLE = "none"
 ANY_LENGTH = "any"
 
 
-def show(console: Console, law: Law, answer: dict[str, Any]) -> None:
+def show(console: Console, law: FittedLaw, answer: dict[str, Any]) -> None:
     """Print what one law predicts.
 
     Args:
@@ -42,7 +42,7 @@ def show(console: Console, law: Law, answer: dict[str, Any]) -> None:
     console.print(Text(_note(law, answer), style="dim"), end="\n\n")
 
 
-def _table(law: Law, answer: dict[str, Any]) -> Table:
+def _table(law: FittedLaw, answer: dict[str, Any]) -> Table:
     """A line for each predicted quantity of each row; what was given stands on its first line."""
     rows = answer["rows"]
     asked_columns = _asked_columns(law, rows[0])
@@ -76,11 +76,11 @@ def _table(law: Law, answer: dict[str, Any]) -> Table:
     return table
 
 
-def _asked_columns(law: Law, row: dict[str, Any]) -> list[str]:
+def _asked_columns(law: FittedLaw, row: dict[str, Any]) -> list[str]:
     """The columns of what was given, in the order of the table."""
     # A cell's base loss is a plain value, too, but has no column.
     if "gain" in row:
-        return [law.x, "length"]
+        return [law.axis.name, "length"]
     return [column for column, value in row.items() if not isinstance(value, dict | str)]
 
 
@@ -93,7 +93,7 @@ def _quantity_name(quantity: str, answer: dict[str, Any]) -> str:
 
 
 def _missing_value(quantity: str, target: str) -> str:
-    """What an infinite answer means: a longest text without end, or a target that is not reached."""
+    """What an infinite answer means: no text is too long, or the target is not reached."""
     if quantity == "length" and target != "bits":
         return ANY_LENGTH
     return UNREACHABLE
@@ -108,7 +108,7 @@ def _band(interval: dict[str, float | None], quantity: str, missing: str) -> str
     return f"{_value_text(low, quantity, missing)} to {_value_text(high, quantity, missing)}"
 
 
-def _note(law: Law, answer: dict[str, Any]) -> str:
+def _note(law: FittedLaw, answer: dict[str, Any]) -> str:
     """The target, the units, and the range of the cells trained."""
     value = answer["value"] or 0
     target = {
@@ -119,7 +119,7 @@ def _note(law: Law, answer: dict[str, Any]) -> str:
     low_rank, high_rank = law.ranks
     low_length, high_length = law.lengths
     return (
-        f"{target} Gain and loss in nats per token. Trained: {law.x} {low_rank:g} to "
+        f"{target} Gain and loss in nats per token. Trained: {law.axis.name} {low_rank:g} to "
         f"{high_rank:g}, length {low_length:g} to {high_length:g}."
     )
 

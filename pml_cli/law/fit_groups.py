@@ -1,0 +1,245 @@
+"""From finished runs to fitted groups: which cells count, and every law on each group of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pml_cli.errors import UserError, did_you_mean
+from pml_cli.law.analysis import Analysis, analyse
+from pml_cli.law.capacity import BitsPerParameter, UnseenGain, bits_per_parameter, unseen_gain
+from pml_cli.law.conclusions import conclusions
+from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
+from pml_cli.law.forms import FORMS
+from pml_cli.law.group_comparison import Comparison, Progress, compare
+from pml_cli.law.observations import RANK, Observations, SizeAxis
+from pml_cli.law.recall_law import DRAWS, RecallFit, fit_recall
+from pml_cli.runs.groups import (
+    KEY,
+    SCHEDULE,
+    common_key,
+    comparison_names,
+    format_value,
+    group_name,
+    group_slug,
+    key_for_json,
+    with_key_columns,
+)
+from pml_cli.stats import LN2
+
+NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
+REPEATS = ("rank", "target_tokens", "data_seed", "seed")
+OPTIONAL = (
+    "id",
+    "folder",
+    "token_accuracy",
+    "exact_match",
+    "stopped_early",
+    "trainable_parameters",
+    "bits_memorised",
+    "control_gain",
+)
+SATURATED = "saturated"
+# relative to 1 + base loss: how far a gain may lie from base loss minus final loss
+GAIN_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupFit:
+    """One group of comparable cells, and every law fitted to it."""
+
+    name: str
+    slug: str
+    """For names of files."""
+    key: dict[str, Any]
+    """The settings that the cells share."""
+    cells: pd.DataFrame
+    """Every cell: as read, and predicted, residual, kept, reason."""
+    observed: Observations
+    """The cells that a law may use, saturated ones too."""
+    axis: SizeAxis
+    """What `observed.rank` is."""
+    analysis: Analysis
+    recall: RecallFit
+    bits: list[BitsPerParameter]
+    control: UnseenGain | None
+    warnings: list[Finding]
+    conclusions: list[Finding]
+
+
+def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with every column that a fit reads; numbers that cannot be read are nan.
+
+    Args:
+        runs: one row a run, with columns of result.json.
+    """
+    columns = [*runs.columns, *NUMBERS, *REPEATS, *OPTIONAL]
+    runs = with_key_columns(runs.reindex(columns=list(dict.fromkeys(columns))))
+    runs[list(NUMBERS)] = runs[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
+    return runs
+
+
+def audit(runs: pd.DataFrame, saturated_below: float = LN2, axis: SizeAxis = RANK) -> pd.DataFrame:
+    """Add `kept` and `reason` to the runs: the first fault of each, or saturation, or nothing.
+
+    Args:
+        runs: from `with_columns`.
+        saturated_below: final loss (nats per token) at or below which a cell is saturated.
+        axis: the size that the law is about.
+    """
+    base, final, delta = runs["base_loss"], runs["final_loss"], runs["delta_loss"]
+    sizes = pd.to_numeric(runs[axis.column], errors="coerce")
+    finite = pd.Series(np.isfinite(runs[list(NUMBERS)].to_numpy(float)).all(axis=1), runs.index)
+    mismatch = (delta - (base - final)).abs() > GAIN_TOLERANCE * (1 + base.abs())
+    saturated = final <= saturated_below
+    size_name = axis.column.replace("_", " ")
+    faults = {
+        "a number is missing or not finite": ~finite,
+        "rank or length is not positive": (runs["rank"] <= 0) | (runs["target_tokens"] <= 0),
+        "a copy of another folder's run": runs["id"].notna() & runs.duplicated("id"),
+        "gain is not base loss minus final loss": mismatch,
+        "diverged: the final loss is not below the base loss": (final >= base) | (delta <= 0),
+        f"{size_name} missing or not positive": ~(sizes > 0) | ~np.isfinite(sizes),
+        "base loss is not positive": base <= 0,
+        SATURATED: saturated,
+        "stopped early, before its loss was saturated": runs["stopped_early"].eq(True),
+    }
+
+    reason = pd.Series("", runs.index)
+    for fault, applies in faults.items():
+        reason = reason.mask((reason == "") & applies, fault)
+    return runs.assign(kept=reason == "", reason=reason)
+
+
+def fit_group(
+    key: dict[str, Any],
+    cells: pd.DataFrame,
+    saturated_below: float = LN2,
+    draws: int = 4000,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    axis: SizeAxis = RANK,
+) -> GroupFit:
+    """Fit every law to one group, and check each on its largest ranks and longest lengths.
+
+    Args:
+        key: the settings that the cells share.
+        cells: from `audit`, with the same threshold and axis.
+        saturated_below: final loss (nats per token) at or below which a cell is saturated.
+        draws, progress: of the bootstrap, as for `analysis.analyse`.
+        axis: the size that the law is about.
+    """
+    usable = cells[cells["kept"] | (cells["reason"] == SATURATED)]
+    observed = Observations.of(
+        usable[axis.column].to_numpy(float),
+        usable["target_tokens"].to_numpy(float),
+        usable["delta_loss"].to_numpy(float),
+        usable["base_loss"].to_numpy(float),
+        final=usable["final_loss"].to_numpy(float),
+        text=usable["data_seed"].fillna(-1).to_numpy(float),
+        saturated_below=saturated_below,
+    )
+    analysis = analyse(observed, draws, progress)
+    exact = pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)
+    return GroupFit(
+        name=group_name(key),
+        slug=group_slug(key),
+        key=key_for_json(key),
+        cells=_with_predictions(cells, usable.index, observed, analysis),
+        observed=observed,
+        axis=axis,
+        analysis=analysis,
+        recall=fit_recall(observed, exact, min(draws, DRAWS)),
+        bits=bits_per_parameter(usable),
+        control=unseen_gain(usable),
+        warnings=[*analysis.paper.warnings, *analysis.warnings, *_cell_warnings(cells)],
+        conclusions=conclusions(usable, analysis),
+    )
+
+
+def _with_predictions(
+    cells: pd.DataFrame, usable: pd.Index[Any], observed: Observations, analysis: Analysis
+) -> pd.DataFrame:
+    """Add predicted_<law> and residual_<law>; those of the paper's law have no suffix."""
+    columns: dict[str, pd.Series[float]] = {}
+    for row in analysis.rows:
+        is_paper = row.fit is analysis.paper
+        if row.fit.status == NOT_IDENTIFIED and not is_paper:
+            continue
+        suffix = "" if is_paper else f"_{row.slug}"
+        predicted = pd.Series(np.nan, cells.index)
+        predicted[usable] = row.fit.predict(observed.rank, observed.length, observed.base)
+        columns[f"predicted{suffix}"] = predicted
+        columns[f"residual{suffix}"] = cells["delta_loss"] - predicted
+    return cells.assign(**columns)
+
+
+def _cell_warnings(cells: pd.DataFrame) -> list[Finding]:
+    """What the cells themselves say against a fit."""
+    warnings = [
+        finding("cells_excluded", cells=len(rows), reason=reason)
+        for reason, rows in cells.groupby("reason")
+        if reason not in ("", SATURATED)
+    ]
+    for setting in SCHEDULE:
+        values = sorted(cells[setting].dropna().unique())
+        if len(values) > 1:
+            warnings.append(finding("setting_varies", setting=setting, values=tuple(values)))
+
+    repeated = int(cells[cells["kept"]].duplicated(list(REPEATS)).sum())
+    if repeated:
+        warnings.append(finding("repeated_cells", cells=repeated))
+    return warnings
+
+
+def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]]:
+    """Positions of groups that differ in the settings `by` and agree in all others.
+
+    Returns:
+        Sets of two and more.
+
+    Raises:
+        UserError: an unknown setting, or no two groups that differ in these settings alone.
+    """
+    for name in by:
+        if name not in (*KEY, *SCHEDULE):
+            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *SCHEDULE))}")
+
+    sets: dict[str, list[int]] = {}
+    for position, key in enumerate(keys):
+        sets.setdefault(repr(common_key(key, by)), []).append(position)
+    comparable = [positions for positions in sets.values() if len(positions) > 1]
+    if comparable:
+        return comparable
+
+    varying = [k for k in (*KEY, *SCHEDULE) if len({str(key.get(k)) for key in keys}) > 1]
+    reason = "these cells are one group"
+    if varying:
+        reason = f"the groups differ in {', '.join(varying)}; try --by {','.join(varying)}"
+    raise UserError(f"--by {','.join(by)}: no two groups differ in that alone; {reason}")
+
+
+def compare_groups(
+    groups: list[GroupFit], by: Sequence[str], draws: int, progress: Progress | None = None
+) -> Comparison:
+    """Compare the exponents of groups that `comparable_sets` puts together.
+
+    Args:
+        by: settings in which they differ.
+        draws, progress: of each group's bootstrap.
+    """
+    common = common_key(groups[0].key, by)
+    names = comparison_names([group.key for group in groups], by)
+    observed = dict(zip(names, (group.observed for group in groups), strict=True))
+    return compare(
+        observed,
+        [form for form in FORMS if form.kind.has_ceiling],
+        tuple(by),
+        common=", ".join(f"{name} {format_value(value)}" for name, value in common.items()),
+        draws=draws,
+        progress=progress,
+    )

@@ -1,0 +1,236 @@
+"""What a fitted law says about cells that were not trained, and its inverse.
+
+Given rank and length: gain, loss and the probability of exact recall. Given a length: the least
+rank that reaches a target. Given a rank: the longest length, or the shortest one that stores so
+many bits. Every number has a 95 % band: the error of the law (bootstrap draws, widened where there
+are few clusters), the spread of a single cell around it, and the base losses of the texts.
+
+Shapes: D draws of the law; arrays of 1 + D values hold that of the fit first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pml_cli.io import jsonable
+from pml_cli.law.fitted_law import FittedLaw
+from pml_cli.law.observations import bits
+from pml_cli.stats import CONFIDENCE, LN2, Array
+
+# Multiples of the ends of what was trained between which an answer is searched.
+LEAST_MULTIPLE = 1e-4
+LARGEST_MULTIPLE = 1e6
+# of the bisection, on logs: beyond the precision of float32
+BISECTIONS = 60
+# of exact recall
+PROBABILITIES = (0.5, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a cell is to reach."""
+
+    kind: str
+    """verbatim (exact recall), loss or bits."""
+    value: float = 0.0
+    """Final loss in nats per token, or bits gained in all; 0 for verbatim."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A number with its 95 % band; infinite where nothing reaches the target."""
+
+    value: float
+    low: float
+    high: float
+
+
+def answer(
+    law: FittedLaw,
+    target: Target,
+    *,
+    ranks: Sequence[float],
+    lengths: Sequence[float],
+    base: float | None = None,
+) -> dict[str, Any]:
+    """What one law predicts, as plain values; None where nothing reaches the target.
+
+    Args:
+        ranks, lengths: what is given; a row for each, or for each pair where both are.
+        base: loss of the base model, nats per token; that of the texts trained when None.
+
+    Returns:
+        The law, the target, and `rows`; or `reason`, where the law of exact recall is missing.
+    """
+    answered: dict[str, Any] = {
+        "group": law.name,
+        "law": law.form.name,
+        "x": law.axis.name,
+        "target": target.kind,
+        "value": target.value or None,
+        "range": {law.axis.name: law.ranks, "length": law.lengths},
+        "rows": [],
+    }
+    if ranks and lengths:
+        answered["rows"] = [_cell(law, rank, length, base) for rank in ranks for length in lengths]
+    elif target.kind == "verbatim" and law.recall is None:
+        answered["reason"] = law.recall_reason
+    elif lengths:
+        answered["rows"] = [
+            row for length in lengths for row in _least_rank(law, length, target, base)
+        ]
+    else:
+        answered["rows"] = [
+            row for rank in ranks for row in _longest_length(law, rank, target, base)
+        ]
+    return answered
+
+
+def _cell(law: FittedLaw, rank: float, length: float, base: float | None) -> dict[str, Any]:
+    """Everything about one cell."""
+    base_loss = _base_losses(law, length, base)
+    gain = law.gain(rank, length, base_loss)
+    row: dict[str, Any] = {
+        law.axis.name: rank,
+        "length": length,
+        "base_loss": float(base_loss[0]),
+        "gain": jsonable(with_band(gain)),
+        "loss": jsonable(with_band(base_loss - gain)),
+        "bits": jsonable(with_band(bits(length, gain))),
+    }
+    if law.recall:
+        row["recall"] = jsonable(with_band(law.recall.probabilities(rank, length)))
+    row["outside"] = law.outside(rank, length)
+    return row
+
+
+def _base_losses(law: FittedLaw, length: float | Array, base: float | None) -> Array:
+    """Loss of the base model for the fit and for each draw, (1 + D,)."""
+    return np.full(len(law.theta), base) if base else law.base_losses(length)
+
+
+def _least_rank(
+    law: FittedLaw, length: float, target: Target, base: float | None
+) -> list[dict[str, Any]]:
+    """The least rank that reaches the target; a row for each probability of exact recall."""
+    if target.kind == "verbatim":
+        assert law.recall is not None
+        rows = []
+        for probability in PROBABILITIES:
+            ranks = _exp(law.recall.log_ranks(length, probability))
+            rows.append(_row(law, "rank", length, ranks, chance=probability))
+        return rows
+
+    base_loss = _base_losses(law, length, base)
+    if target.kind == "loss":
+        needed: Array | float = base_loss - target.value
+    else:
+        needed = target.value * LN2 / length
+
+    def excess(rank: Array) -> Array:
+        return law.gain(rank, length, base_loss) - needed
+
+    ranks = _bisect(excess, law.ranks, len(law.theta))
+    return [_row(law, "rank", length, ranks)]
+
+
+def _longest_length(
+    law: FittedLaw, rank: float, target: Target, base: float | None
+) -> list[dict[str, Any]]:
+    """The longest text that keeps the target, or the shortest that stores so many bits."""
+    if target.kind == "verbatim":
+        assert law.recall is not None
+        rows = []
+        for probability in PROBABILITIES:
+            lengths = _exp(law.recall.log_lengths(rank, probability))
+            rows.append(_row(law, "length", rank, lengths, chance=probability))
+        return rows
+
+    def excess(length: Array) -> Array:
+        base_loss = _base_losses(law, length, base)
+        gain = law.gain(rank, length, base_loss)
+        if target.kind == "loss":
+            return (base_loss - gain) - target.value
+        return length * gain / LN2 - target.value
+
+    lengths = _bisect(excess, law.lengths, len(law.theta))
+    return [_row(law, "length", rank, lengths)]
+
+
+def _bisect(excess: Callable[[Array], Array], trained: tuple[float, float], count: int) -> Array:
+    """Where a rising function of each draw passes 0, (count,).
+
+    Infinite where it does not; 0 where it is above from the start.
+
+    Args:
+        excess: from (count,) to (count,).
+        trained: least and largest value of the cells.
+    """
+    low = np.full(count, math.log(trained[0] * LEAST_MULTIPLE))
+    high = np.full(count, math.log(trained[1] * LARGEST_MULTIPLE))
+    above_at_start = excess(np.exp(low)) >= 0
+    reached = excess(np.exp(high)) >= 0
+
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        above = excess(np.exp(middle)) >= 0
+        low = np.where(above, low, middle)
+        high = np.where(above, middle, high)
+    return np.where(above_at_start, 0.0, np.where(reached, np.exp(high), np.inf))
+
+
+def _row(
+    law: FittedLaw, sought: str, given: float, solutions: Array, **columns: float
+) -> dict[str, Any]:
+    """One answer of the inverse.
+
+    Args:
+        sought: rank or length; `given` is the other.
+        solutions: (1 + D,).
+        columns: more columns of the row.
+    """
+    band = with_band(solutions)
+    rounded = Prediction(
+        value=_rounded(band.value, sought),
+        low=_rounded(band.low, sought),
+        high=_rounded(band.high, sought),
+    )
+    solution = rounded.value if math.isfinite(rounded.value) else None
+    if sought == "rank":
+        outside = law.outside(solution, given)
+        given_name, sought_name = "length", law.axis.name
+    else:
+        outside = law.outside(given, solution)
+        given_name, sought_name = law.axis.name, "length"
+    return {given_name: given, **columns, sought_name: jsonable(rounded), "outside": outside}
+
+
+def _rounded(value: float, sought: str) -> float:
+    """A rank is rounded up and is at least 1; a length down."""
+    if not math.isfinite(value):
+        return value
+    return max(1.0, float(math.ceil(value))) if sought == "rank" else float(math.floor(value))
+
+
+def _exp(logs: Array) -> Array:
+    return np.asarray(np.exp(np.minimum(logs, 700.0)))
+
+
+def with_band(values: Array) -> Prediction:
+    """The fit's value, and the middle 95 % of the draws.
+
+    Args:
+        values: (1 + D,); the ends of the band are draws, as infinity has no mean.
+    """
+    draws = np.sort(values[1:])
+    if not len(draws):
+        return Prediction(value=float(values[0]), low=math.nan, high=math.nan)
+    tail = (1 - CONFIDENCE) / 2
+    low = draws[int(tail * (len(draws) - 1))]
+    high = draws[math.ceil((1 - tail) * (len(draws) - 1))]
+    return Prediction(value=float(values[0]), low=float(low), high=float(high))

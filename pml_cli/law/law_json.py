@@ -1,0 +1,674 @@
+"""law.json: what `pml fit` writes and `pml predict` reads; schema, writer and reader.
+
+Every record below is one object of the file, its fields are the keys. Numbers are at full
+precision; what is not finite is null. Covariances are row by row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import scipy
+
+from pml_cli import __version__
+from pml_cli.errors import UserError, did_you_mean
+from pml_cli.io import jsonable
+from pml_cli.law.analysis import LawRow
+from pml_cli.law.capacity import BitsPerParameter, UnseenGain
+from pml_cli.law.findings import OK, Finding
+from pml_cli.law.fit_groups import GroupFit
+from pml_cli.law.fitted_law import (
+    BaseLoss,
+    FittedLaw,
+    LengthCurve,
+    bootstrap_theta,
+    normal_theta,
+)
+from pml_cli.law.forms import Form
+from pml_cli.law.group_comparison import Comparison, Tie
+from pml_cli.law.mle import LikelihoodFit
+from pml_cli.law.model_selection import (
+    EDGE,
+    Check,
+    IntraclassCorrelation,
+    RatioTest,
+    edge_of,
+)
+from pml_cli.law.observations import SIZE_AXES, Observations, SizeAxis
+from pml_cli.law.parameters import THETA_NAMES
+from pml_cli.law.power_law import PowerLawFit
+from pml_cli.law.recall_law import NAMES, RecallFit
+from pml_cli.stats import percent_error
+
+FORMAT = 3
+FILE_NAME = "law.json"
+
+Describe = Callable[[Finding | None, SizeAxis], str]
+"""Makes the sentence of a finding; empty for None."""
+Interval = tuple[float, float]
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRecord:
+    """The paper's estimator: least squares on the unsaturated cells."""
+
+    law: str
+    """Formula."""
+    status: str
+    reason: str
+    C: float
+    alpha: float
+    beta: float
+    b: float
+    r2: float
+    mape: float
+    standard_errors: dict[str, float]
+    intervals_95: dict[str, Interval]
+    covariance: list[list[float]]
+    """In the order C, alpha, beta, b."""
+    spread: float
+    """Standard deviation of a cell around the law, nats per token."""
+    n: int
+    n_saturated: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutRecord:
+    """How well the paper's law predicts the largest ranks and longest lengths, unsaturated cells."""
+
+    mape: float | None
+    reason: str
+    ranks: tuple[float, ...]
+    """Left out."""
+    lengths: tuple[float, ...]
+    n_fit: int
+    """Unsaturated cells in the fit."""
+    n_test: int
+    """Unsaturated cells left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRecord:
+    """A held-out check of one law."""
+
+    what: str
+    reason: str
+    mape: float
+    mape_all: float
+    coverage: float
+    n_fit: int
+    n_test: int
+    n_all: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerLawRecord:
+    """A law fitted to the unsaturated cells: paper or robust."""
+
+    name: str
+    law: str
+    estimator: str
+    status: str
+    reason: str
+    parameters: dict[str, float]
+    standard_errors: dict[str, float]
+    intervals_95: dict[str, Interval]
+    covariance: list[list[float]]
+    spread: float
+    r2: float
+    mape: float
+    n: int
+    n_saturated: int
+    aicc_difference: float
+    """Always null: these laws saw other cells."""
+    checks: dict[str, CheckRecord]
+    """By what was left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodRecord:
+    """A law fitted to all cells by censored maximum likelihood."""
+
+    name: str
+    law: str
+    form: dict[str, Any]
+    """Fields of forms.Form."""
+    estimator: str
+    status: str
+    reason: str
+    parameters: dict[str, float]
+    intervals_95_naive: dict[str, Interval]
+    theta: dict[str, float]
+    """By the names of parameters.THETA_NAMES."""
+    centre: dict[str, float]
+    """log_rank and log_length."""
+    covariance: list[list[float]]
+    """Of theta, cells taken as independent."""
+    covariance_clustered: list[list[float]]
+    """Of theta, from the scores of the clusters."""
+    clusters: int
+    nll: float
+    aicc: float
+    r2: float
+    mape: float
+    r2_all: float
+    mape_all: float
+    n: int
+    n_saturated: int
+    cells_sha256: str
+    aicc_difference: float
+    checks: dict[str, CheckRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapRecord:
+    """The cluster bootstrap of the chosen law."""
+
+    status: str
+    reason: str
+    clusters: int
+    draws: int
+    failed: int
+    intervals_95: dict[str, Interval]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRecord:
+    """Profile likelihood of one parameter of the chosen law."""
+
+    values: list[float]
+    deviance: list[float]
+    interval_95: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallRecord:
+    """The law of exact recall."""
+
+    status: str
+    reason: str
+    parameters: dict[str, float]
+    """a, g, h."""
+    n: int
+    exact: int
+    clusters: int
+    gaps: dict[str, float]
+    """Median step between the ranks and between the lengths tried, on logs."""
+    draws: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RangeRecord:
+    """Least and largest of the cells a law may use; empty without cells."""
+
+    rank: list[float]
+    length: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthCurveRecord:
+    """Mean loss of the base model at each length, nats per token."""
+
+    length: list[float]
+    nats: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseLossRecord:
+    """Mean loss of the base model at each length, and that of each text."""
+
+    length: list[float]
+    nats: list[float]
+    texts: list[LengthCurveRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRecord:
+    """One group of comparable cells."""
+
+    name: str
+    slug: str
+    """In cells.csv and in `draws`."""
+    key: dict[str, Any]
+    """The settings that the cells share."""
+    cells: int
+    fit: PaperRecord
+    held_out: HeldOutRecord
+    laws: list[PowerLawRecord | LikelihoodRecord]
+    chosen: str | None
+    """The name of one of the laws."""
+    bootstrap: BootstrapRecord | None
+    profiles: dict[str, ProfileRecord]
+    constant_capacity: RatioTest | None
+    """Likelihood-ratio test of beta = 1 in the chosen law."""
+    alike_within_clusters: IntraclassCorrelation
+    """Correlation of residuals that share text and length."""
+    recall: RecallRecord
+    capacity: list[BitsPerParameter]
+    control: UnseenGain | None
+    """Gain on unseen sequences of the source."""
+    range: RangeRecord
+    base_loss: BaseLossRecord
+    warnings: list[str]
+    conclusions: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedGroupRecord:
+    """One group of a comparison."""
+
+    name: str
+    parameters: dict[str, float]
+    intervals_95: dict[str, Interval]
+    n: int
+    aicc_cost: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRecord:
+    """Groups compared with --by."""
+
+    by: tuple[str, ...]
+    common: str
+    form: str | None
+    reason: str
+    groups: list[ComparedGroupRecord]
+    ties: list[Tie]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawFile:
+    """The whole file."""
+
+    format: int
+    versions: dict[str, str]
+    """pml, numpy, scipy."""
+    inputs: dict[str, Any]
+    """cells, and the sha256 of what the fit saw."""
+    saturated_below: float
+    x: str
+    """What the ranks of the laws are: rank or parameters."""
+    comparisons: list[ComparisonRecord]
+    groups: list[GroupRecord]
+    draws: dict[str, dict[str, list[float]]]
+    """Slug to parameter (and recall_a, recall_g, recall_h) to the bootstrap's values."""
+
+
+def law_file(
+    groups: Sequence[GroupFit],
+    comparisons: Sequence[Comparison],
+    describe: Describe,
+    *,
+    inputs: dict[str, Any],
+    saturated_below: float,
+    axis: SizeAxis,
+) -> LawFile:
+    """The content of law.json.
+
+    Args:
+        describe: makes the sentence of a finding.
+        inputs: number and hash of the cells.
+    """
+    versions = {"pml": __version__, "numpy": np.__version__, "scipy": scipy.__version__}
+    return LawFile(
+        format=FORMAT,
+        versions=versions,
+        inputs=inputs,
+        saturated_below=saturated_below,
+        x=axis.name,
+        comparisons=[_comparison(comparison, describe, axis) for comparison in comparisons],
+        groups=[_group(group, describe) for group in groups],
+        draws={group.slug: group.analysis.draws | _recall_draws(group.recall) for group in groups},
+    )
+
+
+def to_text(content: LawFile) -> str:
+    """JSON with a key on each line, but the draws on one: a line for each number is too long.
+
+    Raises:
+        ValueError: a draw is not finite.
+    """
+    plain = jsonable(content)
+    draws = json.dumps(plain.pop("draws"), allow_nan=False)
+    head = json.dumps(plain, indent=1, allow_nan=False)
+    return f'{head[:-2]},\n "draws": {draws}\n}}\n'
+
+
+def _group(group: GroupFit, describe: Describe) -> GroupRecord:
+    analysis = group.analysis
+    sample = analysis.bootstrap
+    return GroupRecord(
+        name=group.name,
+        slug=group.slug,
+        key=group.key,
+        cells=len(group.cells),
+        fit=_paper(analysis.paper, describe, group.axis),
+        held_out=_held_out(group, describe),
+        laws=[_law(row, describe, group.axis) for row in analysis.rows],
+        chosen=analysis.chosen.name if analysis.chosen else None,
+        bootstrap=BootstrapRecord(
+            status=sample.status,
+            reason=describe(sample.finding, group.axis),
+            clusters=sample.clusters,
+            draws=len(sample.draws),
+            failed=sample.failed,
+            intervals_95=sample.intervals,
+        )
+        if sample
+        else None,
+        profiles={
+            name: ProfileRecord(
+                values=profile.values.tolist(),
+                deviance=profile.deviance.tolist(),
+                interval_95=profile.interval,
+            )
+            for name, profile in analysis.profiles.items()
+        },
+        constant_capacity=analysis.constant_capacity,
+        alike_within_clusters=analysis.residual_correlation,
+        recall=_recall(group.recall, describe, group.axis),
+        capacity=group.bits,
+        control=group.control,
+        range=_range(group.observed),
+        base_loss=_base_loss(group.observed),
+        warnings=[describe(warning, group.axis) for warning in group.warnings],
+        conclusions=[describe(conclusion, group.axis) for conclusion in group.conclusions],
+    )
+
+
+def _paper(fit: PowerLawFit, describe: Describe, axis: SizeAxis) -> PaperRecord:
+    return PaperRecord(
+        law=fit.form.formula,
+        status=fit.status,
+        reason=describe(fit.finding, axis),
+        C=fit.C,
+        alpha=fit.alpha,
+        beta=fit.beta,
+        b=fit.b,
+        r2=fit.r2,
+        mape=fit.mape,
+        standard_errors=fit.errors,
+        intervals_95=fit.intervals,
+        covariance=fit.covariance.tolist(),
+        spread=fit.spread,
+        n=fit.n_used,
+        n_saturated=fit.n_saturated,
+    )
+
+
+def _held_out(group: GroupFit, describe: Describe) -> HeldOutRecord:
+    """The check of the paper's law on the edge, of the unsaturated cells alone."""
+    observed = group.observed
+    check = group.analysis.rows[0].checks[EDGE]
+    test = check.left_out & ~observed.saturated
+    measured, predicted = observed.delta[test], check.predicted[test]
+    has_error = bool(test.any()) and bool(np.isfinite(predicted).all())
+    ranks, lengths = edge_of(observed)
+    return HeldOutRecord(
+        mape=percent_error(measured, predicted) if has_error else None,
+        reason="" if has_error else describe(check.finding, group.axis),
+        ranks=ranks,
+        lengths=lengths,
+        n_fit=int((~check.left_out & ~observed.saturated).sum()),
+        n_test=int(test.sum()),
+    )
+
+
+def _law(row: LawRow, describe: Describe, axis: SizeAxis) -> PowerLawRecord | LikelihoodRecord:
+    checks = {what: _check(check, describe, axis) for what, check in row.checks.items()}
+    fit = row.fit
+    if isinstance(fit, PowerLawFit):
+        return PowerLawRecord(
+            name=row.name,
+            law=fit.form.formula,
+            estimator="least squares"
+            if row.name == "paper"
+            else "relative residuals, Huber's loss",
+            status=fit.status,
+            reason=describe(fit.finding, axis),
+            parameters=fit.parameters,
+            standard_errors=fit.errors,
+            intervals_95=fit.intervals,
+            covariance=fit.covariance.tolist(),
+            spread=fit.spread,
+            r2=fit.r2,
+            mape=fit.mape,
+            n=fit.n_used,
+            n_saturated=fit.n_saturated,
+            aicc_difference=row.aicc_difference,
+            checks=checks,
+        )
+
+    assert isinstance(fit, LikelihoodFit)
+    return LikelihoodRecord(
+        name=row.name,
+        law=fit.form.formula,
+        form=jsonable(fit.form),
+        estimator="censored maximum likelihood, all cells",
+        status=fit.status,
+        reason=describe(fit.finding, axis),
+        parameters=fit.parameters,
+        intervals_95_naive=fit.intervals,
+        theta=dict(zip(THETA_NAMES, fit.theta.tolist(), strict=True)),
+        centre={"log_rank": fit.centre[0], "log_length": fit.centre[1]},
+        covariance=fit.covariance.tolist(),
+        covariance_clustered=fit.clustered.tolist(),
+        clusters=fit.clusters,
+        nll=fit.nll,
+        aicc=fit.aicc,
+        r2=fit.r2,
+        mape=fit.mape,
+        r2_all=fit.r2_all,
+        mape_all=fit.mape_all,
+        n=fit.n,
+        n_saturated=fit.n_saturated,
+        cells_sha256=fit.fingerprint,
+        aicc_difference=row.aicc_difference,
+        checks=checks,
+    )
+
+
+def _check(check: Check, describe: Describe, axis: SizeAxis) -> CheckRecord:
+    return CheckRecord(
+        what=check.what,
+        reason=describe(check.finding, axis),
+        mape=check.mape,
+        mape_all=check.mape_all,
+        coverage=check.coverage,
+        n_fit=check.n_fit,
+        n_test=check.n_test,
+        n_all=check.n_all,
+    )
+
+
+def _recall(recall: RecallFit, describe: Describe, axis: SizeAxis) -> RecallRecord:
+    return RecallRecord(
+        status=recall.status,
+        reason=describe(recall.finding, axis),
+        parameters=dict(zip(NAMES, recall.theta.tolist(), strict=True)),
+        n=recall.n,
+        exact=recall.exact,
+        clusters=recall.clusters,
+        gaps={"rank": recall.rank_step, "length": recall.length_step},
+        draws=len(recall.draws),
+    )
+
+
+def _recall_draws(recall: RecallFit) -> dict[str, list[float]]:
+    columns = zip(NAMES, recall.draws.T.tolist(), strict=True)
+    return {f"recall_{name}": column for name, column in columns if column}
+
+
+def _range(cells: Observations) -> RangeRecord:
+    if not len(cells):
+        return RangeRecord(rank=[], length=[])
+    return RangeRecord(
+        rank=[float(cells.rank.min()), float(cells.rank.max())],
+        length=[float(cells.length.min()), float(cells.length.max())],
+    )
+
+
+def _base_loss(cells: Observations) -> BaseLossRecord:
+    mean = _length_curve(cells)
+    texts = [_length_curve(cells.take(cells.text == text)) for text in np.unique(cells.text)]
+    return BaseLossRecord(length=mean.length, nats=mean.nats, texts=texts)
+
+
+def _length_curve(cells: Observations) -> LengthCurveRecord:
+    lengths = np.unique(cells.length)
+    nats = [float(cells.base[cells.length == length].mean()) for length in lengths]
+    return LengthCurveRecord(length=lengths.tolist(), nats=nats)
+
+
+def _comparison(comparison: Comparison, describe: Describe, axis: SizeAxis) -> ComparisonRecord:
+    groups = [
+        ComparedGroupRecord(
+            name=group.name,
+            parameters=group.fit.parameters,
+            intervals_95={name: group.interval(name) for name in ("alpha", "beta")},
+            n=group.fit.n,
+            aicc_cost=group.cost,
+        )
+        for group in comparison.groups
+    ]
+    return ComparisonRecord(
+        by=comparison.by,
+        common=comparison.common,
+        form=comparison.form.name if comparison.form else None,
+        reason=describe(comparison.finding, axis),
+        groups=groups,
+        ties=comparison.ties,
+    )
+
+
+def load(path: Path, group: str | None = None) -> list[FittedLaw]:
+    """The chosen laws of a report.
+
+    Args:
+        path: law.json, a folder that has it, or one whose fit/ has it.
+        group: name or slug of one group; all when None.
+
+    Raises:
+        UserError: there is no law.json, it is of another format or damaged, or no group has that
+            name.
+    """
+    file = _find(path)
+    content = _read(file)
+    groups = content["groups"]
+    if group is not None:
+        groups = [entry for entry in groups if group in (entry["slug"], entry["name"])]
+        if not groups:
+            slugs = {entry["slug"] for entry in content["groups"]}
+            raise UserError(f"group={group}: {did_you_mean(group, slugs)}")
+
+    try:
+        laws = [_fitted_law(entry, content) for entry in groups if entry["chosen"] is not None]
+    except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
+        raise UserError(
+            f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again"
+        ) from error
+    if not laws:
+        reasons = {entry["fit"]["reason"] for entry in groups} - {""}
+        details = f": {'; '.join(sorted(reasons))}" if reasons else ""
+        raise UserError(f"{file}: no law was identified{details}")
+    return laws
+
+
+def _find(path: Path) -> Path:
+    """The law.json that a path means."""
+    candidates = [path] if path.is_file() else [path / FILE_NAME, path / "fit" / FILE_NAME]
+    for file in candidates:
+        if file.is_file():
+            return file
+    missing = "" if path.exists() else " (no such folder)"
+    raise UserError(f"{path}: no law.json here{missing}; make it with `pml fit {path}`")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of a law.json of this format."""
+    try:
+        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        found_format = content["format"]
+        if found_format == FORMAT:
+            content["groups"]
+    except (ValueError, KeyError, TypeError) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{file}: not a law.json ({reason}); run `pml fit` again") from error
+    if found_format != FORMAT:
+        raise UserError(
+            f"{file}: format {found_format}, this pml reads {FORMAT}; run `pml fit` again"
+        )
+    return content
+
+
+def _record(kind: type[Record], content: dict[str, Any]) -> Record:
+    """A record from its object in the file; its values stay as JSON has them.
+
+    Raises:
+        KeyError: a key is missing.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: content[name] for name in names})
+
+
+def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
+    """The chosen law of one group."""
+    chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
+    record = _record(LikelihoodRecord, chosen)
+    theta = np.array([record.theta[name] for name in THETA_NAMES], float)
+    if not np.isfinite(theta).all() or record.clusters < 1:
+        raise ValueError("a parameter is not finite")
+
+    centre = (record.centre["log_rank"], record.centre["log_length"])
+    draws = dict(content["draws"].get(group["slug"], {}))
+    recall_draws = [draws.pop(f"recall_{name}", []) for name in NAMES]
+    if draws:
+        theta_draws = bootstrap_theta(theta, centre, draws, record.clusters)
+    else:
+        matrices = (record.covariance, record.covariance_clustered)
+        theta_draws = normal_theta(theta, [np.array(matrix, float) for matrix in matrices])
+
+    trained = _record(RangeRecord, group["range"])
+    base = _record(BaseLossRecord, group["base_loss"])
+    recall = _record(RecallRecord, group["recall"])
+    return FittedLaw(
+        name=group["name"],
+        axis=SIZE_AXES[content["x"]],
+        form=Form(**record.form),
+        theta=np.concatenate([theta[None], theta_draws]),
+        centre=centre,
+        ranks=(trained.rank[0], trained.rank[1]),
+        lengths=(trained.length[0], trained.length[1]),
+        base=BaseLoss(
+            mean=_curve(base.length, base.nats),
+            texts=[_curve(text["length"], text["nats"]) for text in group["base_loss"]["texts"]],
+        ),
+        recall=_recall_fit(recall, recall_draws) if recall.status == OK else None,
+        recall_reason=recall.reason,
+        status=record.status,
+    )
+
+
+def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
+    """The law of exact recall with its draws, (D,) for each of a, g, h."""
+    return RecallFit(
+        status=OK,
+        finding=None,
+        theta=np.array([record.parameters[name] for name in NAMES], float),
+        draws=np.array(draws, float).T,
+        n=record.n,
+        exact=record.exact,
+        clusters=record.clusters,
+        rank_step=record.gaps["rank"],
+        length_step=record.gaps["length"],
+    )
+
+
+def _curve(length: list[float], nats: list[float]) -> LengthCurve:
+    return LengthCurve(log_length=np.log(np.array(length, float)), nats=np.array(nats, float))

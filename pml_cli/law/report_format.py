@@ -1,5 +1,0 @@
-"""The format of law.json."""
-
-from __future__ import annotations
-
-FORMAT = 3  # of law.json

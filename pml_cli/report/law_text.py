@@ -1,0 +1,321 @@
+"""Sentences of `pml fit`: one template for each code of law/findings.py, and names of parameters.
+
+A law is about the rank or about the number of trained parameters; the words for either are in
+AXIS_WORDS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pml_cli.format import counted, span
+from pml_cli.law.capacity import PUBLISHED, BitsPerParameter, UnseenGain
+from pml_cli.law.findings import Finding
+from pml_cli.law.model_selection import EDGE, LENGTHS, RANKS, TEXT
+from pml_cli.law.observations import SizeAxis
+
+Values = Mapping[str, Any]
+
+AXIS_WORDS = {
+    "rank": {
+        "size": "rank",
+        "sizes": "ranks",
+        "quantity": "rank",
+        "distinct_name": "rank",
+        "largest": "largest ranks",
+        "larger": "larger ranks",
+        "smaller": "smaller ranks",
+    },
+    "parameters": {
+        "size": "parameters",
+        "sizes": "parameters",
+        "quantity": "the number of parameters",
+        "distinct_name": "parameter count",
+        "largest": "most parameters",
+        "larger": "more parameters",
+        "smaller": "fewer parameters",
+    },
+}
+
+MEANINGS = {
+    "C": "scale (nats/token)",
+    "alpha": "power of {size}",
+    "beta": "power of length",
+    "b": "offset (nats/token)",
+    "k": "sharpness of the bend",
+    "floor": "least loss (nats/token)",
+    "level": "loss that memory starts from (nats/token)",
+    "spread": "of a cell around the law, as a share",
+}
+
+HELD_OUT = {
+    EDGE: "{largest} and longest lengths",
+    RANKS: "{largest}",
+    LENGTHS: "longest lengths",
+    TEXT: "one text",
+}
+
+UNSEEN_EFFECTS = {
+    "none": "not distinguishable from 0",
+    "source_learned": "knowledge of the source, not of the target",
+    "source_damaged": "the adapter hurts other text of this source",
+}
+
+TEMPLATES: dict[str, str] = {
+    "few_cells": "only {cells} unsaturated cells for {parameters} parameters; {needed} are needed",
+    "constant_gain": "every cell has the same gain: there is nothing to fit",
+    "collinear_axes": (
+        "{size} and length change together in every cell: alpha and beta are not separately "
+        "identifiable; run a grid of both"
+    ),
+    "gain_not_positive": "a gain is not above 0: relative residuals need gains above 0",
+    "no_finite_likelihood": "no values of its parameters give every cell a gain",
+    "no_information": "{parameter} is not identifiable from these cells",
+    "exponent_at_lower_bound": (
+        "{parameter} stops at its least value, {bound:g}: the gain does not follow a power of "
+        "{quantity} in these cells"
+    ),
+    "exponent_at_upper_bound": (
+        "{parameter} stops at its largest value, {bound:g}: the gain jumps with {quantity} "
+        "instead of following a power of it"
+    ),
+    "k_at_lower_bound": (
+        "k stops at its least value: the gain bends earlier than the {link} link can"
+    ),
+    "k_at_upper_bound": "the {link} link at its sharpest is the {limit} one",
+    "floor_at_zero": "the floor stops at 0: these cells need none",
+    "level_at_zero": "the level stops at 0: it is not identifiable from these cells",
+    "level_above_base_loss": (
+        "its level, {level:.3g}, lies above every base loss, the loss of an untrained adapter"
+    ),
+    "nothing_to_hold_out": (
+        "needs {needed} distinct unsaturated {sizes} or lengths, to leave the largest out"
+    ),
+    "remaining_cells_not_identified": "the cells that remain do not identify the law: {cause}",
+    "no_unsaturated_cell_held_out": "no unsaturated cell was left out",
+    "few_clusters": "only {clusters} clusters (texts x lengths); {needed} are needed",
+    "no_draws": "no draws (draws=0)",
+    "recall_not_measured": "no cell has measured exact recall",
+    "recall_nowhere": (
+        "no cell is recalled exactly: {larger} or shorter texts would show where recall begins"
+    ),
+    "recall_everywhere": (
+        "every cell is recalled exactly: {smaller} or longer texts would show where recall ends"
+    ),
+    "recall_not_monotone": (
+        "exact recall does not rise with {quantity} and fall with length in these cells"
+    ),
+    "no_common_form": "no law is identified in every one of these groups",
+    "negative_offset_paper": (
+        "b of the paper's form, {b:.3g} (95 % interval {low:.3g} to {high:.3g}), is below 0: a "
+        "negative offset usually means saturation the law does not model"
+    ),
+    "negative_offset": (
+        "b of the chosen law is below 0 ({low:.3g} to {high:.3g}): it still bends less than the "
+        "cells do"
+    ),
+    "robust_fit_disagrees": (
+        "{parameter} of the paper's form depends on a few cells: a robust estimator gives "
+        "{robust:.3g}, outside its 95 % interval ({low:.3g} to {high:.3g})"
+    ),
+    "correlated_residuals": (
+        "residuals of cells that share text and length are correlated ({correlation:.2f}): "
+        "intervals that take cells as independent are too narrow"
+    ),
+    "bootstrap_missing": "no bootstrap: {cause}; the intervals take cells as independent",
+    "exponent_depends_on_form": (
+        "{parameter} depends on the law: others that fit as well give {alternatives}"
+    ),
+    "single_text": (
+        "only one text: intervals do not cover variation between texts; add data.seed=0,1,2"
+    ),
+    "setting_varies": (
+        "{setting} is not the same in all cells ({values}): its effect is confounded with those "
+        "of {quantity} and length"
+    ),
+    "no_trusted_law": (
+        "No law on all cells is identified: its exponents mean nothing beyond these cells.\n"
+        "Next: more cells, {next_sweep}."
+    ),
+    "no_extrapolation_error": (
+        "These cells do not tell how well the law extrapolates to {larger} or longer texts. "
+        "Next: {next_sweep}."
+    ),
+    "extrapolation_fails": (
+        "Do not extrapolate: cells left out are off by {held_out:.1f} %, against {fitted:.1f} % "
+        "inside."
+    ),
+}
+
+
+def sentence(finding: Finding | None, axis: SizeAxis) -> str:
+    """The finding in words; empty for None.
+
+    Args:
+        axis: the size that the law is about.
+    """
+    if finding is None:
+        return ""
+    values = _texts(finding.values, axis)
+    make = SENTENCES.get(finding.code)
+    return make(values) if make else TEMPLATES[finding.code].format(**values)
+
+
+def _texts(values: Values, axis: SizeAxis) -> dict[str, Any]:
+    """The values of a finding as templates take them, with the words of the axis."""
+    texts = {**AXIS_WORDS[axis.name], **values}
+    if values.get("axis") == "length":
+        texts |= {"distinct_name": "length", "quantity": "length"}
+    if values.get("parameter") == "beta":
+        texts["quantity"] = "length"
+    if isinstance(values.get("cause"), Finding):
+        texts["cause"] = sentence(values["cause"], axis)
+    if "alternatives" in values:
+        exponents = values["alternatives"].items()
+        texts["alternatives"] = ", ".join(f"{name} {value:.2f}" for name, value in exponents)
+    if "values" in values:
+        texts["values"] = ", ".join(f"{value:g}" for value in values["values"][:6])
+    if "ranks" in values:
+        texts["next_sweep"] = _sweep_command(values["ranks"], values["lengths"])
+    texts["held_out_cells"] = HELD_OUT[EDGE].format(**AXIS_WORDS[axis.name])
+    return texts
+
+
+def _sweep_command(ranks: Sequence[int], lengths: Sequence[int]) -> str:
+    rank = ",".join(map(str, ranks))
+    length = ",".join(map(str, lengths))
+    return f"`pml sweep rank={rank} seqlen={length}` (other settings as before)"
+
+
+def _few_distinct_values(values: Values) -> str:
+    distinct = values["distinct"]
+    listed = f" ({', '.join(f'{value:g}' for value in distinct)})" if distinct else ""
+    parameter = "beta" if values["axis"] == "length" else "alpha"
+    what = counted(len(distinct), f"distinct unsaturated {values['distinct_name']}")
+    return (
+        f"only {what}{listed}: {parameter} and b are not separately identifiable "
+        f"({values['needed']} needed)"
+    )
+
+
+def _recall_few_distinct_values(values: Values) -> str:
+    what = counted(values["count"], f"distinct {values['distinct_name']}")
+    return f"only {what}; {values['needed']} are needed"
+
+
+def _poor_coverage(values: Values) -> str:
+    return (
+        "extrapolation is less certain than its band: the 95 % band of a fit without the "
+        f"{values['held_out_cells']} holds {100 * values['coverage']:.0f} % of them"
+    )
+
+
+def _failed_draws(values: Values) -> str:
+    draws = counted(values["draws"], "bootstrap draw")
+    return f"{draws} did not identify the law and are left out"
+
+
+def _cells_excluded(values: Values) -> str:
+    return f"{counted(values['cells'], 'cell')} excluded: {values['reason']}"
+
+
+def _repeated_cells(values: Values) -> str:
+    verb = "repeats" if values["cells"] == 1 else "repeat"
+    return (
+        f"{counted(values['cells'], 'cell')} {verb} another's rank, length and seeds with a "
+        "difference in some other setting (see config.yaml)"
+    )
+
+
+def _no_exponents(values: Values) -> str:
+    cause = ""
+    if values["all_saturated"]:
+        cause = "Every cell is saturated (final loss at or below saturated_below). "
+    return (
+        f"{cause}These cells show single gains, not how the gain depends on "
+        f"{values['quantity']} and length. Next: {values['next_sweep']}."
+    )
+
+
+def _effect_of_doubling(values: Values) -> str:
+    what = "the stored amount x" if values["level"] else "the gain above b"
+    return (
+        f"Well below the ceiling, {what} is multiplied by {2 ** values['alpha']:.2f} for twice "
+        f"the {values['size']}, by {2 ** -values['beta']:.2f} for twice the length."
+    )
+
+
+def _wide_intervals(values: Values) -> str:
+    intervals = " and ".join(
+        f"{name} ({span(low, high, '.2f')})" for name, (low, high) in values["intervals"].items()
+    )
+    return (
+        f"Wide intervals: {intervals}. Next: more cells or repeats (data.seed=0,1,2), "
+        f"{values['next_sweep']}."
+    )
+
+
+SENTENCES: dict[str, Callable[[Values], str]] = {
+    "few_distinct_values": _few_distinct_values,
+    "recall_few_distinct_values": _recall_few_distinct_values,
+    "poor_coverage": _poor_coverage,
+    "failed_draws": _failed_draws,
+    "cells_excluded": _cells_excluded,
+    "repeated_cells": _repeated_cells,
+    "no_exponents": _no_exponents,
+    "effect_of_doubling": _effect_of_doubling,
+    "wide_intervals": _wide_intervals,
+}
+
+
+def axis_words(axis: SizeAxis) -> dict[str, str]:
+    """The words for a size in sentences."""
+    return AXIS_WORDS[axis.name]
+
+
+def meaning(parameter: str, axis: SizeAxis) -> str:
+    """What a parameter of a law is, with its unit."""
+    return MEANINGS[parameter].format(**AXIS_WORDS[axis.name])
+
+
+def held_out_name(what: str, axis: SizeAxis) -> str:
+    """Which cells a held-out check leaves out.
+
+    Args:
+        what: EDGE, RANKS, LENGTHS or TEXT of law/model_selection.py.
+    """
+    return HELD_OUT[what].format(**AXIS_WORDS[axis.name])
+
+
+def capacity_lines(rows: Sequence[BitsPerParameter], control: UnseenGain | None) -> list[str]:
+    """The most bits a parameter over all ranks, published values, and the gain on unseen text."""
+    lines = []
+    for kind, of in (("memorised", "of the target itself"), ("gained", "against the base model")):
+        candidates = [row for row in rows if row.kind == kind]
+        if not candidates:
+            continue
+        best = max(candidates, key=lambda row: row.bits)
+        longest = "; the longest text tried, more may fit" if best.last else ""
+        lines.append(
+            f"{kind:9} {best.bits:.2f}{_interval(best.low, best.high)} bits a trained parameter "
+            f"{of} (rank {best.rank}, {best.length} tokens{longest})"
+        )
+
+    if lines:
+        published = "; ".join(f"{bits:g}: {source}" for source, bits in PUBLISHED.items())
+        lines.append(f"published {published}")
+    if control:
+        lines.append(
+            f"control   {control.gain:.2f}{_interval(control.low, control.high)} nats per token "
+            "are gained on unseen sequences of the same source "
+            f"({span(control.least, control.most, '.2f')} over cells): "
+            f"{UNSEEN_EFFECTS[control.effect]}"
+        )
+    return lines
+
+
+def _interval(low: float, high: float) -> str:
+    """An interval in brackets behind its value; empty where there is none."""
+    return f" ({span(low, high, '.2f')})" if math.isfinite(low) else ""
