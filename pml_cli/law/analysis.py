@@ -172,7 +172,11 @@ def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[Law
     return ordered, rows
 
 
-def _warnings(analysis: Analysis, cells: Observations, robust_fit: PowerLawFit) -> list[Finding]:
+def _warnings(
+    analysis: Analysis,
+    cells: Observations,
+    robust_fit: PowerLawFit,
+) -> list[Finding]:
     """What the numbers say against the chosen law."""
     assert analysis.chosen is not None
     warnings = []

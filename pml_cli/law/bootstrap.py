@@ -140,7 +140,11 @@ def bootstrap(
     )
 
 
-def _cluster_weights(rng: np.random.Generator, cells: Observations, size: int) -> Array:
+def _cluster_weights(
+    rng: np.random.Generator,
+    cells: Observations,
+    size: int,
+) -> Array:
     """How often each cluster is drawn, (size, G)."""
     cluster, count = cells.clusters
     observed = ~cells.saturated
@@ -157,7 +161,11 @@ def _cluster_weights(rng: np.random.Generator, cells: Observations, size: int) -
     return weights[:size]
 
 
-def _intervals(fit: LikelihoodFit, sample: Array, clusters: int) -> dict[str, tuple[float, float]]:
+def _intervals(
+    fit: LikelihoodFit,
+    sample: Array,
+    clusters: int,
+) -> dict[str, tuple[float, float]]:
     """95 % intervals from the draws, (D, P)."""
     draws = to_interval_scale(sample)
     if clusters >= FEW_CLUSTERS:
@@ -171,7 +179,9 @@ def _intervals(fit: LikelihoodFit, sample: Array, clusters: int) -> dict[str, tu
 
 
 def profiles(
-    cells: Observations, fit: LikelihoodFit, names: tuple[str, ...] = PROFILED
+    cells: Observations,
+    fit: LikelihoodFit,
+    names: tuple[str, ...] = PROFILED,
 ) -> dict[str, Profile]:
     """Profile likelihood of each named parameter that is free; empty unless the fit is OK."""
     if fit.status != OK:
@@ -215,7 +225,13 @@ def _profile(fit: LikelihoodFit, design: Design, position: int) -> Profile:
     )
 
 
-def _crossing(values: Array, deviance: Array, optimum: float, *, side: int) -> float:
+def _crossing(
+    values: Array,
+    deviance: Array,
+    optimum: float,
+    *,
+    side: int,
+) -> float:
     """Where the root of the deviance crosses that of chi2(1) at 95 %; nan where it does not.
 
     Args:

@@ -83,7 +83,11 @@ def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def audit(runs: pd.DataFrame, saturated_below: float = LN2, axis: SizeAxis = RANK) -> pd.DataFrame:
+def audit(
+    runs: pd.DataFrame,
+    saturated_below: float = LN2,
+    axis: SizeAxis = RANK,
+) -> pd.DataFrame:
     """Add `kept` and `reason` to the runs: the first fault of each, or saturation, or nothing.
 
     Args:
@@ -162,7 +166,10 @@ def fit_group(
 
 
 def _with_predictions(
-    cells: pd.DataFrame, usable: pd.Index[Any], observed: Observations, analysis: Analysis
+    cells: pd.DataFrame,
+    usable: pd.Index[Any],
+    observed: Observations,
+    analysis: Analysis,
 ) -> pd.DataFrame:
     """Add predicted_<law> and residual_<law>; those of the paper's law have no suffix."""
     columns: dict[str, pd.Series[float]] = {}
@@ -224,7 +231,10 @@ def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[
 
 
 def compare_groups(
-    groups: list[GroupFit], by: Sequence[str], draws: int, progress: Progress | None = None
+    groups: list[GroupFit],
+    by: Sequence[str],
+    draws: int,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Compare the exponents of groups that `comparable_sets` puts together.
 

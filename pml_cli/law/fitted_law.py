@@ -89,7 +89,12 @@ class FittedLaw:
         """
         return self.base.draw(np.broadcast_to(np.log(length), (len(self.theta),)))
 
-    def gain(self, rank: float | Array, length: float | Array, base: float | Array) -> Array:
+    def gain(
+        self,
+        rank: float | Array,
+        length: float | Array,
+        base: float | Array,
+    ) -> Array:
         """Gain in nats per token, (1 + D,): of the fit, and of a new cell for each draw.
 
         A cell deviates from the law by the spread, as in the likelihood, but never to more than
@@ -127,7 +132,10 @@ class FittedLaw:
 
 
 def bootstrap_theta(
-    theta: Array, centre: tuple[float, float], draws: dict[str, list[float]], clusters: int
+    theta: Array,
+    centre: tuple[float, float],
+    draws: dict[str, list[float]],
+    clusters: int,
 ) -> Array:
     """Draws of theta, (D, P), from those of the bootstrap, widened below 40 clusters.
 

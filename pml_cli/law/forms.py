@@ -278,7 +278,13 @@ def _candidate_forms() -> tuple[Form, ...]:
 FORMS = _candidate_forms()
 
 
-def log_gain(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
+def log_gain(
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
+    link: str,
+) -> Array:
     """Log of the gain in nats per token, (B, N).
 
     It is nan where the parameters have no law: power and b are below 0 together.
@@ -298,7 +304,13 @@ def log_gain(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) 
 
 
 def log_gain_slopes(
-    theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, *, link: str, wanted: tuple[int, ...]
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
+    *,
+    link: str,
+    wanted: tuple[int, ...],
 ) -> tuple[Array, Array]:
     """`log_gain` and its derivatives, (B, N) and (B, N, W).
 
@@ -347,7 +359,13 @@ def log_gain_slopes(
     return log_total, derivatives
 
 
-def relative_spread(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
+def relative_spread(
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
+    link: str,
+) -> Array:
     """The spread of a cell relative to that far below the ceiling, (B, N), 1 down to 0.
 
     On the cells of benchmarks/scan.csv the relative residuals have one spread wherever the link's
@@ -367,7 +385,10 @@ def relative_spread(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link
 
 
 def _power_and_ceiling(
-    theta_BP: Array, x_N: Array, y_N: Array, base_N: Array
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
 ) -> tuple[Array, Array, Array]:
     """C r^alpha l^-beta, the log of that + b, and the log of the ceiling: (B, N) each."""
     c, alpha, beta, b, floor, level = (

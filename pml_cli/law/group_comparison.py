@@ -173,14 +173,22 @@ def _common_form(fits_of: dict[Form, list[LikelihoodFit]]) -> Form | None:
 
 
 def _bootstrap(
-    cells: Observations, fit: LikelihoodFit, draws: int, progress: Progress | None
+    cells: Observations,
+    fit: LikelihoodFit,
+    draws: int,
+    progress: Progress | None,
 ) -> Bootstrap:
     if not draws:
         return no_bootstrap(cells, finding("no_draws"))
     return bootstrap(cells, fit, draws, progress=progress)
 
 
-def _tie(what: str, groups: list[Group], designs: list[Design], form: Form) -> Tie:
+def _tie(
+    what: str,
+    groups: list[Group],
+    designs: list[Design],
+    form: Form,
+) -> Tie:
     names = TIES[what]
     positions = [EXPONENTS[name] for name in names]
     thetas = np.stack([group.fit.theta for group in groups])

@@ -91,7 +91,12 @@ def answer(
     return answered
 
 
-def _cell(law: FittedLaw, rank: float, length: float, base: float | None) -> dict[str, Any]:
+def _cell(
+    law: FittedLaw,
+    rank: float,
+    length: float,
+    base: float | None,
+) -> dict[str, Any]:
     """Everything about one cell."""
     base_loss = _base_losses(law, length, base)
     gain = law.gain(rank, length, base_loss)
@@ -109,13 +114,20 @@ def _cell(law: FittedLaw, rank: float, length: float, base: float | None) -> dic
     return row
 
 
-def _base_losses(law: FittedLaw, length: float | Array, base: float | None) -> Array:
+def _base_losses(
+    law: FittedLaw,
+    length: float | Array,
+    base: float | None,
+) -> Array:
     """Loss of the base model for the fit and for each draw, (1 + D,)."""
     return np.full(len(law.theta), base) if base else law.base_losses(length)
 
 
 def _least_rank(
-    law: FittedLaw, length: float, target: Target, base: float | None
+    law: FittedLaw,
+    length: float,
+    target: Target,
+    base: float | None,
 ) -> list[dict[str, Any]]:
     """The least rank that reaches the target; a row for each probability of exact recall."""
     if target.kind == "verbatim":
@@ -140,7 +152,10 @@ def _least_rank(
 
 
 def _longest_length(
-    law: FittedLaw, rank: float, target: Target, base: float | None
+    law: FittedLaw,
+    rank: float,
+    target: Target,
+    base: float | None,
 ) -> list[dict[str, Any]]:
     """The longest text that keeps the target, or the shortest that stores so many bits."""
     if target.kind == "verbatim":
@@ -162,7 +177,11 @@ def _longest_length(
     return [_row(law, "length", rank, lengths)]
 
 
-def _bisect(excess: Callable[[Array], Array], trained: tuple[float, float], count: int) -> Array:
+def _bisect(
+    excess: Callable[[Array], Array],
+    trained: tuple[float, float],
+    count: int,
+) -> Array:
     """Where a rising function of each draw passes 0, (count,).
 
     Infinite where it does not; 0 where it is above from the start.

@@ -420,7 +420,11 @@ def _held_out(group: GroupFit, describe: Describe) -> HeldOutRecord:
     )
 
 
-def _law(row: LawRow, describe: Describe, axis: SizeAxis) -> PowerLawRecord | LikelihoodRecord:
+def _law(
+    row: LawRow,
+    describe: Describe,
+    axis: SizeAxis,
+) -> PowerLawRecord | LikelihoodRecord:
     checks = {what: _check(check, describe, axis) for what, check in row.checks.items()}
     fit = row.fit
     if isinstance(fit, PowerLawFit):
@@ -487,7 +491,11 @@ def _check(check: Check, describe: Describe, axis: SizeAxis) -> CheckRecord:
     )
 
 
-def _recall(recall: RecallFit, describe: Describe, axis: SizeAxis) -> RecallRecord:
+def _recall(
+    recall: RecallFit,
+    describe: Describe,
+    axis: SizeAxis,
+) -> RecallRecord:
     return RecallRecord(
         status=recall.status,
         reason=describe(recall.finding, axis),
@@ -526,7 +534,11 @@ def _length_curve(cells: Observations) -> LengthCurveRecord:
     return LengthCurveRecord(length=lengths.tolist(), nats=nats)
 
 
-def _comparison(comparison: Comparison, describe: Describe, axis: SizeAxis) -> ComparisonRecord:
+def _comparison(
+    comparison: Comparison,
+    describe: Describe,
+    axis: SizeAxis,
+) -> ComparisonRecord:
     groups = [
         ComparedGroupRecord(
             name=group.name,

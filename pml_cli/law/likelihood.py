@@ -135,7 +135,12 @@ def _scoring_step(
     return trial
 
 
-def negative_log_likelihood(theta_BP: Array, design: Design, form: Form, weights: Array) -> Array:
+def negative_log_likelihood(
+    theta_BP: Array,
+    design: Design,
+    form: Form,
+    weights: Array,
+) -> Array:
     """Negative log-likelihood, (B,), a sum over the cells; infinite where there is no law.
 
     Args:
@@ -161,7 +166,11 @@ def negative_log_likelihood(theta_BP: Array, design: Design, form: Form, weights
 
 
 def derivatives(
-    theta_BP: Array, design: Design, form: Form, weights: Array, free_F: Array
+    theta_BP: Array,
+    design: Design,
+    form: Form,
+    weights: Array,
+    free_F: Array,
 ) -> tuple[Array, Array]:
     """Gradient (B, F) and information (B, F, F) of the negative log-likelihood.
 
@@ -195,7 +204,12 @@ def derivatives(
     return gradient, information
 
 
-def scores(theta_P: Array, design: Design, form: Form, free_F: Array) -> Array:
+def scores(
+    theta_P: Array,
+    design: Design,
+    form: Form,
+    free_F: Array,
+) -> Array:
     """Contribution of each cell to the gradient at one parameter vector, (N, F).
 
     Args:
@@ -225,7 +239,10 @@ class _CellDerivatives:
 
 
 def _cell_derivatives(
-    theta_BP: Array, design: Design, form: Form, of_law: tuple[int, ...]
+    theta_BP: Array,
+    design: Design,
+    form: Form,
+    of_law: tuple[int, ...],
 ) -> tuple[Array, _CellDerivatives]:
     """Slopes of log mu by the parameters of the law, (B, N, F - 1), and each cell's derivatives."""
     log_mu, slopes = log_gain_slopes(

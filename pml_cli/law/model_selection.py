@@ -157,7 +157,12 @@ def checks(cells: Observations, estimator: Estimator) -> dict[str, Check]:
     return {what: _check(what, cells, insides, estimator) for what, insides in folds(cells).items()}
 
 
-def _check(what: str, cells: Observations, insides: list[Mask], estimator: Estimator) -> Check:
+def _check(
+    what: str,
+    cells: Observations,
+    insides: list[Mask],
+    estimator: Estimator,
+) -> Check:
     predicted = np.full(len(cells), np.nan)
     left_out = np.zeros(len(cells), bool)
     errors: list[Array] = []

@@ -91,7 +91,10 @@ class RecallFit:
 
 
 def fit_recall(
-    cells: Observations, exact: ArrayLike, draws: int = DRAWS, seed: int = 0
+    cells: Observations,
+    exact: ArrayLike,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> RecallFit:
     """Fit the probability of exact recall, with a bootstrap of the clusters (text and length).
 
