@@ -23,33 +23,34 @@ from rich.console import Console
 
 from pml_cli.commands import sweep
 from pml_cli.config.request import load
-from pml_cli.launch import queue, worker
+from pml_cli.launch import driver, manifest, pack_trainer, preflight, queue
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.throughput import Rates
+from pml_cli.launch.throughput import Throughput
+from pml_cli.report import sweep_summary
 from pml_cli.training.checkpoint import Checkpoints
 
 RANKS, LENGTHS, STEPS = "range(1,11)", "range(40,140,10)", 200
 PARTS = {
     "plan": [
-        (sweep, "check"),
-        (sweep, "make_packs"),
-        (sweep, "packing"),
-        (queue.SweepManifest, "write"),
+        (driver, "check"),
+        (driver, "make_packs"),
+        (driver, "packing"),
+        (manifest.SweepManifest, "write"),
     ],
     "claims": [
         (WorkerLease, "claim"),
         (WorkerLease, "release"),
         (WorkerLease, "holds"),
-        (WorkerLease, "note"),
-        (WorkerLease, "show"),
-        (queue.Queue, "next"),
+        (WorkerLease, "log_event"),
+        (WorkerLease, "write_heartbeat"),
+        (queue.PackQueue, "next_pack"),
     ],
     "checkpoints": [(Checkpoints, "save"), (Checkpoints, "find")],
-    "records": [(worker.Worker, "_write"), (Rates, "note")],
-    "results table": [(sweep, "finish")],
-    "training": [(worker.Trainer, "train"), (worker.Trainer, "__init__")],
-    "free decoding": [(worker, "recalled")],
-    "loading the model": [(worker, "load_base"), (worker, "check_places")],
+    "records": [(pack_trainer.PackRun, "_write"), (Throughput, "record")],
+    "results table": [(sweep_summary, "summarise")],
+    "training": [(pack_trainer.Trainer, "train"), (pack_trainer.Trainer, "__init__")],
+    "free decoding": [(pack_trainer, "recalled")],
+    "loading the model": [(pack_trainer, "load_model"), (preflight, "check_models")],
 }
 
 

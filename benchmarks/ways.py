@@ -16,7 +16,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 
 from pml_cli.data.cell import CellPlan
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.cost_model import PackWork
+from pml_cli.launch.pack import Pack
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.split_model import SplitModel
@@ -237,3 +238,18 @@ def plain_ticks(axes, x: list[float] | None = None) -> None:
         axis.set_minor_formatter(NullFormatter())
     if x is not None:
         axes.set_xticks(x, [f"{value:g}" for value in x])
+
+
+def whole_step_flops(pack: Pack, passes: int) -> float:
+    """Matmul FLOPs of a step of a loop that runs the whole model, as in ways A and B.
+
+    Every input token is read off the head.
+
+    Args:
+        pack: one cell or more.
+        passes: forward passes of a step; there is one backward pass.
+    """
+    work = PackWork(pack)
+    forward = work.forward_flops(work.shape.layers) + work.head_flops
+    backward = work.backward_flops() + work.head_flops
+    return work.step_tokens * (passes * forward + work.adapter_flops + backward)

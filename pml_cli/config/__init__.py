@@ -1,4 +1,25 @@
-"""What one run is: typed settings, read from YAML and the command line."""
+"""What one run is: settings declared once, read from YAML files and the command line, and checked.
 
-from pml_cli.config.schema import *  # noqa: F403
-from pml_cli.config.schema import TINY  # noqa: F401
+May import: errors, format, io, stats. Neither torch nor anything that trains.
+
+    setting.py       `setting`: type, default, help, unit and allowed values on a dataclass field
+    schema.py        settings of a run: model, adapter, training; bases of losses, data, launchers
+    reports.py       the settings of fit, predict, lasting and transition
+    registry.py      the settings classes of a group, one file each in the group's package
+    option_files.py  the YAML files of conf/ and of a user's folder, by group
+    compose.py       Hydra: the grammar of overrides, YAML files composed (the only user of hydra)
+    convert.py       values to the types that a settings class declares
+    option_set.py    the settings of one option for each group, and runs that differ from them
+    grid.py          every combination of the values given
+    sweep_file.py    sweep files
+    request.py       from a command line to a typed request, all faults named at once
+    load.py          a run read back from its folder
+    dump.py          settings as YAML: a run's config.yaml, --print-config
+    help.py          help texts made from the declarations
+    completion.py    shell completion
+    cache_key.py     settings as a cache key
+"""
+
+from pml_cli.config.schema import TINY
+
+__all__ = ["TINY"]

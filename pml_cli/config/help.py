@@ -1,6 +1,7 @@
 """Help texts made from what is declared: the options of the groups, the settings of a command.
 
-Imports neither hydra nor a YAML library, so that help is quick. A paragraph that begins with \\b is printed as it is.
+Imports neither hydra nor a YAML library, so that help is quick. A paragraph that begins with \\b is
+printed as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ LONGEST_SETTING = 22
 
 def groups_help() -> str:
     """The options of every group with a line about each, and the keys that belong to none."""
+    # probe, sweep and memft have the same defaults.
     defaults = default_options("sweep")
     lines = ["\b", "OPTIONS OF THE GROUPS (* is the default)"]
     for group in GROUPS:
@@ -31,12 +33,12 @@ def groups_help() -> str:
             text = summary(file) if file else ""
             lines += _entry(f"    {option}{mark}", text, OPTION_COLUMN)
 
-    outside = textwrap.wrap(
-        f"Keys without a group: {' '.join(SHORT_KEYS)}. Any other setting: group.name=value, such as "
-        "train.steps=2000. --print-config shows and explains them all.",
-        WIDTH,
+    more = (
+        f"Keys without a group: {' '.join(SHORT_KEYS)}. Any other setting: group.name=value, "
+        "such as train.steps=2000. --print-config shows and explains them all."
     )
-    return "\n".join([*lines, "", "\b", *outside])
+    lines += ["", "\b", *textwrap.wrap(more, WIDTH)]
+    return "\n".join(lines)
 
 
 def settings_help(owner: type[Settings]) -> str:
@@ -46,9 +48,11 @@ def settings_help(owner: type[Settings]) -> str:
         (f"  {field.name}={_default(field)}", _help(field))
         for field in dataclasses.fields(owner)  # type: ignore[arg-type]
     ]
-    widths = [len(label) for label, _ in entries if len(label) <= LONGEST_SETTING]
+    # One long label must not narrow all texts.
+    widths = [len(label) for label, _ in entries]
+    column = max(width for width in widths if width <= LONGEST_SETTING) + 2
     for label, text in entries:
-        lines += _entry(label, text, max(widths) + 2)
+        lines += _entry(label, text, column)
     return "\n".join(lines)
 
 
@@ -65,7 +69,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _entry(label: str, text: str, column: int) -> list[str]:
-    """A label and its text, wrapped in a column of its own; below the label where that is too long."""
+    """A label and its text in a column of its own; below the label where that is too long."""
     wrapped = textwrap.wrap(text, WIDTH - column) or [""]
     below = [f"{'':{column}}{line}" for line in wrapped]
     if len(label) >= column:

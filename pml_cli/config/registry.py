@@ -1,4 +1,4 @@
-"""The settings classes of each group, found by the value of `kind:` (`source:` for data) in an option's YAML file.
+"""The settings classes of each group, by the value of `kind:` (data: `source:`) in YAML files.
 
 A class joins its group with a decorator, and its module lies in the group's package:
 
@@ -6,24 +6,25 @@ A class joins its group with a decorator, and its module lies in the group's pac
     @dataclass(kw_only=True)
     class MemftOtLoss(Loss): ...
 
-Whoever asks for a group imports every module of that package once, so that a new file needs no edit elsewhere. What a user
-may choose are the YAML files (`option_files.py`).
+Whoever asks for a group imports every module of that package once, so that a new file needs no
+edit elsewhere. What a user may choose are the YAML files (`option_files.py`).
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pml_cli.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
-# Where the classes of a group are declared: a package with one class a file, or a module. In the order of a run's settings.
+# Where the classes of a group are declared: a package with one class a file, or a module.
+# In the order of a run's settings.
 HOMES = {
     "model": "pml_cli.config.schema",
     "data": "pml_cli.data.sources",
@@ -34,6 +35,7 @@ HOMES = {
 }
 GROUPS = tuple(HOMES)
 
+# Filled by `register` while the modules are imported.
 _classes: dict[str, dict[str, type[Any]]] = {group: {} for group in GROUPS}
 
 
@@ -47,19 +49,19 @@ def register(group: str, name: str = "") -> Callable[[type[T]], type[T]]:
 
     Args:
         group: one of `GROUPS`.
-        name: the value of `kind:` (data: `source:`) that stands for the class; also the default of that field.
-            Empty where the group has one class.
+        name: the value of `kind:` (data: `source:`) that stands for the class, and the default of
+            that field. Empty where the group has one class.
 
     Raises:
         ValueError: the name is taken, or is not the field's default.
     """
 
     def add(declared: type[T]) -> type[T]:
+        # A run is read back by the name in its config.yaml, so the two must agree.
         default = getattr(declared, discriminator(group), "")
         if default != name:
-            raise ValueError(
-                f"{declared.__name__}: {discriminator(group)} is {default!r}, registered as {name!r}"
-            )
+            field = f"{declared.__name__}.{discriminator(group)}"
+            raise ValueError(f"{field} is {default!r}, registered as {name!r}")
         holder = _classes[group].get(name)
         if holder is not None and _address(holder) != _address(declared):
             raise ValueError(f"{group}: {name!r} is already {_address(holder)}")
@@ -77,14 +79,16 @@ def declared(group: str) -> Mapping[str, type[Any]]:
     """The settings classes of a group by name.
 
     Raises:
-        ImportError: a module of the group's package cannot be imported; the message names group and module.
+        ImportError: a module of the group's package cannot be imported; the message names both.
     """
     _import_modules(group)
     return dict(sorted(_classes[group].items()))
 
 
 def settings_class(group: str, fields: Mapping[str, Any]) -> type[Any]:
-    """The dataclass that declares an option's settings, by its `source` or `kind` where the group has several.
+    """The dataclass that declares an option's settings.
+
+    By its `source` or `kind`, where the group has several.
 
     Args:
         group: one of `GROUPS`.
@@ -94,6 +98,7 @@ def settings_class(group: str, fields: Mapping[str, Any]) -> type[Any]:
         UserError: `source` or `kind` is missing or unknown.
     """
     classes = declared(group)
+    # A group of one class, such as train, needs no name for it.
     if list(classes) == [""]:
         return classes[""]
 
@@ -111,20 +116,19 @@ def create(group: str, name: str) -> Any:
 
 @cache
 def _import_modules(group: str) -> None:
-    home = HOMES[group]
-    _import(group, "pml_cli.config.schema")
-    spec = importlib.util.find_spec(home)
-    if spec is None or spec.submodule_search_locations is None:
-        return
-    _import(group, home)
-    for module in pkgutil.iter_modules(list(spec.submodule_search_locations)):
-        _import(group, f"{home}.{module.name}")
+    """Import the home of a group and, where that is a package, each of its modules."""
+    name = HOMES[group]
+    home = _import(group, name)
+    for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
+        _import(group, f"{name}.{module.name}")
 
 
-def _import(group: str, module: str) -> None:
+def _import(group: str, module: str) -> ModuleType:
+    # A broken module would otherwise show as an unknown option, far from its cause.
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
         raise ImportError(
-            f"the settings of {group}= cannot be read: {module} does not import ({type(error).__name__}: {error})"
+            f"the settings of {group}= cannot be read: {module} does not import ({reason})"
         ) from error

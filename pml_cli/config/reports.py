@@ -1,4 +1,4 @@
-"""Settings of the commands that read finished runs and train nothing: fit, predict, lasting, transition."""
+"""Settings of the commands that read finished runs: fit, predict, lasting, transition."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One declaration a setting: type, default, help, unit and allowed values, all on the dataclass field.
+"""One declaration a setting: type, default, help, unit and allowed values on the dataclass field.
 
-Help texts, shell completion, checks and `--print-config` read these fields; nothing about a setting is written twice.
-Light to import (neither hydra nor omegaconf): shell completion pays for it at every keystroke.
+Help texts, shell completion, checks and `--print-config` read these fields; nothing about a setting
+is written twice. Light to import (neither hydra nor omegaconf): completion pays at every keystroke.
 
     @dataclass(kw_only=True)
     class Train(Settings):
@@ -27,6 +27,7 @@ T = TypeVar("T")
 # They name the dataclass of a group's option: chosen with group=option, never set by themselves.
 DISCRIMINATORS = ("source", "kind")
 
+# What a value of a type looks like on the command line.
 TYPE_NAMES = {
     int: "an integer",
     float: "a number",
@@ -36,6 +37,7 @@ TYPE_NAMES = {
     dict: "a mapping: {a:b}",
 }
 
+# `any`: a file, a folder, or a name of the Hugging Face hub.
 PathKind = Literal["", "any", "existing file"]
 
 
@@ -85,8 +87,10 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        numbers = {value: text for value, text in self.special.items() if isinstance(value, int)}
-        return _with_notes(text, [self.unit, _special_text(numbers)])
+        # Null is said above, and other special texts help nobody who gave a number.
+        numbers = [value for value in self.special if isinstance(value, int)]
+        special = {value: self.special[value] for value in numbers}
+        return _with_notes(text, [self.unit, _special_text(special)])
 
     def _choices_text(self) -> str:
         if len(self.choices) <= 2:
@@ -143,10 +147,11 @@ def setting(
     path: PathKind = "",
     suggestions: tuple[str, ...] = (),
 ) -> T:
-    """A dataclass field that declares a setting; `dataclasses.field` with the declaration as metadata.
+    """A dataclass field that declares a setting: `dataclasses.field` with metadata.
 
-    Where the setting is a list, bounds, choices and pattern hold for each element; null is always allowed where the type
-    allows it. Checks across several settings belong into `Settings.validate`.
+    Where the setting is a list, bounds, choices and pattern hold for each element. Null is always
+    allowed where the type allows it. Checks across several settings belong into
+    `Settings.validate`.
 
     Args:
         default: the default; a list or mapping is copied for every instance.
@@ -158,9 +163,11 @@ def setting(
         finite: whether infinity is refused.
         required: whether an empty text or list is refused.
         pattern: regular expression that the whole value matches.
-        allowed: what is allowed, in words, where choices and bounds do not say it; follows "must be".
+        allowed: what is allowed, in words, to follow "must be"; choices and bounds say it by
+            themselves.
         special: values with a meaning of their own, `{0: "all samples"}`.
-        path: whether the value is a path: completed by the shell, and checked if it must be an existing file.
+        path: whether the value is a path, which the shell completes, and whether it must be an
+            existing file.
         suggestions: values that shell completion offers beside the choices.
     """
     declaration = Declaration(
@@ -179,13 +186,16 @@ def setting(
         path=path,
         suggestions=suggestions,
     )
+    # Under one key, so that `dataclasses.fields` finds all of it.
     metadata = {"declaration": declaration}
-    made: Any
+    declared: Any
+    # Dataclasses refuse a mutable default, which all instances would share.
     if isinstance(default, list | dict):
-        made = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+        declared = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     else:
-        made = field(default=default, metadata=metadata)
-    return typing.cast("T", made)
+        declared = field(default=default, metadata=metadata)
+    # What a type checker is to see is the field's value, as with dataclasses.field.
+    return typing.cast("T", declared)
 
 
 class Settings:
@@ -208,7 +218,7 @@ def declaration(owner: type[Any], name: str) -> Declaration | None:
 
 
 def faults(settings: Settings, prefix: str = "") -> list[str]:
-    """What is wrong with the values of settings, and of the settings that they hold, as a `Run` does.
+    """What is wrong with the values of settings, and with the settings that they hold.
 
     Args:
         settings: an instance.
@@ -240,6 +250,7 @@ def own_faults(settings: Settings, prefix: str = "") -> list[str]:
 def _field_faults(
     owner: type[Any], name: str, declaration: Declaration, value: Any
 ) -> Iterator[str]:
+    # Whether null is allowed, the type says.
     if value is None:
         return
 
@@ -261,11 +272,13 @@ def keys(owner: type[Any]) -> list[str]:
 
 def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:
     """The type of a setting (`list` for `list[int]`), and whether it takes null."""
+    # Annotations are texts, as in every module here.
     hint = typing.get_type_hints(owner)[name]
     if not isinstance(hint, types.UnionType):
         return typing.get_origin(hint) or hint, False
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    return typing.get_origin(kinds[0]) or kinds[0], True
+    # The other member of the union is None.
+    (kind,) = set(typing.get_args(hint)) - {type(None)}
+    return typing.get_origin(kind) or kind, True
 
 
 def type_text(owner: type[Any], name: str) -> str:
@@ -281,6 +294,7 @@ def written(value: Any) -> str:
         return str(value).lower()
     if value is None:
         return "null"
+    # A user who gave 4 to a float reads 4 and not 4.0.
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:g}"
     return " ".join(str(value).split())

@@ -1,6 +1,7 @@
 """Sweep files: a YAML mapping of keys to a value, a list (swept) or a text in Hydra's grammar.
 
-Nested mappings are flattened with dots. `grids:` lists such mappings; each is merged over the shared keys.
+Nested mappings are flattened with dots. `grids:` lists such mappings; each is merged over the
+shared keys.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def names() -> list[str]:
 
 
 def find(file: Path) -> Path:
-    """The path of a sweep file, or of the shipped sweep of that name: `law`, `law.yaml`, `sweeps/law.yaml`.
+    """The path of a sweep file, or of a shipped sweep: `law`, `law.yaml`, `sweeps/law.yaml`.
 
     Raises:
         UserError: there is no such file.
@@ -57,6 +58,7 @@ def find(file: Path) -> Path:
     if file.is_file():
         return file
 
+    # A path that leads elsewhere is the user's own file, and is missing.
     may_be_shipped = file.parent.name in ("", "sweeps") and len(file.parts) <= 2
     if may_be_shipped:
         name = file.name if file.suffix else f"{file.name}.yaml"
@@ -78,7 +80,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
         tree = yaml.safe_load(text)
-        # OmegaConf's reader refuses a key given twice and reads 1e-3 as a number; plain YAML does neither.
+        # Plain YAML takes a key given twice and reads 1e-3 as a text; OmegaConf does neither.
         if isinstance(tree, dict):
             tree = OmegaConf.to_container(OmegaConf.create(text))
     except UnicodeDecodeError as error:
@@ -114,7 +116,7 @@ def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def one_line(error: Exception) -> str:
-    """The message of a YAML, OmegaConf or Hydra error on one line, with the line number where there is one."""
+    """The message of a YAML, OmegaConf or Hydra error on one line, with its line if known."""
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         problem = getattr(error, "problem", None) or "not readable"

@@ -21,7 +21,7 @@ from pml_cli.config.reports import Lasting
 from pml_cli.data.opened import source_of, tokens_hash
 from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import CONDITIONS
-from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
+from pml_cli.evaluation.eval_text import Pool, random_pool, text_pool, trained_targets
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.runs.folder import RunFolder
 
@@ -146,11 +146,18 @@ def _lasting_run(
             "text": text_pool(run.model, settings.text),
             "random": random_pool(run.model, settings.tokens),
         }
-    avoided = learned(run, samples)
-    texts = {name: pool.apart_from(avoided, settings.tokens) for name, pool in pools[model].items()}
+    avoided = trained_targets(run, samples)
+    texts = {
+        name: pool.windows_without(avoided, settings.tokens) for name, pool in pools[model].items()
+    }
 
     subject = EvalRun(
-        fields["id"], run, samples, folder.adapter, environment["base_weights"], texts
+        id=fields["id"],
+        run=run,
+        samples=samples,
+        adapter=folder.adapter,
+        weights=environment["base_weights"],
+        texts=texts,
     )
     key = _measurement_key(weights, settings, list(pools[model].values()))
     return LastingRun(fields=fields, subject=subject, key=key)

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pml_cli.config.schema import Launch, LocalLaunch, SlurmLaunch
+from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.format import duration_text
-from pml_cli.launch.packing import Pack, Packing
-from pml_cli.launch.throughput import Rates, device_label
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing
+from pml_cli.launch.throughput import Throughput, device_label
 from pml_cli.model.device import device_kind, device_memory
 
 SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is of tensors alone
@@ -22,37 +23,55 @@ SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is 
 
 def packing(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
     """How a sweep is cut for the devices it is launched on."""
-    told = round(launch.device_gb * 2**30) or None
-    if isinstance(launch, SlurmLaunch):
-        return Packing(launch.pack_tokens, launch.devices, gpu=launch.gpus > 0, memory=told)
-    workers = local_devices(launch, cells) if isinstance(launch, LocalLaunch) else [""]
-    kind = device_kind(cells[0].run.model.device)
-    shared = len(workers) if kind == "cpu" else max(Counter(workers).values())
-    there = device_memory(kind)
+    runs = [cell.run for cell in cells]
+    workers = launch.visible_devices(runs)
+    memory = round(launch.device_gb * 2**30) or None
+    if memory is None and not launch.remote:
+        memory = _memory_per_worker(device_kind(runs[0].model.device), workers)
     return Packing(
-        launch.pack_tokens, len(workers), memory=told or (there and int(SHARE * there / shared))
+        pack_tokens=launch.pack_tokens,
+        devices=len(workers),
+        gpu=launch.uses_gpu,
+        memory=memory,
     )
 
 
+def _memory_per_worker(kind: str, workers: Sequence[str | None]) -> int | None:
+    """Bytes that each worker's packs may fill on this machine; None: not known."""
+    memory = device_memory(kind)
+    if not memory:
+        return None
+    # Workers share the machine's memory, or a GPU's where there are more workers than GPUs.
+    sharing = len(workers) if kind == "cpu" else max(Counter(workers).values())
+    return int(SHARE * memory / sharing)
+
+
 def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None]:
-    """What each pack will take on the devices of a launch, by what was measured on such before; None: nothing was."""
-    workers = local_devices(launch, packs[0].cells) if isinstance(launch, LocalLaunch) else [""]
-    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[
-        0
-    ]  # a list is one number for each level of nesting
-    threads = int(told) if told.isdigit() else cores()
-    if isinstance(launch, LocalLaunch):
-        threads = launch.threads or max(1, cores() // len(workers))
-    if isinstance(launch, SlurmLaunch):
-        threads = launch.cpus
-    gpu = launch.gpus > 0 if isinstance(launch, SlurmLaunch) else None
-    kind, rates = device_kind(packs[0].cells[0].run.model.device, gpu), Rates()
+    """What each pack will take on the devices of a launch, by what was measured on such before.
+
+    Returns:
+        seconds by pack; None where nothing was measured.
+    """
+    runs = [cell.run for cell in packs[0].cells]
+    workers = launch.visible_devices(runs)
+    threads = launch.worker_threads(len(workers)) or _openmp_threads()
+    kind = device_kind(runs[0].model.device, launch.uses_gpu)
     label = device_label(kind, threads)
+    if not label:
+        return [None] * len(packs)
+
+    throughput = Throughput()
     models = [pack.cells[0].run.model for pack in packs]
     return [
-        label and rates.seconds(label, m.dtype, m.name, pack)
-        for m, pack in zip(models, packs, strict=True)
-    ]  # type: ignore[misc]
+        throughput.expected_seconds(label, model.dtype, model.name, pack)
+        for model, pack in zip(models, packs, strict=True)
+    ]
+
+
+def _openmp_threads() -> int:
+    # A list holds one number for each level of nesting.
+    outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(outermost) if outermost.isdigit() else cores()
 
 
 def expectation(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | None]) -> str:
@@ -60,22 +79,27 @@ def expectation(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float |
     known = [s for s in seconds if s is not None]
     if len(known) < len(packs):
         return "time: not known; it is measured while packs are trained on such a device"
-    devices = 1
-    if isinstance(launch, LocalLaunch | SlurmLaunch):
-        devices = launch.devices or len(local_devices(launch, packs[0].cells))  # type: ignore[arg-type]
-    ends = [0.0] * min(devices, len(packs))
+    workers = launch.visible_devices([cell.run for cell in packs[0].cells])
+    ends = [0.0] * min(len(workers), len(packs))
     for one in known:  # whoever is free takes the next
         heapq.heapreplace(ends, ends[0] + one)
     on = f" on {len(ends)} devices" if len(ends) > 1 else ""
     return f"time: about {duration_text(max(ends))}{on}, by packs trained here before, without start and queue"
 
 
-def local_devices(launch: LocalLaunch, cells: Sequence[CellPlan]) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each local worker; empty strings where they train on the CPU."""
-    wanted = {device_kind(cell.run.model.device) for cell in cells}
-    if "cuda" in wanted and (gpus := visible_gpus()):
-        return [gpus[i % len(gpus)] for i in range(launch.devices or len(gpus))]
-    return [""] * (launch.devices or max(1, cores() // 2))
+def local_devices(count: int, runs: Sequence[Run]) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each local worker; empty strings where they train on the CPU.
+
+    Args:
+        count: how many workers; 0: one for each GPU, without a GPU one for each two cores.
+        runs: what they are to train.
+    """
+    kinds = {device_kind(run.model.device) for run in runs}
+    if "cuda" in kinds:
+        gpus = visible_gpus()
+        if gpus:
+            return [gpus[i % len(gpus)] for i in range(count or len(gpus))]
+    return [""] * (count or max(1, cores() // 2))
 
 
 def visible_gpus() -> list[str]:

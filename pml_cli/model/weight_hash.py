@@ -36,7 +36,7 @@ def tensor_checksums(tensor: Tensor) -> Tensor:
     Integer sums are the same in whatever order they are taken, and any device computes them about
     as fast as it reads its memory. One changed word always changes the checksum; any other change,
     such as two weights swapped, fails to only with a chance of about 1 in 2^32. So it tells models
-    apart, and is no protection against somebody who means to deceive.
+    apart, and is no protection against deliberate deception.
 
     Args:
         tensor: of any dtype, shape and device.
@@ -56,7 +56,8 @@ def tensor_checksums(tensor: Tensor) -> Tensor:
         # In preallocated memory: copy converts the words to 64 bits.
         block_products = products[: len(block)].copy_(block).mul_(keys)
         sums.append(block_products.sum(1))
-    sums.append((remainder * keys[: len(remainder)]).sum()[None])
+    remainder_products = remainder * keys[: len(remainder)]
+    sums.append(remainder_products.sum()[None])
     return torch.cat(sums).cpu()
 
 

@@ -29,6 +29,7 @@ from pml_cli.report.law_text import sentence
 if TYPE_CHECKING:
     from pml_cli.law.group_comparison import Comparison
 
+# What a fit sees of a cell
 MEASURED = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 FIRST_COLUMNS = (
     "group",
@@ -80,6 +81,7 @@ def write(
 def cell_table(groups: Sequence[GroupFit]) -> pd.DataFrame:
     """The content of cells.csv: every cell of every group, with the predictions of each law."""
     cells = pd.concat([group.cells.assign(group=group.slug) for group in groups])
+    # Those of the paper's law have no suffix and stand among the first columns.
     by_law = [name for name in cells if str(name).startswith(("predicted_", "residual_"))]
     table: pd.DataFrame = cells[[*FIRST_COLUMNS, *by_law]]
     return table

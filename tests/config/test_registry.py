@@ -1,5 +1,6 @@
 """The registry: a new file in a group's package is known at once, and a broken one is named."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,3 +78,16 @@ def test_the_name_registered_is_the_default_of_the_field():
 
 def test_groups_with_one_class_need_no_kind():
     assert registry.settings_class("train", {"steps": 3}).__name__ == "Train"
+
+
+@pytest.mark.parametrize("group", registry.GROUPS)
+def test_settings_are_found_without_heavy_imports(group):
+    code = (
+        "import sys\n"
+        "from pml_cli.config import registry\n"
+        f"assert registry.declared({group!r})\n"
+        "heavy = {'torch', 'transformers', 'hydra', 'omegaconf', 'pandas', 'matplotlib', 'scipy',"
+        " 'numpy', 'submitit', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -28,8 +28,9 @@ from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
-from pml_cli.launch.packing import Pack, check
-from pml_cli.launch.throughput import KEPT, Rates
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
+from pml_cli.launch.throughput import MAX_POINTS, Throughput
 from pml_cli.model import head
 from pml_cli.model.device import device_memory
 from pml_cli.model.dims import BYTES, decoder_shape
@@ -56,9 +57,8 @@ def test_a_step_of_the_papers_models_takes_what_design_says(name, gflop):
 @pytest.mark.parametrize("kind", ["mlp_block", "linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_and_saved_bytes_of_a_step(family, kind, seqlen, dtype):
-    window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     planned = pack(
-        model(family, dtype, **window),
+        model(family, dtype),
         BLOCK if kind == "mlp_block" else measured_adapter(family),
         seqlen,
     )
@@ -98,7 +98,7 @@ def test_flops_of_a_whole_training(adapter, train):
     with Counter() as counted:
         base.prefix(made.pack.inputs.data.ids[:, :-1], made.pack.bank)
         made.train()
-    assert cost_model.flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.05)
+    assert cost_model.training_flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.05)
 
 
 def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
@@ -110,8 +110,8 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
     ]
     planned = Pack(check(runs))
     data = PackData([c.samples for c in planned.cells], torch.device("cpu"))
-    assert cost_model._unique_rows(planned) == len(data.rows)
-    assert cost_model._unique_rows(pack(base, ranks=(1, 2, 3))) == 1
+    assert cost_model.unique_rows(planned) == len(data.rows)
+    assert cost_model.unique_rows(pack(base, ranks=(1, 2, 3))) == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -124,8 +124,8 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
         ("llama", SPREAD, 300, (64, 2), {}),
         ("gpt2", BLOCK, 300, (4,), {}),
         ("gpt_neox", BLOCK, 300, (4,), {}),
-        ("gemma2", BLOCK, 300, (4,), {"sliding_window": 4096}),
-        ("gemma3_text", BLOCK, 300, (4,), {"sliding_window": 4096}),
+        ("gemma2", BLOCK, 300, (4,), {}),
+        ("gemma3_text", BLOCK, 300, (4,), {}),
     ],
 )
 def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ranks, fields, dtype):
@@ -145,7 +145,7 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
         one_step(made)
         made.evaluate()
 
-    assert cost_model.memory(planned) - weights == pytest.approx(peak(run), rel=0.3)
+    assert cost_model.peak_memory(planned) - weights == pytest.approx(peak(run), rel=0.3)
 
 
 def test_the_constants_are_those_of_the_engine():
@@ -153,12 +153,21 @@ def test_the_constants_are_those_of_the_engine():
 
 
 def test_pricing_does_not_import_torch():
-    code = (
-        "import sys\nfrom pml_cli.config import *\nfrom pml_cli.launch.packing import Pack, check\nfrom pml_cli.launch.cost_model import *\nfrom pml_cli.model.device import device_memory\n"
-        "from pml_cli.launch.throughput import Rates\n"
-        "pack = Pack(check([Run()]))\nassert flops(pack) > 0 and memory(pack) > 0\nRates().seconds('', '', '', pack)\n"
-        "device_memory('cuda')\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = """
+import sys
+from pml_cli.config.schema import Run
+from pml_cli.launch.cost_model import peak_memory, training_flops
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
+from pml_cli.launch.throughput import Throughput
+from pml_cli.model.device import device_memory
+
+pack = Pack(check([Run()]))
+assert training_flops(pack) > 0 and peak_memory(pack) > 0
+Throughput().expected_seconds("", "", "", pack)
+device_memory("cuda")
+sys.exit("torch" in sys.modules or "transformers" in sys.modules)
+"""
     env = {
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "PATH": "/usr/bin:/bin",
@@ -173,7 +182,7 @@ def test_pricing_does_not_import_torch():
 @pytest.fixture
 def rates(tmp_path, monkeypatch):
     monkeypatch.setenv("PML_CACHE", str(tmp_path / "cache"))
-    return Rates()
+    return Throughput()
 
 
 TINY = Model(device="cpu")
@@ -186,33 +195,35 @@ def test_where_the_rates_lie(tmp_path, monkeypatch):
     for name in ("PML_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Rates().path == tmp_path / ".cache/pml/rates.json"
+    assert Throughput().path == tmp_path / ".cache/pml/rates.json"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert Rates().path == tmp_path / "x/pml/rates.json"
+    assert Throughput().path == tmp_path / "x/pml/rates.json"
     monkeypatch.setenv("PML_CACHE", str(tmp_path / "own"))
-    assert Rates().path == tmp_path / "own/rates.json"
+    assert Throughput().path == tmp_path / "own/rates.json"
 
 
 def test_a_planted_overhead_and_rate_are_recovered(rates):
     def true(p):
-        return p.cells[0].steps * 0.003 + cost_model.flops(p) / 2e10
+        return p.cells[0].steps * 0.003 + cost_model.training_flops(p) / 2e10
 
     for p in (SHORT, MIDDLE, LONG):
-        rates.note("cpu", "float32", "tiny", p, true(p))
+        rates.record("cpu", "float32", "tiny", p, true(p))
     for p in (SHORT, MIDDLE, LONG, LONGEST):
-        assert Rates().seconds("cpu", "float32", "tiny", p) == pytest.approx(true(p), rel=1e-6)
+        assert Throughput().expected_seconds("cpu", "float32", "tiny", p) == pytest.approx(
+            true(p), rel=1e-6
+        )
 
 
 def test_one_or_two_points_give_a_ratio(rates):
-    rates.note("cpu", "float32", "tiny", MIDDLE, 2.0)
-    assert rates.seconds("cpu", "float32", "tiny", MIDDLE) == pytest.approx(2.0)
-    per_flop = 2.0 / cost_model.flops(MIDDLE)
-    assert rates.seconds("cpu", "float32", "tiny", LONG) == pytest.approx(
-        per_flop * cost_model.flops(LONG)
+    rates.record("cpu", "float32", "tiny", MIDDLE, 2.0)
+    assert rates.expected_seconds("cpu", "float32", "tiny", MIDDLE) == pytest.approx(2.0)
+    per_flop = 2.0 / cost_model.training_flops(MIDDLE)
+    assert rates.expected_seconds("cpu", "float32", "tiny", LONG) == pytest.approx(
+        per_flop * cost_model.training_flops(LONG)
     )
-    rates.note("cpu", "float32", "tiny", LONG, per_flop * cost_model.flops(LONG))
-    assert rates.seconds("cpu", "float32", "tiny", LONGEST) == pytest.approx(
-        per_flop * cost_model.flops(LONGEST)
+    rates.record("cpu", "float32", "tiny", LONG, per_flop * cost_model.training_flops(LONG))
+    assert rates.expected_seconds("cpu", "float32", "tiny", LONGEST) == pytest.approx(
+        per_flop * cost_model.training_flops(LONGEST)
     )
 
 
@@ -222,26 +233,30 @@ def test_neither_overhead_nor_rate_is_negative(rates):
         (MIDDLE, 0.02),
         (LONG, 0.01),
     ):  # larger steps that took less time
-        rates.note("cpu", "float32", "tiny", p, per_step * p.cells[0].steps)
-    assert 0.01 <= rates.seconds("cpu", "float32", "tiny", LONGEST) / LONGEST.cells[0].steps <= 0.03
+        rates.record("cpu", "float32", "tiny", p, per_step * p.cells[0].steps)
+    assert (
+        0.01
+        <= rates.expected_seconds("cpu", "float32", "tiny", LONGEST) / LONGEST.cells[0].steps
+        <= 0.03
+    )
 
 
 def test_nothing_known_and_another_model_in_its_place(rates):
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) is None
-    rates.note("cpu", "float32", "other", SHORT, 1.0)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(1.0)
-    rates.note("cpu", "float32", "tiny", SHORT, 5.0)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(5.0)
-    assert rates.seconds("cpu", "bfloat16", "tiny", SHORT) is None
-    assert rates.seconds("NVIDIA H200", "float32", "tiny", SHORT) is None
+    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) is None
+    rates.record("cpu", "float32", "other", SHORT, 1.0)
+    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(1.0)
+    rates.record("cpu", "float32", "tiny", SHORT, 5.0)
+    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(5.0)
+    assert rates.expected_seconds("cpu", "bfloat16", "tiny", SHORT) is None
+    assert rates.expected_seconds("NVIDIA H200", "float32", "tiny", SHORT) is None
 
 
 def test_only_the_last_points_are_kept(rates):
-    for seconds in (1.0,) * 5 + (3.0,) * KEPT:
-        rates.note("cpu", "float32", "tiny", SHORT, seconds)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(3.0)
+    for seconds in (1.0,) * 5 + (3.0,) * MAX_POINTS:
+        rates.record("cpu", "float32", "tiny", SHORT, seconds)
+    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(3.0)
     (points,) = json.loads(rates.path.read_text())["cpu"]["float32"].values()
-    assert len(points) == KEPT
+    assert len(points) == MAX_POINTS
     assert [p.name for p in rates.path.parent.iterdir()] == ["rates.json"]
 
 
@@ -260,22 +275,22 @@ def test_only_the_last_points_are_kept(rates):
 def test_a_damaged_file_counts_as_empty(rates, damage):
     rates.path.parent.mkdir()
     rates.path.write_text(damage)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) is None
-    rates.note("cpu", "float32", "tiny", SHORT, 1.0)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(1.0)
+    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) is None
+    rates.record("cpu", "float32", "tiny", SHORT, 1.0)
+    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_times_that_cannot_be_are_not_used(rates, seconds):
-    rates.note("cpu", "float32", "tiny", SHORT, seconds)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) is None
+    rates.record("cpu", "float32", "tiny", SHORT, seconds)
+    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) is None
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PML_CACHE", str(tmp_path / "file"))
-    Rates().note("cpu", "float32", "tiny", SHORT, 1.0)
-    assert Rates().seconds("cpu", "float32", "tiny", SHORT) is None
+    Throughput().record("cpu", "float32", "tiny", SHORT, 1.0)
+    assert Throughput().expected_seconds("cpu", "float32", "tiny", SHORT) is None
 
 
 # -- the machine, and words
@@ -342,4 +357,6 @@ def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
     )
     assert len(cell.samples) == 13
     assert cell.steps == 2 * (2 + 3 + 4 + 6 + 7)
-    assert cost_model._filled(cell) == pytest.approx(2 * (3 + 6 + 8 + 11 + 13) / (2 * cell.steps))
+    assert cost_model.batch_fill(cell) == pytest.approx(
+        2 * (3 + 6 + 8 + 11 + 13) / (2 * cell.steps)
+    )

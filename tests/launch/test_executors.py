@@ -9,12 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
+from support.executors import check_executor
 
-from pml_cli.config.schema import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch
+from pml_cli.config.registry import declared
+from pml_cli.config.schema import Model, Run
 from pml_cli.config.setting import faults
-from pml_cli.launch import devices, executors
-from pml_cli.launch.packing import Pack, check, make_packs
-from pml_cli.launch.throughput import Rates
+from pml_cli.launch import devices
+from pml_cli.launch.executors.base import last_log_line
+from pml_cli.launch.executors.inline import InlineLaunch
+from pml_cli.launch.executors.local import LocalLaunch
+from pml_cli.launch.executors.slurm import SlurmLaunch, sbatch_reason
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check, make_packs
+from pml_cli.launch.throughput import Throughput
 
 ROOT = Path(__file__).parents[2]
 CPU = Model(device="cpu")
@@ -50,6 +57,16 @@ def journals(out):
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in (out / ".pml" / "journal").glob("*")
     ]
+
+
+@pytest.mark.parametrize("launch", [InlineLaunch(), LocalLaunch(devices=1, threads=1)])
+def test_what_every_executor_does(launch, tmp_path):
+    check_executor(launch, tmp_path)
+
+
+def test_every_launch_has_an_executor():
+    """Slurm's is tested on a real cluster, tests/cluster."""
+    assert set(declared("launch")) == {"inline", "local", "slurm"}
 
 
 @pytest.mark.slow
@@ -129,17 +146,18 @@ def test_gpus_are_counted_without_torch(monkeypatch, tmp_path):
 
 
 def test_each_worker_has_a_device_of_its_own(monkeypatch):
-    gpu, cpu = check([Run(model=Model(device="cuda"))]), check([Run(model=CPU)])
+    gpu = [Run(model=Model(device="cuda"))]
+    cpu = [Run(model=CPU)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert devices.local_devices(LocalLaunch(), gpu) == ["4", "7"]
-    assert devices.local_devices(LocalLaunch(devices=1), gpu) == ["4"]
-    assert devices.local_devices(LocalLaunch(devices=3), gpu) == [
+    assert LocalLaunch().visible_devices(gpu) == ["4", "7"]
+    assert LocalLaunch(devices=1).visible_devices(gpu) == ["4"]
+    assert LocalLaunch(devices=3).visible_devices(gpu) == [
         "4",
         "7",
         "4",
     ]  # more than there are: they share
-    assert devices.local_devices(LocalLaunch(devices=3), cpu) == ["", "", ""]
-    assert devices.local_devices(LocalLaunch(), cpu) == [""] * max(1, devices.cores() // 2)
+    assert LocalLaunch(devices=3).visible_devices(cpu) == ["", "", ""]
+    assert LocalLaunch().visible_devices(cpu) == [""] * max(1, devices.cores() // 2)
 
 
 def test_packs_are_cut_for_the_devices_and_their_memory(monkeypatch):
@@ -169,19 +187,19 @@ def test_expected_seconds_are_those_measured_with_as_many_threads(monkeypatch):
     pack = Pack(check([Run(seqlen=30, model=CPU)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert devices.expected_seconds(InlineLaunch(), [pack]) == [None]
-    Rates().note("cpu, 3 threads", "float32", "tiny", pack, 7.0)
+    Throughput().record("cpu, 3 threads", "float32", "tiny", pack, 7.0)
     assert devices.expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
     assert devices.expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
 
 
-def test_the_last_words_of_a_worker(tmp_path):
+def test_the_last_line_of_the_logs(tmp_path):
     logs = tmp_path / ".pml" / "logs"
-    assert executors.last_words(tmp_path) == str(logs)
+    assert last_log_line(tmp_path) == str(logs)
     logs.mkdir(parents=True)
     (logs / "1.err").write_text(
         "python: not found\nsrun: error: task 0: Exited with exit code 2\n\n"
     )
-    assert executors.last_words(tmp_path) == f"python: not found ({logs / '1.err'})"
+    assert last_log_line(tmp_path) == f"python: not found ({logs / '1.err'})"
 
 
 @pytest.mark.parametrize(
@@ -203,6 +221,15 @@ def test_the_last_words_of_a_worker(tmp_path):
 )
 def test_bad_settings_are_named(settings, line):
     assert any(fault.startswith(line) for fault in faults(settings, "launch."))
+
+
+def test_what_sbatch_says_is_one_line():
+    output = (
+        "sbatch: error: invalid partition specified: nowhere\nsbatch: error: Batch job failed\n"
+    )
+    assert sbatch_reason(output) == "invalid partition specified: nowhere; Batch job failed"
+    assert sbatch_reason("no srun\n") == "no srun"
+    assert sbatch_reason("") == "refused"
 
 
 def test_without_a_slurm_one_line_says_so(tmp_path):

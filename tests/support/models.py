@@ -53,3 +53,16 @@ def random_ids(model, rows, tokens=T):
     vocabulary = model.head.weight_VD.shape[0]
     generator = torch.Generator().manual_seed(2)
     return torch.randint(1, vocabulary, (rows, tokens), generator=generator)
+
+
+def logits_of_cell(model, ids, bank, k):
+    """Logits of the whole model with the adapter of one cell."""
+    with torch.no_grad():
+        return model.logits(model.full(ids, bank.select([k])).last_hidden_state)
+
+
+def transformers_model(folder, dtype=torch.float32):
+    """The model as anyone loads it."""
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()

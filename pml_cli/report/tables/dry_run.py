@@ -12,7 +12,7 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.format import MISSING, bytes_text, counted, duration_text, flops_text
 from pml_cli.launch import cost_model
 from pml_cli.launch.devices import expectation, expected_seconds
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
 from pml_cli.report.tables.layout import plain_table
 
 # Packs in the table
@@ -40,8 +40,8 @@ def show(
     if not packs:
         return
 
-    flops = [cost_model.flops(pack) for pack in packs]
-    memory = [cost_model.memory(pack) for pack in packs]
+    flops = [cost_model.training_flops(pack) for pack in packs]
+    memory = [cost_model.peak_memory(pack) for pack in packs]
     seconds = expected_seconds(request.launch, packs)
     console.print(_pack_table(packs, flops, memory, seconds))
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pml_cli.analysis.deployment import SETUP
-from pml_cli.evaluation.conditions import BY_NAME, HALF, NOT_MERGEABLE, TRAINED
+from pml_cli.evaluation.conditions import BF16, BY_NAME, NOT_MERGEABLE, TRAINED
 from pml_cli.format import MISSING, counted, number
 from pml_cli.report.figures.methods import sft_first
 from pml_cli.report.tables.layout import plain_table
@@ -255,7 +255,7 @@ def _kl_differences(comparison: pd.DataFrame) -> dict[tuple[str, str], Row]:
 def _violation_line(measured: pd.DataFrame) -> str:
     """Whether p > 0.5 sufficed as trained and in bfloat16."""
     trained = measured[measured["condition"] == TRAINED]
-    bf16 = measured[measured["condition"] == HALF]
+    bf16 = measured[measured["condition"] == BF16]
     above = round(float((trained["share_above_threshold"] * trained["target_tokens"]).sum()))
     wrong = int(trained["violations"].sum())
     lost = int(bf16["lost_above"].sum())

@@ -93,7 +93,7 @@ def _quantity_name(quantity: str, answer: dict[str, Any]) -> str:
 
 
 def _missing_value(quantity: str, target: str) -> str:
-    """What an infinite answer means: a longest text without end, or a target that is not reached."""
+    """What an infinite answer means: no text is too long, or the target is not reached."""
     if quantity == "length" and target != "bits":
         return ANY_LENGTH
     return UNREACHABLE
