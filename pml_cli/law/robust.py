@@ -100,7 +100,8 @@ def fit_robust(cells: Observations) -> PowerLawFit:
 def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
     """Exponents of the robust fit outside the 95 % intervals of the paper's least squares.
 
-    Where they differ, the paper's exponents depend on a few cells.
+    Where they differ, a few outlying cells decide the paper's exponents, or its form does not
+    describe the cells.
     """
     if paper.status != OK or robust.status != OK:
         return []
