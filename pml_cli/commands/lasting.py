@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool = False) -> int:
+def run(
+    paths: list[Path],
+    settings: Lasting,
+    console: Console,
+    *,
+    as_json: bool = False,
+) -> int:
     """Measure every finished run below `paths` that is not measured yet, write and print all.
 
     Args:
@@ -45,7 +51,9 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
     """
     folders = shlex.join(str(path) for path in paths)
     runs = finished_runs(paths, f"`pml memft rank=4,8 seqlen=64 out={folders}`")
-    out = Path(settings.out).expanduser() if settings.out else paths[0]
+    out = paths[0]
+    if settings.out:
+        out = Path(settings.out).expanduser()
     entries = read_entries(out / "lasting.json")
     selected = _select(runs, settings)
 

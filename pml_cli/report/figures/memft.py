@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from pml_cli.format import counted
-from pml_cli.report.figures.methods import COLOURS, NAMES, colour_and_marker, sft_first
+from pml_cli.report.figures.methods import (
+    COLOURS,
+    NAMES,
+    add_legend_below,
+    colour_and_marker,
+    sft_first,
+)
 from pml_cli.report.figures.registry import figure
 from pml_cli.stats import t_half_width
 
@@ -19,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MAX_COLUMNS = 3  # panels side by side
+# More panels side by side would be too narrow.
+MAX_COLUMNS = 3
 BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
 
 
@@ -40,7 +48,8 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
 
     size = (max(7.0, 4.1 * columns), 3.4 * rows + 1.5)
     page = Figure(figsize=size, layout="constrained")
-    panels = page.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    grid = page.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = grid.ravel()
     for axes, length in zip(panels, lengths, strict=False):
         of_length = runs[runs["seqlen"] == length]
         _accuracy_panel(axes, of_length, methods)
@@ -59,11 +68,16 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
         fontsize=10,
     )
     handles, labels = panels[0].get_legend_handles_labels()
-    page.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    add_legend_below(page, handles, labels, columns=2)
     return page
 
 
-def _accuracy_panel(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
+def _accuracy_panel(
+    axes: Axes,
+    runs: pd.DataFrame,
+    methods: list[str],
+) -> None:
+    """Token accuracy by rank, a line for each method."""
     for index, method in enumerate(methods):
         colour, marker = colour_and_marker(index)
         accuracy = runs[runs["method"] == method].groupby("rank")["token_accuracy"]
@@ -73,7 +87,15 @@ def _accuracy_panel(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
         ranks = mean.index.to_numpy(float)
         low = (mean - half_width).clip(0, 100)
         high = (mean + half_width).clip(0, 100)
-        axes.fill_between(ranks, low, high, color=colour, alpha=0.12, lw=0)
+        # The 95 % interval.
+        axes.fill_between(
+            ranks,
+            low,
+            high,
+            color=colour,
+            alpha=0.12,
+            lw=0,
+        )
 
         # sft is wider, so that it can be seen where another line lies on it.
         marker_size, line_width = (9.0, 4.0) if method == "sft" else (5.0, 1.5)
@@ -96,13 +118,18 @@ def _accuracy_panel(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
     axes.grid(axis="y", color="0.9", lw=0.6)
 
 
-def _write_best_rates(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
+def _write_best_rates(
+    axes: Axes,
+    runs: pd.DataFrame,
+    methods: list[str],
+) -> None:
     """The best learning rate of each method, in a corner of its panel."""
     best = runs.groupby("method")["lr"].first()
     lines = ["best rate"]
     for method in methods:
         if method in best:
             lines.append(f"{method.removeprefix('memft_')} {best[method]:g}")
+
     axes.text(
         0.98,
         0.02,
@@ -161,13 +188,14 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
     if (ranks["outside"] != "").any():
         handles = [*handles, _hollow_points(left, [], [], "0.35", "o")]
         labels = [*labels, BOUND]
-    page.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    add_legend_below(page, handles, labels, columns=2)
     return page
 
 
 def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
     """The rank at which half of the texts are recalled, under each method."""
     methods = sft_first(ranks["method"])
+
     for index, method in enumerate(methods):
         of_method = ranks[ranks["method"] == method].sort_values("seqlen")
         is_bound = of_method["outside"] != ""
@@ -181,6 +209,7 @@ def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
             methods=len(methods),
             label=NAMES.get(method, method),
         )
+
     axes.set(ylabel="rank", title="rank from which a text is recalled whole, mean", ylim=(0, None))
 
 
@@ -197,7 +226,14 @@ def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
         of_method = ranks[ranks["method"] == method].sort_values("seqlen")
         is_bound = (of_method["outside"] != "") | of_method["seqlen"].isin(bounds_of_sft)
         ends = of_method["to_sft"], of_method["to_sft_low"], of_method["to_sft_high"]
-        _interval_line(axes, of_method["seqlen"], ends, is_bound, index=index, methods=len(methods))
+        _interval_line(
+            axes,
+            of_method["seqlen"],
+            ends,
+            is_bound,
+            index=index,
+            methods=len(methods),
+        )
 
     axes.axhline(1, color=COLOURS[0], lw=3)
     axes.text(
@@ -217,7 +253,7 @@ def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
 def _interval_line(
     axes: Axes,
     lengths: pd.Series[int],
-    ends: tuple[pd.Series[float], pd.Series[float], pd.Series[float]],
+    ends: Sequence[pd.Series[float]],
     is_bound: pd.Series[bool],
     *,
     index: int,
@@ -236,6 +272,7 @@ def _interval_line(
     shift = 0.012 * (index - methods / 2)
     x = lengths.to_numpy(float) * (1 + shift)
     value, low, high = (end.to_numpy(float) for end in ends)
+
     axes.errorbar(
         x,
         value,
@@ -247,11 +284,19 @@ def _interval_line(
         capsize=2.5,
         label=label,
     )
+
     chosen = is_bound.to_numpy(bool)
     _hollow_points(axes, x[chosen], value[chosen], colour, marker)
 
 
-def _hollow_points(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str) -> Line2D:
+def _hollow_points(
+    axes: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    colour: str,
+    marker: str,
+) -> Line2D:
+    """Hollow markers on top of a line's own; not in the legend of the axes."""
     (points,) = axes.plot(
         x,
         y,
@@ -275,8 +320,8 @@ def _source(runs: pd.DataFrame) -> str:
         for setting in str(first["setting"]).split()
         if setting.startswith("data.") and not setting.startswith(("data.text=", "data.path="))
     ]
-    data = ", ".join([str(first["data"]), " ".join(settings)]) if settings else first["data"]
-    return f"{first['model']}, {data}"
+    source = f"{first['model']}, {first['data']}"
+    return f"{source}, {' '.join(settings)}" if settings else source
 
 
 def _steps(runs: pd.DataFrame) -> str:

@@ -88,10 +88,12 @@ def _comparison_cells(cell: pd.DataFrame) -> list[str]:
         cell: the measures of one rank, length and method.
     """
     common = cell.iloc[0]
-    by_measure: dict[Any, Any] = {row["measure"]: row for row in cell.to_dict("records")}
+    rows = cell.to_dict("records")
+    by_measure: dict[Any, Any] = {row["measure"]: row for row in rows}
     accuracy = by_measure["token_accuracy"]
     exact = by_measure["exact_match"]
     half_width = 100 * (accuracy["high"] - accuracy["low"]) / 2
+
     return [
         _or_all(common["rank"]),
         str(common["seqlen"]),
@@ -117,8 +119,10 @@ def ranks_report(ranks: pd.DataFrame) -> Iterator[RenderableType]:
         ranks: from `rank_thresholds.rank_table`.
     """
     differing = _differing(ranks)
+
     for _, group in ranks.groupby(SOURCE):
-        title = ", ".join(str(group[name].iloc[0]) for name in differing)
+        first = group.iloc[0]
+        title = ", ".join(str(first[name]) for name in differing)
         table = ranks_table(group)
         yield Group(Text(title), table) if title else table
     yield Text(RANKS_NOTE)
@@ -137,7 +141,13 @@ def ranks_table(ranks: pd.DataFrame) -> Table:
     # The name of a curriculum is long.
     has_curriculum = ranks["method"].str.contains(" ").any()
     folded = ["outside", "loss"] if has_curriculum else ["outside"]
-    table = plain_table(*columns, *optional, text=["loss", "outside"], folded=folded, gap=1)
+    table = plain_table(
+        *columns,
+        *optional,
+        text=["loss", "outside"],
+        folded=folded,
+        gap=1,
+    )
 
     for row in ranks.to_dict("records"):
         ratios = []

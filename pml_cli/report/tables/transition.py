@@ -105,6 +105,7 @@ def _violation_table(violations: list[dict[str, Any]]) -> RenderableType:
         "run",
         text=["run"],
     )
+
     for row in violations[:MAX_VIOLATIONS]:
         table.add_row(
             str(row["step"]),
@@ -117,6 +118,7 @@ def _violation_table(violations: list[dict[str, Any]]) -> RenderableType:
             str(row["argmax_id"]),
             str(row["id"]),
         )
+
     not_shown = len(violations) - MAX_VIOLATIONS
     if not_shown <= 0:
         return table
@@ -128,6 +130,7 @@ def group_report(group: TransitionSummary) -> RenderableType:
     runs = counted(len(group.cells), "run")
     logged = group.cells["logged"].sum()
     clusters = group.cells["cluster"].nunique()
+
     return Group(
         Text(group.name, style="bold"),
         Text(f"{runs}, {logged:,} logged tokens, {counted(clusters, 'cluster')} (text and length)"),
@@ -157,7 +160,10 @@ def _recall_table(group: TransitionSummary) -> RenderableType:
     bins = group.recall_by_p.head(FIRST_BIN_ABOVE) if all_decoded else group.recall_by_p
     for row in bins.to_dict("records"):
         recall = Proportion(
-            successes=row["right"], trials=row["tokens"], low=row["low"], high=row["high"]
+            successes=row["right"],
+            trials=row["tokens"],
+            low=row["low"],
+            high=row["high"],
         )
         add_row(row["low_p"], row["high_p"], recall)
     if all_decoded:
@@ -187,6 +193,7 @@ def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
         f"{correlation_text(agreement.censored)} over all, with the length in place of what does "
         "not occur.",
     ]
+
     if both:
         share = 100 * agreement.same / both
         lines.append(
@@ -217,7 +224,10 @@ def _concentration_lines(concentration: FailureConcentration, several_samples: b
 
 def loss_lines(group: TransitionSummary) -> list[str]:
     """The mean loss against verbatim recall, and the accuracy behind the first failure."""
-    shares = {name: _proportion_text(value) for name, value in group.loss_against_recall.items()}
+    shares = {}
+    for name, proportion in group.loss_against_recall.items():
+        shares[name] = _proportion_text(proportion)
+
     lines = [
         f"Loss against recall: of the cells with a mean loss below ln 2, "
         f"{shares['low_loss_not_verbatim']} are not verbatim; of those above, "
@@ -248,6 +258,7 @@ def _survival_table(by_rank: pd.DataFrame) -> RenderableType:
             percent(row["lost_share"]),
             f"{row['falls']:,}",
         )
+
     title = Text("How long tokens stay stubborn, all lengths together", style="bold")
     return Group(title, table, Text(SURVIVAL_NOTE, style="dim"))
 
@@ -276,6 +287,7 @@ def correlation_problem(correlation: Correlation) -> str:
             f"{MIN_CLUSTERS} needed"
         ),
     }
+
     return texts[correlation.problem]
 
 
