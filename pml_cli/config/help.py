@@ -65,6 +65,9 @@ def _default(field: dataclasses.Field[Any]) -> str:
     """The default as one would type it; nothing for null, and for an empty text or list."""
     if field.default is dataclasses.MISSING or field.default in (None, ""):
         return ""
+    if isinstance(field.default, float):
+        # ln 2 in six digits, not in sixteen.
+        return f"{field.default:g}"
     return written(field.default)
 
 

@@ -20,8 +20,9 @@ from pml_cli.launch.executors.inline import InlineLaunch
 from pml_cli.launch.executors.local import LocalLaunch
 from pml_cli.launch.executors.slurm import SlurmLaunch, sbatch_reason
 from pml_cli.launch.pack import Pack
-from pml_cli.launch.packing import check, make_packs
-from pml_cli.launch.throughput import Throughput
+from pml_cli.launch.packing import check, make_packs, packing_for
+from pml_cli.launch.throughput import Throughput, expected_seconds
+from pml_cli.report.tables.dry_run import time_line
 
 ROOT = Path(__file__).parents[2]
 CPU = Model(device="cpu")
@@ -162,12 +163,12 @@ def test_each_worker_has_a_device_of_its_own(monkeypatch):
 
 def test_packs_are_cut_for_the_devices_and_their_memory(monkeypatch):
     cells = check([Run(rank=rank, seqlen=30, model=CPU) for rank in range(1, 17)])
-    alone = devices.packing(InlineLaunch(), cells)
-    shared = devices.packing(LocalLaunch(devices=4), cells)
+    alone = packing_for(InlineLaunch(), cells)
+    shared = packing_for(LocalLaunch(devices=4), cells)
     assert (alone.devices, shared.devices) == (1, 4)
     assert shared.memory == pytest.approx(alone.memory / 4, rel=0.01)
     assert len(make_packs(cells, shared)) >= 4 > len(make_packs(cells, alone))
-    slurm = devices.packing(SlurmLaunch(devices=2, device_gb=3), cells)
+    slurm = packing_for(SlurmLaunch(devices=2, device_gb=3), cells)
     assert (slurm.devices, slurm.memory, slurm.gpu) == (2, 3 * 2**30, True)
 
 
@@ -176,20 +177,18 @@ def test_the_expected_time_is_that_of_the_device_that_ends_last():
         Pack(check([Run(rank=rank, seqlen=length, model=CPU)]))
         for rank, length in ((1, 40), (2, 30), (3, 20))
     ]
-    assert "not known" in devices.expectation(InlineLaunch(), packs, [None] * 3)
-    assert "about 60 s," in devices.expectation(InlineLaunch(), packs, [30.0, 20.0, 10.0])
-    assert "about 30 s on 2 devices" in devices.expectation(
-        LocalLaunch(devices=2), packs, [30.0, 20.0, 10.0]
-    )
+    assert "not known" in time_line(InlineLaunch(), packs, [None] * 3)
+    assert "about 60 s," in time_line(InlineLaunch(), packs, [30.0, 20.0, 10.0])
+    assert "about 30 s on 2 devices" in time_line(LocalLaunch(devices=2), packs, [30.0, 20.0, 10.0])
 
 
 def test_expected_seconds_are_those_measured_with_as_many_threads(monkeypatch):
     pack = Pack(check([Run(seqlen=30, model=CPU)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert devices.expected_seconds(InlineLaunch(), [pack]) == [None]
+    assert expected_seconds(InlineLaunch(), [pack]) == [None]
     Throughput().record("cpu, 3 threads", "float32", "tiny", pack, 7.0)
-    assert devices.expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
-    assert devices.expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
+    assert expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
+    assert expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
 
 
 def test_the_last_line_of_the_logs(tmp_path):
