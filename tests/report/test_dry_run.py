@@ -20,7 +20,7 @@ def test_a_row_holds_a_pack_and_what_it_costs(packs):
     assert first[:4] == ["1", "2", "2,4", "16"] and first[-1] == "3"
     assert "1.5 GFLOP" in lines[1] and "1 MiB" in lines[1] and first[-2] == "-"
     assert second[:4] == ["2", "1", "8", "40"] and second[-1] == "9"
-    assert "2 TFLOP" in lines[2] and "3 GiB" in lines[2] and "2 min" in lines[2]
+    assert "2 TFLOP" in lines[2] and "3 GiB" in lines[2] and "1.7 min" in lines[2]
 
 
 def test_settings_that_all_packs_share_have_no_column(packs):
