@@ -101,8 +101,8 @@ def _label_conditions(axes: Axes, measured: pd.DataFrame) -> list[str]:
 
     # Every other column is shaded, so that the eye keeps to one.
     for column in range(0, len(names), 2):
-        left = column - 0.5
-        axes.axvspan(left, left + 1, color="0.95", lw=0, zorder=0)
+        start = column - 0.5
+        axes.axvspan(start, start + 1, color="0.95", lw=0, zorder=0)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.grid(axis="y", color="0.88", lw=0.6)
     return names

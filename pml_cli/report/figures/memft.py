@@ -164,12 +164,12 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
 
     ranks = ranks[ranks["seqlen"].notna()]
     page = Figure(figsize=(9.5, 4.6), layout="constrained")
-    left, right = page.subplots(1, 2)
-    _rank_panel(left, ranks)
-    _ratio_panel(right, ranks)
+    rank_axes, ratio_axes = page.subplots(1, 2)
+    _rank_panel(rank_axes, ranks)
+    _ratio_panel(ratio_axes, ranks)
 
     lengths = sorted(ranks["seqlen"].unique())
-    for axes in (left, right):
+    for axes in (rank_axes, ratio_axes):
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.set_xticks([], minor=True)
@@ -177,16 +177,16 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
         axes.grid(axis="y", color="0.9", lw=0.6)
         axes.title.set_fontsize(10)
     # Only now, because the scale of x adds a margin to both.
-    right.set_ylim(0, max(1.15, *right.get_ylim()))
+    ratio_axes.set_ylim(0, max(1.15, *ratio_axes.get_ylim()))
 
     texts = counted(int(ranks["texts"].max()), "text")
     page.suptitle(
         f"The rank that verbatim recall takes: {_source(ranks)}; {texts}, 95 % intervals",
         fontsize=10,
     )
-    handles, labels = left.get_legend_handles_labels()
+    handles, labels = rank_axes.get_legend_handles_labels()
     if (ranks["outside"] != "").any():
-        handles = [*handles, _hollow_points(left, [], [], "0.35", "o")]
+        handles = [*handles, _hollow_points(rank_axes, [], [], "0.35", "o")]
         labels = [*labels, BOUND]
     add_legend_below(page, handles, labels, columns=2)
     return page

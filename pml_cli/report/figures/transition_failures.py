@@ -141,11 +141,11 @@ def _agreement_title(group: TransitionSummary) -> str:
 def concentration_figure(group: TransitionSummary) -> Figure:
     """First failures of one text by position, and of all texts by relative position."""
     page = column_figure(PAGE, 2.6)
-    left, right = page.subplots(1, 2)
-    position_panel(left, group)
-    relative_position_panel(right, group)
-    style_for_column(left)
-    style_for_column(right)
+    position_axes, relative_axes = page.subplots(1, 2)
+    position_panel(position_axes, group)
+    relative_position_panel(relative_axes, group)
+    style_for_column(position_axes)
+    style_for_column(relative_axes)
     return page
 
 

@@ -208,8 +208,9 @@ def _concentration_lines(concentration: FailureConcentration, several_samples: b
         return [f"First failures: no text has {MIN_FAILURES}, too few for a common position."]
 
     lines = [
-        f"First failures: {100 * concentration.share:.0f} % lie at the most common position of their text "
-        f"(by chance {100 * concentration.chance:.0f} %, p {_p_value(concentration.p)}; wrong tokens anywhere), "
+        f"First failures: {100 * concentration.share:.0f} % lie at the most common position of "
+        f"their text (by chance {100 * concentration.chance:.0f} %, p "
+        f"{_p_value(concentration.p)}; wrong tokens anywhere), "
         f"over {counted(len(concentration.texts), 'text')}."
     ]
     for row in concentration.texts.head(MAX_TEXTS).to_dict("records"):
