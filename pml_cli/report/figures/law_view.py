@@ -98,6 +98,7 @@ class View:
         numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
         numbers.columns = pd.Index(["rank", "length", "delta"])
 
+        # A logarithmic axis has no place for the others.
         finite = np.isfinite(numbers.to_numpy(float)).all(axis=1)
         positive = (numbers[["rank", "length"]] > 0).all(axis=1)
         return pd.DataFrame(numbers[finite & positive])
@@ -123,6 +124,7 @@ class View:
             delta=("delta", "mean"),
             uncensored=("uncensored", "mean"),
         )
+        # The mean of flags is the fraction of the runs.
         points["uncensored"] = points["uncensored"] > 0.5
         return points
 

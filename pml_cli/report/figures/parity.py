@@ -41,6 +41,7 @@ def predicted_figure(view: View) -> Figure | None:
     axes = figure.subplots()
     draw_parity(axes, view, marker_size=3)
     style_for_column(axes)
+    # Replaces the legend, whose letters are those of a page.
     axes.legend(loc="upper left", fontsize=6, framealpha=0.85)
     return figure
 
@@ -66,9 +67,11 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
     measured = observed.delta
     predicted = view.law.predict(observed.rank, observed.length, observed.base)
     uncensored = view.uncensored
+    # Saturated cells are predicted above what was measured; they must not stretch the frame.
     low, high = axis_limits(measured, predicted[uncensored])
 
     def plot(x: Array, y: Array, marker: str, label: str, **style: Any) -> None:
+        # An empty artist would have an entry in the legend.
         if not len(x):
             return
         clipped = np.clip(y, low, high)
@@ -118,6 +121,7 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
         zorder=2,
     )
 
+    # The paper's law lies under the other where both predict the same.
     if view.held_out is not None:
         x = measured[held_out]
         full = uncensored[held_out]
@@ -144,6 +148,7 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
             zorder=3,
         )
 
+    # Equal axes: the diagonal is where both gains are the same.
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.text(
         0.97,
@@ -163,6 +168,7 @@ def _parameters_text(view: View) -> str:
     lines = [
         f"{name} = {three_digits(value)}"
         for name, value in view.parameters.items()
+        # The spread is no parameter of the curve.
         if name != "spread"
     ]
     r2, mape = view.fit_quality
