@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from pml_cli.config import registry
-from pml_cli.config.schema import Loss, setting
+from pml_cli.config.schema import Loss
+from pml_cli.config.setting import setting
 from pml_cli.errors import UserError
 
 LOSS = '''
 """A loss."""
 from dataclasses import dataclass
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Loss, setting
+from pml_cli.config.schema import Loss
+from pml_cli.config.setting import setting
 
 @register("loss", "focal")
 @dataclass(kw_only=True)
