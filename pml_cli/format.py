@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+# What tables print where there is no number.
 MISSING = "-"
-"""What tables print where there is no number."""
 
 
 def counted(things: Sequence[object] | int, name: str, plural: str = "s") -> str:

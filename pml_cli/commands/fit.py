@@ -111,8 +111,7 @@ def _show(group: GroupFit, console: Console) -> None:
     """Print one group: the paper's law, the chosen law, all laws, and what they mean."""
     analysis, axis = group.analysis, group.axis
     console.print(tables.law_table(group))
-    # A chosen law is shown also where the paper's has too few unsaturated cells.
-    if analysis.chosen or analysis.paper.status != NOT_IDENTIFIED:
+    if analysis.paper.status != NOT_IDENTIFIED:
         console.print()
         console.print(tables.chosen_table(analysis, group.observed, axis))
         if analysis.chosen:

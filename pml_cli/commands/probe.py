@@ -11,10 +11,9 @@ from pml_cli.config.schema import Request, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
-from pml_cli.launch.devices import packing
 from pml_cli.launch.driver import check_models
 from pml_cli.launch.pack import Pack
-from pml_cli.launch.packing import check, make_packs
+from pml_cli.launch.packing import check, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.progress import ProbeDisplay
@@ -88,7 +87,7 @@ def _plan(run: Run) -> CellPlan:
 
 def _train(cell: CellPlan, request: Request, console: Console) -> None:
     check_models([Pack([cell])], on_this_machine=True)
-    packs = make_packs([cell], packing(request.launch, [cell]))
+    packs = make_packs([cell], packing_for(request.launch, [cell]))
     folder = RunFolder(request.out, cell.id)
     folder.error.unlink(missing_ok=True)
 

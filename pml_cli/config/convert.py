@@ -32,9 +32,10 @@ def convert_all(
         The converted values, and a line for each value of another type.
     """
     is_integer = annotation(owner, name)[0] is int
-    scratch = OmegaConf.structured(owner)
+    scratch = OmegaConf.structured(owner())
     converted: list[Any] = []
     lines: list[str] = []
+
     for value in values:
         # Most sweeps are over integers, and OmegaConf is slow.
         if is_integer and type(value) is int:
@@ -48,6 +49,7 @@ def convert_all(
 
 
 def _convert(scratch: DictConfig, name: str, value: Any) -> Any:
+    # The scratch node checks the type; an interpolation has one only within its run.
     OmegaConf.update(scratch, name, value)
     if "${" in repr(value):
         return value
@@ -77,6 +79,7 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
             lines.append(f"{key}: takes one value, not {len(values)}")
             continue
 
+        # rank=4,8 and rank=[4,8] are the same list.
         is_plain_list = takes_list and not isinstance(values[0], list)
         try:
             node[key] = values if is_plain_list else values[0]

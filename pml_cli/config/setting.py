@@ -27,6 +27,7 @@ T = TypeVar("T")
 # They name the dataclass of a group's option: chosen with group=option, never set by themselves.
 DISCRIMINATORS = ("source", "kind")
 
+# What a value of a type looks like on the command line.
 TYPE_NAMES = {
     int: "an integer",
     float: "a number",
@@ -36,6 +37,7 @@ TYPE_NAMES = {
     dict: "a mapping: {a:b}",
 }
 
+# `any`: a file, a folder, or a name of the Hugging Face hub.
 PathKind = Literal["", "any", "existing file"]
 
 
@@ -85,8 +87,10 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        numbers = {value: text for value, text in self.special.items() if isinstance(value, int)}
-        return _with_notes(text, [self.unit, _special_text(numbers)])
+        # Null is said above, and other special texts help nobody who gave a number.
+        numbers = [value for value in self.special if isinstance(value, int)]
+        special = {value: self.special[value] for value in numbers}
+        return _with_notes(text, [self.unit, _special_text(special)])
 
     def _choices_text(self) -> str:
         if len(self.choices) <= 2:
@@ -101,12 +105,14 @@ class Declaration:
             bounds.append(f"at least {self.minimum:g}")
         if self.above is not None:
             bounds.append(f"above {self.above:g}")
+
         if self.maximum is not None:
             bounds.append(f"at most {self.maximum:g}")
         if self.below is not None:
             bounds.append(f"below {self.below:g}")
         if self.finite:
             bounds.append("finite")
+
         return " and ".join(bounds)
 
     def help_text(self) -> str:
@@ -182,12 +188,15 @@ def setting(
         path=path,
         suggestions=suggestions,
     )
+    # Under one key, so that `dataclasses.fields` finds all of it.
     metadata = {"declaration": declaration}
     declared: Any
+    # Dataclasses refuse a mutable default, which all instances would share.
     if isinstance(default, list | dict):
         declared = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     else:
         declared = field(default=default, metadata=metadata)
+    # What a type checker is to see is the field's value, as with dataclasses.field.
     return typing.cast("T", declared)
 
 
@@ -221,6 +230,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
         A line for each fault: option, value, what is allowed.
     """
     lines = own_faults(settings, prefix)
+
     for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, declared.name)
         if isinstance(value, Settings):
@@ -243,6 +253,7 @@ def own_faults(settings: Settings, prefix: str = "") -> list[str]:
 def _field_faults(
     owner: type[Any], name: str, declaration: Declaration, value: Any
 ) -> Iterator[str]:
+    # Whether null is allowed, the type says.
     if value is None:
         return
 
@@ -264,11 +275,13 @@ def keys(owner: type[Any]) -> list[str]:
 
 def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:
     """The type of a setting (`list` for `list[int]`), and whether it takes null."""
+    # Annotations are texts, as in every module here.
     hint = typing.get_type_hints(owner)[name]
     if not isinstance(hint, types.UnionType):
         return typing.get_origin(hint) or hint, False
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    return typing.get_origin(kinds[0]) or kinds[0], True
+    # The other member of the union is None.
+    (kind,) = set(typing.get_args(hint)) - {type(None)}
+    return typing.get_origin(kind) or kind, True
 
 
 def type_text(owner: type[Any], name: str) -> str:
@@ -284,6 +297,7 @@ def written(value: Any) -> str:
         return str(value).lower()
     if value is None:
         return "null"
+    # A user who gave 4 to a float reads 4 and not 4.0.
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:g}"
     return " ".join(str(value).split())

@@ -30,18 +30,19 @@ from pml_cli.model.dims import (
 )
 from pml_cli.training.limits import EVALUATION_TOKENS
 
+# Logged steps of a run with train.log_every=0.
 DEFAULT_LOGGED_STEPS = 20
-"""Logged steps of a run with train.log_every=0."""
 
+# Weights, gradient, two moments of AdamW, and a copy in the update.
 ADAPTER_COPIES = 5
-"""Weights, gradient, two moments of AdamW, and a copy in the update."""
 
 
 def step_flops(pack: Pack) -> float:
     """Matmul FLOPs of one training step, forward and backward, padding included."""
     work = PackWork(pack)
-    token = work.forward_flops(len(work.upper_layers)) + work.adapter_flops + work.backward_flops()
-    # The head's only gradient is that of the hidden states.
+    layers = work.forward_flops(len(work.upper_layers)) + work.backward_flops()
+    token = layers + work.adapter_flops
+    # The head's only gradient is that of the hidden states: one product back.
     return work.step_tokens * token + 2 * work.scored_tokens * work.head_flops
 
 
@@ -120,6 +121,11 @@ class Site:
     layer: int
     matrix: Matrix
 
+    @property
+    def position(self) -> tuple[int, Stage]:
+        """Where it stands in the forward pass."""
+        return self.layer, self.matrix.stage
+
 
 class PackWork:
     """What the trainer does for one pack: which layers run, how often, and where gradients flow.
@@ -143,6 +149,7 @@ class PackWork:
         mean_batch_fill: mean size of a minibatch as a share of the largest one.
         evaluations: forward passes over all samples outside the training steps.
         head_flops: of a scored token, in one direction.
+        adapter_width: inputs and outputs of all adapters.
         adapter_flops: of a token, forward.
     """
 
@@ -169,24 +176,25 @@ class PackWork:
         self.prefix_rows = unique_rows(pack)
         self.prefix_tokens = self.prefix_rows * self.row_tokens
 
-        targets = [sum(len(sample.target) for sample in cell.samples) for cell in cells]
-        self.all_scored_tokens = sum(targets)
-        self.scored_tokens = sum(
-            tokens * cell.rows / len(cell.samples)
-            for tokens, cell in zip(targets, cells, strict=True)
-        )
+        self.all_scored_tokens = 0
+        self.scored_tokens = 0.0
+        for cell in cells:
+            tokens = sum(len(sample.target) for sample in cell.samples)
+            self.all_scored_tokens += tokens
+            self.scored_tokens += tokens * cell.rows / len(cell.samples)
         self.mean_batch_fill = max(batch_fill(cell) for cell in cells)
         self.evaluations = self._evaluations(is_sampled=cells[0].is_sampled)
 
         self.head_flops = 2 * self.shape.hidden * self.shape.vocabulary
-        self.adapter_flops = sum(
-            2 * self.rank * (site.matrix.inputs + site.matrix.outputs) for site in self.sites
-        )
+        self.adapter_width = sum(site.matrix.inputs + site.matrix.outputs for site in self.sites)
+        self.adapter_flops = 2 * self.rank * self.adapter_width
 
     def _first_site(self) -> tuple[int, Stage]:
-        positions = [(site.layer, site.matrix.stage) for site in self.sites]
-        layer = model_dims(self.run.model).adapter_layer(self.run.model.layer)
-        return min(positions, default=(layer, Stage.DOWN))
+        positions = [site.position for site in self.sites]
+        # No site: adapters on layers that the model lacks are refused later.
+        dims = model_dims(self.run.model)
+        default_layer = dims.adapter_layer(self.run.model.layer)
+        return min(positions, default=(default_layer, Stage.DOWN))
 
     def _evaluations(self, *, is_sampled: bool) -> int:
         """At the beginning and the end, and at logged steps that do not score every sample."""
@@ -236,10 +244,9 @@ class PackWork:
 
         for site in self.sites:
             # Of x @ A @ B: gradients of A, B and x @ A; of x, where it is no cached constant.
-            input_products = 1
-            if not self.is_block and self.gradient_flows(site.layer, site.matrix.stage):
-                input_products = 2
-            inputs = input_products * site.matrix.inputs
+            inputs = site.matrix.inputs
+            if not self.is_block and self.gradient_flows(*site.position):
+                inputs *= 2
             total += 2 * self.rank * (inputs + 2 * site.matrix.outputs)
         return total
 
@@ -255,7 +262,8 @@ class PackWork:
             # A norm follows the last product and needs its result.
             return total
 
-        adapted = {(site.layer, site.matrix.stage) for site in self.sites}
+        # An adapter needs the output of the matrix beside it.
+        adapted = {site.position for site in self.sites}
         for layer in self.upper_layers:
             last_stage = Stage.DOWN
             for stage in (Stage.DOWN, Stage.OUT):
@@ -280,7 +288,8 @@ class PackWork:
         # Without a block, the input of the first layer is the prefix cache.
         layer_inputs = len(by_layer) if self.is_block else len(by_layer) - 1
         stored = outside + layer_inputs * self.shape.hidden * self.number_bytes
-        return SavedBytes(stored=stored, recomputed=max(by_layer.values(), default=0.0))
+        largest_layer = max(by_layer.values(), default=0.0)
+        return SavedBytes(stored=stored, recomputed=largest_layer)
 
     def _saved_by_layer(self) -> dict[int, float]:
         """Bytes that each layer saves of a token: attention, MLP, norms and inputs of adapters."""
@@ -371,8 +380,8 @@ class PackWork:
 
     def adapter_bytes(self) -> float:
         """Adapters of all cells with their optimizer state."""
-        width = sum(site.matrix.inputs + site.matrix.outputs for site in self.sites)
-        return ADAPTER_COPIES * self.cells * self.rank * self.float32_bytes * width
+        numbers = self.cells * self.rank * self.adapter_width
+        return ADAPTER_COPIES * numbers * self.float32_bytes
 
     def logits_bytes(self) -> float:
         """The logits of one chunk in float32, and in the model's dtype where that is smaller."""
@@ -384,7 +393,8 @@ class PackWork:
 
     def layer_temporary_bytes_per_token(self) -> float:
         """Temporaries of a layer while it runs."""
-        activations = 4 * self.number_bytes * (self.shape.mlp_width + self.shape.hidden)
+        width = self.shape.mlp_width + self.shape.hidden
+        activations = 4 * self.number_bytes * width
         scores = 2 * self.shape.unfused_heads * self.row_tokens * self.float32_bytes
         return activations + scores
 
@@ -403,6 +413,7 @@ def adapter_sites(run: Run, shape: DecoderShape) -> list[Site]:
 
     layers = [default_layer]
     if run.adapter.layers is not None:
+        # An empty list stands for every layer.
         layers = sorted(set(run.adapter.layers)) or list(range(shape.layers))
     suffixes = tuple(f".{target}" for target in run.adapter.targets)
     return [
@@ -424,7 +435,11 @@ def batch_fill(cell: CellPlan) -> float:
 
 def unique_rows(pack: Pack) -> int:
     """Rows of the prefix cache: a sample that begins another one shares its row."""
-    samples = sorted({(s.prompt, s.target) for cell in pack.cells for s in cell.samples})
+    distinct: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+    for cell in pack.cells:
+        distinct.update((sample.prompt, sample.target) for sample in cell.samples)
+
+    samples = sorted(distinct)
     shared = 0
     # In sorted order, a longer sample comes right after the one that begins it.
     for (prompt, target), (next_prompt, next_target) in itertools.pairwise(samples):

@@ -14,13 +14,12 @@ from pathlib import Path
 from pml_cli.config.schema import Request
 from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
-from pml_cli.launch.devices import packing
 from pml_cli.launch.executors.base import Ending, Executor, SweepJob
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack import Pack
-from pml_cli.launch.packing import Packing, check, make_packs, without_cells
+from pml_cli.launch.packing import Packing, check, make_packs, packing_for, without_cells
 from pml_cli.launch.signals import Stopped, deferred_signals
 from pml_cli.launch.worker_import import import_trainer
 from pml_cli.runs.folder import RunFolder
@@ -84,7 +83,7 @@ def plan_sweep(request: Request, *, retry: bool = True) -> SweepPlan:
     """
     cells = check(request.runs)
     check_output_folder(request.out)
-    cut = packing(request.launch, cells)
+    cut = packing_for(request.launch, cells)
     packs = make_packs(cells, cut)
 
     done, failed = _ended_before(request.out, cells)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+# Rounds that a waiting thread spins before it sleeps: some microseconds.
 SPIN_COUNT = "1000"
-"""Rounds that a waiting thread spins before it sleeps: some microseconds."""
 
 
 def share_cores() -> None:

@@ -6,30 +6,32 @@ Without torch.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from pml_cli.config.schema import Run
+from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import samples_of
 from pml_cli.errors import UserError, raise_all
 from pml_cli.launch.cost_model import peak_memory
+from pml_cli.launch.devices import memory_per_worker
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
 from pml_cli.runs.run_id import content_hash, run_id
 
+# Input tokens of one training step; more cells in a step are no faster beyond it.
 PACK_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Input tokens of one training step; more cells in a step are no faster beyond it."""
 
+# Cells of a pack, at most.
 MAX_CELLS = 64
-"""Cells of a pack, at most."""
 
+# To keep all devices busy, packs are made smaller down to this part of the budget.
 MAX_SPLIT = 8
-"""To keep all devices busy, packs are made smaller down to this part of the budget."""
 
+# Cells below this share of a pack's longest row would mostly be padding.
 MIN_FILL = 0.5
-"""Cells below this share of a pack's longest row would mostly be padding."""
 
 
 def check(runs: Sequence[Run]) -> list[CellPlan]:
@@ -58,14 +60,14 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
 
 def _plan(run: Run) -> CellPlan:
     samples = samples_of(run)
-    rows = min(run.train.batch, len(samples)) if run.train.batch else len(samples)
+    batch = run.train.batch or len(samples)
     longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
     return CellPlan(
         id=run_id(run),
         run=run,
         samples=samples,
         steps=total_steps(run.train, len(samples)),
-        rows=rows,
+        rows=min(batch, len(samples)),
         # The last token is only predicted.
         tokens=longest - 1,
         checkpointing=run.model.checkpointing is True,
@@ -95,10 +97,12 @@ def _copies(cells: Sequence[CellPlan]) -> list[str]:
 
 def _ambiguous_names(cells: Sequence[CellPlan]) -> list[str]:
     """Faults of different models with the same name, which tables and figures would mix up."""
+    # One path for each content: a copy is the same model.
     paths_by_name: dict[str, dict[str, str]] = {}
-    names = dict.fromkeys((cell.run.model.name, cell.run.model.path) for cell in cells)
-    for name, path in names:
-        paths_by_name.setdefault(name, {}).setdefault(content_hash(path), path)
+    for cell in cells:
+        model = cell.run.model
+        paths = paths_by_name.setdefault(model.name, {})
+        paths.setdefault(content_hash(model.path), model.path)
 
     example = "'model.name=\"${basename:${.path},2}\"' (the last two parts of the path)"
     return [
@@ -126,6 +130,23 @@ class Packing:
     """Bytes of one device; None: unknown, and not considered."""
 
 
+def packing_for(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
+    """How cells are cut for the devices that a sweep is launched on."""
+    runs = [cell.run for cell in cells]
+    visible_devices = launch.visible_devices(runs)
+    memory = round(launch.device_gb * 2**30) or None
+    if memory is None and not launch.remote:
+        kind = device_kind(runs[0].model.device)
+        memory = memory_per_worker(kind, visible_devices)
+
+    return Packing(
+        pack_tokens=launch.pack_tokens,
+        devices=len(visible_devices),
+        gpu=launch.uses_gpu,
+        memory=memory,
+    )
+
+
 def make_packs(
     cells: Sequence[CellPlan],
     packing: Packing | None = None,
@@ -145,7 +166,7 @@ def make_packs(
         if not packs:
             return []
 
-        largest = max(packs, key=lambda pack: (pack.tokens, len(pack.cells)))
+        largest = max(packs, key=_work)
         if len(largest.cells) == 1:
             return packs
 
@@ -155,6 +176,10 @@ def make_packs(
         if len(packs) >= packing.devices and (is_balanced or is_small):
             return packs
         parts *= 2
+
+
+def _work(pack: Pack) -> tuple[int, int]:
+    return pack.tokens, len(pack.cells)
 
 
 def _cut(
@@ -175,10 +200,15 @@ def _cut(
         packs += _fill_packs(group, budget)
 
     if packing.memory is not None:
-        packs = [
-            smaller for pack in packs for smaller in _fit_memory(pack, packing.memory, memory_of)
-        ]
-    return sorted(packs, key=lambda pack: (str(pack.cells[0].run.model), -pack.tokens))
+        fitting = [_fit_memory(pack, packing.memory, memory_of) for pack in packs]
+        packs = list(itertools.chain.from_iterable(fitting))
+
+    # One model after the other, so that each is loaded once.
+    return sorted(packs, key=_training_order)
+
+
+def _training_order(pack: Pack) -> tuple[str, int]:
+    return str(pack.cells[0].run.model), -pack.tokens
 
 
 def _compatible_key(cell: CellPlan) -> str:
@@ -200,7 +230,7 @@ def _fill_packs(cells: Sequence[CellPlan], budget: int) -> list[Pack]:
     """Fill one pack after the other with the longest cells that are left."""
     packs = []
     filling: list[CellPlan] = []
-    for cell in sorted(cells, key=lambda cell: (-cell.step_tokens, -cell.run.rank, cell.id)):
+    for cell in sorted(cells, key=_filling_order):
         if filling and not _fits(filling, cell, budget):
             packs.append(Pack(filling))
             filling = []
@@ -208,11 +238,16 @@ def _fill_packs(cells: Sequence[CellPlan], budget: int) -> list[Pack]:
     return [*packs, Pack(filling)]
 
 
+def _filling_order(cell: CellPlan) -> tuple[int, int, str]:
+    return -cell.step_tokens, -cell.run.rank, cell.id
+
+
 def _fits(filling: list[CellPlan], cell: CellPlan, budget: int) -> bool:
     longest = filling[0]
-    is_similar = cell.tokens >= MIN_FILL * longest.tokens and cell.rows >= MIN_FILL * longest.rows
+    if cell.tokens < MIN_FILL * longest.tokens or cell.rows < MIN_FILL * longest.rows:
+        return False
     tokens = Pack([*filling, cell]).step_tokens
-    return len(filling) < MAX_CELLS and tokens <= budget and is_similar
+    return len(filling) < MAX_CELLS and tokens <= budget
 
 
 def _fit_memory(pack: Pack, memory: int, memory_of: Callable[[Pack], int]) -> list[Pack]:
@@ -229,18 +264,24 @@ def _fit_memory(pack: Pack, memory: int, memory_of: Callable[[Pack], int]) -> li
         return [smaller if memory_of(smaller) < needed else pack]
 
     middle = -(-len(pack.cells) // 2)
-    halves = Pack(pack.cells[:middle]), Pack(pack.cells[middle:])
-    return [smaller for half in halves for smaller in _fit_memory(half, memory, memory_of)]
+    first = _fit_memory(Pack(pack.cells[:middle]), memory, memory_of)
+    second = _fit_memory(Pack(pack.cells[middle:]), memory, memory_of)
+    return first + second
 
 
 def without_cells(packs: Sequence[Pack], ids: Collection[str]) -> list[Pack]:
     """The packs without some cells, given by id; packs without any cell are left out."""
-    remaining = ([cell for cell in pack.cells if cell.id not in ids] for pack in packs)
-    return [Pack(cells) for cells in remaining if cells]
+    remaining = []
+    for pack in packs:
+        cells = [cell for cell in pack.cells if cell.id not in ids]
+        if cells:
+            remaining.append(Pack(cells))
+    return remaining
 
 
 def with_checkpointing(pack: Pack) -> Pack:
     """The pack with activation checkpointing, unless the settings say otherwise."""
-    if any(cell.run.model.checkpointing is not None for cell in pack.cells):
+    # All cells of a pack have the same model.
+    if pack.cells[0].run.model.checkpointing is not None:
         return pack
     return Pack([dataclasses.replace(cell, checkpointing=True) for cell in pack.cells])

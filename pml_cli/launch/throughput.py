@@ -5,6 +5,8 @@ Without torch.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
 import math
 import os
@@ -15,23 +17,61 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pml_cli.config.schema import Launch
 from pml_cli.io import write_json
 from pml_cli.launch.cost_model import training_flops
+from pml_cli.launch.devices import openmp_threads
 from pml_cli.launch.pack import Pack
-from pml_cli.model.device import nvidia_smi
+from pml_cli.model.device import device_kind, nvidia_smi
 from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     import torch
 
+# Measured points of one device, dtype and model that are kept, the latest.
 MAX_POINTS = 50
-"""Measured points of one device, dtype and model that are kept, the latest."""
 
+# [FLOPs, seconds] of a training step.
 Point = list[float]
-"""[FLOPs, seconds] of a training step."""
 
-Points = dict[str, dict[str, dict[str, list[Point]]]]
-"""Measured points by device, dtype and model."""
+# Measured points by device, dtype and model.
+PointsByModel = dict[str, list[Point]]
+Points = dict[str, dict[str, PointsByModel]]
+
+
+def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None]:
+    """How long each pack will take on the devices of a launch.
+
+    Returns:
+        Seconds by pack; None where nothing was measured on such a device.
+    """
+    runs = [cell.run for cell in packs[0].cells]
+    workers = launch.visible_devices(runs)
+    threads = launch.worker_threads(len(workers)) or openmp_threads()
+    kind = device_kind(runs[0].model.device, launch.uses_gpu)
+    label = device_label(kind, threads)
+    if not label:
+        return [None] * len(packs)
+
+    throughput = Throughput()
+    seconds = []
+    for pack in packs:
+        model = pack.cells[0].run.model
+        seconds.append(throughput.expected_seconds(label, model.dtype, model.name, pack))
+    return seconds
+
+
+def makespan(seconds: Sequence[float], devices: int) -> float:
+    """Seconds until the last of some devices is done; a free one takes the next pack.
+
+    Args:
+        seconds: of each pack, in the order in which they are taken.
+        devices: number of devices.
+    """
+    ends = [0.0] * devices
+    for duration in seconds:
+        heapq.heapreplace(ends, ends[0] + duration)
+    return max(ends)
 
 
 def device_label(kind: str, threads: int) -> str | None:
@@ -82,10 +122,12 @@ class Throughput:
         A cache that cannot be written is no fault.
         """
         steps = pack.cells[0].steps
+        point = [training_flops(pack) / steps, seconds / steps]
+
         points = self._read()
-        by_model = points.setdefault(device, {}).setdefault(dtype, {})
-        measured = [*by_model.get(model, []), [training_flops(pack) / steps, seconds / steps]]
-        by_model[model] = measured[-MAX_POINTS:]
+        by_dtype = points.setdefault(device, {})
+        by_model = by_dtype.setdefault(dtype, {})
+        by_model[model] = [*by_model.get(model, []), point][-MAX_POINTS:]
         with suppress(OSError, ValueError):
             write_json(self.path, points, indent=None)
 
@@ -97,8 +139,9 @@ class Throughput:
         Returns:
             None where nothing was measured.
         """
-        by_model = self._read().get(device, {}).get(dtype, {})
-        points = by_model.get(model) or [point for p in by_model.values() for point in p]
+        by_dtype = self._read().get(device, {})
+        by_model = by_dtype.get(dtype, {})
+        points = by_model.get(model) or list(itertools.chain.from_iterable(by_model.values()))
         if not points:
             return None
         overhead, per_flop = _fit_line(np.array(points))
@@ -147,6 +190,7 @@ def _fit_line(points_N2: Array) -> tuple[float, float]:
 
     # Scaled columns: the two unknowns differ by many orders of magnitude.
     scale = columns.max(axis=0)
-    solution = nnls(columns / scale, np.ones(len(seconds)))[0] / scale
+    scaled_solution, _ = nnls(columns / scale, np.ones(len(seconds)))
+    solution = scaled_solution / scale
     overhead = float(solution[1]) if len(solution) > 1 else 0.0
     return overhead, float(solution[0])

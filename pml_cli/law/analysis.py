@@ -87,7 +87,13 @@ class Analysis:
     def without_choice(cls, paper: PowerLawFit, rows: list[LawRow]) -> Analysis:
         """Of cells on which no law is OK."""
         unknown = IntraclassCorrelation(correlation=math.nan, p=math.nan)
-        return cls(paper=paper, rows=rows, profiles={}, residual_correlation=unknown, warnings=[])
+        return cls(
+            paper=paper,
+            rows=rows,
+            profiles={},
+            residual_correlation=unknown,
+            warnings=[],
+        )
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -106,13 +112,19 @@ class Analysis:
     @property
     def draws(self) -> dict[str, list[float]]:
         """The bootstrap draws of each free parameter, by name."""
-        if self.bootstrap is None or self.law is None or not len(self.bootstrap.draws):
+        if self.bootstrap is None or self.law is None:
             return {}
-        return {NATURAL_NAMES[p]: self.bootstrap.draws[:, p].tolist() for p in self.law.form.free}
+        sample = self.bootstrap.draws
+        if not len(sample):
+            return {}
+        return {NATURAL_NAMES[p]: sample[:, p].tolist() for p in self.law.form.free}
 
     def row(self, name: str) -> LawRow | None:
         """The law of that name."""
-        return next((row for row in self.rows if row.name == name), None)
+        for row in self.rows:
+            if row.name == name:
+                return row
+        return None
 
 
 def analyse(
@@ -129,9 +141,18 @@ def analyse(
     """
     paper = fit_paper(cells)
     robust_fit = fit_robust(cells)
+    # Both see the unsaturated cells alone: their AICc compares with no other.
     rows = [
-        LawRow(fit=paper, aicc_difference=math.nan, checks=checks(cells, fit_paper)),
-        LawRow(fit=robust_fit, aicc_difference=math.nan, checks=checks(cells, fit_robust)),
+        LawRow(
+            fit=paper,
+            aicc_difference=math.nan,
+            checks=checks(cells, fit_paper),
+        ),
+        LawRow(
+            fit=robust_fit,
+            aicc_difference=math.nan,
+            checks=checks(cells, fit_robust),
+        ),
     ]
     fits, likelihood_rows = _likelihood_rows(cells)
     rows += likelihood_rows
@@ -140,6 +161,7 @@ def analyse(
         return Analysis.without_choice(paper, rows)
 
     law = fits[position]
+    predicted = law.predict(cells.rank, cells.length, cells.base)
     restricted = fit_saturating(cells, replace(law.form, beta=1.0))
     analysis = Analysis(
         paper=paper,
@@ -149,9 +171,7 @@ def analyse(
         bootstrap=bootstrap(cells, law, draws, progress=progress) if draws else None,
         profiles=profiles(cells, law),
         constant_capacity=likelihood_ratio(law, restricted),
-        residual_correlation=intraclass_correlation(
-            cells, law.predict(cells.rank, cells.length, cells.base)
-        ),
+        residual_correlation=intraclass_correlation(cells, predicted),
         warnings=[],
     )
     return replace(analysis, warnings=_warnings(analysis, cells, robust_fit))
@@ -159,6 +179,7 @@ def analyse(
 
 def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[LawRow]]:
     """Every form once: a link that runs to its limit is that other link."""
+    # Reversed, so that the form that was asked for stays where two are the same.
     fits = {}
     for form in reversed(FORMS):
         fit = fit_saturating(cells, form)
@@ -172,7 +193,11 @@ def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[Law
     return ordered, rows
 
 
-def _warnings(analysis: Analysis, cells: Observations, robust_fit: PowerLawFit) -> list[Finding]:
+def _warnings(
+    analysis: Analysis,
+    cells: Observations,
+    robust_fit: PowerLawFit,
+) -> list[Finding]:
     """What the numbers say against the chosen law."""
     assert analysis.chosen is not None
     warnings = []
@@ -180,7 +205,8 @@ def _warnings(analysis: Analysis, cells: Observations, robust_fit: PowerLawFit) 
     if residuals.p < CORRELATED and residuals.correlation > 0:
         warnings.append(finding("correlated_residuals", correlation=residuals.correlation))
 
-    low, high = analysis.intervals.get("b", (math.nan, math.nan))
+    unknown = (math.nan, math.nan)
+    low, high = analysis.intervals.get("b", unknown)
     if high < 0:
         warnings.append(finding("negative_offset", low=low, high=high))
 
@@ -204,7 +230,7 @@ def _form_dependence(analysis: Analysis) -> list[Finding]:
     """Exponents that other forms, equally supported by AICc, put outside the chosen intervals."""
     assert analysis.chosen is not None
     limit = analysis.chosen.aicc_difference + AICC_TOLERANCE
-    # nan, of fits to fewer cells, is never within the limit
+    # Fits to fewer cells have no AICc, which is never within the limit.
     rivals = [
         row
         for row in analysis.rows
@@ -213,9 +239,10 @@ def _form_dependence(analysis: Analysis) -> list[Finding]:
         and row.fit.form.kind.has_ceiling
         and row.aicc_difference <= limit
     ]
+    anything = (-math.inf, math.inf)
     warnings = []
     for parameter in ("alpha", "beta"):
-        low, high = analysis.intervals.get(parameter, (-math.inf, math.inf))
+        low, high = analysis.intervals.get(parameter, anything)
         outside = {
             row.name: row.fit.parameters[parameter]
             for row in rivals

@@ -16,7 +16,15 @@ from pml_cli.stats import Array, Mask, safe_exp
 # cell around the law, level the loss H in nats per token (0 where the law has none)
 THETA_NAMES = ("c", "alpha", "beta", "b", "log_k", "floor", "level", "log_s")
 NATURAL_NAMES = ("C", "alpha", "beta", "b", "k", "floor", "level", "spread")
-C, ALPHA, BETA, B, LOG_K, FLOOR, LEVEL, LOG_SPREAD = range(len(THETA_NAMES))
+# positions in theta
+C = 0
+ALPHA = 1
+BETA = 2
+B = 3
+LOG_K = 4
+FLOOR = 5
+LEVEL = 6
+LOG_SPREAD = 7
 # their intervals are symmetric in the logarithm
 ON_LOG_SCALE = ("C", "k", "spread")
 
@@ -73,16 +81,26 @@ def uncentring(centre: tuple[float, float]) -> Array:
 def to_natural(theta_BP: Array, centre: tuple[float, float]) -> Array:
     """Parameters in natural units, (B, P) in the order of NATURAL_NAMES."""
     uncentred = theta_BP @ uncentring(centre).T
-    return np.asarray(np.where(_is_log(), np.exp(np.minimum(uncentred, 700)), uncentred))
+    # exp overflows above 709.
+    exponentials = np.exp(np.minimum(uncentred, 700))
+    natural: Array = np.where(_is_log(), exponentials, uncentred)
+    return natural
 
 
 def to_interval_scale(natural: Array) -> Array:
     """Natural parameters (..., P) on the scale on which their intervals are symmetric."""
+    # Parameters that are not logarithms may be 0 or below.
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(_is_log(), np.log(natural), natural))
+        logs = np.log(natural)
+    scaled: Array = np.where(_is_log(), logs, natural)
+    return scaled
 
 
-def intervals_of(low: Array, high: Array, free: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+def intervals_of(
+    low: Array,
+    high: Array,
+    free: tuple[int, ...],
+) -> dict[str, tuple[float, float]]:
     """Intervals in natural units, by name.
 
     Args:

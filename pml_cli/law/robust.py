@@ -20,6 +20,7 @@ from pml_cli.law.power_law import (
     PowerLawFit,
     at_exponent_bound,
     fit_paper,
+    natural_jacobian,
     power_gain,
     power_gain_jacobian,
     unidentified,
@@ -49,21 +50,22 @@ def fit_robust(cells: Observations) -> PowerLawFit:
     if start.status == NOT_IDENTIFIED:
         assert start.finding is not None
         return unidentified("robust", start.finding, used)
-    rank, length, delta = cells.rank[used], cells.length[used], cells.delta[used]
+    kept = cells.take(used)
+    delta = kept.delta
     if (delta <= 0).any():
         return unidentified("robust", finding("gain_not_positive"), used)
 
-    mean_x = float(np.log(rank).mean())
-    mean_y = float(np.log(length).mean())
+    # Centred logs, and gains of about 1: the parameters then have comparable sizes.
+    mean_x, mean_y = kept.log_centre
     scale = float(np.median(delta))
     problem = _Residuals(
-        x=np.log(rank) - mean_x,
-        y=np.log(length) - mean_y,
+        x=np.log(kept.rank) - mean_x,
+        y=np.log(kept.length) - mean_y,
         delta=delta / scale,
-        weight=scale / (delta * cells.sd[used]),
+        weight=scale / (delta * kept.sd),
     )
-    theta = np.array([0.0, start.alpha, start.beta, start.b / scale])
-    theta[0] = math.log(start.C / scale) + start.alpha * mean_x - start.beta * mean_y
+    c = math.log(start.C / scale) + start.alpha * mean_x - start.beta * mean_y
+    theta = np.array([c, start.alpha, start.beta, start.b / scale])
     theta = _huber(theta, problem)
     theta, spread = _tukey(theta, problem)
 
@@ -72,12 +74,13 @@ def fit_robust(cells: Observations) -> PowerLawFit:
     stopped = at_exponent_bound(alpha, beta)
     covariance = np.full((4, 4), math.nan)
     if not stopped:
-        jacobian = np.diag([C, 1.0, 1.0, scale])
-        jacobian[0, 1:3] = -C * mean_x, C * mean_y
+        jacobian = natural_jacobian(C, scale, (mean_x, mean_y))
         covariance = jacobian @ _sandwich(theta, problem, TUKEY * spread) @ jacobian.T
 
     predicted = scale * power_gain(theta, problem.x, problem.y)
-    squares = float(((delta - predicted) ** 2).sum())
+    residual = delta - predicted
+    squares = float((residual**2).sum())
+    total = float(((delta - delta.mean()) ** 2).sum())
     return PowerLawFit(
         name="robust",
         status=BOUND_HIT if stopped else OK,
@@ -87,17 +90,18 @@ def fit_robust(cells: Observations) -> PowerLawFit:
         beta=beta,
         b=offset * scale,
         covariance=covariance,
-        r2=1 - squares / float(((delta - delta.mean()) ** 2).sum()),
+        r2=1 - squares / total,
         mape=percent_error(delta, predicted),
         used=used,
-        spread=MAD_TO_SD * float(np.median(np.abs(delta - predicted))),
+        spread=MAD_TO_SD * float(np.median(np.abs(residual))),
     )
 
 
 def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
     """Exponents of the robust fit outside the 95 % intervals of the paper's least squares.
 
-    Where they differ, the paper's exponents depend on a few cells.
+    Where they differ, a few outlying cells decide the paper's exponents, or its form does not
+    describe the cells.
     """
     if paper.status != OK or robust.status != OK:
         return []
@@ -122,7 +126,14 @@ def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
 class _Residuals:
     """Weighted residuals of the power law on N cells: (f - delta) * weight."""
 
-    def __init__(self, *, x: Array, y: Array, delta: Array, weight: Array) -> None:
+    def __init__(
+        self,
+        *,
+        x: Array,
+        y: Array,
+        delta: Array,
+        weight: Array,
+    ) -> None:
         self.x = x
         self.y = y
         self.delta = delta
@@ -130,11 +141,13 @@ class _Residuals:
 
     def at(self, theta: Array) -> Array:
         """(N,) residuals."""
-        return (power_gain(theta, self.x, self.y) - self.delta) * self.weight
+        predicted = power_gain(theta, self.x, self.y)
+        return (predicted - self.delta) * self.weight
 
     def jacobian(self, theta: Array) -> Array:
         """(N, 4) of the residuals by theta."""
-        return power_gain_jacobian(theta, self.x, self.y) * self.weight[:, None]
+        jacobian = power_gain_jacobian(theta, self.x, self.y)
+        return jacobian * self.weight[:, None]
 
 
 def _huber(theta: Array, problem: _Residuals) -> Array:
@@ -152,7 +165,8 @@ def _tukey(theta: Array, problem: _Residuals) -> tuple[Array, float]:
     residual = problem.at(theta)
     spread = _spread(residual)
     for _ in range(ROUNDS):
-        tukey_weight = np.maximum(0, 1 - (residual / (TUKEY * spread)) ** 2)
+        relative = residual / (TUKEY * spread)
+        tukey_weight = np.maximum(0, 1 - relative**2)
         theta = _minimise(theta, problem, problem.weight * tukey_weight, bend=math.inf)
         residual = problem.at(theta)
         previous, spread = spread, _spread(residual)
@@ -163,10 +177,17 @@ def _tukey(theta: Array, problem: _Residuals) -> tuple[Array, float]:
 
 def _spread(residual: Array) -> float:
     """Standard deviation of normal noise from the median absolute residual."""
-    return max(MAD_TO_SD * float(np.median(np.abs(residual))), 1e-12)
+    median = float(np.median(np.abs(residual)))
+    return max(MAD_TO_SD * median, 1e-12)
 
 
-def _minimise(start: Array, problem: _Residuals, weight: Array, *, bend: float) -> Array:
+def _minimise(
+    start: Array,
+    problem: _Residuals,
+    weight: Array,
+    *,
+    bend: float,
+) -> Array:
     """Theta, (4,), from `start`: Huber's loss beyond `bend`, least squares where it is infinite.
 
     Args:
@@ -175,13 +196,16 @@ def _minimise(start: Array, problem: _Residuals, weight: Array, *, bend: float) 
     low, high = EXPONENT_BOUNDS
     lower = np.array([-np.inf, low, low, -np.inf])
     upper = np.array([np.inf, high, high, np.inf])
+    # scipy bends Huber's loss at a residual of 1.
     scale = bend if math.isfinite(bend) else 1.0
 
     def residuals(theta: Array) -> Array:
-        return (power_gain(theta, problem.x, problem.y) - problem.delta) * weight / scale
+        predicted = power_gain(theta, problem.x, problem.y)
+        return (predicted - problem.delta) * weight / scale
 
     def jacobian(theta: Array) -> Array:
-        return power_gain_jacobian(theta, problem.x, problem.y) * (weight / scale)[:, None]
+        slopes = power_gain_jacobian(theta, problem.x, problem.y)
+        return slopes * (weight / scale)[:, None]
 
     solution = optimize.least_squares(
         residuals,
@@ -210,6 +234,9 @@ def _sandwich(theta: Array, problem: _Residuals, cutoff: float) -> Array:
     curvature = (1 - square) * (1 - 5 * square)
     cells = len(problem.delta)
 
-    bread = np.linalg.pinv((jacobian * curvature[:, None]).T @ jacobian)
-    meat = (jacobian * influence[:, None] ** 2).T @ jacobian * cells / (cells - len(theta))
+    weighted = jacobian * curvature[:, None]
+    bread = np.linalg.pinv(weighted.T @ jacobian)
+    influential = jacobian * influence[:, None] ** 2
+    degrees = cells - len(theta)
+    meat = influential.T @ jacobian * cells / degrees
     return np.asarray(bread @ meat @ bread)

@@ -113,7 +113,6 @@ class SplitModel:
         layers: its decoder layers.
         norm: the norm after the last layer.
         head: the output layer.
-        context: longest input, in tokens.
         layer: the decoder layer that carries the adapter, 0-based.
     """
 
@@ -148,7 +147,6 @@ class SplitModel:
             bias_V=getattr(output, "bias", None),
             cap=getattr(config, "final_logit_softcapping", None),
         )
-        self.context = int(config.max_position_embeddings)
         self.layer = model_dims(settings).adapter_layer(settings.layer)
 
         # Some decoders still call this argument by its older name.

@@ -50,6 +50,7 @@ QUALITY_HEADINGS = (
     r"all unseen \%",
     r"band \%",
 )
+# Stands in the first column of an empty table
 NO_LAW = "none could be fitted"
 
 ESCAPES = {
@@ -92,15 +93,18 @@ def table(
     parameters = _parameter_lines(fitted, analysis)
     quality = [list(QUALITY_HEADINGS)]
     for row in fitted:
-        quality.append([_emphasis(row, analysis)(cell) for cell in _quality_cells(row)])
+        emphasis = _emphasis(row, analysis)
+        quality.append([emphasis(cell) for cell in _quality_cells(row)])
     if not fitted:
         parameters.append([NO_LAW])
         quality.append([NO_LAW])
 
+    # Signs that LaTeX allows in a label
     label = re.sub(r"[^A-Za-z0-9-]+", "-", slug).strip("-")
     label = f"tab:law-{label}" if label else "tab:law"
     lines = [
         r"\begin{table}[tbp]",
+        # Narrow enough for the text of the article class
         r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
         rf"\caption[Laws of the gain, {escape(name)}]{{{_caption(name, analysis, cells, axis)}}}",
         rf"\label{{{label}}}",
@@ -118,6 +122,7 @@ def escape(text: str) -> str:
 
     Special signs are escaped, accents dropped, and what is not ASCII becomes a question mark.
     """
+    # NFKD makes a letter and a combining accent of an accented letter.
     decomposed = unicodedata.normalize("NFKD", " ".join(text.split()))
     characters = []
     for character in decomposed:
@@ -141,6 +146,7 @@ def intervals(row: LawRow, analysis: Analysis) -> dict[str, tuple[float, float]]
 
 def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[str]]:
     """Headings, and two lines a law: its parameters, and their intervals."""
+    # A column that is empty for every law is left out.
     columns = [
         column
         for column in PARAMETERS
@@ -150,14 +156,19 @@ def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[
     if any("level" in row.fit.parameters for row in fitted):
         headings["b"] = OFFSET_OR_LEVEL
 
+    # Two lines a law: intervals beside the values would be too wide for the page.
     lines = [["Law", *[headings[column] for column in columns]]]
     for row in fitted:
         emphasis = _emphasis(row, analysis)
         spans = intervals(row, analysis)
         names = [_parameter(column, row) for column in columns]
-        values = [_value(row.fit.parameters.get(name)) for name in names]
-        lines.append([emphasis(cell) for cell in (escape(row.name), *values)])
-        lines.append(["", *[_span(spans.get(name)) for name in names]])
+        values = [escape(row.name)]
+        brackets = [""]
+        for name in names:
+            values.append(_value(row.fit.parameters.get(name)))
+            brackets.append(_span(spans.get(name)))
+        lines.append([emphasis(cell) for cell in values])
+        lines.append(brackets)
     return lines
 
 
@@ -208,6 +219,7 @@ def _emphasis(row: LawRow, analysis: Analysis) -> Callable[[str], str]:
 
 
 def _bold(cell: str) -> str:
+    # bfseries does not reach into math mode.
     return rf"\bfseries\boldmath {cell}" if cell else ""
 
 
@@ -261,6 +273,7 @@ def _caption(name: str, analysis: Analysis, cells: Observations, axis: SizeAxis)
     if analysis.chosen:
         sentences.append(f"Bold: chosen, the simplest within {AICC_TOLERANCE:g} AICc of the best.")
 
+    # Laws that failed for the same reason share a sentence.
     names_by_reason: dict[str, list[str]] = {}
     for row in analysis.rows:
         if row.fit.status != OK:

@@ -241,6 +241,7 @@ class ProbeDisplay(RunObserver):
         self.steps = steps
         self._losses: list[float] = []
         self._lines_printed = -1
+        # Redrawn at each logged step: nothing moves in between.
         self._live = Live(
             console=console, refresh_per_second=12, transient=False, auto_refresh=False
         )
@@ -277,6 +278,7 @@ class ProbeDisplay(RunObserver):
         if self.console.is_terminal:
             self._live.update(self._render(line, p), refresh=True)
             return
+        # Evenly over the steps, the first and the last among them.
         lines_due = step * PIPED_PROBE_LINES // self.steps
         if lines_due > self._lines_printed:
             self._lines_printed = lines_due
@@ -334,7 +336,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     """
     heights = np.asarray(values, float)
     if len(heights) > width:
-        heights = np.array([chunk.mean() for chunk in np.array_split(heights, width)])
+        chunks = np.array_split(heights, width)
+        heights = np.array([chunk.mean() for chunk in chunks])
     largest = 1.0
     if np.isfinite(heights).any():
         largest = max(np.nanmax(heights), 1e-9)

@@ -1,4 +1,4 @@
-"""`pml lasting`: what it measures, once a run, and what it says of runs that it cannot measure."""
+"""`pml lasting`: what it measures, once for each run, and what it says of damaged runs."""
 
 import json
 import shutil
@@ -9,141 +9,119 @@ import pandas as pd
 import pytest
 
 from pml_cli import cli
-from pml_cli.config.dump import to_yaml
-from pml_cli.config.load import read_run
-from pml_cli.config.schema import LinearAdapter, Model, Run, Train
-from pml_cli.data.sources.jsonl import JsonlData
-from pml_cli.data.sources.mixed import MixedData
-from pml_cli.data.sources.phonebook import PhonebookData
-from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import CONDITIONS
-from pml_cli.training.losses.memft_margin import MemftMarginLoss
-
-# -- reading runs
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        Run(),
-        Run(
-            rank=3,
-            seed=2,
-            data=PhonebookData(digits=4),
-            adapter=LinearAdapter(layers=[1, 2]),
-            loss=MemftMarginLoss(margin=1.5),
-        ),
-        Run(
-            data=MixedData(random_share=0.25),
-            train=Train(epochs=9, curriculum=[2, 4]),
-            model=Model(layer=1),
-        ),
-        Run(data=JsonlData(path="facts.jsonl")),
-    ],
-    ids=lambda run: run.data.source,
-)
-def test_a_run_is_read_back_as_it_was(run, tmp_path):
-    (tmp_path / "config.yaml").write_text(to_yaml(run))
-    assert read_run(tmp_path / "config.yaml") == run
+@pytest.fixture
+def pml(capsys):
+    """pml("lasting", ...): exit code, standard output and standard error."""
 
+    def run(*args):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(arg) for arg in args])
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
 
-def test_a_config_that_is_none_is_said(tmp_path):
-    for text in ("rank: 3", "[", "rank: 3\nseqlen: 2\nseed: 0\nmodel: {colour: red}"):
-        (tmp_path / "config.yaml").write_text(text)
-        with pytest.raises(UserError, match="not the settings of a run") as told:
-            read_run(tmp_path / "config.yaml")
-        assert "\n" not in str(told.value)
-
-
-# -- the command
+    return run
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """Four runs of one text with mlp_block adapters, a linear one, a phone book: trained by the command line."""
+    """Runs from the command line: four of mlp_block adapters, a linear one, a phone book."""
     out = tmp_path_factory.mktemp("runs")
     common = ["train.steps=40", "train.lr=0.04", "train.decode=false"]
-    for words in (
+    sweeps = [
         ["loss=sft,memft_margin", "rank=2,6", "seqlen=12", f"out={out}/block"],
         ["adapter=linear", "rank=3", "seqlen=12", f"out={out}/linear"],
         ["data=phonebook", "data.digits=3", "rank=8", "seqlen=40", f"out={out}/book"],
-    ):
+    ]
+    for args in sweeps:
         with pytest.raises(SystemExit) as stop:
-            cli.main(["sweep", *words, *common])
+            cli.main(["sweep", *args, *common])
         assert not stop.value.code
     return out
 
 
-def pml(capsys, *words):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(words))
-    printed = capsys.readouterr()
-    return int(stop.value.code or 0), printed.out, printed.err
+@pytest.fixture(scope="module")
+def measured(swept):
+    """The report of the mlp_block and linear runs, and what the command printed."""
+    out = swept / "report"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setenv("COLUMNS", "100")
+        args = [swept / "block", swept / "linear", f"out={out}", "tokens=100"]
+        cli.main(["lasting", *map(str, args)])
+    assert not stop.value.code
+    return out
 
 
-def test_lasting_measures_every_run_once(swept, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    words = [
-        "lasting",
-        str(swept / "block"),
-        str(swept / "linear"),
-        f"out={swept}/report",
-        "tokens=100",
-    ]
-    code, text, _ = pml(capsys, *words)
-    assert code == 0
-    assert "not mergeable" in text and "5 of them measured now" in text
-    table = pd.read_csv(swept / "report" / "lasting.csv")
+def entries(report):
+    return json.loads((report / "lasting.json").read_text())["runs"]
+
+
+def test_every_run_is_measured_under_every_condition(measured):
+    table = pd.read_csv(measured / "lasting.csv")
     assert len(table) == 5 * len(CONDITIONS)
-    trained = table[table["condition"] == "trained"].set_index("id")
-    for id_, one in trained.iterrows():
-        result = json.loads((Path(one["folder"]) / "result.json").read_text())
-        assert one["token_accuracy"] == pytest.approx(result["token_accuracy"], abs=1e-9)
-        assert one["final_loss"] == pytest.approx(result["final_loss"], abs=1e-5)
-        assert one["text_tokens"] == one["random_tokens"] == 100
-        assert one["text_kl"] > 0 and one["fall_worst"] == 0, id_
     status = table.groupby(["adapter", "condition"])["status"].first()
     assert status["mlp_block", "merged"] == "not mergeable"
     assert (status["linear"] == "measured").all()
-    merged = table[(table["adapter"] == "linear") & (table["condition"] == "merged")].set_index(
-        "id"
-    )
-    np.testing.assert_allclose(
-        merged["final_loss"], trained.loc[merged.index, "final_loss"], atol=1e-5
-    )
-    content = json.loads((swept / "report" / "lasting.json").read_text())
-    assert {(row["method"], row["condition"]) for row in content["comparison"]} >= {
-        ("memft_margin", "bf16")
-    }
+
+    content = json.loads((measured / "lasting.json").read_text())
+    compared = {(row["method"], row["condition"]) for row in content["comparison"]}
+    assert ("memft_margin", "bf16") in compared
     for name in ("mlp_block", "linear"):
-        assert (swept / "report" / f"lasting-tiny-random-{name}.png").stat().st_size > 20_000
-    before = (swept / "report" / "lasting.csv").read_bytes()
-    with monkeypatch.context() as patched:
-        patched.setattr(
-            "pml_cli.evaluation.robustness.measure", lambda *_: pytest.fail("measured again")
-        )
-        code, text, _ = pml(capsys, *words, "figures=false", "--json")
-    assert code == 0 and json.loads(text)["runs"] == content["runs"]
-    assert (swept / "report" / "lasting.csv").read_bytes() == before
-    _, text, _ = pml(
-        capsys,
-        "lasting",
-        str(swept / "linear"),
-        f"out={swept}/report",
-        "tokens=0",
-        "decode=false",
-        "figures=false",
+        assert (measured / f"lasting-tiny-random-{name}.png").stat().st_size > 20_000
+
+
+def test_as_trained_it_is_what_the_run_measured(measured):
+    table = pd.read_csv(measured / "lasting.csv")
+    trained = table[table["condition"] == "trained"]
+    for row in trained.to_dict("records"):
+        result = json.loads((Path(row["folder"]) / "result.json").read_text())
+        assert row["token_accuracy"] == pytest.approx(result["token_accuracy"], abs=1e-9)
+        assert row["final_loss"] == pytest.approx(result["final_loss"], abs=1e-5)
+        assert row["text_tokens"] == row["random_tokens"] == 100
+        assert row["text_kl"] > 0 and row["fall_worst"] == 0, row["id"]
+
+
+def test_merged_it_is_what_it_was_unmerged(measured):
+    table = pd.read_csv(measured / "lasting.csv")
+    losses = table[table["adapter"] == "linear"].set_index("condition")["final_loss"]
+    np.testing.assert_allclose(losses["merged"], losses["trained"], atol=1e-5)
+
+
+def test_what_is_measured_is_not_measured_again(swept, measured, pml, monkeypatch):
+    before = entries(measured)
+    csv = (measured / "lasting.csv").read_bytes()
+    monkeypatch.setattr(
+        "pml_cli.evaluation.robustness.measure", lambda *_: pytest.fail("measured again")
     )
-    assert "1 of them measured now" in text  # other settings are another measurement
+    args = [swept / "block", swept / "linear", f"out={measured}", "tokens=100"]
+    code, text, _ = pml("lasting", *args, "figures=false", "--json")
+    assert code == 0
+    assert json.loads(text)["runs"] == before
+    assert (measured / "lasting.csv").read_bytes() == csv
+
+
+def test_other_settings_are_another_measurement(swept, measured, pml, tmp_path):
+    """And entries of runs that the command does not cover stay in lasting.json."""
+    report = tmp_path / "report"
+    shutil.copytree(measured, report)
+    settings = ["tokens=0", "decode=false", "figures=false"]
+    _, text, _ = pml("lasting", swept / "linear", f"out={report}", *settings)
+    assert "1 run, 1 of them measured now" in text
     assert "no forgetting measured" in text
-    known = {
-        one["id"] for one in json.loads((swept / "report" / "lasting.json").read_text())["runs"]
-    }
-    assert known == {one["id"] for one in content["runs"]}  # what was not asked for now is kept
+    assert {run["id"] for run in entries(report)} == {run["id"] for run in entries(measured)}
 
 
-def test_several_samples_a_run(swept, capsys):
-    code, _, _ = pml(capsys, "lasting", str(swept / "book"), "tokens=50", "figures=false")
+def test_conditions_that_do_not_apply_are_explained(swept, measured, pml):
+    args = [swept / "block", swept / "linear", f"out={measured}", "tokens=100", "figures=false"]
+    _, text, _ = pml("lasting", *args)
+    assert "not mergeable" in text
+    assert "5 runs, 0 of them measured now" in " ".join(text.split())
+
+
+def test_several_samples_a_run(swept, pml):
+    code, _, _ = pml("lasting", swept / "book", "tokens=50", "figures=false")
     assert code == 0
     table = pd.read_csv(swept / "book" / "lasting.csv").set_index("condition")
     assert table["samples"].max() > 3
@@ -152,66 +130,79 @@ def test_several_samples_a_run(swept, capsys):
     assert table["first_failure"].isna().all()
 
 
+def replace_text(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def empty_adapter(folder):
+    for path in (folder / "adapter").iterdir():
+        path.unlink()
+
+
+def remove_config(folder):
+    (folder / "config.yaml").unlink()
+
+
+def empty_environment(folder):
+    (folder / "env.json").write_text("{}")
+
+
+def change_tokens(folder):
+    replace_text(folder / "env.json", '"tokens": "', '"tokens": "0')
+
+
+def change_base_weights(folder):
+    replace_text(folder / "env.json", '"base_weights": "', '"base_weights": "0')
+
+
+def damage_adapter(folder):
+    (folder / "adapter/adapter_model.safetensors").write_bytes(b"x")
+
+
+def damage_report(folder):
+    (folder.parent / "lasting.json").write_text("{")
+
+
 @pytest.mark.parametrize(
-    ("harm", "words"),
+    ("damage", "message"),
     [
-        (
-            lambda folder: [p.unlink() for p in (folder / "adapter").iterdir()],
-            "no adapter/ in this run's folder",
-        ),
-        (lambda folder: (folder / "config.yaml").unlink(), "No such file"),
-        (lambda folder: (folder / "env.json").write_text("{}"), "train this run again"),
-        (
-            lambda folder: swap(folder, "env.json", '"tokens": "', '"tokens": "0'),
-            "no longer what it was trained on",
-        ),
-        (
-            lambda folder: swap(folder, "env.json", '"base_weights": "', '"base_weights": "0'),
-            "trained on other weights",
-        ),
-        (
-            lambda folder: (folder / "adapter/adapter_model.safetensors").write_bytes(b"x"),
-            "not the adapter of this run",
-        ),
-        (
-            lambda folder: (folder.parent / "lasting.json").write_text("{"),
-            "delete it to measure anew",
-        ),
+        (empty_adapter, "no adapter/ in this run's folder"),
+        (remove_config, "No such file"),
+        (empty_environment, "train this run again"),
+        (change_tokens, "no longer what it was trained on"),
+        (change_base_weights, "trained on other weights"),
+        (damage_adapter, "not the adapter of this run"),
+        (damage_report, "delete it to measure anew"),
     ],
 )
-def test_a_damaged_run_is_one_line_and_exit_2(harm, words, swept, tmp_path, capsys):
+def test_a_damaged_run_is_one_line_and_exit_2(damage, message, swept, tmp_path, pml):
     source = next((swept / "linear").glob("tiny-*"))
     folder = tmp_path / "o" / source.name
     shutil.copytree(source, folder)
-    harm(folder)
-    code, out, err = pml(capsys, "lasting", str(tmp_path / "o"), "tokens=0")
+    damage(folder)
+    code, out, err = pml("lasting", tmp_path / "o", "tokens=0")
     assert (code, out) == (2, "")
-    assert words in err and len(err.splitlines()) == 1
+    assert message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "o" / "lasting.csv").exists()
 
 
-def test_a_run_without_its_adapter_is_left_out_and_said(swept, tmp_path, capsys):
-    for number, source in enumerate(
-        [next((swept / "linear").glob("tiny-*")), next((swept / "book").glob("tiny-*"))]
-    ):
+def test_a_run_without_its_adapter_is_left_out_with_the_reason(swept, tmp_path, pml):
+    for kind in ("linear", "book"):
+        source = next((swept / kind).glob("tiny-*"))
         shutil.copytree(source, tmp_path / "o" / source.name)
-        if number:
-            shutil.rmtree(tmp_path / "o" / source.name / "adapter")
-    code, out, err = pml(
-        capsys, "lasting", str(tmp_path / "o"), "tokens=0", "decode=false", "figures=false"
-    )
+    shutil.rmtree(tmp_path / "o" / source.name / "adapter")
+
+    settings = ["tokens=0", "decode=false", "figures=false"]
+    code, out, err = pml("lasting", tmp_path / "o", *settings)
     assert code == 0 and "1 run, 1 of them measured now" in out
-    assert err.startswith("left out: ") and "no adapter/" in err and len(err.splitlines()) == 1
-
-
-def swap(folder, name, old, new):
-    text = (folder / name).read_text()
-    assert old in text
-    (folder / name).write_text(text.replace(old, new))
+    assert err.startswith("left out: ") and "no adapter/" in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
         ([], "no such folder"),
         (["empty"], "no finished runs"),
@@ -221,10 +212,10 @@ def swap(folder, name, old, new):
         (["empty", "txet=a"], "did you mean 'text'?"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(args, words, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_exit_2(args, message, tmp_path, pml, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    code, out, err = pml(capsys, "lasting", *args)
+    code, out, err = pml("lasting", *args)
     assert (code, out) == (2, "")
-    assert words in err and len(err.splitlines()) == 1
+    assert message in err and len(err.splitlines()) == 1
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]

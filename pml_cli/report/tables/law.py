@@ -23,6 +23,7 @@ from pml_cli.law.recall_law import RecallFit
 from pml_cli.report.law_text import axis_words, held_out_name, meaning, sentence
 from pml_cli.report.tables.layout import plain_table
 
+# Characters in a line, on a terminal and in a message
 WIDTH = 80
 # Keys such as `fit` and `unseen` stand in a column of this width
 KEY_WIDTH = 8
@@ -52,6 +53,7 @@ def law_table(group: GroupFit) -> RenderableType:
     counts = (
         f"{fit.n_used} of {cells} cells kept ({fit.n_saturated} saturated, {excluded} excluded)"
     )
+    # Names and settings may hold brackets, which rich would take for markup in a plain string.
     head = (
         Text(group.name, style="bold"),
         Text(f"{fit.form.notation(axis.symbol)}      {counts}"),
@@ -91,7 +93,9 @@ def _parameter_table(
 
 def _paper_check_text(group: GroupFit) -> str:
     """The held-out check of the paper's law."""
-    check = group.analysis.rows[0].checks[EDGE]
+    paper = group.analysis.row("paper")
+    assert paper is not None
+    check = paper.checks[EDGE]
     if math.isnan(check.mape):
         return f"no held-out check: {sentence(check.finding, group.axis)}"
 
@@ -118,6 +122,7 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
     if fit is None or chosen is None:
         return Text(f"no law on all cells: {_failure_reasons(analysis, axis)}", style="yellow")
 
+    # The paper's estimator drops saturated cells, likelihood does not.
     saturated = "none saturated"
     if fit.n_saturated:
         saturated = f"{fit.n_saturated} saturated, used as lower limits"
@@ -180,6 +185,7 @@ def _held_out_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
         for what, check in chosen.checks.items()
         if what != EDGE and math.isfinite(check.mape)
     ]
+    # Under the text of the line above
     if errors:
         lines.append(" " * KEY_WIDTH + ", ".join(errors))
     return lines
@@ -219,6 +225,7 @@ def laws_table(analysis: Analysis, axis: SizeAxis = RANK) -> RenderableType:
         analysis: the laws.
         axis: the size that they are about.
     """
+    # A gap of two would not leave room for eleven columns.
     table = plain_table(*LAW_COLUMNS, text=("law",), folded=(), gap=1)
     failures = []
     for row in analysis.rows:
@@ -275,7 +282,9 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
         return [f"recall    no law of exact recall: {sentence(recall.finding, axis)}"]
 
     lengths = np.unique(cells.length)
-    shown_lengths = np.unique(lengths[[0, len(lengths) // 2, -1]])
+    # All lengths would not fit into a line or two.
+    middle = len(lengths) // 2
+    shown_lengths = np.unique(lengths[[0, middle, -1]])
     texts = []
     for length in shown_lengths:
         rank, *draws = np.exp(recall.log_ranks(length, EVEN_CHANCE))
@@ -302,6 +311,7 @@ def comparison_table(comparison: Comparison, axis: SizeAxis = RANK) -> Renderabl
         comparison: of groups fitted with one form.
         axis: the size that their laws are about.
     """
+    # The settings in which the groups differ, and those in which they agree
     title = f"by {', '.join(comparison.by)}"
     if comparison.common:
         title += f" ({comparison.common})"
