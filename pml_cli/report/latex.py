@@ -156,6 +156,7 @@ def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[
     if any("level" in row.fit.parameters for row in fitted):
         headings["b"] = OFFSET_OR_LEVEL
 
+    # Two lines a law: intervals beside the values would be too wide for the page.
     lines = [["Law", *[headings[column] for column in columns]]]
     for row in fitted:
         emphasis = _emphasis(row, analysis)

@@ -180,10 +180,10 @@ def _title(view: View, law: FitResult) -> str:
     """The error on the held-out cells, or that of the fit where nothing was held out."""
     check = view.check()
     if check is None or not math.isfinite(check.mape):
-        return f"The law fits its cells to {law.mape:.1f} %"
+        return f"MAPE of the fit: {law.mape:.1f} %"
 
-    title = f"Unseen cells are off by {check.mape:.1f} %"
+    title = f"MAPE on unseen cells: {check.mape:.1f} %"
     paper_check = view.check("paper") if view.chosen is not None else None
     if paper_check is not None and math.isfinite(paper_check.mape):
-        title += f" (paper's {paper_check.mape:.1f} %)"
+        title += f" (paper's law: {paper_check.mape:.1f} %)"
     return title

@@ -171,7 +171,7 @@ def _draw_bootstrap(
         alpha=0.13,
         lw=0,
         zorder=0.5,
-        label="its 95 % interval",
+        label="bootstrap 95 % interval",
     )
     for end in interval:
         axes.axvline(
