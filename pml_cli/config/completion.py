@@ -24,8 +24,8 @@ from pml_cli.config.option_files import (
     shipped,
 )
 from pml_cli.config.registry import GROUPS, settings_class
-from pml_cli.config.schema import Run, Settings
-from pml_cli.config.setting import annotation, declaration, keys
+from pml_cli.config.schema import Run
+from pml_cli.config.setting import Settings, annotation, declaration, keys
 from pml_cli.errors import UserError
 
 Completer = Callable[[typer.Context, str], list[str]]

@@ -32,7 +32,7 @@ def convert_all(
         The converted values, and a line for each value of another type.
     """
     is_integer = annotation(owner, name)[0] is int
-    scratch = OmegaConf.structured(owner)
+    scratch = OmegaConf.structured(owner())
     converted: list[Any] = []
     lines: list[str] = []
 

@@ -60,7 +60,8 @@ class OptionSet:
         """
         self.chosen = dict(chosen)
         self.classes: dict[str, type[Any]] = {}
-        self._root = OmegaConf.structured(RootSettings)
+        # From an instance: made by OmegaConf, it would hide which module does not import.
+        self._root = OmegaConf.structured(RootSettings())
         # Each group as written, to look for interpolations.
         self._texts: dict[str, str] = {}
         self._built: dict[tuple[str, str], Any] = {}

@@ -105,12 +105,14 @@ class Declaration:
             bounds.append(f"at least {self.minimum:g}")
         if self.above is not None:
             bounds.append(f"above {self.above:g}")
+
         if self.maximum is not None:
             bounds.append(f"at most {self.maximum:g}")
         if self.below is not None:
             bounds.append(f"below {self.below:g}")
         if self.finite:
             bounds.append("finite")
+
         return " and ".join(bounds)
 
     def help_text(self) -> str:
@@ -228,6 +230,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
         A line for each fault: option, value, what is allowed.
     """
     lines = own_faults(settings, prefix)
+
     for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, declared.name)
         if isinstance(value, Settings):

@@ -50,6 +50,7 @@ QUALITY_HEADINGS = (
     r"all unseen \%",
     r"band \%",
 )
+# Stands in the first column of an empty table
 NO_LAW = "none could be fitted"
 
 ESCAPES = {
@@ -103,6 +104,7 @@ def table(
     label = f"tab:law-{label}" if label else "tab:law"
     lines = [
         r"\begin{table}[tbp]",
+        # Narrow enough for the text of the article class
         r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
         rf"\caption[Laws of the gain, {escape(name)}]{{{_caption(name, analysis, cells, axis)}}}",
         rf"\label{{{label}}}",
@@ -144,6 +146,7 @@ def intervals(row: LawRow, analysis: Analysis) -> dict[str, tuple[float, float]]
 
 def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[str]]:
     """Headings, and two lines a law: its parameters, and their intervals."""
+    # A column that is empty for every law is left out.
     columns = [
         column
         for column in PARAMETERS
@@ -215,6 +218,7 @@ def _emphasis(row: LawRow, analysis: Analysis) -> Callable[[str], str]:
 
 
 def _bold(cell: str) -> str:
+    # bfseries does not reach into math mode.
     return rf"\bfseries\boldmath {cell}" if cell else ""
 
 
@@ -268,6 +272,7 @@ def _caption(name: str, analysis: Analysis, cells: Observations, axis: SizeAxis)
     if analysis.chosen:
         sentences.append(f"Bold: chosen, the simplest within {AICC_TOLERANCE:g} AICc of the best.")
 
+    # Laws that failed for the same reason share a sentence.
     names_by_reason: dict[str, list[str]] = {}
     for row in analysis.rows:
         if row.fit.status != OK:

@@ -1,8 +1,6 @@
 """Prices against what the engine really does: FLOPs as torch counts them, bytes as they are kept and allocated."""
 
 import inspect
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +20,6 @@ from support.pricing import (
     trainer,
 )
 
-from pml_cli import format
 from pml_cli.config.request import load
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
@@ -30,9 +27,7 @@ from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import check
-from pml_cli.launch.throughput import MAX_POINTS, Throughput
 from pml_cli.model import head
-from pml_cli.model.device import device_memory
 from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.training.batches import PackData
@@ -174,179 +169,6 @@ sys.exit("torch" in sys.modules or "transformers" in sys.modules)
         "HOME": "/nowhere",
     }
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
-
-
-# -- measured speed
-
-
-@pytest.fixture
-def rates(tmp_path, monkeypatch):
-    monkeypatch.setenv("PML_CACHE", str(tmp_path / "cache"))
-    return Throughput()
-
-
-TINY = Model(device="cpu")
-SHORT, MIDDLE, LONG, LONGEST = (
-    pack(TINY, seqlen=n, steps=s) for n, s in ((16, 10), (64, 20), (256, 5), (900, 7))
-)
-
-
-def test_where_the_rates_lie(tmp_path, monkeypatch):
-    for name in ("PML_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert Throughput().path == tmp_path / ".cache/pml/rates.json"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert Throughput().path == tmp_path / "x/pml/rates.json"
-    monkeypatch.setenv("PML_CACHE", str(tmp_path / "own"))
-    assert Throughput().path == tmp_path / "own/rates.json"
-
-
-def test_a_planted_overhead_and_rate_are_recovered(rates):
-    def true(p):
-        return p.cells[0].steps * 0.003 + cost_model.training_flops(p) / 2e10
-
-    for p in (SHORT, MIDDLE, LONG):
-        rates.record("cpu", "float32", "tiny", p, true(p))
-    for p in (SHORT, MIDDLE, LONG, LONGEST):
-        assert Throughput().expected_seconds("cpu", "float32", "tiny", p) == pytest.approx(
-            true(p), rel=1e-6
-        )
-
-
-def test_one_or_two_points_give_a_ratio(rates):
-    rates.record("cpu", "float32", "tiny", MIDDLE, 2.0)
-    assert rates.expected_seconds("cpu", "float32", "tiny", MIDDLE) == pytest.approx(2.0)
-    per_flop = 2.0 / cost_model.training_flops(MIDDLE)
-    assert rates.expected_seconds("cpu", "float32", "tiny", LONG) == pytest.approx(
-        per_flop * cost_model.training_flops(LONG)
-    )
-    rates.record("cpu", "float32", "tiny", LONG, per_flop * cost_model.training_flops(LONG))
-    assert rates.expected_seconds("cpu", "float32", "tiny", LONGEST) == pytest.approx(
-        per_flop * cost_model.training_flops(LONGEST)
-    )
-
-
-def test_neither_overhead_nor_rate_is_negative(rates):
-    for p, per_step in (
-        (SHORT, 0.03),
-        (MIDDLE, 0.02),
-        (LONG, 0.01),
-    ):  # larger steps that took less time
-        rates.record("cpu", "float32", "tiny", p, per_step * p.cells[0].steps)
-    assert (
-        0.01
-        <= rates.expected_seconds("cpu", "float32", "tiny", LONGEST) / LONGEST.cells[0].steps
-        <= 0.03
-    )
-
-
-def test_nothing_known_and_another_model_in_its_place(rates):
-    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) is None
-    rates.record("cpu", "float32", "other", SHORT, 1.0)
-    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(1.0)
-    rates.record("cpu", "float32", "tiny", SHORT, 5.0)
-    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(5.0)
-    assert rates.expected_seconds("cpu", "bfloat16", "tiny", SHORT) is None
-    assert rates.expected_seconds("NVIDIA H200", "float32", "tiny", SHORT) is None
-
-
-def test_only_the_last_points_are_kept(rates):
-    for seconds in (1.0,) * 5 + (3.0,) * MAX_POINTS:
-        rates.record("cpu", "float32", "tiny", SHORT, seconds)
-    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(3.0)
-    (points,) = json.loads(rates.path.read_text())["cpu"]["float32"].values()
-    assert len(points) == MAX_POINTS
-    assert [p.name for p in rates.path.parent.iterdir()] == ["rates.json"]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "",
-        "{",
-        "[]",
-        "7",
-        '{"cpu": 3}',
-        '{"cpu": {"float32": {"tiny": [[1]]}}}',
-        '{"cpu": {"float32": {"tiny": "x"}}}',
-    ],
-)
-def test_a_damaged_file_counts_as_empty(rates, damage):
-    rates.path.parent.mkdir()
-    rates.path.write_text(damage)
-    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) is None
-    rates.record("cpu", "float32", "tiny", SHORT, 1.0)
-    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
-def test_times_that_cannot_be_are_not_used(rates, seconds):
-    rates.record("cpu", "float32", "tiny", SHORT, seconds)
-    assert rates.expected_seconds("cpu", "float32", "tiny", SHORT) is None
-
-
-def test_a_cache_that_cannot_be_written_is_no_fault(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("PML_CACHE", str(tmp_path / "file"))
-    Throughput().record("cpu", "float32", "tiny", SHORT, 1.0)
-    assert Throughput().expected_seconds("cpu", "float32", "tiny", SHORT) is None
-
-
-# -- the machine, and words
-
-
-@pytest.mark.parametrize(
-    ("script", "expected"),
-    [
-        ("echo 81559; echo 40960; echo 81559", 40960 * 2**20),
-        ("echo '[N/A]'", None),
-        ("exit 9", None),
-        ("true", None),
-    ],
-)
-def test_memory_of_the_gpus(tmp_path, monkeypatch, script, expected):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert device_memory("cuda") == expected
-
-
-def test_memory_of_this_machine(tmp_path, monkeypatch):
-    assert 2**20 < device_memory("cpu") < 2**50
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert device_memory("cuda") is None
-
-
-def test_numbers_for_people():
-    counts = (0, 950, 1234, 9.96e6, 999.6e6, 1.2e12, 3.45e15, 7e21)
-    words = [
-        "0 FLOP",
-        "950 FLOP",
-        "1.2 kFLOP",
-        "10 MFLOP",
-        "1 GFLOP",
-        "1.2 TFLOP",
-        "3.5 PFLOP",
-        "7000 EFLOP",
-    ]
-    assert [format.flops_text(c) for c in counts] == words
-    assert [format.bytes_text(b) for b in (640 * 2**20, 5.5 * 2**30, 1023, 2**40)] == [
-        "640 MiB",
-        "5.5 GiB",
-        "1 KiB",
-        "1 TiB",
-    ]
-    times = (0.04, 45, 12 * 60, 3.4 * 3600, 2.1 * 86400, 89.9)
-    assert [format.duration_text(t) for t in times] == [
-        "0 s",
-        "45 s",
-        "12 min",
-        "3.4 h",
-        "2.1 days",
-        "90 s",
-    ]
 
 
 def test_a_curriculum_is_priced_by_the_samples_that_it_draws():

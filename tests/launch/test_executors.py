@@ -12,17 +12,12 @@ import pytest
 from support.executors import check_executor
 
 from pml_cli.config.registry import declared
-from pml_cli.config.schema import Model, Run
+from pml_cli.config.schema import Model
 from pml_cli.config.setting import faults
-from pml_cli.launch import devices
 from pml_cli.launch.executors.base import last_log_line
 from pml_cli.launch.executors.inline import InlineLaunch
 from pml_cli.launch.executors.local import LocalLaunch
 from pml_cli.launch.executors.slurm import SlurmLaunch, sbatch_reason
-from pml_cli.launch.pack import Pack
-from pml_cli.launch.packing import check, make_packs, packing_for
-from pml_cli.launch.throughput import Throughput, expected_seconds
-from pml_cli.report.tables.dry_run import time_line
 
 ROOT = Path(__file__).parents[2]
 CPU = Model(device="cpu")
@@ -124,71 +119,6 @@ def test_the_one_who_waits_ends_its_workers_and_they_keep_checkpoints(tmp_path):
     assert list((tmp_path / "runs" / ".pml" / "checkpoints").glob("*.safetensors"))
     status = json.loads(pml(tmp_path, "status", "runs", "--json").stdout)
     assert (status["running"], status["queued"]) == ([], 9)
-
-
-@pytest.mark.parametrize(
-    ("told", "gpus"),
-    [("2,5", ["2", "5"]), ("", []), ("-1", []), ("GPU-abc,MIG-1", ["GPU-abc", "MIG-1"])],
-)
-def test_the_gpus_are_those_that_the_user_allows(monkeypatch, told, gpus):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
-    assert devices.visible_gpus() == gpus
-
-
-def test_gpus_are_counted_without_torch(monkeypatch, tmp_path):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert devices.visible_gpus() == ["0", "1"]
-
-
-def test_each_worker_has_a_device_of_its_own(monkeypatch):
-    gpu = [Run(model=Model(device="cuda"))]
-    cpu = [Run(model=CPU)]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert LocalLaunch().visible_devices(gpu) == ["4", "7"]
-    assert LocalLaunch(devices=1).visible_devices(gpu) == ["4"]
-    assert LocalLaunch(devices=3).visible_devices(gpu) == [
-        "4",
-        "7",
-        "4",
-    ]  # more than there are: they share
-    assert LocalLaunch(devices=3).visible_devices(cpu) == ["", "", ""]
-    assert LocalLaunch().visible_devices(cpu) == [""] * max(1, devices.cores() // 2)
-
-
-def test_packs_are_cut_for_the_devices_and_their_memory(monkeypatch):
-    cells = check([Run(rank=rank, seqlen=30, model=CPU) for rank in range(1, 17)])
-    alone = packing_for(InlineLaunch(), cells)
-    shared = packing_for(LocalLaunch(devices=4), cells)
-    assert (alone.devices, shared.devices) == (1, 4)
-    assert shared.memory == pytest.approx(alone.memory / 4, rel=0.01)
-    assert len(make_packs(cells, shared)) >= 4 > len(make_packs(cells, alone))
-    slurm = packing_for(SlurmLaunch(devices=2, device_gb=3), cells)
-    assert (slurm.devices, slurm.memory, slurm.gpu) == (2, 3 * 2**30, True)
-
-
-def test_the_expected_time_is_that_of_the_device_that_ends_last():
-    packs = [
-        Pack(check([Run(rank=rank, seqlen=length, model=CPU)]))
-        for rank, length in ((1, 40), (2, 30), (3, 20))
-    ]
-    assert "not known" in time_line(InlineLaunch(), packs, [None] * 3)
-    assert "about 60 s," in time_line(InlineLaunch(), packs, [30.0, 20.0, 10.0])
-    assert "about 30 s on 2 devices" in time_line(LocalLaunch(devices=2), packs, [30.0, 20.0, 10.0])
-
-
-def test_expected_seconds_are_those_measured_with_as_many_threads(monkeypatch):
-    pack = Pack(check([Run(seqlen=30, model=CPU)]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert expected_seconds(InlineLaunch(), [pack]) == [None]
-    Throughput().record("cpu, 3 threads", "float32", "tiny", pack, 7.0)
-    assert expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
-    assert expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
 
 
 def test_the_last_line_of_the_logs(tmp_path):

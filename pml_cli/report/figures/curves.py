@@ -366,7 +366,7 @@ def curve_title(view: View, along: Axis) -> str:
     if view.law.status == BOUND_HIT:
         return f"Gain by {axis_name}: no power law"
 
-    parameters = view.parameters
+    parameters = view.law.parameters
     exponent = parameters["alpha"] if along == "rank" else -parameters["beta"]
     factor = 2**exponent
     if "level" in parameters:

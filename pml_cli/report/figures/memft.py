@@ -59,7 +59,7 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
     for axes in panels[len(lengths) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
-        axes.set_ylabel("tokens predicted right, %")
+        axes.set_ylabel("token accuracy, %")
 
     terms = "each at its best learning rate" if at_best_rates else "at the same learning rate"
     page.suptitle(
@@ -210,7 +210,9 @@ def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
             label=NAMES.get(method, method),
         )
 
-    axes.set(ylabel="rank", title="rank from which a text is recalled whole, mean", ylim=(0, None))
+    axes.set(
+        ylabel="rank", title="rank from which a text is recalled verbatim, mean", ylim=(0, None)
+    )
 
 
 def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:

@@ -196,10 +196,10 @@ def loss_panel(axes: Axes, group: TransitionSummary) -> None:
         )
 
     plot(~verbatim, "with a wrong token", color=ORANGE, marker="o", fill="none")
-    plot(verbatim, "recalled whole", color=PURPLE, marker="s", fill=PURPLE)
+    plot(verbatim, "recalled verbatim", color=PURPLE, marker="s", fill=PURPLE)
 
     axes.text(LN2, 50, " ln 2", ha="left", va="center", fontsize=8)
-    axes.set(xlabel="final mean loss, nats per token", ylabel="tokens decoded rightly, %")
+    axes.set(xlabel="final mean loss, nats per token", ylabel="token accuracy, %")
     axes.set(ylim=(-4, 104), xlim=(0, None))
     axes.legend(loc="lower left", fontsize=8, framealpha=0.95, edgecolor="none")
 

@@ -85,10 +85,10 @@ def _setup_tables(
     for start in range(0, len(methods), MAX_METHODS):
         shown_methods = methods[start : start + MAX_METHODS]
         yield _condition_table(
-            "tokens right, %: mean and 95 % interval", shown_methods, all_ranks, _accuracy
+            "token accuracy, %: mean and 95 % interval", shown_methods, all_ranks, _accuracy
         )
         yield _condition_table(
-            "of the runs recalled whole as trained, those that still are",
+            "of the runs recalled verbatim as trained, those that still are",
             shown_methods,
             all_ranks,
             _still_whole,
@@ -102,7 +102,7 @@ def _setup_tables(
         compared = [method for method in shown_methods if (TRAINED, method) in differences]
         if compared:
             yield _condition_table(
-                "tokens right, percentage points above sft: paired, 95 % interval",
+                "token accuracy, percentage points above sft: paired, 95 % interval",
                 compared,
                 differences,
                 lambda row: _difference(row, scale=100, spec="+.1f"),
@@ -188,7 +188,7 @@ def _rank_tables(
     means: pd.DataFrame,
     methods: Sequence[str],
 ) -> Iterator[RenderableType]:
-    """Share of samples recalled whole, by rank and method, a column for each condition."""
+    """Share of samples recalled verbatim, by rank and method, a column for each condition."""
     occurring = set(means["condition"])
     names = [name for name in BY_NAME if name in occurring]
     for start in range(0, len(names), MAX_CONDITIONS):
@@ -205,7 +205,7 @@ def _rank_tables(
             ]
             runs = str(cells["runs"].max())
             table.add_row(str(rank), _one_line(method), runs, *shares)
-        title = "recalled whole, %, by rank (A: adapter, W: base weights, m.: merged)"
+        title = "recalled verbatim, %, by rank (A: adapter, W: base weights, m.: merged)"
         yield _titled(title, table)
 
 

@@ -24,12 +24,12 @@ TERMS = {
 }
 UNEQUAL_TERMS = "UNEQUAL BUDGET: steps or tokens differ, see the column budget"
 COMPARISON_NOTE = (
-    "n pairs; tokens right under sft and under the loss, and the difference with its 95 % interval "
-    "(paired t over texts and seeds), p of a sign-flip permutation test; exact: recalled whole, "
-    "under sft and under the loss; - for one pair\n"
+    "n pairs; token accuracy under sft and under the loss, and the difference with its 95 % "
+    "interval (paired t over texts and seeds), p of a sign-flip permutation test; exact: texts "
+    "recalled verbatim, under sft and under the loss; - for one pair\n"
 )
 RANKS_NOTE = (
-    "rank: at which half of the texts are recalled whole (interpolated between the ranks tried; "
+    "rank: at which half of the texts are recalled verbatim (interpolated between the ranks tried; "
     "95 % t interval of the log over n texts, none where all are equal), and its ratio to the rank "
     "under sft and memft_ot, text by text; outside: texts whose rank lies below or above all ranks "
     "tried, which count with that bound; lr: for each text the rate that is best on the other "

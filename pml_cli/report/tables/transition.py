@@ -185,7 +185,7 @@ def failure_lines(group: TransitionSummary) -> list[str]:
 def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
     both = agreement.both.n
     lines = [
-        f"Of {counted(sequences, 'sequence')}, {agreement.neither} without a stubborn token at the "
+        f"{counted(sequences, 'sequence')}: {agreement.neither} without a stubborn token at the "
         f"end, {agreement.no_failure} with stubborn tokens and no failure, {both} with both.",
         "Earliest stubborn position against first failure: "
         f"{correlation_text(agreement.both)} over the sequences with both (by chance "
@@ -205,7 +205,7 @@ def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
 
 def _concentration_lines(concentration: FailureConcentration, several_samples: bool) -> list[str]:
     if not concentration.failures:
-        return [f"First failures: no text has {MIN_FAILURES}, too few for a common position."]
+        return [f"First failures: no text has the {MIN_FAILURES} that a common position needs."]
 
     lines = [
         f"First failures: {100 * concentration.share:.0f} % lie at the most common position of "
