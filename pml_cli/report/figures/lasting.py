@@ -136,6 +136,7 @@ def _recall_panel(
         )
 
     axes.set_ylabel("token accuracy, %")
+    # From the lowest value, so that small differences near 100 % can be seen.
     low = float(np.clip(axes.dataLim.y0, 0, 95))
     # Room for a marker is a share of the axis: the values may be close together, far from 100.
     margin = 0.03 * (100 - low)
@@ -189,6 +190,7 @@ def _margin_panel(
             axes.plot(x, rms, marker=marker, ms=6, **style)
             axes.plot(x, worst, marker="_", ms=8, mew=1.5, **style)
 
+    # Falls span orders of magnitude, and some are 0.
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fall of a margin that was above 0, logits")

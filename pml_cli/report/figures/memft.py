@@ -110,6 +110,7 @@ def _accuracy_panel(
         )
 
     axes.axhline(100, color="0.6", lw=0.8, ls=":", zorder=0)
+    # Ranks are mostly doubled, so they are evenly spaced here.
     axes.set_xscale("log", base=2)
     ticks = sorted(runs["rank"].unique())
     axes.set_xticks(ticks, [f"{rank:g}" for rank in ticks], fontsize=8)
@@ -317,6 +318,7 @@ def _hollow_points(
 def _source(runs: pd.DataFrame) -> str:
     """Model, data, and what else the setting says of the data (without a text's hash)."""
     first = runs.iloc[0]
+    # The hash of a text tells a reader nothing.
     settings = [
         setting
         for setting in str(first["setting"]).split()

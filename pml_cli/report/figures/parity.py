@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pml_cli.format import three_digits
 from pml_cli.law.fit_result import FitResult
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
@@ -20,7 +21,6 @@ from pml_cli.report.figures.style import (
     column_figure,
     empty_panel,
     style_for_column,
-    three_digits,
 )
 from pml_cli.report.law_text import sentence
 from pml_cli.stats import Array
@@ -180,10 +180,10 @@ def _title(view: View, law: FitResult) -> str:
     """The error on the held-out cells, or that of the fit where nothing was held out."""
     check = view.check()
     if check is None or not math.isfinite(check.mape):
-        return f"The law fits its cells to {law.mape:.1f} %"
+        return f"MAPE of the fit: {law.mape:.1f} %"
 
-    title = f"Unseen cells are off by {check.mape:.1f} %"
+    title = f"MAPE on unseen cells: {check.mape:.1f} %"
     paper_check = view.check("paper") if view.chosen is not None else None
     if paper_check is not None and math.isfinite(paper_check.mape):
-        title += f" (paper's {paper_check.mape:.1f} %)"
+        title += f" (paper's law: {paper_check.mape:.1f} %)"
     return title

@@ -79,6 +79,7 @@ def _setup_tables(
 ) -> Iterator[RenderableType]:
     """The tables of one setup."""
     methods = sft_first(means["method"])
+    # The rows of all ranks together have no rank.
     all_ranks = _by_condition(means[means["rank"].isna()])
     differences = _accuracy_differences(means, comparison)
 
@@ -155,6 +156,7 @@ def _condition_table(
 
 def heading(method: str) -> str:
     """The label of a loss in two lines: its kind, and its settings."""
+    # The prefix that all of them share would cost a column's width.
     kind, _, settings = method.removeprefix("memft_").partition("(")
     return f"{kind}\n{settings.replace(')', '')}" if settings else kind
 

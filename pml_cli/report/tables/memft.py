@@ -50,6 +50,7 @@ def comparison_report(comparison: pd.DataFrame) -> Iterator[RenderableType]:
 
 def comparison_table(comparison: pd.DataFrame) -> Table:
     """Token accuracy and exact match of each rank and length, and of all ranks together."""
+    # Columns that would say the same in every row are left out, to stay within 80 columns.
     differing = _differing(comparison)
     several_rates = comparison["lr"].nunique() > 1
     show_rates = several_rates or (comparison["lr"] != comparison["lr_sft"]).any()
@@ -63,6 +64,7 @@ def comparison_table(comparison: pd.DataFrame) -> Table:
     table = plain_table(*columns, text=[*differing, "loss"])
 
     keys = [*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"]
+    # The rank of a row of all ranks together is missing, and must not be dropped.
     for _, cell in comparison.groupby(keys, dropna=False):
         common = cell.iloc[0]
         row = [str(common[name]) for name in differing]
