@@ -148,6 +148,7 @@ def _unknown_keys(given_keys: list[str], option_sets: list[OptionSet]) -> list[s
     valid: dict[str, None] = {}
     for option_set in option_sets:
         valid |= dict.fromkeys(option_set.valid_keys())
+
     return [
         _unknown_key(key, list(valid), option_sets[0])
         for key in given_keys

@@ -18,7 +18,7 @@ import yaml
 from pml_cli.config.option_files import option_file, options
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.config.setting import type_text, written
+from pml_cli.config.setting import type_text, value_text
 from pml_cli.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -39,12 +39,13 @@ def read_run(config: Path) -> Run:
         plain = {name: tree[name] for name in PLAIN}
         groups = {group: group_settings(group, tree[group]) for group in GROUPS_OF_RUN}
         return build_run(plain, groups)
+
     except OSError as error:
         raise UserError(f"{config}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
-        raise UserError(
-            f"{config}: not the settings of a run ({' '.join(str(error).split())})"
-        ) from error
+        # A YAML error has several lines.
+        reason = " ".join(str(error).split())
+        raise UserError(f"{config}: not the settings of a run ({reason})") from error
 
 
 def build_run(plain: Mapping[str, Any], groups: Mapping[str, Any]) -> Run:
@@ -59,6 +60,7 @@ def build_run(plain: Mapping[str, Any], groups: Mapping[str, Any]) -> Run:
     """
     for name in PLAIN:
         _check_type(Run, name, plain[name], prefix="")
+
     return Run(**plain, **groups)
 
 
@@ -89,13 +91,14 @@ def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") ->
         if name not in fields:
             raise UserError(f"{prefix}{name}: no such setting; {did_you_mean(name, fields)}")
         _check_type(owner, name, value, prefix)
+
     return owner(**values)
 
 
 def _check_type(owner: type[Any], name: str, value: Any, prefix: str) -> None:
     hints = _type_hints(owner)  # type: ignore[arg-type]
     if not _is_instance(value, hints[name]):
-        raise UserError(f"{prefix}{name}={written(value)}: must be {type_text(owner, name)}")
+        raise UserError(f"{prefix}{name}={value_text(value)}: must be {type_text(owner, name)}")
 
 
 @cache
@@ -136,5 +139,6 @@ def option_settings(group: str, option: str) -> Any:
     file = option_file(group, option)
     if file is None:
         raise UserError(f"{group}={option}: {did_you_mean(option, options(group))}")
+
     fields = yaml.safe_load(file.read_text("utf-8"))
     return settings_class(group, fields)(**fields)

@@ -17,27 +17,6 @@ from pml_cli.config import registry
 from pml_cli.config.registry import register
 from pml_cli.config.setting import Settings, setting
 
-__all__ = [
-    "DEVICES_ALLOWED",
-    "DEVICE_PATTERN",
-    "DTYPES",
-    "FORMAT",
-    "SCHEDULES",
-    "TINY",
-    "Adapter",
-    "Data",
-    "Launch",
-    "LinearAdapter",
-    "Loss",
-    "MlpBlockAdapter",
-    "Model",
-    "Request",
-    "Run",
-    "Settings",
-    "Train",
-    "setting",
-]
-
 # Format of run folders and of run ids; a folder of another format is refused.
 FORMAT = 1
 
@@ -51,7 +30,7 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
-# Seeds above are not told apart by all generators.
+# Not every random generator takes more bits.
 SEED_LIMIT = 2**62
 SEEDS_ALLOWED = "from 0 to 2^62 - 1"
 
@@ -284,7 +263,7 @@ class Launch(Settings):
         unit="GiB",
         minimum=0,
         finite=True,
-        special={0: "80 % of this machine's; no limit on Slurm"},
+        special={0: "80 % of this machine's memory, on Slurm no limit"},
     )
     checkpoint_minutes: float = setting(
         3.0, help="time between checkpoints of a pack in training", unit="minutes", minimum=0

@@ -8,6 +8,7 @@ nor the trainer; matplotlib only inside the functions that draw. A report never 
 - law_text.py: sentences about laws: what a fit found, what its parameters mean
 - latex.py: law.tex
 - transition_folder.py, memft_folder.py, lasting_folder.py: the files of these commands
+- sweep_summary.py: what is said of a sweep before it trains and when it has ended
 - progress.py: live displays of a sweep, a probe, and of anything that is counted
 - tables/: what the commands print
 - figures/: what they draw

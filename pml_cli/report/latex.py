@@ -13,12 +13,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
+from pml_cli.format import three_digits
 from pml_cli.law.analysis import Analysis, LawRow
 from pml_cli.law.findings import OK
 from pml_cli.law.forms import LINKS
 from pml_cli.law.model_selection import AICC_TOLERANCE, EDGE
 from pml_cli.law.observations import RANK, Observations, SizeAxis
-from pml_cli.report.figures.style import three_digits
 from pml_cli.report.law_text import held_out_name, sentence
 
 HEAD = (
@@ -50,6 +50,7 @@ QUALITY_HEADINGS = (
     r"all unseen \%",
     r"band \%",
 )
+# Stands in the first column of an empty table
 NO_LAW = "none could be fitted"
 
 ESCAPES = {
@@ -103,6 +104,7 @@ def table(
     label = f"tab:law-{label}" if label else "tab:law"
     lines = [
         r"\begin{table}[tbp]",
+        # Narrow enough for the text of the article class
         r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
         rf"\caption[Laws of the gain, {escape(name)}]{{{_caption(name, analysis, cells, axis)}}}",
         rf"\label{{{label}}}",
@@ -144,6 +146,7 @@ def intervals(row: LawRow, analysis: Analysis) -> dict[str, tuple[float, float]]
 
 def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[str]]:
     """Headings, and two lines a law: its parameters, and their intervals."""
+    # A column that is empty for every law is left out.
     columns = [
         column
         for column in PARAMETERS
@@ -153,6 +156,7 @@ def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[
     if any("level" in row.fit.parameters for row in fitted):
         headings["b"] = OFFSET_OR_LEVEL
 
+    # Two lines a law: intervals beside the values would be too wide for the page.
     lines = [["Law", *[headings[column] for column in columns]]]
     for row in fitted:
         emphasis = _emphasis(row, analysis)
@@ -215,6 +219,7 @@ def _emphasis(row: LawRow, analysis: Analysis) -> Callable[[str], str]:
 
 
 def _bold(cell: str) -> str:
+    # bfseries does not reach into math mode.
     return rf"\bfseries\boldmath {cell}" if cell else ""
 
 
@@ -268,6 +273,7 @@ def _caption(name: str, analysis: Analysis, cells: Observations, axis: SizeAxis)
     if analysis.chosen:
         sentences.append(f"Bold: chosen, the simplest within {AICC_TOLERANCE:g} AICc of the best.")
 
+    # Laws that failed for the same reason share a sentence.
     names_by_reason: dict[str, list[str]] = {}
     for row in analysis.rows:
         if row.fit.status != OK:

@@ -68,6 +68,7 @@ def write(
         saturated_below=settings.saturated_below,
         axis=SIZE_AXES[settings.x],
     )
+    # Everything is computed before the first file is written.
     try:
         io.atomic_write(out / "cells.csv", lambda path: table.to_csv(path, index=False))
         io.write_text(out / law_json.FILE_NAME, law_json.to_text(content))
@@ -88,6 +89,7 @@ def cell_table(groups: Sequence[GroupFit]) -> pd.DataFrame:
 
 
 def _tex(groups: list[GroupFit]) -> str:
+    # One group needs no name in its label.
     several = len(groups) > 1
     tables = [
         latex.table(

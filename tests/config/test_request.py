@@ -32,9 +32,10 @@ NEEDS = {
 }
 
 
-def refusal(verb: str, *overrides: str, **more: object) -> str:
+def refusal(command: str, *overrides: str, **more: object) -> str:
+    """The message of the error that a request is refused with."""
     with pytest.raises(UserError) as caught:
-        load(verb, list(overrides), **more)  # type: ignore[arg-type]
+        load(command, list(overrides), **more)  # type: ignore[arg-type]
     return str(caught.value)
 
 
@@ -70,14 +71,15 @@ def test_every_shipped_option_composes(group, option, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sweep_files.names())
 def test_every_shipped_sweep_loads(name, tmp_path, monkeypatch):
-    verb = "memft" if name == "memft" else "sweep"
+    command = "memft" if name == "memft" else "sweep"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "facts.jsonl").write_text("{}\n")
     try:
-        assert load(verb, [], Path(name)).runs
-    except UserError as error:  # one that needs the user's data says so, and loads with it
+        assert load(command, [], Path(name)).runs
+    except UserError as error:
+        # A sweep that needs the user's data says so, and loads with it.
         assert "data.path: needed" in str(error)
-        assert load(verb, ["data.path=facts.jsonl"], Path(name)).runs
+        assert load(command, ["data.path=facts.jsonl"], Path(name)).runs
 
 
 @pytest.mark.parametrize("name", ["qwen3_8b", "llama31_8b", "qwen3_0_6b", "smollm2_135m"])
@@ -173,7 +175,7 @@ def test_interpolations_follow_each_cell():
     ]
 
 
-def test_memft_compares_four_losses_unless_told():
+def test_memft_compares_four_losses_unless_one_is_named():
     assert [r.loss for r in load("memft", []).runs] == [
         SftLoss(),
         MemftOtLoss(),
@@ -245,6 +247,11 @@ def test_describe_explains_every_setting():
     assert any("# Mean cross-entropy" in line for line in lines)
     uncommented = [line for line in lines if "#" not in line]
     assert {line.split(":")[0] for line in uncommented if not line.startswith("    ")} == {*GROUPS}
+
+    # YAML folds a long text; the comment must not become part of it.
+    folded = load("probe", [f"data.prompt='{'long words # ' * 20}'"])
+    assert yaml.safe_load(describe(folded))["data"]["prompt"] == "long words # " * 20
+
     fit = describe(load_report("fit", ["x=parameters"]))
     assert yaml.safe_load(fit)["x"] == "parameters"
     assert fit.count("  # ") == len(fit.splitlines())

@@ -68,17 +68,6 @@ class View:
             return None
         return self.paper
 
-    @property
-    def parameters(self) -> dict[str, float]:
-        """Those of the law that is drawn."""
-        return {} if self.law is None else self.law.parameters
-
-    @property
-    def fit_quality(self) -> tuple[float, float]:
-        """R2, and the mean absolute error in per cent, of the law that is drawn."""
-        fit = self.chosen or self.paper
-        return fit.r2, fit.mape
-
     @cached_property
     def uncensored(self) -> Mask:
         """(N,) the cells whose gain the law uses as measured.
@@ -98,6 +87,7 @@ class View:
         numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
         numbers.columns = pd.Index(["rank", "length", "delta"])
 
+        # A logarithmic axis has no place for the others.
         finite = np.isfinite(numbers.to_numpy(float)).all(axis=1)
         positive = (numbers[["rank", "length"]] > 0).all(axis=1)
         return pd.DataFrame(numbers[finite & positive])
@@ -123,6 +113,7 @@ class View:
             delta=("delta", "mean"),
             uncensored=("uncensored", "mean"),
         )
+        # The mean of flags is the fraction of the runs.
         points["uncensored"] = points["uncensored"] > 0.5
         return points
 

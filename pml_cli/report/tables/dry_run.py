@@ -74,13 +74,14 @@ def time_line(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | N
         packs: to be trained.
         seconds: that each is expected to take; None: unknown.
     """
-    known = [duration for duration in seconds if duration is not None]
-    if len(known) < len(packs):
+    durations = [duration for duration in seconds if duration is not None]
+    # A sum of some packs would promise too little.
+    if len(durations) < len(packs):
         return "time: not known; it is measured while packs are trained on such a device"
 
     workers = launch.visible_devices([cell.run for cell in packs[0].cells])
     devices = min(len(workers), len(packs))
-    duration = duration_text(makespan(known, devices))
+    duration = duration_text(makespan(durations, devices))
     on_devices = f" on {devices} devices" if devices > 1 else ""
     measured = "by packs trained here before, without start and queue"
     return f"time: about {duration}{on_devices}, {measured}"
@@ -101,6 +102,7 @@ def _pack_table(
         seconds: of each pack; None where it is not known.
     """
     settings = [_settings(pack) for pack in packs]
+    # What all packs share needs no column: 80 characters are few.
     varying = []
     for name in settings[0]:
         if len({values[name] for values in settings}) > 1:

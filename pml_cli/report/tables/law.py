@@ -53,6 +53,7 @@ def law_table(group: GroupFit) -> RenderableType:
     counts = (
         f"{fit.n_used} of {cells} cells kept ({fit.n_saturated} saturated, {excluded} excluded)"
     )
+    # Names and settings may hold brackets, which rich would take for markup in a plain string.
     head = (
         Text(group.name, style="bold"),
         Text(f"{fit.form.notation(axis.symbol)}      {counts}"),
@@ -92,7 +93,9 @@ def _parameter_table(
 
 def _paper_check_text(group: GroupFit) -> str:
     """The held-out check of the paper's law."""
-    check = group.analysis.rows[0].checks[EDGE]
+    paper = group.analysis.row("paper")
+    assert paper is not None
+    check = paper.checks[EDGE]
     if math.isnan(check.mape):
         return f"no held-out check: {sentence(check.finding, group.axis)}"
 
@@ -119,6 +122,7 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
     if fit is None or chosen is None:
         return Text(f"no law on all cells: {_failure_reasons(analysis, axis)}", style="yellow")
 
+    # The paper's estimator drops saturated cells, likelihood does not.
     saturated = "none saturated"
     if fit.n_saturated:
         saturated = f"{fit.n_saturated} saturated, used as lower limits"
@@ -181,6 +185,7 @@ def _held_out_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
         for what, check in chosen.checks.items()
         if what != EDGE and math.isfinite(check.mape)
     ]
+    # Under the text of the line above
     if errors:
         lines.append(" " * KEY_WIDTH + ", ".join(errors))
     return lines
@@ -306,6 +311,7 @@ def comparison_table(comparison: Comparison, axis: SizeAxis = RANK) -> Renderabl
         comparison: of groups fitted with one form.
         axis: the size that their laws are about.
     """
+    # The settings in which the groups differ, and those in which they agree
     title = f"by {', '.join(comparison.by)}"
     if comparison.common:
         title += f" ({comparison.common})"

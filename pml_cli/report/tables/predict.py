@@ -71,6 +71,7 @@ def _table(law: FittedLaw, answer: dict[str, Any]) -> Table:
                 _band(interval, quantity, missing),
                 outside,
             )
+            # What was asked stands on the first line of a row alone.
             cells = [""] * len(asked_columns)
             outside = ""
     return table
@@ -135,6 +136,7 @@ def _value_text(value: float | None, quantity: str, missing: str = UNREACHABLE) 
 
 
 def _probability_text(probability: float) -> str:
+    # No prediction is certain: neither 0 nor 100.
     if probability < 0.01:
         return "under 1 %"
     if probability > 0.99:
