@@ -38,13 +38,14 @@ import numpy as np
 import psutil
 import torch
 import yaml
-from ways import WARM, Clock, memory, plain_ticks, pml, short
+from ways import WARM, Clock, memory, plain_ticks, pml, short, whole_step_flops
 
 from pml_cli.config.option_files import shipped
 from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
-from pml_cli.launch.packing import Pack, Packing, check, make_packs
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.model.dims import decoder_shape
 from pml_cli.model.loading import load_model
 
@@ -193,7 +194,7 @@ def timed(
         x,
         1000 * seconds / len(ranks),
         peak / 1e6,
-        cost_model.memory(pack) / 1e6,
+        cost_model.peak_memory(pack) / 1e6,
         flops / seconds / 1e9,
     )
     print(
@@ -275,11 +276,8 @@ def grid(asked: argparse.Namespace) -> list[str]:
     cells = check(runs)
     packs = make_packs(cells, Packing(devices=GPUS, gpu=True, memory=int(0.8 * GPU_BYTES)))
     rates = measured_rates(asked.measured) if asked.measured else None
-    ours = [(cost_model.flops(pack), pack.cells[0].run.seqlen) for pack in packs]
-    theirs = [
-        (cell.steps * cost_model.whole_step_flops(Pack([cell]), 2), cell.run.seqlen)
-        for cell in cells
-    ]
+    ours = [(cost_model.training_flops(pack), pack.cells[0].run.seqlen) for pack in packs]
+    theirs = [(cell.steps * whole_step_flops(Pack([cell]), 2), cell.run.seqlen) for cell in cells]
     at = {
         "C": rates["C"] if rates else lambda _: ASSUMED,
         "A": rates["A"] if rates else lambda _: ASSUMED,

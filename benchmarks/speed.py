@@ -53,12 +53,14 @@ from ways import (
     plain_ticks,
     pml,
     short,
+    whole_step_flops,
 )
 
 from pml_cli.config.schema import Model, Train
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch import cost_model
-from pml_cli.launch.packing import Pack, Packing, make_packs
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing, make_packs
 from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
@@ -264,7 +266,7 @@ def measure(
         planned[0].run.seqlen,
         max(packs, key=lambda p: p.step_tokens),
     )
-    counted = {"A": cost_model.whole_step_flops(one, 2), "B": cost_model.whole_step_flops(one, 1)}
+    counted = {"A": whole_step_flops(one, 2), "B": whole_step_flops(one, 1)}
     counted["C"] = sum(cost_model.step_flops(pack) for pack in packs) / len(planned)
     runs = {"A": lambda: paper(base, short(few[0]), {}), "B": lambda: peft(base, short(few[0]), {})}
     runs["C"] = lambda: pml(base, Pack([short(cell) for cell in most.cells]), {})
@@ -294,14 +296,14 @@ def streamed(settings: Model, lengths: list[int], asked: argparse.Namespace) -> 
     with tempfile.TemporaryDirectory() as folder:
         files = cases.write_random(settings, Path(folder), asked.device)
         (planned,) = cases.cells(files, [16], max(lengths), replace(training(asked), steps=2))
-        needed = cost_model.memory(Pack([planned]))
+        needed = cost_model.peak_memory(Pack([planned]))
         room = 0.99 * needed if asked.small else ROOM  # so that a small shape takes the same way
         (pack,) = make_packs([planned], Packing(gpu=asked.kind == "cuda", memory=int(room)))
 
         def run() -> None:
             pml(load_model(files), pack, {})
 
-        top, priced = memory(asked.device, run, 0), cost_model.memory(pack)
+        top, priced = memory(asked.device, run, 0), cost_model.peak_memory(pack)
     free()
     again = (
         "layers above the adapter run twice"

@@ -345,7 +345,7 @@ def status(
 ) -> None:
     from rich.console import Console
 
-    from pml_cli.launch import status as command
+    from pml_cli.commands import status as command
 
     raise typer.Exit(command.run(folder, Console(markup=False), as_json=as_json, watch=watch))
 
@@ -364,7 +364,7 @@ EXAMPLES
 def cancel(folder: SweepFolder = DEFAULT_SWEEP_FOLDER) -> None:
     from rich.console import Console
 
-    from pml_cli.launch import status as command
+    from pml_cli.commands import status as command
 
     raise typer.Exit(command.cancel(folder, Console(markup=False)))
 

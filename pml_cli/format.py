@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+# What tables print where there is no number.
 MISSING = "-"
-"""What tables print where there is no number."""
 
 
 def counted(things: Sequence[object] | int, name: str, plural: str = "s") -> str:
@@ -45,6 +45,11 @@ def percent(proportion: float, missing: str = MISSING) -> str:
     if rounded == "0.0" and proportion > 0:
         return f"{100 * proportion:.1g}"
     return rounded
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits: 0.600, 14.0, 1.23e+05."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def flops_text(count: float) -> str:

@@ -74,13 +74,14 @@ def jsonable(value: Any) -> Any:
     Keys of mappings become strings.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: jsonable(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
+    # A numpy array or scalar, recognized without importing numpy.
     if hasattr(value, "tolist"):
-        # A numpy array or scalar: told by its method, so that numpy is not imported here.
         return jsonable(value.tolist())
     if isinstance(value, float):
         return finite_or_none(value)

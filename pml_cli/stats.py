@@ -18,14 +18,14 @@ from pml_cli.io import finite_or_none
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+# Negative log-likelihood (nats) of p = 1/2. Below it, greedy decoding must pick the token.
 CONFIDENCE = 0.95
 LN2 = math.log(2)
-"""Negative log-likelihood (nats) of p = 1/2. Below it, greedy decoding must pick the token."""
 
+# Below this number of clusters, intervals use Student's t and are widened.
 FEW_CLUSTERS = 40
-"""Below this number of clusters, intervals use Student's t and are widened."""
+# Below this number of clusters, the spread between them is not estimated.
 MIN_CLUSTERS = 4
-"""Below this number of clusters, the spread between them is not estimated."""
 
 
 def normal_quantile() -> float:
@@ -52,7 +52,8 @@ def t_half_width(values: ArrayLike) -> float:
         return math.nan
     # In this order the result equals that of earlier versions to the last bit;
     # scipy.stats.ttest_1samp(...).confidence_interval() agrees but for rounding.
-    return float(t_quantile(len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+    quantile = t_quantile(len(sample) - 1)
+    return float(quantile * sample.std(ddof=1) / math.sqrt(len(sample)))
 
 
 def few_cluster_factor(clusters: int) -> float:
@@ -74,8 +75,10 @@ def r_squared(measured: Array, predicted: Array) -> float:
         measured, predicted: (n,).
     """
     total = float(((measured - measured.mean()) ** 2).sum())
+    if total == 0:
+        return math.nan
     residual = float(((measured - predicted) ** 2).sum())
-    return 1 - residual / total if total > 0 else math.nan
+    return 1 - residual / total
 
 
 def percent_error(measured: Array, predicted: Array) -> float:
@@ -139,7 +142,8 @@ def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proport
     if not total:
         return Proportion(successes=0, trials=0, low=math.nan, high=math.nan)
 
-    p = int(successes.sum()) / total
+    count = int(successes.sum())
+    p = count / total
     effective = float(total)
     quantile = normal_quantile()
     if clusters >= MIN_CLUSTERS:
@@ -151,14 +155,16 @@ def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proport
                 quantile = t_quantile(clusters - 1)
 
     low, high = _wilson(p, effective, quantile)
-    return Proportion(successes=int(successes.sum()), trials=total, low=low, high=high)
+    return Proportion(successes=count, trials=total, low=low, high=high)
 
 
 def _wilson(p: float, trials: float, quantile: float) -> tuple[float, float]:
     """Wilson's score interval."""
     z = quantile**2 / trials
     centre = (p + z / 2) / (1 + z)
-    half = quantile / (1 + z) * float(np.sqrt(p * (1 - p) / trials + z / (4 * trials)))
+    variance = p * (1 - p) / trials + z / (4 * trials)
+    half = quantile / (1 + z) * math.sqrt(variance)
+    # Exactly 0 or 1 at the ends, where rounding would leave a tiny distance.
     low = 0.0 if p == 0 else max(centre - half, 0.0)
     high = 1.0 if p == 1 else min(centre + half, 1.0)
     return low, high

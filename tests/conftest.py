@@ -1,28 +1,28 @@
-"""Shared by all tests: quiet threads, the tiny base loaded once, and small random models of each supported family."""
+"""Shared by all tests: one thread, the tiny model loaded once, small random models of each family."""
 
 import os
 import signal
 import tempfile
 
-os.environ["PML_CACHE"] = tempfile.mkdtemp(prefix="pml-tests-")  # not the user's own
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch: threads that spin starve each other on a busy machine
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
+# Set before torch is imported: threads that spin starve each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Not the cache of the user.
+os.environ["PML_CACHE"] = tempfile.mkdtemp(prefix="pml-tests-")
+# No test needs the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 from support.families import FAMILIES, GPT2, UNRECORDED
 from support.sweeps import quick  # noqa: F401  a fixture
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background jobs ignore it, and so would what they start
+# Background jobs of a shell ignore SIGINT, and so would the processes that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
-    """One thread: the tensors of the tests are small, and a fixed number keeps sums in the same order."""
+    """One thread: the tensors are small, and a fixed number of threads fixes the order of sums."""
     import torch
 
     torch.set_num_threads(1)
@@ -38,7 +38,10 @@ def tiny_base():
 
 @pytest.fixture(scope="session")
 def double_base():
-    """A small GPT-2 in float64 (no float32 inside, unlike Qwen3's norms), with the vocabulary of the tiny tokenizer."""
+    """A small GPT-2 in float64 with the vocabulary of the tiny tokenizer.
+
+    Nothing in it computes in float32, unlike Qwen3's norms.
+    """
     from pml_cli.model.loading import load_model
 
     return load_model(double_model())
@@ -53,13 +56,13 @@ def double_model():
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """model_folder(family): a folder with a small random model of that family, as save_pretrained writes it."""
-    made = {}
+    """model_folder(family): a small random model of that family, as save_pretrained writes it."""
+    folders = {}
 
     def make(family):
-        if family not in made:
-            made[family] = _save_random(family, tmp_path_factory.mktemp(family))
-        return made[family]
+        if family not in folders:
+            folders[family] = _save_random(family, tmp_path_factory.mktemp(family))
+        return folders[family]
 
     return make
 
@@ -71,10 +74,15 @@ def _save_random(family, folder):
     config = transformers.AutoConfig.for_model(family, **(FAMILIES | UNRECORDED)[family])
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config)
+
+    # Initial weights are so small that layers hardly matter, and biases of 0 and norms of 1 would
+    # hide that they are left out.
     generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():  # initial weights are so small that layers hardly matter; and no bias or norm may hide as 0 or 1
+    with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(parameter + (0.1 if parameter.dim() > 1 else 0.2) * noise)
+            scale = 0.1 if parameter.dim() > 1 else 0.2
+            parameter.copy_(parameter + scale * noise)
+
     model.save_pretrained(folder)
     return folder

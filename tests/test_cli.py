@@ -1,5 +1,6 @@
-"""The command line as a user meets it: exit codes, one line for each fault, quick help, nothing written."""
+"""The command line as a user meets it: exit codes, a line for each fault, quick help."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import yaml
 from pml_cli import cli
 from pml_cli.config.option_files import options
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.reports import Fit
+from pml_cli.config.reports import REPORTS, Fit
 from pml_cli.config.schema import Request
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition"]
+COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition", "predict"]
 
 
 def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -69,14 +70,16 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys\n"
         "from pml_cli import cli\n"
-        "for command in [[], ['probe'], ['sweep'], ['memft'], ['fit'], ['lasting'], ['transition']]:\n"
+        "for command in [[], *([name] for name in sys.argv[1:])]:\n"
         "    try: cli.main([*command, '--help'])\n"
         "    except SystemExit as stop: assert not stop.code, stop.code\n"
-        "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'matplotlib', 'transformers', 'numpy', 'scipy', 'rich'}\n"
-        "heavy &= set(sys.modules)\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'matplotlib', 'transformers', 'numpy',"
+        " 'scipy', 'rich', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", code, *COMMANDS], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+    )
 
 
 @pytest.fixture
@@ -109,6 +112,18 @@ def test_help_names_every_option_of_every_group(command, out):
         assert not [option for option in options(group) if option not in words]
 
 
+@pytest.mark.parametrize("command", REPORTS)
+def test_help_names_every_setting_with_its_default(command, out):
+    text = out(command, "--help")[1]
+    entries = {
+        line.split()[0] for line in text.splitlines() if line.startswith("    ") and "=" in line
+    }
+    for field in dataclasses.fields(REPORTS[command]):
+        assert any(entry.startswith(f"{field.name}=") for entry in entries), field.name
+    if command == "fit":
+        assert {"saturated_below=0.693147", "draws=4000", "figures=true", "x=rank"} <= entries
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_examples_of_the_help_load(command, out, tmp_path, monkeypatch):
     import shlex
@@ -121,41 +136,43 @@ def test_examples_of_the_help_load(command, out, tmp_path, monkeypatch):
         if line.startswith(f"    pml {command}")
     ]
     assert len(lines) >= 4
-    for line in lines:
-        if " -f " not in line:  # shipped sweeps have their own test
-            code, _, err = out(
-                *shlex.split(line)[1:], *([] if "--print-config" in line else ["--print-config"])
-            )
-            assert (code, err) == (0, ""), line
+    # Shipped sweeps have a test of their own.
+    for line in [line for line in lines if " -f " not in line]:
+        arguments = shlex.split(line)[1:]
+        code, _, err = out(*dict.fromkeys([*arguments, "--print-config"]))
+        assert (code, err) == (0, ""), line
 
 
 @pytest.mark.parametrize("command", ["probe", "sweep", "memft"])
-def test_verbs_get_the_request_and_give_the_exit_code(command, out, monkeypatch):
-    seen = {}
+def test_commands_get_the_request_and_give_the_exit_code(command, out, monkeypatch):
+    calls = []
 
     def run(request, console, **flags):
-        seen.update(request=request, flags=flags)
+        calls.append((request, flags))
         return 1
 
     _stub(monkeypatch, command, run)
-    flags = [] if command == "probe" else ["--dry-run"]
-    assert out(command, "rank=2", *flags)[0] == 1
-    assert isinstance(seen["request"], Request)
-    assert seen["request"].runs[0].rank == 2
-    flags = {"dry_run": True, "fail_fast": False, "wait": None, "retry": True}
-    assert seen["flags"] == ({} if command == "probe" else flags)
+    arguments = [] if command == "probe" else ["--dry-run"]
+    assert out(command, "rank=2", *arguments)[0] == 1
+
+    ((request, flags),) = calls
+    assert isinstance(request, Request)
+    assert request.runs[0].rank == 2
+    every_flag = {"dry_run": True, "fail_fast": False, "wait": None, "retry": True}
+    assert flags == ({} if command == "probe" else every_flag)
 
 
-def test_fit_tells_paths_from_settings(out, monkeypatch):
-    seen = []
-    _stub(
-        monkeypatch,
-        "fit",
-        lambda paths, settings, console, by: seen.append((paths, settings, by)) or 0,
-    )
+def test_fit_separates_paths_from_settings(out, monkeypatch):
+    calls = []
+
+    def run(paths, settings, console, by):
+        calls.append((paths, settings, by))
+        return 0
+
+    _stub(monkeypatch, "fit", run)
     assert out("fit", "a", "figures=false", "b", "--by", "model,data")[0] == 0
     assert out("fit")[0] == 0
-    assert seen == [
+    assert calls == [
         ([Path("a"), Path("b")], Fit(figures=False), ["model", "data"]),
         ([Path("outputs")], Fit(), []),
     ]
@@ -175,10 +192,12 @@ def test_interrupt_is_130_and_other_errors_pass(out, monkeypatch):
         cli.main(["probe"])
 
 
-def _stub(monkeypatch, verb, run):
-    module = types.ModuleType(f"pml_cli.commands.{verb}")
+def _stub(monkeypatch, command, run):
+    """Put a `run` in the place of a command's own."""
+    name = f"pml_cli.commands.{command}"
+    module = types.ModuleType(name)
     module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, f"pml_cli.commands.{verb}", module)
+    monkeypatch.setitem(sys.modules, name, module)
 
 
 def test_only_compose_imports_hydra():

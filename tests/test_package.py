@@ -23,9 +23,9 @@ def test_embedded_model_is_small_and_has_a_card():
     with safe_open(TINY / "model.safetensors", "pt") as weights:
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
     assert sum(s[0] * (s[1] if len(s) > 1 else 1) for s in shapes) == card["parameters"]
-    told = (TINY / "README.md").read_text()
-    assert f"{card['held_out_nll_nats_per_token']:.3f}" in told
-    assert f"{card['held_out_bits_per_byte']:.3f}" in told
+    readme = (TINY / "README.md").read_text()
+    assert f"{card['held_out_nll_nats_per_token']:.3f}" in readme
+    assert f"{card['held_out_bits_per_byte']:.3f}" in readme
 
 
 def test_nothing_imports_torch_before_it_trains():
@@ -38,14 +38,15 @@ def test_nothing_imports_torch_before_it_trains():
     assert done.stdout.strip() == "False"
 
 
-def test_no_two_tokens_of_the_embedded_model_are_alike():
-    """The head is tied to the embedding: tokens that share a vector could never be recalled by any adapter."""
+def test_no_two_tokens_of_the_embedded_model_share_a_vector():
+    """The head is tied to the embedding: no adapter could recall tokens that share a vector."""
     with safe_open(TINY / "model.safetensors", "pt") as weights:
         embedding = torch.nn.functional.normalize(
             weights.get_tensor("model.embed_tokens.weight").float()
         )
-    alike = (embedding @ embedding.T).fill_diagonal_(-1)
-    assert alike.max() < 0.995  # 1.000 before they were set apart
+    cosines = (embedding @ embedding.T).fill_diagonal_(-1)
+    # 1.000 before they were set apart.
+    assert cosines.max() < 0.995
 
 
 @pytest.mark.slow

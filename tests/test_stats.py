@@ -1,9 +1,45 @@
-"""Intervals of proportions: Wilson's by hand, and their coverage over clusters."""
+"""Intervals of means and proportions, and errors of a fit: by hand, by scipy, by coverage."""
+
+import math
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
-from pml_cli.stats import clustered_proportion
+from pml_cli.stats import (
+    FEW_CLUSTERS,
+    clustered_proportion,
+    few_cluster_factor,
+    percent_error,
+    r_squared,
+    safe_exp,
+    t_half_width,
+)
+
+
+def test_the_t_interval_of_a_mean_is_scipys():
+    sample = np.array([0.3, 1.2, -0.4, 2.2, 0.9])
+    low, high = scipy_stats.ttest_1samp(sample, 0).confidence_interval()
+    assert t_half_width(sample) == pytest.approx((high - low) / 2, rel=1e-12)
+    assert math.isnan(t_half_width([1.0]))
+
+
+def test_few_clusters_widen_an_interval():
+    # t(0.975, 4) / 1.95996 * sqrt(5 / 4)
+    assert few_cluster_factor(5) == pytest.approx(2.776445 / 1.959964 * math.sqrt(1.25), rel=1e-6)
+    assert few_cluster_factor(6) < few_cluster_factor(5)
+    assert few_cluster_factor(FEW_CLUSTERS) == few_cluster_factor(1) == 1
+
+
+def test_errors_of_a_fit():
+    measured = np.array([0.0, 2.0, 4.0])
+    predicted = np.array([1.0, 1.0, 5.0])
+    # The measured 0 has no relative error: (50 + 25) / 2.
+    assert percent_error(measured, predicted) == pytest.approx(37.5)
+    assert r_squared(measured, predicted) == pytest.approx(1 - 3 / 8)
+    assert math.isnan(r_squared(np.ones(3), predicted))
+    assert math.isnan(percent_error(np.zeros(3), predicted))
+    assert safe_exp(1.0) == math.e and safe_exp(1e4) == math.inf
 
 
 def test_a_single_cluster_has_wilsons_interval():

@@ -3,6 +3,7 @@
 May import `runs`, `law`, `evaluation.conditions` and the layers below them; neither torch nor the
 trainer.
 
+- run_selection: which finished runs a transition report covers
 - paired: losses compared with plain fine-tuning, pair by pair
 - rank_thresholds: the rank at which half of the samples are recalled verbatim
 - trajectories: p of each target token at every logged step (tokens.parquet)

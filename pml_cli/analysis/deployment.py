@@ -66,9 +66,12 @@ def measurement_table(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for run in runs:
-        run_columns = {name: value for name, value in run.items() if name not in NESTED}
-        run_columns["layer"] = str(run_columns["layer"])
-        run_columns["setting"] = run_columns["setting"] or ""
+        columns = [name for name in run if name not in NESTED]
+        run_columns = {name: run[name] for name in columns}
+        # A list of layers cannot be grouped by.
+        run_columns["layer"] = str(run["layer"])
+        run_columns["setting"] = run["setting"] or ""
+
         for condition in CONDITIONS:
             measured = run["conditions"][condition.name]
             row = dict(run_columns)
@@ -113,17 +116,22 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = [*SETUP, "method", "condition"]
     measured = table[table["status"] == "measured"]
+
     rows: list[dict[str, Any]] = []
     for values, group in measured.groupby(keys, sort=False):
         key = dict(zip(keys, values, strict=True))
-        ranks: list[tuple[Any, pd.DataFrame]] = [*group.groupby("rank"), (None, group)]
-        for rank, cells in ranks:
+        for rank, cells in group.groupby("rank"):
             rows.append({**key, "rank": rank} | _mean_row(cells))
+        rows.append({**key, "rank": None} | _mean_row(group))
     return pd.DataFrame(rows).astype({"rank": "Int64"})
 
 
 def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
-    units = cells.groupby(["data_seed", "seed"])[[*RECALL, *FORGETTING]].mean()
+    """The means over `cells`, the runs of one method under one condition."""
+    measures = [*RECALL, *FORGETTING]
+    units = cells.groupby(["data_seed", "seed"])[measures].mean()
+
+    # Missing in runs that were not recalled verbatim as trained.
     kept_whole = cells["kept_whole"].dropna()
     row: dict[str, Any] = {
         "runs": len(cells),
@@ -131,7 +139,8 @@ def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
         "whole": len(kept_whole),
         "still_whole": int((kept_whole == 1).sum()),
     }
-    for name in [*RECALL, *FORGETTING]:
+
+    for name in measures:
         values = units[name].dropna().to_numpy(float)
         row[name] = values.mean() if len(values) else math.nan
         row[f"{name}_half"] = t_half_width(values)

@@ -11,6 +11,7 @@ Shapes: N sequences, P distinct pairs (x, y), C clusters, D draws.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,22 +21,29 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, special, stats
 
-from pml_cli.stats import CONFIDENCE, FEW_CLUSTERS, MIN_CLUSTERS, Array, Mask, t_quantile
+from pml_cli.stats import CONFIDENCE, FEW_CLUSTERS, MIN_CLUSTERS, Array, t_quantile
 
 Ints = NDArray[np.int64]
 
-MIN_SEQUENCES = 3  # for a correlation
-MIN_FAILURES = 5  # of one text, for its most common position
-MAX_NUMBERS = 4_000_000  # of one array of bootstrap draws
+# Fewer sequences have no correlation.
+MIN_SEQUENCES = 3
 
+# With fewer failures of one text, its most common position means little.
+MIN_FAILURES = 5
+
+# Bounds the memory of one array of draws.
+MAX_NUMBERS = 4_000_000
+
+# Draws of the correlation by chance, as many as MAX_NUMBERS allows.
 MIN_CHANCE_DRAWS = 20
 MAX_CHANCE_DRAWS = 200
 
-# Draws of first failures at random, and how many numbers they may take in all.
+# Draws of first failures by chance, and how many numbers they may take in all.
 MIN_CONCENTRATION_DRAWS = 100
 MAX_CONCENTRATION_DRAWS = 1000
 MAX_CONCENTRATION_NUMBERS = 2e7
 
+# Values of `Correlation.problem`.
 TOO_FEW_SEQUENCES = "too_few_sequences"
 CONSTANT = "constant"
 TOO_FEW_CLUSTERS = "too_few_clusters"
@@ -111,7 +119,10 @@ TEXT_COLUMNS = ["data_seed", "sample", "failures", "position", "count", "share",
 
 
 def stubborn_against_failure(
-    sequences: pd.DataFrame, stubborn: list[Ints], draws: int, seed: int = 0
+    sequences: pd.DataFrame,
+    stubborn: list[Ints],
+    draws: int,
+    seed: int = 0,
 ) -> FailureAgreement:
     """How well the earliest stubborn position predicts the first failure.
 
@@ -125,33 +136,43 @@ def stubborn_against_failure(
     rng = np.random.default_rng(seed)
     x = sequences["earliest_stubborn"].to_numpy(float)
     y = sequences["first_failure"].to_numpy(float)
-    length = sequences["length"].to_numpy(float)
-    cluster = np.unique(sequences["cluster"].to_numpy(), return_inverse=True)[1]
+    cluster = pd.factorize(sequences["cluster"], sort=True)[0]
     has_x = np.isfinite(x)
     has_y = np.isfinite(y)
     has_both = has_x & has_y
 
-    censored = correlation(
-        np.where(has_x, x, length), np.where(has_y, y, length), cluster, draws, rng
-    )
-    both = correlation(x[has_both], y[has_both], cluster[has_both], draws, rng)
-    chance = _chance_correlation(x, sequences["wrong"].to_numpy(np.int64), stubborn, has_both, rng)
+    # What does not occur is censored: it lies at the end of the sequence or beyond.
+    length = sequences["length"].to_numpy(float)
+    censored_x = np.where(has_x, x, length)
+    censored_y = np.where(has_y, y, length)
+    censored = correlation(censored_x, censored_y, cluster, draws, rng)
 
-    gaps = y[has_both] - x[has_both]
+    x_both = x[has_both]
+    y_both = y[has_both]
+    both = correlation(x_both, y_both, cluster[has_both], draws, rng)
+    indices = np.flatnonzero(has_both)
+    positions = [stubborn[index] for index in indices]
+    wrong = sequences["wrong"].to_numpy(np.int64)[indices]
+
+    gaps = y_both - x_both
     return FailureAgreement(
         both=both,
         censored=censored,
-        chance=chance,
+        chance=_chance_correlation(x_both, positions, wrong, rng),
         neither=int((~has_x & ~has_y).sum()),
         no_failure=int((has_x & ~has_y).sum()),
         no_stubborn=int((~has_x & has_y).sum()),
         same=int((gaps == 0).sum()),
-        gap=float(np.median(gaps)) if len(gaps) else float("nan"),
+        gap=float(np.median(gaps)) if len(gaps) else math.nan,
     )
 
 
 def correlation(
-    x: Array, y: Array, cluster: NDArray[Any], draws: int, rng: np.random.Generator
+    x: Array,
+    y: Array,
+    cluster: NDArray[Any],
+    draws: int,
+    rng: np.random.Generator,
 ) -> Correlation:
     """Spearman's rho; its interval by drawing clusters with replacement (cluster bootstrap).
 
@@ -168,19 +189,28 @@ def correlation(
     clusters = len(cluster_names)
 
     def without_interval(rho: float, problem: str) -> Correlation:
-        nan = float("nan")
-        return Correlation(rho=rho, low=nan, high=nan, n=n, clusters=clusters, problem=problem)
+        return Correlation(
+            rho=rho,
+            low=math.nan,
+            high=math.nan,
+            n=n,
+            clusters=clusters,
+            problem=problem,
+        )
 
     if n < MIN_SEQUENCES:
-        return without_interval(float("nan"), TOO_FEW_SEQUENCES)
+        return without_interval(math.nan, TOO_FEW_SEQUENCES)
 
-    pairs_2P, pair_index = np.unique(np.stack([x, y]), axis=1, return_inverse=True)
-    counts_CP = sparse.csr_matrix(
-        (np.ones(n), (cluster_index, pair_index.ravel())), shape=(clusters, pairs_2P.shape[1])
-    )
-    rho = float(spearman(pairs_2P, np.asarray(counts_CP.sum(0)))[0])
+    # Few positions are distinct, so ranks are computed of distinct pairs with multiplicities.
+    xy = np.stack([x, y])
+    pairs_2P, pair_index = np.unique(xy, axis=1, return_inverse=True)
+    entries = (np.ones(n), (cluster_index, pair_index.ravel()))
+    counts_CP = sparse.csr_matrix(entries, shape=(clusters, pairs_2P.shape[1]))
+    all_clusters = np.asarray(counts_CP.sum(0))
+    rho = float(spearman(pairs_2P, all_clusters)[0])
+
     if not np.isfinite(rho):
-        return without_interval(float("nan"), CONSTANT)
+        return without_interval(math.nan, CONSTANT)
     if not draws:
         return without_interval(rho, NO_DRAWS)
     if clusters < MIN_CLUSTERS:
@@ -192,35 +222,48 @@ def correlation(
 
 
 def _bootstrap(
-    pairs_2P: Array, counts_CP: sparse.csr_matrix, draws: int, rng: np.random.Generator
+    pairs_2P: Array,
+    counts_CP: sparse.csr_matrix,
+    draws: int,
+    rng: np.random.Generator,
 ) -> Array:
     """rho of each draw of clusters with replacement, (D,)."""
     clusters, pairs = counts_CP.shape
-    even = np.full(clusters, 1 / clusters)
+    probabilities = np.full(clusters, 1 / clusters)
     chunk = max(1, MAX_NUMBERS // pairs)
 
     rho: list[Array] = []
     for start in range(0, draws, chunk):
-        times_DC = rng.multinomial(clusters, even, size=min(chunk, draws - start))
-        rho.append(spearman(pairs_2P, np.asarray(times_DC @ counts_CP)))
+        size = min(chunk, draws - start)
+        # How often each cluster is drawn.
+        times_DC = rng.multinomial(clusters, probabilities, size=size)
+        counts_DP = np.asarray(times_DC @ counts_CP)
+        rho.append(spearman(pairs_2P, counts_DP))
     return np.concatenate(rho)
 
 
 def _interval(rho: float, drawn: Array, clusters: int) -> tuple[float, float]:
     """The 95 % interval of rho from the finite draws of the bootstrap."""
     if len(drawn) < 2:
-        return float("nan"), float("nan")
+        return math.nan, math.nan
 
     if clusters >= FEW_CLUSTERS:
-        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        low = np.quantile(drawn, (1 - CONFIDENCE) / 2)
+        high = np.quantile(drawn, (1 + CONFIDENCE) / 2)
         return float(low), float(high)
 
-    # Fisher's transformation is infinite at -1 and 1.
+    spread = float(_fisher(drawn).std(ddof=1))
+    few_clusters = math.sqrt(clusters / (clusters - 1))
+    half_width = t_quantile(clusters - 1) * spread * few_clusters
+    centre = float(_fisher(rho))
+    low, high = np.tanh([centre - half_width, centre + half_width])
+    return float(low), float(high)
+
+
+def _fisher(rho: ArrayLike) -> Array:
+    """Fisher's transformation of correlations, kept finite at -1 and 1."""
     limit = 1 - 1e-9
-    spread = float(np.arctanh(np.clip(drawn, -limit, limit)).std(ddof=1))
-    half = t_quantile(clusters - 1) * spread * float(np.sqrt(clusters / (clusters - 1)))
-    centre = float(np.arctanh(np.clip(rho, -limit, limit)))
-    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+    return np.asarray(np.arctanh(np.clip(rho, -limit, limit)))
 
 
 def spearman(pairs_2P: Array, counts_DP: NDArray[Any]) -> Array:
@@ -238,18 +281,22 @@ def spearman(pairs_2P: Array, counts_DP: NDArray[Any]) -> Array:
     xy = (counts_DP * x_DP * y_DP).sum(1)
     xx = (counts_DP * x_DP * x_DP).sum(1)
     yy = (counts_DP * y_DP * y_DP).sum(1)
+
+    # Where a side does not vary, rounding errors are left of its sum of squares.
     varies = (xx > 1e-9) & (yy > 1e-9)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(varies, xy / np.sqrt(xx * yy), np.nan)
+        rho = xy / np.sqrt(xx * yy)
+    return np.where(varies, rho, np.nan)
 
 
 def _centred_ranks(values_P: Array, counts_DP: NDArray[Any]) -> Array:
     """Midranks of the values among all that each row counts, minus their mean, (D, P)."""
     order = np.argsort(values_P, kind="stable")
     # Where each run of equal values starts.
-    starts = np.flatnonzero(np.diff(values_P[order], prepend=np.nan) != 0)
-    tied = np.add.reduceat(counts_DP[:, order], starts, axis=1)
-    midranks = np.cumsum(tied, axis=1) - tied / 2
+    is_start = np.diff(values_P[order], prepend=np.nan) != 0
+    starts = np.flatnonzero(is_start)
+    ties = np.add.reduceat(counts_DP[:, order], starts, axis=1)
+    midranks = np.cumsum(ties, axis=1) - ties / 2
 
     ranks_DP = np.empty(counts_DP.shape)
     run_lengths = np.diff(np.append(starts, len(order)))
@@ -261,33 +308,52 @@ def _centred_ranks(values_P: Array, counts_DP: NDArray[Any]) -> Array:
 
 
 def _chance_correlation(
-    earliest_N: Array, wrong_N: Ints, stubborn: list[Ints], has_both: Mask, rng: np.random.Generator
+    earliest_N: Array,
+    stubborn: list[Ints],
+    wrong_N: Ints,
+    rng: np.random.Generator,
 ) -> float:
-    """Mean rho over draws of the wrong tokens among the stubborn ones, in sequences with both."""
-    chosen = np.flatnonzero(has_both)
-    if len(chosen) < MIN_SEQUENCES:
-        return float("nan")
+    """Mean rho over draws of the wrong tokens at random among the stubborn ones.
 
-    draws = int(np.clip(MAX_NUMBERS // len(chosen), MIN_CHANCE_DRAWS, MAX_CHANCE_DRAWS))
-    positions = [stubborn[index] for index in chosen]
-    sizes = np.array([len(row) for row in positions])
-    wrong = np.minimum(wrong_N[chosen], sizes)
-    index_ND = first_of_random(sizes, wrong, draws, rng)
-    offsets = np.cumsum(sizes) - sizes
-    failure_ND = np.concatenate(positions)[offsets[:, None] + index_ND].astype(float)
+    Args:
+        earliest_N: earliest stubborn position of each sequence, (N,).
+        stubborn: all stubborn positions of each sequence, ascending.
+        wrong_N: number of wrong tokens, (N,).
+    """
+    if len(stubborn) < MIN_SEQUENCES:
+        return math.nan
 
-    x = stats.rankdata(earliest_N[chosen])
-    x -= x.mean()
-    rho: list[float] = []
-    for failure_N in failure_ND.T:
-        y = stats.rankdata(failure_N)
-        y -= y.mean()
-        scale = float(np.sqrt((y**2).sum() * (x**2).sum()))
-        rho.append(float(y @ x) / scale if scale > 0 else np.nan)
-    return float(np.nanmean(rho)) if np.isfinite(rho).any() else float("nan")
+    affordable = MAX_NUMBERS // len(stubborn)
+    draws = int(np.clip(affordable, MIN_CHANCE_DRAWS, MAX_CHANCE_DRAWS))
+    sizes = np.array([len(positions) for positions in stubborn])
+    # With violations, wrong tokens can be more than the stubborn ones.
+    index_ND = first_of_random(sizes, np.minimum(wrong_N, sizes), draws, rng)
+    offset_N = np.cumsum(sizes) - sizes
+    failure_ND = np.concatenate(stubborn)[offset_N[:, None] + index_ND]
+
+    x = _centred(stats.rankdata(earliest_N))
+    xx = (x**2).sum()
+    rho = np.full(draws, np.nan)
+    for draw, failure_N in enumerate(failure_ND.T.astype(float)):
+        y = _centred(stats.rankdata(failure_N))
+        yy = (y**2).sum()
+        # Where the drawn failures are all equal there is no rho.
+        if xx * yy > 0:
+            rho[draw] = (y @ x) / np.sqrt(yy * xx)
+    return float(np.nanmean(rho)) if np.isfinite(rho).any() else math.nan
 
 
-def first_of_random(sizes: Ints, chosen: Ints, draws: int, rng: np.random.Generator) -> Ints:
+def _centred(values: Array) -> Array:
+    centred: Array = values - values.mean()
+    return centred
+
+
+def first_of_random(
+    sizes: Ints,
+    chosen: Ints,
+    draws: int,
+    rng: np.random.Generator,
+) -> Ints:
     """The smallest of `chosen` distinct indices below `sizes`, drawn at random.
 
     With n = sizes and k = chosen, P(smallest >= i) = C(n - i, k) / C(n, k).
@@ -300,21 +366,25 @@ def first_of_random(sizes: Ints, chosen: Ints, draws: int, rng: np.random.Genera
         (N, draws).
     """
     smallest = np.zeros((len(sizes), draws), np.int64)
-    kinds, kind_index = np.unique(np.stack([sizes, chosen]), axis=1, return_inverse=True)
-    for kind, (size, count) in enumerate(kinds.T.tolist()):
-        rows = np.flatnonzero(kind_index.ravel() == kind)
+
+    # Rows of equal size and count share a distribution.
+    parameters = np.stack([sizes, chosen])
+    distinct, distinct_index = np.unique(parameters, axis=1, return_inverse=True)
+    for index, (size, count) in enumerate(distinct.T.tolist()):
+        rows = np.flatnonzero(distinct_index.ravel() == index)
         i = np.arange(1, size - count + 1)
-        at_least_i = np.exp(_log_choose(size - i, count) - _log_choose(size, count))
+        log_share = _log_choose(size - i, count) - _log_choose(size, count)
         uniform = rng.random((len(rows), draws))
         # Both negated, because searchsorted needs ascending values.
-        smallest[rows] = np.searchsorted(-at_least_i, -uniform)
+        smallest[rows] = np.searchsorted(-np.exp(log_share), -uniform)
     return smallest
 
 
 def _log_choose(n: ArrayLike, k: int) -> Any:
     """log of the binomial coefficient C(n, k)."""
     n = np.asarray(n)
-    return special.gammaln(n + 1.0) - special.gammaln(k + 1.0) - special.gammaln(n - k + 1.0)
+    log_permutations = special.gammaln(n + 1.0) - special.gammaln(k + 1.0)
+    return log_permutations - special.gammaln(n - k + 1.0)
 
 
 def failure_concentration(sequences: pd.DataFrame, seed: int = 0) -> FailureConcentration:
@@ -335,7 +405,8 @@ def failure_concentration(sequences: pd.DataFrame, seed: int = 0) -> FailureConc
     rows: list[dict[str, Any]] = []
     total = 0
     total_by_chance_D = np.zeros(draws)
-    for (text, sample), group in failed.groupby(["data_seed", "sample"], dropna=False):
+    by_text = failed.groupby(["data_seed", "sample"], dropna=False)
+    for (text, sample), group in by_text:
         if len(group) < MIN_FAILURES:
             continue
         lengths = group["length"].to_numpy(np.int64)
@@ -350,8 +421,13 @@ def failure_concentration(sequences: pd.DataFrame, seed: int = 0) -> FailureConc
     texts = texts.sort_values(["failures", "share"], ascending=False, ignore_index=True)
     failures = int(texts["failures"].sum())
     if not failures:
-        nan = float("nan")
-        return FailureConcentration(texts=texts, failures=0, share=nan, chance=nan, p=nan)
+        return FailureConcentration(
+            texts=texts,
+            failures=0,
+            share=math.nan,
+            chance=math.nan,
+            p=math.nan,
+        )
     return FailureConcentration(
         texts=texts,
         failures=failures,
@@ -363,9 +439,10 @@ def failure_concentration(sequences: pd.DataFrame, seed: int = 0) -> FailureConc
 
 def _text_row(first_failures: Ints, by_chance_D: Array) -> dict[str, Any]:
     """The most common first failure of one text, against its count in the draws by chance."""
+    failures = len(first_failures)
     positions, counts = np.unique(first_failures, return_counts=True)
     count = int(counts.max())
-    failures = len(first_failures)
+
     return {
         "failures": failures,
         "position": int(positions[counts.argmax()]),
@@ -378,7 +455,8 @@ def _text_row(first_failures: Ints, by_chance_D: Array) -> dict[str, Any]:
 
 def _p_value(by_chance_D: Array, observed: int) -> float:
     """Share of the draws that reach the observed value; the observation counts as one of them."""
-    return float(1 + (by_chance_D >= observed).sum()) / (1 + len(by_chance_D))
+    reaching = int((by_chance_D >= observed).sum())
+    return (1 + reaching) / (1 + len(by_chance_D))
 
 
 def _largest_count(values_ND: Ints) -> Array:

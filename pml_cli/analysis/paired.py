@@ -26,6 +26,7 @@ TASK = ["model", "data", "adapter", "setting", "steps", "seqlen"]
 # What the two runs of a pair share.
 PAIRED_BY = [*TASK, "data_seed", "layer", "rank", "seed", "lr"]
 
+# An independent unit is a text and seed: the runs of its ranks share both.
 UNIT = ["seed", "data_seed"]
 
 MEASURES = [
@@ -52,10 +53,14 @@ CURRICULUM = re.compile(r"train\.(curriculum=\[[^\]]*\])")
 # Sign flips are enumerated up to this number (14 pairs), else so many are drawn at random.
 SIGN_FLIPS = 20_000
 
-ROUNDING_ERROR = 1e-12  # differences up to this are equal
+# Differences up to this are equal but for rounding.
+ROUNDING_ERROR = 1e-12
 
 
-def comparable_runs(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+def comparable_runs(
+    runs: pd.DataFrame,
+    measures: Sequence[str] = MEASURES,
+) -> pd.DataFrame:
     """Runs with the column `method`, and with censored measures filled in.
 
     The method is the loss, and the curriculum where there is one (which leaves `setting`). A first
@@ -69,7 +74,8 @@ def comparable_runs(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> p
     runs = runs.copy()
     curriculum = runs["setting"].str.extract(CURRICULUM, expand=False)
     runs["method"] = runs["loss"] + (" + " + curriculum).fillna("")
-    runs["setting"] = runs["setting"].str.replace(CURRICULUM, "", regex=True).str.strip()
+    without_curriculum = runs["setting"].str.replace(CURRICULUM, "", regex=True)
+    runs["setting"] = without_curriculum.str.strip()
 
     for measure in dict.fromkeys([*MEASURES, *measures]):
         if measure not in runs:
@@ -98,18 +104,23 @@ def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
         runs: from `comparable_runs`.
     """
     best_runs: list[pd.DataFrame] = []
+
     for _, group in runs.groupby([*TASK, "method"]):
         rates = group.groupby("lr").agg(
             runs=("lr", "size"),
             accuracy=("token_accuracy", "mean"),
             gain=("delta_loss", "mean"),
         )
-        best = rates.sort_values(["runs", "accuracy", "gain"]).index[-1]
+        ascending = rates.sort_values(["runs", "accuracy", "gain"])
+        best = ascending.index[-1]
         best_runs.append(group[group["lr"] == best])
     return pd.concat(best_runs, ignore_index=True)
 
 
-def compare(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+def compare(
+    runs: pd.DataFrame,
+    measures: Sequence[str] = MEASURES,
+) -> pd.DataFrame:
     """Each method against sft, for each task, rank, learning rate and measure.
 
     Runs without a partner are left out. Where learning rates differ, a second comparison has each
@@ -134,13 +145,15 @@ def compare(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFr
     rates_of_method = runs.groupby([*TASK, "method"])["lr"].nunique()
     if (rates_of_method > 1).any():
         by = [key for key in PAIRED_BY if key != "lr"]
-        tables.append(_differences(_pairs(at_best_rates(runs), by), BEST_RATES, measures))
+        pairs = _pairs(at_best_rates(runs), by)
+        tables.append(_differences(pairs, BEST_RATES, measures))
 
     compared = set(equal["method"]) if len(equal) else set()
     unpaired = runs[~runs["method"].isin(compared)]
     if len(unpaired):
         by = [key for key in PAIRED_BY if key not in ("lr", "steps", "setting")]
-        tables.append(_differences(_pairs(unpaired, by), UNEQUAL_BUDGET, measures))
+        pairs = _pairs(unpaired, by)
+        tables.append(_differences(pairs, UNEQUAL_BUDGET, measures))
 
     filled = [table for table in tables if len(table)]
     return pd.concat(filled or [equal], ignore_index=True)
@@ -148,6 +161,7 @@ def compare(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFr
 
 def _pairs(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Each run of another method beside the sft run that agrees in `by` (columns _sft)."""
+    # Inner join: a run without a partner is left out.
     sft = runs[runs["method"] == "sft"]
     methods = runs[runs["method"] != "sft"]
     return methods.merge(sft, on=by, suffixes=("", "_sft"))
@@ -155,34 +169,56 @@ def _pairs(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def _differences(pairs: pd.DataFrame, terms: str, measures: Sequence[str]) -> pd.DataFrame:
     """The rows of `compare` under one of its terms."""
-    keys = [*TASK, "method", "lr"] if terms == EQUAL else [*TASK, "method"]
+    keys = [*TASK, "method"]
+    if terms == EQUAL:
+        keys.append("lr")
+
     rows: list[dict[str, Any]] = []
     for values, group in pairs.groupby(keys):
-        key = dict(zip(keys, values, strict=True))
+        key = {"terms": terms, **dict(zip(keys, values, strict=True))}
         budget = _budget_ratio(group)
-
-        ranks: list[tuple[Any, pd.DataFrame]] = list(group.groupby("rank"))
-        if len(ranks) > 1:
-            ranks.append((None, group))
-        for rank, cells in ranks:
-            unit = UNIT if rank is None else [*UNIT, "rank"]
-            common = {"terms": terms, **key, "rank": rank}
-            rates = _learning_rates(cells)
-            for measure in measures:
-                both = cells[[*UNIT, "rank", measure, f"{measure}_sft"]].dropna()
-                means = both.groupby(unit)[[measure, f"{measure}_sft"]].mean()
-                if means.empty:
-                    continue
-                difference = _paired_difference(means[measure], means[f"{measure}_sft"])
-                row = common | {"measure": measure, "budget": budget} | rates | difference
-                rows.append(row)
+        by_rank = group.groupby("rank")
+        for rank, cells in by_rank:
+            key["rank"] = rank
+            rows += _measure_rows(key, cells, [*UNIT, "rank"], budget, measures)
+        if len(by_rank) > 1:
+            key["rank"] = None
+            rows += _measure_rows(key, group, UNIT, budget, measures)
 
     table = pd.DataFrame(rows)
     return table.astype({"rank": "Int64"}) if len(table) else table
 
 
+def _measure_rows(
+    key: dict[str, Any],
+    pairs: pd.DataFrame,
+    unit: list[str],
+    budget: float,
+    measures: Sequence[str],
+) -> list[dict[str, Any]]:
+    """A row for each measure that the pairs have.
+
+    Args:
+        key: the first columns of each row.
+        unit: what identifies an independent pair; pairs that agree in it are averaged.
+        budget: see `compare`.
+    """
+    rates = _learning_rates(pairs)
+    rows = []
+
+    for measure in measures:
+        columns = [measure, f"{measure}_sft"]
+        measured = pairs[[*UNIT, "rank", *columns]].dropna()
+        means = measured.groupby(unit)[columns].mean()
+        if len(means):
+            row = {**key, "measure": measure, "budget": budget, **rates}
+            rows.append(row | _paired_difference(means[measure], means[f"{measure}_sft"]))
+    return rows
+
+
 def _budget_ratio(pairs: pd.DataFrame) -> float:
-    """Target tokens seen, as a multiple of sft's; of steps where the runs do not have the tokens."""
+    """Target tokens seen, as a multiple of those of sft."""
+    # Runs of an earlier version have no count of tokens; then the steps are compared.
     has_tokens = {"tokens_seen", "tokens_seen_sft"} <= set(pairs)
     name = "tokens_seen" if has_tokens else "steps"
     sft = pairs[f"{name}_sft"] if f"{name}_sft" in pairs else pairs[name]
@@ -191,14 +227,20 @@ def _budget_ratio(pairs: pd.DataFrame) -> float:
 
 def _learning_rates(pairs: pd.DataFrame) -> dict[str, str]:
     """The learning rates of both, as text; several where each task has its own."""
-    sft = pairs["lr_sft"] if "lr_sft" in pairs else pairs["lr"]
-    columns = {"lr": pairs["lr"], "lr_sft": sft}
-    return {
-        name: " ".join(f"{lr:g}" for lr in sorted(set(rates))) for name, rates in columns.items()
-    }
+    # Without the column, the rate is one that the runs of a pair share.
+    of_sft = pairs["lr_sft"] if "lr_sft" in pairs else pairs["lr"]
+    return {"lr": _rates_text(pairs["lr"]), "lr_sft": _rates_text(of_sft)}
 
 
-def _paired_difference(value: pd.Series[float], sft: pd.Series[float]) -> dict[str, float]:
+def _rates_text(rates: pd.Series[float]) -> str:
+    return " ".join(f"{lr:g}" for lr in sorted(set(rates)))
+
+
+def _paired_difference(
+    value: pd.Series[float],
+    sft: pd.Series[float],
+) -> dict[str, float]:
+    """The means of both, and their difference with its interval and tests."""
     difference = (value - sft).to_numpy(float)
     mean = difference.mean()
     half = np.nan
@@ -207,6 +249,7 @@ def _paired_difference(value: pd.Series[float], sft: pd.Series[float]) -> dict[s
     if len(difference) > 1 and float(np.ptp(difference)) > ROUNDING_ERROR:
         half = t_half_width(difference)
         p_t = float(stats.ttest_1samp(difference, 0).pvalue)
+
     return {
         "pairs": len(difference),
         "sft": sft.mean(),
@@ -232,6 +275,7 @@ def sign_flip_p(difference: NDArray[np.floating[Any]]) -> float:
     """
     if len(difference) < 2:
         return float("nan")
+
     test = stats.permutation_test(
         (difference,),
         _mean_on_grid,
@@ -245,4 +289,5 @@ def sign_flip_p(difference: NDArray[np.floating[Any]]) -> float:
 
 def _mean_on_grid(values: NDArray[Any], axis: int) -> NDArray[Any]:
     """Means as multiples of 2^-40 (9e-13), so that equal ones tie in spite of rounding errors."""
-    return np.asarray(np.rint(values.mean(axis=axis) * 2**40))
+    multiples: NDArray[Any] = np.rint(values.mean(axis=axis) * 2**40)
+    return multiples

@@ -21,7 +21,9 @@ from pml_cli.analysis.paired import ROUNDING_ERROR, SOURCE, TASK, comparable_run
 from pml_cli.stats import Array, t_half_width
 
 TEXT = ["data_seed", "seed"]
-REFERENCES = ["sft", "memft_ot"]  # methods that the ratios are to
+
+# The methods whose rank the others are compared with.
+REFERENCES = ["sft", "memft_ot"]
 
 # Where a threshold lies: among the ranks tried, below all of them or above all of them.
 WITHIN = ""
@@ -78,9 +80,11 @@ def half_recall_rank(ranks: Array, shares: Array) -> tuple[float, str]:
 
 def _crossing(log_ranks: Array, shares: Array, index: int) -> float:
     """Where the line from one rank to the next crosses one half."""
-    low, high = shares[index], shares[index + 1]
+    low = shares[index]
+    high = shares[index + 1]
+    fraction = (0.5 - low) / (high - low)
     step = log_ranks[index + 1] - log_ranks[index]
-    return float(log_ranks[index] + (0.5 - low) / (high - low) * step)
+    return float(log_ranks[index] + fraction * step)
 
 
 def thresholds(runs: pd.DataFrame) -> pd.DataFrame:
@@ -96,14 +100,15 @@ def thresholds(runs: pd.DataFrame) -> pd.DataFrame:
     keys = [*TASK, "method", "lr", *TEXT]
     rows: list[dict[str, Any]] = []
     for values, group in comparable_runs(runs).groupby(keys):
-        by_rank = group.groupby("rank")["exact_match"].mean().sort_index()
-        if len(by_rank) < 2:
+        recalled = group.groupby("rank")["exact_match"].mean().sort_index()
+        if len(recalled) < 2:
             continue
-        rank, outside = half_recall_rank(by_rank.index.to_numpy(float), by_rank.to_numpy(float))
-        row: dict[str, Any] = dict(zip(keys, values, strict=True))
-        row["rank"] = rank
-        row["outside"] = outside
-        row["accuracy"] = float(group["token_accuracy"].mean())
+        ranks = recalled.index.to_numpy(float)
+        rank, outside = half_recall_rank(ranks, recalled.to_numpy(float))
+
+        row = dict(zip(keys, values, strict=True))
+        row |= {"rank": rank, "outside": outside}
+        row["accuracy"] = group["token_accuracy"].mean()
         rows.append(row)
     return pd.DataFrame(rows, columns=[*keys, "rank", "outside", "accuracy"])
 
@@ -117,26 +122,31 @@ def at_cross_validated_rates(table: pd.DataFrame) -> pd.DataFrame:
     chosen_rows = []
     for _, group in table.groupby([*TASK, "method"]):
         for text, of_text in group.groupby(TEXT):
-            other_texts = group[(group[TEXT] != list(text)).any(axis=1)]
-            ranking = _rate_ranking(other_texts if len(other_texts) else group)
-            ranking = ranking[ranking.index.isin(of_text["lr"])]
-            if len(ranking):
-                chosen_rows.append(of_text[of_text["lr"] == ranking.index[0]])
+            is_other = (group[TEXT] != list(text)).any(axis=1)
+            # With a single text, the rate can only be chosen on that text.
+            judges = group[is_other] if is_other.any() else group
+
+            rates = _rates_best_first(judges)
+            available = [rate for rate in rates if rate in set(of_text["lr"])]
+            if available:
+                chosen_rows.append(of_text[of_text["lr"] == available[0]])
     return pd.concat(chosen_rows, ignore_index=True) if chosen_rows else table
 
 
-def _rate_ranking(group: pd.DataFrame) -> pd.DataFrame:
-    """The learning rates (index), best first: most texts, lowest mean log rank, best accuracy."""
-    log_rank = np.log(group["rank"])
+def _rates_best_first(table: pd.DataFrame) -> list[float]:
+    """The learning rates: those with the most texts, then lowest mean log rank, best accuracy."""
+    log_rank = np.log(table["rank"])
     # Above all ranks tried the threshold is a bound that was not reached: one doubling is added.
-    log_rank += np.log(2) * (group["outside"] == ABOVE)
-    table = (
-        group.assign(log_rank=log_rank)
-        .groupby("lr")
-        .agg(texts=("log_rank", "size"), rank=("log_rank", "mean"), accuracy=("accuracy", "mean"))
+    log_rank += np.log(2) * (table["outside"] == ABOVE)
+
+    rates = table.assign(log_rank=log_rank).groupby("lr")
+    ranking = rates.agg(
+        texts=("log_rank", "size"),
+        rank=("log_rank", "mean"),
+        accuracy=("accuracy", "mean"),
     )
-    ascending = table.assign(texts=-table["texts"], accuracy=-table["accuracy"])
-    return ascending.sort_values(["texts", "rank", "accuracy"])
+    ranking = ranking.sort_values(["texts", "rank", "accuracy"], ascending=[False, True, False])
+    return list(ranking.index)
 
 
 def rank_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -159,40 +169,39 @@ def rank_table(runs: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for values, group in chosen.groupby(SOURCE):
         source = dict(zip(SOURCE, values, strict=True))
-        lengths: list[tuple[Any, pd.DataFrame]] = list(group.groupby("seqlen"))
-        if len(lengths) > 1:
-            lengths.append((None, group))
-        for length, cells in lengths:
-            log_ranks = _log_ranks(cells)
-            for method in log_ranks.columns.astype(str):
-                of_method = cells[cells["method"] == method]
-                row = source | {"seqlen": length, "method": method}
-                rows.append(row | _method_row(log_ranks, method, of_method))
+        by_length = group.groupby("seqlen")
+        for length, cells in by_length:
+            rows += _method_rows(source | {"seqlen": length}, cells)
+        if len(by_length) > 1:
+            rows += _method_rows(source | {"seqlen": None}, group)
     return pd.DataFrame(rows, columns=COLUMNS).astype({"seqlen": "Int64"})
 
 
-def _method_row(log_ranks: pd.DataFrame, method: str, cells: pd.DataFrame) -> dict[str, Any]:
-    """The statistics of one method.
+def _method_rows(task: dict[str, Any], table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row of `rank_table` for each method.
 
     Args:
-        log_ranks: a row for each text, a column for each method.
-        cells: the chosen thresholds of this method.
+        task: the first columns of each row.
+        table: the chosen thresholds of the task.
     """
-    own_log_rank = log_ranks[method]
-    rates = sorted(cells["lr"].unique())
-    row: dict[str, Any] = {
-        "texts": int(own_log_rank.count()),
-        "outside": _outside_counts(cells),
-        "lr": " ".join(f"{lr:g}" for lr in rates),
-    }
-    row["rank"], row["low"], row["high"] = _geometric_mean(own_log_rank)
-    for reference in REFERENCES:
-        log_ratio = pd.Series(dtype=float)
-        if reference in log_ranks:
-            log_ratio = own_log_rank - log_ranks[reference]
-        name = f"to_{reference}"
-        row[name], row[f"{name}_low"], row[f"{name}_high"] = _geometric_mean(log_ratio)
-    return row
+    log_ranks = _log_ranks(table)
+    rows = []
+    for method in log_ranks:
+        of_method = table[table["method"] == method]
+        rates = sorted(of_method["lr"].unique())
+        row = {**task, "method": method, "outside": _outside_counts(of_method)}
+        row["texts"] = int(log_ranks[method].count())
+        row["lr"] = " ".join(f"{lr:g}" for lr in rates)
+
+        row |= _geometric_mean(log_ranks[method], "rank", prefix="")
+        for reference in REFERENCES:
+            log_ratio = pd.Series(dtype=float)
+            if reference in log_ranks:
+                log_ratio = log_ranks[method] - log_ranks[reference]
+            name = f"to_{reference}"
+            row |= _geometric_mean(log_ratio, name, prefix=f"{name}_")
+        rows.append(row)
+    return rows
 
 
 def _log_ranks(cells: pd.DataFrame) -> pd.DataFrame:
@@ -200,23 +209,33 @@ def _log_ranks(cells: pd.DataFrame) -> pd.DataFrame:
 
     Over several lengths, it is the mean of those that all methods have.
     """
-    table = cells.assign(log_rank=np.log(cells["rank"])).pivot_table(
-        index=[*TEXT, "seqlen"], columns="method", values="log_rank"
-    )
+    cells = cells.assign(log_rank=np.log(cells["rank"]))
+    unit = [*TEXT, "seqlen"]
+    table = cells.pivot_table(index=unit, columns="method", values="log_rank")
     if cells["seqlen"].nunique() > 1:
         table = table.dropna()
     return table.groupby(level=TEXT).mean()
 
 
-def _geometric_mean(logs: pd.Series[float]) -> tuple[float, float, float]:
-    """The geometric mean over texts and its t interval; ends nan where all are equal."""
+def _geometric_mean(logs: pd.Series[float], name: str, prefix: str) -> dict[str, float]:
+    """The geometric mean over texts and the ends of its t interval, nan where all are equal.
+
+    Args:
+        logs: of each text.
+        name, prefix: the columns are name, {prefix}low and {prefix}high.
+    """
     values = logs.dropna().to_numpy(float)
-    if not len(values):
-        return np.nan, np.nan, np.nan
-    mean = float(values.mean())
+    mean = float(values.mean()) if len(values) else np.nan
+    half_width = np.nan
     # Equal ranks say nothing about their spread.
-    half = t_half_width(values) if np.ptp(values) > ROUNDING_ERROR else np.nan
-    return np.exp(mean), np.exp(mean - half), np.exp(mean + half)
+    if len(values) and np.ptp(values) > ROUNDING_ERROR:
+        half_width = t_half_width(values)
+
+    return {
+        name: np.exp(mean),
+        f"{prefix}low": np.exp(mean - half_width),
+        f"{prefix}high": np.exp(mean + half_width),
+    }
 
 
 def _outside_counts(cells: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,16 +51,19 @@ def transition_runs(paths: Sequence[Path], settings: Transition) -> pd.DataFrame
     columns = list(dict.fromkeys([*runs.columns, *COLUMNS]))
     runs = _distinct(with_key_columns(runs.reindex(columns=columns)))
 
+    # An older or damaged result.json may lack them, and grouping would drop such a run.
     sizes = runs[["rank", "target_tokens"]].apply(pd.to_numeric, errors="coerce")
     without_size = runs[~(sizes > 0).all(axis=1)]
     if len(without_size):
         result = Path(without_size["folder"].iloc[0]) / RESULT
         raise UserError(f"{result}: rank or target_tokens is missing or not positive")
-    sizes = sizes.astype(np.int64)
 
+    # Cells of one text and length are not independent.
     text = runs["data_seed"].fillna(-1).astype(str)
-    cluster = text + "/" + runs["target_tokens"].astype(str)
-    runs = runs.assign(cluster=cluster, rank=sizes["rank"], target_tokens=sizes["target_tokens"])
+    length = runs["target_tokens"].astype(str)
+    runs = runs.assign(cluster=text + "/" + length)
+    for name in sizes:
+        runs[name] = sizes[name].astype(np.int64)
     return _select(runs, settings, paths)
 
 
@@ -69,11 +73,17 @@ def _distinct(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[~is_copy]
 
 
-def _select(runs: pd.DataFrame, settings: Transition, paths: Sequence[Path]) -> pd.DataFrame:
-    for name, selected in (("rank", settings.rank), ("seqlen", settings.seqlen)):
+def _select(
+    runs: pd.DataFrame,
+    settings: Transition,
+    paths: Sequence[Path],
+) -> pd.DataFrame:
+    """The runs of the ranks and lengths that the settings name."""
+    selections = {"rank": settings.rank, "seqlen": settings.seqlen}
+    for name, selected in selections.items():
         if not selected:
             continue
-        available = sorted({int(value) for value in runs[name].dropna()})
+        available = _distinct_integers(runs[name])
         runs = runs[runs[name].isin(selected)]
         if runs.empty:
             asked = ",".join(map(str, selected))
@@ -83,10 +93,14 @@ def _select(runs: pd.DataFrame, settings: Transition, paths: Sequence[Path]) -> 
                 f"{', '.join(map(str, available))}"
             )
 
-    texts = sorted({int(seed) for seed in runs["data_seed"].dropna()})
+    texts = _distinct_integers(runs["data_seed"])
     if settings.text is not None and settings.text not in texts:
         available_texts = ", ".join(map(str, texts)) or "none"
         raise UserError(
             f"text={settings.text}: no finished run has this data.seed; there are {available_texts}"
         )
     return runs
+
+
+def _distinct_integers(values: pd.Series[Any]) -> list[int]:
+    return sorted({int(value) for value in values.dropna()})

@@ -32,14 +32,21 @@ def survival(crossings: pd.DataFrame) -> pd.DataFrame:
     """
     counts = crossings.groupby("step", as_index=False)[["crossed", "left"]].sum()
     counts = counts.sort_values("step", ignore_index=True)
+
+    # A token is at risk up to the step at which it crosses or is censored.
     crossed = counts["crossed"].to_numpy(float)
     ended = crossed + counts["left"].to_numpy(float)
     at_risk = ended[::-1].cumsum()[::-1]
 
+    # The product-limit estimator: shares of those at risk that stay, multiplied up.
     with np.errstate(divide="ignore", invalid="ignore"):
         stays = np.where(at_risk > 0, 1 - crossed / at_risk, 1.0)
     return pd.DataFrame(
-        {"step": counts["step"], "stubborn": stays.cumprod(), "at_risk": at_risk.astype(np.int64)}
+        {
+            "step": counts["step"],
+            "stubborn": stays.cumprod(),
+            "at_risk": at_risk.astype(np.int64),
+        }
     )
 
 
@@ -49,11 +56,15 @@ def median_step(curve: pd.DataFrame) -> float:
     Args:
         curve: from `survival`.
     """
-    reached = curve[curve["stubborn"] <= 0.5]
-    return float(reached["step"].iloc[0]) if len(reached) else float("nan")
+    reached = curve.loc[curve["stubborn"] <= 0.5, "step"]
+    return float(reached.iloc[0]) if len(reached) else float("nan")
 
 
-def survival_table(cells: pd.DataFrame, crossings: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+def survival_table(
+    cells: pd.DataFrame,
+    crossings: pd.DataFrame,
+    by: list[str],
+) -> pd.DataFrame:
     """Counts, proportions and the median step for each value of `by`.
 
     Args:

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
     from pml_cli.stats import Array, Mask
 
-THRESHOLD = 0.5  # p above it suffices for the token to be the argmax
+# A token with p above it is the argmax, because the others have less in all.
+THRESHOLD = 0.5
 
 # Bins of p are (k / BINS, (k + 1) / BINS]; the threshold is one of the borders.
 BINS = 20
 FIRST_BIN_ABOVE = BINS // 2
 
-MAX_LISTED = 10_000  # violations of one run that are listed one by one
+# More violations of one run are counted, not listed.
+MAX_LISTED = 10_000
 COLUMNS = ["step", "sample", "position", "p", "correct"]
 VIOLATION_COLUMNS = [
     "step",
@@ -153,26 +155,33 @@ def _read_table(path: Path) -> pa.Table:
 def _token_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
     """Each column as (T, S): the same tokens in each row, steps ascending."""
     step = table["step"].to_numpy()
+    # The tokens of the first step are those before the second one.
     next_step = np.flatnonzero(step != step[0])
     tokens = int(next_step[0]) if len(next_step) else len(step)
     if len(step) % tokens:
         raise IrregularError("steps differ in their number of tokens")
 
-    columns = {name: table[name].to_numpy().reshape(-1, tokens) for name in COLUMNS}
+    columns = {}
+    for name in COLUMNS:
+        columns[name] = table[name].to_numpy().reshape(-1, tokens)
+
     step_TS = columns["step"]
     if (step_TS != step_TS[:, :1]).any():
         raise IrregularError("steps differ in their number of tokens")
     for name in ("sample", "position"):
         if (columns[name] != columns[name][0]).any():
             raise IrregularError("steps differ in their tokens")
-    if (np.diff(step_TS[:, 0]) <= 0).any():
+    step_T = step_TS[:, 0]
+    if (np.diff(step_T) <= 0).any():
         raise IrregularError("steps do not ascend")
     return columns
 
 
 def _bins(p_TS: NDArray[np.floating[Any]], above_TS: Mask) -> NDArray[np.int64]:
     """The bin of each p, 0 .. BINS - 1."""
-    bin_TS = np.clip(np.ceil(p_TS * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    bin_TS = np.ceil(p_TS * BINS).astype(np.int64) - 1
+    bin_TS = np.clip(bin_TS, 0, BINS - 1)
+
     # p * BINS is rounded, so near the threshold the exact comparison decides.
     low_TS = np.minimum(bin_TS, FIRST_BIN_ABOVE - 1)
     high_TS = np.maximum(bin_TS, FIRST_BIN_ABOVE)
@@ -183,9 +192,13 @@ def _above_since(above_TS: Mask, steps_T: NDArray[np.int64]) -> NDArray[np.int64
     """The step from which each token is above to the end; -1: it is not above at the end."""
     T = len(steps_T)
     below_from_end_TS = ~above_TS[::-1]
-    steps_above_S = np.where(above_TS.all(axis=0), T, below_from_end_TS.argmax(axis=0))
-    first_S = np.minimum(T - steps_above_S, T - 1)
-    return np.where(steps_above_S > 0, steps_T[first_S], -1)
+
+    # How many steps, counted from the end, each token is above. argmax finds the first step below.
+    run_S = below_from_end_TS.argmax(axis=0)
+    run_S[above_TS.all(axis=0)] = T
+
+    first_S = np.minimum(T - run_S, T - 1)
+    return np.where(run_S > 0, steps_T[first_S], -1)
 
 
 def _losses(state_TS: Mask) -> NDArray[np.int64]:
@@ -205,5 +218,5 @@ def _list_violations(path: Path) -> list[dict[str, Any]]:
 
     is_violation = (pc.field("p") > THRESHOLD) & ~pc.field("correct")
     table = parquet.read_table(path, columns=VIOLATION_COLUMNS, filters=is_violation)
-    rows: list[dict[str, Any]] = table.slice(0, MAX_LISTED).to_pylist()
-    return rows
+    first: list[dict[str, Any]] = table.slice(0, MAX_LISTED).to_pylist()
+    return first

@@ -39,7 +39,9 @@ from pml_cli.runs.folder import RunFolder
 from pml_cli.stats import LN2, Array, Mask, Proportion, clustered_proportion
 
 DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
-MAX_GRIDS = 4  # lengths of one text in the figure of the stubborn grid
+
+# The figure of the stubborn grid has room for so many lengths.
+MAX_GRIDS = 4
 RUN_COLUMNS = ["id", "rank", "target_tokens", "data_seed", "seed", "cluster"]
 
 
@@ -137,7 +139,8 @@ class TransitionSummary:
 
 
 def model_dtype(setting: Any) -> str:
-    """The dtype of the model's weights, from result.json's `setting`; float32 is not named there."""
+    """The dtype of the model's weights, from result.json's `setting`."""
+    # The default, float32, is not named there.
     match = DTYPE.search(setting) if isinstance(setting, str) else None
     return match.group(1) if match else "float32"
 
@@ -150,6 +153,7 @@ def read_group(runs: pd.DataFrame, on_run: Callable[[], None]) -> GroupTokens:
         on_run: called after each run.
     """
     group = GroupTokens()
+
     for record in runs.to_dict("records"):
         row = {str(name): value for name, value in record.items()}
         try:
@@ -169,7 +173,16 @@ def _tokens_path(folder: str) -> Path:
     return RunFolder(path.parent, path.name).tokens
 
 
-def _add_run(group: GroupTokens, row: dict[str, Any], tokens: TokenTrajectories) -> None:
+def _add_run(
+    group: GroupTokens,
+    row: dict[str, Any],
+    tokens: TokenTrajectories,
+) -> None:
+    """Add one run to its group.
+
+    Args:
+        row: the run's result.json, with `folder` and `cluster`.
+    """
     group.cells.append(row | token_counts(tokens))
 
     run_columns = {name: row[name] for name in RUN_COLUMNS}
@@ -178,13 +191,16 @@ def _add_run(group: GroupTokens, row: dict[str, Any], tokens: TokenTrajectories)
     group.stubborn += stubborn
 
     crossings = _crossings(tokens)
-    group.crossings.append(crossings.assign(rank=row["rank"], target_tokens=row["target_tokens"]))
+    crossings["rank"] = row["rank"]
+    crossings["target_tokens"] = row["target_tokens"]
+    group.crossings.append(crossings)
 
+    cluster = row["cluster"]
     counts_2B = np.stack([tokens.tokens_B, tokens.correct_B])
-    group.bin_counts[row["cluster"]] = group.bin_counts.get(row["cluster"], 0) + counts_2B
+    group.bin_counts[cluster] = group.bin_counts.get(cluster, 0) + counts_2B
 
-    for violation in tokens.listed_violations:
-        group.violations.append({"id": row["id"], "folder": row["folder"], **violation})
+    run = {"id": row["id"], "folder": row["folder"]}
+    group.violations += [run | violation for violation in tokens.listed_violations]
 
 
 def token_counts(tokens: TokenTrajectories) -> dict[str, Any]:
@@ -199,6 +215,7 @@ def token_counts(tokens: TokenTrajectories) -> dict[str, Any]:
     """
     above_S = tokens.above_since_S >= 0
     ever_S = tokens.ever_above_S
+
     return {
         "tokens": len(above_S),
         "above": int(above_S.sum()),
@@ -236,8 +253,10 @@ def final_sequences(tokens: TokenTrajectories) -> tuple[pd.DataFrame, list[Ints]
     wrong_S = ~tokens.final_correct_S
 
     def first_position(flags_S: Mask) -> Array:
+        """The smallest position with a flag, of each sample; nan where there is none."""
+        positions = position_S[flags_S].astype(float)
         first = np.full(count, np.inf)
-        np.minimum.at(first, index_S[flags_S], position_S[flags_S].astype(float))
+        np.minimum.at(first, index_S[flags_S], positions)
         return np.where(np.isfinite(first), first, np.nan)
 
     table = pd.DataFrame(
@@ -250,11 +269,13 @@ def final_sequences(tokens: TokenTrajectories) -> tuple[pd.DataFrame, list[Ints]
         }
     )
 
+    # Sorted by sample, then position, and cut where the next sample starts.
     index = index_S[stubborn_S]
     position = position_S[stubborn_S]
     order = np.lexsort((position, index))
-    ends = np.cumsum(np.bincount(index, minlength=count))[:-1]
-    return table, list(np.split(position[order], ends))
+    lengths = np.bincount(index, minlength=count)
+    cuts = np.cumsum(lengths)[:-1]
+    return table, list(np.split(position[order], cuts))
 
 
 def _crossings(tokens: TokenTrajectories) -> pd.DataFrame:
@@ -262,15 +283,12 @@ def _crossings(tokens: TokenTrajectories) -> pd.DataFrame:
     steps_T = tokens.steps_T
     above_S = tokens.above_since_S >= 0
     step_index = np.searchsorted(steps_T, tokens.above_since_S[above_S])
+    crossed_T = np.bincount(step_index, minlength=len(steps_T))
+
+    # All tokens are observed to the last step.
     left_T = np.zeros(len(steps_T), np.int64)
     left_T[-1] = int((~above_S).sum())
-    return pd.DataFrame(
-        {
-            "step": steps_T,
-            "crossed": np.bincount(step_index, minlength=len(steps_T)),
-            "left": left_T,
-        }
-    )
+    return pd.DataFrame({"step": steps_T, "crossed": crossed_T, "left": left_T})
 
 
 def summarize(
@@ -333,6 +351,7 @@ def recall_table(counts_C2B: NDArray[np.int64]) -> pd.DataFrame:
         low_p (exclusive), high_p (inclusive), tokens, right, share with its interval low, high.
     """
     rows = []
+
     for k in range(BINS):
         recall = _recall(counts_C2B[..., k : k + 1])
         rows.append(
@@ -356,8 +375,9 @@ def violations_by_dtype(cells: pd.DataFrame) -> pd.DataFrame:
         dtype, runs, logged (tokens), above (p > 0.5), violations, below_right (picked at
         p <= 0.5), highest_wrong and lowest_right (values of p), below (p <= 0.5).
     """
-    grouped = cells.assign(dtype=cells["setting"].map(model_dtype)).groupby("dtype", as_index=False)
-    table = grouped.agg(
+    dtype = cells["setting"].map(model_dtype)
+    by_dtype = cells.assign(dtype=dtype).groupby("dtype", as_index=False)
+    table = by_dtype.agg(
         runs=("id", "size"),
         logged=("logged", "sum"),
         above=("logged_above", "sum"),
@@ -366,7 +386,9 @@ def violations_by_dtype(cells: pd.DataFrame) -> pd.DataFrame:
         highest_wrong=("highest_wrong", "max"),
         lowest_right=("lowest_right", "min"),
     )
-    return pd.DataFrame(table.assign(below=table["logged"] - table["above"]))
+
+    table["below"] = table["logged"] - table["above"]
+    return table
 
 
 def loss_disagreements(cells: pd.DataFrame) -> dict[str, Proportion]:
@@ -380,11 +402,15 @@ def loss_disagreements(cells: pd.DataFrame) -> dict[str, Proportion]:
     """
     numbers = cells[["final_loss", "exact_match"]].apply(pd.to_numeric, errors="coerce")
     measured = numbers.notna().all(axis=1)
+    # ln 2 is the loss of a token with p = 0.5.
     low_loss = numbers["final_loss"] < LN2
     verbatim = numbers["exact_match"] == 1
     has_stubborn = cells["stubborn"] > 0
 
-    def proportion(successes: pd.Series[bool], trials: pd.Series[bool]) -> Proportion:
+    def proportion(
+        successes: pd.Series[bool],
+        trials: pd.Series[bool],
+    ) -> Proportion:
         counts = pd.DataFrame(
             {
                 "cluster": cells["cluster"],
@@ -403,7 +429,10 @@ def loss_disagreements(cells: pd.DataFrame) -> dict[str, Proportion]:
     }
 
 
-def accuracy_behind_failure(cells: pd.DataFrame, sequences: pd.DataFrame) -> dict[str, Proportion]:
+def accuracy_behind_failure(
+    cells: pd.DataFrame,
+    sequences: pd.DataFrame,
+) -> dict[str, Proportion]:
     """Token accuracy behind the first failure, in the cells that were decoded freely.
 
     result.json has the free accuracy over all tokens. Up to the first failure free decoding and
@@ -423,8 +452,12 @@ def accuracy_behind_failure(cells: pd.DataFrame, sequences: pd.DataFrame) -> dic
             "ahead": failure.fillna(sequences["length"]),
         }
     )
-    tokens = positions.groupby("id").sum().reindex(cells["id"]).set_axis(cells.index)
-    free = (free_accuracy * cells["tokens"] - tokens["ahead"]).clip(lower=0).fillna(0).round()
+    tokens = positions.groupby("id").sum().reindex(cells["id"])
+    tokens.index = cells.index
+
+    # Of the tokens that are right, those ahead of the failure are subtracted.
+    free = free_accuracy * cells["tokens"] - tokens["ahead"]
+    free = free.clip(lower=0).fillna(0).round()
     forced = cells["tokens"] - cells["wrong"] - tokens["ahead"]
 
     counts = pd.DataFrame(
@@ -436,7 +469,10 @@ def accuracy_behind_failure(cells: pd.DataFrame, sequences: pd.DataFrame) -> dic
         }
     )
     sums = counts[counts["behind"] > 0].groupby("cluster").sum()
-    return {name: clustered_proportion(sums[name], sums["behind"]) for name in ("free", "forced")}
+    return {
+        "free": clustered_proportion(sums["free"], sums["behind"]),
+        "forced": clustered_proportion(sums["forced"], sums["behind"]),
+    }
 
 
 def stubborn_grids(cells: pd.DataFrame, text: int | None) -> list[StubbornGrid]:
@@ -457,27 +493,37 @@ def stubborn_grids(cells: pd.DataFrame, text: int | None) -> list[StubbornGrid]:
     if of_text.empty:
         return []
 
-    by_length = of_text.groupby("target_tokens")
-    lengths = by_length.agg(ranks=("rank", "nunique"), above=("above", "sum"), of=("tokens", "sum"))
-    fullest = lengths[lengths["ranks"] == lengths["ranks"].max()]
-    telling = (fullest["above"] / fullest["of"] - 0.5).abs().idxmin()
-    evenly = np.linspace(0, len(fullest) - 1, MAX_GRIDS).round().astype(int)
-    spread = [length for length in fullest.index[np.unique(evenly)] if length != telling]
+    lengths = of_text.groupby("target_tokens").agg(
+        ranks=("rank", "nunique"),
+        above=("above", "sum"),
+        tokens=("tokens", "sum"),
+    )
+    most_ranks = lengths[lengths["ranks"] == lengths["ranks"].max()]
+    share_above = most_ranks["above"] / most_ranks["tokens"]
+    telling = (share_above - 0.5).abs().idxmin()
+
+    # The others are evenly spaced.
+    index = np.linspace(0, len(most_ranks) - 1, MAX_GRIDS).round()
+    spaced = most_ranks.index[np.unique(index.astype(int))]
+    others = spaced[spaced != telling]
 
     grids = []
-    for length in [telling, *spread[: MAX_GRIDS - 1]]:
+    for length in [telling, *others[: MAX_GRIDS - 1]]:
         of_length = of_text[of_text["target_tokens"] == length]
         grids.append(_stubborn_grid(of_length, chosen, int(length)))
     return grids
 
 
 def _stubborn_grid(cells: pd.DataFrame, text: Any, length: int) -> StubbornGrid:
+    """The grid of one text and length, a row for each rank."""
     by_rank = cells.sort_values(["rank", "seed"]).drop_duplicates("rank")
     runs = [trajectories.read(_tokens_path(folder)) for folder in by_rank["folder"]]
-    size = len(runs[0].final_p_S)
+
     # A run with another number of tokens has no place in the same columns.
+    size = len(runs[0].final_p_S)
     fits = [len(run.final_p_S) == size for run in runs]
     fitting = [run for run in runs if len(run.final_p_S) == size]
+
     return StubbornGrid(
         text=text,
         length=length,

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool = False) -> int:
+def run(
+    paths: list[Path],
+    settings: Lasting,
+    console: Console,
+    *,
+    as_json: bool = False,
+) -> int:
     """Measure every finished run below `paths` that is not measured yet, write and print all.
 
     Args:
@@ -45,10 +51,13 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
     """
     folders = shlex.join(str(path) for path in paths)
     runs = finished_runs(paths, f"`pml memft rank=4,8 seqlen=64 out={folders}`")
-    out = Path(settings.out).expanduser() if settings.out else paths[0]
+    out = paths[0]
+    if settings.out:
+        out = Path(settings.out).expanduser()
     entries = read_entries(out / "lasting.json")
     selected = _select(runs, settings)
 
+    # The entry of a run that has changed is dropped, not kept beside the new one.
     to_measure = [run for run in selected if not run.is_measured(entries)]
     for outdated in to_measure:
         entries.pop(outdated.fields["id"], None)
@@ -60,6 +69,7 @@ def run(paths: list[Path], settings: Lasting, console: Console, *, as_json: bool
             console.print("interrupted; what was measured is kept, and the same command continues")
             raise
 
+    # What is left of the entries is of runs that are not selected now; it is kept.
     of_report = [entries.pop(run.fields["id"]) for run in selected]
     table = measurement_table(of_report)
     means = mean_table(table)

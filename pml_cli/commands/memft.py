@@ -7,11 +7,13 @@ from rich.console import Console
 
 from pml_cli.analysis.paired import compare
 from pml_cli.analysis.rank_thresholds import rank_table
-from pml_cli.commands import sweep
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
-from pml_cli.launch.packing import check
+from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.report import memft_folder
+from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.sweep_summary import conclude, plan_line
+from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.memft import comparison_report, ranks_report
 from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_id import loss_label
@@ -35,14 +37,20 @@ def run(
         UserError: fewer than two losses, or none of them sft.
     """
     _check_losses(request)
-    code = sweep.run(request, console, dry_run=dry_run, fail_fast=fail_fast, wait=wait, retry=retry)
+    plan = plan_sweep(request, retry=retry)
     if dry_run:
-        return code
+        dry_run_table.show(console, request, plan.cells, plan.todo)
+        return 0
+
+    console.print(plan_line(plan))
+    with SweepDisplay.of(plan, console) as display:
+        outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
+    code = conclude(plan, outcome, console)
 
     # The sweep has named the results that cannot be read.
     runs = read_runs([request.out], left_out=[])
     if len(runs):
-        ids = {cell.id for cell in check(request.runs)}
+        ids = {cell.id for cell in plan.cells}
         _report(request, runs[runs["id"].isin(ids)], console)
     return code
 

@@ -1,4 +1,4 @@
-"""`pml probe`: one adapter, one run, watched while it learns."""
+"""`pml probe`: train one adapter, and watch it while it learns."""
 
 from __future__ import annotations
 
@@ -7,35 +7,43 @@ import signal
 
 from rich.console import Console
 
-from pml_cli.commands.sweep import check_folder, disk_faults
 from pml_cli.config.schema import Request, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
-from pml_cli.launch.devices import packing
-from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.packing import Pack, check, make_packs
-from pml_cli.launch.signals import Signals, Stopped, import_worker
+from pml_cli.launch.driver import check_models
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check, make_packs, packing_for
+from pml_cli.launch.signals import Stopped
+from pml_cli.launch.worker import train_here
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.tables.probe import probe_table
 from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.read import read_runs
+from pml_cli.runs.run_id import run_id
 
-LOGGED_STEPS = 100  # a probe is looked at closely
+# Logged steps of a probe, which is looked at more closely than the cells of a sweep.
+LOGGED_STEPS = 100
 
 
 def run(request: Request, console: Console) -> int:
-    """Train one adapter, show p of every token as it learns, and write its run folder with a picture of it.
+    """Train one adapter, show p of every token as it learns, and write its run folder and figure.
+
+    Args:
+        request: one run, and the folder for it.
+        console: to print to.
 
     Returns:
         exit code: 0, or 1 when the run failed.
 
     Raises:
-        UserError: a run or a folder that cannot be used, or a full disk and the like (what was finished is kept).
+        UserError: a run or a folder that cannot be used, or a full disk and the like.
     """
-    (cell,) = check([_closely(request.runs[0])])
-    check_folder(request.out)
+    cell = _plan(request.runs[0])
+    check_output_folder(request.out)
     folder = RunFolder(request.out, cell.id)
+
     if folder.is_done():
         console.print(
             f"done already: {folder.path} (delete it to train again)",
@@ -45,75 +53,75 @@ def run(request: Request, console: Console) -> int:
     else:
         try:
             with disk_faults(request.out):
-                failure = _train(cell, request, console)
+                _train(cell, request, console)
         except Stopped as stopped:
             console.print("interrupted; the same command goes on from there")
             if stopped.signum == signal.SIGINT:
                 raise KeyboardInterrupt from stopped
             return 128 + stopped.signum if stopped.signum else 1
+
+        failure = folder.failure()
         if failure is not None:
             console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
             return 1
-    _picture(folder)
-    console.print(probe_table({str(k): v for k, v in read_runs([folder.path]).iloc[0].items()}))
+
+    _draw(folder)
+    result = read_runs([folder.path]).iloc[0]
+    console.print(probe_table({str(name): value for name, value in result.items()}))
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _closely(run: Run) -> Run:
-    """A probe logs a hundred steps unless told otherwise."""
+def _plan(run: Run) -> CellPlan:
+    """Check the run; without a setting of its own it logs a hundred of its steps."""
+    (cell,) = check([run])
     if run.train.log_every:
-        return run
-    (cell,) = check([run])  # how many steps its epochs are depends on the samples
-    every = max(1, cell.steps // LOGGED_STEPS)
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, log_every=every))
+        return cell
+
+    # How many steps its epochs are is known only now that the samples are.
+    log_every = max(1, cell.steps // LOGGED_STEPS)
+    logged = dataclasses.replace(run, train=dataclasses.replace(run.train, log_every=log_every))
+    return dataclasses.replace(cell, id=run_id(logged), run=logged)
 
 
-def _train(cell: CellPlan, request: Request, console: Console) -> str | None:
-    import_worker()
-    from pml_cli.launch.worker import Worker, check_places
-    from pml_cli.training.trainer import StepReport
+def _train(cell: CellPlan, request: Request, console: Console) -> None:
+    check_models([Pack([cell])], on_this_machine=True)
+    packs = make_packs([cell], packing_for(request.launch, [cell]))
+    folder = RunFolder(request.out, cell.id)
+    folder.error.unlink(missing_ok=True)
 
-    failures: list[str | None] = []
+    with ProbeDisplay(console, _title(cell), cell.steps) as display:
+        train_here(request.out, packs, request.launch, display, wait=False)
+    if not folder.has_ended():
+        raise UserError(f"{request.out}: another process trains this run")
+
+
+def _title(cell: CellPlan) -> str:
     run = cell.run
-    title = (
+    tokens = sum(len(sample.target) for sample in cell.samples)
+    return (
         f"{run.model.name}: {run.adapter.kind} adapter of rank {run.rank} learns "
-        f"{sum(len(s.target) for s in cell.samples)} target tokens ({run.data.source}, {run.loss.kind})"
+        f"{tokens} target tokens ({run.data.source}, {run.loss.kind})"
     )
-    check_places([Pack([cell])], here=True)
-    ((cell,),) = (pack.cells for pack in make_packs([cell], packing(request.launch, [cell])))
-    with WorkerLease(request.out, "inline") as member, Signals() as signals:
-        worker = Worker(request.out, member, signals)
-        if not member.claim(cell.id):
-            raise UserError(f"{request.out}: another process trains this run")
-        RunFolder(request.out, cell.id).error.unlink(missing_ok=True)
-        with ProbeDisplay(console, title, cell.steps) as display:
-
-            def observe(seen: StepReport) -> None:
-                display.update(
-                    seen.step,
-                    float(seen.scores[0].nll.mean()),
-                    seen.scores[0].nll,
-                    seen.scores[0].correct,
-                )
-
-            try:
-                worker.run([cell], lambda _cell, failure: failures.append(failure), observe)
-            finally:
-                member.release(cell.id)
-    return failures[0]
 
 
-def _picture(folder: RunFolder) -> None:
+def _draw(folder: RunFolder) -> None:
+    """Write the figure of recall by token and step.
+
+    Raises:
+        UserError: the run's tokens cannot be read, or the figure cannot be written.
+    """
     import pandas as pd
 
     from pml_cli.report.figures.probe import recall_figure
     from pml_cli.report.figures.style import save
 
     try:
-        figure = recall_figure(pd.read_parquet(folder.tokens))
-    except (OSError, ValueError) as error:  # deleted or damaged by hand
+        tokens = pd.read_parquet(folder.tokens)
+        figure = recall_figure(tokens)
+    except (OSError, ValueError) as error:
+        # deleted or damaged by hand
         raise UserError(
             f"{folder.tokens}: cannot be read; delete {folder.path} and probe again"
         ) from error

@@ -34,7 +34,11 @@ from pml_cli.runs.groups import (
 )
 
 
-def run(paths: list[Path], settings: Transition, console: Console) -> int:
+def run(
+    paths: list[Path],
+    settings: Transition,
+    console: Console,
+) -> int:
     """Read every group of runs below `paths`, print it, write the report folder.
 
     Args:
@@ -49,7 +53,9 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
             a report folder that cannot be written.
     """
     runs = transition_runs(paths, settings)
-    out = writable_folder(Path(settings.out) if settings.out else paths[0] / "transition")
+    # Checked first, because reading the tokens of many runs takes long.
+    out = Path(settings.out) if settings.out else paths[0] / "transition"
+    writable_folder(out)
 
     keys, groups_of_runs = zip(*split_groups(runs), strict=True)
     with CountDisplay(console, "reading", "runs", len(runs), "runs read") as display:
@@ -67,10 +73,13 @@ def run(paths: list[Path], settings: Transition, console: Console) -> int:
 
 
 def _summaries(
-    keys: Sequence[dict[str, object]], groups: Sequence[GroupTokens], settings: Transition
+    keys: Sequence[dict[str, object]],
+    groups: Sequence[GroupTokens],
+    settings: Transition,
 ) -> list[TransitionSummary]:
     """The statistics of every group with at least one run that could be read."""
     slugs = unique_slugs([group_slug(key) for key in keys])
+
     summaries = []
     for key, slug, group in zip(keys, slugs, groups, strict=True):
         if group.cells:
@@ -94,7 +103,9 @@ def _none_readable(left_out: Sequence[dict[str, str]]) -> str:
 
 
 def _show(
-    groups: Sequence[TransitionSummary], left_out: Sequence[dict[str, str]], console: Console
+    groups: Sequence[TransitionSummary],
+    left_out: Sequence[dict[str, str]],
+    console: Console,
 ) -> None:
     if len(groups) > 1:
         settings = differing_settings([group.key for group in groups])

@@ -24,8 +24,8 @@ from pml_cli.config.option_files import (
     shipped,
 )
 from pml_cli.config.registry import GROUPS, settings_class
-from pml_cli.config.schema import Run, Settings
-from pml_cli.config.setting import annotation, declaration, keys
+from pml_cli.config.schema import Run
+from pml_cli.config.setting import Settings, annotation, declaration_of, keys
 from pml_cli.errors import UserError
 
 Completer = Callable[[typer.Context, str], list[str]]
@@ -39,7 +39,8 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     typed, word = _words(ctx, incomplete)
     config_dir = ctx.params.get("config_dir")
     folder = Path(config_dir) if config_dir else None
-    vocabulary = Vocabulary(owners=_owners(typed, word, folder), groups=GROUPS, config_dir=folder)
+    owners = _owners(typed, word, folder)
+    vocabulary = Vocabulary(owners=owners, groups=GROUPS, config_dir=folder)
     return _candidates(word, typed, vocabulary)
 
 
@@ -88,54 +89,61 @@ class Vocabulary:
         """The values that a key is known to take, where they can be listed."""
         if key in self.groups:
             return options(key, self.config_dir)
-        owner, name = self._field(key)
+        owner = self._owner(key)
         if owner is None:
             return ()
 
-        kind, optional = annotation(owner, name)
+        kind, optional = annotation(owner, field_name(key))
         if kind is bool:
             return ("true", "false", "null") if optional else ("true", "false")
-        declared = declaration(owner, name)
+        declared = declaration_of(owner, field_name(key))
         return declared.suggestions or declared.choices if declared else ()
 
     def default(self, key: str) -> str:
         """The default of a key as one types it, `...` where that is no plain value."""
-        owner, name = self._field(key)
-        if owner is None:
-            return "..."
-        value = getattr(owner(), name, None)
+        owner = self._owner(key)
+        value = getattr(owner(), field_name(key)) if owner else None
         if isinstance(value, bool):
             return str(value).lower()
-        is_plain = isinstance(value, str | int | float) and value != ""
-        return str(value) if is_plain else "..."
+        if isinstance(value, str | int | float) and value != "":
+            return str(value)
+        return "..."
 
     def is_path(self, key: str) -> bool:
         """Whether the values of a key are paths."""
-        owner, name = self._field(key)
-        declared = declaration(owner, name) if owner else None
-        # `out` of probe, sweep and memft is no setting of a run.
-        return bool(declared.path) if declared else key == "out"
+        owner = self._owner(key)
+        # The folder of a run's results is no setting of the run.
+        if owner is None:
+            return key == "out"
+        declared = declaration_of(owner, field_name(key))
+        return declared is not None and bool(declared.path)
 
-    def _field(self, key: str) -> tuple[type[Any] | None, str]:
-        """The class that declares a key and the field's name; no class for an unknown key."""
+    def _owner(self, key: str) -> type[Any] | None:
+        """The class that declares a key; None for an unknown key, and for a run's `out`."""
         owner = self.owners.get(key)
-        name = key.rpartition(".")[2]
-        if owner is None or name not in keys(owner):
-            return None, name
-        return owner, name
+        if owner is None or field_name(key) not in keys(owner):
+            return None
+        return owner
+
+
+def field_name(key: str) -> str:
+    """The field of a key: `lr` of `train.lr`."""
+    return key.rpartition(".")[2]
 
 
 def _words(ctx: typer.Context, incomplete: str) -> tuple[list[str], str]:
     """The overrides before the cursor and the word at it, whole also in bash."""
-    pieces = [str(piece) for piece in ctx.params.get("overrides") or ()]
+    overrides = ctx.params.get("overrides") or ()
+    pieces = [str(override) for override in overrides]
     last = "=" if _in_bash() and _cursor_is_at_equals() else incomplete
+    # The other shells pass whole words.
     if not _in_bash():
         return pieces, last
 
     joined: list[str] = []
     for piece in [*pieces, last]:
-        continues = bool(joined) and (piece == "=" or joined[-1].endswith("="))
-        if continues:
+        # The pieces of a word meet at its "=".
+        if joined and (piece == "=" or joined[-1].endswith("=")):
             joined[-1] += piece
         else:
             joined.append(piece)
@@ -181,9 +189,12 @@ def _option_class(group: str, option: str, config_dir: Path | None) -> type[Any]
 
     A broken file is named by the command itself.
     """
-    for name in (option, default_options("sweep")[group]):
+    default = default_options("sweep")[group]
+    for name in (option, default):
         file = option_file(group, name, config_dir)
+
         try:
+            # One line is looked for; a YAML library would take longer to import than all the rest.
             text = file.read_text("utf-8") if file else ""
             fields = dict(re.findall(r"^(source|kind): *(\w+)", text, re.MULTILINE))
             return settings_class(group, fields)
@@ -196,8 +207,10 @@ def _candidates(word: str, typed: Sequence[str], vocabulary: Vocabulary) -> list
     """What may stand in the place of a word."""
     key, equals, value = word.partition("=")
     if not equals:
-        return _key_candidates(word, [text.partition("=")[0] for text in typed], vocabulary)
+        typed_keys = [text.partition("=")[0] for text in typed]
+        return _key_candidates(word, typed_keys, vocabulary)
 
+    # Several values: what stands before the last comma is kept as it is.
     earlier, comma, last = value.rpartition(",")
     prefix = f"{earlier}{comma}" if _in_bash() else f"{key}={earlier}{comma}"
     if vocabulary.is_path(key):
@@ -211,8 +224,8 @@ def _candidates(word: str, typed: Sequence[str], vocabulary: Vocabulary) -> list
 
 def _key_candidates(word: str, typed_keys: Sequence[str], vocabulary: Vocabulary) -> list[str]:
     """The keys that begin with a word, those inside of groups only once it has a letter."""
-    names = vocabulary.keys(nested=bool(word))
-    matching = [name for name in names if name.startswith(word) and name not in typed_keys]
+    names = [name for name in vocabulary.keys(nested=bool(word)) if name not in typed_keys]
+    matching = [name for name in names if name.startswith(word)]
     if len(matching) != 1:
         return [f"{name}=" for name in matching]
 

@@ -111,6 +111,7 @@ def _values(override: Override, text: str, names: list[str] | None) -> list[Any]
         names: the options of the group; None for a plain key.
     """
     value = override.value()
+
     if isinstance(value, IntervalSweep):
         raise UserError(
             f"{text}: an interval has no list of values; use range(start,stop,step) or a,b,c"
@@ -119,6 +120,7 @@ def _values(override: Override, text: str, names: list[str] | None) -> list[Any]
         if names is None:
             raise UserError(f"{text}: glob() is for groups ({', '.join(GROUPS)})")
         return list(value.filter(names))
+
     if isinstance(value, RangeSweep):
         return _range_values(value, text)
     if isinstance(value, ChoiceSweep):
@@ -131,10 +133,13 @@ def _range_values(sweep: RangeSweep, text: str) -> list[Any]:
     ends = (sweep.start, sweep.stop, sweep.step)
     # In decimals, so that range(0.1,0.5,0.1) holds 0.3 and not 0.30000000000000004.
     start, stop, step = (Decimal(str(end)) for end in ends)
-    if not step or not all(end.is_finite() for end in (start, stop, step)):
+    is_finite = all(end.is_finite() for end in (start, stop, step))
+    if not is_finite or step == 0:
         raise UserError(f"{text}: a range needs finite ends and a step that is not 0")
 
-    count = max(0, int(((stop - start) / step).to_integral_value(ROUND_CEILING)))
+    # Rounded up, because `stop` itself is left out.
+    steps = (stop - start) / step
+    count = max(0, int(steps.to_integral_value(ROUND_CEILING)))
     if count > MAX_CELLS:
         raise UserError(f"{text}: {count} values; at most {MAX_CELLS} cells in one sweep")
     numbers = [start + index * step for index in range(count)]
@@ -169,6 +174,7 @@ def hydra_session(config_dir: Path | None) -> Iterator[None]:
     """
     application_hydra = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
+
     try:
         version.setbase("1.3")
         start_hydra(shipped("conf"), config_dir)

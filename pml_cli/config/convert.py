@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config.option_files import unknown_key
-from pml_cli.config.setting import Settings, annotation, faults, keys, type_text, written
+from pml_cli.config.setting import Settings, annotation, faults, keys, type_text, value_text
 
 S = TypeVar("S", bound=Settings)
 
@@ -32,9 +32,10 @@ def convert_all(
         The converted values, and a line for each value of another type.
     """
     is_integer = annotation(owner, name)[0] is int
-    scratch = OmegaConf.structured(owner)
+    scratch = OmegaConf.structured(owner())
     converted: list[Any] = []
     lines: list[str] = []
+
     for value in values:
         # Most sweeps are over integers, and OmegaConf is slow.
         if is_integer and type(value) is int:
@@ -43,11 +44,12 @@ def convert_all(
         try:
             converted.append(_convert(scratch, name, value))
         except OmegaConfBaseException:
-            lines.append(f"{key}={written(value)}: must be {type_text(owner, name)}")
+            lines.append(f"{key}={value_text(value)}: must be {type_text(owner, name)}")
     return converted, lines
 
 
 def _convert(scratch: DictConfig, name: str, value: Any) -> Any:
+    # The scratch node checks the type; an interpolation has one only within its run.
     OmegaConf.update(scratch, name, value)
     if "${" in repr(value):
         return value
@@ -77,13 +79,14 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
             lines.append(f"{key}: takes one value, not {len(values)}")
             continue
 
+        # rank=4,8 and rank=[4,8] are the same list.
         is_plain_list = takes_list and not isinstance(values[0], list)
         try:
             node[key] = values if is_plain_list else values[0]
             # An interpolation is resolved here, so that it fails for this key alone.
             OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException:
-            text = ",".join(map(written, values))
+            text = ",".join(map(value_text, values))
             lines.append(f"{key}={text}: must be {_type_text(owner, key)}")
             node[key] = OmegaConf.structured(owner)[key]
 

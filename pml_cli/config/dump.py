@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,7 @@ from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.option_set import RootSettings
 from pml_cli.config.reports import ReportSettings
 from pml_cli.config.schema import Request, Run
-from pml_cli.config.setting import DISCRIMINATORS, Settings, declaration
+from pml_cli.config.setting import DISCRIMINATORS, Settings, declaration_of
 
 # A comment stands in this column at most; a longer line pushes it to the right.
 COMMENT_COLUMN = 34
@@ -21,8 +22,11 @@ COMMENT_COLUMN = 34
 
 def to_yaml(run: Run) -> str:
     """A run as YAML, every setting resolved."""
-    names = [field.name for field in dataclasses.fields(Run)]
-    return "".join(_field_yaml(name, CacheKey(getattr(run, name))) for name in names)
+    texts = []
+    for field in dataclasses.fields(Run):
+        value = CacheKey(getattr(run, field.name))
+        texts.append(_field_yaml(field.name, value))
+    return "".join(texts)
 
 
 # The cells of a sweep share most of their groups, and YAML is slow.
@@ -42,26 +46,34 @@ def describe(asked: Request | ReportSettings) -> str:
     heading = ""
     if asked.swept:
         heading = f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n"
-    root = RootSettings(**vars(asked.runs[0]), out=str(asked.out), launch=asked.launch)
+    first = vars(asked.runs[0])
+    root = RootSettings(**first, out=str(asked.out), launch=asked.launch)
     return heading + _commented(root)
 
 
 def _commented(settings: Settings, indent: str = "") -> str:
     """Settings as YAML, each with its help as a comment."""
-    owner = type(settings)
-    entries: list[tuple[str, str]] = []
+    entries: list[str] = []
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, field.name)
         if isinstance(value, Settings):
-            nested = f"{indent}{field.name}:\n{_commented(value, f'{indent}  ')}"
-            entries.append((nested, ""))
+            nested = _commented(value, f"{indent}  ")
+            entries.append(f"{indent}{field.name}:\n{nested}")
             continue
-        declared = declaration(owner, field.name)
-        comment = declared.help_text() if declared else ""
-        if field.name in DISCRIMINATORS:
-            comment = summary(owner)
-        entries.append((_indented(_yaml({field.name: _plain(value)}), indent), comment))
-    return "".join(_with_comment(entry, comment, indent) for entry, comment in entries)
+
+        # OmegaConf writes texts that need quotes, lists and mappings.
+        entry = _indented(_yaml({field.name: _plain(value)}), indent)
+        comment = _comment(type(settings), field.name)
+        entries.append(_with_comment(entry, comment, indent))
+    return "".join(entries)
+
+
+def _comment(owner: type[Any], name: str) -> str:
+    """What a setting is; of the key that names a class, what the class is."""
+    if name in DISCRIMINATORS:
+        return summary(owner)
+    declared = declaration_of(owner, name)
+    return declared.help_text() if declared else ""
 
 
 def _with_comment(entry: str, comment: str, indent: str) -> str:
@@ -69,6 +81,7 @@ def _with_comment(entry: str, comment: str, indent: str) -> str:
     if not comment:
         return entry
     first, newline, below = entry.partition("\n")
+    # YAML folds a long text over several lines; a comment would become part of it.
     is_folded_text = bool(below) and not first.endswith(":")
     if is_folded_text:
         return f"{indent}# {comment}\n{entry}"
@@ -92,4 +105,5 @@ def _plain(value: Any) -> Any:
 
 def summary(owner: type[Any]) -> str:
     """The first line of a class's docstring."""
-    return (owner.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    docstring = inspect.getdoc(owner) or ""
+    return docstring.partition("\n")[0].rstrip(".")

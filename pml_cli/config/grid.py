@@ -38,7 +38,7 @@ def expand_grid(
         The cells, and the faults of all of them: unknown keys, values of another type or out of
         range, missing ones. Where there is a fault, the cells are of no use.
     """
-    count = sum(math.prod(max(1, len(values)) for values in grid.values()) for grid in grids)
+    count = sum(_count_cells(grid) for grid in grids)
     if count > MAX_CELLS:
         return [], [f"{count} cells: at most {MAX_CELLS} in one sweep"]
 
@@ -48,6 +48,7 @@ def expand_grid(
     for grid in grids:
         for cell in _cells(grid, option_set_of, lines):
             lines += groups.share(cell)
+            # Equal groups are one object by now, so that hashing a cell is quick.
             short = [getattr(cell, key) for key in SHORT_KEYS]
             identities = [id(getattr(cell, group)) for group in GROUPS]
             cell_key = (*short, *identities)
@@ -55,6 +56,11 @@ def expand_grid(
                 cells[cell_key] = cell
                 lines += own_faults(cell)
     return list(cells.values()), lines
+
+
+def _count_cells(grid: Grid) -> int:
+    """The combinations of a grid; a key whose values were all refused counts as one value."""
+    return math.prod(max(1, len(values)) for values in grid.values())
 
 
 class _SharedGroups:
@@ -81,9 +87,11 @@ class _SharedGroups:
 
 def _cells(grid: Grid, option_set_of: OptionSetOf, lines: list[str]) -> Iterator[RootSettings]:
     """The cells of one grid; faults are appended to `lines`."""
+    # A group whose option is unknown takes its default, so that the rest can be checked.
     # Without its option, the keys of a group cannot be judged.
-    failed = [key for key, values in grid.items() if key in GROUPS and not values]
-    chosen = {key: values for key, values in grid.items() if key in GROUPS and values}
+    options = {key: values for key, values in grid.items() if key in GROUPS}
+    failed = [group for group, values in options.items() if not values]
+    chosen = {group: values for group, values in options.items() if values}
     plain = {
         key: values
         for key, values in grid.items()
@@ -122,6 +130,7 @@ def _typed_values(
     for key, values in plain.items():
         if not option_set.has(key):
             continue
+
         converted, key_lines = option_set.typed(key, values)
         lines += key_lines
         # Where every value is refused, the default lets the other keys be checked.
@@ -134,9 +143,14 @@ def _unknown_keys(given_keys: list[str], option_sets: list[OptionSet]) -> list[s
     """A line for each key that none of the option sets has."""
     if not option_sets:
         return []
-    valid = list(dict.fromkeys(key for options in option_sets for key in options.valid_keys()))
+    # A key is fine where one of the options has it; the message lists the keys of all of them.
+    # Each once, in the order of the option sets.
+    valid: dict[str, None] = {}
+    for option_set in option_sets:
+        valid |= dict.fromkeys(option_set.valid_keys())
+
     return [
-        _unknown_key(key, valid, option_sets[0])
+        _unknown_key(key, list(valid), option_sets[0])
         for key in given_keys
         if not any(options.has(key) for options in option_sets)
     ]

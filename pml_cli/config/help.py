@@ -12,7 +12,7 @@ from typing import Any
 
 from pml_cli.config.option_files import SHORT_KEYS, default_options, option_file, options, summary
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.setting import Declaration, Settings, written
+from pml_cli.config.setting import Declaration, Settings, value_text
 
 # Of 80 columns, with the two that Typer indents by.
 WIDTH = 77
@@ -22,6 +22,7 @@ LONGEST_SETTING = 22
 
 def groups_help() -> str:
     """The options of every group with a line about each, and the keys that belong to none."""
+    # probe, sweep and memft have the same defaults.
     defaults = default_options("sweep")
     lines = ["\b", "OPTIONS OF THE GROUPS (* is the default)"]
     for group in GROUPS:
@@ -36,7 +37,8 @@ def groups_help() -> str:
         f"Keys without a group: {' '.join(SHORT_KEYS)}. Any other setting: group.name=value, "
         "such as train.steps=2000. --print-config shows and explains them all."
     )
-    return "\n".join([*lines, "", "\b", *textwrap.wrap(more, WIDTH)])
+    lines += ["", "\b", *textwrap.wrap(more, WIDTH)]
+    return "\n".join(lines)
 
 
 def settings_help(owner: type[Settings]) -> str:
@@ -46,9 +48,11 @@ def settings_help(owner: type[Settings]) -> str:
         (f"  {field.name}={_default(field)}", _help(field))
         for field in dataclasses.fields(owner)  # type: ignore[arg-type]
     ]
-    widths = [len(label) for label, _ in entries if len(label) <= LONGEST_SETTING]
+    # One long label must not narrow all texts.
+    widths = [len(label) for label, _ in entries]
+    column = max(width for width in widths if width <= LONGEST_SETTING) + 2
     for label, text in entries:
-        lines += _entry(label, text, max(widths) + 2)
+        lines += _entry(label, text, column)
     return "\n".join(lines)
 
 
@@ -61,7 +65,10 @@ def _default(field: dataclasses.Field[Any]) -> str:
     """The default as one would type it; nothing for null, and for an empty text or list."""
     if field.default is dataclasses.MISSING or field.default in (None, ""):
         return ""
-    return written(field.default)
+    if isinstance(field.default, float):
+        # ln 2 in six digits, not in sixteen.
+        return f"{field.default:g}"
+    return value_text(field.default)
 
 
 def _entry(label: str, text: str, column: int) -> list[str]:

@@ -1,18 +1,31 @@
-"""Finished runs read back: from a folder's config.yaml to the typed run that it was. Without hydra and without torch."""
+"""Finished runs read back: from a folder's config.yaml to the typed run that it was.
+
+Imports neither hydra nor torch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from pml_cli.config.option_files import option_file, options
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
+from pml_cli.config.setting import type_text, value_text
 from pml_cli.errors import UserError, did_you_mean
 
+T = TypeVar("T")
+
+# The settings of a run that belong to no group.
 PLAIN = ("rank", "seqlen", "seed")
+GROUPS_OF_RUN = tuple(group for group in GROUPS if group != "launch")
 
 
 def read_run(config: Path) -> Run:
@@ -23,18 +36,94 @@ def read_run(config: Path) -> Run:
     """
     try:
         tree: Any = yaml.safe_load(config.read_text("utf-8"))
-        groups = {
-            name: settings_class(name, tree[name])(**tree[name])
-            for name in GROUPS
-            if name != "launch"
-        }
-        return Run(**{name: tree[name] for name in PLAIN}, **groups)
+        plain = {name: tree[name] for name in PLAIN}
+        groups = {group: group_settings(group, tree[group]) for group in GROUPS_OF_RUN}
+        return build_run(plain, groups)
+
     except OSError as error:
         raise UserError(f"{config}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
-        raise UserError(
-            f"{config}: not the settings of a run ({' '.join(str(error).split())})"
-        ) from error
+        # A YAML error has several lines.
+        reason = " ".join(str(error).split())
+        raise UserError(f"{config}: not the settings of a run ({reason})") from error
+
+
+def build_run(plain: Mapping[str, Any], groups: Mapping[str, Any]) -> Run:
+    """A run of plain values and of typed settings.
+
+    Args:
+        plain: values of `PLAIN`.
+        groups: a settings object for each of `GROUPS_OF_RUN`.
+
+    Raises:
+        UserError: a plain value is not of its declared type.
+    """
+    for name in PLAIN:
+        _check_type(Run, name, plain[name], prefix="")
+
+    return Run(**plain, **groups)
+
+
+def group_settings(group: str, values: Mapping[str, Any]) -> Any:
+    """The typed settings of a group, from values as they were written to YAML or JSON.
+
+    Raises:
+        UserError: an unknown setting, or a value that is not of the declared type.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{group}: must be a mapping of settings")
+    return typed_values(settings_class(group, values), values, prefix=f"{group}.")
+
+
+def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """An instance of a dataclass; a field that is not named has its default.
+
+    Args:
+        owner: the dataclass.
+        values: by field.
+        prefix: put before a field's name in messages.
+
+    Raises:
+        UserError: an unknown field, or a value that is not of the declared type.
+    """
+    fields = [field.name for field in dataclasses.fields(owner)]  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"{prefix}{name}: no such setting; {did_you_mean(name, fields)}")
+        _check_type(owner, name, value, prefix)
+
+    return owner(**values)
+
+
+def _check_type(owner: type[Any], name: str, value: Any, prefix: str) -> None:
+    hints = _type_hints(owner)  # type: ignore[arg-type]
+    if not _is_instance(value, hints[name]):
+        raise UserError(f"{prefix}{name}={value_text(value)}: must be {type_text(owner, name)}")
+
+
+@cache
+def _type_hints(owner: Any) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
+
+
+def _is_instance(value: Any, hint: Any) -> bool:
+    """Whether a value read from a file is of an annotated type; an integer is a float as well."""
+    if hint is Any:
+        return True
+    if isinstance(hint, types.UnionType):
+        return any(_is_instance(value, member) for member in typing.get_args(hint))
+
+    origin = typing.get_origin(hint)
+    if origin is list:
+        (element_hint,) = typing.get_args(hint)
+        return isinstance(value, list) and all(_is_instance(v, element_hint) for v in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, hint)
 
 
 def option_settings(group: str, option: str) -> Any:
@@ -50,5 +139,6 @@ def option_settings(group: str, option: str) -> Any:
     file = option_file(group, option)
     if file is None:
         raise UserError(f"{group}={option}: {did_you_mean(option, options(group))}")
+
     fields = yaml.safe_load(file.read_text("utf-8"))
     return settings_class(group, fields)(**fields)

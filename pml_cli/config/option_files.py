@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.setting import written
+from pml_cli.config.setting import value_text
 from pml_cli.errors import did_you_mean
 
 # Keys of a run that belong to no group.
@@ -52,8 +52,10 @@ def root_file(command: str, config_dir: Path | None = None) -> Path | None:
 
 def options(group: str, config_dir: Path | None = None) -> list[str]:
     """The names that `group=` takes, in alphabetical order."""
-    files = [path for folder in _folders(config_dir) for path in (folder / group).glob("*.yaml")]
-    return sorted({path.stem for path in files})
+    names: set[str] = set()
+    for folder in _folders(config_dir):
+        names |= {file.stem for file in (folder / group).glob("*.yaml")}
+    return sorted(names)
 
 
 def split_known(
@@ -61,20 +63,22 @@ def split_known(
 ) -> tuple[list[Any], list[str]]:
     """The values that are options of a group, and a line for each of the others."""
     names = options(group, config_dir)
-    known: list[Any] = []
+    known_options: list[Any] = []
     lines: list[str] = []
+
     for value in values:
         if value in names:
-            known.append(value)
+            known_options.append(value)
         else:
-            text = written(value)
+            text = value_text(value)
             lines.append(f"{group}={text}: no such option; {did_you_mean(text, names)}")
-    return known, lines
+    return known_options, lines
 
 
 def unknown_key(key: str, valid: Iterable[str]) -> str:
     """The line about a key that does not exist: the nearest key, and those of its own group."""
     names = list(valid)
+    # `steps` is more likely meant as `train.steps` than as a misspelt short key.
     nearest = [name for name in names if name.endswith(f".{key}")]
     if not nearest:
         nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
@@ -93,6 +97,7 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
 @cache
 def default_options(command: str) -> dict[str, str]:
     """The option of each group that a command's shipped root file chooses."""
+    # The list `defaults:` of a Hydra root file.
     text = (shipped("conf") / f"{command}.yaml").read_text("utf-8")
     return dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
 

@@ -22,7 +22,7 @@ from pml_cli.config.convert import convert_all
 from pml_cli.config.option_files import SHORT_KEYS, unknown_key
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Launch, Run
-from pml_cli.config.setting import annotation, keys, setting, type_text, written
+from pml_cli.config.setting import annotation, keys, setting, type_text, value_text
 from pml_cli.config.sweep_file import one_line
 from pml_cli.errors import UserError, raise_all
 
@@ -60,7 +60,8 @@ class OptionSet:
         """
         self.chosen = dict(chosen)
         self.classes: dict[str, type[Any]] = {}
-        self._root = OmegaConf.structured(RootSettings)
+        # From an instance: made by OmegaConf, it would hide which module does not import.
+        self._root = OmegaConf.structured(RootSettings())
         # Each group as written, to look for interpolations.
         self._texts: dict[str, str] = {}
         self._built: dict[tuple[str, str], Any] = {}
@@ -69,6 +70,7 @@ class OptionSet:
         raise_all(unknown_key(key, allowed) for key in tree if key not in allowed)
         for group in GROUPS:
             self._take_group(group, tree.get(group) or {})
+        # The short keys are converted here as those of an override are.
         for key in SHORT_KEYS:
             if key in tree:
                 raise_all(self.typed(key, [tree[key]])[1])
@@ -84,6 +86,7 @@ class OptionSet:
         except UserError as error:
             raise UserError(f"{file}: {error}") from error
 
+        # The class's defaults, then what the file says.
         node = OmegaConf.structured(owner)
         valid = [f"{group}.{name}" for name in keys(owner)]
         lines: list[str] = []
@@ -95,7 +98,7 @@ class OptionSet:
             try:
                 OmegaConf.update(node, name, value)
             except OmegaConfBaseException:
-                lines.append(f"{file}: {key}={written(value)}: must be {type_text(owner, name)}")
+                lines.append(f"{file}: {key}={value_text(value)}: must be {type_text(owner, name)}")
         raise_all(lines)
 
         self.classes[group] = owner
@@ -128,6 +131,7 @@ class OptionSet:
             return _typed_short(key, values)
 
         name, _, below = path.partition(".")
+        # A mapping takes what it is given: its fields are declared by transformers or Slurm.
         if below:
             return values, []
         return convert_all(self.classes[group], name, values, key)
@@ -146,11 +150,13 @@ class OptionSet:
 
     def _group(self, group: str, values: Mapping[str, Any]) -> Any:
         """The settings of a group with values set, built once for equal values."""
-        of_group = {key: value for key, value in values.items() if key.startswith(f"{group}.")}
+        prefix = f"{group}."
+        of_group = {key: value for key, value in values.items() if key.startswith(prefix)}
         # A group that refers to others depends on all values.
         crosses = bool(CROSS_REFERENCE.search(f"{of_group}{self._texts[group]}"))
         relevant = values if crosses else of_group
 
+        # By their text, because settings may hold lists.
         cache_key = (group, repr(sorted(relevant.items())))
         if cache_key not in self._built:
             build = self._build_in_tree if crosses else self._build_alone
@@ -159,6 +165,7 @@ class OptionSet:
 
     def _build_in_tree(self, group: str, values: Mapping[str, Any]) -> Any:
         """A group within the whole tree, whose other values it refers to."""
+        # The root is shared by all runs of these options.
         root = copy.deepcopy(self._root)
         for key, value in values.items():
             OmegaConf.update(root, key, value)
@@ -184,7 +191,8 @@ class OptionSet:
         text = self._texts[group]
         if "${" in f"{fields}{text}" or MISSING in text:
             return False
-        return not any("." in name or isinstance(value, dict) for name, value in fields.items())
+        is_below_mapping = any("." in name for name in fields)
+        return not is_below_mapping and not any(isinstance(v, dict) for v in fields.values())
 
     def _to_object(self, group: str, node: DictConfig) -> Any:
         """The settings dataclass of a group, interpolations resolved."""
@@ -204,6 +212,7 @@ def _typed_short(key: str, values: list[Any]) -> tuple[list[Any], list[str]]:
     allowed = type_text(RootSettings, key)
     plain: list[Any] = []
     lines: list[str] = []
+
     for value in values:
         # Other settings refer to the short keys, so these refer to none.
         if "${" in repr(value):

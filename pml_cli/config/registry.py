@@ -13,10 +13,10 @@ edit elsewhere. What a user may choose are the YAML files (`option_files.py`).
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pml_cli.errors import UserError, did_you_mean
@@ -35,6 +35,7 @@ HOMES = {
 }
 GROUPS = tuple(HOMES)
 
+# Filled by `register` while the modules are imported.
 _classes: dict[str, dict[str, type[Any]]] = {group: {} for group in GROUPS}
 
 
@@ -56,6 +57,7 @@ def register(group: str, name: str = "") -> Callable[[type[T]], type[T]]:
     """
 
     def add(declared: type[T]) -> type[T]:
+        # A run is read back by the name in its config.yaml, so the two must agree.
         default = getattr(declared, discriminator(group), "")
         if default != name:
             field = f"{declared.__name__}.{discriminator(group)}"
@@ -96,6 +98,7 @@ def settings_class(group: str, fields: Mapping[str, Any]) -> type[Any]:
         UserError: `source` or `kind` is missing or unknown.
     """
     classes = declared(group)
+    # A group of one class, such as train, needs no name for it.
     if list(classes) == [""]:
         return classes[""]
 
@@ -113,19 +116,17 @@ def create(group: str, name: str) -> Any:
 
 @cache
 def _import_modules(group: str) -> None:
-    home = HOMES[group]
-    _import(group, "pml_cli.config.schema")
-    spec = importlib.util.find_spec(home)
-    if spec is None or spec.submodule_search_locations is None:
-        return
-    _import(group, home)
-    for module in pkgutil.iter_modules(list(spec.submodule_search_locations)):
-        _import(group, f"{home}.{module.name}")
+    """Import the home of a group and, where that is a package, each of its modules."""
+    name = HOMES[group]
+    home = _import(group, name)
+    for module in pkgutil.iter_modules(getattr(home, "__path__", [])):
+        _import(group, f"{name}.{module.name}")
 
 
-def _import(group: str, module: str) -> None:
+def _import(group: str, module: str) -> ModuleType:
+    # A broken module would otherwise show as an unknown option, far from its cause.
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise ImportError(

@@ -19,7 +19,7 @@ from pml_cli.config.option_set import OptionSet, RootSettings
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.reports import REPORTS, ReportSettings
 from pml_cli.config.schema import Request, Run
-from pml_cli.config.setting import written
+from pml_cli.config.setting import value_text
 from pml_cli.errors import UserError, raise_all
 
 # The key of conf/memft.yaml that lists the losses to compare. It is no setting of a run.
@@ -57,6 +57,7 @@ def load(
     with hydra_session(config_dir):
         cells, cell_lines = expand_grid(grids, _option_sets(command))
     lines += cell_lines
+    # Without cells there is a fault above, and no launcher to ask.
     if cells:
         lines += _device_faults(cells)
     raise_all(lines)
@@ -84,8 +85,9 @@ def load_report(
         with hydra_session(config_dir):
             defaults, _ = compose_root(command, [])
 
-    values = {key: [value] for key, value in defaults.items()} | overridden
-    settings, value_lines = typed_settings(REPORTS[command], values)
+    # The grammar gives a list of values for each key, a YAML file one value.
+    values = {key: [value] for key, value in defaults.items()}
+    settings, value_lines = typed_settings(REPORTS[command], values | overridden)
     raise_all([*lines, *value_lines])
     return settings
 
@@ -117,7 +119,8 @@ def _file_grid(
 ) -> tuple[Grid, list[str]]:
     """One grid of a sweep file: texts are in Hydra's grammar, lists are swept."""
     texts = {key: value for key, value in mapping.items() if isinstance(value, str)}
-    parsed, lines = parse([f"{key}={text}" for key, text in texts.items()], config_dir)
+    overrides = [f"{key}={text}" for key, text in texts.items()]
+    parsed, lines = parse(overrides, config_dir)
 
     grid: Grid = {}
     for key, value in mapping.items():
@@ -135,6 +138,7 @@ def _file_grid(
 
 def _compared_losses(config_dir: Path | None) -> list[Any]:
     """The losses that `pml memft` compares where the user names none."""
+    # A user's memft.yaml may have been written before there was such a list.
     ours = shipped("conf") / "memft.yaml"
     mapping = sweep_file.read_mapping(root_file("memft", config_dir) or ours)
     if COMPARE not in mapping:
@@ -146,8 +150,10 @@ def _swept(grids: list[Grid]) -> list[str]:
     """The keys that have several values, within a grid or between grids."""
     swept = []
     for key in dict.fromkeys(key for grid in grids for key in grid):
-        differs = any(grid.get(key) != grids[0].get(key) for grid in grids)
-        if differs or any(len(grid.get(key, [])) > 1 for grid in grids):
+        values_of_grids = [grid.get(key, []) for grid in grids]
+        differs_between = any(values != values_of_grids[0] for values in values_of_grids)
+        differs_within = any(len(values) > 1 for values in values_of_grids)
+        if differs_between or differs_within:
             swept.append(key)
     return swept
 
@@ -155,8 +161,9 @@ def _swept(grids: list[Grid]) -> list[str]:
 def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> Iterator[str]:
     """A line for each key that was given several values and takes one."""
     if command == "probe" and swept:
-        values = ",".join(map(written, grids[0][swept[0]]))
-        yield f"{swept[0]}={values}: a probe is one run; for several values use `pml sweep`"
+        key = swept[0]
+        values = ",".join(map(value_text, grids[0][key]))
+        yield f"{key}={values}: a probe is one run; for several values use `pml sweep`"
     for key in swept:
         if key.split(".")[0] in ("out", "launch"):
             yield f"{key}: takes one value for the whole sweep"
@@ -175,10 +182,16 @@ def _device_faults(cells: list[RootSettings]) -> Iterator[str]:
 
 
 def _request(cells: list[RootSettings], swept: list[str]) -> Request:
-    names = [field.name for field in fields(Run)]
-    runs = [Run(**{name: getattr(cell, name) for name in names}) for cell in cells]
-    folder = Path(cells[0].out).expanduser()
-    return Request(runs=runs, out=folder, launch=cells[0].launch, swept=swept)
+    # What surrounds a run is one for the whole sweep.
+    first = cells[0]
+    folder = Path(first.out).expanduser()
+    runs = [_run(cell) for cell in cells]
+    return Request(runs=runs, out=folder, launch=first.launch, swept=swept)
+
+
+def _run(cell: RootSettings) -> Run:
+    """The run of a cell, without what surrounds it."""
+    return Run(**{field.name: getattr(cell, field.name) for field in fields(Run)})
 
 
 def _option_sets(command: str) -> OptionSetOf:
@@ -187,6 +200,7 @@ def _option_sets(command: str) -> OptionSetOf:
 
     def option_set_of(chosen: dict[str, str]) -> OptionSet:
         combination = tuple(sorted(chosen.items()))
+        # Hydra composes slowly, and every grid of a sweep file asks again.
         if combination not in composed:
             overrides = [f"{group}={option}" for group, option in combination]
             tree, choices = compose_root(command, overrides, with_choices=True)

@@ -7,7 +7,7 @@ and the command line only override (`request.py`). A loaded config is never assi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,30 +16,6 @@ from typing import Any, ClassVar
 from pml_cli.config import registry
 from pml_cli.config.registry import register
 from pml_cli.config.setting import Settings, setting
-
-__all__ = [
-    "DEVICES_ALLOWED",
-    "DEVICE_PATTERN",
-    "DTYPES",
-    "FORMAT",
-    "SCHEDULES",
-    "TINY",
-    "Adapter",
-    "Data",
-    "InlineLaunch",
-    "Launch",
-    "LinearAdapter",
-    "LocalLaunch",
-    "Loss",
-    "MlpBlockAdapter",
-    "Model",
-    "Request",
-    "Run",
-    "Settings",
-    "SlurmLaunch",
-    "Train",
-    "setting",
-]
 
 # Format of run folders and of run ids; a folder of another format is refused.
 FORMAT = 1
@@ -54,7 +30,7 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
-# Seeds above are not told apart by all generators.
+# Not every random generator takes more bits.
 SEED_LIMIT = 2**62
 SEEDS_ALLOWED = "from 0 to 2^62 - 1"
 
@@ -255,16 +231,24 @@ class Train(Settings):
         increasing = all(a < b for a, b in itertools.pairwise(self.curriculum))
         if not increasing or any(epoch < 1 for epoch in self.curriculum):
             yield f"curriculum={self.curriculum}: must be increasing epochs, each at least 1"
-        elif self.epochs is not None and self.curriculum and self.curriculum[-1] >= self.epochs:
+        elif self.epochs and self.curriculum and self.curriculum[-1] >= self.epochs:
             yield f"curriculum={self.curriculum}: must be below train.epochs ({self.epochs})"
 
 
 @dataclass(kw_only=True)
 class Launch(Settings):
-    """Common to all launchers."""
+    """Common to all launchers; each is a file of pml_cli/launch/executors.
 
-    # Whether every process is given one GPU and sees no other: a run cannot name one by number.
+    Attributes:
+        assigns_devices: whether every process is given one GPU and sees no other, so that a run
+            cannot name one by number.
+        remote: whether the workers run on other machines than this one.
+        waits: whether the command stays until the sweep has ended, without --wait or --no-wait.
+    """
+
     assigns_devices: ClassVar[bool] = False
+    remote: ClassVar[bool] = False
+    waits: ClassVar[bool] = True
 
     kind: str = ""
     pack_tokens: int = setting(
@@ -276,10 +260,10 @@ class Launch(Settings):
     device_gb: float = setting(
         0.0,
         help="memory of a device that packs may fill",
-        unit="GB",
+        unit="GiB",
         minimum=0,
         finite=True,
-        special={0: "80 % of this machine's; no limit on Slurm"},
+        special={0: "80 % of this machine's memory, on Slurm no limit"},
     )
     checkpoint_minutes: float = setting(
         3.0, help="time between checkpoints of a pack in training", unit="minutes", minimum=0
@@ -291,76 +275,29 @@ class Launch(Settings):
         minimum=5,
     )
 
+    @property
+    def uses_gpu(self) -> bool | None:
+        """Whether model.device=auto is a GPU there; None: as on this machine."""
+        return None
 
-@register("launch", "inline")
-@dataclass(kw_only=True)
-class InlineLaunch(Launch):
-    """In this process."""
+    def check_available(self) -> None:
+        """Check that workers can be started from here.
 
-    kind: str = "inline"
+        Raises:
+            UserError: says what is missing.
+        """
 
+    def visible_devices(self, runs: Sequence[Run]) -> list[str | None]:
+        """CUDA_VISIBLE_DEVICES of each worker; None leaves it as it is."""
+        raise NotImplementedError
 
-@register("launch", "local")
-@dataclass(kw_only=True)
-class LocalLaunch(Launch):
-    """Processes on this machine, each with a device of its own."""
+    def worker_threads(self, workers: int) -> int | None:
+        """Threads of each of so many workers; None: as this process is set."""
+        return None
 
-    assigns_devices: ClassVar[bool] = True
-
-    kind: str = "local"
-    devices: int = setting(
-        0,
-        help="number of processes",
-        minimum=0,
-        special={0: "one for each GPU; without a GPU, one for each two cores"},
-    )
-    threads: int = setting(
-        0, help="CPU threads of a process", minimum=0, special={0: "an equal share of the cores"}
-    )
-
-
-@register("launch", "slurm")
-@dataclass(kw_only=True)
-class SlurmLaunch(Launch):
-    """An array of jobs on a Slurm cluster, each with a device of its own.
-
-    null leaves a setting to the site.
-    """
-
-    assigns_devices: ClassVar[bool] = True
-
-    kind: str = "slurm"
-    devices: int = setting(4, help="tasks of the array", minimum=1)
-    parallel: int = setting(0, help="tasks that may run at once", minimum=0, special={0: "all"})
-    partition: str | None = setting(None, help="sbatch --partition")
-    account: str | None = setting(None, help="sbatch --account")
-    qos: str | None = setting(None, help="sbatch --qos")
-    time: int = setting(
-        240,
-        help="time limit of a task; what is unfinished goes on in the next one",
-        unit="minutes",
-        minimum=1,
-    )
-    gpus: int = setting(1, help="GPUs of a task", minimum=0, special={0: "none requested"})
-    cpus: int = setting(4, help="CPUs of a task", minimum=1)
-    mem_gb: float | None = setting(None, help="memory of a task", unit="GB", above=0, finite=True)
-    constraint: str | None = setting(None, help="sbatch --constraint")
-    signal_seconds: int = setting(
-        90,
-        help="time before the limit at which a task writes a checkpoint and is requeued",
-        unit="seconds",
-        minimum=1,
-    )
-    setup: list[str] = setting([], help="shell lines before the worker starts: module load ...")
-    python: str | None = setting(
-        None, help="command of the worker's Python", special={None: "this Python"}
-    )
-    extra: dict[str, Any] = setting({}, help="any other sbatch option: {mail-type: END}")
-
-    def validate(self) -> Iterator[str]:
-        if self.signal_seconds >= 60 * self.time:
-            limit = f"the time limit ({self.time} min)"
-            yield f"signal_seconds={self.signal_seconds}: must be below {limit}"
+    def executor(self, job: Any) -> Any:
+        """The Executor that trains a SweepJob (pml_cli/launch/executors/base.py)."""
+        raise NotImplementedError
 
 
 @dataclass(kw_only=True)

@@ -27,6 +27,7 @@ T = TypeVar("T")
 # They name the dataclass of a group's option: chosen with group=option, never set by themselves.
 DISCRIMINATORS = ("source", "kind")
 
+# What a value of a type looks like on the command line.
 TYPE_NAMES = {
     int: "an integer",
     float: "a number",
@@ -36,12 +37,13 @@ TYPE_NAMES = {
     dict: "a mapping: {a:b}",
 }
 
+# `any`: a file, a folder, or a name of the Hugging Face hub.
 PathKind = Literal["", "any", "existing file"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What is declared of a setting beside its type and default; see `setting` for the fields."""
+    """What is declared of a setting beside its type and default: the arguments of `setting`."""
 
     help: str
     unit: str = ""
@@ -85,8 +87,10 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        numbers = {value: text for value, text in self.special.items() if isinstance(value, int)}
-        return _with_notes(text, [self.unit, _special_text(numbers)])
+        # Null is named above; of the other special values only numbers help whoever gave a number.
+        numbers = [value for value in self.special if isinstance(value, int)]
+        special = {value: self.special[value] for value in numbers}
+        return _with_notes(text, [self.unit, _special_text(special)])
 
     def _choices_text(self) -> str:
         if len(self.choices) <= 2:
@@ -101,12 +105,14 @@ class Declaration:
             bounds.append(f"at least {self.minimum:g}")
         if self.above is not None:
             bounds.append(f"above {self.above:g}")
+
         if self.maximum is not None:
             bounds.append(f"at most {self.maximum:g}")
         if self.below is not None:
             bounds.append(f"below {self.below:g}")
         if self.finite:
             bounds.append("finite")
+
         return " and ".join(bounds)
 
     def help_text(self) -> str:
@@ -117,7 +123,7 @@ class Declaration:
 
 
 def _special_text(special: Mapping[Any, str]) -> str:
-    return "; ".join(f"{written(value)}: {meaning}" for value, meaning in special.items())
+    return "; ".join(f"{value_text(value)}: {meaning}" for value, meaning in special.items())
 
 
 def _with_notes(text: str, notes: list[str]) -> str:
@@ -182,12 +188,15 @@ def setting(
         path=path,
         suggestions=suggestions,
     )
+    # Under one key, so that `dataclasses.fields` finds all of it.
     metadata = {"declaration": declaration}
     declared: Any
+    # Dataclasses refuse a mutable default, which all instances would share.
     if isinstance(default, list | dict):
         declared = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     else:
         declared = field(default=default, metadata=metadata)
+    # What a type checker is to see is the field's value, as with dataclasses.field.
     return typing.cast("T", declared)
 
 
@@ -202,7 +211,7 @@ class Settings:
         yield from ()
 
 
-def declaration(owner: type[Any], name: str) -> Declaration | None:
+def declaration_of(owner: type[Any], name: str) -> Declaration | None:
     """What a dataclass declares of one of its fields; None for a field that is no `setting`."""
     for declared in dataclasses.fields(owner):
         if declared.name == name:
@@ -221,6 +230,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
         A line for each fault: option, value, what is allowed.
     """
     lines = own_faults(settings, prefix)
+
     for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, declared.name)
         if isinstance(value, Settings):
@@ -243,6 +253,7 @@ def own_faults(settings: Settings, prefix: str = "") -> list[str]:
 def _field_faults(
     owner: type[Any], name: str, declaration: Declaration, value: Any
 ) -> Iterator[str]:
+    # Whether null is allowed, the type says.
     if value is None:
         return
 
@@ -250,7 +261,7 @@ def _field_faults(
     for element in values:
         if not declaration.accepts(element):
             allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
-            yield f"{name}={written(element)}: must be {allowed}"
+            yield f"{name}={value_text(element)}: must be {allowed}"
 
     if declaration.path == "existing file" and value and not Path(value).is_file():
         yield f"{name}={value}: no such file"
@@ -264,11 +275,13 @@ def keys(owner: type[Any]) -> list[str]:
 
 def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:
     """The type of a setting (`list` for `list[int]`), and whether it takes null."""
+    # Annotations are texts, as in every module here.
     hint = typing.get_type_hints(owner)[name]
     if not isinstance(hint, types.UnionType):
         return typing.get_origin(hint) or hint, False
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    return typing.get_origin(kinds[0]) or kinds[0], True
+    # The other member of the union is None.
+    (kind,) = set(typing.get_args(hint)) - {type(None)}
+    return typing.get_origin(kind) or kind, True
 
 
 def type_text(owner: type[Any], name: str) -> str:
@@ -278,12 +291,13 @@ def type_text(owner: type[Any], name: str) -> str:
     return f"null or {text}" if optional else text
 
 
-def written(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as one writes it on the command line, on one line."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "null"
+    # A user who gave 4 to a float reads 4 and not 4.0.
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:g}"
     return " ".join(str(value).split())

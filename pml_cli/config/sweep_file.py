@@ -58,6 +58,7 @@ def find(file: Path) -> Path:
     if file.is_file():
         return file
 
+    # A path that leads elsewhere is the user's own file, and is missing.
     may_be_shipped = file.parent.name in ("", "sweeps") and len(file.parts) <= 2
     if may_be_shipped:
         name = file.name if file.suffix else f"{file.name}.yaml"

@@ -36,4 +36,6 @@ class CellPlan:
     @property
     def is_sampled(self) -> bool:
         """Whether a step sees only some of the samples: minibatches, or a curriculum."""
-        return self.rows < len(self.samples) or bool(self.run.train.curriculum)
+        if self.run.train.curriculum:
+            return True
+        return self.rows < len(self.samples)

@@ -9,8 +9,8 @@ import numpy as np
 from pml_cli.data.source import Sample, Source
 from pml_cli.model.tokenizer import Tokenizer
 
+# Held-out facts at most: enough for a mean.
 MAX_HELD_OUT = 64
-"""Held-out facts at most: enough for a mean."""
 
 
 def facts_source(
@@ -37,6 +37,7 @@ def facts_source(
         return samples[: int(np.searchsorted(ends, seqlen, side="right"))]
 
     def held_out(seqlen: int) -> list[Sample]:
+        # A file may hold a fact twice: what is in use is no control, wherever it stands.
         in_use = set(cut(seqlen))
         candidates = test_samples or samples[len(in_use) :]
         return [sample for sample in candidates if sample not in in_use][:MAX_HELD_OUT]
@@ -52,4 +53,5 @@ def facts_source(
 
 def encode_sample(tokenizer: Tokenizer, prompt: str, target: str, chat: bool) -> Sample:
     """A prompt and its target as token ids."""
-    return Sample(tuple(tokenizer.prompt(prompt, chat)), tuple(tokenizer.encode(target)))
+    prompt_ids = tuple(tokenizer.prompt(prompt, chat))
+    return Sample(prompt_ids, tuple(tokenizer.encode(target)))

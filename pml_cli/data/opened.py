@@ -32,8 +32,8 @@ def samples_of(run: Run) -> list[Sample]:
 
 def tokens_hash(samples: Sequence[Sample]) -> str:
     """A short hash of the token ids that a run learns: `tokens` of env.json."""
-    ids = [(sample.prompt, sample.target) for sample in samples]
-    return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+    ids = repr([(sample.prompt, sample.target) for sample in samples])
+    return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=64)
@@ -44,6 +44,7 @@ def _open_source(model: CacheKey, data: CacheKey) -> Source:
     return source
 
 
+# Cells that differ in rank, loss or seed share their samples.
 @lru_cache(maxsize=4096)
 def _samples(model: CacheKey, data: CacheKey, seqlen: int) -> list[Sample]:
     source = _open_source(model, data)

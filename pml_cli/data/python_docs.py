@@ -1,7 +1,8 @@
 """Real English that every Python carries: the topics of `pydoc_data`, split by hash.
 
-About a tenth of the topics is held out from the pretraining of the embedded base model (`benchmarks/pretrain_tiny.py`).
-`data=text` reads only those, so that what an adapter is asked to remember was never seen by the base.
+About a tenth of the topics is held out from the pretraining of the embedded base model
+(`benchmarks/pretrain_tiny.py`). `data=text` reads only those, so that the base model has never seen
+what an adapter is to remember.
 """
 
 from __future__ import annotations
@@ -9,43 +10,64 @@ from __future__ import annotations
 import hashlib
 import re
 
-HELD_OUT_SALT = "pml-31"  # the first salt from 30 on whose share of the text is a tenth
+# The first salt from 30 on with which the held-out topics are a tenth of the text.
+HELD_OUT_SALT = "pml-31"
 HELD_OUT_MODULUS = 10
+
+# Indentation, in spaces, from which on a paragraph is code or a table.
+MAX_TEXT_INDENT = 3
+
+# Beginnings of paragraphs that are no running text: interpreter sessions, rules, tables.
+NOT_TEXT = re.compile(r"\s*(>>>|[-=*~^\"]{4,}|\|)")
+
+# The line below a heading.
+UNDERLINE = re.compile(r"[-=*~^\"]{3,}")
 
 
 def is_held_out(topic: str) -> bool:
-    """Whether a `pydoc_data` topic, by its name, is kept out of pretraining."""
+    """Whether a topic of `pydoc_data`, by its name, is kept out of pretraining."""
     digest = hashlib.sha256(f"{HELD_OUT_SALT}:{topic}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT_MODULUS == 0
 
 
 def python_topics() -> dict[str, str]:
-    """Every topic of `pydoc_data.topics`, unwrapped into paragraphs on one line each.
+    """Every topic of `pydoc_data.topics` by name, each paragraph on one line.
 
     Raises:
         ModuleNotFoundError: this Python was installed without its documentation.
     """
     from pydoc_data.topics import topics
 
-    return {name: unwrap(text) for name, text in sorted(topics.items())}
+    return {name: unwrap(topics[name]) for name in sorted(topics)}
 
 
 def held_out_text() -> str:
-    """The held-out topics, one after the other: the default source of `data=text`."""
-    return "\n\n".join(text for name, text in python_topics().items() if is_held_out(name))
+    """The held-out topics, one after the other: the default text of `data=text`."""
+    topics = python_topics()
+    return "\n\n".join(topics[name] for name in topics if is_held_out(name))
 
 
 def unwrap(text: str) -> str:
-    """Join the wrapped lines of plain paragraphs; leave indented blocks (code, tables) as they are."""
+    """Join the wrapped lines of paragraphs; indented blocks (code, tables) stay as they are."""
     paragraphs = re.split(r"\n\s*\n", text.strip("\n"))
     return "\n\n".join(_unwrap_paragraph(paragraph) for paragraph in paragraphs)
 
 
 def _unwrap_paragraph(paragraph: str) -> str:
     lines = paragraph.rstrip().split("\n")
-    indents = {len(line) - len(line.lstrip()) for line in lines}
-    plain = len(indents) == 1 and not re.match(r"\s*(>>>|[-=*~^\"]{4,}|\|)", paragraph)
-    heading = len(lines) > 1 and re.fullmatch(r"[-=*~^\"]{3,}", lines[1].strip())
-    if not plain or heading or indents.pop() > 3:
-        return "\n".join(lines)
-    return " ".join(line.strip() for line in lines)
+    if _is_running_text(paragraph, lines):
+        return " ".join(line.strip() for line in lines)
+    return "\n".join(lines)
+
+
+def _is_running_text(paragraph: str, lines: list[str]) -> bool:
+    indents = {_indent(line) for line in lines}
+    if len(indents) > 1 or indents.pop() > MAX_TEXT_INDENT:
+        return False
+
+    is_heading = len(lines) > 1 and UNDERLINE.fullmatch(lines[1].strip())
+    return not is_heading and not NOT_TEXT.match(paragraph)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())

@@ -10,4 +10,5 @@ from pml_cli.model.tokenizer import Tokenizer
 
 def ordinary_ids(tokenizer: Tokenizer) -> NDArray[np.int64]:
     """All token ids but the special ones, ascending, (V,)."""
-    return np.array(sorted(set(range(tokenizer.size)) - tokenizer.special))
+    ids = set(range(tokenizer.size)) - tokenizer.special
+    return np.array(sorted(ids))

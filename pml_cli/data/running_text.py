@@ -8,14 +8,14 @@ from pml_cli.data.source import Sample, Source
 from pml_cli.errors import UserError
 from pml_cli.model.tokenizer import Tokenizer
 
+# Where a text may begin, best first: paragraphs, lines, sentences, words.
 SEPARATORS = ("\n\n", "\n", ". ", " ")
-"""Where a text may begin, best first: paragraphs, lines, sentences, words."""
 
+# A text with fewer of one kind is split at the next kind.
 MIN_SEPARATORS = 4
-"""A text with fewer of one kind is split at the next kind."""
 
+# Random stream of the paragraph at which a seed begins.
 START_STREAM = 4
-"""Random stream of the paragraph at which a seed begins."""
 
 
 def running_text_source(
@@ -53,14 +53,16 @@ def running_text_source(
 
 def _rotated(text: str, seed: int) -> str:
     """The text from a paragraph drawn by the seed to its end, then from its beginning."""
+    if seed == 0:
+        return text
+
     separator = " "
     for candidate in SEPARATORS:
         if text.count(candidate) >= MIN_SEPARATORS:
             separator = candidate
             break
-    if seed == 0:
-        return text
 
     paragraphs = text.split(separator)
-    start = int(np.random.default_rng([seed, START_STREAM]).integers(len(paragraphs)))
+    random = np.random.default_rng([seed, START_STREAM])
+    start = int(random.integers(len(paragraphs)))
     return separator.join(paragraphs[start:] + paragraphs[:start])

@@ -79,7 +79,8 @@ def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
     if source.max_tokens is None and seqlen > context:
         raise UserError(f"seqlen={seqlen}: model={model.name} reads at most {context} tokens")
 
-    longest = max(len(s.prompt) + len(s.target) for s in source.take(seqlen))
+    samples = source.take(seqlen)
+    longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
     if longest > context:
         raise UserError(
             f"seqlen={seqlen}: with its prompt {longest} tokens, "

@@ -1,69 +1,99 @@
-"""The ways in which `pml lasting` deploys an adapter, by name. Without torch; what they do is in deployed.py."""
+"""The conditions under which `pml lasting` deploys an adapter, by name.
+
+Without torch: reports read them too. deployment.py applies them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-TRAINED, HALF, NOT_MERGEABLE = "trained", "bf16", "not mergeable"
+TRAINED = "trained"
+BF16 = "bf16"
+
+# Status of a condition that needs the adapter merged, and why it cannot be.
+NOT_MERGEABLE = "not mergeable"
+NOT_MERGEABLE_REASON = (
+    "beside a whole MLP, whose activation lies between its matrices: none of them takes up "
+    "x @ A @ B (it could only be appended to the block, as neurons without an activation)"
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What is rounded, and to what (bfloat16, int8, int4; empty: nothing)."""
+    """What is rounded, and to which type (bfloat16, int8 or int4; empty: nothing)."""
 
     name: str
     meaning: str
-    adapter: str = ""  # A and B, each by itself
-    base: str = ""  # bfloat16: every weight; int8: the matrices of the decoder layers
-    merged: bool = False  # the adapter is added to the weights of its modules
-    after: str = ""  # the merged matrices
-    half: bool = False  # weights and arithmetic of the whole model, adapter included, in bfloat16
+    adapter: str = ""
+    """Type of A and B, each rounded by itself."""
+    base: str = ""
+    """Type of the base: bfloat16 rounds every weight, int8 the matrices of the decoder layers."""
+    merged: bool = False
+    """Whether the adapter is added to the weights of its modules."""
+    merged_weights: str = ""
+    """Type of the merged matrices."""
+    bf16: bool = False
+    """Whether weights and arithmetic of the whole model, adapter included, are bfloat16."""
 
 
+# In the order of the tables. The key of a measurement holds their names: a run is measured again
+# when one is new.
 CONDITIONS = (
-    Condition(TRAINED, "as trained"),
-    Condition("adapter_bf16", "adapter weights rounded to bfloat16", adapter="bfloat16"),
+    Condition(name=TRAINED, meaning="as trained"),
     Condition(
-        "adapter_int8",
-        "adapter weights rounded to int8 by output channel of A and of B",
+        name="adapter_bf16",
+        meaning="adapter weights rounded to bfloat16",
+        adapter="bfloat16",
+    ),
+    Condition(
+        name="adapter_int8",
+        meaning="adapter weights rounded to int8 by output channel of A and of B",
         adapter="int8",
     ),
     Condition(
-        "adapter_int4",
-        "adapter weights rounded to int4 by output channel of A and of B",
+        name="adapter_int4",
+        meaning="adapter weights rounded to int4 by output channel of A and of B",
         adapter="int4",
     ),
-    Condition("base_bf16", "base weights rounded to bfloat16, adapter as trained", base="bfloat16"),
     Condition(
-        "base_int8",
-        "matrices of the base's layers rounded to int8 by output channel, adapter as trained",
+        name="base_bf16",
+        meaning="base weights rounded to bfloat16, adapter as trained",
+        base="bfloat16",
+    ),
+    Condition(
+        name="base_int8",
+        meaning=(
+            "matrices of the base's layers rounded to int8 by output channel, adapter as trained"
+        ),
         base="int8",
     ),
     Condition(
-        HALF, "the whole model, adapter included, in bfloat16: weights and arithmetic", half=True
-    ),
-    Condition("merged", "adapter merged into the base's matrices, in float32", merged=True),
-    Condition(
-        "merged_bf16",
-        "merged, then the merged matrices rounded to bfloat16",
-        merged=True,
-        after="bfloat16",
+        name=BF16,
+        meaning="the whole model, adapter included, in bfloat16: weights and arithmetic",
+        bf16=True,
     ),
     Condition(
-        "merged_int8",
-        "merged, then the merged matrices rounded to int8 by output",
+        name="merged",
+        meaning="adapter merged into the base's matrices, in float32",
         merged=True,
-        after="int8",
     ),
     Condition(
-        "bf16_merged",
-        "merged into bfloat16 weights, and the whole model in bfloat16",
+        name="merged_bf16",
+        meaning="merged, then the merged matrices rounded to bfloat16",
         merged=True,
-        half=True,
+        merged_weights="bfloat16",
+    ),
+    Condition(
+        name="merged_int8",
+        meaning="merged, then the merged matrices rounded to int8 by output",
+        merged=True,
+        merged_weights="int8",
+    ),
+    Condition(
+        name="bf16_merged",
+        meaning="merged into bfloat16 weights, and the whole model in bfloat16",
+        merged=True,
+        bf16=True,
     ),
 )
 BY_NAME = {condition.name: condition for condition in CONDITIONS}
-WHY_NOT = (
-    "beside a whole MLP, whose activation lies between its matrices: none of them takes up x @ A @ B "
-    "(it could only be appended to the block, as neurons without an activation)"
-)

@@ -1,109 +1,95 @@
-"""Adapters as they are deployed: rounded, merged, on a rounded base, in bfloat16; scored as in training, in banks.
+"""Adapters as they are deployed: rounded, merged, on a rounded base, in bfloat16.
 
-Shapes: K cells, I inputs and O outputs of a module, R largest rank, T tokens.
+Shapes: K cells, R largest rank, I inputs and O outputs of a module, N tokens of a cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pml_cli.data.source import Sample
 from pml_cli.evaluation.conditions import Condition
-from pml_cli.evaluation.quantize import Rounding, to_bfloat16, to_int4, to_int8
-from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.head import Head, token_nll
+from pml_cli.evaluation.quantize import ROUNDINGS, Rounding, to_bfloat16
+from pml_cli.model.adapter_bank import AdapterBank, ForwardHook
+from pml_cli.model.head import Head
 from pml_cli.model.split_model import SplitModel
-from pml_cli.training.batches import PackData
-from pml_cli.training.scores import Scores, concatenate
-from pml_cli.training.scoring import split_scores
-
-TOKENS = 16384  # at once, as in an evaluation
-ROUNDINGS: dict[str, Rounding] = {"bfloat16": to_bfloat16, "int8": to_int8, "int4": to_int4}
 
 
-class Forced:
-    """Teacher-forced scores of a chunk of cells on one base; what lies below the adapters is computed once."""
-
-    def __init__(
-        self, base: SplitModel, bank: AdapterBank, cells: Sequence[Sequence[Sample]]
-    ) -> None:
-        self.base, self.data = base, PackData(cells, base.device)
-        self.prefix = base.prefix(self.data.ids[:, :-1], bank)
-
-    @torch.no_grad()
-    def scores(self, bank: AdapterBank, precise_head: bool = False) -> list[Scores]:
-        """Of each cell under its adapter.
-
-        Args:
-            precise_head: logits in float32, from hidden states and a head as they are.
-        """
-        head, parts = self.base.head, [[] for _ in self.data.cells]  # type: tuple[Head, list[list[Scores]]]
-        if precise_head:
-            head = Head(
-                head.weight_VD.float(),
-                None if head.bias_V is None else head.bias_V.float(),
-                head.cap,
-            )
-        size = max(1, TOKENS // (len(bank) * self.data.ids.shape[1]))
-        for start in range(0, max(len(cell) for cell in self.data.cells), size):
-            batch = [cell[start : start + size] for cell in self.data.cells]
-            layout = self.data.layout(batch)
-            hidden = self.base.upper(self.prefix.rows(layout.rows, layout.tokens), bank).flatten(
-                0, 1
-            )[layout.scored]
-            scored = token_nll(hidden.to(head.weight_VD.dtype), head, layout.targets)
-            for part, scores in zip(parts, split_scores(layout, scored, batch), strict=True):
-                part.append(scores)
-        return [concatenate(part) for part in parts]
-
-
-def mergeable(bank: AdapterBank) -> bool:
+def is_mergeable(bank: AdapterBank) -> bool:
     """Whether the adapters can be added to weights of the base: not those beside a whole MLP."""
     return not bank.is_block
 
 
-def deployed(base: SplitModel, bank: AdapterBank, condition: Condition) -> AdapterBank:
-    """The bank as a condition has it, for a base that is as the condition has it."""
+def deploy(base: SplitModel, bank: AdapterBank, condition: Condition) -> AdapterBank:
+    """The adapters under a condition.
+
+    Args:
+        base: the model as the condition has it: rounded, or in bfloat16.
+        bank: the adapters as trained.
+        condition: what becomes of them.
+    """
     if condition.merged:
-        return MergedBank(base, bank, condition.after, torch.bfloat16 if condition.half else None)
-    if condition.half:
-        return half(bank)
-    return rounded_bank(bank, ROUNDINGS[condition.adapter]) if condition.adapter else bank
+        dtype = torch.bfloat16 if condition.bf16 else None
+        return MergedBank(base, bank, condition.merged_weights, dtype)
+    if condition.bf16:
+        return bf16_bank(bank)
+    if condition.adapter:
+        return rounded_bank(bank, ROUNDINGS[condition.adapter])
+    return bank
 
 
 def rounded_bank(bank: AdapterBank, rounding: Rounding) -> AdapterBank:
-    """A and B rounded: a column of A is an output channel (one of R), and so is a column of B (one of O)."""
-    return _changed(bank, lambda weight_KIO: rounding(weight_KIO, 1))
+    """A copy with A and B rounded, both by output channel: columns of A (R) and of B (O)."""
+    return _converted(bank, lambda weight_KIO: rounding(weight_KIO, 1))
 
 
-def half(bank: AdapterBank) -> AdapterBank:
-    """A bank whose weights and arithmetic are bfloat16; the scale alpha / rank, which may be no such number, goes into B."""
-    part = _changed(bank, lambda weight: to_bfloat16(weight, 1))
-    part.A = {name: A.bfloat16() for name, A in part.A.items()}
-    part.B = {name: (B * part.scale[:, None, None]).bfloat16() for name, B in part.B.items()}
-    part.scale = torch.ones_like(part.scale, dtype=torch.bfloat16)
-    return part
+def bf16_bank(bank: AdapterBank) -> AdapterBank:
+    """A copy whose weights and arithmetic are bfloat16.
+
+    The scale alpha / rank, which need not be a bfloat16 number, goes into B.
+    """
+    converted = _converted(bank, lambda weight_KIO: to_bfloat16(weight_KIO, 1))
+    scale = converted.scale[:, None, None]
+    for name in converted.sites:
+        converted.A[name] = converted.A[name].bfloat16()
+        converted.B[name] = (converted.B[name] * scale).bfloat16()
+    converted.scale = torch.ones_like(converted.scale, dtype=torch.bfloat16)
+    return converted
 
 
-def _changed(bank: AdapterBank, change: Callable[[Tensor], Tensor]) -> AdapterBank:
-    part = bank.select(range(len(bank)))
-    part.A = {name: change(A) for name, A in part.A.items()}
-    part.B = {name: change(B) for name, B in part.B.items()}
-    return part
+def _converted(bank: AdapterBank, convert: Callable[[Tensor], Tensor]) -> AdapterBank:
+    converted = bank.select(range(len(bank)))
+    for name in converted.sites:
+        converted.A[name] = convert(converted.A[name])
+        converted.B[name] = convert(converted.B[name])
+    return converted
 
 
 class MergedBank(AdapterBank):
-    """Adapters that have become part of their modules' weights: each cell has matrices of its own, W + scale A B."""
+    """Adapters merged into their modules' weights: W + scale A B, for each cell.
+
+    Attributes:
+        matrices: of each module the merged matrices, (K, I, O), and its bias, (O,).
+    """
 
     def __init__(
-        self, base: SplitModel, bank: AdapterBank, after: str = "", dtype: torch.dtype | None = None
+        self,
+        base: SplitModel,
+        bank: AdapterBank,
+        rounding: str = "",
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """`after`: the rounding of the merged matrices; `dtype`: of their arithmetic, None: the adapters' own."""
+        """
+        Args:
+            base: holds the weights that the adapters are added to.
+            bank: adapters of linear modules.
+            rounding: type that the merged matrices are rounded to; empty: they are not.
+            dtype: of their arithmetic; None: the adapters' own.
+        """
         super().__init__(
             sites=bank.sites,
             settings=bank.settings,
@@ -116,63 +102,80 @@ class MergedBank(AdapterBank):
         for name, site in bank.sites.items():
             module: Any = base.modules[name]
             weight_IO = module.weight if site.transposed else module.weight.T
-            A, B = bank.A[name], bank.B[name]
-            merged_KIO = weight_IO.to(A.dtype) + A @ (B * bank.scale[:, None, None])
-            if after:
-                merged_KIO = ROUNDINGS[after](merged_KIO, 1)
-            bias = getattr(module, "bias", None)
-            self.matrices[name] = (
-                merged_KIO.to(dtype or A.dtype),
-                None if bias is None else bias.to(dtype or A.dtype),
-            )
+            A = bank.A[name]
+            scaled_B = bank.B[name] * bank.scale[:, None, None]
+            merged_KIO = weight_IO.to(A.dtype) + A @ scaled_B
+            # What is stored is rounded, whatever the dtype of the product.
+            if rounding:
+                merged_KIO = ROUNDINGS[rounding](merged_KIO, 1)
 
-    def output_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+            arithmetic = dtype or A.dtype
+            bias_O = getattr(module, "bias", None)
+            if bias_O is not None:
+                bias_O = bias_O.to(arithmetic)
+            self.matrices[name] = (merged_KIO.to(arithmetic), bias_O)
+
+    def output_hook(self, name: str) -> ForwardHook:
+        """The forward hook of one module: its output becomes that of the merged matrices."""
         merged_KIO, bias_O = self.matrices[name]
 
-        def replaced(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            y = (
-                inputs[0].reshape(len(self), -1, inputs[0].shape[-1]).to(merged_KIO.dtype)
-                @ merged_KIO
-            )
-            out: Tensor = y if bias_O is None else y + bias_O
-            return out.view(output.shape).to(output.dtype)
+        def replace(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            x: Tensor = inputs[0]
+            x_KNI = x.reshape(len(self), -1, x.shape[-1])
+            y_KNO = x_KNI.to(merged_KIO.dtype) @ merged_KIO
+            if bias_O is not None:
+                y_KNO = y_KNO + bias_O
+            return y_KNO.view(output.shape).to(output.dtype)
 
-        return replaced
+        return replace
 
 
 def merged_bytes(bank: AdapterBank) -> int:
-    """Memory of one cell's merged matrices."""
-    size = next(iter(bank.A.values())).element_size()
-    return (
-        sum(site.inputs * site.outputs * size for site in bank.sites.values())
-        if mergeable(bank)
-        else 0
-    )
+    """Memory of one cell's merged matrices; 0 if the adapters cannot be merged."""
+    if not is_mergeable(bank):
+        return 0
+    weights = sum(site.inputs * site.outputs for site in bank.sites.values())
+    return weights * next(iter(bank.A.values())).element_size()
 
 
 @contextmanager
 def rounded_base(base: SplitModel, rounding: str) -> Iterator[None]:
     """The base with rounded weights while inside.
 
-    bfloat16: every weight. Integers: the matrices of the decoder layers, not the embeddings, the head and the norms, as is
-    usual where models are quantised.
+    bfloat16 rounds every weight. Integers round the matrices of the decoder layers, not the
+    embeddings, the head and the norms, as is usual where models are quantised.
     """
-    chosen: dict[nn.Parameter, int] = {}  # and the dimension that is summed over
     if rounding == "bfloat16":
-        chosen = dict.fromkeys(base.model.parameters(), 0)
+        # Each weight is rounded by itself: any dimension serves.
+        input_dims = dict.fromkeys(base.model.parameters(), 0)
     else:
-        for layer in base.layers:
-            for module in layer.modules():
-                weight = getattr(module, "weight", None)
-                if isinstance(weight, nn.Parameter) and weight.dim() == 2:
-                    chosen[weight] = (
-                        1 if isinstance(module, nn.Linear) else 0
-                    )  # GPT-2's Conv1D stores (in, out)
-    kept = [(parameter, parameter.data) for parameter in chosen]
+        input_dims = _layer_matrices(base)
+
+    # Only the data changes hands: hooks, ties and the split model keep their parameters.
+    original = [(parameter, parameter.data) for parameter in input_dims]
     try:
-        for parameter, inputs in chosen.items():
-            parameter.data = ROUNDINGS[rounding](parameter.data, inputs)
+        for parameter, input_dim in input_dims.items():
+            parameter.data = ROUNDINGS[rounding](parameter.data, input_dim)
         yield
     finally:
-        for parameter, data in kept:
+        for parameter, data in original:
             parameter.data = data
+
+
+def _layer_matrices(base: SplitModel) -> dict[nn.Parameter, int]:
+    """The matrices of the decoder layers, with the dimension that their product sums over."""
+    input_dims: dict[nn.Parameter, int] = {}
+    for layer in base.layers:
+        for module in layer.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, nn.Parameter) and weight.dim() == 2:
+                # GPT-2's Conv1D stores (in, out).
+                input_dims[weight] = 1 if isinstance(module, nn.Linear) else 0
+    return input_dims
+
+
+def float32_head(base: SplitModel) -> Head:
+    """The model's head in float32: the same weights, but logits that are not rounded."""
+    head = base.head
+    bias_V = None if head.bias_V is None else head.bias_V.float()
+    return head._replace(weight_VD=head.weight_VD.float(), bias_V=bias_V)

@@ -1,11 +1,15 @@
-"""Where damage is looked for: text that a run was not trained on, and random tokens, in windows. Without torch."""
+"""Text for measuring forgetting, in windows: text that a run was not trained on, and random tokens.
+
+Without torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,89 +22,125 @@ from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
 from pml_cli.model.files import locate
 
-WINDOW = 256  # scored tokens of one window, after begin-of-text
-SHARED = 16  # tokens in a row that a window may not have in common with what a run was trained on
-CONTROL_SEED = 2**61 + 1  # of the random tokens: no run's own
+# Scored tokens of one window, after begin-of-text.
+WINDOW = 256
+
+# Consecutive tokens that a window may not share with what a run was trained on.
+SHARED = 16
+
+# Seed of the random tokens: no run's own.
+RANDOM_SEED = 2**61 + 1
+
+Ids: TypeAlias = tuple[int, ...]
+"""Token ids."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Every window of one text for one model, and a short hash of it. No windows: `reason` says why."""
+    """Every window of one text for one model."""
 
-    windows: tuple[Sample, ...]
-    hash: str
+    windows: tuple[Sample, ...] = ()
+    hash: str = ""
+    """A short hash of the windows."""
     reason: str = ""
+    """Why there are no windows."""
 
-    def apart_from(self, targets: Sequence[Sequence[int]], tokens: int) -> list[Sample]:
-        """Windows with `tokens` scored tokens in all (fewer where there are no more), none of them in part a target's.
+    def windows_without(self, targets: Iterable[Sequence[int]], tokens: int) -> list[Sample]:
+        """Windows that share no `SHARED` consecutive tokens with any target.
 
-        They lie as far from each other as they can: the same for all runs that learn the same targets.
+        They are spread evenly over the text: the same for all runs that learn the same targets.
+
+        Args:
+            targets: what a run was trained on.
+            tokens: scored tokens in all; fewer are returned where there are no more.
         """
-        known = {
-            tuple(t[i : i + size])
-            for t in targets
-            for size in [min(SHARED, len(t))]
-            for i in range(len(t) - size + 1)
-        }
-        sizes = {len(piece) for piece in known}
-        free = [
-            w for w in self.windows if not any(_pieces(w.target, size) & known for size in sizes)
-        ]
-        wanted = min(len(free), -(-tokens // WINDOW))
-        chosen = (
-            [free[int(i)] for i in np.linspace(0, len(free) - 1, wanted).round()] if wanted else []
-        )
-        return _cut(chosen, tokens)
+        known: set[Ids] = set()
+        for target in targets:
+            known |= _ngrams(tuple(target), min(SHARED, len(target)))
+        # Targets shorter than SHARED count whole.
+        sizes = {len(ngram) for ngram in known}
+
+        unshared = []
+        for window in self.windows:
+            ngrams = [_ngrams(window.target, size) for size in sizes]
+            if all(known.isdisjoint(of_size) for of_size in ngrams):
+                unshared.append(window)
+
+        count = min(len(unshared), -(-tokens // WINDOW))
+        if count == 0:
+            return []
+        last = len(unshared) - 1
+        positions = np.linspace(0, last, count).round()
+        return _truncated([unshared[int(i)] for i in positions], tokens)
 
 
+# The windows of a text are asked for once a run.
 @lru_cache(maxsize=4096)
-def _pieces(target: tuple[int, ...], size: int) -> frozenset[tuple[int, ...]]:
-    return frozenset(target[i : i + size] for i in range(len(target) - size + 1))
+def _ngrams(tokens: Ids, size: int) -> frozenset[Ids]:
+    """All runs of `size` consecutive tokens."""
+    starts = range(len(tokens) - size + 1)
+    return frozenset(tokens[start : start + size] for start in starts)
 
 
-def _cut(windows: Sequence[Sample], tokens: int) -> list[Sample]:
-    out, left = [], tokens
+def _truncated(windows: Sequence[Sample], tokens: int) -> list[Sample]:
+    """The windows cut to so many scored tokens in all."""
+    truncated: list[Sample] = []
+    remaining = tokens
     for window in windows:
-        if left > 0:
-            out.append(Sample(window.prompt, window.target[:left]))
-            left -= len(out[-1].target)
-    return out
+        if remaining > 0:
+            truncated.append(Sample(window.prompt, window.target[:remaining]))
+            remaining -= len(truncated[-1].target)
+    return truncated
 
 
 def text_pool(model: Model, path: str | None) -> Pool:
-    """The windows of a text: a UTF-8 file, or the documentation that the embedded model has not seen.
+    """The windows of a text.
+
+    Args:
+        model: whose tokenizer reads it.
+        path: a UTF-8 file; None: the documentation that the embedded model has not seen.
 
     Raises:
         UserError: the file cannot be read.
     """
-    bare = model.weights == "random" and model.architecture
-    if bare or not locate(model, "tokenizer.json"):
-        return Pool((), "", f"model={model.name} has no tokenizer")
+    has_no_files = model.weights == "random" and model.architecture
+    if has_no_files or not locate(model, "tokenizer.json"):
+        return Pool(reason=f"model={model.name} has no tokenizer")
     try:
         source = TextData(path=path).open(model)
     except UserError as error:
-        raise UserError(
-            str(error).replace("data.path=", "text=").replace("data=text: ", "text: ")
-        ) from error
-    (whole,) = source.cut(source.max_tokens or 0)
-    return _windowed(whole, model)
+        # The option is named otherwise here.
+        message = str(error).replace("data.path=", "text=").replace("data=text: ", "text: ")
+        raise UserError(message) from error
+    (text,) = source.cut(source.max_tokens or 0)
+    return _windowed(text, model)
 
 
 def random_pool(model: Model, tokens: int) -> Pool:
-    """Windows of uniform random tokens, as many as asked for."""
-    (whole,) = RandomData(seed=CONTROL_SEED).open(model).cut(max(1, -(-tokens // WINDOW)) * WINDOW)
-    return _windowed(whole, model)
+    """Windows of uniform random tokens, enough for `tokens` scored ones."""
+    count = max(1, -(-tokens // WINDOW))
+    source = RandomData(seed=RANDOM_SEED).open(model)
+    (text,) = source.cut(count * WINDOW)
+    return _windowed(text, model)
 
 
-def _windowed(whole: Sample, model: Model) -> Pool:
-    size = min(WINDOW, model_dims(model).context - len(whole.prompt))
-    starts = range(0, max(1, len(whole.target) - size + 1), size)
-    windows = tuple(Sample(whole.prompt, whole.target[i : i + size]) for i in starts)
-    return Pool(windows, hashlib.sha256(repr(windows).encode()).hexdigest()[:16])
+def _windowed(text: Sample, model: Model) -> Pool:
+    size = min(WINDOW, model_dims(model).context - len(text.prompt))
+    # Whole windows only, but at least one: a short text is one short window.
+    last_start = max(0, len(text.target) - size)
+    windows = tuple(
+        Sample(text.prompt, text.target[start : start + size])
+        for start in range(0, last_start + 1, size)
+    )
+    digest = hashlib.sha256(repr(windows).encode())
+    return Pool(windows=windows, hash=digest.hexdigest()[:16])
 
 
-def learned(run: Run, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
-    """What a run must not be tested on: its targets, and of mixed data the text that lies under the random tokens."""
+def trained_targets(run: Run, samples: Iterable[Sample]) -> list[Ids]:
+    """What a run must not be tested on.
+
+    Its targets, and of mixed data also the text under the random tokens.
+    """
     targets = [sample.target for sample in samples]
     for data in run.data.overlapping():
         source = source_of(Run(model=run.model, data=data))

@@ -21,11 +21,12 @@ from pml_cli.config.reports import Lasting
 from pml_cli.data.opened import source_of, tokens_hash
 from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import CONDITIONS
-from pml_cli.evaluation.eval_text import Pool, learned, random_pool, text_pool
+from pml_cli.evaluation.eval_text import Pool, random_pool, text_pool, trained_targets
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.runs.folder import RunFolder
 
-FORMAT = 1  # of lasting.json
+# Of lasting.json.
+FORMAT = 1
 
 # What an entry has of result.json.
 RUN_FIELDS = [
@@ -73,6 +74,7 @@ def read_entries(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
+
     try:
         content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
@@ -82,7 +84,10 @@ def read_entries(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable ({error}); delete it to measure anew") from error
 
 
-def measurable_runs(runs: pd.DataFrame, settings: Lasting) -> tuple[list[LastingRun], list[str]]:
+def measurable_runs(
+    runs: pd.DataFrame,
+    settings: Lasting,
+) -> tuple[list[LastingRun], list[str]]:
     """Every run with its samples and texts, and the faults of those that cannot be measured.
 
     Args:
@@ -114,7 +119,9 @@ def _json_value(value: Any) -> Any:
 
 
 def _lasting_run(
-    fields: dict[str, Any], settings: Lasting, pools: dict[CacheKey, dict[str, Pool]]
+    fields: dict[str, Any],
+    settings: Lasting,
+    pools: dict[CacheKey, dict[str, Pool]],
 ) -> LastingRun:
     """One run.
 
@@ -146,11 +153,18 @@ def _lasting_run(
             "text": text_pool(run.model, settings.text),
             "random": random_pool(run.model, settings.tokens),
         }
-    avoided = learned(run, samples)
-    texts = {name: pool.apart_from(avoided, settings.tokens) for name, pool in pools[model].items()}
+    avoided = trained_targets(run, samples)
+    texts = {}
+    for name, pool in pools[model].items():
+        texts[name] = pool.windows_without(avoided, settings.tokens)
 
     subject = EvalRun(
-        fields["id"], run, samples, folder.adapter, environment["base_weights"], texts
+        id=fields["id"],
+        run=run,
+        samples=samples,
+        adapter=folder.adapter,
+        weights=environment["base_weights"],
+        texts=texts,
     )
     key = _measurement_key(weights, settings, list(pools[model].values()))
     return LastingRun(fields=fields, subject=subject, key=key)
@@ -175,4 +189,5 @@ def _measurement_key(weights: Path, settings: Lasting, pools: Sequence[Pool]) ->
         [pool.hash for pool in pools],
         hashlib.sha256(weights.read_bytes()).hexdigest(),
     ]
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(content).encode())
+    return digest.hexdigest()[:16]

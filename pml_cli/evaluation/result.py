@@ -1,12 +1,8 @@
-"""What is written down of a finished run: its numbers (result.json) and where it ran (env.json)."""
+"""The numbers of a finished run: the body of result.json."""
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +10,8 @@ import pandas as pd
 
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import source_of
-from pml_cli.evaluation.held_out_gain import control_gains
-from pml_cli.evaluation.recall import decode_within_memory, free_running
-from pml_cli.model.adapter_bank import stack
+from pml_cli.evaluation import decoding, held_out_gain
+from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.run_id import loss_label, settings_label
 from pml_cli.stats import LN2
@@ -24,17 +19,41 @@ from pml_cli.training.batches import SampleOrder
 from pml_cli.training.scores import summarise
 from pml_cli.training.trainer import Cell
 
-VERSIONS = ("pml-cli", "torch", "transformers", "peft", "numpy", "pandas", "hydra-core")
+NOT_MEASURED: dict[str, Any] = {
+    "free_accuracy": None,
+    "free_exact_match": None,
+    "unseen_exact_match": None,
+    **held_out_gain.NOT_MEASURED,
+}
 
 
-def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
-    """The numbers of one finished run: the body of result.json. Losses in nats per target token, base model first."""
+def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
+    """The body of result.json, but for `extra_measures` and times.
+
+    Args:
+        plan: the cell as it was planned.
+        cell: the cell after its training.
+        base: the model that it was trained on.
+
+    Returns:
+        settings and numbers; losses in nats per target token.
+    """
     assert cell.initial is not None
     assert cell.final is not None
     assert cell.adapter is not None
-    run, summary = cell.run, summarise(cell.final)
-    base_loss, tokens = float(cell.initial.nll.mean()), len(cell.final.nll)
-    delta, nats = base_loss - summary["final_loss"], source_of(run).entropy
+
+    run = cell.run
+    summary = summarise(cell.final)
+    tokens = len(cell.final.nll)
+    base_loss = float(cell.initial.nll.mean())
+    delta_loss = base_loss - summary["final_loss"]
+
+    # Known only where the distribution of the source is: random tokens.
+    source_nats = source_of(run).entropy
+    bits_memorised = None
+    if source_nats is not None:
+        bits_memorised = tokens * (source_nats - summary["final_loss"]) / LN2
+
     return {
         "model": run.model.name,
         "data": run.data.label,
@@ -44,113 +63,97 @@ def result_of(planned: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]
         "setting": settings_label(run),
         "layer": base.first_layer(cell.adapter),
         "lr": run.train.lr,
-        "steps": planned.steps,
+        "steps": plan.steps,
         "rank": run.rank,
         "seqlen": run.seqlen,
         "target_tokens": tokens,
-        "samples": len(planned.samples),
+        "samples": len(plan.samples),
         "trainable_parameters": cell.adapter.parameter_count(0),
         "seed": run.seed,
         "base_loss": base_loss,
         **summary,
-        "delta_loss": delta,
-        "bits_gained": tokens * delta / LN2,
-        "source_nats": nats,
-        "bits_memorised": None if nats is None else tokens * (nats - summary["final_loss"]) / LN2,
+        "delta_loss": delta_loss,
+        "bits_gained": tokens * delta_loss / LN2,
+        "source_nats": source_nats,
+        "bits_memorised": bits_memorised,
         "steps_to_recall": _steps_to_recall(cell),
         "gradient_above": float(pd.concat(cell.curve)["gradient_above"].mean()),
-        "tokens_seen": _tokens_seen(planned, cell.steps_run),
+        "tokens_seen": _tokens_seen(plan, cell.steps_run),
         "steps_run": cell.steps_run,
-        "stopped_early": cell.steps_run < planned.steps,
+        "stopped_early": cell.steps_run < plan.steps,
     }
 
 
 def _steps_to_recall(cell: Cell) -> int | None:
-    """The first logged step with every target token predicted right; None: there was none."""
+    """The first logged step at which every target token is predicted correctly, if any."""
     logged = pd.concat(cell.logged)
-    steps = np.unique(logged["step"].to_numpy(int))
-    wrong = logged["step"].to_numpy(int)[~logged["correct"].to_numpy(bool)]
-    right = np.setdiff1d(steps, wrong)
-    return int(right[0]) if len(right) else None
+    steps = logged["step"].to_numpy(int)
+    failed_steps = steps[~logged["correct"].to_numpy(bool)]
+    recalled_steps = np.setdiff1d(steps, failed_steps)
+    return int(recalled_steps[0]) if len(recalled_steps) else None
 
 
-def _tokens_seen(planned: CellPlan, steps: int) -> int:
+def _tokens_seen(plan: CellPlan, steps: int) -> int:
     """Target tokens that the training has scored, each as often as it was."""
-    train, lengths = planned.run.train, [len(sample.target) for sample in planned.samples]
-    order = SampleOrder(len(lengths), train.batch, planned.run.seed, train.curriculum)
+    train = plan.run.train
+    lengths = [len(sample.target) for sample in plan.samples]
+    # The same draws as in the training: the order depends on nothing else.
+    order = SampleOrder(len(lengths), train.batch, plan.run.seed, train.curriculum)
     if order.is_full_batch:
         return steps * sum(lengths)
-    return sum(lengths[i] for _ in range(steps) for i in order.next())
+
+    tokens = 0
+    for _ in range(steps):
+        tokens += sum(lengths[i] for i in order.next())
+    return tokens
 
 
-def recalled(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Free-running recall of each cell, and recall of unseen samples where its source has some; decoded as one batch."""
-    out: list[dict[str, Any]] = [
-        {"free_accuracy": None, "free_exact_match": None, "unseen_exact_match": None} for _ in cells
-    ]
-    chosen = [k for k, cell in enumerate(cells) if cell.failure is None and cell.run.train.decode]
-    if not chosen:
-        return out
-    bank = stack([adapter for k in chosen if (adapter := cells[k].adapter) is not None])
-    scores = [final for k in chosen if (final := cells[k].final) is not None]
-    decoded = decode_within_memory(base, bank, [cells[k].samples for k in chosen], scores)
-    unseen = [source_of(cells[k].run).test_samples for k in chosen]
-    guessed = decode_within_memory(base, bank, unseen)
-    for i, k in enumerate(chosen):
-        out[k] |= free_running(cells[k].samples, decoded[i])
-        if unseen[i]:
-            out[k]["unseen_exact_match"] = free_running(unseen[i], guessed[i])["free_exact_match"]
-    return out
+def extra_measures(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Measures that need another pass over the model, of cells that have just left their pack.
 
+    Returns:
+        of each cell free-running recall, recall of test samples and the gain on held-out samples;
+        None where they are not measured. All cells are decoded as one batch.
+    """
+    results = {id(cell): {**NOT_MEASURED} for cell in cells}
 
-def controls(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """What each adapter gains on sequences of its source that it has not seen."""
-    trained = [
-        (k, cell.adapter)
-        for k, cell in enumerate(cells)
-        if cell.failure is None and cell.adapter is not None
-    ]
-    out: list[dict[str, Any]] = [{"control_base_loss": None, "control_gain": None} for _ in cells]
+    # An adapter that has failed has weights, but no numbers worth having.
+    trained = [cell for cell in cells if cell.failure is None]
+    decoded = [cell for cell in trained if cell.run.train.decode]
+    if decoded:
+        for cell, recall in zip(decoded, _recall(base, decoded), strict=True):
+            results[id(cell)] |= recall
     if trained:
-        samples = [source_of(cells[k].run).held_out(cells[k].run.seqlen) for k, _ in trained]
-        found = control_gains(base, stack([adapter for _, adapter in trained]), samples)
-        for (k, _), gains in zip(trained, found, strict=True):
-            out[k] = gains
-    return out
+        for cell, gain in zip(trained, _gains(base, trained), strict=True):
+            results[id(cell)] |= gain
+    return [results[id(cell)] for cell in cells]
 
 
-def environment(base: SplitModel) -> dict[str, Any]:
-    """Versions, machine, and the hash of the base's weights: the body of env.json but for the tokens."""
-    return {
-        "versions": {name: _version(name) for name in VERSIONS}
-        | {"python": platform.python_version()},
-        "platform": platform.platform(),
-        "device": str(base.device),
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "commit": _commit(),
-        "base_weights": base.weights_hash(),
-    }
+def _gains(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, float | None]]:
+    """The gain of trained cells on held-out samples of their sources."""
+    held_out = []
+    for cell in cells:
+        source = source_of(cell.run)
+        held_out.append(source.held_out(cell.run.seqlen))
+    return held_out_gain.measure(base, _bank(cells), held_out)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def _recall(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Free-running recall of trained cells, and of the test samples of their sources."""
+    bank = _bank(cells)
+    scores = [cell.final for cell in cells if cell.final is not None]
+    samples = [cell.samples for cell in cells]
+    recall = decoding.measure(base, bank, samples, scores)
+
+    # Nothing is known of these: they were never scored.
+    test_samples = [source_of(cell.run).test_samples for cell in cells]
+    test_recall = decoding.measure(base, bank, test_samples)
+    results = []
+    for learned, test in zip(recall, test_recall, strict=True):
+        results.append({**learned, "unseen_exact_match": test["free_exact_match"]})
+    return results
 
 
-def _commit() -> str | None:
-    """The commit of pml's own checkout, where it runs from one."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(checkout), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return None
-    return asked.stdout.strip() or None
+def _bank(cells: Sequence[Cell]) -> AdapterBank:
+    """The adapters of trained cells as one bank."""
+    return stack([cell.adapter for cell in cells if cell.adapter is not None])

@@ -1,11 +1,13 @@
-"""One chunk of runs measured under every condition: what each recalls, what is lost, and what it damages elsewhere."""
+"""Robustness: finished runs under every condition.
+
+What a run recalls, what is lost, and what its adapter does to other text.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,268 +15,386 @@ from safetensors import SafetensorError
 
 from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
+from pml_cli.evaluation import forgetting
 from pml_cli.evaluation.conditions import (
+    BF16,
+    BY_NAME,
     CONDITIONS,
-    HALF,
     NOT_MERGEABLE,
+    NOT_MERGEABLE_REASON,
     TRAINED,
-    WHY_NOT,
     Condition,
 )
+from pml_cli.evaluation.decoding import decode
 from pml_cli.evaluation.deployment import (
-    TOKENS,
-    Forced,
-    deployed,
-    mergeable,
+    deploy,
+    float32_head,
+    is_mergeable,
     merged_bytes,
     rounded_base,
 )
-from pml_cli.evaluation.forgetting import damages
-from pml_cli.evaluation.recall import decode
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.stats import LN2
-from pml_cli.training.scores import Scores, summarise
+from pml_cli.training.limits import EVALUATION_TOKENS
+from pml_cli.training.scores import Scores, first_true, summarise, violations
+from pml_cli.training.scoring import PackInputs, score_cells
 
-MERGED_BYTES = 2**29  # of merged matrices at once
-KEPT = ("token_accuracy", "exact_match", "final_loss", "share_above_threshold", "first_failure")
+# Merged matrices that exist at once.
+MAX_MERGED_BYTES = 2**29
+
+# Fields of `summarise` that are reported for each condition.
+SUMMARY_FIELDS = (
+    "token_accuracy",
+    "exact_match",
+    "final_loss",
+    "share_above_threshold",
+    "first_failure",
+)
+
+# Texts that forgetting is measured on (`EvalRun.texts`).
+TEXTS = ("text", "random")
+
+Chunk: TypeAlias = list[tuple[EvalRun, AdapterBank]]
+"""Runs that are measured together, each with its adapter, a bank of one."""
+
+Measured: TypeAlias = tuple[EvalRun, dict[str, Any]]
+"""A run and its result."""
+
+OnMeasured: TypeAlias = Callable[[list[Measured]], None]
+"""Called with the runs of a chunk."""
 
 
-Told = Callable[[list[tuple[EvalRun, dict[str, Any]]]], None]
-
-
-def measure(subjects: Sequence[EvalRun], device: str, free: bool, told: Told) -> None:
-    """Measure every run, each model loaded once (in its own type, and in bfloat16); `told` of those that are done.
+def measure(
+    runs: Sequence[EvalRun], device: str, decode_freely: bool, on_measured: OnMeasured
+) -> None:
+    """Measure every run; each model is loaded once in its own dtype and once in bfloat16.
 
     Args:
-        free: whether to decode freely in bfloat16.
+        runs: what to measure.
+        device: `model.device` of all of them.
+        decode_freely: whether to decode in bfloat16 beside teacher forcing.
+        on_measured: called with each chunk of runs that is done.
 
     Raises:
-        UserError: a model cannot be loaded, has other weights than it had, or an adapter that does not fit.
+        UserError: a model cannot be loaded, has other weights than it had, or an adapter does not
+            fit.
     """
-    models: dict[str, list[EvalRun]] = {}
-    for subject in subjects:
-        models.setdefault(repr(dataclasses.replace(subject.run.model, device=device)), []).append(
-            subject
-        )
-    for group in models.values():
+    by_model: dict[str, list[EvalRun]] = {}
+    for run in runs:
+        model = dataclasses.replace(run.run.model, device=device)
+        by_model.setdefault(repr(model), []).append(run)
+
+    # One model at a time: two of them may not fit.
+    for group in by_model.values():
         model = dataclasses.replace(group[0].run.model, device=device)
         base = load_model(model)
-        weights = base.weights_hash()
-        for subject in group:
-            if subject.weights != weights:
-                other = f"trained on other weights of model={model.name} than those here"
-                raise UserError(
-                    f"{subject.adapter.parent}: {other} (or by a pml that hashed otherwise: train it again)"
-                )
-        lower = (
-            base
-            if base.dtype == torch.bfloat16
-            else load_model(dataclasses.replace(model, dtype="bfloat16"))
-        )
+        _check_weights(base, group)
+        base_bf16 = base
+        if base.dtype != torch.bfloat16:
+            base_bf16 = load_model(dataclasses.replace(model, dtype="bfloat16"))
         for chunk in _chunks(base, group):
-            found = _measured(base, lower, chunk, free)
-            told([(subject, result) for (subject, _), result in zip(chunk, found, strict=True)])
+            results = _measure_chunk(base, base_bf16, chunk, decode_freely)
+            chunk_runs = [run for run, _ in chunk]
+            on_measured(list(zip(chunk_runs, results, strict=True)))
 
 
-Chunk = list[tuple[EvalRun, AdapterBank]]
+def _check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:
+    # Margins on other weights would say nothing about the run.
+    weights = base.weights_hash()
+    for run in runs:
+        if run.weights != weights:
+            raise UserError(
+                f"{run.adapter.parent}: trained on other weights of model={run.run.model.name} "
+                "than those here (or by a pml that hashed otherwise: train it again)"
+            )
 
 
-def _chunks(base: SplitModel, group: Sequence[EvalRun]) -> Iterator[Chunk]:
-    """Runs whose adapters sit in the same places, as many as fit into one evaluation; those of a text side by side."""
-    places: dict[str, Chunk] = {}
-    for subject in group:
-        bank = _load(base, subject)
-        places.setdefault(repr(list(bank.sites)), []).append((subject, bank))
-    for loaded in places.values():
-        waiting: Chunk = []
-        for one in sorted(loaded, key=lambda one: (_tokens(one[0]), one[0].run.data.seed)):
-            tokens = (len(waiting) + 1) * _tokens(one[0])
-            if waiting and (
-                tokens > TOKENS or (len(waiting) + 1) * merged_bytes(one[1]) > MERGED_BYTES
-            ):
-                yield waiting
-                waiting = []
-            waiting.append(one)
-        yield waiting
+def _chunks(base: SplitModel, runs: Sequence[EvalRun]) -> Iterator[Chunk]:
+    """Runs whose adapters sit on the same modules, as many as fit into one evaluation.
+
+    Those that learned the same text come side by side: they share rows of the prefix.
+    """
+    by_sites: dict[str, Chunk] = {}
+    for run in runs:
+        bank = _load_adapter(base, run)
+        sites = repr(list(bank.sites))
+        by_sites.setdefault(sites, []).append((run, bank))
+
+    for loaded in by_sites.values():
+        loaded.sort(key=lambda item: (_tokens(item[0]), item[0].run.data.seed))
+        chunk: Chunk = []
+        for run, bank in loaded:
+            # Of equal size: the tokens and merged matrices of all of them exist at once.
+            count = len(chunk) + 1
+            too_large = (
+                count * _tokens(run) > EVALUATION_TOKENS
+                or count * merged_bytes(bank) > MAX_MERGED_BYTES
+            )
+            if chunk and too_large:
+                yield chunk
+                chunk = []
+            chunk.append((run, bank))
+        yield chunk
 
 
-def _tokens(subject: EvalRun) -> int:
-    return len(subject.samples) * max(len(s.prompt) + len(s.target) for s in subject.samples)
+def _tokens(run: EvalRun) -> int:
+    """Input tokens of all its samples, padded."""
+    longest = max(len(sample.prompt) + len(sample.target) for sample in run.samples)
+    return len(run.samples) * longest
 
 
-def _load(base: SplitModel, subject: EvalRun) -> AdapterBank:
-    run = subject.run
+def _load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
+    settings = run.run
     bank = AdapterBank.initial(
-        base.sites(run.adapter),
-        run.adapter,
-        ranks=[run.rank],
-        seeds=[run.seed],
+        base.sites(settings.adapter),
+        settings.adapter,
+        ranks=[settings.rank],
+        seeds=[settings.seed],
         dtype=base.adapter_dtype,
     )
     try:
-        bank.load(0, subject.adapter)
+        bank.load(0, run.adapter)
     except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{subject.adapter}: not the adapter of this run ({' '.join(str(error).split())})"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{run.adapter}: not the adapter of this run ({reason})") from error
     return bank.to(base.device)
 
 
-def _measured(
-    base: SplitModel, lower: SplitModel, chunk: Chunk, free: bool
+def _measure_chunk(
+    base: SplitModel, base_bf16: SplitModel, chunk: Chunk, decode_freely: bool
 ) -> list[dict[str, Any]]:
-    subjects, bank = [subject for subject, _ in chunk], stack([bank for _, bank in chunk])
-    cells = [subject.samples for subject in subjects]
-    scores, precise = _scores(base, lower, bank, cells)
-    freely = (
-        decode(lower, deployed(lower, bank, _named(HALF)), cells)
-        if free and not lower.stream
-        else None
-    )
-    out: list[dict[str, Any]] = []
-    for k, subject in enumerate(subjects):
-        trained = scores[TRAINED][k]
-        conditions: dict[str, Any] = {
-            name: row(found[k], trained) for name, found in scores.items()
-        }
+    """The entry of each run in lasting.json: `conditions`, `offenders` and `damage`."""
+    runs = [run for run, _ in chunk]
+    bank = stack([bank for _, bank in chunk])
+    samples = [run.samples for run in runs]
+    inputs_bf16 = PackInputs(base_bf16, bank, samples)
+    by_condition = _scores_by_condition(base, base_bf16, bank, samples, inputs_bf16)
+
+    bank_bf16 = deploy(base_bf16, bank, BY_NAME[BF16])
+    scores_float32_head = score_cells(base_bf16, bank_bf16, inputs_bf16, float32_head(base_bf16))
+    # A streamed model would be read once a token.
+    decoded: list[Any] = [None] * len(runs)
+    if decode_freely and not base_bf16.stream:
+        decoded = decode(base_bf16, bank_bf16, samples)
+
+    results: list[dict[str, Any]] = []
+    for k, run in enumerate(runs):
+        trained = by_condition[TRAINED][k]
+        bf16 = by_condition[BF16][k]
+
+        conditions: dict[str, Any] = {}
+        for name, scores in by_condition.items():
+            conditions[name] = condition_row(scores[k], trained)
         for condition in CONDITIONS:
-            conditions.setdefault(condition.name, {"status": _why_not(bank, condition)})
-        wrong = offenders(
-            subject.samples, trained, scores[HALF][k], precise[k], freely[k] if freely else None
+            conditions.setdefault(condition.name, {"status": _reason(bank, condition)})
+
+        conditions[BF16] |= free_decoding_row(run.samples, bf16, decoded[k])
+        offenders = violating_tokens(
+            run.samples,
+            trained=trained,
+            bf16=bf16,
+            bf16_float32_head=scores_float32_head[k],
+            decoded=decoded[k],
         )
-        conditions[HALF] |= free_row(
-            subject.samples, scores[HALF][k], freely[k] if freely else None
-        )
-        out.append({"conditions": conditions, "offenders": wrong, "damage": {}})
-    for name in ("text", "random"):
-        for result, found in zip(
-            out, damages(base, bank, [subject.texts[name] for subject in subjects]), strict=True
-        ):
-            result["damage"][name] = found
-    return out
+        results.append({"conditions": conditions, "offenders": offenders, "damage": {}})
+
+    for name in TEXTS:
+        texts = [run.texts[name] for run in runs]
+        measured = forgetting.measure(base, bank, texts)
+        for result, damage in zip(results, measured, strict=True):
+            result["damage"][name] = damage
+    return results
 
 
-def _named(name: str) -> Condition:
-    return next(condition for condition in CONDITIONS if condition.name == name)
+def _is_measurable(base: SplitModel, bank: AdapterBank, condition: Condition) -> bool:
+    if condition.merged and not is_mergeable(bank):
+        return False
+    return not (condition.base and base.stream)
 
 
-def _why_not(bank: AdapterBank, condition: Condition) -> str:
-    if condition.merged and not mergeable(bank):
-        return f"{NOT_MERGEABLE}: {WHY_NOT}"
+def _reason(bank: AdapterBank, condition: Condition) -> str:
+    """Why a condition is not measured."""
+    if condition.merged and not is_mergeable(bank):
+        return f"{NOT_MERGEABLE}: {NOT_MERGEABLE_REASON}"
     return "not measured: a model that is read one layer at a time keeps no rounded weights"
 
 
-def _scores(
-    base: SplitModel, lower: SplitModel, bank: AdapterBank, cells: list[list[Sample]]
-) -> tuple[dict[str, list[Scores]], list[Scores]]:
-    """Scores of each cell under every condition there is; and in bfloat16 with the logits alone in float32."""
-    out: dict[str, list[Scores]] = {}
-    forced, forced_lower = Forced(base, bank, cells), Forced(lower, bank, cells)
+def _scores_by_condition(
+    base: SplitModel,
+    base_bf16: SplitModel,
+    bank: AdapterBank,
+    cells: Sequence[Sequence[Sample]],
+    inputs_bf16: PackInputs,
+) -> dict[str, list[Scores]]:
+    """Scores of each cell under every condition that can be measured."""
+    inputs = PackInputs(base, bank, cells)
+    by_condition: dict[str, list[Scores]] = {}
     for condition in CONDITIONS:
-        if (condition.merged and not mergeable(bank)) or (condition.base and base.stream):
+        if not _is_measurable(base, bank, condition):
             continue
-        at = lower if condition.half else base
-        with rounded_base(base, condition.base) if condition.base else nullcontext():
-            here = (
-                forced_lower
-                if condition.half
-                else Forced(base, bank, cells)
-                if condition.base
-                else forced
-            )
-            out[condition.name] = here.scores(deployed(at, bank, condition))
-    return out, forced_lower.scores(deployed(lower, bank, _named(HALF)), precise_head=True)
+        if condition.bf16:
+            adapters = deploy(base_bf16, bank, condition)
+            scores = score_cells(base_bf16, adapters, inputs_bf16)
+        elif condition.base:
+            with rounded_base(base, condition.base):
+                # The layers below the adapters are rounded too.
+                rounded_inputs = PackInputs(base, bank, cells)
+                scores = score_cells(base, deploy(base, bank, condition), rounded_inputs)
+        else:
+            scores = score_cells(base, deploy(base, bank, condition), inputs)
+        by_condition[condition.name] = scores
+    return by_condition
 
 
-def row(found: Scores, trained: Scores) -> dict[str, Any]:
-    """One run under one condition. Margins in logits; shift and fall are those of tokens that were right as trained."""
-    summary, right = summarise(found), trained.correct
-    fall = (trained.margin - found.margin)[right]
-    lost = right & ~found.correct
-    whole = [s for s in np.unique(trained.sample) if right[trained.sample == s].all()]
-    still = sum(bool(found.correct[found.sample == s].all()) for s in whole)
+def condition_row(scores: Scores, trained: Scores) -> dict[str, Any]:
+    """One run under one condition.
+
+    Shift and fall are losses of margin (logits) of the tokens that were correct as trained.
+
+    Args:
+        scores: under the condition.
+        trained: of the same tokens, as trained.
+    """
+    summary = summarise(scores)
+    correct_before = trained.correct
+    margin_loss = (trained.margin - scores.margin)[correct_before]
+    lost = correct_before & ~scores.correct
+
+    recalled = 0
+    still_recalled = 0
+    for sample in np.unique(trained.sample):
+        of_sample = trained.sample == sample
+        if correct_before[of_sample].all():
+            recalled += 1
+            still_recalled += bool(scores.correct[of_sample].all())
+
+    root_mean_square = float(np.sqrt(np.mean(margin_loss**2))) if len(margin_loss) else None
+    correct_margins = scores.margin[scores.correct]
     return {
         "status": "measured",
-        **{name: summary[name] for name in KEPT},
+        **{name: summary[name] for name in SUMMARY_FIELDS},
         "violations": summary["violations"],
         "lost": int(lost.sum()),
-        "won": int((~right & found.correct).sum()),
+        "won": int((~correct_before & scores.correct).sum()),
         "lost_above": int((lost & (trained.nll < LN2)).sum()),
-        "kept_whole": still / len(whole) if whole else None,
-        "least_margin": float(found.margin.min()),
-        "least_right_margin": float(found.margin[found.correct].min())
-        if found.correct.any()
-        else None,
-        "shift_rms": float(np.sqrt(np.mean(fall**2))) if len(fall) else None,
-        "fall_worst": float(fall.max()) if len(fall) else None,
+        "kept_whole": still_recalled / recalled if recalled else None,
+        "least_margin": float(scores.margin.min()),
+        "least_right_margin": float(correct_margins.min()) if len(correct_margins) else None,
+        "shift_rms": root_mean_square,
+        "fall_worst": float(margin_loss.max()) if len(margin_loss) else None,
     }
 
 
-def free_row(
-    samples: Sequence[Sample], forced: Scores, decoded: list[list[int]] | None
+def free_decoding_row(
+    samples: Sequence[Sample],
+    scores: Scores,
+    decoded: Sequence[Sequence[int]] | None,
 ) -> dict[str, Any]:
-    """Free decoding in bfloat16: recall, and violations counted also where it leaves a text that p > 0.5 had promised."""
+    """Free decoding in bfloat16: recall, and violations.
+
+    A violation is also where decoding leaves a text although teacher forcing had the token right
+    with p > 0.5.
+
+    Args:
+        samples: of one cell.
+        scores: teacher-forced, in bfloat16.
+        decoded: token ids of each sample; None: not decoded.
+    """
     if decoded is None:
         return {"free_exact_match": None}
-    pairs = list(zip(decoded, samples, strict=True))
-    broken = sum(
-        _broken(forced, s, tokens, sample) is not None for s, (tokens, sample) in enumerate(pairs)
-    )
-    whole = float(np.mean([tuple(tokens) == sample.target for tokens, sample in pairs]))
-    return {"free_exact_match": whole, "violations": summarise(forced)["violations"] + broken}
+
+    broken = 0
+    matches = []
+    for s, sample in enumerate(samples):
+        tokens = decoded[s]
+        broken += _broken_promise(scores, s, tokens, sample) is not None
+        matches.append(tuple(tokens) == sample.target)
+    return {
+        "free_exact_match": float(np.mean(matches)),
+        "violations": violations(scores) + broken,
+    }
 
 
-def _broken(forced: Scores, s: int, tokens: Sequence[int], sample: Sample) -> int | None:
-    """Index into the scores of a sample's first wrong token, where teacher forcing has it right with p > 0.5."""
-    first = next(
-        (i for i, (a, b) in enumerate(zip(tokens, sample.target, strict=True)) if a != b), None
-    )
-    if first is None:
+def _broken_promise(scores: Scores, s: int, decoded: Sequence[int], sample: Sample) -> int | None:
+    """Index of a sample's first wrong token, if teacher forcing has it right with p > 0.5.
+
+    Args:
+        scores: of all samples of the cell.
+        s: index of the sample.
+        decoded: its token ids as decoded.
+        sample: the sample.
+
+    Returns:
+        an index into the scores; None if teacher forcing did not promise the token.
+    """
+    first_wrong = first_true(np.array(decoded) != np.array(sample.target))
+    if first_wrong is None:
         return None
-    at = int(np.flatnonzero(forced.sample == s)[first])
-    return at if forced.correct[at] and forced.nll[at] < LN2 else None
+    of_sample = np.flatnonzero(scores.sample == s)
+    i = int(of_sample[first_wrong])
+    return i if scores.correct[i] and scores.nll[i] < LN2 else None
 
 
-def offenders(
+def violating_tokens(
     samples: Sequence[Sample],
+    *,
     trained: Scores,
-    found: Scores,
-    precise: Scores,
-    decoded: list[list[int]] | None,
+    bf16: Scores,
+    bf16_float32_head: Scores,
+    decoded: Sequence[Sequence[int]] | None,
 ) -> list[dict[str, Any]]:
-    """Tokens with p > 0.5, as trained or in bfloat16, that bfloat16 decodes wrongly, each with its cause."""
-    out = []
-    for i in np.flatnonzero(~found.correct & (np.minimum(trained.nll, found.nll) < LN2)):
-        if not precise.correct[i]:
+    """Tokens with p > 0.5 that bfloat16 decodes wrongly, each with its cause.
+
+    p as trained or in bfloat16, whichever is larger.
+
+    Args:
+        samples: of one cell.
+        trained: scores as trained.
+        bf16: scores in bfloat16.
+        bf16_float32_head: the same with logits in float32.
+        decoded: token ids of each sample, decoded freely in bfloat16; None: not decoded.
+    """
+    rows = []
+    above_threshold = np.minimum(trained.nll, bf16.nll) < LN2
+    for i in np.flatnonzero(~bf16.correct & above_threshold).tolist():
+        # With exact logits the token is wrong too: it is the hidden states that were rounded.
+        if not bf16_float32_head.correct[i]:
             cause = "the hidden states, rounded to bfloat16"
-        elif found.margin[i] == 0:
+        elif bf16.margin[i] == 0:
             cause = "the logits, rounded to bfloat16: a tie, and the lower id is taken"
         else:
             cause = "the logits, rounded to bfloat16"
-        out.append(_offender(trained, found, int(i), int(found.argmax_id[i]), cause))
-    for s, (tokens, sample) in enumerate(
-        zip(decoded or [], samples if decoded else [], strict=True)
-    ):
-        if (at := _broken(found, s, tokens, sample)) is not None:
+        decoded_id = int(bf16.argmax_id[i])
+        rows.append(_token_row(trained, bf16, i, decoded_id, cause))
+
+    if decoded is None:
+        return rows
+    for s, sample in enumerate(samples):
+        tokens = decoded[s]
+        broken = _broken_promise(bf16, s, tokens, sample)
+        if broken is not None:
             cause = (
                 "decoding step by step with a cache rounds otherwise than one pass over the text"
             )
-            out.append(_offender(trained, found, at, tokens[int(found.position[at])], cause))
-    return out
+            decoded_id = tokens[int(bf16.position[broken])]
+            rows.append(_token_row(trained, bf16, broken, decoded_id, cause))
+    return rows
 
 
-def _offender(trained: Scores, found: Scores, i: int, decoded: int, cause: str) -> dict[str, Any]:
+def _token_row(
+    trained: Scores, bf16: Scores, i: int, decoded_id: int, cause: str
+) -> dict[str, Any]:
     return {
-        "sample": int(found.sample[i]),
-        "position": int(found.position[i]),
-        "token_id": int(found.token_id[i]),
-        "decoded_id": decoded,
+        "sample": int(bf16.sample[i]),
+        "position": int(bf16.position[i]),
+        "token_id": int(bf16.token_id[i]),
+        "decoded_id": decoded_id,
         "p_trained": float(np.exp(-trained.nll[i])),
         "margin_trained": float(trained.margin[i]),
-        "p": float(np.exp(-found.nll[i])),
-        "margin": float(found.margin[i]),
+        "p": float(np.exp(-bf16.nll[i])),
+        "margin": float(bf16.margin[i]),
         "cause": cause,
     }

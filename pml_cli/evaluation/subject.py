@@ -9,13 +9,17 @@ from pml_cli.config.schema import Run
 from pml_cli.data.source import Sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalRun:
     """A finished run that is to be measured."""
 
     id: str
     run: Run
     samples: list[Sample]
-    adapter: Path  # its folder
-    weights: str  # hash of the base that it was trained on
-    texts: dict[str, list[Sample]]  # where damage is looked for, by name
+    """What it was trained on."""
+    adapter: Path
+    """Folder of its adapter."""
+    weights: str
+    """Hash of the base that it was trained on (`SplitModel.weights_hash`)."""
+    texts: dict[str, list[Sample]]
+    """Text to measure forgetting on, by name."""

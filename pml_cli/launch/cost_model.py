@@ -1,17 +1,23 @@
-"""What a pack costs before it runs: FLOPs and memory. Without torch.
+"""Cost model: the FLOPs and the memory of a pack, before it runs. Without torch.
 
-Letters: D hidden size, Q and K widths of all query and of all key heads, T padded input tokens of a row.
-Not counted: free decoding after the training, what an early stop saves, experts of which only some run.
+The counts follow the trainer's arithmetic; the tests compare them with torch's FlopCounterMode and
+with the tensors that autograd saves (`saved_tensors_hooks`). Not counted: free decoding after the
+training, what an early stop saves, and experts of which only some run.
+
+A token costs per layer: its weight matrices, and the two products of attention, QK' and PV, over
+T / 2 earlier tokens in the mean (T: input tokens of a row, padding included).
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pml_cli.config.schema import LinearAdapter, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import minibatch_sizes
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
 from pml_cli.model.chunk_sizes import HEAD_CHUNK, PREFIX_ROWS
 from pml_cli.model.dims import (
     BYTES,
@@ -24,262 +30,418 @@ from pml_cli.model.dims import (
 )
 from pml_cli.training.limits import EVALUATION_TOKENS
 
+# Logged steps of a run with train.log_every=0.
+DEFAULT_LOGGED_STEPS = 20
 
-class _Work:
-    """What the engine does for one pack: which layers run, how often, and how far down the gradient reaches."""
-
-    def __init__(self, pack: Pack) -> None:
-        cells, run = pack.cells, pack.cells[0].run
-        self.shape, self.steps, self.dtype = (
-            decoder_shape(run.model),
-            cells[0].steps,
-            BYTES[run.model.dtype],
-        )
-        self.cells, self.rank, self.block = (
-            len(cells),
-            max(c.run.rank for c in cells),
-            run.adapter.kind == "mlp_block",
-        )
-        self.sites = _sites(run, self.shape)
-        layer = model_dims(run.model).adapter_layer(run.model.layer)
-        self.first, self.reach = min(
-            ((layer, m.stage) for layer, m in self.sites), default=(layer, Stage.DOWN)
-        )
-        self.upper = range(
-            self.first + self.block, self.shape.layers
-        )  # the layers that run in every step
-        self.again = (
-            pack.checkpointing
-        )  # of those layers only the inputs are kept, and backward runs them once more
-        self.T, self.tokens = max(c.tokens for c in cells), pack.step_tokens
-        self.all_tokens = self.cells * max(len(c.samples) for c in cells) * self.T
-        targets = [sum(len(s.target) for s in c.samples) for c in cells]
-        self.scored = sum(n * c.rows / len(c.samples) for n, c in zip(targets, cells, strict=True))
-        self.all_scored, self.rows = sum(targets), _unique_rows(pack)
-        self.filled = max(_filled(c) for c in cells)
-        apart = (
-            cells[0].is_sampled or run.adapter.dropout > 0
-        )  # else logged scores are the trained ones
-        log_every = run.train.log_every or max(1, self.steps // 20)
-        self.evaluations = 2 + ((self.steps - 1) // log_every if apart else 0)
-        self.head = (
-            2 * self.shape.hidden * self.shape.vocabulary
-        )  # FLOPs of a scored token, one way
-        self.adapter = sum(
-            2 * self.rank * (m.inputs + m.outputs) for _, m in self.sites
-        )  # FLOPs of a token, forward
-
-    def flows(self, layer: int, stage: int) -> bool:
-        """Whether a gradient is wanted at the input of a stage: an adapter lies before it."""
-        beside = (
-            self.shape.family.parallel_residual and self.reach < Stage.UP <= stage
-        )  # its MLP does not read its attention
-        return layer > self.first or (stage > self.reach and not beside)
-
-    def forward(self, layers: int) -> float:
-        """FLOPs of a token in whole layers: matrices, and two products of attention over T / 2 tokens in the mean."""
-        matrices = sum(2 * m.inputs * m.outputs for m in self.shape.matrices.values())
-        return layers * (
-            matrices + (4 if self.shape.unfused_heads else 2) * self.shape.query_width * self.T
-        )
-
-    def backward(self) -> float:
-        """FLOPs of a token: frozen matrices only pass gradients on; fused attention takes five products, plain four."""
-        total = self.repeated() if self.again else 0.0
-        attention = (8 if self.shape.unfused_heads else 5) * self.shape.query_width * self.T
-        for layer in self.upper:
-            matrices = (m for m in self.shape.matrices.values() if self.flows(layer, m.stage))
-            total += sum(2 * m.inputs * m.outputs for m in matrices) + attention * self.flows(
-                layer, Stage.SCORES
-            )
-        for (
-            layer,
-            m,
-        ) in (
-            self.sites
-        ):  # of x @ A @ B: A, B and what lies between, and x where that is no cached constant
-            inputs = 1 + (not self.block and self.flows(layer, m.stage))
-            total += 2 * self.rank * (inputs * m.inputs + 2 * m.outputs)
-        return total
-
-    def repeated(self) -> float:
-        """FLOPs of a token that checkpointing adds: the layers again, each up to the last product that a gradient needs."""
-        total = self.forward(len(self.upper)) + (0 if self.block else self.adapter)
-        for layer in (
-            self.upper if not self.shape.family.norms_outputs else []
-        ):  # there a norm follows the last product
-            last = max(
-                (stage for stage in (Stage.OUT, Stage.DOWN) if self.flows(layer, stage)),
-                default=Stage.DOWN,
-            )
-            if (layer, last) not in [(i, m.stage) for i, m in self.sites]:
-                total -= sum(
-                    2 * m.inputs * m.outputs
-                    for m in self.shape.matrices.values()
-                    if m.stage >= last
-                )
-        return total
-
-    def saved(self) -> tuple[float, float]:
-        """Bytes of a token that autograd keeps until backward (measured with saved_tensors_hooks, see the tests).
-
-        With activation checkpointing that is the inputs of the layers, and what one layer keeps comes back in backward.
-
-        Queries, keys, values, attention's output; the norms' inputs, which RMS norms hold in float32; the gate, its
-        activation and the other half of an MLP (GPT-2's composite GELU keeps four); adapters' inputs in float32.
-        """
-        m, dtype, precise = self.shape, self.dtype, max(4, self.dtype)
-        norm = m.hidden * (precise if m.family.norms_in_float32 else dtype)
-        mlp = m.mlp_width * dtype * m.family.saved_mlp_activations
-        attention = 2 * (m.query_width + m.key_width) * dtype + (
-            m.query_width + m.key_width
-        ) * precise * (m.family.norms_queries_and_keys)
-        attention += m.unfused_heads * self.T * (2 * dtype + precise * (dtype < precise))
-        more, layers = 1 + (m.family.norms_outputs), dict.fromkeys(self.upper, 0.0)
-        for layer in self.upper:
-            norms = norm * (
-                self.flows(layer, Stage.QKV)
-                + more * self.flows(layer, Stage.UP)
-                + (more - 1) * self.flows(layer, Stage.DOWN)
-            )
-            layers[layer] = (
-                norms
-                + attention * self.flows(layer, Stage.SCORES)
-                + mlp * self.flows(layer, Stage.DOWN)
-            )
-        outside = norm * (
-            more if self.block else 1
-        )  # of the last norm, and of the one that follows the adapted MLP
-        outside += (
-            m.hidden * precise if self.block and dtype < 4 else 0
-        )  # else such an adapter reads the cache itself
-        for layer, site in self.sites if not self.block else []:
-            if layer in layers:  # one that the model lacks is refused later
-                layers[layer] += site.inputs * precise
-        if self.again:
-            inputs = len(layers) - (not self.block)  # without a block the first one's is the cache
-            return outside + inputs * m.hidden * dtype, max(layers.values(), default=0.0)
-        return outside + sum(layers.values()), 0.0
-
-
-def _filled(cell: CellPlan) -> float:
-    """How full its minibatches are in the mean."""
-    if cell.run.train.curriculum:
-        return sum(minibatch_sizes(cell.run.train, len(cell.samples))) / (cell.rows * cell.steps)
-    return len(cell.samples) / (cell.rows * -(-len(cell.samples) // cell.rows))
-
-
-def _sites(run: Run, model: DecoderShape) -> list[tuple[int, Matrix]]:
-    """(layer, sizes) of every place that carries an adapter."""
-    layer = model_dims(run.model).adapter_layer(run.model.layer)
-    if not isinstance(run.adapter, LinearAdapter):
-        return [(layer, Matrix(model.hidden, model.hidden, Stage.DOWN))]
-    layers = (
-        [layer]
-        if run.adapter.layers is None
-        else sorted(set(run.adapter.layers)) or range(model.layers)
-    )
-    ends = tuple(f".{target}" for target in run.adapter.targets)
-    return [
-        (i, m) for i in layers for name, m in model.matrices.items() if f".{name}".endswith(ends)
-    ]
-
-
-def _unique_rows(pack: Pack) -> int:
-    """Rows of the prefix cache: a sample that begins another needs none. In sorted order that one comes right after it."""
-    found = sorted({(s.prompt, s.target) for cell in pack.cells for s in cell.samples})
-    begins = (
-        p == q and long[: len(short)] == short
-        for (p, short), (q, long) in itertools.pairwise(found)
-    )
-    return len(found) - sum(begins)
+# Weights, gradient, two moments of AdamW, and a copy in the update.
+ADAPTER_COPIES = 5
 
 
 def step_flops(pack: Pack) -> float:
     """Matmul FLOPs of one training step, forward and backward, padding included."""
-    work = _Work(pack)
-    token = work.forward(len(work.upper)) + work.adapter + work.backward()
-    return (
-        work.tokens * token + 2 * work.scored * work.head
-    )  # the head's only gradient is that of the hidden states
+    work = PackWork(pack)
+    layers = work.forward_flops(len(work.upper_layers)) + work.backward_flops()
+    token = layers + work.adapter_flops
+    # The head's only gradient is that of the hidden states: one product back.
+    return work.step_tokens * token + 2 * work.scored_tokens * work.head_flops
 
 
-def whole_step_flops(pack: Pack, passes: int) -> float:
-    """Matmul FLOPs of a step of a loop that runs the whole model, `passes` forward passes and one backward: what pml avoids.
-
-    Every input token is read off the head.
-    """
-    work = _Work(pack)
-    token = (
-        passes * (work.forward(work.shape.layers) + work.head)
-        + work.adapter
-        + work.backward()
-        + work.head
-    )
-    return work.tokens * token
-
-
-def flops(pack: Pack) -> float:
+def training_flops(pack: Pack) -> float:
     """Matmul FLOPs of the training of a pack: the prefix once, every step, and the evaluations."""
-    work = _Work(pack)
-    prefix = work.rows * work.T * work.forward(work.first + 1)
-    evaluation = (
-        work.all_tokens * (work.forward(len(work.upper)) + work.adapter)
-        + work.all_scored * work.head
-    )
-    return prefix + work.steps * work.filled * step_flops(pack) + work.evaluations * evaluation
+    work = PackWork(pack)
+    prefix = work.prefix_tokens * work.forward_flops(work.first_layer + 1)
+    steps = work.steps * work.mean_batch_fill * step_flops(pack)
+
+    token = work.forward_flops(len(work.upper_layers)) + work.adapter_flops
+    evaluation = work.all_tokens * token + work.all_scored_tokens * work.head_flops
+    return prefix + steps + work.evaluations * evaluation
 
 
 def saved_bytes(pack: Pack) -> int:
-    """Bytes that the forward pass of one step keeps for the backward pass."""
-    work = _Work(pack)
-    return round(work.tokens * work.saved()[0] + work.scored * work.shape.hidden * work.dtype)
+    """Bytes that the forward pass of one step saves for the backward pass."""
+    work = PackWork(pack)
+    layers = work.step_tokens * work.saved_bytes_per_token().stored
+    hidden_states = work.scored_tokens * work.shape.hidden * work.number_bytes
+    return round(layers + hidden_states)
 
 
-def memory(pack: Pack) -> int:
-    """Peak bytes of tensors on the device while a pack is trained: an estimate.
+def peak_memory(pack: Pack) -> int:
+    """Estimated peak bytes of tensors on the device while a pack is trained.
 
-    Of a streamed model's weights the layers above the adapter and the head, and while the prefix is computed one layer more
-    (or the input embeddings, where the head does not share them).
-
-    Weights, prefix cache and the batch drawn from it, adapters (with gradient, m, v and a copy in the update), and the
-    larger of a step (what is saved, and logits of a chunk or the temporaries of a layer, with checkpointing also what that
-    layer keeps) and an evaluation. Without what the device's runtime and allocator take for themselves (on CUDA some 0.5 GiB
-    and up).
+    Weights, prefix cache, adapters, and the larger of a training step and an evaluation. Of a
+    streamed model only the layers above the adapter, the head and one more layer are there. What
+    the runtime and the allocator of the device take is not included (on CUDA 0.5 GiB and more).
     """
-    work = _Work(pack)
-    m, dtype, precise = work.shape, work.dtype, max(4, work.dtype)
-    kept = 1 if not work.block else 2 + (m.family.norms_outputs)
-    cache = (work.rows * work.T + work.tokens) * m.hidden * dtype * kept
-    adapters = (
-        5
-        * work.cells
-        * work.rank
-        * precise
-        * sum(site.inputs + site.outputs for _, site in work.sites)
+    work = PackWork(pack)
+    training = work.prefix_cache_bytes() + work.adapter_bytes() + _compute_bytes(work, pack)
+    if not is_streamed(work.run.model):
+        return round(work.shape.parameters * work.number_bytes + training)
+
+    weights = (
+        work.shape.embedding_weights
+        - work.shape.untied_input_weights
+        + len(work.upper_layers) * work.shape.layer_weights
     )
-    logits = (
-        min(HEAD_CHUNK, work.scored)
-        * m.vocabulary
-        * (precise * (1 + 2 * m.softcaps_logits) + dtype * (dtype < precise))
-    )
-    layer = dtype * 4 * (m.mlp_width + m.hidden) + 2 * m.unfused_heads * work.T * precise
-    evaluated = min(work.all_tokens, max(EVALUATION_TOKENS, work.cells * work.T))
-    step = (
-        saved_bytes(pack)
-        + work.tokens * 2 * m.hidden * dtype
-        + max(logits, work.tokens * (work.saved()[1] + layer))
-    )
-    trained = cache + adapters + max(step, evaluated * layer + logits)
-    if not is_streamed(pack.cells[0].run.model):
-        return round(m.parameters * dtype + trained)
-    states = work.rows * work.T * m.hidden * dtype
-    below = (
-        max(m.layer_weights, m.untied_input_weights) * dtype
-        + (1 + kept) * states
-        + min(PREFIX_ROWS, work.rows) * work.T * layer
-    )
-    return round(
-        (m.embedding_weights - m.untied_input_weights + len(work.upper) * m.layer_weights) * dtype
-        + max(trained, below + adapters, 2 * kept * states)
-    )
+    computing_prefix = work.adapter_bytes() + work.streamed_prefix_bytes()
+    assembling_cache = 2 * work.cached_tensors * work.prefix_state_bytes()
+    return round(weights * work.number_bytes + max(training, computing_prefix, assembling_cache))
+
+
+def _compute_bytes(work: PackWork, pack: Pack) -> float:
+    """Temporary bytes of a training step or of an evaluation, whichever needs more."""
+    logits = work.logits_bytes()
+    layer = work.layer_temporary_bytes_per_token()
+
+    # With checkpointing, what a layer saves exists again while its backward pass runs.
+    recomputed = work.saved_bytes_per_token().recomputed
+    residual_stream = work.step_tokens * 2 * work.shape.hidden * work.number_bytes
+    in_one_layer = work.step_tokens * (recomputed + layer)
+    step = saved_bytes(pack) + residual_stream + max(logits, in_one_layer)
+
+    row_of_each_cell = len(pack.cells) * work.row_tokens
+    evaluated_tokens = min(work.all_tokens, max(EVALUATION_TOKENS, row_of_each_cell))
+    return max(step, evaluated_tokens * layer + logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedBytes:
+    """What autograd keeps of one token until the backward pass, in bytes."""
+
+    stored: float
+    """From the forward pass on."""
+
+    recomputed: float
+    """With activation checkpointing, again while one layer's backward pass runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A weight matrix with an adapter beside it."""
+
+    layer: int
+    matrix: Matrix
+
+    @property
+    def position(self) -> tuple[int, Stage]:
+        """Where it stands in the forward pass."""
+        return self.layer, self.matrix.stage
+
+
+class PackWork:
+    """What the trainer does for one pack: which layers run, how often, and where gradients flow.
+
+    Attributes:
+        shape: sizes of the model.
+        steps: training steps.
+        number_bytes: bytes of a number in the model's dtype.
+        float32_bytes: bytes of a number where float32 is used at least (norms, adapters).
+        rank: largest rank; all adapters are padded to it.
+        is_block: whether the adapter is parallel to a whole MLP (`adapter=mlp_block`).
+        sites: the matrices with an adapter.
+        first_layer, first_stage: of the first adapter in the forward pass. No gradient goes below.
+        upper_layers: the layers that run in every step; the ones below are cached.
+        row_tokens: input tokens of a row, padding included (T).
+        step_tokens: input tokens of a step.
+        all_tokens: input tokens of all samples.
+        prefix_tokens: input tokens of the prefix cache.
+        scored_tokens: target tokens of a step.
+        all_scored_tokens: target tokens of all samples.
+        mean_batch_fill: mean size of a minibatch as a share of the largest one.
+        evaluations: forward passes over all samples outside the training steps.
+        head_flops: of a scored token, in one direction.
+        adapter_width: inputs and outputs of all adapters.
+        adapter_flops: of a token, forward.
+    """
+
+    def __init__(self, pack: Pack) -> None:
+        cells = pack.cells
+        self.run = cells[0].run
+        self.shape = decoder_shape(self.run.model)
+        self.steps = cells[0].steps
+        self.checkpointing = pack.checkpointing
+        self.number_bytes = BYTES[self.run.model.dtype]
+        self.float32_bytes = max(4, self.number_bytes)
+
+        self.rank = max(cell.run.rank for cell in cells)
+        self.cells = len(cells)
+        self.is_block = self.run.adapter.kind == "mlp_block"
+        self.sites = adapter_sites(self.run, self.shape)
+        self.first_layer, self.first_stage = self._first_site()
+        self.upper_layers = range(self.first_layer + self.is_block, self.shape.layers)
+
+        self.row_tokens = max(cell.tokens for cell in cells)
+        self.step_tokens = pack.step_tokens
+        samples = max(len(cell.samples) for cell in cells)
+        self.all_tokens = self.cells * samples * self.row_tokens
+        self.prefix_rows = unique_rows(pack)
+        self.prefix_tokens = self.prefix_rows * self.row_tokens
+
+        self.all_scored_tokens = 0
+        self.scored_tokens = 0.0
+        for cell in cells:
+            tokens = sum(len(sample.target) for sample in cell.samples)
+            self.all_scored_tokens += tokens
+            self.scored_tokens += tokens * cell.rows / len(cell.samples)
+        self.mean_batch_fill = max(batch_fill(cell) for cell in cells)
+        self.evaluations = self._evaluations(is_sampled=cells[0].is_sampled)
+
+        self.head_flops = 2 * self.shape.hidden * self.shape.vocabulary
+        self.adapter_width = sum(site.matrix.inputs + site.matrix.outputs for site in self.sites)
+        self.adapter_flops = 2 * self.rank * self.adapter_width
+
+    def _first_site(self) -> tuple[int, Stage]:
+        positions = [site.position for site in self.sites]
+        # No site: adapters on layers that the model lacks are refused later.
+        dims = model_dims(self.run.model)
+        default_layer = dims.adapter_layer(self.run.model.layer)
+        return min(positions, default=(default_layer, Stage.DOWN))
+
+    def _evaluations(self, *, is_sampled: bool) -> int:
+        """At the beginning and the end, and at logged steps that do not score every sample."""
+        if not is_sampled and self.run.adapter.dropout == 0:
+            return 2
+        log_every = self.run.train.log_every or max(1, self.steps // DEFAULT_LOGGED_STEPS)
+        return 2 + (self.steps - 1) // log_every
+
+    # FLOPs of one token
+
+    def gradient_flows(self, layer: int, stage: Stage) -> bool:
+        """Whether the input of a stage has a gradient: an adapter lies before it."""
+        if layer > self.first_layer:
+            return True
+        if self.shape.family.parallel_residual and self.first_stage < Stage.UP <= stage:
+            # Such an MLP does not read the output of the attention beside it.
+            return False
+        return stage > self.first_stage
+
+    def forward_flops(self, layers: int) -> float:
+        """FLOPs of a token in whole layers, without the adapters.
+
+        Fused attention computes only the T / 2 tokens that the causal mask leaves.
+        """
+        matrices = _matrix_flops(self.shape.matrices.values())
+        attention_flops = 4 if self.shape.unfused_heads else 2
+        return layers * (matrices + attention_flops * self.shape.query_width * self.row_tokens)
+
+    def backward_flops(self) -> float:
+        """FLOPs of a token in the backward pass, recomputation included.
+
+        Frozen matrices only pass gradients on. Fused attention takes five products, as it computes
+        the scores again; plain attention takes four, over all T tokens.
+        """
+        total = self.recomputed_flops() if self.checkpointing else 0.0
+
+        attention_flops = 8 if self.shape.unfused_heads else 5
+        attention = attention_flops * self.shape.query_width * self.row_tokens
+        for layer in self.upper_layers:
+            total += _matrix_flops(
+                matrix
+                for matrix in self.shape.matrices.values()
+                if self.gradient_flows(layer, matrix.stage)
+            )
+            if self.gradient_flows(layer, Stage.SCORES):
+                total += attention
+
+        for site in self.sites:
+            # Of x @ A @ B: gradients of A, B and x @ A; of x, where it is no cached constant.
+            inputs = site.matrix.inputs
+            if not self.is_block and self.gradient_flows(*site.position):
+                inputs *= 2
+            total += 2 * self.rank * (inputs + 2 * site.matrix.outputs)
+        return total
+
+    def recomputed_flops(self) -> float:
+        """FLOPs of a token that activation checkpointing adds.
+
+        torch recomputes each layer up to the last tensor that the backward pass needs, so the
+        products after it are left out.
+        """
+        adapters = 0 if self.is_block else self.adapter_flops
+        total = self.forward_flops(len(self.upper_layers)) + adapters
+        if self.shape.family.norms_outputs:
+            # A norm follows the last product and needs its result.
+            return total
+
+        # An adapter needs the output of the matrix beside it.
+        adapted = {site.position for site in self.sites}
+        for layer in self.upper_layers:
+            last_stage = Stage.DOWN
+            for stage in (Stage.DOWN, Stage.OUT):
+                if self.gradient_flows(layer, stage):
+                    last_stage = stage
+                    break
+            if (layer, last_stage) not in adapted:
+                total -= _matrix_flops(
+                    matrix for matrix in self.shape.matrices.values() if matrix.stage >= last_stage
+                )
+        return total
+
+    # Bytes
+
+    def saved_bytes_per_token(self) -> SavedBytes:
+        """What autograd keeps of a token; with checkpointing, only the inputs of the layers."""
+        outside = self._saved_outside_layers()
+        by_layer = self._saved_by_layer()
+        if not self.checkpointing:
+            return SavedBytes(stored=outside + sum(by_layer.values()), recomputed=0.0)
+
+        # Without a block, the input of the first layer is the prefix cache.
+        layer_inputs = len(by_layer) if self.is_block else len(by_layer) - 1
+        stored = outside + layer_inputs * self.shape.hidden * self.number_bytes
+        largest_layer = max(by_layer.values(), default=0.0)
+        return SavedBytes(stored=stored, recomputed=largest_layer)
+
+    def _saved_by_layer(self) -> dict[int, float]:
+        """Bytes that each layer saves of a token: attention, MLP, norms and inputs of adapters."""
+        attention = self._saved_by_attention()
+        mlp = self.shape.mlp_width * self.number_bytes * self.shape.family.saved_mlp_activations
+        norm = self._saved_by_norm()
+        is_sandwich = self.shape.family.norms_outputs
+
+        by_layer = {}
+        for layer in self.upper_layers:
+            before_attention = self.gradient_flows(layer, Stage.QKV)
+            before_mlp = self.gradient_flows(layer, Stage.UP)
+            before_down = self.gradient_flows(layer, Stage.DOWN)
+            norms = before_attention + before_mlp
+            if is_sandwich:
+                norms += before_mlp + before_down
+
+            saved = float(norms * norm)
+            if self.gradient_flows(layer, Stage.SCORES):
+                saved += attention
+            if before_down:
+                saved += mlp
+            by_layer[layer] = saved
+
+        if not self.is_block:
+            for site in self.sites:
+                # A layer that the model lacks is refused later.
+                if site.layer in by_layer:
+                    by_layer[site.layer] += site.matrix.inputs * self.float32_bytes
+        return by_layer
+
+    def _saved_by_attention(self) -> float:
+        """Queries, keys, values and the output; norms of queries and keys; scores, if unfused."""
+        width = self.shape.query_width + self.shape.key_width
+        saved = 2 * width * self.number_bytes
+        if self.shape.family.norms_queries_and_keys:
+            saved += width * self.float32_bytes
+
+        score_bytes = 2 * self.number_bytes
+        if self.number_bytes < self.float32_bytes:
+            score_bytes += self.float32_bytes
+        return saved + self.shape.unfused_heads * self.row_tokens * score_bytes
+
+    def _saved_by_norm(self) -> int:
+        in_float32 = self.shape.family.norms_in_float32
+        return self.shape.hidden * (self.float32_bytes if in_float32 else self.number_bytes)
+
+    def _saved_outside_layers(self) -> float:
+        """Of the last norm, of one that follows an adapted MLP, and the input of a block adapter."""
+        norms = 2 if self.is_block and self.shape.family.norms_outputs else 1
+        saved = norms * self._saved_by_norm()
+        # In float32 and above, a block adapter reads the prefix cache itself.
+        if self.is_block and self.number_bytes < 4:
+            saved += self.shape.hidden * self.float32_bytes
+        return saved
+
+    @property
+    def cached_tensors(self) -> int:
+        """Hidden states that the prefix cache keeps of a token.
+
+        For a block: the MLP's input and its output with the residual; with sandwich norms also the
+        output before its norm.
+        """
+        if not self.is_block:
+            return 1
+        return 3 if self.shape.family.norms_outputs else 2
+
+    def prefix_cache_bytes(self) -> float:
+        """The prefix cache, and the batch that is gathered from it."""
+        tokens = self.prefix_tokens + self.step_tokens
+        return tokens * self.shape.hidden * self.number_bytes * self.cached_tensors
+
+    def prefix_state_bytes(self) -> float:
+        """One hidden state of every token of the prefix."""
+        return self.prefix_tokens * self.shape.hidden * self.number_bytes
+
+    def streamed_prefix_bytes(self) -> float:
+        """What computing the prefix of a streamed model takes.
+
+        The weights of one layer, or of the input embeddings, which the head does not share; the
+        hidden states; and the temporaries of a few rows.
+        """
+        weights = max(self.shape.layer_weights, self.shape.untied_input_weights)
+        states = (1 + self.cached_tensors) * self.prefix_state_bytes()
+        tokens = min(PREFIX_ROWS, self.prefix_rows) * self.row_tokens
+        temporaries = tokens * self.layer_temporary_bytes_per_token()
+        return weights * self.number_bytes + states + temporaries
+
+    def adapter_bytes(self) -> float:
+        """Adapters of all cells with their optimizer state."""
+        numbers = self.cells * self.rank * self.adapter_width
+        return ADAPTER_COPIES * numbers * self.float32_bytes
+
+    def logits_bytes(self) -> float:
+        """The logits of one chunk in float32, and in the model's dtype where that is smaller."""
+        copies = 3 if self.shape.softcaps_logits else 1
+        bytes_each = copies * self.float32_bytes
+        if self.number_bytes < self.float32_bytes:
+            bytes_each += self.number_bytes
+        return min(HEAD_CHUNK, self.scored_tokens) * self.shape.vocabulary * bytes_each
+
+    def layer_temporary_bytes_per_token(self) -> float:
+        """Temporaries of a layer while it runs."""
+        width = self.shape.mlp_width + self.shape.hidden
+        activations = 4 * self.number_bytes * width
+        scores = 2 * self.shape.unfused_heads * self.row_tokens * self.float32_bytes
+        return activations + scores
+
+
+def _matrix_flops(matrices: Iterable[Matrix]) -> float:
+    """FLOPs of a token in a product with each of these matrices."""
+    return sum(2 * matrix.inputs * matrix.outputs for matrix in matrices)
+
+
+def adapter_sites(run: Run, shape: DecoderShape) -> list[Site]:
+    """The matrices of a model that have an adapter; a block counts as one (D, D) matrix."""
+    default_layer = model_dims(run.model).adapter_layer(run.model.layer)
+    if not isinstance(run.adapter, LinearAdapter):
+        block = Matrix(shape.hidden, shape.hidden, Stage.DOWN)
+        return [Site(layer=default_layer, matrix=block)]
+
+    layers = [default_layer]
+    if run.adapter.layers is not None:
+        # An empty list stands for every layer.
+        layers = sorted(set(run.adapter.layers)) or list(range(shape.layers))
+    suffixes = tuple(f".{target}" for target in run.adapter.targets)
+    return [
+        Site(layer=layer, matrix=matrix)
+        for layer in layers
+        for name, matrix in shape.matrices.items()
+        if f".{name}".endswith(suffixes)
+    ]
+
+
+def batch_fill(cell: CellPlan) -> float:
+    """Mean size of a cell's minibatches, as a share of the largest one."""
+    if cell.run.train.curriculum:
+        total = sum(minibatch_sizes(cell.run.train, len(cell.samples)))
+        return total / (cell.rows * cell.steps)
+    batches = -(-len(cell.samples) // cell.rows)
+    return len(cell.samples) / (cell.rows * batches)
+
+
+def unique_rows(pack: Pack) -> int:
+    """Rows of the prefix cache: a sample that begins another one shares its row."""
+    distinct: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+    for cell in pack.cells:
+        distinct.update((sample.prompt, sample.target) for sample in cell.samples)
+
+    samples = sorted(distinct)
+    shared = 0
+    # In sorted order, a longer sample comes right after the one that begins it.
+    for (prompt, target), (next_prompt, next_target) in itertools.pairwise(samples):
+        shared += prompt == next_prompt and next_target[: len(target)] == target
+    return len(samples) - shared

@@ -1,100 +1,73 @@
-"""The devices of a launch: which there are, how packs are cut for them, how long they will take. Without torch."""
+"""The processors and GPUs of this machine, as its workers share them. Without torch."""
 
 from __future__ import annotations
 
-import heapq
 import os
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pml_cli.config.schema import Launch, LocalLaunch, SlurmLaunch
-from pml_cli.data.cell import CellPlan
-from pml_cli.format import duration_text
-from pml_cli.launch.packing import Pack, Packing
-from pml_cli.launch.throughput import Rates, device_label
-from pml_cli.model.device import device_kind, device_memory
+from pml_cli.config.schema import Run
+from pml_cli.model.device import device_kind, device_memory, nvidia_smi
 
-SHARE = 0.8  # of a device's memory that packs are planned for: the estimate is of tensors alone
+# Share of a device's memory that packs may fill: the cost model counts tensors alone.
+MEMORY_SHARE = 0.8
 
 
-def packing(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
-    """How a sweep is cut for the devices it is launched on."""
-    told = round(launch.device_gb * 2**30) or None
-    if isinstance(launch, SlurmLaunch):
-        return Packing(launch.pack_tokens, launch.devices, gpu=launch.gpus > 0, memory=told)
-    workers = local_devices(launch, cells) if isinstance(launch, LocalLaunch) else [""]
-    kind = device_kind(cells[0].run.model.device)
-    shared = len(workers) if kind == "cpu" else max(Counter(workers).values())
-    there = device_memory(kind)
-    return Packing(
-        launch.pack_tokens, len(workers), memory=told or (there and int(SHARE * there / shared))
-    )
+def local_devices(count: int, runs: Sequence[Run]) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each local worker; empty texts where they train on the CPU.
+
+    Args:
+        count: number of workers; 0: one for each GPU, without a GPU one for each two cores.
+        runs: what they are to train.
+    """
+    needs_gpu = any(device_kind(run.model.device) == "cuda" for run in runs)
+    gpus = visible_gpus() if needs_gpu else []
+    if gpus:
+        # Workers in excess of the GPUs share them.
+        return [gpus[i % len(gpus)] for i in range(count or len(gpus))]
+    return [""] * (count or max(1, cores() // 2))
 
 
-def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None]:
-    """What each pack will take on the devices of a launch, by what was measured on such before; None: nothing was."""
-    workers = local_devices(launch, packs[0].cells) if isinstance(launch, LocalLaunch) else [""]
-    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[
-        0
-    ]  # a list is one number for each level of nesting
-    threads = int(told) if told.isdigit() else cores()
-    if isinstance(launch, LocalLaunch):
-        threads = launch.threads or max(1, cores() // len(workers))
-    if isinstance(launch, SlurmLaunch):
-        threads = launch.cpus
-    gpu = launch.gpus > 0 if isinstance(launch, SlurmLaunch) else None
-    kind, rates = device_kind(packs[0].cells[0].run.model.device, gpu), Rates()
-    label = device_label(kind, threads)
-    models = [pack.cells[0].run.model for pack in packs]
-    return [
-        label and rates.seconds(label, m.dtype, m.name, pack)
-        for m, pack in zip(models, packs, strict=True)
-    ]  # type: ignore[misc]
+def memory_per_worker(kind: str, visible_devices: Sequence[str | None]) -> int | None:
+    """Bytes that the packs of each worker of this machine may fill; None: unknown.
 
+    Args:
+        kind: cuda or cpu.
+        visible_devices: CUDA_VISIBLE_DEVICES of each worker.
+    """
+    memory = device_memory(kind)
+    if not memory:
+        return None
 
-def expectation(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | None]) -> str:
-    """The time that a sweep will take, in a line."""
-    known = [s for s in seconds if s is not None]
-    if len(known) < len(packs):
-        return "time: not known; it is measured while packs are trained on such a device"
-    devices = 1
-    if isinstance(launch, LocalLaunch | SlurmLaunch):
-        devices = launch.devices or len(local_devices(launch, packs[0].cells))  # type: ignore[arg-type]
-    ends = [0.0] * min(devices, len(packs))
-    for one in known:  # whoever is free takes the next
-        heapq.heapreplace(ends, ends[0] + one)
-    on = f" on {len(ends)} devices" if len(ends) > 1 else ""
-    return f"time: about {duration_text(max(ends))}{on}, by packs trained here before, without start and queue"
-
-
-def local_devices(launch: LocalLaunch, cells: Sequence[CellPlan]) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each local worker; empty strings where they train on the CPU."""
-    wanted = {device_kind(cell.run.model.device) for cell in cells}
-    if "cuda" in wanted and (gpus := visible_gpus()):
-        return [gpus[i % len(gpus)] for i in range(launch.devices or len(gpus))]
-    return [""] * (launch.devices or max(1, cores() // 2))
+    sharing = len(visible_devices)
+    if kind == "cuda":
+        sharing = max(Counter(visible_devices).values())
+    return int(MEMORY_SHARE * memory / sharing)
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them; without torch."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [name for name in told.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi"):
-        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return [
-                str(i)
-                for i, line in enumerate(
-                    x for x in answer.stdout.splitlines() if x.startswith("GPU ")
-                )
-            ]
-    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+
+    count = sum(line.startswith("GPU ") for line in nvidia_smi("-L"))
+    if not count:
+        # In a container nvidia-smi may be missing.
+        count = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return [str(index) for index in range(count)]
 
 
 def cores() -> int:
     """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def openmp_threads() -> int:
+    """CPU threads of an operation of this process: OMP_NUM_THREADS, else all cores."""
+    # A list has one number for each level of nesting.
+    outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(outermost) if outermost.isdigit() else cores()

@@ -1,16 +1,17 @@
-"""Who trains what. Processes that share a results folder claim cells, show that they live, and inherit from the dead.
+"""Leases: which process trains which cell of a results folder.
 
-A claim is a symbolic link, made in one step that only one process can win, on local disks and on NFS alike; flock is not
-relied on. Below `.pml/` in the results folder:
+Processes that share a results folder claim cells, renew a heartbeat, and take over the cells of
+processes that died. A claim is a symbolic link: only one process can create it, on local disks and
+on NFS alike, which is more than flock promises. Below `.pml/` in the results folder:
 
-    locks/CELL      -> the process that trains the cell
-    dead/PROCESS    -> its heir: one process alone can make this link, and only the heir removes the dead one's locks
-    workers/PROCESS.json  what a process is doing; rewritten every few seconds, so its age is the sign of life
-    cancel/PROCESS  asks a process to end
-    journal/PROCESS.jsonl what it has done, a line an event
+    locks/CELL             -> the process that holds the cell
+    dead/PROCESS           -> its successor. Only one process can create this link, and only the
+                              successor removes the locks of the dead process (fencing)
+    workers/PROCESS.json      what a process does; rewritten every few seconds as its heartbeat
+    cancel/PROCESS            asks a process (or all of a launch) to save a checkpoint and end
+    journal/PROCESS.jsonl     what a process did, a line for each event
 
-A process on this machine is dead when it is gone; an earlier start of the same Slurm job is dead; any other is dead when it
-has shown no sign of life for `stale` seconds, both times read off the file server's clock.
+Which process counts as dead is decided in liveness.py.
 """
 
 from __future__ import annotations
@@ -21,68 +22,103 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 from pml_cli.io import atomic_write
+from pml_cli.launch.liveness import (
+    STALE_SECONDS,
+    Record,
+    is_alive,
+    process_identity,
+    read_record,
+    server_time,
+)
 
-STALE_SECONDS = 120.0
-LOOK_SECONDS = 2.0  # how long a judgement about another process is kept
+FOLDERS = ("locks", "dead", "workers", "cancel", "journal")
+
+# Seconds for which a verdict on another process is cached.
+VERDICT_SECONDS = 2.0
+
+# Seconds between two heartbeats: an eighth of the time after which silence counts as death.
+HEARTBEAT_SECONDS = 5.0
+HEARTBEATS_PER_STALE = 8
 
 
 class WorkerLease:
-    """One process at work in a results folder."""
+    """One process at work in a results folder, from `with` to its end.
+
+    Attributes:
+        out: the results folder.
+        name: of this process, unique among those of the folder.
+        activity: what it does, for `pml status`; part of every heartbeat.
+        cancelled: whether it was asked to end, as of the last look.
+        fenced: whether another process declared it dead and took over, as of the last look.
+    """
 
     def __init__(
         self,
         out: Path,
         kind: str,
-        stale: float = STALE_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
         *,
-        order: str = "",
+        sweep: str = "",
         launch: str = "",
         slot: int | None = None,
     ) -> None:
-        """Args:
-        kind: inline, local or slurm for what trains, driver for what only waits.
-        stale: seconds without a sign of life after which others may take this process for dead.
-        order: the key of its sweep.
-        launch: the id of the launch that started it; a note to this id cancels it as one to its name does.
-        slot: which of the launch's devices it has.
+        """Prepare a lease; nothing is written before `with`.
+
+        Args:
+            out: the results folder.
+            kind: of the launch (inline, local, slurm), or `driver` for a process that only waits.
+            stale_seconds: silence after which other machines may declare this process dead.
+            sweep: key of the sweep.
+            launch: id of the launch that started it; cancelling that id cancels this process too.
+            slot: index of its device within the launch.
         """
-        self.home = out / ".pml"
-        self.stale = stale
-        self.name = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.doing: dict[str, Any] = {}  # shown by `pml status`
-        self.cancelled = self.buried = False
-        told = {
+        self.out = out
+        self.folder = out / ".pml"
+        self.stale_seconds = stale_seconds
+        self.launch = launch
+        host = socket.gethostname().split(".")[0]
+        self.name = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+        self.activity: dict[str, Any] = {}
+        self.cancelled = False
+        self.fenced = False
+
+        self._identity = process_identity() | {
             "name": self.name,
             "kind": kind,
-            "order": order,
+            "order": sweep,
             "launch": launch,
             "slot": slot,
-            "stale": stale,
+            "stale": stale_seconds,
+            "started": time.time(),
         }
-        self._identity = identity() | told | {"started": time.time()}
-        self._notes = [self.home / "cancel" / name for name in (self.name, launch) if name]
+        cancel = self.folder / "cancel"
+        self._cancel_notes = [cancel / self.name]
+        if launch:
+            self._cancel_notes.append(cancel / launch)
+        self._verdicts: dict[str, tuple[float, bool]] = {}
         self._ended = threading.Event()
-        self._seen: dict[str, tuple[float, bool]] = {}
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="pml heartbeat")
+        self._thread = threading.Thread(
+            target=self._renew_heartbeat, daemon=True, name="pml heartbeat"
+        )
 
     def __enter__(self) -> WorkerLease:
         try:
-            for folder in ("locks", "dead", "workers", "cancel", "journal"):
-                (self.home / folder).mkdir(parents=True, exist_ok=True)
-            self.show()
-            self.is_cancelled()  # perhaps before it began
+            for name in FOLDERS:
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            self.write_heartbeat()
+            # A launch may have been cancelled before this worker of it began.
+            self.check_cancelled()
             self._thread.start()
-        except BaseException:  # an interrupt too: nobody calls __exit__ then
+        except BaseException:
+            # Nobody calls __exit__ after a failed __enter__, not even on an interrupt.
             with suppress(OSError):
                 self._end()
             raise
@@ -100,214 +136,163 @@ class WorkerLease:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.doing = {}
-        self.show("ended")
+        self.activity = {}
+        self.write_heartbeat("ended")
 
-    def show(self, state: str = "running") -> None:
-        """Write down what this process is doing."""
-        record = {**self._identity, "state": state, "shown": time.time(), "doing": dict(self.doing)}
-        atomic_write(
-            self._record(self.name), lambda aside: aside.write_text(json.dumps(record), "utf-8")
-        )
+    # -- heartbeat and journal
 
-    def note(self, event: str, **details: Any) -> None:
-        """Add a line to this process's journal."""
-        with (self.home / "journal" / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"time": round(time.time(), 3), "event": event, **details}) + "\n"
-            )
+    def write_heartbeat(self, state: str = "running") -> None:
+        """Rewrite this process's record; its age is the sign of life."""
+        record = {
+            **self._identity,
+            "state": state,
+            "shown": time.time(),
+            "doing": dict(self.activity),
+        }
+        text = json.dumps(record)
+        atomic_write(self._record_path(self.name), lambda aside: aside.write_text(text, "utf-8"))
+
+    def _renew_heartbeat(self) -> None:
+        pause = min(HEARTBEAT_SECONDS, self.stale_seconds / HEARTBEATS_PER_STALE)
+        while not self._ended.wait(pause):
+            try:
+                self.check_cancelled()
+                self.check_fenced()
+                self.write_heartbeat()
+            except OSError:
+                # A full or absent disk also stops the training, which reports it.
+                continue
+
+    def log_event(self, event: str, **details: Any) -> None:
+        """Append an event to this process's journal."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **details})
+        with (self.folder / "journal" / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     # -- claims
 
     def claim(self, cell: str) -> bool:
-        """Whether the cell is this process's now. False: a living process has it."""
-        lock = self.home / "locks" / cell
-        while not self.is_buried():
+        """Claim a cell, also from a process that died.
+
+        Returns:
+            whether this process holds the cell now; False: a living process holds it.
+        """
+        lock = self.folder / "locks" / cell
+        while not self.check_fenced():
             try:
                 lock.symlink_to(self.name)
                 return True
             except FileExistsError:
                 pass
-            holder = _target(lock)
-            if holder is None:  # let go just now
+
+            holder = _link_target(lock)
+            if holder is None:
+                # released in this moment: try again
                 continue
             if holder == self.name:
                 return True
-            heir = self._heir(holder)
-            if heir == self.name:
+
+            successor = self._last_successor(holder)
+            # Only the successor of a dead process removes its locks; then all may try again.
+            if successor == self.name:
                 lock.unlink(missing_ok=True)
-            elif self.alive(heir):
+            elif self.is_alive(successor):
                 return False
             else:
-                self._inherit(heir)
+                self._take_over(successor)
         return False
 
     def release(self, cell: str) -> None:
+        """Give a cell back, if this process holds it."""
         if self.holds(cell):
-            (self.home / "locks" / cell).unlink(missing_ok=True)
+            (self.folder / "locks" / cell).unlink(missing_ok=True)
 
     def holds(self, cell: str) -> bool:
-        """Whether this process still has the cell: not when others took it for dead."""
-        return not self.is_buried() and _target(self.home / "locks" / cell) == self.name
+        """Whether this process still holds a cell; never once it was declared dead."""
+        if self.check_fenced():
+            return False
+        return _link_target(self.folder / "locks" / cell) == self.name
 
-    def is_buried(self) -> bool:
-        """Whether another process took this one for dead."""
-        self.buried = self.buried or _target(self.home / "dead" / self.name) is not None
-        return self.buried
+    def check_fenced(self) -> bool:
+        """Look whether another process declared this one dead; also kept in `fenced`."""
+        # Fencing is final, so that the disk is asked no more.
+        if not self.fenced:
+            successor = _link_target(self.folder / "dead" / self.name)
+            self.fenced = successor is not None
+        return self.fenced
 
-    def _heir(self, holder: str) -> str:
-        passed = {holder}
-        while (heir := _target(self.home / "dead" / holder)) is not None and heir not in passed:
-            passed.add(heir)
-            holder = heir
-        return holder
+    def _last_successor(self, holder: str) -> str:
+        """The process that holds the claims of `holder` now: itself, or the end of a chain of
+        takeovers. Two processes that declared each other dead form a circle, which ends the walk.
+        """
+        visited = {holder}
+        while True:
+            successor = _link_target(self.folder / "dead" / holder)
+            if successor is None or successor in visited:
+                return holder
+            visited.add(successor)
+            holder = successor
 
-    def _inherit(self, dead: str) -> None:
+    def _take_over(self, dead: str) -> None:
         try:
-            (self.home / "dead" / dead).symlink_to(self.name)
-            self.note("inherit", dead=dead)
-        except FileExistsError:  # another one was first
+            (self.folder / "dead" / dead).symlink_to(self.name)
+            self.log_event("take_over", dead=dead)
+        except FileExistsError:
+            # another process was faster
             pass
 
-    # -- being asked to end
+    # -- cancellation
 
-    def is_cancelled(self) -> bool:
-        """Whether this process was asked to end."""
-        self.cancelled = self.cancelled or any(note.exists() for note in self._notes)
+    def check_cancelled(self) -> bool:
+        """Look whether this process was asked to end; also kept in `cancelled`."""
+        if not self.cancelled:
+            self.cancelled = any(note.exists() for note in self._cancel_notes)
         return self.cancelled
 
-    def cancel(self, names: Iterable[str]) -> None:
-        """Ask processes, by name or by launch, to keep a checkpoint and end."""
-        self.cancel_in(self.home.parent, names)
+    def cancel_launch(self) -> None:
+        """Ask every process of this launch to save a checkpoint and end, this one included."""
+        if self.launch:
+            cancel_processes(self.out, [self.launch])
 
-    @staticmethod
-    def cancel_in(out: Path, names: Iterable[str]) -> None:
-        """The same, by who is no member."""
-        folder = out / ".pml" / "cancel"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (folder / name).touch()
+    # -- other processes
 
-    # -- life and death
+    def is_alive(self, name: str) -> bool:
+        """Whether another process of this folder is alive; looked up every two seconds at most."""
+        verdict = self._verdicts.get(name)
+        if verdict is None or time.monotonic() - verdict[0] > VERDICT_SECONDS:
+            verdict = (time.monotonic(), self._look_alive(name))
+            self._verdicts[name] = verdict
+        return verdict[1]
 
-    def alive(self, name: str) -> bool:
-        """Whether another process of this folder lives; looked up at most every two seconds."""
-        known = self._seen.get(name)
-        if known is None or time.monotonic() - known[0] > LOOK_SECONDS:
-            known = self._seen[name] = (time.monotonic(), self._lives(name))
-        return known[1]
-
-    def _lives(self, name: str) -> bool:
+    def _look_alive(self, name: str) -> bool:
         try:
-            record, changed = read_record(self._record(name))
-        except (
-            OSError
-        ):  # NFS may say ESTALE of a file that is just being replaced: asked again soon
+            record, written_at = read_record(self._record_path(name))
+        except OSError:
+            # NFS may answer ESTALE for a file that is being replaced; the next look decides.
             return True
-        return record is not None and lives(record, changed, self._now, self._identity["slurm"])
+        return record is not None and self._is_record_alive(record, written_at)
 
-    def _now(self) -> float:
-        """The file server's clock."""
-        return server_time(self.home / "workers")
+    def _is_record_alive(self, record: Record, written_at: float) -> bool:
+        return is_alive(
+            record,
+            written_at,
+            lambda: server_time(self.folder / "workers"),
+            self._identity["slurm"],
+        )
 
-    def _record(self, name: str) -> Path:
-        return self.home / "workers" / f"{name}.json"
-
-    def _beat(self) -> None:
-        pause = min(5.0, self.stale / 8)
-        while not self._ended.wait(pause):
-            try:
-                self.is_cancelled()
-                self.is_buried()
-                self.show()
-            except OSError:  # a full or absent disk: the training itself will tell
-                continue
+    def _record_path(self, name: str) -> Path:
+        return self.folder / "workers" / f"{name}.json"
 
 
-@lru_cache(maxsize=1)
-def identity() -> dict[str, Any]:
-    """What tells this process from any other: machine, process number and its start, and the Slurm job it runs in."""
-    job, restart = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return {
-        "host": socket.gethostname(),
-        "place": _place(),
-        "pid": os.getpid(),
-        "created": psutil.Process().create_time(),
-        "slurm": {"job": job, "restart": int(restart), "task": f"{array}_{task}" if array else job}
-        if job
-        else None,
-    }
+def cancel_processes(out: Path, names: Iterable[str]) -> None:
+    """Ask processes of a folder, by name or by launch id, to save a checkpoint and end."""
+    folder = out / ".pml" / "cancel"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
 
 
-def lives(
-    record: dict[str, Any],
-    changed: float,
-    now: Callable[[], float],
-    slurm: dict[str, Any] | None = None,
-) -> bool:
-    """Whether a process lives, by its record.
-
-    Args:
-        changed: when the record was written, by the file server's clock.
-        now: that clock.
-        slurm: the Slurm job of who asks, if it runs in one.
-    """
-    if record.get("state") == "ended":
-        return False
-    if record.get("place") == _place():
-        return _runs(record)
-    its = record.get("slurm")
-    if slurm and its and slurm["job"] == its["job"] and slurm["restart"] > its["restart"]:
-        return False
-    return now() - changed <= float(record.get("stale", STALE_SECONDS))
-
-
-def _runs(record: dict[str, Any]) -> bool:
-    """Whether a process of this machine is there: that very one, not another with its number."""
-    try:
-        process = psutil.Process(int(record["pid"]))
-        same = (
-            abs(process.create_time() - float(record["created"])) < 3
-        )  # the start time moves a little with the clock
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def read_record(path: Path) -> tuple[dict[str, Any] | None, float]:
-    """A process's record and when it was last written, by the file server's clock; None where there is none.
-
-    Raises:
-        OSError: it cannot be read just now.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:  # opening asks the server anew, stat might not
-            return json.loads(file.read()), os.fstat(file.fileno()).st_mtime
-    except (FileNotFoundError, ValueError):
-        return None, 0.0
-
-
-def server_time(folder: Path) -> float:
-    """The clock of the machine that holds a folder, in seconds."""
-    probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-@lru_cache(maxsize=1)
-def _place() -> str:
-    """Names this machine since its last start, and the space of process numbers within it."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    space = Path("/proc/self/ns/pid")
-    known = boot.read_text("utf-8").strip() if boot.exists() else f"{uuid.getnode():x}"
-    return f"{known} {space.readlink() if space.is_symlink() else ''}".strip()
-
-
-def _target(link: Path) -> str | None:
+def _link_target(link: Path) -> str | None:
     try:
         return os.readlink(link)  # noqa: PTH115
     except OSError:

@@ -1,194 +1,287 @@
-"""From runs to packs: check every cell before anything runs, then group what can be trained together. Without torch."""
+"""From runs to packs: check every cell before anything runs, then group what trains together.
+
+Without torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from pml_cli.config.schema import Run
+from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import samples_of
 from pml_cli.errors import UserError, raise_all
+from pml_cli.launch.cost_model import peak_memory
+from pml_cli.launch.devices import memory_per_worker
+from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
 from pml_cli.runs.run_id import content_hash, run_id
 
-PACK_TOKENS = {
-    "cpu": 2048,
-    "cuda": 16384,
-}  # tokens of one training step; beyond it packing no longer pays
+# Input tokens of one training step; more cells in a step are no faster beyond it.
+PACK_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+# Cells of a pack, at most.
 MAX_CELLS = 64
-SMALLEST_SHARE = 8  # packs are not made smaller than this part of the budget to balance devices
-NEAREST_LENGTH = 0.5  # cells shorter than this share of a pack's longest would mostly be padding
 
+# To keep all devices busy, packs are made smaller down to this part of the budget.
+MAX_SPLIT = 8
 
-@dataclass(frozen=True)
-class Pack:
-    """Cells that are trained as one batch: the same model, adapter kind and number of steps, near lengths."""
-
-    cells: list[CellPlan]
-
-    @property
-    def checkpointing(self) -> bool:
-        """Whether its layers above the adapter run again in backward instead of keeping what they computed."""
-        return any(cell.checkpointing for cell in self.cells)
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of one training step, padding included."""
-        return len(self.cells) * max(c.rows for c in self.cells) * max(c.tokens for c in self.cells)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the whole training, padding included."""
-        return self.step_tokens * self.cells[0].steps
+# Cells below this share of a pack's longest row would mostly be padding.
+MIN_FILL = 0.5
 
 
 def check(runs: Sequence[Run]) -> list[CellPlan]:
     """Open every source and measure every cell.
 
+    Returns:
+        One plan for each distinct run, in the given order.
+
     Raises:
         UserError: all faults at once, one line each.
     """
-    faults: dict[str, None] = {}
+    faults: list[str] = []
     planned: dict[str, CellPlan] = {}
     for run in runs:
         try:
-            cell = _planned(run)
+            cell = _plan(run)
         except UserError as error:
-            faults |= dict.fromkeys(error.faults)
+            faults += error.faults
             continue
         planned.setdefault(cell.id, cell)
-    faults |= dict.fromkeys(_copies(list(planned.values())) + _namesakes(list(planned.values())))
-    raise_all(faults)
-    return list(planned.values())
+
+    cells = list(planned.values())
+    raise_all([*faults, *_copies(cells), *_ambiguous_names(cells)])
+    return cells
 
 
-def _copies(cells: Sequence[CellPlan]) -> list[str]:
-    """Cells that were meant as repeats and are copies: another data.seed, the same samples."""
-    if len({cell.run.data.seed for cell in cells}) < 2:
-        return []
-    first: dict[object, CellPlan] = {}
-    faults = []
-    for cell in cells:
-        data = dataclasses.replace(cell.run.data, seed=0)
-        other = first.setdefault((f"{cell.run.model}{data}", tuple(cell.samples)), cell)
-        if other.run.data.seed != cell.run.data.seed:
-            seeds = (
-                f"data.seed={cell.run.data.seed}: draws the same as data.seed={other.run.data.seed}"
-            )
-            faults.append(f"{seeds} from this source (data={cell.run.data.source}); leave one out")
-    return faults
-
-
-def _namesakes(cells: Sequence[CellPlan]) -> list[str]:
-    """Two models of one name: tables and figures could not tell them apart."""
-    paths: dict[str, dict[str, str]] = {}
-    for name, path in dict.fromkeys((cell.run.model.name, cell.run.model.path) for cell in cells):
-        paths.setdefault(name, {}).setdefault(content_hash(path), path)
-    again = "'model.name=\"${basename:${.path},2}\"' (the last two parts of the path)"
-    return [
-        f"model.name={name}: {' and '.join(others.values())} are different models; name them apart, such as by {again}"
-        for name, others in paths.items()
-        if len(others) > 1
-    ]
-
-
-def _planned(run: Run) -> CellPlan:
+def _plan(run: Run) -> CellPlan:
     samples = samples_of(run)
-    rows = min(run.train.batch, len(samples)) if run.train.batch else len(samples)
-    tokens = max(len(s.prompt) + len(s.target) for s in samples) - 1
+    batch = run.train.batch or len(samples)
+    longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
     return CellPlan(
         id=run_id(run),
         run=run,
         samples=samples,
         steps=total_steps(run.train, len(samples)),
-        rows=rows,
-        tokens=tokens,
+        rows=min(batch, len(samples)),
+        # The last token is only predicted.
+        tokens=longest - 1,
         checkpointing=run.model.checkpointing is True,
     )
 
 
-@dataclass(frozen=True)
+def _copies(cells: Sequence[CellPlan]) -> list[str]:
+    """Faults of cells that were meant as repeats and are copies.
+
+    They have another data.seed and the same samples.
+    """
+    if len({cell.run.data.seed for cell in cells}) < 2:
+        return []
+
+    faults = []
+    first_with: dict[object, CellPlan] = {}
+    for cell in cells:
+        data = dataclasses.replace(cell.run.data, seed=0)
+        content = (f"{cell.run.model}{data}", tuple(cell.samples))
+        other = first_with.setdefault(content, cell)
+        seed, other_seed = cell.run.data.seed, other.run.data.seed
+        if seed != other_seed:
+            same = f"data.seed={seed}: draws the same as data.seed={other_seed}"
+            faults.append(f"{same} from this source (data={cell.run.data.source}); leave one out")
+    return faults
+
+
+def _ambiguous_names(cells: Sequence[CellPlan]) -> list[str]:
+    """Faults of different models with the same name, which tables and figures would mix up."""
+    # One path for each content: a copy is the same model.
+    paths_by_name: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        model = cell.run.model
+        paths = paths_by_name.setdefault(model.name, {})
+        paths.setdefault(content_hash(model.path), model.path)
+
+    example = "'model.name=\"${basename:${.path},2}\"' (the last two parts of the path)"
+    return [
+        f"model.name={name}: {' and '.join(paths.values())} are different models; "
+        f"name them apart, such as by {example}"
+        for name, paths in paths_by_name.items()
+        if len(paths) > 1
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Packing:
     """How cells are cut into packs; the same for every process of a sweep."""
 
-    pack_tokens: int = 0  # of one step; 0: by the kind of device
-    devices: int = (
-        1  # packs are made smaller until none is more than one device's share of the work
+    pack_tokens: int = 0
+    """Input tokens of one step, at most; 0: `PACK_TOKENS` of the kind of device."""
+
+    devices: int = 1
+    """Devices to keep busy: no pack is made larger than one device's share of the work."""
+
+    gpu: bool | None = None
+    """Whether model.device=auto is a GPU; None: as on this machine."""
+
+    memory: int | None = None
+    """Bytes of one device; None: unknown, and not considered."""
+
+
+def packing_for(launch: Launch, cells: Sequence[CellPlan]) -> Packing:
+    """How cells are cut for the devices that a sweep is launched on."""
+    runs = [cell.run for cell in cells]
+    visible_devices = launch.visible_devices(runs)
+    memory = round(launch.device_gb * 2**30) or None
+    if memory is None and not launch.remote:
+        kind = device_kind(runs[0].model.device)
+        memory = memory_per_worker(kind, visible_devices)
+
+    return Packing(
+        pack_tokens=launch.pack_tokens,
+        devices=len(visible_devices),
+        gpu=launch.uses_gpu,
+        memory=memory,
     )
-    gpu: bool | None = None  # whether model.device=auto is a GPU; None: as on this machine
-    memory: int | None = None  # bytes of one device; None: not known, not looked at
 
 
-def make_packs(cells: Sequence[CellPlan], packing: Packing = Packing()) -> list[Pack]:
-    """Cut the cells into packs within the budget of tokens a step, longest first."""
-    share = 1
+def make_packs(
+    cells: Sequence[CellPlan],
+    packing: Packing | None = None,
+    memory_of: Callable[[Pack], int] = peak_memory,
+) -> list[Pack]:
+    """Cut cells into packs within the budget of tokens a step, longest first.
+
+    Args:
+        cells: from `check`.
+        packing: the budget; None: the defaults.
+        memory_of: peak bytes of a pack.
+    """
+    packing = packing or Packing()
+    parts = 1
     while True:
-        packs = _cut(cells, packing, share)
-        largest = max(packs, key=lambda pack: (pack.tokens, len(pack.cells)), default=None)
-        if largest is None or len(largest.cells) == 1:
+        packs = _cut(cells, packing, parts, memory_of)
+        if not packs:
+            return []
+
+        largest = max(packs, key=_work)
+        if len(largest.cells) == 1:
             return packs
-        balanced = largest.tokens * packing.devices <= sum(pack.tokens for pack in packs)
-        if len(packs) >= packing.devices and (balanced or share >= SMALLEST_SHARE):
+
+        total = sum(pack.tokens for pack in packs)
+        is_balanced = largest.tokens * packing.devices <= total
+        is_small = parts >= MAX_SPLIT
+        if len(packs) >= packing.devices and (is_balanced or is_small):
             return packs
-        share *= 2
+        parts *= 2
 
 
-def _cut(cells: Sequence[CellPlan], packing: Packing, share: int) -> list[Pack]:
+def _work(pack: Pack) -> tuple[int, int]:
+    return pack.tokens, len(pack.cells)
+
+
+def _cut(
+    cells: Sequence[CellPlan],
+    packing: Packing,
+    parts: int,
+    memory_of: Callable[[Pack], int],
+) -> list[Pack]:
+    """Packs with at most 1 / `parts` of the budget, grouped by model, those with most work first."""
     groups: dict[str, list[CellPlan]] = {}
     for cell in cells:
-        groups.setdefault(_together(cell), []).append(cell)
+        groups.setdefault(_compatible_key(cell), []).append(cell)
+
     packs = []
     for group in groups.values():
         kind = device_kind(group[0].run.model.device, packing.gpu)
-        budget = (packing.pack_tokens or PACK_TOKENS[kind]) // share
-        waiting: list[CellPlan] = []
-        for cell in sorted(group, key=lambda c: (-c.step_tokens, -c.run.rank, c.id)):
-            if waiting and not _fits(waiting, cell, budget):
-                packs.append(Pack(waiting))
-                waiting = []
-            waiting.append(cell)
-        packs.append(Pack(waiting))
+        budget = (packing.pack_tokens or PACK_TOKENS[kind]) // parts
+        packs += _fill_packs(group, budget)
+
     if packing.memory is not None:
-        packs = [part for pack in packs for part in _within(pack, packing.memory)]
-    return sorted(packs, key=lambda pack: (str(pack.cells[0].run.model), -pack.tokens))
+        fitting = [_fit_memory(pack, packing.memory, memory_of) for pack in packs]
+        packs = list(itertools.chain.from_iterable(fitting))
+
+    # One model after the other, so that each is loaded once.
+    return sorted(packs, key=_training_order)
 
 
-def _within(pack: Pack, memory: int) -> list[Pack]:
-    """A pack, or its parts where it would take more memory than there is; a single cell is tried in any case.
-
-    One that does not fit by itself keeps less and computes more, where that helps and nobody has said otherwise.
-    """
-    from pml_cli.launch import cost_model
-
-    if (needed := cost_model.memory(pack)) <= memory:
-        return [pack]
-    if len(pack.cells) == 1:
-        less = sparing(pack)
-        return [less if cost_model.memory(less) < needed else pack]
-    middle = -(-len(pack.cells) // 2)
-    halves = Pack(pack.cells[:middle]), Pack(pack.cells[middle:])
-    return [part for half in halves for part in _within(half, memory)]
+def _training_order(pack: Pack) -> tuple[str, int]:
+    return str(pack.cells[0].run.model), -pack.tokens
 
 
-def sparing(pack: Pack) -> Pack:
-    """The pack with activation checkpointing, where the settings leave that open; else as it is."""
-    if any(cell.run.model.checkpointing is not None for cell in pack.cells):
-        return pack
-    return Pack([dataclasses.replace(cell, checkpointing=True) for cell in pack.cells])
-
-
-def _together(cell: CellPlan) -> str:
+def _compatible_key(cell: CellPlan) -> str:
+    """Equal for cells that can be trained in one batch."""
     run = cell.run
     return repr(
-        (run.model, run.adapter, cell.steps, run.train.log_every, cell.rows > 1, cell.is_sampled)
+        (
+            run.model,
+            run.adapter,
+            cell.steps,
+            run.train.log_every,
+            cell.rows > 1,
+            cell.is_sampled,
+        )
     )
 
 
-def _fits(waiting: list[CellPlan], cell: CellPlan, budget: int) -> bool:
-    first = waiting[0]
-    grown = Pack([*waiting, cell]).step_tokens
-    near = cell.tokens >= NEAREST_LENGTH * first.tokens and cell.rows >= NEAREST_LENGTH * first.rows
-    return len(waiting) < MAX_CELLS and grown <= budget and near
+def _fill_packs(cells: Sequence[CellPlan], budget: int) -> list[Pack]:
+    """Fill one pack after the other with the longest cells that are left."""
+    packs = []
+    filling: list[CellPlan] = []
+    for cell in sorted(cells, key=_filling_order):
+        if filling and not _fits(filling, cell, budget):
+            packs.append(Pack(filling))
+            filling = []
+        filling.append(cell)
+    return [*packs, Pack(filling)]
+
+
+def _filling_order(cell: CellPlan) -> tuple[int, int, str]:
+    return -cell.step_tokens, -cell.run.rank, cell.id
+
+
+def _fits(filling: list[CellPlan], cell: CellPlan, budget: int) -> bool:
+    longest = filling[0]
+    if cell.tokens < MIN_FILL * longest.tokens or cell.rows < MIN_FILL * longest.rows:
+        return False
+    tokens = Pack([*filling, cell]).step_tokens
+    return len(filling) < MAX_CELLS and tokens <= budget
+
+
+def _fit_memory(pack: Pack, memory: int, memory_of: Callable[[Pack], int]) -> list[Pack]:
+    """A pack, or its halves until they fit the memory of a device.
+
+    A single cell that does not fit gets activation checkpointing, where that helps and the settings
+    leave it open; it is tried in any case.
+    """
+    needed = memory_of(pack)
+    if needed <= memory:
+        return [pack]
+    if len(pack.cells) == 1:
+        smaller = with_checkpointing(pack)
+        return [smaller if memory_of(smaller) < needed else pack]
+
+    middle = -(-len(pack.cells) // 2)
+    first = _fit_memory(Pack(pack.cells[:middle]), memory, memory_of)
+    second = _fit_memory(Pack(pack.cells[middle:]), memory, memory_of)
+    return first + second
+
+
+def without_cells(packs: Sequence[Pack], ids: Collection[str]) -> list[Pack]:
+    """The packs without some cells, given by id; packs without any cell are left out."""
+    remaining = []
+    for pack in packs:
+        cells = [cell for cell in pack.cells if cell.id not in ids]
+        if cells:
+            remaining.append(Pack(cells))
+    return remaining
+
+
+def with_checkpointing(pack: Pack) -> Pack:
+    """The pack with activation checkpointing, unless the settings say otherwise."""
+    # All cells of a pack have the same model.
+    if pack.cells[0].run.model.checkpointing is not None:
+        return pack
+    return Pack([dataclasses.replace(cell, checkpointing=True) for cell in pack.cells])

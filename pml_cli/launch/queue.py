@@ -1,174 +1,158 @@
-"""The loop that every process runs, whatever started it: claim a pack, train it, until none is free."""
+"""The queue of packs, and the loop of every worker over it: claim a pack, train it, repeat."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from pml_cli.config.schema import FORMAT
 from pml_cli.data.cell import CellPlan
-from pml_cli.errors import UserError
-from pml_cli.io import atomic_write
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.packing import Pack, Packing, check, make_packs
+from pml_cli.launch.observer import RunObserver
+from pml_cli.launch.pack import Pack
 from pml_cli.launch.signals import Stopped
 from pml_cli.runs.folder import RunFolder
 
-WAIT_SECONDS = 1.0  # between two looks at cells that another process has
+# Seconds between two looks at cells that another process trains.
+WAIT_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class SweepManifest:
-    """One sweep as it was asked for, on disk below `.pml/requests/`: what workers and `pml status` go by."""
+class Trainer(Protocol):
+    """What the loop needs of the code that trains (pack_trainer.PackTrainer)."""
 
-    key: str
-    cells: dict[
-        str, dict[str, Any]
-    ]  # by id: what tables show, and `work`, the tokens of its training
-    path: Path  # the .json; the runs themselves lie beside it
-    asked: float = 0.0  # when, by this machine's clock
+    @property
+    def loaded_model(self) -> str:
+        """The repr of the loaded model's settings; empty: none is loaded."""
 
-    @classmethod
-    def write(cls, out: Path, packs: Sequence[Pack], packing: Packing) -> SweepManifest:
-        cells = {cell.id: _shown(cell) for pack in packs for cell in pack.cells}
-        key = hashlib.sha256(" ".join(sorted(cells)).encode()).hexdigest()[:10]
-        path = out / ".pml" / "requests" / f"{key}.json"
-        asked = time.time()
-        body = {"format": FORMAT, "asked": asked, "cells": cells}
-        runs = ([cell.run for pack in packs for cell in pack.cells], packing)
-        atomic_write(path.with_suffix(".pkl"), lambda aside: aside.write_bytes(pickle.dumps(runs)))
-        atomic_write(path, lambda aside: aside.write_text(json.dumps(body), "utf-8"))
-        return cls(key, cells, path, asked)
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to end between packs, after a first failure under --fail-fast."""
 
-    @classmethod
-    def read(cls, path: Path) -> SweepManifest:
-        try:
-            body = json.loads(path.read_text("utf-8"))
-            return cls(path.stem, body["cells"], path, float(body["asked"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); delete it and run the sweep again"
-            ) from error
-
-    def packs(self) -> list[Pack]:
-        """The packs, planned anew from the stored runs: the same in every process."""
-        runs, packing = pickle.loads(self.path.with_suffix(".pkl").read_bytes())
-        return make_packs(check(runs), packing)
+    def train(self, cells: list[CellPlan]) -> None:
+        """Train claimed cells of one pack and write their run folders."""
 
 
-class Queue:
-    """Packs in the order they are to be trained; hands out what is neither ended nor claimed by a living process."""
+def model_key(pack: Pack) -> str:
+    """Equal for packs that use one loaded model."""
+    return repr(pack.cells[0].run.model)
 
-    def __init__(self, out: Path, packs: Sequence[Pack], member: WorkerLease) -> None:
-        self.out, self.packs, self.member = out, list(packs), member
-        self.known = {cell.id: cell for pack in self.packs for cell in pack.cells}
+
+class PackQueue:
+    """Hands out, in their order, the packs that have not ended and that no living process holds.
+
+    Attributes:
+        plans: every cell of the sweep by id.
+    """
+
+    def __init__(self, out: Path, packs: Sequence[Pack], lease: WorkerLease) -> None:
+        self.out = out
+        self.packs = list(packs)
+        self.lease = lease
+        self.plans = {cell.id: cell for pack in self.packs for cell in pack.cells}
         self._ended: set[str] = set()
-        self._seen_busy = False
 
-    def next(self, loaded: str = "") -> list[CellPlan]:
-        """Claim a pack's unfinished cells, one of the loaded model if there is such; empty when nothing is free."""
-        ordered = (
-            sorted(self.packs, key=lambda pack: repr(pack.cells[0].run.model) != loaded)
-            if loaded
-            else self.packs
-        )
-        for pack in ordered:
-            if claimed := self._claim(pack):
+    def next_pack(self, loaded_model: str = "") -> list[CellPlan]:
+        """Claim the unfinished cells of the next free pack.
+
+        Args:
+            loaded_model: packs of this model come first, since loading another takes time.
+
+        Returns:
+            the claimed cells; empty where no pack is free.
+        """
+        return self._claim_next(loaded_model, partly_held=False)
+
+    def next_remainder(self) -> list[CellPlan]:
+        """Claim what is left of a pack of which other processes hold the first cells.
+
+        Only another grid in the same folder cuts packs differently, so this comes last.
+        """
+        return self._claim_next("", partly_held=True)
+
+    def unfinished(self) -> list[CellPlan]:
+        """Cells that have not ended: with no pack free, those that other processes hold."""
+        return [cell for cell in self.plans.values() if not self._has_ended(cell)]
+
+    def _claim_next(self, loaded_model: str, partly_held: bool) -> list[CellPlan]:
+        packs = self.packs
+        if loaded_model:
+            # False sorts before True, and sorting keeps the order of equals.
+            packs = sorted(packs, key=lambda pack: model_key(pack) != loaded_model)
+
+        for pack in packs:
+            claimed = self._claim(pack, partly_held)
+            if claimed:
                 return claimed
         return []
 
-    def left(self) -> list[CellPlan]:
-        """Cells that have not ended: with nothing free, those that other processes have."""
-        return [cell for pack in self.packs for cell in pack.cells if not self._has_ended(cell)]
-
-    def _claim(self, pack: Pack) -> list[CellPlan]:
+    def _claim(self, pack: Pack, partly_held: bool) -> list[CellPlan]:
         claimed: list[CellPlan] = []
         for cell in pack.cells:
             if self._has_ended(cell):
                 continue
-            if not self.member.claim(cell.id):
-                # the first cell decides: whoever has it is claiming or training the pack, and nobody splits it
-                if not claimed and not self._seen_busy:
+
+            if not self.lease.claim(cell.id):
+                # The first cell decides: its holder is claiming or training the whole pack, and
+                # two processes of one grid never split a pack.
+                if not claimed and not partly_held:
                     return []
                 continue
+
+            # Its last holder may have written the result between the first look and the claim.
             if self._has_ended(cell, fresh=True):
-                self.member.release(cell.id)
+                self.lease.release(cell.id)
                 continue
             claimed.append(cell)
         return claimed
 
-    def patient(self) -> list[CellPlan]:
-        """`next` after nothing was free: also what is left of packs that others have taken in part (of another grid)."""
-        self._seen_busy = True
-        try:
-            return self.next()
-        finally:
-            self._seen_busy = False
-
     def _has_ended(self, cell: CellPlan, fresh: bool = False) -> bool:
-        if cell.id not in self._ended and RunFolder(self.out, cell.id).has_ended(fresh):
+        # An ended cell stays ended, so that it is looked up on disk only once.
+        if cell.id in self._ended:
+            return True
+        has_ended = RunFolder(self.out, cell.id).has_ended(fresh)
+        if has_ended:
             self._ended.add(cell.id)
-        return cell.id in self._ended
+        return has_ended
 
 
-def work(
-    queue: Queue,
-    train: Callable[[list[CellPlan]], None],
-    loaded: Callable[[], str],
-    *,
-    wait: bool,
-    ended: Callable[[], bool],
-    waiting: Callable[[list[CellPlan]], None] | None = None,
+def run_until_empty(
+    queue: PackQueue, trainer: Trainer, observer: RunObserver, *, wait: bool
 ) -> None:
-    """Claim and train until nothing is left, or (without `wait`) nothing is free.
+    """Claim and train packs until every cell has ended.
 
     Args:
-        train: trains claimed cells and writes their results.
-        ended: asked between packs; true ends the loop (a first failure under --fail-fast).
-        waiting: told of the cells of other processes while waiting for them.
+        queue: the packs of the sweep.
+        trainer: trains what was claimed.
+        observer: hears of packs, and of cells of other processes while waiting for them.
+        wait: whether to stay for the cells of other processes, and take over what they leave;
+            False: return once nothing is free.
 
     Raises:
-        Stopped: asked to end.
+        Stopped: this process was asked to end.
     """
-    member = queue.member
-    while not ended():
-        cells = queue.next(loaded())
-        if not cells and queue.left():
-            if waiting:
-                waiting(queue.left())
+    lease = queue.lease
+    while not trainer.stop_requested:
+        cells = queue.next_pack(trainer.loaded_model)
+        if not cells and queue.unfinished():
+            observer.waiting(queue.unfinished())
             time.sleep(WAIT_SECONDS)
-            cells = queue.patient()
-        if member.cancelled or member.buried:
+            # What they hold may have been freed, by themselves or by their death.
+            cells = queue.next_remainder()
+
+        try:
+            if lease.cancelled or lease.fenced:
+                raise Stopped(
+                    "cancelled" if lease.cancelled else "another process took this one for dead"
+                )
+            if cells:
+                observer.pack_started(cells)
+                trainer.train(cells)
+                observer.pack_ended(cells)
+        finally:
             for cell in cells:
-                member.release(cell.id)
-            raise Stopped(
-                "cancelled" if member.cancelled else "another process took this one for dead"
-            )
-        if cells:
-            try:
-                train(cells)
-            finally:
-                for cell in cells:
-                    member.release(cell.id)
-                member.doing = {}
-        elif not wait or not queue.left():
+                lease.release(cell.id)
+            lease.activity = {}
+
+        if not cells and not (wait and queue.unfinished()):
             return
-
-
-def _shown(cell: CellPlan) -> dict[str, Any]:
-    run = cell.run
-    return {
-        "model": run.model.name,
-        "data": run.data.source,
-        "loss": run.loss.kind,
-        "rank": run.rank,
-        "seqlen": run.seqlen,
-        "seed": run.seed,
-        "work": cell.step_tokens * cell.steps,
-    }

@@ -1,4 +1,4 @@
-"""What is asked of Slurm: the queue, a cancellation, the site's limits. By its own commands; sacct is not needed."""
+"""Questions to Slurm: the queue, cancellation, limits of the site."""
 
 from __future__ import annotations
 
@@ -15,81 +15,138 @@ from pathlib import Path
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 
-DEFAULT_ARRAY = 1001  # Slurm's own MaxArraySize
-WAIT_SECONDS = 20.0  # for an answer of its commands
+# Slurm's own default of MaxArraySize
+DEFAULT_ARRAY_SIZE = 1001
+
+# Seconds that a command of Slurm may take to answer.
+ANSWER_SECONDS = 20.0
+
+# Job ids handed to one scancel: the length of a command line is limited.
+IDS_PER_COMMAND = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """One task of an array, or a job by itself, that waits or runs."""
+    """A job that waits or runs, or one task of an array.
 
-    id: str  # 123_4 for a task of an array
-    state: str  # PENDING, RUNNING, COMPLETING, ...
-    reason: str  # why it waits
+    Attributes:
+        id: 123, or 123_4 for a task of an array.
+        state: such as PENDING, RUNNING or COMPLETING.
+        reason: why it waits, in Slurm's words.
+    """
 
-
-def name_for(out: Path) -> str:
-    """The name of all jobs that work in a folder."""
-    return f"pml-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:10]}"
-
-
-def note_launch(path: Path, launch: str, order: str) -> None:
-    """Remember what was started for a sweep: `.pml/jobs/NUMBER.json` for a job of Slurm, local-LAUNCH.json for processes."""
-    atomic_write(
-        path,
-        lambda aside: aside.write_text(json.dumps({"launch": launch, "order": order}), "utf-8"),
-    )
+    id: str
+    state: str
+    reason: str
 
 
-def launches(out: Path) -> dict[str, dict[str, str]]:
-    """What was noted of a folder's launches, by job."""
-    return {
-        path.stem: json.loads(path.read_text("utf-8"))
-        for path in (out / ".pml" / "jobs").glob("*.json")
-    }
+def job_name(out: Path) -> str:
+    """The name of all jobs that work in a results folder."""
+    # Slurm finds jobs by name, so the name says which folder they work in.
+    folder = str(out.resolve())
+    digest = hashlib.sha256(folder.encode()).hexdigest()
+    return f"pml-{digest[:10]}"
 
 
-def jobs(out: Path, order: str = "") -> list[Job] | None:
-    """The jobs submitted for a folder (or for one sweep in it) that wait or run; None when the queue cannot be asked."""
+def record_launch(path: Path, launch: str, sweep: str) -> None:
+    """Record what was started for a sweep.
+
+    Args:
+        path: `.pml/jobs/NUMBER.json` for a Slurm job, `local-LAUNCH.json` for local processes.
+        launch: id of the launch.
+        sweep: key of the sweep.
+    """
+    text = json.dumps({"launch": launch, "order": sweep})
+    atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
+
+
+def launch_records(out: Path) -> dict[str, dict[str, str]]:
+    """What `record_launch` wrote in a folder, by job; a damaged record is left out."""
+    records = {}
+    for path in (out / ".pml" / "jobs").glob("*.json"):
+        try:
+            record = json.loads(path.read_text("utf-8"))
+            launch = str(record["launch"])
+            sweep = str(record["order"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        records[path.stem] = {"launch": launch, "order": sweep}
+    return records
+
+
+def queued_jobs(out: Path, sweep: str = "") -> list[Job] | None:
+    """Jobs of a folder that wait or run.
+
+    Args:
+        sweep: only those submitted for this sweep; empty: all.
+
+    Returns:
+        the jobs; None where the queue does not answer.
+    """
+    # Somebody else may use the same name, or this folder for a job of another kind.
     ours = {
-        job for job, its in launches(out).items() if job.isdigit() and order in ("", its["order"])
+        job
+        for job, record in launch_records(out).items()
+        if job.isdigit() and sweep in ("", record["order"])
     }
     if not ours:
         return []
-    answer = _ask(
-        "squeue", "-h", "-r", "-u", getpass.getuser(), "-n", name_for(out), "-o", "%i|%T|%r"
-    )
+
+    user = getpass.getuser()
+    answer = _ask("squeue", "-h", "-r", "-u", user, "-n", job_name(out), "-o", "%i|%T|%r")
     if answer is None:
         return None
-    found = [Job(*line.split("|", 2)) for line in answer.splitlines() if line.count("|") >= 2]
-    return [job for job in found if job.id.split("_")[0] in ours]
+
+    jobs = []
+    for line in answer.splitlines():
+        if line.count("|") < 2:
+            continue
+        number, state, reason = line.split("|", 2)
+        if number.split("_")[0] in ours:
+            jobs.append(Job(id=number, state=state, reason=reason))
+    return jobs
 
 
-def cancel(ids: Sequence[str]) -> None:
-    for start in range(0, len(ids), 500):
-        _ask("scancel", *ids[start : start + 500])
+def cancel_jobs(ids: Sequence[str]) -> None:
+    """Take jobs out of the queue, and end those that run."""
+    for start in range(0, len(ids), IDS_PER_COMMAND):
+        _ask("scancel", *ids[start : start + IDS_PER_COMMAND])
+
+
+def requeue_job(job: str) -> None:
+    """Send a running job back to the queue, where it starts again from its batch script.
+
+    Raises:
+        CalledProcessError: this site does not allow it.
+    """
+    subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
 
 
 def max_array_size() -> int:
-    """The site's limit to the number of tasks in one array."""
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config") or "")
-    return max(1, int(found[1])) if found else DEFAULT_ARRAY
+    """The site's limit to the number of tasks of one array."""
+    limit = re.search(r"MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config") or "")
+    return max(1, int(limit[1])) if limit else DEFAULT_ARRAY_SIZE
 
 
-def check_there() -> None:
-    """Refuse launch=slurm where there is no Slurm."""
+def check_available() -> None:
+    """Check that this machine can submit jobs.
+
+    Raises:
+        UserError: a command of Slurm is missing.
+    """
     for command in ("sbatch", "squeue", "scancel"):
         if shutil.which(command) is None:
             raise UserError(
-                f"launch=slurm: no {command} here; use a login node, or launch=local or launch=inline"
+                f"launch=slurm: no {command} here; "
+                "use a login node, or launch=local or launch=inline"
             )
 
 
 def _ask(*command: str) -> str | None:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return answer.stdout if answer.returncode == 0 else None

@@ -1,89 +1,196 @@
-"""How fast packs were trained here before, and so what others will take. Without torch."""
+"""How fast packs were trained on a device before, and so how long others will take.
+
+Without torch.
+"""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
+import math
 import os
-import shutil
-import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pml_cli.io import atomic_write
-from pml_cli.launch.cost_model import flops
-from pml_cli.launch.packing import Pack
+from pml_cli.config.schema import Launch
+from pml_cli.io import write_json
+from pml_cli.launch.cost_model import training_flops
+from pml_cli.launch.devices import openmp_threads
+from pml_cli.launch.pack import Pack
+from pml_cli.model.device import device_kind, nvidia_smi
+from pml_cli.stats import Array
 
-KEPT = 50  # measured points of one device, dtype and model
-Points = dict[
-    str, dict[str, dict[str, list[list[float]]]]
-]  # device, dtype, model -> (FLOPs, seconds) of a step
+if TYPE_CHECKING:
+    import torch
+
+# Measured points of one device, dtype and model that are kept, the latest.
+MAX_POINTS = 50
+
+# [FLOPs, seconds] of a training step.
+Point = list[float]
+
+# Measured points by device, dtype and model.
+PointsByModel = dict[str, list[Point]]
+Points = dict[str, dict[str, PointsByModel]]
+
+
+def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None]:
+    """How long each pack will take on the devices of a launch.
+
+    Returns:
+        Seconds by pack; None where nothing was measured on such a device.
+    """
+    runs = [cell.run for cell in packs[0].cells]
+    workers = launch.visible_devices(runs)
+    threads = launch.worker_threads(len(workers)) or openmp_threads()
+    kind = device_kind(runs[0].model.device, launch.uses_gpu)
+    label = device_label(kind, threads)
+    if not label:
+        return [None] * len(packs)
+
+    throughput = Throughput()
+    seconds = []
+    for pack in packs:
+        model = pack.cells[0].run.model
+        seconds.append(throughput.expected_seconds(label, model.dtype, model.name, pack))
+    return seconds
+
+
+def makespan(seconds: Sequence[float], devices: int) -> float:
+    """Seconds until the last of some devices is done; a free one takes the next pack.
+
+    Args:
+        seconds: of each pack, in the order in which they are taken.
+        devices: number of devices.
+    """
+    ends = [0.0] * devices
+    for duration in seconds:
+        heapq.heapreplace(ends, ends[0] + duration)
+    return max(ends)
 
 
 def device_label(kind: str, threads: int) -> str | None:
-    """The name under which a worker of this machine notes its speed (see `worker.device_label`), without torch."""
+    """The name under which speeds of a device are recorded, without torch.
+
+    Args:
+        kind: cuda or cpu.
+        threads: CPU threads of a worker.
+
+    Returns:
+        None where the GPU cannot be asked.
+    """
     if kind == "cpu":
-        return f"cpu, {threads} threads"
-    if not (program := shutil.which("nvidia-smi")):
-        return None
-    asked = [program, "--query-gpu=name", "--format=csv,noheader"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    return told.splitlines()[0] if told else None
+        return _cpu_label(threads)
+    names = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
+    return names[0].strip() if names else None
 
 
-class Rates:
-    """How fast packs were trained here before: rates.json in the cache folder. A damaged file counts as empty."""
+def torch_device_label(device: torch.device) -> str:
+    """The same name for the device of a loaded model, and the threads of this process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_label(torch.get_num_threads())
+
+
+def _cpu_label(threads: int) -> str:
+    return f"cpu, {threads} threads"
+
+
+class Throughput:
+    """Measured speeds: rates.json in the cache folder. A damaged file counts as empty.
+
+    Attributes:
+        path: the file; its folder is PML_CACHE, else `pml` in XDG_CACHE_HOME, else ~/.cache/pml.
+    """
 
     def __init__(self) -> None:
-        own, shared = os.environ.get("PML_CACHE"), os.environ.get("XDG_CACHE_HOME")
-        self.path = Path(own or Path(shared or "~/.cache") / "pml").expanduser() / "rates.json"
+        folder = os.environ.get("PML_CACHE")
+        if not folder:
+            folder = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pml")
+        self.path = Path(folder).expanduser() / "rates.json"
 
-    def note(self, device: str, dtype: str, model: str, pack: Pack, seconds: float) -> None:
-        """Keep the seconds that all steps of a pack took; lost where the file cannot be written."""
-        steps, points = pack.cells[0].steps, self._read()
-        known = points.setdefault(device, {}).setdefault(dtype, {})
-        known[model] = [*known.get(model, []), [flops(pack) / steps, seconds / steps]][-KEPT:]
+    def record(self, device: str, dtype: str, model: str, pack: Pack, seconds: float) -> None:
+        """Record the seconds that all steps of a pack took.
+
+        A cache that cannot be written is no fault.
+        """
+        steps = pack.cells[0].steps
+        point = [training_flops(pack) / steps, seconds / steps]
+
+        points = self._read()
+        by_dtype = points.setdefault(device, {})
+        by_model = by_dtype.setdefault(dtype, {})
+        by_model[model] = [*by_model.get(model, []), point][-MAX_POINTS:]
         with suppress(OSError, ValueError):
-            text = json.dumps(points, allow_nan=False) + "\n"
-            atomic_write(self.path, lambda aside: aside.write_text(text, "utf-8"))
+            write_json(self.path, points, indent=None)
 
-    def seconds(self, device: str, dtype: str, model: str, pack: Pack) -> float | None:
-        """What a pack will take, by packs of its model, else of any, on this device and dtype. None: nothing is known."""
-        known = self._read().get(device, {}).get(dtype, {})
-        points = known.get(model) or [point for others in known.values() for point in others]
+    def expected_seconds(self, device: str, dtype: str, model: str, pack: Pack) -> float | None:
+        """How long the training of a pack will take.
+
+        By packs of its model, else of any model, on this device and in this dtype.
+
+        Returns:
+            None where nothing was measured.
+        """
+        by_dtype = self._read().get(device, {})
+        by_model = by_dtype.get(dtype, {})
+        points = by_model.get(model) or list(itertools.chain.from_iterable(by_model.values()))
         if not points:
             return None
-        overhead, per_flop = _line(np.array(points))
-        return pack.cells[0].steps * overhead + flops(pack) * per_flop
+        overhead, per_flop = _fit_line(np.array(points))
+        return pack.cells[0].steps * overhead + training_flops(pack) * per_flop
 
     def _read(self) -> Points:
         try:
-            found = json.loads(self.path.read_text("utf-8"))
+            content = json.loads(self.path.read_text("utf-8"))
             return {
-                d: {t: {m: _good(ps) for m, ps in ms.items()} for t, ms in ts.items()}
-                for d, ts in found.items()
+                device: {
+                    dtype: {model: _valid(points) for model, points in by_model.items()}
+                    for dtype, by_model in by_dtype.items()
+                }
+                for device, by_dtype in content.items()
             }
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
 
-def _good(points: Any) -> list[list[float]]:
+def _valid(points: Sequence[Any]) -> list[Point]:
+    """The points with positive and finite values."""
     return [
-        [float(x), float(y)] for x, y in points if 0 < x < float("inf") and 0 < y < float("inf")
+        [float(flops), float(seconds)]
+        for flops, seconds in points
+        if 0 < flops < math.inf and 0 < seconds < math.inf
     ]
 
 
-def _line(points: NDArray[np.float64]) -> tuple[float, float]:
+def _fit_line(points_N2: Array) -> tuple[float, float]:
     """Seconds of a step = overhead + FLOPs * per_flop, both at least 0, of least relative error.
 
-    One or two sizes of step cannot tell the two apart: then the overhead counts as 0.
+    One or two sizes of step do not identify both: the overhead is then 0.
+
+    Args:
+        points_N2: FLOPs and seconds of each step, (N, 2).
+
+    Returns:
+        overhead (seconds) and seconds per FLOP.
     """
     from scipy.optimize import nnls
 
-    x, y = points.T
-    columns = np.stack([x / y, 1 / y], 1)[:, : 2 if len(set(x)) > 2 else 1]
-    found = nnls(columns / columns.max(0), np.ones(len(y)))[0] / columns.max(0)
-    return float(found[1]) if len(found) > 1 else 0.0, float(found[0])
+    flops, seconds = points_N2.T
+    columns = np.stack([flops / seconds, 1 / seconds], axis=1)
+    if len(set(flops)) <= 2:
+        columns = columns[:, :1]
+
+    # Scaled columns: the two unknowns differ by many orders of magnitude.
+    scale = columns.max(axis=0)
+    scaled_solution, _ = nnls(columns / scale, np.ones(len(seconds)))
+    solution = scaled_solution / scale
+    overhead = float(solution[1]) if len(solution) > 1 else 0.0
+    return overhead, float(solution[0])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pml_cli.law import robust
-from pml_cli.law.bootstrap import Bootstrap, Profile, bootstrap, profiles
+from pml_cli.law.bootstrap import Bootstrap, Profile, Progress, bootstrap, profiles
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.fit_result import FitResult
 from pml_cli.law.forms import FORMS
@@ -30,7 +29,7 @@ from pml_cli.law.model_selection import (
     saturating,
 )
 from pml_cli.law.observations import Observations
-from pml_cli.law.parameters import NATURAL_NAMES
+from pml_cli.law.parameters import NATURAL_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit, fit_paper
 from pml_cli.law.robust import fit_robust
 
@@ -52,6 +51,7 @@ class LawRow:
 
     @property
     def name(self) -> str:
+        """As in tables and in law.json."""
         return self.fit.name
 
     @property
@@ -87,15 +87,23 @@ class Analysis:
     def without_choice(cls, paper: PowerLawFit, rows: list[LawRow]) -> Analysis:
         """Of cells on which no law is OK."""
         unknown = IntraclassCorrelation(correlation=math.nan, p=math.nan)
-        return cls(paper=paper, rows=rows, profiles={}, residual_correlation=unknown, warnings=[])
+        return cls(
+            paper=paper,
+            rows=rows,
+            profiles={},
+            residual_correlation=unknown,
+            warnings=[],
+        )
 
     @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
+    def intervals(self) -> dict[str, Interval]:
         """95 %, of the chosen law: from the bootstrap where there is one, else its likelihood."""
         if self.bootstrap and self.bootstrap.status == OK:
             return self.bootstrap.intervals
         if self.law is None:
             return {}
+
+        # A profile that does not close has no interval: that of the covariance stays.
         closed = {
             name: profile.interval
             for name, profile in self.profiles.items()
@@ -106,19 +114,25 @@ class Analysis:
     @property
     def draws(self) -> dict[str, list[float]]:
         """The bootstrap draws of each free parameter, by name."""
-        if self.bootstrap is None or self.law is None or not len(self.bootstrap.draws):
+        if self.bootstrap is None or self.law is None:
             return {}
-        return {NATURAL_NAMES[p]: self.bootstrap.draws[:, p].tolist() for p in self.law.form.free}
+        sample = self.bootstrap.draws
+        if not len(sample):
+            return {}
+        return {NATURAL_NAMES[p]: sample[:, p].tolist() for p in self.law.form.free}
 
     def row(self, name: str) -> LawRow | None:
         """The law of that name."""
-        return next((row for row in self.rows if row.name == name), None)
+        for row in self.rows:
+            if row.name == name:
+                return row
+        return None
 
 
 def analyse(
     cells: Observations,
     draws: int = 4000,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Analysis:
     """Fit every law, check each on cells left out, choose one, and find its intervals.
 
@@ -129,17 +143,30 @@ def analyse(
     """
     paper = fit_paper(cells)
     robust_fit = fit_robust(cells)
+    # Both see the unsaturated cells alone: their AICc compares with no other.
     rows = [
-        LawRow(fit=paper, aicc_difference=math.nan, checks=checks(cells, fit_paper)),
-        LawRow(fit=robust_fit, aicc_difference=math.nan, checks=checks(cells, fit_robust)),
+        LawRow(
+            fit=paper,
+            aicc_difference=math.nan,
+            checks=checks(cells, fit_paper),
+        ),
+        LawRow(
+            fit=robust_fit,
+            aicc_difference=math.nan,
+            checks=checks(cells, fit_robust),
+        ),
     ]
     fits, likelihood_rows = _likelihood_rows(cells)
     rows += likelihood_rows
-    position = choose(fits, [row.checks[EDGE] for row in likelihood_rows])
+
+    edge_checks = [row.checks[EDGE] for row in likelihood_rows]
+    position = choose(fits, edge_checks)
     if position is None:
         return Analysis.without_choice(paper, rows)
 
     law = fits[position]
+    predicted = law.predict(cells.rank, cells.length, cells.base)
+    # Constant capacity: what is gained in all does not depend on the length.
     restricted = fit_saturating(cells, replace(law.form, beta=1.0))
     analysis = Analysis(
         paper=paper,
@@ -149,9 +176,7 @@ def analyse(
         bootstrap=bootstrap(cells, law, draws, progress=progress) if draws else None,
         profiles=profiles(cells, law),
         constant_capacity=likelihood_ratio(law, restricted),
-        residual_correlation=intraclass_correlation(
-            cells, law.predict(cells.rank, cells.length, cells.base)
-        ),
+        residual_correlation=intraclass_correlation(cells, predicted),
         warnings=[],
     )
     return replace(analysis, warnings=_warnings(analysis, cells, robust_fit))
@@ -159,6 +184,7 @@ def analyse(
 
 def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[LawRow]]:
     """Every form once: a link that runs to its limit is that other link."""
+    # Reversed, so that the form that was asked for stays where two are the same.
     fits = {}
     for form in reversed(FORMS):
         fit = fit_saturating(cells, form)
@@ -172,27 +198,35 @@ def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[Law
     return ordered, rows
 
 
-def _warnings(analysis: Analysis, cells: Observations, robust_fit: PowerLawFit) -> list[Finding]:
+def _warnings(
+    analysis: Analysis,
+    cells: Observations,
+    robust_fit: PowerLawFit,
+) -> list[Finding]:
     """What the numbers say against the chosen law."""
     assert analysis.chosen is not None
     warnings = []
+
     residuals = analysis.residual_correlation
     if residuals.p < CORRELATED and residuals.correlation > 0:
         warnings.append(finding("correlated_residuals", correlation=residuals.correlation))
 
-    low, high = analysis.intervals.get("b", (math.nan, math.nan))
+    unknown = (math.nan, math.nan)
+    low, high = analysis.intervals.get("b", unknown)
     if high < 0:
         warnings.append(finding("negative_offset", low=low, high=high))
 
     sample = analysis.bootstrap
     if sample and sample.status == NOT_IDENTIFIED:
         warnings.append(finding("bootstrap_missing", cause=sample.finding))
+
     edge = analysis.chosen.checks[EDGE]
     if edge.n_test >= MIN_COVERAGE_CELLS and edge.coverage < POOR_COVERAGE:
         warnings.append(finding("poor_coverage", coverage=edge.coverage))
 
     warnings += _form_dependence(analysis)
     warnings += robust.disagreements(analysis.paper, robust_fit)
+
     if sample and sample.failed:
         warnings.append(finding("failed_draws", draws=sample.failed))
     if len(np.unique(cells.text)) == 1:
@@ -204,7 +238,7 @@ def _form_dependence(analysis: Analysis) -> list[Finding]:
     """Exponents that other forms, equally supported by AICc, put outside the chosen intervals."""
     assert analysis.chosen is not None
     limit = analysis.chosen.aicc_difference + AICC_TOLERANCE
-    # nan, of fits to fewer cells, is never within the limit
+    # Fits to fewer cells have no AICc, which is never within the limit.
     rivals = [
         row
         for row in analysis.rows
@@ -213,9 +247,12 @@ def _form_dependence(analysis: Analysis) -> list[Finding]:
         and row.fit.form.kind.has_ceiling
         and row.aicc_difference <= limit
     ]
+
+    # An exponent that the chosen form fixes has no interval.
+    anything = (-math.inf, math.inf)
     warnings = []
     for parameter in ("alpha", "beta"):
-        low, high = analysis.intervals.get(parameter, (-math.inf, math.inf))
+        low, high = analysis.intervals.get(parameter, anything)
         outside = {
             row.name: row.fit.parameters[parameter]
             for row in rivals

@@ -23,6 +23,7 @@ from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import (
     LOG_K,
     NATURAL_NAMES,
+    Interval,
     intervals_of,
     to_interval_scale,
     to_natural,
@@ -36,6 +37,9 @@ from pml_cli.stats import (
     few_cluster_factor,
     normal_quantile,
 )
+
+Progress = Callable[[int, int], None]
+"""Is called with the draws done and all draws."""
 
 # cells times draws solved together
 CELLS_AT_ONCE = 60_000
@@ -59,7 +63,7 @@ class Bootstrap:
     failed: int
     """Draws that did not."""
     clusters: int
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, Interval]
     """95 %, of the free parameters by name."""
 
 
@@ -72,7 +76,7 @@ class Profile:
     """(V,) natural."""
     deviance: Array
     """(V,) twice the fall of the log-likelihood from the optimum."""
-    interval: tuple[float, float]
+    interval: Interval
     """95 %; nan at a side that the likelihood does not close."""
 
 
@@ -93,7 +97,7 @@ def bootstrap(
     fit: LikelihoodFit,
     draws: int = 4000,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Bootstrap:
     """Refit to resampled clusters (text and length); cells of one cluster stay together.
 
@@ -104,6 +108,7 @@ def bootstrap(
     Args:
         progress: called with draws done and all draws.
     """
+    # A fit at a bound is no starting point, and four clusters are few enough.
     cluster, count = cells.clusters
     if fit.status != OK:
         assert fit.finding is not None
@@ -115,6 +120,7 @@ def bootstrap(
     design = design_of(cells, fit.centre)
     converged = []
     at_once = max(1, CELLS_AT_ONCE // len(cells))
+    # In batches, for the memory of the problems solved together.
     for start in range(0, draws, at_once):
         size = min(at_once, draws - start)
         weights_DG = _cluster_weights(rng, cells, size)
@@ -125,7 +131,8 @@ def bootstrap(
             weights_BN=weights_DG[:, cluster],
             iterations=STEPS,
         )
-        converged.append(to_natural(theta[np.isfinite(nll)], fit.centre))
+        finite = np.isfinite(nll)
+        converged.append(to_natural(theta[finite], fit.centre))
         if progress:
             progress(start + size, draws)
 
@@ -140,38 +147,56 @@ def bootstrap(
     )
 
 
-def _cluster_weights(rng: np.random.Generator, cells: Observations, size: int) -> Array:
+def _cluster_weights(
+    rng: np.random.Generator,
+    cells: Observations,
+    size: int,
+) -> Array:
     """How often each cluster is drawn, (size, G)."""
     cluster, count = cells.clusters
     observed = ~cells.saturated
     _, length = np.unique(cells.length, return_inverse=True)
-    # whether a cluster has an unsaturated cell at a length, (G, lengths)
-    occupied = np.zeros((count, int(length.max()) + 1))
+    # (G, lengths) whether a cluster has an unsaturated cell at a length
+    lengths = int(length.max()) + 1
+    occupied = np.zeros((count, lengths))
     occupied[cluster[observed], length[observed]] = 1
 
+    equal = np.full(count, 1 / count)
     weights = np.empty((0, count))
     while len(weights) < size:
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size).astype(float)
-        enough = ((drawn @ occupied) > 0).sum(axis=1) >= MIN_DISTINCT
+        drawn = rng.multinomial(count, equal, size).astype(float)
+        # Beta is not identifiable from fewer lengths.
+        drawn_lengths = ((drawn @ occupied) > 0).sum(axis=1)
+        enough = drawn_lengths >= MIN_DISTINCT
         weights = np.concatenate([weights, drawn[enough]])
     return weights[:size]
 
 
-def _intervals(fit: LikelihoodFit, sample: Array, clusters: int) -> dict[str, tuple[float, float]]:
+def _intervals(
+    fit: LikelihoodFit,
+    sample: Array,
+    clusters: int,
+) -> dict[str, Interval]:
     """95 % intervals from the draws, (D, P)."""
     draws = to_interval_scale(sample)
+    # Enough clusters: percentiles.
     if clusters >= FEW_CLUSTERS:
         tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
         low, high = np.quantile(draws, tails, axis=0)
         return intervals_of(low, high, fit.form.free)
 
-    middle = to_interval_scale(to_natural(fit.theta[None], fit.centre))[0]
-    half = normal_quantile() * few_cluster_factor(clusters) * draws.std(axis=0, ddof=1)
+    # Few clusters: Student's t around the fit, as draws of few clusters vary too little.
+    natural = to_natural(fit.theta[None], fit.centre)[0]
+    middle = to_interval_scale(natural)
+    deviation = draws.std(axis=0, ddof=1)
+    half = normal_quantile() * few_cluster_factor(clusters) * deviation
     return intervals_of(middle - half, middle + half, fit.form.free)
 
 
 def profiles(
-    cells: Observations, fit: LikelihoodFit, names: tuple[str, ...] = PROFILED
+    cells: Observations,
+    fit: LikelihoodFit,
+    names: tuple[str, ...] = PROFILED,
 ) -> dict[str, Profile]:
     """Profile likelihood of each named parameter that is free; empty unless the fit is OK."""
     if fit.status != OK:
@@ -190,6 +215,8 @@ def _profile(fit: LikelihoodFit, design: Design, position: int) -> Profile:
     optimum = float(fit.theta[position])
     error = float(np.sqrt(fit.covariance[position, position]))
     lower, upper = (bound[position] for bound in fit.form.bounds)
+
+    # Equally spaced in standard errors.
     steps = error * np.linspace(-PROFILE_REACH, PROFILE_REACH, PROFILE_POINTS)
     values = np.unique(np.clip(optimum + steps, lower, upper))
 
@@ -205,7 +232,9 @@ def _profile(fit: LikelihoodFit, design: Design, position: int) -> Profile:
     high = _crossing(values, deviance, optimum, side=1)
     if position == LOG_K:
         values = np.exp(values)
-        low, high = float(np.exp(low)), float(np.exp(high))
+        low = float(np.exp(low))
+        high = float(np.exp(high))
+
     finite = np.isfinite(deviance)
     return Profile(
         name=NATURAL_NAMES[position],
@@ -215,21 +244,32 @@ def _profile(fit: LikelihoodFit, design: Design, position: int) -> Profile:
     )
 
 
-def _crossing(values: Array, deviance: Array, optimum: float, *, side: int) -> float:
+def _crossing(
+    values: Array,
+    deviance: Array,
+    optimum: float,
+    *,
+    side: int,
+) -> float:
     """Where the root of the deviance crosses that of chi2(1) at 95 %; nan where it does not.
 
     Args:
         values, deviance: (V,) each.
         side: -1 below the optimum, 1 above.
     """
+    # From the optimum outwards.
     on_side = ((values - optimum) * side >= 0) & np.isfinite(deviance)
-    order = np.argsort(np.abs(values[on_side] - optimum))
-    root = np.concatenate([[0.0], np.sqrt(deviance[on_side][order])])
+    distance = np.abs(values[on_side] - optimum)
+    order = np.argsort(distance)
     position = np.concatenate([[optimum], values[on_side][order]])
+    # The root of the deviance is nearly linear in the parameter.
+    root = np.sqrt(deviance[on_side][order])
+    root = np.concatenate([[0.0], root])
 
     limit = np.sqrt(stats.chi2.ppf(CONFIDENCE, 1))
     above = np.flatnonzero(root >= limit)
     if not len(above):
         return math.nan
     k = int(above[0])
-    return float(np.interp(limit, root[k - 1 : k + 1], position[k - 1 : k + 1]))
+    around = slice(k - 1, k + 1)
+    return float(np.interp(limit, root[around], position[around]))

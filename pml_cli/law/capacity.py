@@ -80,12 +80,14 @@ def bits_per_parameter(cells: pd.DataFrame) -> list[BitsPerParameter]:
         "gained": bits(usable["target_tokens"], usable["delta_loss"]),
         "memorised": memorised.to_numpy(float),
     }
+
     rows = []
     for kind, stored in counts.items():
         table = usable.assign(per_parameter=stored / usable["trainable_parameters"])
         table = table.dropna(subset=["per_parameter"])
         for rank in sorted(table["rank"].unique()):
-            rows.append(_most(kind, int(rank), table[table["rank"] == rank]))
+            runs_of_rank = table[table["rank"] == rank]
+            rows.append(_most(kind, int(rank), runs_of_rank))
     return rows
 
 
@@ -96,10 +98,14 @@ def _most(kind: str, rank: int, runs: pd.DataFrame) -> BitsPerParameter:
         runs: with the column per_parameter.
     """
     means = runs.groupby("target_tokens")["per_parameter"].mean()
-    length = int(means.index.to_numpy(int)[int(np.argmax(means.to_numpy(float)))])
+    lengths = means.index.to_numpy(int)
+    length = int(lengths[np.argmax(means.to_numpy(float))])
     best = runs[runs["target_tokens"] == length]
+
+    # The interval is over texts, the mean over all runs.
     mean = float(best["per_parameter"].mean())
     half = t_half_width(_text_means(best, "per_parameter"))
+
     return BitsPerParameter(
         kind=kind,
         rank=rank,
@@ -130,6 +136,7 @@ def unseen_gain(cells: pd.DataFrame) -> UnseenGain | None:
     gains = measured["gain"].to_numpy(float)
     mean = float(gains.mean())
     half = t_half_width(_text_means(measured, "gain"))
+
     return UnseenGain(
         gain=mean,
         low=mean - half,
@@ -142,4 +149,5 @@ def unseen_gain(cells: pd.DataFrame) -> UnseenGain | None:
 
 def _text_means(cells: pd.DataFrame, column: str) -> Array:
     """The mean of each text, (texts,): seeds of one text are no independent observations."""
-    return cells.groupby("data_seed", dropna=False)[column].mean().to_numpy(float)
+    by_text = cells.groupby("data_seed", dropna=False)[column]
+    return by_text.mean().to_numpy(float)

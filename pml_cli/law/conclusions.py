@@ -10,7 +10,9 @@ from pml_cli.law.analysis import Analysis
 from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
 from pml_cli.law.model_selection import EDGE
 
-FIRST_SWEEP = ((2, 4, 8, 16), (64, 128, 256, 512))
+# ranks and lengths of a sweep where nothing was measured
+FIRST_RANKS = (2, 4, 8, 16)
+FIRST_LENGTHS = (64, 128, 256, 512)
 # held-out error, per cent, and multiple of the error of the fit, above which a law does not
 # extrapolate
 LARGE_ERROR = 10.0
@@ -43,15 +45,18 @@ def conclusions(cells: pd.DataFrame, analysis: Analysis) -> list[Finding]:
             level=law.form.level,
         )
     ]
+
     check = analysis.chosen.checks[EDGE]
     if math.isnan(check.mape):
         return [*found, finding("no_extrapolation_error", ranks=ranks, lengths=lengths)]
     if check.mape > max(LARGE_ERROR, LARGE_ERROR_RATIO * law.mape):
         found.append(finding("extrapolation_fails", held_out=check.mape, fitted=law.mape))
 
+    # An interval wider than its exponent says little; one that is unknown says nothing.
+    unknown = (math.nan, math.nan)
     wide = {}
     for name in ("alpha", "beta"):
-        low, high = analysis.intervals.get(name, (math.nan, math.nan))
+        low, high = analysis.intervals.get(name, unknown)
         if high - low > parameters[name]:
             wide[name] = (low, high)
     if wide:
@@ -68,9 +73,10 @@ def next_sweep(cells: pd.DataFrame) -> tuple[tuple[int, ...], tuple[int, ...]]:
         cells: with the columns rank, target_tokens and kept (False where saturated).
     """
     if cells.empty:
-        return FIRST_SWEEP
+        return FIRST_RANKS, FIRST_LENGTHS
     ranks = sorted({int(value) for value in cells["rank"]})
     lengths = sorted({int(value) for value in cells["target_tokens"]})
+
     unsaturated = cells[cells["kept"].astype(bool)]
     half_saturated = len(unsaturated) < len(cells) / 2
     mostly_unsaturated = len(unsaturated) > len(cells) / 2
@@ -78,8 +84,11 @@ def next_sweep(cells: pd.DataFrame) -> tuple[tuple[int, ...], tuple[int, ...]]:
     # Longer texts saturate last.
     if half_saturated or len(lengths) < 4:
         lengths += [2 * lengths[-1], 4 * lengths[-1]]
+    # Few ranks leave alpha uncertain.
     if unsaturated["rank"].nunique() <= 4:
-        smaller = {max(1, ranks[0] // 2), max(1, ranks[0] // 4)}
-        larger = {2 * ranks[-1]} if mostly_unsaturated else set()
-        ranks = sorted({*ranks, *smaller, *larger})
+        least = ranks[0]
+        ranks += [max(1, least // 2), max(1, least // 4)]
+        if mostly_unsaturated:
+            ranks.append(2 * max(ranks))
+        ranks = sorted(set(ranks))
     return tuple(ranks), tuple(lengths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import pandas as pd
 
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.law.analysis import Analysis, analyse
+from pml_cli.law.bootstrap import Progress
 from pml_cli.law.capacity import BitsPerParameter, UnseenGain, bits_per_parameter, unseen_gain
 from pml_cli.law.conclusions import conclusions
 from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
 from pml_cli.law.forms import FORMS
-from pml_cli.law.group_comparison import Comparison, Progress, compare
+from pml_cli.law.group_comparison import Comparison, compare
 from pml_cli.law.observations import RANK, Observations, SizeAxis
 from pml_cli.law.recall_law import DRAWS, RecallFit, fit_recall
 from pml_cli.runs.groups import (
@@ -78,12 +79,18 @@ def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
         runs: one row a run, with columns of result.json.
     """
     columns = [*runs.columns, *NUMBERS, *REPEATS, *OPTIONAL]
-    runs = with_key_columns(runs.reindex(columns=list(dict.fromkeys(columns))))
-    runs[list(NUMBERS)] = runs[list(NUMBERS)].apply(pd.to_numeric, errors="coerce")
+    distinct = list(dict.fromkeys(columns))
+    runs = with_key_columns(runs.reindex(columns=distinct))
+    for name in NUMBERS:
+        runs[name] = pd.to_numeric(runs[name], errors="coerce")
     return runs
 
 
-def audit(runs: pd.DataFrame, saturated_below: float = LN2, axis: SizeAxis = RANK) -> pd.DataFrame:
+def audit(
+    runs: pd.DataFrame,
+    saturated_below: float = LN2,
+    axis: SizeAxis = RANK,
+) -> pd.DataFrame:
     """Add `kept` and `reason` to the runs: the first fault of each, or saturation, or nothing.
 
     Args:
@@ -91,21 +98,26 @@ def audit(runs: pd.DataFrame, saturated_below: float = LN2, axis: SizeAxis = RAN
         saturated_below: final loss (nats per token) at or below which a cell is saturated.
         axis: the size that the law is about.
     """
-    base, final, delta = runs["base_loss"], runs["final_loss"], runs["delta_loss"]
+    base = runs["base_loss"]
+    final = runs["final_loss"]
+    delta = runs["delta_loss"]
     sizes = pd.to_numeric(runs[axis.column], errors="coerce")
-    finite = pd.Series(np.isfinite(runs[list(NUMBERS)].to_numpy(float)).all(axis=1), runs.index)
-    mismatch = (delta - (base - final)).abs() > GAIN_TOLERANCE * (1 + base.abs())
-    saturated = final <= saturated_below
+
+    numbers = runs[list(NUMBERS)].to_numpy(float)
+    finite = pd.Series(np.isfinite(numbers).all(axis=1), runs.index)
+    mismatch = (delta - (base - final)).abs()
+    tolerance = GAIN_TOLERANCE * (1 + base.abs())
     size_name = axis.column.replace("_", " ")
+    # The first that applies is the reason; cells.csv has these texts.
     faults = {
         "a number is missing or not finite": ~finite,
         "rank or length is not positive": (runs["rank"] <= 0) | (runs["target_tokens"] <= 0),
         "a copy of another folder's run": runs["id"].notna() & runs.duplicated("id"),
-        "gain is not base loss minus final loss": mismatch,
+        "gain is not base loss minus final loss": mismatch > tolerance,
         "diverged: the final loss is not below the base loss": (final >= base) | (delta <= 0),
         f"{size_name} missing or not positive": ~(sizes > 0) | ~np.isfinite(sizes),
         "base loss is not positive": base <= 0,
-        SATURATED: saturated,
+        SATURATED: final <= saturated_below,
         "stopped early, before its loss was saturated": runs["stopped_early"].eq(True),
     }
 
@@ -120,7 +132,7 @@ def fit_group(
     cells: pd.DataFrame,
     saturated_below: float = LN2,
     draws: int = 4000,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     axis: SizeAxis = RANK,
 ) -> GroupFit:
@@ -133,6 +145,7 @@ def fit_group(
         draws, progress: of the bootstrap, as for `analysis.analyse`.
         axis: the size that the law is about.
     """
+    # Saturated cells are lower limits of the gain; no law may use the other excluded ones.
     usable = cells[cells["kept"] | (cells["reason"] == SATURATED)]
     observed = Observations.of(
         usable[axis.column].to_numpy(float),
@@ -143,7 +156,9 @@ def fit_group(
         text=usable["data_seed"].fillna(-1).to_numpy(float),
         saturated_below=saturated_below,
     )
+
     analysis = analyse(observed, draws, progress)
+    warnings = [*analysis.paper.warnings, *analysis.warnings]
     exact = pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)
     return GroupFit(
         name=group_name(key),
@@ -156,23 +171,29 @@ def fit_group(
         recall=fit_recall(observed, exact, min(draws, DRAWS)),
         bits=bits_per_parameter(usable),
         control=unseen_gain(usable),
-        warnings=[*analysis.paper.warnings, *analysis.warnings, *_cell_warnings(cells)],
+        warnings=[*warnings, *_cell_warnings(cells)],
         conclusions=conclusions(usable, analysis),
     )
 
 
 def _with_predictions(
-    cells: pd.DataFrame, usable: pd.Index[Any], observed: Observations, analysis: Analysis
+    cells: pd.DataFrame,
+    usable: pd.Index[Any],
+    observed: Observations,
+    analysis: Analysis,
 ) -> pd.DataFrame:
     """Add predicted_<law> and residual_<law>; those of the paper's law have no suffix."""
     columns: dict[str, pd.Series[float]] = {}
     for row in analysis.rows:
         is_paper = row.fit is analysis.paper
+        # cells.csv always has the columns of the paper's law.
         if row.fit.status == NOT_IDENTIFIED and not is_paper:
             continue
+
         suffix = "" if is_paper else f"_{row.slug}"
         predicted = pd.Series(np.nan, cells.index)
-        predicted[usable] = row.fit.predict(observed.rank, observed.length, observed.base)
+        gains = row.fit.predict(observed.rank, observed.length, observed.base)
+        predicted[usable] = gains
         columns[f"predicted{suffix}"] = predicted
         columns[f"residual{suffix}"] = cells["delta_loss"] - predicted
     return cells.assign(**columns)
@@ -185,12 +206,15 @@ def _cell_warnings(cells: pd.DataFrame) -> list[Finding]:
         for reason, rows in cells.groupby("reason")
         if reason not in ("", SATURATED)
     ]
+    # Groups are split where one cell was run under several values; here each has its own.
     for setting in SCHEDULE:
         values = sorted(cells[setting].dropna().unique())
         if len(values) > 1:
             warnings.append(finding("setting_varies", setting=setting, values=tuple(values)))
 
-    repeated = int(cells[cells["kept"]].duplicated(list(REPEATS)).sum())
+    # Repeats have a seed of their own.
+    kept = cells[cells["kept"]]
+    repeated = int(kept.duplicated(list(REPEATS)).sum())
     if repeated:
         warnings.append(finding("repeated_cells", cells=repeated))
     return warnings
@@ -211,12 +235,19 @@ def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[
 
     sets: dict[str, list[int]] = {}
     for position, key in enumerate(keys):
-        sets.setdefault(repr(common_key(key, by)), []).append(position)
+        # Settings are compared as text: some are lists.
+        common = repr(common_key(key, by))
+        sets.setdefault(common, []).append(position)
     comparable = [positions for positions in sets.values() if len(positions) > 1]
     if comparable:
         return comparable
 
-    varying = [k for k in (*KEY, *SCHEDULE) if len({str(key.get(k)) for key in keys}) > 1]
+    varying = []
+    for setting in (*KEY, *SCHEDULE):
+        values = {str(key.get(setting)) for key in keys}
+        if len(values) > 1:
+            varying.append(setting)
+
     reason = "these cells are one group"
     if varying:
         reason = f"the groups differ in {', '.join(varying)}; try --by {','.join(varying)}"
@@ -224,7 +255,10 @@ def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[
 
 
 def compare_groups(
-    groups: list[GroupFit], by: Sequence[str], draws: int, progress: Progress | None = None
+    groups: list[GroupFit],
+    by: Sequence[str],
+    draws: int,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Compare the exponents of groups that `comparable_sets` puts together.
 
@@ -232,14 +266,15 @@ def compare_groups(
         by: settings in which they differ.
         draws, progress: of each group's bootstrap.
     """
-    common = common_key(groups[0].key, by)
+    common = common_key(groups[0].key, by).items()
     names = comparison_names([group.key for group in groups], by)
-    observed = dict(zip(names, (group.observed for group in groups), strict=True))
+    observed = [group.observed for group in groups]
+
     return compare(
-        observed,
+        dict(zip(names, observed, strict=True)),
         [form for form in FORMS if form.kind.has_ceiling],
         tuple(by),
-        common=", ".join(f"{name} {format_value(value)}" for name, value in common.items()),
+        common=", ".join(f"{name} {format_value(value)}" for name, value in common),
         draws=draws,
         progress=progress,
     )

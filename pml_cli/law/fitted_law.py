@@ -13,7 +13,14 @@ import numpy as np
 
 from pml_cli.law.forms import Form, log_gain, relative_spread
 from pml_cli.law.observations import SizeAxis
-from pml_cli.law.parameters import LOG_SPREAD, NATURAL_NAMES, ON_LOG_SCALE, uncentring
+from pml_cli.law.parameters import (
+    LOG_SPREAD,
+    NATURAL_NAMES,
+    ON_LOG_SCALE,
+    Centre,
+    Interval,
+    uncentring,
+)
 from pml_cli.law.recall_law import RecallFit
 from pml_cli.stats import Array, few_cluster_factor
 
@@ -31,7 +38,11 @@ class LengthCurve:
     """(V,) nats per token."""
 
     def at(self, log_length: Array) -> Array:
-        """The loss at any log length, nats per token; beyond the ends that of the nearest."""
+        """The loss, nats per token; beyond the ends that of the nearest length.
+
+        Args:
+            log_length: any shape, as that of the result.
+        """
         return np.asarray(np.interp(log_length, self.log_length, self.nats))
 
 
@@ -53,11 +64,16 @@ class BaseLoss:
         Returns:
             (1 + D,) nats per token.
         """
-        mean = self.mean.at(log_length)
-        count = len(mean) - 1
-        drawn = np.random.default_rng(1).integers(len(self.texts), size=count)
-        by_text = np.stack([text.at(log_length[1:]) for text in self.texts])
-        return np.concatenate([mean[:1], by_text[drawn, np.arange(count)]])
+        mean = self.mean.at(log_length[:1])
+        drawn_lengths = log_length[1:]
+        count = len(drawn_lengths)
+        # (texts, D)
+        by_text = np.stack([text.at(drawn_lengths) for text in self.texts])
+
+        rng = np.random.default_rng(1)
+        texts = rng.integers(len(self.texts), size=count)
+        drawn = by_text[texts, np.arange(count)]
+        return np.concatenate([mean, drawn])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +86,11 @@ class FittedLaw:
     form: Form
     theta: Array
     """(1 + D, P) the fit, then draws of it."""
-    centre: tuple[float, float]
+    centre: Centre
     """Mean log rank and mean log length, where c is centred."""
-    ranks: tuple[float, float]
+    ranks: Interval
     """Least and largest of the cells."""
-    lengths: tuple[float, float]
+    lengths: Interval
     base: BaseLoss
     recall: RecallFit | None
     recall_reason: str
@@ -87,9 +103,18 @@ class FittedLaw:
         Args:
             length: target tokens; one, or one for each draw, (1 + D,).
         """
-        return self.base.draw(np.broadcast_to(np.log(length), (len(self.theta),)))
+        return self.base.draw(self._for_each_draw(np.log(length)))
 
-    def gain(self, rank: float | Array, length: float | Array, base: float | Array) -> Array:
+    def _for_each_draw(self, value: float | Array) -> Array:
+        """The value for the fit and every draw, (1 + D,)."""
+        return np.broadcast_to(np.asarray(value, float), (len(self.theta),))
+
+    def gain(
+        self,
+        rank: float | Array,
+        length: float | Array,
+        base: float | Array,
+    ) -> Array:
         """Gain in nats per token, (1 + D,): of the fit, and of a new cell for each draw.
 
         A cell deviates from the law by the spread, as in the likelihood, but never to more than
@@ -98,27 +123,36 @@ class FittedLaw:
         Args:
             rank, length, base: one value, or one for each draw, (1 + D,).
         """
-        count = len(self.theta)
-        x = np.broadcast_to(np.log(rank), (count,))[:, None] - self.centre[0]
-        y = np.broadcast_to(np.log(length), (count,))[:, None] - self.centre[1]
-        base_loss = np.broadcast_to(np.asarray(base, float), (count,))[:, None]
-        gains = np.exp(log_gain(self.theta, x, y, base_loss, self.form.link)[:, 0])
+        link = self.form.link
+        base_loss = self._for_each_draw(base)
+        # Every draw has a cell of its own: (1 + D, 1).
+        x = self._for_each_draw(np.log(rank))[:, None] - self.centre[0]
+        y = self._for_each_draw(np.log(length))[:, None] - self.centre[1]
+        cell_base = base_loss[:, None]
+
+        log_gains = log_gain(self.theta, x, y, cell_base, link)[:, 0]
         # No gain where there is no law: a base loss far below the level, or b below 0 far from
         # the cells.
-        gains = np.nan_to_num(gains, nan=0.0)
+        gains = np.nan_to_num(np.exp(log_gains), nan=0.0)
 
-        noise = np.concatenate([[0.0], np.random.default_rng(0).standard_normal(count - 1)])
-        spread = relative_spread(self.theta, x, y, base_loss, self.form.link)[:, 0]
+        # The fit has no noise, every draw that of one cell.
+        rng = np.random.default_rng(0)
+        noise = np.zeros(len(gains))
+        noise[1:] = rng.standard_normal(len(gains) - 1)
+        spread = relative_spread(self.theta, x, y, cell_base, link)[:, 0]
         deviation = np.exp(self.theta[:, LOG_SPREAD]) * noise * spread
-        return np.asarray(np.minimum(gains * np.maximum(0.0, 1 + deviation), base_loss[:, 0]))
+        noisy: Array = gains * np.maximum(0.0, 1 + deviation)
+        return np.minimum(noisy, base_loss)
 
     def outside(self, rank: float | None, length: float | None) -> str:
         """What lies outside the cells, as in "rank above 24"; empty where nothing does."""
-        exceeded = []
-        for name, value, (low, high) in (
+        given = (
             (self.axis.name, rank, self.ranks),
             ("length", length, self.lengths),
-        ):
+        )
+
+        exceeded = []
+        for name, value, (low, high) in given:
             if value is None or low <= value <= high:
                 continue
             side, end = ("above", high) if value > high else ("below", low)
@@ -127,7 +161,10 @@ class FittedLaw:
 
 
 def bootstrap_theta(
-    theta: Array, centre: tuple[float, float], draws: dict[str, list[float]], clusters: int
+    theta: Array,
+    centre: Centre,
+    draws: dict[str, list[float]],
+    clusters: int,
 ) -> Array:
     """Draws of theta, (D, P), from those of the bootstrap, widened below 40 clusters.
 
@@ -136,12 +173,17 @@ def bootstrap_theta(
         centre: mean log rank and mean log length.
         draws: of each free parameter in natural units, (D,) by name.
     """
+    matrix = uncentring(centre)
     count = len(next(iter(draws.values())))
-    uncentred = np.tile(theta @ uncentring(centre).T, (count, 1))
+    # Parameters that are not free keep their values.
+    uncentred = np.tile(theta @ matrix.T, (count, 1))
+
     for name, column in draws.items():
+        # theta has the logarithms of C, k and the spread.
         values = np.log(column) if name in ON_LOG_SCALE else column
         uncentred[:, NATURAL_NAMES.index(name)] = values
-    centred = uncentred @ np.linalg.inv(uncentring(centre)).T
+
+    centred = uncentred @ np.linalg.inv(matrix).T
     return np.asarray(theta + few_cluster_factor(clusters) * (centred - theta))
 
 
@@ -153,7 +195,8 @@ def normal_theta(theta: Array, covariances: Sequence[Array]) -> Array:
         covariances: (P, P) each.
     """
     finite = [matrix for matrix in covariances if np.isfinite(matrix).all()]
-    widest = max(finite, key=np.trace, default=np.zeros((len(theta), len(theta))))
+    none = np.zeros((len(theta), len(theta)))
+    widest = max(finite, key=np.trace, default=none)
     rng = np.random.default_rng(0)
     draws = rng.multivariate_normal(theta, widest, NORMAL_DRAWS, check_valid="ignore")
     return np.asarray(draws)

@@ -32,6 +32,7 @@ from pml_cli.law.parameters import (
     THETA_NAMES,
     B,
     C,
+    Interval,
     theta_bounds,
 )
 from pml_cli.stats import Array
@@ -60,7 +61,7 @@ class Link(ABC):
     """Forms with this link that are fitted."""
     has_k: ClassVar[bool] = False
     """Whether S has a sharpness k."""
-    k_bounds: ClassVar[tuple[float, float]] = (0.5, 30.0)
+    k_bounds: ClassVar[Interval] = (0.5, 30.0)
     k_starts: ClassVar[tuple[float, ...]] = (2.0,)
     """Values of k at which the search starts."""
     limit: ClassVar[str | None] = None
@@ -143,9 +144,11 @@ class Exponential(Link):
     latex = "1 - e^{-x}"
 
     def log_s(self, log_x: Array, log_k: Array) -> Array:
-        return np.asarray(np.log(-np.expm1(-np.exp(log_x))))
+        x = np.exp(log_x)
+        return np.asarray(np.log(-np.expm1(-x)))
 
     def slope(self, log_x: Array, log_k: Array) -> Array:
+        # Beyond, the slope is 0 and exp(x) overflows.
         x = np.exp(np.minimum(log_x, 6.5))
         return np.asarray(x / np.expm1(x))
 
@@ -164,6 +167,7 @@ class Hill(Link):
 
     def log_s(self, log_x: Array, log_k: Array) -> Array:
         k = np.exp(log_k)
+        # Infinite less infinite where there is no law.
         with np.errstate(invalid="ignore"):
             return np.asarray(log_x - np.logaddexp(0.0, k * log_x) / k)
 
@@ -200,8 +204,10 @@ class Form:
             raise ValueError(f"link {self.link!r}; one of {', '.join(LINKS)}")
         if self.floor and not self.kind.has_ceiling:
             raise ValueError("a floor acts through the ceiling; it needs a link")
-        if self.level and (not self.kind.has_ceiling or self.offset or self.floor):
-            raise ValueError("a level takes the place of offset and floor, and needs a link")
+        if self.level and not self.kind.has_ceiling:
+            raise ValueError("a level acts through the ceiling; it needs a link")
+        if self.level and (self.offset or self.floor):
+            raise ValueError("a level takes the place of offset and floor")
 
     @property
     def kind(self) -> Link:
@@ -211,8 +217,10 @@ class Form:
     @property
     def name(self) -> str:
         """For tables: hill + b + floor, beta=1."""
-        extras = {"b": self.offset, "floor": self.floor, "level": self.level}
-        terms = [self.kind.label, *(name for name, has in extras.items() if has)]
+        terms = [self.kind.label]
+        for name, has in (("b", self.offset), ("floor", self.floor), ("level", self.level)):
+            if has:
+                terms.append(name)
         fixed = "" if self.beta is None else f", beta={self.beta:g}"
         return " + ".join(terms) + fixed
 
@@ -248,14 +256,18 @@ class Form:
     @property
     def free(self) -> tuple[int, ...]:
         """Positions of the free parameters in theta, in ascending order."""
-        optional = {
-            BETA: self.beta is None,
-            B: self.offset,
-            LOG_K: self.kind.has_k,
-            FLOOR: self.floor,
-            LEVEL: self.level,
-        }
-        return tuple(p for p in range(len(THETA_NAMES)) if optional.get(p, True))
+        fixed = set()
+        if self.beta is not None:
+            fixed.add(BETA)
+        if not self.offset:
+            fixed.add(B)
+        if not self.kind.has_k:
+            fixed.add(LOG_K)
+        if not self.floor:
+            fixed.add(FLOOR)
+        if not self.level:
+            fixed.add(LEVEL)
+        return tuple(p for p in range(len(THETA_NAMES)) if p not in fixed)
 
     @property
     def bounds(self) -> tuple[Array, Array]:
@@ -265,6 +277,7 @@ class Form:
 
 def _candidate_forms() -> tuple[Form, ...]:
     """Every variant of every link: those without a ceiling first, then the simplest first."""
+    # The order is that of the tables and of law.json.
     forms = []
     for has_ceiling in (False, True):
         for variant in VARIANTS:
@@ -278,7 +291,13 @@ def _candidate_forms() -> tuple[Form, ...]:
 FORMS = _candidate_forms()
 
 
-def log_gain(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
+def log_gain(
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
+    link: str,
+) -> Array:
     """Log of the gain in nats per token, (B, N).
 
     It is nan where the parameters have no law: power and b are below 0 together.
@@ -289,16 +308,24 @@ def log_gain(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) 
         base_N: loss of the base model, nats per token.
     """
     _, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
+    # Not the ceiling times S = x, which would round.
     if not LINKS[link].has_ceiling:
         return log_inner
 
     log_k = theta_BP[:, LOG_K, None]
-    log_memory = log_ceiling + LINKS[link].log_s(log_inner - log_ceiling, log_k)
+    log_x = log_inner - log_ceiling
+    log_memory = log_ceiling + LINKS[link].log_s(log_x, log_k)
     return _add_start(log_memory, theta_BP[:, LEVEL, None], base_N)
 
 
 def log_gain_slopes(
-    theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, *, link: str, wanted: tuple[int, ...]
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
+    *,
+    link: str,
+    wanted: tuple[int, ...],
 ) -> tuple[Array, Array]:
     """`log_gain` and its derivatives, (B, N) and (B, N, W).
 
@@ -338,7 +365,9 @@ def log_gain_slopes(
         elif parameter == LOG_K:
             column = memory_share * kind.slope_by_log_k(log_x, log_k)
         elif parameter == LEVEL:
-            by_ceiling = np.exp(log_memory) / np.maximum(level, 1e-12) * (1 - slope)
+            # Through the ceiling, and through what is gained before memory starts.
+            memory = np.exp(log_memory)
+            by_ceiling = memory / np.maximum(level, 1e-12) * (1 - slope)
             column = (by_ceiling - 1) * np.exp(-log_total)
         else:
             # The floor acts through the ceiling alone.
@@ -347,7 +376,13 @@ def log_gain_slopes(
     return log_total, derivatives
 
 
-def relative_spread(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link: str) -> Array:
+def relative_spread(
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
+    link: str,
+) -> Array:
     """The spread of a cell relative to that far below the ceiling, (B, N), 1 down to 0.
 
     On the cells of benchmarks/scan.csv the relative residuals have one spread wherever the link's
@@ -361,23 +396,39 @@ def relative_spread(theta_BP: Array, x_N: Array, y_N: Array, base_N: Array, link
     if not kind.has_ceiling:
         return np.ones((len(theta_BP), len(x_N)))
     _, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
-    slope = kind.slope(log_inner - log_ceiling, theta_BP[:, LOG_K, None])
-    # nan: no law there, as far from the cells where b is below 0
-    return np.asarray(np.sqrt(np.minimum(1.0, np.nan_to_num(slope) / FULL_SPREAD_SLOPE)))
+
+    log_k = theta_BP[:, LOG_K, None]
+    slope = kind.slope(log_inner - log_ceiling, log_k)
+    # nan where there is no law, as far from the cells where b is below 0
+    relative_slope = np.nan_to_num(slope) / FULL_SPREAD_SLOPE
+    spread: Array = np.sqrt(np.minimum(1.0, relative_slope))
+    return spread
 
 
 def _power_and_ceiling(
-    theta_BP: Array, x_N: Array, y_N: Array, base_N: Array
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
 ) -> tuple[Array, Array, Array]:
     """C r^alpha l^-beta, the log of that + b, and the log of the ceiling: (B, N) each."""
-    c, alpha, beta, b, floor, level = (
-        theta_BP[:, p, None] for p in (C, ALPHA, BETA, B, FLOOR, LEVEL)
-    )
+    # (B, 1) each
+    c = theta_BP[:, C, None]
+    alpha = theta_BP[:, ALPHA, None]
+    beta = theta_BP[:, BETA, None]
+    b = theta_BP[:, B, None]
+    floor = theta_BP[:, FLOOR, None]
+    level = theta_BP[:, LEVEL, None]
+
+    # exp overflows above 709.
     log_power = np.minimum(c + alpha * x_N - beta * y_N, 700.0)
     power = np.exp(log_power)
+    ceiling = np.where(level > 0, level, base_N - floor)
+    # Without b the logarithm is known exactly; with b below 0 there may be none.
     with np.errstate(invalid="ignore", divide="ignore"):
-        log_inner = np.where(b == 0, log_power, np.log(power + b))
-        log_ceiling = np.log(np.where(level > 0, level, base_N - floor))
+        log_sum = np.log(power + b)
+        log_ceiling = np.log(ceiling)
+    log_inner = np.where(b == 0, log_power, log_sum)
     return power, log_inner, log_ceiling
 
 

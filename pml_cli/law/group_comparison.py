@@ -8,22 +8,20 @@ keeps cells of one text and length together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
 
-from pml_cli.law.bootstrap import Bootstrap, bootstrap, no_bootstrap
+from pml_cli.law.bootstrap import Bootstrap, Progress, bootstrap, no_bootstrap
 from pml_cli.law.findings import OK, Finding, finding
 from pml_cli.law.forms import Form
 from pml_cli.law.likelihood import Design, minimise
 from pml_cli.law.mle import LikelihoodFit, design_of, fit_saturating
 from pml_cli.law.observations import Observations
-from pml_cli.law.parameters import ALPHA, BETA, EXPONENT_BOUNDS
+from pml_cli.law.parameters import ALPHA, BETA, EXPONENT_BOUNDS, Interval
 from pml_cli.stats import Array
-
-Progress = Callable[[int, int], None]
 
 # p below which groups differ
 SIGNIFICANCE = 0.05
@@ -53,11 +51,13 @@ class Group:
         position = EXPONENTS[name]
         if self.bootstrap.status != OK:
             return float(np.sqrt(self.fit.covariance[position, position]))
+
+        # Draws of few clusters vary too little.
         count = self.bootstrap.clusters
         deviation = self.bootstrap.draws[:, position].std(ddof=1)
         return float(deviation * math.sqrt(count / (count - 1)))
 
-    def interval(self, name: str) -> tuple[float, float]:
+    def interval(self, name: str) -> Interval:
         """95 % interval of alpha or beta; nan where the form fixes it."""
         from_draws = self.bootstrap.status == OK
         intervals = self.bootstrap.intervals if from_draws else self.fit.intervals
@@ -87,7 +87,9 @@ class Tie:
         The likelihood ratio is too small where cells are correlated, Cochran's Q where the
         standard errors come from few clusters.
         """
-        return bool(max(self.p, np.nan_to_num(self.p_clustered)) < SIGNIFICANCE)
+        if math.isnan(self.p_clustered):
+            return self.p < SIGNIFICANCE
+        return max(self.p, self.p_clustered) < SIGNIFICANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +128,12 @@ def compare(
         draws: of each group's bootstrap; 0 for none.
         progress: called with draws done and all draws, for each group.
     """
-    fits_of = {
-        form: [fit_saturating(observed, form) for observed in cells.values()] for form in forms
-    }
-    form = _common_form(fits_of)
-    if form is None:
+    fits_of = {}
+    for form in forms:
+        fits_of[form] = [fit_saturating(observed, form) for observed in cells.values()]
+
+    common_form = _common_form(fits_of)
+    if common_form is None:
         return Comparison(
             by=by,
             common=common,
@@ -143,74 +146,115 @@ def compare(
     groups = []
     designs = []
     for k, (name, observed) in enumerate(cells.items()):
-        fit = fits_of[form][k]
+        fit = fits_of[common_form][k]
+        # The best form of this group alone.
         least = min(_criterion(fits[k]) for fits in fits_of.values())
+
         sample = _bootstrap(observed, fit, draws, progress)
-        groups.append(Group(name=name, fit=fit, bootstrap=sample, cost=fit.aicc - least))
+        cost = fit.aicc - least
+        groups.append(Group(name=name, fit=fit, bootstrap=sample, cost=cost))
         designs.append(design_of(observed, fit.centre))
 
-    ties = [
-        _tie(what, groups, designs, form)
-        for what, names in TIES.items()
-        if {EXPONENTS[name] for name in names} <= set(form.free)
-    ]
-    return Comparison(by=by, common=common, form=form, finding=None, groups=groups, ties=ties)
+    # A form may fix beta.
+    ties = []
+    for what, names in TIES.items():
+        positions = {EXPONENTS[name] for name in names}
+        if positions <= set(common_form.free):
+            ties.append(_tie(what, groups, designs, common_form))
+    return Comparison(
+        by=by,
+        common=common,
+        form=common_form,
+        finding=None,
+        groups=groups,
+        ties=ties,
+    )
 
 
 def _criterion(fit: LikelihoodFit) -> float:
     """AICc, infinite where the fit is not OK."""
-    return fit.aicc if fit.status == OK and math.isfinite(fit.aicc) else math.inf
+    if fit.status != OK or not math.isfinite(fit.aicc):
+        return math.inf
+    return fit.aicc
 
 
 def _common_form(fits_of: dict[Form, list[LikelihoodFit]]) -> Form | None:
     """The form with the least sum of AICc among those that are OK in every group."""
-    sums = {
-        form: sum(fit.aicc for fit in fits)
-        for form, fits in fits_of.items()
-        if all(math.isfinite(_criterion(fit)) and fit.form == form for fit in fits)
-    }
+    sums = {}
+    for form, fits in fits_of.items():
+        # A link that runs to its limit is fitted as another form.
+        as_asked = all(fit.form == form for fit in fits)
+        total = sum(_criterion(fit) for fit in fits)
+        if as_asked and math.isfinite(total):
+            sums[form] = total
     return min(sums, key=lambda form: sums[form], default=None)
 
 
 def _bootstrap(
-    cells: Observations, fit: LikelihoodFit, draws: int, progress: Progress | None
+    cells: Observations,
+    fit: LikelihoodFit,
+    draws: int,
+    progress: Progress | None,
 ) -> Bootstrap:
+    """The bootstrap of one group, or none where no draws were asked for."""
     if not draws:
         return no_bootstrap(cells, finding("no_draws"))
     return bootstrap(cells, fit, draws, progress=progress)
 
 
-def _tie(what: str, groups: list[Group], designs: list[Design], form: Form) -> Tie:
+def _tie(
+    what: str,
+    groups: list[Group],
+    designs: list[Design],
+    form: Form,
+) -> Tie:
+    """Test one restriction: groups keep all parameters but the tied exponents.
+
+    Args:
+        what: a key of TIES.
+        groups, designs: of every group, in one order.
+    """
     names = TIES[what]
     positions = [EXPONENTS[name] for name in names]
+    # (groups, P)
     thetas = np.stack([group.fit.theta for group in groups])
     others = tuple(p for p in form.free if p not in positions)
 
     def cost(values: Array) -> float:
-        """Twice the log-likelihood lost when every group has these exponents."""
+        """Twice the log-likelihood lost when every group has these exponents, (E,)."""
         total = 0.0
         for theta, design, group in zip(thetas, designs, groups, strict=True):
             start = theta.copy()
             start[positions] = np.clip(values, *EXPONENT_BOUNDS)
+            # The other parameters adapt to the shared exponents.
             _, nll = minimise(start[None], design, form, free=others)
-            total += 2 * max(0.0, float(nll[0]) - group.fit.nll)
+            difference = float(nll[0]) - group.fit.nll
+            total += 2 * max(0.0, difference)
         return total
 
-    variances = np.array([[group.fit.covariance[p, p] for p in positions] for group in groups])
-    mean = (thetas[:, positions] / variances).sum(axis=0) / (1 / variances).sum(axis=0)
+    # The search starts at the mean weighted by the inverse variances.
+    variances = np.stack([np.diag(group.fit.covariance)[positions] for group in groups])
+    weighted = (thetas[:, positions] / variances).sum(axis=0)
+    mean = weighted / (1 / variances).sum(axis=0)
     solution = optimize.minimize(
         cost, mean, method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-4, "maxiter": 200}
     )
 
     freedom = len(positions) * (len(groups) - 1)
     statistic = float(solution.fun)
+
+    # Cochran's Q is a test of one value.
+    clustered = math.nan
+    if len(names) == 1:
+        clustered = _cochran(groups, names[0])
+
     return Tie(
         what=what,
-        shared=dict(zip(names, map(float, solution.x), strict=True)),
+        shared=dict(zip(names, solution.x.tolist(), strict=True)),
         freedom=freedom,
         statistic=statistic,
         p=float(stats.chi2.sf(statistic, freedom)),
-        p_clustered=_cochran(groups, names[0]) if len(names) == 1 else math.nan,
+        p_clustered=clustered,
     )
 
 
@@ -218,8 +262,11 @@ def _cochran(groups: list[Group], name: str) -> float:
     """p of Cochran's Q for one exponent; nan where a group has no bootstrap."""
     if any(group.bootstrap.status != OK for group in groups):
         return math.nan
+
     values = np.array([group.fit.parameters[name] for group in groups])
-    weight = np.array([group.error(name) for group in groups]) ** -2.0
+    errors = np.array([group.error(name) for group in groups])
+    # Inverse variances.
+    weight = errors**-2.0
     mean = (weight * values).sum() / weight.sum()
     q = float((weight * (values - mean) ** 2).sum())
     return float(stats.chi2.sf(q, len(groups) - 1))

@@ -10,6 +10,7 @@ Shapes: D draws of the law; arrays of 1 + D values hold that of the fit first.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 from pml_cli.io import jsonable
 from pml_cli.law.fitted_law import FittedLaw
 from pml_cli.law.observations import bits
+from pml_cli.law.parameters import Interval
 from pml_cli.stats import CONFIDENCE, LN2, Array
 
 # Multiples of the ends of what was trained between which an answer is searched.
@@ -76,8 +78,10 @@ def answer(
         "range": {law.axis.name: law.ranks, "length": law.lengths},
         "rows": [],
     }
+
     if ranks and lengths:
-        answered["rows"] = [_cell(law, rank, length, base) for rank in ranks for length in lengths]
+        pairs = itertools.product(ranks, lengths)
+        answered["rows"] = [_cell(law, rank, length, base) for rank, length in pairs]
     elif target.kind == "verbatim" and law.recall is None:
         answered["reason"] = law.recall_reason
     elif lengths:
@@ -91,7 +95,12 @@ def answer(
     return answered
 
 
-def _cell(law: FittedLaw, rank: float, length: float, base: float | None) -> dict[str, Any]:
+def _cell(
+    law: FittedLaw,
+    rank: float,
+    length: float,
+    base: float | None,
+) -> dict[str, Any]:
     """Everything about one cell."""
     base_loss = _base_losses(law, length, base)
     gain = law.gain(rank, length, base_loss)
@@ -103,29 +112,41 @@ def _cell(law: FittedLaw, rank: float, length: float, base: float | None) -> dic
         "loss": jsonable(with_band(base_loss - gain)),
         "bits": jsonable(with_band(bits(length, gain))),
     }
+    # Recall has a law of its own.
     if law.recall:
         row["recall"] = jsonable(with_band(law.recall.probabilities(rank, length)))
     row["outside"] = law.outside(rank, length)
     return row
 
 
-def _base_losses(law: FittedLaw, length: float | Array, base: float | None) -> Array:
+def _base_losses(
+    law: FittedLaw,
+    length: float | Array,
+    base: float | None,
+) -> Array:
     """Loss of the base model for the fit and for each draw, (1 + D,)."""
-    return np.full(len(law.theta), base) if base else law.base_losses(length)
+    if base:
+        return np.full(len(law.theta), base)
+    return law.base_losses(length)
 
 
 def _least_rank(
-    law: FittedLaw, length: float, target: Target, base: float | None
+    law: FittedLaw,
+    length: float,
+    target: Target,
+    base: float | None,
 ) -> list[dict[str, Any]]:
     """The least rank that reaches the target; a row for each probability of exact recall."""
     if target.kind == "verbatim":
         assert law.recall is not None
+
         rows = []
         for probability in PROBABILITIES:
             ranks = _exp(law.recall.log_ranks(length, probability))
             rows.append(_row(law, "rank", length, ranks, chance=probability))
         return rows
 
+    # The gain that the target asks for, nats per token.
     base_loss = _base_losses(law, length, base)
     if target.kind == "loss":
         needed: Array | float = base_loss - target.value
@@ -133,6 +154,7 @@ def _least_rank(
         needed = target.value * LN2 / length
 
     def excess(rank: Array) -> Array:
+        # Rises with the rank.
         return law.gain(rank, length, base_loss) - needed
 
     ranks = _bisect(excess, law.ranks, len(law.theta))
@@ -140,11 +162,15 @@ def _least_rank(
 
 
 def _longest_length(
-    law: FittedLaw, rank: float, target: Target, base: float | None
+    law: FittedLaw,
+    rank: float,
+    target: Target,
+    base: float | None,
 ) -> list[dict[str, Any]]:
     """The longest text that keeps the target, or the shortest that stores so many bits."""
     if target.kind == "verbatim":
         assert law.recall is not None
+
         rows = []
         for probability in PROBABILITIES:
             lengths = _exp(law.recall.log_lengths(rank, probability))
@@ -152,6 +178,7 @@ def _longest_length(
         return rows
 
     def excess(length: Array) -> Array:
+        # Rises with the length.
         base_loss = _base_losses(law, length, base)
         gain = law.gain(rank, length, base_loss)
         if target.kind == "loss":
@@ -162,7 +189,11 @@ def _longest_length(
     return [_row(law, "length", rank, lengths)]
 
 
-def _bisect(excess: Callable[[Array], Array], trained: tuple[float, float], count: int) -> Array:
+def _bisect(
+    excess: Callable[[Array], Array],
+    trained: Interval,
+    count: int,
+) -> Array:
     """Where a rising function of each draw passes 0, (count,).
 
     Infinite where it does not; 0 where it is above from the start.
@@ -181,7 +212,8 @@ def _bisect(excess: Callable[[Array], Array], trained: tuple[float, float], coun
         above = excess(np.exp(middle)) >= 0
         low = np.where(above, low, middle)
         high = np.where(above, middle, high)
-    return np.where(above_at_start, 0.0, np.where(reached, np.exp(high), np.inf))
+    solution = np.where(reached, np.exp(high), np.inf)
+    return np.where(above_at_start, 0.0, solution)
 
 
 def _row(
@@ -200,7 +232,9 @@ def _row(
         low=_rounded(band.low, sought),
         high=_rounded(band.high, sought),
     )
+    # An infinite solution is outside of nothing.
     solution = rounded.value if math.isfinite(rounded.value) else None
+
     if sought == "rank":
         outside = law.outside(solution, given)
         given_name, sought_name = "length", law.axis.name
@@ -214,10 +248,13 @@ def _rounded(value: float, sought: str) -> float:
     """A rank is rounded up and is at least 1; a length down."""
     if not math.isfinite(value):
         return value
-    return max(1.0, float(math.ceil(value))) if sought == "rank" else float(math.floor(value))
+    if sought == "rank":
+        return max(1.0, float(math.ceil(value)))
+    return float(math.floor(value))
 
 
 def _exp(logs: Array) -> Array:
+    """exp of (1 + D,) values, finite for any of them."""
     return np.asarray(np.exp(np.minimum(logs, 700.0)))
 
 
@@ -227,10 +264,13 @@ def with_band(values: Array) -> Prediction:
     Args:
         values: (1 + D,); the ends of the band are draws, as infinity has no mean.
     """
+    fitted = float(values[0])
     draws = np.sort(values[1:])
     if not len(draws):
-        return Prediction(value=float(values[0]), low=math.nan, high=math.nan)
+        return Prediction(value=fitted, low=math.nan, high=math.nan)
+
     tail = (1 - CONFIDENCE) / 2
-    low = draws[int(tail * (len(draws) - 1))]
-    high = draws[math.ceil((1 - tail) * (len(draws) - 1))]
-    return Prediction(value=float(values[0]), low=float(low), high=float(high))
+    last = len(draws) - 1
+    low = float(draws[int(tail * last)])
+    high = float(draws[math.ceil((1 - tail) * last)])
+    return Prediction(value=fitted, low=low, high=high)

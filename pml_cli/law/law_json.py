@@ -19,6 +19,7 @@ from pml_cli import __version__
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.io import jsonable
 from pml_cli.law.analysis import LawRow
+from pml_cli.law.bootstrap import Bootstrap, Profile
 from pml_cli.law.capacity import BitsPerParameter, UnseenGain
 from pml_cli.law.findings import OK, Finding
 from pml_cli.law.fit_groups import GroupFit
@@ -40,17 +41,19 @@ from pml_cli.law.model_selection import (
     edge_of,
 )
 from pml_cli.law.observations import SIZE_AXES, Observations, SizeAxis
-from pml_cli.law.parameters import THETA_NAMES
+from pml_cli.law.parameters import THETA_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit
 from pml_cli.law.recall_law import NAMES, RecallFit
-from pml_cli.stats import percent_error
+from pml_cli.stats import Array, percent_error
 
 FORMAT = 3
 FILE_NAME = "law.json"
+ESTIMATORS = {"paper": "least squares", "robust": "relative residuals, Huber's loss"}
 
 Describe = Callable[[Finding | None, SizeAxis], str]
-"""Makes the sentence of a finding; empty for None."""
-Interval = tuple[float, float]
+"""Makes the sentence of a finding for a law of that size; empty for None."""
+Say = Callable[[Finding | None], str]
+"""The same for the size of one group."""
 Record = TypeVar("Record")
 
 
@@ -316,15 +319,23 @@ def law_file(
         inputs: number and hash of the cells.
     """
     versions = {"pml": __version__, "numpy": np.__version__, "scipy": scipy.__version__}
+
+    def say(finding: Finding | None) -> str:
+        return describe(finding, axis)
+
+    draws = {}
+    for group in groups:
+        draws[group.slug] = group.analysis.draws | _recall_draws(group.recall)
+
     return LawFile(
         format=FORMAT,
         versions=versions,
         inputs=inputs,
         saturated_below=saturated_below,
         x=axis.name,
-        comparisons=[_comparison(comparison, describe, axis) for comparison in comparisons],
+        comparisons=[_comparison(comparison, say) for comparison in comparisons],
         groups=[_group(group, describe) for group in groups],
-        draws={group.slug: group.analysis.draws | _recall_draws(group.recall) for group in groups},
+        draws=draws,
     )
 
 
@@ -340,193 +351,200 @@ def to_text(content: LawFile) -> str:
     return f'{head[:-2]},\n "draws": {draws}\n}}\n'
 
 
+def _record(kind: type[Record], source: Any, **values: Any) -> Record:
+    """A record whose fields are attributes of `source`, but for those given by `values`."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    copied = {name: getattr(source, name) for name in names - set(values)}
+    return kind(**copied, **values)
+
+
 def _group(group: GroupFit, describe: Describe) -> GroupRecord:
+    """One group with every law on it."""
     analysis = group.analysis
-    sample = analysis.bootstrap
+
+    def say(finding: Finding | None) -> str:
+        return describe(finding, group.axis)
+
     return GroupRecord(
         name=group.name,
         slug=group.slug,
         key=group.key,
         cells=len(group.cells),
-        fit=_paper(analysis.paper, describe, group.axis),
-        held_out=_held_out(group, describe),
-        laws=[_law(row, describe, group.axis) for row in analysis.rows],
+        fit=_paper(analysis.paper, say),
+        held_out=_held_out(group, say),
+        laws=[_law(row, say) for row in analysis.rows],
         chosen=analysis.chosen.name if analysis.chosen else None,
-        bootstrap=BootstrapRecord(
-            status=sample.status,
-            reason=describe(sample.finding, group.axis),
-            clusters=sample.clusters,
-            draws=len(sample.draws),
-            failed=sample.failed,
-            intervals_95=sample.intervals,
-        )
-        if sample
-        else None,
-        profiles={
-            name: ProfileRecord(
-                values=profile.values.tolist(),
-                deviance=profile.deviance.tolist(),
-                interval_95=profile.interval,
-            )
-            for name, profile in analysis.profiles.items()
-        },
+        bootstrap=_bootstrap(analysis.bootstrap, say),
+        profiles={name: _profile(profile) for name, profile in analysis.profiles.items()},
         constant_capacity=analysis.constant_capacity,
         alike_within_clusters=analysis.residual_correlation,
-        recall=_recall(group.recall, describe, group.axis),
+        recall=_recall(group.recall, say),
         capacity=group.bits,
         control=group.control,
         range=_range(group.observed),
         base_loss=_base_loss(group.observed),
-        warnings=[describe(warning, group.axis) for warning in group.warnings],
-        conclusions=[describe(conclusion, group.axis) for conclusion in group.conclusions],
+        warnings=[say(warning) for warning in group.warnings],
+        conclusions=[say(conclusion) for conclusion in group.conclusions],
     )
 
 
-def _paper(fit: PowerLawFit, describe: Describe, axis: SizeAxis) -> PaperRecord:
-    return PaperRecord(
+def _paper(fit: PowerLawFit, say: Say) -> PaperRecord:
+    """The paper's fit, its parameters as keys of their own."""
+    return _record(
+        PaperRecord,
+        fit,
         law=fit.form.formula,
-        status=fit.status,
-        reason=describe(fit.finding, axis),
-        C=fit.C,
-        alpha=fit.alpha,
-        beta=fit.beta,
-        b=fit.b,
-        r2=fit.r2,
-        mape=fit.mape,
+        reason=say(fit.finding),
         standard_errors=fit.errors,
         intervals_95=fit.intervals,
         covariance=fit.covariance.tolist(),
-        spread=fit.spread,
         n=fit.n_used,
-        n_saturated=fit.n_saturated,
     )
 
 
-def _held_out(group: GroupFit, describe: Describe) -> HeldOutRecord:
+def _held_out(group: GroupFit, say: Say) -> HeldOutRecord:
     """The check of the paper's law on the edge, of the unsaturated cells alone."""
     observed = group.observed
-    check = group.analysis.rows[0].checks[EDGE]
-    test = check.left_out & ~observed.saturated
-    measured, predicted = observed.delta[test], check.predicted[test]
-    has_error = bool(test.any()) and bool(np.isfinite(predicted).all())
     ranks, lengths = edge_of(observed)
+    check = group.analysis.rows[0].checks[EDGE]
+
+    unsaturated = ~observed.saturated
+    test = check.left_out & unsaturated
+    fitted = ~check.left_out & unsaturated
+
+    # The error counts where the fit without these cells has a prediction for them.
+    mape: float | None = None
+    reason = say(check.finding)
+    predicted = check.predicted[test]
+    if len(predicted) and np.isfinite(predicted).all():
+        mape = percent_error(observed.delta[test], predicted)
+        reason = ""
     return HeldOutRecord(
-        mape=percent_error(measured, predicted) if has_error else None,
-        reason="" if has_error else describe(check.finding, group.axis),
+        mape=mape,
+        reason=reason,
         ranks=ranks,
         lengths=lengths,
-        n_fit=int((~check.left_out & ~observed.saturated).sum()),
+        n_fit=int(fitted.sum()),
         n_test=int(test.sum()),
     )
 
 
-def _law(row: LawRow, describe: Describe, axis: SizeAxis) -> PowerLawRecord | LikelihoodRecord:
-    checks = {what: _check(check, describe, axis) for what, check in row.checks.items()}
+def _law(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
+    """One row of the tables, with its held-out checks."""
     fit = row.fit
+    common = {
+        "law": fit.form.formula,
+        "reason": say(fit.finding),
+        "covariance": fit.covariance.tolist(),
+        "aicc_difference": row.aicc_difference,
+        "checks": {what: _check(check, say) for what, check in row.checks.items()},
+    }
     if isinstance(fit, PowerLawFit):
-        return PowerLawRecord(
-            name=row.name,
-            law=fit.form.formula,
-            estimator="least squares"
-            if row.name == "paper"
-            else "relative residuals, Huber's loss",
-            status=fit.status,
-            reason=describe(fit.finding, axis),
-            parameters=fit.parameters,
+        return _record(
+            PowerLawRecord,
+            fit,
+            estimator=ESTIMATORS[fit.name],
             standard_errors=fit.errors,
             intervals_95=fit.intervals,
-            covariance=fit.covariance.tolist(),
-            spread=fit.spread,
-            r2=fit.r2,
-            mape=fit.mape,
             n=fit.n_used,
-            n_saturated=fit.n_saturated,
-            aicc_difference=row.aicc_difference,
-            checks=checks,
+            **common,
         )
 
     assert isinstance(fit, LikelihoodFit)
-    return LikelihoodRecord(
-        name=row.name,
-        law=fit.form.formula,
+    log_rank, log_length = fit.centre
+    return _record(
+        LikelihoodRecord,
+        fit,
         form=jsonable(fit.form),
         estimator="censored maximum likelihood, all cells",
-        status=fit.status,
-        reason=describe(fit.finding, axis),
-        parameters=fit.parameters,
         intervals_95_naive=fit.intervals,
         theta=dict(zip(THETA_NAMES, fit.theta.tolist(), strict=True)),
-        centre={"log_rank": fit.centre[0], "log_length": fit.centre[1]},
-        covariance=fit.covariance.tolist(),
+        centre={"log_rank": log_rank, "log_length": log_length},
         covariance_clustered=fit.clustered.tolist(),
-        clusters=fit.clusters,
-        nll=fit.nll,
-        aicc=fit.aicc,
-        r2=fit.r2,
-        mape=fit.mape,
-        r2_all=fit.r2_all,
-        mape_all=fit.mape_all,
-        n=fit.n,
-        n_saturated=fit.n_saturated,
         cells_sha256=fit.fingerprint,
-        aicc_difference=row.aicc_difference,
-        checks=checks,
+        **common,
     )
 
 
-def _check(check: Check, describe: Describe, axis: SizeAxis) -> CheckRecord:
-    return CheckRecord(
-        what=check.what,
-        reason=describe(check.finding, axis),
-        mape=check.mape,
-        mape_all=check.mape_all,
-        coverage=check.coverage,
-        n_fit=check.n_fit,
-        n_test=check.n_test,
-        n_all=check.n_all,
+def _check(check: Check, say: Say) -> CheckRecord:
+    """A check, without its predictions."""
+    return _record(CheckRecord, check, reason=say(check.finding))
+
+
+def _bootstrap(sample: Bootstrap | None, say: Say) -> BootstrapRecord | None:
+    """A bootstrap, without its draws: those stand at the end of the file."""
+    if sample is None:
+        return None
+    return _record(
+        BootstrapRecord,
+        sample,
+        reason=say(sample.finding),
+        draws=len(sample.draws),
+        intervals_95=sample.intervals,
     )
 
 
-def _recall(recall: RecallFit, describe: Describe, axis: SizeAxis) -> RecallRecord:
-    return RecallRecord(
-        status=recall.status,
-        reason=describe(recall.finding, axis),
+def _profile(profile: Profile) -> ProfileRecord:
+    """A profile, in natural units."""
+    return ProfileRecord(
+        values=profile.values.tolist(),
+        deviance=profile.deviance.tolist(),
+        interval_95=profile.interval,
+    )
+
+
+def _recall(recall: RecallFit, say: Say) -> RecallRecord:
+    """The law of exact recall, without its draws."""
+    return _record(
+        RecallRecord,
+        recall,
+        reason=say(recall.finding),
         parameters=dict(zip(NAMES, recall.theta.tolist(), strict=True)),
-        n=recall.n,
-        exact=recall.exact,
-        clusters=recall.clusters,
         gaps={"rank": recall.rank_step, "length": recall.length_step},
         draws=len(recall.draws),
     )
 
 
 def _recall_draws(recall: RecallFit) -> dict[str, list[float]]:
+    """Draws of a, g and h, (D,) by the names that they have in the file."""
     columns = zip(NAMES, recall.draws.T.tolist(), strict=True)
     return {f"recall_{name}": column for name, column in columns if column}
 
 
 def _range(cells: Observations) -> RangeRecord:
+    """What was trained."""
     if not len(cells):
         return RangeRecord(rank=[], length=[])
-    return RangeRecord(
-        rank=[float(cells.rank.min()), float(cells.rank.max())],
-        length=[float(cells.length.min()), float(cells.length.max())],
-    )
+    return RangeRecord(rank=_ends(cells.rank), length=_ends(cells.length))
+
+
+def _ends(values: Array) -> list[float]:
+    """The smallest and the largest of (N,) values."""
+    return [float(values.min()), float(values.max())]
 
 
 def _base_loss(cells: Observations) -> BaseLossRecord:
+    """Mean base loss at each length, over all cells and of each text."""
     mean = _length_curve(cells)
-    texts = [_length_curve(cells.take(cells.text == text)) for text in np.unique(cells.text)]
+    texts = []
+    for text in np.unique(cells.text):
+        of_text = cells.take(cells.text == text)
+        texts.append(_length_curve(of_text))
     return BaseLossRecord(length=mean.length, nats=mean.nats, texts=texts)
 
 
 def _length_curve(cells: Observations) -> LengthCurveRecord:
+    """Mean base loss at each length."""
     lengths = np.unique(cells.length)
-    nats = [float(cells.base[cells.length == length].mean()) for length in lengths]
+    nats = []
+    for length in lengths:
+        base = cells.base[cells.length == length]
+        nats.append(float(base.mean()))
     return LengthCurveRecord(length=lengths.tolist(), nats=nats)
 
 
-def _comparison(comparison: Comparison, describe: Describe, axis: SizeAxis) -> ComparisonRecord:
+def _comparison(comparison: Comparison, say: Say) -> ComparisonRecord:
+    """A comparison of groups; `form` is null where they share none."""
     groups = [
         ComparedGroupRecord(
             name=group.name,
@@ -541,7 +559,7 @@ def _comparison(comparison: Comparison, describe: Describe, axis: SizeAxis) -> C
         by=comparison.by,
         common=comparison.common,
         form=comparison.form.name if comparison.form else None,
-        reason=describe(comparison.finding, axis),
+        reason=say(comparison.finding),
         groups=groups,
         ties=comparison.ties,
     )
@@ -560,19 +578,18 @@ def load(path: Path, group: str | None = None) -> list[FittedLaw]:
     """
     file = _find(path)
     content = _read(file)
+
     groups = content["groups"]
     if group is not None:
-        groups = [entry for entry in groups if group in (entry["slug"], entry["name"])]
-        if not groups:
-            slugs = {entry["slug"] for entry in content["groups"]}
-            raise UserError(f"group={group}: {did_you_mean(group, slugs)}")
-
+        groups = _named(group, groups)
     try:
         laws = [_fitted_law(entry, content) for entry in groups if entry["chosen"] is not None]
+    # Whatever is wrong inside a law.json of this format, the file is damaged.
     except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
         raise UserError(
             f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again"
         ) from error
+
     if not laws:
         reasons = {entry["fit"]["reason"] for entry in groups} - {""}
         details = f": {'; '.join(sorted(reasons))}" if reasons else ""
@@ -580,10 +597,18 @@ def load(path: Path, group: str | None = None) -> list[FittedLaw]:
     return laws
 
 
+def _named(name: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups of that name or slug."""
+    named = [group for group in groups if name in (group["slug"], group["name"])]
+    if not named:
+        slugs = {group["slug"] for group in groups}
+        raise UserError(f"group={name}: {did_you_mean(name, slugs)}")
+    return named
+
+
 def _find(path: Path) -> Path:
     """The law.json that a path means."""
-    candidates = [path] if path.is_file() else [path / FILE_NAME, path / "fit" / FILE_NAME]
-    for file in candidates:
+    for file in (path, path / FILE_NAME, path / "fit" / FILE_NAME):
         if file.is_file():
             return file
     missing = "" if path.exists() else " (no such folder)"
@@ -600,6 +625,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{file}: not a law.json ({reason}); run `pml fit` again") from error
+
     if found_format != FORMAT:
         raise UserError(
             f"{file}: format {found_format}, this pml reads {FORMAT}; run `pml fit` again"
@@ -607,7 +633,7 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _record(kind: type[Record], content: dict[str, Any]) -> Record:
+def _from_json(kind: type[Record], content: dict[str, Any]) -> Record:
     """A record from its object in the file; its values stay as JSON has them.
 
     Raises:
@@ -620,23 +646,27 @@ def _record(kind: type[Record], content: dict[str, Any]) -> Record:
 def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
     """The chosen law of one group."""
     chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
-    record = _record(LikelihoodRecord, chosen)
+    record = _from_json(LikelihoodRecord, chosen)
     theta = np.array([record.theta[name] for name in THETA_NAMES], float)
     if not np.isfinite(theta).all() or record.clusters < 1:
         raise ValueError("a parameter is not finite")
 
     centre = (record.centre["log_rank"], record.centre["log_length"])
     draws = dict(content["draws"].get(group["slug"], {}))
+    # Those of the law of recall lie beside those of the law of the gain.
     recall_draws = [draws.pop(f"recall_{name}", []) for name in NAMES]
     if draws:
         theta_draws = bootstrap_theta(theta, centre, draws, record.clusters)
     else:
-        matrices = (record.covariance, record.covariance_clustered)
-        theta_draws = normal_theta(theta, [np.array(matrix, float) for matrix in matrices])
+        naive = np.array(record.covariance, float)
+        clustered = np.array(record.covariance_clustered, float)
+        theta_draws = normal_theta(theta, [naive, clustered])
 
-    trained = _record(RangeRecord, group["range"])
-    base = _record(BaseLossRecord, group["base_loss"])
-    recall = _record(RecallRecord, group["recall"])
+    trained = _from_json(RangeRecord, group["range"])
+    base = _from_json(BaseLossRecord, group["base_loss"])
+    texts = [_curve(text["length"], text["nats"]) for text in group["base_loss"]["texts"]]
+    recall = _from_json(RecallRecord, group["recall"])
+
     return FittedLaw(
         name=group["name"],
         axis=SIZE_AXES[content["x"]],
@@ -645,10 +675,7 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
         centre=centre,
         ranks=(trained.rank[0], trained.rank[1]),
         lengths=(trained.length[0], trained.length[1]),
-        base=BaseLoss(
-            mean=_curve(base.length, base.nats),
-            texts=[_curve(text["length"], text["nats"]) for text in group["base_loss"]["texts"]],
-        ),
+        base=BaseLoss(mean=_curve(base.length, base.nats), texts=texts),
         recall=_recall_fit(recall, recall_draws) if recall.status == OK else None,
         recall_reason=recall.reason,
         status=record.status,
@@ -657,10 +684,11 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
 
 def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
     """The law of exact recall with its draws, (D,) for each of a, g, h."""
+    theta = [record.parameters[name] for name in NAMES]
     return RecallFit(
         status=OK,
         finding=None,
-        theta=np.array([record.parameters[name] for name in NAMES], float),
+        theta=np.array(theta, float),
         draws=np.array(draws, float).T,
         n=record.n,
         exact=record.exact,
@@ -671,4 +699,6 @@ def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
 
 
 def _curve(length: list[float], nats: list[float]) -> LengthCurve:
-    return LengthCurve(log_length=np.log(np.array(length, float)), nats=np.array(nats, float))
+    """Arrays of a record, (V,) each."""
+    lengths = np.array(length, float)
+    return LengthCurve(log_length=np.log(lengths), nats=np.array(nats, float))

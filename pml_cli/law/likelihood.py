@@ -83,6 +83,7 @@ def minimise(
             break
         active_weights = weights if len(weights) == 1 else weights[active]
         gradient, information = derivatives(theta[active], design, form, active_weights, free_F)
+        # A step that does not improve is tried again, with ten times the damping.
         trial = _scoring_step(
             theta[active], gradient, information, damping[active], form=form, free_F=free_F
         )
@@ -119,23 +120,35 @@ def _scoring_step(
     """
     lower, upper = (bound[free_F] for bound in form.bounds)
     current = theta[:, free_F]
-    blocked = ((current <= lower) & (gradient > 0)) | ((current >= upper) & (gradient < 0))
+    # A step goes against the gradient.
+    at_lower = (current <= lower) & (gradient > 0)
+    at_upper = (current >= upper) & (gradient < 0)
+    blocked = at_lower | at_upper
 
     # Scaled by the diagonal, so that parameters of any size are damped alike.
-    scale = np.sqrt(np.maximum(np.einsum("bff->bf", information), 1e-30))
-    scaled = information / (scale[:, :, None] * scale[:, None, :])
-    scaled *= ~(blocked[:, :, None] | blocked[:, None, :])
-    diagonal = blocked[:, None, :] + damping[:, None, None] + 1e-13
-    scaled += np.eye(len(free_F)) * diagonal
+    diagonal = np.einsum("bff->bf", information)
+    scale = np.sqrt(np.maximum(diagonal, 1e-30))
+    scales = scale[:, :, None] * scale[:, None, :]
+    scaled = information / scales
+    # Rows and columns of blocked parameters are those of the identity: their step is 0.
+    scaled *= ~blocked[:, :, None]
+    scaled *= ~blocked[:, None, :]
+    added = blocked[:, None, :] + damping[:, None, None] + 1e-13
+    scaled += np.eye(len(free_F)) * added
 
-    right_side = np.where(blocked, 0, gradient / scale)[..., None]
-    step = np.linalg.solve(scaled, right_side)[..., 0] / scale
+    right_side = np.where(blocked, 0, gradient / scale)
+    step = np.linalg.solve(scaled, right_side[..., None])[..., 0] / scale
     trial = theta.copy()
     trial[:, free_F] = np.clip(current - step, lower, upper)
     return trial
 
 
-def negative_log_likelihood(theta_BP: Array, design: Design, form: Form, weights: Array) -> Array:
+def negative_log_likelihood(
+    theta_BP: Array,
+    design: Design,
+    form: Form,
+    weights: Array,
+) -> Array:
     """Negative log-likelihood, (B,), a sum over the cells; infinite where there is no law.
 
     Args:
@@ -144,24 +157,33 @@ def negative_log_likelihood(theta_BP: Array, design: Design, form: Form, weights
     log_mu = log_gain(theta_BP, design.x, design.y, design.base, form.link)
     censored = design.censored
     observed = ~censored
+    # The spread is relative to the law.
     log_s = theta_BP[:, LOG_SPREAD, None] + np.log(design.sd)
 
     per_cell = np.empty_like(log_mu)
     with np.errstate(over="ignore", invalid="ignore"):
         mu = np.exp(log_mu)
-        z = (design.delta[observed] / mu[:, observed] - 1) / np.exp(log_s[:, observed])
+        # Normal density of the relative residual.
+        residual = design.delta[observed] / mu[:, observed] - 1
+        z = residual / np.exp(log_s[:, observed])
         log_scale = log_mu[:, observed] + log_s[:, observed]
         per_cell[:, observed] = log_scale + 0.5 * z**2 + HALF_LOG_TAU
 
+        # Probability of a gain above the limit.
         excess = 1 - design.limit[censored] / mu[:, censored]
-        per_cell[:, censored] = -special.log_ndtr(excess / np.exp(log_s[:, censored]))
+        a = excess / np.exp(log_s[:, censored])
+        per_cell[:, censored] = -special.log_ndtr(a)
 
     total = (per_cell * weights).sum(axis=1)
     return np.where(np.isfinite(total), total, np.inf)
 
 
 def derivatives(
-    theta_BP: Array, design: Design, form: Form, weights: Array, free_F: Array
+    theta_BP: Array,
+    design: Design,
+    form: Form,
+    weights: Array,
+    free_F: Array,
 ) -> tuple[Array, Array]:
     """Gradient (B, F) and information (B, F, F) of the negative log-likelihood.
 
@@ -180,10 +202,13 @@ def derivatives(
     h22 = cell.s_s * weights
 
     size = len(of_law)
-    gradient = np.empty((len(theta_BP), len(free_F)))
-    information = np.empty((len(theta_BP), len(free_F), len(free_F)))
+    batch, count = len(theta_BP), len(free_F)
+    gradient = np.empty((batch, count))
+    information = np.empty((batch, count, count))
+    # Chain rule through log mu.
     gradient[:, :size] = (g1[:, None, :] @ slopes)[:, 0]
-    information[:, :size, :size] = (slopes * h11[..., None]).transpose(0, 2, 1) @ slopes
+    weighted = slopes * h11[..., None]
+    information[:, :size, :size] = weighted.transpose(0, 2, 1) @ slopes
 
     # The spread is the last parameter, so the last free one.
     if LOG_SPREAD in free_F:
@@ -195,21 +220,28 @@ def derivatives(
     return gradient, information
 
 
-def scores(theta_P: Array, design: Design, form: Form, free_F: Array) -> Array:
+def scores(
+    theta_P: Array,
+    design: Design,
+    form: Form,
+    free_F: Array,
+) -> Array:
     """Contribution of each cell to the gradient at one parameter vector, (N, F).
 
     Args:
         theta_P: (P,).
     """
-    slopes, cell = _cell_derivatives(theta_P[None], design, form, _law_positions(free_F))
+    of_law = _law_positions(free_F)
+    slopes, cell = _cell_derivatives(theta_P[None], design, form, of_law)
     by_law = slopes[0] * cell.by_log_mu[0][:, None]
     if LOG_SPREAD not in free_F:
         return np.asarray(by_law)
-    return np.concatenate([by_law, cell.by_log_s[0][:, None]], axis=1)
+    by_spread = cell.by_log_s[0][:, None]
+    return np.concatenate([by_law, by_spread], axis=1)
 
 
 def _law_positions(free_F: Array) -> tuple[int, ...]:
-    """The free parameters but the spread."""
+    """Of (F,) free parameters those of the law: all but the spread."""
     return tuple(int(p) for p in free_F if p != LOG_SPREAD)
 
 
@@ -225,15 +257,23 @@ class _CellDerivatives:
 
 
 def _cell_derivatives(
-    theta_BP: Array, design: Design, form: Form, of_law: tuple[int, ...]
+    theta_BP: Array,
+    design: Design,
+    form: Form,
+    of_law: tuple[int, ...],
 ) -> tuple[Array, _CellDerivatives]:
     """Slopes of log mu by the parameters of the law, (B, N, F - 1), and each cell's derivatives."""
     log_mu, slopes = log_gain_slopes(
         theta_BP, design.x, design.y, design.base, link=form.link, wanted=of_law
     )
+
     s = np.exp(theta_BP[:, LOG_SPREAD, None]) * design.sd
-    ratio = np.where(design.censored, design.limit, design.delta) * np.exp(-log_mu)
+    # What is known of a cell, relative to the law: its gain, or the limit that it exceeds.
+    known = np.where(design.censored, design.limit, design.delta)
+    ratio = known * np.exp(-log_mu)
     z = (ratio - 1) / s
+
+    # Uncensored cells; the second derivatives are their expected values.
     cell = _CellDerivatives(
         by_log_mu=1 - z * ratio / s,
         by_log_s=1 - z**2,
@@ -247,7 +287,8 @@ def _cell_derivatives(
         # With a = -z, hazard h = phi(a) / Phi(a), and its derivative -h (h + a).
         a = -z[:, censored]
         rate = (ratio / s)[:, censored]
-        hazard = np.exp(-0.5 * a**2 - HALF_LOG_TAU - special.log_ndtr(a))
+        log_density = -0.5 * a**2 - HALF_LOG_TAU
+        hazard = np.exp(log_density - special.log_ndtr(a))
         curvature = hazard * (hazard + a)
         cell.by_log_mu[:, censored] = -hazard * rate
         cell.by_log_s[:, censored] = hazard * a

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.forms import Form, log_gain, log_gain_slopes, relative_spread
@@ -35,13 +34,15 @@ from pml_cli.law.parameters import (
     THETA_NAMES,
     B,
     C,
+    Centre,
+    Interval,
     intervals_of,
     to_interval_scale,
     to_natural,
     uncentring,
 )
 from pml_cli.law.power_law import at_exponent_bound, identifiability
-from pml_cli.stats import CONFIDENCE, Array, percent_error, r_squared
+from pml_cli.stats import Array, normal_quantile, percent_error, r_squared, t_quantile
 
 # exponents at the nodes of the grid
 EXPONENT_GRID = np.geomspace(0.05, 2.5, 8)
@@ -51,6 +52,8 @@ POLISHED_NODES = 5
 FLOOR_START = 0.2
 # share of the mean base loss at which the search for a level starts
 LEVEL_START = 0.8
+# how near to its bound a parameter has reached it
+BOUND_TOLERANCE = 1e-6
 # a parameter with a scaled information below this does not act on the likelihood
 LEAST_INFORMATION = 1e-9
 
@@ -71,7 +74,7 @@ class LikelihoodFit:
     """Why the status is not OK; a note where it is."""
     theta: Array
     """(P,) in the order of parameters.THETA_NAMES."""
-    centre: tuple[float, float]
+    centre: Centre
     """Mean log rank and log length, where c is centred."""
     covariance: Array
     """(P, P) of theta, from the information; nan unless OK."""
@@ -99,10 +102,12 @@ class LikelihoodFit:
 
     @property
     def name(self) -> str:
+        """Of the form: hill + b."""
         return self.form.name
 
     @property
     def uses_saturated(self) -> bool:
+        """As lower limits of their gain."""
         return True
 
     @property
@@ -114,7 +119,9 @@ class LikelihoodFit:
     def parameters(self) -> dict[str, float]:
         """C, alpha, beta, those of b, k, floor and level that the form has, and the spread."""
         values = to_natural(self.theta[None], self.centre)[0]
-        return {NATURAL_NAMES[p]: float(values[p]) for p in sorted({*self.form.free, BETA})}
+        # beta is reported where the form fixes it, too
+        positions = sorted({*self.form.free, BETA})
+        return {NATURAL_NAMES[p]: float(values[p]) for p in positions}
 
     @property
     def aicc(self) -> float:
@@ -122,31 +129,37 @@ class LikelihoodFit:
         p = len(self.form.free)
         if self.n <= p + 1:
             return math.nan
-        return 2 * self.nll + 2 * p + 2 * p * (p + 1) / (self.n - p - 1)
+        correction = 2 * p * (p + 1) / (self.n - p - 1)
+        return 2 * self.nll + 2 * p + correction
 
     @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
+    def intervals(self) -> dict[str, Interval]:
         """95 % intervals from the covariance: too narrow where cells share texts."""
         matrix = uncentring(self.centre)
-        uncentred = matrix @ self.covariance @ matrix.T
-        half = stats.norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(np.diag(uncentred))
-        middle = to_interval_scale(to_natural(self.theta[None], self.centre))[0]
+        covariance = matrix @ self.covariance @ matrix.T
+        half = normal_quantile() * np.sqrt(np.diag(covariance))
+
+        natural = to_natural(self.theta[None], self.centre)[0]
+        middle = to_interval_scale(natural)
         return intervals_of(middle - half, middle + half, self.form.free)
 
     def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike) -> Array:
         """Gain in nats per token; never above `base` unless the form has no ceiling.
 
         Args:
-            rank, length, base: shapes that broadcast to that of the result.
+            rank, length, base: shapes that broadcast to that of the result, (...).
         """
-        columns = (np.asarray(values, float) for values in (rank, length, base))
-        ranks, lengths, bases = np.broadcast_arrays(*columns)
-        x = np.log(ranks.ravel()) - self.centre[0]
-        y = np.log(lengths.ravel()) - self.centre[1]
-        log_gains = log_gain(self.theta[None], x, y, bases.ravel(), self.form.link)
-        return np.asarray(np.exp(log_gains)[0].reshape(ranks.shape))
+        x, y, bases, shape = self._centred(rank, length, base)
+        log_gains = log_gain(self.theta[None], x, y, bases, self.form.link)
+        gains: Array = np.exp(log_gains)[0].reshape(shape)
+        return gains
 
-    def band(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike) -> tuple[Array, Array]:
+    def band(
+        self,
+        rank: ArrayLike,
+        length: ArrayLike,
+        base: ArrayLike,
+    ) -> tuple[Array, Array]:
         """95 % prediction interval of new cells: their spread and the error of the parameters.
 
         That error is the larger of the naive and the clustered one, with Student's t of as many
@@ -158,30 +171,46 @@ class LikelihoodFit:
         Returns:
             Lower and upper end, (N,) each, nats per token.
         """
-        ranks, lengths, bases = (
-            np.asarray(values, float).ravel() for values in np.broadcast_arrays(rank, length, base)
-        )
-        x = np.log(ranks) - self.centre[0]
-        y = np.log(lengths) - self.centre[1]
+        x, y, bases, _ = self._centred(rank, length, base)
+        link = self.form.link
+        theta = self.theta[None]
         of_law = tuple(p for p in self.form.free if p != LOG_SPREAD)
-        log_gains, slopes = log_gain_slopes(
-            self.theta[None], x, y, bases, link=self.form.link, wanted=of_law
-        )
-        naive = _variance(slopes[0], self.covariance[np.ix_(of_law, of_law)])
-        clustered = _variance(slopes[0], self.clustered[np.ix_(of_law, of_law)])
+        log_gains, slopes = log_gain_slopes(theta, x, y, bases, link=link, wanted=of_law)
 
-        cell_degrees = max(1, self.n - self.n_saturated - len(self.form.free))
-        law_degrees = max(1, self.clusters - 1)
-        cell_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, cell_degrees))
-        law_t = float(stats.t.ppf((1 + CONFIDENCE) / 2, law_degrees))
+        # Error of the law.
+        block = np.ix_(of_law, of_law)
+        naive = _variance(slopes[0], self.covariance[block])
+        clustered = _variance(slopes[0], self.clustered[block])
+        law_t = t_quantile(max(1, self.clusters - 1))
+        law_variance = law_t**2 * np.maximum(naive, clustered)
 
-        spread = relative_spread(self.theta[None], x, y, bases, self.form.link)[0]
+        # Spread of a cell around the law.
+        observed = self.n - self.n_saturated
+        cell_t = t_quantile(max(1, observed - len(self.form.free)))
+        spread = relative_spread(theta, x, y, bases, link)[0]
         cell_half = cell_t * np.exp(self.theta[LOG_SPREAD]) * spread
-        half = np.sqrt(cell_half**2 + law_t**2 * np.maximum(naive, clustered))
+
+        # Both are relative to the gain.
+        half = np.sqrt(cell_half**2 + law_variance)
         middle = np.exp(log_gains[0])
         low = middle * np.maximum(0, 1 - half)
         high = middle * (1 + half)
-        return low, (np.minimum(high, bases) if self.form.kind.has_ceiling else high)
+        if self.form.kind.has_ceiling:
+            high = np.minimum(high, bases)
+        return low, high
+
+    def _centred(
+        self,
+        rank: ArrayLike,
+        length: ArrayLike,
+        base: ArrayLike,
+    ) -> tuple[Array, Array, Array, tuple[int, ...]]:
+        """Centred log rank, centred log length and base loss, (N,) each, and their shape."""
+        columns = (np.asarray(values, float) for values in (rank, length, base))
+        ranks, lengths, bases = np.broadcast_arrays(*columns)
+        x = np.log(ranks.ravel()) - self.centre[0]
+        y = np.log(lengths.ravel()) - self.centre[1]
+        return x, y, bases.ravel(), ranks.shape
 
 
 def fit_saturating(cells: Observations, form: Form) -> LikelihoodFit:
@@ -190,9 +219,7 @@ def fit_saturating(cells: Observations, form: Form) -> LikelihoodFit:
     A saturated cell counts as "at least this much was gained". A link whose k runs to its upper
     bound becomes its limit (Hill becomes hard): that form is returned, with a note.
     """
-    centre = (0.0, 0.0)
-    if len(cells):
-        centre = (float(np.log(cells.rank).mean()), float(np.log(cells.length).mean()))
+    centre = cells.log_centre
     problem = _identifiability(cells, form)
     if problem:
         return _unidentified(cells, form, centre, problem)
@@ -200,18 +227,28 @@ def fit_saturating(cells: Observations, form: Form) -> LikelihoodFit:
     design = design_of(cells, centre)
     theta, nll = minimise(_starts(design, form), design, form)
     best = int(np.argmin(nll))
+    # Every start may lie where there is no law.
     if not math.isfinite(nll[best]):
         return _unidentified(cells, form, centre, finding("no_finite_likelihood"))
 
+    # At its upper bound of k the link is another one.
     limit = form.kind.limit
-    if limit is not None and theta[best][LOG_K] >= form.bounds[1][LOG_K] - 1e-6:
+    k_bound = form.bounds[1][LOG_K]
+    if limit is not None and theta[best][LOG_K] >= k_bound - BOUND_TOLERANCE:
         fit = fit_saturating(cells, replace(form, link=limit))
         note = finding("k_at_upper_bound", link=form.link, limit=limit)
         return replace(fit, finding=fit.finding or note)
-    return _result(cells, form, design, centre=centre, theta=theta[best], nll=float(nll[best]))
+    return _result(
+        cells,
+        form,
+        design,
+        centre=centre,
+        theta=theta[best],
+        nll=float(nll[best]),
+    )
 
 
-def design_of(cells: Observations, centre: tuple[float, float]) -> Design:
+def design_of(cells: Observations, centre: Centre) -> Design:
     """The cells as the likelihood sees them, their logs centred at `centre`."""
     return Design(
         x=np.log(cells.rank) - centre[0],
@@ -226,21 +263,29 @@ def design_of(cells: Observations, centre: tuple[float, float]) -> Design:
 
 def _variance(slopes: Array, covariance: Array) -> Array:
     """Variance of log gain, (N,), from its slopes (N, F) and the parameters' covariance (F, F)."""
-    return np.asarray(np.maximum(0, np.einsum("nf,fg,ng->n", slopes, covariance, slopes)))
+    variance: Array = np.einsum("nf,fg,ng->n", slopes, covariance, slopes)
+    # Rounding makes a tiny variance negative.
+    return np.maximum(0, variance)
 
 
 def _identifiability(cells: Observations, form: Form) -> Finding | None:
     """Why these cells cannot carry this form; None when they can."""
-    observed = ~cells.saturated
-    delta = cells.delta[observed]
-    problem = identifiability(cells.rank[observed], cells.length[observed], delta)
+    observed = cells.take(~cells.saturated)
+    problem = identifiability(observed)
     if problem:
         return problem
-    if (delta <= 0).any():
+    if (observed.delta <= 0).any():
         return finding("gain_not_positive")
+
+    # One degree of freedom must remain.
     parameters = len(form.free)
-    if len(delta) < parameters + 1:
-        return finding("few_cells", cells=len(delta), parameters=parameters, needed=parameters + 1)
+    if len(observed) < parameters + 1:
+        return finding(
+            "few_cells",
+            cells=len(observed),
+            parameters=parameters,
+            needed=parameters + 1,
+        )
     return None
 
 
@@ -249,8 +294,12 @@ def _starts(design: Design, form: Form) -> Array:
 
     Each is solved for the scale, the offset, the level and the spread alone.
     """
-    betas: Sequence[float] = EXPONENT_GRID.tolist() if form.beta is None else [form.beta]
-    nodes = np.array(list(itertools.product(EXPONENT_GRID, betas, form.kind.k_starts)))
+    betas: Sequence[float] = EXPONENT_GRID.tolist()
+    if form.beta is not None:
+        betas = [form.beta]
+    grid = itertools.product(EXPONENT_GRID, betas, form.kind.k_starts)
+    nodes = np.array(list(grid))
+
     observed = ~design.censored
     theta = np.zeros((len(nodes), len(THETA_NAMES)))
     theta[:, ALPHA] = nodes[:, 0]
@@ -258,35 +307,44 @@ def _starts(design: Design, form: Form) -> Array:
     theta[:, LOG_K] = np.log(nodes[:, 2])
     theta[:, FLOOR] = FLOOR_START if form.floor else 0.0
 
+    # The argument of the link, x times its ceiling: far below the ceiling that is the gain.
     inner = design.delta[observed]
     if form.level:
-        # As if the link were exp.
+        # Of an exponential link, whose inverse is a logarithm.
         start = LEVEL_START * float(design.base.mean())
         theta[:, LEVEL] = start
         final = (design.base - design.delta)[observed]
         inner = start * np.log(np.maximum(start / final, 1.05))
 
+    # What a node leaves of the logarithm is the scale, and its deviation the spread.
     by_rank = nodes[:, :1] * design.x[observed]
     by_length = nodes[:, 1:2] * design.y[observed]
     log_scale = np.log(inner) - by_rank + by_length
     theta[:, C] = np.median(log_scale, axis=1)
-    theta[:, LOG_SPREAD] = np.log(np.maximum(log_scale.std(axis=1), 1e-3))
+    spread = np.maximum(log_scale.std(axis=1), 1e-3)
+    theta[:, LOG_SPREAD] = np.log(spread)
 
+    # The exponents and k stay at their nodes.
     solved = tuple(p for p in form.free if p in (C, B, LOG_SPREAD, LEVEL))
     theta, nll = minimise(theta, design, form, free=solved, iterations=8)
     return theta[np.argsort(nll)[:POLISHED_NODES]]
 
 
 def _unidentified(
-    cells: Observations, form: Form, centre: tuple[float, float], reason: Finding
+    cells: Observations,
+    form: Form,
+    centre: Centre,
+    reason: Finding,
 ) -> LikelihoodFit:
     """A result without numbers."""
-    square = np.full((len(THETA_NAMES), len(THETA_NAMES)), math.nan)
+    # Nothing about the parameters, everything about the cells.
+    size = len(THETA_NAMES)
+    square = np.full((size, size), math.nan)
     return LikelihoodFit(
         form=form,
         status=NOT_IDENTIFIED,
         finding=reason,
-        theta=np.full(len(THETA_NAMES), math.nan),
+        theta=np.full(size, math.nan),
         centre=centre,
         covariance=square,
         clustered=square,
@@ -307,23 +365,32 @@ def _result(
     form: Form,
     design: Design,
     *,
-    centre: tuple[float, float],
+    centre: Centre,
     theta: Array,
     nll: float,
 ) -> LikelihoodFit:
-    """The fit at its optimum, with covariances unless a parameter stopped at a bound."""
+    """The fit at its optimum, with covariances unless a parameter stopped at a bound.
+
+    Args:
+        theta: (P,) the optimum.
+        nll: negative log-likelihood there.
+    """
+    # A parameter at its bound has no covariance: the law is reported without intervals.
     stopped = at_exponent_bound(theta[ALPHA], theta[BETA])
     stopped = stopped or _at_other_bound(theta, form, float(cells.base.max()))
-    naive = np.full((len(THETA_NAMES), len(THETA_NAMES)), math.nan)
+
+    size = len(THETA_NAMES)
+    naive = np.full((size, size), math.nan)
     clustered = naive
     if not stopped:
         silent = _uninformed(form, design, theta)
         if silent:
-            return _unidentified(cells, form, centre, finding("no_information", parameter=silent))
+            reason = finding("no_information", parameter=silent)
+            return _unidentified(cells, form, centre, reason)
         naive, clustered = _covariances(cells, form, design, theta)
 
     log_gains = log_gain(theta[None], design.x, design.y, design.base, form.link)
-    predicted = np.exp(log_gains)[0]
+    predicted = np.exp(log_gains[0])
     observed = ~cells.saturated
     return LikelihoodFit(
         form=form,
@@ -346,52 +413,80 @@ def _result(
 
 
 def _uninformed(form: Form, design: Design, theta: Array) -> str | None:
-    """The parameter that the likelihood does not depend on, by its natural name."""
+    """The parameter that the likelihood does not depend on, by its natural name.
+
+    Args:
+        theta: (P,) the optimum.
+    """
     free = np.array(form.free)
-    _, information = derivatives(theta[None], design, form, np.ones((1, 1)), free)
-    scale = np.sqrt(np.diag(information[0]))
+    information = _information(form, design, theta)
+    scale = np.sqrt(np.diag(information))
     if (scale > LEAST_INFORMATION).all():
         return None
     return NATURAL_NAMES[free[int(np.argmin(scale))]]
 
 
+def _information(form: Form, design: Design, theta: Array) -> Array:
+    """Information matrix of the free parameters, (F, F); every cell counts once."""
+    once = np.ones((1, 1))
+    _, information = derivatives(theta[None], design, form, once, np.array(form.free))
+    matrix: Array = information[0]
+    return matrix
+
+
 def _covariances(
-    cells: Observations, form: Form, design: Design, theta: Array
+    cells: Observations,
+    form: Form,
+    design: Design,
+    theta: Array,
 ) -> tuple[Array, Array]:
     """Covariances of theta, (P, P) each: from the information, and the clustered sandwich.
 
     The sandwich: Liang and Zeger (1986), with G / (G - 1) for G clusters.
     """
     free = np.array(form.free)
-    _, information = derivatives(theta[None], design, form, np.ones((1, 1)), free)
-    scale = np.sqrt(np.diag(information[0]))
-    inverse = np.linalg.pinv(information[0] / np.outer(scale, scale), hermitian=True)
+    information = _information(form, design, theta)
+    # Scaled to a unit diagonal, so that the inverse is accurate for parameters of any size.
+    scale = np.sqrt(np.diag(information))
+    scales = np.outer(scale, scale)
+    inverse = np.linalg.pinv(information / scales, hermitian=True)
 
     cluster, count = cells.clusters
+    cell_scores = scores(theta, design, form, free)
+    # What cells of one cluster have in common adds up.
     cluster_scores = np.zeros((count, len(free)))
-    np.add.at(cluster_scores, cluster, scores(theta, design, form, free))
+    np.add.at(cluster_scores, cluster, cell_scores)
     scaled = cluster_scores / scale
     sandwich = inverse @ (scaled.T @ scaled) @ inverse
 
-    naive = np.zeros((len(THETA_NAMES), len(THETA_NAMES)))
-    clustered = np.zeros_like(naive)
+    size = len(THETA_NAMES)
+    naive = np.zeros((size, size))
+    clustered = np.zeros((size, size))
+    # Parameters that are not free have no variance.
     block = np.ix_(free, free)
-    naive[block] = inverse / np.outer(scale, scale)
-    clustered[block] = sandwich / np.outer(scale, scale) * count / max(1, count - 1)
+    naive[block] = inverse / scales
+    clustered[block] = sandwich / scales * count / max(1, count - 1)
     return naive, clustered
 
 
-def _at_other_bound(theta: Array, form: Form, largest_base: float) -> Finding | None:
+def _at_other_bound(
+    theta: Array,
+    form: Form,
+    largest_base: float,
+) -> Finding | None:
     """Which of k, floor and level stopped at a bound, or lies where it has no meaning.
 
     Args:
+        theta: (P,) the optimum.
         largest_base: the largest base loss of the cells, nats per token.
     """
-    if form.kind.has_k and theta[LOG_K] <= form.bounds[0][LOG_K] + 1e-6:
+    least_log_k = form.bounds[0][LOG_K]
+    if form.kind.has_k and theta[LOG_K] <= least_log_k + BOUND_TOLERANCE:
         return finding("k_at_lower_bound", link=form.link)
+
     if form.floor and theta[FLOOR] <= 1e-9:
         return finding("floor_at_zero")
-    if form.level and theta[LEVEL] <= 1e-6:
+    if form.level and theta[LEVEL] <= BOUND_TOLERANCE:
         return finding("level_at_zero")
     if form.level and theta[LEVEL] > largest_base:
         return finding("level_above_base_loss", level=float(theta[LEVEL]))

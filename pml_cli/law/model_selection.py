@@ -95,8 +95,10 @@ def aicc_differences(fits: Sequence[LikelihoodFit]) -> list[float]:
         raise ValueError(
             "information criteria compare fits to the same cells only; these saw different ones"
         )
+
     values = [fit.aicc if fit.status == OK else math.nan for fit in fits]
-    least = min((value for value in values if math.isfinite(value)), default=math.nan)
+    finite = [value for value in values if math.isfinite(value)]
+    least = min(finite, default=math.nan)
     return [value - least for value in values]
 
 
@@ -110,13 +112,17 @@ def likelihood_ratio(full: LikelihoodFit, restricted: LikelihoodFit) -> RatioTes
         raise ValueError(
             "a likelihood ratio compares fits to the same cells only; these saw different ones"
         )
-    freedom = len(full.form.free) - len(restricted.form.free)
-    if freedom < 1 or not set(restricted.form.free) < set(full.form.free):
+
+    free = set(full.form.free)
+    restricted_free = set(restricted.form.free)
+    if not restricted_free < free:
         raise ValueError(f"{restricted.form.name} is not a special case of {full.form.name}")
 
+    # Twice the log-likelihood that the restriction costs; without a fit it costs all.
     statistic = math.inf
     if math.isfinite(restricted.nll):
         statistic = max(0.0, 2 * (restricted.nll - full.nll))
+    freedom = len(free) - len(restricted_free)
     p = float(stats.chi2.sf(statistic, freedom))
     return RatioTest(statistic=statistic, freedom=freedom, p=p)
 
@@ -128,7 +134,9 @@ def largest(values: Array) -> tuple[float, ...]:
         values: any shape.
     """
     distinct = np.unique(values)
-    count = min(max(1, len(distinct) // 4), max(0, len(distinct) - MIN_DISTINCT))
+    quarter = max(1, len(distinct) // 4)
+    spare = max(0, len(distinct) - MIN_DISTINCT)
+    count = min(quarter, spare)
     return tuple(distinct[len(distinct) - count :].tolist())
 
 
@@ -143,21 +151,39 @@ def folds(cells: Observations) -> dict[str, list[Mask]]:
     ranks, lengths = edge_of(cells)
     at_ranks = np.isin(cells.rank, ranks)
     at_lengths = np.isin(cells.length, lengths)
-    masks = {EDGE: [~(at_ranks | at_lengths)], RANKS: [~at_ranks], LENGTHS: [~at_lengths]}
+    masks = {
+        EDGE: [~at_ranks & ~at_lengths],
+        RANKS: [~at_ranks],
+        LENGTHS: [~at_lengths],
+    }
 
+    # Every text is left out once; with many texts, several at a time.
     texts = np.unique(cells.text)
     count = min(len(texts), TEXT_FOLDS)
     if count > 1:
-        masks[TEXT] = [~np.isin(cells.text, texts[k::count]) for k in range(count)]
+        masks[TEXT] = []
+        for k in range(count):
+            left_out = np.isin(cells.text, texts[k::count])
+            masks[TEXT].append(~left_out)
     return masks
 
 
 def checks(cells: Observations, estimator: Estimator) -> dict[str, Check]:
     """The check of every entry of `folds`; that of the texts over all of them together."""
-    return {what: _check(what, cells, insides, estimator) for what, insides in folds(cells).items()}
+    return {what: _check(what, cells, masks, estimator) for what, masks in folds(cells).items()}
 
 
-def _check(what: str, cells: Observations, insides: list[Mask], estimator: Estimator) -> Check:
+def _check(
+    what: str,
+    cells: Observations,
+    masks: list[Mask],
+    estimator: Estimator,
+) -> Check:
+    """The check over all folds together.
+
+    Args:
+        masks: (N,) each, the cells in the fit.
+    """
     predicted = np.full(len(cells), np.nan)
     left_out = np.zeros(len(cells), bool)
     errors: list[Array] = []
@@ -166,7 +192,7 @@ def _check(what: str, cells: Observations, insides: list[Mask], estimator: Estim
     n_fit = 0
     problem: Finding | None = None
 
-    for inside in insides:
+    for inside in masks:
         if inside.all():
             problem = finding("nothing_to_hold_out", needed=MIN_DISTINCT + 1)
             continue
@@ -178,12 +204,15 @@ def _check(what: str, cells: Observations, insides: list[Mask], estimator: Estim
             problem = finding("remaining_cells_not_identified", cause=fit.finding)
             continue
 
+        # Saturated cells count in mape_all alone: their gain is a lower limit.
         gains = fit.predict(test.rank, test.length, test.base)
         predicted[~inside] = gains
         error = 100 * np.abs(gains / test.delta - 1)
         observed = ~test.saturated
         errors.append(error[observed])
         errors_all.append(error)
+
+        # A law at a bound has no covariance, and so no band.
         low, high = fit.band(test.rank, test.length, test.base)
         if np.isfinite(low).all():
             inside_band = (low <= test.delta) & (test.delta <= high)
@@ -207,8 +236,10 @@ def _check(what: str, cells: Observations, insides: list[Mask], estimator: Estim
 
 
 def _mean(folds: Sequence[Array | Mask]) -> float:
-    """Mean over all folds together; nan without a value."""
-    return float(np.concatenate(folds).mean()) if sum(map(len, folds)) else math.nan
+    """Mean over all folds, (cells,) each, together; nan without a value."""
+    if not sum(map(len, folds)):
+        return math.nan
+    return float(np.concatenate(folds).mean())
 
 
 def choose(fits: Sequence[LikelihoodFit], edge_checks: Sequence[Check]) -> int | None:
@@ -222,23 +253,27 @@ def choose(fits: Sequence[LikelihoodFit], edge_checks: Sequence[Check]) -> int |
     Returns:
         Its position; None when no fit is OK.
     """
-    eligible = [
-        k
-        for k, fit in enumerate(fits)
-        if fit.form.kind.has_ceiling and fit.status == OK and math.isfinite(fit.aicc)
-    ]
+    eligible = []
+    for k, fit in enumerate(fits):
+        identified = fit.status == OK and math.isfinite(fit.aicc)
+        if identified and fit.form.kind.has_ceiling:
+            eligible.append(k)
     if not eligible:
         return None
+
     # Refuses fits to different cells.
     aicc_differences(fits)
     least = min(fits[k].aicc for k in eligible)
-
-    def order(k: int) -> tuple[int, float, float]:
-        error = edge_checks[k].mape
-        return len(fits[k].form.free), error if math.isfinite(error) else math.inf, fits[k].aicc
-
     supported = [k for k in eligible if fits[k].aicc - least <= AICC_TOLERANCE]
-    return min(supported, key=order)
+
+    def preference(k: int) -> tuple[int, float, float]:
+        """Few parameters first, then a small error on the edge, then AICc."""
+        error = edge_checks[k].mape
+        if math.isnan(error):
+            error = math.inf
+        return len(fits[k].form.free), error, fits[k].aicc
+
+    return min(supported, key=preference)
 
 
 def intraclass_correlation(cells: Observations, predicted: Array) -> IntraclassCorrelation:
@@ -254,11 +289,15 @@ def intraclass_correlation(cells: Observations, predicted: Array) -> IntraclassC
     observed = ~cells.saturated
     cluster = cells.clusters[0][observed]
     residual = (cells.delta / predicted - 1)[observed]
+
+    # A cluster of one cell has no correlation.
     groups = [residual[cluster == g] for g in np.unique(cluster)]
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
         return IntraclassCorrelation(correlation=math.nan, p=math.nan)
 
     f, p = stats.f_oneway(*groups)
+    # From the F statistic and the mean size of a cluster.
     size = sum(map(len, groups)) / len(groups)
-    return IntraclassCorrelation(correlation=float((f - 1) / (f - 1 + size)), p=float(p))
+    correlation = (f - 1) / (f - 1 + size)
+    return IntraclassCorrelation(correlation=float(correlation), p=float(p))

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pml_cli.law.parameters import Centre
 from pml_cli.stats import LN2, Array, Mask
+
+# columns whose values must be above 0: logarithms and ratios of them are taken
+POSITIVE = ("rank", "length", "base", "sd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,32 +84,35 @@ class Observations:
             ValueError: columns of different lengths, a value that is not finite, or a rank,
                 length, base loss or sd that is not positive.
         """
-        columns = {
-            "rank": np.asarray(rank, float).ravel(),
-            "length": np.asarray(length, float).ravel(),
-            "delta": np.asarray(delta, float).ravel(),
-            "base": np.asarray(base, float).ravel(),
-        }
+        given = {"rank": rank, "length": length, "delta": delta, "base": base}
+        if final is not None:
+            given["final"] = final
+        if sd is not None:
+            given["sd"] = sd
+        columns = {name: np.asarray(values, float).ravel() for name, values in given.items()}
+
+        # One text unless labels are given.
         count = len(columns["rank"])
-        columns["sd"] = np.ones(count) if sd is None else np.asarray(sd, float).ravel()
-        labels = np.zeros(count, int) if text is None else np.asarray(text).ravel()
-        if {len(column) for column in columns.values()} != {len(labels)}:
-            raise ValueError("rank, length, delta, base, text and sd differ in length")
+        labels = np.zeros(count, int)
+        if text is not None:
+            labels = np.asarray(text).ravel()
+        counts = {len(column) for column in columns.values()}
+        if counts != {len(labels)}:
+            raise ValueError(f"{', '.join(columns)} and text differ in length")
 
-        if final is None:
-            columns["final"] = columns["base"] - columns["delta"]
-        else:
-            columns["final"] = np.asarray(final, float).ravel()
-            if len(columns["final"]) != count:
-                raise ValueError("rank, length, delta, base and final differ in length")
+        for name, column in columns.items():
+            if not np.isfinite(column).all():
+                raise ValueError(f"{name} must be finite")
+            if name in POSITIVE and (column <= 0).any():
+                raise ValueError(f"{name} must be above 0")
 
-        if not all(np.isfinite(column).all() for column in columns.values()):
-            raise ValueError("rank, length, delta, base and sd must be finite")
-        if any((columns[name] <= 0).any() for name in ("rank", "length", "base", "sd")):
-            raise ValueError("rank, length, base and sd must be above 0")
+        # The loss is measured, or follows from the gain.
+        columns.setdefault("final", columns["base"] - columns["delta"])
+        columns.setdefault("sd", np.ones(count))
         return cls(**columns, text=labels, saturated_below=saturated_below)
 
     def __len__(self) -> int:
+        """N, the number of cells."""
         return len(self.rank)
 
     @property
@@ -121,11 +128,23 @@ class Observations:
         """(N,) the gain at which a cell counts as saturated, nats per token."""
         return self.base - self.saturated_below
 
+    @property
+    def log_centre(self) -> Centre:
+        """Mean log rank and mean log length; 0 without cells."""
+        if not len(self):
+            return (0.0, 0.0)
+        mean_log_rank = float(np.log(self.rank).mean())
+        mean_log_length = float(np.log(self.length).mean())
+        return (mean_log_rank, mean_log_length)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the values: likelihoods compare only where these are equal."""
-        rows = np.stack([self.rank, self.length, self.delta, self.base, self.sd], axis=1)
-        return hashlib.sha256(rows[np.lexsort(rows.T)].tobytes()).hexdigest()
+        columns = (self.rank, self.length, self.delta, self.base, self.sd)
+        rows = np.stack(columns, axis=1)
+        # Sorted, as the order of the cells does not matter.
+        ordered = rows[np.lexsort(rows.T)]
+        return hashlib.sha256(ordered.tobytes()).hexdigest()
 
     @cached_property
     def clusters(self) -> tuple[NDArray[np.intp], int]:
@@ -135,8 +154,10 @@ class Observations:
         """
         _, text = np.unique(self.text, return_inverse=True)
         _, length = np.unique(self.length, return_inverse=True)
-        _, cluster = np.unique(np.stack([text, length]), axis=1, return_inverse=True)
-        return cluster.ravel(), int(cluster.max(initial=-1)) + 1
+        pairs = np.stack([text, length])
+        _, cluster = np.unique(pairs, axis=1, return_inverse=True)
+        largest = int(cluster.max(initial=-1))
+        return cluster.ravel(), largest + 1
 
     def take(self, chosen: Mask) -> Observations:
         """The cells where `chosen` (N,) holds."""
@@ -150,4 +171,6 @@ class Observations:
 
 def bits(length: ArrayLike, nats: ArrayLike) -> Array:
     """Bits in `length` tokens of `nats` each, l dL / ln 2; the shapes broadcast."""
-    return np.asarray(np.asarray(length, float) * np.asarray(nats, float) / LN2)
+    lengths = np.asarray(length, float)
+    gains = np.asarray(nats, float)
+    return np.asarray(lengths * gains / LN2)

@@ -12,11 +12,24 @@ import numpy as np
 
 from pml_cli.stats import Array, Mask, safe_exp
 
+Interval = tuple[float, float]
+"""Lower and upper end."""
+Centre = tuple[float, float]
+"""Mean log rank and mean log length of the cells: where c is centred."""
+
 # c is log C at the mean log rank and mean log length, log_s the log of the relative spread of a
 # cell around the law, level the loss H in nats per token (0 where the law has none)
 THETA_NAMES = ("c", "alpha", "beta", "b", "log_k", "floor", "level", "log_s")
 NATURAL_NAMES = ("C", "alpha", "beta", "b", "k", "floor", "level", "spread")
-C, ALPHA, BETA, B, LOG_K, FLOOR, LEVEL, LOG_SPREAD = range(len(THETA_NAMES))
+# positions in theta
+C = 0
+ALPHA = 1
+BETA = 2
+B = 3
+LOG_K = 4
+FLOOR = 5
+LEVEL = 6
+LOG_SPREAD = 7
 # their intervals are symmetric in the logarithm
 ON_LOG_SCALE = ("C", "k", "spread")
 
@@ -25,7 +38,7 @@ EXPONENT_BOUNDS = (0.01, 5.0)
 SPREAD_BOUNDS = (1e-8, math.exp(3))
 
 
-def theta_bounds(k_bounds: tuple[float, float]) -> tuple[Array, Array]:
+def theta_bounds(k_bounds: Interval) -> tuple[Array, Array]:
     """Lower and upper bound of theta, (P,) each.
 
     Args:
@@ -43,6 +56,7 @@ def theta_bounds(k_bounds: tuple[float, float]) -> tuple[Array, Array]:
             math.log(SPREAD_BOUNDS[0]),
         ]
     )
+
     upper = np.array(
         [
             50,
@@ -58,7 +72,7 @@ def theta_bounds(k_bounds: tuple[float, float]) -> tuple[Array, Array]:
     return lower, upper
 
 
-def uncentring(centre: tuple[float, float]) -> Array:
+def uncentring(centre: Centre) -> Array:
     """(P, P) matrix from theta to the same with log C at rank 1 and length 1.
 
     Args:
@@ -70,19 +84,29 @@ def uncentring(centre: tuple[float, float]) -> Array:
     return matrix
 
 
-def to_natural(theta_BP: Array, centre: tuple[float, float]) -> Array:
+def to_natural(theta_BP: Array, centre: Centre) -> Array:
     """Parameters in natural units, (B, P) in the order of NATURAL_NAMES."""
     uncentred = theta_BP @ uncentring(centre).T
-    return np.asarray(np.where(_is_log(), np.exp(np.minimum(uncentred, 700)), uncentred))
+    # exp overflows above 709.
+    exponentials = np.exp(np.minimum(uncentred, 700))
+    natural: Array = np.where(_is_log(), exponentials, uncentred)
+    return natural
 
 
 def to_interval_scale(natural: Array) -> Array:
     """Natural parameters (..., P) on the scale on which their intervals are symmetric."""
+    # Parameters that are not logarithms may be 0 or below.
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(_is_log(), np.log(natural), natural))
+        logs = np.log(natural)
+    scaled: Array = np.where(_is_log(), logs, natural)
+    return scaled
 
 
-def intervals_of(low: Array, high: Array, free: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+def intervals_of(
+    low: Array,
+    high: Array,
+    free: tuple[int, ...],
+) -> dict[str, Interval]:
     """Intervals in natural units, by name.
 
     Args:
@@ -100,4 +124,5 @@ def intervals_of(low: Array, high: Array, free: tuple[int, ...]) -> dict[str, tu
 
 
 def _is_log() -> Mask:
+    """(P,) the parameters whose theta is a logarithm."""
     return np.isin(NATURAL_NAMES, ON_LOG_SCALE)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import optimize
 
 from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.forms import EXPONENT_BOUNDS, Form
 from pml_cli.law.observations import Observations
-from pml_cli.stats import CONFIDENCE, Array, Mask, percent_error, safe_exp
+from pml_cli.law.parameters import Centre, Interval
+from pml_cli.stats import Array, Mask, percent_error, safe_exp, t_quantile
 
 PARAMETERS = ("C", "alpha", "beta", "b")
 FORM = Form(link="none", offset=True)
@@ -67,10 +68,12 @@ class PowerLawFit:
 
     @property
     def form(self) -> Form:
+        """The paper's."""
         return FORM
 
     @property
     def uses_saturated(self) -> bool:
+        """They are left out."""
         return False
 
     @property
@@ -91,13 +94,14 @@ class PowerLawFit:
     @property
     def errors(self) -> dict[str, float]:
         """Standard error of each parameter."""
-        return dict(zip(PARAMETERS, np.sqrt(np.diag(self.covariance)).tolist(), strict=True))
+        errors = np.sqrt(np.diag(self.covariance))
+        return dict(zip(PARAMETERS, errors.tolist(), strict=True))
 
     @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
+    def intervals(self) -> dict[str, Interval]:
         """95 % intervals by Student's t with n - 4 degrees of freedom, that of C on its log."""
         degrees = self.n_used - len(PARAMETERS)
-        t = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) if degrees > 0 else math.nan
+        t = t_quantile(degrees) if degrees > 0 else math.nan
 
         errors = self.errors
         spans = {}
@@ -105,6 +109,7 @@ class PowerLawFit:
             half = t * errors[name]
             spans[name] = (value - half, value + half)
 
+        # The relative error of C is the error of its logarithm.
         factor = safe_exp(t * errors["C"] / self.C)
         spans["C"] = (self.C / factor, self.C * factor)
         return spans
@@ -117,14 +122,19 @@ class PowerLawFit:
             return [finding("negative_offset_paper", b=self.b, low=low, high=high)]
         return []
 
-    def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike | None = None) -> Array:
+    def predict(
+        self,
+        rank: ArrayLike,
+        length: ArrayLike,
+        base: ArrayLike | None = None,
+    ) -> Array:
         """Gain in nats per token; nan when NOT_IDENTIFIED.
 
         Args:
             rank, length: shapes that broadcast, as do the results.
             base: of no effect; the form knows no ceiling.
         """
-        return gain(rank, length, C=self.C, alpha=self.alpha, beta=self.beta, b=self.b)
+        return gain(rank, length, **self.parameters)
 
     def band(self, rank: Array, length: Array, base: Array) -> tuple[Array, Array]:
         """95 % prediction interval of new cells with the same absolute spread.
@@ -137,20 +147,30 @@ class PowerLawFit:
         """
         middle = self.predict(rank, length)
         power = middle - self.b
-        slopes_NP = np.stack(
-            [power / self.C, power * np.log(rank), -power * np.log(length), np.ones_like(power)],
-            axis=-1,
-        )
-        of_law = np.einsum("nf,fg,ng->n", slopes_NP, self.covariance, slopes_NP)
-        variance = self.spread**2 + np.maximum(0, of_law)
+        # Derivatives by C, alpha, beta and b.
+        slopes = [
+            power / self.C,
+            power * np.log(rank),
+            -power * np.log(length),
+            np.ones_like(power),
+        ]
+        slopes_NP = np.stack(slopes, axis=-1)
+        law_variance = np.einsum("nf,fg,ng->n", slopes_NP, self.covariance, slopes_NP)
+        variance = self.spread**2 + np.maximum(0, law_variance)
 
         degrees = max(1, self.n_used - len(PARAMETERS))
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * np.sqrt(variance)
+        half = t_quantile(degrees) * np.sqrt(variance)
         return middle - half, middle + half
 
 
 def gain(
-    rank: ArrayLike, length: ArrayLike, *, C: float, alpha: float, beta: float, b: float
+    rank: ArrayLike,
+    length: ArrayLike,
+    *,
+    C: float,
+    alpha: float,
+    beta: float,
+    b: float,
 ) -> Array:
     """dL(r, l) = C r^alpha l^-beta + b, in nats per token.
 
@@ -158,8 +178,12 @@ def gain(
     0.5).
 
     Args:
-        rank: any shape that broadcasts with `length`; the rank, or another measure of size.
+        rank: rank, or another measure of size; any shape that broadcasts with `length`.
         length: target tokens.
+        C, alpha, beta, b: in natural units.
+
+    Returns:
+        (...) of the shape to which rank and length broadcast.
     """
     ranks = np.asarray(rank, float)
     lengths = np.asarray(length, float)
@@ -169,32 +193,35 @@ def gain(
 def fit_paper(cells: Observations) -> PowerLawFit:
     """Fit dL = C r^alpha l^-beta + b as arXiv 2605.30260 does: least squares, unsaturated cells."""
     used = ~cells.saturated
-    rank, length, delta = cells.rank[used], cells.length[used], cells.delta[used]
-    problem = identifiability(rank, length, delta)
+    kept = cells.take(used)
+    delta = kept.delta
+    problem = identifiability(kept)
     if problem:
         return unidentified("paper", problem, used)
 
     # Centred logs, and a gain scaled to its range: the four parameters then have comparable sizes.
-    mean_x = np.log(rank).mean()
-    mean_y = np.log(length).mean()
+    mean_x, mean_y = kept.log_centre
+    x = np.log(kept.rank) - mean_x
+    y = np.log(kept.length) - mean_y
     scale = float(np.ptp(delta))
-    x = np.log(rank) - mean_x
-    y = np.log(length) - mean_y
 
+    # In natural units: C at rank 1 and length 1.
     theta = _least_squares(x, y, delta / scale)
     c, alpha, beta, offset = theta.tolist()
     C = scale * safe_exp(c - alpha * mean_x + beta * mean_y)
     residual = delta - scale * power_gain(theta, x, y)
 
+    # A parameter at its bound has no interval.
     stopped = at_exponent_bound(alpha, beta)
     covariance = np.full((4, 4), np.nan)
     if not stopped:
-        # From (c, alpha, beta, offset) to PARAMETERS: C moves with all of the first three.
-        jacobian = np.diag([C, 1.0, 1.0, scale])
-        jacobian[0, 1:3] = -C * mean_x, C * mean_y
+        jacobian = natural_jacobian(C, scale, (mean_x, mean_y))
         covariance = jacobian @ _covariance(theta, x, y, residual / scale) @ jacobian.T
 
+    # The quality of the fit, over the cells in it.
     squares = float(residual @ residual)
+    total = float(((delta - delta.mean()) ** 2).sum())
+    degrees = len(delta) - len(PARAMETERS)
     return PowerLawFit(
         name="paper",
         status=BOUND_HIT if stopped else OK,
@@ -204,35 +231,64 @@ def fit_paper(cells: Observations) -> PowerLawFit:
         beta=beta,
         b=offset * scale,
         covariance=covariance,
-        r2=1 - squares / float(((delta - delta.mean()) ** 2).sum()),
+        r2=1 - squares / total,
         mape=percent_error(delta, delta - residual),
         used=used,
-        spread=math.sqrt(squares / (len(delta) - len(PARAMETERS))),
+        spread=math.sqrt(squares / degrees),
     )
 
 
-def identifiability(rank: Array, length: Array, delta: Array) -> Finding | None:
+def natural_jacobian(C: float, scale: float, centre: Centre) -> Array:
+    """(4, 4) derivatives of C, alpha, beta and b by theta = (c, alpha, beta, offset).
+
+    Args:
+        C: in natural units, scale * exp(c - alpha * mean x + beta * mean y).
+        scale: of the gain and so of the offset.
+        centre: mean log rank and mean log length, where c is centred.
+    """
+    jacobian = np.diag([C, 1.0, 1.0, scale])
+    # C moves with the exponents, too.
+    jacobian[0, 1] = -C * centre[0]
+    jacobian[0, 2] = C * centre[1]
+    return jacobian
+
+
+def identifiability(cells: Observations) -> Finding | None:
     """Why these cells cannot tell the four parameters apart; None when they can.
 
     Args:
-        rank, length, delta: of the unsaturated cells, (N,) each.
+        cells: the unsaturated ones.
     """
-    for axis, values in (("size", np.unique(rank)), ("length", np.unique(length))):
-        if len(values) < MIN_DISTINCT:
-            distinct = tuple(values.tolist())
-            return finding("few_distinct_values", axis=axis, distinct=distinct, needed=MIN_DISTINCT)
+    for axis, column in (("size", cells.rank), ("length", cells.length)):
+        distinct = np.unique(column)
+        if len(distinct) < MIN_DISTINCT:
+            return finding(
+                "few_distinct_values",
+                axis=axis,
+                distinct=tuple(distinct.tolist()),
+                needed=MIN_DISTINCT,
+            )
 
-    if len(delta) < MIN_CELLS:
-        return finding("few_cells", cells=len(delta), parameters=len(PARAMETERS), needed=MIN_CELLS)
-    if np.ptp(delta) <= 1e-12 * np.abs(delta).max():
+    if len(cells) < MIN_CELLS:
+        return finding(
+            "few_cells",
+            cells=len(cells),
+            parameters=len(PARAMETERS),
+            needed=MIN_CELLS,
+        )
+
+    largest = np.abs(cells.delta).max()
+    if np.ptp(cells.delta) <= 1e-12 * largest:
         return finding("constant_gain")
-    if abs(np.corrcoef(np.log(rank), np.log(length))[0, 1]) > COLLINEAR:
+    correlation = np.corrcoef(np.log(cells.rank), np.log(cells.length))[0, 1]
+    if abs(correlation) > COLLINEAR:
         return finding("collinear_axes")
     return None
 
 
 def at_exponent_bound(alpha: float, beta: float) -> Finding | None:
     """Which exponent stopped at its bound; None where neither did."""
+    # scipy stops just inside its bounds.
     low, high = EXPONENT_BOUNDS
     for parameter, value in (("alpha", alpha), ("beta", beta)):
         if value <= low * 1.01:
@@ -272,20 +328,24 @@ def power_gain(theta: Array, x: Array, y: Array) -> Array:
         theta: (4,) c, alpha, beta, b.
         x, y: (N,) log rank and log length.
     """
-    values: Array = np.exp(theta[0] + theta[1] * x - theta[2] * y) + theta[3]
+    c, alpha, beta, b = theta
+    values: Array = np.exp(c + alpha * x - beta * y) + b
     return values
 
 
 def power_gain_jacobian(theta: Array, x: Array, y: Array) -> Array:
     """Derivatives of `power_gain` by theta, (N, 4)."""
-    power = np.exp(theta[0] + theta[1] * x - theta[2] * y)
-    return np.stack([power, power * x, -power * y, np.ones_like(x)], axis=1)
+    c, alpha, beta, _ = theta
+    power = np.exp(c + alpha * x - beta * y)
+    columns = [power, power * x, -power * y, np.ones_like(x)]
+    return np.stack(columns, axis=1)
 
 
 def _least_squares(x: Array, y: Array, delta: Array) -> Array:
     """The least sum of squares over theta = (log C, alpha, beta, b), (4,), from the best nodes."""
     low, high = EXPONENT_BOUNDS
-    bounds = ([-np.inf, low, low, -np.inf], [np.inf, high, high, np.inf])
+    lower = [-np.inf, low, low, -np.inf]
+    upper = [np.inf, high, high, np.inf]
 
     def residuals(theta: Array) -> Array:
         return power_gain(theta, x, y) - delta
@@ -298,7 +358,7 @@ def _least_squares(x: Array, y: Array, delta: Array) -> Array:
             residuals,
             start,
             jac=jacobian,
-            bounds=bounds,
+            bounds=(lower, upper),
             x_scale="jac",
             ftol=1e-15,
             xtol=1e-15,
@@ -307,8 +367,9 @@ def _least_squares(x: Array, y: Array, delta: Array) -> Array:
         )
         for start in _starts(x, y, delta)
     ]
-    best: Array = min(results, key=lambda result: float(result.cost)).x
-    return best
+    best = min(results, key=lambda result: float(result.cost))
+    theta: Array = best.x
+    return theta
 
 
 def _starts(x: Array, y: Array, delta: Array) -> list[Array]:
@@ -321,20 +382,30 @@ def _starts(x: Array, y: Array, delta: Array) -> list[Array]:
         deviation = power - power.mean(axis=1, keepdims=True)
 
         # The law's C is positive: where the best slope is not, the node is as good as the mean.
-        squares = np.maximum((deviation**2).sum(axis=1), 1e-300)
-        slope = np.maximum(deviation @ centred / squares, 1e-9)
+        squares = (deviation**2).sum(axis=1)
+        slope = deviation @ centred / np.maximum(squares, 1e-300)
+        slope = np.maximum(slope, 1e-9)
         offset = delta.mean() - slope * power.mean(axis=1)
-        cost = ((centred - slope[:, None] * deviation) ** 2).sum(axis=1)
+        residual = centred - slope[:, None] * deviation
+        cost = (residual**2).sum(axis=1)
 
+        # The two best values of beta for this alpha.
         for k in np.argsort(cost)[:2]:
-            theta = np.array([math.log(slope[k]), alpha, EXPONENT_GRID[k], offset[k]])
+            log_scale = math.log(slope[k])
+            theta = np.array([log_scale, alpha, EXPONENT_GRID[k], offset[k]])
             nodes.append((float(cost[k]), theta))
 
+    # By cost, the sum of squares.
     nodes.sort(key=lambda node: node[0])
     return [theta for _, theta in nodes[:POLISHED_NODES]]
 
 
-def _covariance(theta: Array, x: Array, y: Array, residual: Array) -> Array:
+def _covariance(
+    theta: Array,
+    x: Array,
+    y: Array,
+    residual: Array,
+) -> Array:
     """Gauss-Newton covariance s^2 (J'J)^-1 of theta, (4, 4).
 
     By the singular values of J with its columns scaled: J'J would square the condition number.
@@ -343,5 +414,8 @@ def _covariance(theta: Array, x: Array, y: Array, residual: Array) -> Array:
     scale = np.linalg.norm(jacobian, axis=0)
     _, singular, right = np.linalg.svd(jacobian / scale, full_matrices=False)
     root = (right.T / singular) / scale[:, None]
-    covariance: Array = root @ root.T * float(residual @ residual) / (len(x) - len(theta))
+
+    squares = float(residual @ residual)
+    degrees = len(x) - len(theta)
+    covariance: Array = root @ root.T * squares / degrees
     return covariance

@@ -22,7 +22,7 @@ from scipy import special
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.observations import Observations
 from pml_cli.law.power_law import MIN_DISTINCT
-from pml_cli.stats import FEW_CLUSTERS, Array, few_cluster_factor
+from pml_cli.stats import FEW_CLUSTERS, Array, Mask, few_cluster_factor
 
 NAMES = ("a", "g", "h")
 NEWTON_STEPS = 60
@@ -63,19 +63,22 @@ class RecallFit:
     def log_ranks(self, length: float, probability: float) -> Array:
         """Log of the rank that reaches the probability, (1 + D,): of the fit and of the draws."""
         a, g, h = self._thetas
-        log_rank = (special.logit(probability) - a + h * np.log(length)) / g
+        needed = special.logit(probability)
+        log_rank = (needed - a + h * np.log(length)) / g
         return self._widened(log_rank, self.rank_step)
 
     def log_lengths(self, rank: float, probability: float) -> Array:
         """Log of the length that keeps the probability, (1 + D,): of the fit and of the draws."""
         a, g, h = self._thetas
-        log_length = (a + g * np.log(rank) - special.logit(probability)) / h
+        needed = special.logit(probability)
+        log_length = (a + g * np.log(rank) - needed) / h
         return self._widened(log_length, self.length_step)
 
     @property
     def _thetas(self) -> Array:
         """(3, 1 + D) the fit and the draws."""
-        return np.asarray(np.concatenate([self.theta[None], self.draws]).T)
+        rows = np.concatenate([self.theta[None], self.draws])
+        return np.asarray(rows.T)
 
     def _widened(self, values: Array, step: float = 0.0) -> Array:
         """The draws spread as few clusters require, (1 + D,).
@@ -83,15 +86,21 @@ class RecallFit:
         Few clusters locate the threshold no finer than the steps between the values tried: draws
         are blurred by a uniform step.
         """
-        blur: Array | float = 0.0
+        fitted = values[:1]
+        deviation = few_cluster_factor(self.clusters) * (values[1:] - fitted)
+        draws = fitted + deviation
+
         if self.clusters < FEW_CLUSTERS:
-            blur = np.random.default_rng(0).uniform(-step / 2, step / 2, len(values) - 1)
-        deviation = few_cluster_factor(self.clusters) * (values[1:] - values[:1])
-        return np.asarray(np.concatenate([values[:1], values[:1] + deviation + blur]))
+            rng = np.random.default_rng(0)
+            draws = draws + rng.uniform(-step / 2, step / 2, len(draws))
+        return np.asarray(np.concatenate([fitted, draws]))
 
 
 def fit_recall(
-    cells: Observations, exact: ArrayLike, draws: int = DRAWS, seed: int = 0
+    cells: Observations,
+    exact: ArrayLike,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> RecallFit:
     """Fit the probability of exact recall, with a bootstrap of the clusters (text and length).
 
@@ -110,19 +119,28 @@ def fit_recall(
         return _result(cells, shares, reason=problem)
 
     design, centre = _design(cells)
-    theta = _firth(design, shares, np.ones((1, len(cells))))
-    fitted = _uncentred(theta, centre)[0]
-    if not (fitted[1] > 0 and fitted[2] > 0):
+    once = np.ones((1, len(cells)))
+    fitted = _uncentred(_firth(design, shares, once), centre)
+    if not _is_monotone(fitted)[0]:
         return _result(cells, shares, reason=finding("recall_not_monotone"))
     if not draws:
-        return _result(cells, shares, theta=fitted)
+        return _result(cells, shares, theta=fitted[0])
 
+    # Clusters are drawn with replacement; a draw that is not monotone has no threshold.
     cluster, count = cells.clusters
+    equal = np.full(count, 1 / count)
     rng = np.random.default_rng(seed)
-    weights_DG = rng.multinomial(count, np.full(count, 1 / count), draws).astype(float)
+    weights_DG = rng.multinomial(count, equal, draws).astype(float)
     sample = _uncentred(_firth(design, shares, weights_DG[:, cluster]), centre)
-    monotone = np.isfinite(sample).all(axis=1) & (sample[:, 1] > 0) & (sample[:, 2] > 0)
-    return _result(cells, shares, theta=fitted, draws=sample[monotone])
+    monotone = sample[_is_monotone(sample)]
+    return _result(cells, shares, theta=fitted[0], draws=monotone)
+
+
+def _is_monotone(theta_B3: Array) -> Mask:
+    """Whether recall rises with size and falls with length, (B,)."""
+    _, g, h = theta_B3.T
+    finite = np.isfinite(theta_B3).all(axis=1)
+    return np.asarray(finite & (g > 0) & (h > 0), bool)
 
 
 def _result(
@@ -133,7 +151,13 @@ def _result(
     theta: Array | None = None,
     draws: Array | None = None,
 ) -> RecallFit:
-    """The fit with its counts; without numbers where there is a reason."""
+    """The fit with its counts; without numbers where there is a reason.
+
+    Args:
+        shares: (N,) recalled exactly.
+        theta: (3,) a, g, h.
+        draws: (D, 3) of the bootstrap.
+    """
     return RecallFit(
         status=NOT_IDENTIFIED if reason else OK,
         finding=reason,
@@ -148,33 +172,43 @@ def _result(
 
 
 def _median_step(values: Array) -> float:
-    """Median step between the distinct values, on logs; nan for one value."""
+    """Median step between the distinct of (N,) values, on logs; nan for one value."""
     steps = np.diff(np.log(np.unique(values)))
     return float(np.median(steps)) if len(steps) else math.nan
 
 
 def _identifiability(cells: Observations, shares: Array) -> Finding | None:
-    """Why these cells cannot carry the law; None when they can."""
+    """Why these cells cannot carry the law; None when they can.
+
+    Args:
+        shares: (N,) recalled exactly.
+    """
     if not len(cells):
         return finding("recall_not_measured")
     if (shares < 0.5).all():
         return finding("recall_nowhere")
     if (shares >= 0.5).all():
         return finding("recall_everywhere")
+
     for axis, values in (("size", cells.rank), ("length", cells.length)):
         count = len(np.unique(values))
         if count < MIN_DISTINCT:
             return finding(
-                "recall_few_distinct_values", axis=axis, count=count, needed=MIN_DISTINCT
+                "recall_few_distinct_values",
+                axis=axis,
+                count=count,
+                needed=MIN_DISTINCT,
             )
     return None
 
 
 def _design(cells: Observations) -> tuple[Array, Array]:
     """(N, 3) with 1, log rank, -log length, the logs centred; and their centres, (2,)."""
-    logs = np.stack([np.log(cells.rank), -np.log(cells.length)], axis=1)
+    columns = [np.log(cells.rank), -np.log(cells.length)]
+    logs = np.stack(columns, axis=1)
     centre = logs.mean(axis=0)
-    return np.concatenate([np.ones((len(cells), 1)), logs - centre], axis=1), centre
+    ones = np.ones((len(cells), 1))
+    return np.concatenate([ones, logs - centre], axis=1), centre
 
 
 def _uncentred(theta_B3: Array, centre: Array) -> Array:
@@ -196,10 +230,18 @@ def _firth(x_N3: Array, share_N: Array, weights_BN: Array) -> Array:
     for _ in range(NEWTON_STEPS):
         p = special.expit(theta @ x_N3.T)
         w = p * (1 - p) * weights_BN
-        information = np.einsum("bn,ni,nj->bij", w, x_N3, x_N3) + 1e-9 * np.eye(3)
+        information = np.einsum("bn,ni,nj->bij", w, x_N3, x_N3)
+        # A draw of few clusters may leave a parameter without information.
+        information += 1e-9 * np.eye(3)
         inverse = np.linalg.inv(information)
+
+        # The diagonal of the hat matrix, (B, N).
         leverage = w * np.einsum("ni,bij,nj->bn", x_N3, inverse, x_N3)
-        score = (weights_BN * (share_N - p) + leverage * (0.5 - p)) @ x_N3
+        # Of the likelihood, and of Firth's penalty.
+        residual = weights_BN * (share_N - p)
+        penalty = leverage * (0.5 - p)
+        score = (residual + penalty) @ x_N3
+
         step = np.einsum("bij,bj->bi", inverse, score)
         step = np.clip(step, -LARGEST_STEP, LARGEST_STEP)
         theta += step

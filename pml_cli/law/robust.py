@@ -9,6 +9,7 @@ loss gives such a cell no weight.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize
@@ -20,6 +21,7 @@ from pml_cli.law.power_law import (
     PowerLawFit,
     at_exponent_bound,
     fit_paper,
+    natural_jacobian,
     power_gain,
     power_gain_jacobian,
     unidentified,
@@ -49,35 +51,40 @@ def fit_robust(cells: Observations) -> PowerLawFit:
     if start.status == NOT_IDENTIFIED:
         assert start.finding is not None
         return unidentified("robust", start.finding, used)
-    rank, length, delta = cells.rank[used], cells.length[used], cells.delta[used]
+    kept = cells.take(used)
+    delta = kept.delta
     if (delta <= 0).any():
         return unidentified("robust", finding("gain_not_positive"), used)
 
-    mean_x = float(np.log(rank).mean())
-    mean_y = float(np.log(length).mean())
+    # Centred logs, and gains of about 1: the parameters then have comparable sizes.
+    mean_x, mean_y = kept.log_centre
     scale = float(np.median(delta))
     problem = _Residuals(
-        x=np.log(rank) - mean_x,
-        y=np.log(length) - mean_y,
+        x=np.log(kept.rank) - mean_x,
+        y=np.log(kept.length) - mean_y,
         delta=delta / scale,
-        weight=scale / (delta * cells.sd[used]),
+        weight=scale / (delta * kept.sd),
     )
-    theta = np.array([0.0, start.alpha, start.beta, start.b / scale])
-    theta[0] = math.log(start.C / scale) + start.alpha * mean_x - start.beta * mean_y
+    c = math.log(start.C / scale) + start.alpha * mean_x - start.beta * mean_y
+    theta = np.array([c, start.alpha, start.beta, start.b / scale])
+
+    # Huber's loss finds the neighbourhood, Tukey's the fit.
     theta = _huber(theta, problem)
     theta, spread = _tukey(theta, problem)
 
+    # In natural units, as in power_law.fit_paper.
     c, alpha, beta, offset = theta.tolist()
     C = scale * safe_exp(c - alpha * mean_x + beta * mean_y)
     stopped = at_exponent_bound(alpha, beta)
     covariance = np.full((4, 4), math.nan)
     if not stopped:
-        jacobian = np.diag([C, 1.0, 1.0, scale])
-        jacobian[0, 1:3] = -C * mean_x, C * mean_y
+        jacobian = natural_jacobian(C, scale, (mean_x, mean_y))
         covariance = jacobian @ _sandwich(theta, problem, TUKEY * spread) @ jacobian.T
 
     predicted = scale * power_gain(theta, problem.x, problem.y)
-    squares = float(((delta - predicted) ** 2).sum())
+    residual = delta - predicted
+    squares = float((residual**2).sum())
+    total = float(((delta - delta.mean()) ** 2).sum())
     return PowerLawFit(
         name="robust",
         status=BOUND_HIT if stopped else OK,
@@ -87,20 +94,22 @@ def fit_robust(cells: Observations) -> PowerLawFit:
         beta=beta,
         b=offset * scale,
         covariance=covariance,
-        r2=1 - squares / float(((delta - delta.mean()) ** 2).sum()),
+        r2=1 - squares / total,
         mape=percent_error(delta, predicted),
         used=used,
-        spread=MAD_TO_SD * float(np.median(np.abs(delta - predicted))),
+        spread=MAD_TO_SD * float(np.median(np.abs(residual))),
     )
 
 
 def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
     """Exponents of the robust fit outside the 95 % intervals of the paper's least squares.
 
-    Where they differ, the paper's exponents depend on a few cells.
+    Where they differ, a few outlying cells decide the paper's exponents, or its form does not
+    describe the cells.
     """
     if paper.status != OK or robust.status != OK:
         return []
+
     warnings = []
     for parameter in ("alpha", "beta"):
         low, high = paper.intervals[parameter]
@@ -119,25 +128,32 @@ def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
     return warnings
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Residuals:
     """Weighted residuals of the power law on N cells: (f - delta) * weight."""
 
-    def __init__(self, *, x: Array, y: Array, delta: Array, weight: Array) -> None:
-        self.x = x
-        self.y = y
-        self.delta = delta
-        self.weight = weight
+    x: Array
+    """(N,) centred log rank."""
+    y: Array
+    """(N,) centred log length."""
+    delta: Array
+    """(N,) gain, scaled."""
+    weight: Array
+    """(N,) inverse standard deviation of a cell, up to a factor."""
 
     def at(self, theta: Array) -> Array:
         """(N,) residuals."""
-        return (power_gain(theta, self.x, self.y) - self.delta) * self.weight
+        predicted = power_gain(theta, self.x, self.y)
+        return (predicted - self.delta) * self.weight
 
     def jacobian(self, theta: Array) -> Array:
         """(N, 4) of the residuals by theta."""
-        return power_gain_jacobian(theta, self.x, self.y) * self.weight[:, None]
+        jacobian = power_gain_jacobian(theta, self.x, self.y)
+        return jacobian * self.weight[:, None]
 
 
 def _huber(theta: Array, problem: _Residuals) -> Array:
+    """Theta, (4,), by Huber's loss; the spread is estimated anew after each fit."""
     spread = _spread(problem.at(theta))
     for _ in range(ROUNDS):
         theta = _minimise(theta, problem, problem.weight, bend=HUBER * spread)
@@ -148,12 +164,15 @@ def _huber(theta: Array, problem: _Residuals) -> Array:
 
 
 def _tukey(theta: Array, problem: _Residuals) -> tuple[Array, float]:
-    """Iteratively reweighted least squares with Tukey's weights; returns theta and the spread."""
+    """Theta, (4,), and the spread, by least squares reweighted with Tukey's weights."""
     residual = problem.at(theta)
     spread = _spread(residual)
+
     for _ in range(ROUNDS):
-        tukey_weight = np.maximum(0, 1 - (residual / (TUKEY * spread)) ** 2)
+        relative = residual / (TUKEY * spread)
+        tukey_weight = np.maximum(0, 1 - relative**2)
         theta = _minimise(theta, problem, problem.weight * tukey_weight, bend=math.inf)
+
         residual = problem.at(theta)
         previous, spread = spread, _spread(residual)
         if abs(spread - previous) <= TOLERANCE * spread:
@@ -162,11 +181,18 @@ def _tukey(theta: Array, problem: _Residuals) -> tuple[Array, float]:
 
 
 def _spread(residual: Array) -> float:
-    """Standard deviation of normal noise from the median absolute residual."""
-    return max(MAD_TO_SD * float(np.median(np.abs(residual))), 1e-12)
+    """Standard deviation of normal noise, from the median absolute value of (N,) residuals."""
+    median = float(np.median(np.abs(residual)))
+    return max(MAD_TO_SD * median, 1e-12)
 
 
-def _minimise(start: Array, problem: _Residuals, weight: Array, *, bend: float) -> Array:
+def _minimise(
+    start: Array,
+    problem: _Residuals,
+    weight: Array,
+    *,
+    bend: float,
+) -> Array:
     """Theta, (4,), from `start`: Huber's loss beyond `bend`, least squares where it is infinite.
 
     Args:
@@ -175,13 +201,16 @@ def _minimise(start: Array, problem: _Residuals, weight: Array, *, bend: float) 
     low, high = EXPONENT_BOUNDS
     lower = np.array([-np.inf, low, low, -np.inf])
     upper = np.array([np.inf, high, high, np.inf])
+    # scipy bends Huber's loss at a residual of 1.
     scale = bend if math.isfinite(bend) else 1.0
 
     def residuals(theta: Array) -> Array:
-        return (power_gain(theta, problem.x, problem.y) - problem.delta) * weight / scale
+        predicted = power_gain(theta, problem.x, problem.y)
+        return (predicted - problem.delta) * weight / scale
 
     def jacobian(theta: Array) -> Array:
-        return power_gain_jacobian(theta, problem.x, problem.y) * (weight / scale)[:, None]
+        slopes = power_gain_jacobian(theta, problem.x, problem.y)
+        return slopes * (weight / scale)[:, None]
 
     solution = optimize.least_squares(
         residuals,
@@ -205,11 +234,15 @@ def _sandwich(theta: Array, problem: _Residuals, cutoff: float) -> Array:
     """
     jacobian = problem.jacobian(theta)
     residual = problem.at(theta)
+    # Tukey's psi function and its derivative.
     square = np.minimum(1, (residual / cutoff) ** 2)
     influence = residual * (1 - square) ** 2
     curvature = (1 - square) * (1 - 5 * square)
     cells = len(problem.delta)
 
-    bread = np.linalg.pinv((jacobian * curvature[:, None]).T @ jacobian)
-    meat = (jacobian * influence[:, None] ** 2).T @ jacobian * cells / (cells - len(theta))
+    weighted = jacobian * curvature[:, None]
+    bread = np.linalg.pinv(weighted.T @ jacobian)
+    influential = jacobian * influence[:, None] ** 2
+    degrees = cells - len(theta)
+    meat = influential.T @ jacobian * cells / degrees
     return np.asarray(bread @ meat @ bread)

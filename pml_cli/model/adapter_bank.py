@@ -37,7 +37,7 @@ CONFIG_FILE = "adapter_config.json"
 DROPOUT_SEED_OFFSET = 2**40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """A module of the model that carries an adapter."""
 
@@ -112,18 +112,21 @@ class AdapterBank:
         B = {}
         for site in sites:
             A_KIR = torch.zeros(cells, site.inputs, largest_rank, dtype=dtype)
-            for k, (rank, generator) in enumerate(zip(ranks, generators, strict=True)):
-                A_KIR[k, :, :rank] = _kaiming_uniform(site.inputs, rank, generator).T.to(dtype)
+            for k, rank in enumerate(ranks):
+                # Drawn in float64 whatever the dtype, so that a seed gives the same weights.
+                uniform_RI = _kaiming_uniform(site.inputs, rank, generators[k])
+                A_KIR[k, :, :rank] = uniform_RI.T.to(dtype)
             A[site.name] = A_KIR
             B[site.name] = torch.zeros(cells, largest_rank, site.outputs, dtype=dtype)
 
+        scales = [_scale(settings, rank) for rank in ranks]
         return cls(
             sites={site.name: site for site in sites},
             settings=settings,
             ranks=ranks,
             A=A,
             B=B,
-            scale=torch.tensor([_scale(settings, rank) for rank in ranks], dtype=dtype),
+            scale=torch.tensor(scales, dtype=dtype),
         )
 
     def __len__(self) -> int:
@@ -147,21 +150,28 @@ class AdapterBank:
 
     def to(self, device: torch.device) -> AdapterBank:
         """Move the bank to a device, in place; gradients are switched off."""
-        self.A = {name: A.detach().to(device) for name, A in self.A.items()}
-        self.B = {name: B.detach().to(device) for name, B in self.B.items()}
+        self._apply(lambda weight: weight.detach().to(device))
         self.scale = self.scale.to(device)
         return self
+
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace each A and each B, in place."""
+        self.A = {name: change(A) for name, A in self.A.items()}
+        self.B = {name: change(B) for name, B in self.B.items()}
 
     @torch.no_grad()
     def largest_weights(self) -> list[float]:
         """The largest absolute weight of each cell; NaN if one of its weights is NaN."""
-        per_parameter = [parameter.abs().flatten(1).amax(1) for parameter in self.parameters()]
-        largest: list[float] = torch.stack(per_parameter).amax(0).tolist()
-        return largest
+        magnitudes = [parameter.abs().flatten(1) for parameter in self.parameters()]
+        largest_K = torch.stack([magnitude.amax(1) for magnitude in magnitudes]).amax(0)
+        # The only wait for the device.
+        values: list[float] = largest_K.tolist()
+        return values
 
     def parameter_count(self, k: int) -> int:
         """Trainable parameters of cell k: rank * (inputs + outputs), summed over the sites."""
-        return sum(self.ranks[k] * (site.inputs + site.outputs) for site in self.sites.values())
+        widths = [site.inputs + site.outputs for site in self.sites.values()]
+        return self.ranks[k] * sum(widths)
 
     # -- the forward pass
 
@@ -209,7 +219,11 @@ class AdapterBank:
 
     def output_hook(self, name: str) -> ForwardHook:
         """The forward hook of one module, which adds the adapters to its output."""
-        return lambda _module, inputs, output: output + self.delta(name, inputs[0])
+
+        def add_delta(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output + self.delta(name, inputs[0])
+
+        return add_delta
 
     def checkpoint_contexts(
         self, modules: Mapping[str, nn.Module]
@@ -236,8 +250,7 @@ class AdapterBank:
         """Reduce the bank to some of its cells, in place; gradients are switched off."""
         index = torch.tensor(cells, device=self.scale.device)
         self.ranks = [self.ranks[k] for k in cells]
-        self.A = {name: A.detach()[index] for name, A in self.A.items()}
-        self.B = {name: B.detach()[index] for name, B in self.B.items()}
+        self._apply(lambda weight: weight.detach()[index])
         self.scale = self.scale[index]
 
     def select(self, cells: Sequence[int]) -> AdapterBank:
@@ -268,6 +281,7 @@ class AdapterBank:
             model_path: what PEFT shall load the frozen model from.
         """
         rank = self.ranks[k]
+        # Without the padding to the largest rank of the bank.
         tensors = {}
         for name in self.sites:
             A_IR = self.A[name][k, :, :rank].detach()
@@ -277,6 +291,7 @@ class AdapterBank:
         metadata = {"format": "pt", "pml_kind": self.settings.kind}
         save_tensors(tensors, folder / WEIGHTS_FILE, metadata)
 
+        # PEFT scales by alpha / rank; a block adapter has the scale 1.
         alpha = self.settings.alpha if isinstance(self.settings, LinearAdapter) else rank
         config = {
             "peft_type": "LORA",
@@ -290,7 +305,8 @@ class AdapterBank:
             "fan_in_fan_out": any(site.transposed for site in self.sites.values()),
             "bias": "none",
         }
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+        text = json.dumps(config, indent=1) + "\n"
+        (folder / CONFIG_FILE).write_text(text, "utf-8")
 
     @torch.no_grad()
     def load(self, k: int, folder: Path) -> None:
@@ -298,8 +314,11 @@ class AdapterBank:
         rank = self.ranks[k]
         tensors = load_file(folder / WEIGHTS_FILE)
         for name in self.sites:
-            self.A[name][k, :, :rank] = tensors[_peft_name(name, "A")].T
-            self.B[name][k, :rank] = tensors[_peft_name(name, "B")].T
+            # PEFT stores the transposes.
+            A_RI = tensors[_peft_name(name, "A")]
+            B_OR = tensors[_peft_name(name, "B")]
+            self.A[name][k, :, :rank] = A_RI.T
+            self.B[name][k, :rank] = B_OR.T
 
 
 def stack(banks: Sequence[AdapterBank]) -> AdapterBank:
@@ -312,15 +331,17 @@ def stack(banks: Sequence[AdapterBank]) -> AdapterBank:
     A = {}
     B = {}
     for name in first.sites:
-        # Pads the last dimension of A (K, I, R) and the one before the last of B (K, R, O).
-        A_parts = []
-        B_parts = []
+        padded_A = []
+        padded_B = []
         for bank in banks:
-            missing = largest_rank - bank.A[name].shape[2]
-            A_parts.append(F.pad(bank.A[name].detach(), (0, missing)))
-            B_parts.append(F.pad(bank.B[name].detach(), (0, 0, 0, missing)))
-        A[name] = torch.cat(A_parts)
-        B[name] = torch.cat(B_parts)
+            A_KIR = bank.A[name].detach()
+            B_KRO = bank.B[name].detach()
+            # F.pad counts from the last dimension; a negative number cuts off padding.
+            missing = largest_rank - A_KIR.shape[2]
+            padded_A.append(F.pad(A_KIR, (0, missing)))
+            padded_B.append(F.pad(B_KRO, (0, 0, 0, missing)))
+        A[name] = torch.cat(padded_A)
+        B[name] = torch.cat(padded_B)
 
     return AdapterBank(
         sites=first.sites,
@@ -382,7 +403,7 @@ class Dropout:
 
         Args:
             x_KNF: values of each cell, (K, N, F).
-            shape: (K * b, T, F), the shape in which rows and tokens are still apart.
+            shape: (K * b, T, F), the shape before rows and tokens were joined.
 
         Returns:
             (K, N, F).
@@ -392,7 +413,8 @@ class Dropout:
         features = shape[2]
         mask = x_KNF.new_ones(len(self.shapes), rows, tokens, features)
 
-        for k, ((b, T), generator) in enumerate(zip(self.shapes, self.generators, strict=True)):
+        for k, generator in enumerate(self.generators):
+            b, T = self.shapes[k]
             uniform = torch.rand(b, T, features, generator=generator, device=x_KNF.device)
             # A minibatch may be shorter than the cell's longest sample. As much is drawn all the
             # same, so that the pack makes no difference.

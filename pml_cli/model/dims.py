@@ -142,9 +142,11 @@ class DecoderShape:
     @property
     def layer_weights(self) -> int:
         """Weights of one layer, without those of its norms."""
-        weights = sum(matrix.inputs * matrix.outputs for matrix in self.matrices.values())
-        if self.family.linear_bias:
-            weights += sum(matrix.outputs for matrix in self.matrices.values())
+        weights = 0
+        for matrix in self.matrices.values():
+            weights += matrix.inputs * matrix.outputs
+            if self.family.linear_bias:
+                weights += matrix.outputs
         return weights
 
     @property

@@ -77,6 +77,7 @@ def config_fields(model: Model) -> dict[str, Any]:
         fields = model.architecture
     else:
         fields = _read_config(model)
+    # A copy, since callers may change it.
     return dict(fields.get("text_config", fields))
 
 

@@ -273,7 +273,8 @@ class _LogitScores(torch.autograd.Function):
             if nll_grad_N is not None:
                 # grad * (softmax - onehot), in place.
                 grad_C1 = nll_grad_N[rows, None]
-                error_CV = logits_NV[rows].to(grad_C1.dtype).softmax(1).mul_(grad_C1)
+                softmax_CV = logits_NV[rows].to(grad_C1.dtype).softmax(1)
+                error_CV = softmax_CV.mul_(grad_C1)
                 error_CV.scatter_add_(1, target_C1, -grad_C1)
                 total_NV[rows] = error_CV.to(total_NV.dtype)
             if margin_grad_N is not None:
@@ -290,6 +291,7 @@ def _score_logits(logits_CV: Tensor, target_C1: Tensor) -> _ChunkScores:
         logits_CV: logits, (C, V); overwritten.
         target_C1: targets, (C, 1).
     """
+    # Take the target out while the largest of the others is found.
     target_logit = logits_CV.gather(1, target_C1)
     logits_CV.scatter_(1, target_C1, -torch.inf)
     rival_logit, rival = _largest(logits_CV)

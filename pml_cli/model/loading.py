@@ -134,7 +134,9 @@ def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightS
 
     Streamed are the decoder layers, and the input embeddings if the head has weights of its own.
     """
-    stream = WeightStream(model, WeightFiles(settings, model.base_model_prefix), device)
+    # Some files leave out the prefix of the decoder, such as "transformer." of GPT-2.
+    files = WeightFiles(settings, model.base_model_prefix)
+    stream = WeightStream(model, files, device)
     embeddings = model.get_input_embeddings()
     head = model.get_output_embeddings()
     is_tied = embeddings.weight is head.weight
@@ -148,6 +150,7 @@ def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightS
     excluded = _submodules(streamed)
     if is_tied:
         excluded.add(head)
+    # Buffers are real, as they are computed and not read from files.
     for module in model.modules():
         for key, buffer in module.named_buffers(recurse=False):
             module._buffers[key] = buffer.to(device)

@@ -107,5 +107,5 @@ def _site(name: str, module: nn.Module) -> Site:
     rows, columns = (int(size) for size in weight.shape)
     # GPT-2's Conv1D stores (in, out), Linear (out, in).
     if isinstance(module, nn.Linear):
-        return Site(name, inputs=columns, outputs=rows)
-    return Site(name, inputs=rows, outputs=columns, transposed=True)
+        return Site(name=name, inputs=columns, outputs=rows)
+    return Site(name=name, inputs=rows, outputs=columns, transposed=True)

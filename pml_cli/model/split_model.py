@@ -113,7 +113,6 @@ class SplitModel:
         layers: its decoder layers.
         norm: the norm after the last layer.
         head: the output layer.
-        context: longest input, in tokens.
         layer: the decoder layer that carries the adapter, 0-based.
     """
 
@@ -148,13 +147,13 @@ class SplitModel:
             bias_V=getattr(output, "bias", None),
             cap=getattr(config, "final_logit_softcapping", None),
         )
-        self.context = int(config.max_position_embeddings)
         self.layer = model_dims(settings).adapter_layer(settings.layer)
 
         # Some decoders still call this argument by its older name.
         parameters = inspect.signature(type(self.decoder).forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
 
+        # Caches: of layer calls by input length, and of answers by the names of a bank's sites.
         self._calls_by_length: OrderedDict[int, list[LayerCall]] = OrderedDict()
         self._first_layers: dict[tuple[str, ...], int] = {}
         self._verified: set[tuple[str, ...]] = set()
@@ -192,7 +191,7 @@ class SplitModel:
         if isinstance(adapter, MlpBlockAdapter):
             hidden = self.head.weight_VD.shape[1]
             name = self._name(self._mlp(self.layer))
-            return [Site(name, inputs=hidden, outputs=hidden)]
+            return [Site(name=name, inputs=hidden, outputs=hidden)]
 
         assert isinstance(adapter, LinearAdapter)
         sites = []
@@ -206,7 +205,8 @@ class SplitModel:
         if adapter.layers is None:
             return [self.layer]
 
-        indices = sorted(set(adapter.layers)) or list(range(len(self.layers)))
+        all_layers = list(range(len(self.layers)))
+        indices = sorted(set(adapter.layers)) or all_layers
         if min(indices) < 0 or max(indices) >= len(self.layers):
             allowed = f"model={self.settings.name} has layers 0 to {len(self.layers) - 1}"
             raise UserError(f"adapter.layers={adapter.layers}: {allowed}")
@@ -293,7 +293,8 @@ class SplitModel:
         hidden = []
         with stream.holding(self.model.get_input_embeddings()):  # type: ignore[operator]
             for ids in batches:
-                with self._capturing(0, is_block=False) as tensors, skipped(self.layers):
+                capturing = self._capturing(0, is_block=False)
+                with capturing as tensors, skipped(self.layers):
                     self.decoder(input_ids=ids, use_cache=False)
                 hidden.append(tensors["entry"])
         return hidden
@@ -343,12 +344,15 @@ class SplitModel:
         if prefix.block is None:
             return self._replay(prefix.entry, calls[layer:], bank, checkpointing)
 
+        # The paper's placement has one site, whose module is never run here: only its adapter.
         (site,) = bank.sites
         delta = bank.delta(site, prefix.entry)
         norm = self._post_mlp_norm(layer)
         if norm is not None and prefix.mlp_out is not None:
+            # The layer adds norm(mlp), so the adapter changes what the norm gives.
             delta = norm(prefix.mlp_out + delta) - norm(prefix.mlp_out)
-        return self._replay(prefix.block + delta, calls[layer + 1 :], None, checkpointing)
+        above = calls[layer + 1 :]
+        return self._replay(prefix.block + delta, above, None, checkpointing)
 
     def _hold_upper(self, layer: int, is_block: bool) -> None:
         """Of a streamed model, keep what training needs: the adapter's layer and those above.
@@ -400,6 +404,7 @@ class SplitModel:
     def _layer_calls(self, tokens: int) -> list[LayerCall]:
         """The call of each layer for inputs of this length, recorded with all layers skipped."""
         if tokens not in self._calls_by_length:
+            # The ids do not matter: masks and position embeddings depend on the length alone.
             calls: list[LayerCall] = []
             ids = torch.zeros(1, tokens, dtype=torch.long, device=self.device)
             with skipped(self.layers, calls), torch.no_grad():
@@ -439,6 +444,7 @@ class SplitModel:
         Raises:
             UserError: they differ for each of several random adapters.
         """
+        # Where the adapters are decides which layers are replayed; their weights do not matter.
         key = tuple(bank.sites)
         if key in self._verified:
             return
@@ -457,6 +463,7 @@ class SplitModel:
         digest = hashlib.sha256()
         for name, weight in sorted(self.model.state_dict().items()):
             tensor = weight
+            # A streamed weight is read for its checksum and freed at once.
             if self.stream is not None and weight.is_meta:
                 tensor = self.stream.read(name, weight)
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -26,7 +26,12 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 # Names of dtypes in the header of a safetensors file.
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 # Bytes at the start of a safetensors file that give the length of its header.
 HEADER_LENGTH_BYTES = 8
@@ -95,7 +100,7 @@ class WeightFiles:
 
         Args:
             name: its name in the model.
-            like: a tensor of the expected shape and the wanted dtype; may lie on the meta device.
+            like: a tensor of the expected shape and dtype; may lie on the meta device.
             device: where the tensor shall lie.
 
         Raises:
@@ -105,11 +110,14 @@ class WeightFiles:
 
     def find(self, name: str, like: Tensor) -> TensorSlice:
         """Where a tensor lies; arguments and errors as in `read`."""
-        for candidate in (name, name.removeprefix(f"{self.prefix}."), self.renamed.get(name)):
+        short_name = name.removeprefix(f"{self.prefix}.")
+        file_name = self.renamed.get(name)
+        for candidate in (name, short_name, file_name):
             if candidate in self.slices:
                 tensor_slice = self.slices[candidate]
                 if tensor_slice.shape == tuple(like.shape):
                     return tensor_slice
+                # Of the right name, but of another shape.
                 break
 
         model = f"the weights of model={self.settings.name}"
@@ -177,7 +185,7 @@ class WeightStream:
     def __init__(self, model: nn.Module, files: WeightFiles, device: torch.device) -> None:
         self.files = files
         self.device = device
-        self.names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+        self.names = {module: name for name, module in model.named_modules()}
         self.watched: set[nn.Module] = set()
         self.held: set[nn.Module] = set()
 
@@ -187,6 +195,7 @@ class WeightStream:
         Raises:
             UserError: the files lack one of its weights.
         """
+        # Fail now, not in the middle of a training.
         for name, parameter in module.named_parameters():
             self.files.find(f"{self.names[module]}.{name}", parameter)
 
@@ -251,5 +260,6 @@ class WeightStream:
             if submodule in self.held:
                 continue
             for key, parameter in submodule.named_parameters(recurse=False):
+                # A tensor on the meta device has a shape and a dtype, but no memory.
                 empty = torch.empty_like(parameter, device="meta")
                 submodule._parameters[key] = nn.Parameter(empty, requires_grad=False)

@@ -54,6 +54,7 @@ class Tokenizer:
             for token_id, token in self._backend.get_added_tokens_decoder().items()
             if token.special
         }
+        # A model may have fewer or more rows of embeddings than its tokenizer has tokens.
         self.size = min(vocabulary, self._backend.get_vocab_size(with_added_tokens=True))
 
     def _begin_tokens(self) -> list[int]:
@@ -79,7 +80,8 @@ class Tokenizer:
         Raises:
             UserError: the model has no embedding for one of them.
         """
-        return self._checked(list(self._backend.encode(text, add_special_tokens=False).ids))
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return self._checked(list(encoding.ids))
 
     def _checked(self, ids: list[int]) -> list[int]:
         """The same ids, refused if one lies outside the embeddings.

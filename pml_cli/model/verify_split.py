@@ -68,7 +68,9 @@ def split_matches_full(model: SplitModel, bank: AdapterBank, seed: int) -> bool:
         seed: chooses the tokens and the adapter's weights.
     """
     vocabulary = model.head.weight_VD.shape[0]
-    ids = torch.arange(1, TOKENS + 1, device=model.device) + seed * TOKENS
+    # Other tokens for each seed, as a router may be near a tie for some of them.
+    first = 1 + seed * TOKENS
+    ids = torch.arange(first, first + TOKENS, device=model.device)
     ids = (ids % vocabulary).expand(2, -1)
 
     probe, split_2TV = _scaled_probe(model, ids, bank.select([0, 0]), seed)
@@ -132,7 +134,8 @@ def _scaled_probe(
             probe.B = {name: B * scale for name, B in noise.items()}
             return probe, logits_2TV
 
-        effect = _rms(logits_2TV[1] - logits_2TV[0]) / max(_spread(logits_2TV), TINY)
+        change = _rms(logits_2TV[1] - logits_2TV[0])
+        effect = change / max(_spread(logits_2TV), TINY)
         if TARGET_EFFECT / EFFECT_TOLERANCE <= effect <= TARGET_EFFECT * EFFECT_TOLERANCE:
             break
         previous = scale, logits_2TV
@@ -147,7 +150,9 @@ def _random_second_cell(bank: AdapterBank, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     noise = {}
     for name, B in bank.B.items():
-        normal_RO = torch.randn(B.shape[1:], generator=generator, dtype=B.dtype).to(B.device)
+        # Drawn on the CPU, so that every device sees the same adapter.
+        normal_RO = torch.randn(B.shape[1:], generator=generator, dtype=B.dtype)
+        normal_RO = normal_RO.to(B.device)
         noise[name] = torch.stack([torch.zeros_like(normal_RO), normal_RO])
     return noise
 

@@ -2,8 +2,8 @@
 
 The three hashes of weights in pml, and what each is for:
 
-- `SplitModel.weights_hash` (this file's checksums): of all bits of the weights in memory.
-  result.json records it, and `pml lasting` refuses adapters that were trained on other weights.
+- `SplitModel.weights_hash` (this file's checksums): of all bits of the weights in memory. env.json
+  of a run records it, and `pml lasting` refuses a run that was trained on other weights.
 - `runs.file_hash.sampled_hash`: of a safetensors file, of which it reads samples. Part of the run
   id of a local model, so it must be quick and work without torch.
 - `runs.run_id.fingerprint`: of whatever lies at a path; for a model's folder, its config, tokenizer
@@ -36,7 +36,7 @@ def tensor_checksums(tensor: Tensor) -> Tensor:
     Integer sums are the same in whatever order they are taken, and any device computes them about
     as fast as it reads its memory. One changed word always changes the checksum; any other change,
     such as two weights swapped, fails to only with a chance of about 1 in 2^32. So it tells models
-    apart, and is no protection against somebody who means to deceive.
+    apart, and is no protection against deliberate deception.
 
     Args:
         tensor: of any dtype, shape and device.
@@ -56,7 +56,8 @@ def tensor_checksums(tensor: Tensor) -> Tensor:
         # In preallocated memory: copy converts the words to 64 bits.
         block_products = products[: len(block)].copy_(block).mul_(keys)
         sums.append(block_products.sum(1))
-    sums.append((remainder * keys[: len(remainder)]).sum()[None])
+    remainder_products = remainder * keys[: len(remainder)]
+    sums.append(remainder_products.sum()[None])
     return torch.cat(sums).cpu()
 
 

@@ -33,6 +33,7 @@ def report_content(
         means: `deployment.mean_table`.
         comparison: `deployment.sft_comparison`.
     """
+    # `runs` alone is read back; the rest is for the reader of the file.
     return {
         "format": FORMAT,
         "settings": {
@@ -49,8 +50,9 @@ def report_content(
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for JSON; what is missing is null."""
-    rows = table.astype(object).where(table.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+    with_null = table.astype(object).where(table.notna(), None)
+    rows: list[dict[str, Any]] = with_null.to_dict("records")  # type: ignore[assignment]
+    return rows
 
 
 def write(
@@ -73,10 +75,14 @@ def write(
     Returns:
         The names of the files.
     """
-    write_json(out / "lasting.json", {**content, "runs": [*content["runs"], *other_entries]})
+    all_entries = [*content["runs"], *other_entries]
+    write_json(out / "lasting.json", {**content, "runs": all_entries})
     write_csv(out / "lasting.csv", table)
+
     names = ["lasting.csv", "lasting.json"]
-    return [*names, *write_figures(out, table)] if figures else names
+    if figures:
+        names += write_figures(out, table)
+    return names
 
 
 def write_figures(out: Path, table: pd.DataFrame) -> list[str]:
@@ -95,6 +101,8 @@ def write_figures(out: Path, table: pd.DataFrame) -> list[str]:
     for key, group in groups:
         stem = "lasting"
         if len(groups) > 1:
-            stem = re.sub(r"[:/]", "-", "-".join(["lasting", *map(str, key)]))
+            # Names of models hold slashes.
+            values = [str(value) for value in key]
+            stem = re.sub(r"[:/]", "-", "-".join(["lasting", *values]))
         names += write_figure(out / stem, lasting_figure(group))
     return names

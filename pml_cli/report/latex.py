@@ -1,8 +1,9 @@
 r"""law.tex: every law of every group as a LaTeX table, to be \input into a paper.
 
-It needs no package. Where booktabs is loaded its rules are used, else plain ones. Each group is one float with two tabulars,
-narrow enough for the text of the article class: the parameters with their 95 % intervals, and how well each law fits and
-predicts. The chosen law is bold. Laws without a fit are named in the caption, with the reason.
+It needs no package. Where booktabs is loaded its rules are used, else plain ones. Each group is one
+float with two tabulars, narrow enough for the text of the article class: the parameters with their
+95 % intervals, and how well each law fits and predicts. The chosen law is bold. Laws without a fit
+are named in the caption, with the reason.
 """
 
 from __future__ import annotations
@@ -10,29 +11,70 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from pml_cli.format import three_digits
 from pml_cli.law.analysis import Analysis, LawRow
 from pml_cli.law.findings import OK
-from pml_cli.law.model_selection import EDGE
+from pml_cli.law.forms import LINKS
+from pml_cli.law.model_selection import AICC_TOLERANCE, EDGE
 from pml_cli.law.observations import RANK, Observations, SizeAxis
-from pml_cli.report.figures.style import three_digits
 from pml_cli.report.law_text import held_out_name, sentence
 
-RULES = r"\providecommand{\toprule}{\hline}\providecommand{\midrule}{\hline}\providecommand{\bottomrule}{\hline}"
-SIGNS = {"C": "C", "alpha": r"\alpha", "beta": r"\beta", "b": "b", "k": "k"}
-FLOOR, LEVEL = "floor", "level"
+HEAD = (
+    r"% \input this file; the chosen law is bold. "
+    "booktabs is used where it is loaded, and not needed."
+)
+# Plain rules where booktabs is not loaded
+RULES = "".join(
+    rf"\providecommand{{\{rule}}}{{\hline}}" for rule in ("toprule", "midrule", "bottomrule")
+)
+
+# Headings of the columns of parameters
+PARAMETERS = {
+    "C": "$C$",
+    "alpha": r"$\alpha$",
+    "beta": r"$\beta$",
+    "b": "$b$",
+    "k": "$k$",
+    "floor": "floor",
+}
+OFFSET_OR_LEVEL = "$b, H$"
+QUALITY_HEADINGS = (
+    "Law",
+    "$n$",
+    "$R^2$",
+    r"fit \%",
+    r"$\Delta$AICc",
+    r"unseen \%",
+    r"all unseen \%",
+    r"band \%",
+)
+# Stands in the first column of an empty table
+NO_LAW = "none could be fitted"
+
 ESCAPES = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': "''", "`": "'",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "`": "'",
+}
 
 
 def document(tables: Sequence[str]) -> str:
     """The content of law.tex."""
-    head = r"% \input this file; the chosen law is bold. booktabs is used where it is loaded, and not needed."
-    return "\n\n".join([f"{head}\n{RULES}", *tables]) + "\n"
+    return "\n\n".join([f"{HEAD}\n{RULES}", *tables]) + "\n"
 
 
 def table(
@@ -41,49 +83,31 @@ def table(
     """One group as a float.
 
     Args:
-        name, slug: of the group; the slug becomes part of the label.
+        name: of the group, for the caption.
+        slug: of the group, for the label; empty where there is one group.
+        analysis: all laws on the group.
         cells: those the laws saw.
         axis: the size that the laws are about.
     """
-    entries = [entry for entry in analysis.rows if entry.fit.status == OK]
-    shown = [
-        n
-        for n in (*SIGNS, FLOOR)
-        if any(_in_column(n, entry) in entry.fit.parameters for entry in entries)
-    ]
-    leveled = any(LEVEL in entry.fit.parameters for entry in entries)
-    signs = SIGNS | ({"b": "b, H"} if leveled else {})
-    parameters = [["Law", *(f"${signs[n]}$" if n in signs else n for n in shown)]]
-    quality = [
-        [
-            "Law",
-            "$n$",
-            "$R^2$",
-            r"fit \%",
-            r"$\Delta$AICc",
-            r"unseen \%",
-            r"all unseen \%",
-            r"band \%",
-        ]
-    ]
-    for entry in entries:
-        bold = _bold if entry is analysis.chosen else str
-        spans = intervals(entry, analysis)
-        own = [_in_column(n, entry) for n in shown]
-        parameters.append(
-            [bold(escape(entry.name)), *(bold(_value(entry.fit.parameters.get(n))) for n in own)]
-        )
-        parameters.append(["", *(_span(*spans[n]) if n in spans else "" for n in own)])
-        quality.append([bold(cell) for cell in _quality(entry)])
-    if not entries:
-        parameters.append(["none could be fitted"])
-        quality.append(["none could be fitted"])
+    fitted = [row for row in analysis.rows if row.fit.status == OK]
+    parameters = _parameter_lines(fitted, analysis)
+    quality = [list(QUALITY_HEADINGS)]
+    for row in fitted:
+        emphasis = _emphasis(row, analysis)
+        quality.append([emphasis(cell) for cell in _quality_cells(row)])
+    if not fitted:
+        parameters.append([NO_LAW])
+        quality.append([NO_LAW])
+
+    # Signs that LaTeX allows in a label
     label = re.sub(r"[^A-Za-z0-9-]+", "-", slug).strip("-")
+    label = f"tab:law-{label}" if label else "tab:law"
     lines = [
         r"\begin{table}[tbp]",
+        # Narrow enough for the text of the article class
         r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
-        rf"\caption[Laws of the gain, {escape(name)}]{{{_note(name, analysis, cells, axis)}}}",
-        rf"\label{{tab:law{'-' + label if label else ''}}}",
+        rf"\caption[Laws of the gain, {escape(name)}]{{{_caption(name, analysis, cells, axis)}}}",
+        rf"\label{{{label}}}",
         r"\par\medskip",
         *_tabular(parameters),
         r"\par\medskip",
@@ -93,105 +117,191 @@ def table(
     return "\n".join(lines)
 
 
-def _in_column(name: str, entry: LawRow) -> str:
-    """A level stands where other laws have b: no law has both, and the page is narrow."""
-    return LEVEL if name == "b" and LEVEL in entry.fit.parameters else name
-
-
 def escape(text: str) -> str:
-    """Any name as LaTeX prints it: special signs escaped, accents dropped, what is not ASCII as a question mark."""
-    plain = unicodedata.normalize("NFKD", " ".join(text.split()))
-    ascii_only = "".join(c if c.isascii() else "?" for c in plain if not unicodedata.combining(c))
-    return "".join(ESCAPES.get(c, c) for c in ascii_only if c.isprintable())
+    """Any text as LaTeX prints it.
+
+    Special signs are escaped, accents dropped, and what is not ASCII becomes a question mark.
+    """
+    # NFKD makes a letter and a combining accent of an accented letter.
+    decomposed = unicodedata.normalize("NFKD", " ".join(text.split()))
+    characters = []
+    for character in decomposed:
+        if unicodedata.combining(character):
+            continue
+        if not character.isascii():
+            characters.append("?")
+        elif character.isprintable():
+            characters.append(ESCAPES.get(character, character))
+    return "".join(characters)
 
 
-def intervals(entry: LawRow, analysis: Analysis) -> dict[str, tuple[float, float]]:
-    """95 %: those of the report for the chosen law, those from its own covariance for every other."""
-    if entry is analysis.chosen:
-        return analysis.intervals
-    return entry.fit.intervals
+def intervals(row: LawRow, analysis: Analysis) -> dict[str, tuple[float, float]]:
+    """95 % intervals by parameter.
+
+    Those of the chosen law are from its bootstrap or profile likelihood, as in the report; those of
+    every other from its covariance.
+    """
+    return analysis.intervals if row is analysis.chosen else row.fit.intervals
 
 
-def _tabular(rows: list[list[str]]) -> list[str]:
-    width = len(rows[0])
-    body = [" & ".join(row + [""] * (width - len(row))).rstrip() + r" \\" for row in rows]
+def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[str]]:
+    """Headings, and two lines a law: its parameters, and their intervals."""
+    # A column that is empty for every law is left out.
+    columns = [
+        column
+        for column in PARAMETERS
+        if any(_parameter(column, row) in row.fit.parameters for row in fitted)
+    ]
+    headings = dict(PARAMETERS)
+    if any("level" in row.fit.parameters for row in fitted):
+        headings["b"] = OFFSET_OR_LEVEL
+
+    # Two lines a law: intervals beside the values would be too wide for the page.
+    lines = [["Law", *[headings[column] for column in columns]]]
+    for row in fitted:
+        emphasis = _emphasis(row, analysis)
+        spans = intervals(row, analysis)
+        names = [_parameter(column, row) for column in columns]
+        values = [escape(row.name)]
+        brackets = [""]
+        for name in names:
+            values.append(_value(row.fit.parameters.get(name)))
+            brackets.append(_span(spans.get(name)))
+        lines.append([emphasis(cell) for cell in values])
+        lines.append(brackets)
+    return lines
+
+
+def _parameter(column: str, row: LawRow) -> str:
+    """The parameter of a law that stands in a column.
+
+    A level stands where other laws have b: no law has both, and the page is narrow.
+    """
+    return "level" if column == "b" and "level" in row.fit.parameters else column
+
+
+def _quality_cells(row: LawRow) -> list[str]:
+    """How well a law fits and predicts, in the order of QUALITY_HEADINGS."""
+    check = row.checks[EDGE]
+    return [
+        escape(row.name),
+        f"${row.fit.n_used}$",
+        _fixed(row.fit.r2, 4),
+        _fixed(row.fit.mape, 2),
+        _fixed(row.aicc_difference, 1),
+        _fixed(check.mape, 2),
+        _fixed(check.mape_all, 2),
+        _fixed(100 * check.coverage, 0),
+    ]
+
+
+def _tabular(lines: Sequence[Sequence[str]]) -> list[str]:
+    """A tabular whose first line is the headings; shorter lines are filled up."""
+    width = len(lines[0])
+    printed = []
+    for cells in lines:
+        filled = [*cells, *[""] * (width - len(cells))]
+        printed.append(" & ".join(filled).rstrip() + r" \\")
     return [
         rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
         r"\toprule",
-        body[0],
+        printed[0],
         r"\midrule",
-        *body[1:],
+        *printed[1:],
         r"\bottomrule",
         r"\end{tabular}",
     ]
 
 
-def _quality(entry: LawRow) -> list[str]:
-    check, fit = entry.checks[EDGE], entry.fit
-    numbers = [
-        _fixed(fit.r2, 4), _fixed(fit.mape, 2), _fixed(entry.aicc_difference, 1), _fixed(check.mape, 2), _fixed(check.mape_all, 2),
-        _fixed(100 * check.coverage, 0),
-    ]  # fmt: skip
-    return [escape(entry.name), f"${entry.fit.n_used}$", *numbers]
+def _emphasis(row: LawRow, analysis: Analysis) -> Callable[[str], str]:
+    """Bold for the chosen law."""
+    return _bold if row is analysis.chosen else str
+
+
+def _bold(cell: str) -> str:
+    # bfseries does not reach into math mode.
+    return rf"\bfseries\boldmath {cell}" if cell else ""
 
 
 def _value(value: float | None) -> str:
     return "" if value is None else f"${_number(value)}$"
 
 
-def _span(low: float, high: float) -> str:
-    return "" if math.isnan(low + high) else f"$[{_number(low)},\\,{_number(high)}]$"
+def _span(interval: tuple[float, float] | None) -> str:
+    """An interval in brackets; empty where there is none."""
+    if interval is None or math.isnan(sum(interval)):
+        return ""
+    low, high = interval
+    return rf"$[{_number(low)},\,{_number(high)}]$"
 
 
 def _number(value: float) -> str:
     """Three digits, in math mode."""
     if math.isinf(value):
         return r"\infty" if value > 0 else r"-\infty"
-    mantissa, _, power = three_digits(value).partition("e")
-    return rf"{mantissa}\cdot10^{{{int(power)}}}" if power else mantissa
+    mantissa, _, exponent = three_digits(value).partition("e")
+    return rf"{mantissa}\cdot10^{{{int(exponent)}}}" if exponent else mantissa
 
 
-def _fixed(value: float, places: int) -> str:
-    return f"${value:.{places}f}$" if math.isfinite(value) else "--"
+def _fixed(value: float, decimals: int) -> str:
+    return f"${value:.{decimals}f}$" if math.isfinite(value) else "--"
 
 
-def _bold(cell: str) -> str:
-    return rf"\bfseries\boldmath {cell}" if cell else ""
-
-
-def _note(name: str, analysis: Analysis, cells: Observations, axis: SizeAxis) -> str:
-    """The caption: what was fitted to what, what each column is, and which laws are missing."""
-    size = r"rank $r$" if axis is RANK else r"trainable parameters $r$"
-    words = [
-        rf"Laws of the gain $\Delta L$ (nats per token) by {size} and length $\ell$ (tokens), {escape(name)}:",
-        rf"{len(cells)} cells, {int(cells.saturated.sum())} of them saturated (final loss at or below {cells.saturated_below:.4g}).",
-        r"$\Delta L = L_0 S(x)$ with $x = (C r^\alpha \ell^{-\beta} + b) / L_0$ and $L_0$ the base loss (less the floor,",
-        r"where there is one); with a level $H$, $\Delta L = L_0 - H + H S(x)$ with $x = C r^\alpha \ell^{-\beta} / H$;",
-        r"$S(x)$ is $x$ (paper, robust, power), $\min(1, x)$ (hard), $1 - e^{-x}$ (exp)",
-        r"or $x / (1 + x^k)^{1/k}$ (hill).",
-        r"In brackets 95\,\% intervals, from the covariance, which takes the cells as independent"
-        + _of_the_chosen(analysis),
-        r"$n$: cells used in full (paper, robust) or at all. Fit: MAPE over the unsaturated cells.",
-        f"Unseen: MAPE of a fit without the {held_out_name(EDGE, axis)}, over the unsaturated ones among them, and",
-        r"over all. Band: share of the unseen inside its 95\,\% band. $\Delta$AICc compares fits to the same cells only.",
+def _caption(name: str, analysis: Analysis, cells: Observations, axis: SizeAxis) -> str:
+    """What was fitted to what, what each column is, and which laws are missing."""
+    size = "rank" if axis is RANK else "trainable parameters"
+    power = rf"C {axis.symbol}^\alpha \ell^{{-\beta}}"
+    saturated = int(cells.saturated.sum())
+    sentences = [
+        rf"Laws of the gain $\Delta L$ (nats per token) by {size} ${axis.symbol}$",
+        rf"and length $\ell$ (tokens), {escape(name)}:",
+        f"{len(cells)} cells, {saturated} of them saturated "
+        f"(final loss at or below {cells.saturated_below:.4g}).",
+        rf"$\Delta L = L_0 S(x)$ with $x = ({power} + b) / L_0$",
+        "and $L_0$ the base loss (less the floor, where there is one);",
+        rf"with a level $H$, $\Delta L = L_0 - H + H S(x)$ with $x = {power} / H$;",
+        f"{_links()}.",
+        r"In brackets 95\,\% intervals, from the covariance,",
+        f"which takes the cells as independent{_chosen_intervals(analysis)}",
+        "$n$: cells used in full (paper, robust) or at all.",
+        "Fit: MAPE over the unsaturated cells.",
+        f"Unseen: MAPE of a fit without the {held_out_name(EDGE, axis)},",
+        "over the unsaturated ones among them, and over all.",
+        r"Band: share of the unseen inside its 95\,\% band.",
+        r"$\Delta$AICc compares fits to the same cells only.",
     ]
     if analysis.chosen:
-        words.append("Bold: chosen, the simplest within 4 AICc of the best.")
-    missing: dict[str, list[str]] = {}
-    for entry in analysis.rows:
-        if entry.fit.status != OK:
-            missing.setdefault(sentence(entry.fit.finding, axis), []).append(entry.name)
-    words += [
-        f"Without a fit: {escape(', '.join(names))} ({escape(reason)})."
-        for reason, names in missing.items()
-    ]
-    return "\n".join(words)
+        sentences.append(f"Bold: chosen, the simplest within {AICC_TOLERANCE:g} AICc of the best.")
+
+    # Laws that failed for the same reason share a sentence.
+    names_by_reason: dict[str, list[str]] = {}
+    for row in analysis.rows:
+        if row.fit.status != OK:
+            reason = sentence(row.fit.finding, axis)
+            names_by_reason.setdefault(reason, []).append(row.name)
+    for reason, names in names_by_reason.items():
+        sentences.append(f"Without a fit: {escape(', '.join(names))} ({escape(reason)}).")
+    return "\n".join(sentences)
 
 
-def _of_the_chosen(analysis: Analysis) -> str:
-    made = analysis.bootstrap
+def _links() -> str:
+    """S(x) of every link, with the names of its laws."""
+    links = []
+    for link in LINKS.values():
+        # The other two estimators fit the law without a ceiling, too.
+        names = link.label if link.has_ceiling else f"paper, robust, {link.label}"
+        links.append(f"${link.latex}$ ({names})")
+    return f"$S(x)$ is {', '.join(links[:-1])} or {links[-1]}"
+
+
+def _chosen_intervals(analysis: Analysis) -> str:
+    """Where the intervals of the chosen law are from; ends the sentence about the others'."""
+    bootstrap = analysis.bootstrap
     if analysis.chosen is None:
         return "."
-    if made is not None and made.status == OK:
-        return f"; of the chosen law from {len(made.draws)} bootstrap draws of {made.clusters} clusters (text and length)."
+    if bootstrap is not None and bootstrap.status == OK:
+        return (
+            f"; of the chosen law from {len(bootstrap.draws)} bootstrap draws of "
+            f"{bootstrap.clusters} clusters (text and length)."
+        )
     return "; of the chosen law from its profile likelihood where that closes."

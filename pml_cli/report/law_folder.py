@@ -29,6 +29,7 @@ from pml_cli.report.law_text import sentence
 if TYPE_CHECKING:
     from pml_cli.law.group_comparison import Comparison
 
+# What a fit sees of a cell
 MEASURED = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 FIRST_COLUMNS = (
     "group",
@@ -67,6 +68,7 @@ def write(
         saturated_below=settings.saturated_below,
         axis=SIZE_AXES[settings.x],
     )
+    # Everything is computed before the first file is written.
     try:
         io.atomic_write(out / "cells.csv", lambda path: table.to_csv(path, index=False))
         io.write_text(out / law_json.FILE_NAME, law_json.to_text(content))
@@ -80,12 +82,14 @@ def write(
 def cell_table(groups: Sequence[GroupFit]) -> pd.DataFrame:
     """The content of cells.csv: every cell of every group, with the predictions of each law."""
     cells = pd.concat([group.cells.assign(group=group.slug) for group in groups])
+    # Those of the paper's law have no suffix and stand among the first columns.
     by_law = [name for name in cells if str(name).startswith(("predicted_", "residual_"))]
     table: pd.DataFrame = cells[[*FIRST_COLUMNS, *by_law]]
     return table
 
 
 def _tex(groups: list[GroupFit]) -> str:
+    # One group needs no name in its label.
     several = len(groups) > 1
     tables = [
         latex.table(

@@ -117,7 +117,7 @@ TEMPLATES: dict[str, str] = {
         "cells do"
     ),
     "robust_fit_disagrees": (
-        "{parameter} of the paper's form depends on a few cells: a robust estimator gives "
+        "{parameter} of the paper's form is sensitive to outlying cells: a robust estimator gives "
         "{robust:.3g}, outside its 95 % interval ({low:.3g} to {high:.3g})"
     ),
     "correlated_residuals": (

@@ -17,7 +17,11 @@ from pml_cli.analysis.paired import (
 from pml_cli.io import write_csv
 
 
-def write_tables(out: Path, comparison: pd.DataFrame, ranks: pd.DataFrame) -> list[Path]:
+def write_tables(
+    out: Path,
+    comparison: pd.DataFrame,
+    ranks: pd.DataFrame,
+) -> list[Path]:
     """comparison.csv, and ranks.csv where there are thresholds.
 
     Args:
@@ -30,13 +34,17 @@ def write_tables(out: Path, comparison: pd.DataFrame, ranks: pd.DataFrame) -> li
     tables = {"comparison": comparison}
     if len(ranks):
         tables["ranks"] = ranks
+
     for name, table in tables.items():
         write_csv(out / f"{name}.csv", table)
     return [out / f"{name}.csv" for name in tables]
 
 
 def write_figures(
-    out: Path, runs: pd.DataFrame, comparison: pd.DataFrame, ranks: pd.DataFrame
+    out: Path,
+    runs: pd.DataFrame,
+    comparison: pd.DataFrame,
+    ranks: pd.DataFrame,
 ) -> list[Path]:
     """The figures of each model and kind of data: `memft`, and `ranks` for several lengths.
 
@@ -63,10 +71,12 @@ def write_figures(
 
     paths: list[Path] = []
     for values, group in runs.groupby(shared):
+        # Models, data and settings may hold slashes and spaces.
         named = "".join(f"-{group[key].iloc[0]}" for key in differing)
         suffix = re.sub(r"[^A-Za-z0-9._=-]+", "-", named)
         names = write_figure(out / f"memft{suffix}", accuracy_figure(group, at_best))
-        of_group = ranks[(ranks[shared] == list(values)).all(axis=1)]
+        in_group = (ranks[shared] == list(values)).all(axis=1)
+        of_group = ranks[in_group]
         if of_group["seqlen"].nunique() > 1:
             names += write_figure(out / f"ranks{suffix}", rank_figure(of_group))
         paths += [out / name for name in names]

@@ -21,9 +21,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pml_cli.data.cell import CellPlan
+from pml_cli.launch.observer import RunObserver
+from pml_cli.launch.pack import Pack
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pml_cli.launch.driver import SweepPlan
+    from pml_cli.launch.observer import StepReport
     from pml_cli.launch.status import Snapshot
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -118,12 +124,12 @@ class CountDisplay(_ProgressDisplay):
         self.show(self._done + 1, self._total)
 
 
-class SweepDisplay(_ProgressDisplay):
+class SweepDisplay(_ProgressDisplay, RunObserver):
     """Cells done, the progress of the current pack, time left.
 
     Args:
         console: where to.
-        cells: how many cells the sweep has.
+        cells: how many cells are to be trained.
         work: tokens of all training steps, the measure of progress.
     """
 
@@ -134,6 +140,7 @@ class SweepDisplay(_ProgressDisplay):
         self.failed = 0
         self._done = 0.0
         self._in_pack = 0.0
+        self._pack_work = 0
         super().__init__(
             console,
             TextColumn("{task.description}"),
@@ -145,63 +152,73 @@ class SweepDisplay(_ProgressDisplay):
             total=self.work,
         )
 
+    @classmethod
+    def of(cls, plan: SweepPlan, console: Console) -> SweepDisplay:
+        """The display of a sweep."""
+        cells = sum(len(pack.cells) for pack in plan.todo)
+        work = sum(pack.tokens for pack in plan.todo)
+        return cls(console, cells, work)
+
     def __enter__(self) -> Self:
-        super().__enter__()
-        self._show("loading the base model")
+        # The bar appears with the first event: a sweep that only starts workers has none.
         return self
 
-    def step(self, progress: float, tokens: int) -> None:
-        """The current pack has come to a fraction of its steps.
+    def loading(self) -> None:
+        self._show("loading the base model")
 
-        Args:
-            progress: 0..1.
-            tokens: work of the whole pack.
-        """
-        self._in_pack = progress * tokens
+    def pack_started(self, cells: Sequence[CellPlan]) -> None:
+        self._pack_work = Pack(list(cells)).tokens
+
+    def step_logged(self, report: StepReport) -> None:
+        self._in_pack = report.step / report.steps * self._pack_work
         self._show()
 
-    def end_pack(self, tokens: int) -> None:
-        """The current pack of so much work has ended."""
-        self._done += tokens
-        self._in_pack = 0.0
-        self._show()
-
-    def end_cell(self, failure: str | None) -> None:
-        """A cell has ended.
-
-        Args:
-            failure: why it failed; None where it did not.
-        """
+    def cell_ended(self, cell: CellPlan, failure: str | None) -> None:
         self.ended += 1
         if failure is not None:
             self.failed += 1
         self._show()
 
-    def wait_for(self, cells: Sequence[object]) -> None:
-        """Nothing can be claimed: these cells are with other processes."""
-        self._show(f"waiting for {len(cells)} cells of other processes")
-
-    def follow(self, snapshot: Snapshot) -> None:
-        """Show the progress of workers in other processes."""
-        # Cells that were done before these workers began are not in the snapshot.
-        unfinished = len(snapshot.cells) - len(snapshot.done) - len(snapshot.failed)
-        total_work = sum(cell["work"] for cell in snapshot.cells.values())
-        self.ended = self.cells - unfinished
-        self.failed = len(snapshot.failed)
-        remaining_work = (1 - snapshot.share) * total_work
-        self._done = max(self.work - remaining_work, 0.0)
+    def pack_ended(self, cells: Sequence[CellPlan]) -> None:
+        self._done += self._pack_work
         self._in_pack = 0.0
         self._show()
 
+    def waiting(self, cells: Sequence[CellPlan]) -> None:
+        self._show(f"waiting for {len(cells)} cells of other processes")
+
+    def workers_started(self, count: int, kind: str) -> None:
+        line = f"{kind} started"
+        if not count:
+            line += "; those of this folder that are queued or running go on"
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def snapshot_taken(self, snapshot: Snapshot) -> None:
+        # Cells that were done before these workers began count for neither number.
+        unfinished = len(snapshot.work) - len(snapshot.done) - len(snapshot.failed)
+        work_left = (1 - snapshot.share_done) * snapshot.total_work
+        self.ended = self.cells - unfinished
+        self.failed = len(snapshot.failed)
+        self._done = max(self.work - work_left, 0.0)
+        self._in_pack = 0.0
+        self._show()
+
+    @property
+    def completed(self) -> float:
+        """Share of the work that is done, 0..1."""
+        return (self._done + self._in_pack) / self.work
+
     def _show(self, message: str = "") -> None:
         """Redraw, with a message or the number of cells."""
+        self._progress.start()
         cells = f"{self.ended}/{self.cells} cells"
         if self.failed:
             cells += f", {self.failed} failed"
-        completed = self._done + self._in_pack
-        self._progress.update(self._task, completed=completed, description=message or cells)
+        self._progress.update(
+            self._task, completed=self.completed * self.work, description=message or cells
+        )
 
-        progress = completed / self.work
+        progress = self.completed
         elapsed = time.monotonic() - self._started
         line = f"{cells}, {100 * progress:.0f} % of the work, {elapsed:.0f} s"
         if progress > MIN_PROGRESS_FOR_ESTIMATE:
@@ -209,7 +226,7 @@ class SweepDisplay(_ProgressDisplay):
         self._print_piped(line)
 
 
-class ProbeDisplay:
+class ProbeDisplay(RunObserver):
     """p of every target token while it is learned, the loss, and how many tokens have p > 0.5.
 
     Args:
@@ -224,6 +241,7 @@ class ProbeDisplay:
         self.steps = steps
         self._losses: list[float] = []
         self._lines_printed = -1
+        # Redrawn at each logged step: nothing moves in between.
         self._live = Live(
             console=console, refresh_per_second=12, transient=False, auto_refresh=False
         )
@@ -238,6 +256,10 @@ class ProbeDisplay:
     def __exit__(self, *exception: object) -> None:
         if self.console.is_terminal:
             self._live.stop()
+
+    def step_logged(self, report: StepReport) -> None:
+        scores = report.scores[0]
+        self.update(report.step, float(scores.nll.mean()), scores.nll, scores.correct)
 
     def update(self, step: int, loss: float, nll: NDArray[Any], correct: NDArray[Any]) -> None:
         """Show one logged step.
@@ -256,6 +278,7 @@ class ProbeDisplay:
         if self.console.is_terminal:
             self._live.update(self._render(line, p), refresh=True)
             return
+        # Evenly over the steps, the first and the last among them.
         lines_due = step * PIPED_PROBE_LINES // self.steps
         if lines_due > self._lines_printed:
             self._lines_printed = lines_due
@@ -313,7 +336,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     """
     heights = np.asarray(values, float)
     if len(heights) > width:
-        heights = np.array([chunk.mean() for chunk in np.array_split(heights, width)])
+        chunks = np.array_split(heights, width)
+        heights = np.array([chunk.mean() for chunk in chunks])
     largest = 1.0
     if np.isfinite(heights).any():
         largest = max(np.nanmax(heights), 1e-9)

@@ -36,8 +36,10 @@ from pml_cli.report.figures.registry import write_group_figures
 from pml_cli.report.tables.transition import correlation_problem
 from pml_cli.stats import Proportion
 
-FORMAT = 1  # of transition.json
+# Of transition.json.
+FORMAT = 1
 
+# Columns of cells.csv, in their order.
 CELL_COLUMNS = [
     "id",
     "rank",
@@ -70,6 +72,8 @@ CELL_COLUMNS = [
     "lowest_right",
     "folder",
 ]
+
+# Columns of sequences.csv, in their order.
 SEQUENCE_COLUMNS = [
     "id",
     "rank",
@@ -102,6 +106,7 @@ def write(
         UserError: the folder cannot be written.
     """
     tables = _tables(groups)
+
     try:
         write_json(out / "transition.json", _content(groups, left_out))
         for name, table in tables.items():
@@ -118,6 +123,7 @@ def write(
 def _tables(groups: Sequence[TransitionSummary]) -> dict[str, pd.DataFrame]:
     """The CSV files by name, the rows of all groups with the column `group` (the slug)."""
     of_groups: dict[str, list[pd.DataFrame]] = {}
+
     for group in groups:
         violations = pd.DataFrame(group.violations, columns=["id", *VIOLATION_COLUMNS, "folder"])
         tables = {
@@ -130,8 +136,13 @@ def _tables(groups: Sequence[TransitionSummary]) -> dict[str, pd.DataFrame]:
             "violations": violations,
         }
         for name, table in tables.items():
-            of_groups.setdefault(name, []).append(table.assign(group=group.slug))
-    return {name: pd.concat(tables, ignore_index=True) for name, tables in of_groups.items()}
+            with_group = table.assign(group=group.slug)
+            of_groups.setdefault(name, []).append(with_group)
+
+    joined = {}
+    for name, tables_of_groups in of_groups.items():
+        joined[name] = pd.concat(tables_of_groups, ignore_index=True)
+    return joined
 
 
 def _survival_curves(crossings: pd.DataFrame) -> pd.DataFrame:
@@ -150,6 +161,7 @@ def _content(
 ) -> dict[str, Any]:
     """transition.json."""
     cells = pd.concat([group.cells for group in groups])
+
     return {
         "format": FORMAT,
         "versions": {"pml": __version__, "numpy": np.__version__},
@@ -167,6 +179,8 @@ def _group_content(group: TransitionSummary) -> Any:
     """One entry of `groups`; the full tables are in the CSV files."""
     agreement = group.agreement
     concentration = group.concentration
+
+    # Some names of format 1 are older than those of the attributes.
     content = {
         "name": group.name,
         "slug": group.slug,
@@ -218,6 +232,7 @@ def _proportion_contents(proportions: dict[str, Proportion]) -> dict[str, Any]:
 
 
 def _proportion_content(proportion: Proportion) -> dict[str, Any]:
+    # The names of format 1.
     return {
         "found": proportion.successes,
         "of": proportion.trials,

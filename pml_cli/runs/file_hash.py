@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+# Files up to this size are read whole.
 MAX_WHOLE_BYTES = 2**24
-"""Files up to this size are read whole."""
 
+# Files with more tensors are sampled less often in each.
 SAMPLE_BYTES = 2**12
 SAMPLES_PER_TENSOR = 4
 FULLY_SAMPLED_TENSORS = 250
-"""Files with more tensors are sampled less often in each."""
 
 
 def sampled_hash(path: Path) -> str:
@@ -54,11 +54,11 @@ def _sample_offsets(header: bytes, data_start: int, size: int) -> Iterator[int]:
     budget = SAMPLES_PER_TENSOR * FULLY_SAMPLED_TENSORS
     samples = min(SAMPLES_PER_TENSOR, max(1, budget // len(spans)))
     for first, end in spans:
-        last_offset = max(0, end - first - SAMPLE_BYTES)
-        offsets = {
-            data_start + first + last_offset * (2 * i + 1) // (2 * samples) for i in range(samples)
-        }
-        yield from sorted(offsets)
+        room = max(0, end - first - SAMPLE_BYTES)
+        # Small tensors have fewer distinct offsets.
+        offsets = {room * (2 * i + 1) // (2 * samples) for i in range(samples)}
+        for offset in sorted(offsets):
+            yield data_start + first + offset
 
 
 def _tensor_spans(header: bytes, data_bytes: int) -> list[list[int]]:

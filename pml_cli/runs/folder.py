@@ -76,7 +76,8 @@ class RunFolder:
     def failure(self) -> str | None:
         """Why the run failed; None if it did not."""
         try:
-            return str(json.loads(self.error.read_text("utf-8")).get("reason", ""))
+            error = json.loads(self.error.read_text("utf-8"))
+            return str(error.get("reason", ""))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, AttributeError):
@@ -100,11 +101,13 @@ class RunFolder:
         from pyarrow import parquet
 
         # Column by column takes half the time of DataFrame.to_parquet.
-        columns = pyarrow.table({name: table[name].to_numpy() for name in table})
-        atomic_write(
-            path,
-            lambda temporary: parquet.write_table(columns, temporary, compression="zstd"),
-        )
+        arrays = {name: table[name].to_numpy() for name in table}
+        columns = pyarrow.table(arrays)
+
+        def write(temporary: Path) -> None:
+            parquet.write_table(columns, temporary, compression="zstd")
+
+        atomic_write(path, write)
 
     def write_adapter(self, save: Callable[[Path], None]) -> None:
         """Replace the adapter's folder.
@@ -116,6 +119,7 @@ class RunFolder:
         temporary.mkdir(parents=True)
         try:
             save(temporary)
+            # A folder cannot be replaced by a rename unless it is empty.
             shutil.rmtree(self.adapter, ignore_errors=True)
             temporary.replace(self.adapter)
         finally:
@@ -130,8 +134,10 @@ class RunFolder:
         Raises:
             ValueError: the result holds nan or infinity.
         """
+        # An earlier attempt may have failed.
         self.error.unlink(missing_ok=True)
-        self.write_json(self.result, {"format": FORMAT, "id": self.id, **result})
+        header = {"format": FORMAT, "id": self.id}
+        self.write_json(self.result, header | result)
 
     def fail(self, reason: str, detail: str = "") -> None:
         """Record a failure.

@@ -15,25 +15,25 @@ import pandas as pd
 
 from pml_cli.errors import UserError
 
+# Columns of result.json that comparable runs share.
 KEY = ("model", "data", "adapter", "loss", "layer", "setting")
-"""Columns of result.json that comparable runs share."""
 
+# Columns that comparable runs share where one rank and length has several values.
 SCHEDULE = ("lr", "steps")
-"""Columns that comparable runs share where one rank and length has several values."""
 
+# Which entries of the column `setting` belong to another column of the key.
 PREFIXES = {
     "model": ("model.",),
     "data": ("data.",),
     "adapter": ("adapter.", "model.layer="),
     "layer": ("model.layer=", "adapter.layers="),
 }
-"""Which entries of the column `setting` belong to another column of the key."""
 
+# Between two entries of `setting`; a value may contain spaces.
 ENTRY_BREAK = re.compile(r" (?=(?:model|data|adapter|train)\.\w+=)")
-"""Between two entries of `setting`; a value may contain spaces."""
 
+# Characters of a file name for a group.
 MAX_SLUG = 150
-"""Characters of a file name for a group."""
 
 
 def with_key_columns(runs: pd.DataFrame) -> pd.DataFrame:
@@ -41,8 +41,12 @@ def with_key_columns(runs: pd.DataFrame) -> pd.DataFrame:
     columns = dict.fromkeys([*runs.columns, *KEY, *SCHEDULE])
     runs = runs.reindex(columns=list(columns))
     for name in KEY:
-        runs[name] = runs[name].map(lambda value: str(value) if isinstance(value, list) else value)
+        runs[name] = runs[name].map(_hashable)
     return runs
+
+
+def _hashable(value: Any) -> Any:
+    return str(value) if isinstance(value, list) else value
 
 
 def split_groups(runs: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
@@ -51,37 +55,41 @@ def split_groups(runs: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFr
     Args:
         runs: one row a run, from `with_key_columns`.
     """
-    for values, group in runs.groupby(list(KEY), dropna=False, sort=True):
+    for values, group in runs.groupby(list(KEY), dropna=False):
         key = dict(zip(KEY, values, strict=True))
-        by_cell = group.groupby(["rank", "target_tokens"])
-        varying = [name for name in SCHEDULE if (by_cell[name].nunique() > 1).any()]
+
+        values_by_cell = group.groupby(["rank", "target_tokens"])[list(SCHEDULE)].nunique()
+        varying = [name for name in SCHEDULE if values_by_cell[name].max() > 1]
         if not varying:
             yield key, group
             continue
-        for schedule, rows in group.groupby(varying, dropna=False, sort=True):
-            yield key | dict(zip(varying, schedule, strict=True)), rows
+        for schedule, rows in group.groupby(varying, dropna=False):
+            schedule_key = dict(zip(varying, schedule, strict=True))
+            yield key | schedule_key, rows
 
 
 def group_name(key: dict[str, Any]) -> str:
     """A group's name: the values of its key."""
-    return ", ".join(_key_parts(key))
+    return ", ".join(_key_texts(key))
 
 
 def group_slug(key: dict[str, Any]) -> str:
     """A group's name for file names; see `unique_slugs`."""
-    joined = "-".join(_key_parts(key))
+    joined = "-".join(_key_texts(key))
     return re.sub(r"[^A-Za-z0-9.]+", "-", joined).strip("-")[:MAX_SLUG]
 
 
-def _key_parts(key: dict[str, Any]) -> list[str]:
-    parts = []
+def _key_texts(key: dict[str, Any]) -> list[str]:
+    texts = []
     for name, value in key.items():
         if pd.isna(value) or value == "":
             continue
         # A bare number says nothing without its name.
-        is_number = name in ("layer", *SCHEDULE)
-        parts.append(f"{name} {format_value(value)}" if is_number else str(value))
-    return parts
+        if name in ("layer", *SCHEDULE):
+            texts.append(f"{name} {format_value(value)}")
+        else:
+            texts.append(str(value))
+    return texts
 
 
 def unique_slugs(slugs: list[str]) -> list[str]:
@@ -93,7 +101,8 @@ def unique_slugs(slugs: list[str]) -> list[str]:
 
 def key_for_json(key: dict[str, Any]) -> dict[str, Any]:
     """The key with None in place of nan."""
-    return {name: None if pd.isna(value) else value for name, value in key.items()}
+    present = {name: value for name, value in key.items() if not pd.isna(value)}
+    return dict.fromkeys(key) | present
 
 
 def common_key(key: dict[str, Any], by: Sequence[str]) -> dict[str, Any]:
@@ -124,35 +133,39 @@ def comparison_names(keys: Sequence[dict[str, Any]], by: Sequence[str]) -> list[
     """
     names = []
     for key in keys:
-        shown = [name for name in by if not pd.isna(key.get(name))]
-        names.append(", ".join(f"{name} {format_value(key[name])}" for name in shown))
+        values = {name: key.get(name) for name in by}
+        texts = [f"{k} {format_value(v)}" for k, v in values.items() if not pd.isna(v)]
+        names.append(", ".join(texts))
 
     counts = Counter(names)
     for i, key in enumerate(keys):
-        if counts[names[i]] > 1 and not pd.isna(key.get("setting")):
-            entries = _setting_entries(key["setting"], by, belonging=True)
+        setting = key.get("setting")
+        if counts[names[i]] > 1 and not pd.isna(setting):
+            entries = _setting_entries(setting, by, belonging=True)
             names[i] = f"{names[i]} {entries}".strip()
 
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        groups = f"{len(names)} groups are compared, and several are {repeated[0]!r}"
-        differences = differing_settings(list(keys))
-        raise UserError(f"by={','.join(by)}: {groups}; they differ in {differences}")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        differences = differing_settings(keys)
+        raise UserError(
+            f"by={','.join(by)}: {count} groups are {name!r}; they differ in {differences}"
+        )
     return names
 
 
 def _setting_entries(setting: str, by: Sequence[str], *, belonging: bool) -> str:
     """The entries of `setting` that belong to the columns `by`, or the others."""
-    prefixes = tuple(prefix for name in by for prefix in PREFIXES.get(name, ()))
+    prefixes: tuple[str, ...] = sum((PREFIXES.get(name, ()) for name in by), ())
     entries = ENTRY_BREAK.split(setting)
     return " ".join(entry for entry in entries if entry.startswith(prefixes) == belonging)
 
 
 def differing_settings(keys: Sequence[dict[str, Any]]) -> str:
     """The settings in which groups differ, as a list for a sentence."""
-    names = dict.fromkeys(name for key in keys for name in key)
-    differing = [name for name in names if len({str(key.get(name)) for key in keys}) > 1]
-    return ", ".join(differing)
+    values: dict[str, set[str]] = {}
+    for name in dict.fromkeys(name for key in keys for name in key):
+        values[name] = {str(key.get(name)) for key in keys}
+    return ", ".join(name for name in values if len(values[name]) > 1)
 
 
 def format_value(value: Any) -> str:

@@ -22,25 +22,26 @@ from pml_cli.runs.file_hash import sampled_hash
 GROUPS = ("model", "data", "adapter", "loss", "train")
 DISCRIMINATORS = ("source", "kind")
 
+# Settings of the model that change where and how it is computed, not what.
 NOT_SCIENTIFIC = ("device", "stream", "checkpointing", "name")
-"""Settings of the model that change where and how it is computed, not what."""
 
+# Settings that result.json has fields of their own for, or that change no number in it.
 HAVE_COLUMNS = {
     "data": {"source", "seed"},
     "adapter": {"kind"},
     "train": {"lr", "steps", "epochs", "log_every", "decode"},
 }
-"""Settings that result.json has fields of their own for, or that change no number in it."""
 
+# Settings that are shown as a hash.
 LONG_VALUES = ("path", "text", "architecture")
-"""Settings that are shown as a hash."""
 
 
 def run_id(run: Run) -> str:
     """A readable name and a hash of the scientific settings that differ from their defaults."""
     readable = f"{run.model.name}-{run.data.source}-r{run.rank}-l{run.seqlen}-s{run.seed}"
-    canonical = json.dumps({"format": FORMAT, **scientific_settings(run)}, sort_keys=True)
-    return f"{readable}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
+    settings = {"format": FORMAT} | scientific_settings(run)
+    canonical = json.dumps(settings, sort_keys=True)
+    return f"{readable}-{_short_hash(canonical, 10)}"
 
 
 def scientific_settings(run: Run) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
 
     Those at their defaults are left out, so that a new setting leaves the ids of old runs alone.
     """
-    settings = {name: changed_settings(getattr(run, name)) for name in GROUPS}
+    settings = {group: changed_settings(getattr(run, group)) for group in GROUPS}
     for name in NOT_SCIENTIFIC:
         settings["model"].pop(name, None)
 
@@ -57,6 +58,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
 
     settings["loss"] |= run.loss.id_fields()
     settings["data"] |= run.data.id_fields()
+    # A file by its content: a moved one is the same data, a changed one is not.
     if "path" in settings["data"]:
         settings["data"]["path"] = content_hash(settings["data"]["path"])
 
@@ -69,20 +71,20 @@ def settings_label(run: Run) -> str:
     Returns:
         The settings that are not at their defaults, separated by spaces.
     """
-    hidden = {"model": _hidden_model_settings(run), **HAVE_COLUMNS}
+    hidden = {"model": _hidden_model_settings(run)} | HAVE_COLUMNS
     settings = scientific_settings(run)
-    parts = []
+    entries = []
     for group, hidden_names in hidden.items():
         for name, value in settings[group].items():
             if name in hidden_names:
                 continue
-            shown = _short_hash(str(value)) if name in LONG_VALUES else value
-            parts.append(f"{group}.{name}={shown}")
-    return " ".join(parts)
+            text = _short_hash(str(value), 6) if name in LONG_VALUES else value
+            entries.append(f"{group}.{name}={text}")
+    return " ".join(entries)
 
 
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+def _short_hash(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def _hidden_model_settings(run: Run) -> set[str]:
@@ -136,21 +138,20 @@ def content_hash(path: str) -> str:
     if not (location / "config.json").is_file():
         return path
 
+    digest = hashlib.sha256((location / "config.json").read_bytes())
     weight_files = sorted(location.glob("*.safetensors"))
     if path == "tiny":
-        # In the way of the first version, so that runs of the embedded model keep their ids.
-        weights: list[tuple[str, Any]] = [(p.name, p.stat().st_size) for p in weight_files]
-        content = [(TINY / "model.safetensors").read_bytes(), *_read(location, "tokenizer.json")]
+        # As in the first version, so that runs of the embedded model keep their ids.
+        sizes = [(file.name, file.stat().st_size) for file in weight_files]
+        digest.update(repr(sizes).encode())
+        names = ["model.safetensors", "tokenizer.json"]
     else:
-        weights = [(p.name, sampled_hash(p)) for p in weight_files]
-        names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-        content = _read(location, *names)
+        samples = [(file.name, sampled_hash(file)) for file in weight_files]
+        digest.update(repr(samples).encode())
+        names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 
-    config = (location / "config.json").read_bytes()
-    parts = [config, repr(weights).encode(), *content]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _read(folder: Path, *names: str) -> list[bytes]:
-    """The contents of those files that exist."""
-    return [(folder / name).read_bytes() for name in names if (folder / name).is_file()]
+    for name in names:
+        file = location / name
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from support.planted_pairs import planted_pairs
 from support.planted_recall import planted_recall
+from support.printing import printed
 
 from pml_cli.analysis.paired import BEST_RATES, EQUAL, MEASURES, comparable_runs, compare
 from pml_cli.analysis.rank_thresholds import rank_table
@@ -19,21 +20,15 @@ from pml_cli.report.figures.memft import BOUND, accuracy_figure, rank_figure
 from pml_cli.report.tables.memft import comparison_table, ranks_table
 
 
-def printed(renderable, width=80):
-    out = io.StringIO()
-    Console(file=out, width=width).print(renderable)
-    return out.getvalue()
-
-
 def test_the_table_has_rates_and_budget_only_where_they_differ():
     equal = compare(planted_pairs([0.05, 0.15]))
-    assert printed(comparison_table(equal)).splitlines()[1].split() == (
+    assert printed(comparison_table(equal))[1].split() == (
         "4 64 memft_ot 2 45.0 55.0 +10.0 ± 63.5 0.5 0, 0".split()
     )
     runs = planted_pairs([0.05, 0.15], steps=150, tokens_seen=9600)
     runs.loc[runs["loss"] == "memft_ot", "lr"] = 0.02
     unequal = compare(runs)
-    header, row = printed(comparison_table(unequal), width=120).splitlines()
+    header, row = printed(comparison_table(unequal), width=120)
     assert header.split()[-2:] == ["lr", "budget"]
     assert row.split()[-3:] == ["0.01,", "0.02", "x1.5"]
 
@@ -54,8 +49,8 @@ def test_a_rank_that_is_only_a_bound_is_marked_in_the_table():
     """Every row has the same bound, and without the mark 3 would read as a measured rank."""
     bounds = rank_table(planted_recall({"sft": [9, 9], "memft_margin": [9, 9]}, ranks=(1, 2, 3)))
     measured = rank_table(planted_recall({"sft": [2, 3], "memft_margin": [2, 3]}))
-    assert printed(ranks_table(bounds)).count("2 above") == 2
-    assert "outside" not in printed(ranks_table(measured))
+    assert "\n".join(printed(ranks_table(bounds))).count("2 above") == 2
+    assert "outside" not in printed(ranks_table(measured))[0]
 
 
 def test_a_rank_that_is_only_a_bound_is_hollow_and_so_is_its_ratio():

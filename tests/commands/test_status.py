@@ -13,9 +13,9 @@ import pytest
 from pml_cli.cli import main
 from pml_cli.config.schema import Model, Run
 from pml_cli.launch.lease import WorkerLease
+from pml_cli.launch.liveness import living_processes
+from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.packing import Packing, check, make_packs
-from pml_cli.launch.queue import SweepManifest
-from pml_cli.launch.status import living
 from pml_cli.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def training(out, names, **more):
     """A living process of this folder that trains the cells."""
     member = WorkerLease(out, "inline")
     now = time.time()
-    member.doing = {
+    member.activity = {
         "names": names,
         "cells": len(names),
         "since": now - 10,
@@ -198,7 +198,7 @@ def test_a_sweep_at_work_is_shown_cancelled_and_gone_on_with(tmp_path, quick, se
     ) as one:
         deadline = time.monotonic() + 120
         while one.poll() is None and time.monotonic() < deadline:
-            if any(record["doing"].get("step") for record in living(tmp_path / "runs")):
+            if any(record["doing"].get("step") for record in living_processes(tmp_path / "runs")):
                 break
             time.sleep(0.05)
         one.send_signal(signal.SIGSTOP)
@@ -214,7 +214,7 @@ def test_a_sweep_at_work_is_shown_cancelled_and_gone_on_with(tmp_path, quick, se
     assert (told["cells"], told["done"], told["queued"], told["failed"]) == (2, 0, 0, {})
     assert f"inline {one.pid}" in shown.stdout
     assert "2 cells: 0 done, 2 running, 0 queued" in shown.stdout
-    assert "1 running asked to keep a checkpoint and end" in asked.stdout
+    assert "1 running asked to save a checkpoint and end" in asked.stdout
     assert one.returncode == 1, out
     assert "cancelled" in out
     assert len(list((tmp_path / "runs" / ".pml" / "checkpoints").glob("*.safetensors"))) == 1

@@ -474,16 +474,17 @@ def test_a_file_where_pml_keeps_its_own_is_one_line(tmp_path, quick, verb):
 
 @pytest.mark.parametrize("verb", ["probe", "sweep"])
 def test_a_model_that_does_not_fit_into_memory_fails_the_run(quick, monkeypatch, verb):
-    from pml_cli.launch import worker
+    from pml_cli.launch import pack_trainer, preflight
 
-    load = worker.load_model
+    load = pack_trainer.load_model
 
     def small_device(model):
         if model.device != "meta":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return load(model)
 
-    monkeypatch.setattr(worker, "load_model", small_device)
+    for module in (pack_trainer, preflight):
+        monkeypatch.setattr(module, "load_model", small_device)
     done = quick(verb, "rank=2", "seqlen=8", "out=runs", *FEW)
     assert done.returncode == 1, done.stderr
     assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB." in done.stdout

@@ -8,6 +8,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,10 +19,11 @@ from pml_cli.config.completion import (
 )
 from pml_cli.config.option_files import SHORT_KEYS
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.reports import Fit, Lasting, Transition
+from pml_cli.config.reports import Fit, Lasting, Predict, Transition
 
 complete_fit = report_completer(Fit)
 complete_lasting = report_completer(Lasting)
+complete_predict = report_completer(Predict)
 complete_transition = report_completer(Transition)
 
 ROOT = Path(__file__).parents[2]
@@ -33,18 +35,26 @@ def complete(monkeypatch):
     monkeypatch.delenv("COMP_WORDS", raising=False)
 
     def ask(*words: str, config_dir: Path | None = None) -> list[str]:
-        params = {"overrides": words[:-1], "config_dir": config_dir}
-        return complete_override(types.SimpleNamespace(params=params), words[-1])  # type: ignore[arg-type]
+        context = typer_context(overrides=words[:-1], config_dir=config_dir)
+        return complete_override(context, words[-1])
 
     return ask
 
 
+def typer_context(**params: Any) -> Any:
+    """What completion reads of a `typer.Context`."""
+    return types.SimpleNamespace(params=params)
+
+
 def in_bash(monkeypatch, *pieces: str) -> list[str]:
-    """Completion as bash asks for it: split at "=", which typer turns into an empty word where it stands alone."""
+    """Completion as bash asks for it: split at "=".
+
+    Typer turns an "=" that stands alone into an empty word.
+    """
     monkeypatch.setenv("COMP_WORDS", "\n".join(["pml", "sweep", *pieces]))
     monkeypatch.setenv("COMP_CWORD", str(1 + len(pieces)))
-    context = types.SimpleNamespace(params={"overrides": pieces[:-1]})
-    return complete_override(context, "" if pieces[-1] == "=" else pieces[-1])  # type: ignore[arg-type]
+    incomplete = "" if pieces[-1] == "=" else pieces[-1]
+    return complete_override(typer_context(overrides=pieces[:-1]), incomplete)
 
 
 def test_keys_of_groups_and_their_settings(complete):
@@ -71,6 +81,11 @@ def test_values(complete):
     assert complete("train.schedule=c") == ["train.schedule=constant", "train.schedule=cosine"]
     assert complete("train.decode=") == ["train.decode=true", "train.decode=false"]
     assert complete("loss=memft_ot", "loss.when_done=z") == ["loss.when_done=zero"]
+    assert complete("model.stream=") == [
+        "model.stream=true",
+        "model.stream=false",
+        "model.stream=null",
+    ]
     assert complete("rank=") == []
     assert complete("nonsense=") == []
 
@@ -102,32 +117,44 @@ def test_bash_gets_what_follows_the_equals_sign(monkeypatch):
     assert in_bash(monkeypatch, "data", "=", "mixed", "")[0] == "model="
 
 
+def test_predict_offers_its_own_settings(monkeypatch):
+    monkeypatch.delenv("COMP_WORDS", raising=False)
+    assert complete_predict(typer_context(), "ba") == ["base=", "base=..."]
+    assert complete_predict(typer_context(), "draws") == []
+
+
+def test_fit_offers_the_sizes_that_the_law_may_be_about(monkeypatch):
+    monkeypatch.delenv("COMP_WORDS", raising=False)
+    assert complete_fit(typer_context(), "x=") == ["x=rank", "x=parameters"]
+
+
 def test_lasting_offers_its_own_settings(monkeypatch, tmp_path):
     monkeypatch.delenv("COMP_WORDS", raising=False)
     monkeypatch.chdir(tmp_path)
     Path("book.txt").touch()
-    context = types.SimpleNamespace(params={})
-    assert complete_lasting(context, "tok") == ["tokens=", "tokens=2000"]  # type: ignore[arg-type]
-    assert complete_lasting(context, "decode=f") == ["decode=false"]  # type: ignore[arg-type]
-    assert complete_lasting(context, "device=c") == ["device=cpu", "device=cuda"]  # type: ignore[arg-type]
-    assert complete_lasting(context, "text=b") == ["text=book.txt"]  # type: ignore[arg-type]
-    assert complete_lasting(context, "") == []  # type: ignore[arg-type]
+    context = typer_context()
+    assert complete_lasting(context, "tok") == ["tokens=", "tokens=2000"]
+    assert complete_lasting(context, "decode=f") == ["decode=false"]
+    assert complete_lasting(context, "device=c") == ["device=cpu", "device=cuda"]
+    assert complete_lasting(context, "text=b") == ["text=book.txt"]
+    assert complete_lasting(context, "") == []
 
 
 def test_fit_offers_settings_and_leaves_paths_to_the_shell(monkeypatch):
     monkeypatch.delenv("COMP_WORDS", raising=False)
-    context = types.SimpleNamespace(params={})
-    assert complete_fit(context, "fig") == ["figures=", "figures=true"]  # type: ignore[arg-type]
-    assert complete_fit(context, "figures=f") == ["figures=false"]  # type: ignore[arg-type]
-    assert complete_fit(context, "") == []  # type: ignore[arg-type]
+    context = typer_context()
+    assert complete_fit(context, "fig") == ["figures=", "figures=true"]
+    assert complete_fit(context, "figures=f") == ["figures=false"]
+    assert complete_fit(context, "") == []
 
 
 def test_transition_offers_its_settings_and_no_groups(monkeypatch):
     monkeypatch.delenv("COMP_WORDS", raising=False)
-    context = types.SimpleNamespace(params={})
-    assert complete_transition(context, "te") == ["text=", "text=..."]  # type: ignore[arg-type]
-    assert complete_transition(context, "r") == ["rank=", "rank=..."]  # type: ignore[arg-type]
-    assert complete_transition(context, "mod") == complete_transition(context, "") == []  # type: ignore[arg-type]
+    context = typer_context()
+    assert complete_transition(context, "te") == ["text=", "text=..."]
+    assert complete_transition(context, "r") == ["rank=", "rank=..."]
+    assert complete_transition(context, "mod") == []
+    assert complete_transition(context, "") == []
 
 
 def test_shipped_sweeps(monkeypatch, tmp_path):
@@ -146,13 +173,19 @@ class Terminal:
             os.execvpe(command[0], command, env)
 
     def type(self, keys: str, until: str, seconds: float = 20) -> str:
-        """Send keys, read until a text shows; what came, whether or not it did."""
+        """Send keys and read until a text appears or the time is over.
+
+        Returns:
+            What the shell printed, without bells.
+        """
         os.write(self.fd, keys.encode())
-        seen, end = "", time.monotonic() + seconds
-        while until not in seen and time.monotonic() < end:
-            if select.select([self.fd], [], [], 0.1)[0]:
-                seen += os.read(self.fd, 4096).decode(errors="replace").replace("\x07", "")
-        return seen
+        printed = ""
+        deadline = time.monotonic() + seconds
+        while until not in printed and time.monotonic() < deadline:
+            readable, _, _ = select.select([self.fd], [], [], 0.1)
+            if readable:
+                printed += os.read(self.fd, 4096).decode(errors="replace").replace("\x07", "")
+        return printed
 
     def close(self) -> None:
         os.close(self.fd)
@@ -163,7 +196,8 @@ SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], "source ~/.bashrc"),
     "zsh": (
         ["zsh", "-f", "-i"],
-        "fpath+=~/.zfunc; autoload -Uz compinit; compinit -u; autoload -U +X _pml; _pml 2>/dev/null",
+        "fpath+=~/.zfunc; autoload -Uz compinit; compinit -u; "
+        "autoload -U +X _pml; _pml 2>/dev/null",
     ),
 }
 
@@ -201,9 +235,10 @@ def test_in_a_real_shell(terminal):
         ("pml memft train.schedule=l", "train.schedule=linear "),
         ("pml fit fig", "figures="),
     ]:
-        seen = terminal.type(f"{typed}\t", completed, seconds=10)
-        assert completed in seen, f"{typed!r} became {seen!r}"
-        terminal.type("\x15", "\x00", seconds=0.2)  # ctrl-u: an empty line again
-    shown = terminal.type("pml sweep adapter=\t\t", "mlp_block", seconds=10)
-    assert "linear" in shown
-    assert "mlp_block" in shown
+        printed = terminal.type(f"{typed}\t", completed, seconds=10)
+        assert completed in printed, f"{typed!r} became {printed!r}"
+        # Control-U empties the line.
+        terminal.type("\x15", "\x00", seconds=0.2)
+    printed = terminal.type("pml sweep adapter=\t\t", "mlp_block", seconds=10)
+    assert "linear" in printed
+    assert "mlp_block" in printed

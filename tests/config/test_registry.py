@@ -1,5 +1,6 @@
 """The registry: a new file in a group's package is known at once, and a broken one is named."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from pml_cli.config import registry
-from pml_cli.config.schema import Loss, setting
+from pml_cli.config.request import load
+from pml_cli.config.schema import Loss
+from pml_cli.config.setting import setting
 from pml_cli.errors import UserError
 
 LOSS = '''
 """A loss."""
 from dataclasses import dataclass
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Loss, setting
+from pml_cli.config.schema import Loss
+from pml_cli.config.setting import setting
 
 @register("loss", "focal")
 @dataclass(kw_only=True)
@@ -53,6 +57,12 @@ def test_a_module_that_does_not_import_is_named(losses):
         registry.declared("loss")
 
 
+def test_a_request_names_the_module_that_does_not_import(losses):
+    (losses / "broken.py").write_text("import no_such_library\n")
+    with pytest.raises(ImportError, match=r"planted_losses\.broken"):
+        load("probe", [])
+
+
 def test_an_unknown_kind_gets_the_nearest_name():
     with pytest.raises(UserError, match=r"loss\.kind=memft_oz: did you mean 'memft_ot'\?"):
         registry.settings_class("loss", {"kind": "memft_oz"})
@@ -77,3 +87,16 @@ def test_the_name_registered_is_the_default_of_the_field():
 
 def test_groups_with_one_class_need_no_kind():
     assert registry.settings_class("train", {"steps": 3}).__name__ == "Train"
+
+
+@pytest.mark.parametrize("group", registry.GROUPS)
+def test_settings_are_found_without_heavy_imports(group):
+    code = (
+        "import sys\n"
+        "from pml_cli.config import registry\n"
+        f"assert registry.declared({group!r})\n"
+        "heavy = {'torch', 'transformers', 'hydra', 'omegaconf', 'pandas', 'matplotlib', 'scipy',"
+        " 'numpy', 'submitit', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Requests: what is asked for arrives typed, each cell once; what cannot be read is refused on one line."""
+"""Requests: what is asked for arrives typed, each cell once; every fault is one line."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from pml_cli.config import option_files
-from pml_cli.config import sweep_file as grids
+from pml_cli.config import sweep_file as sweep_files
 from pml_cli.config.dump import describe, to_yaml
 from pml_cli.config.grid import MAX_CELLS
 from pml_cli.config.load import option_settings
@@ -32,9 +32,10 @@ NEEDS = {
 }
 
 
-def refusal(verb: str, *overrides: str, **more: object) -> str:
+def refusal(command: str, *overrides: str, **more: object) -> str:
+    """The message of the error that a request is refused with."""
     with pytest.raises(UserError) as caught:
-        load(verb, list(overrides), **more)  # type: ignore[arg-type]
+        load(command, list(overrides), **more)  # type: ignore[arg-type]
     return str(caught.value)
 
 
@@ -64,19 +65,21 @@ def test_every_shipped_option_composes(group, option, tmp_path, monkeypatch):
     run = load("probe", [chosen, *NEEDS.get(chosen, [])]).runs[0]
     settings = getattr(run, group, None)
     label = getattr(settings, "source", getattr(settings, "kind", option))
+    # An option may be another class's settings with other values.
     assert label == option or settings == option_settings(group, option)
 
 
-@pytest.mark.parametrize("name", grids.names())
+@pytest.mark.parametrize("name", sweep_files.names())
 def test_every_shipped_sweep_loads(name, tmp_path, monkeypatch):
-    verb = "memft" if name == "memft" else "sweep"
+    command = "memft" if name == "memft" else "sweep"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "facts.jsonl").write_text("{}\n")
     try:
-        assert load(verb, [], Path(name)).runs
-    except UserError as error:  # one that needs the user's data says so, and loads with it
+        assert load(command, [], Path(name)).runs
+    except UserError as error:
+        # A sweep that needs the user's data says so, and loads with it.
         assert "data.path: needed" in str(error)
-        assert load(verb, ["data.path=facts.jsonl"], Path(name)).runs
+        assert load(command, ["data.path=facts.jsonl"], Path(name)).runs
 
 
 @pytest.mark.parametrize("name", ["qwen3_8b", "llama31_8b", "qwen3_0_6b", "smollm2_135m"])
@@ -172,7 +175,7 @@ def test_interpolations_follow_each_cell():
     ]
 
 
-def test_memft_compares_four_losses_unless_told():
+def test_memft_compares_four_losses_unless_one_is_named():
     assert [r.loss for r in load("memft", []).runs] == [
         SftLoss(),
         MemftOtLoss(),
@@ -244,6 +247,11 @@ def test_describe_explains_every_setting():
     assert any("# Mean cross-entropy" in line for line in lines)
     uncommented = [line for line in lines if "#" not in line]
     assert {line.split(":")[0] for line in uncommented if not line.startswith("    ")} == {*GROUPS}
+
+    # YAML folds a long text; the comment must not become part of it.
+    folded = load("probe", [f"data.prompt='{'long words # ' * 20}'"])
+    assert yaml.safe_load(describe(folded))["data"]["prompt"] == "long words # " * 20
+
     fit = describe(load_report("fit", ["x=parameters"]))
     assert yaml.safe_load(fit)["x"] == "parameters"
     assert fit.count("  # ") == len(fit.splitlines())
@@ -366,7 +374,8 @@ def test_faults_of_a_report_are_named_together():
 
 def test_sweep_file_keys_lists_strings_and_nesting(sweep_file):
     file = sweep_file(
-        "rank: [4, 8]\nseqlen: range(10,30,10)\ntrain:\n  steps: 7\n  lr: [1e-2, 1e-3]\ndata: mixed\n"
+        "rank: [4, 8]\nseqlen: range(10,30,10)\n"
+        "train:\n  steps: 7\n  lr: [1e-2, 1e-3]\ndata: mixed\n"
     )
     request = load("sweep", [], file)
     assert len(request.runs) == 8
@@ -384,7 +393,8 @@ def test_command_line_wins_over_the_file(sweep_file):
 
 def test_grids_are_united_without_duplicates(sweep_file):
     file = sweep_file(
-        "seqlen: 10\ngrids:\n- rank: [4, 8]\n- {rank: [8, 16], seed: 0}\n- {data: mixed, data.random_share: [0.1]}\n"
+        "seqlen: 10\ngrids:\n- rank: [4, 8]\n- {rank: [8, 16], seed: 0}\n"
+        "- {data: mixed, data.random_share: [0.1]}\n"
     )
     request = load("sweep", [], file)
     assert [(r.rank, r.data.source) for r in request.runs] == [
@@ -400,7 +410,7 @@ def test_grids_are_united_without_duplicates(sweep_file):
 @pytest.mark.parametrize("name", ["law", "law.yaml", "sweeps/law.yaml"])
 def test_shipped_sweeps_are_found_by_name(name, tmp_path, monkeypatch):
     (tmp_path / "law.yaml").write_text("rank: [4, 8]\n")
-    monkeypatch.setattr(grids, "shipped", lambda _: tmp_path)
+    monkeypatch.setattr(sweep_files, "shipped", lambda _: tmp_path)
     monkeypatch.chdir("/")
     assert len(load("sweep", [], Path(name)).runs) == 2
     assert "those that come with pml: law" in refusal("sweep", file=Path("lav"))

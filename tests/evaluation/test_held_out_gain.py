@@ -1,23 +1,21 @@
 """What is gained on unseen sequences: the same numbers as from the whole model, and samples that share nothing."""
 
-import math
-
 import pytest
 import torch
+from support.adapters import train
 
-from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
+from pml_cli.config.schema import Model, Run, Train
 from pml_cli.data.opened import source_of
-from pml_cli.data.source import Sample
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.rule import RuleData
 from pml_cli.data.sources.text import TextData
-from pml_cli.evaluation.held_out_gain import control_gains
+from pml_cli.evaluation import held_out_gain
 from pml_cli.model.adapter_bank import stack
 from pml_cli.model.loading import load_model
-from pml_cli.training.trainer import Cell, train_pack
+from pml_cli.training.scoring import zero_adapters
 
 
 @pytest.mark.parametrize(
@@ -51,32 +49,33 @@ def test_gains_are_those_of_the_whole_model():
     """Against the full forward pass, one cell and one sample at a time, in float64."""
     torch.manual_seed(0)
     base = load_model(Model(dtype="float64"))
-    runs = [Run(rank=r, seqlen=24, train=Train(steps=15, lr=3e-2), adapter=MlpBlockAdapter(), data=data)
-            for r, data in ((2, RandomData()), (5, TextData()), (3, PhonebookData()))]  # fmt: skip
-    cells = [Cell(run=run, samples=source_of(run).take(24)) for run in runs]
-    train_pack(base, cells)
-    unseen: list[list[Sample]] = [source_of(run).held_out(24) for run in runs]
-    unseen.append([])
+    settings = Train(steps=15, lr=3e-2)
+    runs = [
+        Run(rank=rank, seqlen=24, train=settings, data=data)
+        for rank, data in ((2, RandomData()), (5, TextData()), (3, PhonebookData()))
+    ]
+    cells = train(base, runs)
+    held_out = [source_of(run).held_out(24) for run in runs]
     bank = stack([*(cell.adapter for cell in cells), cells[0].adapter])
-    found = control_gains(base, bank, unseen)
-    assert found[3] == {"control_base_loss": None, "control_gain": None}
-    for k, samples in enumerate(unseen[:3]):
-        losses = []
-        untrained = bank.select([k])
-        untrained.B = {name: torch.zeros_like(B) for name, B in untrained.B.items()}
-        for adapter in (untrained, bank.select([k])):
-            nll = []
-            for sample in samples:
-                ids = torch.tensor([[*sample.prompt, *sample.target]])
-                hidden = base.full(ids[:, :-1], adapter).last_hidden_state
-                scored = hidden[0, len(sample.prompt) - 1 :]
-                logits = torch.nn.functional.linear(scored, base.head.weight_VD)
-                nll.append(
-                    torch.nn.functional.cross_entropy(
-                        logits, torch.tensor(sample.target), reduction="none"
-                    )
-                )
-            losses.append(float(torch.cat(nll).mean()))
-        assert found[k]["control_base_loss"] == pytest.approx(losses[0], abs=1e-9)
-        assert found[k]["control_gain"] == pytest.approx(losses[0] - losses[1], abs=1e-9)
-    assert not math.isclose(found[0]["control_gain"], 0, abs_tol=1e-3)
+
+    *gains, without_samples = held_out_gain.measure(base, bank, [*held_out, []])
+    assert without_samples == {"control_base_loss": None, "control_gain": None}
+    for k, samples in enumerate(held_out):
+        base_loss = full_loss(base, zero_adapters(bank, [k]), samples)
+        loss = full_loss(base, bank.select([k]), samples)
+        assert gains[k]["control_base_loss"] == pytest.approx(base_loss, abs=1e-9)
+        assert gains[k]["control_gain"] == pytest.approx(base_loss - loss, abs=1e-9)
+    assert abs(gains[0]["control_gain"]) > 1e-3
+
+
+def full_loss(base, bank, samples):
+    """Mean nll of the target tokens from the whole model."""
+    nll = []
+    for sample in samples:
+        ids = torch.tensor([[*sample.prompt, *sample.target]])
+        with torch.no_grad():
+            hidden = base.full(ids[:, :-1], bank).last_hidden_state[0, len(sample.prompt) - 1 :]
+            logits = torch.nn.functional.linear(hidden, base.head.weight_VD)
+        targets = torch.tensor(sample.target)
+        nll.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+    return float(torch.cat(nll).mean())

@@ -19,12 +19,13 @@ from support.pricing import (
     trainer,
 )
 from support.sweeps import FEW, quick, result_times
-from support.workers import OUT_OF_MEMORY, Place, assert_same_runs, faulty, planned
+from support.workers import OUT_OF_MEMORY, Workplace, assert_same_runs, faulty, planned
 
 from pml_cli.config.schema import Model, Run, Train
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
-from pml_cli.launch.packing import Pack, Packing, check, make_packs, sparing
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing, check, make_packs, with_checkpointing
 from pml_cli.model.adapter_bank import Dropout
 from pml_cli.model.loading import load_model
 from pml_cli.runs.folder import RunFolder
@@ -124,7 +125,7 @@ def test_what_it_saves_is_what_is_priced(adapter, dtype):
     whole = pack(planned_base, adapter, 400)
     base, peaks = load_model(planned_base), []
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    for one in (whole, sparing(whole)):
+    for one in (whole, with_checkpointing(whole)):
 
         def run(one=one):
             made = Trainer(
@@ -136,11 +137,11 @@ def test_what_it_saves_is_what_is_priced(adapter, dtype):
                 made._update(step, *made._forward())
 
         peaks.append(peak(run))
-        assert cost_model.memory(one) - weights == pytest.approx(peaks[-1], rel=0.3)
+        assert cost_model.peak_memory(one) - weights == pytest.approx(peaks[-1], rel=0.3)
     assert peaks[1] < 0.5 * peaks[0]
     assert (
         cost_model.step_flops(whole)
-        < cost_model.step_flops(sparing(whole))
+        < cost_model.step_flops(with_checkpointing(whole))
         < 1.6 * cost_model.step_flops(whole)
     )
 
@@ -149,11 +150,8 @@ def test_what_it_saves_is_what_is_priced(adapter, dtype):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_and_saved_bytes_of_a_step(family, kind):
     """As torch counts them: the layers are run again up to the last product that a gradient needs."""
-    window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
-    one = sparing(
-        pack(
-            model(family, **window), BLOCK if kind == "mlp_block" else measured_adapter(family), 100
-        )
+    one = with_checkpointing(
+        pack(model(family), BLOCK if kind == "mlp_block" else measured_adapter(family), 100)
     )
     made = trainer(one)
     assert made.checkpointing
@@ -166,7 +164,7 @@ def test_flops_and_saved_bytes_of_a_step(family, kind):
 def test_one_cell_that_does_not_fit_keeps_less_unless_told_otherwise():
     base = dataclasses.replace(model("llama", **DEEP), layer=2)
     cells = check([Run(rank=rank, seqlen=300, model=base) for rank in (2, 4)])
-    alone = [cost_model.memory(Pack([cell])) for cell in cells]
+    alone = [cost_model.peak_memory(Pack([cell])) for cell in cells]
     for memory, expected in (
         (None, [False]),
         (3 * max(alone), [False]),
@@ -175,7 +173,7 @@ def test_one_cell_that_does_not_fit_keeps_less_unless_told_otherwise():
         assert [p.checkpointing for p in make_packs(cells, Packing(memory=memory))] == expected
     packs = make_packs(cells, Packing(memory=min(alone) - 1))
     assert [p.checkpointing for p in packs] == [True, True]
-    assert max(cost_model.memory(p) for p in packs) < min(alone)
+    assert max(cost_model.peak_memory(p) for p in packs) < min(alone)
     assert sorted(c.id for p in packs for c in p.cells) == sorted(c.id for c in cells)
     for told in (True, False):
         runs = [
@@ -204,7 +202,7 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(
     cell = dataclasses.replace(
         cell, run=dataclasses.replace(cell.run, model=Model(device="cpu", checkpointing=told))
     )
-    with Place(tmp_path / "plain", tiny_base) as here:
+    with Workplace(tmp_path / "plain", tiny_base) as here:
         here.train([cell])
     whole = Trainer._update
 
@@ -214,9 +212,9 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(
                 raise OUT_OF_MEMORY[0]
             whole(self, step, layout, scores)
 
-    monkeypatch.setattr("pml_cli.launch.worker.Trainer", Large)
-    with Place(tmp_path / "sparing", tiny_base) as here:
-        here.worker._base = (repr(cell.run.model), tiny_base)
+    monkeypatch.setattr("pml_cli.launch.pack_run.Trainer", Large)
+    with Workplace(tmp_path / "sparing", tiny_base) as here:
+        here.trainer._base = (repr(cell.run.model), tiny_base)
         here.train([cell])
         assert [event["cell"] for event in here.events("checkpointing")] == (
             [cell.id] if told is None else []
@@ -231,7 +229,7 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(
 def test_memory_that_never_suffices_still_ends_with_its_reason(tmp_path, tiny_base, monkeypatch):
     (cell,) = planned(ranks=(2,))
     faulty(monkeypatch, lambda ranks: True, OUT_OF_MEMORY[0])
-    with Place(tmp_path, tiny_base) as here:
+    with Workplace(tmp_path, tiny_base) as here:
         here.train([cell])
         assert len(here.events("checkpointing")) == 1
     assert here.reported[cell.id].startswith("OutOfMemoryError")
@@ -279,4 +277,4 @@ def test_the_price_of_the_papers_longest_texts():
     )
     whole = Pack(check([Run(rank=16, seqlen=10000, model=base)]))
     assert cost_model.saved_bytes(whole) / 1e9 > 15
-    assert cost_model.saved_bytes(sparing(whole)) / 1e9 < 2
+    assert cost_model.saved_bytes(with_checkpointing(whole)) / 1e9 < 2

@@ -1,8 +1,6 @@
 """Prices against what the engine really does: FLOPs as torch counts them, bytes as they are kept and allocated."""
 
 import inspect
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,16 +20,14 @@ from support.pricing import (
     trainer,
 )
 
-from pml_cli import format
 from pml_cli.config.request import load
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
-from pml_cli.launch.packing import Pack, check
-from pml_cli.launch.throughput import KEPT, Rates
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
 from pml_cli.model import head
-from pml_cli.model.device import device_memory
 from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.training.batches import PackData
@@ -56,9 +52,8 @@ def test_a_step_of_the_papers_models_takes_what_design_says(name, gflop):
 @pytest.mark.parametrize("kind", ["mlp_block", "linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_and_saved_bytes_of_a_step(family, kind, seqlen, dtype):
-    window = {"sliding_window": 4096} if family.startswith(("gemma2", "gemma3")) else {}
     planned = pack(
-        model(family, dtype, **window),
+        model(family, dtype),
         BLOCK if kind == "mlp_block" else measured_adapter(family),
         seqlen,
     )
@@ -98,7 +93,7 @@ def test_flops_of_a_whole_training(adapter, train):
     with Counter() as counted:
         base.prefix(made.pack.inputs.data.ids[:, :-1], made.pack.bank)
         made.train()
-    assert cost_model.flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.05)
+    assert cost_model.training_flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.05)
 
 
 def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
@@ -110,8 +105,8 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
     ]
     planned = Pack(check(runs))
     data = PackData([c.samples for c in planned.cells], torch.device("cpu"))
-    assert cost_model._unique_rows(planned) == len(data.rows)
-    assert cost_model._unique_rows(pack(base, ranks=(1, 2, 3))) == 1
+    assert cost_model.unique_rows(planned) == len(data.rows)
+    assert cost_model.unique_rows(pack(base, ranks=(1, 2, 3))) == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -124,8 +119,8 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
         ("llama", SPREAD, 300, (64, 2), {}),
         ("gpt2", BLOCK, 300, (4,), {}),
         ("gpt_neox", BLOCK, 300, (4,), {}),
-        ("gemma2", BLOCK, 300, (4,), {"sliding_window": 4096}),
-        ("gemma3_text", BLOCK, 300, (4,), {"sliding_window": 4096}),
+        ("gemma2", BLOCK, 300, (4,), {}),
+        ("gemma3_text", BLOCK, 300, (4,), {}),
     ],
 )
 def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ranks, fields, dtype):
@@ -145,7 +140,7 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
         one_step(made)
         made.evaluate()
 
-    assert cost_model.memory(planned) - weights == pytest.approx(peak(run), rel=0.3)
+    assert cost_model.peak_memory(planned) - weights == pytest.approx(peak(run), rel=0.3)
 
 
 def test_the_constants_are_those_of_the_engine():
@@ -153,185 +148,27 @@ def test_the_constants_are_those_of_the_engine():
 
 
 def test_pricing_does_not_import_torch():
-    code = (
-        "import sys\nfrom pml_cli.config.schema import Run\nfrom pml_cli.launch.packing import Pack, check\nfrom pml_cli.launch.cost_model import *\nfrom pml_cli.model.device import device_memory\n"
-        "from pml_cli.launch.throughput import Rates\n"
-        "pack = Pack(check([Run()]))\nassert flops(pack) > 0 and memory(pack) > 0\nRates().seconds('', '', '', pack)\n"
-        "device_memory('cuda')\nsys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = """
+import sys
+from pml_cli.config.schema import Run
+from pml_cli.launch.cost_model import peak_memory, training_flops
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
+from pml_cli.launch.throughput import Throughput
+from pml_cli.model.device import device_memory
+
+pack = Pack(check([Run()]))
+assert training_flops(pack) > 0 and peak_memory(pack) > 0
+Throughput().expected_seconds("", "", "", pack)
+device_memory("cuda")
+sys.exit("torch" in sys.modules or "transformers" in sys.modules)
+"""
     env = {
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "PATH": "/usr/bin:/bin",
         "HOME": "/nowhere",
     }
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
-
-
-# -- measured speed
-
-
-@pytest.fixture
-def rates(tmp_path, monkeypatch):
-    monkeypatch.setenv("PML_CACHE", str(tmp_path / "cache"))
-    return Rates()
-
-
-TINY = Model(device="cpu")
-SHORT, MIDDLE, LONG, LONGEST = (
-    pack(TINY, seqlen=n, steps=s) for n, s in ((16, 10), (64, 20), (256, 5), (900, 7))
-)
-
-
-def test_where_the_rates_lie(tmp_path, monkeypatch):
-    for name in ("PML_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert Rates().path == tmp_path / ".cache/pml/rates.json"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert Rates().path == tmp_path / "x/pml/rates.json"
-    monkeypatch.setenv("PML_CACHE", str(tmp_path / "own"))
-    assert Rates().path == tmp_path / "own/rates.json"
-
-
-def test_a_planted_overhead_and_rate_are_recovered(rates):
-    def true(p):
-        return p.cells[0].steps * 0.003 + cost_model.flops(p) / 2e10
-
-    for p in (SHORT, MIDDLE, LONG):
-        rates.note("cpu", "float32", "tiny", p, true(p))
-    for p in (SHORT, MIDDLE, LONG, LONGEST):
-        assert Rates().seconds("cpu", "float32", "tiny", p) == pytest.approx(true(p), rel=1e-6)
-
-
-def test_one_or_two_points_give_a_ratio(rates):
-    rates.note("cpu", "float32", "tiny", MIDDLE, 2.0)
-    assert rates.seconds("cpu", "float32", "tiny", MIDDLE) == pytest.approx(2.0)
-    per_flop = 2.0 / cost_model.flops(MIDDLE)
-    assert rates.seconds("cpu", "float32", "tiny", LONG) == pytest.approx(
-        per_flop * cost_model.flops(LONG)
-    )
-    rates.note("cpu", "float32", "tiny", LONG, per_flop * cost_model.flops(LONG))
-    assert rates.seconds("cpu", "float32", "tiny", LONGEST) == pytest.approx(
-        per_flop * cost_model.flops(LONGEST)
-    )
-
-
-def test_neither_overhead_nor_rate_is_negative(rates):
-    for p, per_step in (
-        (SHORT, 0.03),
-        (MIDDLE, 0.02),
-        (LONG, 0.01),
-    ):  # larger steps that took less time
-        rates.note("cpu", "float32", "tiny", p, per_step * p.cells[0].steps)
-    assert 0.01 <= rates.seconds("cpu", "float32", "tiny", LONGEST) / LONGEST.cells[0].steps <= 0.03
-
-
-def test_nothing_known_and_another_model_in_its_place(rates):
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) is None
-    rates.note("cpu", "float32", "other", SHORT, 1.0)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(1.0)
-    rates.note("cpu", "float32", "tiny", SHORT, 5.0)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(5.0)
-    assert rates.seconds("cpu", "bfloat16", "tiny", SHORT) is None
-    assert rates.seconds("NVIDIA H200", "float32", "tiny", SHORT) is None
-
-
-def test_only_the_last_points_are_kept(rates):
-    for seconds in (1.0,) * 5 + (3.0,) * KEPT:
-        rates.note("cpu", "float32", "tiny", SHORT, seconds)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(3.0)
-    (points,) = json.loads(rates.path.read_text())["cpu"]["float32"].values()
-    assert len(points) == KEPT
-    assert [p.name for p in rates.path.parent.iterdir()] == ["rates.json"]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "",
-        "{",
-        "[]",
-        "7",
-        '{"cpu": 3}',
-        '{"cpu": {"float32": {"tiny": [[1]]}}}',
-        '{"cpu": {"float32": {"tiny": "x"}}}',
-    ],
-)
-def test_a_damaged_file_counts_as_empty(rates, damage):
-    rates.path.parent.mkdir()
-    rates.path.write_text(damage)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) is None
-    rates.note("cpu", "float32", "tiny", SHORT, 1.0)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
-def test_times_that_cannot_be_are_not_used(rates, seconds):
-    rates.note("cpu", "float32", "tiny", SHORT, seconds)
-    assert rates.seconds("cpu", "float32", "tiny", SHORT) is None
-
-
-def test_a_cache_that_cannot_be_written_is_no_fault(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("PML_CACHE", str(tmp_path / "file"))
-    Rates().note("cpu", "float32", "tiny", SHORT, 1.0)
-    assert Rates().seconds("cpu", "float32", "tiny", SHORT) is None
-
-
-# -- the machine, and words
-
-
-@pytest.mark.parametrize(
-    ("script", "expected"),
-    [
-        ("echo 81559; echo 40960; echo 81559", 40960 * 2**20),
-        ("echo '[N/A]'", None),
-        ("exit 9", None),
-        ("true", None),
-    ],
-)
-def test_memory_of_the_gpus(tmp_path, monkeypatch, script, expected):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert device_memory("cuda") == expected
-
-
-def test_memory_of_this_machine(tmp_path, monkeypatch):
-    assert 2**20 < device_memory("cpu") < 2**50
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert device_memory("cuda") is None
-
-
-def test_numbers_for_people():
-    counts = (0, 950, 1234, 9.96e6, 999.6e6, 1.2e12, 3.45e15, 7e21)
-    words = [
-        "0 FLOP",
-        "950 FLOP",
-        "1.2 kFLOP",
-        "10 MFLOP",
-        "1 GFLOP",
-        "1.2 TFLOP",
-        "3.5 PFLOP",
-        "7000 EFLOP",
-    ]
-    assert [format.flops_text(c) for c in counts] == words
-    assert [format.bytes_text(b) for b in (640 * 2**20, 5.5 * 2**30, 1023, 2**40)] == [
-        "640 MiB",
-        "5.5 GiB",
-        "1 KiB",
-        "1 TiB",
-    ]
-    times = (0.04, 45, 12 * 60, 3.4 * 3600, 2.1 * 86400, 89.9)
-    assert [format.duration_text(t) for t in times] == [
-        "0 s",
-        "45 s",
-        "12 min",
-        "3.4 h",
-        "2.1 days",
-        "90 s",
-    ]
 
 
 def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
@@ -342,4 +179,6 @@ def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
     )
     assert len(cell.samples) == 13
     assert cell.steps == 2 * (2 + 3 + 4 + 6 + 7)
-    assert cost_model._filled(cell) == pytest.approx(2 * (3 + 6 + 8 + 11 + 13) / (2 * cell.steps))
+    assert cost_model.batch_fill(cell) == pytest.approx(
+        2 * (3 + 6 + 8 + 11 + 13) / (2 * cell.steps)
+    )

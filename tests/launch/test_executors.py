@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from support.executors import check_executor
 
-from pml_cli.config.schema import InlineLaunch, LocalLaunch, Model, Run, SlurmLaunch
+from pml_cli.config.registry import declared
+from pml_cli.config.schema import Model
 from pml_cli.config.setting import faults
-from pml_cli.launch import devices, executors
-from pml_cli.launch.packing import Pack, check, make_packs
-from pml_cli.launch.throughput import Rates
+from pml_cli.launch.executors.base import last_log_line
+from pml_cli.launch.executors.inline import InlineLaunch
+from pml_cli.launch.executors.local import LocalLaunch
+from pml_cli.launch.executors.slurm import SlurmLaunch, sbatch_reason
 
 ROOT = Path(__file__).parents[2]
 CPU = Model(device="cpu")
@@ -50,6 +53,16 @@ def journals(out):
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in (out / ".pml" / "journal").glob("*")
     ]
+
+
+@pytest.mark.parametrize("launch", [InlineLaunch(), LocalLaunch(devices=1, threads=1)])
+def test_what_every_executor_does(launch, tmp_path):
+    check_executor(launch, tmp_path)
+
+
+def test_every_launch_has_an_executor():
+    """Slurm's is tested on a real cluster, tests/cluster."""
+    assert set(declared("launch")) == {"inline", "local", "slurm"}
 
 
 @pytest.mark.slow
@@ -108,80 +121,14 @@ def test_the_one_who_waits_ends_its_workers_and_they_keep_checkpoints(tmp_path):
     assert (status["running"], status["queued"]) == ([], 9)
 
 
-@pytest.mark.parametrize(
-    ("told", "gpus"),
-    [("2,5", ["2", "5"]), ("", []), ("-1", []), ("GPU-abc,MIG-1", ["GPU-abc", "MIG-1"])],
-)
-def test_the_gpus_are_those_that_the_user_allows(monkeypatch, told, gpus):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
-    assert devices.visible_gpus() == gpus
-
-
-def test_gpus_are_counted_without_torch(monkeypatch, tmp_path):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        "#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert devices.visible_gpus() == ["0", "1"]
-
-
-def test_each_worker_has_a_device_of_its_own(monkeypatch):
-    gpu, cpu = check([Run(model=Model(device="cuda"))]), check([Run(model=CPU)])
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert devices.local_devices(LocalLaunch(), gpu) == ["4", "7"]
-    assert devices.local_devices(LocalLaunch(devices=1), gpu) == ["4"]
-    assert devices.local_devices(LocalLaunch(devices=3), gpu) == [
-        "4",
-        "7",
-        "4",
-    ]  # more than there are: they share
-    assert devices.local_devices(LocalLaunch(devices=3), cpu) == ["", "", ""]
-    assert devices.local_devices(LocalLaunch(), cpu) == [""] * max(1, devices.cores() // 2)
-
-
-def test_packs_are_cut_for_the_devices_and_their_memory(monkeypatch):
-    cells = check([Run(rank=rank, seqlen=30, model=CPU) for rank in range(1, 17)])
-    alone = devices.packing(InlineLaunch(), cells)
-    shared = devices.packing(LocalLaunch(devices=4), cells)
-    assert (alone.devices, shared.devices) == (1, 4)
-    assert shared.memory == pytest.approx(alone.memory / 4, rel=0.01)
-    assert len(make_packs(cells, shared)) >= 4 > len(make_packs(cells, alone))
-    slurm = devices.packing(SlurmLaunch(devices=2, device_gb=3), cells)
-    assert (slurm.devices, slurm.memory, slurm.gpu) == (2, 3 * 2**30, True)
-
-
-def test_the_expected_time_is_that_of_the_device_that_ends_last():
-    packs = [
-        Pack(check([Run(rank=rank, seqlen=length, model=CPU)]))
-        for rank, length in ((1, 40), (2, 30), (3, 20))
-    ]
-    assert "not known" in devices.expectation(InlineLaunch(), packs, [None] * 3)
-    assert "about 60 s," in devices.expectation(InlineLaunch(), packs, [30.0, 20.0, 10.0])
-    assert "about 30 s on 2 devices" in devices.expectation(
-        LocalLaunch(devices=2), packs, [30.0, 20.0, 10.0]
-    )
-
-
-def test_expected_seconds_are_those_measured_with_as_many_threads(monkeypatch):
-    pack = Pack(check([Run(seqlen=30, model=CPU)]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert devices.expected_seconds(InlineLaunch(), [pack]) == [None]
-    Rates().note("cpu, 3 threads", "float32", "tiny", pack, 7.0)
-    assert devices.expected_seconds(InlineLaunch(), [pack]) == [pytest.approx(7.0)]
-    assert devices.expected_seconds(LocalLaunch(devices=1, threads=2), [pack]) == [None]
-
-
-def test_the_last_words_of_a_worker(tmp_path):
+def test_the_last_line_of_the_logs(tmp_path):
     logs = tmp_path / ".pml" / "logs"
-    assert executors.last_words(tmp_path) == str(logs)
+    assert last_log_line(tmp_path) == str(logs)
     logs.mkdir(parents=True)
     (logs / "1.err").write_text(
         "python: not found\nsrun: error: task 0: Exited with exit code 2\n\n"
     )
-    assert executors.last_words(tmp_path) == f"python: not found ({logs / '1.err'})"
+    assert last_log_line(tmp_path) == f"python: not found ({logs / '1.err'})"
 
 
 @pytest.mark.parametrize(
@@ -203,6 +150,15 @@ def test_the_last_words_of_a_worker(tmp_path):
 )
 def test_bad_settings_are_named(settings, line):
     assert any(fault.startswith(line) for fault in faults(settings, "launch."))
+
+
+def test_what_sbatch_says_is_one_line():
+    output = (
+        "sbatch: error: invalid partition specified: nowhere\nsbatch: error: Batch job failed\n"
+    )
+    assert sbatch_reason(output) == "invalid partition specified: nowhere; Batch job failed"
+    assert sbatch_reason("no srun\n") == "no srun"
+    assert sbatch_reason("") == "refused"
 
 
 def test_without_a_slurm_one_line_says_so(tmp_path):

@@ -1,4 +1,7 @@
-"""Claims among real processes that race, freeze and are killed; only a process of another machine is planted as a record."""
+"""Claims among real processes that race, freeze and are killed.
+
+Only a process of another machine is planted, as its record in the folder.
+"""
 
 import errno
 import json
@@ -11,66 +14,71 @@ import time
 import psutil
 import pytest
 
-from pml_cli.launch import lease
-from pml_cli.launch.lease import WorkerLease, identity
+from pml_cli.launch import liveness
+from pml_cli.launch.lease import WorkerLease
+from pml_cli.launch.liveness import process_identity
 
 SPAWN = multiprocessing.get_context("spawn")
 CELLS = [f"cell{i}" for i in range(200)]
-BEATING = 0.8  # stale seconds for which the sign of life comes ten times a second
-SOON = 3.0  # seconds: many such beats, and less than one of a process with the usual stale seconds
+
+# Stale seconds for which there are ten heartbeats a second.
+FAST_HEARTBEAT = 0.8
+
+# Many such heartbeats, and less than the pause between two with the usual stale seconds.
+SOON = 3.0
 
 
-def racer(out, cells, together, won):
+def claim_at_once(out, cells, together, won):
     """Claim all at the same moment as others; stay until they are through, since what the dead hold is free again."""
-    with WorkerLease(out, "inline") as member:
+    with WorkerLease(out, "inline") as lease:
         together.wait()
-        won.put([cell for cell in cells if member.claim(cell)])
+        won.put([cell for cell in cells if lease.claim(cell)])
         together.wait()
 
 
-def holder(out, cells, ready):
+def claim_and_stay(out, cells, ready):
     """Claim the cells and stay."""
-    with WorkerLease(out, "inline") as member:
-        ready.put((member.name, [cell for cell in cells if member.claim(cell)]))
+    with WorkerLease(out, "inline") as lease:
+        ready.put((lease.name, [cell for cell in cells if lease.claim(cell)]))
         time.sleep(600)
 
 
-def started(out, *cells):
+def start_holder(out, *cells):
     """A process that holds the cells; returns it and its name."""
     ready = SPAWN.Queue()
-    process = SPAWN.Process(target=holder, args=(out, cells, ready), daemon=True)
+    process = SPAWN.Process(target=claim_and_stay, args=(out, cells, ready), daemon=True)
     process.start()
     name, got = ready.get(timeout=60)
     assert got == list(cells)
     return process, name
 
 
-def killed(process):
+def kill(process):
     process.kill()
     process.join()
 
 
-def raced(out, cells, count=3):
+def race(out, cells, count=3):
     """What each of several processes won."""
     together, won = SPAWN.Barrier(count), SPAWN.Queue()
     processes = [
-        SPAWN.Process(target=racer, args=(out, cells, together, won), daemon=True)
+        SPAWN.Process(target=claim_at_once, args=(out, cells, together, won), daemon=True)
         for _ in range(count)
     ]
     for process in processes:
         process.start()
-    found = [won.get(timeout=60) for _ in processes]
+    won_by_process = [won.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    return found
+    return won_by_process
 
 
 def plant(out, *cells, age=0.0, **changes):
-    """A process with lease, as it would look from here: by its record, its locks and the time of its last sign of life."""
+    """A process with lease, as it would look from here: by its record, its locks and the time of its last heartbeat."""
     name = f"planted-{len(list((out / '.pml' / 'workers').glob('*.json')))}"
     record = (
-        identity()
+        process_identity()
         | {"name": name, "kind": "slurm", "state": "running", "doing": {}, "shown": time.time()}
         | changes
     )
@@ -87,22 +95,22 @@ def lock(out, cell):
     return os.readlink(out / ".pml" / "locks" / cell)  # noqa: PTH115
 
 
-def noted(out):
+def journal_events(out):
     journals = [path.read_text() for path in (out / ".pml" / "journal").iterdir()]
     return [json.loads(line) for journal in journals for line in journal.splitlines()]
 
 
-def wait_until(true, seconds=10.0):
+def wait_until(condition, seconds=10.0):
     deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return true()
+    return condition()
 
 
 @pytest.fixture
-def member(tmp_path):
-    with WorkerLease(tmp_path, "inline") as one:
-        yield one
+def lease(tmp_path):
+    with WorkerLease(tmp_path, "inline") as own_lease:
+        yield own_lease
 
 
 @pytest.fixture
@@ -112,136 +120,141 @@ def slurm_job(monkeypatch):
     def become(restart):
         monkeypatch.setenv("SLURM_JOB_ID", "77")
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
-        identity.cache_clear()
+        process_identity.cache_clear()
 
     yield become
-    identity.cache_clear()
+    process_identity.cache_clear()
 
 
 # -- claims
 
 
 def test_of_many_processes_one_wins_each_cell(tmp_path):
-    found = raced(tmp_path, CELLS)
-    assert sorted(cell for cells in found for cell in cells) == sorted(CELLS)
+    won_by_process = race(tmp_path, CELLS)
+    assert sorted(cell for cells in won_by_process for cell in cells) == sorted(CELLS)
 
 
-def test_a_claim_is_kept_until_it_is_released(tmp_path, member):
+def test_a_claim_is_kept_until_it_is_released(tmp_path, lease):
     with WorkerLease(tmp_path, "inline") as other:
-        assert member.claim("a")
-        assert member.claim("a")
-        assert member.holds("a")
+        assert lease.claim("a")
+        assert lease.claim("a")
+        assert lease.holds("a")
         assert not other.claim("a")
         assert not other.holds("a")
-        member.release("a")
-        assert not member.holds("a")
+        lease.release("a")
+        assert not lease.holds("a")
         assert other.claim("a")
 
 
-def test_release_never_takes_anothers_lock(tmp_path, member):
+def test_release_never_takes_anothers_lock(tmp_path, lease):
     with WorkerLease(tmp_path, "inline") as other:
         assert other.claim("a")
-        member.release("a")
+        lease.release("a")
         assert lock(tmp_path, "a") == other.name
         assert other.holds("a")
 
 
-def test_what_an_ended_member_left_is_free_at_once(tmp_path, member):
+def test_claims_of_an_ended_process_are_free_at_once(tmp_path, lease):
     with WorkerLease(tmp_path, "inline") as other:
         assert other.claim("a")
     assert (
         json.loads((tmp_path / ".pml" / "workers" / f"{other.name}.json").read_text())["state"]
         == "ended"
     )
-    assert member.claim("a")
+    assert lease.claim("a")
 
 
-# -- the dead
+# -- dead processes
 
 
-def test_of_several_heirs_one_inherits_and_each_cell_is_won_once(tmp_path):
-    victim, name = started(tmp_path, *CELLS)
-    killed(victim)
-    found = raced(tmp_path, CELLS)
-    assert sorted(cell for cells in found for cell in cells) == sorted(CELLS)
-    assert [(note["event"], note["dead"]) for note in noted(tmp_path)] == [("inherit", name)]
+def test_of_several_successors_one_takes_over_and_each_cell_is_won_once(tmp_path):
+    victim, name = start_holder(tmp_path, *CELLS)
+    kill(victim)
+    won_by_process = race(tmp_path, CELLS)
+    assert sorted(cell for cells in won_by_process for cell in cells) == sorted(CELLS)
+    assert [(note["event"], note["dead"]) for note in journal_events(tmp_path)] == [
+        ("take_over", name)
+    ]
 
 
-def test_heirs_that_race_for_many_dead_share_them_out(tmp_path, member):
-    """A process for each cell, so that the race for an inheritance is run a hundred times."""
-    dead = [plant(tmp_path, cell, place="elsewhere", age=member.stale + 5) for cell in CELLS[:100]]
-    found = raced(tmp_path, CELLS[:100])
-    assert sorted(cell for cells in found for cell in cells) == sorted(CELLS[:100])
-    assert sorted(note["dead"] for note in noted(tmp_path)) == sorted(dead)
+def test_successors_that_race_for_many_dead_processes_share_them_out(tmp_path, lease):
+    """A process for each cell, so that the race for a takeover is run a hundred times."""
+    dead = [
+        plant(tmp_path, cell, place="elsewhere", age=lease.stale_seconds + 5)
+        for cell in CELLS[:100]
+    ]
+    won_by_process = race(tmp_path, CELLS[:100])
+    assert sorted(cell for cells in won_by_process for cell in cells) == sorted(CELLS[:100])
+    assert sorted(note["dead"] for note in journal_events(tmp_path)) == sorted(dead)
 
 
-def test_a_chain_of_deaths(tmp_path, member):
-    """A dies, its heir B dies; what A still held is inherited through B."""
-    first, one = started(tmp_path, "a", "b")
-    killed(first)
-    second, two = started(tmp_path, "a")
+def test_a_chain_of_deaths(tmp_path, lease):
+    """A dies, its successor B dies; what A still held is taken over through B."""
+    first, one = start_holder(tmp_path, "a", "b")
+    kill(first)
+    second, two = start_holder(tmp_path, "a")
     assert [lock(tmp_path, cell) for cell in "ab"] == [two, one]
     with WorkerLease(tmp_path, "inline") as other:
-        assert not other.claim("b")  # the heir lives
-    killed(second)
-    assert member.claim("b")
-    assert member.claim("a")
+        assert not other.claim("b")  # the successor lives
+    kill(second)
+    assert lease.claim("b")
+    assert lease.claim("a")
     with WorkerLease(tmp_path, "inline") as other:
         assert not other.claim("a")
         assert not other.claim("b")
 
 
-def test_a_killed_child_that_nobody_has_reaped_is_dead(tmp_path, member):
-    victim, _ = started(tmp_path, "a")
+def test_a_killed_child_that_nobody_has_reaped_is_dead(tmp_path, lease):
+    victim, _ = start_holder(tmp_path, "a")
     victim.kill()
     assert wait_until(lambda: psutil.Process(victim.pid).status() == psutil.STATUS_ZOMBIE)
-    assert member.claim("a")
+    assert lease.claim("a")
     victim.join()
 
 
-def test_a_reused_process_number_is_dead(tmp_path, member):
-    plant(tmp_path, "mine", created=identity()["created"])
-    plant(tmp_path, "reused", created=identity()["created"] - 100)
-    assert not member.claim("mine")
-    assert member.claim("reused")
+def test_a_reused_process_number_is_dead(tmp_path, lease):
+    plant(tmp_path, "mine", created=process_identity()["created"])
+    plant(tmp_path, "reused", created=process_identity()["created"] - 100)
+    assert not lease.claim("mine")
+    assert lease.claim("reused")
 
 
-def test_a_lock_without_a_record_is_free(tmp_path, member):
+def test_a_lock_without_a_record_is_free(tmp_path, lease):
     (tmp_path / ".pml" / "locks" / "a").symlink_to("nobody")
-    assert member.claim("a")
+    assert lease.claim("a")
 
 
-# -- the living
+# -- living processes
 
 
-def test_a_living_process_of_this_machine_keeps_its_claims_without_a_sign_of_life(tmp_path, member):
+def test_a_living_process_of_this_machine_keeps_its_claims_without_a_heartbeat(tmp_path, lease):
     """Stopped for an hour, as by Ctrl-Z."""
-    sleeper, name = started(tmp_path, "a")
+    sleeper, name = start_holder(tmp_path, "a")
     os.kill(sleeper.pid, signal.SIGSTOP)
     old = time.time() - 3600
     os.utime(tmp_path / ".pml" / "workers" / f"{name}.json", (old, old))
-    assert not member.claim("a")
-    killed(sleeper)
-    claimed = wait_until(lambda: member.claim("a"))  # a judgement is kept for two seconds
+    assert not lease.claim("a")
+    kill(sleeper)
+    claimed = wait_until(lambda: lease.claim("a"))  # a verdict is cached for two seconds
     assert claimed
 
 
 @pytest.mark.parametrize("wrong", [0, 3600, -3600])
 def test_another_machines_process_is_dead_once_it_is_silent_for_too_long(
-    tmp_path, member, monkeypatch, wrong
+    tmp_path, lease, monkeypatch, wrong
 ):
     """By the file server's clock: this machine's own may be an hour wrong."""
-    plant(tmp_path, "silent", place="elsewhere", age=member.stale + 5)
-    plant(tmp_path, "lives", place="elsewhere", age=member.stale - 15)
+    plant(tmp_path, "silent", place="elsewhere", age=lease.stale_seconds + 5)
+    plant(tmp_path, "lives", place="elsewhere", age=lease.stale_seconds - 15)
     right = time.time
     monkeypatch.setattr(time, "time", lambda: right() + wrong)
-    assert not member.claim("lives")
-    assert member.claim("silent")
+    assert not lease.claim("lives")
+    assert lease.claim("silent")
 
 
 def test_an_earlier_start_of_the_same_slurm_job_is_dead_at_once(tmp_path, slurm_job):
     slurm_job(restart=2)
-    with WorkerLease(tmp_path, "slurm") as member:
+    with WorkerLease(tmp_path, "slurm") as lease:
         for cell, job, restart in (
             ("earlier", "77", 1),
             ("same", "77", 2),
@@ -254,7 +267,7 @@ def test_an_earlier_start_of_the_same_slurm_job_is_dead_at_once(tmp_path, slurm_
                 place="elsewhere",
                 slurm={"job": job, "restart": restart, "task": job},
             )
-        assert [member.claim(cell) for cell in ("earlier", "same", "later", "other")] == [
+        assert [lease.claim(cell) for cell in ("earlier", "same", "later", "other")] == [
             True,
             False,
             False,
@@ -262,62 +275,62 @@ def test_an_earlier_start_of_the_same_slurm_job_is_dead_at_once(tmp_path, slurm_
         ]
 
 
-# -- taken for dead, asked to end
+# -- fencing and cancellation
 
 
-def taken_for_dead(out, one):
-    """Make a member look like another machine's that has been silent for long."""
+def make_silent(out, one):
+    """Make a lease look like that of another machine without a heartbeat for long."""
     path = out / ".pml" / "workers" / f"{one.name}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"place": "elsewhere"}))
-    old = path.stat().st_mtime - one.stale - 5
+    old = path.stat().st_mtime - one.stale_seconds - 5
     os.utime(path, (old, old))
 
 
-def test_who_was_taken_for_dead_holds_nothing_and_frees_nothing(tmp_path, member):
-    assert member.claim("a")
-    assert member.claim("b")
-    taken_for_dead(tmp_path, member)
-    with WorkerLease(tmp_path, "inline") as heir:
-        assert heir.claim("a")
-        assert not member.buried
-        assert not member.holds("a")
-        assert member.buried
-        assert not member.holds("b")  # still its lock, but the heir's to take
+def test_a_fenced_process_holds_nothing_and_releases_nothing(tmp_path, lease):
+    assert lease.claim("a")
+    assert lease.claim("b")
+    make_silent(tmp_path, lease)
+    with WorkerLease(tmp_path, "inline") as successor:
+        assert successor.claim("a")
+        assert not lease.fenced
+        assert not lease.holds("a")
+        assert lease.fenced
+        assert not lease.holds("b")  # still its lock, but the successor's to take
         for cell in "ab":
-            member.release(cell)
-        assert lock(tmp_path, "a") == heir.name
-        assert heir.claim("b")
+            lease.release(cell)
+        assert lock(tmp_path, "a") == successor.name
+        assert successor.claim("b")
 
 
-def test_the_beat_notices_a_burial(tmp_path):
-    with WorkerLease(tmp_path, "inline", stale=BEATING) as one:
-        (tmp_path / ".pml" / "dead" / one.name).symlink_to("heir")
-        assert wait_until(lambda: one.buried, SOON)
+def test_the_heartbeat_notices_a_takeover(tmp_path):
+    with WorkerLease(tmp_path, "inline", stale_seconds=FAST_HEARTBEAT) as one:
+        (tmp_path / ".pml" / "dead" / one.name).symlink_to("successor")
+        assert wait_until(lambda: one.fenced, SOON)
 
 
-def test_a_wish_to_end_is_seen_within_the_beat(tmp_path):
+def test_a_cancellation_is_noticed_by_the_heartbeat(tmp_path):
     with (
-        WorkerLease(tmp_path, "inline", stale=BEATING) as one,
-        WorkerLease(tmp_path, "inline", stale=BEATING) as other,
+        WorkerLease(tmp_path, "inline", stale_seconds=FAST_HEARTBEAT) as one,
+        WorkerLease(tmp_path, "inline", stale_seconds=FAST_HEARTBEAT) as other,
     ):
         (tmp_path / ".pml" / "cancel" / one.name).touch()
         assert wait_until(lambda: one.cancelled, SOON)
         assert not other.cancelled
 
 
-def test_the_record_shows_who_where_and_what(tmp_path):
-    with WorkerLease(tmp_path, "local", stale=BEATING) as one:
+def test_the_record_names_process_machine_and_activity(tmp_path):
+    with WorkerLease(tmp_path, "local", stale_seconds=FAST_HEARTBEAT) as one:
         path = tmp_path / ".pml" / "workers" / f"{one.name}.json"
         first = json.loads(path.read_text())
         assert (first["state"], first["kind"], first["pid"]) == ("running", "local", os.getpid())
         assert first["host"] == socket.gethostname()
-        one.doing = {"step": 7}
+        one.activity = {"step": 7}
         assert wait_until(lambda: json.loads(path.read_text())["doing"] == {"step": 7}, SOON)
     assert json.loads(path.read_text())["state"] == "ended"
 
 
-def test_a_record_that_cannot_be_read_just_now_is_no_death(tmp_path, member, monkeypatch):
-    """ESTALE is what NFS says of a file that is replaced while it is being read: every beat is a chance for it."""
+def test_a_record_that_cannot_be_read_just_now_is_no_death(tmp_path, lease, monkeypatch):
+    """ESTALE is what NFS says of a file that is replaced while it is being read: every heartbeat is a chance for it."""
     plant(tmp_path, "a", place="elsewhere")
     loads, faults = json.loads, [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
 
@@ -326,18 +339,18 @@ def test_a_record_that_cannot_be_read_just_now_is_no_death(tmp_path, member, mon
             raise faults.pop()
         return loads(text)
 
-    monkeypatch.setattr(lease.json, "loads", read)
-    assert not member.claim("a")
+    monkeypatch.setattr(liveness.json, "loads", read)
+    assert not lease.claim("a")
     assert not faults
 
 
-def test_who_was_buried_claims_nothing_more_and_two_who_buried_each_other_end_no_one_in_a_circle(
-    tmp_path, member
+def test_a_fenced_process_claims_nothing_and_two_that_fenced_each_other_are_no_endless_circle(
+    tmp_path, lease
 ):
     """A wakes up after B took it for dead; B is dead by then."""
-    (tmp_path / ".pml" / "dead" / member.name).symlink_to("b")
-    assert not member.claim("cell")
-    (tmp_path / ".pml" / "dead" / "b").symlink_to(member.name)
+    (tmp_path / ".pml" / "dead" / lease.name).symlink_to("b")
+    assert not lease.claim("cell")
+    (tmp_path / ".pml" / "dead" / "b").symlink_to(lease.name)
     with WorkerLease(tmp_path, "inline") as other:
         (tmp_path / ".pml" / "locks" / "cell").symlink_to("b")
         assert other.claim("cell") in (True, False)  # it comes back
@@ -347,7 +360,7 @@ def test_a_process_interrupted_while_it_joins_does_not_seem_to_run_on(tmp_path, 
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(WorkerLease, "is_cancelled", interrupted)
+    monkeypatch.setattr(WorkerLease, "check_cancelled", interrupted)
     with pytest.raises(KeyboardInterrupt), WorkerLease(tmp_path, "driver"):
         raise AssertionError("it has joined")
     (path,) = (tmp_path / ".pml" / "workers").glob("*.json")

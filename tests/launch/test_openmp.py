@@ -2,7 +2,7 @@
 
 import os
 
-from pml_cli.launch.openmp import SPIN, share_cores
+from pml_cli.launch.openmp import SPIN_COUNT, share_cores
 
 
 def settled(monkeypatch, **told):
@@ -15,7 +15,7 @@ def settled(monkeypatch, **told):
 
 
 def test_what_the_user_has_settled_stays(monkeypatch):
-    assert settled(monkeypatch) == ("PASSIVE", SPIN)
+    assert settled(monkeypatch) == ("PASSIVE", SPIN_COUNT)
     assert settled(monkeypatch, GOMP_SPINCOUNT="7") == ("PASSIVE", "7")
     assert settled(monkeypatch, OMP_WAIT_POLICY="PASSIVE") == ("PASSIVE", None)
     assert settled(monkeypatch, OMP_WAIT_POLICY="ACTIVE") == ("ACTIVE", None)

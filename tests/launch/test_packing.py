@@ -24,7 +24,7 @@ def run(rank=4, seqlen=32, seed=0, **more):
 
 
 def packs_of(*runs, tokens=0):
-    return make_packs(check(runs), Packing(tokens))
+    return make_packs(check(runs), Packing(pack_tokens=tokens))
 
 
 def test_each_cell_is_measured():
@@ -63,7 +63,7 @@ def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(
             seen += (step := order.next())
             drawn.append(len(step))
         assert sorted(seen) == sorted(
-            order.fixed[:count]
+            order._fixed_order[:count]
         )  # an epoch is a pass over the samples in use
         epochs += 1
     assert total_steps(train, samples) == len(drawn)
@@ -86,8 +86,14 @@ def test_the_curriculum_grows_from_a_fifth_to_all():
         100,
     ]
     assert samples_in_use([2, 4, 6, 8], 0, 3) == 1
-    assert SampleOrder(50, 5, 1, [2]).fixed.tolist() == SampleOrder(50, 5, 1, [4, 9]).fixed.tolist()
-    assert SampleOrder(50, 5, 1, [2]).fixed.tolist() != SampleOrder(50, 5, 2, [2]).fixed.tolist()
+    assert (
+        SampleOrder(50, 5, 1, [2])._fixed_order.tolist()
+        == SampleOrder(50, 5, 1, [4, 9])._fixed_order.tolist()
+    )
+    assert (
+        SampleOrder(50, 5, 1, [2])._fixed_order.tolist()
+        != SampleOrder(50, 5, 2, [2])._fixed_order.tolist()
+    )
 
 
 def test_a_curriculum_is_not_packed_with_cells_that_see_all_their_samples():

@@ -37,7 +37,11 @@ def test_saved_equals_loaded(model_folder, tmp_path, adapter):
 def test_delta_by_hand_and_hooks_are_removed():
     adapter = LinearAdapter(targets=["m"], alpha=6.0)
     bank = AdapterBank.initial(
-        [Site("m", 3, 2)], adapter, ranks=[1, 3], seeds=[0, 1], dtype=torch.float64
+        [Site(name="m", inputs=3, outputs=2)],
+        adapter,
+        ranks=[1, 3],
+        seeds=[0, 1],
+        dtype=torch.float64,
     )
     for k, rank in enumerate((1, 3)):
         bank.B["m"][k, :rank] = torch.randn(rank, 2, dtype=torch.float64)
@@ -56,7 +60,7 @@ def test_delta_by_hand_and_hooks_are_removed():
 
 
 def test_initial_weights_are_kaiming_and_belong_to_the_seed_alone():
-    sites = [Site("a", 400, 10), Site("b", 50, 10)]
+    sites = [Site(name="a", inputs=400, outputs=10), Site(name="b", inputs=50, outputs=10)]
     adapter = MlpBlockAdapter()
     bank = AdapterBank.initial(sites, adapter, ranks=[4, 8], seeds=[3, 4], dtype=torch.float32)
     alone = AdapterBank.initial(sites, adapter, ranks=[8], seeds=[4], dtype=torch.float32)
@@ -100,7 +104,11 @@ def test_a_selection_is_a_copy(model_folder):
 
 def test_the_largest_weight_of_each_cell():
     bank = AdapterBank.initial(
-        [Site("m", 3, 2)], MlpBlockAdapter(), ranks=[1, 1, 1], seeds=[0, 1, 2], dtype=torch.float64
+        [Site(name="m", inputs=3, outputs=2)],
+        MlpBlockAdapter(),
+        ranks=[1, 1, 1],
+        seeds=[0, 1, 2],
+        dtype=torch.float64,
     )
     bank.B["m"][0, 0, 1] = -7
     bank.A["m"][2, 1, 0] = torch.nan

@@ -3,8 +3,13 @@
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
+from pml_cli.config.schema import Model, Run
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
+from pml_cli.launch.status import RunningProcess, Snapshot
 from pml_cli.report import progress
 from pml_cli.report.progress import (
     ABOVE_HALF_COLOUR,
@@ -52,13 +57,49 @@ def test_piped_probe_prints_plain_lines():
 
 
 def test_sweep_display_counts_cells_and_failures():
-    display = SweepDisplay(Console(file=io.StringIO()), cells=3, work=100)
-    with display:
-        display.step(0.5, 60)
-        display.end_cell(None)
-        display.end_cell("nan")
-        display.end_pack(60)
+    cells = check([Run(rank=rank, seqlen=8, model=Model(device="cpu")) for rank in (1, 2, 4)])
+    out = io.StringIO()
+    with SweepDisplay(Console(file=out), cells=3, work=Pack(cells).tokens) as display:
+        display.loading()
+        display.pack_started(cells[:2])
+        display.cell_ended(cells[0], None)
+        display.cell_ended(cells[1], "nan")
+        display.pack_ended(cells[:2])
     assert (display.ended, display.failed) == (2, 1)
+    assert display.completed == pytest.approx(2 / 3)
+    assert out.getvalue() == ""
+
+
+def test_sweep_display_follows_workers(tmp_path):
+    """Of four cells one was done before; two more have ended since, and one is half trained."""
+    process = RunningProcess(
+        name="w",
+        kind="local",
+        order="",
+        host="here",
+        pid=1,
+        job=None,
+        cells=["d"],
+        step=5,
+        steps=10,
+        steps_per_second=1.0,
+        work_per_second=10.0,
+        work_left=50.0,
+    )
+    snapshot = Snapshot(
+        work=dict.fromkeys("abcd", 100.0),
+        done=["a", "b"],
+        failed={"c": "nan"},
+        running=[process],
+        jobs=[],
+    )
+    out = io.StringIO()
+    with SweepDisplay(Console(file=out), cells=3, work=300) as display:
+        display.workers_started(2, "2 processes")
+        display.snapshot_taken(snapshot)
+    assert (display.ended, display.failed) == (2, 1)
+    assert display.completed == pytest.approx(250 / 300)
+    assert out.getvalue() == "2 processes started\n"
 
 
 def test_piped_count_prints_plain_lines_only_where_asked_and_not_too_often(monkeypatch):

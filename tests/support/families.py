@@ -34,6 +34,9 @@ WIDE = {
 # Shorter than the inputs of the tests.
 WINDOW = {"sliding_window": 7}
 
+# Longer than the inputs of the measurements, as a cost counts full attention.
+WIDE_WINDOW = {"sliding_window": 4096}
+
 GPT2 = {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 256, "vocab_size": 101}
 WIDE_GPT2 = {"n_embd": 64, "n_head": 4, "n_layer": 6, "n_positions": 2048, "vocab_size": 512}
 
@@ -68,11 +71,13 @@ SMALL_MODELS = {
     "gemma": SmallModel(),
     "gemma2": SmallModel(
         config=SMALL | WINDOW | {"final_logit_softcapping": 0.5, "attn_logit_softcapping": 2.0},
+        wide_config=WIDE | WIDE_WINDOW,
     ),
     "gemma3_text": SmallModel(
         config=SMALL
         | WINDOW
         | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        wide_config=WIDE | WIDE_WINDOW,
     ),
     "gpt2": SmallModel(
         config=GPT2,

@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.sources.random import RandomData
-from pml_cli.launch.packing import Pack, check
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import check
 from pml_cli.model.loading import load_model
 from pml_cli.training.trainer import Cell, Trainer
 from support.families import SMALL_MODELS

@@ -1,4 +1,4 @@
-"""A worker in a folder of its own, and faults for it."""
+"""A trainer in a folder of its own, and faults for it."""
 
 import json
 
@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from pml_cli.config.schema import Model, Run, Train
-from pml_cli.launch import worker as module
+from pml_cli.launch import pack_run
 from pml_cli.launch.lease import WorkerLease
+from pml_cli.launch.observer import RunObserver
+from pml_cli.launch.pack_trainer import PackTrainer
 from pml_cli.launch.packing import check
-from pml_cli.launch.worker import Worker
 from pml_cli.runs.folder import RunFolder
 from pml_cli.training.trainer import Trainer
 
@@ -35,41 +36,67 @@ def planned(ranks=(5, 4, 3, 2, 1), seqlen=24, data=None, adapter=None, **train):
     )
 
 
-class Place:
-    def __init__(self, out, base, signals=None, checkpoint_seconds=600.0, stale=120.0):
-        self.out, self.base, self.signals, self.seconds, self.stale = (
-            out,
-            base,
-            signals,
-            checkpoint_seconds,
-            stale,
-        )
+class Recorder(RunObserver):
+    """Records how cells ended, and calls a function at every logged step."""
+
+    def __init__(self):
+        self.ended = {}
+        self.at_step = None
+
+    def step_logged(self, report):
+        if self.at_step:
+            self.at_step(report)
+
+    def cell_ended(self, cell, failure):
+        self.ended[cell.id] = failure
+
+
+class Workplace:
+    """A results folder with a lease and a trainer that has the base model loaded.
+
+    Attributes:
+        reported: how each cell ended: its id, and why it failed (None: it did not).
+    """
+
+    def __init__(self, out, base, signals=None, checkpoint_seconds=600.0):
+        self.out = out
+        self.base = base
+        self.signals = signals
+        self.checkpoint_seconds = checkpoint_seconds
 
     def __enter__(self):
-        self.member = WorkerLease(self.out, "inline", self.stale).__enter__()
-        self.worker = Worker(self.out, self.member, self.signals, self.seconds)
-        self.worker._base = (repr(CPU), self.base)
-        self.reported = {}
+        self.lease = WorkerLease(self.out, "inline").__enter__()
+        self.recorder = Recorder()
+        self.trainer = PackTrainer(
+            self.out,
+            self.lease,
+            self.signals,
+            self.recorder,
+            checkpoint_seconds=self.checkpoint_seconds,
+        )
+        self.trainer._base = (repr(CPU), self.base)
         return self
 
     def __exit__(self, *error):
-        self.member.__exit__(*error)
+        self.lease.__exit__(*error)
 
-    def train(self, cells, observe=None, known=None):
+    @property
+    def reported(self):
+        return self.recorder.ended
+
+    def train(self, cells, at_step=None, plans=None):
         for cell in cells:
-            assert self.member.claim(cell.id)
-        self.worker.run(
-            cells, lambda cell, failure: self.reported.update({cell.id: failure}), observe, known
-        )
+            assert self.lease.claim(cell.id)
+        self.recorder.at_step = at_step
+        self.trainer.plans = plans or {}
+        self.trainer.train(cells)
 
     def events(self, kind=None):
-        noted = [
-            json.loads(line)
-            for line in (self.out / ".pml" / "journal" / f"{self.member.name}.jsonl").open()
-        ]
-        return [event for event in noted if kind in (None, event["event"])]
+        journal = self.out / ".pml" / "journal" / f"{self.lease.name}.jsonl"
+        events = [json.loads(line) for line in journal.read_text().splitlines()]
+        return [event for event in events if kind in (None, event["event"])]
 
-    def kept(self):
+    def checkpoints(self):
         return sorted((self.out / ".pml" / "checkpoints").glob("*.safetensors"))
 
     def locks(self):
@@ -104,7 +131,7 @@ def faulty(monkeypatch, when, error):
                 raise error
             super()._update(step, layout, scores)
 
-    monkeypatch.setattr(module, "Trainer", Faulty)
+    monkeypatch.setattr(pack_run, "Trainer", Faulty)
 
 
 OUT_OF_MEMORY = [

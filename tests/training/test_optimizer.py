@@ -11,7 +11,7 @@ from pml_cli.training.optimizer import AdamW, clip_grad_norm_
 
 
 def bank_of(ranks):
-    sites = [Site("a", 5, 7), Site("b", 7, 3)]
+    sites = [Site(name="a", inputs=5, outputs=7), Site(name="b", inputs=7, outputs=3)]
     bank = AdapterBank.initial(
         sites, MlpBlockAdapter(), ranks=ranks, seeds=range(len(ranks)), dtype=torch.float64
     )

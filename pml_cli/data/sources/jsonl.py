@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from pml_cli.data.source import Sample, Source
     from pml_cli.model.tokenizer import Tokenizer
 
+# Names of prompt and target: of long texts, of short facts.
 FIELDS = (("question", "matching"), ("query", "target"))
-"""Names of prompt and target: of long texts, of short facts."""
 
+# Random stream of the order in which a seed takes the lines.
 ORDER_STREAM = 8
-"""Random stream of the order in which a seed takes the lines."""
 
 
 @register("data", "jsonl")
@@ -50,6 +50,7 @@ class JsonlData(Data):
 
         tokenizer = open_tokenizer(model)
         pairs, is_long = _read_pairs(self.path)
+        # Seed 0 keeps the order of the file.
         if self.seed:
             random = np.random.default_rng([self.seed, ORDER_STREAM])
             pairs = [pairs[i] for i in random.permutation(len(pairs))]
@@ -117,4 +118,5 @@ def _long_texts(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], chat: bo
             remaining -= len(sample.target)
         return chosen
 
-    return Source(cut=cut, max_tokens=sum(len(sample.target) for sample in samples))
+    total = sum(len(sample.target) for sample in samples)
+    return Source(cut=cut, max_tokens=total)

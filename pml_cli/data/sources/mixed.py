@@ -14,9 +14,9 @@ from pml_cli.data.sources.text import TextData
 if TYPE_CHECKING:
     from pml_cli.data.source import Sample, Source
 
+# Random streams of the target and of the held-out sequence: positions, then tokens.
 TARGET_STREAMS = (2, 3)
 HELD_OUT_STREAMS = (6, 7)
-"""Random streams of the target and of the held-out sequence: positions, then tokens."""
 
 
 @register("data", "mixed")
@@ -45,10 +45,14 @@ class MixedData(TextData):
         ids = ordinary_ids(open_tokenizer(model))
 
         def mix(samples: list[Sample], streams: tuple[int, int]) -> list[Sample]:
-            positions, tokens = (np.random.default_rng([self.seed, s]) for s in streams)
+            position_stream, token_stream = streams
+            positions = np.random.default_rng([self.seed, position_stream])
+            tokens = np.random.default_rng([self.seed, token_stream])
+
             mixed = []
             for sample in samples:
                 length = len(sample.target)
+                # One uniform number a position: a larger share replaces a superset of positions.
                 is_random = positions.random(length) < self.random_share
                 random_ids = ids[tokens.integers(len(ids), size=length)]
                 target = np.where(is_random, random_ids, sample.target)
@@ -63,4 +67,6 @@ class MixedData(TextData):
         )
 
     def overlapping(self) -> list[Data]:
-        return [TextData(seed=self.seed, chat=self.chat, path=self.path, prompt=self.prompt)]
+        # The text that lies under the random tokens.
+        text = TextData(seed=self.seed, chat=self.chat, path=self.path, prompt=self.prompt)
+        return [text]

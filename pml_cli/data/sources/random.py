@@ -15,9 +15,9 @@ from pml_cli.errors import UserError
 if TYPE_CHECKING:
     from pml_cli.data.source import Sample, Source
 
+# Random streams of the target and of the held-out sequence.
 TARGET_STREAM = 1
 HELD_OUT_STREAM = 5
-"""Random streams of the target and of the held-out sequence."""
 
 
 @register("data", "random")

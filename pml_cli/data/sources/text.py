@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @register("data", "text")
 @dataclass(kw_only=True)
 class TextData(Data):
-    """Running text: a UTF-8 file, or the documentation of Python that the tiny model has not seen."""
+    """Running text: a UTF-8 file, or documentation of Python that the tiny model has not seen."""
 
     source: str = "text"
     path: str | None = setting(

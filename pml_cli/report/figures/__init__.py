@@ -20,5 +20,7 @@ Importing these modules imports no matplotlib: that happens when a figure is dra
 - comparison.py: exponents of compared groups
 - heatmaps.py: maps over rank and length, for law.py
 - probe.py: one run
-- transition.py, memft.py, lasting.py: the figures of these commands
+- transition.py, transition_grid.py, transition_failures.py: the phase transition
+- memft.py, lasting.py: the figures of these commands
+- methods.py: colours and markers of training losses
 """

@@ -37,6 +37,7 @@ def _draw_exponent(axes: Axes, comparison: Comparison, name: str) -> None:
     for row, group in enumerate(comparison.groups):
         low, high = group.interval(name)
         axes.plot([low, high], [row, row], color=PURPLE, lw=2)
+        # Hollow: the exponents of a law that a group rejects mean little.
         face = "white" if group.rejects else PURPLE
         value = group.fit.parameters[name]
         axes.plot(
@@ -63,6 +64,7 @@ def _draw_exponent(axes: Axes, comparison: Comparison, name: str) -> None:
             )
             axes.set_title(_tie_text(tie), fontsize=9)
 
+    # The first group on top
     rows = len(comparison.groups)
     axes.set(xlabel=f"{name}, 95 % interval", ylim=(rows - 0.5, -0.5))
     axes.set_yticks(range(rows), labels)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pml_cli.law.findings import BOUND_HIT, OK
+from pml_cli.law.observations import RANK
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
@@ -18,12 +19,12 @@ from pml_cli.report.figures.style import (
     MARKERS,
     axis_limits,
     column_figure,
+    evenly_spaced,
     log_axis,
     sequential_colours,
     size_label,
     style_for_column,
 )
-from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,14 +87,14 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
             the legend.
         marker_size: points.
     """
-    other = _other(along)
+    other_axis = _other(along)
     points = view.points
     lowest = points["low"].to_numpy(float)
     highest = points["high"].to_numpy(float)
     limits = axis_limits(lowest, highest)
 
-    distinct = np.unique(points[other].to_numpy(float))
-    values = _line_values(distinct).tolist()
+    distinct = np.unique(points[other_axis].to_numpy(float))
+    values = evenly_spaced(distinct, MAX_LINES).tolist()
     colours = sequential_colours(len(values))
     # The gain rises with rank and falls with length.
     if along == "length":
@@ -106,7 +107,7 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
             _draw_law(axes, view, along, value, colour=colour, top=limits[1])
         _draw_points(
             axes,
-            points[points[other] == value],
+            points[points[other_axis] == value],
             along,
             colour=colour,
             marker=marker,
@@ -125,6 +126,7 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
             label=label,
         )
 
+    # A diverged cell has a large negative gain: it sits at the edge of the frame.
     excluded = view.excluded
     if len(excluded):
         axes.plot(
@@ -136,27 +138,20 @@ def draw_curves(axes: Axes, view: View, along: Axis, marker_size: float) -> None
             label="_excluded",
             rasterized=rasterized,
         )
+    # Far above all gains it would take half of the panel.
     if len(points) and view.observed.base.min() < limits[1]:
         _draw_base_loss(axes, view, along)
 
     log_axis(axes, points[along])
     axes.set_ylim(*limits)
     axes.set(
-        xlabel=size_label(view.x) if along == "rank" else "length l, tokens",
+        xlabel=size_label(view.axis) if along == "rank" else "length l, tokens",
         ylabel="gain dL, nats per token",
     )
 
 
 def _other(along: Axis) -> Axis:
     return "length" if along == "rank" else "rank"
-
-
-def _line_values(values: Array) -> Array:
-    """At most MAX_LINES of the values (n,), the smallest and largest among them."""
-    if len(values) <= MAX_LINES:
-        return values
-    index = np.linspace(0, len(values) - 1, MAX_LINES)
-    return np.asarray(values[index.round().astype(int)])
 
 
 def _draw_points(
@@ -216,13 +211,16 @@ def _draw_law(
     """
     assert view.law is not None
     measured = getattr(view.observed, along)
+    # No extrapolation: the line ends at the smallest and largest value measured.
     x = np.geomspace(measured.min(), measured.max(), CURVE_POINTS)
     rank = x if along == "rank" else np.full_like(x, value)
     length = x if along == "length" else np.full_like(x, value)
     base = view.base_at(length)
 
+    # Bands lie under lines, lines under points.
     gain = view.law.predict(rank, length, base)
     axes.plot(x, gain, color=colour, lw=1.1, zorder=1.5)
+    # At a bound the covariance, and so the band, is not known.
     if view.law.status == OK:
         low, high = view.law.band(rank, length, base)
         axes.fill_between(
@@ -304,9 +302,7 @@ def add_sign_legend(figure: Any, axes: Axes, fontsize: float, columns: int) -> N
         "_hollow": Line2D([], [], label="saturated", **point | {"mfc": "white"}),
         "_excluded": Line2D([], [], label="excluded, see cells.csv", **point | {"marker": "x"}),
         "_range": Line2D([], [], label="range of the runs", **point | {"marker": "|"}),
-        "_band": Patch(
-            color=GREY, alpha=0.3, lw=0, label="holds 95 % of new cells, mean base loss"
-        ),
+        "_band": Patch(color=GREY, alpha=0.3, lw=0, label="95 % prediction band, mean base loss"),
         "_paper": Line2D(
             [],
             [],
@@ -338,7 +334,7 @@ def add_sign_legend(figure: Any, axes: Axes, fontsize: float, columns: int) -> N
 
 def lines_title(view: View, along: Axis) -> str:
     """What a line stands for, and how many of them are drawn: the title of their legend."""
-    size = "rank r" if view.x == "rank" else "parameters N"
+    size = "rank r" if view.axis is RANK else "parameters N"
     name = "length l" if along == "rank" else size
     values = view.points[_other(along)].nunique()
     return f"{name}\n({MAX_LINES} of {values})" if values > MAX_LINES else name
@@ -361,18 +357,18 @@ def legend_in_free_corner(axes: Axes, view: View, along: Axis) -> None:
 
 def curve_title(view: View, along: Axis) -> str:
     """How much the law gains by twice the rank or length."""
-    size = "rank" if view.x == "rank" else "parameters"
+    size = view.axis.name
     axis_name = "length" if along == "length" else size
     if view.law is None:
         return f"Gain by {axis_name}: no law fitted"
     if view.law.status == BOUND_HIT:
         return f"Gain by {axis_name}: no power law"
 
-    parameters = view.parameters
+    parameters = view.law.parameters
     exponent = parameters["alpha"] if along == "rank" else -parameters["beta"]
     factor = 2**exponent
     if "level" in parameters:
-        return f"Twice the {axis_name}: x, what is held, times {factor:.2f}"
+        return f"Twice the {axis_name}: stored amount x times {factor:.2f}"
     above = " above b" if "b" in parameters else ""
     limit = ", until it bends" if view.chosen is not None else ""
     return f"Twice the {axis_name}: gain{above} times {factor:.2f}{limit}"

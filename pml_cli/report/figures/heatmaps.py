@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pml_cli.law.observations import RANK, SizeAxis
 from pml_cli.report.figures.style import empty_panel, size_label, tick_label
 from pml_cli.stats import LN2, Array, Mask
 
@@ -29,15 +30,15 @@ BINS = 32
 OUTLINE_COLOUR = "#d7301f"
 
 
-def loss_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", fontsize: float = 8) -> None:
+def loss_map(axes: Axes, cells: pd.DataFrame, size: SizeAxis = RANK, fontsize: float = 8) -> None:
     """Final loss, with an outline where it is at or below ln 2 (p is then above 0.5 on average).
 
     Args:
-        cells: one row a run, with the columns x, target_tokens, base_loss and final_loss.
-        x: column on the axis of sizes.
+        cells: one row a run, with the size, target_tokens, base_loss and final_loss.
+        size: what is on the y axis.
         fontsize: points.
     """
-    table = cell_means(cells, "final_loss", x)
+    table = cell_means(cells, "final_loss", size)
     below_ln2 = table.to_numpy(float) <= LN2
     # Colours end at the base loss: one diverged cell must not dim the others.
     largest_base_loss = _numeric(cells, ["base_loss"])["base_loss"].max()
@@ -45,41 +46,41 @@ def loss_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", fontsize: float =
     _heat_map(axes, table, "viridis_r", fontsize=fontsize, vmax_limit=float(largest_base_loss))
     _outline(axes, below_ln2)
     axes.set_title(f"Final loss, nats/token: <= ln 2 in {_outlined_count(below_ln2, table)}")
-    _label_axes(axes, cells, x)
+    _label_axes(axes, cells, size)
 
 
 def accuracy_map(
     axes: Axes,
     cells: pd.DataFrame,
-    x: str = "rank",
+    size: SizeAxis = RANK,
     column: str = "token_accuracy",
     fontsize: float = 8,
 ) -> None:
     """Token accuracy in per cent, with an outline where it is 100.
 
     Args:
-        cells: one row a run, with the columns x, target_tokens and `column`.
-        x: column on the axis of sizes.
+        cells: one row a run, with the size, target_tokens and `column`.
+        size: what is on the y axis.
         column: token_accuracy (teacher-forced) or free_accuracy (free-running), 0..1.
         fontsize: points.
     """
-    table = cell_means(cells, column, x) * 100
+    table = cell_means(cells, column, size) * 100
     perfect = table.to_numpy(float) == 100
 
     _heat_map(axes, table, "viridis", fontsize=fontsize, vmax=100)
     _outline(axes, perfect)
     decoding = "Teacher-forced" if column == "token_accuracy" else "Free-running"
     axes.set_title(f"{decoding} accuracy, %: 100 in {_outlined_count(perfect, table)}")
-    _label_axes(axes, cells, x)
+    _label_axes(axes, cells, size)
 
 
-def bits_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", fontsize: float = 8) -> None:
+def bits_map(axes: Axes, cells: pd.DataFrame, size: SizeAxis = RANK, fontsize: float = 8) -> None:
     """Bits per trainable parameter: memorised where the source's entropy is known, else gained.
 
     Args:
-        cells: one row a run, with the columns x, target_tokens, trainable_parameters and
+        cells: one row a run, with the size, target_tokens, trainable_parameters and
             bits_memorised or bits_gained.
-        x: column on the axis of sizes.
+        size: what is on the y axis.
         fontsize: points.
     """
     numbers = _numeric(cells, ["bits_memorised", "bits_gained", "trainable_parameters"])
@@ -88,31 +89,34 @@ def bits_map(axes: Axes, cells: pd.DataFrame, x: str = "rank", fontsize: float =
     parameters = numbers["trainable_parameters"]
     bits_per_parameter = (bits / parameters).where(parameters > 0)
 
-    table = cell_means(cells.assign(bits_per_parameter=bits_per_parameter), "bits_per_parameter", x)
+    table = cell_means(
+        cells.assign(bits_per_parameter=bits_per_parameter), "bits_per_parameter", size
+    )
     _heat_map(axes, table, "viridis", fontsize=fontsize)
     verb = "memorised" if entropy_known else "gained"
     axes.set_title(f"Bits {verb} per trainable parameter")
-    _label_axes(axes, cells, x)
+    _label_axes(axes, cells, size)
 
 
-def cell_means(cells: pd.DataFrame, column: str, x: str = "rank") -> pd.DataFrame:
+def cell_means(cells: pd.DataFrame, column: str, size: SizeAxis = RANK) -> pd.DataFrame:
     """The mean of a column over the runs of each cell.
 
     Args:
         cells: one row a run.
         column: what is averaged.
-        x: column on the axis of sizes.
+        size: what is on the y axis.
 
     Returns:
         Sizes (largest first) x lengths; nan where there is no run. Axes with more than
         MAX_DISTINCT values are binned.
     """
-    values = _numeric(cells, [x, "target_tokens", column])
-    values[x] = _binned(values[x])
+    values = _numeric(cells, [size.column, "target_tokens", column])
+    values[size.column] = _binned(values[size.column])
     values["target_tokens"] = _binned(values["target_tokens"])
+    # dropna=False keeps rows and columns without a run in the map, as gaps.
 
     table = values.pivot_table(
-        index=x,
+        index=size.column,
         columns="target_tokens",
         values=column,
         dropna=False,
@@ -120,13 +124,13 @@ def cell_means(cells: pd.DataFrame, column: str, x: str = "rank") -> pd.DataFram
     return table.sort_index(ascending=False)
 
 
-def map_rows(cells: pd.DataFrame, x: str = "rank") -> int:
+def map_rows(cells: pd.DataFrame, size: SizeAxis = RANK) -> int:
     """The height of a map in rows of text: less where no values are written.
 
     Args:
-        cells: one row a run, with the column x.
+        cells: one row a run, with the size.
     """
-    rows = cells[x].nunique()
+    rows = cells[size.column].nunique()
     return rows if rows <= MAX_ANNOTATED_ROWS else MAX_ANNOTATED_ROWS // 2
 
 
@@ -150,11 +154,11 @@ def _binned(values: pd.Series[float]) -> pd.Series[float]:
     return pd.Series([float(f"{value:.2g}") for value in middle], values.index)
 
 
-def _label_axes(axes: Axes, cells: pd.DataFrame, x: str) -> None:
+def _label_axes(axes: Axes, cells: pd.DataFrame, size: SizeAxis) -> None:
     label = "length l, tokens"
-    if cells.duplicated([x, "target_tokens"]).any():
+    if cells.duplicated([size.column, "target_tokens"]).any():
         label += "   (mean of the runs in a cell)"
-    axes.set(xlabel=label, ylabel=size_label(x))
+    axes.set(xlabel=label, ylabel=size_label(size))
 
 
 def _outlined_count(inside: Mask, table: pd.DataFrame) -> str:
@@ -208,6 +212,7 @@ def _heat_map(
     _label_ticks(axes.yaxis, table.index.to_numpy(float), MAX_Y_LABELS, fontsize)
     axes.tick_params(length=0)
 
+    # Values in the cells say more than a bar, as long as they can be read.
     rows, columns = values.shape
     if columns > MAX_ANNOTATED_COLUMNS or rows > MAX_ANNOTATED_ROWS:
         figure = axes.get_figure()
@@ -235,6 +240,7 @@ def _annotate(axes: Axes, image: Any, values: Array, *, percent: bool, fontsize:
         if not math.isfinite(value):
             continue
         red, green, blue, _ = image.cmap(image.norm(value))
+        # Weights of ITU-R BT.601
         luminance = 0.299 * red + 0.587 * green + 0.114 * blue
         axes.text(
             j,
@@ -265,6 +271,7 @@ def _outline(axes: Axes, inside: Mask) -> None:
     """Draw a line around the region of a map where `inside` (sizes, lengths) holds."""
     from matplotlib.collections import LineCollection
 
+    # A frame of cells outside closes the line at the edge of the map.
     padded = np.pad(inside, 1)
     changes_to_the_right = padded[:, 1:] != padded[:, :-1]
     changes_below = padded[1:] != padded[:-1]
@@ -272,9 +279,11 @@ def _outline(axes: Axes, inside: Mask) -> None:
     # Cell (i, j) of the map is the square of side 1 around the point (j, i).
     segments = []
     for i, j in np.argwhere(changes_to_the_right).tolist():
-        segments.append([(j - 0.5, i - 1.5), (j - 0.5, i - 0.5)])
+        x = j - 0.5
+        segments.append([(x, i - 1.5), (x, i - 0.5)])
     for i, j in np.argwhere(changes_below).tolist():
-        segments.append([(j - 1.5, i - 0.5), (j - 0.5, i - 0.5)])
+        y = i - 0.5
+        segments.append([(j - 1.5, y), (j - 0.5, y)])
 
     lines = LineCollection(
         segments,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pml_cli.evaluation.conditions import BY_NAME, TRAINED
 from pml_cli.format import counted
-from pml_cli.report.figures.methods import MORE_MARKERS, colour_and_marker, sft_first
+from pml_cli.report.figures.methods import (
+    MORE_MARKERS,
+    add_legend_below,
+    colour_and_marker,
+    sft_first,
+)
 from pml_cli.report.figures.registry import figure
+from pml_cli.report.figures.style import empty_panel
 from pml_cli.stats import Array, t_half_width
 
 if TYPE_CHECKING:
@@ -40,7 +46,7 @@ LABELS = {
     "recall under each deployment condition, fall of margins, forgetting against recall",
 )
 def lasting_figure(table: pd.DataFrame) -> Figure:
-    """Left: tokens right under each condition. Middle: fall of margins. Right: forgetting.
+    """Left: token accuracy under each condition. Middle: fall of margins. Right: forgetting.
 
     Args:
         table: `deployment.measurement_table` of one model, kind of data and adapter.
@@ -54,21 +60,15 @@ def lasting_figure(table: pd.DataFrame) -> Figure:
     # Inches of the panels that have a column for each condition.
     width = 0.62 * measured["condition"].nunique()
     page = Figure(figsize=(2 * width + 5.6, 5.4), layout="constrained")
-    recall, margins, forgetting = page.subplots(1, 3, width_ratios=[width, width, 3.8])
+    width_ratios = [width, width, 3.8]
+    recall, margins, forgetting = page.subplots(1, 3, width_ratios=width_ratios)
     _recall_panel(recall, measured, methods)
     _margin_panel(margins, measured[measured["condition"] != TRAINED], methods)
     _forgetting_panel(forgetting, trained, methods)
 
     page.suptitle(_title(trained), fontsize=11)
     handles, labels = recall.get_legend_handles_labels()
-    page.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(len(methods), 6),
-        fontsize=9,
-        frameon=False,
-    )
+    add_legend_below(page, handles, labels, columns=min(len(methods), 6))
     return page
 
 
@@ -87,22 +87,32 @@ def _offsets(methods: list[str]) -> Array:
     """Where each method stands beside the middle of a condition, (methods,)."""
     step = min(0.8 / len(methods), 0.16)
     middle = (len(methods) - 1) / 2
-    return np.asarray((np.arange(len(methods)) - middle) * step, float)
+    index = np.arange(len(methods), dtype=float)
+    offsets: Array = (index - middle) * step
+    return offsets
 
 
 def _label_conditions(axes: Axes, measured: pd.DataFrame) -> list[str]:
     """A column for each condition that was measured; returns their names."""
     occurring = set(measured["condition"])
     names = [name for name in BY_NAME if name in occurring]
-    axes.set_xticks(range(len(names)), [LABELS[name] for name in names], fontsize=8)
+    labels = [LABELS[name] for name in names]
+    axes.set_xticks(range(len(names)), labels, fontsize=8)
+
+    # Every other column is shaded, so that the eye keeps to one.
     for column in range(0, len(names), 2):
-        axes.axvspan(column - 0.5, column + 0.5, color="0.95", lw=0, zorder=0)
+        start = column - 0.5
+        axes.axvspan(start, start + 1, color="0.95", lw=0, zorder=0)
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.grid(axis="y", color="0.88", lw=0.6)
     return names
 
 
-def _recall_panel(axes: Axes, measured: pd.DataFrame, methods: list[str]) -> None:
+def _recall_panel(
+    axes: Axes,
+    measured: pd.DataFrame,
+    methods: list[str],
+) -> None:
     """Token accuracy under each condition, with 95 % intervals."""
     names = _label_conditions(axes, measured)
     offsets = _offsets(methods)
@@ -111,7 +121,8 @@ def _recall_panel(axes: Axes, measured: pd.DataFrame, methods: list[str]) -> Non
         of_method = measured[measured["method"] == method]
         mean, half_width = _accuracy_by_condition(of_method, names)
         # No accuracy is above 100 %.
-        bars = np.stack([half_width, np.minimum(half_width, 100 - mean)])
+        above = np.minimum(half_width, 100 - mean)
+        bars = np.stack([half_width, above])
         axes.errorbar(
             np.arange(len(names)) + offsets[index],
             mean,
@@ -124,7 +135,8 @@ def _recall_panel(axes: Axes, measured: pd.DataFrame, methods: list[str]) -> Non
             label=method,
         )
 
-    axes.set_ylabel("tokens predicted right, %")
+    axes.set_ylabel("token accuracy, %")
+    # From the lowest value, so that small differences near 100 % can be seen.
     low = float(np.clip(axes.dataLim.y0, 0, 95))
     # Room for a marker is a share of the axis: the values may be close together, far from 100.
     margin = 0.03 * (100 - low)
@@ -136,13 +148,17 @@ def _recall_panel(axes: Axes, measured: pd.DataFrame, methods: list[str]) -> Non
     )
 
 
-def _accuracy_by_condition(runs: pd.DataFrame, names: list[str]) -> tuple[Array, Array]:
+def _accuracy_by_condition(
+    runs: pd.DataFrame,
+    names: list[str],
+) -> tuple[Array, Array]:
     """Mean token accuracy and half its 95 % interval, %, for each condition.
 
     A unit is a text and seed: the mean over ranks and lengths.
     """
     mean = np.full(len(names), np.nan)
     half_width = np.zeros(len(names))
+
     for column, name in enumerate(names):
         cells = runs[runs["condition"] == name]
         units = cells.groupby(["data_seed", "seed"])["token_accuracy"].mean()
@@ -153,7 +169,11 @@ def _accuracy_by_condition(runs: pd.DataFrame, names: list[str]) -> tuple[Array,
     return mean, half_width
 
 
-def _margin_panel(axes: Axes, rounded: pd.DataFrame, methods: list[str]) -> None:
+def _margin_panel(
+    axes: Axes,
+    rounded: pd.DataFrame,
+    methods: list[str],
+) -> None:
     """How far margins fall under each condition: rms of the change, and the worst fall."""
     names = _label_conditions(axes, rounded)
     offsets = _offsets(methods)
@@ -165,10 +185,12 @@ def _margin_panel(axes: Axes, rounded: pd.DataFrame, methods: list[str]) -> None
             rms = cells["shift_rms"].mean()
             worst = cells["fall_worst"].clip(lower=0).max()
             x = column + offsets[index]
-            axes.plot([x, x], [rms, worst], color=colour, lw=1.2)
-            axes.plot(x, rms, color=colour, marker=marker, ms=6, lw=0)
-            axes.plot(x, worst, color=colour, marker="_", ms=8, mew=1.5, lw=0)
+            style: dict[str, Any] = {"color": colour, "lw": 0}
+            axes.vlines(x, rms, worst, color=colour, lw=1.2)
+            axes.plot(x, rms, marker=marker, ms=6, **style)
+            axes.plot(x, worst, marker="_", ms=8, mew=1.5, **style)
 
+    # Falls span orders of magnitude, and some are 0.
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fall of a margin that was above 0, logits")
@@ -179,11 +201,14 @@ def _margin_panel(axes: Axes, rounded: pd.DataFrame, methods: list[str]) -> None
     )
 
 
-def _forgetting_panel(axes: Axes, trained: pd.DataFrame, methods: list[str]) -> None:
+def _forgetting_panel(
+    axes: Axes,
+    trained: pd.DataFrame,
+    methods: list[str],
+) -> None:
     """KL to the base model on unseen text, by recall, or by rank where all recall equally."""
     if trained["text_kl"].isna().all():
-        axes.text(0.5, 0.5, "no text measured", transform=axes.transAxes, ha="center", color="0.4")
-        axes.set(xticks=[], yticks=[])
+        empty_panel(axes, "no text measured")
         return
 
     accuracies = trained.groupby(["method", "rank"])["token_accuracy"].mean()
@@ -195,13 +220,14 @@ def _forgetting_panel(axes: Axes, trained: pd.DataFrame, methods: list[str]) -> 
         x = means.index.to_series() if by_rank else 100 * means["token_accuracy"]
         # Larger ranks have larger markers.
         sizes = 24 + 10 * np.arange(len(means))
-        axes.plot(x, means["text_kl"], color=colour, lw=0.8, alpha=0.6, zorder=1)
-        axes.scatter(x, means["text_kl"], s=sizes, color=colour, marker=marker, zorder=2)
+        y = means["text_kl"]
+        axes.plot(x, y, color=colour, lw=0.8, alpha=0.6, zorder=1)
+        axes.scatter(x, y, s=sizes, color=colour, marker=marker, zorder=2)
 
     if by_rank:
         ticks = sorted(trained["rank"].unique())
         axes.set_xticks(ticks, [f"{rank:g}" for rank in ticks])
-    axes.set_xlabel("rank of the adapter" if by_rank else "tokens predicted right, %")
+    axes.set_xlabel("rank of the adapter" if by_rank else "token accuracy, %")
     axes.set_ylabel("KL(base || adapted) on unseen text, nats per token")
     axes.margins(0.12)
     axes.grid(color="0.88", lw=0.6)

@@ -41,7 +41,7 @@ def page_figure(view: View) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     cells = _measured_cells(view)
-    rows = heatmaps.map_rows(cells, view.x)
+    rows = heatmaps.map_rows(cells, view.axis)
     maps_height = max(3.2, 1.3 + MAP_ROW_HEIGHT * rows)
     figure = Figure(
         figsize=(12, CURVES_HEIGHT + maps_height),
@@ -52,6 +52,7 @@ def page_figure(view: View) -> Figure:
         title += f"   (law: {view.analysis.chosen.name})"
     figure.suptitle(title, fontsize=13, fontweight="bold")
 
+    # Each row of panels has a legend of its own below it.
     halves: Any = figure.subfigures(2, 1, height_ratios=[4.5, maps_height])
     upper, lower = halves
     by_rank, by_length, parity = upper.subplots(1, 3)
@@ -62,8 +63,8 @@ def page_figure(view: View) -> Figure:
     curves.add_sign_legend(upper, by_rank, fontsize=8, columns=6)
 
     loss, accuracy = lower.subplots(1, 2)
-    heatmaps.loss_map(loss, cells, view.x)
-    heatmaps.accuracy_map(accuracy, cells, view.x)
+    heatmaps.loss_map(loss, cells, view.axis)
+    heatmaps.accuracy_map(accuracy, cells, view.axis)
     loss.title.set_fontsize(10)
     accuracy.title.set_fontsize(10)
     return figure
@@ -82,20 +83,21 @@ def _draw_curves(axes: Any, view: View, along: curves.Axis) -> None:
     "final loss, teacher-forced and free-running accuracy, bits per trainable parameter",
 )
 def maps_figure(view: View) -> Figure | None:
-    """Final loss, bits per parameter, teacher-forced and free-running accuracy by rank and length."""
+    """Heat maps of final loss, bits per parameter, and both accuracies; None without a cell."""
     cells = _measured_cells(view)
     if cells.empty:
         return None
 
-    rows = heatmaps.map_rows(cells, view.x)
+    rows = heatmaps.map_rows(cells, view.axis)
     map_height = max(1.7, 0.9 + 0.17 * rows)
     figure = column_figure(PAGE, 2 * map_height)
     (loss, bits), (accuracy, free_accuracy) = figure.subplots(2, 2)
+    # Values of more columns would touch.
     fontsize = 6.5 if cells["target_tokens"].nunique() <= 10 else 5.5
-    heatmaps.loss_map(loss, cells, view.x, fontsize)
-    heatmaps.bits_map(bits, cells, view.x, fontsize)
-    heatmaps.accuracy_map(accuracy, cells, view.x, fontsize=fontsize)
-    heatmaps.accuracy_map(free_accuracy, cells, view.x, "free_accuracy", fontsize=fontsize)
+    heatmaps.loss_map(loss, cells, view.axis, fontsize)
+    heatmaps.bits_map(bits, cells, view.axis, fontsize)
+    heatmaps.accuracy_map(accuracy, cells, view.axis, fontsize=fontsize)
+    heatmaps.accuracy_map(free_accuracy, cells, view.axis, "free_accuracy", fontsize=fontsize)
 
     for axes in (loss, bits, accuracy, free_accuracy):
         style_for_column(axes, tick_length=0)
@@ -105,6 +107,8 @@ def maps_figure(view: View) -> Figure | None:
 
 def _measured_cells(view: View) -> pd.DataFrame:
     """The cells whose size, length, gain and final loss are numbers."""
-    numbers = view.cells.reindex(columns=[view.x, "target_tokens", "delta_loss", "final_loss"])
+    numbers = view.cells.reindex(
+        columns=[view.axis.column, "target_tokens", "delta_loss", "final_loss"]
+    )
     measured = np.isfinite(numbers.to_numpy(float)).all(axis=1)
     return pd.DataFrame(view.cells[measured])

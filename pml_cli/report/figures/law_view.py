@@ -37,17 +37,12 @@ class View:
 
     name: str
     cells: pd.DataFrame
-    """A row each of all cells, with `kept`, `reason` and the column `x`."""
+    """A row each of all cells, with `kept`, `reason` and the column of the size."""
     observed: Observations
-    """The N cells that a law may use, saturated ones too; their rank is the column `x`."""
+    """The N cells that a law may use, saturated ones too; their rank is the size."""
     analysis: Analysis
     axis: SizeAxis = RANK
     """The size that the law is about."""
-
-    @property
-    def x(self) -> str:
-        """Column on the axis of sizes."""
-        return self.axis.column
 
     @property
     def paper(self) -> PowerLawFit:
@@ -73,17 +68,6 @@ class View:
             return None
         return self.paper
 
-    @property
-    def parameters(self) -> dict[str, float]:
-        """Those of the law that is drawn."""
-        return {} if self.law is None else self.law.parameters
-
-    @property
-    def fit_quality(self) -> tuple[float, float]:
-        """R2, and the mean absolute error in per cent, of the law that is drawn."""
-        fit = self.chosen or self.paper
-        return fit.r2, fit.mape
-
     @cached_property
     def uncensored(self) -> Mask:
         """(N,) the cells whose gain the law uses as measured.
@@ -95,13 +79,15 @@ class View:
     @cached_property
     def excluded(self) -> pd.DataFrame:
         """Cells that no law may use: rank, length and gain (delta), where all three are numbers."""
-        kept = self.cells["kept"].astype(bool)
+        usable = self.cells["kept"].astype(bool)
+        # Saturated cells have a sign of their own.
         saturated = self.cells["reason"] == "saturated"
-        columns = [self.x, "target_tokens", "delta_loss"]
-        selected = self.cells[~kept & ~saturated].reindex(columns=columns)
+        columns = [self.axis.column, "target_tokens", "delta_loss"]
+        selected = self.cells[~usable & ~saturated].reindex(columns=columns)
         numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
         numbers.columns = pd.Index(["rank", "length", "delta"])
 
+        # A logarithmic axis has no place for the others.
         finite = np.isfinite(numbers.to_numpy(float)).all(axis=1)
         positive = (numbers[["rank", "length"]] > 0).all(axis=1)
         return pd.DataFrame(numbers[finite & positive])
@@ -127,6 +113,7 @@ class View:
             delta=("delta", "mean"),
             uncensored=("uncensored", "mean"),
         )
+        # The mean of flags is the fraction of the runs.
         points["uncensored"] = points["uncensored"] > 0.5
         return points
 
@@ -143,7 +130,8 @@ class View:
         cells = np.bincount(index.ravel())
         mean = np.bincount(index.ravel(), self.observed.base) / cells
         log_length = np.log(np.asarray(length, float))
-        return np.asarray(np.interp(log_length, np.log(lengths), mean))
+        interpolated = np.interp(log_length, np.log(lengths), mean)
+        return np.asarray(interpolated)
 
     def check(self, name: str | None = None) -> Check | None:
         """The check on the largest ranks and longest lengths.
@@ -158,9 +146,15 @@ class View:
 
     @cached_property
     def held_out(self) -> HeldOut | None:
-        """Predictions for the largest ranks and longest lengths; None where too few cells remain."""
+        """Predictions for the largest ranks and longest lengths.
+
+        None where too few cells remain for a fit.
+        """
         check = self.check()
-        if self.law is None or check is None or not np.isfinite(check.predicted).any():
+        if self.law is None or check is None:
+            return None
+        # Without a fit to the remaining cells every prediction is nan.
+        if not np.isfinite(check.predicted).any():
             return None
         mask = check.left_out
         paper_check = self.check("paper") if self.chosen is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from pml_cli.format import counted
-from pml_cli.report.figures.methods import COLOURS, NAMES, colour_and_marker, sft_first
+from pml_cli.report.figures.methods import (
+    COLOURS,
+    NAMES,
+    add_legend_below,
+    colour_and_marker,
+    sft_first,
+)
 from pml_cli.report.figures.registry import figure
 from pml_cli.stats import t_half_width
 
@@ -19,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MAX_COLUMNS = 3  # panels side by side
+# More panels side by side would be too narrow.
+MAX_COLUMNS = 3
 BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
 
 
@@ -40,7 +48,8 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
 
     size = (max(7.0, 4.1 * columns), 3.4 * rows + 1.5)
     page = Figure(figsize=size, layout="constrained")
-    panels = page.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    grid = page.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = grid.ravel()
     for axes, length in zip(panels, lengths, strict=False):
         of_length = runs[runs["seqlen"] == length]
         _accuracy_panel(axes, of_length, methods)
@@ -50,7 +59,7 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
     for axes in panels[len(lengths) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
-        axes.set_ylabel("tokens predicted right, %")
+        axes.set_ylabel("token accuracy, %")
 
     terms = "each at its best learning rate" if at_best_rates else "at the same learning rate"
     page.suptitle(
@@ -59,11 +68,16 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
         fontsize=10,
     )
     handles, labels = panels[0].get_legend_handles_labels()
-    page.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    add_legend_below(page, handles, labels, columns=2)
     return page
 
 
-def _accuracy_panel(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
+def _accuracy_panel(
+    axes: Axes,
+    runs: pd.DataFrame,
+    methods: list[str],
+) -> None:
+    """Token accuracy by rank, a line for each method."""
     for index, method in enumerate(methods):
         colour, marker = colour_and_marker(index)
         accuracy = runs[runs["method"] == method].groupby("rank")["token_accuracy"]
@@ -73,7 +87,15 @@ def _accuracy_panel(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
         ranks = mean.index.to_numpy(float)
         low = (mean - half_width).clip(0, 100)
         high = (mean + half_width).clip(0, 100)
-        axes.fill_between(ranks, low, high, color=colour, alpha=0.12, lw=0)
+        # The 95 % interval.
+        axes.fill_between(
+            ranks,
+            low,
+            high,
+            color=colour,
+            alpha=0.12,
+            lw=0,
+        )
 
         # sft is wider, so that it can be seen where another line lies on it.
         marker_size, line_width = (9.0, 4.0) if method == "sft" else (5.0, 1.5)
@@ -88,6 +110,7 @@ def _accuracy_panel(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
         )
 
     axes.axhline(100, color="0.6", lw=0.8, ls=":", zorder=0)
+    # Ranks are mostly doubled, so they are evenly spaced here.
     axes.set_xscale("log", base=2)
     ticks = sorted(runs["rank"].unique())
     axes.set_xticks(ticks, [f"{rank:g}" for rank in ticks], fontsize=8)
@@ -96,13 +119,18 @@ def _accuracy_panel(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
     axes.grid(axis="y", color="0.9", lw=0.6)
 
 
-def _write_best_rates(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
+def _write_best_rates(
+    axes: Axes,
+    runs: pd.DataFrame,
+    methods: list[str],
+) -> None:
     """The best learning rate of each method, in a corner of its panel."""
     best = runs.groupby("method")["lr"].first()
     lines = ["best rate"]
     for method in methods:
         if method in best:
             lines.append(f"{method.removeprefix('memft_')} {best[method]:g}")
+
     axes.text(
         0.98,
         0.02,
@@ -137,12 +165,12 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
 
     ranks = ranks[ranks["seqlen"].notna()]
     page = Figure(figsize=(9.5, 4.6), layout="constrained")
-    left, right = page.subplots(1, 2)
-    _rank_panel(left, ranks)
-    _ratio_panel(right, ranks)
+    rank_axes, ratio_axes = page.subplots(1, 2)
+    _rank_panel(rank_axes, ranks)
+    _ratio_panel(ratio_axes, ranks)
 
     lengths = sorted(ranks["seqlen"].unique())
-    for axes in (left, right):
+    for axes in (rank_axes, ratio_axes):
         axes.set_xscale("log", base=2)
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.set_xticks([], minor=True)
@@ -150,24 +178,25 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
         axes.grid(axis="y", color="0.9", lw=0.6)
         axes.title.set_fontsize(10)
     # Only now, because the scale of x adds a margin to both.
-    right.set_ylim(0, max(1.15, *right.get_ylim()))
+    ratio_axes.set_ylim(0, max(1.15, *ratio_axes.get_ylim()))
 
     texts = counted(int(ranks["texts"].max()), "text")
     page.suptitle(
         f"The rank that verbatim recall takes: {_source(ranks)}; {texts}, 95 % intervals",
         fontsize=10,
     )
-    handles, labels = left.get_legend_handles_labels()
+    handles, labels = rank_axes.get_legend_handles_labels()
     if (ranks["outside"] != "").any():
-        handles = [*handles, _hollow_points(left, [], [], "0.35", "o")]
+        handles = [*handles, _hollow_points(rank_axes, [], [], "0.35", "o")]
         labels = [*labels, BOUND]
-    page.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    add_legend_below(page, handles, labels, columns=2)
     return page
 
 
 def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
     """The rank at which half of the texts are recalled, under each method."""
     methods = sft_first(ranks["method"])
+
     for index, method in enumerate(methods):
         of_method = ranks[ranks["method"] == method].sort_values("seqlen")
         is_bound = of_method["outside"] != ""
@@ -181,7 +210,10 @@ def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
             methods=len(methods),
             label=NAMES.get(method, method),
         )
-    axes.set(ylabel="rank", title="rank from which a text is recalled whole, mean", ylim=(0, None))
+
+    axes.set(
+        ylabel="rank", title="rank from which a text is recalled verbatim, mean", ylim=(0, None)
+    )
 
 
 def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
@@ -197,7 +229,14 @@ def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
         of_method = ranks[ranks["method"] == method].sort_values("seqlen")
         is_bound = (of_method["outside"] != "") | of_method["seqlen"].isin(bounds_of_sft)
         ends = of_method["to_sft"], of_method["to_sft_low"], of_method["to_sft_high"]
-        _interval_line(axes, of_method["seqlen"], ends, is_bound, index=index, methods=len(methods))
+        _interval_line(
+            axes,
+            of_method["seqlen"],
+            ends,
+            is_bound,
+            index=index,
+            methods=len(methods),
+        )
 
     axes.axhline(1, color=COLOURS[0], lw=3)
     axes.text(
@@ -217,7 +256,7 @@ def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
 def _interval_line(
     axes: Axes,
     lengths: pd.Series[int],
-    ends: tuple[pd.Series[float], pd.Series[float], pd.Series[float]],
+    ends: Sequence[pd.Series[float]],
     is_bound: pd.Series[bool],
     *,
     index: int,
@@ -236,6 +275,7 @@ def _interval_line(
     shift = 0.012 * (index - methods / 2)
     x = lengths.to_numpy(float) * (1 + shift)
     value, low, high = (end.to_numpy(float) for end in ends)
+
     axes.errorbar(
         x,
         value,
@@ -247,11 +287,19 @@ def _interval_line(
         capsize=2.5,
         label=label,
     )
+
     chosen = is_bound.to_numpy(bool)
     _hollow_points(axes, x[chosen], value[chosen], colour, marker)
 
 
-def _hollow_points(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: str) -> Line2D:
+def _hollow_points(
+    axes: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    colour: str,
+    marker: str,
+) -> Line2D:
+    """Hollow markers on top of a line's own; not in the legend of the axes."""
     (points,) = axes.plot(
         x,
         y,
@@ -270,13 +318,14 @@ def _hollow_points(axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, marker: 
 def _source(runs: pd.DataFrame) -> str:
     """Model, data, and what else the setting says of the data (without a text's hash)."""
     first = runs.iloc[0]
+    # The hash of a text tells a reader nothing.
     settings = [
         setting
         for setting in str(first["setting"]).split()
         if setting.startswith("data.") and not setting.startswith(("data.text=", "data.path="))
     ]
-    data = ", ".join([str(first["data"]), " ".join(settings)]) if settings else first["data"]
-    return f"{first['model']}, {data}"
+    source = f"{first['model']}, {first['data']}"
+    return f"{source}, {' '.join(settings)}" if settings else source
 
 
 def _steps(runs: pd.DataFrame) -> str:

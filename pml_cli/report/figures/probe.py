@@ -77,6 +77,7 @@ def _trajectories(axes: Axes, p_by_step: pd.DataFrame) -> None:
         cmap=_diverging_at_half(),
         vmin=0,
         vmax=1,
+        # Anything else would blur the jump at 0.5.
         interpolation="none",
         extent=(-0.5, tokens - 0.5, -0.5, steps - 0.5),
     )
@@ -100,6 +101,7 @@ def _final_step(axes: Axes, last_step: pd.DataFrame) -> None:
     correct = last_step["correct"].to_numpy(bool)
     x = np.arange(len(p))
     stubborn = p <= 0.5
+    # Markers of many tokens would run into each other.
     size = float(np.clip(900 / len(p), 1.5, 6))
 
     axes.axhline(0.5, color=GREY, lw=1, ls="--")
@@ -118,6 +120,7 @@ def _final_step(axes: Axes, last_step: pd.DataFrame) -> None:
         x[stubborn],
         p[stubborn],
         "o",
+        # A few among many must be visible.
         ms=size + 1,
         color=ORANGE,
         mec="none",
@@ -129,6 +132,7 @@ def _final_step(axes: Axes, last_step: pd.DataFrame) -> None:
         first_failures = wrong.groupby("sample")["x"].min()
         axes.plot(
             first_failures,
+            # Below all values of p
             np.full(len(first_failures), -0.09),
             "^",
             ms=7 if len(first_failures) <= MAX_MARKED_SAMPLES else 3,
@@ -155,6 +159,7 @@ def _averaged_neighbours(p: NDArray[np.float64]) -> tuple[NDArray[np.float64], i
         p (steps, columns), and the number of tokens in a column.
     """
     tokens_a_column = math.ceil(p.shape[1] / MAX_COLUMNS)
+    # The last column is filled up with copies of the last token.
     padding = -p.shape[1] % tokens_a_column
     padded = np.pad(p, ((0, 0), (0, padding)), mode="edge")
     grouped = padded.reshape(len(p), -1, tokens_a_column)
@@ -179,6 +184,7 @@ def _label_samples(top: Axes, bottom: Axes, last_step: pd.DataFrame) -> None:
         bottom.set_xlabel(f"target tokens of {len(lengths)} samples, side by side")
         return
 
+    # A border lies between the last token of a sample and the first of the next.
     ends = np.cumsum(lengths.to_numpy())
     for end in ends[:-1]:
         for panel in (top, bottom):

@@ -1,11 +1,12 @@
-"""The figures that pml writes, by file name: each is one function with `@figure("law-rank", "what it shows")`.
+"""The figures that pml writes, by file name.
 
-A new figure is one file in this package, with a decorated function that takes what the report of its group holds and
-returns a matplotlib Figure, or None where the cells do not carry such a figure. The folder writers and the table of
+Each is one function under `@figure("law-rank", "what it shows")`. A new figure is one file in this
+package, with a decorated function that takes what the report of its group holds and returns a
+matplotlib Figure, or None where the cells do not carry one. The folder writers and the table of
 figures in README read the registry; nothing else names a figure.
 
-A report's figures share the first word of their name. The figure named by that word alone, as `law`, is the page of a
-group and is written beside the tables; the others, as `law-rank`, go to figures/.
+A report's figures share the first word of their name. The one named by that word alone, as `law`,
+is the page of a group and is written beside the tables; the others, as `law-rank`, go to figures/.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from pml_cli.report.figures.style import save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MANY_GROUPS = 4  # more groups than this get their pages alone
+# More groups than this get their pages alone; fit fewer together to see the other figures
+MANY_GROUPS = 4
 SUFFIXES = ("png", "svg")
 
 Draw = TypeVar("Draw", bound=Callable[..., Any])
@@ -42,6 +44,7 @@ class FigureSpec:
     """Draws it; None where the data do not carry it."""
 
 
+# Filled by `figure` when a module of this package is imported
 _registered: dict[str, FigureSpec] = {}
 
 
@@ -67,13 +70,18 @@ def figure(name: str, meaning: str) -> Callable[[Draw], Draw]:
 
 def registered() -> dict[str, FigureSpec]:
     """Every figure by name; imports each module of this package once."""
+    # A module registers its figures when it is imported.
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
     return dict(sorted(_registered.items()))
 
 
 def of_report(report: str) -> dict[str, FigureSpec]:
-    """The figures of one report: the one of its name and those whose name begins with it and a dash."""
+    """The figures of one report, by name.
+
+    Args:
+        report: their first word, as `law`.
+    """
     return {
         name: spec
         for name, spec in registered().items()
@@ -94,6 +102,7 @@ def write_figure(stem: Path, drawn: Figure | None) -> list[str]:
     for name, suffix in zip(names, SUFFIXES, strict=True):
         path = stem.with_name(name)
         if drawn is None:
+            # An earlier report in this folder may have had cells that carry it.
             path.unlink(missing_ok=True)
         else:
             io.atomic_write(path, _saver(drawn, suffix))
@@ -107,8 +116,8 @@ def _saver(drawn: Figure, suffix: str) -> Callable[[Path], None]:
 def write_group_figures(out: Path, report: str, groups: Mapping[str, Any]) -> list[str]:
     """Draw the figures of a report for each of its groups.
 
-    The page of a group stands in `out`: `law`, or `law-<slug>` where there are several groups. The others are in
-    figures/, or figures/<slug>/, and are not drawn for more than MANY_GROUPS groups.
+    The page of a group stands in `out`: `law`, or `law-<slug>` where there are several groups. The
+    others are in figures/, or figures/<slug>/, and are not drawn for more than MANY_GROUPS groups.
 
     Args:
         report: the first word of the names of its figures.
@@ -119,6 +128,7 @@ def write_group_figures(out: Path, report: str, groups: Mapping[str, Any]) -> li
     """
     specs = of_report(report)
     page = specs.pop(report)
+    # One group needs no name in its files.
     several = len(groups) > 1
     names: list[str] = []
     detail_files = 0

@@ -70,14 +70,14 @@ def residuals_figure(view: View) -> Figure | None:
 
     log_axis(by_rank, observed.rank)
     log_axis(by_length, observed.length)
-    by_rank.set(xlabel=size_label(view.x), ylabel="measured above predicted, %")
+    by_rank.set(xlabel=size_label(view.axis), ylabel="measured above predicted, %")
     by_rank.set_ylim(-limit, limit)
     by_length.set_xlabel("length l, tokens")
     by_gain.set_xlabel("predicted gain dL, nats per token")
     for axes in panels:
         style_for_column(axes)
 
-    spread = 100 * view.parameters.get("spread", math.nan)
+    spread = 100 * view.law.parameters.get("spread", math.nan)
     if math.isfinite(spread):
         half = normal_quantile() * spread
         for axes in panels:

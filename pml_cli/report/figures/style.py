@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pml_cli.law.observations import SizeAxis
 from pml_cli.stats import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Dots per inch of a PNG: of a page to be read on a screen, and of what is made for a column
 SCREEN_DPI = 150
 PRINT_DPI = 300
 
@@ -30,6 +32,7 @@ COLUMN = 3.5
 # Width of two columns of print, inches
 PAGE = 7.1
 
+# The ends of the colour map PuOr: they differ without colour vision, and in grey
 GREY = "0.45"
 ORANGE = "#b35806"
 PURPLE = "#542788"
@@ -38,10 +41,11 @@ MARKERS = "osD^vPX<>"
 # Above this, the points of an SVG are rasterized: as vectors they would take megabytes
 MANY_POINTS = 1000
 
+# Labels of three characters that fit side by side
 MAX_LOG_TICKS = 9
 
-# Axis labels by column; every other column that may stand for rank counts parameters
-SIZE_LABELS = {"rank": "rank r"}
+# By the name of a SizeAxis
+SIZE_LABELS = {"rank": "rank r", "parameters": "trainable parameters N"}
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:
@@ -120,6 +124,7 @@ def log_axis(axes: Axes, values: ArrayLike) -> None:
     ticks = log_ticks(values)
     if ticks:
         axes.set_xticks(ticks, [tick_label(tick) for tick in ticks])
+        # matplotlib would label these, too.
         axes.set_xticks([], minor=True)
 
 
@@ -141,6 +146,7 @@ def log_ticks(values: ArrayLike) -> list[float]:
     last = float(distinct[-1])
     if first == last:
         return [first]
+    # Equal distances on the axis are equal ratios.
     min_gap = math.log(max(last / first, 1.0001)) / MAX_LOG_TICKS
 
     def fits(low: float, high: float) -> bool:
@@ -168,6 +174,7 @@ def axis_limits(*values: Array) -> tuple[float, float]:
 
     low = min(0.0, float(finite.min()))
     high = float(finite.max())
+    # matplotlib warns of an axis of no extent.
     size = max(high - low, 1e-6)
     return low - 0.03 * size, high + 0.06 * size
 
@@ -207,23 +214,15 @@ def evenly_spaced(values: NDArray[Any], count: int) -> NDArray[Any]:
     Args:
         values: (n,).
     """
-    index = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
-    chosen: NDArray[Any] = values[np.unique(index)]
+    positions = np.linspace(0, len(values) - 1, min(count, len(values)))
+    index = np.unique(positions.round().astype(int))
+    chosen: NDArray[Any] = values[index]
     return chosen
 
 
-def three_digits(value: float) -> str:
-    """Three significant digits: 0.600, 14.0, 1.2e+05."""
-    return f"{value:#.3g}".rstrip(".")
-
-
-def size_label(column: str) -> str:
-    """Label of the axis of adapter sizes.
-
-    Args:
-        column: rank, or the count of trainable parameters.
-    """
-    return SIZE_LABELS.get(column, "trainable parameters N")
+def size_label(size: SizeAxis) -> str:
+    """Label of the axis of adapter sizes, with its symbol."""
+    return SIZE_LABELS[size.name]
 
 
 def empty_panel(axes: Axes, reason: str) -> None:

@@ -55,7 +55,9 @@ def surface_figure(view: View) -> Figure | None:
     figure = column_figure(COLUMN, 2.9)
     axes = figure.subplots()
     locator = MaxNLocator(10, steps=[1, 2, 2.5, 5, 10])
-    levels = locator.tick_values(float(gain.min()), float(gain.max()))
+    lowest = float(gain.min())
+    highest = float(gain.max())
+    levels = locator.tick_values(lowest, highest)
     # The dark end of viridis would hide the black lines.
     light_colours = colormaps["viridis"](np.linspace(0.25, 1, 256))
     light_viridis = ListedColormap(light_colours.tolist())
@@ -77,7 +79,7 @@ def surface_figure(view: View) -> Figure | None:
         ticks = log_ticks(points[column])
         labels = [tick_label(tick) for tick in ticks]
         axis.set_ticks(np.log(ticks), labels=labels)
-    axes.set(xlabel="length l, tokens", ylabel=size_label(view.x))
+    axes.set(xlabel="length l, tokens", ylabel=size_label(view.axis))
     lines = "no law fitted" if view.law is None else "lines: the law"
     axes.set_title(f"Colours: measured gain; {lines}")
     bar = figure.colorbar(filled, ax=axes, pad=0.02)

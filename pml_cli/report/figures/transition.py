@@ -44,8 +44,11 @@ if TYPE_CHECKING:
 
     from pml_cli.stats import Array, Mask
 
-MAX_LINES = 9  # ranks of one panel; more cannot be distinguished
-MAX_LENGTHS = 4  # panels of the survival figure
+# More lines of one panel cannot be distinguished.
+MAX_LINES = 9
+
+# More panels of the survival figure do not fit on half a page of print.
+MAX_LENGTHS = 4
 
 
 @figure("transition", "all panels of a group on one page")
@@ -57,7 +60,8 @@ def page_figure(group: TransitionSummary) -> Figure:
     layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
     page = Figure(figsize=(13, 12.5), layout=layout)
     page.suptitle(group.name, fontsize=13, fontweight="bold")
-    rows: Any = page.subfigures(3, 1, height_ratios=[1.05, 0.95, 1])
+    height_ratios = [1.05, 0.95, 1]
+    rows: Any = page.subfigures(3, 1, height_ratios=height_ratios)
 
     top = rows[0].subplots(1, 3)
     recall_panel(top[0], group)
@@ -76,6 +80,7 @@ def page_figure(group: TransitionSummary) -> Figure:
     position_panel(bottom[1], group)
     relative_position_panel(bottom[2], group)
 
+    # The titles are sentences, too long for the default size.
     for axes in [*top, middle, *bottom]:
         axes.title.set_fontsize(10)
     return page
@@ -102,18 +107,33 @@ def recall_panel(axes: Axes, group: TransitionSummary) -> None:
     _recall_points(axes, table[~is_above], label="p <= 0.5", color=ORANGE, marker="o")
     _recall_points(axes, table[is_above], label="p > 0.5", color=PURPLE, marker="s")
 
+    # Beyond 0 and 100 % there is room for half a marker.
     axes.set(xlim=(0, 1), ylim=(-4, 104))
     axes.set(xlabel="p of the target token", ylabel="decoded (argmax is the target), %")
-    axes.legend(loc="lower right", fontsize=7.5, frameon=False, handlelength=1, handletextpad=0.3)
+    axes.legend(
+        loc="lower right",
+        fontsize=7.5,
+        frameon=False,
+        handlelength=1,
+        handletextpad=0.3,
+    )
     axes.set_title(_violations_title(int(group.cells["violations"].sum())))
 
 
-def _recall_points(axes: Axes, table: pd.DataFrame, label: str, color: str, marker: str) -> None:
+def _recall_points(
+    axes: Axes,
+    table: pd.DataFrame,
+    label: str,
+    color: str,
+    marker: str,
+) -> None:
+    """The share of tokens decoded correctly in some bins of p, with 95 % intervals."""
     middle = (table["low_p"] + table["high_p"]).to_numpy(float) / 2
     share = 100 * table["share"].to_numpy(float)
     below = share - 100 * table["low"].to_numpy(float)
     above = 100 * table["high"].to_numpy(float) - share
     tokens = int(table["tokens"].sum())
+
     axes.errorbar(
         middle,
         share,
@@ -154,10 +174,17 @@ def loss_panel(axes: Axes, group: TransitionSummary) -> None:
     accuracy = 100 * numbers["token_accuracy"].to_numpy()
     verbatim = (numbers["exact_match"] == 1).to_numpy()
 
+    # A token with this loss has p = 0.5.
     axes.axvline(LN2, color="black", lw=1, ls="--")
     rasterized = len(loss) > MANY_POINTS
 
-    def plot(chosen: Mask, label: str, color: str, marker: str, fill: str) -> None:
+    def plot(
+        chosen: Mask,
+        label: str,
+        color: str,
+        marker: str,
+        fill: str,
+    ) -> None:
         axes.plot(
             loss[chosen],
             accuracy[chosen],
@@ -172,10 +199,10 @@ def loss_panel(axes: Axes, group: TransitionSummary) -> None:
         )
 
     plot(~verbatim, "with a wrong token", color=ORANGE, marker="o", fill="none")
-    plot(verbatim, "recalled whole", color=PURPLE, marker="s", fill=PURPLE)
+    plot(verbatim, "recalled verbatim", color=PURPLE, marker="s", fill=PURPLE)
 
     axes.text(LN2, 50, " ln 2", ha="left", va="center", fontsize=8)
-    axes.set(xlabel="final mean loss, nats per token", ylabel="tokens decoded rightly, %")
+    axes.set(xlabel="final mean loss, nats per token", ylabel="token accuracy, %")
     axes.set(ylim=(-4, 104), xlim=(0, None))
     axes.legend(loc="lower left", fontsize=8, framealpha=0.95, edgecolor="none")
 
@@ -199,7 +226,8 @@ def survival_figure(group: TransitionSummary) -> Figure:
     columns = min(2, len(lengths))
 
     page = column_figure(PAGE if columns > 1 else COLUMN, 2.6 * rows)
-    panels = np.asarray(page.subplots(rows, columns, squeeze=False)).ravel().tolist()
+    grid = page.subplots(rows, columns, squeeze=False)
+    panels = grid.ravel().tolist()
     for axes, length in zip(panels, lengths, strict=False):
         survival_panel(axes, group.crossings[group.crossings["target_tokens"] == length])
         axes.set_title(f"{length} tokens")
@@ -216,9 +244,10 @@ def survival_panel(axes: Axes, crossings: pd.DataFrame) -> None:
     Args:
         crossings: see `survival`, with rank.
     """
-    ranks = evenly_spaced(np.unique(crossings["rank"].to_numpy()), MAX_LINES).tolist()
+    all_ranks = np.unique(crossings["rank"].to_numpy())
+    ranks = evenly_spaced(all_ranks, MAX_LINES).tolist()
     colours = sequential_colours(len(ranks))
-    for k, (rank, colour) in enumerate(zip(ranks, colours, strict=True)):
+    for k, rank in enumerate(ranks):
         curve = survival(crossings[crossings["rank"] == rank])
         step, stubborn = _curve_points(curve)
         # Markers of different lines at different steps, so that lines that coincide can be seen.
@@ -227,7 +256,7 @@ def survival_panel(axes: Axes, crossings: pd.DataFrame) -> None:
             step,
             stubborn,
             where="post",
-            color=colour,
+            color=colours[k],
             lw=1.4,
             marker=MARKERS[k % len(MARKERS)],
             ms=3.5,
@@ -238,6 +267,7 @@ def survival_panel(axes: Axes, crossings: pd.DataFrame) -> None:
     axes.set(xlabel="training step (as logged)", ylabel="not above p = 0.5 for good, %")
     axes.set(ylim=(-3, 103))
     axes.set_xlim(left=0)
+    # Beside the panel: the curves may pass anywhere inside.
     axes.legend(
         title="rank",
         fontsize=7,
@@ -250,6 +280,6 @@ def survival_panel(axes: Axes, crossings: pd.DataFrame) -> None:
 
 def _curve_points(curve: pd.DataFrame) -> tuple[Array, Array]:
     """Step and per cent stubborn, from step 0, where all tokens are stubborn."""
-    step = np.concatenate([[0.0], curve["step"].to_numpy(float)])
-    stubborn = np.concatenate([[1.0], curve["stubborn"].to_numpy(float)])
-    return step, 100 * stubborn
+    step = curve["step"].to_numpy(float)
+    stubborn = 100 * curve["stubborn"].to_numpy(float)
+    return np.insert(step, 0, 0.0), np.insert(stubborn, 0, 100.0)

@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_RANKS = 9  # in the legend
-MAX_BARS = 260  # of the histogram of positions
-TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+# More ranks do not fit beside the panel.
+MAX_RANKS = 9
+
+# More bars of a histogram would be thinner than a pixel.
+MAX_BARS = 260
+TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 
 
 @figure("transition-failures", "first failure and earliest stubborn token of each sequence")
@@ -55,13 +58,21 @@ def agreement_panel(axes: Axes, group: TransitionSummary) -> None:
         empty_panel(axes, "no sequence has a stubborn token and a failure")
         return
 
-    axes.axline((0, 0), slope=1, color=GREY, lw=1, ls="--", zorder=1)
+    axes.axline(
+        (0, 0),
+        slope=1,
+        color=GREY,
+        lw=1,
+        ls="--",
+        zorder=1,
+    )
     _scatter(axes, sequences)
 
     # Positions count from 1 here, for the logarithmic axes.
     last = sequences[["earliest_stubborn", "first_failure"]].max().max() + 1
     end = 1.25 * float(last)
-    axes.set(xscale="log", yscale="log", xlim=(0.8, end), ylim=(0.8, end))
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlim=(0.8, end), ylim=(0.8, end))
     ticks = [tick for tick in TICKS if tick <= end]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, labels=[tick_label(tick) for tick in ticks])
@@ -76,8 +87,10 @@ def _scatter(axes: Axes, sequences: pd.DataFrame) -> None:
     columns = ["rank", "earliest_stubborn", "first_failure"]
     points = sequences.groupby(columns, as_index=False).size()
     ranks = np.unique(points["rank"].to_numpy())
-    colours = dict(zip(ranks.tolist(), sequential_colours(len(ranks)), strict=True))
+    colour_list = sequential_colours(len(ranks))
+    colours = dict(zip(ranks.tolist(), colour_list, strict=True))
 
+    # The area of a point grows with the logarithm of its number of runs.
     axes.scatter(
         points["earliest_stubborn"] + 1,
         points["first_failure"] + 1,
@@ -90,7 +103,17 @@ def _scatter(axes: Axes, sequences: pd.DataFrame) -> None:
         rasterized=len(points) > MANY_POINTS,
     )
     for rank in evenly_spaced(ranks, MAX_RANKS).tolist():
-        axes.plot([], [], "o", color=colours[rank], mec="black", mew=0.4, ms=5, label=f"{rank:g}")
+        # No points: for the legend alone.
+        axes.plot(
+            [],
+            [],
+            "o",
+            color=colours[rank],
+            mec="black",
+            mew=0.4,
+            ms=5,
+            label=f"{rank:g}",
+        )
     axes.legend(
         title="rank",
         fontsize=7,
@@ -119,11 +142,11 @@ def _agreement_title(group: TransitionSummary) -> str:
 def concentration_figure(group: TransitionSummary) -> Figure:
     """First failures of one text by position, and of all texts by relative position."""
     page = column_figure(PAGE, 2.6)
-    left, right = page.subplots(1, 2)
-    position_panel(left, group)
-    relative_position_panel(right, group)
-    style_for_column(left)
-    style_for_column(right)
+    position_axes, relative_axes = page.subplots(1, 2)
+    position_panel(position_axes, group)
+    relative_position_panel(relative_axes, group)
+    style_for_column(position_axes)
+    style_for_column(relative_axes)
     return page
 
 
@@ -134,17 +157,20 @@ def position_panel(axes: Axes, group: TransitionSummary) -> None:
         empty_panel(axes, "too few first failures of one text")
         return
 
+    # The one with the most failures.
     text = texts.head(1).to_dict("records")[0]
     positions = _first_failures(group.sequences, text)
-    width = max(1, math.ceil((positions.max() + 1) / MAX_BARS))
+    tokens = positions.max() + 1
+    width = max(1, math.ceil(tokens / MAX_BARS))
     counts = np.bincount(positions // width)
-    most_common = text["position"] // width
-    colours = [ORANGE if bar == most_common else GREY for bar in range(len(counts))]
-    centres = np.arange(len(counts)) * width + (width - 1) / 2
-    axes.bar(centres, counts, 0.85 * width, color=colours)
+    first_token = np.arange(len(counts)) * width
+    centres = first_token + (width - 1) / 2
+    bars = axes.bar(centres, counts, 0.85 * width, color=GREY)
+    bars[text["position"] // width].set_facecolor(ORANGE)
 
-    bars = f" (bars of {width})" if width > 1 else ""
-    axes.set(xlabel=f"position of the first failure, tokens{bars}", ylabel="runs")
+    bar_width = f" (bars of {width})" if width > 1 else ""
+    axes.set_xlabel(f"position of the first failure, tokens{bar_width}")
+    axes.set_ylabel("runs")
     several_samples = group.sequences["sample"].nunique() > 1
     sample = f", sample {text['sample']}" if several_samples else ""
     axes.set_title(
@@ -157,6 +183,7 @@ def position_panel(axes: Axes, group: TransitionSummary) -> None:
 def _first_failures(sequences: pd.DataFrame, text: dict[Any, Any]) -> Any:
     """Positions of the first failures of one text and sample, (N,) of int."""
     failed = sequences.dropna(subset=["first_failure"])
+    # Data without seeds is a single text.
     no_seed = failed["data_seed"].isna()
     of_text = no_seed | (failed["data_seed"] == text["data_seed"])
     of_sample = failed["sample"] == text["sample"]
@@ -170,9 +197,13 @@ def relative_position_panel(axes: Axes, group: TransitionSummary) -> None:
         empty_panel(axes, "no first failure: everything is recalled")
         return
 
-    relative = 100 * failed["first_failure"].to_numpy(float) / failed["length"].to_numpy(float)
+    position = failed["first_failure"].to_numpy(float)
+    relative = 100 * position / failed["length"].to_numpy(float)
+    # Twenty bars of 5 %, drawn at their middle.
     counts, edges = np.histogram(relative, bins=20, range=(0, 100))
-    axes.bar(edges[:-1] + 2.5, 100 * counts / len(relative), 4.3, color=GREY)
+    centres = edges[:-1] + 2.5
+    shares = 100 * counts / len(relative)
+    axes.bar(centres, shares, 4.3, color=GREY)
     axes.set(xlabel="first failure, % of the length", ylabel="% of the failing sequences")
     axes.set(xlim=(0, 100))
 

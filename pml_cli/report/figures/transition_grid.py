@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from pml_cli.stats import Array
 
-MAX_COLUMNS = 1000  # more cannot be seen
+# More columns would be thinner than a pixel.
+MAX_COLUMNS = 1000
 MAX_RANK_TICKS = 16
 
 # Colours at both ends of p <= 0.5 and of p > 0.5.
@@ -39,8 +40,8 @@ def grid_figure(group: TransitionSummary) -> Figure | None:
 
     grids = sorted(group.grids, key=lambda grid: grid.length)
     page = column_figure(PAGE, 2.1 * len(grids) + 0.2)
-    panels = page.subplots(len(grids), 1, squeeze=False).ravel()
-    for axes, grid in zip(panels, grids, strict=True):
+    panels = page.subplots(len(grids), 1, squeeze=False)
+    for axes, grid in zip(panels.ravel(), grids, strict=True):
         grid_panel(axes, grid, font_size=6.5)
         style_for_column(axes)
     return page
@@ -72,9 +73,11 @@ def grid_panel(axes: Axes, grid: StubbornGrid, font_size: float = 9) -> None:
     marked = single and _mark_first_failures(axes, grid, merged, 0.75 * font_size)
     axes.set_title(_title(grid, marked))
 
+    # Axes that are not drawn have no figure; these do.
     canvas = axes.get_figure()
     assert canvas is not None
-    bar = canvas.colorbar(image, ax=axes, pad=0.01, ticks=[0, 0.25, 0.5, 0.75, 1])
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    bar = canvas.colorbar(image, ax=axes, pad=0.01, ticks=ticks)
     bar.set_label(f"final p (least of {merged})" if merged > 1 else "final p", fontsize=font_size)
     bar.ax.tick_params(labelsize=font_size)
 
@@ -87,17 +90,21 @@ def _merge_columns(p_RS: Array) -> tuple[Array, int]:
     """
     merged = math.ceil(p_RS.shape[1] / MAX_COLUMNS)
     padding = -p_RS.shape[1] % merged
+    # The last column may hold fewer tokens: the last one is repeated.
     padded = np.pad(p_RS, ((0, 0), (0, padding)), mode="edge")
-    return padded.reshape(len(p_RS), -1, merged).min(axis=2), merged
+    neighbours = padded.reshape(len(p_RS), -1, merged)
+    return neighbours.min(axis=2), merged
 
 
 def _label_ranks(axes: Axes, ranks: Array) -> None:
     every = math.ceil(len(ranks) / MAX_RANK_TICKS)
-    axes.set_yticks(range(0, len(ranks), every), [f"{rank:g}" for rank in ranks[::every]])
+    labels = [f"{rank:g}" for rank in ranks[::every]]
+    axes.set_yticks(range(0, len(ranks), every), labels)
     axes.set_ylabel("rank of the adapter")
 
     # Minor ticks carry the lines between ranks.
-    axes.set_yticks(np.arange(len(ranks) - 1) + 0.5, minor=True)
+    borders = np.arange(len(ranks) - 1) + 0.5
+    axes.set_yticks(borders, minor=True)
     axes.grid(which="minor", axis="y", color="0.5", lw=0.5)
     axes.tick_params(which="minor", length=0)
 
@@ -110,7 +117,12 @@ def _label_positions(axes: Axes, columns: int, merged: int) -> None:
     axes.set_xlim(-0.5, columns - 0.5)
 
 
-def _mark_first_failures(axes: Axes, grid: StubbornGrid, merged: int, size: float) -> bool:
+def _mark_first_failures(
+    axes: Axes,
+    grid: StubbornGrid,
+    merged: int,
+    size: float,
+) -> bool:
     """Triangles at the first failure of each rank; returns whether there is one.
 
     Args:
@@ -119,6 +131,7 @@ def _mark_first_failures(axes: Axes, grid: StubbornGrid, merged: int, size: floa
     wrong_RS = ~grid.correct_RS
     rows = np.flatnonzero(wrong_RS.any(axis=1))
     first = wrong_RS.argmax(axis=1)[rows]
+
     (marks,) = axes.plot(
         first / merged,
         rows,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pml_cli.config.schema import Request
+from pml_cli.config.schema import Launch, Request
 from pml_cli.data.cell import CellPlan
 from pml_cli.format import MISSING, bytes_text, counted, duration_text, flops_text
 from pml_cli.launch import cost_model
-from pml_cli.launch.devices import expectation, expected_seconds
-from pml_cli.launch.packing import Pack
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.throughput import expected_seconds, makespan
 from pml_cli.report.tables.layout import plain_table
 
 # Packs in the table
@@ -40,8 +40,8 @@ def show(
     if not packs:
         return
 
-    flops = [cost_model.flops(pack) for pack in packs]
-    memory = [cost_model.memory(pack) for pack in packs]
+    flops = [cost_model.training_flops(pack) for pack in packs]
+    memory = [cost_model.peak_memory(pack) for pack in packs]
     seconds = expected_seconds(request.launch, packs)
     console.print(_pack_table(packs, flops, memory, seconds))
 
@@ -59,11 +59,32 @@ def show(
         "tokens: of one step, padding included. work: of the whole training",
         f"in all: {tokens:,} tokens, {flops_text(sum(flops))}",
         f"memory of a device: up to about {bytes_text(max(memory))} (tensors of the largest pack)",
-        expectation(request.launch, packs, seconds),
+        time_line(request.launch, packs, seconds),
         f"results go to {request.out}",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def time_line(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | None]) -> str:
+    """The time that a sweep will take.
+
+    Args:
+        launch: where it will run.
+        packs: to be trained.
+        seconds: that each is expected to take; None: unknown.
+    """
+    durations = [duration for duration in seconds if duration is not None]
+    # A sum of some packs would promise too little.
+    if len(durations) < len(packs):
+        return "time: not known; it is measured while packs are trained on such a device"
+
+    workers = launch.visible_devices([cell.run for cell in packs[0].cells])
+    devices = min(len(workers), len(packs))
+    duration = duration_text(makespan(durations, devices))
+    on_devices = f" on {devices} devices" if devices > 1 else ""
+    measured = "by packs trained here before, without start and queue"
+    return f"time: about {duration}{on_devices}, {measured}"
 
 
 def _pack_table(
@@ -81,6 +102,7 @@ def _pack_table(
         seconds: of each pack; None where it is not known.
     """
     settings = [_settings(pack) for pack in packs]
+    # What all packs share needs no column: 80 characters are few.
     varying = []
     for name in settings[0]:
         if len({values[name] for values in settings}) > 1:

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pml_cli.analysis.deployment import SETUP
-from pml_cli.evaluation.conditions import BY_NAME, HALF, NOT_MERGEABLE, TRAINED
+from pml_cli.evaluation.conditions import BF16, BY_NAME, NOT_MERGEABLE, TRAINED
 from pml_cli.format import MISSING, counted, number
 from pml_cli.report.figures.methods import sft_first
 from pml_cli.report.tables.layout import plain_table
@@ -73,19 +73,23 @@ def _setup_title(setup: dict[str, Any]) -> str:
     return f"{setup['model']}, {setup['data']}, {setup['adapter']}: {', '.join(settings)}"
 
 
-def _setup_tables(means: pd.DataFrame, comparison: pd.DataFrame) -> Iterator[RenderableType]:
+def _setup_tables(
+    means: pd.DataFrame,
+    comparison: pd.DataFrame,
+) -> Iterator[RenderableType]:
     """The tables of one setup."""
     methods = sft_first(means["method"])
+    # The rows of all ranks together have no rank.
     all_ranks = _by_condition(means[means["rank"].isna()])
     differences = _accuracy_differences(means, comparison)
 
     for start in range(0, len(methods), MAX_METHODS):
         shown_methods = methods[start : start + MAX_METHODS]
         yield _condition_table(
-            "tokens right, %: mean and 95 % interval", shown_methods, all_ranks, _accuracy
+            "token accuracy, %: mean and 95 % interval", shown_methods, all_ranks, _accuracy
         )
         yield _condition_table(
-            "of the runs recalled whole as trained, those that still are",
+            "of the runs recalled verbatim as trained, those that still are",
             shown_methods,
             all_ranks,
             _still_whole,
@@ -99,7 +103,7 @@ def _setup_tables(means: pd.DataFrame, comparison: pd.DataFrame) -> Iterator[Ren
         compared = [method for method in shown_methods if (TRAINED, method) in differences]
         if compared:
             yield _condition_table(
-                "tokens right, percentage points above sft: paired, 95 % interval",
+                "token accuracy, percentage points above sft: paired, 95 % interval",
                 compared,
                 differences,
                 lambda row: _difference(row, scale=100, spec="+.1f"),
@@ -111,7 +115,10 @@ def _setup_tables(means: pd.DataFrame, comparison: pd.DataFrame) -> Iterator[Ren
 
 
 def _by_condition(rows: pd.DataFrame) -> ByCondition:
-    return {(row["condition"], row["method"]): row for row in rows.to_dict("records")}
+    by_condition = {}
+    for row in rows.to_dict("records"):
+        by_condition[row["condition"], row["method"]] = row
+    return by_condition
 
 
 def _accuracy_differences(means: pd.DataFrame, comparison: pd.DataFrame) -> ByCondition:
@@ -126,14 +133,19 @@ def _accuracy_differences(means: pd.DataFrame, comparison: pd.DataFrame) -> ByCo
 
 
 def _condition_table(
-    title: str, methods: Sequence[str], rows: ByCondition, cell: Callable[[Row], str]
+    title: str,
+    methods: Sequence[str],
+    rows: ByCondition,
+    cell: Callable[[Row], str],
 ) -> RenderableType:
     """A row for each condition, a column for each method.
 
     Args:
         cell: text of a row of `rows`.
     """
-    table = plain_table("", *map(heading, methods), text=[""], folded=[])
+    headings = [heading(method) for method in methods]
+    table = plain_table("", *headings, text=[""], folded=[])
+
     for condition in BY_NAME:
         in_condition = [rows.get((condition, method)) for method in methods]
         if any(row is not None for row in in_condition):
@@ -144,6 +156,7 @@ def _condition_table(
 
 def heading(method: str) -> str:
     """The label of a loss in two lines: its kind, and its settings."""
+    # The prefix that all of them share would cost a column's width.
     kind, _, settings = method.removeprefix("memft_").partition("(")
     return f"{kind}\n{settings.replace(')', '')}" if settings else kind
 
@@ -173,22 +186,28 @@ def _difference(row: Row, scale: float, spec: str) -> str:
     return _with_half_width(scale * row["difference"], scale * half_width, spec)
 
 
-def _rank_tables(means: pd.DataFrame, methods: Sequence[str]) -> Iterator[RenderableType]:
-    """Share of samples recalled whole, by rank and method, a column for each condition."""
+def _rank_tables(
+    means: pd.DataFrame,
+    methods: Sequence[str],
+) -> Iterator[RenderableType]:
+    """Share of samples recalled verbatim, by rank and method, a column for each condition."""
     occurring = set(means["condition"])
     names = [name for name in BY_NAME if name in occurring]
     for start in range(0, len(names), MAX_CONDITIONS):
         conditions = names[start : start + MAX_CONDITIONS]
         headings = [HEADINGS.get(name, name) for name in conditions]
-        table = plain_table("rank", "loss", "n", *headings, text=["rank", "loss"], folded=[])
+        columns = ["rank", "loss", "n", *headings]
+        table = plain_table(*columns, text=["rank", "loss"], folded=[])
+
         for rank, method, cells in _by_rank(means, methods):
             exact_match = cells.set_index("condition")["exact_match"]
             shares = [
                 number(100 * exact_match[name], ".0f") if name in exact_match else MISSING
                 for name in conditions
             ]
-            table.add_row(str(rank), _one_line(method), str(cells["runs"].max()), *shares)
-        title = "recalled whole, %, by rank (A: adapter, W: base weights, m.: merged)"
+            runs = str(cells["runs"].max())
+            table.add_row(str(rank), _one_line(method), runs, *shares)
+        title = "recalled verbatim, %, by rank (A: adapter, W: base weights, m.: merged)"
         yield _titled(title, table)
 
 
@@ -196,8 +215,9 @@ def _by_rank(
     means: pd.DataFrame, methods: Sequence[str]
 ) -> Iterator[tuple[int, str, pd.DataFrame]]:
     """Rank, method and rows of each, without the rows of all ranks together."""
-    by_rank: dict[Any, pd.DataFrame] = dict(list(means[means["rank"].notna()].groupby("rank")))
-    for rank, of_rank in by_rank.items():
+    with_rank = means[means["rank"].notna()]
+    for rank in sorted(with_rank["rank"].unique()):
+        of_rank = with_rank[with_rank["rank"] == rank]
         for method in methods:
             cells = of_rank[of_rank["method"] == method]
             if len(cells):
@@ -208,30 +228,31 @@ def _forgetting_table(
     trained: pd.DataFrame, methods: Sequence[str], comparison: pd.DataFrame
 ) -> RenderableType:
     """Rise of the loss and KL to the base model on both texts, by rank and over all ranks."""
-    if trained["text_kl"].isna().all() and trained["random_kl"].isna().all():
+    if trained[["text_kl", "random_kl"]].isna().all(axis=None):
         return Text("no forgetting measured: tokens=0, or a model without tokenizer")
 
-    rows = [
-        (str(rank), method, cells.iloc[0]) for rank, method, cells in _by_rank(trained, methods)
-    ]
+    rows = []
+    for rank, method, cells in _by_rank(trained, methods):
+        rows.append((str(rank), method, cells.iloc[0]))
     if trained["rank"].nunique() > 1:
         all_ranks = trained[trained["rank"].isna()]
-        rows += [
-            ("all", method, all_ranks[all_ranks["method"] == method].iloc[0]) for method in methods
-        ]
+        for method in methods:
+            of_method = all_ranks[all_ranks["method"] == method]
+            rows.append(("all", method, of_method.iloc[0]))
 
     differences = _kl_differences(comparison)
     columns = ["rank", "loss", "adds", "KL text", "KL random", "KL text over sft"]
     table = plain_table(*columns, text=["rank", "loss"], folded=[])
-    for rank, method, row in rows:
+    for rank_text, method, row in rows:
         values = [
             _with_half_width(row[name], row[f"{name}_half"], spec=".2f")
             for name in ("text_rise", "text_kl", "random_kl")
         ]
         difference = MISSING
-        if (rank, method) in differences:
-            difference = _difference(differences[rank, method], scale=1, spec="+.2f")
-        table.add_row(rank, _one_line(method), *values, difference)
+        if (rank_text, method) in differences:
+            kl_difference = differences[rank_text, method]
+            difference = _difference(kl_difference, scale=1, spec="+.2f")
+        table.add_row(rank_text, _one_line(method), *values, difference)
 
     base = trained["text_base_loss"].mean()
     return _titled(
@@ -240,7 +261,9 @@ def _forgetting_table(
     )
 
 
-def _kl_differences(comparison: pd.DataFrame) -> dict[tuple[str, str], Row]:
+def _kl_differences(
+    comparison: pd.DataFrame,
+) -> dict[tuple[str, str], Row]:
     """Differences in KL on the text from sft, by rank (or all) and method."""
     if comparison.empty:
         return {}
@@ -255,11 +278,13 @@ def _kl_differences(comparison: pd.DataFrame) -> dict[tuple[str, str], Row]:
 def _violation_line(measured: pd.DataFrame) -> str:
     """Whether p > 0.5 sufficed as trained and in bfloat16."""
     trained = measured[measured["condition"] == TRAINED]
-    bf16 = measured[measured["condition"] == HALF]
-    above = round(float((trained["share_above_threshold"] * trained["target_tokens"]).sum()))
+    bf16 = measured[measured["condition"] == BF16]
+    above_by_run = trained["share_above_threshold"] * trained["target_tokens"]
+    above = round(float(above_by_run.sum()))
     wrong = int(trained["violations"].sum())
     lost = int(bf16["lost_above"].sum())
     wrong_in_bf16 = int(bf16["violations"].sum())
+
     return (
         f"{counted(above, 'token')} had p > 0.5 as trained: {wrong} of them decoded wrongly then, "
         f"{lost} in bfloat16; tokens with p > 0.5 in bfloat16 decoded wrongly: {wrong_in_bf16} "

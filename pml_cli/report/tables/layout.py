@@ -1,4 +1,4 @@
-"""How every table of pml is laid out: without frames, so that a pipe or a message gets aligned text."""
+"""How every table is laid out: without frames, so that a pipe gets plain aligned text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def plain_table(
     Args:
         columns: headings, from left to right; none for a table that gets its columns later.
         text: headings of the left-aligned columns.
-        folded: headings of the columns whose cells may take several lines; by default those of text.
+        folded: headings of the columns whose cells may take several lines; by default those of
+            text.
         gap: blanks between columns.
     """
     table = Table(
@@ -35,6 +36,7 @@ def plain_table(
             column,
             justify="left" if column in text else "right",
             no_wrap=column not in may_fold,
+            # The default cuts what does not fit and ends it with a sign that is not ASCII.
             overflow="fold",
         )
     return table

@@ -24,12 +24,12 @@ TERMS = {
 }
 UNEQUAL_TERMS = "UNEQUAL BUDGET: steps or tokens differ, see the column budget"
 COMPARISON_NOTE = (
-    "n pairs; tokens right under sft and under the loss, and the difference with its 95 % interval "
-    "(paired t over texts and seeds), p of a sign-flip permutation test; exact: recalled whole, "
-    "under sft and under the loss; - for one pair\n"
+    "n pairs; token accuracy under sft and under the loss, and the difference with its 95 % "
+    "interval (paired t over texts and seeds), p of a sign-flip permutation test; exact: texts "
+    "recalled verbatim, under sft and under the loss; - for one pair\n"
 )
 RANKS_NOTE = (
-    "rank: at which half of the texts are recalled whole (interpolated between the ranks tried; "
+    "rank: at which half of the texts are recalled verbatim (interpolated between the ranks tried; "
     "95 % t interval of the log over n texts, none where all are equal), and its ratio to the rank "
     "under sft and memft_ot, text by text; outside: texts whose rank lies below or above all ranks "
     "tried, which count with that bound; lr: for each text the rate that is best on the other "
@@ -50,6 +50,7 @@ def comparison_report(comparison: pd.DataFrame) -> Iterator[RenderableType]:
 
 def comparison_table(comparison: pd.DataFrame) -> Table:
     """Token accuracy and exact match of each rank and length, and of all ranks together."""
+    # Columns that would say the same in every row are left out, to stay within 80 columns.
     differing = _differing(comparison)
     several_rates = comparison["lr"].nunique() > 1
     show_rates = several_rates or (comparison["lr"] != comparison["lr_sft"]).any()
@@ -63,6 +64,7 @@ def comparison_table(comparison: pd.DataFrame) -> Table:
     table = plain_table(*columns, text=[*differing, "loss"])
 
     keys = [*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"]
+    # The rank of a row of all ranks together is missing, and must not be dropped.
     for _, cell in comparison.groupby(keys, dropna=False):
         common = cell.iloc[0]
         row = [str(common[name]) for name in differing]
@@ -88,10 +90,12 @@ def _comparison_cells(cell: pd.DataFrame) -> list[str]:
         cell: the measures of one rank, length and method.
     """
     common = cell.iloc[0]
-    by_measure: dict[Any, Any] = {row["measure"]: row for row in cell.to_dict("records")}
+    rows = cell.to_dict("records")
+    by_measure: dict[Any, Any] = {row["measure"]: row for row in rows}
     accuracy = by_measure["token_accuracy"]
     exact = by_measure["exact_match"]
     half_width = 100 * (accuracy["high"] - accuracy["low"]) / 2
+
     return [
         _or_all(common["rank"]),
         str(common["seqlen"]),
@@ -117,8 +121,10 @@ def ranks_report(ranks: pd.DataFrame) -> Iterator[RenderableType]:
         ranks: from `rank_thresholds.rank_table`.
     """
     differing = _differing(ranks)
+
     for _, group in ranks.groupby(SOURCE):
-        title = ", ".join(str(group[name].iloc[0]) for name in differing)
+        first = group.iloc[0]
+        title = ", ".join(str(first[name]) for name in differing)
         table = ranks_table(group)
         yield Group(Text(title), table) if title else table
     yield Text(RANKS_NOTE)
@@ -137,7 +143,13 @@ def ranks_table(ranks: pd.DataFrame) -> Table:
     # The name of a curriculum is long.
     has_curriculum = ranks["method"].str.contains(" ").any()
     folded = ["outside", "loss"] if has_curriculum else ["outside"]
-    table = plain_table(*columns, *optional, text=["loss", "outside"], folded=folded, gap=1)
+    table = plain_table(
+        *columns,
+        *optional,
+        text=["loss", "outside"],
+        folded=folded,
+        gap=1,
+    )
 
     for row in ranks.to_dict("records"):
         ratios = []

@@ -71,6 +71,7 @@ def _table(law: FittedLaw, answer: dict[str, Any]) -> Table:
                 _band(interval, quantity, missing),
                 outside,
             )
+            # What was asked stands on the first line of a row alone.
             cells = [""] * len(asked_columns)
             outside = ""
     return table
@@ -93,7 +94,7 @@ def _quantity_name(quantity: str, answer: dict[str, Any]) -> str:
 
 
 def _missing_value(quantity: str, target: str) -> str:
-    """What an infinite answer means: a longest text without end, or a target that is not reached."""
+    """What an infinite answer means: no text is too long, or the target is not reached."""
     if quantity == "length" and target != "bits":
         return ANY_LENGTH
     return UNREACHABLE
@@ -135,6 +136,7 @@ def _value_text(value: float | None, quantity: str, missing: str = UNREACHABLE) 
 
 
 def _probability_text(probability: float) -> str:
+    # No prediction is certain: neither 0 nor 100.
     if probability < 0.01:
         return "under 1 %"
     if probability > 0.99:

@@ -38,6 +38,7 @@ def _verdict(result: dict[str, Any]) -> str:
     if exact_match == 1:
         return "Remembered: every token, in order."
 
+    # Over several samples there is no one position of the first failure.
     if samples > 1:
         if exact_match == 0:
             return f"Not one of {samples:,} samples is remembered exactly."
@@ -115,4 +116,5 @@ def _work(result: dict[str, Any]) -> str:
 
 
 def _has(result: dict[str, Any], key: str) -> bool:
+    # result.json has null, a table of runs nan.
     return result.get(key) is not None and not pd.isna(result[key])

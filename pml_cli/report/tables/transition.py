@@ -105,6 +105,8 @@ def _violation_table(violations: list[dict[str, Any]]) -> RenderableType:
         "run",
         text=["run"],
     )
+
+    # So many digits tell p from 0.5, and a margin from a tie.
     for row in violations[:MAX_VIOLATIONS]:
         table.add_row(
             str(row["step"]),
@@ -117,6 +119,7 @@ def _violation_table(violations: list[dict[str, Any]]) -> RenderableType:
             str(row["argmax_id"]),
             str(row["id"]),
         )
+
     not_shown = len(violations) - MAX_VIOLATIONS
     if not_shown <= 0:
         return table
@@ -128,6 +131,7 @@ def group_report(group: TransitionSummary) -> RenderableType:
     runs = counted(len(group.cells), "run")
     logged = group.cells["logged"].sum()
     clusters = group.cells["cluster"].nunique()
+
     return Group(
         Text(group.name, style="bold"),
         Text(f"{runs}, {logged:,} logged tokens, {counted(clusters, 'cluster')} (text and length)"),
@@ -153,11 +157,15 @@ def _recall_table(group: TransitionSummary) -> RenderableType:
                 bounds, f"{recall.trials:,}", percent(recall.value), _interval_text(recall)
             )
 
+    # Where every token above 0.5 was decoded, each of its bins would say 100 %.
     all_decoded = group.recall_above.successes == group.recall_above.trials
     bins = group.recall_by_p.head(FIRST_BIN_ABOVE) if all_decoded else group.recall_by_p
     for row in bins.to_dict("records"):
         recall = Proportion(
-            successes=row["right"], trials=row["tokens"], low=row["low"], high=row["high"]
+            successes=row["right"],
+            trials=row["tokens"],
+            low=row["low"],
+            high=row["high"],
         )
         add_row(row["low_p"], row["high_p"], recall)
     if all_decoded:
@@ -179,7 +187,7 @@ def failure_lines(group: TransitionSummary) -> list[str]:
 def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
     both = agreement.both.n
     lines = [
-        f"Of {counted(sequences, 'sequence')}, {agreement.neither} without a stubborn token at the "
+        f"{counted(sequences, 'sequence')}: {agreement.neither} without a stubborn token at the "
         f"end, {agreement.no_failure} with stubborn tokens and no failure, {both} with both.",
         "Earliest stubborn position against first failure: "
         f"{correlation_text(agreement.both)} over the sequences with both (by chance "
@@ -187,6 +195,7 @@ def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
         f"{correlation_text(agreement.censored)} over all, with the length in place of what does "
         "not occur.",
     ]
+
     if both:
         share = 100 * agreement.same / both
         lines.append(
@@ -198,11 +207,12 @@ def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
 
 def _concentration_lines(concentration: FailureConcentration, several_samples: bool) -> list[str]:
     if not concentration.failures:
-        return [f"First failures: no text has {MIN_FAILURES}, too few for a common position."]
+        return [f"First failures: no text has the {MIN_FAILURES} that a common position needs."]
 
     lines = [
-        f"First failures: {100 * concentration.share:.0f} % lie at the most common position of their text "
-        f"(by chance {100 * concentration.chance:.0f} %, p {_p_value(concentration.p)}; wrong tokens anywhere), "
+        f"First failures: {100 * concentration.share:.0f} % lie at the most common position of "
+        f"their text (by chance {100 * concentration.chance:.0f} %, p "
+        f"{_p_value(concentration.p)}; wrong tokens anywhere), "
         f"over {counted(len(concentration.texts), 'text')}."
     ]
     for row in concentration.texts.head(MAX_TEXTS).to_dict("records"):
@@ -217,13 +227,17 @@ def _concentration_lines(concentration: FailureConcentration, several_samples: b
 
 def loss_lines(group: TransitionSummary) -> list[str]:
     """The mean loss against verbatim recall, and the accuracy behind the first failure."""
-    shares = {name: _proportion_text(value) for name, value in group.loss_against_recall.items()}
+    shares = {}
+    for name, proportion in group.loss_against_recall.items():
+        shares[name] = _proportion_text(proportion)
+
     lines = [
         f"Loss against recall: of the cells with a mean loss below ln 2, "
         f"{shares['low_loss_not_verbatim']} are not verbatim; of those above, "
         f"{shares['high_loss_verbatim']} are. Loss and recall disagree in {shares['either']} of "
         f"all cells; {shares['stubborn_verbatim']} of the verbatim ones keep a stubborn token."
     ]
+    # Without free decoding (train.decode=false) there is nothing behind the failure.
     free = group.behind_failure["free"]
     if free.trials:
         forced = _proportion_text(group.behind_failure["forced"])
@@ -248,6 +262,7 @@ def _survival_table(by_rank: pd.DataFrame) -> RenderableType:
             percent(row["lost_share"]),
             f"{row['falls']:,}",
         )
+
     title = Text("How long tokens stay stubborn, all lengths together", style="bold")
     return Group(title, table, Text(SURVIVAL_NOTE, style="dim"))
 
@@ -266,6 +281,7 @@ def correlation_text(correlation: Correlation) -> str:
 
 def correlation_problem(correlation: Correlation) -> str:
     """Why there is no rho or no interval, in words; empty where there are both."""
+    # `analysis` gives a code, so that its results hold no sentences.
     texts = {
         "": "",
         first_failures.TOO_FEW_SEQUENCES: counted(correlation.n, "sequence"),
@@ -276,6 +292,7 @@ def correlation_problem(correlation: Correlation) -> str:
             f"{MIN_CLUSTERS} needed"
         ),
     }
+
     return texts[correlation.problem]
 
 

@@ -17,7 +17,7 @@ from support.workers import (
     DEFAULTS,
     OUT_OF_MEMORY,
     STEPS,
-    Place,
+    Workplace,
     assert_same_runs,
     faulty,
     planned,
@@ -27,7 +27,7 @@ from support.workers import (
 from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
-from pml_cli.launch import worker as module
+from pml_cli.launch import pack_trainer
 from pml_cli.launch.packing import check
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.runs.folder import RunFolder
@@ -37,7 +37,7 @@ from pml_cli.training.checkpoint import Checkpoints
 @pytest.fixture
 def place(tmp_path, tiny_base):
     """place(name): a results folder with a member and a worker that has the base loaded."""
-    return lambda name="runs", **more: Place(tmp_path / name, tiny_base, **more)
+    return lambda name="runs", **more: Workplace(tmp_path / name, tiny_base, **more)
 
 
 def final_nll(out, cell):
@@ -49,7 +49,7 @@ def final_nll(out, cell):
 def undisturbed(tmp_path_factory, tiny_base):
     """The five cells, trained in one go."""
     out = tmp_path_factory.mktemp("undisturbed")
-    with Place(out, tiny_base) as place:
+    with Workplace(out, tiny_base) as place:
         place.train(planned())
     return out
 
@@ -80,7 +80,7 @@ def test_out_of_memory_halves_the_pack_and_changes_no_result(
             (3, 2),
         ]
         assert here.locks() == set()
-        assert here.kept() == []
+        assert here.checkpoints() == []
     for cell in cells:
         assert result(here.out, cell)["pack_size"] <= 2
         np.testing.assert_allclose(
@@ -169,11 +169,11 @@ def test_a_checkpoint_outlives_a_model_that_does_not_load(place, undisturbed, mo
         def refuse(_model):
             raise UserError("model.path=x: the disk is away")
 
-        patched.setattr(module, "load_model", refuse)
-        again.worker._base = None
+        patched.setattr(pack_trainer, "load_model", refuse)
+        again.trainer._base = None
         again.train(cells)
         assert set(again.reported.values()) == {"model.path=x: the disk is away"}
-        assert len(again.kept()) == 1
+        assert len(again.checkpoints()) == 1
     for cell in cells:
         RunFolder(again.out, cell.id).error.unlink()
     with place() as last:
@@ -233,8 +233,8 @@ def test_a_disk_that_fills_up_at_a_checkpoint_leaves_the_one_before_and_it_goes_
             here.train(cells, at(BREAK, lambda: full.enter_context(full_disk(20_000))))
         assert here.events("split") == []
         assert here.reported == {}
-        assert len(here.kept()) == 1
-        assert len(list(here.kept()[0].parent.iterdir())) == 1  # no half of the next one
+        assert len(here.checkpoints()) == 1
+        assert len(list(here.checkpoints()[0].parent.iterdir())) == 1  # no half of the next one
     with place() as again:
         again.train(cells)
         assert [event["step"] for event in again.events("start")] == [BREAK]
@@ -257,14 +257,14 @@ def test_nothing_is_left_behind_by_a_pack_that_fell_apart_after_a_checkpoint(pla
     faulty(monkeypatch, lambda ranks: 2 in ranks, ValueError("no"))
     with place(checkpoint_seconds=0.0) as here:
         here.train(cells)
-        assert here.kept() == []
+        assert here.checkpoints() == []
 
 
 # -- asked to end
 
 
 def stopped_at(here, cells, number=signal.SIGTERM):
-    with here.worker.signals, pytest.raises(Stopped) as caught:
+    with here.trainer.signals, pytest.raises(Stopped) as caught:
         here.train(cells, at(BREAK, send(number)))
     return caught.value
 
@@ -279,11 +279,11 @@ def test_a_signal_ends_the_training_with_a_checkpoint_and_it_goes_on_bit_for_bit
         assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
         assert here.reported == {}
         assert here.locks() == {cell.id for cell in cells}  # whoever claimed them frees them
-        assert len(here.kept()) == 1
+        assert len(here.checkpoints()) == 1
     with place() as again:
         again.train(cells)
         assert [event["step"] for event in again.events("start")] == [BREAK + 1]
-        assert again.kept() == []
+        assert again.checkpoints() == []
     assert_same_runs(again.out, undisturbed, cells)
 
 
@@ -298,10 +298,10 @@ def test_the_seconds_of_a_cell_are_its_share_whoever_goes_on(place, monkeypatch)
             "find",
             lambda *asked: [replace(kept, seconds=500.0) for kept in find(*asked)],
         )
-        with place(signals=Signals()) as again, again.worker.signals, pytest.raises(Stopped):
+        with place(signals=Signals()) as again, again.trainer.signals, pytest.raises(Stopped):
             again.train(cells[:2], at(12, send(signal.SIGTERM)))
         with place() as third:
-            third.train(cells[2:], known={cell.id: cell for cell in cells})
+            third.train(cells[2:], plans={cell.id: cell for cell in cells})
     with place() as last:
         last.train(cells[:1])
         last.train(cells[1:2])
@@ -322,17 +322,17 @@ def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(p
     with place("whole") as whole:
         whole.train(cells)
     assert result(whole.out, cells[0])["stopped_early"]
-    known = {cell.id: cell for cell in cells}
+    plans = {cell.id: cell for cell in cells}
     for step in (8, 12, 16):
-        with place(signals=Signals()) as here, here.worker.signals, pytest.raises(Stopped):
+        with place(signals=Signals()) as here, here.trainer.signals, pytest.raises(Stopped):
             left = [cell for cell in cells if not RunFolder(here.out, cell.id).has_ended()]
-            here.train(left, at(step, send(signal.SIGTERM)), known)
+            here.train(left, at(step, send(signal.SIGTERM)), plans)
     with place() as last:
         last.train(
-            [cell for cell in cells if not RunFolder(last.out, cell.id).has_ended()], known=known
+            [cell for cell in cells if not RunFolder(last.out, cell.id).has_ended()], plans=plans
         )
         assert [event["step"] for event in last.events("start")] == [17]
-        assert last.kept() == []
+        assert last.checkpoints() == []
     assert_same_runs(last.out, whole.out, cells[:3])
     assert RunFolder(last.out, cells[3].id).failure() == RunFolder(whole.out, cells[3].id).failure()
 
@@ -341,7 +341,7 @@ def test_a_wish_to_end_leaves_a_checkpoint(place):
     cells = planned(ranks=(2, 1))
     with place() as here:
         with pytest.raises(Stopped, match="cancelled"):
-            here.train(cells, at(BREAK, lambda: setattr(here.member, "cancelled", True)))
+            here.train(cells, at(BREAK, lambda: setattr(here.lease, "cancelled", True)))
         assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
 
 
@@ -350,18 +350,18 @@ GOING_ON = {"SIGUSR2": (False, signal.SIGUSR2), "SIGTERM on Slurm": (True, signa
 
 @pytest.mark.parametrize("name", GOING_ON)
 def test_signals_that_want_a_checkpoint_and_no_end(place, undisturbed, name):
-    slurm, number = GOING_ON[name]
+    on_slurm, number = GOING_ON[name]
     cells = planned()
-    with place(signals=Signals(slurm=slurm)) as here, here.worker.signals:
+    with place(signals=Signals(on_slurm=on_slurm)) as here, here.trainer.signals:
         here.train(cells, at(BREAK, send(number)))
         assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
-        assert here.kept() == []
+        assert here.checkpoints() == []
     assert_same_runs(here.out, undisturbed, cells)
 
 
 def test_a_preempted_slurm_job_ends_with_a_checkpoint(place):
     cells = planned(ranks=(2, 1))
-    with place(signals=Signals(slurm=True)) as here:
+    with place(signals=Signals(on_slurm=True)) as here:
         assert stopped_at(here, cells, signal.SIGUSR2).signum == signal.SIGUSR2
         assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
 
@@ -370,47 +370,47 @@ def test_checkpoints_come_by_the_clock(place):
     with place(checkpoint_seconds=0.0) as here:
         here.train(planned(ranks=(2, 1)))
         assert [event["step"] for event in here.events("checkpoint")] == list(range(1, STEPS))
-        assert here.kept() == []
+        assert here.checkpoints() == []
 
 
 # -- taken for dead
 
 
-def bury(here):
-    (here.out / ".pml" / "dead" / here.member.name).symlink_to("heir")
+def fence(here):
+    (here.out / ".pml" / "dead" / here.lease.name).symlink_to("successor")
 
 
 def test_who_was_taken_for_dead_writes_no_result(place):
     cells = planned(ranks=(2, 1))
     with place() as here:
-        here.train(cells, at(STEPS, lambda: bury(here)))
+        here.train(cells, at(STEPS, lambda: fence(here)))
         assert here.reported == {}
         assert here.locks() == {cell.id for cell in cells}
     assert not any(RunFolder(here.out, cell.id).path.exists() for cell in cells)
 
 
 def test_who_was_taken_for_dead_stops_and_keeps_no_checkpoint(place):
-    """An heir has gone on: an older state would only be in its way."""
+    """A successor has gone on: an older state would only be in its way."""
     cells = planned(ranks=(2, 1))
     with place(checkpoint_seconds=0.0) as here:
 
         def notice():
-            bury(here)
-            assert not here.member.holds(cells[0].id)
-            for path in here.kept():
+            fence(here)
+            assert not here.lease.holds(cells[0].id)
+            for path in here.checkpoints():
                 path.unlink()
 
         with pytest.raises(Stopped, match="took this one for dead"):
             here.train(cells, at(BREAK, notice))
-        assert here.kept() == []
+        assert here.checkpoints() == []
     assert not any(RunFolder(here.out, cell.id).has_ended() for cell in cells)
 
 
 def test_who_was_taken_for_dead_reports_no_failure(place, monkeypatch):
-    """A machine that was asleep wakes up to a broken device: its heir's cells are no failures."""
+    """A machine that was asleep wakes up to a broken device: its successor's cells are no failures."""
     (cell,) = planned(ranks=(1,))
     faulty(monkeypatch, lambda ranks: True, RuntimeError("CUDA error: unspecified launch failure"))
     with place() as here:
-        here.train([cell], at(BREAK, lambda: bury(here)))
+        here.train([cell], at(BREAK, lambda: fence(here)))
         assert here.reported == {}
     assert not RunFolder(here.out, cell.id).error.exists()

@@ -1,0 +1,129 @@
+"""`pml status` and `pml cancel`: what works on a results folder, and ending it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from pml_cli.errors import UserError
+from pml_cli.launch import slurm
+from pml_cli.launch.lease import cancel_processes
+from pml_cli.launch.status import Snapshot, Watcher
+from pml_cli.report.tables.status import status_json, status_line, status_view
+
+# Seconds between two looks of --watch, on a terminal and into a pipe.
+WATCH_SECONDS = 2.0
+PIPED_WATCH_SECONDS = 10.0
+
+
+def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = False) -> int:
+    """Show what has become of a sweep.
+
+    Args:
+        out: its results folder.
+        console: to print to.
+        as_json: print everything as JSON.
+        watch: redraw until nothing runs or waits any more.
+
+    Returns:
+        exit code: 0, or 1 when a cell has failed.
+
+    Raises:
+        UserError: the folder does not exist or holds no sweep.
+    """
+    if as_json and watch:
+        raise UserError("--json: not with --watch; call it as often as you like")
+
+    watcher = Watcher(out)
+    snapshot = _first_look(watcher)
+    if as_json:
+        console.print_json(json.dumps(status_json(out, snapshot)))
+    elif watch and console.is_terminal:
+        snapshot = _watch_live(watcher, snapshot, console)
+    else:
+        console.print(status_view(out, snapshot))
+        if watch:
+            snapshot = _watch_piped(watcher, snapshot, console)
+    return 1 if snapshot.failed else 0
+
+
+def _watch_live(watcher: Watcher, snapshot: Snapshot, console: Console) -> Snapshot:
+    view = status_view(watcher.out, snapshot)
+    with Live(view, console=console, auto_refresh=False) as live:
+        while snapshot.is_active:
+            time.sleep(WATCH_SECONDS)
+            snapshot = watcher.look()
+            live.update(status_view(watcher.out, snapshot), refresh=True)
+    return snapshot
+
+
+def _watch_piped(watcher: Watcher, snapshot: Snapshot, console: Console) -> Snapshot:
+    while snapshot.is_active:
+        time.sleep(PIPED_WATCH_SECONDS)
+        snapshot = watcher.look()
+        console.print(status_line(snapshot), highlight=False)
+    return snapshot
+
+
+def cancel(out: Path, console: Console) -> int:
+    """Ask every process of a folder to save a checkpoint and end, and cancel its Slurm jobs.
+
+    Args:
+        out: the results folder of a sweep.
+        console: to print to.
+
+    Returns:
+        exit code 0.
+
+    Raises:
+        UserError: the folder does not exist or holds no sweep, or the queue does not answer.
+    """
+    snapshot = _first_look(Watcher(out))
+
+    # The launches include workers that have started and not yet registered.
+    processes = [process.name for process in snapshot.running]
+    launches = [record["launch"] for record in slurm.launch_records(out).values()]
+    cancel_processes(out, processes + launches)
+    if snapshot.jobs is None:
+        raise UserError(
+            f"{out}: squeue does not answer; "
+            "running processes were asked to end, queued jobs were not cancelled"
+        )
+    slurm.cancel_jobs([job.id for job in snapshot.jobs])
+
+    if not snapshot.training and not snapshot.jobs:
+        console.print("nothing is running here")
+        return 0
+
+    message = f"{len(snapshot.training)} running asked to save a checkpoint and end"
+    if snapshot.jobs:
+        message += f", {len(snapshot.jobs)} jobs cancelled"
+    console.print(message, highlight=False)
+    console.print(
+        "they end after the current training step; the same sweep command resumes from there",
+        highlight=False,
+    )
+    return 0
+
+
+def _first_look(watcher: Watcher) -> Snapshot:
+    """A snapshot of a folder that must hold a sweep.
+
+    Raises:
+        UserError: it does not, or is no folder; names the sweeps below it.
+    """
+    out = watcher.out
+    if not out.is_dir():
+        reason = "a file; give a sweep's folder" if out.exists() else "no such folder"
+        raise UserError(f"{out}: {reason}")
+
+    snapshot = watcher.look()
+    if not snapshot.work:
+        below = sorted(path.parent.parent.name for path in out.glob("*/.pml/requests"))
+        hint = f"; sweeps in it: {', '.join(below)}" if below else ""
+        raise UserError(f"{out}: no sweep was started here{hint}")
+    return snapshot

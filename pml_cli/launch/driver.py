@@ -1,0 +1,211 @@
+"""One sweep from its request to its end: plan the cells, train what is missing.
+
+Shared by `pml sweep` and `pml memft`. What is printed meanwhile is up to the observer.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pml_cli.config.schema import Request
+from pml_cli.data.cell import CellPlan
+from pml_cli.errors import UserError
+from pml_cli.launch.executors.base import Ending, Executor, SweepJob
+from pml_cli.launch.liveness import living_processes
+from pml_cli.launch.manifest import SweepManifest
+from pml_cli.launch.observer import RunObserver
+from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing, check, make_packs, packing_for, without_cells
+from pml_cli.launch.signals import Stopped, deferred_signals
+from pml_cli.launch.worker_import import import_trainer
+from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.output_folder import check_output_folder, disk_faults
+
+RESUME_HINT = "interrupted; the same command goes on with what is missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """A checked sweep.
+
+    Attributes:
+        request: what was asked for.
+        cells: every cell, in the order asked for.
+        packing: how the cells are cut into packs.
+        packs: every pack.
+        done: ids of the cells that were done before.
+        failed: folders of the cells that failed before.
+        todo: the packs without the cells that are not to be trained.
+        retry: whether cells that failed before are trained again.
+    """
+
+    request: Request
+    cells: Sequence[CellPlan]
+    packing: Packing
+    packs: Sequence[Pack]
+    done: frozenset[str]
+    failed: Sequence[RunFolder]
+    todo: Sequence[Pack]
+    retry: bool
+
+    @property
+    def out(self) -> Path:
+        """The results folder."""
+        return self.request.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the training of a sweep ended.
+
+    Attributes:
+        ending: as the executor reports it.
+        stopped: what interrupted it; None: nothing did.
+        message: what becomes of an interrupted sweep, for the user.
+        trained: whether any training was begun.
+    """
+
+    ending: Ending
+    stopped: Stopped | None = None
+    message: str = ""
+    trained: bool = True
+
+
+def plan_sweep(request: Request, *, retry: bool = True) -> SweepPlan:
+    """Check every cell and the results folder, and cut the cells into packs.
+
+    Raises:
+        UserError: a cell that cannot be run, or a folder that cannot be used; nothing is written.
+    """
+    cells = check(request.runs)
+    check_output_folder(request.out)
+    cut = packing_for(request.launch, cells)
+    packs = make_packs(cells, cut)
+
+    done, failed = _ended_before(request.out, cells)
+    skipped = done if retry else done | {folder.id for folder in failed}
+    return SweepPlan(
+        request=request,
+        cells=cells,
+        packing=cut,
+        packs=packs,
+        done=frozenset(done),
+        failed=failed,
+        todo=without_cells(packs, skipped),
+        retry=retry,
+    )
+
+
+def _ended_before(out: Path, cells: Sequence[CellPlan]) -> tuple[set[str], list[RunFolder]]:
+    """Ids of the cells that are done, and folders of those that failed."""
+    # One listing is quicker than a look into each of thousands of folders that do not exist.
+    existing: set[str] = set()
+    if out.is_dir():
+        existing = {path.name for path in out.iterdir()}
+
+    done = set()
+    failed = []
+    for cell in cells:
+        if cell.id not in existing:
+            continue
+        folder = RunFolder(out, cell.id)
+        if folder.is_done():
+            done.add(cell.id)
+        elif folder.failure() is not None:
+            failed.append(folder)
+    return done, failed
+
+
+def train_sweep(
+    plan: SweepPlan, observer: RunObserver, *, wait: bool | None = None, fail_fast: bool = False
+) -> Outcome:
+    """Train what is missing of a sweep.
+
+    Args:
+        plan: of the sweep.
+        observer: hears of the progress.
+        wait: whether to stay until every cell has ended; None: as is usual for the launch.
+        fail_fast: whether the first failed cell ends the sweep.
+
+    Raises:
+        UserError: a model or device that cannot be used, or no worker can be started (nothing has
+            been written then); or a full disk and the like later on (what was finished is kept).
+    """
+    if not plan.todo:
+        return Outcome(ending=Ending.COMPLETE, trained=False)
+
+    launch = plan.request.launch
+    # Nothing is written before these two have passed.
+    launch.check_available()
+    try:
+        check_models(plan.todo, on_this_machine=not launch.remote)
+    except KeyboardInterrupt:
+        return Outcome(
+            ending=Ending.STOPPED,
+            stopped=Stopped("SIGINT", signal.SIGINT),
+            message=RESUME_HINT,
+            # Earlier runs of the sweep are still worth a table.
+            trained=bool(plan.done),
+        )
+
+    with disk_faults(plan.out):
+        manifest = SweepManifest.write(plan.out, plan.packs, plan.packing)
+        with _forgotten_failures(plan.out, plan.failed if plan.retry else []):
+            job = SweepJob(
+                out=plan.out,
+                manifest=manifest,
+                packs=plan.packs,
+                fail_fast=fail_fast,
+            )
+            executor = launch.executor(job)
+            return _run(executor, observer, launch.waits if wait is None else wait)
+
+
+def _run(executor: Executor, observer: RunObserver, wait: bool) -> Outcome:
+    try:
+        return Outcome(ending=executor.run(observer, wait=wait))
+    except (Stopped, KeyboardInterrupt) as interrupt:
+        stopped = interrupt if isinstance(interrupt, Stopped) else Stopped("SIGINT", signal.SIGINT)
+        message = executor.interrupted(stopped)
+        return Outcome(ending=Ending.STOPPED, stopped=stopped, message=message)
+
+
+def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
+    """Check that every model has a place for its adapters; imports torch for that.
+
+    Args:
+        packs: to be trained.
+        on_this_machine: whether their device has to be here.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    import_trainer()
+    from pml_cli.launch import preflight
+
+    # Building a model imports more modules.
+    with deferred_signals():
+        preflight.check_models(packs, on_this_machine=on_this_machine)
+
+
+@contextmanager
+def _forgotten_failures(out: Path, failed: Sequence[RunFolder]) -> Iterator[None]:
+    """Forget earlier failures, so that their cells are trained again.
+
+    Where no worker can be started, the failures that were not tried again come back.
+    """
+    contents = [(folder, folder.error.read_bytes()) for folder in failed]
+    for folder in failed:
+        folder.error.unlink()
+    try:
+        yield
+    except UserError:
+        if not living_processes(out):
+            for folder, content in contents:
+                if not folder.has_ended(fresh=True):
+                    folder.error.write_bytes(content)
+        raise

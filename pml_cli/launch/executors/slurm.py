@@ -1,0 +1,225 @@
+"""`launch=slurm`: an array of jobs on a Slurm cluster, each with a device of its own.
+
+submitit writes the batch script and submits it. Of its pickled callables nothing is used: the
+script runs `python -m pml_cli.launch.worker` with all arguments on its command line. A job that
+goes back to the queue starts again from the same script and resumes from the checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pml_cli.config.registry import register
+from pml_cli.config.schema import Launch, Run
+from pml_cli.config.setting import setting
+from pml_cli.errors import UserError
+from pml_cli.format import counted
+from pml_cli.launch import slurm
+from pml_cli.launch.executors.base import SweepJob, WorkerPool
+from pml_cli.launch.signals import Stopped
+from pml_cli.launch.status import Snapshot, Watcher
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor as BatchScripts
+
+    from pml_cli.launch.pack import Pack
+
+# Seconds between two questions to the queue.
+QUEUE_SECONDS = 5.0
+
+
+@register("launch", "slurm")
+@dataclass(kw_only=True)
+class SlurmLaunch(Launch):
+    """An array of jobs on a Slurm cluster, each with a device of its own.
+
+    null leaves a setting to the site.
+    """
+
+    remote: ClassVar[bool] = True
+    waits: ClassVar[bool] = False
+    assigns_devices: ClassVar[bool] = True
+
+    kind: str = "slurm"
+    devices: int = setting(4, help="tasks of the array", minimum=1)
+    parallel: int = setting(0, help="tasks that may run at once", minimum=0, special={0: "all"})
+    partition: str | None = setting(None, help="sbatch --partition")
+    account: str | None = setting(None, help="sbatch --account")
+    qos: str | None = setting(None, help="sbatch --qos")
+    time: int = setting(
+        240,
+        help="time limit of a task; what is unfinished goes on in the next one",
+        unit="minutes",
+        minimum=1,
+    )
+    gpus: int = setting(1, help="GPUs of a task", minimum=0, special={0: "none requested"})
+    cpus: int = setting(4, help="CPUs of a task", minimum=1)
+    mem_gb: float | None = setting(None, help="memory of a task", unit="GB", above=0, finite=True)
+    constraint: str | None = setting(None, help="sbatch --constraint")
+    signal_seconds: int = setting(
+        90,
+        help="time before the limit at which a task writes a checkpoint and is requeued",
+        unit="seconds",
+        minimum=1,
+    )
+    setup: list[str] = setting([], help="shell lines before the worker starts: module load ...")
+    python: str | None = setting(
+        None, help="command of the worker's Python", special={None: "this Python"}
+    )
+    extra: dict[str, Any] = setting({}, help="any other sbatch option: {mail-type: END}")
+
+    @property
+    def uses_gpu(self) -> bool:
+        return self.gpus > 0
+
+    def validate(self) -> Iterator[str]:
+        if self.signal_seconds >= 60 * self.time:
+            limit = f"the time limit ({self.time} min)"
+            yield f"signal_seconds={self.signal_seconds}: must be below {limit}"
+
+    def check_available(self) -> None:
+        slurm.check_available()
+
+    def visible_devices(self, runs: Sequence[Run]) -> list[str | None]:
+        return [None] * self.devices
+
+    def worker_threads(self, workers: int) -> int:
+        return self.cpus
+
+    def executor(self, job: SweepJob) -> SlurmExecutor:
+        return SlurmExecutor(job, self)
+
+
+class SlurmExecutor(WorkerPool):
+    """Submits the workers as tasks of job arrays."""
+
+    settings: SlurmLaunch
+
+    def __init__(self, job: SweepJob, settings: SlurmLaunch) -> None:
+        super().__init__(job, settings, size=settings.devices)
+        self._jobs: Sequence[slurm.Job] | None = []
+        self._queue_asked = 0.0
+
+    def describe(self, count: int) -> str:
+        return counted(count, "Slurm job")
+
+    def look(self, watcher: Watcher) -> Snapshot:
+        due = time.monotonic() - self._queue_asked > QUEUE_SECONDS
+        snapshot = watcher.look(queue=due)
+        if due:
+            self._queue_asked = time.monotonic()
+            self._jobs = snapshot.jobs
+        return snapshot
+
+    def count_workers(self) -> int | None:
+        return None if self._jobs is None else len(self._jobs)
+
+    def start(self, packs: Sequence[Pack]) -> int:
+        slurm.check_available()
+        jobs = slurm.queued_jobs(self.job.out, self.job.manifest.key)
+        if jobs is None:
+            raise UserError("launch=slurm: squeue does not answer; try again later")
+
+        present = sum(job.state != "COMPLETING" for job in jobs)
+        missing = min(self.size - present, len(packs))
+        if missing > 0:
+            self._submit(missing)
+        self._queue_asked = 0.0
+        return max(0, missing)
+
+    def _submit(self, count: int) -> None:
+        """Submit tasks as arrays that keep to the site's limit.
+
+        Raises:
+            UserError: what sbatch said, in one line.
+        """
+        command = self.worker_command(
+            self.settings.python, "--requeue", f"--threads={self.settings.cpus}"
+        )
+        self.log_folder.mkdir(parents=True, exist_ok=True)
+        sbatch_log = self.log_folder / "sbatch.log"
+        largest = slurm.max_array_size()
+
+        for start in range(0, count, largest):
+            tasks = min(largest, count - start)
+            try:
+                with output_to(sbatch_log):
+                    job = self._submit_array(command, tasks)
+            # submitit has one class for what sbatch says, and raises others around it
+            except Exception as error:
+                message = sbatch_log.read_text("utf-8", "replace") or str(error)
+                raise UserError(f"launch=slurm: {sbatch_reason(message)}") from error
+
+            record = self.job.out / ".pml" / "jobs" / f"{job}.json"
+            slurm.record_launch(record, self.id, self.job.manifest.key)
+
+    def _submit_array(self, command: str, tasks: int) -> str:
+        """Submit a command as the tasks of one array (one task: a plain job); the job's number."""
+        scripts = self._batch_scripts(tasks)
+        if tasks > 1:
+            scripts.parameters["map_count"] = tasks
+        # The public `submit` would pickle a callable; this submits the command as it is.
+        return str(scripts._submit_command(command).job_id)
+
+    def _batch_scripts(self, tasks: int) -> BatchScripts:
+        import submitit
+
+        settings = self.settings
+        memory = None if settings.mem_gb is None else f"{round(1024 * settings.mem_gb)}M"
+        parameters: dict[str, Any] = {
+            "job_name": slurm.job_name(self.job.out),
+            "partition": settings.partition,
+            "account": settings.account,
+            "qos": settings.qos,
+            "time": settings.time,
+            "gpus_per_node": settings.gpus or None,
+            "cpus_per_task": settings.cpus,
+            "mem": memory,
+            "constraint": settings.constraint,
+            "signal_delay_s": settings.signal_seconds,
+            "setup": settings.setup or None,
+            "array_parallelism": settings.parallel or tasks,
+            "additional_parameters": {"requeue": True} | settings.extra,
+        }
+        scripts = submitit.SlurmExecutor(self.log_folder)
+        scripts.update_parameters(
+            **{name: value for name, value in parameters.items() if value is not None}
+        )
+        return scripts
+
+    def interrupted(self, stopped: Stopped) -> str:
+        """The jobs go on, unless it was `pml cancel` that ended this process too."""
+        if stopped.signum is None:
+            return "interrupted; the same command goes on"
+        return "no longer waiting; the jobs go on (pml status shows them, pml cancel stops them)"
+
+
+@contextmanager
+def output_to(log: Path) -> Iterator[None]:
+    """Redirect stdout and stderr, also of the commands that are run, to a file that is emptied."""
+    sys.stdout.flush()
+    saved = [os.dup(descriptor) for descriptor in (1, 2)]
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            for descriptor, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, descriptor)
+                os.close(copy)
+
+
+def sbatch_reason(output: str) -> str:
+    """The lines of sbatch that say what is wrong, as one line."""
+    prefix = "sbatch: error: "
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix(prefix) for line in lines if line.startswith("sbatch: error")]
+    return "; ".join(errors) or (lines or ["refused"])[-1]

@@ -1,0 +1,161 @@
+"""Whether a process of a results folder is alive, judged from the record that it keeps there.
+
+A process of this machine is dead when it is gone. An earlier start of a requeued Slurm job is dead.
+Any other process is dead when its last heartbeat is older than its `stale` seconds; both times are
+read off the file server's clock, so the clocks of the machines need not agree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+STALE_SECONDS = 120.0
+
+# A start time read twice differs a little when the clock is adjusted in between.
+START_TIME_TOLERANCE = 3.0
+
+Record = dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def process_identity() -> Record:
+    """What identifies this process: machine, process id and start time, and its Slurm job if any.
+
+    Returns:
+        the part of a worker's record that never changes; `place` names the machine since its last
+        boot together with the namespace of process ids.
+    """
+    return {
+        "host": socket.gethostname(),
+        "place": _machine(),
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+        "slurm": _slurm_job(),
+    }
+
+
+def _slurm_job() -> Record | None:
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    index = os.environ.get("SLURM_ARRAY_TASK_ID")
+    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return {"job": job, "restart": int(restart), "task": f"{array}_{index}" if array else job}
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """The machine since its last boot, and the namespace of process ids within it."""
+    # Without them (on macOS) the hardware address has to do.
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    machine = boot_id.read_text("utf-8").strip() if boot_id.exists() else f"{uuid.getnode():x}"
+    pid_namespace = namespace.readlink() if namespace.is_symlink() else ""
+    return f"{machine} {pid_namespace}".strip()
+
+
+def is_alive(
+    record: Record,
+    written_at: float,
+    server_clock: Callable[[], float],
+    slurm_job: Record | None = None,
+) -> bool:
+    """Whether the process that wrote a record is alive.
+
+    Args:
+        written_at: when the record was written, by the file server's clock.
+        server_clock: that clock; read only where it matters.
+        slurm_job: the Slurm job of the process that asks, if it runs in one.
+    """
+    if record.get("state") == "ended":
+        return False
+    if record.get("place") == _machine():
+        return _runs_here(record)
+
+    # Slurm runs one start of a job at a time.
+    owner = record.get("slurm")
+    if slurm_job and owner and _is_earlier_start(owner, slurm_job):
+        return False
+
+    age = server_clock() - written_at
+    return age <= float(record.get("stale", STALE_SECONDS))
+
+
+def _is_earlier_start(owner: Record, slurm_job: Record) -> bool:
+    """Whether a process belongs to an earlier start of a requeued job."""
+    same_job = owner["job"] == slurm_job["job"]
+    return bool(same_job and owner["restart"] < slurm_job["restart"])
+
+
+def _runs_here(record: Record) -> bool:
+    """Whether that very process of this machine runs, not another one with its reused id."""
+    try:
+        process = psutil.Process(int(record["pid"]))
+        difference = abs(process.create_time() - float(record["created"]))
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    return bool(difference < START_TIME_TOLERANCE and not is_zombie)
+
+
+def read_record(path: Path) -> tuple[Record | None, float]:
+    """A process's record (None: there is none) and its time of writing by the server's clock.
+
+    Raises:
+        OSError: it cannot be read at the moment.
+    """
+    try:
+        # Opening asks an NFS server anew; a stat alone may be answered from a cache.
+        with path.open(encoding="utf-8") as file:
+            record = json.loads(file.read())
+            written_at = os.fstat(file.fileno()).st_mtime
+    except (FileNotFoundError, ValueError):
+        return None, 0.0
+    return (record, written_at) if isinstance(record, dict) else (None, 0.0)
+
+
+def server_time(folder: Path) -> float:
+    """The clock of the machine that holds a folder, in seconds since the epoch."""
+    probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def living_processes(out: Path) -> list[Record]:
+    """Records of the living processes of a results folder: workers, and drivers that only wait."""
+    folder = out / ".pml" / "workers"
+
+    def clock() -> float:
+        try:
+            return server_time(folder)
+        except OSError:
+            # a folder that may only be read
+            return time.time()
+
+    living = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record, written_at = read_record(path)
+        except OSError:
+            # it is being replaced at this moment
+            continue
+
+        fenced = (out / ".pml" / "dead" / path.stem).is_symlink()
+        if record is not None and not fenced and is_alive(record, written_at, clock):
+            living.append(record)
+    return living

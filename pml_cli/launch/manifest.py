@@ -1,0 +1,254 @@
+"""The manifest of a sweep: its cells as JSON, for its workers and for `pml status`.
+
+`.pml/requests/KEY.json` in the results folder. Settings that cells share are written once, so a
+sweep of 10,000 cells takes a few megabytes. Whoever may write to the folder can change the file, so
+it is data and never code: every value is checked against the declared settings (config/load.py).
+
+    {"format": 1, "asked": TIME,
+     "cells": {ID: {"work": TOKENS, "run": {"rank": 4, ..., "model": 0, "data": 2, ...}}},
+     "settings": {"model": [{...}], "data": [{...}, ...], ...},
+     "packing": {"pack_tokens": 0, "devices": 1, ...}}
+
+`run` gives the plain settings of a cell, and for each group the index of its entry in `settings`.
+The first version wrote neither `run` nor `settings`, but a pickle beside the JSON. It is never
+loaded: such a sweep is still shown by `pml status`, and the sweep command writes its manifest anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pml_cli.config.load import GROUPS_OF_RUN, PLAIN, build_run, group_settings, typed_values
+from pml_cli.config.schema import FORMAT, Run
+from pml_cli.config.setting import faults
+from pml_cli.errors import UserError, raise_all
+from pml_cli.io import atomic_write
+
+if TYPE_CHECKING:
+    from pml_cli.launch.pack import Pack
+    from pml_cli.launch.packing import Packing
+
+# A cell's id is the name of its folder, so it must not lead out of the results folder.
+CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepManifest:
+    """One requested sweep.
+
+    Attributes:
+        path: of the JSON file.
+        work: tokens of all training steps of each cell, by cell id, in the order of the packs.
+        requested_at: by the clock of the machine that wrote it, in seconds since the epoch.
+    """
+
+    path: Path
+    work: Mapping[str, float]
+    requested_at: float
+
+    @property
+    def key(self) -> str:
+        """Names the sweep by its cells: equal cells, equal key."""
+        return self.path.stem
+
+    @classmethod
+    def write(cls, out: Path, packs: Sequence[Pack], packing: Packing) -> SweepManifest:
+        """Write the manifest of a planned sweep; one of the same cells is replaced."""
+        shared = _SharedSettings()
+        work: dict[str, float] = {}
+        cells: dict[str, Any] = {}
+        for pack in packs:
+            for cell in pack.cells:
+                work[cell.id] = cell.step_tokens * cell.steps
+                cells[cell.id] = {"work": work[cell.id], "run": shared.record(cell.run)}
+
+        requested_at = time.time()
+        body = {
+            "format": FORMAT,
+            "asked": requested_at,
+            "cells": cells,
+            "settings": shared.tables,
+            "packing": dataclasses.asdict(packing),
+        }
+
+        path = manifest_path(out, _key(cells))
+        text = json.dumps(body)
+        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
+        return cls(path=path, work=work, requested_at=requested_at)
+
+    @classmethod
+    def read(cls, path: Path) -> SweepManifest:
+        """The cells of a manifest and their work, as `pml status` needs them.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        body = _read_body(path)
+        try:
+            work = {}
+            for name, cell in body["cells"].items():
+                work[_checked_id(name)] = float(cell["work"])
+            return cls(path=path, work=work, requested_at=float(body["asked"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, error) from error
+
+    def read_runs(self) -> list[Run]:
+        """The typed runs of the cells, in the manifest's order.
+
+        Raises:
+            UserError: the file is damaged, holds settings that this version does not know, or was
+                written by the first version.
+        """
+        body = _read_body(self.path)
+        if "settings" not in body:
+            raise UserError(
+                f"{self.path}: written by an older pml, without the settings of its cells; "
+                "run the same sweep command again, which writes it anew"
+            )
+        try:
+            groups = {}
+            for group in GROUPS_OF_RUN:
+                entries = body["settings"][group]
+                groups[group] = [_checked_settings(group, values) for values in entries]
+
+            records = [cell["run"] for cell in body["cells"].values()]
+            return [_run_of(record, groups) for record in records]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, UserError) as error:
+            raise _damaged(self.path, error) from error
+
+    def plan_packs(self, *, remote_code: bool = False) -> list[Pack]:
+        """The packs, planned anew from the runs: the same ones in every process of the sweep.
+
+        Args:
+            remote_code: whether `model.trust_remote_code` may be set. The sweep command says so to
+                its workers; the file alone must not make them run a model's own code.
+
+        Raises:
+            UserError: the file is damaged, or its cells cannot be planned on this machine.
+        """
+        from pml_cli.launch.packing import Packing, check, make_packs
+
+        runs = self.read_runs()
+        if not remote_code and any(run.model.trust_remote_code for run in runs):
+            raise UserError(
+                f"{self.path}: model.trust_remote_code=true, "
+                "which was not requested by the command that started this worker"
+            )
+
+        cells = check(runs)
+        # Results go to the folders of the requested cells, and to no others.
+        if {cell.id for cell in cells} != self.work.keys():
+            raise UserError(
+                f"{self.path}: its settings give other run ids here; "
+                "the data or the model have changed, or the file was; run the sweep again"
+            )
+        try:
+            packing = typed_values(Packing, _read_body(self.path)["packing"])
+        except (KeyError, TypeError, UserError) as error:
+            raise _damaged(self.path, error) from error
+        return make_packs(cells, packing)
+
+
+def read_manifests(out: Path) -> list[SweepManifest]:
+    """The manifests of a results folder, the last requested one at the end.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    folder = out / ".pml" / "requests"
+    manifests = [SweepManifest.read(path) for path in folder.glob("*.json")]
+    return sorted(manifests, key=lambda manifest: manifest.requested_at)
+
+
+def manifest_path(out: Path, key: str) -> Path:
+    """Where the manifest of a sweep lies."""
+    return out / ".pml" / "requests" / f"{key}.json"
+
+
+def _key(ids: Iterable[str]) -> str:
+    digest = hashlib.sha256(" ".join(sorted(ids)).encode()).hexdigest()
+    return digest[:10]
+
+
+class _SharedSettings:
+    """Collects the settings of runs, equal ones once."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[Any]] = {group: [] for group in GROUPS_OF_RUN}
+        self._by_value: dict[tuple[str, str], int] = {}
+
+        # Cells of a grid share the very objects, and looking these up skips a slow repr.
+        # The settings are kept here too, since the id of a freed object may be reused.
+        self._by_object: dict[tuple[str, int], tuple[Any, int]] = {}
+
+    def record(self, run: Run) -> dict[str, Any]:
+        """The plain settings of a run, and its index in the table of each group."""
+        record: dict[str, Any] = {name: getattr(run, name) for name in PLAIN}
+        for group in GROUPS_OF_RUN:
+            record[group] = self._index(group, getattr(run, group))
+        return record
+
+    def _index(self, group: str, settings: Any) -> int:
+        by_object = self._by_object.get((group, id(settings)))
+        if by_object is not None:
+            return by_object[1]
+
+        table = self.tables[group]
+        value = (group, repr(settings))
+        if value not in self._by_value:
+            self._by_value[value] = len(table)
+            table.append(dataclasses.asdict(settings))
+
+        index = self._by_value[value]
+        self._by_object[group, id(settings)] = (settings, index)
+        return index
+
+
+def _checked_settings(group: str, values: Mapping[str, Any]) -> Any:
+    settings = group_settings(group, values)
+    raise_all(faults(settings, f"{group}."))
+    return settings
+
+
+def _run_of(record: Mapping[str, Any], groups: Mapping[str, Sequence[Any]]) -> Run:
+    plain = {name: record[name] for name in PLAIN}
+    chosen = {}
+    for group in GROUPS_OF_RUN:
+        index = record[group]
+        # A negative index would count from the end.
+        if not isinstance(index, int) or index < 0:
+            raise ValueError(f"{group}={index}: not an index of its settings")
+        chosen[group] = groups[group][index]
+    run = build_run(plain, chosen)
+    raise_all(faults(run))
+    return run
+
+
+def _checked_id(name: str) -> str:
+    if not CELL_ID.fullmatch(name):
+        raise ValueError(f"{name!r} is not the id of a run")
+    return name
+
+
+def _read_body(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(body, dict):
+        raise _damaged(path, ValueError("not a mapping"))
+    return body
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    one_line = " ".join(str(error).split())
+    reason = one_line or type(error).__name__
+    return UserError(f"{path}: cannot be read ({reason}); delete it and run the sweep again")

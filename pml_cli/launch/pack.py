@@ -1,0 +1,31 @@
+"""A pack: cells that are trained as one batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pml_cli.data.cell import CellPlan
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Cells with the same model, adapter kind and number of steps, and of similar lengths."""
+
+    cells: list[CellPlan]
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activation checkpointing is on for the layers above the adapter."""
+        return any(cell.checkpointing for cell in self.cells)
+
+    @property
+    def step_tokens(self) -> int:
+        """Input tokens of one training step, padding included."""
+        rows = max(cell.rows for cell in self.cells)
+        tokens = max(cell.tokens for cell in self.cells)
+        return len(self.cells) * rows * tokens
+
+    @property
+    def tokens(self) -> int:
+        """Input tokens of the whole training, padding included."""
+        return self.step_tokens * self.cells[0].steps

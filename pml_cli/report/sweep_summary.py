@@ -1,0 +1,140 @@
+"""What is said of a sweep: before it trains, and when it has ended."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from pml_cli.data.cell import CellPlan
+from pml_cli.format import counted
+from pml_cli.io import atomic_write
+from pml_cli.launch.driver import Outcome, SweepPlan
+from pml_cli.launch.executors.base import Ending, last_log_line
+from pml_cli.launch.liveness import living_processes
+from pml_cli.launch.signals import Stopped
+from pml_cli.launch.status import DRIVER
+from pml_cli.report.tables.results import results_table
+from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.read import read_runs
+
+
+def plan_line(plan: SweepPlan) -> str:
+    """How many cells a sweep has, and how many of them are to be trained."""
+    missing = sum(len(pack.cells) for pack in plan.todo)
+    line = f"{counted(plan.cells, 'cell')}: {missing} to train in {counted(plan.todo, 'pack')}"
+    if plan.done:
+        line += f", {len(plan.done)} done already"
+    if plan.failed:
+        line += f", {len(plan.failed)} failed before"
+    return line
+
+
+def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
+    """Print how a sweep ended, and its results.
+
+    Returns:
+        exit code: 0; 1 where a cell failed or the sweep was cancelled; 128 and more after a signal.
+
+    Raises:
+        KeyboardInterrupt: the sweep was interrupted from the keyboard.
+    """
+    if outcome.ending is Ending.DETACHED:
+        folder = quoted(plan.out)
+        console.print(
+            f"watch: pml status {folder} --watch    stop: pml cancel {folder}", soft_wrap=True
+        )
+        return 0
+
+    if outcome.stopped is not None:
+        if outcome.trained:
+            summarise(plan.out, plan.cells, console)
+        console.print(outcome.message, highlight=False, soft_wrap=True)
+        return _exit_code(outcome.stopped, console)
+
+    failed = any(RunFolder(plan.out, cell.id).error.exists() for cell in plan.cells)
+    if outcome.ending is Ending.GAVE_UP and not failed:
+        reason = last_log_line(plan.out)
+        console.print(
+            f"the workers ended too early; the last line of their logs: {reason}", soft_wrap=True
+        )
+    return summarise(plan.out, plan.cells, console)
+
+
+def _exit_code(stopped: Stopped, console: Console) -> int:
+    if stopped.signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    if stopped.signum is None:
+        console.print(str(stopped), highlight=False)
+        return 1
+    return 128 + stopped.signum
+
+
+def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
+    """Write results.csv, print the table, name the failures and what to do next.
+
+    Args:
+        out: the results folder; results.csv holds all its runs.
+        cells: those of the sweep.
+        console: to print to.
+
+    Returns:
+        exit code: 0, or 1 where a cell failed or is missing and nobody trains it.
+    """
+    unreadable: list[str] = []
+    runs = read_runs([out], unreadable)
+    if len(runs):
+        atomic_write(out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
+        requested = {cell.id for cell in cells}
+        console.print(results_table(runs[runs["id"].isin(requested)]))
+
+    # What another sweep has left damaged here is no fault of this one.
+    for line in unreadable:
+        console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
+    failures = _print_failures(out, cells, console)
+
+    done = sum(RunFolder(out, cell.id).is_done() for cell in cells)
+    if len(runs):
+        path = out / "results.csv"
+        console.print(f"{done} of {len(cells)} cells done: {path}", highlight=False, soft_wrap=True)
+    if failures:
+        console.print(
+            f"{failures} failed; the same command (with --retry) tries them again",
+            highlight=False,
+        )
+    if done < len(cells):
+        return _incomplete(out, failures, console)
+
+    if len(cells) > 1:
+        console.print(f"next: pml fit {quoted(out)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _print_failures(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
+    """Print a line for each failed cell; how many there are."""
+    count = 0
+    for cell in cells:
+        reason = RunFolder(out, cell.id).failure()
+        if reason is not None:
+            count += 1
+            console.print(
+                f"failed {cell.id}: {reason}", style="red", highlight=False, soft_wrap=True
+            )
+    return count
+
+
+def _incomplete(out: Path, failures: int, console: Console) -> int:
+    """The exit code where cells are missing, and who trains them."""
+    others = sum(record["kind"] != DRIVER for record in living_processes(out))
+    if failures or not others:
+        return 1
+    console.print(f"the rest is with {counted(others, 'other process', 'es')}", highlight=False)
+    return 0
+
+
+def quoted(path: Path) -> str:
+    """A path for a shell."""
+    return shlex.quote(str(path))

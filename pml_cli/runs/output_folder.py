@@ -1,0 +1,46 @@
+"""The results folder of a sweep: whether it can be used, and what to say when its disk refuses."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pml_cli.errors import UserError
+from pml_cli.runs.read import check_formats
+
+
+def check_output_folder(out: Path) -> None:
+    """Check that runs can be written below a folder, which need not exist yet.
+
+    Raises:
+        UserError: it is a file, cannot be written, or holds runs of another format.
+    """
+    check_formats(out)
+    existing = next(path for path in (out, *out.resolve().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"out={out}: {existing} is a file, a folder is needed")
+
+    # os.access does not know of mounts that are read-only
+    probe = existing / f".pml-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"out={out}: cannot write below {existing} ({error.strerror})") from error
+
+
+@contextmanager
+def disk_faults(out: Path) -> Iterator[None]:
+    """Turn what a disk refuses while results are written into a UserError.
+
+    Args:
+        out: named where the error names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or out
+        reason = error.strerror or error
+        raise UserError(f"{path}: {reason}; what was finished is kept") from error

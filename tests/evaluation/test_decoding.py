@@ -1,0 +1,141 @@
+"""Teacher forcing and free-running decoding: they agree up to the first failure, whatever is skipped as proven."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from support.adapters import train
+
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.source import Sample
+from pml_cli.data.sources.phonebook import PhonebookData
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
+from pml_cli.evaluation import decoding
+from pml_cli.evaluation.decoding import decode, recall
+from pml_cli.model.adapter_bank import AdapterBank, stack
+from pml_cli.model.loading import load_model
+from pml_cli.training.scores import summarise
+
+
+def run_of(base, rank, seqlen, data, steps):
+    return Run(
+        rank=rank,
+        seqlen=seqlen,
+        seed=1,
+        model=base.settings,
+        data=data,
+        train=Train(steps=steps, log_every=1000, lr=1e-2),
+    )
+
+
+@pytest.fixture(scope="module")
+def half_learnt(tiny_base):
+    """Cells that know some tokens: long text, random tokens, and many facts with prompts of several lengths."""
+    pack = [
+        run_of(tiny_base, 4, 60, TextData(), 50),
+        run_of(tiny_base, 2, 40, RandomData(), 50),
+        run_of(tiny_base, 8, 100, PhonebookData(), 50),
+    ]
+    recalled = run_of(tiny_base, 16, 24, TextData(seed=3), 150)
+    return train(tiny_base, pack) + train(tiny_base, [recalled])
+
+
+def greedy(base, adapter, sample):
+    """Greedy decoding as simple as can be: the whole input again for every token."""
+    ids = list(sample.prompt)
+    for _ in sample.target:
+        with torch.no_grad(), adapter.attached(base.modules):
+            logits = base.model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    return ids[len(sample.prompt) :]
+
+
+def test_teacher_forced_and_free_running_agree_up_to_the_first_failure(tiny_base, half_learnt):
+    bank = stack([cell.adapter for cell in half_learnt])
+    decoded = decode(tiny_base, bank, [cell.samples for cell in half_learnt])
+    failures = 0
+    for cell, outputs in zip(half_learnt, decoded, strict=True):
+        for s, (sample, output) in enumerate(zip(cell.samples, outputs, strict=True)):
+            correct = cell.final.correct[cell.final.sample == s]
+            wrong = np.array(output) != np.array(sample.target)
+            assert len(output) == len(sample.target)
+            assert wrong.any() == (~correct).any()
+            if wrong.any():
+                failures += 1
+                assert wrong.argmax() == (~correct).argmax()
+    assert failures > 4
+
+    exact_matches = [
+        recall(cell.samples, outputs)["free_exact_match"]
+        for cell, outputs in zip(half_learnt, decoded, strict=True)
+    ]
+    assert exact_matches == [summarise(cell.final)["exact_match"] for cell in half_learnt]
+    # Some are recalled, some are not.
+    assert len(set(exact_matches)) > 1
+
+
+def test_what_is_proven_need_not_be_decoded(tiny_base, half_learnt):
+    bank = stack([cell.adapter for cell in half_learnt])
+    samples = [cell.samples for cell in half_learnt]
+    scores = [cell.final for cell in half_learnt]
+    from_scratch = decode(tiny_base, bank, samples)
+    assert decode(tiny_base, bank, samples, scores) == from_scratch
+    assert decode(tiny_base, bank, samples, scores, batch_size=3) == from_scratch
+
+
+def test_decoding_is_the_models_own_greedy_decoding(tiny_base, half_learnt):
+    bank = stack([cell.adapter for cell in half_learnt])
+    with warnings.catch_warnings():
+        # Such as of arguments that transformers renames.
+        warnings.simplefilter("error")
+        decoded = decode(tiny_base, bank, [cell.samples for cell in half_learnt])
+    for cell, outputs in zip(half_learnt, decoded, strict=True):
+        for sample, output in list(zip(cell.samples, outputs, strict=True))[:3]:
+            assert output == greedy(tiny_base, cell.adapter, sample)
+
+
+def test_samples_of_several_prompt_lengths(half_learnt):
+    assert len({len(sample.prompt) for sample in half_learnt[2].samples}) > 2
+    assert len(half_learnt[2].samples) == 10
+
+
+def test_a_sliding_window_shorter_than_the_input(model_folder):
+    model = Model(name="m", path=str(model_folder("mistral")), layer=1, device="cpu")
+    base = load_model(model)
+    adapter = MlpBlockAdapter()
+    bank = AdapterBank.initial(
+        base.sites(adapter), adapter, ranks=[4], seeds=[0], dtype=torch.float32
+    )
+    torch.nn.init.normal_(next(iter(bank.B.values())), std=0.1)
+    samples = [Sample((first, 4, 5), tuple(range(6, 36))) for first in range(1, 40)]
+
+    (outputs,) = decode(base, bank.select([0]), [samples])
+    # The sample that says most after the window is full.
+    most_varied = max(range(39), key=lambda i: len(set(outputs[i][10:])))
+    assert len(set(outputs[most_varied][10:])) > 3
+    assert outputs[most_varied] == greedy(base, bank, samples[most_varied])
+
+
+def test_recall_by_hand():
+    samples = [Sample((1,), (5, 6, 7)), Sample((1, 2), (8,))]
+    expected = {"free_accuracy": 0.75, "free_exact_match": 0.5}
+    assert recall(samples, [[5, 0, 7], [8]]) == expected
+
+
+def test_fewer_rows_are_decoded_at_once_where_memory_does_not_suffice(monkeypatch):
+    samples = [Sample((1,), (5, 6))]
+    tried = []
+
+    def decode_in_little_memory(base, bank, cells, scores, batch_size):
+        tried.append(batch_size)
+        if batch_size > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [[[5, 6]] if samples else [] for samples in cells]
+
+    monkeypatch.setattr(decoding, "decode", decode_in_little_memory)
+    measured, without_samples = decoding.measure(None, None, [samples, []])
+    assert tried == [256, 64, 16]
+    assert measured == {"free_accuracy": 1.0, "free_exact_match": 1.0}
+    assert without_samples == {"free_accuracy": None, "free_exact_match": None}

@@ -1,0 +1,47 @@
+"""Files of a model, and its config.json."""
+
+import pytest
+
+from pml_cli.config.schema import TINY, Model
+from pml_cli.errors import UserError
+from pml_cli.model.files import config_fields, locate
+
+
+def test_files_of_the_embedded_and_of_a_local_model(tmp_path):
+    assert locate(Model(), "config.json") == TINY / "config.json"
+    assert locate(Model(), "chat_template.jinja") is None
+
+    (tmp_path / "config.json").write_text("{}")
+    local = Model(path=str(tmp_path))
+    assert locate(local, "config.json") == tmp_path / "config.json"
+    assert locate(local, "tokenizer.json") is None
+
+
+def test_nothing_is_downloaded_for_random_weights():
+    model = Model(path="some/repository", weights="random", architecture={"vocab_size": 7})
+    assert locate(model, "tokenizer.json") is None
+    assert config_fields(model) == {"vocab_size": 7}
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere"])
+def test_a_folder_that_does_not_exist_is_refused(path):
+    with pytest.raises(UserError, match=f"model.path={path}: no such folder"):
+        locate(Model(path=path), "config.json")
+
+
+def test_a_repository_without_a_network_is_refused():
+    model = Model(path="nobody/nothing")
+    with pytest.raises(UserError, match="nobody/nothing: no such local folder") as caught:
+        locate(model, "config.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        config_fields(Model(path=str(tmp_path)))
+
+
+def test_a_damaged_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"its config\.json is not JSON"):
+        config_fields(Model(path=str(tmp_path)))

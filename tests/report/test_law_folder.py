@@ -1,0 +1,73 @@
+"""The folder of a fit: which figures are written, where, and which are removed."""
+
+from dataclasses import replace
+
+import pytest
+from support.law_groups import groups_of
+from support.planted_laws import grid
+
+from pml_cli.config.reports import Fit
+from pml_cli.report import law_folder
+from pml_cli.report.figures import registry
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are written as a word instead of a drawing."""
+    page = replace(registry.registered()["law"], draw=lambda view: object())
+    monkeypatch.setitem(registry._registered, "law", page)
+    monkeypatch.setattr(registry, "save", lambda figure, path, suffix: path.write_text(suffix))
+
+
+def written_pngs(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def two_groups():
+    results = grid(ranks=(4,), lengths=(32, 64))
+    return groups_of(*results, *(content | {"loss": "memft_ot"} for content in results))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_figures_of_several_groups_have_folders(tmp_path, two_groups):
+    names = law_folder.write(tmp_path, two_groups, Fit())
+    expected = []
+    for group in two_groups:
+        expected.append(f"law-{group.slug}.png")
+        for name in ("length", "maps", "rank"):
+            expected.append(f"figures/{group.slug}/law-{name}.png")
+    assert written_pngs(tmp_path) == sorted(expected)
+    assert names[-1] == "figures/ (12 files)"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_of_many_groups_only_the_pages_are_drawn(tmp_path, two_groups):
+    groups = [replace(two_groups[0], slug=f"g{k}") for k in range(registry.MANY_GROUPS + 1)]
+    law_folder.write(tmp_path, groups, Fit())
+    assert written_pngs(tmp_path) == [f"law-{group.slug}.png" for group in groups]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_figure_that_the_cells_no_longer_carry_is_removed(tmp_path, two_groups):
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    for name in ("law-profile.png", "law-profile.svg", "mine.png"):
+        (figures / name).write_text("old")
+
+    law_folder.write(tmp_path, two_groups[:1], Fit())
+    assert written_pngs(tmp_path) == [
+        "figures/law-length.png",
+        "figures/law-maps.png",
+        "figures/law-rank.png",
+        "figures/mine.png",
+        "law.png",
+    ]
+    assert not (figures / "law-profile.svg").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_figures_there_are_the_tables(tmp_path, two_groups):
+    names = law_folder.write(tmp_path, two_groups, Fit(figures=False))
+    assert names == ["law.json", "cells.csv", "law.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

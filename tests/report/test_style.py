@@ -1,0 +1,49 @@
+"""What figures share: ticks, numbers, and files that are the same for the same figure."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from pml_cli.report.figures import style
+from pml_cli.report.figures.parity import predicted_figure
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([1, 2, 4, 8, 12, 16], [1, 2, 4, 8, 16]),
+        ([7], [7]),
+        ([np.nan, -1], []),
+        # Labels of four characters are wide.
+        ([256, 512, 768, 1024, 1536, 2048, 3072], [256, 512, 768, 1536, 3072]),
+    ],
+)
+def test_ticks_keep_the_ends_and_do_not_touch(values, ticks):
+    assert style.log_ticks(values) == ticks
+
+
+def test_many_values_have_few_ticks():
+    ticks = style.log_ticks(np.arange(1, 5000))
+    assert ticks[0] == 1 and ticks[-1] == 4999
+    assert len(ticks) <= style.MAX_LOG_TICKS + 1
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(512, "512"), (4000, "4k"), (12288, "12.3k"), (1.5e6, "1.5M")]
+)
+def test_tick_labels_are_short(value, label):
+    assert style.tick_label(value) == label
+
+
+def test_limits_begin_at_0_and_pass_over_what_is_not_finite():
+    low, high = style.axis_limits(np.array([2.0, np.nan]), np.array([10.0, np.inf]))
+    assert low == pytest.approx(-0.3) and high == pytest.approx(10.6)
+    assert style.axis_limits(np.array([np.nan])) == (0.0, 1.0)
+
+
+def test_the_same_figure_gives_the_same_bytes(hill_view, tmp_path):
+    for name in ("first.svg", "second.svg"):
+        style.save(predicted_figure(hill_view), tmp_path / name, "svg")
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    assert "matplotlib.pyplot" not in sys.modules

@@ -1,0 +1,55 @@
+"""Plain values for JSON, and files that are written whole (see also tests/runs/test_folder.py)."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pml_cli.io import finite_or_none, json_text, jsonable, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    x: float
+    values: tuple[float, ...]
+
+
+def test_values_become_plain():
+    value = {
+        1: Point(x=math.nan, values=(1.0, math.inf)),
+        "array": np.array([[1.0, np.nan]]),
+        "scalar": np.float64(0.5),
+        "count": np.int64(3),
+        "flag": np.bool_(True),
+        "path": Path("a/b"),
+        "text": "nan",
+        "none": None,
+    }
+    assert jsonable(value) == {
+        "1": {"x": None, "values": [1.0, None]},
+        "array": [[1.0, None]],
+        "scalar": 0.5,
+        "count": 3,
+        "flag": True,
+        "path": "a/b",
+        "text": "nan",
+        "none": None,
+    }
+    assert json.loads(json_text(jsonable(value))) == jsonable(value)
+
+
+def test_numbers_keep_their_last_digit():
+    value = 0.1 + 0.2
+    assert json.loads(json_text(jsonable([value]))) == [value]
+    assert finite_or_none(value) == value
+
+
+def test_nan_is_not_written_unless_it_was_made_null(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"loss": math.nan})
+    assert list(tmp_path.iterdir()) == []
+    write_json(tmp_path / "x.json", jsonable({"loss": math.nan}))
+    assert json.loads((tmp_path / "x.json").read_text()) == {"loss": None}
