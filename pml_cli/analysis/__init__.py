@@ -3,12 +3,12 @@
 May import `runs`, `law`, `evaluation.conditions` and the layers below them; neither torch nor the
 trainer.
 
-- run_selection: which finished runs a transition report covers
-- paired: losses compared with plain fine-tuning, pair by pair
-- rank_thresholds: the rank at which half of the samples are recalled verbatim
-- trajectories: p of each target token at every logged step (tokens.parquet)
-- transition: the phase transition at p > 0.5 in one group of runs
-- first_failures: where recall breaks, and which positions first failures share
-- survival: how long tokens stay stubborn (Kaplan-Meier)
-- deployment: recall after rounding and merging, and forgetting
+    run_selection.py    which finished runs a transition report covers
+    paired.py           losses compared with plain fine-tuning, pair by pair
+    rank_thresholds.py  the rank at which half of the samples are recalled verbatim
+    trajectories.py     p of each target token at every logged step (tokens.parquet)
+    transition.py       the phase transition at p > 0.5 in one group of runs
+    first_failures.py   where recall breaks, and which positions first failures share
+    survival.py         how long tokens stay stubborn (Kaplan-Meier)
+    deployment.py       recall after rounding and merging, and forgetting
 """

@@ -9,6 +9,7 @@ May import `config` and `model` (tokenizers and dimensions), neither torch nor t
     source.py           Sample and Source: what every source gives
     sources/            one file a source: its settings, and how it is opened
     running_text.py     a source of one long text, for text, mixed and hf
+    random_tokens.py    the tokens that random sources draw from
     facts.py            a source of many short facts, for phonebook, rule and jsonl
     text_file.py        UTF-8 files with their faults
     synthetic_facts.py  the phone book and the linear rule

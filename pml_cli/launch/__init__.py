@@ -5,20 +5,20 @@ May import evaluation, training, runs, data, model and config. Nothing below imp
 
 Planning, before anything runs:
 
-    pack.py           cells that are trained as one batch
-    packing.py        from runs to checked cells, and from cells to packs
-    cost_model.py     FLOPs and memory of a pack
-    throughput.py     how fast packs were trained before, and so how long others will take
-    devices.py        the devices of this machine, and what a launch may fill of them
-    openmp.py         how waiting threads behave
+    pack.py        cells that are trained as one batch
+    packing.py     from runs to checked cells, and from cells to packs
+    cost_model.py  FLOPs and memory of a pack
+    throughput.py  how fast packs were trained before, and so how long others will take
+    devices.py     the devices of this machine, and what a launch may fill of them
+    openmp.py      how waiting threads behave
 
 A sweep, from its request to its end:
 
-    driver.py         plan a sweep, train what is missing: `pml sweep`, `pml memft`
-    preflight.py      checks of the models before anything is written
-    manifest.py       the cells of a sweep as JSON, for its workers and for `pml status`
-    executors/        where the workers run: this process, processes, Slurm; a file each
-    observer.py       the events of a sweep, for displays
+    driver.py     plan a sweep, train what is missing: `pml sweep`, `pml memft`
+    preflight.py  checks of the models before anything is written
+    manifest.py   the cells of a sweep as JSON, for its workers and for `pml status`
+    executors/    where the workers run: this process, processes, Slurm; a file each
+    observer.py   the events of a sweep, for displays
 
 A worker, wherever it runs:
 
@@ -33,6 +33,6 @@ A worker, wherever it runs:
 
 Looking at it from outside:
 
-    status.py         a snapshot of a sweep's folder
-    slurm.py          questions to Slurm
+    status.py  a snapshot of a sweep's folder
+    slurm.py   questions to Slurm
 """

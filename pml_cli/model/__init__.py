@@ -1,23 +1,26 @@
 """The frozen model and the adapters on it. May import config, io, format, stats and errors.
 
 Without torch, for planning:
-    files: the files of a model, and its config.json
-    families: what pml knows of each family of models, one record a family
-    dims: sizes of a model from its config.json
-    device: the device that a model lies on, and its memory (torch only where it is inspected)
-    tokenizer: text to token ids
-    chunk_sizes: how much is computed at once
+
+    files.py        the files of a model, and its config.json
+    families.py     what pml knows of each family of models, one record a family
+    dims.py         sizes of a model from its config.json
+    device.py       the device that a model lies on, and its memory
+    tokenizer.py    text to token ids
+    chunk_sizes.py  how much is computed at once
 
 The frozen model:
-    loading: from settings to a SplitModel
-    split_model: the model split at the adapter layer: cached prefix, trained upper layers
-    layer_calls: single decoder layers, called, skipped or captured
-    modules: decoder layers, norms and linear modules of a transformers model
-    verify_split: the split pass against the model's own
-    streaming: layers whose weights are read when they run
-    head: chunked cross-entropy of the output layer
-    weight_hash: exact checksums of weights
+
+    loading.py       from settings to a SplitModel
+    split_model.py   the model split at the adapter layer: cached prefix, trained upper layers
+    layer_calls.py   single decoder layers, called, skipped or captured
+    modules.py       decoder layers, norms and linear modules of a transformers model
+    verify_split.py  the split pass against the model's own
+    streaming.py     layers whose weights are read when they run
+    head.py          chunked cross-entropy of the output layer
+    weight_hash.py   exact checksums of weights
 
 The adapters:
-    adapter_bank: LoRA adapters of several cells as one batch
+
+    adapter_bank.py  LoRA adapters of several cells as one batch
 """

@@ -4,12 +4,14 @@ The numbers come from law/ and analysis/, which know no sentences; here they are
 drawn. May import every package below (law, analysis, launch, runs, data, config) but neither torch
 nor the trainer; matplotlib only inside the functions that draw. A report never changes a number.
 
-- law_folder.py: the files of `pml fit`
-- law_text.py: sentences about laws: what a fit found, what its parameters mean
-- latex.py: law.tex
-- transition_folder.py, memft_folder.py, lasting_folder.py: the files of these commands
-- sweep_summary.py: what is said of a sweep before it trains and when it has ended
-- progress.py: live displays of a sweep, a probe, and of anything that is counted
-- tables/: what the commands print
-- figures/: what they draw
+    law_folder.py         the files of `pml fit`
+    law_text.py           sentences about laws: what a fit found, what its parameters mean
+    latex.py              law.tex
+    transition_folder.py  the files of `pml transition`
+    memft_folder.py       the files of `pml memft`
+    lasting_folder.py     the files of `pml lasting`
+    sweep_summary.py      what is said of a sweep before it trains and when it has ended
+    progress.py           live displays of a sweep, a probe, and of anything that is counted
+    tables/               what the commands print
+    figures/              what they draw
 """

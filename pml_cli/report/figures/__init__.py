@@ -8,19 +8,22 @@ To add one, write a file here with a function that takes what the report of its 
 
 Importing these modules imports no matplotlib: that happens when a figure is drawn.
 
-- registry.py: the register, and how figures become files
-- style.py: sizes, colours and axes that all figures share
-- law_view.py: what the figures of one law draw
-- law.py: the page of a group, and its heat maps
-- curves.py: gain by rank and by length
-- parity.py: predicted against measured gain
-- surface.py: gain over rank and length
-- residuals.py: residuals of the law
-- profile.py: profile likelihoods and the bootstrap
-- comparison.py: exponents of compared groups
-- heatmaps.py: maps over rank and length, for law.py
-- probe.py: one run
-- transition.py, transition_grid.py, transition_failures.py: the phase transition
-- memft.py, lasting.py: the figures of these commands
-- methods.py: colours and markers of training losses
+    registry.py             the register, and how figures become files
+    style.py                sizes, colours and axes that all figures share
+    law_view.py             what the figures of one law draw
+    law.py                  the page of a group, and its heat maps
+    curves.py               gain by rank and by length
+    parity.py               predicted against measured gain
+    surface.py              gain over rank and length
+    residuals.py            residuals of the law
+    profile.py              profile likelihoods and the bootstrap
+    comparison.py           exponents of compared groups
+    heatmaps.py             maps over rank and length, for law.py
+    probe.py                one run
+    transition.py           the phase transition
+    transition_grid.py      the phase transition
+    transition_failures.py  the phase transition
+    memft.py                the figures of these commands
+    lasting.py              the figures of these commands
+    methods.py              colours and markers of training losses
 """

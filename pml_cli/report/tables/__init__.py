@@ -3,11 +3,14 @@
 Each file has the tables of one command. They take results and return what rich prints; only
 `show` functions print themselves.
 
-- layout.py: how every table is laid out
-- results.py: the cells of a sweep
-- probe.py: one run
-- dry_run.py: what a sweep would do and cost
-- law.py: fitted laws and their comparison
-- predict.py: predictions of a law
-- memft.py, transition.py, lasting.py: the tables of these commands
+    layout.py      how every table is laid out
+    results.py     the cells of a sweep
+    probe.py       one run
+    dry_run.py     what a sweep would do and cost
+    law.py         fitted laws and their comparison
+    predict.py     predictions of a law
+    memft.py       losses compared pair by pair
+    transition.py  the phase transition
+    lasting.py     recall after rounding and merging, and forgetting
+    status.py      a snapshot of a sweep
 """
