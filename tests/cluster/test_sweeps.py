@@ -226,7 +226,9 @@ def test_a_killed_worker(slurm, tmp_path, undisturbed):
     os.kill(victim["pid"], signal.SIGKILL)
     check(tmp_path / "runs", undisturbed, running)
     events = journal(tmp_path / "runs")
-    assert any(event["event"] == "take_over" and event["dead"] == victim["name"] for event in events)
+    assert any(
+        event["event"] == "take_over" and event["dead"] == victim["name"] for event in events
+    )
 
 
 @on("accounting")
