@@ -12,6 +12,7 @@ PACKAGE = ROOT / "pml_cli"
 PACKAGES = sorted(p.parent for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text("utf-8")) for path in MODULES}
+NODES = [(path, node) for path, tree in TREES.items() for node in ast.walk(tree)]
 
 # English that says nothing: `found` of what, `parts` of what. A name tells what it holds.
 VAGUE = set(
@@ -41,7 +42,7 @@ def test_the_readme_lists_every_folder_and_no_other():
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=name_of)
-def test_a_package_says_what_each_of_its_files_is(package):
+def test_a_package_lists_its_files(package):
     text = ast.get_docstring(TREES[package / "__init__.py"]) or ""
     files = {p.stem for p in package.glob("*.py")} - {"__init__"}
     files |= {p.parent.name for p in package.glob("*/__init__.py")}
@@ -49,38 +50,36 @@ def test_a_package_says_what_each_of_its_files_is(package):
     assert listed == files
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_dataclasses_are_built_by_name(path):
-    for node in ast.walk(TREES[path]):
+def test_dataclasses_are_built_by_name():
+    for path, node in NODES:
         if isinstance(node, ast.ClassDef) and (decorator := decorated_as_dataclass(node)):
-            assert "kw_only=True" in decorator, f"{node.name}, line {node.lineno}"
+            assert "kw_only=True" in decorator, f"{name_of(path)}, line {node.lineno}"
 
 
 def test_no_class_of_ours_is_built_from_more_than_four_positions():
-    classes = {n.name for t in TREES.values() for n in ast.walk(t) if isinstance(n, ast.ClassDef)}
-    for path, tree in TREES.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                positions = len(node.args) if node.func.id in classes else 0
-                assert positions <= 4, f"{name_of(path)}, line {node.lineno}"
+    classes = {node.name for _, node in NODES if isinstance(node, ast.ClassDef)}
+    for path, node in NODES:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            positions = len(node.args) if node.func.id in classes else 0
+            assert positions <= 4, f"{name_of(path)}, line {node.lineno}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_nothing_that_can_run_code_is_read_from_a_file(path):
-    imported = set()
-    for node in ast.walk(TREES[path]):
+def test_nothing_that_can_run_code_is_read_from_a_file():
+    forbidden = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+    for path, node in NODES:
+        imported = []
         if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
+            imported = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            imported.add((node.module or "").split(".")[0])
-    assert not imported & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+            imported = [node.module or ""]
+        for module in imported:
+            assert module.split(".")[0] not in forbidden, f"{name_of(path)}, line {node.lineno}"
 
 
 def test_names_say_what_they_hold():
     names = Counter(
         node.id
-        for tree in TREES.values()
-        for node in ast.walk(tree)
+        for _, node in NODES
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     )
     vague = {name: count for name, count in names.items() if name in VAGUE}
