@@ -27,7 +27,7 @@ from rich.console import Console
 
 from pml_cli.commands import sweep
 from pml_cli.config.request import load
-from pml_cli.launch import driver, manifest, pack_trainer, preflight, queue
+from pml_cli.launch import driver, manifest, pack_run, pack_trainer, preflight, queue
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.throughput import Throughput
 from pml_cli.report import sweep_summary
@@ -54,10 +54,10 @@ TASKS = {
         (queue.PackQueue, "next_pack"),
     ],
     "checkpoints": [(Checkpoints, "save"), (Checkpoints, "find")],
-    "records": [(pack_trainer.PackRun, "_write"), (Throughput, "record")],
+    "records": [(pack_run.PackRun, "_write"), (Throughput, "record")],
     "results table": [(sweep_summary, "summarise")],
-    "training": [(pack_trainer.Trainer, "train"), (pack_trainer.Trainer, "__init__")],
-    "free decoding": [(pack_trainer, "recalled")],
+    "training": [(pack_run.Trainer, "train"), (pack_run.Trainer, "__init__")],
+    "free decoding": [(pack_run, "extra_measures")],
     "loading the model": [(pack_trainer, "load_model"), (preflight, "check_models")],
 }
 

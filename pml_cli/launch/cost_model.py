@@ -338,7 +338,7 @@ class PackWork:
         return self.shape.hidden * (self.float32_bytes if in_float32 else self.number_bytes)
 
     def _saved_outside_layers(self) -> float:
-        """Of the last norm, of one that follows an adapted MLP, and the input of a block adapter."""
+        """The last norm, one that follows an adapted MLP, and the input of a block adapter."""
         norms = 2 if self.is_block and self.shape.family.norms_outputs else 1
         saved = norms * self._saved_by_norm()
         # In float32 and above, a block adapter reads the prefix cache itself.

@@ -188,7 +188,7 @@ def _cut(
     parts: int,
     memory_of: Callable[[Pack], int],
 ) -> list[Pack]:
-    """Packs with at most 1 / `parts` of the budget, grouped by model, those with most work first."""
+    """Packs with at most 1 / `parts` of the budget, by model, those with most work first."""
     groups: dict[str, list[CellPlan]] = {}
     for cell in cells:
         groups.setdefault(_compatible_key(cell), []).append(cell)

@@ -41,7 +41,7 @@ from pml_cli.law.model_selection import (
     edge_of,
 )
 from pml_cli.law.observations import SIZE_AXES, Observations, SizeAxis
-from pml_cli.law.parameters import THETA_NAMES
+from pml_cli.law.parameters import THETA_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.stats import Array, percent_error
@@ -51,8 +51,9 @@ FILE_NAME = "law.json"
 ESTIMATORS = {"paper": "least squares", "robust": "relative residuals, Huber's loss"}
 
 Describe = Callable[[Finding | None, SizeAxis], str]
-"""Makes the sentence of a finding; empty for None."""
-Interval = tuple[float, float]
+"""Makes the sentence of a finding for a law of that size; empty for None."""
+Say = Callable[[Finding | None], str]
+"""The same for the size of one group."""
 Record = TypeVar("Record")
 
 
@@ -318,16 +319,21 @@ def law_file(
         inputs: number and hash of the cells.
     """
     versions = {"pml": __version__, "numpy": np.__version__, "scipy": scipy.__version__}
+
+    def say(finding: Finding | None) -> str:
+        return describe(finding, axis)
+
     draws = {}
     for group in groups:
         draws[group.slug] = group.analysis.draws | _recall_draws(group.recall)
+
     return LawFile(
         format=FORMAT,
         versions=versions,
         inputs=inputs,
         saturated_below=saturated_below,
         x=axis.name,
-        comparisons=[_comparison(comparison, describe, axis) for comparison in comparisons],
+        comparisons=[_comparison(comparison, say) for comparison in comparisons],
         groups=[_group(group, describe) for group in groups],
         draws=draws,
     )
@@ -353,36 +359,42 @@ def _record(kind: type[Record], source: Any, **values: Any) -> Record:
 
 
 def _group(group: GroupFit, describe: Describe) -> GroupRecord:
-    analysis, axis = group.analysis, group.axis
+    """One group with every law on it."""
+    analysis = group.analysis
+
+    def say(finding: Finding | None) -> str:
+        return describe(finding, group.axis)
+
     return GroupRecord(
         name=group.name,
         slug=group.slug,
         key=group.key,
         cells=len(group.cells),
-        fit=_paper(analysis.paper, describe, axis),
-        held_out=_held_out(group, describe),
-        laws=[_law(row, describe, axis) for row in analysis.rows],
+        fit=_paper(analysis.paper, say),
+        held_out=_held_out(group, say),
+        laws=[_law(row, say) for row in analysis.rows],
         chosen=analysis.chosen.name if analysis.chosen else None,
-        bootstrap=_bootstrap(analysis.bootstrap, describe, axis),
+        bootstrap=_bootstrap(analysis.bootstrap, say),
         profiles={name: _profile(profile) for name, profile in analysis.profiles.items()},
         constant_capacity=analysis.constant_capacity,
         alike_within_clusters=analysis.residual_correlation,
-        recall=_recall(group.recall, describe, axis),
+        recall=_recall(group.recall, say),
         capacity=group.bits,
         control=group.control,
         range=_range(group.observed),
         base_loss=_base_loss(group.observed),
-        warnings=[describe(warning, axis) for warning in group.warnings],
-        conclusions=[describe(conclusion, axis) for conclusion in group.conclusions],
+        warnings=[say(warning) for warning in group.warnings],
+        conclusions=[say(conclusion) for conclusion in group.conclusions],
     )
 
 
-def _paper(fit: PowerLawFit, describe: Describe, axis: SizeAxis) -> PaperRecord:
+def _paper(fit: PowerLawFit, say: Say) -> PaperRecord:
+    """The paper's fit, its parameters as keys of their own."""
     return _record(
         PaperRecord,
         fit,
         law=fit.form.formula,
-        reason=describe(fit.finding, axis),
+        reason=say(fit.finding),
         standard_errors=fit.errors,
         intervals_95=fit.intervals,
         covariance=fit.covariance.tolist(),
@@ -390,18 +402,19 @@ def _paper(fit: PowerLawFit, describe: Describe, axis: SizeAxis) -> PaperRecord:
     )
 
 
-def _held_out(group: GroupFit, describe: Describe) -> HeldOutRecord:
+def _held_out(group: GroupFit, say: Say) -> HeldOutRecord:
     """The check of the paper's law on the edge, of the unsaturated cells alone."""
     observed = group.observed
     ranks, lengths = edge_of(observed)
     check = group.analysis.rows[0].checks[EDGE]
+
     unsaturated = ~observed.saturated
     test = check.left_out & unsaturated
     fitted = ~check.left_out & unsaturated
 
     # The error counts where the fit without these cells has a prediction for them.
     mape: float | None = None
-    reason = describe(check.finding, group.axis)
+    reason = say(check.finding)
     predicted = check.predicted[test]
     if len(predicted) and np.isfinite(predicted).all():
         mape = percent_error(observed.delta[test], predicted)
@@ -416,14 +429,15 @@ def _held_out(group: GroupFit, describe: Describe) -> HeldOutRecord:
     )
 
 
-def _law(row: LawRow, describe: Describe, axis: SizeAxis) -> PowerLawRecord | LikelihoodRecord:
+def _law(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
+    """One row of the tables, with its held-out checks."""
     fit = row.fit
     common = {
         "law": fit.form.formula,
-        "reason": describe(fit.finding, axis),
+        "reason": say(fit.finding),
         "covariance": fit.covariance.tolist(),
         "aicc_difference": row.aicc_difference,
-        "checks": {what: _check(check, describe, axis) for what, check in row.checks.items()},
+        "checks": {what: _check(check, say) for what, check in row.checks.items()},
     }
     if isinstance(fit, PowerLawFit):
         return _record(
@@ -452,25 +466,26 @@ def _law(row: LawRow, describe: Describe, axis: SizeAxis) -> PowerLawRecord | Li
     )
 
 
-def _check(check: Check, describe: Describe, axis: SizeAxis) -> CheckRecord:
-    return _record(CheckRecord, check, reason=describe(check.finding, axis))
+def _check(check: Check, say: Say) -> CheckRecord:
+    """A check, without its predictions."""
+    return _record(CheckRecord, check, reason=say(check.finding))
 
 
-def _bootstrap(
-    sample: Bootstrap | None, describe: Describe, axis: SizeAxis
-) -> BootstrapRecord | None:
+def _bootstrap(sample: Bootstrap | None, say: Say) -> BootstrapRecord | None:
+    """A bootstrap, without its draws: those stand at the end of the file."""
     if sample is None:
         return None
     return _record(
         BootstrapRecord,
         sample,
-        reason=describe(sample.finding, axis),
+        reason=say(sample.finding),
         draws=len(sample.draws),
         intervals_95=sample.intervals,
     )
 
 
 def _profile(profile: Profile) -> ProfileRecord:
+    """A profile, in natural units."""
     return ProfileRecord(
         values=profile.values.tolist(),
         deviance=profile.deviance.tolist(),
@@ -478,11 +493,12 @@ def _profile(profile: Profile) -> ProfileRecord:
     )
 
 
-def _recall(recall: RecallFit, describe: Describe, axis: SizeAxis) -> RecallRecord:
+def _recall(recall: RecallFit, say: Say) -> RecallRecord:
+    """The law of exact recall, without its draws."""
     return _record(
         RecallRecord,
         recall,
-        reason=describe(recall.finding, axis),
+        reason=say(recall.finding),
         parameters=dict(zip(NAMES, recall.theta.tolist(), strict=True)),
         gaps={"rank": recall.rank_step, "length": recall.length_step},
         draws=len(recall.draws),
@@ -490,21 +506,25 @@ def _recall(recall: RecallFit, describe: Describe, axis: SizeAxis) -> RecallReco
 
 
 def _recall_draws(recall: RecallFit) -> dict[str, list[float]]:
+    """Draws of a, g and h, (D,) by the names that they have in the file."""
     columns = zip(NAMES, recall.draws.T.tolist(), strict=True)
     return {f"recall_{name}": column for name, column in columns if column}
 
 
 def _range(cells: Observations) -> RangeRecord:
+    """What was trained."""
     if not len(cells):
         return RangeRecord(rank=[], length=[])
     return RangeRecord(rank=_ends(cells.rank), length=_ends(cells.length))
 
 
 def _ends(values: Array) -> list[float]:
+    """The smallest and the largest of (N,) values."""
     return [float(values.min()), float(values.max())]
 
 
 def _base_loss(cells: Observations) -> BaseLossRecord:
+    """Mean base loss at each length, over all cells and of each text."""
     mean = _length_curve(cells)
     texts = []
     for text in np.unique(cells.text):
@@ -523,11 +543,8 @@ def _length_curve(cells: Observations) -> LengthCurveRecord:
     return LengthCurveRecord(length=lengths.tolist(), nats=nats)
 
 
-def _comparison(
-    comparison: Comparison,
-    describe: Describe,
-    axis: SizeAxis,
-) -> ComparisonRecord:
+def _comparison(comparison: Comparison, say: Say) -> ComparisonRecord:
+    """A comparison of groups; `form` is null where they share none."""
     groups = [
         ComparedGroupRecord(
             name=group.name,
@@ -542,7 +559,7 @@ def _comparison(
         by=comparison.by,
         common=comparison.common,
         form=comparison.form.name if comparison.form else None,
-        reason=describe(comparison.finding, axis),
+        reason=say(comparison.finding),
         groups=groups,
         ties=comparison.ties,
     )
@@ -561,15 +578,18 @@ def load(path: Path, group: str | None = None) -> list[FittedLaw]:
     """
     file = _find(path)
     content = _read(file)
+
     groups = content["groups"]
     if group is not None:
         groups = _named(group, groups)
     try:
         laws = [_fitted_law(entry, content) for entry in groups if entry["chosen"] is not None]
+    # Whatever is wrong inside a law.json of this format, the file is damaged.
     except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
         raise UserError(
             f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again"
         ) from error
+
     if not laws:
         reasons = {entry["fit"]["reason"] for entry in groups} - {""}
         details = f": {'; '.join(sorted(reasons))}" if reasons else ""
@@ -605,6 +625,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{file}: not a law.json ({reason}); run `pml fit` again") from error
+
     if found_format != FORMAT:
         raise UserError(
             f"{file}: format {found_format}, this pml reads {FORMAT}; run `pml fit` again"
@@ -632,6 +653,7 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
 
     centre = (record.centre["log_rank"], record.centre["log_length"])
     draws = dict(content["draws"].get(group["slug"], {}))
+    # Those of the law of recall lie beside those of the law of the gain.
     recall_draws = [draws.pop(f"recall_{name}", []) for name in NAMES]
     if draws:
         theta_draws = bootstrap_theta(theta, centre, draws, record.clusters)
@@ -644,6 +666,7 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
     base = _from_json(BaseLossRecord, group["base_loss"])
     texts = [_curve(text["length"], text["nats"]) for text in group["base_loss"]["texts"]]
     recall = _from_json(RecallRecord, group["recall"])
+
     return FittedLaw(
         name=group["name"],
         axis=SIZE_AXES[content["x"]],
@@ -676,5 +699,6 @@ def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
 
 
 def _curve(length: list[float], nats: list[float]) -> LengthCurve:
+    """Arrays of a record, (V,) each."""
     lengths = np.array(length, float)
     return LengthCurve(log_length=np.log(lengths), nats=np.array(nats, float))

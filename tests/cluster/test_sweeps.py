@@ -15,6 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
+from support.executors import check_executor
+
+from pml_cli.launch.executors.slurm import SlurmLaunch
 
 ROOT = Path(__file__).parents[2]
 CELLS = (
@@ -223,7 +226,9 @@ def test_a_killed_worker(slurm, tmp_path, undisturbed):
     os.kill(victim["pid"], signal.SIGKILL)
     check(tmp_path / "runs", undisturbed, running)
     events = journal(tmp_path / "runs")
-    assert any(event["event"] == "inherit" and event["dead"] == victim["name"] for event in events)
+    assert any(
+        event["event"] == "take_over" and event["dead"] == victim["name"] for event in events
+    )
 
 
 @on("accounting")
@@ -327,3 +332,9 @@ def test_a_worker_that_cannot_start_ends_the_wait(slurm, tmp_path):
     assert done.returncode == 1, done.stdout
     assert "the workers ended too early" in done.stdout
     assert "/nowhere/python" in done.stdout
+
+
+@pytest.mark.parametrize("site", ["plain"], indirect=True)
+def test_what_every_executor_does(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    check_executor(SlurmLaunch(devices=1, partition="low", gpus=0, cpus=1, time=30), tmp_path)

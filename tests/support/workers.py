@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from pml_cli.config.schema import Model, Run, Train
-from pml_cli.launch import pack_trainer
+from pml_cli.launch import pack_run
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack_trainer import PackTrainer
@@ -131,7 +131,7 @@ def faulty(monkeypatch, when, error):
                 raise error
             super()._update(step, layout, scores)
 
-    monkeypatch.setattr(pack_trainer, "Trainer", Faulty)
+    monkeypatch.setattr(pack_run, "Trainer", Faulty)
 
 
 OUT_OF_MEMORY = [

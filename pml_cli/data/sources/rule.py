@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @register("data", "rule")
 @dataclass(kw_only=True)
 class RuleData(Data):
-    """f(x, y) = 3x + 5y + 7: pairs to learn, and held-out pairs that test whether it was learned."""
+    """f(x, y) = 3x + 5y + 7: pairs to learn, and held-out pairs: is the rule found, or stored?"""
 
     source: str = "rule"
     maximum: int = setting(99, help="x and y are drawn from 0 to this", minimum=1, maximum=2000)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pml_cli.format import three_digits
 from pml_cli.law.fit_result import FitResult
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
@@ -20,7 +21,6 @@ from pml_cli.report.figures.style import (
     column_figure,
     empty_panel,
     style_for_column,
-    three_digits,
 )
 from pml_cli.report.law_text import sentence
 from pml_cli.stats import Array
