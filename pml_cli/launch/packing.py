@@ -62,6 +62,7 @@ def _plan(run: Run) -> CellPlan:
     samples = samples_of(run)
     batch = run.train.batch or len(samples)
     longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
+
     return CellPlan(
         id=run_id(run),
         run=run,

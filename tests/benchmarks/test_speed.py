@@ -45,7 +45,7 @@ def check_rows(rows, expected, ways="ABC"):
 
 @pytest.mark.slow
 def test_what_runs_on_a_gpu_runs_on_a_cpu_with_small_shapes(tmp_path):
-    """Both shapes in bfloat16, one pack a length, the streamed check; without Hydra and the like."""
+    """Both shapes in bfloat16, one pack a length, the streamed check; without Hydra."""
     pytest.importorskip("accelerate")
     options = "--paper --small --lengths 20,300 --ranks 2,4,6 --steps 2 --repeats 2"
     rows, report = run(tmp_path, *options.split())

@@ -23,10 +23,12 @@ class RuleData(Data):
     test_samples: int = setting(200, help="held-out pairs", minimum=0)
 
     def open(self, model: Model) -> Source:
+        """Open the pairs in an order drawn by the seed."""
         from pml_cli.data import synthetic_facts
         from pml_cli.data.facts import facts_source
         from pml_cli.model.tokenizer import open_tokenizer
 
         training, test = synthetic_facts.rule(self.seed, self.maximum, self.test_samples)
         tokenizer = open_tokenizer(model)
+        # Held-out samples come from the same rule, so a gain on them is the rule, not memory.
         return facts_source(tokenizer, training, chat=self.chat, test_facts=test)
