@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, raise_all
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import pick_device
 from pml_cli.model.loading import check_weights, load_model
@@ -43,5 +43,4 @@ def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
         except UserError as error:
             faults[str(error)] = None
 
-    if faults:
-        raise UserError("\n".join(faults))
+    raise_all(faults)

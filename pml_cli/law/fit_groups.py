@@ -65,11 +65,17 @@ class GroupFit:
     axis: SizeAxis
     """What `observed.rank` is."""
     analysis: Analysis
+    """Every law of the gain."""
     recall: RecallFit
+    """The law of exact recall."""
     bits: list[BitsPerParameter]
+    """Bits stored for each parameter."""
     control: UnseenGain | None
+    """Gain on unseen sequences of the source; None where not measured."""
     warnings: list[Finding]
+    """What speaks against the laws and the cells."""
     conclusions: list[Finding]
+    """What the fit allows to conclude, and what to run next."""
 
 
 def with_columns(runs: pd.DataFrame) -> pd.DataFrame:

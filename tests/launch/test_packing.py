@@ -1,4 +1,4 @@
-"""From runs to packs: every fault at the door, and packs that hold only what can be trained together."""
+"""From runs to packs: all faults at once, and packs of what can be trained together."""
 
 import dataclasses
 import sys
@@ -56,35 +56,27 @@ def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(
     curriculum, batch, samples
 ):
     train = Train(epochs=6, batch=batch, curriculum=curriculum)
-    order, drawn, epochs = SampleOrder(samples, batch, 3, curriculum), [], 0
-    while epochs < 6:
-        count, seen = samples_in_use(curriculum, epochs, samples), []
-        while len(seen) < count:
-            seen += (step := order.next())
-            drawn.append(len(step))
-        assert sorted(seen) == sorted(
-            order._fixed_order[:count]
-        )  # an epoch is a pass over the samples in use
-        epochs += 1
-    assert total_steps(train, samples) == len(drawn)
-    assert list(minibatch_sizes(train, samples)) == drawn
-    fewer = Train(steps=5, batch=batch, curriculum=curriculum)
-    assert list(minibatch_sizes(fewer, samples)) == drawn[:5]
+    order = SampleOrder(samples, batch, 3, curriculum)
+    sizes = []
+    for epoch in range(6):
+        in_use = samples_in_use(curriculum, epoch, samples)
+        drawn = []
+        while len(drawn) < in_use:
+            minibatch = order.next()
+            drawn += minibatch
+            sizes.append(len(minibatch))
+        # An epoch is a pass over the samples in use.
+        assert sorted(drawn) == sorted(order._fixed_order[:in_use])
+
+    assert total_steps(train, samples) == len(sizes)
+    assert list(minibatch_sizes(train, samples)) == sizes
+    five_steps = Train(steps=5, batch=batch, curriculum=curriculum)
+    assert list(minibatch_sizes(five_steps, samples)) == sizes[:5]
 
 
 def test_the_curriculum_grows_from_a_fifth_to_all():
-    assert [samples_in_use([2, 4, 6, 8], epoch, 100) for epoch in range(10)] == [
-        20,
-        20,
-        40,
-        40,
-        60,
-        60,
-        80,
-        80,
-        100,
-        100,
-    ]
+    in_use = [samples_in_use([2, 4, 6, 8], epoch, 100) for epoch in range(10)]
+    assert in_use == [20, 20, 40, 40, 60, 60, 80, 80, 100, 100]
     assert samples_in_use([2, 4, 6, 8], 0, 3) == 1
     assert (
         SampleOrder(50, 5, 1, [2])._fixed_order.tolist()
@@ -149,7 +141,8 @@ def test_ranks_seeds_losses_and_rates_share_a_pack():
         run(model=dataclasses.replace(CPU, layer=1)),
         run(model=dataclasses.replace(CPU, dtype="float64")),
         run(seqlen=100, data=PhonebookData()),
-        run(seqlen=15),  # less than half as long: mostly padding
+        # Less than half as long: mostly padding.
+        run(seqlen=15),
     ],
 )
 def test_what_cannot_or_should_not_be_packed_together(other):
