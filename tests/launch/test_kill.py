@@ -107,7 +107,7 @@ def test_killed_at_random_moments_one_more_call_gives_the_same_bits(tmp_path):
 def test_two_sweeps_of_one_grid_at_the_same_time_train_every_cell_once(tmp_path):
     sweeps = [start_pml(tmp_path, *SWEEP, "train.steps=200", "out=runs") for _ in range(2)]
     for running in sweeps:
-        output, errors = running.communicate(timeout=120)
+        output, errors = running.communicate(timeout=400)
         assert running.returncode == 0, errors
         assert "8 of 8 cells done" in output
 
