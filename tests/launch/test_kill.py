@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import done_cells, finished_cells, run_pml, start_pml
+from support.processes import done_cells, finished_cells, run_pml, start_pml, wait_until
 
 ROUNDS = int(os.environ.get("PML_KILL_ROUNDS", "6"))
 SWEEP = (
@@ -38,6 +38,15 @@ def lost_seconds(out, pid, killed_at):
     events = [json.loads(line) for line in lines]
     saved = [e["time"] for e in events if e["event"] in ("start", "checkpoint", "done")]
     return killed_at - saved[-1] if saved else None
+
+
+def wait_before_kill(out, pid, rng, in_training):
+    """Wait a random time from the start, or from the first step that is trained."""
+    if not in_training:
+        time.sleep(rng.uniform(1, 12))
+        return
+    wait_until(lambda: list((out / ".pml" / "journal").glob(f"*-{pid}-*.jsonl")))
+    time.sleep(rng.uniform(0, 4))
 
 
 def check_readable(out):
@@ -76,9 +85,9 @@ def test_killed_at_random_moments_one_more_call_gives_the_same_bits(tmp_path):
     rng = random.Random(0)
     out = tmp_path / "killed"
     lost = []
-    for _ in range(ROUNDS):
+    for round_number in range(ROUNDS):
         running = start_pml(tmp_path, *SWEEP, steps, "out=killed", start_new_session=True)
-        time.sleep(rng.uniform(1, 12))
+        wait_before_kill(out, running.pid, rng, in_training=round_number % 2 == 0)
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
         seconds = lost_seconds(out, running.pid, time.time())
@@ -86,6 +95,7 @@ def test_killed_at_random_moments_one_more_call_gives_the_same_bits(tmp_path):
             lost.append(seconds)
         check_readable(out)
 
+    assert lost, "no kill hit the training"
     last = run_pml(tmp_path, *SWEEP, steps, "out=killed", timeout=900)
     assert last.returncode == 0, last.stderr
     mean = sum(lost) / max(len(lost), 1)
