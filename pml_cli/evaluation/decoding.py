@@ -18,6 +18,7 @@ from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.device import out_of_memory
 from pml_cli.model.split_model import SplitModel
+from pml_cli.training.batches import SamplesByCell
 from pml_cli.training.scores import Scores, first_true
 
 # Rows decoded at once; the later ones where memory does not suffice.
@@ -39,7 +40,7 @@ class _Item(NamedTuple):
 def measure(
     base: SplitModel,
     bank: AdapterBank,
-    cells: Sequence[Sequence[Sample]],
+    cells: SamplesByCell,
     scores: Sequence[Scores] | None = None,
 ) -> list[dict[str, float | None]]:
     """`free_accuracy` and `free_exact_match` of each cell; None where it has no samples.
@@ -58,7 +59,15 @@ def measure(
 
 
 def recall(samples: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Token accuracy and exact match of the decoded tokens of one cell's samples."""
+    """Token accuracy and exact match of one cell.
+
+    Args:
+        samples: of the cell.
+        decoded: token ids of each sample, as many as its target has.
+
+    Returns:
+        `free_accuracy`, over tokens, and `free_exact_match`, over samples.
+    """
     matches = []
     exact_matches = []
     for tokens, sample in zip(decoded, samples, strict=True):
@@ -75,9 +84,10 @@ def recall(samples: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> dict[
 def _decode_within_memory(
     base: SplitModel,
     bank: AdapterBank,
-    cells: Sequence[Sequence[Sample]],
+    cells: SamplesByCell,
     scores: Sequence[Scores] | None,
 ) -> Decoded:
+    """`decode`, of fewer rows at once where memory does not suffice."""
     # The KV cache of many rows may not fit beside what the trainer holds.
     for batch_size in BATCH_SIZES[:-1]:
         try:
@@ -85,6 +95,7 @@ def _decode_within_memory(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+
     return decode(base, bank, cells, scores, BATCH_SIZES[-1])
 
 
@@ -92,7 +103,7 @@ def _decode_within_memory(
 def decode(
     base: SplitModel,
     bank: AdapterBank,
-    cells: Sequence[Sequence[Sample]],
+    cells: SamplesByCell,
     scores: Sequence[Scores] | None = None,
     batch_size: int = BATCH_SIZES[0],
 ) -> Decoded:
@@ -139,7 +150,7 @@ def decode(
 def _decode_batch(
     base: SplitModel,
     bank: AdapterBank,
-    cells: Sequence[Sequence[Sample]],
+    cells: SamplesByCell,
     items: Sequence[_Item],
 ) -> list[list[int]]:
     """Rows of one prompt length: one pass over what is known, then one token a step."""
@@ -147,11 +158,13 @@ def _decode_batch(
 
     adapters = bank.select([item.cell for item in items])
     samples = [cells[item.cell][item.sample] for item in items]
+    # As far as all rows are known: they share the length of the cache.
     proven = min(item.correct_tokens for item in items)
     longest = max(len(sample.target) for sample in samples)
 
     prefixes = [[*sample.prompt, *sample.target[:proven]] for sample in samples]
     ids = torch.tensor(prefixes, device=base.device)
+
     cache = DynamicCache()
     steps = []
     for _ in range(proven, longest):
@@ -160,7 +173,8 @@ def _decode_batch(
         steps.append(ids)
 
     outputs = []
-    for sample, tokens in zip(samples, torch.cat(steps, 1).tolist(), strict=True):
+    decoded = torch.cat(steps, 1).tolist()
+    for sample, tokens in zip(samples, decoded, strict=True):
         output = [*sample.target[:proven], *tokens]
         # The batch went on for its longest target.
         outputs.append(output[: len(sample.target)])

@@ -32,9 +32,11 @@ def deploy(base: SplitModel, bank: AdapterBank, condition: Condition) -> Adapter
         bank: the adapters as trained.
         condition: what becomes of them.
     """
+    # Merging comes first: in bfloat16 it is into weights that are bfloat16 already.
     if condition.merged:
         dtype = torch.bfloat16 if condition.bf16 else None
         return MergedBank(base, bank, condition.merged_weights, dtype)
+
     if condition.bf16:
         return bf16_bank(bank)
     if condition.adapter:
@@ -54,6 +56,7 @@ def bf16_bank(bank: AdapterBank) -> AdapterBank:
     """
     converted = _converted(bank, lambda weight_KIO: to_bfloat16(weight_KIO, 1))
     scale = converted.scale[:, None, None]
+
     for name in converted.sites:
         converted.A[name] = converted.A[name].bfloat16()
         converted.B[name] = (converted.B[name] * scale).bfloat16()
@@ -62,6 +65,7 @@ def bf16_bank(bank: AdapterBank) -> AdapterBank:
 
 
 def _converted(bank: AdapterBank, convert: Callable[[Tensor], Tensor]) -> AdapterBank:
+    """A copy of the bank with every matrix converted, each (K, I, O)."""
     converted = bank.select(range(len(bank)))
     for name in converted.sites:
         converted.A[name] = convert(converted.A[name])
@@ -98,6 +102,7 @@ class MergedBank(AdapterBank):
             B=bank.B,
             scale=bank.scale,
         )
+
         self.matrices: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name, site in bank.sites.items():
             module: Any = base.modules[name]
@@ -105,6 +110,7 @@ class MergedBank(AdapterBank):
             A = bank.A[name]
             scaled_B = bank.B[name] * bank.scale[:, None, None]
             merged_KIO = weight_IO.to(A.dtype) + A @ scaled_B
+
             # What is stored is rounded, whatever the dtype of the product.
             if rounding:
                 merged_KIO = ROUNDINGS[rounding](merged_KIO, 1)
@@ -134,7 +140,10 @@ def merged_bytes(bank: AdapterBank) -> int:
     """Memory of one cell's merged matrices; 0 if the adapters cannot be merged."""
     if not is_mergeable(bank):
         return 0
-    weights = sum(site.inputs * site.outputs for site in bank.sites.values())
+
+    weights = 0
+    for site in bank.sites.values():
+        weights += site.inputs * site.outputs
     return weights * next(iter(bank.A.values())).element_size()
 
 

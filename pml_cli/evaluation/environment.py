@@ -21,6 +21,7 @@ def environment(base: SplitModel) -> dict[str, Any]:
     """
     versions = {name: _version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
+
     return {
         "versions": versions,
         "platform": platform.platform(),
@@ -44,6 +45,7 @@ def _commit() -> str | None:
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
+
     command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -83,7 +83,7 @@ def _ngrams(tokens: Ids, size: int) -> frozenset[Ids]:
 
 
 def _truncated(windows: Sequence[Sample], tokens: int) -> list[Sample]:
-    """The windows cut to so many scored tokens in all."""
+    """The first windows, with so many scored tokens in all: the last one may be cut."""
     truncated: list[Sample] = []
     remaining = tokens
     for window in windows:
@@ -103,21 +103,29 @@ def text_pool(model: Model, path: str | None) -> Pool:
     Raises:
         UserError: the file cannot be read.
     """
+    # A model of random weights has a config alone.
     has_no_files = model.weights == "random" and model.architecture
     if has_no_files or not locate(model, "tokenizer.json"):
         return Pool(reason=f"model={model.name} has no tokenizer")
+
     try:
         source = TextData(path=path).open(model)
     except UserError as error:
         # The option is named otherwise here.
         message = str(error).replace("data.path=", "text=").replace("data=text: ", "text: ")
         raise UserError(message) from error
+
     (text,) = source.cut(source.max_tokens or 0)
     return _windowed(text, model)
 
 
 def random_pool(model: Model, tokens: int) -> Pool:
-    """Windows of uniform random tokens, enough for `tokens` scored ones."""
+    """Windows of uniform random tokens.
+
+    Args:
+        model: whose vocabulary they are drawn from.
+        tokens: scored tokens that there must be at least.
+    """
     count = max(1, -(-tokens // WINDOW))
     source = RandomData(seed=RANDOM_SEED).open(model)
     (text,) = source.cut(count * WINDOW)
@@ -125,6 +133,7 @@ def random_pool(model: Model, tokens: int) -> Pool:
 
 
 def _windowed(text: Sample, model: Model) -> Pool:
+    """The windows of one long text, each after the text's own prompt."""
     size = min(WINDOW, model_dims(model).context - len(text.prompt))
     # Whole windows only, but at least one: a short text is one short window.
     last_start = max(0, len(text.target) - size)

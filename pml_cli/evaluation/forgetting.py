@@ -50,6 +50,7 @@ def measure(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[F
             `changed` the share of tokens with another argmax. A cell without text has None.
     """
     results = [dict(NOT_MEASURED) for _ in cells]
+
     for chunk in cell_chunks(cells):
         texts = [cells[k] for k in chunk]
         measured = _measure_chunk(base, bank.select(chunk), texts)
@@ -59,6 +60,7 @@ def measure(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[F
 
 
 def _measure_chunk(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[Forgetting]:
+    """`measure` of cells that all have text and fit into one evaluation."""
     inputs = PackInputs(base, bank, cells)
     assert inputs.prefix is not None
     layout = inputs.data.layout(inputs.data.cells)
@@ -81,6 +83,7 @@ def _measure_chunk(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) ->
         )
         chunks.append(compared)
 
+    # Means are taken of each cell by itself, as its loss in training is.
     results: list[Forgetting] = []
     for count in layout.mask_KS.sum(1).tolist():
         results.append({"tokens": int(count)})

@@ -32,10 +32,12 @@ def measure(
         control_base_loss and control_gain of each cell; None where it has no such samples.
     """
     results = [dict(NOT_MEASURED) for _ in cells]
+
     for chunk in cell_chunks(cells):
         adapters = bank.select(chunk)
         # The layers below the adapters are the same with and without them.
         inputs = PackInputs(base, adapters, [cells[k] for k in chunk])
+
         base_losses = _mean_nll(base, zero_adapters(bank, chunk), inputs)
         adapted_losses = _mean_nll(base, adapters, inputs)
         for k, base_loss, loss in zip(chunk, base_losses, adapted_losses, strict=True):

@@ -43,8 +43,10 @@ def to_levels(weight: Tensor, input_dim: int, levels: int) -> Tensor:
         input_dim: the dimension that a product sums over; the other dimensions are output channels.
         levels: the largest integer.
     """
+    # Half precision would round the quotient before it is rounded to an integer.
     precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
     scale = precise.abs().amax(input_dim, keepdim=True) / levels
+
     # A channel of zeros stays zero.
     divisor = torch.where(scale > 0, scale, 1.0)
     # torch.round goes to the even neighbour, as inference kernels do.

@@ -86,6 +86,7 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
 
 def _steps_to_recall(cell: Cell) -> int | None:
     """The first logged step at which every target token is predicted correctly, if any."""
+    # Recall may be lost again later: the first time counts.
     logged = pd.concat(cell.logged)
     steps = logged["step"].to_numpy(int)
     failed_steps = steps[~logged["correct"].to_numpy(bool)]
@@ -141,7 +142,10 @@ def _gains(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, float | No
 def _recall(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Free-running recall of trained cells, and of the test samples of their sources."""
     bank = _bank(cells)
-    scores = [cell.final for cell in cells if cell.final is not None]
+    scores = []
+    for cell in cells:
+        assert cell.final is not None
+        scores.append(cell.final)
     samples = [cell.samples for cell in cells]
     recall = decoding.measure(base, bank, samples, scores)
 
@@ -149,11 +153,15 @@ def _recall(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     test_samples = [source_of(cell.run).test_samples for cell in cells]
     test_recall = decoding.measure(base, bank, test_samples)
     results = []
-    for learned, test in zip(recall, test_recall, strict=True):
-        results.append({**learned, "unseen_exact_match": test["free_exact_match"]})
+    for own, test in zip(recall, test_recall, strict=True):
+        results.append({**own, "unseen_exact_match": test["free_exact_match"]})
     return results
 
 
 def _bank(cells: Sequence[Cell]) -> AdapterBank:
     """The adapters of trained cells as one bank."""
-    return stack([cell.adapter for cell in cells if cell.adapter is not None])
+    banks = []
+    for cell in cells:
+        assert cell.adapter is not None
+        banks.append(cell.adapter)
+    return stack(banks)

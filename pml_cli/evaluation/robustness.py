@@ -38,6 +38,7 @@ from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.stats import LN2
+from pml_cli.training.batches import SamplesByCell
 from pml_cli.training.limits import EVALUATION_TOKENS
 from pml_cli.training.scores import Scores, first_true, summarise, violations
 from pml_cli.training.scoring import PackInputs, score_cells
@@ -87,14 +88,16 @@ def measure(
         model = dataclasses.replace(run.run.model, device=device)
         by_model.setdefault(repr(model), []).append(run)
 
-    # One model at a time: two of them may not fit.
+    # The runs of one model together: it is loaded once.
     for group in by_model.values():
         model = dataclasses.replace(group[0].run.model, device=device)
         base = load_model(model)
         _check_weights(base, group)
+
         base_bf16 = base
         if base.dtype != torch.bfloat16:
             base_bf16 = load_model(dataclasses.replace(model, dtype="bfloat16"))
+
         for chunk in _chunks(base, group):
             results = _measure_chunk(base, base_bf16, chunk, decode_freely)
             chunk_runs = [run for run, _ in chunk]
@@ -155,6 +158,7 @@ def _load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
         seeds=[settings.seed],
         dtype=base.adapter_dtype,
     )
+
     try:
         bank.load(0, run.adapter)
     except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
@@ -166,15 +170,24 @@ def _load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
 def _measure_chunk(
     base: SplitModel, base_bf16: SplitModel, chunk: Chunk, decode_freely: bool
 ) -> list[dict[str, Any]]:
-    """The entry of each run in lasting.json: `conditions`, `offenders` and `damage`."""
+    """The entry of each run in lasting.json: `conditions`, `offenders` and `damage`.
+
+    Args:
+        base: the model in its own dtype.
+        base_bf16: the model in bfloat16.
+        chunk: the runs.
+        decode_freely: whether to decode in bfloat16 beside teacher forcing.
+    """
     runs = [run for run, _ in chunk]
     bank = stack([bank for _, bank in chunk])
     samples = [run.samples for run in runs]
+
     inputs_bf16 = PackInputs(base_bf16, bank, samples)
     by_condition = _scores_by_condition(base, base_bf16, bank, samples, inputs_bf16)
 
     bank_bf16 = deploy(base_bf16, bank, BY_NAME[BF16])
     scores_float32_head = score_cells(base_bf16, bank_bf16, inputs_bf16, float32_head(base_bf16))
+
     # A streamed model would be read once a token.
     decoded: list[Any] = [None] * len(runs)
     if decode_freely and not base_bf16.stream:
@@ -189,7 +202,9 @@ def _measure_chunk(
         for name, scores in by_condition.items():
             conditions[name] = condition_row(scores[k], trained)
         for condition in CONDITIONS:
-            conditions.setdefault(condition.name, {"status": _reason(bank, condition)})
+            reason = _obstacle(base, bank, condition)
+            if reason:
+                conditions[condition.name] = {"status": reason}
 
         conditions[BF16] |= free_decoding_row(run.samples, bf16, decoded[k])
         offenders = violating_tokens(
@@ -209,31 +224,36 @@ def _measure_chunk(
     return results
 
 
-def _is_measurable(base: SplitModel, bank: AdapterBank, condition: Condition) -> bool:
-    if condition.merged and not is_mergeable(bank):
-        return False
-    return not (condition.base and base.stream)
-
-
-def _reason(bank: AdapterBank, condition: Condition) -> str:
-    """Why a condition is not measured."""
+def _obstacle(base: SplitModel, bank: AdapterBank, condition: Condition) -> str:
+    """Why a condition cannot be measured; empty if it can."""
     if condition.merged and not is_mergeable(bank):
         return f"{NOT_MERGEABLE}: {NOT_MERGEABLE_REASON}"
-    return "not measured: a model that is read one layer at a time keeps no rounded weights"
+    if condition.base and base.stream:
+        return "not measured: a model that is read one layer at a time keeps no rounded weights"
+    return ""
 
 
 def _scores_by_condition(
     base: SplitModel,
     base_bf16: SplitModel,
     bank: AdapterBank,
-    cells: Sequence[Sequence[Sample]],
+    cells: SamplesByCell,
     inputs_bf16: PackInputs,
 ) -> dict[str, list[Scores]]:
-    """Scores of each cell under every condition that can be measured."""
+    """Scores of each cell under every condition that can be measured.
+
+    Args:
+        base: the model in its own dtype.
+        base_bf16: the model in bfloat16.
+        bank: the adapters of the cells.
+        cells: the samples of each cell.
+        inputs_bf16: these samples for the model in bfloat16.
+    """
     inputs = PackInputs(base, bank, cells)
     by_condition: dict[str, list[Scores]] = {}
+
     for condition in CONDITIONS:
-        if not _is_measurable(base, bank, condition):
+        if _obstacle(base, bank, condition):
             continue
         if condition.bf16:
             adapters = deploy(base_bf16, bank, condition)
@@ -333,6 +353,7 @@ def _broken_promise(scores: Scores, s: int, decoded: Sequence[int], sample: Samp
     first_wrong = first_true(np.array(decoded) != np.array(sample.target))
     if first_wrong is None:
         return None
+
     of_sample = np.flatnonzero(scores.sample == s)
     i = int(of_sample[first_wrong])
     return i if scores.correct[i] and scores.nll[i] < LN2 else None
@@ -357,7 +378,7 @@ def violating_tokens(
         bf16_float32_head: the same with logits in float32.
         decoded: token ids of each sample, decoded freely in bfloat16; None: not decoded.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     above_threshold = np.minimum(trained.nll, bf16.nll) < LN2
     for i in np.flatnonzero(~bf16.correct & above_threshold).tolist():
         # With exact logits the token is wrong too: it is the hidden states that were rounded.
@@ -367,11 +388,13 @@ def violating_tokens(
             cause = "the logits, rounded to bfloat16: a tie, and the lower id is taken"
         else:
             cause = "the logits, rounded to bfloat16"
+
         decoded_id = int(bf16.argmax_id[i])
         rows.append(_token_row(trained, bf16, i, decoded_id, cause))
 
     if decoded is None:
         return rows
+
     for s, sample in enumerate(samples):
         tokens = decoded[s]
         broken = _broken_promise(bf16, s, tokens, sample)
@@ -387,6 +410,7 @@ def violating_tokens(
 def _token_row(
     trained: Scores, bf16: Scores, i: int, decoded_id: int, cause: str
 ) -> dict[str, Any]:
+    """A token of `violating_tokens`, by its index into the scores."""
     return {
         "sample": int(bf16.sample[i]),
         "position": int(bf16.position[i]),

@@ -96,6 +96,11 @@ class Analysis:
         )
 
     @property
+    def paper_row(self) -> LawRow:
+        """The row of the paper's estimator."""
+        return self.rows[0]
+
+    @property
     def intervals(self) -> dict[str, Interval]:
         """95 %, of the chosen law: from the bootstrap where there is one, else its likelihood."""
         if self.bootstrap and self.bootstrap.status == OK:

@@ -65,11 +65,17 @@ class GroupFit:
     axis: SizeAxis
     """What `observed.rank` is."""
     analysis: Analysis
+    """Every law of the gain."""
     recall: RecallFit
+    """The law of exact recall."""
     bits: list[BitsPerParameter]
+    """Bits stored for each parameter."""
     control: UnseenGain | None
+    """Gain on unseen sequences of the source; None where not measured."""
     warnings: list[Finding]
+    """What speaks against the laws and the cells."""
     conclusions: list[Finding]
+    """What the fit allows to conclude, and what to run next."""
 
 
 def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
@@ -220,6 +226,17 @@ def _cell_warnings(cells: pd.DataFrame) -> list[Finding]:
     return warnings
 
 
+def check_settings(by: Sequence[str]) -> None:
+    """Check that groups have the settings `by`.
+
+    Raises:
+        UserError: an unknown setting.
+    """
+    for name in by:
+        if name not in (*KEY, *SCHEDULE):
+            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *SCHEDULE))}")
+
+
 def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]]:
     """Positions of groups that differ in the settings `by` and agree in all others.
 
@@ -227,12 +244,8 @@ def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[
         Sets of two and more.
 
     Raises:
-        UserError: an unknown setting, or no two groups that differ in these settings alone.
+        UserError: no two groups differ in these settings alone.
     """
-    for name in by:
-        if name not in (*KEY, *SCHEDULE):
-            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *SCHEDULE))}")
-
     sets: dict[str, list[int]] = {}
     for position, key in enumerate(keys):
         # Settings are compared as text: some are lists.

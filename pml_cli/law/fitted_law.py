@@ -83,6 +83,7 @@ class FittedLaw:
     name: str
     """Of the group."""
     axis: SizeAxis
+    """What its ranks are."""
     form: Form
     theta: Array
     """(1 + D, P) the fit, then draws of it."""

@@ -25,7 +25,6 @@ from scipy import special
 from pml_cli.law.parameters import (
     ALPHA,
     BETA,
-    EXPONENT_BOUNDS,
     FLOOR,
     LEVEL,
     LOG_K,
@@ -36,8 +35,6 @@ from pml_cli.law.parameters import (
     theta_bounds,
 )
 from pml_cli.stats import Array
-
-__all__ = ["EXPONENT_BOUNDS", "FORMS", "LINKS", "Form", "Link"]
 
 # slope of the link above which cells deviate from the law by its whole spread
 FULL_SPREAD_SLOPE = 1 / 3

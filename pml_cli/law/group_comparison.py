@@ -268,5 +268,7 @@ def _cochran(groups: list[Group], name: str) -> float:
     # Inverse variances.
     weight = errors**-2.0
     mean = (weight * values).sum() / weight.sum()
-    q = float((weight * (values - mean) ** 2).sum())
-    return float(stats.chi2.sf(q, len(groups) - 1))
+    squares = (values - mean) ** 2
+    q = float((weight * squares).sum())
+    freedom = len(groups) - 1
+    return float(stats.chi2.sf(q, freedom))

@@ -64,32 +64,43 @@ class PaperRecord:
     law: str
     """Formula."""
     status: str
+    """OK, BOUND_HIT or NOT_IDENTIFIED."""
     reason: str
+    """Why the status is not OK; empty where it is."""
     C: float
+    """Nats per token at rank 1 and length 1, above b."""
     alpha: float
     beta: float
     b: float
+    """Nats per token."""
     r2: float
+    """Over the unsaturated cells."""
     mape: float
+    """Mean absolute error over them, per cent of the measured gain."""
     standard_errors: dict[str, float]
     intervals_95: dict[str, Interval]
+    """By Student's t, cells taken as independent."""
     covariance: list[list[float]]
     """In the order C, alpha, beta, b."""
     spread: float
     """Standard deviation of a cell around the law, nats per token."""
     n: int
+    """Cells in the fit."""
     n_saturated: int
+    """Cells left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutRecord:
-    """How well the paper's law predicts the largest ranks and longest lengths, unsaturated cells."""
+    """How well the paper's law predicts unsaturated cells of the largest ranks and lengths."""
 
     mape: float | None
+    """Per cent of the measured gain; null with a reason."""
     reason: str
     ranks: tuple[float, ...]
     """Left out."""
     lengths: tuple[float, ...]
+    """Left out."""
     n_fit: int
     """Unsaturated cells in the fit."""
     n_test: int
@@ -101,13 +112,21 @@ class CheckRecord:
     """A held-out check of one law."""
 
     what: str
+    """Which cells were left out of the fit."""
     reason: str
+    """Why there is no check, or an incomplete one."""
     mape: float
+    """Per cent of the measured gain, over the unsaturated cells left out."""
     mape_all: float
+    """Over all cells left out."""
     coverage: float
+    """Share of the unsaturated ones inside the 95 % prediction interval."""
     n_fit: int
+    """Cells in the fit."""
     n_test: int
+    """Unsaturated cells left out."""
     n_all: int
+    """Cells left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +136,21 @@ class PowerLawRecord:
     name: str
     law: str
     estimator: str
+    """What is minimised."""
     status: str
     reason: str
     parameters: dict[str, float]
     standard_errors: dict[str, float]
     intervals_95: dict[str, Interval]
     covariance: list[list[float]]
+    """In the order C, alpha, beta, b."""
     spread: float
     r2: float
     mape: float
     n: int
+    """Cells in the fit."""
     n_saturated: int
+    """Cells left out."""
     aicc_difference: float
     """Always null: these laws saw other cells."""
     checks: dict[str, CheckRecord]
@@ -139,14 +162,18 @@ class LikelihoodRecord:
     """A law fitted to all cells by censored maximum likelihood."""
 
     name: str
+    """As in tables: hill + b."""
     law: str
+    """Formula."""
     form: dict[str, Any]
     """Fields of forms.Form."""
     estimator: str
     status: str
     reason: str
     parameters: dict[str, float]
+    """In natural units."""
     intervals_95_naive: dict[str, Interval]
+    """From the covariance, cells taken as independent."""
     theta: dict[str, float]
     """By the names of parameters.THETA_NAMES."""
     centre: dict[str, float]
@@ -156,17 +183,27 @@ class LikelihoodRecord:
     covariance_clustered: list[list[float]]
     """Of theta, from the scores of the clusters."""
     clusters: int
+    """Texts times lengths."""
     nll: float
+    """Negative log-likelihood, a sum over the cells."""
     aicc: float
     r2: float
+    """Over the unsaturated cells."""
     mape: float
+    """Over them, per cent of the measured gain."""
     r2_all: float
+    """Over all cells."""
     mape_all: float
     n: int
+    """Cells in the fit: all."""
     n_saturated: int
+    """Of them lower limits."""
     cells_sha256: str
+    """Of the cells: criteria compare where it is equal."""
     aicc_difference: float
+    """Above the least of these laws."""
     checks: dict[str, CheckRecord]
+    """By what was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +213,11 @@ class BootstrapRecord:
     status: str
     reason: str
     clusters: int
+    """Texts times lengths."""
     draws: int
+    """That converged."""
     failed: int
+    """That did not."""
     intervals_95: dict[str, Interval]
 
 
@@ -186,8 +226,11 @@ class ProfileRecord:
     """Profile likelihood of one parameter of the chosen law."""
 
     values: list[float]
+    """At which the parameter was held."""
     deviance: list[float]
+    """Twice the fall of the log-likelihood there."""
     interval_95: Interval
+    """null at a side that the likelihood does not close."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +242,15 @@ class RecallRecord:
     parameters: dict[str, float]
     """a, g, h."""
     n: int
+    """Cells."""
     exact: int
+    """Cells of which every sample is recalled exactly."""
     clusters: int
+    """Texts times lengths."""
     gaps: dict[str, float]
     """Median step between the ranks and between the lengths tried, on logs."""
     draws: int
+    """Of the bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,30 +283,40 @@ class GroupRecord:
     """One group of comparable cells."""
 
     name: str
+    """As in tables."""
     slug: str
     """In cells.csv and in `draws`."""
     key: dict[str, Any]
     """The settings that the cells share."""
     cells: int
+    """Those that no law may use, too."""
     fit: PaperRecord
+    """The paper's estimator."""
     held_out: HeldOutRecord
     laws: list[PowerLawRecord | LikelihoodRecord]
+    """Every law, in the order of the tables."""
     chosen: str | None
     """The name of one of the laws."""
     bootstrap: BootstrapRecord | None
+    """Of the chosen law; null with draws=0."""
     profiles: dict[str, ProfileRecord]
+    """Of the chosen law, by parameter."""
     constant_capacity: RatioTest | None
     """Likelihood-ratio test of beta = 1 in the chosen law."""
     alike_within_clusters: IntraclassCorrelation
     """Correlation of residuals that share text and length."""
     recall: RecallRecord
+    """The law of exact recall."""
     capacity: list[BitsPerParameter]
+    """Bits a parameter, for each rank and count."""
     control: UnseenGain | None
     """Gain on unseen sequences of the source."""
     range: RangeRecord
+    """What was trained."""
     base_loss: BaseLossRecord
     warnings: list[str]
     conclusions: list[str]
+    """What the fit allows to conclude, and the sweep to run next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,9 +325,12 @@ class ComparedGroupRecord:
 
     name: str
     parameters: dict[str, float]
+    """Of the common form."""
     intervals_95: dict[str, Interval]
+    """Of alpha and beta."""
     n: int
     aicc_cost: float
+    """AICc of the common form above that of this group's best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,11 +338,15 @@ class ComparisonRecord:
     """Groups compared with --by."""
 
     by: tuple[str, ...]
+    """Settings in which the groups differ."""
     common: str
+    """Settings in which they agree, as text."""
     form: str | None
+    """The name of the common form; null where there is none."""
     reason: str
     groups: list[ComparedGroupRecord]
     ties: list[Tie]
+    """Tests of shared exponents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,9 +359,11 @@ class LawFile:
     inputs: dict[str, Any]
     """cells, and the sha256 of what the fit saw."""
     saturated_below: float
+    """Final loss, nats per token, at or below which a cell is saturated."""
     x: str
     """What the ranks of the laws are: rank or parameters."""
     comparisons: list[ComparisonRecord]
+    """Of groups, with --by."""
     groups: list[GroupRecord]
     draws: dict[str, dict[str, list[float]]]
     """Slug to parameter (and recall_a, recall_g, recall_h) to the bootstrap's values."""
@@ -406,7 +472,7 @@ def _held_out(group: GroupFit, say: Say) -> HeldOutRecord:
     """The check of the paper's law on the edge, of the unsaturated cells alone."""
     observed = group.observed
     ranks, lengths = edge_of(observed)
-    check = group.analysis.rows[0].checks[EDGE]
+    check = group.analysis.paper_row.checks[EDGE]
 
     unsaturated = ~observed.saturated
     test = check.left_out & unsaturated
@@ -647,39 +713,50 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
     """The chosen law of one group."""
     chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
     record = _from_json(LikelihoodRecord, chosen)
-    theta = np.array([record.theta[name] for name in THETA_NAMES], float)
-    if not np.isfinite(theta).all() or record.clusters < 1:
-        raise ValueError("a parameter is not finite")
+    if record.clusters < 1:
+        raise ValueError("no clusters")
 
-    centre = (record.centre["log_rank"], record.centre["log_length"])
-    draws = dict(content["draws"].get(group["slug"], {}))
     # Those of the law of recall lie beside those of the law of the gain.
+    draws = dict(content["draws"].get(group["slug"], {}))
     recall_draws = [draws.pop(f"recall_{name}", []) for name in NAMES]
-    if draws:
-        theta_draws = bootstrap_theta(theta, centre, draws, record.clusters)
-    else:
-        naive = np.array(record.covariance, float)
-        clustered = np.array(record.covariance_clustered, float)
-        theta_draws = normal_theta(theta, [naive, clustered])
 
     trained = _from_json(RangeRecord, group["range"])
     base = _from_json(BaseLossRecord, group["base_loss"])
-    texts = [_curve(text["length"], text["nats"]) for text in group["base_loss"]["texts"]]
+    texts = [_from_json(LengthCurveRecord, text) for text in group["base_loss"]["texts"]]
     recall = _from_json(RecallRecord, group["recall"])
-
     return FittedLaw(
         name=group["name"],
         axis=SIZE_AXES[content["x"]],
         form=Form(**record.form),
-        theta=np.concatenate([theta[None], theta_draws]),
-        centre=centre,
+        theta=_theta(record, draws),
+        centre=(record.centre["log_rank"], record.centre["log_length"]),
         ranks=(trained.rank[0], trained.rank[1]),
         lengths=(trained.length[0], trained.length[1]),
-        base=BaseLoss(mean=_curve(base.length, base.nats), texts=texts),
+        base=BaseLoss(mean=_curve(base), texts=[_curve(text) for text in texts]),
         recall=_recall_fit(recall, recall_draws) if recall.status == OK else None,
         recall_reason=recall.reason,
         status=record.status,
     )
+
+
+def _theta(record: LikelihoodRecord, draws: dict[str, list[float]]) -> Array:
+    """The fit and draws of it, (1 + D, P).
+
+    Args:
+        draws: of the bootstrap, (D,) by the name of the parameter; empty without one.
+    """
+    theta = np.array([record.theta[name] for name in THETA_NAMES], float)
+    if not np.isfinite(theta).all():
+        raise ValueError("a parameter is not finite")
+
+    if draws:
+        centre = (record.centre["log_rank"], record.centre["log_length"])
+        sample = bootstrap_theta(theta, centre, draws, record.clusters)
+    else:
+        naive = np.array(record.covariance, float)
+        clustered = np.array(record.covariance_clustered, float)
+        sample = normal_theta(theta, [naive, clustered])
+    return np.concatenate([theta[None], sample])
 
 
 def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
@@ -698,7 +775,8 @@ def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
     )
 
 
-def _curve(length: list[float], nats: list[float]) -> LengthCurve:
+def _curve(record: LengthCurveRecord | BaseLossRecord) -> LengthCurve:
     """Arrays of a record, (V,) each."""
-    lengths = np.array(length, float)
-    return LengthCurve(log_length=np.log(lengths), nats=np.array(nats, float))
+    lengths = np.array(record.length, float)
+    nats = np.array(record.nats, float)
+    return LengthCurve(log_length=np.log(lengths), nats=nats)

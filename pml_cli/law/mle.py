@@ -68,6 +68,7 @@ class LikelihoodFit:
     """
 
     form: Form
+    """Which law."""
     status: str
     """OK, BOUND_HIT or NOT_IDENTIFIED."""
     finding: Finding | None
@@ -84,6 +85,7 @@ class LikelihoodFit:
     It holds where the residuals of cells that share text and length are correlated.
     """
     clusters: int
+    """Texts times lengths."""
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     n: int
@@ -97,6 +99,7 @@ class LikelihoodFit:
     r2_all: float
     """Over every cell."""
     mape_all: float
+    """Over every cell; the gain of a saturated one is a lower limit."""
     fingerprint: str = field(repr=False)
     """Of the cells."""
 
@@ -294,18 +297,8 @@ def _starts(design: Design, form: Form) -> Array:
 
     Each is solved for the scale, the offset, the level and the spread alone.
     """
-    betas: Sequence[float] = EXPONENT_GRID.tolist()
-    if form.beta is not None:
-        betas = [form.beta]
-    grid = itertools.product(EXPONENT_GRID, betas, form.kind.k_starts)
-    nodes = np.array(list(grid))
-
+    theta = _nodes(form)
     observed = ~design.censored
-    theta = np.zeros((len(nodes), len(THETA_NAMES)))
-    theta[:, ALPHA] = nodes[:, 0]
-    theta[:, BETA] = nodes[:, 1]
-    theta[:, LOG_K] = np.log(nodes[:, 2])
-    theta[:, FLOOR] = FLOOR_START if form.floor else 0.0
 
     # The argument of the link, x times its ceiling: far below the ceiling that is the gain.
     inner = design.delta[observed]
@@ -317,8 +310,8 @@ def _starts(design: Design, form: Form) -> Array:
         inner = start * np.log(np.maximum(start / final, 1.05))
 
     # What a node leaves of the logarithm is the scale, and its deviation the spread.
-    by_rank = nodes[:, :1] * design.x[observed]
-    by_length = nodes[:, 1:2] * design.y[observed]
+    by_rank = theta[:, ALPHA, None] * design.x[observed]
+    by_length = theta[:, BETA, None] * design.y[observed]
     log_scale = np.log(inner) - by_rank + by_length
     theta[:, C] = np.median(log_scale, axis=1)
     spread = np.maximum(log_scale.std(axis=1), 1e-3)
@@ -328,6 +321,23 @@ def _starts(design: Design, form: Form) -> Array:
     solved = tuple(p for p in form.free if p in (C, B, LOG_SPREAD, LEVEL))
     theta, nll = minimise(theta, design, form, free=solved, iterations=8)
     return theta[np.argsort(nll)[:POLISHED_NODES]]
+
+
+def _nodes(form: Form) -> Array:
+    """Theta at the nodes of the grid of exponents and k, (nodes, P); the rest is 0."""
+    betas: Sequence[float] = EXPONENT_GRID.tolist()
+    if form.beta is not None:
+        betas = [form.beta]
+    grid = list(itertools.product(EXPONENT_GRID, betas, form.kind.k_starts))
+
+    alpha, beta, k = np.array(grid).T
+    theta = np.zeros((len(grid), len(THETA_NAMES)))
+    theta[:, ALPHA] = alpha
+    theta[:, BETA] = beta
+    theta[:, LOG_K] = np.log(k)
+    if form.floor:
+        theta[:, FLOOR] = FLOOR_START
+    return theta
 
 
 def _unidentified(

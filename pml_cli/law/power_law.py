@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 
 from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
-from pml_cli.law.forms import EXPONENT_BOUNDS, Form
+from pml_cli.law.forms import Form
 from pml_cli.law.observations import Observations
-from pml_cli.law.parameters import Centre, Interval
+from pml_cli.law.parameters import EXPONENT_BOUNDS, Centre, Interval
 from pml_cli.stats import Array, Mask, percent_error, safe_exp, t_quantile
 
 PARAMETERS = ("C", "alpha", "beta", "b")
@@ -52,9 +52,11 @@ class PowerLawFit:
     C: float
     """Nats per token at rank 1 and length 1, above b."""
     alpha: float
+    """Power of the size."""
     beta: float
+    """Power of the length, which divides."""
     b: float
-    """Nats per token."""
+    """Nats per token, gained at any size and length."""
     covariance: Array
     """(4, 4) in the order of PARAMETERS."""
     r2: float
@@ -374,20 +376,11 @@ def _least_squares(x: Array, y: Array, delta: Array) -> Array:
 
 def _starts(x: Array, y: Array, delta: Array) -> list[Array]:
     """The best nodes of the exponent grid, each with its exact (log C, b): theta, (4,) each."""
-    centred = delta - delta.mean()
     nodes: list[tuple[float, Array]] = []
     for alpha in EXPONENT_GRID:
         # (beta nodes, cells)
         power = np.exp(alpha * x - np.outer(EXPONENT_GRID, y))
-        deviation = power - power.mean(axis=1, keepdims=True)
-
-        # The law's C is positive: where the best slope is not, the node is as good as the mean.
-        squares = (deviation**2).sum(axis=1)
-        slope = deviation @ centred / np.maximum(squares, 1e-300)
-        slope = np.maximum(slope, 1e-9)
-        offset = delta.mean() - slope * power.mean(axis=1)
-        residual = centred - slope[:, None] * deviation
-        cost = (residual**2).sum(axis=1)
+        slope, offset, cost = _regress(power, delta)
 
         # The two best values of beta for this alpha.
         for k in np.argsort(cost)[:2]:
@@ -398,6 +391,30 @@ def _starts(x: Array, y: Array, delta: Array) -> list[Array]:
     # By cost, the sum of squares.
     nodes.sort(key=lambda node: node[0])
     return [theta for _, theta in nodes[:POLISHED_NODES]]
+
+
+def _regress(power: Array, delta: Array) -> tuple[Array, Array, Array]:
+    """Regress the gain on the power of each node: delta = slope * power + offset.
+
+    Args:
+        power: (B, N) of B nodes of beta.
+        delta: (N,).
+
+    Returns:
+        Slope, offset and sum of squared residuals, (B,) each.
+    """
+    centred = delta - delta.mean()
+    deviation = power - power.mean(axis=1, keepdims=True)
+
+    # The law's C is positive: where the best slope is not, the node is as good as the mean.
+    squares = (deviation**2).sum(axis=1)
+    slope = deviation @ centred / np.maximum(squares, 1e-300)
+    slope = np.maximum(slope, 1e-9)
+
+    offset = delta.mean() - slope * power.mean(axis=1)
+    residual = centred - slope[:, None] * deviation
+    cost = (residual**2).sum(axis=1)
+    return slope, offset, cost
 
 
 def _covariance(

@@ -101,6 +101,7 @@ class Checkpoints:
             header = _read_header(path)
             if header is not None and not set(cells).isdisjoint(header.cells):
                 matching.append(header)
+
         return sorted(matching, key=lambda header: -header.step)
 
     def load(

@@ -91,6 +91,7 @@ class MemFTLoss:
         """
         self._parameters = list(parameters)
         self._averaged = averaged
+
         # A second training starts without what the first one has seen.
         self._memory = _SampleMemory(self.loss)
         self._logged_counts = []

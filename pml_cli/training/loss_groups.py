@@ -46,6 +46,7 @@ class LossGroups:
         """
         self._losses = [as_token_loss(loss) for loss in losses]
         self._device = device
+
         self._groups: list[_Group] = []
         self._form_groups(samples)
 
@@ -88,6 +89,7 @@ class LossGroups:
             group_tokens = tokens.of_cells(group.cells)
             weighted, group.state = group.loss.weights(group_tokens, group.state, progress)
             by_group.append(weighted)
+
         fields = [torch.cat(parts) for parts in zip(*by_group, strict=True)]
         return Weighted(*(field[self._cell_order] for field in fields))
 
@@ -97,6 +99,7 @@ class LossGroups:
         Cells whose loss lacks a name have its initial values.
         """
         rows: dict[str, Tensor] = {}
+
         for group in self._groups:
             for name, values in group.state.items():
                 if name not in rows:

@@ -74,6 +74,7 @@ def summarise(scores: Scores) -> dict[str, Any]:
     failed_samples = np.unique(scores.sample[~correct])
     # Positions of several samples do not compare.
     has_one_sample = len(samples) == 1
+
     return {
         "final_loss": float(scores.nll.mean()),
         "token_accuracy": float(correct.mean()),

@@ -46,6 +46,7 @@ class PackInputs:
             cached: whether to compute the prefix.
         """
         self.data = PackData(cells, base.device)
+
         self.prefix: Prefix | None = None
         if cached:
             # The last token is no input: nothing after it is predicted.
@@ -79,6 +80,7 @@ def scored_hidden(
         hidden = base.upper(inputs, bank, checkpointing)
     else:
         hidden = base.full(inputs, bank).last_hidden_state
+
     # The backward pass of index_select is a plain sum; that of hidden[index] sorts first.
     return hidden.flatten(0, 1).index_select(0, layout.scored)
 
@@ -176,6 +178,7 @@ def cell_chunks(cells: SamplesByCell) -> Iterator[list[int]]:
         samples = [sample for k in remaining for sample in cells[k]]
         longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
         most_samples = max(len(cells[k]) for k in remaining)
+
         count = max(1, EVALUATION_TOKENS // (longest * most_samples))
         yield remaining[:count]
         remaining = remaining[count:]

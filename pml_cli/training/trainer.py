@@ -267,6 +267,7 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
         steps: length of the training.
     """
     progress = step / steps
+
     factors = {
         "linear": 1 - progress,
         "constant": 1.0,
@@ -320,6 +321,7 @@ class Trainer:
         self.fixed_batch = self._fixed_batch()
 
     def _build_pack(self, cells: list[Cell], cached: bool) -> PackState:
+        """The state of a pack before its first step."""
         base = self.base
         runs = [cell.run for cell in cells]
         adapter = runs[0].adapter
@@ -426,12 +428,14 @@ class Trainer:
         return self.pack.snapshot(step)
 
     def _restore(self, state: TrainerState) -> None:
+        """Go on from a state; cells that are not in it have ended before."""
         self._keep(state.cells)
         self.pack.restore(state, self.base.device)
 
     # -- one step
 
     def _forward(self) -> tuple[Layout, TokenScores]:
+        """Scores of the next batch, with a graph for the backward pass."""
         pack = self.pack
         layout, inputs = self.fixed_batch or self._next_batch()
         pack.bank.requires_grad_().dropout = pack.dropout
@@ -441,6 +445,13 @@ class Trainer:
         return layout, token_nll(hidden, self.base.head, layout.targets)
 
     def _update(self, step: int, layout: Layout, scores: TokenScores) -> None:
+        """One optimiser step of every cell.
+
+        Args:
+            step: number of steps done before.
+            layout: of the batch.
+            scores: of the batch, from `_forward`.
+        """
         pack = self.pack
         tokens = tokens_by_cell(layout, scores)
         weighted = pack.losses.weights(tokens, step / self.steps)
@@ -455,6 +466,7 @@ class Trainer:
         pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
 
     def _fixed_batch(self) -> tuple[Layout, Prefix | Tensor] | None:
+        """Layout and inputs of every step, where all cells see all their samples in each."""
         if not all(order.is_full_batch for order in self.pack.orders):
             return None
         inputs = self.pack.inputs
@@ -462,6 +474,7 @@ class Trainer:
         return layout, inputs.gather(layout)
 
     def _next_batch(self) -> tuple[Layout, Prefix | Tensor]:
+        """Layout and inputs of the next minibatch of every cell."""
         pack = self.pack
         data = pack.inputs.data
         batch: Batch = []
