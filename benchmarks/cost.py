@@ -251,11 +251,11 @@ def measure(
     for seed, rank in enumerate(ranks):
         run = Run(rank=rank, seqlen=length, seed=seed, model=base, data=RandomData(), train=train)
         runs.append(run)
-    pack = Pack(check(runs))
+    pack = Pack(cells=check(runs))
     loaded = load_model(base)
     seconds = min(pml(loaded, pack, {}) for _ in range(options.repeats)) / STEPS
 
-    short_pack = Pack([short(cell) for cell in pack.cells])
+    short_pack = Pack(cells=[short(cell) for cell in pack.cells])
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     peak = memory(loaded.device, lambda: pml(loaded, short_pack, {}), weights)
 
@@ -330,7 +330,10 @@ def grid(options: argparse.Namespace) -> list[str]:
     packs = make_packs(cells, Packing(devices=GPUS, gpu=True, memory=memory_budget))
 
     jobs: dict[str, Jobs] = {
-        "A": [(cell.steps * whole_step_flops(Pack([cell]), 2), cell.run.seqlen) for cell in cells],
+        "A": [
+            (cell.steps * whole_step_flops(Pack(cells=[cell]), 2), cell.run.seqlen)
+            for cell in cells
+        ],
         "C": [(cost_model.training_flops(pack), pack.cells[0].run.seqlen) for pack in packs],
     }
     if options.measured:

@@ -280,7 +280,7 @@ def cut_packs(planned: list[CellPlan], options: argparse.Namespace) -> list[Pack
     """The packs that C trains."""
     size = options.pack
     if size:
-        packs = [Pack(planned[i : i + size]) for i in range(0, len(planned), size)]
+        packs = [Pack(cells=planned[i : i + size]) for i in range(0, len(planned), size)]
     else:
         packs = make_packs(planned, Packing(gpu=options.kind == "cuda" or options.paper))
     return packs[: options.packs or None]
@@ -344,12 +344,12 @@ def step_flops(way: str, packs: Sequence[Pack]) -> float:
         cells = sum(len(pack.cells) for pack in packs)
         return sum(cost_model.step_flops(pack) for pack in packs) / cells
     passes = {"A": 2, "B": 1}[way]
-    return whole_step_flops(Pack(packs[0].cells[:1]), passes)
+    return whole_step_flops(Pack(cells=packs[0].cells[:1]), passes)
 
 
 def peak_memory(way: str, base: SplitModel, pack: Pack, cell: CellPlan) -> int:
     """Peak bytes of a short training: of C of a pack, else of a cell."""
-    short_pack = Pack([short(planned) for planned in pack.cells])
+    short_pack = Pack(cells=[short(planned) for planned in pack.cells])
     runs = {
         "A": lambda: paper(base, short(cell), {}),
         "B": lambda: peft(base, short(cell), {}),
@@ -374,7 +374,7 @@ def measure_streamed(settings: Model, length: int, options: argparse.Namespace) 
         files = cases.write_random(settings, Path(folder), options.device)
         train = replace(training(options), steps=2)
         (planned,) = cases.cells(files, [16], length, train)
-        without_checkpointing = cost_model.peak_memory(Pack([planned]))
+        without_checkpointing = cost_model.peak_memory(Pack(cells=[planned]))
 
         # Less than is needed, so that a small shape takes the same way.
         budget = 0.99 * without_checkpointing if options.small else STREAMED_BYTES

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, the tiny model loaded once, small random models of each family."""
+"""Shared by all tests: one thread, the tiny model, small random models of each family."""
 
 import os
 import signal

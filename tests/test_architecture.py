@@ -16,9 +16,9 @@ NODES = [(path, node) for path, tree in TREES.items() for node in ast.walk(tree)
 
 # English that says nothing: `found` of what, `parts` of what. A name tells what it holds.
 VAGUE = set(
-    "found told one kept mine there its shown words own left asked known before after making made place places parts "
-    "part whole said given wanted now again seen being apart few many most out at by here reach beside others other "
-    "later sure alike rest extra cut share turn".split()
+    "found told one kept mine there its shown words own left asked known before after making "
+    "made place places parts part whole said given wanted now again seen being apart few many most "
+    "out at by here reach beside others other later sure alike rest extra cut share turn".split()
 )
 
 

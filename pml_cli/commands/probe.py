@@ -86,7 +86,7 @@ def _plan(run: Run) -> CellPlan:
 
 
 def _train(cell: CellPlan, request: Request, console: Console) -> None:
-    check_models([Pack([cell])], on_this_machine=True)
+    check_models([Pack(cells=[cell])], on_this_machine=True)
     packs = make_packs([cell], packing_for(request.launch, [cell]))
     folder = RunFolder(request.out, cell.id)
     folder.error.unlink(missing_ok=True)

@@ -58,7 +58,9 @@ def run(
     writable_folder(out)
 
     keys, groups_of_runs = zip(*split_groups(runs), strict=True)
-    with CountDisplay(console, "reading", "runs", len(runs), "runs read") as display:
+    with CountDisplay(
+        console, "reading", "runs", total=len(runs), piped_line="runs read"
+    ) as display:
         groups_of_tokens = [read_group(group, display.advance) for group in groups_of_runs]
 
     summaries = _summaries(keys, groups_of_tokens, settings)

@@ -55,4 +55,4 @@ def facts_source(
 def encode_sample(tokenizer: Tokenizer, prompt: str, target: str, chat: bool) -> Sample:
     """A prompt and its target as token ids."""
     prompt_ids = tuple(tokenizer.prompt(prompt, chat))
-    return Sample(prompt_ids, tuple(tokenizer.encode(target)))
+    return Sample(prompt=prompt_ids, target=tuple(tokenizer.encode(target)))

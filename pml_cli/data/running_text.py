@@ -41,13 +41,13 @@ def running_text_source(
     middle = len(target) // 2
 
     def cut(seqlen: int) -> list[Sample]:
-        return [Sample(prompt_ids, target[:seqlen])]
+        return [Sample(prompt=prompt_ids, target=target[:seqlen])]
 
     def held_out(seqlen: int) -> list[Sample]:
         # A longer one would share tokens with the target.
         if seqlen > middle:
             return []
-        return [Sample(prompt_ids, target[middle : middle + seqlen])]
+        return [Sample(prompt=prompt_ids, target=target[middle : middle + seqlen])]
 
     return Source(cut=cut, max_tokens=len(target), held_out=held_out)
 

@@ -10,7 +10,7 @@ from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """A prompt and the target that must follow it, as token ids."""
 

@@ -88,7 +88,7 @@ def _truncated(windows: Sequence[Sample], tokens: int) -> list[Sample]:
     remaining = tokens
     for window in windows:
         if remaining > 0:
-            truncated.append(Sample(window.prompt, window.target[:remaining]))
+            truncated.append(Sample(prompt=window.prompt, target=window.target[:remaining]))
             remaining -= len(truncated[-1].target)
     return truncated
 
@@ -138,7 +138,7 @@ def _windowed(text: Sample, model: Model) -> Pool:
     # Whole windows only, but at least one: a short text is one short window.
     last_start = max(0, len(text.target) - size)
     windows = tuple(
-        Sample(text.prompt, text.target[start : start + size])
+        Sample(prompt=text.prompt, target=text.target[start : start + size])
         for start in range(0, last_start + 1, size)
     )
     digest = hashlib.sha256(repr(windows).encode())

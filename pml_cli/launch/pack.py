@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pml_cli.data.cell import CellPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pack:
     """Cells with the same model, adapter kind and number of steps, and of similar lengths."""
 

@@ -104,7 +104,7 @@ class PackRun(TrainingObserver):
         self._last_save = time.monotonic()
         self._announce()
         with model_faults():
-            checkpointing = Pack(attempt.pack).checkpointing
+            checkpointing = Pack(cells=attempt.pack).checkpointing
             self.trainer = Trainer(base, self.cells, self, checkpointing=checkpointing)
 
     def _announce(self) -> None:
@@ -118,7 +118,7 @@ class PackRun(TrainingObserver):
             "cells": len(names),
             "steps": self.attempt.pack[0].steps,
             "first": step,
-            "work": Pack(self.attempt.cells).tokens,
+            "work": Pack(cells=self.attempt.cells).tokens,
         }
         self.lease.log_event("start", cells=names, step=step)
 
@@ -141,7 +141,7 @@ class PackRun(TrainingObserver):
 
     def _record_throughput(self) -> None:
         """Remember how fast the pack was trained, if it was trained whole and undisturbed."""
-        pack = Pack(self.attempt.pack)
+        pack = Pack(cells=self.attempt.pack)
         steps = pack.cells[0].steps
         for cell in self.cells:
             if cell.failure is not None or cell.steps_run < steps:

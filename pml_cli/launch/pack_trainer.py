@@ -216,7 +216,7 @@ class PackTrainer:
     def _retry_cell(self, cell: CellPlan, fault: Fault) -> bool:
         """Train a cell with activation checkpointing where memory ran out; else it has failed."""
         if fault.out_of_memory:
-            checkpointed = with_checkpointing(Pack([cell])).cells
+            checkpointed = with_checkpointing(Pack(cells=[cell])).cells
             if checkpointed != [cell]:
                 self.lease.log_event("checkpointing", cell=cell.id, reason=fault.reason)
                 return self._attempt(Attempt(pack=checkpointed, cells=checkpointed))
@@ -255,7 +255,7 @@ class PackTrainer:
         # An absent device is no cell's fault, so it is looked at outside of the block below.
         self._device = pick_device(pack[0].run.model.device)
         with model_faults():
-            return self.base_for(Pack(pack))
+            return self.base_for(Pack(cells=pack))
 
     def base_for(self, pack: Pack) -> SplitModel:
         """The pack's base model, loaded once.

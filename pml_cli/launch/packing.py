@@ -233,10 +233,10 @@ def _fill_packs(cells: Sequence[CellPlan], budget: int) -> list[Pack]:
     filling: list[CellPlan] = []
     for cell in sorted(cells, key=_filling_order):
         if filling and not _fits(filling, cell, budget):
-            packs.append(Pack(filling))
+            packs.append(Pack(cells=filling))
             filling = []
         filling.append(cell)
-    return [*packs, Pack(filling)]
+    return [*packs, Pack(cells=filling)]
 
 
 def _filling_order(cell: CellPlan) -> tuple[int, int, str]:
@@ -247,7 +247,7 @@ def _fits(filling: list[CellPlan], cell: CellPlan, budget: int) -> bool:
     longest = filling[0]
     if cell.tokens < MIN_FILL * longest.tokens or cell.rows < MIN_FILL * longest.rows:
         return False
-    tokens = Pack([*filling, cell]).step_tokens
+    tokens = Pack(cells=[*filling, cell]).step_tokens
     return len(filling) < MAX_CELLS and tokens <= budget
 
 
@@ -265,8 +265,8 @@ def _fit_memory(pack: Pack, memory: int, memory_of: Callable[[Pack], int]) -> li
         return [smaller if memory_of(smaller) < needed else pack]
 
     middle = -(-len(pack.cells) // 2)
-    first = _fit_memory(Pack(pack.cells[:middle]), memory, memory_of)
-    second = _fit_memory(Pack(pack.cells[middle:]), memory, memory_of)
+    first = _fit_memory(Pack(cells=pack.cells[:middle]), memory, memory_of)
+    second = _fit_memory(Pack(cells=pack.cells[middle:]), memory, memory_of)
     return first + second
 
 
@@ -276,7 +276,7 @@ def without_cells(packs: Sequence[Pack], ids: Collection[str]) -> list[Pack]:
     for pack in packs:
         cells = [cell for cell in pack.cells if cell.id not in ids]
         if cells:
-            remaining.append(Pack(cells))
+            remaining.append(Pack(cells=cells))
     return remaining
 
 
@@ -285,4 +285,4 @@ def with_checkpointing(pack: Pack) -> Pack:
     # All cells of a pack have the same model.
     if pack.cells[0].run.model.checkpointing is not None:
         return pack
-    return Pack([dataclasses.replace(cell, checkpointing=True) for cell in pack.cells])
+    return Pack(cells=[dataclasses.replace(cell, checkpointing=True) for cell in pack.cells])

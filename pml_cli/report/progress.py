@@ -167,7 +167,7 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
         self._show("loading the base model")
 
     def pack_started(self, cells: Sequence[CellPlan]) -> None:
-        self._pack_work = Pack(list(cells)).tokens
+        self._pack_work = Pack(cells=list(cells)).tokens
 
     def step_logged(self, report: StepReport) -> None:
         self._in_pack = report.step / report.steps * self._pack_work

@@ -1,4 +1,4 @@
-"""`pml status` and `pml cancel` of finished, failed, interrupted and running sweeps, and of none."""
+"""`pml status` and `pml cancel`: finished, failed, interrupted, running sweeps, and none."""
 
 import json
 import os

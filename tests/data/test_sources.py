@@ -311,8 +311,10 @@ def test_the_chat_template_goes_around_the_prompt(tmp_path):
     assert sample.prompt == (0, 1, 3, 4, 2)  # the begin-of-text token once
     assert set(sample.target) <= {3, 4, 5}
     path = jsonl(tmp_path, [{"query": "there", "target": "hello hello"}])
-    assert only(JsonlData(path=path, chat=True), 2, model) == Sample((0, 1, 4, 2), (3, 3))
-    assert only(JsonlData(path=path), 2, model) == Sample((0, 4), (3, 3))
+    assert only(JsonlData(path=path, chat=True), 2, model) == Sample(
+        prompt=(0, 1, 4, 2), target=(3, 3)
+    )
+    assert only(JsonlData(path=path), 2, model) == Sample(prompt=(0, 4), target=(3, 3))
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path):
@@ -468,7 +470,7 @@ def test_lengths_beyond_the_source_and_the_context(text_file):
 
 def test_prompt_tokens_are_never_scored_and_every_target_token_is():
     samples = take(PhonebookData(), 50)
-    other = [Sample((9, 9, 9), (1, 2))]
+    other = [Sample(prompt=(9, 9, 9), target=(1, 2))]
     data = PackData([samples, other], torch.device("cpu"))
     layout = data.layout(data.cells)
     assert layout.targets.tolist() == [t for s in [*samples, *other] for t in s.target]
@@ -501,7 +503,14 @@ def test_lengths_share_the_longest_row():
 
 
 def test_same_target_after_another_prompt_has_its_own_row():
-    cells = [[Sample((1,), (5, 6)), Sample((2,), (5, 6)), Sample((1,), (5,)), Sample((1,), (5, 7))]]
+    cells = [
+        [
+            Sample(prompt=(1,), target=(5, 6)),
+            Sample(prompt=(2,), target=(5, 6)),
+            Sample(prompt=(1,), target=(5,)),
+            Sample(prompt=(1,), target=(5, 7)),
+        ]
+    ]
     assert len(PackData(cells, torch.device("cpu")).rows) == 3
 
 

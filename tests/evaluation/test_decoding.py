@@ -109,7 +109,7 @@ def test_a_sliding_window_shorter_than_the_input(model_folder):
         base.sites(adapter), adapter, ranks=[4], seeds=[0], dtype=torch.float32
     )
     torch.nn.init.normal_(next(iter(bank.B.values())), std=0.1)
-    samples = [Sample((first, 4, 5), tuple(range(6, 36))) for first in range(1, 40)]
+    samples = [Sample(prompt=(first, 4, 5), target=tuple(range(6, 36))) for first in range(1, 40)]
 
     (outputs,) = decode(base, bank.select([0]), [samples])
     # The sample that says most after the window is full.
@@ -119,13 +119,13 @@ def test_a_sliding_window_shorter_than_the_input(model_folder):
 
 
 def test_recall_by_hand():
-    samples = [Sample((1,), (5, 6, 7)), Sample((1, 2), (8,))]
+    samples = [Sample(prompt=(1,), target=(5, 6, 7)), Sample(prompt=(1, 2), target=(8,))]
     expected = {"free_accuracy": 0.75, "free_exact_match": 0.5}
     assert recall(samples, [[5, 0, 7], [8]]) == expected
 
 
 def test_fewer_rows_are_decoded_at_once_where_memory_does_not_suffice(monkeypatch):
-    samples = [Sample((1,), (5, 6))]
+    samples = [Sample(prompt=(1,), target=(5, 6))]
     tried = []
 
     def decode_in_little_memory(base, bank, cells, scores, batch_size):

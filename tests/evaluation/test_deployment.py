@@ -110,7 +110,10 @@ def test_merged_is_unmerged(family, targets, tiny_base, model_folder):
     bank = random_bank(base, LinearAdapter(targets=targets), [2, 3, 6])
     drawn = np.random.default_rng(1).integers(1, 90, (3, 30)).tolist()
     cells = [
-        [Sample((0,), tuple(tokens[:length])), Sample((0, 5), tuple(tokens[:9]))]
+        [
+            Sample(prompt=(0,), target=tuple(tokens[:length])),
+            Sample(prompt=(0, 5), target=tuple(tokens[:9])),
+        ]
         for length, tokens in zip((30, 12, 20), drawn, strict=True)
     ]
     inputs = PackInputs(base, bank, cells)

@@ -36,7 +36,7 @@ def test_forgetting_is_that_of_the_whole_model_and_a_zero_adapter_forgets_nothin
     for B in bank.B.values():
         B[1] = 0
     windows = text_pool(Model(), None).windows[:3]
-    shortened = Sample(windows[1].prompt, windows[1].target[:40])
+    shortened = Sample(prompt=windows[1].prompt, target=windows[1].target[:40])
     cells = [[windows[0], shortened], [windows[2]], []]
 
     adapted, untrained, without_text = forgetting.measure(base, bank, cells)

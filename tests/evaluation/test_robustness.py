@@ -30,7 +30,7 @@ def test_lost_tokens_and_margins_by_hand():
     assert condition_row(trained, trained)["kept_whole"] == 1
 
 
-SAMPLES = [Sample((0,), (1, 1, 1))]
+SAMPLES = [Sample(prompt=(0,), target=(1, 1, 1))]
 
 
 def test_violations_of_teacher_forcing_have_their_cause():

@@ -1,4 +1,4 @@
-"""Activation checkpointing above the adapter: the same bits from less memory, chosen where one cell does not fit."""
+"""Activation checkpointing: the same bits from less memory, chosen where a cell does not fit."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ def ends(base, cells, checkpointing):
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_results_are_the_same_to_the_last_bit(model_folder, family, kind, dropout):
-    """Also where dropout lies in a layer that runs twice: what it drew first, and no draw more, else later steps differ."""
+    """Dropout in a layer that runs twice: the same mask again, and no further draw."""
     base = load_model(local(model_folder(family)))
     adapter = dataclasses.replace(adapter_of(kind, family), dropout=dropout)
     losses = (SftLoss(), MemftOtLoss())
@@ -149,7 +149,7 @@ def test_what_it_saves_is_what_is_priced(adapter, dtype):
 @pytest.mark.parametrize("kind", ["mlp_block", "linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flops_and_saved_bytes_of_a_step(family, kind):
-    """As torch counts them: the layers are run again up to the last product that a gradient needs."""
+    """FLOPs as torch counts them: layers run again up to the last product with a gradient."""
     one = with_checkpointing(
         pack(model(family), BLOCK if kind == "mlp_block" else measured_adapter(family), 100)
     )
@@ -164,7 +164,7 @@ def test_flops_and_saved_bytes_of_a_step(family, kind):
 def test_one_cell_that_does_not_fit_keeps_less_unless_told_otherwise():
     base = dataclasses.replace(model("llama", **DEEP), layer=2)
     cells = check([Run(rank=rank, seqlen=300, model=base) for rank in (2, 4)])
-    alone = [cost_model.peak_memory(Pack([cell])) for cell in cells]
+    alone = [cost_model.peak_memory(Pack(cells=[cell])) for cell in cells]
     for memory, expected in (
         (None, [False]),
         (3 * max(alone), [False]),
@@ -236,14 +236,17 @@ def test_memory_that_never_suffices_still_ends_with_its_reason(tmp_path, tiny_ba
 
 
 def test_on_the_command_line(tmp_path, quick):
-    """Asked for, it is the same run: nothing is trained again. A dry run says where it is chosen."""
+    """On request it is the same run, not trained again. A dry run says where it is chosen."""
     assert quick("sweep", "rank=1", "seqlen=20", "out=runs", *FEW).returncode == 0
     before = result_times(tmp_path / "runs")
     done = quick("sweep", "rank=1", "seqlen=20", "out=runs", "model.checkpointing=true", *FEW)
     assert done.returncode == 0, done.stderr
     assert result_times(tmp_path / "runs") == before
     asked = ("sweep", "rank=2,4", "seqlen=900", "model.layer=0", "--dry-run", *FEW)
-    line = "2 of 2 packs run the layers above the adapter twice a step, to keep less (activation checkpointing)"
+    line = (
+        "2 of 2 packs run the layers above the adapter twice a step, "
+        "to keep less (activation checkpointing)"
+    )
     assert line in quick(*asked, "launch.device_gb=0.02").stdout
     assert "twice" not in quick(*asked, "launch.device_gb=4").stdout
     assert "twice" not in quick(*asked, "launch.device_gb=0.02", "model.checkpointing=false").stdout
@@ -275,6 +278,6 @@ def test_the_price_of_the_papers_longest_texts():
         dtype="bfloat16",
         device="cpu",
     )
-    whole = Pack(check([Run(rank=16, seqlen=10000, model=base)]))
+    whole = Pack(cells=check([Run(rank=16, seqlen=10000, model=base)]))
     assert cost_model.saved_bytes(whole) / 1e9 > 15
     assert cost_model.saved_bytes(with_checkpointing(whole)) / 1e9 < 2

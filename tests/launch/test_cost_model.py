@@ -40,7 +40,7 @@ SPREAD = LinearAdapter(targets=["k_proj", "self_attn.o_proj"], layers=[])
 def test_a_step_of_the_papers_models_takes_what_design_says(name, gflop):
     """GFLOP per token and step, adapter at the paper's layer; attention's scores hardly count."""
     request = load("probe", [f"model={name}", "model.weights=random", "rank=1", "seqlen=64"])
-    planned = Pack(check(request.runs))
+    planned = Pack(cells=check(request.runs))
     per_token = cost_model.step_flops(planned) / planned.step_tokens
     assert per_token == pytest.approx(gflop * 1e9, rel=0.01)
 
@@ -101,7 +101,7 @@ def test_rows_of_the_prefix_are_shared_as_the_engine_shares_them():
         for n in (30, 31, 60)
         for data in (RandomData(), RandomData(seed=1), PhonebookData())
     ]
-    planned = Pack(check(runs))
+    planned = Pack(cells=check(runs))
     data = PackData([c.samples for c in planned.cells], torch.device("cpu"))
     assert cost_model.unique_rows(planned) == len(data.rows)
     assert cost_model.unique_rows(pack(base, ranks=(1, 2, 3))) == 1
@@ -127,7 +127,7 @@ def test_memory_against_the_peak_of_allocated_bytes(family, adapter, seqlen, ran
         Run(rank=r, seqlen=seqlen, seed=s, model=base, data=RandomData(seed=s), adapter=adapter)
         for s, r in enumerate(ranks)
     ]
-    planned = Pack(check(runs))
+    planned = Pack(cells=check(runs))
     loaded = load_model(base)
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     assert decoder_shape(base).parameters * BYTES[dtype] == pytest.approx(weights, rel=0.01)
@@ -155,7 +155,7 @@ from pml_cli.launch.packing import check
 from pml_cli.launch.throughput import Throughput
 from pml_cli.model.device import device_memory
 
-pack = Pack(check([Run()]))
+pack = Pack(cells=check([Run()]))
 assert training_flops(pack) > 0 and peak_memory(pack) > 0
 Throughput().expected_seconds("", "", "", pack)
 device_memory("cuda")

@@ -134,7 +134,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(tmp_path, monkeypatch):
 
 
 def test_expected_seconds_are_those_measured_with_as_many_threads(cache, monkeypatch):
-    short = Pack(check([Run(seqlen=30, model=CPU)]))
+    short = Pack(cells=check([Run(seqlen=30, model=CPU)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert expected_seconds(InlineLaunch(), [short]) == [None]
     record(cache, short, 7.0, device="cpu, 3 threads")
@@ -150,7 +150,7 @@ def test_a_free_device_takes_the_next_pack():
 
 def test_the_expected_time_is_that_of_the_device_that_ends_last():
     sizes = ((1, 40), (2, 30), (3, 20))
-    packs = [Pack(check([Run(rank=r, seqlen=n, model=CPU)])) for r, n in sizes]
+    packs = [Pack(cells=check([Run(rank=r, seqlen=n, model=CPU)])) for r, n in sizes]
     seconds = [30.0, 20.0, 10.0]
     assert "not known" in time_line(InlineLaunch(), packs, [None] * 3)
     assert "about 60 s," in time_line(InlineLaunch(), packs, seconds)

@@ -28,9 +28,9 @@ LINEAR = {
 }
 RANKS = (4, 2)
 SAMPLES = [
-    Sample((5, 9), (11, 3, 77, 50, 8)),
-    Sample((5,), (2, 99, 41)),
-    Sample((7, 7, 7), (60, 61, 62, 63)),
+    Sample(prompt=(5, 9), target=(11, 3, 77, 50, 8)),
+    Sample(prompt=(5,), target=(2, 99, 41)),
+    Sample(prompt=(7, 7, 7), target=(60, 61, 62, 63)),
 ]
 
 

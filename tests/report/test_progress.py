@@ -59,7 +59,7 @@ def test_piped_probe_prints_plain_lines():
 def test_sweep_display_counts_cells_and_failures():
     cells = check([Run(rank=rank, seqlen=8, model=Model(device="cpu")) for rank in (1, 2, 4)])
     out = io.StringIO()
-    with SweepDisplay(Console(file=out), cells=3, work=Pack(cells).tokens) as display:
+    with SweepDisplay(Console(file=out), cells=3, work=Pack(cells=cells).tokens) as display:
         display.loading()
         display.pack_started(cells[:2])
         display.cell_ended(cells[0], None)

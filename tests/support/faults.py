@@ -6,7 +6,7 @@ import resource
 
 @contextlib.contextmanager
 def full_disk(room):
-    """Inside, no file can be written beyond so many bytes: the system refuses, as it does on a full disk."""
+    """Inside, no file grows beyond so many bytes: the system refuses, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:

@@ -41,7 +41,7 @@ def pack(base, adapter=BLOCK, seqlen=40, ranks=(4, 2), data=None, **train):
             train=Train(**({"steps": 3} | train)),
         )
         runs.append(run)
-    return Pack(check(runs))
+    return Pack(cells=check(runs))
 
 
 def trainer(planned):

@@ -1,4 +1,4 @@
-"""Trains with each loss and stores the adapters; run in one or two processes by test_hf_trainer.py."""
+"""Trains with each loss and stores the adapters; test_hf_trainer.py runs it in 1 or 2 processes."""
 
 import sys
 from pathlib import Path

@@ -114,7 +114,7 @@ def _long_texts(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], chat: bo
         for sample in samples:
             if remaining <= 0:
                 break
-            chosen.append(Sample(sample.prompt, sample.target[:remaining]))
+            chosen.append(Sample(prompt=sample.prompt, target=sample.target[:remaining]))
             remaining -= len(sample.target)
         return chosen
 

@@ -56,7 +56,7 @@ class MixedData(TextData):
                 is_random = positions.random(length) < self.random_share
                 random_ids = ids[tokens.integers(len(ids), size=length)]
                 target = np.where(is_random, random_ids, sample.target)
-                mixed.append(Sample(sample.prompt, tuple(target.tolist())))
+                mixed.append(Sample(prompt=sample.prompt, target=tuple(target.tolist())))
             return mixed
 
         return Source(

@@ -58,7 +58,7 @@ class RandomData(Data):
         def draw(seqlen: int, stream: int) -> list[Sample]:
             random = np.random.default_rng([self.seed, stream])
             target = ids[random.integers(len(ids), size=seqlen)]
-            return [Sample(prompt_ids, tuple(target.tolist()))]
+            return [Sample(prompt=prompt_ids, target=tuple(target.tolist()))]
 
         # Streams apart, so that target and held-out sequence share nothing.
         return Source(
