@@ -26,6 +26,9 @@ START_TIME_TOLERANCE = 3.0
 
 Record = dict[str, Any]
 
+# What every record has, beside what tells whether its process is alive.
+RECORD_KEYS = {"name", "kind", "host", "pid", "shown"}
+
 
 @lru_cache(maxsize=1)
 def process_identity() -> Record:
@@ -155,7 +158,10 @@ def living_processes(out: Path) -> list[Record]:
             # it is being replaced at this moment
             continue
 
+        # Others may write to the folder too: what is no record is passed over.
+        if record is None or not record.keys() >= RECORD_KEYS:
+            continue
         fenced = (out / ".pml" / "dead" / path.stem).is_symlink()
-        if record is not None and not fenced and is_alive(record, written_at, clock):
+        if not fenced and is_alive(record, written_at, clock):
             living.append(record)
     return living

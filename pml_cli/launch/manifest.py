@@ -136,6 +136,7 @@ class SweepManifest:
         """
         from pml_cli.launch.packing import Packing, check, make_packs
 
+        # Remote code is the one setting by which data could become code.
         runs = self.read_runs()
         if not remote_code and any(run.model.trust_remote_code for run in runs):
             raise UserError(

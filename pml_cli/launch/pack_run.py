@@ -146,6 +146,7 @@ class PackRun(TrainingObserver):
         for cell in self.cells:
             if cell.failure is not None or cell.steps_run < steps:
                 return
+        # The steps before a checkpoint were timed on another machine, perhaps.
         if self.attempt.state is not None:
             return
 

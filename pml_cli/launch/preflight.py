@@ -22,6 +22,7 @@ def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
     Raises:
         UserError: all faults at once, one line each.
     """
+    # The cells of a pack share both, and many packs do.
     distinct = {}
     for pack in packs:
         run = pack.cells[0].run
@@ -37,6 +38,7 @@ def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
 
             key = repr(run.model)
             if key not in skeletons:
+                # Shapes and module names are enough, and take no memory on `meta`.
                 meta = dataclasses.replace(run.model, weights="random", device="meta")
                 skeletons[key] = load_model(meta)
             skeletons[key].sites(run.adapter)

@@ -82,6 +82,7 @@ class Snapshot:
     @property
     def queued(self) -> list[str]:
         """Cells that nobody has begun."""
+        # A cell of a pack in training may have ended already: it counts once.
         begun = {*self.done, *self.failed}
         for process in self.running:
             begun.update(process.cells)
@@ -180,6 +181,7 @@ class Watcher:
 
         A sweep that was given up for another one is left out.
         """
+        # Several sweeps may share a folder, and their cells are counted together.
         manifests = read_manifests(self.out)
         active = {record.get("order") for record in records}
         folders = {path.name for path in self.out.iterdir()}

@@ -109,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
 
+    # Early, so that a preemption while torch is imported requeues the job as well.
     signals = Signals(on_slurm=options.requeue)
     try:
         with signals:
@@ -154,6 +155,7 @@ def _train_sweep(options: argparse.Namespace, signals: Signals) -> None:
         launch=options.launch,
         slot=options.slot,
     )
+    # Planning takes seconds for many cells: `pml status` shows the worker from here on.
     with lease:
         train_packs(
             manifest.plan_packs(remote_code=options.trust_remote_code),

@@ -1,8 +1,6 @@
 """Every data source: its lengths and seeds, and the faults of files by line."""
 
-import importlib
 import json
-import re
 import shutil
 import sys
 from dataclasses import replace
@@ -16,7 +14,6 @@ from tokenizers import models, pre_tokenizers
 
 from pml_cli.config.schema import TINY as TINY_FOLDER
 from pml_cli.config.schema import Model
-from pml_cli.data import python_docs, synthetic_facts
 from pml_cli.data.source import Sample, check_length
 from pml_cli.data.sources.hf import HfData
 from pml_cli.data.sources.jsonl import JsonlData
@@ -257,35 +254,9 @@ def test_malformed_lines_are_named_by_number(tmp_path, rows, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_phonebook_of_thousands_of_different_names():
-    rows = synthetic_facts.phonebook(0, 10)
-    assert len(rows) > 5000
-    assert len({query for query, _ in rows}) == len(rows)
-    assert all(
-        re.fullmatch(r"[A-Z][a-z]+ [A-Z][a-z]+:", query) and re.fullmatch(r"\d{10}", number)
-        for query, number in rows
-    )
-    digits = np.array([[int(d) for d in number] for _, number in rows])
-    assert np.abs(digits.mean(0) - 4.5).max() < 0.2
-    assert len({number for _, number in rows}) > 0.99 * len(rows)
-    assert {query for query, _ in synthetic_facts.phonebook(1, 4)} == {query for query, _ in rows}
-    assert len(synthetic_facts.phonebook(1, 4)[0][1]) == 4
-
-
 def test_every_digit_of_a_phone_number_is_a_token():
     assert {len(s.target) for s in take(PhonebookData(), 500)} == {10}
     assert len(take(PhonebookData(), 505)) == 50
-
-
-@pytest.mark.parametrize(("maximum", "tests"), [(99, 200), (3, 200), (1, 1), (9, 0)])
-def test_the_rule_and_its_unseen_pairs(maximum, tests):
-    learn, unseen = synthetic_facts.rule(5, maximum, tests)
-    assert not {q for q, _ in learn} & {q for q, _ in unseen}
-    assert len({q for q, _ in learn + unseen}) == (maximum + 1) ** 2
-    assert len(unseen) == min(tests, (maximum + 1) ** 2 // 2)
-    for query, target in learn + unseen:
-        x, y = map(int, re.fullmatch(r"f\((\d+),(\d+)\)=", query).groups())
-        assert int(target) == 3 * x + 5 * y + 7
 
 
 def test_unseen_pairs_are_never_among_the_samples():
@@ -546,31 +517,3 @@ def test_minibatches_see_every_sample_once_an_epoch_in_a_new_order():
     assert SampleOrder(3, 0, 0).is_full_batch
     assert SampleOrder(3, 5, 0).is_full_batch
     assert not SampleOrder(3, 2, 0).is_full_batch
-
-
-# -- the text that the tiny model has not seen
-
-
-@pytest.mark.parametrize("docstrings", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_held_out_text_shares_no_run_of_words_with_the_pretraining_text(docstrings, monkeypatch):
-    """As benchmarks/pretrain_tiny.py builds it, checked independently: sets of 13-word runs."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    script = importlib.import_module("pretrain_tiny")
-    topics = python_docs.python_topics()
-    held_out = python_docs.held_out_text()
-    documents = [text for name, text in topics.items() if not python_docs.is_held_out(name)]
-    if docstrings:
-        documents += script.docstrings()
-    clean, dropped = script.decontaminate(documents, held_out)
-    assert dropped > 0
-
-    def word_runs(text):
-        tokens = re.findall(r"\w+", text.lower())
-        return {" ".join(tokens[i : i + 13]) for i in range(len(tokens) - 12)}
-
-    secret = word_runs(held_out)
-    assert len(secret) > 1000
-    for document in clean:
-        for paragraph in document.split("\n\n"):
-            assert not word_runs(paragraph) & secret
-    assert 0.05 < len(held_out) / sum(map(len, topics.values())) < 0.2

@@ -137,6 +137,7 @@ def faulty(monkeypatch, when, error):
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore lines"),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: "
+        "can't allocate memory: you tried to allocate"
     ),
 ]

@@ -179,6 +179,7 @@ class WorkerPool(Executor):
             sweep=job.manifest.key,
             launch=self.id,
         )
+        # `pml cancel` finds the driver by its lease, as it finds the workers.
         with lease, Signals():
             while True:
                 look_started = time.monotonic()
@@ -199,6 +200,7 @@ class WorkerPool(Executor):
                 time.sleep(min(pause, MAX_LOOK_SECONDS))
 
     def _failed_fast(self, snapshot: Snapshot) -> bool:
+        # Workers in training are left the time to save their checkpoints.
         new_failures = set(snapshot.failed) - self._failed_before
         return self.job.fail_fast and bool(new_failures) and not snapshot.training
 
