@@ -27,6 +27,7 @@ from pml_cli.launch.packing import with_checkpointing
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.device import out_of_memory, pick_device
+from pml_cli.model.gguf import base_path
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.folder import RunFolder
@@ -437,7 +438,7 @@ class PackRun(TrainingObserver):
 
         adapter = cell.adapter
         assert adapter is not None
-        folder.write_adapter(lambda aside: adapter.save(0, aside, cell.run.model.path))
+        folder.write_adapter(lambda aside: adapter.save(0, aside, base_path(cell.run.model)))
         folder.finish(result_of(plan, cell, self.base) | measured)
 
 

@@ -1,6 +1,9 @@
 """The frozen model and the adapters on it. May import config, io, format, stats and errors.
 
 Without torch, for planning:
+    gguf: GGUF files as base models
+    gguf_layout: where a GGUF file keeps its header and tensors
+    file_hash: a quick hash of weight files, for the id
     files: the files of a model, and its config.json
     families: what pml knows of each family of models, one record a family
     dims: sizes of a model from its config.json
