@@ -101,7 +101,8 @@ class _Header:
     def _skip_value(self, kind: int) -> None:
         if kind == STRING:
             # Not `_string`, which would copy it.
-            self.offset += self._number("<Q")
+            length = self._number("<Q")
+            self.offset += length
             return
         if kind != ARRAY:
             self.offset += SCALAR_BYTES[kind]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,8 @@ def _from_pretrained(settings: Model, source: dict[str, Any]) -> tuple[Any, dict
 
 def _dequantised_model(file: Path, settings: Model) -> tuple[Any, dict[str, Any]]:
     """As `_from_pretrained`, from a GGUF file; its config is that of a model never quantised."""
-    with isolated(file) as source:
+    # transformers draws a bar of its own, which no setting switches off; errors are raised.
+    with isolated(file) as source, redirect_stderr(io.StringIO()):
         model, info = _from_pretrained(settings, source | dequantising())
     # Otherwise transformers and PEFT would treat the model as a quantised one.
     for name in ("quantization_config", "_pre_quantization_dtype"):
