@@ -27,13 +27,16 @@ from pml_cli.config.schema import Model
 from pml_cli.errors import UserError, and_n_more, first_line
 from pml_cli.io import cache_folder, temporary_path
 from pml_cli.model.file_hash import sampled_hash
-from pml_cli.model.gguf_layout import is_gguf
+from pml_cli.model.gguf_layout import is_gguf, read_layout
 
 SUFFIX = ".gguf"
 CONFIG_FILE = "config.json"
 
 # Files of a folder that an error names.
 MAX_NAMES = 3
+
+# Tensors that scale the frequencies of RoPE.
+ROPE_TENSORS = ("rope_freqs.", "rope_factors_")
 
 # What determines the files that are written to the cache; another version may write others.
 CONVERTERS = ("transformers", "tokenizers", "gguf")
@@ -180,6 +183,7 @@ def _convert(file: Path, folder: Path) -> None:
         reason = f"transformers cannot read this GGUF file: {first_line(error)}"
         raise UserError(f"model.path={file}: {reason}") from error
 
+    _refuse_unread_rope(file, config)
     tokenizer.save_pretrained(folder)
     # All of them: a size that is the class's default counts, too.
     fields = json.loads(config.to_json_string(use_diff=False))
@@ -188,3 +192,28 @@ def _convert(file: Path, folder: Path) -> None:
     # Last, as it tells that the folder is complete.
     text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG_FILE).write_text(f"{text}\n", "utf-8")
+
+
+def _refuse_unread_rope(file: Path, config: Any) -> None:
+    """Refuse a file whose RoPE scaling transformers leaves out without a word.
+
+    Llama 3.1 and later keep it in a tensor, other models in their metadata.
+
+    Raises:
+        UserError: the file has a scaling, and the config has none.
+    """
+    # Where layers differ in their RoPE, there is a mapping of each kind of layer.
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in parameters:
+        parameters = {"every layer": parameters}
+    if any(rope["rope_type"] != "default" for rope in parameters.values()):
+        return
+
+    layout = read_layout(file)
+    found = [name for name in layout.tensor_names if name.startswith(ROPE_TENSORS)]
+    for key, value in layout.texts.items():
+        if key.endswith(".rope.scaling.type") and value != "none":
+            found.append(f"{key}={value}")
+    if found:
+        reason = f"transformers does not read the RoPE scaling of this GGUF file ({found[0]})"
+        raise UserError(f"model.path={file}: {reason}; use the model in safetensors instead")

@@ -33,6 +33,12 @@ class GgufLayout:
     tensors: list[tuple[int, int]]
     """First byte and end of each tensor, relative to `data_start`, in the order of the file."""
 
+    tensor_names: list[str]
+    """Names of the tensors, in the order of the header."""
+
+    texts: dict[str, str]
+    """The metadata that are texts, by key."""
+
 
 def is_gguf(path: Path) -> bool:
     """Whether a file begins as a GGUF file does."""
@@ -60,19 +66,26 @@ class _Header:
         self.content = content
         self.offset = len(MAGIC)
         self.alignment = DEFAULT_ALIGNMENT
+        self.texts: dict[str, str] = {}
 
     def layout(self) -> GgufLayout:
         """Where the tensors lie."""
         _version, tensor_count, key_count = self._numbers("<IQQ")
         for _ in range(key_count):
             self._skip_entry()
-        starts = [self._tensor_offset() for _ in range(tensor_count)]
+        offsets = [self._tensor() for _ in range(tensor_count)]
+        starts = [start for _name, start in offsets]
         data_start = -(-self.offset // self.alignment) * self.alignment
 
         # A tensor ends where the next begins, or with the file; the padding between them is zero.
         ordered = sorted(starts)
         ends = [*ordered[1:], len(self.content) - data_start]
-        return GgufLayout(data_start=data_start, tensors=list(zip(ordered, ends, strict=True)))
+        return GgufLayout(
+            data_start=data_start,
+            tensors=list(zip(ordered, ends, strict=True)),
+            tensor_names=[name for name, _start in offsets],
+            texts=self.texts,
+        )
 
     def _numbers(self, layout: str) -> tuple[int, ...]:
         values = struct.unpack_from(layout, self.content, self.offset)
@@ -82,16 +95,19 @@ class _Header:
     def _number(self, layout: str) -> int:
         return self._numbers(layout)[0]
 
-    def _string(self) -> bytes:
+    def _string(self) -> str:
         length = self._number("<Q")
         first = self.offset
         self.offset += length
-        return self.content[first : self.offset]
+        return self.content[first : self.offset].decode("utf-8", "replace")
 
     def _skip_entry(self) -> None:
-        """Skip a key and its value; the alignment is kept."""
-        key = self._string().decode("utf-8", "replace")
+        """Skip a key and its value; texts and the alignment are kept."""
+        key = self._string()
         kind = self._number("<I")
+        if kind == STRING:
+            self.texts[key] = self._string()
+            return
         if key == ALIGNMENT_KEY and kind == UINT32:
             # 0 would be no alignment at all.
             self.alignment = self._number("<I") or DEFAULT_ALIGNMENT
@@ -115,10 +131,11 @@ class _Header:
         for _ in range(count):
             self._skip_value(element_kind)
 
-    def _tensor_offset(self) -> int:
-        self._string()
+    def _tensor(self) -> tuple[str, int]:
+        """Name and offset of the next tensor."""
+        name = self._string()
         dimensions = self._number("<I")
         # Shape, then type and offset.
         self._numbers(f"<{dimensions}Q")
         _kind, offset = self._numbers("<IQ")
-        return offset
+        return name, offset

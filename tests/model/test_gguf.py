@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("gguf")
 
 import gguf
+import numpy as np
 from support.gguf import save_small_llama, write_gguf
 from support.models import random_ids
 
@@ -195,6 +196,31 @@ def test_a_family_that_transformers_does_not_read_is_refused_in_one_line(tmp_pat
     writer.write_tensors_to_file()
     writer.close()
     assert "transformers cannot read this GGUF file: " in refusal(tmp_path / "odd.gguf")
+
+
+@pytest.mark.parametrize(
+    ("add", "name"),
+    [
+        (
+            lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32)),
+            "rope_freqs.weight",
+        ),
+        (
+            lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            "llama.rope.scaling.type=yarn",
+        ),
+    ],
+)
+def test_a_rope_scaling_that_would_be_left_out_is_refused(tmp_path, folder, add, name):
+    message = refusal(write_gguf(tmp_path / "scaled.gguf", folder, add=add))
+    assert f"({name}); use the model in safetensors" in message
+
+
+def test_no_rope_scaling_may_be_said(tmp_path, folder):
+    def add(writer):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+    load_model(settings(write_gguf(tmp_path / "plain.gguf", folder, add=add)))
 
 
 def test_files_that_are_missing_or_no_gguf_are_refused(tmp_path):

@@ -45,13 +45,16 @@ def save_small_llama(folder):
     return folder
 
 
-def write_gguf(path, folder, quantization=gguf.GGMLQuantizationType.F32, **changed):
+def write_gguf(
+    path, folder, quantization=gguf.GGMLQuantizationType.F32, add=lambda _writer: None, **changed
+):
     """The model of `save_small_llama` as a GGUF file.
 
     Args:
         path: the file.
         folder: of the model.
         quantization: of the matrices; norms are float32.
+        add: adds to the file what is not in the model.
         changed: numbers added to tensors, by their GGUF names with "_" for ".".
     """
     writer = gguf.GGUFWriter(path, "llama")
@@ -66,6 +69,7 @@ def write_gguf(path, folder, quantization=gguf.GGMLQuantizationType.F32, **chang
     writer.add_rope_dimension_count(FIELDS["hidden_size"] // FIELDS["num_attention_heads"])
     writer.add_layer_norm_rms_eps(FIELDS["rms_norm_eps"])
     _add_tokenizer(writer)
+    add(writer)
     _add_tensors(writer, folder, quantization, changed)
 
     writer.write_header_to_file()
