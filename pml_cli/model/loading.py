@@ -113,8 +113,12 @@ def _from_pretrained(settings: Model, source: dict[str, Any]) -> tuple[Any, dict
 
 def _dequantised_model(file: Path, settings: Model) -> tuple[Any, dict[str, Any]]:
     """As `_from_pretrained`, from a GGUF file; its config is that of a model never quantised."""
+    import transformers
+
     # transformers draws a bar of its own, which no setting switches off; errors are raised.
     with isolated(file) as source, redirect_stderr(io.StringIO()):
+        # The config of the cache folder, because reading it from the file takes seconds.
+        source["config"] = transformers.AutoConfig.from_pretrained(_path(settings))
         model, info = _from_pretrained(settings, source | dequantising())
     # Otherwise transformers and PEFT would treat the model as a quantised one.
     for name in ("quantization_config", "_pre_quantization_dtype"):

@@ -11,9 +11,9 @@ pytest.importorskip("gguf")
 import gguf
 import numpy as np
 from support.gguf import save_small_llama, write_gguf
-from support.models import random_ids
+from support.models import logits_of_cell, random_bank, random_ids
 
-from pml_cli.config.schema import Model, Run
+from pml_cli.config.schema import LinearAdapter, Model, Run
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.model import file_hash
@@ -248,6 +248,21 @@ def test_an_adapter_names_the_folder_from_which_peft_loads(file, tmp_path, monke
     monkeypatch.chdir(file.parent)
     assert base_path(settings(file.name)) == base_path(settings(".")) == str(file.parent)
     assert base_path(Model()) == "tiny"
+
+
+def test_peft_loads_an_adapter_with_its_base(file, original, tmp_path):
+    """As its user does: the folder is in adapter_config.json, the file's name is given."""
+    from peft import AutoPeftModelForCausalLM
+
+    adapter = LinearAdapter(targets=["gate_proj", "down_proj"], layers=[1])
+    bank = random_bank(original, adapter, ranks=(2,))
+    bank.save(0, tmp_path, base_path(settings(file)))
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name)
+
+    ids = random_ids(original, 1)
+    with torch.no_grad():
+        logits = loaded(input_ids=ids).logits
+    assert torch.allclose(logits, logits_of_cell(original, ids, bank, 0), atol=1e-4)
 
 
 def test_paths_below_the_home_folder(file, monkeypatch):
