@@ -1,4 +1,7 @@
-"""The cells that the measurements of speed train, built without Hydra: a machine with a GPU may not have it."""
+"""The cells that the measurements of speed train.
+
+Built without Hydra, which a machine with a GPU may lack.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import yaml
 from safetensors.torch import save_file
 
@@ -18,78 +22,113 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch.packing import check
 
-# what --small makes of a model: the same layers' code and the same ratios of widths, for a machine without a GPU
-SMALL = {
+# What --small makes of a model, for a machine without a GPU: the same code of the layers, and the
+# same ratios of widths.
+SMALL_ARCHITECTURE = {
     "hidden_size": 64,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
+    "intermediate_size": 192,
+    "vocab_size": 512,
 }
-SMALL |= {"intermediate_size": 192, "vocab_size": 512}
+
+# Standard deviation of random weights.
+WEIGHT_SCALE = 0.02
 
 
 def model(name: str, *, small: bool = False, **settings: Any) -> Model:
-    """An option of pml's model group; all but `tiny` with random weights. `small`: shrunk, adapter at two thirds."""
+    """An option of pml's model group; all but `tiny` with random weights.
+
+    Args:
+        name: the option.
+        small: shrink the architecture, with the adapter at two thirds of the depth.
+        settings: of the model, instead of the option's.
+    """
     file = option_file("model", name)
     if file is None:
         raise SystemExit(f"--model {name}: no such option of pml's model group")
-    told = yaml.safe_load(file.read_text("utf-8"))
+
+    fields = yaml.safe_load(file.read_text("utf-8"))
     if name != "tiny":
-        told["weights"] = "random"
+        fields["weights"] = "random"
     if small:
-        told |= {"layer": None, "architecture": told["architecture"] | SMALL}
-    return Model(**(told | settings))
+        fields["layer"] = None
+        fields["architecture"] |= SMALL_ARCHITECTURE
+    return Model(**(fields | settings))
 
 
-def changed(base: Model, train: Train, words: Iterable[str]) -> tuple[Model, Train]:
-    """Settings changed by words such as model.layer=1, model.architecture.vocab_size=512 or train.lr=0.02."""
-    parts = {"model": dataclasses.asdict(base), "train": dataclasses.asdict(train)}
-    for word in words:
-        key, _, value = word.partition("=")
-        *groups, last = key.split(".")
-        place: Any = parts
+def changed(base: Model, train: Train, overrides: Iterable[str]) -> tuple[Model, Train]:
+    """Settings with overrides: model.layer=1, model.architecture.vocab_size=512, train.lr=0.02."""
+    fields = {"model": dataclasses.asdict(base), "train": dataclasses.asdict(train)}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        *groups, name = key.split(".")
+        target: Any = fields
         for group in groups:
-            place = place[group]
-        place[last] = yaml.safe_load(value)
-    return Model(**parts["model"]), Train(**parts["train"])
+            target = target[group]
+        target[name] = yaml.safe_load(value)
+    return Model(**fields["model"]), Train(**fields["train"])
 
 
 def cells(base: Model, ranks: Sequence[int], seqlen: int, train: Train) -> list[CellPlan]:
     """One cell of random tokens for each rank."""
-    return check(
-        [
-            Run(rank=rank, seqlen=seqlen, model=base, data=RandomData(), train=train)
-            for rank in ranks
-        ]
-    )
+    runs = []
+    for rank in ranks:
+        run = Run(rank=rank, seqlen=seqlen, model=base, data=RandomData(), train=train)
+        runs.append(run)
+    return check(runs)
 
 
 def write_random(base: Model, folder: Path, device: str) -> Model:
-    """The architecture's weights as files, random, a file a layer; what a streamed model is read from."""
-    import transformers
+    """Write random weights of an architecture, a file a layer, for a streamed model.
 
+    Args:
+        base: settings with an architecture.
+        folder: of the files.
+        device: that draws the weights.
+
+    Returns:
+        Settings of the streamed model.
+    """
+    config = transformers.AutoConfig.for_model(**base.architecture)
+    dtype = getattr(torch, base.dtype)
     with torch.device("meta"):
-        skeleton = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(**base.architecture), dtype=getattr(torch, base.dtype)
-        )
+        skeleton = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     skeleton.config.save_pretrained(folder)
-    files: dict[str, dict[str, torch.Tensor]] = {}
-    where = {}
-    for name, parameter in skeleton.named_parameters():  # tied ones come once
-        layer = next((part for part in name.split(".") if part.isdigit()), "other")
-        where[name] = f"part-{layer}.safetensors"
-        files.setdefault(where[name], {})[name] = parameter
+
+    by_file: dict[str, dict[str, torch.Tensor]] = {}
+    # Tied parameters come once.
+    for name, parameter in skeleton.named_parameters():
+        by_file.setdefault(_file_name(name), {})[name] = parameter
+
     generator = torch.Generator(device).manual_seed(0)
-    for file, parameters in files.items():
-        made = {}
-        for name, parameter in parameters.items():
-            drawn = torch.randn(
-                parameter.shape, generator=generator, device=device, dtype=parameter.dtype
-            )
-            made[name] = (drawn.mul_(0.02) if parameter.dim() > 1 else torch.ones_like(drawn)).cpu()
-        save_file(made, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}), "utf-8")
+    for file, parameters in by_file.items():
+        tensors = {
+            name: _random_weights(parameter, generator) for name, parameter in parameters.items()
+        }
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+
+    weight_map = {name: file for file, parameters in by_file.items() for name in parameters}
+    index = json.dumps({"weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index, "utf-8")
     return dataclasses.replace(
         base, path=str(folder), weights="pretrained", architecture={}, stream=True
     )
+
+
+def _file_name(parameter: str) -> str:
+    for part in parameter.split("."):
+        if part.isdigit():
+            return f"part-{part}.safetensors"
+    return "part-other.safetensors"
+
+
+def _random_weights(parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    drawn = torch.randn(
+        parameter.shape, generator=generator, device=generator.device, dtype=parameter.dtype
+    )
+    # Vectors are the scales of norms.
+    weights = drawn.mul_(WEIGHT_SCALE) if parameter.dim() > 1 else torch.ones_like(drawn)
+    return weights.cpu()

@@ -1,10 +1,10 @@
-"""The drop-in on real text: PEFT adapters trained by transformers' Trainer, once for each loss, and what they recall.
+"""The drop-in loss on real text: what PEFT adapters recall that transformers' Trainer has trained.
 
     python benchmarks/dropin.py            about a minute and a half on two cores, no download
 
-Passages of Python's documentation that the embedded model has not seen are to be remembered word for word: the first third
-of each is the prompt. Every loss gets the same adapter to start from, the same order of batches and the same steps, in
-micro-batches of two accumulated to eight.
+Passages of Python's documentation that the embedded model has not seen are to be remembered word
+for word: the first third of each is the prompt. Every loss gets the same adapter to start from, the
+same order of batches and the same steps, in micro-batches of two accumulated to eight.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import time
 
 from pml_cli.launch.openmp import share_cores
 
-share_cores()  # as pml does, before torch is imported
+# As pml does, before torch is imported.
+share_cores()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -33,12 +34,25 @@ from pml_cli.data.python_docs import held_out_text
 from pml_cli.training.hf_trainer import IGNORED
 
 LOSSES = ("sft", "memft_ot", "memft_sw", "memft_margin")
-PASSAGES, LENGTH, PROMPT = 8, 36, 12
+COLUMNS = (
+    "loss",
+    "tokens right %",
+    "recited whole %",
+    "p > 0.5 %",
+    "stubborn tokens, by tenths",
+    "s",
+)
+
+PASSAGES = 8
+# Tokens of a passage, and of its prompt.
+LENGTH = 36
+PROMPT = 12
 
 
 def passages() -> list[dict[str, torch.Tensor]]:
-    """Rows of input_ids and labels: consecutive passages, the prompt not scored."""
-    ids = AutoTokenizer.from_pretrained(TINY)(held_out_text()[:8000])["input_ids"]
+    """Rows of input_ids and labels, (LENGTH,) each: consecutive passages, the prompt not scored."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    ids = tokenizer(held_out_text()[:8000])["input_ids"]
     rows = []
     for i in range(PASSAGES):
         row = ids[i * LENGTH : (i + 1) * LENGTH]
@@ -47,12 +61,13 @@ def passages() -> list[dict[str, torch.Tensor]]:
     return rows
 
 
-def train(loss: str, rank: int, steps: int, lr: float, seed: int) -> Trainer:
-    set_seed(seed)
+def train(loss: str, options: argparse.Namespace) -> Trainer:
+    """Train an adapter with a loss; the trainer, with the model and the log."""
+    set_seed(options.seed)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype="float32")
     adapter = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
+        r=options.rank,
+        lora_alpha=options.rank,
         target_modules=["down_proj"],
         layers_to_transform=[4],
         lora_dropout=0.0,
@@ -60,10 +75,19 @@ def train(loss: str, rank: int, steps: int, lr: float, seed: int) -> Trainer:
     memft = MemFTLoss(loss)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=steps,
-            learning_rate=lr, weight_decay=0.0, use_cpu=not torch.cuda.is_available(), report_to=[],
-            logging_steps=max(1, steps // 10), save_strategy="no", disable_tqdm=True, seed=seed,
-        )  # fmt: skip
+            output_dir=folder,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4,
+            max_steps=options.steps,
+            learning_rate=options.lr,
+            weight_decay=0.0,
+            use_cpu=not torch.cuda.is_available(),
+            report_to=[],
+            logging_steps=max(1, options.steps // 10),
+            save_strategy="no",
+            disable_tqdm=True,
+            seed=options.seed,
+        )
         trainer = Trainer(
             get_peft_model(model, adapter),
             arguments,
@@ -76,57 +100,65 @@ def train(loss: str, rank: int, steps: int, lr: float, seed: int) -> Trainer:
     return trainer
 
 
+@torch.no_grad()
 def recalled(model: torch.nn.Module) -> tuple[float, float]:
-    """Shares of tokens predicted right from the true text before them, and of passages recited from the prompt alone."""
+    """How much of the passages a model recalls.
+
+    Returns:
+        Proportion of tokens predicted right from the true text before them, and of passages recited
+        from the prompt alone.
+    """
     device = next(model.parameters()).device
     ids = torch.stack([row["input_ids"] for row in passages()]).to(device)
     model.eval()
-    with torch.no_grad():
-        right = (
-            (model(input_ids=ids).logits[:, PROMPT - 1 : -1].argmax(-1) == ids[:, PROMPT:])
-            .float()
-            .mean()
-            .item()
-        )
-        text = ids[:, :PROMPT]
-        for _ in range(LENGTH - PROMPT):
-            text = torch.cat([text, model(input_ids=text).logits[:, -1:].argmax(-1)], 1)
-    return right, (text == ids).all(1).float().mean().item()
+    predicted = model(input_ids=ids).logits[:, PROMPT - 1 : -1].argmax(-1)
+    correct = predicted == ids[:, PROMPT:]
+
+    text = ids[:, :PROMPT]
+    for _ in range(LENGTH - PROMPT):
+        next_ids = model(input_ids=text).logits[:, -1:].argmax(-1)
+        text = torch.cat([text, next_ids], dim=1)
+    recited = (text == ids).all(dim=1)
+    return correct.float().mean().item(), recited.float().mean().item()
+
+
+def row_of(loss: str, options: argparse.Namespace) -> list[str]:
+    """Train with a loss; its row of the table."""
+    start = time.perf_counter()
+    trainer = train(loss, options)
+    tokens, recited = recalled(trainer.model)
+    logged = [entry for entry in trainer.state.log_history if "stubborn_tokens" in entry]
+    stubborn = [entry["stubborn_tokens"] * 10 / options.steps for entry in logged]
+    return [
+        loss,
+        f"{100 * tokens:.1f}",
+        f"{100 * recited:.0f}",
+        f"{100 * logged[-1]['share_above_threshold']:.1f}",
+        " ".join(f"{count:.0f}" for count in stubborn),
+        f"{time.perf_counter() - start:.0f}",
+    ]
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    asked.add_argument("--rank", type=int, default=4)
-    asked.add_argument("--steps", type=int, default=120)
-    asked.add_argument("--lr", type=float, default=4e-2)
-    asked.add_argument("--seed", type=int, default=0)
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--lr", type=float, default=4e-2)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
     disable_progress_bar()
     table = Table(box=None, pad_edge=False)
-    for name in (
-        "loss",
-        "tokens right %",
-        "recited whole %",
-        "p > 0.5 %",
-        "stubborn tokens, by tenths",
-        "s",
-    ):
+    for name in COLUMNS:
         table.add_column(name, justify="left" if name == "loss" else "right")
     for loss in LOSSES:
-        began = time.perf_counter()
-        trainer = train(loss, given.rank, given.steps, given.lr, given.seed)
-        tokens, whole = recalled(trainer.model)
-        logged = [line for line in trainer.state.log_history if "stubborn_tokens" in line]
-        per_step = [line["stubborn_tokens"] * 10 / given.steps for line in logged]
-        shown = " ".join(f"{stubborn:.0f}" for stubborn in per_step)
-        above = f"{100 * logged[-1]['share_above_threshold']:.1f}"
-        seconds = f"{time.perf_counter() - began:.0f}"
-        table.add_row(loss, f"{100 * tokens:.1f}", f"{100 * whole:.0f}", above, shown, seconds)
+        table.add_row(*row_of(loss, options))
+
     scored = PASSAGES * (LENGTH - PROMPT)
-    Console(width=120).print(
-        f"{PASSAGES} passages, {scored} scored tokens, rank {given.rank}, {given.steps} steps at {given.lr:g}"
-    )
-    Console(width=120).print(table)
+    setting = f"rank {options.rank}, {options.steps} steps at {options.lr:g}"
+    console = Console(width=120)
+    console.print(f"{PASSAGES} passages, {scored} scored tokens, {setting}")
+    console.print(table)
 
 
 if __name__ == "__main__":

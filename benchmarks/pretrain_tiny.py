@@ -1,9 +1,10 @@
-"""Pretrain the embedded base model `model=tiny` (1.4 M parameters) on the documentation inside Python.
+"""Pretrain the embedded base model `model=tiny` (1.4 M parameters) on Python's documentation.
 
     python benchmarks/pretrain_tiny.py --lr 4e-3 --batch-tokens 2048 --steps 3600 --out pml_cli/tiny
 
-Writes model.safetensors (float16), config.json, tokenizer files and card.json into --out. The text is that of the Python
-that runs the script, so the same Python version, seed and thread count give the same model.
+Writes model.safetensors (float16), config.json, tokenizer files and card.json into --out. The text
+is that of the Python that runs the script, so the same Python version, seed and thread count give
+the same model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import re
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,50 +31,88 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pml_cli.data.python_docs import is_held_out, python_topics, unwrap
+from pml_cli.data.python_docs import held_out_text, is_held_out, python_topics, unwrap
 
 END = "<|endoftext|>"
-NGRAM = 13  # words; a training paragraph that shares one such run with the held-out text is dropped
-CONTEXTS = ((512, 0.7), (1024, 0.2), (2048, 0.1))  # length, share of the batches
+VOCABULARY = 2048
+
+# Words: a training paragraph that shares a run of so many with the held-out text is dropped.
+NGRAM = 13
+
+# Length of a training sequence, and share of the batches.
+CONTEXTS = ((512, 0.7), (1024, 0.2), (2048, 0.1))
+
+# Steps of the warm-up, and share of the steps before the decay.
+WARM_UP = 100
+CONSTANT_SHARE = 0.6
+
+# Folders of the standard library without documentation of it.
+SKIPPED_FOLDERS = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "pydoc_data",
+}
+
+# Characters of the shortest docstring that is used.
+MIN_DOCSTRING = 21
 
 
 def docstrings() -> list[str]:
     """Every distinct docstring of the standard library, tests left out; one document per module."""
-    root, seen, documents = Path(sysconfig.get_path("stdlib")), set(), []
-    skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = []
+    used: set[str] = set()
     for path in sorted(root.rglob("*.py")):
-        if skip & set(path.relative_to(root).parts):
+        if SKIPPED_FOLDERS & set(path.relative_to(root).parts):
             continue
         try:
             tree = ast.parse(path.read_text("utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue
-        found = []
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node)
-                if text and len(text) > 20 and text not in seen:
-                    seen.add(text)
-                    found.append(unwrap(text))
-        if found:
-            documents.append("\n\n".join(found))
+
+        of_module = []
+        for text in module_docstrings(tree):
+            if len(text) >= MIN_DOCSTRING and text not in used:
+                used.add(text)
+                of_module.append(unwrap(text))
+        if of_module:
+            documents.append("\n\n".join(of_module))
     return documents
 
 
+def module_docstrings(tree: ast.Module) -> Iterator[str]:
+    """The docstrings of a module, its classes and functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield text
+
+
 def decontaminate(documents: list[str], held_out: str) -> tuple[list[str], int]:
-    """Drop the paragraphs that share a run of NGRAM words with the held-out text; returns the rest and how many went."""
+    """Drop the paragraphs that share a run of NGRAM words with the held-out text.
 
-    def grams(text: str) -> set[tuple[str, ...]]:
-        words = re.findall(r"\w+", text.lower())
-        return {tuple(words[i : i + NGRAM]) for i in range(max(len(words) - NGRAM + 1, 0))}
-
-    unseen, dropped, kept = grams(held_out), 0, []
+    Returns:
+        The remaining documents, and the number of paragraphs dropped.
+    """
+    secret = ngrams(held_out)
+    dropped = 0
+    clean = []
     for document in documents:
         paragraphs = document.split("\n\n")
-        good = [p for p in paragraphs if not grams(p) & unseen]
-        dropped += len(paragraphs) - len(good)
-        kept.append("\n\n".join(good))
-    return [d for d in kept if d.strip()], dropped
+        allowed = [paragraph for paragraph in paragraphs if not ngrams(paragraph) & secret]
+        dropped += len(paragraphs) - len(allowed)
+        clean.append("\n\n".join(allowed))
+    return [document for document in clean if document.strip()], dropped
+
+
+def ngrams(text: str) -> set[tuple[str, ...]]:
+    """All runs of NGRAM words of a text."""
+    tokens = re.findall(r"\w+", text.lower())
+    return {tuple(tokens[i : i + NGRAM]) for i in range(len(tokens) - NGRAM + 1)}
 
 
 def train_tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -99,6 +139,7 @@ def train_tokenizer(documents: list[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def epoch(documents: list[list[int]], end: int, rng: random.Random) -> list[int]:
+    """All documents in a new order, each after an end-of-text token."""
     order = documents[:]
     rng.shuffle(order)
     return [token for document in order for token in [end, *document]]
@@ -106,9 +147,11 @@ def epoch(documents: list[list[int]], end: int, rng: random.Random) -> list[int]
 
 def batches(documents: list[list[int]], end: int, tokens: int, seed: int):
     """Endless batches (B, T) of `tokens` tokens each, with T drawn from CONTEXTS."""
-    rng, stream = random.Random(seed), []
+    rng = random.Random(seed)
+    lengths, weights = zip(*CONTEXTS, strict=True)
+    stream: list[int] = []
     while True:
-        length = rng.choices([c for c, _ in CONTEXTS], [w for _, w in CONTEXTS])[0]
+        length = rng.choices(lengths, weights)[0]
         need = (length + 1) * (tokens // length)
         while len(stream) < need:
             stream += epoch(documents, end, rng)
@@ -118,9 +161,13 @@ def batches(documents: list[list[int]], end: int, tokens: int, seed: int):
 
 @torch.no_grad()
 def evaluate(model: Qwen3ForCausalLM, ids: list[int], window: int = 512) -> float:
-    """Mean nll in nats per token over windows that overlap by half (each token is scored once, with context)."""
+    """Mean negative log-likelihood in nats per token.
+
+    Windows overlap by half, so that each token is scored once, with context.
+    """
     model.eval()
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for start in range(0, len(ids) - 1, window // 2):
         chunk = torch.tensor(ids[start : start + window + 1])[None]
         skip = 0 if start == 0 else window // 2
@@ -128,44 +175,50 @@ def evaluate(model: Qwen3ForCausalLM, ids: list[int], window: int = 512) -> floa
             break
         logits = model(chunk[:, :-1]).logits.float()
         nll = F.cross_entropy(logits[0, skip:], chunk[0, 1 + skip :], reduction="sum")
-        total, count = total + nll.item(), count + chunk.shape[1] - 1 - skip
+        total += nll.item()
+        count += chunk.shape[1] - 1 - skip
     model.train()
     return total / count
 
 
 @torch.no_grad()
 def separate_unseen(model: Qwen3ForCausalLM, documents: list[list[int]], seed: int) -> int:
-    """Give tokens that never occurred in training embeddings of their own; returns how many there are.
+    """Give tokens that never occurred in training embeddings of their own.
 
-    Training pushes all of them (bytes outside the text's alphabet) to one and the same vector, and the head is tied to the
-    embedding: no adapter below it could ever tell one from another, and each would stop at a loss of ln(their number). What
-    they share (a low logit) is kept; to it each adds noise as large as what sets trained tokens apart.
+    Training pushes all of them (bytes outside the text's alphabet) to one and the same vector, and
+    the head is tied to the embedding: no adapter below it could ever tell one from another, and
+    each would stop at a loss of ln(their number). What they share (a low logit) is kept; to it each
+    adds noise as large as what separates trained tokens.
+
+    Returns:
+        The number of such tokens.
     """
-    seen = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-    seen[[model.config.bos_token_id, *{token for document in documents for token in document}]] = (
-        True
-    )
+    trained = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    trained[model.config.bos_token_id] = True
+    for document in documents:
+        trained[document] = True
+
+    untrained = ~trained
+    count = int(untrained.sum())
     weight = model.get_input_embeddings().weight
-    spread = (weight[seen] - weight[seen].mean(0)).std(0)
-    noise = torch.randn(
-        int((~seen).sum()), weight.shape[1], generator=torch.Generator().manual_seed(seed)
-    )
-    weight[~seen] = weight[~seen].mean(0) + noise * spread
-    return int((~seen).sum())
+    spread = (weight[trained] - weight[trained].mean(0)).std(0)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, weight.shape[1], generator=generator)
+    weight[untrained] = weight[untrained].mean(0) + noise * spread
+    return count
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    warm, decay_from = 100, int(steps * 0.6)
-    if step < warm:
-        return peak * (step + 1) / warm
-    return (
-        peak
-        if step < decay_from
-        else peak * max(0.02, 1 - (step - decay_from) / (steps - decay_from))
-    )
+    """Linear warm-up, a constant part, linear decay to 2 % of the peak."""
+    if step < WARM_UP:
+        return peak * (step + 1) / WARM_UP
+    decay_start = int(steps * CONSTANT_SHARE)
+    if step < decay_start:
+        return peak
+    return peak * max(0.02, 1 - (step - decay_start) / (steps - decay_start))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Texts:
     """What is trained on and what is held out, as text and as token ids."""
 
@@ -177,25 +230,31 @@ class Texts:
 
 
 def prepare() -> Texts:
+    """The texts, with a tokenizer trained on those that are trained on."""
     topics = python_topics()
-    held_out = "\n\n".join(text for name, text in topics.items() if is_held_out(name))
-    train, dropped = decontaminate(
-        [t for n, t in topics.items() if not is_held_out(n)] + docstrings(), held_out
-    )
-    tokenizer = train_tokenizer(train, vocabulary=2048)
+    held_out = held_out_text()
+    training_topics = [text for name, text in topics.items() if not is_held_out(name)]
+    train, dropped = decontaminate(training_topics + docstrings(), held_out)
+    tokenizer = train_tokenizer(train, VOCABULARY)
     texts = Texts(
-        train, held_out, tokenizer, [tokenizer.encode(d) for d in train], tokenizer.encode(held_out)
+        train=train,
+        held_out=held_out,
+        tokenizer=tokenizer,
+        documents=[tokenizer.encode(document) for document in train],
+        held_ids=tokenizer.encode(held_out),
     )
+
+    tokens = sum(map(len, texts.documents))
     print(
-        f"{len(train)} documents, {sum(map(len, texts.documents))} training tokens, {dropped} paragraphs dropped as seen in "
-        f"the held-out text, {len(texts.held_ids)} held-out tokens"
+        f"{len(train)} documents, {tokens} training tokens, {dropped} paragraphs dropped as seen "
+        f"in the held-out text, {len(texts.held_ids)} held-out tokens"
     )
     return texts
 
 
 def build_model(dropout: float) -> Qwen3ForCausalLM:
     config = Qwen3Config(
-        vocab_size=2048,
+        vocab_size=VOCABULARY,
         hidden_size=128,
         num_hidden_layers=6,
         num_attention_heads=4,
@@ -229,10 +288,9 @@ def build_optimizer(
 
 def train(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace) -> None:
     optimizer = build_optimizer(model, args.lr, args.weight_decay)
-    source, began = (
-        batches(texts.documents, texts.tokenizer.bos_token_id, args.batch_tokens, args.seed),
-        time.time(),
-    )
+    end = texts.tokenizer.bos_token_id
+    source = batches(texts.documents, end, args.batch_tokens, args.seed)
+    start = time.time()
     for step in range(args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
@@ -245,14 +303,10 @@ def train(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace) -> No
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 100 == 0 or step == args.steps - 1:
-            held, rate = (
-                evaluate(model, texts.held_ids),
-                (step + 1) * args.batch_tokens / (time.time() - began),
-            )
-            print(
-                f"step {step + 1:5d}  train {loss.item():.3f}  held-out {held:.4f}  {rate:.0f} tok/s",
-                flush=True,
-            )
+            held_out = evaluate(model, texts.held_ids)
+            rate = (step + 1) * args.batch_tokens / (time.time() - start)
+            losses = f"train {loss.item():.3f}  held-out {held_out:.4f}"
+            print(f"step {step + 1:5d}  {losses}  {rate:.0f} tok/s", flush=True)
 
 
 def save(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace, seconds: float) -> None:
@@ -265,21 +319,24 @@ def save(model: Qwen3ForCausalLM, texts: Texts, args: argparse.Namespace, second
     model.config.attention_dropout = 0.0
     model.half().save_pretrained(args.out)
     texts.tokenizer.save_pretrained(args.out)
-    bytes_a_token = len(texts.held_out.encode()) / len(texts.held_ids)
+    bytes_per_token = len(texts.held_out.encode()) / len(texts.held_ids)
+    training_text = "\0".join(texts.train)
+    size = "6 layers, d 128, 4 heads, 2 kv heads, ffn 384, vocabulary 2048, tied"
+    topics = "pydoc_data.topics (about a tenth held out by hash)"
     card = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "architecture": "Qwen3: 6 layers, d 128, 4 heads, 2 kv heads, ffn 384, vocabulary 2048, tied",
-        "data": "pydoc_data.topics (about a tenth held out by hash) and the standard library's docstrings",
+        "architecture": f"Qwen3: {size}",
+        "data": f"{topics} and the standard library's docstrings",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "training_text_sha256": hashlib.sha256("\0".join(texts.train).encode()).hexdigest(),
+        "training_text_sha256": hashlib.sha256(training_text.encode()).hexdigest(),
         "held_out_text_sha256": hashlib.sha256(texts.held_out.encode()).hexdigest(),
         "training_tokens": sum(map(len, texts.documents)),
         "tokens_seen": args.steps * args.batch_tokens,
         "held_out_tokens": len(texts.held_ids),
         "held_out_nll_nats_per_token": round(nll, 4),
-        "held_out_bits_per_byte": round(nll / math.log(2) / bytes_a_token, 4),
+        "held_out_bits_per_byte": round(nll / math.log(2) / bytes_per_token, 4),
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "threads")},
         "contexts": CONTEXTS,
         "unseen_tokens": unseen,
@@ -304,10 +361,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    texts, began = prepare(), time.time()
+    texts = prepare()
+    start = time.time()
     model = build_model(args.dropout)
     train(model, texts, args)
-    save(model, texts, args, time.time() - began)
+    save(model, texts, args, time.time() - start)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What saturation does to a fitted memory law: a law with known exponents, seen through several ceilings.
+"""What saturation does to a fitted memory law: a law with known exponents, seen through ceilings.
 
-On the paper's own grid (16 ranks x 13 lengths), with 2 % noise on what an adapter can hold and a gain that cannot exceed
-the base loss of 12 nats per token: the bias of the paper's estimator and of censored maximum likelihood, and how often
-their 95 % intervals cover the truth. Prints a table in Markdown.
+On the paper's own grid (16 ranks x 13 lengths), with 2 % noise on what an adapter can hold and a
+gain that cannot exceed the base loss of 12 nats per token: the bias of the paper's estimator and of
+censored maximum likelihood, and how often their 95 % intervals cover the truth. Prints a table in
+Markdown.
 
     python benchmarks/saturation.py --replicates 40
 
@@ -12,6 +13,7 @@ their 95 % intervals cover the truth. Prints a table in Markdown.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +25,14 @@ from pml_cli.law.observations import Observations
 
 RANKS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 24, 32, 48, 64, 128, 256, 512)
 LENGTHS = (50, 100, 200, 500, 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000, 10000)
-ALPHA, BETA, SCALE, BASE, NOISE = 0.6, 0.5, 100.0, 12.0, 0.02
+
+# The planted law: gain = SCALE r^ALPHA l^-BETA below the ceiling, in nats per token.
+ALPHA = 0.6
+BETA = 0.5
+SCALE = 100.0
+
+BASE_LOSS = 12.0
+NOISE = 0.02
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,14 @@ class Ceiling:
     name: str
     link: str
     k: float = 1.0
+
+    def saturated(self, ratio: np.ndarray) -> np.ndarray:
+        """Gain as a share of the base loss, of what it would be without a ceiling."""
+        if self.link == "hard":
+            return np.minimum(ratio, 1)
+        if self.link == "exp":
+            return 1 - np.exp(-ratio)
+        return ratio * (1 + ratio**self.k) ** (-1 / self.k)
 
 
 CEILINGS = (
@@ -46,63 +63,66 @@ CEILINGS = (
 
 def plant(ceiling: Ceiling, rng: np.random.Generator) -> Observations:
     """One noisy grid of a saturating law."""
-    rank, length = (
-        axis.ravel().astype(float) for axis in np.meshgrid(RANKS, LENGTHS, indexing="ij")
-    )
-    ratio = SCALE * rank**ALPHA * length**-BETA / BASE
+    rank_grid, length_grid = np.meshgrid(RANKS, LENGTHS, indexing="ij")
+    rank = rank_grid.ravel().astype(float)
+    length = length_grid.ravel().astype(float)
+
+    ratio = SCALE * rank**ALPHA * length**-BETA / BASE_LOSS
     ratio *= 1 + NOISE * rng.standard_normal(len(rank))
-    share = {
-        "hard": np.minimum(ratio, 1),
-        "exp": 1 - np.exp(-ratio),
-        "hill": ratio * (1 + ratio**ceiling.k) ** (-1 / ceiling.k),
-    }[ceiling.link]
-    return Observations.of(rank, length, BASE * share, np.full(len(rank), BASE))
+    gain = BASE_LOSS * ceiling.saturated(ratio)
+    return Observations.of(rank, length, gain, np.full(len(rank), BASE_LOSS))
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--replicates", type=int, default=40)
-    options.add_argument("--seed", type=int, default=0)
-    chosen = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--replicates", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    truth = f"Truth: alpha {ALPHA}, beta {BETA}, b 0; {options.replicates} replicates."
+    print(f"{truth} Bias of alpha / beta (95 % coverage).\n")
     print(
-        f"Truth: alpha {ALPHA}, beta {BETA}, b 0; {chosen.replicates} replicates. Bias of alpha / beta (95 % coverage).\n"
-    )
-    print(
-        "| how the gain saturates | paper's fit: R2, MAPE | its bias (coverage) | its b | censored ML bias (coverage) |"
+        "| how the gain saturates | paper's fit: R2, MAPE | its bias (coverage) | its b "
+        "| censored ML bias (coverage) |"
     )
     print("|---|---|---|---|---|")
     for ceiling in CEILINGS:
-        print(row(ceiling, chosen.replicates, chosen.seed), flush=True)
+        print(row(ceiling, options.replicates, options.seed), flush=True)
 
 
 def row(ceiling: Ceiling, replicates: int, seed: int) -> str:
     """One line of the table."""
     rng = np.random.default_rng(seed)
-    papers, ours = [], []
+    paper_fits = []
+    our_fits = []
     for _ in range(replicates):
         cells = plant(ceiling, rng)
-        papers.append(power_law.fit_paper(cells))
-        ours.append(fit_saturating(cells, Form(link=ceiling.link)))
-    quality = f"{np.mean([f.r2 for f in papers]):.3f}, {np.mean([f.mape for f in papers]):.1f} %"
-    offset = f"{np.mean([f.b for f in papers]):.2f}"
-    our = bias([f.parameters for f in ours], [f.intervals for f in ours])
-    their = bias(
-        [{"alpha": f.alpha, "beta": f.beta} for f in papers], [f.intervals for f in papers]
-    )
-    return f"| {ceiling.name} | {quality} | {their} | {offset} | {our} |"
+        paper_fits.append(power_law.fit_paper(cells))
+        our_fits.append(fit_saturating(cells, Form(link=ceiling.link)))
+
+    r2 = np.mean([fit.r2 for fit in paper_fits])
+    mape = np.mean([fit.mape for fit in paper_fits])
+    offset = np.mean([fit.b for fit in paper_fits])
+    paper_values = [{"alpha": fit.alpha, "beta": fit.beta} for fit in paper_fits]
+    paper_bias = bias(paper_values, [fit.intervals for fit in paper_fits])
+    our_bias = bias([fit.parameters for fit in our_fits], [fit.intervals for fit in our_fits])
+    quality = f"{r2:.3f}, {mape:.1f} %"
+    return f"| {ceiling.name} | {quality} | {paper_bias} | {offset:.2f} | {our_bias} |"
 
 
-def bias(found: list[dict[str, float]], intervals: list[dict[str, tuple[float, float]]]) -> str:
+def bias(
+    values: Sequence[dict[str, float]], intervals: Sequence[dict[str, tuple[float, float]]]
+) -> str:
     """Bias of alpha and beta, and how often their intervals cover the truth."""
-    truths = {"alpha": ALPHA, "beta": BETA}
-    means = " / ".join(
-        f"{np.mean([f[name] for f in found]) - truth:+.3f}" for name, truth in truths.items()
-    )
-    shares = []
-    for name, truth in truths.items():
-        ends = np.array([interval[name] for interval in intervals])
-        shares.append(np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1])))
-    return f"{means} ({shares[0]:.2f} / {shares[1]:.2f})"
+    biases = []
+    coverages = []
+    for name, truth in (("alpha", ALPHA), ("beta", BETA)):
+        mean = np.mean([parameters[name] for parameters in values])
+        biases.append(f"{mean - truth:+.3f}")
+
+        low, high = np.array([interval[name] for interval in intervals]).T
+        coverages.append(f"{np.mean((low <= truth) & (truth <= high)):.2f}")
+    return f"{' / '.join(biases)} ({' / '.join(coverages)})"
 
 
 if __name__ == "__main__":

@@ -1,64 +1,91 @@
-"""Does a second pass decide as the first? Every target token of finished runs is scored twice by the trained adapter: in one
-pass over the whole sequence, as in training, and token by token with a KV cache, as in decoding. Both are exact up to
-rounding; p > 0.5 of the first pass then need not hold in the second where numbers are coarse.
+"""Does a second pass decide as the first?
+
+Every target token of finished runs is scored twice by the trained adapter: in one pass over the
+whole sequence, as in training, and token by token with a KV cache, as in decoding. Both are exact
+up to rounding; p > 0.5 of the first pass need not hold in the second where numbers are coarse.
 
     python benchmarks/second_pass.py outputs/transition outputs/transition_bf16
 """
 
+from __future__ import annotations
+
 import argparse
-import math
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from transformers import DynamicCache
 
 from pml_cli.analysis.transition import model_dtype
-from pml_cli.config import registry, schema
+from pml_cli.config.load import read_run
+from pml_cli.data.opened import source_of
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.head import token_nll
+from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.loading import load_model
+from pml_cli.model.split_model import SplitModel
+from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.read import read_runs
+from pml_cli.stats import LN2
 
-
-def settings(kind, content):
-    return kind(
-        **{name: value for name, value in content.items() if name in kind.__dataclass_fields__}
-    )
+HEADINGS = (
+    "dtype     tokens  p > 0.5  wrong in the pass itself  in the other pass  decided otherwise  "
+    "most |nll - nll'|"
+)
 
 
 @torch.no_grad()
-def both_passes(folder: Path, bases: dict):
-    """nll of every target token, and whether the argmax is it, by each pass: two arrays (2, S)."""
-    run = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    model = settings(schema.Model, run["model"])
-    data = settings(registry.declared("data")[run["data"]["source"]], run["data"])
-    kind = settings(registry.declared("adapter")[run["adapter"]["kind"]], run["adapter"])
-    if str(model) not in bases:
-        bases[str(model)] = load_model(model)
-    base = bases[str(model)]
+def both_passes(folder: RunFolder, bases: dict[str, SplitModel]) -> tuple[np.ndarray, np.ndarray]:
+    """Score the target tokens of a run by both passes.
+
+    Args:
+        folder: of the run.
+        bases: models loaded so far.
+
+    Returns:
+        nll of every target token, and whether it has the largest logit, (2, S) each.
+    """
+    run = read_run(folder.config)
+    key = str(run.model)
+    if key not in bases:
+        bases[key] = load_model(run.model)
+    base = bases[key]
+
     bank = AdapterBank.initial(
-        base.sites(kind), kind, ranks=[run["rank"]], seeds=[0], dtype=base.adapter_dtype
+        base.sites(run.adapter), run.adapter, ranks=[run.rank], seeds=[0], dtype=base.adapter_dtype
     )
-    bank.load(0, folder / "adapter")
+    bank.load(0, folder.adapter)
     bank = bank.select([0])
-    nll, argmax, ids = [[], []], [[], []], []
-    for sample in data.open(model).take(run["seqlen"]):
-        whole = torch.tensor([[*sample.prompt, *sample.target]])
-        first, target = len(sample.prompt) - 1, torch.tensor(sample.target)
-        hidden = base.full(whole, bank).last_hidden_state[0, first:-1]
-        cache, steps = DynamicCache(), []
-        piece = whole[:, : first + 1]
-        for k in range(len(target)):
-            steps.append(base.full(piece, bank, cache).last_hidden_state[0, -1])
-            piece = target[None, k : k + 1]
-        for k, states in enumerate((hidden, torch.stack(steps))):
-            scores = token_nll(states.to(base.dtype), base.head, target)
-            nll[k] += scores.nll.tolist()
-            argmax[k] += scores.argmax.tolist()
-        ids += sample.target
-    return np.array(nll), np.array(argmax) == np.array(ids)
+
+    nll: list[list[float]] = [[], []]
+    correct: list[list[bool]] = [[], []]
+    for sample in source_of(run).take(run.seqlen):
+        target = torch.tensor(sample.target)
+        for number, score in enumerate((one_pass, cached_pass)):
+            scores = score(base, bank, sample)
+            nll[number] += scores.nll.tolist()
+            correct[number] += (scores.argmax == target).tolist()
+    return np.array(nll), np.array(correct)
+
+
+def one_pass(base: SplitModel, bank: AdapterBank, sample: Sample) -> TokenScores:
+    """Scores of the target in one pass over the whole sequence."""
+    ids = torch.tensor([[*sample.prompt, *sample.target]])
+    hidden = base.full(ids, bank).last_hidden_state[0, len(sample.prompt) - 1 : -1]
+    return token_nll(hidden.to(base.dtype), base.head, torch.tensor(sample.target))
+
+
+def cached_pass(base: SplitModel, bank: AdapterBank, sample: Sample) -> TokenScores:
+    """Scores of the target token by token, with a KV cache."""
+    cache = DynamicCache()
+    new_ids = torch.tensor([sample.prompt])
+    states = []
+    for token in sample.target:
+        states.append(base.full(new_ids, bank, cache).last_hidden_state[0, -1])
+        new_ids = torch.tensor([[token]])
+    hidden = torch.stack(states)
+    return token_nll(hidden.to(base.dtype), base.head, torch.tensor(sample.target))
 
 
 def main() -> None:
@@ -67,21 +94,33 @@ def main() -> None:
     )
     parser.add_argument("paths", nargs="+", type=Path)
     torch.set_num_threads(1)
-    bases, found = {}, {}
+
+    bases: dict[str, SplitModel] = {}
+    nll_by_dtype = defaultdict(list)
+    correct_by_dtype = defaultdict(list)
     for row in read_runs(parser.parse_args().paths).to_dict("records"):
-        nll, right = both_passes(Path(row["folder"]), bases)
-        found.setdefault(model_dtype(row["setting"]), []).append((nll, right))
-    print(
-        "dtype     tokens  p > 0.5  wrong in the pass itself  in the other pass  decided otherwise  most |nll - nll'|"
-    )
-    for name, parts in sorted(found.items()):
-        nll, right = (np.concatenate([part[k] for part in parts], axis=1) for k in (0, 1))
-        above = nll < math.log(2)
-        own, crossed = (above & ~right).sum(), (above & ~right[::-1]).sum()
-        differ, gap = (right[0] != right[1]).sum(), np.abs(nll[0] - nll[1]).max()
-        print(
-            f"{name:9} {nll.size:6} {above.sum():8} {own:25} {crossed:18} {differ:18} {gap:18.2g}"
-        )
+        path = Path(row["folder"])
+        nll, correct = both_passes(RunFolder(path.parent, path.name), bases)
+        dtype = model_dtype(row["setting"])
+        nll_by_dtype[dtype].append(nll)
+        correct_by_dtype[dtype].append(correct)
+
+    print(HEADINGS)
+    for dtype in sorted(nll_by_dtype):
+        nll = np.concatenate(nll_by_dtype[dtype], axis=1)
+        correct = np.concatenate(correct_by_dtype[dtype], axis=1)
+        print(row_of(dtype, nll, correct))
+
+
+def row_of(dtype: str, nll: np.ndarray, correct: np.ndarray) -> str:
+    """A line of the table; nll and correct are (2, S)."""
+    above = nll < LN2
+    wrong_itself = (above & ~correct).sum()
+    wrong_in_other = (above & ~correct[::-1]).sum()
+    differing = (correct[0] != correct[1]).sum()
+    gap = np.abs(nll[0] - nll[1]).max()
+    counts = f"{nll.size:6} {above.sum():8} {wrong_itself:25} {wrong_in_other:18}"
+    return f"{dtype:9} {counts} {differing:18} {gap:18.2g}"
 
 
 if __name__ == "__main__":

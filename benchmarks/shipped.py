@@ -1,6 +1,9 @@
-"""The paper's loop as shipped against pml on the quickstart grid: three processes a cell, each of which loads the model.
+"""The paper's loop as shipped against pml on the quickstart grid.
 
-Called by `speed.py --shipped N`; run by itself it is one of those processes: train|decode|loss RANK SEQLEN FOLDER.
+As shipped, every cell is three processes, each of which loads the model: training, decoding, final
+loss. Called by `speed.py --shipped N`; run by itself this file is one of those processes:
+
+    python benchmarks/shipped.py train|decode|loss RANK SEQLEN FOLDER
 """
 
 from __future__ import annotations
@@ -12,118 +15,155 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pml_cli.launch.openmp import share_cores
 
-share_cores()  # as pml does, before torch is imported
+# As pml does, before torch is imported.
+share_cores()
 
 import numpy as np
 import torch
-from ways import final_loss, paper
+from ways import final_loss, initial_bank, paper
 
 from pml_cli.config.request import load
+from pml_cli.data.cell import CellPlan
 from pml_cli.launch.packing import check
-from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.loading import load_model
+
+# Ranks of the quickstart grid.
+QUICKSTART_RANKS = 7
+
+
+@dataclass(kw_only=True)
+class Timings:
+    """Wall and CPU seconds, (2,) each."""
+
+    by_length: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    """Of each cell of the paper's loop."""
+
+    sweeps: list[np.ndarray] = field(default_factory=list)
+    """Of pml's sweeps of the whole grid."""
+
+    largest_difference: float = 0.0
+    """Between the final losses of both, nats per token."""
 
 
 def shipped(ranks: int) -> list[str]:
-    """Start and imports included, wall and CPU time; A on some ranks of each length, scaled to all; pml before and after."""
-    chosen = check(load("sweep", [], Path("quickstart")).runs)
-    lengths = sorted({c.run.seqlen for c in chosen})
-    taken = [
-        c
-        for length in lengths
-        for c in [c for c in chosen if c.run.seqlen == length][:: -(-7 // ranks)]
-    ]
-    spent: dict[int, list[np.ndarray]] = {length: [] for length in lengths}
-    ours, far = [], 0.0
+    """Compare both, start and imports included; pml before and after the paper's loop.
+
+    Args:
+        ranks: of each length that the paper's loop trains; its times are scaled to all.
+
+    Returns:
+        Lines of Markdown.
+    """
+    grid = check(load("sweep", [], Path("quickstart")).runs)
+    lengths = sorted({cell.run.seqlen for cell in grid})
+    stride = -(-QUICKSTART_RANKS // ranks)
+    chosen = []
+    for length in lengths:
+        of_length = [cell for cell in grid if cell.run.seqlen == length]
+        chosen += of_length[::stride]
+
+    timings = Timings()
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PML_CACHE": folder}
-
-        def sweep(name: str) -> None:
-            words = [
-                sys.executable,
-                "-m",
-                "pml_cli",
-                "sweep",
-                "-f",
-                "quickstart",
-                f"out={folder}/{name}",
-            ]
-            began = used()
-            subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
-            ours.append(used() - began)
-
-        sweep("first")
-        runs = Path(folder).glob("first/*/result.json")
-        losses = {p.parent.name: json.loads(p.read_text("utf-8"))["final_loss"] for p in runs}
-        for cell in taken:
-            began = used()
-            for name in ("train", "decode", "loss"):
-                words = [
-                    sys.executable,
-                    __file__,
-                    name,
-                    str(cell.run.rank),
-                    str(cell.run.seqlen),
-                    folder,
-                ]
-                told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-            spent[cell.run.seqlen].append(used() - began)
-            far = max(far, abs(float(told) - losses[cell.id]))
-        sweep("second")
-    each = len(chosen) // len(lengths)
-    theirs = sum(each * np.mean(times, 0) for times in spent.values())
-    words = [
-        "",
-        f"As shipped, quickstart, {len(chosen)} cells; A: three processes a cell, from {len(taken)} cells:",
-        "",
-    ]
-    words += [
-        "| seconds | "
-        + " | ".join(f"A, a cell of l = {n}" for n in lengths)
-        + " | A, all | C, all, twice | A/C |"
-    ]
-    words += ["|---" * (len(lengths) + 4) + "|"]
-    for i, name in enumerate(("wall", "CPU")):
-        cells = " | ".join(f"{np.mean(spent[n], 0)[i]:.1f}" for n in lengths)
-        both = ", ".join(f"{one[i]:.1f}" for one in ours)
-        words.append(
-            f"| {name} | {cells} | {theirs[i]:.0f} | {both} | {theirs[i] / np.mean(ours, 0)[i]:.1f} |"
-        )
-    return [*words, "", f"Final losses differ by {far:.1e} at most."]
+        time_sweep(timings, folder, "first")
+        for cell in chosen:
+            time_cell(timings, folder, cell)
+        time_sweep(timings, folder, "second")
+    return table(timings, lengths, cells=len(grid), trained=len(chosen))
 
 
-def used() -> np.ndarray:
-    """Seconds so far: wall time, and CPU time of the processes that have ended."""
+def time_sweep(timings: Timings, folder: str, name: str) -> None:
+    """Run `pml sweep -f quickstart`."""
+    command = [sys.executable, "-m", "pml_cli", "sweep", "-f", "quickstart", f"out={folder}/{name}"]
+    environment = os.environ | {"PML_CACHE": folder}
+    start = seconds_used()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    timings.sweeps.append(seconds_used() - start)
+
+
+def time_cell(timings: Timings, folder: str, cell: CellPlan) -> None:
+    """Run the three processes of a cell; compare its final loss with that of pml's first sweep."""
+    start = seconds_used()
+    for stage_name in ("train", "decode", "loss"):
+        arguments = [stage_name, str(cell.run.rank), str(cell.run.seqlen), folder]
+        command = [sys.executable, __file__, *arguments]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    seconds = seconds_used() - start
+    timings.by_length.setdefault(cell.run.seqlen, []).append(seconds)
+
+    result = Path(folder) / "first" / cell.id / "result.json"
+    expected = json.loads(result.read_text("utf-8"))["final_loss"]
+    difference = abs(float(output) - expected)
+    timings.largest_difference = max(timings.largest_difference, difference)
+
+
+def seconds_used() -> np.ndarray:
+    """Seconds so far, (2,): wall time, and CPU time of the processes that have ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return np.array([time.perf_counter(), ended.ru_utime + ended.ru_stime])
 
 
+def table(timings: Timings, lengths: Sequence[int], *, cells: int, trained: int) -> list[str]:
+    """The comparison in Markdown."""
+    means = {length: np.mean(timings.by_length[length], axis=0) for length in lengths}
+    cells_per_length = cells // len(lengths)
+    all_cells = sum(cells_per_length * mean for mean in means.values())
+    sweep = np.mean(timings.sweeps, axis=0)
+
+    columns = [f"A, a cell of l = {length}" for length in lengths]
+    columns = ["seconds", *columns, "A, all", "C, all, twice", "A/C"]
+    rows = []
+    for i, name in enumerate(("wall", "CPU")):
+        row = [name, *(f"{means[length][i]:.1f}" for length in lengths)]
+        both_sweeps = ", ".join(f"{seconds[i]:.1f}" for seconds in timings.sweeps)
+        row += [f"{all_cells[i]:.0f}", both_sweeps, f"{all_cells[i] / sweep[i]:.1f}"]
+        rows.append(row)
+
+    processes = f"A: three processes a cell, from {trained} cells"
+    return [
+        "",
+        f"As shipped, quickstart, {cells} cells; {processes}:",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"Final losses differ by {timings.largest_difference:.1e} at most.",
+    ]
+
+
 def stage(name: str, rank: str, seqlen: str, folder: str) -> None:
     """One of the three processes of a cell."""
-    (planned,) = check(load("sweep", [f"rank={rank}", f"seqlen={seqlen}"], Path("quickstart")).runs)
-    run, base = planned.run, load_model(planned.run.model)
-    place = Path(folder) / f"{rank}-{seqlen}"
+    request = load("sweep", [f"rank={rank}", f"seqlen={seqlen}"], Path("quickstart"))
+    (planned,) = check(request.runs)
+    run = planned.run
+    base = load_model(run.model)
+    adapter_folder = Path(folder) / f"{rank}-{seqlen}"
     if name == "train":
-        place.mkdir()
-        paper(base, planned, {}, place)
+        adapter_folder.mkdir()
+        paper(base, planned, {}, adapter_folder)
         return
-    bank = AdapterBank.initial(
-        base.sites(run.adapter), run.adapter, ranks=[run.rank], seeds=[0], dtype=base.adapter_dtype
-    )
-    bank.load(0, place)
+
+    bank = initial_bank(base, run)
+    bank.load(0, adapter_folder)
     (sample,) = planned.samples
     with bank.attached(base.modules), torch.no_grad():
         if name == "loss":
             print(final_loss(base, sample))
-        else:
-            ids, n = torch.tensor([sample.prompt]), len(sample.target)
-            base.model.generate(
-                input_ids=ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
-            )
+            return
+        tokens = len(sample.target)
+        base.model.generate(
+            input_ids=torch.tensor([sample.prompt]),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
 
 
 if __name__ == "__main__":

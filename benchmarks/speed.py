@@ -1,21 +1,28 @@
-"""The paper's loop (A), PEFT with transformers' Trainer (B) and pml (C) on the same cells, in one run.
+"""The paper's loop (A), PEFT with transformers' Trainer (B) and pml (C) on the same cells.
 
-    python benchmarks/speed.py                                   the embedded model (on a GPU: as --paper)
-    python benchmarks/speed.py --paper                           both 8B shapes, bf16; ten minutes on a GPU
-    python benchmarks/speed.py --paper --small --device cpu --lengths 50,200    the same code, small shapes
-    python benchmarks/speed.py --shipped 1 --lengths ""          the quickstart grid, A as shipped: processes for every cell
+    python benchmarks/speed.py             the embedded model (on a GPU: as --paper)
+    python benchmarks/speed.py --paper     both 8B shapes, bf16; ten minutes on a GPU
+    python benchmarks/speed.py --paper --small --device cpu --lengths 50,200
+                                           the same code, small shapes
+    python benchmarks/speed.py --shipped 1 --lengths ""
+                                           the quickstart grid, A as shipped
 
-A: for every cell a full forward pass with the adapter, a full reference pass without it, backward, AdamW, a CSV row a step.
-   As shipped, every cell is three processes, each of which loads the model: training, decoding, final loss.
-B: the model loaded once; the same adapter through PEFT (`pml_cli.peft_block`), trained by transformers.Trainer.
-C: the engine of `pml sweep`: packs as the planner cuts them (--pack: of so many cells), one logged step in --steps.
+A: for every cell a full forward pass with the adapter, a full reference pass without it, backward,
+   AdamW, a CSV row a step. As shipped, every cell is three processes, each of which loads the
+   model: training, decoding, final loss.
+B: the model loaded once; the same adapter through PEFT (`pml_cli.peft_block`), trained by
+   transformers.Trainer.
+C: the trainer of `pml sweep`: packs as the planner cuts them (--pack: of so many cells), one logged
+   step in --steps.
 
-The three are timed in turn, --repeats times (fewer where --minutes are over), each training from its beginning: warm-up,
-then --steps timed steps. They must end with the same loss (asserted). A and B train --baseline of the cells, whose times are
-those of any other. --paper also writes each shape's weights to files and streams them: the longest cell, within 12 GB.
+The three are timed in turn, --repeats times (fewer where --minutes are over), each training from
+its beginning: warm-up, then --steps timed steps. They must end with the same loss (asserted). A and
+B train --baseline of the cells, whose times are those of any other. --paper also writes each
+shape's weights to files and streams them: the longest cell, within 12 GB.
 
-Needs torch, transformers, pandas, psutil, PyYAML and matplotlib, and for B peft and accelerate (without them B is left out);
-hydra, omegaconf and submitit only for --shipped. From a checkout: PYTHONPATH=. python benchmarks/speed.py
+Needs torch, transformers, pandas, psutil, PyYAML and matplotlib, and for B peft and accelerate
+(without them B is left out); hydra, omegaconf and submitit only for --shipped. From a checkout:
+PYTHONPATH=. python benchmarks/speed.py
 """
 
 from __future__ import annotations
@@ -23,19 +30,21 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pml_cli.launch.openmp import share_cores
 
-share_cores()  # as pml does, before torch is imported
+# As pml does, before torch is imported.
+share_cores()
 
 import cases
-import numpy as np
 import torch
 import transformers
 from ways import (
@@ -45,6 +54,7 @@ from ways import (
     WARM,
     WAYS,
     Clock,
+    Losses,
     agree,
     matmul_peak,
     memory,
@@ -65,24 +75,70 @@ from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 
-RANKS = {"cpu": "1,2,3,4,6,8,12,16", "cuda": "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"}
-LENGTHS = {"cpu": "64,256,1024", "cuda": "50,500,2000,10000"}
-DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-MODELS = {"cpu": "tiny", "cuda": "qwen3_8b,llama31_8b"}
-ROOM = 12e9  # bytes that a streamed 8B model may take
+# Options that are not given, on a CPU and on a GPU (or with --paper).
+DEFAULTS = {
+    "cpu": {
+        "model": "tiny",
+        "lengths": "64,256,1024",
+        "ranks": "1,2,3,4,6,8,12,16",
+        "dtype": "float32",
+        "steps": 20,
+    },
+    "cuda": {
+        "model": "qwen3_8b,llama31_8b",
+        "lengths": "50,500,2000,10000",
+        "ranks": "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16",
+        "dtype": "bfloat16",
+        "steps": 10,
+    },
+}
+
+# Bytes that a streamed 8B model may take.
+STREAMED_BYTES = 12e9
+
+# Time of a repeat beside its tokens, in tokens.
+FIXED_COST = 1000
+
+# Told apart in grey by their markers.
+STYLES = {"A": ("#d55e00", "o"), "B": ("#0072b2", "s"), "C": ("#000000", "^")}
+
+HEADINGS = (
+    "model",
+    "l",
+    "way",
+    "cells at once",
+    "repeats",
+    "ms per step and cell: min, median, max",
+    "A/way",
+    "cells per hour (500 steps)",
+    "tokens/s",
+    "peak memory, MB",
+    "GFLOP per step and cell",
+    "of the peak",
+    "final loss",
+)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Row:
-    """What was measured of one way at one length. Times in ms per step and cell, of every repeat."""
+    """What was measured of one way at one length."""
 
     model: str
     way: str
     length: int
+
     cells: int
+    """Trained at once."""
+
     ms: list[float]
-    gflop: float  # counted, per step and cell
-    memory: int  # peak bytes of tensors, weights included
+    """Milliseconds per step and cell, of every repeat."""
+
+    gflop: float
+    """By the cost model, per step and cell."""
+
+    memory: int
+    """Peak bytes of tensors, weights included."""
+
     loss: float
 
     @property
@@ -91,297 +147,341 @@ class Row:
 
 
 def main() -> None:
-    asked = arguments()
+    options = arguments()
     transformers.utils.logging.set_verbosity_error()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    words = compared(asked) if asked.lengths else []
-    if asked.shipped:
-        from shipped import shipped  # which needs all that pml needs
+    options.out.mkdir(parents=True, exist_ok=True)
+    lines = compare(options) if options.lengths else []
+    if options.shipped:
+        # It needs all that pml needs.
+        from shipped import shipped
 
-        words += shipped(asked.shipped)
-    (asked.out / "speed.md").write_text("\n".join(words) + "\n", "utf-8")
-    print("\n".join(words))
+        lines += shipped(options.shipped)
+    (options.out / "speed.md").write_text("\n".join(lines) + "\n", "utf-8")
+    print("\n".join(lines))
 
 
 def arguments() -> argparse.Namespace:
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    parser = argparse.ArgumentParser(
+    """The options, with the defaults of the device."""
+    options = parser().parse_args()
+    Clock.kind = options.clock
+    options.kind = torch.device(options.device).type
+    options.paper |= options.kind == "cuda" and options.model is None
+
+    defaults = DEFAULTS["cuda" if options.paper else options.kind]
+    if options.paper:
+        defaults = defaults | {"minutes": 7.5, "packs": 1, "baseline": 1}
+    else:
+        defaults = defaults | {"minutes": 0.0, "packs": 0, "baseline": 2}
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    options.start = time.perf_counter()
+    return options
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--paper", action="store_true", help="what is measured on a GPU, also where there is none"
-    )
-    parser.add_argument(
-        "--model",
-        default=None,
-        help="options of pml's model group, comma-separated; random weights but for tiny",
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="the same architectures with few and narrow layers"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        help="a further setting: model.architecture.vocab_size=512",
-    )
-    parser.add_argument("--lengths", default=None, help="target tokens, comma-separated")
-    parser.add_argument("--ranks", default=None)
-    parser.add_argument("--steps", type=int, default=None, help="timed steps of a training")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=None,
-        help="begin no repeat that would end later; 0: no limit",
-    )
-    parser.add_argument(
-        "--baseline", type=int, default=None, help="cells of each length that A and B train"
-    )
-    parser.add_argument(
-        "--pack", type=int, default=0, help="cells of a pack; 0: as the planner cuts"
-    )
-    parser.add_argument(
-        "--packs", type=int, default=None, help="packs of each length that C trains; 0: all"
-    )
-    parser.add_argument("--device", default=kind)
-    parser.add_argument("--dtype", default=None)
-    parser.add_argument(
-        "--shipped",
-        type=int,
-        default=0,
-        help="ranks of the quickstart grid that A trains as shipped (1 to 7)",
-    )
-    parser.add_argument(
-        "--clock",
-        default="wall",
-        choices=CLOCKS,
-        help="cpu: of all threads, for a machine that does other work",
-    )
-    parser.add_argument("--out", type=Path, default=Path("outputs/speed"))
-    asked = parser.parse_args()
-    Clock.kind = asked.clock
-    asked.kind = torch.device(asked.device).type
-    asked.paper |= asked.kind == "cuda" and asked.model is None
-    like = "cuda" if asked.paper else asked.kind
-    usual = {
-        "model": MODELS[like],
-        "lengths": LENGTHS[like],
-        "ranks": RANKS[like],
-        "dtype": DTYPES[like],
-    }
-    usual |= {"steps": 10 if like == "cuda" else 20, "minutes": 7.5 if asked.paper else 0.0}
-    usual |= {"packs": 1 if asked.paper else 0, "baseline": 1 if asked.paper else 2}
-    for name, value in usual.items():
-        if getattr(asked, name) is None:
-            setattr(asked, name, value)
-    asked.began = time.perf_counter()
-    return asked
+    add = options.add_argument
+    add("--paper", action="store_true", help="what is measured on a GPU, also where there is none")
+    add("--model", help="options of pml's model group, comma-separated; all but tiny are random")
+    add("--small", action="store_true", help="the same architectures, few and narrow layers")
+    add("--set", action="append", default=[], help="a setting: model.architecture.vocab_size=512")
+    add("--lengths", help="target tokens, comma-separated")
+    add("--ranks")
+    add("--steps", type=int, help="timed steps of a training")
+    add("--repeats", type=int, default=5)
+    add("--minutes", type=float, help="begin no repeat that would end later; 0: no limit")
+    add("--baseline", type=int, help="cells of each length that A and B train")
+    add("--pack", type=int, default=0, help="cells of a pack; 0: as the planner cuts")
+    add("--packs", type=int, help="packs of each length that C trains; 0: all")
+    add("--device", default=device)
+    add("--dtype")
+    shipped_help = "ranks of the quickstart grid that A trains as shipped (1 to 7)"
+    add("--shipped", type=int, default=0, help=shipped_help)
+    clock_help = "cpu: of all threads, for a machine that does other work"
+    add("--clock", default="wall", choices=CLOCKS, help=clock_help)
+    add("--out", type=Path, default=Path("outputs/speed"))
+    return options
 
 
-# -- the comparison
+# The comparison
 
 
-def compared(asked: argparse.Namespace) -> list[str]:
-    """Every model and length in turn; the table, and a figure a model beside it."""
-    names, lengths = asked.model.split(","), [int(x) for x in asked.lengths.split(",")]
-    peak = matmul_peak(asked.device, getattr(torch, asked.dtype))
-    rows, notes = [], []
+def compare(options: argparse.Namespace) -> list[str]:
+    """Measure every model and length; the table, and a figure of each model beside it."""
+    names = options.model.split(",")
+    lengths = [int(length) for length in options.lengths.split(",")]
+    ranks = [int(rank) for rank in options.ranks.split(",")]
+    peak = matmul_peak(options.device, getattr(torch, options.dtype))
+    # The lengths that are still to be measured.
+    remaining = lengths * len(names)
+
+    rows: list[Row] = []
+    notes = []
     for name in names:
-        settings, train = cases.changed(
-            cases.model(name, small=asked.small, device=asked.device, dtype=asked.dtype),
-            training(asked),
-            asked.set,
+        base_settings = cases.model(
+            name, small=options.small, device=options.device, dtype=options.dtype
         )
+        settings, train = cases.changed(base_settings, training(options), options.set)
         base = load_model(settings)
-        for i, length in enumerate(lengths):
-            left = [(name, n) for n in lengths[i:]] + [
-                (m, n) for m in names[names.index(name) + 1 :] for n in lengths
-            ]
-            planned = cases.cells(settings, [int(r) for r in asked.ranks.split(",")], length, train)
-            rows += measure(base, planned, asked, share(asked, [n for _, n in left]))
-            told = ", ".join(f"{r.way} {r.median:.2f} ms" for r in rows[-len(WAYS) :])
-            print(f"{name}, length {length}: {told}", file=sys.stderr, flush=True)
-        figure([r for r in rows if r.model == name], asked.out / f"speed-{name}.png")
+        for length in lengths:
+            planned = cases.cells(settings, ranks, length, train)
+            new_rows = measure(base, planned, options, deadline(options, remaining))
+            remaining.pop(0)
+            rows += new_rows
+            times = ", ".join(f"{row.way} {row.median:.2f} ms" for row in new_rows)
+            log(f"{name}, length {length}: {times}")
+
+        draw([row for row in rows if row.model == name], options.out / f"speed-{name}.png")
         del base
-        free()
-        if asked.paper:
-            notes += ["", streamed(settings, lengths, asked)]
-            print(notes[-1], file=sys.stderr, flush=True)
-    (asked.out / "speed.json").write_text(
-        json.dumps({"peak": peak, "rows": [asdict(r) for r in rows]}, indent=1), "utf-8"
-    )
-    minutes = (time.perf_counter() - asked.began) / 60
-    return [*report(rows, asked, peak), *notes, "", f"All of it took {minutes:.1f} minutes."]
+        free_memory()
+        if options.paper:
+            note = measure_streamed(settings, max(lengths), options)
+            notes += ["", note]
+            log(note)
+
+    content = {"peak": peak, "rows": [asdict(row) for row in rows]}
+    (options.out / "speed.json").write_text(json.dumps(content, indent=1), "utf-8")
+    minutes = (time.perf_counter() - options.start) / 60
+    return [*table(rows, options, peak), *notes, "", f"All of it took {minutes:.1f} minutes."]
 
 
-def training(asked: argparse.Namespace) -> Train:
-    return Train(steps=WARM + asked.steps + 1, log_every=asked.steps, decode=False)
+def log(text: str) -> None:
+    """Progress, apart from the table."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def share(asked: argparse.Namespace, lengths: list[int]) -> float:
-    """When the first of these lengths should be done: what is left of --minutes, by tokens and a fixed part."""
-    if not asked.minutes:
-        return float("inf")
-    now, parts = time.perf_counter(), [1000 + n for n in lengths]
-    return now + max(0.0, asked.began + 60 * asked.minutes - now) * parts[0] / sum(parts)
+def training(options: argparse.Namespace) -> Train:
+    """Settings of every training: the last step is not timed."""
+    return Train(steps=WARM + options.steps + 1, log_every=options.steps, decode=False)
 
 
-def free() -> None:
+def deadline(options: argparse.Namespace, lengths: Sequence[int]) -> float:
+    """When the first of these lengths should be done: its part of what is left of --minutes."""
+    if not options.minutes:
+        return math.inf
+    start = time.perf_counter()
+    remaining = options.start + 60 * options.minutes - start
+    costs = [FIXED_COST + length for length in lengths]
+    return start + max(0.0, remaining) * costs[0] / sum(costs)
+
+
+def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
+def cut_packs(planned: list[CellPlan], options: argparse.Namespace) -> list[Pack]:
+    """The packs that C trains."""
+    size = options.pack
+    if size:
+        packs = [Pack(planned[i : i + size]) for i in range(0, len(planned), size)]
+    else:
+        packs = make_packs(planned, Packing(gpu=options.kind == "cuda" or options.paper))
+    return packs[: options.packs or None]
+
+
 def measure(
-    base: SplitModel, planned: list[CellPlan], asked: argparse.Namespace, until: float
+    base: SplitModel, planned: list[CellPlan], options: argparse.Namespace, end: float
 ) -> list[Row]:
-    """A, B, C, A, B, C, ...: what else the machine does falls on all of them; no repeat that would end after `until`."""
-    size = asked.pack or None
-    packing = Packing(gpu=asked.kind == "cuda" or asked.paper)
-    packs = (
-        [Pack(planned[i : i + size]) for i in range(0, len(planned), size)]
-        if size
-        else make_packs(planned, packing)
-    )
-    packs = packs[: asked.packs or None]
-    planned = [cell for pack in packs for cell in pack.cells]
-    few = planned[:: -(-len(planned) // asked.baseline)]
-    ways = {"A": paper, "B": peft}
+    """Time every way in turn, so that other work on the machine falls on all of them.
+
+    Args:
+        base: the model.
+        planned: cells of one length.
+        options: of the command line.
+        end: no repeat is begun that would end later.
+    """
+    packs = cut_packs(planned, options)
+    cells = [cell for pack in packs for cell in pack.cells]
+    stride = -(-len(cells) // options.baseline)
+    baseline = cells[::stride]
+
     times: dict[str, list[float]] = {way: [] for way in WAYS}
-    losses: dict[str, dict[str, float]] = {way: {} for way in WAYS}
-    for _ in range(asked.repeats):
-        began = time.perf_counter()
-        for way in WAYS[:-1]:
-            spent = [ways[way](base, cell, losses[way]) for cell in few]
-            times[way].append(1000 * sum(spent) / asked.steps / len(few))
-        spent = [pml(base, pack, losses["C"]) for pack in packs]
-        times["C"].append(1000 * sum(spent) / asked.steps / len(planned))
-        now = time.perf_counter()
-        if 2 * now - began > until:
+    losses: dict[str, Losses] = {way: {} for way in WAYS}
+    for _ in range(options.repeats):
+        start = time.perf_counter()
+        for way in WAYS:
+            if way == "C":
+                seconds = [pml(base, pack, losses[way]) for pack in packs]
+                count = len(cells)
+            else:
+                train = paper if way == "A" else peft
+                seconds = [train(base, cell, losses[way]) for cell in baseline]
+                count = len(baseline)
+            times[way].append(1000 * sum(seconds) / options.steps / count)
+        time_now = time.perf_counter()
+        if 2 * time_now - start > end:
             break
-    agree(losses, TOLERANCE[planned[0].run.model.dtype])
-    one, length, most = (
-        Pack(planned[:1]),
-        planned[0].run.seqlen,
-        max(packs, key=lambda p: p.step_tokens),
-    )
-    counted = {"A": whole_step_flops(one, 2), "B": whole_step_flops(one, 1)}
-    counted["C"] = sum(cost_model.step_flops(pack) for pack in packs) / len(planned)
-    runs = {"A": lambda: paper(base, short(few[0]), {}), "B": lambda: peft(base, short(few[0]), {})}
-    runs["C"] = lambda: pml(base, Pack([short(cell) for cell in most.cells]), {})
-    sizes = {"A": 1, "B": 1, "C": len(most.cells)}
-    found = {way: statistics.mean(losses[way][cell.id] for cell in few) for way in WAYS}
-    name, weights = (
-        planned[0].run.model.name,
-        sum(p.numel() * p.element_size() for p in base.model.parameters()),
-    )
-    return [
-        Row(
-            name,
-            w,
-            length,
-            sizes[w],
-            times[w],
-            counted[w] / 1e9,
-            memory(base.device, runs[w], weights),
-            found[w],
+
+    agree(losses, TOLERANCE[cells[0].run.model.dtype])
+    largest = max(packs, key=lambda pack: pack.step_tokens)
+    rows = []
+    for way in WAYS:
+        final_losses = [losses[way][cell.id] for cell in baseline]
+        row = Row(
+            model=cells[0].run.model.name,
+            way=way,
+            length=cells[0].run.seqlen,
+            cells=len(largest.cells) if way == "C" else 1,
+            ms=times[way],
+            gflop=step_flops(way, packs) / 1e9,
+            memory=peak_memory(way, base, largest, baseline[0]),
+            loss=statistics.mean(final_losses),
         )
-        for w in WAYS
-    ]
+        rows.append(row)
+    return rows
 
 
-def streamed(settings: Model, lengths: list[int], asked: argparse.Namespace) -> str:
-    """Peak memory of the longest cell with the layers below the adapter read from files, planned for 12 GB."""
+def step_flops(way: str, packs: Sequence[Pack]) -> float:
+    """FLOPs of a step of one cell, by the cost model."""
+    if way == "C":
+        cells = sum(len(pack.cells) for pack in packs)
+        return sum(cost_model.step_flops(pack) for pack in packs) / cells
+    passes = {"A": 2, "B": 1}[way]
+    return whole_step_flops(Pack(packs[0].cells[:1]), passes)
+
+
+def peak_memory(way: str, base: SplitModel, pack: Pack, cell: CellPlan) -> int:
+    """Peak bytes of a short training: of C of a pack, else of a cell."""
+    short_pack = Pack([short(planned) for planned in pack.cells])
+    runs = {
+        "A": lambda: paper(base, short(cell), {}),
+        "B": lambda: peft(base, short(cell), {}),
+        "C": lambda: pml(base, short_pack, {}),
+    }
+    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    return memory(base.device, runs[way], weights)
+
+
+def measure_streamed(settings: Model, length: int, options: argparse.Namespace) -> str:
+    """Peak memory of the longest cell with the layers below the adapter read from files.
+
+    Args:
+        settings: of the model.
+        length: of the cell.
+        options: of the command line.
+
+    Returns:
+        A line for the report.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        files = cases.write_random(settings, Path(folder), asked.device)
-        (planned,) = cases.cells(files, [16], max(lengths), replace(training(asked), steps=2))
-        needed = cost_model.peak_memory(Pack([planned]))
-        room = 0.99 * needed if asked.small else ROOM  # so that a small shape takes the same way
-        (pack,) = make_packs([planned], Packing(gpu=asked.kind == "cuda", memory=int(room)))
+        files = cases.write_random(settings, Path(folder), options.device)
+        train = replace(training(options), steps=2)
+        (planned,) = cases.cells(files, [16], length, train)
+        without_checkpointing = cost_model.peak_memory(Pack([planned]))
 
-        def run() -> None:
-            pml(load_model(files), pack, {})
+        # Less than is needed, so that a small shape takes the same way.
+        budget = 0.99 * without_checkpointing if options.small else STREAMED_BYTES
+        packing = Packing(gpu=options.kind == "cuda", memory=int(budget))
+        (pack,) = make_packs([planned], packing)
+        peak = memory(options.device, lambda: pml(load_model(files), pack, {}), 0)
+        priced = cost_model.peak_memory(pack)
+    free_memory()
 
-        top, priced = memory(asked.device, run, 0), cost_model.peak_memory(pack)
-    free()
-    again = (
-        "layers above the adapter run twice"
-        if pack.checkpointing
-        else "no activation checkpointing"
-    )
-    unit, name = (1e9, "GB") if room > 1e9 else (1e6, "MB")
-    whole = decoder_shape(settings).parameters * BYTES[settings.dtype]
+    unit, name = (1e9, "GB") if budget > 1e9 else (1e6, "MB")
+    all_weights = decoder_shape(settings).parameters * BYTES[settings.dtype]
+    checkpointing = "no activation checkpointing"
+    if pack.checkpointing:
+        checkpointing = "layers above the adapter run twice"
+    planned_for = f"planned for {budget / unit:.3g} {name} ({checkpointing})"
     return (
-        f"Streamed, {settings.name}: rank 16 at l = {max(lengths)}, planned for {room / unit:.3g} {name} ({again}): peak "
-        f"{top / unit:.2f} {name}, priced {priced / unit:.2f}, without checkpointing {needed / unit:.2f}; all weights "
-        f"together {whole / unit:.2f} {name}."
+        f"Streamed, {settings.name}: rank 16 at l = {length}, {planned_for}: "
+        f"peak {peak / unit:.2f} {name}, priced {priced / unit:.2f}, "
+        f"without checkpointing {without_checkpointing / unit:.2f}; "
+        f"all weights together {all_weights / unit:.2f} {name}."
     )
 
 
-# -- what is shown
+# What is shown
 
 
-def report(rows: list[Row], asked: argparse.Namespace, peak: float) -> list[str]:
-    where = (
-        torch.cuda.get_device_name()
-        if asked.kind == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
-    words = [
-        f"{'small shapes, ' if asked.small else ''}{asked.dtype}, {where}, matmul peak "
-        f"{peak / 1e12:.3g} TFLOP/s; ranks {asked.ranks}; up to {asked.repeats} repeats in turn, {asked.steps} timed steps "
-        f"each, {asked.clock} time; torch {torch.__version__}",
-        *([] if "B" in WAYS else ["", "B is left out: peft or accelerate is missing."]),
-        "",
-        "| model | l | way | cells at once | repeats | ms per step and cell: min, median, max | A/way "
-        "| cells per hour (500 steps) | tokens/s | peak memory, MB | GFLOP per step and cell | of the peak | final loss |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    first = {(row.model, row.length): row.median for row in rows if row.way == "A"}
-    for r in rows:
-        taken = r.gflop * 1e9 / (r.median / 1000) / peak
-        words.append(
-            f"| {r.model} | {r.length} | {r.way} {NAMES[r.way]} | {r.cells} | {len(r.ms)} "
-            f"| {min(r.ms):.2f}, **{r.median:.2f}**, {max(r.ms):.2f} "
-            f"| {first[r.model, r.length] / r.median:.2f} | {3.6e6 / r.median / 500:.0f} "
-            f"| {r.length / r.median * 1000:.0f} "
-            f"| {r.memory / 1e6:.0f} | {r.gflop:.3g} | {taken:.0%} | {r.loss:.4f} |"
+def table(rows: Sequence[Row], options: argparse.Namespace, peak: float) -> list[str]:
+    """The comparison in Markdown.
+
+    Args:
+        rows: of every model, length and way.
+        options: of the command line.
+        peak: FLOPs a second of a large product.
+    """
+    lines = [conditions(options, peak)]
+    if "B" not in WAYS:
+        lines += ["", "B is left out: peft or accelerate is missing."]
+    lines += ["", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+
+    of_paper = {(row.model, row.length): row.median for row in rows if row.way == "A"}
+    for row in rows:
+        achieved = row.gflop * 1e9 / (row.median / 1000)
+        values = (
+            row.model,
+            row.length,
+            f"{row.way} {NAMES[row.way]}",
+            row.cells,
+            len(row.ms),
+            f"{min(row.ms):.2f}, **{row.median:.2f}**, {max(row.ms):.2f}",
+            f"{of_paper[row.model, row.length] / row.median:.2f}",
+            f"{3.6e6 / row.median / 500:.0f}",
+            f"{row.length / row.median * 1000:.0f}",
+            f"{row.memory / 1e6:.0f}",
+            f"{row.gflop:.3g}",
+            f"{achieved / peak:.0%}",
+            f"{row.loss:.4f}",
         )
-    return words
+        lines.append(f"| {' | '.join(map(str, values))} |")
+    return lines
 
 
-def figure(rows: list[Row], path: Path) -> None:
+def conditions(options: argparse.Namespace, peak: float) -> str:
+    """What the numbers hold for."""
+    device = f"CPU, {torch.get_num_threads()} threads"
+    if options.kind == "cuda":
+        device = torch.cuda.get_device_name()
+    shapes = "small shapes, " if options.small else ""
+    repeats = f"up to {options.repeats} repeats in turn, {options.steps} timed steps each"
+    return (
+        f"{shapes}{options.dtype}, {device}, matmul peak {peak / 1e12:.3g} TFLOP/s; "
+        f"ranks {options.ranks}; {repeats}, {options.clock} time; torch {torch.__version__}"
+    )
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
     """Time and memory of every way against the length."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown, (times, memories) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    styles = {
-        "A": ("#d55e00", "o"),
-        "B": ("#0072b2", "s"),
-        "C": ("#000000", "^"),
-    }  # told apart in grey by their marks too
+    canvas, (times, memories) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for way in WAYS:
-        mine, name, (colour, mark) = [r for r in rows if r.way == way], NAMES[way], styles[way]
-        x, y = [r.length for r in mine], np.array([r.median for r in mine])
-        low, high = y - [min(r.ms) for r in mine], np.array([max(r.ms) for r in mine]) - y
+        colour, marker = STYLES[way]
+        of_way = [row for row in rows if row.way == way]
+        x = [row.length for row in of_way]
+        median = [row.median for row in of_way]
+        below = [row.median - min(row.ms) for row in of_way]
+        above = [max(row.ms) - row.median for row in of_way]
+        label = f"{way} {NAMES[way]}"
         times.errorbar(
-            x, y, [low, high], marker=mark, color=colour, capsize=3, label=f"{way} {name}"
+            x, median, [below, above], marker=marker, color=colour, capsize=3, label=label
         )
-        label = f"{way}, {'pack' if way == 'C' else 'one cell'}"
-        memories.plot(x, [r.memory / 1e6 for r in mine], marker=mark, color=colour, label=label)
+
+        megabytes = [row.memory / 1e6 for row in of_way]
+        unit = "pack" if way == "C" else "one cell"
+        memories.plot(x, megabytes, marker=marker, color=colour, label=f"{way}, {unit}")
+
     times.set_title(f"Time of a step, {rows[0].model}: bars from the least to the most")
     memories.set_title("Peak memory, weights included")
     for axes, label in ((times, "ms per step and cell"), (memories, "MB")):
         axes.set(xscale="log", yscale="log", xlabel="length, tokens", ylabel=label)
-        plain_ticks(axes, sorted({r.length for r in rows}))
+        plain_ticks(axes, sorted({row.length for row in rows}))
         axes.legend()
         axes.grid(alpha=0.3)
-    shown.savefig(path, dpi=130)
-    plt.close(shown)
+    canvas.savefig(path, dpi=130)
+    plt.close(canvas)
 
 
 if __name__ == "__main__":

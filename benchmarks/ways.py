@@ -1,10 +1,14 @@
-"""The three ways to train a cell, timed: the paper's loop (A), PEFT with transformers' Trainer (B), pml (C)."""
+"""Three ways to train a cell, timed.
+
+A: the paper's loop. B: PEFT with transformers' Trainer. C: pml.
+"""
 
 from __future__ import annotations
 
 import csv
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +19,9 @@ import transformers
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import ProfilerActivity, profile
 
+from pml_cli.config.schema import Run
 from pml_cli.data.cell import CellPlan
+from pml_cli.data.source import Sample
 from pml_cli.launch.cost_model import PackWork
 from pml_cli.launch.pack import Pack
 from pml_cli.model.adapter_bank import AdapterBank
@@ -24,49 +30,59 @@ from pml_cli.model.split_model import SplitModel
 from pml_cli.training.trainer import Cell, Trainer, TrainingObserver, learning_rate
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-WARM = 3  # steps before the timed ones
 NAMES = {"A": "the paper's loop", "B": "PEFT + Trainer", "C": "pml"}
 WAYS = "ABC" if find_spec("accelerate") and find_spec("peft") else "AC"
-TOLERANCE = {
-    "float64": 1e-6,
-    "float32": 2e-3,
-    "bfloat16": 5e-2,
-    "float16": 2e-2,
-}  # of the final losses, of their mean
+
+# Steps before the timed ones.
+WARM = 3
+
+# Largest difference between the final losses of the three ways, relative.
+TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "bfloat16": 5e-2, "float16": 2e-2}
+
+# Final losses of the cells that a way has trained, by cell id.
+Losses = dict[str, float]
 
 
-def agree(losses: dict[str, dict[str, float]], tolerance: float) -> None:
+def agree(losses: dict[str, Losses], tolerance: float) -> None:
+    """Assert that all ways end with the same loss.
+
+    Args:
+        losses: by way.
+        tolerance: largest relative difference.
+    """
     for name, loss in losses["A"].items():
         for way in WAYS[1:]:
             other = losses[way][name]
-            assert abs(other - loss) <= tolerance * loss, (
-                f"{name}: A ends at {loss:.6f}, {way} at {other:.6f}"
-            )
+            message = f"{name}: A ends at {loss:.6f}, {way} at {other:.6f}"
+            assert abs(other - loss) <= tolerance * loss, message
 
 
-# -- each returns the seconds of its timed steps and notes the final loss of its cells
+# Each of the three returns the seconds of its timed steps, and records the final loss of its cells.
 
 
 def paper(
-    base: SplitModel, planned: CellPlan, losses: dict[str, float], kept: Path | None = None
+    base: SplitModel, planned: CellPlan, losses: Losses, adapter_folder: Path | None = None
 ) -> float:
-    """A, for one cell; its adapter is the bank's, by a hook on the MLP, as in the paper's code."""
-    run, (sample,) = planned.run, planned.samples
+    """Way A, for one cell; its adapter is the bank's, by a hook on the MLP, as in the paper's code.
+
+    Args:
+        base: the model.
+        planned: the cell.
+        losses: takes the final loss.
+        adapter_folder: where the adapter is saved; None: nowhere.
+    """
+    run = planned.run
+    (sample,) = planned.samples
     ids, labels = example(base, sample)
-    bank = AdapterBank.initial(
-        base.sites(run.adapter),
-        run.adapter,
-        ranks=[run.rank],
-        seeds=[run.seed],
-        dtype=base.adapter_dtype,
-    ).to(base.device)
+    bank = initial_bank(base, run).to(base.device)
     bank.requires_grad_()
     optimizer = torch.optim.AdamW(
         bank.parameters(), lr=run.train.lr, weight_decay=run.train.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: learning_rate(run.train, s, planned.steps) / run.train.lr
+        optimizer, lambda step: learning_rate(run.train, step, planned.steps) / run.train.lr
     )
+
     clock = Clock(base.device, planned.steps)
     with tempfile.TemporaryFile("w", newline="") as file:
         rows = csv.writer(file)
@@ -83,35 +99,38 @@ def paper(
             schedule.step()
             rows.writerow([step, loss.item(), reference.item()])
             file.flush()
+
     with bank.attached(base.modules):
         losses[planned.id] = final_loss(base, sample)
-    if kept:
-        bank.save(0, kept, run.model.path)
+    if adapter_folder is not None:
+        bank.save(0, adapter_folder, run.model.path)
     return clock.seconds
 
 
-def peft(base: SplitModel, planned: CellPlan, losses: dict[str, float]) -> float:
-    """B, for one cell."""
+def peft(base: SplitModel, planned: CellPlan, losses: Losses) -> float:
+    """Way B, for one cell."""
     from peft import get_peft_model
 
     from pml_cli.peft_block import mlp_block_config
 
-    run, (sample,) = planned.run, planned.samples
-    bank = AdapterBank.initial(
-        base.sites(run.adapter),
-        run.adapter,
-        ranks=[run.rank],
-        seeds=[run.seed],
-        dtype=base.adapter_dtype,
-    )
+    run = planned.run
+    (sample,) = planned.samples
     ids, labels = example(base, sample)
     rows = [{"input_ids": ids[0].cpu(), "labels": labels[0].cpu()}] * planned.steps
+
+    # Before PEFT wraps the modules that the adapter belongs to.
+    bank = initial_bank(base, run)
     model = get_peft_model(base.model, mlp_block_config(base.model, run.rank, base.layer))
-    (A,), (B,) = bank.A.values(), bank.B.values()
+    (A,) = bank.A.values()
+    (B,) = bank.B.values()
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:  # the same start as the others'
-            parameter.data.copy_((A if "lora_A" in name else B)[0].T)
+        if parameter.requires_grad:
+            # The same start as the other ways.
+            weights = A if "lora_A" in name else B
+            parameter.data.copy_(weights[0].T)
+
     clock = Clock(base.device, planned.steps)
+    on_cpu = base.device.type == "cpu"
     with tempfile.TemporaryDirectory() as folder:
         settings = transformers.TrainingArguments(
             folder,
@@ -125,12 +144,13 @@ def peft(base: SplitModel, planned: CellPlan, losses: dict[str, float]) -> float
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            use_cpu=base.device.type == "cpu",
-            dataloader_pin_memory=base.device.type != "cpu",
+            use_cpu=on_cpu,
+            dataloader_pin_memory=not on_cpu,
         )
         trainer = transformers.Trainer(model, settings, train_dataset=rows, callbacks=[clock])
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
+
     losses[planned.id] = final_loss(base, sample)
     del trainer
     model.unload()
@@ -138,8 +158,8 @@ def peft(base: SplitModel, planned: CellPlan, losses: dict[str, float]) -> float
     return clock.seconds
 
 
-def pml(base: SplitModel, pack: Pack, losses: dict[str, float]) -> float:
-    """C, for one pack."""
+def pml(base: SplitModel, pack: Pack, losses: Losses) -> float:
+    """Way C, for one pack."""
     trained = [Cell(run=cell.run, samples=cell.samples) for cell in pack.cells]
     clock = Clock(base.device, pack.cells[0].steps)
     Trainer(base, trained, clock).train()
@@ -150,28 +170,51 @@ def pml(base: SplitModel, pack: Pack, losses: dict[str, float]) -> float:
 
 
 class Clock(transformers.TrainerCallback, TrainingObserver):
-    """The time between the end of the warm-up and the beginning of the last step, which is not timed."""
+    """Times the steps between the warm-up and the last step.
+
+    Attributes:
+        kind: one of `CLOCKS`, for all clocks.
+        seconds: the time measured.
+    """
 
     kind = "wall"
 
     def __init__(self, device: torch.device, steps: int) -> None:
-        self.device, self.steps, self.began, self.seconds = device, steps, 0.0, 0.0
+        self.device = device
+        self.steps = steps
+        self.seconds = 0.0
+        self._start = 0.0
 
     def before_step(self, step: int) -> None:
         """Called before step `step` (0-based) begins."""
-        if step in (WARM, self.steps - 1):
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            now = CLOCKS[Clock.kind]()
-            self.began, self.seconds = (
-                (now, 0.0) if step == WARM else (self.began, now - self.began)
-            )
+        if step not in (WARM, self.steps - 1):
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+        time_now = CLOCKS[Clock.kind]()
+        if step == WARM:
+            self._start = time_now
+        else:
+            self.seconds = time_now - self._start
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """As transformers' Trainer calls it."""
         self.before_step(state.global_step)
 
 
-def example(base: SplitModel, sample) -> tuple[torch.Tensor, torch.Tensor]:
+def initial_bank(base: SplitModel, run: Run) -> AdapterBank:
+    """The adapter that every way starts from."""
+    return AdapterBank.initial(
+        base.sites(run.adapter),
+        run.adapter,
+        ranks=[run.rank],
+        seeds=[run.seed],
+        dtype=base.adapter_dtype,
+    )
+
+
+def example(base: SplitModel, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
     """Input ids and labels (1, T) of one sample; only the target is scored."""
     ids = torch.tensor([[*sample.prompt, *sample.target]], device=base.device)
     labels = ids.clone()
@@ -180,56 +223,72 @@ def example(base: SplitModel, sample) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def final_loss(base: SplitModel, sample) -> float:
-    """Mean nll of the target under the model with whatever hangs on it."""
+def final_loss(base: SplitModel, sample: Sample) -> float:
+    """Mean negative log-likelihood of the target under the model with its attached adapter."""
     base.model.eval()
     ids, _ = example(base, sample)
-    hidden = base.decoder(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[
-        0, len(sample.prompt) - 1 :
-    ]
-    return float(token_nll(hidden, base.head, ids[0, len(sample.prompt) :]).nll.double().mean())
+    prompt = len(sample.prompt)
+    hidden = base.decoder(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    scores = token_nll(hidden[0, prompt - 1 :], base.head, ids[0, prompt:])
+    return float(scores.nll.double().mean())
 
 
-# -- what the machine can do and what was taken of it
+# What the machine can do, and what was used of it.
 
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """FLOPs a second of a large square product, the best of ten."""
-    n, best = (8192 if torch.device(device).type == "cuda" else 1024), 0.0
-    a, b = (
-        torch.randn(n, n, device=device).to(dtype) for _ in range(2)
-    )  # a GPU multiplies zeros and ones faster
+    on_gpu = torch.device(device).type == "cuda"
+    size = 8192 if on_gpu else 1024
+    # Random numbers: a GPU multiplies zeros and ones faster.
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+
+    best = 0.0
     for _ in range(10):
-        began = CLOCKS[Clock.kind]()
-        a @ b
-        if torch.device(device).type == "cuda":
+        start = CLOCKS[Clock.kind]()
+        left @ right
+        if on_gpu:
             torch.cuda.synchronize(device)
-        best = max(best, 2 * n**3 / (CLOCKS[Clock.kind]() - began))
+        seconds = CLOCKS[Clock.kind]() - start
+        best = max(best, 2 * size**3 / seconds)
     return best
 
 
 def short(planned: CellPlan) -> CellPlan:
     """The same cell, two steps long."""
-    return replace(
-        planned, run=replace(planned.run, train=replace(planned.run.train, steps=2)), steps=2
-    )
+    train = replace(planned.run.train, steps=2)
+    return replace(planned, run=replace(planned.run, train=train), steps=2)
 
 
-def memory(device: torch.device | str, run, weights: int) -> int:
-    """Peak bytes of tensors while it runs, with those of the weights that lie there already."""
+def memory(device: torch.device | str, run: Callable[[], object], weights: int) -> int:
+    """Peak bytes of tensors while something runs.
+
+    Args:
+        device: where the tensors are.
+        run: what is measured.
+        weights: bytes that were allocated before; a CPU's profiler does not see them.
+    """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
-    events = [e for e in told.profiler.kineto_results.events() if e.name() == "[memory]"]
-    top = int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
-    return top + weights
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    allocated = np.cumsum([event.nbytes() for event in events])
+    return int(allocated.max()) + weights
 
 
 def plain_ticks(axes, x: list[float] | None = None) -> None:
-    """Logarithmic axes with numbers as one writes them: x where something was measured, y at 1, 2 and 5."""
+    """Logarithmic axes with plain numbers.
+
+    Args:
+        axes: of matplotlib.
+        x: ticks of the x axis, where something was measured; None: at 1, 2 and 5, as on y.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
@@ -243,7 +302,7 @@ def plain_ticks(axes, x: list[float] | None = None) -> None:
 def whole_step_flops(pack: Pack, passes: int) -> float:
     """Matmul FLOPs of a step of a loop that runs the whole model, as in ways A and B.
 
-    Every input token is read off the head.
+    Logits are computed for every input token.
 
     Args:
         pack: one cell or more.

@@ -49,6 +49,7 @@ def and_n_more(items: Sequence[str], limit: int, noun: str = "") -> list[str]:
     """
     if len(items) <= limit:
         return list(items)
+
     rest_count = f"and {len(items) - limit} more {noun}".rstrip()
     return [*items[:limit], rest_count]
 

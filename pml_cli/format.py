@@ -47,6 +47,11 @@ def percent(proportion: float, missing: str = MISSING) -> str:
     return rounded
 
 
+def three_digits(value: float) -> str:
+    """Three significant digits: 0.600, 14.0, 1.23e+05."""
+    return f"{value:#.3g}".rstrip(".")
+
+
 def flops_text(count: float) -> str:
     """FLOPs: 950 MFLOP, 1.2 TFLOP."""
     units = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP")

@@ -27,6 +27,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
+
     try:
         write(temporary)
         temporary.replace(path)
@@ -76,13 +77,16 @@ def jsonable(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return {name: jsonable(getattr(value, name)) for name in names}
+
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
+
     # A numpy array or scalar, recognized without importing numpy.
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
+
     if isinstance(value, float):
         return finite_or_none(value)
     if isinstance(value, Path):

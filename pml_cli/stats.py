@@ -50,6 +50,7 @@ def t_half_width(values: ArrayLike) -> float:
     sample = np.asarray(values, float)
     if len(sample) < 2:
         return math.nan
+
     # In this order the result equals that of earlier versions to the last bit;
     # scipy.stats.ttest_1samp(...).confidence_interval() agrees but for rounding.
     quantile = t_quantile(len(sample) - 1)

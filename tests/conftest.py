@@ -14,6 +14,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 from support.families import FAMILIES, GPT2, UNRECORDED
+from support.law_groups import law_report  # noqa: F401  a fixture
 from support.sweeps import quick  # noqa: F401  a fixture
 
 # Background jobs of a shell ignore SIGINT, and so would the processes that the tests start.

@@ -77,3 +77,11 @@ def test_spans():
 )
 def test_percentages_never_round_to_all_or_nothing(proportion, text):
     assert format.percent(proportion) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.6, "0.600"), (14, "14.0"), (3.14159, "3.14"), (123.4, "123"), (123456, "1.23e+05")],
+)
+def test_three_digits(value, text):
+    assert format.three_digits(value) == text

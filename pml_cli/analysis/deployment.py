@@ -131,7 +131,7 @@ def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
     measures = [*RECALL, *FORGETTING]
     units = cells.groupby(["data_seed", "seed"])[measures].mean()
 
-    # Missing in runs that were not recalled whole as trained.
+    # Missing in runs that were not recalled verbatim as trained.
     kept_whole = cells["kept_whole"].dropna()
     row: dict[str, Any] = {
         "runs": len(cells),

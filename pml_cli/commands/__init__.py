@@ -1,0 +1,15 @@
+"""The verbs of the command line, a file each: read, compute by the packages below, print, return.
+
+A command's `run` returns the exit code. It may import every package but pml_cli.cli, and no other
+command: what two of them share lies below, such as the sweep that `pml memft` runs first
+(launch/driver.py).
+
+    probe.py       train one adapter and watch it
+    sweep.py       train every combination, resumable
+    memft.py       a sweep under several losses, and their comparison
+    status.py      `pml status` and `pml cancel`
+    fit.py         the law of finished runs
+    predict.py     what a fitted law says of other ranks and lengths
+    transition.py  the phase transition, token by token
+    lasting.py     recall after rounding and merging, and forgetting
+"""

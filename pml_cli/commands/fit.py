@@ -13,6 +13,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -23,11 +24,13 @@ from pml_cli.law.findings import NOT_IDENTIFIED
 from pml_cli.law.fit_groups import (
     GroupFit,
     audit,
+    check_settings,
     comparable_sets,
     compare_groups,
     fit_group,
     with_columns,
 )
+from pml_cli.law.group_comparison import Comparison
 from pml_cli.law.observations import SIZE_AXES
 from pml_cli.law.recall_law import DRAWS
 from pml_cli.report import law_folder
@@ -39,14 +42,19 @@ from pml_cli.runs.groups import differing_settings, split_groups, unique_slugs
 from pml_cli.runs.read import finished_runs
 
 
-def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = ()) -> int:
+def run(
+    paths: list[Path],
+    settings: Fit,
+    console: Console,
+    by: Sequence[str] = (),
+) -> int:
     """Fit every group of cells below `paths`, show it on `console`, write the report folder.
 
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out or fit/
             inside the first.
-        by: settings (of KEY and SCHEDULE in runs/groups.py) in which groups are compared; those that
-            agree in all others.
+        by: settings (of KEY and SCHEDULE in runs/groups.py) in which groups are compared; those
+            that agree in all others.
 
     Returns:
         The exit code (above).
@@ -55,31 +63,18 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
         UserError: a missing folder, no finished run, a report folder that cannot be written,
             nothing to compare.
     """
-    axis = SIZE_AXES[settings.x]
+    check_settings(by)
     runs = with_columns(_read(paths))
     out = writable_folder(Path(settings.out) if settings.out else paths[0] / "fit")
-    keyed_cells = list(split_groups(audit(runs, settings.saturated_below, axis)))
-    sets = comparable_sets([key for key, _ in keyed_cells], by) if by else []
 
-    groups = []
-    for key, cells in keyed_cells:
-        with CountDisplay(console, "fitting", "bootstrap draws") as display:
-            groups.append(
-                fit_group(
-                    key,
-                    cells,
-                    settings.saturated_below,
-                    settings.draws,
-                    display.show,
-                    axis=axis,
-                )
-            )
-    distinct_slugs = unique_slugs([group.slug for group in groups])
-    groups = [
-        dataclasses.replace(group, slug=slug)
-        for group, slug in zip(groups, distinct_slugs, strict=True)
-    ]
+    # Groups that cannot be compared are said so before the fits, which take longer.
+    cells = audit(runs, settings.saturated_below, SIZE_AXES[settings.x])
+    keyed_cells = list(split_groups(cells))
+    sets = []
+    if by:
+        sets = comparable_sets([key for key, _ in keyed_cells], by)
 
+    groups = _fit_groups(keyed_cells, settings, console)
     if len(groups) > 1:
         varying = differing_settings([group.key for group in groups])
         heading = f"{len(groups)} groups that differ in {varying}: each is fitted by itself."
@@ -90,10 +85,7 @@ def run(paths: list[Path], settings: Fit, console: Console, by: Sequence[str] = 
     comparisons = []
     for positions in sets:
         compared = [groups[k] for k in positions]
-        with CountDisplay(console, "fitting", "bootstrap draws") as display:
-            draws = min(settings.draws, DRAWS)
-            comparisons.append(compare_groups(compared, by, draws, display.show))
-        console.print(tables.comparison_table(comparisons[-1], axis), end="\n\n")
+        comparisons.append(_compare(compared, by, settings, console))
 
     names = law_folder.write(out, groups, settings, comparisons)
     console.print(Text(f"written to {out}: {', '.join(names)}"))
@@ -107,10 +99,54 @@ def _read(paths: list[Path]) -> pd.DataFrame:
     return finished_runs(paths, f"`{sweep}`, then `pml fit {folders}`")
 
 
+def _fit_groups(
+    keyed_cells: Sequence[tuple[dict[str, Any], pd.DataFrame]],
+    settings: Fit,
+    console: Console,
+) -> list[GroupFit]:
+    """Fit each group, with a display of the bootstrap's progress."""
+    groups = []
+    for key, cells in keyed_cells:
+        with CountDisplay(console, "fitting", "bootstrap draws") as display:
+            group = fit_group(
+                key,
+                cells,
+                settings.saturated_below,
+                settings.draws,
+                display.show,
+                axis=SIZE_AXES[settings.x],
+            )
+        groups.append(group)
+
+    # Slugs name files.
+    slugs = unique_slugs([group.slug for group in groups])
+    return [
+        dataclasses.replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)
+    ]
+
+
+def _compare(
+    groups: list[GroupFit],
+    by: Sequence[str],
+    settings: Fit,
+    console: Console,
+) -> Comparison:
+    """Compare groups and print their table."""
+    # Every group has a bootstrap of its own.
+    draws = min(settings.draws, DRAWS)
+    with CountDisplay(console, "fitting", "bootstrap draws") as display:
+        comparison = compare_groups(groups, by, draws, display.show)
+    axis = SIZE_AXES[settings.x]
+    console.print(tables.comparison_table(comparison, axis), end="\n\n")
+    return comparison
+
+
 def _show(group: GroupFit, console: Console) -> None:
     """Print one group: the paper's law, the chosen law, all laws, and what they mean."""
-    analysis, axis = group.analysis, group.axis
+    analysis = group.analysis
+    axis = group.axis
     console.print(tables.law_table(group))
+    # Where the paper's form is not identified, no law is.
     if analysis.paper.status != NOT_IDENTIFIED:
         console.print()
         console.print(tables.chosen_table(analysis, group.observed, axis))

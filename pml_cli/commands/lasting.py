@@ -57,6 +57,7 @@ def run(
     entries = read_entries(out / "lasting.json")
     selected = _select(runs, settings)
 
+    # The entry of a run that has changed is dropped, not kept beside the new one.
     to_measure = [run for run in selected if not run.is_measured(entries)]
     for outdated in to_measure:
         entries.pop(outdated.fields["id"], None)
@@ -68,6 +69,7 @@ def run(
             console.print("interrupted; what was measured is kept, and the same command continues")
             raise
 
+    # What is left of the entries is of runs that are not selected now; it is kept.
     of_report = [entries.pop(run.fields["id"]) for run in selected]
     table = measurement_table(of_report)
     means = mean_table(table)

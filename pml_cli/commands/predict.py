@@ -55,7 +55,13 @@ def run(
 
     laws = [law for path in paths for law in load(path, settings.group)]
     answers = [
-        answer(law, wanted, ranks=settings.rank, lengths=settings.seqlen, base=settings.base)
+        answer(
+            law,
+            wanted,
+            ranks=settings.rank,
+            lengths=settings.seqlen,
+            base=settings.base,
+        )
         for law in laws
     ]
     if as_json:

@@ -121,6 +121,7 @@ def _first_look(watcher: Watcher) -> Snapshot:
         reason = "a file; give a sweep's folder" if out.exists() else "no such folder"
         raise UserError(f"{out}: {reason}")
 
+    # A folder of sweeps is an easy slip, so the message names those in it.
     snapshot = watcher.look()
     if not snapshot.work:
         below = sorted(path.parent.parent.name for path in out.glob("*/.pml/requests"))

@@ -53,6 +53,7 @@ def run(
             a report folder that cannot be written.
     """
     runs = transition_runs(paths, settings)
+    # Checked first, because reading the tokens of many runs takes long.
     out = Path(settings.out) if settings.out else paths[0] / "transition"
     writable_folder(out)
 

@@ -25,7 +25,7 @@ from pml_cli.config.option_files import (
 )
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.config.setting import Settings, annotation, declaration, keys
+from pml_cli.config.setting import Settings, annotation, declaration_of, keys
 from pml_cli.errors import UserError
 
 Completer = Callable[[typer.Context, str], list[str]]
@@ -96,7 +96,7 @@ class Vocabulary:
         kind, optional = annotation(owner, field_name(key))
         if kind is bool:
             return ("true", "false", "null") if optional else ("true", "false")
-        declared = declaration(owner, field_name(key))
+        declared = declaration_of(owner, field_name(key))
         return declared.suggestions or declared.choices if declared else ()
 
     def default(self, key: str) -> str:
@@ -115,7 +115,7 @@ class Vocabulary:
         # The folder of a run's results is no setting of the run.
         if owner is None:
             return key == "out"
-        declared = declaration(owner, field_name(key))
+        declared = declaration_of(owner, field_name(key))
         return declared is not None and bool(declared.path)
 
     def _owner(self, key: str) -> type[Any] | None:

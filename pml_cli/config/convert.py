@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config.option_files import unknown_key
-from pml_cli.config.setting import Settings, annotation, faults, keys, type_text, written
+from pml_cli.config.setting import Settings, annotation, faults, keys, type_text, value_text
 
 S = TypeVar("S", bound=Settings)
 
@@ -32,7 +32,7 @@ def convert_all(
         The converted values, and a line for each value of another type.
     """
     is_integer = annotation(owner, name)[0] is int
-    scratch = OmegaConf.structured(owner)
+    scratch = OmegaConf.structured(owner())
     converted: list[Any] = []
     lines: list[str] = []
 
@@ -44,7 +44,7 @@ def convert_all(
         try:
             converted.append(_convert(scratch, name, value))
         except OmegaConfBaseException:
-            lines.append(f"{key}={written(value)}: must be {type_text(owner, name)}")
+            lines.append(f"{key}={value_text(value)}: must be {type_text(owner, name)}")
     return converted, lines
 
 
@@ -86,7 +86,7 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
             # An interpolation is resolved here, so that it fails for this key alone.
             OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException:
-            text = ",".join(map(written, values))
+            text = ",".join(map(value_text, values))
             lines.append(f"{key}={text}: must be {_type_text(owner, key)}")
             node[key] = OmegaConf.structured(owner)[key]
 

@@ -14,7 +14,7 @@ from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.option_set import RootSettings
 from pml_cli.config.reports import ReportSettings
 from pml_cli.config.schema import Request, Run
-from pml_cli.config.setting import DISCRIMINATORS, Settings, declaration
+from pml_cli.config.setting import DISCRIMINATORS, Settings, declaration_of
 
 # A comment stands in this column at most; a longer line pushes it to the right.
 COMMENT_COLUMN = 34
@@ -72,7 +72,7 @@ def _comment(owner: type[Any], name: str) -> str:
     """What a setting is; of the key that names a class, what the class is."""
     if name in DISCRIMINATORS:
         return summary(owner)
-    declared = declaration(owner, name)
+    declared = declaration_of(owner, name)
     return declared.help_text() if declared else ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pml_cli.config.option_files import SHORT_KEYS, default_options, option_file, options, summary
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.setting import Declaration, Settings, written
+from pml_cli.config.setting import Declaration, Settings, value_text
 
 # Of 80 columns, with the two that Typer indents by.
 WIDTH = 77
@@ -68,7 +68,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
     if isinstance(field.default, float):
         # ln 2 in six digits, not in sixteen.
         return f"{field.default:g}"
-    return written(field.default)
+    return value_text(field.default)
 
 
 def _entry(label: str, text: str, column: int) -> list[str]:

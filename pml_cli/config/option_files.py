@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.setting import written
+from pml_cli.config.setting import value_text
 from pml_cli.errors import did_you_mean
 
 # Keys of a run that belong to no group.
@@ -70,7 +70,7 @@ def split_known(
         if value in names:
             known_options.append(value)
         else:
-            text = written(value)
+            text = value_text(value)
             lines.append(f"{group}={text}: no such option; {did_you_mean(text, names)}")
     return known_options, lines
 

@@ -19,7 +19,7 @@ from pml_cli.config.option_set import OptionSet, RootSettings
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.reports import REPORTS, ReportSettings
 from pml_cli.config.schema import Request, Run
-from pml_cli.config.setting import written
+from pml_cli.config.setting import value_text
 from pml_cli.errors import UserError, raise_all
 
 # The key of conf/memft.yaml that lists the losses to compare. It is no setting of a run.
@@ -162,7 +162,7 @@ def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> I
     """A line for each key that was given several values and takes one."""
     if command == "probe" and swept:
         key = swept[0]
-        values = ",".join(map(written, grids[0][key]))
+        values = ",".join(map(value_text, grids[0][key]))
         yield f"{key}={values}: a probe is one run; for several values use `pml sweep`"
     for key in swept:
         if key.split(".")[0] in ("out", "launch"):

@@ -45,7 +45,7 @@ PathKind = Literal["", "any", "existing file"]
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What is declared of a setting beside its type and default; see `setting` for the fields."""
+    """What is declared of a setting beside its type and default: the arguments of `setting`."""
 
     help: str
     unit: str = ""
@@ -89,7 +89,7 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        # Null is said above, and other special texts help nobody who gave a number.
+        # Null is named above; of the other special values only numbers help whoever gave a number.
         numbers = [value for value in self.special if isinstance(value, int)]
         special = {value: self.special[value] for value in numbers}
         return _with_notes(text, [self.unit, _special_text(special)])
@@ -125,7 +125,7 @@ class Declaration:
 
 
 def _special_text(special: Mapping[Any, str]) -> str:
-    return "; ".join(f"{written(value)}: {meaning}" for value, meaning in special.items())
+    return "; ".join(f"{value_text(value)}: {meaning}" for value, meaning in special.items())
 
 
 def _with_notes(text: str, notes: list[str]) -> str:
@@ -231,7 +231,7 @@ def _path_names(owner: type[Any]) -> list[str]:
     ]
 
 
-def declaration(owner: type[Any], name: str) -> Declaration | None:
+def declaration_of(owner: type[Any], name: str) -> Declaration | None:
     """What a dataclass declares of one of its fields; None for a field that is no `setting`."""
     for declared in dataclasses.fields(owner):
         if declared.name == name:
@@ -281,7 +281,7 @@ def _field_faults(
     for element in values:
         if not declaration.accepts(element):
             allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
-            yield f"{name}={written(element)}: must be {allowed}"
+            yield f"{name}={value_text(element)}: must be {allowed}"
 
     if declaration.path == "existing file" and value and not Path(value).is_file():
         yield f"{name}={value}: no such file"
@@ -311,7 +311,7 @@ def type_text(owner: type[Any], name: str) -> str:
     return f"null or {text}" if optional else text
 
 
-def written(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as one writes it on the command line, on one line."""
     if isinstance(value, bool):
         return str(value).lower()

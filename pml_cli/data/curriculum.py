@@ -25,6 +25,8 @@ def minibatch_sizes(train: Train, samples: int) -> Iterator[int]:
     """The sizes of a run's minibatches, one a step, up to its last."""
     epoch = 0
     steps = 0
+
+    # Without epochs, by steps: the last epoch may be cut short.
     while train.epochs is None or epoch < train.epochs:
         in_use = samples_in_use(train.curriculum, epoch, samples)
         size = min(train.batch or in_use, in_use)
@@ -38,6 +40,7 @@ def minibatch_sizes(train: Train, samples: int) -> Iterator[int]:
 
 def total_steps(train: Train, samples: int) -> int:
     """Optimizer steps of a run: `train.steps`, or the minibatches of all its epochs."""
+    # Steps count minibatches, whatever the samples.
     if train.epochs is None:
         return train.steps
 

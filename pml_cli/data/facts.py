@@ -34,6 +34,7 @@ def facts_source(
     ends = np.cumsum([len(sample.target) for sample in samples])
 
     def cut(seqlen: int) -> list[Sample]:
+        # As many as end within the length: facts are never cut.
         return samples[: int(np.searchsorted(ends, seqlen, side="right"))]
 
     def held_out(seqlen: int) -> list[Sample]:

@@ -44,6 +44,7 @@ def running_text_source(
         return [Sample(prompt_ids, target[:seqlen])]
 
     def held_out(seqlen: int) -> list[Sample]:
+        # A longer one would share tokens with the target.
         if seqlen > middle:
             return []
         return [Sample(prompt_ids, target[middle : middle + seqlen])]

@@ -24,6 +24,7 @@ def read_text(path: str) -> str:
 
     if not text.strip():
         raise UserError(f"data.path={path}: empty file")
+    # Zero bytes are valid UTF-8, so a binary file may decode.
     if "\0" in text:
         raise UserError(f"data.path={path}: a binary file (with zero bytes); must be UTF-8 text")
     return text.replace("\r\n", "\n")

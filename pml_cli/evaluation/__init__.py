@@ -1,7 +1,7 @@
-"""What a trained adapter recalls, gains and damages: by free decoding, on held-out text, rounded and merged.
+"""Measures of a trained adapter: recall, held-out gain, forgetting, robustness to deployment.
 
-Each measure is a file whose `measure` takes a model, a bank of adapters and samples for each of them, and returns a mapping
-of named numbers for each adapter.
+Each measure is a file whose `measure` takes a model, a bank of adapters and samples for each of
+them, and returns a mapping of named numbers for each adapter.
 
     decoding       free-running greedy decoding
     held_out_gain  loss gained on held-out samples of the source
@@ -12,6 +12,7 @@ of named numbers for each adapter.
     deployment     adapters rounded, merged and in bfloat16
     robustness     one run under every condition: the body of lasting.json
     subject        a finished run that is to be measured
+    lasting_runs   the runs that `pml lasting` measures, and lasting.json
     result         the body of result.json
     environment    the body of env.json
 

@@ -1,4 +1,7 @@
-"""The conditions under which `pml lasting` deploys an adapter, by name. Without torch; deployment.py applies them."""
+"""The conditions under which `pml lasting` deploys an adapter, by name.
+
+Without torch: reports read them too. deployment.py applies them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ BF16 = "bf16"
 # Status of a condition that needs the adapter merged, and why it cannot be.
 NOT_MERGEABLE = "not mergeable"
 NOT_MERGEABLE_REASON = (
-    "beside a whole MLP, whose activation lies between its matrices: none of them takes up x @ A @ B "
-    "(it could only be appended to the block, as neurons without an activation)"
+    "beside a whole MLP, whose activation lies between its matrices: none of them takes up "
+    "x @ A @ B (it could only be appended to the block, as neurons without an activation)"
 )
 
 
@@ -33,6 +36,8 @@ class Condition:
     """Whether weights and arithmetic of the whole model, adapter included, are bfloat16."""
 
 
+# In the order of the tables. The key of a measurement holds their names: a run is measured again
+# when one is new.
 CONDITIONS = (
     Condition(name=TRAINED, meaning="as trained"),
     Condition(
@@ -57,7 +62,9 @@ CONDITIONS = (
     ),
     Condition(
         name="base_int8",
-        meaning="matrices of the base's layers rounded to int8 by output channel, adapter as trained",
+        meaning=(
+            "matrices of the base's layers rounded to int8 by output channel, adapter as trained"
+        ),
         base="int8",
     ),
     Condition(

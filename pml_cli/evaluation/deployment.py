@@ -32,9 +32,11 @@ def deploy(base: SplitModel, bank: AdapterBank, condition: Condition) -> Adapter
         bank: the adapters as trained.
         condition: what becomes of them.
     """
+    # Merging comes first: in bfloat16 it is into weights that are bfloat16 already.
     if condition.merged:
         dtype = torch.bfloat16 if condition.bf16 else None
         return MergedBank(base, bank, condition.merged_weights, dtype)
+
     if condition.bf16:
         return bf16_bank(bank)
     if condition.adapter:
@@ -43,7 +45,7 @@ def deploy(base: SplitModel, bank: AdapterBank, condition: Condition) -> Adapter
 
 
 def rounded_bank(bank: AdapterBank, rounding: Rounding) -> AdapterBank:
-    """A copy with A and B rounded; a column of A (one of R) and of B (one of O) is an output channel."""
+    """A copy with A and B rounded, both by output channel: columns of A (R) and of B (O)."""
     return _converted(bank, lambda weight_KIO: rounding(weight_KIO, 1))
 
 
@@ -54,21 +56,25 @@ def bf16_bank(bank: AdapterBank) -> AdapterBank:
     """
     converted = _converted(bank, lambda weight_KIO: to_bfloat16(weight_KIO, 1))
     scale = converted.scale[:, None, None]
-    converted.A = {name: A.bfloat16() for name, A in converted.A.items()}
-    converted.B = {name: (B * scale).bfloat16() for name, B in converted.B.items()}
+
+    for name in converted.sites:
+        converted.A[name] = converted.A[name].bfloat16()
+        converted.B[name] = (converted.B[name] * scale).bfloat16()
     converted.scale = torch.ones_like(converted.scale, dtype=torch.bfloat16)
     return converted
 
 
 def _converted(bank: AdapterBank, convert: Callable[[Tensor], Tensor]) -> AdapterBank:
+    """A copy of the bank with every matrix converted, each (K, I, O)."""
     converted = bank.select(range(len(bank)))
-    converted.A = {name: convert(A) for name, A in converted.A.items()}
-    converted.B = {name: convert(B) for name, B in converted.B.items()}
+    for name in converted.sites:
+        converted.A[name] = convert(converted.A[name])
+        converted.B[name] = convert(converted.B[name])
     return converted
 
 
 class MergedBank(AdapterBank):
-    """Adapters merged into their modules' weights: each cell has matrices of its own, W + scale A B.
+    """Adapters merged into their modules' weights: W + scale A B, for each cell.
 
     Attributes:
         matrices: of each module the merged matrices, (K, I, O), and its bias, (O,).
@@ -96,27 +102,33 @@ class MergedBank(AdapterBank):
             B=bank.B,
             scale=bank.scale,
         )
+
         self.matrices: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name, site in bank.sites.items():
             module: Any = base.modules[name]
             weight_IO = module.weight if site.transposed else module.weight.T
             A = bank.A[name]
-            merged_KIO = weight_IO.to(A.dtype) + A @ (bank.B[name] * bank.scale[:, None, None])
+            scaled_B = bank.B[name] * bank.scale[:, None, None]
+            merged_KIO = weight_IO.to(A.dtype) + A @ scaled_B
+
+            # What is stored is rounded, whatever the dtype of the product.
             if rounding:
                 merged_KIO = ROUNDINGS[rounding](merged_KIO, 1)
 
+            arithmetic = dtype or A.dtype
             bias_O = getattr(module, "bias", None)
             if bias_O is not None:
-                bias_O = bias_O.to(dtype or A.dtype)
-            self.matrices[name] = (merged_KIO.to(dtype or A.dtype), bias_O)
+                bias_O = bias_O.to(arithmetic)
+            self.matrices[name] = (merged_KIO.to(arithmetic), bias_O)
 
     def output_hook(self, name: str) -> ForwardHook:
-        """The forward hook of one module, which replaces its output by that of the merged matrices."""
+        """The forward hook of one module: its output becomes that of the merged matrices."""
         merged_KIO, bias_O = self.matrices[name]
 
-        def replace(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            x_KNI = inputs[0].reshape(len(self), -1, inputs[0].shape[-1]).to(merged_KIO.dtype)
-            y_KNO: Tensor = x_KNI @ merged_KIO
+        def replace(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            x: Tensor = inputs[0]
+            x_KNI = x.reshape(len(self), -1, x.shape[-1])
+            y_KNO = x_KNI.to(merged_KIO.dtype) @ merged_KIO
             if bias_O is not None:
                 y_KNO = y_KNO + bias_O
             return y_KNO.view(output.shape).to(output.dtype)
@@ -128,21 +140,27 @@ def merged_bytes(bank: AdapterBank) -> int:
     """Memory of one cell's merged matrices; 0 if the adapters cannot be merged."""
     if not is_mergeable(bank):
         return 0
-    element = next(iter(bank.A.values())).element_size()
-    return sum(site.inputs * site.outputs * element for site in bank.sites.values())
+
+    weights = 0
+    for site in bank.sites.values():
+        weights += site.inputs * site.outputs
+    return weights * next(iter(bank.A.values())).element_size()
 
 
 @contextmanager
 def rounded_base(base: SplitModel, rounding: str) -> Iterator[None]:
     """The base with rounded weights while inside.
 
-    bfloat16 rounds every weight. Integers round the matrices of the decoder layers, not the embeddings, the head and the
-    norms, as is usual where models are quantised.
+    bfloat16 rounds every weight. Integers round the matrices of the decoder layers, not the
+    embeddings, the head and the norms, as is usual where models are quantised.
     """
     if rounding == "bfloat16":
+        # Each weight is rounded by itself: any dimension serves.
         input_dims = dict.fromkeys(base.model.parameters(), 0)
     else:
         input_dims = _layer_matrices(base)
+
+    # Only the data changes hands: hooks, ties and the split model keep their parameters.
     original = [(parameter, parameter.data) for parameter in input_dims]
     try:
         for parameter, input_dim in input_dims.items():
@@ -166,7 +184,7 @@ def _layer_matrices(base: SplitModel) -> dict[nn.Parameter, int]:
 
 
 def float32_head(base: SplitModel) -> Head:
-    """The model's head in float32: the same weights, logits without rounding to the model's dtype."""
+    """The model's head in float32: the same weights, but logits that are not rounded."""
     head = base.head
     bias_V = None if head.bias_V is None else head.bias_V.float()
     return head._replace(weight_VD=head.weight_VD.float(), bias_V=bias_V)

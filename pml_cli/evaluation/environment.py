@@ -14,9 +14,14 @@ PACKAGES = ("pml-cli", "torch", "transformers", "peft", "numpy", "pandas", "hydr
 
 
 def environment(base: SplitModel) -> dict[str, Any]:
-    """Versions, machine, and the hash of the base's weights: the body of env.json but for the tokens."""
+    """Versions, machine, and the hash of the base's weights.
+
+    Returns:
+        the body of env.json, but for the hash of the samples.
+    """
     versions = {name: _version(name) for name in PACKAGES}
     versions["python"] = platform.python_version()
+
     return {
         "versions": versions,
         "platform": platform.platform(),
@@ -36,9 +41,11 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of pml's checkout; None if it is installed otherwise."""
+    # An installed wheel lies in no checkout.
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
+
     command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)

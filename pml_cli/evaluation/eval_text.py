@@ -1,9 +1,12 @@
-"""Text for measuring forgetting: text that a run was not trained on, and random tokens, in windows. Without torch."""
+"""Text for measuring forgetting, in windows: text that a run was not trained on, and random tokens.
+
+Without torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -28,7 +31,8 @@ SHARED = 16
 # Seed of the random tokens: no run's own.
 RANDOM_SEED = 2**61 + 1
 
-Tokens: TypeAlias = Sequence[int]
+Ids: TypeAlias = tuple[int, ...]
+"""Token ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Pool:
     reason: str = ""
     """Why there are no windows."""
 
-    def windows_without(self, targets: Sequence[Tokens], tokens: int) -> list[Sample]:
+    def windows_without(self, targets: Iterable[Sequence[int]], tokens: int) -> list[Sample]:
         """Windows that share no `SHARED` consecutive tokens with any target.
 
         They are spread evenly over the text: the same for all runs that learn the same targets.
@@ -50,31 +54,36 @@ class Pool:
             targets: what a run was trained on.
             tokens: scored tokens in all; fewer are returned where there are no more.
         """
-        known: set[tuple[int, ...]] = set()
+        known: set[Ids] = set()
         for target in targets:
             known |= _ngrams(tuple(target), min(SHARED, len(target)))
+        # Targets shorter than SHARED count whole.
         sizes = {len(ngram) for ngram in known}
 
-        unshared = [
-            window
-            for window in self.windows
-            if not any(_ngrams(window.target, size) & known for size in sizes)
-        ]
+        unshared = []
+        for window in self.windows:
+            ngrams = [_ngrams(window.target, size) for size in sizes]
+            if all(known.isdisjoint(of_size) for of_size in ngrams):
+                unshared.append(window)
+
         count = min(len(unshared), -(-tokens // WINDOW))
         if count == 0:
             return []
-        spread = np.linspace(0, len(unshared) - 1, count).round()
-        return _truncated([unshared[int(i)] for i in spread], tokens)
+        last = len(unshared) - 1
+        positions = np.linspace(0, last, count).round()
+        return _truncated([unshared[int(i)] for i in positions], tokens)
 
 
+# The windows of a text are asked for once a run.
 @lru_cache(maxsize=4096)
-def _ngrams(tokens: tuple[int, ...], size: int) -> frozenset[tuple[int, ...]]:
+def _ngrams(tokens: Ids, size: int) -> frozenset[Ids]:
     """All runs of `size` consecutive tokens."""
-    return frozenset(tokens[i : i + size] for i in range(len(tokens) - size + 1))
+    starts = range(len(tokens) - size + 1)
+    return frozenset(tokens[start : start + size] for start in starts)
 
 
 def _truncated(windows: Sequence[Sample], tokens: int) -> list[Sample]:
-    """The windows cut to so many scored tokens in all."""
+    """The first windows, with so many scored tokens in all: the last one may be cut."""
     truncated: list[Sample] = []
     remaining = tokens
     for window in windows:
@@ -94,35 +103,53 @@ def text_pool(model: Model, path: str | None) -> Pool:
     Raises:
         UserError: the file cannot be read.
     """
+    # A model of random weights has a config alone.
     has_no_files = model.weights == "random" and model.architecture
     if has_no_files or not locate(model, "tokenizer.json"):
         return Pool(reason=f"model={model.name} has no tokenizer")
+
     try:
         source = TextData(path=path).open(model)
     except UserError as error:
         # The option is named otherwise here.
         message = str(error).replace("data.path=", "text=").replace("data=text: ", "text: ")
         raise UserError(message) from error
+
     (text,) = source.cut(source.max_tokens or 0)
     return _windowed(text, model)
 
 
 def random_pool(model: Model, tokens: int) -> Pool:
-    """Windows of uniform random tokens, enough for `tokens` scored ones."""
+    """Windows of uniform random tokens.
+
+    Args:
+        model: whose vocabulary they are drawn from.
+        tokens: scored tokens that there must be at least.
+    """
     count = max(1, -(-tokens // WINDOW))
-    (text,) = RandomData(seed=RANDOM_SEED).open(model).cut(count * WINDOW)
+    source = RandomData(seed=RANDOM_SEED).open(model)
+    (text,) = source.cut(count * WINDOW)
     return _windowed(text, model)
 
 
 def _windowed(text: Sample, model: Model) -> Pool:
+    """The windows of one long text, each after the text's own prompt."""
     size = min(WINDOW, model_dims(model).context - len(text.prompt))
-    starts = range(0, max(1, len(text.target) - size + 1), size)
-    windows = tuple(Sample(text.prompt, text.target[i : i + size]) for i in starts)
-    return Pool(windows=windows, hash=hashlib.sha256(repr(windows).encode()).hexdigest()[:16])
+    # Whole windows only, but at least one: a short text is one short window.
+    last_start = max(0, len(text.target) - size)
+    windows = tuple(
+        Sample(text.prompt, text.target[start : start + size])
+        for start in range(0, last_start + 1, size)
+    )
+    digest = hashlib.sha256(repr(windows).encode())
+    return Pool(windows=windows, hash=digest.hexdigest()[:16])
 
 
-def trained_targets(run: Run, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
-    """What a run must not be tested on: its targets, and of mixed data the text under its random tokens."""
+def trained_targets(run: Run, samples: Iterable[Sample]) -> list[Ids]:
+    """What a run must not be tested on.
+
+    Its targets, and of mixed data also the text under the random tokens.
+    """
     targets = [sample.target for sample in samples]
     for data in run.data.overlapping():
         source = source_of(Run(model=run.model, data=data))

@@ -1,19 +1,17 @@
 """What an adapter gains on held-out samples of the source that it was trained on.
 
-That gain is knowledge of the source (its vocabulary, the form of its facts), not memory of the target: the part of dL that
-is there at any rank and length, the offset b of the law.
+That gain is knowledge of the source (its vocabulary, the form of its facts), not memory of the
+target: the part of dL that is there at any rank and length, the offset b of the law.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.split_model import SplitModel
+from pml_cli.training.batches import SamplesByCell
 from pml_cli.training.scoring import PackInputs, cell_chunks, scored_hidden, zero_adapters
 
 NOT_MEASURED: dict[str, float | None] = {"control_base_loss": None, "control_gain": None}
@@ -21,7 +19,7 @@ NOT_MEASURED: dict[str, float | None] = {"control_base_loss": None, "control_gai
 
 @torch.no_grad()
 def measure(
-    base: SplitModel, bank: AdapterBank, cells: Sequence[Sequence[Sample]]
+    base: SplitModel, bank: AdapterBank, cells: SamplesByCell
 ) -> list[dict[str, float | None]]:
     """Loss of the base on held-out samples, and what the adapter gains there, in nats per token.
 
@@ -34,9 +32,12 @@ def measure(
         control_base_loss and control_gain of each cell; None where it has no such samples.
     """
     results = [dict(NOT_MEASURED) for _ in cells]
+
     for chunk in cell_chunks(cells):
         adapters = bank.select(chunk)
+        # The layers below the adapters are the same with and without them.
         inputs = PackInputs(base, adapters, [cells[k] for k in chunk])
+
         base_losses = _mean_nll(base, zero_adapters(bank, chunk), inputs)
         adapted_losses = _mean_nll(base, adapters, inputs)
         for k, base_loss, loss in zip(chunk, base_losses, adapted_losses, strict=True):

@@ -1,4 +1,4 @@
-"""Rounding of weights to the types that they are stored in when deployed: bfloat16, or integers with a scale.
+"""Rounding of weights as they are stored when deployed: bfloat16, or integers with a scale.
 
 The values are rounded and keep their dtype, so that what is measured is the rounding alone.
 """
@@ -19,7 +19,7 @@ INT4_LEVELS = 7
 
 
 def to_bfloat16(weight: Tensor, input_dim: int) -> Tensor:
-    """Each weight rounded to the nearest number with 8 significant bits; `input_dim` does not matter."""
+    """Each weight rounded to 8 significant bits; `input_dim` does not matter."""
     return weight.to(torch.bfloat16).to(weight.dtype)
 
 
@@ -43,9 +43,14 @@ def to_levels(weight: Tensor, input_dim: int, levels: int) -> Tensor:
         input_dim: the dimension that a product sums over; the other dimensions are output channels.
         levels: the largest integer.
     """
+    # Half precision would round the quotient before it is rounded to an integer.
     precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
     scale = precise.abs().amax(input_dim, keepdim=True) / levels
-    integers = torch.round(precise / torch.where(scale > 0, scale, 1.0)).clamp(-levels, levels)
+
+    # A channel of zeros stays zero.
+    divisor = torch.where(scale > 0, scale, 1.0)
+    # torch.round goes to the even neighbour, as inference kernels do.
+    integers = torch.round(precise / divisor).clamp(-levels, levels)
     return (integers * scale).to(weight.dtype)
 
 

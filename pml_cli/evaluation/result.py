@@ -19,6 +19,13 @@ from pml_cli.training.batches import SampleOrder
 from pml_cli.training.scores import summarise
 from pml_cli.training.trainer import Cell
 
+NOT_MEASURED: dict[str, Any] = {
+    "free_accuracy": None,
+    "free_exact_match": None,
+    "unseen_exact_match": None,
+    **held_out_gain.NOT_MEASURED,
+}
+
 
 def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
     """The body of result.json, but for `extra_measures` and times.
@@ -34,11 +41,14 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
     assert cell.initial is not None
     assert cell.final is not None
     assert cell.adapter is not None
+
     run = cell.run
     summary = summarise(cell.final)
     tokens = len(cell.final.nll)
     base_loss = float(cell.initial.nll.mean())
     delta_loss = base_loss - summary["final_loss"]
+
+    # Known only where the distribution of the source is: random tokens.
     source_nats = source_of(run).entropy
     bits_memorised = None
     if source_nats is not None:
@@ -75,7 +85,8 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
 
 
 def _steps_to_recall(cell: Cell) -> int | None:
-    """The first logged step at which every target token is predicted correctly; None: there is none."""
+    """The first logged step at which every target token is predicted correctly, if any."""
+    # Recall may be lost again later: the first time counts.
     logged = pd.concat(cell.logged)
     steps = logged["step"].to_numpy(int)
     failed_steps = steps[~logged["correct"].to_numpy(bool)]
@@ -87,53 +98,70 @@ def _tokens_seen(plan: CellPlan, steps: int) -> int:
     """Target tokens that the training has scored, each as often as it was."""
     train = plan.run.train
     lengths = [len(sample.target) for sample in plan.samples]
+    # The same draws as in the training: the order depends on nothing else.
     order = SampleOrder(len(lengths), train.batch, plan.run.seed, train.curriculum)
     if order.is_full_batch:
         return steps * sum(lengths)
-    return sum(lengths[i] for _ in range(steps) for i in order.next())
+
+    tokens = 0
+    for _ in range(steps):
+        tokens += sum(lengths[i] for i in order.next())
+    return tokens
 
 
 def extra_measures(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Measures that need another pass over the model, of cells that have just left their pack.
 
     Returns:
-        of each cell free-running recall, recall of test samples and the gain on held-out samples; None where they are not
-        measured. All cells are decoded as one batch.
+        of each cell free-running recall, recall of test samples and the gain on held-out samples;
+        None where they are not measured. All cells are decoded as one batch.
     """
-    results: list[dict[str, Any]] = [
-        {
-            "free_accuracy": None,
-            "free_exact_match": None,
-            "unseen_exact_match": None,
-            **held_out_gain.NOT_MEASURED,
-        }
-        for _ in cells
-    ]
-    trained = [k for k, cell in enumerate(cells) if cell.failure is None]
-    decoded = [k for k in trained if cells[k].run.train.decode]
+    results = {id(cell): {**NOT_MEASURED} for cell in cells}
+
+    # An adapter that has failed has weights, but no numbers worth having.
+    trained = [cell for cell in cells if cell.failure is None]
+    decoded = [cell for cell in trained if cell.run.train.decode]
     if decoded:
-        for k, recall in zip(decoded, _recall(base, [cells[k] for k in decoded]), strict=True):
-            results[k] |= recall
+        for cell, recall in zip(decoded, _recall(base, decoded), strict=True):
+            results[id(cell)] |= recall
     if trained:
-        held_out = [source_of(cells[k].run).held_out(cells[k].run.seqlen) for k in trained]
-        gains = held_out_gain.measure(base, _bank([cells[k] for k in trained]), held_out)
-        for k, gain in zip(trained, gains, strict=True):
-            results[k] |= gain
-    return results
+        for cell, gain in zip(trained, _gains(base, trained), strict=True):
+            results[id(cell)] |= gain
+    return [results[id(cell)] for cell in cells]
+
+
+def _gains(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, float | None]]:
+    """The gain of trained cells on held-out samples of their sources."""
+    held_out = []
+    for cell in cells:
+        source = source_of(cell.run)
+        held_out.append(source.held_out(cell.run.seqlen))
+    return held_out_gain.measure(base, _bank(cells), held_out)
 
 
 def _recall(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Free-running recall of trained cells, and of the test samples of their sources."""
     bank = _bank(cells)
-    scores = [cell.final for cell in cells if cell.final is not None]
-    recall = decoding.measure(base, bank, [cell.samples for cell in cells], scores)
-    test_recall = decoding.measure(base, bank, [source_of(cell.run).test_samples for cell in cells])
-    return [
-        {**ours, "unseen_exact_match": test["free_exact_match"]}
-        for ours, test in zip(recall, test_recall, strict=True)
-    ]
+    scores = []
+    for cell in cells:
+        assert cell.final is not None
+        scores.append(cell.final)
+    samples = [cell.samples for cell in cells]
+    recall = decoding.measure(base, bank, samples, scores)
+
+    # Nothing is known of these: they were never scored.
+    test_samples = [source_of(cell.run).test_samples for cell in cells]
+    test_recall = decoding.measure(base, bank, test_samples)
+    results = []
+    for own, test in zip(recall, test_recall, strict=True):
+        results.append({**own, "unseen_exact_match": test["free_exact_match"]})
+    return results
 
 
 def _bank(cells: Sequence[Cell]) -> AdapterBank:
     """The adapters of trained cells as one bank."""
-    return stack([cell.adapter for cell in cells if cell.adapter is not None])
+    banks = []
+    for cell in cells:
+        assert cell.adapter is not None
+        banks.append(cell.adapter)
+    return stack(banks)

@@ -1,4 +1,7 @@
-"""Robustness: one finished run under every condition. What it recalls, what is lost, and what it does to other text."""
+"""Robustness: finished runs under every condition.
+
+What a run recalls, what is lost, and what its adapter does to other text.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,9 @@ from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.stats import LN2
+from pml_cli.training.batches import SamplesByCell
 from pml_cli.training.limits import EVALUATION_TOKENS
-from pml_cli.training.scores import Scores, summarise, violations
+from pml_cli.training.scores import Scores, first_true, summarise, violations
 from pml_cli.training.scoring import PackInputs, score_cells
 
 # Merged matrices that exist at once.
@@ -57,8 +61,11 @@ TEXTS = ("text", "random")
 Chunk: TypeAlias = list[tuple[EvalRun, AdapterBank]]
 """Runs that are measured together, each with its adapter, a bank of one."""
 
-OnMeasured: TypeAlias = Callable[[list[tuple[EvalRun, dict[str, Any]]]], None]
-"""Called with the runs of a chunk and their results."""
+Measured: TypeAlias = tuple[EvalRun, dict[str, Any]]
+"""A run and its result."""
+
+OnMeasured: TypeAlias = Callable[[list[Measured]], None]
+"""Called with the runs of a chunk."""
 
 
 def measure(
@@ -73,45 +80,57 @@ def measure(
         on_measured: called with each chunk of runs that is done.
 
     Raises:
-        UserError: a model cannot be loaded, has other weights than it had, or an adapter does not fit.
+        UserError: a model cannot be loaded, has other weights than it had, or an adapter does not
+            fit.
     """
     by_model: dict[str, list[EvalRun]] = {}
     for run in runs:
         model = dataclasses.replace(run.run.model, device=device)
         by_model.setdefault(repr(model), []).append(run)
 
+    # The runs of one model together: it is loaded once.
     for group in by_model.values():
         model = dataclasses.replace(group[0].run.model, device=device)
         base = load_model(model)
         _check_weights(base, group)
+
         base_bf16 = base
         if base.dtype != torch.bfloat16:
             base_bf16 = load_model(dataclasses.replace(model, dtype="bfloat16"))
+
         for chunk in _chunks(base, group):
             results = _measure_chunk(base, base_bf16, chunk, decode_freely)
-            on_measured([(run, result) for (run, _), result in zip(chunk, results, strict=True)])
+            chunk_runs = [run for run, _ in chunk]
+            on_measured(list(zip(chunk_runs, results, strict=True)))
 
 
 def _check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:
+    # Margins on other weights would say nothing about the run.
     weights = base.weights_hash()
     for run in runs:
         if run.weights != weights:
             raise UserError(
-                f"{run.adapter.parent}: trained on other weights of model={run.run.model.name} than those here "
-                "(or by a pml that hashed otherwise: train it again)"
+                f"{run.adapter.parent}: trained on other weights of model={run.run.model.name} "
+                "than those here (or by a pml that hashed otherwise: train it again)"
             )
 
 
 def _chunks(base: SplitModel, runs: Sequence[EvalRun]) -> Iterator[Chunk]:
-    """Runs whose adapters sit on the same modules, as many as fit into one evaluation; those of a text side by side."""
+    """Runs whose adapters sit on the same modules, as many as fit into one evaluation.
+
+    Those that learned the same text come side by side: they share rows of the prefix.
+    """
     by_sites: dict[str, Chunk] = {}
     for run in runs:
         bank = _load_adapter(base, run)
-        by_sites.setdefault(repr(list(bank.sites)), []).append((run, bank))
+        sites = repr(list(bank.sites))
+        by_sites.setdefault(sites, []).append((run, bank))
 
     for loaded in by_sites.values():
+        loaded.sort(key=lambda item: (_tokens(item[0]), item[0].run.data.seed))
         chunk: Chunk = []
-        for run, bank in sorted(loaded, key=lambda item: (_tokens(item[0]), item[0].run.data.seed)):
+        for run, bank in loaded:
+            # Of equal size: the tokens and merged matrices of all of them exist at once.
             count = len(chunk) + 1
             too_large = (
                 count * _tokens(run) > EVALUATION_TOKENS
@@ -126,7 +145,8 @@ def _chunks(base: SplitModel, runs: Sequence[EvalRun]) -> Iterator[Chunk]:
 
 def _tokens(run: EvalRun) -> int:
     """Input tokens of all its samples, padded."""
-    return len(run.samples) * max(len(s.prompt) + len(s.target) for s in run.samples)
+    longest = max(len(sample.prompt) + len(sample.target) for sample in run.samples)
+    return len(run.samples) * longest
 
 
 def _load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
@@ -138,6 +158,7 @@ def _load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
         seeds=[settings.seed],
         dtype=base.adapter_dtype,
     )
+
     try:
         bank.load(0, run.adapter)
     except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
@@ -149,16 +170,26 @@ def _load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
 def _measure_chunk(
     base: SplitModel, base_bf16: SplitModel, chunk: Chunk, decode_freely: bool
 ) -> list[dict[str, Any]]:
-    """The entry of each run in lasting.json: `conditions`, `offenders` and `damage`."""
+    """The entry of each run in lasting.json: `conditions`, `offenders` and `damage`.
+
+    Args:
+        base: the model in its own dtype.
+        base_bf16: the model in bfloat16.
+        chunk: the runs.
+        decode_freely: whether to decode in bfloat16 beside teacher forcing.
+    """
     runs = [run for run, _ in chunk]
     bank = stack([bank for _, bank in chunk])
     samples = [run.samples for run in runs]
+
     inputs_bf16 = PackInputs(base_bf16, bank, samples)
     by_condition = _scores_by_condition(base, base_bf16, bank, samples, inputs_bf16)
 
     bank_bf16 = deploy(base_bf16, bank, BY_NAME[BF16])
     scores_float32_head = score_cells(base_bf16, bank_bf16, inputs_bf16, float32_head(base_bf16))
-    decoded: Sequence[list[list[int]] | None] = [None] * len(runs)
+
+    # A streamed model would be read once a token.
+    decoded: list[Any] = [None] * len(runs)
     if decode_freely and not base_bf16.stream:
         decoded = decode(base_bf16, bank_bf16, samples)
 
@@ -166,47 +197,63 @@ def _measure_chunk(
     for k, run in enumerate(runs):
         trained = by_condition[TRAINED][k]
         bf16 = by_condition[BF16][k]
-        conditions: dict[str, Any] = {
-            name: condition_row(scores[k], trained) for name, scores in by_condition.items()
-        }
+
+        conditions: dict[str, Any] = {}
+        for name, scores in by_condition.items():
+            conditions[name] = condition_row(scores[k], trained)
         for condition in CONDITIONS:
-            conditions.setdefault(condition.name, {"status": _reason(bank, condition)})
+            reason = _obstacle(base, bank, condition)
+            if reason:
+                conditions[condition.name] = {"status": reason}
+
         conditions[BF16] |= free_decoding_row(run.samples, bf16, decoded[k])
-        offenders = violating_tokens(run.samples, trained, bf16, scores_float32_head[k], decoded[k])
+        offenders = violating_tokens(
+            run.samples,
+            trained=trained,
+            bf16=bf16,
+            bf16_float32_head=scores_float32_head[k],
+            decoded=decoded[k],
+        )
         results.append({"conditions": conditions, "offenders": offenders, "damage": {}})
 
     for name in TEXTS:
-        measured = forgetting.measure(base, bank, [run.texts[name] for run in runs])
+        texts = [run.texts[name] for run in runs]
+        measured = forgetting.measure(base, bank, texts)
         for result, damage in zip(results, measured, strict=True):
             result["damage"][name] = damage
     return results
 
 
-def _is_measurable(base: SplitModel, bank: AdapterBank, condition: Condition) -> bool:
-    if condition.merged and not is_mergeable(bank):
-        return False
-    return not (condition.base and base.stream)
-
-
-def _reason(bank: AdapterBank, condition: Condition) -> str:
-    """Why a condition is not measured."""
+def _obstacle(base: SplitModel, bank: AdapterBank, condition: Condition) -> str:
+    """Why a condition cannot be measured; empty if it can."""
     if condition.merged and not is_mergeable(bank):
         return f"{NOT_MERGEABLE}: {NOT_MERGEABLE_REASON}"
-    return "not measured: a model that is read one layer at a time keeps no rounded weights"
+    if condition.base and base.stream:
+        return "not measured: a model that is read one layer at a time keeps no rounded weights"
+    return ""
 
 
 def _scores_by_condition(
     base: SplitModel,
     base_bf16: SplitModel,
     bank: AdapterBank,
-    cells: Sequence[Sequence[Sample]],
+    cells: SamplesByCell,
     inputs_bf16: PackInputs,
 ) -> dict[str, list[Scores]]:
-    """Scores of each cell under every condition that can be measured."""
+    """Scores of each cell under every condition that can be measured.
+
+    Args:
+        base: the model in its own dtype.
+        base_bf16: the model in bfloat16.
+        bank: the adapters of the cells.
+        cells: the samples of each cell.
+        inputs_bf16: these samples for the model in bfloat16.
+    """
     inputs = PackInputs(base, bank, cells)
     by_condition: dict[str, list[Scores]] = {}
+
     for condition in CONDITIONS:
-        if not _is_measurable(base, bank, condition):
+        if _obstacle(base, bank, condition):
             continue
         if condition.bf16:
             adapters = deploy(base_bf16, bank, condition)
@@ -236,12 +283,15 @@ def condition_row(scores: Scores, trained: Scores) -> dict[str, Any]:
     margin_loss = (trained.margin - scores.margin)[correct_before]
     lost = correct_before & ~scores.correct
 
-    recalled = [
-        sample
-        for sample in np.unique(trained.sample)
-        if correct_before[trained.sample == sample].all()
-    ]
-    still_recalled = sum(bool(scores.correct[scores.sample == sample].all()) for sample in recalled)
+    recalled = 0
+    still_recalled = 0
+    for sample in np.unique(trained.sample):
+        of_sample = trained.sample == sample
+        if correct_before[of_sample].all():
+            recalled += 1
+            still_recalled += bool(scores.correct[of_sample].all())
+
+    root_mean_square = float(np.sqrt(np.mean(margin_loss**2))) if len(margin_loss) else None
     correct_margins = scores.margin[scores.correct]
     return {
         "status": "measured",
@@ -250,20 +300,23 @@ def condition_row(scores: Scores, trained: Scores) -> dict[str, Any]:
         "lost": int(lost.sum()),
         "won": int((~correct_before & scores.correct).sum()),
         "lost_above": int((lost & (trained.nll < LN2)).sum()),
-        "kept_whole": still_recalled / len(recalled) if recalled else None,
+        "kept_whole": still_recalled / recalled if recalled else None,
         "least_margin": float(scores.margin.min()),
         "least_right_margin": float(correct_margins.min()) if len(correct_margins) else None,
-        "shift_rms": float(np.sqrt(np.mean(margin_loss**2))) if len(margin_loss) else None,
+        "shift_rms": root_mean_square,
         "fall_worst": float(margin_loss.max()) if len(margin_loss) else None,
     }
 
 
 def free_decoding_row(
-    samples: Sequence[Sample], scores: Scores, decoded: Sequence[Sequence[int]] | None
+    samples: Sequence[Sample],
+    scores: Scores,
+    decoded: Sequence[Sequence[int]] | None,
 ) -> dict[str, Any]:
     """Free decoding in bfloat16: recall, and violations.
 
-    A violation is also where decoding leaves a text although teacher forcing had the token right with p > 0.5.
+    A violation is also where decoding leaves a text although teacher forcing had the token right
+    with p > 0.5.
 
     Args:
         samples: of one cell.
@@ -272,9 +325,11 @@ def free_decoding_row(
     """
     if decoded is None:
         return {"free_exact_match": None}
+
     broken = 0
     matches = []
-    for s, (tokens, sample) in enumerate(zip(decoded, samples, strict=True)):
+    for s, sample in enumerate(samples):
+        tokens = decoded[s]
         broken += _broken_promise(scores, s, tokens, sample) is not None
         matches.append(tuple(tokens) == sample.target)
     return {
@@ -284,22 +339,37 @@ def free_decoding_row(
 
 
 def _broken_promise(scores: Scores, s: int, decoded: Sequence[int], sample: Sample) -> int | None:
-    """Index into the scores of a sample's first wrong token, if teacher forcing has it right with p > 0.5."""
-    wrong = np.flatnonzero(np.array(decoded) != np.array(sample.target))
-    if len(wrong) == 0:
+    """Index of a sample's first wrong token, if teacher forcing has it right with p > 0.5.
+
+    Args:
+        scores: of all samples of the cell.
+        s: index of the sample.
+        decoded: its token ids as decoded.
+        sample: the sample.
+
+    Returns:
+        an index into the scores; None if teacher forcing did not promise the token.
+    """
+    first_wrong = first_true(np.array(decoded) != np.array(sample.target))
+    if first_wrong is None:
         return None
-    i = int(np.flatnonzero(scores.sample == s)[wrong[0]])
+
+    of_sample = np.flatnonzero(scores.sample == s)
+    i = int(of_sample[first_wrong])
     return i if scores.correct[i] and scores.nll[i] < LN2 else None
 
 
 def violating_tokens(
     samples: Sequence[Sample],
+    *,
     trained: Scores,
     bf16: Scores,
     bf16_float32_head: Scores,
     decoded: Sequence[Sequence[int]] | None,
 ) -> list[dict[str, Any]]:
-    """Tokens with p > 0.5, as trained or in bfloat16, that bfloat16 decodes wrongly, each with its cause.
+    """Tokens with p > 0.5 that bfloat16 decodes wrongly, each with its cause.
+
+    p as trained or in bfloat16, whichever is larger.
 
     Args:
         samples: of one cell.
@@ -308,20 +378,25 @@ def violating_tokens(
         bf16_float32_head: the same with logits in float32.
         decoded: token ids of each sample, decoded freely in bfloat16; None: not decoded.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     above_threshold = np.minimum(trained.nll, bf16.nll) < LN2
-    for i in np.flatnonzero(~bf16.correct & above_threshold):
+    for i in np.flatnonzero(~bf16.correct & above_threshold).tolist():
+        # With exact logits the token is wrong too: it is the hidden states that were rounded.
         if not bf16_float32_head.correct[i]:
             cause = "the hidden states, rounded to bfloat16"
         elif bf16.margin[i] == 0:
             cause = "the logits, rounded to bfloat16: a tie, and the lower id is taken"
         else:
             cause = "the logits, rounded to bfloat16"
-        rows.append(_token_row(trained, bf16, int(i), int(bf16.argmax_id[i]), cause))
+
+        decoded_id = int(bf16.argmax_id[i])
+        rows.append(_token_row(trained, bf16, i, decoded_id, cause))
 
     if decoded is None:
         return rows
-    for s, (tokens, sample) in enumerate(zip(decoded, samples, strict=True)):
+
+    for s, sample in enumerate(samples):
+        tokens = decoded[s]
         broken = _broken_promise(bf16, s, tokens, sample)
         if broken is not None:
             cause = (
@@ -335,6 +410,7 @@ def violating_tokens(
 def _token_row(
     trained: Scores, bf16: Scores, i: int, decoded_id: int, cause: str
 ) -> dict[str, Any]:
+    """A token of `violating_tokens`, by its index into the scores."""
     return {
         "sample": int(bf16.sample[i]),
         "position": int(bf16.position[i]),

@@ -52,6 +52,7 @@ def training_flops(pack: Pack) -> float:
     prefix = work.prefix_tokens * work.forward_flops(work.first_layer + 1)
     steps = work.steps * work.mean_batch_fill * step_flops(pack)
 
+    # Evaluations score every sample, and pass no gradient.
     token = work.forward_flops(len(work.upper_layers)) + work.adapter_flops
     evaluation = work.all_tokens * token + work.all_scored_tokens * work.head_flops
     return prefix + steps + work.evaluations * evaluation
@@ -82,6 +83,7 @@ def peak_memory(pack: Pack) -> int:
         - work.shape.untied_input_weights
         + len(work.upper_layers) * work.shape.layer_weights
     )
+    # The prefix is computed layer by layer before the training, then moved into its cache.
     computing_prefix = work.adapter_bytes() + work.streamed_prefix_bytes()
     assembling_cache = 2 * work.cached_tensors * work.prefix_state_bytes()
     return round(weights * work.number_bytes + max(training, computing_prefix, assembling_cache))
@@ -98,6 +100,7 @@ def _compute_bytes(work: PackWork, pack: Pack) -> float:
     in_one_layer = work.step_tokens * (recomputed + layer)
     step = saved_bytes(pack) + residual_stream + max(logits, in_one_layer)
 
+    # An evaluation takes whole rows, at least one of each cell.
     row_of_each_cell = len(pack.cells) * work.row_tokens
     evaluated_tokens = min(work.all_tokens, max(EVALUATION_TOKENS, row_of_each_cell))
     return max(step, evaluated_tokens * layer + logits)
@@ -296,6 +299,7 @@ class PackWork:
         attention = self._saved_by_attention()
         mlp = self.shape.mlp_width * self.number_bytes * self.shape.family.saved_mlp_activations
         norm = self._saved_by_norm()
+        # Sandwich norms also follow attention and MLP.
         is_sandwich = self.shape.family.norms_outputs
 
         by_layer = {}
@@ -338,7 +342,7 @@ class PackWork:
         return self.shape.hidden * (self.float32_bytes if in_float32 else self.number_bytes)
 
     def _saved_outside_layers(self) -> float:
-        """Of the last norm, of one that follows an adapted MLP, and the input of a block adapter."""
+        """The last norm, one that follows an adapted MLP, and the input of a block adapter."""
         norms = 2 if self.is_block and self.shape.family.norms_outputs else 1
         saved = norms * self._saved_by_norm()
         # In float32 and above, a block adapter reads the prefix cache itself.

@@ -23,6 +23,7 @@ def local_devices(count: int, runs: Sequence[Run]) -> list[str]:
     """
     needs_gpu = any(device_kind(run.model.device) == "cuda" for run in runs)
     gpus = visible_gpus() if needs_gpu else []
+
     if gpus:
         # Workers in excess of the GPUs share them.
         return [gpus[i % len(gpus)] for i in range(count or len(gpus))]

@@ -102,7 +102,11 @@ def plan_sweep(request: Request, *, retry: bool = True) -> SweepPlan:
 
 def _ended_before(out: Path, cells: Sequence[CellPlan]) -> tuple[set[str], list[RunFolder]]:
     """Ids of the cells that are done, and folders of those that failed."""
-    existing = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    # One listing is quicker than a look into each of thousands of folders that do not exist.
+    existing: set[str] = set()
+    if out.is_dir():
+        existing = {path.name for path in out.iterdir()}
+
     done = set()
     failed = []
     for cell in cells:
@@ -135,21 +139,30 @@ def train_sweep(
         return Outcome(ending=Ending.COMPLETE, trained=False)
 
     launch = plan.request.launch
+    # Nothing is written before these two have passed.
     launch.check_available()
     try:
         check_models(plan.todo, on_this_machine=not launch.remote)
     except KeyboardInterrupt:
-        stopped = Stopped("SIGINT", signal.SIGINT)
         return Outcome(
-            ending=Ending.STOPPED, stopped=stopped, message=RESUME_HINT, trained=bool(plan.done)
+            ending=Ending.STOPPED,
+            stopped=Stopped("SIGINT", signal.SIGINT),
+            message=RESUME_HINT,
+            # Earlier runs of the sweep are still worth a table.
+            trained=bool(plan.done),
         )
 
     with disk_faults(plan.out):
         manifest = SweepManifest.write(plan.out, plan.packs, plan.packing)
         with _forgotten_failures(plan.out, plan.failed if plan.retry else []):
-            job = SweepJob(out=plan.out, manifest=manifest, packs=plan.packs, fail_fast=fail_fast)
-            waits = launch.waits if wait is None else wait
-            return _run(launch.executor(job), observer, waits)
+            job = SweepJob(
+                out=plan.out,
+                manifest=manifest,
+                packs=plan.packs,
+                fail_fast=fail_fast,
+            )
+            executor = launch.executor(job)
+            return _run(executor, observer, launch.waits if wait is None else wait)
 
 
 def _run(executor: Executor, observer: RunObserver, wait: bool) -> Outcome:

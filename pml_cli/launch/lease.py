@@ -99,7 +99,10 @@ class WorkerLease:
             "stale": stale_seconds,
             "started": time.time(),
         }
-        self._cancel_notes = [self.folder / "cancel" / name for name in (self.name, launch) if name]
+        cancel = self.folder / "cancel"
+        self._cancel_notes = [cancel / self.name]
+        if launch:
+            self._cancel_notes.append(cancel / launch)
         self._verdicts: dict[str, tuple[float, bool]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(
@@ -190,6 +193,7 @@ class WorkerLease:
                 return True
 
             successor = self._last_successor(holder)
+            # Only the successor of a dead process removes its locks; then all may try again.
             if successor == self.name:
                 lock.unlink(missing_ok=True)
             elif self.is_alive(successor):
@@ -205,11 +209,16 @@ class WorkerLease:
 
     def holds(self, cell: str) -> bool:
         """Whether this process still holds a cell; never once it was declared dead."""
-        return not self.check_fenced() and _link_target(self.folder / "locks" / cell) == self.name
+        if self.check_fenced():
+            return False
+        return _link_target(self.folder / "locks" / cell) == self.name
 
     def check_fenced(self) -> bool:
         """Look whether another process declared this one dead; also kept in `fenced`."""
-        self.fenced = self.fenced or _link_target(self.folder / "dead" / self.name) is not None
+        # Fencing is final, so that the disk is asked no more.
+        if not self.fenced:
+            successor = _link_target(self.folder / "dead" / self.name)
+            self.fenced = successor is not None
         return self.fenced
 
     def _last_successor(self, holder: str) -> str:
@@ -236,7 +245,8 @@ class WorkerLease:
 
     def check_cancelled(self) -> bool:
         """Look whether this process was asked to end; also kept in `cancelled`."""
-        self.cancelled = self.cancelled or any(note.exists() for note in self._cancel_notes)
+        if not self.cancelled:
+            self.cancelled = any(note.exists() for note in self._cancel_notes)
         return self.cancelled
 
     def cancel_launch(self) -> None:

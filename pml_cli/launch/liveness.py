@@ -1,4 +1,4 @@
-"""Whether a process of a results folder is alive, judged from the record that it keeps in the folder.
+"""Whether a process of a results folder is alive, judged from the record that it keeps there.
 
 A process of this machine is dead when it is gone. An earlier start of a requeued Slurm job is dead.
 Any other process is dead when its last heartbeat is older than its `stale` seconds; both times are
@@ -25,6 +25,9 @@ STALE_SECONDS = 120.0
 START_TIME_TOLERANCE = 3.0
 
 Record = dict[str, Any]
+
+# What every record has, beside what tells whether its process is alive.
+RECORD_KEYS = {"name", "kind", "host", "pid", "shown"}
 
 
 @lru_cache(maxsize=1)
@@ -58,6 +61,7 @@ def _slurm_job() -> Record | None:
 @lru_cache(maxsize=1)
 def _machine() -> str:
     """The machine since its last boot, and the namespace of process ids within it."""
+    # Without them (on macOS) the hardware address has to do.
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     machine = boot_id.read_text("utf-8").strip() if boot_id.exists() else f"{uuid.getnode():x}"
@@ -83,13 +87,19 @@ def is_alive(
     if record.get("place") == _machine():
         return _runs_here(record)
 
+    # Slurm runs one start of a job at a time.
     owner = record.get("slurm")
-    same_job = bool(slurm_job and owner and slurm_job["job"] == owner["job"])
-    if same_job and slurm_job and owner and slurm_job["restart"] > owner["restart"]:
+    if slurm_job and owner and _is_earlier_start(owner, slurm_job):
         return False
 
     age = server_clock() - written_at
     return age <= float(record.get("stale", STALE_SECONDS))
+
+
+def _is_earlier_start(owner: Record, slurm_job: Record) -> bool:
+    """Whether a process belongs to an earlier start of a requeued job."""
+    same_job = owner["job"] == slurm_job["job"]
+    return bool(same_job and owner["restart"] < slurm_job["restart"])
 
 
 def _runs_here(record: Record) -> bool:
@@ -148,7 +158,10 @@ def living_processes(out: Path) -> list[Record]:
             # it is being replaced at this moment
             continue
 
+        # Others may write to the folder too: what is no record is passed over.
+        if record is None or not record.keys() >= RECORD_KEYS:
+            continue
         fenced = (out / ".pml" / "dead" / path.stem).is_symlink()
-        if record is not None and not fenced and is_alive(record, written_at, clock):
+        if not fenced and is_alive(record, written_at, clock):
             living.append(record)
     return living

@@ -21,7 +21,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,24 +62,24 @@ class SweepManifest:
     @classmethod
     def write(cls, out: Path, packs: Sequence[Pack], packing: Packing) -> SweepManifest:
         """Write the manifest of a planned sweep; one of the same cells is replaced."""
-        cells = [cell for pack in packs for cell in pack.cells]
-        key = hashlib.sha256(" ".join(sorted(cell.id for cell in cells)).encode()).hexdigest()[:10]
-        requested_at = time.time()
-
         shared = _SharedSettings()
-        work = {cell.id: cell.step_tokens * cell.steps for cell in cells}
-        records = {
-            cell.id: {"work": work[cell.id], "run": shared.record(cell.run)} for cell in cells
-        }
+        work: dict[str, float] = {}
+        cells: dict[str, Any] = {}
+        for pack in packs:
+            for cell in pack.cells:
+                work[cell.id] = cell.step_tokens * cell.steps
+                cells[cell.id] = {"work": work[cell.id], "run": shared.record(cell.run)}
+
+        requested_at = time.time()
         body = {
             "format": FORMAT,
             "asked": requested_at,
-            "cells": records,
+            "cells": cells,
             "settings": shared.tables,
             "packing": dataclasses.asdict(packing),
         }
 
-        path = out / ".pml" / "requests" / f"{key}.json"
+        path = manifest_path(out, _key(cells))
         text = json.dumps(body)
         atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
         return cls(path=path, work=work, requested_at=requested_at)
@@ -93,7 +93,9 @@ class SweepManifest:
         """
         body = _read_body(path)
         try:
-            work = {_checked_id(name): float(cell["work"]) for name, cell in body["cells"].items()}
+            work = {}
+            for name, cell in body["cells"].items():
+                work[_checked_id(name)] = float(cell["work"])
             return cls(path=path, work=work, requested_at=float(body["asked"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
@@ -112,11 +114,13 @@ class SweepManifest:
                 "run the same sweep command again, which writes it anew"
             )
         try:
-            groups = {
-                group: [_checked_settings(group, values) for values in body["settings"][group]]
-                for group in GROUPS_OF_RUN
-            }
-            return [_run_of(cell["run"], groups) for cell in body["cells"].values()]
+            groups = {}
+            for group in GROUPS_OF_RUN:
+                entries = body["settings"][group]
+                groups[group] = [_checked_settings(group, values) for values in entries]
+
+            records = [cell["run"] for cell in body["cells"].values()]
+            return [_run_of(record, groups) for record in records]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, UserError) as error:
             raise _damaged(self.path, error) from error
 
@@ -132,6 +136,7 @@ class SweepManifest:
         """
         from pml_cli.launch.packing import Packing, check, make_packs
 
+        # Remote code is the one setting by which data could become code.
         runs = self.read_runs()
         if not remote_code and any(run.model.trust_remote_code for run in runs):
             raise UserError(
@@ -140,6 +145,7 @@ class SweepManifest:
             )
 
         cells = check(runs)
+        # Results go to the folders of the requested cells, and to no others.
         if {cell.id for cell in cells} != self.work.keys():
             raise UserError(
                 f"{self.path}: its settings give other run ids here; "
@@ -163,12 +169,23 @@ def read_manifests(out: Path) -> list[SweepManifest]:
     return sorted(manifests, key=lambda manifest: manifest.requested_at)
 
 
+def manifest_path(out: Path, key: str) -> Path:
+    """Where the manifest of a sweep lies."""
+    return out / ".pml" / "requests" / f"{key}.json"
+
+
+def _key(ids: Iterable[str]) -> str:
+    digest = hashlib.sha256(" ".join(sorted(ids)).encode()).hexdigest()
+    return digest[:10]
+
+
 class _SharedSettings:
     """Collects the settings of runs, equal ones once."""
 
     def __init__(self) -> None:
-        self.tables: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS_OF_RUN}
+        self.tables: dict[str, list[Any]] = {group: [] for group in GROUPS_OF_RUN}
         self._by_value: dict[tuple[str, str], int] = {}
+
         # Cells of a grid share the very objects, and looking these up skips a slow repr.
         # The settings are kept here too, since the id of a freed object may be reused.
         self._by_object: dict[tuple[str, int], tuple[Any, int]] = {}
@@ -186,9 +203,12 @@ class _SharedSettings:
             return by_object[1]
 
         table = self.tables[group]
-        index = self._by_value.setdefault((group, repr(settings)), len(table))
-        if index == len(table):
+        value = (group, repr(settings))
+        if value not in self._by_value:
+            self._by_value[value] = len(table)
             table.append(dataclasses.asdict(settings))
+
+        index = self._by_value[value]
         self._by_object[group, id(settings)] = (settings, index)
         return index
 
@@ -204,6 +224,7 @@ def _run_of(record: Mapping[str, Any], groups: Mapping[str, Sequence[Any]]) -> R
     chosen = {}
     for group in GROUPS_OF_RUN:
         index = record[group]
+        # A negative index would count from the end.
         if not isinstance(index, int) or index < 0:
             raise ValueError(f"{group}={index}: not an index of its settings")
         chosen[group] = groups[group][index]
@@ -229,5 +250,6 @@ def _read_body(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    one_line = " ".join(str(error).split())
+    reason = one_line or type(error).__name__
     return UserError(f"{path}: cannot be read ({reason}); delete it and run the sweep again")

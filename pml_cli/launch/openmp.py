@@ -17,6 +17,7 @@ def share_cores() -> None:
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return
+
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     # Read by GNU's OpenMP, which torch brings on Linux.
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

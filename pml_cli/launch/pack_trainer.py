@@ -3,61 +3,31 @@
 from __future__ import annotations
 
 import gc
-import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from pml_cli.config.dump import to_yaml
 from pml_cli.data.cell import CellPlan
-from pml_cli.data.opened import tokens_hash
 from pml_cli.errors import UserError, first_line
 from pml_cli.evaluation.environment import environment
-from pml_cli.evaluation.result import extra_measures, result_of
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack import Pack
+from pml_cli.launch.pack_run import Attempt, PackRun, UnusableModelError, model_faults
 from pml_cli.launch.packing import with_checkpointing
 from pml_cli.launch.signals import Signals, Stopped
-from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.device import out_of_memory, pick_device
-from pml_cli.model.gguf import base_path
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.folder import RunFolder
 from pml_cli.training.checkpoint import CheckpointHeader, Checkpoints
-from pml_cli.training.trainer import (
-    Cell,
-    StepReport,
-    Trainer,
-    TrainerState,
-    TrainingObserver,
-)
 
 CHECKPOINT_SECONDS = 180.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """Cells to train together.
-
-    Attributes:
-        pack: the cells that the pack is built with.
-        cells: those of them to train; fewer than the pack only when resuming.
-        state: the checkpoint to resume from; None: from the start.
-        seconds: spent on each cell before.
-    """
-
-    pack: list[CellPlan]
-    cells: list[CellPlan]
-    state: TrainerState | None = None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +43,6 @@ class Fault:
     reason: str
     detail: str
     out_of_memory: bool
-
-
-class UnusableModelError(Exception):
-    """A model that does not load, has no place for the adapters, or is not supported; one line."""
 
 
 class PackTrainer:
@@ -98,7 +64,17 @@ class PackTrainer:
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         fail_fast: bool = False,
     ) -> None:
-        """`lease` holds the claims on the cells that are handed to `train`."""
+        """Prepare to train; no model is loaded yet.
+
+        Args:
+            out: the results folder.
+            lease: holds the claims on the cells that are handed to `train`.
+            signals: requests to end or to save; None: there are none.
+            observer: hears of steps and cells; None: nobody does.
+            plans: every planned cell by id.
+            checkpoint_seconds: between two checkpoints of a pack.
+            fail_fast: whether the first failed cell ends the training of the whole launch.
+        """
         self.out = out
         self.lease = lease
         self.signals = signals or Signals()
@@ -162,7 +138,8 @@ class PackTrainer:
     def _remove_finished(self, headers: Sequence[CheckpointHeader]) -> None:
         """Remove checkpoints, also those of earlier interruptions, whose cells have all ended."""
         for header in headers:
-            if all(RunFolder(self.out, name).has_ended() for name in header.cells):
+            folders = [RunFolder(self.out, name) for name in header.cells]
+            if all(folder.has_ended() for folder in folders):
                 header.path.unlink(missing_ok=True)
 
     # -- one attempt, and smaller ones after a fault
@@ -176,7 +153,11 @@ class PackTrainer:
         try:
             fault = self._try(attempt)
         except UnusableModelError as error:
-            unusable = Fault(reason=str(error), detail=traceback.format_exc(), out_of_memory=False)
+            unusable = Fault(
+                reason=str(error),
+                detail=traceback.format_exc(),
+                out_of_memory=False,
+            )
             for cell in attempt.cells:
                 self._fail(cell, unusable)
             return False
@@ -207,25 +188,40 @@ class PackTrainer:
         return None
 
     def _retry_smaller(self, attempt: Attempt, fault: Fault) -> bool:
-        """Train what is left of a failed attempt in parts; a single cell fails."""
-        left = [cell for cell in attempt.cells if not RunFolder(self.out, cell.id).has_ended()]
-        if not left:
+        """Train what a failed attempt has not finished, fewer cells at a time."""
+        remaining = []
+        for cell in attempt.cells:
+            if not RunFolder(self.out, cell.id).has_ended():
+                remaining.append(cell)
+
+        if not remaining:
             return True
+        if len(remaining) > 1:
+            return self._split(remaining, fault)
+        return self._retry_cell(remaining[0], fault)
 
-        if len(left) > 1:
-            size = -(-len(left) // 2) if fault.out_of_memory else 1
-            self.lease.log_event("split", cells=len(left), into=size, reason=fault.reason)
-            parts = [left[start : start + size] for start in range(0, len(left), size)]
-            usable = [self._attempt(Attempt(pack=part, cells=part)) for part in parts]
-            return all(usable)
+    def _split(self, cells: list[CellPlan], fault: Fault) -> bool:
+        """Train the halves where memory ran out, else each cell by itself."""
+        # rounded up
+        half = -(-len(cells) // 2)
+        size = half if fault.out_of_memory else 1
+        self.lease.log_event("split", cells=len(cells), into=size, reason=fault.reason)
 
+        usable = True
+        for start in range(0, len(cells), size):
+            chunk = cells[start : start + size]
+            usable &= self._attempt(Attempt(pack=chunk, cells=chunk))
+        return usable
+
+    def _retry_cell(self, cell: CellPlan, fault: Fault) -> bool:
+        """Train a cell with activation checkpointing where memory ran out; else it has failed."""
         if fault.out_of_memory:
-            checkpointed = with_checkpointing(Pack(left)).cells
-            if checkpointed != left:
-                self.lease.log_event("checkpointing", cell=left[0].id, reason=fault.reason)
+            checkpointed = with_checkpointing(Pack([cell])).cells
+            if checkpointed != [cell]:
+                self.lease.log_event("checkpointing", cell=cell.id, reason=fault.reason)
                 return self._attempt(Attempt(pack=checkpointed, cells=checkpointed))
 
-        self._fail(left[0], fault)
+        self._fail(cell, fault)
         return True
 
     def _fail(self, cell: CellPlan, fault: Fault) -> None:
@@ -298,160 +294,3 @@ class PackTrainer:
             raise UserError(
                 f"{self._device}: the GPU no longer answers ({first_line(error)})"
             ) from dead
-
-
-class PackRun(TrainingObserver):
-    """One attempt on a loaded base: what happens between steps, and to cells that end."""
-
-    def __init__(self, owner: PackTrainer, attempt: Attempt, base: SplitModel) -> None:
-        self.owner = owner
-        self.lease = owner.lease
-        self.signals = owner.signals
-        self.attempt = attempt
-        self.base = base
-        self.path = owner.checkpoint_path(attempt)
-        self.first_step = attempt.state.step if attempt.state else 0
-
-        self.cells = [Cell(run=plan.run, samples=plan.samples) for plan in attempt.pack]
-        self._plans = {id(cell): plan for cell, plan in zip(self.cells, attempt.pack, strict=True)}
-        self._started = time.perf_counter()
-        self._last_save = time.monotonic()
-
-        self._announce()
-        with model_faults():
-            checkpointing = Pack(attempt.pack).checkpointing
-            self.trainer = Trainer(base, self.cells, self, checkpointing=checkpointing)
-
-    def _announce(self) -> None:
-        names = [cell.id for cell in self.attempt.cells]
-        self.lease.activity = {
-            "names": names,
-            "since": time.time(),
-            "step": self.first_step,
-            "cells": len(names),
-            "steps": self.attempt.pack[0].steps,
-            "first": self.first_step,
-            "work": Pack(self.attempt.cells).tokens,
-        }
-        self.lease.log_event("start", cells=names, step=self.first_step)
-
-    def train(self) -> None:
-        """Train to the end; every cell's folder is written when it ends."""
-        self.signals.training = True
-        try:
-            self.trainer.train(self.attempt.state)
-        finally:
-            self.signals.training = False
-
-        # After a takeover the checkpoint belongs to the successor.
-        if not self.lease.check_fenced():
-            self.path.unlink(missing_ok=True)
-        self._record_throughput()
-
-    def _record_throughput(self) -> None:
-        """Remember how fast the pack was trained, if it was trained whole and undisturbed."""
-        pack = Pack(self.attempt.pack)
-        steps = pack.cells[0].steps
-        whole = all(cell.failure is None and cell.steps_run == steps for cell in self.cells)
-        if self.attempt.state is None and whole:
-            model = pack.cells[0].run.model
-            seconds = time.perf_counter() - self._started
-            label = torch_device_label(self.base.device)
-            Throughput().record(label, model.dtype, model.name, pack, seconds)
-
-    def _seconds_per_cell(self) -> float:
-        elapsed = time.perf_counter() - self._started
-        return self.attempt.seconds + elapsed / len(self.attempt.cells)
-
-    # -- called by the trainer
-
-    def before_step(self, step: int) -> None:
-        """Save a checkpoint where one is due, and end where that was requested.
-
-        Args:
-            step: number of steps done.
-
-        Raises:
-            Stopped: asked to end, or another process took over.
-        """
-        self.lease.activity["step"] = step
-        if self.lease.cancelled and self.signals.stop is None:
-            self.signals.stop = Stopped("cancelled")
-
-        interval = self.owner.checkpoint_seconds
-        due = (
-            self.signals.save_requested
-            or self.signals.stop is not None
-            or time.monotonic() - self._last_save >= interval
-        )
-        if self.lease.fenced or (due and self.lease.check_fenced()):
-            raise Stopped("another process took this one for dead")
-
-        # Right after the start, or after resuming, there is nothing new to save.
-        if due and step > self.first_step:
-            self._save(step)
-
-        self.signals.save_requested = False
-        if self.signals.stop is not None:
-            raise self.signals.stop
-
-    def _save(self, step: int) -> None:
-        names = [cell.id for cell in self.attempt.pack]
-        state = self.trainer.state(step)
-        seconds = self._seconds_per_cell() * len(names)
-        self.owner.checkpoints.save(self.path, names, state, seconds)
-        self.lease.log_event("checkpoint", step=step)
-        self._last_save = time.monotonic()
-
-    def on_logged_step(self, report: StepReport) -> None:
-        """Pass a logged step on to the observer of the sweep."""
-        self.owner.observer.step_logged(report)
-
-    def on_finished(self, cells: list[Cell]) -> None:
-        """Measure cells that have ended, write their folders and report them."""
-        # Decoding takes long and looks at no request: a signal ends the process at once.
-        self.signals.training = False
-        measures = extra_measures(self.base, cells)
-        spent = {"seconds": self._seconds_per_cell(), "pack_size": len(self.attempt.pack)}
-
-        for cell, measured in zip(cells, measures, strict=True):
-            plan = self._plans[id(cell)]
-            if self.lease.holds(plan.id):
-                self._write(plan, cell, measured | spent)
-                self.owner.end_cell(plan, cell.failure)
-        self.signals.training = True
-
-    def _write(self, plan: CellPlan, cell: Cell, measured: dict[str, Any]) -> None:
-        """All files of one run, result.json last."""
-        folder = RunFolder(self.owner.out, plan.id)
-        cell.logged = [pd.concat(cell.logged, ignore_index=True)]
-        cell.curve = [pd.concat(cell.curve, ignore_index=True)]
-        env = self.owner.environment_of(self.base) | {"tokens": tokens_hash(plan.samples)}
-
-        folder.write_text(folder.config, to_yaml(cell.run))
-        folder.write_json(folder.env, env)
-        folder.write_table(folder.tokens, cell.logged[0])
-        folder.write_table(folder.curve, cell.curve[0])
-        if cell.failure is not None:
-            folder.fail(cell.failure)
-            return
-
-        adapter = cell.adapter
-        assert adapter is not None
-        folder.write_adapter(lambda aside: adapter.save(0, aside, base_path(cell.run.model)))
-        folder.finish(result_of(plan, cell, self.base) | measured)
-
-
-@contextmanager
-def model_faults() -> Iterator[None]:
-    """Turn what is wrong with a model into an UnusableModelError.
-
-    Files that cannot be read here stay a UserError: perhaps this machine alone lacks them, and
-    another worker is to try.
-    """
-    try:
-        yield
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
-        raise UnusableModelError("; ".join(str(error).splitlines())) from error

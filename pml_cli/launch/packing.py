@@ -62,6 +62,7 @@ def _plan(run: Run) -> CellPlan:
     samples = samples_of(run)
     batch = run.train.batch or len(samples)
     longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
+
     return CellPlan(
         id=run_id(run),
         run=run,
@@ -188,7 +189,7 @@ def _cut(
     parts: int,
     memory_of: Callable[[Pack], int],
 ) -> list[Pack]:
-    """Packs with at most 1 / `parts` of the budget, grouped by model, those with most work first."""
+    """Packs with at most 1 / `parts` of the budget, by model, those with most work first."""
     groups: dict[str, list[CellPlan]] = {}
     for cell in cells:
         groups.setdefault(_compatible_key(cell), []).append(cell)

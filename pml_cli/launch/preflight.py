@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, raise_all
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import pick_device
 from pml_cli.model.loading import check_weights, load_model
@@ -22,6 +22,7 @@ def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
     Raises:
         UserError: all faults at once, one line each.
     """
+    # The cells of a pack share both, and many packs do.
     distinct = {}
     for pack in packs:
         run = pack.cells[0].run
@@ -37,11 +38,11 @@ def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
 
             key = repr(run.model)
             if key not in skeletons:
+                # Shapes and module names are enough, and take no memory on `meta`.
                 meta = dataclasses.replace(run.model, weights="random", device="meta")
                 skeletons[key] = load_model(meta)
             skeletons[key].sites(run.adapter)
         except UserError as error:
             faults[str(error)] = None
 
-    if faults:
-        raise UserError("\n".join(faults))
+    raise_all(faults)

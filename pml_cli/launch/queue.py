@@ -1,4 +1,4 @@
-"""The queue of packs, and the loop that every worker runs over it: claim a pack, train it, repeat."""
+"""The queue of packs, and the loop of every worker over it: claim a pack, train it, repeat."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Trainer(Protocol):
 
     def train(self, cells: list[CellPlan]) -> None:
         """Train claimed cells of one pack and write their run folders."""
+
+
+def model_key(pack: Pack) -> str:
+    """Equal for packs that use one loaded model."""
+    return repr(pack.cells[0].run.model)
 
 
 class PackQueue:
@@ -72,7 +77,8 @@ class PackQueue:
     def _claim_next(self, loaded_model: str, partly_held: bool) -> list[CellPlan]:
         packs = self.packs
         if loaded_model:
-            packs = sorted(packs, key=lambda pack: repr(pack.cells[0].run.model) != loaded_model)
+            # False sorts before True, and sorting keeps the order of equals.
+            packs = sorted(packs, key=lambda pack: model_key(pack) != loaded_model)
 
         for pack in packs:
             claimed = self._claim(pack, partly_held)
@@ -101,9 +107,13 @@ class PackQueue:
         return claimed
 
     def _has_ended(self, cell: CellPlan, fresh: bool = False) -> bool:
-        if cell.id not in self._ended and RunFolder(self.out, cell.id).has_ended(fresh):
+        # An ended cell stays ended, so that it is looked up on disk only once.
+        if cell.id in self._ended:
+            return True
+        has_ended = RunFolder(self.out, cell.id).has_ended(fresh)
+        if has_ended:
             self._ended.add(cell.id)
-        return cell.id in self._ended
+        return has_ended
 
 
 def run_until_empty(
@@ -127,6 +137,7 @@ def run_until_empty(
         if not cells and queue.unfinished():
             observer.waiting(queue.unfinished())
             time.sleep(WAIT_SECONDS)
+            # What they hold may have been freed, by themselves or by their death.
             cells = queue.next_remainder()
 
         try:

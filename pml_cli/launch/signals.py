@@ -51,6 +51,7 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
+        # Python allows handlers in the main thread alone.
         if threading.current_thread() is threading.main_thread():
             for number in HANDLED:
                 # nohup wants SIGHUP to stay ignored
@@ -73,6 +74,7 @@ class Signals:
         if number == checkpoint_only:
             return
 
+        # The second request does not wait for the end of a step that may never come.
         stopped = Stopped(signal.Signals(number).name, number)
         if self.stop is not None or not self.training:
             raise stopped
@@ -104,5 +106,6 @@ def deferred_signals() -> Iterator[None]:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
+    # One is enough: whatever arrived first says how this process ends.
     if received:
         signal.raise_signal(received[0])

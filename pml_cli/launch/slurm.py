@@ -1,4 +1,4 @@
-"""Questions to Slurm: the queue, cancellation, limits of the site. By its commands, without sacct."""
+"""Questions to Slurm: the queue, cancellation, limits of the site."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Job:
 
 def job_name(out: Path) -> str:
     """The name of all jobs that work in a results folder."""
-    digest = hashlib.sha256(str(out.resolve()).encode()).hexdigest()
+    # Slurm finds jobs by name, so the name says which folder they work in.
+    folder = str(out.resolve())
+    digest = hashlib.sha256(folder.encode()).hexdigest()
     return f"pml-{digest[:10]}"
 
 
@@ -64,9 +66,11 @@ def launch_records(out: Path) -> dict[str, dict[str, str]]:
     for path in (out / ".pml" / "jobs").glob("*.json"):
         try:
             record = json.loads(path.read_text("utf-8"))
-            records[path.stem] = {"launch": str(record["launch"]), "order": str(record["order"])}
+            launch = str(record["launch"])
+            sweep = str(record["order"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
+        records[path.stem] = {"launch": launch, "order": sweep}
     return records
 
 
@@ -79,6 +83,7 @@ def queued_jobs(out: Path, sweep: str = "") -> list[Job] | None:
     Returns:
         the jobs; None where the queue does not answer.
     """
+    # Somebody else may use the same name, or this folder for a job of another kind.
     ours = {
         job
         for job, record in launch_records(out).items()

@@ -82,6 +82,7 @@ class Snapshot:
     @property
     def queued(self) -> list[str]:
         """Cells that nobody has begun."""
+        # A cell of a pack in training may have ended already: it counts once.
         begun = {*self.done, *self.failed}
         for process in self.running:
             begun.update(process.cells)
@@ -90,7 +91,8 @@ class Snapshot:
     @property
     def all_ended(self) -> bool:
         """Whether every cell is done or has failed."""
-        return len(self.done) + len(self.failed) == len(self.work)
+        ended = len(self.done) + len(self.failed)
+        return ended == len(self.work)
 
     @property
     def is_active(self) -> bool:
@@ -146,7 +148,8 @@ class Watcher:
 
         jobs: list[slurm.Job] | None = []
         if queue:
-            jobs = slurm.queued_jobs(self.out, self.manifest.key if self.manifest else "")
+            sweep = self.manifest.key if self.manifest else ""
+            jobs = slurm.queued_jobs(self.out, sweep)
         return Snapshot(
             work=work,
             done=[name for name in work if name in self._done],
@@ -157,11 +160,13 @@ class Watcher:
 
     def _look_up_ended(self, work: Mapping[str, float]) -> dict[str, str]:
         """Add newly finished cells to those known; the reasons of the failed ones."""
+        # One listing is quicker than a look into each of thousands of folders.
         folders = {path.name for path in self.out.iterdir()}
         failed = {}
         for name in work:
             if name in self._done or name not in folders:
                 continue
+
             folder = RunFolder(self.out, name)
             if folder.is_done():
                 self._done.add(name)
@@ -176,6 +181,7 @@ class Watcher:
 
         A sweep that was given up for another one is left out.
         """
+        # Several sweeps may share a folder, and their cells are counted together.
         manifests = read_manifests(self.out)
         active = {record.get("order") for record in records}
         folders = {path.name for path in self.out.iterdir()}
@@ -192,9 +198,12 @@ def _running_process(record: Record, work: Mapping[str, float], ended: set[str])
     activity: dict[str, Any] = record.get("doing") or {}
     step = int(activity.get("step", 0))
     steps = int(activity.get("steps", 0))
-    cells = [name for name in activity.get("names", []) if name in work and name not in ended]
+    # A record may be some seconds old: cells that have ended since do not run.
+    unfinished = work.keys() - ended
+    cells = [name for name in activity.get("names", []) if name in unfinished]
     pack_work = sum(work[name] for name in cells)
 
+    # The speed counts from where this process began, not from the checkpoint's own start.
     written_at = float(record["shown"])
     elapsed = written_at - float(activity.get("since", written_at))
     steps_here = step - int(activity.get("first", 0))

@@ -84,6 +84,7 @@ def device_label(kind: str, threads: int) -> str | None:
     """
     if kind == "cpu":
         return _cpu_label(threads)
+
     names = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
     return names[0].strip() if names else None
 
@@ -139,6 +140,7 @@ class Throughput:
         points = by_model.get(model) or list(itertools.chain.from_iterable(by_model.values()))
         if not points:
             return None
+
         overhead, per_flop = _fit_line(np.array(points))
         return pack.cells[0].steps * overhead + training_flops(pack) * per_flop
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from pml_cli.config.schema import Launch
 from pml_cli.errors import UserError
 from pml_cli.launch.lease import WorkerLease
-from pml_cli.launch.manifest import SweepManifest
+from pml_cli.launch.manifest import SweepManifest, manifest_path
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.openmp import share_cores
 from pml_cli.launch.pack import Pack
@@ -83,6 +83,7 @@ def train_packs(
     fail_fast: bool,
 ) -> None:
     """Train packs under a lease until none is free: what every worker does, wherever it runs."""
+    # Seconds of imports come last: a sweep that is refused or done does not need them.
     observer.loading()
     import_trainer()
     from pml_cli.launch.pack_trainer import PackTrainer
@@ -103,10 +104,12 @@ def train_packs(
 def main(arguments: Sequence[str] | None = None) -> None:
     """A worker process: train the packs of a stored sweep, then end."""
     options = _parser().parse_args(arguments)
+    # Read when torch is imported, which comes later.
     share_cores()
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
 
+    # Early, so that a preemption while torch is imported requeues the job as well.
     signals = Signals(on_slurm=options.requeue)
     try:
         with signals:
@@ -143,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train_sweep(options: argparse.Namespace, signals: Signals) -> None:
-    manifest = SweepManifest.read(options.out / ".pml" / "requests" / f"{options.sweep}.json")
+    manifest = SweepManifest.read(manifest_path(options.out, options.sweep))
     lease = WorkerLease(
         options.out,
         options.kind,
@@ -152,6 +155,7 @@ def _train_sweep(options: argparse.Namespace, signals: Signals) -> None:
         launch=options.launch,
         slot=options.slot,
     )
+    # Planning takes seconds for many cells: `pml status` shows the worker from here on.
     with lease:
         train_packs(
             manifest.plan_packs(remote_code=options.trust_remote_code),

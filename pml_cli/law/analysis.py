@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pml_cli.law import robust
-from pml_cli.law.bootstrap import Bootstrap, Profile, bootstrap, profiles
+from pml_cli.law.bootstrap import Bootstrap, Profile, Progress, bootstrap, profiles
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.fit_result import FitResult
 from pml_cli.law.forms import FORMS
@@ -30,7 +29,7 @@ from pml_cli.law.model_selection import (
     saturating,
 )
 from pml_cli.law.observations import Observations
-from pml_cli.law.parameters import NATURAL_NAMES
+from pml_cli.law.parameters import NATURAL_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit, fit_paper
 from pml_cli.law.robust import fit_robust
 
@@ -52,6 +51,7 @@ class LawRow:
 
     @property
     def name(self) -> str:
+        """As in tables and in law.json."""
         return self.fit.name
 
     @property
@@ -96,12 +96,19 @@ class Analysis:
         )
 
     @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
+    def paper_row(self) -> LawRow:
+        """The row of the paper's estimator."""
+        return self.rows[0]
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
         """95 %, of the chosen law: from the bootstrap where there is one, else its likelihood."""
         if self.bootstrap and self.bootstrap.status == OK:
             return self.bootstrap.intervals
         if self.law is None:
             return {}
+
+        # A profile that does not close has no interval: that of the covariance stays.
         closed = {
             name: profile.interval
             for name, profile in self.profiles.items()
@@ -130,7 +137,7 @@ class Analysis:
 def analyse(
     cells: Observations,
     draws: int = 4000,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Analysis:
     """Fit every law, check each on cells left out, choose one, and find its intervals.
 
@@ -156,12 +163,15 @@ def analyse(
     ]
     fits, likelihood_rows = _likelihood_rows(cells)
     rows += likelihood_rows
-    position = choose(fits, [row.checks[EDGE] for row in likelihood_rows])
+
+    edge_checks = [row.checks[EDGE] for row in likelihood_rows]
+    position = choose(fits, edge_checks)
     if position is None:
         return Analysis.without_choice(paper, rows)
 
     law = fits[position]
     predicted = law.predict(cells.rank, cells.length, cells.base)
+    # Constant capacity: what is gained in all does not depend on the length.
     restricted = fit_saturating(cells, replace(law.form, beta=1.0))
     analysis = Analysis(
         paper=paper,
@@ -201,6 +211,7 @@ def _warnings(
     """What the numbers say against the chosen law."""
     assert analysis.chosen is not None
     warnings = []
+
     residuals = analysis.residual_correlation
     if residuals.p < CORRELATED and residuals.correlation > 0:
         warnings.append(finding("correlated_residuals", correlation=residuals.correlation))
@@ -213,12 +224,14 @@ def _warnings(
     sample = analysis.bootstrap
     if sample and sample.status == NOT_IDENTIFIED:
         warnings.append(finding("bootstrap_missing", cause=sample.finding))
+
     edge = analysis.chosen.checks[EDGE]
     if edge.n_test >= MIN_COVERAGE_CELLS and edge.coverage < POOR_COVERAGE:
         warnings.append(finding("poor_coverage", coverage=edge.coverage))
 
     warnings += _form_dependence(analysis)
     warnings += robust.disagreements(analysis.paper, robust_fit)
+
     if sample and sample.failed:
         warnings.append(finding("failed_draws", draws=sample.failed))
     if len(np.unique(cells.text)) == 1:
@@ -239,6 +252,8 @@ def _form_dependence(analysis: Analysis) -> list[Finding]:
         and row.fit.form.kind.has_ceiling
         and row.aicc_difference <= limit
     ]
+
+    # An exponent that the chosen form fixes has no interval.
     anything = (-math.inf, math.inf)
     warnings = []
     for parameter in ("alpha", "beta"):

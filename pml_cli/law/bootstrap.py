@@ -23,6 +23,7 @@ from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import (
     LOG_K,
     NATURAL_NAMES,
+    Interval,
     intervals_of,
     to_interval_scale,
     to_natural,
@@ -36,6 +37,9 @@ from pml_cli.stats import (
     few_cluster_factor,
     normal_quantile,
 )
+
+Progress = Callable[[int, int], None]
+"""Is called with the draws done and all draws."""
 
 # cells times draws solved together
 CELLS_AT_ONCE = 60_000
@@ -59,7 +63,7 @@ class Bootstrap:
     failed: int
     """Draws that did not."""
     clusters: int
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, Interval]
     """95 %, of the free parameters by name."""
 
 
@@ -72,7 +76,7 @@ class Profile:
     """(V,) natural."""
     deviance: Array
     """(V,) twice the fall of the log-likelihood from the optimum."""
-    interval: tuple[float, float]
+    interval: Interval
     """95 %; nan at a side that the likelihood does not close."""
 
 
@@ -93,7 +97,7 @@ def bootstrap(
     fit: LikelihoodFit,
     draws: int = 4000,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Bootstrap:
     """Refit to resampled clusters (text and length); cells of one cluster stay together.
 
@@ -104,6 +108,7 @@ def bootstrap(
     Args:
         progress: called with draws done and all draws.
     """
+    # A fit at a bound is no starting point, and four clusters are few enough.
     cluster, count = cells.clusters
     if fit.status != OK:
         assert fit.finding is not None
@@ -115,6 +120,7 @@ def bootstrap(
     design = design_of(cells, fit.centre)
     converged = []
     at_once = max(1, CELLS_AT_ONCE // len(cells))
+    # In batches, for the memory of the problems solved together.
     for start in range(0, draws, at_once):
         size = min(at_once, draws - start)
         weights_DG = _cluster_weights(rng, cells, size)
@@ -170,7 +176,7 @@ def _intervals(
     fit: LikelihoodFit,
     sample: Array,
     clusters: int,
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Interval]:
     """95 % intervals from the draws, (D, P)."""
     draws = to_interval_scale(sample)
     # Enough clusters: percentiles.
@@ -209,6 +215,8 @@ def _profile(fit: LikelihoodFit, design: Design, position: int) -> Profile:
     optimum = float(fit.theta[position])
     error = float(np.sqrt(fit.covariance[position, position]))
     lower, upper = (bound[position] for bound in fit.form.bounds)
+
+    # Equally spaced in standard errors.
     steps = error * np.linspace(-PROFILE_REACH, PROFILE_REACH, PROFILE_POINTS)
     values = np.unique(np.clip(optimum + steps, lower, upper))
 

@@ -80,6 +80,7 @@ def bits_per_parameter(cells: pd.DataFrame) -> list[BitsPerParameter]:
         "gained": bits(usable["target_tokens"], usable["delta_loss"]),
         "memorised": memorised.to_numpy(float),
     }
+
     rows = []
     for kind, stored in counts.items():
         table = usable.assign(per_parameter=stored / usable["trainable_parameters"])
@@ -100,8 +101,11 @@ def _most(kind: str, rank: int, runs: pd.DataFrame) -> BitsPerParameter:
     lengths = means.index.to_numpy(int)
     length = int(lengths[np.argmax(means.to_numpy(float))])
     best = runs[runs["target_tokens"] == length]
+
+    # The interval is over texts, the mean over all runs.
     mean = float(best["per_parameter"].mean())
     half = t_half_width(_text_means(best, "per_parameter"))
+
     return BitsPerParameter(
         kind=kind,
         rank=rank,
@@ -132,6 +136,7 @@ def unseen_gain(cells: pd.DataFrame) -> UnseenGain | None:
     gains = measured["gain"].to_numpy(float)
     mean = float(gains.mean())
     half = t_half_width(_text_means(measured, "gain"))
+
     return UnseenGain(
         gain=mean,
         low=mean - half,

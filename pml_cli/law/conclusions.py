@@ -45,12 +45,14 @@ def conclusions(cells: pd.DataFrame, analysis: Analysis) -> list[Finding]:
             level=law.form.level,
         )
     ]
+
     check = analysis.chosen.checks[EDGE]
     if math.isnan(check.mape):
         return [*found, finding("no_extrapolation_error", ranks=ranks, lengths=lengths)]
     if check.mape > max(LARGE_ERROR, LARGE_ERROR_RATIO * law.mape):
         found.append(finding("extrapolation_fails", held_out=check.mape, fitted=law.mape))
 
+    # An interval wider than its exponent says little; one that is unknown says nothing.
     unknown = (math.nan, math.nan)
     wide = {}
     for name in ("alpha", "beta"):
@@ -74,6 +76,7 @@ def next_sweep(cells: pd.DataFrame) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return FIRST_RANKS, FIRST_LENGTHS
     ranks = sorted({int(value) for value in cells["rank"]})
     lengths = sorted({int(value) for value in cells["target_tokens"]})
+
     unsaturated = cells[cells["kept"].astype(bool)]
     half_saturated = len(unsaturated) < len(cells) / 2
     mostly_unsaturated = len(unsaturated) > len(cells) / 2
@@ -81,6 +84,7 @@ def next_sweep(cells: pd.DataFrame) -> tuple[tuple[int, ...], tuple[int, ...]]:
     # Longer texts saturate last.
     if half_saturated or len(lengths) < 4:
         lengths += [2 * lengths[-1], 4 * lengths[-1]]
+    # Few ranks leave alpha uncertain.
     if unsaturated["rank"].nunique() <= 4:
         least = ranks[0]
         ranks += [max(1, least // 2), max(1, least // 4)]

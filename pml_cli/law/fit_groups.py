@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import pandas as pd
 
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.law.analysis import Analysis, analyse
+from pml_cli.law.bootstrap import Progress
 from pml_cli.law.capacity import BitsPerParameter, UnseenGain, bits_per_parameter, unseen_gain
 from pml_cli.law.conclusions import conclusions
 from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
 from pml_cli.law.forms import FORMS
-from pml_cli.law.group_comparison import Comparison, Progress, compare
+from pml_cli.law.group_comparison import Comparison, compare
 from pml_cli.law.observations import RANK, Observations, SizeAxis
 from pml_cli.law.recall_law import DRAWS, RecallFit, fit_recall
 from pml_cli.runs.groups import (
@@ -64,11 +65,17 @@ class GroupFit:
     axis: SizeAxis
     """What `observed.rank` is."""
     analysis: Analysis
+    """Every law of the gain."""
     recall: RecallFit
+    """The law of exact recall."""
     bits: list[BitsPerParameter]
+    """Bits stored for each parameter."""
     control: UnseenGain | None
+    """Gain on unseen sequences of the source; None where not measured."""
     warnings: list[Finding]
+    """What speaks against the laws and the cells."""
     conclusions: list[Finding]
+    """What the fit allows to conclude, and what to run next."""
 
 
 def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +138,7 @@ def fit_group(
     cells: pd.DataFrame,
     saturated_below: float = LN2,
     draws: int = 4000,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     axis: SizeAxis = RANK,
 ) -> GroupFit:
@@ -144,6 +151,7 @@ def fit_group(
         draws, progress: of the bootstrap, as for `analysis.analyse`.
         axis: the size that the law is about.
     """
+    # Saturated cells are lower limits of the gain; no law may use the other excluded ones.
     usable = cells[cells["kept"] | (cells["reason"] == SATURATED)]
     observed = Observations.of(
         usable[axis.column].to_numpy(float),
@@ -154,6 +162,7 @@ def fit_group(
         text=usable["data_seed"].fillna(-1).to_numpy(float),
         saturated_below=saturated_below,
     )
+
     analysis = analyse(observed, draws, progress)
     warnings = [*analysis.paper.warnings, *analysis.warnings]
     exact = pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)
@@ -183,8 +192,10 @@ def _with_predictions(
     columns: dict[str, pd.Series[float]] = {}
     for row in analysis.rows:
         is_paper = row.fit is analysis.paper
+        # cells.csv always has the columns of the paper's law.
         if row.fit.status == NOT_IDENTIFIED and not is_paper:
             continue
+
         suffix = "" if is_paper else f"_{row.slug}"
         predicted = pd.Series(np.nan, cells.index)
         gains = row.fit.predict(observed.rank, observed.length, observed.base)
@@ -201,16 +212,29 @@ def _cell_warnings(cells: pd.DataFrame) -> list[Finding]:
         for reason, rows in cells.groupby("reason")
         if reason not in ("", SATURATED)
     ]
+    # Groups are split where one cell was run under several values; here each has its own.
     for setting in SCHEDULE:
         values = sorted(cells[setting].dropna().unique())
         if len(values) > 1:
             warnings.append(finding("setting_varies", setting=setting, values=tuple(values)))
 
+    # Repeats have a seed of their own.
     kept = cells[cells["kept"]]
     repeated = int(kept.duplicated(list(REPEATS)).sum())
     if repeated:
         warnings.append(finding("repeated_cells", cells=repeated))
     return warnings
+
+
+def check_settings(by: Sequence[str]) -> None:
+    """Check that groups have the settings `by`.
+
+    Raises:
+        UserError: an unknown setting.
+    """
+    for name in by:
+        if name not in (*KEY, *SCHEDULE):
+            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *SCHEDULE))}")
 
 
 def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[int]]:
@@ -220,14 +244,11 @@ def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[
         Sets of two and more.
 
     Raises:
-        UserError: an unknown setting, or no two groups that differ in these settings alone.
+        UserError: no two groups differ in these settings alone.
     """
-    for name in by:
-        if name not in (*KEY, *SCHEDULE):
-            raise UserError(f"--by {name}: {did_you_mean(name, (*KEY, *SCHEDULE))}")
-
     sets: dict[str, list[int]] = {}
     for position, key in enumerate(keys):
+        # Settings are compared as text: some are lists.
         common = repr(common_key(key, by))
         sets.setdefault(common, []).append(position)
     comparable = [positions for positions in sets.values() if len(positions) > 1]
@@ -261,6 +282,7 @@ def compare_groups(
     common = common_key(groups[0].key, by).items()
     names = comparison_names([group.key for group in groups], by)
     observed = [group.observed for group in groups]
+
     return compare(
         dict(zip(names, observed, strict=True)),
         [form for form in FORMS if form.kind.has_ceiling],

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pml_cli.law.findings import Finding
 from pml_cli.law.forms import Form
+from pml_cli.law.parameters import Interval
 from pml_cli.stats import Array
 
 
@@ -47,7 +48,7 @@ class FitResult(Protocol):
         ...
 
     @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
+    def intervals(self) -> dict[str, Interval]:
         """95 % intervals from the covariance, which takes cells as independent."""
         ...
 

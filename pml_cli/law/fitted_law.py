@@ -13,7 +13,14 @@ import numpy as np
 
 from pml_cli.law.forms import Form, log_gain, relative_spread
 from pml_cli.law.observations import SizeAxis
-from pml_cli.law.parameters import LOG_SPREAD, NATURAL_NAMES, ON_LOG_SCALE, uncentring
+from pml_cli.law.parameters import (
+    LOG_SPREAD,
+    NATURAL_NAMES,
+    ON_LOG_SCALE,
+    Centre,
+    Interval,
+    uncentring,
+)
 from pml_cli.law.recall_law import RecallFit
 from pml_cli.stats import Array, few_cluster_factor
 
@@ -31,7 +38,11 @@ class LengthCurve:
     """(V,) nats per token."""
 
     def at(self, log_length: Array) -> Array:
-        """The loss at any log length, nats per token; beyond the ends that of the nearest."""
+        """The loss, nats per token; beyond the ends that of the nearest length.
+
+        Args:
+            log_length: any shape, as that of the result.
+        """
         return np.asarray(np.interp(log_length, self.log_length, self.nats))
 
 
@@ -72,14 +83,15 @@ class FittedLaw:
     name: str
     """Of the group."""
     axis: SizeAxis
+    """What its ranks are."""
     form: Form
     theta: Array
     """(1 + D, P) the fit, then draws of it."""
-    centre: tuple[float, float]
+    centre: Centre
     """Mean log rank and mean log length, where c is centred."""
-    ranks: tuple[float, float]
+    ranks: Interval
     """Least and largest of the cells."""
-    lengths: tuple[float, float]
+    lengths: Interval
     base: BaseLoss
     recall: RecallFit | None
     recall_reason: str
@@ -135,11 +147,13 @@ class FittedLaw:
 
     def outside(self, rank: float | None, length: float | None) -> str:
         """What lies outside the cells, as in "rank above 24"; empty where nothing does."""
-        exceeded = []
-        for name, value, (low, high) in (
+        given = (
             (self.axis.name, rank, self.ranks),
             ("length", length, self.lengths),
-        ):
+        )
+
+        exceeded = []
+        for name, value, (low, high) in given:
             if value is None or low <= value <= high:
                 continue
             side, end = ("above", high) if value > high else ("below", low)
@@ -149,7 +163,7 @@ class FittedLaw:
 
 def bootstrap_theta(
     theta: Array,
-    centre: tuple[float, float],
+    centre: Centre,
     draws: dict[str, list[float]],
     clusters: int,
 ) -> Array:
@@ -164,9 +178,12 @@ def bootstrap_theta(
     count = len(next(iter(draws.values())))
     # Parameters that are not free keep their values.
     uncentred = np.tile(theta @ matrix.T, (count, 1))
+
     for name, column in draws.items():
+        # theta has the logarithms of C, k and the spread.
         values = np.log(column) if name in ON_LOG_SCALE else column
         uncentred[:, NATURAL_NAMES.index(name)] = values
+
     centred = uncentred @ np.linalg.inv(matrix).T
     return np.asarray(theta + few_cluster_factor(clusters) * (centred - theta))
 

@@ -25,18 +25,16 @@ from scipy import special
 from pml_cli.law.parameters import (
     ALPHA,
     BETA,
-    EXPONENT_BOUNDS,
     FLOOR,
     LEVEL,
     LOG_K,
     THETA_NAMES,
     B,
     C,
+    Interval,
     theta_bounds,
 )
 from pml_cli.stats import Array
-
-__all__ = ["EXPONENT_BOUNDS", "FORMS", "LINKS", "Form", "Link"]
 
 # slope of the link above which cells deviate from the law by its whole spread
 FULL_SPREAD_SLOPE = 1 / 3
@@ -60,7 +58,7 @@ class Link(ABC):
     """Forms with this link that are fitted."""
     has_k: ClassVar[bool] = False
     """Whether S has a sharpness k."""
-    k_bounds: ClassVar[tuple[float, float]] = (0.5, 30.0)
+    k_bounds: ClassVar[Interval] = (0.5, 30.0)
     k_starts: ClassVar[tuple[float, ...]] = (2.0,)
     """Values of k at which the search starts."""
     limit: ClassVar[str | None] = None
@@ -276,6 +274,7 @@ class Form:
 
 def _candidate_forms() -> tuple[Form, ...]:
     """Every variant of every link: those without a ceiling first, then the simplest first."""
+    # The order is that of the tables and of law.json.
     forms = []
     for has_ceiling in (False, True):
         for variant in VARIANTS:
@@ -306,6 +305,7 @@ def log_gain(
         base_N: loss of the base model, nats per token.
     """
     _, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
+    # Not the ceiling times S = x, which would round.
     if not LINKS[link].has_ceiling:
         return log_inner
 
@@ -393,6 +393,7 @@ def relative_spread(
     if not kind.has_ceiling:
         return np.ones((len(theta_BP), len(x_N)))
     _, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
+
     log_k = theta_BP[:, LOG_K, None]
     slope = kind.slope(log_inner - log_ceiling, log_k)
     # nan where there is no law, as far from the cells where b is below 0

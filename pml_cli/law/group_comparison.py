@@ -8,22 +8,20 @@ keeps cells of one text and length together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
 
-from pml_cli.law.bootstrap import Bootstrap, bootstrap, no_bootstrap
+from pml_cli.law.bootstrap import Bootstrap, Progress, bootstrap, no_bootstrap
 from pml_cli.law.findings import OK, Finding, finding
 from pml_cli.law.forms import Form
 from pml_cli.law.likelihood import Design, minimise
 from pml_cli.law.mle import LikelihoodFit, design_of, fit_saturating
 from pml_cli.law.observations import Observations
-from pml_cli.law.parameters import ALPHA, BETA, EXPONENT_BOUNDS
+from pml_cli.law.parameters import ALPHA, BETA, EXPONENT_BOUNDS, Interval
 from pml_cli.stats import Array
-
-Progress = Callable[[int, int], None]
 
 # p below which groups differ
 SIGNIFICANCE = 0.05
@@ -53,11 +51,13 @@ class Group:
         position = EXPONENTS[name]
         if self.bootstrap.status != OK:
             return float(np.sqrt(self.fit.covariance[position, position]))
+
+        # Draws of few clusters vary too little.
         count = self.bootstrap.clusters
         deviation = self.bootstrap.draws[:, position].std(ddof=1)
         return float(deviation * math.sqrt(count / (count - 1)))
 
-    def interval(self, name: str) -> tuple[float, float]:
+    def interval(self, name: str) -> Interval:
         """95 % interval of alpha or beta; nan where the form fixes it."""
         from_draws = self.bootstrap.status == OK
         intervals = self.bootstrap.intervals if from_draws else self.fit.intervals
@@ -131,6 +131,7 @@ def compare(
     fits_of = {}
     for form in forms:
         fits_of[form] = [fit_saturating(observed, form) for observed in cells.values()]
+
     common_form = _common_form(fits_of)
     if common_form is None:
         return Comparison(
@@ -146,7 +147,9 @@ def compare(
     designs = []
     for k, (name, observed) in enumerate(cells.items()):
         fit = fits_of[common_form][k]
+        # The best form of this group alone.
         least = min(_criterion(fits[k]) for fits in fits_of.values())
+
         sample = _bootstrap(observed, fit, draws, progress)
         cost = fit.aicc - least
         groups.append(Group(name=name, fit=fit, bootstrap=sample, cost=cost))
@@ -193,6 +196,7 @@ def _bootstrap(
     draws: int,
     progress: Progress | None,
 ) -> Bootstrap:
+    """The bootstrap of one group, or none where no draws were asked for."""
     if not draws:
         return no_bootstrap(cells, finding("no_draws"))
     return bootstrap(cells, fit, draws, progress=progress)
@@ -204,17 +208,25 @@ def _tie(
     designs: list[Design],
     form: Form,
 ) -> Tie:
+    """Test one restriction: groups keep all parameters but the tied exponents.
+
+    Args:
+        what: a key of TIES.
+        groups, designs: of every group, in one order.
+    """
     names = TIES[what]
     positions = [EXPONENTS[name] for name in names]
+    # (groups, P)
     thetas = np.stack([group.fit.theta for group in groups])
     others = tuple(p for p in form.free if p not in positions)
 
     def cost(values: Array) -> float:
-        """Twice the log-likelihood lost when every group has these exponents."""
+        """Twice the log-likelihood lost when every group has these exponents, (E,)."""
         total = 0.0
         for theta, design, group in zip(thetas, designs, groups, strict=True):
             start = theta.copy()
             start[positions] = np.clip(values, *EXPONENT_BOUNDS)
+            # The other parameters adapt to the shared exponents.
             _, nll = minimise(start[None], design, form, free=others)
             difference = float(nll[0]) - group.fit.nll
             total += 2 * max(0.0, difference)
@@ -230,9 +242,12 @@ def _tie(
 
     freedom = len(positions) * (len(groups) - 1)
     statistic = float(solution.fun)
+
+    # Cochran's Q is a test of one value.
     clustered = math.nan
     if len(names) == 1:
         clustered = _cochran(groups, names[0])
+
     return Tie(
         what=what,
         shared=dict(zip(names, solution.x.tolist(), strict=True)),
@@ -247,9 +262,13 @@ def _cochran(groups: list[Group], name: str) -> float:
     """p of Cochran's Q for one exponent; nan where a group has no bootstrap."""
     if any(group.bootstrap.status != OK for group in groups):
         return math.nan
+
     values = np.array([group.fit.parameters[name] for group in groups])
     errors = np.array([group.error(name) for group in groups])
+    # Inverse variances.
     weight = errors**-2.0
     mean = (weight * values).sum() / weight.sum()
-    q = float((weight * (values - mean) ** 2).sum())
-    return float(stats.chi2.sf(q, len(groups) - 1))
+    squares = (values - mean) ** 2
+    q = float((weight * squares).sum())
+    freedom = len(groups) - 1
+    return float(stats.chi2.sf(q, freedom))

@@ -21,6 +21,7 @@ import numpy as np
 from pml_cli.io import jsonable
 from pml_cli.law.fitted_law import FittedLaw
 from pml_cli.law.observations import bits
+from pml_cli.law.parameters import Interval
 from pml_cli.stats import CONFIDENCE, LN2, Array
 
 # Multiples of the ends of what was trained between which an answer is searched.
@@ -77,6 +78,7 @@ def answer(
         "range": {law.axis.name: law.ranks, "length": law.lengths},
         "rows": [],
     }
+
     if ranks and lengths:
         pairs = itertools.product(ranks, lengths)
         answered["rows"] = [_cell(law, rank, length, base) for rank, length in pairs]
@@ -110,6 +112,7 @@ def _cell(
         "loss": jsonable(with_band(base_loss - gain)),
         "bits": jsonable(with_band(bits(length, gain))),
     }
+    # Recall has a law of its own.
     if law.recall:
         row["recall"] = jsonable(with_band(law.recall.probabilities(rank, length)))
     row["outside"] = law.outside(rank, length)
@@ -136,12 +139,14 @@ def _least_rank(
     """The least rank that reaches the target; a row for each probability of exact recall."""
     if target.kind == "verbatim":
         assert law.recall is not None
+
         rows = []
         for probability in PROBABILITIES:
             ranks = _exp(law.recall.log_ranks(length, probability))
             rows.append(_row(law, "rank", length, ranks, chance=probability))
         return rows
 
+    # The gain that the target asks for, nats per token.
     base_loss = _base_losses(law, length, base)
     if target.kind == "loss":
         needed: Array | float = base_loss - target.value
@@ -149,6 +154,7 @@ def _least_rank(
         needed = target.value * LN2 / length
 
     def excess(rank: Array) -> Array:
+        # Rises with the rank.
         return law.gain(rank, length, base_loss) - needed
 
     ranks = _bisect(excess, law.ranks, len(law.theta))
@@ -164,6 +170,7 @@ def _longest_length(
     """The longest text that keeps the target, or the shortest that stores so many bits."""
     if target.kind == "verbatim":
         assert law.recall is not None
+
         rows = []
         for probability in PROBABILITIES:
             lengths = _exp(law.recall.log_lengths(rank, probability))
@@ -171,6 +178,7 @@ def _longest_length(
         return rows
 
     def excess(length: Array) -> Array:
+        # Rises with the length.
         base_loss = _base_losses(law, length, base)
         gain = law.gain(rank, length, base_loss)
         if target.kind == "loss":
@@ -183,7 +191,7 @@ def _longest_length(
 
 def _bisect(
     excess: Callable[[Array], Array],
-    trained: tuple[float, float],
+    trained: Interval,
     count: int,
 ) -> Array:
     """Where a rising function of each draw passes 0, (count,).
@@ -226,6 +234,7 @@ def _row(
     )
     # An infinite solution is outside of nothing.
     solution = rounded.value if math.isfinite(rounded.value) else None
+
     if sought == "rank":
         outside = law.outside(solution, given)
         given_name, sought_name = "length", law.axis.name
@@ -245,6 +254,7 @@ def _rounded(value: float, sought: str) -> float:
 
 
 def _exp(logs: Array) -> Array:
+    """exp of (1 + D,) values, finite for any of them."""
     return np.asarray(np.exp(np.minimum(logs, 700.0)))
 
 

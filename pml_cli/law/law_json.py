@@ -41,7 +41,7 @@ from pml_cli.law.model_selection import (
     edge_of,
 )
 from pml_cli.law.observations import SIZE_AXES, Observations, SizeAxis
-from pml_cli.law.parameters import THETA_NAMES
+from pml_cli.law.parameters import THETA_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.stats import Array, percent_error
@@ -51,8 +51,9 @@ FILE_NAME = "law.json"
 ESTIMATORS = {"paper": "least squares", "robust": "relative residuals, Huber's loss"}
 
 Describe = Callable[[Finding | None, SizeAxis], str]
-"""Makes the sentence of a finding; empty for None."""
-Interval = tuple[float, float]
+"""Makes the sentence of a finding for a law of that size; empty for None."""
+Say = Callable[[Finding | None], str]
+"""The same for the size of one group."""
 Record = TypeVar("Record")
 
 
@@ -63,21 +64,30 @@ class PaperRecord:
     law: str
     """Formula."""
     status: str
+    """OK, BOUND_HIT or NOT_IDENTIFIED."""
     reason: str
+    """Why the status is not OK; empty where it is."""
     C: float
+    """Nats per token at rank 1 and length 1, above b."""
     alpha: float
     beta: float
     b: float
+    """Nats per token."""
     r2: float
+    """Over the unsaturated cells."""
     mape: float
+    """Mean absolute error over them, per cent of the measured gain."""
     standard_errors: dict[str, float]
     intervals_95: dict[str, Interval]
+    """By Student's t, cells taken as independent."""
     covariance: list[list[float]]
     """In the order C, alpha, beta, b."""
     spread: float
     """Standard deviation of a cell around the law, nats per token."""
     n: int
+    """Cells in the fit."""
     n_saturated: int
+    """Cells left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +95,12 @@ class HeldOutRecord:
     """How well the paper's law predicts the largest ranks and longest lengths, unsaturated cells."""
 
     mape: float | None
+    """Per cent of the measured gain; null with a reason."""
     reason: str
     ranks: tuple[float, ...]
     """Left out."""
     lengths: tuple[float, ...]
+    """Left out."""
     n_fit: int
     """Unsaturated cells in the fit."""
     n_test: int
@@ -100,13 +112,21 @@ class CheckRecord:
     """A held-out check of one law."""
 
     what: str
+    """Which cells were left out of the fit."""
     reason: str
+    """Why there is no check, or an incomplete one."""
     mape: float
+    """Per cent of the measured gain, over the unsaturated cells left out."""
     mape_all: float
+    """Over all cells left out."""
     coverage: float
+    """Share of the unsaturated ones inside the 95 % prediction interval."""
     n_fit: int
+    """Cells in the fit."""
     n_test: int
+    """Unsaturated cells left out."""
     n_all: int
+    """Cells left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +136,21 @@ class PowerLawRecord:
     name: str
     law: str
     estimator: str
+    """What is minimised."""
     status: str
     reason: str
     parameters: dict[str, float]
     standard_errors: dict[str, float]
     intervals_95: dict[str, Interval]
     covariance: list[list[float]]
+    """In the order C, alpha, beta, b."""
     spread: float
     r2: float
     mape: float
     n: int
+    """Cells in the fit."""
     n_saturated: int
+    """Cells left out."""
     aicc_difference: float
     """Always null: these laws saw other cells."""
     checks: dict[str, CheckRecord]
@@ -138,14 +162,18 @@ class LikelihoodRecord:
     """A law fitted to all cells by censored maximum likelihood."""
 
     name: str
+    """As in tables: hill + b."""
     law: str
+    """Formula."""
     form: dict[str, Any]
     """Fields of forms.Form."""
     estimator: str
     status: str
     reason: str
     parameters: dict[str, float]
+    """In natural units."""
     intervals_95_naive: dict[str, Interval]
+    """From the covariance, cells taken as independent."""
     theta: dict[str, float]
     """By the names of parameters.THETA_NAMES."""
     centre: dict[str, float]
@@ -155,17 +183,27 @@ class LikelihoodRecord:
     covariance_clustered: list[list[float]]
     """Of theta, from the scores of the clusters."""
     clusters: int
+    """Texts times lengths."""
     nll: float
+    """Negative log-likelihood, a sum over the cells."""
     aicc: float
     r2: float
+    """Over the unsaturated cells."""
     mape: float
+    """Over them, per cent of the measured gain."""
     r2_all: float
+    """Over all cells."""
     mape_all: float
     n: int
+    """Cells in the fit: all."""
     n_saturated: int
+    """Of them lower limits."""
     cells_sha256: str
+    """Of the cells: criteria compare where it is equal."""
     aicc_difference: float
+    """Above the least of these laws."""
     checks: dict[str, CheckRecord]
+    """By what was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +213,11 @@ class BootstrapRecord:
     status: str
     reason: str
     clusters: int
+    """Texts times lengths."""
     draws: int
+    """That converged."""
     failed: int
+    """That did not."""
     intervals_95: dict[str, Interval]
 
 
@@ -185,8 +226,11 @@ class ProfileRecord:
     """Profile likelihood of one parameter of the chosen law."""
 
     values: list[float]
+    """At which the parameter was held."""
     deviance: list[float]
+    """Twice the fall of the log-likelihood there."""
     interval_95: Interval
+    """null at a side that the likelihood does not close."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,11 +242,15 @@ class RecallRecord:
     parameters: dict[str, float]
     """a, g, h."""
     n: int
+    """Cells."""
     exact: int
+    """Cells of which every sample is recalled exactly."""
     clusters: int
+    """Texts times lengths."""
     gaps: dict[str, float]
     """Median step between the ranks and between the lengths tried, on logs."""
     draws: int
+    """Of the bootstrap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,30 +283,40 @@ class GroupRecord:
     """One group of comparable cells."""
 
     name: str
+    """As in tables."""
     slug: str
     """In cells.csv and in `draws`."""
     key: dict[str, Any]
     """The settings that the cells share."""
     cells: int
+    """Those that no law may use, too."""
     fit: PaperRecord
+    """The paper's estimator."""
     held_out: HeldOutRecord
     laws: list[PowerLawRecord | LikelihoodRecord]
+    """Every law, in the order of the tables."""
     chosen: str | None
     """The name of one of the laws."""
     bootstrap: BootstrapRecord | None
+    """Of the chosen law; null with draws=0."""
     profiles: dict[str, ProfileRecord]
+    """Of the chosen law, by parameter."""
     constant_capacity: RatioTest | None
     """Likelihood-ratio test of beta = 1 in the chosen law."""
     alike_within_clusters: IntraclassCorrelation
     """Correlation of residuals that share text and length."""
     recall: RecallRecord
+    """The law of exact recall."""
     capacity: list[BitsPerParameter]
+    """Bits a parameter, for each rank and count."""
     control: UnseenGain | None
     """Gain on unseen sequences of the source."""
     range: RangeRecord
+    """What was trained."""
     base_loss: BaseLossRecord
     warnings: list[str]
     conclusions: list[str]
+    """What the fit allows to conclude, and the sweep to run next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,9 +325,12 @@ class ComparedGroupRecord:
 
     name: str
     parameters: dict[str, float]
+    """Of the common form."""
     intervals_95: dict[str, Interval]
+    """Of alpha and beta."""
     n: int
     aicc_cost: float
+    """AICc of the common form above that of this group's best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +338,15 @@ class ComparisonRecord:
     """Groups compared with --by."""
 
     by: tuple[str, ...]
+    """Settings in which the groups differ."""
     common: str
+    """Settings in which they agree, as text."""
     form: str | None
+    """The name of the common form; null where there is none."""
     reason: str
     groups: list[ComparedGroupRecord]
     ties: list[Tie]
+    """Tests of shared exponents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,9 +359,11 @@ class LawFile:
     inputs: dict[str, Any]
     """cells, and the sha256 of what the fit saw."""
     saturated_below: float
+    """Final loss, nats per token, at or below which a cell is saturated."""
     x: str
     """What the ranks of the laws are: rank or parameters."""
     comparisons: list[ComparisonRecord]
+    """Of groups, with --by."""
     groups: list[GroupRecord]
     draws: dict[str, dict[str, list[float]]]
     """Slug to parameter (and recall_a, recall_g, recall_h) to the bootstrap's values."""
@@ -318,16 +385,21 @@ def law_file(
         inputs: number and hash of the cells.
     """
     versions = {"pml": __version__, "numpy": np.__version__, "scipy": scipy.__version__}
+
+    def say(finding: Finding | None) -> str:
+        return describe(finding, axis)
+
     draws = {}
     for group in groups:
         draws[group.slug] = group.analysis.draws | _recall_draws(group.recall)
+
     return LawFile(
         format=FORMAT,
         versions=versions,
         inputs=inputs,
         saturated_below=saturated_below,
         x=axis.name,
-        comparisons=[_comparison(comparison, describe, axis) for comparison in comparisons],
+        comparisons=[_comparison(comparison, say) for comparison in comparisons],
         groups=[_group(group, describe) for group in groups],
         draws=draws,
     )
@@ -353,36 +425,42 @@ def _record(kind: type[Record], source: Any, **values: Any) -> Record:
 
 
 def _group(group: GroupFit, describe: Describe) -> GroupRecord:
-    analysis, axis = group.analysis, group.axis
+    """One group with every law on it."""
+    analysis = group.analysis
+
+    def say(finding: Finding | None) -> str:
+        return describe(finding, group.axis)
+
     return GroupRecord(
         name=group.name,
         slug=group.slug,
         key=group.key,
         cells=len(group.cells),
-        fit=_paper(analysis.paper, describe, axis),
-        held_out=_held_out(group, describe),
-        laws=[_law(row, describe, axis) for row in analysis.rows],
+        fit=_paper(analysis.paper, say),
+        held_out=_held_out(group, say),
+        laws=[_law(row, say) for row in analysis.rows],
         chosen=analysis.chosen.name if analysis.chosen else None,
-        bootstrap=_bootstrap(analysis.bootstrap, describe, axis),
+        bootstrap=_bootstrap(analysis.bootstrap, say),
         profiles={name: _profile(profile) for name, profile in analysis.profiles.items()},
         constant_capacity=analysis.constant_capacity,
         alike_within_clusters=analysis.residual_correlation,
-        recall=_recall(group.recall, describe, axis),
+        recall=_recall(group.recall, say),
         capacity=group.bits,
         control=group.control,
         range=_range(group.observed),
         base_loss=_base_loss(group.observed),
-        warnings=[describe(warning, axis) for warning in group.warnings],
-        conclusions=[describe(conclusion, axis) for conclusion in group.conclusions],
+        warnings=[say(warning) for warning in group.warnings],
+        conclusions=[say(conclusion) for conclusion in group.conclusions],
     )
 
 
-def _paper(fit: PowerLawFit, describe: Describe, axis: SizeAxis) -> PaperRecord:
+def _paper(fit: PowerLawFit, say: Say) -> PaperRecord:
+    """The paper's fit, its parameters as keys of their own."""
     return _record(
         PaperRecord,
         fit,
         law=fit.form.formula,
-        reason=describe(fit.finding, axis),
+        reason=say(fit.finding),
         standard_errors=fit.errors,
         intervals_95=fit.intervals,
         covariance=fit.covariance.tolist(),
@@ -390,18 +468,19 @@ def _paper(fit: PowerLawFit, describe: Describe, axis: SizeAxis) -> PaperRecord:
     )
 
 
-def _held_out(group: GroupFit, describe: Describe) -> HeldOutRecord:
+def _held_out(group: GroupFit, say: Say) -> HeldOutRecord:
     """The check of the paper's law on the edge, of the unsaturated cells alone."""
     observed = group.observed
     ranks, lengths = edge_of(observed)
-    check = group.analysis.rows[0].checks[EDGE]
+    check = group.analysis.paper_row.checks[EDGE]
+
     unsaturated = ~observed.saturated
     test = check.left_out & unsaturated
     fitted = ~check.left_out & unsaturated
 
     # The error counts where the fit without these cells has a prediction for them.
     mape: float | None = None
-    reason = describe(check.finding, group.axis)
+    reason = say(check.finding)
     predicted = check.predicted[test]
     if len(predicted) and np.isfinite(predicted).all():
         mape = percent_error(observed.delta[test], predicted)
@@ -416,14 +495,15 @@ def _held_out(group: GroupFit, describe: Describe) -> HeldOutRecord:
     )
 
 
-def _law(row: LawRow, describe: Describe, axis: SizeAxis) -> PowerLawRecord | LikelihoodRecord:
+def _law(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
+    """One row of the tables, with its held-out checks."""
     fit = row.fit
     common = {
         "law": fit.form.formula,
-        "reason": describe(fit.finding, axis),
+        "reason": say(fit.finding),
         "covariance": fit.covariance.tolist(),
         "aicc_difference": row.aicc_difference,
-        "checks": {what: _check(check, describe, axis) for what, check in row.checks.items()},
+        "checks": {what: _check(check, say) for what, check in row.checks.items()},
     }
     if isinstance(fit, PowerLawFit):
         return _record(
@@ -452,25 +532,26 @@ def _law(row: LawRow, describe: Describe, axis: SizeAxis) -> PowerLawRecord | Li
     )
 
 
-def _check(check: Check, describe: Describe, axis: SizeAxis) -> CheckRecord:
-    return _record(CheckRecord, check, reason=describe(check.finding, axis))
+def _check(check: Check, say: Say) -> CheckRecord:
+    """A check, without its predictions."""
+    return _record(CheckRecord, check, reason=say(check.finding))
 
 
-def _bootstrap(
-    sample: Bootstrap | None, describe: Describe, axis: SizeAxis
-) -> BootstrapRecord | None:
+def _bootstrap(sample: Bootstrap | None, say: Say) -> BootstrapRecord | None:
+    """A bootstrap, without its draws: those stand at the end of the file."""
     if sample is None:
         return None
     return _record(
         BootstrapRecord,
         sample,
-        reason=describe(sample.finding, axis),
+        reason=say(sample.finding),
         draws=len(sample.draws),
         intervals_95=sample.intervals,
     )
 
 
 def _profile(profile: Profile) -> ProfileRecord:
+    """A profile, in natural units."""
     return ProfileRecord(
         values=profile.values.tolist(),
         deviance=profile.deviance.tolist(),
@@ -478,11 +559,12 @@ def _profile(profile: Profile) -> ProfileRecord:
     )
 
 
-def _recall(recall: RecallFit, describe: Describe, axis: SizeAxis) -> RecallRecord:
+def _recall(recall: RecallFit, say: Say) -> RecallRecord:
+    """The law of exact recall, without its draws."""
     return _record(
         RecallRecord,
         recall,
-        reason=describe(recall.finding, axis),
+        reason=say(recall.finding),
         parameters=dict(zip(NAMES, recall.theta.tolist(), strict=True)),
         gaps={"rank": recall.rank_step, "length": recall.length_step},
         draws=len(recall.draws),
@@ -490,21 +572,25 @@ def _recall(recall: RecallFit, describe: Describe, axis: SizeAxis) -> RecallReco
 
 
 def _recall_draws(recall: RecallFit) -> dict[str, list[float]]:
+    """Draws of a, g and h, (D,) by the names that they have in the file."""
     columns = zip(NAMES, recall.draws.T.tolist(), strict=True)
     return {f"recall_{name}": column for name, column in columns if column}
 
 
 def _range(cells: Observations) -> RangeRecord:
+    """What was trained."""
     if not len(cells):
         return RangeRecord(rank=[], length=[])
     return RangeRecord(rank=_ends(cells.rank), length=_ends(cells.length))
 
 
 def _ends(values: Array) -> list[float]:
+    """The smallest and the largest of (N,) values."""
     return [float(values.min()), float(values.max())]
 
 
 def _base_loss(cells: Observations) -> BaseLossRecord:
+    """Mean base loss at each length, over all cells and of each text."""
     mean = _length_curve(cells)
     texts = []
     for text in np.unique(cells.text):
@@ -523,11 +609,8 @@ def _length_curve(cells: Observations) -> LengthCurveRecord:
     return LengthCurveRecord(length=lengths.tolist(), nats=nats)
 
 
-def _comparison(
-    comparison: Comparison,
-    describe: Describe,
-    axis: SizeAxis,
-) -> ComparisonRecord:
+def _comparison(comparison: Comparison, say: Say) -> ComparisonRecord:
+    """A comparison of groups; `form` is null where they share none."""
     groups = [
         ComparedGroupRecord(
             name=group.name,
@@ -542,7 +625,7 @@ def _comparison(
         by=comparison.by,
         common=comparison.common,
         form=comparison.form.name if comparison.form else None,
-        reason=describe(comparison.finding, axis),
+        reason=say(comparison.finding),
         groups=groups,
         ties=comparison.ties,
     )
@@ -561,15 +644,18 @@ def load(path: Path, group: str | None = None) -> list[FittedLaw]:
     """
     file = _find(path)
     content = _read(file)
+
     groups = content["groups"]
     if group is not None:
         groups = _named(group, groups)
     try:
         laws = [_fitted_law(entry, content) for entry in groups if entry["chosen"] is not None]
+    # Whatever is wrong inside a law.json of this format, the file is damaged.
     except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
         raise UserError(
             f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again"
         ) from error
+
     if not laws:
         reasons = {entry["fit"]["reason"] for entry in groups} - {""}
         details = f": {'; '.join(sorted(reasons))}" if reasons else ""
@@ -605,6 +691,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{file}: not a law.json ({reason}); run `pml fit` again") from error
+
     if found_format != FORMAT:
         raise UserError(
             f"{file}: format {found_format}, this pml reads {FORMAT}; run `pml fit` again"
@@ -626,37 +713,50 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
     """The chosen law of one group."""
     chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
     record = _from_json(LikelihoodRecord, chosen)
-    theta = np.array([record.theta[name] for name in THETA_NAMES], float)
-    if not np.isfinite(theta).all() or record.clusters < 1:
-        raise ValueError("a parameter is not finite")
+    if record.clusters < 1:
+        raise ValueError("no clusters")
 
-    centre = (record.centre["log_rank"], record.centre["log_length"])
+    # Those of the law of recall lie beside those of the law of the gain.
     draws = dict(content["draws"].get(group["slug"], {}))
     recall_draws = [draws.pop(f"recall_{name}", []) for name in NAMES]
-    if draws:
-        theta_draws = bootstrap_theta(theta, centre, draws, record.clusters)
-    else:
-        naive = np.array(record.covariance, float)
-        clustered = np.array(record.covariance_clustered, float)
-        theta_draws = normal_theta(theta, [naive, clustered])
 
     trained = _from_json(RangeRecord, group["range"])
     base = _from_json(BaseLossRecord, group["base_loss"])
-    texts = [_curve(text["length"], text["nats"]) for text in group["base_loss"]["texts"]]
+    texts = [_from_json(LengthCurveRecord, text) for text in group["base_loss"]["texts"]]
     recall = _from_json(RecallRecord, group["recall"])
     return FittedLaw(
         name=group["name"],
         axis=SIZE_AXES[content["x"]],
         form=Form(**record.form),
-        theta=np.concatenate([theta[None], theta_draws]),
-        centre=centre,
+        theta=_theta(record, draws),
+        centre=(record.centre["log_rank"], record.centre["log_length"]),
         ranks=(trained.rank[0], trained.rank[1]),
         lengths=(trained.length[0], trained.length[1]),
-        base=BaseLoss(mean=_curve(base.length, base.nats), texts=texts),
+        base=BaseLoss(mean=_curve(base), texts=[_curve(text) for text in texts]),
         recall=_recall_fit(recall, recall_draws) if recall.status == OK else None,
         recall_reason=recall.reason,
         status=record.status,
     )
+
+
+def _theta(record: LikelihoodRecord, draws: dict[str, list[float]]) -> Array:
+    """The fit and draws of it, (1 + D, P).
+
+    Args:
+        draws: of the bootstrap, (D,) by the name of the parameter; empty without one.
+    """
+    theta = np.array([record.theta[name] for name in THETA_NAMES], float)
+    if not np.isfinite(theta).all():
+        raise ValueError("a parameter is not finite")
+
+    if draws:
+        centre = (record.centre["log_rank"], record.centre["log_length"])
+        sample = bootstrap_theta(theta, centre, draws, record.clusters)
+    else:
+        naive = np.array(record.covariance, float)
+        clustered = np.array(record.covariance_clustered, float)
+        sample = normal_theta(theta, [naive, clustered])
+    return np.concatenate([theta[None], sample])
 
 
 def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
@@ -675,6 +775,8 @@ def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
     )
 
 
-def _curve(length: list[float], nats: list[float]) -> LengthCurve:
-    lengths = np.array(length, float)
-    return LengthCurve(log_length=np.log(lengths), nats=np.array(nats, float))
+def _curve(record: LengthCurveRecord | BaseLossRecord) -> LengthCurve:
+    """Arrays of a record, (V,) each."""
+    lengths = np.array(record.length, float)
+    nats = np.array(record.nats, float)
+    return LengthCurve(log_length=np.log(lengths), nats=nats)

@@ -83,6 +83,7 @@ def minimise(
             break
         active_weights = weights if len(weights) == 1 else weights[active]
         gradient, information = derivatives(theta[active], design, form, active_weights, free_F)
+        # A step that does not improve is tried again, with ten times the damping.
         trial = _scoring_step(
             theta[active], gradient, information, damping[active], form=form, free_F=free_F
         )
@@ -156,6 +157,7 @@ def negative_log_likelihood(
     log_mu = log_gain(theta_BP, design.x, design.y, design.base, form.link)
     censored = design.censored
     observed = ~censored
+    # The spread is relative to the law.
     log_s = theta_BP[:, LOG_SPREAD, None] + np.log(design.sd)
 
     per_cell = np.empty_like(log_mu)
@@ -229,7 +231,8 @@ def scores(
     Args:
         theta_P: (P,).
     """
-    slopes, cell = _cell_derivatives(theta_P[None], design, form, _law_positions(free_F))
+    of_law = _law_positions(free_F)
+    slopes, cell = _cell_derivatives(theta_P[None], design, form, of_law)
     by_law = slopes[0] * cell.by_log_mu[0][:, None]
     if LOG_SPREAD not in free_F:
         return np.asarray(by_law)
@@ -238,7 +241,7 @@ def scores(
 
 
 def _law_positions(free_F: Array) -> tuple[int, ...]:
-    """The free parameters but the spread."""
+    """Of (F,) free parameters those of the law: all but the spread."""
     return tuple(int(p) for p in free_F if p != LOG_SPREAD)
 
 
@@ -263,11 +266,14 @@ def _cell_derivatives(
     log_mu, slopes = log_gain_slopes(
         theta_BP, design.x, design.y, design.base, link=form.link, wanted=of_law
     )
+
     s = np.exp(theta_BP[:, LOG_SPREAD, None]) * design.sd
     # What is known of a cell, relative to the law: its gain, or the limit that it exceeds.
     known = np.where(design.censored, design.limit, design.delta)
     ratio = known * np.exp(-log_mu)
     z = (ratio - 1) / s
+
+    # Uncensored cells; the second derivatives are their expected values.
     cell = _CellDerivatives(
         by_log_mu=1 - z * ratio / s,
         by_log_s=1 - z**2,

@@ -34,6 +34,8 @@ from pml_cli.law.parameters import (
     THETA_NAMES,
     B,
     C,
+    Centre,
+    Interval,
     intervals_of,
     to_interval_scale,
     to_natural,
@@ -66,13 +68,14 @@ class LikelihoodFit:
     """
 
     form: Form
+    """Which law."""
     status: str
     """OK, BOUND_HIT or NOT_IDENTIFIED."""
     finding: Finding | None
     """Why the status is not OK; a note where it is."""
     theta: Array
     """(P,) in the order of parameters.THETA_NAMES."""
-    centre: tuple[float, float]
+    centre: Centre
     """Mean log rank and log length, where c is centred."""
     covariance: Array
     """(P, P) of theta, from the information; nan unless OK."""
@@ -82,6 +85,7 @@ class LikelihoodFit:
     It holds where the residuals of cells that share text and length are correlated.
     """
     clusters: int
+    """Texts times lengths."""
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     n: int
@@ -95,15 +99,18 @@ class LikelihoodFit:
     r2_all: float
     """Over every cell."""
     mape_all: float
+    """Over every cell; the gain of a saturated one is a lower limit."""
     fingerprint: str = field(repr=False)
     """Of the cells."""
 
     @property
     def name(self) -> str:
+        """Of the form: hill + b."""
         return self.form.name
 
     @property
     def uses_saturated(self) -> bool:
+        """As lower limits of their gain."""
         return True
 
     @property
@@ -129,7 +136,7 @@ class LikelihoodFit:
         return 2 * self.nll + 2 * p + correction
 
     @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
+    def intervals(self) -> dict[str, Interval]:
         """95 % intervals from the covariance: too narrow where cells share texts."""
         matrix = uncentring(self.centre)
         covariance = matrix @ self.covariance @ matrix.T
@@ -143,7 +150,7 @@ class LikelihoodFit:
         """Gain in nats per token; never above `base` unless the form has no ceiling.
 
         Args:
-            rank, length, base: shapes that broadcast to that of the result.
+            rank, length, base: shapes that broadcast to that of the result, (...).
         """
         x, y, bases, shape = self._centred(rank, length, base)
         log_gains = log_gain(self.theta[None], x, y, bases, self.form.link)
@@ -223,6 +230,7 @@ def fit_saturating(cells: Observations, form: Form) -> LikelihoodFit:
     design = design_of(cells, centre)
     theta, nll = minimise(_starts(design, form), design, form)
     best = int(np.argmin(nll))
+    # Every start may lie where there is no law.
     if not math.isfinite(nll[best]):
         return _unidentified(cells, form, centre, finding("no_finite_likelihood"))
 
@@ -243,7 +251,7 @@ def fit_saturating(cells: Observations, form: Form) -> LikelihoodFit:
     )
 
 
-def design_of(cells: Observations, centre: tuple[float, float]) -> Design:
+def design_of(cells: Observations, centre: Centre) -> Design:
     """The cells as the likelihood sees them, their logs centred at `centre`."""
     return Design(
         x=np.log(cells.rank) - centre[0],
@@ -271,6 +279,8 @@ def _identifiability(cells: Observations, form: Form) -> Finding | None:
         return problem
     if (observed.delta <= 0).any():
         return finding("gain_not_positive")
+
+    # One degree of freedom must remain.
     parameters = len(form.free)
     if len(observed) < parameters + 1:
         return finding(
@@ -287,18 +297,8 @@ def _starts(design: Design, form: Form) -> Array:
 
     Each is solved for the scale, the offset, the level and the spread alone.
     """
-    betas: Sequence[float] = EXPONENT_GRID.tolist()
-    if form.beta is not None:
-        betas = [form.beta]
-    grid = itertools.product(EXPONENT_GRID, betas, form.kind.k_starts)
-    nodes = np.array(list(grid))
-
+    theta = _nodes(form)
     observed = ~design.censored
-    theta = np.zeros((len(nodes), len(THETA_NAMES)))
-    theta[:, ALPHA] = nodes[:, 0]
-    theta[:, BETA] = nodes[:, 1]
-    theta[:, LOG_K] = np.log(nodes[:, 2])
-    theta[:, FLOOR] = FLOOR_START if form.floor else 0.0
 
     # The argument of the link, x times its ceiling: far below the ceiling that is the gain.
     inner = design.delta[observed]
@@ -310,25 +310,44 @@ def _starts(design: Design, form: Form) -> Array:
         inner = start * np.log(np.maximum(start / final, 1.05))
 
     # What a node leaves of the logarithm is the scale, and its deviation the spread.
-    by_rank = nodes[:, :1] * design.x[observed]
-    by_length = nodes[:, 1:2] * design.y[observed]
+    by_rank = theta[:, ALPHA, None] * design.x[observed]
+    by_length = theta[:, BETA, None] * design.y[observed]
     log_scale = np.log(inner) - by_rank + by_length
     theta[:, C] = np.median(log_scale, axis=1)
     spread = np.maximum(log_scale.std(axis=1), 1e-3)
     theta[:, LOG_SPREAD] = np.log(spread)
 
+    # The exponents and k stay at their nodes.
     solved = tuple(p for p in form.free if p in (C, B, LOG_SPREAD, LEVEL))
     theta, nll = minimise(theta, design, form, free=solved, iterations=8)
     return theta[np.argsort(nll)[:POLISHED_NODES]]
 
 
+def _nodes(form: Form) -> Array:
+    """Theta at the nodes of the grid of exponents and k, (nodes, P); the rest is 0."""
+    betas: Sequence[float] = EXPONENT_GRID.tolist()
+    if form.beta is not None:
+        betas = [form.beta]
+    grid = list(itertools.product(EXPONENT_GRID, betas, form.kind.k_starts))
+
+    alpha, beta, k = np.array(grid).T
+    theta = np.zeros((len(grid), len(THETA_NAMES)))
+    theta[:, ALPHA] = alpha
+    theta[:, BETA] = beta
+    theta[:, LOG_K] = np.log(k)
+    if form.floor:
+        theta[:, FLOOR] = FLOOR_START
+    return theta
+
+
 def _unidentified(
     cells: Observations,
     form: Form,
-    centre: tuple[float, float],
+    centre: Centre,
     reason: Finding,
 ) -> LikelihoodFit:
     """A result without numbers."""
+    # Nothing about the parameters, everything about the cells.
     size = len(THETA_NAMES)
     square = np.full((size, size), math.nan)
     return LikelihoodFit(
@@ -356,13 +375,20 @@ def _result(
     form: Form,
     design: Design,
     *,
-    centre: tuple[float, float],
+    centre: Centre,
     theta: Array,
     nll: float,
 ) -> LikelihoodFit:
-    """The fit at its optimum, with covariances unless a parameter stopped at a bound."""
+    """The fit at its optimum, with covariances unless a parameter stopped at a bound.
+
+    Args:
+        theta: (P,) the optimum.
+        nll: negative log-likelihood there.
+    """
+    # A parameter at its bound has no covariance: the law is reported without intervals.
     stopped = at_exponent_bound(theta[ALPHA], theta[BETA])
     stopped = stopped or _at_other_bound(theta, form, float(cells.base.max()))
+
     size = len(THETA_NAMES)
     naive = np.full((size, size), math.nan)
     clustered = naive
@@ -397,7 +423,11 @@ def _result(
 
 
 def _uninformed(form: Form, design: Design, theta: Array) -> str | None:
-    """The parameter that the likelihood does not depend on, by its natural name."""
+    """The parameter that the likelihood does not depend on, by its natural name.
+
+    Args:
+        theta: (P,) the optimum.
+    """
     free = np.array(form.free)
     information = _information(form, design, theta)
     scale = np.sqrt(np.diag(information))
@@ -433,6 +463,7 @@ def _covariances(
 
     cluster, count = cells.clusters
     cell_scores = scores(theta, design, form, free)
+    # What cells of one cluster have in common adds up.
     cluster_scores = np.zeros((count, len(free)))
     np.add.at(cluster_scores, cluster, cell_scores)
     scaled = cluster_scores / scale
@@ -456,11 +487,13 @@ def _at_other_bound(
     """Which of k, floor and level stopped at a bound, or lies where it has no meaning.
 
     Args:
+        theta: (P,) the optimum.
         largest_base: the largest base loss of the cells, nats per token.
     """
     least_log_k = form.bounds[0][LOG_K]
     if form.kind.has_k and theta[LOG_K] <= least_log_k + BOUND_TOLERANCE:
         return finding("k_at_lower_bound", link=form.link)
+
     if form.floor and theta[FLOOR] <= 1e-9:
         return finding("floor_at_zero")
     if form.level and theta[LEVEL] <= BOUND_TOLERANCE:

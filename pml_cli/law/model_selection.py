@@ -95,6 +95,7 @@ def aicc_differences(fits: Sequence[LikelihoodFit]) -> list[float]:
         raise ValueError(
             "information criteria compare fits to the same cells only; these saw different ones"
         )
+
     values = [fit.aicc if fit.status == OK else math.nan for fit in fits]
     finite = [value for value in values if math.isfinite(value)]
     least = min(finite, default=math.nan)
@@ -111,6 +112,7 @@ def likelihood_ratio(full: LikelihoodFit, restricted: LikelihoodFit) -> RatioTes
         raise ValueError(
             "a likelihood ratio compares fits to the same cells only; these saw different ones"
         )
+
     free = set(full.form.free)
     restricted_free = set(restricted.form.free)
     if not restricted_free < free:
@@ -234,7 +236,7 @@ def _check(
 
 
 def _mean(folds: Sequence[Array | Mask]) -> float:
-    """Mean over all folds together; nan without a value."""
+    """Mean over all folds, (cells,) each, together; nan without a value."""
     if not sum(map(len, folds)):
         return math.nan
     return float(np.concatenate(folds).mean())
@@ -265,6 +267,7 @@ def choose(fits: Sequence[LikelihoodFit], edge_checks: Sequence[Check]) -> int |
     supported = [k for k in eligible if fits[k].aicc - least <= AICC_TOLERANCE]
 
     def preference(k: int) -> tuple[int, float, float]:
+        """Few parameters first, then a small error on the edge, then AICc."""
         error = edge_checks[k].mape
         if math.isnan(error):
             error = math.inf
@@ -286,12 +289,15 @@ def intraclass_correlation(cells: Observations, predicted: Array) -> IntraclassC
     observed = ~cells.saturated
     cluster = cells.clusters[0][observed]
     residual = (cells.delta / predicted - 1)[observed]
+
+    # A cluster of one cell has no correlation.
     groups = [residual[cluster == g] for g in np.unique(cluster)]
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
         return IntraclassCorrelation(correlation=math.nan, p=math.nan)
 
     f, p = stats.f_oneway(*groups)
+    # From the F statistic and the mean size of a cluster.
     size = sum(map(len, groups)) / len(groups)
     correlation = (f - 1) / (f - 1 + size)
     return IntraclassCorrelation(correlation=float(correlation), p=float(p))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pml_cli.law.parameters import Centre
 from pml_cli.stats import LN2, Array, Mask
 
 # columns whose values must be above 0: logarithms and ratios of them are taken
@@ -90,6 +91,7 @@ class Observations:
             given["sd"] = sd
         columns = {name: np.asarray(values, float).ravel() for name, values in given.items()}
 
+        # One text unless labels are given.
         count = len(columns["rank"])
         labels = np.zeros(count, int)
         if text is not None:
@@ -104,11 +106,13 @@ class Observations:
             if name in POSITIVE and (column <= 0).any():
                 raise ValueError(f"{name} must be above 0")
 
+        # The loss is measured, or follows from the gain.
         columns.setdefault("final", columns["base"] - columns["delta"])
         columns.setdefault("sd", np.ones(count))
         return cls(**columns, text=labels, saturated_below=saturated_below)
 
     def __len__(self) -> int:
+        """N, the number of cells."""
         return len(self.rank)
 
     @property
@@ -125,7 +129,7 @@ class Observations:
         return self.base - self.saturated_below
 
     @property
-    def log_centre(self) -> tuple[float, float]:
+    def log_centre(self) -> Centre:
         """Mean log rank and mean log length; 0 without cells."""
         if not len(self):
             return (0.0, 0.0)

@@ -12,6 +12,11 @@ import numpy as np
 
 from pml_cli.stats import Array, Mask, safe_exp
 
+Interval = tuple[float, float]
+"""Lower and upper end."""
+Centre = tuple[float, float]
+"""Mean log rank and mean log length of the cells: where c is centred."""
+
 # c is log C at the mean log rank and mean log length, log_s the log of the relative spread of a
 # cell around the law, level the loss H in nats per token (0 where the law has none)
 THETA_NAMES = ("c", "alpha", "beta", "b", "log_k", "floor", "level", "log_s")
@@ -33,7 +38,7 @@ EXPONENT_BOUNDS = (0.01, 5.0)
 SPREAD_BOUNDS = (1e-8, math.exp(3))
 
 
-def theta_bounds(k_bounds: tuple[float, float]) -> tuple[Array, Array]:
+def theta_bounds(k_bounds: Interval) -> tuple[Array, Array]:
     """Lower and upper bound of theta, (P,) each.
 
     Args:
@@ -51,6 +56,7 @@ def theta_bounds(k_bounds: tuple[float, float]) -> tuple[Array, Array]:
             math.log(SPREAD_BOUNDS[0]),
         ]
     )
+
     upper = np.array(
         [
             50,
@@ -66,7 +72,7 @@ def theta_bounds(k_bounds: tuple[float, float]) -> tuple[Array, Array]:
     return lower, upper
 
 
-def uncentring(centre: tuple[float, float]) -> Array:
+def uncentring(centre: Centre) -> Array:
     """(P, P) matrix from theta to the same with log C at rank 1 and length 1.
 
     Args:
@@ -78,7 +84,7 @@ def uncentring(centre: tuple[float, float]) -> Array:
     return matrix
 
 
-def to_natural(theta_BP: Array, centre: tuple[float, float]) -> Array:
+def to_natural(theta_BP: Array, centre: Centre) -> Array:
     """Parameters in natural units, (B, P) in the order of NATURAL_NAMES."""
     uncentred = theta_BP @ uncentring(centre).T
     # exp overflows above 709.
@@ -100,7 +106,7 @@ def intervals_of(
     low: Array,
     high: Array,
     free: tuple[int, ...],
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Interval]:
     """Intervals in natural units, by name.
 
     Args:
@@ -118,4 +124,5 @@ def intervals_of(
 
 
 def _is_log() -> Mask:
+    """(P,) the parameters whose theta is a logarithm."""
     return np.isin(NATURAL_NAMES, ON_LOG_SCALE)

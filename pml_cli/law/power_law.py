@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 
 from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
-from pml_cli.law.forms import EXPONENT_BOUNDS, Form
+from pml_cli.law.forms import Form
 from pml_cli.law.observations import Observations
+from pml_cli.law.parameters import EXPONENT_BOUNDS, Centre, Interval
 from pml_cli.stats import Array, Mask, percent_error, safe_exp, t_quantile
 
 PARAMETERS = ("C", "alpha", "beta", "b")
@@ -51,9 +52,11 @@ class PowerLawFit:
     C: float
     """Nats per token at rank 1 and length 1, above b."""
     alpha: float
+    """Power of the size."""
     beta: float
+    """Power of the length, which divides."""
     b: float
-    """Nats per token."""
+    """Nats per token, gained at any size and length."""
     covariance: Array
     """(4, 4) in the order of PARAMETERS."""
     r2: float
@@ -67,10 +70,12 @@ class PowerLawFit:
 
     @property
     def form(self) -> Form:
+        """The paper's."""
         return FORM
 
     @property
     def uses_saturated(self) -> bool:
+        """They are left out."""
         return False
 
     @property
@@ -95,7 +100,7 @@ class PowerLawFit:
         return dict(zip(PARAMETERS, errors.tolist(), strict=True))
 
     @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
+    def intervals(self) -> dict[str, Interval]:
         """95 % intervals by Student's t with n - 4 degrees of freedom, that of C on its log."""
         degrees = self.n_used - len(PARAMETERS)
         t = t_quantile(degrees) if degrees > 0 else math.nan
@@ -175,8 +180,12 @@ def gain(
     0.5).
 
     Args:
-        rank: any shape that broadcasts with `length`; the rank, or another measure of size.
+        rank: rank, or another measure of size; any shape that broadcasts with `length`.
         length: target tokens.
+        C, alpha, beta, b: in natural units.
+
+    Returns:
+        (...) of the shape to which rank and length broadcast.
     """
     ranks = np.asarray(rank, float)
     lengths = np.asarray(length, float)
@@ -198,6 +207,7 @@ def fit_paper(cells: Observations) -> PowerLawFit:
     y = np.log(kept.length) - mean_y
     scale = float(np.ptp(delta))
 
+    # In natural units: C at rank 1 and length 1.
     theta = _least_squares(x, y, delta / scale)
     c, alpha, beta, offset = theta.tolist()
     C = scale * safe_exp(c - alpha * mean_x + beta * mean_y)
@@ -210,6 +220,7 @@ def fit_paper(cells: Observations) -> PowerLawFit:
         jacobian = natural_jacobian(C, scale, (mean_x, mean_y))
         covariance = jacobian @ _covariance(theta, x, y, residual / scale) @ jacobian.T
 
+    # The quality of the fit, over the cells in it.
     squares = float(residual @ residual)
     total = float(((delta - delta.mean()) ** 2).sum())
     degrees = len(delta) - len(PARAMETERS)
@@ -229,7 +240,7 @@ def fit_paper(cells: Observations) -> PowerLawFit:
     )
 
 
-def natural_jacobian(C: float, scale: float, centre: tuple[float, float]) -> Array:
+def natural_jacobian(C: float, scale: float, centre: Centre) -> Array:
     """(4, 4) derivatives of C, alpha, beta and b by theta = (c, alpha, beta, offset).
 
     Args:
@@ -279,6 +290,7 @@ def identifiability(cells: Observations) -> Finding | None:
 
 def at_exponent_bound(alpha: float, beta: float) -> Finding | None:
     """Which exponent stopped at its bound; None where neither did."""
+    # scipy stops just inside its bounds.
     low, high = EXPONENT_BOUNDS
     for parameter, value in (("alpha", alpha), ("beta", beta)):
         if value <= low * 1.01:
@@ -364,20 +376,11 @@ def _least_squares(x: Array, y: Array, delta: Array) -> Array:
 
 def _starts(x: Array, y: Array, delta: Array) -> list[Array]:
     """The best nodes of the exponent grid, each with its exact (log C, b): theta, (4,) each."""
-    centred = delta - delta.mean()
     nodes: list[tuple[float, Array]] = []
     for alpha in EXPONENT_GRID:
         # (beta nodes, cells)
         power = np.exp(alpha * x - np.outer(EXPONENT_GRID, y))
-        deviation = power - power.mean(axis=1, keepdims=True)
-
-        # The law's C is positive: where the best slope is not, the node is as good as the mean.
-        squares = (deviation**2).sum(axis=1)
-        slope = deviation @ centred / np.maximum(squares, 1e-300)
-        slope = np.maximum(slope, 1e-9)
-        offset = delta.mean() - slope * power.mean(axis=1)
-        residual = centred - slope[:, None] * deviation
-        cost = (residual**2).sum(axis=1)
+        slope, offset, cost = _regress(power, delta)
 
         # The two best values of beta for this alpha.
         for k in np.argsort(cost)[:2]:
@@ -385,8 +388,33 @@ def _starts(x: Array, y: Array, delta: Array) -> list[Array]:
             theta = np.array([log_scale, alpha, EXPONENT_GRID[k], offset[k]])
             nodes.append((float(cost[k]), theta))
 
+    # By cost, the sum of squares.
     nodes.sort(key=lambda node: node[0])
     return [theta for _, theta in nodes[:POLISHED_NODES]]
+
+
+def _regress(power: Array, delta: Array) -> tuple[Array, Array, Array]:
+    """Regress the gain on the power of each node: delta = slope * power + offset.
+
+    Args:
+        power: (B, N) of B nodes of beta.
+        delta: (N,).
+
+    Returns:
+        Slope, offset and sum of squared residuals, (B,) each.
+    """
+    centred = delta - delta.mean()
+    deviation = power - power.mean(axis=1, keepdims=True)
+
+    # The law's C is positive: where the best slope is not, the node is as good as the mean.
+    squares = (deviation**2).sum(axis=1)
+    slope = deviation @ centred / np.maximum(squares, 1e-300)
+    slope = np.maximum(slope, 1e-9)
+
+    offset = delta.mean() - slope * power.mean(axis=1)
+    residual = centred - slope[:, None] * deviation
+    cost = (residual**2).sum(axis=1)
+    return slope, offset, cost
 
 
 def _covariance(
@@ -403,6 +431,7 @@ def _covariance(
     scale = np.linalg.norm(jacobian, axis=0)
     _, singular, right = np.linalg.svd(jacobian / scale, full_matrices=False)
     root = (right.T / singular) / scale[:, None]
+
     squares = float(residual @ residual)
     degrees = len(x) - len(theta)
     covariance: Array = root @ root.T * squares / degrees

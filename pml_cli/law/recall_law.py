@@ -89,6 +89,7 @@ class RecallFit:
         fitted = values[:1]
         deviation = few_cluster_factor(self.clusters) * (values[1:] - fitted)
         draws = fitted + deviation
+
         if self.clusters < FEW_CLUSTERS:
             rng = np.random.default_rng(0)
             draws = draws + rng.uniform(-step / 2, step / 2, len(draws))
@@ -125,6 +126,7 @@ def fit_recall(
     if not draws:
         return _result(cells, shares, theta=fitted[0])
 
+    # Clusters are drawn with replacement; a draw that is not monotone has no threshold.
     cluster, count = cells.clusters
     equal = np.full(count, 1 / count)
     rng = np.random.default_rng(seed)
@@ -149,7 +151,13 @@ def _result(
     theta: Array | None = None,
     draws: Array | None = None,
 ) -> RecallFit:
-    """The fit with its counts; without numbers where there is a reason."""
+    """The fit with its counts; without numbers where there is a reason.
+
+    Args:
+        shares: (N,) recalled exactly.
+        theta: (3,) a, g, h.
+        draws: (D, 3) of the bootstrap.
+    """
     return RecallFit(
         status=NOT_IDENTIFIED if reason else OK,
         finding=reason,
@@ -164,19 +172,24 @@ def _result(
 
 
 def _median_step(values: Array) -> float:
-    """Median step between the distinct values, on logs; nan for one value."""
+    """Median step between the distinct of (N,) values, on logs; nan for one value."""
     steps = np.diff(np.log(np.unique(values)))
     return float(np.median(steps)) if len(steps) else math.nan
 
 
 def _identifiability(cells: Observations, shares: Array) -> Finding | None:
-    """Why these cells cannot carry the law; None when they can."""
+    """Why these cells cannot carry the law; None when they can.
+
+    Args:
+        shares: (N,) recalled exactly.
+    """
     if not len(cells):
         return finding("recall_not_measured")
     if (shares < 0.5).all():
         return finding("recall_nowhere")
     if (shares >= 0.5).all():
         return finding("recall_everywhere")
+
     for axis, values in (("size", cells.rank), ("length", cells.length)):
         count = len(np.unique(values))
         if count < MIN_DISTINCT:
@@ -221,11 +234,14 @@ def _firth(x_N3: Array, share_N: Array, weights_BN: Array) -> Array:
         # A draw of few clusters may leave a parameter without information.
         information += 1e-9 * np.eye(3)
         inverse = np.linalg.inv(information)
+
+        # The diagonal of the hat matrix, (B, N).
         leverage = w * np.einsum("ni,bij,nj->bn", x_N3, inverse, x_N3)
         # Of the likelihood, and of Firth's penalty.
         residual = weights_BN * (share_N - p)
         penalty = leverage * (0.5 - p)
         score = (residual + penalty) @ x_N3
+
         step = np.einsum("bij,bj->bi", inverse, score)
         step = np.clip(step, -LARGEST_STEP, LARGEST_STEP)
         theta += step

@@ -9,6 +9,7 @@ loss gives such a cell no weight.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize
@@ -66,9 +67,12 @@ def fit_robust(cells: Observations) -> PowerLawFit:
     )
     c = math.log(start.C / scale) + start.alpha * mean_x - start.beta * mean_y
     theta = np.array([c, start.alpha, start.beta, start.b / scale])
+
+    # Huber's loss finds the neighbourhood, Tukey's the fit.
     theta = _huber(theta, problem)
     theta, spread = _tukey(theta, problem)
 
+    # In natural units, as in power_law.fit_paper.
     c, alpha, beta, offset = theta.tolist()
     C = scale * safe_exp(c - alpha * mean_x + beta * mean_y)
     stopped = at_exponent_bound(alpha, beta)
@@ -105,6 +109,7 @@ def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
     """
     if paper.status != OK or robust.status != OK:
         return []
+
     warnings = []
     for parameter in ("alpha", "beta"):
         low, high = paper.intervals[parameter]
@@ -123,21 +128,18 @@ def disagreements(paper: PowerLawFit, robust: PowerLawFit) -> list[Finding]:
     return warnings
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Residuals:
     """Weighted residuals of the power law on N cells: (f - delta) * weight."""
 
-    def __init__(
-        self,
-        *,
-        x: Array,
-        y: Array,
-        delta: Array,
-        weight: Array,
-    ) -> None:
-        self.x = x
-        self.y = y
-        self.delta = delta
-        self.weight = weight
+    x: Array
+    """(N,) centred log rank."""
+    y: Array
+    """(N,) centred log length."""
+    delta: Array
+    """(N,) gain, scaled."""
+    weight: Array
+    """(N,) inverse standard deviation of a cell, up to a factor."""
 
     def at(self, theta: Array) -> Array:
         """(N,) residuals."""
@@ -151,6 +153,7 @@ class _Residuals:
 
 
 def _huber(theta: Array, problem: _Residuals) -> Array:
+    """Theta, (4,), by Huber's loss; the spread is estimated anew after each fit."""
     spread = _spread(problem.at(theta))
     for _ in range(ROUNDS):
         theta = _minimise(theta, problem, problem.weight, bend=HUBER * spread)
@@ -161,13 +164,15 @@ def _huber(theta: Array, problem: _Residuals) -> Array:
 
 
 def _tukey(theta: Array, problem: _Residuals) -> tuple[Array, float]:
-    """Iteratively reweighted least squares with Tukey's weights; returns theta and the spread."""
+    """Theta, (4,), and the spread, by least squares reweighted with Tukey's weights."""
     residual = problem.at(theta)
     spread = _spread(residual)
+
     for _ in range(ROUNDS):
         relative = residual / (TUKEY * spread)
         tukey_weight = np.maximum(0, 1 - relative**2)
         theta = _minimise(theta, problem, problem.weight * tukey_weight, bend=math.inf)
+
         residual = problem.at(theta)
         previous, spread = spread, _spread(residual)
         if abs(spread - previous) <= TOLERANCE * spread:
@@ -176,7 +181,7 @@ def _tukey(theta: Array, problem: _Residuals) -> tuple[Array, float]:
 
 
 def _spread(residual: Array) -> float:
-    """Standard deviation of normal noise from the median absolute residual."""
+    """Standard deviation of normal noise, from the median absolute value of (N,) residuals."""
     median = float(np.median(np.abs(residual)))
     return max(MAD_TO_SD * median, 1e-12)
 
@@ -229,6 +234,7 @@ def _sandwich(theta: Array, problem: _Residuals, cutoff: float) -> Array:
     """
     jacobian = problem.jacobian(theta)
     residual = problem.at(theta)
+    # Tukey's psi function and its derivative.
     square = np.minimum(1, (residual / cutoff) ** 2)
     influence = residual * (1 - square) ** 2
     curvature = (1 - square) * (1 - 5 * square)

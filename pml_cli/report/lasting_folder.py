@@ -33,6 +33,7 @@ def report_content(
         means: `deployment.mean_table`.
         comparison: `deployment.sft_comparison`.
     """
+    # `runs` alone is read back; the rest is for the reader of the file.
     return {
         "format": FORMAT,
         "settings": {
@@ -100,6 +101,7 @@ def write_figures(out: Path, table: pd.DataFrame) -> list[str]:
     for key, group in groups:
         stem = "lasting"
         if len(groups) > 1:
+            # Names of models hold slashes.
             values = [str(value) for value in key]
             stem = re.sub(r"[:/]", "-", "-".join(["lasting", *values]))
         names += write_figure(out / stem, lasting_figure(group))

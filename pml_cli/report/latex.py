@@ -13,12 +13,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
+from pml_cli.format import three_digits
 from pml_cli.law.analysis import Analysis, LawRow
 from pml_cli.law.findings import OK
 from pml_cli.law.forms import LINKS
 from pml_cli.law.model_selection import AICC_TOLERANCE, EDGE
 from pml_cli.law.observations import RANK, Observations, SizeAxis
-from pml_cli.report.figures.style import three_digits
 from pml_cli.report.law_text import held_out_name, sentence
 
 HEAD = (
@@ -156,6 +156,7 @@ def _parameter_lines(fitted: Sequence[LawRow], analysis: Analysis) -> list[list[
     if any("level" in row.fit.parameters for row in fitted):
         headings["b"] = OFFSET_OR_LEVEL
 
+    # Two lines a law: intervals beside the values would be too wide for the page.
     lines = [["Law", *[headings[column] for column in columns]]]
     for row in fitted:
         emphasis = _emphasis(row, analysis)

@@ -71,6 +71,7 @@ def write_figures(
 
     paths: list[Path] = []
     for values, group in runs.groupby(shared):
+        # Models, data and settings may hold slashes and spaces.
         named = "".join(f"-{group[key].iloc[0]}" for key in differing)
         suffix = re.sub(r"[^A-Za-z0-9._=-]+", "-", named)
         names = write_figure(out / f"memft{suffix}", accuracy_figure(group, at_best))

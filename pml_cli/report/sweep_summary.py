@@ -49,12 +49,14 @@ def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
         )
         return 0
 
+    # Finished cells are worth a table, whatever happened to the others.
     if outcome.stopped is not None:
         if outcome.trained:
             summarise(plan.out, plan.cells, console)
         console.print(outcome.message, highlight=False, soft_wrap=True)
         return _exit_code(outcome.stopped, console)
 
+    # Failed cells explain themselves in the summary.
     failed = any(RunFolder(plan.out, cell.id).error.exists() for cell in plan.cells)
     if outcome.ending is Ending.GAVE_UP and not failed:
         reason = last_log_line(plan.out)
@@ -108,6 +110,7 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     if done < len(cells):
         return _incomplete(out, failures, console)
 
+    # A law needs more than one cell.
     if len(cells) > 1:
         console.print(f"next: pml fit {quoted(out)}", highlight=False, soft_wrap=True)
     return 0

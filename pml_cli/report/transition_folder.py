@@ -39,6 +39,7 @@ from pml_cli.stats import Proportion
 # Of transition.json.
 FORMAT = 1
 
+# Columns of cells.csv, in their order.
 CELL_COLUMNS = [
     "id",
     "rank",
@@ -71,6 +72,8 @@ CELL_COLUMNS = [
     "lowest_right",
     "folder",
 ]
+
+# Columns of sequences.csv, in their order.
 SEQUENCE_COLUMNS = [
     "id",
     "rank",
@@ -177,6 +180,7 @@ def _group_content(group: TransitionSummary) -> Any:
     agreement = group.agreement
     concentration = group.concentration
 
+    # Some names of format 1 are older than those of the attributes.
     content = {
         "name": group.name,
         "slug": group.slug,
@@ -228,6 +232,7 @@ def _proportion_contents(proportions: dict[str, Proportion]) -> dict[str, Any]:
 
 
 def _proportion_content(proportion: Proportion) -> dict[str, Any]:
+    # The names of format 1.
     return {
         "found": proportion.successes,
         "of": proportion.trials,

@@ -117,6 +117,7 @@ class RunFolder:
         """
         temporary = temporary_path(self.adapter)
         temporary.mkdir(parents=True)
+
         try:
             save(temporary)
             # A folder cannot be replaced by a rename unless it is empty.
@@ -136,6 +137,7 @@ class RunFolder:
         """
         # An earlier attempt may have failed.
         self.error.unlink(missing_ok=True)
+
         header = {"format": FORMAT, "id": self.id}
         self.write_json(self.result, header | result)
 
@@ -160,6 +162,7 @@ def writable_folder(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out={out}: cannot make this folder ({error.strerror})") from error
+
     if not os.access(out, os.W_OK):
         raise UserError(f"out={out}: no permission to write there")
     return out

@@ -116,6 +116,7 @@ def common_key(key: dict[str, Any], by: Sequence[str]) -> dict[str, Any]:
         for name, value in key.items()
         if name not in by and not pd.isna(value) and value != ""
     }
+
     if "setting" in common:
         entries = _setting_entries(common.pop("setting"), by, belonging=False)
         if entries:

@@ -98,6 +98,7 @@ def check_formats(out: Path) -> None:
             result = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             continue
+
         if _is_result(result, "id") and result.get("format") != FORMAT:
             other = f"format {result.get('format')} is not this version's ({FORMAT})"
             raise UserError(f"{path}: {other}; use another out=")

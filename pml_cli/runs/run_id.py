@@ -74,6 +74,7 @@ def settings_label(run: Run) -> str:
     """
     hidden = {"model": _hidden_model_settings(run)} | HAVE_COLUMNS
     settings = scientific_settings(run)
+
     entries = []
     for group, hidden_names in hidden.items():
         for name, value in settings[group].items():

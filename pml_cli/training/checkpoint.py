@@ -1,7 +1,7 @@
-"""Checkpoints: a pack in the middle of its training on disk, for whichever worker claims its cells next.
+"""Checkpoints: a pack in training on disk, for whichever worker claims its cells next.
 
-One safetensors file for cells trained together, `.pml/checkpoints/KEY.safetensors`, replaced atomically; so they are all
-at the same step.
+One safetensors file for cells trained together, `.pml/checkpoints/KEY.safetensors`, replaced
+atomically; so they are all at the same step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pml_cli.io import atomic_write, save_tensors
 from pml_cli.training.curve import COLUMNS
 from pml_cli.training.trainer import TrainerState
 
-# Fields of TrainerState that hold a table for each cell; each is stored as one parquet file in a tensor of bytes.
+# Fields of TrainerState that hold a table for each cell. Each is stored as one parquet file, in a
+# tensor of bytes: so a checkpoint is one file, replaced at once.
 _TABLES = ("logged", "curve")
 
 
@@ -50,11 +51,20 @@ class Checkpoints:
         self.folder = out / ".pml" / "checkpoints"
 
     def path(self, cells: Sequence[str]) -> Path:
-        """The file of a worker that trains these cells; other workers may train other cells of the same pack."""
-        key = hashlib.sha256(" ".join(cells).encode()).hexdigest()[:16]
-        return self.folder / f"{key}.safetensors"
+        """The file of a worker that trains these cells.
 
-    def save(self, path: Path, pack: Sequence[str], state: TrainerState, seconds: float) -> None:
+        Other workers may train other cells of the same pack, under other names.
+        """
+        digest = hashlib.sha256(" ".join(cells).encode())
+        return self.folder / f"{digest.hexdigest()[:16]}.safetensors"
+
+    def save(
+        self,
+        path: Path,
+        pack: Sequence[str],
+        state: TrainerState,
+        seconds: float,
+    ) -> None:
         """Write the state of a pack.
 
         Args:
@@ -66,6 +76,7 @@ class Checkpoints:
         tensors = dict(state.tensors)
         for name in _TABLES:
             tensors[f"table.{name}"] = _pack_tables(getattr(state, name))
+
         header = {
             "format": FORMAT,
             "step": state.step,
@@ -75,15 +86,22 @@ class Checkpoints:
             "columns": list(COLUMNS),
             "seconds": seconds,
         }
+
         metadata = {"pml": json.dumps(header)}
         atomic_write(path, lambda temporary: save_tensors(tensors, temporary, metadata))
 
     def find(self, cells: Sequence[str]) -> list[CheckpointHeader]:
-        """Checkpoints that hold some of these cells, the furthest first; unreadable ones count as absent."""
-        headers = [_read_header(path) for path in sorted(self.folder.glob("*.safetensors"))]
-        matching = [
-            header for header in headers if header is not None and set(header.cells) & set(cells)
-        ]
+        """Checkpoints that hold some of these cells, the furthest first.
+
+        Unreadable ones count as absent.
+        """
+        matching = []
+        # Sorted by name first, so that ties are resolved alike in every process.
+        for path in sorted(self.folder.glob("*.safetensors")):
+            header = _read_header(path)
+            if header is not None and not set(cells).isdisjoint(header.cells):
+                matching.append(header)
+
         return sorted(matching, key=lambda header: -header.step)
 
     def load(
@@ -96,8 +114,10 @@ class Checkpoints:
             pack: ids of the cells that the pack is built with now, in order.
             cells: the ids to go on with, some of header.cells.
         """
+        # Whole: of a pack that was interrupted nearly all cells go on.
         with safe_open(header.path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
         tables = {
             name: _unpack_tables(tensors.pop(f"table.{name}"), len(header.cells))
             for name in _TABLES
@@ -112,12 +132,9 @@ class Checkpoints:
         )
 
         # In the order of the new pack, whatever the order in the old one.
-        rows = sorted(
-            (header.cells.index(cell) for cell in cells),
-            key=lambda row: pack.index(header.cells[row]),
-        )
-        positions = [pack.index(header.cells[row]) for row in rows]
-        return replace(stored.select(rows), cells=positions)
+        ordered = sorted(cells, key=pack.index)
+        selected = stored.select([header.cells.index(cell) for cell in ordered])
+        return replace(selected, cells=[pack.index(cell) for cell in ordered])
 
 
 def _read_header(path: Path) -> CheckpointHeader | None:
@@ -125,6 +142,7 @@ def _read_header(path: Path) -> CheckpointHeader | None:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["pml"])
+        # The pending part of the curve is a tensor of these columns.
         if header.pop("format") != FORMAT or header.pop("columns") != list(COLUMNS):
             return None
         return CheckpointHeader(path=path, **header)
@@ -134,7 +152,8 @@ def _read_header(path: Path) -> CheckpointHeader | None:
 
 def _pack_tables(tables: Sequence[pd.DataFrame]) -> Tensor:
     """The tables of all cells as one parquet file, its bytes (n,)."""
-    joined = pd.concat([table.assign(cell=i) for i, table in enumerate(tables)], ignore_index=True)
+    labelled = [table.assign(cell=i) for i, table in enumerate(tables)]
+    joined = pd.concat(labelled, ignore_index=True)
     buffer = io.BytesIO()
     joined.to_parquet(buffer, index=False, compression="zstd")
     return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
@@ -142,7 +161,10 @@ def _pack_tables(tables: Sequence[pd.DataFrame]) -> Tensor:
 
 def _unpack_tables(raw: Tensor, count: int) -> list[pd.DataFrame]:
     """The table of each of `count` cells, from the bytes of `_pack_tables`."""
-    joined = pd.read_parquet(io.BytesIO(raw.numpy().tobytes()))
+    buffer = io.BytesIO(raw.numpy().tobytes())
+    joined = pd.read_parquet(buffer)
     by_cell = dict(iter(joined.groupby("cell")))
+    # A cell without rows is no group.
     empty = joined.iloc[:0]
-    return [by_cell.get(i, empty).drop(columns="cell").reset_index(drop=True) for i in range(count)]
+    tables = [by_cell.get(i, empty) for i in range(count)]
+    return [table.drop(columns="cell").reset_index(drop=True) for table in tables]

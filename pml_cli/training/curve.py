@@ -1,4 +1,7 @@
-"""The training curve: a few numbers of every step and cell, recorded without waiting for the device."""
+"""The training curve: a few numbers of every step and cell.
+
+They stay on the device until the next logged step, so that no step waits for it.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +25,27 @@ COLUMNS = (
     "lr",
 )
 
-# Stands in for a sum of weights that is 0.
+# Stands in for a sum of weights that is 0: the share is then 0 and not NaN.
 _TINY = 1e-30
 
 
 def empty_curve() -> pd.DataFrame:
     """The table of a cell that has no step yet: int column `step`, then `COLUMNS`."""
-    return pd.DataFrame({"step": np.zeros(0, np.int32), **{name: np.zeros(0) for name in COLUMNS}})
+    steps = np.zeros(0, np.int32)
+    columns = {name: np.zeros(0) for name in COLUMNS}
+    return pd.DataFrame({"step": steps, **columns})
 
 
-def curve_values(tokens: Tokens, weighted: Weighted, norm_K: Tensor, lr_K: Tensor) -> Tensor:
+def curve_values(
+    tokens: Tokens,
+    weighted: Weighted,
+    norm_K: Tensor,
+    lr_K: Tensor,
+) -> Tensor:
     """`COLUMNS` of one step, (len(COLUMNS), K), on the device.
 
-    `weight_above` and `gradient_above` are the shares of weight and gradient that go to tokens with p > 0.5.
+    `weight_above` and `gradient_above` are the shares of weight and gradient that go to tokens
+    with p > 0.5.
 
     Args:
         tokens: the scored tokens of the step, (K, S) each.
@@ -47,7 +58,8 @@ def curve_values(tokens: Tokens, weighted: Weighted, norm_K: Tensor, lr_K: Tenso
     above_KS = (nll_KS < LN2) * tokens.mask
 
     def share_above(amount_KS: Tensor) -> Tensor:
-        return (amount_KS * above_KS).sum(1) / amount_KS.sum(1).clamp(min=_TINY)
+        total_K = amount_KS.sum(1).clamp(min=_TINY)
+        return (amount_KS * above_KS).sum(1) / total_K
 
     columns = [
         weighted.loss.detach(),
@@ -68,9 +80,11 @@ def curve_tables(values: Sequence[Tensor], last_step: int) -> list[pd.DataFrame]
         values: `curve_values` of consecutive steps.
         last_step: number of steps done; the last of `values` is that of step last_step - 1.
     """
-    # (steps, columns, K); the one place where the curve waits for the device.
-    array = torch.stack(list(values)).double().cpu().numpy()
+    # The one place where the curve waits for the device.
+    values_TCK = torch.stack(list(values)).double().cpu()
+    array = values_TCK.numpy()
     steps = np.arange(last_step - len(array), last_step, dtype=np.int32)
+
     tables = []
     for k in range(array.shape[2]):
         columns = dict(zip(COLUMNS, array[:, :, k].T, strict=True))

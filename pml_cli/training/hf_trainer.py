@@ -1,4 +1,4 @@
-"""The losses inside other trainers: transformers' `Trainer(compute_loss_func=...)` and TRL's SFTTrainer.
+"""The losses in other trainers: transformers' `Trainer` and TRL's SFTTrainer.
 
     loss = MemFTLoss("memft_margin")
     trainer = Trainer(..., compute_loss_func=loss, callbacks=[MemFTCallback(loss)])
@@ -7,12 +7,13 @@ Scores and weights are those of pml's own trainer. One optimiser step minimises
 
     L = sum_t w_t v_t / (sum_t w_t + eps)
 
-with both sums over all scored tokens of the step: of every row, every accumulated micro-batch and every device. The weights
-of later micro-batches are unknown while an earlier one is processed. So each micro-batch divides by the running sum of
-weights and rescales the gradient accumulated so far: after every micro-batch the gradient is that of the batch so far, and
-clipping sees the right one. Four micro-batches of 2 equal one batch of 8. That needs the parameters and the beginning of
-every step, which the callback passes on; without accumulation, and for losses that do not depend on the progress of the
-training, the loss also works alone: every batch is a step.
+with both sums over all scored tokens of the step: of every row, every accumulated micro-batch and
+every device. The weights of later micro-batches are unknown while an earlier one is processed. So
+each micro-batch divides by the running sum of weights and rescales the gradient accumulated so
+far: after every micro-batch the gradient is that of the batch so far, and clipping sees the right
+one. Four micro-batches of 2 equal one batch of 8. That needs the parameters and the beginning of
+every step, which the callback passes on; without accumulation, and for losses that do not depend
+on the progress of the training, the loss also works alone: every batch is a step.
 
 Shapes: B rows, T tokens, V vocabulary, N scored tokens of the batch.
 """
@@ -40,19 +41,22 @@ IGNORED = -100
 
 
 class MemFTLoss:
-    """Callable as Trainer's `compute_loss_func`: (outputs, labels, num_items_in_batch=...) to a scalar.
+    """Callable as Trainer's `compute_loss_func`: from outputs and labels to a scalar.
 
-    In evaluation (without gradients) it is the plain mean cross-entropy, so that losses of any method compare.
+    In evaluation (without gradients) it is the plain mean cross-entropy, so that losses of any
+    method compare.
 
     Attributes:
         loss: the loss and its settings.
-        weighted: value, weight and pull of the scored tokens of the latest batch in training, (1, N) each.
+        weighted: value, weight and pull of the scored tokens of the latest batch in training, (1,
+            N) each.
     """
 
     def __init__(self, loss: str | Loss = "memft_ot", **settings: Any) -> None:
         """
         Args:
-            loss: an option of `loss=` such as memft_ot or memft_margin_facts, or an instance of its settings class.
+            loss: an option of `loss=` such as memft_ot or memft_margin_facts, or an instance of
+                its settings class.
             settings: of a loss given by name, such as threshold=0.5.
 
         Raises:
@@ -64,6 +68,7 @@ class MemFTLoss:
             raise UserError(*problems)
         self._micro_batch_loss = self.loss.for_micro_batch()
         self.weighted: Weighted | None = None
+
         self._memory = _SampleMemory(self.loss)
         # Known only with the callback, which also says when a step begins.
         self._parameters: list[Tensor] | None = None
@@ -72,7 +77,12 @@ class MemFTLoss:
         self._logged_counts: list[Tensor] = []
         self.begin_step(None)
 
-    def begin_training(self, parameters: Sequence[Tensor], *, averaged: bool = True) -> None:
+    def begin_training(
+        self,
+        parameters: Sequence[Tensor],
+        *,
+        averaged: bool = True,
+    ) -> None:
         """Called by the callback: gradient accumulation is possible from here on.
 
         Args:
@@ -81,6 +91,8 @@ class MemFTLoss:
         """
         self._parameters = list(parameters)
         self._averaged = averaged
+
+        # A second training starts without what the first one has seen.
         self._memory = _SampleMemory(self.loss)
         self._logged_counts = []
 
@@ -101,13 +113,19 @@ class MemFTLoss:
         self._mean: Tensor | float = 0.0
 
     def take_log(self) -> dict[str, float]:
-        """What the tokens of the batches since the last call came to, over all devices; empty: there were none."""
+        """Counts of the tokens of all batches since the last call, over all devices.
+
+        Returns:
+            the fields added to Trainer's log; empty if there was no batch.
+        """
         if not self._logged_counts:
             return {}
+
         counts = torch.stack(self._logged_counts).sum(0)
         self._logged_counts = []
         if _devices() > 1:
             distributed.all_reduce(counts)
+
         tokens, above = counts.tolist()
         return {
             "share_above_threshold": above / max(tokens, 1),
@@ -122,7 +140,8 @@ class MemFTLoss:
         Args:
             outputs: with logits (B, T, V), which predict the label one position to the right.
             labels: (B, T), -100 where nothing is scored.
-            num_items_in_batch: as Trainer counts them: scored tokens of the optimiser step, over micro-batches and devices.
+            num_items_in_batch: as Trainer counts them: scored tokens of the optimiser step, over
+                micro-batches and devices.
 
         Returns:
             a scalar; summed over the micro-batches of a step it is the loss of the step.
@@ -134,6 +153,7 @@ class MemFTLoss:
         target_BT = labels[:, 1:].to(logits.device)
         scored_BT = target_BT != IGNORED
         target_N = target_BT[scored_BT]
+        # Only the rows that are scored: the softmax of the others is never formed.
         scores = logit_nll(logits[:, :-1][scored_BT], target_N)
 
         if not torch.is_grad_enabled():
@@ -142,6 +162,7 @@ class MemFTLoss:
 
         self._count_for_log(scores)
         if self._parameters is None:
+            # Without the callback every batch is a step of its own.
             self.begin_step(self._progress)
             if num_items_in_batch is not None and _accumulates(num_items_in_batch, labels):
                 raise UserError(
@@ -149,10 +170,15 @@ class MemFTLoss:
                 )
         weighted = self._weigh(target_BT, scored_BT, target_N, scores)
         self.weighted = Weighted(*(values.detach() for values in weighted))
-        return self._normalise(weighted, counted_by_trainer=num_items_in_batch is not None)
+        is_counted = num_items_in_batch is not None
+        return self._normalise(weighted, counted_by_trainer=is_counted)
 
     def _weigh(
-        self, target_BT: Tensor, scored_BT: Tensor, target_N: Tensor, scores: TokenScores
+        self,
+        target_BT: Tensor,
+        scored_BT: Tensor,
+        target_N: Tensor,
+        scores: TokenScores,
     ) -> Weighted:
         """The scored tokens of the batch under the loss, (1, N) each."""
         if self.loss.needs_progress and self._progress is None:
@@ -160,6 +186,8 @@ class MemFTLoss:
                 f"{self.loss.kind} changes in the course of the training: "
                 "add MemFTCallback(loss) to the trainer's callbacks"
             )
+
+        # Without a memory any index serves: each row is a sample.
         hashes: list[int] = []
         sample_N = scored_BT.nonzero()[:, 0]
         if self._memory.is_used:
@@ -167,14 +195,18 @@ class MemFTLoss:
             sample_B = self._memory.indices(hashes, target_BT.device)
             sample_N = sample_B[sample_N]
 
+        position_BT = scored_BT.cumsum(1) - 1
+
+        # A pack of one cell without padding.
         tokens = Tokens(
             nll=scores.nll[None],
             margin=scores.margin[None],
             correct=(scores.argmax == target_N)[None],
             mask=torch.ones_like(scores.nll)[None],
             sample=sample_N[None],
-            position=(scored_BT.cumsum(1) - 1)[scored_BT][None],
+            position=position_BT[scored_BT][None],
         )
+
         weighted, state = self._micro_batch_loss.weights(
             tokens, self._memory.at_step_start, self._progress or 0.0
         )
@@ -183,41 +215,48 @@ class MemFTLoss:
         return weighted
 
     def _normalise(self, weighted: Weighted, *, counted_by_trainer: bool) -> Tensor:
-        """The weighted mean over the step so far; the gradient accumulated before is rescaled to it.
+        """The weighted mean over the step so far; the accumulated gradient is rescaled to it.
 
-        Its gradient is that of this batch over the sum of all weights so far; its value is what the batch adds to the
-        mean, so that the values of a step, which Trainer adds up for its log, add up to the loss.
+        Its gradient is that of this batch over the sum of all weights so far; its value is what
+        the batch adds to the mean, so that the values of a step, which Trainer adds up for its
+        log, add up to the loss.
         """
-        value, weight = weighted.value.detach(), weighted.weight
-        # Numerator and divisor, with the weights and with all weights 1.
-        batch_sums = torch.stack(
-            [(weight * value).sum(), weight.sum(), value.sum(), torch.ones_like(value).sum()]
-        )
+        weight = weighted.weight
+        batch_sums = _numerators_and_divisors(weighted)
         if _devices() > 1:
             distributed.all_reduce(batch_sums)
-        previous_sums = torch.zeros_like(batch_sums) if self._sums is None else self._sums
+        if self._sums is None:
+            self._sums = torch.zeros_like(batch_sums)
+        previous_sums = self._sums
         sums = previous_sums + batch_sums
         self._sums = sums
 
-        all_alike = torch.zeros((), dtype=torch.bool, device=value.device)
+        # No token of the step has weight so far, and then all count alike.
+        is_plain_mean = torch.zeros((), dtype=torch.bool, device=sums.device)
         if self.loss.mean_if_unweighted:
-            all_alike = sums[1] == 0
-        numerator, divisor = torch.where(all_alike, sums[2:], sums[:2])
-        # With the first token of a step that has weight, this is 0: what the plain mean had accumulated is taken back.
-        _, previous_divisor = torch.where(all_alike, previous_sums[2:], previous_sums[:2])
+            is_plain_mean = sums[0, 1] == 0
+        numerator, divisor = torch.where(is_plain_mean, sums[1], sums[0])
         divisor = divisor + EPS
-        self._rescale_gradients((previous_divisor + EPS * (previous_divisor > 0)) / divisor)
+
+        # With the first token that has weight, the previous divisor becomes 0: what the plain mean
+        # had accumulated is taken back.
+        previous_divisor = torch.where(is_plain_mean, previous_sums[1, 1], previous_sums[0, 1])
+        previous_divisor = previous_divisor + EPS * (previous_divisor > 0)
+        self._rescale_gradients(previous_divisor / divisor)
 
         mean = numerator / divisor
         added: Tensor = mean - self._mean
         self._mean = mean
 
-        used_weight = torch.where(all_alike, torch.ones_like(weight), weight)
+        # Its gradient is that of the batch, its value nothing but what the batch adds.
+        used_weight = torch.where(is_plain_mean, torch.ones_like(weight), weight)
         contribution: Tensor = (used_weight * weighted.value).sum() / divisor
         gradient_only: Tensor = contribution - contribution.detach()
+
         if self._averaged and counted_by_trainer:
             # Trainer multiplies by the number of devices, before the mean over them.
             return gradient_only + added / _devices()
+        # The mean over the devices' gradients divides by their number.
         return gradient_only * _devices() + added
 
     def _rescale_gradients(self, factor: Tensor) -> None:
@@ -228,11 +267,21 @@ class MemFTLoss:
     def _count_for_log(self, scores: TokenScores) -> None:
         """Count tokens, and those with p > 0.5; no wait for the device."""
         above = (scores.nll.detach() < LN2).sum()
-        self._logged_counts.append(torch.stack([torch.full_like(above, len(scores.nll)), above]))
+        tokens = torch.full_like(above, len(scores.nll))
+        self._logged_counts.append(torch.stack([tokens, above]))
+
+
+def _numerators_and_divisors(weighted: Weighted) -> Tensor:
+    """(2, 2): numerator and divisor of the mean, under the weights and with all weights 1."""
+    value = weighted.value.detach()
+    weight = weighted.weight
+    under_weights = torch.stack([(weight * value).sum(), weight.sum()])
+    all_alike = torch.stack([value.sum(), torch.ones_like(value).sum()])
+    return torch.stack([under_weights, all_alike])
 
 
 class _SampleMemory:
-    """What a loss remembers of every sample; a sample is recognised by the hash of its scored tokens.
+    """What a loss remembers of every sample, which it recognises by a hash of its scored tokens.
 
     The weights of all micro-batches of a step see the memory as it was when the step began.
 
@@ -243,6 +292,7 @@ class _SampleMemory:
 
     def __init__(self, loss: TokenLoss) -> None:
         self._loss = loss
+        # Hash of a sample to its index in the state.
         self._index: dict[int, int] = {}
         self._current: dict[str, Tensor] = {}
         self.at_step_start: dict[str, Tensor] = {}
@@ -257,14 +307,17 @@ class _SampleMemory:
 
     def indices(self, hashes: Sequence[int], device: torch.device) -> Tensor:
         """Index of each sample, (len(hashes),); those not seen yet get the loss's initial state."""
-        unseen = [value for value in dict.fromkeys(hashes) if value not in self._index]
-        for value in unseen:
-            self._index[value] = len(self._index)
+        seen = len(self._index)
+        for value in hashes:
+            self._index.setdefault(value, len(self._index))
+
+        unseen = len(self._index) - seen
         if unseen:
-            initial = self._loss.initial_state(len(unseen), device)
+            initial = self._loss.initial_state(unseen, device)
             self._current = _appended(self._current, initial)
             self.at_step_start = _appended(self.at_step_start, initial)
-        return torch.tensor([self._index[value] for value in hashes], device=device)
+        index = [self._index[value] for value in hashes]
+        return torch.tensor(index, device=device)
 
     def update(self, hashes: Sequence[int], state: LossState) -> None:
         """Take over what a batch has changed.
@@ -274,13 +327,17 @@ class _SampleMemory:
             state: all samples after the batch, (1, M) each.
         """
         device = next(iter(state.values())).device
+        # Each once: a sample may come twice in a batch.
         samples = list(dict.fromkeys(hashes))
         index = self.indices(samples, device)
         latest = {name: values[:, index] for name, values in state.items()}
+
         if _devices() > 1:
             # A sample may come to another device in the next epoch.
             samples, latest = _from_all_devices(samples, latest)
             index = self.indices(samples, device)
+
+        # New tensors: those at the beginning of the step stay as they are.
         self._current = {
             name: values.index_copy(1, index, latest[name])
             for name, values in self._current.items()
@@ -288,9 +345,11 @@ class _SampleMemory:
 
 
 def _appended(state: Mapping[str, Tensor], initial: LossState) -> dict[str, Tensor]:
+    """The state, (1, M) each, with further samples, (m,) each."""
+    rows = {name: values[None] for name, values in initial.items()}
     if not state:
-        return {name: values[None] for name, values in initial.items()}
-    return {name: torch.cat([values, initial[name][None]], 1) for name, values in state.items()}
+        return rows
+    return {name: torch.cat([state[name], row], 1) for name, row in rows.items()}
 
 
 def _from_all_devices(
@@ -298,29 +357,34 @@ def _from_all_devices(
 ) -> tuple[list[int], dict[str, Tensor]]:
     """The samples of the batches of all devices, and their state, (1, number of samples) each."""
     columns = [values[0].tolist() for values in state.values()]
-    own = dict(zip(samples, zip(*columns, strict=True), strict=True))
+    rows = zip(*columns, strict=True)
+    own = dict(zip(samples, rows, strict=True))
+
     by_device: list[Any] = [None] * _devices()
     distributed.all_gather_object(by_device, own)
 
+    # In the order of the devices, so that all of them end with the same memory.
     merged: dict[int, tuple[float, ...]] = {}
     for received in by_device:
         merged |= received
-    gathered = {
-        name: torch.tensor([column], dtype=state[name].dtype, device=state[name].device)
-        for name, column in zip(state, zip(*merged.values(), strict=True), strict=True)
-    }
+
+    gathered = {}
+    merged_columns = zip(*merged.values(), strict=True)
+    for (name, values), column in zip(state.items(), merged_columns, strict=True):
+        gathered[name] = values.new_tensor([column])
     return list(merged), gathered
 
 
 class MemFTCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells the loss how far the training is, and adds counts of its tokens to the trainer's log."""
+    """Tells the loss how far the training is, and adds counts of tokens to the trainer's log."""
 
     def __init__(self, loss: MemFTLoss) -> None:
         self.loss = loss
 
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-    ) -> None:
+    # The signatures are those of transformers; what a method does not use is in `_`.
+
+    def on_train_begin(self, args: Any, *_: Any, model: Any = None, **__: Any) -> None:
+        # Refused before the first step: each of these would train on other gradients, silently.
         accumulates = args.gradient_accumulation_steps > 1
         if args.n_gpu > 1:
             raise UserError(
@@ -328,32 +392,43 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
             )
         if accumulates and (args.deepspeed or args.fsdp):
             raise UserError(
-                "gradient accumulation with DeepSpeed or FSDP: the loss cannot rescale sharded gradients"
+                "gradient accumulation with DeepSpeed or FSDP: "
+                "the loss cannot rescale sharded gradients"
             )
+
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.loss.begin_training(trained, averaged=args.average_tokens_across_devices)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         self.loss.begin_step(state.global_step / max(state.max_steps, 1))
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+        self,
+        args: Any,
+        state: Any,
+        *_: Any,
+        logs: dict[str, float] | None = None,
+        **__: Any,
     ) -> None:
+        # Logs of an evaluation, and the summary at the end, have no `loss`.
         if logs is None or "loss" not in logs:
             return
+
         counts = self.loss.take_log()
         logs.update(counts)
+        # Trainer has copied the logs into its history before this call.
         state.log_history[-1].update(counts)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self.loss.end_training()
 
 
-def _loss_from(loss: str | Loss, settings: dict[str, Any]) -> TokenLoss:
+def _loss_from(loss: str | Loss, settings: Mapping[str, Any]) -> TokenLoss:
     """A loss by the name of its option, with other settings, or as it is."""
     if not isinstance(loss, str):
         return as_token_loss(loss)
 
+    # The YAML file of the option, with the checks that `pml` itself makes.
     option = option_settings("loss", loss)
     owner = type(option)
     for name, value in settings.items():
@@ -361,6 +436,7 @@ def _loss_from(loss: str | Loss, settings: dict[str, Any]) -> TokenLoss:
             allowed = ", ".join(keys(owner)) or "none"
             raise UserError(f"loss.{name}: no such setting of {loss}; allowed: {allowed}")
         expected, _ = annotation(owner, name)
+        # An integer is a number too: threshold=1.
         accepted = (int, float) if expected is float else expected
         if not isinstance(value, accepted):
             raise UserError(f"loss.{name}={value!r}: must be {type_text(owner, name)}")
@@ -369,8 +445,11 @@ def _loss_from(loss: str | Loss, settings: dict[str, Any]) -> TokenLoss:
 
 def _sample_hashes(target_BT: Tensor) -> list[int]:
     """What each row is recognised by: its scored tokens. Waits for the device once."""
-    rows = target_BT.tolist()
-    return [hash(tuple(token for token in row if token != IGNORED)) for row in rows]
+    hashes = []
+    for row in target_BT.tolist():
+        target = tuple(token for token in row if token != IGNORED)
+        hashes.append(hash(target))
+    return hashes
 
 
 def _devices() -> int:
@@ -380,7 +459,7 @@ def _devices() -> int:
 
 
 def _accumulates(items: Tensor | int, labels: Tensor) -> bool:
-    """Whether an optimiser step has more tokens than this batch of all devices; waits for the device."""
+    """Whether a step has more tokens than this batch of all devices; waits for the device."""
     count = (labels != IGNORED).sum()
     if _devices() > 1:
         distributed.all_reduce(count)

@@ -29,7 +29,12 @@ class _Group:
 class LossGroups:
     """Weighs the tokens of every cell under its own loss, and keeps what the losses remember."""
 
-    def __init__(self, losses: Sequence[Loss], samples: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        losses: Sequence[Loss],
+        samples: int,
+        device: torch.device,
+    ) -> None:
         """
         Args:
             losses: one for each cell.
@@ -41,6 +46,7 @@ class LossGroups:
         """
         self._losses = [as_token_loss(loss) for loss in losses]
         self._device = device
+
         self._groups: list[_Group] = []
         self._form_groups(samples)
 
@@ -53,15 +59,17 @@ class LossGroups:
         for cells in by_settings.values():
             loss = self._losses[cells[0]]
             initial = loss.initial_state(samples, self._device)
+            count = len(cells)
             group = _Group(
                 loss=loss,
                 cells=torch.tensor(cells, device=self._device),
-                state={name: values.repeat(len(cells), 1) for name, values in initial.items()},
+                state={name: values.repeat(count, 1) for name, values in initial.items()},
             )
             self._groups.append(group)
 
         # Takes rows in the order of the groups back to the order of the cells.
-        self._cell_order = torch.cat([group.cells for group in self._groups]).argsort()
+        grouped_cells = torch.cat([group.cells for group in self._groups])
+        self._cell_order = grouped_cells.argsort()
 
     def weights(self, tokens: Tokens, progress: float) -> Weighted:
         """Weight and value of each token under its cell's loss, (K, S) each.
@@ -70,6 +78,7 @@ class LossGroups:
             tokens: the scored tokens of the step, (K, S) each.
             progress: fraction of the training that is done.
         """
+        # The common case, without copies.
         if len(self._groups) == 1:
             (group,) = self._groups
             weighted, group.state = group.loss.weights(tokens, group.state, progress)
@@ -80,16 +89,22 @@ class LossGroups:
             group_tokens = tokens.of_cells(group.cells)
             weighted, group.state = group.loss.weights(group_tokens, group.state, progress)
             by_group.append(weighted)
-        fields = zip(*by_group, strict=True)
-        return Weighted(*(torch.cat(field)[self._cell_order] for field in fields))
+
+        fields = [torch.cat(parts) for parts in zip(*by_group, strict=True)]
+        return Weighted(*(field[self._cell_order] for field in fields))
 
     def state(self) -> dict[str, Tensor]:
-        """What all losses remember, by name, (K, M) each; the initial values for cells whose loss lacks the name."""
+        """What all losses remember, by name, (K, M) each.
+
+        Cells whose loss lacks a name have its initial values.
+        """
         rows: dict[str, Tensor] = {}
+
         for group in self._groups:
             for name, values in group.state.items():
                 if name not in rows:
-                    initial = group.loss.initial_state(values.shape[1], self._device)
+                    samples = values.shape[1]
+                    initial = group.loss.initial_state(samples, self._device)
                     rows[name] = initial[name].repeat(len(self._losses), 1)
                 rows[name][group.cells] = values
         return rows
@@ -97,11 +112,14 @@ class LossGroups:
     def restore(self, rows: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned."""
         for group in self._groups:
-            group.state = {name: rows[name][group.cells] for name in group.state}
+            # Names that only other losses of the pack know are left out.
+            names = list(group.state)
+            group.state = {name: rows[name][group.cells] for name in names}
 
     def keep(self, cells: Sequence[int]) -> None:
         """Drop all cells but these, by their indices."""
-        rows = {name: values[list(cells)] for name, values in self.state().items()}
+        state = self.state()
         self._losses = [self._losses[k] for k in cells]
+        # With a placeholder for the state, which follows.
         self._form_groups(samples=1)
-        self.restore(rows)
+        self.restore({name: values[list(cells)] for name, values in state.items()})

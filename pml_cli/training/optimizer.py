@@ -22,8 +22,9 @@ CLIP_EPS = 1e-6
 
 
 class AdamW:
-    """AdamW with a learning rate and a weight decay for each cell (torch's fused one has one rate for a tensor).
+    """AdamW with a learning rate and a weight decay for each cell.
 
+    torch's fused AdamW has one learning rate for a whole tensor; the cells of a bank share tensors.
     Decoupled weight decay; equal to torch.optim.AdamW with its default betas and eps.
 
     Attributes:
@@ -46,7 +47,12 @@ class AdamW:
         self.v = [torch.zeros_like(parameter) for parameter in bank.parameters()]
 
     @torch.no_grad()
-    def step(self, parameters: Sequence[Tensor], grads: Sequence[Tensor], lr_K: Tensor) -> None:
+    def step(
+        self,
+        parameters: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        lr_K: Tensor,
+    ) -> None:
         """Update the parameters in place.
 
         Args:
@@ -58,12 +64,12 @@ class AdamW:
         lr = lr_K[:, None, None]
         decay = 1 - lr * self.weight_decay[:, None, None]
         debias_m = 1 - BETA_1**self.step_count
-        debias_v = 1 - BETA_2**self.step_count
+        root_debias_v = math.sqrt(1 - BETA_2**self.step_count)
 
         for p, g, m, v in zip(parameters, grads, self.m, self.v, strict=True):
             m.lerp_(g, 0.1)
             v.mul_(BETA_2).addcmul_(g, g, value=0.001)
-            denominator = v.sqrt().div_(math.sqrt(debias_v)).add_(EPS)
+            denominator = v.sqrt().div_(root_debias_v).add_(EPS)
             update = m / denominator * (lr / debias_m)
             p.mul_(decay).sub_(update)
 
@@ -77,7 +83,7 @@ class AdamW:
 
 @torch.no_grad()
 def clip_grad_norm_(grads: Sequence[Tensor], max_norm_K: Tensor) -> Tensor:
-    """Clip each cell's gradient to its largest allowed norm, in place, as torch.nn.utils.clip_grad_norm_ does.
+    """Clip each cell's gradient to its largest norm, as torch.nn.utils.clip_grad_norm_ does.
 
     Args:
         grads: gradients of the bank's parameters, one slice a cell.
@@ -86,8 +92,8 @@ def clip_grad_norm_(grads: Sequence[Tensor], max_norm_K: Tensor) -> Tensor:
     Returns:
         Norm of each cell's gradient before clipping, (K,).
     """
-    squares_K = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0)
-    norm_K = squares_K.sqrt()
+    squares = [grad.flatten(1).square().sum(1) for grad in grads]
+    norm_K = torch.stack(squares).sum(0).sqrt()
     factor_K = (max_norm_K / (norm_K + CLIP_EPS)).clamp(max=1.0)
 
     for grad in grads:

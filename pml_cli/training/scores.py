@@ -36,6 +36,7 @@ class Scores:
 
     def table(self, step: int) -> pd.DataFrame:
         """The rows of tokens.parquet for one logged step."""
+        # In single precision: the tables of all logged steps are the largest file of a run.
         return pd.DataFrame(
             {
                 "step": np.int32(step),
@@ -53,24 +54,27 @@ class Scores:
 
 def concatenate(scores: Sequence[Scores]) -> Scores:
     """The scores of one cell from those of its batches, in order."""
-    columns = {
-        field.name: np.concatenate([getattr(batch, field.name) for batch in scores])
-        for field in fields(Scores)
-    }
+    columns = {}
+    for field in fields(Scores):
+        parts = [getattr(batch, field.name) for batch in scores]
+        columns[field.name] = np.concatenate(parts)
     return Scores(**columns)
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
     """Teacher-forced recall of one cell: the fields of result.json.
 
-    `first_failure` and `earliest_stubborn` are positions in the one sample of a cell, and None where there are several
-    samples or no such token. A token is stubborn while its p is at most 0.5.
+    `first_failure` and `earliest_stubborn` are positions in the one sample of a cell, and None
+    where there are several samples or no such token. A token is stubborn while its p is at most
+    0.5.
     """
     correct = scores.correct
     stubborn = scores.nll >= LN2
     samples = np.unique(scores.sample)
     failed_samples = np.unique(scores.sample[~correct])
+    # Positions of several samples do not compare.
     has_one_sample = len(samples) == 1
+
     return {
         "final_loss": float(scores.nll.mean()),
         "token_accuracy": float(correct.mean()),
@@ -88,7 +92,8 @@ def violations(scores: Scores) -> int:
 
     Exact arithmetic rules these out: any is a bug or low-precision rounding.
     """
-    return int(((scores.nll < LN2) & ~scores.correct).sum())
+    above_threshold = scores.nll < LN2
+    return int((above_threshold & ~scores.correct).sum())
 
 
 def first_true(flags: NDArray[np.bool_]) -> int | None:

@@ -6,16 +6,17 @@ Shapes: K cells, N scored tokens of a batch, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import Head, TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
-from pml_cli.training.batches import Batch, Layout, PackData
+from pml_cli.training.batches import Batch, Layout, PackData, SamplesByCell
 from pml_cli.training.limits import EVALUATION_TOKENS
 from pml_cli.training.scores import Scores, concatenate
 
@@ -25,14 +26,15 @@ class PackInputs:
 
     Attributes:
         data: the samples.
-        prefix: what the layers below the adapters give for them; None: the whole model is run each time.
+        prefix: what the layers below the adapters give for them; None: the whole model is run
+            each time.
     """
 
     def __init__(
         self,
         base: SplitModel,
         bank: AdapterBank,
-        cells: Sequence[Sequence[Sample]],
+        cells: SamplesByCell,
         *,
         cached: bool = True,
     ) -> None:
@@ -44,7 +46,11 @@ class PackInputs:
             cached: whether to compute the prefix.
         """
         self.data = PackData(cells, base.device)
-        self.prefix = base.prefix(self.data.ids[:, :-1], bank) if cached else None
+
+        self.prefix: Prefix | None = None
+        if cached:
+            # The last token is no input: nothing after it is predicted.
+            self.prefix = base.prefix(self.data.ids[:, :-1], bank)
 
     def gather(self, layout: Layout) -> Prefix | Tensor:
         """The inputs of one batch: rows of the prefix, or token ids (K * b, T)."""
@@ -74,6 +80,7 @@ def scored_hidden(
         hidden = base.upper(inputs, bank, checkpointing)
     else:
         hidden = base.full(inputs, bank).last_hidden_state
+
     # The backward pass of index_select is a plain sum; that of hidden[index] sorts first.
     return hidden.flatten(0, 1).index_select(0, layout.scored)
 
@@ -88,45 +95,52 @@ def score_cells(
         base: the frozen model.
         bank: K adapters; whether dropout is on is the caller's affair.
         inputs: the samples of the K cells.
-        head: output layer; None: the model's own.
+        head: the output layer; None: the model's own.
 
     Returns:
         the scores of each cell, in sample order.
     """
     head = head or base.head
     data = inputs.data
-    batch_size = max(1, EVALUATION_TOKENS // (len(data.cells) * data.ids.shape[1]))
+    tokens_per_sample = len(data.cells) * data.ids.shape[1]
+    batch_size = max(1, EVALUATION_TOKENS // tokens_per_sample)
     most_samples = max(len(cell) for cell in data.cells)
 
     by_cell: list[list[Scores]] = [[] for _ in data.cells]
     for start in range(0, most_samples, batch_size):
+        # Cells with fewer samples are empty in the last batches.
         batch = [cell[start : start + batch_size] for cell in data.cells]
         layout = data.layout(batch)
         hidden = scored_hidden(base, bank, layout, inputs.gather(layout))
-        token_scores = token_nll(hidden.to(head.weight_VD.dtype), head, layout.targets)
-        for cell_scores, scores in zip(
-            by_cell, split_scores(layout, token_scores, batch), strict=True
-        ):
-            cell_scores.append(scores)
+        # Only another head than the model's own has another dtype.
+        hidden = hidden.to(head.weight_VD.dtype)
+        token_scores = token_nll(hidden, head, layout.targets)
+        batch_scores = split_scores(layout, token_scores, batch)
+        for collected, scores in zip(by_cell, batch_scores, strict=True):
+            collected.append(scores)
     return [concatenate(scores) for scores in by_cell]
 
 
 def split_scores(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scores]:
     """Scores of a batch, cell by cell; waits for the device."""
-    nll = scores.nll.detach().double().cpu().numpy()
-    margin = scores.margin.detach().double().cpu().numpy()
-    argmax = scores.argmax.int().cpu().numpy()
-    targets = layout.targets.int().cpu().numpy()
+    # float64 holds every score exactly, whatever dtype the model has.
+    nll = _to_numpy(scores.nll.double())
+    margin = _to_numpy(scores.margin.double())
+    argmax = _to_numpy(scores.argmax.int())
+    targets = _to_numpy(layout.targets.int())
 
     cells = []
     start = 0
     for pieces in batch:
         lengths = [piece.tokens for piece in pieces]
         tokens = slice(start, start + sum(lengths))
-        positions = [np.arange(length, dtype=np.int32) for length in lengths]
+        samples = np.array([piece.sample for piece in pieces], np.int32)
+        # A cell that has no more samples is empty here.
+        positions = [np.zeros(0, np.int32)]
+        positions += [np.arange(length, dtype=np.int32) for length in lengths]
         scores_of_cell = Scores(
-            sample=np.repeat(np.array([piece.sample for piece in pieces], np.int32), lengths),
-            position=np.concatenate([np.zeros(0, np.int32), *positions]),
+            sample=np.repeat(samples, lengths),
+            position=np.concatenate(positions),
             token_id=targets[tokens],
             nll=nll[tokens],
             margin=margin[tokens],
@@ -137,14 +151,22 @@ def split_scores(layout: Layout, scores: TokenScores, batch: Batch) -> list[Scor
     return cells
 
 
+def _to_numpy(values: Tensor) -> NDArray[Any]:
+    return values.detach().cpu().numpy()
+
+
 def zero_adapters(bank: AdapterBank, cells: Sequence[int]) -> AdapterBank:
-    """A bank of some cells in which B is 0: the base model, as it runs with adapters on it."""
+    """A bank of some cells in which B is 0: the base model, as it runs with adapters on it.
+
+    In the same arithmetic as with the trained adapters, so that differences are theirs alone.
+    """
     zeroed = bank.select(cells)
-    zeroed.B = {name: torch.zeros_like(B) for name, B in zeroed.B.items()}
+    for name, B in zeroed.B.items():
+        zeroed.B[name] = torch.zeros_like(B)
     return zeroed
 
 
-def cell_chunks(cells: Sequence[Sequence[Sample]]) -> Iterator[list[int]]:
+def cell_chunks(cells: SamplesByCell) -> Iterator[list[int]]:
     """Indices of the cells that have samples, as many at a time as fit into one evaluation.
 
     Args:
@@ -152,8 +174,11 @@ def cell_chunks(cells: Sequence[Sequence[Sample]]) -> Iterator[list[int]]:
     """
     remaining = [k for k, samples in enumerate(cells) if samples]
     while remaining:
-        longest = max(len(s.prompt) + len(s.target) for k in remaining for s in cells[k])
+        # Every cell of a chunk is padded to the longest sample and to the most samples.
+        samples = [sample for k in remaining for sample in cells[k]]
+        longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
         most_samples = max(len(cells[k]) for k in remaining)
+
         count = max(1, EVALUATION_TOKENS // (longest * most_samples))
         yield remaining[:count]
         remaining = remaining[count:]

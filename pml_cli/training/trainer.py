@@ -1,7 +1,8 @@
 """The training loop: a pack of cells on one frozen base. A single run is a pack of one.
 
-Whatever looks like a statistic of the batch belongs to the cell: normaliser, clipping, learning rate, schedule, dropout,
-sample order, early stop. So a cell's result does not depend on the cells it is packed with.
+Whatever looks like a statistic of the batch belongs to the cell: normaliser, clipping, learning
+rate, schedule, dropout, sample order, early stop. So a cell's result does not depend on the cells
+it is packed with.
 
 Shapes: K cells, S scored slots of a cell, N scored tokens of the batch.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pml_cli.config.schema import Run, Train
@@ -31,7 +34,8 @@ from pml_cli.training.optimizer import AdamW, clip_grad_norm_
 from pml_cli.training.scores import Scores
 from pml_cli.training.scoring import PackInputs, score_cells, scored_hidden, split_scores
 
-# Adapter weights beyond this overflow the squares in the norms: a model that is lost although its loss is finite.
+# Adapter weights beyond this overflow the squares in the norms: the model is lost although its loss
+# may be finite.
 RUNAWAY = 1e9
 
 # Logged steps of a run whose train.log_every is 0.
@@ -72,7 +76,11 @@ class TrainingObserver:
     """Is told what happens to a pack in training; each method does nothing unless overridden."""
 
     def before_step(self, step: int) -> None:
-        """Before every optimiser step, with the number of steps done; may raise to end the training."""
+        """Before every optimiser step; may raise an exception to end the training.
+
+        Args:
+            step: number of steps done.
+        """
 
     def on_logged_step(self, report: StepReport) -> None:
         """After every logged step, while its cells are still in the pack."""
@@ -99,10 +107,11 @@ class TrainerState:
 
     def select(self, rows: Sequence[int]) -> TrainerState:
         """The state of some of its cells, by row."""
+        index = list(rows)
         return TrainerState(
             step=self.step,
             cells=[self.cells[i] for i in rows],
-            tensors={name: tensor[list(rows)] for name, tensor in self.tensors.items()},
+            tensors={name: tensor[index] for name, tensor in self.tensors.items()},
             logged=[self.logged[i] for i in rows],
             curve=[self.curve[i] for i in rows],
             draws=[self.draws[i] for i in rows],
@@ -111,7 +120,10 @@ class TrainerState:
 
 @dataclass(kw_only=True)
 class PackState:
-    """The cells in training, and everything that has an entry for each of them; `keep` cuts all of it together."""
+    """The cells in training, and everything that has an entry for each of them.
+
+    `keep` cuts all of it together.
+    """
 
     cells: list[Cell]
     positions: list[int]
@@ -136,6 +148,7 @@ class PackState:
         if not rows:
             return
 
+        # The prefix stays whole: its rows are shared, and a pack is short-lived.
         self.inputs.data.keep(rows)
         self.bank.keep_cells(rows)
         self.optimizer.keep(rows)
@@ -149,14 +162,20 @@ class PackState:
 
     def snapshot(self, step: int) -> TrainerState:
         """What is needed to go on after `step` steps; tensors are on the CPU."""
+        # The names are those of the file format: old checkpoints have them too.
         tensors: dict[str, Tensor] = {}
         tensors |= {f"A.{name}": A for name, A in self.bank.A.items()}
         tensors |= {f"B.{name}": B for name, B in self.bank.B.items()}
         tensors |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)}
         tensors |= {f"v.{i}": v for i, v in enumerate(self.optimizer.v)}
-        tensors |= {f"loss.{name}": values for name, values in self.losses.state().items()}
+
+        loss_state = self.losses.state()
+        tensors |= {f"loss.{name}": values for name, values in loss_state.items()}
+
         if self.curve:
-            tensors["curve"] = torch.stack(self.curve).permute(2, 0, 1)
+            # Cells first, as in every other tensor.
+            pending_TCK = torch.stack(self.curve)
+            tensors["curve"] = pending_TCK.permute(2, 0, 1)
         if self.dropout:
             tensors["dropout"] = torch.stack(self.dropout.states())
 
@@ -164,21 +183,19 @@ class PackState:
             step=step,
             cells=list(self.positions),
             tensors={name: _on_cpu(tensor) for name, tensor in tensors.items()},
-            logged=[pd.concat(cell.logged, ignore_index=True) for cell in self.cells],
-            curve=[
-                pd.concat(cell.curve or [empty_curve()], ignore_index=True) for cell in self.cells
-            ],
+            logged=[_joined(cell.logged) for cell in self.cells],
+            curve=[_joined(cell.curve or [empty_curve()]) for cell in self.cells],
             draws=[order.drawn for order in self.orders],
         )
 
     def restore(self, state: TrainerState, device: torch.device) -> None:
         """Go on from a snapshot of the same cells."""
         self._restore_tensors(state, device)
-        for order, draws in zip(self.orders, state.draws, strict=True):
-            order.skip(draws)
-        for cell, logged, curve in zip(self.cells, state.logged, state.curve, strict=True):
-            cell.logged = [logged]
-            cell.curve = [curve] if len(curve) else []
+        for k, cell in enumerate(self.cells):
+            self.orders[k].skip(state.draws[k])
+            # Instead of the scores of step 0, which the state holds too.
+            cell.logged = [state.logged[k]]
+            cell.curve = [state.curve[k]] if len(state.curve[k]) else []
 
     def _restore_tensors(self, state: TrainerState, device: torch.device) -> None:
         tensors = dict(state.tensors)
@@ -189,22 +206,33 @@ class PackState:
                 generator.set_state(row.clone())
 
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        self.bank.A = {name: tensors[f"A.{name}"] for name in self.bank.A}
-        self.bank.B = {name: tensors[f"B.{name}"] for name in self.bank.B}
+        for name in self.bank.sites:
+            self.bank.A[name] = tensors[f"A.{name}"]
+            self.bank.B[name] = tensors[f"B.{name}"]
+
+        for i in range(len(self.optimizer.m)):
+            self.optimizer.m[i] = tensors[f"m.{i}"]
+            self.optimizer.v[i] = tensors[f"v.{i}"]
         self.optimizer.step_count = state.step
-        self.optimizer.m = [tensors[f"m.{i}"] for i in range(len(self.optimizer.m))]
-        self.optimizer.v = [tensors[f"v.{i}"] for i in range(len(self.optimizer.v))]
-        self.losses.restore(
-            {
-                name.removeprefix("loss."): values
-                for name, values in tensors.items()
-                if name.startswith("loss.")
-            }
-        )
-        self.curve = list(tensors["curve"].permute(1, 2, 0)) if "curve" in tensors else []
+
+        loss_state = {}
+        for name, values in tensors.items():
+            group, _, key = name.partition(".")
+            if group == "loss":
+                loss_state[key] = values
+        self.losses.restore(loss_state)
+
+        self.curve = []
+        if "curve" in tensors:
+            self.curve = list(tensors["curve"].permute(1, 2, 0))
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
+    # A copy also where it is on the CPU: the training goes on while the state is written.
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -216,20 +244,22 @@ def train_pack(
 ) -> None:
     """Train every cell and fill in its outcome.
 
-    Cells of a pack share the adapter's kind and the number of steps; all else may differ. A cell whose loss is no longer
-    finite fails and leaves the pack; one that may stop early leaves when it has recalled everything.
+    Cells of a pack share the adapter's kind and the number of steps; all else may differ. A cell
+    whose loss is no longer finite fails and leaves the pack; one that may stop early leaves when
+    it has recalled everything.
 
     Args:
         base: the frozen model.
         cells: the pack.
         observer: told of each step and of cells that have ended.
-        cached: False runs the whole model each step instead of the layers above the cached prefix: the slow reference.
+        cached: False runs the whole model each step instead of the layers above the cached
+            prefix: the slow reference.
     """
     Trainer(base, cells, observer, cached).train()
 
 
 def learning_rate(train: Train, step: int, steps: int) -> float:
-    """Learning rate of a 0-based step: constant, or decaying to 0 at the end, linearly or as half a cosine.
+    """Learning rate of a step: constant, or decaying to 0, linearly or as half a cosine.
 
     Args:
         train: peak rate and schedule.
@@ -237,6 +267,7 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
         steps: length of the training.
     """
     progress = step / steps
+
     factors = {
         "linear": 1 - progress,
         "constant": 1.0,
@@ -270,7 +301,8 @@ class Trainer:
             cells: the pack; they share the adapter's kind and the number of steps.
             observer: told of each step and of cells that have ended.
             cached: whether the layers below the adapters are run once instead of in every step.
-            checkpointing: keep only the inputs of the layers above the cached prefix; backward recomputes the rest.
+            checkpointing: keep only the inputs of the layers above the cached prefix; backward
+                recomputes the rest.
 
         Raises:
             UserError: the model's split forward pass differs from its own.
@@ -278,14 +310,18 @@ class Trainer:
         self.base = base
         self.observer = observer or TrainingObserver()
         self.checkpointing = checkpointing
+
+        # The planner packs only cells that agree in these.
         train = cells[0].run.train
         self.steps = total_steps(train, len(cells[0].samples))
         self.log_every = train.log_every or max(1, self.steps // _DEFAULT_LOGGED_STEPS)
+
         self.pack = self._build_pack(list(cells), cached)
         # Layout and inputs where every step has the same ones.
         self.fixed_batch = self._fixed_batch()
 
     def _build_pack(self, cells: list[Cell], cached: bool) -> PackState:
+        """The state of a pack before its first step."""
         base = self.base
         runs = [cell.run for cell in cells]
         adapter = runs[0].adapter
@@ -297,48 +333,74 @@ class Trainer:
             dtype=base.adapter_dtype,
         )
         bank.to(base.device)
+        # Before anything is computed with it: refuses a model whose split pass is not its own.
         base.check_split(bank)
-        inputs = PackInputs(base, bank, [cell.samples for cell in cells], cached=cached)
+        samples = [cell.samples for cell in cells]
+        inputs = PackInputs(base, bank, samples, cached=cached)
 
-        def per_cell(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=base.adapter_dtype, device=base.device)
+        # A cell draws its minibatches from its own generator, whatever it is packed with.
+        orders = []
+        for cell in cells:
+            train = cell.run.train
+            order = SampleOrder(len(cell.samples), train.batch, cell.run.seed, train.curriculum)
+            orders.append(order)
 
-        orders = [
-            SampleOrder(len(cell.samples), run.train.batch, run.seed, run.train.curriculum)
-            for cell, run in zip(cells, runs, strict=True)
-        ]
-        rates = [
-            [learning_rate(run.train, step, self.steps) for run in runs]
-            for step in range(self.steps)
-        ]
-        dropout = None
-        if adapter.dropout > 0:
-            shapes = [(order.batch, inputs.data.input_tokens(k)) for k, order in enumerate(orders)]
-            dropout = Dropout(adapter.dropout, [run.seed for run in runs], shapes, base.device)
+        # On the device before the first step: a copy in a step would wait for it.
+        rates = []
+        for step in range(self.steps):
+            rates.append([learning_rate(run.train, step, self.steps) for run in runs])
+
+        weight_decay = [run.train.weight_decay for run in runs]
+        # 0 stands for no clipping.
+        clip = [run.train.clip or math.inf for run in runs]
+        most_samples = max(len(cell.samples) for cell in cells)
 
         return PackState(
             cells=cells,
             positions=list(range(len(cells))),
             inputs=inputs,
             bank=bank,
-            optimizer=AdamW(bank, per_cell([run.train.weight_decay for run in runs])),
-            losses=LossGroups(
-                [run.loss for run in runs], max(len(cell.samples) for cell in cells), base.device
-            ),
+            optimizer=AdamW(bank, self._tensor(weight_decay)),
+            losses=LossGroups([run.loss for run in runs], most_samples, base.device),
             orders=orders,
-            lr_TK=torch.tensor(rates, dtype=base.adapter_dtype).to(base.device),
-            clip_K=per_cell([run.train.clip or math.inf for run in runs]),
-            dropout=dropout,
+            lr_TK=self._tensor(rates),
+            clip_K=self._tensor(clip),
+            dropout=self._build_dropout(cells, orders, inputs),
         )
+
+    def _tensor(self, values: Sequence[Any]) -> Tensor:
+        """Settings of the cells, in the adapters' dtype."""
+        base = self.base
+        return torch.tensor(values, dtype=base.adapter_dtype).to(base.device)
+
+    def _build_dropout(
+        self,
+        cells: Sequence[Cell],
+        orders: Sequence[SampleOrder],
+        inputs: PackInputs,
+    ) -> Dropout | None:
+        share = cells[0].run.adapter.dropout
+        if share == 0:
+            return None
+
+        # Without the padding of the pack: a cell draws as much as it does alone.
+        shapes = []
+        for k, order in enumerate(orders):
+            shapes.append((order.batch, inputs.data.input_tokens(k)))
+        seeds = [cell.run.seed for cell in cells]
+        return Dropout(share, seeds, shapes, self.base.device)
 
     def train(self, state: TrainerState | None = None) -> None:
         """Train to the end, from the start or from a saved state.
 
         From a state, results on a CPU are bit for bit those of a training without the interruption.
         """
-        for cell, initial in zip(self.pack.cells, self.evaluate(), strict=True):
-            cell.initial = initial
-            cell.logged.append(initial.table(0))
+        # B is 0 before the first step, so these are the scores of the base model.
+        untrained = self.evaluate()
+        for cell, scores in zip(self.pack.cells, untrained, strict=True):
+            cell.initial = scores
+            cell.logged.append(scores.table(0))
+
         first_step = 0
         if state is not None:
             self._restore(state)
@@ -346,16 +408,17 @@ class Trainer:
 
         for step in range(first_step, self.steps):
             self.observer.before_step(step)
-            layout, scores = self._forward()
+            layout, token_scores = self._forward()
             finished: list[int] = []
             if step > 0 and step % self.log_every == 0:
-                finished = self._log(step, self._current_scores(layout, scores))
+                finished = self._log(step, self._current_scores(layout, token_scores))
 
             # Cells that finish here take part once more; their outcome is already stored.
-            self._update(step, layout, scores)
+            self._update(step, layout, token_scores)
             self._retire(finished)
             if not self.pack.cells:
                 return
+
         self._retire(self._log(self.steps, self.evaluate()))
 
     # -- interruption
@@ -365,12 +428,14 @@ class Trainer:
         return self.pack.snapshot(step)
 
     def _restore(self, state: TrainerState) -> None:
+        """Go on from a state; cells that are not in it have ended before."""
         self._keep(state.cells)
         self.pack.restore(state, self.base.device)
 
     # -- one step
 
     def _forward(self) -> tuple[Layout, TokenScores]:
+        """Scores of the next batch, with a graph for the backward pass."""
         pack = self.pack
         layout, inputs = self.fixed_batch or self._next_batch()
         pack.bank.requires_grad_().dropout = pack.dropout
@@ -380,18 +445,28 @@ class Trainer:
         return layout, token_nll(hidden, self.base.head, layout.targets)
 
     def _update(self, step: int, layout: Layout, scores: TokenScores) -> None:
+        """One optimiser step of every cell.
+
+        Args:
+            step: number of steps done before.
+            layout: of the batch.
+            scores: of the batch, from `_forward`.
+        """
         pack = self.pack
         tokens = tokens_by_cell(layout, scores)
         weighted = pack.losses.weights(tokens, step / self.steps)
 
+        # One backward pass for all cells: the loss of a cell depends on its own adapter alone.
         parameters = pack.bank.parameters()
         grads = torch.autograd.grad(weighted.loss.sum(), parameters)
+
         norm_K = clip_grad_norm_(grads, pack.clip_K)
         lr_K = pack.lr_TK[step]
         pack.optimizer.step(parameters, grads, lr_K)
         pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
 
     def _fixed_batch(self) -> tuple[Layout, Prefix | Tensor] | None:
+        """Layout and inputs of every step, where all cells see all their samples in each."""
         if not all(order.is_full_batch for order in self.pack.orders):
             return None
         inputs = self.pack.inputs
@@ -399,18 +474,24 @@ class Trainer:
         return layout, inputs.gather(layout)
 
     def _next_batch(self) -> tuple[Layout, Prefix | Tensor]:
+        """Layout and inputs of the next minibatch of every cell."""
         pack = self.pack
         data = pack.inputs.data
         batch: Batch = []
         for order, samples in zip(pack.orders, data.cells, strict=True):
             # A full batch keeps the samples' own order and draws nothing.
-            picked = range(order.samples) if order.is_full_batch else order.next()
-            batch.append([samples[i] for i in picked])
+            if order.is_full_batch:
+                batch.append(list(samples))
+            else:
+                batch.append([samples[i] for i in order.next()])
 
         if pack.dropout:
-            pack.dropout.shapes = [
-                (len(samples), data.input_tokens(k)) for k, samples in enumerate(batch)
-            ]
+            # The last minibatch of an epoch may be smaller.
+            shapes = []
+            for k, samples in enumerate(batch):
+                shapes.append((len(samples), data.input_tokens(k)))
+            pack.dropout.shapes = shapes
+
         layout = data.layout(batch)
         return layout, pack.inputs.gather(layout)
 
@@ -430,7 +511,8 @@ class Trainer:
 
         Where the forward pass of the step has them, they are not computed again.
         """
-        if self.fixed_batch is None or self.pack.dropout is not None:
+        is_whole = self.fixed_batch is not None
+        if not is_whole or self.pack.dropout is not None:
             return self.evaluate()
         return split_scores(layout, scores, self.pack.inputs.data.cells)
 
@@ -450,18 +532,23 @@ class Trainer:
         for k, cell in enumerate(pack.cells):
             cell.curve.append(curves[k])
             cell.logged.append(scores[k].table(step))
-            is_finite = np.isfinite(scores[k].nll).all() and math.isfinite(losses[k])
             # Written so that NaN counts as too large.
-            if not is_finite or not largest_weights[k] < RUNAWAY:
+            has_exploded = not largest_weights[k] < RUNAWAY
+            if has_exploded or not _all_finite(scores[k].nll, losses[k]):
                 cell.failure = _failure(cell, step)
                 finished.append(k)
-            elif step == self.steps or _may_stop(cell.run.train, scores[k]):
+            elif step == self.steps or _is_recalled(cell, scores[k]):
                 finished.append(k)
 
         report = StepReport(
-            step=step, steps=self.steps, cells=pack.cells, scores=scores, loss=losses
+            step=step,
+            steps=self.steps,
+            cells=pack.cells,
+            scores=scores,
+            loss=losses,
         )
         self.observer.on_logged_step(report)
+
         for k in finished:
             cell = pack.cells[k]
             cell.steps_run = step
@@ -473,11 +560,15 @@ class Trainer:
         """Take finished cells out of the pack."""
         if not finished:
             return
+
         cells = [self.pack.cells[k] for k in finished]
-        self._keep([k for k in range(len(self.pack.cells)) if k not in finished])
+        count = len(self.pack.cells)
+        # First out of the pack: the observer decodes, and needs the memory.
+        self._keep([k for k in range(count) if k not in finished])
         self.observer.on_finished(cells)
 
     def _keep(self, cells: list[int]) -> None:
+        """Drop all cells but these, and form the fixed batch anew."""
         if len(cells) == len(self.pack.cells):
             return
         self.pack.keep(cells)
@@ -485,12 +576,19 @@ class Trainer:
             self.fixed_batch = self._fixed_batch()
 
 
-def _may_stop(train: Train, scores: Scores) -> bool:
+def _all_finite(nll: NDArray[np.float64], loss: float) -> bool:
+    return math.isfinite(loss) and bool(np.isfinite(nll).all())
+
+
+def _is_recalled(cell: Cell, scores: Scores) -> bool:
+    """Whether the cell may stop early: every token wins by train.stop_margin."""
+    train = cell.run.train
     return train.stop == "recalled" and bool(scores.margin.min() > train.stop_margin)
 
 
 def _failure(cell: Cell, step: int) -> str:
     """Why a cell fails at a logged step: the first step without a finite loss, if there is one."""
+    # The curve has every step, the logged scores only some.
     curve = pd.concat(cell.curve)
     lost_steps = curve.loc[~np.isfinite(curve["loss"]), "step"]
     if len(lost_steps):
@@ -498,9 +596,9 @@ def _failure(cell: Cell, step: int) -> str:
         fault = "the loss is no longer finite"
     else:
         fault = f"loss or weights are no longer below {RUNAWAY:g}"
-    return (
-        f"{fault} at step {step} of the training; try a lower train.lr (now {cell.run.train.lr:g})"
-    )
+
+    lr = cell.run.train.lr
+    return f"{fault} at step {step} of the training; try a lower train.lr (now {lr:g})"
 
 
 def tokens_by_cell(layout: Layout, scores: TokenScores) -> Tokens:

@@ -1,6 +1,7 @@
-"""A Slurm of one machine for the tests of this folder: started by slurm.sh, once for each kind of site.
+"""A Slurm of one machine for the tests of this folder, started by slurm.sh for each kind of site.
 
-A test that takes `slurm` runs on a site without and on one with accounting. One that needs another site says so:
+A test that takes `slurm` runs on a site without and on one with accounting. One that needs another
+site says so:
 `@pytest.mark.parametrize("site", ["sigterm"], indirect=True)`.
 """
 
@@ -59,7 +60,7 @@ class Slurm:
         return self.run("sbatch", "--parsable", *options, "--wrap", script)
 
     def states(self, job: str = "") -> list[str]:
-        """The state of each task of a job (of every job) that waits or runs; empty when all have ended."""
+        """The state of each task of a job (of every job) that waits or runs; empty at the end."""
         return [line for chosen, line in self._queue() if not job or chosen == job]
 
     def tasks(self, node: str) -> list[str]:

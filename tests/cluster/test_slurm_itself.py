@@ -37,7 +37,8 @@ def test_a_preempted_job_gets_the_signal_of_its_site(slurm, tmp_path, request):
     log.touch()
     traps = f'for s in USR2 TERM; do trap "echo $s >>{log}" $s; done'
     told = f"{traps}; echo began >>{log}; while :; do sleep 0.1; done"
-    # signals go to the steps; to the batch script only with `--signal=B:...`, or when the grace time is over
+    # Signals go to the steps; to the batch script only with `--signal=B:...`, or when the grace
+    # time is over.
     node = ("-w", "n1", "--exclusive", "-o", "/dev/null")
     slurm.submit(f"srun bash -c '{told}'", "-p", "low", "--signal=USR2@5", *node)
     slurm.wait(lambda: log.read_text() == "began\n")

@@ -1,22 +1,33 @@
-"""48 cells over four workers on a real Slurm, disturbed in every way that a cluster knows: each time all results, each cell
-trained to its end once, and the numbers of an undisturbed run in one process."""
+"""48 cells over four workers on a real Slurm, disturbed in every way that a cluster knows.
+
+Each time: all results, each cell trained to its end once, and the numbers of an undisturbed run in
+one process.
+"""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file
+from support.executors import check_executor
+from support.processes import (
+    ROOT,
+    finished_cells,
+    journals,
+    run_pml,
+    start_pml,
+    status,
+    worker_records,
+)
 
-ROOT = Path(__file__).parents[2]
+from pml_cli.launch.executors.slurm import SlurmLaunch
+
 CELLS = (
     "rank=1,2,4,8,12,16",
     "seqlen=24,32,40,48",
@@ -31,63 +42,32 @@ SLURM = (
     "launch.cpus=1",
     "launch.time=30",
 )
+OFTEN = "launch.checkpoint_minutes=0.03"
 STEPS = 600
-EVERYWHERE = bool(
-    os.environ.get("PML_ALL_SITES")
-)  # else each disturbance is tried on one kind of site, in turn
 FEW = ("sweep", "rank=2", "seqlen=8", "train.steps=2", "out=runs")
 
-
-def environment():
-    known = {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "100",
-    }
-    return os.environ | known | {"OMP_WAIT_POLICY": "PASSIVE"}
+# Else each disturbance is tried on one kind of site, in turn.
+ON_EVERY_SITE = bool(os.environ.get("PML_ALL_SITES"))
 
 
-def pml(cwd, *args):
-    words = [sys.executable, "-m", "pml_cli", *map(str, args)]
-    return subprocess.run(
-        words, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=900, check=False
-    )
+def pml(cwd, *arguments):
+    return run_pml(cwd, *arguments, timeout=900)
 
 
-def sweep(cwd, *more):
+def start_sweep(cwd, *launch):
     """The sweep in a process of its own, waiting for its workers."""
-    words = (
-        "sweep",
-        *CELLS,
-        *SLURM,
-        f"train.steps={STEPS}",
-        "launch.checkpoint_minutes=0.03",
-        "out=runs",
-        "--wait",
-        *more,
-    )
-    return subprocess.Popen(
-        [sys.executable, "-m", "pml_cli", *words], cwd=cwd, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    steps = f"train.steps={STEPS}"
+    return start_pml(cwd, "sweep", *CELLS, *(launch or SLURM), steps, OFTEN, "out=runs", "--wait")
 
 
-def status(cwd):
-    done = pml(cwd, "status", "runs", "--json")
-    return (
-        json.loads(done.stdout)
-        if done.returncode in (0, 1) and done.stdout
-        else {"running": [], "done": 0, "queued": 0}
-    )
-
-
-def until_training(cwd, workers=2, seconds=120):
+def wait_for_training(cwd, workers=2, seconds=120):
     """Wait until so many workers are between two steps; their records."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        snapshot = status(cwd)
+        running = snapshot["running"] if snapshot else []
         training = [
-            one for one in status(cwd)["running"] if one["kind"] == "slurm" and one["step"] > 0
+            process for process in running if process["kind"] == "slurm" and process["step"] > 0
         ]
         if len(training) >= workers:
             return training
@@ -95,34 +75,44 @@ def until_training(cwd, workers=2, seconds=120):
     raise AssertionError(f"no {workers} workers in training: {status(cwd)}")
 
 
+def send_signal(pid, number):
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
 @contextmanager
-def standing_still(workers):
-    """Workers stopped in the middle of a pack: on a fast machine too, work is left when the others come back."""
-    for one in workers:
-        os.kill(one["pid"], signal.SIGSTOP)
+def stopped(workers):
+    """Workers stopped in the middle of a pack.
+
+    On a fast machine too, work is left when the others come back.
+    """
+    for worker in workers:
+        os.kill(worker["pid"], signal.SIGSTOP)
     try:
         yield
     finally:
-        for one in workers:
-            with suppress(ProcessLookupError):
-                os.kill(one["pid"], signal.SIGCONT)
+        for worker in workers:
+            send_signal(worker["pid"], signal.SIGCONT)
 
 
 @contextmanager
-def slowed(out, enough):
-    """Workers in training run a tenth of the time alone, until `enough()`: a limit is hit on a fast machine too."""
+def slowed(out, is_enough):
+    """Workers in training run only a tenth of the time, until `is_enough()`.
+
+    So a time limit is hit on a fast machine too.
+    """
     ended = threading.Event()
 
     def slow():
-        while not ended.is_set() and not enough():
-            held = [
-                r["pid"] for r in workers(out) if r["state"] == "running" and r["doing"].get("step")
-            ]
-            for number in (signal.SIGSTOP, signal.SIGCONT):
-                for pid in held:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, number)
-                ended.wait(0.9 if number == signal.SIGSTOP else 0.1)
+        while not ended.is_set() and not is_enough():
+            training = []
+            for record in worker_records(out, "slurm"):
+                if record["state"] == "running" and record["doing"].get("step"):
+                    training.append(record["pid"])
+            for number, seconds in ((signal.SIGSTOP, 0.9), (signal.SIGCONT, 0.1)):
+                for pid in training:
+                    send_signal(pid, number)
+                ended.wait(seconds)
 
     thread = threading.Thread(target=slow)
     thread.start()
@@ -134,196 +124,186 @@ def slowed(out, enough):
 
 
 def on(*sites):
-    """The sites of a test: those named, or both kinds where that is asked for."""
-    both = ["plain", "accounting"] if EVERYWHERE else []
+    """The sites of a test: those named, or both kinds where that is requested."""
+    both = ["plain", "accounting"] if ON_EVERY_SITE else []
     return pytest.mark.parametrize("site", list(dict.fromkeys([*both, *sites])), indirect=True)
-
-
-def workers(out):
-    """What each worker has last written of itself."""
-    records = (json.loads(path.read_text()) for path in (out / ".pml" / "workers").glob("*.json"))
-    return [record for record in records if record["kind"] == "slurm"]
 
 
 def restarts(out):
     """How often Slurm had started the job of each worker before."""
-    return sorted(record["slurm"]["restart"] for record in workers(out))
+    return sorted(record["slurm"]["restart"] for record in worker_records(out, "slurm"))
 
 
-def journal(out):
-    lines = (
-        line
-        for path in (out / ".pml" / "journal").glob("*.jsonl")
-        for line in path.read_text().splitlines()
-    )
-    return sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
+def events(out, kind):
+    """The events of a kind, of all processes, by time."""
+    found = [event for journal in journals(out) for event in journal if event["event"] == kind]
+    return sorted(found, key=lambda event: event["time"])
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """The same cells trained in one process, without a cluster."""
     cwd = tmp_path_factory.mktemp("undisturbed")
-    done = pml(cwd, "sweep", *CELLS, f"train.steps={STEPS}", "out=runs")
-    assert done.returncode == 0, done.stdout + done.stderr
+    trained = pml(cwd, "sweep", *CELLS, f"train.steps={STEPS}", "out=runs")
+    assert trained.returncode == 0, trained.stdout + trained.stderr
     return cwd / "runs"
 
 
-def check(out, whole, running=None):
-    """All 48 results, none trained to its end twice, each as in the undisturbed run; returns how many have the same bits."""
-    if running is not None:
-        said, _ = running.communicate(timeout=1500)  # minutes on a quiet machine
-        assert running.returncode == 0, said
-    names = sorted(path.parent.name for path in whole.glob("*/result.json"))
+def check(out, undisturbed, driver):
+    """All 48 results, none trained to its end twice, each as in the undisturbed run.
+
+    Returns:
+        how many have the same bits.
+    """
+    output, errors = driver.communicate(timeout=1500)
+    assert driver.returncode == 0, output + errors
+
+    names = finished_cells(undisturbed)
     assert len(names) == 48
-    assert sorted(path.parent.name for path in out.glob("*/result.json")) == names
-    assert sorted(event["cell"] for event in journal(out) if event["event"] == "done") == names
-    same = 0
-    for name in names:
-        one, two = (pd.read_parquet(folder / name / "tokens.parquet") for folder in (whole, out))
-        ours, theirs = (
-            load_file(folder / name / "adapter" / "adapter_model.safetensors")
-            for folder in (whole, out)
-        )
-        if one.equals(two) and all(np.array_equal(ours[key], theirs[key]) for key in ours):
-            same += 1
-            continue
-        sizes = [
-            json.loads((folder / name / "result.json").read_text())["pack_size"]
-            for folder in (whole, out)
-        ]
-        assert sizes[0] != sizes[1], f"{name}: other bits in the same pack"
-        np.testing.assert_allclose(
-            one["nll"], two["nll"], atol=2e-2
-        )  # after so many steps in float32
+    assert finished_cells(out) == names
+    assert sorted(event["cell"] for event in events(out, "done")) == names
     assert not list((out / ".pml" / "checkpoints").glob("*.safetensors"))
+
+    same = sum(has_same_bits(out / name, undisturbed / name) for name in names)
     print(f"{same} of 48 with the same bits")
     return same
 
 
+def has_same_bits(folder, reference):
+    """Whether a run has the bits of the reference; where it was packed otherwise, close numbers."""
+    tokens = pd.read_parquet(folder / "tokens.parquet")
+    expected = pd.read_parquet(reference / "tokens.parquet")
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    expected_weights = load_file(reference / "adapter" / "adapter_model.safetensors")
+    same_weights = all(np.array_equal(weights[key], expected_weights[key]) for key in weights)
+    if tokens.equals(expected) and same_weights:
+        return True
+
+    results = [json.loads((path / "result.json").read_text()) for path in (folder, reference)]
+    sizes = [result["pack_size"] for result in results]
+    assert sizes[0] != sizes[1], f"{folder.name}: other bits in the same pack"
+    # after so many steps in float32
+    np.testing.assert_allclose(tokens["nll"], expected["nll"], atol=2e-2)
+    return False
+
+
 @on("accounting")
 def test_a_sweep_over_four_workers(slurm, tmp_path, undisturbed):
-    running = sweep(tmp_path)
-    training = until_training(tmp_path)
-    assert {one["job"].count("_") for one in training} == {1}  # tasks of one array
-    assert check(tmp_path / "runs", undisturbed, running) == 48
-    started = {
-        event["cells"][0] for event in journal(tmp_path / "runs") if event["event"] == "start"
-    }
-    assert len(started) >= 8
+    driver = start_sweep(tmp_path)
+    training = wait_for_training(tmp_path)
+    # tasks of one array
+    assert {worker["job"].count("_") for worker in training} == {1}
+    assert check(tmp_path / "runs", undisturbed, driver) == 48
+
+    first_cells = {event["cells"][0] for event in events(tmp_path / "runs", "start")}
+    assert len(first_cells) >= 8
     assert len(list((tmp_path / "runs" / ".pml" / "jobs").glob("*.json"))) == 1
-    again = pml(tmp_path, "sweep", *CELLS, *SLURM, f"train.steps={STEPS}", "out=runs", "--wait")
-    assert "48 cells: 0 to train" in again.stdout
-    slurm.wait(lambda: not slurm.states())  # workers take a moment to leave
+    second = pml(tmp_path, "sweep", *CELLS, *SLURM, f"train.steps={STEPS}", "out=runs", "--wait")
+    assert "48 cells: 0 to train" in second.stdout
+    # workers take a moment to leave
+    slurm.wait(lambda: not slurm.states())
 
 
 @on("plain")
 def test_a_killed_worker(slurm, tmp_path, undisturbed):
-    running = sweep(tmp_path)
-    victim = until_training(tmp_path)[0]
+    driver = start_sweep(tmp_path)
+    victim = wait_for_training(tmp_path)[0]
     os.kill(victim["pid"], signal.SIGKILL)
-    check(tmp_path / "runs", undisturbed, running)
-    events = journal(tmp_path / "runs")
-    assert any(event["event"] == "inherit" and event["dead"] == victim["name"] for event in events)
+    check(tmp_path / "runs", undisturbed, driver)
+    taken_over = [event["dead"] for event in events(tmp_path / "runs", "take_over")]
+    assert victim["name"] in taken_over
 
 
 @on("accounting")
 def test_a_job_requeued_from_outside(slurm, tmp_path, undisturbed):
-    running = sweep(tmp_path)
-    victim, *others = until_training(tmp_path)
-    with standing_still(others):
+    driver = start_sweep(tmp_path)
+    victim, *others = wait_for_training(tmp_path)
+    with stopped(others):
         slurm.run("scontrol", "requeue", victim["job"])
         slurm.wait(lambda: 1 in restarts(tmp_path / "runs"), 180)
-    check(tmp_path / "runs", undisturbed, running)
+    check(tmp_path / "runs", undisturbed, driver)
     assert max(restarts(tmp_path / "runs")) == 1
 
 
 @on("plain", "sigterm")
 def test_a_preemption(slurm, tmp_path, undisturbed):
-    running = sweep(tmp_path)
-    training = until_training(tmp_path, workers=3)  # of two nodes with two workers each
-    there = slurm.tasks("n1")
-    assert there
-    with standing_still([one for one in training if one["job"] not in there]):
+    driver = start_sweep(tmp_path)
+    # of two nodes with two workers each
+    training = wait_for_training(tmp_path, workers=3)
+    preempted = slurm.tasks("n1")
+    assert preempted
+    with stopped([worker for worker in training if worker["job"] not in preempted]):
         slurm.submit("sleep 5", "-p", "high", "-w", "n1", "--exclusive", "-o", "/dev/null")
         slurm.wait(lambda: 1 in restarts(tmp_path / "runs"), 180)
-    check(tmp_path / "runs", undisturbed, running)
+    check(tmp_path / "runs", undisturbed, driver)
 
 
 @on("plain")
 def test_a_restarted_controller(slurm, tmp_path, undisturbed):
-    running = sweep(tmp_path)
-    until_training(tmp_path)
+    driver = start_sweep(tmp_path)
+    wait_for_training(tmp_path)
     slurm.stop_controller()
     assert "does not answer" in pml(tmp_path, "status", "runs").stdout
     time.sleep(3)
     slurm.start_controller()
-    check(tmp_path / "runs", undisturbed, running)
+    check(tmp_path / "runs", undisturbed, driver)
 
 
 @on("plain")
 def test_a_time_limit_hit_three_times(slurm, tmp_path, undisturbed):
     limit = ("launch.devices=1", "launch.time=1", "launch.signal_seconds=25")
-    words = [
-        word
-        for word in SLURM
-        if word.partition("=")[0] not in {one.partition("=")[0] for one in limit}
-    ]
-    command = ("sweep", *CELLS, *words, *limit, f"train.steps={STEPS}", "out=runs", "--wait")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "pml_cli", *command], cwd=tmp_path, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    with slowed(tmp_path / "runs", lambda: max(restarts(tmp_path / "runs"), default=0) >= 3):
-        check(tmp_path / "runs", undisturbed, running)
-    events = journal(tmp_path / "runs")
-    assert max(restarts(tmp_path / "runs")) >= 3
-    assert (
-        len({event["step"] for event in events if event["event"] == "start"}) > 1
-    )  # went on from the middle
+    limited = {setting.partition("=")[0] for setting in limit}
+    launch = [setting for setting in SLURM if setting.partition("=")[0] not in limited]
+    out = tmp_path / "runs"
+    driver = start_sweep(tmp_path, *launch, *limit)
+    with slowed(out, lambda: max(restarts(out), default=0) >= 3):
+        check(out, undisturbed, driver)
+    assert max(restarts(out)) >= 3
+    # resumed from the middle of packs
+    assert len({event["step"] for event in events(out, "start")}) > 1
 
 
 @pytest.mark.parametrize("site", ["short-arrays"], indirect=True)
-def test_submit_leave_look_cancel_and_go_on(slurm, tmp_path, undisturbed):
+def test_submit_leave_look_cancel_and_resume(slurm, tmp_path, undisturbed):
     """Four tasks where arrays may have three: two arrays."""
-    words = (
-        "sweep",
-        *CELLS,
-        *SLURM,
-        f"train.steps={STEPS}",
-        "launch.checkpoint_minutes=0.03",
-        "out=runs",
-    )
-    done = pml(tmp_path, *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 Slurm jobs started" in done.stdout
+    submit = ("sweep", *CELLS, *SLURM, f"train.steps={STEPS}", OFTEN, "out=runs")
+    submitted = pml(tmp_path, *submit)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "4 Slurm jobs started" in submitted.stdout
     assert len(list((tmp_path / "runs" / ".pml" / "jobs").glob("*.json"))) == 2
-    again = pml(tmp_path, *words)
-    assert (
-        "0 Slurm jobs started; those of this folder that are queued or running go on"
-        in again.stdout
-    )
-    until_training(tmp_path)
-    other = slurm.submit("sleep 300", "-p", "low", "-o", "/dev/null", "--job-name=pml-other")
-    cancelled = pml(tmp_path, "cancel", "runs")
+
+    with stopped(wait_for_training(tmp_path)):
+        second = pml(tmp_path, *submit)
+        foreign = slurm.submit("sleep 300", "-p", "low", "-o", "/dev/null", "--job-name=pml-other")
+        cancelled = pml(tmp_path, "cancel", "runs")
+    message = "0 Slurm jobs started; those of this folder that are queued or running go on"
+    assert message in second.stdout
     assert cancelled.returncode == 0, cancelled.stderr
     slurm.wait(lambda: len(slurm.states()) == 1)
-    assert slurm.states(other) in (["RUNNING"], ["PENDING"])  # nothing else was touched
+    # nothing else was touched
+    assert slurm.states(foreign) in (["RUNNING"], ["PENDING"])
     assert "the same sweep command goes on" in pml(tmp_path, "status", "runs").stdout
-    check(tmp_path / "runs", undisturbed, sweep(tmp_path))
+    check(tmp_path / "runs", undisturbed, start_sweep(tmp_path))
 
 
 @pytest.mark.parametrize("site", ["plain"], indirect=True)
 def test_what_the_cluster_refuses_is_one_line(slurm, tmp_path):
-    done = pml(tmp_path, *FEW, "launch=slurm", "launch.partition=nowhere")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: launch=slurm: ")
-    assert "partition" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    refused = pml(tmp_path, *FEW, "launch=slurm", "launch.partition=nowhere")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: launch=slurm: ")
+    assert "partition" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("site", ["plain"], indirect=True)
 def test_a_worker_that_cannot_start_ends_the_wait(slurm, tmp_path):
-    done = pml(tmp_path, *FEW, *SLURM, "launch.python=/nowhere/python", "--wait")
-    assert done.returncode == 1, done.stdout
-    assert "the workers ended too early" in done.stdout
-    assert "/nowhere/python" in done.stdout
+    failed = pml(tmp_path, *FEW, *SLURM, "launch.python=/nowhere/python", "--wait")
+    assert failed.returncode == 1, failed.stdout
+    assert "the workers ended too early" in failed.stdout
+    assert "/nowhere/python" in failed.stdout
+
+
+@pytest.mark.parametrize("site", ["plain"], indirect=True)
+def test_what_every_executor_does(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    check_executor(SlurmLaunch(devices=1, partition="low", gpus=0, cpus=1, time=30), tmp_path)

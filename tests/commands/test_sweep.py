@@ -1,4 +1,4 @@
-"""The whole way as a user goes it: `python -m pml_cli sweep ...` from another folder, few steps, and what can go wrong."""
+"""`pml sweep` and `pml probe` as a user runs them, from another folder, and what can go wrong."""
 
 import json
 import os
@@ -156,7 +156,7 @@ def test_a_failing_cell_leaves_the_others_fine_and_can_be_tried_again(tmp_path, 
 
 
 def three_models(model_folder, tmp_path):
-    """A model whose split pass is not its own, one whose weights are cut off, and one that is fine."""
+    """A model whose split pass differs, one whose weights are cut off, and one that is fine."""
     good = shutil.copytree(model_folder("llama"), tmp_path / "good")
     cut, refused = (
         shutil.copytree(good, tmp_path / "cut"),

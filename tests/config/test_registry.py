@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pml_cli.config import registry
+from pml_cli.config.request import load
 from pml_cli.config.schema import Loss
 from pml_cli.config.setting import setting
 from pml_cli.errors import UserError
@@ -54,6 +55,12 @@ def test_a_module_that_does_not_import_is_named(losses):
     (losses / "broken.py").write_text("import no_such_library\n")
     with pytest.raises(ImportError, match=r"loss=.*planted_losses\.broken.*no_such_library"):
         registry.declared("loss")
+
+
+def test_a_request_names_the_module_that_does_not_import(losses):
+    (losses / "broken.py").write_text("import no_such_library\n")
+    with pytest.raises(ImportError, match=r"planted_losses\.broken"):
+        load("probe", [])
 
 
 def test_an_unknown_kind_gets_the_nearest_name():

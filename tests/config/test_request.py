@@ -265,6 +265,11 @@ def test_describe_explains_every_setting():
     assert any("# Mean cross-entropy" in line for line in lines)
     uncommented = [line for line in lines if "#" not in line]
     assert {line.split(":")[0] for line in uncommented if not line.startswith("    ")} == {*GROUPS}
+
+    # YAML folds a long text; the comment must not become part of it.
+    folded = load("probe", [f"data.prompt='{'long words # ' * 20}'"])
+    assert yaml.safe_load(describe(folded))["data"]["prompt"] == "long words # " * 20
+
     fit = describe(load_report("fit", ["x=parameters"]))
     assert yaml.safe_load(fit)["x"] == "parameters"
     assert fit.count("  # ") == len(fit.splitlines())

@@ -14,12 +14,12 @@ from pml_cli.config.setting import (
     DISCRIMINATORS,
     Settings,
     annotation,
-    declaration,
+    declaration_of,
     faults,
     own_faults,
     setting,
     type_text,
-    written,
+    value_text,
 )
 
 CLASSES = [
@@ -90,8 +90,8 @@ def test_the_settings_inside_of_settings_are_checked_under_their_names():
 
 
 def test_help_names_unit_choices_and_special_values():
-    heat = declaration(Oven, "heat")
-    mode = declaration(Oven, "mode")
+    heat = declaration_of(Oven, "heat")
+    mode = declaration_of(Oven, "mode")
     assert heat is not None
     assert mode is not None
     assert heat.help_text() == "temperature (°C; 0: off)"
@@ -110,7 +110,7 @@ def test_types_in_words():
     [(True, "true"), (None, "null"), (4.0, "4"), (0.5, "0.5"), ("a\nb", "a b"), ([1, 2], "[1, 2]")],
 )
 def test_values_are_shown_as_one_writes_them(value, text):
-    assert written(value) == text
+    assert value_text(value) == text
 
 
 @pytest.mark.parametrize("owner", CLASSES, ids=lambda owner: owner.__name__)
@@ -121,7 +121,7 @@ def test_every_setting_is_declared_with_a_help(owner):
         assert field.kw_only, f"{field.name} may be given by position"
         is_group = field.name in registry.GROUPS
         if not is_group and field.name not in DISCRIMINATORS:
-            declared = declaration(owner, field.name)
+            declared = declaration_of(owner, field.name)
             assert declared is not None, field.name
             assert declared.help, field.name
 

@@ -1,4 +1,4 @@
-"""Teacher forcing and free-running decoding: they agree up to the first failure, whatever is skipped as proven."""
+"""Teacher forcing and free-running decoding agree up to the first failure."""
 
 import warnings
 
@@ -32,7 +32,7 @@ def run_of(base, rank, seqlen, data, steps):
 
 @pytest.fixture(scope="module")
 def half_learnt(tiny_base):
-    """Cells that know some tokens: long text, random tokens, and many facts with prompts of several lengths."""
+    """Cells that know some tokens: text, random tokens, facts with prompts of several lengths."""
     pack = [
         run_of(tiny_base, 4, 60, TextData(), 50),
         run_of(tiny_base, 2, 40, RandomData(), 50),

@@ -1,4 +1,4 @@
-"""Adapters rounded, merged and in bfloat16: against PEFT, the whole model, and margins planted near zero."""
+"""Adapters rounded, merged and in bfloat16: against PEFT, the whole model, and planted margins."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def scaled_copies(bank, k, factors):
 def test_a_margin_just_above_zero_flips_under_integers_and_a_large_one_does_not(
     tiny_base, recalling
 ):
-    """Scaling an adapter down brings its least margin to 0; where the rounded one comes there first, it flips."""
+    """Scaling an adapter down brings its least margin to 0; the rounded one may flip first."""
     bank, cells = recalling
     factors = np.linspace(0.05, 1, 150)
     flipped = 0
@@ -71,7 +71,7 @@ def test_a_margin_just_above_zero_flips_under_integers_and_a_large_one_does_not(
 
 
 def test_an_outlier_in_an_output_channel_takes_the_others_with_it(tiny_base, recalling):
-    """A row of B without effect (its column of A is 0) but 1000 times as large: int8 rounds all others to 0."""
+    """A row of B without effect (its column of A is 0), 1000 times as large: others become 0."""
     bank, cells = recalling
     planted = bank.select(range(len(bank)))
     planted.ranks = [rank + 1 for rank in bank.ranks]
@@ -103,7 +103,7 @@ def test_an_outlier_in_an_output_channel_takes_the_others_with_it(tiny_base, rec
     ],
 )
 def test_merged_is_unmerged(family, targets, tiny_base, model_folder):
-    """Also where weights are stored (in, out) or have a bias; several ranks, whose scales differ, at once."""
+    """Also where weights are stored (in, out) or have a bias; with ranks whose scales differ."""
     base = tiny_base
     if family != "tiny":
         base = load_model(Model(name=family, path=str(model_folder(family)), device="cpu"))
@@ -141,7 +141,7 @@ def test_merged_is_what_peft_merges(tmp_path, tiny_base):
 
 
 def test_bfloat16_is_that_of_the_whole_model(recalling):
-    """Weights and arithmetic: the same logits as from a model in bfloat16 with the adapter cast as PEFT casts it."""
+    """Weights and arithmetic: logits of a model in bfloat16 with the adapter as PEFT casts it."""
     bank, cells = recalling
     base_bf16 = load_model(Model(dtype="bfloat16", device="cpu"))
     converted = bf16_bank(bank)

@@ -1,4 +1,4 @@
-"""What is gained on unseen sequences: the same numbers as from the whole model, and samples that share nothing."""
+"""The gain on held-out samples: that of the whole model, on samples that share nothing."""
 
 import pytest
 import torch
@@ -23,22 +23,29 @@ from pml_cli.training.scoring import zero_adapters
     [RandomData(), TextData(), MixedData(), PhonebookData(), RuleData()],
     ids=lambda d: d.source,
 )
-def test_unseen_samples_are_of_the_source_and_not_of_the_target(data):
+def test_held_out_samples_are_of_the_source_and_not_of_the_target(data):
     source = data.open(Model())
-    seen, unseen = source.take(60), source.held_out(60)
-    assert unseen and not set(seen) & set(unseen)
-    assert unseen == data.open(Model()).held_out(60)
-    if len(seen) == 1:
-        assert len(unseen[0].target) == 60 and unseen[0].prompt == seen[0].prompt
+    trained = source.take(60)
+    held_out = source.held_out(60)
+    assert held_out
+    assert set(trained).isdisjoint(held_out)
+    assert held_out == data.open(Model()).held_out(60)
+
+    if len(trained) == 1:
+        assert len(held_out[0].target) == 60
+        assert held_out[0].prompt == trained[0].prompt
     if data.source in ("phonebook", "rule"):
-        assert not {s.prompt for s in seen} & {s.prompt for s in unseen}
+        prompts = {sample.prompt for sample in trained}
+        assert prompts.isdisjoint(sample.prompt for sample in held_out)
 
 
-def test_a_source_that_is_used_up_has_no_unseen_samples(tmp_path):
+def test_a_source_that_is_used_up_has_no_held_out_samples(tmp_path):
     file = tmp_path / "facts.jsonl"
     file.write_text('{"query": "a", "target": "one two"}\n{"query": "b", "target": "three"}\n')
     source = JsonlData(path=str(file)).open(Model())
-    assert source.held_out(source.max_tokens) == [] and len(source.held_out(source.min_tokens)) == 1
+    assert source.held_out(source.max_tokens) == []
+    assert len(source.held_out(source.min_tokens)) == 1
+
     text = tmp_path / "short.txt"
     text.write_text("just a few words")
     source = TextData(path=str(text)).open(Model())

@@ -6,7 +6,7 @@ from pml_cli.evaluation.quantize import to_bfloat16, to_int4, to_int8
 
 
 def test_integers_are_those_of_the_hand_computed_scale():
-    """Output channels are columns where dimension 0 is summed over: scales 1, 0.01 (of 127) and, for zeros, none."""
+    """Output channels are columns where dimension 0 is summed over: scales 1, 0.01 and none."""
     weight = torch.tensor(
         [[127.0, 1.27, 0.0], [0.4, -0.5, 0.0], [-2.6, 0.016, 0.0], [63.5, 0.0, 0.0]]
     )

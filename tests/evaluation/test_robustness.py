@@ -38,7 +38,9 @@ def test_violations_of_teacher_forcing_have_their_cause():
     trained = make_scores(nll=[0.1, 0.3, 0.2], margin=[2.0, 0.01, 1.5], argmax=[1, 1, 1])
     bf16 = make_scores(nll=[0.9, 0.694, 0.3], margin=[-0.2, 0.0, 1.0], argmax=[8, 0, 1])
     float32_head = make_scores(nll=[0.9, 0.69, 0.3], margin=[-0.2, 0.004, 1.0], argmax=[8, 1, 1])
-    first, second = violating_tokens(SAMPLES, trained, bf16, float32_head, None)
+    first, second = violating_tokens(
+        SAMPLES, trained=trained, bf16=bf16, bf16_float32_head=float32_head, decoded=None
+    )
     assert (first["position"], first["decoded_id"]) == (0, 8)
     assert "hidden states" in first["cause"]
     assert (second["position"], second["decoded_id"]) == (1, 0)
@@ -50,7 +52,9 @@ def test_violations_of_teacher_forcing_have_their_cause():
 def test_a_token_that_only_free_decoding_loses_is_a_violation():
     trained = make_scores(nll=[0.1, 0.3, 0.2], margin=[2.0, 0.01, 1.5], argmax=[1, 1, 1])
     bf16 = make_scores(nll=[0.1, 0.3, 0.2], margin=[2.0, 0.5, 1.5], argmax=[1, 1, 1])
-    (row,) = violating_tokens(SAMPLES, trained, bf16, bf16, [[1, 1, 9]])
+    (row,) = violating_tokens(
+        SAMPLES, trained=trained, bf16=bf16, bf16_float32_head=bf16, decoded=[[1, 1, 9]]
+    )
     assert (row["position"], row["decoded_id"]) == (2, 9)
     assert "cache" in row["cause"]
     expected = {"free_exact_match": 0, "violations": 1}

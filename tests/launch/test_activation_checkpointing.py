@@ -212,7 +212,7 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(
                 raise OUT_OF_MEMORY[0]
             whole(self, step, layout, scores)
 
-    monkeypatch.setattr("pml_cli.launch.pack_trainer.Trainer", Large)
+    monkeypatch.setattr("pml_cli.launch.pack_run.Trainer", Large)
     with Workplace(tmp_path / "sparing", tiny_base) as here:
         here.trainer._base = (repr(cell.run.model), tiny_base)
         here.train([cell])

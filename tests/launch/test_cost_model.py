@@ -1,4 +1,4 @@
-"""Prices against what the engine really does: FLOPs as torch counts them, bytes as they are kept and allocated."""
+"""The cost model against the trainer: FLOPs as torch counts them, bytes saved and allocated."""
 
 import inspect
 import subprocess
@@ -38,13 +38,11 @@ SPREAD = LinearAdapter(targets=["k_proj", "self_attn.o_proj"], layers=[])
 
 @pytest.mark.parametrize(("name", "gflop"), [("qwen3_8b", 11.0), ("llama31_8b", 13.4)])
 def test_a_step_of_the_papers_models_takes_what_design_says(name, gflop):
-    """GFLOP per token and step, adapter at the paper's layer, at lengths at which attention's scores hardly count."""
-    planned = Pack(
-        check(load("probe", [f"model={name}", "model.weights=random", "rank=1", "seqlen=64"]).runs)
-    )
-    assert cost_model.step_flops(planned) / planned.step_tokens == pytest.approx(
-        gflop * 1e9, rel=0.01
-    )
+    """GFLOP per token and step, adapter at the paper's layer; attention's scores hardly count."""
+    request = load("probe", [f"model={name}", "model.weights=random", "rank=1", "seqlen=64"])
+    planned = Pack(check(request.runs))
+    per_token = cost_model.step_flops(planned) / planned.step_tokens
+    assert per_token == pytest.approx(gflop * 1e9, rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -84,7 +82,7 @@ def test_the_gradient_reaches_no_further_than_the_first_adapter(targets, layers)
 @pytest.mark.parametrize("train", [{"steps": 4}, {"steps": 9, "batch": 4, "log_every": 2}])
 @pytest.mark.parametrize("adapter", [BLOCK, LinearAdapter(targets=["q_proj"], dropout=0.1)])
 def test_flops_of_a_whole_training(adapter, train):
-    """The prefix, every step and the evaluations: of all samples in every step, and of minibatches."""
+    """The prefix, every step and the evaluations; of all samples in a step, and of minibatches."""
     planned = pack(Model(device="cpu"), adapter, 100, data=PhonebookData(), **train)
     base = load_model(planned.cells[0].run.model)
     cells = [Cell(run=c.run, samples=c.samples) for c in planned.cells]
@@ -172,7 +170,7 @@ sys.exit("torch" in sys.modules or "transformers" in sys.modules)
 
 
 def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
-    """Four boundaries in 10 epochs of 13 samples, two at a time: 3 6 8 11 and 13 in use for two epochs each."""
+    """Four boundaries, 13 samples, two at a time: 3 6 8 11 and 13 in use for two epochs each."""
     train = Train(epochs=10, batch=2, curriculum=[2, 4, 6, 8])
     (cell,) = check(
         [Run(rank=4, seqlen=130, data=PhonebookData(), model=Model(device="cpu"), train=train)]

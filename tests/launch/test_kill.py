@@ -1,51 +1,56 @@
-"""SIGKILL at random moments, of the whole process group: one more call ends with the undisturbed run's bits."""
+"""SIGKILL of whole process groups at random moments: one more call gives the undisturbed bits."""
 
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.processes import done_cells, finished_cells, run_pml, start_pml, wait_until
 
-ROOT = Path(__file__).parents[2]
 ROUNDS = int(os.environ.get("PML_KILL_ROUNDS", "6"))
-SWEEP = ("sweep", "rank=2,6", "seqlen=24,40", "data=random,phonebook", "train.batch=2", "adapter.dropout=0.1",
-         "model.device=cpu", "launch.pack_tokens=160", "launch.checkpoint_minutes=0.01")  # fmt: skip
-
-
-def command(*more):
-    return [sys.executable, "-m", "pml_cli", *SWEEP, *more]
-
-
-def environment():
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "100",
-    }
+SWEEP = (
+    "sweep",
+    "rank=2,6",
+    "seqlen=24,40",
+    "data=random,phonebook",
+    "train.batch=2",
+    "adapter.dropout=0.1",
+    "model.device=cpu",
+    "launch.pack_tokens=160",
+    "launch.checkpoint_minutes=0.01",
+)
 
 
 def lost_seconds(out, pid, killed_at):
-    """Training time since the last checkpoint of a killed process; None when it had not begun to train."""
+    """Training time since a killed process's last checkpoint; None: it had not begun to train."""
     journal = next((out / ".pml" / "journal").glob(f"*-{pid}-*.jsonl"), None)
     if journal is None:
         return None
-    events = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")]
-    kept = [e["time"] for e in events if e["event"] in ("start", "checkpoint", "done")]
-    return killed_at - kept[-1] if kept else None
+
+    # The last line may be cut off.
+    lines = [line for line in journal.read_text().splitlines() if line.endswith("}")]
+    events = [json.loads(line) for line in lines]
+    saved = [e["time"] for e in events if e["event"] in ("start", "checkpoint", "done")]
+    return killed_at - saved[-1] if saved else None
+
+
+def wait_before_kill(out, pid, rng, in_training):
+    """Wait a random time from the start, or from the first step that is trained."""
+    if not in_training:
+        time.sleep(rng.uniform(1, 12))
+        return
+    wait_until(lambda: list((out / ".pml" / "journal").glob(f"*-{pid}-*.jsonl")))
+    time.sleep(rng.uniform(0, 4))
 
 
 def check_readable(out):
-    """Whatever lies under its final name is whole."""
+    """Whatever lies under its final name is complete."""
     for path in out.rglob("*.json"):
         json.loads(path.read_text())
     for path in out.rglob("*.parquet"):
@@ -55,94 +60,69 @@ def check_readable(out):
             load_file(path)
 
 
+def check_equal_runs(folder, reference):
+    """Bit for bit; only the seconds differ."""
+    for name in ("tokens.parquet", "curve.parquet"):
+        table = pd.read_parquet(folder / name)
+        pd.testing.assert_frame_equal(table, pd.read_parquet(reference / name), check_exact=True)
+
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    expected = load_file(reference / "adapter" / "adapter_model.safetensors")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in weights)
+
+    result = json.loads((folder / "result.json").read_text())
+    expected = json.loads((reference / "result.json").read_text())
+    assert result | {"seconds": 0} == expected | {"seconds": 0}
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_one_more_call_gives_the_same_bits(tmp_path):
     steps = f"train.steps={150 * ROUNDS}"
-    whole = subprocess.run(
-        command(steps, "out=whole"),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        check=False,
-    )
-    assert whole.returncode == 0, whole.stderr
-    rng, lost, out = random.Random(0), [], tmp_path / "killed"
-    for _ in range(ROUNDS):
-        running = subprocess.Popen(
-            command(steps, "out=killed"), cwd=tmp_path, env=environment(), start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(rng.uniform(1, 12))
+    undisturbed = run_pml(tmp_path, *SWEEP, steps, "out=undisturbed", timeout=900)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    rng = random.Random(0)
+    out = tmp_path / "killed"
+    lost = []
+    for round_number in range(ROUNDS):
+        running = start_pml(tmp_path, *SWEEP, steps, "out=killed", start_new_session=True)
+        wait_before_kill(out, running.pid, rng, in_training=round_number % 2 == 0)
         os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-        lost += [s for s in [lost_seconds(out, running.pid, time.time())] if s is not None]
+        running.communicate()
+        seconds = lost_seconds(out, running.pid, time.time())
+        if seconds is not None:
+            lost.append(seconds)
         check_readable(out)
-    last = subprocess.run(
-        command(steps, "out=killed"),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        check=False,
-    )
+
+    assert lost, "no kill hit the training"
+    last = run_pml(tmp_path, *SWEEP, steps, "out=killed", timeout=900)
     assert last.returncode == 0, last.stderr
-    mean, most = sum(lost) / max(len(lost), 1), max(lost, default=0)
+    mean = sum(lost) / max(len(lost), 1)
     print(
-        f"{ROUNDS} rounds, {len(lost)} in training; work lost by a kill: mean {mean:.2f} s, most {most:.2f} s"
+        f"{ROUNDS} rounds, {len(lost)} in training; "
+        f"work lost by a kill: mean {mean:.2f} s, at most {max(lost, default=0):.2f} s"
     )
-    folders = sorted(
-        p.name for p in (tmp_path / "whole").iterdir() if p.is_dir() and p.name != ".pml"
-    )
-    assert len(folders) == 8
-    for name in folders:
-        one, two = tmp_path / "whole" / name, out / name
-        for table in ("tokens.parquet", "curve.parquet"):
-            pd.testing.assert_frame_equal(
-                pd.read_parquet(one / table), pd.read_parquet(two / table), check_exact=True
-            )
-        ours, theirs = (
-            load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two)
-        )
-        assert all(torch.equal(ours[key], theirs[key]) for key in (*ours, *theirs))
-        first, second = (json.loads((folder / "result.json").read_text()) for folder in (one, two))
-        assert {k: v for k, v in first.items() if k != "seconds"} == {
-            k: v for k, v in second.items() if k != "seconds"
-        }
-    done = [
-        json.loads(line)
-        for path in (out / ".pml" / "journal").glob("*.jsonl")
-        for line in path.read_text().splitlines()
-    ]
-    ended = [event["cell"] for event in done if event["event"] == "done"]
-    assert sorted(ended) == folders  # none trained to the end twice
+
+    cells = finished_cells(tmp_path / "undisturbed")
+    assert len(cells) == 8
+    for cell in cells:
+        check_equal_runs(out / cell, tmp_path / "undisturbed" / cell)
+
+    # None was trained to its end twice.
+    assert sorted(cell for ended in done_cells(out) for cell in ended) == cells
     assert not list((out / ".pml" / "checkpoints").glob("*.safetensors"))
 
 
-def test_two_sweeps_of_one_grid_at_once_train_every_cell_once(tmp_path):
-    few = command("train.steps=200", "out=runs")
-    both = [
-        subprocess.Popen(
-            few,
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for running in both:
-        said, complained = running.communicate(timeout=120)
-        assert running.returncode == 0, complained
-        assert "8 of 8 cells done" in said
-    journals = [
-        path.read_text().splitlines()
-        for path in (tmp_path / "runs" / ".pml" / "journal").glob("*.jsonl")
-    ]
-    ended = [
-        [e["cell"] for e in map(json.loads, lines) if e["event"] == "done"] for lines in journals
-    ]
-    assert sorted(cell for cells in ended for cell in cells) == sorted(
-        path.parent.name for path in (tmp_path / "runs").glob("*/result.json")
-    )
-    assert len(ended) == 2
-    assert all(ended)  # they shared the work
+def test_two_sweeps_of_one_grid_at_the_same_time_train_every_cell_once(tmp_path):
+    sweeps = [start_pml(tmp_path, *SWEEP, "train.steps=200", "out=runs") for _ in range(2)]
+    for running in sweeps:
+        output, errors = running.communicate(timeout=400)
+        assert running.returncode == 0, errors
+        assert "8 of 8 cells done" in output
+
+    by_process = done_cells(tmp_path / "runs")
+    trained = sorted(cell for cells in by_process for cell in cells)
+    assert trained == finished_cells(tmp_path / "runs")
+    assert len(by_process) == 2
+    assert all(by_process), "they shared the work"

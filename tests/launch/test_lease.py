@@ -29,7 +29,10 @@ SOON = 3.0
 
 
 def claim_at_once(out, cells, together, won):
-    """Claim all at the same moment as others; stay until they are through, since what the dead hold is free again."""
+    """Claim all at the same moment as others do.
+
+    It stays until they are through: what a dead process holds is free again.
+    """
     with WorkerLease(out, "inline") as lease:
         together.wait()
         won.put([cell for cell in cells if lease.claim(cell)])
@@ -75,7 +78,7 @@ def race(out, cells, count=3):
 
 
 def plant(out, *cells, age=0.0, **changes):
-    """A process with lease, as it would look from here: by its record, its locks and the time of its last heartbeat."""
+    """A process with a lease, as it looks from here: its record, its locks, its last heartbeat."""
     name = f"planted-{len(list((out / '.pml' / 'workers').glob('*.json')))}"
     record = (
         process_identity()
@@ -330,7 +333,7 @@ def test_the_record_names_process_machine_and_activity(tmp_path):
 
 
 def test_a_record_that_cannot_be_read_just_now_is_no_death(tmp_path, lease, monkeypatch):
-    """ESTALE is what NFS says of a file that is replaced while it is being read: every heartbeat is a chance for it."""
+    """NFS says ESTALE of a file that is replaced while it is read, as every heartbeat does."""
     plant(tmp_path, "a", place="elsewhere")
     loads, faults = json.loads, [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
 

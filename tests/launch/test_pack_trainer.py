@@ -1,4 +1,7 @@
-"""Packs to run folders: too little memory, faults of one cell, interruptions by real signals; the tiny model, few steps."""
+"""From packs to run folders: too little memory, faults of one cell, interruptions by real signals.
+
+The tiny model, few steps.
+"""
 
 import contextlib
 import json
@@ -35,8 +38,8 @@ from pml_cli.training.checkpoint import Checkpoints
 
 
 @pytest.fixture
-def place(tmp_path, tiny_base):
-    """place(name): a results folder with a member and a worker that has the base loaded."""
+def workplace(tmp_path, tiny_base):
+    """workplace(name): a results folder with a lease, and a trainer that has the base loaded."""
     return lambda name="runs", **more: Workplace(tmp_path / name, tiny_base, **more)
 
 
@@ -49,8 +52,8 @@ def final_nll(out, cell):
 def undisturbed(tmp_path_factory, tiny_base):
     """The five cells, trained in one go."""
     out = tmp_path_factory.mktemp("undisturbed")
-    with Workplace(out, tiny_base) as place:
-        place.train(planned())
+    with Workplace(out, tiny_base) as only:
+        only.train(planned())
     return out
 
 
@@ -68,61 +71,61 @@ def send(number):
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_out_of_memory_halves_the_pack_and_changes_no_result(
-    place, undisturbed, monkeypatch, error
+    workplace, undisturbed, monkeypatch, error
 ):
     cells = planned()
     faulty(monkeypatch, lambda ranks: len(ranks) > 2, error)
-    with place() as here:
-        here.train(cells)
-        assert here.reported == {cell.id: None for cell in cells}
-        assert [(event["cells"], event["into"]) for event in here.events("split")] == [
+    with workplace() as first:
+        first.train(cells)
+        assert first.reported == {cell.id: None for cell in cells}
+        assert [(event["cells"], event["into"]) for event in first.events("split")] == [
             (5, 3),
             (3, 2),
         ]
-        assert here.locks() == set()
-        assert here.checkpoints() == []
+        assert first.locks() == set()
+        assert first.checkpoints() == []
     for cell in cells:
-        assert result(here.out, cell)["pack_size"] <= 2
+        assert result(first.out, cell)["pack_size"] <= 2
         np.testing.assert_allclose(
-            final_nll(here.out, cell), final_nll(undisturbed, cell), atol=1e-3
+            final_nll(first.out, cell), final_nll(undisturbed, cell), atol=1e-3
         )
 
 
-def test_a_single_cell_that_is_too_large_fails_with_its_reason(place, monkeypatch):
+def test_a_single_cell_that_is_too_large_fails_with_its_reason(workplace, monkeypatch):
     cells = planned(ranks=(2, 1))
     faulty(monkeypatch, lambda ranks: 2 in ranks, OUT_OF_MEMORY[0])
-    with place() as here:
-        here.train(cells)
+    with workplace() as first:
+        first.train(cells)
     reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
-    assert here.reported == {cells[0].id: reason, cells[1].id: None}
-    assert RunFolder(here.out, cells[0].id).failure() == reason
+    assert first.reported == {cells[0].id: reason, cells[1].id: None}
+    assert RunFolder(first.out, cells[0].id).failure() == reason
 
 
 # -- a fault of one cell
 
 
-def test_the_cell_that_has_a_fault_fails_alone(place, undisturbed, monkeypatch):
+def test_the_cell_that_has_a_fault_fails_alone(workplace, undisturbed, monkeypatch):
     cells = planned()
     faulty(
         monkeypatch, lambda ranks: 3 in ranks, ValueError("rank 3 is not my friend\nsecond line")
     )
-    with place() as here:
-        here.train(cells)
-        assert [(event["cells"], event["into"]) for event in here.events("split")] == [(5, 1)]
-        assert here.locks() == set()
+    with workplace() as first:
+        first.train(cells)
+        assert [(event["cells"], event["into"]) for event in first.events("split")] == [(5, 1)]
+        assert first.locks() == set()
     bad = next(cell for cell in cells if cell.run.rank == 3)
-    folder = RunFolder(here.out, bad.id)
+    folder = RunFolder(first.out, bad.id)
     body = json.loads(folder.error.read_text())
-    assert body["reason"] == here.reported[bad.id] == "ValueError: rank 3 is not my friend"
+    assert body["reason"] == first.reported[bad.id] == "ValueError: rank 3 is not my friend"
     assert "Traceback" in body["detail"]
     assert "in _update" in body["detail"]
     assert folder.config.exists()
     assert not folder.is_done()
     for cell in (cell for cell in cells if cell is not bad):
-        assert here.reported[cell.id] is None
-        assert not RunFolder(here.out, cell.id).error.exists()
+        assert first.reported[cell.id] is None
+        assert not RunFolder(first.out, cell.id).error.exists()
         np.testing.assert_allclose(
-            final_nll(here.out, cell), final_nll(undisturbed, cell), atol=1e-3
+            final_nll(first.out, cell), final_nll(undisturbed, cell), atol=1e-3
         )
 
 
@@ -134,7 +137,9 @@ def truncated(folder, into):
 
 
 @pytest.mark.parametrize("fault", ["its split forward pass differs", "model.path="])
-def test_a_model_that_cannot_be_used_fails_its_cells_at_once(place, model_folder, tmp_path, fault):
+def test_a_model_that_cannot_be_used_fails_its_cells_at_once(
+    workplace, model_folder, tmp_path, fault
+):
     """Nothing is split, and what was kept of an earlier training stays: a model may be mended."""
     folder = (
         truncated(model_folder("llama"), tmp_path / "cut")
@@ -146,170 +151,178 @@ def test_a_model_that_cannot_be_used_fails_its_cells_at_once(place, model_folder
         [Run(rank=rank, seqlen=12, model=model, train=Train(**DEFAULTS)) for rank in (2, 1)]
     )
     fine = planned(ranks=(2, 1))
-    with place() as here:
-        here.train(cells)
-        assert all(fault in here.reported[cell.id] for cell in cells)
-        assert here.events("split") == []
-        assert here.locks() == set()
-        here.train(fine)
-        assert [here.reported[cell.id] for cell in fine] == [None, None]
+    with workplace() as first:
+        first.train(cells)
+        assert all(fault in first.reported[cell.id] for cell in cells)
+        assert first.events("split") == []
+        assert first.locks() == set()
+        first.train(fine)
+        assert [first.reported[cell.id] for cell in fine] == [None, None]
     for cell in cells:
-        folder = RunFolder(here.out, cell.id)
+        folder = RunFolder(first.out, cell.id)
         assert fault in folder.failure()
         assert "\n" not in folder.failure()
         assert folder.config.exists()
 
 
-def test_a_checkpoint_outlives_a_model_that_does_not_load(place, undisturbed, monkeypatch):
+def test_a_checkpoint_outlives_a_model_that_does_not_load(workplace, undisturbed, monkeypatch):
     cells = planned()
-    with place() as here:
-        stopped_at(here, cells)
-    with place() as again, monkeypatch.context() as patched:
+    with workplace() as first:
+        stopped_at(first, cells)
+    with workplace() as second, monkeypatch.context() as patched:
 
         def refuse(_model):
             raise UserError("model.path=x: the disk is away")
 
         patched.setattr(pack_trainer, "load_model", refuse)
-        again.trainer._base = None
-        again.train(cells)
-        assert set(again.reported.values()) == {"model.path=x: the disk is away"}
-        assert len(again.checkpoints()) == 1
+        second.trainer._base = None
+        second.train(cells)
+        assert set(second.reported.values()) == {"model.path=x: the disk is away"}
+        assert len(second.checkpoints()) == 1
     for cell in cells:
-        RunFolder(again.out, cell.id).error.unlink()
-    with place() as last:
+        RunFolder(second.out, cell.id).error.unlink()
+    with workplace() as last:
         last.train(cells)
         assert [event["step"] for event in last.events("start")] == [BREAK + 1]
     assert_same_runs(last.out, undisturbed, cells)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_device_that_is_not_there_is_no_cells_fault(place):
+def test_a_device_that_is_not_there_is_no_cells_fault(workplace):
     (cell,) = check([Run(rank=1, seqlen=8, model=Model(device="cuda"), train=Train(**DEFAULTS))])
-    with place() as here:
+    with workplace() as first:
         with pytest.raises(UserError, match="no CUDA device here"):
-            here.train([cell])
-        assert here.reported == {}
-    assert not RunFolder(here.out, cell.id).error.exists()
+            first.train([cell])
+        assert first.reported == {}
+    assert not RunFolder(first.out, cell.id).error.exists()
 
 
-def test_a_loss_that_is_lost_fails_alone_and_leaves_its_mates_their_results(place):
+def test_a_loss_that_is_lost_fails_alone_and_leaves_its_mates_their_results(workplace):
     lost, *fine = cells = planned(ranks=(4,), lr=1e30) + planned(ranks=(4, 2))
-    with place() as here:
-        here.train(cells)
-        assert here.events("split") == []
-    assert "train.lr (now 1e+30)" in here.reported[lost.id]
-    assert RunFolder(here.out, lost.id).failure() == here.reported[lost.id]
-    assert not RunFolder(here.out, lost.id).adapter.exists()
-    assert pd.read_parquet(RunFolder(here.out, lost.id).tokens)["step"].max() < STEPS
-    with place("alone") as alone:
+    with workplace() as first:
+        first.train(cells)
+        assert first.events("split") == []
+    assert "train.lr (now 1e+30)" in first.reported[lost.id]
+    assert RunFolder(first.out, lost.id).failure() == first.reported[lost.id]
+    assert not RunFolder(first.out, lost.id).adapter.exists()
+    assert pd.read_parquet(RunFolder(first.out, lost.id).tokens)["step"].max() < STEPS
+    with workplace("alone") as alone:
         alone.train(fine)
     for cell in fine:
-        assert result(here.out, cell)["steps_run"] == STEPS
-        np.testing.assert_allclose(final_nll(here.out, cell), final_nll(alone.out, cell), atol=1e-3)
+        assert result(first.out, cell)["steps_run"] == STEPS
+        np.testing.assert_allclose(
+            final_nll(first.out, cell), final_nll(alone.out, cell), atol=1e-3
+        )
 
 
 @pytest.mark.parametrize("where", ["a run's folder", "the checkpoints"])
-def test_a_folder_that_cannot_be_written_ends_the_work(place, where):
+def test_a_folder_that_cannot_be_written_ends_the_work(workplace, where):
     """A full or broken disk is no cell's fault."""
     cells = planned(ranks=(2, 1))
-    with place(checkpoint_seconds=0.0) as here:
+    with workplace(checkpoint_seconds=0.0) as first:
         inside = (
-            here.out / {"a run's folder": cells[0].id, "the checkpoints": ".pml/checkpoints"}[where]
+            first.out
+            / {"a run's folder": cells[0].id, "the checkpoints": ".pml/checkpoints"}[where]
         )
         inside.write_text("a file in the way")
         with pytest.raises(OSError, match=inside.name):
-            here.train(cells)
-        assert here.events("split") == []
-    assert here.reported == {}
-    assert not any(RunFolder(here.out, cell.id).error.exists() for cell in cells)
+            first.train(cells)
+        assert first.events("split") == []
+    assert first.reported == {}
+    assert not any(RunFolder(first.out, cell.id).error.exists() for cell in cells)
 
 
 def test_a_disk_that_fills_up_at_a_checkpoint_leaves_the_one_before_and_it_goes_on_bit_for_bit(
-    place, undisturbed
+    workplace, undisturbed
 ):
     cells = planned()
-    with contextlib.ExitStack() as full, place(checkpoint_seconds=0.0) as here:
+    with contextlib.ExitStack() as full, workplace(checkpoint_seconds=0.0) as first:
         with pytest.raises(OSError, match="File too large"):
-            here.train(cells, at(BREAK, lambda: full.enter_context(full_disk(20_000))))
-        assert here.events("split") == []
-        assert here.reported == {}
-        assert len(here.checkpoints()) == 1
-        assert len(list(here.checkpoints()[0].parent.iterdir())) == 1  # no half of the next one
-    with place() as again:
-        again.train(cells)
-        assert [event["step"] for event in again.events("start")] == [BREAK]
-    assert_same_runs(again.out, undisturbed, cells)
+            first.train(cells, at(BREAK, lambda: full.enter_context(full_disk(20_000))))
+        assert first.events("split") == []
+        assert first.reported == {}
+        assert len(first.checkpoints()) == 1
+        assert len(list(first.checkpoints()[0].parent.iterdir())) == 1  # no half of the next one
+    with workplace() as second:
+        second.train(cells)
+        assert [event["step"] for event in second.events("start")] == [BREAK]
+    assert_same_runs(second.out, undisturbed, cells)
 
 
-def test_a_disk_that_fills_up_at_an_adapter_fails_no_cell_and_keeps_what_was_finished(place):
+def test_a_disk_that_fills_up_at_an_adapter_fails_no_cell_and_keeps_what_was_finished(workplace):
     small, large = cells = planned(ranks=(1,)) + planned(ranks=(64,))
-    with place() as here:
+    with workplace() as first:
         with full_disk(40_000), pytest.raises(OSError, match="File too large"):
-            here.train(cells)
-        assert here.events("split") == []
-        assert here.reported == {small.id: None}
-        assert not RunFolder(here.out, large.id).has_ended()
-        assert not RunFolder(here.out, large.id).adapter.exists()
+            first.train(cells)
+        assert first.events("split") == []
+        assert first.reported == {small.id: None}
+        assert not RunFolder(first.out, large.id).has_ended()
+        assert not RunFolder(first.out, large.id).adapter.exists()
 
 
-def test_nothing_is_left_behind_by_a_pack_that_fell_apart_after_a_checkpoint(place, monkeypatch):
+def test_nothing_is_left_behind_by_a_pack_that_fell_apart_after_a_checkpoint(
+    workplace, monkeypatch
+):
     cells = planned(ranks=(2, 1))
     faulty(monkeypatch, lambda ranks: 2 in ranks, ValueError("no"))
-    with place(checkpoint_seconds=0.0) as here:
-        here.train(cells)
-        assert here.checkpoints() == []
+    with workplace(checkpoint_seconds=0.0) as first:
+        first.train(cells)
+        assert first.checkpoints() == []
 
 
 # -- asked to end
 
 
-def stopped_at(here, cells, number=signal.SIGTERM):
-    with here.trainer.signals, pytest.raises(Stopped) as caught:
-        here.train(cells, at(BREAK, send(number)))
+def stopped_at(first, cells, number=signal.SIGTERM):
+    with first.trainer.signals, pytest.raises(Stopped) as caught:
+        first.train(cells, at(BREAK, send(number)))
     return caught.value
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_training_with_a_checkpoint_and_it_goes_on_bit_for_bit(
-    place, undisturbed, number
+    workplace, undisturbed, number
 ):
     cells = planned()
-    with place() as here:
-        assert stopped_at(here, cells, number).signum == number
-        assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
-        assert here.reported == {}
-        assert here.locks() == {cell.id for cell in cells}  # whoever claimed them frees them
-        assert len(here.checkpoints()) == 1
-    with place() as again:
-        again.train(cells)
-        assert [event["step"] for event in again.events("start")] == [BREAK + 1]
-        assert again.checkpoints() == []
-    assert_same_runs(again.out, undisturbed, cells)
+    with workplace() as first:
+        assert stopped_at(first, cells, number).signum == number
+        assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
+        assert first.reported == {}
+        assert first.locks() == {cell.id for cell in cells}  # whoever claimed them frees them
+        assert len(first.checkpoints()) == 1
+    with workplace() as second:
+        second.train(cells)
+        assert [event["step"] for event in second.events("start")] == [BREAK + 1]
+        assert second.checkpoints() == []
+    assert_same_runs(second.out, undisturbed, cells)
 
 
-def test_the_seconds_of_a_cell_are_its_share_whoever_goes_on(place, monkeypatch):
-    """500 s spent on five cells are 100 s of each, also where a changed grid goes on with some, and is interrupted again."""
+def test_the_seconds_of_a_cell_are_its_share_whoever_goes_on(workplace, monkeypatch):
+    """500 s spent on five cells are 100 s of each.
+
+    Also where a changed grid goes on with some of them, and is interrupted second.
+    """
     cells, find = planned(), Checkpoints.find
-    with place() as here:
-        stopped_at(here, cells)
+    with workplace() as first:
+        stopped_at(first, cells)
     with monkeypatch.context() as patched:
         patched.setattr(
             Checkpoints,
             "find",
             lambda *asked: [replace(kept, seconds=500.0) for kept in find(*asked)],
         )
-        with place(signals=Signals()) as again, again.trainer.signals, pytest.raises(Stopped):
-            again.train(cells[:2], at(12, send(signal.SIGTERM)))
-        with place() as third:
+        with workplace(signals=Signals()) as second, second.trainer.signals, pytest.raises(Stopped):
+            second.train(cells[:2], at(12, send(signal.SIGTERM)))
+        with workplace() as third:
             third.train(cells[2:], plans={cell.id: cell for cell in cells})
-    with place() as last:
+    with workplace() as last:
         last.train(cells[:1])
         last.train(cells[1:2])
         assert [event["step"] for event in last.events("start")] == [13, 13]
     assert [result(last.out, cell)["seconds"] for cell in cells] == pytest.approx([100] * 5, abs=20)
 
 
-def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(place):
+def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(workplace):
     """A cell ends early, a second one is lost; what is left goes on from each checkpoint."""
     data = {
         "data": PhonebookData(),
@@ -319,15 +332,15 @@ def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(p
     }
     quick = planned((8,), **data | {"seqlen": 30}, stop="recalled", stop_margin=-100.0)
     cells = quick + planned((4, 2), **data) + planned((3,), **data, lr=1e30)
-    with place("whole") as whole:
+    with workplace("whole") as whole:
         whole.train(cells)
     assert result(whole.out, cells[0])["stopped_early"]
     plans = {cell.id: cell for cell in cells}
     for step in (8, 12, 16):
-        with place(signals=Signals()) as here, here.trainer.signals, pytest.raises(Stopped):
-            left = [cell for cell in cells if not RunFolder(here.out, cell.id).has_ended()]
-            here.train(left, at(step, send(signal.SIGTERM)), plans)
-    with place() as last:
+        with workplace(signals=Signals()) as first, first.trainer.signals, pytest.raises(Stopped):
+            left = [cell for cell in cells if not RunFolder(first.out, cell.id).has_ended()]
+            first.train(left, at(step, send(signal.SIGTERM)), plans)
+    with workplace() as last:
         last.train(
             [cell for cell in cells if not RunFolder(last.out, cell.id).has_ended()], plans=plans
         )
@@ -337,80 +350,80 @@ def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(p
     assert RunFolder(last.out, cells[3].id).failure() == RunFolder(whole.out, cells[3].id).failure()
 
 
-def test_a_wish_to_end_leaves_a_checkpoint(place):
+def test_a_cancellation_leaves_a_checkpoint(workplace):
     cells = planned(ranks=(2, 1))
-    with place() as here:
+    with workplace() as first:
         with pytest.raises(Stopped, match="cancelled"):
-            here.train(cells, at(BREAK, lambda: setattr(here.lease, "cancelled", True)))
-        assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
+            first.train(cells, at(BREAK, lambda: setattr(first.lease, "cancelled", True)))
+        assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
 
 
 GOING_ON = {"SIGUSR2": (False, signal.SIGUSR2), "SIGTERM on Slurm": (True, signal.SIGTERM)}
 
 
 @pytest.mark.parametrize("name", GOING_ON)
-def test_signals_that_want_a_checkpoint_and_no_end(place, undisturbed, name):
+def test_signals_that_want_a_checkpoint_and_no_end(workplace, undisturbed, name):
     on_slurm, number = GOING_ON[name]
     cells = planned()
-    with place(signals=Signals(on_slurm=on_slurm)) as here, here.trainer.signals:
-        here.train(cells, at(BREAK, send(number)))
-        assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
-        assert here.checkpoints() == []
-    assert_same_runs(here.out, undisturbed, cells)
+    with workplace(signals=Signals(on_slurm=on_slurm)) as first, first.trainer.signals:
+        first.train(cells, at(BREAK, send(number)))
+        assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
+        assert first.checkpoints() == []
+    assert_same_runs(first.out, undisturbed, cells)
 
 
-def test_a_preempted_slurm_job_ends_with_a_checkpoint(place):
+def test_a_preempted_slurm_job_ends_with_a_checkpoint(workplace):
     cells = planned(ranks=(2, 1))
-    with place(signals=Signals(on_slurm=True)) as here:
-        assert stopped_at(here, cells, signal.SIGUSR2).signum == signal.SIGUSR2
-        assert [event["step"] for event in here.events("checkpoint")] == [BREAK + 1]
+    with workplace(signals=Signals(on_slurm=True)) as first:
+        assert stopped_at(first, cells, signal.SIGUSR2).signum == signal.SIGUSR2
+        assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
 
 
-def test_checkpoints_come_by_the_clock(place):
-    with place(checkpoint_seconds=0.0) as here:
-        here.train(planned(ranks=(2, 1)))
-        assert [event["step"] for event in here.events("checkpoint")] == list(range(1, STEPS))
-        assert here.checkpoints() == []
+def test_checkpoints_come_by_the_clock(workplace):
+    with workplace(checkpoint_seconds=0.0) as first:
+        first.train(planned(ranks=(2, 1)))
+        assert [event["step"] for event in first.events("checkpoint")] == list(range(1, STEPS))
+        assert first.checkpoints() == []
 
 
-# -- taken for dead
+# -- fencing
 
 
-def fence(here):
-    (here.out / ".pml" / "dead" / here.lease.name).symlink_to("successor")
+def fence(first):
+    (first.out / ".pml" / "dead" / first.lease.name).symlink_to("successor")
 
 
-def test_who_was_taken_for_dead_writes_no_result(place):
+def test_a_fenced_process_writes_no_result(workplace):
     cells = planned(ranks=(2, 1))
-    with place() as here:
-        here.train(cells, at(STEPS, lambda: fence(here)))
-        assert here.reported == {}
-        assert here.locks() == {cell.id for cell in cells}
-    assert not any(RunFolder(here.out, cell.id).path.exists() for cell in cells)
+    with workplace() as first:
+        first.train(cells, at(STEPS, lambda: fence(first)))
+        assert first.reported == {}
+        assert first.locks() == {cell.id for cell in cells}
+    assert not any(RunFolder(first.out, cell.id).path.exists() for cell in cells)
 
 
-def test_who_was_taken_for_dead_stops_and_keeps_no_checkpoint(place):
+def test_a_fenced_process_stops_and_keeps_no_checkpoint(workplace):
     """A successor has gone on: an older state would only be in its way."""
     cells = planned(ranks=(2, 1))
-    with place(checkpoint_seconds=0.0) as here:
+    with workplace(checkpoint_seconds=0.0) as first:
 
         def notice():
-            fence(here)
-            assert not here.lease.holds(cells[0].id)
-            for path in here.checkpoints():
+            fence(first)
+            assert not first.lease.holds(cells[0].id)
+            for path in first.checkpoints():
                 path.unlink()
 
         with pytest.raises(Stopped, match="took this one for dead"):
-            here.train(cells, at(BREAK, notice))
-        assert here.checkpoints() == []
-    assert not any(RunFolder(here.out, cell.id).has_ended() for cell in cells)
+            first.train(cells, at(BREAK, notice))
+        assert first.checkpoints() == []
+    assert not any(RunFolder(first.out, cell.id).has_ended() for cell in cells)
 
 
-def test_who_was_taken_for_dead_reports_no_failure(place, monkeypatch):
-    """A machine that was asleep wakes up to a broken device: its successor's cells are no failures."""
+def test_a_fenced_process_reports_no_failure(workplace, monkeypatch):
+    """A machine that was asleep wakes up to a broken device: the cells are its successor's."""
     (cell,) = planned(ranks=(1,))
     faulty(monkeypatch, lambda ranks: True, RuntimeError("CUDA error: unspecified launch failure"))
-    with place() as here:
-        here.train([cell], at(BREAK, lambda: fence(here)))
-        assert here.reported == {}
-    assert not RunFolder(here.out, cell.id).error.exists()
+    with workplace() as first:
+        first.train([cell], at(BREAK, lambda: fence(first)))
+        assert first.reported == {}
+    assert not RunFolder(first.out, cell.id).error.exists()

@@ -1,4 +1,4 @@
-"""From runs to packs: every fault at the door, and packs that hold only what can be trained together."""
+"""From runs to packs: all faults at once, and packs of what can be trained together."""
 
 import dataclasses
 import sys
@@ -6,14 +6,12 @@ import sys
 import pytest
 
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
-from pml_cli.data.curriculum import minibatch_sizes, samples_in_use, total_steps
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import MAX_CELLS, Packing, check, make_packs
 from pml_cli.runs.run_id import run_id
-from pml_cli.training.batches import SampleOrder
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 
 CPU = Model(device="cpu")
@@ -34,66 +32,6 @@ def test_each_cell_is_measured():
     assert cell.steps == 9  # three epochs of 4 + 4 + 2
     assert cell.tokens == max(len(s.prompt) for s in cell.samples) + 10 - 1
     assert cell.id == run_id(cell.run)
-
-
-@pytest.mark.parametrize(
-    ("train", "samples", "steps"),
-    [
-        (Train(steps=7), 10, 7),
-        (Train(steps=7, epochs=2), 10, 2),
-        (Train(epochs=2, batch=4), 10, 6),
-        (Train(epochs=2, batch=99), 10, 2),
-    ],
-)
-def test_steps_and_epochs(train, samples, steps):
-    assert total_steps(train, samples) == steps
-
-
-@pytest.mark.parametrize("curriculum", [[], [1], [2, 3], [1, 2, 3, 4]])
-@pytest.mark.parametrize("batch", [0, 1, 4, 10, 99])
-@pytest.mark.parametrize("samples", [1, 2, 10, 13])
-def test_steps_of_a_curriculum_are_those_that_the_order_of_samples_takes(
-    curriculum, batch, samples
-):
-    train = Train(epochs=6, batch=batch, curriculum=curriculum)
-    order, drawn, epochs = SampleOrder(samples, batch, 3, curriculum), [], 0
-    while epochs < 6:
-        count, seen = samples_in_use(curriculum, epochs, samples), []
-        while len(seen) < count:
-            seen += (step := order.next())
-            drawn.append(len(step))
-        assert sorted(seen) == sorted(
-            order._fixed_order[:count]
-        )  # an epoch is a pass over the samples in use
-        epochs += 1
-    assert total_steps(train, samples) == len(drawn)
-    assert list(minibatch_sizes(train, samples)) == drawn
-    fewer = Train(steps=5, batch=batch, curriculum=curriculum)
-    assert list(minibatch_sizes(fewer, samples)) == drawn[:5]
-
-
-def test_the_curriculum_grows_from_a_fifth_to_all():
-    assert [samples_in_use([2, 4, 6, 8], epoch, 100) for epoch in range(10)] == [
-        20,
-        20,
-        40,
-        40,
-        60,
-        60,
-        80,
-        80,
-        100,
-        100,
-    ]
-    assert samples_in_use([2, 4, 6, 8], 0, 3) == 1
-    assert (
-        SampleOrder(50, 5, 1, [2])._fixed_order.tolist()
-        == SampleOrder(50, 5, 1, [4, 9])._fixed_order.tolist()
-    )
-    assert (
-        SampleOrder(50, 5, 1, [2])._fixed_order.tolist()
-        != SampleOrder(50, 5, 2, [2])._fixed_order.tolist()
-    )
 
 
 def test_a_curriculum_is_not_packed_with_cells_that_see_all_their_samples():
@@ -149,7 +87,8 @@ def test_ranks_seeds_losses_and_rates_share_a_pack():
         run(model=dataclasses.replace(CPU, layer=1)),
         run(model=dataclasses.replace(CPU, dtype="float64")),
         run(seqlen=100, data=PhonebookData()),
-        run(seqlen=15),  # less than half as long: mostly padding
+        # Less than half as long: mostly padding.
+        run(seqlen=15),
     ],
 )
 def test_what_cannot_or_should_not_be_packed_together(other):

@@ -8,11 +8,11 @@ import pytest
 from pml_cli.io import jsonable
 from pml_cli.law import power_law
 from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK
-from pml_cli.law.forms import FORMS, Form, log_gain, log_gain_slopes
+from pml_cli.law.forms import FORMS, LINKS, Form, log_gain, log_gain_slopes
 from pml_cli.law.likelihood import derivatives, minimise, negative_log_likelihood
 from pml_cli.law.mle import design_of, fit_saturating
 from pml_cli.law.observations import Observations, bits
-from pml_cli.law.parameters import ALPHA, BETA, LEVEL, LOG_K, THETA_NAMES, C
+from pml_cli.law.parameters import ALPHA, BETA, FLOOR, LEVEL, LOG_K, THETA_NAMES, B, C
 from pml_cli.law.robust import fit_robust
 
 RANKS, LENGTHS = (1, 2, 4, 8, 16, 32), (32, 64, 128, 256, 512)
@@ -76,18 +76,57 @@ def test_a_noiseless_law_is_recovered(form, truth):
     assert fit.r2_all == pytest.approx(1, abs=1e-3)
 
 
-def test_slopes_are_those_of_the_law():
+@pytest.mark.parametrize("link", LINKS)
+def test_slopes_are_those_of_the_law(link):
     x, y = np.log(R) - 1.7, np.log(L) - 5
-    for link in ("none", "exp", "hill", "hard"):
-        wanted, step = tuple(range(6 if link == "hill" else 4)), 1e-6
-        theta = np.array([[0.8, 0.6, 0.5, 0.7, 0.9, 0.3, 0.0, -3.0]])
-        _, slopes = log_gain_slopes(theta, x, y, BASE, link=link, wanted=wanted)
-        for place in wanted:
-            move = np.eye(8)[place] * step
-            ends = [log_gain(theta + sign * move, x, y, BASE, link)[0] for sign in (1, -1)]
-            assert slopes[0, :, place] == pytest.approx(
-                (ends[0] - ends[1]) / (2 * step), abs=1e-6
-            ), (link, place)
+    # all but the floor and the level; k where the link has one
+    wanted = (C, ALPHA, BETA, B, LOG_K) if LINKS[link].has_k else (C, ALPHA, BETA, B)
+    step = 1e-6
+    theta = np.array([[0.8, 0.6, 0.5, 0.7, 0.9, 0.3, 0.0, -3.0]])
+    _, slopes = log_gain_slopes(theta, x, y, BASE, link=link, wanted=wanted)
+    for k, position in enumerate(wanted):
+        move = np.eye(8)[position] * step
+        above = log_gain(theta + move, x, y, BASE, link)[0]
+        below = log_gain(theta - move, x, y, BASE, link)[0]
+        assert slopes[0, :, k] == pytest.approx((above - below) / (2 * step), abs=1e-6), position
+
+
+@pytest.mark.parametrize("link", [name for name in LINKS if LINKS[name].has_ceiling])
+def test_a_link_is_the_identity_near_0_and_1_at_the_ceiling(link):
+    log_k = np.array([[np.log(3.0)]])
+    small, large = np.array([[-12.0]]), np.array([[12.0]])
+    assert LINKS[link].log_s(small, log_k) == pytest.approx(small, abs=1e-4)
+    assert LINKS[link].slope(small, log_k) == pytest.approx(1, abs=1e-4)
+    assert LINKS[link].log_s(large, log_k) == pytest.approx(0, abs=1e-4)
+    assert LINKS[link].slope(large, log_k) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_slope_of_the_floor_is_that_of_the_law():
+    x, y, step = np.log(R) - 1.7, np.log(L) - 5, 1e-6
+    theta = np.array([[0.8, 0.6, 0.5, 0.7, 0.9, 0.3, 0.0, -3.0]])
+    move = np.eye(8)[FLOOR] * step
+    for link in ("exp", "hill"):
+        _, slopes = log_gain_slopes(theta, x, y, BASE, link=link, wanted=(FLOOR,))
+        above = log_gain(theta + move, x, y, BASE, link)[0]
+        below = log_gain(theta - move, x, y, BASE, link)[0]
+        assert slopes[0, :, 0] == pytest.approx((above - below) / (2 * step), abs=1e-6), link
+
+
+def test_the_forms_that_are_fitted():
+    assert [form.name for form in FORMS] == [
+        "power",
+        "power + b",
+        "hard",
+        "exp",
+        "hill",
+        "hard + b",
+        "exp + b",
+        "hill + b",
+        "exp + floor",
+        "hill + floor",
+        "exp + level",
+        "hill + level",
+    ]
 
 
 def test_slopes_are_those_of_a_law_with_a_level():

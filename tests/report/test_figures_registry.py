@@ -1,8 +1,13 @@
-"""The registry of figures: every figure has a meaning, and its files are written or removed together."""
+"""The registry of figures: each has a meaning, and its files are written or removed together."""
+
+import re
+from pathlib import Path
 
 import pytest
 
 from pml_cli.report.figures import registry
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 class Sheet:
@@ -56,3 +61,8 @@ def test_a_new_figure_needs_nothing_but_its_function(tmp_path, monkeypatch):
     assert names == ["new-a.png", "new-a.svg", "new-b.png", "new-b.svg", "figures/ (2 files)"]
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
     assert files == {"new-a.png", "new-b.png", "figures/a/new-detail.png"}
+
+
+@pytest.mark.parametrize("name", registry.of_report("law"))
+def test_readme_names_the_figures_of_a_fit(name):
+    assert re.search(rf"`(figures/)?{name}(\.png)?`", README.read_text("utf-8"))

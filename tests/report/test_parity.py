@@ -49,5 +49,5 @@ def test_the_title_is_the_error_on_the_held_out_cells(hill_view):
     error = hill_view.check().mape
     papers_error = hill_view.check("paper").mape
     assert axes.get_title() == (
-        f"Unseen cells are off by {error:.1f} % (paper's {papers_error:.1f} %)"
+        f"MAPE on unseen cells: {error:.1f} % (paper's law: {papers_error:.1f} %)"
     )

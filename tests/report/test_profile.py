@@ -21,7 +21,7 @@ def test_the_95_line_the_interval_and_the_draws(hill_view):
     assert line.get_ydata()[0] == pytest.approx(3.8415, abs=1e-4)
 
     low, high = hill_view.analysis.bootstrap.intervals["alpha"]
-    (span,) = labelled(alpha, "its 95 % interval")
+    (span,) = labelled(alpha, "bootstrap 95 % interval")
     assert span.get_x() == pytest.approx(low)
     assert span.get_x() + span.get_width() == pytest.approx(high)
 

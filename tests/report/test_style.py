@@ -36,14 +36,6 @@ def test_tick_labels_are_short(value, label):
     assert style.tick_label(value) == label
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.6, "0.600"), (14, "14.0"), (3.14159, "3.14"), (123.4, "123"), (123456, "1.23e+05")],
-)
-def test_three_digits(value, text):
-    assert style.three_digits(value) == text
-
-
 def test_limits_begin_at_0_and_pass_over_what_is_not_finite():
     low, high = style.axis_limits(np.array([2.0, np.nan]), np.array([10.0, np.inf]))
     assert low == pytest.approx(-0.3) and high == pytest.approx(10.6)

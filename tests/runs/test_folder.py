@@ -37,9 +37,8 @@ def test_a_finished_run_is_found_with_its_fields(tmp_path):
 def test_a_run_below_two_roots_counts_once(tmp_path):
     finished(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert (
-        len(read_runs([tmp_path, tmp_path / "a", tmp_path / "link", tmp_path / "a" / "run"])) == 1
-    )
+    roots = [tmp_path, tmp_path / "a", tmp_path / "link", tmp_path / "a" / "run"]
+    assert len(read_runs(roots)) == 1
 
 
 def test_results_inside_hidden_and_adapter_folders_do_not_count(tmp_path):
@@ -51,10 +50,10 @@ def test_results_inside_hidden_and_adapter_folders_do_not_count(tmp_path):
 
 def test_a_write_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "new" / "file"
-    atomic_write(path, lambda aside: aside.write_text("old"))
+    atomic_write(path, lambda temporary: temporary.write_text("old"))
 
-    def half(aside):
-        aside.write_text("ha")
+    def half(temporary):
+        temporary.write_text("ha")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
@@ -66,9 +65,9 @@ def test_a_write_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_reader_of_the_old_file_keeps_the_whole_old_file(tmp_path):
     """The new file takes the name; nothing is ever written into a file that has it."""
     path = tmp_path / "file"
-    atomic_write(path, lambda aside: aside.write_text("old"))
+    atomic_write(path, lambda temporary: temporary.write_text("old"))
     with path.open() as reader:
-        atomic_write(path, lambda aside: aside.write_text("new, and longer"))
+        atomic_write(path, lambda temporary: temporary.write_text("new, and longer"))
         assert reader.read() == "old"
     assert path.read_text() == "new, and longer"
 
@@ -81,9 +80,9 @@ import os
 from pathlib import Path
 import pml_cli.runs.folder as records
 folder = records.RunFolder(Path({str(tmp_path)!r}), "run")
-def die(aside):
-    aside = aside / "part" if aside.is_dir() else aside
-    aside.write_text('{{"format": 1, "ra')
+def die(temporary):
+    temporary = temporary / "part" if temporary.is_dir() else temporary
+    temporary.write_text('{{"format": 1, "ra')
     os._exit(9)
 if {when!r} == "table":
     records.atomic_write(folder.tokens, die)
@@ -101,7 +100,8 @@ else:
     assert died.returncode == 9, died.stderr
     folder = RunFolder(tmp_path, "run")
     assert [p.name for p in folder.path.iterdir() if not p.name.startswith(".")] == []
-    assert len(list(folder.path.iterdir())) == 1  # the half, aside
+    # The temporary file.
+    assert len(list(folder.path.iterdir())) == 1
     assert not folder.is_done()
     assert len(read_runs([tmp_path])) == 0
     finished(tmp_path)
@@ -110,8 +110,8 @@ else:
 
 def test_an_adapter_replaces_the_one_before_whole(tmp_path):
     folder = RunFolder(tmp_path, "run")
-    folder.write_adapter(lambda aside: (aside / "old").write_text("1"))
-    folder.write_adapter(lambda aside: (aside / "new").write_text("2"))
+    folder.write_adapter(lambda temporary: (temporary / "old").write_text("1"))
+    folder.write_adapter(lambda temporary: (temporary / "new").write_text("2"))
     assert [p.name for p in folder.adapter.iterdir()] == ["new"]
     assert [p.name for p in folder.path.iterdir()] == ["adapter"]
 
@@ -173,10 +173,8 @@ def test_a_result_holds_no_nan(tmp_path):
 
 
 def test_tables_come_back_as_written(tmp_path):
-    folder, table = (
-        RunFolder(tmp_path, "run"),
-        pd.DataFrame({"step": [0, 1], "nll": [0.5, float("nan")]}),
-    )
+    folder = RunFolder(tmp_path, "run")
+    table = pd.DataFrame({"step": [0, 1], "nll": [0.5, float("nan")]})
     folder.write_table(folder.tokens, table)
     pd.testing.assert_frame_equal(pd.read_parquet(folder.tokens), table)
     assert os.listdir(folder.path) == ["tokens.parquet"]  # noqa: PTH208

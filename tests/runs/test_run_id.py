@@ -70,28 +70,20 @@ def test_the_label_of_a_loss_names_what_is_not_default():
 
 
 def test_ids_are_those_of_earlier_versions():
-    """They were noted before the curriculum and the later losses came: finished runs stay finished."""
+    """Recorded before the curriculum and the later losses came: finished runs stay finished."""
     assert run_id(Run()) == "tiny-random-r8-l128-s0-ab1bff7217"
-    assert (
-        run_id(
-            Run(
-                rank=3,
-                data=TextData(path=str(TINY / "config.json")),
-                loss=MemftOtLoss(when_done="zero"),
-            )
-        )
-        == "tiny-text-r3-l128-s0-6be364ffb6"
-    )
+    data = TextData(path=str(TINY / "config.json"))
+    run = Run(rank=3, data=data, loss=MemftOtLoss(when_done="zero"))
+    assert run_id(run) == "tiny-text-r3-l128-s0-6be364ffb6"
 
 
 def test_the_margin_loss_is_not_taken_for_that_of_other_defaults():
-    """Its margin was 0.5 and did not grow: the id of such a run."""
-    assert (
-        run_id(Run(rank=4, seqlen=64, loss=MemftMarginLoss())) != "tiny-random-r4-l64-s0-4cea53b504"
-    )
-    assert run_id(Run(loss=MemftMarginLoss(margin=0.5, growth=1.0))) != run_id(
-        Run(loss=MemftMarginLoss(margin=0.5))
-    )
+    # Its margin was 0.5 and did not grow: the id of such a run.
+    earlier_id = "tiny-random-r4-l64-s0-4cea53b504"
+    assert run_id(Run(rank=4, seqlen=64, loss=MemftMarginLoss())) != earlier_id
+
+    constant = Run(loss=MemftMarginLoss(margin=0.5, growth=1.0))
+    assert run_id(constant) != run_id(Run(loss=MemftMarginLoss(margin=0.5)))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +129,7 @@ def model_at(folder, name="final"):
 
 @pytest.fixture
 def finals(tmp_path, model_folder):
-    """a/final and b/final: one architecture, other weights in the last of its tensors alone; and a copy of the first."""
+    """Three models called final: a, b with other weights in its last tensor alone, a copy of a."""
     for name in ("a", "b", "copy"):
         shutil.copytree(model_folder("llama"), tmp_path / name / "final")
     path = tmp_path / "b" / "final" / "model.safetensors"
@@ -157,9 +149,8 @@ def test_other_weights_are_another_run_and_a_moved_model_is_not(finals, monkeypa
     content_hash.cache_clear()
     assert run_id(one) == run_id(copy)
     assert run_id(one) != run_id(other)
-    assert (
-        settings_label(one) == settings_label(copy) != settings_label(other)
-    )  # by which tables and `pml fit` keep them apart
+    # By which tables and `pml fit` keep them apart.
+    assert settings_label(one) == settings_label(copy) != settings_label(other)
 
 
 def test_pieces_of_every_tensor_are_read(tmp_path, monkeypatch):
@@ -167,42 +158,46 @@ def test_pieces_of_every_tensor_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(file_hash, "MAX_WHOLE_BYTES", 2**16)
     monkeypatch.setattr(file_hash, "FULLY_SAMPLED_TENSORS", 3)
     tensors = {f"t{i}": torch.zeros(10_000 + i) for i in range(13)}
-    path, found = tmp_path / "w.safetensors", set()
+    path = tmp_path / "w.safetensors"
+    hashes = set()
     for changed in (None, *tensors):
         save_file({name: t + (name == changed) for name, t in tensors.items()}, path)
-        found.add(file_hash.sampled_hash(path))
-    assert len(found) == 1 + len(tensors)
-    for damage in (b"", b"\xff" * 9, b"\x08" + b"\0" * 7 + b"not JSON" + bytes(2**17)):
+        hashes.add(file_hash.sampled_hash(path))
+    assert len(hashes) == 1 + len(tensors)
+
+    bad_header = b"\x08" + b"\0" * 7 + b"not JSON"
+    for damage in (b"", b"\xff" * 9, bad_header + bytes(2**17)):
         path.write_bytes(damage)
-        found.add(file_hash.sampled_hash(path))
-    assert len(found) == 4 + len(tensors)
+        hashes.add(file_hash.sampled_hash(path))
+    assert len(hashes) == 4 + len(tensors)
 
 
 def test_a_changed_tokenizer_or_template_is_another_run(finals):
     one, _, copy = finals
-    before = run_id(model_at(one))
+    original_id = run_id(model_at(one))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.rmtree(copy)
         shutil.copytree(one, copy)
         (copy / name).write_text("{}")
         content_hash.cache_clear()
-        assert run_id(model_at(copy)) != before
+        assert run_id(model_at(copy)) != original_id
 
 
 def test_two_models_of_one_name_are_refused_and_can_be_named_apart(finals):
-    with pytest.raises(
-        UserError, match=r"model.name=final: .*a/final and .*b/final are different models"
-    ) as caught:
+    message = r"model.name=final: .*a/final and .*b/final are different models"
+    with pytest.raises(UserError, match=message) as caught:
         check([model_at(folder) for folder in finals])
-    (line,) = str(caught.value).splitlines()
-    named = line.split("'")[1]  # as a shell hands it over
+
+    (line,) = caught.value.faults
+    # As a shell hands it over.
+    suggested = line.split("'")[1]
     paths = ",".join(map(str, finals[:2]))
-    runs = load(
-        "sweep", ["model=hf", f"model.path={paths}", "model.layer=1", "seqlen=8", named]
-    ).runs
+    overrides = ["model=hf", f"model.path={paths}", "model.layer=1", "seqlen=8", suggested]
+    runs = load("sweep", overrides).runs
     assert [run.model.name for run in runs] == ["a-final", "b-final"]
     assert len({cell.id for cell in check(runs)}) == 2
-    assert len(check([model_at(finals[0]), model_at(finals[2])])) == 1  # a copy is the same model
+    # A copy is the same model.
+    assert len(check([model_at(finals[0]), model_at(finals[2])])) == 1
 
 
 def test_another_draw_that_gives_the_same_samples_is_refused(tmp_path):

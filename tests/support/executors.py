@@ -8,6 +8,7 @@ from pml_cli.config.schema import Model, Request, Run, Train
 from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.launch.executors.base import Ending, Executor
 from pml_cli.launch.observer import RunObserver
+from pml_cli.launch.status import Watcher
 from pml_cli.runs.folder import RunFolder
 
 FEW_STEPS = Train(steps=4, decode=False)
@@ -121,8 +122,11 @@ def check_that_nothing_is_unpickled(launch, tmp_path):
     planned = plan(launch, out)
     key = _job(planned).manifest.key
     plant_pickles(out, key, [cell.id for cell in planned.cells], harmful)
+    assert Watcher(out).look().running == []
     assert train_sweep(planned, Events(), wait=True).ending is Ending.COMPLETE
     assert all(RunFolder(out, cell.id).is_done() for cell in planned.cells)
+    snapshot = Watcher(out).look()
+    assert sorted(snapshot.done) == sorted(cell.id for cell in planned.cells)
     assert not marker.exists()
 
     pickle.loads(harmful)

@@ -1,4 +1,4 @@
-"""The same training by the drop-in loss and by the engine."""
+"""A short training in transformers' Trainer with a loss of pml."""
 
 import copy
 
@@ -19,34 +19,50 @@ def texts(count=8, longest=24):
         length = longest - 2 * (i % 5)
         row = ids[i * longest : i * longest + length]
         labels = [IGNORED] * (length // 2) + row[length // 2 :]
-        pad = longest - length
+        padding = longest - length
         rows.append(
             {
-                "input_ids": torch.tensor(row + [0] * pad),
-                "attention_mask": torch.tensor([1] * length + [0] * pad),
-                "labels": torch.tensor(labels + [IGNORED] * pad),
+                "input_ids": torch.tensor(row + [0] * padding),
+                "attention_mask": torch.tensor([1] * length + [0] * padding),
+                "labels": torch.tensor(labels + [IGNORED] * padding),
             }
         )
     return rows
 
 
 def trained(model, folder, loss, batch=8, accumulate=1, steps=6, lr=2e-2, callback=True, **more):
-    model, drop = copy.deepcopy(model), MemFTLoss(loss)
+    """A trainer after its training of a copy of the model on `texts`."""
+    drop_in = MemFTLoss(loss)
     arguments = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_steps=steps,
-        learning_rate=lr, use_cpu=True, report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True,
-        train_sampling_strategy="sequential", max_grad_norm=0.05, **more,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        max_steps=steps,
+        learning_rate=lr,
+        use_cpu=True,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        max_grad_norm=0.05,
+        **more,
+    )
     trainer = Trainer(
-        model,
+        copy.deepcopy(model),
         arguments,
         train_dataset=texts(),
-        compute_loss_func=drop,
-        callbacks=[MemFTCallback(drop)] if callback else [],
+        compute_loss_func=drop_in,
+        callbacks=[MemFTCallback(drop_in)] if callback else [],
     )
     trainer.train()
     return trainer
 
 
 def adapters(trainer):
-    return {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    """The trained parameters by name."""
+    return {
+        name: parameter.detach()
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad
+    }

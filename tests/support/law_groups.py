@@ -1,14 +1,41 @@
-"""Fitted groups of planted cells."""
+"""Fitted groups of planted cells, and reports of them."""
+
+import io
 
 import pandas as pd
+import pytest
+from rich.console import Console
 
-from pml_cli.law.fit_groups import audit, fit_group, with_columns
-from pml_cli.runs.groups import split_groups
+from support.planted_laws import exact_recall, exponential_cells, runs_of, write
 
 
 def groups_of(*results):
-    runs = pd.DataFrame(
-        [{"id": f"{k}", "folder": f"{k}"} | content for k, content in enumerate(results)]
-    )
-    cells = audit(with_columns(runs))
+    """Fitted groups, without bootstrap."""
+    from pml_cli.law.fit_groups import audit, fit_group, with_columns
+    from pml_cli.runs.groups import split_groups
+
+    rows = [{"id": f"{k}", "folder": f"{k}"} | content for k, content in enumerate(results)]
+    cells = audit(with_columns(pd.DataFrame(rows)))
     return [fit_group(key, group, draws=0) for key, group in split_groups(cells)]
+
+
+def fit_quietly(*paths, by=(), width=80, **settings):
+    """Run `pml fit`, without figures unless asked for; returns what it printed."""
+    from pml_cli.commands import fit
+    from pml_cli.config.reports import Fit
+
+    printed = io.StringIO()
+    console = Console(file=printed, width=width)
+    code = fit.run(list(paths), Fit(**{"figures": False} | settings), console, by)
+    assert code == 0
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="session")
+def law_report(tmp_path_factory):
+    """Runs of a planted law with exact recall, and their report in fit/."""
+    root = tmp_path_factory.mktemp("planted") / "runs"
+    cells = exponential_cells(texts=3)
+    write(root, *runs_of(cells, exact_match=exact_recall(cells)))
+    fit_quietly(root, draws=300)
+    return root

@@ -4,9 +4,14 @@ import math
 
 import numpy as np
 
+from pml_cli.law.observations import Observations
 from pml_cli.runs.folder import RunFolder
 
 RANKS, LENGTHS = (2, 4, 8, 16, 32), (32, 64, 128, 256)
+MANY_RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+MANY_LENGTHS = (32, 48, 64, 96, 128, 192, 256)
+# of the planted law of exact recall
+RECALL = {"a": 14.0, "g": 6.0, "h": 5.5}
 
 
 def result(rank, length, delta=None, base=7.6, **over):
@@ -49,3 +54,47 @@ def several_texts(
                 delta = base * ratio / (1 + ratio**4) ** 0.25 * (1 + noise * rng.standard_normal())
                 out.append(result(rank, length, min(delta, base - 0.005), base, data_seed=text))
     return out
+
+
+def exponential_cells(
+    ranks=MANY_RANKS,
+    lengths=MANY_LENGTHS,
+    texts=6,
+    *,
+    alpha=0.6,
+    beta=0.5,
+    C=11.0,
+    base=7.6,
+    noise=0.01,
+    seed=0,
+):
+    """Cells of a law with an exponential link."""
+    axes = np.meshgrid(ranks, lengths, range(texts))
+    rank, length, text = (axis.ravel().astype(float) for axis in axes)
+    gain = base * -np.expm1(-C * rank**alpha * length**-beta / base)
+    gain *= 1 + noise * np.random.default_rng(seed).standard_normal(len(rank))
+    gain = np.minimum(gain, base - 0.01)
+    return Observations.of(rank, length, gain, np.full(len(rank), base), text=text)
+
+
+def exact_recall(cells, seed=0):
+    """1 or 0 for each cell, by the planted law of exact recall."""
+    by_rank = RECALL["g"] * np.log(cells.rank)
+    by_length = RECALL["h"] * np.log(cells.length)
+    p = 1 / (1 + np.exp(-(RECALL["a"] + by_rank - by_length)))
+    return (np.random.default_rng(seed).random(len(p)) < p).astype(float)
+
+
+def runs_of(cells, **columns):
+    """Results of runs with the gains of these cells.
+
+    Args:
+        columns: more columns, one value a cell each.
+    """
+    rows = []
+    for k in range(len(cells)):
+        values = {name: column[k] for name, column in columns.items()}
+        rank, length = int(cells.rank[k]), int(cells.length[k])
+        row = result(rank, length, cells.delta[k], cells.base[k], data_seed=int(cells.text[k]))
+        rows.append(row | values)
+    return rows

@@ -29,23 +29,19 @@ def model(family="qwen3", dtype="float32", **fields):
 
 
 def pack(base, adapter=BLOCK, seqlen=40, ranks=(4, 2), data=None, **train):
-    train = Train(**({"steps": 3} | train))
-    return Pack(
-        check(
-            [
-                Run(
-                    rank=r,
-                    seqlen=seqlen,
-                    seed=0,
-                    model=base,
-                    data=data or RandomData(),
-                    adapter=adapter,
-                    train=train,
-                )
-                for r in ranks
-            ]
+    """One pack, of a cell for each rank."""
+    runs = []
+    for rank in ranks:
+        run = Run(
+            rank=rank,
+            seqlen=seqlen,
+            model=base,
+            data=data or RandomData(),
+            adapter=adapter,
+            train=Train(**({"steps": 3} | train)),
         )
-    )
+        runs.append(run)
+    return Pack(check(runs))
 
 
 def trainer(planned):
@@ -61,7 +57,10 @@ def one_step(made):
 
 
 class Counter(FlopCounterMode):
-    """FLOPs as torch counts them; it does not know of attention on the CPU, nor that a causal mask halves the work."""
+    """FLOPs as torch counts them.
+
+    torch does not know attention on the CPU, nor that a causal mask halves the work.
+    """
 
     def __init__(self):
         aten = torch.ops.aten
@@ -72,41 +71,46 @@ class Counter(FlopCounterMode):
         def backward(g, q, k, v, *_, out_shape=None, **__):
             return sdpa_backward_flop_count(g, q, k, v) // 2
 
-        names = {"_scaled_dot_product_flash_attention_for_cpu": forward}
-        names["_scaled_dot_product_flash_attention_for_cpu_backward"] = backward
-        super().__init__(
-            display=False,
-            custom_mapping={getattr(aten, name): count for name, count in names.items()},
-        )
+        mapping = {
+            aten._scaled_dot_product_flash_attention_for_cpu: forward,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        }
+        super().__init__(display=False, custom_mapping=mapping)
 
 
 def saved(made):
     """Bytes that one step's autograd graph keeps, beside weights, adapters and the cache."""
-    parts = [
+    constants = [
         *made.base.model.parameters(),
         *made.base.model.buffers(),
         *made.pack.bank.parameters(),
     ]
-    parts += [
-        x
-        for p in (made.pack.inputs.prefix, made.fixed_batch[1])
-        for x in (p.entry, p.block, p.mlp_out)
-        if x is not None
-    ]
-    known, kept = {x.untyped_storage().data_ptr() for x in parts}, {}
+    for prefix in (made.pack.inputs.prefix, made.fixed_batch[1]):
+        cached = (prefix.entry, prefix.block, prefix.mlp_out)
+        constants += [tensor for tensor in cached if tensor is not None]
+    addresses = {tensor.untyped_storage().data_ptr() for tensor in constants}
 
-    def keep(x):
-        kept[x.untyped_storage().data_ptr()] = x
-        return x
+    # By the address of the storage: views of one storage count once.
+    saved_tensors = {}
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    def pack_hook(tensor):
+        saved_tensors[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
         made._forward()
-    return sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in known)
+    return sum(
+        tensor.untyped_storage().nbytes()
+        for address, tensor in saved_tensors.items()
+        if address not in addresses
+    )
 
 
 def peak(run):
     """Largest number of bytes that were allocated at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
-    events = [e for e in told.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    allocated = np.cumsum([event.nbytes() for event in events])
+    return int(allocated.max())

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from pml_cli.config.schema import Model, Run, Train
-from pml_cli.launch import pack_trainer
+from pml_cli.launch import pack_run
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack_trainer import PackTrainer
@@ -131,12 +131,13 @@ def faulty(monkeypatch, when, error):
                 raise error
             super()._update(step, layout, scores)
 
-    monkeypatch.setattr(pack_trainer, "Trainer", Faulty)
+    monkeypatch.setattr(pack_run, "Trainer", Faulty)
 
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore lines"),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: "
+        "can't allocate memory: you tried to allocate"
     ),
 ]

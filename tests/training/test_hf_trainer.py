@@ -1,4 +1,4 @@
-"""The loss for other trainers against pml's own, and inside transformers' Trainer with PEFT on real text."""
+"""The loss for other trainers: against pml's own, and in transformers' Trainer on real text."""
 
 import os
 import subprocess
@@ -30,7 +30,8 @@ LOSSES = [
     SftLoss(),
     MemftOtLoss(),
     MemftOtLoss(when_done="zero"),
-    MemftOtLoss(threshold=50.0),  # no token is above it: all count
+    # No token is above this threshold: all count.
+    MemftOtLoss(threshold=50.0),
     MemftSwLoss(window=2, patience=1, tau=3),
     MemftMarginLoss(switch=1.0),
     MemftMarginLoss(margin=1.0, switch=0.0),
@@ -64,7 +65,7 @@ def test_weights_and_loss_are_those_of_the_pack_trainer(double_base, loss):
         logits = F.pad(logits, (0, 0, 0, 1))
         value = drop_in(CausalLMOutput(logits=logits), labels)
         torch.testing.assert_close(value, expected.loss[0], rtol=1e-6, atol=1e-9)
-        # Where no token is above the threshold the drop-in falls back to the mean in the sums of the step.
+        # Where no token is above the threshold the drop-in takes the mean in the sums of the step.
         if not (isinstance(loss, MemftOtLoss) and loss.threshold == 50):
             weight = drop_in.weighted.weight
             torch.testing.assert_close(weight, expected.weight, rtol=1e-6, atol=1e-9)
@@ -105,7 +106,7 @@ def accumulate(loss, leaf, labels, batches):
 
 @pytest.mark.parametrize("is_late", [False, True])
 def test_the_plain_mean_is_taken_back_when_a_later_micro_batch_is_above_the_threshold(is_late):
-    """Three micro-batches of free logits: the first two are learned; the third is too, or has a token that is not."""
+    """Free logits: two micro-batches are learned; the third is too, or has a token that is not."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 2, 5, 7, generator=generator, dtype=torch.float64)
     labels = torch.randint(7, (3, 2, 5), generator=generator)
@@ -140,7 +141,7 @@ def test_the_plain_mean_is_taken_back_when_a_later_micro_batch_is_above_the_thre
 
 
 def test_the_target_margin_grows_alike_in_one_batch_and_in_micro_batches():
-    """Logits that win by 1 and more: the first step asks for 0.1 and is done, the second asks for the next 0.1 x 2^k."""
+    """Logits win by 1 and more: the first step asks for 0.1, the second for the next 0.1 x 2^k."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(7, (3, 2, 5), generator=generator)
     margins = 1 + torch.rand(3, 2, 4, generator=generator, dtype=torch.float64)
@@ -191,66 +192,78 @@ def test_a_sample_that_comes_twice_in_a_step_counts_once_in_one_batch_and_in_mic
     ids=str,
 )
 def test_four_accumulated_batches_of_two_are_one_of_eight(peft_model, tmp_path, loss):
-    """With clipping, padding, and micro-batches in which no token is active; losses in the log agree too.
+    """With clipping, padding, and micro-batches without an active token; the log agrees too.
 
-    Adapters are float64, yet the model's norms are float32 inside: hence SGD, as AdamW blows up the rounding of tiny
-    gradients.
+    Adapters are float64, yet the model's norms are float32 inside: hence SGD, as AdamW amplifies
+    the rounding of tiny gradients.
     """
     sgd = {"steps": 4, "lr": 1.0, "optim": "sgd"}
-    whole, parts = (
-        trained(peft_model, tmp_path, loss, 8, 1, **sgd),
-        trained(peft_model, tmp_path, loss, 2, 4, **sgd),
-    )
-    before = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
-    for name, ours in adapters(parts).items():
-        torch.testing.assert_close(ours, adapters(whole)[name], rtol=0, atol=1e-8)
-        assert (ours - before[name]).abs().max() > 1e-3 or "lora_A" in name
-        assert not torch.equal(ours, before[name])
-    for one, two in zip(parts.state.log_history[:-1], whole.state.log_history[:-1], strict=True):
+    one_batch = trained(peft_model, tmp_path, loss, 8, 1, **sgd)
+    accumulated = trained(peft_model, tmp_path, loss, 2, 4, **sgd)
+
+    expected = adapters(one_batch)
+    initial = dict(peft_model.named_parameters())
+    for name, adapter in adapters(accumulated).items():
+        torch.testing.assert_close(adapter, expected[name], rtol=0, atol=1e-8)
+        assert not torch.equal(adapter, initial[name])
+        assert "lora_A" in name or (adapter - initial[name]).abs().max() > 1e-3
+
+    log = accumulated.state.log_history[:-1]
+    expected_log = one_batch.state.log_history[:-1]
+    for line, expected_line in zip(log, expected_log, strict=True):
         for key in ("loss", "grad_norm", "share_above_threshold", "stubborn_tokens"):
-            assert one[key] == pytest.approx(two[key], rel=1e-5, abs=1e-7)
+            assert line[key] == pytest.approx(expected_line[key], rel=1e-5, abs=1e-7)
 
 
-def test_it_trains_on_real_text_and_its_log_tells_of_stubborn_tokens(peft_model, tmp_path):
+def one_batch_of_texts():
+    rows = texts()
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def test_it_trains_on_real_text_and_logs_stubborn_tokens(peft_model, tmp_path):
     trainer = trained(peft_model, tmp_path, "memft_margin", steps=60, lr=1e-2)
     first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
     scored = sum(int((row["labels"][1:] != IGNORED).sum()) for row in texts())
     assert first["stubborn_tokens"] == pytest.approx(scored * (1 - first["share_above_threshold"]))
     assert last["stubborn_tokens"] < first["stubborn_tokens"] / 2
-    batch = {key: torch.stack([row[key] for row in texts()]) for key in texts()[0]}
+
+    batch = one_batch_of_texts()
+    targets = batch["labels"][:, 1:]
     trainer.model.eval()
     with torch.no_grad():
-        right = trainer.model(**batch).logits[:, :-1].argmax(-1) == batch["labels"][:, 1:]
-    assert right[batch["labels"][:, 1:] != IGNORED].float().mean() > 0.9
+        correct = trainer.model(**batch).logits[:, :-1].argmax(-1) == targets
+    assert correct[targets != IGNORED].float().mean() > 0.9
 
 
 def test_evaluation_is_plain_cross_entropy_and_leaves_no_trace(peft_model, tmp_path):
     trainer = trained(peft_model, tmp_path, MemftSwLoss(), steps=2)
-    loss = trainer.compute_loss_func
-    batch = {key: torch.stack([row[key] for row in texts()]) for key in texts()[0]}
-    state = {name: values.clone() for name, values in loss._memory._current.items()}
+    memory = trainer.compute_loss_func._memory
+    state = {name: values.clone() for name, values in memory._current.items()}
     # One sample a row.
-    assert len(loss._memory) == 8
+    assert len(memory) == 8
+    assert set(state) == {"anchor", "stale"}
 
     eval_loss = trainer.evaluate(texts())["eval_loss"]
     with torch.no_grad():
-        assert eval_loss == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)
-    assert len(loss._memory) == 8
-    assert state
-    assert all(torch.equal(values, state[name]) for name, values in loss._memory._current.items())
+        expected = trainer.model.eval()(**one_batch_of_texts()).loss.item()
+    assert eval_loss == pytest.approx(expected, rel=1e-5)
+    assert len(memory) == 8
+    for name, values in memory._current.items():
+        assert torch.equal(values, state[name])
 
 
-def test_what_the_loss_cannot_do_alone_is_said(peft_model, tmp_path):
+def test_what_needs_the_callback_says_so(peft_model, tmp_path):
     with pytest.raises(UserError, match="gradient accumulation: add MemFTCallback"):
         trained(peft_model, tmp_path, "memft_ot", 2, 4, callback=False)
     with pytest.raises(UserError, match="add MemFTCallback"):
         trained(peft_model, tmp_path, "memft_margin", callback=False)
-    alone, told = (
-        trained(peft_model, tmp_path, "memft_ot", steps=2, callback=callback)
-        for callback in (False, True)
-    )
-    for name, ours in adapters(alone).items():
-        torch.testing.assert_close(ours, adapters(told)[name], rtol=1e-12, atol=1e-12)
+
+
+def test_without_accumulation_the_callback_changes_nothing(peft_model, tmp_path):
+    expected = adapters(trained(peft_model, tmp_path, "memft_ot", steps=2))
+    without = trained(peft_model, tmp_path, "memft_ot", steps=2, callback=False)
+    for name, adapter in adapters(without).items():
+        torch.testing.assert_close(adapter, expected[name], rtol=1e-12, atol=1e-12)
 
 
 def test_settings_are_checked():
@@ -279,63 +292,83 @@ def test_the_public_names_come_late():
         _ = pml_cli.nothing
 
 
-def test_accumulation_in_trls_trainer(tmp_path):
+def trained_in_trl(folder, batch, accumulate):
+    """Adapters after a short training in TRL's SFTTrainer."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     rows = [{name: row[name].tolist() for name in ("input_ids", "labels")} for row in texts()]
-    tokenizer, found = AutoTokenizer.from_pretrained(TINY), []
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
     tokenizer.pad_token = tokenizer.eos_token
-    for batch, accumulate in ((8, 1), (2, 4)):
-        torch.manual_seed(0)
-        loss = MemFTLoss("memft_margin")
-        arguments = trl.SFTConfig(
-            output_dir=str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, max_steps=4,
-            learning_rate=0.5, optim="sgd", use_cpu=True, bf16=False, report_to=[], logging_steps=1, save_strategy="no",
-            dataset_kwargs={"skip_prepare_dataset": True}, gradient_checkpointing=False, disable_tqdm=True,
-            train_sampling_strategy="sequential",
-        )  # fmt: skip
-        trainer = trl.SFTTrainer(
-            AutoModelForCausalLM.from_pretrained(TINY, dtype="float32"), args=arguments, processing_class=tokenizer,
-            train_dataset=datasets.Dataset.from_list(rows), compute_loss_func=loss, callbacks=[MemFTCallback(loss)],
-            peft_config=LoraConfig(r=8, target_modules=["down_proj"], lora_dropout=0.0),
-        )  # fmt: skip
-        generator = torch.Generator().manual_seed(1)
-        for name, parameter in trainer.model.named_parameters():
-            if "lora_A" in name:
-                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
-        trainer.train()
-        found.append(adapters(trainer))
-    for name, ours in found[0].items():
-        torch.testing.assert_close(ours, found[1][name], rtol=0, atol=1e-6)
-        assert "lora_A" in name or ours.abs().max() > 1e-3
+    loss = MemFTLoss("memft_margin")
+
+    torch.manual_seed(0)
+    arguments = trl.SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        max_steps=4,
+        learning_rate=0.5,
+        optim="sgd",
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+    )
+    trainer = trl.SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(TINY, dtype="float32"),
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list(rows),
+        compute_loss_func=loss,
+        callbacks=[MemFTCallback(loss)],
+        peft_config=LoraConfig(r=8, target_modules=["down_proj"], lora_dropout=0.0),
+    )
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_A" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    trainer.train()
+    return adapters(trainer)
+
+
+def test_accumulation_in_trls_trainer(tmp_path):
+    one_batch = trained_in_trl(tmp_path, 8, 1)
+    accumulated = trained_in_trl(tmp_path, 2, 4)
+    for name, adapter in one_batch.items():
+        torch.testing.assert_close(adapter, accumulated[name], rtol=0, atol=1e-6)
+        assert "lora_A" in name or adapter.abs().max() > 1e-3
+
+
+def train_on_devices(count, batch, accumulate, folder):
+    """Run tests/support/two_devices.py in `count` processes."""
+    tests = Path(__file__).parents[1]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    script = [tests / "support" / "two_devices.py", folder, batch, accumulate]
+    done = subprocess.run(
+        [sys.executable, *launcher, *map(str, script)],
+        check=False,
+        env=os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
 
 
 @pytest.mark.slow
 def test_two_devices_are_one_with_the_batch_of_both(tmp_path):
     """Two processes of four rows, in two micro-batches each, against one process of eight rows."""
-    tests = Path(__file__).parents[1]
-    env = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1"}
-    for count, batch, accumulate in ((1, 8, 1), (2, 2, 2)):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={count}",
-        ]
-        command += [
-            str(tests / "support" / "two_devices.py"),
-            str(tmp_path / f"{count}"),
-            str(batch),
-            str(accumulate),
-        ]
-        ran = subprocess.run(
-            command, check=False, env=env, timeout=300, capture_output=True, text=True
-        )
-        assert ran.returncode == 0, ran.stderr[-6000:]
+    train_on_devices(1, 8, 1, tmp_path / "one")
+    train_on_devices(2, 2, 2, tmp_path / "two")
     for loss in ("memft_ot", "memft_sw", "memft_margin"):
-        one, two = (torch.load(tmp_path / f"{count}" / f"{loss}.pt") for count in (1, 2))
-        assert one.keys() == two.keys()
-        for name, ours in two["adapter"].items():
-            torch.testing.assert_close(ours, one["adapter"][name], rtol=0, atol=1e-8)
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        expected = torch.load(tmp_path / "one" / f"{loss}.pt")
+        results = torch.load(tmp_path / "two" / f"{loss}.pt")
+        assert results["adapter"].keys() == expected["adapter"].keys()
+        for name, adapter in results["adapter"].items():
+            torch.testing.assert_close(adapter, expected["adapter"][name], rtol=0, atol=1e-8)
+        assert results["loss"] == pytest.approx(expected["loss"], rel=1e-5)

@@ -151,7 +151,7 @@ class CountingLoss(TokenLoss):
 
 
 def test_each_cell_of_a_pack_is_weighted_under_its_own_loss():
-    """Against each loss by itself, step after step; also after a cell has left and from a stored state."""
+    """Against each loss by itself; also after a cell has left and from a stored state."""
     losses = [CountingLoss(), MemftSwLoss(window=2, patience=1), CountingLoss(), MemftMarginLoss()]
     generator = torch.Generator().manual_seed(0)
     together = LossGroups(losses, 3, CPU)
@@ -185,7 +185,7 @@ WINDOW = MemftSwLoss(window=4, tau=2.0, floor=0.1, patience=3)
 
 
 def run_steps(loss, steps, samples=1, **more):
-    """Weights and state after each of several steps; a step is the margins of one cell's tokens, all at nll ln 2."""
+    """Weights and state after each step; a step is the margins of one cell, at nll ln 2."""
     state = initial_state(loss, samples)
     results = []
     for margins in steps:
@@ -236,7 +236,7 @@ def test_the_window_grows_by_half_of_itself_after_three_steps_up_to_four_and_is_
 
     # Steps 1 to 3 after the first sight it has not moved: window 4, then 6, 8 and so on up to 16.
     assert lengths[:11] == [4, 4, 4, 6, 8, 10, 12, 14, 16, 16, 16]
-    # At position 1 the window is new, with one token before it; it grows again at the third step without a move.
+    # At position 1 the window is new, with one token before it; it grows at the third step again.
     assert lengths[11:16] == [5, 5, 5, 7, 9]
     # No error: no window. Afterwards the error counts as moved.
     assert lengths[16] == 30
@@ -251,7 +251,7 @@ def test_patience_is_a_setting():
 
 
 def test_the_state_belongs_to_the_sample_and_not_to_the_slot():
-    """Samples 0, 1 and 2 of five tokens come two at a time in changing slots; each has its own first error."""
+    """Samples 0, 1 and 2 come two at a time in changing slots; each has its own first error."""
     errors = {0: 1, 1: 3, 2: 0}
     state = initial_state(WINDOW, samples=3)
     for pair in ((0, 1), (2, 0), (1, 0), (0, 2)):
@@ -323,7 +323,7 @@ def test_when_the_hinge_takes_over(switch, hinge):
 
 
 def test_the_target_grows_once_every_sample_beats_it():
-    """By hand: margin 0.5 and growth 2 give 0.5, 1, 2, ...: the first that some token, when last seen, fell short of."""
+    """By hand: of 0.5, 1, 2, ... the first that some token, when last seen, fell short of."""
     loss = MemftMarginLoss(margin=0.5, growth=2.0, switch=0.0)
     slots = {"sample": [[0, 0, 1, 1]], "position": [[0, 1, 0, 1]]}
     state = initial_state(loss, samples=2)

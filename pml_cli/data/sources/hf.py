@@ -67,4 +67,5 @@ class HfData(Data):
         if self.column not in table.column_names:
             columns = ", ".join(table.column_names)
             raise UserError(f"data.column={self.column}: this dataset has {columns}")
+        # A column may hold other types, or nothing in some rows.
         return "\n\n".join(str(text) for text in table[self.column] if text)

@@ -62,11 +62,12 @@ class MixedData(TextData):
         return Source(
             cut=lambda seqlen: mix(text.cut(seqlen), TARGET_STREAMS),
             max_tokens=text.max_tokens,
+            # The entropy of the text is unknown.
             entropy=math.log(len(ids)) if self.random_share == 1 else None,
             held_out=lambda seqlen: mix(text.held_out(seqlen), HELD_OUT_STREAMS),
         )
 
     def overlapping(self) -> list[Data]:
-        # The text that lies under the random tokens.
+        """The text that lies under the random tokens."""
         text = TextData(seed=self.seed, chat=self.chat, path=self.path, prompt=self.prompt)
         return [text]

@@ -22,6 +22,7 @@ class PhonebookData(Data):
     digits: int = setting(10, help="digits of a number", minimum=1, maximum=18)
 
     def open(self, model: Model) -> Source:
+        """Open the entries in an order drawn by the seed."""
         from pml_cli.data import synthetic_facts
         from pml_cli.data.facts import facts_source
         from pml_cli.model.tokenizer import open_tokenizer

@@ -52,6 +52,7 @@ class RandomData(Data):
             raise UserError(f"{settings}: model={model.name} has no tokenizer")
         else:
             ids = np.arange(1, model_dims(model).vocabulary)
+            # Token 0 stands for begin-of-text, and is never a target.
             prompt_ids = (0,)
 
         def draw(seqlen: int, stream: int) -> list[Sample]:
@@ -59,6 +60,7 @@ class RandomData(Data):
             target = ids[random.integers(len(ids), size=seqlen)]
             return [Sample(prompt_ids, tuple(target.tolist()))]
 
+        # Streams apart, so that target and held-out sequence share nothing.
         return Source(
             cut=lambda seqlen: draw(seqlen, TARGET_STREAM),
             max_tokens=None,

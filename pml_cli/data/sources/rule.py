@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 @register("data", "rule")
 @dataclass(kw_only=True)
 class RuleData(Data):
-    """f(x, y) = 3x + 5y + 7: pairs to learn, and held-out pairs that test whether it was learned."""
+    """f(x, y) = 3x + 5y + 7: pairs to learn, and held-out pairs: is the rule found, or stored?"""
 
     source: str = "rule"
     maximum: int = setting(99, help="x and y are drawn from 0 to this", minimum=1, maximum=2000)
     test_samples: int = setting(200, help="held-out pairs", minimum=0)
 
     def open(self, model: Model) -> Source:
+        """Open the pairs in an order drawn by the seed."""
         from pml_cli.data import synthetic_facts
         from pml_cli.data.facts import facts_source
         from pml_cli.model.tokenizer import open_tokenizer
 
         training, test = synthetic_facts.rule(self.seed, self.maximum, self.test_samples)
         tokenizer = open_tokenizer(model)
+        # Held-out samples come from the same rule, so a gain on them is the rule, not memory.
         return facts_source(tokenizer, training, chat=self.chat, test_facts=test)

@@ -61,13 +61,16 @@ class SweepJob:
         """The packs without the cells that have ended."""
         from pml_cli.launch.packing import without_cells
 
-        ended = {name for name in self.manifest.work if RunFolder(self.out, name).has_ended()}
-        return without_cells(self.packs, ended)
+        ended = [name for name in self.manifest.work if self._folder(name).has_ended()]
+        return without_cells(self.packs, set(ended))
 
     def failed_cells(self) -> frozenset[str]:
         """Ids of the cells that have failed."""
-        failed = [name for name in self.manifest.work if RunFolder(self.out, name).error.exists()]
+        failed = [name for name in self.manifest.work if self._folder(name).error.exists()]
         return frozenset(failed)
+
+    def _folder(self, cell: str) -> RunFolder:
+        return RunFolder(self.out, cell)
 
 
 class Ending(Enum):
@@ -176,6 +179,7 @@ class WorkerPool(Executor):
             sweep=job.manifest.key,
             launch=self.id,
         )
+        # `pml cancel` finds the driver by its lease, as it finds the workers.
         with lease, Signals():
             while True:
                 look_started = time.monotonic()
@@ -196,6 +200,7 @@ class WorkerPool(Executor):
                 time.sleep(min(pause, MAX_LOOK_SECONDS))
 
     def _failed_fast(self, snapshot: Snapshot) -> bool:
+        # Workers in training are left the time to save their checkpoints.
         new_failures = set(snapshot.failed) - self._failed_before
         return self.job.fail_fast and bool(new_failures) and not snapshot.training
 
@@ -230,7 +235,9 @@ class WorkerPool(Executor):
         ]
         if self.job.fail_fast:
             arguments.append("--fail-fast")
-        if any(cell.run.model.trust_remote_code for pack in self.job.packs for cell in pack.cells):
+        # Said here, because the manifest alone must not make a worker run a model's own code.
+        models = [cell.run.model for pack in self.job.packs for cell in pack.cells]
+        if any(model.trust_remote_code for model in models):
             arguments.append("--trust-remote-code")
 
         interpreter = python or shlex.quote(sys.executable)
@@ -257,6 +264,7 @@ class _Restarts:
 
         ended = len(snapshot.done) + len(snapshot.failed)
         progress = (ended, last_checkpoint_time(pool.job.out))
+        # Checkpoints count as progress: a long pack may outlive several of its workers.
         self._fruitless = self._fruitless + 1 if progress == self._progress else 0
         self._progress = progress
         if self._fruitless >= FRUITLESS_LAUNCHES and not snapshot.training and not running:
@@ -276,8 +284,8 @@ def last_checkpoint_time(out: Path) -> float:
 def last_log_line(out: Path) -> str:
     """The last line that a worker wrote to its log, and the log; without one the folder of logs."""
     folder = out / ".pml" / "logs"
-    logs = sorted(folder.glob("*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in logs:
+    logs = sorted(folder.glob("*.err"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(logs):
         text = path.read_text("utf-8", errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         # srun only says that the worker has ended

@@ -34,6 +34,7 @@ class InlineExecutor(Executor):
         self.settings = settings
 
     def run(self, observer: RunObserver, *, wait: bool) -> Ending:
+        # It plans packs and with that imports numpy, which the help does without.
         from pml_cli.launch.worker import train_here
 
         train_here(

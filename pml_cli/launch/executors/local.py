@@ -77,22 +77,28 @@ class LocalExecutor(WorkerPool):
 
     def _occupied_slots(self) -> set[int]:
         """Devices with a worker: also those of an earlier launch, and those still starting up."""
-        started = {slot for slot, process in self._processes.items() if process.poll() is None}
-        registered = {
-            int(record.get("slot") or 0)
-            for record in living_processes(self.job.out)
-            if record["kind"] == self.settings.kind and record.get("order") == self.job.manifest.key
-        }
-        return started | registered
+        occupied = set()
+        # A process that starts up has no lease yet, and one of an earlier driver is no child.
+        for slot, process in self._processes.items():
+            if process.poll() is None:
+                occupied.add(slot)
+        for record in living_processes(self.job.out):
+            same_sweep = record.get("order") == self.job.manifest.key
+            if same_sweep and record["kind"] == self.settings.kind:
+                occupied.add(int(record.get("slot") or 0))
+        return occupied
 
     def start(self, packs: Sequence[Pack]) -> int:
         record = self.job.out / ".pml" / "jobs" / f"local-{self.id}.json"
         slurm.record_launch(record, self.id, self.job.manifest.key)
 
-        free_slots = sorted(set(range(self.size)) - self._occupied_slots())[: len(packs)]
-        for slot in free_slots:
+        occupied = self._occupied_slots()
+        free_slots = [slot for slot in range(self.size) if slot not in occupied]
+        # More workers than packs would only wait.
+        used_slots = free_slots[: len(packs)]
+        for slot in used_slots:
             self._processes[slot] = self._start_process(slot)
-        return len(free_slots)
+        return len(used_slots)
 
     def _start_process(self, slot: int) -> subprocess.Popen[bytes]:
         threads = self.settings.worker_threads(self.size)

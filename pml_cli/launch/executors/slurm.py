@@ -113,6 +113,7 @@ class SlurmExecutor(WorkerPool):
     def look(self, watcher: Watcher) -> Snapshot:
         due = time.monotonic() - self._queue_asked > QUEUE_SECONDS
         snapshot = watcher.look(queue=due)
+        # Between two answers the last one holds.
         if due:
             self._queue_asked = time.monotonic()
             self._jobs = snapshot.jobs
@@ -127,10 +128,12 @@ class SlurmExecutor(WorkerPool):
         if jobs is None:
             raise UserError("launch=slurm: squeue does not answer; try again later")
 
+        # A task that completes takes no more packs.
         present = sum(job.state != "COMPLETING" for job in jobs)
         missing = min(self.size - present, len(packs))
         if missing > 0:
             self._submit(missing)
+        # The next look asks the queue anew.
         self._queue_asked = 0.0
         return max(0, missing)
 
@@ -163,6 +166,7 @@ class SlurmExecutor(WorkerPool):
     def _submit_array(self, command: str, tasks: int) -> str:
         """Submit a command as the tasks of one array (one task: a plain job); the job's number."""
         scripts = self._batch_scripts(tasks)
+        # submitit sets this for arrays alone, in the submission of several callables.
         if tasks > 1:
             scripts.parameters["map_count"] = tasks
         # The public `submit` would pickle a callable; this submits the command as it is.
@@ -186,6 +190,7 @@ class SlurmExecutor(WorkerPool):
             "signal_delay_s": settings.signal_seconds,
             "setup": settings.setup or None,
             "array_parallelism": settings.parallel or tasks,
+            # Without it, a site may forbid a job to go back to the queue.
             "additional_parameters": {"requeue": True} | settings.extra,
         }
         scripts = submitit.SlurmExecutor(self.log_folder)

@@ -302,9 +302,7 @@ def add_sign_legend(figure: Any, axes: Axes, fontsize: float, columns: int) -> N
         "_hollow": Line2D([], [], label="saturated", **point | {"mfc": "white"}),
         "_excluded": Line2D([], [], label="excluded, see cells.csv", **point | {"marker": "x"}),
         "_range": Line2D([], [], label="range of the runs", **point | {"marker": "|"}),
-        "_band": Patch(
-            color=GREY, alpha=0.3, lw=0, label="holds 95 % of new cells, mean base loss"
-        ),
+        "_band": Patch(color=GREY, alpha=0.3, lw=0, label="95 % prediction band, mean base loss"),
         "_paper": Line2D(
             [],
             [],
@@ -366,11 +364,11 @@ def curve_title(view: View, along: Axis) -> str:
     if view.law.status == BOUND_HIT:
         return f"Gain by {axis_name}: no power law"
 
-    parameters = view.parameters
+    parameters = view.law.parameters
     exponent = parameters["alpha"] if along == "rank" else -parameters["beta"]
     factor = 2**exponent
     if "level" in parameters:
-        return f"Twice the {axis_name}: x, what is held, times {factor:.2f}"
+        return f"Twice the {axis_name}: stored amount x times {factor:.2f}"
     above = " above b" if "b" in parameters else ""
     limit = ", until it bends" if view.chosen is not None else ""
     return f"Twice the {axis_name}: gain{above} times {factor:.2f}{limit}"

@@ -46,7 +46,7 @@ LABELS = {
     "recall under each deployment condition, fall of margins, forgetting against recall",
 )
 def lasting_figure(table: pd.DataFrame) -> Figure:
-    """Left: tokens right under each condition. Middle: fall of margins. Right: forgetting.
+    """Left: token accuracy under each condition. Middle: fall of margins. Right: forgetting.
 
     Args:
         table: `deployment.measurement_table` of one model, kind of data and adapter.
@@ -135,7 +135,8 @@ def _recall_panel(
             label=method,
         )
 
-    axes.set_ylabel("tokens predicted right, %")
+    axes.set_ylabel("token accuracy, %")
+    # From the lowest value, so that small differences near 100 % can be seen.
     low = float(np.clip(axes.dataLim.y0, 0, 95))
     # Room for a marker is a share of the axis: the values may be close together, far from 100.
     margin = 0.03 * (100 - low)
@@ -189,6 +190,7 @@ def _margin_panel(
             axes.plot(x, rms, marker=marker, ms=6, **style)
             axes.plot(x, worst, marker="_", ms=8, mew=1.5, **style)
 
+    # Falls span orders of magnitude, and some are 0.
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("fall of a margin that was above 0, logits")
@@ -225,7 +227,7 @@ def _forgetting_panel(
     if by_rank:
         ticks = sorted(trained["rank"].unique())
         axes.set_xticks(ticks, [f"{rank:g}" for rank in ticks])
-    axes.set_xlabel("rank of the adapter" if by_rank else "tokens predicted right, %")
+    axes.set_xlabel("rank of the adapter" if by_rank else "token accuracy, %")
     axes.set_ylabel("KL(base || adapted) on unseen text, nats per token")
     axes.margins(0.12)
     axes.grid(color="0.88", lw=0.6)

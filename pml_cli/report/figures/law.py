@@ -92,6 +92,7 @@ def maps_figure(view: View) -> Figure | None:
     map_height = max(1.7, 0.9 + 0.17 * rows)
     figure = column_figure(PAGE, 2 * map_height)
     (loss, bits), (accuracy, free_accuracy) = figure.subplots(2, 2)
+    # Values of more columns would touch.
     fontsize = 6.5 if cells["target_tokens"].nunique() <= 10 else 5.5
     heatmaps.loss_map(loss, cells, view.axis, fontsize)
     heatmaps.bits_map(bits, cells, view.axis, fontsize)

@@ -68,17 +68,6 @@ class View:
             return None
         return self.paper
 
-    @property
-    def parameters(self) -> dict[str, float]:
-        """Those of the law that is drawn."""
-        return {} if self.law is None else self.law.parameters
-
-    @property
-    def fit_quality(self) -> tuple[float, float]:
-        """R2, and the mean absolute error in per cent, of the law that is drawn."""
-        fit = self.chosen or self.paper
-        return fit.r2, fit.mape
-
     @cached_property
     def uncensored(self) -> Mask:
         """(N,) the cells whose gain the law uses as measured.

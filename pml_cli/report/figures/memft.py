@@ -59,7 +59,7 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
     for axes in panels[len(lengths) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
-        axes.set_ylabel("tokens predicted right, %")
+        axes.set_ylabel("token accuracy, %")
 
     terms = "each at its best learning rate" if at_best_rates else "at the same learning rate"
     page.suptitle(
@@ -110,6 +110,7 @@ def _accuracy_panel(
         )
 
     axes.axhline(100, color="0.6", lw=0.8, ls=":", zorder=0)
+    # Ranks are mostly doubled, so they are evenly spaced here.
     axes.set_xscale("log", base=2)
     ticks = sorted(runs["rank"].unique())
     axes.set_xticks(ticks, [f"{rank:g}" for rank in ticks], fontsize=8)
@@ -210,7 +211,9 @@ def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
             label=NAMES.get(method, method),
         )
 
-    axes.set(ylabel="rank", title="rank from which a text is recalled whole, mean", ylim=(0, None))
+    axes.set(
+        ylabel="rank", title="rank from which a text is recalled verbatim, mean", ylim=(0, None)
+    )
 
 
 def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
@@ -315,6 +318,7 @@ def _hollow_points(
 def _source(runs: pd.DataFrame) -> str:
     """Model, data, and what else the setting says of the data (without a text's hash)."""
     first = runs.iloc[0]
+    # The hash of a text tells a reader nothing.
     settings = [
         setting
         for setting in str(first["setting"]).split()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pml_cli.format import three_digits
+from pml_cli.law.fit_result import FitResult
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
@@ -19,7 +21,6 @@ from pml_cli.report.figures.style import (
     column_figure,
     empty_panel,
     style_for_column,
-    three_digits,
 )
 from pml_cli.report.law_text import sentence
 from pml_cli.stats import Array
@@ -153,37 +154,36 @@ def draw_parity(axes: Axes, view: View, marker_size: float) -> None:
     axes.text(
         0.97,
         0.03,
-        _parameters_text(view),
+        _parameters_text(view.law),
         transform=axes.transAxes,
         ha="right",
         va="bottom",
         fontsize=2 * marker_size + 0.5,
     )
     axes.legend(loc="upper left", fontsize=8, framealpha=0.85)
-    axes.set_title(_title(view))
+    axes.set_title(_title(view, view.law))
 
 
-def _parameters_text(view: View) -> str:
+def _parameters_text(law: FitResult) -> str:
     """The parameters of the law and how well it fits, a line each."""
     lines = [
         f"{name} = {three_digits(value)}"
-        for name, value in view.parameters.items()
+        for name, value in law.parameters.items()
         # The spread is no parameter of the curve.
         if name != "spread"
     ]
-    r2, mape = view.fit_quality
-    return "\n".join([*lines, f"R2 = {r2:.4f}, MAPE = {mape:.1f} %"])
+    lines.append(f"R2 = {law.r2:.4f}, MAPE = {law.mape:.1f} %")
+    return "\n".join(lines)
 
 
-def _title(view: View) -> str:
+def _title(view: View, law: FitResult) -> str:
     """The error on the held-out cells, or that of the fit where nothing was held out."""
     check = view.check()
     if check is None or not math.isfinite(check.mape):
-        _, mape = view.fit_quality
-        return f"The law fits its cells to {mape:.1f} %"
+        return f"MAPE of the fit: {law.mape:.1f} %"
 
-    title = f"Unseen cells are off by {check.mape:.1f} %"
+    title = f"MAPE on unseen cells: {check.mape:.1f} %"
     paper_check = view.check("paper") if view.chosen is not None else None
     if paper_check is not None and math.isfinite(paper_check.mape):
-        title += f" (paper's {paper_check.mape:.1f} %)"
+        title += f" (paper's law: {paper_check.mape:.1f} %)"
     return title

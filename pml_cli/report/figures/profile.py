@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from pml_cli.format import three_digits
 from pml_cli.law.bootstrap import Profile
 from pml_cli.law.findings import OK
 from pml_cli.law.parameters import NATURAL_NAMES
@@ -21,7 +22,6 @@ from pml_cli.report.figures.style import (
     column_figure,
     legend_below,
     style_for_column,
-    three_digits,
 )
 from pml_cli.report.law_text import meaning
 from pml_cli.stats import CONFIDENCE, Array
@@ -171,7 +171,7 @@ def _draw_bootstrap(
         alpha=0.13,
         lw=0,
         zorder=0.5,
-        label="its 95 % interval",
+        label="bootstrap 95 % interval",
     )
     for end in interval:
         axes.axvline(

@@ -77,7 +77,7 @@ def residuals_figure(view: View) -> Figure | None:
     for axes in panels:
         style_for_column(axes)
 
-    spread = 100 * view.parameters.get("spread", math.nan)
+    spread = 100 * view.law.parameters.get("spread", math.nan)
     if math.isfinite(spread):
         half = normal_quantile() * spread
         for axes in panels:

@@ -220,11 +220,6 @@ def evenly_spaced(values: NDArray[Any], count: int) -> NDArray[Any]:
     return chosen
 
 
-def three_digits(value: float) -> str:
-    """Three significant digits: 0.600, 14.0, 1.2e+05."""
-    return f"{value:#.3g}".rstrip(".")
-
-
 def size_label(size: SizeAxis) -> str:
     """Label of the axis of adapter sizes, with its symbol."""
     return SIZE_LABELS[size.name]

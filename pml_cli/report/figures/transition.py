@@ -80,6 +80,7 @@ def page_figure(group: TransitionSummary) -> Figure:
     position_panel(bottom[1], group)
     relative_position_panel(bottom[2], group)
 
+    # The titles are sentences, too long for the default size.
     for axes in [*top, middle, *bottom]:
         axes.title.set_fontsize(10)
     return page
@@ -106,6 +107,7 @@ def recall_panel(axes: Axes, group: TransitionSummary) -> None:
     _recall_points(axes, table[~is_above], label="p <= 0.5", color=ORANGE, marker="o")
     _recall_points(axes, table[is_above], label="p > 0.5", color=PURPLE, marker="s")
 
+    # Beyond 0 and 100 % there is room for half a marker.
     axes.set(xlim=(0, 1), ylim=(-4, 104))
     axes.set(xlabel="p of the target token", ylabel="decoded (argmax is the target), %")
     axes.legend(
@@ -172,6 +174,7 @@ def loss_panel(axes: Axes, group: TransitionSummary) -> None:
     accuracy = 100 * numbers["token_accuracy"].to_numpy()
     verbatim = (numbers["exact_match"] == 1).to_numpy()
 
+    # A token with this loss has p = 0.5.
     axes.axvline(LN2, color="black", lw=1, ls="--")
     rasterized = len(loss) > MANY_POINTS
 
@@ -196,10 +199,10 @@ def loss_panel(axes: Axes, group: TransitionSummary) -> None:
         )
 
     plot(~verbatim, "with a wrong token", color=ORANGE, marker="o", fill="none")
-    plot(verbatim, "recalled whole", color=PURPLE, marker="s", fill=PURPLE)
+    plot(verbatim, "recalled verbatim", color=PURPLE, marker="s", fill=PURPLE)
 
     axes.text(LN2, 50, " ln 2", ha="left", va="center", fontsize=8)
-    axes.set(xlabel="final mean loss, nats per token", ylabel="tokens decoded rightly, %")
+    axes.set(xlabel="final mean loss, nats per token", ylabel="token accuracy, %")
     axes.set(ylim=(-4, 104), xlim=(0, None))
     axes.legend(loc="lower left", fontsize=8, framealpha=0.95, edgecolor="none")
 
@@ -264,6 +267,7 @@ def survival_panel(axes: Axes, crossings: pd.DataFrame) -> None:
     axes.set(xlabel="training step (as logged)", ylabel="not above p = 0.5 for good, %")
     axes.set(ylim=(-3, 103))
     axes.set_xlim(left=0)
+    # Beside the panel: the curves may pass anywhere inside.
     axes.legend(
         title="rank",
         fontsize=7,

@@ -90,6 +90,7 @@ def _scatter(axes: Axes, sequences: pd.DataFrame) -> None:
     colour_list = sequential_colours(len(ranks))
     colours = dict(zip(ranks.tolist(), colour_list, strict=True))
 
+    # The area of a point grows with the logarithm of its number of runs.
     axes.scatter(
         points["earliest_stubborn"] + 1,
         points["first_failure"] + 1,
@@ -156,6 +157,7 @@ def position_panel(axes: Axes, group: TransitionSummary) -> None:
         empty_panel(axes, "too few first failures of one text")
         return
 
+    # The one with the most failures.
     text = texts.head(1).to_dict("records")[0]
     positions = _first_failures(group.sequences, text)
     tokens = positions.max() + 1
@@ -181,6 +183,7 @@ def position_panel(axes: Axes, group: TransitionSummary) -> None:
 def _first_failures(sequences: pd.DataFrame, text: dict[Any, Any]) -> Any:
     """Positions of the first failures of one text and sample, (N,) of int."""
     failed = sequences.dropna(subset=["first_failure"])
+    # Data without seeds is a single text.
     no_seed = failed["data_seed"].isna()
     of_text = no_seed | (failed["data_seed"] == text["data_seed"])
     of_sample = failed["sample"] == text["sample"]
@@ -196,6 +199,7 @@ def relative_position_panel(axes: Axes, group: TransitionSummary) -> None:
 
     position = failed["first_failure"].to_numpy(float)
     relative = 100 * position / failed["length"].to_numpy(float)
+    # Twenty bars of 5 %, drawn at their middle.
     counts, edges = np.histogram(relative, bins=20, range=(0, 100))
     centres = edges[:-1] + 2.5
     shares = 100 * counts / len(relative)

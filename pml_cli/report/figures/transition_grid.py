@@ -73,6 +73,7 @@ def grid_panel(axes: Axes, grid: StubbornGrid, font_size: float = 9) -> None:
     marked = single and _mark_first_failures(axes, grid, merged, 0.75 * font_size)
     axes.set_title(_title(grid, marked))
 
+    # Axes that are not drawn have no figure; these do.
     canvas = axes.get_figure()
     assert canvas is not None
     ticks = [0, 0.25, 0.5, 0.75, 1]
@@ -89,6 +90,7 @@ def _merge_columns(p_RS: Array) -> tuple[Array, int]:
     """
     merged = math.ceil(p_RS.shape[1] / MAX_COLUMNS)
     padding = -p_RS.shape[1] % merged
+    # The last column may hold fewer tokens: the last one is repeated.
     padded = np.pad(p_RS, ((0, 0), (0, padding)), mode="edge")
     neighbours = padded.reshape(len(p_RS), -1, merged)
     return neighbours.min(axis=2), merged

@@ -79,16 +79,17 @@ def _setup_tables(
 ) -> Iterator[RenderableType]:
     """The tables of one setup."""
     methods = sft_first(means["method"])
+    # The rows of all ranks together have no rank.
     all_ranks = _by_condition(means[means["rank"].isna()])
     differences = _accuracy_differences(means, comparison)
 
     for start in range(0, len(methods), MAX_METHODS):
         shown_methods = methods[start : start + MAX_METHODS]
         yield _condition_table(
-            "tokens right, %: mean and 95 % interval", shown_methods, all_ranks, _accuracy
+            "token accuracy, %: mean and 95 % interval", shown_methods, all_ranks, _accuracy
         )
         yield _condition_table(
-            "of the runs recalled whole as trained, those that still are",
+            "of the runs recalled verbatim as trained, those that still are",
             shown_methods,
             all_ranks,
             _still_whole,
@@ -102,7 +103,7 @@ def _setup_tables(
         compared = [method for method in shown_methods if (TRAINED, method) in differences]
         if compared:
             yield _condition_table(
-                "tokens right, percentage points above sft: paired, 95 % interval",
+                "token accuracy, percentage points above sft: paired, 95 % interval",
                 compared,
                 differences,
                 lambda row: _difference(row, scale=100, spec="+.1f"),
@@ -155,6 +156,7 @@ def _condition_table(
 
 def heading(method: str) -> str:
     """The label of a loss in two lines: its kind, and its settings."""
+    # The prefix that all of them share would cost a column's width.
     kind, _, settings = method.removeprefix("memft_").partition("(")
     return f"{kind}\n{settings.replace(')', '')}" if settings else kind
 
@@ -188,7 +190,7 @@ def _rank_tables(
     means: pd.DataFrame,
     methods: Sequence[str],
 ) -> Iterator[RenderableType]:
-    """Share of samples recalled whole, by rank and method, a column for each condition."""
+    """Share of samples recalled verbatim, by rank and method, a column for each condition."""
     occurring = set(means["condition"])
     names = [name for name in BY_NAME if name in occurring]
     for start in range(0, len(names), MAX_CONDITIONS):
@@ -205,7 +207,7 @@ def _rank_tables(
             ]
             runs = str(cells["runs"].max())
             table.add_row(str(rank), _one_line(method), runs, *shares)
-        title = "recalled whole, %, by rank (A: adapter, W: base weights, m.: merged)"
+        title = "recalled verbatim, %, by rank (A: adapter, W: base weights, m.: merged)"
         yield _titled(title, table)
 
 

@@ -185,6 +185,7 @@ def _held_out_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
         for what, check in chosen.checks.items()
         if what != EDGE and math.isfinite(check.mape)
     ]
+    # Under the text of the line above
     if errors:
         lines.append(" " * KEY_WIDTH + ", ".join(errors))
     return lines
@@ -310,6 +311,7 @@ def comparison_table(comparison: Comparison, axis: SizeAxis = RANK) -> Renderabl
         comparison: of groups fitted with one form.
         axis: the size that their laws are about.
     """
+    # The settings in which the groups differ, and those in which they agree
     title = f"by {', '.join(comparison.by)}"
     if comparison.common:
         title += f" ({comparison.common})"

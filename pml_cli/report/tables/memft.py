@@ -24,12 +24,12 @@ TERMS = {
 }
 UNEQUAL_TERMS = "UNEQUAL BUDGET: steps or tokens differ, see the column budget"
 COMPARISON_NOTE = (
-    "n pairs; tokens right under sft and under the loss, and the difference with its 95 % interval "
-    "(paired t over texts and seeds), p of a sign-flip permutation test; exact: recalled whole, "
-    "under sft and under the loss; - for one pair\n"
+    "n pairs; token accuracy under sft and under the loss, and the difference with its 95 % "
+    "interval (paired t over texts and seeds), p of a sign-flip permutation test; exact: texts "
+    "recalled verbatim, under sft and under the loss; - for one pair\n"
 )
 RANKS_NOTE = (
-    "rank: at which half of the texts are recalled whole (interpolated between the ranks tried; "
+    "rank: at which half of the texts are recalled verbatim (interpolated between the ranks tried; "
     "95 % t interval of the log over n texts, none where all are equal), and its ratio to the rank "
     "under sft and memft_ot, text by text; outside: texts whose rank lies below or above all ranks "
     "tried, which count with that bound; lr: for each text the rate that is best on the other "
@@ -50,6 +50,7 @@ def comparison_report(comparison: pd.DataFrame) -> Iterator[RenderableType]:
 
 def comparison_table(comparison: pd.DataFrame) -> Table:
     """Token accuracy and exact match of each rank and length, and of all ranks together."""
+    # Columns that would say the same in every row are left out, to stay within 80 columns.
     differing = _differing(comparison)
     several_rates = comparison["lr"].nunique() > 1
     show_rates = several_rates or (comparison["lr"] != comparison["lr_sft"]).any()
@@ -63,6 +64,7 @@ def comparison_table(comparison: pd.DataFrame) -> Table:
     table = plain_table(*columns, text=[*differing, "loss"])
 
     keys = [*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"]
+    # The rank of a row of all ranks together is missing, and must not be dropped.
     for _, cell in comparison.groupby(keys, dropna=False):
         common = cell.iloc[0]
         row = [str(common[name]) for name in differing]

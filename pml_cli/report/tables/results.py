@@ -40,6 +40,7 @@ def results_table(runs: pd.DataFrame) -> RenderableType:
     """
     if runs.empty:
         return Text("no finished runs")
+    # A longer table would scroll off the screen.
     if len(runs) > MAX_ROWS:
         return _pivot_tables(runs)
 

@@ -70,6 +70,7 @@ def status_view(out: Path, snapshot: Snapshot) -> RenderableType:
     else:
         parts += _waiting_jobs(snapshot)
 
+    # The same fault usually hits many cells: one line for each reason.
     parts += _failures(snapshot)
     if snapshot.queued and not snapshot.training and not snapshot.jobs:
         parts.append(Text("nothing is running; the same sweep command goes on with what is left"))

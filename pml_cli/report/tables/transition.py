@@ -106,6 +106,7 @@ def _violation_table(violations: list[dict[str, Any]]) -> RenderableType:
         text=["run"],
     )
 
+    # So many digits tell p from 0.5, and a margin from a tie.
     for row in violations[:MAX_VIOLATIONS]:
         table.add_row(
             str(row["step"]),
@@ -156,6 +157,7 @@ def _recall_table(group: TransitionSummary) -> RenderableType:
                 bounds, f"{recall.trials:,}", percent(recall.value), _interval_text(recall)
             )
 
+    # Where every token above 0.5 was decoded, each of its bins would say 100 %.
     all_decoded = group.recall_above.successes == group.recall_above.trials
     bins = group.recall_by_p.head(FIRST_BIN_ABOVE) if all_decoded else group.recall_by_p
     for row in bins.to_dict("records"):
@@ -185,7 +187,7 @@ def failure_lines(group: TransitionSummary) -> list[str]:
 def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
     both = agreement.both.n
     lines = [
-        f"Of {counted(sequences, 'sequence')}, {agreement.neither} without a stubborn token at the "
+        f"{counted(sequences, 'sequence')}: {agreement.neither} without a stubborn token at the "
         f"end, {agreement.no_failure} with stubborn tokens and no failure, {both} with both.",
         "Earliest stubborn position against first failure: "
         f"{correlation_text(agreement.both)} over the sequences with both (by chance "
@@ -205,7 +207,7 @@ def _agreement_lines(agreement: FailureAgreement, sequences: int) -> list[str]:
 
 def _concentration_lines(concentration: FailureConcentration, several_samples: bool) -> list[str]:
     if not concentration.failures:
-        return [f"First failures: no text has {MIN_FAILURES}, too few for a common position."]
+        return [f"First failures: no text has the {MIN_FAILURES} that a common position needs."]
 
     lines = [
         f"First failures: {100 * concentration.share:.0f} % lie at the most common position of "
@@ -235,6 +237,7 @@ def loss_lines(group: TransitionSummary) -> list[str]:
         f"{shares['high_loss_verbatim']} are. Loss and recall disagree in {shares['either']} of "
         f"all cells; {shares['stubborn_verbatim']} of the verbatim ones keep a stubborn token."
     ]
+    # Without free decoding (train.decode=false) there is nothing behind the failure.
     free = group.behind_failure["free"]
     if free.trials:
         forced = _proportion_text(group.behind_failure["forced"])
@@ -278,6 +281,7 @@ def correlation_text(correlation: Correlation) -> str:
 
 def correlation_problem(correlation: Correlation) -> str:
     """Why there is no rho or no interval, in words; empty where there are both."""
+    # `analysis` gives a code, so that its results hold no sentences.
     texts = {
         "": "",
         first_failures.TOO_FEW_SEQUENCES: counted(correlation.n, "sequence"),

@@ -4,10 +4,11 @@ The loss of a cell is the weighted mean of its tokens' values,
 
     L = sum_t w_t v_t / (sum_t w_t + eps)
 
-where v is usually the token's cross-entropy (nll). Weights carry no gradient. Nothing here waits for
-the device: what a loss remembers between steps lives in tensors on it.
+where v is usually the token's cross-entropy (nll). Weights carry no gradient. Nothing here waits
+for the device: what a loss remembers between steps lives in tensors on it.
 
-Shapes: K cells of a pack, S scored tokens of a cell in the batch (padded), M most samples of a cell.
+Shapes: K cells of a pack, S scored tokens of a cell in the batch (padded), M most samples of a
+cell.
 """
 
 from __future__ import annotations
@@ -68,21 +69,19 @@ class Weighted(NamedTuple):
 
 def weighted_mean(value_KS: Tensor, weight_KS: Tensor) -> Tensor:
     """sum_t w_t v_t / (sum_t w_t + eps) of each cell, (K,)."""
-    return (weight_KS * value_KS).sum(1) / (weight_KS.sum(1) + EPS)
+    weights_K = weight_KS.sum(1)
+    return (weight_KS * value_KS).sum(1) / (weights_K + EPS)
 
 
 def weighted_cross_entropy(tokens: Tokens, weight_KS: Tensor) -> Weighted:
     """Cross-entropy under some weights; its gradient by the target's logit is w (1 - p)."""
-    return Weighted(
-        value=tokens.nll,
-        weight=weight_KS,
-        pull=weight_KS * (1 - (-tokens.nll.detach()).exp()),
-    )
+    p_KS = (-tokens.nll.detach()).exp()
+    return Weighted(value=tokens.nll, weight=weight_KS, pull=weight_KS * (1 - p_KS))
 
 
 @dataclass(kw_only=True)
 class TokenLoss(Loss, ABC):
-    """A loss: its settings are its fields, and these methods say what it does with scored tokens."""
+    """A loss. Its fields are its settings; these methods say what it does with scored tokens."""
 
     @abstractmethod
     def weights(
@@ -97,7 +96,15 @@ class TokenLoss(Loss, ABC):
         """
 
     def initial_state(self, samples: int, device: torch.device) -> LossState:
-        """What is remembered of samples that no step has had yet, (samples,) each; by default nothing."""
+        """What is remembered of samples that no step has had yet.
+
+        Args:
+            samples: number of samples.
+            device: where the tokens are scored.
+
+        Returns:
+            tensors by name, (samples,) each; by default none.
+        """
         return {}
 
     @property
@@ -113,8 +120,8 @@ class TokenLoss(Loss, ABC):
     def for_micro_batch(self) -> TokenLoss:
         """The loss with which one micro-batch of an accumulated step is weighted.
 
-        A loss whose weights depend on the step as a whole leaves that out here; the trainer that accumulates
-        then applies `mean_if_unweighted` to the sums of the step.
+        A loss whose weights depend on the step as a whole leaves that out here; the trainer that
+        accumulates then applies `mean_if_unweighted` to the sums of the step.
         """
         return self
 

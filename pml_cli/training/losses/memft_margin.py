@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 @register("loss", "memft_margin")
 @dataclass(kw_only=True)
 class MemftMarginLoss(TokenLoss):
-    """Ours: cross-entropy on the tokens whose logit margin is below a target, later the shortfall itself (a hinge).
+    """Ours: cross-entropy on the tokens whose logit margin is below a target, later a hinge.
 
-    Both are means over the tokens below the target. The target is `margin`; once every token of the cell seen so
-    far beats it, the target is the smallest of margin x growth, margin x growth^2, ... that some token misses, so
-    spare capacity goes into safer margins. For many short facts switch=1 is better (loss=memft_margin_facts): the
-    hinge pushes down one rival of a token at a time, and another sample brings up the next. With growth=1 margins
-    settle at `margin`: train.stop=recalled then needs a train.stop_margin below it.
+    Both are means over the tokens below the target. The target is `margin`; once every token of
+    the cell seen so far beats it, the target is the smallest of margin x growth, margin x
+    growth^2, ... that some token misses, so spare capacity goes into safer margins. For many
+    short facts switch=1 is better (loss=memft_margin_facts): the hinge pushes down one rival of a
+    token at a time, and another sample brings up the next. With growth=1 margins settle at
+    `margin`: train.stop=recalled then needs a train.stop_margin below it.
     """
 
     kind: str = "memft_margin"
@@ -66,7 +67,7 @@ class MemftMarginLoss(TokenLoss):
             yield "margin=0: must be above 0 (logits), or 0 with loss.growth=1"
 
     def id_fields(self) -> dict[str, Any]:
-        """The defaults of these have changed once: runs with the earlier ones must keep ids of their own."""
+        """Those whose defaults have changed once: runs with the earlier ones keep their ids."""
         return {"margin": self.margin, "growth": self.growth}
 
     @property
@@ -74,12 +75,16 @@ class MemftMarginLoss(TokenLoss):
         return 0 < self.switch < 1
 
     def initial_state(self, samples: int, device: torch.device) -> LossState:
-        """`least`: smallest margin of a sample's tokens when last seen, infinite before; nothing if growth=1."""
+        """`least`: smallest margin of a sample's tokens when last seen; infinite before that.
+
+        Nothing where the target does not grow.
+        """
         import torch
 
         if self.growth == 1:
             return {}
-        return {"least": torch.full((samples,), torch.inf, device=device)}
+        least = torch.full((samples,), torch.inf, device=device)
+        return {"least": least}
 
     def weights(
         self, tokens: Tokens, state: LossState, progress: float
@@ -87,14 +92,16 @@ class MemftMarginLoss(TokenLoss):
         """w = 1[margin < target]; the value is nll, and from `switch` on target - margin."""
         target = self._target_margin(state)
         short_KS = tokens.mask * (tokens.margin.detach() < target)
+        # After the target: it depends on what was seen before this step.
         state = self._track_least_margins(tokens, state)
 
         if progress < self.switch:
             return weighted_cross_entropy(tokens, short_KS), state
-        return Weighted(value=target - tokens.margin, weight=short_KS, pull=short_KS), state
+        shortfall_KS = target - tokens.margin
+        return Weighted(value=shortfall_KS, weight=short_KS, pull=short_KS), state
 
     def _target_margin(self, state: LossState) -> Tensor | float:
-        """The first of margin x growth^k, k = 0, 1, ..., that some token fell short of when last seen, (K, 1)."""
+        """The first of margin x growth^k that some token fell short of when last seen, (K, 1)."""
         import torch
 
         if self.growth == 1:
@@ -102,9 +109,12 @@ class MemftMarginLoss(TokenLoss):
 
         least_K1 = state["least"].amin(1, keepdim=True)
         ratio = least_K1.clamp(min=self.margin) / self.margin
-        exponent = torch.floor(torch.log(ratio) / math.log(self.growth)) + 1
+        growths = torch.log(ratio) / math.log(self.growth)
+        exponent = torch.floor(growths) + 1
+        grown = self.margin * self.growth**exponent
+        # Infinite where no sample has been seen yet.
         at_start = (least_K1 < self.margin) | torch.isinf(least_K1)
-        return torch.where(at_start, self.margin, self.margin * self.growth**exponent)
+        return torch.where(at_start, self.margin, grown)
 
     @staticmethod
     def _track_least_margins(tokens: Tokens, state: LossState) -> LossState:
@@ -115,7 +125,9 @@ class MemftMarginLoss(TokenLoss):
             return state
 
         least = state["least"]
-        margin = torch.where(tokens.mask > 0, tokens.margin.detach(), torch.inf).to(least.dtype)
+        # Padding counts as infinite, as does a sample that is not in the batch.
+        margin = torch.where(tokens.mask > 0, tokens.margin.detach(), torch.inf)
+        margin = margin.to(least.dtype)
         unseen = torch.full_like(least, torch.inf)
         latest = unseen.scatter_reduce(1, tokens.sample, margin, "amin")
         return {"least": torch.where(torch.isinf(latest), least, latest)}

@@ -20,7 +20,7 @@ from pml_cli.training.losses.base import (
 @register("loss", "memft_ot")
 @dataclass(kw_only=True)
 class MemftOtLoss(TokenLoss):
-    """MemFT, only-threshold: mean cross-entropy over the tokens whose nll is still above the threshold."""
+    """MemFT, only-threshold: mean cross-entropy of the tokens whose nll is above the threshold."""
 
     kind: str = "memft_ot"
     threshold: float = setting(
@@ -41,16 +41,17 @@ class MemftOtLoss(TokenLoss):
         return self.when_done == "mean"
 
     def for_micro_batch(self) -> MemftOtLoss:
-        """Without the mean over all tokens: whether any token of the step is active shows only at its end."""
+        """Without the mean over all tokens: only the end of the step shows whether it is due."""
         return dataclasses.replace(self, when_done="zero")
 
     def weights(
         self, tokens: Tokens, state: LossState, progress: float
     ) -> tuple[Weighted, LossState]:
-        """w = 1[nll > threshold]; where no token of a cell is above it, w = 1 or 0 by `when_done`."""
+        """w = 1[nll > threshold]; where that is 0 for all tokens, `when_done` decides."""
         weight = tokens.mask * (tokens.nll.detach() > self.threshold)
 
         if self.mean_if_unweighted:
-            weight = weight.where(weight.any(1, keepdim=True), tokens.mask)
+            is_active = weight.any(1, keepdim=True)
+            weight = weight.where(is_active, tokens.mask)
 
         return weighted_cross_entropy(tokens, weight), state

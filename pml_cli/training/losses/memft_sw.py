@@ -36,11 +36,11 @@ UNSEEN = -1
 @register("loss", "memft_sw")
 @dataclass(kw_only=True)
 class MemftSwLoss(TokenLoss):
-    """MemFT, spatial window: weights rise smoothly around the threshold and decay behind a sample's first error.
+    """MemFT, spatial window: smooth weights around the threshold that decay behind the first error.
 
-    When a sample's first error has stayed in place for `patience` of its steps, the window grows by half of
-    itself a step, up to four times; it is reset when that error moves. The defaults are the paper's; those of
-    loss=memft_sw_axolotl are Axolotl's.
+    When a sample's first error has stayed in place for `patience` of its steps, the window grows
+    by half of itself a step, up to four times; it is reset when that error moves. The defaults
+    are the paper's; those of loss=memft_sw_axolotl are Axolotl's.
     """
 
     kind: str = "memft_sw"
@@ -77,13 +77,11 @@ class MemftSwLoss(TokenLoss):
     )
 
     def initial_state(self, samples: int, device: torch.device) -> LossState:
-        """`anchor`: position of a sample's first error; `stale`: how many of its steps it has stayed there."""
+        """`anchor`: position of a sample's first error; `stale`: steps that it has stayed there."""
         import torch
 
-        return {
-            "anchor": torch.full((samples,), UNSEEN, dtype=torch.int64, device=device),
-            "stale": torch.zeros(samples, dtype=torch.int64, device=device),
-        }
+        stale = torch.zeros(samples, dtype=torch.int64, device=device)
+        return {"anchor": torch.full_like(stale, UNSEEN), "stale": stale}
 
     def weights(
         self, tokens: Tokens, state: LossState, progress: float
@@ -96,12 +94,14 @@ class MemftSwLoss(TokenLoss):
         window_KM = self.window * (1 + GROWTH * steps_grown).clamp(max=MAX_GROWTH)
         window_KS = window_KM.gather(1, tokens.sample)
 
-        # Distance from the first error: below 0 before it, and everywhere in a sample without an error.
+        # Below 0 before the first error, and everywhere in a sample without an error.
         distance_KS = tokens.position - state["anchor"].gather(1, tokens.sample)
-        decay_KS = torch.exp(-distance_KS.clamp(min=0).to(tokens.nll.dtype) / self.tau)
+        tokens_behind = distance_KS.clamp(min=0).to(tokens.nll.dtype)
+        decay_KS = torch.exp(-tokens_behind / self.tau)
         factor_KS = torch.where(distance_KS < window_KS, decay_KS, self.floor)
 
-        base_KS = torch.sigmoid(self.kappa * (tokens.nll.detach() - self.threshold))
+        excess_KS = tokens.nll.detach() - self.threshold
+        base_KS = torch.sigmoid(self.kappa * excess_KS)
         return weighted_cross_entropy(tokens, tokens.mask * base_KS * factor_KS), state
 
     @staticmethod
@@ -112,12 +112,14 @@ class MemftSwLoss(TokenLoss):
         def per_sample(initial_KM: Tensor, values_KS: Tensor, reduction: str) -> Tensor:
             return initial_KM.scatter_reduce(1, tokens.sample, values_KS, reduction)
 
+        # Padding may carry the index of any sample.
         is_token = tokens.mask > 0
         error_position = torch.where(is_token & ~tokens.correct, tokens.position, NO_ERROR)
         no_error = torch.full_like(state["anchor"], NO_ERROR)
         first_error = per_sample(no_error, error_position, "amin")
         in_batch = per_sample(torch.zeros_like(first_error), is_token.long(), "amax") > 0
 
+        # The first sight of a sample is a move too: its anchor was UNSEEN.
         stale = torch.where(first_error == state["anchor"], state["stale"] + 1, 0)
         return {
             "anchor": torch.where(in_batch, first_error, state["anchor"]),

@@ -1,0 +1,92 @@
+"""Groups of cells: which are compared, and what a law of the number of parameters changes."""
+
+import json
+
+import pytest
+from support.law_groups import fit_quietly
+from support.planted_laws import grid, result, write
+
+from pml_cli.law.law_json import load
+from pml_cli.runs.folder import RunFolder
+
+FEW = {"ranks": (1, 2, 4, 8), "lengths": (48, 64, 96, 128, 192)}
+
+
+def write_group(root, **columns):
+    """The same cells, with other settings."""
+    write(root, *[cell | columns | {"id": None} for cell in grid(**FEW)])
+
+
+def comparison_of(folder):
+    (comparison,) = json.loads((folder / "law.json").read_text("utf-8"))["comparisons"]
+    return comparison
+
+
+def group_names(comparison):
+    return [row["name"] for row in comparison["groups"]]
+
+
+def test_groups_with_one_law_may_share_their_exponents(tmp_path):
+    write_group(tmp_path / "a")
+    write_group(tmp_path / "b", model="other")
+    printed = fit_quietly(tmp_path, by=["model"], draws=30)
+    assert "model tiny" in printed and "may be shared" in printed
+    comparison = comparison_of(tmp_path / "fit")
+    assert comparison["by"] == ["model"]
+    assert group_names(comparison) == ["model other", "model tiny"]
+    assert all(tie["p"] > 0.9 for tie in comparison["ties"])
+
+
+def test_groups_are_compared_by_what_also_shows_in_their_settings(tmp_path):
+    """Two sources differ in data.text too; other settings still keep groups apart."""
+    write_group(tmp_path / "a", data="random", setting="model.dtype=bfloat16")
+    text = "model.dtype=bfloat16 data.text=ca7613 data.prompt=two words"
+    write_group(tmp_path / "b", data="text", setting=text)
+    write_group(tmp_path / "c", data="text", setting="data.text=ca7613")
+    write_group(tmp_path / "d", layer=2, setting="model.dtype=bfloat16 model.layer=2")
+    fit_quietly(tmp_path, by=["data"], draws=0, width=100)
+    comparison = comparison_of(tmp_path / "fit")
+    assert group_names(comparison) == ["data random", "data text"]
+    assert comparison["common"].endswith("setting model.dtype=bfloat16")
+    # draws=0: no bootstrap
+    assert all(tie["p_clustered"] is None for tie in comparison["ties"])
+
+
+def test_groups_of_one_name_say_what_else_differs(tmp_path):
+    """Two placements differ in model.layer too."""
+    setting = "model.dtype=bfloat16 model.layer=2"
+    write_group(tmp_path / "a", setting="model.dtype=bfloat16")
+    write_group(tmp_path / "d", layer=2, setting=setting)
+    write_group(tmp_path / "e", layer=2, setting=f"{setting} adapter.layers=[2, 3]")
+    fit_quietly(tmp_path / "a", tmp_path / "d", by=["layer"], draws=0)
+    assert group_names(comparison_of(tmp_path / "a" / "fit")) == ["layer 2", "layer 4"]
+
+    fit_quietly(*(tmp_path / name for name in "ade"), by=["layer"], draws=0)
+    assert group_names(comparison_of(tmp_path / "a" / "fit")) == [
+        "layer 2 model.layer=2",
+        "layer 2 model.layer=2 adapter.layers=[2, 3]",
+        "layer 4",
+    ]
+
+
+def test_a_law_of_the_number_of_parameters_differs_in_the_scale_alone(tmp_path):
+    write(tmp_path, *grid())
+    fits = {}
+    ranges = {"rank": (2, 32), "parameters": (512, 8192)}
+    for x, trained in ranges.items():
+        fit_quietly(tmp_path, draws=0, x=x, out=str(tmp_path / x))
+        content = json.loads((tmp_path / x / "law.json").read_text("utf-8"))
+        fits[x] = content["groups"][0]["fit"]
+        assert content["x"] == x
+        (law,) = load(tmp_path / x)
+        assert law.ranks == trained
+    alpha = fits["rank"]["alpha"]
+    assert fits["parameters"]["alpha"] == pytest.approx(alpha, abs=1e-6)
+    assert fits["parameters"]["C"] == pytest.approx(fits["rank"]["C"] * 256**-alpha, rel=1e-5)
+
+
+def test_a_run_without_a_number_of_parameters_is_excluded(tmp_path):
+    write(tmp_path, *grid())
+    RunFolder(tmp_path, "odd").finish(result(2, 300, trainable_parameters=None))
+    printed = fit_quietly(tmp_path, draws=0, x="parameters")
+    assert "1 cell excluded: trainable parameters missing or not positive" in printed
