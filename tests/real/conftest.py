@@ -97,7 +97,11 @@ def _fetch(path):
 
 @pytest.fixture(scope="session")
 def smollm2_folder(smollm2_gguf):
-    folder = _cache() / "SmolLM2-135M-Instruct"
+    import transformers
+
+    # Another version may dequantise otherwise.
+    version = f"transformers-{transformers.__version__}"
+    folder = _cache() / version / "SmolLM2-135M-Instruct"
     if not (folder / "model.safetensors").is_file():
         _write_folder(smollm2_gguf, folder)
     return folder
@@ -116,6 +120,7 @@ def _write_folder(gguf_path, folder):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
     model.load_state_dict(loaded.state_dict())
 
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         aside = Path(temporary) / folder.name
         model.save_pretrained(aside)
