@@ -92,7 +92,7 @@ class PaperRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutRecord:
-    """How well the paper's law predicts the largest ranks and longest lengths, unsaturated cells."""
+    """How well the paper's law predicts unsaturated cells of the largest ranks and lengths."""
 
     mape: float | None
     """Per cent of the measured gain; null with a reason."""

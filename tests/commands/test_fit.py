@@ -1,4 +1,4 @@
-"""`pml fit` from run folders to the report folder, and the tables and figures it shares with other verbs."""
+"""`pml fit` from run folders to the report folder, and the tables it shares with other verbs."""
 
 import io
 import json
@@ -170,7 +170,8 @@ def test_nothing_to_read_or_nowhere_to_write(tmp_path):
 def test_fit_never_imports_torch(tmp_path):
     write(tmp_path, *grid())
     code = (
-        "import sys; from pathlib import Path; from rich.console import Console; from pml_cli.config.reports import Fit; from pml_cli.commands import fit;"
+        "import sys; from pathlib import Path; from rich.console import Console;"
+        "from pml_cli.config.reports import Fit; from pml_cli.commands import fit;"
         f"fit.run([Path({str(tmp_path)!r})], Fit(), Console());"
         "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
@@ -237,8 +238,11 @@ def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
     edge = {name: law["checks"]["largest ranks and longest lengths"] for name, law in laws.items()}
     assert edge[group["chosen"]]["mape"] < edge["paper"]["mape"] / 4
     assert set(chosen["checks"]) == {
-        "largest ranks and longest lengths", "largest ranks", "longest lengths", "one text"
-    }  # fmt: skip
+        "largest ranks and longest lengths",
+        "largest ranks",
+        "longest lengths",
+        "one text",
+    }
     assert (
         np.array(chosen["covariance"]).shape
         == np.array(chosen["covariance_clustered"]).shape
@@ -301,8 +305,8 @@ def test_what_is_read_back_fits_nothing(tmp_path):
     (group,) = content["groups"]
     entry = next(entry for entry in group["laws"] if entry["name"] == "hill")
     assert (
-        entry["law"]
-        == "dL = L0 * S(x), x = (C * rank**alpha * length**-beta) / L0, S(x) = x / (1 + x**k)**(1/k)"
+        entry["law"] == "dL = L0 * S(x), x = (C * rank**alpha * length**-beta) / L0, "
+        "S(x) = x / (1 + x**k)**(1/k)"
     )
     p, cells = entry["parameters"], pd.read_csv(tmp_path / "fit" / "cells.csv")
     x = (

@@ -1,4 +1,4 @@
-"""Intervals and choices: clusters count, coverage is what is promised, laws are compared on equal cells only."""
+"""Intervals keep clusters together and cover the truth; laws are compared on equal cells only."""
 
 import time
 
@@ -21,7 +21,7 @@ BASE = np.full(len(R), 9.0)
 
 
 def plant(*, shared=0.0, noise=0.02, seed=0, k=4.0, C=12.0, b=0.0, beta=0.5):
-    """A Hill law; `shared` is the spread of what the cells of one text and length have in common."""
+    """A Hill law; `shared` is the spread of what cells of one text and length have in common."""
     rng = np.random.default_rng(seed)
     ratio = (C * R**0.6 * L**-beta + b) / BASE
     delta = BASE * ratio * (1 + ratio**k) ** (-1 / k)

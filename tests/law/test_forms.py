@@ -1,4 +1,4 @@
-"""Laws with a ceiling: plant one, recover it; what the paper's estimator makes of it; estimators that resist bad cells."""
+"""Laws with a ceiling: a planted one is recovered; estimators that resist bad cells."""
 
 import json
 
@@ -398,7 +398,7 @@ def test_a_parameter_that_the_cells_say_nothing_about_is_named():
 
 
 def test_base_losses_too_far_apart_for_a_level_are_said_so():
-    """0.8 of the mean base loss, where the search begins, leaves the text of base loss 1 no gain at all."""
+    """The search begins at 0.8 of the mean base loss: the text of base loss 1 has no gain there."""
     base = np.repeat([1.0, 20.0], len(R))
     rank, length = np.tile(R, 2), np.tile(L, 2)
     cells = Observations.of(rank, length, base * -np.expm1(-3 * rank**0.6 * length**-0.5), base)

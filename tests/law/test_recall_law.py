@@ -28,7 +28,7 @@ def test_the_law_of_recall_is_recovered():
 
 @pytest.mark.parametrize(("lengths", "texts"), [((32, 64, 128, 256), 1), ((32, 64, 128, 256), 3)])
 def test_intervals_of_the_recall_rank_hold_with_few_clusters(lengths, texts):
-    """Where ranks split cleanly, as in a quickstart, the bootstrap alone held the truth in 67 to 88 % of such sweeps."""
+    """Where ranks separate completely, the bootstrap alone covers the truth in 67 to 88 %."""
     hits = {length: [] for length in lengths[:3]}
     for seed in range(60):
         cells = exponential_cells((1, 2, 3, 4, 6, 8, 12), lengths, texts)
@@ -44,7 +44,7 @@ def test_intervals_of_the_recall_rank_hold_with_few_clusters(lengths, texts):
     }
 
 
-def test_firth_agrees_with_plain_likelihood_where_there_is_much_and_is_finite_where_ranks_split_cleanly():
+def test_firth_is_near_maximum_likelihood_and_finite_under_complete_separation():
     from scipy import optimize
 
     cells = exponential_cells(texts=60)
