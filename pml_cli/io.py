@@ -118,6 +118,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
+def cache_folder() -> Path:
+    """The folder of pml's caches: PML_CACHE, else `pml` in XDG_CACHE_HOME, else ~/.cache/pml."""
+    folder = os.environ.get("PML_CACHE")
+    if not folder:
+        folder = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pml")
+    return Path(folder).expanduser()
+
+
 def temporary_path(path: Path) -> Path:
     """A hidden path beside `path`, for content that is not complete."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")

@@ -8,6 +8,7 @@ always a slip is refused here: a key given twice (bash makes that of rank={4,8})
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from decimal import ROUND_CEILING, Decimal
@@ -85,7 +86,7 @@ def _parse_override(
         raise UserError(f"{text}: not of the form key=value")
 
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(_with_home(key, text))
     except (HydraException, ValueError) as error:
         raise UserError(
             f"{text}: not in Hydra's grammar ({one_line(error)}); "
@@ -100,6 +101,14 @@ def _parse_override(
     if not values:
         raise UserError(f"{text}: no values")
     return key, distinct(values)
+
+
+def _with_home(key: str, text: str) -> str:
+    """An override with each `~/` that begins a path expanded: the grammar has no such character."""
+    if not key.endswith("path"):
+        return text
+    # Only where a value begins, and not in quotes.
+    return re.sub(r"(?<=[=,\[(])~(?=/)", str(Path.home()), text)
 
 
 def _values(override: Override, text: str, names: list[str] | None) -> list[Any]:

@@ -49,9 +49,9 @@ class Model(Settings):
     )
     path: str = setting(
         "tiny",
-        help="tiny (embedded), a Hugging Face hub id or a local folder",
+        help="tiny (embedded), a Hugging Face hub id, a local folder or a GGUF file",
         required=True,
-        allowed="tiny, a hub id or a folder",
+        allowed="tiny, a hub id, a folder or a GGUF file",
         path="any",
     )
     weights: str = setting(

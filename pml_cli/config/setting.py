@@ -14,11 +14,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -201,7 +203,15 @@ def setting(
 
 
 class Settings:
-    """Base of the dataclasses of settings."""
+    """Base of the dataclasses of settings; a path that begins with `~` is expanded."""
+
+    def __post_init__(self) -> None:
+        owner: Any = type(self)
+        for name in _path_names(owner):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("~"):
+                # Not Path.expanduser, which raises an error for an unknown user.
+                setattr(self, name, os.path.expanduser(value))  # noqa: PTH111
 
     def validate(self) -> Iterator[str]:
         """Lines about faults that no single field shows, each `setting=value: must be ...`.
@@ -209,6 +219,16 @@ class Settings:
         The name is the field's own; whoever reports the line puts the group before it.
         """
         yield from ()
+
+
+@lru_cache(maxsize=64)
+def _path_names(owner: type[Any]) -> list[str]:
+    """The settings of a dataclass that are paths."""
+    return [
+        declared.name
+        for declared in dataclasses.fields(owner)
+        if "declaration" in declared.metadata and declared.metadata["declaration"].path
+    ]
 
 
 def declaration_of(owner: type[Any], name: str) -> Declaration | None:

@@ -18,6 +18,7 @@ from pml_cli.evaluation.result import extra_measures, result_of
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.throughput import Throughput, torch_device_label
+from pml_cli.model.gguf import base_path
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.folder import RunFolder
 from pml_cli.training.trainer import (
@@ -243,6 +244,6 @@ class PackRun(TrainingObserver):
 
         adapter = cell.adapter
         assert adapter is not None
-        folder.write_adapter(lambda path: adapter.save(0, path, cell.run.model.path))
+        folder.write_adapter(lambda path: adapter.save(0, path, base_path(cell.run.model)))
         result = result_of(plan, cell, self.base)
         folder.finish({**result, **measured})

@@ -19,7 +19,7 @@ from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
-from pml_cli.runs.run_id import content_hash, run_id
+from pml_cli.runs.run_id import model_hash, run_id
 
 # Input tokens of one training step; more cells in a step are no faster beyond it.
 PACK_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -103,7 +103,7 @@ def _ambiguous_names(cells: Sequence[CellPlan]) -> list[str]:
     for cell in cells:
         model = cell.run.model
         paths = paths_by_name.setdefault(model.name, {})
-        paths.setdefault(content_hash(model.path), model.path)
+        paths.setdefault(model_hash(model.path), model.path)
 
     example = "'model.name=\"${basename:${.path},2}\"' (the last two parts of the path)"
     return [

@@ -9,16 +9,14 @@ import heapq
 import itertools
 import json
 import math
-import os
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pml_cli.config.schema import Launch
-from pml_cli.io import write_json
+from pml_cli.io import cache_folder, write_json
 from pml_cli.launch.cost_model import training_flops
 from pml_cli.launch.devices import openmp_threads
 from pml_cli.launch.pack import Pack
@@ -108,14 +106,11 @@ class Throughput:
     """Measured speeds: rates.json in the cache folder. A damaged file counts as empty.
 
     Attributes:
-        path: the file; its folder is PML_CACHE, else `pml` in XDG_CACHE_HOME, else ~/.cache/pml.
+        path: the file.
     """
 
     def __init__(self) -> None:
-        folder = os.environ.get("PML_CACHE")
-        if not folder:
-            folder = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pml")
-        self.path = Path(folder).expanduser() / "rates.json"
+        self.path = cache_folder() / "rates.json"
 
     def record(self, device: str, dtype: str, model: str, pack: Pack, seconds: float) -> None:
         """Record the seconds that all steps of a pack took.

@@ -3,6 +3,9 @@
 Without torch, for planning:
 
     files.py        the files of a model, and its config.json
+    gguf.py         GGUF files as base models
+    gguf_layout.py  where a GGUF file keeps its header and tensors
+    file_hash.py    a quick hash of weight files, for the id of a run
     families.py     what pml knows of each family of models, one record a family
     dims.py         sizes of a model from its config.json
     device.py       the device that a model lies on, and its memory

@@ -16,6 +16,7 @@ from pml_cli.errors import UserError
 from pml_cli.model.device import device_kind, device_memory
 from pml_cli.model.families import ModelFamily, Role, family_of
 from pml_cli.model.files import config_fields
+from pml_cli.model.gguf import gguf_file
 
 # Share of a device's memory that weights may fill before layers are streamed.
 WEIGHTS_SHARE = 0.8
@@ -224,7 +225,16 @@ def is_streamed(model: Model) -> bool:
     """Whether the layers that training does not need are read one at a time.
 
     `model.stream` decides; if it is None, a model is streamed whose weights do not fit the device.
+    A GGUF file is always loaded whole.
+
+    Raises:
+        UserError: `model.stream` is true for a GGUF file.
     """
+    if model.weights != "random" and gguf_file(model.path) is not None:
+        if model.stream:
+            reason = "must be null or false for a GGUF file, which is dequantised as a whole"
+            raise UserError(f"model.stream=true: {reason}")
+        return False
     if model.stream is not None or model.weights == "random":
         return bool(model.stream)
 

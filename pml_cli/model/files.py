@@ -1,4 +1,4 @@
-"""The files of a model (embedded, local or from the Hugging Face hub), and its config.json.
+"""The files of a model (embedded, local, GGUF or from the Hugging Face hub), and its config.json.
 
 Without torch.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError, first_line
+from pml_cli.model.gguf import config_folder, gguf_file
 
 
 def locate(model: Model, name: str) -> Path | None:
@@ -25,21 +26,34 @@ def locate(model: Model, name: str) -> Path | None:
         The path, or None if the model has no such file.
 
     Raises:
-        UserError: the local folder does not exist, or the hub refuses or cannot be reached.
+        UserError: the local folder or file does not exist or cannot be read, or the hub refuses or
+            cannot be reached.
     """
-    if model.path == "tiny":
-        return _existing(TINY / name)
-
-    if Path(model.path).is_dir():
-        return _existing(Path(model.path) / name)
+    folder = local_folder(model)
+    if folder is not None:
+        return _existing(folder / name)
 
     # Nothing is downloaded for random weights of an architecture that the settings spell out.
     if model.weights == "random" and model.architecture:
         return None
 
     if model.path.startswith(("/", ".", "~")):
-        raise UserError(f"model.path={model.path}: no such folder")
+        raise UserError(f"model.path={model.path}: no such folder or file")
     return _download(model.path, name, model.revision)
+
+
+def local_folder(model: Model) -> Path | None:
+    """The folder with a model's config and tokenizer; None for a model on the hub.
+
+    For a GGUF file it is one of the cache, made from what the file holds.
+    """
+    if model.path == "tiny":
+        return TINY
+    file = gguf_file(model.path)
+    if file is not None:
+        return config_folder(file)
+    folder = Path(model.path)
+    return folder if folder.is_dir() else None
 
 
 def _existing(path: Path) -> Path | None:

@@ -1,8 +1,10 @@
-"""From settings to a `SplitModel`: embedded, local, from the hub, or with random weights."""
+"""From settings to a `SplitModel`: embedded, local, GGUF, from the hub, or with random weights."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from pml_cli.config.schema import TINY, Model
+from pml_cli.config.schema import Model
 from pml_cli.errors import UserError, and_n_more, first_line
 from pml_cli.model.device import out_of_memory, pick_device
 from pml_cli.model.dims import is_streamed, model_dims
+from pml_cli.model.files import local_folder
+from pml_cli.model.gguf import dequantising, gguf_file, isolated
 from pml_cli.model.modules import find_layers
 from pml_cli.model.split_model import SplitModel
 from pml_cli.model.streaming import WeightFiles, WeightStream
@@ -27,14 +31,14 @@ LOADING_ERRORS = (OSError, ValueError, SafetensorError, StrictDataclassError)
 
 
 def load_model(settings: Model) -> SplitModel:
-    """Load a model; weights are read from safetensors only.
+    """Load a model; weights are read from safetensors or GGUF only.
 
     Args:
         settings: of the model.
 
     Raises:
         UserError: the model is not found, is no decoder-only model, or its weights are not in
-            safetensors or incomplete.
+            safetensors or GGUF, or incomplete.
     """
     import transformers
 
@@ -52,8 +56,8 @@ def load_model(settings: Model) -> SplitModel:
 
 
 def _path(settings: Model) -> Path | str:
-    """What transformers loads the model from."""
-    return TINY if settings.path == "tiny" else settings.path
+    """What transformers reads the config from, and the weights where they are in safetensors."""
+    return local_folder(settings) or settings.path
 
 
 def _dtype(settings: Model) -> torch.dtype:
@@ -71,18 +75,13 @@ def _hub_options(settings: Model) -> dict[str, Any]:
 
 def _whole_model(settings: Model) -> Any:
     """A model of transformers with all its weights, on the CPU."""
-    import transformers
-
+    file = gguf_file(settings.path)
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            _path(settings),
-            dtype=_dtype(settings),
-            use_safetensors=True,
-            # Mismatches are refused below, with a message of ours.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **_hub_options(settings),
-        )
+        if file is not None:
+            model, info = _dequantised_model(file, settings)
+        else:
+            source = {"pretrained_model_name_or_path": _path(settings)} | _hub_options(settings)
+            model, info = _from_pretrained(settings, source)
     except (*LOADING_ERRORS, RuntimeError) as error:
         if out_of_memory(error):
             raise
@@ -90,6 +89,46 @@ def _whole_model(settings: Model) -> Any:
 
     _check_complete(settings, info)
     return model
+
+
+def _from_pretrained(settings: Model, source: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model of transformers and its loading info.
+
+    Args:
+        settings: of the model.
+        source: keyword arguments that say what it is loaded from.
+    """
+    import transformers
+
+    loaded: tuple[Any, dict[str, Any]] = transformers.AutoModelForCausalLM.from_pretrained(
+        dtype=_dtype(settings),
+        use_safetensors=True,
+        # Mismatches are refused later, with a message of ours.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **source,
+    )
+    return loaded
+
+
+def _dequantised_model(file: Path, settings: Model) -> tuple[Any, dict[str, Any]]:
+    """As `_from_pretrained`, from a GGUF file; its config is that of a model never quantised."""
+    import transformers
+
+    # transformers draws a bar of its own, which no setting switches off; errors are raised.
+    with isolated(file) as source, redirect_stderr(io.StringIO()):
+        # The config of the cache folder, because reading it from the file takes seconds.
+        source["config"] = transformers.AutoConfig.from_pretrained(_path(settings))
+        model, info = _from_pretrained(settings, source | dequantising())
+    # Otherwise transformers and PEFT would treat the model as a quantised one.
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    for name in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+    model.is_quantized = False
+    return model, info
 
 
 def _check_complete(settings: Model, info: dict[str, Any]) -> None:
@@ -169,14 +208,19 @@ def _submodules(modules: Iterable[nn.Module]) -> set[nn.Module]:
 
 
 def check_weights(settings: Model) -> None:
-    """Refuse a local folder without safetensors before anything is loaded from it.
+    """Refuse a local folder without weights before anything is loaded from it.
 
     Raises:
-        UserError: the folder has no *.safetensors.
+        UserError: the folder has neither *.safetensors nor a GGUF file, or layers of a GGUF file
+            are to be streamed.
     """
     folder = Path(settings.path)
-    is_local = settings.path != "tiny" and folder.is_dir()
+    is_local = settings.path != "tiny" and folder.exists()
     if settings.weights != "pretrained" or not is_local:
+        return
+    if gguf_file(settings.path) is not None:
+        # Reports what cannot be read one layer at a time.
+        is_streamed(settings)
         return
 
     if not any(folder.glob("*.safetensors")):

@@ -9,10 +9,10 @@ import json
 from functools import cached_property, lru_cache
 from typing import Any
 
-from pml_cli.config.schema import TINY, Model
+from pml_cli.config.schema import Model
 from pml_cli.errors import UserError, first_line
 from pml_cli.model.dims import model_dims
-from pml_cli.model.files import locate
+from pml_cli.model.files import local_folder, locate
 
 
 class Tokenizer:
@@ -138,7 +138,7 @@ class Tokenizer:
         from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoTokenizer
 
-        path = TINY if self._model.path == "tiny" else self._model.path
+        path = local_folder(self._model) or self._model.path
         name = f"the tokenizer of model={self._model.name}"
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=self._model.revision)

@@ -4,8 +4,8 @@ The three hashes of weights in pml, and what each is for:
 
 - `SplitModel.weights_hash` (this file's checksums): of all bits of the weights in memory. env.json
   of a run records it, and `pml lasting` refuses a run that was trained on other weights.
-- `runs.file_hash.sampled_hash`: of a safetensors file, of which it reads samples. Part of the run
-  id of a local model, so it must be quick and work without torch.
+- `model.file_hash.sampled_hash`: of a safetensors or GGUF file, of which it reads samples. Part of
+  the run id of a local model, so it must be quick and work without torch.
 - `runs.run_id.fingerprint`: of whatever lies at a path; for a model's folder, its config, tokenizer
   and the sampled hashes of its weights. The model part of the run id.
 """

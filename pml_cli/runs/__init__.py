@@ -6,6 +6,5 @@ May import `config`, `data` and `model` (settings and sizes), neither torch nor 
     output_folder.py  whether a sweep's folder can be used, and what its disk refuses
     read.py           finished and failed runs, read back as a table
     run_id.py         what makes two runs the same, and the settings that tell them apart
-    file_hash.py      a quick hash of weight files, for the id
     groups.py         which runs are comparable, and the names of groups
 """

@@ -1,10 +1,10 @@
 """What makes two runs the same: the id of a run, and the settings that tell it from others.
 
 Where a run happens (device, worker, folder) is no part of it. A data file counts by its content, a
-local model by its config, tokenizer and weights (`file_hash.py`); so a moved file keeps its runs
+local model by its config, tokenizer and weights (`model/file_hash.py`); so a moved file keeps its runs
 and a changed one gets new ones.
 
-Hashes of a model's weights: `content_hash` here decides the id, before anything is loaded;
+Hashes of a model's weights: `model_hash` here decides the id, before anything is loaded;
 `model/weight_hash.py` is written to env.json, of the weights as they were loaded.
 """
 
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
-from pml_cli.runs.file_hash import sampled_hash
+from pml_cli.model.file_hash import sampled_hash
+from pml_cli.model.gguf import gguf_file
 
 GROUPS = ("model", "data", "adapter", "loss", "train")
 DISCRIMINATORS = ("source", "kind")
@@ -54,7 +55,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
         settings["model"].pop(name, None)
 
     # Always: the embedded model may be another one some day.
-    settings["model"]["path"] = content_hash(run.model.path)
+    settings["model"]["path"] = model_hash(run.model.path)
 
     settings["loss"] |= run.loss.id_fields()
     settings["data"] |= run.data.id_fields()
@@ -91,7 +92,7 @@ def _short_hash(text: str, length: int) -> str:
 def _hidden_model_settings(run: Run) -> set[str]:
     hidden = set()
     # The name says which embedded or hub model it is.
-    if not Path(run.model.path).is_dir():
+    if run.model.path == "tiny" or not Path(run.model.path).exists():
         hidden.add("path")
     if run.model.weights != "random":
         hidden.add("architecture")
@@ -121,6 +122,20 @@ def changed_settings(settings: Any) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _defaults(settings_class: Any) -> dict[str, Any]:
     return dict(vars(settings_class()))
+
+
+def model_hash(path: str) -> str:
+    """A name for the base model at a path: as `content_hash`, and for a GGUF file its own hash.
+
+    The same file is the same model in whatever folder and under whatever name.
+    """
+    file = gguf_file(path)
+    return content_hash(path) if file is None else _gguf_hash(str(file))
+
+
+@lru_cache(maxsize=256)
+def _gguf_hash(path: str) -> str:
+    return sampled_hash(Path(path))
 
 
 @lru_cache(maxsize=256)

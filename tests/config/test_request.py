@@ -166,6 +166,24 @@ def test_below_a_mapping_single_fields_can_be_set():
     assert request.runs[0].model.architecture["hidden_size"] == 1024
 
 
+@pytest.mark.parametrize("text", ["~/{}", '"~/{}"', "'~/{}'"])
+def test_paths_below_the_home_folder(text, tmp_path, monkeypatch):
+    """As typed, in quotes, in a list."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "notes.txt").write_text("words")
+    models = f"model.path={text.format('a/final')},{text.format('b')}"
+    data = f"data.path={text.format('notes.txt')}"
+    runs = load("sweep", ["model=hf", models, "model.name=x", "data=text", data]).runs
+    assert [run.model.path for run in runs] == [f"{tmp_path}/a/final", f"{tmp_path}/b"]
+    assert {run.data.path for run in runs} == {f"{tmp_path}/notes.txt"}
+
+
+def test_a_tilde_elsewhere_is_no_home_folder():
+    assert "not in Hydra's grammar" in refusal("probe", "data=text", "data.prompt=~/x")
+    (run,) = load("probe", ["model=hf", 'model.path="org/a~/b"', "model.name=x"]).runs
+    assert run.model.path == "org/a~/b"
+
+
 def test_interpolations_follow_each_cell():
     request = load("sweep", ["rank=4,8", "adapter=linear", "adapter.alpha=${rank}"])
     assert [r.adapter.alpha for r in request.runs] == [4.0, 8.0]  # type: ignore[attr-defined]

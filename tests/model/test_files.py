@@ -25,8 +25,9 @@ def test_nothing_is_downloaded_for_random_weights():
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere"])
 def test_a_folder_that_does_not_exist_is_refused(path):
-    with pytest.raises(UserError, match=f"model.path={path}: no such folder"):
-        locate(Model(path=path), "config.json")
+    model = Model(path=path)
+    with pytest.raises(UserError, match=f"model.path={model.path}: no such folder"):
+        locate(model, "config.json")
 
 
 def test_a_repository_without_a_network_is_refused():

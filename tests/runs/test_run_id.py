@@ -15,7 +15,7 @@ from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
-from pml_cli.runs import file_hash
+from pml_cli.model import file_hash
 from pml_cli.runs.run_id import content_hash, loss_label, run_id, settings_label
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_ot import MemftOtLoss

@@ -1,11 +1,16 @@
-"""A hash of a safetensors file that is quick however large the file is, for the id of a run."""
+"""A hash of a safetensors or GGUF file, quick however large the file is, for the id of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from pml_cli.model.gguf_layout import is_gguf, read_layout
+
+# [first, end) bytes of each tensor.
+Spans = Sequence[Sequence[int]]
 
 # Files up to this size are read whole.
 MAX_WHOLE_BYTES = 2**24
@@ -29,25 +34,41 @@ def sampled_hash(path: Path) -> str:
             digest.update(file.read())
             return digest.hexdigest()
 
-        # A safetensors file begins with the length of its header, in eight bytes.
-        length = file.read(8)
-        header = file.read(min(int.from_bytes(length, "little"), MAX_WHOLE_BYTES))
-        digest.update(length + header)
-        for offset in _sample_offsets(header, len(length) + len(header), size):
+        data_start, spans = _gguf_spans(path) if is_gguf(path) else _safetensors_spans(path)
+        digest.update(file.read(data_start))
+        for offset in _sample_offsets(spans, data_start):
             file.seek(offset)
             digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 
-def _sample_offsets(header: bytes, data_start: int, size: int) -> Iterator[int]:
+def _gguf_spans(path: Path) -> tuple[int, Spans]:
+    """Bytes of the header, and [first, end) bytes of each tensor, relative to the first one."""
+    try:
+        layout = read_layout(path)
+        return layout.data_start, layout.tensors
+    except ValueError:
+        # A damaged file is sampled as one tensor; loading it reports the damage.
+        return MAX_WHOLE_BYTES, [(0, path.stat().st_size - MAX_WHOLE_BYTES)]
+
+
+def _safetensors_spans(path: Path) -> tuple[int, Spans]:
+    """As `_gguf_spans`."""
+    with path.open("rb") as file:
+        # A safetensors file begins with the length of its header, in eight bytes.
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), MAX_WHOLE_BYTES))
+    data_start = len(length) + len(header)
+    return data_start, _header_spans(header, path.stat().st_size - data_start)
+
+
+def _sample_offsets(spans: Spans, data_start: int) -> Iterator[int]:
     """Where to read: evenly spaced samples of each tensor.
 
     Args:
-        header: the JSON header.
+        spans: [first, end) bytes of each tensor, relative to the first one.
         data_start: offset of the first tensor in the file.
-        size: bytes of the file.
     """
-    spans = _tensor_spans(header, size - data_start)
     if not spans:
         return
 
@@ -61,8 +82,8 @@ def _sample_offsets(header: bytes, data_start: int, size: int) -> Iterator[int]:
             yield data_start + first + offset
 
 
-def _tensor_spans(header: bytes, data_bytes: int) -> list[list[int]]:
-    """[first, end) bytes of each tensor, relative to the first one."""
+def _header_spans(header: bytes, data_bytes: int) -> Spans:
+    """[first, end) bytes of each tensor, by the JSON header of a safetensors file."""
     try:
         fields = json.loads(header).items()
         return sorted(field["data_offsets"] for name, field in fields if name != "__metadata__")
