@@ -1,8 +1,8 @@
 """What makes two runs the same: the id of a run, and the settings that tell it from others.
 
 Where a run happens (device, worker, folder) is no part of it. A data file counts by its content, a
-local model by its config, tokenizer and weights (`model/file_hash.py`); so a moved file keeps its runs
-and a changed one gets new ones.
+local model by its config, tokenizer and weights (`model/file_hash.py`); so a moved file keeps its
+runs and a changed one gets new ones.
 
 Hashes of a model's weights: `model_hash` here decides the id, before anything is loaded;
 `model/weight_hash.py` is written to env.json, of the weights as they were loaded.
