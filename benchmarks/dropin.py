@@ -105,8 +105,8 @@ def recalled(model: torch.nn.Module) -> tuple[float, float]:
     """How much of the passages a model recalls.
 
     Returns:
-        Proportion of tokens predicted right from the true text before them, and of passages recalled
-        from the prompt alone.
+        Proportion of tokens predicted right from the true text before them, and of passages
+        recalled verbatim from the prompt alone.
     """
     device = next(model.parameters()).device
     ids = torch.stack([row["input_ids"] for row in passages()]).to(device)
