@@ -534,6 +534,13 @@ def test_the_losses_to_compare_are_a_list(value, user_conf):
         load("memft", [], config_dir=user_conf)
 
 
+def test_an_option_that_holds_a_number_is_refused(user_conf):
+    (user_conf / "loss").mkdir(exist_ok=True)
+    (user_conf / "loss" / "five.yaml").write_text("5\n")
+    with pytest.raises(UserError, match="loss=five"):
+        load("probe", ["loss=five"], config_dir=user_conf)
+
+
 def test_hydra_s_internals_are_where_we_look_for_them(tmp_path):
     """If this fails after an update of hydra, `compose.start_hydra` is the one function to mend."""
     import inspect
