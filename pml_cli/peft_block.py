@@ -65,7 +65,7 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
             width: hidden size D, which the block reads and writes.
             r: rank of the adapter.
             lora_alpha: the scale is lora_alpha / r.
-            **kwargs: whatever else PEFT passes to its layers.
+            **kwargs: other arguments that PEFT passes to its layers.
         """
         nn.Module.__init__(self)
         # LoraLayer asks for the sizes of the block while it is initialised.

@@ -158,7 +158,7 @@ def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightS
             stream.fill_own(module)
 
     if is_tied:
-        # The embeddings have new weights, which the head shall share.
+        # The embeddings have new weights; tie the head to them again.
         model.tie_weights()
     return stream
 

@@ -250,7 +250,7 @@ class SampleOrder:
         return next(self._queue)
 
     def skip(self, draws: int) -> None:
-        """Go on as after so many minibatches."""
+        """Skip ahead: the next minibatch is the one after so many."""
         # Drawn again, because the generator's state is no part of a checkpoint.
         for _ in range(draws):
             self.next()

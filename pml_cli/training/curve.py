@@ -77,7 +77,7 @@ def curve_tables(values: Sequence[Tensor], last_step: int) -> list[pd.DataFrame]
     """The table of each cell, one row a step.
 
     Args:
-        values: `curve_values` of consecutive steps.
+        values: `curve_values`, (len(COLUMNS), K) each, of consecutive steps.
         last_step: number of steps done; the last of `values` is that of step last_step - 1.
     """
     # The one place where the curve waits for the device.
