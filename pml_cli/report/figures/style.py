@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +23,8 @@ from pml_cli.stats import Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Group = TypeVar("Group")
 
 # Dots per inch of a PNG: of a page to be read on a screen, and of what is made for a column
 SCREEN_DPI = 150
@@ -78,6 +81,21 @@ def column_figure(width: float = COLUMN, height: float = 2.8) -> Figure:
 
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     return Figure(figsize=(width, height), dpi=PRINT_DPI, layout=layout)
+
+
+def panel_in_column(draw: Callable[[Axes, Group], None], group: Group) -> Figure:
+    """One panel of a page as a figure of its own, for a column of print.
+
+    Args:
+        draw: draws the panel into axes.
+        group: what it draws.
+    """
+    column = column_figure(COLUMN, 3.0)
+    axes = column.subplots()
+    draw(axes, group)
+    style_for_column(axes)
+    shrink_texts(axes)
+    return column
 
 
 def style_for_column(axes: Axes, tick_length: float = 2.5) -> None:
