@@ -41,13 +41,17 @@ from pml_cli.stats import (
 Progress = Callable[[int, int], None]
 """Is called with the draws done and all draws."""
 
-# cells times draws solved together
+# Cells times draws that are solved together.
 CELLS_AT_ONCE = 60_000
-# scoring steps of a draw, from the fit to all cells
+
+# Scoring steps of a draw, which starts at the fit to all cells.
 STEPS = 40
+
+# Values at which a profile likelihood is computed, and the parameters that have one.
 PROFILE_POINTS = 31
 PROFILED = ("alpha", "beta", "b", "k")
-# standard errors to each side of the optimum
+
+# Width of a profile to each side of the optimum, standard errors.
 PROFILE_REACH = 4.5
 
 

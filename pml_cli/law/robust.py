@@ -32,10 +32,12 @@ from pml_cli.stats import Array, percent_error, safe_exp
 # the noise is normal (Huber 1964). Beyond TUKEY a residual has no influence.
 HUBER = 1.345
 TUKEY = 4.685
-# times the median absolute residual: the standard deviation of normal noise
+
+# Factor from the median absolute residual to the standard deviation of normal noise.
 MAD_TO_SD = 1.4826
+
+# Rounds of reweighting at most, and the relative change of the spread that ends them.
 ROUNDS = 30
-# relative change of the spread at which it has converged
 TOLERANCE = 1e-6
 
 

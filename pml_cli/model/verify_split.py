@@ -28,7 +28,8 @@ TARGET_EFFECT = 0.5
 # An effect between half and twice the target is accepted.
 EFFECT_TOLERANCE = 2.0
 
-# Scales of the adapter that are tried; some sites (queries, keys) never have so large an effect.
+# Scales of the adapter that are tried at most: at some sites (queries, keys) no scale has so large
+# an effect.
 MAX_TRIES = 6
 FIRST_SCALE = 0.1
 MAX_SCALE_STEP = 16.0

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # What a fit sees of a cell
 MEASURED = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
+
+# Columns of cells.csv, before the predictions of each law.
 FIRST_COLUMNS = (
     "group",
     "id",

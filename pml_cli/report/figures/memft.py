@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # More panels side by side would be too narrow.
 MAX_COLUMNS = 3
+
+# Legend of hollow markers.
 BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
 
 

@@ -32,13 +32,18 @@ PRINT_DPI = 300
 
 # Width of one column of print, inches
 COLUMN = 3.5
+
 # Width of two columns of print, inches
 PAGE = 7.1
 
-# The ends of the colour map PuOr: they differ without colour vision, and in grey
+# Reference lines and secondary marks.
 GREY = "0.45"
+
+# The ends of the colour map PuOr: distinguishable without colour vision, and in grey.
 ORANGE = "#b35806"
 PURPLE = "#542788"
+
+# Markers in the order of their use.
 MARKERS = "osD^vPX<>"
 
 # Above this, the points of an SVG are rasterized: as vectors they would take megabytes

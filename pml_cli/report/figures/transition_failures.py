@@ -33,6 +33,8 @@ MAX_RANKS = 9
 
 # More bars of a histogram would be thinner than a pixel.
 MAX_BARS = 260
+
+# Candidates for ticks of a logarithmic axis of positions.
 TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 
 

@@ -25,8 +25,10 @@ from pml_cli.report.tables.layout import plain_table
 
 # Characters in a line, on a terminal and in a message
 WIDTH = 80
-# Keys such as `fit` and `unseen` stand in a column of this width
+
+# Width of the column of keys such as `fit` and `unseen`.
 KEY_WIDTH = 8
+
 EXPONENTS = ("alpha", "beta")
 EVEN_CHANCE = 0.5
 LAW_COLUMNS = (
