@@ -54,7 +54,7 @@ def describe(asked: Request | ReportSettings) -> str:
 def _commented(settings: Settings, indent: str = "") -> str:
     """Settings as YAML, each with its help as a comment."""
     entries: list[str] = []
-    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, Settings):
             nested = _commented(value, f"{indent}  ")

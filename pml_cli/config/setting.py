@@ -200,6 +200,7 @@ def setting(
     return typing.cast("T", declared)
 
 
+@dataclass(kw_only=True)
 class Settings:
     """Base of the dataclasses of settings."""
 
@@ -231,7 +232,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
     """
     lines = own_faults(settings, prefix)
 
-    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for declared in dataclasses.fields(settings):
         value = getattr(settings, declared.name)
         if isinstance(value, Settings):
             lines += faults(value, f"{prefix}{declared.name}.")
@@ -241,7 +242,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
 def own_faults(settings: Settings, prefix: str = "") -> list[str]:
     """As `faults`, without those of the settings that it holds."""
     lines: list[str] = []
-    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for declared in dataclasses.fields(settings):
         if "declaration" in declared.metadata:
             value = getattr(settings, declared.name)
             declaration = declared.metadata["declaration"]

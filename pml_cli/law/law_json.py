@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import scipy
@@ -46,6 +46,9 @@ from pml_cli.law.power_law import PowerLawFit
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.stats import Array, percent_error
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 FORMAT = 3
 FILE_NAME = "law.json"
 ESTIMATORS = {"paper": "least squares", "robust": "relative residuals, Huber's loss"}
@@ -54,7 +57,7 @@ Describe = Callable[[Finding | None, SizeAxis], str]
 """Makes the sentence of a finding for a law of that size; empty for None."""
 Say = Callable[[Finding | None], str]
 """The same for the size of one group."""
-Record = TypeVar("Record")
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,7 +422,7 @@ def to_text(content: LawFile) -> str:
 
 def _record(kind: type[Record], source: Any, **values: Any) -> Record:
     """A record whose fields are attributes of `source`, but for those given by `values`."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(kind)}
     copied = {name: getattr(source, name) for name in names - set(values)}
     return kind(**copied, **values)
 
@@ -705,7 +708,7 @@ def _from_json(kind: type[Record], content: dict[str, Any]) -> Record:
     Raises:
         KeyError: a key is missing.
     """
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in fields(kind)]
     return kind(**{name: content[name] for name in names})
 
 

@@ -44,7 +44,7 @@ from pml_cli.model.verify_split import split_matches_full
 from pml_cli.model.weight_hash import tensor_checksums
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    from transformers import Cache, PreTrainedModel
 
 # Under these the layers below the adapter would depend on the length of the whole input.
 LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")
@@ -116,7 +116,7 @@ class SplitModel:
     """
 
     def __init__(
-        self, model: nn.Module, settings: Model, stream: WeightStream | None = None
+        self, model: PreTrainedModel, settings: Model, stream: WeightStream | None = None
     ) -> None:
         """Freeze a model and find its parts.
 
@@ -128,19 +128,19 @@ class SplitModel:
         Raises:
             UserError: the model is of a kind that cannot be split.
         """
-        self.model = model.eval().requires_grad_(False)
+        self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.settings = settings
         self.stream = stream
 
-        config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+        config: Any = model.config.get_text_config()
         self._refuse_length_dependent_rope(config)
         self._family = family_of(config.model_type)
 
         self.modules: dict[str, nn.Module] = dict(model.named_modules())
-        self.decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+        self.decoder: nn.Module = model.get_decoder()
         self.layers = find_layers(model, settings)
         self.norm = find_final_norm(self.decoder, self._family, settings)
-        output: Any = model.get_output_embeddings()  # type: ignore[operator]
+        output: Any = model.get_output_embeddings()
         self.head = Head(
             weight_VD=output.weight,
             bias_V=getattr(output, "bias", None),
@@ -290,7 +290,7 @@ class SplitModel:
     def _embedded(self, stream: WeightStream, batches: list[Tensor]) -> list[Tensor]:
         """The input of the first layer, (n, T, D), for each batch of ids (n, T)."""
         hidden = []
-        with stream.holding(self.model.get_input_embeddings()):  # type: ignore[operator]
+        with stream.holding(self.model.get_input_embeddings()):
             for ids in batches:
                 capturing = self._capturing(0, is_block=False)
                 with capturing as tensors, skipped(self.layers):
