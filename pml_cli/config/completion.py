@@ -204,7 +204,7 @@ def _option_class(group: str, option: str, config_dir: Path | None) -> type[Any]
 
 
 def _candidates(word: str, typed: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """What may stand in the place of a word."""
+    """What may replace a word."""
     key, equals, value = word.partition("=")
     if not equals:
         typed_keys = [text.partition("=")[0] for text in typed]

@@ -87,7 +87,7 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        # Null is named above; of the other special values only numbers help whoever gave a number.
+        # Null is named above. Where a number is wrong, only special values that are numbers help.
         numbers = [value for value in self.special if isinstance(value, int)]
         special = {value: self.special[value] for value in numbers}
         return _with_notes(text, [self.unit, _special_text(special)])
@@ -207,7 +207,7 @@ class Settings:
     def validate(self) -> Iterator[str]:
         """Lines about faults that no single field shows, each `setting=value: must be ...`.
 
-        The name is the field's own; whoever reports the line puts the group before it.
+        The name is the field's own; the caller puts the group before it.
         """
         yield from ()
 

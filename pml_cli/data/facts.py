@@ -1,4 +1,4 @@
-"""A source of many short facts, each whole: as many as fit into the target tokens asked for."""
+"""A source of many short facts: as many whole ones as fit into the requested target tokens."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def read_record(path: Path) -> tuple[Record | None, float]:
         OSError: it cannot be read at the moment.
     """
     try:
-        # Opening asks an NFS server anew; a stat alone may be answered from a cache.
+        # Opening queries the NFS server; a stat alone may be answered from a cache.
         with path.open(encoding="utf-8") as file:
             record = json.loads(file.read())
             written_at = os.fstat(file.fileno()).st_mtime

@@ -155,7 +155,7 @@ class _Residuals:
 
 
 def _huber(theta: Array, problem: _Residuals) -> Array:
-    """Theta, (4,), by Huber's loss; the spread is estimated anew after each fit."""
+    """Theta, (4,), by Huber's loss; the spread is re-estimated after each fit."""
     spread = _spread(problem.at(theta))
     for _ in range(ROUNDS):
         theta = _minimise(theta, problem, problem.weight, bend=HUBER * spread)

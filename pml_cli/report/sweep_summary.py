@@ -84,7 +84,7 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
         console: to print to.
 
     Returns:
-        exit code: 0, or 1 where a cell failed or is missing and nobody trains it.
+        exit code: 0, or 1 where a cell failed or is missing and no process trains it.
     """
     unreadable: list[str] = []
     runs = read_runs([out], unreadable)

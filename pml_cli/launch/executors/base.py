@@ -218,7 +218,7 @@ class WorkerPool(Executor):
         cancel_processes(self.job.out, [self.id])
 
     def worker_command(self, python: str | None, *options: str) -> str:
-        """The shell command of a worker; whatever it needs stands on it or in the manifest.
+        """The shell command of a worker; all that it needs is on it or in the manifest.
 
         Args:
             python: shell command of the worker's Python; None: this process's.

@@ -269,7 +269,7 @@ def _interval_line(
 
     Args:
         ends: the values, and the low and high ends of their intervals.
-        index, methods: which one of how many methods it is, for its style and place.
+        index, methods: which one of how many methods it is, for its style and position.
         label: in the legend; None: not in the legend.
     """
     colour, marker = colour_and_marker(index)
