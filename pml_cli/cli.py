@@ -245,7 +245,7 @@ def fit(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    # A trailing comma is no setting.
+    # A trailing comma names no setting.
     settings = [name for name in by.split(",") if name]
     _report("fit", overrides, config_dir, print_config=print_config, by=settings)
 

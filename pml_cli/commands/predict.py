@@ -83,7 +83,7 @@ def parse_target(text: str) -> Target:
     if text == "verbatim":
         return Target(kind="verbatim")
 
-    # What is no number becomes nan, which the bounds below refuse as well.
+    # Text that is not a number becomes nan, which the bounds below refuse as well.
     kind, _, number = text.partition("=")
     try:
         value = float(number)

@@ -116,7 +116,7 @@ def _first_look(watcher: Watcher) -> Snapshot:
     """A snapshot of a folder that must hold a sweep.
 
     Raises:
-        UserError: it does not, or is no folder; names the sweeps below it.
+        UserError: it does not, or is not a folder; names the sweeps below it.
     """
     out = watcher.out
     if not out.is_dir():

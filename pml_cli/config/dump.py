@@ -69,7 +69,7 @@ def _commented(settings: Settings, indent: str = "") -> str:
 
 
 def _comment(owner: type[Any], name: str) -> str:
-    """What a setting is; of the key that names a class, what the class is."""
+    """The help of a setting; for the key that names a class, the summary of the class."""
     if name in DISCRIMINATORS:
         return summary(owner)
     declared = declaration_of(owner, name)

@@ -38,7 +38,7 @@ def facts_source(
         return samples[: int(np.searchsorted(ends, seqlen, side="right"))]
 
     def held_out(seqlen: int) -> list[Sample]:
-        # A file may hold a fact twice: what is in use is no control, wherever it stands.
+        # A file may hold a fact twice; a fact that is learned cannot be held out as well.
         in_use = set(cut(seqlen))
         candidates = test_samples or samples[len(in_use) :]
         return [sample for sample in candidates if sample not in in_use][:MAX_HELD_OUT]

@@ -158,7 +158,7 @@ def living_processes(out: Path) -> list[Record]:
             # it is being replaced at this moment
             continue
 
-        # Others may write to the folder too: what is no record is passed over.
+        # Others may write to the folder too: files that are not records are skipped.
         if record is None or not record.keys() >= RECORD_KEYS:
             continue
         fenced = (out / ".pml" / "dead" / path.stem).is_symlink()

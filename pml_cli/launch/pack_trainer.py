@@ -252,7 +252,7 @@ class PackTrainer:
     # -- the base model and its device
 
     def _usable_base(self, pack: list[CellPlan]) -> SplitModel:
-        # An absent device is no cell's fault, so it is looked at outside of the block below.
+        # A missing device is not the cells' fault, so it is checked outside of the block below.
         self._device = pick_device(pack[0].run.model.device)
         with model_faults():
             return self.base_for(Pack(cells=pack))

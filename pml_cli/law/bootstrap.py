@@ -2,7 +2,7 @@
 
 Cells that share a text and a length share what is hard about that text: they are not independent
 draws. The bootstrap resamples those clusters whole, with every rank and seed inside. The spread
-over optimiser starts is no error and is not reported as one.
+over optimiser starts is not a standard error and is not reported as one.
 
 Shapes: D draws, N cells, G clusters, P = 8 parameters.
 """
@@ -112,7 +112,7 @@ def bootstrap(
     Args:
         progress: called with draws done and all draws.
     """
-    # A fit at a bound is no starting point, and four clusters are few enough.
+    # Scoring cannot start at a bound, and fewer clusters than MIN_CLUSTERS cannot be resampled.
     cluster, count = cells.clusters
     if fit.status != OK:
         assert fit.finding is not None

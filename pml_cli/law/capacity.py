@@ -148,6 +148,6 @@ def unseen_gain(cells: pd.DataFrame) -> UnseenGain | None:
 
 
 def _text_means(cells: pd.DataFrame, column: str) -> Array:
-    """The mean of each text, (texts,): seeds of one text are no independent observations."""
+    """The mean of each text, (texts,): seeds of one text are not independent."""
     by_text = cells.groupby("data_seed", dropna=False)[column]
     return by_text.mean().to_numpy(float)

@@ -33,7 +33,7 @@ def load_model(settings: Model) -> SplitModel:
         settings: of the model.
 
     Raises:
-        UserError: the model is not found, is no decoder-only model, or its weights are not in
+        UserError: the model is not found, is not decoder-only, or its weights are not in
             safetensors or incomplete.
     """
     import transformers

@@ -46,7 +46,7 @@ from pml_cli.model.weight_hash import tensor_checksums
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-# Under these the layers below the adapter would depend on the length of the whole input.
+# RoPE types under which the layers below the adapter depend on the length of the whole input.
 LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")
 
 # Input lengths whose layer calls are remembered; the masks of long inputs are large.

@@ -211,7 +211,7 @@ class WeightStream:
         released = self.held - requested
         missing = requested - self.held
 
-        # Free memory first; if reading fails, what is held stays known.
+        # Free memory first. If reading fails, `self.held` still says what is in memory.
         self.held &= requested
         for module in released:
             self._free(module)

@@ -36,7 +36,7 @@ def tensor_checksums(tensor: Tensor) -> Tensor:
     Integer sums are the same in whatever order they are taken, and any device computes them about
     as fast as it reads its memory. One changed word always changes the checksum; any other change,
     such as two weights swapped, fails to only with a chance of about 1 in 2^32. So it tells models
-    apart, and is no protection against deliberate deception.
+    apart, but does not protect against tampering.
 
     Args:
         tensor: of any dtype, shape and device.

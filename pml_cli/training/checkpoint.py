@@ -164,7 +164,7 @@ def _unpack_tables(raw: Tensor, count: int) -> list[pd.DataFrame]:
     buffer = io.BytesIO(raw.numpy().tobytes())
     joined = pd.read_parquet(buffer)
     by_cell = dict(iter(joined.groupby("cell")))
-    # A cell without rows is no group.
+    # groupby yields nothing for a cell without rows.
     empty = joined.iloc[:0]
     tables = [by_cell.get(i, empty) for i in range(count)]
     return [table.drop(columns="cell").reset_index(drop=True) for table in tables]

@@ -254,7 +254,7 @@ class _Restarts:
         self._progress: tuple[int, float] | None = None
 
     def start_missing(self, snapshot: Snapshot) -> bool:
-        """Start workers where some are missing and packs are free; False: it is no use."""
+        """Start workers where some are missing and packs are free; False: it would be futile."""
         pool = self.pool
         running = pool.count_workers()
         if running is None or time.monotonic() - self._last_launch <= SETTLE_SECONDS:

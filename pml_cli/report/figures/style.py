@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Group = TypeVar("Group")
 
-# Dots per inch of a PNG: of a page to be read on a screen, and of what is made for a column
+# Dots per inch of a PNG: of a page for the screen, and of a figure for a column of print.
 SCREEN_DPI = 150
 PRINT_DPI = 300
 

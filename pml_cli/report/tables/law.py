@@ -355,7 +355,7 @@ def _tie_line(tie: Tie) -> str:
 
 
 def _texts(lines: Iterable[str]) -> list[Text]:
-    """Plain lines, in which brackets are no markup."""
+    """Lines in which rich does not take brackets for markup."""
     return [Text(line) for line in lines]
 
 
