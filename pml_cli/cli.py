@@ -305,7 +305,7 @@ def predict(
 
 @app.command(
     epilog=settings_help(reports.Lasting),
-    help="""Does it survive rounding and merging, and what else did it damage?
+    help="""Measure recall after rounding and merging, and forgetting.
 
 Takes finished runs. Recall as trained; with adapter or base rounded to bf16
 and int8; all in bf16; merged. Loss and KL to the base on text that was not

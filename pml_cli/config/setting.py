@@ -292,6 +292,13 @@ def type_text(owner: type[Any], name: str) -> str:
     return f"null or {text}" if optional else text
 
 
+def type_fault(owner: type[Any], name: str, value: Any, key: str) -> str:
+    """The line about a value of another type: `rank=1.0: must be an integer`."""
+    # A float keeps its point: it is what is wrong with it.
+    text = str(value) if isinstance(value, float) else value_text(value)
+    return f"{key}={text}: must be {type_text(owner, name)}"
+
+
 def value_text(value: Any) -> str:
     """A value as one writes it on the command line, on one line."""
     if isinstance(value, bool):
@@ -300,5 +307,5 @@ def value_text(value: Any) -> str:
         return "null"
     # A user who gave 4 to a float reads 4 and not 4.0.
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return f"{value:g}"
+        return str(int(value))
     return " ".join(str(value).split())

@@ -284,6 +284,7 @@ REFUSED = [
     ("probe", ["train.step=4"], "did you mean 'train.steps'? allowed: train.batch"),
     ("probe", ["rank=four"], "rank=four: must be an integer"),
     ("probe", ["rank=4.5"], "rank=4.5: must be an integer"),
+    ("probe", ["rank=4.0"], "rank=4.0: must be an integer"),
     ("probe", ["rank=true"], "rank=true: must be an integer"),
     ("probe", ["train.decode=7.5"], "must be true or false"),
     ("probe", ["adapter=linear", "adapter.layers=[a]"], "must be null or a list"),
@@ -503,6 +504,14 @@ def test_a_user_s_folder_may_choose_the_losses_to_compare(user_conf):
     assert [run.loss.kind for run in request.runs] == ["sft", "memft_sw"]
     (user_conf / "memft.yaml").write_text(shipped.split("compare:")[0])
     assert len(load("memft", [], config_dir=user_conf).runs) == 4
+
+
+@pytest.mark.parametrize("value", ["null", "5", "sft", "[]"])
+def test_the_losses_to_compare_are_a_list(value, user_conf):
+    shipped = Path(option_files.shipped("conf") / "memft.yaml").read_text()
+    (user_conf / "memft.yaml").write_text(f"{shipped.split('compare:')[0]}compare: {value}")
+    with pytest.raises(UserError, match=r"memft\.yaml: compare=.*must be a list of losses"):
+        load("memft", [], config_dir=user_conf)
 
 
 def test_hydra_s_internals_are_where_we_look_for_them(tmp_path):
