@@ -176,7 +176,7 @@ class LinearAdapter(Adapter):
         help="decoder layers, from 0",
         special={None: "only the model's adapter layer", "[]": "every layer"},
     )
-    alpha: float = setting(16.0, help="the scale is alpha / rank", above=0)
+    alpha: float = setting(16.0, help="the scale is alpha / rank", above=0, finite=True)
 
 
 @dataclass(kw_only=True)

@@ -285,6 +285,11 @@ REFUSED = [
     ("probe", ["rank=four"], "rank=four: must be an integer"),
     ("probe", ["rank=4.5"], "rank=4.5: must be an integer"),
     ("probe", ["rank=4.0"], "rank=4.0: must be an integer"),
+    (
+        "probe",
+        ["adapter=linear", "adapter.alpha=inf"],
+        "adapter.alpha=inf: must be above 0 and finite",
+    ),
     ("probe", ["rank=true"], "rank=true: must be an integer"),
     ("probe", ["train.decode=7.5"], "must be true or false"),
     ("probe", ["adapter=linear", "adapter.layers=[a]"], "must be null or a list"),
