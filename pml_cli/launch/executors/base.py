@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pml_cli.config.schema import Launch
+from pml_cli.launch import slurm
 from pml_cli.launch.lease import WorkerLease, cancel_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
@@ -133,7 +134,7 @@ class WorkerPool(Executor):
 
     @abstractmethod
     def start(self, packs: Sequence[Pack]) -> int:
-        """Start as many workers as are wanted and missing.
+        """Start as many workers as are wanted and missing, and record the launch.
 
         Args:
             packs: those that have something left to train and that no process trains.
@@ -212,6 +213,16 @@ class WorkerPool(Executor):
             for pack in self.job.unfinished_packs()
             if not any(cell.id in busy for cell in pack.cells)
         ]
+
+    def record_launch(self, job: str = "") -> None:
+        """Write down this launch, so that `pml cancel` also ends workers that still start up.
+
+        Args:
+            job: number of its job where it waits in a queue.
+        """
+        name = job or f"{self.settings.kind}-{self.id}"
+        record = self.job.out / ".pml" / "jobs" / f"{name}.json"
+        slurm.record_launch(record, self.id, self.job.manifest.key)
 
     def cancel(self) -> None:
         """Ask the workers of this launch to save a checkpoint and end."""

@@ -159,9 +159,7 @@ class SlurmExecutor(WorkerPool):
             except Exception as error:
                 message = sbatch_log.read_text("utf-8", "replace") or str(error)
                 raise UserError(f"launch=slurm: {sbatch_reason(message)}") from error
-
-            record = self.job.out / ".pml" / "jobs" / f"{job}.json"
-            slurm.record_launch(record, self.id, self.job.manifest.key)
+            self.record_launch(job)
 
     def _submit_array(self, command: str, tasks: int) -> str:
         """Submit a command as the tasks of one array (one task: a plain job); the job's number."""

@@ -1,7 +1,8 @@
 """Figures of the reports: a file each, registered with `@figure`.
 
-To add one, write a file here with a function that takes what the report of its group holds (a
-`law_view.View`, say) and returns a matplotlib Figure, or None where the cells do not carry it:
+To add one to `pml fit` or `pml transition`, write a file here with a function that takes what the
+report of its group holds (a `law_view.View`, a `TransitionSummary`) and returns a matplotlib
+Figure, or None where the cells do not carry it:
 
     @figure("law-bits", "bits per trainable parameter by rank")
     def bits_figure(view: View) -> Figure | None: ...
