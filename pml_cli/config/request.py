@@ -22,7 +22,7 @@ from pml_cli.config.schema import Request, Run
 from pml_cli.config.setting import value_text
 from pml_cli.errors import UserError, raise_all
 
-# The key of conf/memft.yaml that lists the losses to compare. It is no setting of a run.
+# The key of conf/memft.yaml that lists the losses to compare. It is not a setting of a run.
 COMPARE = "compare"
 
 

@@ -99,7 +99,7 @@ class Model(Settings):
 class Data(Settings):
     """Common to all sources.
 
-    What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence.
+    A request is always for `seqlen` target tokens; lengths are prefixes of one sequence.
     """
 
     source: str = ""

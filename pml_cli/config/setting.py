@@ -87,7 +87,7 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        # Null is named above; of the other special values only numbers help whoever gave a number.
+        # Null is named above. Where a number is wrong, only special values that are numbers help.
         numbers = [value for value in self.special if isinstance(value, int)]
         special = {value: self.special[value] for value in numbers}
         return _with_notes(text, [self.unit, _special_text(special)])
@@ -200,13 +200,14 @@ def setting(
     return typing.cast("T", declared)
 
 
+@dataclass(kw_only=True)
 class Settings:
     """Base of the dataclasses of settings."""
 
     def validate(self) -> Iterator[str]:
         """Lines about faults that no single field shows, each `setting=value: must be ...`.
 
-        The name is the field's own; whoever reports the line puts the group before it.
+        The name is the field's own; the caller puts the group before it.
         """
         yield from ()
 
@@ -231,7 +232,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
     """
     lines = own_faults(settings, prefix)
 
-    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for declared in dataclasses.fields(settings):
         value = getattr(settings, declared.name)
         if isinstance(value, Settings):
             lines += faults(value, f"{prefix}{declared.name}.")
@@ -241,7 +242,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
 def own_faults(settings: Settings, prefix: str = "") -> list[str]:
     """As `faults`, without those of the settings that it holds."""
     lines: list[str] = []
-    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for declared in dataclasses.fields(settings):
         if "declaration" in declared.metadata:
             value = getattr(settings, declared.name)
             declaration = declared.metadata["declaration"]

@@ -229,7 +229,7 @@ class WorkerPool(Executor):
         cancel_processes(self.job.out, [self.id])
 
     def worker_command(self, python: str | None, *options: str) -> str:
-        """The shell command of a worker; whatever it needs stands on it or in the manifest.
+        """The shell command of a worker; all that it needs is on it or in the manifest.
 
         Args:
             python: shell command of the worker's Python; None: this process's.
@@ -265,7 +265,7 @@ class _Restarts:
         self._progress: tuple[int, float] | None = None
 
     def start_missing(self, snapshot: Snapshot) -> bool:
-        """Start workers where some are missing and packs are free; False: it is no use."""
+        """Start workers where some are missing and packs are free; False: it would be futile."""
         pool = self.pool
         running = pool.count_workers()
         if running is None or time.monotonic() - self._last_launch <= SETTLE_SECONDS:

@@ -77,7 +77,7 @@ class LocalExecutor(WorkerPool):
     def _occupied_slots(self) -> set[int]:
         """Devices with a worker: also those of an earlier launch, and those still starting up."""
         occupied = set()
-        # A process that starts up has no lease yet, and one of an earlier driver is no child.
+        # A starting process has no lease yet, and one of an earlier driver is not a child process.
         for slot, process in self._processes.items():
             if process.poll() is None:
                 occupied.add(slot)

@@ -133,7 +133,7 @@ class SlurmExecutor(WorkerPool):
         missing = min(self.size - present, len(packs))
         if missing > 0:
             self._submit(missing)
-        # The next look asks the queue anew.
+        # The cached answer is dropped: the queue has changed.
         self._queue_asked = 0.0
         return max(0, missing)
 

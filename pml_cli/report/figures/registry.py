@@ -26,8 +26,10 @@ from pml_cli.report.figures.style import save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# More groups than this get their pages alone; fit fewer together to see the other figures
+# With more groups than this, only their pages are drawn; fit fewer to see the other figures.
 MANY_GROUPS = 4
+
+# Formats of every figure.
 SUFFIXES = ("png", "svg")
 
 Draw = TypeVar("Draw", bound=Callable[..., Any])
