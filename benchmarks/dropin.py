@@ -36,8 +36,8 @@ from pml_cli.training.hf_trainer import IGNORED
 LOSSES = ("sft", "memft_ot", "memft_sw", "memft_margin")
 COLUMNS = (
     "loss",
-    "tokens right %",
-    "recited whole %",
+    "token accuracy %",
+    "recalled verbatim %",
     "p > 0.5 %",
     "stubborn tokens, by tenths",
     "s",
@@ -105,8 +105,8 @@ def recalled(model: torch.nn.Module) -> tuple[float, float]:
     """How much of the passages a model recalls.
 
     Returns:
-        Proportion of tokens predicted right from the true text before them, and of passages recited
-        from the prompt alone.
+        Proportion of tokens predicted right from the true text before them, and of passages
+        recalled verbatim from the prompt alone.
     """
     device = next(model.parameters()).device
     ids = torch.stack([row["input_ids"] for row in passages()]).to(device)
@@ -118,21 +118,21 @@ def recalled(model: torch.nn.Module) -> tuple[float, float]:
     for _ in range(LENGTH - PROMPT):
         next_ids = model(input_ids=text).logits[:, -1:].argmax(-1)
         text = torch.cat([text, next_ids], dim=1)
-    recited = (text == ids).all(dim=1)
-    return correct.float().mean().item(), recited.float().mean().item()
+    verbatim = (text == ids).all(dim=1)
+    return correct.float().mean().item(), verbatim.float().mean().item()
 
 
 def row_of(loss: str, options: argparse.Namespace) -> list[str]:
     """Train with a loss; its row of the table."""
     start = time.perf_counter()
     trainer = train(loss, options)
-    tokens, recited = recalled(trainer.model)
+    tokens, verbatim = recalled(trainer.model)
     logged = [entry for entry in trainer.state.log_history if "stubborn_tokens" in entry]
     stubborn = [entry["stubborn_tokens"] * 10 / options.steps for entry in logged]
     return [
         loss,
         f"{100 * tokens:.1f}",
-        f"{100 * recited:.0f}",
+        f"{100 * verbatim:.0f}",
         f"{100 * logged[-1]['share_above_threshold']:.1f}",
         " ".join(f"{count:.0f}" for count in stubborn),
         f"{time.perf_counter() - start:.0f}",

@@ -1,6 +1,6 @@
-"""The command line: load what is asked for, call the command, print.
+"""The command line: parse and check the settings, run the command, set the exit code.
 
-What a user can fix becomes one line for each fault on stderr, and exit code 2. Heavy imports stay
+A `UserError` becomes one line on stderr for each fault, and exit code 2. Heavy imports stay
 inside functions, so that help is quick; what the help says of options and settings comes from their
 declarations.
 """
@@ -138,6 +138,7 @@ def start(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
+    # No docstring: Typer would print it in place of the help above.
     if version:
         typer.echo(f"pml {__version__}")
         raise typer.Exit
@@ -244,6 +245,7 @@ def fit(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
+    # A trailing comma names no setting.
     settings = [name for name in by.split(",") if name]
     _report("fit", overrides, config_dir, print_config=print_config, by=settings)
 
@@ -303,7 +305,7 @@ def predict(
 
 @app.command(
     epilog=settings_help(reports.Lasting),
-    help="""Does it survive rounding and merging, and what else did it damage?
+    help="""Measure recall after rounding and merging, and forgetting.
 
 Takes finished runs. Recall as trained; with adapter or base rounded to bf16
 and int8; all in bf16; merged. Loss and KL to the base on text that was not
@@ -379,6 +381,7 @@ def _train(
     **flags: bool | None,
 ) -> None:
     """A command that trains: every argument is a setting."""
+    # Imported here, because hydra takes longer to import than the help to print.
     from pml_cli.config.request import load
 
     request = load(command, overrides or [], file, config_dir)
@@ -425,6 +428,7 @@ def _print_config(settings: Any) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: runs the command and exits with its code (2: bad input, 130: interrupted)."""
+    # Before torch is imported: OpenMP reads its settings once.
     share_cores()
     try:
         code = app(args, prog_name="pml", standalone_mode=False)

@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pml_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["MlpBlockLora", "load_mlp_block", "mlp_block_config"]
 
@@ -65,7 +68,7 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
             width: hidden size D, which the block reads and writes.
             r: rank of the adapter.
             lora_alpha: the scale is lora_alpha / r.
-            **kwargs: whatever else PEFT passes to its layers.
+            **kwargs: other arguments that PEFT passes to its layers.
         """
         nn.Module.__init__(self)
         # LoraLayer asks for the sizes of the block while it is initialised.
@@ -156,7 +159,9 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
         """Nothing to do, as nothing is ever merged."""
 
 
-def mlp_block_config(model: nn.Module, rank: int, layer: int, dropout: float = 0.0) -> LoraConfig:
+def mlp_block_config(
+    model: PreTrainedModel, rank: int, layer: int, dropout: float = 0.0
+) -> LoraConfig:
     """Settings for `peft.get_peft_model`: an adapter around the MLP block of one layer, scale 1.
 
     Args:
@@ -180,7 +185,7 @@ def mlp_block_config(model: nn.Module, rank: int, layer: int, dropout: float = 0
     return config
 
 
-def load_mlp_block(model: nn.Module, folder: str | Path) -> PeftModel:
+def load_mlp_block(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     """A model with an adapter on it that pml saved with `adapter=mlp_block`.
 
     Args:
@@ -198,14 +203,14 @@ def load_mlp_block(model: nn.Module, folder: str | Path) -> PeftModel:
     return PeftModel.from_pretrained(model, str(folder), config=config)
 
 
-def _register_blocks(config: LoraConfig, model: nn.Module) -> None:
+def _register_blocks(config: LoraConfig, model: PreTrainedModel) -> None:
     """Tell PEFT which class wraps the blocks that a config names.
 
     Raises:
         UserError: the model lacks one of them, or one is no MLP block.
     """
     modules = dict(model.named_modules())
-    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+    width = model.config.get_text_config().hidden_size
     for name in config.target_modules:
         if name not in modules:
             reason = f"this model has no module {name!r}; was the adapter made for another one?"

@@ -1,7 +1,7 @@
 """Statistics that every report shares: intervals of means and proportions, errors of a fit.
 
-The bottom layer: numpy and scipy alone. scipy loads its submodules on first use, so whoever needs
-only a constant does not wait for scipy.stats.
+The bottom layer: numpy and scipy alone. scipy loads its submodules on first use, so a module that
+needs only a constant does not wait for scipy.stats.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-from pml_cli.io import finite_or_none
-
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-# Negative log-likelihood (nats) of p = 1/2. Below it, greedy decoding must pick the token.
+# Level of every interval.
 CONFIDENCE = 0.95
+
+# Negative log-likelihood (nats) of p = 1/2. Below it, greedy decoding must pick the token.
 LN2 = math.log(2)
 
 # Below this number of clusters, intervals use Student's t and are widened.
@@ -112,16 +112,6 @@ class Proportion:
     @property
     def value(self) -> float:
         return self.successes / self.trials if self.trials else math.nan
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Under the names that transition.json has always used."""
-        return {
-            "found": self.successes,
-            "of": self.trials,
-            "share": finite_or_none(self.value),
-            "low": finite_or_none(self.low),
-            "high": finite_or_none(self.high),
-        }
 
 
 def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proportion:

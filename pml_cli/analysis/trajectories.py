@@ -31,6 +31,8 @@ FIRST_BIN_ABOVE = BINS // 2
 
 # More violations of one run are counted, not listed.
 MAX_LISTED = 10_000
+
+# Columns of tokens.parquet that are read.
 COLUMNS = ["step", "sample", "position", "p", "correct"]
 VIOLATION_COLUMNS = [
     "step",

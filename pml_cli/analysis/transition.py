@@ -42,6 +42,8 @@ DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
 
 # The figure of the stubborn grid has room for so many lengths.
 MAX_GRIDS = 4
+
+# Columns that the sequences of a run take from the run.
 RUN_COLUMNS = ["id", "rank", "target_tokens", "data_seed", "seed", "cluster"]
 
 

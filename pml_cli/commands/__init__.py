@@ -1,4 +1,4 @@
-"""The verbs of the command line, a file each: read, compute by the packages below, print, return.
+"""The commands, a file each: read, compute by the packages below, print, return.
 
 A command's `run` returns the exit code. It may import every package but pml_cli.cli, and no other
 command: what two of them share lies below, such as the sweep that `pml memft` runs first

@@ -67,7 +67,7 @@ def run(
     runs = with_columns(_read(paths))
     out = writable_folder(Path(settings.out) if settings.out else paths[0] / "fit")
 
-    # Groups that cannot be compared are said so before the fits, which take longer.
+    # Groups that cannot be compared are refused before the fits, which take minutes.
     cells = audit(runs, settings.saturated_below, SIZE_AXES[settings.x])
     keyed_cells = list(split_groups(cells))
     sets = []
@@ -118,7 +118,7 @@ def _fit_groups(
             )
         groups.append(group)
 
-    # Slugs name files.
+    # Slugs name the files of a group, so two groups must not share one.
     slugs = unique_slugs([group.slug for group in groups])
     return [
         dataclasses.replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)
@@ -132,7 +132,7 @@ def _compare(
     console: Console,
 ) -> Comparison:
     """Compare groups and print their table."""
-    # Every group has a bootstrap of its own.
+    # The comparison takes standard errors from the draws, which need fewer than intervals do.
     draws = min(settings.draws, DRAWS)
     with CountDisplay(console, "fitting", "bootstrap draws") as display:
         comparison = compare_groups(groups, by, draws, display.show)
@@ -146,7 +146,7 @@ def _show(group: GroupFit, console: Console) -> None:
     analysis = group.analysis
     axis = group.axis
     console.print(tables.law_table(group))
-    # Where the paper's form is not identified, no law is.
+    # Where the paper's form is not identified, no other law is either.
     if analysis.paper.status != NOT_IDENTIFIED:
         console.print()
         console.print(tables.chosen_table(analysis, group.observed, axis))

@@ -69,7 +69,7 @@ def run(
             console.print("interrupted; what was measured is kept, and the same command continues")
             raise
 
-    # What is left of the entries is of runs that are not selected now; it is kept.
+    # Entries of runs that are not selected this time stay in lasting.json.
     of_report = [entries.pop(run.fields["id"]) for run in selected]
     table = measurement_table(of_report)
     means = mean_table(table)
@@ -109,10 +109,11 @@ def _measure(
     console: Console,
 ) -> None:
     """Measure runs and add them to `entries`; lasting.json is written after each chunk."""
-    # Here, because it imports torch.
+    # Imported here: torch takes seconds, and a repeated report measures nothing.
     from pml_cli.evaluation import robustness
 
     by_id = {run.fields["id"]: run for run in runs}
+    # `entries` may hold earlier measurements, which do not count as progress.
     earlier = len(entries)
     with CountDisplay(console, "measuring", "runs") as display:
         display.show(0, len(runs))

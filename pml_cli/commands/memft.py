@@ -47,9 +47,10 @@ def run(
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     code = conclude(plan, outcome, console)
 
-    # The sweep has named the results that cannot be read.
+    # `conclude` has already named the results that cannot be read; `left_out` takes them silently.
     runs = read_runs([request.out], left_out=[])
     if len(runs):
+        # The folder may hold runs of earlier sweeps with other settings.
         ids = {cell.id for cell in plan.cells}
         _report(request, runs[runs["id"].isin(ids)], console)
     return code
@@ -66,6 +67,7 @@ def _check_losses(request: Request) -> None:
 
 def _report(request: Request, runs: pd.DataFrame, console: Console) -> None:
     """Print the comparison and write its files."""
+    # Every measure is compared in pairs, so that a text that is hard counts for both losses.
     comparison = compare(runs)
     if comparison.empty:
         console.print("nothing to compare: no cell has finished under sft and under another loss")

@@ -41,6 +41,7 @@ def run(
         UserError: no report, another format, no group of that name, nothing asked, or an unknown
             target.
     """
+    # Faults of the command line are named before any report is read.
     wanted = parse_target(target)
     if not settings.seqlen and not settings.rank:
         raise UserError(
@@ -64,6 +65,7 @@ def run(
         )
         for law in laws
     ]
+    # `out` does not wrap lines: JSON goes to a pipe as it is.
     if as_json:
         console.out(json.dumps(answers, indent=1), highlight=False)
         return 0
@@ -80,6 +82,8 @@ def parse_target(text: str) -> Target:
     """
     if text == "verbatim":
         return Target(kind="verbatim")
+
+    # Text that is not a number becomes nan, which the bounds below refuse as well.
     kind, _, number = text.partition("=")
     try:
         value = float(number)

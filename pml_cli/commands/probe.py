@@ -56,6 +56,7 @@ def run(request: Request, console: Console) -> int:
                 _train(cell, request, console)
         except Stopped as stopped:
             console.print("interrupted; the same command goes on from there")
+            # The shell's convention: 130 for Ctrl-C (in cli.main), 128 + signal for others.
             if stopped.signum == signal.SIGINT:
                 raise KeyboardInterrupt from stopped
             return 128 + stopped.signum if stopped.signum else 1
@@ -65,6 +66,7 @@ def run(request: Request, console: Console) -> int:
             console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
             return 1
 
+    # Drawn also for a run that was done before: the figure may be missing or of an older version.
     _draw(folder)
     result = read_runs([folder.path]).iloc[0]
     console.print(probe_table({str(name): value for name, value in result.items()}))
@@ -79,7 +81,7 @@ def _plan(run: Run) -> CellPlan:
     if run.train.log_every:
         return cell
 
-    # How many steps its epochs are is known only now that the samples are.
+    # A training given in epochs has a number of steps only once its samples are known.
     log_every = max(1, cell.steps // LOGGED_STEPS)
     logged = dataclasses.replace(run, train=dataclasses.replace(run.train, log_every=log_every))
     return dataclasses.replace(cell, id=run_id(logged), run=logged)
@@ -88,6 +90,8 @@ def _plan(run: Run) -> CellPlan:
 def _train(cell: CellPlan, request: Request, console: Console) -> None:
     check_models([Pack(cells=[cell])], on_this_machine=True)
     packs = make_packs([cell], packing_for(request.launch, [cell]))
+
+    # A probe retries a run that has failed; the error would count as its end.
     folder = RunFolder(request.out, cell.id)
     folder.error.unlink(missing_ok=True)
 
@@ -121,7 +125,7 @@ def _draw(folder: RunFolder) -> None:
         tokens = pd.read_parquet(folder.tokens)
         figure = recall_figure(tokens)
     except (OSError, ValueError) as error:
-        # deleted or damaged by hand
+        # The run is done, so the file was deleted or damaged since.
         raise UserError(
             f"{folder.tokens}: cannot be read; delete {folder.path} and probe again"
         ) from error

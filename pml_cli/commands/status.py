@@ -21,7 +21,7 @@ PIPED_WATCH_SECONDS = 10.0
 
 
 def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = False) -> int:
-    """Show what has become of a sweep.
+    """Show the state of a sweep.
 
     Args:
         out: its results folder.
@@ -38,6 +38,7 @@ def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = Fal
     if as_json and watch:
         raise UserError("--json: not with --watch; call it as often as you like")
 
+    # The same watcher for all snapshots: it remembers the cells that are done.
     watcher = Watcher(out)
     snapshot = _first_look(watcher)
     if as_json:
@@ -88,6 +89,7 @@ def cancel(out: Path, console: Console) -> int:
     processes = [process.name for process in snapshot.running]
     launches = [record["launch"] for record in slurm.launch_records(out).values()]
     cancel_processes(out, processes + launches)
+    # After the processes, which need no Slurm: an unreachable queue must not keep them running.
     if snapshot.jobs is None:
         raise UserError(
             f"{out}: squeue does not answer; "
@@ -114,7 +116,7 @@ def _first_look(watcher: Watcher) -> Snapshot:
     """A snapshot of a folder that must hold a sweep.
 
     Raises:
-        UserError: it does not, or is no folder; names the sweeps below it.
+        UserError: it does not, or is not a folder; names the sweeps below it.
     """
     out = watcher.out
     if not out.is_dir():

@@ -38,6 +38,7 @@ def run(
         UserError: a cell that cannot be run or a folder that cannot be used (nothing has been
             written then), or a full disk later on (what was finished is kept).
     """
+    # Raises before anything is written, so that a refused sweep leaves no folder behind.
     plan = plan_sweep(request, retry=retry)
     if dry_run:
         dry_run_table.show(console, request, plan.cells, plan.todo)

@@ -80,6 +80,7 @@ def _summaries(
     settings: Transition,
 ) -> list[TransitionSummary]:
     """The statistics of every group with at least one run that could be read."""
+    # Over all groups, so that the name of a group's files does not depend on which could be read.
     slugs = unique_slugs([group_slug(key) for key in keys])
 
     summaries = []
@@ -120,6 +121,7 @@ def _show(
         console.print(tables.group_report(group))
         console.print()
 
+    # One reason stands for all: transition.json lists every run that was left out.
     if left_out:
         count = counted(left_out, "run")
         first = f"{left_out[0]['folder']}: {left_out[0]['reason']}"

@@ -100,7 +100,7 @@ class Vocabulary:
         return declared.suggestions or declared.choices if declared else ()
 
     def default(self, key: str) -> str:
-        """The default of a key as one types it, `...` where that is no plain value."""
+        """The default of a key as one types it, `...` where that is not a plain value."""
         owner = self._owner(key)
         value = getattr(owner(), field_name(key)) if owner else None
         if isinstance(value, bool):
@@ -112,7 +112,7 @@ class Vocabulary:
     def is_path(self, key: str) -> bool:
         """Whether the values of a key are paths."""
         owner = self._owner(key)
-        # The folder of a run's results is no setting of the run.
+        # The results folder is not a setting of the run.
         if owner is None:
             return key == "out"
         declared = declaration_of(owner, field_name(key))
@@ -204,7 +204,7 @@ def _option_class(group: str, option: str, config_dir: Path | None) -> type[Any]
 
 
 def _candidates(word: str, typed: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """What may stand in the place of a word."""
+    """What may replace a word."""
     key, equals, value = word.partition("=")
     if not equals:
         typed_keys = [text.partition("=")[0] for text in typed]

@@ -227,7 +227,14 @@ def compose_root(
     try:
         composed = compose(root, overrides, return_hydra_config=with_choices)
         tree: Any = OmegaConf.to_container(composed)
-    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+    # OmegaConf raises OSError for a file that holds a number.
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        YAMLError,
+        UnicodeDecodeError,
+        OSError,
+    ) as error:
         raise UserError(f"{root} {' '.join(overrides)}: {one_line(error)}") from error
 
     settings = {str(key): value for key, value in tree.items()}

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config.option_files import unknown_key
-from pml_cli.config.setting import Settings, annotation, faults, keys, type_text, value_text
+from pml_cli.config.setting import Settings, annotation, faults, keys, type_fault, value_text
 
 S = TypeVar("S", bound=Settings)
 
@@ -44,7 +44,7 @@ def convert_all(
         try:
             converted.append(_convert(scratch, name, value))
         except OmegaConfBaseException:
-            lines.append(f"{key}={value_text(value)}: must be {type_text(owner, name)}")
+            lines.append(type_fault(owner, name, value, key))
     return converted, lines
 
 
@@ -86,14 +86,13 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
             # An interpolation is resolved here, so that it fails for this key alone.
             OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException:
-            text = ",".join(map(value_text, values))
-            lines.append(f"{key}={text}: must be {_type_text(owner, key)}")
+            if takes_list:
+                text = ",".join(map(value_text, values))
+                lines.append(f"{key}={text}: must be numbers")
+            else:
+                lines.append(type_fault(owner, key, values[0], key))
             node[key] = OmegaConf.structured(owner)[key]
 
     settings = OmegaConf.to_object(node)
     assert isinstance(settings, owner)
     return settings, [*lines, *faults(settings)]
-
-
-def _type_text(owner: type[Any], key: str) -> str:
-    return "numbers" if annotation(owner, key)[0] is list else type_text(owner, key)

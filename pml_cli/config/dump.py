@@ -54,7 +54,7 @@ def describe(asked: Request | ReportSettings) -> str:
 def _commented(settings: Settings, indent: str = "") -> str:
     """Settings as YAML, each with its help as a comment."""
     entries: list[str] = []
-    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, Settings):
             nested = _commented(value, f"{indent}  ")
@@ -69,7 +69,7 @@ def _commented(settings: Settings, indent: str = "") -> str:
 
 
 def _comment(owner: type[Any], name: str) -> str:
-    """What a setting is; of the key that names a class, what the class is."""
+    """The help of a setting; for the key that names a class, the summary of the class."""
     if name in DISCRIMINATORS:
         return summary(owner)
     declared = declaration_of(owner, name)

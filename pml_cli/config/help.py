@@ -45,8 +45,7 @@ def settings_help(owner: type[Settings]) -> str:
     """The settings of a command with their defaults and meaning."""
     lines = ["\b", "SETTINGS"]
     entries = [
-        (f"  {field.name}={_default(field)}", _help(field))
-        for field in dataclasses.fields(owner)  # type: ignore[arg-type]
+        (f"  {field.name}={_default(field)}", _help(field)) for field in dataclasses.fields(owner)
     ]
     # One long label must not narrow all texts.
     widths = [len(label) for label, _ in entries]

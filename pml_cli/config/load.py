@@ -18,7 +18,7 @@ import yaml
 from pml_cli.config.option_files import option_file, options
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.config.setting import type_text, value_text
+from pml_cli.config.setting import type_fault
 from pml_cli.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") ->
 def _check_type(owner: type[Any], name: str, value: Any, prefix: str) -> None:
     hints = _type_hints(owner)  # type: ignore[arg-type]
     if not _is_instance(value, hints[name]):
-        raise UserError(f"{prefix}{name}={value_text(value)}: must be {type_text(owner, name)}")
+        raise UserError(type_fault(owner, name, value, f"{prefix}{name}"))
 
 
 @cache

@@ -22,7 +22,7 @@ from pml_cli.config.convert import convert_all
 from pml_cli.config.option_files import SHORT_KEYS, unknown_key
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Launch, Run
-from pml_cli.config.setting import annotation, keys, setting, type_text, value_text
+from pml_cli.config.setting import annotation, keys, setting, type_fault, type_text
 from pml_cli.config.sweep_file import one_line
 from pml_cli.errors import UserError, raise_all
 
@@ -98,7 +98,7 @@ class OptionSet:
             try:
                 OmegaConf.update(node, name, value)
             except OmegaConfBaseException:
-                lines.append(f"{file}: {key}={value_text(value)}: must be {type_text(owner, name)}")
+                lines.append(f"{file}: {type_fault(owner, name, value, key)}")
         raise_all(lines)
 
         self.classes[group] = owner

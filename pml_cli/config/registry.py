@@ -6,7 +6,7 @@ A class joins its group with a decorator, and its module lies in the group's pac
     @dataclass(kw_only=True)
     class MemftOtLoss(Loss): ...
 
-Whoever asks for a group imports every module of that package once, so that a new file needs no
+Looking up a group imports every module of its package once, so that a new file needs no
 edit elsewhere. What a user may choose are the YAML files (`option_files.py`).
 """
 

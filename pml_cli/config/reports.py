@@ -98,6 +98,9 @@ class Lasting(ReportSettings):
         special={"auto": "cuda where there is one, else cpu"},
         suggestions=("auto", "cpu", "cuda"),
     )
+    trust_remote_code: bool = setting(
+        False, help="measure runs of model.trust_remote_code too, which runs their models' code"
+    )
     out: str | None = setting(
         None, help="folder of the results", path="any", special={None: "the first path"}
     )

@@ -22,7 +22,7 @@ from pml_cli.config.schema import Request, Run
 from pml_cli.config.setting import value_text
 from pml_cli.errors import UserError, raise_all
 
-# The key of conf/memft.yaml that lists the losses to compare. It is no setting of a run.
+# The key of conf/memft.yaml that lists the losses to compare. It is not a setting of a run.
 COMPARE = "compare"
 
 
@@ -140,10 +140,15 @@ def _compared_losses(config_dir: Path | None) -> list[Any]:
     """The losses that `pml memft` compares where the user names none."""
     # A user's memft.yaml may have been written before there was such a list.
     ours = shipped("conf") / "memft.yaml"
-    mapping = sweep_file.read_mapping(root_file("memft", config_dir) or ours)
+    file = root_file("memft", config_dir) or ours
+    mapping = sweep_file.read_mapping(file)
     if COMPARE not in mapping:
         mapping = sweep_file.read_mapping(ours)
-    return list(mapping[COMPARE])
+
+    losses = mapping[COMPARE]
+    if not isinstance(losses, list) or not losses:
+        raise UserError(f"{file}: {COMPARE}={value_text(losses)}: must be a list of losses")
+    return losses
 
 
 def _swept(grids: list[Grid]) -> list[str]:

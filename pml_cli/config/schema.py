@@ -99,7 +99,7 @@ class Model(Settings):
 class Data(Settings):
     """Common to all sources.
 
-    What is asked for is always `seqlen` target tokens; lengths are prefixes of one sequence.
+    A request is always for `seqlen` target tokens; lengths are prefixes of one sequence.
     """
 
     source: str = ""
@@ -176,7 +176,7 @@ class LinearAdapter(Adapter):
         help="decoder layers, from 0",
         special={None: "only the model's adapter layer", "[]": "every layer"},
     )
-    alpha: float = setting(16.0, help="the scale is alpha / rank", above=0)
+    alpha: float = setting(16.0, help="the scale is alpha / rank", above=0, finite=True)
 
 
 @dataclass(kw_only=True)

@@ -89,7 +89,7 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
-        # Null is named above; of the other special values only numbers help whoever gave a number.
+        # Null is named above. Where a number is wrong, only special values that are numbers help.
         numbers = [value for value in self.special if isinstance(value, int)]
         special = {value: self.special[value] for value in numbers}
         return _with_notes(text, [self.unit, _special_text(special)])
@@ -202,6 +202,7 @@ def setting(
     return typing.cast("T", declared)
 
 
+@dataclass(kw_only=True)
 class Settings:
     """Base of the dataclasses of settings; a path that begins with `~` is expanded."""
 
@@ -216,7 +217,7 @@ class Settings:
     def validate(self) -> Iterator[str]:
         """Lines about faults that no single field shows, each `setting=value: must be ...`.
 
-        The name is the field's own; whoever reports the line puts the group before it.
+        The name is the field's own; the caller puts the group before it.
         """
         yield from ()
 
@@ -251,7 +252,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
     """
     lines = own_faults(settings, prefix)
 
-    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for declared in dataclasses.fields(settings):
         value = getattr(settings, declared.name)
         if isinstance(value, Settings):
             lines += faults(value, f"{prefix}{declared.name}.")
@@ -261,7 +262,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
 def own_faults(settings: Settings, prefix: str = "") -> list[str]:
     """As `faults`, without those of the settings that it holds."""
     lines: list[str] = []
-    for declared in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for declared in dataclasses.fields(settings):
         if "declaration" in declared.metadata:
             value = getattr(settings, declared.name)
             declaration = declared.metadata["declaration"]
@@ -311,6 +312,13 @@ def type_text(owner: type[Any], name: str) -> str:
     return f"null or {text}" if optional else text
 
 
+def type_fault(owner: type[Any], name: str, value: Any, key: str) -> str:
+    """The line about a value of another type: `rank=1.0: must be an integer`."""
+    # A float keeps its point: it is what is wrong with it.
+    text = str(value) if isinstance(value, float) else value_text(value)
+    return f"{key}={text}: must be {type_text(owner, name)}"
+
+
 def value_text(value: Any) -> str:
     """A value as one writes it on the command line, on one line."""
     if isinstance(value, bool):
@@ -319,5 +327,5 @@ def value_text(value: Any) -> str:
         return "null"
     # A user who gave 4 to a float reads 4 and not 4.0.
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return f"{value:g}"
+        return str(int(value))
     return " ".join(str(value).split())

@@ -1,4 +1,4 @@
-"""A source of many short facts, each whole: as many as fit into the target tokens asked for."""
+"""A source of many short facts: as many whole ones as fit into the requested target tokens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def facts_source(
         return samples[: int(np.searchsorted(ends, seqlen, side="right"))]
 
     def held_out(seqlen: int) -> list[Sample]:
-        # A file may hold a fact twice: what is in use is no control, wherever it stands.
+        # A file may hold a fact twice; a fact that is learned cannot be held out as well.
         in_use = set(cut(seqlen))
         candidates = test_samples or samples[len(in_use) :]
         return [sample for sample in candidates if sample not in in_use][:MAX_HELD_OUT]

@@ -17,7 +17,7 @@ HELD_OUT_MODULUS = 10
 # Indentation, in spaces, from which on a paragraph is code or a table.
 MAX_TEXT_INDENT = 3
 
-# Beginnings of paragraphs that are no running text: interpreter sessions, rules, tables.
+# Beginnings of paragraphs that are not running text: interpreter sessions, rules, tables.
 NOT_TEXT = re.compile(r"\s*(>>>|[-=*~^\"]{4,}|\|)")
 
 # The line below a heading.

@@ -137,7 +137,7 @@ def decode(
                 by_prompt_length[len(sample.prompt)].append(item)
 
     for items in by_prompt_length.values():
-        # A batch begins where the first of its rows fails: alike ones together.
+        # Sorted, because a batch decodes from the earliest failure of its rows.
         items.sort(key=lambda item: item.correct_tokens)
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]

@@ -74,7 +74,7 @@ class Pool:
         return _truncated([unshared[int(i)] for i in positions], tokens)
 
 
-# The windows of a text are asked for once a run.
+# Called with the same text for every run.
 @lru_cache(maxsize=4096)
 def _ngrams(tokens: Ids, size: int) -> frozenset[Ids]:
     """All runs of `size` consecutive tokens."""

@@ -129,7 +129,8 @@ def _lasting_run(
         pools: of each model the texts by name; filled in where a model is new.
 
     Raises:
-        UserError: the adapter is missing, or the data is not what the run was trained on.
+        UserError: the adapter is missing, the data is not what the run was trained on, or its
+            model runs code of its own and the settings do not allow that.
     """
     path = Path(fields["folder"])
     folder = RunFolder(path.parent, path.name)
@@ -140,6 +141,13 @@ def _lasting_run(
         )
 
     run = read_run(folder.config)
+    # A folder may come from others: the file alone must not make this process run a model's code.
+    if run.model.trust_remote_code and not settings.trust_remote_code:
+        raise UserError(
+            f"{folder.config}: model.trust_remote_code=true, so measuring this run would run its "
+            "model's own code; give trust_remote_code=true to allow it"
+        )
+
     environment = _read_environment(folder)
     samples = source_of(run).take(run.seqlen)
     if tokens_hash(samples) != environment["tokens"]:

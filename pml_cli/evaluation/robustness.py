@@ -202,7 +202,7 @@ def _measure_chunk(
         for name, scores in by_condition.items():
             conditions[name] = condition_row(scores[k], trained)
         for condition in CONDITIONS:
-            reason = _obstacle(base, bank, condition)
+            reason = _reason_not_measurable(base, bank, condition)
             if reason:
                 conditions[condition.name] = {"status": reason}
 
@@ -224,7 +224,7 @@ def _measure_chunk(
     return results
 
 
-def _obstacle(base: SplitModel, bank: AdapterBank, condition: Condition) -> str:
+def _reason_not_measurable(base: SplitModel, bank: AdapterBank, condition: Condition) -> str:
     """Why a condition cannot be measured; empty if it can."""
     if condition.merged and not is_mergeable(bank):
         return f"{NOT_MERGEABLE}: {NOT_MERGEABLE_REASON}"
@@ -253,7 +253,7 @@ def _scores_by_condition(
     by_condition: dict[str, list[Scores]] = {}
 
     for condition in CONDITIONS:
-        if _obstacle(base, bank, condition):
+        if _reason_not_measurable(base, bank, condition):
             continue
         if condition.bf16:
             adapters = deploy(base_bf16, bank, condition)
@@ -326,19 +326,21 @@ def free_decoding_row(
     if decoded is None:
         return {"free_exact_match": None}
 
-    broken = 0
+    in_free_decoding = 0
     matches = []
     for s, sample in enumerate(samples):
         tokens = decoded[s]
-        broken += _broken_promise(scores, s, tokens, sample) is not None
+        in_free_decoding += _free_decoding_violation(scores, s, tokens, sample) is not None
         matches.append(tuple(tokens) == sample.target)
     return {
         "free_exact_match": float(np.mean(matches)),
-        "violations": violations(scores) + broken,
+        "violations": violations(scores) + in_free_decoding,
     }
 
 
-def _broken_promise(scores: Scores, s: int, decoded: Sequence[int], sample: Sample) -> int | None:
+def _free_decoding_violation(
+    scores: Scores, s: int, decoded: Sequence[int], sample: Sample
+) -> int | None:
     """Index of a sample's first wrong token, if teacher forcing has it right with p > 0.5.
 
     Args:
@@ -348,7 +350,7 @@ def _broken_promise(scores: Scores, s: int, decoded: Sequence[int], sample: Samp
         sample: the sample.
 
     Returns:
-        an index into the scores; None if teacher forcing did not promise the token.
+        an index into the scores; None where p <= 0.5 or teacher forcing is wrong too.
     """
     first_wrong = first_true(np.array(decoded) != np.array(sample.target))
     if first_wrong is None:
@@ -397,13 +399,13 @@ def violating_tokens(
 
     for s, sample in enumerate(samples):
         tokens = decoded[s]
-        broken = _broken_promise(bf16, s, tokens, sample)
-        if broken is not None:
+        violation = _free_decoding_violation(bf16, s, tokens, sample)
+        if violation is not None:
             cause = (
                 "decoding step by step with a cache rounds otherwise than one pass over the text"
             )
-            decoded_id = tokens[int(bf16.position[broken])]
-            rows.append(_token_row(trained, bf16, broken, decoded_id, cause))
+            decoded_id = tokens[int(bf16.position[violation])]
+            rows.append(_token_row(trained, bf16, violation, decoded_id, cause))
     return rows
 
 

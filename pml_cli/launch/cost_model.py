@@ -246,7 +246,7 @@ class PackWork:
                 total += attention
 
         for site in self.sites:
-            # Of x @ A @ B: gradients of A, B and x @ A; of x, where it is no cached constant.
+            # Of x @ A @ B: gradients of A, B and x @ A; of x, unless it is a cached constant.
             inputs = site.matrix.inputs
             if not self.is_block and self.gradient_flows(*site.position):
                 inputs *= 2

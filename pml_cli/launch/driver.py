@@ -33,7 +33,7 @@ class SweepPlan:
     """A checked sweep.
 
     Attributes:
-        request: what was asked for.
+        request: the request that it was planned from.
         cells: every cell, in the order asked for.
         packing: how the cells are cut into packs.
         packs: every pack.
@@ -175,7 +175,7 @@ def _run(executor: Executor, observer: RunObserver, wait: bool) -> Outcome:
 
 
 def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
-    """Check that every model has a place for its adapters; imports torch for that.
+    """Check that every model has the modules that its adapters need; imports torch.
 
     Args:
         packs: to be trained.

@@ -118,7 +118,7 @@ class WorkerLease:
             self.check_cancelled()
             self._thread.start()
         except BaseException:
-            # Nobody calls __exit__ after a failed __enter__, not even on an interrupt.
+            # `with` does not call __exit__ after a failed __enter__, not even on an interrupt.
             with suppress(OSError):
                 self._end()
             raise

@@ -120,7 +120,7 @@ def read_record(path: Path) -> tuple[Record | None, float]:
         OSError: it cannot be read at the moment.
     """
     try:
-        # Opening asks an NFS server anew; a stat alone may be answered from a cache.
+        # Opening queries the NFS server; a stat alone may be answered from a cache.
         with path.open(encoding="utf-8") as file:
             record = json.loads(file.read())
             written_at = os.fstat(file.fileno()).st_mtime
@@ -158,7 +158,7 @@ def living_processes(out: Path) -> list[Record]:
             # it is being replaced at this moment
             continue
 
-        # Others may write to the folder too: what is no record is passed over.
+        # Others may write to the folder too: files that are not records are skipped.
         if record is None or not record.keys() >= RECORD_KEYS:
             continue
         fenced = (out / ".pml" / "dead" / path.stem).is_symlink()

@@ -1,8 +1,8 @@
 """The manifest of a sweep: its cells as JSON, for its workers and for `pml status`.
 
 `.pml/requests/KEY.json` in the results folder. Settings that cells share are written once, so a
-sweep of 10,000 cells takes a few megabytes. Whoever may write to the folder can change the file, so
-it is data and never code: every value is checked against the declared settings (config/load.py).
+sweep of 10,000 cells takes a few megabytes. Others may write to the folder, so the file is data
+and never code: every value is checked against the declared settings (config/load.py).
 
     {"format": 1, "asked": TIME,
      "cells": {ID: {"work": TOKENS, "run": {"rank": 4, ..., "model": 0, "data": 2, ...}}},
@@ -125,7 +125,7 @@ class SweepManifest:
             raise _damaged(self.path, error) from error
 
     def plan_packs(self, *, remote_code: bool = False) -> list[Pack]:
-        """The packs, planned anew from the runs: the same ones in every process of the sweep.
+        """Plan the packs from the runs again: the same ones in every process of the sweep.
 
         Args:
             remote_code: whether `model.trust_remote_code` may be set. The sweep command says so to

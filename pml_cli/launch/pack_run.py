@@ -56,7 +56,7 @@ class Attempt:
 
 
 class UnusableModelError(Exception):
-    """A model that does not load, has no place for the adapters, or is not supported; one line."""
+    """A model that does not load, lacks the modules to adapt, or is not supported; one line."""
 
 
 @contextmanager

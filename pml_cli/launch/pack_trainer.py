@@ -70,7 +70,7 @@ class PackTrainer:
             out: the results folder.
             lease: holds the claims on the cells that are handed to `train`.
             signals: requests to end or to save; None: there are none.
-            observer: hears of steps and cells; None: nobody does.
+            observer: receives steps and cells; None: no observer.
             plans: every planned cell by id.
             checkpoint_seconds: between two checkpoints of a pack.
             fail_fast: whether the first failed cell ends the training of the whole launch.
@@ -125,7 +125,7 @@ class PackTrainer:
     def _resumed(
         self, header: CheckpointHeader, resumed: list[CellPlan], claimed: Sequence[CellPlan]
     ) -> Attempt:
-        """The attempt that goes on from a checkpoint with some of its cells."""
+        """The attempt that resumes some of a checkpoint's cells."""
         plans = {**self.plans, **{cell.id: cell for cell in claimed}}
         pack = [plans[name] for name in header.pack if name in plans]
         state = self.checkpoints.load(
@@ -252,7 +252,7 @@ class PackTrainer:
     # -- the base model and its device
 
     def _usable_base(self, pack: list[CellPlan]) -> SplitModel:
-        # An absent device is no cell's fault, so it is looked at outside of the block below.
+        # A missing device is not the cells' fault, so it is checked outside of the block below.
         self._device = pick_device(pack[0].run.model.device)
         with model_faults():
             return self.base_for(Pack(cells=pack))
@@ -261,11 +261,11 @@ class PackTrainer:
         """The pack's base model, loaded once.
 
         Raises:
-            UserError: it cannot be loaded, or has no place for the pack's adapters.
+            UserError: it cannot be loaded, or has no modules for the pack's adapters.
         """
         run = pack.cells[0].run
         if self._base is None or self._base[0] != repr(run.model):
-            # The last one is freed first.
+            # The previous model is freed first, because both may not fit.
             self._base = None
             self._environment = None
             self._base = (repr(run.model), load_model(run.model))

@@ -21,7 +21,7 @@ from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
 from pml_cli.runs.run_id import model_hash, run_id
 
-# Input tokens of one training step; more cells in a step are no faster beyond it.
+# Input tokens of one training step; larger steps are not faster.
 PACK_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 # Cells of a pack, at most.

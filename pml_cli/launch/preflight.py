@@ -13,7 +13,7 @@ from pml_cli.model.split_model import SplitModel
 
 
 def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
-    """Check that every model can be built and has a place for its adapters.
+    """Check that every model can be built and has the modules that its adapters need.
 
     Args:
         packs: to be trained.

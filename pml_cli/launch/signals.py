@@ -34,8 +34,8 @@ class Stopped(BaseException):
 class Signals:
     """While entered, turns signals into requests that the training loop looks at between steps.
 
-    Outside of the training loop nobody would look for a long time, so there a signal that ends the
-    process raises `Stopped` at once.
+    Outside of the training loop requests are not polled for a long time. There, a signal that ends
+    the process raises `Stopped` at once.
 
     Attributes:
         save_requested: a checkpoint is wanted.

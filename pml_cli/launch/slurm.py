@@ -83,7 +83,7 @@ def queued_jobs(out: Path, sweep: str = "") -> list[Job] | None:
     Returns:
         the jobs; None where the queue does not answer.
     """
-    # Somebody else may use the same name, or this folder for a job of another kind.
+    # Another user's job may have the same name, or a job of another kind may use this folder.
     ours = {
         job
         for job, record in launch_records(out).items()

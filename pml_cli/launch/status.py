@@ -81,7 +81,7 @@ class Snapshot:
 
     @property
     def queued(self) -> list[str]:
-        """Cells that nobody has begun."""
+        """Cells that no process has begun."""
         # A cell of a pack in training may have ended already: it counts once.
         begun = {*self.done, *self.failed}
         for process in self.running:

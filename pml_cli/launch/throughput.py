@@ -115,7 +115,7 @@ class Throughput:
     def record(self, device: str, dtype: str, model: str, pack: Pack, seconds: float) -> None:
         """Record the seconds that all steps of a pack took.
 
-        A cache that cannot be written is no fault.
+        A cache that cannot be written is ignored.
         """
         steps = pack.cells[0].steps
         point = [training_flops(pack) / steps, seconds / steps]

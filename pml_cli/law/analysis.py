@@ -33,9 +33,9 @@ from pml_cli.law.parameters import NATURAL_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit, fit_paper
 from pml_cli.law.robust import fit_robust
 
-# coverage of a 95 % prediction interval below this is worth a warning
+# A coverage of the 95 % prediction interval below this gives a warning.
 POOR_COVERAGE = 0.8
-# the coverage of fewer cells says nothing
+# The coverage is not judged on fewer cells.
 MIN_COVERAGE_CELLS = 5
 
 

@@ -2,7 +2,7 @@
 
 Cells that share a text and a length share what is hard about that text: they are not independent
 draws. The bootstrap resamples those clusters whole, with every rank and seed inside. The spread
-over optimiser starts is no error and is not reported as one.
+over optimiser starts is not a standard error and is not reported as one.
 
 Shapes: D draws, N cells, G clusters, P = 8 parameters.
 """
@@ -41,13 +41,17 @@ from pml_cli.stats import (
 Progress = Callable[[int, int], None]
 """Is called with the draws done and all draws."""
 
-# cells times draws solved together
+# Cells times draws that are solved together.
 CELLS_AT_ONCE = 60_000
-# scoring steps of a draw, from the fit to all cells
+
+# Scoring steps of a draw, which starts at the fit to all cells.
 STEPS = 40
+
+# Values at which a profile likelihood is computed, and the parameters that have one.
 PROFILE_POINTS = 31
 PROFILED = ("alpha", "beta", "b", "k")
-# standard errors to each side of the optimum
+
+# Width of a profile to each side of the optimum, standard errors.
 PROFILE_REACH = 4.5
 
 
@@ -108,7 +112,7 @@ def bootstrap(
     Args:
         progress: called with draws done and all draws.
     """
-    # A fit at a bound is no starting point, and four clusters are few enough.
+    # Scoring cannot start at a bound, and fewer clusters than MIN_CLUSTERS cannot be resampled.
     cluster, count = cells.clusters
     if fit.status != OK:
         assert fit.finding is not None

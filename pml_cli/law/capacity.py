@@ -16,7 +16,7 @@ import pandas as pd
 from pml_cli.law.observations import bits
 from pml_cli.stats import Array, t_half_width
 
-# bits a parameter, of models trained from scratch
+# Published bits per parameter of models trained from scratch.
 PUBLISHED = {
     "Morris et al. 2025 (arXiv 2505.24832), uniform bits": 3.6,
     "Allen-Zhu and Li 2024 (arXiv 2404.05405), facts": 2.0,
@@ -148,6 +148,6 @@ def unseen_gain(cells: pd.DataFrame) -> UnseenGain | None:
 
 
 def _text_means(cells: pd.DataFrame, column: str) -> Array:
-    """The mean of each text, (texts,): seeds of one text are no independent observations."""
+    """The mean of each text, (texts,): seeds of one text are not independent."""
     by_text = cells.groupby("data_seed", dropna=False)[column]
     return by_text.mean().to_numpy(float)

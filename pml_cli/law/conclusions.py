@@ -10,11 +10,12 @@ from pml_cli.law.analysis import Analysis
 from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
 from pml_cli.law.model_selection import EDGE
 
-# ranks and lengths of a sweep where nothing was measured
+# Ranks and lengths of a sweep where nothing was measured.
 FIRST_RANKS = (2, 4, 8, 16)
 FIRST_LENGTHS = (64, 128, 256, 512)
-# held-out error, per cent, and multiple of the error of the fit, above which a law does not
-# extrapolate
+
+# A law does not extrapolate if its held-out error is above this, per cent, and above this multiple
+# of the error of the fit.
 LARGE_ERROR = 10.0
 LARGE_ERROR_RATIO = 3.0
 

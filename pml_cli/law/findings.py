@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# status of a fit
+# Status of a fit.
 OK = "OK"
 BOUND_HIT = "BOUND_HIT"
 NOT_IDENTIFIED = "NOT_IDENTIFIED"

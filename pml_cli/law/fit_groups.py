@@ -45,7 +45,7 @@ OPTIONAL = (
     "control_gain",
 )
 SATURATED = "saturated"
-# relative to 1 + base loss: how far a gain may lie from base loss minus final loss
+# How far a gain may lie from base loss minus final loss, relative to 1 + base loss.
 GAIN_TOLERANCE = 1e-4
 
 

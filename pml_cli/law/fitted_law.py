@@ -24,7 +24,7 @@ from pml_cli.law.parameters import (
 from pml_cli.law.recall_law import RecallFit
 from pml_cli.stats import Array, few_cluster_factor
 
-# draws from the covariance where a law has no bootstrap
+# Draws from the covariance where a law has no bootstrap.
 NORMAL_DRAWS = 2000
 
 

@@ -36,8 +36,10 @@ from pml_cli.law.parameters import (
 )
 from pml_cli.stats import Array
 
-# slope of the link above which cells deviate from the law by its whole spread
+# Slope of the link above which cells deviate from the law by its whole spread.
 FULL_SPREAD_SLOPE = 1 / 3
+
+# What a form may have besides C, alpha and beta.
 VARIANTS = ("plain", "offset", "floor", "level")
 
 

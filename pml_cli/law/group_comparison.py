@@ -23,10 +23,13 @@ from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import ALPHA, BETA, EXPONENT_BOUNDS, Interval
 from pml_cli.stats import Array
 
-# p below which groups differ
+# p below which groups differ.
 SIGNIFICANCE = 0.05
-# AICc above its own best at which the common form does not describe a group
+
+# The common form does not describe a group whose own best form has an AICc lower by this.
 AICC_REJECTION = 10.0
+
+# Positions of the exponents in theta, and the sets of them that are tested together.
 EXPONENTS = {"alpha": ALPHA, "beta": BETA}
 TIES = {"alpha": ("alpha",), "beta": ("beta",), "alpha and beta": ("alpha", "beta")}
 

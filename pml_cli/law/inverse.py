@@ -24,12 +24,14 @@ from pml_cli.law.observations import bits
 from pml_cli.law.parameters import Interval
 from pml_cli.stats import CONFIDENCE, LN2, Array
 
-# Multiples of the ends of what was trained between which an answer is searched.
+# An answer is searched between these multiples of the smallest and largest trained value.
 LEAST_MULTIPLE = 1e-4
 LARGEST_MULTIPLE = 1e6
-# of the bisection, on logs: beyond the precision of float32
+
+# Steps of the bisection, on logs: beyond the precision of float32.
 BISECTIONS = 60
-# of exact recall
+
+# Probabilities of exact recall for which a rank or length is given.
 PROBABILITIES = (0.5, 0.9)
 
 
@@ -139,12 +141,7 @@ def _least_rank(
     """The least rank that reaches the target; a row for each probability of exact recall."""
     if target.kind == "verbatim":
         assert law.recall is not None
-
-        rows = []
-        for probability in PROBABILITIES:
-            ranks = _exp(law.recall.log_ranks(length, probability))
-            rows.append(_row(law, "rank", length, ranks, chance=probability))
-        return rows
+        return _recall_rows(law, "rank", length, law.recall.log_ranks)
 
     # The gain that the target asks for, nats per token.
     base_loss = _base_losses(law, length, base)
@@ -170,12 +167,7 @@ def _longest_length(
     """The longest text that keeps the target, or the shortest that stores so many bits."""
     if target.kind == "verbatim":
         assert law.recall is not None
-
-        rows = []
-        for probability in PROBABILITIES:
-            lengths = _exp(law.recall.log_lengths(rank, probability))
-            rows.append(_row(law, "length", rank, lengths, chance=probability))
-        return rows
+        return _recall_rows(law, "length", rank, law.recall.log_lengths)
 
     def excess(length: Array) -> Array:
         # Rises with the length.
@@ -187,6 +179,25 @@ def _longest_length(
 
     lengths = _bisect(excess, law.lengths, len(law.theta))
     return [_row(law, "length", rank, lengths)]
+
+
+def _recall_rows(
+    law: FittedLaw,
+    sought: str,
+    given: float,
+    log_solutions: Callable[[float, float], Array],
+) -> list[dict[str, Any]]:
+    """A row for each of PROBABILITIES of exact recall.
+
+    Args:
+        sought: rank or length; `given` is the other.
+        log_solutions: from `given` and a probability to the log of what is sought, (1 + D,).
+    """
+    rows = []
+    for probability in PROBABILITIES:
+        solutions = _exp(log_solutions(given, probability))
+        rows.append(_row(law, sought, given, solutions, chance=probability))
+    return rows
 
 
 def _bisect(

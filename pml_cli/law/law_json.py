@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import scipy
@@ -46,6 +46,9 @@ from pml_cli.law.power_law import PowerLawFit
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.stats import Array, percent_error
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 FORMAT = 3
 FILE_NAME = "law.json"
 ESTIMATORS = {"paper": "least squares", "robust": "relative residuals, Huber's loss"}
@@ -54,7 +57,7 @@ Describe = Callable[[Finding | None, SizeAxis], str]
 """Makes the sentence of a finding for a law of that size; empty for None."""
 Say = Callable[[Finding | None], str]
 """The same for the size of one group."""
-Record = TypeVar("Record")
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,8 +402,8 @@ def law_file(
         inputs=inputs,
         saturated_below=saturated_below,
         x=axis.name,
-        comparisons=[_comparison(comparison, say) for comparison in comparisons],
-        groups=[_group(group, describe) for group in groups],
+        comparisons=[_comparison_record(comparison, say) for comparison in comparisons],
+        groups=[_group_record(group, describe) for group in groups],
         draws=draws,
     )
 
@@ -417,14 +420,14 @@ def to_text(content: LawFile) -> str:
     return f'{head[:-2]},\n "draws": {draws}\n}}\n'
 
 
-def _record(kind: type[Record], source: Any, **values: Any) -> Record:
+def _record_of(kind: type[Record], source: Any, **values: Any) -> Record:
     """A record whose fields are attributes of `source`, but for those given by `values`."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(kind)}
     copied = {name: getattr(source, name) for name in names - set(values)}
     return kind(**copied, **values)
 
 
-def _group(group: GroupFit, describe: Describe) -> GroupRecord:
+def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
     """One group with every law on it."""
     analysis = group.analysis
 
@@ -436,27 +439,27 @@ def _group(group: GroupFit, describe: Describe) -> GroupRecord:
         slug=group.slug,
         key=group.key,
         cells=len(group.cells),
-        fit=_paper(analysis.paper, say),
-        held_out=_held_out(group, say),
-        laws=[_law(row, say) for row in analysis.rows],
+        fit=_paper_record(analysis.paper, say),
+        held_out=_held_out_record(group, say),
+        laws=[_law_record(row, say) for row in analysis.rows],
         chosen=analysis.chosen.name if analysis.chosen else None,
-        bootstrap=_bootstrap(analysis.bootstrap, say),
-        profiles={name: _profile(profile) for name, profile in analysis.profiles.items()},
+        bootstrap=_bootstrap_record(analysis.bootstrap, say),
+        profiles={name: _profile_record(profile) for name, profile in analysis.profiles.items()},
         constant_capacity=analysis.constant_capacity,
         alike_within_clusters=analysis.residual_correlation,
-        recall=_recall(group.recall, say),
+        recall=_recall_record(group.recall, say),
         capacity=group.bits,
         control=group.control,
-        range=_range(group.observed),
-        base_loss=_base_loss(group.observed),
+        range=_range_record(group.observed),
+        base_loss=_base_loss_record(group.observed),
         warnings=[say(warning) for warning in group.warnings],
         conclusions=[say(conclusion) for conclusion in group.conclusions],
     )
 
 
-def _paper(fit: PowerLawFit, say: Say) -> PaperRecord:
+def _paper_record(fit: PowerLawFit, say: Say) -> PaperRecord:
     """The paper's fit, its parameters as keys of their own."""
-    return _record(
+    return _record_of(
         PaperRecord,
         fit,
         law=fit.form.formula,
@@ -468,7 +471,7 @@ def _paper(fit: PowerLawFit, say: Say) -> PaperRecord:
     )
 
 
-def _held_out(group: GroupFit, say: Say) -> HeldOutRecord:
+def _held_out_record(group: GroupFit, say: Say) -> HeldOutRecord:
     """The check of the paper's law on the edge, of the unsaturated cells alone."""
     observed = group.observed
     ranks, lengths = edge_of(observed)
@@ -495,7 +498,7 @@ def _held_out(group: GroupFit, say: Say) -> HeldOutRecord:
     )
 
 
-def _law(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
+def _law_record(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
     """One row of the tables, with its held-out checks."""
     fit = row.fit
     common = {
@@ -503,10 +506,10 @@ def _law(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
         "reason": say(fit.finding),
         "covariance": fit.covariance.tolist(),
         "aicc_difference": row.aicc_difference,
-        "checks": {what: _check(check, say) for what, check in row.checks.items()},
+        "checks": {what: _check_record(check, say) for what, check in row.checks.items()},
     }
     if isinstance(fit, PowerLawFit):
-        return _record(
+        return _record_of(
             PowerLawRecord,
             fit,
             estimator=ESTIMATORS[fit.name],
@@ -518,7 +521,7 @@ def _law(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
 
     assert isinstance(fit, LikelihoodFit)
     log_rank, log_length = fit.centre
-    return _record(
+    return _record_of(
         LikelihoodRecord,
         fit,
         form=jsonable(fit.form),
@@ -532,16 +535,16 @@ def _law(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
     )
 
 
-def _check(check: Check, say: Say) -> CheckRecord:
+def _check_record(check: Check, say: Say) -> CheckRecord:
     """A check, without its predictions."""
-    return _record(CheckRecord, check, reason=say(check.finding))
+    return _record_of(CheckRecord, check, reason=say(check.finding))
 
 
-def _bootstrap(sample: Bootstrap | None, say: Say) -> BootstrapRecord | None:
+def _bootstrap_record(sample: Bootstrap | None, say: Say) -> BootstrapRecord | None:
     """A bootstrap, without its draws: those stand at the end of the file."""
     if sample is None:
         return None
-    return _record(
+    return _record_of(
         BootstrapRecord,
         sample,
         reason=say(sample.finding),
@@ -550,7 +553,7 @@ def _bootstrap(sample: Bootstrap | None, say: Say) -> BootstrapRecord | None:
     )
 
 
-def _profile(profile: Profile) -> ProfileRecord:
+def _profile_record(profile: Profile) -> ProfileRecord:
     """A profile, in natural units."""
     return ProfileRecord(
         values=profile.values.tolist(),
@@ -559,9 +562,9 @@ def _profile(profile: Profile) -> ProfileRecord:
     )
 
 
-def _recall(recall: RecallFit, say: Say) -> RecallRecord:
+def _recall_record(recall: RecallFit, say: Say) -> RecallRecord:
     """The law of exact recall, without its draws."""
-    return _record(
+    return _record_of(
         RecallRecord,
         recall,
         reason=say(recall.finding),
@@ -577,7 +580,7 @@ def _recall_draws(recall: RecallFit) -> dict[str, list[float]]:
     return {f"recall_{name}": column for name, column in columns if column}
 
 
-def _range(cells: Observations) -> RangeRecord:
+def _range_record(cells: Observations) -> RangeRecord:
     """What was trained."""
     if not len(cells):
         return RangeRecord(rank=[], length=[])
@@ -589,17 +592,17 @@ def _ends(values: Array) -> list[float]:
     return [float(values.min()), float(values.max())]
 
 
-def _base_loss(cells: Observations) -> BaseLossRecord:
+def _base_loss_record(cells: Observations) -> BaseLossRecord:
     """Mean base loss at each length, over all cells and of each text."""
-    mean = _length_curve(cells)
+    mean = _length_curve_record(cells)
     texts = []
     for text in np.unique(cells.text):
         of_text = cells.take(cells.text == text)
-        texts.append(_length_curve(of_text))
+        texts.append(_length_curve_record(of_text))
     return BaseLossRecord(length=mean.length, nats=mean.nats, texts=texts)
 
 
-def _length_curve(cells: Observations) -> LengthCurveRecord:
+def _length_curve_record(cells: Observations) -> LengthCurveRecord:
     """Mean base loss at each length."""
     lengths = np.unique(cells.length)
     nats = []
@@ -609,7 +612,7 @@ def _length_curve(cells: Observations) -> LengthCurveRecord:
     return LengthCurveRecord(length=lengths.tolist(), nats=nats)
 
 
-def _comparison(comparison: Comparison, say: Say) -> ComparisonRecord:
+def _comparison_record(comparison: Comparison, say: Say) -> ComparisonRecord:
     """A comparison of groups; `form` is null where they share none."""
     groups = [
         ComparedGroupRecord(
@@ -642,12 +645,12 @@ def load(path: Path, group: str | None = None) -> list[FittedLaw]:
         UserError: there is no law.json, it is of another format or damaged, or no group has that
             name.
     """
-    file = _find(path)
-    content = _read(file)
+    file = _law_json_path(path)
+    content = _read_content(file)
 
     groups = content["groups"]
     if group is not None:
-        groups = _named(group, groups)
+        groups = _groups_named(group, groups)
     try:
         laws = [_fitted_law(entry, content) for entry in groups if entry["chosen"] is not None]
     # Whatever is wrong inside a law.json of this format, the file is damaged.
@@ -663,7 +666,7 @@ def load(path: Path, group: str | None = None) -> list[FittedLaw]:
     return laws
 
 
-def _named(name: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _groups_named(name: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The groups of that name or slug."""
     named = [group for group in groups if name in (group["slug"], group["name"])]
     if not named:
@@ -672,7 +675,7 @@ def _named(name: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return named
 
 
-def _find(path: Path) -> Path:
+def _law_json_path(path: Path) -> Path:
     """The law.json that a path means."""
     for file in (path, path / FILE_NAME, path / "fit" / FILE_NAME):
         if file.is_file():
@@ -681,7 +684,7 @@ def _find(path: Path) -> Path:
     raise UserError(f"{path}: no law.json here{missing}; make it with `pml fit {path}`")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_content(file: Path) -> dict[str, Any]:
     """The content of a law.json of this format."""
     try:
         content: dict[str, Any] = json.loads(file.read_text("utf-8"))
@@ -705,7 +708,7 @@ def _from_json(kind: type[Record], content: dict[str, Any]) -> Record:
     Raises:
         KeyError: a key is missing.
     """
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in fields(kind)]
     return kind(**{name: content[name] for name in names})
 
 
@@ -732,7 +735,7 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
         centre=(record.centre["log_rank"], record.centre["log_length"]),
         ranks=(trained.rank[0], trained.rank[1]),
         lengths=(trained.length[0], trained.length[1]),
-        base=BaseLoss(mean=_curve(base), texts=[_curve(text) for text in texts]),
+        base=BaseLoss(mean=_length_curve(base), texts=[_length_curve(text) for text in texts]),
         recall=_recall_fit(recall, recall_draws) if recall.status == OK else None,
         recall_reason=recall.reason,
         status=record.status,
@@ -775,7 +778,7 @@ def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
     )
 
 
-def _curve(record: LengthCurveRecord | BaseLossRecord) -> LengthCurve:
+def _length_curve(record: LengthCurveRecord | BaseLossRecord) -> LengthCurve:
     """Arrays of a record, (V,) each."""
     lengths = np.array(record.length, float)
     nats = np.array(record.nats, float)

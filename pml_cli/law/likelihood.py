@@ -22,12 +22,15 @@ from pml_cli.law.parameters import LOG_SPREAD
 from pml_cli.stats import Array, Mask
 
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
-# of the log-likelihood: a standard error of 1 then moves by less than 1e-4
+
+# Change of the log-likelihood that ends the search. A standard error of 1 then moves by less than
+# 1e-4.
 TOLERANCE = 1e-9
-# Levenberg damping, as a multiple of the information's diagonal
+
+# Levenberg damping, as a multiple of the information's diagonal.
 LEAST_DAMPING = 1e-9
 FIRST_DAMPING = 1e-3
-# above this no step improves the fit: the problem has converged
+# Above this no step improves the fit: the problem has converged.
 LARGEST_DAMPING = 1e9
 
 

@@ -44,17 +44,22 @@ from pml_cli.law.parameters import (
 from pml_cli.law.power_law import at_exponent_bound, identifiability
 from pml_cli.stats import Array, normal_quantile, percent_error, r_squared, t_quantile
 
-# exponents at the nodes of the grid
+# Values of alpha and of beta at the nodes of the grid.
 EXPONENT_GRID = np.geomspace(0.05, 2.5, 8)
-# nodes that are polished in all parameters
+
+# Nodes from which all parameters are fitted.
 POLISHED_NODES = 5
-# nats per token at which the search for a floor starts
+
+# The search for a floor starts at this loss, nats per token.
 FLOOR_START = 0.2
-# share of the mean base loss at which the search for a level starts
+
+# The search for a level starts at this share of the mean base loss.
 LEVEL_START = 0.8
-# how near to its bound a parameter has reached it
+
+# A parameter nearer to its bound than this is at the bound.
 BOUND_TOLERANCE = 1e-6
-# a parameter with a scaled information below this does not act on the likelihood
+
+# The likelihood does not depend on a parameter whose scaled information is below this.
 LEAST_INFORMATION = 1e-9
 
 

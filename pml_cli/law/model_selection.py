@@ -24,11 +24,11 @@ from pml_cli.stats import Array, Mask
 
 Estimator = Callable[[Observations], FitResult]
 
-# AICc: laws this near to the best are equally supported
+# Laws whose AICc is within this of the least one are equally supported.
 AICC_TOLERANCE = 4.0
-# with more texts than this, several are held out at a time
+# With more texts than this, several are held out at a time.
 TEXT_FOLDS = 10
-# significance of a correlation within clusters
+# Significance of a correlation within clusters.
 CORRELATED = 0.01
 # What is held out; also the keys of `checks` in law.json.
 EDGE = "largest ranks and longest lengths"

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pml_cli.law.parameters import Centre
 from pml_cli.stats import LN2, Array, Mask
 
-# columns whose values must be above 0: logarithms and ratios of them are taken
+# Columns whose values must be above 0, because logarithms and ratios of them are taken.
 POSITIVE = ("rank", "length", "base", "sd")
 
 

@@ -18,10 +18,11 @@ Centre = tuple[float, float]
 """Mean log rank and mean log length of the cells: where c is centred."""
 
 # c is log C at the mean log rank and mean log length, log_s the log of the relative spread of a
-# cell around the law, level the loss H in nats per token (0 where the law has none)
+# cell around the law, level the loss H in nats per token (0 where the law has none).
 THETA_NAMES = ("c", "alpha", "beta", "b", "log_k", "floor", "level", "log_s")
 NATURAL_NAMES = ("C", "alpha", "beta", "b", "k", "floor", "level", "spread")
-# positions in theta
+
+# Positions in theta.
 C = 0
 ALPHA = 1
 BETA = 2
@@ -30,10 +31,11 @@ LOG_K = 4
 FLOOR = 5
 LEVEL = 6
 LOG_SPREAD = 7
-# their intervals are symmetric in the logarithm
+
+# Parameters whose intervals are symmetric in the logarithm.
 ON_LOG_SCALE = ("C", "k", "spread")
 
-# at exponents of 0 the power law turns into a logarithm, and C and b run away
+# At exponents of 0 the power law becomes a logarithm, and C and b diverge.
 EXPONENT_BOUNDS = (0.01, 5.0)
 SPREAD_BOUNDS = (1e-8, math.exp(3))
 

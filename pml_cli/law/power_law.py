@@ -24,13 +24,17 @@ from pml_cli.stats import Array, Mask, percent_error, safe_exp, t_quantile
 
 PARAMETERS = ("C", "alpha", "beta", "b")
 FORM = Form(link="none", offset=True)
+
+# Values of alpha and of beta at the nodes where the search starts.
 EXPONENT_GRID = np.geomspace(0.02, 4.0, 32)
-# grid nodes that are polished
+# Grid nodes from which least squares starts.
 POLISHED_NODES = 4
-# distinct ranks, and distinct lengths
+
+# The least number of distinct ranks, of distinct lengths, and of cells.
 MIN_DISTINCT = 3
 MIN_CELLS = len(PARAMETERS) + 2
-# absolute correlation of log rank and log length above which the exponents are confounded
+
+# Absolute correlation of log rank and log length above which the exponents are confounded.
 COLLINEAR = 0.9999
 
 

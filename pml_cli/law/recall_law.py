@@ -25,10 +25,13 @@ from pml_cli.law.power_law import MIN_DISTINCT
 from pml_cli.stats import FEW_CLUSTERS, Array, Mask, few_cluster_factor
 
 NAMES = ("a", "g", "h")
+
+# Newton steps at most, the largest change of a parameter in one, and the change that ends them.
 NEWTON_STEPS = 60
-# largest change of a parameter in one step
 LARGEST_STEP = 5.0
 TOLERANCE = 1e-8
+
+# Bootstrap draws.
 DRAWS = 1000
 
 

@@ -32,10 +32,12 @@ from pml_cli.stats import Array, percent_error, safe_exp
 # the noise is normal (Huber 1964). Beyond TUKEY a residual has no influence.
 HUBER = 1.345
 TUKEY = 4.685
-# times the median absolute residual: the standard deviation of normal noise
+
+# Factor from the median absolute residual to the standard deviation of normal noise.
 MAD_TO_SD = 1.4826
+
+# Rounds of reweighting at most, and the relative change of the spread that ends them.
 ROUNDS = 30
-# relative change of the spread at which it has converged
 TOLERANCE = 1e-6
 
 
@@ -153,7 +155,7 @@ class _Residuals:
 
 
 def _huber(theta: Array, problem: _Residuals) -> Array:
-    """Theta, (4,), by Huber's loss; the spread is estimated anew after each fit."""
+    """Theta, (4,), by Huber's loss; the spread is re-estimated after each fit."""
     spread = _spread(problem.at(theta))
     for _ in range(ROUNDS):
         theta = _minimise(theta, problem, problem.weight, bend=HUBER * spread)

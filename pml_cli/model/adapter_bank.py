@@ -64,7 +64,7 @@ class AdapterBank:
         A: (K, I, R) of each site, at least float32.
         B: (K, R, O) of each site, at least float32.
         scale: factor of each cell's A @ B, (K,).
-        dropout: drawn anew in each forward pass; None: no dropout.
+        dropout: drawn in each forward pass; None: no dropout.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class AdapterBank:
         return not isinstance(self.settings, LinearAdapter)
 
     def parameters(self) -> list[Tensor]:
-        """All A, then all B, in the order of the sites."""
+        """All A, (K, I, R) each, then all B, (K, R, O) each, in the order of the sites."""
         return [*self.A.values(), *self.B.values()]
 
     def requires_grad_(self, requires_grad: bool = True) -> AdapterBank:
@@ -278,7 +278,7 @@ class AdapterBank:
         Args:
             k: index of the cell.
             folder: an existing folder.
-            model_path: what PEFT shall load the frozen model from.
+            model_path: where PEFT loads the frozen model from.
         """
         rank = self.ranks[k]
         # Without the padding to the largest rank of the bank.
@@ -424,12 +424,12 @@ class Dropout:
         return x_KNF * mask.view_as(x_KNF)
 
     def states(self) -> list[Tensor]:
-        """States of the generators."""
+        """States of the K generators, as `torch.Generator.get_state` returns them."""
         return [generator.get_state() for generator in self.generators]
 
     @contextmanager
     def rewound(self, states: Sequence[Tensor]) -> Iterator[None]:
-        """While inside, draw again what was drawn from these states on."""
+        """Rewind the generators to earlier states while inside, to repeat their draws."""
         present = self.states()
         self._set_states(states)
         try:
@@ -442,6 +442,6 @@ class Dropout:
             generator.set_state(state)
 
     def keep_cells(self, cells: Sequence[int]) -> None:
-        """Forget all but these cells."""
+        """Drop the generators of all cells but these."""
         self.shapes = [self.shapes[k] for k in cells]
         self.generators = [self.generators[k] for k in cells]

@@ -15,9 +15,11 @@ Spans = Sequence[Sequence[int]]
 # Files up to this size are read whole.
 MAX_WHOLE_BYTES = 2**24
 
-# Files with more tensors are sampled less often in each.
+# Length of a sample, and samples of each tensor.
 SAMPLE_BYTES = 2**12
 SAMPLES_PER_TENSOR = 4
+
+# Of files with more tensors than this, each tensor has fewer samples.
 FULLY_SAMPLED_TENSORS = 250
 
 

@@ -32,13 +32,13 @@ class LayerCall:
 
 
 def first_tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The hidden states of a layer's output; some layers return them in a tuple."""
+    """The hidden states, (B, T, D), of a layer's output; some layers return them in a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager
 def skipped(layers: Iterable[nn.Module], calls: list[LayerCall] | None = None) -> Iterator[None]:
-    """Let layers return their input while inside.
+    """Make layers return their input unchanged while inside.
 
     Args:
         layers: decoder layers.
@@ -71,7 +71,7 @@ def captured(
     input_key: str | None = None,
     output_key: str | None = None,
 ) -> Iterator[None]:
-    """Keep what a module reads and returns while inside.
+    """Keep the input and the output of a module, (B, T, D) each, while inside.
 
     Args:
         module: the module; it must run once.

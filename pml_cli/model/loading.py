@@ -37,7 +37,7 @@ def load_model(settings: Model) -> SplitModel:
         settings: of the model.
 
     Raises:
-        UserError: the model is not found, is no decoder-only model, or its weights are not in
+        UserError: the model is not found, is not decoder-only, or its weights are not in
             safetensors or GGUF, or incomplete.
     """
     import transformers
@@ -197,7 +197,7 @@ def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightS
             stream.fill_own(module)
 
     if is_tied:
-        # The embeddings have new weights, which the head shall share.
+        # The embeddings have new weights; tie the head to them again.
         model.tie_weights()
     return stream
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -11,15 +11,18 @@ from pml_cli.errors import UserError, did_you_mean
 from pml_cli.model.adapter_bank import Site
 from pml_cli.model.families import ModelFamily
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def find_layers(model: nn.Module, settings: Model) -> nn.ModuleList:
+
+def find_layers(model: PreTrainedModel, settings: Model) -> nn.ModuleList:
     """The decoder layers of a transformers model.
 
     Raises:
         UserError: it has no list of as many modules as its config has layers.
     """
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    for module in model.get_decoder().modules():  # type: ignore[operator]
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
 

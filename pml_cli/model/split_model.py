@@ -1,10 +1,9 @@
 """The frozen model, split at the adapter layer.
 
-Everything below the adapter never changes: it is computed once (`prefix`), and training runs only
-    the
+Everything below the adapter is frozen: it is computed once (`prefix`), and training runs only the
 layers above (`upper`). The layers' own code is called, with the arguments that the model itself
-would pass, so any decoder-only model of transformers works whose layers have an `mlp`. Because
-attention is causal, one pass over the longest input serves every shorter one.
+would pass, so this works for any decoder-only model of transformers whose layers have an `mlp`.
+Attention is causal, so one pass over the longest input serves every shorter one.
 
 Shapes: n rows of the cache, B rows of a batch, T tokens, D hidden size, V vocabulary.
 """
@@ -45,9 +44,9 @@ from pml_cli.model.verify_split import split_matches_full
 from pml_cli.model.weight_hash import tensor_checksums
 
 if TYPE_CHECKING:
-    from transformers import Cache
+    from transformers import Cache, PreTrainedModel
 
-# Under these the layers below the adapter would depend on the length of the whole input.
+# RoPE types under which the layers below the adapter depend on the length of the whole input.
 LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")
 
 # Input lengths whose layer calls are remembered; the masks of long inputs are large.
@@ -62,7 +61,7 @@ HASH_DIGITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """What one pass below the adapter leaves behind, (n, T, D) each."""
+    """Hidden states below the adapter, from one pass, (n, T, D) each."""
 
     entry: Tensor
     """Input of the first adapted layer; with the paper's placement, input of its MLP."""
@@ -117,7 +116,7 @@ class SplitModel:
     """
 
     def __init__(
-        self, model: nn.Module, settings: Model, stream: WeightStream | None = None
+        self, model: PreTrainedModel, settings: Model, stream: WeightStream | None = None
     ) -> None:
         """Freeze a model and find its parts.
 
@@ -129,19 +128,19 @@ class SplitModel:
         Raises:
             UserError: the model is of a kind that cannot be split.
         """
-        self.model = model.eval().requires_grad_(False)
+        self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.settings = settings
         self.stream = stream
 
-        config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+        config: Any = model.config.get_text_config()
         self._refuse_length_dependent_rope(config)
         self._family = family_of(config.model_type)
 
         self.modules: dict[str, nn.Module] = dict(model.named_modules())
-        self.decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+        self.decoder: nn.Module = model.get_decoder()
         self.layers = find_layers(model, settings)
         self.norm = find_final_norm(self.decoder, self._family, settings)
-        output: Any = model.get_output_embeddings()  # type: ignore[operator]
+        output: Any = model.get_output_embeddings()
         self.head = Head(
             weight_VD=output.weight,
             bias_V=getattr(output, "bias", None),
@@ -256,7 +255,7 @@ class SplitModel:
         return Prefix.concatenate(parts)
 
     def _whole_prefix(self, batches: list[Tensor], layer: int, is_block: bool) -> list[Prefix]:
-        """One batch after the other through all layers up to the adapter's."""
+        """Run each batch (n, T) through all layers up to the adapter's."""
         parts = []
         for ids in batches:
             above = skipped(self.layers[layer + 1 :])
@@ -268,7 +267,7 @@ class SplitModel:
     def _streamed_prefix(
         self, stream: WeightStream, batches: list[Tensor], layer: int, is_block: bool
     ) -> list[Prefix]:
-        """All batches through one layer after the other, so that each layer is read once."""
+        """Run all batches (n, T) through one layer after the other, so that each is read once."""
         calls = self._layer_calls(batches[0].shape[1])
         hidden = self._embedded(stream, batches)
 
@@ -289,9 +288,9 @@ class SplitModel:
         return parts
 
     def _embedded(self, stream: WeightStream, batches: list[Tensor]) -> list[Tensor]:
-        """What each batch enters the first layer with."""
+        """The input of the first layer, (n, T, D), for each batch of ids (n, T)."""
         hidden = []
-        with stream.holding(self.model.get_input_embeddings()):  # type: ignore[operator]
+        with stream.holding(self.model.get_input_embeddings()):
             for ids in batches:
                 capturing = self._capturing(0, is_block=False)
                 with capturing as tensors, skipped(self.layers):
@@ -301,7 +300,7 @@ class SplitModel:
 
     @contextmanager
     def _capturing(self, layer: int, is_block: bool) -> Iterator[dict[str, Tensor]]:
-        """Collect the tensors of a prefix while its layer runs."""
+        """Collect the tensors of a prefix, (n, T, D) each, while its layer runs."""
         tensors: dict[str, Tensor] = {}
         module = self.layers[layer]
         if not is_block:

@@ -54,7 +54,7 @@ class TensorSlice:
     """Its shape."""
 
     def read(self) -> Tensor:
-        """The tensor, on the CPU.
+        """Read the tensor to the CPU, (`shape`).
 
         Read, not memory-mapped: mapped pages would count as memory beside the copy.
 
@@ -101,7 +101,7 @@ class WeightFiles:
         Args:
             name: its name in the model.
             like: a tensor of the expected shape and dtype; may lie on the meta device.
-            device: where the tensor shall lie.
+            device: where to put the tensor.
 
         Raises:
             UserError: the files have no such tensor, or one of another shape.
@@ -211,7 +211,7 @@ class WeightStream:
         released = self.held - requested
         missing = requested - self.held
 
-        # Free memory first; if reading fails, what is held stays known.
+        # Free memory first. If reading fails, `self.held` still says what is in memory.
         self.held &= requested
         for module in released:
             self._free(module)
@@ -241,7 +241,7 @@ class WeightStream:
             module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
 
     def read(self, name: str, like: Tensor) -> Tensor:
-        """Read one tensor to the device of the stream; see `WeightFiles.read`."""
+        """Read one tensor, of the shape of `like`, to the device of the stream."""
         return self.files.read(name, like, self.device)
 
     def _before_forward(self, module: nn.Module) -> None:

@@ -25,15 +25,16 @@ TOKENS = 8
 # Size of the change that the adapter is scaled to, in spreads of the logits.
 TARGET_EFFECT = 0.5
 
-# Adapters with half to twice that effect will do.
+# An effect between half and twice the target is accepted.
 EFFECT_TOLERANCE = 2.0
 
-# Scales of the adapter that are tried; some sites (queries, keys) never have so large an effect.
+# Scales of the adapter that are tried at most: at some sites (queries, keys) no scale has so large
+# an effect.
 MAX_TRIES = 6
 FIRST_SCALE = 0.1
 MAX_SCALE_STEP = 16.0
 
-# In place of a change or a spread of 0.
+# Stands in for a change or a spread of 0.
 TINY = 1e-30
 
 
@@ -162,6 +163,6 @@ def _rms(values: Tensor) -> float:
 
 
 def _spread(logits_2TV: Tensor) -> float:
-    """How far the logits without adapter lie from their mean over the vocabulary."""
+    """Rms distance of the base's logits (of (2, T, V)) from their mean over the vocabulary."""
     plain_TV = logits_2TV[0]
     return _rms(plain_TV - plain_TV.mean(-1, keepdim=True))

@@ -6,7 +6,7 @@ The three hashes of weights in pml, and what each is for:
   of a run records it, and `pml lasting` refuses a run that was trained on other weights.
 - `model.file_hash.sampled_hash`: of a safetensors or GGUF file, of which it reads samples. Part of
   the run id of a local model, so it must be quick and work without torch.
-- `runs.run_id.fingerprint`: of whatever lies at a path; for a model's folder, its config, tokenizer
+- `runs.run_id.content_hash`: of a file or folder; for a model's folder, its config, tokenizer
   and the sampled hashes of its weights. The model part of the run id.
 """
 
@@ -36,7 +36,7 @@ def tensor_checksums(tensor: Tensor) -> Tensor:
     Integer sums are the same in whatever order they are taken, and any device computes them about
     as fast as it reads its memory. One changed word always changes the checksum; any other change,
     such as two weights swapped, fails to only with a chance of about 1 in 2^32. So it tells models
-    apart, and is no protection against deliberate deception.
+    apart, but does not protect against tampering.
 
     Args:
         tensor: of any dtype, shape and device.
@@ -62,7 +62,7 @@ def tensor_checksums(tensor: Tensor) -> Tensor:
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """The bits of a tensor as int32 words, padded with zero bytes."""
+    """The bits of a tensor as int32 words, (number of words,), padded with zero bytes."""
     raw = tensor.reshape(-1).contiguous().view(torch.uint8)
     # A view as words needs aligned memory; padding copies.
     if len(raw) % WORD_BYTES or raw.storage_offset() % WORD_BYTES:

@@ -39,6 +39,8 @@ PARAMETERS = {
     "k": "$k$",
     "floor": "floor",
 }
+
+# Heading of the column of b and of the level, of which a law has one.
 OFFSET_OR_LEVEL = "$b, H$"
 QUALITY_HEADINGS = (
     "Law",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # What a fit sees of a cell
 MEASURED = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
+
+# Columns of cells.csv, before the predictions of each law.
 FIRST_COLUMNS = (
     "group",
     "id",
@@ -128,7 +130,7 @@ def _draw(out: Path, groups: list[GroupFit], comparisons: Sequence[Comparison]) 
 
 
 def _hash(table: pd.DataFrame) -> str:
-    """SHA-256 of what the fit saw, whatever the order and place of the folders."""
+    """SHA-256 of what the fit saw, independent of the order and location of the folders."""
     columns = ["group", "id", *MEASURED]
     rows = table[[*columns, "kept", "reason"]].sort_values(columns)
     return hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()

@@ -84,7 +84,7 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
         console: to print to.
 
     Returns:
-        exit code: 0, or 1 where a cell failed or is missing and nobody trains it.
+        exit code: 0, or 1 where a cell failed or is missing and no process trains it.
     """
     unreadable: list[str] = []
     runs = read_runs([out], unreadable)
@@ -93,7 +93,7 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
         requested = {cell.id for cell in cells}
         console.print(results_table(runs[runs["id"].isin(requested)]))
 
-    # What another sweep has left damaged here is no fault of this one.
+    # Damaged results of other sweeps in this folder do not fail this one.
     for line in unreadable:
         console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
     failures = _print_failures(out, cells, console)

@@ -88,7 +88,7 @@ def read_failures(root: Path) -> dict[str, str]:
 def check_formats(out: Path) -> None:
     """Refuse a sweep's folder with runs of another format.
 
-    A result that cannot be read is no fault: its run is trained again.
+    A result that cannot be read is ignored: its run is trained again.
 
     Raises:
         UserError: names the first such run.

@@ -1,6 +1,6 @@
 """What makes two runs the same: the id of a run, and the settings that tell it from others.
 
-Where a run happens (device, worker, folder) is no part of it. A data file counts by its content, a
+Where a run happens (device, worker, folder) does not count. A data file counts by its content, a
 local model by its config, tokenizer and weights (`model/file_hash.py`); so a moved file keeps its
 runs and a changed one gets new ones.
 

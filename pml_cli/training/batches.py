@@ -136,7 +136,7 @@ class PackData:
         return self._input_length(self.cells[k])
 
     def _input_length(self, samples: Iterable[SampleSlice]) -> int:
-        """The longest prompt and target, less the last token, which is no input."""
+        """The longest prompt and target, less the last token, which is not an input."""
         lengths = [len(self.rows[piece.row].prompt) + piece.tokens for piece in samples]
         return max(lengths) - 1
 
@@ -250,8 +250,8 @@ class SampleOrder:
         return next(self._queue)
 
     def skip(self, draws: int) -> None:
-        """Go on as after so many minibatches."""
-        # Drawn again, because the generator's state is no part of a checkpoint.
+        """Skip ahead: the next minibatch is the one after so many."""
+        # Drawn again, because checkpoints do not store the generator's state.
         for _ in range(draws):
             self.next()
 

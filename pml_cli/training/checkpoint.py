@@ -112,9 +112,9 @@ class Checkpoints:
         Args:
             header: from `find`.
             pack: ids of the cells that the pack is built with now, in order.
-            cells: the ids to go on with, some of header.cells.
+            cells: ids of the cells to resume, some of header.cells.
         """
-        # Whole: of a pack that was interrupted nearly all cells go on.
+        # Read whole: nearly all cells of an interrupted pack are resumed.
         with safe_open(header.path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -131,7 +131,7 @@ class Checkpoints:
             draws=header.draws,
         )
 
-        # In the order of the new pack, whatever the order in the old one.
+        # In the order of the new pack, which may differ from that of the old one.
         ordered = sorted(cells, key=pack.index)
         selected = stored.select([header.cells.index(cell) for cell in ordered])
         return replace(selected, cells=[pack.index(cell) for cell in ordered])
@@ -160,11 +160,11 @@ def _pack_tables(tables: Sequence[pd.DataFrame]) -> Tensor:
 
 
 def _unpack_tables(raw: Tensor, count: int) -> list[pd.DataFrame]:
-    """The table of each of `count` cells, from the bytes of `_pack_tables`."""
+    """The table of each of `count` cells, from the bytes (n,) of `_pack_tables`."""
     buffer = io.BytesIO(raw.numpy().tobytes())
     joined = pd.read_parquet(buffer)
     by_cell = dict(iter(joined.groupby("cell")))
-    # A cell without rows is no group.
+    # groupby yields nothing for a cell without rows.
     empty = joined.iloc[:0]
     tables = [by_cell.get(i, empty) for i in range(count)]
     return [table.drop(columns="cell").reset_index(drop=True) for table in tables]

@@ -77,10 +77,10 @@ def curve_tables(values: Sequence[Tensor], last_step: int) -> list[pd.DataFrame]
     """The table of each cell, one row a step.
 
     Args:
-        values: `curve_values` of consecutive steps.
+        values: `curve_values`, (len(COLUMNS), K) each, of consecutive steps.
         last_step: number of steps done; the last of `values` is that of step last_step - 1.
     """
-    # The one place where the curve waits for the device.
+    # The only synchronisation of the curve with the device.
     values_TCK = torch.stack(list(values)).double().cpu()
     array = values_TCK.numpy()
     steps = np.arange(last_step - len(array), last_step, dtype=np.int32)

@@ -231,7 +231,7 @@ class MemFTLoss:
         sums = previous_sums + batch_sums
         self._sums = sums
 
-        # No token of the step has weight so far, and then all count alike.
+        # While no token of the step has weight, all tokens count equally.
         is_plain_mean = torch.zeros((), dtype=torch.bool, device=sums.device)
         if self.loss.mean_if_unweighted:
             is_plain_mean = sums[0, 1] == 0

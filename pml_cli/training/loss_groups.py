@@ -110,7 +110,7 @@ class LossGroups:
         return rows
 
     def restore(self, rows: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Restore the state, (K, M) each, that `state` returned."""
         for group in self._groups:
             # Names that only other losses of the pack know are left out.
             names = list(group.state)

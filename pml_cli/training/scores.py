@@ -97,5 +97,5 @@ def violations(scores: Scores) -> int:
 
 
 def first_true(flags: NDArray[np.bool_]) -> int | None:
-    """Index of the first true flag."""
+    """Index of the first true flag of (S,); None where all are false."""
     return int(flags.argmax()) if flags.any() else None

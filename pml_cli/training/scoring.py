@@ -49,7 +49,7 @@ class PackInputs:
 
         self.prefix: Prefix | None = None
         if cached:
-            # The last token is no input: nothing after it is predicted.
+            # The last token is not an input: nothing after it is predicted.
             self.prefix = base.prefix(self.data.ids[:, :-1], bank)
 
     def gather(self, layout: Layout) -> Prefix | Tensor:

@@ -1,6 +1,6 @@
 """The training loop: a pack of cells on one frozen base. A single run is a pack of one.
 
-Whatever looks like a statistic of the batch belongs to the cell: normaliser, clipping, learning
+Every statistic of a batch is kept per cell: normaliser, clipping, learning
 rate, schedule, dropout, sample order, early stop. So a cell's result does not depend on the cells
 it is packed with.
 
@@ -73,7 +73,7 @@ class StepReport:
 
 
 class TrainingObserver:
-    """Is told what happens to a pack in training; each method does nothing unless overridden."""
+    """Callbacks during the training of a pack. Each does nothing unless overridden."""
 
     def before_step(self, step: int) -> None:
         """Before every optimiser step; may raise an exception to end the training.
@@ -91,7 +91,7 @@ class TrainingObserver:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """A pack between two steps: all that its cells need to go on.
+    """A pack between two steps: everything that is needed to resume its cells.
 
     Entry i of every list and row i of every tensor belong to the same cell.
     """
@@ -161,7 +161,7 @@ class PackState:
             self.dropout.keep_cells(rows)
 
     def snapshot(self, step: int) -> TrainerState:
-        """What is needed to go on after `step` steps; tensors are on the CPU."""
+        """What is needed to resume after `step` steps; tensors are on the CPU."""
         # The names are those of the file format: old checkpoints have them too.
         tensors: dict[str, Tensor] = {}
         tensors |= {f"A.{name}": A for name, A in self.bank.A.items()}
@@ -189,7 +189,7 @@ class PackState:
         )
 
     def restore(self, state: TrainerState, device: torch.device) -> None:
-        """Go on from a snapshot of the same cells."""
+        """Resume from a snapshot of the same cells."""
         self._restore_tensors(state, device)
         for k, cell in enumerate(self.cells):
             self.orders[k].skip(state.draws[k])
@@ -232,30 +232,8 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    # A copy also where it is on the CPU: the training goes on while the state is written.
+    # Copied even on the CPU, because training continues while the state is written.
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def train_pack(
-    base: SplitModel,
-    cells: Sequence[Cell],
-    observer: TrainingObserver | None = None,
-    cached: bool = True,
-) -> None:
-    """Train every cell and fill in its outcome.
-
-    Cells of a pack share the adapter's kind and the number of steps; all else may differ. A cell
-    whose loss is no longer finite fails and leaves the pack; one that may stop early leaves when
-    it has recalled everything.
-
-    Args:
-        base: the frozen model.
-        cells: the pack.
-        observer: told of each step and of cells that have ended.
-        cached: False runs the whole model each step instead of the layers above the cached
-            prefix: the slow reference.
-    """
-    Trainer(base, cells, observer, cached).train()
 
 
 def learning_rate(train: Train, step: int, steps: int) -> float:
@@ -277,7 +255,11 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
 
 
 class Trainer:
-    """One pack in training.
+    """One pack in training; `train` fills in the outcome of every cell.
+
+    Cells of a pack share the adapter's kind and the number of steps; all else may differ. A cell
+    whose loss is no longer finite fails and leaves the pack; one that may stop early leaves when
+    it has recalled everything.
 
     Attributes:
         base: the frozen model.
@@ -299,7 +281,7 @@ class Trainer:
         Args:
             base: the frozen model.
             cells: the pack; they share the adapter's kind and the number of steps.
-            observer: told of each step and of cells that have ended.
+            observer: called at each step and when cells end.
             cached: whether the layers below the adapters are run once instead of in every step.
             checkpointing: keep only the inputs of the layers above the cached prefix; backward
                 recomputes the rest.
@@ -338,7 +320,7 @@ class Trainer:
         samples = [cell.samples for cell in cells]
         inputs = PackInputs(base, bank, samples, cached=cached)
 
-        # A cell draws its minibatches from its own generator, whatever it is packed with.
+        # A cell draws its minibatches from its own generator, independent of the pack.
         orders = []
         for cell in cells:
             train = cell.run.train
@@ -369,7 +351,7 @@ class Trainer:
         )
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
-        """Settings of the cells, in the adapters' dtype."""
+        """Settings of the cells, (..., K), in the adapters' dtype and on their device."""
         base = self.base
         return torch.tensor(values, dtype=base.adapter_dtype).to(base.device)
 
@@ -424,11 +406,11 @@ class Trainer:
     # -- interruption
 
     def state(self, step: int) -> TrainerState:
-        """What is needed to go on after `step` steps; tensors are on the CPU."""
+        """What is needed to resume after `step` steps; tensors are on the CPU."""
         return self.pack.snapshot(step)
 
     def _restore(self, state: TrainerState) -> None:
-        """Go on from a state; cells that are not in it have ended before."""
+        """Resume from a state; cells that are not in it have ended already."""
         self._keep(state.cells)
         self.pack.restore(state, self.base.device)
 
@@ -568,7 +550,7 @@ class Trainer:
         self.observer.on_finished(cells)
 
     def _keep(self, cells: list[int]) -> None:
-        """Drop all cells but these, and form the fixed batch anew."""
+        """Drop all cells but these, and rebuild the fixed batch."""
         if len(cells) == len(self.pack.cells):
             return
         self.pack.keep(cells)

@@ -1,4 +1,4 @@
-"""`pml fit` from run folders to the report folder, and the tables it shares with other verbs."""
+"""`pml fit` from run folders to the report folder, and the tables it shares with other commands."""
 
 import io
 import json

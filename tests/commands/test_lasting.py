@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from pml_cli import cli
+from pml_cli.config.schema import TINY
 from pml_cli.evaluation.conditions import CONDITIONS
 
 
@@ -186,6 +188,55 @@ def test_a_damaged_run_is_one_line_and_exit_2(damage, message, swept, tmp_path, 
     assert (code, out) == (2, "")
     assert message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "o" / "lasting.csv").exists()
+
+
+CODE_OF_A_MODEL = """
+from pathlib import Path
+from transformers import LlamaConfig
+
+Path("MARKER").touch()
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+"""
+
+
+@pytest.fixture
+def with_code(swept, tmp_path, monkeypatch):
+    """A folder with one run, whose config.yaml names a model that brings code; and that model."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own_code.OwnConfig"}}
+    (model / "config.json").write_text(json.dumps(config))
+    marker = tmp_path / "code-was-run"
+    (model / "own_code.py").write_text(CODE_OF_A_MODEL.replace("MARKER", str(marker)))
+
+    source = next((swept / "linear").glob("tiny-*"))
+    folder = tmp_path / "o" / source.name
+    shutil.copytree(source, folder)
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    settings["model"] |= {"path": str(model), "trust_remote_code": True}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    return folder.parent, marker
+
+
+def test_a_folder_alone_cannot_make_lasting_run_a_models_code(with_code, pml):
+    folder, marker = with_code
+    code, out, err = pml("lasting", folder, "tokens=0", "figures=false")
+    assert (code, out) == (2, "")
+    assert "model.trust_remote_code=true" in err and "give trust_remote_code=true" in err
+    assert len(err.splitlines()) == 1
+    assert not marker.exists()
+    assert not (folder / "lasting.json").exists()
+
+
+def test_a_models_code_runs_when_the_command_line_allows_it(with_code, pml):
+    folder, marker = with_code
+    pml("lasting", folder, "tokens=0", "figures=false", "trust_remote_code=true")
+    assert marker.exists(), "the planted code is never run, so the other test proves nothing"
 
 
 def test_a_run_without_its_adapter_is_left_out_with_the_reason(swept, tmp_path, pml):

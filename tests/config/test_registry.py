@@ -20,10 +20,10 @@ from pml_cli.config.registry import register
 from pml_cli.config.schema import Loss
 from pml_cli.config.setting import setting
 
-@register("loss", "focal")
+@register("loss", "planted")
 @dataclass(kw_only=True)
-class FocalLoss(Loss):
-    kind: str = "focal"
+class PlantedLoss(Loss):
+    kind: str = "planted"
     gamma: float = setting(2.0, help="exponent", minimum=0)
 '''
 
@@ -45,10 +45,10 @@ def losses(tmp_path: Path, monkeypatch):
 
 
 def test_a_file_in_the_package_is_all_it_takes(losses):
-    (losses / "focal.py").write_text(LOSS)
-    declared = registry.declared("loss")["focal"]
-    assert declared.__name__ == "FocalLoss"
-    assert registry.settings_class("loss", {"kind": "focal"}) is declared
+    (losses / "planted.py").write_text(LOSS)
+    declared = registry.declared("loss")["planted"]
+    assert declared.__name__ == "PlantedLoss"
+    assert registry.settings_class("loss", {"kind": "planted"}) is declared
 
 
 def test_a_module_that_does_not_import_is_named(losses):

@@ -24,12 +24,27 @@ from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
 from pml_cli.training.losses.sft import SftLoss
 
-OPTIONS = [(group, option) for group in GROUPS for option in option_files.options(group)]
+# Overrides that an option needs because its YAML file has ??? in their place.
 NEEDS = {
     "model=hf": ["model.path=org/base"],
     "data=jsonl": ["data.path=facts.jsonl"],
     "data=hf": ["data.path=org/set"],
 }
+
+
+def needs_overrides(group: str, option: str) -> bool:
+    """Whether an option has ??? for a setting, and `NEEDS` has no value for it."""
+    path = option_files.option_file(group, option)
+    assert path is not None
+    return f"{group}={option}" not in NEEDS and "???" in path.read_text("utf-8")
+
+
+OPTIONS = [
+    (group, option)
+    for group in GROUPS
+    for option in option_files.options(group)
+    if not needs_overrides(group, option)
+]
 
 
 def refusal(command: str, *overrides: str, **more: object) -> str:
@@ -302,6 +317,12 @@ REFUSED = [
     ("probe", ["train.step=4"], "did you mean 'train.steps'? allowed: train.batch"),
     ("probe", ["rank=four"], "rank=four: must be an integer"),
     ("probe", ["rank=4.5"], "rank=4.5: must be an integer"),
+    ("probe", ["rank=4.0"], "rank=4.0: must be an integer"),
+    (
+        "probe",
+        ["adapter=linear", "adapter.alpha=inf"],
+        "adapter.alpha=inf: must be above 0 and finite",
+    ),
     ("probe", ["rank=true"], "rank=true: must be an integer"),
     ("probe", ["train.decode=7.5"], "must be true or false"),
     ("probe", ["adapter=linear", "adapter.layers=[a]"], "must be null or a list"),
@@ -521,6 +542,21 @@ def test_a_user_s_folder_may_choose_the_losses_to_compare(user_conf):
     assert [run.loss.kind for run in request.runs] == ["sft", "memft_sw"]
     (user_conf / "memft.yaml").write_text(shipped.split("compare:")[0])
     assert len(load("memft", [], config_dir=user_conf).runs) == 4
+
+
+@pytest.mark.parametrize("value", ["null", "5", "sft", "[]"])
+def test_the_losses_to_compare_are_a_list(value, user_conf):
+    shipped = Path(option_files.shipped("conf") / "memft.yaml").read_text()
+    (user_conf / "memft.yaml").write_text(f"{shipped.split('compare:')[0]}compare: {value}")
+    with pytest.raises(UserError, match=r"memft\.yaml: compare=.*must be a list of losses"):
+        load("memft", [], config_dir=user_conf)
+
+
+def test_an_option_that_holds_a_number_is_refused(user_conf):
+    (user_conf / "loss").mkdir(exist_ok=True)
+    (user_conf / "loss" / "five.yaml").write_text("5\n")
+    with pytest.raises(UserError, match="loss=five"):
+        load("probe", ["loss=five"], config_dir=user_conf)
 
 
 def test_hydra_s_internals_are_where_we_look_for_them(tmp_path):

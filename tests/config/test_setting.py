@@ -107,7 +107,15 @@ def test_types_in_words():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(True, "true"), (None, "null"), (4.0, "4"), (0.5, "0.5"), ("a\nb", "a b"), ([1, 2], "[1, 2]")],
+    [
+        (True, "true"),
+        (None, "null"),
+        (4.0, "4"),
+        (12345678.0, "12345678"),
+        (0.5, "0.5"),
+        ("a\nb", "a b"),
+        ([1, 2], "[1, 2]"),
+    ],
 )
 def test_values_are_shown_as_one_writes_them(value, text):
     assert value_text(value) == text

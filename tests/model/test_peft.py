@@ -20,7 +20,7 @@ from pml_cli.data.source import Sample
 from pml_cli.data.sources.random import RandomData
 from pml_cli.model.loading import load_model
 from pml_cli.peft_block import mlp_block_config
-from pml_cli.training.trainer import Cell, train_pack
+from pml_cli.training.trainer import Cell, Trainer
 
 LINEAR = {
     "qwen3": LinearAdapter(targets=["q_proj", "v_proj", "down_proj"], layers=[1, 2], alpha=12.0),
@@ -118,7 +118,7 @@ def test_training_is_that_of_peft_and_torch(model_folder, family, kind):
     initial = initial_bank(model, adapter, [3])
 
     cell = Cell(run=run, samples=SAMPLES)
-    train_pack(model, [cell])
+    Trainer(model, [cell]).train()
 
     adapted = peft_model(model_folder(family), adapter, 3)
     copy_initial_weights(initial, adapted)

@@ -15,6 +15,7 @@ from pml_cli.report.figures.registry import of_report
 
 FIGURES = {name: spec.draw for name, spec in of_report("law").items()}
 WITHOUT_LAW = {"law", "law-rank", "law-length", "law-maps"}
+WITH_LAW = {"law-surface", "law-predicted", "law-residuals", "law-profile"}
 AT_A_BOUND = [
     result(rank, length, 6.0 * rank**-0.3 * length**-0.1 + 0.02 * math.sin(rank * length))
     for rank in (2, 4, 8, 16)
@@ -49,7 +50,9 @@ def test_cells_without_a_chosen_law_have_the_figures_they_carry(results, drawn):
     view = view_of(results)
     assert view.chosen is None
     figures = {name: draw(view) for name, draw in FIGURES.items()}
-    assert {name for name, figure in figures.items() if figure is not None} == drawn
+    drawn_names = {name for name, figure in figures.items() if figure is not None}
+    # Others are tested beside their own modules.
+    assert drawn_names & (WITHOUT_LAW | WITH_LAW) == drawn
 
     # Layout takes long, and the other cases are laid out alike.
     if len(view.observed) in (0, 1, 3, 9):

@@ -6,13 +6,13 @@ import torch
 from pml_cli.data.opened import source_of
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.training.scores import Scores
-from pml_cli.training.trainer import Cell, train_pack
+from pml_cli.training.trainer import Cell, Trainer
 
 
 def train(base, runs):
     """The cells of some runs, trained as one pack."""
     cells = [Cell(run=run, samples=source_of(run).take(run.seqlen)) for run in runs]
-    train_pack(base, cells)
+    Trainer(base, cells).train()
     return cells
 
 

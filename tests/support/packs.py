@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from pml_cli.training.trainer import Cell, train_pack
+from pml_cli.training.trainer import Cell, Trainer
 
 
 def untrained(cells):
@@ -16,7 +16,7 @@ def untrained(cells):
 def train_packed(base, cells, *, cached=True):
     """Fresh copies of the cells, trained as one pack."""
     copies = untrained(cells)
-    train_pack(base, copies, cached=cached)
+    Trainer(base, copies, cached=cached).train()
     return copies
 
 

@@ -9,7 +9,7 @@ def planted_recall(
     seqlen: int = 64,
     ranks=(1, 2, 3, 4, 6, 8, 12, 16),
 ) -> pd.DataFrame:
-    """Runs of each loss on several texts, each recalled whole from a given rank on.
+    """Runs of each loss on several texts, each recalled verbatim from a given rank on.
 
     Args:
         first_ranks: for each loss, that rank for each text.

@@ -127,7 +127,9 @@ def test_every_loss_is_found_without_torch():
         check=True,
         cwd=Path(pml_cli.__file__).parents[1],
     )
-    assert done.stdout.split() == ["memft_margin", "memft_ot", "memft_sw", "sft", "False"]
+    *losses, torch_imported = done.stdout.split()
+    assert {"memft_margin", "memft_ot", "memft_sw", "sft"} <= set(losses)
+    assert torch_imported == "False"
     assert all(issubclass(loss, TokenLoss) for loss in registry.declared("loss").values())
 
 

@@ -34,7 +34,7 @@ class RandomData(Data):
         """Open the source; a model without a tokenizer has token 0 for begin-of-text.
 
         Raises:
-            UserError: a prompt or chat template is asked for, and the model has no tokenizer.
+            UserError: a prompt or chat template is set, and the model has no tokenizer.
         """
         import numpy as np
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pml_cli.config.schema import Launch
+from pml_cli.launch import slurm
 from pml_cli.launch.lease import WorkerLease, cancel_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
@@ -133,7 +134,7 @@ class WorkerPool(Executor):
 
     @abstractmethod
     def start(self, packs: Sequence[Pack]) -> int:
-        """Start as many workers as are wanted and missing.
+        """Start as many workers as are wanted and missing, and record the launch.
 
         Args:
             packs: those that have something left to train and that no process trains.
@@ -213,12 +214,22 @@ class WorkerPool(Executor):
             if not any(cell.id in busy for cell in pack.cells)
         ]
 
+    def record_launch(self, job: str = "") -> None:
+        """Write down this launch, so that `pml cancel` also ends workers that still start up.
+
+        Args:
+            job: number of its job where it waits in a queue.
+        """
+        name = job or f"{self.settings.kind}-{self.id}"
+        record = self.job.out / ".pml" / "jobs" / f"{name}.json"
+        slurm.record_launch(record, self.id, self.job.manifest.key)
+
     def cancel(self) -> None:
         """Ask the workers of this launch to save a checkpoint and end."""
         cancel_processes(self.job.out, [self.id])
 
     def worker_command(self, python: str | None, *options: str) -> str:
-        """The shell command of a worker; whatever it needs stands on it or in the manifest.
+        """The shell command of a worker; all that it needs is on it or in the manifest.
 
         Args:
             python: shell command of the worker's Python; None: this process's.
@@ -254,7 +265,7 @@ class _Restarts:
         self._progress: tuple[int, float] | None = None
 
     def start_missing(self, snapshot: Snapshot) -> bool:
-        """Start workers where some are missing and packs are free; False: it is no use."""
+        """Start workers where some are missing and packs are free; False: it would be futile."""
         pool = self.pool
         running = pool.count_workers()
         if running is None or time.monotonic() - self._last_launch <= SETTLE_SECONDS:

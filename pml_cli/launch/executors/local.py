@@ -14,7 +14,6 @@ from pml_cli.config.registry import register
 from pml_cli.config.schema import Launch, Run
 from pml_cli.config.setting import setting
 from pml_cli.format import counted
-from pml_cli.launch import slurm
 from pml_cli.launch.executors.base import SweepJob, WorkerPool
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.signals import Stopped
@@ -78,7 +77,7 @@ class LocalExecutor(WorkerPool):
     def _occupied_slots(self) -> set[int]:
         """Devices with a worker: also those of an earlier launch, and those still starting up."""
         occupied = set()
-        # A process that starts up has no lease yet, and one of an earlier driver is no child.
+        # A starting process has no lease yet, and one of an earlier driver is not a child process.
         for slot, process in self._processes.items():
             if process.poll() is None:
                 occupied.add(slot)
@@ -89,9 +88,8 @@ class LocalExecutor(WorkerPool):
         return occupied
 
     def start(self, packs: Sequence[Pack]) -> int:
-        record = self.job.out / ".pml" / "jobs" / f"local-{self.id}.json"
-        slurm.record_launch(record, self.id, self.job.manifest.key)
-
+        # Before the workers, so that none can be missed.
+        self.record_launch()
         occupied = self._occupied_slots()
         free_slots = [slot for slot in range(self.size) if slot not in occupied]
         # More workers than packs would only wait.

@@ -133,7 +133,7 @@ class SlurmExecutor(WorkerPool):
         missing = min(self.size - present, len(packs))
         if missing > 0:
             self._submit(missing)
-        # The next look asks the queue anew.
+        # The cached answer is dropped: the queue has changed.
         self._queue_asked = 0.0
         return max(0, missing)
 
@@ -159,9 +159,7 @@ class SlurmExecutor(WorkerPool):
             except Exception as error:
                 message = sbatch_log.read_text("utf-8", "replace") or str(error)
                 raise UserError(f"launch=slurm: {sbatch_reason(message)}") from error
-
-            record = self.job.out / ".pml" / "jobs" / f"{job}.json"
-            slurm.record_launch(record, self.id, self.job.manifest.key)
+            self.record_launch(job)
 
     def _submit_array(self, command: str, tasks: int) -> str:
         """Submit a command as the tasks of one array (one task: a plain job); the job's number."""

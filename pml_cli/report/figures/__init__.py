@@ -1,7 +1,8 @@
 """Figures of the reports: a file each, registered with `@figure`.
 
-To add one, write a file here with a function that takes what the report of its group holds (a
-`law_view.View`, say) and returns a matplotlib Figure, or None where the cells do not carry it:
+To add one to `pml fit` or `pml transition`, write a file here with a function that takes what the
+report of its group holds (a `law_view.View`, a `TransitionSummary`) and returns a matplotlib
+Figure, or None where the cells do not carry it:
 
     @figure("law-bits", "bits per trainable parameter by rank")
     def bits_figure(view: View) -> Figure | None: ...
@@ -20,10 +21,10 @@ Importing these modules imports no matplotlib: that happens when a figure is dra
     comparison.py           exponents of compared groups
     heatmaps.py             maps over rank and length, for law.py
     probe.py                one run
-    transition.py           the phase transition
-    transition_grid.py      the phase transition
-    transition_failures.py  the phase transition
-    memft.py                the figures of these commands
-    lasting.py              the figures of these commands
+    transition.py           `pml transition`: the page of a group, recall by p, by loss, survival
+    transition_grid.py      final p of one text by position and rank
+    transition_failures.py  first failures against stubborn tokens, and their positions
+    memft.py                `pml memft`: accuracy by rank, and the rank that recall takes
+    lasting.py              `pml lasting`: recall under each condition, and forgetting
     methods.py              colours and markers of training losses
 """

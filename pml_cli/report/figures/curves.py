@@ -33,11 +33,16 @@ if TYPE_CHECKING:
 Axis = Literal["rank", "length"]
 """What the x axis holds; a line is drawn for each value of the other."""
 
-# Lines of one panel; more cannot be distinguished
+# Lines of one panel; more cannot be distinguished.
 MAX_LINES = 9
+
+# Line style of the paper's law.
 DASHES = (0, (4, 2))
-# The paper's law is drawn where it differs by more than this fraction of the largest gain
+
+# The paper's law is drawn where it differs by more than this fraction of the largest gain.
 MIN_DIFFERENCE = 0.02
+
+# Points at which a curve is computed.
 CURVE_POINTS = 100
 
 

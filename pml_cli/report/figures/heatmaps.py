@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-# A larger map has a colour bar instead of a value in each cell
+# A larger map has a colour bar instead of a value in each cell.
 MAX_ANNOTATED_COLUMNS = 16
 MAX_ANNOTATED_ROWS = 30
-# Labels of an axis with more values than MAX_ANNOTATED_COLUMNS
+
+# Labels of the axes of a larger map.
 MAX_X_LABELS = 10
 MAX_Y_LABELS = 24
-# An axis with more distinct ranks or lengths than this is binned
+
+# An axis with more distinct ranks or lengths than this is binned.
 MAX_DISTINCT = 64
 BINS = 32
 

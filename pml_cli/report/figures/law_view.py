@@ -87,7 +87,7 @@ class View:
         numbers: pd.DataFrame = selected.apply(pd.to_numeric, errors="coerce")
         numbers.columns = pd.Index(["rank", "length", "delta"])
 
-        # A logarithmic axis has no place for the others.
+        # Other values cannot be drawn on a logarithmic axis.
         finite = np.isfinite(numbers.to_numpy(float)).all(axis=1)
         positive = (numbers[["rank", "length"]] > 0).all(axis=1)
         return pd.DataFrame(numbers[finite & positive])

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # More panels side by side would be too narrow.
 MAX_COLUMNS = 3
+
+# Legend of hollow markers.
 BOUND = "hollow: a bound, some texts lie below or above all ranks tried"
 
 
@@ -267,7 +269,7 @@ def _interval_line(
 
     Args:
         ends: the values, and the low and high ends of their intervals.
-        index, methods: which one of how many methods it is, for its style and place.
+        index, methods: which one of how many methods it is, for its style and position.
         label: in the legend; None: not in the legend.
     """
     colour, marker = colour_and_marker(index)

@@ -169,7 +169,7 @@ def _parameters_text(law: FitResult) -> str:
     lines = [
         f"{name} = {three_digits(value)}"
         for name, value in law.parameters.items()
-        # The spread is no parameter of the curve.
+        # The spread does not change the curve.
         if name != "spread"
     ]
     lines.append(f"R2 = {law.r2:.4f}, MAPE = {law.mape:.1f} %")

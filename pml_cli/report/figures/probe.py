@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 # Up to this number of samples, lines mark where each ends
 MAX_MARKED_SAMPLES = 24
-# Columns of a heat map that a screen can show; of more tokens, neighbours are averaged
+
+# Columns of a heat map that a screen can show; of more tokens, neighbours are averaged.
 MAX_COLUMNS = 1000
+
+# Labels of the axis of steps.
 MAX_STEP_LABELS = 9
+
 PROBABILITY_TICKS = [0, 0.25, 0.5, 0.75, 1]
 
 

@@ -30,14 +30,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# End of the deviance axis; the 95 % line is at 3.84
+# End of the deviance axis; the 95 % line is at 3.84.
 MAX_DEVIANCE = 12.0
+
+# The bootstrap's histogram: its bins, and the fraction of the panel's height that it takes.
 HISTOGRAM_BINS = 40
-# Fraction of the panel that the bootstrap's histogram takes
 HISTOGRAM_HEIGHT = 0.45
-# The axis of k ends at this many times its value: a profile that does not close goes on
+
+# The axis of k ends at this many times its value, because a profile may have no end.
 MAX_K_RATIO = 20.0
-# The axis of k is logarithmic where its ends differ by more than this factor
+
+# The axis of k is logarithmic where its ends differ by more than this factor.
 LOG_AXIS_RATIO = 4
 
 

@@ -2,8 +2,9 @@
 
 Each is one function under `@figure("law-rank", "what it shows")`. A new figure is one file in this
 package, with a decorated function that takes what the report of its group holds and returns a
-matplotlib Figure, or None where the cells do not carry one. The folder writers and the table of
-figures in README read the registry; nothing else names a figure.
+matplotlib Figure, or None where the cells do not carry one. The reports of `pml fit` (law) and of
+`pml transition` draw all of theirs that are registered; a test looks for those of `pml fit` in the
+table of README. The figures of other commands differ in their arguments: their writers call them.
 
 A report's figures share the first word of their name. The one named by that word alone, as `law`,
 is the page of a group and is written beside the tables; the others, as `law-rank`, go to figures/.
@@ -25,8 +26,10 @@ from pml_cli.report.figures.style import save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# More groups than this get their pages alone; fit fewer together to see the other figures
+# With more groups than this, only their pages are drawn; fit fewer to see the other figures.
 MANY_GROUPS = 4
+
+# Formats of every figure.
 SUFFIXES = ("png", "svg")
 
 Draw = TypeVar("Draw", bound=Callable[..., Any])

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Up to this number of values, an axis has a mean at each; beyond, in bins
+# Up to this number of distinct values, the mean is drawn at each; beyond, in bins.
 MAX_DISTINCT = 24
+
+# Bins at most, and the least number of cells in one.
 MAX_BINS = 8
 CELLS_A_BIN = 5
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,19 +24,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Dots per inch of a PNG: of a page to be read on a screen, and of what is made for a column
+Group = TypeVar("Group")
+
+# Dots per inch of a PNG: of a page for the screen, and of a figure for a column of print.
 SCREEN_DPI = 150
 PRINT_DPI = 300
 
 # Width of one column of print, inches
 COLUMN = 3.5
+
 # Width of two columns of print, inches
 PAGE = 7.1
 
-# The ends of the colour map PuOr: they differ without colour vision, and in grey
+# Reference lines and secondary marks.
 GREY = "0.45"
+
+# The ends of the colour map PuOr: distinguishable without colour vision, and in grey.
 ORANGE = "#b35806"
 PURPLE = "#542788"
+
+# Markers in the order of their use.
 MARKERS = "osD^vPX<>"
 
 # Above this, the points of an SVG are rasterized: as vectors they would take megabytes
@@ -78,6 +86,21 @@ def column_figure(width: float = COLUMN, height: float = 2.8) -> Figure:
 
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     return Figure(figsize=(width, height), dpi=PRINT_DPI, layout=layout)
+
+
+def panel_in_column(draw: Callable[[Axes, Group], None], group: Group) -> Figure:
+    """One panel of a page as a figure of its own, for a column of print.
+
+    Args:
+        draw: draws the panel into axes.
+        group: what it draws.
+    """
+    column = column_figure(COLUMN, 3.0)
+    axes = column.subplots()
+    draw(axes, group)
+    style_for_column(axes)
+    shrink_texts(axes)
+    return column
 
 
 def style_for_column(axes: Axes, tick_length: float = 2.5) -> None:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 # Nats per token; gains within this range have no contours
 MIN_RANGE = 1e-9
-# Points of each axis at which the law is computed
+# Points of each axis at which the law is computed.
 LAW_GRID = 120
+
+# More cells than this get smaller dots.
 SMALL_DOTS_ABOVE = 300
 
 

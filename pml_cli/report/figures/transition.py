@@ -26,6 +26,7 @@ from pml_cli.report.figures.style import (
     column_figure,
     empty_panel,
     evenly_spaced,
+    panel_in_column,
     sequential_colours,
     shrink_texts,
     style_for_column,
@@ -88,13 +89,8 @@ def page_figure(group: TransitionSummary) -> Figure:
 
 @figure("transition-recall", "share of tokens recalled by their final p")
 def recall_figure(group: TransitionSummary) -> Figure:
-    """Recall by p, by itself."""
-    column = column_figure(COLUMN, 3.0)
-    axes = column.subplots()
-    recall_panel(axes, group)
-    style_for_column(axes)
-    shrink_texts(axes)
-    return column
+    """The panel of recall by p, for a column of print."""
+    return panel_in_column(recall_panel, group)
 
 
 def recall_panel(axes: Axes, group: TransitionSummary) -> None:
@@ -157,13 +153,8 @@ def _violations_title(violations: int) -> str:
 
 @figure("transition-loss", "recall of each cell by its final loss")
 def loss_figure(group: TransitionSummary) -> Figure:
-    """Recall against the final loss, by itself."""
-    column = column_figure(COLUMN, 3.0)
-    axes = column.subplots()
-    loss_panel(axes, group)
-    style_for_column(axes)
-    shrink_texts(axes)
-    return column
+    """The panel of recall against the final loss, for a column of print."""
+    return panel_in_column(loss_panel, group)
 
 
 def loss_panel(axes: Axes, group: TransitionSummary) -> None:

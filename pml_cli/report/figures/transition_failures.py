@@ -11,7 +11,6 @@ import pandas as pd
 from pml_cli.analysis.transition import TransitionSummary
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
-    COLUMN,
     GREY,
     MANY_POINTS,
     ORANGE,
@@ -19,8 +18,8 @@ from pml_cli.report.figures.style import (
     column_figure,
     empty_panel,
     evenly_spaced,
+    panel_in_column,
     sequential_colours,
-    shrink_texts,
     style_for_column,
     tick_label,
 )
@@ -34,18 +33,15 @@ MAX_RANKS = 9
 
 # More bars of a histogram would be thinner than a pixel.
 MAX_BARS = 260
+
+# Candidates for ticks of a logarithmic axis of positions.
 TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 
 
 @figure("transition-failures", "first failure and earliest stubborn token of each sequence")
 def agreement_figure(group: TransitionSummary) -> Figure:
-    """The first failure against the earliest stubborn token, by itself."""
-    column = column_figure(COLUMN, 3.0)
-    axes = column.subplots()
-    agreement_panel(axes, group)
-    style_for_column(axes)
-    shrink_texts(axes)
-    return column
+    """The first failure against the earliest stubborn token, for a column of print."""
+    return panel_in_column(agreement_panel, group)
 
 
 def agreement_panel(axes: Axes, group: TransitionSummary) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # More columns would be thinner than a pixel.
 MAX_COLUMNS = 1000
+
+# More labels would touch.
 MAX_RANK_TICKS = 16
 
 # Colours at both ends of p <= 0.5 and of p > 0.5.

@@ -15,8 +15,9 @@ from pml_cli.launch.pack import Pack
 from pml_cli.launch.throughput import expected_seconds, makespan
 from pml_cli.report.tables.layout import plain_table
 
-# Packs in the table
+# Packs in the table at most.
 MAX_PACKS = 30
+
 COLUMNS = ("pack", "cells", "rank", "l", "tokens", "work", "memory", "time")
 TEXT_COLUMNS = ("model", "data", "loss")
 

@@ -25,8 +25,10 @@ from pml_cli.report.tables.layout import plain_table
 
 # Characters in a line, on a terminal and in a message
 WIDTH = 80
-# Keys such as `fit` and `unseen` stand in a column of this width
+
+# Width of the column of keys such as `fit` and `unseen`.
 KEY_WIDTH = 8
+
 EXPONENTS = ("alpha", "beta")
 EVEN_CHANCE = 0.5
 LAW_COLUMNS = (
@@ -353,7 +355,7 @@ def _tie_line(tie: Tie) -> str:
 
 
 def _texts(lines: Iterable[str]) -> list[Text]:
-    """Plain lines, in which brackets are no markup."""
+    """Lines in which rich does not take brackets for markup."""
     return [Text(line) for line in lines]
 
 

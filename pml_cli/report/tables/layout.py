@@ -43,7 +43,7 @@ def plain_table(
 
 
 def key_value_table(rows: Iterable[tuple[str, str]]) -> Table:
-    """Two columns of text without headings: a short key, and what is to be said about it."""
+    """Two columns of text without headings: a short key, and its text."""
     table = Table(
         box=None,
         show_header=False,

@@ -15,16 +15,20 @@ from pml_cli.report.tables.layout import plain_table, titled
 # Columns of result.json that say how a run was trained; seeds apart
 SETTINGS = ("model", "data", "adapter", "loss", "setting", "lr")
 SEEDS = ("data_seed", "seed")
+
+# Columns aligned as text.
 TEXT_COLUMNS = ("model", "data", "adapter", "loss", "setting")
 
-# More cells than this are shown by rank and length
+# More cells than this are shown by rank and length.
 MAX_ROWS = 30
-# Lengths that fit side by side into 80 columns
+
+# Lengths that fit side by side into 80 columns.
 LENGTHS_A_BLOCK = 10
+
+# With more columns of settings than this, only SHORT_MEASURES fit beside them.
 MAX_SETTINGS_BESIDE_ALL_MEASURES = 2
 
 MEASURES = ("L0", "L1", "dL", "acc %", "exact %", "1st miss", "s")
-# Those left where several settings take the room
 SHORT_MEASURES = ("L1", "dL", "acc %", "exact %")
 NOTE = (
     "L0, L1: loss before and after, dL: their difference (nats/token). "

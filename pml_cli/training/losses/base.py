@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
     """Position within its sample's target, from 0."""
 
     def of_cells(self, cells: Tensor) -> Tokens:
-        """The tokens of some cells, by their indices."""
+        """The tokens of some of the K cells, by their indices (any number of them,)."""
         return Tokens(*(values[cells] for values in self))
 
 
