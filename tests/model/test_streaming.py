@@ -177,7 +177,7 @@ def train(model, seqlen):
     planned = check(runs)
     cells = [Cell(run=cell.run, samples=cell.samples) for cell in planned]
     Trainer(load_model(model), cells).train()
-    return cost_model.peak_memory(Pack(planned))
+    return cost_model.peak_memory(Pack(cells=planned))
 
 
 path, stream, seqlen = sys.argv[1], sys.argv[2] == "stream", int(sys.argv[3])
