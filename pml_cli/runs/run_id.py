@@ -64,7 +64,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     settings["data"] |= run.data.id_fields()
     # A file by its content: a moved one is the same data, a changed one is not.
     for group in GROUPS[1:]:
-        for name in path_names(type(getattr(run, group))):
+        for name in _paths_of(getattr(run, group)):
             if settings[group].get(name):
                 settings[group][name] = content_hash(settings[group][name])
 
@@ -85,10 +85,16 @@ def settings_label(run: Run) -> str:
         for name, value in settings[group].items():
             if name in hidden_names:
                 continue
-            is_long = name in LONG_VALUES or name in path_names(type(getattr(run, group)))
+            is_long = name in LONG_VALUES or name in _paths_of(getattr(run, group))
             text = _short_hash(str(value), 6) if is_long else value
             entries.append(f"{group}.{name}={text}")
     return " ".join(entries)
+
+
+def _paths_of(settings: Any) -> list[str]:
+    """Names of the settings that are paths."""
+    settings_class: Any = type(settings)
+    return path_names(settings_class)
 
 
 def _short_hash(text: str, length: int) -> str:
