@@ -208,7 +208,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         owner: Any = type(self)
-        for name in _path_names(owner):
+        for name in path_names(owner):
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("~"):
                 # Not Path.expanduser, which raises an error for an unknown user.
@@ -223,7 +223,7 @@ class Settings:
 
 
 @lru_cache(maxsize=64)
-def _path_names(owner: type[Any]) -> list[str]:
+def path_names(owner: type[Any]) -> list[str]:
     """The settings of a dataclass that are paths."""
     return [
         declared.name
