@@ -161,8 +161,9 @@ def _shards(settings: Model) -> list[str]:
     """Names of a model's safetensors files, in the order in which transformers looks for them."""
     # A config.json may name the file itself.
     named = config_fields(settings).get("transformers_weights")
-    for name in (named, WEIGHTS_FILE, INDEX_FILE):
-        path = locate(settings, name) if name else None
+    names = [WEIGHTS_FILE, INDEX_FILE] if named is None else [str(named)]
+    for name in names:
+        path = locate(settings, name)
         if path is None:
             continue
         if not path.name.endswith(INDEX_SUFFIX):
@@ -170,7 +171,7 @@ def _shards(settings: Model) -> list[str]:
         with one_line(f"model.path={settings.path}", f"{name} is damaged"):
             weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
             return sorted(set(weight_map.values()))
-    return [WEIGHTS_FILE]
+    return names[:1]
 
 
 def _read_header(path: Path) -> dict[str, TensorSlice]:
