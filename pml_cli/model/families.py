@@ -101,8 +101,10 @@ GENERIC = ModelFamily(
         "norm_f",
         "layer_norm",
         "embedding_norm",
+        "ln_out",
+        "out_norm",
     ),
-    post_mlp_norms=("post_feedforward_layernorm", "post_mlp_layernorm"),
+    post_mlp_norms=("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2"),
     renamed_tensors={"lm_head.weight": "embed_out.weight"},
 )
 

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from pml_cli.model.device import out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +33,17 @@ class LayerCall:
         """Run the layer on hidden states, (B, T, D), and return its output in the same shape."""
         return first_tensor(self.layer(hidden_BTD, *self.args, **self.kwargs))
 
-    def first_sizes(self) -> list[int]:
-        """The first dimension of each tensor among the arguments."""
-        leaves = tree_leaves((self.args, self.kwargs))
-        return [leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
+
+@torch.no_grad()
+def serves(call: LayerCall, hidden_BTD: Tensor) -> bool:
+    """Whether a layer can be called on these hidden states with the arguments of the call."""
+    try:
+        call(hidden_BTD)
+    except (RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def first_tensor(output: Tensor | tuple[Tensor, ...]) -> Tensor:

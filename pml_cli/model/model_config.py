@@ -28,6 +28,9 @@ RUN_AS_PML_DOES = {
     "return_dict": True,
 }
 
+# Sizes that some families compute from other fields.
+COMPUTED = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
+
 
 def config_fields(model: Model) -> dict[str, Any]:
     """Fields of a model's config; of a multimodal model, those of its text part.
@@ -43,7 +46,7 @@ def config_fields(model: Model) -> dict[str, Any]:
 
     text_config = model_config(model).get_text_config()
     fields: dict[str, Any] = text_config.to_dict()
-    for usual_name in text_config.attribute_map:
+    for usual_name in (*text_config.attribute_map, *COMPUTED):
         fields[usual_name] = getattr(text_config, usual_name, None)
     return fields
 

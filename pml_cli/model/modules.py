@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 # Names that families give to the MLP of a decoder layer.
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_block")
+
+# Numbers of a layer by which some families multiply what its MLP adds: Granite, MiniCPM 3, Gemma 4.
+MLP_FACTORS = ("residual_multiplier", "residual_scale", "layer_scalar")
+
+# Names that families give to the cap of their logits.
+LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 # The linear module of GPT-2 and its kin.
 CONV1D = "Conv1D"
@@ -58,24 +65,28 @@ def find_head(model: PreTrainedModel, settings: Model) -> Head:
     return Head(
         weight_VD=weight,
         bias_V=getattr(output, "bias", None),
-        cap=getattr(config, "final_logit_softcapping", None),
+        cap=_logit_cap(config),
         factor=_logit_factor(config),
     )
 
 
 def _logit_factor(config: Any) -> float | None:
     """What a family multiplies its logits by; None: nothing."""
-    # Cohere's.
-    scale = getattr(config, "logit_scale", None)
-    if scale is not None:
-        return float(scale)
-    # Granite's.
+    # Of Cohere, and of Falcon-H1.
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+
+    # Of Granite and MiniCPM 3.
     divisor = getattr(config, "logits_scaling", None)
-    if divisor is not None:
-        return 1 / float(divisor)
-    # Falcon-H1's.
-    multiplier = getattr(config, "lm_head_multiplier", None)
-    return None if multiplier is None else float(multiplier)
+    return None if divisor is None else 1 / float(divisor)
+
+
+def _logit_cap(config: Any) -> float | None:
+    for name in LOGIT_CAPS:
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    return None
 
 
 def find_final_norm(decoder: nn.Module, family: ModelFamily, settings: Model) -> nn.Module:
@@ -109,6 +120,12 @@ def find_mlp(layer: nn.Module, settings: Model) -> nn.Module:
         reason = f"the layers of model={settings.name} have no MLP module; use adapter=linear"
         raise UserError(f"adapter=mlp_block: {reason}")
     return mlp
+
+
+def mlp_factor(layer: nn.Module) -> float | None:
+    """What a layer multiplies the output of its MLP by before it is added; None: nothing."""
+    factors = [float(getattr(layer, name)) for name in MLP_FACTORS if hasattr(layer, name)]
+    return math.prod(factors) if factors else None
 
 
 def _first_module(parent: nn.Module, names: tuple[str, ...]) -> nn.Module | None:

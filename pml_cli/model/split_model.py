@@ -30,7 +30,14 @@ from pml_cli.model.chunk_sizes import PREFIX_ROWS
 from pml_cli.model.dims import model_dims
 from pml_cli.model.families import family_of
 from pml_cli.model.faults import one_line
-from pml_cli.model.layer_calls import LayerCall, OutputForm, captured, output_form, skipped
+from pml_cli.model.layer_calls import (
+    LayerCall,
+    OutputForm,
+    captured,
+    output_form,
+    serves,
+    skipped,
+)
 from pml_cli.model.modules import (
     find_decoder,
     find_final_norm,
@@ -38,9 +45,10 @@ from pml_cli.model.modules import (
     find_mlp,
     find_post_mlp_norm,
     linear_sites,
+    mlp_factor,
 )
 from pml_cli.model.streaming import WeightStream
-from pml_cli.model.verify_split import split_matches_full
+from pml_cli.model.verify_split import cached_matches_full, split_matches_full
 from pml_cli.model.weight_hash import tensor_checksums
 
 if TYPE_CHECKING:
@@ -141,8 +149,6 @@ class SplitModel:
         self.norm = find_final_norm(self.decoder, self._family, settings)
         self.head = find_head(model, settings)
         self.layer = model_dims(settings).adapter_layer(settings.layer)
-        # What the output of an MLP is multiplied by before it is added.
-        self._mlp_factor = getattr(config, "residual_multiplier", None)
 
         # Some decoders still call this argument by its older name.
         parameters = inspect.signature(type(self.decoder).forward).parameters
@@ -150,11 +156,13 @@ class SplitModel:
 
         # Found out when first needed.
         self._output_form: OutputForm | None = None
-        self._folds_rows: bool | None = None
+        self._one_row_serves_all: bool | None = None
+        self._has_exact_cache: bool | None = None
 
         # Caches: of layer calls by rows and length of the input, and of answers by the names of a
         # bank's sites.
         self._calls: OrderedDict[tuple[int, int], list[LayerCall]] = OrderedDict()
+        self._mlp_factors: dict[int, float | None] = {}
         self._first_layers: dict[tuple[str, ...], int] = {}
         self._verified: set[tuple[str, ...]] = set()
 
@@ -176,6 +184,11 @@ class SplitModel:
         return self.head.weight_VD.dtype
 
     @property
+    def hidden_size(self) -> int:
+        """Size D of the hidden states that the layers pass on."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
     def adapter_dtype(self) -> torch.dtype:
         """Dtype in which adapters are trained: float32, or float64 on a float64 model."""
         return torch.promote_types(self.dtype, torch.float32)
@@ -189,9 +202,8 @@ class SplitModel:
             UserError: the model has no such modules.
         """
         if isinstance(adapter, MlpBlockAdapter):
-            hidden = self.head.weight_VD.shape[1]
             name = self._name(self._mlp(self.layer))
-            return [Site(name=name, inputs=hidden, outputs=hidden)]
+            return [Site(name=name, inputs=self.hidden_size, outputs=self.hidden_size)]
 
         assert isinstance(adapter, LinearAdapter)
         sites = []
@@ -328,6 +340,12 @@ class SplitModel:
     def _post_mlp_norm(self, layer: int) -> nn.Module | None:
         return find_post_mlp_norm(self.layers[layer], self._family)
 
+    def _mlp_factor(self, layer: int) -> float | None:
+        # Read once, because it may be a tensor on the device.
+        if layer not in self._mlp_factors:
+            self._mlp_factors[layer] = mlp_factor(self.layers[layer])
+        return self._mlp_factors[layer]
+
     # -- from the adapters on
 
     def upper(self, prefix: Prefix, bank: AdapterBank, checkpointing: bool = False) -> Tensor:
@@ -355,8 +373,9 @@ class SplitModel:
         if norm is not None and prefix.mlp_out is not None:
             # The layer adds norm(mlp), so the adapter changes what the norm gives.
             delta = norm(prefix.mlp_out + delta) - norm(prefix.mlp_out)
-        if self._mlp_factor is not None:
-            delta = delta * self._mlp_factor
+        factor = self._mlp_factor(layer)
+        if factor is not None:
+            delta = delta * factor
         above = calls[layer + 1 :]
         return self._replay(prefix.block + delta, above, None, checkpointing)
 
@@ -409,8 +428,7 @@ class SplitModel:
 
     def _layer_calls(self, rows: int, tokens: int) -> list[LayerCall]:
         """The call of each layer for inputs of this shape, recorded with all layers skipped."""
-        # One row serves any number of rows, unless the family folds them into another dimension.
-        key = (rows if self._has_folded_rows() else 1, tokens)
+        key = (1 if self._broadcasts_rows() else rows, tokens)
         if key not in self._calls:
             self._calls[key] = self._recorded_calls(*key)
             if len(self._calls) > MAX_REMEMBERED_SHAPES:
@@ -425,16 +443,16 @@ class SplitModel:
             self.decoder(input_ids=ids, use_cache=False)
         return calls
 
-    def _has_folded_rows(self) -> bool:
-        """Whether rows and heads share a dimension of an argument of the layers (ALiBi of BLOOM).
+    def _broadcasts_rows(self) -> bool:
+        """Whether the arguments of a layer for one row serve any number of rows.
 
-        Then it cannot be broadcast to more rows.
+        BLOOM's ALiBi does not: rows and heads share a dimension of it.
         """
-        if self._folds_rows is None:
-            one_row, two_rows = (self._recorded_calls(rows, 1)[0] for rows in (1, 2))
-            sizes = zip(one_row.first_sizes(), two_rows.first_sizes(), strict=True)
-            self._folds_rows = any(two != one > 1 for one, two in sizes)
-        return self._folds_rows
+        if self._one_row_serves_all is None:
+            first = self._recorded_calls(rows=1, tokens=2)[0]
+            hidden = torch.zeros(2, 2, self.hidden_size, dtype=self.dtype, device=self.device)
+            self._one_row_serves_all = serves(first, hidden)
+        return self._one_row_serves_all
 
     def _form(self) -> OutputForm:
         """What the layers return, as the first one shows on one token."""
@@ -461,6 +479,21 @@ class SplitModel:
         cached = {} if cache is None else {self._cache_argument: cache}
         with self._attached(bank):
             return self.decoder(input_ids=ids, use_cache=cache is not None, **cached)
+
+    def new_cache(self) -> Cache | None:
+        """An empty cache of keys and values for `full`.
+
+        Returns:
+            The cache; None where the family does not compute the same with one as without, or
+            keeps a state of another kind.
+        """
+        from transformers import DynamicCache
+
+        if self._has_exact_cache is None:
+            self._has_exact_cache = cached_matches_full(self)
+        if not self._has_exact_cache:
+            return None
+        return DynamicCache(config=self.model.config.get_text_config())
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final hidden states (..., D), as the model's own head has them."""

@@ -9,7 +9,7 @@ from support.models import adapter_of, local, random_bank
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
 from pml_cli.errors import UserError
-from pml_cli.model import families
+from pml_cli.model import families, modules
 from pml_cli.model.loading import load_model
 from pml_cli.model.verify_split import split_matches_full
 
@@ -54,10 +54,10 @@ def test_a_wrong_split_is_refused(model_folder, monkeypatch, family, dtype):
     """
     overlooked = replace(families.GENERIC, post_mlp_norms=("post_feedforward_layernorm",))
     monkeypatch.setattr(families, "GENERIC", overlooked)
+    monkeypatch.setattr(modules, "MLP_FACTORS", ())
     for factor in (0.3, 1, 4, 8):
         model = load_model(local(model_folder(family), dtype=dtype))
         model = with_larger_matrices(model, factor)
-        model._mlp_factor = None
         linear = LinearAdapter(targets=["q_proj"], layers=[1])
         model.check_split(random_bank(model, linear))
 
