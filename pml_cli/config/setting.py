@@ -213,7 +213,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         owner: Any = type(self)
-        for name in _path_names(owner):
+        for name in path_names(owner):
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("~"):
                 # Not Path.expanduser, which raises an error for an unknown user.
@@ -228,7 +228,7 @@ class Settings:
 
 
 @lru_cache(maxsize=64)
-def _path_names(owner: type[Any]) -> list[str]:
+def path_names(owner: type[Any]) -> list[str]:
     """The settings of a dataclass that are paths."""
     return [
         declared.name
@@ -307,6 +307,22 @@ def keys(owner: type[Any]) -> list[str]:
     """The settings of a dataclass that a user may override."""
     names = [declared.name for declared in dataclasses.fields(owner)]
     return [name for name in names if name not in DISCRIMINATORS]
+
+
+def dotted_keys(owner: type[Any]) -> dict[str, type[Any]]:
+    """The keys that a user may override, `model.path` of settings inside of settings.
+
+    Returns:
+        Of each key the dataclass that declares it; its field is what follows the last point.
+    """
+    owners: dict[str, type[Any]] = {}
+    for declared in dataclasses.fields(owner):
+        inner = declared.default_factory
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            owners |= {f"{declared.name}.{key}": cls for key, cls in dotted_keys(inner).items()}
+        elif declared.name not in DISCRIMINATORS:
+            owners[declared.name] = owner
+    return owners
 
 
 def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:
