@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import TINY, Model
@@ -33,6 +34,9 @@ def has_tokenizer(model: Model) -> bool:
     Raises:
         UserError: its folder does not exist, or the hub refuses or cannot be reached.
     """
+    only_architecture = model.weights == "random" and bool(model.architecture)
+    if only_architecture and not Path(model.path).is_dir():
+        return False
     return any(locate(model, name) is not None for name in TOKENIZER_FILES)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
@@ -46,8 +45,9 @@ class RandomData(Data):
         from pml_cli.data.source import Sample, Source
         from pml_cli.model.dims import model_dims
         from pml_cli.model.tokenizer import open_tokenizer
+        from pml_cli.model.tokenizer_backend import has_tokenizer
 
-        if _has_tokenizer(model):
+        if has_tokenizer(model):
             tokenizer = open_tokenizer(model)
             ids = ordinary_ids(tokenizer)
             prompt_ids = stream_prompt(tokenizer, self, self.prompt)
@@ -71,12 +71,3 @@ class RandomData(Data):
             entropy=math.log(len(ids)),
             held_out=lambda seqlen: draw(seqlen, HELD_OUT_STREAM),
         )
-
-
-def _has_tokenizer(model: Model) -> bool:
-    from pml_cli.model.tokenizer_backend import has_tokenizer
-
-    only_architecture = model.weights == "random" and bool(model.architecture)
-    if only_architecture and not Path(model.path).is_dir():
-        return False
-    return has_tokenizer(model)
