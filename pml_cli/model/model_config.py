@@ -81,8 +81,9 @@ def _resolved(key: CacheKey, _version: tuple[int, int] | None) -> Any:
     config = _architecture(model) if _is_spelt_out(model) else _from_files(model)
 
     with one_line(_option(model)):
-        for name, value in RUN_AS_PML_DOES.items():
-            setattr(config, name, value)
+        for part in (config, config.get_text_config()):
+            for name, value in RUN_AS_PML_DOES.items():
+                setattr(part, name, value)
     _refuse_unusable(model, config)
     return config
 

@@ -65,8 +65,12 @@ def test_a_layer_beyond_the_last_is_refused():
 
 
 def test_a_family_without_such_sizes_is_refused():
-    with pytest.raises(UserError, match="has no num_hidden_layers; the family longcat_flash"):
-        model_dims(random_model(model_type="longcat_flash"))
+    with pytest.raises(UserError, match="has no num_hidden_layers; the family encodec is not"):
+        model_dims(random_model(model_type="encodec"))
+    with pytest.raises(UserError, match=r"model\.architecture: prophetnet has an encoder"):
+        model_dims(random_model(model_type="prophetnet"))
+    with pytest.raises(UserError, match=r"model\.architecture: Multiple valid text configs"):
+        model_dims(random_model(model_type="musicgen"))
 
 
 def test_matrices_of_grouped_queries():
