@@ -294,6 +294,22 @@ def keys(owner: type[Any]) -> list[str]:
     return [name for name in names if name not in DISCRIMINATORS]
 
 
+def dotted_keys(owner: type[Any]) -> dict[str, type[Any]]:
+    """The keys that a user may override, `model.path` of settings inside of settings.
+
+    Returns:
+        Of each key the dataclass that declares it; its field is what follows the last point.
+    """
+    owners: dict[str, type[Any]] = {}
+    for declared in dataclasses.fields(owner):
+        inner = declared.default_factory
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            owners |= {f"{declared.name}.{key}": cls for key, cls in dotted_keys(inner).items()}
+        elif declared.name not in DISCRIMINATORS:
+            owners[declared.name] = owner
+    return owners
+
+
 def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:
     """The type of a setting (`list` for `list[int]`), and whether it takes null."""
     # Annotations are texts, as in every module here.

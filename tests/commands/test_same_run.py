@@ -23,12 +23,14 @@ def base(tmp_path):
 
 
 @pytest.fixture
-def ask(quick):
+def ask(tmp_path, quick):
     """ask(verb, *overrides): a short sweep or probe that must succeed."""
 
     def run(verb="sweep", *overrides, model="base", rank=2):
-        settings = (f"rank={rank}", "seqlen=8", "data=jsonl", "data.path=facts.jsonl", *FEW)
-        done = quick(verb, "model=hf", f"model.path={model}", *settings, "out=o", *overrides)
+        # Absolute paths: a process remembers what it has read at a path.
+        data = ("data=jsonl", f"data.path={tmp_path / 'facts.jsonl'}")
+        settings = (f"rank={rank}", "seqlen=8", *data, *FEW, *overrides)
+        done = quick(verb, "model=hf", f"model.path={tmp_path / model}", *settings, "out=o")
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -84,7 +86,7 @@ def test_an_interrupted_run_goes_on_under_another_name(tmp_path, base, ask, quic
 
 def test_one_model_under_two_names_in_one_grid_is_one_line(tmp_path, base, quick):
     shutil.copytree(base, tmp_path / "copy")
-    done = quick("sweep", "model=hf", "model.path=base,copy", "seqlen=8", "out=o")
+    done = quick("sweep", "model=hf", f"model.path={base},{tmp_path / 'copy'}", "seqlen=8", "out=o")
     assert done.returncode == 2
     message = "model.name=copy: the same model as base; leave one of them out"
     assert done.stderr == f"error: {message}\n"
