@@ -19,6 +19,7 @@ from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.status import DRIVER
 from pml_cli.report.tables.results import results_table
+from pml_cli.report.tables.samples import sweep_lines
 from pml_cli.runs.folder import REPLACED
 from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_folders import RunFolders, run_key
@@ -122,7 +123,10 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     runs = read_runs([out], unreadable)
     if len(runs):
         atomic_write(out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
-        console.print(results_table(runs_of(cells, runs)))
+        of_sweep = runs_of(cells, runs)
+        console.print(results_table(of_sweep))
+        for line in sweep_lines(of_sweep):
+            console.print(line, highlight=False, soft_wrap=True)
 
     # Damaged results of other sweeps in this folder do not fail this one.
     for line in unreadable:
