@@ -35,6 +35,7 @@ from pml_cli.launch.packing import check
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.model import modules
 from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.run_folders import run_key
 from pml_cli.training.checkpoint import Checkpoints
 
 
@@ -291,7 +292,9 @@ def test_a_signal_ends_the_training_with_a_checkpoint_and_it_goes_on_bit_for_bit
         assert stopped_at(first, cells, number).signum == number
         assert [event["step"] for event in first.events("checkpoint")] == [BREAK + 1]
         assert first.reported == {}
-        assert first.locks() == {cell.id for cell in cells}  # whoever claimed them frees them
+        assert first.locks() == {
+            run_key(cell.id) for cell in cells
+        }  # whoever claimed them frees them
         assert len(first.checkpoints()) == 1
     with workplace() as second:
         second.train(cells)
@@ -401,7 +404,7 @@ def test_a_fenced_process_writes_no_result(workplace):
     with workplace() as first:
         first.train(cells, at(STEPS, lambda: fence(first)))
         assert first.reported == {}
-        assert first.locks() == {cell.id for cell in cells}
+        assert first.locks() == {run_key(cell.id) for cell in cells}
     assert not any(RunFolder(first.out, cell.id).path.exists() for cell in cells)
 
 
