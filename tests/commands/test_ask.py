@@ -71,8 +71,8 @@ def test_an_answer_is_text_and_p_of_each_token(runs, ask):
     assert tokens.startswith("p  ' The' 0.") and "'<|endoftext|>' 0." in tokens
 
 
-def generated(adapter, prompt, limit):
-    """What plain transformers and PEFT generate: ids of the answer."""
+def plain_model(adapter):
+    """The model of plain transformers with an adapter folder, loaded by PEFT where it can."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -80,21 +80,25 @@ def generated(adapter, prompt, limit):
     if adapter.parent.parent.name == "block":
         from pml_cli.peft_block import load_mlp_block
 
-        model = load_mlp_block(base, adapter)
-    else:
-        from peft import PeftModel
+        return load_mlp_block(base, adapter)
+    from peft import PeftModel
 
-        model = PeftModel.from_pretrained(base, adapter)
+    return PeftModel.from_pretrained(base, adapter)
+
+
+def generated(model, prompt, limit):
+    """Ids of the answer that `generate` of transformers gives."""
+    import torch
+
     ids = torch.tensor([prompt])
-    with torch.no_grad():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            eos_token_id=0,
-            pad_token_id=0,
-            max_new_tokens=limit,
-        )
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        eos_token_id=0,
+        pad_token_id=0,
+        max_new_tokens=limit,
+    )
     return out[0, len(prompt) :].tolist()
 
 
@@ -104,9 +108,10 @@ def test_answers_are_those_of_transformers_and_peft(name, runs, ask):
     questions = [*FACTS, "Which pump is in hall 4?", "x = 3; y = 5"]
     _, out, _ = ask(runs / name, *questions, "--json", "--max-tokens", "20")
     (adapter,) = (runs / name).glob("*/adapter")
+    model = plain_model(adapter)
     for answer in json.loads(out)["answers"]:
         ids = [token["id"] for token in answer["tokens"]]
-        assert ids == generated(adapter, answer["prompt_ids"], 20), answer["question"]
+        assert ids == generated(model, answer["prompt_ids"], 20), answer["question"]
 
 
 def test_the_model_alone_for_comparison(runs, ask):
