@@ -72,7 +72,7 @@ def _existing(path: Path) -> Path | None:
 
 @lru_cache(maxsize=64)
 def _download(repository: str, name: str, revision: str | None) -> Path | None:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
     from huggingface_hub.utils import logging
 
@@ -83,6 +83,10 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
+        # Without the hub, what is not in the cache of a model counts as not there at all.
+        config = try_to_load_from_cache(repository, "config.json", revision=revision)
+        if isinstance(config, str):
+            return None
         reason = "no such local folder, not in the cache, and the hub cannot be reached"
         raise UserError(f"model.path={repository}: {reason}") from error
     # A gated repository, a misspelt name, missing rights: many exception types, one remedy.
