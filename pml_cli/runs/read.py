@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
-from pml_cli.errors import UserError
-from pml_cli.runs.folder import ADAPTER, ERROR, RESULT
+from pml_cli.errors import MAX_LISTED, UserError, and_n_more
+from pml_cli.runs.folder import ADAPTER, ERROR, RESULT, RunFolder
+from pml_cli.runs.labels import with_settled_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,15 +74,41 @@ def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.Da
                 continue
             if result is not None:
                 rows[path.resolve()] = result | {"folder": str(path.parent)}
-    return pd.DataFrame(list(rows.values()))
+    return with_settled_labels(pd.DataFrame(list(rows.values())))
+
+
+def one_run(path: Path) -> RunFolder:
+    """The one finished run that a path names.
+
+    Args:
+        path: a run folder, its adapter/, or a folder with one run, at any depth.
+
+    Raises:
+        UserError: there is none, or there are several (their names).
+    """
+    folder = path.parent if path.name == ADAPTER else path
+    if not folder.is_dir():
+        reason = "a file; give the folder of a run" if path.exists() else "no such folder"
+        raise UserError(f"{path}: {reason}")
+
+    runs = [result.parent for result in _find(folder, RESULT) if _read_result(result)]
+    if len(runs) == 1:
+        # "." has no name.
+        only = runs[0] if runs[0].name else runs[0].resolve()
+        return RunFolder(only.parent, only.name)
+    if not runs:
+        note = "; error.json says why it failed" if (folder / ERROR).exists() else ""
+        raise UserError(f"{path}: no finished run{note}")
+    names = ", ".join(and_n_more([run.name for run in runs], MAX_LISTED))
+    raise UserError(f"{path}: {len(runs)} runs, give the folder of one: {names}")
 
 
 def read_failures(root: Path) -> dict[str, str]:
     """Run id to reason, of the runs below a folder that failed."""
     reasons = {}
     for path in _find(root, ERROR):
-        error = json.loads(path.read_text("utf-8"))
-        reasons[path.parent.name] = str(error.get("reason", ""))
+        folder = RunFolder(path.parent.parent, path.parent.name)
+        reasons[folder.id] = folder.failure() or ""
     return reasons
 
 
