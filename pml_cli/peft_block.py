@@ -23,6 +23,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pml_cli.errors import UserError
+from pml_cli.model.layer_calls import first_tensor, with_first_tensor
+from pml_cli.model.modules import MLP_NAMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,7 +125,7 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
         self.lora_dropout[adapter_name] = nn.Dropout(p) if p else nn.Identity()
         self.set_adapter(self.active_adapters)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Output of the block with all active adapters added, (..., D).
 
         Args:
@@ -131,10 +133,12 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
             *args: passed to the block.
             **kwargs: passed to the block.
         """
-        output: Tensor = self.base_layer(x, *args, **kwargs)
+        output: Any = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return output
 
+        # Some blocks of experts return their router's scores, too.
+        hidden = first_tensor(output)
         for name in self.active_adapters:
             if name not in self.lora_A:
                 continue
@@ -142,8 +146,8 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
             up = self.lora_B[name]
             adapter_dtype = next(down.parameters()).dtype
             delta = up(down(x.to(adapter_dtype))) * self.scaling[name]
-            output = output + self.lora_dropout[name](delta).to(output.dtype)
-        return output
+            hidden = hidden + self.lora_dropout[name](delta).to(hidden.dtype)
+        return with_first_tensor(output, hidden)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Always refused; the arguments are PEFT's.
@@ -173,10 +177,10 @@ def mlp_block_config(
     Raises:
         UserError: the model has no such block.
     """
-    suffix = f".{layer}.mlp"
-    names = [name for name, _module in model.named_modules() if name.endswith(suffix)]
+    suffixes = tuple(f".{layer}.{name}" for name in MLP_NAMES)
+    names = [name for name, _module in model.named_modules() if name.endswith(suffixes)]
     if len(names) != 1:
-        raise UserError(f"layer={layer}: this model has no module named <layers>{suffix}")
+        raise UserError(f"layer={layer}: this model has no module named <layers>.{layer}.mlp")
 
     config = LoraConfig(
         r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM"
@@ -215,7 +219,7 @@ def _register_blocks(config: LoraConfig, model: PreTrainedModel) -> None:
         if name not in modules:
             reason = f"this model has no module {name!r}; was the adapter made for another one?"
             raise UserError(f"target_modules: {reason}")
-        if not name.endswith(".mlp"):
+        if name.split(".")[-1] not in MLP_NAMES:
             reason = f"{name!r} is no MLP block; load it with peft.PeftModel.from_pretrained"
             raise UserError(f"target_modules: {reason}")
 
