@@ -30,6 +30,9 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
+# `seqlen=all`, until it is resolved to the number of target tokens (`data/resolve.py`).
+ALL_TOKENS = -(2**62)
+
 # Not every random generator takes more bits.
 SEED_LIMIT = 2**62
 SEEDS_ALLOWED = "from 0 to 2^62 - 1"
@@ -305,7 +308,14 @@ class Run(Settings):
     """One cell: one adapter of one rank, trained to remember `seqlen` target tokens."""
 
     rank: int = setting(8, help="rank of the adapter", minimum=1)
-    seqlen: int = setting(128, help="target tokens to remember", minimum=1)
+    seqlen: int = setting(
+        128,
+        help="target tokens to remember",
+        minimum=1,
+        special={"all": "all that the source has"},
+        suggestions=("all",),
+        words={"all": ALL_TOKENS},
+    )
     seed: int = setting(
         0,
         help="seed of the adapter's initial weights, dropout and sample order",
