@@ -17,7 +17,9 @@ from pml_cli.launch.packing import check, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.progress import ProbeDisplay
+from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.probe import probe_table
+from pml_cli.report.tables.samples import probe_lines
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.read import read_runs
@@ -42,6 +44,7 @@ def run(request: Request, console: Console) -> int:
     """
     cell = _plan(request.runs[0])
     check_output_folder(request.out)
+    show_warnings(console, [cell])
     folder = RunFolder(request.out, cell.id)
 
     if folder.is_done():
@@ -70,6 +73,8 @@ def run(request: Request, console: Console) -> int:
     _draw(folder)
     result = read_runs([folder.path]).iloc[0]
     console.print(probe_table({str(name): value for name, value in result.items()}))
+    for line in probe_lines(folder):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
     return 0
@@ -78,6 +83,7 @@ def run(request: Request, console: Console) -> int:
 def _plan(run: Run) -> CellPlan:
     """Check the run; without a setting of its own it logs a hundred of its steps."""
     (cell,) = check([run])
+    run = cell.run
     if run.train.log_every:
         return cell
 

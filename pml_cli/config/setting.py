@@ -62,6 +62,7 @@ class Declaration:
     path: PathKind = ""
     suggestions: tuple[str, ...] = ()
     words: Mapping[str, Any] = field(default_factory=dict)
+    absent: Any = dataclasses.MISSING
 
     def accepts(self, value: Any) -> bool:
         """Whether a value other than null is allowed; a list's elements are given one by one."""
@@ -162,6 +163,7 @@ def setting(
     path: PathKind = "",
     suggestions: tuple[str, ...] = (),
     words: Mapping[str, Any] | None = None,
+    absent: Any = dataclasses.MISSING,
 ) -> T:
     """A dataclass field that declares a setting: `dataclasses.field` with metadata.
 
@@ -187,6 +189,8 @@ def setting(
         suggestions: values that shell completion offers beside the choices.
         words: words for values that a user cannot know, `{"all": ALL}`; allowed whatever the
             bounds.
+        absent: what the config.yaml of a run means that was written before this setting existed,
+            and the value that run ids leave out; without it, the default.
     """
     declaration = Declaration(
         help=help,
@@ -204,6 +208,7 @@ def setting(
         path=path,
         suggestions=suggestions,
         words=words or {},
+        absent=absent,
     )
     # Under one key, so that `dataclasses.fields` finds all of it.
     metadata = {"declaration": declaration}
@@ -253,6 +258,16 @@ def declaration_of(owner: type[Any], name: str) -> Declaration | None:
         if declared.name == name:
             return declared.metadata.get("declaration")
     return None
+
+
+def absent_values(owner: type[Any]) -> dict[str, Any]:
+    """What old config.yaml files mean that do not name a setting, where that is not its default."""
+    values = {}
+    for declared in dataclasses.fields(owner):
+        declaration = declared.metadata.get("declaration")
+        if declaration is not None and declaration.absent is not dataclasses.MISSING:
+            values[declared.name] = declaration.absent
+    return values
 
 
 def faults(settings: Settings, prefix: str = "") -> list[str]:

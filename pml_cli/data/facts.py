@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
+from pml_cli.config.schema import FactsData
+from pml_cli.data.prompt import prompt_of
 from pml_cli.data.source import Sample, Source
+from pml_cli.errors import UserError
+from pml_cli.model.chat_template import Turns
 from pml_cli.model.tokenizer import Tokenizer
 
 # Held-out facts at most: enough for a mean.
@@ -15,9 +21,9 @@ MAX_HELD_OUT = 64
 
 def facts_source(
     tokenizer: Tokenizer,
+    data: FactsData,
     facts: Sequence[tuple[str, str]],
     *,
-    chat: bool,
     test_facts: Sequence[tuple[str, str]] = (),
 ) -> Source:
     """Open facts as samples, one each.
@@ -25,17 +31,35 @@ def facts_source(
     Held-out samples are the test facts, else the facts that follow those in use.
 
     Args:
+        tokenizer: of the model.
+        data: how prompts are made, and how targets end.
         facts: (query, target) pairs.
-        chat: whether queries are put through the chat template.
         test_facts: pairs that are never trained on.
     """
-    samples = [encode_sample(tokenizer, query, target, chat) for query, target in facts]
-    test_samples = [encode_sample(tokenizer, query, target, chat) for query, target in test_facts]
-    ends = np.cumsum([len(sample.target) for sample in samples])
+    samples = [encode_fact(tokenizer, data, query, target) for query, target in facts]
+    test_samples = [encode_fact(tokenizer, data, query, target) for query, target in test_facts]
+    return samples_source(samples, test_samples=test_samples)
+
+
+def samples_source(
+    samples: Sequence[Sample],
+    *,
+    test_samples: Sequence[Sample] = (),
+    keys: str = "",
+    notes: Sequence[str] = (),
+) -> Source:
+    """A source of samples that stay whole.
+
+    Args:
+        samples: in the order in which lengths take them.
+        test_samples: samples that are never trained on.
+        keys, notes: of the source.
+    """
+    ends = _ends(samples)
 
     def cut(seqlen: int) -> list[Sample]:
         # As many as end within the length: facts are never cut.
-        return samples[: int(np.searchsorted(ends, seqlen, side="right"))]
+        return list(samples[: int(np.searchsorted(ends, seqlen, side="right"))])
 
     def held_out(seqlen: int) -> list[Sample]:
         # A file may hold a fact twice; a fact that is learned cannot be held out as well.
@@ -45,14 +69,78 @@ def facts_source(
 
     return Source(
         cut=cut,
-        max_tokens=int(ends[-1]),
-        min_tokens=int(ends[0]),
-        test_samples=test_samples,
+        max_tokens=ends[-1],
+        min_tokens=ends[0],
+        sample_ends=ends,
+        keys=keys,
+        notes=notes,
+        test_samples=list(test_samples),
         held_out=held_out,
     )
 
 
-def encode_sample(tokenizer: Tokenizer, prompt: str, target: str, chat: bool) -> Sample:
-    """A prompt and its target as token ids."""
-    prompt_ids = tuple(tokenizer.prompt(prompt, chat))
-    return Sample(prompt=prompt_ids, target=tuple(tokenizer.encode(target)))
+def long_texts_source(
+    samples: Sequence[Sample], *, keys: str = "", notes: Sequence[str] = ()
+) -> Source:
+    """A source of long texts, one after the other; the last one is cut to the length.
+
+    Args:
+        samples: in the order in which lengths take them.
+        keys, notes: of the source.
+    """
+    ends = _ends(samples)
+
+    def cut(seqlen: int) -> list[Sample]:
+        chosen: list[Sample] = []
+        remaining = seqlen
+        for sample in samples:
+            if remaining <= 0:
+                break
+            chosen.append(cut_sample(sample, remaining))
+            remaining -= len(sample.target)
+        return chosen
+
+    return Source(cut=cut, max_tokens=ends[-1], sample_ends=ends, keys=keys, notes=notes)
+
+
+def _ends(samples: Sequence[Sample]) -> list[int]:
+    """Target tokens up to the end of each sample."""
+    return list(itertools.accumulate(len(sample.target) for sample in samples))
+
+
+def encode_fact(tokenizer: Tokenizer, data: FactsData, query: str, target: str) -> Sample:
+    """A question and its answer as a sample."""
+    return encode_sample(tokenizer, data, (("user", query),), target)
+
+
+def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: str) -> Sample:
+    """A prompt and its target as token ids, the end included.
+
+    Args:
+        tokenizer: of the model.
+        data: how prompts are made, and how targets end.
+        turns: of the prompt.
+        target: the text that must follow.
+
+    Raises:
+        UserError: a text that the tokenizer or the chat template refuses, or a target that ends
+            with the end token already.
+    """
+    # Of a source that is not resolved, auto is the way of old: no end.
+    ends = data.end not in ("auto", "none")
+    end = tokenizer.end_ids(data.end) if ends else []
+    if ends and target.endswith(data.end):
+        reason = f"is added to every target (data.end); take it off {target!r}, or data.end=none"
+        raise UserError(f"{data.end!r}: {reason}")
+
+    prompt = prompt_of(tokenizer, data, turns, target)
+    # What a script prints of an answer has no special tokens, so one inside is learned as text.
+    ids = tokenizer.encode(target, literal=ends)
+    return Sample(prompt=prompt.ids, target=(*ids, *end), end=len(end), turns=turns)
+
+
+def cut_sample(sample: Sample, tokens: int) -> Sample:
+    """A sample with at most so many target tokens, and with no end where that is cut."""
+    if tokens >= len(sample.target):
+        return sample
+    return dataclasses.replace(sample, target=sample.target[:tokens], end=0)

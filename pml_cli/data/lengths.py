@@ -11,7 +11,7 @@ from pml_cli.format import counted
 
 
 def with_length(run: Run) -> Run:
-    """The run with `seqlen` a number, and without `data.samples`: so one asked for by either is one.
+    """The run with `seqlen` a number and no `data.samples`: asked for by either, it is one run.
 
     Raises:
         UserError: the source has no end, or fewer samples.

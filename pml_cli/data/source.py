@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pml_cli.config.schema import Data, Model
 from pml_cli.errors import UserError
+from pml_cli.format import counted
+from pml_cli.model.chat_template import Turns
 from pml_cli.model.dims import model_dims
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt and the target that must follow it, as token ids."""
+    """A prompt and the target that must follow it, as token ids.
+
+    Samples of equal ids are equal.
+    """
 
     prompt: tuple[int, ...]
+
     target: tuple[int, ...]
+    """With the end token, where it has one."""
 
     end: int = field(default=0, compare=False)
-    """How many of the target's last ids are its end token; 0: it has none, or was cut before."""
+    """How many of the target's last ids are the end; 0: it has none, or it was cut off."""
 
-    turns: tuple[tuple[str, str], ...] = field(default=(), compare=False)
-    """(role, content) of the prompt as the source gave it; () for streams."""
+    turns: Turns = field(default=(), compare=False)
+    """The prompt as the source gave it; empty for running text and random tokens."""
 
 
 def no_samples(seqlen: int) -> list[Sample]:
@@ -41,6 +48,15 @@ class Source:
 
     min_tokens: int = 1
     """The fewest target tokens it can give: those of its first sample, where samples stay whole."""
+
+    sample_ends: Sequence[int] = ()
+    """Target tokens up to the end of each sample; empty where the target is one."""
+
+    keys: str = ""
+    """Of a file: the names under which it holds prompts and targets, `question/answer`."""
+
+    notes: Sequence[str] = ()
+    """What was decided about the values of a file, for its user, a line each."""
 
     entropy: float | None = None
     """Nats per target token, where the distribution of the source is known."""
@@ -63,7 +79,8 @@ class Source:
             )
         if seqlen < self.min_tokens:
             raise UserError(
-                f"seqlen={seqlen}: the first sample alone has {self.min_tokens} target tokens"
+                f"seqlen={seqlen}: the first sample alone has {self.min_tokens} target tokens; "
+                f"seqlen=all takes {counted(self.sample_ends, 'sample')} ({self.max_tokens} tokens)"
             )
         return self.cut(seqlen)
 
@@ -77,7 +94,7 @@ def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
     if source.max_tokens is not None and seqlen > source.max_tokens:
         raise UserError(
             f"seqlen={seqlen}: data={data.source} has only {source.max_tokens} target tokens "
-            f"for model={model.name}"
+            f"for model={model.name}; seqlen=all takes them all"
         )
 
     # An endless source would draw all of these tokens before they are counted.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
+from rich.console import Console
+
 from pml_cli.config.schema import FactsData
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import source_of
@@ -12,12 +14,17 @@ from pml_cli.data.repeats import find_repeats
 from pml_cli.data.source import Sample
 from pml_cli.format import counted
 from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
+from pml_cli.report.tables.samples import QUESTION_WIDTH, shown
 
 # Lengths that a line names at most.
 MAX_LENGTHS = 12
 
-# Characters of a quoted text at most.
-MAX_QUOTED = 40
+
+def show_warnings(console: Console, cells: Sequence[CellPlan]) -> None:
+    """Print what a user should know of a sweep's facts before it trains."""
+    for line in data_warnings(cells):
+        # Texts of a file may look like markup.
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
@@ -46,6 +53,8 @@ def data_sizes(cells: Sequence[CellPlan]) -> list[str]:
 
         name = run.data.label if is_one_model else f"{run.data.label} for {run.model.name}"
         size = f"{source.max_tokens:,} target tokens"
+        if isinstance(run.data, FactsData) and run.data.end != "none":
+            size += " (ends included)"
         if source.sample_ends:
             longest = max(len(sample.prompt) for sample in source.cut(source.max_tokens))
             of_keys = f" of {source.keys}" if source.keys else ""
@@ -73,10 +82,17 @@ def _samples_by_length(cells: Sequence[CellPlan]) -> str:
 
 def _by_data(cells: Iterable[CellPlan]) -> list[list[CellPlan]]:
     """The cells of each model and source; seeds only order what there is."""
-    groups: dict[str, list[CellPlan]] = {}
+    # Most cells share their settings, and texts of settings are slow.
+    by_object: dict[tuple[int, int], list[CellPlan]] = {}
     for cell in cells:
-        data = dataclasses.replace(cell.run.data, seed=0)
-        groups.setdefault(f"{cell.run.model}{data}", []).append(cell)
+        key = (id(cell.run.model), id(cell.run.data))
+        by_object.setdefault(key, []).append(cell)
+
+    groups: dict[str, list[CellPlan]] = {}
+    for alike in by_object.values():
+        run = alike[0].run
+        text = f"{run.model}{dataclasses.replace(run.data, seed=0)}"
+        groups.setdefault(text, []).extend(alike)
     return list(groups.values())
 
 
@@ -108,14 +124,9 @@ def _fact_lines(cell: CellPlan) -> Iterator[str]:
 
 def _question(sample: Sample, tokenizer: Tokenizer) -> str:
     text = sample.turns[-1][1] if sample.turns else tokenizer.decode(list(sample.prompt))
-    return _quoted(text)
+    return shown(text, QUESTION_WIDTH)
 
 
 def _target(sample: Sample, tokenizer: Tokenizer) -> str:
     ids = sample.target[: len(sample.target) - sample.end]
-    return _quoted(tokenizer.decode(list(ids)))
-
-
-def _quoted(text: str) -> str:
-    """A text in quotes, on one line, cut where it is long."""
-    return repr(text if len(text) <= MAX_QUOTED else f"{text[: MAX_QUOTED - 3]}...")
+    return shown(tokenizer.decode(list(ids)), QUESTION_WIDTH)
