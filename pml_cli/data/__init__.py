@@ -10,6 +10,7 @@ May import `config` and `model` (tokenizers and dimensions), neither torch nor t
     lengths.py          seqlen=all and data.samples as a number of target tokens
     repeats.py          samples that occur twice, prompts with two targets
     prompt.py           the prompt of a sample, as text and as token ids
+    seam.py             where prompt and target meet, and targets that cannot be printed
     source.py           Sample and Source: what every source gives
     sources/            one file a source: its settings, and how it is opened
     running_text.py     a source of one long text, for text, mixed and hf
