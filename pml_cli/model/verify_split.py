@@ -68,30 +68,49 @@ def split_matches_full(model: SplitModel, bank: AdapterBank, seed: int) -> bool:
         bank: tells the sites of the adapter.
         seed: chooses the tokens and the adapter's weights.
     """
-    vocabulary = model.head.weight_VD.shape[0]
-    # Other tokens for each seed, as a router may be near a tie for some of them.
-    first = 1 + seed * TOKENS
-    ids = torch.arange(first, first + TOKENS, device=model.device)
-    ids = (ids % vocabulary).expand(2, -1)
-
-    probe, split_2TV = _scaled_probe(model, ids, bank.select([0, 0]), seed)
-    full_2TV, hidden = _full_logits(model, ids, probe)
+    ids = probe_ids(model, seed)
+    probe, split_2TV = scaled_probe(model, ids, bank.select([0, 0]), seed)
+    full_2TV, hidden = full_logits(model, ids, probe)
     head_2TV = model.logits(hidden.to(model.dtype)).double()
 
-    change_TV = full_2TV[1] - full_2TV[0]
-    split_change_TV = split_2TV[1] - split_2TV[0]
+    # False as well if something is not finite.
     tolerance = TOLERANCES.get(model.dtype, DEFAULT_TOLERANCE)
+    same_head = _rms(head_2TV - full_2TV) <= tolerance.of_spread * _rms(full_2TV)
+    return same_head and same_logits(split_2TV, full_2TV, model.dtype)
+
+
+def same_logits(logits_2TV: Tensor, full_2TV: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits are those of the whole pass, but for the rounding of a dtype.
+
+    Args:
+        logits_2TV: without an adapter and with one.
+        full_2TV: the same of the whole pass.
+        dtype: of the model.
+    """
+    change_TV = full_2TV[1] - full_2TV[0]
+    other_change_TV = logits_2TV[1] - logits_2TV[0]
+    tolerance = TOLERANCES.get(dtype, DEFAULT_TOLERANCE)
     rounding = tolerance.of_spread * _spread(full_2TV)
 
     # Each comparison is false as well if something is not finite.
-    same_head = _rms(head_2TV - full_2TV) <= tolerance.of_spread * _rms(full_2TV)
-    same_plain = _rms(split_2TV[0] - full_2TV[0]) <= rounding
+    same_plain = _rms(logits_2TV[0] - full_2TV[0]) <= rounding
     allowed_change = tolerance.of_change * _rms(change_TV) + rounding
-    same_change = _rms(split_change_TV - change_TV) <= allowed_change
-    return same_head and same_plain and same_change
+    same_change = _rms(other_change_TV - change_TV) <= allowed_change
+    return same_plain and same_change
 
 
-def _full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Tensor, Tensor]:
+def probe_ids(model: SplitModel, seed: int) -> Tensor:
+    """Token ids to compare passes on, (2, T), twice the same.
+
+    Other ones for each seed, as a router may be near a tie for some of them.
+    """
+    vocabulary = model.head.weight_VD.shape[0]
+    first = 1 + seed * TOKENS
+    ids = torch.arange(first, first + TOKENS, device=model.device)
+    return (ids % vocabulary).expand(2, -1)
+
+
+def full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Tensor, Tensor]:
     """The model's own logits (2, T, V) in float64, and what its head read, (2, T, D)."""
     hidden: list[Tensor] = []
 
@@ -107,7 +126,7 @@ def _full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Ten
     return logits.double(), hidden[-1]
 
 
-def _scaled_probe(
+def scaled_probe(
     model: SplitModel, ids: Tensor, probe: AdapterBank, seed: int
 ) -> tuple[AdapterBank, Tensor]:
     """Scale a random adapter until it changes the split pass's logits by about TARGET_EFFECT.
