@@ -18,6 +18,7 @@ from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.tables.probe import probe_table
+from pml_cli.report.tables.samples import probe_lines
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.read import read_runs
@@ -70,6 +71,8 @@ def run(request: Request, console: Console) -> int:
     _draw(folder)
     result = read_runs([folder.path]).iloc[0]
     console.print(probe_table({str(name): value for name, value in result.items()}))
+    for line in probe_lines(folder):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
     return 0

@@ -17,6 +17,12 @@ class Sample:
     prompt: tuple[int, ...]
     target: tuple[int, ...]
 
+    end: int = field(default=0, compare=False)
+    """How many of the target's last ids are its end token; 0: it has none, or was cut before."""
+
+    turns: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """(role, content) of the prompt as the source gave it; () for streams."""
+
 
 def no_samples(seqlen: int) -> list[Sample]:
     """The held-out samples of a source that has none."""

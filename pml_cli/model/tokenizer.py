@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import Model
@@ -149,6 +150,14 @@ class Tokenizer:
         if not tokenizer.chat_template:
             raise UserError(f"data.chat=true: {name} has no chat template")
         return tokenizer
+
+
+def has_tokenizer(model: Model) -> bool:
+    """Whether a model comes with a tokenizer."""
+    only_architecture = model.weights == "random" and bool(model.architecture)
+    if only_architecture and not Path(model.path).is_dir():
+        return False
+    return locate(model, "tokenizer.json") is not None
 
 
 def open_tokenizer(model: Model) -> Tokenizer:

@@ -47,6 +47,7 @@ def test_a_sweep_leaves_complete_run_folders(swept):
             "env.json",
             "tokens.parquet",
             "curve.parquet",
+            "samples.jsonl",
             "adapter",
             "result.json",
         }

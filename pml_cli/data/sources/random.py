@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
@@ -41,9 +40,9 @@ class RandomData(Data):
         from pml_cli.data.random_tokens import ordinary_ids
         from pml_cli.data.source import Sample, Source
         from pml_cli.model.dims import model_dims
-        from pml_cli.model.tokenizer import open_tokenizer
+        from pml_cli.model.tokenizer import has_tokenizer, open_tokenizer
 
-        if _has_tokenizer(model):
+        if has_tokenizer(model):
             tokenizer = open_tokenizer(model)
             ids = ordinary_ids(tokenizer)
             prompt_ids = tuple(tokenizer.prompt(self.prompt, self.chat))
@@ -67,12 +66,3 @@ class RandomData(Data):
             entropy=math.log(len(ids)),
             held_out=lambda seqlen: draw(seqlen, HELD_OUT_STREAM),
         )
-
-
-def _has_tokenizer(model: Model) -> bool:
-    from pml_cli.model.files import locate
-
-    only_architecture = model.weights == "random" and bool(model.architecture)
-    if only_architecture and not Path(model.path).is_dir():
-        return False
-    return locate(model, "tokenizer.json") is not None
