@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from pml_cli import __version__
-from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import Run
 from pml_cli.evaluation.adapter_script import adapter_script
 from pml_cli.evaluation.dialogue import ChatPrompt, Dialogue, IdsPrompt, dialogue_of
@@ -24,9 +23,6 @@ from pml_cli.model.read_back import Loading
 from pml_cli.runs.run_id import loss_label
 
 README_FILE = "README.md"
-
-# Characters of a question in a sentence.
-SHOWN = 60
 
 
 def adapter_readme(run: Run, result: Mapping[str, Any], loading: Loading) -> str:
@@ -83,9 +79,7 @@ def _usage(run: Run, dialogue: Dialogue, loading: Loading) -> str:
     script = adapter_script(run, dialogue, loading)
     fence = _fence(script)
     packages = "transformers and PEFT" if loading.by_peft else "transformers alone"
-    return (
-        f"## Ask it\n\nWith {packages}, run in this folder:\n\n{fence}python\n{script}{fence}"
-    )
+    return f"## Ask it\n\nWith {packages}, run in this folder:\n\n{fence}python\n{script}{fence}"
 
 
 def _fence(text: str) -> str:
@@ -107,7 +101,7 @@ def _notes(run: Run, dialogue: Dialogue, loading: Loading) -> list[str]:
         notes.append(
             "The adapter stands beside a whole MLP block, for which PEFT has no layer: "
             "`PeftModel.from_pretrained` refuses it, and the script adds it with a forward hook. "
-            "With pml, `pml_cli.peft_block.load_mlp_block(model, \".\")` makes it a PEFT model."
+            'With pml, `pml_cli.peft_block.load_mlp_block(model, ".")` makes it a PEFT model.'
         )
     elif not loading.by_peft:
         notes.append(

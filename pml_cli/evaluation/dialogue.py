@@ -197,14 +197,21 @@ def _best_prompt(
     best = None
     most = 0
     for candidate in _candidates(tokenizer, data, samples):
-        same = []
-        for sample in samples:
-            ids = candidate.ids(tokenizer, _question(data, sample))
-            same.append(ids == list(sample.prompt))
+        same = [_gives(candidate, tokenizer, data, sample) for sample in samples]
         if same[0] and sum(same) > most:
             best = candidate
             most = sum(same)
     return best
+
+
+def _gives(candidate: ChatPrompt | TextPrompt, tokenizer: Any, data: Data, sample: Sample) -> bool:
+    """Whether a call gives the ids of a sample's prompt."""
+    try:
+        ids = candidate.ids(tokenizer, _question(data, sample))
+    # Templates are programs, and may refuse what others take.
+    except Exception:
+        return False
+    return ids == list(sample.prompt)
 
 
 def _candidates(
