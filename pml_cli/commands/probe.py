@@ -81,6 +81,7 @@ def run(request: Request, console: Console) -> int:
 def _plan(run: Run) -> CellPlan:
     """Check the run; without a setting of its own it logs a hundred of its steps."""
     (cell,) = check([run])
+    run = cell.run
     if run.train.log_every:
         return cell
 

@@ -19,7 +19,7 @@ import yaml
 from pml_cli.config.option_files import option_file, options
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.config.setting import type_fault
+from pml_cli.config.setting import absent_values, type_fault
 from pml_cli.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -30,7 +30,10 @@ GROUPS_OF_RUN = tuple(group for group in GROUPS if group != "launch")
 
 
 def read_run(config: Path, *, model_path: str | None = None, data_path: str | None = None) -> Run:
-    """The run that a config.yaml describes; a setting that it does not name has its default.
+    """The run that a config.yaml describes.
+
+    A setting that it does not name is newer than the run: it has the value of the way of old, its
+    `absent` (`setting.py`), else its default.
 
     Args:
         config: the file.
@@ -116,7 +119,7 @@ def group_settings(group: str, values: Mapping[str, Any]) -> Any:
 
 
 def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """An instance of a dataclass; a field that is not named has its default.
+    """An instance of a dataclass; a field that is not named is `absent`, or has its default.
 
     Args:
         owner: the dataclass.
@@ -132,7 +135,7 @@ def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") ->
             raise UserError(f"{prefix}{name}: no such setting; {did_you_mean(name, fields)}")
         _check_type(owner, name, value, prefix)
 
-    return owner(**values)
+    return owner(**(absent_values(owner) | dict(values)))
 
 
 def _check_type(owner: type[Any], name: str, value: Any, prefix: str) -> None:

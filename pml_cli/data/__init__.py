@@ -6,6 +6,8 @@ target tokens are scored; the prompt only conditions.
 
 May import `config` and `model` (tokenizers and dimensions), neither torch nor the trainer.
 
+    resolve.py          what automatic settings are for a model and its data
+    prompt.py           the prompt of a sample, as text and as token ids
     source.py           Sample and Source: what every source gives
     sources/            one file a source: its settings, and how it is opened
     running_text.py     a source of one long text, for text, mixed and hf

@@ -9,7 +9,8 @@ import numpy as np
 
 from pml_cli.config.schema import Model
 from pml_cli.data.source import Sample
-from pml_cli.model.tokenizer import Tokenizer, has_tokenizer, open_tokenizer
+from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
+from pml_cli.model.tokenizer_backend import has_tokenizer
 from pml_cli.training.scores import Scores, first_true
 
 

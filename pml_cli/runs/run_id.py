@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
-from pml_cli.config.setting import path_names
+from pml_cli.config.setting import absent_values, path_names
 from pml_cli.model.file_hash import sampled_hash, weight_files
 from pml_cli.model.gguf import gguf_file
 
@@ -52,6 +52,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     """The settings that can change a result, as plain values.
 
     Those at their defaults are left out, so that a new setting leaves the ids of old runs alone.
+    The run must be resolved (`data/resolve.py`): of an automatic value, what it stands for counts.
     """
     settings = {group: changed_settings(getattr(run, group)) for group in GROUPS}
     for name in NOT_SCIENTIFIC:
@@ -62,6 +63,9 @@ def scientific_settings(run: Run) -> dict[str, Any]:
 
     settings["loss"] |= run.loss.id_fields()
     settings["data"] |= run.data.id_fields()
+    # The default of a chat template is no automatic value, and not the empty turn of old.
+    if run.data.chat and run.data.system is None:
+        settings["data"]["system"] = None
     # A file by its content: a moved one is the same data, a changed one is not.
     for group in GROUPS[1:]:
         for name in _paths_of(getattr(run, group)):
@@ -120,20 +124,31 @@ def loss_label(loss: Loss) -> str:
 
 
 def changed_settings(settings: Any) -> dict[str, Any]:
-    """The settings of a dataclass that differ from their defaults, and its source or kind."""
+    """The settings of a dataclass that differ from their defaults, and its source or kind.
+
+    An `absent` value, what runs did before a setting existed, is left out like the default: of a
+    run that is not resolved, an automatic default means just that.
+    """
     settings_class: Any = type(settings)
     defaults = _defaults(settings_class)
+    absent = _absent(settings_class)
     # vars, not asdict, which is slow for ten thousand cells: settings are not nested.
     return {
         name: value
         for name, value in vars(settings).items()
-        if name in DISCRIMINATORS or value != defaults[name]
+        if name in DISCRIMINATORS or value not in (defaults[name], absent.get(name, defaults[name]))
     }
 
 
 @lru_cache(maxsize=64)
 def _defaults(settings_class: Any) -> dict[str, Any]:
-    return dict(vars(settings_class()))
+    defaults: dict[str, Any] = vars(settings_class())
+    return defaults
+
+
+@lru_cache(maxsize=64)
+def _absent(settings_class: Any) -> dict[str, Any]:
+    return absent_values(settings_class)
 
 
 def model_hash(path: str) -> str:

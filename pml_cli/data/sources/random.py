@@ -25,8 +25,11 @@ class RandomData(Data):
     """Uniform random tokens of the vocabulary, without special tokens."""
 
     source: str = "random"
-    prompt: str = setting(
-        "", help="text before the target", special={"''": "only the begin-of-text token"}
+    prompt: str | None = setting(
+        None,
+        help="text before the target",
+        special={None: "by the model", "''": "only the begin-of-text token"},
+        absent="",
     )
 
     def open(self, model: Model) -> Source:
@@ -37,15 +40,17 @@ class RandomData(Data):
         """
         import numpy as np
 
+        from pml_cli.data.prompt import stream_prompt
         from pml_cli.data.random_tokens import ordinary_ids
         from pml_cli.data.source import Sample, Source
         from pml_cli.model.dims import model_dims
-        from pml_cli.model.tokenizer import has_tokenizer, open_tokenizer
+        from pml_cli.model.tokenizer import open_tokenizer
+        from pml_cli.model.tokenizer_backend import has_tokenizer
 
         if has_tokenizer(model):
             tokenizer = open_tokenizer(model)
             ids = ordinary_ids(tokenizer)
-            prompt_ids = tuple(tokenizer.prompt(self.prompt, self.chat))
+            prompt_ids = stream_prompt(tokenizer, self, self.prompt)
         elif self.prompt or self.chat:
             settings = f"data.prompt={self.prompt!r}, data.chat={self.chat}"
             raise UserError(f"{settings}: model={model.name} has no tokenizer")

@@ -28,7 +28,9 @@ class TextData(Data):
         path="existing file",
         special={None: "Python's documentation"},
     )
-    prompt: str = setting("", help="text before the target")
+    prompt: str | None = setting(
+        None, help="text before the target", special={None: "by the model"}, absent=""
+    )
 
     def id_fields(self) -> dict[str, Any]:
         # Other versions of Python carry another text.
@@ -54,16 +56,13 @@ class TextData(Data):
 
     def open(self, model: Model) -> Source:
         """Open the text from a paragraph drawn by the seed on."""
+        from pml_cli.data.prompt import stream_prompt
         from pml_cli.data.running_text import running_text_source
         from pml_cli.model.tokenizer import open_tokenizer
 
-        return running_text_source(
-            open_tokenizer(model),
-            self.text(),
-            prompt=self.prompt,
-            chat=self.chat,
-            seed=self.seed,
-        )
+        tokenizer = open_tokenizer(model)
+        prompt = stream_prompt(tokenizer, self, self.prompt)
+        return running_text_source(tokenizer, self.text(), prompt=prompt, seed=self.seed)
 
 
 @lru_cache(maxsize=1)
