@@ -22,7 +22,7 @@ def adapter_script(run: Run, dialogue: Dialogue, loading: Loading) -> str:
     lines = [f"QUESTION = {dialogue.question!r}", ""]
     lines += [*_imports(dialogue, loading), ""]
     lines += [*_base_lines(run.model, dialogue), *_adapter_lines(run, loading)]
-    lines += [_generation_line(dialogue), ""]
+    lines += ["", _generation_line(dialogue)]
     lines += [*dialogue.prompt.code(), *_answer_lines(dialogue)]
     return "\n".join(lines) + "\n"
 

@@ -26,8 +26,8 @@ MAX_PLACES = 8
 # Tokens beyond the longest target, for questions that were not trained on.
 SPARE_TOKENS = 32
 
-# Of a template that reads the clock, which makes another prompt every day.
-OTHER_DATE = "1999-12-31"
+# A template that reads the clock makes another prompt every day.
+CLOCK = "strftime_now"
 
 # Qwen3 and SmolLM3 read the first, Granite and DeepSeek the second.
 THINKING_OPTIONS = ("enable_thinking", "thinking")
@@ -44,16 +44,13 @@ class ChatPrompt:
     """Further arguments of the template."""
 
     def ids(self, tokenizer: Any, question: str) -> list[int]:
-        """Token ids of the prompt; none where they depend on the date."""
+        """Token ids of the prompt."""
         messages = [{"role": role, "content": content} for role, content in self.earlier]
         messages.append({"role": "user", "content": question})
-        rendered = []
-        for clock in ({}, {"strftime_now": lambda _format: OTHER_DATE}):
-            encoded = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=True, **self.options, **clock
-            )
-            rendered.append(list(encoded["input_ids"]))
-        return rendered[0] if rendered[0] == rendered[1] else []
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, **self.options
+        )
+        return list(encoded["input_ids"])
 
     def code(self) -> list[str]:
         """The lines that make `prompt` of QUESTION."""
@@ -218,7 +215,7 @@ def _candidates(
     tokenizer: Any, data: Data, samples: Sequence[Sample]
 ) -> Iterator[ChatPrompt | TextPrompt]:
     first = samples[0]
-    if data.chat:
+    if data.chat and CLOCK not in tokenizer.get_chat_template():
         options = {} if data.thinking is None else dict.fromkeys(THINKING_OPTIONS, data.thinking)
         turns = first.turns or (("user", _question(data, first)),)
         yield ChatPrompt(earlier=_earlier(data, turns), options=options)

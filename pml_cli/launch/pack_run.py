@@ -18,9 +18,9 @@ from pml_cli.errors import UserError
 from pml_cli.evaluation.adapter_readme import README_FILE, adapter_readme
 from pml_cli.evaluation.result import ExtraMeasures, extra_measures, result_of
 from pml_cli.evaluation.samples import sample_rows
+from pml_cli.io import write_text
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.signals import Stopped
-from pml_cli.io import write_text
 from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.gguf import base_path
 from pml_cli.model.read_back import loading_of
