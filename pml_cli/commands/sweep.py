@@ -7,7 +7,7 @@ from rich.console import Console
 from pml_cli.config.schema import Request
 from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.report.progress import SweepDisplay
-from pml_cli.report.sweep_summary import conclude, plan_line
+from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 
 
@@ -42,9 +42,11 @@ def run(
     plan = plan_sweep(request, retry=retry)
     if dry_run:
         dry_run_table.show(console, request, plan.cells, plan.todo)
+        say_outdated(plan, console)
         return 0
 
     console.print(plan_line(plan))
+    say_outdated(plan, console)
     with SweepDisplay.of(plan, console) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     return conclude(plan, outcome, console)

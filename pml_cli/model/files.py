@@ -1,14 +1,9 @@
-"""The files of a model (embedded, local, GGUF or from the Hugging Face hub), and its config.json.
-
-Without torch.
-"""
+"""The files of a model: embedded, local, GGUF or from the Hugging Face hub. Without torch."""
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError, first_line
@@ -79,30 +74,3 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
     except Exception as error:
         reason = f"no such local folder, and the hub says: {first_line(error)}"
         raise UserError(f"model.path={repository}: {reason}") from error
-
-
-def config_fields(model: Model) -> dict[str, Any]:
-    """Fields of a model's config.json; of a multimodal model, those of its text part.
-
-    Raises:
-        UserError: there is no config.json, or it is not JSON.
-    """
-    if model.weights == "random" and model.architecture:
-        fields = model.architecture
-    else:
-        fields = _read_config(model)
-    # A copy, since callers may change it.
-    return dict(fields.get("text_config", fields))
-
-
-def _read_config(model: Model) -> dict[str, Any]:
-    path = locate(model, "config.json")
-    if path is None:
-        raise UserError(f"model.path={model.path}: has no config.json")
-
-    try:
-        fields: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        message = f"model.path={model.path}: its config.json is not JSON ({error})"
-        raise UserError(message) from error
-    return fields

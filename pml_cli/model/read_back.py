@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pml_cli.io import cache_folder, write_json
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.device import out_of_memory
-from pml_cli.model.verify_split import full_logits, probe_ids, same_logits, scaled_probe
+from pml_cli.model.verify_split import changes_alike, full_logits, probe_ids, scaled_probe
 
 if TYPE_CHECKING:
     from pml_cli.model.split_model import SplitModel
@@ -152,33 +152,37 @@ def reads_back(model: SplitModel, bank: AdapterBank, loader: Loader, seed: int) 
         loader: puts the adapter of a folder on a model.
         seed: chooses the tokens and the adapter's weights.
     """
-    ids = probe_ids(model, seed)
-    probe, _ = scaled_probe(model, ids, bank.select([0, 0]), seed)
-    full_2TV, _ = full_logits(model, ids, probe)
+    ids_3T = probe_ids(model, seed)
+    probe, _ = scaled_probe(model, ids_3T, bank.select([0, 0, 0]), seed)
+    full_3TV, _ = full_logits(model, ids_3T, probe)
 
     with tempfile.TemporaryDirectory(prefix="pml-") as folder:
-        # The second cell is the random one, the first is zero.
+        # The second cell is the random one, the others are zero.
         probe.save(1, Path(folder), "")
         with restored(model.model), _held(model, probe):
-            loaded_TV = _logits_as_loaded(model.model, Path(folder), loader, ids)
+            loaded_TV = _logits_as_loaded(model.model, Path(folder), loader, ids_3T)
     if loaded_TV is None:
         return False
-    return same_logits(torch.stack([full_2TV[0], loaded_TV]), full_2TV, model.dtype)
+    return changes_alike(loaded_TV - full_3TV[0], full_3TV, model.dtype)
 
 
-def _logits_as_loaded(model: Any, folder: Path, loader: Loader, ids: Tensor) -> Tensor | None:
-    """Logits (T, V) with the adapter of a folder, in float64; None where it cannot be loaded."""
+def _logits_as_loaded(model: Any, folder: Path, loader: Loader, ids_3T: Tensor) -> Tensor | None:
+    """Logits of the second row, (T, V) in float64, with the adapter of a folder.
+
+    Returns:
+        None where the adapter cannot be loaded.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapted = loader(model, folder).eval()
-            logits_2TV: Tensor = adapted(input_ids=ids, use_cache=False).logits
+            logits_3TV: Tensor = adapted(input_ids=ids_3T, use_cache=False).logits
     # What PEFT raises for modules that it does not know is not enumerable.
     except Exception as error:
         if out_of_memory(error):
             raise
         return None
-    return logits_2TV[1].double()
+    return logits_3TV[1].double()
 
 
 def _load_plain(model: Any, folder: Path) -> nn.Module:

@@ -112,7 +112,7 @@ def test_chat_prompts(trained, facts, with_template, template):
 
 
 def test_a_system_turn(trained, facts, with_template):
-    (folder,) = trained(*facts, *with_template(TEMPLATE), 'data.system="It\\'s me."')
+    (folder,) = trained(*facts, *with_template(TEMPLATE), 'data.system="It\'s me."')
     assert_prints_its_targets(folder)
     assert "It's me." in script_of(folder)
 
