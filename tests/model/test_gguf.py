@@ -246,7 +246,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(file, monkeypatch, tmp_path)
 def test_an_adapter_names_the_folder_from_which_peft_loads(file, tmp_path, monkeypatch):
     monkeypatch.chdir(file.parent)
     assert base_path(settings(file.name)) == base_path(settings(".")) == str(file.parent)
-    assert base_path(Model()) == "tiny"
+    assert base_path(Model()) == str(TINY)
 
 
 def test_peft_loads_an_adapter_with_its_base(file, original, tmp_path):
