@@ -13,7 +13,7 @@ import numpy as np
 from support.gguf import save_small_llama, write_gguf
 from support.models import logits_of_cell, random_bank, random_ids
 
-from pml_cli.config.schema import LinearAdapter, Model, Run
+from pml_cli.config.schema import TINY, LinearAdapter, Model, Run
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
