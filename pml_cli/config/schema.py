@@ -31,6 +31,8 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
+# `seqlen=all`, until it is resolved to the number of target tokens (`data/resolve.py`).
+ALL_TOKENS = -(2**62)
 # A template that writes today's date would give other tokens, and another run, every day.
 TEMPLATE_DATE = "2025-01-01"
 
@@ -221,6 +223,12 @@ class FactsData(Data):
         special={None: "where the tokenizer puts it by itself"},
         absent=True,
     )
+    samples: int | None = setting(
+        None,
+        help="how many samples to learn, in place of seqlen",
+        minimum=1,
+        special={None: "as many as seqlen takes"},
+    )
 
     def validate(self) -> Iterator[str]:
         yield from super().validate()
@@ -396,7 +404,14 @@ class Run(Settings):
     """One cell: one adapter of one rank, trained to remember `seqlen` target tokens."""
 
     rank: int = setting(8, help="rank of the adapter", minimum=1)
-    seqlen: int = setting(128, help="target tokens to remember", minimum=1)
+    seqlen: int = setting(
+        128,
+        help="target tokens to remember",
+        minimum=1,
+        special={"all": "all that the source has"},
+        suggestions=("all",),
+        words={"all": ALL_TOKENS},
+    )
     seed: int = setting(
         0,
         help="seed of the adapter's initial weights, dropout and sample order",
