@@ -18,6 +18,7 @@ from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.sweep_summary import outdated_line
+from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.probe import probe_table
 from pml_cli.report.tables.samples import probe_lines
 from pml_cli.runs.folder import RunFolder
@@ -45,6 +46,7 @@ def run(request: Request, console: Console) -> int:
     """
     cell = _plan(request.runs[0])
     check_output_folder(request.out)
+    show_warnings(console, [cell])
     cell = as_found(cell, RunFolders(request.out))
     folder = RunFolder(request.out, cell.id)
 

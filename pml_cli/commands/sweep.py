@@ -9,6 +9,7 @@ from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
+from pml_cli.report.tables.data import show_warnings
 
 
 def run(
@@ -46,6 +47,7 @@ def run(
         return 0
 
     console.print(plan_line(plan))
+    show_warnings(console, plan.cells)
     say_outdated(plan, console)
     with SweepDisplay.of(plan, console) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
