@@ -6,13 +6,18 @@ Without torch.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError, first_line
 from pml_cli.model.gguf import config_folder, gguf_file
+
+# Where transformers looks for weights: in one file, or in those that an index names.
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 def locate(model: Model, name: str) -> Path | None:
@@ -79,6 +84,63 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
     except Exception as error:
         reason = f"no such local folder, and the hub says: {first_line(error)}"
         raise UserError(f"model.path={repository}: {reason}") from error
+
+
+def local_weights(model: Model) -> list[Path]:
+    """The files with a model's weights, as far as they are on this machine; none is downloaded.
+
+    Args:
+        model: settings of a model with pretrained weights.
+
+    Returns:
+        The GGUF file, or all safetensors files; none where one is missing.
+    """
+    file = gguf_file(model.path)
+    if file is not None:
+        return [file]
+    folder = local_folder(model)
+    if folder is not None:
+        return _safetensors(lambda name: _existing(folder / name))
+    return _safetensors(partial(_downloaded, model.path, revision=model.revision))
+
+
+def fetch_weights(model: Model) -> None:
+    """Download the weights of a model on the hub, if they are not on this machine yet.
+
+    Raises:
+        UserError: the hub refuses or cannot be reached.
+    """
+    if local_folder(model) is None:
+        _safetensors(partial(locate, model))
+
+
+def _safetensors(find: Callable[[str], Path | None]) -> list[Path]:
+    """A model's safetensors files; none where one of them is missing.
+
+    Args:
+        find: the path of one file by its name; None where there is none.
+    """
+    index = find(INDEX_FILE)
+    names = [WEIGHTS_FILE]
+    if index is not None:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+
+    files = []
+    for name in names:
+        path = find(name)
+        if path is None:
+            return []
+        files.append(path)
+    return files
+
+
+def _downloaded(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of the hub that was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, name, revision=revision)
+    # A marker where the hub is known to have no such file.
+    return Path(path) if isinstance(path, str) else None
 
 
 def config_fields(model: Model) -> dict[str, Any]:

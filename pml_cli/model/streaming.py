@@ -20,10 +20,7 @@ from torch import Tensor, nn
 from pml_cli.config.schema import Model
 from pml_cli.errors import UserError
 from pml_cli.model.families import family_of
-from pml_cli.model.files import config_fields, locate
-
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+from pml_cli.model.files import INDEX_FILE, WEIGHTS_FILE, config_fields, locate
 
 # Names of dtypes in the header of a safetensors file.
 DTYPES = {
