@@ -16,6 +16,7 @@ from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import check, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
+from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.tables.probe import probe_table
 from pml_cli.runs.folder import RunFolder
@@ -68,8 +69,10 @@ def run(request: Request, console: Console) -> int:
 
     # Drawn also for a run that was done before: the figure may be missing or of an older version.
     _draw(folder)
-    result = read_runs([folder.path]).iloc[0]
+    runs = read_runs([folder.path])
+    result = runs.iloc[0]
     console.print(probe_table({str(name): value for name, value in result.items()}))
+    print_unmoved(runs, console)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
     return 0

@@ -10,6 +10,7 @@ Without torch, for planning:
     dims.py         sizes of a model from its config.json
     device.py       the device that a model lies on, and its memory
     tokenizer.py    text to token ids
+    sink.py         whether the first position is an attention sink
     chunk_sizes.py  how much is computed at once
 
 The frozen model:

@@ -169,7 +169,7 @@ def _measured(model: Model, prompt_ids: Sequence[int]) -> list[float | None]:
 
 
 def _loaded(model: Model) -> SplitModel:
-    """The model with its layers streamed, which takes little memory, or whole where it cannot be."""
+    """The model with its layers streamed, which takes little memory; whole where it cannot be."""
     from pml_cli.model.loading import load_model
 
     if gguf_file(model.path) is None:

@@ -17,6 +17,7 @@ from pml_cli.launch.executors.base import Ending, last_log_line
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.status import DRIVER
+from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.tables.results import results_table
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.read import read_runs
@@ -91,7 +92,9 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     if len(runs):
         atomic_write(out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
         requested = {cell.id for cell in cells}
-        console.print(results_table(runs[runs["id"].isin(requested)]))
+        own = runs[runs["id"].isin(requested)]
+        console.print(results_table(own))
+        print_unmoved(own, console)
 
     # Damaged results of other sweeps in this folder do not fail this one.
     for line in unreadable:
