@@ -43,7 +43,7 @@ def test_the_readme_lists_every_folder_and_no_other():
     assert block, "README.md has no list of folders"
     listed = set(re.findall(r"^ *([\w/]+)/ ", block[1], re.MULTILINE))
     packages = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
-    folders = {"conf", "sweeps", "outputs", "benchmarks", "tests", "pml_cli"}
+    folders = {"conf", "sweeps", "outputs", "docs", "benchmarks", "tests", "pml_cli"}
     assert listed == packages | folders
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pml_cli.analysis.deployment import mean_table, measurement_table, sft_comparison
+from pml_cli.config.load import moved_files
 from pml_cli.config.reports import Lasting
 from pml_cli.errors import MAX_LISTED, and_n_more, raise_all
 from pml_cli.evaluation.lasting_runs import FORMAT, LastingRun, measurable_runs, read_entries
@@ -126,4 +127,5 @@ def _measure(
             display.show(len(entries) - earlier, len(runs))
 
         subjects = [run.subject for run in runs]
-        robustness.measure(subjects, settings.device, settings.decode, on_measured)
+        with moved_files():
+            robustness.measure(subjects, settings.device, settings.decode, on_measured)

@@ -19,6 +19,7 @@ from pml_cli.launch.worker import train_here
 from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.tables.probe import probe_table
+from pml_cli.report.tables.samples import probe_lines
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.read import read_runs
@@ -72,6 +73,8 @@ def run(request: Request, console: Console) -> int:
     runs = read_runs([folder.path])
     result = runs.iloc[0]
     console.print(probe_table({str(name): value for name, value in result.items()}))
+    for line in probe_lines(folder):
+        console.print(line, highlight=False, soft_wrap=True)
     print_unmoved(runs, console)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
@@ -81,6 +84,7 @@ def run(request: Request, console: Console) -> int:
 def _plan(run: Run) -> CellPlan:
     """Check the run; without a setting of its own it logs a hundred of its steps."""
     (cell,) = check([run])
+    run = cell.run
     if run.train.log_every:
         return cell
 

@@ -25,7 +25,7 @@ from pml_cli.config.option_files import (
 )
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.config.setting import Settings, annotation, declaration_of, keys
+from pml_cli.config.setting import Settings, annotation, declaration_of, dotted_keys, keys
 from pml_cli.errors import UserError
 
 Completer = Callable[[typer.Context, str], list[str]]
@@ -54,7 +54,7 @@ def report_completer(settings: type[Settings]) -> Completer:
         typed, word = _words(ctx, incomplete)
         if not word:
             return []
-        vocabulary = Vocabulary(owners=dict.fromkeys(keys(settings), settings))
+        vocabulary = Vocabulary(owners=dotted_keys(settings))
         return _candidates(word, typed, vocabulary)
 
     return complete

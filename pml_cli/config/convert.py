@@ -12,7 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config.option_files import unknown_key
-from pml_cli.config.setting import Settings, annotation, faults, keys, type_fault, value_text
+from pml_cli.config.setting import (
+    Settings,
+    annotation,
+    dotted_keys,
+    faults,
+    type_fault,
+    value_text,
+)
 
 S = TypeVar("S", bound=Settings)
 
@@ -69,12 +76,14 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
         another type or out of range. A value of another type leaves the default.
     """
     node = OmegaConf.structured(owner)
+    owners = dotted_keys(owner)
     lines: list[str] = []
     for key, values in given.items():
-        if key not in keys(owner):
-            lines.append(unknown_key(key, keys(owner)))
+        if key not in owners:
+            lines.append(unknown_key(key, list(owners)))
             continue
-        takes_list = annotation(owner, key)[0] is list
+        field = key.rpartition(".")[2]
+        takes_list = annotation(owners[key], field)[0] is list
         if len(values) > 1 and not takes_list:
             lines.append(f"{key}: takes one value, not {len(values)}")
             continue
@@ -82,7 +91,7 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
         # rank=4,8 and rank=[4,8] are the same list.
         is_plain_list = takes_list and not isinstance(values[0], list)
         try:
-            node[key] = values if is_plain_list else values[0]
+            OmegaConf.update(node, key, values if is_plain_list else values[0])
             # An interpolation is resolved here, so that it fails for this key alone.
             OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException:
@@ -90,8 +99,9 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
                 text = ",".join(map(value_text, values))
                 lines.append(f"{key}={text}: must be numbers")
             else:
-                lines.append(type_fault(owner, key, values[0], key))
-            node[key] = OmegaConf.structured(owner)[key]
+                lines.append(type_fault(owners[key], field, values[0], key))
+            default = OmegaConf.select(OmegaConf.structured(owner), key)
+            OmegaConf.update(node, key, default)
 
     settings = OmegaConf.to_object(node)
     assert isinstance(settings, owner)

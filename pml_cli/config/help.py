@@ -12,7 +12,7 @@ from typing import Any
 
 from pml_cli.config.option_files import SHORT_KEYS, default_options, option_file, options, summary
 from pml_cli.config.registry import GROUPS
-from pml_cli.config.setting import Declaration, Settings, value_text
+from pml_cli.config.setting import Declaration, Settings, dotted_keys, value_text
 
 # Of 80 columns, with the two that Typer indents by.
 WIDTH = 77
@@ -44,9 +44,11 @@ def groups_help() -> str:
 def settings_help(owner: type[Settings]) -> str:
     """The settings of a command with their defaults and meaning."""
     lines = ["\b", "SETTINGS"]
-    entries = [
-        (f"  {field.name}={_default(field)}", _help(field)) for field in dataclasses.fields(owner)
-    ]
+    entries = []
+    for key, declaring in dotted_keys(owner).items():
+        name = key.rpartition(".")[2]
+        (field,) = [field for field in dataclasses.fields(declaring) if field.name == name]
+        entries.append((f"  {key}={_default(field)}", _help(field)))
     # One long label must not narrow all texts.
     widths = [len(label) for label, _ in entries]
     column = max(width for width in widths if width <= LONGEST_SETTING) + 2

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ import yaml
 from pml_cli.config.option_files import option_file, options
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.config.setting import type_fault
+from pml_cli.config.setting import absent_values, type_fault
 from pml_cli.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -28,8 +29,16 @@ PLAIN = ("rank", "seqlen", "seed")
 GROUPS_OF_RUN = tuple(group for group in GROUPS if group != "launch")
 
 
-def read_run(config: Path) -> Run:
-    """The run that a config.yaml describes; a setting that it does not name has its default.
+def read_run(config: Path, *, model_path: str | None = None, data_path: str | None = None) -> Run:
+    """The run that a config.yaml describes.
+
+    A setting that it does not name is newer than the run: it has the value of the way of old, its
+    `absent` (`setting.py`), else its default.
+
+    Args:
+        config: the file.
+        model_path: where the base model is now, if it was moved; nothing to the embedded model.
+        data_path: where the data is now, if it was moved; nothing to a source without a path.
 
     Raises:
         UserError: it cannot be read, or names what this version does not know.
@@ -38,7 +47,7 @@ def read_run(config: Path) -> Run:
         tree: Any = yaml.safe_load(config.read_text("utf-8"))
         plain = {name: tree[name] for name in PLAIN}
         groups = {group: group_settings(group, tree[group]) for group in GROUPS_OF_RUN}
-        return build_run(plain, groups)
+        run = build_run(plain, groups)
 
     except OSError as error:
         raise UserError(f"{config}: {error.strerror or error}") from error
@@ -46,6 +55,40 @@ def read_run(config: Path) -> Run:
         # A YAML error has several lines.
         reason = " ".join(str(error).split())
         raise UserError(f"{config}: not the settings of a run ({reason})") from error
+
+    if model_path is not None and has_movable_model(run):
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, path=model_path))
+    if data_path is not None and has_movable_data(run):
+        data: Any = run.data
+        run = dataclasses.replace(run, data=dataclasses.replace(data, path=data_path))
+    return run
+
+
+def has_movable_model(run: Run) -> bool:
+    """Whether the base model of a run lies at a path that may have changed since."""
+    return run.model.path != "tiny"
+
+
+def has_movable_data(run: Run) -> bool:
+    """Whether the data of a run lies at a path that may have changed since."""
+    return bool(getattr(run.data, "path", None))
+
+
+@contextmanager
+def moved_files() -> Iterator[None]:
+    """While inside, an error about the path of a model or of data names the setting that mends it.
+
+    For commands that read finished runs and take `model.path` and `data.path` anew.
+    """
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for key in ("model.path", "data.path"):
+            if message.startswith(f"{key}="):
+                hint = f"if it was moved, say where it is now: {key}=..."
+                raise UserError(f"{message}; {hint}") from error
+        raise
 
 
 def build_run(plain: Mapping[str, Any], groups: Mapping[str, Any]) -> Run:
@@ -76,7 +119,7 @@ def group_settings(group: str, values: Mapping[str, Any]) -> Any:
 
 
 def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """An instance of a dataclass; a field that is not named has its default.
+    """An instance of a dataclass; a field that is not named is `absent`, or has its default.
 
     Args:
         owner: the dataclass.
@@ -92,7 +135,7 @@ def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") ->
             raise UserError(f"{prefix}{name}: no such setting; {did_you_mean(name, fields)}")
         _check_type(owner, name, value, prefix)
 
-    return owner(**values)
+    return owner(**(absent_values(owner) | dict(values)))
 
 
 def _check_type(owner: type[Any], name: str, value: Any, prefix: str) -> None:

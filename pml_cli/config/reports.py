@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pml_cli.config.schema import DEVICE_PATTERN, DEVICES_ALLOWED
 from pml_cli.config.setting import Settings, setting
@@ -12,6 +12,30 @@ from pml_cli.config.setting import Settings, setting
 @dataclass(kw_only=True)
 class ReportSettings(Settings):
     """Common to the commands that read finished runs."""
+
+
+@dataclass(kw_only=True)
+class MovedModel(Settings):
+    """Where the base model of finished runs is now; it must hold the weights they had."""
+
+    path: str | None = setting(
+        None,
+        help="where the base model is now, if it was moved",
+        path="any",
+        special={None: "where it was; the embedded model never moves"},
+    )
+
+
+@dataclass(kw_only=True)
+class MovedData(Settings):
+    """Where the data of finished runs is now; it must give the tokens they had."""
+
+    path: str | None = setting(
+        None,
+        help="where the data file is now, if it was moved",
+        path="any",
+        special={None: "where it was"},
+    )
 
 
 @dataclass(kw_only=True)
@@ -105,6 +129,8 @@ class Lasting(ReportSettings):
         None, help="folder of the results", path="any", special={None: "the first path"}
     )
     figures: bool = setting(True, help="draw the figure")
+    model: MovedModel = field(default_factory=MovedModel)
+    data: MovedData = field(default_factory=MovedData)
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ All faults are collected and named at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,21 @@ def load_report(
             defaults, _ = compose_root(command, [])
 
     # The grammar gives a list of values for each key, a YAML file one value.
-    values = {key: [value] for key, value in defaults.items()}
+    values = {key: [value] for key, value in _flat(defaults).items()}
     settings, value_lines = typed_settings(REPORTS[command], values | overridden)
     raise_all([*lines, *value_lines])
     return settings
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a nested mapping by dotted key: `model.path`."""
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            values |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+        else:
+            values[name] = value
+    return values
 
 
 def _check_folder(config_dir: Path | None) -> None:

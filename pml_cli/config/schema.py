@@ -6,6 +6,7 @@ and the command line only override (`request.py`). A loaded config is never assi
 
 from __future__ import annotations
 
+import datetime
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 
 from pml_cli.config import registry
 from pml_cli.config.registry import register
-from pml_cli.config.setting import Settings, setting
+from pml_cli.config.setting import Settings, setting, value_text
 
 # Format of run folders and of run ids; a folder of another format is refused.
 FORMAT = 1
@@ -29,6 +30,9 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
+
+# A template that writes today's date would give other tokens, and another run, every day.
+TEMPLATE_DATE = "2025-01-01"
 
 # Not every random generator takes more bits.
 SEED_LIMIT = 2**62
@@ -110,8 +114,24 @@ class Data(Settings):
         below=SEED_LIMIT,
         allowed=SEEDS_ALLOWED,
     )
-    chat: bool = setting(
-        False, help="apply the tokenizer's chat template to the prompt, with an empty system prompt"
+    chat: bool = setting(False, help="put the prompt through the tokenizer's chat template")
+    system: str | None = setting(
+        None,
+        help="system turn of the chat template",
+        special={None: "that of the data, else the template's own"},
+        # The way of old was an empty system turn.
+        absent="",
+    )
+    thinking: bool | None = setting(
+        None,
+        help="whether the chat template opens the answer for thinking",
+        special={None: "as the template does by itself"},
+    )
+    date: str = setting(
+        TEMPLATE_DATE,
+        help="the date that a chat template reads off the clock",
+        pattern=r"\d{4}-\d\d-\d\d",
+        allowed="a date: 2025-12-31",
     )
 
     @property
@@ -141,6 +161,77 @@ class Data(Settings):
     def overlapping(self) -> list[Data]:
         """Other sources whose tokens a target of this one contains in part."""
         return []
+
+    def resolved(self, model: Model) -> Data:
+        """The same with what automatic values are for a model (`data/resolve.py`).
+
+        Must not read the model where nothing is automatic: runs are read back without it.
+        """
+        return self
+
+    def validate(self) -> Iterator[str]:
+        if not _is_date(self.date):
+            yield f"date={self.date}: must be a date of the calendar: 2025-12-31"
+        if self.chat:
+            return
+
+        needs = "needs data.chat=true, being for the chat template"
+        if self.system:
+            yield f"system={value_text(self.system)}: {needs}"
+        if self.thinking is not None:
+            yield f"thinking={value_text(self.thinking)}: {needs}"
+        if self.date != TEMPLATE_DATE:
+            yield f"date={self.date}: {needs}"
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(kw_only=True)
+class FactsData(Data):
+    """Common to the sources of facts: many prompts, each with a target of its own that ends."""
+
+    default_separator: ClassVar[str] = ""
+
+    end: str = setting(
+        "auto",
+        help="what ends every target, scored as its last token; a text, or",
+        special={
+            "auto": "end of the chat template's turn, without chat end-of-text",
+            "none": "nothing",
+        },
+        required=True,
+        allowed="auto, none or a text such as '<|im_end|>'",
+        absent="none",
+    )
+    separator: str | None = setting(
+        None,
+        help="text between prompt and target without a chat template; white space is not doubled",
+        special={None: "by the source"},
+        absent="",
+    )
+    begin: bool | None = setting(
+        None,
+        help="begin-of-text in front of the prompt, without a chat template",
+        special={None: "where the tokenizer puts it by itself"},
+        absent=True,
+    )
+
+    def validate(self) -> Iterator[str]:
+        yield from super().validate()
+        if not self.chat:
+            return
+
+        reason = "not with data.chat=true, where the chat template decides"
+        if self.separator:
+            yield f"separator={self.separator!r}: {reason}"
+        if self.begin is False:
+            yield f"begin=false: {reason}"
 
 
 @dataclass(kw_only=True)

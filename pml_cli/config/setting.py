@@ -61,6 +61,7 @@ class Declaration:
     special: Mapping[Any, str] = field(default_factory=dict)
     path: PathKind = ""
     suggestions: tuple[str, ...] = ()
+    absent: Any = dataclasses.MISSING
 
     def accepts(self, value: Any) -> bool:
         """Whether a value other than null is allowed; a list's elements are given one by one."""
@@ -150,6 +151,7 @@ def setting(
     special: Mapping[Any, str] | None = None,
     path: PathKind = "",
     suggestions: tuple[str, ...] = (),
+    absent: Any = dataclasses.MISSING,
 ) -> T:
     """A dataclass field that declares a setting: `dataclasses.field` with metadata.
 
@@ -173,6 +175,8 @@ def setting(
         path: whether the value is a path, which the shell completes, and whether it must be an
             existing file.
         suggestions: values that shell completion offers beside the choices.
+        absent: what the config.yaml of a run means that was written before this setting existed,
+            and the value that run ids leave out; without it, the default.
     """
     declaration = Declaration(
         help=help,
@@ -189,6 +193,7 @@ def setting(
         special=special or {},
         path=path,
         suggestions=suggestions,
+        absent=absent,
     )
     # Under one key, so that `dataclasses.fields` finds all of it.
     metadata = {"declaration": declaration}
@@ -208,7 +213,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         owner: Any = type(self)
-        for name in _path_names(owner):
+        for name in path_names(owner):
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("~"):
                 # Not Path.expanduser, which raises an error for an unknown user.
@@ -223,7 +228,7 @@ class Settings:
 
 
 @lru_cache(maxsize=64)
-def _path_names(owner: type[Any]) -> list[str]:
+def path_names(owner: type[Any]) -> list[str]:
     """The settings of a dataclass that are paths."""
     return [
         declared.name
@@ -238,6 +243,16 @@ def declaration_of(owner: type[Any], name: str) -> Declaration | None:
         if declared.name == name:
             return declared.metadata.get("declaration")
     return None
+
+
+def absent_values(owner: type[Any]) -> dict[str, Any]:
+    """What old config.yaml files mean that do not name a setting, where that is not its default."""
+    values = {}
+    for declared in dataclasses.fields(owner):
+        declaration = declared.metadata.get("declaration")
+        if declaration is not None and declaration.absent is not dataclasses.MISSING:
+            values[declared.name] = declaration.absent
+    return values
 
 
 def faults(settings: Settings, prefix: str = "") -> list[str]:
@@ -292,6 +307,22 @@ def keys(owner: type[Any]) -> list[str]:
     """The settings of a dataclass that a user may override."""
     names = [declared.name for declared in dataclasses.fields(owner)]
     return [name for name in names if name not in DISCRIMINATORS]
+
+
+def dotted_keys(owner: type[Any]) -> dict[str, type[Any]]:
+    """The keys that a user may override, `model.path` of settings inside of settings.
+
+    Returns:
+        Of each key the dataclass that declares it; its field is what follows the last point.
+    """
+    owners: dict[str, type[Any]] = {}
+    for declared in dataclasses.fields(owner):
+        inner = declared.default_factory
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            owners |= {f"{declared.name}.{key}": cls for key, cls in dotted_keys(inner).items()}
+        elif declared.name not in DISCRIMINATORS:
+            owners[declared.name] = owner
+    return owners
 
 
 def annotation(owner: type[Any], name: str) -> tuple[type[Any], bool]:

@@ -6,11 +6,16 @@ target tokens are scored; the prompt only conditions.
 
 May import `config` and `model` (tokenizers and dimensions), neither torch nor the trainer.
 
+    resolve.py          what automatic settings are for a model and its data
+    prompt.py           the prompt of a sample, as text and as token ids
     source.py           Sample and Source: what every source gives
     sources/            one file a source: its settings, and how it is opened
+    stream.py           settings of streams, and the prompt that they get on a sink
     running_text.py     a source of one long text, for text, mixed and hf
     random_tokens.py    the tokens that random sources draw from
     facts.py            a source of many short facts, for phonebook, rule and jsonl
+    facts_file.py       the rows of a file: JSON lines, a JSON array, CSV, parquet
+    fact_keys.py        from rows to facts: which keys hold prompt and target
     text_file.py        UTF-8 files with their faults
     synthetic_facts.py  the phone book and the linear rule
     python_docs.py      the documentation inside Python, and which of it the tiny model has not seen

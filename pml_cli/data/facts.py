@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from pml_cli.config.schema import FactsData
+from pml_cli.data.prompt import prompt_of
 from pml_cli.data.source import Sample, Source
+from pml_cli.errors import UserError
+from pml_cli.model.chat_template import Turns
 from pml_cli.model.tokenizer import Tokenizer
 
 # Held-out facts at most: enough for a mean.
@@ -15,9 +20,9 @@ MAX_HELD_OUT = 64
 
 def facts_source(
     tokenizer: Tokenizer,
+    data: FactsData,
     facts: Sequence[tuple[str, str]],
     *,
-    chat: bool,
     test_facts: Sequence[tuple[str, str]] = (),
 ) -> Source:
     """Open facts as samples, one each.
@@ -25,12 +30,13 @@ def facts_source(
     Held-out samples are the test facts, else the facts that follow those in use.
 
     Args:
+        tokenizer: of the model.
+        data: how prompts are made, and how targets end.
         facts: (query, target) pairs.
-        chat: whether queries are put through the chat template.
         test_facts: pairs that are never trained on.
     """
-    samples = [encode_sample(tokenizer, query, target, chat) for query, target in facts]
-    test_samples = [encode_sample(tokenizer, query, target, chat) for query, target in test_facts]
+    samples = [encode_fact(tokenizer, data, query, target) for query, target in facts]
+    test_samples = [encode_fact(tokenizer, data, query, target) for query, target in test_facts]
     ends = np.cumsum([len(sample.target) for sample in samples])
 
     def cut(seqlen: int) -> list[Sample]:
@@ -52,7 +58,39 @@ def facts_source(
     )
 
 
-def encode_sample(tokenizer: Tokenizer, prompt: str, target: str, chat: bool) -> Sample:
-    """A prompt and its target as token ids."""
-    prompt_ids = tuple(tokenizer.prompt(prompt, chat))
-    return Sample(prompt=prompt_ids, target=tuple(tokenizer.encode(target)))
+def encode_fact(tokenizer: Tokenizer, data: FactsData, query: str, target: str) -> Sample:
+    """A question and its answer as a sample."""
+    return encode_sample(tokenizer, data, (("user", query),), target)
+
+
+def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: str) -> Sample:
+    """A prompt and its target as token ids, the end included.
+
+    Args:
+        tokenizer: of the model.
+        data: how prompts are made, and how targets end.
+        turns: of the prompt.
+        target: the text that must follow.
+
+    Raises:
+        UserError: a text that the tokenizer or the chat template refuses, or a target that ends
+            with the end token already.
+    """
+    # Of a source that is not resolved, auto is the way of old: no end.
+    ends = data.end not in ("auto", "none")
+    end = tokenizer.end_ids(data.end) if ends else []
+    if ends and target.endswith(data.end):
+        reason = f"is added to every target (data.end); take it off {target!r}, or data.end=none"
+        raise UserError(f"{data.end!r}: {reason}")
+
+    prompt = prompt_of(tokenizer, data, turns, target)
+    # What a script prints of an answer has no special tokens, so one inside is learned as text.
+    ids = tokenizer.encode(target, literal=ends)
+    return Sample(prompt=prompt.ids, target=(*ids, *end), end=len(end), turns=turns)
+
+
+def cut_sample(sample: Sample, tokens: int) -> Sample:
+    """A sample with at most so many target tokens, and with no end where that is cut."""
+    if tokens >= len(sample.target):
+        return sample
+    return dataclasses.replace(sample, target=sample.target[:tokens], end=0)

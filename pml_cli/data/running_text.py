@@ -19,16 +19,16 @@ START_STREAM = 4
 
 
 def running_text_source(
-    tokenizer: Tokenizer, text: str, *, prompt: str, chat: bool, seed: int
+    tokenizer: Tokenizer, text: str, *, prompt: tuple[int, ...], seed: int
 ) -> Source:
     """Open a text as one target sequence.
 
     Held-out samples are taken from the middle of the text on.
 
     Args:
+        tokenizer: of the model.
         text: the whole text.
-        prompt: text before the target.
-        chat: whether the prompt is put through the chat template.
+        prompt: token ids before the target.
         seed: draws the paragraph at which the target begins; 0: the first.
 
     Raises:
@@ -37,17 +37,16 @@ def running_text_source(
     target = tuple(tokenizer.encode(_rotated(text, seed)))
     if not target:
         raise UserError("data: the source holds no text")
-    prompt_ids = tuple(tokenizer.prompt(prompt, chat))
     middle = len(target) // 2
 
     def cut(seqlen: int) -> list[Sample]:
-        return [Sample(prompt=prompt_ids, target=target[:seqlen])]
+        return [Sample(prompt=prompt, target=target[:seqlen])]
 
     def held_out(seqlen: int) -> list[Sample]:
         # A longer one would share tokens with the target.
         if seqlen > middle:
             return []
-        return [Sample(prompt=prompt_ids, target=target[middle : middle + seqlen])]
+        return [Sample(prompt=prompt, target=target[middle : middle + seqlen])]
 
     return Source(cut=cut, max_tokens=len(target), held_out=held_out)
 

@@ -7,15 +7,27 @@ from dataclasses import dataclass, field
 
 from pml_cli.config.schema import Data, Model
 from pml_cli.errors import UserError
+from pml_cli.model.chat_template import Turns
 from pml_cli.model.dims import model_dims
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt and the target that must follow it, as token ids."""
+    """A prompt and the target that must follow it, as token ids.
+
+    Samples of equal ids are equal.
+    """
 
     prompt: tuple[int, ...]
+
     target: tuple[int, ...]
+    """With the end token, where it has one."""
+
+    end: int = field(default=0, compare=False)
+    """How many of the target's last ids are the end; 0: it has none, or it was cut off."""
+
+    turns: Turns = field(default=(), compare=False)
+    """The prompt as the source gave it; empty for running text and random tokens."""
 
 
 def no_samples(seqlen: int) -> list[Sample]:

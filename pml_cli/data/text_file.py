@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 from functools import lru_cache
 from pathlib import Path
 
 from pml_cli.errors import UserError
+
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+# How a zip archive begins, and with it a spreadsheet of Excel.
+ZIP = b"PK\x03\x04"
 
 
 @lru_cache(maxsize=16)
@@ -15,10 +21,37 @@ def read_text(path: str) -> str:
     Raises:
         UserError: the file is missing, unreadable, empty, binary or not UTF-8.
     """
+    return decoded_text(path, read_bytes(path))
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of `data.path`.
+
+    Raises:
+        UserError: the file is missing or unreadable.
+    """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"data.path={path}: {error.strerror or error}") from error
+
+
+def decoded_text(path: str, content: bytes) -> str:
+    """UTF-8 content as text, without a byte order mark and with Unix line ends.
+
+    Args:
+        path: of the file, for messages.
+        content: its bytes.
+
+    Raises:
+        UserError: it is empty, binary or not UTF-8.
+    """
+    if content.startswith(ZIP):
+        raise UserError(f"data.path={path}: a binary file (zip or Excel); must be UTF-8 text")
+    if content.startswith(UTF_16_MARKS):
+        raise UserError(f"data.path={path}: UTF-16, not UTF-8 text; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"data.path={path}: not UTF-8 text (byte {error.start})") from error
 

@@ -13,6 +13,7 @@ them, and returns a mapping of named numbers for each adapter.
     robustness.py     one run under every condition: the body of lasting.json
     subject.py        a finished run that is to be measured
     lasting_runs.py   the runs that `pml lasting` measures, and lasting.json
+    samples.py        the rows of samples.jsonl
     result.py         the body of result.json
     environment.py    the body of env.json
 

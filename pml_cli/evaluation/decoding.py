@@ -2,14 +2,16 @@
 
 By induction greedy decoding equals the target up to the first position whose teacher-forced
 argmax is wrong; so teacher forcing decides verbatim recall exactly, and decoding is needed only
-for what follows the first failure.
+for what follows the first failure. The end token of a sample is the last part of its target: a
+text that is right but does not stop is not recalled.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ import torch
 from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.device import out_of_memory
+from pml_cli.model.dims import model_dims
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training.batches import SamplesByCell
 from pml_cli.training.scores import Scores, first_true
@@ -24,17 +27,32 @@ from pml_cli.training.scores import Scores, first_true
 # Rows decoded at once; the later ones where memory does not suffice.
 BATCH_SIZES = (256, 64, 16, 4, 1)
 
+# Tokens that a text which does not end is decoded beyond its target, at least.
+MIN_BEYOND = 16
+
 Decoded: TypeAlias = list[list[list[int]]]
 """Token ids of each sample of each cell."""
 
 
-class _Item(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class _Item:
     """A sample that is to be decoded."""
 
     cell: int
-    sample: int
+    index: int
+    """Which of the samples of its cell."""
+    sample: Sample
     correct_tokens: int
     """Tokens at its beginning that are known to be decoded correctly."""
+    limit: int
+    """Tokens after which it is left, if its end has not come."""
+
+    def is_complete(self, decoded: Sequence[int]) -> bool:
+        """Whether no further token is decoded: the end token has come, or the limit."""
+        if len(decoded) >= self.limit:
+            return True
+        end = self.sample.end
+        return bool(end) and tuple(decoded[-end:]) == self.sample.target[-end:]
 
 
 def measure(
@@ -47,33 +65,38 @@ def measure(
 
     See `decode` for the arguments. Fewer rows are decoded at once where memory does not suffice.
     """
-    decoded = _decode_within_memory(base, bank, cells, scores)
-
+    decoded = decode_within_memory(base, bank, cells, scores)
     results: list[dict[str, float | None]] = []
     for samples, outputs in zip(cells, decoded, strict=True):
-        if samples:
-            results.append({**recall(samples, outputs)})
-        else:
-            results.append({"free_accuracy": None, "free_exact_match": None})
+        results.append(recall(samples, outputs))
     return results
 
 
-def recall(samples: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> dict[str, float]:
+def recall(
+    samples: Sequence[Sample],
+    decoded: Sequence[Sequence[int]],
+) -> dict[str, float | None]:
     """Token accuracy and exact match of one cell.
 
     Args:
         samples: of the cell.
-        decoded: token ids of each sample, as many as its target has.
+        decoded: token ids of each sample; fewer than its target has are wrong where they miss.
 
     Returns:
-        `free_accuracy`, over tokens, and `free_exact_match`, over samples.
+        `free_accuracy`, over the tokens of the targets, and `free_exact_match`, over samples; None
+        where there are no samples.
     """
+    if not samples:
+        return {"free_accuracy": None, "free_exact_match": None}
+
     matches = []
     exact_matches = []
     for tokens, sample in zip(decoded, samples, strict=True):
-        match = np.array(tokens) == np.array(sample.target)
+        match = np.zeros(len(sample.target), bool)
+        shared = min(len(tokens), len(match))
+        match[:shared] = np.equal(tokens[:shared], sample.target[:shared])
         matches.append(match)
-        exact_matches.append(match.all())
+        exact_matches.append(tuple(tokens) == sample.target)
 
     return {
         "free_accuracy": float(np.concatenate(matches).mean()),
@@ -81,22 +104,33 @@ def recall(samples: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> dict[
     }
 
 
-def _decode_within_memory(
+def first_difference(decoded: Sequence[int], target: Sequence[int]) -> int | None:
+    """Position from which a decoded text is not its target; None where they are equal."""
+    for position, (token, expected) in enumerate(zip(decoded, target, strict=False)):
+        if token != expected:
+            return position
+    # One goes on where the other has ended.
+    return None if len(decoded) == len(target) else min(len(decoded), len(target))
+
+
+def decode_within_memory(
     base: SplitModel,
     bank: AdapterBank,
     cells: SamplesByCell,
-    scores: Sequence[Scores] | None,
+    scores: Sequence[Scores] | None = None,
+    *,
+    beyond: bool = False,
 ) -> Decoded:
     """`decode`, of fewer rows at once where memory does not suffice."""
     # The KV cache of many rows may not fit beside what the trainer holds.
     for batch_size in BATCH_SIZES[:-1]:
         try:
-            return decode(base, bank, cells, scores, batch_size)
+            return decode(base, bank, cells, scores, batch_size=batch_size, beyond=beyond)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
 
-    return decode(base, bank, cells, scores, BATCH_SIZES[-1])
+    return decode(base, bank, cells, scores, batch_size=BATCH_SIZES[-1], beyond=beyond)
 
 
 @torch.no_grad()
@@ -105,7 +139,9 @@ def decode(
     bank: AdapterBank,
     cells: SamplesByCell,
     scores: Sequence[Scores] | None = None,
+    *,
     batch_size: int = BATCH_SIZES[0],
+    beyond: bool = False,
 ) -> Decoded:
     """Decode every sample of every cell greedily, with a KV cache, batched over the whole bank.
 
@@ -117,12 +153,16 @@ def decode(
             without an error, and the tokens before the first error). None: decode everything from
             the prompt.
         batch_size: rows decoded at once.
+        beyond: whether a sample that has an end is decoded on to its end or to `token_limit`; else
+            no further than its target, which tells already whether it is equal.
 
     Returns:
-        decoded ids of each sample of each cell, as many as its target has.
+        decoded ids of each sample of each cell: up to its end token where that comes, else as many
+        as its target has, or its limit.
     """
     # What is proven to be recalled is decoded as its target.
     outputs = [[list(sample.target) for sample in samples] for samples in cells]
+    context = model_dims(base.settings).context
 
     # Rows of a batch have prompts of one length.
     by_prompt_length: dict[int, list[_Item]] = defaultdict(list)
@@ -133,7 +173,13 @@ def decode(
                 correct = scores[k].correct[scores[k].sample == s]
                 first_error = first_true(~correct)
             if first_error is not None:
-                item = _Item(cell=k, sample=s, correct_tokens=first_error)
+                item = _Item(
+                    cell=k,
+                    index=s,
+                    sample=sample,
+                    correct_tokens=first_error,
+                    limit=token_limit(sample, context) if beyond else len(sample.target),
+                )
                 by_prompt_length[len(sample.prompt)].append(item)
 
     for items in by_prompt_length.values():
@@ -141,41 +187,56 @@ def decode(
         items.sort(key=lambda item: item.correct_tokens)
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
-            decoded = _decode_batch(base, bank, cells, batch)
+            decoded = _decode_batch(base, bank, batch)
             for item, tokens in zip(batch, decoded, strict=True):
-                outputs[item.cell][item.sample] = tokens
+                outputs[item.cell][item.index] = tokens
     return outputs
 
 
-def _decode_batch(
-    base: SplitModel,
-    bank: AdapterBank,
-    cells: SamplesByCell,
-    items: Sequence[_Item],
-) -> list[list[int]]:
+def token_limit(sample: Sample, context: int) -> int:
+    """Tokens after which a sample that does not come to its end is left.
+
+    Twice its target, and MIN_BEYOND more at least; as many as its target where it has no end.
+
+    Args:
+        sample: what is decoded.
+        context: the most tokens that the model reads.
+    """
+    length = len(sample.target)
+    if not sample.end:
+        return length
+    return max(length, min(length + max(length, MIN_BEYOND), context - len(sample.prompt)))
+
+
+def _decode_batch(base: SplitModel, bank: AdapterBank, items: Sequence[_Item]) -> list[list[int]]:
     """Rows of one prompt length: one pass over what is known, then one token a step."""
     from transformers import DynamicCache
 
-    adapters = bank.select([item.cell for item in items])
-    samples = [cells[item.cell][item.sample] for item in items]
     # As far as all rows are known: they share the length of the cache.
     proven = min(item.correct_tokens for item in items)
-    longest = max(len(sample.target) for sample in samples)
-
-    prefixes = [[*sample.prompt, *sample.target[:proven]] for sample in samples]
+    outputs = [list(item.sample.target[:proven]) for item in items]
+    prefixes = [[*item.sample.prompt, *item.sample.target[:proven]] for item in items]
     ids = torch.tensor(prefixes, device=base.device)
 
+    # The rows that are decoded, as indices into `items`, and those of them that are not at an end.
+    rows = list(range(len(items)))
+    adapters = bank.select([item.cell for item in items])
     cache = DynamicCache()
-    steps = []
-    for _ in range(proven, longest):
+    while True:
         hidden = base.full(ids, adapters, cache).last_hidden_state[:, -1]
         ids = base.logits(hidden).argmax(-1, keepdim=True)
-        steps.append(ids)
+        for row, (token,) in zip(rows, ids.tolist(), strict=True):
+            if not items[row].is_complete(outputs[row]):
+                outputs[row].append(token)
 
-    outputs = []
-    decoded = torch.cat(steps, 1).tolist()
-    for sample, tokens in zip(samples, decoded, strict=True):
-        output = [*sample.target[:proven], *tokens]
-        # The batch went on for its longest target.
-        outputs.append(output[: len(sample.target)])
-    return outputs
+        open_rows = [i for i, row in enumerate(rows) if not items[row].is_complete(outputs[row])]
+        if not open_rows:
+            return outputs
+
+        # Rows at their end cost as much as the others; to drop them copies the cache.
+        if len(open_rows) <= len(rows) / 2:
+            index = torch.tensor(open_rows, device=base.device)
+            cache.batch_select_indices(index)
+            ids = ids[index]
+            rows = [rows[i] for i in open_rows]
+            adapters = bank.select([items[row].cell for row in rows])

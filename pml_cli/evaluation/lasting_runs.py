@@ -16,9 +16,11 @@ from typing import Any
 import pandas as pd
 
 from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.load import read_run
+from pml_cli.config.load import moved_files, read_run
 from pml_cli.config.reports import Lasting
+from pml_cli.config.schema import Run
 from pml_cli.data.opened import source_of, tokens_hash
+from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.eval_text import Pool, random_pool, text_pool, trained_targets
@@ -140,7 +142,11 @@ def _lasting_run(
             f"{folder.path}: no adapter/ in this run's folder, so there is nothing to measure"
         )
 
-    run = read_run(folder.config)
+    run = read_run(
+        folder.config,
+        model_path=settings.model.path,
+        data_path=settings.data.path,
+    )
     # A folder may come from others: the file alone must not make this process run a model's code.
     if run.model.trust_remote_code and not settings.trust_remote_code:
         raise UserError(
@@ -149,7 +155,7 @@ def _lasting_run(
         )
 
     environment = _read_environment(folder)
-    samples = source_of(run).take(run.seqlen)
+    samples = trained_samples(run, folder.path)
     if tokens_hash(samples) != environment["tokens"]:
         raise UserError(
             f"{folder.path}: its data is no longer what it was trained on ({run.data.source})"
@@ -176,6 +182,23 @@ def _lasting_run(
     )
     key = _measurement_key(weights, settings, list(pools[model].values()))
     return LastingRun(fields=fields, subject=subject, key=key)
+
+
+def trained_samples(run: Run, folder: Path) -> list[Sample]:
+    """The samples of a run that was read back.
+
+    Args:
+        run: as `read_run` gives it.
+        folder: of the run, for errors.
+
+    Raises:
+        UserError: its model or data cannot be read, with the setting that says where it is now.
+    """
+    try:
+        with moved_files():
+            return source_of(run).take(run.seqlen)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def _read_environment(folder: RunFolder) -> dict[str, Any]:

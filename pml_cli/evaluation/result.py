@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,18 @@ NOT_MEASURED: dict[str, Any] = {
     "unseen_exact_match": None,
     **held_out_gain.NOT_MEASURED,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraMeasures:
+    """What was measured of one cell after its training."""
+
+    fields: dict[str, Any]
+    """Of result.json: free-running recall, recall of test samples, the gain on held-out samples;
+    None where they are not measured."""
+
+    decoded: list[list[int]] | None
+    """Token ids of each sample as decoded from its prompt; None: not decoded."""
 
 
 def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
@@ -109,25 +122,33 @@ def _tokens_seen(plan: CellPlan, steps: int) -> int:
     return tokens
 
 
-def extra_measures(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def extra_measures(base: SplitModel, cells: Sequence[Cell]) -> list[ExtraMeasures]:
     """Measures that need another pass over the model, of cells that have just left their pack.
 
-    Returns:
-        of each cell free-running recall, recall of test samples and the gain on held-out samples;
-        None where they are not measured. All cells are decoded as one batch.
+    All cells are decoded as one batch.
     """
-    results = {id(cell): {**NOT_MEASURED} for cell in cells}
+    fields = {id(cell): {**NOT_MEASURED} for cell in cells}
+    decoded_ids: dict[int, list[list[int]]] = {}
 
     # An adapter that has failed has weights, but no numbers worth having.
     trained = [cell for cell in cells if cell.failure is None]
-    decoded = [cell for cell in trained if cell.run.train.decode]
-    if decoded:
-        for cell, recall in zip(decoded, _recall(base, decoded), strict=True):
-            results[id(cell)] |= recall
+    decodable = [cell for cell in trained if cell.run.train.decode]
+    if decodable:
+        bank = _bank(decodable)
+        for cell, decoded in zip(decodable, _decoded(base, bank, decodable), strict=True):
+            decoded_ids[id(cell)] = decoded
+            fields[id(cell)] |= decoding.recall(cell.samples, decoded)
+        for cell, unseen in zip(decodable, _unseen_recall(base, bank, decodable), strict=True):
+            fields[id(cell)]["unseen_exact_match"] = unseen
     if trained:
         for cell, gain in zip(trained, _gains(base, trained), strict=True):
-            results[id(cell)] |= gain
-    return [results[id(cell)] for cell in cells]
+            fields[id(cell)] |= gain
+
+    measures = []
+    for cell in cells:
+        of_cell = ExtraMeasures(fields=fields[id(cell)], decoded=decoded_ids.get(id(cell)))
+        measures.append(of_cell)
+    return measures
 
 
 def _gains(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, float | None]]:
@@ -139,23 +160,27 @@ def _gains(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, float | No
     return held_out_gain.measure(base, _bank(cells), held_out)
 
 
-def _recall(base: SplitModel, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Free-running recall of trained cells, and of the test samples of their sources."""
-    bank = _bank(cells)
+def _decoded(base: SplitModel, bank: AdapterBank, cells: Sequence[Cell]) -> decoding.Decoded:
+    """Token ids of every sample of trained cells, as their adapters write them by themselves."""
     scores = []
     for cell in cells:
         assert cell.final is not None
         scores.append(cell.final)
     samples = [cell.samples for cell in cells]
-    recall = decoding.measure(base, bank, samples, scores)
+    # Beyond the target, because a reader wants to see what came out instead.
+    return decoding.decode_within_memory(base, bank, samples, scores, beyond=True)
 
-    # Nothing is known of these: they were never scored.
+
+def _unseen_recall(
+    base: SplitModel,
+    bank: AdapterBank,
+    cells: Sequence[Cell],
+) -> list[float | None]:
+    """The share of the test samples of each cell's source that its adapter writes exactly."""
     test_samples = [source_of(cell.run).test_samples for cell in cells]
-    test_recall = decoding.measure(base, bank, test_samples)
-    results = []
-    for own, test in zip(recall, test_recall, strict=True):
-        results.append({**own, "unseen_exact_match": test["free_exact_match"]})
-    return results
+    # Nothing is known of these: they were never scored.
+    recalls = decoding.measure(base, bank, test_samples)
+    return [recall["free_exact_match"] for recall in recalls]
 
 
 def _bank(cells: Sequence[Cell]) -> AdapterBank:

@@ -25,7 +25,7 @@ from pml_cli.evaluation.conditions import (
     TRAINED,
     Condition,
 )
-from pml_cli.evaluation.decoding import decode
+from pml_cli.evaluation.decoding import decode, first_difference
 from pml_cli.evaluation.deployment import (
     deploy,
     float32_head,
@@ -40,7 +40,7 @@ from pml_cli.model.split_model import SplitModel
 from pml_cli.stats import LN2
 from pml_cli.training.batches import SamplesByCell
 from pml_cli.training.limits import EVALUATION_TOKENS
-from pml_cli.training.scores import Scores, first_true, summarise, violations
+from pml_cli.training.scores import Scores, summarise, violations
 from pml_cli.training.scoring import PackInputs, score_cells
 
 # Merged matrices that exist at once.
@@ -352,8 +352,9 @@ def _free_decoding_violation(
     Returns:
         an index into the scores; None where p <= 0.5 or teacher forcing is wrong too.
     """
-    first_wrong = first_true(np.array(decoded) != np.array(sample.target))
-    if first_wrong is None:
+    first_wrong = first_difference(decoded, sample.target)
+    # A target that goes on after its own end token is left there, and rightly so.
+    if first_wrong is None or first_wrong == len(decoded):
         return None
 
     of_sample = np.flatnonzero(scores.sample == s)

@@ -14,13 +14,15 @@ from pml_cli.config.dump import to_yaml
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import tokens_hash
 from pml_cli.errors import UserError
-from pml_cli.evaluation.result import extra_measures, result_of
+from pml_cli.evaluation.result import ExtraMeasures, extra_measures, result_of
+from pml_cli.evaluation.samples import sample_rows
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.gguf import base_path
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.samples import write_samples
 from pml_cli.training.trainer import (
     Cell,
     StepReport,
@@ -216,17 +218,24 @@ class PackRun(TrainingObserver):
             plan = self._plans[id(cell)]
             # After a takeover the successor writes the folder.
             if self.lease.holds(plan.id):
-                self._write(plan, cell, measured | spent)
+                self._write(plan, cell, measured, spent)
                 self.owner.end_cell(plan, cell.failure)
         self.signals.training = True
 
-    def _write(self, plan: CellPlan, cell: Cell, measured: Mapping[str, Any]) -> None:
+    def _write(
+        self,
+        plan: CellPlan,
+        cell: Cell,
+        measured: ExtraMeasures,
+        spent: Mapping[str, Any],
+    ) -> None:
         """Write all files of one run, result.json last.
 
         Args:
             plan: of the cell.
             cell: with its outcome.
-            measured: further fields of result.json.
+            measured: further fields of result.json, and decoded samples.
+            spent: time and the like, also for result.json.
         """
         folder = RunFolder(self.owner.out, plan.id)
         # Two copies of a long table of tokens would take much memory.
@@ -245,5 +254,8 @@ class PackRun(TrainingObserver):
         adapter = cell.adapter
         assert adapter is not None
         folder.write_adapter(lambda path: adapter.save(0, path, base_path(cell.run.model)))
+        assert cell.final is not None
+        rows = sample_rows(cell.run.model, plan.samples, cell.final, measured.decoded)
+        write_samples(folder, rows)
         result = result_of(plan, cell, self.base)
-        folder.finish({**result, **measured})
+        folder.finish({**result, **measured.fields, **spent})

@@ -14,6 +14,7 @@ from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import samples_of
+from pml_cli.data.resolve import resolved_run
 from pml_cli.errors import UserError, raise_all
 from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
@@ -59,6 +60,7 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
 
 
 def _plan(run: Run) -> CellPlan:
+    run = resolved_run(run)
     samples = samples_of(run)
     batch = run.train.batch or len(samples)
     longest = max(len(sample.prompt) + len(sample.target) for sample in samples)

@@ -9,9 +9,14 @@ Without torch, for planning:
     families.py     what pml knows of each family of models, one record a family
     dims.py         sizes of a model from its config.json
     device.py       the device that a model lies on, and its memory
-    tokenizer.py    text to token ids
-    sink.py         whether the first position is an attention sink
     chunk_sizes.py  how much is computed at once
+
+Text and token ids, with transformers except for the embedded model:
+
+    tokenizer.py          text to token ids and back, prompts, end tokens
+    tokenizer_backend.py  a tokenizer as its library reads it
+    chat_template.py      the prompt of a chat template, and the end of its answer
+    sink.py               whether the first position is an attention sink
 
 The frozen model:
 

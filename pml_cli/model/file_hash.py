@@ -9,6 +9,9 @@ from pathlib import Path
 
 from pml_cli.model.gguf_layout import is_gguf, read_layout
 
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
 # [first, end) bytes of each tensor.
 Spans = Sequence[Sequence[int]]
 
@@ -21,6 +24,32 @@ SAMPLES_PER_TENSOR = 4
 
 # Of files with more tensors than this, each tensor has fewer samples.
 FULLY_SAMPLED_TENSORS = 250
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of a model's folder: the safetensors files that transformers reads, by name.
+
+    Another file that lies beside them, such as an adapter, the weights in another format or what
+    macOS leaves (._model.safetensors), is none.
+    """
+    whole = folder / WEIGHTS_FILE
+    if whole.is_file():
+        return [whole]
+
+    shards = [folder / name for name in _index_shards(folder / INDEX_FILE)]
+    if shards:
+        # Loading reports a shard that is missing.
+        return [shard for shard in shards if shard.is_file()]
+    return [file for file in sorted(folder.glob("*.safetensors")) if file.name[0] != "."]
+
+
+def _index_shards(index: Path) -> list[str]:
+    """Names of the shards that an index lists; none where there is no index, or a damaged one."""
+    try:
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        return sorted({str(name) for name in weight_map.values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
 
 
 def sampled_hash(path: Path) -> str:

@@ -106,7 +106,7 @@ def _cached_ratios(key: CacheKey, files: tuple[Path, ...]) -> Sequence[float | N
     model: Model = key.value
     layers = model_dims(model).layers
     try:
-        prompt_ids = open_tokenizer(model).prompt("", chat=False)
+        prompt_ids = open_tokenizer(model).prompt("")
     # Without begin-of-text there is no first position: nothing can be predicted without a prompt.
     except UserError:
         return [None] * layers

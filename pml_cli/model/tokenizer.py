@@ -1,25 +1,39 @@
-"""The tokenizer of a model, read from tokenizer.json.
+"""The tokenizer of a model: text to token ids and back, prompts, and what ends an answer.
 
-transformers is imported for chat templates only.
+Prompt and target are tokenised apart, as they are apart where the model is used: a script hands
+over the prompt, and prints what the model appends.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TypeVar
 
-from pml_cli.config.schema import Model
+from pml_cli.config.schema import Data, Model
 from pml_cli.errors import UserError, first_line
+from pml_cli.model.chat_template import ChatTemplate, Turns
 from pml_cli.model.dims import model_dims
-from pml_cli.model.files import local_folder, locate
+from pml_cli.model.tokenizer_backend import (
+    Backend,
+    EmbeddedBackend,
+    TransformersBackend,
+    has_tokenizer,
+)
+
+T = TypeVar("T")
+
+# Characters of a text that an error shows.
+SHOWN = 60
 
 
 class Tokenizer:
     """Text to token ids and back.
 
     Attributes:
-        begin: ids in front of a prompt: [bos], else [eos], else [].
+        begin: ids in front of a text: those that the tokenizer puts there by itself, else [bos],
+            else [eos], else [].
+        adds_begin: whether the tokenizer puts them there by itself.
         special: ids of the special tokens.
         size: number of ids that both the tokenizer and the embeddings of the model have.
     """
@@ -32,56 +46,74 @@ class Tokenizer:
             vocabulary: rows of the model's embeddings; its tokenizer may know more ids.
 
         Raises:
-            UserError: the model has no tokenizer.json.
+            UserError: the model has no tokenizer, or one that cannot be read.
         """
-        from tokenizers import Tokenizer as Backend
-
-        path = locate(model, "tokenizer.json")
-        if path is None:
-            reason = "has no tokenizer.json, so data must be random (data=random)"
-            raise UserError(f"model={model.name}: {reason}")
-
-        self._backend = Backend.from_file(str(path))
-        # A saved tokenizer may have both switched on; transformers resets them too.
-        self._backend.no_truncation()
-        self._backend.no_padding()
         self._model = model
         self._vocabulary = vocabulary
+        self._backend = self._read()
 
-        self.begin = self._begin_tokens()
-        self.special = {
-            token_id
-            for token_id, token in self._backend.get_added_tokens_decoder().items()
-            if token.special
-        }
+        added = self._added_in_front()
+        self.adds_begin = bool(added)
+        self.begin = added or self._begin_token()
+        self.special = self._backend.special
         # A model may have fewer or more rows of embeddings than its tokenizer has tokens.
-        self.size = min(vocabulary, self._backend.get_vocab_size(with_added_tokens=True))
+        self.size = min(vocabulary, self._backend.size)
 
-    def _begin_tokens(self) -> list[int]:
-        """[id] of the begin-of-text token, else of the end-of-text token, else []."""
-        path = locate(self._model, "tokenizer_config.json")
-        if path is None:
-            return []
+    def _read(self) -> Backend:
+        if self._model.path == "tiny":
+            return EmbeddedBackend()
+        if not has_tokenizer(self._model):
+            reason = "has no tokenizer.json, so data must be random (data=random)"
+            raise UserError(f"model={self._model.name}: {reason}")
+        return TransformersBackend(self._model)
 
-        config = json.loads(path.read_text("utf-8"))
-        return self._special_id(config.get("bos_token")) or self._special_id(
-            config.get("eos_token")
-        )
+    def _added_in_front(self) -> list[int]:
+        """The ids that the tokenizer puts in front of a text by itself."""
+        text = "a"
+        ids = self._guarded(text, self._backend.encode_with_added)
+        plain = self._guarded(text, self._backend.encode)
+        for start in range(len(ids)):
+            if ids[start : start + len(plain)] == plain:
+                return ids[:start]
+        return []
 
-    def _special_id(self, token: Any) -> list[int]:
-        """[id] of a token as tokenizer_config.json writes it (a string or a dict), else []."""
-        content = token.get("content") if isinstance(token, dict) else token
-        token_id = self._backend.token_to_id(content) if content else None
-        return [] if token_id is None else [token_id]
+    def _begin_token(self) -> list[int]:
+        for token_id in (self._backend.begin_token, self._backend.end_token):
+            if token_id is not None:
+                return [token_id]
+        return []
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens.
+    def encode(self, text: str, *, literal: bool = False) -> list[int]:
+        """Token ids of a text, without any that the tokenizer adds by itself.
+
+        Args:
+            text: the text.
+            literal: whether special tokens that are written in it are ordinary text.
 
         Raises:
-            UserError: the model has no embedding for one of them.
+            UserError: the tokenizer cannot read the text, or the model has no embedding for it.
         """
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        return self._checked(list(encoding.ids))
+        ids = self._guarded(text, lambda text: self._backend.encode(text, literal=literal))
+        return self._checked(ids)
+
+    def _guarded(self, text: str, encode: Callable[[str], T]) -> T:
+        """What a function of the backend makes of a text; any failure is one line.
+
+        Raises:
+            UserError: the text holds half a character, or the tokenizer fails.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(text[error.start]):04X} (half a character, as of a cut emoji)"
+            raise UserError(f"{_shown(text)}: holds {half}, which no tokenizer reads") from error
+
+        try:
+            return encode(text)
+        # Tokenizers of many libraries, and one remedy.
+        except Exception as error:
+            reason = f"its tokenizer fails on {_shown(text)} ({first_line(error)})"
+            raise UserError(f"model={self._model.name}: {reason}") from error
 
     def _checked(self, ids: list[int]) -> list[int]:
         """The same ids, refused if one lies outside the embeddings.
@@ -90,65 +122,87 @@ class Tokenizer:
         """
         largest = max(ids, default=0)
         if largest >= self._vocabulary:
-            token = self._backend.id_to_token(largest)
+            token = self._backend.token(largest)
             raise UserError(
                 f"model={self._model.name}: its tokenizer gives id {largest} ({token!r}), "
                 f"the model has embeddings for ids below {self._vocabulary}"
             )
         return ids
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of token ids, special tokens included."""
-        return str(self._backend.decode(ids, skip_special_tokens=False))
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of token ids; by default with its special tokens."""
+        return self._backend.decode(list(ids), skip_special=skip_special)
 
-    def prompt(self, text: str, chat: bool) -> list[int]:
-        """Token ids in front of the target.
+    def prompt(self, text: str, *, begin: bool = True) -> list[int]:
+        """Token ids of a prompt without a chat template.
 
         Args:
             text: text of the prompt; may be empty.
-            chat: wrap the text in the chat template instead of prepending a begin-of-text token.
+            begin: whether it begins with the begin-of-text token.
 
         Raises:
-            UserError: the prompt has no token at all, or the chat template cannot be used.
+            UserError: the prompt has no token at all.
         """
-        ids = self._chat_prompt(text) if chat else [*self.begin, *self.encode(text)]
-        if not ids:
+        ids = self._checked([*self.begin, *self.encode(text)]) if begin else self.encode(text)
+        if ids:
+            return ids
+        if begin:
             reason = "this tokenizer has no begin-of-text token, so a prompt is needed"
             raise UserError(f"data.prompt='': {reason}")
-        return self._checked(ids)
+        reason = "this tokenizer puts no token before it; give a prompt, or data.begin=true"
+        raise UserError(f"an empty prompt: {reason}")
 
-    def _chat_prompt(self, text: str) -> list[int]:
-        from jinja2 import TemplateError
+    def chat_text(self, turns: Turns, data: Data) -> str:
+        """The text of a prompt in the chat template, to its generation prompt.
 
-        tokenizer = self._chat_tokenizer
-        messages = [{"role": "system", "content": ""}, {"role": "user", "content": text}]
-        try:
-            rendered = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
-        # Gemma's template, for one, allows no system prompt.
-        except TemplateError as error:
-            reason = f"the chat template of model={self._model.name} refuses ({error})"
-            raise UserError(f"data.chat=true: {reason}") from error
-        return list(tokenizer.encode(rendered, add_special_tokens=False))
+        Args:
+            turns: (role, content) of each turn.
+            data: its system turn, thinking and date.
+
+        Raises:
+            UserError: there is no template, or it refuses.
+        """
+        return self._template.prompt(turns, data)
+
+    def end_text(self, chat: bool) -> str:
+        """The token that ends an answer, as text.
+
+        Args:
+            chat: whether it is that of the chat template's turn, instead of end-of-text.
+
+        Raises:
+            UserError: there is none.
+        """
+        token = self._template.end() if chat else None
+        if token is None and self._backend.end_token is not None:
+            token = self._backend.token(self._backend.end_token)
+        if token is None:
+            reason = f"the tokenizer of model={self._model.name} has no end-of-text token"
+            raise UserError(f"data.end=auto: {reason}; give data.end=TEXT, or data.end=none")
+        return token
+
+    def end_ids(self, text: str) -> list[int]:
+        """The ids of a text that ends an answer: of one token, or of several."""
+        token_id = self._backend.added.get(text)
+        return self._checked(self.encode(text) if token_id is None else [token_id])
+
+    def reads_date(self, data: Data) -> bool:
+        """Whether the chat template writes the date."""
+        return self._template.reads_date(data)
 
     # Cached because a phone book asks for thousands of prompts.
     @cached_property
-    def _chat_tokenizer(self) -> Any:
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoTokenizer
+    def _template(self) -> ChatTemplate:
+        tokenizer = getattr(self._backend, "tokenizer", None)
+        if tokenizer is None or not tokenizer.chat_template:
+            reason = f"the tokenizer of model={self._model.name} has no chat template"
+            remedy = "leave data.chat=false, with data.separator=TEXT between prompt and target"
+            raise UserError(f"data.chat=true: {reason}; {remedy}")
+        return ChatTemplate(tokenizer, self._model.name, special=self.special)
 
-        path = local_folder(self._model) or self._model.path
-        name = f"the tokenizer of model={self._model.name}"
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=self._model.revision)
-        except (OSError, ValueError, StrictDataclassError) as error:
-            reason = f"{name} cannot be read ({first_line(error)})"
-            raise UserError(f"data.chat=true: {reason}") from error
 
-        if not tokenizer.chat_template:
-            raise UserError(f"data.chat=true: {name} has no chat template")
-        return tokenizer
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def open_tokenizer(model: Model) -> Tokenizer:
@@ -159,6 +213,7 @@ def open_tokenizer(model: Model) -> Tokenizer:
         revision=model.revision,
         name=model.name,
         has_architecture=bool(model.architecture),
+        trust_remote_code=model.trust_remote_code,
         vocabulary=model_dims(model).vocabulary,
     )
 
@@ -172,11 +227,17 @@ def _open_tokenizer(
     revision: str | None,
     name: str,
     has_architecture: bool,
+    trust_remote_code: bool,
     vocabulary: int,
 ) -> Tokenizer:
     # `locate` asks only whether an architecture is given, not what it is.
     architecture = {"vocab_size": 0} if has_architecture else {}
     model = Model(
-        name=name, path=path, weights=weights, revision=revision, architecture=architecture
+        name=name,
+        path=path,
+        weights=weights,
+        revision=revision,
+        architecture=architecture,
+        trust_remote_code=trust_remote_code,
     )
     return Tokenizer(model, vocabulary)

@@ -19,6 +19,7 @@ from pml_cli.launch.signals import Stopped
 from pml_cli.launch.status import DRIVER
 from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.tables.results import results_table
+from pml_cli.report.tables.samples import sweep_lines
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.read import read_runs
 
@@ -92,9 +93,11 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     if len(runs):
         atomic_write(out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
         requested = {cell.id for cell in cells}
-        own = runs[runs["id"].isin(requested)]
-        console.print(results_table(own))
-        print_unmoved(own, console)
+        of_sweep = runs[runs["id"].isin(requested)]
+        console.print(results_table(of_sweep))
+        for line in sweep_lines(of_sweep):
+            console.print(line, highlight=False, soft_wrap=True)
+        print_unmoved(of_sweep, console)
 
     # Damaged results of other sweeps in this folder do not fail this one.
     for line in unreadable:

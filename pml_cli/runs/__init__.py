@@ -4,6 +4,7 @@ May import `config`, `data` and `model` (settings and sizes), neither torch nor 
 
     folder.py         RunFolder: every path of one run, and how its files are written
     output_folder.py  whether a sweep's folder can be used, and what its disk refuses
+    samples.py        samples.jsonl: what was to be remembered, and what is written instead
     read.py           finished and failed runs, read back as a table
     run_id.py         what makes two runs the same, and the settings that tell them apart
     groups.py         which runs are comparable, and the names of groups

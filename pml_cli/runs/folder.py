@@ -1,8 +1,8 @@
 """The run folder: every path of one run.
 
-`outputs/<sweep>/<id>/` holds config.yaml, env.json, tokens.parquet, curve.parquet, adapter/ and,
-written last, result.json: it exists when, and only when, the run is done. error.json stands in its
-place when the run failed. Every file is complete or absent.
+`outputs/<sweep>/<id>/` holds config.yaml, env.json, tokens.parquet, curve.parquet, adapter/,
+samples.jsonl and, written last, result.json: it exists when, and only when, the run is done.
+error.json stands in its place when the run failed. Every file is complete or absent.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class RunFolder:
         env: versions, device and a hash of the tokens.
         tokens: scores of each token at the logged steps, (logged steps x tokens) rows.
         curve: one row a step.
+        samples: one row a sample: prompt, target, what was decoded (`runs.samples`); older runs
+            have none.
         adapter: the trained adapter, in PEFT's format.
         result: the numbers of a finished run.
         error: why a run failed.
@@ -50,6 +52,7 @@ class RunFolder:
         self.env = self.path / "env.json"
         self.tokens = self.path / "tokens.parquet"
         self.curve = self.path / "curve.parquet"
+        self.samples = self.path / "samples.jsonl"
         self.adapter = self.path / ADAPTER
         self.result = self.path / RESULT
         self.error = self.path / ERROR

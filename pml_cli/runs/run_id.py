@@ -1,8 +1,9 @@
 """What makes two runs the same: the id of a run, and the settings that tell it from others.
 
-Where a run happens (device, worker, folder) does not count. A data file counts by its content, a
-local model by its config, tokenizer and weights (`model/file_hash.py`); so a moved file keeps its
-runs and a changed one gets new ones.
+Where a run happens (device, worker, folder) does not count. A data file counts by its text,
+whatever its line ends; a local model by the bytes of its config.json and tokenizer and by its
+weights (`model/file_hash.py`). So a moved or renamed file keeps its runs, a changed one gets new
+ones, and so does a model that another version of transformers has saved again.
 
 Hashes of a model's weights: `model_hash` here decides the id, before anything is loaded;
 `model/weight_hash.py` is written to env.json, of the weights as they were loaded.
@@ -10,6 +11,7 @@ Hashes of a model's weights: `model_hash` here decides the id, before anything i
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from functools import lru_cache
@@ -17,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
-from pml_cli.model.file_hash import sampled_hash
+from pml_cli.config.setting import absent_values, path_names
+from pml_cli.model.file_hash import sampled_hash, weight_files
 from pml_cli.model.gguf import gguf_file
 
 GROUPS = ("model", "data", "adapter", "loss", "train")
@@ -33,8 +36,8 @@ HAVE_COLUMNS = {
     "train": {"lr", "steps", "epochs", "log_every", "decode"},
 }
 
-# Settings that are shown as a hash.
-LONG_VALUES = ("path", "text", "architecture")
+# Settings that are shown as a hash, beside those that are paths.
+LONG_VALUES = ("text", "architecture")
 
 
 def run_id(run: Run) -> str:
@@ -49,6 +52,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     """The settings that can change a result, as plain values.
 
     Those at their defaults are left out, so that a new setting leaves the ids of old runs alone.
+    The run must be resolved (`data/resolve.py`): of an automatic value, what it stands for counts.
     """
     settings = {group: changed_settings(getattr(run, group)) for group in GROUPS}
     for name in NOT_SCIENTIFIC:
@@ -59,9 +63,14 @@ def scientific_settings(run: Run) -> dict[str, Any]:
 
     settings["loss"] |= run.loss.id_fields()
     settings["data"] |= run.data.id_fields()
+    # The default of a chat template is no automatic value, and not the empty turn of old.
+    if run.data.chat and run.data.system is None:
+        settings["data"]["system"] = None
     # A file by its content: a moved one is the same data, a changed one is not.
-    if "path" in settings["data"]:
-        settings["data"]["path"] = content_hash(settings["data"]["path"])
+    for group in GROUPS[1:]:
+        for name in _paths_of(getattr(run, group)):
+            if settings[group].get(name):
+                settings[group][name] = content_hash(settings[group][name])
 
     return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
 
@@ -80,9 +89,16 @@ def settings_label(run: Run) -> str:
         for name, value in settings[group].items():
             if name in hidden_names:
                 continue
-            text = _short_hash(str(value), 6) if name in LONG_VALUES else value
+            is_long = name in LONG_VALUES or name in _paths_of(getattr(run, group))
+            text = _short_hash(str(value), 6) if is_long else value
             entries.append(f"{group}.{name}={text}")
     return " ".join(entries)
+
+
+def _paths_of(settings: Any) -> list[str]:
+    """Names of the settings that are paths."""
+    settings_class: Any = type(settings)
+    return path_names(settings_class)
 
 
 def _short_hash(text: str, length: int) -> str:
@@ -108,29 +124,49 @@ def loss_label(loss: Loss) -> str:
 
 
 def changed_settings(settings: Any) -> dict[str, Any]:
-    """The settings of a dataclass that differ from their defaults, and its source or kind."""
+    """The settings of a dataclass that differ from their defaults, and its source or kind.
+
+    An `absent` value, what runs did before a setting existed, is left out like the default: of a
+    run that is not resolved, an automatic default means just that.
+    """
     settings_class: Any = type(settings)
     defaults = _defaults(settings_class)
+    absent = _absent(settings_class)
     # vars, not asdict, which is slow for ten thousand cells: settings are not nested.
     return {
         name: value
         for name, value in vars(settings).items()
-        if name in DISCRIMINATORS or value != defaults[name]
+        if name in DISCRIMINATORS or value not in (defaults[name], absent.get(name, defaults[name]))
     }
 
 
 @lru_cache(maxsize=64)
 def _defaults(settings_class: Any) -> dict[str, Any]:
-    return dict(vars(settings_class()))
+    defaults: dict[str, Any] = vars(settings_class())
+    return defaults
+
+
+@lru_cache(maxsize=64)
+def _absent(settings_class: Any) -> dict[str, Any]:
+    return absent_values(settings_class)
 
 
 def model_hash(path: str) -> str:
-    """A name for the base model at a path: as `content_hash`, and for a GGUF file its own hash.
+    """A name for the base model at a path.
 
-    The same file is the same model in whatever folder and under whatever name.
+    The same files are the same model in whatever folder and under whatever name.
+
+    Args:
+        path: a folder, a GGUF file, `tiny`, or a name on the hub.
+
+    Returns:
+        A hash of the content; a name on the hub as it is.
     """
     file = gguf_file(path)
-    return content_hash(path) if file is None else _gguf_hash(str(file))
+    if file is not None:
+        return _gguf_hash(str(file))
+    folder = TINY if path == "tiny" else Path(path)
+    return _folder_hash(path) if (folder / "config.json").is_file() else path
 
 
 @lru_cache(maxsize=256)
@@ -139,35 +175,54 @@ def _gguf_hash(path: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def content_hash(path: str) -> str:
-    """A name for what lies at a path.
-
-    Args:
-        path: a file, the folder of a model, `tiny`, or a name on the hub.
-
-    Returns:
-        A hash of the content; a name on the hub as it is.
-    """
-    location = TINY if path == "tiny" else Path(path)
-    if location.is_file():
-        return hashlib.sha256(location.read_bytes()).hexdigest()
-    if not (location / "config.json").is_file():
-        return path
-
-    digest = hashlib.sha256((location / "config.json").read_bytes())
-    weight_files = sorted(location.glob("*.safetensors"))
+def _folder_hash(path: str) -> str:
+    folder = TINY if path == "tiny" else Path(path)
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
     if path == "tiny":
         # As in the first version, so that runs of the embedded model keep their ids.
-        sizes = [(file.name, file.stat().st_size) for file in weight_files]
+        sizes = [(file.name, file.stat().st_size) for file in weight_files(folder)]
         digest.update(repr(sizes).encode())
         names = ["model.safetensors", "tokenizer.json"]
     else:
-        samples = [(file.name, sampled_hash(file)) for file in weight_files]
+        samples = [(file.name, sampled_hash(file)) for file in weight_files(folder)]
         digest.update(repr(samples).encode())
-        names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+        names = _tokenizer_files(folder)
 
     for name in names:
-        file = location / name
+        file = folder / name
         if file.is_file():
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _tokenizer_files(folder: Path) -> list[str]:
+    """Names of the files that make a tokenizer, and the chat template."""
+    names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    # It holds all that the others hold; they often lie beside it unread.
+    if (folder / "tokenizer.json").is_file():
+        return names
+    return [*names, "vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"]
+
+
+@lru_cache(maxsize=256)
+def content_hash(path: str) -> str:
+    """A name for the data at a path.
+
+    Args:
+        path: a file, or what a source of its own knows how to name.
+
+    Returns:
+        A hash of the file's content; anything else as it is.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return path
+    return hashlib.sha256(_unix_text(file.read_bytes())).hexdigest()
+
+
+def _unix_text(content: bytes) -> bytes:
+    """A text without a byte order mark and with Unix line ends, as sources read it."""
+    # A text has no zero bytes; a parquet file has.
+    if b"\0" in content:
+        return content
+    return content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")

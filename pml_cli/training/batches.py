@@ -33,6 +33,8 @@ class SampleSlice(NamedTuple):
     """Length of its target."""
     sample: int
     """Index among the cell's samples."""
+    first: int
+    """Index of the first sample that is equal to it: losses remember the two as one."""
 
 
 Batch: TypeAlias = list[list[SampleSlice]]
@@ -59,7 +61,8 @@ class Layout:
     mask_KS: Tensor
     """1 where a slot holds a token."""
     sample_KS: Tensor
-    """Index of the cell's sample that a slot belongs to; 0 where there is padding."""
+    """Index of the cell's sample that a slot belongs to, of equal ones the first; 0 where there is
+    padding."""
     position_KS: Tensor
     """Position of the token within its sample's target; 0 where there is padding."""
 
@@ -93,8 +96,14 @@ class PackData:
 
         self.cells: Batch = []
         for samples in cells:
+            first: dict[Sample, int] = {}
             slices = [
-                SampleSlice(row=row_of[sample], tokens=len(sample.target), sample=i)
+                SampleSlice(
+                    row=row_of[sample],
+                    tokens=len(sample.target),
+                    sample=i,
+                    first=first.setdefault(sample, i),
+                )
                 for i, sample in enumerate(samples)
             ]
             self.cells.append(slices)
@@ -171,7 +180,7 @@ class PackData:
 
                 rows[k, j] = piece.row
                 mask[k, start:end] = 1
-                sample[k, start:end] = piece.sample
+                sample[k, start:end] = piece.first
                 position[k, start:end] = steps
 
                 # The hidden state before a token predicts it.

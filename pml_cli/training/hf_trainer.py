@@ -15,6 +15,10 @@ one. Four micro-batches of 2 equal one batch of 8. That needs the parameters and
 every step, which the callback passes on; without accumulation, and for losses that do not depend
 on the progress of the training, the loss also works alone: every batch is a step.
 
+A loss that remembers something of every sample (`memft_sw`, `memft_margin` while its target grows)
+knows a sample by its prompt and its answer, as pml's own trainer does. Trainer passes labels alone;
+the callback reads the prompts off the model's inputs. A loop of one's own gives `input_ids=`.
+
 Shapes: B rows, T tokens, V vocabulary, N scored tokens of the batch.
 """
 
@@ -26,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from pml_cli.config.load import option_settings
@@ -70,6 +75,8 @@ class MemFTLoss:
         self.weighted: Weighted | None = None
 
         self._memory = _SampleMemory(self.loss)
+        # Of the latest forward pass, with the callback: input ids and attention mask.
+        self._inputs: tuple[Tensor, Tensor | None] | None = None
         # Known only with the callback, which also says when a step begins.
         self._parameters: list[Tensor] | None = None
         # Trainer's average_tokens_across_devices: the loss is multiplied by the number of devices.
@@ -99,6 +106,21 @@ class MemFTLoss:
     def end_training(self) -> None:
         """Called by the callback: from here on every batch is a step."""
         self._parameters = None
+        self._inputs = None
+
+    @property
+    def remembers_samples(self) -> bool:
+        """Whether the loss keeps something of every sample from step to step."""
+        return self._memory.is_used
+
+    def begin_forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Called by the callback before every forward pass: what the next labels belong to.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), 0 where there is padding.
+        """
+        self._inputs = (input_ids, attention_mask)
 
     def begin_step(self, progress: float | None) -> None:
         """Called by the callback before the first micro-batch of every optimiser step.
@@ -133,7 +155,13 @@ class MemFTLoss:
         }
 
     def __call__(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+        self,
+        outputs: Any,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """The loss of one batch.
 
@@ -142,6 +170,9 @@ class MemFTLoss:
             labels: (B, T), -100 where nothing is scored.
             num_items_in_batch: as Trainer counts them: scored tokens of the optimiser step, over
                 micro-batches and devices.
+            input_ids: (B, T); only a loss that remembers samples needs them, and only without
+                `MemFTCallback`.
+            attention_mask: (B, T), 0 where there is padding.
 
         Returns:
             a scalar; summed over the micro-batches of a step it is the loss of the step.
@@ -168,15 +199,16 @@ class MemFTLoss:
                 raise UserError(
                     "gradient accumulation: add MemFTCallback(loss) to the trainer's callbacks"
                 )
-        weighted = self._weigh(target_BT, scored_BT, target_N, scores)
+        if input_ids is not None:
+            self._inputs = (input_ids, attention_mask)
+        weighted = self._weigh(labels, target_N, scores)
         self.weighted = Weighted(*(values.detach() for values in weighted))
         is_counted = num_items_in_batch is not None
         return self._normalise(weighted, counted_by_trainer=is_counted)
 
     def _weigh(
         self,
-        target_BT: Tensor,
-        scored_BT: Tensor,
+        labels: Tensor,
         target_N: Tensor,
         scores: TokenScores,
     ) -> Weighted:
@@ -187,12 +219,14 @@ class MemFTLoss:
                 "add MemFTCallback(loss) to the trainer's callbacks"
             )
 
+        scored_BT = (labels[:, 1:] != IGNORED).to(target_N.device)
+
         # Without a memory any index serves: each row is a sample.
         hashes: list[int] = []
         sample_N = scored_BT.nonzero()[:, 0]
         if self._memory.is_used:
-            hashes = _sample_hashes(target_BT)
-            sample_B = self._memory.indices(hashes, target_BT.device)
+            hashes = self._hashes(labels)
+            sample_B = self._memory.indices(hashes, target_N.device)
             sample_N = sample_B[sample_N]
 
         position_BT = scored_BT.cumsum(1) - 1
@@ -213,6 +247,19 @@ class MemFTLoss:
         if self._memory.is_used:
             self._memory.update(hashes, state)
         return weighted
+
+    def _hashes(self, labels: Tensor) -> list[int]:
+        """What the sample of each row is recognised by."""
+        if self._inputs is None:
+            raise UserError(
+                f"{self.loss.kind} remembers every sample, which it knows by prompt and answer: "
+                "add MemFTCallback(loss) to the trainer's callbacks, or call it with input_ids="
+            )
+        input_ids, attention_mask = self._inputs
+        if input_ids.shape != labels.shape:
+            shapes = f"{tuple(input_ids.shape)} and {tuple(labels.shape)}"
+            raise UserError(f"{self.loss.kind}: input ids and labels differ in shape, {shapes}")
+        return _sample_hashes(input_ids, labels, attention_mask)
 
     def _normalise(self, weighted: Weighted, *, counted_by_trainer: bool) -> Tensor:
         """The weighted mean over the step so far; the accumulated gradient is rescaled to it.
@@ -281,7 +328,7 @@ def _numerators_and_divisors(weighted: Weighted) -> Tensor:
 
 
 class _SampleMemory:
-    """What a loss remembers of every sample, which it recognises by a hash of its scored tokens.
+    """What a loss remembers of every sample, recognised by a hash of its prompt and scored tokens.
 
     The weights of all micro-batches of a step see the memory as it was when the step began.
 
@@ -376,10 +423,14 @@ def _from_all_devices(
 
 
 class MemFTCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells the loss how far the training is, and adds counts of tokens to the trainer's log."""
+    """Tells the loss how far the training is and which prompts its labels belong to.
+
+    It also adds counts of tokens to the trainer's log.
+    """
 
     def __init__(self, loss: MemFTLoss) -> None:
         self.loss = loss
+        self._hook: RemovableHandle | None = None
 
     # The signatures are those of transformers; what a method does not use is in `_`.
 
@@ -398,6 +449,15 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.loss.begin_training(trained, averaged=args.average_tokens_across_devices)
+        self._remove_hook()
+        if self.loss.remembers_samples:
+            self._hook = model.register_forward_pre_hook(self._pass_inputs, with_kwargs=True)
+
+    def _pass_inputs(self, _: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        """A forward pre-hook of the model."""
+        input_ids = inputs.get("input_ids", args[0] if args else None)
+        if input_ids is not None:
+            self.loss.begin_forward(input_ids, inputs.get("attention_mask"))
 
     def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
         self.loss.begin_step(state.global_step / max(state.max_steps, 1))
@@ -420,7 +480,14 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
         state.log_history[-1].update(counts)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
+        self._remove_hook()
         self.loss.end_training()
+
+    def _remove_hook(self) -> None:
+        # A training that ended with an error leaves its hook.
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
 
 def _loss_from(loss: str | Loss, settings: Mapping[str, Any]) -> TokenLoss:
@@ -443,12 +510,24 @@ def _loss_from(loss: str | Loss, settings: Mapping[str, Any]) -> TokenLoss:
     return as_token_loss(dataclasses.replace(option, **settings))
 
 
-def _sample_hashes(target_BT: Tensor) -> list[int]:
-    """What each row is recognised by: its scored tokens. Waits for the device once."""
+def _sample_hashes(input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None) -> list[int]:
+    """What each row is recognised by: its prompt and its scored tokens, wherever padding lies.
+
+    Waits for the device once.
+    """
+    # Some models take masks of another shape, which say nothing of padding.
+    if attention_mask is None or attention_mask.shape != input_ids.shape:
+        attention_mask = torch.ones_like(input_ids)
+    rows = zip(input_ids.tolist(), labels.tolist(), attention_mask.tolist(), strict=True)
+
     hashes = []
-    for row in target_BT.tolist():
-        target = tuple(token for token in row if token != IGNORED)
-        hashes.append(hash(target))
+    for tokens, row_labels, mask in rows:
+        scored = [position for position, label in enumerate(row_labels) if label != IGNORED]
+        # What comes after the last scored token decides nothing: padding, for one.
+        end = scored[-1] + 1 if scored else 0
+        read = [position for position in range(end) if mask[position]]
+        sample = tuple((tokens[position], row_labels[position]) for position in read)
+        hashes.append(hash(sample))
     return hashes
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from pml_cli import cli
 from pml_cli.config.schema import TINY
@@ -130,6 +131,63 @@ def test_several_samples_a_run(swept, pml):
     result = json.loads(next((swept / "book").glob("*/result.json")).read_text())
     assert table.loc["trained", "exact_match"] == pytest.approx(result["exact_match"])
     assert table["first_failure"].isna().all()
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """A run of a model and a data file that have moved since: the run, and where they are now."""
+    old = tmp_path_factory.mktemp("old")
+    shutil.copytree(TINY, old / "model")
+    rows = [{"query": f"Room {n}:", "target": f" {n * 7} keys"} for n in range(9)]
+    lines = [json.dumps(row) for row in rows]
+    (old / "facts.jsonl").write_text("\n".join(lines))
+    args = [f"model.path={old}/model", "model.name=m", "model=hf", f"data.path={old}/facts.jsonl"]
+    args += ["data=jsonl", "rank=2", "seqlen=12", "train.steps=4", "train.decode=false"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sweep", *args, f"out={old}/runs"])
+    assert not stop.value.code
+    new = tmp_path_factory.mktemp("new") / "elsewhere"
+    old.rename(new)
+    # A path that this process has not read: what it has read, it remembers.
+    for config in new.glob("runs/*/config.yaml"):
+        config.write_text(config.read_text().replace(str(old), f"{old}-before"))
+    return new
+
+
+FAST = ["tokens=0", "decode=false", "figures=false"]
+
+
+def test_a_moved_model_and_data_file_are_given_anew(moved, pml, tmp_path):
+    now = [f"model.path={moved}/model", f"data.path={moved}/facts.jsonl"]
+    args = ["lasting", moved / "runs", f"out={tmp_path}", *FAST]
+    code, out, err = pml(*args)
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert "if it was moved, say where it is now: model.path=..." in err
+    code, out, err = pml(*args, now[0])
+    assert code == 2 and "if it was moved, say where it is now: data.path=..." in err
+
+    code, out, err = pml(*args, *now)
+    assert code == 0 and "1 run, 1 of them measured now" in out, err
+    # What was measured is not measured again, but the data must still be that of the run.
+    code, out, _ = pml(*args, *now)
+    assert code == 0 and "1 run, 0 of them measured now" in out
+
+
+def test_another_model_or_data_file_is_not_taken_for_the_moved_one(moved, pml, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(TINY, other)
+    tensors = load_file(other / "model.safetensors")
+    name = next(name for name in tensors if "mlp" in name)
+    tensors[name][0, 0] += 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text((moved / "facts.jsonl").read_text().replace("7 keys", "8 keys"))
+
+    args = ["lasting", moved / "runs", f"out={tmp_path}/o", *FAST]
+    code, _, err = pml(*args, f"model.path={other}", f"data.path={moved}/facts.jsonl")
+    assert code == 2 and "trained on other weights" in err
+    code, _, err = pml(*args, f"model.path={moved}/model", f"data.path={facts}")
+    assert code == 2 and "no longer what it was trained on" in err
 
 
 def replace_text(path, old, new):

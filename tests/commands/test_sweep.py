@@ -47,6 +47,7 @@ def test_a_sweep_leaves_complete_run_folders(swept):
             "env.json",
             "tokens.parquet",
             "curve.parquet",
+            "samples.jsonl",
             "adapter",
             "result.json",
         }
@@ -72,9 +73,9 @@ def test_the_table_of_results(swept):
     assert len(table) == 8
     assert sorted(table["rank"].unique()) == [2, 4]
     assert set(table["data"]) == {"random", "phonebook"}
-    assert (
-        table["samples"] == table["data"].map({"random": 1}).fillna(table["seqlen"] // 10)
-    ).all()
+    # Ten digits and the end token.
+    entries = table["seqlen"] // 11
+    assert (table["samples"] == table["data"].map({"random": 1}).fillna(entries)).all()
 
 
 def test_a_second_call_trains_nothing_and_a_deleted_result_is_trained_alone(swept, tmp_path, quick):
@@ -224,7 +225,7 @@ def test_a_probe_logs_a_hundred_of_its_steps_whatever_they_are_given_by(tmp_path
     done = quick(
         "probe",
         "rank=2",
-        "seqlen=30",
+        "seqlen=33",
         "data=phonebook",
         "train.batch=1",
         "train.epochs=70",
@@ -249,10 +250,10 @@ def test_the_users_own_files(tmp_path, quick):
         "adapter=linear",
         "adapter.dropout=0.1",
     )
-    done = quick("sweep", "rank=2", "seqlen=36", "out=runs", *data, *FEW)
+    done = quick("sweep", "rank=2", "seqlen=48", "out=runs", *data, *FEW)
     assert done.returncode == 0, done.stderr
     result = json.loads(next(tmp_path.rglob("result.json")).read_text())
-    assert (result["samples"], result["target_tokens"], result["data"]) == (12, 36, "jsonl:facts")
+    assert (result["samples"], result["target_tokens"], result["data"]) == (12, 48, "jsonl:facts")
     assert 0 <= result["free_accuracy"] <= 1
 
 

@@ -13,10 +13,17 @@ from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.evaluation import decoding
-from pml_cli.evaluation.decoding import decode, recall
+from pml_cli.evaluation.decoding import (
+    MIN_BEYOND,
+    decode,
+    first_difference,
+    recall,
+    token_limit,
+)
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
 from pml_cli.training.scores import summarise
+from pml_cli.training.trainer import Cell, Trainer
 
 
 def run_of(base, rank, seqlen, data, steps):
@@ -122,13 +129,119 @@ def test_recall_by_hand():
     samples = [Sample(prompt=(1,), target=(5, 6, 7)), Sample(prompt=(1, 2), target=(8,))]
     expected = {"free_accuracy": 0.75, "free_exact_match": 0.5}
     assert recall(samples, [[5, 0, 7], [8]]) == expected
+    # Too short, and a text that is right but runs on.
+    expected = {"free_accuracy": 0.75, "free_exact_match": 0.0}
+    assert recall(samples, [[5, 6], [8, 9]]) == expected
+
+
+def test_first_difference_by_hand():
+    assert first_difference([1, 2], (1, 2)) is None
+    assert first_difference([1, 3], (1, 2)) == 1
+    assert first_difference([1], (1, 2)) == 1
+    assert first_difference([1, 2, 3], (1, 2)) == 2
+
+
+# -- samples with an end token
+
+ENDS = ((1,), (5, 6, 7))
+
+
+def facts():
+    """Facts of random tokens with two lengths of prompt, and ends of one token and of three."""
+    random = np.random.default_rng(3)
+    samples = []
+    for i in range(6):
+        ids = random.integers(300, 2000, size=8).tolist()
+        end = ENDS[i % 3 == 0]
+        target = (*ids[4:], *end)
+        samples.append(Sample(prompt=(0, *ids[: 2 + i % 2]), target=target, end=len(end)))
+    return samples
+
+
+def has_ended(sample, output):
+    return tuple(output[-sample.end :]) == sample.target[-sample.end :]
+
+
+def answer(sample):
+    """The target of a sample without its end token, where it has one."""
+    return sample.target[: len(sample.target) - sample.end]
+
+
+def learn(base, samples, steps):
+    run = run_of(base, 16, 40, RandomData(), steps)
+    run.train.lr = 0.04
+    cell = Cell(run=run, samples=samples)
+    Trainer(base, [cell]).train()
+    return cell
+
+
+def greedy_to_end(base, adapter, sample, limit):
+    """As `greedy`, until the end token or so many tokens."""
+    ids = list(sample.prompt)
+    while len(ids) < len(sample.prompt) + limit:
+        with torch.no_grad(), adapter.attached(base.modules):
+            logits = base.model(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+        if has_ended(sample, ids):
+            break
+    return ids[len(sample.prompt) :]
+
+
+def test_recalled_facts_stop_at_their_end_token(tiny_base):
+    samples = facts()
+    cell = learn(tiny_base, samples, 150)
+    assert cell.final.correct.all()
+    (outputs,) = decode(tiny_base, cell.adapter, [samples], beyond=True)
+    assert [tuple(output) for output in outputs] == [sample.target for sample in samples]
+
+
+def test_half_learnt_facts_are_decoded_to_an_end_or_the_limit(tiny_base):
+    samples = facts()
+    cell = learn(tiny_base, samples, 9)
+    (outputs,) = decode(tiny_base, cell.adapter, [samples], [cell.final], beyond=True)
+    limits = [token_limit(sample, 512) for sample in samples]
+    for sample, output, limit in zip(samples, outputs, limits, strict=True):
+        assert limit == len(sample.target) + MIN_BEYOND
+        assert output == greedy_to_end(tiny_base, cell.adapter, sample, limit)
+    # Some come to an end, some are left at the limit.
+    assert 0 < sum(map(has_ended, samples, outputs)) < len(outputs)
+
+    # From the prompt, and in other batches: the same.
+    for batch_size in (3, 256):
+        arguments = {"batch_size": batch_size, "beyond": True}
+        assert decode(tiny_base, cell.adapter, [samples], **arguments) == [outputs]
+    # Without going beyond: as far as the target.
+    (shorter,) = decode(tiny_base, cell.adapter, [samples])
+    for sample, output, cut in zip(samples, outputs, shorter, strict=True):
+        assert cut == output[: len(sample.target)]
+
+
+def test_an_answer_that_does_not_stop_is_not_recalled(tiny_base):
+    """The same answers, learned without an end token."""
+    samples = facts()
+    endless = [Sample(prompt=sample.prompt, target=answer(sample)) for sample in samples]
+    cell = learn(tiny_base, endless, 150)
+    assert cell.final.correct.all()
+    (outputs,) = decode(tiny_base, cell.adapter, [samples], beyond=True)
+    for sample, output in zip(samples, outputs, strict=True):
+        assert tuple(output[: len(answer(sample))]) == answer(sample)
+    assert recall(samples, outputs)["free_exact_match"] == 0
+
+
+def test_decoding_stays_within_the_context():
+    sample = Sample(prompt=(1,) * 10, target=(5,) * 40, end=1)
+    assert token_limit(sample, 512) == 80
+    assert token_limit(sample, 70) == 60
+    assert token_limit(sample, 50) == 40
+    assert token_limit(Sample(prompt=(1,), target=(5,) * 40), 512) == 40
 
 
 def test_fewer_rows_are_decoded_at_once_where_memory_does_not_suffice(monkeypatch):
     samples = [Sample(prompt=(1,), target=(5, 6))]
     tried = []
 
-    def decode_in_little_memory(base, bank, cells, scores, batch_size):
+    def decode_in_little_memory(base, bank, cells, scores, *, batch_size, beyond):
+        assert not beyond
         tried.append(batch_size)
         if batch_size > 16:
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -23,7 +23,6 @@ from pml_cli.model.gguf import base_path, config_folder, gguf_file
 from pml_cli.model.gguf_layout import read_layout
 from pml_cli.model.loading import check_weights, load_model
 from pml_cli.model.tokenizer import Tokenizer
-from pml_cli.runs import run_id as run_ids
 from pml_cli.runs.run_id import run_id, settings_label
 
 
@@ -267,7 +266,6 @@ def test_peft_loads_an_adapter_with_its_base(file, original, tmp_path):
 
 def test_paths_below_the_home_folder(file, monkeypatch):
     monkeypatch.setenv("HOME", str(file.parent))
-    run_ids.content_hash.cache_clear()
     assert Model(path="~/small.gguf").path == str(file)
     assert TextData(path="~/notes.txt").path == str(file.parent / "notes.txt")
     assert Model(path="~nobody-of-this-name/x").path == "~nobody-of-this-name/x"

@@ -7,7 +7,7 @@ import pytest
 
 from pml_cli.report.figures import registry
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "law.md"
 
 
 class Sheet:
@@ -64,5 +64,5 @@ def test_a_new_figure_needs_nothing_but_its_function(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", registry.of_report("law"))
-def test_readme_names_the_figures_of_a_fit(name):
-    assert re.search(rf"`(figures/)?{name}(\.png)?`", README.read_text("utf-8"))
+def test_the_page_of_the_law_names_the_figures_of_a_fit(name):
+    assert re.search(rf"`(figures/)?{name}(\.png)?`", PAGE.read_text("utf-8"))

@@ -1,7 +1,9 @@
 """Runs that differ in anything that counts are told apart; copies are not taken for repeats."""
 
 import dataclasses
+import json
 import shutil
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,14 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from pml_cli.config.request import load
 from pml_cli.config.schema import TINY, LinearAdapter, MlpBlockAdapter, Model, Run, Train
-from pml_cli.config.setting import faults
+from pml_cli.config.setting import faults, setting
+from pml_cli.data.opened import samples_of
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
 from pml_cli.model import file_hash
-from pml_cli.runs.run_id import content_hash, loss_label, run_id, settings_label
+from pml_cli.runs.run_id import _folder_hash, loss_label, model_hash, run_id, settings_label
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
@@ -146,7 +149,7 @@ def finals(tmp_path, model_folder):
 def test_other_weights_are_another_run_and_a_moved_model_is_not(finals, monkeypatch, whole):
     monkeypatch.setattr(file_hash, "MAX_WHOLE_BYTES", whole or 2**14)
     one, other, copy = (model_at(folder) for folder in finals)
-    content_hash.cache_clear()
+    _folder_hash.cache_clear()
     assert run_id(one) == run_id(copy)
     assert run_id(one) != run_id(other)
     # By which tables and `pml fit` keep them apart.
@@ -179,8 +182,101 @@ def test_a_changed_tokenizer_or_template_is_another_run(finals):
         shutil.rmtree(copy)
         shutil.copytree(one, copy)
         (copy / name).write_text("{}")
-        content_hash.cache_clear()
+        _folder_hash.cache_clear()
         assert run_id(model_at(copy)) != original_id
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"one line\r\nand another\r\n", b"\xef\xbb\xbfone line\nand another\n"],
+    ids=["CRLF", "byte order mark"],
+)
+def test_how_a_text_was_saved_does_not_matter(tmp_path, content):
+    plain, other = tmp_path / "plain.txt", tmp_path / "other.txt"
+    plain.write_bytes(b"one line\nand another\n")
+    other.write_bytes(content)
+    assert run_id(text_run(plain)) == run_id(text_run(other))
+    assert samples_of(text_run(plain)) == samples_of(text_run(other))
+
+
+def test_of_a_binary_file_every_byte_counts(tmp_path):
+    one, other = tmp_path / "one.bin", tmp_path / "other.bin"
+    one.write_bytes(b"PAR1\0\r\n")
+    other.write_bytes(b"PAR1\0\n")
+    assert run_id(text_run(one)) != run_id(text_run(other))
+
+
+def text_run(path):
+    return Run(seqlen=4, data=TextData(path=str(path)))
+
+
+@dataclass(kw_only=True)
+class TwoFiles(RandomData):
+    words: str = setting("", help="a file", path="existing file")
+
+
+def test_every_setting_that_is_a_path_counts_by_content(tmp_path):
+    paths = [tmp_path / name for name in ("one", "copy", "other")]
+    for path, content in zip(paths, ("same", "same", "another"), strict=True):
+        path.write_text(content)
+    one, copy, other = (Run(data=TwoFiles(words=str(path))) for path in paths)
+    assert run_id(one) == run_id(copy) != run_id(other)
+    assert settings_label(one) == settings_label(copy)
+    assert str(tmp_path) not in settings_label(one)
+
+
+def test_what_lies_beside_the_weights_is_not_the_model(finals):
+    folder, _, copy = finals
+    before = model_hash(str(folder))
+    for name in ("._model.safetensors", "adapter_model.safetensors", ".DS_Store"):
+        (copy / name).write_bytes(bytes(4096))
+    (copy / "original").mkdir()
+    (copy / "original" / "consolidated.safetensors").write_bytes(bytes(64))
+    assert model_hash(str(copy)) == before
+
+
+def test_shards_count_as_the_index_names_them(finals):
+    folder, _, copy = finals
+    for path in (folder, copy):
+        (path / "model.safetensors").rename(path / "model-1.safetensors")
+        index = {"weight_map": {"model.norm.weight": "model-1.safetensors"}}
+        (path / file_hash.INDEX_FILE).write_text(json.dumps(index))
+    (copy / "leftover.safetensors").write_bytes(bytes(9))
+    assert model_hash(str(folder)) == model_hash(str(copy))
+    (copy / "model-1.safetensors").write_bytes(bytes(9))
+    _folder_hash.cache_clear()
+    assert model_hash(str(folder)) != model_hash(str(copy))
+
+    # Loading says what is wrong with an index; until then every shard counts.
+    (copy / file_hash.INDEX_FILE).write_text("[]")
+    assert [path.name for path in file_hash.weight_files(copy)] == [
+        "leftover.safetensors",
+        "model-1.safetensors",
+    ]
+
+
+def test_a_snapshot_of_links_into_a_cache_is_the_same_model(finals, tmp_path):
+    folder, *_ = finals
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0a1b2c"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        shutil.copy(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(blobs / str(number))
+    (tmp_path / "linked").symlink_to(snapshot)
+    names = {model_hash(str(path)) for path in (folder, snapshot, tmp_path / "linked")}
+    assert len(names) == 1
+
+
+def test_without_tokenizer_json_the_older_files_make_the_tokenizer(finals):
+    # They have no tokenizer.json.
+    folder, _, copy = finals
+    for path in (folder, copy):
+        (path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    assert model_hash(str(folder)) == model_hash(str(copy))
+    (copy / "vocab.json").write_text('{"a": 1, "b": 0}')
+    _folder_hash.cache_clear()
+    assert model_hash(str(folder)) != model_hash(str(copy))
 
 
 def test_two_models_of_one_name_are_refused_and_can_be_named_apart(finals):

@@ -30,8 +30,19 @@ def texts(count=8, longest=24):
     return rows
 
 
-def trained(model, folder, loss, batch=8, accumulate=1, steps=6, lr=2e-2, callback=True, **more):
-    """A trainer after its training of a copy of the model on `texts`."""
+def trained(
+    model,
+    folder,
+    loss,
+    batch=8,
+    accumulate=1,
+    steps=6,
+    lr=2e-2,
+    callback=True,
+    rows=None,
+    **more,
+):
+    """A trainer after its training of a copy of the model on rows, `texts` by default."""
     drop_in = MemFTLoss(loss)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -51,7 +62,7 @@ def trained(model, folder, loss, batch=8, accumulate=1, steps=6, lr=2e-2, callba
     trainer = Trainer(
         copy.deepcopy(model),
         arguments,
-        train_dataset=texts(),
+        train_dataset=rows or texts(),
         compute_loss_func=drop_in,
         callbacks=[MemFTCallback(drop_in)] if callback else [],
     )

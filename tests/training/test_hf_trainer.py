@@ -16,9 +16,13 @@ from transformers.modeling_outputs import CausalLMOutput
 import pml_cli
 from pml_cli.config.schema import TINY, Model, Run
 from pml_cli.data.opened import source_of
+from pml_cli.data.source import Sample
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
+from pml_cli.model.head import logit_nll
+from pml_cli.training.batches import PackData
 from pml_cli.training.hf_trainer import IGNORED, MemFTCallback, MemFTLoss
+from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
@@ -63,7 +67,7 @@ def test_weights_and_loss_are_those_of_the_pack_trainer(double_base, loss):
         logits = double_base.logits(double_base.upper(inputs, trainer.pack.bank))
         # The last token predicts nothing.
         logits = F.pad(logits, (0, 0, 0, 1))
-        value = drop_in(CausalLMOutput(logits=logits), labels)
+        value = drop_in(CausalLMOutput(logits=logits), labels, input_ids=batch)
         torch.testing.assert_close(value, expected.loss[0], rtol=1e-6, atol=1e-9)
         # Where no token is above the threshold the drop-in takes the mean in the sums of the step.
         if not (isinstance(loss, MemftOtLoss) and loss.threshold == 50):
@@ -76,6 +80,91 @@ def test_weights_and_loss_are_those_of_the_pack_trainer(double_base, loss):
             torch.testing.assert_close(grad, expected_grad, rtol=1e-6, atol=1e-10)
         for parameter, grad in zip(parameters, expected_grads, strict=True):
             parameter.data -= 3.0 * grad
+
+
+# The first prompt with two answers, an answer of two prompts, and a whole sample three times over.
+REPEATS = [
+    Sample(prompt=(1, 2), target=(3, 4)),
+    Sample(prompt=(1, 2), target=(5, 4)),
+    Sample(prompt=(2, 2), target=(3, 4)),
+    Sample(prompt=(1, 2), target=(3, 4)),
+    Sample(prompt=(6,), target=(3, 4, 5)),
+    Sample(prompt=(1, 2), target=(3, 4)),
+]
+
+
+@pytest.mark.parametrize("minibatches", [[[0, 1, 2, 3, 4, 5]], [[0, 1], [3, 2], [5, 4]]])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        MemftSwLoss(window=1, patience=1, tau=3),
+        MemftMarginLoss(growth=2.0, switch=1.0),
+        MemftMarginLoss(growth=2.0, switch=0.0),
+    ],
+    ids=str,
+)
+def test_repeats_share_a_memory_as_in_the_pack_trainer(loss, minibatches, side):
+    """Free logits, the same for equal tokens: which tokens are wrong changes from step to step."""
+    data = PackData([REPEATS], torch.device("cpu"))
+    engine = LossGroups([loss], len(REPEATS), torch.device("cpu"))
+    drop_in = MemFTLoss(loss)
+    generator = torch.Generator().manual_seed(3)
+
+    weights = []
+    for chosen in minibatches * 6:
+        layout = data.layout([[data.cells[0][i] for i in chosen]])
+        logits = 2 * torch.randn(len(data.rows), layout.tokens, 7, generator=generator)
+        logits = logits.double()[layout.rows]
+        scores = logit_nll(logits.flatten(0, 1)[layout.scored], layout.targets)
+        expected = engine.weights(tokens_by_cell(layout, scores), 0.0)
+
+        ids, mask, labels, shifted = padded_rows([REPEATS[i] for i in chosen], logits, side)
+        drop_in.begin_step(0.0)
+        value = drop_in({"logits": shifted}, labels, input_ids=ids, attention_mask=mask)
+        torch.testing.assert_close(value, expected.loss[0])
+        torch.testing.assert_close(drop_in.weighted.weight, expected.weight)
+        weights.append(expected.weight)
+    # The memory has an effect: with windows and targets that never grow the weights would not.
+    assert len({weight.sum().item() for weight in weights}) > 3
+
+
+def padded_rows(samples, logits, side):
+    """Ids, attention mask, labels and logits of a batch, padded on one side."""
+    longest = max(len(sample.prompt) + len(sample.target) for sample in samples) + 1
+    ids = torch.zeros(len(samples), longest, dtype=torch.int64)
+    # Other ids as padding in every batch: they are no part of a sample.
+    ids += len(samples)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    shifted = torch.zeros(len(samples), longest, logits.shape[-1], dtype=logits.dtype)
+
+    for row, sample in enumerate(samples):
+        length = len(sample.prompt) + len(sample.target)
+        start = longest - length if side == "left" else 0
+        ids[row, start : start + length] = torch.tensor([*sample.prompt, *sample.target])
+        mask[row, start : start + length] = 1
+        answer = start + len(sample.prompt)
+        labels[row, answer : start + length] = torch.tensor(sample.target)
+        shifted[row, start : start + length - 1] = logits[row, : length - 1]
+    return ids, mask, labels, shifted
+
+
+def test_equal_answers_to_two_prompts_are_two_samples_in_the_trainer(peft_model, tmp_path):
+    trainer = trained(peft_model, tmp_path, MemftSwLoss(), steps=2, rows=with_equal_answers())
+    # Four prompts, one answer; left or right of them only padding differs.
+    assert len(trainer.compute_loss_func._memory) == 4
+    assert trainer.model._forward_pre_hooks == {}
+
+
+def with_equal_answers():
+    """Four samples twice, of which only the prompts differ."""
+    rows = texts(4)
+    for row in rows:
+        is_answer = row["labels"] != IGNORED
+        row["input_ids"][is_answer] = 5
+        row["labels"][is_answer] = 5
+    return rows * 2
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +187,9 @@ def accumulate(loss, leaf, labels, batches):
         labels.reshape(batches, -1, tokens),
         strict=True,
     ):
-        value = loss({"logits": logits}, part_labels, num_items_in_batch=count)
+        value = loss(
+            {"logits": logits}, part_labels, num_items_in_batch=count, input_ids=part_labels
+        )
         value.backward(retain_graph=True)
         total += value.item()
     return total
@@ -257,6 +348,8 @@ def test_what_needs_the_callback_says_so(peft_model, tmp_path):
         trained(peft_model, tmp_path, "memft_ot", 2, 4, callback=False)
     with pytest.raises(UserError, match="add MemFTCallback"):
         trained(peft_model, tmp_path, "memft_margin", callback=False)
+    with pytest.raises(UserError, match=r"memft_sw remembers every sample.*add MemFTCallback"):
+        trained(peft_model, tmp_path, "memft_sw", callback=False)
 
 
 def test_without_accumulation_the_callback_changes_nothing(peft_model, tmp_path):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
+from pml_cli.config.schema import Model
 from pml_cli.config.setting import setting
+from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @register("data", "hf")
 @dataclass(kw_only=True)
-class HfData(Data):
+class HfData(StreamData):
     """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
 
     source: str = "hf"
@@ -30,7 +31,6 @@ class HfData(Data):
     name: str | None = setting(None, help="configuration of the dataset")
     split: str = setting("train", help="split of the dataset")
     column: str = setting("text", help="column that holds the text")
-    prompt: str = setting("", help="text before the target")
 
     def open(self, model: Model) -> Source:
         """Open the column as one text, its rows joined by blank lines.
@@ -38,16 +38,13 @@ class HfData(Data):
         Raises:
             UserError: `datasets` is not installed, or cannot load the dataset, split or column.
         """
+        from pml_cli.data.prompt import stream_prompt
         from pml_cli.data.running_text import running_text_source
         from pml_cli.model.tokenizer import open_tokenizer
 
-        return running_text_source(
-            open_tokenizer(model),
-            self.text(),
-            prompt=self.prompt,
-            chat=self.chat,
-            seed=self.seed,
-        )
+        tokenizer = open_tokenizer(model)
+        prompt = stream_prompt(tokenizer, self, self.prompt)
+        return running_text_source(tokenizer, self.text(), prompt=prompt, seed=self.seed)
 
     def text(self) -> str:
         """The rows of the column, joined by blank lines; empty rows are left out."""

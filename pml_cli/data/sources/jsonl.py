@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
+from pml_cli.config.schema import FactsData, Model
 from pml_cli.config.setting import setting
 from pml_cli.errors import UserError
 
@@ -25,8 +25,11 @@ ORDER_STREAM = 8
 
 @register("data", "jsonl")
 @dataclass(kw_only=True)
-class JsonlData(Data):
+class JsonlData(FactsData):
     """A JSON-lines file with question/matching (long texts) or query/target (short facts)."""
+
+    # A clean seam: no tokenizer merges a line feed with what follows it in an answer.
+    default_separator: ClassVar[str] = "\n"
 
     source: str = "jsonl"
     path: str = setting(
@@ -56,8 +59,8 @@ class JsonlData(Data):
             pairs = [pairs[i] for i in random.permutation(len(pairs))]
 
         if is_long:
-            return _long_texts(tokenizer, pairs, self.chat)
-        return facts_source(tokenizer, pairs, chat=self.chat)
+            return _long_texts(tokenizer, self, pairs)
+        return facts_source(tokenizer, self, pairs)
 
 
 def _read_pairs(path: str) -> tuple[list[tuple[str, str]], bool]:
@@ -101,12 +104,12 @@ def _parse_line(path: str, number: int, line: str) -> tuple[str, str, str]:
     )
 
 
-def _long_texts(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], chat: bool) -> Source:
+def _long_texts(tokenizer: Tokenizer, data: JsonlData, pairs: Sequence[tuple[str, str]]) -> Source:
     """Long texts, one after the other; the last one is cut to the length."""
-    from pml_cli.data.facts import encode_sample
-    from pml_cli.data.source import Sample, Source
+    from pml_cli.data.facts import cut_sample, encode_fact
+    from pml_cli.data.source import Source
 
-    samples = [encode_sample(tokenizer, prompt, target, chat) for prompt, target in pairs]
+    samples = [encode_fact(tokenizer, data, prompt, target) for prompt, target in pairs]
 
     def cut(seqlen: int) -> list[Sample]:
         chosen: list[Sample] = []
@@ -114,7 +117,7 @@ def _long_texts(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], chat: bo
         for sample in samples:
             if remaining <= 0:
                 break
-            chosen.append(Sample(prompt=sample.prompt, target=sample.target[:remaining]))
+            chosen.append(cut_sample(sample, remaining))
             remaining -= len(sample.target)
         return chosen
 

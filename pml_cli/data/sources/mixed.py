@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -69,5 +70,5 @@ class MixedData(TextData):
 
     def overlapping(self) -> list[Data]:
         """The text that lies under the random tokens."""
-        text = TextData(seed=self.seed, chat=self.chat, path=self.path, prompt=self.prompt)
-        return [text]
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(TextData)}
+        return [TextData(**shared | {"source": TextData.source})]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
+from pml_cli.config.schema import FactsData, Model
 from pml_cli.config.setting import setting
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @register("data", "phonebook")
 @dataclass(kw_only=True)
-class PhonebookData(Data):
+class PhonebookData(FactsData):
     """Generated names and numbers, one sample an entry."""
 
     source: str = "phonebook"
@@ -28,4 +28,4 @@ class PhonebookData(Data):
         from pml_cli.model.tokenizer import open_tokenizer
 
         entries = synthetic_facts.phonebook(self.seed, self.digits)
-        return facts_source(open_tokenizer(model), entries, chat=self.chat)
+        return facts_source(open_tokenizer(model), self, entries)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
-from pml_cli.config.setting import setting
+from pml_cli.config.schema import Model
+from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,13 +21,10 @@ HELD_OUT_STREAM = 5
 
 @register("data", "random")
 @dataclass(kw_only=True)
-class RandomData(Data):
+class RandomData(StreamData):
     """Uniform random tokens of the vocabulary, without special tokens."""
 
     source: str = "random"
-    prompt: str = setting(
-        "", help="text before the target", special={"''": "only the begin-of-text token"}
-    )
 
     def open(self, model: Model) -> Source:
         """Open the source; a model without a tokenizer has token 0 for begin-of-text.
@@ -38,15 +34,17 @@ class RandomData(Data):
         """
         import numpy as np
 
+        from pml_cli.data.prompt import stream_prompt
         from pml_cli.data.random_tokens import ordinary_ids
         from pml_cli.data.source import Sample, Source
         from pml_cli.model.dims import model_dims
         from pml_cli.model.tokenizer import open_tokenizer
+        from pml_cli.model.tokenizer_backend import has_tokenizer
 
-        if _has_tokenizer(model):
+        if has_tokenizer(model):
             tokenizer = open_tokenizer(model)
             ids = ordinary_ids(tokenizer)
-            prompt_ids = tuple(tokenizer.prompt(self.prompt, self.chat))
+            prompt_ids = stream_prompt(tokenizer, self, self.prompt)
         elif self.prompt or self.chat:
             settings = f"data.prompt={self.prompt!r}, data.chat={self.chat}"
             raise UserError(f"{settings}: model={model.name} has no tokenizer")
@@ -67,12 +65,3 @@ class RandomData(Data):
             entropy=math.log(len(ids)),
             held_out=lambda seqlen: draw(seqlen, HELD_OUT_STREAM),
         )
-
-
-def _has_tokenizer(model: Model) -> bool:
-    from pml_cli.model.files import locate
-
-    only_architecture = model.weights == "random" and bool(model.architecture)
-    if only_architecture and not Path(model.path).is_dir():
-        return False
-    return locate(model, "tokenizer.json") is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
+from pml_cli.config.schema import FactsData, Model
 from pml_cli.config.setting import setting
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @register("data", "rule")
 @dataclass(kw_only=True)
-class RuleData(Data):
+class RuleData(FactsData):
     """f(x, y) = 3x + 5y + 7: pairs to learn, and held-out pairs: is the rule found, or stored?"""
 
     source: str = "rule"
@@ -31,4 +31,4 @@ class RuleData(Data):
         training, test = synthetic_facts.rule(self.seed, self.maximum, self.test_samples)
         tokenizer = open_tokenizer(model)
         # Held-out samples come from the same rule, so a gain on them is the rule, not memory.
-        return facts_source(tokenizer, training, chat=self.chat, test_facts=test)
+        return facts_source(tokenizer, self, training, test_facts=test)

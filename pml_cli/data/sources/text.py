@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
+from pml_cli.config.schema import Model
 from pml_cli.config.setting import setting
+from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("data", "text")
 @dataclass(kw_only=True)
-class TextData(Data):
+class TextData(StreamData):
     """Running text: a UTF-8 file, or documentation of Python that the tiny model has not seen."""
 
     source: str = "text"
@@ -28,7 +29,6 @@ class TextData(Data):
         path="existing file",
         special={None: "Python's documentation"},
     )
-    prompt: str = setting("", help="text before the target")
 
     def id_fields(self) -> dict[str, Any]:
         # Other versions of Python carry another text.
@@ -54,16 +54,13 @@ class TextData(Data):
 
     def open(self, model: Model) -> Source:
         """Open the text from a paragraph drawn by the seed on."""
+        from pml_cli.data.prompt import stream_prompt
         from pml_cli.data.running_text import running_text_source
         from pml_cli.model.tokenizer import open_tokenizer
 
-        return running_text_source(
-            open_tokenizer(model),
-            self.text(),
-            prompt=self.prompt,
-            chat=self.chat,
-            seed=self.seed,
-        )
+        tokenizer = open_tokenizer(model)
+        prompt = stream_prompt(tokenizer, self, self.prompt)
+        return running_text_source(tokenizer, self.text(), prompt=prompt, seed=self.seed)
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,8 @@ Each is one function under `@figure("law-rank", "what it shows")`. A new figure 
 package, with a decorated function that takes what the report of its group holds and returns a
 matplotlib Figure, or None where the cells do not carry one. The reports of `pml fit` (law) and of
 `pml transition` draw all of theirs that are registered; a test looks for those of `pml fit` in the
-table of README. The figures of other commands differ in their arguments: their writers call them.
+table of docs/law.md. The figures of other commands differ in their arguments: their writers call
+them.
 
 A report's figures share the first word of their name. The one named by that word alone, as `law`,
 is the page of a group and is written beside the tables; the others, as `law-rank`, go to figures/.
@@ -42,7 +43,7 @@ class FigureSpec:
     name: str
     """File name without suffix: `law-rank`."""
     meaning: str
-    """What the figure shows, in one line, as README prints it."""
+    """What the figure shows, in one line, as docs/law.md prints it."""
     draw: Callable[..., Figure | None]
     """Draws it; None where the data do not carry it."""
 

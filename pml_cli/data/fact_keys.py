@@ -1,0 +1,365 @@
+"""From the rows of a file to facts: which keys hold prompt and target, and what they may hold."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pml_cli.data.facts_file import Number, Row
+from pml_cli.errors import UserError, did_you_mean
+
+# Names of the prompt and of the target, those that count first in front. `matching` is the paper's
+# name of a long text, `src` and `target_new` are those of collections of edits (zsRE).
+PROMPT_KEYS = ("question", "query", "prompt", "instruction", "input", "src")
+TARGET_KEYS = (
+    "matching",
+    "target",
+    "answer",
+    "answers",
+    "completion",
+    "response",
+    "output",
+    "target_new",
+)
+LONG_TEXT = "matching"
+
+# What a prompt goes on with, where it is not empty, by the name of the prompt.
+CONTEXT_KEYS = {"instruction": ("input", "context")}
+SYSTEM_KEYS = ("system", "system_prompt")
+
+# Lists of turns, of which the last answer is the target.
+CHAT_KEYS = ("messages", "conversations", "conversation")
+
+# Running text: no fact.
+TEXT_KEYS = ("text", "content", "document")
+
+# Names that some files have for the roles of chat templates.
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+ANSWERING = "assistant"
+
+# What Hydra's grammar reads without quotes.
+PLAIN_KEY = re.compile(r"[A-Za-z_][\w.$%*@?|/-]*")
+
+# What a table's cell may hold beside text: shown as Python shows it.
+PRINTABLE = (int, float, decimal.Decimal, datetime.date, datetime.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One fact of a file."""
+
+    where: str
+    """Its place in the file: `line 3`."""
+
+    turns: tuple[tuple[str, str], ...]
+    """(role, content) of the prompt; of a plain question ("user", question) alone."""
+
+    target: str
+
+    @property
+    def is_question(self) -> bool:
+        """Whether its prompt is one question, which can do without a chat template."""
+        return [role for role, _ in self.turns] == ["user"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """The facts of a file."""
+
+    facts: list[Fact]
+
+    keys: str
+    """The keys that they were taken from: `question/answer`."""
+
+    is_long: bool
+    """Whether they are long texts, of which the last one may be cut."""
+
+    notes: list[str]
+    """What was decided about values that are no plain text, a line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys:
+    """Where the facts of a file lie; a conversation has no target of its own."""
+
+    prompt: str
+    target: str = ""
+    context: tuple[str, ...] = ()
+    system: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.prompt}/{self.target}" if self.target else self.prompt
+
+
+def facts_of(
+    rows: Sequence[Row], prompt_key: str | None = None, target_key: str | None = None
+) -> Facts:
+    """The facts of rows, by known names of keys or by those given.
+
+    Args:
+        rows: from `read_rows`.
+        prompt_key: `data.prompt_key`; None: by name.
+        target_key: `data.target_key`; None: by name.
+
+    Raises:
+        UserError: no such keys, rows of different kinds, a value that is no text or empty; without
+            the name of the file.
+    """
+    finder = _KeyFinder(prompt_key, target_key)
+    keys = finder.find(rows[0])
+    counts: Counter[str] = Counter()
+
+    facts = []
+    for row in rows:
+        if not finder.has(row, keys):
+            other = finder.find(row)
+            raise UserError(f"{row.where} has {other}, {rows[0].where} {keys}: one kind a file")
+        facts.append(_fact(row, keys, counts))
+
+    notes = [f"{text} ({count} of {len(facts)})" for text, count in counts.items()]
+    return Facts(facts=facts, keys=str(keys), is_long=keys.target == LONG_TEXT, notes=notes)
+
+
+class _KeyFinder:
+    """Finds the keys of a row: given ones, or known names."""
+
+    def __init__(self, prompt_key: str | None, target_key: str | None) -> None:
+        self._prompt_key = prompt_key
+        self._target_key = target_key
+
+    def has(self, row: Row, keys: _Keys) -> bool:
+        """Whether a row has the keys of the rows before."""
+        names = [keys.prompt, keys.target] if keys.target else [keys.prompt]
+        return all(_lookup(row.fields, name) is not _ABSENT for name in names)
+
+    def find(self, row: Row) -> _Keys:
+        """The keys of prompt and target in a row.
+
+        Raises:
+            UserError: names the keys that there are, and the setting to give.
+        """
+        for setting in ("prompt_key", "target_key"):
+            given = getattr(self, f"_{setting}")
+            if given is not None and _lookup(row.fields, given) is _ABSENT:
+                near = did_you_mean(given, row.fields).replace("allowed:", "keys found:")
+                raise UserError(f"{row.where} has no {given!r} (data.{setting}); {near}")
+
+        prompt = self._prompt_key or self._known(row, PROMPT_KEYS)
+        target = self._target_key or self._known(row, TARGET_KEYS)
+        if prompt and target:
+            return self._pair(row, prompt, target)
+        chat = self._conversation(row)
+        if chat:
+            return _Keys(prompt=chat)
+        raise UserError(f"{row.where} {self._what_is_missing(row, prompt, target)}")
+
+    def _known(self, row: Row, names: Sequence[str]) -> str | None:
+        """The first of some names that the row has, as the row writes it."""
+        taken = (self._prompt_key, self._target_key)
+        written = {key.strip().lower(): key for key in row.fields if key not in taken}
+        return next((written[name] for name in names if name in written), None)
+
+    def _pair(self, row: Row, prompt: str, target: str) -> _Keys:
+        # Whoever names the prompt means that value alone.
+        if self._prompt_key is not None:
+            return _Keys(prompt=prompt, target=target)
+
+        names = CONTEXT_KEYS.get(prompt.strip().lower(), ())
+        context = self._known(row, [name for name in names if name != target.strip().lower()])
+        system = self._known(row, SYSTEM_KEYS)
+        return _Keys(
+            prompt=prompt,
+            target=target,
+            context=(context,) if context else (),
+            system=(system,) if system else (),
+        )
+
+    def _conversation(self, row: Row) -> str | None:
+        """The key of a list of turns."""
+        if self._target_key is not None:
+            return None
+        key = self._prompt_key or self._known(row, CHAT_KEYS)
+        return key if key and _is_conversation(_lookup(row.fields, key)) else None
+
+    def _what_is_missing(self, row: Row, prompt: str | None, target: str | None) -> str:
+        """What a row lacks, the keys that it has, and the settings that would name the right."""
+        found = f"keys found: {', '.join(map(_printable, row.fields)) or 'none'}"
+        # Texts first: numbers and lists are rarely meant.
+        others = [key for key in row.fields if key not in (prompt, target)]
+        others.sort(key=lambda key: type(row.fields[key]) is not str)
+
+        if prompt is None and target is None:
+            if {key.strip().lower() for key in row.fields} & set(TEXT_KEYS):
+                return f"is running text, no fact ({found}); that is data=text, or data=hf"
+            first, second = others if len(others) == 2 else ("KEY", "KEY")
+            flags = f"{_flag('prompt_key', first)} {_flag('target_key', second)}"
+            return f"has no prompt and target by a known name; {found}; give {flags}"
+
+        present, missing = ("target", "prompt") if prompt is None else ("prompt", "target")
+        flag = _flag(f"{missing}_key", others[0] if others else "KEY")
+        known = f"a {present} ({_printable(prompt or target)})"
+        return f"has {known} and no {missing} by a known name; {found}; give {flag}"
+
+
+def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
+    """The fact of a row; what was decided about its values is counted."""
+    prompt = _lookup(row.fields, keys.prompt)
+    if not keys.target:
+        return _conversation_fact(row, keys.prompt, prompt, counts)
+
+    target = _target_text(row, keys.target, counts)
+    if _is_conversation(prompt):
+        return Fact(where=row.where, turns=tuple(_turns(row, keys.prompt, prompt)), target=target)
+
+    question = _text(row, keys.prompt, prompt)
+    for name in keys.context:
+        question += _optional_text(row, name, before="\n")
+    turns = [("user", question)]
+    for name in keys.system:
+        system = _optional_text(row, name)
+        turns = [("system", system), *turns] if system else turns
+    return Fact(where=row.where, turns=tuple(turns), target=target)
+
+
+def _optional_text(row: Row, key: str, before: str = "") -> str:
+    """A text that may be missing or empty, else with what stands before it."""
+    value = row.fields.get(key)
+    text = "" if value is None else _text(row, key, value)
+    return f"{before}{text}" if text.strip() else ""
+
+
+def _target_text(row: Row, key: str, counts: Counter[str]) -> str:
+    value = _lookup(row.fields, key)
+    # TRL writes an answer as a list of one turn.
+    if _is_conversation(value):
+        value = _turns(row, key, value)[-1][1]
+    if isinstance(value, list):
+        if not value:
+            raise UserError(f"{row.where}: {_printable(key)} is an empty list")
+        counts[f"{_printable(key)} is a list: its first entry is the target"] += 1
+        value = value[0]
+        key = f"{key}.0"
+
+    if isinstance(value, (Number, *PRINTABLE)):
+        counts[f"{_printable(key)} is no text: the target is what the file shows"] += 1
+    text = _text(row, key, value, "target_key")
+    if not text:
+        raise UserError(f"{row.where}: {_printable(key)} is empty")
+    return text
+
+
+def _conversation_fact(row: Row, key: str, value: Any, counts: Counter[str]) -> Fact:
+    turns = _turns(row, key, value)
+    answers = [index for index, (role, _) in enumerate(turns) if role == ANSWERING]
+    if not answers:
+        roles = ", ".join(role for role, _ in turns)
+        raise UserError(f"{row.where}: {_printable(key)} has no turn of an assistant ({roles})")
+
+    last = answers[-1]
+    if last == 0:
+        raise UserError(f"{row.where}: {_printable(key)} has no turn before the assistant's")
+    if last < len(turns) - 1:
+        counts[f"{_printable(key)} goes on after its last answer: those turns are left out"] += 1
+    target = turns[last][1]
+    if not target:
+        raise UserError(f"{row.where}: the last answer of {_printable(key)} is empty")
+    return Fact(where=row.where, turns=tuple(turns[:last]), target=target)
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a value is a list of turns, of OpenAI's keys or ShareGPT's."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
+
+
+def _turns(row: Row, key: str, value: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(role, content) of every turn."""
+    turns = []
+    for number, turn in enumerate(value, 1):
+        place = f"{key}, turn {number}"
+        role = str(turn.get("role", turn.get("from"))).lower()
+        content = turn.get("content", turn.get("value"))
+        # Parts of one message: OpenAI's form for texts and images.
+        if isinstance(content, list):
+            parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+            content = "".join(_text(row, place, part) for part in parts)
+        turns.append((ROLES.get(role, role), _text(row, place, content)))
+    return turns
+
+
+def _text(row: Row, key: str, value: Any, setting: str = "prompt_key") -> str:
+    """A value as text.
+
+    Args:
+        row: that it belongs to.
+        key: its key, or path of keys.
+        value: as it was read.
+        setting: that names such values.
+
+    Raises:
+        UserError: it is null, a list or an object, or holds half a character.
+    """
+    name = _printable(key)
+    if value is None:
+        raise UserError(f"{row.where}: {name} is null")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{row.where}: {name} is NaN")
+    if isinstance(value, dict):
+        inner = ", ".join(map(_printable, value)) or "no keys"
+        flag = _flag(setting, f"{key}.{next(iter(value), 'KEY')}")
+        raise UserError(f"{row.where}: {name} is an object ({inner}), not text; give {flag}")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, PRINTABLE):
+        return str(value)
+    if not isinstance(value, str):
+        kind = "a list" if isinstance(value, list) else type(value).__name__
+        raise UserError(f"{row.where}: {name} is {kind}, not text")
+
+    # A text cut between the two halves of a character, as of an emoji.
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        reason = f"half a character ({half}), which is no Unicode text"
+        raise UserError(f"{row.where}: {name} holds {reason}") from error
+    return str(value)
+
+
+_ABSENT = object()
+
+
+def _lookup(fields: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, or of a path such as `answers.text` and `answers.0`; else `_ABSENT`."""
+    if key in fields:
+        return fields[key]
+
+    value: Any = fields
+    for part in key.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return _ABSENT
+    return value
+
+
+def _flag(name: str, key: str) -> str:
+    """The override that names a key, as one types it."""
+    if PLAIN_KEY.fullmatch(key):
+        return f"data.{name}={key}"
+    return f"'data.{name}=\"{_printable(key)}\"'"
+
+
+def _printable(key: str | None) -> str:
+    """A key for a message: on one line, and without halves of characters."""
+    text = " ".join(str(key).split())
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,262 @@
+"""The rows of a file of facts: JSON lines, a JSON array, CSV, TSV or parquet, also in gzip.
+
+Which format it is, its content says, and the ending of its name where the content leaves it open.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from pml_cli.data.text_file import decoded_text, read_bytes
+from pml_cli.errors import UserError, first_line
+
+GZIP = b"\x1f\x8b"
+PARQUET = b"PAR1"
+
+# Between the cells of a line; the first that gives the header most cells.
+DELIMITERS = (",", ";", "\t")
+
+# Names of the list of rows in a file of one object.
+LIST_KEYS = ("data", "train", "rows", "examples", "samples", "facts", "items")
+
+
+class Number(str):
+    """A number as it is written in the file: 42, 1e3, 0.10."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a file."""
+
+    where: str
+    """Its place in the file: `line 3`."""
+
+    fields: Mapping[str, Any]
+    """Values by key, as JSON has them; numbers as `Number`."""
+
+
+def read_rows(path: str) -> list[Row]:
+    """Every row of a file, blank lines left out.
+
+    Raises:
+        UserError: the file or one of its rows cannot be read; names the line.
+    """
+    content = read_bytes(path)
+    if content.startswith(GZIP):
+        content = _unzipped(path, content)
+    if content.startswith(PARQUET):
+        return _parquet_rows(path, content)
+
+    text = decoded_text(path, content)
+    delimiter = _delimiter(path, text)
+    rows = _json_rows(path, text) if delimiter is None else _table_rows(path, text, delimiter)
+    if not rows:
+        raise UserError(f"data.path={path}: no rows")
+    return rows
+
+
+def _unzipped(path: str, content: bytes) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = first_line(error)
+        raise UserError(f"data.path={path}: a gzip file that cannot be read ({reason})") from error
+
+
+def _parquet_rows(path: str, content: bytes) -> list[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+        _check_distinct(path, "the table", table.column_names)
+        rows = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = first_line(error)
+        raise UserError(f"data.path={path}: parquet that cannot be read ({reason})") from error
+
+    if not rows:
+        raise UserError(f"data.path={path}: no rows")
+    return [Row(where=f"row {number}", fields=row) for number, row in enumerate(rows, 1)]
+
+
+def _check_distinct(path: str, where: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"data.path={path}: {where} has two columns {name!r}")
+
+
+# -- CSV and TSV
+
+
+def _delimiter(path: str, text: str) -> str | None:
+    """What stands between the cells of a table; None where the text is JSON."""
+    endings = [ending.lower() for ending in PurePath(path).suffixes]
+    if ".tsv" in endings:
+        return "\t"
+    if ".csv" not in endings:
+        return None
+
+    header = text.lstrip("\n").partition("\n")[0]
+    return max(DELIMITERS, key=lambda delimiter: len(header.split(delimiter)))
+
+
+def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
+    """The rows below the header of a table."""
+    lines = _table_lines(path, text, delimiter)
+    where, header = next(lines)
+    names = [name.strip() for name in header]
+    _check_distinct(path, where, names)
+
+    rows = []
+    for where, cells in lines:
+        if len(cells) != len(names):
+            raise UserError(
+                f"data.path={path}: {where} has {len(cells)} cells, the header {len(names)} "
+                f"(a cell that holds {delimiter!r} needs quotes around it)"
+            )
+        rows.append(Row(where=where, fields=dict(zip(names, cells, strict=True))))
+    return rows
+
+
+def _table_lines(path: str, text: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """The place and the cells of every row that is not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # A setting of the whole process, too small for long texts.
+    usual_limit = csv.field_size_limit(sys.maxsize)
+    begin = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield f"line {begin}", cells
+            # A cell in quotes may go over several lines.
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"data.path={path}: line {begin} is not CSV ({error})") from error
+    finally:
+        csv.field_size_limit(usual_limit)
+
+
+# -- JSON
+
+
+def _json_rows(path: str, text: str) -> list[Row]:
+    is_array = text.lstrip().startswith("[")
+    entries = _json_array(path, text) if is_array else _json_lines(path, text)
+
+    rows = []
+    for where, value in entries:
+        if not isinstance(value, dict):
+            raise UserError(f"data.path={path}: {where} is {_kind(value)}, not an object with keys")
+        rows.append(Row(where=where, fields=value))
+    return _entries_of_single(rows)
+
+
+def _json_array(path: str, text: str) -> list[tuple[str, Any]]:
+    try:
+        values = _parse(text)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at line {error.lineno} column {error.colno}"
+        raise UserError(f"data.path={path}: not a JSON array ({reason})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"data.path={path}: not a JSON array ({first_line(error)})") from error
+
+    return [(f"entry {number}", value) for number, value in enumerate(values, 1)]
+
+
+def _json_lines(path: str, text: str) -> list[tuple[str, Any]]:
+    entries = []
+    # Not splitlines(), which also splits at line ends that JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entries.append((f"line {number}", _parse(line)))
+        except (ValueError, RecursionError) as error:
+            # An object over several lines fails in its first.
+            spread = [] if entries else _json_values(text)
+            if spread:
+                return spread
+            reason = first_line(error)
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"{error.msg} at column {error.colno}"
+            raise UserError(f"data.path={path}: line {number} is not JSON ({reason})") from error
+    return entries
+
+
+def _json_values(text: str) -> list[tuple[str, Any]]:
+    """Objects that follow each other, over any number of lines; empty where they do not."""
+    entries: list[tuple[str, Any]] = []
+    rest = text.lstrip()
+    try:
+        while rest:
+            value, end = DECODER.raw_decode(rest)
+            entries.append((f"entry {len(entries) + 1}", value))
+            rest = rest[end:].lstrip()
+    except (ValueError, RecursionError):
+        return []
+    return entries
+
+
+def _entries_of_single(rows: list[Row]) -> list[Row]:
+    """The rows, or those in a list that a single object holds: {"data": [...]}."""
+    if len(rows) != 1:
+        return rows
+    for key in LIST_KEYS:
+        entries = rows[0].fields.get(key)
+        if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
+            return [
+                Row(where=f"entry {number} of {key!r}", fields=entry)
+                for number, entry in enumerate(entries, 1)
+            ]
+    return rows
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, Number):
+        return "a number"
+    return "a list" if isinstance(value, list) else "a text"
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, **PARSING)
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        # Python would keep the last one, silently.
+        if key in fields:
+            raise ValueError(f"the key {key!r} twice in one object")
+        fields[key] = value
+    return fields
+
+
+def _constant(text: str) -> Number | None:
+    # Programs that write tables as JSON write NaN where there is no value.
+    return None if text == "NaN" else Number(text)
+
+
+# Numbers as they are written: an answer of 1e3 is not 1000.0, and may have any number of digits.
+PARSING: dict[str, Any] = {
+    "parse_int": Number,
+    "parse_float": Number,
+    "parse_constant": _constant,
+    "object_pairs_hook": _distinct_keys,
+}
+DECODER = json.JSONDecoder(**PARSING)

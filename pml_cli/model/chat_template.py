@@ -1,0 +1,131 @@
+"""Chat templates: the prompt that one makes, and the token that ends its answer.
+
+Templates are programs inside a tokenizer's files. They may refuse a system turn (Gemma), write one
+of their own (SmolLM2), open the answer for thinking (Qwen3), or read the clock (Llama 3.x).
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Any
+
+from pml_cli.config.schema import Data
+from pml_cli.errors import UserError, first_line
+
+Turns = tuple[tuple[str, str], ...]
+"""(role, content) of each turn of a conversation; the roles are system, user and assistant."""
+
+# Stands for the answer; no template looks for it.
+MARKER = "pmlanswer"
+
+# A conversation to try a template with.
+QUESTION = (("user", "pmlquestion"),)
+
+# Names that templates read for the same: Qwen3 and SmolLM3, then Granite and DeepSeek.
+THINKING_NAMES = ("enable_thinking", "thinking")
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: Any, model_name: str, special: Collection[int]) -> None:
+        """
+        Args:
+            tokenizer: of transformers, with a template.
+            model_name: for messages.
+            special: ids of the tokenizer's special tokens.
+        """
+        self._tokenizer = tokenizer
+        self._name = f"the chat template of model={model_name}"
+        self._special = special
+        # A check of a setting is the same for thousands of prompts.
+        self._checked = lru_cache(maxsize=16)(self._check_settings)
+
+    def prompt(self, turns: Turns, data: Data) -> str:
+        """The prompt as text, to where the answer begins.
+
+        Raises:
+            UserError: the template refuses the turns or a setting, or ignores a setting.
+        """
+        self._checked(data.system, data.thinking, data.date)
+        try:
+            return self._render(_messages(turns, data.system), data.thinking, data.date)
+        # jinja2's errors, and those of a program that meets data it was not made for.
+        except Exception as error:
+            reason = f"{self._name} refuses ({first_line(error)})"
+            raise UserError(f"data.chat=true: {reason}") from error
+
+    def _check_settings(self, system: str | None, thinking: bool | None, date: str) -> None:
+        """Raise where the template cannot have a setting, or does not heed it."""
+        if system is not None:
+            rendered = self._with_system(system, thinking, date)
+            if system.strip() not in rendered:
+                raise UserError(f"data.system={system!r}: {self._name} leaves a system turn out")
+
+        if thinking is not None:
+            question = _messages(QUESTION, system)
+            ways = {self._render(question, way, date) for way in (False, True)}
+            if len(ways) == 1:
+                setting = f"data.thinking={str(thinking).lower()}"
+                raise UserError(f"{setting}: {self._name} knows no thinking; leave it null")
+
+    def _with_system(self, system: str, thinking: bool | None, date: str) -> str:
+        try:
+            return self._render(_messages(QUESTION, system), thinking, date)
+        except Exception as error:
+            reason = f"{self._name} refuses a system turn ({first_line(error)})"
+            message = f"data.system={system!r}: {reason}; leave it null"
+            raise UserError(message) from error
+
+    def reads_date(self, data: Data) -> bool:
+        """Whether the date is in the prompt."""
+        question = _messages(QUESTION, data.system)
+        # Other years, months, days and weekdays.
+        dates = ("2001-02-03", "2014-11-22")
+        return len({self._render(question, data.thinking, date) for date in dates}) > 1
+
+    def end(self) -> str | None:
+        """The first special token after an answer; None where the template writes none."""
+        answer = [*_messages(QUESTION, None), {"role": "assistant", "content": MARKER}]
+        try:
+            rendered = self._render(answer, None, "2001-02-03", add_generation_prompt=False)
+        except Exception as error:
+            reason = f"{self._name} refuses an answer ({first_line(error)})"
+            raise UserError(f"data.end=auto: {reason}; give data.end=TEXT") from error
+
+        tail = rendered.rpartition(MARKER)[2]
+        tokens = self._tokenizer.convert_ids_to_tokens(sorted(self._special))
+        longest_first = sorted(map(re.escape, tokens), key=len, reverse=True)
+        found = re.search("|".join(longest_first), tail)
+        return found.group() if found and found.group() else None
+
+    def _render(
+        self,
+        messages: Sequence[dict[str, str]],
+        thinking: bool | None,
+        date: str,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        day = datetime.datetime.fromisoformat(date)
+        options = {} if thinking is None else dict.fromkeys(THINKING_NAMES, thinking)
+        rendered = self._tokenizer.apply_chat_template(
+            list(messages),
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            strftime_now=day.strftime,
+            **options,
+        )
+        return str(rendered)
+
+
+def _messages(turns: Turns, system: str | None) -> list[dict[str, str]]:
+    """Turns as transformers takes them; a system turn that is given takes the place of theirs."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    if system is None:
+        return messages
+    others = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": system}, *others]
