@@ -11,6 +11,7 @@ from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
 from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.report import memft_folder
+from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import conclude, plan_line
 from pml_cli.report.tables import dry_run as dry_run_table
@@ -37,12 +38,13 @@ def run(
         UserError: fewer than two losses, or none of them sft.
     """
     _check_losses(request)
-    plan = plan_sweep(request, retry=retry)
+    plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         dry_run_table.show(console, request, plan.cells, plan.todo)
         return 0
 
     console.print(plan_line(plan))
+    print_prompts(request.runs, console)
     with SweepDisplay.of(plan, console) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     code = conclude(plan, outcome, console)

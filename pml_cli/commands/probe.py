@@ -16,7 +16,7 @@ from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import check, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
-from pml_cli.report.first_token import print_unmoved
+from pml_cli.report.first_token import print_prompts, print_unmoved
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.tables.probe import probe_table
 from pml_cli.report.tables.samples import probe_lines
@@ -43,6 +43,7 @@ def run(request: Request, console: Console) -> int:
         UserError: a run or a folder that cannot be used, or a full disk and the like.
     """
     cell = _plan(request.runs[0])
+    print_prompts(request.runs, console)
     check_output_folder(request.out)
     folder = RunFolder(request.out, cell.id)
 
@@ -83,7 +84,7 @@ def run(request: Request, console: Console) -> int:
 
 def _plan(run: Run) -> CellPlan:
     """Check the run; without a setting of its own it logs a hundred of its steps."""
-    (cell,) = check([run])
+    (cell,) = check([run], download=True)
     run = cell.run
     if run.train.log_every:
         return cell

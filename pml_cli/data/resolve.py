@@ -24,6 +24,11 @@ def resolved_run(run: Run) -> Run:
     return dataclasses.replace(run, data=data)
 
 
+def forget_resolved() -> None:
+    """Resolve anew what was resolved before: weights have been downloaded since."""
+    _resolved_data.cache_clear()
+
+
 # The cells of a sweep share their data.
 @lru_cache(maxsize=1024)
 def _resolved_data(model: CacheKey, data: CacheKey) -> Data:

@@ -75,13 +75,18 @@ class Outcome:
     trained: bool = True
 
 
-def plan_sweep(request: Request, *, retry: bool = True) -> SweepPlan:
+def plan_sweep(request: Request, *, retry: bool = True, download: bool = True) -> SweepPlan:
     """Check every cell and the results folder, and cut the cells into packs.
+
+    Args:
+        request: the cells, the results folder and the launch.
+        retry: whether cells that failed before are trained again.
+        download: as for `check`.
 
     Raises:
         UserError: a cell that cannot be run, or a folder that cannot be used; nothing is written.
     """
-    cells = check(request.runs)
+    cells = check(request.runs, download=download)
     check_output_folder(request.out)
     cut = packing_for(request.launch, cells)
     packs = make_packs(cells, cut)

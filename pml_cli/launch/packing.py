@@ -14,7 +14,8 @@ from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import samples_of
-from pml_cli.data.resolve import resolved_run
+from pml_cli.data.resolve import forget_resolved, resolved_run
+from pml_cli.data.stream import fetch_unmeasured
 from pml_cli.errors import UserError, raise_all
 from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
@@ -35,8 +36,13 @@ MAX_SPLIT = 8
 MIN_FILL = 0.5
 
 
-def check(runs: Sequence[Run]) -> list[CellPlan]:
+def check(runs: Sequence[Run], *, download: bool = False) -> list[CellPlan]:
     """Open every source and measure every cell.
+
+    Args:
+        runs: to be resolved (`data/resolve.py`).
+        download: whether to download weights from the hub where what a run is resolved to depends
+            on them; otherwise it is assumed.
 
     Returns:
         One plan for each distinct run, in the given order.
@@ -44,6 +50,15 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
     Raises:
         UserError: all faults at once, one line each.
     """
+    cells = _check(runs)
+    # Only now, as gigabytes are too much for a sweep with a misspelt setting.
+    if download and fetch_unmeasured(runs):
+        forget_resolved()
+        return _check(runs)
+    return cells
+
+
+def _check(runs: Sequence[Run]) -> list[CellPlan]:
     faults: list[str] = []
     planned: dict[str, CellPlan] = {}
     for run in runs:

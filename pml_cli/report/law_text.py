@@ -235,8 +235,8 @@ def _repeated_cells(values: Values) -> str:
 def _first_token_unmoved(values: Values) -> str:
     runs = counted(values["runs"], "run")
     return (
-        f"{values['missing']} of {runs} of {values['model']} without a prompt miss the first "
-        "token, and training never moved it: begin-of-text alone, an attention sink, comes before "
+        f"the first token is wrong in {values['missing']} of {runs} of {values['model']} without a "
+        "prompt, and training never moved it: begin-of-text alone, an attention sink, comes before "
         "it, where no adapter has an effect. Give a prompt of a few tokens (data.prompt='Text:'), "
         "or leave data.prompt out, which puts one there"
     )

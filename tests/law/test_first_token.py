@@ -101,14 +101,16 @@ def test_the_warning_names_the_prompt(tmp_path):
     console = Console(record=True, width=80)
     print_unmoved(read_runs([tmp_path]), console)
     (line,) = console.export_text().splitlines()
-    assert line.startswith("warning: 12 of 12 runs of far without a prompt miss the first token")
+    assert line.startswith(
+        "warning: the first token is wrong in 12 of 12 runs of far without a prompt"
+    )
     assert "data.prompt" in line and "larger" not in line
 
 
 def test_a_fit_advises_a_prompt_and_no_larger_ranks(tmp_path):
     write_sweep(tmp_path)
     printed = " ".join(fit_quietly(tmp_path, draws=0).split())
-    assert "warning: 12 of 12 runs of far without a prompt" in printed
+    assert "warning: the first token is wrong in 12 of 12 runs of far without a prompt" in printed
     assert "no cell is recalled exactly, because none has learned its first token" in printed
     assert "larger ranks" not in printed and "pml sweep" not in printed
 

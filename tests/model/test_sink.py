@@ -4,15 +4,14 @@ import json
 import shutil
 
 import pytest
-from safetensors.torch import load_file, save_file
 from support.models import local
+from support.sinks import plant_sink
 
 from pml_cli import io
 from pml_cli.config.schema import TINY, Model
 from pml_cli.model import sink
 from pml_cli.model.sink import first_position_is_sink, is_measurable
 
-BEGIN = 0
 LAYERS = 6
 
 
@@ -26,14 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sunk(tmp_path):
-    """The embedded model with an embedding of begin-of-text that is 10,000 times as long."""
-    folder = tmp_path / "sunk"
-    shutil.copytree(TINY, folder)
-    weights = load_file(folder / "model.safetensors")
-    (name,) = [name for name in weights if "embed_tokens" in name]
-    weights[name][BEGIN] *= 10_000
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return plant_sink(tmp_path / "sunk")
 
 
 def cached(folder):
@@ -113,5 +105,6 @@ def test_weights_that_are_not_here_are_assumed_to_have_one(cache):
 
 def test_without_begin_of_text_there_is_no_first_position(cache, tmp_path):
     copy = shutil.copytree(TINY, tmp_path / "copy")
-    (copy / "tokenizer_config.json").write_text("{}", "utf-8")
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (copy / "tokenizer_config.json").write_text(json.dumps(plain), "utf-8")
     assert first_position_is_sink(local(copy)) and is_measurable(local(copy))
