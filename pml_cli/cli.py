@@ -46,6 +46,7 @@ START HERE
   pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml lasting outputs/memft             does it survive rounding and merging?
+  pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
 """,
@@ -74,6 +75,14 @@ def _folders_and_settings(settings: type[reports.ReportSettings]) -> Any:
 FitArguments = Annotated[list[str] | None, _folders_and_settings(reports.Fit)]
 PredictArguments = Annotated[list[str] | None, _folders_and_settings(reports.Predict)]
 LastingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Lasting)]
+AskArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN [QUESTION|KEY=VALUE]...",
+        help="A run folder, questions (-: one a line of standard input) and settings.",
+        autocompletion=report_completer(reports.Ask),
+    ),
+]
 TransitionArguments = Annotated[list[str] | None, _folders_and_settings(reports.Transition)]
 
 ConfigDir = Annotated[
@@ -126,6 +135,18 @@ Target = Annotated[
     typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="All of it, for scripts.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        min=1,
+        metavar="N",
+        help="Cut answers off after N tokens (default: twice the longest target, at least 64; "
+        "without a question as many as the target has).",
+        show_default=False,
+    ),
+]
+WithBase = Annotated[bool, typer.Option("--base", help="Also ask the model without the adapter.")]
 Watch = Annotated[
     bool, typer.Option("--watch", help="Repeat until no cell is running or queued any more.")
 ]
@@ -327,6 +348,49 @@ def lasting(
     print_config: PrintConfig = False,
 ) -> None:
     _report("lasting", overrides, config_dir, print_config=print_config, as_json=as_json)
+
+
+@app.command(
+    epilog=settings_help(reports.Ask),
+    help="""Put questions to the adapter of a finished run.
+
+With exactly the prompt of its training, greedily, to the end token. Prints
+the answer and p of each token. RUN is a run folder, its adapter/, or a folder
+with one run. Without a question the prompt of running text is continued.
+
+\b
+EXAMPLES
+  pml ask outputs/probe "Which pump is in hall 3?"
+  pml ask outputs/probe "Which pump?" "Which hall?" --base
+  pml ask outputs/probe --max-tokens 200
+  pml ask outputs/probe - --json < questions.txt
+""",
+)
+def ask(
+    overrides: AskArguments = None,
+    *,
+    max_tokens: MaxTokens = None,
+    base: WithBase = False,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    from pml_cli.config.questions import split_arguments
+    from pml_cli.config.request import load_report
+
+    run, questions, keys = split_arguments(overrides or [], reports.Ask)
+    settings = load_report("ask", keys, config_dir)
+    if print_config:
+        _print_config(settings)
+        return
+
+    from rich.console import Console
+
+    from pml_cli.commands import ask as command
+
+    assert isinstance(settings, reports.Ask)
+    flags = command.Flags(max_tokens=max_tokens, base=base, as_json=as_json)
+    raise typer.Exit(command.run(run, questions, settings, Console(markup=False), flags))
 
 
 @app.command(

@@ -1,6 +1,5 @@
 """The command line as a user meets it: exit codes, a line for each fault, quick help."""
 
-import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -15,9 +14,10 @@ from pml_cli.config.option_files import options
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.reports import REPORTS, Fit
 from pml_cli.config.schema import Request
+from pml_cli.config.setting import dotted_keys
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition", "predict"]
+COMMANDS = ["probe", "sweep", "memft", "fit", "lasting", "transition", "predict", "ask"]
 
 
 def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -118,8 +118,8 @@ def test_help_names_every_setting_with_its_default(command, out):
     entries = {
         line.split()[0] for line in text.splitlines() if line.startswith("    ") and "=" in line
     }
-    for field in dataclasses.fields(REPORTS[command]):
-        assert any(entry.startswith(f"{field.name}=") for entry in entries), field.name
+    for key in dotted_keys(REPORTS[command]):
+        assert any(entry.startswith(f"{key}=") for entry in entries), key
     if command == "fit":
         assert {"saturated_below=0.693147", "draws=4000", "figures=true", "x=rank"} <= entries
 

@@ -11,5 +11,6 @@ command: what two of them share lies below, such as the sweep that `pml memft` r
     fit.py         the law of finished runs
     predict.py     what a fitted law says of other ranks and lengths
     transition.py  the phase transition, token by token
+    ask.py         questions to the adapter of a finished run
     lasting.py     recall after rounding and merging, and forgetting
 """

@@ -13,7 +13,7 @@ from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.report import memft_folder
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
-from pml_cli.report.sweep_summary import conclude, plan_line
+from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.memft import comparison_report, ranks_report
 from pml_cli.runs.read import read_runs
@@ -41,10 +41,12 @@ def run(
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         dry_run_table.show(console, request, plan.cells, plan.todo)
+        say_outdated(plan, console)
         return 0
 
     console.print(plan_line(plan))
     print_prompts(request.runs, console)
+    say_outdated(plan, console)
     with SweepDisplay.of(plan, console) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     code = conclude(plan, outcome, console)
@@ -53,8 +55,7 @@ def run(
     runs = read_runs([request.out], left_out=[])
     if len(runs):
         # The folder may hold runs of earlier sweeps with other settings.
-        ids = {cell.id for cell in plan.cells}
-        _report(request, runs[runs["id"].isin(ids)], console)
+        _report(request, runs_of(plan.cells, runs), console)
     return code
 
 

@@ -12,17 +12,19 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 from pml_cli.launch.driver import check_models
-from pml_cli.launch.pack import Pack
+from pml_cli.launch.pack import Pack, as_found
 from pml_cli.launch.packing import check, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.first_token import print_prompts, print_unmoved
 from pml_cli.report.progress import ProbeDisplay
+from pml_cli.report.sweep_summary import outdated_line
 from pml_cli.report.tables.probe import probe_table
 from pml_cli.report.tables.samples import probe_lines
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.read import read_runs
+from pml_cli.runs.run_folders import RunFolders
 from pml_cli.runs.run_id import run_id
 
 # Logged steps of a probe, which is looked at more closely than the cells of a sweep.
@@ -45,15 +47,19 @@ def run(request: Request, console: Console) -> int:
     cell = _plan(request.runs[0])
     print_prompts(request.runs, console)
     check_output_folder(request.out)
+    cell = as_found(cell, RunFolders(request.out))
     folder = RunFolder(request.out, cell.id)
 
-    if folder.is_done():
+    if folder.is_done(cell.tokens_hash):
         console.print(
             f"done already: {folder.path} (delete it to train again)",
             highlight=False,
             soft_wrap=True,
         )
     else:
+        if folder.is_done():
+            line = outdated_line(request.out, 1)
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
         try:
             with disk_faults(request.out):
                 _train(cell, request, console)
@@ -102,10 +108,11 @@ def _train(cell: CellPlan, request: Request, console: Console) -> None:
     # A probe retries a run that has failed; the error would count as its end.
     folder = RunFolder(request.out, cell.id)
     folder.error.unlink(missing_ok=True)
+    folder.make_room(cell.tokens_hash)
 
     with ProbeDisplay(console, _title(cell), cell.steps) as display:
         train_here(request.out, packs, request.launch, display, wait=False)
-    if not folder.has_ended():
+    if not folder.has_ended(cell.tokens_hash):
         raise UserError(f"{request.out}: another process trains this run")
 
 

@@ -8,7 +8,7 @@ from pml_cli.config.schema import Request
 from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
-from pml_cli.report.sweep_summary import conclude, plan_line
+from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 
 
@@ -43,10 +43,12 @@ def run(
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         dry_run_table.show(console, request, plan.cells, plan.todo)
+        say_outdated(plan, console)
         return 0
 
     console.print(plan_line(plan))
     print_prompts(request.runs, console)
+    say_outdated(plan, console)
     with SweepDisplay.of(plan, console) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     return conclude(plan, outcome, console)

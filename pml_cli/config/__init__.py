@@ -4,7 +4,8 @@ May import: errors, format, io, stats. Neither torch nor anything that trains.
 
     setting.py       `setting`: type, default, help, unit and allowed values on a dataclass field
     schema.py        settings of a run: model, adapter, training; bases of losses, data, launchers
-    reports.py       the settings of fit, predict, lasting and transition
+    reports.py       the settings of fit, predict, lasting, transition and ask
+    questions.py     the arguments of `pml ask`
     registry.py      the settings classes of a group, one file each in the group's package
     option_files.py  the YAML files of conf/ and of a user's folder, by group
     compose.py       Hydra: the grammar of overrides, YAML files composed (the only user of hydra)

@@ -1,4 +1,4 @@
-"""Settings of the commands that read finished runs: fit, predict, lasting, transition."""
+"""Settings of the commands that read finished runs: fit, predict, lasting, transition, ask."""
 
 from __future__ import annotations
 
@@ -134,6 +134,25 @@ class Lasting(ReportSettings):
 
 
 @dataclass(kw_only=True)
+class Ask(ReportSettings):
+    """Settings of `pml ask`."""
+
+    device: str = setting(
+        "auto",
+        help="cpu, cuda or cuda:N",
+        pattern=DEVICE_PATTERN,
+        allowed=DEVICES_ALLOWED,
+        special={"auto": "cuda where there is one, else cpu"},
+        suggestions=("auto", "cpu", "cuda"),
+    )
+    trust_remote_code: bool = setting(
+        False, help="ask a run of model.trust_remote_code too, which runs its model's code"
+    )
+    model: MovedModel = field(default_factory=MovedModel)
+    data: MovedData = field(default_factory=MovedData)
+
+
+@dataclass(kw_only=True)
 class Transition(ReportSettings):
     """Settings of `pml transition`."""
 
@@ -167,4 +186,5 @@ REPORTS: dict[str, type[ReportSettings]] = {
     "predict": Predict,
     "lasting": Lasting,
     "transition": Transition,
+    "ask": Ask,
 }

@@ -16,6 +16,9 @@ class CellPlan:
     run: Run
     samples: list[Sample]
 
+    tokens_hash: str = ""
+    """Hash of the samples' tokens, by which a finished run counts or not; empty: it always does."""
+
     steps: int
     """Optimizer steps."""
 

@@ -30,6 +30,11 @@ def samples_of(run: Run) -> list[Sample]:
     return _samples(CacheKey(run.model), CacheKey(run.data), run.seqlen)
 
 
+def tokens_hash_of(run: Run) -> str:
+    """As `tokens_hash`, of the samples of a run; runs that share them have it computed once."""
+    return _tokens_hash(CacheKey(run.model), CacheKey(run.data), run.seqlen)
+
+
 def tokens_hash(samples: Sequence[Sample]) -> str:
     """A short hash of the token ids that a run learns: `tokens` of env.json."""
     ids = repr([(sample.prompt, sample.target) for sample in samples])
@@ -50,3 +55,8 @@ def _samples(model: CacheKey, data: CacheKey, seqlen: int) -> list[Sample]:
     source = _open_source(model, data)
     check_length(model.value, data.value, source, seqlen)
     return source.take(seqlen)
+
+
+@lru_cache(maxsize=4096)
+def _tokens_hash(model: CacheKey, data: CacheKey, seqlen: int) -> str:
+    return tokens_hash(_samples(model, data, seqlen))

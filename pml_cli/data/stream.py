@@ -77,7 +77,7 @@ def fetch_unmeasured(runs: Sequence[Run]) -> bool:
     Raises:
         UserError: the hub refuses or cannot be reached.
     """
-    from pml_cli.model.files import fetch_weights, local_weights
+    from pml_cli.model.weight_files import fetch_weights, local_weights
 
     missing = [model for model in sink_models(runs, prompt=None) if not local_weights(model)]
     for model in missing:

@@ -210,8 +210,6 @@ def token_limit(sample: Sample, context: int) -> int:
 
 def _decode_batch(base: SplitModel, bank: AdapterBank, items: Sequence[_Item]) -> list[list[int]]:
     """Rows of one prompt length: one pass over what is known, then one token a step."""
-    from transformers import DynamicCache
-
     # As far as all rows are known: they share the length of the cache.
     proven = min(item.correct_tokens for item in items)
     outputs = [list(item.sample.target[:proven]) for item in items]
@@ -221,11 +219,13 @@ def _decode_batch(base: SplitModel, bank: AdapterBank, items: Sequence[_Item]) -
     # The rows that are decoded, as indices into `items`, and those of them that are not at an end.
     rows = list(range(len(items)))
     adapters = bank.select([item.cell for item in items])
-    cache = DynamicCache()
+    cache = base.new_cache()
     while True:
         hidden = base.full(ids, adapters, cache).last_hidden_state[:, -1]
-        ids = base.logits(hidden).argmax(-1, keepdim=True)
-        for row, (token,) in zip(rows, ids.tolist(), strict=True):
+        next_ids = base.logits(hidden).argmax(-1, keepdim=True)
+        # Without a cache every token is computed again in each step.
+        ids = torch.cat([ids, next_ids], 1) if cache is None else next_ids
+        for row, (token,) in zip(rows, next_ids.tolist(), strict=True):
             if not items[row].is_complete(outputs[row]):
                 outputs[row].append(token)
 
@@ -236,7 +236,8 @@ def _decode_batch(base: SplitModel, bank: AdapterBank, items: Sequence[_Item]) -
         # Rows at their end cost as much as the others; to drop them copies the cache.
         if len(open_rows) <= len(rows) / 2:
             index = torch.tensor(open_rows, device=base.device)
-            cache.batch_select_indices(index)
+            if cache is not None:
+                cache.batch_select_indices(index)
             ids = ids[index]
             rows = [rows[i] for i in open_rows]
             adapters = bank.select([items[row].cell for row in rows])

@@ -147,14 +147,9 @@ def _lasting_run(
         model_path=settings.model.path,
         data_path=settings.data.path,
     )
-    # A folder may come from others: the file alone must not make this process run a model's code.
-    if run.model.trust_remote_code and not settings.trust_remote_code:
-        raise UserError(
-            f"{folder.config}: model.trust_remote_code=true, so measuring this run would run its "
-            "model's own code; give trust_remote_code=true to allow it"
-        )
+    check_code_is_allowed(run, folder, settings.trust_remote_code)
 
-    environment = _read_environment(folder)
+    environment = read_environment(folder)
     samples = trained_samples(run, folder.path)
     if tokens_hash(samples) != environment["tokens"]:
         raise UserError(
@@ -184,6 +179,25 @@ def _lasting_run(
     return LastingRun(fields=fields, subject=subject, key=key)
 
 
+def check_code_is_allowed(run: Run, folder: RunFolder, allowed: bool) -> None:
+    """Refuse a run whose model brings code of its own, unless the command line allows it.
+
+    Args:
+        run: as it was read back.
+        folder: of the run.
+        allowed: what the command line says.
+
+    Raises:
+        UserError: it does, and the command line does not.
+    """
+    # A folder may come from others: the file alone must not make this process run a model's code.
+    if run.model.trust_remote_code and not allowed:
+        raise UserError(
+            f"{folder.config}: model.trust_remote_code=true, so this would run its model's own "
+            "code; give trust_remote_code=true to allow it"
+        )
+
+
 def trained_samples(run: Run, folder: Path) -> list[Sample]:
     """The samples of a run that was read back.
 
@@ -201,8 +215,12 @@ def trained_samples(run: Run, folder: Path) -> list[Sample]:
         raise UserError(f"{folder}: {error}") from error
 
 
-def _read_environment(folder: RunFolder) -> dict[str, Any]:
-    """`tokens` and `base_weights` of env.json."""
+def read_environment(folder: RunFolder) -> dict[str, Any]:
+    """`tokens` and `base_weights` of env.json.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         environment = json.loads(folder.env.read_text("utf-8"))
         return {name: environment[name] for name in ("tokens", "base_weights")}

@@ -92,7 +92,7 @@ def measure(
     for group in by_model.values():
         model = dataclasses.replace(group[0].run.model, device=device)
         base = load_model(model)
-        _check_weights(base, group)
+        check_weights(base, group)
 
         base_bf16 = base
         if base.dtype != torch.bfloat16:
@@ -104,7 +104,12 @@ def measure(
             on_measured(list(zip(chunk_runs, results, strict=True)))
 
 
-def _check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:
+def check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:
+    """Refuse a model that has other weights than in the training of a run.
+
+    Raises:
+        UserError: names the first such run.
+    """
     # Margins on other weights would say nothing about the run.
     weights = base.weights_hash()
     for run in runs:
@@ -122,7 +127,7 @@ def _chunks(base: SplitModel, runs: Sequence[EvalRun]) -> Iterator[Chunk]:
     """
     by_sites: dict[str, Chunk] = {}
     for run in runs:
-        bank = _load_adapter(base, run)
+        bank = load_adapter(base, run)
         sites = repr(list(bank.sites))
         by_sites.setdefault(sites, []).append((run, bank))
 
@@ -149,7 +154,12 @@ def _tokens(run: EvalRun) -> int:
     return len(run.samples) * longest
 
 
-def _load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
+def load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
+    """The adapter of a finished run, a bank of one on the model's device.
+
+    Raises:
+        UserError: it cannot be read, or does not fit the run's settings.
+    """
     settings = run.run
     bank = AdapterBank.initial(
         base.sites(settings.adapter),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pml_cli.config.schema import Request
@@ -18,12 +18,13 @@ from pml_cli.launch.executors.base import Ending, Executor, SweepJob
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
-from pml_cli.launch.pack import Pack
+from pml_cli.launch.pack import Pack, as_found
 from pml_cli.launch.packing import Packing, check, make_packs, packing_for, without_cells
 from pml_cli.launch.signals import Stopped, deferred_signals
 from pml_cli.launch.worker_import import import_trainer
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
+from pml_cli.runs.run_folders import RunFolders
 
 RESUME_HINT = "interrupted; the same command goes on with what is missing"
 
@@ -39,6 +40,8 @@ class SweepPlan:
         packs: every pack.
         done: ids of the cells that were done before.
         failed: folders of the cells that failed before.
+        outdated: folders of cells that were done, but had learned other tokens than they would now
+            (their data, tokenizer or chat template has changed).
         todo: the packs without the cells that are not to be trained.
         retry: whether cells that failed before are trained again.
     """
@@ -49,6 +52,7 @@ class SweepPlan:
     packs: Sequence[Pack]
     done: frozenset[str]
     failed: Sequence[RunFolder]
+    outdated: Sequence[RunFolder]
     todo: Sequence[Pack]
     retry: bool
 
@@ -88,41 +92,48 @@ def plan_sweep(request: Request, *, retry: bool = True, download: bool = True) -
     """
     cells = check(request.runs, download=download)
     check_output_folder(request.out)
+    folders = RunFolders(request.out)
+    cells = [as_found(cell, folders) for cell in cells]
     cut = packing_for(request.launch, cells)
     packs = make_packs(cells, cut)
 
-    done, failed = _ended_before(request.out, cells)
-    skipped = done if retry else done | {folder.id for folder in failed}
+    ended = _ended_before(folders, cells)
+    skipped = ended.done if retry else ended.done | {folder.id for folder in ended.failed}
     return SweepPlan(
         request=request,
         cells=cells,
         packing=cut,
         packs=packs,
-        done=frozenset(done),
-        failed=failed,
+        done=frozenset(ended.done),
+        failed=ended.failed,
+        outdated=ended.outdated,
         todo=without_cells(packs, skipped),
         retry=retry,
     )
 
 
-def _ended_before(out: Path, cells: Sequence[CellPlan]) -> tuple[set[str], list[RunFolder]]:
-    """Ids of the cells that are done, and folders of those that failed."""
-    # One listing is quicker than a look into each of thousands of folders that do not exist.
-    existing: set[str] = set()
-    if out.is_dir():
-        existing = {path.name for path in out.iterdir()}
+@dataclass(kw_only=True)
+class _Ended:
+    """Of the cells of a sweep those that ended before; attributes as of `SweepPlan`."""
 
-    done = set()
-    failed = []
+    done: set[str] = field(default_factory=set)
+    failed: list[RunFolder] = field(default_factory=list)
+    outdated: list[RunFolder] = field(default_factory=list)
+
+
+def _ended_before(folders: RunFolders, cells: Sequence[CellPlan]) -> _Ended:
+    ended = _Ended()
     for cell in cells:
-        if cell.id not in existing:
+        if not folders.exists(cell.id):
             continue
-        folder = RunFolder(out, cell.id)
-        if folder.is_done():
-            done.add(cell.id)
+        folder = folders.find(cell.id)
+        if folder.is_done(cell.tokens_hash):
+            ended.done.add(cell.id)
         elif folder.failure() is not None:
-            failed.append(folder)
-    return done, failed
+            ended.failed.append(folder)
+        elif folder.is_done():
+            ended.outdated.append(folder)
+    return ended
 
 
 def train_sweep(
@@ -158,6 +169,8 @@ def train_sweep(
         )
 
     with disk_faults(plan.out):
+        for folder in plan.outdated:
+            folder.set_aside()
         manifest = SweepManifest.write(plan.out, plan.packs, plan.packing)
         with _forgotten_failures(plan.out, plan.failed if plan.retry else []):
             job = SweepJob(

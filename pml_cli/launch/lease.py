@@ -4,7 +4,7 @@ Processes that share a results folder claim cells, renew a heartbeat, and take o
 processes that died. A claim is a symbolic link: only one process can create it, on local disks and
 on NFS alike, which is more than flock promises. Below `.pml/` in the results folder:
 
-    locks/CELL             -> the process that holds the cell
+    locks/HASH             -> the process that holds the cell, by the hash in the cell's id
     dead/PROCESS           -> its successor. Only one process can create this link, and only the
                               successor removes the locks of the dead process (fencing)
     workers/PROCESS.json      what a process does; rewritten every few seconds as its heartbeat
@@ -37,6 +37,7 @@ from pml_cli.launch.liveness import (
     read_record,
     server_time,
 )
+from pml_cli.runs.run_folders import run_key
 
 FOLDERS = ("locks", "dead", "workers", "cancel", "journal")
 
@@ -177,7 +178,7 @@ class WorkerLease:
         Returns:
             whether this process holds the cell now; False: a living process holds it.
         """
-        lock = self.folder / "locks" / cell
+        lock = self._lock(cell)
         while not self.check_fenced():
             try:
                 lock.symlink_to(self.name)
@@ -205,13 +206,17 @@ class WorkerLease:
     def release(self, cell: str) -> None:
         """Give a cell back, if this process holds it."""
         if self.holds(cell):
-            (self.folder / "locks" / cell).unlink(missing_ok=True)
+            self._lock(cell).unlink(missing_ok=True)
 
     def holds(self, cell: str) -> bool:
         """Whether this process still holds a cell; never once it was declared dead."""
         if self.check_fenced():
             return False
-        return _link_target(self.folder / "locks" / cell) == self.name
+        return _link_target(self._lock(cell)) == self.name
+
+    def _lock(self, cell: str) -> Path:
+        # A process that calls the same run by another name is kept off it too.
+        return self.folder / "locks" / run_key(cell)
 
     def check_fenced(self) -> bool:
         """Look whether another process declared this one dead; also kept in `fenced`."""

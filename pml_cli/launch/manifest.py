@@ -5,11 +5,13 @@ sweep of 10,000 cells takes a few megabytes. Others may write to the folder, so 
 and never code: every value is checked against the declared settings (config/load.py).
 
     {"format": 1, "asked": TIME,
-     "cells": {ID: {"work": TOKENS, "run": {"rank": 4, ..., "model": 0, "data": 2, ...}}},
+     "cells": {ID: {"work": TOKENS, "tokens": HASH,
+                    "run": {"rank": 4, ..., "model": 0, "data": 2, ...}}},
      "settings": {"model": [{...}], "data": [{...}, ...], ...},
      "packing": {"pack_tokens": 0, "devices": 1, ...}}
 
-`run` gives the plain settings of a cell, and for each group the index of its entry in `settings`.
+`run` gives the plain settings of a cell, and for each group the index of its entry in `settings`;
+`tokens` is the hash of what the cell is to learn (earlier versions: absent).
 The first version wrote neither `run` nor `settings`, but a pickle beside the JSON. It is never
 loaded: such a sweep is still shown by `pml status`, and the sweep command writes its manifest anew.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import time
@@ -30,9 +33,12 @@ from pml_cli.config.load import GROUPS_OF_RUN, PLAIN, build_run, group_settings,
 from pml_cli.config.schema import FORMAT, Run
 from pml_cli.config.setting import faults
 from pml_cli.errors import UserError, raise_all
+from pml_cli.format import counted
 from pml_cli.io import atomic_write
+from pml_cli.runs.run_folders import run_key
 
 if TYPE_CHECKING:
+    from pml_cli.data.cell import CellPlan
     from pml_cli.launch.pack import Pack
     from pml_cli.launch.packing import Packing
 
@@ -47,11 +53,13 @@ class SweepManifest:
     Attributes:
         path: of the JSON file.
         work: tokens of all training steps of each cell, by cell id, in the order of the packs.
+        hashes: of the tokens that each cell is to learn, by cell id; empty: not known.
         requested_at: by the clock of the machine that wrote it, in seconds since the epoch.
     """
 
     path: Path
     work: Mapping[str, float]
+    hashes: Mapping[str, str]
     requested_at: float
 
     @property
@@ -64,11 +72,16 @@ class SweepManifest:
         """Write the manifest of a planned sweep; one of the same cells is replaced."""
         shared = _SharedSettings()
         work: dict[str, float] = {}
+        hashes: dict[str, str] = {}
         cells: dict[str, Any] = {}
-        for pack in packs:
-            for cell in pack.cells:
-                work[cell.id] = cell.step_tokens * cell.steps
-                cells[cell.id] = {"work": work[cell.id], "run": shared.record(cell.run)}
+        for cell in itertools.chain.from_iterable(pack.cells for pack in packs):
+            work[cell.id] = cell.step_tokens * cell.steps
+            hashes[cell.id] = cell.tokens_hash
+            cells[cell.id] = {
+                "work": work[cell.id],
+                "tokens": cell.tokens_hash,
+                "run": shared.record(cell.run),
+            }
 
         requested_at = time.time()
         body = {
@@ -82,7 +95,7 @@ class SweepManifest:
         path = manifest_path(out, _key(cells))
         text = json.dumps(body)
         atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
-        return cls(path=path, work=work, requested_at=requested_at)
+        return cls(path=path, work=work, hashes=hashes, requested_at=requested_at)
 
     @classmethod
     def read(cls, path: Path) -> SweepManifest:
@@ -94,9 +107,12 @@ class SweepManifest:
         body = _read_body(path)
         try:
             work = {}
+            hashes = {}
             for name, cell in body["cells"].items():
                 work[_checked_id(name)] = float(cell["work"])
-            return cls(path=path, work=work, requested_at=float(body["asked"]))
+                hashes[name] = str(cell.get("tokens", ""))
+            requested_at = float(body["asked"])
+            return cls(path=path, work=work, hashes=hashes, requested_at=requested_at)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, error) from error
 
@@ -144,18 +160,41 @@ class SweepManifest:
                 "which was not requested by the command that started this worker"
             )
 
-        cells = check(runs)
-        # Results go to the folders of the requested cells, and to no others.
-        if {cell.id for cell in cells} != self.work.keys():
-            raise UserError(
-                f"{self.path}: its settings give other run ids here; "
-                "the data or the model have changed, or the file was; run the sweep again"
-            )
+        cells = self._as_requested(check(runs))
         try:
             packing = typed_values(Packing, _read_body(self.path)["packing"])
         except (KeyError, TypeError, UserError) as error:
             raise _damaged(self.path, error) from error
         return make_packs(cells, packing)
+
+    def _as_requested(self, cells: Sequence[CellPlan]) -> list[CellPlan]:
+        """Planned cells under their ids in the manifest, whose fronts may be others.
+
+        Raises:
+            UserError: they are others than the requested ones, or would learn other tokens.
+        """
+        names = {run_key(name): name for name in self.work}
+        # Results go to the folders of the requested cells, and to no others.
+        if {run_key(cell.id) for cell in cells} != names.keys():
+            raise UserError(
+                f"{self.path}: its settings give other run ids here; "
+                "the data or the model have changed, or the file was; run the sweep again"
+            )
+
+        requested = [dataclasses.replace(cell, id=names[run_key(cell.id)]) for cell in cells]
+        changed = [cell for cell in requested if self._has_changed(cell)]
+        if changed:
+            raise UserError(
+                f"{self.path}: {len(changed)} of {counted(cells, 'cell')} would learn other tokens "
+                f"here than when the sweep was requested (first {changed[0].id}); the data, the "
+                "tokenizer or its chat template have changed, or differ on this machine; "
+                "run the sweep again"
+            )
+        return requested
+
+    def _has_changed(self, cell: CellPlan) -> bool:
+        requested = self.hashes[cell.id]
+        return bool(requested) and requested != cell.tokens_hash
 
 
 def read_manifests(out: Path) -> list[SweepManifest]:
@@ -175,7 +214,8 @@ def manifest_path(out: Path, key: str) -> Path:
 
 
 def _key(ids: Iterable[str]) -> str:
-    digest = hashlib.sha256(" ".join(sorted(ids)).encode()).hexdigest()
+    hashes = sorted(run_key(name) for name in ids)
+    digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     return digest[:10]
 
 

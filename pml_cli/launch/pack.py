@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pml_cli.data.cell import CellPlan
+from pml_cli.runs.run_folders import RunFolders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +30,9 @@ class Pack:
     def tokens(self) -> int:
         """Input tokens of the whole training, padding included."""
         return self.step_tokens * self.cells[0].steps
+
+
+def as_found(cell: CellPlan, folders: RunFolders) -> CellPlan:
+    """The cell under the name of the folder that it has already, whatever the front of its id."""
+    name = folders.name(cell.id)
+    return cell if name == cell.id else replace(cell, id=name)

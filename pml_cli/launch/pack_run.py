@@ -195,10 +195,10 @@ class PackRun(TrainingObserver):
         return time.monotonic() - self._last_save >= self.owner.checkpoint_seconds
 
     def _save(self, step: int) -> None:
-        names = [cell.id for cell in self.attempt.pack]
+        hashes = {cell.id: cell.tokens_hash for cell in self.attempt.pack}
         state = self.trainer.state(step)
-        seconds = self._seconds_per_cell() * len(names)
-        self.owner.checkpoints.save(self.checkpoint, names, state, seconds)
+        seconds = self._seconds_per_cell() * len(hashes)
+        self.owner.checkpoints.save(self.checkpoint, hashes, state, seconds)
 
         self.lease.log_event("checkpoint", step=step)
         self._last_save = time.monotonic()
@@ -242,9 +242,11 @@ class PackRun(TrainingObserver):
         cell.logged = [pd.concat(cell.logged, ignore_index=True)]
         cell.curve = [pd.concat(cell.curve, ignore_index=True)]
         environment = self.owner.environment_of(self.base)
+        tokens = tokens_hash(plan.samples)
 
+        folder.make_room(tokens)
         folder.write_text(folder.config, to_yaml(cell.run))
-        folder.write_json(folder.env, environment | {"tokens": tokens_hash(plan.samples)})
+        folder.write_json(folder.env, environment | {"tokens": tokens})
         folder.write_table(folder.tokens, cell.logged[0])
         folder.write_table(folder.curve, cell.curve[0])
         if cell.failure is not None:

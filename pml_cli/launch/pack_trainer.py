@@ -25,6 +25,7 @@ from pml_cli.model.device import out_of_memory, pick_device
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.run_folders import RunFolders, run_key
 from pml_cli.training.checkpoint import CheckpointHeader, Checkpoints
 
 CHECKPOINT_SECONDS = 180.0
@@ -112,7 +113,7 @@ class PackTrainer:
         usable = True
 
         for header in headers:
-            resumed = [cell for cell in unstarted if cell.id in header.cells]
+            resumed = [cell for cell in unstarted if header.holds(cell.id, cell.tokens_hash)]
             if resumed:
                 usable &= self._attempt(self._resumed(header, resumed, cells))
                 unstarted = [cell for cell in unstarted if cell not in resumed]
@@ -126,8 +127,9 @@ class PackTrainer:
         self, header: CheckpointHeader, resumed: list[CellPlan], claimed: Sequence[CellPlan]
     ) -> Attempt:
         """The attempt that resumes some of a checkpoint's cells."""
-        plans = {**self.plans, **{cell.id: cell for cell in claimed}}
-        pack = [plans[name] for name in header.pack if name in plans]
+        # The claimed ones last: theirs are the names of the folders.
+        plans = {run_key(cell.id): cell for cell in [*self.plans.values(), *claimed]}
+        pack = [plans[key] for key in header.pack if key in plans]
         state = self.checkpoints.load(
             header, [cell.id for cell in pack], [cell.id for cell in resumed]
         )
@@ -137,9 +139,9 @@ class PackTrainer:
 
     def _remove_finished(self, headers: Sequence[CheckpointHeader]) -> None:
         """Remove checkpoints, also those of earlier interruptions, whose cells have all ended."""
+        folders = RunFolders(self.out)
         for header in headers:
-            folders = [RunFolder(self.out, name) for name in header.cells]
-            if all(folder.has_ended() for folder in folders):
+            if all(folders.find(key).has_ended() for key in header.cells):
                 header.path.unlink(missing_ok=True)
 
     # -- one attempt, and smaller ones after a fault
@@ -191,7 +193,7 @@ class PackTrainer:
         """Train what a failed attempt has not finished, fewer cells at a time."""
         remaining = []
         for cell in attempt.cells:
-            if not RunFolder(self.out, cell.id).has_ended():
+            if not RunFolder(self.out, cell.id).has_ended(cell.tokens_hash):
                 remaining.append(cell)
 
         if not remaining:
@@ -227,6 +229,7 @@ class PackTrainer:
     def _fail(self, cell: CellPlan, fault: Fault) -> None:
         if self.lease.holds(cell.id):
             folder = RunFolder(self.out, cell.id)
+            folder.make_room(cell.tokens_hash)
             folder.write_text(folder.config, to_yaml(cell.run))
             folder.fail(fault.reason, fault.detail)
             self.end_cell(cell, fault.reason)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
-from pml_cli.data.opened import samples_of
+from pml_cli.data.opened import samples_of, tokens_hash_of
 from pml_cli.data.resolve import forget_resolved, resolved_run
 from pml_cli.data.stream import fetch_unmeasured
 from pml_cli.errors import UserError, raise_all
@@ -21,6 +21,7 @@ from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
+from pml_cli.runs.run_folders import run_key
 from pml_cli.runs.run_id import model_hash, run_id
 
 # Input tokens of one training step; larger steps are not faster.
@@ -67,7 +68,8 @@ def _check(runs: Sequence[Run]) -> list[CellPlan]:
         except UserError as error:
             faults += error.faults
             continue
-        planned.setdefault(cell.id, cell)
+        first = planned.setdefault(run_key(cell.id), cell)
+        faults += _differences(first, cell)
 
     cells = list(planned.values())
     raise_all([*faults, *_copies(cells), *_ambiguous_names(cells)])
@@ -84,12 +86,26 @@ def _plan(run: Run) -> CellPlan:
         id=run_id(run),
         run=run,
         samples=samples,
+        tokens_hash=tokens_hash_of(run),
         steps=total_steps(run.train, len(samples)),
         rows=min(batch, len(samples)),
         # The last token is only predicted.
         tokens=longest - 1,
         checkpointing=run.model.checkpointing is True,
     )
+
+
+def _differences(first: CellPlan, other: CellPlan) -> list[str]:
+    """What is wrong where two requested cells have the id of one run."""
+    one, two = first.run.model, other.run.model
+    if first.tokens_hash != other.tokens_hash:
+        return [
+            f"model.path={two.path}: the same model as {one.path}, but for files of its tokenizer "
+            "that run ids do not count; sweep it into another out="
+        ]
+    if one.name != two.name:
+        return [f"model.name={two.name}: the same model as {one.name}; leave one of them out"]
+    return []
 
 
 def _copies(cells: Sequence[CellPlan]) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Protocol
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
-from pml_cli.launch.pack import Pack
+from pml_cli.launch.pack import Pack, as_found
 from pml_cli.launch.signals import Stopped
-from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.run_folders import RunFolders
 
 # Seconds between two looks at cells that another process trains.
 WAIT_SECONDS = 1.0
@@ -50,6 +50,7 @@ class PackQueue:
         self.packs = list(packs)
         self.lease = lease
         self.plans = {cell.id: cell for pack in self.packs for cell in pack.cells}
+        self._folders = RunFolders(out)
         self._ended: set[str] = set()
 
     def next_pack(self, loaded_model: str = "") -> list[CellPlan]:
@@ -99,18 +100,22 @@ class PackQueue:
                     return []
                 continue
 
-            # Its last holder may have written the result between the first look and the claim.
+            # Its last holder may have written the result between the first look and the claim,
+            # and into a folder of another name.
+            if not claimed:
+                self._folders.refresh()
             if self._has_ended(cell, fresh=True):
                 self.lease.release(cell.id)
                 continue
-            claimed.append(cell)
+            claimed.append(as_found(cell, self._folders))
         return claimed
 
     def _has_ended(self, cell: CellPlan, fresh: bool = False) -> bool:
         # An ended cell stays ended, so that it is looked up on disk only once.
         if cell.id in self._ended:
             return True
-        has_ended = RunFolder(self.out, cell.id).has_ended(fresh)
+        folder = self._folders.find(cell.id)
+        has_ended = folder.has_ended(cell.tokens_hash, fresh=fresh)
         if has_ended:
             self._ended.add(cell.id)
         return has_ended

@@ -10,7 +10,7 @@ from typing import Any
 from pml_cli.launch import slurm
 from pml_cli.launch.liveness import Record, living_processes
 from pml_cli.launch.manifest import SweepManifest, read_manifests
-from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.run_folders import RunFolders, run_key
 
 # The kind of a process that only waits for its workers.
 DRIVER = "driver"
@@ -138,11 +138,9 @@ class Watcher:
         """
         records = living_processes(self.out)
         manifests = [self.manifest] if self.manifest else self._current_manifests(records)
-        work: dict[str, float] = {}
-        for manifest in manifests:
-            work.update(manifest.work)
+        work, hashes = _merged(manifests)
 
-        failed = self._look_up_ended(work)
+        failed = self._look_up_ended(hashes)
         ended = self._done | failed.keys()
         running = [_running_process(record, work, ended) for record in records]
 
@@ -158,17 +156,16 @@ class Watcher:
             jobs=jobs,
         )
 
-    def _look_up_ended(self, work: Mapping[str, float]) -> dict[str, str]:
+    def _look_up_ended(self, hashes: Mapping[str, str]) -> dict[str, str]:
         """Add newly finished cells to those known; the reasons of the failed ones."""
-        # One listing is quicker than a look into each of thousands of folders.
-        folders = {path.name for path in self.out.iterdir()}
+        folders = RunFolders(self.out)
         failed = {}
-        for name in work:
-            if name in self._done or name not in folders:
+        for name, tokens in hashes.items():
+            if name in self._done or not folders.exists(name):
                 continue
 
-            folder = RunFolder(self.out, name)
-            if folder.is_done():
+            folder = folders.find(name)
+            if folder.is_done(tokens):
                 self._done.add(name)
                 continue
             reason = folder.failure()
@@ -184,14 +181,30 @@ class Watcher:
         # Several sweeps may share a folder, and their cells are counted together.
         manifests = read_manifests(self.out)
         active = {record.get("order") for record in records}
-        folders = {path.name for path in self.out.iterdir()}
+        folders = RunFolders(self.out)
         return [
             manifest
             for manifest in manifests
             if manifest is manifests[-1]
             or manifest.key in active
-            or manifest.work.keys() <= folders
+            or all(folders.exists(name) for name in manifest.work)
         ]
+
+
+def _merged(manifests: Sequence[SweepManifest]) -> tuple[dict[str, float], dict[str, str]]:
+    """The work and the hashes of the cells of several sweeps, each cell once, by id.
+
+    A cell that two sweeps name differently has its last name.
+    """
+    names = {run_key(name): name for manifest in manifests for name in manifest.work}
+    work: dict[str, float] = {}
+    hashes: dict[str, str] = {}
+    for manifest in manifests:
+        for name in manifest.work:
+            last_name = names[run_key(name)]
+            work[last_name] = manifest.work[name]
+            hashes[last_name] = manifest.hashes[name]
+    return work, hashes
 
 
 def _running_process(record: Record, work: Mapping[str, float], ended: set[str]) -> RunningProcess:
@@ -199,8 +212,9 @@ def _running_process(record: Record, work: Mapping[str, float], ended: set[str])
     step = int(activity.get("step", 0))
     steps = int(activity.get("steps", 0))
     # A record may be some seconds old: cells that have ended since do not run.
-    unfinished = work.keys() - ended
-    cells = [name for name in activity.get("names", []) if name in unfinished]
+    unfinished = {run_key(name): name for name in work.keys() - ended}
+    keys = [run_key(name) for name in activity.get("names", [])]
+    cells = [unfinished[key] for key in keys if key in unfinished]
     pack_work = sum(work[name] for name in cells)
 
     # The speed counts from where this process began, not from the checkpoint's own start.

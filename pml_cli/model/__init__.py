@@ -2,7 +2,10 @@
 
 Without torch, for planning:
 
-    files.py        the files of a model, and its config.json
+    files.py        the files of a model
+    model_config.py its config, as transformers resolves it
+    faults.py       what loaders raise, as one line
+    weight_files.py which safetensors files hold the weights, and whether they are here
     gguf.py         GGUF files as base models
     gguf_layout.py  where a GGUF file keeps its header and tensors
     file_hash.py    a quick hash of weight files, for the id of a run

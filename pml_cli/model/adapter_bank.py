@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from pml_cli.config.schema import Adapter, LinearAdapter
 from pml_cli.io import save_tensors
+from pml_cli.model.layer_calls import first_tensor, with_first_tensor
 
 # A forward hook of torch: (module, inputs, output) -> new output.
-ForwardHook = Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]
+ForwardHook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 
 # Names of PEFT's files in the folder of an adapter.
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -220,8 +221,9 @@ class AdapterBank:
     def output_hook(self, name: str) -> ForwardHook:
         """The forward hook of one module, which adds the adapters to its output."""
 
-        def add_delta(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            return output + self.delta(name, inputs[0])
+        def add_delta(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            changed = first_tensor(output) + self.delta(name, inputs[0])
+            return with_first_tensor(output, changed)
 
         return add_delta
 

@@ -1,7 +1,4 @@
-"""The sizes of a model, from its config.json alone. Without torch.
-
-Field names of Llama, Qwen, Mistral, Gemma and GPT-NeoX are understood, and those of GPT-2.
-"""
+"""The sizes of a model, from its config alone."""
 
 from __future__ import annotations
 
@@ -15,14 +12,20 @@ from pml_cli.config.schema import Model
 from pml_cli.errors import UserError
 from pml_cli.model.device import device_kind, device_memory
 from pml_cli.model.families import ModelFamily, Role, family_of
-from pml_cli.model.files import config_fields
 from pml_cli.model.gguf import gguf_file
+from pml_cli.model.model_config import config_fields
 
 # Share of a device's memory that weights may fill before layers are streamed.
 WEIGHTS_SHARE = 0.8
 
 # Bytes of one number of a dtype.
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+# Names that families give to their longest input.
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+
+# Longest input of a model without learned positions or RoPE: ALiBi has no limit.
+NO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class ModelDims:
     """Rows of the embeddings."""
 
     context: int
-    """Longest input, in tokens."""
+    """Longest input, in tokens; NO_LIMIT where the config has none."""
 
     def adapter_layer(self, layer: int | None) -> int:
         """The 0-based layer that carries the adapter: `layer`; None is two thirds of the depth."""
@@ -55,10 +58,10 @@ def model_dims(model: Model) -> ModelDims:
     """
     fields = config_fields(model)
     dims = ModelDims(
-        layers=_required(model, fields, "num_hidden_layers", "n_layer"),
-        hidden=_required(model, fields, "hidden_size", "n_embd"),
+        layers=_required(model, fields, "num_hidden_layers"),
+        hidden=_required(model, fields, "hidden_size"),
         vocabulary=_required(model, fields, "vocab_size"),
-        context=_required(model, fields, "max_position_embeddings", "n_positions"),
+        context=_optional(fields, NO_LIMIT, *CONTEXT_FIELDS),
     )
     if model.layer is not None and model.layer >= dims.layers:
         allowed = f"{model.name} has layers 0 to {dims.layers - 1}"
@@ -66,19 +69,22 @@ def model_dims(model: Model) -> ModelDims:
     return dims
 
 
-def _required(model: Model, fields: Mapping[str, Any], *names: str) -> int:
-    """The first of these fields that config.json has."""
-    for name in names:
-        if fields.get(name) is not None:
-            return int(fields[name])
-    raise UserError(f"model.path={model.path}: its config has no {names[0]}")
+def _required(model: Model, fields: Mapping[str, Any], name: str) -> int:
+    """A size that every config has."""
+    value = fields.get(name)
+    if not isinstance(value, int):
+        kind = fields.get("model_type")
+        reason = f"its config has no {name}; the family {kind} is not supported"
+        raise UserError(f"model.path={model.path}: {reason}")
+    return value
 
 
 def _optional(fields: Mapping[str, Any], default: int, *names: str) -> int:
-    """The first of these fields that config.json has and that is not 0, else the default."""
+    """The first of these fields that is a number other than 0, else the default."""
     for name in names:
-        if fields.get(name):
-            return int(fields[name])
+        value = fields.get(name)
+        if isinstance(value, int) and value:
+            return value
     return default
 
 
@@ -166,17 +172,16 @@ def decoder_shape(model: Model) -> DecoderShape:
     dims = model_dims(model)
     family = family_of(str(fields.get("model_type", "llama")))
 
-    heads = _optional(fields, 1, "num_attention_heads", "n_head")
+    heads = _optional(fields, 1, "num_attention_heads")
     key_heads = _optional(fields, heads, "num_key_value_heads")
-    head_dim = _optional(fields, family.default_head_dim or dims.hidden // heads, "head_dim")
+    head_dim = _optional(fields, dims.hidden // heads, "head_dim")
     mlp_width = _optional(fields, 4 * dims.hidden, "intermediate_size", "n_inner")
 
-    tied = fields.get("tie_word_embeddings", family.ties_embeddings)
+    tied = fields.get("tie_word_embeddings", False)
     embedding_rows = dims.vocabulary if tied else 2 * dims.vocabulary
     if family.learned_positions:
         embedding_rows += dims.context
 
-    softcaps_attention = fields.get("attn_logit_softcapping") or family.softcaps_attention
     return DecoderShape(
         family=family,
         layers=dims.layers,
@@ -187,7 +192,7 @@ def decoder_shape(model: Model) -> DecoderShape:
         mlp_width=mlp_width,
         embedding_weights=embedding_rows * dims.hidden,
         untied_input_weights=0 if tied else dims.vocabulary * dims.hidden,
-        unfused_heads=heads if softcaps_attention else 0,
+        unfused_heads=heads if fields.get("attn_logit_softcapping") else 0,
         softcaps_logits=fields.get("final_logit_softcapping") is not None,
         matrices=_matrices(
             family.matrices.items(),

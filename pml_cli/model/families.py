@@ -11,7 +11,7 @@ To add a family: one record in `FAMILIES`, and its small configuration in tests/
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -69,12 +69,6 @@ class ModelFamily:
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
     """Names in the safetensors files of tensors that the model itself calls differently."""
 
-    default_head_dim: int | None = None
-    """Size of an attention head where config.json has no `head_dim`; None: hidden size / heads."""
-
-    ties_embeddings: bool = False
-    """Whether the head shares the weights of the embeddings where config.json does not say."""
-
     learned_positions: bool = False
     """Whether there is an embedding for each position of the context."""
 
@@ -93,48 +87,44 @@ class ModelFamily:
     parallel_residual: bool = False
     """Whether the MLP reads the layer's input instead of the output of attention."""
 
-    softcaps_attention: bool = False
-    """Whether attention scores are soft-capped where config.json does not say.
-
-    Fused attention kernels cannot do that.
-    """
-
     saved_mlp_activations: int = 3
     """Tensors of the MLP's inner width that autograd keeps; gated: gate, its activation, and up."""
 
 
 GENERIC = ModelFamily(
-    final_norms=("norm", "ln_f", "final_layer_norm", "final_layernorm"),
-    post_mlp_norms=("post_feedforward_layernorm", "post_mlp_layernorm"),
+    final_norms=(
+        "norm",
+        "ln_f",
+        "final_layer_norm",
+        "final_layernorm",
+        "final_norm",
+        "norm_f",
+        "layer_norm",
+        "embedding_norm",
+        "ln_out",
+        "out_norm",
+    ),
+    post_mlp_norms=("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2"),
     renamed_tensors={"lm_head.weight": "embed_out.weight"},
 )
-
-# A Gemma without a record of its own: they all tie their embeddings.
-GENERIC_GEMMA = replace(GENERIC, ties_embeddings=True)
 
 FAMILIES: dict[str, ModelFamily] = {
     "llama": ModelFamily(),
     "mistral": ModelFamily(),
-    "qwen3": ModelFamily(default_head_dim=128, norms_queries_and_keys=True),
-    "gemma": ModelFamily(default_head_dim=256, ties_embeddings=True),
+    "qwen3": ModelFamily(norms_queries_and_keys=True),
+    "gemma": ModelFamily(),
     "gemma2": ModelFamily(
         post_mlp_norms=("post_feedforward_layernorm",),
-        default_head_dim=256,
-        ties_embeddings=True,
         norms_outputs=True,
-        softcaps_attention=True,
     ),
     "gemma3_text": ModelFamily(
         post_mlp_norms=("post_feedforward_layernorm",),
-        default_head_dim=256,
-        ties_embeddings=True,
         norms_queries_and_keys=True,
         norms_outputs=True,
     ),
     "gpt2": ModelFamily(
         matrices=GPT2_MATRICES,
         final_norms=("ln_f",),
-        ties_embeddings=True,
         learned_positions=True,
         linear_bias=True,
         norms_in_float32=False,
@@ -160,6 +150,4 @@ def family_of(model_type: str) -> ModelFamily:
     Args:
         model_type: `model_type` of config.json (of its text part).
     """
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
-    return GENERIC_GEMMA if model_type.startswith("gemma") else GENERIC
+    return FAMILIES.get(model_type, GENERIC)

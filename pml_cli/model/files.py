@@ -1,23 +1,13 @@
-"""The files of a model (embedded, local, GGUF or from the Hugging Face hub), and its config.json.
-
-Without torch.
-"""
+"""The files of a model: embedded, local, GGUF or from the Hugging Face hub. Without torch."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError, first_line
 from pml_cli.model.gguf import config_folder, gguf_file
-
-# Where transformers looks for weights: in one file, or in those that an index names.
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 
 def locate(model: Model, name: str) -> Path | None:
@@ -78,6 +68,9 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
+        # Of a model that was downloaded before, a file that is not there is one that it lacks.
+        if downloaded(repository, "config.json", revision) is not None:
+            return None
         reason = "no such local folder, not in the cache, and the hub cannot be reached"
         raise UserError(f"model.path={repository}: {reason}") from error
     # A gated repository, a misspelt name, missing rights: many exception types, one remedy.
@@ -86,85 +79,10 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
         raise UserError(f"model.path={repository}: {reason}") from error
 
 
-def local_weights(model: Model) -> list[Path]:
-    """The files with a model's weights, as far as they are on this machine; none is downloaded.
-
-    Args:
-        model: settings of a model with pretrained weights.
-
-    Returns:
-        The GGUF file, or all safetensors files; none where one is missing.
-    """
-    file = gguf_file(model.path)
-    if file is not None:
-        return [file]
-    folder = local_folder(model)
-    if folder is not None:
-        return _safetensors(lambda name: _existing(folder / name))
-    return _safetensors(partial(_downloaded, model.path, revision=model.revision))
-
-
-def fetch_weights(model: Model) -> None:
-    """Download the weights of a model on the hub, if they are not on this machine yet.
-
-    Raises:
-        UserError: the hub refuses or cannot be reached.
-    """
-    if local_folder(model) is None:
-        _safetensors(partial(locate, model))
-
-
-def _safetensors(find: Callable[[str], Path | None]) -> list[Path]:
-    """A model's safetensors files; none where one of them is missing.
-
-    Args:
-        find: the path of one file by its name; None where there is none.
-    """
-    index = find(INDEX_FILE)
-    names = [WEIGHTS_FILE]
-    if index is not None:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-
-    files = []
-    for name in names:
-        path = find(name)
-        if path is None:
-            return []
-        files.append(path)
-    return files
-
-
-def _downloaded(repository: str, name: str, revision: str | None) -> Path | None:
-    """A file of the hub that was downloaded before."""
+def downloaded(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a repository on the hub that was downloaded before; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repository, name, revision=revision)
     # A marker where the hub is known to have no such file.
     return Path(path) if isinstance(path, str) else None
-
-
-def config_fields(model: Model) -> dict[str, Any]:
-    """Fields of a model's config.json; of a multimodal model, those of its text part.
-
-    Raises:
-        UserError: there is no config.json, or it is not JSON.
-    """
-    if model.weights == "random" and model.architecture:
-        fields = model.architecture
-    else:
-        fields = _read_config(model)
-    # A copy, since callers may change it.
-    return dict(fields.get("text_config", fields))
-
-
-def _read_config(model: Model) -> dict[str, Any]:
-    path = locate(model, "config.json")
-    if path is None:
-        raise UserError(f"model.path={model.path}: has no config.json")
-
-    try:
-        fields: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        message = f"model.path={model.path}: its config.json is not JSON ({error})"
-        raise UserError(message) from error
-    return fields

@@ -24,12 +24,23 @@ BLOCK = 64
 class Head(NamedTuple):
     """The frozen output layer.
 
-    logits = hidden @ weight.T + bias; with a cap, cap * tanh(logits / cap).
+    logits = factor * (hidden @ weight.T + bias); with a cap, cap * tanh(logits / cap).
     """
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
     cap: float | None = None
+    factor: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of final hidden states (..., D), as the model's own head has them."""
+        logits = self.uncapped(hidden)
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def uncapped(self, hidden: Tensor) -> Tensor:
+        """The same before the cap."""
+        logits = F.linear(hidden, self.weight_VD, self.bias_V)
+        return logits if self.factor is None else logits * self.factor
 
 
 class TokenScores(NamedTuple):
@@ -154,6 +165,7 @@ class _HiddenScores(torch.autograd.Function):
             scores.rival,
             scorer.cap_slopes_2N,
         )
+        ctx.factor = head.factor
         ctx.mark_non_differentiable(scores.argmax)
         ctx.set_materialize_grads(False)
         return scores.nll, scores.margin, scores.argmax
@@ -167,6 +179,8 @@ class _HiddenScores(torch.autograd.Function):
         if nll_grad_N is not None:
             total_ND = nll_grad_N[:, None] * nll_by_hidden_ND
         if margin_grad_N is not None:
+            if ctx.factor is not None:
+                margin_grad_N = margin_grad_N * ctx.factor
             # Derivatives by the uncapped logits of target and rival.
             if cap_slopes_2N is None:
                 logit_grad_2N = margin_grad_N.expand(2, -1)
@@ -226,13 +240,16 @@ class _HiddenScorer:
             self.cap_slopes_2N[:, rows] = slope_CV.gather(1, pairs_C2).T
 
         weight_VD = self._head.weight_VD
-        self.nll_by_hidden_ND[rows] = error_CV.to(weight_VD.dtype) @ weight_VD
+        nll_by_hidden_CD = error_CV.to(weight_VD.dtype) @ weight_VD
+        if self._head.factor is not None:
+            nll_by_hidden_CD *= self._head.factor
+        self.nll_by_hidden_ND[rows] = nll_by_hidden_CD
 
     def _logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
         """Logits of a chunk, (C, V), and with a cap their derivative by the uncapped ones."""
         head = self._head
         hidden_CD = self._hidden_ND[rows]
-        logits_CV = F.linear(hidden_CD, head.weight_VD, head.bias_V).to(self._dtype)
+        logits_CV = head.uncapped(hidden_CD).to(self._dtype)
         if head.cap is None:
             return logits_CV, None
 

@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 
 from pml_cli.config.schema import Model
-from pml_cli.errors import UserError, and_n_more, first_line
-from pml_cli.model.device import out_of_memory, pick_device
+from pml_cli.errors import UserError, and_n_more
+from pml_cli.model.device import pick_device
 from pml_cli.model.dims import is_streamed, model_dims
-from pml_cli.model.files import local_folder
+from pml_cli.model.faults import one_line
+from pml_cli.model.files import local_folder, locate
 from pml_cli.model.gguf import dequantising, gguf_file, isolated
-from pml_cli.model.modules import find_layers
+from pml_cli.model.model_config import model_config
+from pml_cli.model.modules import find_decoder
 from pml_cli.model.split_model import SplitModel
-from pml_cli.model.streaming import WeightFiles, WeightStream
+from pml_cli.model.streaming import WeightFiles, WeightStream, check_files
 
 # Names of missing weights in an error.
 MAX_NAMES = 3
 
-# What transformers and safetensors raise for files that they cannot use.
-LOADING_ERRORS = (OSError, ValueError, SafetensorError, StrictDataclassError)
+# What transformers puts onto a model by itself where it lies beside the weights.
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def load_model(settings: Model) -> SplitModel:
@@ -50,6 +50,8 @@ def load_model(settings: Model) -> SplitModel:
     model_dims(settings)
     if settings.weights == "random":
         return SplitModel(_random_model(settings, device), settings)
+
+    _refuse_adapter(settings)
     if is_streamed(settings):
         return _streamed_model(settings, device)
     return SplitModel(_whole_model(settings).to(device), settings)
@@ -76,16 +78,13 @@ def _hub_options(settings: Model) -> dict[str, Any]:
 def _whole_model(settings: Model) -> Any:
     """A model of transformers with all its weights, on the CPU."""
     file = gguf_file(settings.path)
-    try:
+    with one_line(f"model.path={settings.path}"):
         if file is not None:
             model, info = _dequantised_model(file, settings)
         else:
             source = {"pretrained_model_name_or_path": _path(settings)} | _hub_options(settings)
+            source["config"] = model_config(settings)
             model, info = _from_pretrained(settings, source)
-    except (*LOADING_ERRORS, RuntimeError) as error:
-        if out_of_memory(error):
-            raise
-        raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
 
     _check_complete(settings, info)
     return model
@@ -113,12 +112,10 @@ def _from_pretrained(settings: Model, source: dict[str, Any]) -> tuple[Any, dict
 
 def _dequantised_model(file: Path, settings: Model) -> tuple[Any, dict[str, Any]]:
     """As `_from_pretrained`, from a GGUF file; its config is that of a model never quantised."""
-    import transformers
-
     # transformers draws a bar of its own, which no setting switches off; errors are raised.
     with isolated(file) as source, redirect_stderr(io.StringIO()):
         # The config of the cache folder, because reading it from the file takes seconds.
-        source["config"] = transformers.AutoConfig.from_pretrained(_path(settings))
+        source["config"] = model_config(settings)
         model, info = _from_pretrained(settings, source | dequantising())
     # Otherwise transformers and PEFT would treat the model as a quantised one.
     for name in ("quantization_config", "_pre_quantization_dtype"):
@@ -155,17 +152,16 @@ def _streamed_model(settings: Model, device: torch.device) -> SplitModel:
     import transformers
     from accelerate import init_empty_weights
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(_path(settings), **_hub_options(settings))
+    with one_line(f"model.path={settings.path}"):
         # Initialisation draws random numbers; the caller's generator must not notice.
         with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
             model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=_dtype(settings), trust_remote_code=settings.trust_remote_code
+                model_config(settings),
+                dtype=_dtype(settings),
+                trust_remote_code=settings.trust_remote_code,
             )
         model.tie_weights()
         return SplitModel(model, settings, _weight_stream(model, settings, device))
-    except LOADING_ERRORS as error:
-        raise UserError(f"model.path={settings.path}: {first_line(error)}") from error
 
 
 def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightStream:
@@ -180,7 +176,7 @@ def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightS
     head = model.get_output_embeddings()
     is_tied = embeddings.weight is head.weight
 
-    streamed: list[nn.Module] = list(find_layers(model, settings))
+    streamed: list[nn.Module] = list(find_decoder(model, settings)[1])
     if not is_tied:
         streamed.append(embeddings)
     for module in streamed:
@@ -208,11 +204,11 @@ def _submodules(modules: Iterable[nn.Module]) -> set[nn.Module]:
 
 
 def check_weights(settings: Model) -> None:
-    """Refuse a local folder without weights before anything is loaded from it.
+    """Refuse a local folder whose weights cannot be used before anything is loaded from it.
 
     Raises:
-        UserError: the folder has neither *.safetensors nor a GGUF file, or layers of a GGUF file
-            are to be streamed.
+        UserError: the folder has neither *.safetensors nor a GGUF file, or damaged ones, or an
+            adapter lies beside them; or layers of a GGUF file are to be streamed.
     """
     folder = Path(settings.path)
     is_local = settings.path != "tiny" and folder.exists()
@@ -223,27 +219,32 @@ def check_weights(settings: Model) -> None:
         is_streamed(settings)
         return
 
-    if not any(folder.glob("*.safetensors")):
-        reason = "no weights in safetensors there (*.safetensors)"
-        raise UserError(f"model.path={settings.path}: {reason}")
+    _refuse_adapter(settings)
+    check_files(settings)
+
+
+def _refuse_adapter(settings: Model) -> None:
+    """Refuse a model beside whose weights an adapter lies.
+
+    transformers would put it onto the model, so that the base were not what its files hold.
+    """
+    if gguf_file(settings.path) is None and locate(settings, ADAPTER_CONFIG) is not None:
+        reason = f"an adapter lies beside the weights ({ADAPTER_CONFIG})"
+        remedy = "move it elsewhere, or merge it into the weights first"
+        raise UserError(f"model.path={settings.path}: {reason}; {remedy}")
 
 
 def _random_model(settings: Model, device: torch.device) -> Any:
     """A model of transformers with random weights, the same each time."""
     import transformers
 
-    try:
-        if settings.architecture:
-            config = transformers.AutoConfig.for_model(**settings.architecture)
-        else:
-            config = transformers.AutoConfig.from_pretrained(
-                _path(settings), **_hub_options(settings)
-            )
-
+    with one_line("model.architecture" if settings.architecture else f"model.path={settings.path}"):
         # The caller's generators must not notice the draws.
         generators = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=generators), device:
             torch.manual_seed(0)
-            return transformers.AutoModelForCausalLM.from_config(config, dtype=_dtype(settings))
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"model.architecture: {' '.join(str(error).split())}") from error
+            return transformers.AutoModelForCausalLM.from_config(
+                model_config(settings),
+                dtype=_dtype(settings),
+                trust_remote_code=settings.trust_remote_code,
+            )

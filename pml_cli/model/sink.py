@@ -35,9 +35,10 @@ from pml_cli.errors import UserError
 from pml_cli.io import cache_folder, write_json
 from pml_cli.model.dims import model_dims
 from pml_cli.model.file_hash import sampled_hash
-from pml_cli.model.files import config_fields, local_weights
+from pml_cli.model.files import locate
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.tokenizer import open_tokenizer
+from pml_cli.model.weight_files import local_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,10 +129,11 @@ def _cached_ratios(key: CacheKey, files: tuple[Path, ...]) -> Sequence[float | N
 
 def _content_key(model: Model, files: Sequence[Path], prompt_ids: Sequence[int]) -> str:
     """A hash of what decides the ratios; a copy of a model in another folder has the same."""
+    config = locate(model, "config.json")
+    config_text = "" if config is None else config.read_text("utf-8")
     hashes = sorted(sampled_hash(file) for file in files)
-    content = [VERSION, config_fields(model), hashes, list(prompt_ids), model.dtype]
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    content = [VERSION, config_text, hashes, list(prompt_ids), model.dtype]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def _read(path: Path, layers: int) -> list[float | None] | None:

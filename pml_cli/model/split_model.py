@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Model
@@ -30,17 +29,26 @@ from pml_cli.model.adapter_bank import AdapterBank, Site
 from pml_cli.model.chunk_sizes import PREFIX_ROWS
 from pml_cli.model.dims import model_dims
 from pml_cli.model.families import family_of
-from pml_cli.model.head import Head
-from pml_cli.model.layer_calls import LayerCall, captured, skipped
+from pml_cli.model.faults import one_line
+from pml_cli.model.layer_calls import (
+    LayerCall,
+    OutputForm,
+    captured,
+    output_form,
+    serves,
+    skipped,
+)
 from pml_cli.model.modules import (
+    find_decoder,
     find_final_norm,
-    find_layers,
+    find_head,
     find_mlp,
     find_post_mlp_norm,
     linear_sites,
+    mlp_factor,
 )
 from pml_cli.model.streaming import WeightStream
-from pml_cli.model.verify_split import split_matches_full
+from pml_cli.model.verify_split import cached_matches_full, split_matches_full
 from pml_cli.model.weight_hash import tensor_checksums
 
 if TYPE_CHECKING:
@@ -49,8 +57,8 @@ if TYPE_CHECKING:
 # RoPE types under which the layers below the adapter depend on the length of the whole input.
 LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")
 
-# Input lengths whose layer calls are remembered; the masks of long inputs are large.
-MAX_REMEMBERED_LENGTHS = 4
+# Shapes of inputs whose layer calls are remembered; the masks of long inputs are large.
+MAX_REMEMBERED_SHAPES = 4
 
 # Random adapters that the split is verified with. Rounding may flip a router for one of them.
 VERIFICATION_SEEDS = range(3)
@@ -137,23 +145,24 @@ class SplitModel:
         self._family = family_of(config.model_type)
 
         self.modules: dict[str, nn.Module] = dict(model.named_modules())
-        self.decoder: nn.Module = model.get_decoder()
-        self.layers = find_layers(model, settings)
+        self.decoder, self.layers = find_decoder(model, settings)
         self.norm = find_final_norm(self.decoder, self._family, settings)
-        output: Any = model.get_output_embeddings()
-        self.head = Head(
-            weight_VD=output.weight,
-            bias_V=getattr(output, "bias", None),
-            cap=getattr(config, "final_logit_softcapping", None),
-        )
+        self.head = find_head(model, settings)
         self.layer = model_dims(settings).adapter_layer(settings.layer)
 
         # Some decoders still call this argument by its older name.
         parameters = inspect.signature(type(self.decoder).forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"
 
-        # Caches: of layer calls by input length, and of answers by the names of a bank's sites.
-        self._calls_by_length: OrderedDict[int, list[LayerCall]] = OrderedDict()
+        # Found out when first needed.
+        self._output_form: OutputForm | None = None
+        self._one_row_serves_all: bool | None = None
+        self._has_exact_cache: bool | None = None
+
+        # Caches: of layer calls by rows and length of the input, and of answers by the names of a
+        # bank's sites.
+        self._calls: OrderedDict[tuple[int, int], list[LayerCall]] = OrderedDict()
+        self._mlp_factors: dict[int, float | None] = {}
         self._first_layers: dict[tuple[str, ...], int] = {}
         self._verified: set[tuple[str, ...]] = set()
 
@@ -175,6 +184,11 @@ class SplitModel:
         return self.head.weight_VD.dtype
 
     @property
+    def hidden_size(self) -> int:
+        """Size D of the hidden states that the layers pass on."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
     def adapter_dtype(self) -> torch.dtype:
         """Dtype in which adapters are trained: float32, or float64 on a float64 model."""
         return torch.promote_types(self.dtype, torch.float32)
@@ -188,9 +202,8 @@ class SplitModel:
             UserError: the model has no such modules.
         """
         if isinstance(adapter, MlpBlockAdapter):
-            hidden = self.head.weight_VD.shape[1]
             name = self._name(self._mlp(self.layer))
-            return [Site(name=name, inputs=hidden, outputs=hidden)]
+            return [Site(name=name, inputs=self.hidden_size, outputs=self.hidden_size)]
 
         assert isinstance(adapter, LinearAdapter)
         sites = []
@@ -258,7 +271,7 @@ class SplitModel:
         """Run each batch (n, T) through all layers up to the adapter's."""
         parts = []
         for ids in batches:
-            above = skipped(self.layers[layer + 1 :])
+            above = skipped(self.layers[layer + 1 :], form=self._form())
             with self._capturing(layer, is_block) as tensors, above:
                 self.decoder(input_ids=ids, use_cache=False)
             parts.append(self._captured_prefix(tensors, layer))
@@ -268,32 +281,36 @@ class SplitModel:
         self, stream: WeightStream, batches: list[Tensor], layer: int, is_block: bool
     ) -> list[Prefix]:
         """Run all batches (n, T) through one layer after the other, so that each is read once."""
-        calls = self._layer_calls(batches[0].shape[1])
         hidden = self._embedded(stream, batches)
 
-        for call in calls[:layer]:
-            with stream.holding(call.layer):
+        for index in range(layer):
+            with stream.holding(self.layers[index]):
                 # In place, so that no more than one batch exists twice.
                 for i, states in enumerate(hidden):
-                    hidden[i] = call(states)
+                    hidden[i] = self._call_of(index, states)(states)
         if not is_block:
             return [Prefix(entry=states) for states in hidden]
 
         parts = []
-        with stream.holding(calls[layer].layer):
+        with stream.holding(self.layers[layer]):
             for states in hidden:
                 with self._capturing(layer, is_block) as tensors:
-                    calls[layer](states)
+                    self._call_of(layer, states)(states)
                 parts.append(self._captured_prefix(tensors, layer))
         return parts
+
+    def _call_of(self, layer: int, hidden: Tensor) -> LayerCall:
+        """The call of one layer for hidden states, (n, T, D)."""
+        return self._layer_calls(*hidden.shape[:2])[layer]
 
     def _embedded(self, stream: WeightStream, batches: list[Tensor]) -> list[Tensor]:
         """The input of the first layer, (n, T, D), for each batch of ids (n, T)."""
         hidden = []
+        form = self._form()
         with stream.holding(self.model.get_input_embeddings()):
             for ids in batches:
                 capturing = self._capturing(0, is_block=False)
-                with capturing as tensors, skipped(self.layers):
+                with capturing as tensors, skipped(self.layers, form=form):
                     self.decoder(input_ids=ids, use_cache=False)
                 hidden.append(tensors["entry"])
         return hidden
@@ -323,6 +340,12 @@ class SplitModel:
     def _post_mlp_norm(self, layer: int) -> nn.Module | None:
         return find_post_mlp_norm(self.layers[layer], self._family)
 
+    def _mlp_factor(self, layer: int) -> float | None:
+        # Read once, because it may be a tensor on the device.
+        if layer not in self._mlp_factors:
+            self._mlp_factors[layer] = mlp_factor(self.layers[layer])
+        return self._mlp_factors[layer]
+
     # -- from the adapters on
 
     def upper(self, prefix: Prefix, bank: AdapterBank, checkpointing: bool = False) -> Tensor:
@@ -339,7 +362,7 @@ class SplitModel:
         """
         layer = self.first_layer(bank)
         self._hold_upper(layer, is_block=prefix.block is not None)
-        calls = self._layer_calls(prefix.entry.shape[1])
+        calls = self._layer_calls(*prefix.entry.shape[:2])
         if prefix.block is None:
             return self._replay(prefix.entry, calls[layer:], bank, checkpointing)
 
@@ -350,6 +373,9 @@ class SplitModel:
         if norm is not None and prefix.mlp_out is not None:
             # The layer adds norm(mlp), so the adapter changes what the norm gives.
             delta = norm(prefix.mlp_out + delta) - norm(prefix.mlp_out)
+        factor = self._mlp_factor(layer)
+        if factor is not None:
+            delta = delta * factor
         above = calls[layer + 1 :]
         return self._replay(prefix.block + delta, above, None, checkpointing)
 
@@ -400,18 +426,42 @@ class SplitModel:
             return nullcontext(), nullcontext()
         return bank.checkpoint_contexts(self.modules)
 
-    def _layer_calls(self, tokens: int) -> list[LayerCall]:
-        """The call of each layer for inputs of this length, recorded with all layers skipped."""
-        if tokens not in self._calls_by_length:
-            # The ids do not matter: masks and position embeddings depend on the length alone.
-            calls: list[LayerCall] = []
-            ids = torch.zeros(1, tokens, dtype=torch.long, device=self.device)
-            with skipped(self.layers, calls), torch.no_grad():
-                self.decoder(input_ids=ids, use_cache=False)
-            self._calls_by_length[tokens] = calls
-            if len(self._calls_by_length) > MAX_REMEMBERED_LENGTHS:
-                self._calls_by_length.popitem(last=False)
-        return self._calls_by_length[tokens]
+    def _layer_calls(self, rows: int, tokens: int) -> list[LayerCall]:
+        """The call of each layer for inputs of this shape, recorded with all layers skipped."""
+        key = (1 if self._broadcasts_rows() else rows, tokens)
+        if key not in self._calls:
+            self._calls[key] = self._recorded_calls(*key)
+            if len(self._calls) > MAX_REMEMBERED_SHAPES:
+                self._calls.popitem(last=False)
+        return self._calls[key]
+
+    def _recorded_calls(self, rows: int, tokens: int) -> list[LayerCall]:
+        # The ids do not matter: masks and position embeddings depend on the shape alone.
+        calls: list[LayerCall] = []
+        ids = torch.zeros(rows, tokens, dtype=torch.long, device=self.device)
+        with skipped(self.layers, calls, self._form()), torch.no_grad():
+            self.decoder(input_ids=ids, use_cache=False)
+        return calls
+
+    def _broadcasts_rows(self) -> bool:
+        """Whether the arguments of a layer for one row serve any number of rows.
+
+        BLOOM's ALiBi does not: rows and heads share a dimension of it.
+        """
+        if self._one_row_serves_all is None:
+            first = self._recorded_calls(rows=1, tokens=2)[0]
+            hidden = torch.zeros(2, 2, self.hidden_size, dtype=self.dtype, device=self.device)
+            self._one_row_serves_all = serves(first, hidden)
+        return self._one_row_serves_all
+
+    def _form(self) -> OutputForm:
+        """What the layers return, as the first one shows on one token."""
+        if self._output_form is None:
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            with torch.no_grad():
+                run = partial(self.decoder, input_ids=ids, use_cache=False)
+                self._output_form = output_form(self.layers[0], run)
+        return self._output_form
 
     # -- the whole model
 
@@ -430,27 +480,45 @@ class SplitModel:
         with self._attached(bank):
             return self.decoder(input_ids=ids, use_cache=cache is not None, **cached)
 
+    def new_cache(self) -> Cache | None:
+        """An empty cache of keys and values for `full`.
+
+        Returns:
+            The cache; None where the family does not compute the same with one as without, or
+            keeps a state of another kind.
+        """
+        from transformers import DynamicCache
+
+        if self._has_exact_cache is None:
+            self._has_exact_cache = cached_matches_full(self)
+        if not self._has_exact_cache:
+            return None
+        return DynamicCache(config=self.model.config.get_text_config())
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final hidden states (..., D), as the model's own head has them."""
-        logits = F.linear(hidden, self.head.weight_VD, self.head.bias_V)
-        if self.head.cap is None:
-            return logits
-        return self.head.cap * torch.tanh(logits / self.head.cap)
+        return self.head.logits(hidden)
 
     def check_split(self, bank: AdapterBank) -> None:
         """Refuse a model whose split pass differs from its own; done once for the same sites.
 
         Raises:
-            UserError: they differ for each of several random adapters.
+            UserError: they differ for each of several random adapters, or the model's layers
+                cannot be run one by one.
         """
         # Where the adapters are decides which layers are replayed; their weights do not matter.
         key = tuple(bank.sites)
         if key in self._verified:
             return
 
-        if not any(split_matches_full(self, bank, seed) for seed in VERIFICATION_SEEDS):
-            reason = "its split forward pass differs from the full one; not supported"
-            raise UserError(f"model={self.settings.name}: {reason}")
+        placement = "adapter=mlp_block" if bank.is_block else "adapter=linear"
+        unsupported = f"this family is not supported with {placement}"
+        option = f"model={self.settings.name}"
+        with one_line(option, f"{unsupported}: its split forward pass fails"):
+            matches = any(split_matches_full(self, bank, seed) for seed in VERIFICATION_SEEDS)
+        if not matches:
+            reason = "its split forward pass differs from the full one"
+            raise UserError(f"{option}: {unsupported}: {reason}")
         self._verified.add(key)
 
     def weights_hash(self) -> str:

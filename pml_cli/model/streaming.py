@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 from pml_cli.config.schema import Model
 from pml_cli.errors import UserError
 from pml_cli.model.families import family_of
-from pml_cli.model.files import INDEX_FILE, WEIGHTS_FILE, config_fields, locate
+from pml_cli.model.faults import one_line
+from pml_cli.model.files import locate
+from pml_cli.model.model_config import config_fields
+from pml_cli.model.weight_files import shard_names
 
 # Names of dtypes in the header of a safetensors file.
 DTYPES = {
@@ -28,6 +32,14 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 
 # Bytes at the start of a safetensors file that give the length of its header.
@@ -121,27 +133,27 @@ class WeightFiles:
         raise UserError(f"model.stream=true: {model} have no {name} as the model has it")
 
 
+def check_files(settings: Model) -> None:
+    """Read the headers of a model's safetensors files.
+
+    Raises:
+        UserError: one of them is missing or damaged, or holds numbers of an unknown dtype.
+    """
+    _tensor_slices(settings)
+
+
 def _tensor_slices(settings: Model) -> dict[str, TensorSlice]:
     """Where every tensor of a model lies, by its name in the files."""
     slices: dict[str, TensorSlice] = {}
-    for shard in _shards(settings):
-        path = locate(settings, shard)
+    find = partial(locate, settings)
+    for shard in shard_names(settings, find):
+        path = find(shard)
         if path is None:
-            raise UserError(
-                f"model.path={settings.path}: no weights in safetensors there ({shard})"
-            )
-        slices |= _read_header(path)
+            reason = f"no weights in safetensors there (*.safetensors): {shard} is missing"
+            raise UserError(f"model.path={settings.path}: {reason}")
+        with one_line(f"model.path={settings.path}", f"{shard} is damaged"):
+            slices |= _read_header(path)
     return slices
-
-
-def _shards(settings: Model) -> list[str]:
-    """Names of a model's safetensors files."""
-    index = locate(settings, INDEX_FILE)
-    if index is None:
-        return [WEIGHTS_FILE]
-
-    weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-    return sorted(set(weight_map.values()))
 
 
 def _read_header(path: Path) -> dict[str, TensorSlice]:
@@ -156,6 +168,9 @@ def _read_header(path: Path) -> dict[str, TensorSlice]:
 
     slices = {}
     for name in names:
+        # What torch has no dtype for is no weight that a model of ours has.
+        if header[name]["dtype"] not in DTYPES:
+            continue
         begin, _end = header[name]["data_offsets"]
         slices[name] = TensorSlice(
             path=path,

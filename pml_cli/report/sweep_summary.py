@@ -6,6 +6,7 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -20,8 +21,12 @@ from pml_cli.launch.status import DRIVER
 from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.tables.results import results_table
 from pml_cli.report.tables.samples import sweep_lines
-from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.folder import REPLACED
 from pml_cli.runs.read import read_runs
+from pml_cli.runs.run_folders import RunFolders, run_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def plan_line(plan: SweepPlan) -> str:
@@ -33,6 +38,21 @@ def plan_line(plan: SweepPlan) -> str:
     if plan.failed:
         line += f", {len(plan.failed)} failed before"
     return line
+
+
+def say_outdated(plan: SweepPlan, console: Console) -> None:
+    """Say how many finished cells are trained again, since they had learned other tokens."""
+    if plan.outdated:
+        line = outdated_line(plan.out, len(plan.outdated))
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+
+def outdated_line(out: Path, count: int) -> str:
+    """What is said of finished runs that are trained again."""
+    return (
+        f"{count} done before on other tokens (the data, the tokenizer or its chat template has "
+        f"changed since): trained again; the old run folders are kept in {out / REPLACED}"
+    )
 
 
 def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
@@ -59,13 +79,25 @@ def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
         return _exit_code(outcome.stopped, console)
 
     # Failed cells explain themselves in the summary.
-    failed = any(RunFolder(plan.out, cell.id).error.exists() for cell in plan.cells)
+    folders = RunFolders(plan.out)
+    failed = any(folders.find(cell.id).error.exists() for cell in plan.cells)
     if outcome.ending is Ending.GAVE_UP and not failed:
         reason = last_log_line(plan.out)
         console.print(
             f"the workers ended too early; the last line of their logs: {reason}", soft_wrap=True
         )
     return summarise(plan.out, plan.cells, console)
+
+
+def runs_of(cells: Sequence[CellPlan], runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of some cells, whatever the readable front of their ids.
+
+    Args:
+        cells: of a sweep.
+        runs: one row a run, as `read_runs` of a folder that may hold other runs too.
+    """
+    keys = {run_key(cell.id) for cell in cells}
+    return runs[runs["id"].map(run_key).isin(keys)]
 
 
 def _exit_code(stopped: Stopped, console: Console) -> int:
@@ -92,8 +124,7 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     runs = read_runs([out], unreadable)
     if len(runs):
         atomic_write(out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
-        requested = {cell.id for cell in cells}
-        of_sweep = runs[runs["id"].isin(requested)]
+        of_sweep = runs_of(cells, runs)
         console.print(results_table(of_sweep))
         for line in sweep_lines(of_sweep):
             console.print(line, highlight=False, soft_wrap=True)
@@ -104,7 +135,8 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
         console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
     failures = _print_failures(out, cells, console)
 
-    done = sum(RunFolder(out, cell.id).is_done() for cell in cells)
+    folders = RunFolders(out)
+    done = sum(folders.find(cell.id).is_done(cell.tokens_hash) for cell in cells)
     if len(runs):
         path = out / "results.csv"
         console.print(f"{done} of {len(cells)} cells done: {path}", highlight=False, soft_wrap=True)
@@ -125,8 +157,9 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
 def _print_failures(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     """Print a line for each failed cell; how many there are."""
     count = 0
+    folders = RunFolders(out)
     for cell in cells:
-        reason = RunFolder(out, cell.id).failure()
+        reason = folders.find(cell.id).failure()
         if reason is not None:
             count += 1
             console.print(

@@ -7,6 +7,7 @@ error.json stands in its place when the run failed. Every file is complete or ab
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 ERROR = "error.json"
 ADAPTER = "adapter"
+
+# Within a results folder: runs that were trained again since they had learned other tokens.
+REPLACED = Path(".pml") / "replaced"
 
 
 class RunFolder:
@@ -57,24 +61,63 @@ class RunFolder:
         self.result = self.path / RESULT
         self.error = self.path / ERROR
 
-    def is_done(self) -> bool:
-        """Whether there is a complete result of this format; one that cannot be read is none."""
+    def is_done(self, tokens: str = "") -> bool:
+        """Whether there is a complete result of this format; one that cannot be read is none.
+
+        Args:
+            tokens: hash of the tokens that the run is to learn, as `tokens_hash` gives it: a result
+                of others is none. Empty: of any.
+        """
         try:
             result = json.loads(self.result.read_text("utf-8"))
-            return bool(result["format"] == FORMAT)
+            has_result = bool(result["format"] == FORMAT)
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        return has_result and (not tokens or self._has_learned(tokens))
 
-    def has_ended(self, fresh: bool = False) -> bool:
+    def _has_learned(self, tokens: str) -> bool:
+        """Whether env.json names these tokens, or none: the first versions did not write them."""
+        try:
+            environment = json.loads(self.env.read_text("utf-8"))
+            return environment.get("tokens") in (None, tokens)
+        except FileNotFoundError:
+            return True
+        # A damaged file: what the run has learned is not known.
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def has_ended(self, tokens: str = "", *, fresh: bool = False) -> bool:
         """Whether the run is done or has failed.
 
         Args:
+            tokens: as in `is_done`.
             fresh: ask the file server instead of this machine's cache of the folders (NFS).
         """
         if fresh:
             _revalidate(self.path.parent)
             _revalidate(self.path)
-        return self.error.exists() or self.is_done()
+        return self.error.exists() or self.is_done(tokens)
+
+    def make_room(self, tokens: str) -> None:
+        """Set a finished run aside that has learned other tokens than these.
+
+        Args:
+            tokens: as in `is_done`.
+        """
+        if self.is_done() and not self.is_done(tokens):
+            self.set_aside()
+
+    def set_aside(self) -> None:
+        """Move the folder to `.pml/replaced`, where reports do not look."""
+        shelf = self.path.parent / REPLACED
+        shelf.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            target = shelf / f"{self.id}-{number}"
+            if not target.exists():
+                break
+        # Of several processes one moves it.
+        with suppress(FileNotFoundError):
+            self.path.rename(target)
 
     def failure(self) -> str | None:
         """Why the run failed; None if it did not."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
-from pml_cli.errors import UserError
-from pml_cli.runs.folder import ADAPTER, ERROR, RESULT
+from pml_cli.errors import MAX_LISTED, UserError, and_n_more
+from pml_cli.runs.folder import ADAPTER, ERROR, RESULT, RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +74,32 @@ def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.Da
             if result is not None:
                 rows[path.resolve()] = result | {"folder": str(path.parent)}
     return pd.DataFrame(list(rows.values()))
+
+
+def one_run(path: Path) -> RunFolder:
+    """The one finished run that a path names.
+
+    Args:
+        path: a run folder, its adapter/, or a folder with one run, at any depth.
+
+    Raises:
+        UserError: there is none, or there are several (their names).
+    """
+    folder = path.parent if path.name == ADAPTER else path
+    if not folder.is_dir():
+        reason = "a file; give the folder of a run" if path.exists() else "no such folder"
+        raise UserError(f"{path}: {reason}")
+
+    runs = [result.parent for result in _find(folder, RESULT) if _read_result(result)]
+    if len(runs) == 1:
+        # "." has no name.
+        only = runs[0] if runs[0].name else runs[0].resolve()
+        return RunFolder(only.parent, only.name)
+    if not runs:
+        note = "; error.json says why it failed" if (folder / ERROR).exists() else ""
+        raise UserError(f"{path}: no finished run{note}")
+    names = ", ".join(and_n_more([run.name for run in runs], MAX_LISTED))
+    raise UserError(f"{path}: {len(runs)} runs, give the folder of one: {names}")
 
 
 def read_failures(root: Path) -> dict[str, str]:

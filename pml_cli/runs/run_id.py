@@ -90,9 +90,15 @@ def settings_label(run: Run) -> str:
             if name in hidden_names:
                 continue
             is_long = name in LONG_VALUES or name in _paths_of(getattr(run, group))
-            text = _short_hash(str(value), 6) if is_long else value
+            text = _short_hash(str(value), 6) if is_long else _one_line(value)
             entries.append(f"{group}.{name}={text}")
     return " ".join(entries)
+
+
+def _one_line(value: Any) -> str:
+    """A value in the label of a run, which is a cell of a table: a line feed as backslash and n."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _paths_of(settings: Any) -> list[str]:

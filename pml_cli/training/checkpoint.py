@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.io import atomic_write, save_tensors
+from pml_cli.runs.run_folders import run_key
 from pml_cli.training.curve import COLUMNS
 from pml_cli.training.trainer import TrainerState
 
@@ -35,13 +36,26 @@ class CheckpointHeader:
     path: Path
     step: int
     pack: list[str]
-    """Ids of all cells that the pack began with, in order."""
+    """Keys (`run_key`) of all cells that the pack began with, in order."""
     cells: list[str]
-    """Ids of those still in training, in order."""
+    """Keys of those still in training, in order."""
+    hashes: dict[str, str]
+    """Of the tokens that they learn, by key; of an earlier version: empty."""
     draws: list[int]
     """Minibatches that each of `cells` has drawn."""
     seconds: float
     """Training time so far."""
+
+    def holds(self, cell: str, tokens: str) -> bool:
+        """Whether a cell is still in training here, and learns these tokens.
+
+        Args:
+            cell: its id.
+            tokens: the hash of its tokens; empty: any.
+        """
+        key = run_key(cell)
+        known = self.hashes.get(key) or tokens
+        return key in self.cells and tokens in ("", known)
 
 
 class Checkpoints:
@@ -55,13 +69,14 @@ class Checkpoints:
 
         Other workers may train other cells of the same pack, under other names.
         """
-        digest = hashlib.sha256(" ".join(cells).encode())
+        keys = [run_key(cell) for cell in cells]
+        digest = hashlib.sha256(" ".join(keys).encode())
         return self.folder / f"{digest.hexdigest()[:16]}.safetensors"
 
     def save(
         self,
         path: Path,
-        pack: Sequence[str],
+        pack: Mapping[str, str],
         state: TrainerState,
         seconds: float,
     ) -> None:
@@ -69,10 +84,11 @@ class Checkpoints:
 
         Args:
             path: from `path`.
-            pack: ids of the cells that the pack began with, in order.
+            pack: the cells that the pack began with, in order: id to the hash of its tokens.
             state: what to write.
             seconds: training time so far.
         """
+        keys = [run_key(cell) for cell in pack]
         tensors = dict(state.tensors)
         for name in _TABLES:
             tensors[f"table.{name}"] = _pack_tables(getattr(state, name))
@@ -80,8 +96,9 @@ class Checkpoints:
         header = {
             "format": FORMAT,
             "step": state.step,
-            "pack": list(pack),
-            "cells": [pack[position] for position in state.cells],
+            "pack": keys,
+            "cells": [keys[position] for position in state.cells],
+            "hashes": dict(zip(keys, pack.values(), strict=True)),
             "draws": state.draws,
             "columns": list(COLUMNS),
             "seconds": seconds,
@@ -96,10 +113,11 @@ class Checkpoints:
         Unreadable ones count as absent.
         """
         matching = []
+        keys = {run_key(cell) for cell in cells}
         # Sorted by name first, so that ties are resolved alike in every process.
         for path in sorted(self.folder.glob("*.safetensors")):
             header = _read_header(path)
-            if header is not None and not set(cells).isdisjoint(header.cells):
+            if header is not None and not keys.isdisjoint(header.cells):
                 matching.append(header)
 
         return sorted(matching, key=lambda header: -header.step)
@@ -112,8 +130,10 @@ class Checkpoints:
         Args:
             header: from `find`.
             pack: ids of the cells that the pack is built with now, in order.
-            cells: ids of the cells to resume, some of header.cells.
+            cells: ids of the cells to resume, some of those that it holds.
         """
+        pack_keys = [run_key(cell) for cell in pack]
+        keys = [run_key(cell) for cell in cells]
         # Read whole: nearly all cells of an interrupted pack are resumed.
         with safe_open(header.path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -132,9 +152,9 @@ class Checkpoints:
         )
 
         # In the order of the new pack, which may differ from that of the old one.
-        ordered = sorted(cells, key=pack.index)
-        selected = stored.select([header.cells.index(cell) for cell in ordered])
-        return replace(selected, cells=[pack.index(cell) for cell in ordered])
+        ordered = sorted(keys, key=pack_keys.index)
+        selected = stored.select([header.cells.index(key) for key in ordered])
+        return replace(selected, cells=[pack_keys.index(key) for key in ordered])
 
 
 def _read_header(path: Path) -> CheckpointHeader | None:
@@ -145,7 +165,10 @@ def _read_header(path: Path) -> CheckpointHeader | None:
         # The pending part of the curve is a tensor of these columns.
         if header.pop("format") != FORMAT or header.pop("columns") != list(COLUMNS):
             return None
-        return CheckpointHeader(path=path, **header)
+        # Earlier versions named the cells by their whole ids.
+        for name in ("pack", "cells"):
+            header[name] = [run_key(cell) for cell in header[name]]
+        return CheckpointHeader(path=path, **{"hashes": {}} | header)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
 

@@ -51,6 +51,7 @@ def test_a_sweep_names_those_of_its_best_run(facts, quick, tmp_path):
     assert len(folders) == 2
     for folder in folders:
         assert all(row["decoded"] is None for row in rows_of(folder))
-    heading = "not recalled by the best of the longest runs (rank 1, "
+    heading = "recalled by the best of the longest runs (rank 1, "
     assert done.stdout.count(heading) == 1
+    assert f"ask it: pml ask o/{folders[0].name} '{FACTS[0][0]}'" in done.stdout
     assert done.stdout.count("wrong from position") == len(rows_of(folders[0]))

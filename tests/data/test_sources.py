@@ -101,6 +101,7 @@ def test_random_tokens_are_uniform_and_never_special():
 
 def test_random_tokens_for_a_model_that_has_only_an_architecture():
     sizes = {
+        "model_type": "llama",
         "vocab_size": 11,
         "num_hidden_layers": 1,
         "hidden_size": 8,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.models import local
-from support.sinks import plant_sink
+from support.sinks import HUB_ID, plant_sink, without_weights
 from support.sweeps import FEW
 
 from pml_cli.config.schema import TINY, Model, Run
@@ -90,28 +90,17 @@ def test_no_prompt_by_hand_is_warned_of(quick, sunk, tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A cache of the hub that has config and tokenizer of a model, and not its weights."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    repository = tmp_path / "hub" / "models--nobody--sunk"
-    commit = "0" * 40
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit, "utf-8")
-    folder = repository / "snapshots" / commit
-    folder.mkdir(parents=True)
-    for path in TINY.iterdir():
-        if path.suffix == ".json":
-            shutil.copy(path, folder)
     forget_resolved()
-    return folder
+    return without_weights(tmp_path / "hub", monkeypatch)
 
 
 def test_a_dry_run_says_what_it_assumes(quick, hub):
     """Of a model whose weights were not downloaded; with them, it is measured."""
-    request = ["sweep", "--dry-run", "model=hf", "model.path=nobody/sunk", "rank=1,2", "seqlen=8"]
+    request = ["sweep", "--dry-run", "model=hf", f"model.path={HUB_ID}", "rank=1,2", "seqlen=8"]
     result = quick(*request)
     assert result.returncode == 0, result.stderr
     printed = " ".join(result.stdout.split())
-    assert "data.prompt='Text:' for model=sunk: assumed, as its weights are not on this" in printed
+    assert "data.prompt='Text:' for model=far: assumed, as its weights are not on this" in printed
 
     shutil.copy(TINY / "model.safetensors", hub)
     forget_resolved()
@@ -121,8 +110,8 @@ def test_a_dry_run_says_what_it_assumes(quick, hub):
 
 def test_a_sweep_does_not_assume(quick, hub, tmp_path):
     """Without the hub, it says so before anything is trained or written."""
-    request = ["sweep", "model=hf", "model.path=nobody/sunk", "rank=1,2", "seqlen=8"]
+    request = ["sweep", "model=hf", f"model.path={HUB_ID}", "rank=1,2", "seqlen=8"]
     result = quick(*request, f"out={tmp_path / 'out'}")
     assert result.returncode == 2
-    assert "model.path=nobody/sunk: no such local" in result.stderr
+    assert f"model.path={HUB_ID}: model.safetensors is not on" in result.stderr
     assert not (tmp_path / "out").exists()

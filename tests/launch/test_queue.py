@@ -19,6 +19,7 @@ from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.launch.queue import PackQueue, run_until_empty
 from pml_cli.launch.signals import Stopped
 from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.run_folders import run_key
 
 SPAWN = multiprocessing.get_context("spawn")
 CPU = Model(device="cpu")
@@ -47,6 +48,11 @@ def finish(out, cells):
 
 def locks(out):
     return sorted(path.name for path in (out / ".pml" / "locks").iterdir())
+
+
+def keys(names):
+    """The names of the locks of some cells."""
+    return sorted(run_key(name) for name in names)
 
 
 class FunctionTrainer:
@@ -116,7 +122,7 @@ def drained(queue, loaded=""):
 def test_packs_are_handed_out_whole_and_once(tmp_path, packs, lease):
     handed_out = [ids(cells) for cells in drained(PackQueue(tmp_path, packs, lease))]
     assert handed_out == [ids(pack.cells) for pack in packs]
-    assert locks(tmp_path) == sorted(cell.id for pack in packs for cell in pack.cells)
+    assert locks(tmp_path) == keys(cell.id for pack in packs for cell in pack.cells)
 
 
 def test_what_is_claimed_is_not_handed_out_to_another(tmp_path, packs, lease, other):
@@ -131,7 +137,7 @@ def test_what_is_claimed_is_not_handed_out_to_another(tmp_path, packs, lease, ot
 
 
 def test_packs_of_the_loaded_model_come_first(tmp_path, lease):
-    models = [Model(name=name, device="cpu") for name in ("a", "b")]
+    models = [Model(name=name, layer=layer, device="cpu") for name, layer in (("a", 1), ("b", 2))]
     packs = make_packs(
         check([r for model in models for r in grid(model=model)]), Packing(pack_tokens=128)
     )
@@ -148,7 +154,7 @@ def test_ended_cells_are_skipped_done_or_failed(tmp_path, packs, lease):
     RunFolder(tmp_path, second[0].id).fail("as planned")
     queue = PackQueue(tmp_path, packs, lease)
     assert ids(queue.next_pack()) == ids(second[1:])
-    assert second[0].id not in locks(tmp_path)
+    assert run_key(second[0].id) not in locks(tmp_path)
     assert not set(ids(queue.unfinished())) & {*ids(first), second[0].id}
 
 
@@ -164,7 +170,25 @@ def test_a_result_that_came_between_the_look_and_the_claim_counts(tmp_path, pack
 
     lease.claim = claim_late
     assert ids(queue.next_pack()) == ids(cells[1:])
-    assert locks(tmp_path) == sorted(ids(cells[1:]))
+    assert locks(tmp_path) == keys(ids(cells[1:]))
+
+
+def test_a_run_that_another_process_called_otherwise_is_not_made_twice(
+    tmp_path, packs, lease, other
+):
+    """It is requested while the other one, under another model.name, is at it."""
+    cells = packs[0].cells
+    others = [f"other-{run_key(cell.id)}" for cell in cells]
+    queue = PackQueue(tmp_path, packs[:1], lease)
+    assert all(other.claim(name) for name in others)
+    assert queue.next_pack() == []
+
+    RunFolder(tmp_path, others[0]).finish({})
+    RunFolder(tmp_path, others[1]).path.mkdir()
+    for name in others:
+        other.release(name)
+    # What it has finished counts, and what it began goes on in the folder that is there.
+    assert ids(queue.next_pack()) == [others[1], *ids(cells[2:])]
 
 
 def test_leftovers_of_a_pack_that_another_grid_took_in_part(tmp_path, packs, lease, other):
@@ -191,7 +215,7 @@ def test_the_loop_trains_each_pack_once_and_frees_it(tmp_path, packs, lease):
     trained = []
 
     def train(cells):
-        assert locks(tmp_path) == sorted(ids(cells))
+        assert locks(tmp_path) == keys(ids(cells))
         trained.append(ids(cells))
         finish(tmp_path, cells)
 
@@ -213,7 +237,7 @@ def test_without_waiting_it_leaves_others_cells_alone(tmp_path, packs, lease, ot
     run_loop(queue, train, wait=False, observer=recorder)
     assert not set(trained) & set(ids(theirs))
     assert recorder.cells[-1] == ids(queue.unfinished()) == ids(theirs)
-    assert locks(tmp_path) == sorted(ids(theirs))
+    assert locks(tmp_path) == keys(ids(theirs))
 
 
 def test_the_loop_also_trains_what_another_grid_has_left_of_a_pack(
@@ -282,7 +306,7 @@ def test_what_a_killed_process_left_is_taken_over(tmp_path, packs, lease, short_
     victim.join()
     assert theirs == ids(packs[0].cells)
     assert trained == [*(ids(pack.cells) for pack in packs[1:]), theirs[1:]]
-    assert not set(locks(tmp_path)) & set(theirs[1:])
+    assert not set(locks(tmp_path)) & set(keys(theirs[1:]))
 
 
 def shares_the_work(out, runs, together, done):

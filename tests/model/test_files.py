@@ -1,10 +1,10 @@
-"""Files of a model, and its config.json."""
+"""Files of a model."""
 
 import pytest
 
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError
-from pml_cli.model.files import config_fields, locate
+from pml_cli.model.files import locate
 
 
 def test_files_of_the_embedded_and_of_a_local_model(tmp_path):
@@ -20,7 +20,6 @@ def test_files_of_the_embedded_and_of_a_local_model(tmp_path):
 def test_nothing_is_downloaded_for_random_weights():
     model = Model(path="some/repository", weights="random", architecture={"vocab_size": 7})
     assert locate(model, "tokenizer.json") is None
-    assert config_fields(model) == {"vocab_size": 7}
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere"])
@@ -35,14 +34,3 @@ def test_a_repository_without_a_network_is_refused():
     with pytest.raises(UserError, match="nobody/nothing: no such local folder") as caught:
         locate(model, "config.json")
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_a_config_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"has no config\.json"):
-        config_fields(Model(path=str(tmp_path)))
-
-
-def test_a_damaged_config_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"its config\.json is not JSON"):
-        config_fields(Model(path=str(tmp_path)))

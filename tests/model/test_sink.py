@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from support.models import local
-from support.sinks import plant_sink
+from support.sinks import HUB_ID, plant_sink, without_weights
 
 from pml_cli import io
 from pml_cli.config.schema import TINY, Model
@@ -96,9 +96,10 @@ def test_random_weights_never_have_one(cache):
     assert not cache.exists()
 
 
-def test_weights_that_are_not_here_are_assumed_to_have_one(cache):
+def test_weights_that_are_not_here_are_assumed_to_have_one(cache, tmp_path, monkeypatch):
     """Nothing is downloaded: this answers at once, without a network."""
-    model = Model(name="far", path="nobody/nothing-of-this-name")
+    without_weights(tmp_path / "hub", monkeypatch)
+    model = Model(name="far", path=HUB_ID)
     assert first_position_is_sink(model) and not is_measurable(model)
     assert not cache.exists()
 

@@ -9,7 +9,7 @@ from support.models import adapter_of, local, random_bank
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
 from pml_cli.errors import UserError
-from pml_cli.model import families
+from pml_cli.model import families, modules
 from pml_cli.model.loading import load_model
 from pml_cli.model.verify_split import split_matches_full
 
@@ -34,7 +34,7 @@ def test_a_head_that_does_more_than_its_weight_bias_and_cap_is_refused(model_fol
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", [*FAMILIES, "glm4"])
+@pytest.mark.parametrize("family", [*FAMILIES, "glm4", "granite"])
 def test_a_right_split_is_accepted(model_folder, family, dtype):
     """With every random adapter: a wrong refusal would lock a user out."""
     for factor in (0.3, 1, 4):
@@ -48,12 +48,13 @@ def test_a_right_split_is_accepted(model_folder, family, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", ["granite", "glm4"])
 def test_a_wrong_split_is_refused(model_folder, monkeypatch, family, dtype):
-    """Granite scales what an MLP adds; GLM-4 norms it, which is overlooked here.
+    """Granite scales what an MLP adds, GLM-4 norms it; here both are overlooked.
 
     Linear adapters are not concerned.
     """
     overlooked = replace(families.GENERIC, post_mlp_norms=("post_feedforward_layernorm",))
     monkeypatch.setattr(families, "GENERIC", overlooked)
+    monkeypatch.setattr(modules, "MLP_FACTORS", ())
     for factor in (0.3, 1, 4, 8):
         model = load_model(local(model_folder(family), dtype=dtype))
         model = with_larger_matrices(model, factor)
@@ -62,5 +63,5 @@ def test_a_wrong_split_is_refused(model_folder, monkeypatch, family, dtype):
 
         bank = random_bank(model, MlpBlockAdapter())
         assert not any(split_matches_full(model, bank, seed) for seed in SEEDS)
-        with pytest.raises(UserError, match="model=local: its split forward pass differs"):
+        with pytest.raises(UserError, match="adapter=mlp_block: its split forward pass differs"):
             model.check_split(bank)

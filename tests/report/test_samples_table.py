@@ -96,13 +96,24 @@ def test_a_sweep_names_the_samples_of_the_best_run_with_the_most_of_them(tmp_pat
     )
     assert best_run(runs)["id"] == "b"
     write_samples(folders[1], [row(0), row(1, ERROR)])
-    heading, *lines = sweep_lines(runs)
-    assert heading.startswith("1 of 2 samples not recalled by the best of the longest runs")
+    heading, *lines, ask = sweep_lines(runs)
+    assert heading.startswith("1 of 2 samples recalled by the best of the longest runs")
     assert "(rank 8, l 90)" in heading and heading.endswith("b/samples.jsonl")
     assert lines == failure_lines([row(0), row(1, ERROR)], 3)
+    assert ask == f"ask it: pml ask {folders[1].path} 'When was number 0 built?'"
 
     write_samples(folders[1], [row(0), row(1)])
-    assert sweep_lines(runs) == []
+    heading, *_ = sweep_lines(runs)
+    assert heading.startswith("2 of 2 samples recalled by")
+
+
+def test_a_probe_says_how_to_ask_its_adapter(tmp_path):
+    folder = RunFolder(tmp_path, "a")
+    write_samples(folder, [row(0, turns=[["user", "two\nlines"]])])
+    assert probe_lines(folder)[-1] == f"ask it:     pml ask {folder.path} QUESTION"
+    # A stream is not asked.
+    write_samples(folder, [row(0, turns=[])])
+    assert probe_lines(folder) == [f"samples:    {folder.samples}"]
 
 
 def test_runs_without_samples_are_passed_over(tmp_path):

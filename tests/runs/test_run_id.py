@@ -60,6 +60,11 @@ def test_what_result_json_names_is_not_said_twice(change):
     assert run_id(Run(**change)) != run_id(Run())
 
 
+def test_a_label_is_one_line():
+    label = settings_label(Run(data=RandomData(prompt="Über\nit\tgoes")))
+    assert label == "data.prompt=Über\\nit\\tgoes"
+
+
 def test_the_device_is_not_part_of_a_run():
     assert run_id(Run(model=Model(device="cpu"))) == run_id(Run(model=Model(device="cuda")))
 

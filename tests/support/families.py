@@ -96,8 +96,20 @@ SMALL_MODELS = {
 # Configs of the families with a record, by name.
 FAMILIES = {name: small.config for name, small in SMALL_MODELS.items()}
 
+# Multi-head latent attention.
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+
 # Families without a record, for tests of the split pass alone.
 UNRECORDED = {
     "glm4": SMALL,
-    "granite": SMALL | {"residual_multiplier": 0.22},
+    "granite": SMALL | {"residual_multiplier": 0.22, "logits_scaling": 6.0},
+    # Scales what its MLPs add by a setting of another name.
+    "minicpm3": SMALL | LATENT,
 }

@@ -1,11 +1,14 @@
 """Interrupted equals undisturbed, bit for bit; and what a checkpoint on disk is good for."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.packs import untrained
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Run, Train
@@ -132,7 +135,7 @@ def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, tmp_path, kind):
     undisturbed, state = train(tiny_base, cells)
 
     store = Checkpoints(tmp_path)
-    store.save(store.path(NAMES), NAMES, state, seconds=4.5)
+    store.save(store.path(NAMES), dict.fromkeys(NAMES, ""), state, seconds=4.5)
     (header,) = store.find(NAMES)
     assert header.step == BREAK
     assert header.pack == header.cells == NAMES
@@ -161,7 +164,7 @@ def saved(base, folder, **settings):
     cells = make_cells(base, **settings)
     undisturbed, state = train(base, cells)
     store = Checkpoints(folder)
-    store.save(store.path(NAMES), NAMES, state, seconds=0.0)
+    store.save(store.path(NAMES), dict.fromkeys(NAMES, ""), state, seconds=0.0)
     return cells, undisturbed, store
 
 
@@ -206,6 +209,42 @@ def test_a_checkpoint_with_other_columns_in_its_curve_is_passed_over(
     assert store.find(["a"]) == []
 
 
+def test_a_cell_goes_on_only_with_the_tokens_that_it_had_learned(tiny_base, tmp_path):
+    _, state = train(tiny_base, make_cells(tiny_base))
+    store = Checkpoints(tmp_path)
+    store.save(store.path(NAMES), {"a": "x", "b": "y", "c": ""}, state, seconds=0.0)
+    (header,) = store.find(["a"])
+    assert header.holds("a", "x")
+    assert not header.holds("a", "y")
+    # Of an earlier version, or of a cell that is not compared.
+    assert header.holds("c", "x")
+    assert header.holds("a", "")
+    assert not header.holds("d", "x")
+
+
+def test_a_checkpoint_is_found_under_whatever_front_the_ids_have(tiny_base, tmp_path):
+    """Also that of an earlier version, which wrote whole ids and no hashes of tokens."""
+    old = [f"old-{number:010x}" for number in range(3)]
+    new = [f"new-{number:010x}" for number in range(3)]
+    cells = make_cells(tiny_base)
+    expected, state = train(tiny_base, cells)
+    store = Checkpoints(tmp_path)
+    path = store.path(old)
+    store.save(path, dict.fromkeys(old, ""), state, seconds=0.0)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["pml"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del header["hashes"]
+    header |= {"pack": old, "cells": [old[position] for position in state.cells]}
+    save_file(tensors, path, metadata={"pml": json.dumps(header)})
+
+    assert store.path(new) == path
+    (found,) = store.find(new[1:])
+    assert all(found.holds(name, "any") for name in new)
+    resumed = go_on(tiny_base, cells, store.load(found, new, new))
+    assert_equal_bits(resumed, expected)
+
+
 def test_damaged_and_foreign_checkpoints_are_passed_over(tiny_base, tmp_path):
     _, _, store = saved(tiny_base, tmp_path)
     path = store.path(NAMES)
@@ -222,8 +261,8 @@ def test_damaged_and_foreign_checkpoints_are_passed_over(tiny_base, tmp_path):
 def test_the_furthest_checkpoint_comes_first(tiny_base, tmp_path):
     _, state = train(tiny_base, make_cells(tiny_base))
     store = Checkpoints(tmp_path)
-    store.save(store.path(NAMES), NAMES, state, seconds=0.0)
+    store.save(store.path(NAMES), dict.fromkeys(NAMES, ""), state, seconds=0.0)
     others = ["a", "b", "d"]
     later = dataclasses.replace(state, step=25)
-    store.save(store.path(others), others, later, seconds=0.0)
+    store.save(store.path(others), dict.fromkeys(others, ""), later, seconds=0.0)
     assert [header.step for header in store.find(["a"])] == [25, BREAK]

@@ -24,7 +24,7 @@ from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.launch.status import Snapshot, Watcher
-from pml_cli.runs.folder import RunFolder
+from pml_cli.runs.run_folders import RunFolders
 
 if TYPE_CHECKING:
     from pml_cli.launch.pack import Pack
@@ -62,16 +62,19 @@ class SweepJob:
         """The packs without the cells that have ended."""
         from pml_cli.launch.packing import without_cells
 
-        ended = [name for name in self.manifest.work if self._folder(name).has_ended()]
-        return without_cells(self.packs, set(ended))
+        folders = RunFolders(self.out)
+        ended = {
+            name
+            for name, tokens in self.manifest.hashes.items()
+            if folders.find(name).has_ended(tokens)
+        }
+        return without_cells(self.packs, ended)
 
     def failed_cells(self) -> frozenset[str]:
         """Ids of the cells that have failed."""
-        failed = [name for name in self.manifest.work if self._folder(name).error.exists()]
+        folders = RunFolders(self.out)
+        failed = [name for name in self.manifest.work if folders.find(name).error.exists()]
         return frozenset(failed)
-
-    def _folder(self, cell: str) -> RunFolder:
-        return RunFolder(self.out, cell)
 
 
 class Ending(Enum):

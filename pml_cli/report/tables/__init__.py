@@ -6,6 +6,7 @@ Each file has the tables of one command. They take results and return what rich 
     layout.py      how every table is laid out
     results.py     the cells of a sweep
     probe.py       one run
+    ask.py         answers of an adapter
     samples.py     the samples that are not recalled
     dry_run.py     what a sweep would do and cost
     law.py         fitted laws and their comparison

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ def probe_lines(folder: RunFolder) -> list[str]:
     rows = read_samples(folder)
     if rows is None:
         return []
-    lines = failure_lines(rows, PROBE_SAMPLES)
-    return [*lines, f"samples:    {folder.samples}"]
+    lines = [*failure_lines(rows, PROBE_SAMPLES), f"samples:    {folder.samples}"]
+    if rows[0]["turns"]:
+        lines.append(f"ask it:     {_ask_command(folder, rows)}")
+    return lines
 
 
 def sweep_lines(runs: pd.DataFrame) -> list[str]:
@@ -46,7 +49,7 @@ def sweep_lines(runs: pd.DataFrame) -> list[str]:
         runs: one row a run with the fields of result.json (`runs.read.read_runs`).
 
     Returns:
-        A few lines; none where no run has several samples, or the best one recalls all.
+        A few lines; none where no run has several samples.
 
     Raises:
         UserError: the run's samples.jsonl cannot be read.
@@ -57,15 +60,26 @@ def sweep_lines(runs: pd.DataFrame) -> list[str]:
     path = Path(best["folder"])
     folder = RunFolder(path.parent, path.name)
     rows = read_samples(folder)
-    if rows is None or all(row["whole"] for row in rows):
+    if rows is None:
         return []
 
-    wrong = sum(not row["whole"] for row in rows)
+    recalled = sum(row["whole"] for row in rows)
     heading = (
-        f"{wrong} of {counted(rows, 'sample')} not recalled by the best of the longest runs "
+        f"{recalled} of {counted(rows, 'sample')} recalled by the best of the longest runs "
         f"(rank {best['rank']}, l {best['target_tokens']}): {folder.samples}"
     )
-    return [heading, *failure_lines(rows, SWEEP_SAMPLES)]
+    lines = [heading, *failure_lines(rows, SWEEP_SAMPLES)]
+    if rows[0]["turns"]:
+        lines.append(f"ask it: {_ask_command(folder, rows)}")
+    return lines
+
+
+def _ask_command(folder: RunFolder, rows: Sequence[Row]) -> str:
+    """`pml ask` with the question of the first sample, where it is short and plain."""
+    _, question = rows[0]["turns"][-1]
+    if len(question) > QUESTION_WIDTH or not question.isprintable():
+        question = "QUESTION"
+    return shlex.join(["pml", "ask", str(folder.path), question])
 
 
 def best_run(runs: pd.DataFrame) -> dict[str, Any] | None:

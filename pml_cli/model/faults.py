@@ -1,0 +1,61 @@
+"""What loaders raise, as one line for the user.
+
+What transformers, safetensors, tokenizers and a model's own code may raise for files that they
+cannot use is not enumerable, so everything is caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pml_cli.errors import UserError, first_line
+from pml_cli.model.device import out_of_memory
+
+# Their messages are written for people; others need the name of their type to make sense.
+PLAIN_ERRORS = (OSError, ValueError)
+
+
+@contextmanager
+def one_line(option: str, reason: str = "") -> Iterator[None]:
+    """Turn whatever is raised inside into a `UserError` of one line.
+
+    Memory that ran out and a GPU that no longer answers are no faults of the files, and pass.
+
+    Args:
+        option: the option at fault, and its value.
+        reason: what could not be done; the error follows in brackets.
+
+    Raises:
+        UserError: something was raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if out_of_memory(error) or _is_device_fault(error):
+            raise
+        said = error_line(error)
+        text = f"{reason} ({said})" if reason else said
+        raise UserError(f"{option}: {text}") from error
+
+
+def error_line(error: Exception) -> str:
+    """An exception in one line: its message, with its type where the message needs it."""
+    line = first_line(error)
+    # A heading, as of transformers' validators: what is wrong comes below it.
+    rest = [part.strip() for part in str(error).splitlines() if part.strip()]
+    if line.endswith(":") and len(rest) > 1:
+        line = f"{line} {rest[1]}"
+
+    name = type(error).__name__
+    if isinstance(error, PLAIN_ERRORS) or line == name:
+        return line
+    return f"{name}: {line}"
+
+
+def _is_device_fault(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.AcceleratorError)

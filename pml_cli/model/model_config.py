@@ -1,0 +1,157 @@
+"""The config of a model as transformers resolves it: names, defaults and the text part.
+
+One family calls a size num_hidden_layers in its config.json, another n_layer, and what is left out
+has the default of the family's class; transformers knows. Only the embedded model's config.json is
+read as it is, so that planning it imports neither transformers nor torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.schema import TINY, Model
+from pml_cli.errors import UserError
+from pml_cli.model.faults import one_line
+from pml_cli.model.files import local_folder, locate
+
+# What config.json may say of how a model is run, which pml says itself. A file saved on a GPU
+# machine asks for attention kernels that a CPU lacks.
+RUN_AS_PML_DOES = {
+    "_attn_implementation": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+}
+
+# Sizes that some families compute from other fields.
+COMPUTED = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
+
+
+def config_fields(model: Model) -> dict[str, Any]:
+    """Fields of a model's config; of a multimodal model, those of its text part.
+
+    A field has the name of its family and the usual one: `n_layer` is `num_hidden_layers` too.
+
+    Raises:
+        UserError: as `model_config`.
+    """
+    if model.path == "tiny" and not model.architecture:
+        # A copy, since callers may change it.
+        return dict(_read_json(TINY / "config.json"))
+
+    text_config = model_config(model).get_text_config()
+    fields: dict[str, Any] = text_config.to_dict()
+    for usual_name in (*text_config.attribute_map, *COMPUTED):
+        fields[usual_name] = getattr(text_config, usual_name, None)
+    return fields
+
+
+def model_config(model: Model) -> Any:
+    """The config of a model, a `PreTrainedConfig` of transformers that the caller may change.
+
+    Raises:
+        UserError: there is no config.json, transformers cannot use it, or it describes a model
+            that pml cannot train adapters on: a quantised one, for example.
+    """
+    path = None
+    if not _is_spelt_out(model):
+        path = locate(model, "config.json")
+        if path is None:
+            raise UserError(f"model.path={model.path}: has no config.json")
+
+    status = path.stat() if path is not None else None
+    version = (status.st_size, status.st_mtime_ns) if status is not None else None
+    return copy.deepcopy(_resolved(CacheKey(model), version))
+
+
+def _is_spelt_out(model: Model) -> bool:
+    """Whether the settings themselves hold the config."""
+    return model.weights == "random" and bool(model.architecture)
+
+
+# Size and time tell a config.json that was replaced.
+@lru_cache(maxsize=16)
+def _resolved(key: CacheKey, _version: tuple[int, int] | None) -> Any:
+    model: Model = key.value
+    config = _architecture(model) if _is_spelt_out(model) else _from_files(model)
+
+    with one_line(_option(model)):
+        for part in (config, config.get_text_config()):
+            for name, value in RUN_AS_PML_DOES.items():
+                setattr(part, name, value)
+    _refuse_unusable(model, config)
+    return config
+
+
+def _option(model: Model) -> str:
+    return "model.architecture" if _is_spelt_out(model) else f"model.path={model.path}"
+
+
+def _architecture(model: Model) -> Any:
+    from transformers import AutoConfig
+
+    if "model_type" not in model.architecture:
+        raise UserError("model.architecture: needs a model_type, such as model_type: llama")
+    with one_line("model.architecture"):
+        return AutoConfig.for_model(**model.architecture)
+
+
+def _from_files(model: Model) -> Any:
+    from transformers import AutoConfig
+
+    source = local_folder(model) or model.path
+    if isinstance(source, Path):
+        # Reports damage in a line of ours.
+        _read_json(source / "config.json", model)
+    with one_line(f"model.path={model.path}"):
+        return AutoConfig.from_pretrained(
+            source, trust_remote_code=model.trust_remote_code, revision=model.revision
+        )
+
+
+def _read_json(path: Path, model: Model | None = None) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        name = path if model is None else model.path
+        raise UserError(f"model.path={name}: its config.json is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"model.path={path}: its config.json holds no fields")
+    return fields
+
+
+def _refuse_unusable(model: Model, config: Any) -> None:
+    """Refuse what can be told from the config alone, so that a dry run refuses it too."""
+    option = _option(model)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None and model.weights != "random":
+        raise UserError(f"{option}: {_quantised_reason(quantization)}")
+    if quantization is not None:
+        # Random weights are ordinary ones.
+        del config.quantization_config
+
+    text_config = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "has an encoder; must be a decoder-only language model"
+        raise UserError(f"{option}: {config.model_type} {reason}")
+    pad = getattr(text_config, "pad_token_id", None)
+    vocabulary = getattr(text_config, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(vocabulary, int) and pad >= vocabulary:
+        reason = (
+            f"its config.json has pad_token_id {pad}, but embeddings for ids below {vocabulary}"
+        )
+        raise UserError(f"{option}: {reason}; set pad_token_id to null or to an id below it")
+
+
+def _quantised_reason(quantization: Any) -> str:
+    """Why a quantised model is refused, and what helps."""
+    fields = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = fields.get("quant_method") or "unknown method"
+    method = getattr(method, "value", method)
+    remedy = "name the unquantised model, a GGUF file, or a copy saved after model.dequantize()"
+    return f"its weights are quantised ({method}), adapters are trained on plain ones; {remedy}"
