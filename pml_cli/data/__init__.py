@@ -8,6 +8,7 @@ May import `config` and `model` (tokenizers and dimensions), neither torch nor t
 
     resolve.py          what automatic settings are for a model and its data
     prompt.py           the prompt of a sample, as text and as token ids
+    seam.py             where prompt and target meet, and targets that cannot be printed
     source.py           Sample and Source: what every source gives
     sources/            one file a source: its settings, and how it is opened
     stream.py           settings of streams, and the prompt that they get on a sink

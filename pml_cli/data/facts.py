@@ -86,11 +86,17 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
     prompt = prompt_of(tokenizer, data, turns, target)
     # What a script prints of an answer has no special tokens, so one inside is learned as text.
     ids = tokenizer.encode(target, literal=ends)
-    return Sample(prompt=prompt.ids, target=(*ids, *end), end=len(end), turns=turns)
+    return Sample(
+        prompt=prompt.ids,
+        target=(*ids, *end),
+        end=len(end),
+        turns=turns,
+        target_text=target,
+    )
 
 
 def cut_sample(sample: Sample, tokens: int) -> Sample:
     """A sample with at most so many target tokens, and with no end where that is cut."""
     if tokens >= len(sample.target):
         return sample
-    return dataclasses.replace(sample, target=sample.target[:tokens], end=0)
+    return dataclasses.replace(sample, target=sample.target[:tokens], end=0, target_text="")

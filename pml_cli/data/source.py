@@ -29,6 +29,9 @@ class Sample:
     turns: Turns = field(default=(), compare=False)
     """The prompt as the source gave it; empty for running text and random tokens."""
 
+    target_text: str = field(default="", compare=False)
+    """The whole target as the source gave it, without the end; of facts alone."""
+
 
 def no_samples(seqlen: int) -> list[Sample]:
     """The held-out samples of a source that has none."""

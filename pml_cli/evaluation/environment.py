@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pml_cli.model.files import hub_commit
 from pml_cli.model.split_model import SplitModel
 
 PACKAGES = ("pml-cli", "torch", "transformers", "peft", "numpy", "pandas", "hydra-core")
@@ -29,6 +30,7 @@ def environment(base: SplitModel) -> dict[str, Any]:
         "dtype": str(base.dtype).removeprefix("torch."),
         "commit": _commit(),
         "base_weights": base.weights_hash(),
+        "model_commit": hub_commit(base.settings),
     }
 
 

@@ -13,6 +13,7 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import source_of
 from pml_cli.evaluation import decoding, held_out_gain
 from pml_cli.model.adapter_bank import AdapterBank, stack
+from pml_cli.model.files import hub_id
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.run_id import loss_label, settings_label
 from pml_cli.stats import LN2
@@ -69,6 +70,7 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
 
     return {
         "model": run.model.name,
+        "hub_id": hub_id(run.model),
         "data": run.data.label,
         "data_seed": run.data.seed,
         "adapter": run.adapter.kind,

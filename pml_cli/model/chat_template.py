@@ -24,6 +24,11 @@ MARKER = "pmlanswer"
 # A conversation to try a template with.
 QUESTION = (("user", "pmlquestion"),)
 
+# What a template may ask of the clock with strftime_now(format); `-` leaves out a leading zero.
+DATE_FORMATS = (
+    "%-d %-m %-j %a %A %b %B %c %d %f %H %I %j %m %M %p %S %u %U %w %W %x %X %y %Y".split()
+)
+
 # Names that templates read for the same: Qwen3 and SmolLM3, then Granite and DeepSeek.
 THINKING_NAMES = ("enable_thinking", "thinking")
 
@@ -39,6 +44,7 @@ class ChatTemplate:
             special: ids of the tokenizer's special tokens.
         """
         self._tokenizer = tokenizer
+        self._text: str = tokenizer.get_chat_template()
         self._name = f"the chat template of model={model_name}"
         self._special = special
         # A check of a setting is the same for thousands of prompts.
@@ -110,16 +116,32 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        day = datetime.datetime.fromisoformat(date)
         options = {} if thinking is None else dict.fromkeys(THINKING_NAMES, thinking)
         rendered = self._tokenizer.apply_chat_template(
             list(messages),
+            chat_template=_with_date(self._text, date),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
-            strftime_now=day.strftime,
             **options,
         )
         return str(rendered)
+
+
+# One for each date, however many prompts.
+@lru_cache(maxsize=64)
+def _with_date(template: str, date: str) -> str:
+    """A template that sees a date where it reads the clock.
+
+    transformers passes no functions to a template, so that a macro stands for its strftime_now.
+    """
+    if "strftime_now" not in template:
+        return template
+
+    day = datetime.datetime.fromisoformat(date)
+    replacements = "".join(f" | replace('{code}', '{day:{code}}')" for code in DATE_FORMATS)
+    macro = f"{{% macro strftime_now(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}"
+    # A line feed after a block is dropped, which the template's first must not be.
+    return f"{macro}{{{{ '' }}}}{template}"
 
 
 def _messages(turns: Turns, system: str | None) -> list[dict[str, str]]:

@@ -51,6 +51,21 @@ def local_folder(model: Model) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def hub_id(model: Model) -> str | None:
+    """The name of a model on the hub; None for one of this machine, and for no files at all."""
+    is_made_up = model.weights == "random" and bool(model.architecture)
+    return None if is_made_up or local_folder(model) is not None else model.path
+
+
+def hub_commit(model: Model) -> str | None:
+    """The commit of a hub model's files, as the hub's cache knows it; None for other models."""
+    config = locate(model, "config.json") if hub_id(model) else None
+    # The cache is models--OWNER--NAME/snapshots/COMMIT/config.json.
+    if config is None or config.parent.parent.name != "snapshots":
+        return None
+    return config.parent.name
+
+
 def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
@@ -68,7 +83,7 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
-        # Of a model that was downloaded before, a file that is not there is one that it lacks.
+        # Without the hub, what is not in the cache of a model counts as not there at all.
         if downloaded(repository, "config.json", revision) is not None:
             return None
         reason = "no such local folder, not in the cache, and the hub cannot be reached"

@@ -11,9 +11,10 @@ from functools import cached_property, lru_cache
 from typing import TypeVar
 
 from pml_cli.config.schema import Data, Model
-from pml_cli.errors import UserError, first_line
+from pml_cli.errors import UserError
 from pml_cli.model.chat_template import ChatTemplate, Turns
 from pml_cli.model.dims import model_dims
+from pml_cli.model.faults import one_line
 from pml_cli.model.tokenizer_backend import (
     Backend,
     EmbeddedBackend,
@@ -108,12 +109,8 @@ class Tokenizer:
             half = f"U+{ord(text[error.start]):04X} (half a character, as of a cut emoji)"
             raise UserError(f"{_shown(text)}: holds {half}, which no tokenizer reads") from error
 
-        try:
+        with one_line(f"model={self._model.name}", f"its tokenizer fails on {_shown(text)}"):
             return encode(text)
-        # Tokenizers of many libraries, and one remedy.
-        except Exception as error:
-            reason = f"its tokenizer fails on {_shown(text)} ({first_line(error)})"
-            raise UserError(f"model={self._model.name}: {reason}") from error
 
     def _checked(self, ids: list[int]) -> list[int]:
         """The same ids, refused if one lies outside the embeddings.

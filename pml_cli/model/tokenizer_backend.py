@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import TINY, Model
-from pml_cli.errors import UserError, first_line
+from pml_cli.model.faults import one_line
 from pml_cli.model.files import local_folder, locate
 
 # One of these files makes a tokenizer.
@@ -149,13 +149,9 @@ def _read(model: Model) -> Any:
 
     # It warns of texts that are longer than the context, which pml checks by itself.
     transformers.utils.logging.set_verbosity_error()
-    try:
+    with one_line(f"model.path={model.path}", "transformers cannot read its tokenizer"):
         return transformers.AutoTokenizer.from_pretrained(
             local_folder(model) or model.path,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )
-    # Many exception types, and one remedy.
-    except Exception as error:
-        reason = f"transformers cannot read its tokenizer ({first_line(error)})"
-        raise UserError(f"model.path={model.path}: {reason}") from error

@@ -8,5 +8,6 @@ May import `config`, `data` and `model` (settings and sizes), neither torch nor 
     samples.py        samples.jsonl: what was to be remembered, and what is written instead
     read.py           finished and failed runs, read back as a table
     run_id.py         what makes two runs the same, and the settings that tell them apart
+    labels.py         one name for what is the same model or file, two for what is not
     groups.py         which runs are comparable, and the names of groups
 """

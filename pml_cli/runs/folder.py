@@ -29,7 +29,7 @@ ERROR = "error.json"
 ADAPTER = "adapter"
 
 # Within a results folder: runs that were trained again since they had learned other tokens.
-REPLACED = Path(".pml") / "replaced"
+REPLACED = ".replaced"
 
 
 class RunFolder:
@@ -108,7 +108,7 @@ class RunFolder:
             self.set_aside()
 
     def set_aside(self) -> None:
-        """Move the folder to `.pml/replaced`, where reports do not look."""
+        """Move the folder to `.replaced`, where reports do not look."""
         shelf = self.path.parent / REPLACED
         shelf.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):

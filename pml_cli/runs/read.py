@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import MAX_LISTED, UserError, and_n_more
 from pml_cli.runs.folder import ADAPTER, ERROR, RESULT, RunFolder
+from pml_cli.runs.labels import with_settled_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.Da
                 continue
             if result is not None:
                 rows[path.resolve()] = result | {"folder": str(path.parent)}
-    return pd.DataFrame(list(rows.values()))
+    return with_settled_labels(pd.DataFrame(list(rows.values())))
 
 
 def one_run(path: Path) -> RunFolder:
@@ -106,8 +107,8 @@ def read_failures(root: Path) -> dict[str, str]:
     """Run id to reason, of the runs below a folder that failed."""
     reasons = {}
     for path in _find(root, ERROR):
-        error = json.loads(path.read_text("utf-8"))
-        reasons[path.parent.name] = str(error.get("reason", ""))
+        folder = RunFolder(path.parent.parent, path.parent.name)
+        reasons[folder.id] = folder.failure() or ""
     return reasons
 
 

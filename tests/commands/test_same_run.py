@@ -109,7 +109,7 @@ def test_a_run_of_other_tokens_is_trained_again_and_kept(tmp_path, base, ask, qu
     again = ask("sweep")
     assert OTHER_TOKENS in again
     assert "1 of 1 cells done" in again
-    kept = tmp_path / "o/.pml/replaced" / f"{name}-1"
+    kept = tmp_path / "o/.replaced" / f"{name}-1"
     assert (kept / "env.json").read_bytes() == old
     assert (kept / "adapter").is_dir()
     assert folders(tmp_path / "o") == [name]
@@ -122,10 +122,10 @@ def test_a_probe_of_other_tokens_is_trained_again_and_kept(tmp_path, base, ask):
     ask("probe")
     name = forget_tokens(tmp_path / "o")
     assert OTHER_TOKENS in ask("probe")
-    assert (tmp_path / "o/.pml/replaced" / f"{name}-1").is_dir()
+    assert (tmp_path / "o/.replaced" / f"{name}-1").is_dir()
     forget_tokens(tmp_path / "o")
     ask("probe")
-    assert len(list((tmp_path / "o/.pml/replaced").iterdir())) == 2
+    assert len(list((tmp_path / "o/.replaced").iterdir())) == 2
     assert "done already: " in ask("probe")
 
 
@@ -148,6 +148,16 @@ def test_a_damaged_env_json_is_trained_again(tmp_path, base, ask, quick, content
     assert "1 cell: 0 done" in quick("status", "o").stdout
     assert OTHER_TOKENS in ask("sweep")
     assert json.loads(path.read_text())["tokens"]
+
+
+def test_a_damaged_config_harms_no_finished_run(tmp_path, base, ask, quick):
+    ask("sweep")
+    (path,) = (tmp_path / "o").glob("*/config.yaml")
+    path.write_bytes(b"\xff{")
+    assert "0 to train" in ask("sweep")
+    done = quick("lasting", "o")
+    assert done.returncode != 0
+    assert f"{path.relative_to(tmp_path)}: not the settings of a run" in done.stdout + done.stderr
 
 
 def test_workers_refuse_tokens_that_were_not_requested(tmp_path, base, ask):

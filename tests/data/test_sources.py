@@ -105,6 +105,7 @@ def test_random_tokens_for_a_model_that_has_only_an_architecture():
         "vocab_size": 11,
         "num_hidden_layers": 1,
         "hidden_size": 8,
+        "num_attention_heads": 2,
         "max_position_embeddings": 512,
     }
     bare = Model(weights="random", path="tiny", architecture=sizes)

@@ -14,6 +14,7 @@ from support.gguf import save_small_llama, write_gguf
 from support.models import logits_of_cell, random_bank, random_ids
 
 from pml_cli.config.schema import LinearAdapter, Model, Run
+from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.model import file_hash
@@ -100,7 +101,8 @@ def test_the_tokenizer_is_that_of_the_model(file, folder):
     assert converted.encode(text) == tiny.encode(text)
     assert converted.begin == tiny.begin == [0]
     assert converted.special == tiny.special
-    assert converted.decode(converted.prompt("Hi", chat=True)) == "<system><user>Hi<assistant>"
+    prompt = converted.chat_text((("user", "Hi"),), RandomData(chat=True, system=""))
+    assert prompt == "<system><user>Hi<assistant>"
 
 
 def test_it_can_be_built_without_weights(file):

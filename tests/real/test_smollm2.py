@@ -7,6 +7,8 @@ import torch
 from support.models import adapter_of, initial_bank, random_bank
 
 from pml_cli.config.schema import Model
+from pml_cli.data.prompt import prompt_of
+from pml_cli.data.sources.random import RandomData
 from pml_cli.model.loading import load_model
 from pml_cli.model.tokenizer import Tokenizer
 from pml_cli.model.verify_split import split_matches_full
@@ -73,7 +75,8 @@ def test_the_tokenizer_is_that_of_transformers(smollm2_gguf, smollm2_folder):
         assert tokenizer.begin == [expected.bos_token_id]
         assert tokenizer.special == set(expected.all_special_ids) | set(range(17))
         chat_ids = expected.encode(prompt, add_special_tokens=False)
-        assert tokenizer.prompt(TEXT, chat=True) == chat_ids
+        data = RandomData(chat=True, system="")
+        assert list(prompt_of(tokenizer, data, (("user", TEXT),)).ids) == chat_ids
 
 
 def test_streamed_is_whole(smollm2, smollm2_folder, ids):

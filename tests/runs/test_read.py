@@ -4,7 +4,7 @@ import pytest
 
 from pml_cli.errors import UserError
 from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.read import check_formats, finished_runs
+from pml_cli.runs.read import check_formats, finished_runs, read_failures
 
 
 def test_finished_runs_are_those_of_every_folder(tmp_path):
@@ -22,6 +22,14 @@ def test_without_finished_runs_the_error_says_how_to_make_some(tmp_path, failure
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}: no finished runs{note}")
     assert message.endswith("; make some with `pml sweep -f law`")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'"text"'])
+def test_a_damaged_error_still_counts_as_a_failure(tmp_path, content):
+    folder = RunFolder(tmp_path, "run")
+    folder.fail("lost")
+    folder.error.write_bytes(content)
+    assert read_failures(tmp_path) == {"run": "error.json cannot be read"}
 
 
 def test_a_folder_with_runs_of_another_format_is_refused(tmp_path):

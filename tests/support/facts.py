@@ -1,0 +1,27 @@
+"""Files of facts, opened as a sweep opens them."""
+
+import hashlib
+import json
+
+from pml_cli.config.schema import Run
+from pml_cli.data.resolve import resolved_run
+from pml_cli.data.sources.jsonl import JsonlData
+
+
+def fact_samples(model, facts, folder, **data):
+    """The samples of a JSON-lines file, and its resolved settings.
+
+    Args:
+        model: settings of the model.
+        facts: (query, target) pairs.
+        folder: where the file is written.
+        data: settings of the source.
+    """
+    rows = [json.dumps({"query": query, "target": target}) for query, target in facts]
+    text = "\n".join(rows)
+    # A file for each content: what was read of a file is kept.
+    path = folder / f"facts-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl"
+    path.write_text(text)
+    run = resolved_run(Run(model=model, data=JsonlData(path=str(path), **data)))
+    source = run.data.open(run.model)
+    return source.take(source.max_tokens), run.data
