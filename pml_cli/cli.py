@@ -176,6 +176,7 @@ EXAMPLES
   pml probe
   pml probe rank=8 seqlen=256
   pml probe data=text data.path=notes.txt rank=16 seqlen=500
+  pml probe data=jsonl data.path=facts.csv seqlen=all
   pml probe model=smollm2_135m data=phonebook loss=memft_ot
   pml probe model=hf model.path=Qwen/Qwen3-1.7B train.steps=1000
   pml probe data=mixed data.random_share=0.2 --print-config
@@ -220,6 +221,7 @@ EXAMPLES
   pml sweep rank=4,8,16 seqlen=128,512
   pml sweep 'rank=range(1,9)' seqlen=128 seed=0,1,2 --dry-run
   pml sweep data=mixed data.random_share=0,0.4,1 out=outputs/shares
+  pml sweep data=jsonl data.path=facts.jsonl data.samples=10,100 rank=2,4,8
   pml sweep -f law
   pml sweep -f sweeps/law.yaml model=smollm2_135m out=outputs/law_smol
   pml sweep rank=4,8 adapter=linear 'adapter.targets=[q_proj,v_proj]'

@@ -13,6 +13,8 @@ NotImplementedError, `unload` removes the adapter.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -123,18 +125,21 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
         self.lora_dropout[adapter_name] = nn.Dropout(p) if p else nn.Identity()
         self.set_adapter(self.active_adapters)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Output of the block with all active adapters added, (..., D).
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Output of the block with all active adapters added, (..., D), as the block returns it.
 
         Args:
             x: input of the block, (..., D).
             *args: passed to the block.
             **kwargs: passed to the block.
         """
-        output: Tensor = self.base_layer(x, *args, **kwargs)
+        output = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return output
 
+        # Some blocks also return the scores of their router.
+        others = output[1:] if isinstance(output, tuple) else None
+        output = output if others is None else output[0]
         for name in self.active_adapters:
             if name not in self.lora_A:
                 continue
@@ -143,7 +148,7 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
             adapter_dtype = next(down.parameters()).dtype
             delta = up(down(x.to(adapter_dtype))) * self.scaling[name]
             output = output + self.lora_dropout[name](delta).to(output.dtype)
-        return output
+        return (output, *others) if others is not None else output
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Always refused; the arguments are PEFT's.
@@ -198,9 +203,20 @@ def load_mlp_block(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     if not (Path(folder) / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter_config.json here; give the adapter/ folder of a run")
 
-    config = LoraConfig.from_pretrained(str(folder))
+    config = _read_config(Path(folder))
     _register_blocks(config, model)
     return PeftModel.from_pretrained(model, str(folder), config=config)
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    """The settings of a saved adapter.
+
+    Its `peft_type` is not PEFT's, so that PEFT by itself refuses the folder and says where to look.
+    """
+    fields = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    given = {name: value for name, value in fields.items() if name in known}
+    return LoraConfig(**given | {"peft_type": "LORA"})
 
 
 def _register_blocks(config: LoraConfig, model: PreTrainedModel) -> None:

@@ -15,6 +15,7 @@ from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
+from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.memft import comparison_report, ranks_report
 from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_id import loss_label
@@ -46,6 +47,7 @@ def run(
 
     console.print(plan_line(plan))
     print_prompts(request.runs, console)
+    show_warnings(console, plan.cells)
     say_outdated(plan, console)
     with SweepDisplay.of(plan, console) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)

@@ -13,12 +13,13 @@ from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 from pml_cli.launch.driver import check_models
 from pml_cli.launch.pack import Pack, as_found
-from pml_cli.launch.packing import check, make_packs, packing_for
+from pml_cli.launch.packing import check_with_weights, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.first_token import print_prompts, print_unmoved
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.sweep_summary import outdated_line
+from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.probe import probe_table
 from pml_cli.report.tables.samples import probe_lines
 from pml_cli.runs.folder import RunFolder
@@ -47,6 +48,7 @@ def run(request: Request, console: Console) -> int:
     cell = _plan(request.runs[0])
     print_prompts(request.runs, console)
     check_output_folder(request.out)
+    show_warnings(console, [cell])
     cell = as_found(cell, RunFolders(request.out))
     folder = RunFolder(request.out, cell.id)
 
@@ -90,7 +92,7 @@ def run(request: Request, console: Console) -> int:
 
 def _plan(run: Run) -> CellPlan:
     """Check the run; without a setting of its own it logs a hundred of its steps."""
-    (cell,) = check([run], download=True)
+    (cell,) = check_with_weights([run])
     run = cell.run
     if run.train.log_every:
         return cell

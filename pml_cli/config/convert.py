@@ -15,6 +15,7 @@ from pml_cli.config.option_files import unknown_key
 from pml_cli.config.setting import (
     Settings,
     annotation,
+    declaration_of,
     dotted_keys,
     faults,
     type_fault,
@@ -39,6 +40,8 @@ def convert_all(
         The converted values, and a line for each value of another type.
     """
     is_integer = annotation(owner, name)[0] is int
+    declared = declaration_of(owner, name)
+    words = declared.words if declared else {}
     scratch = OmegaConf.structured(owner())
     converted: list[Any] = []
     lines: list[str] = []
@@ -47,6 +50,9 @@ def convert_all(
         # Most sweeps are over integers, and OmegaConf is slow.
         if is_integer and type(value) is int:
             converted.append(value)
+            continue
+        if isinstance(value, str) and value in words:
+            converted.append(words[value])
             continue
         try:
             converted.append(_convert(scratch, name, value))

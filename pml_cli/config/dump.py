@@ -61,6 +61,9 @@ def _commented(settings: Settings, indent: str = "") -> str:
             entries.append(f"{indent}{field.name}:\n{nested}")
             continue
 
+        declared = declaration_of(type(settings), field.name)
+        if declared is not None:
+            value = declared.as_typed(value)
         # OmegaConf writes texts that need quotes, lists and mappings.
         entry = _indented(_yaml({field.name: _plain(value)}), indent)
         comment = _comment(type(settings), field.name)

@@ -73,8 +73,9 @@ class OptionSet:
         # The short keys are converted here as those of an override are.
         for key in SHORT_KEYS:
             if key in tree:
-                raise_all(self.typed(key, [tree[key]])[1])
-                self._root[key] = tree[key]
+                converted, lines = self.typed(key, [tree[key]])
+                raise_all(lines)
+                self._root[key] = converted[0]
 
     def _take_group(self, group: str, fields: Any) -> None:
         """Take over the settings that an option's YAML file names."""

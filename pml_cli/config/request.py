@@ -54,6 +54,7 @@ def load(
 
     swept = _swept(grids)
     lines += _single_value_faults(command, grids, swept)
+    lines += _length_faults(grids)
     with hydra_session(config_dir):
         cells, cell_lines = expand_grid(grids, _option_sets(command))
     lines += cell_lines
@@ -183,6 +184,16 @@ def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> I
     for key in swept:
         if key.split(".")[0] in ("out", "launch"):
             yield f"{key}: takes one value for the whole sweep"
+
+
+def _length_faults(grids: list[Grid]) -> Iterator[str]:
+    """A line for each grid whose lengths are given both as tokens and as samples."""
+    for grid in grids:
+        samples = [value for value in grid.get("data.samples", []) if value is not None]
+        lengths = [value for value in grid.get("seqlen", []) if value != "all"]
+        if samples and lengths:
+            asked = f"data.samples={','.join(map(value_text, samples))}"
+            yield f"{asked}: not beside seqlen={','.join(map(value_text, lengths))}, leave one out"
 
 
 def _device_faults(cells: list[RootSettings]) -> Iterator[str]:

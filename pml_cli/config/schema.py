@@ -31,6 +31,8 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 
+# `seqlen=all`, until it is resolved to the number of target tokens (`data/resolve.py`).
+ALL_TOKENS = -(2**62)
 # A template that writes today's date would give other tokens, and another run, every day.
 TEMPLATE_DATE = "2025-01-01"
 
@@ -200,18 +202,19 @@ class FactsData(Data):
 
     end: str = setting(
         "auto",
-        help="what ends every target, scored as its last token; a text, or",
+        help="text that ends every target and is scored",
         special={
             "auto": "end of the chat template's turn, without chat end-of-text",
             "none": "nothing",
         },
         required=True,
         allowed="auto, none or a text such as '<|im_end|>'",
+        suggestions=("auto", "none"),
         absent="none",
     )
     separator: str | None = setting(
         None,
-        help="text between prompt and target without a chat template; white space is not doubled",
+        help=r"text between prompt and target without a chat template, \n a line feed",
         special={None: "by the source"},
         absent="",
     )
@@ -221,6 +224,19 @@ class FactsData(Data):
         special={None: "where the tokenizer puts it by itself"},
         absent=True,
     )
+    samples: int | None = setting(
+        None,
+        help="how many samples to learn, in place of seqlen",
+        minimum=1,
+        special={None: "as many as seqlen takes"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A shell has no line feed: it is written as a backslash and n.
+        self.end = self.end.replace(r"\n", "\n")
+        if self.separator is not None:
+            self.separator = self.separator.replace(r"\n", "\n")
 
     def validate(self) -> Iterator[str]:
         yield from super().validate()
@@ -396,7 +412,14 @@ class Run(Settings):
     """One cell: one adapter of one rank, trained to remember `seqlen` target tokens."""
 
     rank: int = setting(8, help="rank of the adapter", minimum=1)
-    seqlen: int = setting(128, help="target tokens to remember", minimum=1)
+    seqlen: int = setting(
+        128,
+        help="target tokens to remember",
+        minimum=1,
+        special={"all": "all that the source has"},
+        suggestions=("all",),
+        words={"all": ALL_TOKENS},
+    )
     seed: int = setting(
         0,
         help="seed of the adapter's initial weights, dropout and sample order",

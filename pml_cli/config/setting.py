@@ -61,10 +61,13 @@ class Declaration:
     special: Mapping[Any, str] = field(default_factory=dict)
     path: PathKind = ""
     suggestions: tuple[str, ...] = ()
+    words: Mapping[str, Any] = field(default_factory=dict)
     absent: Any = dataclasses.MISSING
 
     def accepts(self, value: Any) -> bool:
         """Whether a value other than null is allowed; a list's elements are given one by one."""
+        if value in self.words.values():
+            return True
         if self.choices and value not in self.choices:
             return False
         if self.pattern and not re.fullmatch(self.pattern, value):
@@ -90,6 +93,7 @@ class Declaration:
         text = self.allowed or self._choices_text() or self._bounds_text()
         if optional:
             text = f"null or {text}"
+        text = " or ".join([text, *self.words])
         # Null is named above. Where a number is wrong, only special values that are numbers help.
         numbers = [value for value in self.special if isinstance(value, int)]
         special = {value: self.special[value] for value in numbers}
@@ -117,6 +121,13 @@ class Declaration:
             bounds.append("finite")
 
         return " and ".join(bounds)
+
+    def as_typed(self, value: Any) -> Any:
+        """The word that stands for a value, where there is one, else the value."""
+        for word, meaning in self.words.items():
+            if value == meaning:
+                return word
+        return value
 
     def help_text(self) -> str:
         """The help with unit, choices and special values: `samples a step (0: all of them)`."""
@@ -151,6 +162,7 @@ def setting(
     special: Mapping[Any, str] | None = None,
     path: PathKind = "",
     suggestions: tuple[str, ...] = (),
+    words: Mapping[str, Any] | None = None,
     absent: Any = dataclasses.MISSING,
 ) -> T:
     """A dataclass field that declares a setting: `dataclasses.field` with metadata.
@@ -175,6 +187,8 @@ def setting(
         path: whether the value is a path, which the shell completes, and whether it must be an
             existing file.
         suggestions: values that shell completion offers beside the choices.
+        words: words for values that a user cannot know, `{"all": ALL}`; allowed whatever the
+            bounds.
         absent: what the config.yaml of a run means that was written before this setting existed,
             and the value that run ids leave out; without it, the default.
     """
@@ -193,6 +207,7 @@ def setting(
         special=special or {},
         path=path,
         suggestions=suggestions,
+        words=words or {},
         absent=absent,
     )
     # Under one key, so that `dataclasses.fields` finds all of it.
@@ -340,6 +355,9 @@ def type_text(owner: type[Any], name: str) -> str:
     """What type a setting takes, in words: `null or an integer`."""
     kind, optional = annotation(owner, name)
     text = TYPE_NAMES.get(kind, kind.__name__)
+    declared = declaration_of(owner, name)
+    if declared is not None:
+        text = " or ".join([text, *declared.words])
     return f"null or {text}" if optional else text
 
 

@@ -7,6 +7,8 @@ target tokens are scored; the prompt only conditions.
 May import `config` and `model` (tokenizers and dimensions), neither torch nor the trainer.
 
     resolve.py          what automatic settings are for a model and its data
+    lengths.py          seqlen=all and data.samples as a number of target tokens
+    repeats.py          samples that occur twice, prompts with two targets
     prompt.py           the prompt of a sample, as text and as token ids
     seam.py             where prompt and target meet, and targets that cannot be printed
     source.py           Sample and Source: what every source gives

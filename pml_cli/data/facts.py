@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,11 +38,28 @@ def facts_source(
     """
     samples = [encode_fact(tokenizer, data, query, target) for query, target in facts]
     test_samples = [encode_fact(tokenizer, data, query, target) for query, target in test_facts]
-    ends = np.cumsum([len(sample.target) for sample in samples])
+    return samples_source(samples, test_samples=test_samples)
+
+
+def samples_source(
+    samples: Sequence[Sample],
+    *,
+    test_samples: Sequence[Sample] = (),
+    keys: str = "",
+    notes: Sequence[str] = (),
+) -> Source:
+    """A source of samples that stay whole.
+
+    Args:
+        samples: in the order in which lengths take them.
+        test_samples: samples that are never trained on.
+        keys, notes: of the source.
+    """
+    ends = _ends(samples)
 
     def cut(seqlen: int) -> list[Sample]:
         # As many as end within the length: facts are never cut.
-        return samples[: int(np.searchsorted(ends, seqlen, side="right"))]
+        return list(samples[: int(np.searchsorted(ends, seqlen, side="right"))])
 
     def held_out(seqlen: int) -> list[Sample]:
         # A file may hold a fact twice; a fact that is learned cannot be held out as well.
@@ -51,11 +69,43 @@ def facts_source(
 
     return Source(
         cut=cut,
-        max_tokens=int(ends[-1]),
-        min_tokens=int(ends[0]),
-        test_samples=test_samples,
+        max_tokens=ends[-1],
+        min_tokens=ends[0],
+        sample_ends=ends,
+        keys=keys,
+        notes=notes,
+        test_samples=list(test_samples),
         held_out=held_out,
     )
+
+
+def long_texts_source(
+    samples: Sequence[Sample], *, keys: str = "", notes: Sequence[str] = ()
+) -> Source:
+    """A source of long texts, one after the other; the last one is cut to the length.
+
+    Args:
+        samples: in the order in which lengths take them.
+        keys, notes: of the source.
+    """
+    ends = _ends(samples)
+
+    def cut(seqlen: int) -> list[Sample]:
+        chosen: list[Sample] = []
+        remaining = seqlen
+        for sample in samples:
+            if remaining <= 0:
+                break
+            chosen.append(cut_sample(sample, remaining))
+            remaining -= len(sample.target)
+        return chosen
+
+    return Source(cut=cut, max_tokens=ends[-1], sample_ends=ends, keys=keys, notes=notes)
+
+
+def _ends(samples: Sequence[Sample]) -> list[int]:
+    """Target tokens up to the end of each sample."""
+    return list(itertools.accumulate(len(sample.target) for sample in samples))
 
 
 def encode_fact(tokenizer: Tokenizer, data: FactsData, query: str, target: str) -> Sample:

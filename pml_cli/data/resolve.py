@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import TEMPLATE_DATE, Data, FactsData, Model, Run
+from pml_cli.data.lengths import with_length
 from pml_cli.model.tokenizer import open_tokenizer
 
 
@@ -21,7 +22,7 @@ def resolved_run(run: Run) -> Run:
         UserError: a value that a model or its tokenizer cannot have.
     """
     data = _resolved_data(CacheKey(run.model), CacheKey(run.data))
-    return dataclasses.replace(run, data=data)
+    return with_length(dataclasses.replace(run, data=data))
 
 
 def forget_resolved() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pml_cli.config.schema import Data, Model
 from pml_cli.errors import UserError
+from pml_cli.format import counted
 from pml_cli.model.chat_template import Turns
 from pml_cli.model.dims import model_dims
 
@@ -51,6 +52,15 @@ class Source:
     min_tokens: int = 1
     """The fewest target tokens it can give: those of its first sample, where samples stay whole."""
 
+    sample_ends: Sequence[int] = ()
+    """Target tokens up to the end of each sample; empty where the target is one."""
+
+    keys: str = ""
+    """Of a file: the names under which it holds prompts and targets, `question/answer`."""
+
+    notes: Sequence[str] = ()
+    """What was decided about the values of a file, for its user, a line each."""
+
     entropy: float | None = None
     """Nats per target token, where the distribution of the source is known."""
 
@@ -72,7 +82,8 @@ class Source:
             )
         if seqlen < self.min_tokens:
             raise UserError(
-                f"seqlen={seqlen}: the first sample alone has {self.min_tokens} target tokens"
+                f"seqlen={seqlen}: the first sample alone has {self.min_tokens} target tokens; "
+                f"seqlen=all takes {counted(self.sample_ends, 'sample')} ({self.max_tokens} tokens)"
             )
         return self.cut(seqlen)
 
@@ -86,7 +97,7 @@ def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
     if source.max_tokens is not None and seqlen > source.max_tokens:
         raise UserError(
             f"seqlen={seqlen}: data={data.source} has only {source.max_tokens} target tokens "
-            f"for model={model.name}"
+            f"for model={model.name}; seqlen=all takes them all"
         )
 
     # An endless source would draw all of these tokens before they are counted.

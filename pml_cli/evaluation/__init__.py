@@ -17,6 +17,9 @@ them, and returns a mapping of named numbers for each adapter.
     asking.py         the prompts of a finished run, and what its adapter answers
     result.py         the body of result.json
     environment.py    the body of env.json
+    dialogue.py       how plain transformers asks for a run's samples, tried out on its tokenizer
+    adapter_script.py a script that does so
+    adapter_readme.py README.md of an adapter's folder
 
 May import: training, runs, data, model, config, and the modules at the bottom.
 """

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,12 +15,15 @@ from pml_cli.config.dump import to_yaml
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import tokens_hash
 from pml_cli.errors import UserError
+from pml_cli.evaluation.adapter_readme import README_FILE, adapter_readme
 from pml_cli.evaluation.result import ExtraMeasures, extra_measures, result_of
 from pml_cli.evaluation.samples import sample_rows
+from pml_cli.io import write_text
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.gguf import base_path
+from pml_cli.model.read_back import loading_of
 from pml_cli.model.split_model import SplitModel
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.samples import write_samples
@@ -109,6 +113,7 @@ class PackRun(TrainingObserver):
         with model_faults():
             checkpointing = Pack(cells=attempt.pack).checkpointing
             self.trainer = Trainer(base, self.cells, self, checkpointing=checkpointing)
+        self.loading = loading_of(base, self.trainer.pack.bank)
 
     def _announce(self) -> None:
         """Tell `pml status` and the journal what is trained."""
@@ -253,11 +258,23 @@ class PackRun(TrainingObserver):
             folder.fail(cell.failure)
             return
 
-        adapter = cell.adapter
-        assert adapter is not None
-        folder.write_adapter(lambda path: adapter.save(0, path, base_path(cell.run.model)))
+        result = result_of(plan, cell, self.base)
+        folder.write_adapter(lambda path: self._save_adapter(path, cell, result))
         assert cell.final is not None
         rows = sample_rows(cell.run.model, plan.samples, cell.final, measured.decoded)
         write_samples(folder, rows)
-        result = result_of(plan, cell, self.base)
         folder.finish({**result, **measured.fields, **spent})
+
+    def _save_adapter(self, path: Path, cell: Cell, result: Mapping[str, Any]) -> None:
+        """Write the adapter in PEFT's format, and a README.md with a script that asks it."""
+        adapter = cell.adapter
+        assert adapter is not None
+        model = cell.run.model
+        adapter.save(
+            0,
+            path,
+            base_path(model),
+            revision=model.revision,
+            peft_type=self.loading.peft_type,
+        )
+        write_text(path / README_FILE, adapter_readme(cell.run, result, self.loading))

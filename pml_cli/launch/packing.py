@@ -37,13 +37,25 @@ MAX_SPLIT = 8
 MIN_FILL = 0.5
 
 
-def check(runs: Sequence[Run], *, download: bool = False) -> list[CellPlan]:
+def check_with_weights(runs: Sequence[Run]) -> list[CellPlan]:
+    """As `check`, for runs that will be trained: nothing that they are resolved to is assumed.
+
+    Weights are downloaded from the hub where it depends on them.
+    """
+    cells = check(runs)
+    # Only now, as gigabytes are too much for a sweep with a misspelt setting.
+    if fetch_unmeasured(runs):
+        forget_resolved()
+        return check(runs)
+    return cells
+
+
+def check(runs: Sequence[Run]) -> list[CellPlan]:
     """Open every source and measure every cell.
 
     Args:
-        runs: to be resolved (`data/resolve.py`).
-        download: whether to download weights from the hub where what a run is resolved to depends
-            on them; otherwise it is assumed.
+        runs: they are resolved (`data/resolve.py`); what depends on weights that are not on this
+            machine is assumed.
 
     Returns:
         One plan for each distinct run, in the given order.
@@ -51,15 +63,6 @@ def check(runs: Sequence[Run], *, download: bool = False) -> list[CellPlan]:
     Raises:
         UserError: all faults at once, one line each.
     """
-    cells = _check(runs)
-    # Only now, as gigabytes are too much for a sweep with a misspelt setting.
-    if download and fetch_unmeasured(runs):
-        forget_resolved()
-        return _check(runs)
-    return cells
-
-
-def _check(runs: Sequence[Run]) -> list[CellPlan]:
     faults: list[str] = []
     planned: dict[str, CellPlan] = {}
     for run in runs:

@@ -35,4 +35,5 @@ The frozen model:
 The adapters:
 
     adapter_bank.py  LoRA adapters of several cells as one batch
+    read_back.py     whether PEFT reads a saved adapter as it was trained
 """

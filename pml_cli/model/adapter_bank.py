@@ -34,6 +34,9 @@ ForwardHook = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
+# What PEFT calls an adapter of this kind.
+PEFT_TYPE = "LORA"
+
 # Added to a cell's seed for its dropout: the initial weights draw from the seed itself.
 DROPOUT_SEED_OFFSET = 2**40
 
@@ -274,13 +277,23 @@ class AdapterBank:
 
     # -- files
 
-    def save(self, k: int, folder: Path, model_path: str) -> None:
+    def save(
+        self,
+        k: int,
+        folder: Path,
+        model_path: str,
+        *,
+        revision: str | None = None,
+        peft_type: str = PEFT_TYPE,
+    ) -> None:
         """Write one adapter in PEFT's layout: adapter_config.json, adapter_model.safetensors.
 
         Args:
             k: index of the cell.
             folder: an existing folder.
             model_path: where PEFT loads the frozen model from.
+            revision: of the model on the hub.
+            peft_type: another text than PEFT's own makes PEFT refuse the folder, and show the text.
         """
         rank = self.ranks[k]
         # Without the padding to the largest rank of the bank.
@@ -296,9 +309,10 @@ class AdapterBank:
         # PEFT scales by alpha / rank; a block adapter has the scale 1.
         alpha = self.settings.alpha if isinstance(self.settings, LinearAdapter) else rank
         config = {
-            "peft_type": "LORA",
+            "peft_type": peft_type,
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": model_path,
+            "revision": revision,
             "inference_mode": True,
             "r": rank,
             "lora_alpha": alpha,

@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pml_cli.model.gguf_layout import is_gguf, read_layout
 
 WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_SUFFIX = ".safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 # [first, end) bytes of each tensor.
@@ -32,24 +34,27 @@ def weight_files(folder: Path) -> list[Path]:
     Another file that lies beside them, such as an adapter, the weights in another format or what
     macOS leaves (._model.safetensors), is none.
     """
-    whole = folder / WEIGHTS_FILE
-    if whole.is_file():
+    # A config.json may name the file itself.
+    named = _json_field(folder / "config.json", "transformers_weights")
+    whole = folder / (named if isinstance(named, str) else WEIGHTS_FILE)
+    if whole.suffix == WEIGHTS_SUFFIX and whole.is_file():
         return [whole]
 
-    shards = [folder / name for name in _index_shards(folder / INDEX_FILE)]
-    if shards:
+    index = whole if isinstance(named, str) else folder / INDEX_FILE
+    weight_map = _json_field(index, "weight_map")
+    if isinstance(weight_map, dict) and weight_map:
+        shards = [folder / name for name in sorted({*map(str, weight_map.values())})]
         # Loading reports a shard that is missing.
         return [shard for shard in shards if shard.is_file()]
-    return [file for file in sorted(folder.glob("*.safetensors")) if file.name[0] != "."]
+    return [file for file in sorted(folder.glob(f"*{WEIGHTS_SUFFIX}")) if file.name[0] != "."]
 
 
-def _index_shards(index: Path) -> list[str]:
-    """Names of the shards that an index lists; none where there is no index, or a damaged one."""
+def _json_field(path: Path, name: str) -> Any:
+    """A field of a JSON file; None where the file lacks it, is damaged or is not there."""
     try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        return sorted({str(name) for name in weight_map.values()})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return []
+        return json.loads(path.read_text("utf-8"))[name]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def sampled_hash(path: Path) -> str:

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pml_cli.config.schema import Model
+from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError, and_n_more, first_line
 from pml_cli.io import cache_folder, temporary_path
 from pml_cli.model.file_hash import sampled_hash
@@ -81,13 +81,16 @@ def _is_visible_gguf(file: Path) -> bool:
 
 
 def base_path(model: Model) -> str:
-    """What PEFT is to load a base model from, for adapter_config.json.
+    """What transformers and PEFT are to load a base model from, for adapter_config.json.
 
-    Of a GGUF file it is the absolute path of its folder, as PEFT itself writes it: there, PEFT's
-    `from_pretrained` takes the file's name as `gguf_file`.
+    An absolute path, or a name on the hub. Of a GGUF file it is its folder, as PEFT itself writes
+    it: there, `from_pretrained` takes the file's name as `gguf_file`.
     """
     file = gguf_file(model.path)
-    return model.path if file is None else str(file.absolute().parent)
+    if file is not None:
+        return str(file.absolute().parent)
+    folder = TINY if model.path == "tiny" else Path(model.path)
+    return str(folder.absolute()) if folder.is_dir() else model.path
 
 
 @contextmanager

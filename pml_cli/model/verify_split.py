@@ -75,28 +75,41 @@ def split_matches_full(model: SplitModel, bank: AdapterBank, seed: int) -> bool:
         bank: tells the sites of the adapter.
         seed: chooses the tokens and the adapter's weights.
     """
-    ids_3T = _tokens(model, seed)
-    probe, split_3TV = _scaled_probe(model, ids_3T, bank.select([0, 0, 0]), seed)
-    full_3TV, hidden = _full_logits(model, ids_3T, probe)
+    ids_3T = probe_ids(model, seed)
+    probe, split_3TV = scaled_probe(model, ids_3T, bank.select([0, 0, 0]), seed)
+    full_3TV, hidden = full_logits(model, ids_3T, probe)
     head_3TV = model.logits(hidden.to(model.dtype)).double()
 
-    change_TV = full_3TV[1] - full_3TV[0]
-    split_change_TV = split_3TV[1] - split_3TV[0]
     tolerance = TOLERANCES.get(model.dtype, DEFAULT_TOLERANCE)
     rounding = tolerance.of_spread * _spread(full_3TV)
 
     # Each comparison is false as well if something is not finite.
     same_head = _rms(head_3TV - full_3TV) <= tolerance.of_head * _rms(full_3TV)
     same_plain = _rms(split_3TV[::2] - full_3TV[::2]) <= rounding
-    allowed_change = tolerance.of_change * _rms(change_TV) + rounding
-    same_change = _rms(split_change_TV - change_TV) <= allowed_change
+    same_change = changes_alike(split_3TV[1] - split_3TV[0], full_3TV, model.dtype)
 
     first_half_3TV = full_3TV[:, : TOKENS // 2]
     is_causal = _rms(first_half_3TV[2] - first_half_3TV[0]) <= rounding
     return same_head and same_plain and same_change and is_causal
 
 
-def _tokens(model: SplitModel, seed: int) -> Tensor:
+def changes_alike(change_TV: Tensor, full_3TV: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a change of logits is that of the whole pass, but for the rounding of a dtype.
+
+    Args:
+        change_TV: what the random adapter makes of the first row.
+        full_3TV: logits of the whole pass.
+        dtype: of the model.
+    """
+    full_change_TV = full_3TV[1] - full_3TV[0]
+    tolerance = TOLERANCES.get(dtype, DEFAULT_TOLERANCE)
+    rounding = tolerance.of_spread * _spread(full_3TV)
+    allowed = tolerance.of_change * _rms(full_change_TV) + rounding
+    # False as well if something is not finite.
+    return _rms(change_TV - full_change_TV) <= allowed
+
+
+def probe_ids(model: SplitModel, seed: int) -> Tensor:
     """Token ids of the three rows, (3, T)."""
     vocabulary = model.head.weight_VD.shape[0]
     # Other tokens for each seed, as a router may be near a tie for some of them.
@@ -115,7 +128,7 @@ def cached_matches_full(model: SplitModel) -> bool:
     """
     from transformers import DynamicCache
 
-    ids_3T = _tokens(model, seed=0)
+    ids_3T = probe_ids(model, seed=0)
     # Its first tokens are those of another row, so it tells whether the right row was dropped.
     kept = torch.tensor([0, 2], device=model.device)
     half = TOKENS // 2
@@ -137,7 +150,7 @@ def cached_matches_full(model: SplitModel) -> bool:
     return _rms(cached - full) <= tolerance.of_change * _rms(full)
 
 
-def _full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Tensor, Tensor]:
+def full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Tensor, Tensor]:
     """The model's own logits (3, T, V) in float64, and what its head read, (3, T, D)."""
     hidden: list[Tensor] = []
 
@@ -153,7 +166,7 @@ def _full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Ten
     return logits.double(), hidden[-1]
 
 
-def _scaled_probe(
+def scaled_probe(
     model: SplitModel, ids: Tensor, probe: AdapterBank, seed: int
 ) -> tuple[AdapterBank, Tensor]:
     """Scale a random adapter until it changes the split pass's logits by about TARGET_EFFECT.

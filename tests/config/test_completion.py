@@ -87,6 +87,7 @@ def test_values(complete):
         "model.stream=null",
     ]
     assert complete("rank=") == []
+    assert complete("seqlen=32,a") == ["seqlen=32,all"]
     assert complete("nonsense=") == []
 
 

@@ -241,17 +241,17 @@ GOOD = {"query": "a:", "target": "1"}
     ("rows", "message"),
     [
         ([GOOD, "{broken"], "line 2 is not JSON"),
-        ([GOOD, "", "", "[]"], "line 4 has neither question/matching nor query/target"),
-        ([{"query": "a:"}], "line 1 has neither"),
-        ([GOOD, {"query": "a:", "target": 5}], "line 2 has neither"),
-        ([GOOD, {"query": "a:", "target": ""}], "line 2: 'target' is empty"),
-        ([GOOD, {"question": "a:", "matching": "b"}], "mixes"),
-        (["null"], "line 1 has neither"),
+        ([GOOD, "", "", "[]"], "line 4 is a list, not an object with keys"),
+        ([{"query": "a:"}], "line 1 has a prompt (query) and no target"),
+        ([GOOD, {"query": "a:", "target": ""}], "line 2: target is empty"),
+        ([GOOD, {"question": "a:", "matching": "b"}], "line 2 has question/matching, line 1"),
+        (["null"], "line 1 is null"),
     ],
 )
 def test_malformed_lines_are_named_by_number(tmp_path, rows, message):
     with pytest.raises(UserError) as caught:
         JsonlData(path=jsonl(tmp_path, rows)).open(TINY)
+    assert str(caught.value).startswith(f"data.path={tmp_path / 'facts.jsonl'}: line ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

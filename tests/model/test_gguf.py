@@ -13,7 +13,7 @@ import numpy as np
 from support.gguf import save_small_llama, write_gguf
 from support.models import logits_of_cell, random_bank, random_ids
 
-from pml_cli.config.schema import LinearAdapter, Model, Run
+from pml_cli.config.schema import TINY, LinearAdapter, Model, Run
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
@@ -248,7 +248,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(file, monkeypatch, tmp_path)
 def test_an_adapter_names_the_folder_from_which_peft_loads(file, tmp_path, monkeypatch):
     monkeypatch.chdir(file.parent)
     assert base_path(settings(file.name)) == base_path(settings(".")) == str(file.parent)
-    assert base_path(Model()) == "tiny"
+    assert base_path(Model()) == str(TINY)
 
 
 def test_peft_loads_an_adapter_with_its_base(file, original, tmp_path):

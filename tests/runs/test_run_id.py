@@ -260,6 +260,20 @@ def test_shards_count_as_the_index_names_them(finals):
     ]
 
 
+def test_the_weights_that_a_config_names_are_the_model(finals):
+    folder, *_ = finals
+    fields = json.loads((folder / "config.json").read_text())
+    content = json.dumps(fields | {"transformers_weights": "mine.safetensors"})
+    (folder / "config.json").write_text(content)
+    shutil.copy(folder / "model.safetensors", folder / "mine.safetensors")
+    assert [path.name for path in file_hash.weight_files(folder)] == ["mine.safetensors"]
+    content = content.replace("mine.safetensors", "mine.safetensors.index.json")
+    (folder / "config.json").write_text(content)
+    index = {"weight_map": {"model.norm.weight": "mine.safetensors"}}
+    (folder / "mine.safetensors.index.json").write_text(json.dumps(index))
+    assert [path.name for path in file_hash.weight_files(folder)] == ["mine.safetensors"]
+
+
 def test_a_snapshot_of_links_into_a_cache_is_the_same_model(finals, tmp_path):
     folder, *_ = finals
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0a1b2c"

@@ -1,11 +1,9 @@
-"""data=jsonl: the user's samples, one JSON object a line."""
+"""data=jsonl: the user's facts, from JSON lines, a JSON array, CSV or parquet."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pml_cli.config.registry import register
 from pml_cli.config.schema import FactsData, Model
@@ -13,20 +11,21 @@ from pml_cli.config.setting import setting
 from pml_cli.errors import UserError
 
 if TYPE_CHECKING:
+    from pml_cli.data.fact_keys import Fact, Facts
     from pml_cli.data.source import Sample, Source
-    from pml_cli.model.tokenizer import Tokenizer
 
-# Names of prompt and target: of long texts, of short facts.
-FIELDS = (("question", "matching"), ("query", "target"))
-
-# Random stream of the order in which a seed takes the lines.
+# Random stream of the order in which a seed takes the facts.
 ORDER_STREAM = 8
 
 
 @register("data", "jsonl")
 @dataclass(kw_only=True)
 class JsonlData(FactsData):
-    """A JSON-lines file with question/matching (long texts) or query/target (short facts)."""
+    """Facts of a file: JSON lines or array, CSV, TSV or parquet, with the usual names of keys.
+
+    question/answer, prompt/completion, instruction/input/output, query/target, messages and the
+    like; question/matching are long texts, of which the last one may be cut.
+    """
 
     # A clean seam: no tokenizer merges a line feed with what follows it in an answer.
     default_separator: ClassVar[str] = "\n"
@@ -34,92 +33,63 @@ class JsonlData(FactsData):
     source: str = "jsonl"
     path: str = setting(
         "",
-        help="JSON-lines file",
+        help="file: JSON lines, JSON array, CSV, TSV, parquet",
         required=True,
         allowed="given with data=jsonl",
         path="existing file",
+    )
+    prompt_key: str | None = setting(
+        None,
+        help="key or path of keys that holds the prompt, a.b",
+        special={None: "by the usual names"},
+    )
+    target_key: str | None = setting(
+        None,
+        help="key or path of keys that holds the target, a.b",
+        special={None: "by the usual names"},
     )
 
     def open(self, model: Model) -> Source:
         """Open the file in its own order, or in one drawn by the seed where that is not 0.
 
         Raises:
-            UserError: the file cannot be read, or a line is malformed (with its number).
+            UserError: the file cannot be read, or a row is malformed (with its line).
         """
         import numpy as np
 
-        from pml_cli.data.facts import facts_source
-        from pml_cli.model.tokenizer import open_tokenizer
+        from pml_cli.data.facts import long_texts_source, samples_source
 
-        tokenizer = open_tokenizer(model)
-        pairs, is_long = _read_pairs(self.path)
+        file = self._facts()
+        samples = self._samples(file.facts, model)
         # Seed 0 keeps the order of the file.
         if self.seed:
             random = np.random.default_rng([self.seed, ORDER_STREAM])
-            pairs = [pairs[i] for i in random.permutation(len(pairs))]
+            samples = [samples[i] for i in random.permutation(len(samples))]
 
-        if is_long:
-            return _long_texts(tokenizer, self, pairs)
-        return facts_source(tokenizer, self, pairs)
+        if file.is_long:
+            return long_texts_source(samples, keys=file.keys, notes=file.notes)
+        return samples_source(samples, keys=file.keys, notes=file.notes)
 
+    def _facts(self) -> Facts:
+        from pml_cli.data.fact_keys import facts_of
+        from pml_cli.data.facts_file import read_rows
 
-def _read_pairs(path: str) -> tuple[list[tuple[str, str]], bool]:
-    """The (prompt, target) pairs of a file, and whether they are long texts."""
-    from pml_cli.data.text_file import read_text
+        rows = read_rows(self.path)
+        try:
+            return facts_of(rows, self.prompt_key, self.target_key)
+        except UserError as error:
+            raise UserError(f"data.path={self.path}: {error}") from error
 
-    pairs = []
-    target_fields = set()
-    # Not splitlines(), which also splits at line ends that JSON allows inside a string.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            prompt, target, field = _parse_line(path, number, line)
-            pairs.append((prompt, target))
-            target_fields.add(field)
+    def _samples(self, facts: list[Fact], model: Model) -> list[Sample]:
+        """The facts as token ids; a fault of one names its line."""
+        from pml_cli.data.facts import encode_sample
+        from pml_cli.model.tokenizer import open_tokenizer
 
-    if len(target_fields) > 1:
-        raise UserError(f"data.path={path}: mixes question/matching and query/target lines")
-    return pairs, target_fields == {"matching"}
-
-
-def _parse_line(path: str, number: int, line: str) -> tuple[str, str, str]:
-    """Prompt, target, and the name of the target's field."""
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
-        raise UserError(f"data.path={path}: line {number} is not JSON ({reason})") from error
-    except ValueError as error:
-        raise UserError(f"data.path={path}: line {number} is not JSON ({error})") from error
-
-    for prompt_field, target_field in FIELDS:
-        if not isinstance(row, dict):
-            break
-        prompt, target = row.get(prompt_field), row.get(target_field)
-        if isinstance(prompt, str) and isinstance(target, str):
-            if not target:
-                raise UserError(f"data.path={path}: line {number}: {target_field!r} is empty")
-            return prompt, target, target_field
-    raise UserError(
-        f"data.path={path}: line {number} has neither question/matching nor query/target as text"
-    )
-
-
-def _long_texts(tokenizer: Tokenizer, data: JsonlData, pairs: Sequence[tuple[str, str]]) -> Source:
-    """Long texts, one after the other; the last one is cut to the length."""
-    from pml_cli.data.facts import cut_sample, encode_fact
-    from pml_cli.data.source import Source
-
-    samples = [encode_fact(tokenizer, data, prompt, target) for prompt, target in pairs]
-
-    def cut(seqlen: int) -> list[Sample]:
-        chosen: list[Sample] = []
-        remaining = seqlen
-        for sample in samples:
-            if remaining <= 0:
-                break
-            chosen.append(cut_sample(sample, remaining))
-            remaining -= len(sample.target)
-        return chosen
-
-    total = sum(len(sample.target) for sample in samples)
-    return Source(cut=cut, max_tokens=total)
+        tokenizer = open_tokenizer(model)
+        samples = []
+        for fact in facts:
+            try:
+                samples.append(encode_sample(tokenizer, self, fact.turns, fact.target))
+            except UserError as error:
+                raise UserError(f"data.path={self.path}: {fact.where}: {error}") from error
+        return samples

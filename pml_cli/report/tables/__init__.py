@@ -8,6 +8,7 @@ Each file has the tables of one command. They take results and return what rich 
     probe.py       one run
     ask.py         answers of an adapter
     samples.py     the samples that are not recalled
+    data.py        how much data there is, and what of it cannot be learned
     dry_run.py     what a sweep would do and cost
     law.py         fitted laws and their comparison
     predict.py     predictions of a law

@@ -14,6 +14,7 @@ from pml_cli.launch import cost_model
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.throughput import expected_seconds, makespan
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.tables.data import data_sizes, show_warnings
 from pml_cli.report.tables.layout import plain_table
 
 # Packs in the table at most.
@@ -40,6 +41,9 @@ def show(
         f"{missing} to train in {counted(packs, 'pack')}"
     )
     print_prompts(request.runs, console)
+    for line in data_sizes(cells):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    show_warnings(console, cells)
     if not packs:
         return
 

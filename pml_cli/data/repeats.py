@@ -1,0 +1,49 @@
+"""Samples that repeat each other: exactly, or with one prompt and another target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pml_cli.data.source import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """What repeats among samples."""
+
+    copies: list[Sample]
+    """Those that are equal to an earlier one."""
+
+    contradictions: list[tuple[Sample, Sample]]
+    """Two samples of each prompt whose targets exclude each other: both cannot be recalled."""
+
+
+def find_repeats(samples: Sequence[Sample]) -> Repeats:
+    """The repeats among samples, by their token ids.
+
+    Targets of one prompt agree where one of them begins with the other, as a text that is cut does.
+    """
+    copies = []
+    seen: set[Sample] = set()
+    by_prompt: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        if sample in seen:
+            copies.append(sample)
+            continue
+        seen.add(sample)
+        by_prompt.setdefault(sample.prompt, []).append(sample)
+
+    pairs = [_contradiction(alike) for alike in by_prompt.values()]
+    return Repeats(copies=copies, contradictions=[pair for pair in pairs if pair is not None])
+
+
+def _contradiction(alike: Sequence[Sample]) -> tuple[Sample, Sample] | None:
+    """Two samples of one prompt that exclude each other; None where all agree."""
+    # All agree where all of them begin the longest.
+    longest = max(alike, key=lambda sample: len(sample.target))
+    for sample in alike:
+        if longest.target[: len(sample.target)] != sample.target:
+            first, second = sorted([sample, longest], key=alike.index)
+            return first, second
+    return None

@@ -1,0 +1,257 @@
+"""How a script in plain transformers asks for the samples of a run, and where the answer ends.
+
+Which call gives a prompt's very token ids is tried out on the tokenizer: the chat template, a text
+around the question, or the ids themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.schema import Data, Model, Run
+from pml_cli.data.opened import samples_of
+from pml_cli.data.source import Sample
+from pml_cli.model.dims import model_dims
+from pml_cli.model.files import local_folder
+
+# Samples whose prompts are tried, and places of the question in its prompt.
+MAX_TRIED = 64
+MAX_PLACES = 8
+
+# Tokens beyond the longest target, for questions that were not trained on.
+SPARE_TOKENS = 32
+
+# A template that reads the clock makes another prompt every day.
+CLOCK = "strftime_now"
+
+# Qwen3 and SmolLM3 read the first, Granite and DeepSeek the second.
+THINKING_OPTIONS = ("enable_thinking", "thinking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatPrompt:
+    """A prompt that the chat template makes."""
+
+    earlier: tuple[tuple[str, str], ...]
+    """(role, content) of the turns before the question."""
+
+    options: dict[str, bool]
+    """Further arguments of the template."""
+
+    def ids(self, tokenizer: Any, question: str) -> list[int]:
+        """Token ids of the prompt."""
+        messages = [{"role": role, "content": content} for role, content in self.earlier]
+        messages.append({"role": "user", "content": question})
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, **self.options
+        )
+        return list(encoded["input_ids"])
+
+    def code(self) -> list[str]:
+        """The lines that make `prompt` of QUESTION."""
+        messages = [f'{{"role": {role!r}, "content": {text!r}}}' for role, text in self.earlier]
+        messages.append('{"role": "user", "content": QUESTION}')
+        options = "".join(f", {name}={value}" for name, value in self.options.items())
+        return [
+            f"messages = [{', '.join(messages)}]",
+            "prompt = tokenizer.apply_chat_template(",
+            f"    messages, add_generation_prompt=True{options},",
+            '    return_dict=True, return_tensors="pt",',
+            ")",
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPrompt:
+    """A prompt that is a text with the question in it."""
+
+    before: str
+    after: str
+
+    adds_special: bool
+    """Whether the tokenizer adds its special tokens; else they are in the text."""
+
+    def ids(self, tokenizer: Any, question: str) -> list[int]:
+        """Token ids of the prompt."""
+        text = f"{self.before}{question}{self.after}"
+        encoded = tokenizer(text, add_special_tokens=self.adds_special)
+        return list(encoded["input_ids"])
+
+    def code(self) -> list[str]:
+        """The line that makes `prompt` of QUESTION."""
+        parts = [repr(self.before)] if self.before else []
+        parts.append("QUESTION")
+        if self.after:
+            parts.append(repr(self.after))
+        special = "" if self.adds_special else ", add_special_tokens=False"
+        return [f'prompt = tokenizer({" + ".join(parts)}{special}, return_tensors="pt")']
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdsPrompt:
+    """The ids of one prompt, which no text gives."""
+
+    prompt: tuple[int, ...]
+
+    def code(self) -> list[str]:
+        """The line that makes `prompt`."""
+        return [f'prompt = {{"input_ids": torch.tensor([{list(self.prompt)}])}}']
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialogue:
+    """How a script asks, when the answer ends, and how it is printed."""
+
+    question: str | None
+    """The question of the first sample; None: its prompt is given as ids."""
+
+    prompt: ChatPrompt | TextPrompt | IdsPrompt
+    """What makes a prompt of the question."""
+
+    end: tuple[int, ...]
+    """Ids of the end; empty: the answer ends with `max_new_tokens`."""
+
+    end_text: str
+    """The text of the end."""
+
+    max_new_tokens: int
+    """The most tokens of an answer."""
+
+    reads_text: bool
+    """Whether answers are text; else the model has no tokenizer."""
+
+    skips_special: bool
+    """Whether leaving out special tokens takes the end off an answer, and nothing else."""
+
+
+def dialogue_of(run: Run) -> Dialogue:
+    """How the samples of a resolved run are asked for."""
+    return _dialogue(CacheKey(run.model), CacheKey(run.data), run.seqlen)
+
+
+# The cells of a sweep share their samples.
+@lru_cache(maxsize=256)
+def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
+    run = Run(model=model.value, data=data.value, seqlen=seqlen)
+    samples = samples_of(run)
+    tokenizer = _tokenizer(model)
+    first = samples[0]
+
+    end: tuple[int, ...] = next((s.target[-s.end :] for s in samples if s.end), ())
+    question = None
+    prompt: ChatPrompt | TextPrompt | IdsPrompt = IdsPrompt(prompt=first.prompt)
+    if tokenizer is not None:
+        found = _best_prompt(tokenizer, run.data, samples[:MAX_TRIED])
+        if found is not None:
+            prompt = found
+            question = _question(run.data, first)
+
+    return Dialogue(
+        question=question,
+        prompt=prompt,
+        end=end,
+        end_text="" if tokenizer is None else tokenizer.decode(list(end)),
+        max_new_tokens=_max_new_tokens(run.model, samples, has_end=bool(end)),
+        reads_text=tokenizer is not None,
+        skips_special=tokenizer is not None and _skips_special(tokenizer, samples[:MAX_TRIED]),
+    )
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: CacheKey) -> Any:
+    """The tokenizer as a script reads it; None where there is none."""
+    import transformers
+
+    settings: Model = model.value
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            local_folder(settings) or settings.path,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    # A model without a tokenizer learns random ids; what is wrong with one is reported earlier.
+    except Exception:
+        return None
+
+
+def _question(data: Data, sample: Sample) -> str:
+    """What is asked for a sample: the last turn of facts, the prompt of running text."""
+    if sample.turns:
+        return sample.turns[-1][1]
+    prompt: str | None = getattr(data, "prompt", None)
+    return prompt or ""
+
+
+def _best_prompt(
+    tokenizer: Any, data: Data, samples: Sequence[Sample]
+) -> ChatPrompt | TextPrompt | None:
+    """The call that gives the ids of the first prompt and of most others; None: there is none."""
+    best = None
+    most = 0
+    for candidate in _candidates(tokenizer, data, samples):
+        same = [_gives(candidate, tokenizer, data, sample) for sample in samples]
+        if same[0] and sum(same) > most:
+            best = candidate
+            most = sum(same)
+    return best
+
+
+def _gives(candidate: ChatPrompt | TextPrompt, tokenizer: Any, data: Data, sample: Sample) -> bool:
+    """Whether a call gives the ids of a sample's prompt."""
+    try:
+        ids = candidate.ids(tokenizer, _question(data, sample))
+    # Templates are programs, and may refuse what others take.
+    except Exception:
+        return False
+    return ids == list(sample.prompt)
+
+
+def _candidates(
+    tokenizer: Any, data: Data, samples: Sequence[Sample]
+) -> Iterator[ChatPrompt | TextPrompt]:
+    first = samples[0]
+    if data.chat and CLOCK not in tokenizer.get_chat_template():
+        options = {} if data.thinking is None else dict.fromkeys(THINKING_OPTIONS, data.thinking)
+        turns = first.turns or (("user", _question(data, first)),)
+        yield ChatPrompt(earlier=_earlier(data, turns), options=options)
+
+    # The longer the question, the fewer places in the prompt look like it.
+    sample = max(samples, key=lambda sample: len(_question(data, sample)))
+    for adds_special in (True, False):
+        text = tokenizer.decode(list(sample.prompt), skip_special_tokens=adds_special)
+        question = _question(data, sample)
+        places = [match.start() for match in re.finditer(re.escape(question), text)]
+        for place in reversed(places[-MAX_PLACES:]):
+            before = text[:place]
+            after = text[place + len(question) :]
+            yield TextPrompt(before=before, after=after, adds_special=adds_special)
+
+
+def _earlier(data: Data, turns: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The turns before the last; a system turn that is given takes the place of theirs."""
+    if data.system is None:
+        return tuple(turns[:-1])
+    others = [turn for turn in turns[:-1] if turn[0] != "system"]
+    return (("system", data.system), *others)
+
+
+def _max_new_tokens(model: Model, samples: Sequence[Sample], *, has_end: bool) -> int:
+    if not has_end:
+        return len(samples[0].target)
+    longest_prompt = max(len(sample.prompt) for sample in samples)
+    longest_target = max(len(sample.target) for sample in samples)
+    return min(longest_target + SPARE_TOKENS, model_dims(model).context - longest_prompt)
+
+
+def _skips_special(tokenizer: Any, samples: Sequence[Sample]) -> bool:
+    for sample in samples:
+        ids = list(sample.target)
+        answer = ids[: len(ids) - sample.end]
+        if tokenizer.decode(ids, skip_special_tokens=True) != tokenizer.decode(answer):
+            return False
+    return True

@@ -1,0 +1,132 @@
+"""What is said of a sweep's data: how much there is, and what of it cannot be learned as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+
+from pml_cli.config.schema import FactsData
+from pml_cli.data.cell import CellPlan
+from pml_cli.data.opened import source_of
+from pml_cli.data.repeats import find_repeats
+from pml_cli.data.source import Sample
+from pml_cli.format import counted
+from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
+from pml_cli.report.tables.samples import QUESTION_WIDTH, shown
+
+# Lengths that a line names at most.
+MAX_LENGTHS = 12
+
+
+def show_warnings(console: Console, cells: Sequence[CellPlan]) -> None:
+    """Print what a user should know of a sweep's facts before it trains."""
+    for line in data_warnings(cells):
+        # Texts of a file may look like markup.
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
+    """A line for everything about the facts of a sweep that its user should know.
+
+    Values that are no plain text, samples that occur twice, prompts with targets that exclude each
+    other.
+    """
+    lines: dict[str, None] = {}
+    for group in _by_data(cells):
+        largest = max(group, key=lambda cell: len(cell.samples))
+        if isinstance(largest.run.data, FactsData):
+            lines |= dict.fromkeys(_fact_lines(largest))
+    return list(lines)
+
+
+def data_sizes(cells: Sequence[CellPlan]) -> list[str]:
+    """A line or two for each source of a sweep and each of its models: how much it holds."""
+    lines: list[str] = []
+    is_one_model = len({cell.run.model.name for cell in cells}) == 1
+    for group in _by_data(cells):
+        run = group[0].run
+        source = source_of(run)
+        if source.max_tokens is None:
+            continue
+
+        name = run.data.label if is_one_model else f"{run.data.label} for {run.model.name}"
+        size = f"{source.max_tokens:,} target tokens"
+        if isinstance(run.data, FactsData) and run.data.end != "none":
+            size += " (ends included)"
+        if source.sample_ends:
+            longest = max(len(sample.prompt) for sample in source.cut(source.max_tokens))
+            of_keys = f" of {source.keys}" if source.keys else ""
+            count = counted(source.sample_ends, "sample")
+            size = f"{count}{of_keys}, {size}, longest prompt {longest} tokens"
+            size += f"; {_samples_by_length(group)}"
+        lines.append(f"{name}: {size}")
+    return lines
+
+
+def _samples_by_length(cells: Sequence[CellPlan]) -> str:
+    """How many samples each length takes: `seqlen=64 takes 5, 128 takes 11`."""
+    counts: dict[int, set[int]] = {}
+    for cell in cells:
+        counts.setdefault(cell.run.seqlen, set()).add(len(cell.samples))
+
+    texts = []
+    for seqlen in sorted(counts)[:MAX_LENGTHS]:
+        # Seeds take the samples in orders of their own.
+        low, high = min(counts[seqlen]), max(counts[seqlen])
+        texts.append(f"{seqlen} takes {low}" if low == high else f"{seqlen} takes {low} to {high}")
+    more = ", ..." if len(counts) > MAX_LENGTHS else ""
+    return f"seqlen={', '.join(texts)}{more}"
+
+
+def _by_data(cells: Iterable[CellPlan]) -> list[list[CellPlan]]:
+    """The cells of each model and source; seeds only order what there is."""
+    # Most cells share their settings, and texts of settings are slow.
+    by_object: dict[tuple[int, int], list[CellPlan]] = {}
+    for cell in cells:
+        key = (id(cell.run.model), id(cell.run.data))
+        by_object.setdefault(key, []).append(cell)
+
+    groups: dict[str, list[CellPlan]] = {}
+    for alike in by_object.values():
+        run = alike[0].run
+        text = f"{run.model}{dataclasses.replace(run.data, seed=0)}"
+        groups.setdefault(text, []).extend(alike)
+    return list(groups.values())
+
+
+def _fact_lines(cell: CellPlan) -> Iterator[str]:
+    run = cell.run
+    name = f"data={run.data.label}"
+    for note in source_of(run).notes:
+        yield f"{name}: {note}"
+
+    repeats = find_repeats(cell.samples)
+    if not repeats.copies and not repeats.contradictions:
+        return
+    tokenizer = open_tokenizer(run.model)
+    if repeats.contradictions:
+        first, second = repeats.contradictions[0]
+        targets = f"{_target(first, tokenizer)} and {_target(second, tokenizer)}"
+        yield (
+            f"{name}: {counted(repeats.contradictions, 'prompt')} with targets that exclude each "
+            f"other, so not every sample can be recalled; the first: "
+            f"{_question(first, tokenizer)} has {targets}"
+        )
+    if repeats.copies:
+        first = repeats.copies[0]
+        yield (
+            f"{name}: {counted(repeats.copies, 'sample')} of {len(cell.samples)} occurred before; "
+            f"each counts as often as it occurs; the first: {_question(first, tokenizer)}"
+        )
+
+
+def _question(sample: Sample, tokenizer: Tokenizer) -> str:
+    text = sample.turns[-1][1] if sample.turns else tokenizer.decode(list(sample.prompt))
+    return shown(text, QUESTION_WIDTH)
+
+
+def _target(sample: Sample, tokenizer: Tokenizer) -> str:
+    ids = sample.target[: len(sample.target) - sample.end]
+    return shown(tokenizer.decode(list(ids)), QUESTION_WIDTH)

@@ -1,0 +1,72 @@
+"""What is said of the facts of a sweep, through the command line."""
+
+import json
+
+import pytest
+
+FACTS = [
+    ("Who wrote [bold]it[/bold]?", "Ada"),
+    ("Where?", "In London"),
+    ("Who wrote [bold]it[/bold]?", "Bob"),
+    ("When?", 1843),
+    ("Where?", "In London"),
+]
+
+
+@pytest.fixture
+def facts_file(tmp_path):
+    rows = [{"prompt": prompt, "completion": target} for prompt, target in FACTS]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+EXCLUSIVE = (
+    "data=jsonl:facts: 1 prompt with targets that exclude each other, so not every sample can be "
+    "recalled; the first: 'Who wrote [bold]it[/bold]?' has 'Ada' and 'Bob'"
+)
+COPIED = (
+    "data=jsonl:facts: 1 sample of 5 occurred before; each counts as often as it occurs; "
+    "the first: 'Where?'"
+)
+NUMBERS = "data=jsonl:facts: completion is no text: the target is what the file shows (1 of 5)"
+
+
+def test_the_dry_run_says_how_much_there_is(quick, facts_file):
+    done = quick("sweep", "data=jsonl", f"data.path={facts_file}", "seqlen=10,all", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    (size,) = [line for line in lines if line.startswith("jsonl:facts: ")]
+    total = int(size.split(", ")[1].split()[0])
+    assert size.startswith(
+        f"jsonl:facts: 5 samples of prompt/completion, {total} target tokens (ends included), "
+        "longest prompt "
+    )
+    assert size.endswith(f"; seqlen=10 takes 2, {total} takes 5")
+    for line in (EXCLUSIVE, COPIED, NUMBERS):
+        assert lines.count(line) == 1
+
+    # Of those in use.
+    done = quick("sweep", "data=jsonl", f"data.path={facts_file}", "data.samples=2", "--dry-run")
+    assert EXCLUSIVE not in done.stdout
+    assert COPIED not in done.stdout
+
+
+def test_sizes_of_other_sources_and_of_several_models(quick):
+    done = quick("sweep", "data=text,random,phonebook", "seqlen=40", "data.seed=0,1", "--dry-run")
+    sizes = [line for line in done.stdout.splitlines() if "target tokens" in line]
+    text, phonebook = sizes
+    assert text.startswith("text: ")
+    assert text.endswith(" target tokens")
+    assert phonebook.startswith("phonebook: ")
+    assert phonebook.endswith("; seqlen=40 takes 3")
+
+
+@pytest.mark.parametrize("command", ["sweep", "probe", "memft"])
+def test_repeats_are_said_before_the_training(quick, facts_file, command):
+    losses = ["loss=sft,memft_ot"] if command == "memft" else []
+    data = ["data=jsonl", f"data.path={facts_file}", "seqlen=all", "rank=2", "train.steps=2"]
+    done = quick(command, *data, *losses)
+    assert done.returncode == 0, done.stderr
+    for line in (EXCLUSIVE, COPIED, NUMBERS):
+        assert done.stdout.count(line) == 1
