@@ -202,18 +202,19 @@ class FactsData(Data):
 
     end: str = setting(
         "auto",
-        help="what ends every target, scored as its last token; a text, or",
+        help="text that ends every target and is scored",
         special={
             "auto": "end of the chat template's turn, without chat end-of-text",
             "none": "nothing",
         },
         required=True,
         allowed="auto, none or a text such as '<|im_end|>'",
+        suggestions=("auto", "none"),
         absent="none",
     )
     separator: str | None = setting(
         None,
-        help="text between prompt and target without a chat template; white space is not doubled",
+        help=r"text between prompt and target without a chat template, \n a line feed",
         special={None: "by the source"},
         absent="",
     )
@@ -229,6 +230,13 @@ class FactsData(Data):
         minimum=1,
         special={None: "as many as seqlen takes"},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A shell has no line feed: it is written as a backslash and n.
+        self.end = self.end.replace(r"\n", "\n")
+        if self.separator is not None:
+            self.separator = self.separator.replace(r"\n", "\n")
 
     def validate(self) -> Iterator[str]:
         yield from super().validate()

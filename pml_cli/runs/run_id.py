@@ -97,7 +97,8 @@ def settings_label(run: Run) -> str:
 
 def _one_line(value: Any) -> str:
     """A value in the label of a run, which is a cell of a table: a line feed as backslash and n."""
-    text = str(value)
+    # As on the command line, where None is a text.
+    text = "null" if value is None else str(value)
     return text if text.isprintable() else repr(text)[1:-1]
 
 

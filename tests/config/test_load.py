@@ -29,6 +29,8 @@ from pml_cli.training.losses.memft_margin import MemftMarginLoss
             model=Model(layer=1),
         ),
         Run(data=JsonlData(path="facts.jsonl")),
+        Run(data=JsonlData(path="f", separator="\n", end="\n\n", begin=False)),
+        Run(data=JsonlData(path="f", chat=True, system=" a\n\n b", date="2024-02-29")),
     ],
     ids=lambda run: run.data.source,
 )

@@ -355,6 +355,7 @@ REFUSED = [
     ("probe", ["data.random_share=0.1"], "(of data=random); data=mixed has it"),
     ("probe", ["data.source=text"], "give data=..."),
     ("probe", ["data=text", "data.path=nowhere.txt"], "data.path=nowhere.txt: no such file"),
+    ("probe", ["data=jsonl", "data.path=/tmp"], "data.path=/tmp: a folder, not a file"),
     ("probe", ["rank=4", "rank=8"], "rank: given twice"),
     ("probe", ["rank=4,8"], "rank=4,8: a probe is one run; for several values use `pml sweep`"),
     ("probe", ["+rank=4"], "no + here"),
