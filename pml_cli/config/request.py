@@ -193,7 +193,8 @@ def _length_faults(grids: list[Grid]) -> Iterator[str]:
         lengths = [value for value in grid.get("seqlen", []) if value != "all"]
         if samples and lengths:
             asked = f"data.samples={','.join(map(value_text, samples))}"
-            yield f"{asked}: not beside seqlen={','.join(map(value_text, lengths))}, leave one out"
+            given = f"seqlen={','.join(map(value_text, lengths))}"
+            yield f"{asked}: not beside {given}; leave one out, or give seqlen=all"
 
 
 def _device_faults(cells: list[RootSettings]) -> Iterator[str]:

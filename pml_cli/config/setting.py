@@ -315,7 +315,8 @@ def _field_faults(
             yield f"{name}={value_text(element)}: must be {allowed}"
 
     if declaration.path == "existing file" and value and not Path(value).is_file():
-        yield f"{name}={value}: no such file"
+        is_folder = Path(value).is_dir()
+        yield f"{name}={value}: {'a folder, not a file' if is_folder else 'no such file'}"
 
 
 def keys(owner: type[Any]) -> list[str]:

@@ -189,10 +189,11 @@ class _KeyFinder:
 
     def _what_is_missing(self, row: Row, prompt: str | None, target: str | None) -> str:
         """What a row lacks, the keys that it has, and the settings that would name the right."""
-        found = f"keys found: {', '.join(map(_printable, row.fields)) or 'none'}"
-        # Texts first: numbers and lists are rarely meant.
-        others = [key for key in row.fields if key not in (prompt, target)]
-        others.sort(key=lambda key: type(row.fields[key]) is not str)
+        paths = _paths(row.fields)
+        found = f"keys found: {', '.join(map(_printable, paths)) or 'none'}"
+        # Texts, where there are any: numbers and lists are rarely meant.
+        others = [path for path in paths if path not in (prompt, target)]
+        others = [path for path in others if type(_lookup(row.fields, path)) is str] or others
 
         if prompt is None and target is None:
             if {key.strip().lower() for key in row.fields} & set(TEXT_KEYS):
@@ -331,6 +332,15 @@ def _text(row: Row, key: str, value: Any, setting: str = "prompt_key") -> str:
         reason = f"half a character ({half}), which is no Unicode text"
         raise UserError(f"{row.where}: {name} holds {reason}") from error
     return str(value)
+
+
+def _paths(fields: Mapping[str, Any]) -> list[str]:
+    """The keys of a row, those of objects inside as paths: `answer.text`."""
+    paths = []
+    for key, value in fields.items():
+        inner = _paths(value) if isinstance(value, Mapping) and value else []
+        paths += [f"{key}.{path}" for path in inner] or [key]
+    return paths
 
 
 _ABSENT = object()

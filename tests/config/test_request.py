@@ -208,6 +208,25 @@ def test_interpolations_follow_each_cell():
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/final/", "final"),
+        ('"my model (2)"', "my-model-2"),
+        (".", "here"),
+        ("..", "above"),
+        ("'模型'", "model"),
+    ],
+)
+def test_a_model_is_named_after_its_folder_whatever_that_is_called(
+    tmp_path, monkeypatch, path, name
+):
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    (run,) = load("probe", ["model=hf", f"model.path={path}"]).runs
+    assert run.model.name == name
+
+
 def test_memft_compares_four_losses_unless_one_is_named():
     assert [r.loss for r in load("memft", []).runs] == [
         SftLoss(),
@@ -336,6 +355,7 @@ REFUSED = [
     ("probe", ["data.random_share=0.1"], "(of data=random); data=mixed has it"),
     ("probe", ["data.source=text"], "give data=..."),
     ("probe", ["data=text", "data.path=nowhere.txt"], "data.path=nowhere.txt: no such file"),
+    ("probe", ["data=jsonl", "data.path=/tmp"], "data.path=/tmp: a folder, not a file"),
     ("probe", ["rank=4", "rank=8"], "rank: given twice"),
     ("probe", ["rank=4,8"], "rank=4,8: a probe is one run; for several values use `pml sweep`"),
     ("probe", ["+rank=4"], "no + here"),

@@ -247,6 +247,11 @@ FAULTS = {
         "line 1 has no prompt and target by a known name; keys found: frage, antwort; "
         "give data.prompt_key=frage data.target_key=antwort",
     ),
+    "objects": (
+        [{"id": 1, "edit": {"prompt": "q", "new": {"str": "a"}}}],
+        "keys found: id, edit.prompt, edit.new.str; "
+        "give data.prompt_key=edit.prompt data.target_key=edit.new.str",
+    ),
     "unknown target": (
         [{"id": 7, "question": "q", "die Antwort?": "a"}],
         "line 1 has a prompt (question) and no target by a known name; keys found: id, question, "
