@@ -329,7 +329,7 @@ REFUSED_MODELS = {
         "adapter.layers=[3]: ",
     ),
     "quantised": (LOCAL, QUANTISED, "model.path=base: its weights are quantised (bitsandbytes)"),
-    "padding": (LOCAL, {"pad_token_id": 101}, "model.path=base: its config.json has pad_token_id 101"),
+    "padding": (LOCAL, {"pad_token_id": 101}, "model.path=base: its config.json has pad_token_id"),
     "encoder": (LOCAL, {"model_type": "bart"}, "model.path=base: bart has an encoder"),
     "family": (LOCAL, {"model_type": "gpt99"}, "model.path=base: "),
 }
