@@ -23,6 +23,9 @@ SAVED_FILES = ("dataset_dict.json", "state.json")
 # What datasets calls a column of text.
 TEXT_TYPES = ("string", "large_string", "string_view")
 
+# To wait for the hub.
+HUB_SECONDS = 10
+
 # Hexadecimal digits of a commit.
 COMMIT_DIGITS = 40
 
@@ -141,7 +144,8 @@ def _commit(repository: str, revision: str | None) -> str | None:
     try:
         from huggingface_hub import HfApi
 
-        return HfApi().dataset_info(repository, revision=revision).sha or revision
+        info = HfApi().dataset_info(repository, revision=revision, timeout=HUB_SECONDS)
+        return info.sha or revision
     # Without the hub, what was downloaded before is used: its cache knows the commit.
     except Exception:
         return _cached_commit(repository, revision or "main") or revision
