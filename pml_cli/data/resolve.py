@@ -26,14 +26,16 @@ def resolved_run(run: Run) -> Run:
     return with_length(dataclasses.replace(run, data=data))
 
 
+def forget_resolved() -> None:
+    """Resolve anew what was resolved before: weights have been downloaded since."""
+    _resolved_data.cache_clear()
+
+
 # The cells of a sweep share their data.
 @lru_cache(maxsize=1024)
 def _resolved_data(model: CacheKey, data: CacheKey) -> Data:
     settings: Data = data.value.resolved(model.value)
     settings = _resolved_template(settings, model.value)
-    # Of a source whose `resolved` leaves it open.
-    if getattr(settings, "prompt", "") is None:
-        settings = dataclasses.replace(settings, prompt="")  # type: ignore[call-arg]
     if isinstance(settings, FactsData):
         settings = _resolved_facts(settings, model.value)
     return settings

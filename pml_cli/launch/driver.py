@@ -19,7 +19,14 @@ from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack import Pack, as_found
-from pml_cli.launch.packing import Packing, check, make_packs, packing_for, without_cells
+from pml_cli.launch.packing import (
+    Packing,
+    check,
+    check_with_weights,
+    make_packs,
+    packing_for,
+    without_cells,
+)
 from pml_cli.launch.signals import Stopped, deferred_signals
 from pml_cli.launch.worker_import import import_trainer
 from pml_cli.runs.folder import RunFolder
@@ -79,13 +86,19 @@ class Outcome:
     trained: bool = True
 
 
-def plan_sweep(request: Request, *, retry: bool = True) -> SweepPlan:
+def plan_sweep(request: Request, *, retry: bool = True, download: bool = True) -> SweepPlan:
     """Check every cell and the results folder, and cut the cells into packs.
+
+    Args:
+        request: the cells, the results folder and the launch.
+        retry: whether cells that failed before are trained again.
+        download: whether weights of the hub may be downloaded for it (`check_with_weights`).
 
     Raises:
         UserError: a cell that cannot be run, or a folder that cannot be used; nothing is written.
     """
-    cells = check(request.runs)
+    checked = check_with_weights if download else check
+    cells = checked(request.runs)
     check_output_folder(request.out)
     folders = RunFolders(request.out)
     cells = [as_found(cell, folders) for cell in cells]

@@ -14,7 +14,8 @@ from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import samples_of, tokens_hash_of
-from pml_cli.data.resolve import resolved_run
+from pml_cli.data.resolve import forget_resolved, resolved_run
+from pml_cli.data.stream import fetch_unmeasured
 from pml_cli.errors import UserError, raise_all
 from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
@@ -36,8 +37,25 @@ MAX_SPLIT = 8
 MIN_FILL = 0.5
 
 
+def check_with_weights(runs: Sequence[Run]) -> list[CellPlan]:
+    """As `check`, for runs that will be trained: nothing that they are resolved to is assumed.
+
+    Weights are downloaded from the hub where it depends on them.
+    """
+    cells = check(runs)
+    # Only now, as gigabytes are too much for a sweep with a misspelt setting.
+    if fetch_unmeasured(runs):
+        forget_resolved()
+        return check(runs)
+    return cells
+
+
 def check(runs: Sequence[Run]) -> list[CellPlan]:
     """Open every source and measure every cell.
+
+    Args:
+        runs: they are resolved (`data/resolve.py`); what depends on weights that are not on this
+            machine is assumed.
 
     Returns:
         One plan for each distinct run, in the given order.

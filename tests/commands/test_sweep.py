@@ -361,11 +361,10 @@ def test_a_place_that_does_not_exist_is_found_before_any_other_cell_runs(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
+def test_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path, quick):
     """Ctrl-C in training: earlier results stay, the table is written, the exit code is 130."""
-    assert (
-        pml(tmp_path, "sweep", "rank=1,2", "seqlen=8", "train.steps=2", "out=runs").returncode == 0
-    )
+    done = quick("sweep", "rank=1,2", "seqlen=8", "train.steps=2", "out=runs")
+    assert done.returncode == 0, done.stderr
     (tmp_path / "runs" / "results.csv").unlink()
     env = os.environ | {
         "PYTHONPATH": str(ROOT),

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
+from pml_cli.config.schema import Model
 from pml_cli.config.setting import setting
+from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @register("data", "hf")
 @dataclass(kw_only=True)
-class HfData(Data):
+class HfData(StreamData):
     """A text column of a Hugging Face dataset (needs `pip install pml-cli[hf]`)."""
 
     source: str = "hf"
@@ -30,9 +31,6 @@ class HfData(Data):
     name: str | None = setting(None, help="configuration of the dataset")
     split: str = setting("train", help="split of the dataset")
     column: str = setting("text", help="column that holds the text")
-    prompt: str | None = setting(
-        None, help="text before the target", special={None: "by the model"}, absent=""
-    )
 
     def open(self, model: Model) -> Source:
         """Open the column as one text, its rows joined by blank lines.

@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
+from pml_cli.config.schema import Model
 from pml_cli.config.setting import setting
+from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("data", "text")
 @dataclass(kw_only=True)
-class TextData(Data):
+class TextData(StreamData):
     """Running text: a UTF-8 file, or documentation of Python that the tiny model has not seen."""
 
     source: str = "text"
@@ -27,9 +28,6 @@ class TextData(Data):
         help="UTF-8 file",
         path="existing file",
         special={None: "Python's documentation"},
-    )
-    prompt: str | None = setting(
-        None, help="text before the target", special={None: "by the model"}, absent=""
     )
 
     def id_fields(self) -> dict[str, Any]:
