@@ -24,6 +24,9 @@ from pml_cli.model.tokenizer_backend import (
 
 T = TypeVar("T")
 
+# Tokens that decide what text the next one adds.
+CONTEXT_TOKENS = 4
+
 # Characters of a text that an error shows.
 SHOWN = 60
 
@@ -129,6 +132,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of token ids; by default with its special tokens."""
         return self._backend.decode(list(ids), skip_special=skip_special)
+
+    def added_text(self, token_id: int, before: Sequence[int]) -> str:
+        """The text that a token adds to those before it, with a blank that it begins with.
+
+        A tokenizer that puts a blank before every text takes it off the first token of any ids.
+        """
+        context = before[-CONTEXT_TOKENS:]
+        text_before = self.decode(context)
+        text = self.decode([*context, token_id])
+        # Not so within a character of several tokens.
+        if text.startswith(text_before):
+            return text[len(text_before) :]
+        return self.decode([token_id])
 
     def prompt(self, text: str, *, begin: bool = True) -> list[int]:
         """Token ids of a prompt without a chat template.
