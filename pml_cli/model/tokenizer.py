@@ -177,6 +177,14 @@ class Tokenizer:
         """
         return self._template.prompt(turns, data)
 
+    def check_template(self, data: Data) -> None:
+        """Raise where the chat template cannot have a setting, or does not heed it.
+
+        Raises:
+            UserError: names the setting; also where there is no template.
+        """
+        self._template.check(data)
+
     def end_text(self, chat: bool) -> str:
         """The token that ends an answer, as text.
 
@@ -211,7 +219,11 @@ class Tokenizer:
             reason = f"the tokenizer of model={self._model.name} has no chat template"
             remedy = "leave data.chat=false, with data.separator=TEXT between prompt and target"
             raise UserError(f"data.chat=true: {reason}; {remedy}")
-        return ChatTemplate(tokenizer, self._model.name, special=self.special)
+        # Of several templates, none may be the default.
+        with one_line(
+            "data.chat=true", f"the chat template of model={self._model.name} is unusable"
+        ):
+            return ChatTemplate(tokenizer, self._model.name, special=self.special)
 
 
 def _shown(text: str) -> str:
