@@ -25,6 +25,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pml_cli.errors import UserError
+from pml_cli.model.modules import MLP_NAMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -178,10 +179,10 @@ def mlp_block_config(
     Raises:
         UserError: the model has no such block.
     """
-    suffix = f".{layer}.mlp"
-    names = [name for name, _module in model.named_modules() if name.endswith(suffix)]
+    suffixes = tuple(f".{layer}.{name}" for name in MLP_NAMES)
+    names = [name for name, _module in model.named_modules() if name.endswith(suffixes)]
     if len(names) != 1:
-        raise UserError(f"layer={layer}: this model has no module named <layers>{suffix}")
+        raise UserError(f"layer={layer}: this model has no module named <layers>.{layer}.mlp")
 
     config = LoraConfig(
         r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM"
@@ -231,7 +232,7 @@ def _register_blocks(config: LoraConfig, model: PreTrainedModel) -> None:
         if name not in modules:
             reason = f"this model has no module {name!r}; was the adapter made for another one?"
             raise UserError(f"target_modules: {reason}")
-        if not name.endswith(".mlp"):
+        if name.split(".")[-1] not in MLP_NAMES:
             reason = f"{name!r} is no MLP block; load it with peft.PeftModel.from_pretrained"
             raise UserError(f"target_modules: {reason}")
 

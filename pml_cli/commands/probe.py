@@ -13,9 +13,10 @@ from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 from pml_cli.launch.driver import check_models
 from pml_cli.launch.pack import Pack, as_found
-from pml_cli.launch.packing import check, make_packs, packing_for
+from pml_cli.launch.packing import check_with_weights, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
+from pml_cli.report.first_token import print_prompts, print_unmoved
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.sweep_summary import outdated_line
 from pml_cli.report.tables.data import show_warnings
@@ -45,6 +46,7 @@ def run(request: Request, console: Console) -> int:
         UserError: a run or a folder that cannot be used, or a full disk and the like.
     """
     cell = _plan(request.runs[0])
+    print_prompts(request.runs, console)
     check_output_folder(request.out)
     show_warnings(console, [cell])
     cell = as_found(cell, RunFolders(request.out))
@@ -77,10 +79,12 @@ def run(request: Request, console: Console) -> int:
 
     # Drawn also for a run that was done before: the figure may be missing or of an older version.
     _draw(folder)
-    result = read_runs([folder.path]).iloc[0]
+    runs = read_runs([folder.path])
+    result = runs.iloc[0]
     console.print(probe_table({str(name): value for name, value in result.items()}))
     for line in probe_lines(folder):
         console.print(line, highlight=False, soft_wrap=True)
+    print_unmoved(runs, console)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
     return 0
@@ -88,7 +92,7 @@ def run(request: Request, console: Console) -> int:
 
 def _plan(run: Run) -> CellPlan:
     """Check the run; without a setting of its own it logs a hundred of its steps."""
-    (cell,) = check([run])
+    (cell,) = check_with_weights([run])
     run = cell.run
     if run.train.log_every:
         return cell

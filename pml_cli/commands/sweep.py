@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from pml_cli.config.schema import Request
-from pml_cli.launch.driver import plan_sweep, train_sweep
+from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
+from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
@@ -40,13 +41,15 @@ def run(
             written then), or a full disk later on (what was finished is kept).
     """
     # Raises before anything is written, so that a refused sweep leaves no folder behind.
-    plan = plan_sweep(request, retry=retry)
+    plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
+        check_models_for_dry_run(plan)
         dry_run_table.show(console, request, plan.cells, plan.todo)
         say_outdated(plan, console)
         return 0
 
     console.print(plan_line(plan))
+    print_prompts(request.runs, console)
     show_warnings(console, plan.cells)
     say_outdated(plan, console)
     with SweepDisplay.of(plan, console) as display:

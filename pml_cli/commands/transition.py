@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
@@ -21,6 +22,7 @@ from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.format import counted
 from pml_cli.report import transition_folder
+from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.tables import transition as tables
 from pml_cli.runs.folder import writable_folder
@@ -120,6 +122,7 @@ def _show(
     for group in groups:
         console.print(tables.group_report(group))
         console.print()
+    print_unmoved(pd.concat([group.cells for group in groups]), console)
 
     # One reason stands for all: transition.json lists every run that was left out.
     if left_out:

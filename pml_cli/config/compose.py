@@ -245,6 +245,14 @@ def compose_root(
 
 
 def _last_path_parts(path: Any, count: int = 1) -> str:
-    """The last parts of a path, as a name: ${basename:./a/final,2} is a-final."""
-    parts = [part for part in Path(str(path)).parts if part != "/"]
-    return "-".join(parts[-count:])
+    """The last parts of a path, as a name: ${basename:./a/final,2} is a-final.
+
+    Other characters than those of a name become "-".
+    """
+    location = Path(str(path))
+    # "." and ".." have no name of their own.
+    if location.name in ("", ".."):
+        location = location.resolve()
+    parts = [part for part in location.parts if part != "/"]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-count:]))
+    return re.sub(r"^[^A-Za-z0-9]+", "", name).rstrip("-") or "model"

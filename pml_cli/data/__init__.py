@@ -13,6 +13,7 @@ May import `config` and `model` (tokenizers and dimensions), neither torch nor t
     seam.py             where prompt and target meet, and targets that cannot be printed
     source.py           Sample and Source: what every source gives
     sources/            one file a source: its settings, and how it is opened
+    stream.py           settings of streams, and the prompt that they get on a sink
     running_text.py     a source of one long text, for text, mixed and hf
     random_tokens.py    the tokens that random sources draw from
     facts.py            a source of many short facts, for phonebook, rule and jsonl

@@ -123,8 +123,8 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
         target: the text that must follow.
 
     Raises:
-        UserError: a text that the tokenizer or the chat template refuses, or a target that ends
-            with the end token already.
+        UserError: a text that the tokenizer or the chat template refuses, or a target that has no
+            tokens or ends with the end token already.
     """
     # Of a source that is not resolved, auto is the way of old: no end.
     ends = data.end not in ("auto", "none")
@@ -136,6 +136,8 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
     prompt = prompt_of(tokenizer, data, turns, target)
     # What a script prints of an answer has no special tokens, so one inside is learned as text.
     ids = tokenizer.encode(target, literal=ends)
+    if not ids:
+        raise UserError(f"target {target!r}: has no tokens")
     return Sample(
         prompt=prompt.ids,
         target=(*ids, *end),

@@ -19,9 +19,17 @@ from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack import Pack, as_found
-from pml_cli.launch.packing import Packing, check, make_packs, packing_for, without_cells
+from pml_cli.launch.packing import (
+    Packing,
+    check,
+    check_with_weights,
+    make_packs,
+    packing_for,
+    without_cells,
+)
 from pml_cli.launch.signals import Stopped, deferred_signals
 from pml_cli.launch.worker_import import import_trainer
+from pml_cli.model.model_config import is_read_as_it_is
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.run_folders import RunFolders
@@ -79,13 +87,19 @@ class Outcome:
     trained: bool = True
 
 
-def plan_sweep(request: Request, *, retry: bool = True) -> SweepPlan:
+def plan_sweep(request: Request, *, retry: bool = True, download: bool = True) -> SweepPlan:
     """Check every cell and the results folder, and cut the cells into packs.
+
+    Args:
+        request: the cells, the results folder and the launch.
+        retry: whether cells that failed before are trained again.
+        download: whether weights of the hub may be downloaded for it (`check_with_weights`).
 
     Raises:
         UserError: a cell that cannot be run, or a folder that cannot be used; nothing is written.
     """
-    cells = check(request.runs)
+    checked = check_with_weights if download else check
+    cells = checked(request.runs)
     check_output_folder(request.out)
     folders = RunFolders(request.out)
     cells = [as_found(cell, folders) for cell in cells]
@@ -185,6 +199,19 @@ def _run(executor: Executor, observer: RunObserver, wait: bool) -> Outcome:
         stopped = interrupt if isinstance(interrupt, Stopped) else Stopped("SIGINT", signal.SIGINT)
         message = executor.interrupted(stopped)
         return Outcome(ending=Ending.STOPPED, stopped=stopped, message=message)
+
+
+def check_models_for_dry_run(plan: SweepPlan) -> None:
+    """Check models other than the embedded one, as far as that needs no weights.
+
+    The embedded model has passed when the sweep was planned, without an import of torch.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    packs = [pack for pack in plan.todo if not is_read_as_it_is(pack.cells[0].run.model)]
+    if packs:
+        check_models(packs, on_this_machine=False)
 
 
 def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:

@@ -14,12 +14,14 @@ from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.opened import samples_of, tokens_hash_of
-from pml_cli.data.resolve import resolved_run
+from pml_cli.data.resolve import forget_resolved, resolved_run
+from pml_cli.data.stream import fetch_unmeasured
 from pml_cli.errors import UserError, raise_all
 from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
+from pml_cli.model.dims import check_adapter
 from pml_cli.runs.run_folders import run_key
 from pml_cli.runs.run_id import model_hash, run_id
 
@@ -36,8 +38,25 @@ MAX_SPLIT = 8
 MIN_FILL = 0.5
 
 
+def check_with_weights(runs: Sequence[Run]) -> list[CellPlan]:
+    """As `check`, for runs that will be trained: nothing that they are resolved to is assumed.
+
+    Weights are downloaded from the hub where it depends on them.
+    """
+    cells = check(runs)
+    # Only now, as gigabytes are too much for a sweep with a misspelt setting.
+    if fetch_unmeasured(runs):
+        forget_resolved()
+        return check(runs)
+    return cells
+
+
 def check(runs: Sequence[Run]) -> list[CellPlan]:
     """Open every source and measure every cell.
+
+    Args:
+        runs: they are resolved (`data/resolve.py`); what depends on weights that are not on this
+            machine is assumed.
 
     Returns:
         One plan for each distinct run, in the given order.
@@ -63,6 +82,7 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
 
 def _plan(run: Run) -> CellPlan:
     run = resolved_run(run)
+    check_adapter(run.model, run.adapter)
     samples = samples_of(run)
     batch = run.train.batch or len(samples)
     longest = max(len(sample.prompt) + len(sample.target) for sample in samples)

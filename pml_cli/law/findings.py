@@ -43,6 +43,7 @@ CODES: dict[str, tuple[str, ...]] = {
     # no law of exact recall
     "recall_not_measured": (),
     "recall_nowhere": (),
+    "recall_first_token": (),
     "recall_everywhere": (),
     "recall_few_distinct_values": ("axis", "count", "needed"),
     "recall_not_monotone": (),
@@ -61,6 +62,7 @@ CODES: dict[str, tuple[str, ...]] = {
     "cells_excluded": ("cells", "reason"),
     "setting_varies": ("setting", "values"),
     "repeated_cells": ("cells",),
+    "first_token_unmoved": ("model", "missing", "runs"),
     # conclusions; `ranks` and `lengths` are those of the sweep to run next
     "no_exponents": ("all_saturated", "ranks", "lengths"),
     "no_trusted_law": ("ranks", "lengths"),

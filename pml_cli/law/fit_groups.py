@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from pml_cli.law.bootstrap import Progress
 from pml_cli.law.capacity import BitsPerParameter, UnseenGain, bits_per_parameter, unseen_gain
 from pml_cli.law.conclusions import conclusions
 from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
+from pml_cli.law.first_token import unmoved_first_tokens
 from pml_cli.law.forms import FORMS
 from pml_cli.law.group_comparison import Comparison, compare
 from pml_cli.law.observations import RANK, Observations, SizeAxis
@@ -164,8 +166,13 @@ def fit_group(
     )
 
     analysis = analyse(observed, draws, progress)
-    warnings = [*analysis.paper.warnings, *analysis.warnings]
+    unmoved = unmoved_first_tokens(usable)
     exact = pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)
+    recall = fit_recall(observed, exact, min(draws, DRAWS))
+    advice = conclusions(usable, analysis)
+    if unmoved:
+        recall, advice = _without_sweeps(recall, advice)
+
     return GroupFit(
         name=group_name(key),
         slug=group_slug(key),
@@ -174,12 +181,27 @@ def fit_group(
         observed=observed,
         axis=axis,
         analysis=analysis,
-        recall=fit_recall(observed, exact, min(draws, DRAWS)),
+        recall=recall,
         bits=bits_per_parameter(usable),
         control=unseen_gain(usable),
-        warnings=[*warnings, *_cell_warnings(cells)],
-        conclusions=conclusions(usable, analysis),
+        warnings=[
+            *unmoved,
+            *analysis.paper.warnings,
+            *analysis.warnings,
+            *_cell_warnings(cells),
+        ],
+        conclusions=advice,
     )
+
+
+def _without_sweeps(recall: RecallFit, advice: list[Finding]) -> tuple[RecallFit, list[Finding]]:
+    """The law of recall and the conclusions, where the first token never moved.
+
+    More ranks or lengths would show the same again.
+    """
+    if recall.finding == finding("recall_nowhere"):
+        recall = dataclasses.replace(recall, finding=finding("recall_first_token"))
+    return recall, [found for found in advice if "ranks" not in found.values]
 
 
 def _with_predictions(

@@ -5,6 +5,7 @@ Without torch, for planning:
     files.py        the files of a model
     model_config.py its config, as transformers resolves it
     faults.py       what loaders raise, as one line
+    weight_files.py which safetensors files hold the weights, and whether they are here
     gguf.py         GGUF files as base models
     gguf_layout.py  where a GGUF file keeps its header and tensors
     file_hash.py    a quick hash of weight files, for the id of a run
@@ -18,6 +19,7 @@ Text and token ids, with transformers except for the embedded model:
     tokenizer.py          text to token ids and back, prompts, end tokens
     tokenizer_backend.py  a tokenizer as its library reads it
     chat_template.py      the prompt of a chat template, and the end of its answer
+    sink.py               whether the first position is an attention sink
 
 The frozen model:
 

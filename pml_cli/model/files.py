@@ -72,7 +72,7 @@ def _existing(path: Path) -> Path | None:
 
 @lru_cache(maxsize=64)
 def _download(repository: str, name: str, revision: str | None) -> Path | None:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
     from huggingface_hub.utils import logging
 
@@ -84,8 +84,7 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
         return None
     except LocalEntryNotFoundError as error:
         # Without the hub, what is not in the cache of a model counts as not there at all.
-        config = try_to_load_from_cache(repository, "config.json", revision=revision)
-        if isinstance(config, str):
+        if downloaded(repository, "config.json", revision) is not None:
             return None
         reason = "no such local folder, not in the cache, and the hub cannot be reached"
         raise UserError(f"model.path={repository}: {reason}") from error
@@ -93,3 +92,12 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
     except Exception as error:
         reason = f"no such local folder, and the hub says: {first_line(error)}"
         raise UserError(f"model.path={repository}: {reason}") from error
+
+
+def downloaded(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a repository on the hub that was downloaded before; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, name, revision=revision)
+    # A marker where the hub is known to have no such file.
+    return Path(path) if isinstance(path, str) else None

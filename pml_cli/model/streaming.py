@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,10 +24,7 @@ from pml_cli.model.families import family_of
 from pml_cli.model.faults import one_line
 from pml_cli.model.files import locate
 from pml_cli.model.model_config import config_fields
-
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-INDEX_SUFFIX = ".index.json"
+from pml_cli.model.weight_files import shard_names
 
 # Names of dtypes in the header of a safetensors file.
 DTYPES = {
@@ -147,31 +145,15 @@ def check_files(settings: Model) -> None:
 def _tensor_slices(settings: Model) -> dict[str, TensorSlice]:
     """Where every tensor of a model lies, by its name in the files."""
     slices: dict[str, TensorSlice] = {}
-    for shard in _shards(settings):
-        path = locate(settings, shard)
+    find = partial(locate, settings)
+    for shard in shard_names(settings, find):
+        path = find(shard)
         if path is None:
             reason = f"no weights in safetensors there (*.safetensors): {shard} is missing"
             raise UserError(f"model.path={settings.path}: {reason}")
         with one_line(f"model.path={settings.path}", f"{shard} is damaged"):
             slices |= _read_header(path)
     return slices
-
-
-def _shards(settings: Model) -> list[str]:
-    """Names of a model's safetensors files, in the order in which transformers looks for them."""
-    # A config.json may name the file itself.
-    named = config_fields(settings).get("transformers_weights")
-    names = [WEIGHTS_FILE, INDEX_FILE] if named is None else [str(named)]
-    for name in names:
-        path = locate(settings, name)
-        if path is None:
-            continue
-        if not path.name.endswith(INDEX_SUFFIX):
-            return [name]
-        with one_line(f"model.path={settings.path}", f"{name} is damaged"):
-            weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-            return sorted(set(weight_map.values()))
-    return names[:1]
 
 
 def _read_header(path: Path) -> dict[str, TensorSlice]:

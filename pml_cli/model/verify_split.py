@@ -129,25 +129,27 @@ def cached_matches_full(model: SplitModel) -> bool:
     from transformers import DynamicCache
 
     ids_3T = probe_ids(model, seed=0)
-    # Its first tokens are those of another row, so it tells whether the right row was dropped.
-    kept = torch.tensor([0, 2], device=model.device)
     half = TOKENS // 2
-    config = model.model.config.get_text_config()
+    # Rows that differ, so it tells whether the right one was dropped.
+    kept = torch.tensor([0, 2], device=model.device)
+    full = model.full(ids_3T[kept]).last_hidden_state[:, half:].double()
+
     try:
-        cache = DynamicCache(config=config)
+        cache = DynamicCache(config=model.model.config.get_text_config())
         model.full(ids_3T[:, :half], cache=cache)
         cache.batch_select_indices(kept)
-        steps = [model.full(ids[:, None], cache=cache) for ids in ids_3T[kept, half:].T]
-    # A state of another kind: of recurrent layers, an indexer, a cache class of its own.
+        steps = []
+        for ids in ids_3T[kept, half:].T:
+            steps.append(model.full(ids[:, None], cache=cache).last_hidden_state)
+        change = torch.cat(steps, 1).double() - full
+    # A state of another kind: of recurrent layers, of an indexer, of a cache class of its own.
     except Exception as error:
         if out_of_memory(error):
             raise
         return False
 
-    full = model.full(ids_3T[kept]).last_hidden_state[:, half:].double()
-    cached = torch.cat([step.last_hidden_state for step in steps], 1).double()
     tolerance = TOLERANCES.get(model.dtype, DEFAULT_TOLERANCE)
-    return _rms(cached - full) <= tolerance.of_change * _rms(full)
+    return _rms(change) <= tolerance.of_change * _rms(full)
 
 
 def full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Tensor, Tensor]:

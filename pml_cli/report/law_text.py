@@ -101,6 +101,9 @@ TEMPLATES: dict[str, str] = {
     "recall_nowhere": (
         "no cell is recalled exactly: {larger} or shorter texts would show where recall begins"
     ),
+    "recall_first_token": (
+        "no cell is recalled exactly, because none has learned its first token (see the warning)"
+    ),
     "recall_everywhere": (
         "every cell is recalled exactly: {smaller} or longer texts would show where recall ends"
     ),
@@ -229,6 +232,16 @@ def _repeated_cells(values: Values) -> str:
     )
 
 
+def _first_token_unmoved(values: Values) -> str:
+    runs = counted(values["runs"], "run")
+    return (
+        f"the first token is wrong in {values['missing']} of {runs} of {values['model']} without a "
+        "prompt, and training never moved it: begin-of-text alone, an attention sink, comes before "
+        "it, where no adapter has an effect. Give a prompt of a few tokens (data.prompt='Text:'), "
+        "or leave data.prompt out, which puts one there"
+    )
+
+
 def _no_exponents(values: Values) -> str:
     cause = ""
     if values["all_saturated"]:
@@ -264,6 +277,7 @@ SENTENCES: dict[str, Callable[[Values], str]] = {
     "failed_draws": _failed_draws,
     "cells_excluded": _cells_excluded,
     "repeated_cells": _repeated_cells,
+    "first_token_unmoved": _first_token_unmoved,
     "no_exponents": _no_exponents,
     "effect_of_doubling": _effect_of_doubling,
     "wide_intervals": _wide_intervals,

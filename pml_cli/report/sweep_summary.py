@@ -18,6 +18,7 @@ from pml_cli.launch.executors.base import Ending, last_log_line
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.status import DRIVER
+from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.tables.results import results_table
 from pml_cli.report.tables.samples import sweep_lines
 from pml_cli.runs.folder import REPLACED
@@ -127,6 +128,7 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
         console.print(results_table(of_sweep))
         for line in sweep_lines(of_sweep):
             console.print(line, highlight=False, soft_wrap=True)
+        print_unmoved(of_sweep, console)
 
     # Damaged results of other sweeps in this folder do not fail this one.
     for line in unreadable:

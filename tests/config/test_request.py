@@ -208,6 +208,25 @@ def test_interpolations_follow_each_cell():
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/final/", "final"),
+        ('"my model (2)"', "my-model-2"),
+        (".", "here"),
+        ("..", "above"),
+        ("'模型'", "model"),
+    ],
+)
+def test_a_model_is_named_after_its_folder_whatever_that_is_called(
+    tmp_path, monkeypatch, path, name
+):
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    (run,) = load("probe", ["model=hf", f"model.path={path}"]).runs
+    assert run.model.name == name
+
+
 def test_memft_compares_four_losses_unless_one_is_named():
     assert [r.loss for r in load("memft", []).runs] == [
         SftLoss(),

@@ -27,7 +27,7 @@ def qwen3(model_folder):
     return lambda: transformers_model(model_folder("qwen3"))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gpt_neox", "gemma2", "gpt_oss", "mpt"])
 def test_peft_loads_a_block_adapter_through_the_layer(model_folder, tmp_path, family):
     model = load_model(local(model_folder(family)))
     bank = random_bank(model, MlpBlockAdapter(), RANKS)

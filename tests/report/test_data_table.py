@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.support.tokenizers import THINKING, byte_level, lower_case, tokenizer_folder
+
 FACTS = [
     ("Who wrote [bold]it[/bold]?", "Ada"),
     ("Where?", "In London"),
@@ -70,3 +72,35 @@ def test_repeats_are_said_before_the_training(quick, facts_file, command):
     assert done.returncode == 0, done.stderr
     for line in (EXCLUSIVE, COPIED, NUMBERS):
         assert done.stdout.count(line) == 1
+
+
+def test_the_prompt_and_what_cannot_be_printed_are_said(quick, tmp_path, facts_file):
+    model = tokenizer_folder(tmp_path / "model", lower_case(), THINKING)
+    options = ["model=hf", f"model.path={model.path}", "data=jsonl", f"data.path={facts_file}"]
+    options += ["data.chat=true", "data.system=Be brief.", "data.thinking=false", "seqlen=all"]
+    done = quick("sweep", *options, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    prompt = (
+        r"<|turn|>system\nbe brief.<|turn_end|>\n"
+        r"<|turn|>user\nwho wrote [bold]it[/bold]?<|turn_end|>\n"
+        r"<|turn|>assistant\n<think>\n\n</think>\n\n"
+    )
+    lines = done.stdout.splitlines()
+    assert f"  first prompt '{prompt}', target 'ada<|turn_end|>'" in lines
+    assert (
+        "data=jsonl:facts: 4 targets that no answer is equal to, as the tokenizer of model=model "
+        "does not give them back; the first: 'Ada' becomes 'ada'"
+    ) in lines
+    assert "when tokenised in one" not in done.stdout
+
+
+def test_a_seam_that_a_tokenizer_would_merge_is_said(quick, tmp_path):
+    model = tokenizer_folder(tmp_path / "model", byte_level())
+    path = tmp_path / "facts.jsonl"
+    facts = [("Which pum", "p is it"), ("Where?\n", "In Bremen")]
+    path.write_text("\n".join(json.dumps({"query": q, "target": t}) for q, t in facts))
+    options = ["model=hf", f"model.path={model.path}", "data=jsonl", f"data.path={path}"]
+    done = quick("sweep", *options, "data.separator=", "seqlen=all", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "  in 1 of 2 samples prompt and target have other tokens when" in done.stdout
+    assert "  first prompt 'Which pum', target 'p is it<|end|>'" in done.stdout.splitlines()

@@ -50,6 +50,9 @@ EXAMPLES = {
     "held_out": 30.0,
     "fitted": 2.0,
     "intervals": {"alpha": (0.1, 0.9)},
+    "model": "smollm2",
+    "missing": 11,
+    "runs": 12,
 }
 
 

@@ -1,5 +1,6 @@
 """What every executor has to do: a new launch is tested by calling `check_executor`."""
 
+import itertools
 import json
 import pickle
 
@@ -11,7 +12,10 @@ from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.status import Watcher
 from pml_cli.runs.folder import RunFolder
 
-FEW_STEPS = Train(steps=4, decode=False)
+# A learning rate with which a training fails.
+TOO_LARGE = 1e30
+
+PLANTED_JOURNAL = "host-1-abc.jsonl"
 
 
 class Events(RunObserver):
@@ -51,9 +55,11 @@ class Harmful:
         return (open, (str(self.marker), "w"))
 
 
-def plan(launch, out, ranks=(1, 2), lr=0.01):
-    train = Train(steps=4, decode=False, lr=lr)
-    runs = [Run(rank=rank, seqlen=8, model=Model(device="cpu"), train=train) for rank in ranks]
+def plan(launch, out, ranks=(1, 2), lrs=(0.01,)):
+    runs = []
+    for rank, lr in itertools.product(ranks, lrs):
+        train = Train(steps=4, decode=False, lr=lr)
+        runs.append(Run(rank=rank, seqlen=8, model=Model(device="cpu"), train=train))
     return plan_sweep(Request(runs=runs, out=out, launch=launch, swept=["rank"]))
 
 
@@ -66,9 +72,11 @@ def check_executor(launch, tmp_path):
     """
     assert declared("launch")[launch.kind] is type(launch)
     check_settings(launch)
-    check_that_every_cell_is_trained_once(launch, tmp_path / "runs")
-    check_that_failures_are_reported(launch, tmp_path / "failing")
-    check_that_nothing_is_unpickled(launch, tmp_path)
+
+    # Each training starts the workers anew, which takes seconds: there are two.
+    out = tmp_path / "runs"
+    check_that_cells_are_trained_and_failures_reported(launch, out)
+    check_that_every_cell_is_trained_once(launch, out)
 
 
 def check_settings(launch):
@@ -80,57 +88,50 @@ def check_settings(launch):
     launch.check_available()
 
 
-def check_that_every_cell_is_trained_once(launch, out):
-    first = plan(launch, out)
+def check_that_cells_are_trained_and_failures_reported(launch, out):
+    """In a folder where pickles that write a file lie wherever a process might look."""
+    planned = plan(launch, out, lrs=(0.01, TOO_LARGE))
+    job = _job(planned)
+    assert isinstance(launch.executor(job), Executor)
+    marker = out.parent / "unpickled"
+    harmful = pickle.dumps(Harmful(marker))
+    plant_pickles(out, job.manifest.key, [cell.id for cell in planned.cells], harmful)
+    assert Watcher(out).look().running == []
+
     events = Events()
-    outcome = train_sweep(first, events, wait=True)
+    outcome = train_sweep(planned, events, wait=True)
     assert outcome.ending is Ending.COMPLETE
     assert outcome.stopped is None
-    assert all(RunFolder(out, cell.id).is_done() for cell in first.cells)
+    for cell in planned.cells:
+        folder = RunFolder(out, cell.id)
+        fails = cell.run.train.lr == TOO_LARGE
+        assert (folder.is_done(), folder.failure() is not None) == (not fails, fails)
 
     # The training is heard of step by step, or the workers that do it are.
     assert "cell_ended" in events.names or "snapshot_taken" in events.names
     assert ("workers_started" in events.names) == (events.started > 0)
+    snapshot = Watcher(out).look()
+    assert (len(snapshot.done), len(snapshot.failed)) == (2, 2)
 
-    results = {cell.id: RunFolder(out, cell.id).result.stat().st_mtime_ns for cell in first.cells}
+    assert not marker.exists()
+    pickle.loads(harmful)
+    assert marker.exists(), "the planted pickles are harmless, so the test proves nothing"
+
+
+def check_that_every_cell_is_trained_once(launch, out):
+    """A wider sweep in the same folder trains what is new."""
+    results = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
+    assert len(results) == 2
     wider = plan(launch, out, ranks=(1, 2, 3))
     assert len(wider.done) == 2
     assert train_sweep(wider, Events(), wait=True).ending is Ending.COMPLETE
     assert all(RunFolder(out, cell.id).is_done() for cell in wider.cells)
-    for name, written_at in results.items():
-        assert RunFolder(out, name).result.stat().st_mtime_ns == written_at
+    assert {path: path.stat().st_mtime_ns for path in results} == results
 
-    journals = (out / ".pml" / "journal").glob("*.jsonl")
+    journals = (path for path in out.glob(".pml/journal/*.jsonl") if path.name != PLANTED_JOURNAL)
     events = [json.loads(line) for path in journals for line in path.read_text().splitlines()]
     done = sorted(event["cell"] for event in events if event["event"] == "done")
     assert done == sorted(cell.id for cell in wider.cells)
-
-
-def check_that_failures_are_reported(launch, out):
-    failing = plan(launch, out, lr=1e30)
-    assert isinstance(launch.executor(_job(failing)), Executor)
-    outcome = train_sweep(failing, Events(), wait=True)
-    assert outcome.ending is Ending.COMPLETE
-    assert all(RunFolder(out, cell.id).failure() for cell in failing.cells)
-
-
-def check_that_nothing_is_unpickled(launch, tmp_path):
-    """Pickles that write a file are planted wherever a process of the sweep might look."""
-    out = tmp_path / "planted"
-    marker = tmp_path / "unpickled"
-    harmful = pickle.dumps(Harmful(marker))
-    planned = plan(launch, out)
-    key = _job(planned).manifest.key
-    plant_pickles(out, key, [cell.id for cell in planned.cells], harmful)
-    assert Watcher(out).look().running == []
-    assert train_sweep(planned, Events(), wait=True).ending is Ending.COMPLETE
-    assert all(RunFolder(out, cell.id).is_done() for cell in planned.cells)
-    snapshot = Watcher(out).look()
-    assert sorted(snapshot.done) == sorted(cell.id for cell in planned.cells)
-    assert not marker.exists()
-
-    pickle.loads(harmful)
-    assert marker.exists(), "the planted pickles are harmless, so the test proves nothing"
 
 
 def plant_pickles(out, key, cells, content):
@@ -141,7 +142,7 @@ def plant_pickles(out, key, cells, content):
         internal / "checkpoints" / "0123456789abcdef.safetensors",
         internal / "checkpoints" / "state.pt",
         internal / "workers" / "host-1-abc.json",
-        internal / "journal" / "host-1-abc.jsonl",
+        internal / "journal" / PLANTED_JOURNAL,
         internal / "jobs" / "7.json",
         internal / "cancel" / "host-1-abc",
     ]

@@ -66,3 +66,33 @@ def transformers_model(folder, dtype=torch.float32):
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def save_random(family, fields, folder):
+    """Write a model with random weights, as `save_pretrained` does.
+
+    Args:
+        family: its `model_type`.
+        fields: of its config.json.
+        folder: where to.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.for_model(family, **fields)
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+
+    # Initial weights are so small that layers hardly matter, and biases of 0, norms of 1 and
+    # factors of 1 would hide that they are left out.
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            scale = 0.1 if parameter.dim() > 1 else 0.2
+            parameter.copy_(parameter + scale * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(0.7)
+
+    model.save_pretrained(folder)
+    return folder

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
-from pml_cli.config.setting import setting
+from pml_cli.config.schema import Model
+from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,16 +21,10 @@ HELD_OUT_STREAM = 5
 
 @register("data", "random")
 @dataclass(kw_only=True)
-class RandomData(Data):
+class RandomData(StreamData):
     """Uniform random tokens of the vocabulary, without special tokens."""
 
     source: str = "random"
-    prompt: str | None = setting(
-        None,
-        help="text before the target",
-        special={None: "by the model", "''": "only the begin-of-text token"},
-        absent="",
-    )
 
     def open(self, model: Model) -> Source:
         """Open the source; a model without a tokenizer has token 0 for begin-of-text.

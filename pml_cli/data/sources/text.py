@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.registry import register
-from pml_cli.config.schema import Data, Model
+from pml_cli.config.schema import Model
 from pml_cli.config.setting import setting
+from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @register("data", "text")
 @dataclass(kw_only=True)
-class TextData(Data):
+class TextData(StreamData):
     """Running text: a UTF-8 file, or documentation of Python that the tiny model has not seen."""
 
     source: str = "text"
@@ -28,8 +29,8 @@ class TextData(Data):
         path="existing file",
         special={None: "Python's documentation"},
     )
-    prompt: str | None = setting(
-        None, help="text before the target", special={None: "by the model"}, absent=""
+    start: str = setting(
+        "", help="words of the text at which it begins: 'Chapter 1'", special={"''": "at its start"}
     )
 
     def id_fields(self) -> dict[str, Any]:
@@ -37,11 +38,17 @@ class TextData(Data):
         return {} if self.path else {"text": _documentation_hash()}
 
     def text(self) -> str:
-        """The whole text.
+        """The text from `start` on, without blanks in front.
 
         Raises:
-            UserError: the file cannot be read, or this Python has no documentation.
+            UserError: the file cannot be read, has no such start, or this Python has no
+                documentation.
         """
+        from pml_cli.data.running_text import from_phrase
+
+        return from_phrase(self._whole_text(), self.start).lstrip()
+
+    def _whole_text(self) -> str:
         from pml_cli.data.python_docs import held_out_text
         from pml_cli.data.text_file import read_text
 

@@ -11,6 +11,7 @@ from pml_cli.config.schema import FactsData
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import source_of
 from pml_cli.data.repeats import find_repeats
+from pml_cli.data.seam import lossy_targets, merged_samples
 from pml_cli.data.source import Sample
 from pml_cli.format import counted
 from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
@@ -18,6 +19,12 @@ from pml_cli.report.tables.samples import QUESTION_WIDTH, shown
 
 # Lengths that a line names at most.
 MAX_LENGTHS = 12
+
+# Characters of a prompt that are shown: those of a system turn, too.
+PROMPT_WIDTH = 400
+
+# Tokens of a target that are decoded to show its beginning.
+MAX_TOKENS = 100
 
 
 def show_warnings(console: Console, cells: Sequence[CellPlan]) -> None:
@@ -31,7 +38,7 @@ def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
     """A line for everything about the facts of a sweep that its user should know.
 
     Values that are no plain text, samples that occur twice, prompts with targets that exclude each
-    other.
+    other, targets that the tokenizer does not give back.
     """
     lines: dict[str, None] = {}
     for group in _by_data(cells):
@@ -62,7 +69,24 @@ def data_sizes(cells: Sequence[CellPlan]) -> list[str]:
             size = f"{count}{of_keys}, {size}, longest prompt {longest} tokens"
             size += f"; {_samples_by_length(group)}"
         lines.append(f"{name}: {size}")
+        lines += _seam_lines(max(group, key=lambda cell: len(cell.samples)))
     return lines
+
+
+def _seam_lines(cell: CellPlan) -> Iterator[str]:
+    """The first prompt in full with its target, and whether the two would merge."""
+    tokenizer = open_tokenizer(cell.run.model)
+    first = cell.samples[0]
+    prompt = shown(tokenizer.decode(first.prompt), PROMPT_WIDTH)
+    target = shown(tokenizer.decode(first.target[:MAX_TOKENS]), QUESTION_WIDTH)
+    yield f"  first prompt {prompt}, target {target}"
+
+    merged = merged_samples(tokenizer, cell.samples)
+    if merged:
+        yield (
+            f"  in {len(merged)} of {counted(cell.samples, 'sample')} prompt and target have other "
+            "tokens when tokenised in one; they are tokenised apart, as where a model is asked"
+        )
 
 
 def _samples_by_length(cells: Sequence[CellPlan]) -> str:
@@ -102,10 +126,16 @@ def _fact_lines(cell: CellPlan) -> Iterator[str]:
     for note in source_of(run).notes:
         yield f"{name}: {note}"
 
-    repeats = find_repeats(cell.samples)
-    if not repeats.copies and not repeats.contradictions:
-        return
     tokenizer = open_tokenizer(run.model)
+    lossy = lossy_targets(tokenizer, cell.samples)
+    if lossy:
+        text, printed = (shown(text, QUESTION_WIDTH) for text in lossy[0])
+        yield (
+            f"{name}: {counted(lossy, 'target')} that no answer is equal to, as the tokenizer of "
+            f"model={run.model.name} does not give them back; the first: {text} becomes {printed}"
+        )
+
+    repeats = find_repeats(cell.samples)
     if repeats.contradictions:
         first, second = repeats.contradictions[0]
         targets = f"{_target(first, tokenizer)} and {_target(second, tokenizer)}"

@@ -13,6 +13,7 @@ from pml_cli.format import MISSING, bytes_text, counted, duration_text, flops_te
 from pml_cli.launch import cost_model
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.throughput import expected_seconds, makespan
+from pml_cli.report.first_token import print_prompts
 from pml_cli.report.tables.data import data_sizes, show_warnings
 from pml_cli.report.tables.layout import plain_table
 
@@ -39,6 +40,7 @@ def show(
         f"{counted(cells, 'cell')}, {len(cells) - missing} done already, "
         f"{missing} to train in {counted(packs, 'pack')}"
     )
+    print_prompts(request.runs, console)
     for line in data_sizes(cells):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     show_warnings(console, cells)
