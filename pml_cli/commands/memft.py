@@ -9,7 +9,7 @@ from pml_cli.analysis.paired import compare
 from pml_cli.analysis.rank_thresholds import rank_table
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
-from pml_cli.launch.driver import plan_sweep, train_sweep
+from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
 from pml_cli.report import memft_folder
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
@@ -41,6 +41,7 @@ def run(
     _check_losses(request)
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
+        check_models_for_dry_run(plan)
         dry_run_table.show(console, request, plan.cells, plan.todo)
         say_outdated(plan, console)
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from pml_cli.config.schema import Request
-from pml_cli.launch.driver import plan_sweep, train_sweep
+from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
@@ -43,6 +43,7 @@ def run(
     # Raises before anything is written, so that a refused sweep leaves no folder behind.
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
+        check_models_for_dry_run(plan)
         dry_run_table.show(console, request, plan.cells, plan.todo)
         say_outdated(plan, console)
         return 0

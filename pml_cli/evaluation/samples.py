@@ -44,7 +44,8 @@ def sample_rows(
         first_error = None
         if first_wrong is not None:
             decoded_ids = None if decoded is None else decoded[index]
-            first_error = _first_error(scores, start + first_wrong, texts)
+            before = [*sample.prompt, *sample.target[:first_wrong]]
+            first_error = _first_error(scores, start + first_wrong, before, texts)
 
         rows.append(
             {
@@ -64,18 +65,24 @@ def sample_rows(
     return rows
 
 
-def _first_error(scores: Scores, token: int, texts: _Texts) -> dict[str, Any]:
+def _first_error(
+    scores: Scores,
+    token: int,
+    before: Sequence[int],
+    texts: _Texts,
+) -> dict[str, Any]:
     """The first wrong token of a sample, in words.
 
     Args:
         scores: of the cell.
         token: index into the scores.
+        before: ids of the prompt and of the target up to the token.
         texts: of token ids.
     """
     return {
         "position": int(scores.position[token]),
-        "expected": texts.of([int(scores.token_id[token])]),
-        "got": texts.of([int(scores.argmax_id[token])]),
+        "expected": texts.added(int(scores.token_id[token]), before),
+        "got": texts.added(int(scores.argmax_id[token]), before),
         "p": float(np.exp(-scores.nll[token])),
     }
 
@@ -97,6 +104,12 @@ class _Texts:
         if self._tokenizer is None:
             return None
         return self._tokenizer.decode(list(ids))
+
+    def added(self, token_id: int, before: Sequence[int]) -> str | None:
+        """Text that a token adds to those before it."""
+        if self._tokenizer is None:
+            return None
+        return self._tokenizer.added_text(token_id, before)
 
     def before_end(self, ids: Sequence[int] | None, sample: Sample) -> str | None:
         """Text of ids, which may be None, without the sample's end token at their end."""

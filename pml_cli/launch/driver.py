@@ -29,6 +29,7 @@ from pml_cli.launch.packing import (
 )
 from pml_cli.launch.signals import Stopped, deferred_signals
 from pml_cli.launch.worker_import import import_trainer
+from pml_cli.model.model_config import is_read_as_it_is
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.run_folders import RunFolders
@@ -198,6 +199,19 @@ def _run(executor: Executor, observer: RunObserver, wait: bool) -> Outcome:
         stopped = interrupt if isinstance(interrupt, Stopped) else Stopped("SIGINT", signal.SIGINT)
         message = executor.interrupted(stopped)
         return Outcome(ending=Ending.STOPPED, stopped=stopped, message=message)
+
+
+def check_models_for_dry_run(plan: SweepPlan) -> None:
+    """Check models other than the embedded one, as far as that needs no weights.
+
+    The embedded model has passed when the sweep was planned, without an import of torch.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    packs = [pack for pack in plan.todo if not is_read_as_it_is(pack.cells[0].run.model)]
+    if packs:
+        check_models(packs, on_this_machine=False)
 
 
 def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:

@@ -8,10 +8,10 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pml_cli.config.schema import Model
-from pml_cli.errors import UserError
+from pml_cli.config.schema import Adapter, LinearAdapter, Model
+from pml_cli.errors import UserError, did_you_mean
 from pml_cli.model.device import device_kind, device_memory
-from pml_cli.model.families import ModelFamily, Role, family_of
+from pml_cli.model.families import FAMILIES, ModelFamily, Role, family_of
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.model_config import config_fields
 
@@ -86,6 +86,30 @@ def _optional(fields: Mapping[str, Any], default: int, *names: str) -> int:
         if isinstance(value, int) and value:
             return value
     return default
+
+
+def check_adapter(model: Model, adapter: Adapter) -> None:
+    """Refuse linear adapters on modules that a family with a record, or its depth, does not have.
+
+    Raises:
+        UserError: names the option and what is allowed.
+    """
+    if not isinstance(adapter, LinearAdapter):
+        return
+
+    layers = model_dims(model).layers
+    indices = adapter.layers or [0]
+    if min(indices) < 0 or max(indices) >= layers:
+        allowed = f"model={model.name} has layers 0 to {layers - 1}"
+        raise UserError(f"adapter.layers={adapter.layers}: {allowed}")
+
+    family = FAMILIES.get(str(config_fields(model).get("model_type")))
+    if family is None:
+        return
+    for target in adapter.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in family.matrices):
+            names = {name.split(".")[-1] for name in family.matrices}
+            raise UserError(f"adapter.targets={target}: {did_you_mean(target, names)}")
 
 
 class Stage(IntEnum):

@@ -49,12 +49,17 @@ def load_model(settings: Model) -> SplitModel:
     # Reports in one clear line if there is no such model.
     model_dims(settings)
     if settings.weights == "random":
-        return SplitModel(_random_model(settings, device), settings)
+        return _split(_random_model(settings, device), settings)
 
     _refuse_adapter(settings)
     if is_streamed(settings):
         return _streamed_model(settings, device)
-    return SplitModel(_whole_model(settings).to(device), settings)
+    return _split(_whole_model(settings).to(device), settings)
+
+
+def _split(model: Any, settings: Model, stream: WeightStream | None = None) -> SplitModel:
+    with one_line(f"model={settings.name}", "this family is not supported"):
+        return SplitModel(model, settings, stream)
 
 
 def _path(settings: Model) -> Path | str:
@@ -161,7 +166,8 @@ def _streamed_model(settings: Model, device: torch.device) -> SplitModel:
                 trust_remote_code=settings.trust_remote_code,
             )
         model.tie_weights()
-        return SplitModel(model, settings, _weight_stream(model, settings, device))
+        stream = _weight_stream(model, settings, device)
+    return _split(model, settings, stream)
 
 
 def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightStream:

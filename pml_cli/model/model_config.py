@@ -1,8 +1,9 @@
 """The config of a model as transformers resolves it: names, defaults and the text part.
 
 One family calls a size num_hidden_layers in its config.json, another n_layer, and what is left out
-has the default of the family's class; transformers knows. Only the embedded model's config.json is
-read as it is, so that planning it imports neither transformers nor torch.
+has the default of the family's class; transformers knows. Only the config of the embedded model and
+a `model.architecture` with all sizes are read as they are, so that planning these imports neither
+transformers nor torch.
 """
 
 from __future__ import annotations
@@ -28,6 +29,24 @@ RUN_AS_PML_DOES = {
     "return_dict": True,
 }
 
+CONFIG_FILE = "config.json"
+
+# Fields that planning reads.
+PLANNED = {
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "tie_word_embeddings",
+}
+
+# Families whose heads are of size hidden / heads unless the config says otherwise.
+PLAIN_HEADS = ("llama", "mistral")
+
 # Sizes that some families compute from other fields.
 COMPUTED = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
 
@@ -40,15 +59,21 @@ def config_fields(model: Model) -> dict[str, Any]:
     Raises:
         UserError: as `model_config`.
     """
-    if model.path == "tiny" and not model.architecture:
-        # A copy, since callers may change it.
-        return dict(_read_json(TINY / "config.json"))
+    if is_read_as_it_is(model):
+        fields = model.architecture if _is_spelt_out(model) else _read_json(TINY / CONFIG_FILE)
+    else:
+        fields = _resolved_fields(CacheKey(model), _version(model))
+    # A copy, since callers may change it.
+    return dict(fields)
 
-    text_config = model_config(model).get_text_config()
-    fields: dict[str, Any] = text_config.to_dict()
-    for usual_name in (*text_config.attribute_map, *COMPUTED):
-        fields[usual_name] = getattr(text_config, usual_name, None)
-    return fields
+
+def is_read_as_it_is(model: Model) -> bool:
+    """Whether the config needs no transformers: the embedded model's, and one that says it all."""
+    if not _is_spelt_out(model):
+        return model.path == "tiny"
+    fields = model.architecture
+    has_head_size = "head_dim" in fields or fields.get("model_type") in PLAIN_HEADS
+    return has_head_size and set(fields) >= PLANNED
 
 
 def model_config(model: Model) -> Any:
@@ -58,15 +83,27 @@ def model_config(model: Model) -> Any:
         UserError: there is no config.json, transformers cannot use it, or it describes a model
             that pml cannot train adapters on: a quantised one, for example.
     """
-    path = None
-    if not _is_spelt_out(model):
-        path = locate(model, "config.json")
-        if path is None:
-            raise UserError(f"model.path={model.path}: has no config.json")
+    return copy.deepcopy(_resolved(CacheKey(model), _version(model)))
 
-    status = path.stat() if path is not None else None
-    version = (status.st_size, status.st_mtime_ns) if status is not None else None
-    return copy.deepcopy(_resolved(CacheKey(model), version))
+
+def _version(model: Model) -> tuple[int, int] | None:
+    """Size and time of config.json, which tell that it was replaced; None where there is none."""
+    if _is_spelt_out(model):
+        return None
+    path = locate(model, CONFIG_FILE)
+    if path is None:
+        raise UserError(f"model.path={model.path}: has no config.json")
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=16)
+def _resolved_fields(key: CacheKey, version: tuple[int, int] | None) -> dict[str, Any]:
+    text_config = _resolved(key, version).get_text_config()
+    fields: dict[str, Any] = text_config.to_dict()
+    for usual_name in (*text_config.attribute_map, *COMPUTED):
+        fields[usual_name] = getattr(text_config, usual_name, None)
+    return fields
 
 
 def _is_spelt_out(model: Model) -> bool:
@@ -74,7 +111,6 @@ def _is_spelt_out(model: Model) -> bool:
     return model.weights == "random" and bool(model.architecture)
 
 
-# Size and time tell a config.json that was replaced.
 @lru_cache(maxsize=16)
 def _resolved(key: CacheKey, _version: tuple[int, int] | None) -> Any:
     model: Model = key.value
@@ -107,7 +143,7 @@ def _from_files(model: Model) -> Any:
     source = local_folder(model) or model.path
     if isinstance(source, Path):
         # Reports damage in a line of ours.
-        _read_json(source / "config.json", model)
+        _read_json(source / CONFIG_FILE, model)
     with one_line(f"model.path={model.path}"):
         return AutoConfig.from_pretrained(
             source, trust_remote_code=model.trust_remote_code, revision=model.revision

@@ -317,6 +317,49 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(
     } == before
 
 
+LOCAL = ["model=hf", "model.path=base", "model.layer=1"]
+LINEAR = ["adapter=linear", "adapter.targets=[q_prj]"]
+QUANTISED = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+REFUSED_MODELS = {
+    "embedded": (LINEAR, {}, "adapter.targets=q_prj: did you mean 'q_proj'?"),
+    "no_record": ([*LOCAL, *LINEAR], {}, "adapter.targets=q_prj: did you mean 'q_proj'?"),
+    "layers": (
+        [*LOCAL, "adapter=linear", "adapter.targets=[q_proj]", "adapter.layers=[3]"],
+        {},
+        "adapter.layers=[3]: ",
+    ),
+    "quantised": (LOCAL, QUANTISED, "model.path=base: its weights are quantised (bitsandbytes)"),
+    "padding": (LOCAL, {"pad_token_id": 101}, "model.path=base: its config.json has pad_token_id"),
+    "encoder": (LOCAL, {"model_type": "bart"}, "model.path=base: bart has an encoder"),
+    "family": (LOCAL, {"model_type": "gpt99"}, "model.path=base: "),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_MODELS)
+def test_a_dry_run_refuses_models_and_modules_that_cannot_be_trained(
+    tmp_path, quick, model_folder, name
+):
+    args, fields, message = REFUSED_MODELS[name]
+    folder = shutil.copytree(model_folder("granite"), tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(json.dumps(config))
+    done = quick("sweep", "--dry-run", "seqlen=8", *args, *FEW)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith(f"error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_dry_run_of_a_bundled_architecture_needs_no_torch():
+    code = (
+        "import sys; from pml_cli import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    args = ["sweep", "model=llama31_8b", "model.weights=random", "--dry-run", "model.device=cpu"]
+    subprocess.run([sys.executable, "-c", code, *args], check=True, stdout=subprocess.DEVNULL)
+
+
 @pytest.mark.parametrize("verb", ["probe", "sweep"])
 @pytest.mark.parametrize("device", ["foo", "meta", "cuda:x", "cuda:99"])
 def test_a_device_that_is_not_here_is_found_before_anything_is_written(
