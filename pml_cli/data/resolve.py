@@ -13,6 +13,7 @@ from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import TEMPLATE_DATE, Data, FactsData, Model, Run
 from pml_cli.data.lengths import with_length
 from pml_cli.model.tokenizer import open_tokenizer
+from pml_cli.model.tokenizer_backend import has_tokenizer
 
 
 def resolved_run(run: Run) -> Run:
@@ -41,13 +42,22 @@ def _resolved_data(model: CacheKey, data: CacheKey) -> Data:
 
 
 def _resolved_template(data: Data, model: Model) -> Data:
-    """System turn and date as they count: not without a chat template that reads them."""
+    """System turn and date as they count: not without a chat template that reads them.
+
+    Raises:
+        UserError: there is no template, or it does not take a setting.
+    """
     if not data.chat:
         # No template, no system turn: the way of old.
         return dataclasses.replace(data, system="")
+    # Random tokens need no tokenizer; a template does, as the source says.
+    if not has_tokenizer(model):
+        return data
 
+    tokenizer = open_tokenizer(model)
+    tokenizer.check_template(data)
     # A date that no prompt holds makes no other run.
-    if data.date != TEMPLATE_DATE and not open_tokenizer(model).reads_date(data):
+    if data.date != TEMPLATE_DATE and not tokenizer.reads_date(data):
         return dataclasses.replace(data, date=TEMPLATE_DATE)
     return data
 

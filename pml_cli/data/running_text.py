@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+
 import numpy as np
 
 from pml_cli.data.source import Sample, Source
@@ -13,6 +16,9 @@ SEPARATORS = ("\n\n", "\n", ". ", " ")
 
 # A text with fewer of one kind is split at the next kind.
 MIN_SEPARATORS = 4
+
+# Lines in which a phrase that is not in the text is looked for.
+MAX_LINES = 20_000
 
 # Random stream of the paragraph at which a seed begins.
 START_STREAM = 4
@@ -49,6 +55,37 @@ def running_text_source(
         return [Sample(prompt=prompt, target=target[middle : middle + seqlen])]
 
     return Source(cut=cut, max_tokens=len(target), held_out=held_out)
+
+
+def from_phrase(text: str, phrase: str) -> str:
+    """The text from the first place on at which a phrase stands; lines may break between its words.
+
+    Args:
+        text: the whole text.
+        phrase: words of it; without any, the text is left whole.
+
+    Raises:
+        UserError: they are not in the text.
+    """
+    words = [re.escape(word) for word in phrase.split()]
+    if not words:
+        return text
+    pattern = r"\s+".join(words)
+    found = re.search(pattern, text)
+    if found is not None:
+        return text[found.start() :]
+
+    other_case = re.search(pattern, text, re.IGNORECASE)
+    near = other_case[0] if other_case else _nearest_line(text, phrase)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise UserError(f"data.start={phrase!r}: not in this text{hint}")
+
+
+def _nearest_line(text: str, phrase: str) -> str:
+    """The beginning of the line that is most like a phrase; empty where none is."""
+    lines = text.split("\n", MAX_LINES)[:MAX_LINES]
+    beginnings = {line.strip()[: len(phrase)] for line in lines}
+    return next(iter(difflib.get_close_matches(phrase, beginnings, n=1)), "")
 
 
 def _rotated(text: str, seed: int) -> str:

@@ -32,7 +32,8 @@ def lossy_targets(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Lossy
     """
     lossy = []
     for sample in samples:
-        printed = tokenizer.decode(_without_end(sample))
+        # Of old, facts without an end may have one written into them.
+        printed = tokenizer.decode(_without_end(sample), skip_special=sample.end > 0)
         if sample.target_text and printed != sample.target_text:
             lossy.append(LossyTarget(sample.target_text, printed))
     return lossy

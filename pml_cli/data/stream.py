@@ -55,14 +55,18 @@ def sink_models(runs: Sequence[Run], prompt: str | None) -> list[Model]:
         runs: as they were asked for, not resolved.
         prompt: None for runs that get SINK_PROMPT, "" for those that were given none.
     """
-    models: dict[str, Model] = {}
+    # Thousands of cells share few models.
+    distinct: dict[str, Run] = {}
     for run in runs:
-        key = str(run.model)
-        if key in models or not isinstance(run.data, StreamData):
-            continue
-        if run.data.prompt == prompt and run.data.needs_prompt(run.model):
-            models[key] = run.model
-    return list(models.values())
+        if isinstance(run.data, StreamData) and run.data.prompt == prompt and not run.data.chat:
+            distinct.setdefault(str(run.model), run)
+
+    models = []
+    for run in distinct.values():
+        assert isinstance(run.data, StreamData)
+        if run.data.needs_prompt(run.model):
+            models.append(run.model)
+    return models
 
 
 def fetch_unmeasured(runs: Sequence[Run]) -> bool:

@@ -222,8 +222,11 @@ class Interview:
         ids, probabilities = greedy(base, bank, question.prompt, end=self.end, limit=limit)
         ended = bool(self.end) and tuple(ids[-len(self.end) :]) == self.end
         tokens = []
+        before = list(question.prompt)
         for token_id, p in zip(ids, probabilities, strict=True):
-            tokens.append(AnswerToken(id=token_id, text=self.text([token_id]), p=p))
+            text = self._tokenizer.added_text(token_id, before)
+            tokens.append(AnswerToken(id=token_id, text=text, p=p))
+            before.append(token_id)
         kept_ids = ids[: len(ids) - len(self.end)] if ended else ids
         return Answer(text=self.text(kept_ids), tokens=tokens, ended=ended)
 

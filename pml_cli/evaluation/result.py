@@ -169,8 +169,10 @@ def _decoded(base: SplitModel, bank: AdapterBank, cells: Sequence[Cell]) -> deco
         assert cell.final is not None
         scores.append(cell.final)
     samples = [cell.samples for cell in cells]
-    # Beyond the target, because a reader wants to see what came out instead.
-    return decoding.decode_within_memory(base, bank, samples, scores, beyond=True)
+    # A reader wants to see what came out instead; not of a model that is read from its files once
+    # a token.
+    beyond = base.stream is None
+    return decoding.decode_within_memory(base, bank, samples, scores, beyond=beyond)
 
 
 def _unseen_recall(

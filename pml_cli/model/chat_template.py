@@ -56,7 +56,7 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses the turns or a setting, or ignores a setting.
         """
-        self._checked(data.system, data.thinking, data.date)
+        self.check(data)
         try:
             return self._render(_messages(turns, data.system), data.thinking, data.date)
         # jinja2's errors, and those of a program that meets data it was not made for.
@@ -64,8 +64,15 @@ class ChatTemplate:
             reason = f"{self._name} refuses ({first_line(error)})"
             raise UserError(f"data.chat=true: {reason}") from error
 
+    def check(self, data: Data) -> None:
+        """Raise where the template cannot have a setting, or does not heed it.
+
+        Raises:
+            UserError: names the setting.
+        """
+        self._checked(data.system, data.thinking, data.date)
+
     def _check_settings(self, system: str | None, thinking: bool | None, date: str) -> None:
-        """Raise where the template cannot have a setting, or does not heed it."""
         if system is not None:
             rendered = self._with_system(system, thinking, date)
             if system.strip() not in rendered:

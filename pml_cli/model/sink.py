@@ -121,7 +121,7 @@ def _cached_ratios(key: CacheKey, files: tuple[Path, ...]) -> Sequence[float | N
         with one_line(f"model={model.name}"):
             ratios = _measured(model, prompt_ids)
     # Whatever keeps the model from being run is reported when it is loaded to be trained.
-    except (UserError, RuntimeError):
+    except Exception:
         return None
     # A cache that cannot be written is no fault.
     with suppress(OSError):

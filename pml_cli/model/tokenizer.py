@@ -24,6 +24,9 @@ from pml_cli.model.tokenizer_backend import (
 
 T = TypeVar("T")
 
+# Tokens that decide what text the next one adds.
+CONTEXT_TOKENS = 4
+
 # Characters of a text that an error shows.
 SHOWN = 60
 
@@ -130,6 +133,19 @@ class Tokenizer:
         """Text of token ids; by default with its special tokens."""
         return self._backend.decode(list(ids), skip_special=skip_special)
 
+    def added_text(self, token_id: int, before: Sequence[int]) -> str:
+        """The text that a token adds to those before it, with a blank that it begins with.
+
+        A tokenizer that puts a blank before every text takes it off the first token of any ids.
+        """
+        context = before[-CONTEXT_TOKENS:]
+        text_before = self.decode(context)
+        text = self.decode([*context, token_id])
+        # Not so within a character of several tokens.
+        if text.startswith(text_before):
+            return text[len(text_before) :]
+        return self.decode([token_id])
+
     def prompt(self, text: str, *, begin: bool = True) -> list[int]:
         """Token ids of a prompt without a chat template.
 
@@ -160,6 +176,14 @@ class Tokenizer:
             UserError: there is no template, or it refuses.
         """
         return self._template.prompt(turns, data)
+
+    def check_template(self, data: Data) -> None:
+        """Raise where the chat template cannot have a setting, or does not heed it.
+
+        Raises:
+            UserError: names the setting; also where there is no template.
+        """
+        self._template.check(data)
 
     def end_text(self, chat: bool) -> str:
         """The token that ends an answer, as text.
@@ -195,7 +219,11 @@ class Tokenizer:
             reason = f"the tokenizer of model={self._model.name} has no chat template"
             remedy = "leave data.chat=false, with data.separator=TEXT between prompt and target"
             raise UserError(f"data.chat=true: {reason}; {remedy}")
-        return ChatTemplate(tokenizer, self._model.name, special=self.special)
+        # Of several templates, none may be the default.
+        with one_line(
+            "data.chat=true", f"the chat template of model={self._model.name} is unusable"
+        ):
+            return ChatTemplate(tokenizer, self._model.name, special=self.special)
 
 
 def _shown(text: str) -> str:

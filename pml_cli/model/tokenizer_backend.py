@@ -119,15 +119,17 @@ class TransformersBackend(Backend):
         Raises:
             UserError: transformers cannot read it.
         """
-        self.tokenizer = _read(model)
-        added = self.tokenizer.added_tokens_decoder
+        # Tokenizers of a repository's own code or of another library may lack anything.
+        with one_line(f"model.path={model.path}", "transformers cannot read its tokenizer"):
+            self.tokenizer = _read(model)
+            added = self.tokenizer.added_tokens_decoder
 
-        self.size = len(self.tokenizer)
-        self.added = {token.content: token_id for token_id, token in added.items()}
-        self.special = {token_id for token_id, token in added.items() if token.special}
-        self.special |= set(self.tokenizer.all_special_ids)
-        self.begin_token = self.tokenizer.bos_token_id
-        self.end_token = self.tokenizer.eos_token_id
+            self.size = len(self.tokenizer)
+            self.added = {token.content: token_id for token_id, token in added.items()}
+            self.special = {token_id for token_id, token in added.items() if token.special}
+            self.special |= set(self.tokenizer.all_special_ids)
+            self.begin_token = self.tokenizer.bos_token_id
+            self.end_token = self.tokenizer.eos_token_id
 
     def encode(self, text: str, *, literal: bool = False) -> list[int]:
         ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=literal)
@@ -149,9 +151,8 @@ def _read(model: Model) -> Any:
 
     # It warns of texts that are longer than the context, which pml checks by itself.
     transformers.utils.logging.set_verbosity_error()
-    with one_line(f"model.path={model.path}", "transformers cannot read its tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(
-            local_folder(model) or model.path,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-        )
+    return transformers.AutoTokenizer.from_pretrained(
+        local_folder(model) or model.path,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )

@@ -216,15 +216,26 @@ def content_hash(path: str) -> str:
     """A name for the data at a path.
 
     Args:
-        path: a file, or what a source of its own knows how to name.
+        path: a file, a folder, or what a source of its own knows how to name.
 
     Returns:
-        A hash of the file's content; anything else as it is.
+        A hash of the content of the file, or of all files in the folder with their names in it;
+        anything else as it is.
     """
-    file = Path(path)
-    if not file.is_file():
+    location = Path(path)
+    if location.is_file():
+        return hashlib.sha256(_unix_text(location.read_bytes())).hexdigest()
+    if not location.is_dir():
         return path
-    return hashlib.sha256(_unix_text(file.read_bytes())).hexdigest()
+
+    digest = hashlib.sha256()
+    for file in sorted(location.rglob("*")):
+        name = file.relative_to(location)
+        # Hidden files and folders are caches, and what macOS leaves.
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and not is_hidden:
+            digest.update(f"{name.as_posix()} {content_hash(str(file))}\n".encode())
+    return digest.hexdigest()
 
 
 def _unix_text(content: bytes) -> bytes:

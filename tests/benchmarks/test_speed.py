@@ -10,6 +10,7 @@ import pytest
 
 from pml_cli.config.request import load
 from pml_cli.config.schema import Train
+from pml_cli.launch.packing import check
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,9 +97,8 @@ def test_its_cells_are_those_of_a_sweep(monkeypatch, name):
         overrides.append("model.weights=random")
     train = Train(steps=7, decode=False)
     base, train = cases.changed(cases.model(name, device="cpu"), train, ["train.lr=0.01"])
-    assert [cell.run for cell in cases.cells(base, (2, 4), 30, train)] == load(
-        "sweep", overrides
-    ).runs
+    swept = check(load("sweep", overrides).runs)
+    assert cases.cells(base, (2, 4), 30, train) == swept
     if name != "tiny":
         small = cases.model(name, small=True)
         assert small.architecture["model_type"] in name

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -177,6 +178,52 @@ def test_a_run_of_an_earlier_version_is_asked_by_its_data(runs, ask, tmp_path):
     assert (code, out) == (2, "") and "data.path=" in err and len(err.splitlines()) == 1
     _, out, _ = ask(folder, "Which pump is in hall 3?", f"data.path={runs}/facts.jsonl")
     assert out.startswith(" The Kestrel 40\n")
+
+
+def test_a_run_without_the_newer_settings_is_asked_as_it_was_trained(runs, ask, tmp_path):
+    """No separator, and begin-of-text in front, as before these were settings."""
+    (source,) = (runs / "block").glob("tiny-*")
+    folder = tmp_path / source.name
+    shutil.copytree(source, folder)
+    (folder / "samples.jsonl").unlink()
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    for name in ("end", "separator", "begin", "system", "thinking", "date"):
+        settings["data"].pop(name)
+    settings["seqlen"] = 20
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    code, out, _ = ask(folder, "Wie heißt die Straße?", "--max-tokens", "5", "--json")
+    (answer,) = json.loads(out)["answers"]
+    assert code == 0 and answer["prompt"] == "<|endoftext|>Wie heißt die Straße?"
+
+
+def test_another_tokenizer_than_in_the_training_is_said(runs, ask, tmp_path):
+    (source,) = (runs / "block").glob("tiny-*")
+    folder = tmp_path / source.name
+    shutil.copytree(source, folder)
+    lines = (folder / "samples.jsonl").read_text("utf-8").splitlines()
+    first = json.loads(lines[0])
+    first["prompt_ids"].pop()
+    (folder / "samples.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]), "utf-8")
+    code, out, err = ask(folder, "Which pump is in hall 3?")
+    assert code == 0 and out.startswith(" The Kestrel 40\n")
+    assert "now gives other prompts than in the training" in err and len(err.splitlines()) == 1
+
+
+def test_the_end_token_counts_for_what_is_recalled(runs):
+    """In result.json, and for the first step at which all is recalled."""
+    (folder,) = (runs / "linear").glob("tiny-*")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["exact_match"] == result["free_exact_match"] == 1.0
+    tokens = pd.read_parquet(folder / "tokens.parquet")
+    last = tokens.groupby(["step", "sample"]).tail(1)
+    assert (last["token_id"] == 0).all()
+
+    recalled = tokens.groupby("step")["correct"].all()
+    assert result["steps_to_recall"] == recalled.idxmax() > 0
+    # All but the ends are right earlier: without them another step would be named.
+    others = tokens.drop(last.index).groupby("step")["correct"].all()
+    assert others.idxmax() <= result["steps_to_recall"]
 
 
 def test_what_a_model_writes_cannot_harm_a_terminal():

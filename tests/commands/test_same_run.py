@@ -93,6 +93,19 @@ def test_one_model_under_two_names_in_one_grid_is_one_line(tmp_path, base, quick
     assert not (tmp_path / "o").exists()
 
 
+def test_models_that_only_an_uncounted_file_tells_apart_are_not_mixed_up(tmp_path, base, quick):
+    """Their ids are equal, but not what they would learn."""
+    other = tmp_path / "other" / "base"
+    shutil.copytree(base, other)
+    (other / "special_tokens_map.json").write_text('{"bos_token": "the"}')
+    paths = f"model.path={base},{other}"
+    done = quick("sweep", "model=hf", paths, "data=text", "seqlen=8", "out=o", *FEW)
+    assert done.returncode == 2
+    message = f"model.path={other}: the same model as {base}, but for files of its tokenizer"
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
 # -- a finished run counts only with the tokens of the plan
 
 

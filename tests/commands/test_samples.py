@@ -55,3 +55,14 @@ def test_a_sweep_names_those_of_its_best_run(facts, quick, tmp_path):
     assert done.stdout.count(heading) == 1
     assert f"ask it: pml ask o/{folders[0].name} '{FACTS[0][0]}'" in done.stdout
     assert done.stdout.count("wrong from position") == len(rows_of(folders[0]))
+
+
+def test_what_is_decoded_does_not_depend_on_the_pack(facts, quick, tmp_path):
+    args = [*facts, "seqlen=30", "train.steps=12", "train.lr=0.03"]
+    assert quick("sweep", *args, "rank=1,2,8", "out=packed").returncode == 0
+    assert quick("sweep", *args, "rank=8", "out=solo").returncode == 0
+    (solo,) = (tmp_path / "solo").glob("tiny-*")
+    for row, packed in zip(rows_of(solo), rows_of(tmp_path / "packed" / solo.name), strict=True):
+        # Sums of another batch round otherwise.
+        assert packed["first_error"].pop("p") == pytest.approx(row["first_error"].pop("p"))
+        assert packed == row

@@ -44,12 +44,12 @@ def test_a_config_of_old_means_the_way_of_old(data, old_id, tmp_path):
     path.write_text(yaml.safe_dump(tree))
 
     run = read_run(path)
-    assert resolved_run(run) == run
     assert run_id(run) == old_id
     assert run.data.system == ""
     # The embedded model has no chat template.
-    samples = [] if data.chat else samples_of(run)
-    assert all(sample.end == 0 for sample in samples)
+    if not data.chat:
+        assert resolved_run(run) == run
+        assert all(sample.end == 0 for sample in samples_of(run))
 
 
 def test_facts_end_and_say_so():

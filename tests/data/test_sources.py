@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from tokenizers import models, pre_tokenizers
 from pml_cli.config.schema import TINY as TINY_FOLDER
 from pml_cli.config.schema import Model
 from pml_cli.data.source import Sample, check_length
-from pml_cli.data.sources.hf import HfData
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.phonebook import PhonebookData
@@ -402,54 +400,6 @@ def test_a_folder_without_a_tokenizer_allows_only_what_needs_none(model_folder):
         TextData().open(model)
     assert only(RandomData(), 9, model).prompt == (0,)
     assert set(only(RandomData(), 3000, model).target) == set(range(1, 101))
-
-
-# -- Hugging Face datasets
-
-
-@pytest.fixture
-def dataset(tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "set"
-    folder.mkdir()
-    with (folder / "train.jsonl").open("w") as lines:
-        for i in range(10):
-            lines.write(
-                json.dumps({"text": f"Row {i}. {WORDS.strip()}" if i != 3 else "", "number": i})
-                + "\n"
-            )
-    return str(folder)
-
-
-def test_a_column_of_a_local_dataset(dataset):
-    sample = only(HfData(path=dataset), 100)
-    text = open_tokenizer(TINY).decode(list(sample.target))
-    assert text.startswith("Row 0. Once there was a ferry")
-    assert "\n\nRow 1." in text
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [({"column": "body"}, "data.column=body: this dataset has"), ({"split": "tset"}, "tset")],
-)
-def test_a_dataset_that_lacks_what_is_asked_for(dataset, more, message):
-    with pytest.raises(UserError) as caught:
-        HfData(path=dataset, **more).open(TINY)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_dataset_there(tmp_path):
-    pytest.importorskip("datasets")
-    with pytest.raises(UserError, match=r"data\.path="):
-        HfData(path=str(tmp_path / "none")).open(TINY)
-
-
-def test_datasets_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install"):
-        HfData(path="x").open(TINY)
 
 
 # -- lengths

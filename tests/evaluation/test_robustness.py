@@ -66,3 +66,17 @@ def test_a_token_with_p_below_one_half_promises_nothing():
     expected = {"free_exact_match": 0, "violations": 0}
     assert free_decoding_row(SAMPLES, unsure, [[1, 1, 9]]) == expected
     assert free_decoding_row(SAMPLES, unsure, None) == {"free_exact_match": None}
+
+
+def test_an_answer_that_stops_too_early_is_not_recalled():
+    samples = [Sample(prompt=(0,), target=(1, 1, 2), end=1)]
+    scores = make_scores(
+        nll=[0.1, 0.3, 0.2], margin=[2.0, 0.5, 1.5], argmax=[1, 1, 2], target=[1, 1, 2]
+    )
+    expected = {"free_exact_match": 0, "violations": 1}
+    assert free_decoding_row(samples, scores, [[1, 2]]) == expected
+    (row,) = violating_tokens(
+        samples, trained=scores, bf16=scores, bf16_float32_head=scores, decoded=[[1, 2]]
+    )
+    assert (row["position"], row["decoded_id"]) == (1, 2)
+    assert free_decoding_row(samples, scores, [[1, 1, 2]])["free_exact_match"] == 1

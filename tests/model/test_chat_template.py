@@ -216,3 +216,17 @@ def test_a_model_without_a_template_names_the_separator(tmp_path):
     model = tokenizer_folder(tmp_path, byte_level())
     with pytest.raises(UserError, match=r"^data\.chat=true: .* no chat template; .*separator"):
         fact_samples(model, [(QUESTION, "a")], tmp_path, chat=True)
+
+
+def test_of_several_templates_the_default_is_taken(tmp_path):
+    for name in ("default", "tool_use"):
+        templates = [{"name": name, "template": CHATML_DEFAULT}]
+        model = tokenizer_folder(tmp_path / name, byte_level(), templates)
+        if name == "default":
+            (sample,), _ = fact_samples(model, [(QUESTION, "Ada.")], tmp_path, chat=True)
+            text = open_tokenizer(model).decode(sample.prompt)
+            assert text.endswith("<|turn|>assistant\n")
+            continue
+        with pytest.raises(UserError, match=r"^data\.chat=true: .* is unusable") as error:
+            fact_samples(model, [(QUESTION, "Ada.")], tmp_path, chat=True)
+        assert "\n" not in str(error.value)

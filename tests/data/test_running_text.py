@@ -1,0 +1,95 @@
+"""Where a running text begins."""
+
+import pytest
+from support.sweeps import FEW
+
+from pml_cli.config.schema import Model
+from pml_cli.data.sources.mixed import MixedData
+from pml_cli.data.sources.text import TextData
+from pml_cli.errors import UserError
+from pml_cli.model.tokenizer import open_tokenizer
+
+TINY = Model(device="cpu")
+BOOK = """
+
+   Contents
+
+Chapter 1   The ferry
+
+Chapter 1
+The ferry crossed
+the lake at dawn. Nobody knew its captain.
+"""
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes(BOOK.encode())
+    return str(path)
+
+
+def beginning(seqlen=6, **settings):
+    (sample,) = TextData(**settings).open(TINY).take(seqlen)
+    return open_tokenizer(TINY).decode(sample.target)
+
+
+def test_blanks_in_front_are_left_out(book):
+    assert beginning(path=book).startswith("Contents")
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("", "Contents\n"),
+        ("  ", "Contents\n"),
+        ("Chapter 1", "Chapter 1   The"),
+        # The line may break between its words.
+        ("Chapter 1 The ferry crossed", "Chapter 1\nThe ferry"),
+        ("lake at", "lake at dawn."),
+        ("captain.", "captain."),
+        # A sign that means more in a pattern is itself.
+        ("captain", "captain."),
+    ],
+)
+def test_a_text_begins_at_a_phrase(book, start, expected):
+    assert TextData(path=book, start=start).text().startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "hint"),
+    [
+        ("chapter 1", "did you mean 'Chapter 1'?"),
+        ("The fery crossed", "did you mean 'The ferry crosse'?"),
+        ("Zyzzyva", "not in this text"),
+        ("captain?", "not in this text"),
+    ],
+)
+def test_a_phrase_that_is_not_there(book, start, hint):
+    with pytest.raises(UserError) as caught:
+        TextData(path=book, start=start).text()
+    (line,) = caught.value.faults
+    assert line.startswith(f"data.start={start!r}: not in this text") and hint in line
+
+
+def test_the_embedded_text_is_the_one_of_old():
+    """It begins with no blanks, so that nothing is taken off it."""
+    from pml_cli.data.python_docs import held_out_text
+
+    assert TextData().text() == held_out_text()
+
+
+def test_mixed_text_begins_there_too(book):
+    mixed = MixedData(path=book, start="lake at", random_share=0.0)
+    assert mixed.open(TINY).take(5) == TextData(path=book, start="lake at").open(TINY).take(5)
+    (under,) = mixed.overlapping()
+    assert under == TextData(path=book, start="lake at")
+
+
+def test_on_the_command_line(book, quick):
+    request = ["probe", "data=text", f"data.path={book}", "seqlen=4", *FEW]
+    done = quick(*request, "data.start=lake at")
+    assert done.returncode == 0, done.stderr
+    refused = quick(*request, "data.start=Lake at", "out=other")
+    assert refused.returncode == 2
+    assert "data.start='Lake at': not in this text; did you mean 'lake at'?" in refused.stderr
