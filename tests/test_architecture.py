@@ -37,10 +37,10 @@ def registers_itself(tree):
     return any(re.match(r"(register|figure)\(", ast.unparse(d)) for d in decorators)
 
 
-def test_the_readme_lists_every_folder_and_no_other():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    block = re.search(r"## Files\n.*?```\n(.*?)```", readme, re.DOTALL)
-    assert block, "README.md has no list of folders"
+def test_contributing_lists_every_folder_and_no_other():
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    block = re.search(r"## Where things are\n+```\n(.*?)```", page, re.DOTALL)
+    assert block, "CONTRIBUTING.md has no list of folders"
     listed = set(re.findall(r"^ *([\w/]+)/ ", block[1], re.MULTILINE))
     packages = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
     folders = {"conf", "sweeps", "outputs", "docs", "benchmarks", "tests", "pml_cli"}

@@ -34,11 +34,14 @@ COLUMNS = [
 ]
 
 
-def transition_runs(paths: Sequence[Path], settings: Transition) -> pd.DataFrame:
+def transition_runs(
+    paths: Sequence[Path], settings: Transition, notes: list[str] | None = None
+) -> pd.DataFrame:
     """The finished runs below `paths` that the settings select.
 
     Args:
         paths: folders of runs, searched at any depth.
+        notes: takes a line about runs that lie there twice.
 
     Returns:
         A row for each run: the fields of result.json, its folder, and its cluster (the text and
@@ -47,9 +50,9 @@ def transition_runs(paths: Sequence[Path], settings: Transition) -> pd.DataFrame
     Raises:
         UserError: no finished run, none that is selected, or one without its rank or length.
     """
-    runs = finished_runs(paths, "`pml sweep -f transition`")
+    runs = finished_runs(paths, "`pml sweep -f transition`", notes)
     columns = list(dict.fromkeys([*runs.columns, *COLUMNS]))
-    runs = _distinct(with_key_columns(runs.reindex(columns=columns)))
+    runs = with_key_columns(runs.reindex(columns=columns))
 
     # An older or damaged result.json may lack them, and grouping would drop such a run.
     sizes = runs[["rank", "target_tokens"]].apply(pd.to_numeric, errors="coerce")
@@ -65,12 +68,6 @@ def transition_runs(paths: Sequence[Path], settings: Transition) -> pd.DataFrame
     for name in sizes:
         runs[name] = sizes[name].astype(np.int64)
     return _select(runs, settings, paths)
-
-
-def _distinct(runs: pd.DataFrame) -> pd.DataFrame:
-    """Each run once: a folder may hold copies of another folder's runs."""
-    is_copy = runs["id"].notna() & runs.duplicated("id")
-    return runs[~is_copy]
 
 
 def _select(

@@ -36,6 +36,7 @@ from pml_cli.law.recall_law import DRAWS
 from pml_cli.report import law_folder
 from pml_cli.report.law_text import capacity_lines, sentence
 from pml_cli.report.progress import CountDisplay
+from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
 from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.groups import differing_settings, split_groups, unique_slugs
@@ -96,7 +97,10 @@ def _read(paths: list[Path]) -> pd.DataFrame:
     """The finished runs below the paths."""
     folders = shlex.join(str(path) for path in paths)
     sweep = f"pml sweep rank=2,4,8,16 seqlen=64,128,256,512 out={shlex.quote(str(paths[0]))}"
-    return finished_runs(paths, f"`{sweep}`, then `pml fit {folders}`")
+    notes: list[str] = []
+    runs = finished_runs(paths, f"`{sweep}`, then `pml fit {folders}`", notes)
+    print_notes(notes)
+    return runs
 
 
 def _fit_groups(

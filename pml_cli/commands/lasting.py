@@ -23,6 +23,7 @@ from pml_cli.format import counted
 from pml_cli.io import json_text, write_json
 from pml_cli.report import lasting_folder
 from pml_cli.report.progress import CountDisplay
+from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables.lasting import lasting_report
 from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.read import finished_runs
@@ -51,7 +52,9 @@ def run(
             cannot be written.
     """
     folders = shlex.join(str(path) for path in paths)
-    runs = finished_runs(paths, f"`pml memft rank=4,8 seqlen=64 out={folders}`")
+    notes: list[str] = []
+    runs = finished_runs(paths, f"`pml memft rank=4,8 seqlen=64 out={folders}`", notes)
+    print_notes(notes)
     out = paths[0]
     if settings.out:
         out = Path(settings.out).expanduser()

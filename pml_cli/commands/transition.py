@@ -24,6 +24,7 @@ from pml_cli.format import counted
 from pml_cli.report import transition_folder
 from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.progress import CountDisplay
+from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import transition as tables
 from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.groups import (
@@ -54,7 +55,9 @@ def run(
         UserError: a missing folder, no finished run that is selected, no readable tokens.parquet,
             a report folder that cannot be written.
     """
-    runs = transition_runs(paths, settings)
+    notes: list[str] = []
+    runs = transition_runs(paths, settings, notes)
+    print_notes(notes)
     # Checked first, because reading the tokens of many runs takes long.
     out = Path(settings.out) if settings.out else paths[0] / "transition"
     writable_folder(out)

@@ -147,7 +147,8 @@ class _KeyFinder:
         for setting in ("prompt_key", "target_key"):
             given = getattr(self, f"_{setting}")
             if given is not None and _lookup(row.fields, given) is _ABSENT:
-                near = did_you_mean(given, row.fields).replace("allowed:", "keys found:")
+                names = map(_printable, _paths(row.fields))
+                near = did_you_mean(given, names).replace("allowed:", "keys found:")
                 raise UserError(f"{row.where} has no {given!r} (data.{setting}); {near}")
 
         prompt = self._prompt_key or self._known(row, PROMPT_KEYS)
@@ -256,6 +257,8 @@ def _target_text(row: Row, key: str, counts: Counter[str]) -> str:
 
 
 def _conversation_fact(row: Row, key: str, value: Any, counts: Counter[str]) -> Fact:
+    if not _is_conversation(value):
+        raise UserError(f"{row.where}: {_printable(key)} is no list of turns")
     turns = _turns(row, key, value)
     answers = [index for index, (role, _) in enumerate(turns) if role == ANSWERING]
     if not answers:
@@ -285,7 +288,7 @@ def _turns(row: Row, key: str, value: Sequence[Mapping[str, Any]]) -> list[tuple
     turns = []
     for number, turn in enumerate(value, 1):
         place = f"{key}, turn {number}"
-        role = str(turn.get("role", turn.get("from"))).lower()
+        role = _text(row, f"the role of {place}", turn.get("role", turn.get("from"))).lower()
         content = turn.get("content", turn.get("value"))
         # Parts of one message: OpenAI's form for texts and images.
         if isinstance(content, list):

@@ -124,7 +124,7 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
 
     Raises:
         UserError: a text that the tokenizer or the chat template refuses, or a target that has no
-            tokens or ends with the end token already.
+            tokens, ends with the end token already, or would end before its own.
     """
     # Of a source that is not resolved, auto is the way of old: no end.
     ends = data.end not in ("auto", "none")
@@ -132,6 +132,12 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
     if ends and target.endswith(data.end):
         reason = f"is added to every target (data.end); take it off {target!r}, or data.end=none"
         raise UserError(f"{data.end!r}: {reason}")
+    # Of a special token the text alone ends nothing.
+    is_special = len(end) == 1 and end[0] in tokenizer.special
+    ends_early = f"{target}{data.end}".index(data.end) < len(target)
+    if ends and not is_special and ends_early:
+        reason = f"ends an answer (data.end), and stands inside of the target {target!r}"
+        raise UserError(f"{data.end!r}: {reason}; give another data.end")
 
     prompt = prompt_of(tokenizer, data, turns, target)
     # What a script prints of an answer has no special tokens, so one inside is learned as text.

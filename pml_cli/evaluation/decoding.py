@@ -1,9 +1,10 @@
 """Free-running greedy decoding.
 
 By induction greedy decoding equals the target up to the first position whose teacher-forced
-argmax is wrong; so teacher forcing decides verbatim recall exactly, and decoding is needed only
-for what follows the first failure. The end token of a sample is the last part of its target: a
-text that is right but does not stop is not recalled.
+argmax is wrong; so in exact arithmetic teacher forcing decides verbatim recall, and decoding is
+needed only for what follows the first failure, or a margin that rounding may turn over. The end
+token of a sample is the last part of its target: a text that is right but does not stop is not
+recalled.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from pml_cli.training.scores import Scores, first_true
 
 # Rows decoded at once; the later ones where memory does not suffice.
 BATCH_SIZES = (256, 64, 16, 4, 1)
+
+# Margins (logits) that rounding may turn over between one pass over a text and step by step.
+SLIM_MARGINS = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 # Tokens that a text which does not end is decoded beyond its target, at least.
 MIN_BEYOND = 16
@@ -150,8 +154,8 @@ def decode(
         bank: adapters of K cells.
         cells: the samples of each cell.
         scores: teacher-forced scores of each cell; what they prove is not decoded again (samples
-            without an error, and the tokens before the first error). None: decode everything from
-            the prompt.
+            without an error, and the tokens before the first error), unless a margin is so slim
+            that rounding may turn it over. None: decode everything from the prompt.
         batch_size: rows decoded at once.
         beyond: whether a sample that has an end is decoded on to its end or to `token_limit`; else
             no further than its target, which tells already whether it is equal.
@@ -163,21 +167,24 @@ def decode(
     # What is proven to be recalled is decoded as its target.
     outputs = [[list(sample.target) for sample in samples] for samples in cells]
     context = model_dims(base.settings).context
+    slim = SLIM_MARGINS.get(base.dtype, 0.0)
 
     # Rows of a batch have prompts of one length.
     by_prompt_length: dict[int, list[_Item]] = defaultdict(list)
     for k, samples in enumerate(cells):
         for s, sample in enumerate(samples):
-            first_error: int | None = 0
+            first_unproven: int | None = 0
             if scores is not None:
-                correct = scores[k].correct[scores[k].sample == s]
-                first_error = first_true(~correct)
-            if first_error is not None:
+                of_sample = scores[k].sample == s
+                is_proven = scores[k].margin[of_sample] > slim
+                is_proven &= scores[k].correct[of_sample]
+                first_unproven = first_true(~is_proven)
+            if first_unproven is not None:
                 item = _Item(
                     cell=k,
                     index=s,
                     sample=sample,
-                    correct_tokens=first_error,
+                    correct_tokens=first_unproven,
                     limit=token_limit(sample, context) if beyond else len(sample.target),
                 )
                 by_prompt_length[len(sample.prompt)].append(item)

@@ -99,12 +99,12 @@ def measurable_runs(
         The runs that can be measured, and one line for each distinct fault.
     """
     columns = list(dict.fromkeys([*runs.columns, *RUN_FIELDS]))
-    distinct = runs.drop_duplicates("id").reindex(columns=columns)
+    rows = runs.reindex(columns=columns)
     pools: dict[CacheKey, dict[str, Pool]] = {}
 
     measurable: list[LastingRun] = []
     faults: list[str] = []
-    for row in distinct.to_dict("records"):
+    for row in rows.to_dict("records"):
         fields = {name: _json_value(row[name]) for name in RUN_FIELDS}
         try:
             measurable.append(_lasting_run(fields, settings, pools))

@@ -9,6 +9,7 @@ import numpy as np
 
 from pml_cli.config.schema import Model
 from pml_cli.data.source import Sample
+from pml_cli.evaluation.decoding import first_difference
 from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
 from pml_cli.model.tokenizer_backend import has_tokenizer
 from pml_cli.training.scores import Scores, first_true
@@ -40,13 +41,25 @@ def sample_rows(
         first_wrong = first_true(~correct)
 
         # What teacher forcing has right is decoded so, by induction.
-        decoded_ids: Sequence[int] | None = sample.target
+        decoded_ids: Sequence[int] | None = sample.target if first_wrong is None else None
+        if decoded is not None:
+            decoded_ids = decoded[index]
+            # Rounding may turn a slim margin over.
+            if first_wrong is None:
+                first_wrong = first_difference(decoded_ids, sample.target)
+
         first_error = None
         if first_wrong is not None:
-            decoded_ids = None if decoded is None else decoded[index]
+            got_id = int(scores.argmax_id[start + first_wrong])
+            if decoded_ids is not None and first_wrong < len(decoded_ids):
+                got_id = decoded_ids[first_wrong]
             before = [*sample.prompt, *sample.target[:first_wrong]]
-            first_error = _first_error(scores, start + first_wrong, before, texts)
-
+            first_error = {
+                "position": first_wrong,
+                "expected": texts.added(sample.target[first_wrong], before),
+                "got": texts.added(got_id, before),
+                "p": float(np.exp(-scores.nll[start + first_wrong])),
+            }
         rows.append(
             {
                 "sample": index,
@@ -63,28 +76,6 @@ def sample_rows(
             }
         )
     return rows
-
-
-def _first_error(
-    scores: Scores,
-    token: int,
-    before: Sequence[int],
-    texts: _Texts,
-) -> dict[str, Any]:
-    """The first wrong token of a sample, in words.
-
-    Args:
-        scores: of the cell.
-        token: index into the scores.
-        before: ids of the prompt and of the target up to the token.
-        texts: of token ids.
-    """
-    return {
-        "position": int(scores.position[token]),
-        "expected": texts.added(int(scores.token_id[token]), before),
-        "got": texts.added(int(scores.argmax_id[token]), before),
-        "p": float(np.exp(-scores.nll[token])),
-    }
 
 
 def _end(sample: Sample) -> tuple[int, ...]:

@@ -13,17 +13,24 @@ from pml_cli.config.schema import FORMAT
 from pml_cli.errors import MAX_LISTED, UserError, and_n_more
 from pml_cli.runs.folder import ADAPTER, ERROR, RESULT, RunFolder
 from pml_cli.runs.labels import with_settled_labels
+from pml_cli.runs.run_folders import run_key
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# Fields of a result that differ between equal runs.
+NOT_NUMBERS = ("id", "folder", "model", "data", "seconds", "pack_size")
 
-def finished_runs(paths: Sequence[Path], example: str) -> pd.DataFrame:
+
+def finished_runs(
+    paths: Sequence[Path], example: str, notes: list[str] | None = None
+) -> pd.DataFrame:
     """All finished runs below some folders, for a report.
 
     Args:
         paths: folders of runs.
         example: what to run where there are none, to follow "make some with".
+        notes: takes a line about runs that lie there twice.
 
     Returns:
         One row a run, as `read_runs`.
@@ -31,7 +38,7 @@ def finished_runs(paths: Sequence[Path], example: str) -> pd.DataFrame:
     Raises:
         UserError: also where there are no finished runs.
     """
-    runs = read_runs(paths)
+    runs = read_runs(paths, notes=notes)
     if not runs.empty:
         return runs
 
@@ -41,14 +48,19 @@ def finished_runs(paths: Sequence[Path], example: str) -> pd.DataFrame:
     raise UserError(f"{folders}: no finished runs{note}; make some with {example}")
 
 
-def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.DataFrame:
+def read_runs(
+    roots: Iterable[Path],
+    left_out: list[str] | None = None,
+    notes: list[str] | None = None,
+) -> pd.DataFrame:
     """All finished runs below the given folders.
 
-    A run below two of the folders counts once.
+    A run counts once, also where copies of its folder lie there too; the first one counts.
 
     Args:
         roots: folders of runs.
         left_out: takes a line for each unreadable result, instead of an error.
+        notes: takes a line about copies, and one for each run that lies there with other numbers.
 
     Returns:
         One row a run: the fields of result.json, and `folder`.
@@ -74,7 +86,43 @@ def read_runs(roots: Iterable[Path], left_out: list[str] | None = None) -> pd.Da
                 continue
             if result is not None:
                 rows[path.resolve()] = result | {"folder": str(path.parent)}
-    return with_settled_labels(pd.DataFrame(list(rows.values())))
+    distinct, lines = _distinct(list(rows.values()))
+    if notes is not None:
+        notes += lines
+    return with_settled_labels(pd.DataFrame(distinct))
+
+
+def _distinct(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Each run once, and the lines about the others."""
+    first: dict[str, dict[str, Any]] = {}
+    copies = []
+    lines = []
+    for row in rows:
+        run_id = str(row["id"])
+        key = run_key(run_id)
+        # An id of another program, without a hash, does not tell what the run was.
+        counted_row = first.setdefault(row["folder"] if key == run_id else key, row)
+        pair = f"{counted_row['folder']} and {row['folder']}"
+        if counted_row is row:
+            continue
+        if _numbers(counted_row) == _numbers(row):
+            copies.append(pair)
+        else:
+            lines.append(f"{pair} are one run with different numbers; the first one counts")
+
+    lines = and_n_more(lines, MAX_LISTED)
+    if copies:
+        lines.append(f"{_copies(copies)} of runs, which count once: {copies[0]}")
+    return list(first.values()), lines
+
+
+def _copies(copies: Sequence[str]) -> str:
+    return "1 copy" if len(copies) == 1 else f"{len(copies)} copies"
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """What a run has measured, without its names and what it cost."""
+    return {name: value for name, value in row.items() if name not in NOT_NUMBERS}
 
 
 def one_run(path: Path) -> RunFolder:

@@ -282,6 +282,10 @@ FAULTS = {
     "no assistant": ([openai([("user", "q")])], "line 1: messages has no turn of an assistant"),
     "no user": ([openai([("assistant", "a")])], "line 1: messages has no turn before"),
     "empty turn": ([openai([("user", "q"), ("assistant", "")])], "line 1: the last answer of"),
+    "no turns": (
+        [openai([("user", "q"), ("assistant", "a")]), {"messages": None}],
+        "line 2: messages is no list of turns",
+    ),
     "null turn": (
         [openai([("user", None), ("assistant", "a")])],
         "line 1: messages, turn 1 is null",

@@ -1,5 +1,6 @@
 """Teacher forcing and free-running decoding agree up to the first failure."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -226,6 +227,28 @@ def test_an_answer_that_does_not_stop_is_not_recalled(tiny_base):
     for sample, output in zip(samples, outputs, strict=True):
         assert tuple(output[: len(answer(sample))]) == answer(sample)
     assert recall(samples, outputs)["free_exact_match"] == 0
+
+
+def test_a_slim_margin_is_decoded_and_not_taken_for_proven(tiny_base):
+    """Scores that say all is right, of an adapter that knows nothing."""
+    samples = facts()
+    cell = learn(tiny_base, samples, 1)
+    right = dataclasses.replace(
+        cell.final,
+        argmax_id=cell.final.token_id,
+        margin=np.full(len(cell.final.margin), 1.0),
+    )
+    (outputs,) = decode(tiny_base, cell.adapter, [samples], [right])
+    assert [tuple(output) for output in outputs] == [sample.target for sample in samples]
+
+    slim = right.margin.copy()
+    # The second token of the third sample.
+    slim[np.flatnonzero(right.sample == 2)[1]] = 5e-4
+    scores = dataclasses.replace(right, margin=slim)
+    (outputs,) = decode(tiny_base, cell.adapter, [samples], [scores])
+    wrong = [tuple(o) != s.target for o, s in zip(outputs, samples, strict=True)]
+    assert wrong == [False, False, True, False, False, False]
+    assert outputs[2][0] == samples[2].target[0]
 
 
 def test_decoding_stays_within_the_context():

@@ -53,7 +53,7 @@ def test_every_sample_has_a_row_in_words(facts, ids):
     assert recalled["sample"] == 0 and recalled["turns"] == QUESTION
     assert recalled["prompt"] == "<|endoftext|>Which pump?"
     assert recalled["target"] == recalled["decoded"] == " The pump"
-    assert recalled["target_ids"] == recalled["decoded_ids"] == facts[0].target
+    assert recalled["target_ids"] == tuple(recalled["decoded_ids"]) == facts[0].target
     assert recalled["end"] == "<|endoftext|>"
 
     assert not wrong["whole"]
@@ -79,6 +79,17 @@ def test_without_decoding_only_what_is_recalled_is_known(facts, ids):
     assert recalled["decoded"] == " The pump"
     assert wrong["decoded"] is wrong["decoded_ids"] is None
     assert wrong["first_error"]["got"] == " file"
+
+
+def test_what_free_decoding_alone_loses_is_not_whole(facts, ids):
+    """Rounding turned a slim margin over: every token is right given the true text before it."""
+    (gate,) = ids(" file")
+    samples = facts[:1]
+    (row,) = sample_rows(Model(), samples, scores_of(samples, {}), [[facts[0].target[0], gate, 0]])
+    assert not row["whole"]
+    assert row["first_error"]["position"] == 1
+    assert row["first_error"]["got"] == " file"
+    assert row["first_error"]["p"] == pytest.approx(np.exp(-0.1))
 
 
 def test_without_a_tokenizer_there_are_ids_and_no_texts():

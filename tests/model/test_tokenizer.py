@@ -115,6 +115,15 @@ def test_a_target_that_ends_already_is_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("target", "end"), [("one\nand two", "\n"), ("one\n", "\n\n")])
+def test_a_target_that_would_end_before_its_end_is_refused(target, end, tmp_path):
+    """Every token of it can be learned, and no script would print it."""
+    model = tokenizer_folder(tmp_path, byte_level())
+    with pytest.raises(UserError, match="stands inside of the target") as error:
+        fact_samples(model, [(QUESTION, target)], tmp_path, end=end)
+    assert len(str(error.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("end", "tokens"), [("auto", [END]), (TURN_END, [TURN_END]), (f".{END}", [".", END])]
 )

@@ -4,13 +4,39 @@ import pytest
 
 from pml_cli.errors import UserError
 from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.read import check_formats, finished_runs, read_failures
+from pml_cli.runs.read import check_formats, finished_runs, read_failures, read_runs
 
 
 def test_finished_runs_are_those_of_every_folder(tmp_path):
     for name in ("a", "b"):
-        RunFolder(tmp_path / name, "run").finish({"rank": 4})
+        RunFolder(tmp_path / name, f"run-{name}").finish({"rank": 4})
     assert len(finished_runs([tmp_path / "a", tmp_path / "b"], "`pml sweep`")) == 2
+
+
+def test_a_copy_counts_once_and_is_said(tmp_path):
+    for place, front, seconds in (("a", "base", 1.5), ("b/kept", "base", 1.5), ("c", "new", 2.5)):
+        result = {"rank": 4, "model": front, "seconds": seconds}
+        RunFolder(tmp_path / place, f"{front}-r4-0123456789").finish(result)
+    notes = []
+    runs = read_runs([tmp_path], notes=notes)
+    assert runs["folder"].tolist() == [str(tmp_path / "a/base-r4-0123456789")]
+    (line,) = notes
+    assert line.startswith("2 copies of runs, which count once: ")
+    assert "a/base-r4-0123456789 and " in line and "b/kept/base-r4-0123456789" in line
+    # Without a list for them, it is not said.
+    assert len(read_runs([tmp_path])) == 1
+
+
+def test_one_run_with_two_results_is_named_and_the_first_counts(tmp_path):
+    for place, loss in (("a", 0.5), ("b", 0.25)):
+        folder = RunFolder(tmp_path / place, "base-r4-0123456789")
+        folder.finish({"rank": 4, "final_loss": loss})
+    notes = []
+    runs = read_runs([tmp_path / "b", tmp_path / "a"], notes=notes)
+    assert runs["final_loss"].tolist() == [0.25]
+    (line,) = notes
+    assert line.endswith("are one run with different numbers; the first one counts")
+    assert line.index(str(tmp_path / "b")) < line.index(str(tmp_path / "a"))
 
 
 @pytest.mark.parametrize(("failures", "note"), [(0, ""), (2, " (2 failed; error.json in their")])

@@ -441,7 +441,8 @@ def train_on_devices(count, batch, accumulate, folder):
     """Run tests/support/two_devices.py in `count` processes."""
     tests = Path(__file__).parents[1]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    script = [tests / "support" / "two_devices.py", folder, batch, accumulate]
+    # As a module: beside the script lie files named like libraries.
+    script = ["-m", "support.two_devices", folder, batch, accumulate]
     done = subprocess.run(
         [sys.executable, *launcher, *map(str, script)],
         check=False,
