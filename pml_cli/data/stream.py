@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pml_cli.config.schema import Data, Model, Run
 from pml_cli.config.setting import setting
 
-# Easily typed, and short: two or three tokens. On SmolLM2, rank 8 recalls 16, 32 and 64 tokens
-# behind it in 60 steps; a line feed after it or "The text:" do no better.
+# Easily typed, and two or three tokens. Behind it, rank 8 on SmolLM2 recalls 64 tokens of text in
+# 60 steps and 64 random ones in 300; "The text:" or a line feed do no better. A line feed or a full
+# stop at its end may be a sink itself (Sun et al. 2024).
 SINK_PROMPT = "Text:"
 
 

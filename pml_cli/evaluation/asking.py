@@ -252,11 +252,10 @@ def greedy(
         Token ids, those of the end included, and the probability of each.
     """
     import torch
-    from transformers import DynamicCache
 
     ids: list[int] = []
     probabilities: list[float] = []
-    cache = DynamicCache()
+    cache = base.new_cache()
     inputs = torch.tensor([prompt], device=base.device)
     with torch.no_grad():
         while len(ids) < limit and not (end and tuple(ids[-len(end) :]) == end):
@@ -265,5 +264,7 @@ def greedy(
             token = int(logits.argmax())
             ids.append(token)
             probabilities.append(float(logits.softmax(-1)[token]))
-            inputs = torch.tensor([[token]], device=base.device)
+            # Without a cache every token is computed again in each step.
+            seen = [*prompt, *ids] if cache is None else [token]
+            inputs = torch.tensor([seen], device=base.device)
     return ids, probabilities

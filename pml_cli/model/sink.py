@@ -34,6 +34,7 @@ from pml_cli.config.schema import Model
 from pml_cli.errors import UserError
 from pml_cli.io import cache_folder, write_json
 from pml_cli.model.dims import model_dims
+from pml_cli.model.faults import one_line
 from pml_cli.model.file_hash import sampled_hash
 from pml_cli.model.files import locate
 from pml_cli.model.gguf import gguf_file
@@ -117,9 +118,10 @@ def _cached_ratios(key: CacheKey, files: tuple[Path, ...]) -> Sequence[float | N
     if ratios is not None:
         return ratios
     try:
-        ratios = _measured(model, prompt_ids)
+        with one_line(f"model={model.name}"):
+            ratios = _measured(model, prompt_ids)
     # Whatever keeps the model from being run is reported when it is loaded to be trained.
-    except (UserError, RuntimeError):
+    except Exception:
         return None
     # A cache that cannot be written is no fault.
     with suppress(OSError):

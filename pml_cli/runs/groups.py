@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from pml_cli.data.stream import SINK_PROMPT
 from pml_cli.errors import UserError
 
 # Columns of result.json that comparable runs share.
@@ -23,7 +24,8 @@ SCHEDULE = ("lr", "steps")
 
 # Which entries of the column `setting` belong to another column of the key.
 PREFIXES = {
-    "model": ("model.",),
+    # Whether there is a prompt by itself depends on the model.
+    "model": ("model.", f"data.prompt={SINK_PROMPT}"),
     "data": ("data.",),
     "adapter": ("adapter.", "model.layer="),
     "layer": ("model.layer=", "adapter.layers="),

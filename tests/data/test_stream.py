@@ -88,6 +88,14 @@ def test_no_prompt_by_hand_is_warned_of(quick, sunk, tmp_path):
     assert "warning: the first token is wrong in 1 of 1 run of sunk without a prompt" in printed
 
 
+def test_a_sweep_warns_at_its_end(quick, sunk):
+    where = ("model=hf", f"model.path={sunk}", "launch=inline", "data.prompt=", "data=text")
+    done = quick("sweep", "rank=2,4", "seqlen=8", *where, *FEW)
+    assert done.returncode == 0, done.stderr
+    warned = "warning: the first token is wrong in 2 of 2 runs of sunk without a prompt"
+    assert warned in " ".join(done.stdout.split())
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     forget_resolved()

@@ -118,3 +118,11 @@ def test_a_fit_advises_a_prompt_and_no_larger_ranks(tmp_path):
 def test_no_runs_have_none(tmp_path):
     write_sweep(tmp_path, ranks=(1,))
     assert unmoved_first_tokens(read_runs([tmp_path]).head(0)) == []
+
+
+def test_a_transition_warns_too(tmp_path, quick):
+    write_sweep(tmp_path / "runs", ranks=(4, 8))
+    done = quick("transition", "runs", "figures=false", "draws=0")
+    assert done.returncode == 0, done.stderr
+    printed = " ".join(done.stdout.split())
+    assert "warning: the first token is wrong in 6 of 6 runs of far without a prompt" in printed

@@ -56,6 +56,14 @@ def test_a_comparison_ignores_entries_of_the_settings_that_it_compares():
     assert common_key(key, ["layer"])["setting"] == "data.text=abc train.batch=4"
 
 
+def test_models_are_compared_with_the_prompt_that_one_of_them_needs():
+    """A prompt by hand is still a setting of its own."""
+    key = {"model": "far", "setting": "data.prompt=Text: train.batch=4"}
+    assert common_key(key, ["model"]) == {"setting": "train.batch=4"}
+    key["setting"] = "data.prompt=My words: train.batch=4"
+    assert common_key(key, ["model"]) == {"setting": key["setting"]}
+
+
 def test_names_of_compared_groups_show_what_differs():
     keys = [{"layer": 4, "setting": f"adapter.layers=[{n}, 5] train.batch=4"} for n in (1, 2)]
     names = comparison_names(keys, ["layer"])
