@@ -115,7 +115,8 @@ def _delimiter(path: str, text: str) -> str | None:
 def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
     """The rows below the header of a table."""
     lines = _table_lines(path, text, delimiter)
-    where, header = next(lines)
+    # Without a row that is not blank, none below it either.
+    where, header = next(lines, ("", []))
     names = [name.strip() for name in header]
     _check_distinct(path, where, names)
 

@@ -6,8 +6,10 @@ import dataclasses
 
 from pml_cli.config.schema import ALL_TOKENS, FactsData, Run
 from pml_cli.data.opened import source_of
+from pml_cli.data.source import Source
 from pml_cli.errors import UserError
 from pml_cli.format import counted
+from pml_cli.model.dims import model_dims
 
 
 def with_length(run: Run) -> Run:
@@ -24,11 +26,23 @@ def with_length(run: Run) -> Run:
 
     source = source_of(run)
     if samples is None:
-        if source.max_tokens is None:
-            raise UserError(f"seqlen=all: data={run.data.source} has no end; give a number")
-        return dataclasses.replace(run, seqlen=source.max_tokens)
+        return dataclasses.replace(run, seqlen=_all_tokens(run, source))
 
     if samples > len(source.sample_ends):
         available = counted(source.sample_ends, "sample")
         raise UserError(f"data.samples={samples}: data={run.data.label} has only {available}")
     return dataclasses.replace(run, seqlen=int(source.sample_ends[samples - 1]))
+
+
+def _all_tokens(run: Run, source: Source) -> int:
+    """All target tokens of a source."""
+    total = source.max_tokens
+    if total is None:
+        raise UserError(f"seqlen=all: data={run.data.source} has no end; give a number")
+
+    # A text is one sample; `check_length` would name a number that nobody has asked for.
+    context = model_dims(run.model).context
+    if not source.sample_ends and total > context:
+        reads = f"model={run.model.name} reads at most {context} tokens"
+        raise UserError(f"seqlen=all: data={run.data.label} has {total}, {reads}")
+    return total

@@ -317,6 +317,7 @@ TABLE_FAULTS = {
     "behind quotes": (b'question,answer\n"two\nlines",a\nq,"a" b\n', "line 4 is not CSV"),
     "twice": (b"question,answer,answer\n", "line 1 has two columns 'answer'"),
     "header": (b"question,answer\n", "no rows"),
+    "blank": (b",\n,,\n", "no rows"),
     "no header": (
         b"Ada:,one\nBob:,two\n",
         "line 2 has no prompt and target by a known name; keys found: Ada:, one; "
