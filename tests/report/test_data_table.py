@@ -104,3 +104,13 @@ def test_a_seam_that_a_tokenizer_would_merge_is_said(quick, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "  in 1 of 2 samples prompt and target have other tokens when" in done.stdout
     assert "  first prompt 'Which pum', target 'p is it<|end|>'" in done.stdout.splitlines()
+
+
+def test_seeds_that_take_the_whole_file_are_no_other_facts(quick, facts_file):
+    data = ("data=jsonl", f"data.path={facts_file}", "data.seed=0,1,2", "--dry-run")
+    line = (
+        "data=jsonl:facts: data.seed=0,1,2 take all 5 samples, in other orders: the same facts, "
+        "so no repeats with others"
+    )
+    assert line in quick("sweep", *data, "seqlen=12,all").stdout.splitlines()
+    assert line not in quick("sweep", *data, "data.samples=3").stdout.splitlines()
