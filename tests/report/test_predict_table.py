@@ -67,3 +67,9 @@ def test_the_note_has_the_target_and_the_range_of_the_cells():
     note = predict._note(LAW, {"target": "bits", "value": 2000.0})
     assert note.startswith("Target: at least 2000 bits gained in all.")
     assert note.endswith("Trained: rank 1 to 24, length 32 to 512.")
+
+
+def test_a_band_without_end_is_not_written_out():
+    row = {"rank": 8, "length": interval(60.0, 8.0, 1e67), "outside": ""}
+    line = lines_of([row])[1]
+    assert line.split() == "8 longest text 60 8 to over 1e+09 -".split()

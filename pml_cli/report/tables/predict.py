@@ -25,6 +25,9 @@ UNREACHABLE = "none"
 # No text is too long for the target
 ANY_LENGTH = "any"
 
+# Larger ranks, lengths and bits are not written out: few cells allow bands without end.
+LARGEST = 1e9
+
 
 def show(console: Console, law: FittedLaw, answer: dict[str, Any]) -> None:
     """Print what one law predicts.
@@ -132,7 +135,7 @@ def _value_text(value: float | None, quantity: str, missing: str = UNREACHABLE) 
         return _probability_text(value)
     if quantity in ("gain", "loss", "base_loss"):
         return f"{value:.2f}"
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if value <= LARGEST else f"over {LARGEST:g}"
 
 
 def _probability_text(probability: float) -> str:
