@@ -78,7 +78,7 @@ LastingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Las
 AskArguments = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="RUN [QUESTION|KEY=VALUE]...",
+        metavar="RUN|QUESTION|KEY=VALUE",
         help="A run folder, questions (-: one a line of standard input) and settings.",
         autocompletion=report_completer(reports.Ask),
     ),

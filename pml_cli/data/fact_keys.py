@@ -157,7 +157,7 @@ class _KeyFinder:
             return self._pair(row, prompt, target)
         chat = self._conversation(row)
         if chat:
-            return _Keys(prompt=chat)
+            return _Keys(prompt=chat, system=self._system(row))
         raise UserError(f"{row.where} {self._what_is_missing(row, prompt, target)}")
 
     def _known(self, row: Row, names: Sequence[str]) -> str | None:
@@ -173,13 +173,18 @@ class _KeyFinder:
 
         names = CONTEXT_KEYS.get(prompt.strip().lower(), ())
         context = self._known(row, [name for name in names if name != target.strip().lower()])
-        system = self._known(row, SYSTEM_KEYS)
         return _Keys(
             prompt=prompt,
             target=target,
             context=(context,) if context else (),
-            system=(system,) if system else (),
+            system=self._system(row),
         )
+
+    def _system(self, row: Row) -> tuple[str, ...]:
+        """The key of a system turn beside the prompt."""
+        # Whoever names the prompt means that value alone.
+        system = None if self._prompt_key else self._known(row, SYSTEM_KEYS)
+        return (system,) if system else ()
 
     def _conversation(self, row: Row) -> str | None:
         """The key of a list of turns."""
@@ -213,7 +218,7 @@ def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
     """The fact of a row; what was decided about its values is counted."""
     prompt = _lookup(row.fields, keys.prompt)
     if not keys.target:
-        return _conversation_fact(row, keys.prompt, prompt, counts)
+        return _conversation_fact(row, keys, prompt, counts)
 
     target = _target_text(row, keys.target, counts)
     if _is_conversation(prompt):
@@ -222,11 +227,19 @@ def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
     question = _text(row, keys.prompt, prompt)
     for name in keys.context:
         question += _optional_text(row, name, before="\n")
-    turns = [("user", question)]
+    turns = _with_system(row, keys, [("user", question)])
+    return Fact(where=row.where, turns=tuple(turns), target=target)
+
+
+def _with_system(
+    row: Row, keys: _Keys, turns: Sequence[tuple[str, str]]
+) -> Sequence[tuple[str, str]]:
+    """The turns behind the system turn that stands beside them, if there is one."""
     for name in keys.system:
         system = _optional_text(row, name)
-        turns = [("system", system), *turns] if system else turns
-    return Fact(where=row.where, turns=tuple(turns), target=target)
+        if system and turns[0][0] != "system":
+            return [("system", system), *turns]
+    return turns
 
 
 def _optional_text(row: Row, key: str, before: str = "") -> str:
@@ -256,7 +269,8 @@ def _target_text(row: Row, key: str, counts: Counter[str]) -> str:
     return text
 
 
-def _conversation_fact(row: Row, key: str, value: Any, counts: Counter[str]) -> Fact:
+def _conversation_fact(row: Row, keys: _Keys, value: Any, counts: Counter[str]) -> Fact:
+    key = keys.prompt
     if not _is_conversation(value):
         raise UserError(f"{row.where}: {_printable(key)} is no list of turns")
     turns = _turns(row, key, value)
@@ -273,7 +287,8 @@ def _conversation_fact(row: Row, key: str, value: Any, counts: Counter[str]) -> 
     target = turns[last][1]
     if not target:
         raise UserError(f"{row.where}: the last answer of {_printable(key)} is empty")
-    return Fact(where=row.where, turns=tuple(turns[:last]), target=target)
+    prompt = _with_system(row, keys, turns[:last])
+    return Fact(where=row.where, turns=tuple(prompt), target=target)
 
 
 def _is_conversation(value: Any) -> bool:

@@ -151,15 +151,26 @@ class Interview:
         Raises:
             UserError: the chat template or the tokenizer refuses it.
         """
-        for sample in self.samples:
-            if sample.turns and sample.turns[-1][1] == text:
-                return Question(text=text, prompt=sample.prompt, trained=sample)
+        trained = self._trained_on(text)
+        if trained is not None:
+            return Question(text=text, prompt=trained.prompt, trained=trained)
 
         turns = (*self._shared_system(), ("user", text))
         # The separator may depend on how the target begins.
         target = self.samples[0].text if self.has_questions else ""
         prompt = prompt_of(self._tokenizer, self._run.data, turns, target)
         return Question(text=text, prompt=prompt.ids, trained=None)
+
+    def _trained_on(self, text: str) -> Trained | None:
+        """The sample with this question; blanks around it, as of pasting, make no other one."""
+        asked = [sample for sample in self.samples if sample.turns]
+        for sample in asked:
+            if sample.turns[-1][1] == text:
+                return sample
+        for sample in asked:
+            if sample.turns[-1][1].strip() == text.strip():
+                return sample
+        return None
 
     def _shared_system(self) -> Turns:
         """The system turn that all samples begin with, if they do."""

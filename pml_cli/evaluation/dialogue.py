@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.schema import Data, Model, Run
+from pml_cli.config.schema import Data, FactsData, Model, Run
 from pml_cli.data.opened import samples_of
+from pml_cli.data.prompt import separator_between
 from pml_cli.data.source import Sample
 from pml_cli.model.dims import model_dims
 from pml_cli.model.files import local_folder
@@ -219,6 +220,12 @@ def _candidates(
         options = {} if data.thinking is None else dict.fromkeys(THINKING_OPTIONS, data.thinking)
         turns = first.turns or (("user", _question(data, first)),)
         yield ChatPrompt(earlier=_earlier(data, turns), options=options)
+
+    # As facts are made; what is found in decoded prompts below fails where they do not come back.
+    if isinstance(data, FactsData) and not data.chat:
+        question = _question(data, first)
+        after = separator_between(question, first.target_text, data.separator or "")
+        yield TextPrompt(before="", after=after, adds_special=True)
 
     # The longer the question, the fewer places in the prompt look like it.
     sample = max(samples, key=lambda sample: len(_question(data, sample)))

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from pml_cli.config.cache_key import CacheKey
-from pml_cli.config.load import moved_files, read_run
+from pml_cli.config.load import has_movable_data, has_movable_model, moved_files, read_run
 from pml_cli.config.reports import Lasting
 from pml_cli.config.schema import Run
 from pml_cli.data.opened import source_of, tokens_hash
@@ -110,7 +110,24 @@ def measurable_runs(
             measurable.append(_lasting_run(fields, settings, pools))
         except UserError as error:
             faults.append(str(error))
+    _check_moved(settings, [run.subject.run for run in measurable])
     return measurable, list(dict.fromkeys(faults))
+
+
+def _check_moved(settings: Lasting, runs: Sequence[Run]) -> None:
+    """Refuse a new place of what none of the runs has.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if not runs:
+        return
+    if settings.model.path and not any(map(has_movable_model, runs)):
+        path = settings.model.path
+        raise UserError(f"model.path={path}: these runs are of the embedded model; leave it out")
+    if settings.data.path and not any(map(has_movable_data, runs)):
+        path = settings.data.path
+        raise UserError(f"data.path={path}: the data of these runs is in no file; leave it out")
 
 
 def _json_value(value: Any) -> Any:

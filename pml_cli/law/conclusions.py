@@ -44,6 +44,7 @@ def conclusions(cells: pd.DataFrame, analysis: Analysis) -> list[Finding]:
             alpha=parameters["alpha"],
             beta=parameters["beta"],
             level=law.form.level,
+            offset=law.form.offset,
         )
     ]
 

@@ -66,7 +66,7 @@ CODES: dict[str, tuple[str, ...]] = {
     # conclusions; `ranks` and `lengths` are those of the sweep to run next
     "no_exponents": ("all_saturated", "ranks", "lengths"),
     "no_trusted_law": ("ranks", "lengths"),
-    "effect_of_doubling": ("alpha", "beta", "level"),
+    "effect_of_doubling": ("alpha", "beta", "level", "offset"),
     "no_extrapolation_error": ("ranks", "lengths"),
     "extrapolation_fails": ("held_out", "fitted"),
     "wide_intervals": ("intervals", "ranks", "lengths"),

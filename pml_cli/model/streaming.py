@@ -129,8 +129,9 @@ class WeightFiles:
                 # Of the right name, but of another shape.
                 break
 
-        model = f"the weights of model={self.settings.name}"
-        raise UserError(f"model.stream=true: {model} have no {name} as the model has it")
+        # Of experts, for one: transformers stacks their matrices when it loads them.
+        reason = f"the weights of model={self.settings.name} have no {name} as the model has it"
+        raise UserError(f"model.stream=true: {reason}; use model.stream=false")
 
 
 def check_files(settings: Model) -> None:

@@ -253,7 +253,9 @@ def _no_exponents(values: Values) -> str:
 
 
 def _effect_of_doubling(values: Values) -> str:
-    what = "the stored amount x" if values["level"] else "the gain above b"
+    what = "the gain above b" if values["offset"] else "the gain"
+    if values["level"]:
+        what = "the stored amount x"
     return (
         f"Well below the ceiling, {what} is multiplied by {2 ** values['alpha']:.2f} for twice "
         f"the {values['size']}, by {2 ** -values['beta']:.2f} for twice the length."

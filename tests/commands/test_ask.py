@@ -23,19 +23,20 @@ FACTS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Probes by name: three facts under either placement, and running text."""
+    """Sweeps of one run by name: three facts under either placement, and running text."""
     out = tmp_path_factory.mktemp("runs")
     rows = [json.dumps({"query": query, "target": target}) for query, target in FACTS.items()]
     (out / "facts.jsonl").write_text("\n".join(rows), "utf-8")
-    facts = ["data=jsonl", f"data.path={out}/facts.jsonl", "seqlen=32", "rank=8"]
-    probes = {
-        "block": [*facts, "train.steps=220", "train.lr=0.04"],
-        "linear": [*facts, "adapter=linear", "train.steps=60", "train.lr=0.02"],
+    facts = ["data=jsonl", f"data.path={out}/facts.jsonl", "seqlen=all", "rank=16"]
+    facts += ["train.steps=60", "train.lr=0.06"]
+    sweeps = {
+        "block": facts,
+        "linear": [*facts, "adapter=linear"],
         "text": ["data=text", "data.prompt=The class", "seqlen=12", "rank=8", "train.steps=40"],
     }
-    for name, args in probes.items():
+    for name, args in sweeps.items():
         with pytest.raises(SystemExit) as stop:
-            cli.main(["probe", *args, "model.device=cpu", f"out={out}/{name}"])
+            cli.main(["sweep", *args, "model.device=cpu", f"out={out}/{name}"])
         assert not stop.value.code
     return out
 

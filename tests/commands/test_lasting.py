@@ -190,6 +190,14 @@ def test_another_model_or_data_file_is_not_taken_for_the_moved_one(moved, pml, t
     assert code == 2 and "no longer what it was trained on" in err
 
 
+@pytest.mark.parametrize("setting", ["model.path", "data.path"])
+def test_a_new_place_of_what_no_run_has_is_refused(swept, pml, tmp_path, setting):
+    args = [swept / "linear", f"out={tmp_path}", *FAST]
+    code, out, err = pml("lasting", *args, f"{setting}=elsewhere")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert err.startswith(f"error: {setting}=elsewhere: ") and err.endswith("; leave it out\n")
+
+
 def replace_text(path, old, new):
     text = path.read_text()
     assert old in text

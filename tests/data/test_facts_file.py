@@ -182,6 +182,13 @@ def test_turns_of_other_forms(tmp_path):
     found = facts(tmp_path / "system")[0]
     assert found[0] == ((("system", "Be brief."), ("user", "q")), "a")
     assert found[1] == questions([("q", "a")])[0]
+    # ShareGPT's turns with the system turn beside them, and with one of their own.
+    row = sharegpt([("user", "q"), ("assistant", "a")]) | {"system": "Be brief."}
+    own = sharegpt([("system", "Be long."), ("user", "q"), ("assistant", "a")])
+    (tmp_path / "chat").write_text(json_lines([row, own | {"system": "Be brief."}]))
+    systems = [turns[0] for turns, _ in facts(tmp_path / "chat")[0]]
+    assert systems == [("system", "Be brief."), ("system", "Be long.")]
+
     plain = facts(tmp_path / "system", prompt_key="question")[0]
     assert plain == questions([("q", "a"), ("q", "a")])
 

@@ -81,12 +81,28 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
+def printed(folder):
+    """What the script prints for each sample of a run."""
+    questions = [row["turns"][-1][1] for row in rows_of(folder)]
+    return run_script_for(folder, questions, here=True)
+
+
 def assert_prints_its_targets(folder):
     """Every sample of a run is recalled, and printed by the script."""
     rows = rows_of(folder)
     assert all(row["whole"] for row in rows)
-    questions = [row["turns"][-1][1] for row in rows]
-    assert run_script_for(folder, questions, here=True) == [row["target"] for row in rows]
+    assert printed(folder) == [row["target"] for row in rows]
+
+
+def test_what_is_not_recalled_is_printed_as_the_run_decoded_it(trained, facts):
+    (folder,) = trained(*facts, "rank=2", "train.steps=25")
+    rows = rows_of(folder)
+    assert not all(row["whole"] for row in rows)
+    for row, answer in zip(rows, printed(folder), strict=True):
+        # Where no end comes, each stops at a limit of its own.
+        shorter = min(len(answer), len(row["decoded"]))
+        assert answer[:shorter] == row["decoded"][:shorter]
+        assert (answer == row["target"]) == row["whole"]
 
 
 def test_the_script_prints_what_the_run_recalled(trained, facts):
@@ -152,6 +168,7 @@ def test_a_model_without_a_tokenizer_prints_ids(trained, model_folder):
     assert run_script(folder, here=True) == str(row["target_ids"])
 
 
+@pytest.mark.slow
 def test_half_precision(trained, facts):
     for folder in trained(*facts, "adapter=linear,mlp_block", "model.dtype=bfloat16", *MORE):
         assert_prints_its_targets(folder)

@@ -62,6 +62,7 @@ def test_a_new_question_gets_the_prompt_of_the_old_ones(name, tmp_path):
     trained = interview.question(OLD)
     assert trained.trained is interview.samples[0]
     assert trained.prompt == interview.samples[0].prompt
+    assert interview.question(f" {OLD}\n").prompt == trained.prompt
     new = interview.question(NEW)
     assert new.trained is None
     assert interview.text(new.prompt) == interview.text(trained.prompt).replace(OLD, NEW)

@@ -60,6 +60,15 @@ def greedy(base, adapter, sample):
     return ids[len(sample.prompt) :]
 
 
+def test_without_a_cache_the_same_is_decoded(tiny_base, half_learnt, monkeypatch):
+    """As for families whose state is no cache of keys and values."""
+    bank = stack([cell.adapter for cell in half_learnt])
+    samples = [cell.samples[:3] for cell in half_learnt]
+    expected = decode(tiny_base, bank, samples)
+    monkeypatch.setattr(tiny_base, "new_cache", lambda: None)
+    assert decode(tiny_base, bank, samples) == expected
+
+
 def test_teacher_forced_and_free_running_agree_up_to_the_first_failure(tiny_base, half_learnt):
     bank = stack([cell.adapter for cell in half_learnt])
     decoded = decode(tiny_base, bank, [cell.samples for cell in half_learnt])

@@ -19,18 +19,19 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 GRADIENT = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def random_inputs(dtype=torch.float64, *, bias=False, cap=None):
+def random_inputs(dtype=torch.float64, *, bias=False, cap=None, factor=None):
     """Hidden states (N, D), a head and targets (N,)."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(N, D, generator=generator, dtype=dtype).requires_grad_()
     weight = torch.randn(V, D, generator=generator, dtype=dtype)
     target = torch.randint(V, (N,), generator=generator)
     bias_V = torch.randn(V, generator=generator, dtype=dtype) if bias else None
-    return hidden, Head(weight, bias_V, cap), target
+    return hidden, Head(weight, bias_V, cap, factor), target
 
 
 def torch_logits(hidden, head):
     logits = F.linear(hidden, head.weight_VD, head.bias_V)
+    logits = logits if head.factor is None else logits * head.factor
     return logits if head.cap is None else head.cap * torch.tanh(logits / head.cap)
 
 
@@ -49,9 +50,10 @@ def gradient(loss, hidden):
 
 @pytest.mark.parametrize("chunk", [1, 5, 23, 2048])
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("factor", [None, 0.3])
 @pytest.mark.parametrize("cap", [None, 2.5])
-def test_nll_and_its_gradient_are_those_of_cross_entropy(chunk, bias, cap):
-    hidden, head, target = random_inputs(bias=bias, cap=cap)
+def test_nll_and_its_gradient_are_those_of_cross_entropy(chunk, bias, cap, factor):
+    hidden, head, target = random_inputs(bias=bias, cap=cap, factor=factor)
     scores = token_nll(hidden, head, target, chunk)
     expected = torch_nll(torch_logits(hidden, head), target)
     torch.testing.assert_close(scores.nll, expected, **EXACT)
@@ -65,10 +67,11 @@ def test_nll_and_its_gradient_are_those_of_cross_entropy(chunk, bias, cap):
 @pytest.mark.parametrize("nll_weight", [0.0, 0.7])
 @pytest.mark.parametrize("chunk", [5, 2048])
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("factor", [None, 0.3])
 @pytest.mark.parametrize("cap", [None, 2.5])
-def test_the_gradient_of_the_margin_is_autograds(chunk, bias, cap, nll_weight):
+def test_the_gradient_of_the_margin_is_autograds(chunk, bias, cap, factor, nll_weight):
     """Alone, and together with that of the nll."""
-    hidden, head, target = random_inputs(bias=bias, cap=cap)
+    hidden, head, target = random_inputs(bias=bias, cap=cap, factor=factor)
     scores = token_nll(hidden, head, target, chunk)
     logits = torch_logits(hidden, head)
     expected_margin = torch_margin(logits, target)

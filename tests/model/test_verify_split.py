@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.families import FAMILIES
-from support.models import adapter_of, local, random_bank
+from support.models import adapter_of, local, own_logits, random_bank, random_ids
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
 from pml_cli.errors import UserError
@@ -15,6 +15,7 @@ from pml_cli.model.verify_split import split_matches_full
 
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 SEEDS = range(3)
+MLP = MlpBlockAdapter()
 
 
 def with_larger_matrices(model, factor):
@@ -31,6 +32,36 @@ def test_a_head_that_does_more_than_its_weight_bias_and_cap_is_refused(model_fol
     model.model.lm_head.register_forward_hook(lambda _module, _inputs, output: output * 1.1)
     with pytest.raises(UserError, match="differs from the full one"):
         model.check_split(random_bank(model, MlpBlockAdapter()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_head_that_caps_its_logits_unnoticed_is_refused(model_folder, dtype):
+    """The cap changes logits as small as these by less than 1 %."""
+    model = load_model(local(model_folder("llama"), dtype=dtype))
+    ids = random_ids(model, 2)
+    largest = float(own_logits(model, ids, random_bank(model, MLP)).abs().max())
+    cap = 8 * largest
+    model.model.lm_head.register_forward_hook(
+        lambda _module, _inputs, output: cap * torch.tanh(output / cap)
+    )
+    refused = not split_matches_full(model, random_bank(model, MLP), seed=0)
+    # Where a number has few bits it cannot be told from rounding.
+    assert refused == (dtype in ("float64", "float32"))
+
+
+def test_attention_that_sees_later_tokens_is_refused(model_folder):
+    model = load_model(local(model_folder("llama")))
+    for layer in model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(UserError, match="differs from the full one"):
+        model.check_split(random_bank(model, MLP))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("family", "exact"), [("gemma2", True), ("lfm2", False), ("rwkv", False)])
+def test_decoding_keeps_a_cache_where_that_is_exact(model_folder, family, exact, stream):
+    model = load_model(local(model_folder(family), stream=stream))
+    assert (model.new_cache() is not None) == exact
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -76,7 +76,13 @@ def test_repeats_are_said_before_the_training(quick, facts_file, command):
 
 def test_the_prompt_and_what_cannot_be_printed_are_said(quick, tmp_path, facts_file):
     model = tokenizer_folder(tmp_path / "model", lower_case(), THINKING)
-    options = ["model=hf", f"model.path={model.path}", "data=jsonl", f"data.path={facts_file}"]
+    options = [
+        "model=hf",
+        f"model.path={model.path}",
+        "model.weights=random",
+        "data=jsonl",
+        f"data.path={facts_file}",
+    ]
     options += ["data.chat=true", "data.system=Be brief.", "data.thinking=false", "seqlen=all"]
     done = quick("sweep", *options, "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -99,8 +105,24 @@ def test_a_seam_that_a_tokenizer_would_merge_is_said(quick, tmp_path):
     path = tmp_path / "facts.jsonl"
     facts = [("Which pum", "p is it"), ("Where?\n", "In Bremen")]
     path.write_text("\n".join(json.dumps({"query": q, "target": t}) for q, t in facts))
-    options = ["model=hf", f"model.path={model.path}", "data=jsonl", f"data.path={path}"]
+    options = [
+        "model=hf",
+        f"model.path={model.path}",
+        "model.weights=random",
+        "data=jsonl",
+        f"data.path={path}",
+    ]
     done = quick("sweep", *options, "data.separator=", "seqlen=all", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "  in 1 of 2 samples prompt and target have other tokens when" in done.stdout
     assert "  first prompt 'Which pum', target 'p is it<|end|>'" in done.stdout.splitlines()
+
+
+def test_seeds_that_take_the_whole_file_are_no_other_facts(quick, facts_file):
+    data = ("data=jsonl", f"data.path={facts_file}", "data.seed=0,1,2", "--dry-run")
+    line = (
+        "data=jsonl:facts: data.seed=0,1,2 take all 5 samples, in other orders: the same facts, "
+        "so no repeats with others"
+    )
+    assert line in quick("sweep", *data, "seqlen=12,all").stdout.splitlines()
+    assert line not in quick("sweep", *data, "data.samples=3").stdout.splitlines()

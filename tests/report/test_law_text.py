@@ -28,6 +28,7 @@ EXAMPLES = {
     "link": "hill",
     "limit": "hard",
     "level": 9.5,
+    "offset": True,
     "cause": finding("constant_gain"),
     "clusters": 3,
     "b": -1.0,
@@ -117,6 +118,19 @@ def test_a_sentence_is_complete(code, axis):
 def test_a_sentence_names_the_size_that_the_law_is_about(code, values, rank, parameters):
     assert rank in sentence(example(code, **values), RANK)
     assert parameters in sentence(example(code, **values), PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("level", "offset", "what"),
+    [
+        (True, False, "the stored amount x"),
+        (False, True, "the gain above b"),
+        (False, False, "the gain"),
+    ],
+)
+def test_what_doubling_multiplies_is_a_quantity_of_the_law(level, offset, what):
+    found = example("effect_of_doubling", level=level, offset=offset)
+    assert f"ceiling, {what} is multiplied" in sentence(found, RANK)
 
 
 def test_no_finding_is_no_sentence():

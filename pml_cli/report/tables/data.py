@@ -45,6 +45,7 @@ def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
         largest = max(group, key=lambda cell: len(cell.samples))
         if isinstance(largest.run.data, FactsData):
             lines |= dict.fromkeys(_fact_lines(largest))
+            lines |= dict.fromkeys(_order_lines(group))
     return list(lines)
 
 
@@ -149,6 +150,22 @@ def _fact_lines(cell: CellPlan) -> Iterator[str]:
         yield (
             f"{name}: {counted(repeats.copies, 'sample')} of {len(cell.samples)} occurred before; "
             f"each counts as often as it occurs; the first: {_question(first, tokenizer)}"
+        )
+
+
+def _order_lines(cells: Sequence[CellPlan]) -> Iterator[str]:
+    """A line where seeds were meant as repeats, and take the same facts of a file."""
+    source = source_of(cells[0].run)
+    # Generated facts are others under every seed.
+    if not source.keys:
+        return
+    total = len(source.sample_ends)
+    seeds = sorted({cell.run.data.seed for cell in cells if len(cell.samples) == total})
+    if len(seeds) > 1:
+        asked = f"data.seed={','.join(map(str, seeds))}"
+        yield (
+            f"data={cells[0].run.data.label}: {asked} take all {total} samples, in other orders: "
+            "the same facts, so no repeats with others"
         )
 
 
