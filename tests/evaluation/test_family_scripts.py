@@ -30,6 +30,8 @@ def base(tmp_path):
         tiny = json.loads((TINY / "config.json").read_text())
         ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
         fields.get("text_config", fields).update(vocab_size=tiny["vocab_size"], **ends)
+        # Under the low cap of the matrix a random model learns nothing.
+        fields.pop("final_logit_softcapping", None)
         folder = save_random(family, fields, tmp_path / "base")
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(TINY / name, folder)

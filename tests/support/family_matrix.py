@@ -322,7 +322,8 @@ cannot train it right, the run ends in one line before training.
 - **linear**, **mlp_block**: adapters of this placement train. The split pass gives the logits of
   the model's own (largest difference: {rounding:g} of the largest logit).
 - **PEFT**: a saved linear adapter on attention gives the same logits when PEFT has loaded it, and
-  when PEFT has merged it.
+  when PEFT has merged it. Where PEFT reads something else (on modules of shared experts, for
+  one), the script in the adapter's README.md loads it without PEFT.
 - **streamed**: layers below the adapter can be read one at a time (`model.stream`). Where not,
   transformers rearranges the weights of the files when it loads them.
 - **cached**: decoding keeps keys and values. Where not, every token is computed again in each
