@@ -27,6 +27,8 @@ TESTS = ROOT / "tests"
 FACTS = TESTS / "real" / "facts.jsonl"
 
 LOSSES = "sft,memft_ot,memft_margin,memft_margin_facts"
+# An adapter beside a whole MLP needs a larger one.
+RATES = {"linear": "1e-2", "mlp_block": "3e-2"}
 COLUMNS = ("run", "chat", "adapter", "loss", "rank", "sample", "whole", "script", "generate")
 
 
@@ -49,11 +51,12 @@ def main() -> int:
 
 def train(model: Path, out: Path, steps: int) -> None:
     """The cells, those that are not there yet."""
-    command = [sys.executable, "-m", "pml_cli", "sweep", "model=hf", f"model.path={model}"]
-    command += ["model.device=cpu", "data=jsonl", f"data.path={FACTS}", "data.chat=true,false"]
-    command += ["seqlen=all", "adapter=linear,mlp_block", "rank=2,8", f"loss={LOSSES}"]
-    command += ["train.lr=1e-2", f"train.steps={steps}", "train.stop=recalled", f"out={out}"]
-    subprocess.run(command, check=True)
+    for adapter, rate in RATES.items():
+        command = [sys.executable, "-m", "pml_cli", "sweep", "model=hf", f"model.path={model}"]
+        command += ["model.device=cpu", "data=jsonl", f"data.path={FACTS}", "data.chat=true,false"]
+        command += ["seqlen=all", f"adapter={adapter}", "rank=2,8", f"loss={LOSSES}"]
+        command += [f"train.lr={rate}", f"train.steps={steps}", "train.stop=recalled"]
+        subprocess.run([*command, f"out={out}"], check=True)
 
 
 def compared(model: Path, out: Path) -> Iterator[dict[str, Any]]:

@@ -127,7 +127,13 @@ def _question_note(dialogue: Dialogue) -> str:
 def _end_note(dialogue: Dialogue) -> str:
     if dialogue.end:
         shown = _inline(dialogue.end_text)
-        return f"The answer ends with {shown}, which was trained as its last token."
+        note = f"The answer ends with {shown}, which was trained as its last token."
+        if dialogue.cut:
+            note += (
+                f" The last sample was cut, and has no end: `max_new_tokens={dialogue.cut}` "
+                "prints as much of it as was trained."
+            )
+        return note
     return (
         "No end was trained: `max_new_tokens` is the length of the first sample, and the model "
         "would write on."

@@ -123,6 +123,9 @@ class Dialogue:
     max_new_tokens: int
     """The most tokens of an answer."""
 
+    cut: int
+    """Tokens of the last target where its end was cut off, though others have one; else 0."""
+
     reads_text: bool
     """Whether answers are text; else the model has no tokenizer."""
 
@@ -158,6 +161,7 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
         end=end,
         end_text="" if tokenizer is None else tokenizer.decode(list(end)),
         max_new_tokens=_max_new_tokens(run.model, samples, has_end=bool(end)),
+        cut=len(samples[-1].target) if end and not samples[-1].end else 0,
         reads_text=tokenizer is not None,
         skips_special=tokenizer is not None and _skips_special(tokenizer, samples[:MAX_TRIED]),
     )

@@ -159,6 +159,19 @@ def test_without_an_end_it_prints_as_many_tokens_as_the_target_has(trained, fact
     assert run_script(folder, here=True) == row["target"]
 
 
+def test_a_sample_that_was_cut_is_said(trained, tmp_path):
+    rows = [{"question": query, "matching": target} for query, target in FACTS]
+    # A name that this process has not read: what it has read, it remembers.
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder,) = trained("data=jsonl", "data.path=long.jsonl", "seqlen=30")
+    sample = rows_of(folder)[-1]
+    assert sample["end"] is None and sample["whole"]
+    tokens = len(sample["target_ids"])
+    text = (folder / "adapter/README.md").read_text()
+    assert f"`max_new_tokens={tokens}` prints as much of it as was trained" in text
+    assert printed(folder)[-1].startswith(sample["target"])
+
+
 def test_a_model_without_a_tokenizer_prints_ids(trained, model_folder):
     path = model_folder("llama")
     options = ["model=hf", f"model.path={path}", "data=random", "adapter=linear"]

@@ -26,11 +26,12 @@ def packs_of(*runs, tokens=0):
 
 
 def test_each_cell_is_measured():
-    (cell,) = check([run(seqlen=100, data=PhonebookData(), train=Train(batch=4, epochs=3))])
+    (cell,) = check([run(seqlen=110, data=PhonebookData(), train=Train(batch=4, epochs=3))])
+    # Ten digits and the end token each.
     assert len(cell.samples) == 10
     assert cell.rows == 4
     assert cell.steps == 9  # three epochs of 4 + 4 + 2
-    assert cell.tokens == max(len(s.prompt) for s in cell.samples) + 10 - 1
+    assert cell.tokens == max(len(s.prompt) for s in cell.samples) + 11 - 1
     assert cell.id == run_id(cell.run)
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from support.adapter_script import run_script
 from support.models import adapter_of, initial_bank, random_bank
 
 from pml_cli.config.schema import Model
@@ -92,13 +93,12 @@ def test_streamed_is_whole(smollm2, smollm2_folder, ids):
     assert streamed.weights_hash() == smollm2.weights_hash()
 
 
-def test_a_probe_recalls_sixteen_tokens_and_the_run_is_that_of_the_weights(
+def test_a_probe_recalls_a_text_whole_and_the_run_is_that_of_the_weights(
     quick, smollm2_gguf, tmp_path
 ):
-    """Priced before, trained with a prompt, found again when the file has moved."""
+    """Priced before, trained behind the default prompt, found again when the file has moved."""
     options = ["model=hf", "model.device=cpu", "model.name=smollm2", "data=text", "rank=8"]
-    options += ["data.prompt=The licence:", "seqlen=16", "train.lr=1e-2", "train.steps=80"]
-    options += ["train.stop=recalled", "out=out"]
+    options += ["seqlen=32", "train.lr=1e-2", "train.steps=60", "train.stop=recalled", "out=out"]
 
     priced = quick("sweep", *options, f"model.path={smollm2_gguf}", "--dry-run")
     assert priced.returncode == 0
@@ -112,6 +112,12 @@ def test_a_probe_recalls_sixteen_tokens_and_the_run_is_that_of_the_weights(
     result = json.loads(path.read_text())
     assert result["exact_match"] == result["free_exact_match"] == 1
     assert result["base_loss"] > 3 > 0.5 > result["final_loss"]
+    (line,) = (path.parent / "samples.jsonl").read_text("utf-8").splitlines()
+    sample = json.loads(line)
+    assert sample["whole"]
+    # Behind begin-of-text alone the first token cannot be learned.
+    assert sample["prompt"] == "<|im_start|>Text:"
+    assert run_script(path.parent) == sample["target"]
 
     adapter = json.loads((path.parent / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(smollm2_gguf.parent)
