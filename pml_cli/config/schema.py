@@ -291,6 +291,19 @@ class Loss(Settings):
     """Common to all losses; how one weighs its tokens: `pml_cli.training.losses`."""
 
     kind: str = ""
+    keep: float = setting(
+        0.0,
+        help="weight of the penalty on the square of what the adapter adds to generic text",
+        minimum=0,
+        finite=True,
+        special={0: "none"},
+    )
+    keep_text: str | None = setting(
+        None,
+        help="UTF-8 file of generic text for loss.keep",
+        path="existing file",
+        special={None: "Python's documentation"},
+    )
 
     def id_fields(self) -> dict[str, Any]:
         """Settings that count for the run id also at their defaults."""

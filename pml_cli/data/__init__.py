@@ -14,6 +14,8 @@ May import `config` and `model` (tokenizers and dimensions), neither torch nor t
     source.py           Sample and Source: what every source gives
     sources/            one file a source: its settings, and how it is opened
     stream.py           settings of streams, and the prompt that they get on a sink
+    windows.py          text in windows, less what shares tokens with a target
+    generic_text.py     the windows on which loss.keep holds an adapter down
     running_text.py     a source of one long text, for text, mixed and hf
     random_tokens.py    the tokens that random sources draw from
     facts.py            a source of many short facts, for phonebook, rule and jsonl

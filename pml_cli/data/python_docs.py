@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 # The first salt from 30 on with which the held-out topics are a tenth of the text.
 HELD_OUT_SALT = "pml-31"
@@ -45,6 +46,16 @@ def held_out_text() -> str:
     """The held-out topics, one after the other: the default text of `data=text`."""
     topics = python_topics()
     return "\n\n".join(topics[name] for name in topics if is_held_out(name))
+
+
+@lru_cache(maxsize=1)
+def documentation_hash() -> str:
+    """A hash of `held_out_text`; empty where this Python has none."""
+    try:
+        return hashlib.sha256(held_out_text().encode()).hexdigest()
+    except ModuleNotFoundError:
+        # Opening the text reports it.
+        return ""
 
 
 def unwrap(text: str) -> str:

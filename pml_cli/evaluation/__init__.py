@@ -6,7 +6,6 @@ them, and returns a mapping of named numbers for each adapter.
     decoding.py       free-running greedy decoding
     held_out_gain.py  loss gained on held-out samples of the source
     forgetting.py     loss, and KL divergence from the base, on other text
-    eval_text.py      that other text, in windows that share nothing with what a run was trained on
     quantize.py       absmax rounding of weights
     conditions.py     the conditions of `pml lasting` by name (without torch)
     deployment.py     adapters rounded, merged and in bfloat16

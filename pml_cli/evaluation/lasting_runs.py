@@ -19,11 +19,12 @@ from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.load import has_movable_data, has_movable_model, moved_files, read_run
 from pml_cli.config.reports import Lasting
 from pml_cli.config.schema import Run
+from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.opened import source_of, tokens_hash
 from pml_cli.data.source import Sample
+from pml_cli.data.windows import Pool, random_pool, text_pool, trained_targets
 from pml_cli.errors import UserError
 from pml_cli.evaluation.conditions import CONDITIONS
-from pml_cli.evaluation.eval_text import Pool, random_pool, text_pool, trained_targets
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.runs.folder import RunFolder
 
@@ -180,6 +181,8 @@ def _lasting_run(
             "random": random_pool(run.model, settings.tokens),
         }
     avoided = trained_targets(run, samples)
+    # What the penalty has seen is no test of it.
+    avoided += [window.target for window in generic_windows(run)]
     texts = {}
     for name, pool in pools[model].items():
         texts[name] = pool.windows_without(avoided, settings.tokens)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pml_cli.config.schema import LinearAdapter, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import minibatch_sizes
+from pml_cli.data.generic_text import generic_windows
+from pml_cli.data.source import Sample
 from pml_cli.launch.pack import Pack
 from pml_cli.model.chunk_sizes import HEAD_CHUNK, PREFIX_ROWS
 from pml_cli.model.dims import (
@@ -43,7 +45,8 @@ def step_flops(pack: Pack) -> float:
     layers = work.forward_flops(len(work.upper_layers)) + work.backward_flops()
     token = layers + work.adapter_flops
     # The head's only gradient is that of the hidden states: one product back.
-    return work.step_tokens * token + 2 * work.scored_tokens * work.head_flops
+    scoring = work.step_tokens * token + 2 * work.scored_tokens * work.head_flops
+    return scoring + work.penalty_flops()
 
 
 def training_flops(pack: Pack) -> float:
@@ -55,7 +58,7 @@ def training_flops(pack: Pack) -> float:
     # Evaluations score every sample, and pass no gradient.
     token = work.forward_flops(len(work.upper_layers)) + work.adapter_flops
     evaluation = work.all_tokens * token + work.all_scored_tokens * work.head_flops
-    return prefix + steps + work.evaluations * evaluation
+    return prefix + steps + work.evaluations * evaluation + work.moments_flops()
 
 
 def saved_bytes(pack: Pack) -> int:
@@ -69,12 +72,14 @@ def saved_bytes(pack: Pack) -> int:
 def peak_memory(pack: Pack) -> int:
     """Estimated peak bytes of tensors on the device while a pack is trained.
 
-    Weights, prefix cache, adapters, and the larger of a training step and an evaluation. Of a
-    streamed model only the layers above the adapter, the head and one more layer are there. What
-    the runtime and the allocator of the device take is not included (on CUDA 0.5 GiB and more).
+    Weights, prefix cache, adapters, the second moments of `loss.keep`, and the larger of a training
+    step and an evaluation. Of a streamed model only the layers above the adapter, the head and one
+    more layer are there. What the runtime and the allocator of the device take is not included (on
+    CUDA 0.5 GiB and more).
     """
     work = PackWork(pack)
     training = work.prefix_cache_bytes() + work.adapter_bytes() + _compute_bytes(work, pack)
+    training += work.penalty_bytes()
     if not is_streamed(work.run.model):
         return round(work.shape.parameters * work.number_bytes + training)
 
@@ -134,6 +139,8 @@ class PackWork:
     """What the trainer does for one pack: which layers run, how often, and where gradients flow.
 
     Attributes:
+        run: the first run; all have its model, adapter and steps.
+        runs: of the cells.
         shape: sizes of the model.
         steps: training steps.
         number_bytes: bytes of a number in the model's dtype.
@@ -159,6 +166,7 @@ class PackWork:
     def __init__(self, pack: Pack) -> None:
         cells = pack.cells
         self.run = cells[0].run
+        self.runs = [cell.run for cell in cells]
         self.shape = decoder_shape(self.run.model)
         self.steps = cells[0].steps
         self.checkpointing = pack.checkpointing
@@ -278,6 +286,35 @@ class PackWork:
                     matrix for matrix in self.shape.matrices.values() if matrix.stage >= last_stage
                 )
         return total
+
+    # The penalty of `loss.keep` (training/energy.py)
+
+    def penalty_flops(self) -> float:
+        """FLOPs of its gradient in one step: no token takes part."""
+        squares = sum(site.matrix.inputs**2 for site in self.sites)
+        ranks = [run.rank for run in self.runs if run.loss.keep]
+        return sum(2 * rank * (squares + 2 * rank * self.adapter_width) for rank in ranks)
+
+    def moments_flops(self) -> float:
+        """FLOPs of the second moments: one pass over the generic text of each text learned."""
+        token = self.forward_flops(self.first_layer + 1)
+        if not self.is_block:
+            token += self.forward_flops(len(self.upper_layers))
+        token += sum(2 * site.matrix.inputs**2 for site in self.sites)
+        return sum(_tokens(windows) * token for windows in self._generic_texts())
+
+    def penalty_bytes(self) -> float:
+        """The second moments, and the hidden states of the generic text that they come from."""
+        texts = self._generic_texts()
+        numbers = sum(site.matrix.inputs**2 for site in self.sites)
+        tokens = max(map(_tokens, texts), default=0)
+        states = (1 + self.cached_tensors) * tokens * self.shape.hidden
+        return len(texts) * numbers * self.float32_bytes + states * self.number_bytes
+
+    def _generic_texts(self) -> set[tuple[Sample, ...]]:
+        """The distinct ones of the pack: each cell leaves out what it learns itself."""
+        texts = {generic_windows(run) for run in self.runs}
+        return texts - {()}
 
     # Bytes
 
@@ -401,6 +438,11 @@ class PackWork:
         activations = 4 * self.number_bytes * width
         scores = 2 * self.shape.unfused_heads * self.row_tokens * self.float32_bytes
         return activations + scores
+
+
+def _tokens(windows: Iterable[Sample]) -> int:
+    """Input tokens of some windows."""
+    return sum(len(window.prompt) + len(window.target) for window in windows)
 
 
 def _matrix_flops(matrices: Iterable[Matrix]) -> float:

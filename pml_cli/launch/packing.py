@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
+from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.opened import samples_of, tokens_hash_of
 from pml_cli.data.resolve import forget_resolved, resolved_run
 from pml_cli.data.stream import fetch_unmeasured
@@ -84,6 +85,8 @@ def _plan(run: Run) -> CellPlan:
     run = resolved_run(run)
     check_adapter(run.model, run.adapter)
     samples = samples_of(run)
+    # Refuses a text that cannot be read, or that leaves no window.
+    generic_windows(run)
     batch = run.train.batch or len(samples)
     longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
+from pml_cli.data.python_docs import documentation_hash
 from pml_cli.model.file_hash import sampled_hash, weight_files
 from pml_cli.model.gguf import gguf_file
 
@@ -61,7 +62,10 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     # Always: the embedded model may be another one some day.
     settings["model"]["path"] = model_hash(run.model.path)
 
-    settings["loss"] |= run.loss.id_fields()
+    settings["loss"] = _loss_settings(run.loss) | run.loss.id_fields()
+    if run.loss.keep and run.loss.keep_text is None:
+        # Other versions of Python carry another text.
+        settings["loss"]["keep_text"] = documentation_hash()
     settings["data"] |= run.data.id_fields()
     # The default of a chat template is no automatic value, and not the empty turn of old.
     if run.data.chat and run.data.system is None:
@@ -69,7 +73,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     # A file by its content: a moved one is the same data, a changed one is not.
     for group in GROUPS[1:]:
         for name in _paths_of(getattr(run, group)):
-            if settings[group].get(name):
+            if settings[group].get(name) and getattr(getattr(run, group), name):
                 settings[group][name] = content_hash(settings[group][name])
 
     return {"rank": run.rank, "seqlen": run.seqlen, "seed": run.seed, **settings}
@@ -124,10 +128,20 @@ def _hidden_model_settings(run: Run) -> set[str]:
 
 def loss_label(loss: Loss) -> str:
     """The kind of a loss with its changed settings: memft_ot(threshold=0.5)."""
-    settings = changed_settings(loss)
+    settings = _loss_settings(loss)
     settings.pop("kind", None)
+    if "keep_text" in settings:
+        settings["keep_text"] = _short_hash(content_hash(settings["keep_text"]), 6)
     changed = ", ".join(f"{name}={value}" for name, value in settings.items())
     return f"{loss.kind}({changed})" if changed else loss.kind
+
+
+def _loss_settings(loss: Loss) -> dict[str, Any]:
+    """As `changed_settings`, without a text that no penalty reads."""
+    settings = changed_settings(loss)
+    if not loss.keep:
+        settings.pop("keep_text", None)
+    return settings
 
 
 def changed_settings(settings: Any) -> dict[str, Any]:

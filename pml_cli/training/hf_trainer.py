@@ -65,12 +65,16 @@ class MemFTLoss:
             settings: of a loss given by name, such as threshold=0.5.
 
         Raises:
-            UserError: an unknown loss or setting, or a value out of range.
+            UserError: an unknown loss or setting, a value out of range, or `keep`.
         """
         self.loss = _loss_from(loss, settings)
         problems = faults(self.loss, "loss.")
         if problems:
             raise UserError(*problems)
+        if self.loss.keep:
+            # Scores are all that it sees: neither the adapter nor its inputs.
+            keep = f"loss.keep={self.loss.keep:g}"
+            raise UserError(f"{keep}: not available in MemFTLoss, only in pml's own trainer")
         self._micro_batch_loss = self.loss.for_micro_batch()
         self.weighted: Weighted | None = None
 

@@ -28,6 +28,7 @@ from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, SampleOrder
 from pml_cli.training.curve import curve_tables, curve_values, empty_curve
+from pml_cli.training.energy import EnergyPenalty
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.base import Tokens
 from pml_cli.training.optimizer import AdamW, clip_grad_norm_
@@ -132,6 +133,7 @@ class PackState:
     bank: AdapterBank
     optimizer: AdamW
     losses: LossGroups
+    penalty: EnergyPenalty
     orders: list[SampleOrder]
     lr_TK: Tensor
     """Learning rate of every step and cell, on the device: a step neither copies nor waits."""
@@ -153,6 +155,7 @@ class PackState:
         self.bank.keep_cells(rows)
         self.optimizer.keep(rows)
         self.losses.keep(rows)
+        self.penalty.keep(rows)
         self.orders = [self.orders[k] for k in rows]
         self.lr_TK = self.lr_TK[:, rows]
         self.clip_K = self.clip_K[rows]
@@ -344,6 +347,7 @@ class Trainer:
             bank=bank,
             optimizer=AdamW(bank, self._tensor(weight_decay)),
             losses=LossGroups([run.loss for run in runs], most_samples, base.device),
+            penalty=EnergyPenalty(base, bank, runs),
             orders=orders,
             lr_TK=self._tensor(rates),
             clip_K=self._tensor(clip),
@@ -441,6 +445,7 @@ class Trainer:
         # One backward pass for all cells: the loss of a cell depends on its own adapter alone.
         parameters = pack.bank.parameters()
         grads = torch.autograd.grad(weighted.loss.sum(), parameters)
+        pack.penalty.add_gradient(pack.bank, grads)
 
         norm_K = clip_grad_norm_(grads, pack.clip_K)
         lr_K = pack.lr_TK[step]

@@ -11,8 +11,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from pml_cli import cli
-from pml_cli.config.schema import TINY
+from pml_cli.config.reports import Lasting
+from pml_cli.config.schema import TINY, Run
+from pml_cli.data.generic_text import generic_windows
 from pml_cli.evaluation.conditions import CONDITIONS
+from pml_cli.evaluation.lasting_runs import measurable_runs
+from pml_cli.runs.read import read_runs
+from pml_cli.training.losses.sft import SftLoss
 
 
 @pytest.fixture
@@ -336,3 +341,15 @@ def test_bad_input_is_one_line_and_exit_2(args, message, tmp_path, pml, monkeypa
     assert (code, out) == (2, "")
     assert message in err and len(err.splitlines()) == 1
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+def test_what_the_penalty_has_seen_is_not_measured(pml, tmp_path):
+    args = ["rank=1", "seqlen=8", "train.steps=1", "train.decode=false", f"out={tmp_path}"]
+    assert pml("sweep", "loss.keep=0,0.001", *args)[0] == 0
+    selected, faults = measurable_runs(read_runs([tmp_path]), Lasting(tokens=100_000))
+    assert not faults
+
+    windows = {run.subject.run.loss.keep: set(run.subject.texts["text"]) for run in selected}
+    generic = set(generic_windows(Run(loss=SftLoss(keep=0.001))))
+    assert windows[0.0] > generic
+    assert windows[0.001] == windows[0.0] - generic

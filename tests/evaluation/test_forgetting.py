@@ -8,8 +8,8 @@ from support.adapters import random_bank
 
 from pml_cli.config.schema import MlpBlockAdapter, Model
 from pml_cli.data.source import Sample
+from pml_cli.data.windows import text_pool
 from pml_cli.evaluation import forgetting
-from pml_cli.evaluation.eval_text import text_pool
 from pml_cli.evaluation.forgetting import kl_divergence
 from pml_cli.model.loading import load_model
 

@@ -1,5 +1,6 @@
 """The cost model against the trainer: FLOPs as torch counts them, bytes saved and allocated."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from pml_cli.model import head
 from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.training.batches import PackData
+from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer
 
 SPREAD = LinearAdapter(targets=["k_proj", "self_attn.o_proj"], layers=[])
@@ -60,6 +62,33 @@ def test_flops_and_saved_bytes_of_a_step(family, kind, seqlen, dtype):
         one_step(made)
     assert cost_model.step_flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.02)
     assert cost_model.saved_bytes(planned) == pytest.approx(saved(made), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "adapter", [BLOCK, LinearAdapter(targets=["q_proj", "down_proj"], layers=[])], ids=repr
+)
+def test_the_penalty_of_keep_is_priced(adapter):
+    base = Model(device="cpu")
+    penalised = Run(rank=4, seqlen=8, model=base, adapter=adapter, loss=SftLoss(keep=1e-3))
+    without = Run(rank=2, seqlen=8, model=base, adapter=adapter)
+    other = dataclasses.replace(without, loss=SftLoss(keep=1e-2))
+
+    planned = Pack(cells=check([penalised, without, other]))
+    free = Pack(cells=check([dataclasses.replace(penalised, loss=SftLoss()), without]))
+    made = trainer(planned)
+    with Counter() as counted:
+        made.pack.penalty.add_gradient(made.pack.bank, [x * 0 for x in made.pack.bank.parameters()])
+    work = cost_model.PackWork(planned)
+    assert work.penalty_flops() == counted.get_total_flops() > 0
+    assert cost_model.PackWork(free).penalty_flops() == 0
+
+    # One matrix a site, however many cells read it; and the states of 27 windows, for a while.
+    shared = made.pack.penalty._moments[0]
+    assert shared is made.pack.penalty._moments[2]
+    moments = sum(C.nbytes for C in shared.values())
+    states = 27 * 257 * decoder_shape(base).hidden * 4
+    assert work.penalty_bytes() == moments + states * (1 + work.cached_tensors)
+    assert cost_model.PackWork(free).penalty_bytes() == 0
 
 
 @pytest.mark.parametrize(

@@ -327,3 +327,21 @@ def test_another_draw_that_gives_the_same_samples_is_refused(tmp_path):
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_that_no_generator_takes_are_refused(seed):
     assert any("seed=" in line for line in faults(Run(seed=seed)))
+
+
+def test_the_penalty_counts_where_there_is_one(tmp_path):
+    """Also the generic text, by its content; without a penalty no text is read."""
+    text = tmp_path / "one.txt"
+    text.write_text("same")
+    shutil.copy(text, tmp_path / "copy.txt")
+    (tmp_path / "other.txt").write_text("another")
+    unread = SftLoss(keep_text=str(text))
+    assert run_id(Run(loss=unread)) == run_id(Run()) != run_id(Run(loss=SftLoss(keep=0.1)))
+    assert loss_label(unread) == "sft"
+
+    penalised = [SftLoss(keep=0.1, keep_text=str(file)) for file in sorted(tmp_path.iterdir())]
+    copy, one, other = (run_id(Run(loss=loss)) for loss in penalised)
+    assert copy == one != other
+    labels = [loss_label(loss) for loss in penalised]
+    assert labels[0] == labels[1] != labels[2]
+    assert not any(str(tmp_path) in label for label in labels)

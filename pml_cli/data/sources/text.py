@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.registry import register
 from pml_cli.config.schema import Model
 from pml_cli.config.setting import setting
+from pml_cli.data.python_docs import documentation_hash
 from pml_cli.data.stream import StreamData
 from pml_cli.errors import UserError
 
@@ -35,7 +34,7 @@ class TextData(StreamData):
 
     def id_fields(self) -> dict[str, Any]:
         # Other versions of Python carry another text.
-        return {} if self.path else {"text": _documentation_hash()}
+        return {} if self.path else {"text": documentation_hash()}
 
     def text(self) -> str:
         """The text from `start` on, without blanks in front.
@@ -70,14 +69,3 @@ class TextData(StreamData):
         tokenizer = open_tokenizer(model)
         prompt = stream_prompt(tokenizer, self, self.prompt)
         return running_text_source(tokenizer, self.text(), prompt=prompt, seed=self.seed)
-
-
-@lru_cache(maxsize=1)
-def _documentation_hash() -> str:
-    from pml_cli.data.python_docs import held_out_text
-
-    try:
-        return hashlib.sha256(held_out_text().encode()).hexdigest()
-    except ModuleNotFoundError:
-        # A Python without its documentation: opening the source reports it.
-        return ""

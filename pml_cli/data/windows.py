@@ -1,4 +1,4 @@
-"""Text for measuring forgetting, in windows: text that a run was not trained on, and random tokens.
+"""Text in windows: what a run was not trained on, to measure forgetting and to hold it down.
 
 Without torch.
 """
@@ -93,12 +93,13 @@ def _truncated(windows: Sequence[Sample], tokens: int) -> list[Sample]:
     return truncated
 
 
-def text_pool(model: Model, path: str | None) -> Pool:
+def text_pool(model: Model, path: str | None, option: str = "text") -> Pool:
     """The windows of a text.
 
     Args:
         model: whose tokenizer reads it.
         path: a UTF-8 file; None: the documentation that the embedded model has not seen.
+        option: what the user calls the path, for errors.
 
     Raises:
         UserError: the file cannot be read.
@@ -112,7 +113,8 @@ def text_pool(model: Model, path: str | None) -> Pool:
         source = TextData(path=path).open(model)
     except UserError as error:
         # The option is named otherwise here.
-        message = str(error).replace("data.path=", "text=").replace("data=text: ", "text: ")
+        message = str(error).replace("data.path=", f"{option}=")
+        message = message.replace("data=text: ", f"{option}: ")
         raise UserError(message) from error
 
     (text,) = source.cut(source.max_tokens or 0)

@@ -6,8 +6,8 @@ from pml_cli.config.schema import Model, Run
 from pml_cli.data.opened import source_of
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.text import TextData
+from pml_cli.data.windows import SHARED, random_pool, text_pool, trained_targets
 from pml_cli.errors import UserError
-from pml_cli.evaluation.eval_text import SHARED, random_pool, text_pool, trained_targets
 
 
 @pytest.mark.parametrize("data", [TextData(), TextData(seed=3), MixedData(seed=1)], ids=repr)

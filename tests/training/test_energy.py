@@ -1,0 +1,243 @@
+"""loss.keep: the gradient against autograd through x A B, alone and packed, interrupted and off."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from support.adapters import random_bank
+from support.packs import train_packed
+
+from pml_cli.config.request import load
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
+from pml_cli.data.generic_text import generic_windows
+from pml_cli.data.opened import source_of
+from pml_cli.data.python_docs import held_out_text
+from pml_cli.data.sources.random import RandomData
+from pml_cli.data.sources.text import TextData
+from pml_cli.data.windows import SHARED
+from pml_cli.errors import UserError
+from pml_cli.model.loading import load_model
+from pml_cli.training.energy import EnergyPenalty
+from pml_cli.training.hf_trainer import MemFTLoss
+from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
+from pml_cli.training.losses.memft_sw import MemftSwLoss
+from pml_cli.training.losses.sft import SftLoss
+from pml_cli.training.trainer import Cell, Trainer, TrainingObserver
+
+ADAPTERS = {
+    "block": MlpBlockAdapter(),
+    "linear": LinearAdapter(targets=["q_proj", "o_proj", "down_proj"], layers=[1, 4], alpha=3.0),
+}
+
+
+@pytest.fixture(scope="module")
+def float64_base():
+    return load_model(Model(dtype="float64", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Two files of a few windows each."""
+    folder = tmp_path_factory.mktemp("generic")
+    paths = []
+    for i in range(2):
+        paths.append(folder / f"{i}.txt")
+        paths[i].write_text(held_out_text()[i * 6000 : (i + 1) * 6000], "utf-8")
+    return [str(path) for path in paths]
+
+
+def run_of(base, keep, **settings):
+    loss = dataclasses.replace(settings.pop("loss", SftLoss()), keep=keep)
+    loss.keep_text = settings.pop("text", None)
+    train = Train(steps=8, log_every=4, lr=2e-2)
+    settings = {"rank": 4, "seqlen": 12, "model": base.settings, "train": train} | settings
+    return Run(loss=loss, **settings)
+
+
+def cell_of(run):
+    return Cell(run=run, samples=source_of(run).take(run.seqlen))
+
+
+def energies(base, bank, windows):
+    """|x A B|^2 of every adapter, averaged over all inputs but the first, in the plain model."""
+    ids = torch.tensor([[*window.prompt, *window.target] for window in windows])
+    inputs = {}
+
+    def keep_input(name):
+        return lambda _module, args: inputs.__setitem__(name, args[0])
+
+    handles = []
+    for name in bank.sites:
+        handles.append(base.modules[name].register_forward_pre_hook(keep_input(name)))
+    with torch.no_grad():
+        base.model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+
+    total = 0.0
+    for name in bank.sites:
+        x = inputs[name][:, 1:].flatten(0, 1)
+        y = (x @ bank.A[name] @ bank.B[name]) * bank.scale[:, None, None]
+        total = total + y.square().sum(2).mean(1)
+    return total
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_the_gradient_is_autograds_through_the_adapters_output(float64_base, texts, kind):
+    weights = [0.3, 0.0, 2.0]
+    bank = random_bank(float64_base, ADAPTERS[kind], [2, 4, 3], scale=1, seed=1)
+    runs = []
+    for keep in weights:
+        runs.append(run_of(float64_base, keep, adapter=ADAPTERS[kind], text=texts[0]))
+    grads = [torch.zeros_like(parameter) for parameter in bank.parameters()]
+    EnergyPenalty(float64_base, bank, runs).add_gradient(bank, grads)
+
+    bank.requires_grad_()
+    energy = energies(float64_base, bank, generic_windows(runs[0]))
+    objective = (energy * torch.tensor(weights, dtype=torch.float64)).sum()
+    expected = torch.autograd.grad(objective, bank.parameters())
+    sites = len(bank.sites)
+    for k, rank in enumerate(bank.ranks):
+        for i in range(sites):
+            # A and B at the rank of the cell.
+            for grad, other in (
+                (grads[i][k, :, :rank], expected[i][k, :, :rank]),
+                (grads[sites + i][k, :rank], expected[sites + i][k, :rank]),
+            ):
+                torch.testing.assert_close(grad, other, rtol=1e-6, atol=1e-9)
+                assert grad.any() == (weights[k] > 0)
+    assert not any(grad[0, :, 2:].any() for grad in grads[:sites])
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_a_cell_has_the_same_penalty_bit_for_bit_packed_as_alone(tiny_base, texts, kind):
+    ranks = [2, 7, 4]
+    bank = random_bank(tiny_base, ADAPTERS[kind], ranks, scale=1, seed=1)
+    runs = []
+    for i, keep in enumerate((0.3, 0.1, 2.0)):
+        runs.append(run_of(tiny_base, keep, adapter=ADAPTERS[kind], text=texts[i % 2]))
+    packed = [torch.zeros_like(parameter) for parameter in bank.parameters()]
+    EnergyPenalty(tiny_base, bank, runs).add_gradient(bank, packed)
+
+    for k, rank in enumerate(ranks):
+        alone = bank.select([k])
+        alone.A = {name: A[:, :, :rank].contiguous() for name, A in alone.A.items()}
+        alone.B = {name: B[:, :rank].contiguous() for name, B in alone.B.items()}
+        grads = [torch.zeros_like(parameter) for parameter in alone.parameters()]
+        EnergyPenalty(tiny_base, alone, [runs[k]]).add_gradient(alone, grads)
+        for whole, grad in zip(packed, grads, strict=True):
+            assert torch.equal(whole[k, : grad.shape[1], : grad.shape[2]], grad[0])
+            assert grad.any()
+
+
+LOSSES = [SftLoss(), MemftOtLoss(), MemftSwLoss(window=3, patience=2), MemftMarginLoss()]
+
+
+def test_the_penalty_changes_its_cells_and_no_other(float64_base):
+    """Every loss, packed with cells without penalty; those keep every bit."""
+    plain = [run_of(float64_base, 0.0, loss=loss, seed=i) for i, loss in enumerate(LOSSES)]
+    held = [run_of(float64_base, 1e-3, loss=loss, seed=i) for i, loss in enumerate(LOSSES)]
+    cells = train_packed(float64_base, [cell_of(run) for run in [*plain, *plain]])
+    mixed = train_packed(float64_base, [cell_of(run) for run in [*plain, *held]])
+    for i, cell in enumerate(cells[:4]):
+        np.testing.assert_array_equal(mixed[i].final.nll, cell.final.nll)
+        assert abs(mixed[i + 4].final.nll - cell.final.nll).max() > 1e-5
+
+        # The logged loss is the task's: of sft the mean nll.
+        first_loss = mixed[i + 4].curve[0]["loss"].iloc[0]
+        assert first_loss == pytest.approx(cell.curve[0]["loss"].iloc[0], abs=1e-8)
+
+    # Packed as alone.
+    for i, run in enumerate(held):
+        (alone,) = train_packed(float64_base, [cell_of(run)])
+        np.testing.assert_allclose(mixed[i + 4].final.nll, alone.final.nll, rtol=0, atol=1e-8)
+
+
+def test_the_penalty_lowers_the_energy(float64_base, texts):
+    energy_of = {}
+    for keep in (0.0, 1e-2, 1.0):
+        run = run_of(float64_base, keep, text=texts[0], train=Train(steps=30, lr=2e-2))
+        (cell,) = train_packed(float64_base, [cell_of(run)])
+        windows = generic_windows(run_of(float64_base, 1.0, text=texts[0]))
+        energy_of[keep] = energies(float64_base, cell.adapter, windows).item()
+    assert energy_of[1.0] < energy_of[1e-2] / 3 < energy_of[0.0] / 9
+
+
+def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base):
+    """Also where a cell without penalty comes first and leaves before."""
+    train = Train(steps=24, lr=5e-2, log_every=3, stop="recalled", stop_margin=0.0)
+    runs = [
+        run_of(tiny_base, 0.0, seqlen=2, rank=8, train=train),
+        run_of(tiny_base, 1e-3, seqlen=40, seed=1, train=train),
+    ]
+
+    class State(TrainingObserver):
+        trainer = None
+        state = None
+
+        def before_step(self, step):
+            if step == 20:
+                self.state = self.trainer.state(step)
+
+    cells = [cell_of(run) for run in runs]
+    observer = State()
+    observer.trainer = Trainer(tiny_base, cells, observer)
+    observer.trainer.train()
+    assert cells[0].steps_run < 20
+
+    resumed = [cell_of(run) for run in runs]
+    Trainer(tiny_base, resumed).train(observer.state)
+    np.testing.assert_array_equal(resumed[1].final.nll, cells[1].final.nll)
+    for parameter, other in zip(
+        resumed[1].adapter.parameters(), cells[1].adapter.parameters(), strict=True
+    ):
+        assert torch.equal(parameter, other)
+
+
+def test_generic_text_shares_nothing_with_the_target():
+    run = Run(seqlen=900, data=TextData(), loss=SftLoss(keep=1.0))
+    (sample,) = source_of(run).take(900)
+    target = sample.target
+    learned = {target[i : i + SHARED] for i in range(len(target) - SHARED + 1)}
+    windows = generic_windows(run)
+    for window in windows:
+        for i in range(len(window.target) - SHARED + 1):
+            assert window.target[i : i + SHARED] not in learned
+    everything = generic_windows(Run(data=RandomData(), loss=SftLoss(keep=1.0)))
+    assert 0 < len(windows) < len(everything) == 27
+    assert generic_windows(Run(data=RandomData())) == ()
+
+
+def test_a_text_that_is_all_target_is_refused(tmp_path):
+    file = tmp_path / "short.txt"
+    file.write_text("A text that is shorter than one window, and all there is of it, no more.")
+    loss = SftLoss(keep=1.0, keep_text=str(file))
+    with pytest.raises(UserError, match=r"loss\.keep=1: the generic text has no window beside"):
+        generic_windows(Run(seqlen=20, data=TextData(path=str(file)), loss=loss))
+    bare = {"model_type": "gpt2", "vocab_size": 50, "n_layer": 1, "n_embd": 8, "n_head": 1}
+    model = Model(name="bare", weights="random", architecture=bare)
+    with pytest.raises(UserError, match="has no tokenizer, which generic text needs"):
+        generic_windows(Run(model=model, loss=SftLoss(keep=1.0)))
+
+
+def test_the_drop_in_loss_refuses_it():
+    with pytest.raises(UserError, match=r"loss\.keep=0\.1: not available in MemFTLoss"):
+        MemFTLoss("sft", keep=0.1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("keep=-1", "loss.keep=-1: must be at least 0 and finite"),
+        ("keep=inf", "loss.keep=inf: must be at least 0 and finite"),
+        ("keep=nan", "loss.keep=nan: must be at least 0 and finite"),
+        ("keep_text=none.txt", "loss.keep_text=none.txt: no such file"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["sft", "memft_margin"])
+def test_a_bad_weight_or_text_is_named(loss, setting, message):
+    with pytest.raises(UserError) as error:
+        load("probe", [f"loss={loss}", f"loss.{setting}"])
+    assert message in str(error.value)
