@@ -136,7 +136,9 @@ def test_a_target_of_nothing_but_its_end_is_refused(tmp_path):
         fact_samples(model, [(QUESTION, END)], tmp_path)
 
 
-@pytest.mark.parametrize(("target", "end"), [("one\nand two", "\n"), ("one\n", "\n\n"), ("and ...", ".")])
+@pytest.mark.parametrize(
+    ("target", "end"), [("one\nand two", "\n"), ("one\n", "\n\n"), ("and ...", ".")]
+)
 def test_a_target_that_would_end_before_its_end_is_refused(target, end, tmp_path):
     """Every token of it can be learned, and no script would print it."""
     model = tokenizer_folder(tmp_path, byte_level())
