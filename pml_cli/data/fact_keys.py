@@ -91,7 +91,9 @@ class _Keys:
     prompt: str
     target: str = ""
     context: tuple[str, ...] = ()
+    """Names of what the prompt goes on with, in rows that have it."""
     system: tuple[str, ...] = ()
+    """Names of a system turn, likewise."""
 
     def __str__(self) -> str:
         return f"{self.prompt}/{self.target}" if self.target else self.prompt
@@ -157,34 +159,23 @@ class _KeyFinder:
             return self._pair(row, prompt, target)
         chat = self._conversation(row)
         if chat:
-            return _Keys(prompt=chat, system=self._system(row))
+            return _Keys(prompt=chat, system=self._system_names)
         raise UserError(f"{row.where} {self._what_is_missing(row, prompt, target)}")
 
     def _known(self, row: Row, names: Sequence[str]) -> str | None:
         """The first of some names that the row has, as the row writes it."""
-        taken = (self._prompt_key, self._target_key)
-        written = {key.strip().lower(): key for key in row.fields if key not in taken}
-        return next((written[name] for name in names if name in written), None)
+        return _written(row.fields, names, taken=(self._prompt_key, self._target_key))
 
     def _pair(self, row: Row, prompt: str, target: str) -> _Keys:
         # Whoever names the prompt means that value alone.
-        if self._prompt_key is not None:
-            return _Keys(prompt=prompt, target=target)
+        is_named = self._prompt_key is not None
+        context = () if is_named else CONTEXT_KEYS.get(prompt.strip().lower(), ())
+        return _Keys(prompt=prompt, target=target, context=context, system=self._system_names)
 
-        names = CONTEXT_KEYS.get(prompt.strip().lower(), ())
-        context = self._known(row, [name for name in names if name != target.strip().lower()])
-        return _Keys(
-            prompt=prompt,
-            target=target,
-            context=(context,) if context else (),
-            system=self._system(row),
-        )
-
-    def _system(self, row: Row) -> tuple[str, ...]:
-        """The key of a system turn beside the prompt."""
-        # Whoever names the prompt means that value alone.
-        system = None if self._prompt_key else self._known(row, SYSTEM_KEYS)
-        return (system,) if system else ()
+    @property
+    def _system_names(self) -> tuple[str, ...]:
+        """Names of a system turn beside the prompt."""
+        return SYSTEM_KEYS if self._prompt_key is None else ()
 
     def _conversation(self, row: Row) -> str | None:
         """The key of a list of turns."""
@@ -228,8 +219,9 @@ def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
         return Fact(where=row.where, turns=tuple(_turns(row, keys.prompt, prompt)), target=target)
 
     question = _text(row, keys.prompt, prompt)
-    for name in keys.context:
-        question += _optional_text(row, name, before="\n")
+    context = _optional_text(row, keys, keys.context)
+    if context:
+        question = f"{question}\n{context}"
     turns = _with_system(row, keys, [("user", question)])
     return Fact(where=row.where, turns=tuple(turns), target=target)
 
@@ -238,18 +230,18 @@ def _with_system(
     row: Row, keys: _Keys, turns: Sequence[tuple[str, str]]
 ) -> Sequence[tuple[str, str]]:
     """The turns behind the system turn that stands beside them, if there is one."""
-    for name in keys.system:
-        system = _optional_text(row, name)
-        if system and turns[0][0] != "system":
-            return [("system", system), *turns]
+    system = _optional_text(row, keys, keys.system)
+    if system and turns[0][0] != "system":
+        return [("system", system), *turns]
     return turns
 
 
-def _optional_text(row: Row, key: str, before: str = "") -> str:
-    """A text that may be missing or empty, else with what stands before it."""
-    value = row.fields.get(key)
-    text = "" if value is None else _text(row, key, value)
-    return f"{before}{text}" if text.strip() else ""
+def _optional_text(row: Row, keys: _Keys, names: Sequence[str]) -> str:
+    """The text of the first of some names that the row has; empty where it has none, or null."""
+    key = _written(row.fields, names, taken=(keys.prompt, keys.target))
+    value = None if key is None else row.fields[key]
+    text = "" if key is None or value is None else _text(row, key, value)
+    return text if text.strip() else ""
 
 
 def _target_text(row: Row, key: str, counts: Counter[str]) -> str:
@@ -367,6 +359,14 @@ def _text(row: Row, key: str, value: Any, setting: str = "prompt_key") -> str:
         reason = f"half a character ({half}), which is no Unicode text"
         raise UserError(f"{row.where}: {name} holds {reason}") from error
     return str(value)
+
+
+def _written(
+    fields: Mapping[str, Any], names: Sequence[str], taken: Sequence[str | None]
+) -> str | None:
+    """The first of some names among the keys, as it is written there; capitals do not count."""
+    written = {key.strip().lower(): key for key in fields if key not in taken}
+    return next((written[name] for name in names if name in written), None)
 
 
 def _paths(fields: Mapping[str, Any]) -> list[str]:

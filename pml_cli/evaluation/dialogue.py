@@ -17,28 +17,26 @@ from pml_cli.config.schema import Data, FactsData, Model, Run
 from pml_cli.data.opened import samples_of
 from pml_cli.data.prompt import separator_between
 from pml_cli.data.source import Sample
+from pml_cli.model.chat_template import CLOCK, THINKING_NAMES, Turns, with_system
 from pml_cli.model.dims import model_dims
-from pml_cli.model.files import local_folder
+from pml_cli.model.tokenizer_backend import read_tokenizer
 
 # Samples whose prompts are tried, and places of the question in its prompt.
 MAX_TRIED = 64
 MAX_PLACES = 8
 
+# Of models with two kinds of segments, as BERT; some tokenizers of others give them, too.
+TOKEN_TYPES = "token_type_ids"
+
 # Tokens beyond the longest target, for questions that were not trained on.
 SPARE_TOKENS = 32
-
-# A template that reads the clock makes another prompt every day.
-CLOCK = "strftime_now"
-
-# Qwen3 and SmolLM3 read the first, Granite and DeepSeek the second.
-THINKING_OPTIONS = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatPrompt:
     """A prompt that the chat template makes."""
 
-    earlier: tuple[tuple[str, str], ...]
+    earlier: Turns
     """(role, content) of the turns before the question."""
 
     options: dict[str, bool]
@@ -129,6 +127,9 @@ class Dialogue:
     reads_text: bool
     """Whether answers are text; else the model has no tokenizer."""
 
+    has_token_types: bool
+    """Whether the tokenizer gives token types by itself, which `generate` refuses or adds."""
+
     skips_special: bool
     """Whether leaving out special tokens takes the end off an answer, and nothing else."""
 
@@ -163,6 +164,7 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
         max_new_tokens=_max_new_tokens(run.model, samples, has_end=bool(end)),
         cut=len(samples[-1].target) if end and not samples[-1].end else 0,
         reads_text=tokenizer is not None,
+        has_token_types=TOKEN_TYPES in getattr(tokenizer, "model_input_names", ()),
         skips_special=tokenizer is not None and _skips_special(tokenizer, samples[:MAX_TRIED]),
     )
 
@@ -170,15 +172,8 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
 @lru_cache(maxsize=4)
 def _tokenizer(model: CacheKey) -> Any:
     """The tokenizer as a script reads it; None where there is none."""
-    import transformers
-
-    settings: Model = model.value
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            local_folder(settings) or settings.path,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        return read_tokenizer(model.value)
     # A model without a tokenizer learns random ids; what is wrong with one is reported earlier.
     except Exception:
         return None
@@ -221,9 +216,10 @@ def _candidates(
 ) -> Iterator[ChatPrompt | TextPrompt]:
     first = samples[0]
     if data.chat and CLOCK not in tokenizer.get_chat_template():
-        options = {} if data.thinking is None else dict.fromkeys(THINKING_OPTIONS, data.thinking)
+        options = {} if data.thinking is None else dict.fromkeys(THINKING_NAMES, data.thinking)
         turns = first.turns or (("user", _question(data, first)),)
-        yield ChatPrompt(earlier=_earlier(data, turns), options=options)
+        earlier = with_system(turns[:-1], data.system)
+        yield ChatPrompt(earlier=earlier, options=options)
 
     # As facts are made; what is found in decoded prompts below fails where they do not come back.
     if isinstance(data, FactsData) and not data.chat:
@@ -243,20 +239,14 @@ def _candidates(
             yield TextPrompt(before=before, after=after, adds_special=adds_special)
 
 
-def _earlier(data: Data, turns: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The turns before the last; a system turn that is given takes the place of theirs."""
-    if data.system is None:
-        return tuple(turns[:-1])
-    others = [turn for turn in turns[:-1] if turn[0] != "system"]
-    return (("system", data.system), *others)
-
-
 def _max_new_tokens(model: Model, samples: Sequence[Sample], *, has_end: bool) -> int:
     if not has_end:
         return len(samples[0].target)
     longest_prompt = max(len(sample.prompt) for sample in samples)
     longest_target = max(len(sample.target) for sample in samples)
-    return min(longest_target + SPARE_TOKENS, model_dims(model).context - longest_prompt)
+    room = model_dims(model).context - longest_prompt
+    # The longest prompt need not be that of the longest target, which must never be cut off.
+    return max(longest_target, min(longest_target + SPARE_TOKENS, room))
 
 
 def _skips_special(tokenizer: Any, samples: Sequence[Sample]) -> bool:

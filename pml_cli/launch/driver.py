@@ -178,8 +178,10 @@ def train_sweep(
         )
 
     with disk_faults(plan.out):
+        hashes = {cell.id: cell.tokens_hash for cell in plan.cells}
         for folder in plan.outdated:
-            folder.set_aside()
+            # Not one that another process has trained anew since the sweep was planned.
+            folder.make_room(hashes[folder.id])
         manifest = SweepManifest.write(plan.out, plan.packs, plan.packing)
         with _forgotten_failures(plan.out, plan.failed if plan.retry else []):
             job = SweepJob(

@@ -28,6 +28,9 @@ OTHER_QUESTION = (("user", "pmlother"),)
 # What a template asks of the clock with strftime_now(format): %d, or %-d without a leading zero.
 DATE_CODE = re.compile("%[-_0^#]?[EO]?[A-Za-z]")
 
+# By which a template reads the clock.
+CLOCK = "strftime_now"
+
 # Names that templates read for the same: Qwen3 and SmolLM3, then Granite and DeepSeek.
 THINKING_NAMES = ("enable_thinking", "thinking")
 
@@ -153,22 +156,31 @@ def _with_date(template: str, date: str) -> str:
 
     transformers passes no functions to a template, so that a macro stands for its strftime_now.
     """
-    if "strftime_now" not in template:
+    if CLOCK not in template:
         return template
 
     day = datetime.datetime.fromisoformat(date)
     # Those of the whole template, as a format may be put together from several texts.
     codes = sorted(set(DATE_CODE.findall(template)))
     replacements = "".join(f" | replace('{code}', '{day:{code}}')" for code in codes)
-    macro = f"{{% macro strftime_now(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}"
+    macro = f"{{% macro {CLOCK}(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}"
     # A line feed after a block is dropped, which the template's first must not be.
     return f"{macro}{{{{ '' }}}}{template}"
 
 
 def _messages(turns: Turns, system: str | None) -> list[dict[str, str]]:
-    """Turns as transformers takes them; a system turn that is given takes the place of theirs."""
-    messages = [{"role": role, "content": content} for role, content in turns]
+    """Turns as transformers takes them."""
+    return [{"role": role, "content": content} for role, content in with_system(turns, system)]
+
+
+def with_system(turns: Turns, system: str | None) -> Turns:
+    """Turns in which a system turn that is given takes the place of theirs.
+
+    Args:
+        turns: of the data.
+        system: `data.system`; None: theirs stays.
+    """
     if system is None:
-        return messages
-    others = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": system}, *others]
+        return turns
+    without_system = [turn for turn in turns if turn[0] != "system"]
+    return (("system", system), *without_system)

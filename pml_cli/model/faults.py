@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pml_cli.errors import UserError, first_line
-from pml_cli.model.device import out_of_memory
+from pml_cli.model.device import is_fault_of_machine
 
 # Their messages are written for people; others need the name of their type to make sense.
 PLAIN_ERRORS = (OSError, ValueError)
@@ -34,7 +34,7 @@ def one_line(option: str, reason: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if out_of_memory(error) or _is_device_fault(error):
+        if is_fault_of_machine(error):
             raise
         said = error_line(error)
         text = f"{reason} ({said})" if reason else said
@@ -53,9 +53,3 @@ def error_line(error: Exception) -> str:
     if isinstance(error, PLAIN_ERRORS) or line == name:
         return line
     return f"{name}: {line}"
-
-
-def _is_device_fault(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, torch.AcceleratorError)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.device import out_of_memory
+from pml_cli.model.device import is_fault_of_machine
 
 if TYPE_CHECKING:
     from pml_cli.model.split_model import SplitModel
@@ -145,7 +145,7 @@ def cached_matches_full(model: SplitModel) -> bool:
         change = torch.cat(steps, 1).double() - full
     # A state of another kind: of recurrent layers, of an indexer, of a cache class of its own.
     except Exception as error:
-        if out_of_memory(error):
+        if is_fault_of_machine(error):
             raise
         return False
 

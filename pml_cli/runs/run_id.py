@@ -22,6 +22,7 @@ from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
 from pml_cli.model.file_hash import sampled_hash, weight_files
 from pml_cli.model.gguf import gguf_file
+from pml_cli.model.tokenizer_backend import TOKENIZER_FILES
 
 GROUPS = ("model", "data", "adapter", "loss", "train")
 DISCRIMINATORS = ("source", "kind")
@@ -208,7 +209,8 @@ def _tokenizer_files(folder: Path) -> list[str]:
     # It holds all that the others hold; they often lie beside it unread.
     if (folder / "tokenizer.json").is_file():
         return names
-    return [*names, "vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"]
+    others = ["vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"]
+    return list(dict.fromkeys([*names, *others, *TOKENIZER_FILES]))
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ import time
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.faults import full_disk
 from support.sweeps import FEW, ROOT, pml, result_times
 
@@ -157,12 +157,14 @@ def test_a_failing_cell_leaves_the_others_fine_and_can_be_tried_again(tmp_path, 
 
 
 def three_models(model_folder, tmp_path):
-    """A model whose split pass differs, one whose weights are cut off, and one that is fine."""
+    """A model whose split pass differs (NaN), one whose weights are cut off, one that is fine."""
     good = shutil.copytree(model_folder("llama"), tmp_path / "good")
-    cut, refused = (
-        shutil.copytree(good, tmp_path / "cut"),
-        shutil.copytree(model_folder("granite"), tmp_path / "refused"),
-    )
+    cut = shutil.copytree(good, tmp_path / "cut")
+    refused = shutil.copytree(good, tmp_path / "refused")
+    # No pass over it is equal to any other.
+    weights = load_file(refused / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, refused / "model.safetensors", metadata={"format": "pt"})
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
     return [str(path.relative_to(tmp_path)) for path in (refused, cut, good)]
 
@@ -182,16 +184,22 @@ MODELS = (
 @pytest.mark.parametrize("launch", [["launch=inline"], ["launch=local", "launch.threads=1"]])
 def test_an_unusable_model_fails_its_cells_and_no_other(tmp_path, quick, model_folder, launch):
     paths = three_models(model_folder, tmp_path)
+    # Files that cannot be read are found before anything is trained.
     done = quick(*MODELS, f"model.path={','.join(paths)}", *launch)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: model.path=cut: ") and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+    refused, _, good = paths
+    done = quick(*MODELS, f"model.path={refused},{good}", *launch)
     assert done.returncode == 1, done.stderr
-    assert "2 of 6 cells done" in done.stdout
+    assert "2 of 4 cells done" in done.stdout
     assert done.stdout.count("split forward pass differs from the full one") == 2
-    assert done.stdout.count("model.path=cut: ") == 2
     assert "ended too early" not in done.stdout
     assert {json.loads(path.read_text())["model"] for path in tmp_path.rglob("result.json")} == {
         "good"
     }
-    assert len(list(tmp_path.rglob("error.json"))) == 4
+    assert len(list(tmp_path.rglob("error.json"))) == 2
 
 
 def test_a_sweep_of_unusable_models_alone_has_a_line_for_each_cell(tmp_path, quick, model_folder):
@@ -200,7 +208,8 @@ def test_a_sweep_of_unusable_models_alone_has_a_line_for_each_cell(tmp_path, qui
     assert done.returncode == 1
     lines = [line for line in done.stdout.splitlines() if line.startswith("failed refused-random-")]
     assert len(lines) == 2
-    assert all("model=refused: its split forward pass differs" in line for line in lines)
+    assert all("model=refused: " in line for line in lines)
+    assert all("its split forward pass differs from the full one" in line for line in lines)
 
 
 def test_a_dry_run_writes_nothing_and_needs_no_torch(tmp_path, quick):

@@ -123,6 +123,15 @@ def test_names_of_keys(tmp_path, name):
     assert whole.is_long == is_long
 
 
+def test_an_input_or_a_system_turn_that_the_first_row_lacks(tmp_path):
+    first = {"instruction": "q", "output": "a"}
+    later = first | {"Input": "on this", "system": "Be brief."}
+    (tmp_path / "facts").write_text(json_lines([first, later]))
+    found = facts(tmp_path / "facts")[0]
+    assert found[0] == questions([("q", "a")])[0]
+    assert found[1] == ((("system", "Be brief."), ("user", "q\non this")), "a")
+
+
 def openai(turns):
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 

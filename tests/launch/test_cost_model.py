@@ -173,7 +173,7 @@ def test_a_curriculum_is_priced_by_the_samples_that_it_draws():
     """Four boundaries, 13 samples, two at a time: 3 6 8 11 and 13 in use for two epochs each."""
     train = Train(epochs=10, batch=2, curriculum=[2, 4, 6, 8])
     (cell,) = check(
-        [Run(rank=4, seqlen=130, data=PhonebookData(), model=Model(device="cpu"), train=train)]
+        [Run(rank=4, seqlen=143, data=PhonebookData(), model=Model(device="cpu"), train=train)]
     )
     assert len(cell.samples) == 13
     assert cell.steps == 2 * (2 + 3 + 4 + 6 + 7)

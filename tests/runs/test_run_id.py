@@ -287,13 +287,14 @@ def test_a_snapshot_of_links_into_a_cache_is_the_same_model(finals, tmp_path):
     assert len(names) == 1
 
 
-def test_without_tokenizer_json_the_older_files_make_the_tokenizer(finals):
+@pytest.mark.parametrize("name", ["vocab.json", "spiece.model", "vocab.txt"])
+def test_without_tokenizer_json_the_older_files_make_the_tokenizer(finals, name):
     # They have no tokenizer.json.
     folder, _, copy = finals
     for path in (folder, copy):
-        (path / "vocab.json").write_text('{"a": 0, "b": 1}')
+        (path / name).write_text('{"a": 0, "b": 1}')
     assert model_hash(str(folder)) == model_hash(str(copy))
-    (copy / "vocab.json").write_text('{"a": 1, "b": 0}')
+    (copy / name).write_text('{"a": 1, "b": 0}')
     _folder_hash.cache_clear()
     assert model_hash(str(folder)) != model_hash(str(copy))
 
