@@ -129,7 +129,8 @@ def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:
     """
     questions: list[str] = []
     for text in texts:
-        lines = sys.stdin.read().splitlines() if text == STANDARD_INPUT else [text]
+        # Not splitlines(), which also splits at characters that a question may hold.
+        lines = sys.stdin.read().split("\n") if text == STANDARD_INPUT else [text]
         questions += [line for line in lines if line.strip()]
     if questions:
         return [interview.question(text) for text in questions]

@@ -195,6 +195,9 @@ class _KeyFinder:
         candidates = [path for path in unused if type(_lookup(row.fields, path)) is str] or unused
 
         if prompt is None and target is None:
+            chat = self._known(row, CHAT_KEYS)
+            if chat is not None:
+                return f"has {_printable(chat)} that are no list of turns, with role and content"
             if {key.strip().lower() for key in row.fields} & set(TEXT_KEYS):
                 return f"is running text, no fact ({keys_found}); that is data=text, or data=hf"
             first, second = candidates if len(candidates) == 2 else ("KEY", "KEY")
@@ -296,17 +299,30 @@ def _turns(row: Row, key: str, value: Sequence[Mapping[str, Any]]) -> list[tuple
     """(role, content) of every turn."""
     turns = []
     for number, turn in enumerate(value, 1):
-        label = f"{key}, turn {number}"
-        role = _text(row, f"the role of {label}", turn.get("role", turn.get("from"))).lower()
+        label = f"{_printable(key)}, turn {number}"
+        role = turn.get("role", turn.get("from"))
+        if not isinstance(role, str):
+            raise UserError(f"{row.where}: {label} has no role")
+        # A chat template would write them into the prompt.
+        if turn.get("tool_calls"):
+            raise UserError(f"{row.where}: {label} has tool_calls, which pml cannot hand over")
+
         content = turn.get("content", turn.get("value"))
-
-        # Parts of one message: OpenAI's form for texts and images.
-        if isinstance(content, list):
-            texts = [piece.get("text") if isinstance(piece, dict) else piece for piece in content]
-            content = "".join(_text(row, label, piece) for piece in texts)
-
-        turns.append((ROLES.get(role, role), _text(row, label, content)))
+        role = role.lower()
+        turns.append((ROLES.get(role, role), _content_text(row, label, content)))
     return turns
+
+
+def _content_text(row: Row, place: str, content: Any) -> str:
+    """The text of a turn; of one in parts, OpenAI's form for texts and images, theirs."""
+    parts = content if isinstance(content, list) else [content]
+    texts = []
+    for part in parts:
+        if isinstance(part, dict) and part.get("text") is None:
+            kind = _printable(part.get("type", "an object"))
+            raise UserError(f"{row.where}: {place} has a part that is no text ({kind})")
+        texts.append(_text(row, place, part["text"] if isinstance(part, dict) else part))
+    return "".join(texts)
 
 
 def _text(row: Row, key: str, value: Any, setting: str = "prompt_key") -> str:

@@ -109,7 +109,12 @@ def _delimiter(path: str, text: str) -> str | None:
         return None
 
     header = text.lstrip("\n").partition("\n")[0]
-    return max(DELIMITERS, key=lambda delimiter: len(header.split(delimiter)))
+    return max(DELIMITERS, key=lambda delimiter: _cell_count(header, delimiter))
+
+
+def _cell_count(header: str, delimiter: str) -> int:
+    # A comma inside of quotes parts nothing.
+    return len(next(csv.reader([header], delimiter=delimiter), []))
 
 
 def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
