@@ -32,7 +32,7 @@ def base(tmp_path):
         fields = small_fields(family)
         tiny = json.loads((TINY / "config.json").read_text())
         ends = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)
-        # No padding token: some families set its embedding to zero, and it would be that of the end.
+        # No padding token: some families set its embedding to zero, here that of the end.
         ends["pad_token_id"] = None
         fields.get("text_config", fields).update(vocab_size=tiny["vocab_size"], **ends)
         # Under the low cap of the matrix a random model learns nothing.
