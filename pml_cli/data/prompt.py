@@ -33,7 +33,11 @@ def prompt_of(tokenizer: Tokenizer, data: Data, turns: Turns, target: str = "") 
     """
     if data.chat:
         text = tokenizer.chat_text(turns, data)
-        return Prompt(text, tuple(tokenizer.encode(text)))
+        chat_ids = tuple(tokenizer.encode(text))
+        if not chat_ids:
+            reason = "the chat template makes an empty prompt of it; give a prompt"
+            raise UserError(f"data.chat=true: {reason}")
+        return Prompt(text, chat_ids)
 
     if len(turns) != 1:
         roles = ", ".join(role for role, _ in turns)

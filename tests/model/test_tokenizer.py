@@ -108,14 +108,41 @@ def test_a_special_token_in_a_target_is_printed_as_text(kind, tmp_path):
     assert (sample.target[-1], sample.end) == (script.eos_token_id, 0)
 
 
-def test_a_target_that_ends_already_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("written", "end", "target"),
+    [
+        (f"In 1987.{END}", "auto", "In 1987."),
+        (f"In 1987.{END}{END}", "auto", "In 1987."),
+        (f"In 1987.{END}\n", "auto", "In 1987."),
+        (f"In 1987. {END}", "auto", "In 1987. "),
+        (f"{END} ends it{END}", "auto", f"{END} ends it"),
+        (f"In 1987.{TURN_END}", TURN_END, "In 1987."),
+        (f"In 1987.{TURN_END}", "auto", f"In 1987.{TURN_END}"),
+        ("In 1987\n", r"\n", "In 1987"),
+    ],
+)
+def test_an_end_that_is_written_into_a_target_counts_once(written, end, target, tmp_path):
+    """Files that were made for training have it in every answer."""
     model = tokenizer_folder(tmp_path, byte_level())
-    with pytest.raises(UserError, match=r"is added to every target .* data\.end=none") as error:
-        fact_samples(model, [(QUESTION, f"In 1987.{END}")], tmp_path)
-    assert "\n" not in str(error.value)
+    (sample,), data = fact_samples(model, [(QUESTION, written)], tmp_path, end=end)
+    (plain,), _ = fact_samples(model, [(QUESTION, target)], tmp_path, end=end)
+    assert (sample, sample.end, sample.target_text) == (plain, 1, target)
+    assert open_tokenizer(model).decode(sample.target) == target + data.end
+
+    notes = data.open(model).notes
+    expected = f"the target ends with {data.end!r} (data.end) in the file: it counts once (1 of 1)"
+    assert notes == ([] if written == target else [expected])
 
 
-@pytest.mark.parametrize(("target", "end"), [("one\nand two", "\n"), ("one\n", "\n\n")])
+def test_a_target_of_nothing_but_its_end_is_refused(tmp_path):
+    model = tokenizer_folder(tmp_path, byte_level())
+    with pytest.raises(UserError, match=r"has no tokens before its end '<\|end\|>'$"):
+        fact_samples(model, [(QUESTION, END)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "end"), [("one\nand two", "\n"), ("one\n", "\n\n"), ("and ...", ".")]
+)
 def test_a_target_that_would_end_before_its_end_is_refused(target, end, tmp_path):
     """Every token of it can be learned, and no script would print it."""
     model = tokenizer_folder(tmp_path, byte_level())

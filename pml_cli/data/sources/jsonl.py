@@ -61,14 +61,15 @@ class JsonlData(FactsData):
 
         file = self._facts()
         samples = self._samples(file.facts, model)
+        notes = [*file.notes, *self._end_notes(file.facts, samples)]
         # Seed 0 keeps the order of the file.
         if self.seed:
             random = np.random.default_rng([self.seed, ORDER_STREAM])
             samples = [samples[i] for i in random.permutation(len(samples))]
 
         if file.is_long:
-            return long_texts_source(samples, keys=file.keys, notes=file.notes)
-        return samples_source(samples, keys=file.keys, notes=file.notes)
+            return long_texts_source(samples, keys=file.keys, notes=notes)
+        return samples_source(samples, keys=file.keys, notes=notes)
 
     def _facts(self) -> Facts:
         from pml_cli.data.fact_keys import facts_of
@@ -79,6 +80,15 @@ class JsonlData(FactsData):
             return facts_of(rows, self.prompt_key, self.target_key)
         except UserError as error:
             raise UserError(f"data.path={self.path}: {error}") from error
+
+    def _end_notes(self, facts: list[Fact], samples: list[Sample]) -> list[str]:
+        """A line where targets have their end written into them."""
+        pairs = zip(facts, samples, strict=True)
+        ending = sum(sample.target_text != fact.target for fact, sample in pairs)
+        if not ending:
+            return []
+        text = f"the target ends with {self.end!r} (data.end) in the file: it counts once"
+        return [f"{text} ({ending} of {len(facts)})"]
 
     def _samples(self, facts: list[Fact], model: Model) -> list[Sample]:
         """The facts as token ids; a fault of one names its line."""
