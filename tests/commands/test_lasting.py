@@ -353,5 +353,5 @@ def test_what_the_penalty_has_seen_is_not_measured(pml, tmp_path):
     generic = set(generic_windows(Run(loss=SftLoss(keep=0.001))))
     assert windows[0.0] > generic
     # Some of the others share phrases with what it has seen, and are left out too.
-    assert 20 <= len(windows[0.001])
+    assert len(windows[0.001]) >= 20
     assert windows[0.001] <= windows[0.0] - generic
