@@ -56,6 +56,7 @@ class ChatPrompt:
         messages = [f'{{"role": {role!r}, "content": {text!r}}}' for role, text in self.earlier]
         messages.append('{"role": "user", "content": QUESTION}')
         options = "".join(f", {name}={value}" for name, value in self.options.items())
+
         return [
             f"messages = [{', '.join(messages)}]",
             "prompt = tokenizer.apply_chat_template(",
@@ -69,8 +70,8 @@ class ChatPrompt:
 class TextPrompt:
     """A prompt that is a text with the question in it."""
 
-    before: str
-    after: str
+    prefix: str
+    suffix: str
 
     adds_special: bool
     """Whether the tokenizer adds its special tokens; else they are in the text."""
@@ -81,18 +82,18 @@ class TextPrompt:
     def ids(self, tokenizer: Any, question: str) -> list[int]:
         """Token ids of the prompt."""
         asked = question.strip() if self.strips else question
-        text = f"{self.before}{asked}{self.after}"
+        text = f"{self.prefix}{asked}{self.suffix}"
         encoded = tokenizer(text, add_special_tokens=self.adds_special)
         return list(encoded["input_ids"])
 
     def code(self) -> list[str]:
         """The line that makes `prompt` of QUESTION."""
-        parts = [repr(self.before)] if self.before else []
-        parts.append("QUESTION.strip()" if self.strips else "QUESTION")
-        if self.after:
-            parts.append(repr(self.after))
+        terms = [repr(self.prefix)] if self.prefix else []
+        terms.append("QUESTION.strip()" if self.strips else "QUESTION")
+        if self.suffix:
+            terms.append(repr(self.suffix))
         special = "" if self.adds_special else ", add_special_tokens=False"
-        return [f'prompt = tokenizer({" + ".join(parts)}{special}, return_tensors="pt")']
+        return [f'prompt = tokenizer({" + ".join(terms)}{special}, return_tensors="pt")']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ class Dialogue:
     max_new_tokens: int
     """The most tokens of an answer."""
 
-    cut: int
+    cut_tokens: int
     """Tokens of the last target where its end was cut off, though others have one; else 0."""
 
     reads_text: bool
@@ -155,9 +156,9 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
     question = None
     prompt: ChatPrompt | TextPrompt | IdsPrompt = IdsPrompt(prompt=first.prompt)
     if tokenizer is not None:
-        found = _best_prompt(tokenizer, run.data, samples[:MAX_TRIED])
-        if found is not None:
-            prompt = found
+        best = _best_prompt(tokenizer, run.data, samples[:MAX_TRIED])
+        if best is not None:
+            prompt = best
             question = _question(run.data, first)
 
     return Dialogue(
@@ -166,7 +167,7 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
         end=end,
         end_text="" if tokenizer is None else tokenizer.decode(list(end)),
         max_new_tokens=_max_new_tokens(run.model, samples, has_end=bool(end)),
-        cut=len(samples[-1].target) if end and not samples[-1].end else 0,
+        cut_tokens=len(samples[-1].target) if end and not samples[-1].end else 0,
         reads_text=tokenizer is not None,
         has_token_types=TOKEN_TYPES in getattr(tokenizer, "model_input_names", ()),
         skips_special=tokenizer is not None and _skips_special(tokenizer, samples[:MAX_TRIED]),
@@ -196,12 +197,13 @@ def _best_prompt(
 ) -> ChatPrompt | TextPrompt | None:
     """The call that gives the ids of the first prompt and of most others; None: there is none."""
     best = None
-    most = 0
+    best_count = 0
     for candidate in _candidates(tokenizer, data, samples):
-        same = [_gives(candidate, tokenizer, data, sample) for sample in samples]
-        if same[0] and sum(same) > most:
+        gives = [_gives(candidate, tokenizer, data, sample) for sample in samples]
+
+        if gives[0] and sum(gives) > best_count:
             best = candidate
-            most = sum(same)
+            best_count = sum(gives)
     return best
 
 
@@ -227,7 +229,7 @@ def _candidates(
 
     # As facts are made; what is found in decoded prompts below fails where they do not come back.
     if isinstance(data, FactsData) and not data.chat:
-        yield TextPrompt(before="", after=data.separator or "", adds_special=True)
+        yield TextPrompt(prefix="", suffix=data.separator or "", adds_special=True)
 
     # The longer the question, the fewer places in the prompt look like it.
     sample = max(samples, key=lambda sample: len(_question(data, sample)))
@@ -235,11 +237,11 @@ def _candidates(
     for adds_special, strips in itertools.product((True, False), (False, True)):
         text = tokenizer.decode(list(sample.prompt), skip_special_tokens=adds_special)
         asked = question.strip() if strips else question
-        places = [match.start() for match in re.finditer(re.escape(asked), text)]
-        for place in reversed(places[-MAX_PLACES:]):
+        starts = [match.start() for match in re.finditer(re.escape(asked), text)]
+        for start in reversed(starts[-MAX_PLACES:]):
             yield TextPrompt(
-                before=text[:place],
-                after=text[place + len(asked) :],
+                prefix=text[:start],
+                suffix=text[start + len(asked) :],
                 adds_special=adds_special,
                 strips=strips,
             )

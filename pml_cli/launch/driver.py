@@ -135,6 +135,7 @@ def _ended_before(folders: RunFolders, cells: Sequence[CellPlan]) -> _Ended:
     for cell in cells:
         if not folders.exists(cell.id):
             continue
+
         folder = folders.find(cell.id)
         if folder.is_done(cell.tokens_hash):
             ended.done.add(cell.id)

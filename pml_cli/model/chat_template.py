@@ -127,8 +127,8 @@ class ChatTemplate:
         tail = rendered.rpartition(MARKER)[2]
         tokens = self._tokenizer.convert_ids_to_tokens(sorted(self._special))
         longest_first = sorted(map(re.escape, tokens), key=len, reverse=True)
-        found = re.search("|".join(longest_first), tail)
-        return found.group() if found and found.group() else None
+        match = re.search("|".join(longest_first), tail)
+        return match.group() if match and match.group() else None
 
     def _render(
         self,
@@ -139,6 +139,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         options = {} if thinking is None else dict.fromkeys(THINKING_NAMES, thinking)
+
         rendered = self._tokenizer.apply_chat_template(
             list(messages),
             chat_template=_with_date(self._text, date),

@@ -36,8 +36,9 @@ def one_line(option: str, reason: str = "") -> Iterator[None]:
     except Exception as error:
         if is_fault_of_machine(error):
             raise
-        said = error_line(error)
-        text = f"{reason} ({said})" if reason else said
+
+        message = error_line(error)
+        text = f"{reason} ({message})" if reason else message
         raise UserError(f"{option}: {text}") from error
 
 
@@ -45,9 +46,9 @@ def error_line(error: Exception) -> str:
     """An exception in one line: its message, with its type where the message needs it."""
     line = first_line(error)
     # A heading, as of transformers' validators: what is wrong comes below it.
-    rest = [part.strip() for part in str(error).splitlines() if part.strip()]
-    if line.endswith(":") and len(rest) > 1:
-        line = f"{line} {rest[1]}"
+    lines = [text_line.strip() for text_line in str(error).splitlines() if text_line.strip()]
+    if line.endswith(":") and len(lines) > 1:
+        line = f"{line} {lines[1]}"
 
     name = type(error).__name__
     if isinstance(error, PLAIN_ERRORS) or line == name:

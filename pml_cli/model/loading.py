@@ -122,6 +122,7 @@ def _dequantised_model(file: Path, settings: Model) -> tuple[Any, dict[str, Any]
         # The config of the cache folder, because reading it from the file takes seconds.
         source["config"] = model_config(settings)
         model, info = _from_pretrained(settings, source | dequantising())
+
     # Otherwise transformers and PEFT would treat the model as a quantised one.
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, name):

@@ -98,6 +98,7 @@ def _key(model: SplitModel, bank: AdapterBank) -> str:
     config = model.model.config.to_dict()
     for name in ORIGIN_FIELDS:
         config.pop(name, None)
+
     content = [
         FORMAT,
         [metadata.version(name) for name in LIBRARIES],
@@ -187,6 +188,7 @@ def _logits_as_loaded(model: Any, folder: Path, loader: Loader, ids_3T: Tensor) 
         if is_fault_of_machine(error):
             raise
         return None
+
     return logits_3TV[1].double()
 
 
@@ -226,16 +228,17 @@ def restored(model: nn.Module) -> Iterator[None]:
 
     PEFT replaces modules of the model that it is given, and leaves attributes behind.
     """
-    before = []
+    snapshot = []
     for module in model.modules():
         attributes = dict(vars(module))
         # Those that register modules, parameters, buffers and hooks.
         mappings = [(it, dict(it)) for it in attributes.values() if isinstance(it, dict)]
-        before.append((module, attributes, mappings))
+        snapshot.append((module, attributes, mappings))
+
     try:
         yield
     finally:
-        for module, attributes, mappings in before:
+        for module, attributes, mappings in snapshot:
             vars(module).clear()
             vars(module).update(attributes)
             for mapping, content in mappings:
@@ -246,11 +249,11 @@ def restored(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _returns_tuple(model: SplitModel, bank: AdapterBank) -> bool:
     """Whether the modules of the adapter return more than one tensor."""
-    seen: list[bool] = []
+    are_tuples: list[bool] = []
     module = model.modules[next(iter(bank.sites))]
-    hook = module.register_forward_hook(lambda _m, _x, y: seen.append(isinstance(y, tuple)))
+    hook = module.register_forward_hook(lambda _m, _x, y: are_tuples.append(isinstance(y, tuple)))
     try:
         model.full(probe_ids(model, 0)[:1])
     finally:
         hook.remove()
-    return any(seen)
+    return any(are_tuples)

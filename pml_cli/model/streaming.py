@@ -152,6 +152,7 @@ def _tensor_slices(settings: Model) -> dict[str, TensorSlice]:
         if path is None:
             reason = f"no weights in safetensors there (*.safetensors): {shard} is missing"
             raise UserError(f"model.path={settings.path}: {reason}")
+
         with one_line(f"model.path={settings.path}", f"{shard} is damaged"):
             slices |= _read_header(path)
     return slices

@@ -49,6 +49,6 @@ def print_unmoved(runs: pd.DataFrame, console: Console) -> None:
         runs: one row a run, fields of result.json and `folder`.
         console: to print to.
     """
-    for found in unmoved_first_tokens(runs):
-        text = Text(f"warning: {sentence(found, RANK)}", style="yellow")
+    for finding in unmoved_first_tokens(runs):
+        text = Text(f"warning: {sentence(finding, RANK)}", style="yellow")
         console.print(text, soft_wrap=True)

@@ -140,6 +140,7 @@ def changed_settings(settings: Any) -> dict[str, Any]:
     settings_class: Any = type(settings)
     defaults = _defaults(settings_class)
     absent = _absent(settings_class)
+
     # vars, not asdict, which is slow for ten thousand cells: settings are not nested.
     return {
         name: value
@@ -209,8 +210,8 @@ def _tokenizer_files(folder: Path) -> list[str]:
     # It holds all that the others hold; they often lie beside it unread.
     if (folder / "tokenizer.json").is_file():
         return names
-    others = ["vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"]
-    return list(dict.fromkeys([*names, *others, *TOKENIZER_FILES]))
+    older_names = ["vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"]
+    return list(dict.fromkeys([*names, *older_names, *TOKENIZER_FILES]))
 
 
 @lru_cache(maxsize=256)

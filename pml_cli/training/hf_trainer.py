@@ -255,6 +255,7 @@ class MemFTLoss:
                 f"{self.loss.kind} remembers every sample, which it knows by prompt and answer: "
                 "add MemFTCallback(loss) to the trainer's callbacks, or call it with input_ids="
             )
+
         input_ids, attention_mask = self._inputs
         if input_ids.shape != labels.shape:
             shapes = f"{tuple(input_ids.shape)} and {tuple(labels.shape)}"

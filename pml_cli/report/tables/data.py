@@ -114,10 +114,10 @@ def _by_data(cells: Iterable[CellPlan]) -> list[list[CellPlan]]:
         by_object.setdefault(key, []).append(cell)
 
     groups: dict[str, list[CellPlan]] = {}
-    for alike in by_object.values():
-        run = alike[0].run
+    for sharing in by_object.values():
+        run = sharing[0].run
         text = f"{run.model}{dataclasses.replace(run.data, seed=0)}"
-        groups.setdefault(text, []).extend(alike)
+        groups.setdefault(text, []).extend(sharing)
     return list(groups.values())
 
 
@@ -159,13 +159,15 @@ def _order_lines(cells: Sequence[CellPlan]) -> Iterator[str]:
     # Generated facts are others under every seed.
     if not source.keys:
         return
+
     total = len(source.sample_ends)
     seeds = sorted({cell.run.data.seed for cell in cells if len(cell.samples) == total})
+
     if len(seeds) > 1:
-        asked = f"data.seed={','.join(map(str, seeds))}"
+        seeds_text = f"data.seed={','.join(map(str, seeds))}"
         yield (
-            f"data={cells[0].run.data.label}: {asked} take all {total} samples, in other orders: "
-            "the same facts, so no repeats with others"
+            f"data={cells[0].run.data.label}: {seeds_text} take all {total} samples, in other "
+            "orders: the same facts, so no repeats with others"
         )
 
 
