@@ -192,10 +192,8 @@ def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightS
     excluded = _submodules(streamed)
     if is_tied:
         excluded.add(head)
-    # Buffers are real, as they are computed and not read from files.
     for module in model.modules():
-        for key, buffer in module.named_buffers(recurse=False):
-            module._buffers[key] = buffer.to(device)
+        stream.fill_buffers(module)
         if module not in excluded:
             stream.fill_own(module)
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from pml_cli.config.load import shipped_settings
+from pml_cli.config.option_files import options
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
 from pml_cli.model.file_hash import sampled_hash, weight_files
@@ -124,7 +126,29 @@ def _hidden_model_settings(run: Run) -> set[str]:
 
 
 def loss_label(loss: Loss) -> str:
-    """The kind of a loss with its changed settings: memft_ot(threshold=0.5)."""
+    """The option of `loss=` that a loss is, else its kind with its changed settings.
+
+    So memft_margin_facts, or memft_ot(threshold=0.5).
+    """
+    for option, shipped_loss in _shipped_losses().items():
+        if loss == shipped_loss:
+            return option
+    return _kind_label(loss)
+
+
+@cache
+def option_labels() -> dict[str, str]:
+    """Labels of losses in runs of old, to those of now: memft_margin(switch=1.0)."""
+    return {_kind_label(loss): option for option, loss in _shipped_losses().items()}
+
+
+@cache
+def _shipped_losses() -> dict[str, Loss]:
+    """The options of conf/loss."""
+    return {option: shipped_settings("loss", option) for option in options("loss")}
+
+
+def _kind_label(loss: Loss) -> str:
     settings = changed_settings(loss)
     settings.pop("kind", None)
     changed = ", ".join(f"{name}={value}" for name, value in settings.items())

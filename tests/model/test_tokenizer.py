@@ -148,6 +148,10 @@ def test_an_end_that_is_written_into_a_target_counts_once(written, end, target, 
     assert (sample, sample.end, sample.target_text) == (plain, 1, target)
     assert open_tokenizer(model).decode(sample.target) == target + data.end
 
+    notes = data.open(model).notes
+    expected = f"the target ends with {data.end!r} (data.end) in the file: it counts once (1 of 1)"
+    assert notes == ([] if written == target else [expected])
+
 
 def test_a_target_of_nothing_but_its_end_is_refused(tmp_path):
     model = tokenizer_folder(tmp_path, byte_level())

@@ -96,7 +96,7 @@ class JsonlData(FactsData):
         ending = sum(sample.target_text != fact.target for fact, sample in pairs)
         if not ending:
             return []
-        text = f"the target has its end {self.end!r} (data.end) written at its end: it counts once"
+        text = f"the target ends with {self.end!r} (data.end) in the file: it counts once"
         return [f"{text} ({ending} of {len(facts)})"]
 
     def _samples(self, facts: list[Fact], model: Model) -> list[Sample]:

@@ -79,8 +79,7 @@ def _seam_lines(cell: CellPlan) -> Iterator[str]:
     tokenizer = open_tokenizer(cell.run.model)
     first = cell.samples[0]
     prompt = shown(tokenizer.decode(first.prompt), PROMPT_WIDTH)
-    target = shown(tokenizer.decode(first.target[:MAX_TOKENS]), QUESTION_WIDTH)
-    yield f"  first prompt {prompt}, target {target}"
+    yield f"  first prompt {prompt}, target {_target_text(tokenizer, first)}"
 
     merged = merged_samples(tokenizer, cell.samples)
     if merged:
@@ -88,6 +87,18 @@ def _seam_lines(cell: CellPlan) -> Iterator[str]:
             f"  in {len(merged)} of {counted(cell.samples, 'sample')} prompt and target have other "
             "tokens when tokenised in one; they are tokenised apart, as where a model is asked"
         )
+
+
+def _target_text(tokenizer: Tokenizer, sample: Sample) -> str:
+    """A target in quotes: of a long one the beginning, and its end token."""
+    length = len(sample.target) - sample.end
+    text = tokenizer.decode(sample.target[: min(length, MAX_TOKENS)])
+    end = tokenizer.decode(sample.target[length:]) if sample.end else ""
+
+    room = QUESTION_WIDTH - len(end)
+    if len(text) > room > len("..."):
+        text = f"{text[: room - 3]}..."
+    return shown(text + end, QUESTION_WIDTH)
 
 
 def _samples_by_length(cells: Sequence[CellPlan]) -> str:
