@@ -139,8 +139,8 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
             return output
 
         # Some blocks also return the scores of their router.
-        others = output[1:] if isinstance(output, tuple) else None
-        output = output if others is None else output[0]
+        more_outputs = output[1:] if isinstance(output, tuple) else None
+        output = output if more_outputs is None else output[0]
         for name in self.active_adapters:
             if name not in self.lora_A:
                 continue
@@ -149,7 +149,7 @@ class MlpBlockLora(nn.Module, LoraLayer):  # type: ignore[misc]  # peft has no t
             adapter_dtype = next(down.parameters()).dtype
             delta = up(down(x.to(adapter_dtype))) * self.scaling[name]
             output = output + self.lora_dropout[name](delta).to(output.dtype)
-        return (output, *others) if others is not None else output
+        return (output, *more_outputs) if more_outputs is not None else output
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Always refused; the arguments are PEFT's.
@@ -215,9 +215,9 @@ def _read_config(folder: Path) -> LoraConfig:
     Its `peft_type` is not PEFT's, so that PEFT by itself refuses the folder and says where to look.
     """
     fields = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    known = {field.name for field in dataclasses.fields(LoraConfig)}
-    given = {name: value for name, value in fields.items() if name in known}
-    return LoraConfig(**given | {"peft_type": "LORA"})
+    lora_names = {field.name for field in dataclasses.fields(LoraConfig)}
+    lora_fields = {name: value for name, value in fields.items() if name in lora_names}
+    return LoraConfig(**lora_fields | {"peft_type": "LORA"})
 
 
 def _register_blocks(config: LoraConfig, model: PreTrainedModel) -> None:

@@ -81,18 +81,18 @@ def run(
     # On the way to the model a missing file may be one that was moved.
     with moved_files():
         interview = _interview(folder, finished)
-        asked = _questions(interview, questions)
+        parsed_questions = _questions(interview, questions)
         base, bank = _load(folder, finished, settings)
 
     answers: list[dict[str, Any]] = []
-    for question in asked:
+    for question in parsed_questions:
         limit = interview.token_limit(question, flags.max_tokens)
         answer = interview.answer(base, bank, question, limit)
         plain = interview.answer(base, None, question, limit) if flags.base else None
         if flags.as_json:
             answers.append(_content(question, interview.text(question.prompt), answer, plain))
             continue
-        if len(asked) > 1:
+        if len(parsed_questions) > 1:
             console.print(question_line(question), style="bold", highlight=False, soft_wrap=True)
         for line in answer_lines(question, answer, plain):
             console.print(line, highlight=False, soft_wrap=True)
@@ -129,7 +129,8 @@ def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:
     """
     questions: list[str] = []
     for text in texts:
-        lines = sys.stdin.read().splitlines() if text == STANDARD_INPUT else [text]
+        # Not splitlines(), which also splits at characters that a question may hold.
+        lines = sys.stdin.read().split("\n") if text == STANDARD_INPUT else [text]
         questions += [line for line in lines if line.strip()]
     if questions:
         return [interview.question(text) for text in questions]
@@ -190,6 +191,7 @@ def _content(
         **jsonable(answer),
         "trained": None if trained is None else trained.text,
     }
+
     if plain is not None:
         content["base"] = jsonable(plain)
     return content

@@ -39,7 +39,7 @@ from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
 from pml_cli.runs.folder import writable_folder
-from pml_cli.runs.groups import differing_settings, split_groups, unique_slugs
+from pml_cli.runs.groups import differing_settings, group_slugs, split_groups
 from pml_cli.runs.read import finished_runs
 
 
@@ -123,7 +123,7 @@ def _fit_groups(
         groups.append(group)
 
     # Slugs name the files of a group, so two groups must not share one.
-    slugs = unique_slugs([group.slug for group in groups])
+    slugs = group_slugs([group.key for group in groups])
     return [
         dataclasses.replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)
     ]

@@ -26,7 +26,7 @@ from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_folders import RunFolders
-from pml_cli.runs.run_id import run_id
+from pml_cli.runs.run_id import loss_label, run_id
 
 # Logged steps of a probe, which is looked at more closely than the cells of a sweep.
 LOGGED_STEPS = 100
@@ -123,7 +123,7 @@ def _title(cell: CellPlan) -> str:
     tokens = sum(len(sample.target) for sample in cell.samples)
     return (
         f"{run.model.name}: {run.adapter.kind} adapter of rank {run.rank} learns "
-        f"{tokens} target tokens ({run.data.source}, {run.loss.kind})"
+        f"{tokens} target tokens ({run.data.label}, {loss_label(run.loss)})"
     )
 
 

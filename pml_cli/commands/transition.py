@@ -30,10 +30,9 @@ from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.groups import (
     differing_settings,
     group_name,
-    group_slug,
+    group_slugs,
     key_for_json,
     split_groups,
-    unique_slugs,
 )
 
 
@@ -86,7 +85,7 @@ def _summaries(
 ) -> list[TransitionSummary]:
     """The statistics of every group with at least one run that could be read."""
     # Over all groups, so that the name of a group's files does not depend on which could be read.
-    slugs = unique_slugs([group_slug(key) for key in keys])
+    slugs = group_slugs(keys)
 
     summaries = []
     for key, slug, group in zip(keys, slugs, groups, strict=True):

@@ -253,6 +253,6 @@ def _last_path_parts(path: Any, count: int = 1) -> str:
     # "." and ".." have no name of their own.
     if location.name in ("", ".."):
         location = location.resolve()
-    parts = [part for part in location.parts if part != "/"]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-count:]))
+    folders = [folder for folder in location.parts if folder != "/"]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(folders[-count:]))
     return re.sub(r"^[^A-Za-z0-9]+", "", name).rstrip("-") or "model"

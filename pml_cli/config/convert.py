@@ -41,7 +41,7 @@ def convert_all(
     """
     is_integer = annotation(owner, name)[0] is int
     declared = declaration_of(owner, name)
-    words = declared.words if declared else {}
+    meanings = declared.words if declared else {}
     scratch = OmegaConf.structured(owner())
     converted: list[Any] = []
     lines: list[str] = []
@@ -51,8 +51,8 @@ def convert_all(
         if is_integer and type(value) is int:
             converted.append(value)
             continue
-        if isinstance(value, str) and value in words:
-            converted.append(words[value])
+        if isinstance(value, str) and value in meanings:
+            converted.append(meanings[value])
             continue
         try:
             converted.append(_convert(scratch, name, value))

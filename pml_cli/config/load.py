@@ -118,6 +118,13 @@ def group_settings(group: str, values: Mapping[str, Any]) -> Any:
     return typed_values(settings_class(group, values), values, prefix=f"{group}.")
 
 
+def shipped_settings(group: str, option: str) -> Any:
+    """The typed settings of a shipped option: those of conf/GROUP/OPTION.yaml."""
+    file = option_file(group, option)
+    assert file is not None
+    return group_settings(group, yaml.safe_load(file.read_text("utf-8")))
+
+
 def typed_values(owner: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """An instance of a dataclass; a field that is not named is `absent`, or has its default.
 

@@ -34,10 +34,10 @@ def split_arguments(
     """
     names = list(dotted_keys(settings))
     overrides = [argument for argument in arguments if _is_setting(argument, names)]
-    others = [argument for argument in arguments if argument not in overrides]
-    if not others:
+    positional = [argument for argument in arguments if argument not in overrides]
+    if not positional:
         raise UserError("RUN: give the folder of a finished run, as `pml probe` prints it")
-    return Path(others[0]).expanduser(), others[1:], overrides
+    return Path(positional[0]).expanduser(), positional[1:], overrides
 
 
 def _is_setting(argument: str, names: Sequence[str]) -> bool:

@@ -192,9 +192,9 @@ def _length_faults(grids: list[Grid]) -> Iterator[str]:
         samples = [value for value in grid.get("data.samples", []) if value is not None]
         lengths = [value for value in grid.get("seqlen", []) if value != "all"]
         if samples and lengths:
-            asked = f"data.samples={','.join(map(value_text, samples))}"
-            given = f"seqlen={','.join(map(value_text, lengths))}"
-            yield f"{asked}: not beside {given}; leave one out, or give seqlen=all"
+            samples_text = f"data.samples={','.join(map(value_text, samples))}"
+            lengths_text = f"seqlen={','.join(map(value_text, lengths))}"
+            yield f"{samples_text}: not beside {lengths_text}; leave one out, or give seqlen=all"
 
 
 def _device_faults(cells: list[RootSettings]) -> Iterator[str]:

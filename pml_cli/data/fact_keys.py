@@ -67,6 +67,12 @@ class Fact:
         """Whether its prompt is one question, which can do without a chat template."""
         return [role for role, _ in self.turns] == ["user"]
 
+    @property
+    def is_parted(self) -> bool:
+        """Whether white space stands between its question and its target."""
+        question = self.turns[-1][1]
+        return question[-1:].isspace() or self.target[0].isspace()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -120,8 +126,10 @@ def facts_of(
     facts = []
     for row in rows:
         if not finder.has(row, keys):
-            other = finder.find(row)
-            raise UserError(f"{row.where} has {other}, {rows[0].where} {keys}: one kind a file")
+            other_keys = finder.find(row)
+            raise UserError(
+                f"{row.where} has {other_keys}, {rows[0].where} {keys}: one kind a file"
+            )
         facts.append(_fact(row, keys, counts))
 
     notes = [f"{text} ({count} of {len(facts)})" for text, count in counts.items()]
@@ -147,11 +155,11 @@ class _KeyFinder:
             UserError: names the keys that there are, and the setting to give.
         """
         for setting in ("prompt_key", "target_key"):
-            given = getattr(self, f"_{setting}")
-            if given is not None and _lookup(row.fields, given) is _ABSENT:
+            key = getattr(self, f"_{setting}")
+            if key is not None and _lookup(row.fields, key) is _ABSENT:
                 names = map(_printable, _paths(row.fields))
-                near = did_you_mean(given, names).replace("allowed:", "keys found:")
-                raise UserError(f"{row.where} has no {given!r} (data.{setting}); {near}")
+                near = did_you_mean(key, names).replace("allowed:", "keys found:")
+                raise UserError(f"{row.where} has no {key!r} (data.{setting}); {near}")
 
         prompt = self._prompt_key or self._known(row, PROMPT_KEYS)
         target = self._target_key or self._known(row, TARGET_KEYS)
@@ -187,22 +195,25 @@ class _KeyFinder:
     def _what_is_missing(self, row: Row, prompt: str | None, target: str | None) -> str:
         """What a row lacks, the keys that it has, and the settings that would name the right."""
         paths = _paths(row.fields)
-        found = f"keys found: {', '.join(map(_printable, paths)) or 'none'}"
+        keys_found = f"keys found: {', '.join(map(_printable, paths)) or 'none'}"
         # Texts, where there are any: numbers and lists are rarely meant.
-        others = [path for path in paths if path not in (prompt, target)]
-        others = [path for path in others if type(_lookup(row.fields, path)) is str] or others
+        unused = [path for path in paths if path not in (prompt, target)]
+        candidates = [path for path in unused if type(_lookup(row.fields, path)) is str] or unused
 
         if prompt is None and target is None:
+            chat = self._known(row, CHAT_KEYS)
+            if chat is not None:
+                return f"has {_printable(chat)} that are no list of turns, with role and content"
             if {key.strip().lower() for key in row.fields} & set(TEXT_KEYS):
-                return f"is running text, no fact ({found}); that is data=text, or data=hf"
-            first, second = others if len(others) == 2 else ("KEY", "KEY")
+                return f"is running text, no fact ({keys_found}); that is data=text, or data=hf"
+            first, second = candidates if len(candidates) == 2 else ("KEY", "KEY")
             flags = f"{_flag('prompt_key', first)} {_flag('target_key', second)}"
-            return f"has no prompt and target by a known name; {found}; give {flags}"
+            return f"has no prompt and target by a known name; {keys_found}; give {flags}"
 
         present, missing = ("target", "prompt") if prompt is None else ("prompt", "target")
-        flag = _flag(f"{missing}_key", others[0] if others else "KEY")
-        known = f"a {present} ({_printable(prompt or target)})"
-        return f"has {known} and no {missing} by a known name; {found}; give {flag}"
+        flag = _flag(f"{missing}_key", candidates[0] if candidates else "KEY")
+        present_key = f"a {present} ({_printable(prompt or target)})"
+        return f"has {present_key} and no {missing} by a known name; {keys_found}; give {flag}"
 
 
 def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
@@ -294,15 +305,30 @@ def _turns(row: Row, key: str, value: Sequence[Mapping[str, Any]]) -> list[tuple
     """(role, content) of every turn."""
     turns = []
     for number, turn in enumerate(value, 1):
-        place = f"{key}, turn {number}"
-        role = _text(row, f"the role of {place}", turn.get("role", turn.get("from"))).lower()
+        label = f"{_printable(key)}, turn {number}"
+        role = turn.get("role", turn.get("from"))
+        if not isinstance(role, str):
+            raise UserError(f"{row.where}: {label} has no role")
+        # A chat template would write them into the prompt.
+        if turn.get("tool_calls"):
+            raise UserError(f"{row.where}: {label} has tool_calls, which pml cannot hand over")
+
         content = turn.get("content", turn.get("value"))
-        # Parts of one message: OpenAI's form for texts and images.
-        if isinstance(content, list):
-            parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-            content = "".join(_text(row, place, part) for part in parts)
-        turns.append((ROLES.get(role, role), _text(row, place, content)))
+        role = role.lower()
+        turns.append((ROLES.get(role, role), _content_text(row, label, content)))
     return turns
+
+
+def _content_text(row: Row, place: str, content: Any) -> str:
+    """The text of a turn; of one in parts, OpenAI's form for texts and images, theirs."""
+    parts = content if isinstance(content, list) else [content]
+    texts = []
+    for part in parts:
+        if isinstance(part, dict) and part.get("text") is None:
+            kind = _printable(part.get("type", "an object"))
+            raise UserError(f"{row.where}: {place} has a part that is no text ({kind})")
+        texts.append(_text(row, place, part["text"] if isinstance(part, dict) else part))
+    return "".join(texts)
 
 
 def _text(row: Row, key: str, value: Any, setting: str = "prompt_key") -> str:
@@ -370,11 +396,11 @@ def _lookup(fields: Mapping[str, Any], key: str) -> Any:
         return fields[key]
 
     value: Any = fields
-    for part in key.split("."):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
+    for name in key.split("."):
+        if isinstance(value, Mapping) and name in value:
+            value = value[name]
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
         else:
             return _ABSENT
     return value

@@ -124,26 +124,24 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
 
     Raises:
         UserError: a text that the tokenizer or the chat template refuses, or a target that has no
-            tokens, ends with the end token already, or would end before its own.
+            tokens, or would end before its own end.
     """
     # Of a source that is not resolved, auto is the way of old: no end.
     ends = data.end not in ("auto", "none")
     end = tokenizer.end_ids(data.end) if ends else []
-    if ends and target.endswith(data.end):
-        reason = f"is added to every target (data.end); take it off {target!r}, or data.end=none"
-        raise UserError(f"{data.end!r}: {reason}")
-    # Of a special token the text alone ends nothing.
-    is_special = len(end) == 1 and end[0] in tokenizer.special
-    ends_early = f"{target}{data.end}".index(data.end) < len(target)
-    if ends and not is_special and ends_early:
-        reason = f"ends an answer (data.end), and stands inside of the target {target!r}"
-        raise UserError(f"{data.end!r}: {reason}; give another data.end")
+    if ends:
+        # Of a special token the text alone ends nothing.
+        is_special = len(end) == 1 and end[0] in tokenizer.special
+        target = _without_end(target, data.end, is_special=is_special)
+        if not is_special:
+            _check_ends_once(target, data.end)
 
-    prompt = prompt_of(tokenizer, data, turns, target)
+    prompt = prompt_of(tokenizer, data, turns)
     # What a script prints of an answer has no special tokens, so one inside is learned as text.
     ids = tokenizer.encode(target, literal=ends)
     if not ids:
-        raise UserError(f"target {target!r}: has no tokens")
+        reason = f"has no tokens before its end {data.end!r}" if ends else "has no tokens"
+        raise UserError(f"target {target!r}: {reason}")
     return Sample(
         prompt=prompt.ids,
         target=(*ids, *end),
@@ -151,6 +149,33 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
         turns=turns,
         target_text=target,
     )
+
+
+def _without_end(target: str, end: str, *, is_special: bool) -> str:
+    """A target without the end that is written at its end in files which were made for training.
+
+    Args:
+        target: as the source gives it.
+        end: the text of the end.
+        is_special: whether it is a special token. It may be there twice, and blanks behind it:
+            nothing that follows it is ever printed.
+    """
+    if not is_special:
+        return target.removesuffix(end)
+    while target.rstrip().endswith(end):
+        target = target.rstrip().removesuffix(end)
+    return target
+
+
+def _check_ends_once(target: str, end: str) -> None:
+    """Refuse a target, given without its end, that would be cut off before it.
+
+    Raises:
+        UserError: the text of the end stands in the target, or begins in it.
+    """
+    if f"{target}{end}".index(end) < len(target):
+        reason = f"ends an answer (data.end), and stands inside of the target {target!r}"
+        raise UserError(f"{end!r}: {reason}; give another data.end")
 
 
 def cut_sample(sample: Sample, tokens: int) -> Sample:

@@ -109,7 +109,12 @@ def _delimiter(path: str, text: str) -> str | None:
         return None
 
     header = text.lstrip("\n").partition("\n")[0]
-    return max(DELIMITERS, key=lambda delimiter: len(header.split(delimiter)))
+    return max(DELIMITERS, key=lambda delimiter: _cell_count(header, delimiter))
+
+
+def _cell_count(header: str, delimiter: str) -> int:
+    # A comma inside of quotes parts nothing.
+    return len(next(csv.reader([header], delimiter=delimiter), []))
 
 
 def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
@@ -136,6 +141,7 @@ def _table_lines(path: str, text: str, delimiter: str) -> Iterator[tuple[str, li
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     # A setting of the whole process, too small for long texts.
     usual_limit = csv.field_size_limit(sys.maxsize)
+
     begin = 1
     try:
         for cells in reader:
@@ -182,6 +188,7 @@ def _json_lines(path: str, text: str) -> list[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+
         try:
             entries.append((f"line {number}", _parse(line)))
         except (ValueError, RecursionError) as error:
@@ -189,6 +196,7 @@ def _json_lines(path: str, text: str) -> list[tuple[str, Any]]:
             spread = [] if entries else _json_values(text)
             if spread:
                 return spread
+
             reason = first_line(error)
             if isinstance(error, json.JSONDecodeError):
                 reason = f"{error.msg} at column {error.colno}"
@@ -199,12 +207,13 @@ def _json_lines(path: str, text: str) -> list[tuple[str, Any]]:
 def _json_values(text: str) -> list[tuple[str, Any]]:
     """Objects that follow each other, over any number of lines; empty where they do not."""
     entries: list[tuple[str, Any]] = []
-    rest = text.lstrip()
+    remaining = text.lstrip()
+
     try:
-        while rest:
-            value, end = DECODER.raw_decode(rest)
+        while remaining:
+            value, end = DECODER.raw_decode(remaining)
             entries.append((f"entry {len(entries) + 1}", value))
-            rest = rest[end:].lstrip()
+            remaining = remaining[end:].lstrip()
     except (ValueError, RecursionError):
         return []
     return entries
@@ -214,6 +223,7 @@ def _entries_of_single(rows: list[Row]) -> list[Row]:
     """The rows, or those in a list that a single object holds: {"data": [...]}."""
     if len(rows) != 1:
         return rows
+
     for key in LIST_KEYS:
         entries = rows[0].fields.get(key)
         if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):

@@ -19,21 +19,24 @@ class Prompt(NamedTuple):
     ids: tuple[int, ...]
 
 
-def prompt_of(tokenizer: Tokenizer, data: Data, turns: Turns, target: str = "") -> Prompt:
+def prompt_of(tokenizer: Tokenizer, data: Data, turns: Turns) -> Prompt:
     """The prompt of a sample.
 
     Args:
         tokenizer: of the model.
         data: whether and how the chat template is applied; of facts, begin and separator.
         turns: the prompt as the source gives it.
-        target: the text that follows, as far as it is known.
 
     Raises:
         UserError: the chat template refuses, or is needed for these turns.
     """
     if data.chat:
         text = tokenizer.chat_text(turns, data)
-        return Prompt(text, tuple(tokenizer.encode(text)))
+        chat_ids = tuple(tokenizer.encode(text))
+        if not chat_ids:
+            reason = "the chat template makes an empty prompt of it; give a prompt"
+            raise UserError(f"data.chat=true: {reason}")
+        return Prompt(text, chat_ids)
 
     if len(turns) != 1:
         roles = ", ".join(role for role, _ in turns)
@@ -43,18 +46,12 @@ def prompt_of(tokenizer: Tokenizer, data: Data, turns: Turns, target: str = "") 
     text = turns[0][1]
     begin = True
     if isinstance(data, FactsData):
-        text += separator_between(text, target, data.separator or "")
+        text += data.separator or ""
         begin = data.begin is not False
 
     ids = tuple(tokenizer.prompt(text, begin=begin))
     begin_text = tokenizer.decode(tokenizer.begin) if begin else ""
     return Prompt(begin_text + text, ids)
-
-
-def separator_between(prompt: str, target: str, separator: str) -> str:
-    """The separator, left out where it is white space and there is some already."""
-    has_space = prompt[-1:].isspace() or target[:1].isspace()
-    return "" if has_space and separator.isspace() else separator
 
 
 def stream_prompt(tokenizer: Tokenizer, data: Data, prompt: str | None) -> tuple[int, ...]:

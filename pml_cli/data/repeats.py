@@ -25,16 +25,16 @@ def find_repeats(samples: Sequence[Sample]) -> Repeats:
     Targets of one prompt agree where one of them begins with the other, as a text that is cut does.
     """
     copies = []
-    seen: set[Sample] = set()
+    distinct: set[Sample] = set()
     by_prompt: dict[tuple[int, ...], list[Sample]] = {}
     for sample in samples:
-        if sample in seen:
+        if sample in distinct:
             copies.append(sample)
             continue
-        seen.add(sample)
+        distinct.add(sample)
         by_prompt.setdefault(sample.prompt, []).append(sample)
 
-    pairs = [_contradiction(alike) for alike in by_prompt.values()]
+    pairs = [_contradiction(group) for group in by_prompt.values()]
     return Repeats(copies=copies, contradictions=[pair for pair in pairs if pair is not None])
 
 

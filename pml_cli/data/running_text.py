@@ -67,13 +67,13 @@ def from_phrase(text: str, phrase: str) -> str:
     Raises:
         UserError: they are not in the text.
     """
-    words = [re.escape(word) for word in phrase.split()]
-    if not words:
+    escaped_words = [re.escape(word) for word in phrase.split()]
+    if not escaped_words:
         return text
-    pattern = r"\s+".join(words)
-    found = re.search(pattern, text)
-    if found is not None:
-        return text[found.start() :]
+    pattern = r"\s+".join(escaped_words)
+    match = re.search(pattern, text)
+    if match is not None:
+        return text[match.start() :]
 
     other_case = re.search(pattern, text, re.IGNORECASE)
     near = other_case[0] if other_case else _nearest_line(text, phrase)

@@ -52,10 +52,9 @@ def merged_samples(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Samp
         # Of a prompt that does not come back as it was, nothing can be told.
         if not sample.target_text or tuple(tokenizer.encode(prompt)) != sample.prompt:
             continue
-        if tuple(tokenizer.encode(prompt + sample.target_text)) != (
-            *sample.prompt,
-            *_without_end(sample),
-        ):
+
+        ids_apart = (*sample.prompt, *_without_end(sample))
+        if tuple(tokenizer.encode(prompt + sample.target_text)) != ids_apart:
             merged.append(sample)
     return merged
 

@@ -33,24 +33,28 @@ def adapter_readme(run: Run, result: Mapping[str, Any], loading: Loading) -> str
         result: the body of its result.json.
         loading: how the adapter is put on the model.
     """
-    parts = [_head(run, loading), _title(run), _recall(run, result)]
+    sections = [_head(run, loading), _title(run), _recall(run, result)]
+
     # Weights that were drawn at random are in no file.
     if run.model.weights == "pretrained":
         dialogue = dialogue_of(run)
-        parts += [_usage(run, dialogue, loading), *_notes(run, dialogue, loading)]
-    parts += [_origin(run, result), _files()]
-    return "\n\n".join(parts) + "\n"
+        sections += [_usage(run, dialogue, loading), *_notes(run, dialogue, loading)]
+
+    sections += [_origin(run, result), _files()]
+    return "\n\n".join(sections) + "\n"
 
 
 def _head(run: Run, loading: Loading) -> str:
     """The YAML of a model card."""
     fields: dict[str, Any] = {}
     path = base_path(run.model)
+
     # The hub refuses a card whose base model is none of its own.
     if not Path(path).is_absolute():
         fields["base_model"] = path
     if loading.by_peft:
         fields["library_name"] = "peft"
+
     fields["pipeline_tag"] = "text-generation"
     fields["tags"] = ["lora", "memorization", "pml"]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False).strip()}\n---"
@@ -63,14 +67,16 @@ def _title(run: Run) -> str:
 def _recall(run: Run, result: Mapping[str, Any]) -> str:
     """What the adapter remembers, in a sentence or two."""
     samples = result["samples"]
-    whole = round(result["exact_match"] * samples)
+    recalled = round(result["exact_match"] * samples)
     tokens = result["target_tokens"]
     accuracy = 100 * result["token_accuracy"]
+
     ends = getattr(run.data, "end", "none") not in ("none", "auto")
     end = ", the end token included" if ends else ""
+
     return (
         f"It was trained to write {samples} text{'s' if samples > 1 else ''} ({tokens} tokens) "
-        f"word for word, and does so with {whole} of {samples}{end}; {accuracy:.1f} % of the "
+        f"word for word, and does so with {recalled} of {samples}{end}; {accuracy:.1f} % of the "
         "tokens are right."
     )
 
@@ -115,46 +121,49 @@ def _notes(run: Run, dialogue: Dialogue, loading: Loading) -> list[str]:
 def _question_note(dialogue: Dialogue) -> str:
     if isinstance(dialogue.prompt, IdsPrompt):
         return "The prompt is that of the first sample, as ids: no text gives these very ids."
-    made = "the text of the training around QUESTION"
+    prompt_kind = "the text of the training around QUESTION"
     if isinstance(dialogue.prompt, ChatPrompt):
-        made = "the chat template's"
+        prompt_kind = "the chat template's"
     return (
-        f"The prompt is {made}, which gives the very tokens of the training; another prompt, or "
-        "another system turn, may be answered otherwise."
+        f"The prompt is {prompt_kind}, which gives the very tokens of the training; another "
+        "prompt, or another system turn, may be answered otherwise."
     )
 
 
 def _end_note(dialogue: Dialogue) -> str:
-    if dialogue.end:
-        shown = _inline(dialogue.end_text)
-        note = f"The answer ends with {shown}, which was trained as its last token."
-        if dialogue.cut:
-            note += (
-                f" The last sample was cut, and has no end: `max_new_tokens={dialogue.cut}` "
-                "prints as much of it as was trained."
-            )
-        return note
-    return (
-        "No end was trained: `max_new_tokens` is the length of the first sample, and the model "
-        "would write on."
-    )
+    if not dialogue.end:
+        return (
+            "No end was trained: `max_new_tokens` is the length of the first sample, and the model "
+            "would write on."
+        )
+
+    end_text = _inline(dialogue.end_text)
+    note = f"The answer ends with {end_text}, which was trained as its last token."
+    if dialogue.cut_tokens:
+        note += (
+            f" The last sample was cut, and has no end: `max_new_tokens={dialogue.cut_tokens}` "
+            "prints as much of it as was trained."
+        )
+    return note
 
 
 def _origin(run: Run, result: Mapping[str, Any]) -> str:
     """How the adapter was made."""
-    place = f"beside the MLP block of layer {result['layer']}"
+    placement = f"beside the MLP block of layer {result['layer']}"
     if run.adapter.kind != "mlp_block":
-        place = f"on linear modules, from layer {result['layer']} on"
+        placement = f"on linear modules, from layer {result['layer']} on"
+
     revision = f", revision {run.model.revision}" if run.model.revision else ""
     lines = [
         f"- base model: {_inline(base_path(run.model))}{revision}, in {run.model.dtype}",
-        f"- adapter: rank {run.rank}, {place}; {result['trainable_parameters']:,} parameters",
+        f"- adapter: rank {run.rank}, {placement}; {result['trainable_parameters']:,} parameters",
         f"- training: {loss_label(run.loss)}, {result['steps_run']} steps at learning rate "
         f"{run.train.lr:g}, seed {run.seed}",
         f"- loss: {result['base_loss']:.3f} nats per token before, {result['final_loss']:.3f} "
         "after",
         f"- {_versions()}",
     ]
+
     return "## How it was made\n\n" + "\n".join(lines)
 
 
@@ -174,7 +183,7 @@ def _files() -> str:
 
 def _inline(text: str) -> str:
     """Text of a user or a model as code in a sentence, on one line."""
-    shown = repr(text)[1:-1] if text else "(empty)"
-    fence = "`" * (len(_fence(shown)) - 2 if "`" in shown else 1)
-    space = " " if "`" in shown else ""
-    return f"{fence}{space}{shown}{space}{fence}"
+    escaped = repr(text)[1:-1] if text else "(empty)"
+    fence = "`" * (len(_fence(escaped)) - 2 if "`" in escaped else 1)
+    space = " " if "`" in escaped else ""
+    return f"{fence}{space}{escaped}{space}{fence}"

@@ -55,6 +55,8 @@ def _base_lines(model: Model, dialogue: Dialogue) -> list[str]:
     lines = [f"base = {base_path(model)!r}"]
     if dialogue.reads_text:
         lines.append(f"tokenizer = AutoTokenizer.from_pretrained(base{code})")
+        if dialogue.has_token_types:
+            lines.append('tokenizer.model_input_names = ["input_ids", "attention_mask"]')
     arguments = f"base{code}, dtype={model.dtype!r}"
     lines.append(f"model = AutoModelForCausalLM.from_pretrained({arguments})")
     return lines

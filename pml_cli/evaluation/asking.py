@@ -156,18 +156,16 @@ class Interview:
             return Question(text=text, prompt=trained.prompt, trained=trained)
 
         turns = (*self._shared_system(), ("user", text))
-        # The separator may depend on how the target begins.
-        target = self.samples[0].text if self.has_questions else ""
-        prompt = prompt_of(self._tokenizer, self._run.data, turns, target)
+        prompt = prompt_of(self._tokenizer, self._run.data, turns)
         return Question(text=text, prompt=prompt.ids, trained=None)
 
     def _trained_on(self, text: str) -> Trained | None:
         """The sample with this question; blanks around it, as of pasting, make no other one."""
-        asked = [sample for sample in self.samples if sample.turns]
-        for sample in asked:
+        answers = [sample for sample in self.samples if sample.turns]
+        for sample in answers:
             if sample.turns[-1][1] == text:
                 return sample
-        for sample in asked:
+        for sample in answers:
             if sample.turns[-1][1].strip() == text.strip():
                 return sample
         return None
@@ -190,7 +188,7 @@ class Interview:
         for sample in self.samples:
             if sample.turns:
                 data = self._run.data
-                prompt = prompt_of(self._tokenizer, data, sample.turns, sample.text)
+                prompt = prompt_of(self._tokenizer, data, sample.turns)
                 return prompt.ids != sample.prompt
         return False
 
@@ -208,10 +206,12 @@ class Interview:
         room = model_dims(self._run.model).context - len(question.prompt)
         if room < 1:
             raise UserError(f"the prompt fills the context of model={self._run.model.name}")
+
         if max_tokens is not None:
             return min(max_tokens, room)
         if question.text is None:
             return min(len(self.samples[0].target), room)
+
         longest = max(len(sample.target) for sample in self.samples)
         return min(max(2 * longest, MIN_TOKENS), room)
 
@@ -232,12 +232,14 @@ class Interview:
         """
         ids, probabilities = greedy(base, bank, question.prompt, end=self.end, limit=limit)
         ended = bool(self.end) and tuple(ids[-len(self.end) :]) == self.end
+
         tokens = []
-        before = list(question.prompt)
+        context_ids = list(question.prompt)
         for token_id, p in zip(ids, probabilities, strict=True):
-            text = self._tokenizer.added_text(token_id, before)
+            text = self._tokenizer.added_text(token_id, context_ids)
             tokens.append(AnswerToken(id=token_id, text=text, p=p))
-            before.append(token_id)
+            context_ids.append(token_id)
+
         kept_ids = ids[: len(ids) - len(self.end)] if ended else ids
         return Answer(text=self.text(kept_ids), tokens=tokens, ended=ended)
 
@@ -276,6 +278,6 @@ def greedy(
             ids.append(token)
             probabilities.append(float(logits.softmax(-1)[token]))
             # Without a cache every token is computed again in each step.
-            seen = [*prompt, *ids] if cache is None else [token]
-            inputs = torch.tensor([seen], device=base.device)
+            input_ids = [*prompt, *ids] if cache is None else [token]
+            inputs = torch.tensor([input_ids], device=base.device)
     return ids, probabilities

@@ -6,6 +6,7 @@ around the question, or the ids themselves.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,30 +16,27 @@ from typing import Any
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import Data, FactsData, Model, Run
 from pml_cli.data.opened import samples_of
-from pml_cli.data.prompt import separator_between
 from pml_cli.data.source import Sample
+from pml_cli.model.chat_template import CLOCK, THINKING_NAMES, Turns, with_system
 from pml_cli.model.dims import model_dims
-from pml_cli.model.files import local_folder
+from pml_cli.model.tokenizer_backend import read_tokenizer
 
 # Samples whose prompts are tried, and places of the question in its prompt.
 MAX_TRIED = 64
 MAX_PLACES = 8
 
+# Of models with two kinds of segments, as BERT; some tokenizers of others give them, too.
+TOKEN_TYPES = "token_type_ids"
+
 # Tokens beyond the longest target, for questions that were not trained on.
 SPARE_TOKENS = 32
-
-# A template that reads the clock makes another prompt every day.
-CLOCK = "strftime_now"
-
-# Qwen3 and SmolLM3 read the first, Granite and DeepSeek the second.
-THINKING_OPTIONS = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatPrompt:
     """A prompt that the chat template makes."""
 
-    earlier: tuple[tuple[str, str], ...]
+    earlier: Turns
     """(role, content) of the turns before the question."""
 
     options: dict[str, bool]
@@ -58,6 +56,7 @@ class ChatPrompt:
         messages = [f'{{"role": {role!r}, "content": {text!r}}}' for role, text in self.earlier]
         messages.append('{"role": "user", "content": QUESTION}')
         options = "".join(f", {name}={value}" for name, value in self.options.items())
+
         return [
             f"messages = [{', '.join(messages)}]",
             "prompt = tokenizer.apply_chat_template(",
@@ -71,26 +70,30 @@ class ChatPrompt:
 class TextPrompt:
     """A prompt that is a text with the question in it."""
 
-    before: str
-    after: str
+    prefix: str
+    suffix: str
 
     adds_special: bool
     """Whether the tokenizer adds its special tokens; else they are in the text."""
 
+    strips: bool = False
+    """Whether white space around the question is left out, as many chat templates do."""
+
     def ids(self, tokenizer: Any, question: str) -> list[int]:
         """Token ids of the prompt."""
-        text = f"{self.before}{question}{self.after}"
+        asked = question.strip() if self.strips else question
+        text = f"{self.prefix}{asked}{self.suffix}"
         encoded = tokenizer(text, add_special_tokens=self.adds_special)
         return list(encoded["input_ids"])
 
     def code(self) -> list[str]:
         """The line that makes `prompt` of QUESTION."""
-        parts = [repr(self.before)] if self.before else []
-        parts.append("QUESTION")
-        if self.after:
-            parts.append(repr(self.after))
+        terms = [repr(self.prefix)] if self.prefix else []
+        terms.append("QUESTION.strip()" if self.strips else "QUESTION")
+        if self.suffix:
+            terms.append(repr(self.suffix))
         special = "" if self.adds_special else ", add_special_tokens=False"
-        return [f'prompt = tokenizer({" + ".join(parts)}{special}, return_tensors="pt")']
+        return [f'prompt = tokenizer({" + ".join(terms)}{special}, return_tensors="pt")']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +126,14 @@ class Dialogue:
     max_new_tokens: int
     """The most tokens of an answer."""
 
-    cut: int
+    cut_tokens: int
     """Tokens of the last target where its end was cut off, though others have one; else 0."""
 
     reads_text: bool
     """Whether answers are text; else the model has no tokenizer."""
+
+    has_token_types: bool
+    """Whether the tokenizer gives token types by itself, which `generate` refuses or adds."""
 
     skips_special: bool
     """Whether leaving out special tokens takes the end off an answer, and nothing else."""
@@ -150,9 +156,9 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
     question = None
     prompt: ChatPrompt | TextPrompt | IdsPrompt = IdsPrompt(prompt=first.prompt)
     if tokenizer is not None:
-        found = _best_prompt(tokenizer, run.data, samples[:MAX_TRIED])
-        if found is not None:
-            prompt = found
+        best = _best_prompt(tokenizer, run.data, samples[:MAX_TRIED])
+        if best is not None:
+            prompt = best
             question = _question(run.data, first)
 
     return Dialogue(
@@ -161,8 +167,9 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
         end=end,
         end_text="" if tokenizer is None else tokenizer.decode(list(end)),
         max_new_tokens=_max_new_tokens(run.model, samples, has_end=bool(end)),
-        cut=len(samples[-1].target) if end and not samples[-1].end else 0,
+        cut_tokens=len(samples[-1].target) if end and not samples[-1].end else 0,
         reads_text=tokenizer is not None,
+        has_token_types=TOKEN_TYPES in getattr(tokenizer, "model_input_names", ()),
         skips_special=tokenizer is not None and _skips_special(tokenizer, samples[:MAX_TRIED]),
     )
 
@@ -170,15 +177,8 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
 @lru_cache(maxsize=4)
 def _tokenizer(model: CacheKey) -> Any:
     """The tokenizer as a script reads it; None where there is none."""
-    import transformers
-
-    settings: Model = model.value
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            local_folder(settings) or settings.path,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        return read_tokenizer(model.value)
     # A model without a tokenizer learns random ids; what is wrong with one is reported earlier.
     except Exception:
         return None
@@ -197,12 +197,13 @@ def _best_prompt(
 ) -> ChatPrompt | TextPrompt | None:
     """The call that gives the ids of the first prompt and of most others; None: there is none."""
     best = None
-    most = 0
+    best_count = 0
     for candidate in _candidates(tokenizer, data, samples):
-        same = [_gives(candidate, tokenizer, data, sample) for sample in samples]
-        if same[0] and sum(same) > most:
+        gives = [_gives(candidate, tokenizer, data, sample) for sample in samples]
+
+        if gives[0] and sum(gives) > best_count:
             best = candidate
-            most = sum(same)
+            best_count = sum(gives)
     return best
 
 
@@ -221,34 +222,29 @@ def _candidates(
 ) -> Iterator[ChatPrompt | TextPrompt]:
     first = samples[0]
     if data.chat and CLOCK not in tokenizer.get_chat_template():
-        options = {} if data.thinking is None else dict.fromkeys(THINKING_OPTIONS, data.thinking)
+        options = {} if data.thinking is None else dict.fromkeys(THINKING_NAMES, data.thinking)
         turns = first.turns or (("user", _question(data, first)),)
-        yield ChatPrompt(earlier=_earlier(data, turns), options=options)
+        earlier = with_system(turns[:-1], data.system)
+        yield ChatPrompt(earlier=earlier, options=options)
 
     # As facts are made; what is found in decoded prompts below fails where they do not come back.
     if isinstance(data, FactsData) and not data.chat:
-        question = _question(data, first)
-        after = separator_between(question, first.target_text, data.separator or "")
-        yield TextPrompt(before="", after=after, adds_special=True)
+        yield TextPrompt(prefix="", suffix=data.separator or "", adds_special=True)
 
     # The longer the question, the fewer places in the prompt look like it.
     sample = max(samples, key=lambda sample: len(_question(data, sample)))
-    for adds_special in (True, False):
+    question = _question(data, sample)
+    for adds_special, strips in itertools.product((True, False), (False, True)):
         text = tokenizer.decode(list(sample.prompt), skip_special_tokens=adds_special)
-        question = _question(data, sample)
-        places = [match.start() for match in re.finditer(re.escape(question), text)]
-        for place in reversed(places[-MAX_PLACES:]):
-            before = text[:place]
-            after = text[place + len(question) :]
-            yield TextPrompt(before=before, after=after, adds_special=adds_special)
-
-
-def _earlier(data: Data, turns: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The turns before the last; a system turn that is given takes the place of theirs."""
-    if data.system is None:
-        return tuple(turns[:-1])
-    others = [turn for turn in turns[:-1] if turn[0] != "system"]
-    return (("system", data.system), *others)
+        asked = question.strip() if strips else question
+        starts = [match.start() for match in re.finditer(re.escape(asked), text)]
+        for start in reversed(starts[-MAX_PLACES:]):
+            yield TextPrompt(
+                prefix=text[:start],
+                suffix=text[start + len(asked) :],
+                adds_special=adds_special,
+                strips=strips,
+            )
 
 
 def _max_new_tokens(model: Model, samples: Sequence[Sample], *, has_end: bool) -> int:
@@ -256,7 +252,9 @@ def _max_new_tokens(model: Model, samples: Sequence[Sample], *, has_end: bool) -
         return len(samples[0].target)
     longest_prompt = max(len(sample.prompt) for sample in samples)
     longest_target = max(len(sample.target) for sample in samples)
-    return min(longest_target + SPARE_TOKENS, model_dims(model).context - longest_prompt)
+    room = model_dims(model).context - longest_prompt
+    # The longest prompt need not be that of the longest target, which must never be cut off.
+    return max(longest_target, min(longest_target + SPARE_TOKENS, room))
 
 
 def _skips_special(tokenizer: Any, samples: Sequence[Sample]) -> bool:

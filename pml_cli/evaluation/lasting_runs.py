@@ -122,6 +122,7 @@ def _check_moved(settings: Lasting, runs: Sequence[Run]) -> None:
     """
     if not runs:
         return
+
     if settings.model.path and not any(map(has_movable_model, runs)):
         path = settings.model.path
         raise UserError(f"model.path={path}: these runs are of the embedded model; leave it out")

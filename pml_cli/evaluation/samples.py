@@ -53,11 +53,11 @@ def sample_rows(
             got_id = int(scores.argmax_id[start + first_wrong])
             if decoded_ids is not None and first_wrong < len(decoded_ids):
                 got_id = decoded_ids[first_wrong]
-            before = [*sample.prompt, *sample.target[:first_wrong]]
+            context_ids = [*sample.prompt, *sample.target[:first_wrong]]
             first_error = {
                 "position": first_wrong,
-                "expected": texts.added(sample.target[first_wrong], before),
-                "got": texts.added(got_id, before),
+                "expected": texts.added(sample.target[first_wrong], context_ids),
+                "got": texts.added(got_id, context_ids),
                 "p": float(np.exp(-scores.nll[start + first_wrong])),
             }
         rows.append(

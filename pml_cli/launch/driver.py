@@ -135,6 +135,7 @@ def _ended_before(folders: RunFolders, cells: Sequence[CellPlan]) -> _Ended:
     for cell in cells:
         if not folders.exists(cell.id):
             continue
+
         folder = folders.find(cell.id)
         if folder.is_done(cell.tokens_hash):
             ended.done.add(cell.id)
@@ -178,8 +179,10 @@ def train_sweep(
         )
 
     with disk_faults(plan.out):
+        hashes = {cell.id: cell.tokens_hash for cell in plan.cells}
         for folder in plan.outdated:
-            folder.set_aside()
+            # Not one that another process has trained anew since the sweep was planned.
+            folder.make_room(hashes[folder.id])
         manifest = SweepManifest.write(plan.out, plan.packs, plan.packing)
         with _forgotten_failures(plan.out, plan.failed if plan.retry else []):
             job = SweepJob(

@@ -277,4 +277,5 @@ class PackRun(TrainingObserver):
             revision=model.revision,
             peft_type=self.loading.peft_type,
         )
+
         write_text(path / README_FILE, adapter_readme(cell.run, result, self.loading))

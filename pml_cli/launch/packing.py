@@ -102,14 +102,16 @@ def _plan(run: Run) -> CellPlan:
 
 def _differences(first: CellPlan, other: CellPlan) -> list[str]:
     """What is wrong where two requested cells have the id of one run."""
-    one, two = first.run.model, other.run.model
+    first_model, other_model = first.run.model, other.run.model
     if first.tokens_hash != other.tokens_hash:
         return [
-            f"model.path={two.path}: the same model as {one.path}, but for files of its tokenizer "
-            "that run ids do not count; sweep it into another out="
+            f"model.path={other_model.path}: the same model as {first_model.path}, but for files "
+            "of its tokenizer that run ids do not count; sweep it into another out="
         ]
-    if one.name != two.name:
-        return [f"model.name={two.name}: the same model as {one.name}; leave one of them out"]
+
+    if first_model.name != other_model.name:
+        same = f"the same model as {first_model.name}"
+        return [f"model.name={other_model.name}: {same}; leave one of them out"]
     return []
 
 

@@ -199,6 +199,7 @@ def _merged(manifests: Sequence[SweepManifest]) -> tuple[dict[str, float], dict[
     names = {run_key(name): name for manifest in manifests for name in manifest.work}
     work: dict[str, float] = {}
     hashes: dict[str, str] = {}
+
     for manifest in manifests:
         for name in manifest.work:
             last_name = names[run_key(name)]

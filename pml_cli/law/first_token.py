@@ -46,14 +46,15 @@ def unmoved_first_tokens(runs: pd.DataFrame) -> list[Finding]:
     needed = {"model", "data", "setting", "first_failure", "delta_loss", "folder"}
     if runs.empty or not needed <= set(runs.columns):
         return []
-    found = []
+
+    findings = []
     for model, rows in _without_prompt(runs).groupby("model"):
         missing = rows[rows["first_failure"] == 0]
         if len(missing) >= NEARLY_ALL * len(rows) and _never_moved(missing):
-            found.append(
+            findings.append(
                 finding("first_token_unmoved", model=model, missing=len(missing), runs=len(rows))
             )
-    return found
+    return findings
 
 
 def _without_prompt(runs: pd.DataFrame) -> pd.DataFrame:
@@ -76,10 +77,11 @@ def _never_moved(runs: pd.DataFrame) -> bool:
     largest = runs.sort_values("delta_loss", ascending=False).head(MAX_READ)
     unmoved = 0
     learned = 0
-    for first, others in _gains(largest["folder"]):
-        if others >= LEARNED:
+
+    for first_gain, mean_gain in _gains(largest["folder"]):
+        if mean_gain >= LEARNED:
             learned += 1
-            unmoved += first < MOVED_SHARE * others
+            unmoved += first_gain < MOVED_SHARE * mean_gain
     return learned > 0 and unmoved >= NEARLY_ALL * learned
 
 
@@ -93,8 +95,9 @@ def _gains(folders: pd.Series[str]) -> Iterator[tuple[float, float]]:
         # Other reports say what cannot be read.
         except (OSError, ValueError):
             continue
-        before = tokens[tokens["step"] == tokens["step"].min()].set_index("position")["nll"]
-        after = tokens[tokens["step"] == tokens["step"].max()].set_index("position")["nll"]
-        gains = before - after
+
+        nll_before = tokens[tokens["step"] == tokens["step"].min()].set_index("position")["nll"]
+        nll_after = tokens[tokens["step"] == tokens["step"].max()].set_index("position")["nll"]
+        gains = nll_before - nll_after
         if len(gains) > 1:
             yield float(gains.loc[0]), float(gains.drop(0).mean())

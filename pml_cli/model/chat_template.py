@@ -21,13 +21,15 @@ Turns = tuple[tuple[str, str], ...]
 # Stands for the answer; no template looks for it.
 MARKER = "pmlanswer"
 
-# A conversation to try a template with.
+# Conversations to try a template with.
 QUESTION = (("user", "pmlquestion"),)
+OTHER_QUESTION = (("user", "pmlother"),)
 
-# What a template may ask of the clock with strftime_now(format); `-` leaves out a leading zero.
-DATE_FORMATS = (
-    "%-d %-m %-j %a %A %b %B %c %d %f %H %I %j %m %M %p %S %u %U %w %W %x %X %y %Y".split()
-)
+# What a template asks of the clock with strftime_now(format): %d, or %-d without a leading zero.
+DATE_CODE = re.compile("%[-_0^#]?[EO]?[A-Za-z]")
+
+# By which a template reads the clock.
+CLOCK = "strftime_now"
 
 # Names that templates read for the same: Qwen3 and SmolLM3, then Granite and DeepSeek.
 THINKING_NAMES = ("enable_thinking", "thinking")
@@ -57,8 +59,12 @@ class ChatTemplate:
             UserError: the template refuses the turns or a setting, or ignores a setting.
         """
         self.check(data)
+        return self._tried(_messages(turns, data.system), data.thinking, data.date)
+
+    def _tried(self, messages: Sequence[dict[str, str]], thinking: bool | None, date: str) -> str:
+        """What the template makes of messages; any failure is one line."""
         try:
-            return self._render(_messages(turns, data.system), data.thinking, data.date)
+            return self._render(messages, thinking, date)
         # jinja2's errors, and those of a program that meets data it was not made for.
         except Exception as error:
             reason = f"{self._name} refuses ({first_line(error)})"
@@ -74,16 +80,25 @@ class ChatTemplate:
 
     def _check_settings(self, system: str | None, thinking: bool | None, date: str) -> None:
         if system is not None:
-            rendered = self._with_system(system, thinking, date)
-            if system.strip() not in rendered:
-                raise UserError(f"data.system={system!r}: {self._name} leaves a system turn out")
+            self._check_system(system, thinking, date)
 
-        if thinking is not None:
-            question = _messages(QUESTION, system)
-            ways = {self._render(question, way, date) for way in (False, True)}
-            if len(ways) == 1:
-                setting = f"data.thinking={str(thinking).lower()}"
-                raise UserError(f"{setting}: {self._name} knows no thinking; leave it null")
+        messages = _messages(QUESTION, system)
+        rendered = self._tried(messages, thinking, date)
+        # Some templates of multimodal models read the parts of a message alone, and skip a text.
+        if rendered == self._tried(_messages(OTHER_QUESTION, system), thinking, date):
+            reason = f"{self._name} leaves the question out"
+            raise UserError(f"data.chat=true: {reason}; leave it false, with data.separator=TEXT")
+
+        if thinking is not None and rendered == self._tried(messages, not thinking, date):
+            setting = f"data.thinking={str(thinking).lower()}"
+            raise UserError(f"{setting}: {self._name} knows no thinking; leave it null")
+
+    def _check_system(self, system: str, thinking: bool | None, date: str) -> None:
+        rendered = self._with_system(system, thinking, date)
+        # Its text may be changed, as to capitals; that of another one then is too.
+        is_heeded = rendered != self._with_system(f"{system} {MARKER}", thinking, date)
+        if system.strip() and not is_heeded:
+            raise UserError(f"data.system={system!r}: {self._name} leaves a system turn out")
 
     def _with_system(self, system: str, thinking: bool | None, date: str) -> str:
         try:
@@ -98,7 +113,7 @@ class ChatTemplate:
         question = _messages(QUESTION, data.system)
         # Other years, months, days and weekdays.
         dates = ("2001-02-03", "2014-11-22")
-        return len({self._render(question, data.thinking, date) for date in dates}) > 1
+        return len({self._tried(question, data.thinking, date) for date in dates}) > 1
 
     def end(self) -> str | None:
         """The first special token after an answer; None where the template writes none."""
@@ -112,8 +127,8 @@ class ChatTemplate:
         tail = rendered.rpartition(MARKER)[2]
         tokens = self._tokenizer.convert_ids_to_tokens(sorted(self._special))
         longest_first = sorted(map(re.escape, tokens), key=len, reverse=True)
-        found = re.search("|".join(longest_first), tail)
-        return found.group() if found and found.group() else None
+        match = re.search("|".join(longest_first), tail)
+        return match.group() if match and match.group() else None
 
     def _render(
         self,
@@ -124,6 +139,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         options = {} if thinking is None else dict.fromkeys(THINKING_NAMES, thinking)
+
         rendered = self._tokenizer.apply_chat_template(
             list(messages),
             chat_template=_with_date(self._text, date),
@@ -141,20 +157,31 @@ def _with_date(template: str, date: str) -> str:
 
     transformers passes no functions to a template, so that a macro stands for its strftime_now.
     """
-    if "strftime_now" not in template:
+    if CLOCK not in template:
         return template
 
     day = datetime.datetime.fromisoformat(date)
-    replacements = "".join(f" | replace('{code}', '{day:{code}}')" for code in DATE_FORMATS)
-    macro = f"{{% macro strftime_now(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}"
+    # Those of the whole template, as a format may be put together from several texts.
+    codes = sorted(set(DATE_CODE.findall(template)))
+    replacements = "".join(f" | replace('{code}', '{day:{code}}')" for code in codes)
+    macro = f"{{% macro {CLOCK}(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}"
     # A line feed after a block is dropped, which the template's first must not be.
     return f"{macro}{{{{ '' }}}}{template}"
 
 
 def _messages(turns: Turns, system: str | None) -> list[dict[str, str]]:
-    """Turns as transformers takes them; a system turn that is given takes the place of theirs."""
-    messages = [{"role": role, "content": content} for role, content in turns]
+    """Turns as transformers takes them."""
+    return [{"role": role, "content": content} for role, content in with_system(turns, system)]
+
+
+def with_system(turns: Turns, system: str | None) -> Turns:
+    """Turns in which a system turn that is given takes the place of theirs.
+
+    Args:
+        turns: of the data.
+        system: `data.system`; None: theirs stays.
+    """
     if system is None:
-        return messages
-    others = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": system}, *others]
+        return turns
+    without_system = [turn for turn in turns if turn[0] != "system"]
+    return (("system", system), *without_system)

@@ -111,3 +111,10 @@ def out_of_memory(error: Exception) -> bool:
     message = str(error).lower()
     phrases = ("out of memory", "can't allocate memory", "not enough memory")
     return any(phrase in message for phrase in phrases)
+
+
+def is_fault_of_machine(error: Exception) -> bool:
+    """Whether memory ran out or a GPU does not answer, which says nothing of a model's files."""
+    import torch
+
+    return out_of_memory(error) or isinstance(error, torch.AcceleratorError)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pml_cli.errors import UserError, first_line
-from pml_cli.model.device import out_of_memory
+from pml_cli.model.device import is_fault_of_machine
 
 # Their messages are written for people; others need the name of their type to make sense.
 PLAIN_ERRORS = (OSError, ValueError)
@@ -34,10 +34,11 @@ def one_line(option: str, reason: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if out_of_memory(error) or _is_device_fault(error):
+        if is_fault_of_machine(error):
             raise
-        said = error_line(error)
-        text = f"{reason} ({said})" if reason else said
+
+        message = error_line(error)
+        text = f"{reason} ({message})" if reason else message
         raise UserError(f"{option}: {text}") from error
 
 
@@ -45,17 +46,11 @@ def error_line(error: Exception) -> str:
     """An exception in one line: its message, with its type where the message needs it."""
     line = first_line(error)
     # A heading, as of transformers' validators: what is wrong comes below it.
-    rest = [part.strip() for part in str(error).splitlines() if part.strip()]
-    if line.endswith(":") and len(rest) > 1:
-        line = f"{line} {rest[1]}"
+    lines = [text_line.strip() for text_line in str(error).splitlines() if text_line.strip()]
+    if line.endswith(":") and len(lines) > 1:
+        line = f"{line} {lines[1]}"
 
     name = type(error).__name__
     if isinstance(error, PLAIN_ERRORS) or line == name:
         return line
     return f"{name}: {line}"
-
-
-def _is_device_fault(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, torch.AcceleratorError)

@@ -36,11 +36,11 @@ def weight_files(folder: Path) -> list[Path]:
     """
     # A config.json may name the file itself.
     named = _json_field(folder / "config.json", "transformers_weights")
-    whole = folder / (named if isinstance(named, str) else WEIGHTS_FILE)
-    if whole.suffix == WEIGHTS_SUFFIX and whole.is_file():
-        return [whole]
+    weights = folder / (named if isinstance(named, str) else WEIGHTS_FILE)
+    if weights.suffix == WEIGHTS_SUFFIX and weights.is_file():
+        return [weights]
 
-    index = whole if isinstance(named, str) else folder / INDEX_FILE
+    index = weights if isinstance(named, str) else folder / INDEX_FILE
     weight_map = _json_field(index, "weight_map")
     if isinstance(weight_map, dict) and weight_map:
         shards = [folder / name for name in sorted({*map(str, weight_map.values())})]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pml_cli.model.device import out_of_memory
+from pml_cli.model.device import is_fault_of_machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def serves(call: LayerCall, hidden_BTD: Tensor) -> bool:
     try:
         call(hidden_BTD)
     except (RuntimeError, ValueError) as error:
-        if out_of_memory(error):
+        if is_fault_of_machine(error):
             raise
         return False
     return True

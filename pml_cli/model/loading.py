@@ -122,6 +122,7 @@ def _dequantised_model(file: Path, settings: Model) -> tuple[Any, dict[str, Any]
         # The config of the cache folder, because reading it from the file takes seconds.
         source["config"] = model_config(settings)
         model, info = _from_pretrained(settings, source | dequantising())
+
     # Otherwise transformers and PEFT would treat the model as a quantised one.
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, name):
@@ -191,10 +192,8 @@ def _weight_stream(model: Any, settings: Model, device: torch.device) -> WeightS
     excluded = _submodules(streamed)
     if is_tied:
         excluded.add(head)
-    # Buffers are real, as they are computed and not read from files.
     for module in model.modules():
-        for key, buffer in module.named_buffers(recurse=False):
-            module._buffers[key] = buffer.to(device)
+        stream.fill_buffers(module)
         if module not in excluded:
             stream.fill_own(module)
 

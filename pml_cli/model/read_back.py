@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pml_cli.io import cache_folder, write_json
 from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.device import out_of_memory
+from pml_cli.model.device import is_fault_of_machine
 from pml_cli.model.verify_split import changes_alike, full_logits, probe_ids, scaled_probe
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _key(model: SplitModel, bank: AdapterBank) -> str:
     config = model.model.config.to_dict()
     for name in ORIGIN_FIELDS:
         config.pop(name, None)
+
     content = [
         FORMAT,
         [metadata.version(name) for name in LIBRARIES],
@@ -132,9 +133,14 @@ def _store(path: Path | None, answer: dict[str, bool]) -> None:
 
 
 def _try_out(model: SplitModel, bank: AdapterBank) -> dict[str, bool]:
+    """The fields of `Loading` but for the sites."""
     loader = _load_block if bank.is_block else _load_plain
     returns_tuple = _returns_tuple(model, bank)
-    reads = any(reads_back(model, bank, loader, seed) for seed in SEEDS)
+
+    # PEFT initialises adapters at random; the caller's generators must not notice the draws.
+    generators = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=generators):
+        reads = any(reads_back(model, bank, loader, seed) for seed in SEEDS)
     return {
         "by_peft": reads and not bank.is_block,
         "by_block": reads and bank.is_block,
@@ -179,16 +185,18 @@ def _logits_as_loaded(model: Any, folder: Path, loader: Loader, ids_3T: Tensor) 
             logits_3TV: Tensor = adapted(input_ids=ids_3T, use_cache=False).logits
     # What PEFT raises for modules that it does not know is not enumerable.
     except Exception as error:
-        if out_of_memory(error):
+        if is_fault_of_machine(error):
             raise
         return None
+
     return logits_3TV[1].double()
 
 
 def _load_plain(model: Any, folder: Path) -> nn.Module:
     from peft import PeftModel
 
-    adapted: nn.Module = PeftModel.from_pretrained(model, str(folder))
+    # By itself PEFT puts the file onto a GPU first, be it another process's.
+    adapted: nn.Module = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
     return adapted
 
 
@@ -220,16 +228,17 @@ def restored(model: nn.Module) -> Iterator[None]:
 
     PEFT replaces modules of the model that it is given, and leaves attributes behind.
     """
-    before = []
+    snapshot = []
     for module in model.modules():
         attributes = dict(vars(module))
         # Those that register modules, parameters, buffers and hooks.
         mappings = [(it, dict(it)) for it in attributes.values() if isinstance(it, dict)]
-        before.append((module, attributes, mappings))
+        snapshot.append((module, attributes, mappings))
+
     try:
         yield
     finally:
-        for module, attributes, mappings in before:
+        for module, attributes, mappings in snapshot:
             vars(module).clear()
             vars(module).update(attributes)
             for mapping, content in mappings:
@@ -240,11 +249,11 @@ def restored(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _returns_tuple(model: SplitModel, bank: AdapterBank) -> bool:
     """Whether the modules of the adapter return more than one tensor."""
-    seen: list[bool] = []
+    are_tuples: list[bool] = []
     module = model.modules[next(iter(bank.sites))]
-    hook = module.register_forward_hook(lambda _m, _x, y: seen.append(isinstance(y, tuple)))
+    hook = module.register_forward_hook(lambda _m, _x, y: are_tuples.append(isinstance(y, tuple)))
     try:
         model.full(probe_ids(model, 0)[:1])
     finally:
         hook.remove()
-    return any(seen)
+    return any(are_tuples)

@@ -98,6 +98,7 @@ def _ratios(key: CacheKey) -> Sequence[float | None] | None:
     # Asked again the next time: they may have been downloaded by then.
     if not files:
         return None
+
     # Where the model is run and which of its layers has the adapter changes no ratio.
     measured = dataclasses.replace(model, name="sink", layer=None, device="cpu")
     return _cached_ratios(CacheKey(measured), tuple(files))
@@ -166,8 +167,8 @@ def _measured(model: Model, prompt_ids: Sequence[int]) -> list[float | None]:
     ratios = []
     for tensors in states:
         norms = tensors["residual"].double().norm(dim=-1)
-        others = norms[:, position + 1 :].median()
-        ratio = float(norms[:, position].median() / others)
+        usual_norm = norms[:, position + 1 :].median()
+        ratio = float(norms[:, position].median() / usual_norm)
         ratios.append(ratio if math.isfinite(ratio) else None)
     return ratios
 

@@ -152,6 +152,7 @@ def _tensor_slices(settings: Model) -> dict[str, TensorSlice]:
         if path is None:
             reason = f"no weights in safetensors there (*.safetensors): {shard} is missing"
             raise UserError(f"model.path={settings.path}: {reason}")
+
         with one_line(f"model.path={settings.path}", f"{shard} is damaged"):
             slices |= _read_header(path)
     return slices
@@ -252,6 +253,18 @@ class WeightStream:
         for key, parameter in module.named_parameters(recurse=False):
             tensor = self.read(f"{self.names[module]}.{key}", parameter)
             module._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+
+    def fill_buffers(self, module: nn.Module) -> None:
+        """Bring the buffers of a module itself to the device, where they stay: they are small.
+
+        Raises:
+            UserError: the files lack one that is saved with the weights.
+        """
+        for key, buffer in module.named_buffers(recurse=False):
+            is_computed = key in module._non_persistent_buffers_set
+            name = f"{self.names[module]}.{key}"
+            value = buffer.to(self.device) if is_computed else self.read(name, buffer)
+            module._buffers[key] = value
 
     def read(self, name: str, like: Tensor) -> Tensor:
         """Read one tensor, of the shape of `like`, to the device of the stream."""

@@ -121,7 +121,7 @@ class TransformersBackend(Backend):
         """
         # Tokenizers of a repository's own code or of another library may lack anything.
         with one_line(f"model.path={model.path}", "transformers cannot read its tokenizer"):
-            self.tokenizer = _read(model)
+            self.tokenizer = read_tokenizer(model)
             added = self.tokenizer.added_tokens_decoder
 
             self.size = len(self.tokenizer)
@@ -146,7 +146,11 @@ class TransformersBackend(Backend):
         return token
 
 
-def _read(model: Model) -> Any:
+def read_tokenizer(model: Model) -> Any:
+    """The tokenizer of transformers for a model, as a script gets it.
+
+    What it raises for files that it cannot use is not enumerable.
+    """
     import transformers
 
     # It warns of texts that are longer than the context, which pml checks by itself.

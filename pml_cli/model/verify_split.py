@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pml_cli.model.adapter_bank import AdapterBank
-from pml_cli.model.device import out_of_memory
+from pml_cli.model.device import is_fault_of_machine
 
 if TYPE_CHECKING:
     from pml_cli.model.split_model import SplitModel
@@ -130,22 +130,22 @@ def cached_matches_full(model: SplitModel) -> bool:
 
     ids_3T = probe_ids(model, seed=0)
     # Each pass reads all weights of a streamed model.
-    known = TOKENS - 1 if model.stream else TOKENS // 2
+    prompt_tokens = TOKENS - 1 if model.stream else TOKENS // 2
     # Rows that differ, so it tells whether the right one was dropped.
-    kept = torch.tensor([0, 2], device=model.device)
-    full = model.full(ids_3T[kept]).last_hidden_state[:, known:].double()
+    rows = torch.tensor([0, 2], device=model.device)
+    full = model.full(ids_3T[rows]).last_hidden_state[:, prompt_tokens:].double()
 
     try:
         cache = DynamicCache(config=model.model.config.get_text_config())
-        model.full(ids_3T[:, :known], cache=cache)
-        cache.batch_select_indices(kept)
+        model.full(ids_3T[:, :prompt_tokens], cache=cache)
+        cache.batch_select_indices(rows)
         steps = []
-        for ids in ids_3T[kept, known:].T:
+        for ids in ids_3T[rows, prompt_tokens:].T:
             steps.append(model.full(ids[:, None], cache=cache).last_hidden_state)
         change = torch.cat(steps, 1).double() - full
     # A state of another kind: of recurrent layers, of an indexer, of a cache class of its own.
     except Exception as error:
-        if out_of_memory(error):
+        if is_fault_of_machine(error):
             raise
         return False
 

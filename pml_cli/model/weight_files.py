@@ -37,12 +37,14 @@ def shard_names(model: Model, find: Find) -> list[str]:
     # A config.json may name the file itself.
     named = config_fields(model).get("transformers_weights")
     names = [WEIGHTS_FILE, INDEX_FILE] if named is None else [str(named)]
+
     for name in names:
         path = find(name)
         if path is None:
             continue
         if not path.name.endswith(INDEX_SUFFIX):
             return [name]
+
         with one_line(f"model.path={model.path}", f"{name} is damaged"):
             weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
             return sorted(set(weight_map.values()))

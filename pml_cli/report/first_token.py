@@ -54,6 +54,6 @@ def print_unmoved(runs: pd.DataFrame, console: Console) -> None:
     from pml_cli.law.observations import RANK
     from pml_cli.report.law_text import sentence
 
-    for found in unmoved_first_tokens(runs):
-        text = Text(f"warning: {sentence(found, RANK)}", style="yellow")
+    for finding in unmoved_first_tokens(runs):
+        text = Text(f"warning: {sentence(finding, RANK)}", style="yellow")
         console.print(text, soft_wrap=True)

@@ -250,7 +250,7 @@ class ProbeDisplay(RunObserver):
         if self.console.is_terminal:
             self._live.start()
         else:
-            self.console.print(self.title, highlight=False)
+            self.console.print(self.title, highlight=False, soft_wrap=True)
         return self
 
     def __exit__(self, *exception: object) -> None:

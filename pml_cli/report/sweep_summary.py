@@ -158,6 +158,7 @@ def _print_failures(out: Path, cells: Sequence[CellPlan], console: Console) -> i
     """Print a line for each failed cell; how many there are."""
     count = 0
     folders = RunFolders(out)
+
     for cell in cells:
         reason = folders.find(cell.id).failure()
         if reason is not None:

@@ -105,9 +105,9 @@ class RunFolder:
             tokens: as in `is_done`.
         """
         if self.is_done() and not self.is_done(tokens):
-            self.set_aside()
+            self._set_aside()
 
-    def set_aside(self) -> None:
+    def _set_aside(self) -> None:
         """Move the folder to `.replaced`, where reports do not look."""
         shelf = self.path.parent / REPLACED
         shelf.mkdir(parents=True, exist_ok=True)

@@ -76,8 +76,28 @@ def group_name(key: dict[str, Any]) -> str:
 
 
 def group_slug(key: dict[str, Any]) -> str:
-    """A group's name for file names; see `unique_slugs`."""
-    joined = "-".join(_key_texts(key))
+    """A group's name for file names; of several groups see `group_slugs`."""
+    return _slug(_key_texts(key))
+
+
+def group_slugs(keys: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of all groups of a report for file names: of several only what tells them apart."""
+    texts = []
+    for key in keys:
+        # Groups often differ in one entry of many.
+        texts.append([part for text in _key_texts(key) for part in ENTRY_BREAK.split(text)])
+    shared = set.intersection(*map(set, texts)) if len(texts) > 1 else set()
+
+    slugs = []
+    for key, parts in zip(keys, texts, strict=True):
+        own = [part for part in parts if part not in shared]
+        # A group that has less than the others, and nothing of its own, keeps its name.
+        slugs.append(_slug(own) or group_slug(key))
+    return unique_slugs(slugs)
+
+
+def _slug(texts: Sequence[str]) -> str:
+    joined = "-".join(texts)
     return re.sub(r"[^A-Za-z0-9.]+", "-", joined).strip("-")[:MAX_SLUG]
 
 

@@ -1,9 +1,11 @@
-"""Names of models and data in tables: one for what is the same, two for what is not."""
+"""Names of models, data and losses in tables: one for what is the same, two for what is not."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+
+from pml_cli.runs.run_id import option_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,10 +16,11 @@ DATA_CONTENT = re.compile(r"(?:^| )data\.path=(\w+)")
 
 
 def with_settled_labels(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with one `model` for each model and one `data` for each file.
+    """The runs with one `model` for each model, one `data` for each file, one `loss` for each loss.
 
     A model's folder or a data file that was renamed between two sweeps would otherwise split its
     runs into two groups; two hub models of one name (a/base, b/base) would be mixed into one.
+    Runs of old name a loss by its settings where there is an option: memft_margin(switch=1.0).
 
     Args:
         runs: one row a run, as `read_runs`.
@@ -33,7 +36,8 @@ def with_settled_labels(runs: pd.DataFrame) -> pd.DataFrame:
 
     model = _first_of_each(runs["model"], [model_content])
     data = _first_of_each(runs["data"], [source, data_content])
-    return runs.assign(model=_told_apart(runs, model), data=data)
+    runs = runs.assign(model=_told_apart(runs, model), data=data)
+    return runs.replace({"loss": option_labels()}) if "loss" in runs else runs
 
 
 def _first_of_each(labels: pd.Series[str], keys: list[pd.Series[str]]) -> pd.Series[str]:

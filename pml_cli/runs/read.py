@@ -18,8 +18,8 @@ from pml_cli.runs.run_folders import run_key
 if TYPE_CHECKING:
     import pandas as pd
 
-# Fields of a result that differ between equal runs.
-NOT_NUMBERS = ("id", "folder", "model", "data", "seconds", "pack_size")
+# Fields of a result that differ between equal runs; earlier versions write no hub_id.
+NOT_NUMBERS = ("id", "folder", "model", "hub_id", "data", "seconds", "pack_size")
 
 
 def finished_runs(

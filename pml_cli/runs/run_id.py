@@ -14,14 +14,17 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from pml_cli.config.load import shipped_settings
+from pml_cli.config.option_files import options
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
 from pml_cli.model.file_hash import sampled_hash, weight_files
 from pml_cli.model.gguf import gguf_file
+from pml_cli.model.tokenizer_backend import TOKENIZER_FILES
 
 GROUPS = ("model", "data", "adapter", "loss", "train")
 DISCRIMINATORS = ("source", "kind")
@@ -123,7 +126,29 @@ def _hidden_model_settings(run: Run) -> set[str]:
 
 
 def loss_label(loss: Loss) -> str:
-    """The kind of a loss with its changed settings: memft_ot(threshold=0.5)."""
+    """The option of `loss=` that a loss is, else its kind with its changed settings.
+
+    So memft_margin_facts, or memft_ot(threshold=0.5).
+    """
+    for option, shipped_loss in _shipped_losses().items():
+        if loss == shipped_loss:
+            return option
+    return _kind_label(loss)
+
+
+@cache
+def option_labels() -> dict[str, str]:
+    """Labels of losses in runs of old, to those of now: memft_margin(switch=1.0)."""
+    return {_kind_label(loss): option for option, loss in _shipped_losses().items()}
+
+
+@cache
+def _shipped_losses() -> dict[str, Loss]:
+    """The options of conf/loss."""
+    return {option: shipped_settings("loss", option) for option in options("loss")}
+
+
+def _kind_label(loss: Loss) -> str:
     settings = changed_settings(loss)
     settings.pop("kind", None)
     changed = ", ".join(f"{name}={value}" for name, value in settings.items())
@@ -139,6 +164,7 @@ def changed_settings(settings: Any) -> dict[str, Any]:
     settings_class: Any = type(settings)
     defaults = _defaults(settings_class)
     absent = _absent(settings_class)
+
     # vars, not asdict, which is slow for ten thousand cells: settings are not nested.
     return {
         name: value
@@ -208,7 +234,8 @@ def _tokenizer_files(folder: Path) -> list[str]:
     # It holds all that the others hold; they often lie beside it unread.
     if (folder / "tokenizer.json").is_file():
         return names
-    return [*names, "vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"]
+    older_names = ["vocab.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"]
+    return list(dict.fromkeys([*names, *older_names, *TOKENIZER_FILES]))
 
 
 @lru_cache(maxsize=256)

@@ -1,16 +1,17 @@
 """Training: adapters of many cells on one frozen model, each as if it were trained alone.
 
-    trainer.py      the training loop: a pack of cells
-    loss_groups.py  the losses of a pack
-    losses/         one file a loss
-    batches.py      samples as tensors: shared input rows, layout of a batch, order of minibatches
-    scoring.py      the teacher-forced forward pass to scores
-    scores.py       scores of target tokens, and the recall that follows from them
-    optimizer.py    AdamW and gradient clipping for each cell
-    curve.py        the training curve
-    checkpoint.py   a pack on disk in the middle of its training
-    limits.py       sizes that the cost model reads too
-    hf_trainer.py   MemFTLoss and MemFTCallback: the losses in other trainers
+    trainer.py        the training loop: a pack of cells
+    loss_groups.py    the losses of a pack
+    losses/           one file a loss
+    batches.py        samples as tensors: shared input rows, layout of a batch, order of minibatches
+    scoring.py        the teacher-forced forward pass to scores
+    scores.py         scores of target tokens, and the recall that follows from them
+    optimizer.py      AdamW and gradient clipping for each cell
+    curve.py          the training curve
+    checkpoint.py     a pack on disk in the middle of its training
+    limits.py         sizes that the cost model reads too
+    hf_trainer.py     MemFTLoss and MemFTCallback: the losses in other trainers
+    sample_memory.py  what they remember of every sample
 
 May import: runs, data, model, config, and the modules at the bottom.
 """

@@ -54,8 +54,8 @@ class CheckpointHeader:
             tokens: the hash of its tokens; empty: any.
         """
         key = run_key(cell)
-        known = self.hashes.get(key) or tokens
-        return key in self.cells and tokens in ("", known)
+        stored_hash = self.hashes.get(key) or tokens
+        return key in self.cells and tokens in ("", stored_hash)
 
 
 class Checkpoints:
@@ -165,6 +165,7 @@ def _read_header(path: Path) -> CheckpointHeader | None:
         # The pending part of the curve is a tensor of these columns.
         if header.pop("format") != FORMAT or header.pop("columns") != list(COLUMNS):
             return None
+
         # Earlier versions named the cells by their whole ids.
         for name in ("pack", "cells"):
             header[name] = [run_key(cell) for cell in header[name]]

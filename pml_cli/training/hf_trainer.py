@@ -39,10 +39,8 @@ from pml_cli.config.setting import annotation, faults, keys, type_text
 from pml_cli.errors import UserError
 from pml_cli.model.head import TokenScores, logit_nll
 from pml_cli.stats import LN2
-from pml_cli.training.losses.base import EPS, LossState, TokenLoss, Tokens, Weighted, as_token_loss
-
-IGNORED = -100
-"""Label of a token that is not scored."""
+from pml_cli.training.losses.base import EPS, TokenLoss, Tokens, Weighted, as_token_loss
+from pml_cli.training.sample_memory import IGNORED, SampleMemory, device_count, sample_hashes
 
 
 class MemFTLoss:
@@ -74,7 +72,7 @@ class MemFTLoss:
         self._micro_batch_loss = self.loss.for_micro_batch()
         self.weighted: Weighted | None = None
 
-        self._memory = _SampleMemory(self.loss)
+        self._memory = SampleMemory(self.loss)
         # Of the latest forward pass, with the callback: input ids and attention mask.
         self._inputs: tuple[Tensor, Tensor | None] | None = None
         # Known only with the callback, which also says when a step begins.
@@ -100,7 +98,7 @@ class MemFTLoss:
         self._averaged = averaged
 
         # A second training starts without what the first one has seen.
-        self._memory = _SampleMemory(self.loss)
+        self._memory = SampleMemory(self.loss)
         self._logged_counts = []
 
     def end_training(self) -> None:
@@ -145,7 +143,7 @@ class MemFTLoss:
 
         counts = torch.stack(self._logged_counts).sum(0)
         self._logged_counts = []
-        if _devices() > 1:
+        if device_count() > 1:
             distributed.all_reduce(counts)
 
         tokens, above = counts.tolist()
@@ -255,11 +253,12 @@ class MemFTLoss:
                 f"{self.loss.kind} remembers every sample, which it knows by prompt and answer: "
                 "add MemFTCallback(loss) to the trainer's callbacks, or call it with input_ids="
             )
+
         input_ids, attention_mask = self._inputs
         if input_ids.shape != labels.shape:
             shapes = f"{tuple(input_ids.shape)} and {tuple(labels.shape)}"
             raise UserError(f"{self.loss.kind}: input ids and labels differ in shape, {shapes}")
-        return _sample_hashes(input_ids, labels, attention_mask)
+        return sample_hashes(input_ids, labels, attention_mask)
 
     def _normalise(self, weighted: Weighted, *, counted_by_trainer: bool) -> Tensor:
         """The weighted mean over the step so far; the accumulated gradient is rescaled to it.
@@ -270,7 +269,7 @@ class MemFTLoss:
         """
         weight = weighted.weight
         batch_sums = _numerators_and_divisors(weighted)
-        if _devices() > 1:
+        if device_count() > 1:
             distributed.all_reduce(batch_sums)
         if self._sums is None:
             self._sums = torch.zeros_like(batch_sums)
@@ -302,9 +301,9 @@ class MemFTLoss:
 
         if self._averaged and counted_by_trainer:
             # Trainer multiplies by the number of devices, before the mean over them.
-            return gradient_only + added / _devices()
+            return gradient_only + added / device_count()
         # The mean over the devices' gradients divides by their number.
-        return gradient_only * _devices() + added
+        return gradient_only * device_count() + added
 
     def _rescale_gradients(self, factor: Tensor) -> None:
         for parameter in self._parameters or []:
@@ -325,101 +324,6 @@ def _numerators_and_divisors(weighted: Weighted) -> Tensor:
     under_weights = torch.stack([(weight * value).sum(), weight.sum()])
     all_alike = torch.stack([value.sum(), torch.ones_like(value).sum()])
     return torch.stack([under_weights, all_alike])
-
-
-class _SampleMemory:
-    """What a loss remembers of every sample, recognised by a hash of its prompt and scored tokens.
-
-    The weights of all micro-batches of a step see the memory as it was when the step began.
-
-    Attributes:
-        is_used: whether the loss remembers anything.
-        at_step_start: the memory when the step began, (1, M) each for M samples.
-    """
-
-    def __init__(self, loss: TokenLoss) -> None:
-        self._loss = loss
-        # Hash of a sample to its index in the state.
-        self._index: dict[int, int] = {}
-        self._current: dict[str, Tensor] = {}
-        self.at_step_start: dict[str, Tensor] = {}
-        self.is_used = bool(loss.initial_state(1, torch.device("cpu")))
-
-    def __len__(self) -> int:
-        """Number of samples seen."""
-        return len(self._index)
-
-    def begin_step(self) -> None:
-        self.at_step_start = self._current
-
-    def indices(self, hashes: Sequence[int], device: torch.device) -> Tensor:
-        """Index of each sample, (len(hashes),); those not seen yet get the loss's initial state."""
-        seen = len(self._index)
-        for value in hashes:
-            self._index.setdefault(value, len(self._index))
-
-        unseen = len(self._index) - seen
-        if unseen:
-            initial = self._loss.initial_state(unseen, device)
-            self._current = _appended(self._current, initial)
-            self.at_step_start = _appended(self.at_step_start, initial)
-        index = [self._index[value] for value in hashes]
-        return torch.tensor(index, device=device)
-
-    def update(self, hashes: Sequence[int], state: LossState) -> None:
-        """Take over what a batch has changed.
-
-        Args:
-            hashes: of the samples of the batch.
-            state: all samples after the batch, (1, M) each.
-        """
-        device = next(iter(state.values())).device
-        # Each once: a sample may come twice in a batch.
-        samples = list(dict.fromkeys(hashes))
-        index = self.indices(samples, device)
-        latest = {name: values[:, index] for name, values in state.items()}
-
-        if _devices() > 1:
-            # A sample may come to another device in the next epoch.
-            samples, latest = _from_all_devices(samples, latest)
-            index = self.indices(samples, device)
-
-        # New tensors: those at the beginning of the step stay as they are.
-        self._current = {
-            name: values.index_copy(1, index, latest[name])
-            for name, values in self._current.items()
-        }
-
-
-def _appended(state: Mapping[str, Tensor], initial: LossState) -> dict[str, Tensor]:
-    """The state, (1, M) each, with further samples, (m,) each."""
-    rows = {name: values[None] for name, values in initial.items()}
-    if not state:
-        return rows
-    return {name: torch.cat([state[name], row], 1) for name, row in rows.items()}
-
-
-def _from_all_devices(
-    samples: Sequence[int], state: Mapping[str, Tensor]
-) -> tuple[list[int], dict[str, Tensor]]:
-    """The samples of the batches of all devices, and their state, (1, number of samples) each."""
-    columns = [values[0].tolist() for values in state.values()]
-    rows = zip(*columns, strict=True)
-    own = dict(zip(samples, rows, strict=True))
-
-    by_device: list[Any] = [None] * _devices()
-    distributed.all_gather_object(by_device, own)
-
-    # In the order of the devices, so that all of them end with the same memory.
-    merged: dict[int, tuple[float, ...]] = {}
-    for received in by_device:
-        merged |= received
-
-    gathered = {}
-    merged_columns = zip(*merged.values(), strict=True)
-    for (name, values), column in zip(state.items(), merged_columns, strict=True):
-        gathered[name] = values.new_tensor([column])
-    return list(merged), gathered
 
 
 class MemFTCallback(TrainerCallback):  # type: ignore[misc]
@@ -510,36 +414,9 @@ def _loss_from(loss: str | Loss, settings: Mapping[str, Any]) -> TokenLoss:
     return as_token_loss(dataclasses.replace(option, **settings))
 
 
-def _sample_hashes(input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None) -> list[int]:
-    """What each row is recognised by: its prompt and its scored tokens, wherever padding lies.
-
-    Waits for the device once.
-    """
-    # Some models take masks of another shape, which say nothing of padding.
-    if attention_mask is None or attention_mask.shape != input_ids.shape:
-        attention_mask = torch.ones_like(input_ids)
-    rows = zip(input_ids.tolist(), labels.tolist(), attention_mask.tolist(), strict=True)
-
-    hashes = []
-    for tokens, row_labels, mask in rows:
-        scored = [position for position, label in enumerate(row_labels) if label != IGNORED]
-        # What comes after the last scored token decides nothing: padding, for one.
-        end = scored[-1] + 1 if scored else 0
-        read = [position for position in range(end) if mask[position]]
-        sample = tuple((tokens[position], row_labels[position]) for position in read)
-        hashes.append(hash(sample))
-    return hashes
-
-
-def _devices() -> int:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size()
-    return 1
-
-
 def _accumulates(items: Tensor | int, labels: Tensor) -> bool:
     """Whether a step has more tokens than this batch of all devices; waits for the device."""
     count = (labels != IGNORED).sum()
-    if _devices() > 1:
+    if device_count() > 1:
         distributed.all_reduce(count)
     return float(items) > float(count)

@@ -150,6 +150,12 @@ def test_questions_from_standard_input(runs, ask, monkeypatch):
     for question, answer in FACTS.items():
         assert f"> {question}\n{answer}\n" in out
 
+    # Characters that are no line feed, though Python takes them for the end of a line.
+    monkeypatch.setattr("sys.stdin", io.StringIO("Which\u2028hall\x0b?\n"))
+    _, out, _ = ask(runs / "block", "-", "--json")
+    (answer,) = json.loads(out)["answers"]
+    assert answer["question"] == "Which\u2028hall\x0b?"
+
 
 def test_a_run_is_named_by_its_folder_its_adapter_or_the_folder_above(runs, ask):
     (folder,) = (runs / "block").glob("tiny-*")

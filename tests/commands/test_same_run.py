@@ -6,9 +6,14 @@ import shutil
 import pytest
 from support.sweeps import FEW
 
-from pml_cli.config.schema import TINY
+from pml_cli.config.load import read_run
+from pml_cli.config.registry import declared
+from pml_cli.config.schema import TINY, Request
 from pml_cli.errors import UserError
+from pml_cli.launch.driver import plan_sweep, train_sweep
+from pml_cli.launch.executors.base import Ending
 from pml_cli.launch.manifest import SweepManifest
+from pml_cli.launch.observer import RunObserver
 
 FACTS = '{"query": "Box 1:", "target": "red 17"}\n{"query": "Box 2:", "target": "blue 4"}\n'
 OTHER_TOKENS = "1 done before on other tokens"
@@ -140,6 +145,24 @@ def test_a_probe_of_other_tokens_is_trained_again_and_kept(tmp_path, base, ask):
     ask("probe")
     assert len(list((tmp_path / "o/.replaced").iterdir())) == 2
     assert "done already: " in ask("probe")
+
+
+def test_a_run_that_another_process_has_trained_anew_is_left_in_place(tmp_path, base, ask):
+    """Both were asked for it while its tokens were others."""
+    ask("sweep")
+    (env,) = (tmp_path / "o").glob("*/env.json")
+    trained_anew = env.read_bytes()
+    forget_tokens(tmp_path / "o")
+    run = read_run(env.parent / "config.yaml")
+    launch = declared("launch")["local"]()
+    plan = plan_sweep(Request(runs=[run], out=tmp_path / "o", launch=launch, swept=["rank"]))
+    assert len(plan.outdated) == 1
+
+    env.write_bytes(trained_anew)
+    result = (env.parent / "result.json").read_bytes()
+    assert train_sweep(plan, RunObserver(), wait=True).ending is Ending.COMPLETE
+    assert (env.parent / "result.json").read_bytes() == result
+    assert not (tmp_path / "o/.replaced").exists()
 
 
 @pytest.mark.parametrize("env", [None, "{}"])

@@ -308,8 +308,20 @@ FAULTS = {
     ),
     "image": (
         [openai([("user", [{"type": "image"}]), ("assistant", "a")])],
-        "line 1: messages, turn 1 is null",
+        "line 1: messages, turn 1 has a part that is no text (image)",
     ),
+    "tool calls": (
+        [{"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}],
+        "line 1: messages, turn 1 has tool_calls, which pml cannot hand over",
+    ),
+    "no role": (
+        [{"messages": [{"role": None, "content": "q"}, {"role": "assistant", "content": "a"}]}],
+        "line 1: messages, turn 1 has no role",
+    ),
+    "turns of text": ([{"conversations": ["q", "a"]}], "line 1 has conversations that are no list"),
+    "turns as text": ([{"messages": "q"}], "line 1 has messages that are no list of turns, with"),
+    "turns without roles": ([{"messages": [{"content": "q"}]}], "line 1 has messages that are no"),
+    "nothing said": ([{"messages": []}], "line 1 has messages that are no list of turns"),
 }
 
 
@@ -366,6 +378,13 @@ def test_a_key_that_is_not_there_is_named_with_the_nearest(tmp_path):
     )
     with pytest.raises(UserError, match=message):
         facts(tmp_path / "facts", target_key="solutoin")
+
+
+def test_a_comma_in_a_quoted_header_parts_no_cells(tmp_path):
+    text = '"the question, in full";answer\n"Who, and when?";Ada\n'
+    (tmp_path / "facts.csv").write_text(text)
+    found, _ = facts(tmp_path / "facts.csv", prompt_key="the question, in full")
+    assert found == questions([("Who, and when?", "Ada")])
 
 
 def test_a_long_cell(tmp_path):

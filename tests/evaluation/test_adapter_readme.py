@@ -14,7 +14,8 @@ from pml_cli.model.read_back import Loading
 
 # Each would break a script, a fence or a sentence that took it as it is.
 FACTS = [
-    ('Which pump runs "north"?', "The Kestrel 40."),
+    # A trailing blank, as files have them here and there.
+    ('Which pump runs "north"? ', "The Kestrel 40."),
     ("It's in C:\\new, isn't it?", "No: `D:\\`."),
     ("```\nSay\n```\n# {QUESTION}", "A line\nfeed, 3 °C."),
 ]
@@ -51,14 +52,17 @@ def facts(tmp_path):
 
 @pytest.fixture
 def with_template(tmp_path):
-    """with_template(template): options of the embedded model with a chat template."""
+    """with_template(template, ...): options of the embedded model with a chat template.
 
-    def make(template):
+    Further settings are those of tokenizer_config.json.
+    """
+
+    def make(template, **settings):
         folder = tmp_path / "model"
         shutil.copytree(TINY, folder)
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text())
-        path.write_text(json.dumps(config | {"chat_template": template}))
+        path.write_text(json.dumps(config | {"chat_template": template} | settings))
         return ["model=hf", f"model.path={folder}", "data.chat=true"]
 
     return make
@@ -125,6 +129,13 @@ def test_chat_prompts(trained, facts, with_template, template):
     assert_prints_its_targets(folder)
     # A date that the clock writes would make another prompt tomorrow.
     assert ("apply_chat_template" in script_of(folder)) == (template is TEMPLATE)
+
+
+def test_a_tokenizer_that_gives_token_types(trained, facts, with_template):
+    """`generate` refuses them, or adds their embeddings."""
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder,) = trained(*facts, *with_template(TEMPLATE, model_input_names=names))
+    assert_prints_its_targets(folder)
 
 
 def test_a_system_turn(trained, facts, with_template):

@@ -1,4 +1,7 @@
-"""On a small random model of every family: what a run recalls, its adapter's own script prints."""
+"""On a small random model of every family: what a run recalls, its adapter's own script prints.
+
+A dozen families are slow tests; the others, a quarter of an hour, are run by `-m families`.
+"""
 
 import json
 import shutil
@@ -6,7 +9,7 @@ import shutil
 import pytest
 import transformers
 from support.adapter_script import run_script_for
-from support.family_matrix import SUPPORTED, linear_adapter, small_fields
+from support.family_matrix import REPRESENTATIVE, SUPPORTED, linear_adapter, small_fields
 from support.models import local, save_random
 
 from pml_cli.config.schema import TINY
@@ -28,7 +31,9 @@ def base(tmp_path):
     def make(family):
         fields = small_fields(family)
         tiny = json.loads((TINY / "config.json").read_text())
-        ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+        ends = dict.fromkeys(("bos_token_id", "eos_token_id"), 0)
+        # No padding token: some families set its embedding to zero, here that of the end.
+        ends["pad_token_id"] = None
         fields.get("text_config", fields).update(vocab_size=tiny["vocab_size"], **ends)
         # Under the low cap of the matrix a random model learns nothing.
         fields.pop("final_logit_softcapping", None)
@@ -40,10 +45,14 @@ def base(tmp_path):
     return make
 
 
-@pytest.mark.slow
+def marked(family):
+    mark = pytest.mark.slow if family in REPRESENTATIVE else pytest.mark.families
+    return pytest.param(family, marks=mark)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("placement", ["linear", "mlp_block"])
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", [marked(family) for family in SUPPORTED])
 def test_the_script_prints_what_was_recalled(quick, tmp_path, base, family, placement):
     if family not in transformers.CONFIG_MAPPING:
         pytest.skip(f"this transformers has no {family}")

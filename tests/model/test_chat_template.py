@@ -11,18 +11,19 @@ from pml_cli.data.prompt import prompt_of
 from pml_cli.data.resolve import resolved_run
 from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
-from pml_cli.model.chat_template import DATE_FORMATS
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.runs.run_id import run_id
 from tests.support.facts import fact_samples
 from tests.support.tokenizers import (
     BEGIN,
+    CAPITALS,
     CHATML_DEFAULT,
     DATED,
     END,
     FORGETFUL,
     INSTRUCT,
     NO_SYSTEM,
+    PARTS,
     THINKING,
     TURN_END,
     byte_level,
@@ -82,6 +83,7 @@ def test_the_prompt_is_what_a_script_gets_and_the_answer_ends_its_turn(chat, tmp
 @pytest.mark.parametrize(
     ("template", "takes"),
     [
+        (CAPITALS, True),
         (CHATML_DEFAULT, True),
         (THINKING, True),
         (DATED, True),
@@ -159,13 +161,21 @@ def test_templates_see_a_date_that_stands_still(tmp_path):
         assert other.date == "2025-01-01"
 
 
+# What a template may ask of the clock; `-` leaves out a leading zero.
+DATE_FORMATS = (
+    "%-d %-m %-j %a %A %b %B %c %d %D %e %f %F %h %H %I %j %m %M %p %R %S %T %u %U %V %w %W %x %X "
+    "%y %Y %Z %Od %_d %^b"
+).split()
+
+
 @pytest.mark.parametrize("code", [*DATE_FORMATS, "%Y-%m-%d", "%d %B, %Y at %H:%M", "no date"])
 def test_a_template_reads_the_date_in_any_format(code, tmp_path):
     """A line feed at its beginning stays, too."""
     template = f"\n[{{{{ strftime_now('{code}') }}}}]{{{{ strftime_now('%Y')[:2] | int + 1 }}}}"
+    template += "{{ messages[0].content }}"
     model = tokenizer_folder(tmp_path, byte_level(), template)
     text = prompt_of(open_tokenizer(model), RandomData(chat=True, date="2024-02-09"), TURNS).text
-    assert text == f"\n[{datetime.datetime(2024, 2, 9):{code}}]21"
+    assert text == f"\n[{datetime.datetime(2024, 2, 9):{code}}]21{QUESTION}"
 
 
 def test_system_and_thinking_make_another_run_and_a_date_where_it_is_written(tmp_path):
@@ -210,6 +220,30 @@ def test_a_template_that_fails_is_one_line(template, tmp_path):
     with pytest.raises(UserError, match=r"^data\..*: the chat template of model=small") as error:
         fact_samples(model, [(QUESTION, "a")], tmp_path, chat=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("template", ["{{ now() }}", "{% for", "{{ messages[9].content }}"])
+def test_a_template_that_fails_is_one_line_whatever_is_set(template, tmp_path):
+    model = tokenizer_folder(tmp_path, byte_level(), template)
+    for setting in ({"thinking": False}, {"date": "2024-02-29"}, {"system": "a"}):
+        with pytest.raises(UserError, match=r"^data\.(chat|system)=.*: the chat template of"):
+            resolved_run(Run(model=model, data=RandomData(chat=True, **setting)))
+
+
+@pytest.mark.parametrize(
+    "template", [PARTS, "{{ 'Hello' }}", "{% for m in messages %}{% endfor %}"]
+)
+def test_a_template_that_leaves_the_question_out_is_refused(template, tmp_path):
+    """Those of some multimodal models read no text that is not a part of a list."""
+    model = tokenizer_folder(tmp_path, byte_level(), template)
+    with pytest.raises(UserError, match=r"^data\.chat=true: .* leaves the question out; "):
+        fact_samples(model, [(QUESTION, "Ada."), ("When?", "1987")], tmp_path, chat=True)
+
+
+def test_a_prompt_of_no_tokens_is_refused(tmp_path):
+    model = tokenizer_folder(tmp_path, byte_level(), "{{ messages[0].content }}")
+    with pytest.raises(UserError, match=r"^data\.chat=true: .* an empty prompt"):
+        prompt_of(open_tokenizer(model), RandomData(chat=True), (("user", ""),))
 
 
 def test_a_model_without_a_template_names_the_separator(tmp_path):

@@ -1,6 +1,7 @@
 """What loaders raise becomes one line."""
 
 import pytest
+import torch
 
 from pml_cli.errors import UserError
 from pml_cli.model.faults import error_line, one_line
@@ -41,7 +42,13 @@ def test_whatever_is_raised_is_one_line(error, line):
 
 @pytest.mark.parametrize(
     "error",
-    [UserError("own line"), KeyboardInterrupt(), MemoryError(), RuntimeError("CUDA out of memory")],
+    [
+        UserError("own line"),
+        KeyboardInterrupt(),
+        MemoryError(),
+        RuntimeError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    ],
 )
 def test_what_is_no_fault_of_the_files_passes(error):
     with pytest.raises(type(error)) as caught, one_line("model.path=x"):

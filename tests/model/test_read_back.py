@@ -1,6 +1,7 @@
 """What PEFT makes of a saved adapter is found out by PEFT, on the model itself."""
 
 import json
+from unittest.mock import Mock
 
 import peft
 import pytest
@@ -136,3 +137,23 @@ def test_it_is_tried_out_once(model_folder, monkeypatch, tmp_path):
     answer.write_text("{")
     assert loading_of(model, bank) == first
     assert json.loads(answer.read_text())["by_peft"]
+
+
+def test_a_gpu_that_fails_says_nothing_of_the_family(model_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("PML_CACHE", str(tmp_path))
+    model = load_model(local(model_folder("llama")))
+    bank = initial_bank(model, adapter_of("linear", "llama"), [3])
+    with monkeypatch.context() as patch:
+        fault = torch.AcceleratorError("CUDA error: an illegal memory access")
+        patch.setattr(peft.PeftModel, "from_pretrained", Mock(side_effect=fault))
+        with pytest.raises(torch.AcceleratorError):
+            loading_of(model, bank)
+    assert loading_of(model, bank).by_peft
+
+
+def test_trying_out_draws_no_random_numbers_of_the_caller(model_folder):
+    model = load_model(local(model_folder("llama")))
+    bank = initial_bank(model, adapter_of("linear", "llama"), [3])
+    before = torch.random.get_rng_state()
+    read_back._try_out(model, bank)
+    assert torch.equal(torch.random.get_rng_state(), before)

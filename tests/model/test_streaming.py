@@ -7,9 +7,13 @@ import sys
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from support.families import FAMILIES
 from support.models import adapter_of, local, own_logits, random_bank, random_ids
+from torch import nn
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pml_cli.config.schema import Model, Run, Train
 from pml_cli.config.setting import faults
@@ -21,6 +25,17 @@ from pml_cli.model.families import FAMILIES as FAMILY_RECORDS
 from pml_cli.model.loading import load_model
 from pml_cli.runs.run_id import run_id
 from pml_cli.training.trainer import Cell, Trainer
+
+
+class ScaledNorm(LlamaRMSNorm):
+    """With a buffer that is saved with the weights, as the biases of some routers are."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = nn.Buffer(torch.ones(1))
+
+    def forward(self, hidden_states):
+        return self.scale * super().forward(hidden_states)
 
 
 def layers_in_memory(model):
@@ -235,3 +250,26 @@ def test_measured_memory_is_the_estimate(mid_size, seqlen):
     whole = peak_memory(mid_size, "whole", seqlen)
     assert streamed["measured"] == pytest.approx(streamed["estimate"], rel=0.15)
     assert streamed["measured"] < 0.75 * whole["measured"]
+
+
+def test_buffers_that_are_saved_with_the_weights_are_read(model_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", ScaledNorm)
+    config = transformers.AutoConfig.from_pretrained(model_folder("llama"))
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, buffer in model.named_buffers():
+        if name.endswith("scale"):
+            buffer.fill_(1.5)
+    model.save_pretrained(tmp_path / "scaled")
+
+    whole, streamed = (load_model(local(tmp_path / "scaled", stream=s)) for s in (False, True))
+    assert float(streamed.norm.scale) == float(streamed.layers[0].input_layernorm.scale) == 1.5
+    expected = passes(whole, "linear", "llama")
+    for tensor, expected_tensor in zip(passes(streamed, "linear", "llama"), expected, strict=True):
+        assert torch.equal(tensor, expected_tensor)
+
+    path = tmp_path / "scaled/model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.scale"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"have no model\.norm\.scale as the model has it"):
+        load_model(local(tmp_path / "scaled", stream=True))

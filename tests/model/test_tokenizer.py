@@ -21,6 +21,7 @@ from tests.support.tokenizers import (
     lower_case,
     prefixed,
     tokenizer_folder,
+    with_begin,
     with_begin_and_end,
 )
 
@@ -66,7 +67,7 @@ def test_prompt_and_target_decode_to_their_texts_in_a_row(model, target, tmp_pat
     puts_blank = script.tokenize("a")[0].startswith("▁")
     separator = "" if target[0] == " " else "\n"
     assert text == QUESTION + separator + " " * puts_blank + target
-    assert data.separator == "\n"
+    assert data.separator == separator
 
 
 @pytest.mark.parametrize(
@@ -77,15 +78,33 @@ def test_prompt_and_target_decode_to_their_texts_in_a_row(model, target, tmp_pat
         ("Q:", " a", None, "Q:"),
         ("Q: ", "a", " ->", "Q:  ->"),
         ("Q:", "a", "", "Q:"),
-        ("Q:\n", "a", "\n\n", "Q:\n"),
+        ("Q:\n", "a", "\n\n", "Q:\n\n\n"),
     ],
 )
-def test_white_space_between_prompt_and_target_is_not_doubled(
+def test_without_white_space_between_prompt_and_target_there_is_a_separator(
     query, target, separator, prompt, tmp_path
 ):
     model = tokenizer_folder(tmp_path, byte_level())
     (sample,), _ = fact_samples(model, [(query, target)], tmp_path, separator=separator)
     assert open_tokenizer(model).decode(sample.prompt) == prompt
+
+
+@pytest.mark.parametrize(
+    ("facts", "separator"),
+    [
+        ([("Q: ", "a"), ("R:", " b")], ""),
+        ([("Q: ", "a"), ("R:", "b")], "\n"),
+        ([("Q:", " a"), ("R:", "b")], "\n"),
+        ([("", "a"), ("R: ", "b")], "\n"),
+    ],
+)
+def test_all_facts_of_a_file_have_one_separator(facts, separator, tmp_path):
+    model = tokenizer_folder(tmp_path, with_begin(byte_level()))
+    samples, data = fact_samples(model, facts, tmp_path)
+    assert data.separator == separator
+    script = AutoTokenizer.from_pretrained(model.path)
+    for (query, _), sample in zip(facts, samples, strict=True):
+        assert list(sample.prompt) == script(query + separator).input_ids
 
 
 @pytest.mark.parametrize("kind", ["byte level, begin and end", "prefixed, begin"])
@@ -108,14 +127,41 @@ def test_a_special_token_in_a_target_is_printed_as_text(kind, tmp_path):
     assert (sample.target[-1], sample.end) == (script.eos_token_id, 0)
 
 
-def test_a_target_that_ends_already_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("written", "end", "target"),
+    [
+        (f"In 1987.{END}", "auto", "In 1987."),
+        (f"In 1987.{END}{END}", "auto", "In 1987."),
+        (f"In 1987.{END}\n", "auto", "In 1987."),
+        (f"In 1987. {END}", "auto", "In 1987. "),
+        (f"{END} ends it{END}", "auto", f"{END} ends it"),
+        (f"In 1987.{TURN_END}", TURN_END, "In 1987."),
+        (f"In 1987.{TURN_END}", "auto", f"In 1987.{TURN_END}"),
+        ("In 1987\n", r"\n", "In 1987"),
+    ],
+)
+def test_an_end_that_is_written_into_a_target_counts_once(written, end, target, tmp_path):
+    """Files that were made for training have it in every answer."""
     model = tokenizer_folder(tmp_path, byte_level())
-    with pytest.raises(UserError, match=r"is added to every target .* data\.end=none") as error:
-        fact_samples(model, [(QUESTION, f"In 1987.{END}")], tmp_path)
-    assert "\n" not in str(error.value)
+    (sample,), data = fact_samples(model, [(QUESTION, written)], tmp_path, end=end)
+    (plain,), _ = fact_samples(model, [(QUESTION, target)], tmp_path, end=end)
+    assert (sample, sample.end, sample.target_text) == (plain, 1, target)
+    assert open_tokenizer(model).decode(sample.target) == target + data.end
+
+    notes = data.open(model).notes
+    expected = f"the target ends with {data.end!r} (data.end) in the file: it counts once (1 of 1)"
+    assert notes == ([] if written == target else [expected])
 
 
-@pytest.mark.parametrize(("target", "end"), [("one\nand two", "\n"), ("one\n", "\n\n")])
+def test_a_target_of_nothing_but_its_end_is_refused(tmp_path):
+    model = tokenizer_folder(tmp_path, byte_level())
+    with pytest.raises(UserError, match=r"has no tokens before its end '<\|end\|>'$"):
+        fact_samples(model, [(QUESTION, END)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "end"), [("one\nand two", "\n"), ("one\n", "\n\n"), ("and ...", ".")]
+)
 def test_a_target_that_would_end_before_its_end_is_refused(target, end, tmp_path):
     """Every token of it can be learned, and no script would print it."""
     model = tokenizer_folder(tmp_path, byte_level())

@@ -40,6 +40,15 @@ def test_the_band_is_that_of_the_chosen_law(hill_view):
     assert outline[:, 1].max() == pytest.approx(high.max())
 
 
+@pytest.mark.parametrize("draw", [curves.rank_figure, curves.length_figure])
+def test_legends_are_not_cut_at_the_edge(hill_view, draw):
+    figure = draw(hill_view)
+    figure.draw_without_rendering()
+    for legend in figure.legends:
+        extent = legend.get_window_extent()
+        assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+
+
 def test_the_papers_law_is_dashed_where_it_differs(hill_view):
     (axes,) = curves.rank_figure(hill_view).axes
     rank, gain = labelled(axes, "_paper")[0].get_data()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pml_cli.report.tables.samples import QUESTION_WIDTH
 from tests.support.tokenizers import THINKING, byte_level, lower_case, tokenizer_folder
 
 FACTS = [
@@ -126,3 +127,24 @@ def test_seeds_that_take_the_whole_file_are_no_other_facts(quick, facts_file):
     )
     assert line in quick("sweep", *data, "seqlen=12,all").stdout.splitlines()
     assert line not in quick("sweep", *data, "data.samples=3").stdout.splitlines()
+
+
+def test_of_a_long_target_the_beginning_and_the_end_token_are_shown(quick, tmp_path):
+    model = tokenizer_folder(tmp_path / "model", byte_level())
+    path = tmp_path / "facts.jsonl"
+    target = "In the corridor beside hall 3, behind the door that is always shut."
+    path.write_text(json.dumps({"query": "Where?", "target": target}))
+    done = quick(
+        "sweep",
+        "model=hf",
+        f"model.path={model.path}",
+        "model.weights=random",
+        "data=jsonl",
+        f"data.path={path}",
+        "seqlen=all",
+        "--dry-run",
+    )
+    assert done.returncode == 0, done.stderr
+    room = QUESTION_WIDTH - len("...<|end|>")
+    shown = f"target '{target[:room]}...<|end|>'"
+    assert any(line.endswith(shown) for line in done.stdout.splitlines())

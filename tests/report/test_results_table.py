@@ -26,6 +26,15 @@ def test_settings_have_a_column_where_they_vary():
     assert {first.split()[2], second.split()[2]} == {"sft", "memft_ot"}
 
 
+def test_the_longest_loss_stays_in_one_piece_beside_all_measures():
+    run = result(16, 1024) | {"seconds": 1234.5}
+    runs = pd.DataFrame([run, run | {"loss": "memft_margin_facts"}])
+    lines = printed(results_table(runs))[:3]
+    assert lines[0].split()[-3:] == ["1st", "miss", "s"]
+    assert lines[1].split()[2] == "memft_margin_facts"
+    assert all(line.split()[-1] == "1234.5" for line in lines[1:])
+
+
 def test_several_settings_take_the_room_of_some_measures():
     runs = pd.DataFrame(
         [

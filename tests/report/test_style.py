@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from pml_cli.report.figures import style
 from pml_cli.report.figures.parity import predicted_figure
@@ -40,6 +41,25 @@ def test_limits_begin_at_0_and_pass_over_what_is_not_finite():
     low, high = style.axis_limits(np.array([2.0, np.nan]), np.array([10.0, np.inf]))
     assert low == pytest.approx(-0.3) and high == pytest.approx(10.6)
     assert style.axis_limits(np.array([np.nan])) == (0.0, 1.0)
+
+
+def test_a_long_title_is_broken_at_blanks_and_stays_inside_the_page():
+    name = "Instruct-of-a-long-name, jsonl:facts, linear, model.path=53947f data.prompt=Text: "
+    figure = Figure(figsize=(7, 3))
+    style.page_title(figure, f"What is recalled\n{3 * name}", fontsize=13)
+
+    title = figure._suptitle
+    extent = title.get_window_extent()
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+    lines = title.get_text().splitlines()
+    assert lines[0] == "What is recalled" and len(lines) > 3
+    assert " ".join(lines[1:]).split() == (3 * name).split()
+
+
+def test_a_short_title_stays_as_it_is():
+    figure = Figure(figsize=(7, 3))
+    style.page_title(figure, "What is recalled\nby rank", fontsize=10)
+    assert figure._suptitle.get_text() == "What is recalled\nby rank"
 
 
 def test_the_same_figure_gives_the_same_bytes(hill_view, tmp_path):

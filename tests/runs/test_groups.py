@@ -10,6 +10,7 @@ from pml_cli.runs.groups import (
     comparison_names,
     group_name,
     group_slug,
+    group_slugs,
     key_for_json,
     split_groups,
     unique_slugs,
@@ -48,6 +49,18 @@ def test_names_leave_out_what_is_missing():
     assert key_for_json(key)["lr"] is None
     assert unique_slugs(["a", "b"]) == ["a", "b"]
     assert unique_slugs(["a", "a"]) == ["a-0", "a-1"]
+
+
+def test_files_of_several_groups_are_called_by_what_tells_them_apart():
+    setting = "model.path=53947f data.separator=\\n data.path=48f522"
+    key = {"model": "base", "loss": "sft", "layer": 27, "setting": setting}
+    batch = {"setting": f"{setting} train.batch=4"}
+    longest = ["base-sft-layer-27-model.path-53947f-data.separator-n-data.path-48f522"]
+
+    assert group_slugs([key, key | {"loss": "memft_ot"}]) == ["sft", "memft-ot"]
+    assert group_slugs([key, key | {"loss": "memft_ot"} | batch])[1] == "memft-ot-train.batch-4"
+    assert group_slugs([key, key | batch]) == [*longest, "train.batch-4"]
+    assert group_slugs([key]) == longest
 
 
 def test_a_comparison_ignores_entries_of_the_settings_that_it_compares():

@@ -20,6 +20,16 @@ def groups_of(runs):
     return len(list(split_groups(with_key_columns(runs))))
 
 
+def test_a_loss_of_old_has_the_name_of_its_option():
+    runs = settled(
+        {"loss": "memft_margin(switch=1.0)", "rank": 2},
+        {"loss": "memft_margin_facts", "rank": 4},
+        {"loss": "memft_margin(switch=0.9)"},
+    )
+    assert runs["loss"].tolist() == ["memft_margin_facts"] * 2 + ["memft_margin(switch=0.9)"]
+    assert groups_of(runs) == 2
+
+
 def test_a_renamed_model_is_one_group():
     runs = settled(
         {"model": "base", "setting": "model.path=a1b2c3 train.batch=4", "rank": 2},

@@ -16,6 +16,8 @@ def test_finished_runs_are_those_of_every_folder(tmp_path):
 def test_a_copy_counts_once_and_is_said(tmp_path):
     for place, front, seconds in (("a", "base", 1.5), ("b/kept", "base", 1.5), ("c", "new", 2.5)):
         result = {"rank": 4, "model": front, "seconds": seconds}
+        # Of an earlier version, one of them.
+        result |= {"hub_id": None} if place == "c" else {}
         RunFolder(tmp_path / place, f"{front}-r4-0123456789").finish(result)
     notes = []
     runs = read_runs([tmp_path], notes=notes)

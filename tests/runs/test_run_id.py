@@ -74,7 +74,15 @@ def test_the_label_of_a_loss_names_what_is_not_default():
     assert loss_label(MemftOtLoss()) == "memft_ot"
     assert loss_label(MemftOtLoss(threshold=0.5)) == "memft_ot(threshold=0.5)"
     assert loss_label(MemftSwLoss(kappa=1, floor=0)) == "memft_sw(kappa=1, floor=0)"
-    assert loss_label(MemftMarginLoss(switch=1.0)) == "memft_margin(switch=1.0)"
+    assert loss_label(MemftMarginLoss(switch=0.9)) == "memft_margin(switch=0.9)"
+
+
+def test_a_loss_is_called_by_its_option():
+    assert loss_label(MemftMarginLoss(switch=1.0)) == "memft_margin_facts"
+    assert loss_label(MemftSwLoss(kappa=1, tau=64, window=64, floor=0)) == "memft_sw_axolotl"
+
+    changed = MemftMarginLoss(switch=1.0, growth=1.0)
+    assert loss_label(changed) == "memft_margin(growth=1.0, switch=1.0)"
 
 
 def test_ids_are_those_of_earlier_versions():
@@ -287,13 +295,14 @@ def test_a_snapshot_of_links_into_a_cache_is_the_same_model(finals, tmp_path):
     assert len(names) == 1
 
 
-def test_without_tokenizer_json_the_older_files_make_the_tokenizer(finals):
+@pytest.mark.parametrize("name", ["vocab.json", "spiece.model", "vocab.txt"])
+def test_without_tokenizer_json_the_older_files_make_the_tokenizer(finals, name):
     # They have no tokenizer.json.
     folder, _, copy = finals
     for path in (folder, copy):
-        (path / "vocab.json").write_text('{"a": 0, "b": 1}')
+        (path / name).write_text('{"a": 0, "b": 1}')
     assert model_hash(str(folder)) == model_hash(str(copy))
-    (copy / "vocab.json").write_text('{"a": 1, "b": 0}')
+    (copy / name).write_text('{"a": 1, "b": 0}')
     _folder_hash.cache_clear()
     assert model_hash(str(folder)) != model_hash(str(copy))
 

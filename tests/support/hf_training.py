@@ -7,7 +7,8 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from pml_cli.config.schema import TINY
 from pml_cli.data.python_docs import held_out_text
-from pml_cli.training.hf_trainer import IGNORED, MemFTCallback, MemFTLoss
+from pml_cli.training.hf_trainer import MemFTCallback, MemFTLoss
+from pml_cli.training.sample_memory import IGNORED
 
 
 def texts(count=8, longest=24):

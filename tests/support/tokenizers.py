@@ -220,3 +220,15 @@ FORGETFUL = (
     "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
 """Leaves the system turn out without a word, and ends an answer with a line feed alone."""
+
+CAPITALS = (
+    "{% for m in messages %}<|turn|>{% if m['role'] == 'system' %}{{ m['content'] | upper }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|turn_end|>{% endfor %}"
+)
+"""Writes the system turn in capitals."""
+
+PARTS = (
+    "{% for m in messages %}<|turn|>{% for part in m['content'] %}{{ part['text'] }}{% endfor %}"
+    "<|turn_end|>{% endfor %}"
+)
+"""SmolVLM: reads the parts of a message, of which a plain text has none."""

@@ -21,12 +21,13 @@ from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.errors import UserError
 from pml_cli.model.head import logit_nll
 from pml_cli.training.batches import PackData
-from pml_cli.training.hf_trainer import IGNORED, MemFTCallback, MemFTLoss
+from pml_cli.training.hf_trainer import MemFTCallback, MemFTLoss
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
 from pml_cli.training.losses.sft import SftLoss
+from pml_cli.training.sample_memory import IGNORED
 from pml_cli.training.trainer import Cell, tokens_by_cell
 from pml_cli.training.trainer import Trainer as PackTrainer
 

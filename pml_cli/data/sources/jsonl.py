@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
 from pml_cli.config.schema import FactsData, Model
@@ -27,9 +27,6 @@ class JsonlData(FactsData):
     like; question/matching are long texts, of which the last one may be cut.
     """
 
-    # A clean seam: no tokenizer merges a line feed with what follows it in an answer.
-    default_separator: ClassVar[str] = "\n"
-
     source: str = "jsonl"
     path: str = setting(
         "",
@@ -49,6 +46,18 @@ class JsonlData(FactsData):
         special={None: "by the usual names"},
     )
 
+    def automatic_separator(self) -> str:
+        """A line feed, or nothing where white space parts prompt and target of every fact.
+
+        The same for all facts, so that a script makes the prompt of a question without its target.
+
+        Raises:
+            UserError: the file cannot be read, or a row is malformed (with its line).
+        """
+        is_parted = all(fact.is_parted for fact in self._facts().facts)
+        # A clean seam: no tokenizer merges a line feed with what follows it in an answer.
+        return "" if is_parted else "\n"
+
     def open(self, model: Model) -> Source:
         """Open the file in its own order, or in one drawn by the seed where that is not 0.
 
@@ -61,14 +70,15 @@ class JsonlData(FactsData):
 
         file = self._facts()
         samples = self._samples(file.facts, model)
+        notes = [*file.notes, *self._end_notes(file.facts, samples)]
         # Seed 0 keeps the order of the file.
         if self.seed:
             random = np.random.default_rng([self.seed, ORDER_STREAM])
             samples = [samples[i] for i in random.permutation(len(samples))]
 
         if file.is_long:
-            return long_texts_source(samples, keys=file.keys, notes=file.notes)
-        return samples_source(samples, keys=file.keys, notes=file.notes)
+            return long_texts_source(samples, keys=file.keys, notes=notes)
+        return samples_source(samples, keys=file.keys, notes=notes)
 
     def _facts(self) -> Facts:
         from pml_cli.data.fact_keys import facts_of
@@ -79,6 +89,15 @@ class JsonlData(FactsData):
             return facts_of(rows, self.prompt_key, self.target_key)
         except UserError as error:
             raise UserError(f"data.path={self.path}: {error}") from error
+
+    def _end_notes(self, facts: list[Fact], samples: list[Sample]) -> list[str]:
+        """A line where targets have their end written into them."""
+        pairs = zip(facts, samples, strict=True)
+        ending = sum(sample.target_text != fact.target for fact, sample in pairs)
+        if not ending:
+            return []
+        text = f"the target ends with {self.end!r} (data.end) in the file: it counts once"
+        return [f"{text} ({ending} of {len(facts)})"]
 
     def _samples(self, facts: list[Fact], model: Model) -> list[Sample]:
         """The facts as token ids; a fault of one names its line."""

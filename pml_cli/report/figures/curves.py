@@ -76,7 +76,7 @@ def _curve_figure(view: View, along: Axis) -> Figure | None:
         handlelength=1.2,
         frameon=False,
     )
-    add_sign_legend(figure, axes, fontsize=6, columns=3)
+    add_sign_legend(figure, axes, fontsize=6, columns=2)
     figure.suptitle(curve_title(view, along), fontsize=8)
     style_for_column(axes)
     return figure

@@ -16,7 +16,7 @@ from pml_cli.report.figures.methods import (
     sft_first,
 )
 from pml_cli.report.figures.registry import figure
-from pml_cli.report.figures.style import empty_panel
+from pml_cli.report.figures.style import empty_panel, page_title
 from pml_cli.stats import Array, t_half_width
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def lasting_figure(table: pd.DataFrame) -> Figure:
     _margin_panel(margins, measured[measured["condition"] != TRAINED], methods)
     _forgetting_panel(forgetting, trained, methods)
 
-    page.suptitle(_title(trained), fontsize=11)
+    page_title(page, _title(trained), fontsize=11)
     handles, labels = recall.get_legend_handles_labels()
     add_legend_below(page, handles, labels, columns=min(len(methods), 6))
     return page

@@ -16,7 +16,7 @@ from pml_cli.report.figures import curves, heatmaps
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.parity import draw_parity
 from pml_cli.report.figures.registry import figure
-from pml_cli.report.figures.style import PAGE, column_figure, style_for_column
+from pml_cli.report.figures.style import PAGE, column_figure, page_title, style_for_column
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def page_figure(view: View) -> Figure:
     title = view.name
     if view.analysis.chosen:
         title += f"   (law: {view.analysis.chosen.name})"
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    page_title(figure, title, fontsize=13, fontweight="bold")
 
     # Each row of panels has a legend of its own below it.
     halves: Any = figure.subfigures(2, 1, height_ratios=[4.5, maps_height])

@@ -19,6 +19,7 @@ from pml_cli.report.figures.methods import (
     sft_first,
 )
 from pml_cli.report.figures.registry import figure
+from pml_cli.report.figures.style import page_title
 from pml_cli.stats import t_half_width
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def accuracy_figure(runs: pd.DataFrame, at_best_rates: bool) -> Figure:
         axes.set_ylabel("token accuracy, %")
 
     terms = "each at its best learning rate" if at_best_rates else "at the same learning rate"
-    page.suptitle(
+    page_title(
+        page,
         "What an adapter recalls, by its rank and the loss it was trained with\n"
         f"{_source(runs)}; {_steps(runs)}, {terms}; mean and 95 % interval over {_repeats(runs)}",
         fontsize=10,
@@ -183,7 +185,8 @@ def rank_figure(ranks: pd.DataFrame) -> Figure:
     ratio_axes.set_ylim(0, max(1.15, *ratio_axes.get_ylim()))
 
     texts = counted(int(ranks["texts"].max()), "text")
-    page.suptitle(
+    page_title(
+        page,
         f"The rank that verbatim recall takes: {_source(ranks)}; {texts}, 95 % intervals",
         fontsize=10,
     )

@@ -36,6 +36,9 @@ COLUMN = 3.5
 # Width of two columns of print, inches
 PAGE = 7.1
 
+# Of the width of a figure, how much a title takes at most.
+MAX_TITLE_WIDTH = 0.97
+
 # Reference lines and secondary marks.
 GREY = "0.45"
 
@@ -200,6 +203,29 @@ def axis_limits(*values: Array) -> tuple[float, float]:
     # matplotlib warns of an axis of no extent.
     size = max(high - low, 1e-6)
     return low - 0.03 * size, high + 0.06 * size
+
+
+def page_title(figure: Figure, text: str, fontsize: float, **font: Any) -> None:
+    """Add a title above all panels, in as many lines as the width of the figure asks for.
+
+    Args:
+        figure: what gets the title.
+        text: its lines, which are broken at blanks where they are too long.
+        fontsize: points.
+        font: further properties of the text.
+    """
+    title = figure.suptitle(text, fontsize=fontsize, **font)
+    room = MAX_TITLE_WIDTH * figure.bbox.width
+    characters = max(map(len, text.splitlines()))
+
+    while title.get_window_extent().width > room and characters > 20:
+        characters -= 2
+        lines = [_broken(line, characters) for line in text.splitlines()]
+        title.set_text("\n".join(lines))
+
+
+def _broken(line: str, characters: int) -> str:
+    return textwrap.fill(line, characters, break_long_words=False, break_on_hyphens=False)
 
 
 def legend_below(figure: Figure, axes: Axes, *, columns: int, fontsize: float) -> None:

@@ -26,6 +26,7 @@ from pml_cli.report.figures.style import (
     column_figure,
     empty_panel,
     evenly_spaced,
+    page_title,
     panel_in_column,
     sequential_colours,
     shrink_texts,
@@ -60,7 +61,7 @@ def page_figure(group: TransitionSummary) -> Figure:
 
     layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
     page = Figure(figsize=(13, 12.5), layout=layout)
-    page.suptitle(group.name, fontsize=13, fontweight="bold")
+    page_title(page, group.name, fontsize=13, fontweight="bold")
     height_ratios = [1.05, 0.95, 1]
     rows: Any = page.subfigures(3, 1, height_ratios=height_ratios)
 

@@ -79,8 +79,7 @@ def _seam_lines(cell: CellPlan) -> Iterator[str]:
     tokenizer = open_tokenizer(cell.run.model)
     first = cell.samples[0]
     prompt = shown(tokenizer.decode(first.prompt), PROMPT_WIDTH)
-    target = shown(tokenizer.decode(first.target[:MAX_TOKENS]), QUESTION_WIDTH)
-    yield f"  first prompt {prompt}, target {target}"
+    yield f"  first prompt {prompt}, target {_target_text(tokenizer, first)}"
 
     merged = merged_samples(tokenizer, cell.samples)
     if merged:
@@ -88,6 +87,18 @@ def _seam_lines(cell: CellPlan) -> Iterator[str]:
             f"  in {len(merged)} of {counted(cell.samples, 'sample')} prompt and target have other "
             "tokens when tokenised in one; they are tokenised apart, as where a model is asked"
         )
+
+
+def _target_text(tokenizer: Tokenizer, sample: Sample) -> str:
+    """A target in quotes: of a long one the beginning, and its end token."""
+    length = len(sample.target) - sample.end
+    text = tokenizer.decode(sample.target[: min(length, MAX_TOKENS)])
+    end = tokenizer.decode(sample.target[length:]) if sample.end else ""
+
+    room = QUESTION_WIDTH - len(end)
+    if len(text) > room > len("..."):
+        text = f"{text[: room - 3]}..."
+    return shown(text + end, QUESTION_WIDTH)
 
 
 def _samples_by_length(cells: Sequence[CellPlan]) -> str:
@@ -114,10 +125,10 @@ def _by_data(cells: Iterable[CellPlan]) -> list[list[CellPlan]]:
         by_object.setdefault(key, []).append(cell)
 
     groups: dict[str, list[CellPlan]] = {}
-    for alike in by_object.values():
-        run = alike[0].run
+    for sharing in by_object.values():
+        run = sharing[0].run
         text = f"{run.model}{dataclasses.replace(run.data, seed=0)}"
-        groups.setdefault(text, []).extend(alike)
+        groups.setdefault(text, []).extend(sharing)
     return list(groups.values())
 
 
@@ -159,13 +170,15 @@ def _order_lines(cells: Sequence[CellPlan]) -> Iterator[str]:
     # Generated facts are others under every seed.
     if not source.keys:
         return
+
     total = len(source.sample_ends)
     seeds = sorted({cell.run.data.seed for cell in cells if len(cell.samples) == total})
+
     if len(seeds) > 1:
-        asked = f"data.seed={','.join(map(str, seeds))}"
+        seeds_text = f"data.seed={','.join(map(str, seeds))}"
         yield (
-            f"data={cells[0].run.data.label}: {asked} take all {total} samples, in other orders: "
-            "the same facts, so no repeats with others"
+            f"data={cells[0].run.data.label}: {seeds_text} take all {total} samples, in other "
+            "orders: the same facts, so no repeats with others"
         )
 
 

@@ -16,6 +16,7 @@ from pml_cli.launch.throughput import expected_seconds, makespan
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.tables.data import data_sizes, show_warnings
 from pml_cli.report.tables.layout import plain_table
+from pml_cli.runs.run_id import loss_label
 
 # Packs in the table at most.
 MAX_PACKS = 30
@@ -139,7 +140,7 @@ def _settings(pack: Pack) -> dict[str, str]:
     return {
         "model": ",".join(sorted({run.model.name for run in runs})),
         "data": ",".join(sorted({run.data.source for run in runs})),
-        "loss": ",".join(sorted({run.loss.kind for run in runs})),
+        "loss": ",".join(sorted({loss_label(run.loss) for run in runs})),
         "steps": str(pack.cells[0].steps),
     }
 

@@ -96,6 +96,7 @@ def best_run(runs: pd.DataFrame) -> dict[str, Any] | None:
     several = runs[runs["samples"] > 1]
     if several.empty:
         return None
+
     order = ["target_tokens", "exact_match", "token_accuracy", "rank"]
     ranking = several.sort_values(order, ascending=[False, False, False, True])
     return {str(name): value for name, value in ranking.iloc[0].items()}
