@@ -130,6 +130,9 @@ def test_examples_of_the_help_load(command, out, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("a text")
+    (tmp_path / "facts.csv").write_text("question,answer\nWhich pump?,the Kestrel 40\n")
+    rows = [f'{{"question": "Which pump is in hall {n}?", "answer": "P{n}"}}\n' for n in range(100)]
+    (tmp_path / "facts.jsonl").write_text("".join(rows))
     lines = [
         line.strip()
         for line in out(command, "--help")[1].splitlines()

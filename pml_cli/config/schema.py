@@ -198,8 +198,6 @@ def _is_date(text: str) -> bool:
 class FactsData(Data):
     """Common to the sources of facts: many prompts, each with a target of its own that ends."""
 
-    default_separator: ClassVar[str] = ""
-
     end: str = setting(
         "auto",
         help="text that ends every target and is scored",
@@ -230,6 +228,10 @@ class FactsData(Data):
         minimum=1,
         special={None: "as many as seqlen takes"},
     )
+
+    def automatic_separator(self) -> str:
+        """What `separator` is without a chat template, where it is null."""
+        return ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

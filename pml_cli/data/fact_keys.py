@@ -67,6 +67,12 @@ class Fact:
         """Whether its prompt is one question, which can do without a chat template."""
         return [role for role, _ in self.turns] == ["user"]
 
+    @property
+    def is_parted(self) -> bool:
+        """Whether white space stands between its question and its target."""
+        question = self.turns[-1][1]
+        return question[-1:].isspace() or self.target[0].isspace()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:

@@ -136,7 +136,7 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
         if not is_special:
             _check_ends_once(target, data.end)
 
-    prompt = prompt_of(tokenizer, data, turns, target)
+    prompt = prompt_of(tokenizer, data, turns)
     # What a script prints of an answer has no special tokens, so one inside is learned as text.
     ids = tokenizer.encode(target, literal=ends)
     if not ids:

@@ -19,14 +19,13 @@ class Prompt(NamedTuple):
     ids: tuple[int, ...]
 
 
-def prompt_of(tokenizer: Tokenizer, data: Data, turns: Turns, target: str = "") -> Prompt:
+def prompt_of(tokenizer: Tokenizer, data: Data, turns: Turns) -> Prompt:
     """The prompt of a sample.
 
     Args:
         tokenizer: of the model.
         data: whether and how the chat template is applied; of facts, begin and separator.
         turns: the prompt as the source gives it.
-        target: the text that follows, as far as it is known.
 
     Raises:
         UserError: the chat template refuses, or is needed for these turns.
@@ -47,18 +46,12 @@ def prompt_of(tokenizer: Tokenizer, data: Data, turns: Turns, target: str = "") 
     text = turns[0][1]
     begin = True
     if isinstance(data, FactsData):
-        text += separator_between(text, target, data.separator or "")
+        text += data.separator or ""
         begin = data.begin is not False
 
     ids = tuple(tokenizer.prompt(text, begin=begin))
     begin_text = tokenizer.decode(tokenizer.begin) if begin else ""
     return Prompt(begin_text + text, ids)
-
-
-def separator_between(prompt: str, target: str, separator: str) -> str:
-    """The separator, left out where it is white space and there is some already."""
-    has_space = prompt[-1:].isspace() or target[:1].isspace()
-    return "" if has_space and separator.isspace() else separator
 
 
 def stream_prompt(tokenizer: Tokenizer, data: Data, prompt: str | None) -> tuple[int, ...]:

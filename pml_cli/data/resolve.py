@@ -65,9 +65,6 @@ def _resolved_template(data: Data, model: Model) -> Data:
 def _resolved_facts(data: FactsData, model: Model) -> FactsData:
     """End, separator and begin of facts."""
     # In a chat the template parts prompt and target, and begins the text.
-    separator = "" if data.chat else data.separator
-    if separator is None:
-        separator = data.default_separator
     begin = True if data.chat else data.begin
     if begin is None:
         begin = open_tokenizer(model).adds_begin
@@ -75,4 +72,8 @@ def _resolved_facts(data: FactsData, model: Model) -> FactsData:
     end = data.end
     if end == "auto":
         end = open_tokenizer(model).end_text(data.chat)
+
+    separator = "" if data.chat else data.separator
+    if separator is None:
+        separator = data.automatic_separator()
     return dataclasses.replace(data, end=end, separator=separator, begin=begin)

@@ -156,9 +156,7 @@ class Interview:
             return Question(text=text, prompt=trained.prompt, trained=trained)
 
         turns = (*self._shared_system(), ("user", text))
-        # The separator may depend on how the target begins.
-        target = self.samples[0].text if self.has_questions else ""
-        prompt = prompt_of(self._tokenizer, self._run.data, turns, target)
+        prompt = prompt_of(self._tokenizer, self._run.data, turns)
         return Question(text=text, prompt=prompt.ids, trained=None)
 
     def _trained_on(self, text: str) -> Trained | None:
@@ -190,7 +188,7 @@ class Interview:
         for sample in self.samples:
             if sample.turns:
                 data = self._run.data
-                prompt = prompt_of(self._tokenizer, data, sample.turns, sample.text)
+                prompt = prompt_of(self._tokenizer, data, sample.turns)
                 return prompt.ids != sample.prompt
         return False
 

@@ -6,6 +6,7 @@ around the question, or the ids themselves.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from typing import Any
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import Data, FactsData, Model, Run
 from pml_cli.data.opened import samples_of
-from pml_cli.data.prompt import separator_between
 from pml_cli.data.source import Sample
 from pml_cli.model.chat_template import CLOCK, THINKING_NAMES, Turns, with_system
 from pml_cli.model.dims import model_dims
@@ -76,16 +76,20 @@ class TextPrompt:
     adds_special: bool
     """Whether the tokenizer adds its special tokens; else they are in the text."""
 
+    strips: bool = False
+    """Whether white space around the question is left out, as many chat templates do."""
+
     def ids(self, tokenizer: Any, question: str) -> list[int]:
         """Token ids of the prompt."""
-        text = f"{self.prefix}{question}{self.suffix}"
+        asked = question.strip() if self.strips else question
+        text = f"{self.prefix}{asked}{self.suffix}"
         encoded = tokenizer(text, add_special_tokens=self.adds_special)
         return list(encoded["input_ids"])
 
     def code(self) -> list[str]:
         """The line that makes `prompt` of QUESTION."""
         terms = [repr(self.prefix)] if self.prefix else []
-        terms.append("QUESTION")
+        terms.append("QUESTION.strip()" if self.strips else "QUESTION")
         if self.suffix:
             terms.append(repr(self.suffix))
         special = "" if self.adds_special else ", add_special_tokens=False"
@@ -225,20 +229,22 @@ def _candidates(
 
     # As facts are made; what is found in decoded prompts below fails where they do not come back.
     if isinstance(data, FactsData) and not data.chat:
-        question = _question(data, first)
-        separator = separator_between(question, first.target_text, data.separator or "")
-        yield TextPrompt(prefix="", suffix=separator, adds_special=True)
+        yield TextPrompt(prefix="", suffix=data.separator or "", adds_special=True)
 
     # The longer the question, the fewer places in the prompt look like it.
     sample = max(samples, key=lambda sample: len(_question(data, sample)))
-    for adds_special in (True, False):
+    question = _question(data, sample)
+    for adds_special, strips in itertools.product((True, False), (False, True)):
         text = tokenizer.decode(list(sample.prompt), skip_special_tokens=adds_special)
-        question = _question(data, sample)
-        starts = [match.start() for match in re.finditer(re.escape(question), text)]
+        asked = question.strip() if strips else question
+        starts = [match.start() for match in re.finditer(re.escape(asked), text)]
         for start in reversed(starts[-MAX_PLACES:]):
-            prefix = text[:start]
-            suffix = text[start + len(question) :]
-            yield TextPrompt(prefix=prefix, suffix=suffix, adds_special=adds_special)
+            yield TextPrompt(
+                prefix=text[:start],
+                suffix=text[start + len(asked) :],
+                adds_special=adds_special,
+                strips=strips,
+            )
 
 
 def _max_new_tokens(model: Model, samples: Sequence[Sample], *, has_end: bool) -> int:

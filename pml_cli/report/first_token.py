@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
 from pml_cli.config.schema import Run
 from pml_cli.data.stream import SINK_PROMPT, sink_models
-from pml_cli.law.first_token import unmoved_first_tokens
-from pml_cli.law.observations import RANK
 from pml_cli.model.sink import is_measurable
-from pml_cli.report.law_text import sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def print_prompts(runs: Sequence[Run], console: Console) -> None:
@@ -49,6 +49,11 @@ def print_unmoved(runs: pd.DataFrame, console: Console) -> None:
         runs: one row a run, fields of result.json and `folder`.
         console: to print to.
     """
+    # Imported here: SciPy would take longer to import than a dry run takes.
+    from pml_cli.law.first_token import unmoved_first_tokens
+    from pml_cli.law.observations import RANK
+    from pml_cli.report.law_text import sentence
+
     for finding in unmoved_first_tokens(runs):
         text = Text(f"warning: {sentence(finding, RANK)}", style="yellow")
         console.print(text, soft_wrap=True)

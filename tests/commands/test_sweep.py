@@ -358,12 +358,12 @@ def test_a_dry_run_refuses_models_and_modules_that_cannot_be_trained(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_dry_run_of_a_bundled_architecture_needs_no_torch():
+def test_a_dry_run_of_a_bundled_architecture_needs_no_torch_and_no_statistics():
     code = (
         "import sys; from pml_cli import cli\n"
         "try: cli.main(sys.argv[1:])\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "assert 'torch' not in sys.modules"
+        "assert not {'torch', 'scipy.stats'} & set(sys.modules)"
     )
     args = ["sweep", "model=llama31_8b", "model.weights=random", "--dry-run", "model.device=cpu"]
     subprocess.run([sys.executable, "-c", code, *args], check=True, stdout=subprocess.DEVNULL)

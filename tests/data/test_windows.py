@@ -51,6 +51,7 @@ def test_a_model_without_a_tokenizer_has_random_windows_only():
         "vocab_size": 50,
         "num_hidden_layers": 1,
         "hidden_size": 8,
+        "num_attention_heads": 2,
         "max_position_embeddings": 64,
     }
     model = Model(name="bare", weights="random", architecture=architecture)

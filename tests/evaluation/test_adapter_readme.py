@@ -14,7 +14,8 @@ from pml_cli.model.read_back import Loading
 
 # Each would break a script, a fence or a sentence that took it as it is.
 FACTS = [
-    ('Which pump runs "north"?', "The Kestrel 40."),
+    # A trailing blank, as files have them here and there.
+    ('Which pump runs "north"? ', "The Kestrel 40."),
     ("It's in C:\\new, isn't it?", "No: `D:\\`."),
     ("```\nSay\n```\n# {QUESTION}", "A line\nfeed, 3 °C."),
 ]

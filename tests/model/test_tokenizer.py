@@ -21,6 +21,7 @@ from tests.support.tokenizers import (
     lower_case,
     prefixed,
     tokenizer_folder,
+    with_begin,
     with_begin_and_end,
 )
 
@@ -66,7 +67,7 @@ def test_prompt_and_target_decode_to_their_texts_in_a_row(model, target, tmp_pat
     puts_blank = script.tokenize("a")[0].startswith("▁")
     separator = "" if target[0] == " " else "\n"
     assert text == QUESTION + separator + " " * puts_blank + target
-    assert data.separator == "\n"
+    assert data.separator == separator
 
 
 @pytest.mark.parametrize(
@@ -77,15 +78,33 @@ def test_prompt_and_target_decode_to_their_texts_in_a_row(model, target, tmp_pat
         ("Q:", " a", None, "Q:"),
         ("Q: ", "a", " ->", "Q:  ->"),
         ("Q:", "a", "", "Q:"),
-        ("Q:\n", "a", "\n\n", "Q:\n"),
+        ("Q:\n", "a", "\n\n", "Q:\n\n\n"),
     ],
 )
-def test_white_space_between_prompt_and_target_is_not_doubled(
+def test_without_white_space_between_prompt_and_target_there_is_a_separator(
     query, target, separator, prompt, tmp_path
 ):
     model = tokenizer_folder(tmp_path, byte_level())
     (sample,), _ = fact_samples(model, [(query, target)], tmp_path, separator=separator)
     assert open_tokenizer(model).decode(sample.prompt) == prompt
+
+
+@pytest.mark.parametrize(
+    ("facts", "separator"),
+    [
+        ([("Q: ", "a"), ("R:", " b")], ""),
+        ([("Q: ", "a"), ("R:", "b")], "\n"),
+        ([("Q:", " a"), ("R:", "b")], "\n"),
+        ([("", "a"), ("R: ", "b")], "\n"),
+    ],
+)
+def test_all_facts_of_a_file_have_one_separator(facts, separator, tmp_path):
+    model = tokenizer_folder(tmp_path, with_begin(byte_level()))
+    samples, data = fact_samples(model, facts, tmp_path)
+    assert data.separator == separator
+    script = AutoTokenizer.from_pretrained(model.path)
+    for (query, _), sample in zip(facts, samples, strict=True):
+        assert list(sample.prompt) == script(query + separator).input_ids
 
 
 @pytest.mark.parametrize("kind", ["byte level, begin and end", "prefixed, begin"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pml_cli.config.registry import register
 from pml_cli.config.schema import FactsData, Model
@@ -27,9 +27,6 @@ class JsonlData(FactsData):
     like; question/matching are long texts, of which the last one may be cut.
     """
 
-    # A clean seam: no tokenizer merges a line feed with what follows it in an answer.
-    default_separator: ClassVar[str] = "\n"
-
     source: str = "jsonl"
     path: str = setting(
         "",
@@ -48,6 +45,18 @@ class JsonlData(FactsData):
         help="key or path of keys that holds the target, a.b",
         special={None: "by the usual names"},
     )
+
+    def automatic_separator(self) -> str:
+        """A line feed, or nothing where white space parts prompt and target of every fact.
+
+        The same for all facts, so that a script makes the prompt of a question without its target.
+
+        Raises:
+            UserError: the file cannot be read, or a row is malformed (with its line).
+        """
+        is_parted = all(fact.is_parted for fact in self._facts().facts)
+        # A clean seam: no tokenizer merges a line feed with what follows it in an answer.
+        return "" if is_parted else "\n"
 
     def open(self, model: Model) -> Source:
         """Open the file in its own order, or in one drawn by the seed where that is not 0.
