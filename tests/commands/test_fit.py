@@ -84,6 +84,7 @@ def test_every_cell_is_listed_with_its_reason(tmp_path):
     assert (kept["reason"] == "").all()
 
 
+@pytest.mark.slow
 def test_groups_that_differ_are_fitted_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(
         style, "save", lambda figure, path, form: path.write_text(form)

@@ -190,6 +190,7 @@ def test_only_living_processes_are_shown(tmp_path, snapshot, requested):
         assert [running["name"] for running in snapshot()["running"]] == [far.name]
 
 
+@pytest.mark.slow
 def test_a_sweep_in_another_process_is_shown_cancelled_and_resumed(tmp_path, quick, snapshot):
     """The process is stopped while it is looked at; cancelled, it ends with a checkpoint."""
     out = tmp_path / "runs"

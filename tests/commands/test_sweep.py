@@ -181,7 +181,13 @@ MODELS = (
 )
 
 
-@pytest.mark.parametrize("launch", [["launch=inline"], ["launch=local", "launch.threads=1"]])
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ["launch=inline"],
+        pytest.param(["launch=local", "launch.threads=1"], marks=pytest.mark.slow),
+    ],
+)
 def test_an_unusable_model_fails_its_cells_and_no_other(tmp_path, quick, model_folder, launch):
     paths = three_models(model_folder, tmp_path)
     # Files that cannot be read are found before anything is trained.
@@ -413,6 +419,7 @@ def test_a_place_that_does_not_exist_is_found_before_any_other_cell_runs(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path, quick):
     """Ctrl-C in training: earlier results stay, the table is written, the exit code is 130."""
     done = quick("sweep", "rank=1,2", "seqlen=8", "train.steps=2", "out=runs")

@@ -117,6 +117,7 @@ def test_the_script_prints_what_the_run_recalled(trained, facts):
         assert "pml" not in script_of(folder).replace(str(TINY), "")
 
 
+@pytest.mark.slow
 def test_the_script_in_a_process_of_its_own(trained, facts):
     """As a reader runs it."""
     (folder,) = trained(*facts)

@@ -38,7 +38,10 @@ SWEEP = (
 TWO_PROCESSES = ("launch=local", "launch.devices=2")
 
 
-@pytest.mark.parametrize("launch", [InlineLaunch(), LocalLaunch(devices=1, threads=1)])
+@pytest.mark.parametrize(
+    "launch",
+    [InlineLaunch(), pytest.param(LocalLaunch(devices=1, threads=1), marks=pytest.mark.slow)],
+)
 def test_what_every_executor_does(launch, tmp_path):
     check_executor(launch, tmp_path)
 

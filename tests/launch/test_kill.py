@@ -114,6 +114,7 @@ def test_killed_at_random_moments_one_more_call_gives_the_same_bits(tmp_path):
     assert not list((out / ".pml" / "checkpoints").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_one_grid_at_the_same_time_train_every_cell_once(tmp_path):
     sweeps = [start_pml(tmp_path, *SWEEP, "train.steps=200", "out=runs") for _ in range(2)]
     for running in sweeps:

@@ -37,6 +37,7 @@ def test_groups_with_one_law_may_share_their_exponents(tmp_path):
     assert all(tie["p"] > 0.9 for tie in comparison["ties"])
 
 
+@pytest.mark.slow
 def test_groups_are_compared_by_what_also_shows_in_their_settings(tmp_path):
     """Two sources differ in data.text too; other settings still keep groups apart."""
     write_group(tmp_path / "a", data="random", setting="model.dtype=bfloat16")
@@ -52,6 +53,7 @@ def test_groups_are_compared_by_what_also_shows_in_their_settings(tmp_path):
     assert all(tie["p_clustered"] is None for tie in comparison["ties"])
 
 
+@pytest.mark.slow
 def test_groups_of_one_name_say_what_else_differs(tmp_path):
     """Two placements differ in model.layer too."""
     setting = "model.dtype=bfloat16 model.layer=2"

@@ -121,6 +121,7 @@ def fitted(root, **planted):
     return root
 
 
+@pytest.mark.slow
 def test_where_the_law_is_flat_its_band_is_narrow_and_what_all_cells_reach_is_reached(tmp_path):
     """A spread of 2 % of 7.6 nats would be more than the loss that is left there."""
     fitted(tmp_path, C=45.0, noise=0.02)

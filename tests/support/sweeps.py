@@ -33,6 +33,7 @@ def pml(cwd, *args):
 def quick(tmp_path, monkeypatch, capsys):
     """The same command line without a process of its own, in an empty folder."""
     monkeypatch.setenv("COLUMNS", "100")
+    _forget_files()
 
     def call(*args):
         monkeypatch.chdir(tmp_path)
@@ -43,6 +44,15 @@ def quick(tmp_path, monkeypatch, capsys):
         return subprocess.CompletedProcess(args, ended.value.code, shown.out, shown.err)
 
     return call
+
+
+def _forget_files():
+    """Forget what is cached by path: other tests have files of the same names in their folders."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("pml_cli.data", "pml_cli.runs", "pml_cli.evaluation")):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
 
 
 def result_times(out):

@@ -312,6 +312,7 @@ def one_batch_of_texts():
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
+@pytest.mark.slow
 def test_it_trains_on_real_text_and_logs_stubborn_tokens(peft_model, tmp_path):
     trainer = trained(peft_model, tmp_path, "memft_margin", steps=60, lr=1e-2)
     first, last = trainer.state.log_history[0], trainer.state.log_history[-2]
