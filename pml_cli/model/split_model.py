@@ -313,6 +313,9 @@ class SplitModel:
                 with capturing as tensors, skipped(self.layers, form=form):
                     self.decoder(input_ids=ids, use_cache=False)
                 hidden.append(tensors["entry"])
+                # Recorded while the embeddings are here: later they would be read once more, into
+                # memory that a layer takes then.
+                self._layer_calls(*ids.shape)
         return hidden
 
     @contextmanager
