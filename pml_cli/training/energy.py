@@ -28,47 +28,41 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.chunk_sizes import PREFIX_ROWS
 from pml_cli.model.layer_calls import first_tensor
 from pml_cli.model.split_model import SplitModel
+from pml_cli.training.keep_text import KeepText
 from pml_cli.training.scoring import zero_adapters
-
-Windows: TypeAlias = tuple[Sample, ...]
-"""Generic text of one cell; none: the cell has no penalty."""
 
 Moments: TypeAlias = dict[str, Tensor]
 """The relative second moment C of each site's inputs, (I, I), by the site's name."""
 
-_Key: TypeAlias = tuple[tuple[str, ...], Windows]
-
-# Those of the latest pack of each base: the next pack mostly needs the same.
-_latest: WeakKeyDictionary[SplitModel, dict[_Key, Moments]] = WeakKeyDictionary()
+# Those of the latest text, by its rows: packs mostly have the same.
+_latest: WeakKeyDictionary[KeepText, dict[tuple[int, ...], Moments]] = WeakKeyDictionary()
 
 
 class EnergyPenalty:
     """The energies of the cells of a pack, and their gradients."""
 
-    def __init__(self, base: SplitModel, bank: AdapterBank, windows: Sequence[Windows]) -> None:
+    def __init__(self, text: KeepText, bank: AdapterBank, rows: Sequence[Sequence[int]]) -> None:
         """Compute the second moments, or take those of the pack before.
 
         Args:
-            base: the frozen model.
+            text: generic text.
             bank: its sites tell where the adapters are; its weights do not matter.
-            windows: generic text of each cell.
+            rows: windows of each cell; none: the cell has no energy.
         """
-        sites = tuple(bank.sites)
-        keys = [(sites, of_cell) for of_cell in windows]
-        needed = {key for key in keys if key[1]}
+        keys = [tuple(of_cell) for of_cell in rows]
+        needed = {key for key in keys if key}
 
         # First forgotten, then computed: at d = 4096 a site takes 64 MiB.
-        present = _latest.get(base, {})
+        present = _latest.get(text, {})
         moments = {key: present[key] for key in needed if key in present}
-        _latest[base] = moments
+        _latest[text] = moments
         del present
         for key in needed - set(moments):
-            moments[key] = second_moments(base, bank, key[1])
+            moments[key] = second_moments(text, bank, key)
 
         self._moments = [moments.get(key, {}) for key in keys]
 
@@ -146,32 +140,30 @@ class _SiteSums:
 
 
 @torch.no_grad()
-def second_moments(base: SplitModel, bank: AdapterBank, windows: Sequence[Sample]) -> Moments:
+def second_moments(text: KeepText, bank: AdapterBank, rows: Sequence[int]) -> Moments:
     """C of each site in the base model, in the adapters' dtype.
 
     Args:
-        base: the frozen model.
+        text: generic text.
         bank: its sites tell where the adapters are; its weights do not matter.
-        windows: of one length.
+        rows: some of its windows, of one length.
     """
-    ids_nT = torch.tensor([[*window.prompt, *window.target] for window in windows])
-    n, T = ids_nT.shape
+    base = text.base
+    tokens = text.tokens_of(rows[0])
     like = torch.empty(0, dtype=base.adapter_dtype, device=base.device)
     sums: dict[str, _SiteSums] = {}
     for name, site in bank.sites.items():
-        sums[name] = _SiteSums(site.inputs, T, like)
+        sums[name] = _SiteSums(site.inputs, tokens, like)
 
-    prefix = base.prefix(ids_nT, bank)
-    if bank.is_block:
-        (name,) = bank.sites
-        sums[name].add(prefix.entry, base.block_output(prefix, bank))
-    else:
-        untrained = zero_adapters(bank, [0])
-        batches = torch.arange(n, device=base.device).split(PREFIX_ROWS)
-        with _seen_by(sums, base):
-            for rows in batches:
-                base.upper(prefix.rows(rows, T), untrained)
-
+    untrained = zero_adapters(bank, [0])
+    for part in torch.tensor(rows, device=base.device).split(PREFIX_ROWS):
+        prefix = text.prefix.rows(part, tokens)
+        if bank.is_block:
+            (name,) = bank.sites
+            sums[name].add(prefix.entry, base.block_output(prefix, bank))
+        else:
+            with _seen_by(sums, base):
+                base.upper(prefix, untrained)
     return {name: of_site.relative_moment() for name, of_site in sums.items()}
 
 
