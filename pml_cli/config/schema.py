@@ -304,7 +304,7 @@ class Loss(Settings):
         None,
         help="UTF-8 file of generic text for loss.keep",
         path="existing file",
-        special={None: "Python's documentation"},
+        special={None: "prose, documentation, code and dialogues that ship with pml"},
     )
 
     def id_fields(self) -> dict[str, Any]:
