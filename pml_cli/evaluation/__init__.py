@@ -13,6 +13,7 @@ them, and returns a mapping of named numbers for each adapter.
     subject.py        a finished run that is to be measured
     lasting_runs.py   the runs that `pml lasting` measures, and lasting.json
     samples.py        the rows of samples.jsonl
+    proof.py          what a run knows before it is handed over (without torch)
     asking.py         the prompts of a finished run, and what its adapter answers
     result.py         the body of result.json
     environment.py    the body of env.json
