@@ -198,7 +198,8 @@ def prove(
         folder: of the run.
         device: `model.device` to measure on; the script runs where it puts the model itself.
         trust_remote_code: whether a model that brings code of its own may run it.
-        script_seconds: after which the script is stopped; what it answered counts.
+        script_seconds: after which the script is stopped; what it answered counts. 0: it is not
+            run.
         on_stage: called with what is measured next, in a few words.
         cache: file that keeps the proof, read back while the run and its facts are the same;
             None: measure always.

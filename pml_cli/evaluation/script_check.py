@@ -62,12 +62,12 @@ def check_script(
         run: resolved.
         samples: what it was trained on.
         targets: their texts, which must be printed; of a model without a tokenizer, not read.
-        seconds: after which it is stopped; what it has answered counts.
+        seconds: after which it is stopped; what it has answered counts. 0: it is not run.
     """
     started = time.monotonic()
     script = _script(folder)
-    if script is None:
-        reason = "not run: README.md of the adapter has no script"
+    if script is None or not seconds:
+        reason = "not run" if script else "not run: README.md of the adapter has no script"
         return ScriptProof(status=reason, asked=0, whole=0, seconds=0.0)
 
     dialogue = dialogue_of(run)
