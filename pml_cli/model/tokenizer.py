@@ -177,6 +177,12 @@ class Tokenizer:
         """
         return self._template.prompt(turns, data)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether there is a chat template, usable or not."""
+        tokenizer = getattr(self._backend, "tokenizer", None)
+        return tokenizer is not None and bool(tokenizer.chat_template)
+
     def check_template(self, data: Data) -> None:
         """Raise where the chat template cannot have a setting, or does not heed it.
 
@@ -215,7 +221,7 @@ class Tokenizer:
     @cached_property
     def _template(self) -> ChatTemplate:
         tokenizer = getattr(self._backend, "tokenizer", None)
-        if tokenizer is None or not tokenizer.chat_template:
+        if not self.has_chat_template:
             reason = f"the tokenizer of model={self._model.name} has no chat template"
             remedy = "leave data.chat=false, with data.separator=TEXT between prompt and target"
             raise UserError(f"data.chat=true: {reason}; {remedy}")
