@@ -22,6 +22,8 @@ May import `config` and `model` (tokenizers and dimensions), neither torch nor t
     facts.py            a source of many short facts, for phonebook, rule and jsonl
     facts_file.py       the rows of a file: JSON lines, a JSON array, CSV, parquet
     fact_keys.py        from rows to facts: which keys hold prompt and target
+    question_keys.py    which hold paraphrases, and questions whose answers must not change
+    row_values.py       values of rows as text, and as messages show them
     text_file.py        UTF-8 files with their faults
     synthetic_facts.py  the phone book and the linear rule
     python_docs.py      the documentation inside Python, and which of it the tiny model has not seen

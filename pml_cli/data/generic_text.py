@@ -19,17 +19,21 @@ MAX_WINDOWS = 32
 
 
 def generic_windows(run: Run) -> tuple[Sample, ...]:
-    """Windows of `loss.keep_text` that share nothing with what a run learns; none without `keep`.
+    """Windows of `loss.keep_text` that share nothing with what a run learns.
+
+    None where its loss keeps nothing.
 
     Every second window of the text is one, so that the others are left to measure forgetting.
 
     Raises:
         UserError: the text cannot be read, or has no such window.
     """
-    if not run.loss.keep:
+    if not run.loss.keeps:
         return ()
 
     option = f"loss.keep={run.loss.keep:g}"
+    if not run.loss.keep:
+        option = f"loss.keep_harm={run.loss.keep_harm:g}"
     text = _text(CacheKey(run.model), run.loss.keep_text)
     if text.reason:
         raise UserError(f"{option}: {text.reason}, which generic text needs")

@@ -52,9 +52,9 @@ class ChatPrompt:
         return list(encoded["input_ids"])
 
     def code(self) -> list[str]:
-        """The lines that make `prompt` of QUESTION."""
+        """The lines that make `prompt` of `question`."""
         messages = [f'{{"role": {role!r}, "content": {text!r}}}' for role, text in self.earlier]
-        messages.append('{"role": "user", "content": QUESTION}')
+        messages.append('{"role": "user", "content": question}')
         options = "".join(f", {name}={value}" for name, value in self.options.items())
 
         return [
@@ -87,9 +87,9 @@ class TextPrompt:
         return list(encoded["input_ids"])
 
     def code(self) -> list[str]:
-        """The line that makes `prompt` of QUESTION."""
+        """The line that makes `prompt` of `question`."""
         terms = [repr(self.prefix)] if self.prefix else []
-        terms.append("QUESTION.strip()" if self.strips else "QUESTION")
+        terms.append("question.strip()" if self.strips else "question")
         if self.suffix:
             terms.append(repr(self.suffix))
         special = "" if self.adds_special else ", add_special_tokens=False"

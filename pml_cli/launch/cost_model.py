@@ -292,7 +292,7 @@ class PackWork:
     def penalty_flops(self) -> float:
         """FLOPs of its gradient in one step: no token takes part."""
         squares = sum(site.matrix.inputs**2 for site in self.sites)
-        ranks = [run.rank for run in self.runs if run.loss.keep]
+        ranks = [run.rank for run in self.runs if run.loss.keeps]
         return sum(2 * rank * (squares + 2 * rank * self.adapter_width) for rank in ranks)
 
     def moments_flops(self) -> float:

@@ -41,6 +41,9 @@ HAVE_COLUMNS = {
     "train": {"lr", "steps", "epochs", "log_every", "decode"},
 }
 
+# Settings of a loss that count only where it keeps anything.
+ONLY_OF_PENALTIES = ("keep_by", "keep_text")
+
 # Settings that are shown as a hash, beside those that are paths.
 LONG_VALUES = ("text", "architecture")
 
@@ -67,7 +70,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     settings["model"]["path"] = model_hash(run.model.path)
 
     settings["loss"] = _loss_settings(run.loss) | run.loss.id_fields()
-    if run.loss.keep and run.loss.keep_text is None:
+    if run.loss.keeps and run.loss.keep_text is None:
         # Other versions of Python carry another text.
         settings["loss"]["keep_text"] = documentation_hash()
     settings["data"] |= run.data.id_fields()
@@ -135,9 +138,9 @@ def loss_label(loss: Loss) -> str:
 
     So memft_margin_facts, or memft_ot(threshold=0.5).
     """
-    if not loss.keep:
-        # Read by the penalty alone.
-        loss = dataclasses.replace(loss, keep_text=None)
+    if not loss.keeps:
+        unread = {name: getattr(Loss(), name) for name in ONLY_OF_PENALTIES}
+        loss = dataclasses.replace(loss, **unread)
     for option, shipped_loss in _shipped_losses().items():
         if loss == shipped_loss:
             return option
@@ -166,10 +169,11 @@ def _kind_label(loss: Loss) -> str:
 
 
 def _loss_settings(loss: Loss) -> dict[str, Any]:
-    """As `changed_settings`, without a text that no penalty reads."""
+    """As `changed_settings`, without what no penalty reads."""
     settings = changed_settings(loss)
-    if not loss.keep:
-        settings.pop("keep_text", None)
+    if not loss.keeps:
+        for name in ONLY_OF_PENALTIES:
+            settings.pop(name, None)
     return settings
 
 

@@ -3,7 +3,8 @@
     trainer.py        the training loop: a pack of cells
     loss_groups.py    the losses of a pack
     losses/           one file a loss
-    energy.py         loss.keep: the penalty on what an adapter adds to generic text
+    keep.py           loss.keep: what holds the adapters of a pack down on other text
+    energy.py         loss.keep_by=energy: the square of what an adapter adds
     batches.py        samples as tensors: shared input rows, layout of a batch, order of minibatches
     scoring.py        the teacher-forced forward pass to scores
     scores.py         scores of target tokens, and the recall that follows from them

@@ -28,7 +28,7 @@ from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, SampleOrder
 from pml_cli.training.curve import curve_tables, curve_values, empty_curve
-from pml_cli.training.energy import EnergyPenalty
+from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.base import Tokens
 from pml_cli.training.optimizer import AdamW, clip_grad_norm_
@@ -56,6 +56,10 @@ class Cell:
     """The trained adapter, a bank of one."""
     failure: str | None = None
     steps_run: int = 0
+    keep: float = 0.0
+    """Weight of the penalty of `loss.keep` at the end."""
+    keep_harm: float | None = None
+    """Harm on the text of `loss.keep`, nats per token; None: not measured."""
     logged: list[pd.DataFrame] = field(default_factory=list)
     """Token tables (`Scores.table`) of the logged steps."""
     curve: list[pd.DataFrame] = field(default_factory=list)
@@ -133,7 +137,7 @@ class PackState:
     bank: AdapterBank
     optimizer: AdamW
     losses: LossGroups
-    penalty: EnergyPenalty
+    penalty: KeepPenalty
     orders: list[SampleOrder]
     lr_TK: Tensor
     """Learning rate of every step and cell, on the device: a step neither copies nor waits."""
@@ -347,7 +351,7 @@ class Trainer:
             bank=bank,
             optimizer=AdamW(bank, self._tensor(weight_decay)),
             losses=LossGroups([run.loss for run in runs], most_samples, base.device),
-            penalty=EnergyPenalty(base, bank, runs),
+            penalty=KeepPenalty(base, bank, runs),
             orders=orders,
             lr_TK=self._tensor(rates),
             clip_K=self._tensor(clip),
@@ -541,6 +545,7 @@ class Trainer:
             cell.steps_run = step
             cell.final = scores[k]
             cell.adapter = pack.bank.select([k])
+            cell.keep = pack.penalty.weight_K[k].item()
         return finished
 
     def _retire(self, finished: list[int]) -> None:

@@ -83,8 +83,8 @@ def test_the_penalty_of_keep_is_priced(adapter):
     assert cost_model.PackWork(free).penalty_flops() == 0
 
     # One matrix a site, however many cells read it; and the states of 27 windows, for a while.
-    shared = made.pack.penalty._moments[0]
-    assert shared is made.pack.penalty._moments[2]
+    shared = made.pack.penalty.energy._moments[0]
+    assert shared is made.pack.penalty.energy._moments[2]
     moments = sum(C.nbytes for C in shared.values())
     states = 27 * 257 * decoder_shape(base).hidden * 4
     assert work.penalty_bytes() == moments + states * (1 + work.cached_tensors)
