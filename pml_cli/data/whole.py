@@ -47,7 +47,7 @@ def with_chat(run: Run, given: Collection[str]) -> Run:
     is_plain = not isinstance(run.data, FactsData) or any(key in given for key in PLAIN_PROMPT)
     if is_plain or not has_tokenizer(run.model):
         return run
-    if not open_tokenizer(run.model).has_chat_template:
+    if not open_tokenizer(run.model).has_template:
         return run
     return dataclasses.replace(run, data=dataclasses.replace(run.data, chat=True))
 
