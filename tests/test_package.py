@@ -59,6 +59,8 @@ def test_wheel_runs_from_any_directory(tmp_path):
         "pml_cli/conf/sweep.yaml",
         "pml_cli/sweeps/law.yaml",
         "pml_cli/tiny/model.safetensors",
+        "pml_cli/data/generic/prose.keep.txt",
+        "pml_cli/data/generic/chat.held_out.txt",
         "pml_cli/py.typed",
     ):
         assert needed in names

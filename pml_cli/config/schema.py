@@ -318,7 +318,7 @@ class Loss(Settings):
         None,
         help="UTF-8 file of the other text",
         path="existing file",
-        special={None: "Python's documentation"},
+        special={None: "prose, documentation, code and dialogues that ship with pml"},
     )
 
     @property

@@ -6,7 +6,7 @@ Without torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -21,6 +21,7 @@ from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
 from pml_cli.model.files import locate
+from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
 
 # Scored tokens of one window, after begin-of-text.
 WINDOW = 256
@@ -104,9 +105,7 @@ def text_pool(model: Model, path: str | None, option: str = "text") -> Pool:
     Raises:
         UserError: the file cannot be read.
     """
-    # A model of random weights has a config alone.
-    has_no_files = model.weights == "random" and model.architecture
-    if has_no_files or not locate(model, "tokenizer.json"):
+    if not _has_tokenizer(model):
         return Pool(reason=f"model={model.name} has no tokenizer")
 
     try:
@@ -119,6 +118,27 @@ def text_pool(model: Model, path: str | None, option: str = "text") -> Pool:
 
     (text,) = source.cut(source.max_tokens or 0)
     return _windowed(text, model)
+
+
+def string_pool(model: Model, text: Callable[[Tokenizer], str]) -> Pool:
+    """The windows of a text in memory.
+
+    Args:
+        model: whose tokenizer reads it.
+        text: writes it for a tokenizer.
+    """
+    if not _has_tokenizer(model):
+        return Pool(reason=f"model={model.name} has no tokenizer")
+
+    tokenizer = open_tokenizer(model)
+    ids = tuple(tokenizer.encode(text(tokenizer)))
+    return _windowed(Sample(prompt=tuple(tokenizer.prompt("")), target=ids), model)
+
+
+def _has_tokenizer(model: Model) -> bool:
+    # A model of random weights has a config alone.
+    has_no_files = model.weights == "random" and model.architecture
+    return not has_no_files and locate(model, "tokenizer.json") is not None
 
 
 def random_pool(model: Model, tokens: int) -> Pool:

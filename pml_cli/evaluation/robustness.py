@@ -193,7 +193,7 @@ def _measure_chunk(
     samples = [run.samples for run in runs]
 
     inputs_bf16 = PackInputs(base_bf16, bank, samples)
-    by_condition = _scores_by_condition(base, base_bf16, bank, samples, inputs_bf16)
+    by_condition = scores_by_condition(base, base_bf16, bank, samples, inputs_bf16)
 
     bank_bf16 = deploy(base_bf16, bank, BY_NAME[BF16])
     scores_float32_head = score_cells(base_bf16, bank_bf16, inputs_bf16, float32_head(base_bf16))
@@ -212,7 +212,7 @@ def _measure_chunk(
         for name, scores in by_condition.items():
             conditions[name] = condition_row(scores[k], trained)
         for condition in CONDITIONS:
-            reason = _reason_not_measurable(base, bank, condition)
+            reason = reason_not_measurable(base, bank, condition)
             if reason:
                 conditions[condition.name] = {"status": reason}
 
@@ -234,7 +234,7 @@ def _measure_chunk(
     return results
 
 
-def _reason_not_measurable(base: SplitModel, bank: AdapterBank, condition: Condition) -> str:
+def reason_not_measurable(base: SplitModel, bank: AdapterBank, condition: Condition) -> str:
     """Why a condition cannot be measured; empty if it can."""
     if condition.merged and not is_mergeable(bank):
         return f"{NOT_MERGEABLE}: {NOT_MERGEABLE_REASON}"
@@ -243,12 +243,14 @@ def _reason_not_measurable(base: SplitModel, bank: AdapterBank, condition: Condi
     return ""
 
 
-def _scores_by_condition(
+def scores_by_condition(
     base: SplitModel,
     base_bf16: SplitModel,
     bank: AdapterBank,
     cells: SamplesByCell,
     inputs_bf16: PackInputs,
+    *,
+    conditions: Sequence[Condition] = CONDITIONS,
 ) -> dict[str, list[Scores]]:
     """Scores of each cell under every condition that can be measured.
 
@@ -258,12 +260,13 @@ def _scores_by_condition(
         bank: the adapters of the cells.
         cells: the samples of each cell.
         inputs_bf16: these samples for the model in bfloat16.
+        conditions: those that are wanted.
     """
     inputs = PackInputs(base, bank, cells)
     by_condition: dict[str, list[Scores]] = {}
 
-    for condition in CONDITIONS:
-        if _reason_not_measurable(base, bank, condition):
+    for condition in conditions:
+        if reason_not_measurable(base, bank, condition):
             continue
         if condition.bf16:
             adapters = deploy(base_bf16, bank, condition)

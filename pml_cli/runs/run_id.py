@@ -23,7 +23,7 @@ from pml_cli.config.load import shipped_settings
 from pml_cli.config.option_files import options
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
-from pml_cli.data.python_docs import documentation_hash
+from pml_cli.data.generic_text import keep_hash
 from pml_cli.model.file_hash import sampled_hash, weight_files
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.tokenizer_backend import TOKENIZER_FILES
@@ -71,8 +71,8 @@ def scientific_settings(run: Run) -> dict[str, Any]:
 
     settings["loss"] = _loss_settings(run.loss) | run.loss.id_fields()
     if run.loss.keeps and run.loss.keep_text is None:
-        # Other versions of Python carry another text.
-        settings["loss"]["keep_text"] = documentation_hash()
+        # Other versions of pml may carry other texts.
+        settings["loss"]["keep_text"] = keep_hash()
     settings["data"] |= run.data.id_fields()
     # The default of a chat template is no automatic value, and not the empty turn of old.
     if run.data.chat and run.data.system is None:

@@ -24,7 +24,7 @@ from pml_cli.training.limits import EVALUATION_TOKENS
 from pml_cli.training.scoring import zero_adapters
 
 Windows: TypeAlias = tuple[Sample, ...]
-"""The text of one cell, windows of one length; none: the cell has no penalty."""
+"""The text of one cell; none: the cell has no penalty."""
 
 _Key: TypeAlias = tuple[tuple[str, ...], Windows]
 

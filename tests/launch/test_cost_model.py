@@ -83,12 +83,13 @@ def test_the_penalty_of_keep_is_priced(adapter):
     assert work.penalty_flops() == counted.get_total_flops() > 0
     assert cost_model.PackWork(free).penalty_flops() == 0
 
-    # One matrix a site, however many cells read it; and the states of 27 windows, for a while.
+    # One matrix a site, however many cells read it; and the states of the windows.
     shared = made.pack.penalty._energy._moments[0]
     assert shared is made.pack.penalty._energy._moments[2]
     moments = sum(C.nbytes for C in shared.values())
-    states = 27 * 256 * decoder_shape(base).hidden * 4
-    assert work.penalty_bytes() == moments + states * (1 + work.cached_tensors)
+    text = made.pack.penalty._text
+    states = [text.prefix.entry, text.prefix.block, text.hidden_nSD]
+    assert work.penalty_bytes() == moments + sum(x.nbytes for x in states if x is not None)
     assert cost_model.PackWork(free).penalty_bytes() == 0
 
 

@@ -203,8 +203,11 @@ def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base):
         assert torch.equal(parameter, other)
 
 
-def test_generic_text_shares_nothing_with_the_target():
-    run = Run(seqlen=900, data=TextData(), loss=SftLoss(keep=1.0))
+def test_generic_text_shares_nothing_with_the_target(tmp_path):
+    text = tmp_path / "documentation.txt"
+    text.write_text(held_out_text(), "utf-8")
+    loss = SftLoss(keep=1.0, keep_text=str(text))
+    run = Run(seqlen=900, data=TextData(), loss=loss)
     (sample,) = source_of(run).take(900)
     target = sample.target
     learned = {target[i : i + SHARED] for i in range(len(target) - SHARED + 1)}
@@ -212,7 +215,7 @@ def test_generic_text_shares_nothing_with_the_target():
     for window in windows:
         for i in range(len(window.target) - SHARED + 1):
             assert window.target[i : i + SHARED] not in learned
-    everything = generic_windows(Run(data=RandomData(), loss=SftLoss(keep=1.0)))
+    everything = generic_windows(Run(data=RandomData(), loss=loss))
     assert 0 < len(windows) < len(everything) == 27
     assert generic_windows(Run(data=RandomData())) == ()
 
