@@ -18,6 +18,9 @@ them, and returns a mapping of named numbers for each adapter.
     forgetting_runs.py the runs that `pml forgetting` measures, and their harm
     samples.py        the rows of samples.jsonl
     proof.py          what a run knows before it is handed over (without torch)
+    proving.py        measures it
+    script_check.py   the adapter's script, run as its reader would run it
+    answers.py        token F1 of an answer
     asking.py         the prompts of a finished run, and what its adapter answers
     result.py         the body of result.json
     environment.py    the body of env.json
