@@ -34,6 +34,9 @@ FORMAT = 1
 # The status of what was measured.
 MEASURED = "measured"
 
+# Tokens of an answer to a neighbouring question: longer ones part sooner or later.
+NEIGHBOUR_TOKENS = 32
+
 # In an adapter's folder.
 WEIGHTS_FILE = "adapter_model.safetensors"
 

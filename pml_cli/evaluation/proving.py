@@ -21,6 +21,7 @@ from pml_cli.evaluation.dialogue import question_of
 from pml_cli.evaluation.finished_runs import read_environment
 from pml_cli.evaluation.proof import (
     MEASURED,
+    NEIGHBOUR_TOKENS,
     ConditionProof,
     FactProof,
     NeighboursProof,
@@ -56,9 +57,6 @@ CONDITIONS = (
     "base_int8",
     "merged_int8",
 )
-
-# Tokens of an answer to a neighbouring question: longer ones part sooner or later.
-NEIGHBOUR_TOKENS = 32
 
 LN10 = math.log(10)
 

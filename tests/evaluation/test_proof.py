@@ -12,8 +12,8 @@ from pml_cli.errors import UserError
 from pml_cli.evaluation.adapters import load_adapter
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, trained_samples
-from pml_cli.evaluation.proof import MEASURED, generic_questions, prove
-from pml_cli.evaluation.proving import CONDITIONS, NEIGHBOUR_TOKENS
+from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, generic_questions, prove
+from pml_cli.evaluation.proving import CONDITIONS
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.runs.read import one_run
