@@ -303,14 +303,20 @@ def _max_rounds(state: SearchState) -> int:
 
 def _rungs_above(state: SearchState) -> list[int]:
     """Powers of two above all that was tried, as long as larger ranks come nearer to the limits."""
-    tried = state.tried()
-    highest = tried[-1]
-    if len(tried) > 1 and _distance(state, highest) >= _distance(state, tried[-2]):
+    if not still_improves(state):
         return []
-    above = [rank for rank in state.ranks if rank > highest]
+    above = [rank for rank in state.ranks if rank > state.tried()[-1]]
     rungs = [rank for rank in above if _is_power_of_two(rank)]
     # The cap itself, where it is none.
     return rungs or above[-1:]
+
+
+def still_improves(state: SearchState) -> bool:
+    """Whether the largest rank tried is nearer to the limits than the one below it."""
+    tried = state.tried()
+    if len(tried) == 1:
+        return True
+    return _distance(state, tried[-1]) < _distance(state, tried[-2])
 
 
 def _distance(state: SearchState, rank: int) -> float:
