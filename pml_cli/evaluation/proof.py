@@ -19,7 +19,7 @@ from pml_cli.data.generic_text import dialogues
 from pml_cli.data.opened import tokens_hash
 from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
-from pml_cli.evaluation.lasting_runs import (
+from pml_cli.evaluation.finished_runs import (
     check_code_is_allowed,
     read_environment,
     trained_samples,

@@ -12,12 +12,13 @@ import torch
 
 from pml_cli.config.schema import Run
 from pml_cli.data.source import Sample
+from pml_cli.evaluation.adapters import check_weights, load_adapter
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, Trained
 from pml_cli.evaluation.conditions import BF16, BY_NAME, TRAINED
 from pml_cli.evaluation.decoding import Ids, continuations, decode_within_memory
 from pml_cli.evaluation.dialogue import question_of
-from pml_cli.evaluation.lasting_runs import read_environment
+from pml_cli.evaluation.finished_runs import read_environment
 from pml_cli.evaluation.proof import (
     MEASURED,
     NEIGHBOUR_TOKENS,
@@ -29,8 +30,6 @@ from pml_cli.evaluation.proof import (
     generic_questions,
 )
 from pml_cli.evaluation.robustness import (
-    check_weights,
-    load_adapter,
     reason_not_measurable,
     scores_by_condition,
 )

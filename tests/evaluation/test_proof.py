@@ -9,11 +9,11 @@ from support.sweeps import quick_in
 
 from pml_cli.config.load import read_run
 from pml_cli.errors import UserError
+from pml_cli.evaluation.adapters import load_adapter
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, trained_samples
 from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, generic_questions, prove
 from pml_cli.evaluation.proving import CONDITIONS
-from pml_cli.evaluation.robustness import load_adapter
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.runs.read import one_run
