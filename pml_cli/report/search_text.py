@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pml_cli.analysis.rank_search import (
@@ -66,7 +67,10 @@ def budget_line(plan: SweepPlan, seconds_left: float | None) -> str:
 
 def trial_line(trial: Trial, samples: int) -> str:
     """What one cell has come to."""
-    return f"  rank {trial.rank}, seed {trial.seed}: {recalled_text(trial, samples)}"
+    line = f"  rank {trial.rank}, seed {trial.seed}: {recalled_text(trial, samples)}"
+    if trial.harm is None:
+        return line
+    return f"{line}, {trial.harm:.2g} nats/token of harm"
 
 
 def recalled_text(trial: Trial, samples: int) -> str:
@@ -84,40 +88,46 @@ def plan_lines(state: SearchState) -> list[str]:
     ]
 
 
-def advice(
-    state: SearchState,
-    found: Answer,
-    *,
-    samples: int,
-    contradictions: int,
-    train: Train,
-    out_of_time: bool,
-) -> list[str]:
-    """What to change where no rank keeps the limits, a line each; none where one does.
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What advice depends on beside the trials."""
+
+    samples: int
+    """Facts, or texts."""
+
+    contradictions: int
+    """Prompts whose targets exclude each other."""
+
+    train: Train
+    out_of_time: bool
+    """Whether the budget has ended the search."""
+
+
+def advice(state: SearchState, found: Answer, situation: Situation) -> list[str]:
+    """What to change where no rank keeps the limits, a line each.
 
     Args:
         state: of the search at its end.
         found: its answer.
-        samples: facts, or texts.
-        contradictions: prompts whose targets exclude each other.
-        train: settings of the training.
-        out_of_time: whether the budget has ended the search.
+        situation: the data and the training.
     """
     lines = []
-    if out_of_time:
+    if situation.out_of_time:
         lines.append("the budget was over: the same command goes on from the checkpoints")
     if found.reached:
         return lines
 
-    if contradictions:
-        most = samples - contradictions
+    samples = situation.samples
+    if situation.contradictions:
+        most = samples - situation.contradictions
         lines.append(
-            f"{counted(contradictions, 'question')} with two answers: at most {most} of {samples} "
-            f"facts can be known; mend the file, or --exact {math.floor(100 * most / samples)}%"
+            f"{counted(situation.contradictions, 'question')} with two answers: at most {most} of "
+            f"{samples} facts can be known; mend the file, or give "
+            f"--exact {math.floor(100 * most / samples)}%"
         )
     lines += _weaker_limits(state, samples)
-    if not out_of_time:
-        lines += _more_room(state, train)
+    if not situation.out_of_time:
+        lines += _more_room(state, situation.train)
     return lines
 
 

@@ -18,6 +18,7 @@ def write_facts(folder: Path, facts=FACTS, name="facts.jsonl") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
     write_facts(tmp_path)
     arguments = ("memorize", "facts.jsonl", "rank=1,2", *CHEAP)
@@ -35,7 +36,7 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
     for path in ("outputs/memorize", "outputs/memorize/adapter"):
         asked = quick("ask", path, FACTS[0][0], "--json")
         assert asked.returncode == 0, asked.stderr
-        assert json.loads(asked.stdout)[0]["answer"] == FACTS[0][1]
+        assert json.loads(asked.stdout)["answers"][0]["text"] == FACTS[0][1]
 
     # The same command again trains nothing and says the same.
     trained = result_times(out)
