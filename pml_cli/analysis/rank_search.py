@@ -9,8 +9,9 @@ The rule, round by round. A cell is a rank and a seed; a rank works when every s
 3. What is left between them, and the other seeds of the least two ranks that still may work.
 
 There are at most three rounds, not counting those in which nothing passed, and one more where the
-least rung passed; more only while no rank has passed with every seed. A rank at which the first seed has failed is not tried with another: it cannot be
-the answer, and a cell that fails trains to its last step, while one that passes stops early.
+least rung passed; more only while no rank has passed with every seed. A rank at which the first
+seed has failed is not tried with another: it cannot be the answer, and a cell that fails trains to
+its last step, while one that passes stops early.
 
 Recall is not quite monotonic in rank. So the answer is the least rank that did pass, whatever
 failed above it; below it the ranks were tried that lie next to it, and the band says what was left
