@@ -83,7 +83,7 @@ class VariantsProof:
     """Of the paraphrases, those that are answered exactly; intervals over facts."""
 
     f1: float
-    """Mean token F1 of the answers (`answers.py`)."""
+    """Mean token F1 of the answers (`answers.py`), each cut to as many tokens as its target has."""
 
     base_exact: Proportion
     """As `exact`, of the model without the adapter."""
