@@ -87,7 +87,7 @@ def write(
 
 
 def write_figures(out: Path, table: pd.DataFrame, means: pd.DataFrame) -> list[str]:
-    """The figure of each model, kind of data, adapter and length; returns the names of the files."""
+    """A figure for each model, kind of data, adapter and length; returns the names of the files."""
     from pml_cli.report.figures.forgetting import forgetting_figure
 
     groups = list(means.groupby(FIGURE, sort=False))

@@ -50,7 +50,7 @@ def test_the_interval_covers_the_truth():
 
 def test_without_one_kind_there_is_no_harm_and_of_single_windows_no_interval():
     assert harm_of({"prose": [1.0], "docs": [1.0], "code": [1.0]}).mean is None
-    harm = harm_of(dict.fromkeys(KINDS, [0.5]))
+    harm = harm_of({kind: [0.5] for kind in KINDS})
     assert (harm.mean, harm.low, harm.high) == (0.5, None, None)
 
 
