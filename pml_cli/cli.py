@@ -52,6 +52,7 @@ START HERE
   pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml lasting outputs/memft             does it survive rounding and merging?
+  pml forgetting outputs/memft          what has it made the model forget?
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
@@ -81,6 +82,7 @@ def _folders_and_settings(settings: type[reports.ReportSettings]) -> Any:
 FitArguments = Annotated[list[str] | None, _folders_and_settings(reports.Fit)]
 PredictArguments = Annotated[list[str] | None, _folders_and_settings(reports.Predict)]
 LastingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Lasting)]
+ForgettingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Forgetting)]
 AskArguments = Annotated[
     list[str] | None,
     typer.Argument(
@@ -172,6 +174,8 @@ MaxForgetting = Annotated[
         help="Most harm to other text, nats per token added; none: any.",
     ),
 ]
+EXACT = "100%"
+MAX_FORGETTING = "0.1"
 Budget = Annotated[
     str,
     typer.Option(
@@ -222,8 +226,8 @@ EXAMPLES
 def memorize(
     overrides: MemorizeArguments = None,
     *,
-    exact: Exact = "100%",
-    max_forgetting: MaxForgetting = "0.1",
+    exact: Exact = EXACT,
+    max_forgetting: MaxForgetting = MAX_FORGETTING,
     budget: Budget = "",
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -231,11 +235,17 @@ def memorize(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    from pml_cli.config.memorize import parsed_limits
+    from pml_cli.config.memorize import command_line, parsed_limits
     from pml_cli.config.request import load_memorize
 
     limits = parsed_limits(exact, max_forgetting, budget)
-    asked = load_memorize(overrides or [], limits, config_dir)
+    typed = command_line(
+        overrides or [],
+        exact="" if exact == EXACT else exact,
+        max_forgetting="" if max_forgetting == MAX_FORGETTING else max_forgetting,
+        budget=budget,
+    )
+    asked = load_memorize(overrides or [], limits, config_dir, command=typed)
     if print_config:
         _print_config(asked.request)
         return
@@ -431,6 +441,32 @@ def lasting(
     print_config: PrintConfig = False,
 ) -> None:
     _report("lasting", overrides, config_dir, print_config=print_config, as_json=as_json)
+
+
+@app.command(
+    epilog=settings_help(reports.Forgetting),
+    help="""Measure what adapters make the model forget.
+
+Takes finished runs. On prose, documentation, code, dialogues and what the
+model writes by itself: how far the loss rises, KL to the base, how many first
+choices change; and recall against it. What is measured already is kept.
+
+\b
+EXAMPLES
+  pml forgetting outputs/memft
+  pml forgetting outputs/memft outputs/sweep out=report
+  pml forgetting outputs/memft kinds=prose,chat text=notes.txt
+  pml forgetting outputs/memft --json | jq .groups
+""",
+)
+def forgetting(
+    overrides: ForgettingArguments = None,
+    *,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    _report("forgetting", overrides, config_dir, print_config=print_config, as_json=as_json)
 
 
 @app.command(

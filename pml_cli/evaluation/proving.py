@@ -12,14 +12,16 @@ import torch
 
 from pml_cli.config.schema import Run
 from pml_cli.data.source import Sample
+from pml_cli.evaluation.adapters import check_weights, load_adapter
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, Trained
 from pml_cli.evaluation.conditions import BF16, BY_NAME, TRAINED
 from pml_cli.evaluation.decoding import Ids, continuations, decode_within_memory
 from pml_cli.evaluation.dialogue import question_of
-from pml_cli.evaluation.lasting_runs import read_environment
+from pml_cli.evaluation.finished_runs import read_environment
 from pml_cli.evaluation.proof import (
     MEASURED,
+    NEIGHBOUR_TOKENS,
     ConditionProof,
     FactProof,
     NeighboursProof,
@@ -28,8 +30,6 @@ from pml_cli.evaluation.proof import (
     generic_questions,
 )
 from pml_cli.evaluation.robustness import (
-    check_weights,
-    load_adapter,
     reason_not_measurable,
     scores_by_condition,
 )
@@ -48,18 +48,7 @@ from pml_cli.training.scores import Scores
 from pml_cli.training.scoring import PackInputs, score_cells, zero_adapters
 
 # Conditions of deployment that a proof covers.
-CONDITIONS = (
-    TRAINED,
-    "merged",
-    BF16,
-    "bf16_merged",
-    "adapter_int8",
-    "base_int8",
-    "merged_int8",
-)
-
-# Tokens of an answer to a neighbouring question: longer ones part sooner or later.
-NEIGHBOUR_TOKENS = 32
+CONDITIONS = (TRAINED, "merged", BF16, "adapter_int8", "base_int8")
 
 LN10 = math.log(10)
 
@@ -71,6 +60,7 @@ class _Answers:
     exact: list[bool]
     """Of each paraphrase, whether the target is written, its end included."""
     f1: float
+    """Mean token F1."""
 
 
 class Prover:
@@ -285,21 +275,29 @@ class Prover:
     def _paraphrase_answers(
         self, base: SplitModel, both: AdapterBank, asked: Sequence[Sample]
     ) -> list[_Answers]:
-        """How each adapter answers paraphrases, whose targets are those of their facts."""
-        assert self.tokenizer is not None
+        """How each adapter answers paraphrases, whose targets are those of their facts.
+
+        An answer is cut after as many tokens as the target has: the base model, which knows of no
+        end, would write on, and F1 counts each further word against it.
+        """
         cells = [asked] * len(both)
         scores = score_cells(base, both, PackInputs(base, both, cells))
         answers = []
-        for decoded in decode_within_memory(base, both, cells, scores, beyond=True):
-            exact = []
-            f1 = []
-            for sample, ids in zip(asked, decoded, strict=True):
-                exact.append(tuple(ids) == sample.target)
-                end = sample.target[len(sample.target) - sample.end :]
-                text = self.tokenizer.decode(_without_end(ids, end))
-                f1.append(token_f1(text, self._target_text(sample)))
-            answers.append(_Answers(exact=exact, f1=float(np.mean(f1))))
+        for decoded in decode_within_memory(base, both, cells, scores):
+            answers.append(self._scored(asked, decoded))
         return answers
+
+    def _scored(self, asked: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> _Answers:
+        """Answers to paraphrases against the targets of their facts."""
+        assert self.tokenizer is not None
+        exact = []
+        f1 = []
+        for sample, ids in zip(asked, decoded, strict=True):
+            exact.append(tuple(ids) == sample.target)
+            end = sample.target[len(sample.target) - sample.end :]
+            text = self.tokenizer.decode(_without_end(ids, end))
+            f1.append(token_f1(text, self._target_text(sample)))
+        return _Answers(exact=exact, f1=float(np.mean(f1)))
 
     def _neighbours(
         self, base: SplitModel, both: AdapterBank, interview: Interview

@@ -9,11 +9,11 @@ from support.sweeps import quick_in
 
 from pml_cli.config.load import read_run
 from pml_cli.errors import UserError
+from pml_cli.evaluation.adapters import load_adapter
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, trained_samples
-from pml_cli.evaluation.proof import MEASURED, generic_questions, prove
-from pml_cli.evaluation.proving import CONDITIONS, NEIGHBOUR_TOKENS
-from pml_cli.evaluation.robustness import load_adapter
+from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, generic_questions, prove
+from pml_cli.evaluation.proving import CONDITIONS
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.runs.read import one_run
@@ -107,7 +107,7 @@ def test_paraphrases_are_answered_and_scored(folder, proof, tiny_base):
     interview = Interview(run, tokenizer, trained_samples(folder, run, tokenizer))
     question = interview.question(FACTS[0]["variants"][0])
     # Token by token, as `pml ask` does.
-    limit = 2 * len(interview.samples[0].target) + 16
+    limit = len(interview.samples[0].target)
     answers = [interview.answer(tiny_base, adapter, question, limit) for adapter in (bank, None)]
 
     variants = proof.variants
