@@ -272,7 +272,7 @@ def test_a_factored_moment_is_near_the_whole_one():
 
 
 def test_wide_sites_are_penalised_by_their_main_directions(tiny_base, texts, monkeypatch):
-    """With many of them nearly as by the whole moments, in groups of sites; packed as alone."""
+    """With 90 of them about as by the whole moments; site by site; packed as alone."""
     adapter = ADAPTERS["linear"]
     bank = random_bank(tiny_base, adapter, [2, 4], scale=1, seed=1)
     run = run_of(tiny_base, 2.0, adapter=adapter, text=texts[0])
@@ -288,7 +288,7 @@ def test_wide_sites_are_penalised_by_their_main_directions(tiny_base, texts, mon
     monkeypatch.setattr(energy, "MOMENT_NUMBERS", 40_000)
     monkeypatch.setattr(energy, "MAIN_DIRECTIONS", 90)
     for grad, other in zip(penalty_of(bank), whole, strict=True):
-        assert 0 < (grad - other).norm() < 0.1 * other.norm()
+        assert 0 < (grad - other).norm() < 0.25 * other.norm()
 
     monkeypatch.setattr(energy, "MAIN_DIRECTIONS", 16)
     packed = penalty_of(bank)
