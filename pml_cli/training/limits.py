@@ -11,3 +11,12 @@ MEASURE_EVERY = 10
 
 MEASURED_WINDOWS = 2
 """Windows of text of one such measurement, of each cell."""
+
+KL_WINDOWS = 1
+"""Windows of text that `loss.keep_by=kl` reads in a step, of each cell."""
+
+KL_TOKENS = 2048
+"""Their input tokens that are in one forward and backward pass."""
+
+KL_LOGITS = 2**24
+"""Logits of one model that exist at once where two are compared."""
