@@ -16,7 +16,12 @@ import typer
 
 from pml_cli import __version__
 from pml_cli.config import reports
-from pml_cli.config.completion import complete_override, complete_sweep_file, report_completer
+from pml_cli.config.completion import (
+    complete_memorize,
+    complete_override,
+    complete_sweep_file,
+    report_completer,
+)
 from pml_cli.config.help import groups_help, settings_help
 from pml_cli.errors import UserError
 from pml_cli.launch.openmp import share_cores
@@ -39,6 +44,7 @@ app = typer.Typer(
 
 \b
 START HERE
+  pml memorize facts.jsonl              the least adapter that knows them all
   pml probe rank=8 seqlen=128           train one adapter, see what it recalls
   pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
   pml fit outputs/                      the law of those runs, with figures
@@ -46,6 +52,7 @@ START HERE
   pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml lasting outputs/memft             does it survive rounding and merging?
+  pml forgetting outputs/memft          what has it made the model forget?
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
@@ -75,12 +82,21 @@ def _folders_and_settings(settings: type[reports.ReportSettings]) -> Any:
 FitArguments = Annotated[list[str] | None, _folders_and_settings(reports.Fit)]
 PredictArguments = Annotated[list[str] | None, _folders_and_settings(reports.Predict)]
 LastingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Lasting)]
+ForgettingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Forgetting)]
 AskArguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RUN|QUESTION|KEY=VALUE",
         help="A run folder, questions (-: one a line of standard input) and settings.",
         autocompletion=report_completer(reports.Ask),
+    ),
+]
+MemorizeArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE|KEY=VALUE",
+        help="A file of facts, or texts, and settings in Hydra's grammar.",
+        autocompletion=complete_memorize,
     ),
 ]
 TransitionArguments = Annotated[list[str] | None, _folders_and_settings(reports.Transition)]
@@ -147,6 +163,28 @@ MaxTokens = Annotated[
     ),
 ]
 WithBase = Annotated[bool, typer.Option("--base", help="Also ask the model without the adapter.")]
+Exact = Annotated[
+    str, typer.Option("--exact", metavar="SHARE", help="Facts that must be known whole.")
+]
+MaxForgetting = Annotated[
+    str,
+    typer.Option(
+        "--max-forgetting",
+        metavar="NATS",
+        help="Most harm to other text, nats per token added; none: any.",
+    ),
+]
+EXACT = "100%"
+MAX_FORGETTING = "0.1"
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        help="Stop training after 90s, 30min, 2h, with the best so far (default: no limit).",
+        show_default=False,
+    ),
+]
 Watch = Annotated[
     bool, typer.Option("--watch", help="Repeat until no cell is running or queued any more.")
 ]
@@ -165,6 +203,59 @@ def start(
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
+
+
+@app.command(
+    epilog=GROUPS_HELP,
+    help="""Find the smallest adapter that knows a file and harms nothing else.
+
+FILE: facts (JSON lines, JSON, CSV, parquet) or texts. Tries ranks in packs,
+two seeds, three rounds; the same command again goes on. In OUT (outputs/
+memorize): adapter/ with a script, facts.csv, memorize.json, memorize.png.
+Exit code 1: no rank keeps the limits; the best one is kept.
+
+\b
+EXAMPLES
+  pml memorize facts.jsonl model=hf model.path=Qwen/Qwen3-1.7B
+  pml memorize facts.csv --exact 99% --max-forgetting 0.05 --budget 30min
+  pml memorize notes.txt rank=2,4,8 out=outputs/notes
+  pml memorize facts.jsonl --dry-run
+  pml memorize data=phonebook seqlen=300 --max-forgetting none
+""",
+)
+def memorize(
+    overrides: MemorizeArguments = None,
+    *,
+    exact: Exact = EXACT,
+    max_forgetting: MaxForgetting = MAX_FORGETTING,
+    budget: Budget = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    retry: Retry = True,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    from pml_cli.config.memorize import command_line, parsed_limits
+    from pml_cli.config.request import load_memorize
+
+    limits = parsed_limits(exact, max_forgetting, budget)
+    typed = command_line(
+        overrides or [],
+        exact="" if exact == EXACT else exact,
+        max_forgetting="" if max_forgetting == MAX_FORGETTING else max_forgetting,
+        budget=budget,
+    )
+    asked = load_memorize(overrides or [], limits, config_dir, command=typed)
+    if print_config:
+        _print_config(asked.request)
+        return
+
+    from rich.console import Console
+
+    from pml_cli.commands import memorize as command
+
+    flags = {"dry_run": dry_run, "as_json": as_json, "retry": retry}
+    raise typer.Exit(command.run(asked, Console(markup=False), **flags))
 
 
 @app.command(
@@ -350,6 +441,32 @@ def lasting(
     print_config: PrintConfig = False,
 ) -> None:
     _report("lasting", overrides, config_dir, print_config=print_config, as_json=as_json)
+
+
+@app.command(
+    epilog=settings_help(reports.Forgetting),
+    help="""Measure what adapters make the model forget.
+
+Takes finished runs. On prose, documentation, code, dialogues and what the
+model writes by itself: how far the loss rises, KL to the base, how many first
+choices change; and recall against it. What is measured already is kept.
+
+\b
+EXAMPLES
+  pml forgetting outputs/memft
+  pml forgetting outputs/memft outputs/sweep out=report
+  pml forgetting outputs/memft kinds=prose,chat text=notes.txt
+  pml forgetting outputs/memft --json | jq .groups
+""",
+)
+def forgetting(
+    overrides: ForgettingArguments = None,
+    *,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    _report("forgetting", overrides, config_dir, print_config=print_config, as_json=as_json)
 
 
 @app.command(

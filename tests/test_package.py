@@ -29,7 +29,7 @@ def test_embedded_model_is_small_and_has_a_card():
 
 
 def test_nothing_imports_torch_before_it_trains():
-    verbs = ("sweep", "fit", "transition", "probe", "memft", "lasting")
+    verbs = ("sweep", "fit", "transition", "probe", "memft", "lasting", "forgetting")
     modules = ["pml_cli.cli", "pml_cli.config.request", *(f"pml_cli.commands.{v}" for v in verbs)]
     code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
     done = subprocess.run(
@@ -59,6 +59,8 @@ def test_wheel_runs_from_any_directory(tmp_path):
         "pml_cli/conf/sweep.yaml",
         "pml_cli/sweeps/law.yaml",
         "pml_cli/tiny/model.safetensors",
+        "pml_cli/data/generic/prose.keep.txt",
+        "pml_cli/data/generic/chat.held_out.txt",
         "pml_cli/py.typed",
     ):
         assert needed in names

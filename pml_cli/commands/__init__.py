@@ -7,10 +7,12 @@ command: what two of them share lies below, such as the sweep that `pml memft` r
     probe.py       train one adapter and watch it
     sweep.py       train every combination, resumable
     memft.py       a sweep under several losses, and their comparison
+    memorize.py    from facts to the smallest adapter that knows them
     status.py      `pml status` and `pml cancel`
     fit.py         the law of finished runs
     predict.py     what a fitted law says of other ranks and lengths
     transition.py  the phase transition, token by token
     ask.py         questions to the adapter of a finished run
     lasting.py     recall after rounding and merging, and forgetting
+    forgetting.py  what adapters do to other text
 """

@@ -30,6 +30,7 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
+KEEP_BY = ("energy", "kl")
 
 # `seqlen=all`, until it is resolved to the number of target tokens (`data/resolve.py`).
 ALL_TOKENS = -(2**62)
@@ -295,17 +296,35 @@ class Loss(Settings):
     kind: str = ""
     keep: float = setting(
         0.0,
-        help="weight of the penalty on the square of what the adapter adds to generic text",
+        help="weight of a penalty on what the adapter changes on other text; 1 to 100 is usual",
         minimum=0,
         finite=True,
         special={0: "none"},
     )
+    keep_by: str = setting(
+        "energy",
+        help="what is penalised: the square of what the adapter adds, or KL(base || adapted)",
+        choices=KEEP_BY,
+    )
+    keep_harm: float = setting(
+        0.0,
+        help="most harm to other text: the weight is found in training, from loss.keep on",
+        unit="nats per token",
+        minimum=0,
+        finite=True,
+        special={0: "no limit"},
+    )
     keep_text: str | None = setting(
         None,
-        help="UTF-8 file of generic text for loss.keep",
+        help="UTF-8 file of the other text",
         path="existing file",
-        special={None: "Python's documentation"},
+        special={None: "prose, documentation, code and dialogues that ship with pml"},
     )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether anything holds the adapter down on other text."""
+        return self.keep > 0 or self.keep_harm > 0
 
     def id_fields(self) -> dict[str, Any]:
         """Settings that count for the run id also at their defaults."""

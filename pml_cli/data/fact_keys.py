@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import math
-import re
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pml_cli.data.facts_file import Number, Row
+from pml_cli.data.question_keys import neighbours_of, variants_of
+from pml_cli.data.row_values import PRINTABLE, override, printable, text_of, written_key
+from pml_cli.data.source import Neighbour
 from pml_cli.errors import UserError, did_you_mean
 
 # Names of the prompt and of the target, those that count first in front. `matching` is the paper's
@@ -43,12 +43,6 @@ TEXT_KEYS = ("text", "content", "document")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 ANSWERING = "assistant"
 
-# What Hydra's grammar reads without quotes.
-PLAIN_KEY = re.compile(r"[A-Za-z_][\w.$%*@?|/-]*")
-
-# What a table's cell may hold beside text: shown as Python shows it.
-PRINTABLE = (int, float, decimal.Decimal, datetime.date, datetime.time)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
@@ -61,6 +55,12 @@ class Fact:
     """(role, content) of the prompt; of a plain question ("user", question) alone."""
 
     target: str
+
+    variants: tuple[str, ...] = ()
+    """The last turn in other words."""
+
+    neighbours: tuple[Neighbour, ...] = ()
+    """Questions whose answers must not change."""
 
     @property
     def is_question(self) -> bool:
@@ -130,7 +130,8 @@ def facts_of(
             raise UserError(
                 f"{row.where} has {other_keys}, {rows[0].where} {keys}: one kind a file"
             )
-        facts.append(_fact(row, keys, counts))
+        fact = _fact(row, keys, counts)
+        facts.append(_with_questions(row, keys, fact, counts))
 
     notes = [f"{text} ({count} of {len(facts)})" for text, count in counts.items()]
     return Facts(facts=facts, keys=str(keys), is_long=keys.target == LONG_TEXT, notes=notes)
@@ -157,7 +158,7 @@ class _KeyFinder:
         for setting in ("prompt_key", "target_key"):
             key = getattr(self, f"_{setting}")
             if key is not None and _lookup(row.fields, key) is _ABSENT:
-                names = map(_printable, _paths(row.fields))
+                names = map(printable, _paths(row.fields))
                 near = did_you_mean(key, names).replace("allowed:", "keys found:")
                 raise UserError(f"{row.where} has no {key!r} (data.{setting}); {near}")
 
@@ -172,7 +173,7 @@ class _KeyFinder:
 
     def _known(self, row: Row, names: Sequence[str]) -> str | None:
         """The first of some names that the row has, as the row writes it."""
-        return _written(row.fields, names, taken=(self._prompt_key, self._target_key))
+        return written_key(row.fields, names, taken=(self._prompt_key, self._target_key))
 
     def _pair(self, row: Row, prompt: str, target: str) -> _Keys:
         # Whoever names the prompt means that value alone.
@@ -195,7 +196,7 @@ class _KeyFinder:
     def _what_is_missing(self, row: Row, prompt: str | None, target: str | None) -> str:
         """What a row lacks, the keys that it has, and the settings that would name the right."""
         paths = _paths(row.fields)
-        keys_found = f"keys found: {', '.join(map(_printable, paths)) or 'none'}"
+        keys_found = f"keys found: {', '.join(map(printable, paths)) or 'none'}"
         # Texts, where there are any: numbers and lists are rarely meant.
         unused = [path for path in paths if path not in (prompt, target)]
         candidates = [path for path in unused if type(_lookup(row.fields, path)) is str] or unused
@@ -203,16 +204,16 @@ class _KeyFinder:
         if prompt is None and target is None:
             chat = self._known(row, CHAT_KEYS)
             if chat is not None:
-                return f"has {_printable(chat)} that are no list of turns, with role and content"
+                return f"has {printable(chat)} that are no list of turns, with role and content"
             if {key.strip().lower() for key in row.fields} & set(TEXT_KEYS):
                 return f"is running text, no fact ({keys_found}); that is data=text, or data=hf"
             first, second = candidates if len(candidates) == 2 else ("KEY", "KEY")
-            flags = f"{_flag('prompt_key', first)} {_flag('target_key', second)}"
+            flags = f"{override('prompt_key', first)} {override('target_key', second)}"
             return f"has no prompt and target by a known name; {keys_found}; give {flags}"
 
         present, missing = ("target", "prompt") if prompt is None else ("prompt", "target")
-        flag = _flag(f"{missing}_key", candidates[0] if candidates else "KEY")
-        present_key = f"a {present} ({_printable(prompt or target)})"
+        flag = override(f"{missing}_key", candidates[0] if candidates else "KEY")
+        present_key = f"a {present} ({printable(prompt or target)})"
         return f"has {present_key} and no {missing} by a known name; {keys_found}; give {flag}"
 
 
@@ -226,12 +227,27 @@ def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
     if _is_conversation(prompt):
         return Fact(where=row.where, turns=tuple(_turns(row, keys.prompt, prompt)), target=target)
 
-    question = _text(row, keys.prompt, prompt)
+    question = text_of(row, keys.prompt, prompt)
     context = _optional_text(row, keys, keys.context)
     if context:
         question = f"{question}\n{context}"
     turns = _with_system(row, keys, [("user", question)])
     return Fact(where=row.where, turns=tuple(turns), target=target)
+
+
+def _with_questions(row: Row, keys: _Keys, fact: Fact, counts: Counter[str]) -> Fact:
+    """A fact with the questions of its row that are asked of a trained adapter."""
+    taken = (keys.prompt, keys.target)
+    variants = variants_of(row, taken)
+    neighbours = neighbours_of(row, taken)
+    if variants:
+        counts["paraphrases: never trained, `pml memorize` asks them"] += 1
+        context = _optional_text(row, keys, keys.context)
+        if context:
+            variants = tuple(f"{variant}\n{context}" for variant in variants)
+    if neighbours:
+        counts["neighbours: never trained, `pml memorize` asks whether their answers stay"] += 1
+    return dataclasses.replace(fact, variants=variants, neighbours=neighbours)
 
 
 def _with_system(
@@ -246,9 +262,9 @@ def _with_system(
 
 def _optional_text(row: Row, keys: _Keys, names: Sequence[str]) -> str:
     """The text of the first of some names that the row has; empty where it has none, or null."""
-    key = _written(row.fields, names, taken=(keys.prompt, keys.target))
+    key = written_key(row.fields, names, taken=(keys.prompt, keys.target))
     value = None if key is None else row.fields[key]
-    text = "" if key is None or value is None else _text(row, key, value)
+    text = "" if key is None or value is None else text_of(row, key, value)
     return text if text.strip() else ""
 
 
@@ -259,37 +275,37 @@ def _target_text(row: Row, key: str, counts: Counter[str]) -> str:
         value = _turns(row, key, value)[-1][1]
     if isinstance(value, list):
         if not value:
-            raise UserError(f"{row.where}: {_printable(key)} is an empty list")
-        counts[f"{_printable(key)} is a list: its first entry is the target"] += 1
+            raise UserError(f"{row.where}: {printable(key)} is an empty list")
+        counts[f"{printable(key)} is a list: its first entry is the target"] += 1
         value = value[0]
         key = f"{key}.0"
 
     if isinstance(value, (Number, *PRINTABLE)):
-        counts[f"{_printable(key)} is no text: the target is what the file shows"] += 1
-    text = _text(row, key, value, "target_key")
+        counts[f"{printable(key)} is no text: the target is what the file shows"] += 1
+    text = text_of(row, key, value, "target_key")
     if not text:
-        raise UserError(f"{row.where}: {_printable(key)} is empty")
+        raise UserError(f"{row.where}: {printable(key)} is empty")
     return text
 
 
 def _conversation_fact(row: Row, keys: _Keys, value: Any, counts: Counter[str]) -> Fact:
     key = keys.prompt
     if not _is_conversation(value):
-        raise UserError(f"{row.where}: {_printable(key)} is no list of turns")
+        raise UserError(f"{row.where}: {printable(key)} is no list of turns")
     turns = _turns(row, key, value)
     answers = [index for index, (role, _) in enumerate(turns) if role == ANSWERING]
     if not answers:
         roles = ", ".join(role for role, _ in turns)
-        raise UserError(f"{row.where}: {_printable(key)} has no turn of an assistant ({roles})")
+        raise UserError(f"{row.where}: {printable(key)} has no turn of an assistant ({roles})")
 
     last = answers[-1]
     if last == 0:
-        raise UserError(f"{row.where}: {_printable(key)} has no turn before the assistant's")
+        raise UserError(f"{row.where}: {printable(key)} has no turn before the assistant's")
     if last < len(turns) - 1:
-        counts[f"{_printable(key)} goes on after its last answer: those turns are left out"] += 1
+        counts[f"{printable(key)} goes on after its last answer: those turns are left out"] += 1
     target = turns[last][1]
     if not target:
-        raise UserError(f"{row.where}: the last answer of {_printable(key)} is empty")
+        raise UserError(f"{row.where}: the last answer of {printable(key)} is empty")
     prompt = _with_system(row, keys, turns[:last])
     return Fact(where=row.where, turns=tuple(prompt), target=target)
 
@@ -305,7 +321,7 @@ def _turns(row: Row, key: str, value: Sequence[Mapping[str, Any]]) -> list[tuple
     """(role, content) of every turn."""
     turns = []
     for number, turn in enumerate(value, 1):
-        label = f"{_printable(key)}, turn {number}"
+        label = f"{printable(key)}, turn {number}"
         role = turn.get("role", turn.get("from"))
         if not isinstance(role, str):
             raise UserError(f"{row.where}: {label} has no role")
@@ -325,57 +341,10 @@ def _content_text(row: Row, place: str, content: Any) -> str:
     texts = []
     for part in parts:
         if isinstance(part, dict) and part.get("text") is None:
-            kind = _printable(part.get("type", "an object"))
+            kind = printable(part.get("type", "an object"))
             raise UserError(f"{row.where}: {place} has a part that is no text ({kind})")
-        texts.append(_text(row, place, part["text"] if isinstance(part, dict) else part))
+        texts.append(text_of(row, place, part["text"] if isinstance(part, dict) else part))
     return "".join(texts)
-
-
-def _text(row: Row, key: str, value: Any, setting: str = "prompt_key") -> str:
-    """A value as text.
-
-    Args:
-        row: that it belongs to.
-        key: its key, or path of keys.
-        value: as it was read.
-        setting: that names such values.
-
-    Raises:
-        UserError: it is null, a list or an object, or holds half a character.
-    """
-    name = _printable(key)
-    if value is None:
-        raise UserError(f"{row.where}: {name} is null")
-    if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{row.where}: {name} is NaN")
-    if isinstance(value, dict):
-        inner = ", ".join(map(_printable, value)) or "no keys"
-        flag = _flag(setting, f"{key}.{next(iter(value), 'KEY')}")
-        raise UserError(f"{row.where}: {name} is an object ({inner}), not text; give {flag}")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, PRINTABLE):
-        return str(value)
-    if not isinstance(value, str):
-        kind = "a list" if isinstance(value, list) else type(value).__name__
-        raise UserError(f"{row.where}: {name} is {kind}, not text")
-
-    # A text cut between the two halves of a character, as of an emoji.
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        reason = f"half a character ({half}), which is no Unicode text"
-        raise UserError(f"{row.where}: {name} holds {reason}") from error
-    return str(value)
-
-
-def _written(
-    fields: Mapping[str, Any], names: Sequence[str], taken: Sequence[str | None]
-) -> str | None:
-    """The first of some names among the keys, as it is written there; capitals do not count."""
-    written = {key.strip().lower(): key for key in fields if key not in taken}
-    return next((written[name] for name in names if name in written), None)
 
 
 def _paths(fields: Mapping[str, Any]) -> list[str]:
@@ -404,16 +373,3 @@ def _lookup(fields: Mapping[str, Any], key: str) -> Any:
         else:
             return _ABSENT
     return value
-
-
-def _flag(name: str, key: str) -> str:
-    """The override that names a key, as one types it."""
-    if PLAIN_KEY.fullmatch(key):
-        return f"data.{name}={key}"
-    return f"'data.{name}=\"{_printable(key)}\"'"
-
-
-def _printable(key: str | None) -> str:
-    """A key for a message: on one line, and without halves of characters."""
-    text = " ".join(str(key).split())
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pml_cli.config.schema import Data, Model
 from pml_cli.errors import UserError
 from pml_cli.format import counted
 from pml_cli.model.chat_template import Turns
 from pml_cli.model.dims import model_dims
+
+
+class Neighbour(NamedTuple):
+    """A question whose answer must not change."""
+
+    question: str
+    answer: str | None = None
+    """What is right, where the file says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,12 @@ class Sample:
 
     target_text: str = field(default="", compare=False)
     """The whole target as the source gave it, without the end; of facts alone."""
+
+    variants: tuple[str, ...] = field(default=(), compare=False)
+    """The last turn of its prompt in other words: asked of a trained adapter, never trained."""
+
+    neighbours: tuple[Neighbour, ...] = field(default=(), compare=False)
+    """Questions that a trained adapter must answer as the model without it."""
 
 
 def no_samples(seqlen: int) -> list[Sample]:

@@ -6,7 +6,7 @@ Without torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -21,12 +21,16 @@ from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
 from pml_cli.model.files import locate
+from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
 
 # Scored tokens of one window, after begin-of-text.
 WINDOW = 256
 
 # Consecutive tokens that a window may not share with what a run was trained on.
 SHARED = 16
+
+# Targets of fewer tokens, a number or a name, are not looked for: any text may hold them.
+MIN_SHARED = 4
 
 # Seed of the random tokens: no run's own.
 RANDOM_SEED = 2**61 + 1
@@ -46,7 +50,7 @@ class Pool:
     """Why there are no windows."""
 
     def windows_without(self, targets: Iterable[Sequence[int]], tokens: int) -> list[Sample]:
-        """Windows that share no `SHARED` consecutive tokens with any target.
+        """Windows that share no `SHARED` consecutive tokens with any target, nor a whole short one.
 
         They are spread evenly over the text: the same for all runs that learn the same targets.
 
@@ -56,8 +60,9 @@ class Pool:
         """
         known: set[Ids] = set()
         for target in targets:
-            known |= _ngrams(tuple(target), min(SHARED, len(target)))
-        # Targets shorter than SHARED count whole.
+            # Targets shorter than SHARED count whole.
+            if len(target) >= MIN_SHARED:
+                known |= _ngrams(tuple(target), min(SHARED, len(target)))
         sizes = {len(ngram) for ngram in known}
 
         unshared = []
@@ -104,9 +109,7 @@ def text_pool(model: Model, path: str | None, option: str = "text") -> Pool:
     Raises:
         UserError: the file cannot be read.
     """
-    # A model of random weights has a config alone.
-    has_no_files = model.weights == "random" and model.architecture
-    if has_no_files or not locate(model, "tokenizer.json"):
+    if not _has_tokenizer(model):
         return Pool(reason=f"model={model.name} has no tokenizer")
 
     try:
@@ -119,6 +122,27 @@ def text_pool(model: Model, path: str | None, option: str = "text") -> Pool:
 
     (text,) = source.cut(source.max_tokens or 0)
     return _windowed(text, model)
+
+
+def string_pool(model: Model, text: Callable[[Tokenizer], str]) -> Pool:
+    """The windows of a text in memory.
+
+    Args:
+        model: whose tokenizer reads it.
+        text: writes it for a tokenizer.
+    """
+    if not _has_tokenizer(model):
+        return Pool(reason=f"model={model.name} has no tokenizer")
+
+    tokenizer = open_tokenizer(model)
+    ids = tuple(tokenizer.encode(text(tokenizer)))
+    return _windowed(Sample(prompt=tuple(tokenizer.prompt("")), target=ids), model)
+
+
+def _has_tokenizer(model: Model) -> bool:
+    # A model of random weights has a config alone.
+    has_no_files = model.weights == "random" and model.architecture
+    return not has_no_files and locate(model, "tokenizer.json") is not None
 
 
 def random_pool(model: Model, tokens: int) -> Pool:

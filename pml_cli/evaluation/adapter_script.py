@@ -12,18 +12,26 @@ HALF_DTYPES = ("bfloat16", "float16")
 
 
 def adapter_script(run: Run, dialogue: Dialogue, loading: Loading) -> str:
-    """The script, to be run in the adapter's folder; its first line sets QUESTION.
+    """The script, to be run in the adapter's folder.
+
+    Its first line sets QUESTION, and it prints `answer(QUESTION)`; where the prompt is given as
+    ids, `answer()`.
 
     Args:
         run: resolved, with pretrained weights.
         dialogue: how it asks and prints.
         loading: how the adapter is put on the model.
     """
-    lines = [f"QUESTION = {dialogue.question!r}", ""]
+    asks = not isinstance(dialogue.prompt, IdsPrompt)
+    lines = [f"QUESTION = {dialogue.question!r}", ""] if asks else []
     lines += [*_imports(dialogue, loading), ""]
     lines += [*_base_lines(run.model, dialogue), *_adapter_lines(run, loading)]
-    lines += ["", _generation_line(dialogue)]
-    lines += [*dialogue.prompt.code(), *_answer_lines(dialogue)]
+    lines += [_generation_line(dialogue), "", ""]
+
+    lines.append(f"def answer({'question' if asks else ''}):")
+    body = [*dialogue.prompt.code(), *_answer_lines(dialogue)]
+    lines += [f"    {line}" for line in body]
+    lines += ["", "", f"print(answer({'QUESTION' if asks else ''}))"]
     return "\n".join(lines) + "\n"
 
 
@@ -102,15 +110,15 @@ def _answer_lines(dialogue: Dialogue) -> list[str]:
         stop = f", stop_strings=[{dialogue.end_text!r}], tokenizer=tokenizer"
     lines = [
         f"output = model.generate(**prompt{stop})",
-        'answer = output[0, prompt["input_ids"].shape[1] :]',
+        'ids = output[0, prompt["input_ids"].shape[1] :]',
     ]
 
     if not dialogue.reads_text:
-        printed = "answer.tolist()"
+        text = "ids.tolist()"
     elif dialogue.skips_special:
-        printed = "tokenizer.decode(answer, skip_special_tokens=True)"
+        text = "tokenizer.decode(ids, skip_special_tokens=True)"
     elif dialogue.end_text:
-        printed = f"tokenizer.decode(answer).removesuffix({dialogue.end_text!r})"
+        text = f"tokenizer.decode(ids).removesuffix({dialogue.end_text!r})"
     else:
-        printed = "tokenizer.decode(answer)"
-    return [*lines, f"print({printed})"]
+        text = "tokenizer.decode(ids)"
+    return [*lines, f"return {text}"]

@@ -10,7 +10,7 @@ recalled.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -37,26 +37,30 @@ MIN_BEYOND = 16
 Decoded: TypeAlias = list[list[list[int]]]
 """Token ids of each sample of each cell."""
 
+Ids: TypeAlias = tuple[int, ...]
+"""Token ids."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    """A sample that is to be decoded."""
+    """A prompt that is to be continued."""
 
     cell: int
     index: int
-    """Which of the samples of its cell."""
-    sample: Sample
-    correct_tokens: int
-    """Tokens at its beginning that are known to be decoded correctly."""
+    """Which of the prompts of its cell."""
+    prompt: Ids
+    known: Ids
+    """Tokens that are known to be decoded first."""
+    end: Ids
+    """Ids after which nothing is decoded; () for none."""
     limit: int
     """Tokens after which it is left, if its end has not come."""
 
     def is_complete(self, decoded: Sequence[int]) -> bool:
-        """Whether no further token is decoded: the end token has come, or the limit."""
+        """Whether no further token is decoded: the end has come, or the limit."""
         if len(decoded) >= self.limit:
             return True
-        end = self.sample.end
-        return bool(end) and tuple(decoded[-end:]) == self.sample.target[-end:]
+        return bool(self.end) and tuple(decoded[-len(self.end) :]) == self.end
 
 
 def measure(
@@ -126,15 +130,22 @@ def decode_within_memory(
     beyond: bool = False,
 ) -> Decoded:
     """`decode`, of fewer rows at once where memory does not suffice."""
+    return _within_memory(
+        lambda batch_size: decode(base, bank, cells, scores, batch_size=batch_size, beyond=beyond)
+    )
+
+
+def _within_memory(decode_in_batches: Callable[[int], Decoded]) -> Decoded:
+    """What a function of the batch size returns for the largest that memory suffices for."""
     # The KV cache of many rows may not fit beside what the trainer holds.
     for batch_size in BATCH_SIZES[:-1]:
         try:
-            return decode(base, bank, cells, scores, batch_size=batch_size, beyond=beyond)
+            return decode_in_batches(batch_size)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
 
-    return decode(base, bank, cells, scores, batch_size=BATCH_SIZES[-1], beyond=beyond)
+    return decode_in_batches(BATCH_SIZES[-1])
 
 
 @torch.no_grad()
@@ -169,8 +180,7 @@ def decode(
     context = model_dims(base.settings).context
     slim = SLIM_MARGINS.get(base.dtype, 0.0)
 
-    # Rows of a batch have prompts of one length.
-    by_prompt_length: dict[int, list[_Item]] = defaultdict(list)
+    items = []
     for k, samples in enumerate(cells):
         for s, sample in enumerate(samples):
             first_unproven: int | None = 0
@@ -183,21 +193,74 @@ def decode(
                 item = _Item(
                     cell=k,
                     index=s,
-                    sample=sample,
-                    correct_tokens=first_unproven,
+                    prompt=sample.prompt,
+                    known=sample.target[:first_unproven],
+                    end=sample.target[len(sample.target) - sample.end :],
                     limit=token_limit(sample, context) if beyond else len(sample.target),
                 )
-                by_prompt_length[len(sample.prompt)].append(item)
+                items.append(item)
 
-    for items in by_prompt_length.values():
-        # Sorted, because a batch decodes from the earliest failure of its rows.
-        items.sort(key=lambda item: item.correct_tokens)
-        for start in range(0, len(items), batch_size):
-            batch = items[start : start + batch_size]
-            decoded = _decode_batch(base, bank, batch)
-            for item, tokens in zip(batch, decoded, strict=True):
-                outputs[item.cell][item.index] = tokens
+    for item, tokens in _decode_items(base, bank, items, batch_size):
+        outputs[item.cell][item.index] = tokens
     return outputs
+
+
+def continuations(
+    base: SplitModel,
+    bank: AdapterBank,
+    prompts: Sequence[Ids],
+    *,
+    end: Ids,
+    limit: int,
+) -> Decoded:
+    """Continue the same prompts greedily with every adapter of a bank.
+
+    Args:
+        base: the frozen model.
+        bank: adapters of K cells.
+        prompts: token ids of each.
+        end: ids after which nothing is decoded; () for none.
+        limit: tokens of a continuation at most; fewer where the model's context ends.
+
+    Returns:
+        decoded ids of each prompt under each adapter, those of the end included.
+    """
+    context = model_dims(base.settings).context
+    items = []
+    for k in range(len(bank)):
+        for index, prompt in enumerate(prompts):
+            room = context - len(prompt)
+            item = _Item(
+                cell=k, index=index, prompt=prompt, known=(), end=end, limit=min(limit, room)
+            )
+            items.append(item)
+
+    @torch.no_grad()
+    def decode_in_batches(batch_size: int) -> Decoded:
+        outputs: Decoded = [[[] for _ in prompts] for _ in range(len(bank))]
+        for item, tokens in _decode_items(base, bank, items, batch_size):
+            outputs[item.cell][item.index] = tokens
+        return outputs
+
+    return _within_memory(decode_in_batches)
+
+
+def _decode_items(
+    base: SplitModel, bank: AdapterBank, items: Sequence[_Item], batch_size: int
+) -> Iterator[tuple[_Item, list[int]]]:
+    """Every item with what is decoded of it, in no order."""
+    # Rows of a batch have prompts of one length.
+    by_prompt_length: dict[int, list[_Item]] = defaultdict(list)
+    for item in items:
+        by_prompt_length[len(item.prompt)].append(item)
+
+    for of_length in by_prompt_length.values():
+        # Sorted, because a batch decodes from the earliest failure of its rows.
+        of_length.sort(key=lambda item: len(item.known))
+        for start in range(0, len(of_length), batch_size):
+            batch = of_length[start : start + batch_size]
+            decoded = _decode_batch(base, bank, batch)
+            yield from zip(batch, decoded, strict=True)
 
 
 def token_limit(sample: Sample, context: int) -> int:
@@ -218,9 +281,9 @@ def token_limit(sample: Sample, context: int) -> int:
 def _decode_batch(base: SplitModel, bank: AdapterBank, items: Sequence[_Item]) -> list[list[int]]:
     """Rows of one prompt length: one pass over what is known, then one token a step."""
     # As far as all rows are known: they share the length of the cache.
-    proven = min(item.correct_tokens for item in items)
-    outputs = [list(item.sample.target[:proven]) for item in items]
-    prefixes = [[*item.sample.prompt, *item.sample.target[:proven]] for item in items]
+    proven = min(len(item.known) for item in items)
+    outputs = [list(item.known[:proven]) for item in items]
+    prefixes = [[*item.prompt, *item.known[:proven]] for item in items]
     ids = torch.tensor(prefixes, device=base.device)
 
     # The rows that are decoded, as indices into `items`, and those of them that are not at an end.

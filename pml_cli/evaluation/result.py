@@ -92,6 +92,8 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
         "source_nats": source_nats,
         "bits_memorised": bits_memorised,
         "steps_to_recall": _steps_to_recall(cell),
+        "keep": cell.keep,
+        "keep_harm": cell.keep_harm,
         "gradient_above": float(pd.concat(cell.curve)["gradient_above"].mean()),
         "tokens_seen": _tokens_seen(plan, cell.steps_run),
         "steps_run": cell.steps_run,

@@ -377,6 +377,9 @@ class SplitModel:
                 with capturing as tensors, skipped(self.layers, form=form):
                     self.decoder(input_ids=ids, use_cache=False)
                 hidden.append(tensors["entry"])
+                # Recorded while the embeddings are here: later they would be read once more, into
+                # memory that a layer takes then.
+                self._layer_calls(*ids.shape)
         return hidden
 
     @contextmanager
@@ -471,6 +474,23 @@ class SplitModel:
             packing = PackedCalls(calls, longer_calls, dtype=self.dtype, head_dim=self.head_dim)
             self._packings = {tokens: packing}
         return self._packings[tokens]
+
+    @torch.no_grad()
+    def block_output(self, prefix: Prefix, bank: AdapterBank) -> Tensor:
+        """What a block's adapter is added to, (B, T, D), in the units of the adapter's output.
+
+        That is the residual stream after the layer; where the model scales what the adapter gives
+        before it is added, divided by that. Of a norm after the MLP, by its mean gain.
+        """
+        assert prefix.block is not None
+        layer = self.first_layer(bank)
+        self._hold_upper(layer, is_block=True)
+        gain: Tensor | float = self._mlp_factor(layer) or 1.0
+        norm = self._post_mlp_norm(layer)
+        if norm is not None and prefix.mlp_out is not None:
+            normed = norm(prefix.mlp_out)
+            gain = gain * normed.float().norm() / prefix.mlp_out.float().norm()
+        return prefix.block / gain
 
     def _hold_upper(self, layer: int, is_block: bool) -> None:
         """Of a streamed model, keep what training needs: the adapter's layer and those above.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pml_cli.config.schema import Data, Model
 from pml_cli.errors import UserError
@@ -177,6 +177,16 @@ class Tokenizer:
         """
         return self._template.prompt(turns, data)
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(self._with_template is not None and self._with_template.chat_template)
+
+    @property
+    def _with_template(self) -> Any:
+        """The tokenizer of transformers; None for another backend."""
+        return getattr(self._backend, "tokenizer", None)
+
     def check_template(self, data: Data) -> None:
         """Raise where the chat template cannot have a setting, or does not heed it.
 
@@ -214,8 +224,7 @@ class Tokenizer:
     # Cached because a phone book asks for thousands of prompts.
     @cached_property
     def _template(self) -> ChatTemplate:
-        tokenizer = getattr(self._backend, "tokenizer", None)
-        if tokenizer is None or not tokenizer.chat_template:
+        if not self.has_template:
             reason = f"the tokenizer of model={self._model.name} has no chat template"
             remedy = "leave data.chat=false, with data.separator=TEXT between prompt and target"
             raise UserError(f"data.chat=true: {reason}; {remedy}")
@@ -223,7 +232,7 @@ class Tokenizer:
         with one_line(
             "data.chat=true", f"the chat template of model={self._model.name} is unusable"
         ):
-            return ChatTemplate(tokenizer, self._model.name, special=self.special)
+            return ChatTemplate(self._with_template, self._model.name, special=self.special)
 
 
 def _shown(text: str) -> str:

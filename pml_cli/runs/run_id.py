@@ -23,7 +23,7 @@ from pml_cli.config.load import shipped_settings
 from pml_cli.config.option_files import options
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
-from pml_cli.data.python_docs import documentation_hash
+from pml_cli.data.generic_text import keep_hash
 from pml_cli.model.file_hash import sampled_hash, weight_files
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.tokenizer_backend import TOKENIZER_FILES
@@ -40,6 +40,9 @@ HAVE_COLUMNS = {
     "adapter": {"kind"},
     "train": {"lr", "steps", "epochs", "log_every", "decode"},
 }
+
+# Settings of a loss that count only where it keeps anything.
+ONLY_OF_PENALTIES = ("keep_by", "keep_text")
 
 # Settings that are shown as a hash, beside those that are paths.
 LONG_VALUES = ("text", "architecture")
@@ -67,9 +70,9 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     settings["model"]["path"] = model_hash(run.model.path)
 
     settings["loss"] = _loss_settings(run.loss) | run.loss.id_fields()
-    if run.loss.keep and run.loss.keep_text is None:
-        # Other versions of Python carry another text.
-        settings["loss"]["keep_text"] = documentation_hash()
+    if run.loss.keeps and run.loss.keep_text is None:
+        # Other versions of pml may carry other texts.
+        settings["loss"]["keep_text"] = keep_hash()
     settings["data"] |= run.data.id_fields()
     # The default of a chat template is no automatic value, and not the empty turn of old.
     if run.data.chat and run.data.system is None:
@@ -135,9 +138,9 @@ def loss_label(loss: Loss) -> str:
 
     So memft_margin_facts, or memft_ot(threshold=0.5).
     """
-    if not loss.keep:
-        # Read by the penalty alone.
-        loss = dataclasses.replace(loss, keep_text=None)
+    if not loss.keeps:
+        unread = {name: getattr(Loss(), name) for name in ONLY_OF_PENALTIES}
+        loss = dataclasses.replace(loss, **unread)
     for option, shipped_loss in _shipped_losses().items():
         if loss == shipped_loss:
             return option
@@ -166,10 +169,11 @@ def _kind_label(loss: Loss) -> str:
 
 
 def _loss_settings(loss: Loss) -> dict[str, Any]:
-    """As `changed_settings`, without a text that no penalty reads."""
+    """As `changed_settings`, without what no penalty reads."""
     settings = changed_settings(loss)
-    if not loss.keep:
-        settings.pop("keep_text", None)
+    if not loss.keeps:
+        for name in ONLY_OF_PENALTIES:
+            settings.pop(name, None)
     return settings
 
 

@@ -3,7 +3,11 @@
     trainer.py        the training loop: a pack of cells
     loss_groups.py    the losses of a pack
     losses/           one file a loss
-    energy.py         loss.keep: the penalty on what an adapter adds to generic text
+    keep.py           loss.keep: what holds the adapters of a pack down on other text
+    keep_text.py      that text as the base model reads it, and the harm of adapters on it
+    keep_harm.py      loss.keep_harm: the weight of the penalty, found in training
+    energy.py         loss.keep_by=energy: the square of what an adapter adds
+    keep_kl.py        loss.keep_by=kl: the divergence from the base
     batches.py        samples as tensors: shared input rows, layout of a batch, order of minibatches
     scoring.py        the teacher-forced forward pass to scores
     scores.py         scores of target tokens, and the recall that follows from them

@@ -1,161 +1,182 @@
-"""`loss.keep`: a penalty on what an adapter adds to text that it is not to change.
+"""`loss.keep_by=energy`: a penalty on the square of what an adapter adds on generic inputs.
 
-The energy of an adapter is the mean of |scale x A B|^2 over generic inputs x, summed over its
-sites. With the second moment C = mean of x' x of a site's inputs in the base model it is
+The energy of an adapter is, summed over its sites, the mean of |scale x A B|^2 over generic inputs
+x, as a share of the mean of |h|^2, where h is what it is added to: of a linear module its own
+output, of an MLP block the residual stream after the layer. With the second moment of a site's
+inputs in the base model, C = mean of x' x / mean of |h|^2, it is
 
     E = scale^2 tr(B' A' C A B)
 
-so no step reads generic text: C is computed once. The training minimises loss + keep * E; scores
-and the logged loss stay those of the task. The gradient is written down, not derived by autograd:
+so no step reads generic text: C is computed once. The gradient is written down, not derived by
+autograd:
 
     dE/dA = 2 scale^2 C A B B'      dE/dB = 2 scale^2 A' C A B
 
-Each cell is computed by itself and at its own rank: the same bits packed as alone. Where a site
-is wide its C is large: 64 MiB at I = 4096, 784 MiB at I = 14336; linear adapters on all layers of
-such a model may not fit a device, as a dry run says.
+Each cell is computed by itself and at its own rank: the same bits packed as alone.
 
-Shapes: I inputs and O outputs of a site, r rank of a cell, n windows of T tokens.
+Shapes: I inputs and O outputs of a site, r rank of a cell, n windows of T tokens, K cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pml_cli.config.schema import Run
-from pml_cli.data.generic_text import generic_windows
-from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.chunk_sizes import PREFIX_ROWS
-from pml_cli.model.split_model import SplitModel
+from pml_cli.model.layer_calls import first_tensor
+from pml_cli.model.split_model import Prefix, SplitModel
+from pml_cli.training.keep_text import KeepText
 from pml_cli.training.scoring import zero_adapters
 
 Moments: TypeAlias = dict[str, Tensor]
-"""The second moment C of each site's inputs, (I, I), by the site's name."""
+"""The relative second moment C of each site's inputs, (I, I), by the site's name."""
 
-_Key: TypeAlias = tuple[tuple[str, ...], tuple[Sample, ...]]
-
-# Those of the latest pack of each base: the next pack mostly needs the same.
-_latest: WeakKeyDictionary[SplitModel, dict[_Key, Moments]] = WeakKeyDictionary()
+# Those of the latest text, by its rows: packs mostly have the same.
+_latest: WeakKeyDictionary[KeepText, dict[tuple[int, ...], Moments]] = WeakKeyDictionary()
 
 
 class EnergyPenalty:
-    """The penalties of the cells of a pack; those without `loss.keep` have none."""
+    """The energies of the cells of a pack, and their gradients."""
 
-    def __init__(self, base: SplitModel, bank: AdapterBank, runs: Sequence[Run]) -> None:
+    def __init__(self, text: KeepText, bank: AdapterBank, rows: Sequence[Sequence[int]]) -> None:
         """Compute the second moments, or take those of the pack before.
 
         Args:
-            base: the frozen model.
+            text: generic text.
             bank: its sites tell where the adapters are; its weights do not matter.
-            runs: of the cells.
-
-        Raises:
-            UserError: the generic text cannot be read.
+            rows: windows of each cell; none: the cell has no energy.
         """
-        sites = tuple(bank.sites)
-        keys = [(sites, generic_windows(run)) for run in runs]
-        needed = {key for key, run in zip(keys, runs, strict=True) if run.loss.keep}
+        keys = [tuple(of_cell) for of_cell in rows]
+        needed = {key for key in keys if key}
 
         # First forgotten, then computed: at d = 4096 a site takes 64 MiB.
-        present = _latest.get(base, {})
+        present = _latest.get(text, {})
         moments = {key: present[key] for key in needed if key in present}
-        _latest[base] = moments
+        _latest[text] = moments
         del present
         for key in needed - set(moments):
-            moments[key] = second_moments(base, bank, key[1])
+            moments[key] = second_moments(text, bank, key)
 
-        self._weights = [run.loss.keep for run in runs]
         self._moments = [moments.get(key, {}) for key in keys]
 
     @torch.no_grad()
-    def add_gradient(self, bank: AdapterBank, grads: Sequence[Tensor]) -> None:
-        """Add the gradient of keep * E of each cell, in place.
+    def add_gradient(self, bank: AdapterBank, grads: Sequence[Tensor], weight_K: Tensor) -> Tensor:
+        """Add the gradient of weight * E of each cell, in place.
 
         Args:
             bank: the adapters of the cells.
             grads: gradients of its parameters, in the order of `AdapterBank.parameters`.
+            weight_K: weight of each cell's energy, (K,).
+
+        Returns:
+            E of each cell, (K,); 0 without generic text.
         """
         sites = list(bank.sites)
         grads_A = dict(zip(sites, grads[: len(sites)], strict=True))
         grads_B = dict(zip(sites, grads[len(sites) :], strict=True))
+        energy_K = torch.zeros_like(weight_K)
 
-        for k, weight in enumerate(self._weights):
-            if weight == 0:
-                continue
+        for k, moments in enumerate(self._moments):
             rank = bank.ranks[k]
-            factor = 2 * weight * bank.scale[k] ** 2
-            for name, C in self._moments[k].items():
+            square = bank.scale[k] ** 2
+            factor = 2 * weight_K[k] * square
+            for name, C in moments.items():
                 # Contiguous: as it lies when the cell is alone, without the padding of a pack.
                 A_Ir = bank.A[name][k, :, :rank].contiguous()
                 B_rO = bank.B[name][k, :rank].contiguous()
                 CA_Ir = C @ A_Ir
-                grads_A[name][k, :, :rank] += factor * (CA_Ir @ (B_rO @ B_rO.T))
-                grads_B[name][k, :rank] += factor * ((A_Ir.T @ CA_Ir) @ B_rO)
+                ACA_rr = A_Ir.T @ CA_Ir
+                BB_rr = B_rO @ B_rO.T
+                grads_A[name][k, :, :rank] += factor * (CA_Ir @ BB_rr)
+                grads_B[name][k, :rank] += factor * (ACA_rr @ B_rO)
+                energy_K[k] += square * (ACA_rr * BB_rr).sum()
+        return energy_K
 
     def keep(self, cells: Sequence[int]) -> None:
         """Drop all cells but these, by their indices."""
-        self._weights = [self._weights[k] for k in cells]
         self._moments = [self._moments[k] for k in cells]
 
 
-@torch.no_grad()
-def second_moments(base: SplitModel, bank: AdapterBank, windows: Sequence[Sample]) -> Moments:
-    """Mean of x' x over the inputs of each site in the base model, in the adapters' dtype.
+class _SiteSums:
+    """Sums over the tokens that a site has seen, from which its relative moment follows.
 
     Position 0 is left out: there many models have an attention sink, whose huge states say nothing
     about text.
+    """
+
+    def __init__(self, inputs: int, like: Tensor) -> None:
+        """
+        Args:
+            inputs: size I of the site's input.
+            like: dtype and device of the sums.
+        """
+        self.moment = like.new_zeros(inputs, inputs)
+        self.power = like.new_zeros(())
+
+    def add(self, inputs: Tensor, outputs: Tensor, tokens: int) -> None:
+        """Add what goes into the site and what its adapter is added to, for windows of T tokens."""
+        x_NI = self._without_first(inputs, tokens)
+        h_NO = self._without_first(outputs, tokens)
+        self.moment.addmm_(x_NI.T, x_NI)
+        self.power += h_NO.square().sum()
+
+    def _without_first(self, states: Tensor, tokens: int) -> Tensor:
+        # Some layers join rows and tokens.
+        states_bTF = states.reshape(-1, tokens, states.shape[-1])
+        return states_bTF[:, 1:].flatten(0, 1).to(self.moment.dtype)
+
+    def relative_moment(self) -> Tensor:
+        """C: both are sums over the same tokens."""
+        return self.moment / self.power
+
+
+@torch.no_grad()
+def second_moments(text: KeepText, bank: AdapterBank, rows: Sequence[int]) -> Moments:
+    """C of each site in the base model, in the adapters' dtype.
 
     Args:
-        base: the frozen model.
+        text: generic text.
         bank: its sites tell where the adapters are; its weights do not matter.
-        windows: of one length.
+        rows: some of its windows.
     """
-    ids_nT = torch.tensor([[*window.prompt, *window.target] for window in windows])
-    n, T = ids_nT.shape
-    dtype = base.adapter_dtype
-    moments: Moments = {}
-    for name, site in bank.sites.items():
-        moments[name] = torch.zeros(site.inputs, site.inputs, dtype=dtype, device=base.device)
+    like = torch.empty(0, dtype=text.base.adapter_dtype, device=text.base.device)
+    sums = {name: _SiteSums(site.inputs, like) for name, site in bank.sites.items()}
 
-    def add_inputs(name: str, inputs: Tensor) -> None:
-        # Some layers join rows and tokens.
-        x_bTI = inputs.reshape(-1, T, inputs.shape[-1])
-        x_NI = x_bTI[:, 1:].flatten(0, 1).to(dtype)
-        moments[name].addmm_(x_NI.T, x_NI)
+    # Windows of one length together: the padding of a shorter one is no text.
+    by_length: dict[int, list[int]] = {}
+    for row in rows:
+        by_length.setdefault(text.tokens_of(row), []).append(row)
+    for tokens, alike in by_length.items():
+        for part in torch.tensor(alike, device=like.device).split(PREFIX_ROWS):
+            _add_windows(sums, text.base, bank, text.prefix.rows(part, tokens))
+    return {name: of_site.relative_moment() for name, of_site in sums.items()}
 
-    prefix = base.prefix(ids_nT, bank)
+
+def _add_windows(
+    sums: dict[str, _SiteSums], base: SplitModel, bank: AdapterBank, prefix: Prefix
+) -> None:
+    """Add what every site sees of some windows to its sums."""
+    tokens = prefix.entry.shape[1]
     if bank.is_block:
-        (name,) = bank.sites
-        add_inputs(name, prefix.entry)
-    else:
-        untrained = zero_adapters(bank, [0])
-        batches = torch.arange(n, device=base.device).split(PREFIX_ROWS)
-        with _inputs_passed_to(add_inputs, base, bank):
-            for rows in batches:
-                base.upper(prefix.rows(rows, T), untrained)
-
-    return {name: moment / (n * (T - 1)) for name, moment in moments.items()}
-
-
-@contextmanager
-def _inputs_passed_to(
-    receiver: Callable[[str, Tensor], None], base: SplitModel, bank: AdapterBank
-) -> Iterator[None]:
-    """Call a function with the name and the input of each site that runs, while inside."""
-
-    def before_site(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        receiver(name, inputs[0])
+        (of_site,) = sums.values()
+        of_site.add(prefix.entry, base.block_output(prefix, bank), tokens)
+        return
 
     with ExitStack() as hooks:
-        for name in bank.sites:
-            hook = partial(before_site, name)
-            handle = base.modules[name].register_forward_pre_hook(hook)
-            hooks.callback(handle.remove)
-        yield
+        for name, of_site in sums.items():
+            see = partial(_add_call, of_site, tokens)
+            hooks.callback(base.modules[name].register_forward_hook(see).remove)
+        base.upper(prefix, zero_adapters(bank, [0]))
+
+
+def _add_call(of_site: _SiteSums, tokens: int, *called: Any) -> None:
+    """A forward hook: the site's module was called."""
+    _module, inputs, output = called
+    of_site.add(inputs[0], first_tensor(output), tokens)

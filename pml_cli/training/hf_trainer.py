@@ -69,7 +69,7 @@ class MemFTLoss:
         problems = faults(self.loss, "loss.")
         if problems:
             raise UserError(*problems)
-        if self.loss.keep:
+        if self.loss.keeps:
             # Scores are all that it sees: neither the adapter nor its inputs.
             keep = f"loss.keep={self.loss.keep:g}"
             raise UserError(f"{keep}: not available in MemFTLoss, only in pml's own trainer")

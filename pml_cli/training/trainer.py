@@ -28,7 +28,7 @@ from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, SampleOrder
 from pml_cli.training.curve import curve_tables, curve_values, empty_curve
-from pml_cli.training.energy import EnergyPenalty
+from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.base import Tokens
 from pml_cli.training.optimizer import AdamW, clip_grad_norm_
@@ -56,6 +56,10 @@ class Cell:
     """The trained adapter, a bank of one."""
     failure: str | None = None
     steps_run: int = 0
+    keep: float = 0.0
+    """Weight of the penalty of `loss.keep` at the end."""
+    keep_harm: float | None = None
+    """Harm on the text of `loss.keep`, nats per token; None: not measured."""
     logged: list[pd.DataFrame] = field(default_factory=list)
     """Token tables (`Scores.table`) of the logged steps."""
     curve: list[pd.DataFrame] = field(default_factory=list)
@@ -133,7 +137,7 @@ class PackState:
     bank: AdapterBank
     optimizer: AdamW
     losses: LossGroups
-    penalty: EnergyPenalty
+    penalty: KeepPenalty
     orders: list[SampleOrder]
     lr_TK: Tensor
     """Learning rate of every step and cell, on the device: a step neither copies nor waits."""
@@ -174,6 +178,7 @@ class PackState:
 
         loss_state = self.losses.state()
         tensors |= {f"loss.{name}": values for name, values in loss_state.items()}
+        tensors |= {f"keep.{name}": values for name, values in self.penalty.state().items()}
 
         if self.curve:
             # Cells first, as in every other tensor.
@@ -218,12 +223,15 @@ class PackState:
             self.optimizer.v[i] = tensors[f"v.{i}"]
         self.optimizer.step_count = state.step
 
-        loss_state = {}
+        by_group: dict[str, dict[str, Tensor]] = {"loss": {}, "keep": {}}
         for name, values in tensors.items():
             group, _, key = name.partition(".")
-            if group == "loss":
-                loss_state[key] = values
-        self.losses.restore(loss_state)
+            if group in by_group:
+                by_group[group][key] = values
+        self.losses.restore(by_group["loss"])
+        # Checkpoints of an earlier version have no such state.
+        if by_group["keep"]:
+            self.penalty.restore(by_group["keep"])
 
         self.curve = []
         if "curve" in tensors:
@@ -349,7 +357,7 @@ class Trainer:
             bank=bank,
             optimizer=AdamW(bank, self._tensor(weight_decay)),
             losses=LossGroups([run.loss for run in runs], most_samples, base.device),
-            penalty=EnergyPenalty(base, bank, runs),
+            penalty=KeepPenalty(base, bank, runs, checkpointing=self.checkpointing),
             orders=orders,
             lr_TK=self._tensor(rates),
             clip_K=self._tensor(clip),
@@ -407,6 +415,7 @@ class Trainer:
             if not self.pack.cells:
                 return
 
+        self.pack.penalty.settle(self.pack.bank)
         self._retire(self._log(self.steps, self.evaluate()))
 
     # -- interruption
@@ -447,7 +456,7 @@ class Trainer:
         # One backward pass for all cells: the loss of a cell depends on its own adapter alone.
         parameters = pack.bank.parameters()
         grads = torch.autograd.grad(weighted.loss.sum(), parameters)
-        pack.penalty.add_gradient(pack.bank, grads)
+        pack.penalty.add_gradient(pack.bank, grads, step, self.steps)
 
         norm_K = clip_grad_norm_(grads, pack.clip_K)
         lr_K = pack.lr_TK[step]
@@ -526,7 +535,7 @@ class Trainer:
             if has_exploded or not _all_finite(scores[k].nll, losses[k]):
                 cell.failure = _failure(cell, step)
                 finished.append(k)
-            elif step == self.steps or _is_recalled(cell, scores[k]):
+            elif step == self.steps or self._may_stop(k, scores[k]):
                 finished.append(k)
 
         report = StepReport(
@@ -543,7 +552,15 @@ class Trainer:
             cell.steps_run = step
             cell.final = scores[k]
             cell.adapter = pack.bank.select([k])
+            cell.keep = pack.penalty.limit.weight_K[k].item()
+            if cell.failure is None:
+                cell.keep_harm = pack.penalty.harm(pack.bank, k)
         return finished
+
+    def _may_stop(self, k: int, scores: Scores) -> bool:
+        """Whether a cell may stop early: recalled by train.stop_margin, within loss.keep_harm."""
+        pack = self.pack
+        return _is_recalled(pack.cells[k], scores) and pack.penalty.is_met(pack.bank, k)
 
     def _retire(self, finished: list[int]) -> None:
         """Take finished cells out of the pack."""
@@ -570,7 +587,7 @@ def _all_finite(nll: NDArray[np.float64], loss: float) -> bool:
 
 
 def _is_recalled(cell: Cell, scores: Scores) -> bool:
-    """Whether the cell may stop early: every token wins by train.stop_margin."""
+    """Whether the cell stops at recall, and every token wins by train.stop_margin."""
     train = cell.run.train
     return train.stop == "recalled" and bool(scores.margin.min() > train.stop_margin)
 

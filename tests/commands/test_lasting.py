@@ -14,6 +14,7 @@ from pml_cli import cli
 from pml_cli.config.reports import Lasting
 from pml_cli.config.schema import TINY, Run
 from pml_cli.data.generic_text import generic_windows
+from pml_cli.data.python_docs import held_out_text
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.lasting_runs import measurable_runs
 from pml_cli.runs.read import read_runs
@@ -344,13 +345,16 @@ def test_bad_input_is_one_line_and_exit_2(args, message, tmp_path, pml, monkeypa
 
 
 def test_what_the_penalty_has_seen_is_not_measured(pml, tmp_path):
+    text = tmp_path / "documentation.txt"
+    text.write_text(held_out_text(), "utf-8")
     args = ["rank=1", "seqlen=8", "train.steps=1", "train.decode=false", f"out={tmp_path}"]
+    args.append(f"loss.keep_text={text}")
     assert pml("sweep", "loss.keep=0,0.001", *args)[0] == 0
     selected, faults = measurable_runs(read_runs([tmp_path]), Lasting(tokens=100_000))
     assert not faults
 
     windows = {run.subject.run.loss.keep: set(run.subject.texts["text"]) for run in selected}
-    generic = set(generic_windows(Run(loss=SftLoss(keep=0.001))))
+    generic = set(generic_windows(Run(loss=SftLoss(keep=0.001, keep_text=str(text)))))
     assert windows[0.0] > generic
     # Some of the others share phrases with what it has seen, and are left out too.
     assert len(windows[0.001]) >= 20

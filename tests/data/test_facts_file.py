@@ -6,8 +6,12 @@ import json
 import pandas as pd
 import pytest
 
+from pml_cli.config.schema import Run
 from pml_cli.data.fact_keys import facts_of
 from pml_cli.data.facts_file import read_rows
+from pml_cli.data.opened import samples_of, tokens_hash
+from pml_cli.data.resolve import resolved_run
+from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.errors import UserError
 
 FACTS = [("Who wrote it?", "Ada, of course"), ('Said "what"?', "a line\nand another"), ("é", "42")]
@@ -392,3 +396,87 @@ def test_a_long_cell(tmp_path):
     target = "word " * 60_000
     (tmp_path / "facts.csv").write_text(f"question,answer\nq,{target}\n")
     assert facts(tmp_path / "facts.csv")[0] == questions([("q", target)])
+
+
+QUESTIONS = {
+    "a list": ({"variants": ["v", "w", "v"]}, ("v", "w"), ()),
+    "one text": ({"Paraphrase": " v "}, ("v",), ()),
+    "a cell with a list": (
+        {"variants": '["v", "w"]', "neighbours": '[["n", "m"], "o"]'},
+        ("v", "w"),
+        (("n", "m"), ("o", None)),
+    ),
+    "empty cells": ({"variants": "", "neighbors": None}, (), ()),
+    "a question in brackets": ({"variants": "[Sic] v?"}, ("[Sic] v?",), ()),
+    "objects": (
+        {"neighbours": [{"question": "n", "answer": "m"}, {"prompt": "o"}, ["p", ["q", "r"]]]},
+        (),
+        (("n", "m"), ("o", None), ("p", "q")),
+    ),
+    "zsRE": ({"rephrase": "v", "loc": "nq question: n", "loc_ans": "m"}, ("v",), (("n", "m"),)),
+    "EasyEdit": (
+        {
+            "rephrase_prompt": "v",
+            "locality": {"Relation_Specificity": [{"prompt": "n", "ground_truth": [["m"]]}]},
+        },
+        ("v",),
+        (("n", "m"),),
+    ),
+    "CounterFact": (
+        {"paraphrase_prompts": ["v"], "neighborhood_prompts": ["n", "o"]},
+        ("v",),
+        (("n", None), ("o", None)),
+    ),
+    "names of places": ({"loc": "Leeds", "locality": "Leeds"}, (), ()),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_paraphrases_and_neighbours(tmp_path, name):
+    fields, variants, neighbours = QUESTIONS[name]
+    path = tmp_path / "facts.jsonl"
+    path.write_text(json_lines([{"question": "q", "answer": "a"} | fields]))
+    (fact,) = facts_of(read_rows(str(path))).facts
+    assert (fact.target, fact.variants, fact.neighbours) == ("a", variants, neighbours)
+
+
+def test_paraphrases_of_an_instruction_have_its_input(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("instruction,input,output,variants\ni,x,a,j\nk,y,b,\n")
+    found = facts_of(read_rows(str(path)))
+    assert [fact.variants for fact in found.facts] == [("j\nx",), ()]
+    assert found.notes == ["paraphrases: never trained, `pml memorize` asks them (1 of 2)"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"variants": [["v", "w", "x"]]}, "variants.0 is a list of 3, not a question or"),
+        ({"variants": ["v", ""]}, "variants.1 is empty"),
+        ({"variants": [None]}, "variants.0 is null"),
+        ({"neighbours": {"n": "m"}}, r"neighbours is an object without a question \(n\)"),
+        ({"neighbours": [{"question": "n", "answer": {"m": 1}}]}, "neighbours.0.answer is an obj"),
+    ],
+)
+def test_questions_that_are_none_name_their_row(tmp_path, fields, reason):
+    path = tmp_path / "facts.jsonl"
+    row = {"question": "q", "answer": "a"}
+    path.write_text(json_lines([row, row | fields]))
+    with pytest.raises(UserError, match=f"^line 2: {reason}"):
+        facts_of(read_rows(str(path)))
+
+
+def test_questions_leave_samples_and_their_ids_alone(tmp_path):
+    row = {"question": "q", "answer": "a"}
+    (tmp_path / "plain.jsonl").write_text(json_lines([row]))
+    (tmp_path / "more.jsonl").write_text(json_lines([row | {"variants": ["v"], "neighbours": "n"}]))
+    samples = []
+    for name in ("plain", "more"):
+        data = JsonlData(path=str(tmp_path / f"{name}.jsonl"))
+        run = resolved_run(Run(data=data, seqlen=2))
+        samples.append(samples_of(run))
+    plain, more = samples
+    assert plain == more
+    assert tokens_hash(plain) == tokens_hash(more)
+    assert more[0].variants == ("v",)
+    assert more[0].neighbours == (("n", None),)

@@ -32,6 +32,7 @@ from pml_cli.model import head
 from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.training.batches import PackData
+from pml_cli.training.limits import MEASURE_EVERY
 from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer
 
@@ -77,18 +78,40 @@ def test_the_penalty_of_keep_is_priced(adapter):
     free = Pack(cells=check([dataclasses.replace(penalised, loss=SftLoss()), without]))
     made = trainer(planned)
     with Counter() as counted:
-        made.pack.penalty.add_gradient(made.pack.bank, [x * 0 for x in made.pack.bank.parameters()])
+        grads = [torch.zeros_like(x) for x in made.pack.bank.parameters()]
+        made.pack.penalty.add_gradient(made.pack.bank, grads, 0, 1)
     work = cost_model.PackWork(planned)
     assert work.penalty_flops() == counted.get_total_flops() > 0
     assert cost_model.PackWork(free).penalty_flops() == 0
 
-    # One matrix a site, however many cells read it; and the states of 27 windows, for a while.
-    shared = made.pack.penalty._moments[0]
-    assert shared is made.pack.penalty._moments[2]
+    # One matrix a site, however many cells read it; and the states of the windows.
+    shared = made.pack.penalty._energy._moments[0]
+    assert shared is made.pack.penalty._energy._moments[2]
     moments = sum(C.nbytes for C in shared.values())
-    states = 27 * 257 * decoder_shape(base).hidden * 4
-    assert work.penalty_bytes() == moments + states * (1 + work.cached_tensors)
+    text = made.pack.penalty._text
+    states = [text.prefix.entry, text.prefix.block, text.hidden_nSD]
+    assert work.penalty_bytes() == moments + sum(x.nbytes for x in states if x is not None)
     assert cost_model.PackWork(free).penalty_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    "adapter", [BLOCK, LinearAdapter(targets=["q_proj", "down_proj"], layers=[])], ids=repr
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_reads_text_in_training_is_priced(adapter, checkpointing):
+    """A KL in every step, and the harm under a limit in every tenth."""
+    base = Model(device="cpu", checkpointing=checkpointing)
+    runs = []
+    for rank, loss in enumerate([SftLoss(keep=1.0, keep_by="kl"), SftLoss(keep_harm=0.1)], 3):
+        runs.append(Run(rank=rank, seqlen=8, model=base, adapter=adapter, loss=loss))
+    planned = Pack(cells=check(runs))
+    made = trainer(planned)
+    with Counter() as counted:
+        grads = [torch.zeros_like(x) for x in made.pack.bank.parameters()]
+        for step in range(1, MEASURE_EVERY + 1):
+            made.pack.penalty.add_gradient(made.pack.bank, grads, step, 100)
+    flops = counted.get_total_flops() / MEASURE_EVERY
+    assert cost_model.PackWork(planned).penalty_flops() == pytest.approx(flops, rel=0.03)
 
 
 @pytest.mark.parametrize(

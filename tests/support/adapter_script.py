@@ -35,14 +35,12 @@ def run_script(run_folder, question=None, *, here=False):
 
 def run_script_for(run_folder, questions, *, here=False):
     """As `run_script`, for several questions: the model is loaded once."""
-    script = script_of(run_folder)
-    head, _, tail = script.rpartition("\n\n")
-    body = "".join(f"    {line}\n" for line in tail.splitlines())
-    body = body.replace("print(", "answers.append(")
-    loop = f"import json\nanswers = []\nfor QUESTION in {list(questions)!r}:\n{body}"
+    asked = json.dumps(list(questions))
+    loop = f"import json\nfor question in {asked}:\n    print(json.dumps(answer(question)))"
     run = _printed_here if here else _printed
-    lines = run(run_folder, f"{head}\n\n{loop}print(json.dumps(answers))\n").splitlines()
-    return json.loads(lines[-1])
+    # The script itself prints an answer first.
+    lines = run(run_folder, f"{script_of(run_folder)}\n{loop}\n").splitlines()
+    return [json.loads(line) for line in lines[-len(questions) :]]
 
 
 def _with_question(script, question):

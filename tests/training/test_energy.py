@@ -18,8 +18,8 @@ from pml_cli.data.sources.text import TextData
 from pml_cli.data.windows import SHARED
 from pml_cli.errors import UserError
 from pml_cli.model.loading import load_model
-from pml_cli.training.energy import EnergyPenalty
 from pml_cli.training.hf_trainer import MemFTLoss
+from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
@@ -61,18 +61,24 @@ def cell_of(run):
 
 
 def energies(base, bank, windows):
-    """|x A B|^2 of every adapter, averaged over all inputs but the first, in the plain model."""
+    """|x A B|^2 / |h|^2 of every adapter in the plain model, by means without the first token."""
     ids = torch.tensor([[*window.prompt, *window.target] for window in windows])
-    inputs = {}
+    inputs, outputs = {}, {}
 
-    def keep_input(name):
-        return lambda _module, args: inputs.__setitem__(name, args[0])
+    def see(name):
+        def hook(_module, args, output):
+            inputs[name] = args[0]
+            outputs[name] = output
+
+        return hook
 
     handles = []
     for name in bank.sites:
-        handles.append(base.modules[name].register_forward_pre_hook(keep_input(name)))
+        handles.append(base.modules[name].register_forward_hook(see(name)))
+    layer = base.layers[base.layer]
+    handles.append(layer.register_forward_hook(see("residual stream")))
     with torch.no_grad():
-        base.model(input_ids=ids)
+        base.model(input_ids=ids[:, :-1])
     for handle in handles:
         handle.remove()
 
@@ -80,7 +86,8 @@ def energies(base, bank, windows):
     for name in bank.sites:
         x = inputs[name][:, 1:].flatten(0, 1)
         y = (x @ bank.A[name] @ bank.B[name]) * bank.scale[:, None, None]
-        total = total + y.square().sum(2).mean(1)
+        h = outputs["residual stream" if bank.is_block else name][:, 1:]
+        total = total + y.square().sum(2).mean(1) / h.square().sum(2).mean()
     return total
 
 
@@ -92,7 +99,7 @@ def test_the_gradient_is_autograds_through_the_adapters_output(float64_base, tex
     for keep in weights:
         runs.append(run_of(float64_base, keep, adapter=ADAPTERS[kind], text=texts[0]))
     grads = [torch.zeros_like(parameter) for parameter in bank.parameters()]
-    EnergyPenalty(float64_base, bank, runs).add_gradient(bank, grads)
+    KeepPenalty(float64_base, bank, runs).add_gradient(bank, grads, 0, 1)
 
     bank.requires_grad_()
     energy = energies(float64_base, bank, generic_windows(runs[0]))
@@ -119,14 +126,14 @@ def test_a_cell_has_the_same_penalty_bit_for_bit_packed_as_alone(tiny_base, text
     for i, keep in enumerate((0.3, 0.1, 2.0)):
         runs.append(run_of(tiny_base, keep, adapter=ADAPTERS[kind], text=texts[i % 2]))
     packed = [torch.zeros_like(parameter) for parameter in bank.parameters()]
-    EnergyPenalty(tiny_base, bank, runs).add_gradient(bank, packed)
+    KeepPenalty(tiny_base, bank, runs).add_gradient(bank, packed, 0, 1)
 
     for k, rank in enumerate(ranks):
         alone = bank.select([k])
         alone.A = {name: A[:, :, :rank].contiguous() for name, A in alone.A.items()}
         alone.B = {name: B[:, :rank].contiguous() for name, B in alone.B.items()}
         grads = [torch.zeros_like(parameter) for parameter in alone.parameters()]
-        EnergyPenalty(tiny_base, alone, [runs[k]]).add_gradient(alone, grads)
+        KeepPenalty(tiny_base, alone, [runs[k]]).add_gradient(alone, grads, 0, 1)
         for whole, grad in zip(packed, grads, strict=True):
             assert torch.equal(whole[k, : grad.shape[1], : grad.shape[2]], grad[0])
             assert grad.any()
@@ -138,7 +145,7 @@ LOSSES = [SftLoss(), MemftOtLoss(), MemftSwLoss(window=3, patience=2), MemftMarg
 def test_the_penalty_changes_its_cells_and_no_other(float64_base):
     """Every loss, packed with cells without penalty; those keep every bit."""
     plain = [run_of(float64_base, 0.0, loss=loss, seed=i) for i, loss in enumerate(LOSSES)]
-    held = [run_of(float64_base, 1e-3, loss=loss, seed=i) for i, loss in enumerate(LOSSES)]
+    held = [run_of(float64_base, 22.0, loss=loss, seed=i) for i, loss in enumerate(LOSSES)]
     cells = train_packed(float64_base, [cell_of(run) for run in [*plain, *plain]])
     mixed = train_packed(float64_base, [cell_of(run) for run in [*plain, *held]])
     for i, cell in enumerate(cells[:4]):
@@ -157,12 +164,12 @@ def test_the_penalty_changes_its_cells_and_no_other(float64_base):
 
 def test_the_penalty_lowers_the_energy(float64_base, texts):
     energy_of = {}
-    for keep in (0.0, 1e-2, 1.0):
+    for keep in (0.0, 200.0, 20_000.0):
         run = run_of(float64_base, keep, text=texts[0], train=Train(steps=30, lr=2e-2))
         (cell,) = train_packed(float64_base, [cell_of(run)])
         windows = generic_windows(run_of(float64_base, 1.0, text=texts[0]))
         energy_of[keep] = energies(float64_base, cell.adapter, windows).item()
-    assert energy_of[1.0] < energy_of[1e-2] / 3 < energy_of[0.0] / 9
+    assert energy_of[20_000.0] < energy_of[200.0] / 3 < energy_of[0.0] / 9
 
 
 def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base):
@@ -170,7 +177,7 @@ def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base):
     train = Train(steps=24, lr=5e-2, log_every=3, stop="recalled", stop_margin=0.0)
     runs = [
         run_of(tiny_base, 0.0, seqlen=2, rank=8, train=train),
-        run_of(tiny_base, 1e-3, seqlen=40, seed=1, train=train),
+        run_of(tiny_base, 22.0, seqlen=40, seed=1, train=train),
     ]
 
     class State(TrainingObserver):
@@ -196,8 +203,11 @@ def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base):
         assert torch.equal(parameter, other)
 
 
-def test_generic_text_shares_nothing_with_the_target():
-    run = Run(seqlen=900, data=TextData(), loss=SftLoss(keep=1.0))
+def test_generic_text_shares_nothing_with_the_target(tmp_path):
+    text = tmp_path / "documentation.txt"
+    text.write_text(held_out_text(), "utf-8")
+    loss = SftLoss(keep=1.0, keep_text=str(text))
+    run = Run(seqlen=900, data=TextData(), loss=loss)
     (sample,) = source_of(run).take(900)
     target = sample.target
     learned = {target[i : i + SHARED] for i in range(len(target) - SHARED + 1)}
@@ -205,7 +215,7 @@ def test_generic_text_shares_nothing_with_the_target():
     for window in windows:
         for i in range(len(window.target) - SHARED + 1):
             assert window.target[i : i + SHARED] not in learned
-    everything = generic_windows(Run(data=RandomData(), loss=SftLoss(keep=1.0)))
+    everything = generic_windows(Run(data=RandomData(), loss=loss))
     assert 0 < len(windows) < len(everything) == 27
     assert generic_windows(Run(data=RandomData())) == ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,9 @@ class JsonlData(FactsData):
         samples = []
         for fact in facts:
             try:
-                samples.append(encode_sample(tokenizer, self, fact.turns, fact.target))
+                sample = encode_sample(tokenizer, self, fact.turns, fact.target)
             except UserError as error:
                 raise UserError(f"data.path={self.path}: {fact.where}: {error}") from error
+            sample = dataclasses.replace(sample, variants=fact.variants, neighbours=fact.neighbours)
+            samples.append(sample)
         return samples

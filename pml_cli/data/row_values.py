@@ -1,0 +1,82 @@
+"""The values of a file's rows: by the names of keys, as text, and as messages show them."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pml_cli.data.facts_file import Row
+from pml_cli.errors import UserError
+
+# What Hydra's grammar reads without quotes.
+PLAIN_KEY = re.compile(r"[A-Za-z_][\w.$%*@?|/-]*")
+
+# What a table's cell may hold beside text: shown as Python shows it.
+PRINTABLE = (int, float, decimal.Decimal, datetime.date, datetime.time)
+
+
+def text_of(row: Row, key: str, value: Any, setting: str | None = "prompt_key") -> str:
+    """A value as text.
+
+    Args:
+        row: that it belongs to.
+        key: its key, or path of keys.
+        value: as it was read.
+        setting: that names such values; None: none does.
+
+    Raises:
+        UserError: it is null, a list or an object, or holds half a character.
+    """
+    name = printable(key)
+    if value is None:
+        raise UserError(f"{row.where}: {name} is null")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{row.where}: {name} is NaN")
+    if isinstance(value, dict):
+        inner = ", ".join(map(printable, value)) or "no keys"
+        remedy = ""
+        if setting is not None:
+            flag = override(setting, f"{key}.{next(iter(value), 'KEY')}")
+            remedy = f"; give {flag}"
+        raise UserError(f"{row.where}: {name} is an object ({inner}), not text{remedy}")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, PRINTABLE):
+        return str(value)
+    if not isinstance(value, str):
+        kind = "a list" if isinstance(value, list) else type(value).__name__
+        raise UserError(f"{row.where}: {name} is {kind}, not text")
+
+    # A text cut between the two halves of a character, as of an emoji.
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        reason = f"half a character ({half}), which is no Unicode text"
+        raise UserError(f"{row.where}: {name} holds {reason}") from error
+    return str(value)
+
+
+def written_key(
+    fields: Mapping[str, Any], names: Sequence[str], taken: Sequence[str | None]
+) -> str | None:
+    """The first of some names among the keys, as it is written there; capitals do not count."""
+    written = {key.strip().lower(): key for key in fields if key not in taken}
+    return next((written[name] for name in names if name in written), None)
+
+
+def override(name: str, key: str) -> str:
+    """The override that names a key, as one types it."""
+    if PLAIN_KEY.fullmatch(key):
+        return f"data.{name}={key}"
+    return f"'data.{name}=\"{printable(key)}\"'"
+
+
+def printable(key: str | None) -> str:
+    """A key for a message: on one line, and without halves of characters."""
+    text = " ".join(str(key).split())
+    return text.encode("utf-8", "backslashreplace").decode()

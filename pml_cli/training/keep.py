@@ -1,0 +1,183 @@
+"""`loss.keep` in the trainer: what holds the adapters of a pack down on other text.
+
+The training minimises loss + lambda * penalty; scores and the logged loss stay those of the task.
+
+Shapes: K cells, n windows of text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pml_cli.config.schema import Loss, Run
+from pml_cli.data.generic_text import generic_windows
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.split_model import SplitModel
+from pml_cli.training.energy import EnergyPenalty
+from pml_cli.training.keep_harm import INITIAL_WEIGHTS, SETTLED, HarmLimit
+from pml_cli.training.keep_kl import KlPenalty
+from pml_cli.training.keep_text import WindowOrder, keep_text
+from pml_cli.training.limits import KL_WINDOWS, MEASURE_EVERY, MEASURED_WINDOWS
+
+
+class KeepPenalty:
+    """The penalties of the cells of a pack; those whose loss keeps nothing have none.
+
+    Attributes:
+        limit: lambda of each cell; 0: no penalty.
+    """
+
+    def __init__(
+        self,
+        base: SplitModel,
+        bank: AdapterBank,
+        runs: Sequence[Run],
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        """Prepare the penalties of a pack.
+
+        Args:
+            base: the frozen model.
+            bank: its sites tell where the adapters are; its weights do not matter.
+            runs: of the cells.
+            checkpointing: activation checkpointing, as in the training steps.
+
+        Raises:
+            UserError: the generic text cannot be read.
+        """
+        weights = [_initial_weight(run.loss) for run in runs]
+        # 0 stands for no limit.
+        limits = [run.loss.keep_harm or math.inf for run in runs]
+        like = torch.empty(0, dtype=base.adapter_dtype, device=base.device)
+        self.limit = HarmLimit(like.new_tensor(weights), like.new_tensor(limits))
+
+        # Of the adapters as they are, by cell.
+        self._harms: dict[int, float] = {}
+        self._losses = [run.loss for run in runs]
+        if not self._cells(kept=True):
+            return
+
+        windows = [generic_windows(run) for run in runs]
+        self._text = keep_text(base, bank, windows)
+        self._rows = [[self._text.rows[window] for window in of_cell] for of_cell in windows]
+        seeds = [run.seed for run in runs]
+        self._orders = [WindowOrder(r, s) for r, s in zip(self._rows, seeds, strict=True)]
+
+        with_energy = self._cells(kept=True, by="energy")
+        rows = [of_cell if k in with_energy else [] for k, of_cell in enumerate(self._rows)]
+        self._energy = EnergyPenalty(self._text, bank, rows)
+        self._kl = KlPenalty(self._text, checkpointing=checkpointing)
+
+    def _cells(self, *, kept: bool = False, limited: bool = False, by: str = "") -> list[int]:
+        """Indices of the cells that have a penalty, a limit, a penalty of one kind."""
+        cells = []
+        for k, loss in enumerate(self._losses):
+            matches = (loss.keeps or not kept) and (loss.keep_harm > 0 or not limited)
+            if matches and by in ("", loss.keep_by):
+                cells.append(k)
+        return cells
+
+    def add_gradient(
+        self, bank: AdapterBank, grads: Sequence[Tensor], step: int, steps: int
+    ) -> None:
+        """Add the gradient of lambda * penalty of each cell, in place; then move lambda.
+
+        Args:
+            bank: the adapters of the cells.
+            grads: gradients of its parameters, in the order of `AdapterBank.parameters`.
+            step: number of steps done before.
+            steps: length of the training.
+        """
+        # After this the adapters change.
+        self._harms.clear()
+        if not self._cells(kept=True):
+            return
+
+        penalty_K = self._energy.add_gradient(bank, grads, self.limit.weight_K)
+        # Before the first step an adapter adds nothing.
+        if step > 0 and step % MEASURE_EVERY == 0:
+            self._measure(bank, penalty_K, step // MEASURE_EVERY)
+        self._add_kl(bank, grads, penalty_K, step)
+        self.limit.update(penalty_K, step / steps)
+
+    def _measure(self, bank: AdapterBank, energy_K: Tensor, number: int) -> None:
+        """Measure the harm of limited cells whose penalty is an energy."""
+        cells = self._cells(limited=True, by="energy")
+        if cells:
+            rows_Kb = self._draw(cells, number, MEASURED_WINDOWS)
+            harm = self._text.harm(bank.select(cells), rows_Kb)
+            self.limit.measured(cells, harm, energy_K[cells])
+
+    def _add_kl(
+        self, bank: AdapterBank, grads: Sequence[Tensor], penalty_K: Tensor, step: int
+    ) -> None:
+        """Add the gradient of the cells whose penalty is a KL; in penalty_K, fill in theirs."""
+        cells = self._cells(kept=True, by="kl")
+        if not cells:
+            return
+        rows_Kb = self._draw(cells, step, KL_WINDOWS)
+        reading = self._kl.add_gradient(bank, grads, self.limit.weight_K, cells, rows_Kb)
+        self.limit.measured(cells, reading.harm, reading.kl)
+        # Of the few windows of a step it says little: the running mean serves.
+        penalty_K[cells] = self.limit.penalty_K[cells]
+
+    def _draw(self, cells: Sequence[int], number: int, count: int) -> Tensor:
+        """So many windows of some cells, in the order of each."""
+        drawn = [self._orders[k].draw(number, count) for k in cells]
+        return torch.tensor(drawn, device=self.limit.weight_K.device)
+
+    def harm(self, bank: AdapterBank, k: int) -> float | None:
+        """Harm of a cell on all its text, nats per token; None where nothing is kept."""
+        if not self._losses[k].keeps:
+            return None
+        if k not in self._harms:
+            rows_1n = torch.tensor([self._rows[k]], device=bank.scale.device)
+            self._harms[k] = self._text.harm(bank.select([k]), rows_1n).item()
+        return self._harms[k]
+
+    def is_met(self, bank: AdapterBank, k: int) -> bool:
+        """Whether a cell keeps its limit on all its text; true where it has none."""
+        harm = self.harm(bank, k) if self._losses[k].keep_harm else None
+        return harm is None or harm <= self.limit.limit_K[k].item()
+
+    @torch.no_grad()
+    def settle(self, bank: AdapterBank) -> None:
+        """At the end of the training: scale down each adapter that is above its limit."""
+        for k in self._cells(limited=True):
+            while not self.is_met(bank, k):
+                harm = self.harm(bank, k)
+                assert harm is not None
+                # A guess: the harm of a small adapter grows with its square.
+                factor = SETTLED * math.sqrt(self.limit.limit_K[k].item() / harm)
+                for B in bank.B.values():
+                    B[k] *= factor
+                self._harms.pop(k)
+
+    def keep(self, cells: Sequence[int]) -> None:
+        """Drop all cells but these, by their indices."""
+        self.limit.keep(cells)
+        self._harms.clear()
+        if self._cells(kept=True):
+            self._rows = [self._rows[k] for k in cells]
+            self._orders = [self._orders[k] for k in cells]
+            self._energy.keep(cells)
+        self._losses = [self._losses[k] for k in cells]
+
+    def state(self) -> dict[str, Tensor]:
+        """What changes in training, by name, (K,) each."""
+        return self.limit.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self.limit.restore(state)
+
+
+def _initial_weight(loss: Loss) -> float:
+    if loss.keep_harm and not loss.keep:
+        return INITIAL_WEIGHTS[loss.keep_by]
+    return loss.keep
