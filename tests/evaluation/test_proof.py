@@ -5,15 +5,17 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from support.sweeps import quick_in
 
 from pml_cli.config.load import read_run
+from pml_cli.data.opened import source_of
 from pml_cli.errors import UserError
 from pml_cli.evaluation.adapters import load_adapter
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, trained_samples
 from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, generic_questions, prove
-from pml_cli.evaluation.proving import CONDITIONS
+from pml_cli.evaluation.proving import CONDITIONS, Prover
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.runs.read import one_run
@@ -85,6 +87,22 @@ def test_conditions_count_whole_facts(folder, proof):
         assert condition.whole == 3
     merged, trained = proof.conditions["merged"], proof.conditions["trained"]
     assert merged.least_margin == pytest.approx(trained.least_margin, abs=1e-3)
+
+
+def test_an_adapter_that_rounding_breaks(folder):
+    """Two large parts that cancel: the scale of int8 is theirs, and the rest is lost."""
+    run = read_run(folder.config)
+    prover = Prover(folder, run, source_of(run).take(run.seqlen))
+    base, bank = prover._load("cpu")
+    for name in bank.sites:
+        first, large = bank.A[name][:, :, :1], 2000 * torch.ones_like(bank.B[name][:, :1])
+        bank.A[name] = torch.cat([bank.A[name], first, first], 2)
+        bank.B[name] = torch.cat([bank.B[name], large, -large], 1)
+    conditions = prover._conditions(base, bank, prover._scores(base, bank))
+    assert conditions["trained"].whole == 3
+    assert conditions["adapter_int8"].whole == 0
+    assert conditions["adapter_int8"].least_margin < 0
+    assert conditions["base_int8"].whole == 3
 
 
 def test_the_chance_of_sampling_a_fact(folder, proof):
