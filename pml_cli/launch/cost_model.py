@@ -36,8 +36,11 @@ from pml_cli.training.limits import (
     KL_LOGITS,
     KL_TOKENS,
     KL_WINDOWS,
+    MAIN_DIRECTIONS,
     MEASURE_EVERY,
     MEASURED_WINDOWS,
+    MOMENT_NUMBERS,
+    WIDEST_WHOLE,
 )
 
 # Logged steps of a run with train.log_every=0.
@@ -300,10 +303,10 @@ class PackWork:
     def penalty_flops(self) -> float:
         """FLOPs of one step: the gradients of energies and KLs, and the harm that is measured."""
         by_energy = [run for run in self.runs if run.loss.keeps and run.loss.keep_by == "energy"]
-        squares = sum(site.matrix.inputs**2 for site in self.sites)
+        moments = self._products_with_moments()
         flops = 0.0
         for run in by_energy:
-            flops += 2 * run.rank * (squares + 2 * run.rank * self.adapter_width)
+            flops += 2 * run.rank * (moments + 2 * run.rank * self.adapter_width)
 
         limited = sum(run.loss.keep_harm > 0 for run in by_energy)
         measured_tokens = limited * MEASURED_WINDOWS * self._window_tokens() / MEASURE_EVERY
@@ -339,16 +342,34 @@ class PackWork:
         moments = 2.0 * sum(site.matrix.inputs**2 for site in self.sites)
         if not self.is_block:
             moments += self.forward_flops(len(self.upper_layers))
-        texts = sum(_input_tokens(windows) for windows in self._generic_texts())
+        texts = sum(_input_tokens(windows) for windows in self._energy_texts())
         harm = sum(_input_tokens(generic_windows(run)) for run in self.runs)
         return prefix + base + texts * moments + harm * self._reading_flops()
 
     def penalty_bytes(self) -> float:
         """The second moments, and the hidden states of the text: the prefix and the base's own."""
-        numbers = sum(site.matrix.inputs**2 for site in self.sites)
+        numbers = 0
+        largest = 0
+        for site in self.sites:
+            inputs = site.matrix.inputs
+            is_wide = inputs > WIDEST_WHOLE
+            numbers += inputs * MAIN_DIRECTIONS if is_wide else inputs**2
+            largest = max(largest, inputs**2 * is_wide)
+
+        # A wide one exists whole before it is factored.
+        moments = len(self._energy_texts()) * numbers
+        moments += max(min(largest * len(self.sites), MOMENT_NUMBERS), largest)
         states = (1 + self.cached_tensors) * self._kept_tokens() * self.shape.hidden
-        moments = len(self._generic_texts()) * numbers
         return moments * self.float32_bytes + states * self.number_bytes
+
+    def _products_with_moments(self) -> int:
+        """Multiplications of a vector at every site with its second moment."""
+        products = 0
+        for site in self.sites:
+            inputs = site.matrix.inputs
+            is_wide = inputs > WIDEST_WHOLE
+            products += 2 * inputs * MAIN_DIRECTIONS if is_wide else inputs**2
+        return products
 
     def _reading_flops(self) -> float:
         """FLOPs of a token of the text, from the prefix to the logits."""
@@ -364,6 +385,11 @@ class PackWork:
     def _generic_texts(self) -> set[tuple[Sample, ...]]:
         """The distinct ones of the pack: each cell leaves out what it learns itself."""
         texts = {generic_windows(run) for run in self.runs}
+        return texts - {()}
+
+    def _energy_texts(self) -> set[tuple[Sample, ...]]:
+        """Those whose second moments are needed."""
+        texts = {generic_windows(run) for run in self.runs if run.loss.keep_by == "energy"}
         return texts - {()}
 
     def _kept_tokens(self) -> int:

@@ -20,3 +20,12 @@ KL_TOKENS = 2048
 
 KL_LOGITS = 2**24
 """Logits of one model that exist at once where two are compared."""
+
+WIDEST_WHOLE = 2048
+"""Inputs of the widest site whose second moment is kept whole for `loss.keep`."""
+
+MAIN_DIRECTIONS = 512
+"""Directions that are kept of the second moment of a wider one."""
+
+MOMENT_NUMBERS = 2**29
+"""Numbers of the second moments of wider sites that exist whole at once; at least one site's do."""

@@ -9,6 +9,17 @@ from pml_cli.data.resolve import resolved_run
 from pml_cli.data.source import Sample
 from pml_cli.data.sources.jsonl import JsonlData
 
+# What rank 1 of the embedded model knows after some steps.
+FACTS = [("Which pump is in hall 3?", "the Kestrel"), ("Who has the key?", "Ilse Varga")]
+
+
+def write_facts(folder, facts=FACTS, name="facts.jsonl"):
+    """Write facts as JSON lines; the file."""
+    path = folder / name
+    rows = [json.dumps({"question": question, "answer": text}) for question, text in facts]
+    path.write_text("".join(f"{row}\n" for row in rows))
+    return path
+
 
 def fact_samples(model, facts, folder, **data):
     """The samples of a JSON-lines file, and its resolved settings.

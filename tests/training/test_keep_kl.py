@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.adapters import random_bank
 from support.models import adapter_of, local, random_ids
-from support.packs import assert_all_same, train_packed, train_solo
+from support.packs import assert_all_same, assert_same_outcome, train_packed, train_solo
 from torch.nn import functional as F
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
@@ -148,3 +148,17 @@ def test_it_lowers_the_harm(tiny_base, text):
         (cell,) = train_packed(tiny_base, [cell_of(run)])
         harms.append(cell.keep_harm)
     assert harms[0] > 2 * harms[1] > 4 * harms[2]
+
+
+@pytest.mark.parametrize("adapter", [MlpBlockAdapter(), LINEAR], ids=["block", "linear"])
+@pytest.mark.parametrize("by", ["energy", "kl"])
+def test_a_streamed_model_is_held_down_alike(tiny_base, text, adapter, by):
+    cells = []
+    for base in (tiny_base, load_model(Model(device="cpu", stream=True))):
+        loss = SftLoss(keep_harm=0.02, keep_by=by)
+        train = Train(steps=21, log_every=20, lr=4e-2)
+        run = run_of(base, text, loss, adapter=adapter, train=train)
+        cells += train_packed(base, [cell_of(run)])
+    resident, streamed = cells
+    assert_same_outcome(streamed, resident, 1e-5)
+    assert streamed.keep_harm == pytest.approx(resident.keep_harm, abs=1e-5)
