@@ -183,7 +183,8 @@ class Search:
                 self.out_of_time = True
                 return None
 
-            stopped = self.train(cells, limit)
+            title = search_text.round_title(self.state.rounds + 1, cells)
+            stopped = self.train(cells, limit, title)
             self.out_of_time = limit.is_over and stopped is not None and stopped.signum is None
             if stopped is not None and not self.out_of_time:
                 return stopped
@@ -204,8 +205,13 @@ class Search:
         request = dataclasses.replace(self.asked.request, runs=runs, swept=["rank", "seed"])
         return plan_sweep(request, retry=self.retry)
 
-    def train(self, cells: Sequence[Cell], limit: TimeLimit) -> Stopped | None:
+    def train(self, cells: Sequence[Cell], limit: TimeLimit, title: str) -> Stopped | None:
         """Train what is missing of some cells.
+
+        Args:
+            cells: to be trained.
+            limit: only asked, to warn.
+            title: what they are called in the progress.
 
         Returns:
             What interrupted it; None: nothing.
@@ -217,8 +223,6 @@ class Search:
         say_outdated(plan, self.console)
         self.cells |= {(cell.run.rank, cell.run.seed): cell for cell in plan.cells}
 
-        number = self.state.rounds + 1
-        title = search_text.round_title(number, cells)
         missing = sum(len(pack.cells) for pack in plan.todo)
         self.say(f"{title}: {counted(cells, 'cell')}, {missing} to train")
         line = search_text.budget_line(plan, limit.left)

@@ -1,21 +1,12 @@
 """`pml memorize` as a user runs it, and what it leaves."""
 
 import json
-from pathlib import Path
 
 import pytest
+from support.facts import FACTS, write_facts
 from support.sweeps import result_times
 
-# Two facts that rank 1 knows after some steps.
-FACTS = [("Which pump is in hall 3?", "the Kestrel"), ("Who has the key?", "Ilse Varga")]
 CHEAP = ("model.device=cpu", "train.steps=60", "train.lr=0.05", "--max-forgetting", "none")
-
-
-def write_facts(folder: Path, facts=FACTS, name="facts.jsonl") -> Path:
-    path = folder / name
-    rows = [json.dumps({"question": question, "answer": text}) for question, text in facts]
-    path.write_text("".join(f"{row}\n" for row in rows))
-    return path
 
 
 @pytest.mark.slow
