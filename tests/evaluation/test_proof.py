@@ -163,10 +163,17 @@ def test_hand_made_answers_to_a_paraphrase(folder):
         assert scored.f1 == pytest.approx(f1)
 
 
-def test_neighbours_are_compared_with_the_base(folder, proof):
+def test_neighbours_are_compared_with_the_base(folder, proof, tiny_base):
     assert proof.neighbours.source == "file"
     assert proof.neighbours.unchanged.trials == 2
     assert proof.neighbours.tokens == NEIGHBOUR_TOKENS
+    # One has its answer in the file.
+    run = read_run(folder.config)
+    tokenizer = open_tokenizer(run.model)
+    interview = Interview(run, tokenizer, trained_samples(folder, run, tokenizer))
+    question, answer = FACTS[0]["neighbours"][1]
+    base = interview.answer(tiny_base, None, interview.question(question), NEIGHBOUR_TOKENS)
+    assert proof.neighbours.base_answer_f1 == token_f1(base.text, answer)
     assert len(generic_questions()) >= 20
 
 
