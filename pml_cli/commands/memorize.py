@@ -38,7 +38,7 @@ from pml_cli.data.generic_text import KINDS
 from pml_cli.data.opened import source_of
 from pml_cli.data.repeats import find_repeats
 from pml_cli.data.source import Sample
-from pml_cli.data.whole import texts_file, with_chat, within_context
+from pml_cli.data.whole import named_texts, texts_file, with_chat, within_context
 from pml_cli.errors import UserError, raise_all
 from pml_cli.evaluation.forgetting_runs import measure_runs
 from pml_cli.evaluation.proof import Proof, prove
@@ -154,9 +154,10 @@ class Search:
             UserError: the data or the model cannot be used.
         """
         run = asked.run
-        if len(asked.files) > 1:
+        texts = named_texts(asked.files, run)
+        if texts:
             data: Any = run.data
-            path = str(texts_file(asked.files, folder))
+            path = str(texts_file(texts, folder))
             run = dataclasses.replace(run, data=dataclasses.replace(data, path=path))
         run = with_chat(_with_harm_limit(run, asked), asked.given)
         run, left_out = within_context(run)
