@@ -311,7 +311,9 @@ def _with_harm_limit(run: Run, asked: MemorizeRequest) -> Run:
     most = asked.limits.max_forgetting
     if most is None or run.loss.keeps or asked.given & {"loss.keep", "loss.keep_harm"}:
         return run
-    loss = dataclasses.replace(run.loss, keep_harm=HARM_SHARE * most)
+    # Three digits: the number stands in labels.
+    share = float(f"{HARM_SHARE * most:.3g}")
+    loss = dataclasses.replace(run.loss, keep_harm=share)
     return dataclasses.replace(run, loss=loss)
 
 
@@ -381,7 +383,10 @@ def _conclude(search: Search, console: Console, started: float, *, as_json: bool
         search.say(f"every cell has failed: {folder.failure()}")
         return 1
 
-    copy_adapter(folder, search.out)
+    # Imported here: torch takes seconds.
+    from pml_cli.evaluation.script_check import readme_script
+
+    copy_adapter(folder, search.out, readme_script(folder))
     (forgetting,) = search.forgetting([found.trial])
     proof = _prove(search, folder)
     report = _report(search, found, forgetting, proof)
