@@ -38,7 +38,7 @@ from pml_cli.data.generic_text import KINDS
 from pml_cli.data.opened import source_of
 from pml_cli.data.repeats import find_repeats
 from pml_cli.data.source import Sample
-from pml_cli.data.whole import texts_file, with_chat, within_context
+from pml_cli.data.whole import named_texts, texts_file, with_chat, within_context
 from pml_cli.errors import UserError, raise_all
 from pml_cli.evaluation.forgetting_runs import measure_runs
 from pml_cli.evaluation.proof import Proof, prove
@@ -154,9 +154,10 @@ class Search:
             UserError: the data or the model cannot be used.
         """
         run = asked.run
-        if len(asked.files) > 1:
+        texts = named_texts(asked.files, run)
+        if texts:
             data: Any = run.data
-            path = str(texts_file(asked.files, folder))
+            path = str(texts_file(texts, folder))
             run = dataclasses.replace(run, data=dataclasses.replace(data, path=path))
         run = with_chat(_with_harm_limit(run, asked), asked.given)
         run, left_out = within_context(run)
@@ -310,7 +311,9 @@ def _with_harm_limit(run: Run, asked: MemorizeRequest) -> Run:
     most = asked.limits.max_forgetting
     if most is None or run.loss.keeps or asked.given & {"loss.keep", "loss.keep_harm"}:
         return run
-    loss = dataclasses.replace(run.loss, keep_harm=HARM_SHARE * most)
+    # Three digits: the number stands in labels.
+    share = float(f"{HARM_SHARE * most:.3g}")
+    loss = dataclasses.replace(run.loss, keep_harm=share)
     return dataclasses.replace(run, loss=loss)
 
 
@@ -380,7 +383,10 @@ def _conclude(search: Search, console: Console, started: float, *, as_json: bool
         search.say(f"every cell has failed: {folder.failure()}")
         return 1
 
-    copy_adapter(folder, search.out)
+    # Imported here: torch takes seconds.
+    from pml_cli.evaluation.script_check import readme_script
+
+    copy_adapter(folder, search.out, readme_script(folder))
     (forgetting,) = search.forgetting([found.trial])
     proof = _prove(search, folder)
     report = _report(search, found, forgetting, proof)

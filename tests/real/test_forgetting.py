@@ -35,7 +35,7 @@ def test_harm_to_dialogues(five_facts, smollm2_folder):
 
     tokenizer = plain.tokenizer_of(smollm2_folder)
     base = plain.load_base(smollm2_folder)
-    adapted = plain.load_adapted(smollm2_folder, Path(row["folder"]) / "adapter")
+    adapted = plain.load_adapted(smollm2_folder, five_facts / Path(row["folder"]).name / "adapter")
     prompt = [tokenizer.bos_token_id]
     harms = []
     for window in dialogue_windows(tokenizer):
