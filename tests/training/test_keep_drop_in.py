@@ -140,14 +140,16 @@ def test_accumulated_batches_are_one_whole_one(peft_model, tmp_path):
     ids = keep_windows(SftLoss(keep=20.0), AutoTokenizer.from_pretrained(TINY))
     assert ids.shape == (32, 257)
     weights = []
-    for keep, batch, accumulate in ((20.0, 8, 1), (20.0, 2, 4), (0.0, 8, 1)):
+    for keep, batch, accumulate in ((2e3, 8, 1), (2e3, 2, 4), (0.0, 8, 1)):
         loss = MemFTLoss("memft_ot", keep=keep, keep_ids=ids[:2, :40])
-        trainer = trained(peft_model, tmp_path, loss, batch, accumulate)
+        # AdamW would amplify the rounding of the model's float32 norms.
+        sgd = {"steps": 4, "lr": 1.0, "optim": "sgd"}
+        trainer = trained(peft_model, tmp_path, loss, batch, accumulate, **sgd)
         weights.append(adapters(trainer))
     whole, accumulated, free = weights
     for name, weight in whole.items():
-        torch.testing.assert_close(accumulated[name], weight, rtol=1e-5, atol=1e-6)
-    assert any((free[name] - weight).abs().max() > 1e-3 for name, weight in whole.items())
+        torch.testing.assert_close(accumulated[name], weight, rtol=0, atol=1e-8)
+    assert any((free[name] - weight).abs().max() > 1e-4 for name, weight in whole.items())
 
 
 def test_what_it_cannot_hold_down_is_refused(peft_model, tmp_path, text):
@@ -165,5 +167,5 @@ def test_what_it_cannot_hold_down_is_refused(peft_model, tmp_path, text):
     with pytest.raises(UserError, match=r"q_proj is not one plain LoRA beside a linear module"):
         LoraPenalty(SftLoss(keep=1.0), get_peft_model(copy.deepcopy(plain), dora), ids)
     with_norms = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"])
-    with pytest.raises(UserError, match="only where LoRA alone is trained, and .*norm.* is too"):
+    with pytest.raises(UserError, match=r"only where LoRA alone is trained, and .*norm.* is too"):
         LoraPenalty(SftLoss(keep=1.0), get_peft_model(plain, with_norms), ids)
