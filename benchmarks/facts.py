@@ -3,9 +3,9 @@
     python benchmarks/facts.py                 about two minutes on two cores
     python benchmarks/facts.py --adapter linear --model qwen3_8b --small
 
-300 facts of random tokens, prompts of 10 to 60 and answers of 5 to 25, mostly short. Both ways train
-the same cell in turn, so that other work on the machine falls on both; their losses must agree. The
-time is that of all threads (CPU) or of the wall, least and median of the steps.
+300 facts of random tokens, prompts of 10 to 60 and answers of 5 to 25, mostly short. Both ways
+train the same cell in turn, so that other work on the machine falls on both; their losses must
+agree. The time is that of all threads (CPU) or of the wall, least and median of the steps.
 """
 
 from __future__ import annotations
