@@ -16,7 +16,12 @@ import typer
 
 from pml_cli import __version__
 from pml_cli.config import reports
-from pml_cli.config.completion import complete_override, complete_sweep_file, report_completer
+from pml_cli.config.completion import (
+    complete_memorize,
+    complete_override,
+    complete_sweep_file,
+    report_completer,
+)
 from pml_cli.config.help import groups_help, settings_help
 from pml_cli.errors import UserError
 from pml_cli.launch.openmp import share_cores
@@ -39,6 +44,7 @@ app = typer.Typer(
 
 \b
 START HERE
+  pml memorize facts.jsonl              the least adapter that knows them all
   pml probe rank=8 seqlen=128           train one adapter, see what it recalls
   pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
   pml fit outputs/                      the law of those runs, with figures
@@ -81,6 +87,14 @@ AskArguments = Annotated[
         metavar="RUN|QUESTION|KEY=VALUE",
         help="A run folder, questions (-: one a line of standard input) and settings.",
         autocompletion=report_completer(reports.Ask),
+    ),
+]
+MemorizeArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE|KEY=VALUE",
+        help="A file of facts, or texts, and settings in Hydra's grammar.",
+        autocompletion=complete_memorize,
     ),
 ]
 TransitionArguments = Annotated[list[str] | None, _folders_and_settings(reports.Transition)]
@@ -147,6 +161,26 @@ MaxTokens = Annotated[
     ),
 ]
 WithBase = Annotated[bool, typer.Option("--base", help="Also ask the model without the adapter.")]
+Exact = Annotated[
+    str, typer.Option("--exact", metavar="SHARE", help="Facts that must be known whole.")
+]
+MaxForgetting = Annotated[
+    str,
+    typer.Option(
+        "--max-forgetting",
+        metavar="NATS",
+        help="Most harm to other text, nats per token added; none: any.",
+    ),
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        help="Stop training after 90s, 30min, 2h, with the best so far (default: no limit).",
+        show_default=False,
+    ),
+]
 Watch = Annotated[
     bool, typer.Option("--watch", help="Repeat until no cell is running or queued any more.")
 ]
@@ -165,6 +199,53 @@ def start(
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
+
+
+@app.command(
+    epilog=GROUPS_HELP,
+    help="""Find the smallest adapter that knows a file and harms nothing else.
+
+FILE: facts (JSON lines, JSON, CSV, parquet) or texts. Tries ranks in packs,
+two seeds, three rounds; the same command again goes on. In OUT (outputs/
+memorize): adapter/ with a script, facts.csv, memorize.json, memorize.png.
+Exit code 1: no rank keeps the limits; the best one is kept.
+
+\b
+EXAMPLES
+  pml memorize facts.jsonl model=hf model.path=Qwen/Qwen3-1.7B
+  pml memorize facts.csv --exact 99% --max-forgetting 0.05 --budget 30min
+  pml memorize notes.txt rank=2,4,8 out=outputs/notes
+  pml memorize facts.jsonl --dry-run
+  pml memorize data=phonebook seqlen=300 --max-forgetting none
+""",
+)
+def memorize(
+    overrides: MemorizeArguments = None,
+    *,
+    exact: Exact = "100%",
+    max_forgetting: MaxForgetting = "0.1",
+    budget: Budget = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    retry: Retry = True,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    from pml_cli.config.memorize import parsed_limits
+    from pml_cli.config.request import load_memorize
+
+    limits = parsed_limits(exact, max_forgetting, budget)
+    asked = load_memorize(overrides or [], limits, config_dir)
+    if print_config:
+        _print_config(asked.request)
+        return
+
+    from rich.console import Console
+
+    from pml_cli.commands import memorize as command
+
+    flags = {"dry_run": dry_run, "as_json": as_json, "retry": retry}
+    raise typer.Exit(command.run(asked, Console(markup=False), **flags))
 
 
 @app.command(

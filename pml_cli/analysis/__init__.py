@@ -10,5 +10,6 @@ trainer.
     transition.py       the phase transition at p > 0.5 in one group of runs
     first_failures.py   where recall breaks, and which positions first failures share
     survival.py         how long tokens stay stubborn (Kaplan-Meier)
+    rank_search.py      the least rank that knows all facts: which cells to try next
     deployment.py       recall after rounding and merging, and forgetting
 """

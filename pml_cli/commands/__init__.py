@@ -7,6 +7,7 @@ command: what two of them share lies below, such as the sweep that `pml memft` r
     probe.py       train one adapter and watch it
     sweep.py       train every combination, resumable
     memft.py       a sweep under several losses, and their comparison
+    memorize.py    from facts to the smallest adapter that knows them
     status.py      `pml status` and `pml cancel`
     fit.py         the law of finished runs
     predict.py     what a fitted law says of other ranks and lengths

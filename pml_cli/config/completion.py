@@ -44,6 +44,12 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     return _candidates(word, typed, vocabulary)
 
 
+def complete_memorize(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Candidates for a setting of memorize; for an empty word none: the shell offers files."""
+    _, word = _words(ctx, incomplete)
+    return complete_override(ctx, incomplete) if word else []
+
+
 def report_completer(settings: type[Settings]) -> Completer:
     """The completer of a command that reads finished runs, from the class of its settings.
 

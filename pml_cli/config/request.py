@@ -5,7 +5,7 @@ All faults are collected and named at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,29 @@ from pml_cli.config import sweep_file
 from pml_cli.config.compose import compose_root, distinct, hydra_session, parse
 from pml_cli.config.convert import typed_settings
 from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
+from pml_cli.config.memorize import (
+    FACTS,
+    SEEDS,
+    TEXTS,
+    Limits,
+    MemorizeRequest,
+    is_table,
+    split_files,
+)
 from pml_cli.config.option_files import root_file, shipped, split_known
 from pml_cli.config.option_set import OptionSet, RootSettings
-from pml_cli.config.registry import GROUPS
+from pml_cli.config.registry import GROUPS, declared
 from pml_cli.config.reports import REPORTS, ReportSettings
-from pml_cli.config.schema import Request, Run
+from pml_cli.config.schema import FactsData, Request, Run
 from pml_cli.config.setting import value_text
 from pml_cli.errors import UserError, raise_all
 
 # The key of conf/memft.yaml that lists the losses to compare. It is not a setting of a run.
 COMPARE = "compare"
+NO_SETTINGS = (COMPARE, FACTS, TEXTS)
+
+# What a search may be given several values of.
+SEARCHED = ("rank", "seed")
 
 
 def load(
@@ -32,7 +45,7 @@ def load(
     """What `pml COMMAND OVERRIDES` asks for: every cell typed and checked.
 
     Args:
-        command: probe, sweep or memft; the root file is conf/COMMAND.yaml.
+        command: probe, sweep, memft or memorize; the root file is conf/COMMAND.yaml.
         overrides: as on the command line; they win over the file's keys.
         file: a sweep file, or the name of a shipped one.
         config_dir: a folder laid out like conf/, looked up first.
@@ -63,6 +76,73 @@ def load(
         lines += _device_faults(cells)
     raise_all(lines)
     return _request(cells, swept)
+
+
+def load_memorize(
+    arguments: list[str], limits: Limits, config_dir: Path | None = None
+) -> MemorizeRequest:
+    """What `pml memorize ARGUMENTS` asks for.
+
+    Args:
+        arguments: files of facts or of text, and settings.
+        limits: from the options.
+        config_dir: a folder laid out like conf/, looked up first.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    _check_folder(config_dir)
+    files, overrides = split_files(arguments)
+    given = {override.partition("=")[0] for override in overrides}
+    chosen = [override for override in overrides if override.startswith("data=")]
+    if files:
+        chosen = _data_of_files(files, given)
+        overrides += chosen
+    elif not given & {"data", "data.path"}:
+        raise UserError("FILE: give a file of facts or a text, or data=...")
+
+    kind = _kind_of(chosen)
+    root = sweep_file.read_mapping(root_file("memorize", config_dir) or shipped("conf"))
+    defaults = {key: value for key, value in (root.get(kind) or {}).items() if key not in given}
+    overrides += [f"{key}={value_text(value)}" for key, value in defaults.items()]
+
+    request = load("memorize", overrides, config_dir=config_dir)
+    ranks = sorted({run.rank for run in request.runs})
+    seeds = list(dict.fromkeys(run.seed for run in request.runs))
+    return MemorizeRequest(
+        request=Request(runs=request.runs[:1], out=request.out, launch=request.launch, swept=[]),
+        files=files,
+        ranks=ranks if "rank" in given else [],
+        seeds=seeds if "seed" in given else SEEDS,
+        limits=limits,
+        given=frozenset(given),
+    )
+
+
+def _data_of_files(files: Sequence[Path], given: set[str]) -> list[str]:
+    """The settings that stand for files of facts or of text.
+
+    Raises:
+        UserError: names what cannot stand beside them.
+    """
+    beside = sorted(given & {"data", "data.path"})
+    if beside:
+        raise UserError(f"{files[0]}: not beside {beside[0]}=; leave one of them out")
+
+    tables = [file for file in files if is_table(file)]
+    if tables and len(files) > 1:
+        raise UserError(f"{tables[0]}: one file of facts, or several texts, but not both")
+    # Several texts become a file of question and long text.
+    source = "jsonl" if tables or len(files) > 1 else "text"
+    path = str(files[0]).replace("\\", "\\\\").replace('"', '\\"')
+    return [f"data={source}", f'data.path="{path}"']
+
+
+def _kind_of(chosen: Sequence[str]) -> str:
+    """Whether the data is facts or texts, by `data=`; what is unknown is refused later."""
+    source = chosen[0].partition("=")[2] if chosen else "jsonl"
+    owner = declared("data").get(source, FactsData)
+    return FACTS if issubclass(owner, FactsData) else TEXTS
 
 
 def load_report(
@@ -181,6 +261,11 @@ def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> I
         key = swept[0]
         values = ",".join(map(value_text, grids[0][key]))
         yield f"{key}={values}: a probe is one run; for several values use `pml sweep`"
+    if command == "memorize":
+        for key in swept:
+            if key not in SEARCHED:
+                yield f"{key}: takes one value, a search tries ranks alone; pml sweep takes several"
+        return
     for key in swept:
         if key.split(".")[0] in ("out", "launch"):
             yield f"{key}: takes one value for the whole sweep"
@@ -232,7 +317,8 @@ def _option_sets(command: str) -> OptionSetOf:
         if combination not in composed:
             overrides = [f"{group}={option}" for group, option in combination]
             tree, choices = compose_root(command, overrides, with_choices=True)
-            tree.pop(COMPARE, None)
+            for key in NO_SETTINGS:
+                tree.pop(key, None)
             composed[combination] = OptionSet(tree, choices)
         return composed[combination]
 

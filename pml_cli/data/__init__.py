@@ -7,6 +7,7 @@ target tokens are scored; the prompt only conditions.
 May import `config` and `model` (tokenizers and dimensions), neither torch nor the trainer.
 
     resolve.py          what automatic settings are for a model and its data
+    whole.py            a file of facts or texts as a whole, for `pml memorize`
     lengths.py          seqlen=all and data.samples as a number of target tokens
     repeats.py          samples that occur twice, prompts with two targets
     prompt.py           the prompt of a sample, as text and as token ids

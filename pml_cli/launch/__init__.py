@@ -19,6 +19,7 @@ A sweep, from its request to its end:
     manifest.py   the cells of a sweep as JSON, for its workers and for `pml status`
     executors/    where the workers run: this process, processes, Slurm; a file each
     observer.py   the events of a sweep, for displays
+    time_limit.py  a time after which what trains saves and ends
 
 A worker, wherever it runs:
 

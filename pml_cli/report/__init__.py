@@ -11,6 +11,7 @@ nor the trainer; matplotlib only inside the functions that draw. A report never 
     memft_folder.py       the files of `pml memft`
     lasting_folder.py     the files of `pml lasting`
     memorize_folder.py    the files of `pml memorize`
+    search_text.py        what is said while `pml memorize` searches the least rank
     first_token.py        the warning that first tokens never moved
     run_notes.py          warnings about the runs that a report reads
     sweep_summary.py      what is said of a sweep before it trains and when it has ended

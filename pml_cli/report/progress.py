@@ -131,9 +131,11 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
         console: where to.
         cells: how many cells are to be trained.
         work: tokens of all training steps, the measure of progress.
+        title: what stands in front of the number of cells.
     """
 
-    def __init__(self, console: Console, cells: int, work: int) -> None:
+    def __init__(self, console: Console, cells: int, work: int, title: str = "") -> None:
+        self.title = title
         self.cells = cells
         self.work = max(work, 1)
         self.ended = 0
@@ -153,11 +155,11 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
         )
 
     @classmethod
-    def of(cls, plan: SweepPlan, console: Console) -> SweepDisplay:
-        """The display of a sweep."""
+    def of(cls, plan: SweepPlan, console: Console, title: str = "") -> SweepDisplay:
+        """The display of a sweep, perhaps with a title."""
         cells = sum(len(pack.cells) for pack in plan.todo)
         work = sum(pack.tokens for pack in plan.todo)
-        return cls(console, cells, work)
+        return cls(console, cells, work, title)
 
     def __enter__(self) -> Self:
         # The bar appears with the first event: a sweep that only starts workers has none.
@@ -211,7 +213,8 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
     def _show(self, message: str = "") -> None:
         """Redraw, with a message or the number of cells."""
         self._progress.start()
-        cells = f"{self.ended}/{self.cells} cells"
+        title = f"{self.title}: " if self.title else ""
+        cells = f"{title}{self.ended}/{self.cells} cells"
         if self.failed:
             cells += f", {self.failed} failed"
         self._progress.update(

@@ -76,7 +76,7 @@ def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
         if outcome.trained:
             summarise(plan.out, plan.cells, console)
         console.print(outcome.message, highlight=False, soft_wrap=True)
-        return _exit_code(outcome.stopped, console)
+        return exit_code(outcome.stopped, console)
 
     # Failed cells explain themselves in the summary.
     folders = RunFolders(plan.out)
@@ -100,7 +100,12 @@ def runs_of(cells: Sequence[CellPlan], runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["id"].map(run_key).isin(keys)]
 
 
-def _exit_code(stopped: Stopped, console: Console) -> int:
+def exit_code(stopped: Stopped, console: Console) -> int:
+    """The exit code of a sweep that was interrupted; a line where `pml cancel` did it.
+
+    Raises:
+        KeyboardInterrupt: from the keyboard.
+    """
     if stopped.signum == signal.SIGINT:
         raise KeyboardInterrupt
     if stopped.signum is None:

@@ -161,16 +161,7 @@ class RunFolder:
         Args:
             save: fills the folder that it is given.
         """
-        temporary = temporary_path(self.adapter)
-        temporary.mkdir(parents=True)
-
-        try:
-            save(temporary)
-            # A folder cannot be replaced by a rename unless it is empty.
-            shutil.rmtree(self.adapter, ignore_errors=True)
-            temporary.replace(self.adapter)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        _replace_folder(self.adapter, save)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Record the result: the last write of a successful run.
@@ -196,6 +187,31 @@ class RunFolder:
         """
         content = {"format": FORMAT, "id": self.id, "reason": reason, "detail": detail}
         self.write_json(self.error, content)
+
+
+def copy_adapter(folder: RunFolder, out: Path) -> Path:
+    """Copy the adapter of a run, with its README.md, to adapter/ of a results folder."""
+    target = out / ADAPTER
+
+    def copy(temporary: Path) -> None:
+        shutil.copytree(folder.adapter, temporary, dirs_exist_ok=True)
+
+    _replace_folder(target, copy)
+    return target
+
+
+def _replace_folder(target: Path, save: Callable[[Path], None]) -> None:
+    """Fill a folder aside, then put it in the place of another."""
+    temporary = temporary_path(target)
+    temporary.mkdir(parents=True)
+
+    try:
+        save(temporary)
+        # A folder cannot be replaced by a rename unless it is empty.
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def writable_folder(out: Path) -> Path:

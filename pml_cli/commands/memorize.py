@@ -1,0 +1,330 @@
+"""`pml memorize`: from a file of facts to the smallest adapter that knows all of them.
+
+Cells of the search are ordinary runs of a sweep in the results folder, so the same command again
+goes on where it was, and `pml fit` reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pml_cli.analysis.rank_search import (
+    Answer,
+    Cell,
+    Limits,
+    SearchState,
+    Trial,
+    answer,
+    candidate_ranks,
+    first_guess,
+    ladder_around,
+    next_cells,
+    rank_cap,
+)
+from pml_cli.config.memorize import MemorizeRequest
+from pml_cli.config.schema import FactsData, Run
+from pml_cli.data.cell import CellPlan
+from pml_cli.data.opened import source_of
+from pml_cli.data.whole import texts_file, with_chat, within_context
+from pml_cli.errors import UserError
+from pml_cli.io import json_text, jsonable
+from pml_cli.launch.cost_model import adapter_sites
+from pml_cli.launch.driver import (
+    SweepPlan,
+    check_models_for_dry_run,
+    plan_sweep,
+    train_sweep,
+)
+from pml_cli.launch.packing import check
+from pml_cli.launch.signals import Stopped
+from pml_cli.launch.time_limit import TimeLimit, time_limit
+from pml_cli.model.dims import decoder_shape
+from pml_cli.report import search_text
+from pml_cli.report.first_token import print_prompts
+from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.sweep_summary import exit_code, say_outdated
+from pml_cli.report.tables import dry_run as dry_run_table
+from pml_cli.report.tables.data import show_warnings
+from pml_cli.runs.folder import RunFolder, copy_adapter
+from pml_cli.runs.output_folder import check_output_folder, disk_faults
+from pml_cli.runs.run_folders import RunFolders
+from pml_cli.stats import LN2
+
+# Nats of a token of text under a base model: enough for a first guess.
+NATS_A_TOKEN = 3.5
+
+
+def run(
+    asked: MemorizeRequest,
+    console: Console,
+    *,
+    dry_run: bool = False,
+    as_json: bool = False,
+    retry: bool = True,
+) -> int:
+    """Search the least rank within the limits, train what is missing, and hand the adapter over.
+
+    Args:
+        asked: data, settings and limits.
+        console: to print to.
+        dry_run: check, and say what the first round would cost; train nothing, write nothing.
+        as_json: print the answer as JSON; progress goes to standard error.
+        retry: train again what failed before.
+
+    Returns:
+        exit code: 0; 1 where no rank keeps the limits, or the search was stopped; 128 and more
+        after a signal.
+
+    Raises:
+        UserError: data, a run or a folder that cannot be used; nothing has been trained then.
+    """
+    started = time.monotonic()
+    progress = Console(stderr=True, markup=False) if as_json else console
+    check_output_folder(asked.request.out)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            return _show_plan(_Search.begin(asked, progress, Path(folder)), progress)
+
+    with disk_faults(asked.request.out):
+        search = _Search.begin(asked, progress, asked.request.out, retry=retry)
+        with time_limit(search.out, asked.limits.budget) as limit:
+            stopped = search.run(limit)
+        if stopped is not None:
+            return exit_code(stopped, progress)
+        return _conclude(search, console if not as_json else None, progress, started)
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """A search under way.
+
+    Attributes:
+        base: the run that all cells differ from in rank and seed.
+        state: what was tried in the rounds that have ended, or were ended by the budget.
+        cells: of all rounds, by rank and seed.
+        out_of_time: whether the budget has ended it.
+    """
+
+    asked: MemorizeRequest
+    console: Console
+    base: Run
+    state: SearchState
+    retry: bool
+    cells: dict[Cell, CellPlan] = field(default_factory=dict)
+    out_of_time: bool = False
+
+    @classmethod
+    def begin(
+        cls, asked: MemorizeRequest, console: Console, folder: Path, *, retry: bool = True
+    ) -> _Search:
+        """The search before its first round.
+
+        Args:
+            asked: data, settings and limits.
+            console: for progress.
+            folder: where several texts are written as one file.
+            retry: whether to train again what failed before.
+
+        Raises:
+            UserError: the data or the model cannot be used.
+        """
+        run = asked.run
+        if len(asked.files) > 1:
+            data: Any = run.data
+            path = str(texts_file(asked.files, folder))
+            run = dataclasses.replace(run, data=dataclasses.replace(data, path=path))
+        run = with_chat(run, asked.given)
+        run, left_out = within_context(run)
+        for line in search_text.data_lines(asked.run, run, left_out):
+            console.print(line, highlight=False, soft_wrap=True)
+        return cls(asked=asked, console=console, base=run, state=_first(run, asked), retry=retry)
+
+    @property
+    def out(self) -> Path:
+        """The results folder."""
+        return self.asked.request.out
+
+    def run(self, limit: TimeLimit) -> Stopped | None:
+        """Try round after round, until nothing is left to try or the time is over.
+
+        Returns:
+            What interrupted it; None: nothing but perhaps the time limit.
+        """
+        while True:
+            cells = next_cells(self.state)
+            if not cells:
+                return None
+            if limit.is_over:
+                self.out_of_time = True
+                return None
+
+            stopped = self._train(cells, limit)
+            self.out_of_time = limit.is_over and stopped is not None and stopped.signum is None
+            if stopped is not None and not self.out_of_time:
+                return stopped
+            self._take_trials(cells)
+            if self.out_of_time:
+                return None
+
+    def plan(self, cells: Sequence[Cell]) -> SweepPlan:
+        """The sweep of one round."""
+        runs = [dataclasses.replace(self.base, rank=rank, seed=seed) for rank, seed in cells]
+        request = dataclasses.replace(self.asked.request, runs=runs, swept=["rank", "seed"])
+        return plan_sweep(request, retry=self.retry)
+
+    def _train(self, cells: Sequence[Cell], limit: TimeLimit) -> Stopped | None:
+        plan = self.plan(cells)
+        if not self.cells:
+            print_prompts(plan.request.runs, self.console)
+            show_warnings(self.console, plan.cells)
+        say_outdated(plan, self.console)
+        self.cells |= {(cell.run.rank, cell.run.seed): cell for cell in plan.cells}
+
+        number = self.state.rounds + 1
+        title = search_text.round_title(number, cells)
+        missing = sum(len(pack.cells) for pack in plan.todo)
+        self._say(f"{title}: {len(cells)} cells, {missing} to train")
+        line = search_text.budget_line(plan, limit.left)
+        if line:
+            self._say(line)
+        with SweepDisplay.of(plan, self.console, title) as display:
+            outcome = train_sweep(plan, display, wait=True)
+        return outcome.stopped
+
+    def _take_trials(self, cells: Sequence[Cell]) -> None:
+        """Add what the cells of a round have come to; those that have not ended are left out."""
+        folders = RunFolders(self.out)
+        trials = []
+        for key in cells:
+            cell = self.cells[key]
+            folder = folders.find(cell.id)
+            if folder.has_ended(cell.tokens_hash):
+                trials.append(_trial(cell, folder))
+        for trial in trials:
+            self._say(search_text.trial_line(trial, self._samples))
+        self.state = dataclasses.replace(
+            self.state, trials=[*self.state.trials, *trials], rounds=self.state.rounds + 1
+        )
+
+    @property
+    def _samples(self) -> int:
+        return len(next(iter(self.cells.values())).samples)
+
+    def folder(self, trial: Trial) -> RunFolder:
+        """The run folder of a trial."""
+        cell = self.cells[trial.rank, trial.seed]
+        return RunFolders(self.out).find(cell.id)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _first(run: Run, asked: MemorizeRequest) -> SearchState:
+    """The state before the first round."""
+    (cell,) = check([run])
+    ranks, ladder = asked.ranks, asked.ranks
+    if not ranks:
+        matrices = [site.matrix for site in adapter_sites(run, decoder_shape(run.model))]
+        parameters = sum(matrix.inputs + matrix.outputs for matrix in matrices)
+        widest = min(min(matrix.inputs, matrix.outputs) for matrix in matrices)
+        guess = min(first_guess(_bits(cell), parameters), widest)
+        ranks = candidate_ranks(rank_cap(guess, widest))
+        ladder = ladder_around(guess, ranks)
+
+    limits = Limits(exact=asked.limits.exact, max_forgetting=None)
+    return SearchState(ranks=ranks, ladder=ladder, seeds=asked.seeds, limits=limits)
+
+
+def _bits(cell: CellPlan) -> float:
+    """Bits of the targets, roughly."""
+    tokens = sum(len(sample.target) for sample in cell.samples)
+    nats = source_of(cell.run).entropy or NATS_A_TOKEN
+    return tokens * nats / LN2
+
+
+def _trial(cell: CellPlan, folder: RunFolder) -> Trial:
+    """What a cell has come to."""
+    rank, seed = cell.run.rank, cell.run.seed
+    if folder.failure() is not None:
+        return Trial(rank=rank, seed=seed, recalled=0.0)
+    return Trial(rank=rank, seed=seed, recalled=_recalled(cell, _result(folder)))
+
+
+def _recalled(cell: CellPlan, result: dict[str, Any]) -> float:
+    """The share of the facts that are known whole; of one text, of its tokens."""
+    is_text = len(cell.samples) == 1 and not isinstance(cell.run.data, FactsData)
+    names = ("free_accuracy", "token_accuracy") if is_text else ("free_exact_match", "exact_match")
+    # Not decoded with train.decode=false.
+    free, forced = (result[name] for name in names)
+    return float(forced if free is None else free)
+
+
+def _result(folder: RunFolder) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(folder.result.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({error}); delete it and run the same command again"
+        raise UserError(f"{folder.result}: {reason}") from error
+    return content
+
+
+def _show_plan(search: _Search, console: Console) -> int:
+    """Print what the first round would do and cost, and what may follow."""
+    plan = search.plan(next_cells(search.state))
+    check_models_for_dry_run(plan)
+    dry_run_table.show(console, plan.request, plan.cells, plan.todo)
+    say_outdated(plan, console)
+    for line in search_text.plan_lines(search.state):
+        console.print(line, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _conclude(search: _Search, console: Console | None, progress: Console, started: float) -> int:
+    """Copy the chosen adapter, write and print the answer.
+
+    Args:
+        search: that has ended.
+        console: for the answer; None: it is printed as JSON.
+        progress: for all else.
+        started: when the command began, by `time.monotonic`.
+
+    Returns:
+        exit code.
+    """
+    if not search.state.trials:
+        progress.print("the budget is over before a cell has ended; the same command goes on")
+        return 1
+
+    found = answer(search.state)
+    folder = search.folder(found.trial)
+    if folder.failure() is not None:
+        progress.print(f"every cell has failed: {folder.failure()}", style="red", soft_wrap=True)
+        return 1
+
+    copy_adapter(folder, search.out)
+    content = _content(search, found, folder, started)
+    if console is None:
+        progress_out = Console(markup=False)
+        progress_out.out(json_text(content).rstrip("\n"), highlight=False)
+    else:
+        for line in search_text.answer_lines(content):
+            console.print(line, highlight=False, soft_wrap=True)
+    return 0 if found.reached else 1
+
+
+def _content(search: _Search, found: Answer, folder: RunFolder, started: float) -> dict[str, Any]:
+    return {
+        "answer": jsonable(found) | {"run": folder.id},
+        "cells": jsonable(list(search.state.trials)),
+        "seconds": time.monotonic() - started,
+        "out": str(search.out),
+    }

@@ -1,0 +1,166 @@
+"""The command line of `pml memorize`: files, settings and limits, to a typed request."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pml_cli.config.schema import Request, Run
+from pml_cli.errors import UserError
+
+# Seeds of a search where none are given.
+SEEDS = [0, 1]
+
+# Endings of files that are tables of facts, whatever is in them; a .gz behind them does not count.
+TABLE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+# Bytes by which a file of another ending is told to be JSON lines.
+HEAD_BYTES = 1 << 16
+
+# What switches a limit off.
+NO_LIMIT = ("none", "null", "off")
+
+SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(min|s|m|h|d)\s*")
+
+# The keys of conf/memorize.yaml that are no settings of a run: what facts and texts differ in.
+FACTS = "facts"
+TEXTS = "texts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the user asks for beside the settings of the runs."""
+
+    exact: float = 1.0
+    """Least share of the facts that are known whole."""
+
+    max_forgetting: float | None = 0.1
+    """Most harm to other text, nats per token; None: any."""
+
+    budget: float | None = None
+    """Seconds; None: any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorizeRequest:
+    """What `pml memorize` asks for."""
+
+    request: Request
+    """One run, of whatever rank and seed, with its results folder and launch."""
+
+    files: list[Path]
+    """Those given, of facts or of text; none: the data is a setting."""
+
+    ranks: list[int]
+    """Ascending; none: the search decides."""
+
+    seeds: list[int]
+    limits: Limits
+
+    given: frozenset[str]
+    """Keys of the command line, and those that are set by the kind of the data."""
+
+    @property
+    def run(self) -> Run:
+        """The run that differs from those of the search in rank and seed."""
+        return self.request.runs[0]
+
+
+def split_files(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files among the arguments, and the settings.
+
+    Raises:
+        UserError: no such file; a line for each.
+    """
+    overrides = [argument for argument in arguments if "=" in argument]
+    files = [Path(argument).expanduser() for argument in arguments if "=" not in argument]
+
+    faults = []
+    for file in files:
+        if not file.is_file():
+            reason = "a folder; give a file of facts or a text" if file.is_dir() else "no such file"
+            faults.append(f"{file}: {reason}")
+    if faults:
+        raise UserError(*faults)
+    return files, overrides
+
+
+def is_table(file: Path) -> bool:
+    """Whether a file holds facts, by its ending, else by its first line; if not it is a text."""
+    endings = [ending.lower() for ending in file.suffixes]
+    if any(ending in endings[-2:] for ending in TABLE_ENDINGS):
+        return True
+
+    try:
+        with file.open("rb") as content:
+            head = content.read(HEAD_BYTES)
+        first_line = head.lstrip().partition(b"\n")[0]
+        return isinstance(json.loads(first_line), dict)
+    # A line that is cut off is no short fact either.
+    except (OSError, ValueError):
+        return False
+
+
+def parsed_limits(exact: str, max_forgetting: str, budget: str) -> Limits:
+    """The limits as they are written on the command line.
+
+    Args:
+        exact: per cent: 99%.
+        max_forgetting: nats per token, or none.
+        budget: a duration: 30min; empty: none.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    parsers = (("exact", _share, exact), ("max-forgetting", _nats, max_forgetting))
+    faults: list[str] = []
+    values: list[Any] = []
+    for name, parse, text in (*parsers, ("budget", _seconds, budget)):
+        try:
+            values.append(parse(text))
+        except ValueError as error:
+            faults.append(f"--{name} {text}: must be {error}")
+    if faults:
+        raise UserError(*faults)
+    return Limits(exact=values[0], max_forgetting=values[1], budget=values[2])
+
+
+def _share(text: str) -> float:
+    allowed = "above 0% and at most 100%: 99%"
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError as error:
+        raise ValueError(allowed) from error
+    # 0.99 is more likely meant as a share than as less than one per cent.
+    is_share = value <= 1 and not text.strip().endswith("%")
+    if is_share or not 0 < value <= 100:
+        raise ValueError(allowed)
+    return value / 100
+
+
+def _nats(text: str) -> float | None:
+    allowed = "nats per token, above 0: 0.1; or none"
+    if text.strip().lower() in NO_LIMIT:
+        return None
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ValueError(allowed) from error
+    if not 0 <= value < float("inf"):
+        raise ValueError(allowed)
+    return value or None
+
+
+def _seconds(text: str) -> float | None:
+    if not text:
+        return None
+    parts = DURATION.findall(text)
+    seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
+    if DURATION.sub("", text).strip() or not seconds:
+        raise ValueError("a duration: 90s, 30min, 2h, 1h30min")
+    return seconds
