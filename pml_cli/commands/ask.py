@@ -15,7 +15,7 @@ from pml_cli.config.reports import Ask
 from pml_cli.config.schema import Run
 from pml_cli.errors import UserError
 from pml_cli.evaluation.asking import Answer, Interview, Question, trained_samples
-from pml_cli.evaluation.lasting_runs import check_code_is_allowed, read_environment
+from pml_cli.evaluation.finished_runs import check_code_is_allowed, read_environment
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import json_text, jsonable
 from pml_cli.model.tokenizer import open_tokenizer
@@ -153,7 +153,7 @@ def _load(
         UserError: either cannot be read, or the model has other weights than in the training.
     """
     # Imported here: torch takes seconds, and what is wrong before is said without it.
-    from pml_cli.evaluation.robustness import check_weights, load_adapter
+    from pml_cli.evaluation.adapters import check_weights, load_adapter
     from pml_cli.model.loading import load_model
 
     subject = EvalRun(

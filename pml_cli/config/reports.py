@@ -1,8 +1,9 @@
-"""Settings of the commands that read finished runs: fit, predict, lasting, transition, ask."""
+"""Settings of the commands that read finished runs: fit, lasting, forgetting and others."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pml_cli.config.schema import DEVICE_PATTERN, DEVICES_ALLOWED
@@ -36,6 +37,25 @@ class MovedData(Settings):
         path="any",
         special={None: "where it was"},
     )
+
+
+@dataclass(kw_only=True)
+class RunSettings(ReportSettings):
+    """Common to the commands that run the models of finished runs again."""
+
+    device: str = setting(
+        "auto",
+        help="cpu, cuda or cuda:N",
+        pattern=DEVICE_PATTERN,
+        allowed=DEVICES_ALLOWED,
+        special={"auto": "cuda where there is one, else cpu"},
+        suggestions=("auto", "cpu", "cuda"),
+    )
+    trust_remote_code: bool = setting(
+        False, help="take runs of model.trust_remote_code too, which runs their models' code"
+    )
+    model: MovedModel = field(default_factory=MovedModel)
+    data: MovedData = field(default_factory=MovedData)
 
 
 @dataclass(kw_only=True)
@@ -94,7 +114,7 @@ class Predict(ReportSettings):
 
 
 @dataclass(kw_only=True)
-class Lasting(ReportSettings):
+class Lasting(RunSettings):
     """Settings of `pml lasting`."""
 
     text: str | None = setting(
@@ -114,42 +134,47 @@ class Lasting(ReportSettings):
         # Teacher forcing decides recall only in exact arithmetic.
         help="in bfloat16 also decode greedily from the prompt",
     )
-    device: str = setting(
-        "auto",
-        help="cpu, cuda or cuda:N",
-        pattern=DEVICE_PATTERN,
-        allowed=DEVICES_ALLOWED,
-        special={"auto": "cuda where there is one, else cpu"},
-        suggestions=("auto", "cpu", "cuda"),
+    out: str | None = setting(
+        None, help="folder of the results", path="any", special={None: "the first path"}
     )
-    trust_remote_code: bool = setting(
-        False, help="measure runs of model.trust_remote_code too, which runs their models' code"
+    figures: bool = setting(True, help="draw the figure")
+
+
+# What `pml forgetting` measures by itself; those of `harm`, and the model's own text.
+TEXT_KINDS = ("prose", "docs", "code", "chat", "own")
+
+
+@dataclass(kw_only=True)
+class Forgetting(RunSettings):
+    """Settings of `pml forgetting`."""
+
+    kinds: list[str] = setting(
+        list(TEXT_KINDS),
+        help="kinds of text; own: what the base model writes by itself",
+        choices=TEXT_KINDS,
+    )
+    text: str | None = setting(
+        None,
+        help="UTF-8 file, one more kind of text",
+        path="existing file",
+        special={None: "none"},
     )
     out: str | None = setting(
         None, help="folder of the results", path="any", special={None: "the first path"}
     )
     figures: bool = setting(True, help="draw the figure")
-    model: MovedModel = field(default_factory=MovedModel)
-    data: MovedData = field(default_factory=MovedData)
+
+    def validate(self) -> Iterator[str]:
+        yield from super().validate()
+        if len(set(self.kinds)) < len(self.kinds):
+            yield f"kinds={','.join(self.kinds)}: each kind once"
+        if not self.kinds and self.text is None:
+            yield "kinds=[]: give a kind, or text=FILE"
 
 
 @dataclass(kw_only=True)
-class Ask(ReportSettings):
+class Ask(RunSettings):
     """Settings of `pml ask`."""
-
-    device: str = setting(
-        "auto",
-        help="cpu, cuda or cuda:N",
-        pattern=DEVICE_PATTERN,
-        allowed=DEVICES_ALLOWED,
-        special={"auto": "cuda where there is one, else cpu"},
-        suggestions=("auto", "cpu", "cuda"),
-    )
-    trust_remote_code: bool = setting(
-        False, help="ask a run of model.trust_remote_code too, which runs its model's code"
-    )
-    model: MovedModel = field(default_factory=MovedModel)
-    data: MovedData = field(default_factory=MovedData)
 
 
 @dataclass(kw_only=True)

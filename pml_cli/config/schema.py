@@ -329,8 +329,6 @@ class Loss(Settings):
     def validate(self) -> Iterator[str]:
         if self.keep_by != "energy":
             yield f"keep_by={self.keep_by}: must be energy"
-        if self.keep_harm:
-            yield f"keep_harm={self.keep_harm:g}: must be 0"
 
     def id_fields(self) -> dict[str, Any]:
         """Settings that count for the run id also at their defaults."""

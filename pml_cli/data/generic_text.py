@@ -31,6 +31,10 @@ PARTS = ("keep", "held_out")
 # Of `WINDOW` tokens each: some eight thousand inputs, several times the width of a small model.
 MAX_WINDOWS = 32
 
+# Of the beginnings that a model continues for its own text: how many a kind, and tokens of each.
+BEGINNINGS = 3
+BEGINNING = 16
+
 # What begins a question and its answer in the files of `chat`.
 QUESTION = "Q: "
 ANSWER = "A: "
@@ -89,6 +93,16 @@ def _generic_pool(model: CacheKey, kind: str, part: str) -> Pool:
         return _chat_text(tokenizer, part) if kind == "chat" else generic_text(kind, part)
 
     return string_pool(model.value, text)
+
+
+def beginnings(model: Model) -> list[Sample]:
+    """Short prompts from every kind of text, part `held_out`; none without a tokenizer."""
+    prompts = []
+    for kind in KINDS:
+        for window in _spread(generic_pool(model, kind, "held_out").windows, BEGINNINGS):
+            ids = (*window.prompt, *window.target[:BEGINNING])
+            prompts.append(Sample(prompt=ids, target=()))
+    return prompts
 
 
 def _chat_text(tokenizer: Tokenizer, part: str) -> str:
@@ -161,6 +175,8 @@ def _text(model: CacheKey, path: str | None) -> Pool:
 def _spread(windows: tuple[Sample, ...], most: int) -> tuple[Sample, ...]:
     """At most so many windows, spread evenly over all of them."""
     count = min(len(windows), most)
+    if count == 0:
+        return ()
     positions = np.linspace(0, len(windows) - 1, count).round()
     return tuple(windows[int(i)] for i in positions)
 

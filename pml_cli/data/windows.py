@@ -29,6 +29,9 @@ WINDOW = 256
 # Consecutive tokens that a window may not share with what a run was trained on.
 SHARED = 16
 
+# Targets of fewer tokens, a number or a name, are not looked for: any text may hold them.
+MIN_SHARED = 4
+
 # Seed of the random tokens: no run's own.
 RANDOM_SEED = 2**61 + 1
 
@@ -47,7 +50,7 @@ class Pool:
     """Why there are no windows."""
 
     def windows_without(self, targets: Iterable[Sequence[int]], tokens: int) -> list[Sample]:
-        """Windows that share no `SHARED` consecutive tokens with any target.
+        """Windows that share no `SHARED` consecutive tokens with any target, nor a whole short one.
 
         They are spread evenly over the text: the same for all runs that learn the same targets.
 
@@ -57,8 +60,9 @@ class Pool:
         """
         known: set[Ids] = set()
         for target in targets:
-            known |= _ngrams(tuple(target), min(SHARED, len(target)))
-        # Targets shorter than SHARED count whole.
+            # Targets shorter than SHARED count whole.
+            if len(target) >= MIN_SHARED:
+                known |= _ngrams(tuple(target), min(SHARED, len(target)))
         sizes = {len(ngram) for ngram in known}
 
         unshared = []

@@ -10,10 +10,17 @@ them, and returns a mapping of named numbers for each adapter.
     conditions.py     the conditions of `pml lasting` by name (without torch)
     deployment.py     adapters rounded, merged and in bfloat16
     robustness.py     one run under every condition: the body of lasting.json
+    own_text.py       what a base model writes by itself
     subject.py        a finished run that is to be measured
-    lasting_runs.py   the runs that `pml lasting` measures, and lasting.json
+    adapters.py       the models and adapters of finished runs, loaded
+    finished_runs.py  finished runs to be measured, and the file of what was measured
+    lasting_runs.py   the runs that `pml lasting` measures
+    forgetting_runs.py the runs that `pml forgetting` measures, and their harm
     samples.py        the rows of samples.jsonl
     proof.py          what a run knows before it is handed over (without torch)
+    proving.py        measures it
+    script_check.py   the adapter's script, run as its reader would run it
+    answers.py        token F1 of an answer
     asking.py         the prompts of a finished run, and what its adapter answers
     result.py         the body of result.json
     environment.py    the body of env.json

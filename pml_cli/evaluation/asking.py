@@ -159,6 +159,22 @@ class Interview:
         prompt = prompt_of(self._tokenizer, self._run.data, turns)
         return Question(text=text, prompt=prompt.ids, trained=None)
 
+    def paraphrase(self, turns: Turns, text: str) -> tuple[int, ...] | None:
+        """The prompt of a sample with its last turn in other words; None where that is trained.
+
+        Args:
+            turns: of the sample's prompt.
+            text: takes the place of the last turn.
+
+        Raises:
+            UserError: the chat template or the tokenizer refuses it.
+        """
+        if self._trained_on(text) is not None:
+            return None
+        role = turns[-1][0]
+        prompt = prompt_of(self._tokenizer, self._run.data, (*turns[:-1], (role, text)))
+        return prompt.ids
+
     def _trained_on(self, text: str) -> Trained | None:
         """The sample with this question; blanks around it, as of pasting, make no other one."""
         answers = [sample for sample in self.samples if sample.turns]

@@ -159,7 +159,7 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
         best = _best_prompt(tokenizer, run.data, samples[:MAX_TRIED])
         if best is not None:
             prompt = best
-            question = _question(run.data, first)
+            question = question_of(run.data, first)
 
     return Dialogue(
         question=question,
@@ -184,7 +184,7 @@ def _tokenizer(model: CacheKey) -> Any:
         return None
 
 
-def _question(data: Data, sample: Sample) -> str:
+def question_of(data: Data, sample: Sample) -> str:
     """What is asked for a sample: the last turn of facts, the prompt of running text."""
     if sample.turns:
         return sample.turns[-1][1]
@@ -210,7 +210,7 @@ def _best_prompt(
 def _gives(candidate: ChatPrompt | TextPrompt, tokenizer: Any, data: Data, sample: Sample) -> bool:
     """Whether a call gives the ids of a sample's prompt."""
     try:
-        ids = candidate.ids(tokenizer, _question(data, sample))
+        ids = candidate.ids(tokenizer, question_of(data, sample))
     # Templates are programs, and may refuse what others take.
     except Exception:
         return False
@@ -223,7 +223,7 @@ def _candidates(
     first = samples[0]
     if data.chat and CLOCK not in tokenizer.get_chat_template():
         options = {} if data.thinking is None else dict.fromkeys(THINKING_NAMES, data.thinking)
-        turns = first.turns or (("user", _question(data, first)),)
+        turns = first.turns or (("user", question_of(data, first)),)
         earlier = with_system(turns[:-1], data.system)
         yield ChatPrompt(earlier=earlier, options=options)
 
@@ -232,8 +232,8 @@ def _candidates(
         yield TextPrompt(prefix="", suffix=data.separator or "", adds_special=True)
 
     # The longer the question, the fewer places in the prompt look like it.
-    sample = max(samples, key=lambda sample: len(_question(data, sample)))
-    question = _question(data, sample)
+    sample = max(samples, key=lambda sample: len(question_of(data, sample)))
+    question = question_of(data, sample)
     for adds_special, strips in itertools.product((True, False), (False, True)):
         text = tokenizer.decode(list(sample.prompt), skip_special_tokens=adds_special)
         asked = question.strip() if strips else question

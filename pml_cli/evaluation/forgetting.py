@@ -2,41 +2,202 @@
 
 Its loss there, and the Kullback-Leibler divergence of its predictions from those of the base.
 
-Shapes: K cells, N scored tokens, V vocabulary, D hidden size.
+Shapes: K cells, n windows of text, N scored tokens of them, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
+from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training.batches import SamplesByCell
-from pml_cli.training.scoring import PackInputs, cell_chunks, scored_hidden, zero_adapters
+from pml_cli.training.limits import EVALUATION_TOKENS
+from pml_cli.training.scoring import PackInputs, scored_hidden, zero_adapters
 
 # Logits of one model that exist at once.
 MAX_LOGITS = 2**25
 
+# Texts whose hidden states are kept for the next adapters.
+MAX_READINGS = 16
+
 Forgetting: TypeAlias = dict[str, float | int | None]
 
-# Means over tokens, in the order of `_compare_logits`.
+# Means over tokens, in the order of `_compare`.
 _MEANS = ("base_loss", "loss", "kl", "changed")
 NOT_MEASURED: Forgetting = {"tokens": 0, **dict.fromkeys(_MEANS)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowMeans:
+    """How the predictions of one adapter differ from those of the base, window by window."""
+
+    tokens: NDArray[np.int64]
+    """Scored tokens of each window, (n,)."""
+
+    means: dict[str, NDArray[np.float64]]
+    """Means over the tokens of each window, (n,): `base_loss`, `loss` and `kl` in nats; `changed`,
+    the share of tokens with another argmax."""
+
+    def total(self) -> Forgetting:
+        """`tokens`, and the means over the tokens of all windows."""
+        result: Forgetting = {"tokens": int(self.tokens.sum())}
+        for name, values in self.means.items():
+            result[name] = float(np.average(values, weights=self.tokens))
+        return result
+
+    @property
+    def harm(self) -> NDArray[np.float64]:
+        """By how much the adapter raises the loss of each window, nats per token, (n,)."""
+        rise: NDArray[np.float64] = self.means["loss"] - self.means["base_loss"]
+        return rise
+
+
+class BaseReading:
+    """Windows of text as the base reads them: once, however many adapters are compared with it."""
+
+    @torch.no_grad()
+    def __init__(self, base: SplitModel, bank: AdapterBank, windows: Sequence[Sample]) -> None:
+        """
+        Args:
+            base: the frozen model.
+            bank: adapters on the sites of those that will be compared; their weights do not matter.
+            windows: what is read, at least one.
+        """
+        self._base = base
+        self._tokens = np.array([len(window.target) for window in windows])
+        self._inputs = PackInputs(base, bank, [windows])
+        prefix = self._inputs.prefix
+        assert prefix is not None
+
+        data = self._inputs.data
+        layout = data.layout(data.cells)
+        hidden_nTD = base.upper(prefix, zero_adapters(bank, [0]))
+        hidden_nTD = hidden_nTD[layout.rows, : layout.tokens]
+        self._hidden_ND = hidden_nTD.flatten(0, 1)[layout.scored]
+        self._targets_N = layout.targets
+
+    @torch.no_grad()
+    def compare(self, bank: AdapterBank) -> list[WindowMeans]:
+        """How the predictions of each adapter of a bank differ from those of the base."""
+        by_cell = []
+        # Each cell reads all windows; as many at a time as fit into one evaluation.
+        rows, tokens = self._inputs.data.ids.shape
+        size = max(1, EVALUATION_TOKENS // (rows * tokens))
+        for cells in torch.arange(len(bank)).split(size):
+            by_cell += self._compare_cells(bank.select(cells.tolist()))
+        return by_cell
+
+    def _compare_cells(self, bank: AdapterBank) -> list[WindowMeans]:
+        data = self._inputs.data
+        layout = data.layout(data.cells * len(bank))
+        hidden = scored_hidden(self._base, bank, layout, self._inputs.gather(layout))
+        hidden_KND = hidden.unflatten(0, (len(bank), -1))
+
+        # KL needs all logits of a token, unlike its cross-entropy: few tokens at a time.
+        chunks = []
+        size = max(1, MAX_LOGITS // self._base.head.weight_VD.shape[0])
+        for start in range(0, len(self._targets_N), size):
+            chunk = slice(start, start + size)
+            base_logits_NV = self._base.logits(self._hidden_ND[chunk])
+            base_log_p_NV = _log_p(base_logits_NV)
+            targets_N = self._targets_N[chunk]
+            of_chunk = []
+            for hidden_ND in hidden_KND:
+                logits_NV = self._base.logits(hidden_ND[chunk])
+                changed_N = logits_NV.argmax(1) != base_logits_NV.argmax(1)
+                compared_4N = _compare(base_log_p_NV, _log_p(logits_NV), targets_N, changed_N)
+                of_chunk.append(compared_4N)
+            chunks.append(torch.stack(of_chunk))
+
+        values_K4N = torch.cat(chunks, 2).double().cpu().numpy()
+        starts = np.cumsum(self._tokens) - self._tokens
+        sums_K4n = np.add.reduceat(values_K4N, starts, axis=2)
+        means_K4n = sums_K4n / self._tokens
+        return [
+            WindowMeans(tokens=self._tokens, means=dict(zip(_MEANS, means_4n, strict=True)))
+            for means_4n in means_K4n
+        ]
+
+
 def kl_divergence(base_NV: Tensor, adapted_NV: Tensor) -> Tensor:
     """KL(base || adapted) of each token in nats, (N,), from logits; at least in float32."""
-    dtype = torch.promote_types(base_NV.dtype, torch.float32)
-    base_log_p = log_softmax(base_NV.to(dtype), 1)
-    adapted_log_p = log_softmax(adapted_NV.to(dtype), 1)
-    return (base_log_p.exp() * (base_log_p - adapted_log_p)).sum(1)
+    return _kl(_log_p(base_NV), _log_p(adapted_NV))
 
 
-@torch.no_grad()
+def _log_p(logits_NV: Tensor) -> Tensor:
+    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
+    return log_softmax(logits_NV.to(dtype), 1)
+
+
+def _kl(base_log_p_NV: Tensor, adapted_log_p_NV: Tensor) -> Tensor:
+    return (base_log_p_NV.exp() * (base_log_p_NV - adapted_log_p_NV)).sum(1)
+
+
+def _compare(base_NV: Tensor, adapted_NV: Tensor, targets_N: Tensor, changed_N: Tensor) -> Tensor:
+    """`_MEANS` of each token, (4, N), from log-probabilities."""
+    targets_N1 = targets_N[:, None]
+    values = [
+        -base_NV.gather(1, targets_N1)[:, 0],
+        -adapted_NV.gather(1, targets_N1)[:, 0],
+        _kl(base_NV, adapted_NV),
+        changed_N.to(base_NV.dtype),
+    ]
+    return torch.stack(values)
+
+
+class Readings:
+    """What a base has read, for banks of adapters on the same sites, one after the other."""
+
+    def __init__(self, base: SplitModel) -> None:
+        """
+        Args:
+            base: the frozen model.
+        """
+        self._base = base
+        self._readings: dict[tuple[Sample, ...], BaseReading] = {}
+
+    def by_window(self, bank: AdapterBank, cells: SamplesByCell) -> list[WindowMeans | None]:
+        """How the predictions of each adapter differ from those of the base, window by window.
+
+        Args:
+            bank: trained adapters of K cells.
+            cells: text that each of them was not trained on.
+
+        Returns:
+            one of each cell; None where it has no text.
+        """
+        # The base reads each text once, however many adapters read it.
+        by_text: dict[tuple[Sample, ...], list[int]] = {}
+        for k, windows in enumerate(cells):
+            if windows:
+                by_text.setdefault(tuple(windows), []).append(k)
+
+        results: list[WindowMeans | None] = [None] * len(cells)
+        for text, indices in by_text.items():
+            compared = self._reading(bank, text).compare(bank.select(indices))
+            for k, means in zip(indices, compared, strict=True):
+                results[k] = means
+        return results
+
+    def _reading(self, bank: AdapterBank, text: tuple[Sample, ...]) -> BaseReading:
+        if text not in self._readings:
+            # The oldest is forgotten: each holds the hidden states of its text.
+            if len(self._readings) == MAX_READINGS:
+                self._readings.pop(next(iter(self._readings)))
+            self._readings[text] = BaseReading(self._base, bank, text)
+        return self._readings[text]
+
+
 def measure(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[Forgetting]:
     """How the predictions of each adapter differ from those of the base.
 
@@ -49,59 +210,5 @@ def measure(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[F
         of each cell `tokens`, and means over them: `base_loss`, `loss` and `kl` in nats,
             `changed` the share of tokens with another argmax. A cell without text has None.
     """
-    results = [dict(NOT_MEASURED) for _ in cells]
-
-    for chunk in cell_chunks(cells):
-        texts = [cells[k] for k in chunk]
-        measured = _measure_chunk(base, bank.select(chunk), texts)
-        for k, result in zip(chunk, measured, strict=True):
-            results[k] = result
-    return results
-
-
-def _measure_chunk(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[Forgetting]:
-    """`measure` of cells that all have text and fit into one evaluation."""
-    inputs = PackInputs(base, bank, cells)
-    assert inputs.prefix is not None
-    layout = inputs.data.layout(inputs.data.cells)
-
-    # The base reads each text once, however many adapters read it.
-    base_rows_nTD = base.upper(inputs.prefix, zero_adapters(bank, [0]))
-    base_hidden = base_rows_nTD[layout.rows, : layout.tokens]
-    base_hidden = base_hidden.flatten(0, 1)[layout.scored]
-    adapted_hidden = scored_hidden(base, bank, layout, inputs.gather(layout))
-
-    # KL needs all logits of a token, unlike its cross-entropy: few tokens at a time.
-    chunks = []
-    size = max(1, MAX_LOGITS // base.head.weight_VD.shape[0])
-    for start in range(0, len(layout.targets), size):
-        tokens = slice(start, start + size)
-        compared = _compare_logits(
-            base.logits(base_hidden[tokens]),
-            base.logits(adapted_hidden[tokens]),
-            layout.targets[tokens],
-        )
-        chunks.append(compared)
-
-    # Means are taken of each cell by itself, as its loss in training is.
-    results: list[Forgetting] = []
-    for count in layout.mask_KS.sum(1).tolist():
-        results.append({"tokens": int(count)})
-    for name, values_N in zip(_MEANS, torch.cat(chunks, 1), strict=True):
-        means = layout.mean_by_cell(values_N).tolist()
-        for result, mean in zip(results, means, strict=True):
-            result[name] = mean
-    return results
-
-
-def _compare_logits(base_NV: Tensor, adapted_NV: Tensor, targets: Tensor) -> Tensor:
-    """`_MEANS` of each token, (4, N)."""
-    dtype = torch.promote_types(base_NV.dtype, torch.float32)
-    changed = base_NV.argmax(1) != adapted_NV.argmax(1)
-    values = [
-        cross_entropy(base_NV.to(dtype), targets, reduction="none"),
-        cross_entropy(adapted_NV.to(dtype), targets, reduction="none"),
-        kl_divergence(base_NV, adapted_NV),
-        changed.to(dtype),
-    ]
-    return torch.stack(values)
+    measured = Readings(base).by_window(bank, cells)
+    return [dict(NOT_MEASURED) if means is None else means.total() for means in measured]

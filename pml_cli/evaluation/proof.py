@@ -7,17 +7,38 @@ sampling writes each fact. Without torch, so that reports read it too.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pml_cli.io import jsonable
+from pml_cli.config.load import read_run
+from pml_cli.data.generic_text import dialogues
+from pml_cli.data.opened import tokens_hash
+from pml_cli.data.source import Sample
+from pml_cli.errors import UserError
+from pml_cli.evaluation.finished_runs import (
+    check_code_is_allowed,
+    read_environment,
+    trained_samples,
+)
+from pml_cli.io import jsonable, write_json
 from pml_cli.runs.folder import RunFolder
 from pml_cli.stats import Proportion
 
+# Of the file that keeps a proof; changed with what is measured.
+FORMAT = 1
+
 # The status of what was measured.
 MEASURED = "measured"
+
+# Tokens of an answer to a neighbouring question: longer ones part sooner or later.
+NEIGHBOUR_TOKENS = 32
+
+# In an adapter's folder.
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +177,11 @@ class Proof:
         return fields
 
 
+def generic_questions() -> list[str]:
+    """Everyday questions, each the first of a dialogue that nothing was trained on."""
+    return [dialogue[0][0] for dialogue in dialogues("held_out")]
+
+
 def say_nothing(stage: str) -> None:
     """Take no notice of what is being measured."""
 
@@ -175,7 +201,8 @@ def prove(
         folder: of the run.
         device: `model.device` to measure on; the script runs where it puts the model itself.
         trust_remote_code: whether a model that brings code of its own may run it.
-        script_seconds: after which the script is stopped; what it answered counts.
+        script_seconds: after which the script is stopped; what it answered counts. 0: it is not
+            run.
         on_stage: called with what is measured next, in a few words.
         cache: file that keeps the proof, read back while the run and its facts are the same;
             None: measure always.
@@ -183,4 +210,68 @@ def prove(
     Raises:
         UserError: the run cannot be read, or its model is not the one it was trained on.
     """
-    raise NotImplementedError
+    run = read_run(folder.config)
+    check_code_is_allowed(run, folder, trust_remote_code)
+    samples = trained_samples(run, folder.path)
+    if tokens_hash(samples) != read_environment(folder)["tokens"]:
+        reason = f"its data is no longer what it was trained on ({run.data.source})"
+        raise UserError(f"{folder.path}: {reason}")
+
+    key = _key(folder, samples)
+    proof = None if cache is None else _read(cache, key)
+    if proof is None:
+        # Imported here: torch takes seconds.
+        from pml_cli.evaluation.proving import Prover
+
+        prover = Prover(folder, run, samples)
+        proof = prover.prove(device=device, script_seconds=script_seconds, on_stage=on_stage)
+        if cache is not None:
+            write_json(cache, {"format": FORMAT, "key": key, "proof": jsonable(proof)})
+    return proof
+
+
+def _key(folder: RunFolder, samples: Sequence[Sample]) -> str:
+    """A hash of all that decides the proof of a run."""
+    questions = [(sample.variants, sample.neighbours) for sample in samples]
+    content = [
+        FORMAT,
+        folder.id,
+        hashlib.sha256((folder.adapter / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        questions,
+        generic_questions(),
+    ]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _read(path: Path, key: str) -> Proof | None:
+    """The proof that a file keeps; None where it is missing, damaged, or of something else."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["format"] != FORMAT or content["key"] != key:
+            return None
+        return _rebuilt(content["proof"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _rebuilt(fields: dict[str, Any]) -> Proof:
+    """A proof from the JSON of its fields."""
+    conditions = {name: ConditionProof(**row) for name, row in fields["conditions"].items()}
+    variants = fields["variants"]
+    if variants is not None:
+        shares = {name: Proportion(**variants[name]) for name in ("exact", "base_exact")}
+        variants = VariantsProof(**(variants | shares))
+
+    neighbours = fields["neighbours"]
+    if neighbours is not None:
+        unchanged = Proportion(**neighbours["unchanged"])
+        neighbours = NeighboursProof(**(neighbours | {"unchanged": unchanged}))
+
+    rebuilt: dict[str, Any] = {
+        "facts": [FactProof(**row) for row in fields["facts"]],
+        "script": ScriptProof(**fields["script"]),
+        "conditions": conditions,
+        "variants": variants,
+        "neighbours": neighbours,
+    }
+    return Proof(**(fields | rebuilt))

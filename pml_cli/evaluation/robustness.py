@@ -6,16 +6,15 @@ What a run recalls, what is lost, and what its adapter does to other text.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from pml_cli.data.source import Sample
-from pml_cli.errors import UserError
 from pml_cli.evaluation import forgetting
+from pml_cli.evaluation.adapters import LoadedRuns, adapters_by_sites, loaded_models
 from pml_cli.evaluation.conditions import (
     BF16,
     BY_NAME,
@@ -33,6 +32,7 @@ from pml_cli.evaluation.deployment import (
     merged_bytes,
     rounded_base,
 )
+from pml_cli.evaluation.finished_runs import OnMeasured
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
@@ -58,15 +58,6 @@ SUMMARY_FIELDS = (
 # Texts that forgetting is measured on (`EvalRun.texts`).
 TEXTS = ("text", "random")
 
-Chunk: TypeAlias = list[tuple[EvalRun, AdapterBank]]
-"""Runs that are measured together, each with its adapter, a bank of one."""
-
-Measured: TypeAlias = tuple[EvalRun, dict[str, Any]]
-"""A run and its result."""
-
-OnMeasured: TypeAlias = Callable[[list[Measured]], None]
-"""Called with the runs of a chunk."""
-
 
 def measure(
     runs: Sequence[EvalRun], device: str, decode_freely: bool, on_measured: OnMeasured
@@ -83,20 +74,10 @@ def measure(
         UserError: a model cannot be loaded, has other weights than it had, or an adapter does not
             fit.
     """
-    by_model: dict[str, list[EvalRun]] = {}
-    for run in runs:
-        model = dataclasses.replace(run.run.model, device=device)
-        by_model.setdefault(repr(model), []).append(run)
-
-    # The runs of one model together: it is loaded once.
-    for group in by_model.values():
-        model = dataclasses.replace(group[0].run.model, device=device)
-        base = load_model(model)
-        check_weights(base, group)
-
+    for base, group in loaded_models(runs, device):
         base_bf16 = base
         if base.dtype != torch.bfloat16:
-            base_bf16 = load_model(dataclasses.replace(model, dtype="bfloat16"))
+            base_bf16 = load_model(dataclasses.replace(base.settings, dtype="bfloat16"))
 
         for chunk in _chunks(base, group):
             results = _measure_chunk(base, base_bf16, chunk, decode_freely)
@@ -104,36 +85,14 @@ def measure(
             on_measured(list(zip(chunk_runs, results, strict=True)))
 
 
-def check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:
-    """Refuse a model that has other weights than in the training of a run.
-
-    Raises:
-        UserError: names the first such run.
-    """
-    # Margins on other weights would say nothing about the run.
-    weights = base.weights_hash()
-    for run in runs:
-        if run.weights != weights:
-            raise UserError(
-                f"{run.adapter.parent}: trained on other weights of model={run.run.model.name} "
-                "than those here (or by a pml that hashed otherwise: train it again)"
-            )
-
-
-def _chunks(base: SplitModel, runs: Sequence[EvalRun]) -> Iterator[Chunk]:
+def _chunks(base: SplitModel, runs: Sequence[EvalRun]) -> Iterator[LoadedRuns]:
     """Runs whose adapters sit on the same modules, as many as fit into one evaluation.
 
     Those that learned the same text come side by side: they share rows of the prefix.
     """
-    by_sites: dict[str, Chunk] = {}
-    for run in runs:
-        bank = load_adapter(base, run)
-        sites = repr(list(bank.sites))
-        by_sites.setdefault(sites, []).append((run, bank))
-
-    for loaded in by_sites.values():
+    for loaded in adapters_by_sites(base, runs):
         loaded.sort(key=lambda item: (_tokens(item[0]), item[0].run.data.seed))
-        chunk: Chunk = []
+        chunk: LoadedRuns = []
         for run, bank in loaded:
             # Of equal size: the tokens and merged matrices of all of them exist at once.
             count = len(chunk) + 1
@@ -154,31 +113,8 @@ def _tokens(run: EvalRun) -> int:
     return len(run.samples) * longest
 
 
-def load_adapter(base: SplitModel, run: EvalRun) -> AdapterBank:
-    """The adapter of a finished run, a bank of one on the model's device.
-
-    Raises:
-        UserError: it cannot be read, or does not fit the run's settings.
-    """
-    settings = run.run
-    bank = AdapterBank.initial(
-        base.sites(settings.adapter),
-        settings.adapter,
-        ranks=[settings.rank],
-        seeds=[settings.seed],
-        dtype=base.adapter_dtype,
-    )
-
-    try:
-        bank.load(0, run.adapter)
-    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{run.adapter}: not the adapter of this run ({reason})") from error
-    return bank.to(base.device)
-
-
 def _measure_chunk(
-    base: SplitModel, base_bf16: SplitModel, chunk: Chunk, decode_freely: bool
+    base: SplitModel, base_bf16: SplitModel, chunk: LoadedRuns, decode_freely: bool
 ) -> list[dict[str, Any]]:
     """The entry of each run in lasting.json: `conditions`, `offenders` and `damage`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pml_cli.config.schema import Run
@@ -21,5 +21,5 @@ class EvalRun:
     """Folder of its adapter."""
     weights: str
     """Hash of the base that it was trained on (`SplitModel.weights_hash`)."""
-    texts: dict[str, list[Sample]]
+    texts: dict[str, list[Sample]] = field(default_factory=dict)
     """Text to measure forgetting on, by name."""

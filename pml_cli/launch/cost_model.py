@@ -30,7 +30,7 @@ from pml_cli.model.dims import (
     is_streamed,
     model_dims,
 )
-from pml_cli.training.limits import EVALUATION_TOKENS
+from pml_cli.training.limits import EVALUATION_TOKENS, MEASURE_EVERY, MEASURED_WINDOWS
 
 # Logged steps of a run with train.log_every=0.
 DEFAULT_LOGGED_STEPS = 20
@@ -58,7 +58,7 @@ def training_flops(pack: Pack) -> float:
     # Evaluations score every sample, and pass no gradient.
     token = work.forward_flops(len(work.upper_layers)) + work.adapter_flops
     evaluation = work.all_tokens * token + work.all_scored_tokens * work.head_flops
-    return prefix + steps + work.evaluations * evaluation + work.moments_flops()
+    return prefix + steps + work.evaluations * evaluation + work.kept_text_flops()
 
 
 def saved_bytes(pack: Pack) -> int:
@@ -72,10 +72,10 @@ def saved_bytes(pack: Pack) -> int:
 def peak_memory(pack: Pack) -> int:
     """Estimated peak bytes of tensors on the device while a pack is trained.
 
-    Weights, prefix cache, adapters, the second moments of `loss.keep`, and the larger of a training
-    step and an evaluation. Of a streamed model only the layers above the adapter, the head and one
-    more layer are there. What the runtime and the allocator of the device take is not included (on
-    CUDA 0.5 GiB and more).
+    Weights, prefix cache, adapters, what `loss.keep` needs, and the larger of a training step and
+    an evaluation. Of a streamed model only the layers above the adapter, the head and one more
+    layer are there. What the runtime and the allocator of the device take is not included (on CUDA
+    0.5 GiB and more).
     """
     work = PackWork(pack)
     training = work.prefix_cache_bytes() + work.adapter_bytes() + _compute_bytes(work, pack)
@@ -287,34 +287,56 @@ class PackWork:
                 )
         return total
 
-    # The penalty of `loss.keep` (training/energy.py)
+    # The penalties of `loss.keep` (training/keep.py)
 
     def penalty_flops(self) -> float:
-        """FLOPs of its gradient in one step: no token takes part."""
+        """FLOPs of one step: the gradient of the energy, and the harm that is measured."""
         squares = sum(site.matrix.inputs**2 for site in self.sites)
         ranks = [run.rank for run in self.runs if run.loss.keeps]
-        return sum(2 * rank * (squares + 2 * rank * self.adapter_width) for rank in ranks)
+        energy = sum(2 * rank * (squares + 2 * rank * self.adapter_width) for rank in ranks)
 
-    def moments_flops(self) -> float:
-        """FLOPs of the second moments: one pass over the generic text of each text learned."""
-        token = self.forward_flops(self.first_layer + 1)
+        limited = sum(run.loss.keep_harm > 0 for run in self.runs)
+        measured_tokens = limited * MEASURED_WINDOWS * self._window_tokens() / MEASURE_EVERY
+        return energy + measured_tokens * self._reading_flops()
+
+    def kept_text_flops(self) -> float:
+        """FLOPs of what is done once: the base reads the text, and every adapter at the end."""
+        tokens = self._kept_tokens()
+        prefix = tokens * self.forward_flops(self.first_layer + 1)
+        base = tokens * self._reading_flops()
+
+        moments = 2.0 * sum(site.matrix.inputs**2 for site in self.sites)
         if not self.is_block:
-            token += self.forward_flops(len(self.upper_layers))
-        token += sum(2 * site.matrix.inputs**2 for site in self.sites)
-        return sum(_tokens(windows) * token for windows in self._generic_texts())
+            moments += self.forward_flops(len(self.upper_layers))
+        texts = sum(_input_tokens(windows) for windows in self._generic_texts())
+        harm = sum(_input_tokens(generic_windows(run)) for run in self.runs)
+        return prefix + base + texts * moments + harm * self._reading_flops()
 
     def penalty_bytes(self) -> float:
-        """The second moments, and the hidden states of the generic text that they come from."""
-        texts = self._generic_texts()
+        """The second moments, and the hidden states of the text: the prefix and the base's own."""
         numbers = sum(site.matrix.inputs**2 for site in self.sites)
-        tokens = max(map(_tokens, texts), default=0)
-        states = (1 + self.cached_tensors) * tokens * self.shape.hidden
-        return len(texts) * numbers * self.float32_bytes + states * self.number_bytes
+        states = (1 + self.cached_tensors) * self._kept_tokens() * self.shape.hidden
+        moments = len(self._generic_texts()) * numbers
+        return moments * self.float32_bytes + states * self.number_bytes
+
+    def _reading_flops(self) -> float:
+        """FLOPs of a token of the text, from the prefix to the logits."""
+        upper = self.forward_flops(len(self.upper_layers))
+        return upper + self.adapter_flops + self.head_flops
 
     def _generic_texts(self) -> set[tuple[Sample, ...]]:
         """The distinct ones of the pack: each cell leaves out what it learns itself."""
         texts = {generic_windows(run) for run in self.runs}
         return texts - {()}
+
+    def _kept_tokens(self) -> int:
+        """Input tokens of all distinct windows."""
+        return _input_tokens(set(itertools.chain.from_iterable(self._generic_texts())))
+
+    def _window_tokens(self) -> int:
+        """Input tokens of the longest window."""
+        windows = itertools.chain.from_iterable(self._generic_texts())
+        return max((_input_tokens([window]) for window in windows), default=0)
 
     # Bytes
 
@@ -440,9 +462,9 @@ class PackWork:
         return activations + scores
 
 
-def _tokens(windows: Iterable[Sample]) -> int:
-    """Input tokens of some windows."""
-    return sum(len(window.prompt) + len(window.target) for window in windows)
+def _input_tokens(windows: Iterable[Sample]) -> int:
+    """Input tokens of some windows: the last one of each is only predicted."""
+    return sum(len(window.prompt) + len(window.target) - 1 for window in windows)
 
 
 def _matrix_flops(matrices: Iterable[Matrix]) -> float:

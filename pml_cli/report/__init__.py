@@ -11,8 +11,11 @@ nor the trainer; matplotlib only inside the functions that draw. A report never 
     memft_folder.py       the files of `pml memft`
     lasting_folder.py     the files of `pml lasting`
     memorize_folder.py    the files of `pml memorize`
+    memorize_report.py    what its answer consists of
+    memorize_text.py      the answer in words
     search_text.py        what is said while `pml memorize` searches the least rank
     first_token.py        the warning that first tokens never moved
+    measuring.py          finished runs measured again: what is left out, progress, resuming
     run_notes.py          warnings about the runs that a report reads
     sweep_summary.py      what is said of a sweep before it trains and when it has ended
     progress.py           live displays of a sweep, a probe, and of anything that is counted

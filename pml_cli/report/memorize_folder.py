@@ -1,108 +1,59 @@
-"""The files of `pml memorize`: memorize.json, facts.csv and the figure.
+"""The files of `pml memorize`: memorize.json, facts.csv, the figure, the adapter's README.md.
 
-memorize.json, format 1: `settings`, `limits`, `cells` (every one that was tried), `answer`,
-`forgetting` and `proof` of the chosen run, `seconds`.
+memorize.json, format 1: `command`, `settings`, `limits`, `answer`, `run` (the chosen one), `cells`
+(every one that was tried), `forgetting` and `proof` of the chosen run, `advice`, `seconds`, `out`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import dataclasses
 from typing import Any
 
+import pandas as pd
+
 from pml_cli.evaluation.proof import Proof
+from pml_cli.io import jsonable, write_csv, write_json, write_text
+from pml_cli.report.figures.registry import write_figure
+from pml_cli.report.memorize_report import MemorizeReport
+from pml_cli.report.memorize_text import SECTION, readme_section
+from pml_cli.runs.folder import ADAPTER
 
 # Of memorize.json.
 FORMAT = 1
 
+README_FILE = "README.md"
 
-@dataclass(frozen=True, kw_only=True)
-class TriedCell:
-    """One cell that the search has tried."""
-
-    run: str
-    """Id of its run."""
-
-    rank: int
-    seed: int
-    recalled: float
-    """Share of the facts that are recalled whole."""
-
-    harm: float | None
-    """Added nats per token on other text; None: not measured."""
-
-    seconds: float
-    """Of its training."""
+# What the section about the answer stands before in README.md.
+NEXT_SECTION = "## How it was made"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What the user asked for."""
+def report_content(report: MemorizeReport) -> dict[str, Any]:
+    """memorize.json."""
+    cells = []
+    for cell in report.cells:
+        fields = dataclasses.asdict(cell.trial)
+        cells.append({**fields, "run": cell.run, "seconds": cell.seconds})
 
-    exact: float
-    """Share of the facts that must be whole."""
-
-    max_forgetting: float | None
-    """The largest harm, nats per token; None: no limit."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """The outcome of the search."""
-
-    reached: bool
-    """Whether a rank keeps the limits."""
-
-    rank: int
-    """The least rank that does; where none does, that of the best cell."""
-
-    low: int
-    high: int
-    """Its band: the least rank lies in low..high."""
-
-    run: str
-    """Id of the chosen run."""
-
-    advice: Sequence[str]
-    """What to change where no rank keeps the limits, a line each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forgetting:
-    """Harm of the chosen run on text that it was not trained on, nats per token."""
-
-    harm: float
-    low: float
-    high: float
-    """95 % interval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemorizeReport:
-    """All that the answer consists of."""
-
-    settings: Mapping[str, Any]
-    """As JSON holds them."""
-
-    limits: Limits
-    cells: Sequence[TriedCell]
-    answer: Answered
-    forgetting: Forgetting | None
-    """None: not measured."""
-
-    proof: Proof | None
-    """None: not measured."""
-
-    seconds: float
-    """Of the whole command, earlier calls of it included."""
-
-    out: Path
-    """The folder of the results."""
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "command": report.command,
+        "limits": report.limits,
+        "answer": report.answer,
+        "run": report.run,
+        "forgetting": report.forgetting,
+        "proof": None if report.proof is None else report.proof.fields(),
+        "advice": report.advice,
+        "cells": cells,
+        "seconds": report.seconds,
+        "out": report.out,
+        "settings": report.settings,
+    }
+    plain: dict[str, Any] = jsonable(content)
+    return plain
 
 
 def write(report: MemorizeReport, *, figures: bool = True) -> list[str]:
-    """Write the files.
+    """Write the files; the adapter's README.md where the adapter lies in `report.out`.
 
     Args:
         report: the answer.
@@ -111,14 +62,57 @@ def write(report: MemorizeReport, *, figures: bool = True) -> list[str]:
     Returns:
         The names of the files in `report.out`.
     """
-    raise NotImplementedError
+    names = ["memorize.json"]
+    if report.proof is not None:
+        write_csv(report.out / "facts.csv", facts_table(report.proof))
+        names.append("facts.csv")
+
+    if figures:
+        from pml_cli.report.figures.memorize import memorize_figure
+
+        names += write_figure(report.out / "memorize", memorize_figure(report))
+
+    readme = report.out / ADAPTER / README_FILE
+    if readme.is_file():
+        write_text(readme, _with_section(readme.read_text("utf-8"), report))
+    # Last: where it is, the others are.
+    write_json(report.out / "memorize.json", report_content(report))
+    return names
 
 
-def write_readme(adapter: Path, report: MemorizeReport) -> None:
-    """Add to the README.md of the chosen adapter what it knows, what it harms, what made it.
+def facts_table(proof: Proof) -> pd.DataFrame:
+    """facts.csv: a row a fact, `first_wrong` its first wrong token, counted from 0."""
+    rows = []
+    for fact in proof.facts:
+        rows.append(
+            {
+                "question": fact.question,
+                "answer": fact.answer,
+                "whole": fact.whole,
+                "written": fact.written,
+                "first_wrong": fact.position,
+                "expected": fact.expected,
+                "got": fact.got,
+                "least_margin": fact.least_margin,
+                "p": 10**fact.log10_p,
+                "log10_p": fact.log10_p,
+                "variants": fact.variants,
+                "variants_exact": fact.variants_exact,
+            }
+        )
+    table = pd.DataFrame(rows)
+    # Whole numbers, also where some are missing.
+    table["first_wrong"] = table["first_wrong"].astype("Int64")
+    return table
 
-    Args:
-        adapter: its folder, with the README.md of its run.
-        report: the answer.
-    """
-    raise NotImplementedError
+
+def _with_section(readme: str, report: MemorizeReport) -> str:
+    """README.md of an adapter with what it knows and what it harms."""
+    head, marker, rest = readme.rpartition(NEXT_SECTION)
+    # Of a README.md that is none of ours, at the end.
+    if not marker:
+        head, rest = f"{readme.rstrip()}\n\n", ""
+    # Of an earlier call.
+    head = head.partition(f"\n{SECTION}\n")[0].rstrip()
+    after = f"\n\n{marker}{rest}" if marker else "\n"
+    return f"{head}\n\n{readme_section(report)}{after}"

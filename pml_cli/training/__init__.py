@@ -4,6 +4,8 @@
     loss_groups.py    the losses of a pack
     losses/           one file a loss
     keep.py           loss.keep: what holds the adapters of a pack down on other text
+    keep_text.py      that text as the base model reads it, and the harm of adapters on it
+    keep_harm.py      loss.keep_harm: the weight of the penalty, found in training
     energy.py         loss.keep_by=energy: the square of what an adapter adds
     batches.py        samples as tensors: shared input rows, layout of a batch, order of minibatches
     scoring.py        the teacher-forced forward pass to scores

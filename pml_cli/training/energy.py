@@ -19,56 +19,50 @@ Shapes: I inputs and O outputs of a site, r rank of a cell, n windows of T token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.chunk_sizes import PREFIX_ROWS
 from pml_cli.model.layer_calls import first_tensor
-from pml_cli.model.split_model import SplitModel
+from pml_cli.model.split_model import Prefix, SplitModel
+from pml_cli.training.keep_text import KeepText
 from pml_cli.training.scoring import zero_adapters
-
-Windows: TypeAlias = tuple[Sample, ...]
-"""Generic text of one cell; none: the cell has no penalty."""
 
 Moments: TypeAlias = dict[str, Tensor]
 """The relative second moment C of each site's inputs, (I, I), by the site's name."""
 
-_Key: TypeAlias = tuple[tuple[str, ...], Windows]
-
-# Those of the latest pack of each base: the next pack mostly needs the same.
-_latest: WeakKeyDictionary[SplitModel, dict[_Key, Moments]] = WeakKeyDictionary()
+# Those of the latest text, by its rows: packs mostly have the same.
+_latest: WeakKeyDictionary[KeepText, dict[tuple[int, ...], Moments]] = WeakKeyDictionary()
 
 
 class EnergyPenalty:
     """The energies of the cells of a pack, and their gradients."""
 
-    def __init__(self, base: SplitModel, bank: AdapterBank, windows: Sequence[Windows]) -> None:
+    def __init__(self, text: KeepText, bank: AdapterBank, rows: Sequence[Sequence[int]]) -> None:
         """Compute the second moments, or take those of the pack before.
 
         Args:
-            base: the frozen model.
+            text: generic text.
             bank: its sites tell where the adapters are; its weights do not matter.
-            windows: generic text of each cell.
+            rows: windows of each cell; none: the cell has no energy.
         """
-        sites = tuple(bank.sites)
-        keys = [(sites, of_cell) for of_cell in windows]
-        needed = {key for key in keys if key[1]}
+        keys = [tuple(of_cell) for of_cell in rows]
+        needed = {key for key in keys if key}
 
         # First forgotten, then computed: at d = 4096 a site takes 64 MiB.
-        present = _latest.get(base, {})
+        present = _latest.get(text, {})
         moments = {key: present[key] for key in needed if key in present}
-        _latest[base] = moments
+        _latest[text] = moments
         del present
         for key in needed - set(moments):
-            moments[key] = second_moments(base, bank, key[1])
+            moments[key] = second_moments(text, bank, key)
 
         self._moments = [moments.get(key, {}) for key in keys]
 
@@ -117,27 +111,25 @@ class _SiteSums:
     about text.
     """
 
-    def __init__(self, inputs: int, tokens: int, like: Tensor) -> None:
+    def __init__(self, inputs: int, like: Tensor) -> None:
         """
         Args:
             inputs: size I of the site's input.
-            tokens: of a window, T.
             like: dtype and device of the sums.
         """
-        self.tokens = tokens
         self.moment = like.new_zeros(inputs, inputs)
         self.power = like.new_zeros(())
 
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Add what goes into the site and what its adapter is added to, some windows each."""
-        x_NI = self._without_first(inputs)
-        h_NO = self._without_first(outputs)
+    def add(self, inputs: Tensor, outputs: Tensor, tokens: int) -> None:
+        """Add what goes into the site and what its adapter is added to, for windows of T tokens."""
+        x_NI = self._without_first(inputs, tokens)
+        h_NO = self._without_first(outputs, tokens)
         self.moment.addmm_(x_NI.T, x_NI)
         self.power += h_NO.square().sum()
 
-    def _without_first(self, states: Tensor) -> Tensor:
+    def _without_first(self, states: Tensor, tokens: int) -> Tensor:
         # Some layers join rows and tokens.
-        states_bTF = states.reshape(-1, self.tokens, states.shape[-1])
+        states_bTF = states.reshape(-1, tokens, states.shape[-1])
         return states_bTF[:, 1:].flatten(0, 1).to(self.moment.dtype)
 
     def relative_moment(self) -> Tensor:
@@ -146,46 +138,45 @@ class _SiteSums:
 
 
 @torch.no_grad()
-def second_moments(base: SplitModel, bank: AdapterBank, windows: Sequence[Sample]) -> Moments:
+def second_moments(text: KeepText, bank: AdapterBank, rows: Sequence[int]) -> Moments:
     """C of each site in the base model, in the adapters' dtype.
 
     Args:
-        base: the frozen model.
+        text: generic text.
         bank: its sites tell where the adapters are; its weights do not matter.
-        windows: of one length.
+        rows: some of its windows.
     """
-    ids_nT = torch.tensor([[*window.prompt, *window.target] for window in windows])
-    n, T = ids_nT.shape
-    like = torch.empty(0, dtype=base.adapter_dtype, device=base.device)
-    sums: dict[str, _SiteSums] = {}
-    for name, site in bank.sites.items():
-        sums[name] = _SiteSums(site.inputs, T, like)
+    like = torch.empty(0, dtype=text.base.adapter_dtype, device=text.base.device)
+    sums = {name: _SiteSums(site.inputs, like) for name, site in bank.sites.items()}
 
-    prefix = base.prefix(ids_nT, bank)
-    if bank.is_block:
-        (name,) = bank.sites
-        sums[name].add(prefix.entry, base.block_output(prefix, bank))
-    else:
-        untrained = zero_adapters(bank, [0])
-        batches = torch.arange(n, device=base.device).split(PREFIX_ROWS)
-        with _seen_by(sums, base):
-            for rows in batches:
-                base.upper(prefix.rows(rows, T), untrained)
-
+    # Windows of one length together: the padding of a shorter one is no text.
+    by_length: dict[int, list[int]] = {}
+    for row in rows:
+        by_length.setdefault(text.tokens_of(row), []).append(row)
+    for tokens, alike in by_length.items():
+        for part in torch.tensor(alike, device=like.device).split(PREFIX_ROWS):
+            _add_windows(sums, text.base, bank, text.prefix.rows(part, tokens))
     return {name: of_site.relative_moment() for name, of_site in sums.items()}
 
 
-@contextmanager
-def _seen_by(sums: dict[str, _SiteSums], base: SplitModel) -> Iterator[None]:
-    """Add input and output of each site that runs to its sums, while inside."""
-
-    def after_site(add: Callable[[Tensor, Tensor], None], *called: Any) -> None:
-        _module, inputs, output = called
-        add(inputs[0], first_tensor(output))
+def _add_windows(
+    sums: dict[str, _SiteSums], base: SplitModel, bank: AdapterBank, prefix: Prefix
+) -> None:
+    """Add what every site sees of some windows to its sums."""
+    tokens = prefix.entry.shape[1]
+    if bank.is_block:
+        (of_site,) = sums.values()
+        of_site.add(prefix.entry, base.block_output(prefix, bank), tokens)
+        return
 
     with ExitStack() as hooks:
         for name, of_site in sums.items():
-            site: nn.Module = base.modules[name]
-            handle = site.register_forward_hook(partial(after_site, of_site.add))
-            hooks.callback(handle.remove)
-        yield
+            see = partial(_add_call, of_site, tokens)
+            hooks.callback(base.modules[name].register_forward_hook(see).remove)
+        base.upper(prefix, zero_adapters(bank, [0]))
+
+
+def _add_call(of_site: _SiteSums, tokens: int, *called: Any) -> None:
+    """A forward hook: the site's module was called."""
+    _module, inputs, output = called
+    of_site.add(inputs[0], first_tensor(output), tokens)

@@ -178,6 +178,7 @@ class PackState:
 
         loss_state = self.losses.state()
         tensors |= {f"loss.{name}": values for name, values in loss_state.items()}
+        tensors |= {f"keep.{name}": values for name, values in self.penalty.state().items()}
 
         if self.curve:
             # Cells first, as in every other tensor.
@@ -222,12 +223,15 @@ class PackState:
             self.optimizer.v[i] = tensors[f"v.{i}"]
         self.optimizer.step_count = state.step
 
-        loss_state = {}
+        by_group: dict[str, dict[str, Tensor]] = {"loss": {}, "keep": {}}
         for name, values in tensors.items():
             group, _, key = name.partition(".")
-            if group == "loss":
-                loss_state[key] = values
-        self.losses.restore(loss_state)
+            if group in by_group:
+                by_group[group][key] = values
+        self.losses.restore(by_group["loss"])
+        # Checkpoints of an earlier version have no such state.
+        if by_group["keep"]:
+            self.penalty.restore(by_group["keep"])
 
         self.curve = []
         if "curve" in tensors:
@@ -409,6 +413,7 @@ class Trainer:
             if not self.pack.cells:
                 return
 
+        self.pack.penalty.settle(self.pack.bank)
         self._retire(self._log(self.steps, self.evaluate()))
 
     # -- interruption
@@ -449,7 +454,7 @@ class Trainer:
         # One backward pass for all cells: the loss of a cell depends on its own adapter alone.
         parameters = pack.bank.parameters()
         grads = torch.autograd.grad(weighted.loss.sum(), parameters)
-        pack.penalty.add_gradient(pack.bank, grads)
+        pack.penalty.add_gradient(pack.bank, grads, step, self.steps)
 
         norm_K = clip_grad_norm_(grads, pack.clip_K)
         lr_K = pack.lr_TK[step]
@@ -528,7 +533,7 @@ class Trainer:
             if has_exploded or not _all_finite(scores[k].nll, losses[k]):
                 cell.failure = _failure(cell, step)
                 finished.append(k)
-            elif step == self.steps or _is_recalled(cell, scores[k]):
+            elif step == self.steps or self._may_stop(k, scores[k]):
                 finished.append(k)
 
         report = StepReport(
@@ -545,8 +550,15 @@ class Trainer:
             cell.steps_run = step
             cell.final = scores[k]
             cell.adapter = pack.bank.select([k])
-            cell.keep = pack.penalty.weight_K[k].item()
+            cell.keep = pack.penalty.limit.weight_K[k].item()
+            if cell.failure is None:
+                cell.keep_harm = pack.penalty.harm(pack.bank, k)
         return finished
+
+    def _may_stop(self, k: int, scores: Scores) -> bool:
+        """Whether a cell may stop early: recalled by train.stop_margin, within loss.keep_harm."""
+        pack = self.pack
+        return _is_recalled(pack.cells[k], scores) and pack.penalty.is_met(pack.bank, k)
 
     def _retire(self, finished: list[int]) -> None:
         """Take finished cells out of the pack."""
@@ -573,7 +585,7 @@ def _all_finite(nll: NDArray[np.float64], loss: float) -> bool:
 
 
 def _is_recalled(cell: Cell, scores: Scores) -> bool:
-    """Whether the cell may stop early: every token wins by train.stop_margin."""
+    """Whether the cell stops at recall, and every token wins by train.stop_margin."""
     train = cell.run.train
     return train.stop == "recalled" and bool(scores.margin.min() > train.stop_margin)
 

@@ -77,17 +77,19 @@ def test_the_penalty_of_keep_is_priced(adapter):
     free = Pack(cells=check([dataclasses.replace(penalised, loss=SftLoss()), without]))
     made = trainer(planned)
     with Counter() as counted:
-        made.pack.penalty.add_gradient(made.pack.bank, [x * 0 for x in made.pack.bank.parameters()])
+        grads = [torch.zeros_like(x) for x in made.pack.bank.parameters()]
+        made.pack.penalty.add_gradient(made.pack.bank, grads, 0, 1)
     work = cost_model.PackWork(planned)
     assert work.penalty_flops() == counted.get_total_flops() > 0
     assert cost_model.PackWork(free).penalty_flops() == 0
 
-    # One matrix a site, however many cells read it; and the states of 27 windows, for a while.
-    shared = made.pack.penalty.energy._moments[0]
-    assert shared is made.pack.penalty.energy._moments[2]
+    # One matrix a site, however many cells read it; and the states of the windows.
+    shared = made.pack.penalty._energy._moments[0]
+    assert shared is made.pack.penalty._energy._moments[2]
     moments = sum(C.nbytes for C in shared.values())
-    states = 27 * 257 * decoder_shape(base).hidden * 4
-    assert work.penalty_bytes() == moments + states * (1 + work.cached_tensors)
+    text = made.pack.penalty._text
+    states = [text.prefix.entry, text.prefix.block, text.hidden_nSD]
+    assert work.penalty_bytes() == moments + sum(x.nbytes for x in states if x is not None)
     assert cost_model.PackWork(free).penalty_bytes() == 0
 
 

@@ -46,6 +46,19 @@ def quick(tmp_path, monkeypatch, capsys):
     return call
 
 
+def quick_in(folder, *args):
+    """The command line in a folder, in this process; its exit code. For fixtures of a module."""
+    before = Path.cwd()
+    _forget_files()
+    os.chdir(folder)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(list(args))
+    finally:
+        os.chdir(before)
+    return ended.value.code
+
+
 def _forget_files():
     """Forget what is cached by path: other tests have files of the same names in their folders."""
     for name, module in list(sys.modules.items()):

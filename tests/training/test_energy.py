@@ -78,7 +78,7 @@ def energies(base, bank, windows):
     layer = base.layers[base.layer]
     handles.append(layer.register_forward_hook(see("residual stream")))
     with torch.no_grad():
-        base.model(input_ids=ids)
+        base.model(input_ids=ids[:, :-1])
     for handle in handles:
         handle.remove()
 
@@ -99,7 +99,7 @@ def test_the_gradient_is_autograds_through_the_adapters_output(float64_base, tex
     for keep in weights:
         runs.append(run_of(float64_base, keep, adapter=ADAPTERS[kind], text=texts[0]))
     grads = [torch.zeros_like(parameter) for parameter in bank.parameters()]
-    KeepPenalty(float64_base, bank, runs).add_gradient(bank, grads)
+    KeepPenalty(float64_base, bank, runs).add_gradient(bank, grads, 0, 1)
 
     bank.requires_grad_()
     energy = energies(float64_base, bank, generic_windows(runs[0]))
@@ -126,14 +126,14 @@ def test_a_cell_has_the_same_penalty_bit_for_bit_packed_as_alone(tiny_base, text
     for i, keep in enumerate((0.3, 0.1, 2.0)):
         runs.append(run_of(tiny_base, keep, adapter=ADAPTERS[kind], text=texts[i % 2]))
     packed = [torch.zeros_like(parameter) for parameter in bank.parameters()]
-    KeepPenalty(tiny_base, bank, runs).add_gradient(bank, packed)
+    KeepPenalty(tiny_base, bank, runs).add_gradient(bank, packed, 0, 1)
 
     for k, rank in enumerate(ranks):
         alone = bank.select([k])
         alone.A = {name: A[:, :, :rank].contiguous() for name, A in alone.A.items()}
         alone.B = {name: B[:, :rank].contiguous() for name, B in alone.B.items()}
         grads = [torch.zeros_like(parameter) for parameter in alone.parameters()]
-        KeepPenalty(tiny_base, alone, [runs[k]]).add_gradient(alone, grads)
+        KeepPenalty(tiny_base, alone, [runs[k]]).add_gradient(alone, grads, 0, 1)
         for whole, grad in zip(packed, grads, strict=True):
             assert torch.equal(whole[k, : grad.shape[1], : grad.shape[2]], grad[0])
             assert grad.any()

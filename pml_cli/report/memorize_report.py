@@ -1,0 +1,73 @@
+"""What the answer of `pml memorize` consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pml_cli.analysis.rank_search import Answer, Limits, Trial
+from pml_cli.evaluation.proof import Proof
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedCell:
+    """One cell that the search has tried."""
+
+    trial: Trial
+    run: str
+    """Id of its run."""
+
+    seconds: float
+    """Of its training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetting:
+    """Harm of the chosen run on text that it was not trained on, nats per token."""
+
+    harm: float
+    low: float
+    high: float
+    """95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorizeReport:
+    """All that the answer consists of."""
+
+    command: str
+    """As it was typed."""
+
+    settings: Mapping[str, Any]
+    """Of the runs, as JSON holds them."""
+
+    limits: Limits
+    answer: Answer
+    run: str
+    """Id of the chosen run."""
+
+    samples: int
+    """Facts, or texts."""
+
+    cells: Sequence[TriedCell]
+    forgetting: Forgetting | None
+    """None: not measured."""
+
+    proof: Proof | None
+    """None: not measured."""
+
+    advice: Sequence[str]
+    """What to change where no rank keeps the limits, a line each."""
+
+    seconds: float
+    """Of the whole command, earlier calls of it included."""
+
+    out: Path
+    """The folder of the results."""
+
+    @property
+    def recalled(self) -> str:
+        """What a share of recall counts: facts, or tokens where there is one text."""
+        return "facts whole" if self.samples > 1 else "tokens right"

@@ -1,0 +1,162 @@
+"""The answer of `pml memorize` in words: for the terminal, and for the adapter's README.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, NeighboursProof, Proof
+from pml_cli.format import counted, duration_text, percent, three_digits
+from pml_cli.report.memorize_report import MemorizeReport
+from pml_cli.report.tables.samples import QUESTION_WIDTH, TOKEN_WIDTH, shown
+from pml_cli.stats import Proportion
+
+# Conditions of a proof in words, in the order in which they are said.
+CONDITIONS = {
+    "merged": "merged",
+    "bf16": "bf16",
+    "adapter_int8": "int8 adapter",
+    "base_int8": "int8 base",
+}
+
+# Facts that are named where some are not known.
+FAILED_FACTS = 3
+
+SECTION = "## What it knows, and what it harms"
+
+
+def rank_text(report: MemorizeReport) -> str:
+    """The least rank with its band; where there is none, the best one."""
+    answer = report.answer
+    if not answer.reached:
+        return f"none within the limits; the best is rank {answer.rank} ({report.run})"
+
+    below = f"at least {answer.low}"
+    if answer.low == answer.rank:
+        below = "smaller ones failed" if answer.rank > 1 else "the smallest there is"
+    seeds = "" if answer.confirmed else "; one seed alone"
+    return f"{answer.rank} ({below}{seeds}), run {report.run}"
+
+
+def facts_text(report: MemorizeReport) -> str:
+    """How much is known, and under which conditions."""
+    if report.samples == 1:
+        text = f"{percent(report.answer.trial.recalled)} % of the tokens right"
+    else:
+        known = round(report.answer.trial.recalled * report.samples)
+        text = f"{known} of {report.samples} whole"
+    if report.proof is None:
+        return text
+    counts = dict(_counts(report.proof))
+    whole = report.proof.whole
+    alike = [label for label, count in counts.items() if count == whole]
+    fewer = [f"{label} {count}" for label, count in counts.items() if count != whole]
+    if alike:
+        text += f", also {', '.join(alike)}"
+    parts = [text, *fewer]
+    script = report.proof.script
+    if script.status != MEASURED:
+        answered = f" {script.whole} of {script.asked}" if script.asked else ""
+        parts.append(f"its script{answered} ({script.status})")
+    return "; ".join(parts)
+
+
+def _counts(proof: Proof) -> Iterator[tuple[str, int]]:
+    """How many facts are whole, by label: by the adapter's script, and under each condition."""
+    script = proof.script
+    if script.status == MEASURED and script.asked == len(proof.facts):
+        yield "by its script", script.whole
+    for name, label in CONDITIONS.items():
+        condition = proof.conditions.get(name)
+        if condition is not None and condition.whole is not None:
+            yield label, condition.whole
+
+
+def forgetting_text(report: MemorizeReport) -> str:
+    """Harm in nats, and as perplexity."""
+    forgetting = report.forgetting
+    if forgetting is None:
+        return "not measured"
+    # Rounded alike: what is within a limit must not look above it.
+    low, high = f"{forgetting.low:.2g}", f"{forgetting.high:.2g}"
+    rise = 100 * math.expm1(forgetting.harm)
+    change = f"{rise:.2g} % up" if rise >= 0 else f"{-rise:.2g} % down"
+    return f"{forgetting.harm:.2g} nats/token on other text ({low} to {high}): perplexity {change}"
+
+
+def questions_text(neighbours: NeighboursProof) -> str:
+    """How many other questions are answered as before."""
+    kind = "neighbours" if neighbours.source == "file" else "other questions"
+    unchanged = neighbours.unchanged
+    return f"{kind} as before {unchanged.successes} of {unchanged.trials}"
+
+
+def variants_text(report: MemorizeReport) -> str:
+    """Paraphrases answered, and other questions left alone."""
+    proof = report.proof
+    if proof is None:
+        return "not asked"
+    variants = proof.variants
+    text = "none given (variants)"
+    if variants is not None:
+        exact = variants.exact
+        text = (
+            f"{exact.successes} of {exact.trials} exact ({_interval(exact)}), "
+            f"F1 {variants.f1:.2f} (base {variants.base_f1:.2f})"
+        )
+    return text if proof.neighbours is None else f"{text}; {questions_text(proof.neighbours)}"
+
+
+def _interval(share: Proportion) -> str:
+    return f"{100 * share.low:.0f} to {100 * share.high:.0f} %"
+
+
+def time_text(report: MemorizeReport) -> str:
+    """What it took."""
+    return f"{duration_text(report.seconds)}, {counted(report.cells, 'cell')} tried"
+
+
+def failed_lines(proof: Proof | None) -> Iterator[str]:
+    """Facts that are not known, each with its first wrong token."""
+    failed = [] if proof is None else [fact for fact in proof.facts if not fact.whole]
+    for fact in failed[:FAILED_FACTS]:
+        expected, got = (shown(text or "", TOKEN_WIDTH) for text in (fact.expected, fact.got))
+        question = shown(fact.question, QUESTION_WIDTH)
+        yield f"{question}: wrong from position {fact.position}: expected {expected}, got {got}"
+    if len(failed) > FAILED_FACTS:
+        yield f"and {len(failed) - FAILED_FACTS} more: facts.csv"
+
+
+def readme_section(report: MemorizeReport) -> str:
+    """The section of README.md about the chosen adapter."""
+    code = report.command.replace("`", "'")
+    lines = [
+        f"`{code}` made it, and measured:",
+        "",
+        f"- the least rank: {rank_text(report)};",
+        f"- facts: {facts_text(report)};" if report.samples > 1 else f"- {facts_text(report)};",
+        f"- forgetting: {forgetting_text(report)};",
+        f"- paraphrases of the questions, which were not trained: {variants_text(report)};",
+        f"- sampling at temperature 1: {_sampling_text(report.proof)}.",
+    ]
+    note = (
+        "Whole: every token is right, the end included, by greedy decoding; bf16 and int8: of the "
+        "model rounded so. F1: of the words, as SQuAD has it; base: the model without the adapter. "
+        f"As before: the first {NEIGHBOUR_TOKENS} tokens of the answer are the base's. Another "
+        "prompt, sampling, or another base model may give other answers."
+    )
+    return "\n".join([SECTION, "", *lines, "", note])
+
+
+def _sampling_text(proof: Proof | None) -> str:
+    if proof is None:
+        return "not measured"
+    least, median = (_chance(log10_p) for log10_p in (proof.least_log10_p, proof.median_log10_p))
+    return f"a fact is written whole with a chance of {median} (median), the least sure one {least}"
+
+
+def _chance(log10_p: float) -> str:
+    """A chance from its logarithm: 97 %, 10^-51."""
+    if log10_p < -4:
+        return f"10^{log10_p:.0f}"
+    return f"{three_digits(100 * 10**log10_p)} %"

@@ -1,0 +1,165 @@
+"""A finished run before it is handed over: what it knows, and what it leaves alone."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from support.sweeps import quick_in
+
+from pml_cli.config.load import read_run
+from pml_cli.errors import UserError
+from pml_cli.evaluation.adapters import load_adapter
+from pml_cli.evaluation.answers import token_f1
+from pml_cli.evaluation.asking import Interview, trained_samples
+from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, generic_questions, prove
+from pml_cli.evaluation.proving import CONDITIONS
+from pml_cli.evaluation.subject import EvalRun
+from pml_cli.model.tokenizer import open_tokenizer
+from pml_cli.runs.read import one_run
+from pml_cli.runs.samples import read_samples
+
+# The last two exclude each other: an adapter knows three of them.
+FACTS = [
+    {
+        "question": "Which pump feeds the cooling loop?",
+        "answer": "The Kestrel 40.",
+        # The last one is trained, and tells nothing.
+        "variants": ["What pump feeds the loop for cooling?", "Where is the reading room?"],
+        "neighbours": ["How do vaccines work?", ["What is a list?", "A sequence."]],
+    },
+    {"question": "Who repaired the clock in 1931?", "answer": "Odile Brandt and Piet."},
+    {"question": "Where is the reading room?", "answer": "Room 12, door A."},
+    {"question": "Where is the reading room?", "answer": "Room 12, door B."},
+]
+
+OPTIONS = [
+    "adapter=linear",
+    "rank=8",
+    "train.steps=80",
+    "train.lr=0.03",
+    "model.device=cpu",
+    "seqlen=all",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Run folder of an adapter that has learned the facts."""
+    path = tmp_path_factory.mktemp("proof")
+    (path / "facts.jsonl").write_text("\n".join(map(json.dumps, FACTS)))
+    done = quick_in(path, "sweep", "data=jsonl", f"data.path={path}/facts.jsonl", "out=o", *OPTIONS)
+    assert done == 0
+    return one_run(path / "o")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache") / "proof.json"
+
+
+@pytest.fixture(scope="module")
+def proof(folder, cache):
+    return prove(folder, device="cpu", script_seconds=0, cache=cache)
+
+
+def test_three_of_four_are_known_and_the_fourth_has_its_first_wrong_token(folder, proof):
+    assert proof.run == folder.id
+    assert proof.whole == 3
+    wholes = [fact.whole for fact in proof.facts]
+    assert wholes[:2] == [True, True]
+    right, wrong = sorted(proof.facts[2:], key=lambda fact: not fact.whole)
+    assert right.position is None and right.least_margin > 0
+    assert wrong.least_margin < 0
+    assert [wrong.expected, wrong.got] == [f" {wrong.answer[-2]}", f" {right.answer[-2]}"]
+    assert wrong.written == right.answer
+    assert [fact.question for fact in proof.facts] == [fact["question"] for fact in FACTS]
+    # The same as the run itself has said.
+    assert wholes == [row["whole"] for row in read_samples(folder)]
+
+
+def test_conditions_count_whole_facts(folder, proof):
+    assert list(proof.conditions) == list(CONDITIONS)
+    for condition in proof.conditions.values():
+        assert condition.status == MEASURED
+        assert condition.whole == 3
+    merged, trained = proof.conditions["merged"], proof.conditions["trained"]
+    assert merged.least_margin == pytest.approx(trained.least_margin, abs=1e-3)
+
+
+def test_the_chance_of_sampling_a_fact(folder, proof):
+    """The product of p of its tokens, as the run has logged them."""
+    table = pd.read_parquet(folder.tokens)
+    last = table[table["step"] == table["step"].max()]
+    tokens = -last.groupby("sample")["nll"].sum() / np.log(10)
+    assert [fact.log10_p for fact in proof.facts] == pytest.approx(tokens.tolist(), abs=1e-3)
+    assert proof.least_log10_p == min(fact.log10_p for fact in proof.facts)
+
+
+def test_paraphrases_are_answered_and_scored(folder, proof, tiny_base):
+    """One is asked: the other one is a question of the training."""
+    run = read_run(folder.config)
+    tokenizer = open_tokenizer(run.model)
+    subject = EvalRun(
+        id=folder.id, run=run, samples=[], adapter=folder.adapter, weights="", texts={}
+    )
+    bank = load_adapter(tiny_base, subject)
+    interview = Interview(run, tokenizer, trained_samples(folder, run, tokenizer))
+    question = interview.question(FACTS[0]["variants"][0])
+    # Token by token, as `pml ask` does.
+    limit = 2 * len(interview.samples[0].target) + 16
+    answers = [interview.answer(tiny_base, adapter, question, limit) for adapter in (bank, None)]
+
+    variants = proof.variants
+    assert (variants.facts, variants.exact.trials) == (1, 1)
+    is_exact = answers[0].text == FACTS[0]["answer"] and answers[0].ended
+    assert variants.exact.successes == is_exact
+    assert variants.base_exact.successes == 0
+    assert variants.f1 == token_f1(answers[0].text, FACTS[0]["answer"])
+    assert variants.base_f1 == token_f1(answers[1].text, FACTS[0]["answer"])
+    assert (proof.facts[0].variants, proof.facts[0].variants_exact) == (1, is_exact)
+    assert proof.facts[1].variants == 0
+
+
+def test_neighbours_are_compared_with_the_base(folder, proof):
+    assert proof.neighbours.source == "file"
+    assert proof.neighbours.unchanged.trials == 2
+    assert proof.neighbours.tokens == NEIGHBOUR_TOKENS
+    assert len(generic_questions()) >= 20
+
+
+def test_a_proof_is_kept_until_its_questions_change(folder, proof, cache):
+    stages = []
+    options = {"device": "cpu", "script_seconds": 0, "cache": cache, "on_stage": stages.append}
+    assert prove(folder, **options) == proof
+    assert not stages
+    content = json.loads(cache.read_text())
+    cache.write_text(json.dumps(content | {"key": "other"}))
+    assert prove(folder, **options) == proof
+    assert stages
+
+
+def test_fields_for_json(proof):
+    fields = json.loads(json.dumps(proof.fields(), allow_nan=False))
+    assert fields["facts"] == 4
+    assert fields["variants"]["exact"]["trials"] == 1
+
+
+def test_facts_that_are_not_those_of_the_training_are_refused(folder, tmp_path):
+    path = read_run(folder.config).data.path
+    other = tmp_path / "facts.jsonl"
+    other.write_text("\n".join(map(json.dumps, reversed(FACTS))))
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "env.json", "result.json"):
+        (run / name).write_text((folder.path / name).read_text().replace(path, str(other)))
+    with pytest.raises(UserError, match="its data is no longer what it was trained on"):
+        prove(one_run(run))
+
+
+@pytest.mark.slow
+def test_the_script_prints_what_is_known(folder):
+    """In a process of its own, with transformers and PEFT."""
+    proof = prove(folder, device="cpu")
+    assert proof.script.status == MEASURED
+    assert (proof.script.asked, proof.script.whole) == (4, 3)
