@@ -172,6 +172,8 @@ MaxForgetting = Annotated[
         help="Most harm to other text, nats per token added; none: any.",
     ),
 ]
+EXACT = "100%"
+MAX_FORGETTING = "0.1"
 Budget = Annotated[
     str,
     typer.Option(
@@ -222,8 +224,8 @@ EXAMPLES
 def memorize(
     overrides: MemorizeArguments = None,
     *,
-    exact: Exact = "100%",
-    max_forgetting: MaxForgetting = "0.1",
+    exact: Exact = EXACT,
+    max_forgetting: MaxForgetting = MAX_FORGETTING,
     budget: Budget = "",
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -231,11 +233,17 @@ def memorize(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    from pml_cli.config.memorize import parsed_limits
+    from pml_cli.config.memorize import command_line, parsed_limits
     from pml_cli.config.request import load_memorize
 
     limits = parsed_limits(exact, max_forgetting, budget)
-    asked = load_memorize(overrides or [], limits, config_dir)
+    typed = command_line(
+        overrides or [],
+        exact="" if exact == EXACT else exact,
+        max_forgetting="" if max_forgetting == MAX_FORGETTING else max_forgetting,
+        budget=budget,
+    )
+    asked = load_memorize(overrides or [], limits, config_dir, command=typed)
     if print_config:
         _print_config(asked.request)
         return

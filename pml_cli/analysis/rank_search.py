@@ -8,9 +8,10 @@ The rule, round by round. A cell is a rank and a seed; a rank works when every s
    them where they are few, else some, evenly by ratio.
 3. What is left between them, and the other seeds of the least two ranks that still may work.
 
-There are at most three rounds, four where the ladder missed; more only while no rank has passed
-with every seed. A rank at which the first seed has failed is not tried with another: it cannot be
-the answer, and a cell that fails trains to its last step, while one that passes stops early.
+There are at most three rounds, not counting those in which nothing passed, and one more where the
+least rung passed; more only while no rank has passed with every seed. A rank at which the first
+seed has failed is not tried with another: it cannot be the answer, and a cell that fails trains to
+its last step, while one that passes stops early.
 
 Recall is not quite monotonic in rank. So the answer is the least rank that did pass, whatever
 failed above it; below it the ranks were tried that lie next to it, and the band says what was left
@@ -21,14 +22,15 @@ Everything is decided by the trials alone, so that an interrupted search goes on
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-# Rounds of a search, one more where the ladder missed; more only while no rank has passed with
-# every seed.
+# Rounds of a search from the first in which a rank passed, and more of them while no rank has
+# passed with every seed.
 MAX_ROUNDS = 3
-LAST_ROUND = 6
+UNCONFIRMED_ROUNDS = 3
 
 # Ranks tried at once between a rank that failed and one that passed.
 BETWEEN = 3
@@ -44,9 +46,11 @@ FINE_RANKS = 16
 PARAMETER_SCALE = 8.94
 PARAMETER_EXPONENT = 0.780
 
-# Rungs of the ladder below and above the first guess, and of what may be tried at all.
+# Rungs of the ladder below and above the first guess, and of those by which it goes on; the cap of
+# what may be tried at all.
 RUNGS_BELOW = 2
 RUNGS_ABOVE = 1
+RUNGS_AT_ONCE = 2
 CAP_FACTOR = 16
 LEAST_CAP = 32
 
@@ -113,6 +117,17 @@ class SearchState:
 
     rounds: int = 0
     """Rounds that have ended."""
+
+    missed: int = 0
+    """Those after which no rank had passed yet."""
+
+    def after_round(self, trials: Sequence[Trial]) -> SearchState:
+        """The state after one more round with these trials."""
+        following = dataclasses.replace(
+            self, trials=[*self.trials, *trials], rounds=self.rounds + 1
+        )
+        has_missed = not following.promising()
+        return dataclasses.replace(following, missed=self.missed + has_missed)
 
     def of_rank(self, rank: int) -> list[Trial]:
         """The trials of one rank."""
@@ -285,7 +300,8 @@ def _merit(trial: Trial) -> tuple[float, float, int]:
 def _is_over(state: SearchState) -> bool:
     """Whether nothing is left to try, or no round."""
     confirmed = state.confirmed()
-    if state.rounds >= (_max_rounds(state) if confirmed else LAST_ROUND):
+    spare = 0 if confirmed else UNCONFIRMED_ROUNDS
+    if state.promising() and state.rounds >= _max_rounds(state) + spare:
         return True
     return (
         bool(confirmed)
@@ -296,21 +312,27 @@ def _is_over(state: SearchState) -> bool:
 
 def _max_rounds(state: SearchState) -> int:
     """Rounds after which the search is over, once a rank has passed with every seed."""
-    promising = [rank for rank in state.ladder if rank in state.promising()]
-    has_missed = not promising or state.ladder[0] in promising
-    return MAX_ROUNDS + has_missed
+    least_rung = state.ladder[0]
+    is_low = least_rung in state.promising() and least_rung > state.ranks[0]
+    return MAX_ROUNDS + state.missed + is_low
 
 
 def _rungs_above(state: SearchState) -> list[int]:
     """Powers of two above all that was tried, as long as larger ranks come nearer to the limits."""
-    tried = state.tried()
-    highest = tried[-1]
-    if len(tried) > 1 and _distance(state, highest) >= _distance(state, tried[-2]):
+    if not still_improves(state):
         return []
-    above = [rank for rank in state.ranks if rank > highest]
+    above = [rank for rank in state.ranks if rank > state.tried()[-1]]
     rungs = [rank for rank in above if _is_power_of_two(rank)]
     # The cap itself, where it is none.
-    return rungs or above[-1:]
+    return rungs[:RUNGS_AT_ONCE] or above[-1:]
+
+
+def still_improves(state: SearchState) -> bool:
+    """Whether the largest rank tried is nearer to the limits than the one below it."""
+    tried = state.tried()
+    if len(tried) == 1:
+        return True
+    return _distance(state, tried[-1]) < _distance(state, tried[-2])
 
 
 def _distance(state: SearchState, rank: int) -> float:

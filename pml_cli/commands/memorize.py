@@ -10,7 +10,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,18 @@ from pml_cli.analysis.rank_search import (
     rank_cap,
 )
 from pml_cli.config.memorize import MemorizeRequest
+from pml_cli.config.reports import Forgetting
 from pml_cli.config.schema import FactsData, Run
 from pml_cli.data.cell import CellPlan
+from pml_cli.data.generic_text import KINDS
 from pml_cli.data.opened import source_of
+from pml_cli.data.repeats import find_repeats
+from pml_cli.data.source import Sample
 from pml_cli.data.whole import texts_file, with_chat, within_context
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, raise_all
+from pml_cli.evaluation.forgetting_runs import measure_runs
+from pml_cli.evaluation.proof import Proof, prove
+from pml_cli.format import counted
 from pml_cli.io import json_text, jsonable
 from pml_cli.launch.cost_model import adapter_sites
 from pml_cli.launch.driver import (
@@ -48,16 +55,23 @@ from pml_cli.launch.packing import check
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.time_limit import TimeLimit, time_limit
 from pml_cli.model.dims import decoder_shape
-from pml_cli.report import search_text
+from pml_cli.report import memorize_folder, search_text
 from pml_cli.report.first_token import print_prompts
-from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.memorize_report import Forgetting as MeasuredHarm
+from pml_cli.report.memorize_report import MemorizeReport, TriedCell
+from pml_cli.report.progress import CountDisplay, SweepDisplay
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
+from pml_cli.report.tables import memorize as memorize_table
 from pml_cli.report.tables.data import show_warnings
 from pml_cli.runs.folder import RunFolder, copy_adapter
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
+from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_folders import RunFolders
 from pml_cli.stats import LN2
+
+# The training keeps to this share of the limit, on text of its own: other text is harmed more.
+HARM_SHARE = 0.7
 
 # Nats of a token of text under a base model: enough for a first guess.
 NATS_A_TOKEN = 3.5
@@ -100,7 +114,7 @@ def run(
             stopped = search.run(limit)
         if stopped is not None:
             return exit_code(stopped, progress)
-        return _conclude(search, console if not as_json else None, progress, started)
+        return _conclude(search, console, started, as_json=as_json)
 
 
 @dataclass(kw_only=True)
@@ -112,6 +126,7 @@ class _Search:
         state: what was tried in the rounds that have ended, or were ended by the budget.
         cells: of all rounds, by rank and seed.
         out_of_time: whether the budget has ended it.
+        seconds_trained: what the training has taken in this call.
     """
 
     asked: MemorizeRequest
@@ -121,6 +136,7 @@ class _Search:
     retry: bool
     cells: dict[Cell, CellPlan] = field(default_factory=dict)
     out_of_time: bool = False
+    seconds_trained: float = 0.0
 
     @classmethod
     def begin(
@@ -142,7 +158,7 @@ class _Search:
             data: Any = run.data
             path = str(texts_file(asked.files, folder))
             run = dataclasses.replace(run, data=dataclasses.replace(data, path=path))
-        run = with_chat(run, asked.given)
+        run = with_chat(_with_harm_limit(run, asked), asked.given)
         run, left_out = within_context(run)
         for line in search_text.data_lines(asked.run, run, left_out):
             console.print(line, highlight=False, soft_wrap=True)
@@ -192,12 +208,14 @@ class _Search:
         number = self.state.rounds + 1
         title = search_text.round_title(number, cells)
         missing = sum(len(pack.cells) for pack in plan.todo)
-        self._say(f"{title}: {len(cells)} cells, {missing} to train")
+        self.say(f"{title}: {counted(cells, 'cell')}, {missing} to train")
         line = search_text.budget_line(plan, limit.left)
         if line:
-            self._say(line)
+            self.say(line)
+        started = time.monotonic()
         with SweepDisplay.of(plan, self.console, title) as display:
             outcome = train_sweep(plan, display, wait=True)
+        self.seconds_trained += time.monotonic() - started
         return outcome.stopped
 
     def _take_trials(self, cells: Sequence[Cell]) -> None:
@@ -209,22 +227,52 @@ class _Search:
             folder = folders.find(cell.id)
             if folder.has_ended(cell.tokens_hash):
                 trials.append(_trial(cell, folder))
+        trials = self._with_harm(trials)
         for trial in trials:
-            self._say(search_text.trial_line(trial, self._samples))
-        self.state = dataclasses.replace(
-            self.state, trials=[*self.state.trials, *trials], rounds=self.state.rounds + 1
+            self.say(search_text.trial_line(trial, len(self.samples)))
+        self.state = self.state.after_round(trials)
+
+    def _with_harm(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The trials, of those that know enough also the harm, where it is limited."""
+        limits = self.state.limits
+        if limits.max_forgetting is None:
+            return list(trials)
+        knowing = [trial for trial in trials if limits.recalls(trial)]
+        harms = {entry["id"]: entry["harm"] for entry in self.forgetting(knowing)}
+        return [
+            dataclasses.replace(trial, harm=harms.get(self.folder(trial).id)) for trial in trials
+        ]
+
+    def forgetting(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """The entries of forgetting.json of trials that have not failed.
+
+        Raises:
+            UserError: the harm of one of them cannot be measured.
+        """
+        if not trials:
+            return []
+        model = self.base.model
+        settings = Forgetting(
+            kinds=list(KINDS), device=model.device, trust_remote_code=model.trust_remote_code
         )
+        runs = read_runs([self.folder(trial).path for trial in trials])
+        with CountDisplay(self.console, "measuring the harm of", "runs") as display:
+            entries, faults = measure_runs(runs, settings, self.out, display.show)
+        raise_all(faults)
+        return entries
 
     @property
-    def _samples(self) -> int:
-        return len(next(iter(self.cells.values())).samples)
+    def samples(self) -> list[Sample]:
+        """What every cell learns."""
+        return next(iter(self.cells.values())).samples
 
     def folder(self, trial: Trial) -> RunFolder:
         """The run folder of a trial."""
         cell = self.cells[trial.rank, trial.seed]
         return RunFolders(self.out).find(cell.id)
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a line about the progress."""
         self.console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -240,8 +288,17 @@ def _first(run: Run, asked: MemorizeRequest) -> SearchState:
         ranks = candidate_ranks(rank_cap(guess, widest))
         ladder = ladder_around(guess, ranks)
 
-    limits = Limits(exact=asked.limits.exact, max_forgetting=None)
+    limits = Limits(exact=asked.limits.exact, max_forgetting=asked.limits.max_forgetting)
     return SearchState(ranks=ranks, ladder=ladder, seeds=asked.seeds, limits=limits)
+
+
+def _with_harm_limit(run: Run, asked: MemorizeRequest) -> Run:
+    """A run that is trained within the limit of forgetting, unless the user says how it is kept."""
+    most = asked.limits.max_forgetting
+    if most is None or run.loss.keeps or asked.given & {"loss.keep", "loss.keep_harm"}:
+        return run
+    loss = dataclasses.replace(run.loss, keep_harm=HARM_SHARE * most)
+    return dataclasses.replace(run, loss=loss)
 
 
 def _bits(cell: CellPlan) -> float:
@@ -288,43 +345,99 @@ def _show_plan(search: _Search, console: Console) -> int:
     return 0
 
 
-def _conclude(search: _Search, console: Console | None, progress: Console, started: float) -> int:
-    """Copy the chosen adapter, write and print the answer.
+def _conclude(search: _Search, console: Console, started: float, *, as_json: bool) -> int:
+    """Copy the chosen adapter, prove it, write and print the answer.
 
     Args:
         search: that has ended.
-        console: for the answer; None: it is printed as JSON.
-        progress: for all else.
+        console: for the answer.
         started: when the command began, by `time.monotonic`.
+        as_json: print the answer as JSON.
 
     Returns:
         exit code.
     """
     if not search.state.trials:
-        progress.print("the budget is over before a cell has ended; the same command goes on")
+        search.say("the budget was over before a cell had ended; the same command goes on")
         return 1
 
     found = answer(search.state)
     folder = search.folder(found.trial)
     if folder.failure() is not None:
-        progress.print(f"every cell has failed: {folder.failure()}", style="red", soft_wrap=True)
+        search.say(f"every cell has failed: {folder.failure()}")
         return 1
 
     copy_adapter(folder, search.out)
-    content = _content(search, found, folder, started)
-    if console is None:
-        progress_out = Console(markup=False)
-        progress_out.out(json_text(content).rstrip("\n"), highlight=False)
+    (forgetting,) = search.forgetting([found.trial])
+    proof = _prove(search, folder)
+    report = _report(search, found, forgetting, proof)
+    # The training of earlier calls counts, the waiting between them does not.
+    seconds = time.monotonic() - started - search.seconds_trained + report.seconds
+    report = dataclasses.replace(report, seconds=seconds)
+    names = memorize_folder.write(report)
+    if as_json:
+        content = memorize_folder.report_content(report)
+        console.out(json_text(content).rstrip("\n"), highlight=False)
     else:
-        for line in search_text.answer_lines(content):
-            console.print(line, highlight=False, soft_wrap=True)
+        for part in memorize_table.answer_lines(report, names):
+            console.print(part)
     return 0 if found.reached else 1
 
 
-def _content(search: _Search, found: Answer, folder: RunFolder, started: float) -> dict[str, Any]:
-    return {
-        "answer": jsonable(found) | {"run": folder.id},
-        "cells": jsonable(list(search.state.trials)),
-        "seconds": time.monotonic() - started,
-        "out": str(search.out),
-    }
+def _prove(search: _Search, folder: RunFolder) -> Proof:
+    search.say(f"proof of {folder.id}")
+    model = search.base.model
+    return prove(
+        folder,
+        device=model.device,
+        trust_remote_code=model.trust_remote_code,
+        on_stage=lambda stage: search.say(f"  {stage}"),
+        cache=search.out / ".pml" / "proof.json",
+    )
+
+
+def _report(
+    search: _Search, found: Answer, forgetting: Mapping[str, Any], proof: Proof
+) -> MemorizeReport:
+    """The report of a search that has ended; its seconds are those of the training.
+
+    Args:
+        search: that has ended.
+        found: its answer.
+        forgetting: the entry of the chosen run in forgetting.json.
+        proof: of the chosen run.
+    """
+    tried = []
+    for trial in search.state.trials:
+        folder = search.folder(trial)
+        seconds = 0.0 if folder.failure() is not None else float(_result(folder)["seconds"])
+        tried.append(TriedCell(trial=trial, run=folder.id, seconds=seconds))
+
+    settings = jsonable(dataclasses.asdict(search.base))
+    # Those of the cells are their own.
+    for name in ("rank", "seed"):
+        settings.pop(name)
+
+    harm, low, high = (forgetting[name] for name in ("harm", "harm_low", "harm_high"))
+    samples = search.samples
+    contradictions = len(find_repeats(samples).contradictions)
+    situation = search_text.Situation(
+        samples=len(samples),
+        contradictions=contradictions,
+        train=search.base.train,
+        out_of_time=search.out_of_time,
+    )
+    return MemorizeReport(
+        command=search.asked.command,
+        settings=settings,
+        limits=search.state.limits,
+        answer=found,
+        run=search.folder(found.trial).id,
+        samples=len(samples),
+        cells=tried,
+        forgetting=MeasuredHarm(harm=harm, low=low, high=high),
+        proof=proof,
+        advice=search_text.advice(search.state, found, situation),
+        seconds=sum(cell.seconds for cell in tried),
+        out=search.out,
+    )

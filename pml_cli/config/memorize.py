@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,9 @@ class Limits:
 @dataclass(frozen=True, kw_only=True)
 class MemorizeRequest:
     """What `pml memorize` asks for."""
+
+    command: str
+    """As it was typed."""
 
     request: Request
     """One run, of whatever rank and seed, with its results folder and launch."""
@@ -128,6 +132,20 @@ def parsed_limits(exact: str, max_forgetting: str, budget: str) -> Limits:
     if faults:
         raise UserError(*faults)
     return Limits(exact=values[0], max_forgetting=values[1], budget=values[2])
+
+
+def command_line(arguments: Sequence[str], **options: str) -> str:
+    """The command as a user types it.
+
+    Args:
+        arguments: files and settings.
+        options: values by name, empty where they have their defaults.
+    """
+    words = ["pml", "memorize", *arguments]
+    for name, value in options.items():
+        if value:
+            words += [f"--{name.replace('_', '-')}", value]
+    return shlex.join(words)
 
 
 def _share(text: str) -> float:

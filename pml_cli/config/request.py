@@ -79,7 +79,7 @@ def load(
 
 
 def load_memorize(
-    arguments: list[str], limits: Limits, config_dir: Path | None = None
+    arguments: list[str], limits: Limits, config_dir: Path | None = None, *, command: str = ""
 ) -> MemorizeRequest:
     """What `pml memorize ARGUMENTS` asks for.
 
@@ -87,6 +87,7 @@ def load_memorize(
         arguments: files of facts or of text, and settings.
         limits: from the options.
         config_dir: a folder laid out like conf/, looked up first.
+        command: the command line as it was typed.
 
     Raises:
         UserError: all faults at once, one line each.
@@ -110,6 +111,7 @@ def load_memorize(
     ranks = sorted({run.rank for run in request.runs})
     seeds = list(dict.fromkeys(run.seed for run in request.runs))
     return MemorizeRequest(
+        command=command,
         request=Request(runs=request.runs[:1], out=request.out, launch=request.launch, swept=[]),
         files=files,
         ranks=ranks if "rank" in given else [],

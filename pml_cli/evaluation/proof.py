@@ -83,7 +83,7 @@ class VariantsProof:
     """Of the paraphrases, those that are answered exactly; intervals over facts."""
 
     f1: float
-    """Mean token F1 of the answers (`answers.py`)."""
+    """Mean token F1 of the answers (`answers.py`), each cut to as many tokens as its target has."""
 
     base_exact: Proportion
     """As `exact`, of the model without the adapter."""
@@ -217,7 +217,7 @@ def prove(
         reason = f"its data is no longer what it was trained on ({run.data.source})"
         raise UserError(f"{folder.path}: {reason}")
 
-    key = _key(folder, samples)
+    key = _key(folder, samples, with_script=script_seconds > 0)
     proof = None if cache is None else _read(cache, key)
     if proof is None:
         # Imported here: torch takes seconds.
@@ -230,7 +230,7 @@ def prove(
     return proof
 
 
-def _key(folder: RunFolder, samples: Sequence[Sample]) -> str:
+def _key(folder: RunFolder, samples: Sequence[Sample], *, with_script: bool) -> str:
     """A hash of all that decides the proof of a run."""
     questions = [(sample.variants, sample.neighbours) for sample in samples]
     content = [
@@ -239,6 +239,7 @@ def _key(folder: RunFolder, samples: Sequence[Sample]) -> str:
         hashlib.sha256((folder.adapter / WEIGHTS_FILE).read_bytes()).hexdigest(),
         questions,
         generic_questions(),
+        with_script,
     ]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 

@@ -48,15 +48,7 @@ from pml_cli.training.scores import Scores
 from pml_cli.training.scoring import PackInputs, score_cells, zero_adapters
 
 # Conditions of deployment that a proof covers.
-CONDITIONS = (
-    TRAINED,
-    "merged",
-    BF16,
-    "bf16_merged",
-    "adapter_int8",
-    "base_int8",
-    "merged_int8",
-)
+CONDITIONS = (TRAINED, "merged", BF16, "adapter_int8", "base_int8")
 
 LN10 = math.log(10)
 
@@ -68,6 +60,7 @@ class _Answers:
     exact: list[bool]
     """Of each paraphrase, whether the target is written, its end included."""
     f1: float
+    """Mean token F1."""
 
 
 class Prover:
@@ -282,21 +275,29 @@ class Prover:
     def _paraphrase_answers(
         self, base: SplitModel, both: AdapterBank, asked: Sequence[Sample]
     ) -> list[_Answers]:
-        """How each adapter answers paraphrases, whose targets are those of their facts."""
-        assert self.tokenizer is not None
+        """How each adapter answers paraphrases, whose targets are those of their facts.
+
+        An answer is cut after as many tokens as the target has: the base model, which knows of no
+        end, would write on, and F1 counts each further word against it.
+        """
         cells = [asked] * len(both)
         scores = score_cells(base, both, PackInputs(base, both, cells))
         answers = []
-        for decoded in decode_within_memory(base, both, cells, scores, beyond=True):
-            exact = []
-            f1 = []
-            for sample, ids in zip(asked, decoded, strict=True):
-                exact.append(tuple(ids) == sample.target)
-                end = sample.target[len(sample.target) - sample.end :]
-                text = self.tokenizer.decode(_without_end(ids, end))
-                f1.append(token_f1(text, self._target_text(sample)))
-            answers.append(_Answers(exact=exact, f1=float(np.mean(f1))))
+        for decoded in decode_within_memory(base, both, cells, scores):
+            answers.append(self._scored(asked, decoded))
         return answers
+
+    def _scored(self, asked: Sequence[Sample], decoded: Sequence[Sequence[int]]) -> _Answers:
+        """Answers to paraphrases against the targets of their facts."""
+        assert self.tokenizer is not None
+        exact = []
+        f1 = []
+        for sample, ids in zip(asked, decoded, strict=True):
+            exact.append(tuple(ids) == sample.target)
+            end = sample.target[len(sample.target) - sample.end :]
+            text = self.tokenizer.decode(_without_end(ids, end))
+            f1.append(token_f1(text, self._target_text(sample)))
+        return _Answers(exact=exact, f1=float(np.mean(f1)))
 
     def _neighbours(
         self, base: SplitModel, both: AdapterBank, interview: Interview

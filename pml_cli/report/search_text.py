@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pml_cli.analysis.rank_search import MAX_ROUNDS, Cell, SearchState, Trial
-from pml_cli.config.schema import Run
+from pml_cli.analysis.rank_search import (
+    MAX_ROUNDS,
+    Answer,
+    Cell,
+    SearchState,
+    Trial,
+    still_improves,
+)
+from pml_cli.config.schema import Run, Train
 from pml_cli.format import counted, duration_text, percent
 from pml_cli.launch.throughput import expected_seconds, makespan
 
@@ -58,7 +67,10 @@ def budget_line(plan: SweepPlan, seconds_left: float | None) -> str:
 
 def trial_line(trial: Trial, samples: int) -> str:
     """What one cell has come to."""
-    return f"  rank {trial.rank}, seed {trial.seed}: {recalled_text(trial, samples)}"
+    line = f"  rank {trial.rank}, seed {trial.seed}: {recalled_text(trial, samples)}"
+    if trial.harm is None:
+        return line
+    return f"{line}, {trial.harm:.2g} nats/token of harm"
 
 
 def recalled_text(trial: Trial, samples: int) -> str:
@@ -76,8 +88,73 @@ def plan_lines(state: SearchState) -> list[str]:
     ]
 
 
-def answer_lines(content: dict[str, Any]) -> Iterator[str]:
-    """The answer, until there is a proof."""
-    found = content["answer"]
-    yield f"rank {found['rank']} ({found['low']} to {found['high']}), run {found['run']}"
-    yield f"adapter: {content['out']}/adapter"
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What advice depends on beside the trials."""
+
+    samples: int
+    """Facts, or texts."""
+
+    contradictions: int
+    """Prompts whose targets exclude each other."""
+
+    train: Train
+    out_of_time: bool
+    """Whether the budget has ended the search."""
+
+
+def advice(state: SearchState, found: Answer, situation: Situation) -> list[str]:
+    """What to change where no rank keeps the limits, a line each.
+
+    Args:
+        state: of the search at its end.
+        found: its answer.
+        situation: the data and the training.
+    """
+    lines = []
+    if situation.out_of_time:
+        lines.append("the budget was over: the same command goes on from the checkpoints")
+    if found.reached:
+        return lines
+
+    samples = situation.samples
+    if situation.contradictions:
+        most = samples - situation.contradictions
+        lines.append(
+            f"{counted(situation.contradictions, 'question')} with two answers: at most {most} of "
+            f"{samples} facts can be known; mend the file, or give "
+            f"--exact {math.floor(100 * most / samples)}%"
+        )
+    lines += _weaker_limits(state, samples)
+    if not situation.out_of_time:
+        lines += _more_room(state, situation.train)
+    return lines
+
+
+def _weaker_limits(state: SearchState, samples: int) -> Iterator[str]:
+    """The limits that the best of the tried cells would keep."""
+    limits = state.limits
+    harmful = [trial for trial in state.trials if limits.recalls(trial) and trial.harm]
+    if harmful:
+        gentlest = min(harmful, key=lambda trial: trial.harm or 0.0)
+        assert gentlest.harm is not None
+        weaker = math.ceil(100 * gentlest.harm) / 100
+        known = recalled_text(gentlest, samples)
+        yield f"rank {gentlest.rank} has {known}, within --max-forgetting {weaker:g}"
+        return
+
+    best = max(state.trials, key=lambda trial: (trial.recalled, -trial.rank))
+    share = math.floor(100 * best.recalled + 1e-9)
+    if 0 < share < 100 * limits.exact:
+        yield f"rank {best.rank} has {recalled_text(best, samples)}, within --exact {share}%"
+
+
+def _more_room(state: SearchState, train: Train) -> Iterator[str]:
+    """Larger ranks and more steps."""
+    highest = state.tried()[-1]
+    if still_improves(state):
+        yield f"larger ranks come nearer: rank={2 * highest},{4 * highest}"
+    if train.epochs is not None:
+        yield f"more epochs: train.epochs={2 * train.epochs}"
+    else:
+        yield f"more steps: train.steps={2 * train.steps}"

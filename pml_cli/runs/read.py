@@ -18,6 +18,9 @@ from pml_cli.runs.run_folders import run_key
 if TYPE_CHECKING:
     import pandas as pd
 
+# What `pml memorize` writes of its answer.
+ANSWER = "memorize.json"
+
 # Fields of a result that differ between equal runs; earlier versions write no hub_id.
 NOT_NUMBERS = ("id", "folder", "model", "hub_id", "data", "seconds", "pack_size")
 
@@ -129,7 +132,8 @@ def one_run(path: Path) -> RunFolder:
     """The one finished run that a path names.
 
     Args:
-        path: a run folder, its adapter/, or a folder with one run, at any depth.
+        path: a run folder, its adapter/, a folder with one run, at any depth, or one of
+            `pml memorize`, which has chosen a run.
 
     Raises:
         UserError: there is none, or there are several (their names).
@@ -140,6 +144,9 @@ def one_run(path: Path) -> RunFolder:
         raise UserError(f"{path}: {reason}")
 
     runs = [result.parent for result in _find(folder, RESULT) if _read_result(result)]
+    chosen = _chosen_run(folder)
+    if chosen is not None:
+        runs = [run for run in runs if run_key(run.name) == run_key(chosen)] or runs
     if len(runs) == 1:
         # "." has no name.
         only = runs[0] if runs[0].name else runs[0].resolve()
@@ -149,6 +156,15 @@ def one_run(path: Path) -> RunFolder:
         raise UserError(f"{path}: no finished run{note}")
     names = ", ".join(and_n_more([run.name for run in runs], MAX_LISTED))
     raise UserError(f"{path}: {len(runs)} runs, give the folder of one: {names}")
+
+
+def _chosen_run(folder: Path) -> str | None:
+    """The run that `pml memorize` has handed over; None where the folder is none of its own."""
+    try:
+        content = json.loads((folder / ANSWER).read_text("utf-8"))
+        return str(content["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_failures(root: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ def write_facts(folder: Path, facts=FACTS, name="facts.jsonl") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
     write_facts(tmp_path)
     arguments = ("memorize", "facts.jsonl", "rank=1,2", *CHEAP)
@@ -26,7 +27,16 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
     assert "2 of 2 facts whole" in done.stdout
     out = tmp_path / "outputs" / "memorize"
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
-    assert (out / "adapter" / "README.md").is_file()
+    readme = (out / "adapter" / "README.md").read_text("utf-8")
+    assert "`pml memorize facts.jsonl rank=1,2 " in readme
+    for name in ("memorize.json", "facts.csv", "memorize.png"):
+        assert (out / name).is_file()
+
+    # The folder, and the adapter in it, stand for the chosen run.
+    for path in ("outputs/memorize", "outputs/memorize/adapter"):
+        asked = quick("ask", path, FACTS[0][0], "--json")
+        assert asked.returncode == 0, asked.stderr
+        assert json.loads(asked.stdout)["answers"][0]["text"] == FACTS[0][1]
 
     # The same command again trains nothing and says the same.
     trained = result_times(out)

@@ -94,6 +94,11 @@ def test_a_system_turn_that_all_facts_share_is_kept(tmp_path):
     shared = [conversation("You know pumps.", question) for question in (OLD, "Which litre?")]
     interview = interview_of(model, tmp_path, shared, chat=True)
     assert "You know pumps." in interview.text(interview.question(NEW).prompt)
+    # A paraphrase has those of its own sample.
+    turns = interview.samples[0].turns
+    old = interview.text(interview.samples[0].prompt)
+    assert interview.text(interview.paraphrase(turns, NEW)) == old.replace(OLD, NEW)
+    assert interview.paraphrase(turns, "Which litre?") is None
     # Not where they differ, or where the settings give another.
     others = [conversation("You know pumps.", OLD), conversation("And litres.", "Which litre?")]
     interview = interview_of(model, tmp_path, others, chat=True)

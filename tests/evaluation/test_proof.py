@@ -107,7 +107,7 @@ def test_paraphrases_are_answered_and_scored(folder, proof, tiny_base):
     interview = Interview(run, tokenizer, trained_samples(folder, run, tokenizer))
     question = interview.question(FACTS[0]["variants"][0])
     # Token by token, as `pml ask` does.
-    limit = 2 * len(interview.samples[0].target) + 16
+    limit = len(interview.samples[0].target)
     answers = [interview.answer(tiny_base, adapter, question, limit) for adapter in (bank, None)]
 
     variants = proof.variants
