@@ -52,6 +52,7 @@ START HERE
   pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml lasting outputs/memft             does it survive rounding and merging?
+  pml forgetting outputs/memft          what has it made the model forget?
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
@@ -81,6 +82,7 @@ def _folders_and_settings(settings: type[reports.ReportSettings]) -> Any:
 FitArguments = Annotated[list[str] | None, _folders_and_settings(reports.Fit)]
 PredictArguments = Annotated[list[str] | None, _folders_and_settings(reports.Predict)]
 LastingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Lasting)]
+ForgettingArguments = Annotated[list[str] | None, _folders_and_settings(reports.Forgetting)]
 AskArguments = Annotated[
     list[str] | None,
     typer.Argument(
@@ -439,6 +441,32 @@ def lasting(
     print_config: PrintConfig = False,
 ) -> None:
     _report("lasting", overrides, config_dir, print_config=print_config, as_json=as_json)
+
+
+@app.command(
+    epilog=settings_help(reports.Forgetting),
+    help="""Measure what adapters make the model forget.
+
+Takes finished runs. On prose, documentation, code, dialogues and what the
+model writes by itself: how far the loss rises, KL to the base, how many first
+choices change; and recall against it. What is measured already is kept.
+
+\b
+EXAMPLES
+  pml forgetting outputs/memft
+  pml forgetting outputs/memft outputs/sweep out=report
+  pml forgetting outputs/memft kinds=prose,chat text=notes.txt
+  pml forgetting outputs/memft --json | jq .groups
+""",
+)
+def forgetting(
+    overrides: ForgettingArguments = None,
+    *,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    _report("forgetting", overrides, config_dir, print_config=print_config, as_json=as_json)
 
 
 @app.command(

@@ -54,6 +54,13 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     atomic_write(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
+def table_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table for JSON; what is missing is null."""
+    with_null = table.astype(object).where(table.notna(), None)
+    rows: list[dict[str, Any]] = with_null.to_dict("records")  # type: ignore[assignment]
+    return rows
+
+
 def json_text(content: Any, indent: int | None = 1) -> str:
     """JSON that every reader takes, with a newline at its end.
 

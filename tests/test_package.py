@@ -29,7 +29,7 @@ def test_embedded_model_is_small_and_has_a_card():
 
 
 def test_nothing_imports_torch_before_it_trains():
-    verbs = ("sweep", "fit", "transition", "probe", "memft", "lasting")
+    verbs = ("sweep", "fit", "transition", "probe", "memft", "lasting", "forgetting")
     modules = ["pml_cli.cli", "pml_cli.config.request", *(f"pml_cli.commands.{v}" for v in verbs)]
     code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
     done = subprocess.run(

@@ -12,4 +12,5 @@ trainer.
     survival.py         how long tokens stay stubborn (Kaplan-Meier)
     rank_search.py      the least rank that knows all facts: which cells to try next
     deployment.py       recall after rounding and merging, and forgetting
+    forgetting.py       recall against harm to other text, and its Pareto front
 """

@@ -6,12 +6,13 @@ The rule, round by round. A cell is a rank and a seed; a rank works when every s
    upwards, as long as that brings the cells nearer to the limits.
 2. The ranks between the largest that failed and the least that passed, with the first seed: all of
    them where they are few, else some, evenly by ratio.
-3. What is left between them, and the other seeds of the least two ranks that still may work.
+3. What is left between them, and the other seeds of the least rank that still may work.
 
-There are at most three rounds, not counting those in which nothing passed, and one more where the
-least rung passed; more only while no rank has passed with every seed. A rank at which the first
-seed has failed is not tried with another: it cannot be the answer, and a cell that fails trains to
-its last step, while one that passes stops early.
+There are three rounds at most, not counting those in which nothing passed, and one more where the
+least rung passed. More only while no rank has passed with every seed: where another seed fails at
+the rank that the first has passed. A rank at which the first seed has failed is not tried with
+another: it cannot be the answer, and a cell that fails trains to its last step, while one that
+passes may stop early.
 
 Recall is not quite monotonic in rank. So the answer is the least rank that did pass, whatever
 failed above it; below it the ranks were tried that lie next to it, and the band says what was left
@@ -35,9 +36,6 @@ UNCONFIRMED_ROUNDS = 3
 # Ranks tried at once between a rank that failed and one that passed.
 BETWEEN = 3
 
-# Ranks whose other seeds are tried at once.
-CONFIRMED_AT_ONCE = 2
-
 # All ranks up to here may be tried, above it steps of at most an eighth.
 FINE_RANKS = 16
 
@@ -48,8 +46,8 @@ PARAMETER_EXPONENT = 0.780
 
 # Rungs of the ladder below and above the first guess, and of those by which it goes on; the cap of
 # what may be tried at all.
-RUNGS_BELOW = 2
-RUNGS_ABOVE = 1
+RUNGS_BELOW = 1
+RUNGS_ABOVE = 2
 RUNGS_AT_ONCE = 2
 CAP_FACTOR = 16
 LEAST_CAP = 32
@@ -254,8 +252,7 @@ def next_cells(state: SearchState) -> list[Cell]:
         return _with_first_seed(between, state)
 
     cells = [(rank, seed) for rank in between for seed in state.seeds]
-    for rank in state.promising()[:CONFIRMED_AT_ONCE]:
-        cells += [(rank, seed) for seed in state.missing_seeds(rank)]
+    cells += [(least, seed) for seed in state.missing_seeds(least)]
     return sorted(cells)
 
 

@@ -14,4 +14,5 @@ command: what two of them share lies below, such as the sweep that `pml memft` r
     transition.py  the phase transition, token by token
     ask.py         questions to the adapter of a finished run
     lasting.py     recall after rounding and merging, and forgetting
+    forgetting.py  what adapters do to other text
 """

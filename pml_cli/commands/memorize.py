@@ -106,10 +106,10 @@ def run(
     check_output_folder(asked.request.out)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            return _show_plan(_Search.begin(asked, progress, Path(folder)), progress)
+            return _show_plan(Search.begin(asked, progress, Path(folder)), progress)
 
     with disk_faults(asked.request.out):
-        search = _Search.begin(asked, progress, asked.request.out, retry=retry)
+        search = Search.begin(asked, progress, asked.request.out, retry=retry)
         with time_limit(search.out, asked.limits.budget) as limit:
             stopped = search.run(limit)
         if stopped is not None:
@@ -118,7 +118,7 @@ def run(
 
 
 @dataclass(kw_only=True)
-class _Search:
+class Search:
     """A search under way.
 
     Attributes:
@@ -141,7 +141,7 @@ class _Search:
     @classmethod
     def begin(
         cls, asked: MemorizeRequest, console: Console, folder: Path, *, retry: bool = True
-    ) -> _Search:
+    ) -> Search:
         """The search before its first round.
 
         Args:
@@ -183,13 +183,20 @@ class _Search:
                 self.out_of_time = True
                 return None
 
-            stopped = self._train(cells, limit)
+            stopped = self.train(cells, limit)
             self.out_of_time = limit.is_over and stopped is not None and stopped.signum is None
             if stopped is not None and not self.out_of_time:
                 return stopped
-            self._take_trials(cells)
+            trials = self.trials(cells)
+            for trial in trials:
+                self.say(search_text.trial_line(trial, len(self.samples)))
+            self.state = self.state.after_round(trials)
             if self.out_of_time:
                 return None
+
+    def answer(self) -> Answer:
+        """What the search has come to; a trial must have ended."""
+        return answer(self.state)
 
     def plan(self, cells: Sequence[Cell]) -> SweepPlan:
         """The sweep of one round."""
@@ -197,7 +204,12 @@ class _Search:
         request = dataclasses.replace(self.asked.request, runs=runs, swept=["rank", "seed"])
         return plan_sweep(request, retry=self.retry)
 
-    def _train(self, cells: Sequence[Cell], limit: TimeLimit) -> Stopped | None:
+    def train(self, cells: Sequence[Cell], limit: TimeLimit) -> Stopped | None:
+        """Train what is missing of some cells.
+
+        Returns:
+            What interrupted it; None: nothing.
+        """
         plan = self.plan(cells)
         if not self.cells:
             print_prompts(plan.request.runs, self.console)
@@ -218,19 +230,16 @@ class _Search:
         self.seconds_trained += time.monotonic() - started
         return outcome.stopped
 
-    def _take_trials(self, cells: Sequence[Cell]) -> None:
-        """Add what the cells of a round have come to; those that have not ended are left out."""
+    def trials(self, cells: Sequence[Cell]) -> list[Trial]:
+        """What some cells have come to; those that have not ended are left out."""
         folders = RunFolders(self.out)
         trials = []
         for key in cells:
             cell = self.cells[key]
             folder = folders.find(cell.id)
             if folder.has_ended(cell.tokens_hash):
-                trials.append(_trial(cell, folder))
-        trials = self._with_harm(trials)
-        for trial in trials:
-            self.say(search_text.trial_line(trial, len(self.samples)))
-        self.state = self.state.after_round(trials)
+                trials.append(trial_of(cell, folder))
+        return self._with_harm(trials)
 
     def _with_harm(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials, of those that know enough also the harm, where it is limited."""
@@ -308,7 +317,7 @@ def _bits(cell: CellPlan) -> float:
     return tokens * nats / LN2
 
 
-def _trial(cell: CellPlan, folder: RunFolder) -> Trial:
+def trial_of(cell: CellPlan, folder: RunFolder) -> Trial:
     """What a cell has come to."""
     rank, seed = cell.run.rank, cell.run.seed
     if folder.failure() is not None:
@@ -334,7 +343,7 @@ def _result(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
-def _show_plan(search: _Search, console: Console) -> int:
+def _show_plan(search: Search, console: Console) -> int:
     """Print what the first round would do and cost, and what may follow."""
     plan = search.plan(next_cells(search.state))
     check_models_for_dry_run(plan)
@@ -345,7 +354,7 @@ def _show_plan(search: _Search, console: Console) -> int:
     return 0
 
 
-def _conclude(search: _Search, console: Console, started: float, *, as_json: bool) -> int:
+def _conclude(search: Search, console: Console, started: float, *, as_json: bool) -> int:
     """Copy the chosen adapter, prove it, write and print the answer.
 
     Args:
@@ -361,7 +370,7 @@ def _conclude(search: _Search, console: Console, started: float, *, as_json: boo
         search.say("the budget was over before a cell had ended; the same command goes on")
         return 1
 
-    found = answer(search.state)
+    found = search.answer()
     folder = search.folder(found.trial)
     if folder.failure() is not None:
         search.say(f"every cell has failed: {folder.failure()}")
@@ -384,7 +393,7 @@ def _conclude(search: _Search, console: Console, started: float, *, as_json: boo
     return 0 if found.reached else 1
 
 
-def _prove(search: _Search, folder: RunFolder) -> Proof:
+def _prove(search: Search, folder: RunFolder) -> Proof:
     search.say(f"proof of {folder.id}")
     model = search.base.model
     return prove(
@@ -397,7 +406,7 @@ def _prove(search: _Search, folder: RunFolder) -> Proof:
 
 
 def _report(
-    search: _Search, found: Answer, forgetting: Mapping[str, Any], proof: Proof
+    search: Search, found: Answer, forgetting: Mapping[str, Any], proof: Proof
 ) -> MemorizeReport:
     """The report of a search that has ended; its seconds are those of the training.
 

@@ -210,6 +210,7 @@ REPORTS: dict[str, type[ReportSettings]] = {
     "fit": Fit,
     "predict": Predict,
     "lasting": Lasting,
+    "forgetting": Forgetting,
     "transition": Transition,
     "ask": Ask,
 }

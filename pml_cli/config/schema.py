@@ -326,10 +326,6 @@ class Loss(Settings):
         """Whether anything holds the adapter down on other text."""
         return self.keep > 0 or self.keep_harm > 0
 
-    def validate(self) -> Iterator[str]:
-        if self.keep_by != "energy":
-            yield f"keep_by={self.keep_by}: must be energy"
-
     def id_fields(self) -> dict[str, Any]:
         """Settings that count for the run id also at their defaults."""
         return {}

@@ -17,7 +17,6 @@ from pml_cli.errors import UserError
 # Names of paraphrases; the last ones are those of collections of edits (zsRE, CounterFact).
 VARIANT_KEYS = (
     "variants",
-    "variant",
     "paraphrases",
     "paraphrase",
     "rephrased",
@@ -79,7 +78,7 @@ def neighbours_of(row: Row, taken: Taken) -> tuple[Neighbour, ...]:
 def _zsre_neighbours(row: Row, taken: Taken) -> tuple[Neighbour, ...]:
     question = written_key(row.fields, [ZSRE_QUESTION], taken)
     answer = written_key(row.fields, [ZSRE_ANSWER], taken)
-    if question is None or answer is None:
+    if question is None or answer is None or not row.fields[question]:
         return ()
     text = text_of(row, question, row.fields[question], None).removeprefix(ZSRE_PREFIX)
     return (Neighbour(text, _answer(row, answer, row.fields[answer])),)

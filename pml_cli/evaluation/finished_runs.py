@@ -101,8 +101,8 @@ class Measurements:
         write_json(self.path, {"format": self.format, "runs": list(self._entries.values())})
 
     def of(self, runs: Iterable[FinishedRun]) -> list[dict[str, Any]]:
-        """The entries of runs."""
-        return [self._entries[run.fields["id"]] for run in runs]
+        """The entries of runs, whose folders may have moved since."""
+        return [self._entries[run.fields["id"]] | run.fields for run in runs]
 
     def others(self, runs: Iterable[FinishedRun]) -> list[dict[str, Any]]:
         """The entries of all runs but these."""

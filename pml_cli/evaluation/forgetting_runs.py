@@ -7,6 +7,7 @@ torch until something is measured.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.reports import Forgetting
-from pml_cli.config.schema import Model, Run
+from pml_cli.config.schema import Loss, Model, Run
 from pml_cli.data.generic_text import KINDS, beginnings, generic_pool, generic_windows
 from pml_cli.data.source import Sample
 from pml_cli.data.windows import Pool, text_pool, trained_targets
@@ -34,6 +35,7 @@ from pml_cli.evaluation.finished_runs import (
 )
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import finite_or_none
+from pml_cli.runs.run_id import loss_label
 from pml_cli.stats import t_quantile
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ FORMAT = 1
 OWN = "own"
 FILE = "file"
 
-# Recall and the penalty, of result.json; runs of earlier versions have no penalty.
+# Recall and the penalty as it ended, of result.json; runs of earlier versions have no penalty.
 MORE_FIELDS = ("token_accuracy", "exact_match", "keep", "keep_harm")
 
 # Tokens of a text, more than any has.
@@ -136,8 +138,33 @@ def measurable_runs(
             depends_on += [OWN, [prompt.prompt for prompt in texts[OWN]]]
         return texts, depends_on
 
-    runs = runs.reindex(columns=list(dict.fromkeys([*runs.columns, "setting"])))
-    return finished_run_list(runs, settings, texts_of, MORE_FIELDS)
+    measurable, faults = finished_run_list(runs, settings, texts_of, MORE_FIELDS)
+    for finished in measurable:
+        finished.fields.update(_penalty_fields(finished.subject.run.loss))
+    return measurable, faults
+
+
+def _penalty_fields(loss: Loss) -> dict[str, Any]:
+    """`method`: the loss without what keeps other text; `penalty`: what does, in words."""
+    defaults = Loss()
+    changed = {}
+    for name in ("keep", "keep_harm", "keep_by", "keep_text"):
+        if loss.keeps and getattr(loss, name) != getattr(defaults, name):
+            changed[name] = getattr(loss, name)
+    if "keep_text" in changed:
+        changed["keep_text"] = Path(changed["keep_text"]).name
+
+    parts = [
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in changed.items()
+    ]
+    plain = {name: getattr(defaults, name) for name in changed}
+    return {
+        "method": loss_label(dataclasses.replace(loss, **plain)),
+        "penalty": " ".join(parts).replace("keep_", ""),
+        "asked_keep": loss.keep,
+        "asked_harm": loss.keep_harm,
+    }
 
 
 def _pools(model: Model, settings: Forgetting) -> dict[str, Pool]:

@@ -10,6 +10,7 @@ T / 2 earlier tokens in the mean (T: input tokens of a row, padding included).
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,7 +31,17 @@ from pml_cli.model.dims import (
     is_streamed,
     model_dims,
 )
-from pml_cli.training.limits import EVALUATION_TOKENS, MEASURE_EVERY, MEASURED_WINDOWS
+from pml_cli.training.limits import (
+    EVALUATION_TOKENS,
+    KL_LOGITS,
+    KL_TOKENS,
+    KL_WINDOWS,
+    MAIN_DIRECTIONS,
+    MEASURE_EVERY,
+    MEASURED_WINDOWS,
+    MOMENT_NUMBERS,
+    WIDEST_WHOLE,
+)
 
 # Logged steps of a run with train.log_every=0.
 DEFAULT_LOGGED_STEPS = 20
@@ -108,7 +119,7 @@ def _compute_bytes(work: PackWork, pack: Pack) -> float:
     # An evaluation takes whole rows, at least one of each cell.
     row_of_each_cell = len(pack.cells) * work.row_tokens
     evaluated_tokens = min(work.all_tokens, max(EVALUATION_TOKENS, row_of_each_cell))
-    return max(step, evaluated_tokens * layer + logits)
+    return max(step, evaluated_tokens * layer + logits, work.kl_step_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,43 +301,95 @@ class PackWork:
     # The penalties of `loss.keep` (training/keep.py)
 
     def penalty_flops(self) -> float:
-        """FLOPs of one step: the gradient of the energy, and the harm that is measured."""
-        squares = sum(site.matrix.inputs**2 for site in self.sites)
-        ranks = [run.rank for run in self.runs if run.loss.keeps]
-        energy = sum(2 * rank * (squares + 2 * rank * self.adapter_width) for rank in ranks)
+        """FLOPs of one step: the gradients of energies and KLs, and the harm that is measured."""
+        by_energy = [run for run in self.runs if run.loss.keeps and run.loss.keep_by == "energy"]
+        moments = self._products_with_moments()
+        flops = 0.0
+        for run in by_energy:
+            flops += 2 * run.rank * (moments + 2 * run.rank * self.adapter_width)
 
-        limited = sum(run.loss.keep_harm > 0 for run in self.runs)
+        limited = sum(run.loss.keep_harm > 0 for run in by_energy)
         measured_tokens = limited * MEASURED_WINDOWS * self._window_tokens() / MEASURE_EVERY
-        return energy + measured_tokens * self._reading_flops()
+        flops += measured_tokens * self._reading_flops()
+
+        # Beside the adapted logits, those of the base and the way back.
+        backward = self._on_windows().backward_flops()
+        token = self._reading_flops() + backward + 2 * self.head_flops
+        return flops + self._kl_tokens() * token
+
+    def _kl_tokens(self) -> int:
+        """Input tokens of the text that a step reads."""
+        cells = sum(run.loss.keeps and run.loss.keep_by == "kl" for run in self.runs)
+        return cells * KL_WINDOWS * self._window_tokens()
+
+    def kl_step_bytes(self) -> float:
+        """Temporary bytes of one pass over the text with gradients; 0 without a KL."""
+        tokens = min(self._kl_tokens(), max(KL_TOKENS, KL_WINDOWS * self._window_tokens()))
+        work = self._on_windows()
+        saved = work.saved_bytes_per_token()
+        temporary = work.layer_temporary_bytes_per_token()
+        layers = tokens * (saved.stored + saved.recomputed + temporary)
+        logits = min(KL_LOGITS, tokens * self.shape.vocabulary)
+        # Of both models, and their logarithms.
+        return layers + 5 * logits * self.float32_bytes
 
     def kept_text_flops(self) -> float:
         """FLOPs of what is done once: the base reads the text, and every adapter at the end."""
         tokens = self._kept_tokens()
-        prefix = tokens * self.forward_flops(self.first_layer + 1)
+        prefix = tokens * self._on_windows().forward_flops(self.first_layer + 1)
         base = tokens * self._reading_flops()
 
         moments = 2.0 * sum(site.matrix.inputs**2 for site in self.sites)
         if not self.is_block:
             moments += self.forward_flops(len(self.upper_layers))
-        texts = sum(_input_tokens(windows) for windows in self._generic_texts())
+        texts = sum(_input_tokens(windows) for windows in self._energy_texts())
         harm = sum(_input_tokens(generic_windows(run)) for run in self.runs)
         return prefix + base + texts * moments + harm * self._reading_flops()
 
     def penalty_bytes(self) -> float:
         """The second moments, and the hidden states of the text: the prefix and the base's own."""
-        numbers = sum(site.matrix.inputs**2 for site in self.sites)
+        numbers = 0
+        largest = 0
+        for site in self.sites:
+            inputs = site.matrix.inputs
+            is_wide = inputs > WIDEST_WHOLE
+            numbers += inputs * MAIN_DIRECTIONS if is_wide else inputs**2
+            largest = max(largest, inputs**2 * is_wide)
+
+        # A wide one exists whole before it is factored.
+        moments = len(self._energy_texts()) * numbers
+        moments += max(min(largest * len(self.sites), MOMENT_NUMBERS), largest)
         states = (1 + self.cached_tensors) * self._kept_tokens() * self.shape.hidden
-        moments = len(self._generic_texts()) * numbers
         return moments * self.float32_bytes + states * self.number_bytes
+
+    def _products_with_moments(self) -> int:
+        """Multiplications of a vector at every site with its second moment."""
+        products = 0
+        for site in self.sites:
+            inputs = site.matrix.inputs
+            is_wide = inputs > WIDEST_WHOLE
+            products += 2 * inputs * MAIN_DIRECTIONS if is_wide else inputs**2
+        return products
 
     def _reading_flops(self) -> float:
         """FLOPs of a token of the text, from the prefix to the logits."""
-        upper = self.forward_flops(len(self.upper_layers))
+        upper = self._on_windows().forward_flops(len(self.upper_layers))
         return upper + self.adapter_flops + self.head_flops
+
+    def _on_windows(self) -> PackWork:
+        """The same with rows as long as a window of the text."""
+        work = copy.copy(self)
+        work.row_tokens = self._window_tokens()
+        return work
 
     def _generic_texts(self) -> set[tuple[Sample, ...]]:
         """The distinct ones of the pack: each cell leaves out what it learns itself."""
         texts = {generic_windows(run) for run in self.runs}
+        return texts - {()}
+
+    def _energy_texts(self) -> set[tuple[Sample, ...]]:
+        """Those whose second moments are needed."""
+        texts = {generic_windows(run) for run in self.runs if run.loss.keep_by == "energy"}
         return texts - {()}
 
     def _kept_tokens(self) -> int:

@@ -10,10 +10,12 @@ nor the trainer; matplotlib only inside the functions that draw. A report never 
     transition_folder.py  the files of `pml transition`
     memft_folder.py       the files of `pml memft`
     lasting_folder.py     the files of `pml lasting`
+    forgetting_folder.py  the files of `pml forgetting`
     memorize_folder.py    the files of `pml memorize`
     memorize_report.py    what its answer consists of
     memorize_text.py      the answer in words
     search_text.py        what is said while `pml memorize` searches the least rank
+    forgetting_text.py    what a harm means, in words
     first_token.py        the warning that first tokens never moved
     measuring.py          finished runs measured again: what is left out, progress, resuming
     run_notes.py          warnings about the runs that a report reads

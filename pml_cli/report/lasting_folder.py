@@ -16,7 +16,7 @@ import pandas as pd
 from pml_cli.config.reports import Lasting
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.lasting_runs import FORMAT
-from pml_cli.io import write_csv, write_json
+from pml_cli.io import table_records, write_csv, write_json
 from pml_cli.report.figures.registry import write_figure
 
 
@@ -42,17 +42,10 @@ def report_content(
             "decode": settings.decode,
         },
         "conditions": {condition.name: condition.meaning for condition in CONDITIONS},
-        "groups": _records(means),
-        "comparison": _records(comparison),
+        "groups": table_records(means),
+        "comparison": table_records(comparison),
         "runs": list(entries),
     }
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows for JSON; what is missing is null."""
-    with_null = table.astype(object).where(table.notna(), None)
-    rows: list[dict[str, Any]] = with_null.to_dict("records")  # type: ignore[assignment]
-    return rows
 
 
 def write(

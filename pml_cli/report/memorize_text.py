@@ -22,6 +22,9 @@ CONDITIONS = {
 # Facts that are named where some are not known.
 FAILED_FACTS = 3
 
+# Log 10 of the chance of a fact, below which sampling is warned of: even odds.
+LIKELY_LOG10_P = math.log10(0.5)
+
 SECTION = "## What it knows, and what it harms"
 
 
@@ -86,9 +89,10 @@ def forgetting_text(report: MemorizeReport) -> str:
 
 def questions_text(neighbours: NeighboursProof) -> str:
     """How many other questions are answered as before."""
-    kind = "neighbours" if neighbours.source == "file" else "other questions"
+    kind = "neighbours" if neighbours.source == "file" else "others"
     unchanged = neighbours.unchanged
-    return f"{kind} as before {unchanged.successes} of {unchanged.trials}"
+    same = f"{unchanged.successes} of {unchanged.trials}"
+    return f"{kind} as before {same}, F1 {neighbours.f1:.2f}"
 
 
 def variants_text(report: MemorizeReport) -> str:
@@ -127,6 +131,16 @@ def failed_lines(proof: Proof | None) -> Iterator[str]:
         yield f"and {len(failed) - FAILED_FACTS} more: facts.csv"
 
 
+def sampling_lines(proof: Proof | None) -> Iterator[str]:
+    """A warning where sampling would hardly ever write what greedy decoding does."""
+    if proof is not None and proof.median_log10_p < LIKELY_LOG10_P:
+        chance = _chance(proof.median_log10_p)
+        yield (
+            "ask it greedily (do_sample=False), as its script does: sampling at temperature 1 "
+            f"writes a fact whole with a chance of {chance} only (median)"
+        )
+
+
 def readme_section(report: MemorizeReport) -> str:
     """The section of README.md about the chosen adapter."""
     code = report.command.replace("`", "'")
@@ -136,7 +150,7 @@ def readme_section(report: MemorizeReport) -> str:
         f"- the least rank: {rank_text(report)};",
         f"- facts: {facts_text(report)};" if report.samples > 1 else f"- {facts_text(report)};",
         f"- forgetting: {forgetting_text(report)};",
-        f"- paraphrases of the questions, which were not trained: {variants_text(report)};",
+        f"- other questions, none of them trained: paraphrases, {variants_text(report)};",
         f"- sampling at temperature 1: {_sampling_text(report.proof)}.",
     ]
     note = (

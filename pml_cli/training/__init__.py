@@ -7,6 +7,7 @@
     keep_text.py      that text as the base model reads it, and the harm of adapters on it
     keep_harm.py      loss.keep_harm: the weight of the penalty, found in training
     energy.py         loss.keep_by=energy: the square of what an adapter adds
+    keep_kl.py        loss.keep_by=kl: the divergence from the base
     batches.py        samples as tensors: shared input rows, layout of a batch, order of minibatches
     scoring.py        the teacher-forced forward pass to scores
     scores.py         scores of target tokens, and the recall that follows from them

@@ -18,9 +18,10 @@ from pml_cli.data.generic_text import generic_windows
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training.energy import EnergyPenalty
-from pml_cli.training.keep_harm import INITIAL_WEIGHT, SETTLED, HarmLimit
+from pml_cli.training.keep_harm import INITIAL_WEIGHTS, SETTLED, HarmLimit
+from pml_cli.training.keep_kl import KlPenalty
 from pml_cli.training.keep_text import WindowOrder, keep_text
-from pml_cli.training.limits import MEASURE_EVERY, MEASURED_WINDOWS
+from pml_cli.training.limits import KL_WINDOWS, MEASURE_EVERY, MEASURED_WINDOWS
 
 
 class KeepPenalty:
@@ -30,13 +31,21 @@ class KeepPenalty:
         limit: lambda of each cell; 0: no penalty.
     """
 
-    def __init__(self, base: SplitModel, bank: AdapterBank, runs: Sequence[Run]) -> None:
+    def __init__(
+        self,
+        base: SplitModel,
+        bank: AdapterBank,
+        runs: Sequence[Run],
+        *,
+        checkpointing: bool = False,
+    ) -> None:
         """Prepare the penalties of a pack.
 
         Args:
             base: the frozen model.
             bank: its sites tell where the adapters are; its weights do not matter.
             runs: of the cells.
+            checkpointing: activation checkpointing, as in the training steps.
 
         Raises:
             UserError: the generic text cannot be read.
@@ -46,11 +55,11 @@ class KeepPenalty:
         limits = [run.loss.keep_harm or math.inf for run in runs]
         like = torch.empty(0, dtype=base.adapter_dtype, device=base.device)
         self.limit = HarmLimit(like.new_tensor(weights), like.new_tensor(limits))
+
         # Of the adapters as they are, by cell.
         self._harms: dict[int, float] = {}
-        self._kept = [k for k, run in enumerate(runs) if run.loss.keeps]
-        self._limited = [k for k, run in enumerate(runs) if run.loss.keep_harm]
-        if not self._kept:
+        self._losses = [run.loss for run in runs]
+        if not self._cells(kept=True):
             return
 
         windows = [generic_windows(run) for run in runs]
@@ -58,7 +67,20 @@ class KeepPenalty:
         self._rows = [[self._text.rows[window] for window in of_cell] for of_cell in windows]
         seeds = [run.seed for run in runs]
         self._orders = [WindowOrder(r, s) for r, s in zip(self._rows, seeds, strict=True)]
-        self._energy = EnergyPenalty(self._text, bank, self._rows)
+
+        with_energy = self._cells(kept=True, by="energy")
+        rows = [of_cell if k in with_energy else [] for k, of_cell in enumerate(self._rows)]
+        self._energy = EnergyPenalty(self._text, bank, rows)
+        self._kl = KlPenalty(self._text, checkpointing=checkpointing)
+
+    def _cells(self, *, kept: bool = False, limited: bool = False, by: str = "") -> list[int]:
+        """Indices of the cells that have a penalty, a limit, a penalty of one kind."""
+        cells = []
+        for k, loss in enumerate(self._losses):
+            matches = (loss.keeps or not kept) and (loss.keep_harm > 0 or not limited)
+            if matches and by in ("", loss.keep_by):
+                cells.append(k)
+        return cells
 
     def add_gradient(
         self, bank: AdapterBank, grads: Sequence[Tensor], step: int, steps: int
@@ -73,27 +95,45 @@ class KeepPenalty:
         """
         # After this the adapters change.
         self._harms.clear()
-        if not self._kept:
+        if not self._cells(kept=True):
             return
 
         penalty_K = self._energy.add_gradient(bank, grads, self.limit.weight_K)
-        if not self._limited:
-            return
         # Before the first step an adapter adds nothing.
         if step > 0 and step % MEASURE_EVERY == 0:
             self._measure(bank, penalty_K, step // MEASURE_EVERY)
+        self._add_kl(bank, grads, penalty_K, step)
         self.limit.update(penalty_K, step / steps)
 
-    def _measure(self, bank: AdapterBank, penalty_K: Tensor, number: int) -> None:
-        drawn = [self._orders[k].draw(number, MEASURED_WINDOWS) for k in self._limited]
-        rows_Kb = torch.tensor(drawn, device=penalty_K.device)
-        harm_K = torch.zeros_like(penalty_K)
-        harm_K[self._limited] = self._text.harm(bank.select(self._limited), rows_Kb)
-        self.limit.measured(harm_K, penalty_K)
+    def _measure(self, bank: AdapterBank, energy_K: Tensor, number: int) -> None:
+        """Measure the harm of limited cells whose penalty is an energy."""
+        cells = self._cells(limited=True, by="energy")
+        if cells:
+            rows_Kb = self._draw(cells, number, MEASURED_WINDOWS)
+            harm = self._text.harm(bank.select(cells), rows_Kb)
+            self.limit.measured(cells, harm, energy_K[cells])
+
+    def _add_kl(
+        self, bank: AdapterBank, grads: Sequence[Tensor], penalty_K: Tensor, step: int
+    ) -> None:
+        """Add the gradient of the cells whose penalty is a KL; in penalty_K, fill in theirs."""
+        cells = self._cells(kept=True, by="kl")
+        if not cells:
+            return
+        rows_Kb = self._draw(cells, step, KL_WINDOWS)
+        reading = self._kl.add_gradient(bank, grads, self.limit.weight_K, cells, rows_Kb)
+        self.limit.measured(cells, reading.harm, reading.kl)
+        # Of the few windows of a step it says little: the running mean serves.
+        penalty_K[cells] = self.limit.penalty_K[cells]
+
+    def _draw(self, cells: Sequence[int], number: int, count: int) -> Tensor:
+        """So many windows of some cells, in the order of each."""
+        drawn = [self._orders[k].draw(number, count) for k in cells]
+        return torch.tensor(drawn, device=self.limit.weight_K.device)
 
     def harm(self, bank: AdapterBank, k: int) -> float | None:
         """Harm of a cell on all its text, nats per token; None where nothing is kept."""
-        if k not in self._kept:
+        if not self._losses[k].keeps:
             return None
         if k not in self._harms:
             rows_1n = torch.tensor([self._rows[k]], device=bank.scale.device)
@@ -102,13 +142,13 @@ class KeepPenalty:
 
     def is_met(self, bank: AdapterBank, k: int) -> bool:
         """Whether a cell keeps its limit on all its text; true where it has none."""
-        harm = self.harm(bank, k) if k in self._limited else None
+        harm = self.harm(bank, k) if self._losses[k].keep_harm else None
         return harm is None or harm <= self.limit.limit_K[k].item()
 
     @torch.no_grad()
     def settle(self, bank: AdapterBank) -> None:
         """At the end of the training: scale down each adapter that is above its limit."""
-        for k in self._limited:
+        for k in self._cells(limited=True):
             while not self.is_met(bank, k):
                 harm = self.harm(bank, k)
                 assert harm is not None
@@ -122,13 +162,11 @@ class KeepPenalty:
         """Drop all cells but these, by their indices."""
         self.limit.keep(cells)
         self._harms.clear()
-        self._limited = [i for i, k in enumerate(cells) if k in self._limited]
-        kept = [i for i, k in enumerate(cells) if k in self._kept]
-        if self._kept:
+        if self._cells(kept=True):
             self._rows = [self._rows[k] for k in cells]
             self._orders = [self._orders[k] for k in cells]
             self._energy.keep(cells)
-        self._kept = kept
+        self._losses = [self._losses[k] for k in cells]
 
     def state(self) -> dict[str, Tensor]:
         """What changes in training, by name, (K,) each."""
@@ -141,5 +179,5 @@ class KeepPenalty:
 
 def _initial_weight(loss: Loss) -> float:
     if loss.keep_harm and not loss.keep:
-        return INITIAL_WEIGHT
+        return INITIAL_WEIGHTS[loss.keep_by]
     return loss.keep

@@ -2,7 +2,8 @@
 
 Dual ascent on log lambda. The harm of an adapter is what it adds to the loss of generic text, nats
 per token. It is measured on a few windows every ten steps; in between it is taken to be
-in proportion to the penalty, which every step computes. Lambda rises while the harm is above the
+in proportion to the energy, which every step computes. Where the penalty is a KL, every step
+measures the harm on the windows that it reads. Lambda rises while the harm is above the
 aim, falls while it is below, and stays in the last steps.
 
 What remains above the limit at the end is taken away: B is scaled down until the harm, measured on
@@ -18,8 +19,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-# Lambda at the beginning, where loss.keep is 0.
-INITIAL_WEIGHT = 22.0
+# Lambda at the beginning, where loss.keep is 0, by loss.keep_by.
+INITIAL_WEIGHTS = {"energy": 22.0, "kl": 5.0}
 
 # Lambda is kept within these bounds.
 LEAST_WEIGHT = 1e-2
@@ -61,17 +62,20 @@ class HarmLimit:
         self.harm_K = torch.zeros_like(limit_K)
         self.penalty_K = torch.zeros_like(limit_K)
 
-    def measured(self, harm_K: Tensor, penalty_K: Tensor) -> None:
-        """Take note of the harm of each cell, (K,), and of its penalty at the same time, (K,)."""
-        share_K = torch.where(self.penalty_K == 0, 1.0, LATEST).to(harm_K.dtype)
-        self.harm_K = self.harm_K.lerp(harm_K, share_K)
-        self.penalty_K = self.penalty_K.lerp(penalty_K, share_K)
+    def measured(self, cells: Sequence[int], harm: Tensor, penalty: Tensor) -> None:
+        """Take note of the harm of some cells, and of their penalty at the same time."""
+        rows = list(cells)
+        harm_before = self.harm_K[rows]
+        penalty_before = self.penalty_K[rows]
+        share = torch.where(penalty_before == 0, 1.0, LATEST).to(harm.dtype)
+        self.harm_K[rows] = harm_before.lerp(harm, share)
+        self.penalty_K[rows] = penalty_before.lerp(penalty, share)
 
     def update(self, penalty_K: Tensor, progress: float) -> None:
         """Move lambda, once a step.
 
         Args:
-            penalty_K: the penalty of each cell now.
+            penalty_K: the penalty of each cell now; its harm is taken to be in proportion.
             progress: fraction of the training that is done.
         """
         if progress > 1 - HOLD:

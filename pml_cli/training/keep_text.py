@@ -91,15 +91,16 @@ class KeepText:
         """Input tokens of a window, without padding."""
         return self._first + int(self.mask_nS[row].sum())
 
-    def hidden(self, bank: AdapterBank, rows: Tensor) -> Tensor:
+    def hidden(self, bank: AdapterBank, rows: Tensor, *, checkpointing: bool = False) -> Tensor:
         """Final hidden states under adapters at the positions that are scored, (B, S, D).
 
         Args:
             bank: the adapters.
             rows: windows, (B,), grouped by cell.
+            checkpointing: whether backward recomputes the layers (activation checkpointing).
         """
         prefix = self.prefix.rows(rows, self.tokens)
-        return self.base.upper(prefix, bank)[:, self._first :]
+        return self.base.upper(prefix, bank, checkpointing)[:, self._first :]
 
     def nll(self, hidden_BSD: Tensor, rows: Tensor) -> Tensor:
         """Loss of every target of some windows, nats, (B, S), from final hidden states."""

@@ -355,7 +355,7 @@ class Trainer:
             bank=bank,
             optimizer=AdamW(bank, self._tensor(weight_decay)),
             losses=LossGroups([run.loss for run in runs], most_samples, base.device),
-            penalty=KeepPenalty(base, bank, runs),
+            penalty=KeepPenalty(base, bank, runs, checkpointing=self.checkpointing),
             orders=orders,
             lr_TK=self._tensor(rates),
             clip_K=self._tensor(clip),

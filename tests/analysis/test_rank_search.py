@@ -74,9 +74,9 @@ def test_a_planted_least_rank_is_found_whatever_the_first_guess(least, guess):
     assert (found.rank, found.low, found.high) == (least, least, least)
     assert found.reached
     assert found.confirmed
-    is_low = guess >= 4 and least <= guess // 4
+    is_low = guess > 2 and least <= guess // 2
     assert state.rounds <= 3 + state.missed + is_low
-    assert (state.missed == 0) == (least <= 2 * guess)
+    assert (state.missed == 0) == (least <= 4 * guess)
 
 
 def test_large_ranks_are_told_apart_by_an_eighth():
@@ -110,10 +110,10 @@ def test_a_hole_above_the_answer_does_not_move_it():
     def below(rank, seed):
         return with_hole(rank, seed) if rank >= 3 else trial_of(rank, seed)
 
-    # The ladder 1, 2, 4, 8 sees the hole and not what lies below it.
+    # The ladder 2, 4, 8, 16 sees the hole and not what lies below it.
     assert answer(search(start(4), below)).rank == 5
     # One with more rungs does.
-    assert answer(search(start(4, ladder=[1, 2, 3, 4, 8]), below)).rank == 3
+    assert answer(search(start(4, ladder=[2, 3, 4, 8]), below)).rank == 3
 
 
 def test_where_none_knows_all_the_nearest_to_the_limits_is_kept():
@@ -121,9 +121,9 @@ def test_where_none_knows_all_the_nearest_to_the_limits_is_kept():
     found = answer(state)
     assert not found.reached
     assert found.high is None
-    assert found.rank == 1
+    assert found.rank == 2
     # Larger ranks know no more: it is not gone on upwards.
-    assert max(rank for rank, _ in cells_of(state)) == 8
+    assert max(rank for rank, _ in cells_of(state)) == 16
 
 
 def test_the_ladder_goes_on_upwards_while_larger_ranks_know_more():
@@ -176,7 +176,7 @@ def test_an_interrupted_round_says_what_it_can():
     for count in range(1, 5):
         trials = [trial_of(rank, seed) for rank, seed in next_cells(state)[:count]]
         found = answer(dataclasses.replace(state, trials=trials))
-        assert found.reached == (count == 4)
+        assert found.reached == (count >= 3)
         assert not found.confirmed
 
 
@@ -218,9 +218,9 @@ def test_random_truths_with_noise():
         same += found.rank == truth
         near += found.low <= truth <= found.rank
         rounds += state.rounds
-    assert same >= 0.88 * 300
-    assert near >= 0.97 * 300
-    assert rounds <= 3.3 * 300
+    assert same >= 0.95 * 300
+    assert near >= 0.98 * 300
+    assert rounds <= 3.4 * 300
 
 
 def test_the_first_guess_follows_the_bits_of_the_data():

@@ -32,6 +32,7 @@ from pml_cli.model import head
 from pml_cli.model.dims import BYTES, decoder_shape
 from pml_cli.model.loading import load_model
 from pml_cli.training.batches import PackData
+from pml_cli.training.limits import MEASURE_EVERY
 from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer
 
@@ -91,6 +92,26 @@ def test_the_penalty_of_keep_is_priced(adapter):
     states = [text.prefix.entry, text.prefix.block, text.hidden_nSD]
     assert work.penalty_bytes() == moments + sum(x.nbytes for x in states if x is not None)
     assert cost_model.PackWork(free).penalty_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    "adapter", [BLOCK, LinearAdapter(targets=["q_proj", "down_proj"], layers=[])], ids=repr
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_reads_text_in_training_is_priced(adapter, checkpointing):
+    """A KL in every step, and the harm under a limit in every tenth."""
+    base = Model(device="cpu", checkpointing=checkpointing)
+    runs = []
+    for rank, loss in enumerate([SftLoss(keep=1.0, keep_by="kl"), SftLoss(keep_harm=0.1)], 3):
+        runs.append(Run(rank=rank, seqlen=8, model=base, adapter=adapter, loss=loss))
+    planned = Pack(cells=check(runs))
+    made = trainer(planned)
+    with Counter() as counted:
+        grads = [torch.zeros_like(x) for x in made.pack.bank.parameters()]
+        for step in range(1, MEASURE_EVERY + 1):
+            made.pack.penalty.add_gradient(made.pack.bank, grads, step, 100)
+    flops = counted.get_total_flops() / MEASURE_EVERY
+    assert cost_model.PackWork(planned).penalty_flops() == pytest.approx(flops, rel=0.03)
 
 
 @pytest.mark.parametrize(

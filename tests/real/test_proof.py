@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pml_cli.data.generic_text import dialogues
-from pml_cli.evaluation import proving
+from pml_cli.evaluation import other_questions
 from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, prove
 from pml_cli.runs.read import one_run
 from pml_cli.runs.samples import read_samples
@@ -18,7 +18,7 @@ def test_script_deployments_and_other_questions(five_facts, smollm2_folder, monk
     (result,) = (path for path in five_facts.glob("*/result.json") if is_of_margin_loss(path))
     folder = one_run(result.parent)
     questions = [dialogue[0][0] for dialogue in dialogues("held_out")][:3]
-    monkeypatch.setattr(proving, "generic_questions", lambda: questions)
+    monkeypatch.setattr(other_questions, "generic_questions", lambda: questions)
     proof = prove(folder, device="cpu")
 
     samples = read_samples(folder)

@@ -16,6 +16,7 @@ from pml_cli.report.memorize_text import (
     failed_lines,
     forgetting_text,
     rank_text,
+    sampling_lines,
 )
 from pml_cli.report.tables.memorize import answer_lines
 
@@ -40,8 +41,8 @@ def test_six_lines(tmp_path):
         "rank         3 (smaller ones failed), run r3-s1",
         "facts        3 of 4 whole, also by its script, merged; bf16 2; int8 base 1",
         "forgetting   0.07 nats/token on other text (0.05 to 0.09): perplexity 7.3 % up",
-        "paraphrases  4 of 8 exact (20 to 80 %), F1 0.62 (base 0.05); other questions as before "
-        "18 of 20",
+        "paraphrases  4 of 8 exact (20 to 80 %), F1 0.62 (base 0.05); others as before "
+        "18 of 20, F1 0.95",
         "time         13 min, 6 cells tried",
         "folder       o: adapter/, memorize.json, memorize.png",
     ]
@@ -97,6 +98,15 @@ def test_only_some_of_many_failed_facts_are_named():
     assert lines[-1] == "and 2 more: facts.csv"
 
 
+def test_facts_that_sampling_would_not_write_are_said():
+    proof = planted_proof()
+    assert list(sampling_lines(proof)) == []
+    (line,) = sampling_lines(dataclasses.replace(proof, median_log10_p=-19.8))
+    assert "a chance of 10^-20 only" in line
+    (line,) = sampling_lines(dataclasses.replace(proof, median_log10_p=-1.0))
+    assert "a chance of 10.0 % only" in line
+
+
 def test_files(out):
     report = planted_report(out)
     names = write(report)
@@ -143,7 +153,9 @@ def test_the_figure_marks_the_answer_and_the_limits(tmp_path):
     report = planted_report(tmp_path)
     recall, harm = memorize_figure(report).axes
     ranks = {point[0] for c in recall.collections for point in c.get_offsets().tolist()}
-    assert ranks == {1, 2, 3, 4, 8}
+    # Two seeds of one rank stand side by side.
+    assert len(ranks) == 6
+    assert {round(rank) for rank in ranks} == {1, 2, 3, 4, 8}
     full = [c for c in harm.collections if len(c.get_facecolors())]
     assert sorted(y for c in full for _, y in c.get_offsets().tolist()) == [0.06, 0.07, 0.08]
     assert [line.get_xdata()[0] for line in recall.lines if "rank" in line.get_label()] == [3]

@@ -18,6 +18,8 @@ from pml_cli.data.sources.text import TextData
 from pml_cli.data.windows import SHARED
 from pml_cli.errors import UserError
 from pml_cli.model.loading import load_model
+from pml_cli.training import energy
+from pml_cli.training.energy import factored
 from pml_cli.training.hf_trainer import MemFTLoss
 from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
@@ -102,8 +104,8 @@ def test_the_gradient_is_autograds_through_the_adapters_output(float64_base, tex
     KeepPenalty(float64_base, bank, runs).add_gradient(bank, grads, 0, 1)
 
     bank.requires_grad_()
-    energy = energies(float64_base, bank, generic_windows(runs[0]))
-    objective = (energy * torch.tensor(weights, dtype=torch.float64)).sum()
+    expected_K = energies(float64_base, bank, generic_windows(runs[0]))
+    objective = (expected_K * torch.tensor(weights, dtype=torch.float64)).sum()
     expected = torch.autograd.grad(objective, bank.parameters())
     sites = len(bank.sites)
     for k, rank in enumerate(bank.ranks):
@@ -251,3 +253,45 @@ def test_a_bad_weight_or_text_is_named(loss, setting, message):
     with pytest.raises(UserError) as error:
         load("probe", [f"loss={loss}", f"loss.{setting}"])
     assert message in str(error.value)
+
+
+def test_a_factored_moment_is_near_the_whole_one():
+    """Exact where the rest is alike in all directions, and where all directions are kept."""
+    generator = torch.Generator().manual_seed(0)
+    U = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))[0]
+    squares = torch.cat([torch.linspace(50, 3, 12), torch.ones(48)]).double()
+    C = U @ torch.diag(squares) @ U.T
+    A = torch.randn(60, 3, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(factored(C, 12) @ A, C @ A, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(factored(C, 44) @ A, C @ A, rtol=1e-8, atol=1e-8)
+
+    # Power is kept, and so is the mean over all directions.
+    half = factored(C, 6)
+    identity = torch.eye(60, dtype=torch.float64)
+    assert (half @ identity).trace() == pytest.approx(C.trace())
+
+
+def test_wide_sites_are_penalised_by_their_main_directions(tiny_base, texts, monkeypatch):
+    """With 90 of them about as by the whole moments; site by site; packed as alone."""
+    adapter = ADAPTERS["linear"]
+    bank = random_bank(tiny_base, adapter, [2, 4], scale=1, seed=1)
+    run = run_of(tiny_base, 2.0, adapter=adapter, text=texts[0])
+
+    def penalty_of(bank):
+        energy._latest.clear()
+        grads = [torch.zeros_like(parameter) for parameter in bank.parameters()]
+        KeepPenalty(tiny_base, bank, [run] * len(bank)).add_gradient(bank, grads, 0, 1)
+        return grads
+
+    whole = penalty_of(bank)
+    monkeypatch.setattr(energy, "WIDEST_WHOLE", 100)
+    monkeypatch.setattr(energy, "MOMENT_NUMBERS", 40_000)
+    monkeypatch.setattr(energy, "MAIN_DIRECTIONS", 90)
+    for grad, other in zip(penalty_of(bank), whole, strict=True):
+        assert 0 < (grad - other).norm() < 0.25 * other.norm()
+
+    monkeypatch.setattr(energy, "MAIN_DIRECTIONS", 16)
+    packed = penalty_of(bank)
+    for k in range(2):
+        for grad, other in zip(penalty_of(bank.select([k])), packed, strict=True):
+            assert torch.equal(grad[0], other[k])

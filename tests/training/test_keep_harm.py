@@ -16,7 +16,7 @@ from pml_cli.data.python_docs import held_out_text
 from pml_cli.evaluation import forgetting
 from pml_cli.model.loading import load_model
 from pml_cli.training.keep import KeepPenalty
-from pml_cli.training.keep_harm import HOLD, INITIAL_WEIGHT, LEAST_WEIGHT, MOST_WEIGHT, HarmLimit
+from pml_cli.training.keep_harm import HOLD, INITIAL_WEIGHTS, LEAST_WEIGHT, MOST_WEIGHT, HarmLimit
 from pml_cli.training.keep_text import WindowOrder
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.sft import SftLoss
@@ -60,7 +60,7 @@ def test_lambda_rises_above_the_limit_and_falls_below():
     limit.update(one, 0.0)
     assert limit.weight_K.tolist() == [1, 1, 1, 1]
 
-    limit.measured(torch.tensor([0.5, 0.01, -0.02, 9.0]), one)
+    limit.measured(range(4), torch.tensor([0.5, 0.01, -0.02, 9.0]), one)
     limit.update(one, 0.1)
     high, low, gain, unlimited = limit.weight_K.tolist()
     assert high > 1 > low >= gain and unlimited == 1
@@ -119,7 +119,7 @@ def test_the_limit_is_met_packed_as_alone(float64_base, text):
     for cell, other in zip(packed, alone, strict=True):
         assert cell.keep == pytest.approx(other.keep, rel=1e-8)
 
-    assert packed[0].keep_harm <= 0.05 and packed[0].keep != INITIAL_WEIGHT
+    assert packed[0].keep_harm <= 0.05 and packed[0].keep != INITIAL_WEIGHTS["energy"]
     assert packed[1].keep_harm <= 0.2 and packed[1].keep != 3.0
     assert packed[2].keep == 5.0 and packed[2].keep_harm > 0
     assert (packed[3].keep, packed[3].keep_harm) == (0.0, None)
@@ -135,7 +135,7 @@ def test_an_adapter_that_ends_above_its_limit_is_scaled_down(tiny_base, text):
     train = Train(steps=6, lr=0.3, log_every=3)
     free, limited = (
         train_packed(tiny_base, [cell_of(run_of(tiny_base, text, loss, train=train))])[0]
-        for loss in (SftLoss(keep=INITIAL_WEIGHT), SftLoss(keep_harm=0.02))
+        for loss in (SftLoss(keep=INITIAL_WEIGHTS["energy"]), SftLoss(keep_harm=0.02))
     )
     assert limited.keep_harm <= 0.02 < free.keep_harm
     (site,) = limited.adapter.sites
@@ -154,7 +154,7 @@ def test_a_cell_stops_early_only_within_its_limit(tiny_base, text):
     assert limited.keep_harm <= 0.03 < free.keep_harm
 
 
-@pytest.mark.parametrize("by", ["energy"])
+@pytest.mark.parametrize("by", ["energy", "kl"])
 def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, text, by):
     runs = [
         run_of(tiny_base, text, SftLoss(keep_harm=harm, keep_by=by), seed=i)

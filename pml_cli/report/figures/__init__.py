@@ -26,5 +26,6 @@ Importing these modules imports no matplotlib: that happens when a figure is dra
     transition_failures.py  first failures against stubborn tokens, and their positions
     memft.py                `pml memft`: accuracy by rank, and the rank that recall takes
     lasting.py              `pml lasting`: recall under each condition, and forgetting
+    forgetting.py           `pml forgetting`: recall against harm to other text
     methods.py              colours and markers of training losses
 """

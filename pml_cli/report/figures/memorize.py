@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Ratio of the ranks at which two seeds of one rank are drawn.
+DODGE = 1.04
+
 
 @figure("memorize", "recall and forgetting against rank, and the limits")
 def memorize_figure(report: MemorizeReport) -> Figure:
@@ -34,7 +37,7 @@ def memorize_figure(report: MemorizeReport) -> Figure:
     from matplotlib.figure import Figure
 
     page = Figure(figsize=(9.2, 4.2), layout="constrained")
-    recall, harm = page.subplots(1, 2)
+    recall, harm = page.subplots(1, 2, sharex=True)
     _recall_panel(recall, report)
     _harm_panel(harm, report)
 
@@ -102,14 +105,19 @@ def _scatter(
     """The cells of one seed: full where they keep the limits, else hollow."""
     if not cells:
         return
-    marker = MARKERS[_seeds(report).index(cells[0].trial.seed) % len(MARKERS)]
+    seeds = _seeds(report)
+    index = seeds.index(cells[0].trial.seed)
+    marker = MARKERS[index % len(MARKERS)]
+    # Side by side, where seeds agree.
+    shift = DODGE ** (index - (len(seeds) - 1) / 2)
+    ranks = [cell.trial.rank * shift for cell in cells]
     for keeps, label in ((True, "within the limits"), (False, "outside")):
         shown = [report.limits.passes(cell.trial) == keeps for cell in cells]
         if not any(shown):
             continue
         colour = PURPLE if keeps else ORANGE
         axes.scatter(
-            list(compress([cell.trial.rank for cell in cells], shown)),
+            list(compress(ranks, shown)),
             list(compress(values, shown)),
             s=46,
             marker=marker,

@@ -15,6 +15,7 @@ from pml_cli.evaluation.conditions import BF16, BY_NAME, NOT_MERGEABLE, TRAINED
 from pml_cli.format import MISSING, counted, number
 from pml_cli.report.figures.methods import sft_first
 from pml_cli.report.tables.layout import plain_table
+from pml_cli.report.tables.setups import setup_title, with_half_width
 
 # Side by side at 80 columns.
 MAX_METHODS = 5
@@ -49,7 +50,7 @@ def lasting_report(
     """
     for values, group in means.groupby(SETUP, sort=False):
         setup = dict(zip(SETUP, values, strict=True))
-        yield Text(_setup_title(setup), style="bold")
+        yield Text(setup_title(setup), style="bold")
         of_setup = comparison
         if len(comparison):
             same = (comparison[SETUP] == pd.Series(setup)).all(axis=1)
@@ -62,15 +63,6 @@ def lasting_report(
         reason = f"{NOT_MERGEABLE}: mlp_block adapters lie beside a whole MLP"
         yield Text(f"{'merged':<{CONDITION_WIDTH}} {reason}", style="dim")
     yield Text(_violation_line(table[table["status"] == "measured"]))
-
-
-def _setup_title(setup: dict[str, Any]) -> str:
-    settings = [
-        f"{name} {setup[name]}"
-        for name in SETUP
-        if name not in ("model", "data", "adapter") and setup[name] != ""
-    ]
-    return f"{setup['model']}, {setup['data']}, {setup['adapter']}: {', '.join(settings)}"
 
 
 def _setup_tables(
@@ -166,7 +158,7 @@ def _one_line(method: str) -> str:
 
 
 def _accuracy(row: Row) -> str:
-    return _with_half_width(
+    return with_half_width(
         100 * row["token_accuracy"], 100 * row["token_accuracy_half"], spec=".1f"
     )
 
@@ -183,7 +175,7 @@ def _margin_change(row: Row) -> str:
 
 def _difference(row: Row, scale: float, spec: str) -> str:
     half_width = (row["high"] - row["low"]) / 2
-    return _with_half_width(scale * row["difference"], scale * half_width, spec)
+    return with_half_width(scale * row["difference"], scale * half_width, spec)
 
 
 def _rank_tables(
@@ -245,7 +237,7 @@ def _forgetting_table(
     table = plain_table(*columns, text=["rank", "loss"], folded=[])
     for rank_text, method, row in rows:
         values = [
-            _with_half_width(row[name], row[f"{name}_half"], spec=".2f")
+            with_half_width(row[name], row[f"{name}_half"], spec=".2f")
             for name in ("text_rise", "text_kl", "random_kl")
         ]
         difference = MISSING
@@ -290,15 +282,6 @@ def _violation_line(measured: pd.DataFrame) -> str:
         f"{lost} in bfloat16; tokens with p > 0.5 in bfloat16 decoded wrongly: {wrong_in_bf16} "
         "(each with its cause in lasting.json)"
     )
-
-
-def _with_half_width(mean: float, half_width: float, spec: str) -> str:
-    """A mean and half the width of its interval: 12.3 ±4.5."""
-    if math.isnan(mean):
-        return MISSING
-    text = format(mean, spec)
-    digits = spec.removeprefix("+")
-    return text if math.isnan(half_width) else f"{text} ±{half_width:{digits}}"
 
 
 def _titled(title: str, table: RenderableType) -> RenderableType:

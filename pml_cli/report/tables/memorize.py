@@ -13,6 +13,7 @@ from pml_cli.report.memorize_text import (
     failed_lines,
     forgetting_text,
     rank_text,
+    sampling_lines,
     time_text,
     variants_text,
 )
@@ -38,5 +39,6 @@ def answer_lines(report: MemorizeReport, names: Sequence[str]) -> list[Renderabl
     ]
     lines: list[RenderableType] = [key_value_table(rows)]
     lines += [Text(line, style="yellow") for line in failed_lines(report.proof)]
+    lines += [Text(line, style="yellow") for line in sampling_lines(report.proof)]
     lines += [Text(line, style="yellow") for line in report.advice]
     return lines

@@ -62,7 +62,6 @@ class MemftMarginLoss(TokenLoss):
     )
 
     def validate(self) -> Iterator[str]:
-        yield from super().validate()
         # A target of 0 would stay 0 however often it is multiplied.
         if self.margin == 0 and self.growth != 1:
             yield "margin=0: must be above 0 (logits), or 0 with loss.growth=1"

@@ -1,0 +1,180 @@
+"""The figure of `pml forgetting`: recall against harm to other text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pml_cli.analysis.forgetting import ALL, pareto_front
+from pml_cli.format import counted
+from pml_cli.report.figures.methods import (
+    MARKERS,
+    add_legend_below,
+    colour_and_marker,
+    sft_first,
+)
+from pml_cli.report.figures.registry import figure
+from pml_cli.report.figures.style import GREY, empty_panel, page_title
+from pml_cli.stats import safe_exp
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Less harm than this is drawn here: on a logarithmic axis there is no zero.
+LEAST_HARM = 1e-3
+
+# The ratio of the largest to the least harm from which on each decade has one tick.
+MANY_DECADES = 300
+
+# With more cells than this, only those on the front are named.
+MAX_NAMED = 12
+
+
+@figure("forgetting", "share of samples recalled whole against the harm to other text")
+def forgetting_figure(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
+    """A point a cell: recall against harm, coloured by loss, named by penalty; and the front.
+
+    Args:
+        table: `forgetting.measurement_table` of one model, kind of data, adapter and length.
+        means: `forgetting.mean_table` of the same runs.
+    """
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=(8.2, 5.6), layout="constrained")
+    axes = page.subplots()
+    page_title(page, _title(table), fontsize=11)
+    measured = means.dropna(subset=["harm", "recall"])
+    if measured.empty:
+        empty_panel(axes, "harm: not measured on all of prose, docs, code and chat")
+        return page
+
+    _draw_axes(axes, measured)
+    _draw_front(axes, measured)
+    _draw_runs(axes, table[table["kind"] == ALL], sft_first(measured["method"]))
+    _draw_cells(axes, measured)
+    _name_cells(axes, measured)
+
+    handles, labels = axes.get_legend_handles_labels()
+    add_legend_below(page, handles, labels, columns=min(len(labels), 4))
+    return page
+
+
+def _title(table: pd.DataFrame) -> str:
+    first = table.iloc[0]
+    runs = table.drop_duplicates("id")
+    lengths = ", ".join(f"{length:g}" for length in sorted(runs["target_tokens"].unique()))
+    return (
+        "What an adapter recalls, and what it harms\n"
+        f"{first['model']}, {first['data']}, adapter {first['adapter']}; "
+        f"{counted(len(runs), 'run')}, {lengths} target tokens; beside each point its loss.keep"
+    )
+
+
+def _shown(harm: Any) -> Any:
+    return np.maximum(harm, LEAST_HARM)
+
+
+def _draw_axes(axes: Axes, means: pd.DataFrame) -> None:
+    """Logarithmic harm, with what it means for the perplexity above."""
+    axes.set_xscale("log")
+    shown = _shown(means["harm"].to_numpy(float))
+    low, high = shown.min() / 1.8, shown.max() * 1.8
+    axes.set_xlim(low, high)
+    # Over many decades the labels of 2 and 5 would touch.
+    digits = (1,) if high / low > MANY_DECADES else (1, 2, 5)
+    candidates = [digit * 10.0**power for power in range(-3, 2) for digit in digits]
+    ticks = [tick for tick in candidates if low <= tick <= high]
+    labels = [f"≤{tick:g}" if tick == LEAST_HARM else f"{tick:g}" for tick in ticks]
+    axes.set_xticks(ticks, labels)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("harm: nats per token added to the loss of prose, documentation, code, chat")
+
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(ticks, [_perplexity(tick) for tick in ticks])
+    above.set_xticks([], minor=True)
+    above.set_xlabel("perplexity of that text", fontsize=9)
+    above.tick_params(labelsize=8)
+
+    axes.set_ylim(-7, 107)
+    axes.set_ylabel("samples recalled whole, %")
+    axes.grid(color="0.9", lw=0.6)
+
+
+def _perplexity(harm: float) -> str:
+    ratio = safe_exp(harm)
+    return f"+{100 * (ratio - 1):.2g} %" if ratio < 1.995 else f"{ratio:.2g} times"
+
+
+def _draw_front(axes: Axes, means: pd.DataFrame) -> None:
+    """The cells that no other one beats, as steps."""
+    front = pareto_front(means)
+    x = _shown(front["harm"].to_numpy(float))
+    y = 100 * front["recall"].to_numpy(float)
+    right = axes.get_xlim()[1]
+    axes.step([*x, right], [*y, y[-1]], where="post", color=GREY, lw=1.2, ls="--", zorder=1)
+    axes.plot([], [], color=GREY, lw=1.2, ls="--", label="front: none is better in both")
+
+
+def _draw_runs(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
+    """Every run, small and pale."""
+    for index, method in enumerate(methods):
+        colour, _ = colour_and_marker(index)
+        of_method = runs[runs["method"] == method]
+        harm = _shown(of_method["harm"].to_numpy(float))
+        recall = 100 * of_method["exact_match"].to_numpy(float)
+        axes.scatter(harm, recall, s=9, color=colour, alpha=0.35, lw=0, zorder=2)
+
+
+def _draw_cells(axes: Axes, means: pd.DataFrame) -> None:
+    """The mean of every cell with its intervals; a line joins cells of one loss and rank."""
+    ranks = sorted(means["rank"].unique())
+    for index, method in enumerate(sft_first(means["method"])):
+        colour, _ = colour_and_marker(index)
+        of_method = means[means["method"] == method]
+        for rank, cells in of_method.groupby("rank"):
+            marker = MARKERS[ranks.index(rank) % len(MARKERS)]
+            x = _shown(cells["harm"].to_numpy(float))
+            y = 100 * cells["recall"].to_numpy(float)
+            label = method if len(ranks) == 1 else f"{method}, rank {rank:g}"
+            style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 6.5, "zorder": 3}
+            # Different setups are different lines.
+            axes.plot(x, y, lw=0, label=label, **style)
+            for _, line in cells.groupby(["setting", "layer", "lr", "steps"]):
+                ordered = line.sort_values("harm")
+                harm = _shown(ordered["harm"].to_numpy(float))
+                recall = 100 * ordered["recall"].to_numpy(float)
+                axes.plot(harm, recall, color=colour, lw=0.9, alpha=0.6, zorder=1)
+            _draw_intervals(axes, cells, colour)
+
+
+def _draw_intervals(axes: Axes, cells: pd.DataFrame, colour: str) -> None:
+    for row in cells.to_dict("records"):
+        x = _shown(row["harm"])
+        y = 100 * row["recall"]
+        style: dict[str, Any] = {"color": colour, "lw": 1.0, "alpha": 0.8, "zorder": 2}
+        if pd.notna(row["harm_low"]):
+            axes.hlines(y, _shown(row["harm_low"]), _shown(row["harm_high"]), **style)
+        axes.vlines(x, 100 * row["recall_low"], 100 * row["recall_high"], **style)
+
+
+def _name_cells(axes: Axes, means: pd.DataFrame) -> None:
+    """The penalty beside each point; of many points those on the front alone."""
+    named = means if len(means) <= MAX_NAMED else pareto_front(means)
+    taken: list[tuple[float, float]] = []
+    for row in named.sort_values(["recall", "harm"]).to_dict("records"):
+        x = float(np.log10(_shown(row["harm"])))
+        y = 100 * row["recall"]
+        # Names of close points go below each other.
+        lines = sum(abs(x - other_x) < 0.25 and abs(y - other_y) < 6 for other_x, other_y in taken)
+        taken.append((x, y))
+        axes.annotate(
+            row["penalty"].removeprefix("keep=") or "0",
+            (10**x, y),
+            xytext=(5, -11 - 9 * lines),
+            textcoords="offset points",
+            fontsize=7.5,
+            color="0.25",
+        )

@@ -1,0 +1,25 @@
+"""What a harm means, in words."""
+
+from __future__ import annotations
+
+from pml_cli.stats import safe_exp
+
+
+def meaning_of_harm(harm: float, changed: float | None = None) -> str:
+    """What some nats per token mean: perplexity, and how many next words would be others.
+
+    Args:
+        harm: rise of the loss, nats per token.
+        changed: the share of tokens with another first choice; None: not said.
+    """
+    percent = 100 * (safe_exp(harm) - 1)
+    if round(percent) >= 400:
+        perplexity = f"perplexity {safe_exp(harm):.0f} times as high"
+    elif round(percent):
+        direction = "up" if percent > 0 else "down"
+        perplexity = f"perplexity {abs(percent):.0f} % {direction}"
+    else:
+        perplexity = "perplexity unchanged"
+    if changed is None:
+        return perplexity
+    return f"{perplexity}; {100 * changed:.0f} of 100 next words would be chosen otherwise"
