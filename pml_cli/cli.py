@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from pml_cli.config.completion import (
 from pml_cli.config.help import groups_help, settings_help
 from pml_cli.errors import UserError
 from pml_cli.launch.openmp import share_cores
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 GROUPS_HELP = groups_help()
 
@@ -250,12 +253,10 @@ def memorize(
         _print_config(asked.request)
         return
 
-    from rich.console import Console
-
     from pml_cli.commands import memorize as command
 
     flags = {"dry_run": dry_run, "as_json": as_json, "retry": retry}
-    raise typer.Exit(command.run(asked, Console(markup=False), **flags))
+    raise typer.Exit(command.run(asked, _console(), **flags))
 
 
 @app.command(
@@ -503,13 +504,11 @@ def ask(
         _print_config(settings)
         return
 
-    from rich.console import Console
-
     from pml_cli.commands import ask as command
 
     assert isinstance(settings, reports.Ask)
     flags = command.Flags(max_tokens=max_tokens, base=base, as_json=as_json)
-    raise typer.Exit(command.run(run, questions, settings, Console(markup=False), flags))
+    raise typer.Exit(command.run(run, questions, settings, _console(), flags))
 
 
 @app.command(
@@ -528,11 +527,9 @@ EXAMPLES
 def status(
     folder: SweepFolder = DEFAULT_SWEEP_FOLDER, *, as_json: AsJson = False, watch: Watch = False
 ) -> None:
-    from rich.console import Console
-
     from pml_cli.commands import status as command
 
-    raise typer.Exit(command.run(folder, Console(markup=False), as_json=as_json, watch=watch))
+    raise typer.Exit(command.run(folder, _console(), as_json=as_json, watch=watch))
 
 
 @app.command(
@@ -547,11 +544,16 @@ EXAMPLES
 """,
 )
 def cancel(folder: SweepFolder = DEFAULT_SWEEP_FOLDER) -> None:
-    from rich.console import Console
-
     from pml_cli.commands import status as command
 
-    raise typer.Exit(command.cancel(folder, Console(markup=False)))
+    raise typer.Exit(command.cancel(folder, _console()))
+
+
+def _console() -> Console:
+    """Standard output; a text of a user is shown as it is, without markup and emoji codes."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False)
 
 
 def _train(
@@ -572,10 +574,8 @@ def _train(
         _print_config(request)
         return
 
-    from rich.console import Console
-
     module = importlib.import_module(f"pml_cli.commands.{command}")
-    raise typer.Exit(module.run(request, Console(markup=False), **flags))
+    raise typer.Exit(module.run(request, _console(), **flags))
 
 
 def _report(
@@ -596,10 +596,8 @@ def _report(
         _print_config(settings)
         return
 
-    from rich.console import Console
-
     module = importlib.import_module(f"pml_cli.commands.{command}")
-    console = Console(markup=False)
+    console = _console()
     raise typer.Exit(module.run(folders or [Path("outputs")], settings, console, **options))
 
 

@@ -26,7 +26,12 @@ from pml_cli.evaluation.forgetting_runs import (
 from pml_cli.format import counted
 from pml_cli.io import json_text
 from pml_cli.report import forgetting_folder
-from pml_cli.report.measuring import measure_with_progress, print_left_out, report_folder
+from pml_cli.report.measuring import (
+    measure_with_progress,
+    print_left_out,
+    progress_console,
+    report_folder,
+)
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables.forgetting import forgetting_report
 from pml_cli.runs.folder import writable_folder
@@ -63,7 +68,8 @@ def run(
     print_left_out(selected, faults)
 
     on_device = partial(measure, device=settings.device)
-    measured_now = measure_with_progress(measurements, selected, on_device, console)
+    progress = progress_console(console, as_json=as_json)
+    measured_now = measure_with_progress(measurements, selected, on_device, progress)
 
     of_report = measurements.of(selected)
     if not any(entry["kinds"] for entry in of_report):

@@ -20,7 +20,12 @@ from pml_cli.evaluation.subject import EvalRun
 from pml_cli.format import counted
 from pml_cli.io import json_text
 from pml_cli.report import lasting_folder
-from pml_cli.report.measuring import measure_with_progress, print_left_out, report_folder
+from pml_cli.report.measuring import (
+    measure_with_progress,
+    print_left_out,
+    progress_console,
+    report_folder,
+)
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables.lasting import lasting_report
 from pml_cli.runs.folder import writable_folder
@@ -61,7 +66,8 @@ def run(
 
         robustness.measure(subjects, settings.device, settings.decode, on_measured)
 
-    measured_now = measure_with_progress(measurements, selected, measure, console)
+    progress = progress_console(console, as_json=as_json)
+    measured_now = measure_with_progress(measurements, selected, measure, progress)
 
     of_report = measurements.of(selected)
     table = measurement_table(of_report)

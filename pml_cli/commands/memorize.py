@@ -38,7 +38,7 @@ from pml_cli.data.generic_text import KINDS
 from pml_cli.data.opened import source_of
 from pml_cli.data.repeats import find_repeats
 from pml_cli.data.source import Sample
-from pml_cli.data.whole import texts_file, with_chat, within_context
+from pml_cli.data.whole import named_texts, texts_file, with_chat, within_context
 from pml_cli.errors import UserError, raise_all
 from pml_cli.evaluation.forgetting_runs import measure_runs
 from pml_cli.evaluation.proof import Proof, prove
@@ -46,6 +46,7 @@ from pml_cli.format import counted
 from pml_cli.io import json_text, jsonable
 from pml_cli.launch.cost_model import adapter_sites
 from pml_cli.launch.driver import (
+    Outcome,
     SweepPlan,
     check_models_for_dry_run,
     plan_sweep,
@@ -154,9 +155,10 @@ class Search:
             UserError: the data or the model cannot be used.
         """
         run = asked.run
-        if len(asked.files) > 1:
+        texts = named_texts(asked.files, run)
+        if texts:
             data: Any = run.data
-            path = str(texts_file(asked.files, folder))
+            path = str(texts_file(texts, folder))
             run = dataclasses.replace(run, data=dataclasses.replace(data, path=path))
         run = with_chat(_with_harm_limit(run, asked), asked.given)
         run, left_out = within_context(run)
@@ -183,9 +185,12 @@ class Search:
                 self.out_of_time = True
                 return None
 
-            stopped = self.train(cells, limit)
+            title = search_text.round_title(self.state.rounds + 1, cells)
+            outcome = self.train(cells, limit, title)
+            stopped = outcome.stopped
             self.out_of_time = limit.is_over and stopped is not None and stopped.signum is None
             if stopped is not None and not self.out_of_time:
+                self.say(outcome.message)
                 return stopped
             trials = self.trials(cells)
             for trial in trials:
@@ -204,11 +209,13 @@ class Search:
         request = dataclasses.replace(self.asked.request, runs=runs, swept=["rank", "seed"])
         return plan_sweep(request, retry=self.retry)
 
-    def train(self, cells: Sequence[Cell], limit: TimeLimit) -> Stopped | None:
+    def train(self, cells: Sequence[Cell], limit: TimeLimit, title: str) -> Outcome:
         """Train what is missing of some cells.
 
-        Returns:
-            What interrupted it; None: nothing.
+        Args:
+            cells: to be trained.
+            limit: only asked, to warn.
+            title: what they are called in the progress.
         """
         plan = self.plan(cells)
         if not self.cells:
@@ -217,8 +224,6 @@ class Search:
         say_outdated(plan, self.console)
         self.cells |= {(cell.run.rank, cell.run.seed): cell for cell in plan.cells}
 
-        number = self.state.rounds + 1
-        title = search_text.round_title(number, cells)
         missing = sum(len(pack.cells) for pack in plan.todo)
         self.say(f"{title}: {counted(cells, 'cell')}, {missing} to train")
         line = search_text.budget_line(plan, limit.left)
@@ -228,7 +233,7 @@ class Search:
         with SweepDisplay.of(plan, self.console, title) as display:
             outcome = train_sweep(plan, display, wait=True)
         self.seconds_trained += time.monotonic() - started
-        return outcome.stopped
+        return outcome
 
     def trials(self, cells: Sequence[Cell]) -> list[Trial]:
         """What some cells have come to; those that have not ended are left out."""
@@ -306,7 +311,9 @@ def _with_harm_limit(run: Run, asked: MemorizeRequest) -> Run:
     most = asked.limits.max_forgetting
     if most is None or run.loss.keeps or asked.given & {"loss.keep", "loss.keep_harm"}:
         return run
-    loss = dataclasses.replace(run.loss, keep_harm=HARM_SHARE * most)
+    # Three digits: the number stands in labels.
+    share = float(f"{HARM_SHARE * most:.3g}")
+    loss = dataclasses.replace(run.loss, keep_harm=share)
     return dataclasses.replace(run, loss=loss)
 
 
@@ -376,7 +383,10 @@ def _conclude(search: Search, console: Console, started: float, *, as_json: bool
         search.say(f"every cell has failed: {folder.failure()}")
         return 1
 
-    copy_adapter(folder, search.out)
+    # Imported here: torch takes seconds.
+    from pml_cli.evaluation.script_check import readme_script
+
+    copy_adapter(folder, search.out, readme_script(folder))
     (forgetting,) = search.forgetting([found.trial])
     proof = _prove(search, folder)
     report = _report(search, found, forgetting, proof)

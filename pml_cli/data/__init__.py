@@ -30,4 +30,5 @@ May import `config` and `model` (tokenizers and dimensions), neither torch nor t
     opened.py           sources opened once a process, samples checked against the model's context
     curriculum.py       how many samples are in use in an epoch, and the number of steps
     cell.py             CellPlan: one run with its samples and steps
+    row_packing.py      which sample lies where in packed rows, for the trainer and the planner
 """

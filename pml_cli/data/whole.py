@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pml_cli.config.schema import ALL_TOKENS, FactsData, Run
+from pml_cli.data.fact_keys import CHAT_KEYS, PROMPT_KEYS, TARGET_KEYS, TEXT_KEYS
+from pml_cli.data.facts_file import read_rows
 from pml_cli.data.opened import source_of
 from pml_cli.data.resolve import resolved_run
 from pml_cli.data.text_file import read_text
@@ -16,6 +18,10 @@ from pml_cli.model.dims import model_dims
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.model.tokenizer_backend import has_tokenizer
 
+# What a row with a text may call it, and names of keys that make a fact of it.
+NAME_KEYS = ("title", "name", "heading", "file", "id")
+FACT_KEYS = {*PROMPT_KEYS, *TARGET_KEYS, *CHAT_KEYS}
+
 # The file that several texts are written to, in the results folder.
 TEXTS_FILE = "texts.jsonl"
 
@@ -23,13 +29,40 @@ TEXTS_FILE = "texts.jsonl"
 PLAIN_PROMPT = ("data.chat", "data.separator", "data.begin")
 
 
-def texts_file(files: Sequence[Path], folder: Path) -> Path:
-    """Several texts as a file of long texts, each behind the name of its file.
+def named_texts(files: Sequence[Path], run: Run) -> list[tuple[str, str]]:
+    """Several texts with their names: files of text, or the rows of one file that hold texts.
+
+    Args:
+        files: as they were given.
+        run: on them.
+
+    Returns:
+        Nothing where they are one text, or facts.
 
     Raises:
         UserError: a file that cannot be read.
     """
-    rows = [{"question": file.name, "matching": read_text(str(file))} for file in files]
+    if len(files) > 1:
+        return [(file.name, read_text(str(file))) for file in files]
+    path = getattr(run.data, "path", None)
+    if not files or run.data.source != "jsonl" or path is None:
+        return []
+
+    texts = []
+    for number, row in enumerate(read_rows(path), 1):
+        keys = {key.strip().lower(): key for key in row.fields}
+        text_key = next((keys[name] for name in TEXT_KEYS if name in keys), None)
+        text = row.fields.get(text_key or "")
+        if keys.keys() & FACT_KEYS or not isinstance(text, str) or not text.strip():
+            return []
+        name_key = next((keys[name] for name in NAME_KEYS if name in keys), "")
+        texts.append((str(row.fields.get(name_key) or f"Text {number}"), text))
+    return texts
+
+
+def texts_file(texts: Sequence[tuple[str, str]], folder: Path) -> Path:
+    """Several texts as a file of long texts, each behind its name."""
+    rows = [{"question": name, "matching": text} for name, text in texts]
     path = folder / TEXTS_FILE
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path

@@ -85,7 +85,10 @@ def _usage(run: Run, dialogue: Dialogue, loading: Loading) -> str:
     script = adapter_script(run, dialogue, loading)
     fence = _fence(script)
     packages = "transformers and PEFT" if loading.by_peft else "transformers alone"
-    return f"## Ask it\n\nWith {packages}, run in this folder:\n\n{fence}python\n{script}{fence}"
+    more = "" if isinstance(dialogue.prompt, IdsPrompt) else "; `answer` takes any question"
+    return (
+        f"## Ask it\n\nWith {packages}, run in this folder{more}:\n\n{fence}python\n{script}{fence}"
+    )
 
 
 def _fence(text: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pml_cli.config.schema import Run
-from pml_cli.data.source import Sample
+from pml_cli.data.source import Neighbour, Sample
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, Trained
 from pml_cli.evaluation.decoding import Ids, continuations, decode_within_memory
@@ -177,40 +177,40 @@ class OtherQuestions:
             bank: the adapter, a bank of one.
         """
         named = list(self._named_neighbours())
-        prompts = self._prompts(named or generic_questions())
-        if not prompts:
+        generic = [Neighbour(question) for question in generic_questions()]
+        asked = self._distinct(named or generic)
+        if not asked:
             return None
 
         both = _with_base(bank)
         end = self._interview.end
-        adapted, plain = continuations(base, both, prompts, end=end, limit=NEIGHBOUR_TOKENS)
-        unchanged = []
-        f1 = []
-        for ids, base_ids in zip(adapted, plain, strict=True):
-            unchanged.append(ids == base_ids)
-            f1.append(token_f1(self._text(ids, end), self._text(base_ids, end)))
+        decoded = continuations(base, both, list(asked), end=end, limit=NEIGHBOUR_TOKENS)
+        texts, base_texts = ([self._text(ids, end) for ids in of_cell] for of_cell in decoded)
+        unchanged = [ids == base_ids for ids, base_ids in zip(*decoded, strict=True)]
 
+        answers = list(asked.values())
         return NeighboursProof(
             source="file" if named else "generic",
             tokens=NEIGHBOUR_TOKENS,
             unchanged=_share(unchanged, range(len(unchanged))),
-            f1=float(np.mean(f1)),
+            f1=_mean_f1(texts, base_texts) or 0.0,
+            answer_f1=_mean_f1(texts, answers),
+            base_answer_f1=_mean_f1(base_texts, answers),
         )
 
-    def _named_neighbours(self) -> Iterator[str]:
+    def _named_neighbours(self) -> Iterator[Neighbour]:
         """The questions that the facts name."""
         for sample in self.samples:
-            for neighbour in sample.neighbours:
-                yield neighbour.question
+            yield from sample.neighbours
 
-    def _prompts(self, questions: Sequence[str]) -> list[Ids]:
-        """The distinct prompts of questions that are none of the training."""
-        prompts: dict[Ids, None] = {}
-        for text in questions:
+    def _distinct(self, neighbours: Sequence[Neighbour]) -> dict[Ids, str | None]:
+        """The answers, where they are known, by the prompts of questions not trained."""
+        answers: dict[Ids, str | None] = {}
+        for text, answer in neighbours:
             question = self._interview.question(text)
             if question.trained is None and self._has_room(question.prompt, NEIGHBOUR_TOKENS):
-                prompts[question.prompt] = None
-        return list(prompts)
+                answers[question.prompt] = answer
+        return answers
 
     def _has_room(self, prompt: Ids, tokens: int) -> bool:
         """Whether an answer fits into the model's context."""
@@ -225,6 +225,15 @@ class OtherQuestions:
 def _with_base(bank: AdapterBank) -> AdapterBank:
     """An adapter, and one that adds nothing."""
     return stack([bank, zero_adapters(bank, [0])])
+
+
+def _mean_f1(texts: Sequence[str], answers: Sequence[str | None]) -> float | None:
+    """Mean token F1 of texts against the answers that are known; None where none is."""
+    scores = []
+    for text, answer in zip(texts, answers, strict=True):
+        if answer is not None:
+            scores.append(token_f1(text, answer))
+    return float(np.mean(scores)) if scores else None
 
 
 def _share(outcomes: Sequence[bool], owners: Sequence[int]) -> Proportion:

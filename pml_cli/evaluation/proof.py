@@ -109,6 +109,11 @@ class NeighboursProof:
     f1: float
     """Mean token F1 of the adapter's answers against those of the model without it."""
 
+    answer_f1: float | None
+    base_answer_f1: float | None
+    """Mean token F1, with the adapter and without, against the answers that the file gives; None:
+    it gives none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FactProof:

@@ -65,7 +65,7 @@ def check_script(
         seconds: after which it is stopped; what it has answered counts. 0: it is not run.
     """
     started = time.monotonic()
-    script = _script(folder)
+    script = readme_script(folder)
     if script is None or not seconds:
         reason = "not run" if script else "not run: README.md of the adapter has no script"
         return ScriptProof(status=reason, asked=0, whole=0, seconds=0.0)
@@ -87,7 +87,8 @@ def check_script(
     )
 
 
-def _script(folder: RunFolder) -> str | None:
+def readme_script(folder: RunFolder) -> str | None:
+    """The script in the README.md of a run's adapter; None where there is none."""
     try:
         readme = (folder.adapter / README_FILE).read_text("utf-8")
     except FileNotFoundError:

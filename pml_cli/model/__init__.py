@@ -26,8 +26,10 @@ The frozen model:
     loading.py       from settings to a SplitModel
     split_model.py   the model split at the adapter layer: cached prefix, trained upper layers
     layer_calls.py   single decoder layers, called, skipped or captured
+    packed_rows.py   several samples in a row, none of which sees another
     modules.py       decoder layers, norms and linear modules of a transformers model
     verify_split.py  the split pass against the model's own
+    verify_packed.py whether samples in packed rows get what each gets in its own
     streaming.py     layers whose weights are read when they run
     head.py          chunked cross-entropy of the output layer
     weight_hash.py   exact checksums of weights

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Model
@@ -47,7 +48,9 @@ from pml_cli.model.modules import (
     linear_sites,
     mlp_factor,
 )
+from pml_cli.model.packed_rows import Call, PackedCalls, PackedRows, PackingMode
 from pml_cli.model.streaming import WeightStream
+from pml_cli.model.verify_packed import find_packing_mode
 from pml_cli.model.verify_split import cached_matches_full, split_matches_full
 from pml_cli.model.weight_hash import tensor_checksums
 
@@ -87,11 +90,11 @@ class Prefix:
             index: rows of the cache, (B,).
             tokens: number of tokens T to keep.
         """
-        return Prefix(
-            entry=self.entry[index, :tokens],
-            block=None if self.block is None else self.block[index, :tokens],
-            mlp_out=None if self.mlp_out is None else self.mlp_out[index, :tokens],
-        )
+        return self._map(lambda states: states[index, :tokens])
+
+    def gather(self, packed: PackedRows) -> Prefix:
+        """The tokens of packed rows, (B, L, D) each."""
+        return self._map(lambda states: states[packed.rows, packed.positions])
 
     @classmethod
     def concatenate(cls, parts: Sequence[Prefix]) -> Prefix:
@@ -101,6 +104,23 @@ class Prefix:
             block=_concatenate([part.block for part in parts]),
             mlp_out=_concatenate([part.mlp_out for part in parts]),
         )
+
+    def padded(self, tokens: int) -> Prefix:
+        """The same with 0 after the last token, up to a length."""
+        return self._map(lambda states: F.pad(states, (0, 0, 0, tokens - states.shape[1])))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Prefix:
+        return Prefix(
+            entry=change(self.entry),
+            block=None if self.block is None else change(self.block),
+            mlp_out=None if self.mlp_out is None else change(self.mlp_out),
+        )
+
+
+def _cut_lengths(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Lengths rounded up to a few sizes: the layer calls of each size are recorded."""
+    step = -(-tokens // MAX_REMEMBERED_SHAPES)
+    return [min(tokens, -(-length // step) * step) for length in lengths]
 
 
 def _concatenate(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -162,6 +182,9 @@ class SplitModel:
         # Caches: of layer calls by rows and length of the input, and of answers by the names of a
         # bank's sites.
         self._calls: OrderedDict[tuple[int, int], list[LayerCall]] = OrderedDict()
+        self._packing_modes: dict[tuple[Any, ...], PackingMode] = {}
+        self._packings: dict[int, PackedCalls] = {}
+        self._packed_calls: tuple[PackedRows | None, int, Sequence[Call]] = (None, 0, [])
         self._mlp_factors: dict[int, float | None] = {}
         self._first_layers: dict[tuple[str, ...], int] = {}
         self._verified: set[tuple[str, ...]] = set()
@@ -187,6 +210,17 @@ class SplitModel:
     def hidden_size(self) -> int:
         """Size D of the hidden states that the layers pass on."""
         return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def heads(self) -> int:
+        """Heads of attention."""
+        return int(getattr(self.model.config.get_text_config(), "num_attention_heads", 1))
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+        named = getattr(self.model.config.get_text_config(), "head_dim", None)
+        return int(named or self.hidden_size // self.heads)
 
     @property
     def adapter_dtype(self) -> torch.dtype:
@@ -251,21 +285,51 @@ class SplitModel:
     # -- below the adapters
 
     @torch.no_grad()
-    def prefix(self, ids: Tensor, bank: AdapterBank, rows: int = PREFIX_ROWS) -> Prefix:
+    def prefix(
+        self,
+        ids: Tensor,
+        bank: AdapterBank,
+        rows: int = PREFIX_ROWS,
+        *,
+        lengths: Sequence[int] | None = None,
+    ) -> Prefix:
         """Run everything below the bank's adapters once.
 
         Args:
             ids: token ids, (n, T).
             bank: its sites tell where the adapters are; its weights do not matter.
             rows: rows that are computed at once.
+            lengths: tokens of each row that are needed: rows of similar length run together, cut to
+                about the longest of them. What is beyond is 0. None: all.
         """
+        order = torch.arange(len(ids))
+        cuts = [ids.shape[1]] * len(ids)
+        if lengths is not None:
+            order = torch.tensor(lengths).argsort(descending=True, stable=True)
+            cuts = _cut_lengths(lengths, ids.shape[1])
+
+        batches = []
+        rows_of_batches = order.split(rows)
+        for index in rows_of_batches:
+            longest = max(cuts[row] for row in index.tolist())
+            batches.append(ids[index.to(ids.device), :longest].to(self.device))
+
         layer = self.first_layer(bank)
-        batches = [batch.to(self.device) for batch in ids.split(rows)]
         if self.stream:
             parts = self._streamed_prefix(self.stream, batches, layer, bank.is_block)
         else:
             parts = self._whole_prefix(batches, layer, bank.is_block)
-        return Prefix.concatenate(parts)
+        if lengths is None:
+            return Prefix.concatenate(parts)
+        sorted_rows = Prefix.concatenate([part.padded(ids.shape[1]) for part in parts])
+        return sorted_rows.rows(order.argsort().to(self.device), ids.shape[1])
+
+    def prefix_of(self, states: Tensor, bank: AdapterBank) -> Prefix:
+        """A prefix that holds the same states everywhere, (n, T, D): to try out `upper`."""
+        if not bank.is_block:
+            return Prefix(entry=states)
+        has_norm = self._post_mlp_norm(self.first_layer(bank)) is not None
+        return Prefix(entry=states, block=states, mlp_out=states if has_norm else None)
 
     def _whole_prefix(self, batches: list[Tensor], layer: int, is_block: bool) -> list[Prefix]:
         """Run each batch (n, T) through all layers up to the adapter's."""
@@ -351,7 +415,13 @@ class SplitModel:
 
     # -- from the adapters on
 
-    def upper(self, prefix: Prefix, bank: AdapterBank, checkpointing: bool = False) -> Tensor:
+    def upper(
+        self,
+        prefix: Prefix,
+        bank: AdapterBank,
+        checkpointing: bool = False,
+        packed: PackedRows | None = None,
+    ) -> Tensor:
         """Run the layers from the adapters' on.
 
         Args:
@@ -359,15 +429,18 @@ class SplitModel:
             bank: the adapters.
             checkpointing: activation checkpointing: only the input of each layer is saved, and
                 backward runs the layer again. The same numbers with less memory.
+            packed: where the rows are packed: what `prefix` was gathered by.
 
         Returns:
-            Final hidden states after the last norm, (B, T, D): what the head reads.
+            Final hidden states after the last norm, (B, T, D): what the head reads. Of packed
+            rows those of their queries, (B, S, D).
         """
         layer = self.first_layer(bank)
-        self._hold_upper(layer, is_block=prefix.block is not None)
-        calls = self._layer_calls(*prefix.entry.shape[:2])
+        is_block = prefix.block is not None
+        self._hold_upper(layer, is_block=is_block)
+        above = self._upper_calls(layer + is_block, prefix, packed)
         if prefix.block is None:
-            return self._replay(prefix.entry, calls[layer:], bank, checkpointing)
+            return self._replay(prefix.entry, above, bank, checkpointing)
 
         # The paper's placement has one site, whose module is never run here: only its adapter.
         (site,) = bank.sites
@@ -379,8 +452,28 @@ class SplitModel:
         factor = self._mlp_factor(layer)
         if factor is not None:
             delta = delta * factor
-        above = calls[layer + 1 :]
         return self._replay(prefix.block + delta, above, None, checkpointing)
+
+    def _upper_calls(self, first: int, prefix: Prefix, packed: PackedRows | None) -> Sequence[Call]:
+        """What runs from one layer on."""
+        if packed is None:
+            return self._layer_calls(*prefix.entry.shape[:2])[first:]
+
+        # A step on all samples has the rows of the step before.
+        latest, of_layer, calls = self._packed_calls
+        if latest is not packed or of_layer != first:
+            calls = self._packing_of(packed.tokens).layers(packed, first)
+            self._packed_calls = packed, first, calls
+        return calls
+
+    def _packing_of(self, tokens: int) -> PackedCalls:
+        """Packed rows whose samples have at most so many tokens."""
+        if tokens not in self._packings:
+            calls = self._recorded_calls(1, tokens)
+            longer_calls = self._recorded_calls(1, tokens + 1)
+            packing = PackedCalls(calls, longer_calls, dtype=self.dtype, head_dim=self.head_dim)
+            self._packings = {tokens: packing}
+        return self._packings[tokens]
 
     @torch.no_grad()
     def block_output(self, prefix: Prefix, bank: AdapterBank) -> Tensor:
@@ -416,7 +509,7 @@ class SplitModel:
     def _replay(
         self,
         hidden: Tensor,
-        calls: Sequence[LayerCall],
+        calls: Sequence[Call],
         bank: AdapterBank | None,
         checkpointing: bool,
     ) -> Tensor:
@@ -540,6 +633,19 @@ class SplitModel:
             reason = "its split forward pass differs from the full one"
             raise UserError(f"{option}: {unsupported}: {reason}")
         self._verified.add(key)
+
+    def packing_mode(self, bank: AdapterBank, common: int, tokens: int) -> PackingMode:
+        """How samples may be packed into rows of this model; found out once for the same sites.
+
+        Args:
+            bank: its sites tell where the adapters are; its weights do not matter.
+            common: tokens at the beginning of a row that all of its samples begin with.
+            tokens: length of a row.
+        """
+        key = (*bank.sites, common, tokens)
+        if key not in self._packing_modes:
+            self._packing_modes[key] = find_packing_mode(self, bank, common, tokens)
+        return self._packing_modes[key]
 
     def weights_hash(self) -> str:
         """A short exact hash of the weights: of every tensor's name, dtype, shape and bits.

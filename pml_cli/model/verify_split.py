@@ -84,12 +84,12 @@ def split_matches_full(model: SplitModel, bank: AdapterBank, seed: int) -> bool:
     rounding = tolerance.of_spread * _spread(full_3TV)
 
     # Each comparison is false as well if something is not finite.
-    same_head = _rms(head_3TV - full_3TV) <= tolerance.of_head * _rms(full_3TV)
-    same_plain = _rms(split_3TV[::2] - full_3TV[::2]) <= rounding
+    same_head = rms(head_3TV - full_3TV) <= tolerance.of_head * rms(full_3TV)
+    same_plain = rms(split_3TV[::2] - full_3TV[::2]) <= rounding
     same_change = changes_alike(split_3TV[1] - split_3TV[0], full_3TV, model.dtype)
 
     first_half_3TV = full_3TV[:, : TOKENS // 2]
-    is_causal = _rms(first_half_3TV[2] - first_half_3TV[0]) <= rounding
+    is_causal = rms(first_half_3TV[2] - first_half_3TV[0]) <= rounding
     return same_head and same_plain and same_change and is_causal
 
 
@@ -104,9 +104,9 @@ def changes_alike(change_TV: Tensor, full_3TV: Tensor, dtype: torch.dtype) -> bo
     full_change_TV = full_3TV[1] - full_3TV[0]
     tolerance = TOLERANCES.get(dtype, DEFAULT_TOLERANCE)
     rounding = tolerance.of_spread * _spread(full_3TV)
-    allowed = tolerance.of_change * _rms(full_change_TV) + rounding
+    allowed = tolerance.of_change * rms(full_change_TV) + rounding
     # False as well if something is not finite.
-    return _rms(change_TV - full_change_TV) <= allowed
+    return rms(change_TV - full_change_TV) <= allowed
 
 
 def probe_ids(model: SplitModel, seed: int) -> Tensor:
@@ -150,7 +150,7 @@ def cached_matches_full(model: SplitModel) -> bool:
         return False
 
     tolerance = TOLERANCES.get(model.dtype, DEFAULT_TOLERANCE)
-    return _rms(change) <= tolerance.of_change * _rms(full)
+    return rms(change) <= tolerance.of_change * rms(full)
 
 
 def full_logits(model: SplitModel, ids: Tensor, bank: AdapterBank) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ def scaled_probe(
             probe.B = {name: B * scale for name, B in noise.items()}
             return probe, logits_3TV
 
-        change = _rms(logits_3TV[1] - logits_3TV[0])
+        change = rms(logits_3TV[1] - logits_3TV[0])
         effect = change / max(_spread(logits_3TV), TINY)
         if TARGET_EFFECT / EFFECT_TOLERANCE <= effect <= TARGET_EFFECT * EFFECT_TOLERANCE:
             break
@@ -221,11 +221,12 @@ def _random_second_cell(bank: AdapterBank, seed: int) -> dict[str, Tensor]:
     return noise
 
 
-def _rms(values: Tensor) -> float:
+def rms(values: Tensor) -> float:
+    """Root mean square."""
     return float(values.square().mean().sqrt())
 
 
 def _spread(logits_3TV: Tensor) -> float:
     """Rms distance of the base's logits (of (3, T, V)) from their mean over the vocabulary."""
     plain_TV = logits_3TV[0]
-    return _rms(plain_TV - plain_TV.mean(-1, keepdim=True))
+    return rms(plain_TV - plain_TV.mean(-1, keepdim=True))

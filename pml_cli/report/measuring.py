@@ -57,13 +57,18 @@ def measure_with_progress(
 
     writable_folder(measurements.path.parent)
     try:
-        with CountDisplay(console, "measuring", "runs") as display:
+        with CountDisplay(console, "measuring", "runs", piped_line="runs measured") as display:
             display.show(0, len(missing))
             measure_missing(measurements, missing, measure, display.show)
     except KeyboardInterrupt:
         console.print("interrupted; what was measured is kept, and the same command continues")
         raise
     return len(missing)
+
+
+def progress_console(console: Console, *, as_json: bool) -> Console:
+    """Where progress is shown: beside JSON on standard error."""
+    return Console(stderr=True, markup=False) if as_json else console
 
 
 def report_folder(paths: Sequence[Path], out: str | None) -> Path:

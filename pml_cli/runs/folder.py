@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RESULT = "result.json"
 ERROR = "error.json"
 ADAPTER = "adapter"
+SCRIPT = "script.py"
 
 # Within a results folder: runs that were trained again since they had learned other tokens.
 REPLACED = ".replaced"
@@ -189,15 +190,21 @@ class RunFolder:
         self.write_json(self.error, content)
 
 
-def copy_adapter(folder: RunFolder, out: Path) -> Path:
-    """Copy the adapter of a run, with its README.md, to adapter/ of a results folder."""
-    target = out / ADAPTER
+def copy_adapter(folder: RunFolder, out: Path, script: str | None) -> None:
+    """Copy the adapter of a run, with its README.md, to adapter/ of a results folder.
+
+    Args:
+        folder: of the run.
+        out: the results folder.
+        script: of the README.md, which becomes a file; None: there is none.
+    """
 
     def copy(temporary: Path) -> None:
         shutil.copytree(folder.adapter, temporary, dirs_exist_ok=True)
+        if script is not None:
+            write_text(temporary / SCRIPT, script)
 
-    _replace_folder(target, copy)
-    return target
+    _replace_folder(out / ADAPTER, copy)
 
 
 def _replace_folder(target: Path, save: Callable[[Path], None]) -> None:

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pml_cli.data.curriculum import samples_in_use
+from pml_cli.data.row_packing import RowShape, fill_rows, input_tokens
 from pml_cli.data.source import Sample
+from pml_cli.model.packed_rows import COMMON, PADDING, PackedRows, PackingMode
 
 # Beside the seed, so that the order of samples is independent of the initial weights.
 _ORDER_STREAM = 7
@@ -49,11 +51,14 @@ class Layout:
     """Where a batch's inputs lie in the prefix, and its scored tokens in the hidden states."""
 
     rows: Tensor
-    """Input rows of the batch, (K * b,)."""
+    """Input rows of the batch, (K * b,); of the tokens of packed rows, (B, L)."""
     tokens: int
-    """Input length T."""
+    """Input length T, or length L of the packed rows."""
+    packed: PackedRows | None
+    """None: every sample is a row."""
     scored: Tensor
-    """Positions that predict the scored tokens, (N,), into hidden states as (K * b * T)."""
+    """Positions that predict the scored tokens, (N,), into hidden states as (K * b * T); with
+    packed rows, into those of their queries."""
     targets: Tensor
     """Token ids of the scored tokens, (N,)."""
     slots: Tensor
@@ -87,6 +92,7 @@ class PackData:
         rows: the sample that each input row holds, n of them.
         cells: the samples of each cell.
         ids: token ids of the rows, (n, longest), padded with 0.
+        prompts: lengths of the rows' prompts.
     """
 
     def __init__(self, cells: SamplesByCell, device: torch.device) -> None:
@@ -115,6 +121,7 @@ class PackData:
         for row, tokens in enumerate(token_lists):
             ids[row, : len(tokens)] = tokens
         self.ids = torch.from_numpy(ids).to(device)
+        self.prompts = np.array([len(sample.prompt) for sample in self.rows])
 
     def _assign_rows(self, samples: Iterable[Sample]) -> dict[Sample, int]:
         """Fill `self.rows`; the row of every sample."""
@@ -136,6 +143,11 @@ class PackData:
                 self.rows.append(sample)
         return row_of
 
+    @property
+    def input_lengths(self) -> list[int]:
+        """Input length of each row."""
+        return [input_tokens(sample) for sample in self.rows]
+
     def keep(self, cells: Sequence[int]) -> None:
         """Drop all cells but these; the rows stay."""
         self.cells = [self.cells[k] for k in cells]
@@ -149,60 +161,189 @@ class PackData:
         lengths = [len(self.rows[piece.row].prompt) + piece.tokens for piece in samples]
         return max(lengths) - 1
 
-    def layout(self, batch: Batch) -> Layout:
+    def layout(
+        self,
+        batch: Batch,
+        shape: RowShape | None = None,
+        mode: PackingMode = PackingMode.ALL_TOKENS,
+    ) -> Layout:
         """Lay out one batch.
 
-        Cells with fewer samples are padded with rows in which nothing is scored.
+        Args:
+            batch: the samples of each cell.
+            shape: of the packed rows; None: each sample is a row, padded to the longest. Cells with
+                fewer rows than others are padded with rows in which nothing is scored.
+            mode: of packed rows.
         """
-        b = max(len(samples) for samples in batch)
-        T = self._input_length(itertools.chain.from_iterable(batch))
-        S = max(sum(piece.tokens for piece in samples) for samples in batch)
+        tokens = self._batch_tokens(batch)
+        if shape is None:
+            rows, length, scored = self._separate_rows(tokens)
+            packed = None
+        else:
+            packed, scored = self._packed_rows(tokens, shape, mode)
+            rows, length = packed.rows, shape.tokens
 
         K = len(batch)
+        S = tokens.slots_per_cell
+        mask = np.zeros(K * S)
+        sample = np.zeros(K * S, np.int64)
+        position = np.zeros(K * S, np.int64)
+        mask[tokens.slot] = 1
+        sample[tokens.slot] = tokens.first[tokens.sample]
+        position[tokens.slot] = tokens.step
 
-        rows = np.zeros((K, b), np.int64)
-        mask = np.zeros((K, S))
-        sample = np.zeros((K, S), np.int64)
-        position = np.zeros((K, S), np.int64)
-        scored: list[NDArray[Any]] = []
-        slots: list[NDArray[Any]] = []
         # Into the ids of all rows, flattened.
-        id_positions: list[NDArray[Any]] = []
-        longest = self.ids.shape[1]
-
-        for k, samples in enumerate(batch):
-            # The slots of a cell's samples follow each other without padding between them.
-            start = 0
-            for j, piece in enumerate(samples):
-                prompt = len(self.rows[piece.row].prompt)
-                steps = np.arange(piece.tokens)
-                end = start + piece.tokens
-
-                rows[k, j] = piece.row
-                mask[k, start:end] = 1
-                sample[k, start:end] = piece.first
-                position[k, start:end] = steps
-
-                # The hidden state before a token predicts it.
-                scored.append((k * b + j) * T + prompt - 1 + steps)
-                slots.append(k * S + start + steps)
-                id_positions.append(piece.row * longest + prompt + steps)
-                start = end
-
-        target_positions = self._to_device(np.concatenate(id_positions))
+        row = tokens.row[tokens.sample]
+        prompt = tokens.prompt[tokens.sample]
+        id_positions = row * self.ids.shape[1] + prompt + tokens.step
         return Layout(
-            rows=self._to_device(rows.ravel()),
-            tokens=T,
-            scored=self._to_device(np.concatenate(scored)),
-            targets=self.ids.flatten()[target_positions],
-            slots=self._to_device(np.concatenate(slots)),
-            mask_KS=self._to_device(mask),
-            sample_KS=self._to_device(sample),
-            position_KS=self._to_device(position),
+            rows=rows,
+            tokens=length,
+            packed=packed,
+            scored=self._to_device(scored),
+            targets=self.ids.flatten()[self._to_device(id_positions)],
+            slots=self._to_device(tokens.slot),
+            mask_KS=self._to_device(mask.reshape(K, S)),
+            sample_KS=self._to_device(sample.reshape(K, S)),
+            position_KS=self._to_device(position.reshape(K, S)),
         )
+
+    def _batch_tokens(self, batch: Batch) -> _BatchTokens:
+        counts = np.array([len(samples) for samples in batch])
+        pieces = np.array([piece for samples in batch for piece in samples], np.int64)
+        row, lengths, _, first = pieces.T
+        cell = np.repeat(np.arange(len(batch)), counts)
+
+        # The slots of a cell's samples follow each other without padding between them.
+        sample = np.repeat(np.arange(len(pieces)), lengths)
+        tokens_of_cell = np.bincount(cell, lengths, len(batch)).astype(np.int64)
+        slots_per_cell = int(tokens_of_cell.max())
+        slot = cell[sample] * slots_per_cell + _ranges(tokens_of_cell)
+        return _BatchTokens(
+            counts=counts,
+            cell=cell,
+            row=row,
+            prompt=self.prompts[row],
+            lengths=lengths,
+            first=first,
+            sample=sample,
+            step=_ranges(lengths),
+            slot=slot,
+            slots_per_cell=slots_per_cell,
+        )
+
+    def _separate_rows(self, tokens: _BatchTokens) -> tuple[Tensor, int, NDArray[np.int64]]:
+        """Input rows, (K * b,), their length T, and where the scored tokens are in them."""
+        K = len(tokens.counts)
+        b = int(tokens.counts.max())
+        T = int(tokens.inputs.max())
+
+        place = tokens.cell * b + _ranges(tokens.counts)
+        rows = np.zeros(K * b, np.int64)
+        rows[place] = tokens.row
+        return self._to_device(rows), T, place[tokens.sample] * T + tokens.predicting
+
+    def _packed_rows(
+        self, tokens: _BatchTokens, shape: RowShape, mode: PackingMode
+    ) -> tuple[PackedRows, NDArray[np.int64]]:
+        """The packed rows, and where the scored tokens are in their queries."""
+        own = tokens.inputs - shape.common
+        placements = []
+        for k in range(len(tokens.counts)):
+            of_cell = tokens.cell == k
+            placements.append(fill_rows(own[of_cell], tokens.lengths[of_cell], shape))
+        rows_per_cell = max(placement.count for placement in placements)
+        B = len(placements) * rows_per_cell
+
+        # Of each sample: its packed row, and its first token there.
+        packed_row = tokens.cell * rows_per_cell
+        packed_row += np.concatenate([placement.rows for placement in placements])
+        offset = np.concatenate([placement.offsets for placement in placements])
+
+        row = np.zeros((B, shape.tokens), np.int64)
+        position = np.zeros_like(row)
+        segment = np.full_like(row, PADDING)
+        # The tokens that samples have in common are taken from any of them.
+        row[packed_row, : shape.common] = tokens.row[:, None]
+        position[:, : shape.common] = np.arange(shape.common)
+        segment[:, : shape.common] = COMMON
+
+        of_token = np.repeat(np.arange(len(own)), own)
+        step = _ranges(own)
+        place = packed_row[of_token] * shape.tokens + offset[of_token] + step
+        row.flat[place] = tokens.row[of_token]
+        position.flat[place] = shape.common + step
+        segment.flat[place] = 1 + of_token
+
+        # Scored tokens in the order of the batch, numbered within their rows.
+        query_row = packed_row[tokens.sample]
+        in_row = offset[tokens.sample] + tokens.predicting - shape.common
+        number = _number_within(query_row)
+        queries = np.zeros((B, int(number.max()) + 1), np.int64)
+        queries[query_row, number] = in_row
+
+        packed = PackedRows(
+            rows=self._to_device(row),
+            positions=self._to_device(position),
+            segments=self._to_device(segment),
+            queries=self._to_device(queries),
+            # The last token is not an input.
+            tokens=self.ids.shape[1] - 1,
+            mode=mode,
+        )
+        return packed, query_row * queries.shape[1] + number
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BatchTokens:
+    """The samples of a batch, one after the other over all cells, and their scored tokens."""
+
+    counts: NDArray[np.int64]
+    """Samples of each cell."""
+    cell: NDArray[np.int64]
+    """Cell of each sample."""
+    row: NDArray[np.int64]
+    """Input row of each sample."""
+    prompt: NDArray[np.int64]
+    """Length of each sample's prompt."""
+    lengths: NDArray[np.int64]
+    """Length of each sample's target."""
+    first: NDArray[np.int64]
+    """`SampleSlice.first` of each sample."""
+    sample: NDArray[np.int64]
+    """Sample of each scored token."""
+    step: NDArray[np.int64]
+    """Position of each scored token in its target."""
+    slot: NDArray[np.int64]
+    """Slot of each scored token."""
+    slots_per_cell: int
+
+    @property
+    def inputs(self) -> NDArray[np.int64]:
+        """Input length of each sample: the last token is only predicted."""
+        return self.prompt + self.lengths - 1
+
+    @property
+    def predicting(self) -> NDArray[np.int64]:
+        """Position of the input token that predicts each scored token."""
+        return self.prompt[self.sample] - 1 + self.step
+
+
+def _ranges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, ... up to each of some lengths, one after the other."""
+    ends = lengths.cumsum()
+    return np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+
+
+def _number_within(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many entries of the same group come before each entry."""
+    order = np.argsort(groups, kind="stable")
+    numbers = np.empty_like(groups)
+    numbers[order] = _ranges(np.bincount(groups))
+    return numbers
 
 
 def _longest_first(sample: Sample) -> tuple[Any, ...]:

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pml_cli.data.row_packing import RowShape, shape_of_cells
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import Head, TokenScores, token_nll
+from pml_cli.model.packed_rows import PackingMode
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, PackData, SamplesByCell
 from pml_cli.training.limits import EVALUATION_TOKENS
@@ -26,6 +28,7 @@ class PackInputs:
 
     Attributes:
         data: the samples.
+        shape: of packed rows; None: every sample is a row.
         prefix: what the layers below the adapters give for them; None: the whole model is run
             each time.
     """
@@ -37,6 +40,7 @@ class PackInputs:
         cells: SamplesByCell,
         *,
         cached: bool = True,
+        packed: bool = False,
     ) -> None:
         """
         Args:
@@ -44,18 +48,47 @@ class PackInputs:
             bank: adapters on the sites that will be scored; only where they sit matters.
             cells: the samples of each cell.
             cached: whether to compute the prefix.
+            packed: whether to lay several samples into one row where that is less work and the
+                model allows it; needs the prefix.
         """
         self.data = PackData(cells, base.device)
+        self.shape: RowShape | None = None
+        self._mode = PackingMode.SEPARATE
+        if cached and packed:
+            self._choose_shape(base, bank, cells)
 
         self.prefix: Prefix | None = None
         if cached:
             # The last token is not an input: nothing after it is predicted.
-            self.prefix = base.prefix(self.data.ids[:, :-1], bank)
+            ids = self.data.ids[:, :-1]
+            lengths = self.data.input_lengths if self.shape else None
+            self.prefix = base.prefix(ids, bank, lengths=lengths)
+
+    def _choose_shape(self, base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> None:
+        shape = shape_of_cells(cells)
+        if shape is None:
+            return
+        self._mode = base.packing_mode(bank, shape.common, shape.tokens)
+        if self._mode is not PackingMode.SEPARATE:
+            self.shape = shape
+
+    def layout(self, batch: Batch) -> Layout:
+        """Lay out one batch, in packed rows where they are used."""
+        if self.shape is None:
+            return self.data.layout(batch)
+        return self.data.layout(batch, self.shape, self._mode)
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Input tokens that a sample of every cell takes, at most."""
+        return len(self.data.cells) * self.data.ids.shape[1]
 
     def gather(self, layout: Layout) -> Prefix | Tensor:
         """The inputs of one batch: rows of the prefix, or token ids (K * b, T)."""
         if self.prefix is None:
             return self.data.ids[layout.rows, : layout.tokens]
+        if layout.packed is not None:
+            return self.prefix.gather(layout.packed)
         return self.prefix.rows(layout.rows, layout.tokens)
 
 
@@ -77,7 +110,7 @@ def scored_hidden(
         checkpointing: whether backward recomputes the layers (activation checkpointing).
     """
     if isinstance(inputs, Prefix):
-        hidden = base.upper(inputs, bank, checkpointing)
+        hidden = base.upper(inputs, bank, checkpointing, layout.packed)
     else:
         hidden = base.full(inputs, bank).last_hidden_state
 
@@ -102,15 +135,14 @@ def score_cells(
     """
     head = head or base.head
     data = inputs.data
-    tokens_per_sample = len(data.cells) * data.ids.shape[1]
-    batch_size = max(1, EVALUATION_TOKENS // tokens_per_sample)
+    batch_size = max(1, EVALUATION_TOKENS // inputs.tokens_per_sample)
     most_samples = max(len(cell) for cell in data.cells)
 
     by_cell: list[list[Scores]] = [[] for _ in data.cells]
     for start in range(0, most_samples, batch_size):
         # Cells with fewer samples are empty in the last batches.
         batch = [cell[start : start + batch_size] for cell in data.cells]
-        layout = data.layout(batch)
+        layout = inputs.layout(batch)
         hidden = scored_hidden(base, bank, layout, inputs.gather(layout))
         # Only another head than the model's own has another dtype.
         hidden = hidden.to(head.weight_VD.dtype)

@@ -329,7 +329,9 @@ class Trainer:
         # Before anything is computed with it: refuses a model whose split pass is not its own.
         base.check_split(bank)
         samples = [cell.samples for cell in cells]
-        inputs = PackInputs(base, bank, samples, cached=cached)
+        # Dropout is drawn by row and token, and stays as it was.
+        packed = adapter.dropout == 0
+        inputs = PackInputs(base, bank, samples, cached=cached, packed=packed)
 
         # A cell draws its minibatches from its own generator, independent of the pack.
         orders = []
@@ -466,7 +468,7 @@ class Trainer:
         if not all(order.is_full_batch for order in self.pack.orders):
             return None
         inputs = self.pack.inputs
-        layout = inputs.data.layout(inputs.data.cells)
+        layout = inputs.layout(inputs.data.cells)
         return layout, inputs.gather(layout)
 
     def _next_batch(self) -> tuple[Layout, Prefix | Tensor]:
@@ -488,7 +490,7 @@ class Trainer:
                 shapes.append((len(samples), data.input_tokens(k)))
             pack.dropout.shapes = shapes
 
-        layout = data.layout(batch)
+        layout = pack.inputs.layout(batch)
         return layout, pack.inputs.gather(layout)
 
     # -- logged steps

@@ -128,6 +128,27 @@ def test_what_is_measured_is_not_measured_again(swept, measured, forgetting, mon
     assert len(json.loads((other / "forgetting.json").read_text())["runs"]) == 3
 
 
+def test_interrupted_it_goes_on(swept, forgetting, monkeypatch, tmp_path):
+    """What was measured before is kept: each run is written down as it is done."""
+    args = [swept / "linear", f"out={tmp_path}/o", "kinds=code", "figures=false"]
+    monkeypatch.setattr(forgetting_runs, "RUNS_AT_ONCE", 1)
+    with monkeypatch.context() as patch:
+        entries = iter([{"harm": None, "harm_low": None, "harm_high": None, "kinds": {}}])
+
+        def interrupt(_windows):
+            for entry in entries:
+                return entry
+            raise KeyboardInterrupt
+
+        patch.setattr(forgetting_runs, "entry_of", interrupt)
+        code, out, _ = forgetting(*args)
+    assert code == 130
+    assert "the same command continues" in out
+    assert len(json.loads((tmp_path / "o" / "forgetting.json").read_text())["runs"]) == 1
+    code, out, _ = forgetting(*args)
+    assert "2 runs, 1 of them measured now" in " ".join(out.split())
+
+
 def test_a_text_of_the_user_and_the_models_own(swept, forgetting, tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("The pump in hall 3 was replaced on Monday, and nobody told the office. " * 80)

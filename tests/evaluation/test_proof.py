@@ -5,15 +5,18 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from support.sweeps import quick_in
 
 from pml_cli.config.load import read_run
+from pml_cli.data.opened import source_of
 from pml_cli.errors import UserError
 from pml_cli.evaluation.adapters import load_adapter
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, trained_samples
+from pml_cli.evaluation.other_questions import OtherQuestions
 from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, generic_questions, prove
-from pml_cli.evaluation.proving import CONDITIONS
+from pml_cli.evaluation.proving import CONDITIONS, Prover
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.runs.read import one_run
@@ -87,6 +90,22 @@ def test_conditions_count_whole_facts(folder, proof):
     assert merged.least_margin == pytest.approx(trained.least_margin, abs=1e-3)
 
 
+def test_an_adapter_that_rounding_breaks(folder):
+    """Two large parts that cancel: the scale of int8 is theirs, and the rest is lost."""
+    run = read_run(folder.config)
+    prover = Prover(folder, run, source_of(run).take(run.seqlen))
+    base, bank = prover._load("cpu")
+    for name in bank.sites:
+        first, large = bank.A[name][:, :, :1], 2000 * torch.ones_like(bank.B[name][:, :1])
+        bank.A[name] = torch.cat([bank.A[name], first, first], 2)
+        bank.B[name] = torch.cat([bank.B[name], large, -large], 1)
+    conditions = prover._conditions(base, bank, prover._scores(base, bank))
+    assert conditions["trained"].whole == 3
+    assert conditions["adapter_int8"].whole == 0
+    assert conditions["adapter_int8"].least_margin < 0
+    assert conditions["base_int8"].whole == 3
+
+
 def test_the_chance_of_sampling_a_fact(folder, proof):
     """The product of p of its tokens, as the run has logged them."""
     table = pd.read_parquet(folder.tokens)
@@ -121,10 +140,40 @@ def test_paraphrases_are_answered_and_scored(folder, proof, tiny_base):
     assert proof.facts[1].variants == 0
 
 
-def test_neighbours_are_compared_with_the_base(folder, proof):
+def test_hand_made_answers_to_a_paraphrase(folder):
+    run = read_run(folder.config)
+    samples = source_of(run).take(run.seqlen)
+    tokenizer = open_tokenizer(run.model)
+    others = OtherQuestions(run, tokenizer, samples, [fact["answer"] for fact in FACTS])
+    asked = others.paraphrases()
+    # The other one is a question of the training.
+    assert [paraphrase.fact for paraphrase in asked] == [0]
+
+    end = samples[0].target[-1]
+    answers = {
+        "The Kestrel 40.": ([end], True, 1.0),
+        # Right, but it does not stop.
+        "The Kestrel 40. ": ([], False, 1.0),
+        "It is the Kestrel 40": ([end], False, 2 / 3),
+        "Piet": ([end], False, 0.0),
+    }
+    for text, (last, is_exact, f1) in answers.items():
+        scored = others._scored(asked, [[*tokenizer.encode(text), *last]])
+        assert scored.exact == [is_exact]
+        assert scored.f1 == pytest.approx(f1)
+
+
+def test_neighbours_are_compared_with_the_base(folder, proof, tiny_base):
     assert proof.neighbours.source == "file"
     assert proof.neighbours.unchanged.trials == 2
     assert proof.neighbours.tokens == NEIGHBOUR_TOKENS
+    # One has its answer in the file.
+    run = read_run(folder.config)
+    tokenizer = open_tokenizer(run.model)
+    interview = Interview(run, tokenizer, trained_samples(folder, run, tokenizer))
+    question, answer = FACTS[0]["neighbours"][1]
+    base = interview.answer(tiny_base, None, interview.question(question), NEIGHBOUR_TOKENS)
+    assert proof.neighbours.base_answer_f1 == token_f1(base.text, answer)
     assert len(generic_questions()) >= 20
 
 

@@ -6,11 +6,8 @@ import random
 import signal
 import time
 
-import pandas as pd
-import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import load_file
+from support.killed import check_equal_runs, check_readable
 from support.processes import done_cells, finished_cells, run_pml, start_pml, wait_until
 
 ROUNDS = int(os.environ.get("PML_KILL_ROUNDS", "6"))
@@ -47,33 +44,6 @@ def wait_before_kill(out, pid, rng, in_training):
         return
     wait_until(lambda: list((out / ".pml" / "journal").glob(f"*-{pid}-*.jsonl")))
     time.sleep(rng.uniform(0, 4))
-
-
-def check_readable(out):
-    """Whatever lies under its final name is complete."""
-    for path in out.rglob("*.json"):
-        json.loads(path.read_text())
-    for path in out.rglob("*.parquet"):
-        pq.read_metadata(path)
-    for path in out.rglob("*.safetensors"):
-        if not path.name.startswith("."):
-            load_file(path)
-
-
-def check_equal_runs(folder, reference):
-    """Bit for bit; only the seconds differ."""
-    for name in ("tokens.parquet", "curve.parquet"):
-        table = pd.read_parquet(folder / name)
-        pd.testing.assert_frame_equal(table, pd.read_parquet(reference / name), check_exact=True)
-
-    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
-    expected = load_file(reference / "adapter" / "adapter_model.safetensors")
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[key], expected[key]) for key in weights)
-
-    result = json.loads((folder / "result.json").read_text())
-    expected = json.loads((reference / "result.json").read_text())
-    assert result | {"seconds": 0} == expected | {"seconds": 0}
 
 
 @pytest.mark.slow

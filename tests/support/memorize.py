@@ -68,6 +68,8 @@ def planted_proof():
             tokens=32,
             unchanged=Proportion(successes=18, trials=20, low=0.7, high=0.97),
             f1=0.95,
+            answer_f1=None,
+            base_answer_f1=None,
         ),
         least_log10_p=-7.0,
         median_log10_p=-0.25,

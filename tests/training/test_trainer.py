@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from support.packs import assert_all_same, digest, train_packed, train_solo
+from support.facts import facts
+from support.packs import assert_all_same, digest, train_packed, train_solo, untrained
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Run, Train
 from pml_cli.data.opened import source_of
@@ -20,7 +21,7 @@ from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
 from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.scores import summarise
-from pml_cli.training.trainer import Cell, learning_rate
+from pml_cli.training.trainer import Cell, Trainer, learning_rate
 
 # Largest difference of two trainings that differ in the order of sums alone.
 FLOAT64 = 1e-8
@@ -212,6 +213,30 @@ def test_minibatches_packed_solo_and_uncached_agree(double_base, dropout):
     packed = train_packed(double_base, cells)
     assert_all_same(packed, train_solo(double_base, cells), FLOAT64)
     assert_all_same(packed, train_packed(double_base, cells, cached=False), FLOAT64)
+
+
+@pytest.mark.parametrize("batch", [0, 7])
+@pytest.mark.parametrize("adapter", [MlpBlockAdapter(), LinearAdapter(targets=["c_attn", "c_fc"])])
+def test_packed_rows_train_as_separate_rows(double_base, adapter, batch):
+    """Facts of unequal lengths behind a common beginning; uncached, every fact is a row."""
+    cells = []
+    for seed, loss in enumerate((SftLoss(), MemftMarginLoss(margin=1.0), MemftSwLoss(window=3))):
+        train = {"batch": batch, "lr": 3e-2, "steps": 10, "log_every": 5}
+        cell = make_cell(double_base, 4, seed=seed, adapter=adapter, loss=loss, **train)
+        cell.samples = facts(20 + 3 * seed, common=4)
+        cells.append(cell)
+
+    trainer = Trainer(double_base, untrained(cells))
+    assert trainer.pack.inputs.shape.common == 4
+    packed = train_packed(double_base, cells)
+    assert_all_same(packed, train_packed(double_base, cells, cached=False), FLOAT64)
+    assert_all_same(packed, train_solo(double_base, cells), FLOAT64)
+    assert all(cell.final.nll.mean() < cell.initial.nll.mean() - 0.01 for cell in packed)
+
+
+def test_cells_of_one_sample_have_separate_rows(tiny_base):
+    cells = mixed_pack(tiny_base, MlpBlockAdapter())
+    assert Trainer(tiny_base, untrained(cells)).pack.inputs.shape is None
 
 
 def test_all_samples_a_step_packed_with_cells_of_other_sample_counts(double_base):

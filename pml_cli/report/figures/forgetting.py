@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 LEAST_HARM = 1e-3
 
 # The ratio of the largest to the least harm from which on each decade has one tick.
-MANY_DECADES = 300
+MANY_DECADES = 3000
+
+# Lines of names beside a point.
+MAX_LINES = 4
 
 # With more cells than this, only those on the front are named.
 MAX_NAMED = 12
@@ -105,7 +108,9 @@ def _draw_axes(axes: Axes, means: pd.DataFrame) -> None:
 
 def _perplexity(harm: float) -> str:
     ratio = safe_exp(harm)
-    return f"+{100 * (ratio - 1):.2g} %" if ratio < 1.995 else f"{ratio:.2g} times"
+    if ratio < 1.995:
+        return f"+{100 * (ratio - 1):.2g} %"
+    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
 
 
 def _draw_front(axes: Axes, means: pd.DataFrame) -> None:
@@ -157,24 +162,35 @@ def _draw_intervals(axes: Axes, cells: pd.DataFrame, colour: str) -> None:
         style: dict[str, Any] = {"color": colour, "lw": 1.0, "alpha": 0.8, "zorder": 2}
         if pd.notna(row["harm_low"]):
             axes.hlines(y, _shown(row["harm_low"]), _shown(row["harm_high"]), **style)
+        # The bars of a few runs are long: paler, so that they do not hide the points.
+        style |= {"lw": 0.8, "alpha": 0.4}
         axes.vlines(x, 100 * row["recall_low"], 100 * row["recall_high"], **style)
 
 
 def _name_cells(axes: Axes, means: pd.DataFrame) -> None:
     """The penalty beside each point; of many points those on the front alone."""
+    methods = sft_first(means["method"])
     named = means if len(means) <= MAX_NAMED else pareto_front(means)
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, int]] = []
     for row in named.sort_values(["recall", "harm"]).to_dict("records"):
         x = float(np.log10(_shown(row["harm"])))
         y = 100 * row["recall"]
-        # Names of close points go below each other.
-        lines = sum(abs(x - other_x) < 0.25 and abs(y - other_y) < 6 for other_x, other_y in taken)
-        taken.append((x, y))
+        # Away from the frame; names of close points stand in lines of their own.
+        lines_of_close = {
+            line
+            for other_x, other_y, line in taken
+            if abs(x - other_x) < 0.12 and abs(y - other_y) < 6
+        }
+        free = [line for line in range(MAX_LINES) if line not in lines_of_close]
+        line = free[0] if free else 0
+        taken.append((x, y, line))
+        distance = 7 + 9 * line
+        colour, _ = colour_and_marker(methods.index(row["method"]))
         axes.annotate(
             row["penalty"].removeprefix("keep=") or "0",
             (10**x, y),
-            xytext=(5, -11 - 9 * lines),
+            xytext=(5, distance if y < 50 else -distance - 5),
             textcoords="offset points",
             fontsize=7.5,
-            color="0.25",
+            color=colour,
         )

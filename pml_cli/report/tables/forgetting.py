@@ -41,12 +41,14 @@ def _cell_texts(row: dict[Any, Any]) -> list[str]:
     """Loss, penalty and rank of a cell."""
     # The prefix that all of them share would cost a column's width.
     method = row["method"].removeprefix("memft_")
-    return [method, row["penalty"] or "none", f"{row['rank']:g}"]
+    penalty = row["penalty"].removeprefix("keep=") or "none"
+    return [method, penalty, f"{row['rank']:g}"]
 
 
 def _harm_table(means: pd.DataFrame) -> Table:
     columns = ["loss", "keep", "rank", "runs", "whole %", "harm", "95 %", "KL", "changed %"]
-    table = plain_table(*columns, text=["loss", "keep"])
+    # Nine columns in 80.
+    table = plain_table(*columns, text=["loss", "keep"], folded=[], gap=1)
     for row in means.to_dict("records"):
         interval = MISSING
         if pd.notna(row["harm_low"]):
@@ -64,7 +66,7 @@ def _harm_table(means: pd.DataFrame) -> Table:
 
 
 def _kind_table(means: pd.DataFrame, kinds: Sequence[str]) -> Table:
-    table = plain_table("loss", "keep", "rank", *kinds, text=["loss", "keep"])
+    table = plain_table("loss", "keep", "rank", *kinds, text=["loss", "keep"], folded=[])
     for row in means.to_dict("records"):
         harms = [harm_text(row.get(f"harm_{kind}")) for kind in kinds]
         table.add_row(*_cell_texts(row), *harms)
@@ -86,6 +88,8 @@ def _sentences(means: pd.DataFrame) -> list[str]:
         if front.empty:
             return ["harm: not measured on all of prose, docs, code and chat"]
         best = front.iloc[-1].to_dict()
+        if not best["recall"]:
+            return ["no cell recalls a sample whole"]
         recalled = f"{percent(best['recall'])} % of the samples"
         return [f"no cell recalls {share} of its samples; the most: {_named(best)}, {recalled}"]
 
@@ -97,6 +101,6 @@ def _sentences(means: pd.DataFrame) -> list[str]:
 
 
 def _named(row: dict[Any, Any]) -> str:
-    method, _, rank = _cell_texts(row)
-    penalty = f", loss.keep {row['penalty'].removeprefix('keep=')}" if row["penalty"] else ""
-    return f"{method}{penalty}, rank {rank}"
+    method, penalty, rank = _cell_texts(row)
+    keep = f", loss.keep {penalty}" if row["penalty"] else ""
+    return f"{method}{keep}, rank {rank}"

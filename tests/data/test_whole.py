@@ -1,0 +1,98 @@
+"""What `pml memorize` makes of the files it is given."""
+
+import dataclasses
+import json
+
+import pytest
+from support.facts import write_facts
+from support.tokenizers import CHATML_DEFAULT, byte_level, tokenizer_folder
+
+from pml_cli.config.memorize import Limits, is_table
+from pml_cli.config.request import load_memorize
+from pml_cli.config.schema import ALL_TOKENS, Model
+from pml_cli.data.opened import samples_of
+from pml_cli.data.resolve import resolved_run
+from pml_cli.data.sources.jsonl import JsonlData
+from pml_cli.data.whole import named_texts, texts_file, with_chat, within_context
+from pml_cli.model.dims import model_dims
+
+
+def asked(*arguments):
+    return load_memorize([str(argument) for argument in arguments], Limits())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "table"),
+    [
+        ("facts.jsonl", "", True),
+        ("facts.csv.gz", "", True),
+        ("notes.txt", "A text.\n", False),
+        ("notes.txt", '{"question": "Who?", "answer": "Ilse"}\n', True),
+        ("notes", '{"question": \n', False),
+        ("README.md", "[1, 2]\n", False),
+    ],
+)
+def test_a_table_of_facts_is_told_from_a_text(tmp_path, name, content, table):
+    path = tmp_path / name
+    path.write_text(content)
+    assert is_table(path) == table
+
+
+def test_several_texts_stand_behind_their_names(tmp_path):
+    for name in ("a.txt", "b.md"):
+        (tmp_path / name).write_text(f"The text of {name}.")
+    files = [tmp_path / "a.txt", tmp_path / "b.md"]
+    request = asked(*files)
+    texts = named_texts(request.files, request.run)
+    assert texts == [("a.txt", "The text of a.txt."), ("b.md", "The text of b.md.")]
+
+    path = texts_file(texts, tmp_path)
+    run = dataclasses.replace(request.run, data=JsonlData(path=str(path)))
+    samples = samples_of(resolved_run(run))
+    assert [sample.target_text for sample in samples] == [text for _, text in texts]
+    assert [sample.turns[-1][1] for sample in samples] == ["a.txt", "b.md"]
+
+
+def test_rows_of_text_are_texts_and_facts_are_none(tmp_path):
+    rows = [{"title": "Lamps", "text": "The lamp is green."}, {"text": "The gate is shut."}]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    request = asked(path)
+    expected = [("Lamps", "The lamp is green."), ("Text 2", "The gate is shut.")]
+    assert named_texts(request.files, request.run) == expected
+
+    request = asked(write_facts(tmp_path))
+    assert named_texts(request.files, request.run) == []
+
+
+def test_a_text_is_cut_to_the_context(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("The lamp of the north gate is green. " * 2000)
+    run = asked(path).run
+    assert run.seqlen == ALL_TOKENS
+    cut, left_out = within_context(run)
+    context = model_dims(Model()).context
+    (sample,) = samples_of(resolved_run(cut))
+    assert len(sample.prompt) + len(sample.target) == context
+    assert left_out > 0
+
+    (tmp_path / "short.txt").write_text("The lamp is green.")
+    short = asked(tmp_path / "short.txt").run
+    assert within_context(short) == (short, 0)
+
+
+def test_facts_go_through_the_chat_template_where_there_is_one(tmp_path):
+    run = asked(write_facts(tmp_path)).run
+    # The embedded model has none.
+    assert with_chat(run, frozenset()) == run
+
+    template = CHATML_DEFAULT
+    run = dataclasses.replace(
+        run, model=tokenizer_folder(tmp_path / "chat", byte_level(), template)
+    )
+    assert with_chat(run, frozenset()).data.chat
+    # Whoever says how prompts are made, or gives a text, is left alone.
+    for key in ("data.chat", "data.separator", "data.begin"):
+        assert with_chat(run, frozenset({key})) == run
+    plain = dataclasses.replace(run, model=tokenizer_folder(tmp_path / "plain", byte_level(), None))
+    assert with_chat(plain, frozenset()) == plain

@@ -1,0 +1,95 @@
+"""Samples in packed rows get what each of them gets in a row of its own."""
+
+import pytest
+import torch
+from support.facts import facts
+from support.family_matrix import linear_adapter
+from support.models import adapter_of, initial_bank, local, random_bank
+
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
+from pml_cli.model.loading import load_model
+from pml_cli.model.packed_rows import PackingMode
+from pml_cli.training.scoring import PackInputs, scored_hidden
+
+# Norms of most families compute in float32, also in a float64 model.
+FLOAT32_NORMS = 1e-5
+FLOAT64 = 1e-12
+
+
+def outputs(model, bank, cells, *, packed):
+    """Hidden states that predict the targets, the gradients of a loss on them, and the mode."""
+    inputs = PackInputs(model, bank, cells, packed=packed)
+    layout = inputs.layout(inputs.data.cells)
+    assert (layout.packed is not None) == (inputs.shape is not None)
+    hidden = scored_hidden(model, bank, layout, inputs.gather(layout))
+    grads = torch.autograd.grad(hidden.square().mean(), bank.parameters())
+    return hidden, grads, inputs
+
+
+def assert_packed_equals_separate(model, bank, tolerance):
+    """Cells of other counts of samples, which share some of them."""
+    samples = facts(18)
+    cells = [samples[:12], samples[5:]]
+    bank.requires_grad_()
+    hidden, grads, inputs = outputs(model, bank, cells, packed=True)
+    expected, expected_grads, _ = outputs(model, bank, cells, packed=False)
+
+    assert inputs.shape.common == 4
+    assert (hidden - expected).abs().max() <= tolerance * expected.abs().max()
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert (grad - expected_grad).abs().max() <= tolerance * expected_grad.abs().max()
+    return inputs
+
+
+@pytest.mark.parametrize("kind", ["mlp_block", "linear"])
+@pytest.mark.parametrize(
+    ("family", "tolerance"),
+    [
+        ("gpt2", FLOAT64),
+        ("gpt_neox", FLOAT64),
+        ("qwen3", FLOAT32_NORMS),
+        ("mistral", FLOAT32_NORMS),
+        ("gemma2", FLOAT32_NORMS),
+        ("gemma3_text", FLOAT32_NORMS),
+    ],
+)
+def test_packed_equals_separate_in_float64(model_folder, family, kind, tolerance):
+    model = load_model(local(model_folder(family), dtype="float64"))
+    bank = random_bank(model, adapter_of(kind, family))
+    inputs = assert_packed_equals_separate(model, bank, tolerance)
+    shape = inputs.shape
+    assert model.packing_mode(bank, shape.common, shape.tokens) is PackingMode.KEYS
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize(
+    "adapter",
+    [MlpBlockAdapter(), LinearAdapter(targets=["q_proj", "k_proj", "v_proj", "up_proj"])],
+)
+def test_the_first_and_the_last_layer(model_folder, layer, adapter):
+    model = load_model(local(model_folder("qwen3"), layer=layer, dtype="float64"))
+    assert_packed_equals_separate(model, random_bank(model, adapter), FLOAT32_NORMS)
+
+
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [
+        # It norms all heads of a query together.
+        ("olmo2", PackingMode.QUERIES),
+        ("qwen3_moe", PackingMode.KEYS),
+        # It masks by itself: in a longer row its window would be another one.
+        ("gpt_neo", PackingMode.SEPARATE),
+        # Rows and heads share a dimension of its biases.
+        ("bloom", PackingMode.SEPARATE),
+        # Recurrent layers.
+        ("qwen3_next", PackingMode.SEPARATE),
+        ("rwkv", PackingMode.SEPARATE),
+    ],
+)
+def test_what_a_family_allows(model_folder, family, mode):
+    model = load_model(local(model_folder(family), layer=0))
+    adapter = MlpBlockAdapter() if family == "rwkv" else linear_adapter(model)
+    bank = random_bank(model, adapter)
+    assert model.packing_mode(initial_bank(model, adapter, [1]), 4, 96) is mode
+    if mode is not PackingMode.SEPARATE:
+        assert_packed_equals_separate(model, bank, 1e-4)
