@@ -2,10 +2,10 @@
 
     python benchmarks/memorize/accept.py MODEL [--out FOLDER] [--facts N] [SETTING=VALUE...]
 
-For each of the three files beside this script `pml memorize` searches the least rank twice: as it is
-by itself, and by plain fine-tuning without a limit of forgetting. What it hands over is judged by
-judge.py, in transformers and PEFT alone. results.csv in FOLDER has a row for each; what was done
-already is not done again.
+For each of the three files beside this script `pml memorize` searches the least rank twice: within
+its limit of forgetting, and by plain fine-tuning without one. What it hands over is judged by
+judge.py, in transformers and PEFT alone. results.csv in FOLDER has a row for each search; the cells
+of an earlier call are not trained again.
 """
 
 from __future__ import annotations
