@@ -16,6 +16,7 @@
     checkpoint.py     a pack on disk in the middle of its training
     limits.py         sizes that the cost model reads too
     hf_trainer.py     MemFTLoss and MemFTCallback: the losses in other trainers
+    keep_drop_in.py   loss.keep there, on PEFT's LoRA modules
     sample_memory.py  what they remember of every sample
 
 May import: runs, data, model, config, and the modules at the bottom.

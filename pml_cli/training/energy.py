@@ -21,7 +21,7 @@ Shapes: I inputs and O outputs of a site, r rank of a cell, n windows of T token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -131,7 +131,7 @@ class EnergyPenalty:
         self._moments = [self._moments[k] for k in cells]
 
 
-class _SiteSums:
+class SiteSums:
     """Sums over the tokens that a site has seen, from which its relative moment follows.
 
     Position 0 is left out: there many models have an attention sink, whose huge states say nothing
@@ -174,27 +174,32 @@ def second_moments(text: KeepText, bank: AdapterBank, rows: Sequence[int]) -> Mo
         rows: some of its windows.
     """
     moments: Moments = {}
-    for names in _groups(bank):
+    widths = {name: site.inputs for name, site in bank.sites.items()}
+    for names in groups(widths):
         # Their sums are local to this call: those of two groups never exist at once.
         moments |= _moments_of(names, text, bank, rows)
     # In the order of the sites.
     return {name: moments[name] for name in bank.sites}
 
 
-def _groups(bank: AdapterBank) -> list[list[str]]:
-    """The sites in groups, whose whole second moments exist at once: narrow ones all together."""
-    narrow = [name for name, site in bank.sites.items() if site.inputs <= WIDEST_WHOLE]
-    groups = [narrow] if narrow else []
+def groups(widths: Mapping[str, int]) -> list[list[str]]:
+    """Sites in groups, whose whole second moments exist at once: narrow ones all together.
+
+    Args:
+        widths: inputs of each site, by its name.
+    """
+    narrow = [name for name, inputs in widths.items() if inputs <= WIDEST_WHOLE]
+    found = [narrow] if narrow else []
     numbers = MOMENT_NUMBERS
-    for name, site in bank.sites.items():
-        if site.inputs <= WIDEST_WHOLE:
+    for name, inputs in widths.items():
+        if inputs <= WIDEST_WHOLE:
             continue
-        numbers += site.inputs**2
+        numbers += inputs**2
         if numbers > MOMENT_NUMBERS:
-            groups.append([])
-            numbers = site.inputs**2
-        groups[-1].append(name)
-    return groups
+            found.append([])
+            numbers = inputs**2
+        found[-1].append(name)
+    return found
 
 
 def _moments_of(
@@ -202,7 +207,7 @@ def _moments_of(
 ) -> Moments:
     """C of some sites, factored where they are wide."""
     like = torch.empty(0, dtype=text.base.adapter_dtype, device=text.base.device)
-    sums = {name: _SiteSums(bank.sites[name].inputs, like) for name in names}
+    sums = {name: SiteSums(bank.sites[name].inputs, like) for name in names}
 
     # Windows of one length together: the padding of a shorter one is no text.
     by_length: dict[int, list[int]] = {}
@@ -212,11 +217,12 @@ def _moments_of(
         for part in torch.tensor(alike, device=like.device).split(PREFIX_ROWS):
             _add_windows(sums, text.base, bank, text.prefix.rows(part, tokens))
 
-    moments: Moments = {}
-    for name in names:
-        C = sums.pop(name).relative_moment()
-        moments[name] = C if len(C) <= WIDEST_WHOLE else factored(C, MAIN_DIRECTIONS)
-    return moments
+    return {name: of_width(sums.pop(name).relative_moment()) for name in names}
+
+
+def of_width(C: Tensor) -> Tensor | Factored:
+    """A second moment, (I, I), as it is kept: factored where it is wide."""
+    return C if len(C) <= WIDEST_WHOLE else factored(C, MAIN_DIRECTIONS)
 
 
 def factored(C: Tensor, directions: int) -> Factored:
@@ -235,7 +241,7 @@ def factored(C: Tensor, directions: int) -> Factored:
 
 
 def _add_windows(
-    sums: dict[str, _SiteSums], base: SplitModel, bank: AdapterBank, prefix: Prefix
+    sums: dict[str, SiteSums], base: SplitModel, bank: AdapterBank, prefix: Prefix
 ) -> None:
     """Add what every site sees of some windows to its sums."""
     tokens = prefix.entry.shape[1]
@@ -246,12 +252,12 @@ def _add_windows(
 
     with ExitStack() as hooks:
         for name, of_site in sums.items():
-            see = partial(_add_call, of_site, tokens)
+            see = partial(add_call, of_site, tokens)
             hooks.callback(base.modules[name].register_forward_hook(see).remove)
         base.upper(prefix, zero_adapters(bank, [0]))
 
 
-def _add_call(of_site: _SiteSums, tokens: int, *called: Any) -> None:
+def add_call(of_site: SiteSums, tokens: int, *called: Any) -> None:
     """A forward hook: the site's module was called."""
     _module, inputs, output = called
     of_site.add(inputs[0], first_tensor(output), tokens)

@@ -19,6 +19,8 @@ A loss that remembers something of every sample (`memft_sw`, `memft_margin` whil
 knows a sample by its prompt and its answer, as pml's own trainer does. Trainer passes labels alone;
 the callback reads the prompts off the model's inputs. A loop of one's own gives `input_ids=`.
 
+`keep=` and `keep_harm=` also hold PEFT's LoRA modules down on generic text (keep_drop_in.py).
+
 Shapes: B rows, T tokens, V vocabulary, N scored tokens of the batch.
 """
 
@@ -29,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
@@ -39,6 +41,7 @@ from pml_cli.config.setting import annotation, faults, keys, type_text
 from pml_cli.errors import UserError
 from pml_cli.model.head import TokenScores, logit_nll
 from pml_cli.stats import LN2
+from pml_cli.training.keep_drop_in import LoraPenalty, keep_windows
 from pml_cli.training.losses.base import EPS, TokenLoss, Tokens, Weighted, as_token_loss
 from pml_cli.training.sample_memory import IGNORED, SampleMemory, device_count, sample_hashes
 
@@ -55,24 +58,35 @@ class MemFTLoss:
             N) each.
     """
 
-    def __init__(self, loss: str | Loss = "memft_ot", **settings: Any) -> None:
+    def __init__(
+        self,
+        loss: str | Loss = "memft_ot",
+        *,
+        keep_ids: Tensor | None = None,
+        **settings: Any,
+    ) -> None:
         """
         Args:
             loss: an option of `loss=` such as memft_ot or memft_margin_facts, or an instance of
                 its settings class.
-            settings: of a loss given by name, such as threshold=0.5.
+            keep_ids: windows of token ids, (n, T), on which keep= and keep_harm= hold LoRA modules
+                down; None: of keep_text=, by the trainer's processing_class.
+            settings: of a loss given by name, such as threshold=0.5 or keep=22.
 
         Raises:
-            UserError: an unknown loss or setting, a value out of range, or `keep`.
+            UserError: an unknown loss or setting, a value out of range, or keep_by="kl".
         """
         self.loss = _loss_from(loss, settings)
         problems = faults(self.loss, "loss.")
         if problems:
             raise UserError(*problems)
-        if self.loss.keeps:
-            # Scores are all that it sees: neither the adapter nor its inputs.
-            keep = f"loss.keep={self.loss.keep:g}"
-            raise UserError(f"{keep}: not available in MemFTLoss, only in pml's own trainer")
+        if self.loss.keeps and self.loss.keep_by != "energy":
+            raise UserError(
+                f"loss.keep_by={self.loss.keep_by}: must be energy in MemFTLoss; "
+                "pml's own trainer has both"
+            )
+        self._keep_ids = keep_ids
+        self._penalty: LoraPenalty | None = None
         self._micro_batch_loss = self.loss.for_micro_batch()
         self.weighted: Weighted | None = None
 
@@ -105,10 +119,33 @@ class MemFTLoss:
         self._memory = SampleMemory(self.loss)
         self._logged_counts = []
 
+    def begin_keeping(self, model: nn.Module, tokenizer: Any, seed: int) -> None:
+        """Called by the callback where `keep` or `keep_harm` is set: reads the generic text.
+
+        Args:
+            model: with LoRA modules of PEFT.
+            tokenizer: reads the text where no `keep_ids` were given; None: there is none.
+            seed: of the training.
+
+        Raises:
+            UserError: the model or the text cannot be used.
+        """
+        ids_nT = keep_windows(self.loss, tokenizer) if self._keep_ids is None else self._keep_ids
+        self._penalty = LoraPenalty(self.loss, model, ids_nT, seed)
+
+    @property
+    def kept(self) -> tuple[float, float] | None:
+        """Lambda, and the harm to the generic text (nats per token); None: nothing is kept."""
+        if self._penalty is None:
+            return None
+        return float(self._penalty.weight), self._penalty.harm()
+
     def end_training(self) -> None:
         """Called by the callback: from here on every batch is a step."""
         self._parameters = None
         self._inputs = None
+        if self._penalty is not None:
+            self._penalty.settle()
 
     @property
     def remembers_samples(self) -> bool:
@@ -124,13 +161,16 @@ class MemFTLoss:
         """
         self._inputs = (input_ids, attention_mask)
 
-    def begin_step(self, progress: float | None) -> None:
+    def begin_step(self, progress: float | None, step: int = 0) -> None:
         """Called by the callback before the first micro-batch of every optimiser step.
 
         Args:
             progress: fraction of the training that is done; None: unknown.
+            step: number of steps done.
         """
         self._progress = progress
+        if self._penalty is not None and progress is not None:
+            self._penalty.begin_step(step, progress)
         self._memory.begin_step()
         # Sums of the step so far (see `_normalise`), and the loss that they give.
         self._sums: Tensor | None = None
@@ -292,7 +332,8 @@ class MemFTLoss:
         # had accumulated is taken back.
         previous_divisor = torch.where(is_plain_mean, previous_sums[1, 1], previous_sums[0, 1])
         previous_divisor = previous_divisor + EPS * (previous_divisor > 0)
-        self._rescale_gradients(previous_divisor / divisor)
+        kept_share = previous_divisor / divisor
+        self._rescale_gradients(kept_share)
 
         mean = numerator / divisor
         added: Tensor = mean - self._mean
@@ -302,12 +343,27 @@ class MemFTLoss:
         used_weight = torch.where(is_plain_mean, torch.ones_like(weight), weight)
         contribution: Tensor = (used_weight * weighted.value).sum() / divisor
         gradient_only: Tensor = contribution - contribution.detach()
+        gradient_only = gradient_only + self._penalty_gradient(1 - kept_share)
 
         if self._averaged and counted_by_trainer:
             # Trainer multiplies by the number of devices, before the mean over them.
             return gradient_only + added / device_count()
         # The mean over the devices' gradients divides by their number.
         return gradient_only * device_count() + added
+
+    def _penalty_gradient(self, share: Tensor) -> Tensor | float:
+        """0, with the gradient of a share of the penalty.
+
+        Whatever the earlier micro-batches of the step have left of it, the share makes it whole.
+        """
+        if not self.loss.keeps:
+            return 0.0
+        if self._penalty is None:
+            raise UserError("loss.keep: add MemFTCallback(loss) to the trainer's callbacks")
+        weight = self._penalty.weight.to(share.device)
+        energy = self._penalty.energy().to(share.device)
+        # Every device adds all of it.
+        return (energy - energy.detach()) * (weight * share / device_count())
 
     def _rescale_gradients(self, factor: Tensor) -> None:
         for parameter in self._parameters or []:
@@ -342,7 +398,9 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
 
     # The signatures are those of transformers; what a method does not use is in `_`.
 
-    def on_train_begin(self, args: Any, *_: Any, model: Any = None, **__: Any) -> None:
+    def on_train_begin(
+        self, args: Any, *_: Any, model: Any = None, processing_class: Any = None, **__: Any
+    ) -> None:
         # Refused before the first step: each of these would train on other gradients, silently.
         accumulates = args.gradient_accumulation_steps > 1
         if args.n_gpu > 1:
@@ -357,9 +415,17 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.loss.begin_training(trained, averaged=args.average_tokens_across_devices)
+        if self.loss.loss.keeps:
+            self._check_whole(args)
+            self.loss.begin_keeping(model, processing_class, args.seed)
         self._remove_hook()
         if self.loss.remembers_samples:
             self._hook = model.register_forward_pre_hook(self._pass_inputs, with_kwargs=True)
+
+    @staticmethod
+    def _check_whole(args: Any) -> None:
+        if args.deepspeed or args.fsdp:
+            raise UserError("loss.keep with DeepSpeed or FSDP: it needs whole LoRA matrices")
 
     def _pass_inputs(self, _: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """A forward pre-hook of the model."""
@@ -368,7 +434,8 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
             self.loss.begin_forward(input_ids, inputs.get("attention_mask"))
 
     def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        self.loss.begin_step(state.global_step / max(state.max_steps, 1))
+        progress = state.global_step / max(state.max_steps, 1)
+        self.loss.begin_step(progress, state.global_step)
 
     def on_log(
         self,
@@ -408,9 +475,8 @@ def _loss_from(loss: str | Loss, settings: Mapping[str, Any]) -> TokenLoss:
     owner = type(option)
     for name, value in settings.items():
         if name not in keys(owner):
-            # Those common to all losses are for pml's own trainer.
             own_names = [key for key in keys(owner) if key not in keys(Loss)]
-            allowed = ", ".join(own_names) or "none"
+            allowed = ", ".join([*own_names, *keys(Loss)])
             raise UserError(f"loss.{name}: no such setting of {loss}; allowed: {allowed}")
         expected, _ = annotation(owner, name)
         # An integer is a number too: threshold=1.

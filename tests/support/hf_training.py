@@ -44,7 +44,7 @@ def trained(
     **more,
 ):
     """A trainer after its training of a copy of the model on rows, `texts` by default."""
-    drop_in = MemFTLoss(loss)
+    drop_in = loss if isinstance(loss, MemFTLoss) else MemFTLoss(loss)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch,

@@ -20,7 +20,6 @@ from pml_cli.errors import UserError
 from pml_cli.model.loading import load_model
 from pml_cli.training import energy
 from pml_cli.training.energy import factored
-from pml_cli.training.hf_trainer import MemFTLoss
 from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_ot import MemftOtLoss
@@ -232,11 +231,6 @@ def test_a_text_that_is_all_target_is_refused(tmp_path):
     model = Model(name="bare", weights="random", architecture=bare)
     with pytest.raises(UserError, match="has no tokenizer, which generic text needs"):
         generic_windows(Run(model=model, loss=SftLoss(keep=1.0)))
-
-
-def test_the_drop_in_loss_refuses_it():
-    with pytest.raises(UserError, match=r"loss\.keep=0\.1: not available in MemFTLoss"):
-        MemFTLoss("sft", keep=0.1)
 
 
 @pytest.mark.parametrize(

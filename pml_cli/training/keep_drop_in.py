@@ -1,0 +1,246 @@
+"""`loss.keep` in other trainers: the energy of LoRA modules of PEFT, and its limit.
+
+The same numbers as in pml's own trainer (energy.py, keep_harm.py), from the model as PEFT has it.
+Of the generic text nothing is left out, since nothing is known of what the training learns.
+
+Shapes: I inputs of a module, r rank, n windows of T tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pml_cli.config.schema import Loss
+from pml_cli.data.generic_text import KINDS, MAX_WINDOWS, generic_text
+from pml_cli.data.text_file import read_text
+from pml_cli.data.windows import WINDOW
+from pml_cli.errors import UserError
+from pml_cli.model.chunk_sizes import PREFIX_ROWS
+from pml_cli.training.energy import Moments, SiteSums, add_call, groups, of_width
+from pml_cli.training.keep_harm import INITIAL_WEIGHTS, SETTLED, HarmLimit
+from pml_cli.training.keep_text import WindowOrder
+from pml_cli.training.limits import MEASURE_EVERY, MEASURED_WINDOWS
+
+
+class LoraPenalty:
+    """The penalty on the LoRA modules of a model in training.
+
+    Attributes:
+        weight: lambda of the present step, ().
+    """
+
+    def __init__(self, loss: Loss, model: nn.Module, ids_nT: Tensor, seed: int = 0) -> None:
+        """Read the generic text once, without the adapter.
+
+        Args:
+            loss: its settings.
+            model: a model with LoRA modules of PEFT.
+            ids_nT: windows of token ids, (n, T); the first token is not scored.
+            seed: of the order in which windows are measured.
+
+        Raises:
+            UserError: the model is not of that kind.
+        """
+        self._model = model
+        self._lora = _lora_modules(model, f"loss.{_option(loss)}")
+        self._ids_nT = ids_nT.to(next(model.parameters()).device)
+        self._order = WindowOrder(range(len(ids_nT)), seed)
+
+        weight = loss.keep
+        if loss.keep_harm and not loss.keep:
+            weight = INITIAL_WEIGHTS[loss.keep_by]
+        # 0 stands for no limit.
+        self._is_limited = loss.keep_harm > 0
+        limit = torch.tensor([loss.keep_harm or math.inf])
+        self._limit = HarmLimit(torch.tensor([weight]), limit)
+        self.weight = self._limit.weight_K[0]
+
+        self._moments: Moments = {}
+        widths = {name: module.in_features for name, module in self._lora.items()}
+        with _unadapted(model):
+            for names in groups(widths):
+                self._moments |= self._moments_of(names, widths)
+            self._base_nll_nT = self._nll(range(len(ids_nT)))
+
+    def _moments_of(self, names: Sequence[str], widths: Mapping[str, int]) -> Moments:
+        """The relative second moments of some modules."""
+        tokens = self._ids_nT.shape[1] - 1
+        sums: dict[str, SiteSums] = {}
+        with ExitStack() as hooks:
+            for name in names:
+                module = self._lora[name].get_base_layer()
+                weight = module.weight
+                like = torch.empty(0, dtype=torch.promote_types(weight.dtype, torch.float32))
+                sums[name] = SiteSums(widths[name], like.to(weight.device))
+                hook = partial(add_call, sums[name], tokens)
+                hooks.callback(module.register_forward_hook(hook).remove)
+            for rows in torch.arange(len(self._ids_nT)).split(PREFIX_ROWS):
+                self._logits(rows.tolist())
+        return {name: of_width(sums.pop(name).relative_moment()) for name in names}
+
+    def energy(self) -> Tensor:
+        """The energy of the adapter as it is, (); differentiable."""
+        total: Tensor | None = None
+        for name, module in self._lora.items():
+            (adapter,) = module.active_adapters
+            A_Ir = module.lora_A[adapter].weight.T
+            B_rO = module.lora_B[adapter].weight.T
+            C = self._moments[name]
+            ACA_rr = A_Ir.T @ (C @ A_Ir)
+            energy = module.scaling[adapter] ** 2 * (ACA_rr * (B_rO @ B_rO.T)).sum()
+            total = energy if total is None else total + energy.to(total.device)
+        assert total is not None
+        return total
+
+    @torch.no_grad()
+    def begin_step(self, step: int, progress: float) -> None:
+        """Fix lambda for a step, and move it for the next one.
+
+        Args:
+            step: number of steps done.
+            progress: fraction of the training that is done.
+        """
+        self.weight = self._limit.weight_K[0].clone()
+        if not self._is_limited:
+            return
+        energy_1 = self.energy().float().cpu()[None]
+        # Before the first step an adapter adds nothing.
+        if step > 0 and step % MEASURE_EVERY == 0:
+            rows = self._order.draw(step // MEASURE_EVERY, MEASURED_WINDOWS)
+            harm = self.harm(rows)
+            self._limit.measured([0], torch.tensor([harm]), energy_1)
+        self._limit.update(energy_1, progress)
+
+    @torch.no_grad()
+    def harm(self, rows: Sequence[int] | None = None) -> float:
+        """Nats per token that the adapter adds to the loss of some windows, or of all."""
+        read = range(len(self._ids_nT)) if rows is None else rows
+        with _evaluating(self._model):
+            nll = self._nll(read)
+        return (nll - self._base_nll_nT[list(read)]).mean().item()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """At the end of the training: scale the adapter down where it is above its limit."""
+        limit = self._limit.limit_K.item()
+        while self._is_limited and (harm := self.harm()) > limit:
+            factor = SETTLED * math.sqrt(limit / harm)
+            for module in self._lora.values():
+                (adapter,) = module.active_adapters
+                module.lora_B[adapter].weight.mul_(factor)
+
+    def _nll(self, rows: Sequence[int]) -> Tensor:
+        """Loss of every token of some windows but their first, (rows, T - 1)."""
+        parts = []
+        for part in torch.tensor(list(rows)).split(PREFIX_ROWS):
+            logits_bTV = self._logits(part.tolist()).float()
+            targets_bT = self._ids_nT[part][:, 1:].to(logits_bTV.device)
+            parts.append(cross_entropy(logits_bTV.transpose(1, 2), targets_bT, reduction="none"))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _logits(self, rows: Sequence[int]) -> Tensor:
+        """Of some windows, (rows, T - 1, V): the last token is only predicted."""
+        ids_bT = self._ids_nT[list(rows)][:, :-1]
+        logits: Tensor = self._model(input_ids=ids_bT, use_cache=False).logits
+        return logits
+
+
+def keep_windows(loss: Loss, tokenizer: Any) -> Tensor:
+    """Windows of the generic text of a loss, (n, T).
+
+    Args:
+        loss: its `keep_text` names a file; null: the text that ships with pml.
+        tokenizer: of transformers, or a processor that holds one.
+
+    Raises:
+        UserError: there is no tokenizer, or the text fills no window.
+    """
+    option = f"loss.{_option(loss)}"
+    if tokenizer is None:
+        needed = "Trainer(processing_class=tokenizer) or MemFTLoss(..., keep_ids=ids)"
+        raise UserError(f"{option}: needs generic text as token ids: {needed}")
+
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if loss.keep_text is None:
+        texts = [generic_text(kind, "keep") for kind in KINDS]
+    else:
+        texts = [_text_of(loss.keep_text)]
+
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    most = MAX_WINDOWS // len(texts)
+    windows: list[list[int]] = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        starts = range(0, len(ids) - WINDOW + 1, WINDOW)
+        windows += [begin + ids[start : start + WINDOW] for start in itertools.islice(starts, most)]
+    if not windows:
+        raise UserError(f"{option}: loss.keep_text has fewer than {WINDOW} tokens")
+    return torch.tensor(windows)
+
+
+def _text_of(path: str) -> str:
+    try:
+        return read_text(path)
+    except UserError as error:
+        raise UserError(str(error).replace("data.path=", "loss.keep_text=")) from error
+
+
+def _option(loss: Loss) -> str:
+    return f"keep={loss.keep:g}" if loss.keep else f"keep_harm={loss.keep_harm:g}"
+
+
+def _lora_modules(model: nn.Module, option: str) -> dict[str, Any]:
+    """The LoRA modules of a model, by name."""
+    from peft.tuners.lora import LoraLayer
+
+    lora: dict[str, Any] = {}
+    covered: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            _check_plain(name, module, option)
+            lora[name] = module
+            covered |= {id(parameter) for parameter in module.parameters()}
+    if not lora:
+        raise UserError(f"{option}: the model has no LoRA modules of PEFT")
+
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in covered:
+            raise UserError(f"{option}: only where LoRA alone is trained, and {name} is too")
+    return lora
+
+
+def _check_plain(name: str, module: Any, option: str) -> None:
+    """Refuse what adds something else than scaling * x A B."""
+    adapters = list(module.active_adapters)
+    is_plain = len(adapters) == 1 and adapters[0] in module.lora_A
+    is_plain = is_plain and isinstance(module.lora_A[adapters[0]], nn.Linear)
+    if not is_plain or module.use_dora.get(adapters[0]):
+        raise UserError(f"{option}: {name} is not one plain LoRA beside a linear module")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout while inside."""
+    is_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(is_training)
+
+
+@contextmanager
+def _unadapted(model: Any) -> Iterator[None]:
+    """The base model while inside."""
+    with _evaluating(model), model.disable_adapter():
+        yield
