@@ -50,7 +50,7 @@ DATA = {
 def grid_trials(search):
     """Every cell of the grid, with its harm where it knows all."""
     cells = list(itertools.product(RANKS, SEEDS))
-    if search.train(cells, TimeLimit(None), "grid") is not None:
+    if search.train(cells, TimeLimit(None), "grid").stopped is not None:
         sys.exit("stopped; the same command goes on")
     return search.trials(cells)
 

@@ -209,7 +209,7 @@ def start(
 
 
 @app.command(
-    epilog=GROUPS_HELP,
+    epilog=groups_help("memorize"),
     help="""Find the smallest adapter that knows a file and harms nothing else.
 
 FILE: facts (JSON lines, JSON, CSV, parquet) or texts. Tries ranks in packs,

@@ -46,6 +46,7 @@ from pml_cli.format import counted
 from pml_cli.io import json_text, jsonable
 from pml_cli.launch.cost_model import adapter_sites
 from pml_cli.launch.driver import (
+    Outcome,
     SweepPlan,
     check_models_for_dry_run,
     plan_sweep,
@@ -185,9 +186,11 @@ class Search:
                 return None
 
             title = search_text.round_title(self.state.rounds + 1, cells)
-            stopped = self.train(cells, limit, title)
+            outcome = self.train(cells, limit, title)
+            stopped = outcome.stopped
             self.out_of_time = limit.is_over and stopped is not None and stopped.signum is None
             if stopped is not None and not self.out_of_time:
+                self.say(outcome.message)
                 return stopped
             trials = self.trials(cells)
             for trial in trials:
@@ -206,16 +209,13 @@ class Search:
         request = dataclasses.replace(self.asked.request, runs=runs, swept=["rank", "seed"])
         return plan_sweep(request, retry=self.retry)
 
-    def train(self, cells: Sequence[Cell], limit: TimeLimit, title: str) -> Stopped | None:
+    def train(self, cells: Sequence[Cell], limit: TimeLimit, title: str) -> Outcome:
         """Train what is missing of some cells.
 
         Args:
             cells: to be trained.
             limit: only asked, to warn.
             title: what they are called in the progress.
-
-        Returns:
-            What interrupted it; None: nothing.
         """
         plan = self.plan(cells)
         if not self.cells:
@@ -233,7 +233,7 @@ class Search:
         with SweepDisplay.of(plan, self.console, title) as display:
             outcome = train_sweep(plan, display, wait=True)
         self.seconds_trained += time.monotonic() - started
-        return outcome.stopped
+        return outcome
 
     def trials(self, cells: Sequence[Cell]) -> list[Trial]:
         """What some cells have come to; those that have not ended are left out."""

@@ -34,12 +34,18 @@ Completer = Callable[[typer.Context, str], list[str]]
 Owners = dict[str, type[Any]]
 
 
-def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Candidates for an override of probe, sweep or memft."""
+def complete_override(ctx: typer.Context, incomplete: str, command: str = "sweep") -> list[str]:
+    """Candidates for an override.
+
+    Args:
+        ctx: of the command line.
+        incomplete: the word at the cursor.
+        command: whose defaults count; probe, sweep and memft have the same.
+    """
     typed, word = _words(ctx, incomplete)
     config_dir = ctx.params.get("config_dir")
     folder = Path(config_dir) if config_dir else None
-    owners = _owners(typed, word, folder)
+    owners = _owners(typed, word, folder, command)
     vocabulary = Vocabulary(owners=owners, groups=GROUPS, config_dir=folder)
     return _candidates(word, typed, vocabulary)
 
@@ -47,7 +53,7 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
 def complete_memorize(ctx: typer.Context, incomplete: str) -> list[str]:
     """Candidates for a setting of memorize; for an empty word none: the shell offers files."""
     _, word = _words(ctx, incomplete)
-    return complete_override(ctx, incomplete) if word else []
+    return complete_override(ctx, incomplete, "memorize") if word else []
 
 
 def report_completer(settings: type[Settings]) -> Completer:
@@ -168,26 +174,26 @@ def _cursor_is_at_equals() -> bool:
     return index < len(pieces) and pieces[index] == "="
 
 
-def _owners(typed: Sequence[str], word: str, config_dir: Path | None) -> Owners:
+def _owners(typed: Sequence[str], word: str, config_dir: Path | None, command: str) -> Owners:
     """The plain keys that fit the options typed so far and may complete a word."""
     owners: Owners = dict.fromkeys(SHORT_KEYS, Run)
     for group in GROUPS:
         # Only the groups that the word may belong to: others need not be imported.
         if not word or not (group.startswith(word) or word.startswith(f"{group}.")):
             continue
-        for option in _options_typed(typed, group):
+        for option in _options_typed(typed, group, command):
             owner = _option_class(group, option, config_dir)
             owners |= {f"{group}.{name}": owner for name in keys(owner)} if owner else {}
     return owners
 
 
-def _options_typed(typed: Sequence[str], group: str) -> list[str]:
+def _options_typed(typed: Sequence[str], group: str, command: str) -> list[str]:
     """The options of a group on the command line, else its default."""
     for word in typed:
         key, equals, value = word.partition("=")
         if equals and key == group:
             return value.split(",")
-    return [default_options("sweep")[group]]
+    return [default_options(command)[group]]
 
 
 def _option_class(group: str, option: str, config_dir: Path | None) -> type[Any] | None:

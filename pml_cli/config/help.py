@@ -20,10 +20,13 @@ OPTION_COLUMN = 26
 LONGEST_SETTING = 22
 
 
-def groups_help() -> str:
-    """The options of every group with a line about each, and the keys that belong to none."""
-    # probe, sweep and memft have the same defaults.
-    defaults = default_options("sweep")
+def groups_help(command: str = "sweep") -> str:
+    """The options of every group with a line about each, and the keys that belong to none.
+
+    Args:
+        command: whose defaults are marked; probe, sweep and memft have the same.
+    """
+    defaults = default_options(command)
     lines = ["\b", "OPTIONS OF THE GROUPS (* is the default)"]
     for group in GROUPS:
         lines.append(f"  {group}=")

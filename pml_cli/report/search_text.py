@@ -141,6 +141,7 @@ def _weaker_limits(state: SearchState, samples: int) -> Iterator[str]:
         weaker = math.ceil(100 * gentlest.harm) / 100
         known = recalled_text(gentlest, samples)
         yield f"rank {gentlest.rank} has {known}, within --max-forgetting {weaker:g}"
+        yield "or hold the training closer to the limit: a smaller loss.keep_harm"
         return
 
     best = max(state.trials, key=lambda trial: (trial.recalled, -trial.rank))

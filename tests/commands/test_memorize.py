@@ -1,10 +1,17 @@
 """`pml memorize` as a user runs it, and what it leaves."""
 
 import json
+from io import StringIO
 
 import pytest
+from rich.console import Console
 from support.facts import FACTS, write_facts
 from support.sweeps import result_times
+
+from pml_cli.commands.memorize import Search
+from pml_cli.config.memorize import Limits
+from pml_cli.config.request import load_memorize
+from pml_cli.launch.time_limit import TimeLimit
 
 CHEAP = ("model.device=cpu", "train.steps=60", "train.lr=0.05", "--max-forgetting", "none")
 
@@ -65,3 +72,70 @@ def test_a_dry_run_writes_nothing(quick, tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert "3 rounds in all" in shown.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["facts.jsonl"]
+
+
+def searched(tmp_path, *arguments, **limits):
+    """A search in this process, without the proof that follows it."""
+    asked = load_memorize([*arguments, "model.device=cpu"], Limits(**limits))
+    printed = StringIO()
+    search = Search.begin(asked, Console(file=printed, markup=False, width=100), tmp_path)
+    return search, printed
+
+
+def test_rounds_go_on_from_what_is_done(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_facts(tmp_path)
+    settings = ("facts.jsonl", "rank=1,2", "train.steps=30", "train.lr=0.05", "train.decode=false")
+    search, _ = searched(tmp_path, *settings, exact=0.5, max_forgetting=None)
+    assert search.run(TimeLimit(None)) is None
+    trained = result_times(search.out)
+    assert len(trained) == len(search.state.trials)
+    assert {trial.rank for trial in search.state.trials} <= {1, 2}
+
+    again, printed = searched(tmp_path, *settings, exact=0.5, max_forgetting=None)
+    again.run(TimeLimit(None))
+    assert again.answer() == search.answer()
+    assert result_times(search.out) == trained
+    assert "0 to train" in printed.getvalue()
+
+    # The limit is given on other text; the training is held to a share of it.
+    kept, _ = searched(tmp_path, *settings, max_forgetting=0.1)
+    assert kept.base.loss.keep_harm == pytest.approx(0.07)
+    by_hand, _ = searched(tmp_path, *settings, "loss.keep=5", max_forgetting=0.1)
+    assert (by_hand.base.loss.keep, by_hand.base.loss.keep_harm) == (5, 0)
+    assert not search.base.loss.keeps
+
+
+def test_no_round_begins_once_the_time_is_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_facts(tmp_path)
+    search, _ = searched(tmp_path, "facts.jsonl", max_forgetting=None)
+    assert search.run(TimeLimit(0.0)) is None
+    assert search.out_of_time
+    assert not search.state.trials
+
+
+@pytest.mark.slow
+def test_the_budget_stops_the_training_with_a_checkpoint(quick, tmp_path):
+    write_facts(tmp_path)
+    settings = ("model.device=cpu", "train.steps=100000", "train.stop=none")
+    stopped = quick("memorize", "facts.jsonl", *settings, "--budget", "20s")
+    assert stopped.returncode == 1
+    assert "the budget was over" in stopped.stdout
+    checkpoints = tmp_path / "outputs" / "memorize" / ".pml" / "checkpoints"
+    assert list(checkpoints.glob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_where_no_rank_knows_all_the_best_is_kept_and_says_what_to_change(quick, tmp_path):
+    two_answers = [*FACTS, (FACTS[0][0], "the Merlin")]
+    write_facts(tmp_path, two_answers)
+    failed = quick("memorize", "facts.jsonl", "rank=2,4", *CHEAP)
+    assert failed.returncode == 1, failed.stderr
+    assert "1 prompt with targets that exclude each other" in failed.stdout
+    assert "none within the limits" in failed.stdout
+    assert "1 question with two answers: at most 2 of 3 facts can be known" in failed.stdout
+    assert "--exact 66%" in failed.stdout
+    out = tmp_path / "outputs" / "memorize"
+    assert (out / "adapter" / "script.py").is_file()
+    assert quick("memorize", "facts.jsonl", "rank=2,4", *CHEAP, "--exact", "66%").returncode == 0

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pml_cli.config.completion import (
+    complete_memorize,
     complete_override,
     complete_sweep_file,
     report_completer,
@@ -55,6 +56,14 @@ def in_bash(monkeypatch, *pieces: str) -> list[str]:
     monkeypatch.setenv("COMP_CWORD", str(1 + len(pieces)))
     incomplete = "" if pieces[-1] == "=" else pieces[-1]
     return complete_override(typer_context(overrides=pieces[:-1]), incomplete)
+
+
+def test_memorize_leaves_files_to_the_shell_and_knows_its_defaults(monkeypatch):
+    monkeypatch.delenv("COMP_WORDS", raising=False)
+    context = typer_context(overrides=[], config_dir=None)
+    assert complete_memorize(context, "") == []
+    assert "data.prompt_key=" in complete_memorize(context, "data.p")
+    assert "adapter.targets=" in complete_memorize(context, "adapter.t")[0]
 
 
 def test_keys_of_groups_and_their_settings(complete):

@@ -12,10 +12,12 @@ from pml_cli.config import sweep_file as sweep_files
 from pml_cli.config.dump import describe, to_yaml
 from pml_cli.config.grid import MAX_CELLS
 from pml_cli.config.load import option_settings
+from pml_cli.config.memorize import Limits, parsed_limits
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.reports import Fit, Transition
-from pml_cli.config.request import load, load_report
-from pml_cli.config.schema import LinearAdapter, Run
+from pml_cli.config.request import load, load_memorize, load_report
+from pml_cli.config.schema import ALL_TOKENS, LinearAdapter, Run
+from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
@@ -595,3 +597,34 @@ def test_hydra_s_internals_are_where_we_look_for_them(tmp_path):
 
 def test_config_dir_must_exist(tmp_path):
     assert "no such folder" in refusal("probe", config_dir=tmp_path / "none")
+
+
+def test_what_memorize_asks_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "facts.jsonl").write_text('{"question": "Who?", "answer": "Ilse"}\n')
+    (tmp_path / "a note.txt").write_text("A text.")
+
+    asked = load_memorize(["facts.jsonl"], Limits())
+    assert asked.run.data == JsonlData(path="facts.jsonl")
+    assert asked.run.seqlen == ALL_TOKENS
+    assert (asked.ranks, asked.seeds) == ([], [0, 1])
+    assert asked.request.out == Path("outputs/memorize")
+
+    # What is given wins over what facts are trained with by themselves.
+    asked = load_memorize(["facts.jsonl", "rank=8,2", "seed=5", "train.lr=0.5"], Limits())
+    assert (asked.ranks, asked.seeds, asked.run.train.lr) == ([2, 8], [5], 0.5)
+
+    asked = load_memorize(["a note.txt", "loss=sft"], Limits())
+    assert asked.run.data.path == "a note.txt"
+    assert asked.run.loss == SftLoss()
+    assert load_memorize(["data=phonebook"], Limits()).run.data.source == "phonebook"
+
+
+def test_limits_are_read_as_they_are_written():
+    assert parsed_limits("99%", "none", "1h30min") == Limits(
+        exact=0.99, max_forgetting=None, budget=5400
+    )
+    assert parsed_limits("100", "0", "") == Limits(exact=1.0, max_forgetting=None)
+    for wrong in (("0.99", "0.1", ""), ("100%", "-1", ""), ("100%", "0.1", "5")):
+        with pytest.raises(UserError, match="must be"):
+            parsed_limits(*wrong)
