@@ -498,14 +498,14 @@ class SplitModel:
 
     def _recorded_packing(self, tokens: int) -> PackedCalls:
         calls = self._recorded_calls(1, tokens)
-        sizes = {"dtype": self.dtype, "head_dim": self.head_dim}
+        packing = partial(PackedCalls, calls, dtype=self.dtype, head_dim=self.head_dim)
         try:
-            return PackedCalls(calls, self._recorded_calls(1, tokens + 1), **sizes)
+            return packing(self._recorded_calls(1, tokens + 1))
         except UnpackableError:
             # The next token would be the first beyond a sliding window, so a mask comes with it.
             if tokens == 1:
                 raise
-            return PackedCalls(calls, self._recorded_calls(1, tokens - 1), **sizes)
+            return packing(self._recorded_calls(1, tokens - 1))
 
     @torch.no_grad()
     def block_output(self, prefix: Prefix, bank: AdapterBank) -> Tensor:
