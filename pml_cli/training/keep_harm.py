@@ -14,10 +14,13 @@ Shapes: K cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from pml_cli.config.schema import Loss
 
 # Lambda at the beginning, where loss.keep is 0, by loss.keep_by.
 INITIAL_WEIGHTS = {"energy": 22.0, "kl": 5.0}
@@ -104,3 +107,19 @@ class HarmLimit:
         self.weight_K = state["weight"]
         self.harm_K = state["harm"]
         self.penalty_K = state["penalty"]
+
+
+def initial_weight(loss: Loss) -> float:
+    """Lambda before the first step."""
+    if loss.keep_harm and not loss.keep:
+        return INITIAL_WEIGHTS[loss.keep_by]
+    return loss.keep
+
+
+def shrinkage(limit: float, harm: float) -> float:
+    """What an adapter is scaled by that does more harm than its limit.
+
+    A guess, that is made again where it was too weak: the harm of a small adapter grows with its
+    square.
+    """
+    return SETTLED * math.sqrt(limit / harm)

@@ -179,3 +179,10 @@ def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, text, by):
     for cell, other in zip(resumed, cells, strict=True):
         assert digest(cell) == digest(other)
         assert (cell.keep, cell.keep_harm) == (other.keep, other.keep_harm)
+
+
+def test_a_lost_cell_fails_as_it_does_without_a_limit(tiny_base, text):
+    train = Train(steps=4, lr=1e18, log_every=4)
+    run = run_of(tiny_base, text, SftLoss(keep_harm=0.1), train=train)
+    (cell,) = train_packed(tiny_base, [cell_of(run)])
+    assert "no longer" in cell.failure
