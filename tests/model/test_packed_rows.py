@@ -5,7 +5,14 @@ import torch
 from support.facts import facts
 from support.families import FAMILIES
 from support.family_matrix import linear_adapter
-from support.models import adapter_of, initial_bank, local, random_bank, save_random
+from support.models import (
+    adapter_of,
+    initial_bank,
+    local,
+    random_bank,
+    random_ids,
+    save_random,
+)
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
 from pml_cli.model.loading import load_model
@@ -164,3 +171,20 @@ def test_rows_of_a_small_batch_are_no_longer_than_it(model_folder):
         layout = inputs.layout([[piece]])
         assert layout.tokens == len(sample.prompt) + len(sample.target) - 1
         assert layout.packed.rows.shape == (1, layout.tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_of_similar_length_share_a_pass_of_the_prefix(model_folder, stream):
+    """What is needed of each row is as without; of a streamed model too."""
+    model = load_model(local(model_folder("gemma3_text"), stream=stream))
+    bank = random_bank(model, MlpBlockAdapter())
+    ids = random_ids(model, 5)
+    lengths = [3, 21, 8, 20, 5]
+    expected = model.prefix(ids, bank)
+    prefix = model.prefix(ids, bank, rows=2, lengths=lengths)
+    for name in ("entry", "block", "mlp_out"):
+        states = getattr(prefix, name)
+        assert states.shape == getattr(expected, name).shape
+        for row, length in enumerate(lengths):
+            needed = getattr(expected, name)[row, :length]
+            torch.testing.assert_close(states[row, :length], needed)
