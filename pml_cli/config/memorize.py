@@ -169,9 +169,10 @@ def _nats(text: str) -> float | None:
         value = float(text)
     except ValueError as error:
         raise ValueError(allowed) from error
-    if not 0 <= value < float("inf"):
+    # 0 would be read as no forgetting at all by the one, as no limit by the other.
+    if not 0 < value < float("inf"):
         raise ValueError(allowed)
-    return value or None
+    return value
 
 
 def _seconds(text: str) -> float | None:

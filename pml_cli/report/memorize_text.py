@@ -34,11 +34,30 @@ def rank_text(report: MemorizeReport) -> str:
     if not answer.reached:
         return f"none within the limits; the best is rank {answer.rank} ({report.run})"
 
-    below = f"at least {answer.low}"
-    if answer.low == answer.rank:
-        below = "smaller ones failed" if answer.rank > 1 else "the smallest there is"
-    seeds = "" if answer.confirmed else "; one seed alone"
-    return f"{answer.rank} ({below}{seeds}), run {report.run}"
+    return f"{answer.rank} ({_below_text(report)}{_seeds_text(report)}), run {report.run}"
+
+
+def _below_text(report: MemorizeReport) -> str:
+    """What is known of the ranks below the answer."""
+    answer = report.answer
+    if answer.low < answer.rank:
+        return f"at least {answer.low}"
+    if any(cell.trial.rank < answer.rank for cell in report.cells):
+        return "smaller ones failed"
+    # The user may have given larger ones alone.
+    return "the smallest there is" if answer.rank == 1 else "the smallest that was tried"
+
+
+def _seeds_text(report: MemorizeReport) -> str:
+    """Where not every seed keeps the limits at this rank: those that failed, if they were tried."""
+    answer = report.answer
+    if answer.confirmed:
+        return ""
+    of_rank = [cell.trial for cell in report.cells if cell.trial.rank == answer.rank]
+    failed = [str(trial.seed) for trial in of_rank if not report.limits.passes(trial)]
+    if failed:
+        return f"; with seed {answer.seed}, not with {', '.join(failed)}"
+    return "; one seed alone"
 
 
 def facts_text(report: MemorizeReport) -> str:

@@ -624,7 +624,11 @@ def test_limits_are_read_as_they_are_written():
     assert parsed_limits("99%", "none", "1h30min") == Limits(
         exact=0.99, max_forgetting=None, budget=5400
     )
-    assert parsed_limits("100", "0", "") == Limits(exact=1.0, max_forgetting=None)
-    for wrong in (("0.99", "0.1", ""), ("100%", "-1", ""), ("100%", "0.1", "5")):
+    assert parsed_limits("100", "off", "") == Limits(exact=1.0, max_forgetting=None)
+    # No forgetting at all, or no limit of it? Not to be guessed.
+    for nats in ("0", "-1", "nan"):
+        with pytest.raises(UserError, match=f"--max-forgetting {nats}: must be nats per token"):
+            parsed_limits("100%", nats, "")
+    for wrong in (("0.99", "0.1", ""), ("150%", "0.1", ""), ("100%", "0.1", "5")):
         with pytest.raises(UserError, match="must be"):
             parsed_limits(*wrong)

@@ -8,6 +8,7 @@ import pytest
 from support.memorize import TRIALS, failed_report, planted_proof, planted_report
 from support.printing import printed
 
+from pml_cli.analysis.rank_search import Limits
 from pml_cli.report.figures.memorize import memorize_figure
 from pml_cli.report.memorize_folder import facts_table, write
 from pml_cli.report.memorize_report import Forgetting
@@ -82,6 +83,19 @@ def test_bands_of_the_least_rank(tmp_path):
     assert text == "3 (at least 2; one seed alone), run r3-s1"
     smallest = dataclasses.replace(report.answer, rank=1, low=1)
     assert rank_text(dataclasses.replace(report, answer=smallest)).startswith("1 (the smallest")
+
+    # Of rank=4,8 nothing below 4 was tried: nothing below it has failed.
+    above = [cell for cell in report.cells if cell.trial.rank >= 4]
+    least = dataclasses.replace(report.answer, rank=4, low=4, high=4, seed=0)
+    text = rank_text(dataclasses.replace(report, answer=least, cells=above))
+    assert text == "4 (the smallest that was tried), run r3-s1"
+
+
+def test_a_seed_that_failed_at_the_least_rank_is_named(tmp_path):
+    report = planted_report(tmp_path, limits=Limits(exact=1.0, max_forgetting=0.1))
+    one_seed = dataclasses.replace(report.answer, seed=0, confirmed=False)
+    text = rank_text(dataclasses.replace(report, answer=one_seed))
+    assert text == "3 (smaller ones failed; with seed 0, not with 1), run r3-s1"
 
 
 def test_a_text_that_became_likelier(tmp_path):
