@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from pml_cli.data.row_packing import RowShape, common_beginning, fill_rows, shape_of_cells
+from pml_cli.data.row_packing import (
+    RowShape,
+    common_beginning,
+    fill_rows,
+    packed_size,
+    shape_of_cells,
+)
 from pml_cli.data.source import Sample
 
 
@@ -51,3 +57,17 @@ def test_rows_are_packed_where_that_saves_work():
     assert shape_of_cells([short[:1], short[1:2]]) is None
     running_text = [sample(2, target=60 + k) for k in range(3)]
     assert shape_of_cells([running_text]) is None
+
+
+def test_the_rows_of_a_step():
+    samples = [sample(length, target=4) for length in range(5, 60)]
+    # Prompt and target of the longest have 63 tokens, and the last is no input.
+    one = packed_size(samples, 1)
+    assert (one.rows, one.tokens, one.queries) == (1, 62, 4)
+
+    # Four tokens come once a row of at most 96; each sample has 31 of its own in the mean.
+    for batch in (10, len(samples)):
+        size = packed_size(samples, batch)
+        assert batch * 31 / 92 <= size.rows <= 1.5 * batch * 31 / 92
+        assert 92 <= size.tokens <= 96
+    assert packed_size(samples[:1], 1) is None
