@@ -1,7 +1,7 @@
 """What keeping the rest costs: recall against harm, and the rank for each weight of the penalty.
 
     pml sweep -f keep && pml forgetting outputs/keep
-    pml sweep -f keep_law && pml forgetting outputs/keep_law
+    pml sweep -f keep_law
     python benchmarks/keep.py outputs/keep outputs/keep_law
 
 It prints the tables of README.md and writes keep.csv, keep_law.csv and keep.png beside itself. A
@@ -28,6 +28,9 @@ HERE = Path(__file__).parent
 
 CONDITION = ["data", "rank", "loss", "lr"]
 KINDS = ["prose", "docs", "code", "chat"]
+
+# Ticks of the figure.
+RANKS = [1, 2, 3, 4, 6, 8, 12, 16]
 
 # Least share of the texts recalled whole with which a loss counts as recalling.
 RECALLS = 0.9
@@ -94,14 +97,10 @@ def shares_of_sft(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def law(runs: pd.DataFrame) -> pd.DataFrame:
-    """The rank of verbatim recall under each weight, and the harm of the cells that recall."""
+    """The rank of verbatim recall under each weight: geometric means over texts, t intervals."""
     table = rank_table(runs)
-    table = table[table["seqlen"].notna()]
-    recalled = runs[runs["exact_match"] == 1]
-    harm = recalled.groupby(["data", "seqlen", "loss"])["harm"].mean()
-    table = table.join(harm, on=["data", "seqlen", "method"])
-    columns = ["data", "seqlen", "method", "texts", "rank", "low", "high", "outside", "harm"]
-    return table[columns]
+    columns = ["data", "seqlen", "method", "texts", "rank", "low", "high", "outside"]
+    return table.loc[table["seqlen"].notna(), columns]
 
 
 def draw(conditions: pd.DataFrame, ranks: pd.DataFrame) -> Figure:
@@ -135,12 +134,15 @@ def _front_panel(axes: Axes, conditions: pd.DataFrame) -> None:
 
 
 def _law_panel(axes: Axes, ranks: pd.DataFrame) -> None:
-    methods = list(dict.fromkeys(ranks["method"]))
+    # By what they cost.
+    methods = list(ranks.groupby("method")["rank"].max().sort_values().index)
     for method, colour in zip(methods, sequential_colours(len(methods)), strict=True):
         points = ranks[ranks["method"] == method].sort_values("seqlen")
         axes.plot(points["seqlen"], points["rank"], "o-", color=colour, label=method)
     log_axis(axes, ranks["seqlen"])
     axes.set_yscale("log")
+    axes.set_yticks(RANKS, [str(rank) for rank in RANKS])
+    axes.set_yticks([], minor=True)
     axes.set_xlabel("tokens of the text")
     axes.set_ylabel("rank for verbatim recall")
     axes.legend()
@@ -157,7 +159,7 @@ def main() -> None:
     runs = measured_runs(arguments.keep)
     conditions = front(runs)
     shares = shares_of_sft(runs)
-    ranks = law(measured_runs(arguments.law))
+    ranks = law(read_runs([arguments.law]))
 
     conditions = conditions.merge(shares, on=CONDITION, how="left")
     conditions.round(4).to_csv(HERE / "keep.csv", index=False)

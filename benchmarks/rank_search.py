@@ -40,9 +40,9 @@ DATA = {
     "town, 4": [str(FACTS / "town.jsonl"), "data.samples=4"],
     "town, 3": [str(FACTS / "town.jsonl"), "data.samples=3", "data.seed=1"],
     "almanac, 3": [str(FACTS / "almanac.jsonl"), "data.samples=3"],
-    "works, 3": [str(FACTS / "works.jsonl"), "data.samples=3"],
     "documentation, 32 tokens": ["data=text", "seqlen=32"],
     "documentation, 48 tokens": ["data=text", "seqlen=48", "data.seed=1"],
+    "documentation, 40 tokens": ["data=text", "seqlen=40", "data.seed=2"],
     "random, 16 tokens": ["data=random", "seqlen=16"],
 }
 

@@ -103,7 +103,7 @@ def run(
         UserError: data, a run or a folder that cannot be used; nothing has been trained then.
     """
     started = time.monotonic()
-    progress = Console(stderr=True, markup=False) if as_json else console
+    progress = Console(stderr=True, markup=False, emoji=False) if as_json else console
     check_output_folder(asked.request.out)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +194,8 @@ class Search:
                 return stopped
             trials = self.trials(cells)
             for trial in trials:
-                self.say(search_text.trial_line(trial, len(self.samples)))
+                failure = self.folder(trial).failure()
+                self.say(search_text.trial_line(trial, len(self.samples), failure))
             self.state = self.state.after_round(trials)
             if self.out_of_time:
                 return None
@@ -403,6 +404,14 @@ def _conclude(search: Search, console: Console, started: float, *, as_json: bool
     return 0 if found.reached else 1
 
 
+def _measured_harm(entry: Mapping[str, Any]) -> MeasuredHarm | None:
+    """The harm in an entry of forgetting.json; None where a kind of text was not measured."""
+    harm, low, high = (entry[name] for name in ("harm", "harm_low", "harm_high"))
+    if harm is None or low is None:
+        return None
+    return MeasuredHarm(harm=harm, low=low, high=high)
+
+
 def _prove(search: Search, folder: RunFolder) -> Proof:
     search.say(f"proof of {folder.id}")
     model = search.base.model
@@ -437,7 +446,6 @@ def _report(
     for name in ("rank", "seed"):
         settings.pop(name)
 
-    harm, low, high = (forgetting[name] for name in ("harm", "harm_low", "harm_high"))
     samples = search.samples
     contradictions = len(find_repeats(samples).contradictions)
     situation = search_text.Situation(
@@ -454,7 +462,7 @@ def _report(
         run=search.folder(found.trial).id,
         samples=len(samples),
         cells=tried,
-        forgetting=MeasuredHarm(harm=harm, low=low, high=high),
+        forgetting=_measured_harm(forgetting),
         proof=proof,
         advice=search_text.advice(search.state, found, situation),
         seconds=sum(cell.seconds for cell in tried),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pml_cli.config.schema import Run
+from pml_cli.data.row_packing import PackedSize
 from pml_cli.data.source import Sample
 
 
@@ -26,7 +27,10 @@ class CellPlan:
     """Samples in one step."""
 
     tokens: int
-    """Input tokens of one row, padding included."""
+    """Input tokens of one sample, at most."""
+
+    packed: PackedSize | None = None
+    """The rows that the samples of a step share; None: each sample is a row."""
 
     checkpointing: bool = False
     """Whether activation checkpointing runs the layers above the adapter twice, to keep less."""
@@ -34,6 +38,8 @@ class CellPlan:
     @property
     def step_tokens(self) -> int:
         """Input tokens of one step, padding included."""
+        if self.packed is not None:
+            return self.packed.rows * self.packed.tokens
         return self.rows * self.tokens
 
     @property

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import Run
+from pml_cli.data.row_packing import PackedSize, packed_size
 from pml_cli.data.source import Sample, Source, check_length
 from pml_cli.model.dims import model_dims
 
@@ -35,6 +36,18 @@ def tokens_hash_of(run: Run) -> str:
     return _tokens_hash(CacheKey(run.model), CacheKey(run.data), run.seqlen)
 
 
+def packed_size_of(run: Run, rows: int) -> PackedSize | None:
+    """The packed rows of a step of a run; None where each sample is a row.
+
+    Args:
+        run: with dropout, samples stay apart.
+        rows: samples of a step.
+    """
+    if run.adapter.dropout:
+        return None
+    return _packed_size(CacheKey(run.model), CacheKey(run.data), run.seqlen, rows)
+
+
 def tokens_hash(samples: Sequence[Sample]) -> str:
     """A short hash of the token ids that a run learns: `tokens` of env.json."""
     ids = repr([(sample.prompt, sample.target) for sample in samples])
@@ -55,6 +68,11 @@ def _samples(model: CacheKey, data: CacheKey, seqlen: int) -> list[Sample]:
     source = _open_source(model, data)
     check_length(model.value, data.value, source, seqlen)
     return source.take(seqlen)
+
+
+@lru_cache(maxsize=4096)
+def _packed_size(model: CacheKey, data: CacheKey, seqlen: int, rows: int) -> PackedSize | None:
+    return packed_size(_samples(model, data, seqlen), rows)
 
 
 @lru_cache(maxsize=4096)

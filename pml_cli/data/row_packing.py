@@ -49,6 +49,20 @@ class RowShape:
     """Length of a row."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedSize:
+    """Packed rows of one step of a cell."""
+
+    rows: int
+    """Number of rows."""
+
+    tokens: int
+    """Length of a row."""
+
+    queries: int
+    """Most scored tokens of a row."""
+
+
 def common_beginning(samples: Sequence[Sample]) -> int:
     """How many tokens all prompts begin with, less one: each sample keeps the last of its own."""
     # Of all prompts, the least and the greatest differ first.
@@ -91,6 +105,28 @@ def shape_of_cells(cells: Sequence[Sequence[Sample]]) -> RowShape | None:
         packed = max(packed, rows * shape.tokens + int(scored.sum()))
     separate = 2 * longest * max(map(len, present))
     return shape if packed <= MOST_WORK * separate else None
+
+
+def packed_size(samples: Sequence[Sample], batch: int) -> PackedSize | None:
+    """The packed rows of a step on some of a cell's samples.
+
+    Args:
+        samples: of the cell.
+        batch: how many of them a step has.
+
+    Returns:
+        the size, of a batch of all lengths; None where each sample is a row.
+    """
+    shape = shape_of_cells([samples])
+    if shape is None:
+        return None
+
+    by_length = sorted(samples, key=input_tokens)
+    chosen = [by_length[i * len(samples) // batch] for i in range(batch)]
+    scored = np.array([len(sample.target) for sample in chosen])
+    placement = fill_rows(_own_tokens(chosen, shape.common), scored, shape)
+    queries = np.bincount(placement.rows, scored)
+    return PackedSize(rows=placement.count, tokens=shape.tokens, queries=int(queries.max()))
 
 
 def _own_tokens(samples: Sequence[Sample], common: int) -> NDArray[np.int64]:

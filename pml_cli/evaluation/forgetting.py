@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from pml_cli.data.source import Sample
 from pml_cli.model.adapter_bank import AdapterBank
@@ -24,15 +23,17 @@ from pml_cli.training.batches import SamplesByCell
 from pml_cli.training.limits import EVALUATION_TOKENS
 from pml_cli.training.scoring import PackInputs, scored_hidden, zero_adapters
 
-# Logits of one model that exist at once.
-MAX_LOGITS = 2**25
+# Logits of one model that exist at once; more do not fit into a processor's cache. The head is slow
+# for fewer tokens than MIN_TOKENS.
+MAX_LOGITS = 2**23
+MIN_TOKENS = 64
 
 # Texts whose hidden states are kept for the next adapters.
 MAX_READINGS = 16
 
 Forgetting: TypeAlias = dict[str, float | int | None]
 
-# Means over tokens, in the order of `_compare`.
+# Means over tokens, in the order of `BaseTokens.compare`.
 _MEANS = ("base_loss", "loss", "kl", "changed")
 NOT_MEASURED: Forgetting = {"tokens": 0, **dict.fromkeys(_MEANS)}
 
@@ -60,6 +61,51 @@ class WindowMeans:
         """By how much the adapter raises the loss of each window, nats per token, (n,)."""
         rise: NDArray[np.float64] = self.means["loss"] - self.means["base_loss"]
         return rise
+
+
+class BaseTokens:
+    """Predictions of the base for some tokens, and how those of adapters differ from them.
+
+    KL(base || adapted) is the cross-entropy of the adapted predictions under those of the base,
+    less the entropy of the base. Both are summed in the same way, so that equal logits give 0.
+    """
+
+    def __init__(self, logits_NV: Tensor, targets_N: Tensor) -> None:
+        """
+        Args:
+            logits_NV: of the base; computed with in float32 at least.
+            targets_N: the tokens that follow.
+        """
+        logits_NV = _precise(logits_NV)
+        self._targets_N1 = targets_N[:, None]
+        self._p_NV = logits_NV.softmax(1)
+        self._choices_N1 = logits_NV.argmax(1, keepdim=True)
+        self._nll_N, self._entropy_N = self._losses(logits_NV)
+
+    def _losses(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """Nats of the targets, and cross-entropy under the predictions of the base, (N,) each."""
+        log_p_NV = logits_NV.log_softmax(1)
+        nll_N = -log_p_NV.gather(1, self._targets_N1)[:, 0]
+        return nll_N, -torch.linalg.vecdot(self._p_NV, log_p_NV)
+
+    def compare(self, logits_NV: Tensor) -> Tensor:
+        """`_MEANS` of each token under the logits of an adapter, (4, N)."""
+        logits_NV = _precise(logits_NV)
+        nll_N, cross_entropy_N = self._losses(logits_NV)
+        # A tie with the base's choice is no change. argmax would take several times as long.
+        of_choice_N = logits_NV.gather(1, self._choices_N1)[:, 0]
+        changed_N = of_choice_N < logits_NV.amax(1)
+        values = [
+            self._nll_N,
+            nll_N,
+            cross_entropy_N - self._entropy_N,
+            changed_N.to(nll_N.dtype),
+        ]
+        return torch.stack(values)
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class BaseReading:
@@ -105,19 +151,16 @@ class BaseReading:
 
         # KL needs all logits of a token, unlike its cross-entropy: few tokens at a time.
         chunks = []
-        size = max(1, MAX_LOGITS // self._base.head.weight_VD.shape[0])
+        size = max(MIN_TOKENS, MAX_LOGITS // self._base.head.weight_VD.shape[0])
         for start in range(0, len(self._targets_N), size):
             chunk = slice(start, start + size)
-            base_logits_NV = self._base.logits(self._hidden_ND[chunk])
-            base_log_p_NV = _log_p(base_logits_NV)
-            targets_N = self._targets_N[chunk]
-            of_chunk = []
-            for hidden_ND in hidden_KND:
-                logits_NV = self._base.logits(hidden_ND[chunk])
-                changed_N = logits_NV.argmax(1) != base_logits_NV.argmax(1)
-                compared_4N = _compare(base_log_p_NV, _log_p(logits_NV), targets_N, changed_N)
-                of_chunk.append(compared_4N)
-            chunks.append(torch.stack(of_chunk))
+            base_tokens = BaseTokens(
+                self._base.logits(self._hidden_ND[chunk]), self._targets_N[chunk]
+            )
+            of_cells = [
+                base_tokens.compare(self._base.logits(hidden_ND[chunk])) for hidden_ND in hidden_KND
+            ]
+            chunks.append(torch.stack(of_cells))
 
         values_K4N = torch.cat(chunks, 2).double().cpu().numpy()
         starts = np.cumsum(self._tokens) - self._tokens
@@ -127,32 +170,6 @@ class BaseReading:
             WindowMeans(tokens=self._tokens, means=dict(zip(_MEANS, means_4n, strict=True)))
             for means_4n in means_K4n
         ]
-
-
-def kl_divergence(base_NV: Tensor, adapted_NV: Tensor) -> Tensor:
-    """KL(base || adapted) of each token in nats, (N,), from logits; at least in float32."""
-    return _kl(_log_p(base_NV), _log_p(adapted_NV))
-
-
-def _log_p(logits_NV: Tensor) -> Tensor:
-    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
-    return log_softmax(logits_NV.to(dtype), 1)
-
-
-def _kl(base_log_p_NV: Tensor, adapted_log_p_NV: Tensor) -> Tensor:
-    return (base_log_p_NV.exp() * (base_log_p_NV - adapted_log_p_NV)).sum(1)
-
-
-def _compare(base_NV: Tensor, adapted_NV: Tensor, targets_N: Tensor, changed_N: Tensor) -> Tensor:
-    """`_MEANS` of each token, (4, N), from log-probabilities."""
-    targets_N1 = targets_N[:, None]
-    values = [
-        -base_NV.gather(1, targets_N1)[:, 0],
-        -adapted_NV.gather(1, targets_N1)[:, 0],
-        _kl(base_NV, adapted_NV),
-        changed_N.to(base_NV.dtype),
-    ]
-    return torch.stack(values)
 
 
 class Readings:

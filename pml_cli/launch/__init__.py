@@ -8,6 +8,7 @@ Planning, before anything runs:
     pack.py        cells that are trained as one batch
     packing.py     from runs to checked cells, and from cells to packs
     cost_model.py  FLOPs and memory of a pack
+    packed_cost.py the cost of a step on packed rows
     throughput.py  how fast packs were trained before, and so how long others will take
     devices.py     the devices of this machine, and what a launch may fill of them
     openmp.py      how waiting threads behave

@@ -20,6 +20,7 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import minibatch_sizes
 from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.source import Sample
+from pml_cli.launch import packed_cost
 from pml_cli.launch.pack import Pack
 from pml_cli.model.chunk_sizes import HEAD_CHUNK, PREFIX_ROWS
 from pml_cli.model.dims import (
@@ -53,11 +54,9 @@ ADAPTER_COPIES = 5
 def step_flops(pack: Pack) -> float:
     """Matmul FLOPs of one training step, forward and backward, padding included."""
     work = PackWork(pack)
-    layers = work.forward_flops(len(work.upper_layers)) + work.backward_flops()
-    token = layers + work.adapter_flops
     # The head's only gradient is that of the hidden states: one product back.
-    scoring = work.step_tokens * token + 2 * work.scored_tokens * work.head_flops
-    return scoring + work.penalty_flops()
+    head = 2 * work.scored_tokens * work.head_flops
+    return work.upper_flops(backward=True) + head + work.penalty_flops()
 
 
 def training_flops(pack: Pack) -> float:
@@ -70,15 +69,15 @@ def training_flops(pack: Pack) -> float:
     steps = work.steps * step
 
     # Evaluations score every sample, and pass no gradient.
-    token = work.forward_flops(len(work.upper_layers)) + work.adapter_flops
-    evaluation = work.all_tokens * token + work.all_scored_tokens * work.head_flops
+    layers = work.upper_flops(backward=False) * work.all_tokens / work.step_tokens
+    evaluation = layers + work.all_scored_tokens * work.head_flops
     return prefix + steps + work.evaluations * evaluation + work.kept_text_flops()
 
 
 def saved_bytes(pack: Pack) -> int:
     """Bytes that the forward pass of one step saves for the backward pass."""
     work = PackWork(pack)
-    layers = work.step_tokens * work.saved_bytes_per_token().stored
+    layers = work.upper_saved_bytes()
     hidden_states = work.scored_tokens * work.shape.hidden * work.number_bytes
     return round(layers + hidden_states)
 
@@ -118,6 +117,8 @@ def _compute_bytes(work: PackWork, pack: Pack) -> float:
     residual_stream = work.step_tokens * 2 * work.shape.hidden * work.number_bytes
     in_one_layer = work.step_tokens * (recomputed + layer)
     step = saved_bytes(pack) + residual_stream + max(logits, in_one_layer)
+    if work.packed:
+        step += packed_cost.mask_bytes(work)
 
     # An evaluation takes whole rows, at least one of each cell.
     row_of_each_cell = len(pack.cells) * work.row_tokens
@@ -166,7 +167,10 @@ class PackWork:
         first_layer, first_stage: of the first adapter in the forward pass. No gradient goes below.
         upper_layers: the layers that run in every step; the ones below are cached.
         row_tokens: input tokens of a row, padding included (T).
+        packed: whether samples share rows.
+        attended_tokens: input tokens of a row in a step.
         step_tokens: input tokens of a step.
+        step_queries: tokens of a step that the last layer runs for.
         all_tokens: input tokens of all samples.
         prefix_tokens: input tokens of the prefix cache.
         scored_tokens: target tokens of a step.
@@ -196,9 +200,13 @@ class PackWork:
         self.upper_layers = range(self.first_layer + self.is_block, self.shape.layers)
 
         self.row_tokens = max(cell.tokens for cell in cells)
+        packed = pack.packed
+        self.packed = packed is not None
+        self.attended_tokens = packed.tokens if packed else self.row_tokens
         self.step_tokens = pack.step_tokens
-        samples = max(len(cell.samples) for cell in cells)
-        self.all_tokens = self.cells * samples * self.row_tokens
+        self.step_queries = self.cells * packed.rows * packed.queries if packed else 0
+        steps_of_all = max(len(cell.samples) / cell.rows for cell in cells)
+        self.all_tokens = round(steps_of_all * self.step_tokens)
         self.prefix_rows = unique_rows(pack)
         self.prefix_tokens = self.prefix_rows * self.row_tokens
 
@@ -228,6 +236,22 @@ class PackWork:
             return 2
         log_every = self.run.train.log_every or max(1, self.steps // DEFAULT_LOGGED_STEPS)
         return 2 + (self.steps - 1) // log_every
+
+    def upper_flops(self, *, backward: bool) -> float:
+        """FLOPs of one step in the layers from the adapters' on, adapters included.
+
+        Args:
+            backward: with the backward pass.
+        """
+        if self.packed:
+            recomputed = self.recomputed_flops() if backward and self.checkpointing else 0.0
+            flops = packed_cost.layer_flops(self, backward=backward)
+            return flops + self.step_tokens * recomputed
+
+        token = self.forward_flops(len(self.upper_layers)) + self.adapter_flops
+        if backward:
+            token += self.backward_flops()
+        return self.step_tokens * token
 
     # FLOPs of one token
 
@@ -398,6 +422,7 @@ class PackWork:
         """The same with rows as long as a window of the text."""
         work = copy.copy(self)
         work.row_tokens = self._window_tokens()
+        work.attended_tokens = work.row_tokens
         return work
 
     def _generic_texts(self) -> set[tuple[Sample, ...]]:
@@ -421,6 +446,16 @@ class PackWork:
 
     # Bytes
 
+    def upper_saved_bytes(self) -> float:
+        """What autograd keeps of a step in the layers from the adapters' on."""
+        if self.packed:
+            return packed_cost.saved_bytes(self)
+        return self.step_tokens * self.saved_bytes_per_token().stored
+
+    def saved_by_last_layer(self) -> float:
+        """Bytes that the last layer saves of a token."""
+        return self._saved_by_layer()[self.upper_layers[-1]]
+
     def saved_bytes_per_token(self) -> SavedBytes:
         """What autograd keeps of a token; with checkpointing, only the inputs of the layers."""
         outside = self._saved_outside_layers()
@@ -438,7 +473,7 @@ class PackWork:
         """Bytes that each layer saves of a token: attention, MLP, norms and inputs of adapters."""
         attention = self._saved_by_attention()
         mlp = self.shape.mlp_width * self.number_bytes * self.shape.family.saved_mlp_activations
-        norm = self._saved_by_norm()
+        norm = self.saved_by_norm()
         # Sandwich norms also follow attention and MLP.
         is_sandwich = self.shape.family.norms_outputs
 
@@ -475,16 +510,17 @@ class PackWork:
         score_bytes = 2 * self.number_bytes
         if self.number_bytes < self.float32_bytes:
             score_bytes += self.float32_bytes
-        return saved + self.shape.unfused_heads * self.row_tokens * score_bytes
+        return saved + self.shape.unfused_heads * self.attended_tokens * score_bytes
 
-    def _saved_by_norm(self) -> int:
+    def saved_by_norm(self) -> int:
+        """Bytes that a norm saves of a token."""
         in_float32 = self.shape.family.norms_in_float32
         return self.shape.hidden * (self.float32_bytes if in_float32 else self.number_bytes)
 
     def _saved_outside_layers(self) -> float:
         """The last norm, one that follows an adapted MLP, and the input of a block adapter."""
         norms = 2 if self.is_block and self.shape.family.norms_outputs else 1
-        saved = norms * self._saved_by_norm()
+        saved = norms * self.saved_by_norm()
         # In float32 and above, a block adapter reads the prefix cache itself.
         if self.is_block and self.number_bytes < 4:
             saved += self.shape.hidden * self.float32_bytes
@@ -539,7 +575,7 @@ class PackWork:
         """Temporaries of a layer while it runs."""
         width = self.shape.mlp_width + self.shape.hidden
         activations = 4 * self.number_bytes * width
-        scores = 2 * self.shape.unfused_heads * self.row_tokens * self.float32_bytes
+        scores = 2 * self.shape.unfused_heads * self.attended_tokens * self.float32_bytes
         return activations + scores
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pml_cli.data.cell import CellPlan
+from pml_cli.data.row_packing import PackedSize
 from pml_cli.runs.run_folders import RunFolders
 
 
@@ -20,8 +21,23 @@ class Pack:
         return any(cell.checkpointing for cell in self.cells)
 
     @property
+    def packed(self) -> PackedSize | None:
+        """The packed rows of a cell in one step, as long as the longest; None: not packed."""
+        sizes = [cell.packed for cell in self.cells if cell.packed is not None]
+        if len(sizes) < len(self.cells):
+            return None
+        return PackedSize(
+            rows=max(size.rows for size in sizes),
+            tokens=max(size.tokens for size in sizes),
+            queries=max(size.queries for size in sizes),
+        )
+
+    @property
     def step_tokens(self) -> int:
         """Input tokens of one training step, padding included."""
+        packed = self.packed
+        if packed is not None:
+            return len(self.cells) * packed.rows * packed.tokens
         rows = max(cell.rows for cell in self.cells)
         tokens = max(cell.tokens for cell in self.cells)
         return len(self.cells) * rows * tokens

@@ -14,7 +14,7 @@ from pml_cli.config.schema import Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.generic_text import generic_windows
-from pml_cli.data.opened import samples_of, tokens_hash_of
+from pml_cli.data.opened import packed_size_of, samples_of, tokens_hash_of
 from pml_cli.data.resolve import forget_resolved, resolved_run
 from pml_cli.data.stream import fetch_unmeasured
 from pml_cli.errors import UserError, raise_all
@@ -99,6 +99,7 @@ def _plan(run: Run) -> CellPlan:
         rows=min(batch, len(samples)),
         # The last token is only predicted.
         tokens=longest - 1,
+        packed=packed_size_of(run, min(batch, len(samples))),
         checkpointing=run.model.checkpointing is True,
     )
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -83,13 +84,20 @@ class PackedRows:
     mode: PackingMode
     """What runs for them."""
 
-    def visible(self) -> Tensor:
-        """Whether a token (second dimension) sees another (third), (B, L, L); each sees itself."""
-        position_BL = self.positions
-        segment_BL = self.segments
-        is_before = position_BL[:, None] <= position_BL[:, :, None]
-        is_own = segment_BL[:, None] == segment_BL[:, :, None]
-        is_common = segment_BL[:, None] == COMMON
+    def visible(self, to_queries: bool = False) -> Tensor:
+        """Whether a token (second dimension) sees another (third); each sees itself.
+
+        Args:
+            to_queries: of the queries alone, (B, S, L); else of all tokens, (B, L, L).
+        """
+        key_positions = self.positions
+        key_segments = self.segments
+        positions = self.at_queries(key_positions) if to_queries else key_positions
+        segments = self.at_queries(key_segments) if to_queries else key_segments
+
+        is_before = key_positions[:, None] <= positions[:, :, None]
+        is_own = key_segments[:, None] == segments[:, :, None]
+        is_common = key_segments[:, None] == COMMON
         return is_before & (is_own | is_common)
 
     def at_queries(self, values: Tensor) -> Tensor:
@@ -138,25 +146,23 @@ class PackedCalls:
             packed: the rows.
             first: the first layer that runs.
         """
-        visible_BLL = packed.visible()
-        of_all = _Gather(packed.positions, packed.positions, visible_BLL, self._dtype)
-        calls = [self._call(index, of_all) for index in range(first, len(self._layers))]
-        if not calls or packed.mode is PackingMode.ALL_TOKENS:
-            return [*calls, packed.at_queries]
+        of_all = _Gather(packed, self._dtype)
+        indices = range(first, len(self._layers))
+        if not indices or packed.mode is PackingMode.ALL_TOKENS:
+            return [*[self._call(index, of_all) for index in indices], packed.at_queries]
 
-        positions_BS = packed.at_queries(packed.positions)
-        visible_BSL = packed.at_queries(visible_BLL)
-        of_queries = _Gather(positions_BS, packed.positions, visible_BSL, self._dtype)
+        is_alone = packed.mode is PackingMode.KEYS
         last = LastLayerCall(
             packed=packed,
-            all_tokens=calls[-1],
-            queries=self._call(-1, of_queries),
-            head_dim=self._head_dim if packed.mode is PackingMode.KEYS else 0,
+            # Keys and values need no mask.
+            all_tokens=self._call(-1, of_all, masked=not is_alone),
+            queries=self._call(-1, _Gather(packed, self._dtype, to_queries=True)),
+            head_dim=self._head_dim if is_alone else 0,
         )
-        return [*calls[:-1], last]
+        return [*[self._call(index, of_all) for index in indices[:-1]], last]
 
-    def _call(self, index: int, gather: _Gather) -> LayerCall:
-        arguments = gather.arguments(self._arguments[index])
+    def _call(self, index: int, gather: _Gather, *, masked: bool = True) -> LayerCall:
+        arguments = gather.arguments(self._arguments[index], masked=masked)
         return LayerCall(layer=self._layers[index], args=(), kwargs=arguments)
 
 
@@ -206,34 +212,44 @@ def _with_token_dims(value: Any, longer: Any) -> Any:
 class _Gather:
     """Gathers the tensors of calls by position; layers mostly share them."""
 
-    def __init__(
-        self,
-        query_positions: Tensor,
-        key_positions: Tensor,
-        visible: Tensor,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, packed: PackedRows, dtype: torch.dtype, *, to_queries: bool = False) -> None:
         """
         Args:
-            query_positions: of the tokens that run, (B, S).
-            key_positions: of the tokens that they see, (B, L).
-            visible: whether they do, (B, S, L).
+            packed: the rows.
             dtype: of the model.
+            to_queries: whether the queries alone run, (B, S); else all tokens, (B, L).
         """
-        self.query_positions = query_positions
-        self.key_positions = key_positions
-        self.visible = visible
         self.dtype = dtype
+        self.key_positions = packed.positions
+        self.query_positions = packed.positions
+        if to_queries:
+            self.query_positions = packed.at_queries(packed.positions)
+        self._find_visible = partial(packed.visible, to_queries)
         self._gathered: dict[int, Tensor] = {}
-        self._mask: Tensor | None = None
 
-    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of one layer."""
-        gathered: dict[str, Any] = self._value(arguments)
-        if MASK_NAME not in gathered:
+    @cached_property
+    def visible(self) -> Tensor:
+        """Whether the tokens that run see all tokens, (B, S or L, L)."""
+        return self._find_visible()
+
+    @cached_property
+    def own_mask(self) -> Tensor:
+        """What is added to the scores, (B, 1, S or L, L), where the model passes no mask."""
+        mask = torch.zeros(self.visible.shape, dtype=self.dtype, device=self.visible.device)
+        mask.masked_fill_(~self.visible, torch.finfo(self.dtype).min)
+        return mask[:, None]
+
+    def arguments(self, arguments: dict[str, Any], *, masked: bool) -> dict[str, Any]:
+        """The arguments of one layer, with or without a mask."""
+        if MASK_NAME not in arguments:
             raise UnpackableError(f"no {MASK_NAME}")
-        if gathered[MASK_NAME] is None:
-            gathered[MASK_NAME] = self._own_mask()
+        unmasked = {name: value for name, value in arguments.items() if name != MASK_NAME}
+        gathered: dict[str, Any] = self._value(unmasked)
+
+        mask = arguments[MASK_NAME]
+        gathered[MASK_NAME] = None
+        if masked:
+            gathered[MASK_NAME] = self.own_mask if mask is None else self._value(mask)
         return gathered
 
     def _value(self, value: Any) -> Any:
@@ -273,14 +289,6 @@ class _Gather:
         if chosen.dtype == torch.bool:
             return chosen & visible
         return chosen.masked_fill(~visible, torch.finfo(chosen.dtype).min)
-
-    def _own_mask(self) -> Tensor:
-        """What is added to the scores, (B, 1, S, L), where the model passes no mask."""
-        if self._mask is None:
-            mask = torch.zeros(self.visible.shape, dtype=self.dtype, device=self.visible.device)
-            mask.masked_fill_(~self.visible, torch.finfo(self.dtype).min)
-            self._mask = mask[:, None]
-        return self._mask
 
 
 class _SeenError(Exception):

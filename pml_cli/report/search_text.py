@@ -65,9 +65,18 @@ def budget_line(plan: SweepPlan, seconds_left: float | None) -> str:
     )
 
 
-def trial_line(trial: Trial, samples: int) -> str:
-    """What one cell has come to."""
-    line = f"  rank {trial.rank}, seed {trial.seed}: {recalled_text(trial, samples)}"
+def trial_line(trial: Trial, samples: int, failure: str | None) -> str:
+    """What one cell has come to.
+
+    Args:
+        trial: of the cell.
+        samples: facts, or texts.
+        failure: why its training failed; None: it did not.
+    """
+    cell = f"  rank {trial.rank}, seed {trial.seed}"
+    if failure is not None:
+        return f"{cell}: failed: {failure}"
+    line = f"{cell}: {recalled_text(trial, samples)}"
     if trial.harm is None:
         return line
     return f"{line}, {trial.harm:.2g} nats/token of harm"

@@ -19,7 +19,7 @@ from pml_cli.data.generic_text import generic_windows
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training.energy import EnergyPenalty
-from pml_cli.training.keep_harm import INITIAL_WEIGHTS, HarmLimit, settle
+from pml_cli.training.keep_harm import HarmLimit, initial_weight, settle
 from pml_cli.training.keep_kl import KlPenalty
 from pml_cli.training.keep_text import WindowOrder, keep_text
 from pml_cli.training.limits import KL_WINDOWS, MEASURE_EVERY, MEASURED_WINDOWS
@@ -51,35 +51,37 @@ class KeepPenalty:
         Raises:
             UserError: the generic text cannot be read.
         """
-        weights = [_initial_weight(run.loss) for run in runs]
-        # 0 stands for no limit.
-        limits = [run.loss.keep_harm or math.inf for run in runs]
-        like = torch.empty(0, dtype=base.adapter_dtype, device=base.device)
-        self.limit = HarmLimit(like.new_tensor(weights), like.new_tensor(limits))
-
+        self._losses = [run.loss for run in runs]
+        self.limit = _limit(self._losses, base)
         # Of the adapters as they are, by cell.
         self._harms: dict[int, float] = {}
-        self._losses = [run.loss for run in runs]
         if not self._cells(kept=True):
             return
 
         windows = [generic_windows(run) for run in runs]
         self._text = keep_text(base, bank, windows)
-        self._rows = [[self._text.rows[window] for window in of_cell] for of_cell in windows]
-        seeds = [run.seed for run in runs]
-        self._orders = [WindowOrder(r, s) for r, s in zip(self._rows, seeds, strict=True)]
+        self._rows: list[list[int]] = []
+        self._orders: list[WindowOrder] = []
+        for run, of_cell in zip(runs, windows, strict=True):
+            rows = [self._text.rows[window] for window in of_cell]
+            self._rows.append(rows)
+            self._orders.append(WindowOrder(rows, run.seed))
 
-        with_energy = self._cells(kept=True, by="energy")
-        rows = [of_cell if k in with_energy else [] for k, of_cell in enumerate(self._rows)]
-        self._energy = EnergyPenalty(self._text, bank, rows)
+        energy_rows: list[list[int]] = [[] for _ in runs]
+        for k in self._cells(kept=True, by="energy"):
+            energy_rows[k] = self._rows[k]
+        self._energy = EnergyPenalty(self._text, bank, energy_rows)
         self._kl = KlPenalty(self._text, checkpointing=checkpointing)
 
     def _cells(self, *, kept: bool = False, limited: bool = False, by: str = "") -> list[int]:
         """Indices of the cells that have a penalty, a limit, a penalty of one kind."""
         cells = []
         for k, loss in enumerate(self._losses):
-            matches = (loss.keeps or not kept) and (loss.keep_harm > 0 or not limited)
-            if matches and by in ("", loss.keep_by):
+            if kept and not loss.keeps:
+                continue
+            if limited and not loss.keep_harm:
+                continue
+            if by in ("", loss.keep_by):
                 cells.append(k)
         return cells
 
@@ -109,10 +111,11 @@ class KeepPenalty:
     def _measure(self, bank: AdapterBank, energy_K: Tensor, number: int) -> None:
         """Measure the harm of limited cells whose penalty is an energy."""
         cells = self._cells(limited=True, by="energy")
-        if cells:
-            rows_Kb = self._draw(cells, number, MEASURED_WINDOWS)
-            harm = self._text.harm(bank.select(cells), rows_Kb)
-            self.limit.measured(cells, harm, energy_K[cells])
+        if not cells:
+            return
+        rows_Kb = self._draw(cells, number, MEASURED_WINDOWS)
+        harm = self._text.harm(bank.select(cells), rows_Kb)
+        self.limit.measured(cells, harm, energy_K[cells])
 
     def _add_kl(
         self, bank: AdapterBank, grads: Sequence[Tensor], penalty_K: Tensor, step: int
@@ -121,8 +124,10 @@ class KeepPenalty:
         cells = self._cells(kept=True, by="kl")
         if not cells:
             return
+
         rows_Kb = self._draw(cells, step, KL_WINDOWS)
-        reading = self._kl.add_gradient(bank, grads, self.limit.weight_K, cells, rows_Kb)
+        weight_K = self.limit.weight_K
+        reading = self._kl.add_gradient(bank, grads, weight_K, cells, rows_Kb)
         # Before the first step both are 0 but for rounding, from which no mean may begin.
         if step > 0:
             self.limit.measured(cells, reading.harm, reading.kl)
@@ -181,7 +186,10 @@ class KeepPenalty:
         self.limit.restore(state)
 
 
-def _initial_weight(loss: Loss) -> float:
-    if loss.keep_harm and not loss.keep:
-        return INITIAL_WEIGHTS[loss.keep_by]
-    return loss.keep
+def _limit(losses: Sequence[Loss], base: SplitModel) -> HarmLimit:
+    """Lambda and limit of each cell, before the first step."""
+    weights = [initial_weight(loss) for loss in losses]
+    # 0 stands for no limit.
+    limits = [loss.keep_harm or math.inf for loss in losses]
+    like = torch.empty(0, dtype=base.adapter_dtype, device=base.device)
+    return HarmLimit(like.new_tensor(weights), like.new_tensor(limits))

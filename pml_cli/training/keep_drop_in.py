@@ -26,7 +26,7 @@ from pml_cli.data.windows import WINDOW
 from pml_cli.errors import UserError
 from pml_cli.model.chunk_sizes import PREFIX_ROWS
 from pml_cli.training.energy import Moments, SiteSums, add_call, groups, of_width
-from pml_cli.training.keep_harm import INITIAL_WEIGHTS, HarmLimit, settle
+from pml_cli.training.keep_harm import HarmLimit, initial_weight, settle
 from pml_cli.training.keep_text import WindowOrder
 from pml_cli.training.limits import MEASURE_EVERY, MEASURED_WINDOWS
 
@@ -57,13 +57,11 @@ class LoraPenalty:
         self._ids_nT = ids_nT.to(next(model.parameters()).device)
         self._order = WindowOrder(range(len(ids_nT)), seed)
 
-        weight = loss.keep
-        if loss.keep_harm and not loss.keep:
-            weight = INITIAL_WEIGHTS[loss.keep_by]
-        # 0 stands for no limit.
         self._is_limited = loss.keep_harm > 0
-        limit = torch.tensor([loss.keep_harm or math.inf])
-        self._limit = HarmLimit(torch.tensor([weight]), limit)
+        # 0 stands for no limit.
+        limit_1 = torch.tensor([loss.keep_harm or math.inf])
+        weight_1 = torch.tensor([initial_weight(loss)])
+        self._limit = HarmLimit(weight_1, limit_1)
         self.weight = self._limit.weight_K[0]
 
         self._moments: Moments = {}
@@ -80,11 +78,14 @@ class LoraPenalty:
         with ExitStack() as hooks:
             for name in names:
                 module = self._lora[name].get_base_layer()
-                weight = module.weight
-                like = torch.empty(0, dtype=torch.promote_types(weight.dtype, torch.float32))
-                sums[name] = SiteSums(widths[name], like.to(weight.device))
+                dtype = torch.promote_types(module.weight.dtype, torch.float32)
+                like = torch.empty(0, dtype=dtype, device=module.weight.device)
+                sums[name] = SiteSums(widths[name], like)
+
                 hook = partial(add_call, sums[name], tokens)
-                hooks.callback(module.register_forward_hook(hook).remove)
+                handle = module.register_forward_hook(hook)
+                hooks.callback(handle.remove)
+
             for rows in torch.arange(len(self._ids_nT)).split(PREFIX_ROWS):
                 self._logits(rows.tolist())
         return {name: of_width(sums.pop(name).relative_moment()) for name in names}
@@ -96,9 +97,11 @@ class LoraPenalty:
             (adapter,) = module.active_adapters
             A_Ir = module.lora_A[adapter].weight.T
             B_rO = module.lora_B[adapter].weight.T
-            C = self._moments[name]
-            ACA_rr = A_Ir.T @ (C @ A_Ir)
-            energy = module.scaling[adapter] ** 2 * (ACA_rr * (B_rO @ B_rO.T)).sum()
+            ACA_rr = A_Ir.T @ (self._moments[name] @ A_Ir)
+            BB_rr = B_rO @ B_rO.T
+
+            square = module.scaling[adapter] ** 2
+            energy = square * (ACA_rr * BB_rr).sum()
             total = energy if total is None else total + energy.to(total.device)
         assert total is not None
         return total
@@ -114,6 +117,7 @@ class LoraPenalty:
         self.weight = self._limit.weight_K[0].clone()
         if not self._is_limited:
             return
+
         energy_1 = self.energy().float().cpu()[None]
         # Before the first step an adapter adds nothing.
         if step > 0 and step % MEASURE_EVERY == 0:

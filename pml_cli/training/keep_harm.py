@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pml_cli.config.schema import Loss
+
 # Lambda at the beginning, where loss.keep is 0, by loss.keep_by.
 INITIAL_WEIGHTS = {"energy": 22.0, "kl": 5.0}
 
@@ -108,6 +110,13 @@ class HarmLimit:
         self.weight_K = state["weight"]
         self.harm_K = state["harm"]
         self.penalty_K = state["penalty"]
+
+
+def initial_weight(loss: Loss) -> float:
+    """Lambda before the first step."""
+    if loss.keep_harm and not loss.keep:
+        return INITIAL_WEIGHTS[loss.keep_by]
+    return loss.keep
 
 
 def settle(limit: float, harm: Callable[[], float], scale: Callable[[float], None]) -> None:

@@ -61,15 +61,15 @@ class KlPenalty:
             cells: those with a divergence, C of them.
             rows_Cb: the windows that each of them reads.
         """
-        at_once = max(1, KL_TOKENS // (rows_Cb.shape[1] * self._text.tokens))
+        tokens = rows_Cb.shape[1] * self._text.tokens
+        at_once = max(1, KL_TOKENS // tokens)
+
         readings = []
         for start in range(0, len(cells), at_once):
             part = list(cells[start : start + at_once])
-            reading, part_grads = self._gradient(
-                bank.select(part).requires_grad_(),
-                weight_K[part],
-                rows_Cb[start : start + at_once],
-            )
+            rows_Kb = rows_Cb[start : start + at_once]
+            part_bank = bank.select(part).requires_grad_()
+            reading, part_grads = self._gradient(part_bank, weight_K[part], rows_Kb)
             readings.append(reading)
             for grad, part_grad in zip(grads, part_grads, strict=True):
                 grad[part] += part_grad
@@ -126,8 +126,10 @@ def compare(head: Head, base_ND: Tensor, adapted_ND: Tensor, target_N: Tensor) -
         target_N: what is to be predicted.
     """
     size = max(1, KL_LOGITS // head.weight_VD.shape[0])
+    all_tokens = torch.arange(len(target_N), device=target_N.device)
+
     chunks = []
-    for tokens in torch.arange(len(target_N), device=target_N.device).split(size):
+    for tokens in all_tokens.split(size):
         chunk = _compare_chunk(head, base_ND[tokens], adapted_ND[tokens], target_N[tokens])
         chunks.append(chunk)
     return Compared(*(torch.cat(values) for values in zip(*chunks, strict=True)))

@@ -87,9 +87,11 @@ class KeepText:
     @torch.no_grad()
     def _read_by_base(self, bank: AdapterBank) -> tuple[Tensor, Tensor]:
         untrained = zero_adapters(bank, [0])
+        all_rows = torch.arange(len(self.rows), device=self.base.device)
+
         hidden = []
         nll = []
-        for rows in torch.arange(len(self.rows), device=self.base.device).split(PREFIX_ROWS):
+        for rows in all_rows.split(PREFIX_ROWS):
             hidden.append(self.hidden(untrained, rows))
             nll.append(self.nll(hidden[-1], rows))
         return torch.cat(hidden), torch.cat(nll)
@@ -132,8 +134,9 @@ class KeepText:
             bank: the adapters of K cells, without dropout.
             rows_Kb: the windows of each of them.
         """
-        cells = len(rows_Kb)
-        b = max(1, EVALUATION_TOKENS // (cells * self.tokens))
+        tokens = len(rows_Kb) * self.tokens
+        b = max(1, EVALUATION_TOKENS // tokens)
+
         parts = []
         for part_Kb in rows_Kb.split(b, 1):
             rows = part_Kb.flatten()
@@ -153,13 +156,15 @@ def keep_text(base: SplitModel, bank: AdapterBank, windows: Sequence[Windows]) -
     distinct = tuple(dict.fromkeys(itertools.chain.from_iterable(windows)))
     key = (tuple(bank.sites), distinct)
     latest = _latest.get(base)
-    if latest is None or latest[0] != key:
-        # First forgotten, then computed: it may be large.
-        _latest.pop(base, None)
-        del latest
-        latest = (key, KeepText(base, bank, distinct))
-        _latest[base] = latest
-    return latest[1]
+    if latest is not None and latest[0] == key:
+        return latest[1]
+
+    # First forgotten, then computed: it may be large.
+    _latest.pop(base, None)
+    del latest
+    text = KeepText(base, bank, distinct)
+    _latest[base] = (key, text)
+    return text
 
 
 class WindowOrder:
@@ -186,7 +191,8 @@ class WindowOrder:
             count: windows of a draw.
         """
         drawn = []
-        for position in range(number * count, (number + 1) * count):
+        first = number * count
+        for position in range(first, first + count):
             epoch, i = divmod(position, len(self.rows))
             generator = np.random.default_rng([self._seed, _WINDOW_STREAM, epoch])
             order = generator.permutation(self.rows)

@@ -10,7 +10,7 @@ from pml_cli.config.schema import MlpBlockAdapter, Model
 from pml_cli.data.source import Sample
 from pml_cli.data.windows import text_pool
 from pml_cli.evaluation import forgetting
-from pml_cli.evaluation.forgetting import kl_divergence
+from pml_cli.evaluation.forgetting import BaseTokens
 from pml_cli.model.loading import load_model
 
 
@@ -20,14 +20,22 @@ def test_the_divergence_is_torchs():
     expected = torch.nn.functional.kl_div(
         q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="none"
     ).sum(1)
-    torch.testing.assert_close(kl_divergence(p, q), expected)
-    assert torch.equal(kl_divergence(p, p), torch.zeros(7, dtype=torch.float64))
+    tokens = BaseTokens(p, torch.arange(7))
+    torch.testing.assert_close(tokens.compare(q)[2], expected)
+    assert torch.equal(tokens.compare(p)[2], torch.zeros(7, dtype=torch.float64))
 
 
-def test_the_divergence_by_hand():
-    """(1/2, 1/2) against (3/4, 1/4)."""
-    divergence = kl_divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]]))
+def test_a_shift_of_one_logit_by_hand():
+    """Two tokens, (1/2, 1/2) each; then (3/4, 1/4), of which the first one comes."""
+    tokens = BaseTokens(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    base_loss, loss, divergence, changed = tokens.compare(torch.tensor([[math.log(3), 0.0]]))
+    assert base_loss.item() == pytest.approx(math.log(2))
+    assert loss.item() == pytest.approx(math.log(4 / 3))
     assert divergence.item() == pytest.approx(0.5 * math.log(4 / 3), abs=1e-6)
+    # Of a tie the first is the choice, and stays it.
+    assert changed.item() == 0
+    *_, changed = tokens.compare(torch.tensor([[0.0, math.log(3)]]))
+    assert changed.item() == 1
 
 
 def test_forgetting_is_that_of_the_whole_model_and_a_zero_adapter_forgets_nothing():

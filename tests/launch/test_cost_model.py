@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.facts import facts
 from support.families import FAMILIES
 from support.pricing import (
     BLOCK,
@@ -24,6 +25,7 @@ from support.pricing import (
 from pml_cli.config.request import load
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.python_docs import held_out_text
+from pml_cli.data.row_packing import input_tokens, packed_size
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch import cost_model
@@ -72,6 +74,30 @@ def test_flops_and_saved_bytes_of_a_step(family, kind, seqlen, dtype):
         one_step(made)
     assert cost_model.step_flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.02)
     assert cost_model.saved_bytes(planned) == pytest.approx(saved(made), rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["mlp_block", "linear"])
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])
+def test_flops_and_saved_bytes_of_a_step_on_packed_rows(family, kind):
+    adapter = BLOCK if kind == "mlp_block" else measured_adapter(family)
+    planned = pack(model(family), adapter)
+    samples = facts(60, vocabulary=512)
+    cells = []
+    for cell in planned.cells:
+        packed = packed_size(samples, len(samples))
+        longest = max(map(input_tokens, samples))
+        changes = {"rows": len(samples), "tokens": longest, "packed": packed}
+        cells.append(dataclasses.replace(cell, samples=samples, **changes))
+    planned = Pack(cells=cells)
+
+    made = trainer(planned)
+    layout, _ = made.fixed_batch
+    assert planned.step_tokens == layout.packed.rows.numel()
+    assert cost_model.PackWork(planned).step_queries == layout.packed.queries.numel()
+    with Counter() as counted:
+        one_step(made)
+    assert cost_model.step_flops(planned) == pytest.approx(counted.get_total_flops(), rel=0.03)
+    assert cost_model.saved_bytes(planned) == pytest.approx(saved(made), rel=0.3)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.facts import facts
 from support.family_matrix import linear_adapter
-from support.models import adapter_of, initial_bank, local, random_bank
+from support.models import adapter_of, initial_bank, local, random_bank, random_ids
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
 from pml_cli.model.loading import load_model
@@ -93,3 +93,20 @@ def test_what_a_family_allows(model_folder, family, mode):
     assert model.packing_mode(initial_bank(model, adapter, [1]), 4, 96) is mode
     if mode is not PackingMode.SEPARATE:
         assert_packed_equals_separate(model, bank, 1e-4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_of_similar_length_share_a_pass_of_the_prefix(model_folder, stream):
+    """What is needed of each row is as without; of a streamed model too."""
+    model = load_model(local(model_folder("gemma3_text"), stream=stream))
+    bank = random_bank(model, MlpBlockAdapter())
+    ids = random_ids(model, 5)
+    lengths = [3, 21, 8, 20, 5]
+    expected = model.prefix(ids, bank)
+    prefix = model.prefix(ids, bank, rows=2, lengths=lengths)
+    for name in ("entry", "block", "mlp_out"):
+        states = getattr(prefix, name)
+        assert states.shape == getattr(expected, name).shape
+        for row, length in enumerate(lengths):
+            needed = getattr(expected, name)[row, :length]
+            torch.testing.assert_close(states[row, :length], needed)

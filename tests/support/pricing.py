@@ -65,11 +65,11 @@ class Counter(FlopCounterMode):
     def __init__(self):
         aten = torch.ops.aten
 
-        def forward(q, k, v, *_, out_shape=None, **__):
-            return sdpa_flop_count(q, k, v) // 2
+        def forward(q, k, v, _dropout=0.0, is_causal=False, *_, out_shape=None, **__):
+            return sdpa_flop_count(q, k, v) // (1 + is_causal)
 
-        def backward(g, q, k, v, *_, out_shape=None, **__):
-            return sdpa_backward_flop_count(g, q, k, v) // 2
+        def backward(g, q, k, v, _out, _lse, _dropout, is_causal, *_, out_shape=None, **__):
+            return sdpa_backward_flop_count(g, q, k, v) // (1 + is_causal)
 
         mapping = {
             aten._scaled_dot_product_flash_attention_for_cpu: forward,

@@ -50,7 +50,7 @@ def text(tmp_path_factory):
 
 def run_of(base, text, loss=None, **settings):
     loss = dataclasses.replace(loss or SftLoss(keep_harm=0.1), keep_text=text)
-    train = Train(steps=40, log_every=20, lr=4e-2)
+    train = Train(steps=24, log_every=12, lr=6e-2)
     settings = {"rank": 4, "seqlen": 24, "model": base.settings, "train": train} | settings
     return Run(loss=loss, **settings)
 
@@ -176,12 +176,6 @@ def test_settling_ends(harm_of, scalings):
     assert harm <= 0.1 or math.isnan(harm)
 
 
-def test_a_training_that_is_lost_under_a_limit_fails(tiny_base, text):
-    train = Train(steps=3, lr=1e30, log_every=3)
-    (cell,) = train_packed(tiny_base, [cell_of(run_of(tiny_base, text, train=train))])
-    assert "no longer" in cell.failure
-
-
 def test_a_text_does_not_keep_its_model_in_memory(text):
     base = load_model(Model(device="cpu"))
     bank = random_bank(base, MlpBlockAdapter(), [2], scale=1.0)
@@ -213,7 +207,7 @@ def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, text, by):
         state = None
 
         def before_step(self, step):
-            if step == 33:
+            if step == 17:
                 self.state = self.trainer.state(step)
 
     cells = [cell_of(run) for run in runs]
@@ -226,3 +220,10 @@ def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, text, by):
     for cell, other in zip(resumed, cells, strict=True):
         assert digest(cell) == digest(other)
         assert (cell.keep, cell.keep_harm) == (other.keep, other.keep_harm)
+
+
+def test_a_lost_cell_fails_as_it_does_without_a_limit(tiny_base, text):
+    train = Train(steps=4, lr=1e18, log_every=4)
+    run = run_of(tiny_base, text, SftLoss(keep_harm=0.1), train=train)
+    (cell,) = train_packed(tiny_base, [cell_of(run)])
+    assert "no longer" in cell.failure

@@ -65,13 +65,20 @@ def show(
     tokens = sum(pack.tokens for pack in packs)
     lines += [
         "tokens: of one step, padding included. work: of the whole training",
-        f"in all: {tokens:,} tokens, {flops_text(sum(flops))}",
+        f"in all: {tokens:,} tokens, {_targets(packs):,} of them targets; {flops_text(sum(flops))}",
         f"memory of a device: up to about {bytes_text(max(memory))} (tensors of the largest pack)",
         time_line(request.launch, packs, seconds),
         f"results go to {request.out}",
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _targets(packs: Sequence[Pack]) -> int:
+    """Scored tokens of all steps."""
+    per_step = [cost_model.PackWork(pack).scored_tokens for pack in packs]
+    steps = [pack.cells[0].steps for pack in packs]
+    return round(sum(a * b for a, b in zip(per_step, steps, strict=True)))
 
 
 def time_line(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | None]) -> str:

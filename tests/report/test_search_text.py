@@ -1,0 +1,77 @@
+"""What is said of a search: planted trials, and the advice that follows from them."""
+
+import pytest
+
+from pml_cli.analysis.rank_search import Limits, SearchState, Trial, answer
+from pml_cli.config.schema import Train
+from pml_cli.report.search_text import Situation, advice, round_title, trial_line
+
+
+def state(trials, **limits):
+    return SearchState(
+        ranks=[1, 2, 4, 8], ladder=[1, 2, 4, 8], seeds=[0], limits=Limits(**limits), trials=trials
+    )
+
+
+def advised(trials, *, contradictions=0, out_of_time=False, train=None, **limits):
+    situation = Situation(
+        samples=40,
+        contradictions=contradictions,
+        train=train or Train(steps=300),
+        out_of_time=out_of_time,
+    )
+    searched = state(trials, **limits)
+    return advice(searched, answer(searched), situation)
+
+
+def trial(rank, recalled, harm=None):
+    return Trial(rank=rank, seed=0, recalled=recalled, harm=harm)
+
+
+def test_nothing_is_advised_where_a_rank_keeps_the_limits():
+    assert advised([trial(1, 0.5), trial(2, 1.0, 0.05)], max_forgetting=0.1) == []
+
+
+def test_what_is_known_and_more_room():
+    assert advised([trial(2, 0.9), trial(4, 0.975)]) == [
+        "rank 4 has 39 of 40 facts whole, within --exact 97%",
+        "larger ranks come nearer: rank=8,16",
+        "more steps: train.steps=600",
+    ]
+    lines = advised([trial(2, 0.9), trial(4, 0.8)], train=Train(epochs=20))
+    assert lines == [
+        "rank 2 has 36 of 40 facts whole, within --exact 90%",
+        "more epochs: train.epochs=40",
+    ]
+
+
+def test_a_weaker_limit_of_forgetting():
+    lines = advised([trial(2, 1.0, 0.141), trial(4, 1.0, 0.16)], max_forgetting=0.1)
+    assert lines[0] == "rank 2 has 40 of 40 facts whole, within --max-forgetting 0.15"
+    assert "loss.keep_harm" in lines[1]
+
+
+def test_contradictions_and_the_budget_come_first():
+    lines = advised([trial(2, 0.9)], contradictions=2, out_of_time=True)
+    assert lines[0].startswith("the budget was over")
+    assert lines[1].startswith("2 questions with two answers: at most 38 of 40 facts")
+    assert lines[1].endswith("--exact 95%")
+    assert not [line for line in lines if "more steps" in line]
+
+
+@pytest.mark.parametrize(
+    ("known", "samples", "failure", "line"),
+    [
+        (trial(2, 0.5), 40, None, "  rank 2, seed 0: 20 of 40 facts whole"),
+        (trial(2, 1.0, 0.0512), 40, None, "facts whole, 0.051 nats/token of harm"),
+        (trial(2, 0.995), 1, None, "99.5 % of the tokens right"),
+        (trial(2, 0.0), 40, "the loss is no longer finite", "failed: the loss is no longer finite"),
+    ],
+)
+def test_a_line_for_each_cell(known, samples, failure, line):
+    assert line in trial_line(known, samples, failure)
+
+
+def test_the_title_of_a_round():
+    assert round_title(2, [(6, 0), (5, 0), (5, 1)]) == "round 2, ranks 5, 6"
+    assert round_title(3, [(5, 1)]) == "round 3, rank 5"
