@@ -137,14 +137,14 @@ def fill_rows(lengths: NDArray[np.int64], scored: NDArray[np.int64], shape: RowS
     """Lay samples into few rows, with about as many scored tokens in each: best-fit decreasing.
 
     Args:
-        lengths: tokens of each sample beyond the common beginning, (b,).
+        lengths: tokens of each sample beyond the common beginning, (b,); b may be 0.
         scored: its target tokens, (b,).
         shape: of the rows.
     """
     capacity = shape.tokens - shape.common
     fewest = max(1, -(-int(lengths.sum()) // capacity))
     # Rows are padded to the most scored tokens of one.
-    most_scored = max(int(scored.max()), round(SLACK * scored.sum() / fewest))
+    most_scored = max(int(scored.max(initial=0)), round(SLACK * scored.sum() / fewest))
 
     rows = np.zeros_like(lengths)
     offsets = np.zeros_like(lengths)

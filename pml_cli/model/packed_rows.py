@@ -115,7 +115,7 @@ class PackedCalls:
     def __init__(
         self,
         calls: Sequence[LayerCall],
-        longer_calls: Sequence[LayerCall],
+        other_calls: Sequence[LayerCall],
         *,
         dtype: torch.dtype,
         head_dim: int,
@@ -123,7 +123,7 @@ class PackedCalls:
         """
         Args:
             calls: of each layer, for one row of T tokens; no position may be T or above.
-            longer_calls: for one row of T + 1 tokens: which dimensions count tokens.
+            other_calls: for one row of another length: which dimensions count tokens.
             dtype: of the model.
             head_dim: size of an attention head.
 
@@ -134,10 +134,10 @@ class PackedCalls:
         self._dtype = dtype
         self._head_dim = head_dim
         self._arguments = []
-        for call, longer_call in zip(calls, longer_calls, strict=True):
+        for call, other_call in zip(calls, other_calls, strict=True):
             named = _named_arguments(call)
-            longer = _named_arguments(longer_call)
-            self._arguments.append(_with_token_dims(named, longer))
+            other = _named_arguments(other_call)
+            self._arguments.append(_with_token_dims(named, other))
 
     def layers(self, packed: PackedRows, first: int) -> list[Call]:
         """What runs for packed rows from one layer on, (B, L, D) to (B, S, D).

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Model
@@ -48,9 +47,15 @@ from pml_cli.model.modules import (
     linear_sites,
     mlp_factor,
 )
-from pml_cli.model.packed_rows import Call, PackedCalls, PackedRows, PackingMode
+from pml_cli.model.packed_rows import (
+    Call,
+    PackedCalls,
+    PackedRows,
+    PackingMode,
+    UnpackableError,
+)
 from pml_cli.model.streaming import WeightStream
-from pml_cli.model.verify_packed import find_packing_mode
+from pml_cli.model.verify_packed import ProbeShape, find_packing_mode
 from pml_cli.model.verify_split import cached_matches_full, split_matches_full
 from pml_cli.model.weight_hash import tensor_checksums
 
@@ -105,9 +110,29 @@ class Prefix:
             mlp_out=_concatenate([part.mlp_out for part in parts]),
         )
 
-    def padded(self, tokens: int) -> Prefix:
-        """The same with 0 after the last token, up to a length."""
-        return self._map(lambda states: F.pad(states, (0, 0, 0, tokens - states.shape[1])))
+    @classmethod
+    def assemble(cls, parts: Sequence[Prefix], rows: Sequence[Tensor], shape: torch.Size) -> Prefix:
+        """One prefix of parts that are cut to fewer tokens; 0 after their last ones.
+
+        Args:
+            parts: of some rows each.
+            rows: which ones.
+            shape: all rows and tokens, (n, T).
+        """
+
+        def whole(tensors: Sequence[Tensor]) -> Tensor:
+            states = tensors[0].new_zeros(*shape, tensors[0].shape[-1])
+            for index, tensor in zip(rows, tensors, strict=True):
+                states[index.to(states.device), : tensor.shape[1]] = tensor
+            return states
+
+        blocks = [part.block for part in parts if part.block is not None]
+        mlp_outs = [part.mlp_out for part in parts if part.mlp_out is not None]
+        return cls(
+            entry=whole([part.entry for part in parts]),
+            block=whole(blocks) if blocks else None,
+            mlp_out=whole(mlp_outs) if mlp_outs else None,
+        )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Prefix:
         return Prefix(
@@ -321,8 +346,7 @@ class SplitModel:
             parts = self._whole_prefix(batches, layer, bank.is_block)
         if lengths is None:
             return Prefix.concatenate(parts)
-        sorted_rows = Prefix.concatenate([part.padded(ids.shape[1]) for part in parts])
-        return sorted_rows.rows(order.argsort().to(self.device), ids.shape[1])
+        return Prefix.assemble(parts, rows_of_batches, ids.shape)
 
     def prefix_of(self, states: Tensor, bank: AdapterBank) -> Prefix:
         """A prefix that holds the same states everywhere, (n, T, D): to try out `upper`."""
@@ -469,11 +493,19 @@ class SplitModel:
     def _packing_of(self, tokens: int) -> PackedCalls:
         """Packed rows whose samples have at most so many tokens."""
         if tokens not in self._packings:
-            calls = self._recorded_calls(1, tokens)
-            longer_calls = self._recorded_calls(1, tokens + 1)
-            packing = PackedCalls(calls, longer_calls, dtype=self.dtype, head_dim=self.head_dim)
-            self._packings = {tokens: packing}
+            self._packings = {tokens: self._recorded_packing(tokens)}
         return self._packings[tokens]
+
+    def _recorded_packing(self, tokens: int) -> PackedCalls:
+        calls = self._recorded_calls(1, tokens)
+        packing = partial(PackedCalls, calls, dtype=self.dtype, head_dim=self.head_dim)
+        try:
+            return packing(self._recorded_calls(1, tokens + 1))
+        except UnpackableError:
+            # The next token would be the first beyond a sliding window, so a mask comes with it.
+            if tokens == 1:
+                raise
+            return packing(self._recorded_calls(1, tokens - 1))
 
     @torch.no_grad()
     def block_output(self, prefix: Prefix, bank: AdapterBank) -> Tensor:
@@ -634,17 +666,21 @@ class SplitModel:
             raise UserError(f"{option}: {unsupported}: {reason}")
         self._verified.add(key)
 
-    def packing_mode(self, bank: AdapterBank, common: int, tokens: int) -> PackingMode:
+    def packing_mode(
+        self, bank: AdapterBank, common: int, tokens: int, longest: int
+    ) -> PackingMode:
         """How samples may be packed into rows of this model; found out once for the same sites.
 
         Args:
             bank: its sites tell where the adapters are; its weights do not matter.
             common: tokens at the beginning of a row that all of its samples begin with.
             tokens: length of a row.
+            longest: length of the longest sample.
         """
-        key = (*bank.sites, common, tokens)
+        key = (*bank.sites, common, tokens, longest)
         if key not in self._packing_modes:
-            self._packing_modes[key] = find_packing_mode(self, bank, common, tokens)
+            shape = ProbeShape(common=common, tokens=tokens, longest=longest)
+            self._packing_modes[key] = find_packing_mode(self, bank, shape)
         return self._packing_modes[key]
 
     def weights_hash(self) -> str:

@@ -181,7 +181,7 @@ class PackData:
             packed = None
         else:
             packed, scored = self._packed_rows(tokens, shape, mode)
-            rows, length = packed.rows, shape.tokens
+            rows, length = packed.rows, packed.rows.shape[1]
 
         K = len(batch)
         S = tokens.slots_per_cell
@@ -259,8 +259,10 @@ class PackData:
         packed_row = tokens.cell * rows_per_cell
         packed_row += np.concatenate([placement.rows for placement in placements])
         offset = np.concatenate([placement.offsets for placement in placements])
+        # A small batch does not fill its rows.
+        L = int((offset + own).max())
 
-        row = np.zeros((B, shape.tokens), np.int64)
+        row = np.zeros((B, L), np.int64)
         position = np.zeros_like(row)
         segment = np.full_like(row, PADDING)
         # The tokens that samples have in common are taken from any of them.
@@ -270,7 +272,7 @@ class PackData:
 
         of_token = np.repeat(np.arange(len(own)), own)
         step = _ranges(own)
-        place = packed_row[of_token] * shape.tokens + offset[of_token] + step
+        place = packed_row[of_token] * L + offset[of_token] + step
         row.flat[place] = tokens.row[of_token]
         position.flat[place] = shape.common + step
         segment.flat[place] = 1 + of_token

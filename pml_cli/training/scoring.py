@@ -68,7 +68,9 @@ class PackInputs:
         shape = shape_of_cells(cells)
         if shape is None:
             return
-        self._mode = base.packing_mode(bank, shape.common, shape.tokens)
+        # The last token is not an input.
+        longest = self.data.ids.shape[1] - 1
+        self._mode = base.packing_mode(bank, shape.common, shape.tokens, longest)
         if self._mode is not PackingMode.SEPARATE:
             self.shape = shape
 
