@@ -26,7 +26,7 @@ from pml_cli.data.windows import WINDOW
 from pml_cli.errors import UserError
 from pml_cli.model.chunk_sizes import PREFIX_ROWS
 from pml_cli.training.energy import Moments, SiteSums, add_call, groups, of_width
-from pml_cli.training.keep_harm import HarmLimit, initial_weight, shrinkage
+from pml_cli.training.keep_harm import HarmLimit, initial_weight, settle
 from pml_cli.training.keep_text import WindowOrder
 from pml_cli.training.limits import MEASURE_EVERY, MEASURED_WINDOWS
 
@@ -48,10 +48,12 @@ class LoraPenalty:
             seed: of the order in which windows are measured.
 
         Raises:
-            UserError: the model is not of that kind.
+            UserError: the model is not of that kind, or cannot read the windows.
         """
         self._model = model
-        self._lora = _lora_modules(model, f"loss.{_option(loss)}")
+        option = f"loss.{_option(loss)}"
+        self._lora = _lora_modules(model, option)
+        _check_ids(ids_nT, model, option)
         self._ids_nT = ids_nT.to(next(model.parameters()).device)
         self._order = WindowOrder(range(len(ids_nT)), seed)
 
@@ -135,12 +137,13 @@ class LoraPenalty:
     @torch.no_grad()
     def settle(self) -> None:
         """At the end of the training: scale the adapter down where it is above its limit."""
-        limit = self._limit.limit_K.item()
-        while self._is_limited and (harm := self.harm()) > limit:
-            factor = shrinkage(limit, harm)
-            for module in self._lora.values():
-                (adapter,) = module.active_adapters
-                module.lora_B[adapter].weight.mul_(factor)
+        if self._is_limited:
+            settle(self._limit.limit_K.item(), self.harm, self._scale)
+
+    def _scale(self, factor: float) -> None:
+        for module in self._lora.values():
+            (adapter,) = module.active_adapters
+            module.lora_B[adapter].weight.mul_(factor)
 
     def _nll(self, rows: Sequence[int]) -> Tensor:
         """Loss of every token of some windows but their first, (rows, T - 1)."""
@@ -159,12 +162,13 @@ class LoraPenalty:
         return logits
 
 
-def keep_windows(loss: Loss, tokenizer: Any) -> Tensor:
+def keep_windows(loss: Loss, tokenizer: Any, context: float = math.inf) -> Tensor:
     """Windows of the generic text of a loss, (n, T).
 
     Args:
         loss: its `keep_text` names a file; null: the text that ships with pml.
         tokenizer: of transformers, or a processor that holds one.
+        context: most tokens that the model reads.
 
     Raises:
         UserError: there is no tokenizer, or the text fills no window.
@@ -181,14 +185,15 @@ def keep_windows(loss: Loss, tokenizer: Any) -> Tensor:
         texts = [_text_of(loss.keep_text)]
 
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    size = int(min(WINDOW, context - len(begin)))
     most = MAX_WINDOWS // len(texts)
     windows: list[list[int]] = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        starts = range(0, len(ids) - WINDOW + 1, WINDOW)
-        windows += [begin + ids[start : start + WINDOW] for start in itertools.islice(starts, most)]
+        starts = range(0, len(ids) - size + 1, size)
+        windows += [begin + ids[start : start + size] for start in itertools.islice(starts, most)]
     if not windows:
-        raise UserError(f"{option}: loss.keep_text has fewer than {WINDOW} tokens")
+        raise UserError(f"{option}: loss.keep_text has fewer than {size} tokens")
     return torch.tensor(windows)
 
 
@@ -203,6 +208,31 @@ def _option(loss: Loss) -> str:
     return f"keep={loss.keep:g}" if loss.keep else f"keep_harm={loss.keep_harm:g}"
 
 
+def context_of(model: Any) -> float:
+    """Most tokens that a model of transformers reads; infinite: no such number."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
+def _check_ids(ids_nT: Tensor, model: Any, option: str) -> None:
+    """Refuse windows that the model cannot read."""
+    # Of the input, which lacks the last token, position 0 is left out.
+    is_window = ids_nT.dim() == 2 and len(ids_nT) > 0 and ids_nT.shape[1] > 2
+    if not is_window or ids_nT.is_floating_point():
+        shape = f"{ids_nT.dtype} of shape {tuple(ids_nT.shape)}"
+        raise UserError(f"{option}: keep_ids is {shape}; must be token ids (n, T), T at least 3")
+
+    tokens = ids_nT.shape[1] - 1
+    if tokens > context_of(model):
+        raise UserError(
+            f"{option}: keep_ids has windows of {tokens + 1} tokens; "
+            f"the model reads {context_of(model)}"
+        )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if ids_nT.min() < 0 or ids_nT.max() >= vocabulary:
+        raise UserError(f"{option}: keep_ids has ids that are not from 0 to {vocabulary - 1}")
+
+
 def _lora_modules(model: nn.Module, option: str) -> dict[str, Any]:
     """The LoRA modules of a model, by name."""
     from peft.tuners.lora import LoraLayer
@@ -213,7 +243,9 @@ def _lora_modules(model: nn.Module, option: str) -> dict[str, Any]:
         if isinstance(module, LoraLayer):
             _check_plain(name, module, option)
             lora[name] = module
-            covered |= {id(parameter) for parameter in module.parameters()}
+            # A bias of the module beside it is trained where LoraConfig(bias=) says so.
+            matrices = [*module.lora_A.parameters(), *module.lora_B.parameters()]
+            covered |= {id(parameter) for parameter in matrices}
     if not lora:
         raise UserError(f"{option}: the model has no LoRA modules of PEFT")
 
@@ -226,9 +258,12 @@ def _lora_modules(model: nn.Module, option: str) -> dict[str, Any]:
 def _check_plain(name: str, module: Any, option: str) -> None:
     """Refuse what adds something else than scaling * x A B."""
     adapters = list(module.active_adapters)
+    # Not of an embedding, of stacked experts, or of layers that have a matrix of their own.
     is_plain = len(adapters) == 1 and adapters[0] in module.lora_A
     is_plain = is_plain and isinstance(module.lora_A[adapters[0]], nn.Linear)
-    if not is_plain or module.use_dora.get(adapters[0]):
+    is_plain = is_plain and not hasattr(module, "parameter_name")
+    changes = [module.use_dora, module.lora_bias, module.lora_variant]
+    if not is_plain or any(change.get(adapters[0]) for change in changes):
         raise UserError(f"{option}: {name} is not one plain LoRA beside a linear module")
 
 

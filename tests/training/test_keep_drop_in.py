@@ -169,3 +169,37 @@ def test_what_it_cannot_hold_down_is_refused(peft_model, tmp_path, text):
     with_norms = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"])
     with pytest.raises(UserError, match=r"only where LoRA alone is trained, and .*norm.* is too"):
         LoraPenalty(SftLoss(keep=1.0), get_peft_model(plain, with_norms), ids)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bias": "lora_only"}, {"lora_bias": True}, {"target_modules": ["embed_tokens"]}]
+)
+def test_what_adds_more_than_two_matrices_is_refused(settings):
+    base = AutoModelForCausalLM.from_pretrained(TINY)
+    for layer in base.model.layers:
+        layer.self_attn.q_proj.bias = torch.nn.Parameter(torch.zeros(128))
+    model = get_peft_model(base, LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | settings))
+    with pytest.raises(UserError, match=r"loss\.keep=1: .*(is too|is not one plain LoRA)"):
+        LoraPenalty(SftLoss(keep=1.0), model, torch.ones(1, 8, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.ones(8, dtype=torch.long), r"int64 of shape \(8,\); must be token ids \(n, T\)"),
+        (torch.ones(0, 8, dtype=torch.long), r"of shape \(0, 8\); must be token ids"),
+        (torch.ones(1, 2, dtype=torch.long), r"of shape \(1, 2\); .*T at least 3"),
+        (torch.ones(1, 8), r"float32 of shape \(1, 8\); must be token ids"),
+        (torch.full((1, 8), 2048), "ids that are not from 0 to 2047"),
+        (torch.full((1, 8), -100), "ids that are not from 0 to 2047"),
+        (torch.ones(1, 9999, dtype=torch.long), r"windows of 9999 tokens; the model reads \d+"),
+    ],
+)
+def test_windows_that_a_model_cannot_read_are_refused(peft_model, ids, message):
+    with pytest.raises(UserError, match=r"loss\.keep=1: keep_ids (is|has) .*" + message):
+        LoraPenalty(SftLoss(keep=1.0), peft_model, ids)
+
+
+def test_windows_fit_the_context():
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    assert keep_windows(SftLoss(keep=1.0), tokenizer, 100).shape == (32, 100)
