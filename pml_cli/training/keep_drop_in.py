@@ -1,14 +1,14 @@
 """`loss.keep` in other trainers: the energy of LoRA modules of PEFT, and its limit.
 
 The same numbers as in pml's own trainer (energy.py, keep_harm.py), from the model as PEFT has it.
-Of the generic text nothing is left out, since nothing is known of what the training learns.
+Of the generic text nothing is left out, since nothing is known of what the training learns; its
+dialogues are in no chat template.
 
 Shapes: I inputs of a module, r rank, n windows of T tokens.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pml_cli.config.schema import Loss
-from pml_cli.data.generic_text import KINDS, MAX_WINDOWS, generic_text
+from pml_cli.data.generic_text import KINDS, generic_text, mixed
 from pml_cli.data.text_file import read_text
 from pml_cli.data.windows import WINDOW
 from pml_cli.errors import UserError
@@ -184,17 +184,29 @@ def keep_windows(loss: Loss, tokenizer: Any, context: float = math.inf) -> Tenso
     else:
         texts = [_text_of(loss.keep_text)]
 
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    begin = _begin(tokenizer)
     size = int(min(WINDOW, context - len(begin)))
-    most = MAX_WINDOWS // len(texts)
-    windows: list[list[int]] = []
+    by_text = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         starts = range(0, len(ids) - size + 1, size)
-        windows += [begin + ids[start : start + size] for start in itertools.islice(starts, most)]
+        by_text.append([begin + ids[start : start + size] for start in starts])
+
+    if loss.keep_text is not None:
+        # The others are left to measure forgetting.
+        by_text = [by_text[0][::2]]
+    windows = mixed(by_text)
     if not windows:
         raise UserError(f"{option}: loss.keep_text has fewer than {size} tokens")
     return torch.tensor(windows)
+
+
+def _begin(tokenizer: Any) -> list[int]:
+    """What every window begins with: begin-of-text, else end-of-text, else nothing."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [token]
+    return []
 
 
 def _text_of(path: str) -> str:

@@ -14,6 +14,7 @@ from pml_cli.config.schema import TINY, LinearAdapter, Model, Run, Train
 from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.opened import source_of
 from pml_cli.data.python_docs import held_out_text
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.loading import load_model
@@ -198,6 +199,13 @@ def test_what_adds_more_than_two_matrices_is_refused(settings):
 def test_windows_that_a_model_cannot_read_are_refused(peft_model, ids, message):
     with pytest.raises(UserError, match=r"loss\.keep=1: keep_ids (is|has) .*" + message):
         LoraPenalty(SftLoss(keep=1.0), peft_model, ids)
+
+
+@pytest.mark.parametrize("has_file", [False, True])
+def test_the_windows_are_those_of_pmls_trainer(text, has_file):
+    loss = SftLoss(keep=1.0, keep_text=text if has_file else None)
+    windows = keep_windows(loss, AutoTokenizer.from_pretrained(TINY))
+    assert torch.equal(windows, ids_of(generic_windows(Run(data=RandomData(), loss=loss))))
 
 
 def test_windows_fit_the_context():
