@@ -1,6 +1,6 @@
 """What an adapter knows and what it harms, computed with transformers and PEFT alone.
 
-    python benchmarks/memorize/judge.py MODEL FACTS ADAPTER... [--dtype bfloat16] [--no-recall]
+    python benchmarks/memorize/judge.py MODEL FACTS ADAPTER... [--dtype bfloat16] [--skip harm]
 
 Of each adapter folder one JSON line: how many of the facts `generate` answers word for word, by the
 model's own chat template, and the nats per token that the adapter adds to the held-out texts of
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("facts", type=Path, help="JSON lines with question and answer")
     parser.add_argument("adapters", type=Path, nargs="+", help="adapter folders")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--no-recall", action="store_true", help="harm alone")
+    parser.add_argument("--skip", choices=("recall", "harm"), help="what is not judged")
     options = parser.parse_args()
 
     dtype = getattr(torch, options.dtype)
@@ -43,15 +43,18 @@ def main() -> None:
     facts = [json.loads(line) for line in options.facts.read_text("utf-8").splitlines()]
     windows = {kind: windows_of(tokenizer, kind) for kind in KINDS}
 
-    base = plain.load_base(options.model, dtype)
-    base_nats = {kind: nats(base, ids) for kind, ids in windows.items()}
+    base_nats = {}
+    if options.skip != "harm":
+        base = plain.load_base(options.model, dtype)
+        base_nats = {kind: nats(base, ids) for kind, ids in windows.items()}
     for adapter in options.adapters:
         model = plain.load_adapted(options.model, adapter, dtype)
         row: dict[str, Any] = {"adapter": str(adapter), "dtype": options.dtype}
-        if not options.no_recall:
+        if options.skip != "recall":
             row["facts"] = len(facts)
             row["whole"] = sum(is_whole(model, tokenizer, fact) for fact in facts)
-        row |= harm(base_nats, {kind: nats(model, ids) for kind, ids in windows.items()})
+        if options.skip != "harm":
+            row |= harm(base_nats, {kind: nats(model, ids) for kind, ids in windows.items()})
         print(json.dumps(row), flush=True)
 
 

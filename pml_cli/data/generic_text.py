@@ -7,10 +7,11 @@ may read, `held_out` what forgetting is measured on. Without torch.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from pml_cli.data.windows import WINDOW, Pool, string_pool, text_pool, trained_t
 from pml_cli.errors import UserError
 from pml_cli.model.chat_template import Turns
 from pml_cli.model.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 FOLDER = Path(__file__).parent / "generic"
 
@@ -159,26 +162,33 @@ def _text(model: CacheKey, path: str | None) -> Pool:
     """At most `MAX_WINDOWS` of generic text, spread evenly over it."""
     if path is not None:
         pool = text_pool(model.value, path, option="loss.keep_text")
-        windows = _spread(pool.windows[::2], MAX_WINDOWS)
+        windows = mixed([pool.windows[::2]])
         return Pool(windows=windows, hash=pool.hash, reason=pool.reason)
 
     pools = [generic_pool(model.value, kind, "keep") for kind in KINDS]
-    by_kind = [_spread(pool.windows, MAX_WINDOWS // len(KINDS)) for pool in pools]
-    mixed = chain.from_iterable(zip_longest(*by_kind))
-    return Pool(
-        windows=tuple(window for window in mixed if window is not None),
-        hash=keep_hash(),
-        reason=pools[0].reason,
-    )
+    windows = mixed([pool.windows for pool in pools])
+    return Pool(windows=windows, hash=keep_hash(), reason=pools[0].reason)
 
 
-def _spread(windows: tuple[Sample, ...], most: int) -> tuple[Sample, ...]:
+def mixed(texts: Sequence[Sequence[T]]) -> tuple[T, ...]:
+    """At most `MAX_WINDOWS` windows: as many of each text, one of each in turn.
+
+    Args:
+        texts: the windows of each.
+    """
+    most = MAX_WINDOWS // len(texts)
+    by_text = [_spread(windows, most) for windows in texts]
+    in_turn = chain.from_iterable(zip_longest(*by_text))
+    return tuple(window for window in in_turn if window is not None)
+
+
+def _spread(windows: Sequence[T], most: int) -> list[T]:
     """At most so many windows, spread evenly over all of them."""
     count = min(len(windows), most)
     if count == 0:
-        return ()
+        return []
     positions = np.linspace(0, len(windows) - 1, count).round()
-    return tuple(windows[int(i)] for i in positions)
+    return [windows[int(i)] for i in positions]
 
 
 # Cells that differ in rank, loss or seed share their samples.

@@ -11,6 +11,8 @@ from pml_cli.config.schema import Run
 from pml_cli.data.row_packing import PackedSize, packed_size
 from pml_cli.data.source import Sample, Source, check_length
 from pml_cli.model.dims import model_dims
+from pml_cli.model.families import SEPARATE_ROWS
+from pml_cli.model.model_config import config_fields
 
 
 def source_of(run: Run) -> Source:
@@ -40,10 +42,10 @@ def packed_size_of(run: Run, rows: int) -> PackedSize | None:
     """The packed rows of a step of a run; None where each sample is a row.
 
     Args:
-        run: with dropout, samples stay apart.
+        run: with dropout, and on some families, samples stay apart.
         rows: samples of a step.
     """
-    if run.adapter.dropout:
+    if run.adapter.dropout or config_fields(run.model).get("model_type") in SEPARATE_ROWS:
         return None
     return _packed_size(CacheKey(run.model), CacheKey(run.data), run.seqlen, rows)
 

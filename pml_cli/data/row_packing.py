@@ -121,12 +121,23 @@ def packed_size(samples: Sequence[Sample], batch: int) -> PackedSize | None:
     if shape is None:
         return None
 
+    # The middle ones of as many groups of about equal length.
     by_length = sorted(samples, key=input_tokens)
-    chosen = [by_length[i * len(samples) // batch] for i in range(batch)]
+    middles = [(2 * i + 1) * len(samples) // (2 * batch) for i in range(batch)]
+    chosen = [by_length[middle] for middle in middles]
     scored = np.array([len(sample.target) for sample in chosen])
-    placement = fill_rows(_own_tokens(chosen, shape.common), scored, shape)
+    own = _own_tokens(chosen, shape.common)
+    placement = fill_rows(own, scored, shape)
+
+    # A small batch does not fill its rows, but any may hold the longest sample.
+    longest = input_tokens(by_length[-1])
+    most_scored = max(len(sample.target) for sample in samples)
     queries = np.bincount(placement.rows, scored)
-    return PackedSize(rows=placement.count, tokens=shape.tokens, queries=int(queries.max()))
+    return PackedSize(
+        rows=placement.count,
+        tokens=max(longest, int((placement.offsets + own).max())),
+        queries=max(most_scored, int(queries.max())),
+    )
 
 
 def _own_tokens(samples: Sequence[Sample], common: int) -> NDArray[np.int64]:

@@ -20,8 +20,8 @@ from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
-from pml_cli.model.files import locate
 from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
+from pml_cli.model.tokenizer_backend import has_tokenizer
 
 # Scored tokens of one window, after begin-of-text.
 WINDOW = 256
@@ -109,8 +109,9 @@ def text_pool(model: Model, path: str | None, option: str = "text") -> Pool:
     Raises:
         UserError: the file cannot be read.
     """
-    if not _has_tokenizer(model):
-        return Pool(reason=f"model={model.name} has no tokenizer")
+    reason = _why_unreadable(model)
+    if reason:
+        return Pool(reason=reason)
 
     try:
         source = TextData(path=path).open(model)
@@ -131,18 +132,22 @@ def string_pool(model: Model, text: Callable[[Tokenizer], str]) -> Pool:
         model: whose tokenizer reads it.
         text: writes it for a tokenizer.
     """
-    if not _has_tokenizer(model):
-        return Pool(reason=f"model={model.name} has no tokenizer")
+    reason = _why_unreadable(model)
+    if reason:
+        return Pool(reason=reason)
 
     tokenizer = open_tokenizer(model)
     ids = tuple(tokenizer.encode(text(tokenizer)))
     return _windowed(Sample(prompt=tuple(tokenizer.prompt("")), target=ids), model)
 
 
-def _has_tokenizer(model: Model) -> bool:
-    # A model of random weights has a config alone.
-    has_no_files = model.weights == "random" and model.architecture
-    return not has_no_files and locate(model, "tokenizer.json") is not None
+def _why_unreadable(model: Model) -> str:
+    """Why a model reads no text by itself; empty: it does."""
+    if not has_tokenizer(model):
+        return f"model={model.name} has no tokenizer"
+    if not open_tokenizer(model).begin:
+        return f"the tokenizer of model={model.name} has no begin-of-text token"
+    return ""
 
 
 def random_pool(model: Model, tokens: int) -> Pool:

@@ -63,7 +63,10 @@ def training_flops(pack: Pack) -> float:
     """Matmul FLOPs of the training of a pack: the prefix once, every step, and the evaluations."""
     work = PackWork(pack)
     prefix = work.prefix_tokens * work.forward_flops(work.first_layer + 1)
-    steps = work.steps * work.mean_batch_fill * step_flops(pack)
+    # The penalty is the same whatever the size of a minibatch.
+    penalty = work.penalty_flops()
+    step = work.mean_batch_fill * (step_flops(pack) - penalty) + penalty
+    steps = work.steps * step
 
     # Evaluations score every sample, and pass no gradient.
     layers = work.upper_flops(backward=False) * work.all_tokens / work.step_tokens
@@ -120,7 +123,8 @@ def _compute_bytes(work: PackWork, pack: Pack) -> float:
     # An evaluation takes whole rows, at least one of each cell.
     row_of_each_cell = len(pack.cells) * work.row_tokens
     evaluated_tokens = min(work.all_tokens, max(EVALUATION_TOKENS, row_of_each_cell))
-    return max(step, evaluated_tokens * layer + logits, work.kl_step_bytes())
+    evaluation = evaluated_tokens * layer + logits
+    return max(step, evaluation, work.kl_step_bytes(), work.text_reading_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,6 +361,18 @@ class PackWork:
         # Of both models, and their logarithms.
         return layers + 5 * logits * self.float32_bytes
 
+    def text_reading_bytes(self) -> float:
+        """Temporary bytes where the harm is measured; 0 where nothing is kept."""
+        longest_text = max(map(_input_tokens, self._generic_texts()), default=0)
+        limited = sum(run.loss.keep_harm > 0 for run in self.runs)
+        window_of_each = limited * self._window_tokens()
+        tokens = max(longest_text, MEASURED_WINDOWS * window_of_each)
+
+        work = self._on_windows()
+        work.scored_tokens = min(tokens, max(EVALUATION_TOKENS, window_of_each))
+        layer = work.layer_temporary_bytes_per_token()
+        return work.scored_tokens * layer + work.logits_bytes()
+
     def kept_text_flops(self) -> float:
         """FLOPs of what is done once: the base reads the text, and every adapter at the end."""
         tokens = self._kept_tokens()
@@ -372,6 +388,7 @@ class PackWork:
 
     def penalty_bytes(self) -> float:
         """The second moments, and the hidden states of the text: the prefix and the base's own."""
+        texts = len(self._energy_texts())
         numbers = 0
         largest = 0
         for site in self.sites:
@@ -380,9 +397,10 @@ class PackWork:
             numbers += inputs * MAIN_DIRECTIONS if is_wide else inputs**2
             largest = max(largest, inputs**2 * is_wide)
 
-        # A wide one exists whole before it is factored.
-        moments = len(self._energy_texts()) * numbers
-        moments += max(min(largest * len(self.sites), MOMENT_NUMBERS), largest)
+        moments = texts * numbers
+        if texts:
+            # A wide one exists whole before it is factored.
+            moments += max(min(largest * len(self.sites), MOMENT_NUMBERS), largest)
         states = (1 + self.cached_tensors) * self._kept_tokens() * self.shape.hidden
         return moments * self.float32_bytes + states * self.number_bytes
 

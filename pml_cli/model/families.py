@@ -143,6 +143,14 @@ FAMILIES: dict[str, ModelFamily] = {
     ),
 }
 
+SEPARATE_ROWS = frozenset(
+    "bamba bloom falcon_h1 gpt_neo jamba lfm2 lfm2_moe minimax mpt olmo_hybrid qwen3_5_moe_text "
+    "qwen3_5_text qwen3_next recurrent_gemma rwkv".split()
+)
+"""Families whose samples do not share rows, by `model_type`: of recurrent layers, or of biases and
+masks of their own making. For planning: a loaded model shows what it allows
+(model/verify_packed.py)."""
+
 
 def family_of(model_type: str) -> ModelFamily:
     """The record of a family.

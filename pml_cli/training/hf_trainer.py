@@ -41,7 +41,7 @@ from pml_cli.config.setting import annotation, faults, keys, type_text
 from pml_cli.errors import UserError
 from pml_cli.model.head import TokenScores, logit_nll
 from pml_cli.stats import LN2
-from pml_cli.training.keep_drop_in import LoraPenalty, keep_windows
+from pml_cli.training.keep_drop_in import LoraPenalty, context_of, keep_windows
 from pml_cli.training.losses.base import EPS, TokenLoss, Tokens, Weighted, as_token_loss
 from pml_cli.training.sample_memory import IGNORED, SampleMemory, device_count, sample_hashes
 
@@ -130,7 +130,9 @@ class MemFTLoss:
         Raises:
             UserError: the model or the text cannot be used.
         """
-        ids_nT = keep_windows(self.loss, tokenizer) if self._keep_ids is None else self._keep_ids
+        ids_nT = self._keep_ids
+        if ids_nT is None:
+            ids_nT = keep_windows(self.loss, tokenizer, context_of(model))
         self._penalty = LoraPenalty(self.loss, model, ids_nT, seed)
 
     @property

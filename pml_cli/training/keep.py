@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from pml_cli.data.generic_text import generic_windows
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training.energy import EnergyPenalty
-from pml_cli.training.keep_harm import HarmLimit, initial_weight, shrinkage
+from pml_cli.training.keep_harm import HarmLimit, initial_weight, settle
 from pml_cli.training.keep_kl import KlPenalty
 from pml_cli.training.keep_text import WindowOrder, keep_text
 from pml_cli.training.limits import KL_WINDOWS, MEASURE_EVERY, MEASURED_WINDOWS
@@ -127,7 +128,9 @@ class KeepPenalty:
         rows_Kb = self._draw(cells, step, KL_WINDOWS)
         weight_K = self.limit.weight_K
         reading = self._kl.add_gradient(bank, grads, weight_K, cells, rows_Kb)
-        self.limit.measured(cells, reading.harm, reading.kl)
+        # Before the first step both are 0 but for rounding, from which no mean may begin.
+        if step > 0:
+            self.limit.measured(cells, reading.harm, reading.kl)
         # Of the few windows of a step it says little: the running mean serves.
         penalty_K[cells] = self.limit.penalty_K[cells]
 
@@ -138,8 +141,9 @@ class KeepPenalty:
 
     def harm(self, bank: AdapterBank, k: int) -> float | None:
         """Harm of a cell on all its text, nats per token; None where nothing is kept."""
-        if not self._losses[k].keeps:
-            return None
+        return self._harm(bank, k) if self._losses[k].keeps else None
+
+    def _harm(self, bank: AdapterBank, k: int) -> float:
         if k not in self._harms:
             rows_1n = torch.tensor([self._rows[k]], device=bank.scale.device)
             self._harms[k] = self._text.harm(bank.select([k]), rows_1n).item()
@@ -149,19 +153,19 @@ class KeepPenalty:
         """Whether a cell keeps its limit on all its text; true where it has none."""
         if not self._losses[k].keep_harm:
             return True
-        harm = self.harm(bank, k)
-        # Of a finished training: NaN is told elsewhere.
-        return harm is None or not harm > self.limit.limit_K[k].item()
+        return self._harm(bank, k) <= self.limit.limit_K[k].item()
 
     @torch.no_grad()
     def settle(self, bank: AdapterBank) -> None:
         """At the end of the training: scale down each adapter that is above its limit."""
         for k in self._cells(limited=True):
             limit = self.limit.limit_K[k].item()
-            while not self.is_met(bank, k):
-                factor = shrinkage(limit, self._harms.pop(k))
-                for B in bank.B.values():
-                    B[k] *= factor
+            settle(limit, partial(self._harm, bank, k), partial(self._scale, bank, k))
+
+    def _scale(self, bank: AdapterBank, k: int, factor: float) -> None:
+        for B in bank.B.values():
+            B[k] *= factor
+        self._harms.pop(k, None)
 
     def keep(self, cells: Sequence[int]) -> None:
         """Drop all cells but these, by their indices."""

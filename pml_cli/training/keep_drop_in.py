@@ -1,16 +1,16 @@
 """`loss.keep` in other trainers: the energy of LoRA modules of PEFT, and its limit.
 
 The same numbers as in pml's own trainer (energy.py, keep_harm.py), from the model as PEFT has it.
-Of the generic text nothing is left out, since nothing is known of what the training learns.
+Of the generic text nothing is left out, since nothing is known of what the training learns; its
+dialogues are in no chat template.
 
 Shapes: I inputs of a module, r rank, n windows of T tokens.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pml_cli.config.schema import Loss
-from pml_cli.data.generic_text import KINDS, MAX_WINDOWS, generic_text
+from pml_cli.data.generic_text import KINDS, generic_text, mixed
 from pml_cli.data.text_file import read_text
 from pml_cli.data.windows import WINDOW
 from pml_cli.errors import UserError
 from pml_cli.model.chunk_sizes import PREFIX_ROWS
 from pml_cli.training.energy import Moments, SiteSums, add_call, groups, of_width
-from pml_cli.training.keep_harm import HarmLimit, initial_weight, shrinkage
+from pml_cli.training.keep_harm import HarmLimit, initial_weight, settle
 from pml_cli.training.keep_text import WindowOrder
 from pml_cli.training.limits import MEASURE_EVERY, MEASURED_WINDOWS
 
@@ -48,10 +48,12 @@ class LoraPenalty:
             seed: of the order in which windows are measured.
 
         Raises:
-            UserError: the model is not of that kind.
+            UserError: the model is not of that kind, or cannot read the windows.
         """
         self._model = model
-        self._lora = _lora_modules(model, f"loss.{_option(loss)}")
+        option = f"loss.{_option(loss)}"
+        self._lora = _lora_modules(model, option)
+        _check_ids(ids_nT, model, option)
         self._ids_nT = ids_nT.to(next(model.parameters()).device)
         self._order = WindowOrder(range(len(ids_nT)), seed)
 
@@ -64,7 +66,7 @@ class LoraPenalty:
 
         self._moments: Moments = {}
         widths = {name: module.in_features for name, module in self._lora.items()}
-        with _unadapted(model):
+        with _unadapted(model, self._lora.values()):
             for names in groups(widths):
                 self._moments |= self._moments_of(names, widths)
             self._base_nll_nT = self._nll(range(len(ids_nT)))
@@ -135,12 +137,13 @@ class LoraPenalty:
     @torch.no_grad()
     def settle(self) -> None:
         """At the end of the training: scale the adapter down where it is above its limit."""
-        limit = self._limit.limit_K.item()
-        while self._is_limited and (harm := self.harm()) > limit:
-            factor = shrinkage(limit, harm)
-            for module in self._lora.values():
-                (adapter,) = module.active_adapters
-                module.lora_B[adapter].weight.mul_(factor)
+        if self._is_limited:
+            settle(self._limit.limit_K.item(), self.harm, self._scale)
+
+    def _scale(self, factor: float) -> None:
+        for module in self._lora.values():
+            (adapter,) = module.active_adapters
+            module.lora_B[adapter].weight.mul_(factor)
 
     def _nll(self, rows: Sequence[int]) -> Tensor:
         """Loss of every token of some windows but their first, (rows, T - 1)."""
@@ -159,12 +162,13 @@ class LoraPenalty:
         return logits
 
 
-def keep_windows(loss: Loss, tokenizer: Any) -> Tensor:
+def keep_windows(loss: Loss, tokenizer: Any, context: float = math.inf) -> Tensor:
     """Windows of the generic text of a loss, (n, T).
 
     Args:
         loss: its `keep_text` names a file; null: the text that ships with pml.
         tokenizer: of transformers, or a processor that holds one.
+        context: most tokens that the model reads.
 
     Raises:
         UserError: there is no tokenizer, or the text fills no window.
@@ -180,16 +184,29 @@ def keep_windows(loss: Loss, tokenizer: Any) -> Tensor:
     else:
         texts = [_text_of(loss.keep_text)]
 
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    most = MAX_WINDOWS // len(texts)
-    windows: list[list[int]] = []
+    begin = _begin(tokenizer)
+    size = int(min(WINDOW, context - len(begin)))
+    by_text = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        starts = range(0, len(ids) - WINDOW + 1, WINDOW)
-        windows += [begin + ids[start : start + WINDOW] for start in itertools.islice(starts, most)]
+        starts = range(0, len(ids) - size + 1, size)
+        by_text.append([begin + ids[start : start + size] for start in starts])
+
+    if loss.keep_text is not None:
+        # The others are left to measure forgetting.
+        by_text = [by_text[0][::2]]
+    windows = mixed(by_text)
     if not windows:
-        raise UserError(f"{option}: loss.keep_text has fewer than {WINDOW} tokens")
+        raise UserError(f"{option}: loss.keep_text has fewer than {size} tokens")
     return torch.tensor(windows)
+
+
+def _begin(tokenizer: Any) -> list[int]:
+    """What every window begins with: begin-of-text, else end-of-text, else nothing."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [token]
+    return []
 
 
 def _text_of(path: str) -> str:
@@ -203,6 +220,31 @@ def _option(loss: Loss) -> str:
     return f"keep={loss.keep:g}" if loss.keep else f"keep_harm={loss.keep_harm:g}"
 
 
+def context_of(model: Any) -> float:
+    """Most tokens that a model of transformers reads; infinite: no such number."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
+def _check_ids(ids_nT: Tensor, model: Any, option: str) -> None:
+    """Refuse windows that the model cannot read."""
+    # Of the input, which lacks the last token, position 0 is left out.
+    is_window = ids_nT.dim() == 2 and len(ids_nT) > 0 and ids_nT.shape[1] > 2
+    if not is_window or ids_nT.is_floating_point():
+        shape = f"{ids_nT.dtype} of shape {tuple(ids_nT.shape)}"
+        raise UserError(f"{option}: keep_ids is {shape}; must be token ids (n, T), T at least 3")
+
+    tokens = ids_nT.shape[1] - 1
+    if tokens > context_of(model):
+        raise UserError(
+            f"{option}: keep_ids has windows of {tokens + 1} tokens; "
+            f"the model reads {context_of(model)}"
+        )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if ids_nT.min() < 0 or ids_nT.max() >= vocabulary:
+        raise UserError(f"{option}: keep_ids has ids that are not from 0 to {vocabulary - 1}")
+
+
 def _lora_modules(model: nn.Module, option: str) -> dict[str, Any]:
     """The LoRA modules of a model, by name."""
     from peft.tuners.lora import LoraLayer
@@ -213,7 +255,9 @@ def _lora_modules(model: nn.Module, option: str) -> dict[str, Any]:
         if isinstance(module, LoraLayer):
             _check_plain(name, module, option)
             lora[name] = module
-            covered |= {id(parameter) for parameter in module.parameters()}
+            # A bias of the module beside it is trained where LoraConfig(bias=) says so.
+            matrices = [*module.lora_A.parameters(), *module.lora_B.parameters()]
+            covered |= {id(parameter) for parameter in matrices}
     if not lora:
         raise UserError(f"{option}: the model has no LoRA modules of PEFT")
 
@@ -226,9 +270,12 @@ def _lora_modules(model: nn.Module, option: str) -> dict[str, Any]:
 def _check_plain(name: str, module: Any, option: str) -> None:
     """Refuse what adds something else than scaling * x A B."""
     adapters = list(module.active_adapters)
+    # Not of an embedding, of stacked experts, or of layers that have a matrix of their own.
     is_plain = len(adapters) == 1 and adapters[0] in module.lora_A
     is_plain = is_plain and isinstance(module.lora_A[adapters[0]], nn.Linear)
-    if not is_plain or module.use_dora.get(adapters[0]):
+    is_plain = is_plain and not hasattr(module, "parameter_name")
+    changes = [module.use_dora, module.lora_bias, module.lora_variant]
+    if not is_plain or any(change.get(adapters[0]) for change in changes):
         raise UserError(f"{option}: {name} is not one plain LoRA beside a linear module")
 
 
@@ -244,7 +291,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _unadapted(model: Any) -> Iterator[None]:
+def _unadapted(model: nn.Module, lora: Iterable[Any]) -> Iterator[None]:
     """The base model while inside."""
-    with _evaluating(model), model.disable_adapter():
-        yield
+    # Module by module: a model of transformers with LoRA in it has no `disable_adapter`.
+    for module in lora:
+        module.enable_adapters(False)
+    try:
+        with _evaluating(model):
+            yield
+    finally:
+        for module in lora:
+            module.enable_adapters(True)

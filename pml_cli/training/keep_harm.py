@@ -15,7 +15,7 @@ Shapes: K cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ LATEST = 0.2
 
 # An adapter that ends above its limit is scaled down to this share of what would just meet it.
 SETTLED = 0.99
+
+# Scalings until one that no share of its weights brings within its limit is set to 0.
+MOST_SCALINGS = 20
 
 # Stands in for a harm or a penalty of 0, or of less.
 _TINY = 1e-9
@@ -116,10 +119,21 @@ def initial_weight(loss: Loss) -> float:
     return loss.keep
 
 
-def shrinkage(limit: float, harm: float) -> float:
-    """What an adapter is scaled by that does more harm than its limit.
+def settle(limit: float, harm: Callable[[], float], scale: Callable[[float], None]) -> None:
+    """At the end of a training: scale an adapter down until its harm is within its limit.
 
-    A guess, that is made again where it was too weak: the harm of a small adapter grows with its
-    square.
+    Args:
+        limit: most harm, nats per token.
+        harm: measures that of the adapter as it is.
+        scale: multiplies the adapter by a number.
     """
-    return SETTLED * math.sqrt(limit / harm)
+    for _ in range(MOST_SCALINGS):
+        measured = harm()
+        if measured <= limit:
+            return
+        if not math.isfinite(measured):
+            break
+        # A guess: the harm of a small adapter grows with its square.
+        scale(SETTLED * math.sqrt(limit / measured))
+    # Weights that are not finite stay so: the training has failed, and its scores say so.
+    scale(0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -39,7 +39,6 @@ class KeepText:
     """Distinct windows, and what the base model makes of them.
 
     Attributes:
-        base: the frozen model.
         rows: the row of each window, n of them.
         tokens: input tokens of a row, T.
         prefix: hidden states below the adapters, (n, T, D).
@@ -56,7 +55,8 @@ class KeepText:
             bank: its sites tell where the adapters are; its weights do not matter.
             windows: distinct ones, with prompts of one length.
         """
-        self.base = base
+        # The text is remembered as long as its model is there, and must not be why it is.
+        self._base = ref(base)
         self.rows = {window: row for row, window in enumerate(windows)}
         # The first token that is predicted follows the prompt.
         self._first = len(windows[0].prompt) - 1
@@ -76,6 +76,13 @@ class KeepText:
         self.targets_nS = ids_nT[:, self._first + 1 :]
         self.mask_nS = mask_nT[:, self._first + 1 :]
         self.hidden_nSD, self.nll_nS = self._read_by_base(bank)
+
+    @property
+    def base(self) -> SplitModel:
+        """The frozen model, which a text does not keep in memory."""
+        base = self._base()
+        assert base is not None
+        return base
 
     @torch.no_grad()
     def _read_by_base(self, bank: AdapterBank) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from pml_cli.data.generic_text import (
 )
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.windows import SHARED, WINDOW
+from pml_cli.errors import UserError
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.training.losses.sft import SftLoss
 
@@ -89,3 +90,20 @@ def test_dialogues_are_written_in_the_chat_template(tmp_path, template, expected
     assert text.startswith(expected)
     if template == TEMPLATE:
         assert "a common cold.<|end|>\n<user>How do I introduce myself" in text
+
+
+def test_a_tokenizer_without_begin_of_text_is_refused(tmp_path):
+    model = tokenizer_folder(tmp_path, byte_level(), bos_token=None, eos_token=None)
+    reason = "the tokenizer of model=small has no begin-of-text token, which generic text needs"
+    with pytest.raises(UserError, match=rf"loss\.keep=1: {reason}"):
+        generic_windows(Run(model=model, loss=SftLoss(keep=1.0)))
+
+
+def test_a_tokenizer_in_the_files_of_gpt2_is_one(tmp_path):
+    model = tokenizer_folder(tmp_path, byte_level())
+    expected = generic_pool(model, "prose", "keep").windows
+    folder = tmp_path / "gpt2"
+    model = tokenizer_folder(folder, byte_level(), tokenizer_class="GPT2Tokenizer")
+    byte_level().model.save(str(folder))
+    (folder / "tokenizer.json").unlink()
+    assert generic_pool(model, "prose", "keep").windows == expected

@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
+from support.facts import fact_samples
+from support.families import GPT2
 
-from pml_cli.data.row_packing import RowShape, common_beginning, fill_rows, shape_of_cells
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run
+from pml_cli.data.opened import packed_size_of
+from pml_cli.data.row_packing import (
+    RowShape,
+    common_beginning,
+    fill_rows,
+    packed_size,
+    shape_of_cells,
+)
 from pml_cli.data.source import Sample
 
 
@@ -51,3 +61,34 @@ def test_rows_are_packed_where_that_saves_work():
     assert shape_of_cells([short[:1], short[1:2]]) is None
     running_text = [sample(2, target=60 + k) for k in range(3)]
     assert shape_of_cells([running_text]) is None
+
+
+def test_the_rows_of_a_step():
+    samples = [sample(length, target=4) for length in range(5, 60)]
+    # Prompt and target of the longest have 63 tokens, and the last is no input.
+    one = packed_size(samples, 1)
+    assert (one.rows, one.tokens, one.queries) == (1, 62, 4)
+
+    # Four tokens come once a row of at most 96; each sample has 31 of its own in the mean.
+    for batch in (10, len(samples)):
+        size = packed_size(samples, batch)
+        assert batch * 31 / 92 <= size.rows <= 1.5 * batch * 31 / 92
+        assert 92 <= size.tokens <= 96
+    assert packed_size(samples[:1], 1) is None
+
+
+def test_what_the_planner_prices_as_packed(tmp_path):
+    facts = [(f"Who is in room {n}?" + " Say it." * (n % 4), "Ilse") for n in range(12)]
+
+    def size(model_type, **adapter):
+        fields = GPT2 | {"model_type": model_type, "vocab_size": 2048}
+        model = Model(name="m", weights="random", architecture=fields, device="cpu")
+        samples, data = fact_samples(model, facts, tmp_path)
+        seqlen = sum(len(sample.target) for sample in samples)
+        run = Run(model=model, data=data, seqlen=seqlen, adapter=MlpBlockAdapter(**adapter))
+        return packed_size_of(run, len(samples))
+
+    assert size("gpt2").rows < len(facts) / 2
+    assert size("gpt2", dropout=0.1) is None
+    # Its layers add biases of their own making.
+    assert size("bloom") is None

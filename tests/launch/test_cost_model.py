@@ -24,6 +24,7 @@ from support.pricing import (
 
 from pml_cli.config.request import load
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
+from pml_cli.data.python_docs import held_out_text
 from pml_cli.data.row_packing import input_tokens, packed_size
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
@@ -39,6 +40,14 @@ from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer
 
 SPREAD = LinearAdapter(targets=["k_proj", "self_attn.o_proj"], layers=[])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file of a few windows."""
+    path = tmp_path_factory.mktemp("generic") / "text.txt"
+    path.write_text(held_out_text()[:6000], "utf-8")
+    return str(path)
 
 
 @pytest.mark.parametrize(("name", "gflop"), [("qwen3_8b", 11.0), ("llama31_8b", 13.4)])
@@ -94,11 +103,13 @@ def test_flops_and_saved_bytes_of_a_step_on_packed_rows(family, kind):
 @pytest.mark.parametrize(
     "adapter", [BLOCK, LinearAdapter(targets=["q_proj", "down_proj"], layers=[])], ids=repr
 )
-def test_the_penalty_of_keep_is_priced(adapter):
+def test_the_penalty_of_keep_is_priced(text, adapter):
     base = Model(device="cpu")
-    penalised = Run(rank=4, seqlen=8, model=base, adapter=adapter, loss=SftLoss(keep=1e-3))
+    penalised = Run(
+        rank=4, seqlen=8, model=base, adapter=adapter, loss=SftLoss(keep=1e-3, keep_text=text)
+    )
     without = Run(rank=2, seqlen=8, model=base, adapter=adapter)
-    other = dataclasses.replace(without, loss=SftLoss(keep=1e-2))
+    other = dataclasses.replace(without, loss=SftLoss(keep=1e-2, keep_text=text))
 
     planned = Pack(cells=check([penalised, without, other]))
     free = Pack(cells=check([dataclasses.replace(penalised, loss=SftLoss()), without]))
@@ -124,11 +135,13 @@ def test_the_penalty_of_keep_is_priced(adapter):
     "adapter", [BLOCK, LinearAdapter(targets=["q_proj", "down_proj"], layers=[])], ids=repr
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_reads_text_in_training_is_priced(adapter, checkpointing):
+def test_what_reads_text_in_training_is_priced(text, adapter, checkpointing):
     """A KL in every step, and the harm under a limit in every tenth."""
     base = Model(device="cpu", checkpointing=checkpointing)
     runs = []
-    for rank, loss in enumerate([SftLoss(keep=1.0, keep_by="kl"), SftLoss(keep_harm=0.1)], 3):
+    losses = [SftLoss(keep=1.0, keep_by="kl", keep_text=text)]
+    losses.append(SftLoss(keep_harm=0.1, keep_text=text))
+    for rank, loss in enumerate(losses, 3):
         runs.append(Run(rank=rank, seqlen=8, model=base, adapter=adapter, loss=loss))
     planned = Pack(cells=check(runs))
     made = trainer(planned)
@@ -138,6 +151,49 @@ def test_what_reads_text_in_training_is_priced(adapter, checkpointing):
             made.pack.penalty.add_gradient(made.pack.bank, grads, step, 100)
     flops = counted.get_total_flops() / MEASURE_EVERY
     assert cost_model.PackWork(planned).penalty_flops() == pytest.approx(flops, rel=0.03)
+
+
+def test_wide_sites_cost_nothing_without_a_penalty():
+    adapter = LinearAdapter(targets=["down_proj"], layers=[])
+    request = load("probe", ["model=qwen3_8b", "model.weights=random", "rank=1", "seqlen=64"])
+    (run,) = request.runs
+    run = dataclasses.replace(run, adapter=adapter)
+    assert cost_model.PackWork(Pack(cells=check([run]))).penalty_bytes() == 0
+
+
+def test_the_penalty_is_the_same_for_a_small_minibatch():
+    """Five samples in batches of four: the second one has a single sample."""
+    train = Train(steps=10, batch=4)
+    flops = {}
+    for keep in (0.0, 1.0):
+        loss = SftLoss(keep=keep, keep_by="kl")
+        run = Run(data=PhonebookData(), seqlen=64, train=train, loss=loss)
+        planned = Pack(cells=check([run]))
+        assert planned.cells[0].rows < len(planned.cells[0].samples)
+        work = cost_model.PackWork(planned)
+        once = work.kept_text_flops() + work.steps * work.penalty_flops()
+        flops[keep] = cost_model.training_flops(planned) - once
+    assert flops[1.0] == pytest.approx(flops[0.0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loss", [SftLoss(keep_harm=0.1), SftLoss(keep=1.0, keep_by="kl")], ids=repr
+)
+def test_memory_of_the_text_against_the_peak_of_allocated_bytes(loss):
+    base = Model(device="cpu")
+    planned = Pack(cells=check([Run(rank=4, seqlen=8, model=base, loss=loss)]))
+    loaded = load_model(base)
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+
+    def run():
+        made = Trainer(loaded, [Cell(run=c.run, samples=c.samples) for c in planned.cells])
+        for step in (1, MEASURE_EVERY):
+            made._update(step, *made._forward())
+        made.pack.penalty.harm(made.pack.bank, 0)
+
+    measured = peak(run)
+    assert measured < cost_model.peak_memory(planned) - weights < 1.6 * measured
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from support.models import (
 )
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
+from pml_cli.model.families import SEPARATE_ROWS
 from pml_cli.model.loading import load_model
 from pml_cli.model.packed_rows import PackingMode
 from pml_cli.training.scoring import PackInputs, score_cells, scored_hidden
@@ -100,6 +101,8 @@ def test_what_a_family_allows(model_folder, family, mode):
     adapter = MlpBlockAdapter() if family == "rwkv" else linear_adapter(model)
     bank = random_bank(model, adapter)
     assert model.packing_mode(initial_bank(model, adapter, [1]), 4, 96, 28) is mode
+    # What the planner expects.
+    assert (family in SEPARATE_ROWS) == (mode is PackingMode.SEPARATE)
     if mode is not PackingMode.SEPARATE:
         assert_packed_equals_separate(model, bank, 1e-4)
 

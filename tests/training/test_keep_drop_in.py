@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from support.adapters import random_bank
 from support.hf_training import adapters, trained
 from support.packs import train_packed
@@ -14,6 +14,7 @@ from pml_cli.config.schema import TINY, LinearAdapter, Model, Run, Train
 from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.opened import source_of
 from pml_cli.data.python_docs import held_out_text
+from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.loading import load_model
@@ -136,6 +137,25 @@ def test_a_training_is_that_of_pmls_trainer(float64_base, text, tmp_path, settin
         assert harm <= 0.01 and weight != 22
 
 
+def test_lora_inside_a_model_of_transformers(peft_model):
+    """Put there without PEFT's wrapper."""
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float64)
+    model = inject_adapter_in_model(LoraConfig(r=8, target_modules=["q_proj"]), model).double()
+    ids = keep_windows(SftLoss(keep=1.0), AutoTokenizer.from_pretrained(TINY))[:2, :40]
+
+    energies, harms = [], []
+    for penalised in (model, peft_model):
+        penalty = LoraPenalty(SftLoss(keep=1.0), penalised, ids)
+        for name, parameter in penalised.named_parameters():
+            if "lora_" in name:
+                assert parameter.requires_grad
+                torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+        energies.append(penalty.energy().item())
+        harms.append(penalty.harm())
+    assert energies[0] == pytest.approx(energies[1])
+    assert harms[0] == pytest.approx(harms[1])
+
+
 def test_accumulated_batches_are_one_whole_one(peft_model, tmp_path):
     ids = keep_windows(SftLoss(keep=20.0), AutoTokenizer.from_pretrained(TINY))
     assert ids.shape == (32, 257)
@@ -169,3 +189,44 @@ def test_what_it_cannot_hold_down_is_refused(peft_model, tmp_path, text):
     with_norms = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"])
     with pytest.raises(UserError, match=r"only where LoRA alone is trained, and .*norm.* is too"):
         LoraPenalty(SftLoss(keep=1.0), get_peft_model(plain, with_norms), ids)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bias": "lora_only"}, {"lora_bias": True}, {"target_modules": ["embed_tokens"]}]
+)
+def test_what_adds_more_than_two_matrices_is_refused(settings):
+    base = AutoModelForCausalLM.from_pretrained(TINY)
+    for layer in base.model.layers:
+        layer.self_attn.q_proj.bias = torch.nn.Parameter(torch.zeros(128))
+    model = get_peft_model(base, LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | settings))
+    with pytest.raises(UserError, match=r"loss\.keep=1: .*(is too|is not one plain LoRA)"):
+        LoraPenalty(SftLoss(keep=1.0), model, torch.ones(1, 8, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.ones(8, dtype=torch.long), r"int64 of shape \(8,\); must be token ids \(n, T\)"),
+        (torch.ones(0, 8, dtype=torch.long), r"of shape \(0, 8\); must be token ids"),
+        (torch.ones(1, 2, dtype=torch.long), r"of shape \(1, 2\); .*T at least 3"),
+        (torch.ones(1, 8), r"float32 of shape \(1, 8\); must be token ids"),
+        (torch.full((1, 8), 2048), "ids that are not from 0 to 2047"),
+        (torch.full((1, 8), -100), "ids that are not from 0 to 2047"),
+        (torch.ones(1, 9999, dtype=torch.long), r"windows of 9999 tokens; the model reads \d+"),
+    ],
+)
+def test_windows_that_a_model_cannot_read_are_refused(peft_model, ids, message):
+    with pytest.raises(UserError, match=r"loss\.keep=1: keep_ids (is|has) .*" + message):
+        LoraPenalty(SftLoss(keep=1.0), peft_model, ids)
+
+
+@pytest.mark.parametrize("has_file", [False, True])
+def test_the_windows_are_those_of_pmls_trainer(text, has_file):
+    loss = SftLoss(keep=1.0, keep_text=text if has_file else None)
+    windows = keep_windows(loss, AutoTokenizer.from_pretrained(TINY))
+    assert torch.equal(windows, ids_of(generic_windows(Run(data=RandomData(), loss=loss))))
+
+
+def test_windows_fit_the_context():
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    assert keep_windows(SftLoss(keep=1.0), tokenizer, 100).shape == (32, 100)

@@ -1,7 +1,9 @@
 """loss.keep_harm: lambda follows the harm, and the harm ends within its limit."""
 
 import dataclasses
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -16,7 +18,15 @@ from pml_cli.data.python_docs import held_out_text
 from pml_cli.evaluation import forgetting
 from pml_cli.model.loading import load_model
 from pml_cli.training.keep import KeepPenalty
-from pml_cli.training.keep_harm import HOLD, INITIAL_WEIGHTS, LEAST_WEIGHT, MOST_WEIGHT, HarmLimit
+from pml_cli.training.keep_harm import (
+    HOLD,
+    INITIAL_WEIGHTS,
+    LEAST_WEIGHT,
+    MOST_SCALINGS,
+    MOST_WEIGHT,
+    HarmLimit,
+    settle,
+)
 from pml_cli.training.keep_text import WindowOrder
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.sft import SftLoss
@@ -143,6 +153,37 @@ def test_an_adapter_that_ends_above_its_limit_is_scaled_down(tiny_base, text):
     ratio = limited.adapter.B[site] / free.adapter.B[site]
     torch.testing.assert_close(ratio, ratio[:1, :1, :1].expand_as(ratio))
     assert limited.final.nll.mean() > free.final.nll.mean()
+
+
+@pytest.mark.parametrize(
+    ("harm_of", "scalings"),
+    [
+        # By the share of its weights that an adapter has left.
+        (lambda share: 0.1 * share, 0),
+        (lambda share: 3 * share**2, 1),
+        (lambda share: 3 * share, 8),
+        (lambda share: 0.11 if share else 0.0, MOST_SCALINGS + 1),
+        (lambda share: math.inf if share else 0.0, 1),
+        (lambda share: math.nan, 1),
+    ],
+    ids=["within", "square", "linear", "the same at any size", "infinite", "lost"],
+)
+def test_settling_ends(harm_of, scalings):
+    shares = [1.0]
+    settle(0.1, lambda: harm_of(shares[-1]), lambda factor: shares.append(shares[-1] * factor))
+    assert len(shares) - 1 == scalings
+    harm = harm_of(shares[-1])
+    assert harm <= 0.1 or math.isnan(harm)
+
+
+def test_a_text_does_not_keep_its_model_in_memory(text):
+    base = load_model(Model(device="cpu"))
+    bank = random_bank(base, MlpBlockAdapter(), [2], scale=1.0)
+    penalty = KeepPenalty(base, bank, [run_of(base, text)])
+    alive = weakref.ref(base)
+    del base, bank, penalty
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_cell_stops_early_only_within_its_limit(tiny_base, text):

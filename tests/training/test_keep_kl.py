@@ -16,6 +16,7 @@ from pml_cli.data.source import Sample
 from pml_cli.evaluation import forgetting
 from pml_cli.model.loading import load_model
 from pml_cli.training import keep_kl
+from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.keep_kl import KlPenalty
 from pml_cli.training.keep_text import KeepText
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
@@ -138,6 +139,18 @@ def test_packed_is_as_alone(float64_base, text):
     for cell, other in zip(packed, alone, strict=True):
         assert cell.keep == pytest.approx(other.keep, rel=1e-8)
     assert packed[1].keep_harm <= 0.05
+
+
+def test_no_mean_begins_before_the_first_step(tiny_base, text):
+    """There the divergence is 0 but for rounding, which differs in a pack."""
+    bank = random_bank(tiny_base, MlpBlockAdapter(), [2], scale=1e-9)
+    penalty = KeepPenalty(tiny_base, bank, [run_of(tiny_base, text, SftLoss(keep=1, keep_by="kl"))])
+    grads = [torch.zeros_like(parameter) for parameter in bank.parameters()]
+    penalty.add_gradient(bank, grads, 0, 100)
+    assert penalty.limit.penalty_K.item() == penalty.limit.harm_K.item() == 0
+    far = random_bank(tiny_base, MlpBlockAdapter(), [2], scale=1.0)
+    penalty.add_gradient(far, grads, 1, 100)
+    assert penalty.limit.penalty_K.item() > 0
 
 
 def test_it_lowers_the_harm(tiny_base, text):
