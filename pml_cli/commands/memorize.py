@@ -38,7 +38,7 @@ from pml_cli.data.generic_text import KINDS
 from pml_cli.data.opened import source_of
 from pml_cli.data.repeats import find_repeats
 from pml_cli.data.source import Sample
-from pml_cli.data.whole import named_texts, texts_file, with_chat, within_context
+from pml_cli.data.whole import in_batches, named_texts, texts_file, with_chat, within_context
 from pml_cli.errors import UserError, raise_all
 from pml_cli.evaluation.forgetting_runs import measure_runs
 from pml_cli.evaluation.proof import Proof, prove
@@ -161,6 +161,7 @@ class Search:
             path = str(texts_file(texts, folder))
             run = dataclasses.replace(run, data=dataclasses.replace(data, path=path))
         run = with_chat(_with_harm_limit(run, asked), asked.given)
+        run = in_batches(run, asked.given)
         run, left_out = within_context(run)
         for line in search_text.data_lines(asked.run, run, left_out):
             console.print(line, highlight=False, soft_wrap=True)
