@@ -512,7 +512,8 @@ class SplitModel:
         """What a block's adapter is added to, (B, T, D), in the units of the adapter's output.
 
         That is the residual stream after the layer; where the model scales what the adapter gives
-        before it is added, divided by that. Of a norm after the MLP, by its mean gain.
+        before it is added, divided by that. Of a norm after the MLP, by its mean gain, position 0
+        left out: an attention sink there would be most of it.
         """
         assert prefix.block is not None
         layer = self.first_layer(bank)
@@ -520,8 +521,8 @@ class SplitModel:
         gain: Tensor | float = self._mlp_factor(layer) or 1.0
         norm = self._post_mlp_norm(layer)
         if norm is not None and prefix.mlp_out is not None:
-            normed = norm(prefix.mlp_out)
-            gain = gain * normed.float().norm() / prefix.mlp_out.float().norm()
+            mlp_out = prefix.mlp_out[:, 1:]
+            gain = gain * norm(mlp_out).float().norm() / mlp_out.float().norm()
         return prefix.block / gain
 
     def _hold_upper(self, layer: int, is_block: bool) -> None:

@@ -10,7 +10,7 @@ Shapes: I inputs of a module, r rank, n windows of T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -66,7 +66,7 @@ class LoraPenalty:
 
         self._moments: Moments = {}
         widths = {name: module.in_features for name, module in self._lora.items()}
-        with _unadapted(model):
+        with _unadapted(model, self._lora.values()):
             for names in groups(widths):
                 self._moments |= self._moments_of(names, widths)
             self._base_nll_nT = self._nll(range(len(ids_nT)))
@@ -291,7 +291,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _unadapted(model: Any) -> Iterator[None]:
+def _unadapted(model: nn.Module, lora: Iterable[Any]) -> Iterator[None]:
     """The base model while inside."""
-    with _evaluating(model), model.disable_adapter():
-        yield
+    # Module by module: a model of transformers with LoRA in it has no `disable_adapter`.
+    for module in lora:
+        module.enable_adapters(False)
+    try:
+        with _evaluating(model):
+            yield
+    finally:
+        for module in lora:
+            module.enable_adapters(True)

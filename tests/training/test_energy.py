@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.adapters import random_bank
+from support.models import local, random_ids
 from support.packs import train_packed
 
 from pml_cli.config.request import load
@@ -19,7 +20,7 @@ from pml_cli.data.windows import SHARED
 from pml_cli.errors import UserError
 from pml_cli.model.loading import load_model
 from pml_cli.training import energy
-from pml_cli.training.energy import factored
+from pml_cli.training.energy import SiteSums, factored
 from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_ot import MemftOtLoss
@@ -291,3 +292,28 @@ def test_wide_sites_are_penalised_by_their_main_directions(tiny_base, texts, mon
     for k in range(2):
         for grad, other in zip(penalty_of(bank.select([k])), packed, strict=True):
             assert torch.equal(grad[0], other[k])
+
+
+def test_where_a_norm_follows_the_mlp(model_folder):
+    """The energy is about the share that the stream moves by; position 0 has no say in it."""
+    base = load_model(local(model_folder("gemma2"), dtype="float64"))
+    bank = random_bank(base, MlpBlockAdapter(), [3], scale=1e-4)
+    ids = random_ids(base, 8, 20)
+    streams = []
+    layer = base.layers[base.layer]
+    handle = layer.register_forward_hook(lambda *called: streams.append(called[-1][:, 1:]))
+    base.full(ids)
+    base.full(ids, bank)
+    handle.remove()
+    plain, adapted = streams
+    moved = (adapted - plain).square().sum() / plain.square().sum()
+
+    prefix = base.prefix(ids, bank)
+    prefix.mlp_out[:, 0] *= 1e6
+    sums = SiteSums(prefix.entry.shape[2], prefix.entry)
+    sums.add(prefix.entry, base.block_output(prefix, bank), 20)
+    (site,) = bank.sites
+    AB = bank.scale[0] * bank.A[site][0] @ bank.B[site][0]
+    predicted = (AB * (sums.relative_moment() @ AB)).sum()
+    # The gain of the norm is its mean over tokens.
+    assert 0.4 < predicted / moved < 2.5

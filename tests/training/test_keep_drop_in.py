@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from support.adapters import random_bank
 from support.hf_training import adapters, trained
 from support.packs import train_packed
@@ -135,6 +135,25 @@ def test_a_training_is_that_of_pmls_trainer(float64_base, text, tmp_path, settin
     assert harm == pytest.approx(cell.keep_harm, rel=1e-3)
     if "keep_harm" in setting:
         assert harm <= 0.01 and weight != 22
+
+
+def test_lora_inside_a_model_of_transformers(peft_model):
+    """Put there without PEFT's wrapper."""
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float64)
+    model = inject_adapter_in_model(LoraConfig(r=8, target_modules=["q_proj"]), model).double()
+    ids = keep_windows(SftLoss(keep=1.0), AutoTokenizer.from_pretrained(TINY))[:2, :40]
+
+    energies, harms = [], []
+    for penalised in (model, peft_model):
+        penalty = LoraPenalty(SftLoss(keep=1.0), penalised, ids)
+        for name, parameter in penalised.named_parameters():
+            if "lora_" in name:
+                assert parameter.requires_grad
+                torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+        energies.append(penalty.energy().item())
+        harms.append(penalty.harm())
+    assert energies[0] == pytest.approx(energies[1])
+    assert harms[0] == pytest.approx(harms[1])
 
 
 def test_accumulated_batches_are_one_whole_one(peft_model, tmp_path):
