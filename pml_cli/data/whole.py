@@ -25,15 +25,8 @@ FACT_KEYS = {*PROMPT_KEYS, *TARGET_KEYS, *CHAT_KEYS}
 # The file that several texts are written to, in the results folder.
 TEXTS_FILE = "texts.jsonl"
 
-# Settings that say how many steps there are, of how many facts each.
-LENGTH_OF_TRAINING = ("train.steps", "train.epochs", "train.batch", "train.curriculum")
-
-# Up to so many facts are all seen in every step.
+# More facts than these are learned in minibatches, where the command line leaves it open.
 MOST_FACTS_IN_A_STEP = 30
-
-# More are seen in minibatches of so many, in so many passes.
-BATCH = 10
-PASSES = 60
 
 # Settings of prompts without a chat template.
 PLAIN_PROMPT = ("data.chat", "data.separator", "data.begin")
@@ -95,26 +88,16 @@ def with_chat(run: Run, given: Collection[str]) -> Run:
     return dataclasses.replace(run, data=dataclasses.replace(run.data, chat=True))
 
 
-def in_batches(run: Run, given: Collection[str]) -> Run:
-    """A run that sees many facts in minibatches, where the command line leaves it open.
+def holds_many_facts(run: Run) -> bool:
+    """Whether a run learns more facts than are seen in every step.
 
-    All of some hundred facts in every step cost ten times as much as the passes that learn them.
-
-    Args:
-        run: on its samples.
-        given: the keys of the command line; one about the length of the training leaves the run as
-            it is.
+    Raises:
+        UserError: the data cannot be read.
     """
-    is_given = any(key in given for key in LENGTH_OF_TRAINING)
-    if is_given or not isinstance(run.data, FactsData):
-        return run
-
+    if not isinstance(run.data, FactsData):
+        return False
     resolved = resolved_run(run)
-    facts = len(source_of(resolved).take(resolved.seqlen))
-    if facts <= MOST_FACTS_IN_A_STEP:
-        return run
-    train = dataclasses.replace(run.train, batch=BATCH, epochs=PASSES)
-    return dataclasses.replace(run, train=train)
+    return len(source_of(resolved).take(resolved.seqlen)) > MOST_FACTS_IN_A_STEP
 
 
 def within_context(run: Run) -> tuple[Run, int]:
