@@ -38,7 +38,7 @@ from pml_cli.data.generic_text import KINDS
 from pml_cli.data.opened import source_of
 from pml_cli.data.repeats import find_repeats
 from pml_cli.data.source import Sample
-from pml_cli.data.whole import named_texts, texts_file, with_chat, within_context
+from pml_cli.data.whole import holds_many_facts, named_texts, texts_file, with_chat, within_context
 from pml_cli.errors import UserError, raise_all
 from pml_cli.evaluation.forgetting_runs import measure_runs
 from pml_cli.evaluation.proof import Proof, prove
@@ -160,6 +160,8 @@ class Search:
             data: Any = run.data
             path = str(texts_file(texts, folder))
             run = dataclasses.replace(run, data=dataclasses.replace(data, path=path))
+        if asked.many_facts is not None and holds_many_facts(run):
+            run = dataclasses.replace(asked.many_facts, data=run.data)
         run = with_chat(_with_harm_limit(run, asked), asked.given)
         run, left_out = within_context(run)
         for line in search_text.data_lines(asked.run, run, left_out):

@@ -30,7 +30,12 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(min|s|m|h|d)\s*")
 
 # The keys of conf/memorize.yaml that are no settings of a run: what facts and texts differ in.
 FACTS = "facts"
+MANY_FACTS = "many_facts"
 TEXTS = "texts"
+
+# Settings that say how many steps there are, of how many facts each: all or none of them are taken
+# from conf/memorize.yaml.
+LENGTH_OF_TRAINING = ("train.steps", "train.epochs", "train.batch", "train.curriculum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,9 @@ class MemorizeRequest:
 
     given: frozenset[str]
     """Keys of the command line, and those that are set by the kind of the data."""
+
+    many_facts: Run | None = None
+    """`run` as it is trained where there are many facts; None: they are texts."""
 
     @property
     def run(self) -> Run:

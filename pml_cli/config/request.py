@@ -16,6 +16,8 @@ from pml_cli.config.convert import typed_settings
 from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
 from pml_cli.config.memorize import (
     FACTS,
+    LENGTH_OF_TRAINING,
+    MANY_FACTS,
     SEEDS,
     TEXTS,
     Limits,
@@ -33,7 +35,7 @@ from pml_cli.errors import UserError, raise_all
 
 # The key of conf/memft.yaml that lists the losses to compare. It is not a setting of a run.
 COMPARE = "compare"
-NO_SETTINGS = (COMPARE, FACTS, TEXTS)
+NO_SETTINGS = (COMPARE, FACTS, MANY_FACTS, TEXTS)
 
 # What a search may be given several values of.
 SEARCHED = ("rank", "seed")
@@ -104,10 +106,13 @@ def load_memorize(
 
     kind = _kind_of(chosen)
     root = sweep_file.read_mapping(root_file("memorize", config_dir) or shipped("conf"))
-    defaults = {key: value for key, value in (root.get(kind) or {}).items() if key not in given}
-    overrides += [f"{key}={value_text(value)}" for key, value in defaults.items()]
+    defaults = _defaults(root.get(kind) or {}, given)
+    request = load("memorize", overrides + defaults, config_dir=config_dir)
+    many_facts = None
+    if kind == FACTS:
+        defaults = _defaults(root.get(MANY_FACTS) or {}, given)
+        many_facts = load("memorize", overrides + defaults, config_dir=config_dir).runs[0]
 
-    request = load("memorize", overrides, config_dir=config_dir)
     ranks = sorted({run.rank for run in request.runs})
     seeds = list(dict.fromkeys(run.seed for run in request.runs))
     return MemorizeRequest(
@@ -118,7 +123,16 @@ def load_memorize(
         seeds=seeds if "seed" in given else SEEDS,
         limits=limits,
         given=frozenset(given),
+        many_facts=many_facts,
     )
+
+
+def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
+    """What a kind of data is trained with beside the given keys, as overrides."""
+    keys = [key for key in values if key not in given]
+    if given.intersection(LENGTH_OF_TRAINING):
+        keys = [key for key in keys if key not in LENGTH_OF_TRAINING]
+    return [f"{key}={value_text(values[key])}" for key in keys]
 
 
 def _data_of_files(files: Sequence[Path], given: set[str]) -> list[str]:

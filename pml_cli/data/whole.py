@@ -25,6 +25,9 @@ FACT_KEYS = {*PROMPT_KEYS, *TARGET_KEYS, *CHAT_KEYS}
 # The file that several texts are written to, in the results folder.
 TEXTS_FILE = "texts.jsonl"
 
+# More facts than these are learned in minibatches, where the command line leaves it open.
+MOST_FACTS_IN_A_STEP = 30
+
 # Settings of prompts without a chat template.
 PLAIN_PROMPT = ("data.chat", "data.separator", "data.begin")
 
@@ -83,6 +86,18 @@ def with_chat(run: Run, given: Collection[str]) -> Run:
     if not open_tokenizer(run.model).has_template:
         return run
     return dataclasses.replace(run, data=dataclasses.replace(run.data, chat=True))
+
+
+def holds_many_facts(run: Run) -> bool:
+    """Whether a run learns more facts than are seen in every step.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    if not isinstance(run.data, FactsData):
+        return False
+    resolved = resolved_run(run)
+    return len(source_of(resolved).take(resolved.seqlen)) > MOST_FACTS_IN_A_STEP
 
 
 def within_context(run: Run) -> tuple[Run, int]:

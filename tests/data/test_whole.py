@@ -13,7 +13,7 @@ from pml_cli.config.schema import ALL_TOKENS, Model
 from pml_cli.data.opened import samples_of
 from pml_cli.data.resolve import resolved_run
 from pml_cli.data.sources.jsonl import JsonlData
-from pml_cli.data.whole import named_texts, texts_file, with_chat, within_context
+from pml_cli.data.whole import holds_many_facts, named_texts, texts_file, with_chat, within_context
 from pml_cli.model.dims import model_dims
 
 
@@ -96,3 +96,19 @@ def test_facts_go_through_the_chat_template_where_there_is_one(tmp_path):
         assert with_chat(run, frozenset({key})) == run
     plain = dataclasses.replace(run, model=tokenizer_folder(tmp_path / "plain", byte_level(), None))
     assert with_chat(plain, frozenset()) == plain
+
+
+@pytest.mark.parametrize(("facts", "many"), [(30, False), (31, True)])
+def test_many_facts_are_told_from_few(tmp_path, facts, many):
+    path = write_facts(tmp_path, [(f"Who has key {i}?", f"Number {i}.") for i in range(facts)])
+    assert holds_many_facts(asked(path).run) == many
+
+
+def test_many_facts_have_settings_of_their_own(tmp_path):
+    path = write_facts(tmp_path)
+    trained = asked(path).many_facts
+    assert (trained.loss.kind, trained.train.batch, trained.train.epochs) == ("sft", 10, 60)
+
+    shorter = asked(path, "train.steps=7", "loss=memft_ot").many_facts
+    assert (shorter.loss.kind, shorter.train.batch, shorter.train.epochs) == ("memft_ot", 0, None)
+    assert shorter.train.steps == 7
