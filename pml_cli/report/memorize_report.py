@@ -62,7 +62,7 @@ class MemorizeReport:
     """What to change where no rank keeps the limits, a line each."""
 
     seconds: float
-    """Of the whole command, earlier calls of it included."""
+    """Of all training, that of earlier calls too, and of whatever else this call did."""
 
     out: Path
     """The folder of the results."""
