@@ -31,7 +31,13 @@ SEEDS = (0, 1)
 LIMIT = 0.1
 
 # Small, so that the grid is cheap: least ranks between 2 and 12.
-SHARED = ["model.device=cpu", "adapter=mlp_block", "train.steps=200", "train.lr=0.08"]
+SHARED = [
+    "model.device=cpu",
+    "adapter=mlp_block",
+    "train.steps=200",
+    "train.lr=0.08",
+    "loss.keep_harm=0.07",
+]
 FACTS = HERE / "memorize"
 DATA = {
     "phonebook, 4": ["data=phonebook", "data.samples=4"],
