@@ -36,6 +36,7 @@ SHARED = [
     "adapter=mlp_block",
     "train.steps=200",
     "train.lr=0.08",
+    "train.stop_margin=1",
     "loss.keep_harm=0.07",
 ]
 FACTS = HERE / "memorize"
