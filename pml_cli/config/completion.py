@@ -34,26 +34,31 @@ Completer = Callable[[typer.Context, str], list[str]]
 Owners = dict[str, type[Any]]
 
 
-def complete_override(ctx: typer.Context, incomplete: str, command: str = "sweep") -> list[str]:
-    """Candidates for an override.
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Candidates for an override of probe, sweep and memft, which have the same defaults.
 
     Args:
         ctx: of the command line.
         incomplete: the word at the cursor.
-        command: whose defaults count; probe, sweep and memft have the same.
     """
+    return _overrides(ctx, incomplete, "sweep")
+
+
+def complete_memorize(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Candidates for a setting of memorize; for an empty word none: the shell offers files."""
+    _, word = _words(ctx, incomplete)
+    return _overrides(ctx, incomplete, "memorize") if word else []
+
+
+# Typer gives a completer a value for each of its arguments, so that it has no others.
+def _overrides(ctx: typer.Context, incomplete: str, command: str) -> list[str]:
+    """Candidates for an override, by the defaults of a command."""
     typed, word = _words(ctx, incomplete)
     config_dir = ctx.params.get("config_dir")
     folder = Path(config_dir) if config_dir else None
     owners = _owners(typed, word, folder, command)
     vocabulary = Vocabulary(owners=owners, groups=GROUPS, config_dir=folder)
     return _candidates(word, typed, vocabulary)
-
-
-def complete_memorize(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Candidates for a setting of memorize; for an empty word none: the shell offers files."""
-    _, word = _words(ctx, incomplete)
-    return complete_override(ctx, incomplete, "memorize") if word else []
 
 
 def report_completer(settings: type[Settings]) -> Completer:

@@ -5,8 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pml_cli.config.schema import Run
-from pml_cli.data.row_packing import PackedSize
 from pml_cli.data.source import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSize:
+    """Packed rows of one step of a cell."""
+
+    rows: int
+    """Number of rows."""
+
+    tokens: int
+    """Length of a row."""
+
+    queries: int
+    """Most scored tokens of a row."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from functools import lru_cache
 
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import Run
-from pml_cli.data.row_packing import PackedSize, packed_size
+from pml_cli.data.cell import PackedSize
+from pml_cli.data.row_packing import packed_size
 from pml_cli.data.source import Sample, Source, check_length
 from pml_cli.model.dims import model_dims
 from pml_cli.model.families import SEPARATE_ROWS

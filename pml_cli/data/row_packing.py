@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pml_cli.data.cell import PackedSize
 from pml_cli.data.source import Sample
 
 # Rows are at least so long, if the samples fill them: longer ones waste less, shorter ones take
@@ -47,20 +48,6 @@ class RowShape:
 
     tokens: int
     """Length of a row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedSize:
-    """Packed rows of one step of a cell."""
-
-    rows: int
-    """Number of rows."""
-
-    tokens: int
-    """Length of a row."""
-
-    queries: int
-    """Most scored tokens of a row."""
 
 
 def common_beginning(samples: Sequence[Sample]) -> int:

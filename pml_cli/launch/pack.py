@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pml_cli.data.cell import CellPlan
-from pml_cli.data.row_packing import PackedSize
+from pml_cli.data.cell import CellPlan, PackedSize
 from pml_cli.runs.run_folders import RunFolders
 
 

@@ -278,10 +278,11 @@ def test_a_sample_that_comes_twice_in_a_step_counts_once_in_one_batch_and_in_mic
     assert len(set(totals[0])) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [MemftOtLoss(threshold=5.0), MemftSwLoss(window=2, patience=1, tau=3), MemftMarginLoss()],
-    ids=str,
+    ids=lambda loss: loss.kind,
 )
 def test_four_accumulated_batches_of_two_are_one_of_eight(peft_model, tmp_path, loss):
     """With clipping, padding, and micro-batches without an active token; the log agrees too.

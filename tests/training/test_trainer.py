@@ -121,6 +121,7 @@ KINDS_OF_DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS_OF_DATA)
 def test_every_loss_packed_with_every_other_equals_solo(double_base, kind):
     data, lengths, train = KINDS_OF_DATA[kind]
