@@ -40,7 +40,7 @@ def run_script_for(run_folder, questions, *, here=False):
     run = _printed_here if here else _printed
     # The script itself prints an answer first.
     lines = run(run_folder, f"{script_of(run_folder)}\n{loop}\n").splitlines()
-    return [json.loads(line) for line in lines[-len(questions) :]]
+    return [json.loads(line) for line in lines[len(lines) - len(questions) :]]
 
 
 def _with_question(script, question):
