@@ -418,13 +418,17 @@ def _measured_harm(entry: Mapping[str, Any]) -> MeasuredHarm | None:
 def _prove(search: Search, folder: RunFolder) -> Proof:
     search.say(f"proof of {folder.id}")
     model = search.base.model
-    return prove(
-        folder,
-        device=model.device,
-        trust_remote_code=model.trust_remote_code,
-        on_stage=lambda stage: search.say(f"  {stage}"),
-        cache=search.out / ".pml" / "proof.json",
-    )
+    try:
+        return prove(
+            folder,
+            device=model.device,
+            trust_remote_code=model.trust_remote_code,
+            on_stage=lambda stage: search.say(f"  {stage}"),
+            cache=search.out / ".pml" / "proof.json",
+        )
+    except KeyboardInterrupt:
+        search.say("interrupted; the same command goes on with the proof")
+        raise
 
 
 def _report(

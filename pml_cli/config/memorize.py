@@ -89,11 +89,16 @@ def split_files(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     Raises:
         UserError: no such file; a line for each.
     """
-    overrides = [argument for argument in arguments if "=" in argument]
-    files = [Path(argument).expanduser() for argument in arguments if "=" not in argument]
-
+    overrides: list[str] = []
+    files: list[Path] = []
     faults = []
-    for file in files:
+    for argument in arguments:
+        file = Path(argument).expanduser()
+        # The name of a file may have one, too.
+        if "=" in argument and not file.is_file():
+            overrides.append(argument)
+            continue
+        files.append(file)
         if not file.is_file():
             reason = "a folder; give a file of facts or a text" if file.is_dir() else "no such file"
             faults.append(f"{file}: {reason}")

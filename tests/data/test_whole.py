@@ -38,6 +38,13 @@ def test_a_table_of_facts_is_told_from_a_text(tmp_path, name, content, table):
     assert is_table(path) == table
 
 
+def test_the_name_of_a_file_may_have_an_equals_sign(tmp_path):
+    path = write_facts(tmp_path, name="a=b.jsonl")
+    request = asked(path, "rank=4")
+    assert (request.files, request.ranks) == ([path], [4])
+    assert request.run.data.path == str(path)
+
+
 def test_several_texts_stand_behind_their_names(tmp_path):
     for name in ("a.txt", "b.md"):
         (tmp_path / name).write_text(f"The text of {name}.")

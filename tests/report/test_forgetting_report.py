@@ -6,6 +6,7 @@ from support.printing import printed
 
 from pml_cli.analysis.forgetting import mean_table, measurement_table
 from pml_cli.report.figures.forgetting import LEAST_HARM, forgetting_figure
+from pml_cli.report.figures.methods import COLOURS
 from pml_cli.report.forgetting_text import meaning_of_harm
 from pml_cli.report.tables.forgetting import forgetting_report
 
@@ -73,6 +74,18 @@ def test_the_figure_has_a_point_a_cell_and_the_front(runs):
     assert set(front.get_ydata()) == {100}
     labels = axes.get_legend_handles_labels()[1]
     assert labels == ["front: none is better in both", "sft", "memft_margin"]
+
+
+def test_the_legend_lies_within_the_page_and_grey_is_that_of_sft():
+    runs = [entry(method="memft_margin", rank=rank, id=str(rank)) for rank in (2, 4, 8)]
+    table = measurement_table(runs)
+    page = forgetting_figure(table, mean_table(table))
+    page.canvas.draw()
+    legend = page.legends[0].get_window_extent()
+    assert legend.x0 >= 0
+    assert legend.x1 <= page.bbox.width
+    colours = {line.get_color() for line in page.axes[0].lines if line.get_marker() in ("o", "s")}
+    assert colours == {COLOURS[1]}
 
 
 def test_harm_below_zero_is_at_the_end_of_the_axis():

@@ -56,13 +56,18 @@ def forgetting_figure(table: pd.DataFrame, means: pd.DataFrame) -> Figure:
 
     _draw_axes(axes, measured)
     _draw_front(axes, measured)
-    _draw_runs(axes, table[table["kind"] == ALL], sft_first(measured["method"]))
+    _draw_runs(axes, table[table["kind"] == ALL], _methods(measured))
     _draw_cells(axes, measured)
     _name_cells(axes, measured)
 
     handles, labels = axes.get_legend_handles_labels()
-    add_legend_below(page, handles, labels, columns=min(len(labels), 4))
+    add_legend_below(page, handles, labels, columns=min(len(labels), 3))
     return page
+
+
+def _methods(means: pd.DataFrame) -> list[str]:
+    """The methods in the order of their colours; grey is always that of sft."""
+    return sft_first(["sft", *means["method"]])
 
 
 def _title(table: pd.DataFrame) -> str:
@@ -136,7 +141,7 @@ def _draw_runs(axes: Axes, runs: pd.DataFrame, methods: list[str]) -> None:
 def _draw_cells(axes: Axes, means: pd.DataFrame) -> None:
     """The mean of every cell with its intervals; a line joins cells of one loss and rank."""
     ranks = sorted(means["rank"].unique())
-    for index, method in enumerate(sft_first(means["method"])):
+    for index, method in enumerate(_methods(means)):
         colour, _ = colour_and_marker(index)
         of_method = means[means["method"] == method]
         for rank, cells in of_method.groupby("rank"):
@@ -169,7 +174,7 @@ def _draw_intervals(axes: Axes, cells: pd.DataFrame, colour: str) -> None:
 
 def _name_cells(axes: Axes, means: pd.DataFrame) -> None:
     """The penalty beside each point; of many points those on the front alone."""
-    methods = sft_first(means["method"])
+    methods = _methods(means)
     named = means if len(means) <= MAX_NAMED else pareto_front(means)
     taken: list[tuple[float, float, int]] = []
     for row in named.sort_values(["recall", "harm"]).to_dict("records"):
