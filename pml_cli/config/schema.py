@@ -367,6 +367,12 @@ class Train(Settings):
         1.0, help="logit margin that ends the training", unit="logits", finite=True
     )
     decode: bool = setting(True, help="after training, also decode greedily from the prompt")
+    start: str | None = setting(
+        None,
+        help="adapter_model.safetensors of the same rank and modules to begin from",
+        path="existing file",
+        special={None: "untrained"},
+    )
 
     def validate(self) -> Iterator[str]:
         increasing = all(a < b for a, b in itertools.pairwise(self.curriculum))
