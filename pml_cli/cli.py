@@ -54,6 +54,7 @@ START HERE
   pml transition outputs/               where recall breaks, token by token
   pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
+  pml capacity rank=1,2,4               how much does it hold exactly?
   pml lasting outputs/memft             does it survive rounding and merging?
   pml forgetting outputs/memft          what has it made the model forget?
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
@@ -162,6 +163,25 @@ MaxTokens = Annotated[
         metavar="N",
         help="Cut answers off after N tokens (default: twice the longest target, at least 64; "
         "without a question as many as the target has).",
+        show_default=False,
+    ),
+]
+Resolution = Annotated[
+    int,
+    typer.Option(
+        "--resolution",
+        min=1,
+        metavar="TOKENS",
+        help="Between what is recalled and what is not, at the end.",
+    ),
+]
+Passes = Annotated[
+    int | None,
+    typer.Option(
+        "--passes",
+        min=1,
+        metavar="N",
+        help="Most forward-backward passes of one growth (default: no limit).",
         show_default=False,
     ),
 ]
@@ -336,6 +356,45 @@ def train_many(
     flags = {"dry_run": dry_run, "fail_fast": fail_fast, "wait": wait, "retry": retry}
     name = str(ctx.command.name)
     _train(name, overrides, file, config_dir, print_config=print_config, **flags)
+
+
+@app.command(
+    epilog=f"{VALUES_HELP}\n{GROUPS_HELP}",
+    help="""Find how much of a text one adapter recalls whole.
+
+The text grows from the last solution, until train.steps passes no longer
+suffice for one token more: one adapter a rank, in place of a grid of lengths.
+seqlen is the length to begin with. The same command again goes on.
+
+\b
+EXAMPLES
+  pml capacity rank=1,2,4
+  pml capacity rank=1,2,4 data.seed=0,1,2 loss=sft,memft_margin
+  pml capacity data=text rank=8 train.steps=400 --resolution 4
+  pml capacity rank=2 model=smollm2_135m seqlen=32 --passes 2000 --json
+""",
+)
+def capacity(
+    overrides: Overrides = None,
+    *,
+    resolution: Resolution = 1,
+    passes: Passes = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    from pml_cli.config.request import load_capacity
+
+    limits = {"resolution": resolution, "passes": passes}
+    asked = load_capacity(overrides or [], config_dir, **limits)
+    if print_config:
+        _print_config(asked.request)
+        return
+
+    from pml_cli.commands import capacity as command
+
+    raise typer.Exit(command.run(asked, _console(), as_json=as_json, dry_run=dry_run))
 
 
 @app.command(

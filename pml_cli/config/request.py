@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.config import sweep_file
+from pml_cli.config.capacity import CapacityRequest
 from pml_cli.config.compose import compose_root, distinct, hydra_session, parse
 from pml_cli.config.convert import typed_settings
 from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
@@ -47,7 +48,7 @@ def load(
     """What `pml COMMAND OVERRIDES` asks for: every cell typed and checked.
 
     Args:
-        command: probe, sweep, memft or memorize; the root file is conf/COMMAND.yaml.
+        command: probe, sweep, memft, memorize or capacity; the root file is conf/COMMAND.yaml.
         overrides: as on the command line; they win over the file's keys.
         file: a sweep file, or the name of a shipped one.
         config_dir: a folder laid out like conf/, looked up first.
@@ -124,6 +125,40 @@ def load_memorize(
         limits=limits,
         given=frozenset(given),
         many_facts=many_facts,
+    )
+
+
+def load_capacity(
+    overrides: list[str],
+    config_dir: Path | None = None,
+    *,
+    resolution: int = 1,
+    passes: int | None = None,
+) -> CapacityRequest:
+    """What `pml capacity OVERRIDES` asks for.
+
+    Args:
+        overrides: as on the command line; seqlen is the first length.
+        config_dir: a folder laid out like conf/, looked up first.
+        resolution: target tokens between what is recalled and what is not, at the end.
+        passes: most forward-backward passes of one growth; None: any number.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    request = load("capacity", overrides, config_dir=config_dir)
+    first = request.runs[0].seqlen
+    is_given = any(override.startswith("seqlen=") for override in overrides)
+    faults = []
+    for run in request.runs:
+        if isinstance(run.data, FactsData):
+            reason = "is many facts; a text can grow, facts take `pml memorize`"
+            faults.append(f"data={run.data.source}: {reason}")
+        if run.train.start is not None:
+            faults.append(f"train.start={run.train.start}: growth begins with an untrained adapter")
+    raise_all(list(dict.fromkeys(faults)))
+    return CapacityRequest(
+        request=request, first=first if is_given else None, resolution=resolution, passes=passes
     )
 
 
@@ -282,6 +317,8 @@ def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> I
             if key not in SEARCHED:
                 yield f"{key}: takes one value, a search tries ranks alone; pml sweep takes several"
         return
+    if command == "capacity" and "seqlen" in swept:
+        yield "seqlen: takes one value, the length to begin with; pml sweep takes several"
     for key in swept:
         if key.split(".")[0] in ("out", "launch"):
             yield f"{key}: takes one value for the whole sweep"

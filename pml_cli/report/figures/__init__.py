@@ -27,5 +27,6 @@ Importing these modules imports no matplotlib: that happens when a figure is dra
     memft.py                `pml memft`: accuracy by rank, and the rank that recall takes
     lasting.py              `pml lasting`: recall under each condition, and forgetting
     forgetting.py           `pml forgetting`: recall against harm to other text
+    capacity.py             `pml capacity`: bits held exactly against parameters
     methods.py              colours and markers of training losses
 """

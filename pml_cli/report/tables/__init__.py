@@ -18,5 +18,6 @@ Each file has the tables of one command. They take results and return what rich 
     forgetting.py  harm to other text, beside recall
     setups.py      titles of setups, means with their intervals
     memorize.py    the least rank that knows all facts, and what it harms
+    capacity.py    what adapters hold exactly
     status.py      a snapshot of a sweep
 """
