@@ -380,6 +380,12 @@ class Train(Settings):
         1.0, help="logit margin that ends the training", unit="logits", finite=True
     )
     decode: bool = setting(True, help="after training, also decode greedily from the prompt")
+    start: str | None = setting(
+        None,
+        help="adapter_model.safetensors of the same rank and modules to begin from",
+        path="existing file",
+        special={None: "untrained"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

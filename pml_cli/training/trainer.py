@@ -12,17 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pml_cli.config.schema import Run, Train
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.source import Sample
+from pml_cli.errors import UserError, first_line
 from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
@@ -35,7 +38,13 @@ from pml_cli.training.optimizers.base import Optimizer
 from pml_cli.training.optimizers.clipping import clip_grad_norm_
 from pml_cli.training.optimizers.registry import optimizer_for
 from pml_cli.training.scores import Scores
-from pml_cli.training.scoring import PackInputs, score_cells, scored_hidden, split_scores
+from pml_cli.training.scoring import (
+    PackInputs,
+    score_cells,
+    scored_hidden,
+    split_scores,
+    zero_adapters,
+)
 
 # Adapter weights beyond this overflow the squares in the norms: the model is lost although its loss
 # may be finite.
@@ -52,7 +61,7 @@ class Cell:
     run: Run
     samples: list[Sample]
     initial: Scores | None = None
-    """Scores of the base model: the adapter is zero before the first step."""
+    """Scores of the base model."""
     final: Scores | None = None
     adapter: AdapterBank | None = None
     """The trained adapter, a bank of one."""
@@ -327,6 +336,7 @@ class Trainer:
             seeds=[run.seed for run in runs],
             dtype=base.adapter_dtype,
         )
+        _load_starts(bank, runs)
         bank.to(base.device)
         # Before anything is computed with it: refuses a model whose split pass is not its own.
         base.check_split(bank)
@@ -395,11 +405,11 @@ class Trainer:
 
         From a state, results on a CPU are bit for bit those of a training without the interruption.
         """
-        # B is 0 before the first step, so these are the scores of the base model.
-        untrained = self.evaluate()
-        for cell, scores in zip(self.pack.cells, untrained, strict=True):
-            cell.initial = scores
-            cell.logged.append(scores.table(0))
+        before = self.evaluate()
+        base_scores = self._base_scores(before)
+        for k, cell in enumerate(self.pack.cells):
+            cell.initial = base_scores[k]
+            cell.logged.append(before[k].table(0))
 
         first_step = 0
         if state is not None:
@@ -508,6 +518,19 @@ class Trainer:
         bank.dropout = self.pack.dropout
         return scores
 
+    def _base_scores(self, before: list[Scores]) -> list[Scores]:
+        """Scores of the base model.
+
+        Args:
+            before: those before the first step.
+        """
+        pack = self.pack
+        if all(cell.run.train.start is None for cell in pack.cells):
+            # B is 0 before the first step.
+            return before
+        zeroed = zero_adapters(pack.bank, range(len(pack.cells)))
+        return score_cells(self.base, zeroed, pack.inputs)
+
     def _current_scores(self, layout: Layout, scores: TokenScores) -> list[Scores]:
         """The scores after the updates so far, of all samples and without dropout.
 
@@ -584,6 +607,22 @@ class Trainer:
         self.pack.keep(cells)
         if self.pack.cells:
             self.fixed_batch = self._fixed_batch()
+
+
+def _load_starts(bank: AdapterBank, runs: Sequence[Run]) -> None:
+    """Read the adapters that cells begin from.
+
+    Raises:
+        UserError: one cannot be read, or does not fit.
+    """
+    for k, run in enumerate(runs):
+        start = run.train.start
+        if start is None:
+            continue
+        try:
+            bank.load(k, Path(start).parent)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"train.start={start}: {first_line(error)}") from error
 
 
 def _all_finite(nll: NDArray[np.float64], loss: float) -> bool:
