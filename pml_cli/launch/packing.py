@@ -265,6 +265,7 @@ def _compatible_key(cell: CellPlan) -> str:
             run.model,
             run.adapter,
             cell.steps,
+            run.train.optimizer,
             run.train.log_every,
             cell.rows > 1,
             cell.is_sampled,

@@ -34,7 +34,9 @@ from pml_cli.training.curve import curve_tables, curve_values, empty_curve
 from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.base import Tokens
-from pml_cli.training.optimizer import AdamW, clip_grad_norm_
+from pml_cli.training.optimizers.base import Optimizer
+from pml_cli.training.optimizers.clipping import clip_grad_norm_
+from pml_cli.training.optimizers.registry import optimizer_for
 from pml_cli.training.scores import Scores
 from pml_cli.training.scoring import (
     PackInputs,
@@ -65,6 +67,10 @@ class Cell:
     """The trained adapter, a bank of one."""
     failure: str | None = None
     steps_run: int = 0
+    converged: bool | None = None
+    """Whether more training is expected to gain next to nothing; None: not checked."""
+    expected_gain: float | None = None
+    """What more training is expected to gain, nats per token; None: not known."""
     keep: float = 0.0
     """Weight of the penalty of `loss.keep` at the end."""
     keep_harm: float | None = None
@@ -144,7 +150,7 @@ class PackState:
     """Of the cells in the pack as it began."""
     inputs: PackInputs
     bank: AdapterBank
-    optimizer: AdamW
+    optimizer: Optimizer
     losses: LossGroups
     penalty: KeepPenalty
     orders: list[SampleOrder]
@@ -182,8 +188,7 @@ class PackState:
         tensors: dict[str, Tensor] = {}
         tensors |= {f"A.{name}": A for name, A in self.bank.A.items()}
         tensors |= {f"B.{name}": B for name, B in self.bank.B.items()}
-        tensors |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)}
-        tensors |= {f"v.{i}": v for i, v in enumerate(self.optimizer.v)}
+        tensors |= self.optimizer.state()
 
         loss_state = self.losses.state()
         tensors |= {f"loss.{name}": values for name, values in loss_state.items()}
@@ -227,10 +232,7 @@ class PackState:
             self.bank.A[name] = tensors[f"A.{name}"]
             self.bank.B[name] = tensors[f"B.{name}"]
 
-        for i in range(len(self.optimizer.m)):
-            self.optimizer.m[i] = tensors[f"m.{i}"]
-            self.optimizer.v[i] = tensors[f"v.{i}"]
-        self.optimizer.step_count = state.step
+        self.optimizer.restore(tensors, state.step)
 
         by_group: dict[str, dict[str, Tensor]] = {"loss": {}, "keep": {}}
         for name, values in tensors.items():
@@ -271,7 +273,7 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
         "constant": 1.0,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
     }
-    return train.lr * factors[train.schedule]
+    return train.peak_lr * factors[train.schedule]
 
 
 class Trainer:
@@ -355,6 +357,8 @@ class Trainer:
         for step in range(self.steps):
             rates.append([learning_rate(run.train, step, self.steps) for run in runs])
 
+        # The planner packs only cells that agree in it.
+        name = runs[0].train.optimizer
         weight_decay = [run.train.weight_decay for run in runs]
         # 0 stands for no clipping.
         clip = [run.train.clip or math.inf for run in runs]
@@ -365,7 +369,7 @@ class Trainer:
             positions=list(range(len(cells))),
             inputs=inputs,
             bank=bank,
-            optimizer=AdamW(bank, self._tensor(weight_decay)),
+            optimizer=optimizer_for(name, bank, self._tensor(weight_decay)),
             losses=LossGroups([run.loss for run in runs], most_samples, base.device),
             penalty=KeepPenalty(base, bank, runs, checkpointing=self.checkpointing),
             orders=orders,
@@ -470,7 +474,7 @@ class Trainer:
 
         norm_K = clip_grad_norm_(grads, pack.clip_K)
         lr_K = pack.lr_TK[step]
-        pack.optimizer.step(parameters, grads, lr_K)
+        pack.optimizer.step(parameters, grads, lr_K=lr_K, loss_K=weighted.loss.detach())
         pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
 
     def _fixed_batch(self) -> tuple[Layout, Prefix | Tensor] | None:
@@ -642,7 +646,7 @@ def _failure(cell: Cell, step: int) -> str:
     else:
         fault = f"loss or weights are no longer below {RUNAWAY:g}"
 
-    lr = cell.run.train.lr
+    lr = cell.run.train.peak_lr
     return f"{fault} at step {step} of the training; try a lower train.lr (now {lr:g})"
 
 
