@@ -109,7 +109,7 @@ def run(
     progress = Console(stderr=True, markup=False, emoji=False) if as_json else console
     out = asked.request.out
     check_output_folder(out)
-    adapters = [_begin(each, asked) for each in asked.request.runs]
+    adapters = [begin(each, asked) for each in asked.request.runs]
     print_prompts(asked.request.runs, progress)
     if dry_run:
         for line in _plan_lines(adapters):
@@ -154,7 +154,7 @@ def grow(
             adapter.take(folders.find(cell.id), run.seqlen)
 
 
-def _begin(run: Run, asked: CapacityRequest) -> GrownAdapter:
+def begin(run: Run, asked: CapacityRequest) -> GrownAdapter:
     """An adapter before its first attempt.
 
     Raises:
