@@ -60,10 +60,10 @@ def t_half_width(values: ArrayLike) -> float:
 def few_cluster_factor(clusters: int) -> float:
     """How much a bootstrap over few clusters understates the spread.
 
-    The ratio of Student's t to the normal quantile, times sqrt(G / (G - 1)); 1 from
-    `FEW_CLUSTERS` on.
+    The ratio of Student's t to the normal quantile, times sqrt(G / (G - 1)), which falls to 1 as
+    clusters are added; 1 below two clusters, where there is no spread to widen.
     """
-    if clusters >= FEW_CLUSTERS or clusters < 2:
+    if clusters < 2:
         return 1.0
     t_ratio = t_quantile(clusters - 1) / normal_quantile()
     return t_ratio * math.sqrt(clusters / (clusters - 1))
@@ -115,7 +115,7 @@ class Proportion:
 
 
 def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proportion:
-    """A proportion over clusters, such as the cells of one text and length.
+    """A proportion over clusters, such as the cells of one text.
 
     Wilson's interval with an effective number of trials, p (1 - p) / variance, where the variance
     is the linearised one of a ratio of sums over clusters; never more than the actual number.
@@ -142,8 +142,7 @@ def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proport
         variance = clusters / (clusters - 1) * deviations / total**2
         if variance > 0:
             effective = min(effective, p * (1 - p) / variance)
-            if clusters < FEW_CLUSTERS:
-                quantile = t_quantile(clusters - 1)
+            quantile = t_quantile(clusters - 1)
 
     low, high = _wilson(p, effective, quantile)
     return Proportion(successes=count, trials=total, low=low, high=high)

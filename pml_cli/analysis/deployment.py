@@ -124,9 +124,10 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each setup, method, condition and rank (missing: all ranks together): runs; worst
-        (largest fall of a margin); least_whole (least margin of the runs recalled verbatim); whole (runs recalled verbatim as trained) and still_whole (those
-        that still are); the mean of each measure and half the width of its interval (_half). For
-        all ranks together a unit is a text and seed: the mean over its ranks.
+        (largest fall of a margin); least_whole (least margin of the runs recalled verbatim); whole
+        (runs recalled verbatim as trained) and still_whole (those that still are); the mean of each
+        measure and half the width of its interval (_half). For all ranks together a unit is a text
+        and seed: the mean over its ranks.
     """
     keys = [*SETUP, "method", "condition"]
     measured = table[table["status"] == "measured"]

@@ -79,7 +79,7 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
         "loss": loss_label(run.loss),
         "setting": settings_label(run),
         "layer": base.first_layer(cell.adapter),
-        "lr": run.train.lr,
+        "lr": run.train.peak_lr,
         "steps": plan.steps,
         "rank": run.rank,
         "seqlen": run.seqlen,
@@ -101,7 +101,11 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
         "gradient_above": float(pd.concat(cell.curve)["gradient_above"].mean()),
         "tokens_seen": _tokens_seen(plan, cell.steps_run),
         "steps_run": cell.steps_run,
-        "stopped_early": cell.steps_run < plan.steps,
+        "passes": cell.steps_run,
+        "converged": cell.converged,
+        "expected_gain": cell.expected_gain,
+        # Of a cell that has converged the rest of the steps would have changed nothing.
+        "stopped_early": cell.steps_run < plan.steps and not cell.converged,
     }
 
 

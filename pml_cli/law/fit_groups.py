@@ -19,7 +19,7 @@ from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
 from pml_cli.law.first_token import unmoved_first_tokens
 from pml_cli.law.forms import FORMS
 from pml_cli.law.group_comparison import Comparison, compare
-from pml_cli.law.observations import RANK, Observations, SizeAxis
+from pml_cli.law.observations import RANK, Observations, SizeAxis, text_names
 from pml_cli.law.recall_law import DRAWS, RecallFit, fit_recall
 from pml_cli.runs.groups import (
     KEY,
@@ -161,7 +161,7 @@ def fit_group(
         usable["delta_loss"].to_numpy(float),
         usable["base_loss"].to_numpy(float),
         final=usable["final_loss"].to_numpy(float),
-        text=usable["data_seed"].fillna(-1).to_numpy(float),
+        text=text_names(usable).to_numpy(str),
         saturated_below=saturated_below,
     )
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pml_cli.law.parameters import Centre
 from pml_cli.stats import LN2, Array, Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Columns whose values must be above 0, because logarithms and ratios of them are taken.
 POSITIVE = ("rank", "length", "base", "sd")
@@ -147,6 +150,16 @@ class Observations:
         return hashlib.sha256(ordered.tobytes()).hexdigest()
 
     @cached_property
+    def texts(self) -> tuple[NDArray[np.intp], int]:
+        """(N,) the text of each cell as a number from 0, and the number of texts.
+
+        Texts are the independent units of every interval: shorter targets are prefixes of longer
+        ones, so whatever belongs to a text is shared by all its lengths.
+        """
+        names, text = np.unique(self.text, return_inverse=True)
+        return text.ravel(), len(names)
+
+    @cached_property
     def clusters(self) -> tuple[NDArray[np.intp], int]:
         """(N,) the cluster of each cell, and the number of clusters.
 
@@ -167,6 +180,21 @@ class Observations:
             if field.name != "saturated_below"
         }
         return Observations(**columns, saturated_below=self.saturated_below)
+
+
+def text_names(runs: pd.DataFrame) -> pd.Series[str]:
+    """The text of each run: the cluster that it belongs to, in every interval.
+
+    A text is a source and the seed that draws from it. Its lengths are prefixes of one sequence,
+    and its ranks, rates and losses train on the same tokens, so all of them are one cluster.
+
+    Args:
+        runs: a row for each run, with data_seed and, where sources differ, data (its label).
+    """
+    seed = runs["data_seed"].fillna(-1).astype(str)
+    if "data" not in runs:
+        return seed
+    return runs["data"].fillna("").astype(str) + "/" + seed
 
 
 def bits(length: ArrayLike, nats: ArrayLike) -> Array:

@@ -114,7 +114,7 @@ def test_many_facts_are_told_from_few(tmp_path, facts, many):
 def test_many_facts_have_settings_of_their_own(tmp_path):
     path = write_facts(tmp_path)
     trained = asked(path).many_facts
-    assert (trained.loss.kind, trained.train.batch, trained.train.epochs) == ("sft", 10, 60)
+    assert (trained.loss.kind, trained.train.batch, trained.train.epochs) == ("sft", 10, 100)
 
     shorter = asked(path, "train.steps=7", "loss=memft_ot").many_facts
     assert (shorter.loss.kind, shorter.train.batch, shorter.train.epochs) == ("memft_ot", 0, None)

@@ -157,9 +157,10 @@ def _margin_lines(methods: Sequence[str], all_ranks: ByCondition) -> Iterator[st
         margins = ", ".join(f"{fall:.2f} in {name}" for name, fall in falls.items())
         # Rounded up: it has to be above the fall.
         aim = math.ceil(100 * needed + 1) / 100
+        of_loss = f" (loss.margin={aim:g})" if method.startswith("memft_margin") else ""
         line = (
-            f"{_one_line(method)}: margins fell by up to {margins}; train.stop_margin={aim:g} "
-            f"(loss.margin={aim:g}) would have stood that"
+            f"{_one_line(method)}: margins fell by up to {margins}; train.stop_margin={aim:g}"
+            f"{of_loss} would have stood that"
         )
         if not math.isnan(trained["least_whole"]):
             line += f"; the least margin of what was whole is {trained['least_whole']:.2f}"
