@@ -27,9 +27,7 @@ def test_the_chance_of_a_text_at_each_temperature(double_base):
     logits = double_base.logits(hidden)[0, len(sample.prompt) - 1 : -1]
     targets = torch.tensor(sample.target)
     for g, temperature in enumerate(TEMPERATURES):
-        expected = torch.nn.functional.cross_entropy(
-            logits / temperature, targets, reduction="sum"
-        )
+        expected = torch.nn.functional.cross_entropy(logits / temperature, targets, reduction="sum")
         assert nats[0][g, 0] == pytest.approx(expected.item(), rel=1e-9)
 
 
