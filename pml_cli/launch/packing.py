@@ -22,7 +22,7 @@ from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
-from pml_cli.model.dims import check_adapter
+from pml_cli.model.dims import check_adapter, check_start
 from pml_cli.runs.run_folders import run_key
 from pml_cli.runs.run_id import model_hash, run_id
 
@@ -84,6 +84,7 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
 def _plan(run: Run) -> CellPlan:
     run = resolved_run(run)
     check_adapter(run.model, run.adapter)
+    check_start(run)
     samples = samples_of(run)
     # Refuses a text that cannot be read, or that leaves no window.
     generic_windows(run)
@@ -264,6 +265,7 @@ def _compatible_key(cell: CellPlan) -> str:
             run.model,
             run.adapter,
             cell.steps,
+            run.train.optimizer,
             run.train.log_every,
             cell.rows > 1,
             cell.is_sampled,
