@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pml_cli.config import sweep_file
 from pml_cli.config.compose import compose_root, distinct, hydra_session, parse
@@ -36,6 +37,9 @@ from pml_cli.errors import UserError, raise_all
 # The key of conf/memft.yaml that lists the losses to compare. It is not a setting of a run.
 COMPARE = "compare"
 NO_SETTINGS = (COMPARE, FACTS, MANY_FACTS, TEXTS)
+
+Options: TypeAlias = tuple[tuple[str, str], ...]
+"""Groups with their options, sorted."""
 
 # What a search may be given several values of.
 SEARCHED = ("rank", "seed")
@@ -71,7 +75,7 @@ def load(
     lines += _single_value_faults(command, grids, swept)
     lines += _length_faults(grids)
     with hydra_session(config_dir):
-        cells, cell_lines = expand_grid(grids, _option_sets(command))
+        cells, cell_lines = expand_grid(grids, _option_sets(command, config_dir))
     lines += cell_lines
     # Without cells there is a fault above, and no launcher to ask.
     if cells:
@@ -324,19 +328,30 @@ def _run(cell: RootSettings) -> Run:
     return Run(**{field.name: getattr(cell, field.name) for field in fields(Run)})
 
 
-def _option_sets(command: str) -> OptionSetOf:
+def _option_sets(command: str, config_dir: Path | None) -> OptionSetOf:
     """Composes the option sets of a command, each combination of options once."""
-    composed: dict[tuple[tuple[str, str], ...], OptionSet] = {}
+    compose = _shipped_tree if config_dir is None else _tree
+    composed: dict[Options, OptionSet] = {}
 
     def option_set_of(chosen: dict[str, str]) -> OptionSet:
         combination = tuple(sorted(chosen.items()))
         # Hydra composes slowly, and every grid of a sweep file asks again.
         if combination not in composed:
-            overrides = [f"{group}={option}" for group, option in combination]
-            tree, choices = compose_root(command, overrides, with_choices=True)
-            for key in NO_SETTINGS:
-                tree.pop(key, None)
+            tree, choices = compose(command, combination)
             composed[combination] = OptionSet(tree, choices)
         return composed[combination]
 
     return option_set_of
+
+
+def _tree(command: str, combination: Options) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The settings of some options, and the option of each group; inside a `hydra_session`."""
+    overrides = [f"{group}={option}" for group, option in combination]
+    tree, choices = compose_root(command, overrides, with_choices=True)
+    for key in NO_SETTINGS:
+        tree.pop(key, None)
+    return tree, choices
+
+
+# `pml memorize` asks for the same options twice, and tests hundreds of times.
+_shipped_tree = lru_cache(maxsize=64)(_tree)
