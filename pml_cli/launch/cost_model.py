@@ -37,6 +37,7 @@ from pml_cli.training.limits import (
     KL_LOGITS,
     KL_TOKENS,
     KL_WINDOWS,
+    LBFGS_PAIRS,
     MAIN_DIRECTIONS,
     MEASURE_EVERY,
     MEASURED_WINDOWS,
@@ -47,8 +48,9 @@ from pml_cli.training.limits import (
 # Logged steps of a run with train.log_every=0.
 DEFAULT_LOGGED_STEPS = 20
 
-# Weights, gradient, two moments of AdamW, and a copy in the update.
-ADAPTER_COPIES = 5
+# Weights, gradient, two moments of AdamW, and a copy in the update; of Muon one moment and
+# two copies; of L-BFGS a few vectors beside its pairs, and what it reads of them.
+ADAPTER_COPIES = {"adamw": 5, "muon": 5, "lbfgs": 12 + 2 * LBFGS_PAIRS}
 
 
 def step_flops(pack: Pack) -> float:
@@ -561,7 +563,8 @@ class PackWork:
     def adapter_bytes(self) -> float:
         """Adapters of all cells with their optimizer state."""
         numbers = self.cells * self.rank * self.adapter_width
-        return ADAPTER_COPIES * numbers * self.float32_bytes
+        copies = ADAPTER_COPIES[self.run.train.optimizer]
+        return copies * numbers * self.float32_bytes
 
     def logits_bytes(self) -> float:
         """The logits of one chunk in float32, and in the model's dtype where that is smaller."""

@@ -35,6 +35,16 @@ class Optimizer(ABC):
             loss_K: what is minimised, of each cell, at the parameters as they are, (K,).
         """
 
+    def expected_gain(self, k: int) -> float | None:
+        """What more training of a cell is expected to gain, nats per token; None: not known."""
+        return None
+
+    # Not abstract: most optimisers are at their best point.
+    def settle(  # noqa: B027
+        self, parameters: Sequence[Tensor], cells: Sequence[int]
+    ) -> None:
+        """Put some cells back at their best point, from a trial that may be worse."""
+
     @abstractmethod
     def keep(self, cells: Sequence[int]) -> None:
         """Forget all but these cells, by their indices."""
