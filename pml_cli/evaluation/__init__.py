@@ -4,6 +4,8 @@ Each measure is a file whose `measure` takes a model, a bank of adapters and sam
 them, and returns a mapping of named numbers for each adapter.
 
     decoding.py       free-running greedy decoding
+    recall_scores.py  sampling, prefixes and near-verbatim recall (without torch)
+    beyond_greedy.py  sampling at other temperatures, recall after a wrong token
     held_out_gain.py  loss gained on held-out samples of the source
     forgetting.py     loss, and KL divergence from the base, on other text
     quantize.py       absmax rounding of weights

@@ -12,6 +12,7 @@ import pandas as pd
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import source_of
 from pml_cli.evaluation import decoding, held_out_gain
+from pml_cli.evaluation.recall_scores import base_fields, mean_edit_distance, recall_fields
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.files import hub_id
 from pml_cli.model.split_model import SplitModel
@@ -24,6 +25,7 @@ from pml_cli.training.trainer import Cell
 NOT_MEASURED: dict[str, Any] = {
     "free_accuracy": None,
     "free_exact_match": None,
+    "edit_distance": None,
     "unseen_exact_match": None,
     **held_out_gain.NOT_MEASURED,
 }
@@ -87,6 +89,8 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
         "seed": run.seed,
         "base_loss": base_loss,
         **summary,
+        **recall_fields(plan.samples, cell.final),
+        **base_fields(plan.samples, cell.initial),
         "delta_loss": delta_loss,
         "bits_gained": tokens * delta_loss / LN2,
         "source_nats": source_nats,
@@ -146,6 +150,7 @@ def extra_measures(base: SplitModel, cells: Sequence[Cell]) -> list[ExtraMeasure
         for cell, decoded in zip(decodable, _decoded(base, bank, decodable), strict=True):
             decoded_ids[id(cell)] = decoded
             fields[id(cell)] |= decoding.recall(cell.samples, decoded)
+            fields[id(cell)]["edit_distance"] = mean_edit_distance(cell.samples, decoded)
         for cell, unseen in zip(decodable, _unseen_recall(base, bank, decodable), strict=True):
             fields[id(cell)]["unseen_exact_match"] = unseen
     if trained:

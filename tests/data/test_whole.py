@@ -116,6 +116,10 @@ def test_many_facts_have_settings_of_their_own(tmp_path):
     trained = asked(path).many_facts
     assert (trained.loss.kind, trained.train.batch, trained.train.epochs) == ("sft", 10, 100)
 
+    # Passes of another number are through minibatches all the same.
+    longer = asked(path, "train.epochs=200").many_facts
+    assert (longer.train.batch, longer.train.epochs) == (10, 200)
+
     shorter = asked(path, "train.steps=7", "loss=memft_ot").many_facts
     assert (shorter.loss.kind, shorter.train.batch, shorter.train.epochs) == ("memft_ot", 0, None)
     assert shorter.train.steps == 7
