@@ -389,7 +389,7 @@ class Train(Settings):
         1.0, help="logit margin that ends the training", unit="logits", finite=True
     )
     tolerance: float = setting(
-        0.02,
+        0.05,
         help="expected gain of three times as many passes again at which a cell has converged",
         unit="nats per token",
         above=0,

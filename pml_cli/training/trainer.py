@@ -623,9 +623,7 @@ class Trainer:
             cell.steps_run = step
             cell.final = scores[k]
             cell.adapter = pack.bank.select([k])
-            cell.expected_gain = pack.optimizer.expected_gain(k)
-            if cell.expected_gain is not None:
-                cell.converged = _has_converged(cell.run.train, cell.expected_gain)
+            _note_convergence(cell, pack.optimizer.expected_gain(k))
             cell.keep = pack.penalty.limit.weight_K[k].item()
             if cell.failure is None:
                 cell.keep_harm = pack.penalty.harm(pack.bank, k)
@@ -685,6 +683,15 @@ def _is_recalled(cell: Cell, scores: Scores) -> bool:
 def _has_converged(train: Train, gain: float | None) -> bool:
     """Whether more training is expected to gain no more than train.tolerance."""
     return gain is not None and gain <= train.tolerance
+
+
+def _note_convergence(cell: Cell, gain: float | None) -> None:
+    """Fill in what an optimiser knows of what is left to gain; None: nothing."""
+    if gain is None:
+        return
+    cell.converged = _has_converged(cell.run.train, gain)
+    # Infinite after too few passes.
+    cell.expected_gain = gain if math.isfinite(gain) else None
 
 
 def _failure(cell: Cell, step: int) -> str:

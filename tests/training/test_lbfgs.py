@@ -144,12 +144,15 @@ def test_the_minimum_of_a_cubic():
 
 
 def test_the_expected_gain_of_a_planted_curve():
-    """Of a power of the passes it is what three times as many again do gain."""
-    curve = [5 + 3 * n**-0.7 for n in range(1, 401)]
-    truth = 3 * 400**-0.7 - 3 * 1600**-0.7
+    """Of a slow power of the passes it is what three times as many again do gain."""
+    curve = [5 + 3 * n**-0.2 for n in range(1, 401)]
+    truth = 3 * 400**-0.2 - 3 * 1600**-0.2
     assert expected_gain(curve, 0.0) == pytest.approx(truth, rel=1e-6)
     assert expected_gain(curve, 0.9) == 0.9
     assert expected_gain(curve[:50], 0.0) == math.inf
+    # Of a fast one it is more than that.
+    fast = [5 + 3 * n**-1.5 for n in range(1, 401)]
+    assert expected_gain(fast, 0.0) > 2 * (3 * 400**-1.5)
     # A curve that falls as fast after every doubling goes on as before.
     steady = [5 - math.log(n) for n in range(1, 401)]
     assert expected_gain(steady, 0.0) == pytest.approx(2 * math.log(2), rel=1e-6)

@@ -15,6 +15,10 @@ from collections.abc import Sequence
 # Fewer passes have no doublings to speak of.
 LEAST_PASSES = 80
 
+# A doubling is taken to gain at least this share of what the one before it gained: where a curve
+# has just bent, its latest two doublings promise too little (docs/optimizers.md).
+LEAST_RATIO = 0.75
+
 
 def expected_gain(lowest: Sequence[float], next_gain: float) -> float:
     """What three times as many passes again would gain, in the units of the loss.
@@ -33,7 +37,6 @@ def expected_gain(lowest: Sequence[float], next_gain: float) -> float:
     quarter, half, now = (lowest[passes // parts - 1] for parts in (4, 2, 1))
     latest = half - now
     before = quarter - half
-    # A gain that grows is taken to stay.
-    ratio = min(latest / before, 1.0) if before > 0 else 1.0
+    ratio = max(latest / before, LEAST_RATIO) if before > 0 else 1.0
     doublings = latest * (ratio + ratio**2)
     return max(doublings, next_gain)
