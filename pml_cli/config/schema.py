@@ -345,7 +345,7 @@ class Train(Settings):
 
     adamw: betas 0.9, 0.999; eps 1e-8. muon: momentum 0.95 with Nesterov, orthogonalised; one
     learning rate fits every model and rank. lbfgs: for loss=sft on all samples a step; after 20
-    steps of Muon a line search for each cell.
+    steps of Muon a line search for each cell, on whitened inputs.
     """
 
     optimizer: str = setting("adamw", help="optimiser", choices=tuple(LEARNING_RATES))

@@ -31,6 +31,7 @@ from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, SampleOrder
 from pml_cli.training.curve import curve_tables, curve_values, empty_curve
+from pml_cli.training.input_moments import input_moments
 from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.base import Tokens
@@ -366,6 +367,9 @@ class Trainer:
         # The planner packs only cells that agree in it.
         name = runs[0].train.optimizer
         weight_decay = [run.train.weight_decay for run in runs]
+        optimizer = optimizer_for(name, bank, self._tensor(weight_decay))
+        if optimizer.reads_inputs:
+            optimizer.learn_inputs(bank, input_moments(base, bank, inputs))
         # 0 stands for no clipping.
         clip = [run.train.clip or math.inf for run in runs]
         # A line search needs the gradient as it is.
@@ -378,7 +382,7 @@ class Trainer:
             positions=list(range(len(cells))),
             inputs=inputs,
             bank=bank,
-            optimizer=optimizer_for(name, bank, self._tensor(weight_decay)),
+            optimizer=optimizer,
             losses=LossGroups([run.loss for run in runs], most_samples, base.device),
             penalty=KeepPenalty(base, bank, runs, checkpointing=self.checkpointing),
             orders=orders,

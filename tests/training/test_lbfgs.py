@@ -7,13 +7,18 @@ import pytest
 import torch
 from support.packs import assert_all_same, train_packed, train_solo
 
-from pml_cli.config.schema import MlpBlockAdapter, Run, Train
+from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Run, Train
 from pml_cli.data.opened import source_of
 from pml_cli.data.sources.random import RandomData
 from pml_cli.model.adapter_bank import AdapterBank, Site
+from pml_cli.training.energy import factored
+from pml_cli.training.input_moments import input_moments
 from pml_cli.training.optimizers.convergence import expected_gain
 from pml_cli.training.optimizers.lbfgs import LBFGS
 from pml_cli.training.optimizers.line_search import Point, cubic_minimum, strong_wolfe
+from pml_cli.training.optimizers.secants import Secants
+from pml_cli.training.optimizers.whitening import RIDGE, inverse
+from pml_cli.training.scoring import PackInputs
 from pml_cli.training.trainer import Cell
 
 RANKS = [2, 3, 1]
@@ -143,29 +148,81 @@ def test_the_minimum_of_a_cubic():
     assert cubic_minimum(point(3.0), point(0.0), (1.5, 3.0)) == 1.5
 
 
-def test_the_expected_gain_of_a_planted_curve():
-    """Of a slow power of the passes it is what three times as many again do gain."""
-    curve = [5 + 3 * n**-0.2 for n in range(1, 401)]
-    truth = 3 * 400**-0.2 - 3 * 1600**-0.2
-    assert expected_gain(curve, 0.0) == pytest.approx(truth, rel=1e-6)
-    assert expected_gain(curve, 0.9) == 0.9
-    assert expected_gain(curve[:50], 0.0) == math.inf
-    # Of a fast one it is more than that.
-    fast = [5 + 3 * n**-1.5 for n in range(1, 401)]
-    assert expected_gain(fast, 0.0) > 2 * (3 * 400**-1.5)
-    # A curve that falls as fast after every doubling goes on as before.
+def test_the_expected_gain_of_planted_curves():
+    """At least what three times as many passes again do gain."""
+    for power in (0.2, 0.7, 2.0):
+        curve = [5 + 3 * n**-power for n in range(1, 401)]
+        truth = 3 * 400**-power - 3 * 1600**-power
+        assert truth < expected_gain(curve, 0.0) < 10 * truth
+    # One that gains as much with every doubling goes on as before.
     steady = [5 - math.log(n) for n in range(1, 401)]
     assert expected_gain(steady, 0.0) == pytest.approx(2 * math.log(2), rel=1e-6)
+    growing = [5 - 0.01 * n for n in range(1, 401)]
+    assert expected_gain(growing, 0.0) == pytest.approx(0.01 * 1200, rel=1e-6)
+
+    assert expected_gain(curve, 0.9) == 0.9
+    assert expected_gain(curve[:50], 0.0) == math.inf
     assert expected_gain([1.0] * 100, 0.0) == 0
 
 
-def cell_of(base, rank, seqlen, **train):
+def test_a_first_guess_is_a_change_of_coordinates():
+    """With G = W W', directions are W times those for gradients W' g without a guess."""
+    W = torch.eye(9, dtype=torch.float64) + 0.2 * normal(9, 9, seed=1)
+    hessian = W.T @ torch.diag(torch.arange(1.0, 10.0, dtype=torch.float64)) @ W
+    cells = torch.tensor([1])
+    plain = Secants(torch.zeros(3, 9, dtype=torch.float64), pairs=4)
+    guessed = Secants(torch.zeros(3, 9, dtype=torch.float64), pairs=4)
+    guessed.first_guess = lambda _cells, vectors: vectors @ (W @ W.T)
+
+    for step in range(7):
+        s = normal(1, 9, seed=step)
+        guessed.push(cells, s, s @ hessian)
+        plain.push(cells, torch.linalg.solve(W, s.T).T, s @ hessian @ W)
+        grad = normal(1, 9, seed=100 + step)
+        expected = plain.direction(cells, grad @ W) @ W.T
+        torch.testing.assert_close(guessed.direction(cells, grad), expected)
+
+
+@pytest.mark.parametrize("directions", [None, 30])
+def test_whitening_inverts_the_second_moment(directions):
+    x = normal(50, 40, seed=1) * torch.linspace(0.1, 3, 40)
+    C = x.T @ x / 50
+    ridge = RIDGE * C.diagonal().mean() * torch.eye(40)
+    kept = C if directions is None else factored(C, directions)
+    product = inverse(kept) @ ((C + ridge) / C.diagonal().mean())
+    # The small directions of a factored one are only known in the mean.
+    main = torch.linalg.eigh(C)[1][:, -20:].double()
+    torch.testing.assert_close(product @ main, main, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapter", [MlpBlockAdapter(), LinearAdapter(targets=["c_fc"])])
+def test_second_moments_are_of_the_tokens_of_each_cell_alone(double_base, adapter):
+    """Beside a longer cell as alone; cells of the same samples share theirs."""
+    cells = [cell_of(double_base, 2, seqlen, adapter=adapter) for seqlen in (7, 20, 7)]
+    bank = AdapterBank.initial(
+        double_base.sites(adapter), adapter, ranks=[2], seeds=[0], dtype=torch.float64
+    )
+    inputs = PackInputs(double_base, bank, [cell.samples for cell in cells], packed=True)
+    short, longer, same = input_moments(double_base, bank, inputs)
+    assert same is short
+
+    alone = PackInputs(double_base, bank, [cells[0].samples])
+    (expected,) = input_moments(double_base, bank, alone)
+    for name, C in expected.items():
+        torch.testing.assert_close(short[name], C)
+        assert not torch.allclose(longer[name], C)
+        # Six input tokens span at most so many directions.
+        assert torch.linalg.matrix_rank(C) <= 7
+
+
+def cell_of(base, rank, seqlen, *, adapter=None, **train):
     run = Run(
         rank=rank,
         seqlen=seqlen,
         seed=rank,
         model=base.settings,
         data=RandomData(),
+        adapter=adapter or MlpBlockAdapter(),
         train=Train(optimizer="lbfgs", **train),
     )
     return Cell(run=run, samples=source_of(run).take(seqlen))

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from pml_cli.config.schema import LEARNING_RATES
 from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.training.energy import Moments
 from pml_cli.training.limits import LBFGS_PAIRS
 from pml_cli.training.optimizers.base import Optimizer
 from pml_cli.training.optimizers.convergence import expected_gain
 from pml_cli.training.optimizers.line_search import Point, Search, strong_wolfe
 from pml_cli.training.optimizers.muon import Muon
 from pml_cli.training.optimizers.secants import Secants, dot
+from pml_cli.training.optimizers.whitening import Whitening
 
 # Passes under Muon at the beginning.
 WARM_UP = 20
@@ -93,10 +95,12 @@ class LineSearch:
 class LBFGS(Optimizer):
     """L-BFGS with a strong Wolfe line search; the learning rate is the first trial, usually 1.
 
-    After the warm-up equal to torch.optim.LBFGS(line_search_fn="strong_wolfe") on each cell. A cell
-    whose search fails along the steepest descent stays where it is: rounding hides what is left.
+    Its first guess of the inverse Hessian whitens what the adapters read (`Whitening`). After the
+    warm-up, and without that, equal to torch.optim.LBFGS(line_search_fn="strong_wolfe") on each
+    cell. A cell whose search fails without any pair stays where it is: rounding hides what is left.
 
     Attributes:
+        reads_inputs: see `Optimizer`.
         warm_up: passes under Muon at the beginning.
         passes: so far.
         searches: the search of each cell; None: before the first one, or the cell stays.
@@ -107,6 +111,8 @@ class LBFGS(Optimizer):
         secants: the inverse Hessian.
         lowest: the lowest loss so far of each cell, after each pass.
     """
+
+    reads_inputs = True
 
     def __init__(
         self, bank: AdapterBank, weight_decay: Tensor, *, warm_up: int | None = None
@@ -121,6 +127,7 @@ class LBFGS(Optimizer):
         self.warm_up = WARM_UP if warm_up is None else warm_up
         self.passes = 0
         self._muon = Muon(bank, weight_decay)
+        self._whitening: Whitening | None = None
         self.searches: list[LineSearch | None] = [None] * len(bank)
 
         self.x = flattened(bank.parameters()).detach()
@@ -129,6 +136,10 @@ class LBFGS(Optimizer):
         self.best_grad = torch.zeros_like(self.x)
         self.secants = Secants(self.x, LBFGS_PAIRS)
         self.lowest: list[list[float]] = [[] for _ in self.searches]
+
+    def learn_inputs(self, bank: AdapterBank, moments: Sequence[Moments]) -> None:
+        self._whitening = Whitening(bank, moments)
+        self.secants.first_guess = self._whitening
 
     @torch.no_grad()
     def step(
@@ -235,7 +246,7 @@ class LBFGS(Optimizer):
         self.direction[cells] = direction
 
         # One wait for the device.
-        size = grad.abs().sum(1).clamp(min=TINY)
+        size = direction.abs().sum(1).clamp(min=TINY)
         first = torch.where(self.secants.pushed[cells] > 0, 1.0, (1 / size).clamp(max=1.0))
         columns = [first * lr_K[cells], direction.abs().amax(1), dot(grad, direction)]
         numbers = torch.stack([column.double() for column in columns], 1).tolist()
@@ -276,6 +287,8 @@ class LBFGS(Optimizer):
     def keep(self, cells: Sequence[int]) -> None:
         rows = list(cells)
         self._muon.keep(rows)
+        if self._whitening:
+            self._whitening.keep(rows)
         self.secants.keep(rows)
         self.searches = [self.searches[k] for k in rows]
         self.lowest = [self.lowest[k] for k in rows]

@@ -8,7 +8,7 @@ of the K.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Secants:
         s, y: (K, m, P).
         product: s . y of each pair, (K, m), float64.
         pushed: pairs that each cell was given so far, (K,).
+        first_guess: makes of vectors of some cells, (C,) and (C, P), the inverse Hessian times
+            them before any pair is used; None: the vectors themselves.
     """
 
     def __init__(self, like: Tensor, pairs: int) -> None:
@@ -38,6 +40,7 @@ class Secants:
         self.y = torch.zeros_like(self.s)
         self.product = torch.zeros(cells, pairs, dtype=torch.float64, device=like.device)
         self.pushed = torch.zeros(cells, dtype=torch.int64, device=like.device)
+        self.first_guess: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def push(self, cells: Tensor, s: Tensor, y: Tensor) -> None:
         """Remember a pair of some cells; one without curvature is left out.
@@ -61,7 +64,7 @@ class Secants:
         self.pushed[cells] = 0
 
     def direction(self, cells: Tensor, grad: Tensor) -> Tensor:
-        """-H g of some cells, (C, P): minus the gradient where a cell has no pairs.
+        """-H g of some cells, (C, P): without pairs the first guess times minus the gradient.
 
         Args:
             cells: (C,).
@@ -81,7 +84,7 @@ class Secants:
             factors.append(factor)
             q = q - factor.to(q.dtype)[:, None] * self.y[cells, slot]
 
-        q = q * self._scale(cells).to(q.dtype)[:, None]
+        q = self._guess(cells, q) * self._scale(cells).to(q.dtype)[:, None]
         for age in reversed(range(longest)):
             slot = (pushed - 1 - age) % pairs
             back = dot(self.y[cells, slot], q) / self.product[cells, slot]
@@ -89,12 +92,15 @@ class Secants:
             q = q + change.to(q.dtype)[:, None] * self.s[cells, slot]
         return q
 
+    def _guess(self, cells: Tensor, vectors: Tensor) -> Tensor:
+        return vectors if self.first_guess is None else self.first_guess(cells, vectors)
+
     def _scale(self, cells: Tensor) -> Tensor:
-        """s . y / y . y of the latest pair, (C,); 1 without pairs."""
+        """s . y / y . G y of the latest pair, (C,), with the first guess G; 1 without pairs."""
         pushed = self.pushed[cells]
         slot = (pushed - 1) % self.s.shape[1]
         y = self.y[cells, slot]
-        scale = self.product[cells, slot] / dot(y, y)
+        scale = self.product[cells, slot] / dot(y, self._guess(cells, y))
         return torch.where(pushed > 0, scale, 1.0)
 
     def keep(self, cells: Sequence[int]) -> None:
