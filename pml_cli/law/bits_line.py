@@ -119,8 +119,9 @@ def threshold_points(group: str, cells: pd.DataFrame) -> pd.DataFrame:
     numbers = cells.assign(exact_match=pd.to_numeric(cells["exact_match"], errors="coerce"))
     measured = numbers.dropna(subset=["exact_match", "trainable_parameters"])
     rows = []
-    for (seed, tokens), runs in measured.groupby(["data_seed", "target_tokens"], dropna=False):
-        length = float(tokens)
+    for _, runs in measured.groupby(["data_seed", "target_tokens"], dropna=False):
+        seed = runs["data_seed"].iloc[0]
+        length = float(runs["target_tokens"].iloc[0])
         recalled = runs.groupby("trainable_parameters")["exact_match"].mean().sort_index()
         if len(recalled) < 2:
             continue
