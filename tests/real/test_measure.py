@@ -90,10 +90,3 @@ def test_bits_margins_recall_and_chance_are_those_of_plain_torch(entry, trained,
     start = same.index(False) if False in same else len(same)
     assert entry["prefix_share"] == pytest.approx(start / len(target))
 
-
-def test_another_model_is_one_line(trained):
-    folder, _, _ = trained
-    refused = pml(folder, "measure", "adapter", "text.txt", "model=tiny", "--no-harm")
-    assert refused.returncode == 2
-    assert "made for another model than model=tiny" in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
