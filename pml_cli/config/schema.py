@@ -39,6 +39,9 @@ ALL_TOKENS = -(2**62)
 # A template that writes today's date would give other tokens, and another run, every day.
 TEMPLATE_DATE = "2025-01-01"
 
+# Every step has its rate in a table.
+MOST_STEPS = 10_000_000
+
 # Not every random generator takes more bits.
 SEED_LIMIT = 2**62
 SEEDS_ALLOWED = "from 0 to 2^62 - 1"
@@ -52,9 +55,9 @@ class Model(Settings):
     name: str = setting(
         "tiny",
         help="label in run ids and tables",
-        # It becomes part of a folder's name.
-        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-        allowed="letters, digits, '.', '_' and '-'",
+        # It becomes part of a folder's name, which file systems limit to 255 bytes.
+        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,149}",
+        allowed="letters, digits, '.', '_' and '-', at most 150",
     )
     path: str = setting(
         "tiny",
@@ -343,7 +346,13 @@ class Train(Settings):
     """
 
     optimizer: str = setting("adamw", help="optimiser", choices=tuple(LEARNING_RATES))
-    steps: int = setting(500, help="optimiser steps", minimum=1)
+    steps: int = setting(
+        500,
+        help="optimiser steps",
+        minimum=1,
+        maximum=MOST_STEPS,
+        allowed=f"from 1 to {MOST_STEPS:,}",
+    )
     epochs: int | None = setting(
         None,
         help="passes over the samples, instead of steps",

@@ -25,6 +25,7 @@ them, and returns a mapping of named numbers for each adapter.
     proof.py          what a run knows before it is handed over (without torch)
     proving.py        measures it
     other_questions.py paraphrases of the facts, and questions whose answers must not change
+    batched_answers.py questions to that script, several in one call of generate
     script_check.py   the adapter's script, run as its reader would run it
     answers.py        token F1 of an answer
     asking.py         the prompts of a finished run, and what its adapter answers

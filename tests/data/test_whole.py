@@ -60,6 +60,18 @@ def test_several_texts_stand_behind_their_names(tmp_path):
     assert [sample.turns[-1][1] for sample in samples] == ["a.txt", "b.md"]
 
 
+def test_texts_of_an_earlier_call_stay(tmp_path):
+    first = [("a.txt", "The lamp is green."), ("b.txt", "The gate is shut.")]
+    second = [("a.txt", "The lamp is red."), ("b.txt", "The gate is open.")]
+    path = texts_file(first, tmp_path)
+    content = path.read_bytes()
+    other = texts_file(second, tmp_path)
+    assert other != path
+    assert path.read_bytes() == content
+    # The same texts again are the same file.
+    assert (texts_file(first, tmp_path), texts_file(second, tmp_path)) == (path, other)
+
+
 def test_rows_of_text_are_texts_and_facts_are_none(tmp_path):
     rows = [{"title": "Lamps", "text": "The lamp is green."}, {"text": "The gate is shut."}]
     path = tmp_path / "texts.jsonl"

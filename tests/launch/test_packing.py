@@ -37,6 +37,11 @@ def test_each_cell_is_measured():
     assert cell.id == run_id(cell.run)
 
 
+def test_epochs_have_no_more_steps_than_a_run_may_have():
+    with pytest.raises(UserError, match=r"^train\.epochs=4000000: 12,000,000 steps of 10 samples"):
+        check([run(seqlen=110, data=PhonebookData(), train=Train(batch=4, epochs=4_000_000))])
+
+
 def test_a_curriculum_is_not_packed_with_cells_that_see_all_their_samples():
     packs = packs_of(
         run(data=PhonebookData()), run(8, data=PhonebookData(), train=Train(curriculum=[2]))

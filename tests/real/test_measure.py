@@ -89,4 +89,3 @@ def test_bits_margins_recall_and_chance_are_those_of_plain_torch(entry, trained,
     assert entry["free_accuracy"] == pytest.approx(sum(same) / len(target))
     start = same.index(False) if False in same else len(same)
     assert entry["prefix_share"] == pytest.approx(start / len(target))
-
