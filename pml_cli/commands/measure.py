@@ -108,7 +108,8 @@ def _adapter(path: Path) -> _Adapter:
     folder = peft_folder.adapter_folder(path)
     if folder is None:
         if not path.is_dir():
-            raise UserError(f"{path}: a file; give the folder with adapter_config.json")
+            reason = "a file; give" if path.exists() else "no such folder; give"
+            raise UserError(f"{path}: {reason} the one with adapter_config.json")
         try:
             folder = one_run(path).adapter
         except UserError as error:
@@ -175,7 +176,7 @@ def _measure(
         source_nats=source.entropy,
         texts=_texts(measured, samples) if harm else {},
     )
-    with CountDisplay(progress, "measuring", "adapters", 1, "adapters measured") as display:
+    with CountDisplay(progress, "measuring", "adapters", piped_line="adapters measured") as display:
         display.show(0, 1)
         fields = adapter_measure.measure(base, bank, on, display.stage)
 

@@ -137,7 +137,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Paths and settings; a path may hold an equals sign where it exists.
 
     Raises:
-        UserError: a path that does not exist; a line for each.
+        UserError: a text that does not exist; a line for each.
     """
     paths: list[Path] = []
     overrides: list[str] = []
@@ -148,10 +148,10 @@ def _split(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
             overrides.append(argument)
             continue
         paths.append(path)
-        if not path.exists():
-            faults.append(f"{path}: no such {'folder' if len(paths) == 1 else 'file'}")
-        elif len(paths) > 1 and path.is_dir():
-            faults.append(f"{path}: a folder; give a file of facts or a text")
+        # The first one is the adapter.
+        if len(paths) > 1 and not path.is_file():
+            reason = "a folder; give a file of facts or a text" if path.is_dir() else "no such file"
+            faults.append(f"{path}: {reason}")
     if faults:
         raise UserError(*faults)
     return paths, overrides
