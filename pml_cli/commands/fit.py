@@ -24,6 +24,7 @@ from pml_cli.law.findings import NOT_IDENTIFIED
 from pml_cli.law.fit_groups import (
     GroupFit,
     audit,
+    bits_lines,
     check_settings,
     comparable_sets,
     compare_groups,
@@ -38,6 +39,7 @@ from pml_cli.report.law_text import capacity_lines, sentence
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
+from pml_cli.report.tables.bits_line import line_table
 from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.groups import differing_settings, group_slugs, split_groups
 from pml_cli.runs.read import finished_runs
@@ -88,7 +90,11 @@ def run(
         compared = [groups[k] for k in positions]
         comparisons.append(_compare(compared, by, settings, console))
 
-    names = law_folder.write(out, groups, settings, comparisons)
+    lines = bits_lines(groups)
+    for line, _ in lines:
+        console.print(line_table(line), end="\n\n")
+
+    names = law_folder.write(out, groups, settings, comparisons, lines)
     console.print(Text(f"written to {out}: {', '.join(names)}"))
     return 0
 
