@@ -17,6 +17,7 @@ import typer
 from pml_cli import __version__
 from pml_cli.config import reports
 from pml_cli.config.completion import (
+    complete_measure,
     complete_memorize,
     complete_override,
     complete_sweep_file,
@@ -56,6 +57,7 @@ START HERE
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml lasting outputs/memft             does it survive rounding and merging?
   pml forgetting outputs/memft          what has it made the model forget?
+  pml measure ADAPTER notes.txt         what any LoRA adapter holds of a text
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
@@ -92,6 +94,14 @@ AskArguments = Annotated[
         metavar="RUN|QUESTION|KEY=VALUE",
         help="A run folder, questions (-: one a line of standard input) and settings.",
         autocompletion=report_completer(reports.Ask),
+    ),
+]
+MeasureArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ADAPTER|TEXT|KEY=VALUE",
+        help="An adapter's folder, a text or file of facts, and settings of model and data.",
+        autocompletion=complete_measure,
     ),
 ]
 MemorizeArguments = Annotated[
@@ -174,6 +184,9 @@ MaxTokens = Annotated[
     ),
 ]
 WithBase = Annotated[bool, typer.Option("--base", help="Also ask the model without the adapter.")]
+WithHarm = Annotated[
+    bool, typer.Option("--harm/--no-harm", help="Also the loss of other text (default).")
+]
 Exact = Annotated[
     str, typer.Option("--exact", metavar="SHARE", help="Facts that must be known whole.")
 ]
@@ -490,6 +503,44 @@ def forgetting(
     print_config: PrintConfig = False,
 ) -> None:
     _report("forgetting", overrides, config_dir, print_config=print_config, as_json=as_json)
+
+
+@app.command(
+    help="""Measure what any LoRA adapter holds of a text; trains nothing.
+
+ADAPTER: a folder that PEFT has written, or a run of pml. TEXT: a text, or facts
+(JSON lines, JSON, CSV, parquet); of a run of pml by itself what it has learned.
+Bits, margins, exact and near-verbatim recall, chance under sampling, harm. The
+base model is the one that the adapter names; the settings are those of model
+and data, seqlen (default: all) and out (outputs/measure).
+
+\b
+EXAMPLES
+  pml measure my-adapter notes.txt
+  pml measure my-adapter facts.jsonl data.chat=true
+  pml measure my-adapter notes.txt model=hf model.path=./base seqlen=500
+  pml measure outputs/probe
+  pml measure my-adapter notes.txt --no-harm --json
+""",
+)
+def measure(
+    overrides: MeasureArguments = None,
+    *,
+    harm: WithHarm = True,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    from pml_cli.config.measure import load_measure
+
+    asked = load_measure(overrides or [], config_dir)
+    if print_config:
+        _print_config(asked.request)
+        return
+
+    from pml_cli.commands import measure as command
+
+    raise typer.Exit(command.run(asked, _console(), harm=harm, as_json=as_json))
 
 
 @app.command(

@@ -11,6 +11,7 @@ nor the trainer; matplotlib only inside the functions that draw. A report never 
     memft_folder.py       the files of `pml memft`
     lasting_folder.py     the files of `pml lasting`
     forgetting_folder.py  the files of `pml forgetting`
+    measure_folder.py     the files of `pml measure`
     memorize_folder.py    the files of `pml memorize`
     memorize_report.py    what its answer consists of
     memorize_text.py      the answer in words

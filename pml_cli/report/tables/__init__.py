@@ -15,6 +15,7 @@ Each file has the tables of one command. They take results and return what rich 
     memft.py       losses compared pair by pair
     transition.py  the phase transition
     lasting.py     recall after rounding and merging, and forgetting
+    measure.py     what one adapter holds of a text
     forgetting.py  harm to other text, beside recall
     setups.py      titles of setups, means with their intervals
     memorize.py    the least rank that knows all facts, and what it harms
