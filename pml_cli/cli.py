@@ -135,6 +135,14 @@ SweepFile = Annotated[
         autocompletion=complete_sweep_file,
     ),
 ]
+Design = Annotated[
+    Path | None,
+    typer.Option(
+        "--design",
+        metavar="PATH",
+        help="With --dry-run: the report of a pilot fit, from whose law the cells are simulated.",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check every cell, list the packs; run nothing.")
 ]
@@ -330,6 +338,7 @@ EXAMPLES
   pml sweep -f law
   pml sweep -f sweeps/law.yaml model=smollm2_135m out=outputs/law_smol
   pml sweep rank=4,8 adapter=linear 'adapter.targets=[q_proj,v_proj]'
+  pml sweep -f law data.seed=0,1,2 --dry-run --design outputs/pilot
   pml sweep -f law launch=local
   pml sweep -f law launch=slurm launch.partition=gpu launch.devices=8
 """,
@@ -342,12 +351,23 @@ def train_many(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
+    design: Design = None,
     fail_fast: FailFast = False,
     wait: Wait = None,
     retry: Retry = True,
 ) -> None:
-    flags = {"dry_run": dry_run, "fail_fast": fail_fast, "wait": wait, "retry": retry}
+    flags: dict[str, Any] = {
+        "dry_run": dry_run,
+        "fail_fast": fail_fast,
+        "wait": wait,
+        "retry": retry,
+    }
     name = str(ctx.command.name)
+    # Only a sweep plans a grid for the law.
+    if name == "sweep":
+        flags["design"] = design
+    elif design is not None:
+        raise UserError(f"--design {design}: pml sweep takes it, pml {name} does not")
     _train(name, overrides, file, config_dir, print_config=print_config, **flags)
 
 
@@ -616,7 +636,7 @@ def _train(
     config_dir: Path | None,
     *,
     print_config: bool,
-    **flags: bool | None,
+    **flags: Any,
 ) -> None:
     """A command that trains: every argument is a setting."""
     # Imported here, because hydra takes longer to import than the help to print.
