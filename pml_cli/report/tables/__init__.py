@@ -12,6 +12,7 @@ Each file has the tables of one command. They take results and return what rich 
     dry_run.py     what a sweep would do and cost
     law.py         fitted laws and their comparison
     predict.py     predictions of a law
+    bits_line.py   parameters against bits: the line of several groups
     memft.py       losses compared pair by pair
     transition.py  the phase transition
     lasting.py     recall after rounding and merging, and forgetting
