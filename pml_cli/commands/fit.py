@@ -35,6 +35,7 @@ from pml_cli.law.group_comparison import Comparison
 from pml_cli.law.observations import SIZE_AXES
 from pml_cli.law.recall_law import DRAWS
 from pml_cli.report import law_folder
+from pml_cli.report.base_knowledge import much_known_line
 from pml_cli.report.law_text import capacity_lines, sentence
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
@@ -167,6 +168,9 @@ def _show(group: GroupFit, console: Console) -> None:
 
     for line in capacity_lines(group.bits, group.control):
         console.print(Text(line))
+    known = much_known_line(group.cells)
+    if known:
+        console.print(Text(known))
     for line in tables.recall_lines(group.recall, group.observed, axis):
         console.print(Text(line))
     console.print()
