@@ -178,7 +178,7 @@ def _first_length(run: Run) -> int:
     """Half of what plain training of as many parameters may hold."""
     sites = adapter_sites(run, decoder_shape(run.model))
     widths = sum(site.matrix.inputs + site.matrix.outputs for site in sites)
-    bits = (run.rank * widths / PARAMETER_SCALE) ** (1 / PARAMETER_EXPONENT)
+    bits: float = (run.rank * widths / PARAMETER_SCALE) ** (1 / PARAMETER_EXPONENT)
     nats = source_of(run).entropy or NATS_A_TOKEN
     return max(1, round(FIRST_SHARE * bits * LN2 / nats))
 

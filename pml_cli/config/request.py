@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pml_cli.config import sweep_file
 from pml_cli.config.capacity import CapacityRequest
@@ -23,7 +24,7 @@ from pml_cli.config.memorize import (
     TEXTS,
     Limits,
     MemorizeRequest,
-    is_table,
+    data_of_files,
     split_files,
 )
 from pml_cli.config.option_files import root_file, shipped, split_known
@@ -37,6 +38,9 @@ from pml_cli.errors import UserError, raise_all
 # The key of conf/memft.yaml that lists the losses to compare. It is not a setting of a run.
 COMPARE = "compare"
 NO_SETTINGS = (COMPARE, FACTS, MANY_FACTS, TEXTS)
+
+Options: TypeAlias = tuple[tuple[str, str], ...]
+"""Groups with their options, sorted."""
 
 # What a search may be given several values of.
 SEARCHED = ("rank", "seed")
@@ -72,7 +76,7 @@ def load(
     lines += _single_value_faults(command, grids, swept)
     lines += _length_faults(grids)
     with hydra_session(config_dir):
-        cells, cell_lines = expand_grid(grids, _option_sets(command))
+        cells, cell_lines = expand_grid(grids, _option_sets(command, config_dir))
     lines += cell_lines
     # Without cells there is a fault above, and no launcher to ask.
     if cells:
@@ -100,7 +104,7 @@ def load_memorize(
     given = {override.partition("=")[0] for override in overrides}
     chosen = [override for override in overrides if override.startswith("data=")]
     if files:
-        chosen = _data_of_files(files, given)
+        chosen = data_of_files(files, given)
         overrides += chosen
     elif not given & {"data", "data.path"}:
         raise UserError("FILE: give a file of facts or a text, or data=...")
@@ -169,25 +173,6 @@ def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
         if key not in given and not given & REPLACED_BY.get(key, set()):
             keys.append(key)
     return [f"{key}={value_text(values[key])}" for key in keys]
-
-
-def _data_of_files(files: Sequence[Path], given: set[str]) -> list[str]:
-    """The settings that stand for files of facts or of text.
-
-    Raises:
-        UserError: names what cannot stand beside them.
-    """
-    beside = sorted(given & {"data", "data.path"})
-    if beside:
-        raise UserError(f"{files[0]}: not beside {beside[0]}=; leave one of them out")
-
-    tables = [file for file in files if is_table(file)]
-    if tables and len(files) > 1:
-        raise UserError(f"{tables[0]}: one file of facts, or several texts, but not both")
-    # Several texts become a file of question and long text.
-    source = "jsonl" if tables or len(files) > 1 else "text"
-    path = str(files[0]).replace("\\", "\\\\").replace('"', '\\"')
-    return [f"data={source}", f'data.path="{path}"']
 
 
 def _kind_of(chosen: Sequence[str]) -> str:
@@ -361,19 +346,30 @@ def _run(cell: RootSettings) -> Run:
     return Run(**{field.name: getattr(cell, field.name) for field in fields(Run)})
 
 
-def _option_sets(command: str) -> OptionSetOf:
+def _option_sets(command: str, config_dir: Path | None) -> OptionSetOf:
     """Composes the option sets of a command, each combination of options once."""
-    composed: dict[tuple[tuple[str, str], ...], OptionSet] = {}
+    compose = _shipped_tree if config_dir is None else _tree
+    composed: dict[Options, OptionSet] = {}
 
     def option_set_of(chosen: dict[str, str]) -> OptionSet:
         combination = tuple(sorted(chosen.items()))
         # Hydra composes slowly, and every grid of a sweep file asks again.
         if combination not in composed:
-            overrides = [f"{group}={option}" for group, option in combination]
-            tree, choices = compose_root(command, overrides, with_choices=True)
-            for key in NO_SETTINGS:
-                tree.pop(key, None)
+            tree, choices = compose(command, combination)
             composed[combination] = OptionSet(tree, choices)
         return composed[combination]
 
     return option_set_of
+
+
+def _tree(command: str, combination: Options) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The settings of some options, and the option of each group; inside a `hydra_session`."""
+    overrides = [f"{group}={option}" for group, option in combination]
+    tree, choices = compose_root(command, overrides, with_choices=True)
+    for key in NO_SETTINGS:
+        tree.pop(key, None)
+    return tree, choices
+
+
+# `pml memorize` asks for the same options twice, and tests hundreds of times.
+_shipped_tree = lru_cache(maxsize=64)(_tree)

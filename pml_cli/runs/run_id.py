@@ -73,6 +73,9 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     if run.loss.keeps and run.loss.keep_text is None:
         # Other versions of pml may carry other texts.
         settings["loss"]["keep_text"] = keep_hash()
+    if run.train.optimizer != "adamw":
+        # Also by itself: it may be another one some day.
+        settings["train"]["lr"] = run.train.peak_lr
     settings["data"] |= run.data.id_fields()
     # The default of a chat template is no automatic value, and not the empty turn of old.
     if run.data.chat and run.data.system is None:

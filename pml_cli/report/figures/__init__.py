@@ -19,6 +19,7 @@ Importing these modules imports no matplotlib: that happens when a figure is dra
     residuals.py            residuals of the law
     profile.py              profile likelihoods and the bootstrap
     comparison.py           exponents of compared groups
+    bits_line.py            parameters against bits, over several groups
     heatmaps.py             maps over rank and length, for law.py
     probe.py                one run
     transition.py           `pml transition`: the page of a group, recall by p, by loss, survival

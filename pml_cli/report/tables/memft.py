@@ -71,7 +71,7 @@ def beyond_greedy_table(comparison: pd.DataFrame) -> Table:
     """Recall by other measures than greedy exact match, of each rank and length."""
     differing = _differing(comparison)
     columns = [*differing, "rank", "l", "loss", *BEYOND_COLUMNS]
-    table = plain_table(*columns, text=[*differing, "loss"], gap=1)
+    table = plain_table(*columns, text=[*differing, "loss"], folded=differing, gap=1)
 
     keys = [*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"]
     for _, cell in comparison.groupby(keys, dropna=False):
@@ -91,34 +91,6 @@ def _pair_text(by_measure: pd.DataFrame, measure: str, factor: float, spec: str)
         return MISSING
     row = by_measure.loc[measure]
     return f"{factor * row['sft']:{spec}}, {factor * row['value']:{spec}}"
-
-
-def base_lines(runs: pd.DataFrame) -> list[str]:
-    """What the base model knows by itself, and what is gained on unseen text: a line a source.
-
-    Args:
-        runs: rows of result.json; without the columns of this version there are no lines.
-    """
-    names = ("base_exact_match", "base_token_accuracy", "base_log10_p", "control_gain")
-    if not set(names) <= set(runs):
-        return []
-
-    lines = []
-    for (model, data), group in runs.groupby(["model", "data"]):
-        # Each text once, however many adapters learn it.
-        texts = group.drop_duplicates(["data_seed", "seqlen"])
-        known = [pd.to_numeric(texts[name]).mean() for name in names[:3]]
-        gained = pd.to_numeric(group["control_gain"]).mean()
-        if np.isnan(known).any():
-            continue
-        line = (
-            f"{model} on {data} before training: {100 * known[0]:.0f} % whole, "
-            f"{100 * known[1]:.1f} % of the tokens, log10 p {known[2]:.3g}"
-        )
-        if not np.isnan(gained):
-            line += f"; the adapters gain {gained:.2f} nats/token on unseen text of that source"
-        lines.append(line)
-    return lines
 
 
 def comparison_table(comparison: pd.DataFrame) -> Table:
