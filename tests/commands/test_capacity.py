@@ -6,26 +6,30 @@ import pandas as pd
 import pytest
 from support.sweeps import result_times
 
-CHEAP = ("rank=8", "seqlen=8", "train.steps=20", "model.device=cpu")
+CHEAP = ("rank=2", "seqlen=4", "train.steps=20", "model.device=cpu", "--json")
+
+
+def grown(quick, *arguments):
+    """The one growth of a call."""
+    done = quick("capacity", *arguments)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["runs"]
+    return row
 
 
 def test_it_grows_and_goes_on(quick, tmp_path):
-    first = quick("capacity", *CHEAP, "--passes", "15", "--json")
-    assert first.returncode == 0, first.stderr
-    (row,) = json.loads(first.stdout)["runs"]
-    assert row["ended"] == "budget"
-    assert row["passes"] >= 15
+    first = grown(quick, *CHEAP, "--passes", "5")
+    assert first["ended"] == "budget"
+    assert first["passes"] >= 5
+    assert first["tokens"] == 4
     out = tmp_path / "outputs" / "capacity"
     before = result_times(out)
-    assert len(before) == row["attempts"]
+    assert len(before) == first["attempts"] == 1
 
     # With more passes it goes on from there, and nothing is trained twice.
-    done = quick("capacity", *CHEAP, "--resolution", "8", "--json")
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
-    (row,) = content["runs"]
-    assert row["ended"] == "exact"
-    assert 8 <= row["tokens"] < row["failed_at"] <= row["tokens"] + 8
+    row = grown(quick, *CHEAP, "--passes", "30")
+    assert row["ended"] == "budget"
+    assert row["tokens"] > first["tokens"]
     after = result_times(out)
     assert {name: after[name] for name in before} == before
     assert len(after) == row["attempts"]
@@ -39,6 +43,13 @@ def test_it_grows_and_goes_on(quick, tmp_path):
     assert "train.start" not in row["setting"]
     for name in ("capacity.json", "capacity.csv", "capacity.png"):
         assert (out / name).is_file()
+
+
+@pytest.mark.slow
+def test_it_ends_at_the_exact_token(quick):
+    row = grown(quick, *CHEAP)
+    assert row["ended"] == "exact"
+    assert 4 <= row["tokens"] == row["failed_at"] - 1
 
 
 @pytest.mark.parametrize(
@@ -68,8 +79,6 @@ def test_a_dry_run_writes_nothing(quick, tmp_path):
 def test_a_text_that_ends_is_held_whole(quick, tmp_path):
     (tmp_path / "short.txt").write_text("A pump stands in hall 3.", "utf-8")
     text = ("data=text", "data.path=short.txt", "model.device=cpu", "rank=8", "--json")
-    done = quick("capacity", *text, "train.steps=60")
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)["runs"]
+    row = grown(quick, *text, "seqlen=12", "train.steps=60")
     assert row["ended"] == "whole text"
     assert row["failed_at"] is None

@@ -47,6 +47,7 @@ def capacity_figure(held: pd.DataFrame) -> Figure:
             facecolors="none",
             edgecolors=colours[index],
             linewidths=1.3,
+            zorder=3,
             label=name,
         )
 
