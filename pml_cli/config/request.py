@@ -18,6 +18,7 @@ from pml_cli.config.convert import typed_settings
 from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
 from pml_cli.config.memorize import (
     FACTS,
+    KEPT_BY_USER,
     MANY_FACTS,
     REPLACED_BY,
     SEEDS,
@@ -113,6 +114,7 @@ def load_memorize(
     root = sweep_file.read_mapping(root_file("memorize", config_dir) or shipped("conf"))
     defaults = _defaults(root.get(kind) or {}, given)
     request = load("memorize", overrides + defaults, config_dir=config_dir)
+    _refuse_moving_penalty(request.runs[0], limits, given)
     many_facts = None
     if kind == FACTS:
         defaults = _defaults(root.get(MANY_FACTS) or {}, given)
@@ -173,6 +175,20 @@ def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
         if key not in given and not given & REPLACED_BY.get(key, set()):
             keys.append(key)
     return [f"{key}={value_text(values[key])}" for key in keys]
+
+
+def _refuse_moving_penalty(run: Run, limits: Limits, given: set[str]) -> None:
+    """Refuse a line search under the limit of forgetting, whose penalty changes in training.
+
+    Raises:
+        UserError: names the optimiser.
+    """
+    is_limited = limits.max_forgetting is not None and not given & KEPT_BY_USER
+    if is_limited and run.train.optimizer == "lbfgs":
+        raise UserError(
+            "train.optimizer=lbfgs: needs --max-forgetting none, as the penalty of the limit "
+            "changes in training; muon takes any"
+        )
 
 
 def _kind_of(chosen: Sequence[str]) -> str:

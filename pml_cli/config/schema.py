@@ -429,6 +429,8 @@ class Train(Settings):
         if self.optimizer == "lbfgs":
             if self.weight_decay:
                 yield f"weight_decay={self.weight_decay:g}: must be 0 with train.optimizer=lbfgs"
+            if self.lr is not None:
+                yield f"lr={self.lr:g}: train.optimizer=lbfgs has none; leave it out or give null"
         elif self.stop == "converged":
             yield (
                 f"stop=converged: needs train.optimizer=lbfgs, not {self.optimizer}: under a "
