@@ -436,7 +436,7 @@ def _uninformed(form: Form, design: Design, theta: Array) -> str | None:
     free = np.array(form.free)
     information = _information(form, design, theta)
     scale = np.sqrt(np.diag(information))
-    if (scale > LEAST_INFORMATION).all():
+    if np.isfinite(information).all() and (scale > LEAST_INFORMATION).all():
         return None
     return NATURAL_NAMES[free[int(np.argmin(scale))]]
 

@@ -66,6 +66,11 @@ UNSEEN_EFFECTS = {
 TEMPLATES: dict[str, str] = {
     "few_cells": "only {cells} unsaturated cells for {parameters} parameters; {needed} are needed",
     "constant_gain": "every cell has the same gain: there is nothing to fit",
+    "flat_gain": "the gain does not depend on {quantity} or length (p = {p:.2g})",
+    "no_power": (
+        "the best fit is a constant: the gain does not follow a power of {quantity} and length"
+    ),
+    "numerical_failure": "no law could be computed from these cells ({error})",
     "collinear_axes": (
         "{size} and length change together in every cell: alpha and beta are not separately "
         "identifiable; run a grid of both"
