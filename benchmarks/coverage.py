@@ -1,6 +1,6 @@
 """Do the 95 % intervals of `pml fit` cover? Planted truths, simulated and fitted.
 
-    python benchmarks/coverage.py [--repeats 200] [--processes 2] [--draws 200] [--only NAME ...]
+    python benchmarks/coverage.py [--repeats 200] [--processes 2] [--only NAME ...]
 
 Every case plants alpha = 0.6 and beta = 0.5 in a grid of cells with a noise, a difference between
 texts, or a bend of its own, and fits it as `pml fit` does (without the held-out checks of the
@@ -12,14 +12,21 @@ fits that do not say so. A case marked good has nothing to warn of.
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from pml_cli.law.analysis import fit_forms
+from pml_cli.law.model_selection import choose
 from pml_cli.law.observations import Observations
+from pml_cli.law.quality import quality_of
 from pml_cli.stats import Array
 
 ALPHA = 0.6
@@ -303,3 +310,91 @@ CASES = (
 )
 
 OUT = Path(__file__).parent / "coverage.csv"
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one fit says."""
+
+    name: str
+    form: str
+    """The chosen form; empty where no law is identified."""
+    alpha: tuple[float, float]
+    """95 % interval."""
+    beta: tuple[float, float]
+    rejected: bool
+    """Whether the fit says that no form of pml describes the cells."""
+    warned: bool
+
+
+def fit(position: int, seed: int) -> Outcome:
+    """Simulate and fit one grid of a case, by its position in CASES."""
+    case = CASES[position]
+    cells = case.simulate(seed)
+    fits = [fit for fit in fit_forms(cells) if fit.form.kind.has_ceiling]
+    chosen = choose(fits)
+    if chosen is None:
+        unknown = (-math.inf, math.inf)
+        return Outcome(
+            name=case.name, form="", alpha=unknown, beta=unknown, rejected=True, warned=True
+        )
+
+    law = fits[chosen]
+    quality = quality_of(cells, fits, law)
+    return Outcome(
+        name=case.name,
+        form=law.name,
+        alpha=quality.interval("alpha"),
+        beta=quality.interval("beta"),
+        rejected=quality.lack_of_fit.rejected,
+        warned=bool(quality.warnings),
+    )
+
+
+def summary(case: Case, outcomes: Sequence[Outcome]) -> dict[str, object]:
+    """The row of a case."""
+    told = [outcome for outcome in outcomes if not outcome.rejected]
+    row: dict[str, object] = {"case": case.name, "good": case.good, "repeats": len(outcomes)}
+    for name, truth in (("alpha", ALPHA), ("beta", BETA)):
+        spans = [getattr(outcome, name) for outcome in outcomes]
+        spans_told = [getattr(outcome, name) for outcome in told]
+        row[f"{name}_covered"] = _share([low <= truth <= high for low, high in spans])
+        row[f"{name}_covered_unless_rejected"] = _share(
+            [low <= truth <= high for low, high in spans_told]
+        )
+        row[f"{name}_half_width"] = round(
+            float(np.median([(high - low) / 2 for low, high in spans])), 4
+        )
+    row["form_rejected"] = _share([outcome.rejected for outcome in outcomes])
+    row["warned"] = _share([outcome.warned for outcome in outcomes])
+    forms = Counter(outcome.form for outcome in outcomes).most_common(3)
+    row["chosen"] = "; ".join(f"{form or 'none'} {count}" for form, count in forms)
+    return row
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return round(float(np.mean(hits)), 3) if hits else math.nan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Coverage of the intervals of `pml fit`")
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+
+    cases = [case for case in CASES if not options.only or case.name in options.only]
+    positions = [CASES.index(case) for case in cases]
+    outcomes: dict[str, list[Outcome]] = {case.name: [] for case in cases}
+    with ProcessPoolExecutor(options.processes) as pool:
+        # A repeat of every case at a time, so that a run that is stopped early has all cases.
+        for seed in range(options.repeats):
+            for outcome in pool.map(fit, positions, [seed] * len(cases)):
+                outcomes[outcome.name].append(outcome)
+            rows = [summary(case, outcomes[case.name]) for case in cases]
+            pd.DataFrame(rows).to_csv(options.out, index=False)
+    print(pd.DataFrame(rows).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -187,15 +187,19 @@ def analyse(
     return replace(analysis, warnings=_warnings(analysis, cells, robust_fit))
 
 
-def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[LawRow]]:
+def fit_forms(cells: Observations) -> list[LikelihoodFit]:
     """Every form once: a link that runs to its limit is that other link."""
     # Reversed, so that the form that was asked for stays where two are the same.
     fits = {}
     for form in reversed(FORMS):
         fit = fit_saturating(cells, form)
         fits[fit.form.name] = fit
-    ordered = [fits[form.name] for form in FORMS if form.name in fits]
+    return [fits[form.name] for form in FORMS if form.name in fits]
 
+
+def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[LawRow]]:
+    """The fit of every form, and its row."""
+    ordered = fit_forms(cells)
     rows = []
     for fit, difference in zip(ordered, aicc_differences(ordered), strict=True):
         held_out = checks(cells, saturating(fit.form))
