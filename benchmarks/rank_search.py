@@ -7,7 +7,7 @@ which cells it would have trained. A cell costs the tokens of the steps that it 
 
     python benchmarks/rank_search.py FOLDER [NAME ...]
 
-writes benchmarks/rank_search.csv; finished cells are kept in FOLDER.
+writes benchmarks/rank_search.csv, of named data sets their rows; finished cells are kept in FOLDER.
 """
 
 import itertools
@@ -52,6 +52,7 @@ DATA = {
     "documentation, 40 tokens": ["data=text", "seqlen=40", "data.seed=2"],
     "random, 16 tokens": ["data=random", "seqlen=16"],
 }
+ORDER = {name: place for place, name in enumerate(DATA)}
 
 
 def grid_trials(search):
@@ -114,10 +115,14 @@ def main() -> None:
     names = sys.argv[2:] or list(DATA)
     table = pd.DataFrame([row(name, folder) for name in names])
     table["share"] = (table["cost"] / table["grid_cost"]).round(3)
+
+    path = HERE / "rank_search.csv"
+    known = pd.read_csv(path) if path.exists() else table
+    others = known[~known["data"].isin(names)]
+    table = pd.concat([others, table]).sort_values("data", key=lambda data: data.map(ORDER))
+    table.to_csv(path, index=False)
     print(table.to_string(index=False))
     print(f"in all: {table['cost'].sum() / table['grid_cost'].sum():.3f} of the cost")
-    if len(names) == len(DATA):
-        table.to_csv(HERE / "rank_search.csv", index=False)
 
 
 if __name__ == "__main__":

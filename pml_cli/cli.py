@@ -402,6 +402,7 @@ EXAMPLES
   pml predict outputs/law seqlen=200,400
   pml predict outputs/law rank=8
   pml predict outputs/law rank=8 seqlen=100 --json
+  pml predict outputs/facts facts=300
   pml predict outputs/law seqlen=300 --target loss=0.5
   pml predict outputs/law rank=4 --target bits=2000
 """,

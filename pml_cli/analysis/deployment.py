@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from pml_cli.analysis.paired import EQUAL, comparable_runs, compare
+from pml_cli.analysis.paired import BEYOND_GREEDY, EQUAL, comparable_runs, compare
 from pml_cli.evaluation.conditions import CONDITIONS, TRAINED
 from pml_cli.stats import t_half_width
 
@@ -34,13 +34,27 @@ RECALL = [
     "fall_worst",
     "violations",
     "free_exact_match",
+    *BEYOND_GREEDY,
+    # As trained alone.
+    "log10_p_07",
+    "t50",
+    "recall_after_wrong",
+    "accuracy_after_wrong",
 ]
 
 # Not averaged: they may be missing in some runs.
 RECALL_OF_A_RUN = ["first_failure", "least_margin"]
 
 # Compared with sft.
-COMPARED = ["token_accuracy", "exact_match", "lost", "kept_whole", "shift_rms", "fall_worst"]
+COMPARED = [
+    "token_accuracy",
+    "exact_match",
+    "log10_p",
+    "lost",
+    "kept_whole",
+    "shift_rms",
+    "fall_worst",
+]
 
 # Forgetting, on each of two texts.
 TEXTS = ["text", "random"]
@@ -110,9 +124,10 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each setup, method, condition and rank (missing: all ranks together): runs; worst
-        (largest fall of a margin); whole (runs recalled verbatim as trained) and still_whole (those
-        that still are); the mean of each measure and half the width of its interval (_half). For
-        all ranks together a unit is a text and seed: the mean over its ranks.
+        (largest fall of a margin); least_whole (least margin of the runs recalled verbatim); whole
+        (runs recalled verbatim as trained) and still_whole (those that still are); the mean of each
+        measure and half the width of its interval (_half). For all ranks together a unit is a text
+        and seed: the mean over its ranks.
     """
     keys = [*SETUP, "method", "condition"]
     measured = table[table["status"] == "measured"]
@@ -138,6 +153,7 @@ def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
         "worst": cells["fall_worst"].max(),
         "whole": len(kept_whole),
         "still_whole": int((kept_whole == 1).sum()),
+        "least_whole": cells.loc[cells["exact_match"] == 1, "least_margin"].min(),
     }
 
     for name in measures:

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, special, stats
 
-from pml_cli.stats import CONFIDENCE, FEW_CLUSTERS, MIN_CLUSTERS, Array, t_quantile
+from pml_cli.stats import MIN_CLUSTERS, Array, t_quantile
 
 Ints = NDArray[np.int64]
 
@@ -176,8 +176,8 @@ def correlation(
 ) -> Correlation:
     """Spearman's rho; its interval by drawing clusters with replacement (cluster bootstrap).
 
-    From `FEW_CLUSTERS` on the interval is that of the draws' percentiles. Below (G clusters) it is
-    Student's t(G - 1) on Fisher's scale, with the spread of the draws times sqrt(G / (G - 1)).
+    With G clusters it is Student's t(G - 1) on Fisher's scale, with the spread of the draws times
+    sqrt(G / (G - 1)).
 
     Args:
         x, y: (N,).
@@ -246,11 +246,6 @@ def _interval(rho: float, drawn: Array, clusters: int) -> tuple[float, float]:
     """The 95 % interval of rho from the finite draws of the bootstrap."""
     if len(drawn) < 2:
         return math.nan, math.nan
-
-    if clusters >= FEW_CLUSTERS:
-        low = np.quantile(drawn, (1 - CONFIDENCE) / 2)
-        high = np.quantile(drawn, (1 + CONFIDENCE) / 2)
-        return float(low), float(high)
 
     spread = float(_fisher(drawn).std(ddof=1))
     few_clusters = math.sqrt(clusters / (clusters - 1))

@@ -29,9 +29,21 @@ PAIRED_BY = [*TASK, "data_seed", "layer", "rank", "seed", "lr"]
 # An independent unit is a text and seed: the runs of its ranks share both.
 UNIT = ["seed", "data_seed"]
 
+# Recall beyond greedy exact match (evaluation/recall_scores.py); null in runs of earlier versions.
+BEYOND_GREEDY = [
+    "log10_p",
+    "prefix_share",
+    "recall_from_8",
+    "recall_from_32",
+    "extractable_50",
+    "compression_ratio",
+    "edit_distance",
+]
+
 MEASURES = [
     "token_accuracy",
     "exact_match",
+    *BEYOND_GREEDY,
     "free_accuracy",
     "free_exact_match",
     "share_above_threshold",

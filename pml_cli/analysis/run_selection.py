@@ -12,9 +12,11 @@ import pandas as pd
 
 from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
+from pml_cli.law.observations import text_names
 from pml_cli.runs.folder import RESULT
 from pml_cli.runs.groups import with_key_columns
 from pml_cli.runs.read import finished_runs
+from pml_cli.stats import MIN_CLUSTERS
 
 # Columns of the report; an older result.json may lack some of them.
 COLUMNS = [
@@ -44,8 +46,7 @@ def transition_runs(
         notes: takes a line about runs that lie there twice.
 
     Returns:
-        A row for each run: the fields of result.json, its folder, and its cluster (the text and
-        length).
+        A row for each run: the fields of result.json, its folder, and its cluster (`_clusters`).
 
     Raises:
         UserError: no finished run, none that is selected, or one without its rank or length.
@@ -61,13 +62,23 @@ def transition_runs(
         result = Path(without_size["folder"].iloc[0]) / RESULT
         raise UserError(f"{result}: rank or target_tokens is missing or not positive")
 
-    # Cells of one text and length are not independent.
-    text = runs["data_seed"].fillna(-1).astype(str)
-    length = runs["target_tokens"].astype(str)
-    runs = runs.assign(cluster=text + "/" + length)
+    runs = runs.assign(cluster=_clusters(runs))
     for name in sizes:
         runs[name] = sizes[name].astype(np.int64)
     return _select(runs, settings, paths)
+
+
+def _clusters(runs: pd.DataFrame) -> pd.Series[str]:
+    """The unit of every interval that each run belongs to: its text.
+
+    Intervals need some texts. Where a source has fewer than MIN_CLUSTERS, text and length together
+    are the units; such intervals do not say how texts differ.
+    """
+    text = text_names(runs)
+    texts_of_source = text.groupby(runs["data"].fillna("")).nunique()
+    if texts_of_source.min() >= MIN_CLUSTERS:
+        return text
+    return text + "/" + runs["target_tokens"].astype(str)
 
 
 def _select(

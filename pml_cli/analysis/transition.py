@@ -1,8 +1,8 @@
 """The phase transition at p > 0.5 in one group of runs, from their result.json and tokens.parquet.
 
 A cell is a run. A sequence is a sample of a run at the last logged step. A cluster is the cells of
-one text and length. A violation is a token with p > 0.5 that greedy decoding does not pick; a
-stubborn token has p <= 0.5 at the last logged step.
+one text (with few texts: of one text and length). A violation is a token with p > 0.5 that greedy
+decoding does not pick; a stubborn token has p <= 0.5 at the last logged step.
 
 Shapes: T logged steps, S target tokens, B bins of p, C clusters, R ranks.
 """

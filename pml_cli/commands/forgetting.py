@@ -25,6 +25,7 @@ from pml_cli.evaluation.forgetting_runs import (
 )
 from pml_cli.format import counted
 from pml_cli.io import json_text
+from pml_cli.launch.signals import Stopped
 from pml_cli.report import forgetting_folder
 from pml_cli.report.measuring import (
     measure_with_progress,
@@ -33,6 +34,7 @@ from pml_cli.report.measuring import (
     report_folder,
 )
 from pml_cli.report.run_notes import print_notes
+from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.forgetting import forgetting_report
 from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.read import finished_runs
@@ -51,7 +53,7 @@ def run(
         paths: folders of runs, searched at any depth; results go to settings.out or the first.
 
     Returns:
-        Exit code 0.
+        Exit code 0; 128 and more after a signal.
 
     Raises:
         UserError: no finished run, an adapter or text that is missing or has changed, a folder that
@@ -69,7 +71,10 @@ def run(
 
     on_device = partial(measure, device=settings.device)
     progress = progress_console(console, as_json=as_json)
-    measured_now = measure_with_progress(measurements, selected, on_device, progress)
+    try:
+        measured_now = measure_with_progress(measurements, selected, on_device, progress)
+    except Stopped as stopped:
+        return exit_code(stopped, progress)
 
     of_report = measurements.of(selected)
     if not any(entry["kinds"] for entry in of_report):

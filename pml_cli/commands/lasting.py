@@ -14,11 +14,12 @@ from rich.console import Console
 
 from pml_cli.analysis.deployment import mean_table, measurement_table, sft_comparison
 from pml_cli.config.reports import Lasting
-from pml_cli.evaluation.finished_runs import Measurements, OnMeasured
+from pml_cli.evaluation.finished_runs import Measurements, OnMeasured, OnStage
 from pml_cli.evaluation.lasting_runs import FORMAT, measurable_runs
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.format import counted
 from pml_cli.io import json_text
+from pml_cli.launch.signals import Stopped
 from pml_cli.report import lasting_folder
 from pml_cli.report.measuring import (
     measure_with_progress,
@@ -27,6 +28,7 @@ from pml_cli.report.measuring import (
     report_folder,
 )
 from pml_cli.report.run_notes import print_notes
+from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.lasting import lasting_report
 from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.read import finished_runs
@@ -45,7 +47,7 @@ def run(
         paths: folders of runs, searched at any depth; results go to settings.out or the first.
 
     Returns:
-        Exit code 0.
+        Exit code 0; 128 and more after a signal.
 
     Raises:
         UserError: no finished run, an adapter or text that is missing or has changed, a folder that
@@ -60,14 +62,17 @@ def run(
     selected, faults = measurable_runs(runs, settings)
     print_left_out(selected, faults)
 
-    def measure(subjects: Sequence[EvalRun], on_measured: OnMeasured) -> None:
+    def measure(subjects: Sequence[EvalRun], on_measured: OnMeasured, on_stage: OnStage) -> None:
         # Imported here: torch takes seconds, and a repeated report measures nothing.
         from pml_cli.evaluation import robustness
 
-        robustness.measure(subjects, settings.device, settings.decode, on_measured)
+        robustness.measure(subjects, settings, on_measured=on_measured, on_stage=on_stage)
 
     progress = progress_console(console, as_json=as_json)
-    measured_now = measure_with_progress(measurements, selected, measure, progress)
+    try:
+        measured_now = measure_with_progress(measurements, selected, measure, progress)
+    except Stopped as stopped:
+        return exit_code(stopped, progress)
 
     of_report = measurements.of(selected)
     table = measurement_table(of_report)

@@ -16,7 +16,7 @@ from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
-from pml_cli.report.tables.memft import comparison_report, ranks_report
+from pml_cli.report.tables.memft import base_lines, comparison_report, ranks_report
 from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_id import loss_label
 
@@ -81,6 +81,8 @@ def _report(request: Request, runs: pd.DataFrame, console: Console) -> None:
 
     for part in comparison_report(comparison):
         console.print(part)
+    for line in base_lines(runs):
+        console.print(line, highlight=False)
     ranks = rank_table(runs)
     if len(ranks):
         for part in ranks_report(ranks):

@@ -103,6 +103,8 @@ def run(
     Raises:
         UserError: data, a run or a folder that cannot be used; nothing has been trained then.
     """
+    if as_json and dry_run:
+        raise UserError("--json: not with --dry-run, which has no answer to print")
     started = time.monotonic()
     progress = Console(stderr=True, markup=False, emoji=False) if as_json else console
     check_output_folder(asked.request.out)
@@ -115,6 +117,8 @@ def run(
         with time_limit(search.out, asked.limits.budget) as limit:
             stopped = search.run(limit)
         if stopped is not None:
+            if as_json:
+                _print_json(console, memorize_folder.unanswered(asked.command, "stopped"))
             return exit_code(stopped, progress)
         return _conclude(search, console, started, as_json=as_json)
 
@@ -377,15 +381,15 @@ def _conclude(search: Search, console: Console, started: float, *, as_json: bool
     Returns:
         exit code.
     """
-    if not search.state.trials:
-        search.say("the budget was over before a cell had ended; the same command goes on")
+    reason = _why_no_answer(search)
+    if reason is not None:
+        search.say(reason)
+        if as_json:
+            _print_json(console, memorize_folder.unanswered(search.asked.command, reason))
         return 1
 
     found = search.answer()
     folder = search.folder(found.trial)
-    if folder.failure() is not None:
-        search.say(f"every cell has failed: {folder.failure()}")
-        return 1
 
     # Imported here: torch takes seconds.
     from pml_cli.evaluation.script_check import readme_script
@@ -399,12 +403,24 @@ def _conclude(search: Search, console: Console, started: float, *, as_json: bool
     report = dataclasses.replace(report, seconds=seconds)
     names = memorize_folder.write(report)
     if as_json:
-        content = memorize_folder.report_content(report)
-        console.out(json_text(content).rstrip("\n"), highlight=False)
+        _print_json(console, memorize_folder.report_content(report))
     else:
         for part in memorize_table.answer_lines(report, names):
             console.print(part)
     return 0 if found.reached else 1
+
+
+def _why_no_answer(search: Search) -> str | None:
+    """Why a search has no adapter to hand over; None: it has one."""
+    if not search.state.trials:
+        return "the budget was over before a cell had ended; the same command goes on"
+    failure = search.folder(search.answer().trial).failure()
+    return None if failure is None else f"every cell has failed: {failure}"
+
+
+def _print_json(console: Console, content: Mapping[str, Any]) -> None:
+    # `out` does not wrap lines.
+    console.out(json_text(content).rstrip("\n"), highlight=False)
 
 
 def _measured_harm(entry: Mapping[str, Any]) -> MeasuredHarm | None:

@@ -1,7 +1,8 @@
 """`pml predict`: what a fitted law says about cells that were not trained.
 
 Reads law.json; fits nothing. Given lengths: the least rank that reaches the target. Given ranks:
-the longest length. Given both: gain, loss and the probability of exact recall.
+the longest length. Given both: gain, loss and the probability of exact recall. Given numbers of
+facts: the least rank that knows all of them.
 
 Exit codes: 0; 2 (a `UserError`) when there is no law.json, no group of that name, or nothing asked.
 """
@@ -16,9 +17,9 @@ from rich.console import Console
 
 from pml_cli.config.reports import Predict
 from pml_cli.errors import UserError
-from pml_cli.law.inverse import Target, answer
-from pml_cli.law.law_json import load
-from pml_cli.report.tables.predict import show
+from pml_cli.law.inverse import Question, Target, answer
+from pml_cli.law.law_json import load_report
+from pml_cli.report.tables.predict import show, show_left_out
 
 TARGETS = "verbatim, loss=NATS (final loss per token) or bits=BITS (gained in all)"
 
@@ -43,34 +44,38 @@ def run(
     """
     # Faults of the command line are named before any report is read.
     wanted = parse_target(target)
-    if not settings.seqlen and not settings.rank:
+    if not (settings.seqlen or settings.rank or settings.facts):
         raise UserError(
             "nothing asked: give seqlen=1000 for the least rank, rank=8 for the longest length, "
-            "or both"
+            "or both; facts=300 for facts"
         )
+    if settings.seqlen and settings.facts:
+        raise UserError("seqlen and facts are both lengths of what is asked about: give one")
+    if settings.facts and wanted.kind != "verbatim":
+        raise UserError(f"--target {target}: facts= asks for exact recall alone")
     if settings.seqlen and settings.rank and wanted.kind != "verbatim":
         raise UserError(
             f"--target {target}: with rank and seqlen both given there is nothing to look for; "
             "give one of them"
         )
 
-    laws = [law for path in paths for law in load(path, settings.group)]
-    answers = [
-        answer(
-            law,
-            wanted,
-            ranks=settings.rank,
-            lengths=settings.seqlen,
-            base=settings.base,
-        )
-        for law in laws
-    ]
+    reports = [load_report(path, settings.group) for path in paths]
+    laws = [law for report in reports for law in report.laws]
+    question = Question(
+        ranks=settings.rank,
+        lengths=settings.seqlen,
+        facts=settings.facts,
+        base=settings.base,
+    )
+    answers = [answer(law, wanted, question) for law in laws]
     # `out` does not wrap lines: JSON goes to a pipe as it is.
     if as_json:
         console.out(json.dumps(answers, indent=1), highlight=False)
         return 0
     for law, answered in zip(laws, answers, strict=True):
         show(console, law, answered)
+    for report in reports:
+        show_left_out(console, report.left_out)
     return 0
 
 

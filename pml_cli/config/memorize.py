@@ -33,9 +33,14 @@ FACTS = "facts"
 MANY_FACTS = "many_facts"
 TEXTS = "texts"
 
-# Settings that say how many steps there are, of how many facts each: all or none of them are taken
-# from conf/memorize.yaml.
-LENGTH_OF_TRAINING = ("train.steps", "train.epochs", "train.batch", "train.curriculum")
+# Settings of conf/memorize.yaml that are left out where one of these keys is given: they say how
+# long the training is, too. Epochs of another length still go through minibatches.
+REPLACED_BY = {
+    "train.steps": {"train.epochs", "train.batch", "train.curriculum"},
+    "train.epochs": {"train.steps", "train.batch", "train.curriculum"},
+    "train.batch": {"train.steps", "train.curriculum"},
+    "train.curriculum": {"train.steps", "train.epochs", "train.batch"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,12 @@ class Predict(ReportSettings):
     seqlen: list[float] = setting(
         [], help="lengths asked about", unit="target tokens", minimum=1, finite=True
     )
+    facts: list[float] = setting(
+        [],
+        help="in place of seqlen: so many facts, all to be recalled; facts=300",
+        minimum=1,
+        finite=True,
+    )
     group: str | None = setting(
         None, help="one group of the report, by name or slug", special={None: "all"}
     )

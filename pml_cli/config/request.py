@@ -16,8 +16,8 @@ from pml_cli.config.convert import typed_settings
 from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
 from pml_cli.config.memorize import (
     FACTS,
-    LENGTH_OF_TRAINING,
     MANY_FACTS,
+    REPLACED_BY,
     SEEDS,
     TEXTS,
     Limits,
@@ -129,9 +129,10 @@ def load_memorize(
 
 def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
     """What a kind of data is trained with beside the given keys, as overrides."""
-    keys = [key for key in values if key not in given]
-    if given.intersection(LENGTH_OF_TRAINING):
-        keys = [key for key in keys if key not in LENGTH_OF_TRAINING]
+    keys = []
+    for key in values:
+        if key not in given and not given & REPLACED_BY.get(key, set()):
+            keys.append(key)
     return [f"{key}={value_text(values[key])}" for key in keys]
 
 

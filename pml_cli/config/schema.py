@@ -30,12 +30,17 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
+# Peak learning rates where train.lr is null; of L-BFGS the first trial step, as in torch.
+LEARNING_RATES = {"adamw": 1e-2, "muon": 0.5}
 KEEP_BY = ("energy", "kl")
 
 # `seqlen=all`, until it is resolved to the number of target tokens (`data/resolve.py`).
 ALL_TOKENS = -(2**62)
 # A template that writes today's date would give other tokens, and another run, every day.
 TEMPLATE_DATE = "2025-01-01"
+
+# Every step has its rate in a table.
+MOST_STEPS = 10_000_000
 
 # Not every random generator takes more bits.
 SEED_LIMIT = 2**62
@@ -50,9 +55,9 @@ class Model(Settings):
     name: str = setting(
         "tiny",
         help="label in run ids and tables",
-        # It becomes part of a folder's name.
-        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-        allowed="letters, digits, '.', '_' and '-'",
+        # It becomes part of a folder's name, which file systems limit to 255 bytes.
+        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,149}",
+        allowed="letters, digits, '.', '_' and '-', at most 150",
     )
     path: str = setting(
         "tiny",
@@ -334,9 +339,20 @@ class Loss(Settings):
 @register("train")
 @dataclass(kw_only=True)
 class Train(Settings):
-    """AdamW (betas 0.9, 0.999; eps 1e-8) on the adapter alone, without warm-up."""
+    """Optimiser and length of the training of the adapter alone; without warm-up.
 
-    steps: int = setting(500, help="optimiser steps", minimum=1)
+    adamw: betas 0.9, 0.999; eps 1e-8. muon: momentum 0.95 with Nesterov, orthogonalised; one
+    learning rate fits every model and rank.
+    """
+
+    optimizer: str = setting("adamw", help="optimiser", choices=tuple(LEARNING_RATES))
+    steps: int = setting(
+        500,
+        help="optimiser steps",
+        minimum=1,
+        maximum=MOST_STEPS,
+        allowed=f"from 1 to {MOST_STEPS:,}",
+    )
     epochs: int | None = setting(
         None,
         help="passes over the samples, instead of steps",
@@ -347,11 +363,17 @@ class Train(Settings):
     curriculum: list[int] = setting(
         [], help="epochs at which more samples come into use; [20,40]: a third, two thirds, all"
     )
-    lr: float = setting(1e-2, help="peak learning rate", above=0, finite=True)
+    lr: float | None = setting(
+        None,
+        help="peak learning rate",
+        above=0,
+        finite=True,
+        special={None: "0.01 with adamw, 0.5 with muon"},
+    )
     schedule: str = setting(
         "linear", help="decay of the learning rate to 0 over the steps", choices=SCHEDULES
     )
-    weight_decay: float = setting(0.0, help="AdamW's decoupled weight decay", minimum=0)
+    weight_decay: float = setting(0.0, help="decoupled weight decay", minimum=0)
     clip: float = setting(
         1.0, help="largest gradient norm of one cell", minimum=0, special={0: "no clipping"}
     )
@@ -367,6 +389,25 @@ class Train(Settings):
         1.0, help="logit margin that ends the training", unit="logits", finite=True
     )
     decode: bool = setting(True, help="after training, also decode greedily from the prompt")
+    start: str | None = setting(
+        None,
+        help="adapter_model.safetensors of the same rank and modules to begin from",
+        path="existing file",
+        special={None: "untrained"},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Now, so that it counts for the run id: the default may be another one some day. An
+        # unknown optimiser is refused later.
+        if self.lr is None:
+            self.lr = LEARNING_RATES.get(self.optimizer)
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, of which nothing is automatic any more."""
+        assert self.lr is not None
+        return self.lr
 
     def validate(self) -> Iterator[str]:
         increasing = all(a < b for a, b in itertools.pairwise(self.curriculum))

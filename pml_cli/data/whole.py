@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ from pml_cli.model.tokenizer_backend import has_tokenizer
 NAME_KEYS = ("title", "name", "heading", "file", "id")
 FACT_KEYS = {*PROMPT_KEYS, *TARGET_KEYS, *CHAT_KEYS}
 
-# The file that several texts are written to, in the results folder.
-TEXTS_FILE = "texts.jsonl"
+# The file that several texts are written to, in the results folder: `texts.jsonl`.
+TEXTS_FILE = "texts"
 
 # More facts than these are learned in minibatches, where the command line leaves it open.
 MOST_FACTS_IN_A_STEP = 30
@@ -64,10 +65,17 @@ def named_texts(files: Sequence[Path], run: Run) -> list[tuple[str, str]]:
 
 
 def texts_file(texts: Sequence[tuple[str, str]], folder: Path) -> Path:
-    """Several texts as a file of long texts, each behind its name."""
+    """Several texts as a file of long texts, each behind its name.
+
+    Runs name the file by its path, so a file that holds other texts stays as it is.
+    """
     rows = [{"question": name, "matching": text} for name, text in texts]
-    path = folder / TEXTS_FILE
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path = folder / f"{TEXTS_FILE}.jsonl"
+    if path.exists() and path.read_bytes() != content.encode():
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        path = folder / f"{TEXTS_FILE}-{digest[:8]}.jsonl"
+    write_text(path, content)
     return path
 
 

@@ -4,6 +4,8 @@ Each measure is a file whose `measure` takes a model, a bank of adapters and sam
 them, and returns a mapping of named numbers for each adapter.
 
     decoding.py       free-running greedy decoding
+    recall_scores.py  sampling, prefixes and near-verbatim recall (without torch)
+    beyond_greedy.py  sampling at other temperatures, recall after a wrong token
     held_out_gain.py  loss gained on held-out samples of the source
     forgetting.py     loss, and KL divergence from the base, on other text
     quantize.py       absmax rounding of weights
@@ -20,6 +22,7 @@ them, and returns a mapping of named numbers for each adapter.
     proof.py          what a run knows before it is handed over (without torch)
     proving.py        measures it
     other_questions.py paraphrases of the facts, and questions whose answers must not change
+    batched_answers.py questions to that script, several in one call of generate
     script_check.py   the adapter's script, run as its reader would run it
     answers.py        token F1 of an answer
     asking.py         the prompts of a finished run, and what its adapter answers

@@ -161,7 +161,7 @@ def _origin(run: Run, result: Mapping[str, Any]) -> str:
         f"- base model: {_inline(base_path(run.model))}{revision}, in {run.model.dtype}",
         f"- adapter: rank {run.rank}, {placement}; {result['trainable_parameters']:,} parameters",
         f"- training: {loss_label(run.loss)}, {result['steps_run']} steps at learning rate "
-        f"{run.train.lr:g}, seed {run.seed}",
+        f"{run.train.peak_lr:g}, seed {run.seed}",
         f"- loss: {result['base_loss']:.3f} nats per token before, {result['final_loss']:.3f} "
         "after",
         f"- {_versions()}",

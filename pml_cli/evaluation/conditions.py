@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 TRAINED = "trained"
 BF16 = "bf16"
+BASE_INT8 = "base_int8"
 
 # Status of a condition that needs the adapter merged, and why it cannot be.
 NOT_MERGEABLE = "not mergeable"
@@ -61,7 +62,7 @@ CONDITIONS = (
         base="bfloat16",
     ),
     Condition(
-        name="base_int8",
+        name=BASE_INT8,
         meaning=(
             "matrices of the base's layers rounded to int8 by output channel, adapter as trained"
         ),

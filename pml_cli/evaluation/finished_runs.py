@@ -56,6 +56,13 @@ TextsOf: TypeAlias = Callable[[Run, list[Sample]], tuple[Texts, Sequence[object]
 OnMeasured: TypeAlias = Callable[[list[tuple[EvalRun, dict[str, Any]]]], None]
 """Called with runs that have been measured, and what was measured of each."""
 
+OnStage: TypeAlias = Callable[[str], None]
+"""Called with what is measured now, in a few words."""
+
+
+def no_stage(_stage: str) -> None:
+    """Nobody is told what is measured now."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
@@ -81,6 +88,7 @@ class Measurements:
         self.path = path
         self.format = file_format
         self._entries = _read_entries(path, file_format)
+        self._unsaved = False
 
     def missing(self, runs: Iterable[FinishedRun]) -> list[FinishedRun]:
         """The runs that are to be measured; entries of those that have changed are dropped."""
@@ -95,10 +103,13 @@ class Measurements:
     def add(self, run: FinishedRun, measured: dict[str, Any]) -> None:
         """Add the entry of a run."""
         self._entries[run.fields["id"]] = {**run.fields, "key": run.key, **measured}
+        self._unsaved = True
 
     def save(self) -> None:
-        """Write all entries, as long as there is no report."""
-        write_json(self.path, {"format": self.format, "runs": list(self._entries.values())})
+        """Write all entries, as long as there is no report; nothing where none is new."""
+        if self._unsaved:
+            write_json(self.path, {"format": self.format, "runs": list(self._entries.values())})
+            self._unsaved = False
 
     def of(self, runs: Iterable[FinishedRun]) -> list[dict[str, Any]]:
         """The entries of runs, whose folders may have moved since."""
@@ -128,6 +139,7 @@ def measure_missing(
     missing: Sequence[FinishedRun],
     measure: Callable[..., None],
     show: Callable[[int, int], None] | None = None,
+    on_stage: OnStage = no_stage,
 ) -> None:
     """Measure runs and add their entries; the file is written whenever some are done.
 
@@ -136,6 +148,7 @@ def measure_missing(
         missing: what `Measurements.missing` gives.
         measure: measures `runs`, and hands them to `on_measured` as they are done.
         show: called with the number of runs done, and of all.
+        on_stage: called with what is measured now.
 
     Raises:
         UserError: a model cannot be loaded, has other weights than it had, or an adapter does not
@@ -154,7 +167,7 @@ def measure_missing(
             show(done, len(missing))
 
     with moved_files():
-        measure([run.subject for run in missing], on_measured=on_measured)
+        measure([run.subject for run in missing], on_measured=on_measured, on_stage=on_stage)
 
 
 def finished_run_list(

@@ -29,9 +29,11 @@ from pml_cli.evaluation.finished_runs import (
     FinishedRun,
     Measurements,
     OnMeasured,
+    OnStage,
     Texts,
     finished_run_list,
     measure_missing,
+    no_stage,
 )
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import finite_or_none
@@ -178,13 +180,19 @@ def _pools(model: Model, settings: Forgetting) -> dict[str, Pool]:
     return pools
 
 
-def measure(runs: Sequence[EvalRun], device: str, on_measured: OnMeasured) -> None:
+def measure(
+    runs: Sequence[EvalRun],
+    device: str,
+    on_measured: OnMeasured,
+    on_stage: OnStage = no_stage,
+) -> None:
     """Measure every run; each model is loaded once, and reads each text once.
 
     Args:
         runs: what to measure.
         device: `model.device` of all of them.
         on_measured: called with the runs that are done.
+        on_stage: called with the kind of text that is read now.
 
     Raises:
         UserError: a model cannot be loaded, has other weights than it had, or an adapter does not
@@ -202,7 +210,7 @@ def measure(runs: Sequence[EvalRun], device: str, on_measured: OnMeasured) -> No
             for start in range(0, len(loaded), RUNS_AT_ONCE):
                 chunk = loaded[start : start + RUNS_AT_ONCE]
                 bank = stack([adapter for _, adapter in chunk])
-                by_run = _by_kind(readings, bank, [texts[run.id] for run, _ in chunk])
+                by_run = _by_kind(readings, bank, [texts[run.id] for run, _ in chunk], on_stage)
                 chunk_runs = [run for run, _ in chunk]
                 entries = map(entry_of, by_run)
                 on_measured(list(zip(chunk_runs, entries, strict=True)))
@@ -220,12 +228,13 @@ def _with_own_text(base: SplitModel, texts: Texts) -> Texts:
 
 
 def _by_kind(
-    readings: Readings, bank: AdapterBank, texts: Sequence[Texts]
+    readings: Readings, bank: AdapterBank, texts: Sequence[Texts], on_stage: OnStage
 ) -> list[dict[str, WindowMeans]]:
     """The windows of each kind of text that a run has, run by run."""
     by_run: list[dict[str, WindowMeans]] = [{} for _ in texts]
     kinds = dict.fromkeys(kind for of_run in texts for kind in of_run)
     for kind in kinds:
+        on_stage(kind)
         cells = [of_run.get(kind, []) for of_run in texts]
         for compared, measured in zip(by_run, readings.by_window(bank, cells), strict=True):
             if measured is not None:

@@ -12,6 +12,7 @@ import pandas as pd
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.opened import source_of
 from pml_cli.evaluation import decoding, held_out_gain
+from pml_cli.evaluation.recall_scores import base_fields, mean_edit_distance, recall_fields
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.files import hub_id
 from pml_cli.model.split_model import SplitModel
@@ -24,6 +25,7 @@ from pml_cli.training.trainer import Cell
 NOT_MEASURED: dict[str, Any] = {
     "free_accuracy": None,
     "free_exact_match": None,
+    "edit_distance": None,
     "unseen_exact_match": None,
     **held_out_gain.NOT_MEASURED,
 }
@@ -77,7 +79,7 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
         "loss": loss_label(run.loss),
         "setting": settings_label(run),
         "layer": base.first_layer(cell.adapter),
-        "lr": run.train.lr,
+        "lr": run.train.peak_lr,
         "steps": plan.steps,
         "rank": run.rank,
         "seqlen": run.seqlen,
@@ -87,6 +89,8 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
         "seed": run.seed,
         "base_loss": base_loss,
         **summary,
+        **recall_fields(plan.samples, cell.final),
+        **base_fields(plan.samples, cell.initial),
         "delta_loss": delta_loss,
         "bits_gained": tokens * delta_loss / LN2,
         "source_nats": source_nats,
@@ -97,7 +101,11 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
         "gradient_above": float(pd.concat(cell.curve)["gradient_above"].mean()),
         "tokens_seen": _tokens_seen(plan, cell.steps_run),
         "steps_run": cell.steps_run,
-        "stopped_early": cell.steps_run < plan.steps,
+        "passes": cell.steps_run,
+        "converged": cell.converged,
+        "expected_gain": cell.expected_gain,
+        # Of a cell that has converged the rest of the steps would have changed nothing.
+        "stopped_early": cell.steps_run < plan.steps and not cell.converged,
     }
 
 
@@ -142,6 +150,7 @@ def extra_measures(base: SplitModel, cells: Sequence[Cell]) -> list[ExtraMeasure
         for cell, decoded in zip(decodable, _decoded(base, bank, decodable), strict=True):
             decoded_ids[id(cell)] = decoded
             fields[id(cell)] |= decoding.recall(cell.samples, decoded)
+            fields[id(cell)]["edit_distance"] = mean_edit_distance(cell.samples, decoded)
         for cell, unseen in zip(decodable, _unseen_recall(base, bank, decodable), strict=True):
             fields[id(cell)]["unseen_exact_match"] = unseen
     if trained:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pml_cli.config.reports import Lasting
 from pml_cli.data.source import Sample
-from pml_cli.evaluation import forgetting
+from pml_cli.evaluation import beyond_greedy, forgetting
 from pml_cli.evaluation.adapters import LoadedRuns, adapters_by_sites, loaded_models
 from pml_cli.evaluation.conditions import (
     BF16,
@@ -32,7 +33,8 @@ from pml_cli.evaluation.deployment import (
     merged_bytes,
     rounded_base,
 )
-from pml_cli.evaluation.finished_runs import OnMeasured
+from pml_cli.evaluation.finished_runs import OnMeasured, OnStage, no_stage
+from pml_cli.evaluation.recall_scores import mean_edit_distance, recall_fields
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.loading import load_model
@@ -42,6 +44,9 @@ from pml_cli.training.batches import SamplesByCell
 from pml_cli.training.limits import EVALUATION_TOKENS
 from pml_cli.training.scores import Scores, summarise, violations
 from pml_cli.training.scoring import PackInputs, score_cells
+
+# Measured together; after them, what was measured is written down.
+RUNS_AT_ONCE = 4
 
 # Merged matrices that exist at once.
 MAX_MERGED_BYTES = 2**29
@@ -60,27 +65,32 @@ TEXTS = ("text", "random")
 
 
 def measure(
-    runs: Sequence[EvalRun], device: str, decode_freely: bool, on_measured: OnMeasured
+    runs: Sequence[EvalRun],
+    settings: Lasting,
+    *,
+    on_measured: OnMeasured,
+    on_stage: OnStage,
 ) -> None:
     """Measure every run; each model is loaded once in its own dtype and once in bfloat16.
 
     Args:
         runs: what to measure.
-        device: `model.device` of all of them.
-        decode_freely: whether to decode in bfloat16 beside teacher forcing.
+        settings: `model.device` of all of them, and whether to decode in bfloat16 beside teacher
+            forcing.
         on_measured: called with each chunk of runs that is done.
+        on_stage: called with what is measured now.
 
     Raises:
         UserError: a model cannot be loaded, has other weights than it had, or an adapter does not
             fit.
     """
-    for base, group in loaded_models(runs, device):
+    for base, group in loaded_models(runs, settings.device):
         base_bf16 = base
         if base.dtype != torch.bfloat16:
             base_bf16 = load_model(dataclasses.replace(base.settings, dtype="bfloat16"))
 
         for chunk in _chunks(base, group):
-            results = _measure_chunk(base, base_bf16, chunk, decode_freely)
+            results = _measure_chunk(base, base_bf16, chunk, settings.decode, on_stage)
             chunk_runs = [run for run, _ in chunk]
             on_measured(list(zip(chunk_runs, results, strict=True)))
 
@@ -97,7 +107,8 @@ def _chunks(base: SplitModel, runs: Sequence[EvalRun]) -> Iterator[LoadedRuns]:
             # Of equal size: the tokens and merged matrices of all of them exist at once.
             count = len(chunk) + 1
             too_large = (
-                count * _tokens(run) > EVALUATION_TOKENS
+                count > RUNS_AT_ONCE
+                or count * _tokens(run) > EVALUATION_TOKENS
                 or count * merged_bytes(bank) > MAX_MERGED_BYTES
             )
             if chunk and too_large:
@@ -114,7 +125,11 @@ def _tokens(run: EvalRun) -> int:
 
 
 def _measure_chunk(
-    base: SplitModel, base_bf16: SplitModel, chunk: LoadedRuns, decode_freely: bool
+    base: SplitModel,
+    base_bf16: SplitModel,
+    chunk: LoadedRuns,
+    decode_freely: bool,
+    on_stage: OnStage,
 ) -> list[dict[str, Any]]:
     """The entry of each run in lasting.json: `conditions`, `offenders` and `damage`.
 
@@ -123,14 +138,24 @@ def _measure_chunk(
         base_bf16: the model in bfloat16.
         chunk: the runs.
         decode_freely: whether to decode in bfloat16 beside teacher forcing.
+        on_stage: called with what is measured now.
     """
     runs = [run for run, _ in chunk]
     bank = stack([bank for _, bank in chunk])
     samples = [run.samples for run in runs]
 
     inputs_bf16 = PackInputs(base_bf16, bank, samples)
-    by_condition = scores_by_condition(base, base_bf16, bank, samples, inputs_bf16)
+    by_condition = scores_by_condition(
+        base, base_bf16, bank, samples, inputs_bf16, on_stage=on_stage
+    )
 
+    on_stage("sampling")
+    beyond: Sequence[dict[str, Any]] = [beyond_greedy.NOT_MEASURED for _ in runs]
+    # A streamed model would be read from its files twice more.
+    if not base.stream:
+        beyond = beyond_greedy.measure(base, bank, samples)
+
+    on_stage("decoding in bf16")
     bank_bf16 = deploy(base_bf16, bank, BY_NAME[BF16])
     scores_float32_head = score_cells(base_bf16, bank_bf16, inputs_bf16, float32_head(base_bf16))
 
@@ -147,12 +172,16 @@ def _measure_chunk(
         conditions: dict[str, Any] = {}
         for name, scores in by_condition.items():
             conditions[name] = condition_row(scores[k], trained)
+            conditions[name] |= recall_fields(run.samples, scores[k])
         for condition in CONDITIONS:
             reason = reason_not_measurable(base, bank, condition)
             if reason:
                 conditions[condition.name] = {"status": reason}
 
+        conditions[TRAINED] |= beyond[k]
         conditions[BF16] |= free_decoding_row(run.samples, bf16, decoded[k])
+        if decoded[k] is not None:
+            conditions[BF16]["edit_distance"] = mean_edit_distance(run.samples, decoded[k])
         offenders = violating_tokens(
             run.samples,
             trained=trained,
@@ -163,6 +192,7 @@ def _measure_chunk(
         results.append({"conditions": conditions, "offenders": offenders, "damage": {}})
 
     for name in TEXTS:
+        on_stage("forgetting")
         texts = [run.texts[name] for run in runs]
         measured = forgetting.measure(base, bank, texts)
         for result, damage in zip(results, measured, strict=True):
@@ -187,6 +217,7 @@ def scores_by_condition(
     inputs_bf16: PackInputs,
     *,
     conditions: Sequence[Condition] = CONDITIONS,
+    on_stage: OnStage = no_stage,
 ) -> dict[str, list[Scores]]:
     """Scores of each cell under every condition that can be measured.
 
@@ -197,6 +228,7 @@ def scores_by_condition(
         cells: the samples of each cell.
         inputs_bf16: these samples for the model in bfloat16.
         conditions: those that are wanted.
+        on_stage: called with the name of each condition.
     """
     inputs = PackInputs(base, bank, cells)
     by_condition: dict[str, list[Scores]] = {}
@@ -204,6 +236,7 @@ def scores_by_condition(
     for condition in conditions:
         if reason_not_measurable(base, bank, condition):
             continue
+        on_stage(condition.name)
         if condition.bf16:
             adapters = deploy(base_bf16, bank, condition)
             scores = score_cells(base_bf16, adapters, inputs_bf16)

@@ -15,10 +15,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pml_cli.config.schema import Run
 from pml_cli.data.source import Sample
+from pml_cli.evaluation import batched_answers
 from pml_cli.evaluation.adapter_readme import README_FILE
 from pml_cli.evaluation.dialogue import Dialogue, IdsPrompt, dialogue_of, question_of
 from pml_cli.evaluation.proof import MEASURED, ScriptProof
@@ -26,18 +28,15 @@ from pml_cli.runs.folder import RunFolder
 
 SCRIPT = re.compile(r"^(`{3,})python\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 
-# Stands before every answer: the script itself prints one, of any number of lines.
-SEPARATOR = "\x1e"
-
-# Behind the script: its own function, once for every question.
+# Behind the script: its own function, for every question.
 ASK_ALL = """
-import json, sys
-for line in sys.stdin:
-    print(chr(30) + json.dumps(answer(json.loads(line))), flush=True)
+asking = {{}}
+exec({source!r}, asking)
+asking["print_answers"](globals())
 """
 ASK_FIRST = """
 import json
-print(chr(30) + json.dumps(answer()), flush=True)
+print(chr(30) + json.dumps([0, answer()]), flush=True)
 """
 
 
@@ -45,8 +44,8 @@ print(chr(30) + json.dumps(answer()), flush=True)
 class _Ended:
     """A script that has come to its end, or was stopped."""
 
-    answers: list[Any]
-    """Texts; ids where the model has no tokenizer."""
+    answers: dict[int, Any]
+    """By index of the question: texts; ids where the model has no tokenizer."""
 
     fault: str
     """Why it did not come to its end; empty if it did."""
@@ -71,9 +70,9 @@ def check_script(
         return ScriptProof(status=reason, asked=0, whole=0, seconds=0.0)
 
     dialogue = dialogue_of(run)
-    ended = _ask(folder, script, _questions(run, samples, dialogue), seconds)
+    ended = _ask(folder, script, _questions(run, samples, targets, dialogue), seconds)
     whole = 0
-    for index, answer in enumerate(ended.answers):
+    for index, answer in ended.answers.items():
         expected: Any = targets[index]
         if not dialogue.reads_text:
             expected = list(samples[index].target)
@@ -97,11 +96,16 @@ def readme_script(folder: RunFolder) -> str | None:
     return match.group(2) if match else None
 
 
-def _questions(run: Run, samples: Sequence[Sample], dialogue: Dialogue) -> list[str] | None:
-    """What is asked; None: the script has one prompt, given as ids."""
+def _questions(
+    run: Run, samples: Sequence[Sample], targets: Sequence[str], dialogue: Dialogue
+) -> list[tuple[str, str, bool]] | None:
+    """Rows of `batched_answers.Asker`; None: the script has one prompt, given as ids."""
     if isinstance(dialogue.prompt, IdsPrompt):
         return None
-    return [question_of(run.data, sample) for sample in samples]
+    return [
+        (question_of(run.data, sample), target, bool(sample.end))
+        for sample, target in zip(samples, targets, strict=True)
+    ]
 
 
 def _is_whole(answer: Any, expected: Any, *, has_end: bool) -> bool:
@@ -111,8 +115,14 @@ def _is_whole(answer: Any, expected: Any, *, has_end: bool) -> bool:
     return bool(answer[: len(expected)] == expected)
 
 
-def _ask(folder: RunFolder, script: str, questions: Sequence[str] | None, seconds: float) -> _Ended:
-    program = script + (ASK_FIRST if questions is None else ASK_ALL)
+def _ask(
+    folder: RunFolder,
+    script: str,
+    questions: Sequence[tuple[str, str, bool]] | None,
+    seconds: float,
+) -> _Ended:
+    source = Path(batched_answers.__file__).read_text("utf-8")
+    program = script + (ASK_FIRST if questions is None else ASK_ALL.format(source=source))
     lines = [json.dumps(question) + "\n" for question in questions or ()]
     fault = ""
     # A file: what was printed before the script was stopped can be read.
@@ -135,7 +145,7 @@ def _ask(folder: RunFolder, script: str, questions: Sequence[str] | None, second
         except subprocess.TimeoutExpired:
             fault = f"stopped after {seconds:.0f} s"
         printed.seek(0)
-        texts = printed.read().split(SEPARATOR)[1:]
+        texts = printed.read().split(batched_answers.SEPARATOR)[1:]
     return _Ended(answers=_answers(texts), fault=fault)
 
 
@@ -150,12 +160,13 @@ def _fault(code: int, stderr: str) -> str:
     return f"could not be run here: {reason}"
 
 
-def _answers(texts: Sequence[str]) -> list[Any]:
+def _answers(texts: Sequence[str]) -> dict[int, Any]:
     """Answers as they were printed, up to one that was cut off."""
-    answers = []
+    answers = {}
     for text in texts:
         try:
-            answers.append(json.loads(text))
+            index, answer = json.loads(text)
         except ValueError:
             break
+        answers[index] = answer
     return answers

@@ -609,6 +609,16 @@ def adapter_sites(run: Run, shape: DecoderShape) -> list[Site]:
     ]
 
 
+def useful_rank(run: Run) -> int | None:
+    """The largest rank that an adapted matrix of a run can have: beyond it weights add nothing.
+
+    Returns:
+        None where the family of the model has no record of these matrices.
+    """
+    sites = adapter_sites(run, decoder_shape(run.model))
+    return max((min(site.matrix.inputs, site.matrix.outputs) for site in sites), default=None)
+
+
 def batch_fill(cell: CellPlan) -> float:
     """Mean size of a cell's minibatches, as a share of the largest one."""
     if cell.run.train.curriculum:

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from pml_cli.config.schema import Launch, Run
+from pml_cli.config.schema import MOST_STEPS, Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.generic_text import generic_windows
@@ -18,11 +18,12 @@ from pml_cli.data.opened import packed_size_of, samples_of, tokens_hash_of
 from pml_cli.data.resolve import forget_resolved, resolved_run
 from pml_cli.data.stream import fetch_unmeasured
 from pml_cli.errors import UserError, raise_all
+from pml_cli.format import counted
 from pml_cli.launch.cost_model import peak_memory
 from pml_cli.launch.devices import memory_per_worker
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
-from pml_cli.model.dims import check_adapter
+from pml_cli.model.dims import check_adapter, check_start
 from pml_cli.runs.run_folders import run_key
 from pml_cli.runs.run_id import model_hash, run_id
 
@@ -84,9 +85,14 @@ def check(runs: Sequence[Run]) -> list[CellPlan]:
 def _plan(run: Run) -> CellPlan:
     run = resolved_run(run)
     check_adapter(run.model, run.adapter)
+    check_start(run)
     samples = samples_of(run)
     # Refuses a text that cannot be read, or that leaves no window.
     generic_windows(run)
+    steps = total_steps(run.train, len(samples))
+    if steps > MOST_STEPS:
+        allowed = f"{steps:,} steps of {counted(samples, 'sample')}; at most {MOST_STEPS:,}"
+        raise UserError(f"train.epochs={run.train.epochs}: {allowed}")
     batch = run.train.batch or len(samples)
     longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
 
@@ -95,7 +101,7 @@ def _plan(run: Run) -> CellPlan:
         run=run,
         samples=samples,
         tokens_hash=tokens_hash_of(run),
-        steps=total_steps(run.train, len(samples)),
+        steps=steps,
         rows=min(batch, len(samples)),
         # The last token is only predicted.
         tokens=longest - 1,
@@ -264,6 +270,7 @@ def _compatible_key(cell: CellPlan) -> str:
             run.model,
             run.adapter,
             cell.steps,
+            run.train.optimizer,
             run.train.log_every,
             cell.rows > 1,
             cell.is_sampled,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from pml_cli.runs.groups import (
     key_for_json,
     with_key_columns,
 )
-from pml_cli.stats import LN2
+from pml_cli.stats import LN2, Array
 
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 REPEATS = ("rank", "target_tokens", "data_seed", "seed")
@@ -43,6 +44,8 @@ OPTIONAL = (
     "exact_match",
     "stopped_early",
     "trainable_parameters",
+    "samples",
+    "source_nats",
     "bits_memorised",
     "control_gain",
 )
@@ -70,6 +73,10 @@ class GroupFit:
     """Every law of the gain."""
     recall: RecallFit
     """The law of exact recall."""
+    all_recall: RecallFit | None
+    """Where cells have several samples (facts): the law of recalling all of them."""
+    tokens_per_sample: float
+    """Mean target tokens of a sample; nan where the number of samples was not recorded."""
     bits: list[BitsPerParameter]
     """Bits stored for each parameter."""
     control: UnseenGain | None
@@ -169,6 +176,7 @@ def fit_group(
     unmoved = unmoved_first_tokens(usable)
     exact = pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)
     recall = fit_recall(observed, exact, min(draws, DRAWS))
+    samples = pd.to_numeric(usable["samples"], errors="coerce").to_numpy(float)
     advice = conclusions(usable, analysis)
     if unmoved:
         recall, advice = _without_sweeps(recall, advice)
@@ -182,6 +190,8 @@ def fit_group(
         axis=axis,
         analysis=analysis,
         recall=recall,
+        all_recall=_all_recall(observed, exact, samples, min(draws, DRAWS)),
+        tokens_per_sample=_tokens_per_sample(observed, samples),
         bits=bits_per_parameter(usable),
         control=unseen_gain(usable),
         warnings=[
@@ -192,6 +202,32 @@ def fit_group(
         ],
         conclusions=advice,
     )
+
+
+def _all_recall(
+    observed: Observations,
+    exact: Array,
+    samples: Array,
+    draws: int,
+) -> RecallFit | None:
+    """The law of recalling every sample of a cell; None where cells have one sample each.
+
+    Args:
+        exact: share of each cell's samples that are recalled exactly, (N,).
+        samples: of each cell, (N,).
+    """
+    if not (samples > 1).any():
+        return None
+    whole = np.where(np.isfinite(exact), exact == 1, np.nan)
+    return fit_recall(observed, whole, draws)
+
+
+def _tokens_per_sample(observed: Observations, samples: Array) -> float:
+    """Mean target tokens of a sample; nan where no number of samples was recorded."""
+    recorded = samples > 0
+    if not recorded.any():
+        return math.nan
+    return float(observed.length[recorded].sum() / samples[recorded].sum())
 
 
 def _without_sweeps(recall: RecallFit, advice: list[Finding]) -> tuple[RecallFit, list[Finding]]:

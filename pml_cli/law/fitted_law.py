@@ -78,15 +78,18 @@ class BaseLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedLaw:
-    """The chosen law of one group of cells."""
+    """The laws of one group of cells: of the gain, of exact recall, or both."""
 
     name: str
     """Of the group."""
     axis: SizeAxis
     """What its ranks are."""
-    form: Form
+    form: Form | None
+    """Of the chosen law of the gain; None where none is identified."""
+    form_reason: str
+    """Why there is no law of the gain."""
     theta: Array
-    """(1 + D, P) the fit, then draws of it."""
+    """(1 + D, P) its fit, then draws of it."""
     centre: Centre
     """Mean log rank and mean log length, where c is centred."""
     ranks: Interval
@@ -96,7 +99,12 @@ class FittedLaw:
     recall: RecallFit | None
     recall_reason: str
     """Why there is no law of exact recall."""
+    all_recall: RecallFit | None
+    """The law of cells of several facts whose every fact is recalled."""
+    tokens_per_fact: float
+    """Mean target tokens of a sample; nan where it was not recorded."""
     status: str
+    """Of the law of the gain."""
 
     def base_losses(self, length: float | Array) -> Array:
         """Loss of the base model, (1 + D,): the mean, then that of a text drawn for each draw.
@@ -124,6 +132,7 @@ class FittedLaw:
         Args:
             rank, length, base: one value, or one for each draw, (1 + D,).
         """
+        assert self.form is not None
         link = self.form.link
         base_loss = self._for_each_draw(base)
         # Every draw has a cell of its own: (1 + D, 1).

@@ -54,26 +54,28 @@ class Prediction:
     high: float
 
 
-def answer(
-    law: FittedLaw,
-    target: Target,
-    *,
-    ranks: Sequence[float],
-    lengths: Sequence[float],
-    base: float | None = None,
-) -> dict[str, Any]:
-    """What one law predicts, as plain values; None where nothing reaches the target.
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is given; a row of the answer for each value, or for each pair of rank and length."""
 
-    Args:
-        ranks, lengths: what is given; a row for each, or for each pair where both are.
-        base: loss of the base model, nats per token; that of the texts trained when None.
+    ranks: Sequence[float] = ()
+    lengths: Sequence[float] = ()
+    """Target tokens."""
+    facts: Sequence[float] = ()
+    """Numbers of facts, all of which are to be recalled."""
+    base: float | None = None
+    """Loss of the base model, nats per token; that of the texts trained when None."""
+
+
+def answer(law: FittedLaw, target: Target, question: Question) -> dict[str, Any]:
+    """What the laws of one group predict, as plain values; None where nothing reaches the target.
 
     Returns:
-        The law, the target, and `rows`; or `reason`, where the law of exact recall is missing.
+        The law, the target, and `rows`; or `reason`, where the law that is needed is missing.
     """
     answered: dict[str, Any] = {
         "group": law.name,
-        "law": law.form.name,
+        "law": law.form.name if law.form else None,
         "x": law.axis.name,
         "target": target.kind,
         "value": target.value or None,
@@ -81,20 +83,62 @@ def answer(
         "rows": [],
     }
 
-    if ranks and lengths:
-        pairs = itertools.product(ranks, lengths)
-        answered["rows"] = [_cell(law, rank, length, base) for rank, length in pairs]
-    elif target.kind == "verbatim" and law.recall is None:
-        answered["reason"] = law.recall_reason
-    elif lengths:
+    reason = _missing_law(law, target, question)
+    if reason:
+        return answered | {"reason": reason}
+    if question.facts:
+        answered["rows"] = _facts_rows(law, question)
+    elif question.ranks and question.lengths:
+        pairs = itertools.product(question.ranks, question.lengths)
+        answered["rows"] = [_cell(law, rank, length, question.base) for rank, length in pairs]
+    elif question.lengths:
         answered["rows"] = [
-            row for length in lengths for row in _least_rank(law, length, target, base)
+            row
+            for length in question.lengths
+            for row in _least_rank(law, length, target, question.base)
         ]
     else:
         answered["rows"] = [
-            row for rank in ranks for row in _longest_length(law, rank, target, base)
+            row
+            for rank in question.ranks
+            for row in _longest_length(law, rank, target, question.base)
         ]
     return answered
+
+
+def _missing_law(law: FittedLaw, target: Target, question: Question) -> str:
+    """Why this question has no answer; empty where it has one."""
+    if question.facts:
+        if law.all_recall is None or not math.isfinite(law.tokens_per_fact):
+            return "no law of recalling all facts: these cells have one sample each, or too few"
+        return ""
+    # Both given: each law answers what it can.
+    if question.ranks and question.lengths:
+        return ""
+    if target.kind == "verbatim" and law.recall is None:
+        return f"no law of exact recall: {law.recall_reason}"
+    if target.kind != "verbatim" and law.form is None:
+        return f"no law of the gain: {law.form_reason}"
+    return ""
+
+
+def _facts_rows(law: FittedLaw, question: Question) -> list[dict[str, Any]]:
+    """Rows about numbers of facts: the least rank that knows all of them, or their chance."""
+    assert law.all_recall is not None
+    rows: list[dict[str, Any]] = []
+    for count in question.facts:
+        length = count * law.tokens_per_fact
+        if not question.ranks:
+            found = _recall_rows(law, "rank", length, law.all_recall.log_ranks)
+            rows += [{"facts": count, **row} for row in found]
+            continue
+        for rank in question.ranks:
+            row: dict[str, Any] = {law.axis.name: rank, "facts": count, "length": length}
+            if law.recall:
+                row["recall"] = jsonable(with_band(law.recall.probabilities(rank, length)))
+            row["all_recall"] = jsonable(with_band(law.all_recall.probabilities(rank, length)))
+            rows.append(row | {"outside": law.outside(rank, length)})
+    return rows
 
 
 def _cell(
@@ -103,17 +147,17 @@ def _cell(
     length: float,
     base: float | None,
 ) -> dict[str, Any]:
-    """Everything about one cell."""
-    base_loss = _base_losses(law, length, base)
-    gain = law.gain(rank, length, base_loss)
-    row: dict[str, Any] = {
-        law.axis.name: rank,
-        "length": length,
-        "base_loss": float(base_loss[0]),
-        "gain": jsonable(with_band(gain)),
-        "loss": jsonable(with_band(base_loss - gain)),
-        "bits": jsonable(with_band(bits(length, gain))),
-    }
+    """Everything about one cell that the laws of its group say."""
+    row: dict[str, Any] = {law.axis.name: rank, "length": length}
+    if law.form:
+        base_loss = _base_losses(law, length, base)
+        gain = law.gain(rank, length, base_loss)
+        row |= {
+            "base_loss": float(base_loss[0]),
+            "gain": jsonable(with_band(gain)),
+            "loss": jsonable(with_band(base_loss - gain)),
+            "bits": jsonable(with_band(bits(length, gain))),
+        }
     # Recall has a law of its own.
     if law.recall:
         row["recall"] = jsonable(with_band(law.recall.probabilities(rank, length)))

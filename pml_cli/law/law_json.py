@@ -7,6 +7,7 @@ precision; what is not finite is null. Covariances are row by row.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from pml_cli.io import jsonable
 from pml_cli.law.analysis import LawRow
 from pml_cli.law.bootstrap import Bootstrap, Profile
 from pml_cli.law.capacity import BitsPerParameter, UnseenGain
-from pml_cli.law.findings import OK, Finding
+from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding
 from pml_cli.law.fit_groups import GroupFit
 from pml_cli.law.fitted_law import (
     BaseLoss,
@@ -49,7 +50,7 @@ from pml_cli.stats import Array, percent_error
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FORMAT = 3
+FORMAT = 4
 FILE_NAME = "law.json"
 ESTIMATORS = {"paper": "least squares", "robust": "relative residuals, Huber's loss"}
 
@@ -248,10 +249,11 @@ class RecallRecord:
     """Cells."""
     exact: int
     """Cells of which every sample is recalled exactly."""
+    texts: int
     clusters: int
-    """Texts times lengths."""
-    gaps: dict[str, float]
-    """Median step between the ranks and between the lengths tried, on logs."""
+    """The texts; of one to three texts, texts times lengths."""
+    blur: dict[str, float]
+    """Width of the error that the steps between the ranks and lengths tried leave, on logs."""
     draws: int
     """Of the bootstrap."""
 
@@ -310,6 +312,10 @@ class GroupRecord:
     """Correlation of residuals that share text and length."""
     recall: RecallRecord
     """The law of exact recall."""
+    all_recall: RecallRecord | None
+    """Where cells have several samples (facts): the law of recalling all of them."""
+    tokens_per_sample: float
+    """Mean target tokens of a sample."""
     capacity: list[BitsPerParameter]
     """Bits a parameter, for each rank and count."""
     control: UnseenGain | None
@@ -369,7 +375,7 @@ class LawFile:
     """Of groups, with --by."""
     groups: list[GroupRecord]
     draws: dict[str, dict[str, list[float]]]
-    """Slug to parameter (and recall_a, recall_g, recall_h) to the bootstrap's values."""
+    """Slug to parameter (and recall_a, all_recall_a and so on) to the bootstrap's values."""
 
 
 def law_file(
@@ -394,7 +400,9 @@ def law_file(
 
     draws = {}
     for group in groups:
-        draws[group.slug] = group.analysis.draws | _recall_draws(group.recall)
+        draws[group.slug] = group.analysis.draws | _recall_draws("recall", group.recall)
+        if group.all_recall:
+            draws[group.slug] |= _recall_draws("all_recall", group.all_recall)
 
     return LawFile(
         format=FORMAT,
@@ -448,6 +456,8 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         constant_capacity=analysis.constant_capacity,
         alike_within_clusters=analysis.residual_correlation,
         recall=_recall_record(group.recall, say),
+        all_recall=_recall_record(group.all_recall, say) if group.all_recall else None,
+        tokens_per_sample=group.tokens_per_sample,
         capacity=group.bits,
         control=group.control,
         range=_range_record(group.observed),
@@ -569,15 +579,15 @@ def _recall_record(recall: RecallFit, say: Say) -> RecallRecord:
         recall,
         reason=say(recall.finding),
         parameters=dict(zip(NAMES, recall.theta.tolist(), strict=True)),
-        gaps={"rank": recall.rank_step, "length": recall.length_step},
+        blur={"rank": recall.rank_blur, "length": recall.length_blur},
         draws=len(recall.draws),
     )
 
 
-def _recall_draws(recall: RecallFit) -> dict[str, list[float]]:
-    """Draws of a, g and h, (D,) by the names that they have in the file."""
+def _recall_draws(prefix: str, recall: RecallFit) -> dict[str, list[float]]:
+    """Draws of a, g and h, (D,) by the names that they have in the file: <prefix>_a and so on."""
     columns = zip(NAMES, recall.draws.T.tolist(), strict=True)
-    return {f"recall_{name}": column for name, column in columns if column}
+    return {f"{prefix}_{name}": column for name, column in columns if column}
 
 
 def _range_record(cells: Observations) -> RangeRecord:
@@ -634,8 +644,23 @@ def _comparison_record(comparison: Comparison, say: Say) -> ComparisonRecord:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a law.json can answer."""
+
+    laws: list[FittedLaw]
+    """Of the groups with a law of the gain or of exact recall."""
+    left_out: dict[str, str]
+    """The names of the other groups, each with the reason."""
+
+
 def load(path: Path, group: str | None = None) -> list[FittedLaw]:
-    """The chosen laws of a report.
+    """The laws of a report; see `load_report`."""
+    return load_report(path, group).laws
+
+
+def load_report(path: Path, group: str | None = None) -> Report:
+    """The laws of a report.
 
     Args:
         path: law.json, a folder that has it, or one whose fit/ has it.
@@ -652,18 +677,30 @@ def load(path: Path, group: str | None = None) -> list[FittedLaw]:
     if group is not None:
         groups = _groups_named(group, groups)
     try:
-        laws = [_fitted_law(entry, content) for entry in groups if entry["chosen"] is not None]
+        answering = [entry for entry in groups if _has_law(entry)]
+        laws = [_fitted_law(entry, content) for entry in answering]
     # Whatever is wrong inside a law.json of this format, the file is damaged.
     except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
         raise UserError(
             f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again"
         ) from error
 
+    left_out = {entry["name"]: _reasons(entry) for entry in groups if entry not in answering}
     if not laws:
-        reasons = {entry["fit"]["reason"] for entry in groups} - {""}
-        details = f": {'; '.join(sorted(reasons))}" if reasons else ""
-        raise UserError(f"{file}: no law was identified{details}")
-    return laws
+        details = "; ".join(sorted(set(left_out.values())))
+        raise UserError(f"{file}: no law was identified: {details}")
+    return Report(laws=laws, left_out=left_out)
+
+
+def _has_law(group: dict[str, Any]) -> bool:
+    """Whether a group has a law of the gain or of exact recall."""
+    return group["chosen"] is not None or group["recall"]["status"] == OK
+
+
+def _reasons(group: dict[str, Any]) -> str:
+    """Why a group has no law."""
+    gain = group["fit"]["reason"] or "no law of the gain is identified"
+    return f"{gain}; exact recall: {group['recall']['reason']}"
 
 
 def _groups_named(name: str, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -713,33 +750,55 @@ def _from_json(kind: type[Record], content: dict[str, Any]) -> Record:
 
 
 def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
-    """The chosen law of one group."""
-    chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
-    record = _from_json(LikelihoodRecord, chosen)
-    if record.clusters < 1:
-        raise ValueError("no clusters")
-
-    # Those of the law of recall lie beside those of the law of the gain.
+    """The laws of one group."""
+    # Those of the laws of recall lie beside those of the law of the gain.
     draws = dict(content["draws"].get(group["slug"], {}))
     recall_draws = [draws.pop(f"recall_{name}", []) for name in NAMES]
+    all_recall_draws = [draws.pop(f"all_recall_{name}", []) for name in NAMES]
 
     trained = _from_json(RangeRecord, group["range"])
     base = _from_json(BaseLossRecord, group["base_loss"])
     texts = [_from_json(LengthCurveRecord, text) for text in group["base_loss"]["texts"]]
-    recall = _from_json(RecallRecord, group["recall"])
     return FittedLaw(
         name=group["name"],
         axis=SIZE_AXES[content["x"]],
-        form=Form(**record.form),
-        theta=_theta(record, draws),
-        centre=(record.centre["log_rank"], record.centre["log_length"]),
         ranks=(trained.rank[0], trained.rank[1]),
         lengths=(trained.length[0], trained.length[1]),
         base=BaseLoss(mean=_length_curve(base), texts=[_length_curve(text) for text in texts]),
-        recall=_recall_fit(recall, recall_draws) if recall.status == OK else None,
-        recall_reason=recall.reason,
-        status=record.status,
+        recall=_recall_fit(group["recall"], recall_draws),
+        recall_reason=group["recall"]["reason"],
+        all_recall=_recall_fit(group["all_recall"], all_recall_draws),
+        tokens_per_fact=group["tokens_per_sample"] or math.nan,
+        **_gain_law(group, draws),
     )
+
+
+def _gain_law(group: dict[str, Any], draws: dict[str, list[float]]) -> dict[str, Any]:
+    """The fields of a `FittedLaw` that are those of the gain; empty ones where there is no law.
+
+    Args:
+        draws: of the bootstrap, (D,) by the name of the parameter.
+    """
+    if group["chosen"] is None:
+        return {
+            "form": None,
+            "form_reason": group["fit"]["reason"],
+            "theta": np.empty((0, len(THETA_NAMES))),
+            "centre": (0.0, 0.0),
+            "status": NOT_IDENTIFIED,
+        }
+
+    chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
+    record = _from_json(LikelihoodRecord, chosen)
+    if record.clusters < 1:
+        raise ValueError("no clusters")
+    return {
+        "form": Form(**record.form),
+        "form_reason": "",
+        "theta": _theta(record, draws),
+        "centre": (record.centre["log_rank"], record.centre["log_length"]),
+        "status": record.status,
+    }
 
 
 def _theta(record: LikelihoodRecord, draws: dict[str, list[float]]) -> Array:
@@ -762,8 +821,11 @@ def _theta(record: LikelihoodRecord, draws: dict[str, list[float]]) -> Array:
     return np.concatenate([theta[None], sample])
 
 
-def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
-    """The law of exact recall with its draws, (D,) for each of a, g, h."""
+def _recall_fit(content: dict[str, Any] | None, draws: list[list[float]]) -> RecallFit | None:
+    """A law of exact recall with its draws, (D,) for each of a, g, h; None where there is none."""
+    if content is None or content["status"] != OK:
+        return None
+    record = _from_json(RecallRecord, content)
     theta = [record.parameters[name] for name in NAMES]
     return RecallFit(
         status=OK,
@@ -772,9 +834,10 @@ def _recall_fit(record: RecallRecord, draws: list[list[float]]) -> RecallFit:
         draws=np.array(draws, float).T,
         n=record.n,
         exact=record.exact,
+        texts=record.texts,
         clusters=record.clusters,
-        rank_step=record.gaps["rank"],
-        length_step=record.gaps["length"],
+        rank_blur=record.blur["rank"],
+        length_blur=record.blur["length"],
     )
 
 

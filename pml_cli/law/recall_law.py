@@ -7,6 +7,10 @@ its own model, of the share of samples that greedy decoding reproduces. Firth's 
 it finite where ranks separate completely into those that recall and those that do not, as they
 often do.
 
+Intervals are those of texts: what is hard about a text is shared by all its lengths. And whole
+ranks are tried, so a threshold is known no finer than the step between them: draws are blurred by
+that, as far as the lengths share it.
+
 Shapes: B problems, N cells, D draws, 3 parameters a, g, h.
 """
 
@@ -16,13 +20,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.observations import Observations
 from pml_cli.law.power_law import MIN_DISTINCT
-from pml_cli.stats import FEW_CLUSTERS, Array, Mask, few_cluster_factor
+from pml_cli.stats import MIN_CLUSTERS, Array, Mask, few_cluster_factor
 
 NAMES = ("a", "g", "h")
 
@@ -50,12 +54,13 @@ class RecallFit:
     """Cells."""
     exact: int
     """Cells of which every sample is recalled exactly."""
+    texts: int
     clusters: int
-    """Texts times lengths."""
-    rank_step: float
-    """Median step between the ranks tried, on logs."""
-    length_step: float
-    """Median step between the lengths tried, on logs."""
+    """The texts; below MIN_CLUSTERS of them, texts times lengths."""
+    rank_blur: float
+    """Width of the uniform error that the steps between the ranks tried leave, on logs."""
+    length_blur: float
+    """The same of the lengths."""
 
     def probabilities(self, rank: float, length: float) -> Array:
         """Probability of exact recall, (1 + D,): of the fit and of the draws."""
@@ -68,14 +73,14 @@ class RecallFit:
         a, g, h = self._thetas
         needed = special.logit(probability)
         log_rank = (needed - a + h * np.log(length)) / g
-        return self._widened(log_rank, self.rank_step)
+        return self._widened(log_rank, self.rank_blur)
 
     def log_lengths(self, rank: float, probability: float) -> Array:
         """Log of the length that keeps the probability, (1 + D,): of the fit and of the draws."""
         a, g, h = self._thetas
         needed = special.logit(probability)
         log_length = (a + g * np.log(rank) - needed) / h
-        return self._widened(log_length, self.length_step)
+        return self._widened(log_length, self.length_blur)
 
     @property
     def _thetas(self) -> Array:
@@ -83,20 +88,18 @@ class RecallFit:
         rows = np.concatenate([self.theta[None], self.draws])
         return np.asarray(rows.T)
 
-    def _widened(self, values: Array, step: float = 0.0) -> Array:
-        """The draws spread as few clusters require, (1 + D,).
+    def _widened(self, values: Array, blur: float = 0.0) -> Array:
+        """The draws spread as few clusters require, and blurred by the steps, (1 + D,).
 
-        Few clusters locate the threshold no finer than the steps between the values tried: draws
-        are blurred by a uniform step.
+        Args:
+            values: (1 + D,).
+            blur: width of the uniform error that is added to each draw.
         """
         fitted = values[:1]
         deviation = few_cluster_factor(self.clusters) * (values[1:] - fitted)
-        draws = fitted + deviation
-
-        if self.clusters < FEW_CLUSTERS:
-            rng = np.random.default_rng(0)
-            draws = draws + rng.uniform(-step / 2, step / 2, len(draws))
-        return np.asarray(np.concatenate([fitted, draws]))
+        rng = np.random.default_rng(0)
+        rounding = rng.uniform(-blur / 2, blur / 2, len(deviation))
+        return np.asarray(np.concatenate([fitted, fitted + deviation + rounding]))
 
 
 def fit_recall(
@@ -105,7 +108,10 @@ def fit_recall(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> RecallFit:
-    """Fit the probability of exact recall, with a bootstrap of the clusters (text and length).
+    """Fit the probability of exact recall, with a bootstrap of the texts.
+
+    Fewer texts than MIN_CLUSTERS cannot be resampled: there the lengths of each text are, and the
+    draws say nothing about how texts differ (`RecallFit.texts` tells).
 
     Args:
         exact: share of each cell's samples that are recalled exactly, (N,), 0 to 1; nan where not
@@ -130,7 +136,7 @@ def fit_recall(
         return _result(cells, shares, theta=fitted[0])
 
     # Clusters are drawn with replacement; a draw that is not monotone has no threshold.
-    cluster, count = cells.clusters
+    cluster, count = _units(cells)
     equal = np.full(count, 1 / count)
     rng = np.random.default_rng(seed)
     weights_DG = rng.multinomial(count, equal, draws).astype(float)
@@ -161,23 +167,63 @@ def _result(
         theta: (3,) a, g, h.
         draws: (D, 3) of the bootstrap.
     """
+    theta = np.full(3, np.nan) if theta is None else theta
+    rank_blur, length_blur = _blurs(cells, theta)
     return RecallFit(
         status=NOT_IDENTIFIED if reason else OK,
         finding=reason,
-        theta=np.full(3, np.nan) if theta is None else theta,
+        theta=theta,
         draws=np.empty((0, 3)) if draws is None else draws,
         n=len(cells),
         exact=int((shares == 1).sum()),
-        clusters=cells.clusters[1],
-        rank_step=_median_step(cells.rank),
-        length_step=_median_step(cells.length),
+        texts=cells.texts[1],
+        clusters=_units(cells)[1],
+        rank_blur=rank_blur,
+        length_blur=length_blur,
     )
 
 
-def _median_step(values: Array) -> float:
-    """Median step between the distinct of (N,) values, on logs; nan for one value."""
-    steps = np.diff(np.log(np.unique(values)))
-    return float(np.median(steps)) if len(steps) else math.nan
+def _units(cells: Observations) -> tuple[NDArray[np.intp], int]:
+    """(N,) the cluster of each cell that the bootstrap draws whole, and the number of clusters."""
+    text, count = cells.texts
+    return (text, count) if count >= MIN_CLUSTERS else cells.clusters
+
+
+def _blurs(cells: Observations, theta: Array) -> tuple[float, float]:
+    """Widths of the errors that the steps between ranks, and between lengths, leave, on logs.
+
+    Args:
+        theta: (3,) a, g, h; nan where there is no law, and then no error.
+    """
+    if not np.isfinite(theta).all():
+        return (math.nan, math.nan)
+    a, g, h = theta
+    log_ranks = np.log(np.unique(cells.rank))
+    log_lengths = np.log(np.unique(cells.length))
+    # Even chance at each length, and at each rank.
+    rank_blur = _rounding(log_ranks, (h * log_lengths - a) / g)
+    length_blur = _rounding(log_lengths, (a + g * log_ranks) / h)
+    return (rank_blur, length_blur)
+
+
+def _rounding(tried: Array, thresholds: Array) -> float:
+    """Width of the error of a law whose thresholds are known to lie between two values tried.
+
+    Each threshold is off by up to half a step. T such errors average out, to a width of
+    step / sqrt(T), unless they are the same: where steps of one axis fit those of the other, all
+    thresholds lie at the same place between their neighbours. The mean resultant length of these
+    places says how much they do (1: all the same; Mardia and Jupp, Directional Statistics, 2000).
+
+    Args:
+        tried: (V,) ascending logs, two or more.
+        thresholds: (T,) logs.
+    """
+    steps = np.diff(tried)
+    below = np.clip(np.searchsorted(tried, thresholds) - 1, 0, len(steps) - 1)
+    place = (thresholds - tried[below]) / steps[below]
+    shared = abs(np.exp(2j * np.pi * place).mean())
+    independent = 1 / math.sqrt(len(thresholds))
+    return float(np.median(steps) * max(shared, independent))
 
 
 def _identifiability(cells: Observations, shares: Array) -> Finding | None:

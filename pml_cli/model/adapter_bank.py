@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -326,13 +326,23 @@ class AdapterBank:
 
     @torch.no_grad()
     def load(self, k: int, folder: Path) -> None:
-        """Read a saved adapter of the same sites and rank into cell k."""
+        """Read a saved adapter of the same sites and rank into cell k.
+
+        Raises:
+            ValueError: it has other sites, or another rank.
+        """
         rank = self.ranks[k]
         tensors = load_file(folder / WEIGHTS_FILE)
-        for name in self.sites:
+        for name, site in self.sites.items():
             # PEFT stores the transposes.
-            A_RI = tensors[_peft_name(name, "A")]
-            B_OR = tensors[_peft_name(name, "B")]
+            A_RI = tensors.get(_peft_name(name, "A"))
+            B_OR = tensors.get(_peft_name(name, "B"))
+            if A_RI is None or B_OR is None:
+                raise ValueError(f"it has no weights for {name}")
+            if A_RI.shape != (rank, site.inputs) or B_OR.shape != (site.outputs, rank):
+                sizes = f"of rank {len(A_RI)} from {A_RI.shape[1]} to {len(B_OR)}"
+                needed = f"of rank {rank} from {site.inputs} to {site.outputs}"
+                raise ValueError(f"for {name} it is {sizes}, not {needed}")
             self.A[name][k, :, :rank] = A_RI.T
             self.B[name][k, :rank] = B_OR.T
 
@@ -366,6 +376,43 @@ def stack(banks: Sequence[AdapterBank]) -> AdapterBank:
         A=A,
         B=B,
         scale=torch.cat([bank.scale for bank in banks]),
+    )
+
+
+def merged(banks: Sequence[AdapterBank]) -> AdapterBank:
+    """The sum of adapters, cell by cell, as one adapter of all their ranks.
+
+    What adapters of A1, B1 and A2, B2 add is what one of [A1, A2] and [B1; B2] adds: exact, without
+    another training. The scales go into B.
+
+    Args:
+        banks: of as many cells each, on the same sites.
+
+    Returns:
+        A bank of scale 1, without dropout or gradients.
+    """
+    first = banks[0]
+    A = {}
+    B = {}
+    for name in first.sites:
+        A[name] = torch.cat([bank.A[name].detach() for bank in banks], dim=2)
+        scaled = [bank.B[name].detach() * bank.scale[:, None, None] for bank in banks]
+        B[name] = torch.cat(scaled, dim=1)
+
+    # Columns of zeros that pad the cells of a bank stay between those of two banks: they count, as
+    # the rank says how many columns are saved.
+    columns = next(iter(A.values())).shape[2]
+    settings = first.settings
+    if isinstance(settings, LinearAdapter):
+        # By which PEFT's scale is 1 too.
+        settings = replace(settings, alpha=float(columns))
+    return AdapterBank(
+        sites=first.sites,
+        settings=settings,
+        ranks=[columns] * len(first),
+        A=A,
+        B=B,
+        scale=torch.ones_like(first.scale),
     )
 
 

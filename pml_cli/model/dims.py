@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from pml_cli.config.schema import Adapter, LinearAdapter, Model
-from pml_cli.errors import UserError, did_you_mean
+from safetensors import SafetensorError, safe_open
+
+from pml_cli.config.schema import Adapter, LinearAdapter, Model, Run
+from pml_cli.errors import UserError, did_you_mean, first_line
 from pml_cli.model.device import device_kind, device_memory
 from pml_cli.model.families import FAMILIES, ModelFamily, Role, family_of
 from pml_cli.model.gguf import gguf_file
@@ -23,6 +26,9 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 # Names that families give to their longest input.
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+
+# Name of the file in which PEFT keeps the weights of an adapter.
+ADAPTER_FILE = "adapter_model.safetensors"
 
 # Longest input of a model without learned positions or RoPE: ALiBi has no limit.
 NO_LIMIT = 2**31 - 1
@@ -110,6 +116,32 @@ def check_adapter(model: Model, adapter: Adapter) -> None:
         if not any(f".{name}".endswith(f".{target}") for name in family.matrices):
             names = {name.split(".")[-1] for name in family.matrices}
             raise UserError(f"adapter.targets={target}: {did_you_mean(target, names)}")
+
+
+def check_start(run: Run) -> None:
+    """Refuse `train.start` of another rank or kind of adapter.
+
+    Raises:
+        UserError: names the file and what it holds.
+    """
+    path = run.train.start
+    if path is None:
+        return
+    if Path(path).name != ADAPTER_FILE:
+        raise UserError(f"train.start={path}: must be the {ADAPTER_FILE} of a run")
+
+    try:
+        with safe_open(path, "np") as file:
+            kind = (file.metadata() or {}).get("pml_kind", run.adapter.kind)
+            # Of A, PEFT stores the transpose.
+            ranks = {file.get_slice(k).get_shape()[0] for k in file.keys() if "lora_A" in k}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"train.start={path}: {first_line(error)}") from error
+    if kind != run.adapter.kind:
+        raise UserError(f"train.start={path}: is adapter={kind}, not {run.adapter.kind}")
+    if ranks != {run.rank}:
+        found = ", ".join(map(str, sorted(ranks))) or "no LoRA"
+        raise UserError(f"train.start={path}: is of rank {found}, not {run.rank}")
 
 
 class Stage(IntEnum):

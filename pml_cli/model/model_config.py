@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ PLANNED = {
 # Families whose heads are of size hidden / heads unless the config says otherwise.
 PLAIN_HEADS = ("llama", "mistral")
 
+# What no model has 0 of, under the names of most families.
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_embd",
+    "n_layer",
+    "n_head",
+)
+
 # Sizes that some families compute from other fields.
 COMPUTED = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
 
@@ -59,6 +72,8 @@ def config_fields(model: Model) -> dict[str, Any]:
     Raises:
         UserError: as `model_config`.
     """
+    if _is_spelt_out(model):
+        _refuse_empty(model.architecture, "model.architecture")
     if is_read_as_it_is(model):
         fields = model.architecture if _is_spelt_out(model) else _read_json(TINY / CONFIG_FILE)
     else:
@@ -143,11 +158,20 @@ def _from_files(model: Model) -> Any:
     source = local_folder(model) or model.path
     if isinstance(source, Path):
         # Reports damage in a line of ours.
-        _read_json(source / CONFIG_FILE, model)
+        fields = _read_json(source / CONFIG_FILE, model)
+        _refuse_empty(fields, f"model.path={model.path}: its config.json")
     with one_line(f"model.path={model.path}"):
         return AutoConfig.from_pretrained(
             source, trust_remote_code=model.trust_remote_code, revision=model.revision
         )
+
+
+def _refuse_empty(fields: Mapping[str, Any], where: str) -> None:
+    """Refuse sizes below 1, for which transformers divides by zero."""
+    for name in SIZES:
+        value = fields.get(name)
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{where}: {name}={value}: must be at least 1")
 
 
 def _read_json(path: Path, model: Model | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pml_cli.errors import MAX_LISTED, and_n_more, raise_all
 from pml_cli.evaluation.finished_runs import FinishedRun, Measurements, measure_missing
+from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.report.progress import CountDisplay
 from pml_cli.runs.folder import writable_folder
 
@@ -41,7 +42,7 @@ def measure_with_progress(
     Args:
         measurements: gets the entries.
         selected: the runs.
-        measure: as of `measure_missing`.
+        measure: as of `measure_missing`; a signal may come at any time.
         console: where progress is shown.
 
     Returns:
@@ -50,6 +51,7 @@ def measure_with_progress(
     Raises:
         UserError: a model cannot be loaded, has other weights than it had, or an adapter does not
             fit; a folder that cannot be written.
+        Stopped: a signal asked to end.
     """
     missing = measurements.missing(selected)
     if not missing:
@@ -57,10 +59,16 @@ def measure_with_progress(
 
     writable_folder(measurements.path.parent)
     try:
-        with CountDisplay(console, "measuring", "runs", piped_line="runs measured") as display:
+        # A signal comes at once: a chunk of runs may take minutes, and only it is lost.
+        with (
+            Signals(),
+            CountDisplay(console, "measuring", "runs", piped_line="runs measured") as display,
+        ):
             display.show(0, len(missing))
-            measure_missing(measurements, missing, measure, display.show)
-    except KeyboardInterrupt:
+            measure_missing(measurements, missing, measure, display.show, display.stage)
+    except (KeyboardInterrupt, Stopped):
+        # It may have come between two lines of bookkeeping.
+        measurements.save()
         console.print("interrupted; what was measured is kept, and the same command continues")
         raise
     return len(missing)

@@ -52,6 +52,16 @@ def report_content(report: MemorizeReport) -> dict[str, Any]:
     return plain
 
 
+def unanswered(command: str, reason: str) -> dict[str, Any]:
+    """What `--json` prints where there is no adapter to hand over; nothing of it is written.
+
+    Args:
+        command: that was given.
+        reason: why there is none.
+    """
+    return {"format": FORMAT, "command": command, "answer": None, "reason": reason}
+
+
 def write(report: MemorizeReport, *, figures: bool = True) -> list[str]:
     """Write the files; the adapter's README.md where the adapter lies in `report.out`.
 

@@ -99,16 +99,18 @@ class CountDisplay(_ProgressDisplay):
     ) -> None:
         super().__init__(
             console,
-            TextColumn(activity),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn(unit),
             TimeRemainingColumn(),
             total=total,
         )
+        self._activity = activity
         self._done = 0
         self._total = total
         self._piped_line = piped_line
+        self._progress.update(self._task, description=activity)
 
     def show(self, done: int, total: int) -> None:
         """Set the number of items done, and of all items."""
@@ -117,6 +119,12 @@ class CountDisplay(_ProgressDisplay):
         self._progress.update(self._task, completed=done, total=total)
         if self._piped_line is not None:
             self._print_piped(f"{done}/{total} {self._piped_line}")
+
+    def stage(self, name: str) -> None:
+        """Say what is being done to the present items."""
+        self._progress.update(self._task, description=f"{self._activity}: {name}")
+        if self._piped_line is not None and self._total is not None:
+            self._print_piped(f"{self._done}/{self._total} {self._piped_line} (now: {name})")
 
     def advance(self) -> None:
         """One more item is done; the total must be known."""

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 # What `pml memorize` writes of its answer.
 ANSWER = "memorize.json"
 
-# Fields of a result that differ between equal runs; earlier versions write no hub_id.
-NOT_NUMBERS = ("id", "folder", "model", "hub_id", "data", "seconds", "pack_size")
+# Fields of a result that differ between equal runs, or that earlier versions do not write.
+NOT_NUMBERS = (
+    *("id", "folder", "model", "hub_id", "data", "seconds", "pack_size"),
+    *("passes", "converged", "expected_gain"),
+)
 
 
 def finished_runs(

@@ -11,7 +11,7 @@
     batches.py        samples as tensors: shared input rows, layout of a batch, order of minibatches
     scoring.py        the teacher-forced forward pass to scores
     scores.py         scores of target tokens, and the recall that follows from them
-    optimizer.py      AdamW and gradient clipping for each cell
+    optimizers/       one file an optimiser
     curve.py          the training curve
     checkpoint.py     a pack on disk in the middle of its training
     limits.py         sizes that the cost model reads too

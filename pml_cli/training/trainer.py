@@ -12,17 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pml_cli.config.schema import Run, Train
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.source import Sample
+from pml_cli.errors import UserError, first_line
 from pml_cli.model.adapter_bank import AdapterBank, Dropout
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
@@ -31,9 +34,17 @@ from pml_cli.training.curve import curve_tables, curve_values, empty_curve
 from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.base import Tokens
-from pml_cli.training.optimizer import AdamW, clip_grad_norm_
+from pml_cli.training.optimizers.base import Optimizer
+from pml_cli.training.optimizers.clipping import clip_grad_norm_
+from pml_cli.training.optimizers.registry import optimizer_for
 from pml_cli.training.scores import Scores
-from pml_cli.training.scoring import PackInputs, score_cells, scored_hidden, split_scores
+from pml_cli.training.scoring import (
+    PackInputs,
+    score_cells,
+    scored_hidden,
+    split_scores,
+    zero_adapters,
+)
 
 # Adapter weights beyond this overflow the squares in the norms: the model is lost although its loss
 # may be finite.
@@ -50,12 +61,16 @@ class Cell:
     run: Run
     samples: list[Sample]
     initial: Scores | None = None
-    """Scores of the base model: the adapter is zero before the first step."""
+    """Scores of the base model."""
     final: Scores | None = None
     adapter: AdapterBank | None = None
     """The trained adapter, a bank of one."""
     failure: str | None = None
     steps_run: int = 0
+    converged: bool | None = None
+    """Whether more training is expected to gain next to nothing; None: not checked."""
+    expected_gain: float | None = None
+    """What more training is expected to gain, nats per token; None: not known."""
     keep: float = 0.0
     """Weight of the penalty of `loss.keep` at the end."""
     keep_harm: float | None = None
@@ -135,7 +150,7 @@ class PackState:
     """Of the cells in the pack as it began."""
     inputs: PackInputs
     bank: AdapterBank
-    optimizer: AdamW
+    optimizer: Optimizer
     losses: LossGroups
     penalty: KeepPenalty
     orders: list[SampleOrder]
@@ -173,8 +188,7 @@ class PackState:
         tensors: dict[str, Tensor] = {}
         tensors |= {f"A.{name}": A for name, A in self.bank.A.items()}
         tensors |= {f"B.{name}": B for name, B in self.bank.B.items()}
-        tensors |= {f"m.{i}": m for i, m in enumerate(self.optimizer.m)}
-        tensors |= {f"v.{i}": v for i, v in enumerate(self.optimizer.v)}
+        tensors |= self.optimizer.state()
 
         loss_state = self.losses.state()
         tensors |= {f"loss.{name}": values for name, values in loss_state.items()}
@@ -218,10 +232,7 @@ class PackState:
             self.bank.A[name] = tensors[f"A.{name}"]
             self.bank.B[name] = tensors[f"B.{name}"]
 
-        for i in range(len(self.optimizer.m)):
-            self.optimizer.m[i] = tensors[f"m.{i}"]
-            self.optimizer.v[i] = tensors[f"v.{i}"]
-        self.optimizer.step_count = state.step
+        self.optimizer.restore(tensors, state.step)
 
         by_group: dict[str, dict[str, Tensor]] = {"loss": {}, "keep": {}}
         for name, values in tensors.items():
@@ -262,7 +273,7 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
         "constant": 1.0,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
     }
-    return train.lr * factors[train.schedule]
+    return train.peak_lr * factors[train.schedule]
 
 
 class Trainer:
@@ -325,6 +336,7 @@ class Trainer:
             seeds=[run.seed for run in runs],
             dtype=base.adapter_dtype,
         )
+        _load_starts(bank, runs)
         bank.to(base.device)
         # Before anything is computed with it: refuses a model whose split pass is not its own.
         base.check_split(bank)
@@ -345,6 +357,8 @@ class Trainer:
         for step in range(self.steps):
             rates.append([learning_rate(run.train, step, self.steps) for run in runs])
 
+        # The planner packs only cells that agree in it.
+        name = runs[0].train.optimizer
         weight_decay = [run.train.weight_decay for run in runs]
         # 0 stands for no clipping.
         clip = [run.train.clip or math.inf for run in runs]
@@ -355,7 +369,7 @@ class Trainer:
             positions=list(range(len(cells))),
             inputs=inputs,
             bank=bank,
-            optimizer=AdamW(bank, self._tensor(weight_decay)),
+            optimizer=optimizer_for(name, bank, self._tensor(weight_decay)),
             losses=LossGroups([run.loss for run in runs], most_samples, base.device),
             penalty=KeepPenalty(base, bank, runs, checkpointing=self.checkpointing),
             orders=orders,
@@ -391,11 +405,11 @@ class Trainer:
 
         From a state, results on a CPU are bit for bit those of a training without the interruption.
         """
-        # B is 0 before the first step, so these are the scores of the base model.
-        untrained = self.evaluate()
-        for cell, scores in zip(self.pack.cells, untrained, strict=True):
-            cell.initial = scores
-            cell.logged.append(scores.table(0))
+        before = self.evaluate()
+        base_scores = self._base_scores(before)
+        for k, cell in enumerate(self.pack.cells):
+            cell.initial = base_scores[k]
+            cell.logged.append(before[k].table(0))
 
         first_step = 0
         if state is not None:
@@ -460,7 +474,7 @@ class Trainer:
 
         norm_K = clip_grad_norm_(grads, pack.clip_K)
         lr_K = pack.lr_TK[step]
-        pack.optimizer.step(parameters, grads, lr_K)
+        pack.optimizer.step(parameters, grads, lr_K=lr_K, loss_K=weighted.loss.detach())
         pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
 
     def _fixed_batch(self) -> tuple[Layout, Prefix | Tensor] | None:
@@ -503,6 +517,19 @@ class Trainer:
         # A step may be half done: its backward pass draws again what the forward pass has drawn.
         bank.dropout = self.pack.dropout
         return scores
+
+    def _base_scores(self, before: list[Scores]) -> list[Scores]:
+        """Scores of the base model.
+
+        Args:
+            before: those before the first step.
+        """
+        pack = self.pack
+        if all(cell.run.train.start is None for cell in pack.cells):
+            # B is 0 before the first step.
+            return before
+        zeroed = zero_adapters(pack.bank, range(len(pack.cells)))
+        return score_cells(self.base, zeroed, pack.inputs)
 
     def _current_scores(self, layout: Layout, scores: TokenScores) -> list[Scores]:
         """The scores after the updates so far, of all samples and without dropout.
@@ -582,6 +609,22 @@ class Trainer:
             self.fixed_batch = self._fixed_batch()
 
 
+def _load_starts(bank: AdapterBank, runs: Sequence[Run]) -> None:
+    """Read the adapters that cells begin from.
+
+    Raises:
+        UserError: one cannot be read, or does not fit.
+    """
+    for k, run in enumerate(runs):
+        start = run.train.start
+        if start is None:
+            continue
+        try:
+            bank.load(k, Path(start).parent)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"train.start={start}: {first_line(error)}") from error
+
+
 def _all_finite(nll: NDArray[np.float64], loss: float) -> bool:
     return math.isfinite(loss) and bool(np.isfinite(nll).all())
 
@@ -603,7 +646,7 @@ def _failure(cell: Cell, step: int) -> str:
     else:
         fault = f"loss or weights are no longer below {RUNAWAY:g}"
 
-    lr = cell.run.train.lr
+    lr = cell.run.train.peak_lr
     return f"{fault} at step {step} of the training; try a lower train.lr (now {lr:g})"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pml_cli.config.reports import Lasting
 from pml_cli.config.schema import TINY, Run
 from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.python_docs import held_out_text
+from pml_cli.evaluation import robustness
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.lasting_runs import measurable_runs
 from pml_cli.runs.read import read_runs
@@ -88,6 +90,13 @@ def test_as_trained_it_is_what_the_run_measured(measured):
         result = json.loads((Path(row["folder"]) / "result.json").read_text())
         assert row["token_accuracy"] == pytest.approx(result["token_accuracy"], abs=1e-9)
         assert row["final_loss"] == pytest.approx(result["final_loss"], abs=1e-5)
+        assert row["log10_p"] == pytest.approx(result["log10_p"], abs=1e-4)
+        for name in ("prefix_share", "recall_from_8", "compression_ratio"):
+            assert row[name] == pytest.approx(result[name]), name
+        # A lower temperature helps where every token is the argmax.
+        if row["exact_match"] == 1:
+            assert row["log10_p_07"] > row["log10_p"]
+            assert row["t50"] > 0
         assert row["text_tokens"] == row["random_tokens"] == 100
         assert row["text_kl"] > 0 and row["fall_worst"] == 0, row["id"]
 
@@ -102,13 +111,39 @@ def test_what_is_measured_is_not_measured_again(swept, measured, pml, monkeypatc
     before = entries(measured)
     csv = (measured / "lasting.csv").read_bytes()
     monkeypatch.setattr(
-        "pml_cli.evaluation.robustness.measure", lambda *_: pytest.fail("measured again")
+        "pml_cli.evaluation.robustness.measure", lambda *_, **__: pytest.fail("measured again")
     )
     args = [swept / "block", swept / "linear", f"out={measured}", "tokens=100"]
     code, text, _ = pml("lasting", *args, "figures=false", "--json")
     assert code == 0
     assert json.loads(text)["runs"] == before
     assert (measured / "lasting.csv").read_bytes() == csv
+
+
+def test_a_signal_ends_it_and_what_was_measured_is_kept(swept, pml, monkeypatch, tmp_path):
+    """As of a sweep: exit code 128 + 15, and the same command goes on."""
+    args = [swept / "block", f"out={tmp_path}/o", "tokens=0", "decode=false", "figures=false"]
+    monkeypatch.setattr(robustness, "RUNS_AT_ONCE", 1)
+    measure_chunk = robustness._measure_chunk
+    chunks = []
+
+    def interrupted(*arguments):
+        chunks.append(arguments)
+        if len(chunks) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return measure_chunk(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(robustness, "_measure_chunk", interrupted)
+        code, out, _ = pml("lasting", *args)
+    assert code == 128 + signal.SIGTERM
+    assert "what was measured is kept, and the same command continues" in " ".join(out.split())
+    assert len(entries(tmp_path / "o")) == 1
+
+    measured = entries(tmp_path / "o")
+    _, text, _ = pml("lasting", *args)
+    assert "4 runs, 3 of them measured now" in " ".join(text.split())
+    assert measured[0] in entries(tmp_path / "o")
 
 
 def test_other_settings_are_another_measurement(swept, measured, pml, tmp_path):

@@ -17,7 +17,12 @@ from pml_cli.commands import memft
 from pml_cli.config.request import load
 from pml_cli.errors import UserError
 from pml_cli.report.figures.memft import BOUND, accuracy_figure, rank_figure
-from pml_cli.report.tables.memft import comparison_table, ranks_table
+from pml_cli.report.tables.memft import (
+    beyond_greedy_table,
+    comparison_report,
+    comparison_table,
+    ranks_table,
+)
 
 
 def test_the_table_has_rates_and_budget_only_where_they_differ():
@@ -31,6 +36,20 @@ def test_the_table_has_rates_and_budget_only_where_they_differ():
     header, row = printed(comparison_table(unequal), width=120)
     assert header.split()[-2:] == ["lr", "budget"]
     assert row.split()[-3:] == ["0.01,", "0.02", "x1.5"]
+
+
+def test_recall_beyond_greedy_is_said_under_both_losses():
+    """The margin loss buys greedy recall with likelihood: both texts whole, at 10^-51 and 10^-1."""
+    runs = planted_pairs([0.1, 0.1], loss="memft_margin")
+    of_margin = runs["loss"] == "memft_margin"
+    runs = runs.assign(exact_match=1.0, log10_p=np.where(of_margin, -51.0, -0.5))
+    table = beyond_greedy_table(compare(runs))
+    header, row = printed(table)
+    assert header.split()[-2:] == ["log10", "p"]
+    assert row.split()[:5] == ["4", "64", "memft_margin", "100,", "100"]
+    assert row.split()[-2:] == ["-0.5,", "-51"]
+    # Runs of earlier versions.
+    assert len(list(comparison_report(compare(planted_pairs([0.1, 0.1]))))) == 2
 
 
 def test_the_figure_has_a_panel_a_length_and_a_line_a_loss():
@@ -111,13 +130,17 @@ def test_memft_trains_every_loss_at_equal_steps_in_one_pack(tmp_path: Path):
     assert spent["memft_ot"] < spent["sft"]
 
     table = pd.read_csv(folder / "comparison.csv")
-    # unseen_exact_match is measured on data=rule alone.
-    assert set(table["measure"]) == set(MEASURES) - {"unseen_exact_match"}
+    # unseen_exact_match is measured on data=rule alone, the others of longer texts.
+    not_measured = {"unseen_exact_match", "recall_from_32", "extractable_50"}
+    assert set(table["measure"]) == set(MEASURES) - not_measured
     assert set(table["terms"]) == {EQUAL, BEST_RATES}
     assert (table.loc[table["terms"] == BEST_RATES, "pairs"] == 2).all()
     assert set(pd.read_csv(folder / "ranks.csv")["method"]) == losses
 
     assert "of memft_ot's" in out.getvalue()
+    assert "from 8 %" in out.getvalue()
+    # Random tokens are nothing that a base model knows.
+    assert "tiny on random before training: 0 % whole, 0.0 % of the tokens" in out.getvalue()
     assert "each method and length at the learning rate" in out.getvalue()
     assert (folder / "memft.png").stat().st_size > 10_000
     assert "<svg" in (folder / "memft.svg").read_text()

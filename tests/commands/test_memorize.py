@@ -55,6 +55,7 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
         (["facts.jsonl", "train.lr=1,2"], "error: train.lr: takes one value"),
         (["facts.jsonl", "--exact", "0.9"], "error: --exact 0.9: must be above 0%"),
         (["facts.jsonl", "--budget", "soon"], "error: --budget soon: must be a duration"),
+        (["facts.jsonl", "--dry-run", "--json"], "error: --json: not with --dry-run"),
     ],
 )
 def test_bad_input_is_one_line(quick, tmp_path, arguments, message):
@@ -119,9 +120,11 @@ def test_no_round_begins_once_the_time_is_over(tmp_path, monkeypatch):
 def test_the_budget_stops_the_training_with_a_checkpoint(quick, tmp_path):
     write_facts(tmp_path)
     settings = ("model.device=cpu", "train.steps=100000", "train.stop=none")
-    stopped = quick("memorize", "facts.jsonl", *settings, "--budget", "20s")
+    stopped = quick("memorize", "facts.jsonl", *settings, "--budget", "20s", "--json")
     assert stopped.returncode == 1
-    assert "the budget was over" in stopped.stdout
+    printed = json.loads(stopped.stdout)
+    assert printed["answer"] is None
+    assert printed["reason"].startswith("the budget was over")
     checkpoints = tmp_path / "outputs" / "memorize" / ".pml" / "checkpoints"
     assert list(checkpoints.glob("*.safetensors"))
 

@@ -5,8 +5,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
+from support.law_groups import fit_quietly
+from support.planted_laws import exponential_cells, runs_of, write
 
 from pml_cli import cli
 from pml_cli.commands import predict
@@ -67,3 +70,41 @@ def test_a_target_with_rank_and_length_given_is_refused(law_report):
     settings = Predict(rank=[4.0], seqlen=[64.0])
     with pytest.raises(UserError, match="--target loss=1: with rank and seqlen both given"):
         predict.run([law_report], settings, Console(file=io.StringIO()), "loss=1")
+
+
+def test_recall_is_predicted_without_a_law_of_the_gain(tmp_path, capsys):
+    """Every cell is below ln 2, so there are no exponents; yet some lack a token."""
+    cells = exponential_cells((1, 2, 4, 8), (32, 64, 128), texts=4, C=900.0)
+    thresholds = (cells.rank >= cells.length / 24).astype(float)
+    whole = runs_of(cells, exact_match=np.ones(len(cells)), data=["text"] * len(cells))
+    write(tmp_path, *runs_of(cells, exact_match=thresholds), *whole)
+    fit_quietly(tmp_path, out=str(tmp_path), draws=100)
+
+    code, output, _ = pml(capsys, "predict", str(tmp_path), "seqlen=64")
+    assert code == 0 and "law: exact recall alone" in output
+    assert output.count("least rank") == 2
+    # The group that recalls everything has neither law, and the reason stands there.
+    assert "left out: tiny, text" in output and "every cell is recalled exactly" in output
+    _, output, _ = pml(capsys, "predict", str(tmp_path), "seqlen=64", "--target", "loss=1")
+    assert "no law of the gain: only 0 distinct unsaturated ranks" in output
+    _, output, _ = pml(capsys, "predict", str(tmp_path), "seqlen=64", "rank=4", "--json")
+    ((row,),) = (answer["rows"] for answer in json.loads(output))
+    assert row["recall"]["value"] > 0.5 and "gain" not in row
+
+
+def test_the_rank_that_knows_all_facts_is_above_that_which_knows_half(tmp_path, capsys):
+    cells = exponential_cells((1, 2, 4, 8, 16), (50, 100, 200, 400), texts=4)
+    share = np.clip(cells.rank / (cells.length / 20), 0, 1)
+    counts = (cells.length / 5).astype(int)
+    write(tmp_path, *runs_of(cells, exact_match=share, samples=counts.tolist()))
+    fit_quietly(tmp_path, draws=100)
+
+    code, output, _ = pml(capsys, "predict", str(tmp_path), "facts=40", "--json")
+    half, most = json.loads(output)[0]["rows"]
+    assert code == 0 and half["facts"] == 40 and half["length"] == 200
+    # All 40 come back from rank 10 on, half of them from 5 on.
+    assert 8 <= half["rank"]["value"] <= 12 < most["rank"]["value"]
+    _, output, _ = pml(capsys, "predict", str(tmp_path), "facts=40", "rank=8")
+    assert "all of them" in output and "of 5 tokens each" in output
+    code, _, error = pml(capsys, "predict", str(tmp_path), "facts=40", "seqlen=9")
+    assert code == 2 and "give one" in error

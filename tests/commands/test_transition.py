@@ -113,7 +113,7 @@ def test_groups_filters_and_copies(tmp_path, capsys):
     assert written["inputs"]["runs"] == 2
     assert [group["key"]["loss"] for group in written["groups"]] == ["memft_ot", "sft"]
     text = report(tmp_path, rank=[8])[1]
-    assert "1 run, 24 logged tokens, 1 cluster " in text
+    assert "1 run, 24 logged tokens, 1 text" in text
     with pytest.raises(UserError, match="rank=3: no finished run has it"):
         report(tmp_path, rank=[3])
 

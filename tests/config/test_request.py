@@ -339,6 +339,8 @@ REFUSED = [
     ("probe", ["rank=four"], "rank=four: must be an integer"),
     ("probe", ["rank=4.5"], "rank=4.5: must be an integer"),
     ("probe", ["rank=4.0"], "rank=4.0: must be an integer"),
+    ("probe", [f"train.steps={10**29}"], "must be from 1 to 10,000,000"),
+    ("probe", [f"model.name={'a' * 300}"], "'.', '_' and '-', at most 150"),
     (
         "probe",
         ["adapter=linear", "adapter.alpha=inf"],

@@ -80,7 +80,7 @@ def test_a_value_that_is_not_allowed_is_named(values, line):
 def test_infinity_is_refused_only_where_it_has_no_meaning():
     assert faults(Oven(heat=math.inf)) != []
     assert faults(Train(clip=math.inf)) == []
-    assert faults(Train(lr=math.inf)) == ["lr=inf: must be above 0 and finite"]
+    assert faults(Train(lr=math.inf)) == ["lr=inf: must be null or above 0 and finite"]
 
 
 def test_the_settings_inside_of_settings_are_checked_under_their_names():

@@ -60,6 +60,18 @@ def test_several_texts_stand_behind_their_names(tmp_path):
     assert [sample.turns[-1][1] for sample in samples] == ["a.txt", "b.md"]
 
 
+def test_texts_of_an_earlier_call_stay(tmp_path):
+    first = [("a.txt", "The lamp is green."), ("b.txt", "The gate is shut.")]
+    second = [("a.txt", "The lamp is red."), ("b.txt", "The gate is open.")]
+    path = texts_file(first, tmp_path)
+    content = path.read_bytes()
+    other = texts_file(second, tmp_path)
+    assert other != path
+    assert path.read_bytes() == content
+    # The same texts again are the same file.
+    assert (texts_file(first, tmp_path), texts_file(second, tmp_path)) == (path, other)
+
+
 def test_rows_of_text_are_texts_and_facts_are_none(tmp_path):
     rows = [{"title": "Lamps", "text": "The lamp is green."}, {"text": "The gate is shut."}]
     path = tmp_path / "texts.jsonl"
@@ -115,6 +127,10 @@ def test_many_facts_have_settings_of_their_own(tmp_path):
     path = write_facts(tmp_path)
     trained = asked(path).many_facts
     assert (trained.loss.kind, trained.train.batch, trained.train.epochs) == ("sft", 10, 100)
+
+    # Passes of another number are through minibatches all the same.
+    longer = asked(path, "train.epochs=200").many_facts
+    assert (longer.train.batch, longer.train.epochs) == (10, 200)
 
     shorter = asked(path, "train.steps=7", "loss=memft_ot").many_facts
     assert (shorter.loss.kind, shorter.train.batch, shorter.train.epochs) == ("memft_ot", 0, None)

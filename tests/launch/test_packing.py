@@ -3,7 +3,9 @@
 import dataclasses
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pml_cli.config.schema import LinearAdapter, Model, Run, Train
 from pml_cli.data.sources.phonebook import PhonebookData
@@ -33,6 +35,11 @@ def test_each_cell_is_measured():
     assert cell.steps == 9  # three epochs of 4 + 4 + 2
     assert cell.tokens == max(len(s.prompt) for s in cell.samples) + 11 - 1
     assert cell.id == run_id(cell.run)
+
+
+def test_epochs_have_no_more_steps_than_a_run_may_have():
+    with pytest.raises(UserError, match=r"^train\.epochs=4000000: 12,000,000 steps of 10 samples"):
+        check([run(seqlen=110, data=PhonebookData(), train=Train(batch=4, epochs=4_000_000))])
 
 
 def test_a_curriculum_is_not_packed_with_cells_that_see_all_their_samples():
@@ -160,3 +167,25 @@ def test_the_id_knows_what_can_change_a_result(tmp_path):
     (tmp_path / "c").write_text("another text")
     a, b, c = (run_id(run(data=TextData(path=str(tmp_path / name)))) for name in "abc")
     assert a == b != c
+
+
+def test_a_start_must_be_of_this_rank_and_kind(tmp_path):
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = {"base_model.model.x.lora_A.weight": np.zeros((2, 3), np.float32)}
+    save_file(tensors, file, {"pml_kind": "mlp_block"})
+    (cell,) = check([run(2, train=Train(start=str(file)))])
+    assert cell.id != check([run(2)])[0].id
+
+    moved = tmp_path / "elsewhere" / file.name
+    moved.parent.mkdir()
+    moved.write_bytes(file.read_bytes())
+    # The same weights are the same run, wherever they lie.
+    assert check([run(2, train=Train(start=str(moved)))])[0].id == cell.id
+
+    for other, reason in (
+        (run(4, train=Train(start=str(file))), "is of rank 2, not 4"),
+        (run(2, train=Train(start=str(file)), adapter=LinearAdapter()), "is adapter=mlp_block"),
+        (run(2, train=Train(start=__file__)), "must be the adapter_model.safetensors of a run"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            check([other])

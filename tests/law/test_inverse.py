@@ -28,7 +28,8 @@ def ask(root, target="verbatim", *, rank=(), seqlen=(), base=None):
     """Rows of the answer of the one law of a report."""
     (law,) = load(root)
     wanted = predict.parse_target(target)
-    return inverse.answer(law, wanted, ranks=rank, lengths=seqlen, base=base)["rows"]
+    question = inverse.Question(ranks=rank, lengths=seqlen, base=base)
+    return inverse.answer(law, wanted, question)["rows"]
 
 
 def test_what_is_predicted_is_the_law_that_made_the_cells(law_report):

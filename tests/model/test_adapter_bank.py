@@ -5,7 +5,7 @@ import torch
 from support.models import local, logits_of_cell, random_bank, random_ids
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
-from pml_cli.model.adapter_bank import AdapterBank, Dropout, Site, stack
+from pml_cli.model.adapter_bank import AdapterBank, Dropout, Site, merged, stack
 from pml_cli.model.loading import load_model
 
 LINEAR = LinearAdapter(targets=["q_proj", "v_proj", "down_proj"], layers=[1, 2], alpha=12.0)
@@ -144,3 +144,26 @@ def test_rewound_dropout_draws_the_same_and_then_goes_on():
     reference = Dropout(0.5, [3], [(2, 10)], CPU)
     reference(x, (2, 10, 8))
     assert torch.equal(reference(x, (2, 10, 8)), second)
+
+
+@pytest.mark.parametrize("adapter", [LINEAR, MlpBlockAdapter()])
+def test_merged_adds_what_the_adapters_add(model_folder, tmp_path, adapter):
+    model = load_model(local(model_folder("qwen3")))
+    banks = [random_bank(model, adapter, (2, 5)), random_bank(model, adapter, (3, 1))]
+    merger = merged(banks)
+    # 2 and 3; as many columns as the widest of each bank.
+    assert merger.ranks == [8, 8]
+    for name, site in merger.sites.items():
+        x = torch.randn(4, 6, site.inputs)
+        summed = banks[0].delta(name, x) + banks[1].delta(name, x)
+        torch.testing.assert_close(merger.delta(name, x), summed)
+
+    # Saved and read again it is the same, by its scale too.
+    merger.save(1, tmp_path, "x")
+    again = AdapterBank.initial(
+        model.sites(adapter), merger.settings, ranks=[8], seeds=[0], dtype=torch.float32
+    )
+    again.load(0, tmp_path)
+    name, site = next(iter(merger.sites.items()))
+    x = torch.randn(2, 6, site.inputs)
+    torch.testing.assert_close(again.delta(name, x), merger.select([1]).delta(name, x))

@@ -1,6 +1,7 @@
 """The config of a model as transformers resolves it."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_the_config_may_be_changed_by_the_caller(model_folder):
     model_config(model).num_hidden_layers = 99
     config_fields(model)["num_hidden_layers"] = 99
     assert model_config(model).num_hidden_layers == config_fields(model)["num_hidden_layers"] == 3
+
+
+def test_a_size_of_0_is_named(model_folder, tmp_path):
+    spelt_out = Model(weights="random", architecture={"model_type": "llama", "hidden_size": 0})
+    with pytest.raises(UserError, match=r"^model\.architecture: hidden_size=0: must be at least 1"):
+        config_fields(spelt_out)
+
+    fields = json.loads((model_folder("llama") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 0}))
+    with pytest.raises(UserError, match=r"config\.json: num_attention_heads=0: must be at least 1"):
+        config_fields(Model(path=str(tmp_path)))
 
 
 def test_an_architecture_without_a_model_type_is_refused():

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from pml_cli.config.schema import LinearAdapter, Run
+from pml_cli.launch.packing import check
+from pml_cli.report.tables.data import rank_warnings
 from pml_cli.report.tables.samples import QUESTION_WIDTH
 from tests.support.tokenizers import THINKING, byte_level, lower_case, tokenizer_folder
 
@@ -127,6 +130,16 @@ def test_seeds_that_take_the_whole_file_are_no_other_facts(quick, facts_file):
     )
     assert line in quick("sweep", *data, "seqlen=12,all").stdout.splitlines()
     assert line not in quick("sweep", *data, "data.samples=3").stdout.splitlines()
+
+
+def test_ranks_beyond_the_widths_are_said():
+    cells = check([Run(rank=rank, seqlen=8) for rank in (128, 129, 4096)])
+    (line,) = rank_warnings(cells)
+    assert line.startswith("rank=129,4096: what adapter=mlp_block adds to model=tiny has a rank of")
+    assert "at most 128" in line
+    # Of several matrices the widest counts.
+    linear = LinearAdapter(targets=["k_proj", "up_proj"])
+    assert not rank_warnings(check([Run(rank=128, seqlen=8, adapter=linear)]))
 
 
 def test_of_a_long_target_the_beginning_and_the_end_token_are_shown(quick, tmp_path):

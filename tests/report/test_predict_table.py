@@ -64,7 +64,7 @@ def test_a_law_without_draws_has_no_band():
 
 
 def test_the_note_has_the_target_and_the_range_of_the_cells():
-    note = predict._note(LAW, {"target": "bits", "value": 2000.0})
+    note = predict._note(LAW, {"target": "bits", "value": 2000.0, "rows": [{}]})
     assert note.startswith("Target: at least 2000 bits gained in all.")
     assert note.endswith("Trained: rank 1 to 24, length 32 to 512.")
 

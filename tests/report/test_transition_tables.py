@@ -34,7 +34,7 @@ def one_run(tmp_path):
 
 def test_one_of_something_is_singular(one_run):
     text = text_of(tables.group_report(one_run))
-    assert "1 run, 24 logged tokens, 1 cluster (text and length)" in text
+    assert "1 run, 24 logged tokens, 1 text" in text
     assert "1 sequence: 0 without a stubborn token at the end, 0 with stubborn" in text
 
 
@@ -92,7 +92,8 @@ def test_no_text_has_enough_failures(one_run):
         (first_failures.NO_DRAWS, "rho 0.500 (no interval: draws=0)"),
         (
             first_failures.TOO_FEW_CLUSTERS,
-            "rho 0.500 (no interval: 8 clusters (text and length), at least 4 needed)",
+            "rho 0.500 (no interval: 8 clusters (texts; of few texts, text and length), "
+            "at least 4 needed)",
         ),
         (first_failures.CONSTANT, "no rho (one of the two never varies)"),
         (first_failures.TOO_FEW_SEQUENCES, "no rho (30 sequences)"),

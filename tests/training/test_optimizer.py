@@ -7,7 +7,8 @@ import torch
 
 from pml_cli.config.schema import MlpBlockAdapter
 from pml_cli.model.adapter_bank import AdapterBank, Site
-from pml_cli.training.optimizer import AdamW, clip_grad_norm_
+from pml_cli.training.optimizers.adamw import AdamW
+from pml_cli.training.optimizers.clipping import clip_grad_norm_
 
 
 def bank_of(ranks):
@@ -47,9 +48,8 @@ def test_adamw_and_clipping_are_torchs_for_each_cell():
             for mine, other in zip(alone, expected, strict=True):
                 torch.testing.assert_close(mine[0], other, rtol=1e-12, atol=1e-14)
         clip_grad_norm_(grads, torch.tensor(limits, dtype=torch.float64))
-        ours.step(
-            bank.parameters(), grads, torch.tensor(lrs, dtype=torch.float64) * (1 - step / 20)
-        )
+        lr_K = torch.tensor(lrs, dtype=torch.float64) * (1 - step / 20)
+        ours.step(bank.parameters(), grads, lr_K=lr_K, loss_K=lr_K)
     for k, copy in enumerate(copies):
         for p, other in zip(bank.parameters(), copy, strict=True):
             torch.testing.assert_close(p[k], other.detach(), rtol=1e-10, atol=1e-12)

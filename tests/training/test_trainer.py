@@ -14,6 +14,7 @@ from pml_cli.data.opened import source_of
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
+from pml_cli.errors import UserError
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
@@ -453,3 +454,35 @@ def test_a_small_law_grid_is_what_the_plain_loop_gives(
     # Else nothing was learned that could differ.
     assert min(gains) > 0.1
     assert max(gains) > 0.4
+
+
+def saved(cell, folder):
+    """The file of a trained cell's adapter."""
+    folder.mkdir()
+    cell.adapter.save(0, folder, "double")
+    return str(folder / "adapter_model.safetensors")
+
+
+def test_a_cell_goes_on_from_an_adapter_alone_as_in_a_pack(double_base, tmp_path):
+    first = train_packed(double_base, [make_cell(double_base, 2, steps=20)])[0]
+    start = saved(first, tmp_path / "first")
+    longer = make_cell(double_base, 2, seqlen=24, steps=20, start=start)
+    other = make_cell(double_base, 4, seqlen=20, steps=20, seed=3)
+
+    solo = train_solo(double_base, [longer, other])
+    packed = train_packed(double_base, [longer, other])
+    assert_all_same(packed, solo, FLOAT64)
+
+    # It begins where the other ended, and is compared with the base model all the same.
+    before = pd.concat(packed[0].logged).query("step == 0")["nll"].to_numpy()
+    np.testing.assert_allclose(before[:16], first.final.nll, rtol=1e-5)
+    np.testing.assert_allclose(packed[0].initial.nll[:16], first.initial.nll, atol=FLOAT64)
+
+
+def test_an_adapter_of_other_modules_is_no_start(double_base, tmp_path):
+    adapter = LinearAdapter(targets=["c_fc"])
+    first = train_packed(double_base, [make_cell(double_base, 2, steps=2, adapter=adapter)])[0]
+    start = saved(first, tmp_path / "first")
+    moved = LinearAdapter(targets=["c_fc"], layers=[0])
+    with pytest.raises(UserError, match=r"train\.start=.*it has no weights for"):
+        train_packed(double_base, [make_cell(double_base, 2, adapter=moved, start=start)])

@@ -1,4 +1,7 @@
-"""What is said of a sweep's data: how much there is, and what of it cannot be learned as it is."""
+"""What is said of a sweep's data: how much there is, and what of it cannot be learned as it is.
+
+And of ranks beyond what an adapter can use.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pml_cli.data.repeats import find_repeats
 from pml_cli.data.seam import lossy_targets, merged_samples
 from pml_cli.data.source import Sample
 from pml_cli.format import counted
+from pml_cli.launch.cost_model import useful_rank
 from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
 from pml_cli.report.tables.samples import QUESTION_WIDTH, shown
 
@@ -28,8 +32,8 @@ MAX_TOKENS = 100
 
 
 def show_warnings(console: Console, cells: Sequence[CellPlan]) -> None:
-    """Print what a user should know of a sweep's facts before it trains."""
-    for line in data_warnings(cells):
+    """Print what a user should know of a sweep's facts and ranks before it trains."""
+    for line in [*data_warnings(cells), *rank_warnings(cells)]:
         # Texts of a file may look like markup.
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -47,6 +51,29 @@ def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
             lines |= dict.fromkeys(_fact_lines(largest))
             lines |= dict.fromkeys(_order_lines(group))
     return list(lines)
+
+
+def rank_warnings(cells: Sequence[CellPlan]) -> list[str]:
+    """A line for each model and adapter with ranks above every width of what it adapts."""
+    # Most cells share their settings.
+    most_of: dict[tuple[int, int], int | None] = {}
+    above: dict[tuple[str, str, int], set[int]] = {}
+    for run in (cell.run for cell in cells):
+        key = (id(run.model), id(run.adapter))
+        if key not in most_of:
+            most_of[key] = useful_rank(run)
+
+        most = most_of[key]
+        if most is not None and run.rank > most:
+            above.setdefault((run.model.name, run.adapter.kind, most), set()).add(run.rank)
+
+    lines = []
+    for (model, adapter, most), ranks in above.items():
+        lines.append(
+            f"rank={','.join(map(str, sorted(ranks)))}: what adapter={adapter} adds to "
+            f"model={model} has a rank of at most {most}; more adds weights and nothing else"
+        )
+    return lines
 
 
 def data_sizes(cells: Sequence[CellPlan]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pml_cli.analysis.deployment import SETUP
-from pml_cli.evaluation.conditions import BF16, BY_NAME, NOT_MERGEABLE, TRAINED
+from pml_cli.evaluation.conditions import BASE_INT8, BF16, BY_NAME, NOT_MERGEABLE, TRAINED
 from pml_cli.format import MISSING, counted, number
 from pml_cli.report.figures.methods import sft_first
 from pml_cli.report.tables.layout import plain_table
@@ -32,6 +32,25 @@ HEADINGS = {
     "bf16_merged": "bf16 m.",
 }
 CONDITION_WIDTH = 13
+
+# What a deployed adapter has to stand.
+USUAL_CONDITIONS = (BF16, BASE_INT8)
+
+# Columns of the recall beyond greedy decoding, as trained: measure, factor and format.
+BEYOND_COLUMNS = {
+    "log10 p": ("log10_p", 1, ".3g"),
+    "at T .7": ("log10_p_07", 1, ".3g"),
+    "T50": ("t50", 1, ".2f"),
+    "start %": ("prefix_share", 100, ".0f"),
+    "from 8 %": ("recall_from_8", 100, ".0f"),
+    "from 32 %": ("recall_from_32", 100, ".0f"),
+    "mended %": ("recall_after_wrong", 100, ".0f"),
+}
+BEYOND_TITLE = (
+    "beyond greedy recall, as trained; p: chance that sampling writes all of it at temperature 1 "
+    "and .7; T50: temperature at which it is one half; start: up to the first wrong token; from 8, "
+    "from 32: all the rest after so many tokens; mended: all the rest after one wrong token"
+)
 
 Row: TypeAlias = dict[Any, Any]
 ByCondition: TypeAlias = dict[tuple[str, str], Row]
@@ -101,9 +120,51 @@ def _setup_tables(
                 lambda row: _difference(row, scale=100, spec="+.1f"),
             )
 
-    yield from _rank_tables(means, methods)
     trained = means[means["condition"] == TRAINED]
+    # Runs that an earlier version has measured have none of it.
+    if trained["log10_p"].notna().any():
+        yield _beyond_greedy_table(trained, methods)
+    yield from _rank_tables(means, methods)
+    yield Text("\n".join([*_margin_lines(methods, all_ranks), ""]))
     yield _forgetting_table(trained, methods, comparison)
+
+
+def _beyond_greedy_table(trained: pd.DataFrame, methods: Sequence[str]) -> RenderableType:
+    """A row for each rank and method."""
+    table = plain_table("rank", "loss", *BEYOND_COLUMNS, text=["rank", "loss"], folded=[], gap=1)
+    for rank, method, cells in _by_rank(trained, methods):
+        row = cells.iloc[0]
+        values = []
+        for measure, factor, spec in BEYOND_COLUMNS.values():
+            values.append(number(factor * row[measure], spec))
+        table.add_row(str(rank), _one_line(method), *values)
+    return _titled(BEYOND_TITLE, table)
+
+
+def _margin_lines(methods: Sequence[str], all_ranks: ByCondition) -> Iterator[str]:
+    """For each method, the margin that would have stood the usual conditions."""
+    for method in methods:
+        falls = {}
+        for condition in USUAL_CONDITIONS:
+            row = all_ranks.get((condition, method))
+            if row is not None and not math.isnan(row["worst"]):
+                falls[condition] = max(row["worst"], 0.0)
+        trained = all_ranks.get((TRAINED, method))
+        if not falls or trained is None:
+            continue
+
+        needed = max(falls.values())
+        margins = ", ".join(f"{fall:.2f} in {name}" for name, fall in falls.items())
+        # Rounded up: it has to be above the fall.
+        aim = math.ceil(100 * needed + 1) / 100
+        of_loss = f" (loss.margin={aim:g})" if method.startswith("memft_margin") else ""
+        line = (
+            f"{_one_line(method)}: margins fell by up to {margins}; train.stop_margin={aim:g}"
+            f"{of_loss} would have stood that"
+        )
+        if not math.isnan(trained["least_whole"]):
+            line += f"; the least margin of what was whole is {trained['least_whole']:.2f}"
+        yield line
 
 
 def _by_condition(rows: pd.DataFrame) -> ByCondition:

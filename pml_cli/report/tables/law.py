@@ -22,6 +22,7 @@ from pml_cli.law.observations import RANK, Observations, SizeAxis
 from pml_cli.law.recall_law import RecallFit
 from pml_cli.report.law_text import axis_words, held_out_name, meaning, sentence
 from pml_cli.report.tables.layout import plain_table
+from pml_cli.stats import MIN_CLUSTERS
 
 # Characters in a line, on a terminal and in a message
 WIDTH = 80
@@ -295,9 +296,12 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
             low, high = np.quantile(draws, [0.025, 0.975])
             text += f" ({_size_text(low)} to {_size_text(high)})"
         texts.append(text)
+    few = ""
+    if recall.texts < MIN_CLUSTERS:
+        few = f"; of {counted(recall.texts, 'text')}, so not how texts differ"
     return [
         f"recall    {axis.name} at which half of the targets are recalled exactly: "
-        f"{', '.join(texts)}"
+        f"{', '.join(texts)}{few}"
     ]
 
 

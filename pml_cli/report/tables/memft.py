@@ -35,17 +35,90 @@ RANKS_NOTE = (
     "tried, which count with that bound; lr: for each text the rate that is best on the other "
     "texts\n"
 )
+BEYOND_NOTE = (
+    "under sft, under the loss; whole: greedily, from the prompt; start: tokens up to the first "
+    "wrong one; from 8: the rest greedily after 8 tokens; edit: normalised edit distance of what "
+    "is decoded; log10 p: chance that sampling at temperature 1 writes the whole text\n"
+)
+
+# Columns of `beyond_greedy_table`: measure, factor and format.
+BEYOND_COLUMNS = {
+    "whole %": ("exact_match", 100, ".0f"),
+    "start %": ("prefix_share", 100, ".0f"),
+    "from 8 %": ("recall_from_8", 100, ".0f"),
+    "edit %": ("edit_distance", 100, ".0f"),
+    "log10 p": ("log10_p", 1, ".3g"),
+}
 
 
 def comparison_report(comparison: pd.DataFrame) -> Iterator[RenderableType]:
-    """A table for the terms of the comparison that occur, and what they are.
+    """The tables for the terms of the comparison that occur, and what they are.
 
     Args:
         comparison: from `paired.compare`.
     """
     for terms in comparison["terms"].unique():
-        yield comparison_table(comparison[comparison["terms"] == terms])
+        of_terms = comparison[comparison["terms"] == terms]
+        yield comparison_table(of_terms)
         yield Text(f"{TERMS.get(terms, UNEQUAL_TERMS)}; {COMPARISON_NOTE}")
+        # Runs of earlier versions have no other measure than exact recall.
+        if (of_terms["measure"] == "log10_p").any():
+            yield beyond_greedy_table(of_terms)
+            yield Text(BEYOND_NOTE)
+
+
+def beyond_greedy_table(comparison: pd.DataFrame) -> Table:
+    """Recall by other measures than greedy exact match, of each rank and length."""
+    differing = _differing(comparison)
+    columns = [*differing, "rank", "l", "loss", *BEYOND_COLUMNS]
+    table = plain_table(*columns, text=[*differing, "loss"], gap=1)
+
+    keys = [*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"]
+    for _, cell in comparison.groupby(keys, dropna=False):
+        common = cell.iloc[0]
+        by_measure = cell.set_index("measure")
+        row = [str(common[name]) for name in differing]
+        row += [_or_all(common["rank"]), str(common["seqlen"]), str(common["method"])]
+        for measure, factor, spec in BEYOND_COLUMNS.values():
+            row.append(_pair_text(by_measure, measure, factor, spec))
+        table.add_row(*row)
+    return table
+
+
+def _pair_text(by_measure: pd.DataFrame, measure: str, factor: float, spec: str) -> str:
+    """A measure under sft and under the loss: `100, 98`."""
+    if measure not in by_measure.index:
+        return MISSING
+    row = by_measure.loc[measure]
+    return f"{factor * row['sft']:{spec}}, {factor * row['value']:{spec}}"
+
+
+def base_lines(runs: pd.DataFrame) -> list[str]:
+    """What the base model knows by itself, and what is gained on unseen text: a line a source.
+
+    Args:
+        runs: rows of result.json; without the columns of this version there are no lines.
+    """
+    names = ("base_exact_match", "base_token_accuracy", "base_log10_p", "control_gain")
+    if not set(names) <= set(runs):
+        return []
+
+    lines = []
+    for (model, data), group in runs.groupby(["model", "data"]):
+        # Each text once, however many adapters learn it.
+        texts = group.drop_duplicates(["data_seed", "seqlen"])
+        known = [pd.to_numeric(texts[name]).mean() for name in names[:3]]
+        gained = pd.to_numeric(group["control_gain"]).mean()
+        if np.isnan(known).any():
+            continue
+        line = (
+            f"{model} on {data} before training: {100 * known[0]:.0f} % whole, "
+            f"{100 * known[1]:.1f} % of the tokens, log10 p {known[2]:.3g}"
+        )
+        if not np.isnan(gained):
+            line += f"; the adapters gain {gained:.2f} nats/token on unseen text of that source"
+        lines.append(line)
+    return lines
 
 
 def comparison_table(comparison: pd.DataFrame) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ QUANTITIES = {
     "loss": "final loss",
     "bits": "bits gained",
     "recall": "exact recall",
+    "all_recall": "all of them",
 }
 HEADINGS = {"chance": "exact recall"}
 
@@ -37,12 +39,19 @@ def show(console: Console, law: FittedLaw, answer: dict[str, Any]) -> None:
         law: the law that was asked.
         answer: as from `answer` of `pml predict`: group, x, target, value and rows, or a reason.
     """
-    console.print(Text(f"{answer['group']}   (law: {law.form.name})", style="bold"))
+    of_gain = law.form.name if law.form else "exact recall alone"
+    console.print(Text(f"{answer['group']}   (law: {of_gain})", style="bold"))
     if "reason" in answer:
-        console.print(Text(f"no law of exact recall: {answer['reason']}", style="yellow"))
+        console.print(Text(answer["reason"], style="yellow"), end="\n\n")
         return
     console.print(_table(law, answer))
     console.print(Text(_note(law, answer), style="dim"), end="\n\n")
+
+
+def show_left_out(console: Console, left_out: Mapping[str, str]) -> None:
+    """Print the groups that no law answers for, each with the reason."""
+    for name, reason in left_out.items():
+        console.print(Text(f"left out: {name}: {reason}", style="yellow"))
 
 
 def _table(law: FittedLaw, answer: dict[str, Any]) -> Table:
@@ -83,7 +92,7 @@ def _table(law: FittedLaw, answer: dict[str, Any]) -> Table:
 def _asked_columns(law: FittedLaw, row: dict[str, Any]) -> list[str]:
     """The columns of what was given, in the order of the table."""
     # A cell's base loss is a plain value, too, but has no column.
-    if "gain" in row:
+    if "base_loss" in row:
         return [law.axis.name, "length"]
     return [column for column, value in row.items() if not isinstance(value, dict | str)]
 
@@ -120,6 +129,10 @@ def _note(law: FittedLaw, answer: dict[str, Any]) -> str:
         "loss": f"Target: a final loss of at most {value:g} nats per token.",
         "bits": f"Target: at least {value:g} bits gained in all.",
     }[answer["target"]]
+    if "facts" in answer["rows"][0]:
+        target = (
+            f"The chance that all facts come back whole, of {law.tokens_per_fact:.3g} tokens each."
+        )
     low_rank, high_rank = law.ranks
     low_length, high_length = law.lengths
     return (
@@ -131,7 +144,7 @@ def _note(law: FittedLaw, answer: dict[str, Any]) -> str:
 def _value_text(value: float | None, quantity: str, missing: str = UNREACHABLE) -> str:
     if value is None:
         return missing
-    if quantity in ("chance", "recall"):
+    if quantity in ("chance", "recall", "all_recall"):
         return _probability_text(value)
     if quantity in ("gain", "loss", "base_loss"):
         return f"{value:.2f}"

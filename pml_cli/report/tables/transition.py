@@ -20,6 +20,7 @@ from pml_cli.analysis.first_failures import (
 from pml_cli.analysis.trajectories import FIRST_BIN_ABOVE, THRESHOLD
 from pml_cli.analysis.transition import TransitionSummary, violations_by_dtype
 from pml_cli.format import counted, number, percent
+from pml_cli.law.observations import text_names
 from pml_cli.report.tables.layout import plain_table
 from pml_cli.stats import MIN_CLUSTERS, Proportion
 
@@ -131,10 +132,13 @@ def group_report(group: TransitionSummary) -> RenderableType:
     runs = counted(len(group.cells), "run")
     logged = group.cells["logged"].sum()
     clusters = group.cells["cluster"].nunique()
+    units = counted(clusters, "text")
+    if clusters > text_names(group.cells).nunique():
+        units = f"{counted(clusters, 'cluster')} (text and length: few texts)"
 
     return Group(
         Text(group.name, style="bold"),
-        Text(f"{runs}, {logged:,} logged tokens, {counted(clusters, 'cluster')} (text and length)"),
+        Text(f"{runs}, {logged:,} logged tokens, {units}"),
         Text(""),
         _recall_table(group),
         Text(""),
@@ -288,8 +292,8 @@ def correlation_problem(correlation: Correlation) -> str:
         first_failures.CONSTANT: "one of the two never varies",
         first_failures.NO_DRAWS: "no interval: draws=0",
         first_failures.TOO_FEW_CLUSTERS: (
-            f"no interval: {counted(correlation.clusters, 'cluster')} (text and length), at least "
-            f"{MIN_CLUSTERS} needed"
+            f"no interval: {counted(correlation.clusters, 'cluster')} (texts; of few texts, text "
+            f"and length), at least {MIN_CLUSTERS} needed"
         ),
     }
 

@@ -1,4 +1,4 @@
-"""AdamW and gradient clipping over a bank of adapters, each cell with settings of its own.
+"""AdamW over a bank of adapters, each cell with settings of its own.
 
 Shapes: K cells; a parameter of the bank is (K, ..., ...), one slice a cell.
 """
@@ -6,22 +6,20 @@ Shapes: K cells; a parameter of the bank is (K, ..., ...), one slice a cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.training.optimizers.base import Optimizer
 
 BETA_1 = 0.9
 BETA_2 = 0.999
 EPS = 1e-8
 
-# As in torch.nn.utils.clip_grad_norm_.
-CLIP_EPS = 1e-6
 
-
-class AdamW:
+class AdamW(Optimizer):
     """AdamW with a learning rate and a weight decay for each cell.
 
     torch's fused AdamW has one learning rate for a whole tensor; the cells of a bank share tensors.
@@ -51,15 +49,11 @@ class AdamW:
         self,
         parameters: Sequence[Tensor],
         grads: Sequence[Tensor],
+        *,
         lr_K: Tensor,
+        loss_K: Tensor,
     ) -> None:
-        """Update the parameters in place.
-
-        Args:
-            parameters: of the bank, in the order of `AdapterBank.parameters`.
-            grads: their gradients.
-            lr_K: learning rate of each cell, (K,).
-        """
+        """One update; see `Optimizer.step`. The loss is not read."""
         self.step_count += 1
         lr = lr_K[:, None, None]
         decay = 1 - lr * self.weight_decay[:, None, None]
@@ -74,28 +68,16 @@ class AdamW:
             p.mul_(decay).sub_(update)
 
     def keep(self, cells: Sequence[int]) -> None:
-        """Forget all but these cells."""
         index = torch.tensor(cells, device=self.weight_decay.device)
         self.m = [m[index] for m in self.m]
         self.v = [v[index] for v in self.v]
         self.weight_decay = self.weight_decay[index]
 
+    def state(self) -> dict[str, Tensor]:
+        moments = {f"m.{i}": m for i, m in enumerate(self.m)}
+        return moments | {f"v.{i}": v for i, v in enumerate(self.v)}
 
-@torch.no_grad()
-def clip_grad_norm_(grads: Sequence[Tensor], max_norm_K: Tensor) -> Tensor:
-    """Clip each cell's gradient to its largest norm, as torch.nn.utils.clip_grad_norm_ does.
-
-    Args:
-        grads: gradients of the bank's parameters, one slice a cell.
-        max_norm_K: largest norm of each cell, (K,); infinity: no clipping.
-
-    Returns:
-        Norm of each cell's gradient before clipping, (K,).
-    """
-    squares = [grad.flatten(1).square().sum(1) for grad in grads]
-    norm_K = torch.stack(squares).sum(0).sqrt()
-    factor_K = (max_norm_K / (norm_K + CLIP_EPS)).clamp(max=1.0)
-
-    for grad in grads:
-        grad.mul_(factor_K[:, None, None])
-    return norm_K
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        self.step_count = step
+        self.m = [tensors[f"m.{i}"] for i in range(len(self.m))]
+        self.v = [tensors[f"v.{i}"] for i in range(len(self.v))]

@@ -1,0 +1,53 @@
+"""What the trainer needs of an optimiser over a bank of adapters.
+
+Shapes: K cells; a parameter of the bank is (K, ..., ...), one slice a cell.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+
+class Optimizer(ABC):
+    """Trains the adapters of a pack; nothing of one cell depends on another.
+
+    `step` is called after each forward-backward pass, with what that pass has given.
+    """
+
+    @abstractmethod
+    def step(
+        self,
+        parameters: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        *,
+        lr_K: Tensor,
+        loss_K: Tensor,
+    ) -> None:
+        """Move the parameters in place, to where the next pass is to be.
+
+        Args:
+            parameters: of the bank, in the order of `AdapterBank.parameters`.
+            grads: gradients of the loss of each cell, at the parameters as they are.
+            lr_K: learning rate of each cell, (K,).
+            loss_K: what is minimised, of each cell, at the parameters as they are, (K,).
+        """
+
+    @abstractmethod
+    def keep(self, cells: Sequence[int]) -> None:
+        """Forget all but these cells, by their indices."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """What changes in training, by the names of the checkpoint; K is the first dimension."""
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Go on from what `state` returned.
+
+        Args:
+            tensors: on the device, under the names of `state`; others are passed over.
+            step: number of steps done.
+        """
