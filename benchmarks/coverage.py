@@ -311,6 +311,7 @@ CASES = (
 
 OUT = Path(__file__).parent / "coverage.csv"
 
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What one fit says."""

@@ -23,7 +23,6 @@ CODES: dict[str, tuple[str, ...]] = {
     "constant_gain": (),
     "flat_gain": ("p",),
     "no_power": (),
-    "numerical_failure": ("error",),
     "collinear_axes": (),
     "gain_not_positive": (),
     "no_finite_likelihood": (),
@@ -56,13 +55,15 @@ CODES: dict[str, tuple[str, ...]] = {
     "negative_offset_paper": ("b", "low", "high"),
     "negative_offset": ("low", "high"),
     "robust_fit_disagrees": ("parameter", "robust", "paper", "low", "high"),
-    "correlated_residuals": ("correlation",),
     "bootstrap_missing": ("cause",),
     "poor_coverage": ("coverage",),
     "form_rejected": ("p",),
     "text_off": ("text", "percent"),
     "failed_draws": ("draws",),
     "single_text": (),
+    "profile_not_monotone": ("parameter",),
+    "cells_unconverged": ("cells", "expected"),
+    "group_failed": ("error",),
     "cells_excluded": ("cells", "reason"),
     "setting_varies": ("setting", "values"),
     "repeated_cells": ("cells",),
@@ -75,6 +76,16 @@ CODES: dict[str, tuple[str, ...]] = {
     "extrapolation_fails": ("held_out", "fitted"),
     "wide_intervals": ("intervals", "ranks", "lengths"),
 }
+
+
+# Remarks: they change no number of the chosen law, or say how one was found.
+NOTES = (
+    "negative_offset_paper",
+    "robust_fit_disagrees",
+    "bootstrap_missing",
+    "failed_draws",
+    "profile_not_monotone",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

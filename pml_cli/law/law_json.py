@@ -33,6 +33,7 @@ from pml_cli.law.fitted_law import (
 )
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import Comparison, Tie
+from pml_cli.law.lack_of_fit import LackOfFit
 from pml_cli.law.mle import LikelihoodFit
 from pml_cli.law.model_selection import (
     EDGE,
@@ -44,7 +45,9 @@ from pml_cli.law.model_selection import (
 from pml_cli.law.observations import SIZE_AXES, Observations, SizeAxis
 from pml_cli.law.parameters import THETA_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit
+from pml_cli.law.quality import Quality
 from pml_cli.law.recall_law import NAMES, RecallFit
+from pml_cli.law.text_deviations import TextDeviation
 from pml_cli.stats import Array, percent_error
 
 if TYPE_CHECKING:
@@ -187,7 +190,7 @@ class LikelihoodRecord:
     covariance_clustered: list[list[float]]
     """Of theta, from the scores of the clusters."""
     clusters: int
-    """Texts times lengths."""
+    """Texts; texts times lengths where there are fewer than four."""
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     aicc: float
@@ -217,7 +220,7 @@ class BootstrapRecord:
     status: str
     reason: str
     clusters: int
-    """Texts times lengths."""
+    """Texts; texts times lengths where there are fewer than four."""
     draws: int
     """That converged."""
     failed: int
@@ -284,6 +287,21 @@ class BaseLossRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExponentRecord:
+    """alpha or beta by every form that fits nearly as well as the chosen one."""
+
+    interval_95: Interval
+    """Of the weighted mixture: the interval in the tables."""
+    forms: tuple[str, ...]
+    weights: list[float]
+    """Of each form, adding up to 1."""
+    values: list[float]
+    """The exponent by each form."""
+    errors: list[float]
+    """Standard error by each form, texts and cells of one length as clusters."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupRecord:
     """One group of comparable cells."""
 
@@ -306,6 +324,12 @@ class GroupRecord:
     """Of the chosen law; null with draws=0."""
     profiles: dict[str, ProfileRecord]
     """Of the chosen law, by parameter."""
+    exponents: dict[str, ExponentRecord]
+    """alpha and beta over all forms; empty without a chosen law."""
+    lack_of_fit: LackOfFit | None
+    """p of two tests that the chosen form describes the cells."""
+    texts: list[TextDeviation]
+    """How far the gains of each text lie from the chosen law."""
     constant_capacity: RatioTest | None
     """Likelihood-ratio test of beta = 1 in the chosen law."""
     alike_within_clusters: IntraclassCorrelation
@@ -453,6 +477,9 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         chosen=analysis.chosen.name if analysis.chosen else None,
         bootstrap=_bootstrap_record(analysis.bootstrap, say),
         profiles={name: _profile_record(profile) for name, profile in analysis.profiles.items()},
+        exponents=_exponent_records(analysis.quality),
+        lack_of_fit=analysis.quality.lack_of_fit if analysis.quality else None,
+        texts=analysis.quality.texts if analysis.quality else [],
         constant_capacity=analysis.constant_capacity,
         alike_within_clusters=analysis.residual_correlation,
         recall=_recall_record(group.recall, say),
@@ -465,6 +492,22 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         warnings=[say(warning) for warning in group.warnings],
         conclusions=[say(conclusion) for conclusion in group.conclusions],
     )
+
+
+def _exponent_records(quality: Quality | None) -> dict[str, ExponentRecord]:
+    """alpha and beta over all forms."""
+    if quality is None:
+        return {}
+    return {
+        name: ExponentRecord(
+            interval_95=mixture.interval,
+            forms=mixture.forms,
+            weights=mixture.weights.tolist(),
+            values=mixture.values.tolist(),
+            errors=mixture.errors.tolist(),
+        )
+        for name, mixture in quality.exponents.items()
+    }
 
 
 def _paper_record(fit: PowerLawFit, say: Say) -> PaperRecord:

@@ -173,6 +173,26 @@ def checks(cells: Observations, estimator: Estimator) -> dict[str, Check]:
     return {what: _check(what, cells, masks, estimator) for what, masks in folds(cells).items()}
 
 
+def no_checks(cells: Observations, reason: Finding) -> dict[str, Check]:
+    """The checks of a law that could not be computed."""
+    count = len(cells)
+    return {
+        what: Check(
+            what=what,
+            finding=reason,
+            left_out=np.zeros(count, bool),
+            predicted=np.full(count, np.nan),
+            mape=math.nan,
+            mape_all=math.nan,
+            coverage=math.nan,
+            n_fit=0,
+            n_test=0,
+            n_all=0,
+        )
+        for what in folds(cells)
+    }
+
+
 def _check(
     what: str,
     cells: Observations,

@@ -1,4 +1,4 @@
-"""How far a chosen law can be trusted: intervals over all forms, lack of fit, texts that are off."""
+"""How far a law can be trusted: intervals over all forms, lack of fit, texts that are off."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ class Quality:
             warnings.append(finding("form_rejected", p=test.p))
         for text in self.texts:
             if text.off:
-                warnings.append(
-                    finding("text_off", text=text.text, percent=100 * text.deviation)
-                )
+                warnings.append(finding("text_off", text=text.text, percent=100 * text.deviation))
         if len(self.texts) == 1:
             warnings.append(finding("single_text"))
         return warnings
