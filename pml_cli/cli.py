@@ -17,6 +17,7 @@ import typer
 from pml_cli import __version__
 from pml_cli.config import reports
 from pml_cli.config.completion import (
+    complete_measure,
     complete_memorize,
     complete_override,
     complete_sweep_file,
@@ -56,6 +57,7 @@ START HERE
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml lasting outputs/memft             does it survive rounding and merging?
   pml forgetting outputs/memft          what has it made the model forget?
+  pml measure ADAPTER notes.txt         what any LoRA adapter holds of a text
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
@@ -94,6 +96,14 @@ AskArguments = Annotated[
         autocompletion=report_completer(reports.Ask),
     ),
 ]
+MeasureArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ADAPTER|TEXT|KEY=VALUE",
+        help="An adapter's folder, a text or file of facts, and settings of model and data.",
+        autocompletion=complete_measure,
+    ),
+]
 MemorizeArguments = Annotated[
     list[str] | None,
     typer.Argument(
@@ -123,6 +133,14 @@ SweepFile = Annotated[
         metavar="FILE",
         help="A sweep file, or the name of a shipped one.",
         autocompletion=complete_sweep_file,
+    ),
+]
+Design = Annotated[
+    Path | None,
+    typer.Option(
+        "--design",
+        metavar="PATH",
+        help="With --dry-run: the report of a pilot fit, from whose law the cells are simulated.",
     ),
 ]
 DryRun = Annotated[
@@ -166,6 +184,9 @@ MaxTokens = Annotated[
     ),
 ]
 WithBase = Annotated[bool, typer.Option("--base", help="Also ask the model without the adapter.")]
+WithHarm = Annotated[
+    bool, typer.Option("--harm/--no-harm", help="Also the loss of other text (default).")
+]
 Exact = Annotated[
     str, typer.Option("--exact", metavar="SHARE", help="Facts that must be known whole.")
 ]
@@ -317,6 +338,7 @@ EXAMPLES
   pml sweep -f law
   pml sweep -f sweeps/law.yaml model=smollm2_135m out=outputs/law_smol
   pml sweep rank=4,8 adapter=linear 'adapter.targets=[q_proj,v_proj]'
+  pml sweep -f law data.seed=0,1,2 --dry-run --design outputs/pilot
   pml sweep -f law launch=local
   pml sweep -f law launch=slurm launch.partition=gpu launch.devices=8
 """,
@@ -329,12 +351,23 @@ def train_many(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
+    design: Design = None,
     fail_fast: FailFast = False,
     wait: Wait = None,
     retry: Retry = True,
 ) -> None:
-    flags = {"dry_run": dry_run, "fail_fast": fail_fast, "wait": wait, "retry": retry}
+    flags: dict[str, Any] = {
+        "dry_run": dry_run,
+        "fail_fast": fail_fast,
+        "wait": wait,
+        "retry": retry,
+    }
     name = str(ctx.command.name)
+    # Only a sweep plans a grid for the law.
+    if name == "sweep":
+        flags["design"] = design
+    elif design is not None:
+        raise UserError(f"--design {design}: pml sweep takes it, pml {name} does not")
     _train(name, overrides, file, config_dir, print_config=print_config, **flags)
 
 
@@ -403,6 +436,7 @@ EXAMPLES
   pml predict outputs/law rank=8
   pml predict outputs/law rank=8 seqlen=100 --json
   pml predict outputs/facts facts=300
+  pml predict outputs/bits per_rank=1152 seqlen=100 base=3.2
   pml predict outputs/law seqlen=300 --target loss=0.5
   pml predict outputs/law rank=4 --target bits=2000
 """,
@@ -469,6 +503,44 @@ def forgetting(
     print_config: PrintConfig = False,
 ) -> None:
     _report("forgetting", overrides, config_dir, print_config=print_config, as_json=as_json)
+
+
+@app.command(
+    help="""Measure what any LoRA adapter holds of a text; trains nothing.
+
+ADAPTER: a folder that PEFT has written, or a run of pml. TEXT: a text, or facts
+(JSON lines, JSON, CSV, parquet); of a run of pml by itself what it has learned.
+Bits, margins, exact and near-verbatim recall, chance under sampling, harm. The
+base model is the one that the adapter names; the settings are those of model
+and data, seqlen (default: all) and out (outputs/measure).
+
+\b
+EXAMPLES
+  pml measure my-adapter notes.txt
+  pml measure my-adapter facts.jsonl data.chat=true
+  pml measure my-adapter notes.txt model=hf model.path=./base seqlen=500
+  pml measure outputs/probe
+  pml measure my-adapter notes.txt --no-harm --json
+""",
+)
+def measure(
+    overrides: MeasureArguments = None,
+    *,
+    harm: WithHarm = True,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    from pml_cli.config.measure import load_measure
+
+    asked = load_measure(overrides or [], config_dir)
+    if print_config:
+        _print_config(asked.request)
+        return
+
+    from pml_cli.commands import measure as command
+
+    raise typer.Exit(command.run(asked, _console(), harm=harm, as_json=as_json))
 
 
 @app.command(
@@ -564,7 +636,7 @@ def _train(
     config_dir: Path | None,
     *,
     print_config: bool,
-    **flags: bool | None,
+    **flags: Any,
 ) -> None:
     """A command that trains: every argument is a setting."""
     # Imported here, because hydra takes longer to import than the help to print.

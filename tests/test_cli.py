@@ -17,7 +17,8 @@ from pml_cli.config.schema import Request
 from pml_cli.config.setting import dotted_keys
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = "probe sweep memft memorize fit lasting forgetting transition predict ask".split()
+TRAINING = ("probe", "sweep", "memft", "memorize")
+COMMANDS = [*TRAINING, *"fit lasting forgetting transition predict measure ask".split()]
 
 
 def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,6 @@
 """The rank at which half of the samples are recalled verbatim, and its ratio between losses.
 
-For one text the share recalled is made monotone in rank (isotonic regression), and the rank at
-which it crosses one half is interpolated between the ranks tried, on the log of rank. With one
-sample that is the geometric mean of the largest rank that fails and the smallest that recalls.
+The rank of one text is that of `law/half_recall.py`.
 
 Texts are the units: ratios are taken within a text, intervals are t intervals of the log over
 texts. Where learning rates differ, a text's rate is the one that does best on the *other* texts, so
@@ -15,20 +13,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import optimize
 
 from pml_cli.analysis.paired import ROUNDING_ERROR, SOURCE, TASK, comparable_runs
-from pml_cli.stats import Array, t_half_width
+from pml_cli.law.half_recall import ABOVE, BELOW, half_recall_rank
+from pml_cli.stats import t_half_width
 
 TEXT = ["data_seed", "seed"]
 
 # The methods whose rank the others are compared with.
 REFERENCES = ["sft", "memft_ot"]
-
-# Where a threshold lies: among the ranks tried, below all of them or above all of them.
-WITHIN = ""
-BELOW = "below"
-ABOVE = "above"
 
 COLUMNS = [
     *TASK,
@@ -46,45 +39,6 @@ COLUMNS = [
     "to_memft_ot_low",
     "to_memft_ot_high",
 ]
-
-
-def half_recall_rank(ranks: Array, shares: Array) -> tuple[float, str]:
-    """The rank at which the share recalled crosses one half, and where that lies.
-
-    Args:
-        ranks: ascending, (N,).
-        shares: of samples recalled verbatim, 0 to 1, (N,).
-
-    Returns:
-        The rank, and WITHIN where ranks tried lie on both sides. Else a bound: the smallest rank
-        with BELOW, or the largest with ABOVE.
-    """
-    monotone = optimize.isotonic_regression(shares).x
-    last_under = int((monotone < 0.5).sum()) - 1
-    first_over = int((monotone <= 0.5).sum())
-    if first_over == 0:
-        return float(ranks[0]), BELOW
-    if last_under == len(ranks) - 1:
-        return float(ranks[-1]), ABOVE
-
-    # Where the share stays at one half over a range of ranks, the middle of the range counts.
-    log_ranks = np.log(ranks)
-    start = log_ranks[0]
-    if last_under >= 0:
-        start = _crossing(log_ranks, monotone, last_under)
-    end = log_ranks[-1]
-    if first_over < len(ranks):
-        end = _crossing(log_ranks, monotone, first_over - 1)
-    return float(np.exp((start + end) / 2)), WITHIN
-
-
-def _crossing(log_ranks: Array, shares: Array, index: int) -> float:
-    """Where the line from one rank to the next crosses one half."""
-    low = shares[index]
-    high = shares[index + 1]
-    fraction = (0.5 - low) / (high - low)
-    step = log_ranks[index + 1] - log_ranks[index]
-    return float(log_ranks[index] + fraction * step)
 
 
 def thresholds(runs: pd.DataFrame) -> pd.DataFrame:

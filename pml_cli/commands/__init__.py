@@ -14,5 +14,6 @@ command: what two of them share lies below, such as the sweep that `pml memft` r
     transition.py  the phase transition, token by token
     ask.py         questions to the adapter of a finished run
     lasting.py     recall after rounding and merging, and forgetting
+    measure.py     what any adapter holds of a text
     forgetting.py  what adapters do to other text
 """

@@ -24,6 +24,7 @@ from pml_cli.law.findings import NOT_IDENTIFIED, NOTES
 from pml_cli.law.fit_groups import (
     GroupFit,
     audit,
+    bits_lines,
     check_settings,
     comparable_sets,
     compare_groups,
@@ -34,10 +35,12 @@ from pml_cli.law.group_comparison import Comparison
 from pml_cli.law.observations import SIZE_AXES
 from pml_cli.law.recall_law import DRAWS
 from pml_cli.report import law_folder
+from pml_cli.report.base_knowledge import much_known_line
 from pml_cli.report.law_text import capacity_lines, sentence
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
+from pml_cli.report.tables.bits_line import line_table
 from pml_cli.runs.folder import writable_folder
 from pml_cli.runs.groups import differing_settings, group_slugs, split_groups
 from pml_cli.runs.read import finished_runs
@@ -90,7 +93,11 @@ def run(
         compared = [groups[k] for k in positions]
         comparisons.append(_compare(compared, by, settings, console))
 
-    names = law_folder.write(out, groups, settings, comparisons)
+    lines = bits_lines(groups)
+    for line, _ in lines:
+        console.print(line_table(line), end="\n\n")
+
+    names = law_folder.write(out, groups, settings, comparisons, lines)
     console.print(Text(f"written to {out}: {', '.join(names)}"))
     return 0
 
@@ -164,6 +171,9 @@ def _show(group: GroupFit, console: Console) -> None:
 
     for line in capacity_lines(group.bits, group.control):
         console.print(Text(line))
+    known = much_known_line(group.cells)
+    if known:
+        console.print(Text(known))
     for line in tables.recall_lines(group.recall, group.observed, axis):
         console.print(Text(line))
     console.print()

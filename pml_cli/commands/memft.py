@@ -11,12 +11,13 @@ from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
 from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
 from pml_cli.report import memft_folder
+from pml_cli.report.base_knowledge import base_lines
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
-from pml_cli.report.tables.memft import base_lines, comparison_report, ranks_report
+from pml_cli.report.tables.memft import comparison_report, ranks_report
 from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_id import loss_label
 

@@ -14,11 +14,13 @@ import math
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from pml_cli.config.reports import Predict
 from pml_cli.errors import UserError
-from pml_cli.law.inverse import Question, Target, answer
-from pml_cli.law.law_json import load_report
+from pml_cli.law.inverse import Question, Target, answer, new_model
+from pml_cli.law.law_json import Report, load_report
+from pml_cli.report.tables.bits_line import new_model_lines
 from pml_cli.report.tables.predict import show, show_left_out
 
 TARGETS = "verbatim, loss=NATS (final loss per token) or bits=BITS (gained in all)"
@@ -67,6 +69,8 @@ def run(
         facts=settings.facts,
         base=settings.base,
     )
+    if settings.per_rank is not None:
+        return _new_model(reports, settings, console, as_json=as_json)
     answers = [answer(law, wanted, question) for law in laws]
     # `out` does not wrap lines: JSON goes to a pipe as it is.
     if as_json:
@@ -76,6 +80,43 @@ def run(
         show(console, law, answered)
     for report in reports:
         show_left_out(console, report.left_out)
+    return 0
+
+
+def _new_model(
+    reports: list[Report],
+    settings: Predict,
+    console: Console,
+    *,
+    as_json: bool,
+) -> int:
+    """Answer for a model or placement that was not trained, from the line of those that were.
+
+    Raises:
+        UserError: no base loss or length is given, or no report has a line.
+    """
+    if settings.base is None or not settings.seqlen:
+        raise UserError(
+            "per_rank: give seqlen= and base=, the loss of the new model on the text before "
+            "training (nats per token), too"
+        )
+    lines = [line for report in reports for line in report.lines]
+    if not lines:
+        raise UserError(
+            "per_rank: no line of parameters against bits here; `pml fit` draws one of two or more "
+            "models or placements"
+        )
+
+    assert settings.per_rank is not None
+    per_rank, base = settings.per_rank, settings.base
+    answers = [new_model(line, per_rank, settings.seqlen, base) for line in lines]
+    if as_json:
+        console.out(json.dumps(answers, indent=1), highlight=False)
+        return 0
+    for line, answered in zip(lines, answers, strict=True):
+        for text in new_model_lines(line, answered):
+            console.print(Text(text))
+        console.print()
     return 0
 
 

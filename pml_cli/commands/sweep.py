@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 
 from pml_cli.config.schema import Request
+from pml_cli.errors import UserError
 from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
+from pml_cli.report.design import design_line, pilot_at
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
@@ -18,6 +22,7 @@ def run(
     console: Console,
     *,
     dry_run: bool = False,
+    design: Path | None = None,
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
@@ -28,6 +33,7 @@ def run(
         request: the cells, the results folder and the launch.
         console: to print to.
         dry_run: check and estimate; train nothing, write nothing.
+        design: the report of a pilot fit, from whose law a dry run simulates the cells.
         fail_fast: when a cell fails, save checkpoints and stop.
         wait: stay until every cell has ended, those of other processes included; None: as is usual
             for the launch (not on Slurm).
@@ -41,10 +47,14 @@ def run(
             written then), or a full disk later on (what was finished is kept).
     """
     # Raises before anything is written, so that a refused sweep leaves no folder behind.
+    if design is not None and not dry_run:
+        raise UserError(f"--design {design}: goes with --dry-run")
+    pilot = pilot_at(design) if design is not None else None
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
         check_models_for_dry_run(plan)
         dry_run_table.show(console, request, plan.cells, plan.todo)
+        console.print(design_line(plan.cells, pilot), highlight=False, soft_wrap=True, markup=False)
         say_outdated(plan, console)
         return 0
 

@@ -50,6 +50,12 @@ def complete_memorize(ctx: typer.Context, incomplete: str) -> list[str]:
     return _overrides(ctx, incomplete, "memorize") if word else []
 
 
+def complete_measure(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Candidates for a setting of measure; for an empty word none: the shell offers files."""
+    _, word = _words(ctx, incomplete)
+    return _overrides(ctx, incomplete, "measure") if word else []
+
+
 # Typer gives a completer a value for each of its arguments, so that it has no others.
 def _overrides(ctx: typer.Context, incomplete: str, command: str) -> list[str]:
     """Candidates for an override, by the defaults of a command."""

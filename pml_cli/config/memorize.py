@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,25 @@ def is_table(file: Path) -> bool:
     # A line that is cut off is no short fact either.
     except (OSError, ValueError):
         return False
+
+
+def data_of_files(files: Sequence[Path], given: Collection[str]) -> list[str]:
+    """The settings that stand for files of facts or of text.
+
+    Raises:
+        UserError: names what cannot stand beside them.
+    """
+    beside = sorted(set(given) & {"data", "data.path"})
+    if beside:
+        raise UserError(f"{files[0]}: not beside {beside[0]}=; leave one of them out")
+
+    tables = [file for file in files if is_table(file)]
+    if tables and len(files) > 1:
+        raise UserError(f"{tables[0]}: one file of facts, or several texts, but not both")
+    # Several texts become a file of question and long text.
+    source = "jsonl" if tables or len(files) > 1 else "text"
+    path = str(files[0]).replace("\\", "\\\\").replace('"', '\\"')
+    return [f"data={source}", f'data.path="{path}"']
 
 
 def parsed_limits(exact: str, max_forgetting: str, budget: str) -> Limits:

@@ -115,6 +115,13 @@ class Predict(ReportSettings):
     group: str | None = setting(
         None, help="one group of the report, by name or slug", special={None: "all"}
     )
+    per_rank: float | None = setting(
+        None,
+        help="trainable parameters a rank of a model or placement that was not trained; with base=",
+        minimum=1,
+        finite=True,
+        special={None: "those that were trained"},
+    )
     base: float | None = setting(
         None,
         help="loss of the base model on your text, for narrower bands",

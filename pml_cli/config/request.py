@@ -22,7 +22,7 @@ from pml_cli.config.memorize import (
     TEXTS,
     Limits,
     MemorizeRequest,
-    is_table,
+    data_of_files,
     split_files,
 )
 from pml_cli.config.option_files import root_file, shipped, split_known
@@ -99,7 +99,7 @@ def load_memorize(
     given = {override.partition("=")[0] for override in overrides}
     chosen = [override for override in overrides if override.startswith("data=")]
     if files:
-        chosen = _data_of_files(files, given)
+        chosen = data_of_files(files, given)
         overrides += chosen
     elif not given & {"data", "data.path"}:
         raise UserError("FILE: give a file of facts or a text, or data=...")
@@ -134,25 +134,6 @@ def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
         if key not in given and not given & REPLACED_BY.get(key, set()):
             keys.append(key)
     return [f"{key}={value_text(values[key])}" for key in keys]
-
-
-def _data_of_files(files: Sequence[Path], given: set[str]) -> list[str]:
-    """The settings that stand for files of facts or of text.
-
-    Raises:
-        UserError: names what cannot stand beside them.
-    """
-    beside = sorted(given & {"data", "data.path"})
-    if beside:
-        raise UserError(f"{files[0]}: not beside {beside[0]}=; leave one of them out")
-
-    tables = [file for file in files if is_table(file)]
-    if tables and len(files) > 1:
-        raise UserError(f"{tables[0]}: one file of facts, or several texts, but not both")
-    # Several texts become a file of question and long text.
-    source = "jsonl" if tables or len(files) > 1 else "text"
-    path = str(files[0]).replace("\\", "\\\\").replace('"', '\\"')
-    return [f"data={source}", f'data.path="{path}"']
 
 
 def _kind_of(chosen: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ DEVICES_ALLOWED = "auto, cpu, cuda or cuda:N"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "constant", "cosine")
 # Peak learning rates where train.lr is null; of L-BFGS the first trial step, as in torch.
-LEARNING_RATES = {"adamw": 1e-2, "muon": 0.5}
+LEARNING_RATES = {"adamw": 1e-2, "muon": 1.0, "lbfgs": 1.0}
 KEEP_BY = ("energy", "kl")
 
 # `seqlen=all`, until it is resolved to the number of target tokens (`data/resolve.py`).
@@ -327,6 +327,11 @@ class Loss(Settings):
     )
 
     @property
+    def is_steady(self) -> bool:
+        """Whether what is minimised stays the same function of the weights all through."""
+        return False
+
+    @property
     def keeps(self) -> bool:
         """Whether anything holds the adapter down on other text."""
         return self.keep > 0 or self.keep_harm > 0
@@ -342,13 +347,14 @@ class Train(Settings):
     """Optimiser and length of the training of the adapter alone; without warm-up.
 
     adamw: betas 0.9, 0.999; eps 1e-8. muon: momentum 0.95 with Nesterov, orthogonalised; one
-    learning rate fits every model and rank.
+    learning rate fits every model and rank. lbfgs: for loss=sft on all samples a step; after 20
+    steps of Muon a line search for each cell, on whitened inputs.
     """
 
     optimizer: str = setting("adamw", help="optimiser", choices=tuple(LEARNING_RATES))
     steps: int = setting(
         500,
-        help="optimiser steps",
+        help="optimiser steps; with lbfgs, forward-backward passes",
         minimum=1,
         maximum=MOST_STEPS,
         allowed=f"from 1 to {MOST_STEPS:,}",
@@ -368,7 +374,7 @@ class Train(Settings):
         help="peak learning rate",
         above=0,
         finite=True,
-        special={None: "0.01 with adamw, 0.5 with muon"},
+        special={None: "0.01 with adamw, 1 with muon; lbfgs has none to tune"},
     )
     schedule: str = setting(
         "linear", help="decay of the learning rate to 0 over the steps", choices=SCHEDULES
@@ -382,11 +388,19 @@ class Train(Settings):
     )
     stop: str = setting(
         "none",
-        help="recalled: stop a cell once every target token wins by stop_margin",
-        choices=("none", "recalled"),
+        help="recalled: stop a cell once every target token wins by stop_margin; converged: once "
+        "more training is expected to gain less than tolerance",
+        choices=("none", "recalled", "converged"),
     )
     stop_margin: float = setting(
         1.0, help="logit margin that ends the training", unit="logits", finite=True
+    )
+    tolerance: float = setting(
+        0.05,
+        help="expected gain of three times as many passes again at which a cell has converged",
+        unit="nats per token",
+        above=0,
+        finite=True,
     )
     decode: bool = setting(True, help="after training, also decode greedily from the prompt")
     start: str | None = setting(
@@ -410,11 +424,22 @@ class Train(Settings):
         return self.lr
 
     def validate(self) -> Iterator[str]:
+        yield from self._optimizer_faults()
         increasing = all(a < b for a, b in itertools.pairwise(self.curriculum))
         if not increasing or any(epoch < 1 for epoch in self.curriculum):
             yield f"curriculum={self.curriculum}: must be increasing epochs, each at least 1"
         elif self.epochs and self.curriculum and self.curriculum[-1] >= self.epochs:
             yield f"curriculum={self.curriculum}: must be below train.epochs ({self.epochs})"
+
+    def _optimizer_faults(self) -> Iterator[str]:
+        if self.optimizer == "lbfgs":
+            if self.weight_decay:
+                yield f"weight_decay={self.weight_decay:g}: must be 0 with train.optimizer=lbfgs"
+        elif self.stop == "converged":
+            yield (
+                f"stop=converged: needs train.optimizer=lbfgs, not {self.optimizer}: under a "
+                "learning rate that falls to 0 every loss comes to rest"
+            )
 
 
 @dataclass(kw_only=True)
@@ -507,6 +532,16 @@ class Run(Settings):
     adapter: Adapter = field(default_factory=MlpBlockAdapter)
     loss: Loss = field(default_factory=partial(registry.create, "loss", "sft"))
     train: Train = field(default_factory=Train)
+
+    def validate(self) -> Iterator[str]:
+        if self.train.optimizer != "lbfgs":
+            return
+        # Losses that are no longer the same at the next trial mislead a line search.
+        if not self.loss.is_steady or self.loss.keeps:
+            name = f"{self.loss.kind} with loss.keep" if self.loss.keeps else self.loss.kind
+            yield f"train.optimizer=lbfgs: needs loss=sft, not {name}; muon takes every loss"
+        if self.adapter.dropout:
+            yield "train.optimizer=lbfgs: needs adapter.dropout=0; muon takes any"
 
 
 @dataclass(frozen=True, kw_only=True)

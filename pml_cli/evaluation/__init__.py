@@ -19,6 +19,9 @@ them, and returns a mapping of named numbers for each adapter.
     lasting_runs.py   the runs that `pml lasting` measures
     forgetting_runs.py the runs that `pml forgetting` measures, and their harm
     samples.py        the rows of samples.jsonl
+    peft_folder.py    LoRA adapters in PEFT's layout: where they are, what they say (without torch)
+    peft_adapter.py   their weights, on the model
+    adapter_measure.py what one adapter holds of some samples: the body of measure.json
     proof.py          what a run knows before it is handed over (without torch)
     proving.py        measures it
     other_questions.py paraphrases of the facts, and questions whose answers must not change

@@ -37,6 +37,7 @@ from pml_cli.training.limits import (
     KL_LOGITS,
     KL_TOKENS,
     KL_WINDOWS,
+    LBFGS_PAIRS,
     MAIN_DIRECTIONS,
     MEASURE_EVERY,
     MEASURED_WINDOWS,
@@ -47,8 +48,9 @@ from pml_cli.training.limits import (
 # Logged steps of a run with train.log_every=0.
 DEFAULT_LOGGED_STEPS = 20
 
-# Weights, gradient, two moments of AdamW, and a copy in the update.
-ADAPTER_COPIES = 5
+# Weights, gradient, two moments of AdamW, and a copy in the update; of Muon one moment and
+# two copies; of L-BFGS a few vectors beside its pairs, and what it reads of them.
+ADAPTER_COPIES = {"adamw": 5, "muon": 5, "lbfgs": 12 + 2 * LBFGS_PAIRS}
 
 
 def step_flops(pack: Pack) -> float:
@@ -168,6 +170,7 @@ class PackWork:
         upper_layers: the layers that run in every step; the ones below are cached.
         row_tokens: input tokens of a row, padding included (T).
         packed: whether samples share rows.
+        distinct_samples: cells with different samples.
         attended_tokens: input tokens of a row in a step.
         step_tokens: input tokens of a step.
         step_queries: tokens of a step that the last layer runs for.
@@ -210,6 +213,7 @@ class PackWork:
         self.prefix_rows = unique_rows(pack)
         self.prefix_tokens = self.prefix_rows * self.row_tokens
 
+        self.distinct_samples = len({tuple(cell.samples) for cell in cells})
         self.all_scored_tokens = 0
         self.scored_tokens = 0.0
         for cell in cells:
@@ -389,20 +393,26 @@ class PackWork:
     def penalty_bytes(self) -> float:
         """The second moments, and the hidden states of the text: the prefix and the base's own."""
         texts = len(self._energy_texts())
-        numbers = 0
         largest = 0
         for site in self.sites:
             inputs = site.matrix.inputs
-            is_wide = inputs > WIDEST_WHOLE
-            numbers += inputs * MAIN_DIRECTIONS if is_wide else inputs**2
-            largest = max(largest, inputs**2 * is_wide)
+            largest = max(largest, inputs**2 * (inputs > WIDEST_WHOLE))
 
-        moments = texts * numbers
+        moments = texts * self._moment_numbers()
         if texts:
             # A wide one exists whole before it is factored.
             moments += max(min(largest * len(self.sites), MOMENT_NUMBERS), largest)
         states = (1 + self.cached_tensors) * self._kept_tokens() * self.shape.hidden
         return moments * self.float32_bytes + states * self.number_bytes
+
+    def _moment_numbers(self) -> int:
+        """Numbers of the second moments of the inputs of all sites."""
+        numbers = 0
+        for site in self.sites:
+            inputs = site.matrix.inputs
+            is_wide = inputs > WIDEST_WHOLE
+            numbers += inputs * MAIN_DIRECTIONS if is_wide else inputs**2
+        return numbers
 
     def _products_with_moments(self) -> int:
         """Multiplications of a vector at every site with its second moment."""
@@ -560,8 +570,12 @@ class PackWork:
 
     def adapter_bytes(self) -> float:
         """Adapters of all cells with their optimizer state."""
-        numbers = self.cells * self.rank * self.adapter_width
-        return ADAPTER_COPIES * numbers * self.float32_bytes
+        optimizer = self.run.train.optimizer
+        numbers = ADAPTER_COPIES[optimizer] * self.cells * self.rank * self.adapter_width
+        if optimizer == "lbfgs":
+            # Whitened inputs, of cells with equal samples once.
+            numbers += self.distinct_samples * self._moment_numbers()
+        return numbers * self.float32_bytes
 
     def logits_bytes(self) -> float:
         """The logits of one chunk in float32, and in the model's dtype where that is smaller."""

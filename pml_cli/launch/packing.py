@@ -87,6 +87,7 @@ def _plan(run: Run) -> CellPlan:
     check_adapter(run.model, run.adapter)
     check_start(run)
     samples = samples_of(run)
+    _check_full_batch(run, len(samples))
     # Refuses a text that cannot be read, or that leaves no window.
     generic_windows(run)
     steps = total_steps(run.train, len(samples))
@@ -108,6 +109,22 @@ def _plan(run: Run) -> CellPlan:
         packed=packed_size_of(run, min(batch, len(samples))),
         checkpointing=run.model.checkpointing is True,
     )
+
+
+def _check_full_batch(run: Run, samples: int) -> None:
+    """Refuse a line search on minibatches, whose loss is another function at every trial.
+
+    Raises:
+        UserError: names the setting.
+    """
+    train = run.train
+    if train.optimizer != "lbfgs":
+        return
+    needs = "train.optimizer=lbfgs needs all samples in every step; muon takes minibatches"
+    if train.curriculum:
+        raise UserError(f"train.curriculum={train.curriculum}: {needs}")
+    if 0 < train.batch < samples:
+        raise UserError(f"train.batch={train.batch}: {needs} (samples: {samples})")
 
 
 def _differences(first: CellPlan, other: CellPlan) -> list[str]:

@@ -21,6 +21,8 @@ codes; `report/law_text.py` makes the sentences.
     quality.py           the three above, for the chosen law
     analysis.py          all laws on one group of cells
     recall_law.py        the probability of exact recall
+    half_recall.py       the size at which half of the samples of a text are recalled
+    bits_line.py         trainable parameters against bits: one line for several groups
     first_token.py       runs whose first token never moved
     capacity.py          bits stored for each parameter
     conclusions.py       what a fit allows to conclude, and the sweep to run next
@@ -28,5 +30,6 @@ codes; `report/law_text.py` makes the sentences.
     fit_groups.py        from runs to fitted groups
     fitted_law.py        a law with draws of its parameters
     inverse.py           what a fitted law predicts, and the size or length that reaches a target
+    design.py            a planned grid simulated from the law of a pilot
     law_json.py          schema, writer and reader of law.json
 """

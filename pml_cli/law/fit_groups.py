@@ -13,6 +13,7 @@ import pandas as pd
 
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.law.analysis import Analysis, LawRow, analyse
+from pml_cli.law.bits_line import BitsLine, fit_line, threshold_points
 from pml_cli.law.bootstrap import Progress
 from pml_cli.law.capacity import BitsPerParameter, UnseenGain, bits_per_parameter, unseen_gain
 from pml_cli.law.conclusions import conclusions
@@ -325,6 +326,27 @@ def _cell_warnings(cells: pd.DataFrame) -> list[Finding]:
     if repeated:
         warnings.append(finding("repeated_cells", cells=repeated))
     return warnings
+
+
+def bits_lines(groups: Sequence[GroupFit]) -> list[tuple[BitsLine, pd.DataFrame]]:
+    """Parameters against bits: a line for each loss that several groups were trained with.
+
+    Returns:
+        Each line with its points (`threshold_points`).
+    """
+    by_loss: dict[str, list[pd.DataFrame]] = {}
+    for group in groups:
+        usable = group.cells[group.cells["kept"] | (group.cells["reason"] == SATURATED)]
+        points = threshold_points(group.name, usable)
+        by_loss.setdefault(str(group.key.get("loss")), []).append(points)
+
+    lines = []
+    for loss, of_groups in by_loss.items():
+        points = pd.concat(of_groups, ignore_index=True)
+        line = fit_line(loss, points)
+        if line is not None:
+            lines.append((line, points))
+    return lines
 
 
 def check_settings(by: Sequence[str]) -> None:

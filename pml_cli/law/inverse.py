@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pml_cli.io import jsonable
+from pml_cli.law.bits_line import BitsLine
 from pml_cli.law.fitted_law import FittedLaw
 from pml_cli.law.observations import bits
 from pml_cli.law.parameters import Interval
@@ -104,6 +105,38 @@ def answer(law: FittedLaw, target: Target, question: Question) -> dict[str, Any]
             for row in _longest_length(law, rank, target, question.base)
         ]
     return answered
+
+
+def new_model(
+    line: BitsLine,
+    per_rank: float,
+    lengths: Sequence[float],
+    base: float,
+) -> dict[str, Any]:
+    """The rank at even chance that a model or placement outside of the groups would need.
+
+    Args:
+        line: parameters against bits.
+        per_rank: its trainable parameters of one rank.
+        base: its loss on the text before training, nats per token; ln V for random tokens.
+    """
+    rows = []
+    for length in lengths:
+        target_bits = length * base / LN2
+        ranks = [_rounded(count / per_rank, "rank") for count in line.parameters(target_bits)]
+        value, low, high = ranks
+        outside = ""
+        if not line.least_bits <= target_bits <= line.most_bits:
+            outside = f"outside of the {line.least_bits:,.0f} to {line.most_bits:,.0f} bits trained"
+        rows.append(
+            {
+                "length": length,
+                "bits": target_bits,
+                "rank": jsonable(Prediction(value=value, low=low, high=high)),
+                "outside": outside,
+            }
+        )
+    return {"group": "new model", "loss": line.loss, "groups": len(line.groups), "rows": rows}
 
 
 def _missing_law(law: FittedLaw, target: Target, question: Question) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ from pml_cli import __version__
 from pml_cli.errors import UserError, did_you_mean
 from pml_cli.io import jsonable
 from pml_cli.law.analysis import LawRow
+from pml_cli.law.bits_line import BitsLine, LineGroup
 from pml_cli.law.bootstrap import Bootstrap, Profile
 from pml_cli.law.capacity import BitsPerParameter, UnseenGain
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding
@@ -397,6 +398,8 @@ class LawFile:
     """What the ranks of the laws are: rank or parameters."""
     comparisons: list[ComparisonRecord]
     """Of groups, with --by."""
+    bits_lines: list[BitsLine]
+    """Parameters against bits, a line for each loss with several groups."""
     groups: list[GroupRecord]
     draws: dict[str, dict[str, list[float]]]
     """Slug to parameter (and recall_a, all_recall_a and so on) to the bootstrap's values."""
@@ -407,6 +410,7 @@ def law_file(
     comparisons: Sequence[Comparison],
     describe: Describe,
     *,
+    lines: Sequence[BitsLine],
     inputs: dict[str, Any],
     saturated_below: float,
     axis: SizeAxis,
@@ -415,6 +419,7 @@ def law_file(
 
     Args:
         describe: makes the sentence of a finding.
+        lines: parameters against bits.
         inputs: number and hash of the cells.
     """
     versions = {"pml": __version__, "numpy": np.__version__, "scipy": scipy.__version__}
@@ -435,6 +440,7 @@ def law_file(
         saturated_below=saturated_below,
         x=axis.name,
         comparisons=[_comparison_record(comparison, say) for comparison in comparisons],
+        bits_lines=list(lines),
         groups=[_group_record(group, describe) for group in groups],
         draws=draws,
     )
@@ -695,6 +701,8 @@ class Report:
     """Of the groups with a law of the gain or of exact recall."""
     left_out: dict[str, str]
     """The names of the other groups, each with the reason."""
+    lines: list[BitsLine]
+    """Parameters against bits, over several groups."""
 
 
 def load(path: Path, group: str | None = None) -> list[FittedLaw]:
@@ -722,6 +730,7 @@ def load_report(path: Path, group: str | None = None) -> Report:
     try:
         answering = [entry for entry in groups if _has_law(entry)]
         laws = [_fitted_law(entry, content) for entry in answering]
+        lines = [_bits_line(entry) for entry in content.get("bits_lines", [])]
     # Whatever is wrong inside a law.json of this format, the file is damaged.
     except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
         raise UserError(
@@ -729,10 +738,17 @@ def load_report(path: Path, group: str | None = None) -> Report:
         ) from error
 
     left_out = {entry["name"]: _reasons(entry) for entry in groups if entry not in answering}
-    if not laws:
+    if not laws and not lines:
         details = "; ".join(sorted(set(left_out.values())))
         raise UserError(f"{file}: no law was identified: {details}")
-    return Report(laws=laws, left_out=left_out)
+    return Report(laws=laws, left_out=left_out, lines=lines)
+
+
+def _bits_line(content: dict[str, Any]) -> BitsLine:
+    """A line with its groups."""
+    line = _from_json(BitsLine, content)
+    groups = [_from_json(LineGroup, group) for group in content["groups"]]
+    return replace(line, groups=groups)
 
 
 def _has_law(group: dict[str, Any]) -> bool:

@@ -11,13 +11,16 @@ nor the trainer; matplotlib only inside the functions that draw. A report never 
     memft_folder.py       the files of `pml memft`
     lasting_folder.py     the files of `pml lasting`
     forgetting_folder.py  the files of `pml forgetting`
+    measure_folder.py     the files of `pml measure`
     memorize_folder.py    the files of `pml memorize`
     memorize_report.py    what its answer consists of
     memorize_text.py      the answer in words
     search_text.py        what is said while `pml memorize` searches the least rank
     forgetting_text.py    what a harm means, in words
+    design.py             the line of a dry run: how sharp the law will be
     first_token.py        the warning that first tokens never moved
     measuring.py          finished runs measured again: what is left out, progress, resuming
+    base_knowledge.py     what a base model knows before any training
     run_notes.py          warnings about the runs that a report reads
     sweep_summary.py      what is said of a sweep before it trains and when it has ended
     progress.py           live displays of a sweep, a probe, and of anything that is counted

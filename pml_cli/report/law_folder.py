@@ -27,6 +27,7 @@ from pml_cli.report.figures.law_view import View
 from pml_cli.report.law_text import sentence
 
 if TYPE_CHECKING:
+    from pml_cli.law.bits_line import BitsLine
     from pml_cli.law.group_comparison import Comparison
 
 # What a fit sees of a cell
@@ -54,7 +55,11 @@ FIRST_COLUMNS = (
 
 
 def write(
-    out: Path, groups: list[GroupFit], settings: Fit, comparisons: Sequence[Comparison] = ()
+    out: Path,
+    groups: list[GroupFit],
+    settings: Fit,
+    comparisons: Sequence[Comparison] = (),
+    lines: Sequence[tuple[BitsLine, pd.DataFrame]] = (),
 ) -> list[str]:
     """Every file of the report folder, each complete or absent; returns their names.
 
@@ -66,6 +71,7 @@ def write(
         groups,
         comparisons,
         sentence,
+        lines=[line for line, _ in lines],
         inputs={"cells": len(table), "sha256": _hash(table)},
         saturated_below=settings.saturated_below,
         axis=SIZE_AXES[settings.x],
@@ -76,6 +82,7 @@ def write(
         io.write_text(out / law_json.FILE_NAME, law_json.to_text(content))
         io.write_text(out / "law.tex", _tex(groups))
         figures = _draw(out, groups, comparisons) if settings.figures else []
+        figures += _draw_lines(out, lines) if settings.figures else []
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
     return [law_json.FILE_NAME, "cells.csv", "law.tex", *figures]
@@ -126,6 +133,19 @@ def _draw(out: Path, groups: list[GroupFit], comparisons: Sequence[Comparison]) 
     identified = [comparison for comparison in comparisons if comparison.groups]
     for number, comparison in enumerate(identified, 1):
         names += write_figure(out / f"comparison-{number}", forest.draw(comparison))
+    return names
+
+
+def _draw_lines(out: Path, lines: Sequence[tuple[BitsLine, pd.DataFrame]]) -> list[str]:
+    """Parameters against bits, a figure for each loss; the names of the files."""
+    from pml_cli.report.figures.bits_line import bits_figure
+    from pml_cli.report.figures.registry import write_figure
+
+    names = []
+    for line, points in lines:
+        # One loss, as usual, needs no name.
+        stem = "bits" if len(lines) == 1 else f"bits-{line.loss}"
+        names += write_figure(out / stem, bits_figure(line, points))
     return names
 
 

@@ -12,6 +12,7 @@
     scoring.py        the teacher-forced forward pass to scores
     scores.py         scores of target tokens, and the recall that follows from them
     optimizers/       one file an optimiser
+    input_moments.py  the second moment of what the adapters of a cell read
     curve.py          the training curve
     checkpoint.py     a pack on disk in the middle of its training
     limits.py         sizes that the cost model reads too

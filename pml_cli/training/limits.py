@@ -29,3 +29,6 @@ MAIN_DIRECTIONS = 512
 
 MOMENT_NUMBERS = 2**29
 """Numbers of the second moments of wider sites that exist whole at once; at least one site's do."""
+
+LBFGS_PAIRS = 20
+"""Steps, each with the change of the gradient, from which L-BFGS makes its inverse Hessian."""

@@ -31,6 +31,7 @@ from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, SampleOrder
 from pml_cli.training.curve import curve_tables, curve_values, empty_curve
+from pml_cli.training.input_moments import input_moments
 from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.loss_groups import LossGroups
 from pml_cli.training.losses.base import Tokens
@@ -49,6 +50,9 @@ from pml_cli.training.scoring import (
 # Adapter weights beyond this overflow the squares in the norms: the model is lost although its loss
 # may be finite.
 RUNAWAY = 1e9
+
+# Steps between two looks at which cells have converged.
+CONVERGENCE_EVERY = 10
 
 # Logged steps of a run whose train.log_every is 0.
 _DEFAULT_LOGGED_STEPS = 20
@@ -266,6 +270,9 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
         step: from 0 to steps - 1.
         steps: length of the training.
     """
+    # A line search finds its own steps.
+    if train.optimizer == "lbfgs":
+        return train.peak_lr
     progress = step / steps
 
     factors = {
@@ -360,8 +367,14 @@ class Trainer:
         # The planner packs only cells that agree in it.
         name = runs[0].train.optimizer
         weight_decay = [run.train.weight_decay for run in runs]
+        optimizer = optimizer_for(name, bank, self._tensor(weight_decay))
+        if optimizer.reads_inputs:
+            optimizer.learn_inputs(bank, input_moments(base, bank, inputs))
         # 0 stands for no clipping.
         clip = [run.train.clip or math.inf for run in runs]
+        # A line search needs the gradient as it is.
+        if name == "lbfgs":
+            clip = [math.inf] * len(runs)
         most_samples = max(len(cell.samples) for cell in cells)
 
         return PackState(
@@ -369,7 +382,7 @@ class Trainer:
             positions=list(range(len(cells))),
             inputs=inputs,
             bank=bank,
-            optimizer=optimizer_for(name, bank, self._tensor(weight_decay)),
+            optimizer=optimizer,
             losses=LossGroups([run.loss for run in runs], most_samples, base.device),
             penalty=KeepPenalty(base, bank, runs, checkpointing=self.checkpointing),
             orders=orders,
@@ -418,10 +431,13 @@ class Trainer:
 
         for step in range(first_step, self.steps):
             self.observer.before_step(step)
+            converged = self._converged(step)
             layout, token_scores = self._forward()
             finished: list[int] = []
-            if step > 0 and step % self.log_every == 0:
-                finished = self._log(step, self._current_scores(layout, token_scores))
+            is_logged = step > 0 and step % self.log_every == 0
+            if is_logged or converged:
+                scores = self._current_scores(layout, token_scores)
+                finished = self._log(step, scores, converged, only=not is_logged)
 
             # Cells that finish here take part once more; their outcome is already stored.
             self._update(step, layout, token_scores)
@@ -429,6 +445,8 @@ class Trainer:
             if not self.pack.cells:
                 return
 
+        pack = self.pack
+        pack.optimizer.settle(pack.bank.parameters(), list(range(len(pack.cells))))
         self.pack.penalty.settle(self.pack.bank)
         self._retire(self._log(self.steps, self.evaluate()))
 
@@ -541,36 +559,66 @@ class Trainer:
             return self.evaluate()
         return split_scores(layout, scores, self.pack.inputs.data.cells)
 
-    def _log(self, step: int, scores: list[Scores]) -> list[int]:
+    def _converged(self, step: int) -> list[int]:
+        """The cells that leave the pack as converged, moved to the best point of theirs."""
+        if step == 0 or step % CONVERGENCE_EVERY:
+            return []
+        pack = self.pack
+        cells = []
+        for k, cell in enumerate(pack.cells):
+            train = cell.run.train
+            if train.stop == "converged" and _has_converged(train, pack.optimizer.expected_gain(k)):
+                cells.append(k)
+        if cells:
+            pack.optimizer.settle(pack.bank.parameters(), cells)
+        return cells
+
+    def _log(
+        self,
+        step: int,
+        scores: list[Scores],
+        converged: Sequence[int] = (),
+        *,
+        only: bool = False,
+    ) -> list[int]:
         """Record the scores after `step` updates, and the outcome of the cells that finish here.
+
+        Args:
+            step: number of steps done.
+            scores: of all cells.
+            converged: cells that finish because they have converged.
+            only: whether to record the scores of those alone.
 
         Returns:
             indices of the cells that finish.
         """
         pack = self.pack
+        logged = list(converged) if only else list(range(len(pack.cells)))
         curves = curve_tables(pack.curve, step)
         pack.curve = []
         losses = [float(curve["loss"].iloc[-1]) for curve in curves]
         largest_weights = pack.bank.largest_weights()
 
         finished = []
-        for k, cell in enumerate(pack.cells):
-            cell.curve.append(curves[k])
+        for cell, curve in zip(pack.cells, curves, strict=True):
+            cell.curve.append(curve)
+        for k in logged:
+            cell = pack.cells[k]
             cell.logged.append(scores[k].table(step))
             # Written so that NaN counts as too large.
             has_exploded = not largest_weights[k] < RUNAWAY
             if has_exploded or not _all_finite(scores[k].nll, losses[k]):
                 cell.failure = _failure(cell, step)
                 finished.append(k)
-            elif step == self.steps or self._may_stop(k, scores[k]):
+            elif step == self.steps or k in converged or self._may_stop(k, scores[k]):
                 finished.append(k)
 
         report = StepReport(
             step=step,
             steps=self.steps,
-            cells=pack.cells,
-            scores=scores,
-            loss=losses,
+            cells=[pack.cells[k] for k in logged],
+            scores=[scores[k] for k in logged],
+            loss=[losses[k] for k in logged],
         )
         self.observer.on_logged_step(report)
 
@@ -579,6 +627,7 @@ class Trainer:
             cell.steps_run = step
             cell.final = scores[k]
             cell.adapter = pack.bank.select([k])
+            _note_convergence(cell, pack.optimizer.expected_gain(k))
             cell.keep = pack.penalty.limit.weight_K[k].item()
             if cell.failure is None:
                 cell.keep_harm = pack.penalty.harm(pack.bank, k)
@@ -633,6 +682,20 @@ def _is_recalled(cell: Cell, scores: Scores) -> bool:
     """Whether the cell stops at recall, and every token wins by train.stop_margin."""
     train = cell.run.train
     return train.stop == "recalled" and bool(scores.margin.min() > train.stop_margin)
+
+
+def _has_converged(train: Train, gain: float | None) -> bool:
+    """Whether more training is expected to gain no more than train.tolerance."""
+    return gain is not None and gain <= train.tolerance
+
+
+def _note_convergence(cell: Cell, gain: float | None) -> None:
+    """Fill in what an optimiser knows of what is left to gain; None: nothing."""
+    if gain is None:
+        return
+    cell.converged = _has_converged(cell.run.train, gain)
+    # Infinite after too few passes.
+    cell.expected_gain = gain if math.isfinite(gain) else None
 
 
 def _failure(cell: Cell, step: int) -> str:

@@ -7,38 +7,13 @@ from scipy import stats
 from support.planted_recall import planted_recall
 
 from pml_cli.analysis.rank_thresholds import (
-    ABOVE,
-    BELOW,
-    WITHIN,
     at_cross_validated_rates,
-    half_recall_rank,
     rank_table,
     thresholds,
 )
 
-RANKS = np.array([1.0, 2, 4, 8])
-BETWEEN_2_AND_4 = 2 * 2**0.5
-
 # The threshold of a text that is recalled from this rank on: between it and the rank below.
 THRESHOLDS = {3: 6**0.5, 4: 12**0.5, 6: 24**0.5, 8: 48**0.5, 12: 96**0.5}
-
-
-@pytest.mark.parametrize(
-    ("shares", "rank", "outside"),
-    [
-        ([0, 0, 1, 1], BETWEEN_2_AND_4, WITHIN),
-        # Isotonic regression gives one half to both of the pair that falls: the middle of them.
-        ([0, 1, 0, 1], BETWEEN_2_AND_4, WITHIN),
-        # Shares of many samples: where the line crosses one half.
-        ([0, 0.25, 0.75, 1], BETWEEN_2_AND_4, WITHIN),
-        ([0, 0, 0, 0.5], 8, WITHIN),
-        ([1, 1, 1, 1], 1, BELOW),
-        ([0, 0, 0, 0.4], 8, ABOVE),
-        ([1, 0, 0, 0], 8, ABOVE),
-    ],
-)
-def test_half_recall_rank_by_hand(shares, rank, outside):
-    assert half_recall_rank(RANKS, np.array(shares, float)) == (pytest.approx(rank), outside)
 
 
 def test_ratios_are_taken_text_by_text_with_the_t_interval_of_their_log():

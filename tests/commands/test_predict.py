@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import subprocess
 import sys
 
@@ -93,7 +94,7 @@ def test_recall_is_predicted_without_a_law_of_the_gain(tmp_path, capsys):
 
 
 def test_the_rank_that_knows_all_facts_is_above_that_which_knows_half(tmp_path, capsys):
-    cells = exponential_cells((1, 2, 4, 8, 16), (50, 100, 200, 400), texts=4)
+    cells = exponential_cells((1, 2, 4, 8, 16), (50, 100, 200, 400), texts=4, C=9e3)
     share = np.clip(cells.rank / (cells.length / 20), 0, 1)
     counts = (cells.length / 5).astype(int)
     write(tmp_path, *runs_of(cells, exact_match=share, samples=counts.tolist()))
@@ -108,3 +109,31 @@ def test_the_rank_that_knows_all_facts_is_above_that_which_knows_half(tmp_path, 
     assert "all of them" in output and "of 5 tokens each" in output
     code, _, error = pml(capsys, "predict", str(tmp_path), "facts=40", "seqlen=9")
     assert code == 2 and "give one" in error
+
+
+def test_a_new_model_is_answered_from_the_line_of_all(tmp_path, capsys):
+    """Two placements need 9 bits^0.8 parameters, one of 256 and one of 64 a rank.
+
+    Every cell is below ln 2: no law of the gain takes time.
+    """
+    rows = []
+    for layer, per_rank in ((4, 256), (2, 64)):
+        cells = exponential_cells((1, 2, 3, 4, 6, 8, 12, 16, 24, 32), (32, 64, 128), texts=4, C=9e3)
+        bits = cells.length * 7.6 / math.log(2)
+        whole = (per_rank * cells.rank >= 9 * bits**0.8).astype(float)
+        counts = (per_rank * cells.rank).astype(int).tolist()
+        columns = {"exact_match": whole, "trainable_parameters": counts}
+        rows += runs_of(cells, **columns, layer=[layer] * len(cells))
+    write(tmp_path, *rows)
+    printed = fit_quietly(tmp_path, draws=0, figures=True)
+    assert "N = " in printed and "bits.png" in printed and "one height: not refuted" in printed
+
+    asked = ("predict", str(tmp_path), "per_rank=100", "seqlen=100", "base=7.6")
+    _, output, _ = pml(capsys, *asked, "--json")
+    ((row,),) = (answer["rows"] for answer in json.loads(output))
+    truth = 9 * (100 * 7.6 / math.log(2)) ** 0.8 / 100
+    assert row["rank"]["value"] == pytest.approx(truth, rel=0.25) and row["outside"] == ""
+    _, output, _ = pml(capsys, *asked)
+    assert "a new model or placement" in output and "extrapolation between models" in output
+    code, _, error = pml(capsys, "predict", str(tmp_path), "per_rank=100", "seqlen=100")
+    assert code == 2 and "base=" in error

@@ -364,6 +364,21 @@ def test_a_dry_run_refuses_models_and_modules_that_cannot_be_trained(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_dry_run_says_how_sharp_the_law_will_be(tmp_path, quick, law_report):
+    grid = ("sweep", "rank=2,4,8", "seqlen=32,64,128", "--dry-run")
+    done = quick(*grid, *FEW)
+    assert "law (random tokens on the embedded model): expect alpha 1.01 +- " in done.stdout
+    done = quick(*grid, "data=text", "--design", str(law_report), *FEW)
+    assert "expect alpha 0.60 +- " in done.stdout and "rank of exact recall" in done.stdout
+    assert "--design PATH takes the report of a pilot" in quick(*grid, "data=text", *FEW).stdout
+    assert "three ranks and three lengths" in quick("sweep", "seqlen=8", "--dry-run").stdout
+
+    refused = quick("sweep", "rank=2", "--design", str(law_report))
+    assert refused.returncode == 2 and "goes with --dry-run" in refused.stderr
+    refused = quick("memft", "rank=2", "--dry-run", "--design", str(law_report))
+    assert refused.returncode == 2 and "pml memft does not" in refused.stderr
+
+
 def test_a_dry_run_of_a_bundled_architecture_needs_no_torch_and_no_statistics():
     code = (
         "import sys; from pml_cli import cli\n"

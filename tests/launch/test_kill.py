@@ -85,6 +85,29 @@ def test_killed_at_random_moments_one_more_call_gives_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["muon", "lbfgs"])
+def test_other_optimizers_killed_once_give_the_same_bits(tmp_path, optimizer):
+    sweep = [word for word in SWEEP if "batch" not in word and "dropout" not in word]
+    sweep += ["train.steps=300", f"train.optimizer={optimizer}"]
+    undisturbed = run_pml(tmp_path, *sweep, "out=undisturbed", timeout=300)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    out = tmp_path / "killed"
+    running = start_pml(tmp_path, *sweep, "out=killed", start_new_session=True)
+    wait_until(lambda: list((out / ".pml" / "checkpoints").glob("*.safetensors")))
+    # Past the warm-up.
+    time.sleep(2)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    assert len(finished_cells(out)) < 8, "the kill came too late"
+
+    last = run_pml(tmp_path, *sweep, "out=killed", timeout=300)
+    assert last.returncode == 0, last.stderr
+    for cell in finished_cells(tmp_path / "undisturbed"):
+        check_equal_runs(out / cell, tmp_path / "undisturbed" / cell)
+
+
+@pytest.mark.slow
 def test_two_sweeps_of_one_grid_at_the_same_time_train_every_cell_once(tmp_path):
     sweeps = [start_pml(tmp_path, *SWEEP, "train.steps=200", "out=runs") for _ in range(2)]
     for running in sweeps:

@@ -61,3 +61,11 @@ def test_what_only_some_runs_have_is_added():
     assert "2 broke that rule" in text(violations=2)
     assert "not decoded (train.decode=false)" in text(free_accuracy=None)
     assert "(stopped early: all recalled)" in text(stopped_early=True)
+
+
+def test_a_training_that_was_checked_says_whether_it_has_converged():
+    assert "passes (converged: three times as many more would gain 0.012" in text(
+        converged=True, expected_gain=0.012
+    )
+    assert "passes (not converged)" in text(converged=False, expected_gain=None)
+    assert "converged" not in text(converged=None, expected_gain=None)

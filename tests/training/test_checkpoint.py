@@ -19,6 +19,7 @@ from pml_cli.training.checkpoint import Checkpoints
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
 from pml_cli.training.losses.sft import SftLoss
+from pml_cli.training.optimizers import lbfgs
 from pml_cli.training.trainer import Cell, Trainer, TrainingObserver
 
 STEPS = 30
@@ -112,6 +113,8 @@ KINDS = {
         "schedule": "cosine",
     },
     "pending curve": {"log_every": 7},
+    "muon": {"optimizer": "muon", "lr": None},
+    "line searches": {"optimizer": "lbfgs", "lr": None, "log_every": 7},
     "windows": {"losses": [MemftSwLoss(window=2, tau=4, patience=1)] * 3},
     "windows among others, few samples at a time": {
         "losses": [MemftMarginLoss(), MemftSwLoss(window=2, patience=1), MemftSwLoss(patience=2)],
@@ -130,7 +133,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, tmp_path, kind):
+def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, tmp_path, monkeypatch, kind):
+    # So that searches are under way at the interruption.
+    monkeypatch.setattr(lbfgs, "WARM_UP", 5)
     cells = make_cells(tiny_base, **KINDS[kind])
     undisturbed, state = train(tiny_base, cells)
 

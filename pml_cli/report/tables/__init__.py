@@ -11,10 +11,12 @@ Each file has the tables of one command. They take results and return what rich 
     data.py        how much data there is, and what of it cannot be learned
     dry_run.py     what a sweep would do and cost
     law.py         fitted laws and their comparison
+    bits_line.py   trainable parameters against bits, one line for all groups
     predict.py     predictions of a law
     memft.py       losses compared pair by pair
     transition.py  the phase transition
     lasting.py     recall after rounding and merging, and forgetting
+    measure.py     what one adapter holds of a text
     forgetting.py  harm to other text, beside recall
     setups.py      titles of setups, means with their intervals
     memorize.py    the least rank that knows all facts, and what it harms

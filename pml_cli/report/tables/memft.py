@@ -93,34 +93,6 @@ def _pair_text(by_measure: pd.DataFrame, measure: str, factor: float, spec: str)
     return f"{factor * row['sft']:{spec}}, {factor * row['value']:{spec}}"
 
 
-def base_lines(runs: pd.DataFrame) -> list[str]:
-    """What the base model knows by itself, and what is gained on unseen text: a line a source.
-
-    Args:
-        runs: rows of result.json; without the columns of this version there are no lines.
-    """
-    names = ("base_exact_match", "base_token_accuracy", "base_log10_p", "control_gain")
-    if not set(names) <= set(runs):
-        return []
-
-    lines = []
-    for (model, data), group in runs.groupby(["model", "data"]):
-        # Each text once, however many adapters learn it.
-        texts = group.drop_duplicates(["data_seed", "seqlen"])
-        known = [pd.to_numeric(texts[name]).mean() for name in names[:3]]
-        gained = pd.to_numeric(group["control_gain"]).mean()
-        if np.isnan(known).any():
-            continue
-        line = (
-            f"{model} on {data} before training: {100 * known[0]:.0f} % whole, "
-            f"{100 * known[1]:.1f} % of the tokens, log10 p {known[2]:.3g}"
-        )
-        if not np.isnan(gained):
-            line += f"; the adapters gain {gained:.2f} nats/token on unseen text of that source"
-        lines.append(line)
-    return lines
-
-
 def comparison_table(comparison: pd.DataFrame) -> Table:
     """Token accuracy and exact match of each rank and length, and of all ranks together."""
     # Columns that would say the same in every row are left out, to stay within 80 columns.

@@ -112,7 +112,19 @@ def _threshold(result: dict[str, Any]) -> str:
 
 def _work(result: dict[str, Any]) -> str:
     early = " (stopped early: all recalled)" if result.get("stopped_early") else ""
-    return f"{result['steps_run']:,} steps{early}, {result['seconds']:.1f} s"
+    unit = "passes" if _has(result, "converged") else "steps"
+    return f"{result['steps_run']:,} {unit}{early}{_convergence(result)}, {result['seconds']:.1f} s"
+
+
+def _convergence(result: dict[str, Any]) -> str:
+    """Whether the training has converged, where that was checked."""
+    if not _has(result, "converged"):
+        return ""
+    text = " (converged" if result["converged"] else " (not converged"
+    if _has(result, "expected_gain"):
+        gain = result["expected_gain"]
+        text += f": three times as many more would gain {gain:.3f} nats per token"
+    return f"{text})"
 
 
 def _has(result: dict[str, Any], key: str) -> bool:

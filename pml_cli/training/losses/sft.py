@@ -21,6 +21,10 @@ class SftLoss(TokenLoss):
 
     kind: str = "sft"
 
+    @property
+    def is_steady(self) -> bool:
+        return True
+
     def weights(
         self, tokens: Tokens, state: LossState, progress: float
     ) -> tuple[Weighted, LossState]:

@@ -7,15 +7,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor
+
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.training.energy import Moments
 
 
 class Optimizer(ABC):
     """Trains the adapters of a pack; nothing of one cell depends on another.
 
     `step` is called after each forward-backward pass, with what that pass has given.
+
+    Attributes:
+        reads_inputs: whether `learn_inputs` is called before the first step.
     """
+
+    reads_inputs: ClassVar[bool] = False
+
+    # Not abstract: most optimisers do without.
+    def learn_inputs(  # noqa: B027
+        self, bank: AdapterBank, moments: Sequence[Moments]
+    ) -> None:
+        """Take the second moments of what the adapters of each cell read."""
 
     @abstractmethod
     def step(
@@ -34,6 +49,16 @@ class Optimizer(ABC):
             lr_K: learning rate of each cell, (K,).
             loss_K: what is minimised, of each cell, at the parameters as they are, (K,).
         """
+
+    def expected_gain(self, k: int) -> float | None:
+        """What more training of a cell is expected to gain, nats per token; None: not known."""
+        return None
+
+    # Not abstract: most optimisers are at their best point.
+    def settle(  # noqa: B027
+        self, parameters: Sequence[Tensor], cells: Sequence[int]
+    ) -> None:
+        """Put some cells back at their best point, from a trial that may be worse."""
 
     @abstractmethod
     def keep(self, cells: Sequence[int]) -> None:

@@ -9,11 +9,13 @@ from torch import Tensor
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.training.optimizers.adamw import AdamW
 from pml_cli.training.optimizers.base import Optimizer
+from pml_cli.training.optimizers.lbfgs import LBFGS
 from pml_cli.training.optimizers.muon import Muon
 
 OPTIMIZERS: dict[str, Callable[[AdapterBank, Tensor], Optimizer]] = {
     "adamw": AdamW,
     "muon": Muon,
+    "lbfgs": LBFGS,
 }
 """By the value of `train.optimizer`; each takes the bank and the weight decay of each cell."""
 

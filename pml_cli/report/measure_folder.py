@@ -1,0 +1,64 @@
+"""The files of `pml measure`: measure.json and measure.csv, an entry for each adapter and text.
+
+measure.json, format 1: `adapters`, an entry each as `pml measure --json` prints it. What is
+measured again, the same weights on the same tokens of the same model, takes the place of its entry.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pml_cli.data.generic_text import KINDS
+from pml_cli.errors import UserError
+from pml_cli.io import write_csv, write_json
+
+FORMAT = 1
+
+# What makes an entry of its own.
+KEY = ("weights", "tokens", "model", "model_path")
+
+
+def write(out: Path, entry: dict[str, Any]) -> list[str]:
+    """Add an entry to the files.
+
+    Args:
+        out: an existing folder.
+        entry: of one adapter on one text.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        UserError: a measure.json that cannot be read, or of another format.
+    """
+    import pandas as pd
+
+    path = out / "measure.json"
+    key = [entry[name] for name in KEY]
+    others = [other for other in _entries(path) if [other.get(name) for name in KEY] != key]
+    entries = [*others, entry]
+    write_json(path, {"format": FORMAT, "adapters": entries})
+    write_csv(out / "measure.csv", pd.DataFrame([_csv_row(one) for one in entries]))
+    return ["measure.json", "measure.csv"]
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(f"{path}: format {content['format']}; give another out=")
+        return list(content["adapters"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not readable ({error}); give another out=") from error
+
+
+def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with the harm of each kind of text as a column."""
+    row = {name: value for name, value in entry.items() if name != "kinds"}
+    for kind in KINDS:
+        row[f"harm_{kind}"] = entry["kinds"].get(kind, {}).get("harm")
+    return row

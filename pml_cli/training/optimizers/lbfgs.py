@@ -1,0 +1,343 @@
+"""L-BFGS over a bank of adapters: each cell with pairs and a line search of its own.
+
+Liu & Nocedal 1989. A step of the trainer is one forward-backward pass, of which most are the only
+trial of a line search; all cells share it. The first passes are Muon's: adapters begin at a
+saddle point (B = 0), which L-BFGS leaves slowly.
+
+Shapes: K cells, P numbers of a cell's adapter (padding included, which stays 0), C cells of the K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pml_cli.config.schema import LEARNING_RATES
+from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.training.energy import Moments
+from pml_cli.training.limits import LBFGS_PAIRS
+from pml_cli.training.optimizers.base import Optimizer
+from pml_cli.training.optimizers.convergence import expected_gain
+from pml_cli.training.optimizers.line_search import Point, Search, strong_wolfe
+from pml_cli.training.optimizers.muon import Muon
+from pml_cli.training.optimizers.secants import Secants, dot
+from pml_cli.training.optimizers.whitening import Whitening
+
+# Passes under Muon at the beginning.
+WARM_UP = 20
+
+# Stands in for a gradient of 0.
+TINY = 1e-30
+
+
+class LineSearch:
+    """The line search of one cell, which can be written down and gone on with.
+
+    Attributes:
+        start: where it began.
+        first: the first trial.
+        largest_change: largest absolute entry of the direction.
+        trials: so far.
+        best: the point that it would go to now: the acceptable one, or that with the smallest loss.
+        t: the step of the next trial.
+        has_ended: whether no further trial is needed.
+    """
+
+    def __init__(self, start: Point, first: float, largest_change: float) -> None:
+        """Before the first trial; see the class for the arguments."""
+        self.start = start
+        self.first = first
+        self.largest_change = largest_change
+        self.trials: list[Point] = []
+        self.best = start
+        self.has_ended = False
+        self._search: Search = strong_wolfe(start, first, largest_change)
+        self.t = next(self._search)
+
+    def take(self, loss: float, slope: float) -> bool:
+        """Take the trial at `t`.
+
+        Returns:
+            whether it is the best one now.
+        """
+        trial = Point(self.t, loss, slope)
+        self.trials.append(trial)
+        if loss < self.best.loss:
+            self.best = trial
+        try:
+            self.t = self._search.send(trial)
+        except StopIteration as ended:
+            self.has_ended = True
+            if ended.value is trial:
+                self.best = trial
+        return self.best is trial
+
+    def numbers(self) -> list[float]:
+        """What `from_numbers` takes."""
+        numbers = [self.first, self.largest_change, self.start.loss, self.start.slope]
+        for trial in self.trials:
+            numbers += [trial.loss, trial.slope]
+        return numbers
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float]) -> LineSearch:
+        """The search that `numbers` wrote down: it is given its trials again."""
+        first, largest_change, loss, slope, *trials = numbers
+        search = cls(Point(0.0, loss, slope), first, largest_change)
+        for i in range(0, len(trials), 2):
+            search.take(trials[i], trials[i + 1])
+        return search
+
+
+class LBFGS(Optimizer):
+    """L-BFGS with a strong Wolfe line search; the learning rate is the first trial, usually 1.
+
+    Its first guess of the inverse Hessian whitens what the adapters read (`Whitening`). After the
+    warm-up, and without that, equal to torch.optim.LBFGS(line_search_fn="strong_wolfe") on each
+    cell. A cell whose search fails without any pair stays where it is: rounding hides what is left.
+
+    Attributes:
+        reads_inputs: see `Optimizer`.
+        warm_up: passes under Muon at the beginning.
+        passes: so far.
+        searches: the search of each cell; None: before the first one, or the cell stays.
+        x: start of the searches, (K, P).
+        direction: of the searches, (K, P).
+        grad: gradient at the start, (K, P).
+        best_grad: gradient at the best trial, (K, P).
+        secants: the inverse Hessian.
+        lowest: the lowest loss so far of each cell, after each pass.
+    """
+
+    reads_inputs = True
+
+    def __init__(
+        self, bank: AdapterBank, weight_decay: Tensor, *, warm_up: int | None = None
+    ) -> None:
+        """Before the first pass.
+
+        Args:
+            bank: the adapters to be trained.
+            weight_decay: 0; it is no part of the loss that is searched.
+            warm_up: passes under Muon at the beginning.
+        """
+        self.warm_up = WARM_UP if warm_up is None else warm_up
+        self.passes = 0
+        self._muon = Muon(bank, weight_decay)
+        self._whitening: Whitening | None = None
+        self.searches: list[LineSearch | None] = [None] * len(bank)
+
+        self.x = flattened(bank.parameters()).detach()
+        self.direction = torch.zeros_like(self.x)
+        self.grad = torch.zeros_like(self.x)
+        self.best_grad = torch.zeros_like(self.x)
+        self.secants = Secants(self.x, LBFGS_PAIRS)
+        self.lowest: list[list[float]] = [[] for _ in self.searches]
+
+    def learn_inputs(self, bank: AdapterBank, moments: Sequence[Moments]) -> None:
+        self._whitening = Whitening(bank, moments)
+        self.secants.first_guess = self._whitening
+
+    @torch.no_grad()
+    def step(
+        self,
+        parameters: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        *,
+        lr_K: Tensor,
+        loss_K: Tensor,
+    ) -> None:
+        """Take one trial of every cell, and move to the next; see `Optimizer.step`."""
+        self.passes += 1
+        losses = loss_K.tolist()
+        for lowest, loss in zip(self.lowest, losses, strict=True):
+            # Written so that NaN is never the lowest.
+            is_lower = not lowest or loss < lowest[-1]
+            lowest.append(loss if is_lower else lowest[-1])
+        if self.passes <= self.warm_up:
+            self._warm_up(parameters, grads, loss_K)
+            return
+
+        grad = flattened(grads)
+        if self.passes == self.warm_up + 1:
+            self.x = flattened(parameters)
+            self.grad = grad
+            arrived = dict(enumerate(losses))
+        else:
+            arrived = self._arrive(self._take_trials(grad, losses))
+        self._begin(arrived, lr_K)
+        self._write(parameters, [search.t if search else 0.0 for search in self.searches])
+
+    def _warm_up(
+        self, parameters: Sequence[Tensor], grads: Sequence[Tensor], loss_K: Tensor
+    ) -> None:
+        """A step of Muon, with a rate that falls to 0 over the warm-up."""
+        share = 1 - (self.passes - 1) / self.warm_up
+        lr_K = torch.full_like(loss_K, LEARNING_RATES["muon"] * share)
+        self._muon.step(parameters, grads, lr_K=lr_K, loss_K=loss_K)
+
+    def _take_trials(self, grad: Tensor, losses: Sequence[float]) -> list[int]:
+        """Give each search its trial.
+
+        Returns:
+            the cells whose search has ended.
+        """
+        slopes = dot(grad, self.direction).tolist()
+        best = []
+        ended = []
+        for k, search in enumerate(self.searches):
+            if search is None:
+                continue
+            if search.take(losses[k], slopes[k]):
+                best.append(k)
+            if search.has_ended:
+                ended.append(k)
+
+        self.best_grad[best] = grad[best]
+        return ended
+
+    def _arrive(self, cells: Sequence[int]) -> dict[int, float]:
+        """Move some cells to the point that their search ended at.
+
+        Returns:
+            the cells that go on, with their loss there.
+        """
+        arrived: dict[int, float] = {}
+        steps = []
+        for k in cells:
+            search = self.searches[k]
+            assert search is not None
+            # Nowhere is it lower: once more, along the steepest descent.
+            if search.best is search.start and self.secants.pushed[k] == 0:
+                self.searches[k] = None
+                continue
+            arrived[k] = search.best.loss
+            steps.append(search.best.t)
+
+        self._move(self._index(list(arrived)), self.x.new_tensor(steps))
+        return arrived
+
+    def _move(self, cells: Tensor, t: Tensor) -> None:
+        """Move some cells, (C,), by t of their direction, (C,), and remember how."""
+        failed = cells[t == 0]
+        self.secants.forget(failed)
+        cells, t = cells[t > 0], t[t > 0]
+        s = self.direction[cells] * t[:, None]
+        grad = self.best_grad[cells]
+        self.secants.push(cells, s, grad - self.grad[cells])
+        self.x[cells] += s
+        self.grad[cells] = grad
+
+    def _begin(self, losses: Mapping[int, float], lr_K: Tensor) -> None:
+        """Begin the next search of some cells.
+
+        Args:
+            losses: of the cells, at the start.
+            lr_K: first trial of every cell, where it has pairs.
+        """
+        if not losses:
+            return
+        cells = self._index(list(losses))
+        grad = self.grad[cells]
+        direction = self.secants.direction(cells, grad)
+        self.direction[cells] = direction
+
+        # One wait for the device.
+        size = direction.abs().sum(1).clamp(min=TINY)
+        first = torch.where(self.secants.pushed[cells] > 0, 1.0, (1 / size).clamp(max=1.0))
+        columns = [first * lr_K[cells], direction.abs().amax(1), dot(grad, direction)]
+        numbers = torch.stack([column.double() for column in columns], 1).tolist()
+
+        for (k, loss), (t, largest, slope) in zip(losses.items(), numbers, strict=True):
+            # Where nothing is downhill, the cell stays.
+            is_downhill = slope < 0 and math.isfinite(slope)
+            start = Point(0.0, loss, slope)
+            self.searches[k] = LineSearch(start, t, largest) if is_downhill else None
+
+    def _write(self, parameters: Sequence[Tensor], steps: Sequence[float]) -> None:
+        """Put every cell at so many steps along its direction."""
+        t = self.x.new_tensor(steps)
+        points = torch.where(t[:, None] > 0, self.x + t[:, None] * self.direction, self.x)
+        sizes = [parameter[0].numel() for parameter in parameters]
+        for parameter, values in zip(parameters, points.split(sizes, 1), strict=True):
+            parameter.copy_(values.view_as(parameter))
+
+    def _index(self, cells: Sequence[int]) -> Tensor:
+        return torch.tensor(cells, dtype=torch.int64, device=self.x.device)
+
+    def expected_gain(self, k: int) -> float | None:
+        search = self.searches[k]
+        # Of a quadratic with this inverse Hessian the minimum is half the slope away.
+        next_gain = -search.start.slope / 2 if search else 0.0
+        return expected_gain(self.lowest[k], next_gain)
+
+    @torch.no_grad()
+    def settle(self, parameters: Sequence[Tensor], cells: Sequence[int]) -> None:
+        if self.passes <= self.warm_up:
+            return
+        steps = [search.t if search else 0.0 for search in self.searches]
+        for k in cells:
+            search = self.searches[k]
+            steps[k] = search.best.t if search else 0.0
+        self._write(parameters, steps)
+
+    def keep(self, cells: Sequence[int]) -> None:
+        rows = list(cells)
+        self._muon.keep(rows)
+        if self._whitening:
+            self._whitening.keep(rows)
+        self.secants.keep(rows)
+        self.searches = [self.searches[k] for k in rows]
+        self.lowest = [self.lowest[k] for k in rows]
+        for name in _VECTORS:
+            setattr(self, name, getattr(self, name)[rows])
+
+    def state(self) -> dict[str, Tensor]:
+        lowest = torch.tensor(self.lowest, dtype=torch.float64)
+        state = self._muon.state() | {"lbfgs.lowest": lowest}
+        if self.passes < self.warm_up:
+            return state
+
+        numbers = [search.numbers() if search else [] for search in self.searches]
+        state["lbfgs.search"] = _padded(numbers)
+        for name in _VECTORS:
+            state[f"lbfgs.{name}"] = getattr(self, name)
+        pairs = self.secants.state().items()
+        return state | {f"lbfgs.pairs.{name}": values for name, values in pairs}
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        self.passes = step
+        self._muon.restore(tensors, step)
+        self.lowest = tensors["lbfgs.lowest"].tolist()
+        if step < self.warm_up:
+            return
+
+        numbers = _unpadded(tensors["lbfgs.search"])
+        self.searches = [LineSearch.from_numbers(row) if row else None for row in numbers]
+        for name in _VECTORS:
+            setattr(self, name, tensors[f"lbfgs.{name}"])
+        pairs = {name: tensors[f"lbfgs.pairs.{name}"] for name in self.secants.state()}
+        self.secants.restore(pairs)
+
+
+# Attributes of LBFGS that are (K, P).
+_VECTORS = ("x", "direction", "grad", "best_grad")
+
+
+def flattened(parameters: Sequence[Tensor]) -> Tensor:
+    """All parameters of each cell in a row, (K, P)."""
+    return torch.cat([parameter.flatten(1) for parameter in parameters], 1)
+
+
+def _padded(rows: Sequence[Sequence[float]]) -> Tensor:
+    """Rows of different lengths as one tensor of float64, the length of each row first."""
+    width = 1 + max(len(row) for row in rows)
+    padded = [[len(row), *row, *[0.0] * (width - 1 - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.float64)
+
+
+def _unpadded(padded: Tensor) -> list[list[float]]:
+    return [row[1 : 1 + int(row[0])] for row in padded.tolist()]
