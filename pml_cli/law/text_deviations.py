@@ -11,7 +11,7 @@ from pml_cli.stats import Array
 
 # A text is off if it lies this far from the median of all, relative to the gain, and this many
 # times as far as the typical text.
-LEAST_DEVIATION = 0.15
+LEAST_DEVIATION = 0.1
 LEAST_RATIO = 4.0
 # With fewer texts nobody knows which of them is off.
 MIN_TEXTS = 3
