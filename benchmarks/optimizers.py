@@ -80,7 +80,7 @@ def trained_until(folder, grid, loss, name, *settings):
 def kept_promises(folder, grid, converged):
     """Of the cells that have converged: what four times their passes gained, and its promise."""
     most = int(4 * converged["passes"].max())
-    runs = sweep(folder, grid, "optimizer=lbfgs", f"steps={most}")
+    runs = sweep(folder, grid, "optimizer=lbfgs", "lr=null", f"steps={most}")
     gains = []
     for (_, cell), (_, longer) in zip(converged.iterrows(), runs.iterrows(), strict=True):
         curve = pd.read_parquet(Path(longer["folder"]) / "curve.parquet")
@@ -102,6 +102,8 @@ def main():
         args.folder / "converged",
         args.cells,
         "optimizer=lbfgs",
+        # Not that of the sweep's file.
+        "lr=null",
         "stop=converged",
         f"steps={args.cap}",
     )

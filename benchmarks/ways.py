@@ -77,10 +77,10 @@ def paper(
     bank = initial_bank(base, run).to(base.device)
     bank.requires_grad_()
     optimizer = torch.optim.AdamW(
-        bank.parameters(), lr=run.train.lr, weight_decay=run.train.weight_decay
+        bank.parameters(), lr=run.train.peak_lr, weight_decay=run.train.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate(run.train, step, planned.steps) / run.train.lr
+        optimizer, lambda step: learning_rate(run.train, step, planned.steps) / run.train.peak_lr
     )
 
     clock = Clock(base.device, planned.steps)
@@ -136,7 +136,7 @@ def peft(base: SplitModel, planned: CellPlan, losses: Losses) -> float:
             folder,
             max_steps=planned.steps,
             per_device_train_batch_size=1,
-            learning_rate=run.train.lr,
+            learning_rate=run.train.peak_lr,
             lr_scheduler_type="linear",
             weight_decay=run.train.weight_decay,
             max_grad_norm=run.train.clip,

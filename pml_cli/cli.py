@@ -55,6 +55,7 @@ START HERE
   pml transition outputs/               where recall breaks, token by token
   pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
+  pml capacity rank=1,2,4               how much does it hold exactly?
   pml lasting outputs/memft             does it survive rounding and merging?
   pml forgetting outputs/memft          what has it made the model forget?
   pml measure ADAPTER notes.txt         what any LoRA adapter holds of a text
@@ -180,6 +181,25 @@ MaxTokens = Annotated[
         metavar="N",
         help="Cut answers off after N tokens (default: twice the longest target, at least 64; "
         "without a question as many as the target has).",
+        show_default=False,
+    ),
+]
+Resolution = Annotated[
+    int,
+    typer.Option(
+        "--resolution",
+        min=1,
+        metavar="TOKENS",
+        help="Between what is recalled and what is not, at the end.",
+    ),
+]
+Passes = Annotated[
+    int | None,
+    typer.Option(
+        "--passes",
+        min=1,
+        metavar="N",
+        help="Most forward-backward passes of one growth (default: no limit).",
         show_default=False,
     ),
 ]
@@ -369,6 +389,44 @@ def train_many(
     elif design is not None:
         raise UserError(f"--design {design}: pml sweep takes it, pml {name} does not")
     _train(name, overrides, file, config_dir, print_config=print_config, **flags)
+
+
+@app.command(
+    epilog=f"{VALUES_HELP}\n{GROUPS_HELP}",
+    help="""Find how much of a text one adapter recalls whole.
+
+The text grows from the last solution, until train.steps passes no longer
+suffice for one token more: one adapter a rank, in place of a grid of lengths.
+seqlen is the length to begin with. The same command again goes on.
+
+\b
+EXAMPLES
+  pml capacity rank=1,2,4
+  pml capacity rank=1,2,4 data.seed=0,1,2 loss=sft,memft_margin
+  pml capacity data=text rank=8 train.steps=400 --resolution 4
+  pml capacity rank=2 model=smollm2_135m seqlen=32 --passes 2000 --json
+""",
+)
+def capacity(
+    overrides: Overrides = None,
+    *,
+    resolution: Resolution = 1,
+    passes: Passes = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    from pml_cli.config.request import load_capacity
+
+    asked = load_capacity(overrides or [], config_dir, resolution=resolution, passes=passes)
+    if print_config:
+        _print_config(asked.request)
+        return
+
+    from pml_cli.commands import capacity as command
+
+    raise typer.Exit(command.run(asked, _console(), as_json=as_json, dry_run=dry_run))
 
 
 @app.command(

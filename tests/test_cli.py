@@ -18,7 +18,7 @@ from pml_cli.config.setting import dotted_keys
 
 ROOT = Path(__file__).parent.parent
 TRAINING = ("probe", "sweep", "memft", "memorize")
-COMMANDS = [*TRAINING, *"fit lasting forgetting transition predict measure ask".split()]
+COMMANDS = [*TRAINING, *"capacity fit lasting forgetting transition predict measure ask".split()]
 
 
 def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -163,7 +163,12 @@ def test_commands_get_the_request_and_give_the_exit_code(command, out, monkeypat
     assert isinstance(request, Request)
     assert request.runs[0].rank == 2
     every_flag = {"dry_run": True, "fail_fast": False, "wait": None, "retry": True}
-    assert flags == ({} if command == "probe" else every_flag)
+    expected = {
+        "probe": {},
+        "sweep": every_flag | {"design": None},
+        "memft": every_flag,
+    }
+    assert flags == expected[command]
 
 
 def test_fit_separates_paths_from_settings(out, monkeypatch):

@@ -11,6 +11,8 @@ trainer.
     first_failures.py   where recall breaks, and which positions first failures share
     survival.py         how long tokens stay stubborn (Kaplan-Meier)
     rank_search.py      the least rank that knows all facts: which cells to try next
+    growth.py           the longest prefix recalled whole: which length to try next
+    capacity.py         what adapters hold exactly, by size, over texts
     deployment.py       recall after rounding and merging, and forgetting
     forgetting.py       recall against harm to other text, and its Pareto front
 """

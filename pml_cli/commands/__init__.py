@@ -8,6 +8,7 @@ command: what two of them share lies below, such as the sweep that `pml memft` r
     sweep.py       train every combination, resumable
     memft.py       a sweep under several losses, and their comparison
     memorize.py    from facts to the smallest adapter that knows them
+    capacity.py    the longest prefix that an adapter recalls whole
     status.py      `pml status` and `pml cancel`
     fit.py         the law of finished runs
     predict.py     what a fitted law says of other ranks and lengths

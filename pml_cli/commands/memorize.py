@@ -30,7 +30,7 @@ from pml_cli.analysis.rank_search import (
     next_cells,
     rank_cap,
 )
-from pml_cli.config.memorize import MemorizeRequest
+from pml_cli.config.memorize import KEPT_BY_USER, MemorizeRequest
 from pml_cli.config.reports import Forgetting
 from pml_cli.config.schema import FactsData, Run
 from pml_cli.data.cell import CellPlan
@@ -317,7 +317,7 @@ def _first(run: Run, asked: MemorizeRequest) -> SearchState:
 def _with_harm_limit(run: Run, asked: MemorizeRequest) -> Run:
     """A run that is trained within the limit of forgetting, unless the user says how it is kept."""
     most = asked.limits.max_forgetting
-    if most is None or run.loss.keeps or asked.given & {"loss.keep", "loss.keep_harm"}:
+    if most is None or run.loss.keeps or asked.given & KEPT_BY_USER:
         return run
     # Three digits: the number stands in labels.
     share = float(f"{HARM_SHARE * most:.3g}")

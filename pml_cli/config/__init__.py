@@ -7,6 +7,7 @@ May import: errors, format, io, stats. Neither torch nor anything that trains.
     reports.py       the settings of fit, predict, lasting, transition and ask
     questions.py     the arguments of `pml ask`
     memorize.py      the files and limits of `pml memorize`
+    capacity.py      what `pml capacity` asks for
     measure.py       the adapter, text and settings of `pml measure`
     registry.py      the settings classes of a group, one file each in the group's package
     option_files.py  the YAML files of conf/ and of a user's folder, by group

@@ -24,6 +24,9 @@ from pml_cli.config.setting import (
 
 S = TypeVar("S", bound=Settings)
 
+# What OmegaConf takes for a value that is not there.
+MISSING = "???"
+
 
 def convert_all(
     owner: type[Any], name: str, values: list[Any], key: str
@@ -39,26 +42,36 @@ def convert_all(
     Returns:
         The converted values, and a line for each value of another type.
     """
-    is_integer = annotation(owner, name)[0] is int
+    kind = annotation(owner, name)[0]
     declared = declaration_of(owner, name)
     meanings = declared.words if declared else {}
-    scratch = OmegaConf.structured(owner())
+    scratch: DictConfig | None = None
     converted: list[Any] = []
     lines: list[str] = []
 
     for value in values:
-        # Most sweeps are over integers, and OmegaConf is slow.
-        if is_integer and type(value) is int:
-            converted.append(value)
-            continue
         if isinstance(value, str) and value in meanings:
             converted.append(meanings[value])
             continue
+        # Most values are, and OmegaConf is slow.
+        if _is_plain(value, kind):
+            converted.append(value)
+            continue
+        scratch = scratch or OmegaConf.structured(owner())
         try:
             converted.append(_convert(scratch, name, value))
         except OmegaConfBaseException:
             lines.append(type_fault(owner, name, value, key))
     return converted, lines
+
+
+def _is_plain(value: Any, kind: type[Any]) -> bool:
+    """Whether a value is of a type that OmegaConf would leave as it is."""
+    if type(value) is not kind:
+        return False
+    if kind is str:
+        return "${" not in value and value != MISSING
+    return kind in (int, float, bool)
 
 
 def _convert(scratch: DictConfig, name: str, value: Any) -> Any:

@@ -33,13 +33,18 @@ FACTS = "facts"
 MANY_FACTS = "many_facts"
 TEXTS = "texts"
 
+# Where one of these is given, the search adds no limit of harm to the loss.
+KEPT_BY_USER = frozenset({"loss.keep", "loss.keep_harm"})
+
 # Settings of conf/memorize.yaml that are left out where one of these keys is given: they say how
-# long the training is, too. Epochs of another length still go through minibatches.
+# long the training is, or at what rate, too. Epochs of another length still go through minibatches.
 REPLACED_BY = {
     "train.steps": {"train.epochs", "train.batch", "train.curriculum"},
     "train.epochs": {"train.steps", "train.batch", "train.curriculum"},
     "train.batch": {"train.steps", "train.curriculum"},
     "train.curriculum": {"train.steps", "train.epochs", "train.batch"},
+    # Another optimiser has another rate.
+    "train.lr": {"train.optimizer"},
 }
 
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pml_cli.config import sweep_file
+from pml_cli.config.capacity import CapacityRequest
 from pml_cli.config.compose import compose_root, distinct, hydra_session, parse
 from pml_cli.config.convert import typed_settings
 from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
 from pml_cli.config.memorize import (
     FACTS,
+    KEPT_BY_USER,
     MANY_FACTS,
     REPLACED_BY,
     SEEDS,
@@ -37,6 +40,9 @@ from pml_cli.errors import UserError, raise_all
 COMPARE = "compare"
 NO_SETTINGS = (COMPARE, FACTS, MANY_FACTS, TEXTS)
 
+Options: TypeAlias = tuple[tuple[str, str], ...]
+"""Groups with their options, sorted."""
+
 # What a search may be given several values of.
 SEARCHED = ("rank", "seed")
 
@@ -47,7 +53,7 @@ def load(
     """What `pml COMMAND OVERRIDES` asks for: every cell typed and checked.
 
     Args:
-        command: probe, sweep, memft or memorize; the root file is conf/COMMAND.yaml.
+        command: probe, sweep, memft, memorize or capacity; the root file is conf/COMMAND.yaml.
         overrides: as on the command line; they win over the file's keys.
         file: a sweep file, or the name of a shipped one.
         config_dir: a folder laid out like conf/, looked up first.
@@ -71,7 +77,7 @@ def load(
     lines += _single_value_faults(command, grids, swept)
     lines += _length_faults(grids)
     with hydra_session(config_dir):
-        cells, cell_lines = expand_grid(grids, _option_sets(command))
+        cells, cell_lines = expand_grid(grids, _option_sets(command, config_dir))
     lines += cell_lines
     # Without cells there is a fault above, and no launcher to ask.
     if cells:
@@ -108,6 +114,7 @@ def load_memorize(
     root = sweep_file.read_mapping(root_file("memorize", config_dir) or shipped("conf"))
     defaults = _defaults(root.get(kind) or {}, given)
     request = load("memorize", overrides + defaults, config_dir=config_dir)
+    _refuse_moving_penalty(request.runs[0], limits, given)
     many_facts = None
     if kind == FACTS:
         defaults = _defaults(root.get(MANY_FACTS) or {}, given)
@@ -127,6 +134,40 @@ def load_memorize(
     )
 
 
+def load_capacity(
+    overrides: list[str],
+    config_dir: Path | None = None,
+    *,
+    resolution: int = 1,
+    passes: int | None = None,
+) -> CapacityRequest:
+    """What `pml capacity OVERRIDES` asks for.
+
+    Args:
+        overrides: as on the command line; seqlen is the first length.
+        config_dir: a folder laid out like conf/, looked up first.
+        resolution: target tokens between what is recalled and what is not, at the end.
+        passes: most forward-backward passes of one growth; None: any number.
+
+    Raises:
+        UserError: all faults at once, one line each.
+    """
+    request = load("capacity", overrides, config_dir=config_dir)
+    first = request.runs[0].seqlen
+    is_given = any(override.startswith("seqlen=") for override in overrides)
+    faults = []
+    for run in request.runs:
+        if isinstance(run.data, FactsData):
+            reason = "is many facts; a text can grow, facts take `pml memorize`"
+            faults.append(f"data={run.data.source}: {reason}")
+        if run.train.start is not None:
+            faults.append(f"train.start={run.train.start}: growth begins with an untrained adapter")
+    raise_all(list(dict.fromkeys(faults)))
+    return CapacityRequest(
+        request=request, first=first if is_given else None, resolution=resolution, passes=passes
+    )
+
+
 def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
     """What a kind of data is trained with beside the given keys, as overrides."""
     keys = []
@@ -134,6 +175,20 @@ def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
         if key not in given and not given & REPLACED_BY.get(key, set()):
             keys.append(key)
     return [f"{key}={value_text(values[key])}" for key in keys]
+
+
+def _refuse_moving_penalty(run: Run, limits: Limits, given: set[str]) -> None:
+    """Refuse a line search under the limit of forgetting, whose penalty changes in training.
+
+    Raises:
+        UserError: names the optimiser.
+    """
+    is_limited = limits.max_forgetting is not None and not given & KEPT_BY_USER
+    if is_limited and run.train.optimizer == "lbfgs":
+        raise UserError(
+            "train.optimizer=lbfgs: needs --max-forgetting none, as the penalty of the limit "
+            "changes in training; muon takes any"
+        )
 
 
 def _kind_of(chosen: Sequence[str]) -> str:
@@ -264,6 +319,8 @@ def _single_value_faults(command: str, grids: list[Grid], swept: list[str]) -> I
             if key not in SEARCHED:
                 yield f"{key}: takes one value, a search tries ranks alone; pml sweep takes several"
         return
+    if command == "capacity" and "seqlen" in swept:
+        yield "seqlen: takes one value, the length to begin with; pml sweep takes several"
     for key in swept:
         if key.split(".")[0] in ("out", "launch"):
             yield f"{key}: takes one value for the whole sweep"
@@ -305,19 +362,30 @@ def _run(cell: RootSettings) -> Run:
     return Run(**{field.name: getattr(cell, field.name) for field in fields(Run)})
 
 
-def _option_sets(command: str) -> OptionSetOf:
+def _option_sets(command: str, config_dir: Path | None) -> OptionSetOf:
     """Composes the option sets of a command, each combination of options once."""
-    composed: dict[tuple[tuple[str, str], ...], OptionSet] = {}
+    compose = _shipped_tree if config_dir is None else _tree
+    composed: dict[Options, OptionSet] = {}
 
     def option_set_of(chosen: dict[str, str]) -> OptionSet:
         combination = tuple(sorted(chosen.items()))
         # Hydra composes slowly, and every grid of a sweep file asks again.
         if combination not in composed:
-            overrides = [f"{group}={option}" for group, option in combination]
-            tree, choices = compose_root(command, overrides, with_choices=True)
-            for key in NO_SETTINGS:
-                tree.pop(key, None)
+            tree, choices = compose(command, combination)
             composed[combination] = OptionSet(tree, choices)
         return composed[combination]
 
     return option_set_of
+
+
+def _tree(command: str, combination: Options) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The settings of some options, and the option of each group; inside a `hydra_session`."""
+    overrides = [f"{group}={option}" for group, option in combination]
+    tree, choices = compose_root(command, overrides, with_choices=True)
+    for key in NO_SETTINGS:
+        tree.pop(key, None)
+    return tree, choices
+
+
+# `pml memorize` asks for the same options twice, and tests hundreds of times.
+_shipped_tree = lru_cache(maxsize=64)(_tree)

@@ -375,6 +375,8 @@ class Train(Settings):
         above=0,
         finite=True,
         special={None: "0.01 with adamw, 1 with muon; lbfgs has none to tune"},
+        # What it was before there were others; so ids of AdamW's runs leave both out.
+        absent=1e-2,
     )
     schedule: str = setting(
         "linear", help="decay of the learning rate to 0 over the steps", choices=SCHEDULES
@@ -410,18 +412,10 @@ class Train(Settings):
         special={None: "untrained"},
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # Now, so that it counts for the run id: the default may be another one some day. An
-        # unknown optimiser is refused later.
-        if self.lr is None:
-            self.lr = LEARNING_RATES.get(self.optimizer)
-
     @property
     def peak_lr(self) -> float:
-        """`lr`, of which nothing is automatic any more."""
-        assert self.lr is not None
-        return self.lr
+        """`lr`, or what it is by itself."""
+        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
 
     def validate(self) -> Iterator[str]:
         yield from self._optimizer_faults()
@@ -435,6 +429,8 @@ class Train(Settings):
         if self.optimizer == "lbfgs":
             if self.weight_decay:
                 yield f"weight_decay={self.weight_decay:g}: must be 0 with train.optimizer=lbfgs"
+            if self.lr is not None:
+                yield f"lr={self.lr:g}: train.optimizer=lbfgs has none; leave it out or give null"
         elif self.stop == "converged":
             yield (
                 f"stop=converged: needs train.optimizer=lbfgs, not {self.optimizer}: under a "

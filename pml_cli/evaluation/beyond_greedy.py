@@ -60,7 +60,7 @@ def measure(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[M
         t50: median over samples of the temperature at which that chance is one half; 0 where it is
             below 0.1 or greedy decoding fails, 2 where it is above.
         recall_after_wrong: share of targets of which greedy decoding writes all the rest after one
-            token has been replaced by another of the same target, at a quarter, half and three
+            token has been replaced by one that the target has not, at a quarter, half and three
             quarters of it.
         accuracy_after_wrong: tokens of that rest that are right.
     """
@@ -167,7 +167,8 @@ def even_chance_temperature(nats_G: NDArray[np.float64]) -> float:
 
 def _after_wrong(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> list[Measures]:
     """The two measures after a wrong token, of each cell; None where targets are too short."""
-    perturbed = [with_wrong_token(samples) for samples in cells]
+    vocabulary = int(base.head.weight_VD.shape[0])
+    perturbed = [with_wrong_token(samples, vocabulary) for samples in cells]
     measured = [k for k, samples in enumerate(perturbed) if samples]
     names = ("recall_after_wrong", "accuracy_after_wrong")
     results: list[Measures] = [dict.fromkeys(names) for _ in cells]
@@ -185,14 +186,16 @@ def _after_wrong(base: SplitModel, bank: AdapterBank, cells: SamplesByCell) -> l
     return results
 
 
-def with_wrong_token(samples: Sequence[Sample]) -> list[Sample]:
+def with_wrong_token(samples: Sequence[Sample], vocabulary: int) -> list[Sample]:
     """Samples of which the prompt goes on to a wrong token, and the target is what follows it.
 
-    The wrong token is the next one in the target that differs, so that it is one the text has. It
-    stands at each of WRONG_AT. Of many samples MAX_SAMPLES are taken, spread evenly.
+    The wrong token is the next id that the target has not: one of the target would call up what
+    follows it there. It stands at each of WRONG_AT. Of many samples MAX_SAMPLES are taken, spread
+    evenly.
 
     Args:
         samples: of one cell.
+        vocabulary: number of ids.
     """
     count = min(len(samples), MAX_SAMPLES)
     indices = np.linspace(0, len(samples) - 1, count).round().astype(int)
@@ -204,8 +207,15 @@ def with_wrong_token(samples: Sequence[Sample]) -> list[Sample]:
         positions = {int(share * length) for share in WRONG_AT}
         for position in sorted(positions):
             rest = sample.target[position + 1 :]
-            others = [token for token in rest if token != sample.target[position]]
-            if others:
-                prompt = (*sample.prompt, *sample.target[:position], others[0])
+            if rest:
+                wrong = _other_id(sample.target[position], sample.target, vocabulary)
+                prompt = (*sample.prompt, *sample.target[:position], wrong)
                 perturbed.append(Sample(prompt=prompt, target=rest))
     return perturbed
+
+
+def _other_id(token: int, target: Sequence[int], vocabulary: int) -> int:
+    """The next id after a token's that a target has not; the next one where it has them all."""
+    known = set(target)
+    candidates = [(token + step) % vocabulary for step in range(1, len(known) + 1)]
+    return next((one for one in candidates if one not in known), candidates[0])

@@ -288,6 +288,8 @@ def _compatible_key(cell: CellPlan) -> str:
             run.adapter,
             cell.steps,
             run.train.optimizer,
+            # L-BFGS warms up untrained adapters alone, all cells at once.
+            run.train.optimizer == "lbfgs" and run.train.start is not None,
             run.train.log_every,
             cell.rows > 1,
             cell.is_sampled,

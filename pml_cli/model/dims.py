@@ -133,8 +133,10 @@ def check_start(run: Run) -> None:
     try:
         with safe_open(path, "np") as file:
             kind = (file.metadata() or {}).get("pml_kind", run.adapter.kind)
+            # Not iterable: a file of safetensors has keys() alone.
+            names = [name for name in file.keys() if "lora_A" in name]  # noqa: SIM118
             # Of A, PEFT stores the transpose.
-            ranks = {file.get_slice(k).get_shape()[0] for k in file.keys() if "lora_A" in k}  # noqa: SIM118
+            ranks = {file.get_slice(name).get_shape()[0] for name in names}
     except (OSError, SafetensorError) as error:
         raise UserError(f"train.start={path}: {first_line(error)}") from error
     if kind != run.adapter.kind:

@@ -78,6 +78,25 @@ def sampled_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def tensors_hash(path: Path) -> str:
+    """Hash the tensors of a safetensors file: names, shapes and values.
+
+    The file's own bytes are no measure: its metadata is written in an order of chance.
+    """
+    content = path.read_bytes()
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    try:
+        fields = json.loads(content[8:data_start])
+        fields.pop("__metadata__", None)
+    except (ValueError, AttributeError, TypeError):
+        # Damaged: loading it reports the damage.
+        return hashlib.sha256(content).hexdigest()
+
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    digest.update(content[data_start:])
+    return digest.hexdigest()
+
+
 def _gguf_spans(path: Path) -> tuple[int, Spans]:
     """Bytes of the header, and [first, end) bytes of each tensor, relative to the first one."""
     try:

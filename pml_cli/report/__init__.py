@@ -13,6 +13,7 @@ nor the trainer; matplotlib only inside the functions that draw. A report never 
     forgetting_folder.py  the files of `pml forgetting`
     measure_folder.py     the files of `pml measure`
     memorize_folder.py    the files of `pml memorize`
+    capacity_folder.py    the files of `pml capacity`
     memorize_report.py    what its answer consists of
     memorize_text.py      the answer in words
     search_text.py        what is said while `pml memorize` searches the least rank

@@ -24,7 +24,7 @@ from pml_cli.config.option_files import options
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
 from pml_cli.data.generic_text import keep_hash
-from pml_cli.model.file_hash import sampled_hash, weight_files
+from pml_cli.model.file_hash import WEIGHTS_SUFFIX, sampled_hash, tensors_hash, weight_files
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.tokenizer_backend import TOKENIZER_FILES
 
@@ -73,6 +73,9 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     if run.loss.keeps and run.loss.keep_text is None:
         # Other versions of pml may carry other texts.
         settings["loss"]["keep_text"] = keep_hash()
+    if run.train.optimizer != "adamw":
+        # Also by itself: it may be another one some day.
+        settings["train"]["lr"] = run.train.peak_lr
     settings["data"] |= run.data.id_fields()
     # The default of a chat template is no automatic value, and not the empty turn of old.
     if run.data.chat and run.data.system is None:
@@ -268,10 +271,12 @@ def content_hash(path: str) -> str:
         path: a file, a folder, or what a source of its own knows how to name.
 
     Returns:
-        A hash of the content of the file, or of all files in the folder with their names in it;
-        anything else as it is.
+        A hash of the content of the file (of weights: of the tensors), or of all files in the
+        folder with their names in it; anything else as it is.
     """
     location = Path(path)
+    if location.is_file() and location.suffix == WEIGHTS_SUFFIX:
+        return tensors_hash(location)
     if location.is_file():
         return hashlib.sha256(_unix_text(location.read_bytes())).hexdigest()
     if not location.is_dir():

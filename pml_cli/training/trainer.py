@@ -10,7 +10,7 @@ Shapes: K cells, S scored slots of a cell, N scored tokens of the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -597,20 +597,19 @@ class Trainer:
         curves = curve_tables(pack.curve, step)
         pack.curve = []
         losses = [float(curve["loss"].iloc[-1]) for curve in curves]
-        largest_weights = pack.bank.largest_weights()
 
         finished = []
         for cell, curve in zip(pack.cells, curves, strict=True):
             cell.curve.append(curve)
+        settled = range(len(pack.cells)) if step == self.steps else converged
+        lost = self._lost(scores, losses, settled)
         for k in logged:
             cell = pack.cells[k]
             cell.logged.append(scores[k].table(step))
-            # Written so that NaN counts as too large.
-            has_exploded = not largest_weights[k] < RUNAWAY
-            if has_exploded or not _all_finite(scores[k].nll, losses[k]):
+            if k in lost:
                 cell.failure = _failure(cell, step)
                 finished.append(k)
-            elif step == self.steps or k in converged or self._may_stop(k, scores[k]):
+            elif k in settled or self._may_stop(k, scores[k]):
                 finished.append(k)
 
         report = StepReport(
@@ -632,6 +631,30 @@ class Trainer:
             if cell.failure is None:
                 cell.keep_harm = pack.penalty.harm(pack.bank, k)
         return finished
+
+    def _lost(
+        self, scores: Sequence[Scores], losses: Sequence[float], settled: Collection[int]
+    ) -> list[int]:
+        """The cells whose loss or weights are no longer finite, or too large.
+
+        Args:
+            scores: of all cells.
+            losses: of all cells, at the pass before.
+            settled: cells at their best point; others may be at a trial that they go back from.
+        """
+        largest_weights = self.pack.bank.largest_weights()
+        lost = []
+        for k, loss in enumerate(losses):
+            is_searching = self.pack.optimizer.is_searching(k)
+            if is_searching and k not in settled:
+                continue
+            # Written so that NaN counts as too large.
+            has_exploded = not largest_weights[k] < RUNAWAY
+            # The pass before was a trial.
+            last_loss = 0.0 if is_searching else loss
+            if has_exploded or not _all_finite(scores[k].nll, last_loss):
+                lost.append(k)
+        return lost
 
     def _may_stop(self, k: int, scores: Scores) -> bool:
         """Whether a cell may stop early: recalled by train.stop_margin, within loss.keep_harm."""

@@ -230,7 +230,7 @@ def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
     shown = run(tmp_path, figures=False, draws=300)[1]
     content = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))
     (group,) = content["groups"]
-    assert content["format"] == 3 and group["chosen"].startswith("hill")
+    assert content["format"] == 4 and group["chosen"].startswith("hill")
     laws = {entry["name"]: entry for entry in group["laws"]}
     assert {"paper", "robust", "power", "power + b", "hard", "exp", "hill", "hill + b"} <= set(laws)
     chosen, paper = laws[group["chosen"]], laws["paper"]

@@ -297,7 +297,7 @@ def test_describe_explains_every_setting():
         "launch": tree["launch"]
     }
     lines = text.splitlines()
-    assert any(line.startswith("  lr: 0.01 ") and "# peak learning rate" in line for line in lines)
+    assert any(line.startswith("  lr: null ") and "# peak learning rate" in line for line in lines)
     assert any("# Mean cross-entropy" in line for line in lines)
     uncommented = [line for line in lines if "#" not in line]
     assert {line.split(":")[0] for line in uncommented if not line.startswith("    ")} == {*GROUPS}
@@ -615,6 +615,18 @@ def test_what_memorize_asks_for(tmp_path, monkeypatch):
     # What is given wins over what facts are trained with by themselves.
     asked = load_memorize(["facts.jsonl", "rank=8,2", "seed=5", "train.lr=0.5"], Limits())
     assert (asked.ranks, asked.seeds, asked.run.train.lr) == ([2, 8], [5], 0.5)
+
+    # The rate of AdamW is none for another optimiser.
+    asked = load_memorize(["facts.jsonl", "train.optimizer=muon"], Limits())
+    assert asked.run.train.peak_lr == 1
+
+    # The limit of harm would move the loss under a line search.
+    words = ["a note.txt", "loss=sft", "train.optimizer=lbfgs"]
+    with pytest.raises(UserError, match="needs --max-forgetting none"):
+        load_memorize(words, Limits())
+    assert load_memorize(words, Limits(max_forgetting=None)).run.train.peak_lr == 1
+    with pytest.raises(UserError, match=r"train\.lr=0\.1: train\.optimizer=lbfgs has none"):
+        load_memorize([*words, "train.lr=0.1"], Limits(max_forgetting=None))
 
     asked = load_memorize(["a note.txt", "loss=sft"], Limits())
     assert asked.run.data.path == "a note.txt"

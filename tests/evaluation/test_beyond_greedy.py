@@ -41,18 +41,20 @@ def test_the_temperature_of_even_chance():
     assert even_chance_temperature(nats * 0) == TEMPERATURES[-1]
 
 
-def test_a_wrong_token_is_another_one_of_the_text():
+def test_a_wrong_token_is_one_that_the_text_has_not():
     target = (1, 2, 3, 4, 5, 6, 7, 8)
-    perturbed = with_wrong_token([Sample(prompt=(0,), target=target)])
+    perturbed = with_wrong_token([Sample(prompt=(0,), target=target)], 20)
     assert [sample.prompt for sample in perturbed] == [
-        (0, 1, 2, 4),
-        (0, 1, 2, 3, 4, 6),
-        (0, 1, 2, 3, 4, 5, 6, 8),
+        (0, 1, 2, 9),
+        (0, 1, 2, 3, 4, 9),
+        (0, 1, 2, 3, 4, 5, 6, 9),
     ]
     assert [sample.target for sample in perturbed] == [target[3:], target[5:], target[7:]]
-    # Nothing follows, and nothing differs.
-    assert with_wrong_token([Sample(prompt=(0,), target=(1,))]) == []
-    assert with_wrong_token([Sample(prompt=(0,), target=(1, 1, 1, 1))]) == []
+    # Ids go on at 0 after the last.
+    (last, _, _) = with_wrong_token([Sample(prompt=(), target=(19,) * 8)], 20)
+    assert last.prompt == (19, 19, 0)
+    # Nothing follows.
+    assert with_wrong_token([Sample(prompt=(0,), target=(1,))], 20) == []
 
 
 def test_cells_are_measured_by_themselves(double_base):

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 
 import pytest
 from support.executors import check_executor
@@ -12,7 +11,6 @@ from support.processes import (
     done_cells,
     environment,
     finished_cells,
-    journals,
     run_pml,
     start_pml,
     status,
@@ -120,11 +118,18 @@ def test_two_processes_share_a_sweep_and_give_the_results_of_one(tmp_path):
         assert path.read_bytes() == reference.read_bytes()
 
 
+def trains(tmp_path):
+    """Whether a process has taken a step."""
+    # None: there is no folder yet.
+    snapshot = status(tmp_path) or {"running": []}
+    return any(process["step"] for process in snapshot["running"])
+
+
 @pytest.mark.slow
 def test_an_interrupted_driver_ends_its_workers_and_they_save_checkpoints(tmp_path):
     driver = start_pml(tmp_path, *SWEEP, "train.steps=200000", *TWO_PROCESSES)
-    wait_until(lambda: any(journals(tmp_path / "runs")))
-    time.sleep(2)
+    # Before the first step there is nothing to save.
+    assert wait_until(lambda: trains(tmp_path), 120, pause=1)
     driver.send_signal(signal.SIGINT)
     output, errors = driver.communicate(timeout=90)
     assert driver.returncode == 130, output + errors

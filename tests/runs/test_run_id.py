@@ -354,3 +354,17 @@ def test_the_penalty_counts_where_there_is_one(tmp_path):
     labels = [loss_label(loss) for loss in penalised]
     assert labels[0] == labels[1] != labels[2]
     assert not any(str(tmp_path) in label for label in labels)
+
+
+def test_the_rate_of_an_optimizer_by_itself_is_that_rate():
+    """As asked for on the command line, where every other setting is at its default."""
+
+    def planned(*overrides):
+        (run,) = load("probe", list(overrides)).runs
+        return run_id(run), run.train.peak_lr
+
+    assert planned() == planned("train.lr=0.01") == planned("train.lr=null")
+    assert planned("train.optimizer=muon") == planned("train.optimizer=muon", "train.lr=1")
+    assert planned("train.optimizer=muon")[1] == planned("train.optimizer=lbfgs")[1] == 1
+    assert planned("train.optimizer=muon") != planned("train.optimizer=muon", "train.lr=0.01")
+    assert planned()[1] == 0.01

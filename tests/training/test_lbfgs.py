@@ -19,7 +19,7 @@ from pml_cli.training.optimizers.line_search import Point, cubic_minimum, strong
 from pml_cli.training.optimizers.secants import Secants
 from pml_cli.training.optimizers.whitening import RIDGE, inverse
 from pml_cli.training.scoring import PackInputs
-from pml_cli.training.trainer import Cell
+from pml_cli.training.trainer import RUNAWAY, Cell, Trainer, TrainingObserver
 
 RANKS = [2, 3, 1]
 PASSES = 60
@@ -258,3 +258,34 @@ def test_converged_cells_leave_the_pack_at_their_best_point(double_base):
     assert going_on.converged is False
     assert going_on.steps_run == 100
     assert [table["step"].iloc[0] for table in going_on.logged] == [0, 40, 80, 100]
+
+
+def test_a_trained_adapter_is_not_warmed_up(double_base, tmp_path):
+    """Muon's rate would lose what it knows."""
+    first = train_packed(double_base, [cell_of(double_base, 4, 20, steps=60)])[0]
+    first.adapter.save(0, tmp_path, "double")
+    start = str(tmp_path / "adapter_model.safetensors")
+    (going_on,) = train_packed(double_base, [cell_of(double_base, 4, 20, steps=25, start=start)])
+    losses = np.concatenate([table["loss"] for table in going_on.curve])
+    assert losses.max() < losses[0] + 1e-4
+    assert going_on.final.nll.mean() < first.final.nll.mean()
+
+
+class Explosion(TrainingObserver):
+    """One trial lies far too far away."""
+
+    def before_step(self, step):
+        if step == 32:
+            for B in self.trainer.pack.bank.B.values():
+                B.detach().mul_(1e15)
+            self.largest = self.trainer.pack.bank.largest_weights()[0]
+
+
+def test_a_trial_that_explodes_at_a_logged_step_is_no_failure(double_base):
+    cell = cell_of(double_base, 2, 20, steps=60, log_every=32)
+    observer = Explosion()
+    observer.trainer = Trainer(double_base, [cell], observer)
+    observer.trainer.train()
+    assert observer.largest > RUNAWAY
+    assert cell.failure is None
+    assert cell.final.nll.mean() < cell.initial.nll.mean() - 0.1

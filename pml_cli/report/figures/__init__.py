@@ -19,6 +19,7 @@ Importing these modules imports no matplotlib: that happens when a figure is dra
     residuals.py            residuals of the law
     profile.py              profile likelihoods and the bootstrap
     comparison.py           exponents of compared groups
+    bits_line.py            parameters against bits, over several groups
     heatmaps.py             maps over rank and length, for law.py
     probe.py                one run
     transition.py           `pml transition`: the page of a group, recall by p, by loss, survival
@@ -27,5 +28,6 @@ Importing these modules imports no matplotlib: that happens when a figure is dra
     memft.py                `pml memft`: accuracy by rank, and the rank that recall takes
     lasting.py              `pml lasting`: recall under each condition, and forgetting
     forgetting.py           `pml forgetting`: recall against harm to other text
+    capacity.py             `pml capacity`: bits held exactly against parameters
     methods.py              colours and markers of training losses
 """

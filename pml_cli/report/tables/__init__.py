@@ -13,6 +13,7 @@ Each file has the tables of one command. They take results and return what rich 
     law.py         fitted laws and their comparison
     bits_line.py   trainable parameters against bits, one line for all groups
     predict.py     predictions of a law
+    bits_line.py   parameters against bits: the line of several groups
     memft.py       losses compared pair by pair
     transition.py  the phase transition
     lasting.py     recall after rounding and merging, and forgetting
@@ -20,5 +21,6 @@ Each file has the tables of one command. They take results and return what rich 
     forgetting.py  harm to other text, beside recall
     setups.py      titles of setups, means with their intervals
     memorize.py    the least rank that knows all facts, and what it harms
+    capacity.py    what adapters hold exactly
     status.py      a snapshot of a sweep
 """

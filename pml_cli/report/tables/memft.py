@@ -71,7 +71,7 @@ def beyond_greedy_table(comparison: pd.DataFrame) -> Table:
     """Recall by other measures than greedy exact match, of each rank and length."""
     differing = _differing(comparison)
     columns = [*differing, "rank", "l", "loss", *BEYOND_COLUMNS]
-    table = plain_table(*columns, text=[*differing, "loss"], gap=1)
+    table = plain_table(*columns, text=[*differing, "loss"], folded=differing, gap=1)
 
     keys = [*SOURCE, "seqlen", "rank", "method", "lr", "lr_sft"]
     for _, cell in comparison.groupby(keys, dropna=False):

@@ -54,6 +54,10 @@ class Optimizer(ABC):
         """What more training of a cell is expected to gain, nats per token; None: not known."""
         return None
 
+    def is_searching(self, k: int) -> bool:
+        """Whether a cell goes back from where it is, should its loss not be finite there."""
+        return False
+
     # Not abstract: most optimisers are at their best point.
     def settle(  # noqa: B027
         self, parameters: Sequence[Tensor], cells: Sequence[int]

@@ -122,9 +122,13 @@ class LBFGS(Optimizer):
         Args:
             bank: the adapters to be trained.
             weight_decay: 0; it is no part of the loss that is searched.
-            warm_up: passes under Muon at the beginning.
+            warm_up: passes under Muon at the beginning; None: WARM_UP, but none of adapters that
+                are trained already, which Muon's rate would lose.
         """
-        self.warm_up = WARM_UP if warm_up is None else warm_up
+        if warm_up is None:
+            is_trained = any(bool(B.any()) for B in bank.B.values())
+            warm_up = 0 if is_trained else WARM_UP
+        self.warm_up = warm_up
         self.passes = 0
         self._muon = Muon(bank, weight_decay)
         self._whitening: Whitening | None = None
@@ -273,6 +277,9 @@ class LBFGS(Optimizer):
         # Of a quadratic with this inverse Hessian the minimum is half the slope away.
         next_gain = -search.start.slope / 2 if search else 0.0
         return expected_gain(self.lowest[k], next_gain)
+
+    def is_searching(self, k: int) -> bool:
+        return self.searches[k] is not None
 
     @torch.no_grad()
     def settle(self, parameters: Sequence[Tensor], cells: Sequence[int]) -> None:
