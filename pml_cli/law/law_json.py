@@ -191,7 +191,7 @@ class LikelihoodRecord:
     covariance_clustered: list[list[float]]
     """Of theta, from the scores of the clusters."""
     clusters: int
-    """Texts; texts times lengths where there are fewer than four."""
+    """Texts times lengths."""
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     aicc: float
@@ -854,25 +854,30 @@ def _gain_law(group: dict[str, Any], draws: dict[str, list[float]]) -> dict[str,
     return {
         "form": Form(**record.form),
         "form_reason": "",
-        "theta": _theta(record, draws),
+        "theta": _theta(record, group["bootstrap"], draws),
         "centre": (record.centre["log_rank"], record.centre["log_length"]),
         "status": record.status,
     }
 
 
-def _theta(record: LikelihoodRecord, draws: dict[str, list[float]]) -> Array:
+def _theta(
+    record: LikelihoodRecord,
+    bootstrap: dict[str, Any] | None,
+    draws: dict[str, list[float]],
+) -> Array:
     """The fit and draws of it, (1 + D, P).
 
     Args:
+        bootstrap: a `BootstrapRecord`, as in the file.
         draws: of the bootstrap, (D,) by the name of the parameter; empty without one.
     """
     theta = np.array([record.theta[name] for name in THETA_NAMES], float)
     if not np.isfinite(theta).all():
         raise ValueError("a parameter is not finite")
 
-    if draws:
+    if bootstrap and draws:
         centre = (record.centre["log_rank"], record.centre["log_length"])
-        sample = bootstrap_theta(theta, centre, draws, record.clusters)
+        sample = bootstrap_theta(theta, centre, draws, bootstrap["clusters"])
     else:
         naive = np.array(record.covariance, float)
         clustered = np.array(record.covariance_clustered, float)
