@@ -101,17 +101,32 @@ def test_the_text_that_is_off_is_named():
     assert not any(row.off for row in text_deviations(good, predicted))
 
 
-def test_cells_that_had_not_converged_are_lower_limits():
+def test_cells_that_had_not_converged_lie_between_two_limits():
     rank, length, text = grid()
     gain = exponential(rank, length)
-    late = length == 512
-    measured = np.where(late, 0.85 * gain, gain)
+    late = length > 100
+    measured = np.where(late, (1 - 0.05 * np.log2(length / 64)) * gain, gain)
+    expected = np.where(late, 2.4 * (gain - measured), 0.0)
 
     as_measured = fit_saturating(cells(measured, rank, length, text), EXP)
-    censored = fit_saturating(cells(measured, rank, length, text, unconverged=late), EXP)
+    bracketed = fit_saturating(cells(measured, rank, length, text, expected=expected), EXP)
 
-    assert as_measured.parameters["beta"] > 0.53
-    assert censored.parameters["beta"] == pytest.approx(0.5, abs=1e-3)
+    assert as_measured.parameters["beta"] > 0.55
+    assert bracketed.parameters["beta"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_of_a_cell_that_may_have_saturated_only_the_lower_limit_counts():
+    few = Observations.of(
+        [2, 4, 8],
+        [64, 64, 64],
+        [3.0, 4.0, 5.5],
+        [6.0, 6.0, 6.0],
+        expected=[0.5, 1.5, 0.0],
+    )
+    assert few.bracketed.tolist() == [True, False, False]
+    assert few.saturated.tolist() == [False, True, True]
+    assert few.limit.tolist() == pytest.approx([3.0, 4.0, 6 - np.log(2)])
+    assert few.upper_limit.tolist() == [3.5, np.inf, np.inf]
 
 
 @pytest.mark.parametrize("texts", [1, 2, 3])
