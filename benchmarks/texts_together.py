@@ -1,11 +1,12 @@
 """One, two and four texts in one adapter: is what it holds additive?
 
 Embedded model, rank 4, random tokens, cross-entropy, Muon at its own rate. As many target tokens in
-all, as one, two or four texts, each behind a key of its own of eight tokens. Three ways:
+all, as one, two or four texts, each behind a key of its own of eight tokens. Four ways:
 
 - together: all texts in every step, 200 steps.
 - in turn: 200 steps on each text, from the adapter of the one before; all are scored at the end.
-- merged: each text in an adapter of its own, of a rank that makes rank 4 in all; their sum.
+- apart: each text in an adapter of its own, of a rank that makes rank 4 in all.
+- merged: the sum of these.
 
 Each way scores as many tokens in training. Four sets of texts; 95 % t intervals over them.
 
@@ -17,7 +18,9 @@ writes benchmarks/texts_together.csv and texts_together.png.
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from pml_cli.config.schema import Model, Run, Train
@@ -39,7 +42,10 @@ TOKENS = (20, 32, 44)
 TEXTS = (1, 2, 4)
 SETS = (0, 1, 2, 3)
 KEY_TOKENS = 8
-WAYS = ("together", "in turn", "merged")
+WAYS = ("together", "in turn", "apart", "merged")
+
+# By text: the adapter that answers for it.
+Adapters: TypeAlias = list[AdapterBank]
 
 # Beside the seeds of the texts.
 KEY_SEEDS = 1000
@@ -74,12 +80,18 @@ def trained(base, cells: list[Cell]) -> list[AdapterBank]:
     return [cell.adapter for cell in cells]
 
 
-def together(base, sets: list[list[Sample]]) -> list[AdapterBank]:
+def for_all(banks: list[AdapterBank], sets: list[list[Sample]]) -> list[Adapters]:
+    """One adapter a set, which answers for all its texts."""
+    return [[bank] * len(samples) for bank, samples in zip(banks, sets, strict=True)]
+
+
+def together(base, sets: list[list[Sample]]) -> list[Adapters]:
     """One adapter a set, all texts in every step."""
-    return trained(base, [Cell(run=run_of(RANK), samples=samples) for samples in sets])
+    cells = [Cell(run=run_of(RANK), samples=samples) for samples in sets]
+    return for_all(trained(base, cells), sets)
 
 
-def in_turn(base, sets: list[list[Sample]]) -> list[AdapterBank]:
+def in_turn(base, sets: list[list[Sample]]) -> list[Adapters]:
     """One adapter a set, text after text."""
     with tempfile.TemporaryDirectory() as folder:
         starts: list[str | None] = [None] * len(sets)
@@ -95,42 +107,42 @@ def in_turn(base, sets: list[list[Sample]]) -> list[AdapterBank]:
                 path.mkdir()
                 bank.save(0, path, "tiny")
                 starts.append(str(path / ADAPTER_FILE))
-    return banks
+    return for_all(banks, sets)
 
 
-def summed(base, sets: list[list[Sample]]) -> list[AdapterBank]:
-    """One adapter a set: the sum of an adapter a text."""
+def apart(base, sets: list[list[Sample]]) -> list[Adapters]:
+    """One adapter a text."""
     cells = []
     for samples in sets:
         cells += [Cell(run=run_of(RANK // len(samples)), samples=[sample]) for sample in samples]
     banks = iter(trained(base, cells))
-    return [merged([next(banks) for _ in samples]) for samples in sets]
+    return [[next(banks) for _ in samples] for samples in sets]
 
 
-TRAINED = {"together": together, "in turn": in_turn, "merged": summed}
-
-
-def scored(base, bank: AdapterBank, samples: list[Sample]) -> Scores:
-    """Every target token of all texts under one adapter."""
-    (scores,) = score_cells(base, bank, PackInputs(base, bank, [samples]))
+def scored(base, bank: AdapterBank, sample: Sample) -> Scores:
+    """Every target token of a text under an adapter."""
+    (scores,) = score_cells(base, bank, PackInputs(base, bank, [[sample]]))
     return scores
 
 
-def row(base, way: str, number: int, samples: list[Sample], bank: AdapterBank) -> dict:
-    """What one adapter holds of its texts."""
-    scores = scored(base, bank, samples)
-    nats = source_of(run_of(RANK)).entropy
-    tokens = len(scores.nll)
-    right = pd.Series(scores.correct).groupby(scores.sample)
+def row(base, way: str, number: int, samples: list[Sample], banks: Adapters) -> dict:
+    """What the adapters of one set hold of its texts."""
+    scores = [scored(base, bank, text) for bank, text in zip(banks, samples, strict=True)]
+    nll = np.concatenate([of_text.nll for of_text in scores])
+    right = [of_text.correct for of_text in scores]
+    entropy = source_of(run_of(RANK)).entropy
+    parameters = sum(
+        bank.parameter_count(0) for bank in {id(bank): bank for bank in banks}.values()
+    )
     return {
         "way": way,
         "texts": len(samples),
-        "tokens": tokens,
+        "tokens": len(nll),
         "set": number,
-        "right": scores.correct.mean(),
-        "whole": right.all().mean(),
-        "last_right": right.mean().iloc[-1],
-        "bits_per_parameter": (nats - scores.nll).sum() / LN2 / bank.parameter_count(0),
+        "right": np.concatenate(right).mean(),
+        "whole": np.mean([of_text.all() for of_text in right]),
+        "last_right": right[-1].mean(),
+        "bits_per_parameter": (entropy - nll).sum() / LN2 / parameters,
     }
 
 
@@ -165,9 +177,9 @@ def draw(means: pd.DataFrame) -> None:
             )
         axes.set_xscale("log", base=2)
         axes.set_xticks(TEXTS, map(str, TEXTS))
-        axes.set(xlabel="texts in one adapter", title=f"{tokens} tokens in all", ylim=(0, 105))
+        axes.set(xlabel="texts", title=f"{tokens} tokens in all", ylim=(0, 105))
     panels[0].set_ylabel("tokens right, %")
-    legend_below(page, panels[0], columns=3, fontsize=9)
+    legend_below(page, panels[0], columns=4, fontsize=9)
     save(page, HERE / "texts_together.png", "png")
 
 
@@ -175,17 +187,16 @@ def main() -> None:
     base = load_model(Model(device="cpu"))
     cases = [(s, count, tokens) for tokens in TOKENS for count in TEXTS for s in SETS]
     rows = []
-    alone: list[AdapterBank] = []
-    for way, train in TRAINED.items():
-        for count in TEXTS:
-            of_count = [case for case in cases if case[1] == count]
-            sets = [texts_of(*case) for case in of_count]
-            # With one text the three ways are one.
-            banks = alone if count == 1 and alone else train(base, sets)
-            alone = alone or banks
-            for (number, _, _), samples, bank in zip(of_count, sets, banks, strict=True):
-                rows.append(row(base, way, number, samples, bank))
-        print(way, "done", flush=True)
+    for count in TEXTS:
+        of_count = [case for case in cases if case[1] == count]
+        sets = [texts_of(*case) for case in of_count]
+        adapters = {"together": together(base, sets), "in turn": in_turn(base, sets)}
+        adapters["apart"] = apart(base, sets)
+        adapters["merged"] = for_all([merged(banks) for banks in adapters["apart"]], sets)
+        for way, banks in adapters.items():
+            for (number, _, _), samples, of_set in zip(of_count, sets, banks, strict=True):
+                rows.append(row(base, way, number, samples, of_set))
+        print(count, "texts: done", flush=True)
 
     table = pd.DataFrame(rows)
     table.to_csv(HERE / "texts_together.csv", index=False, float_format="%.4f")
