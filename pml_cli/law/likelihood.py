@@ -164,7 +164,7 @@ def negative_log_likelihood(
     log_s = theta_BP[:, LOG_SPREAD, None] + np.log(design.sd)
 
     per_cell = np.empty_like(log_mu)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mu = np.exp(log_mu)
         # Normal density of the relative residual.
         residual = design.delta[observed] / mu[:, observed] - 1

@@ -91,6 +91,11 @@ class LikelihoodFit:
     """
     clusters: int
     """Texts times lengths."""
+    by_text: Array
+    """(P, P) of theta, from the scores of the texts; nan for one text."""
+    texts: int
+    by_cell: Array
+    """(P, P) of theta, from the scores of the cells, whose spreads may differ."""
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     n: int
@@ -150,6 +155,21 @@ class LikelihoodFit:
         natural = to_natural(self.theta[None], self.centre)[0]
         middle = to_interval_scale(natural)
         return intervals_of(middle - half, middle + half, self.form.free)
+
+    def half_width(self, position: int) -> float:
+        """Half of the 95 % interval of one parameter of theta, from sandwich covariances.
+
+        The widest of three: cells of one text and length alike, cells with spreads of their own
+        (both t with as many degrees of freedom as clusters, less one), and texts that differ (t
+        with one degree less than there are texts). Lengths of a text are prefixes of one sequence,
+        so the last holds alone where texts differ in more than noise.
+        """
+        clusters_t = t_quantile(max(1, self.clusters - 1))
+        errors = [clusters_t * _error(self.clustered, position)]
+        errors.append(clusters_t * _error(self.by_cell, position))
+        if self.texts > 1:
+            errors.append(t_quantile(self.texts - 1) * _error(self.by_text, position))
+        return max(errors)
 
     def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike) -> Array:
         """Gain in nats per token; never above `base` unless the form has no ceiling.
@@ -269,6 +289,11 @@ def design_of(cells: Observations, centre: Centre) -> Design:
     )
 
 
+def _error(covariance: Array, position: int) -> float:
+    """Standard error of one parameter of theta."""
+    return math.sqrt(max(0.0, float(covariance[position, position])))
+
+
 def _variance(slopes: Array, covariance: Array) -> Array:
     """Variance of log gain, (N,), from its slopes (N, F) and the parameters' covariance (F, F)."""
     variance: Array = np.einsum("nf,fg,ng->n", slopes, covariance, slopes)
@@ -364,6 +389,9 @@ def _unidentified(
         covariance=square,
         clustered=square,
         clusters=cells.clusters[1],
+        by_text=square,
+        texts=cells.texts[1],
+        by_cell=square,
         nll=math.nan,
         n=len(cells),
         n_saturated=int(cells.saturated.sum()),
@@ -396,13 +424,13 @@ def _result(
 
     size = len(THETA_NAMES)
     naive = np.full((size, size), math.nan)
-    clustered = naive
+    robust = [naive, naive, naive]
     if not stopped:
         silent = _uninformed(form, design, theta)
         if silent:
             reason = finding("no_information", parameter=silent)
             return _unidentified(cells, form, centre, reason)
-        naive, clustered = _covariances(cells, form, design, theta)
+        naive, robust = _covariances(cells, form, design, theta)
 
     log_gains = log_gain(theta[None], design.x, design.y, design.base, form.link)
     predicted = np.exp(log_gains[0])
@@ -414,8 +442,11 @@ def _result(
         theta=theta,
         centre=centre,
         covariance=naive,
-        clustered=clustered,
+        clustered=robust[0],
         clusters=cells.clusters[1],
+        by_text=robust[1],
+        texts=cells.texts[1],
+        by_cell=robust[2],
         nll=nll,
         n=len(cells),
         n_saturated=int(cells.saturated.sum()),
@@ -436,7 +467,7 @@ def _uninformed(form: Form, design: Design, theta: Array) -> str | None:
     free = np.array(form.free)
     information = _information(form, design, theta)
     scale = np.sqrt(np.diag(information))
-    if (scale > LEAST_INFORMATION).all():
+    if np.isfinite(information).all() and (scale > LEAST_INFORMATION).all():
         return None
     return NATURAL_NAMES[free[int(np.argmin(scale))]]
 
@@ -454,10 +485,11 @@ def _covariances(
     form: Form,
     design: Design,
     theta: Array,
-) -> tuple[Array, Array]:
-    """Covariances of theta, (P, P) each: from the information, and the clustered sandwich.
+) -> tuple[Array, list[Array]]:
+    """Covariances of theta, (P, P) each: from the information, and three sandwiches.
 
-    The sandwich: Liang and Zeger (1986), with G / (G - 1) for G clusters.
+    The sandwiches (Liang and Zeger 1986, with G / (G - 1) for G clusters) take as clusters a text
+    and length, a text, and a cell.
     """
     free = np.array(form.free)
     information = _information(form, design, theta)
@@ -465,23 +497,25 @@ def _covariances(
     scale = np.sqrt(np.diag(information))
     scales = np.outer(scale, scale)
     inverse = np.linalg.pinv(information / scales, hermitian=True)
-
-    cluster, count = cells.clusters
-    cell_scores = scores(theta, design, form, free)
-    # What cells of one cluster have in common adds up.
-    cluster_scores = np.zeros((count, len(free)))
-    np.add.at(cluster_scores, cluster, cell_scores)
-    scaled = cluster_scores / scale
-    sandwich = inverse @ (scaled.T @ scaled) @ inverse
+    scaled_scores = scores(theta, design, form, free) / scale
 
     size = len(THETA_NAMES)
-    naive = np.zeros((size, size))
-    clustered = np.zeros((size, size))
     # Parameters that are not free have no variance.
     block = np.ix_(free, free)
+    naive = np.zeros((size, size))
     naive[block] = inverse / scales
-    clustered[block] = sandwich / scales * count / max(1, count - 1)
-    return naive, clustered
+
+    single = (np.arange(len(cells)), len(cells))
+    sandwiches = []
+    for cluster, count in (cells.clusters, cells.texts, single):
+        # What cells of one cluster have in common adds up.
+        sums = np.zeros((count, len(free)))
+        np.add.at(sums, cluster, scaled_scores)
+        sandwich = np.zeros((size, size))
+        middle = inverse @ (sums.T @ sums) @ inverse
+        sandwich[block] = middle / scales * count / max(1, count - 1)
+        sandwiches.append(sandwich)
+    return naive, sandwiches
 
 
 def _at_other_bound(

@@ -58,6 +58,8 @@ class Observations:
     """(N,) label of the text: cells that share one are not independent."""
     sd: Array
     """(N,) spread of each cell around the law, as a multiple of the others'."""
+    unconverged: Mask
+    """(N,) cells that would have gained more: what they gained is a lower limit."""
     saturated_below: float = LN2
     """Final loss, nats per token, at or below which a cell is saturated."""
 
@@ -72,6 +74,7 @@ class Observations:
         final: ArrayLike | None = None,
         text: ArrayLike | None = None,
         sd: ArrayLike | None = None,
+        unconverged: ArrayLike | None = None,
         saturated_below: float = LN2,
     ) -> Observations:
         """Check the columns and make arrays of them.
@@ -81,6 +84,7 @@ class Observations:
             final: loss after training; base - delta when None.
             text: any labels; one text when None.
             sd: 1 for every cell when None.
+            unconverged: cells whose gain is a lower limit; none when None.
             saturated_below: the threshold of saturation, nats per token; ln 2 is p = 1/2.
 
         Raises:
@@ -112,7 +116,12 @@ class Observations:
         # The loss is measured, or follows from the gain.
         columns.setdefault("final", columns["base"] - columns["delta"])
         columns.setdefault("sd", np.ones(count))
-        return cls(**columns, text=labels, saturated_below=saturated_below)
+        lower_limits = np.zeros(count, bool)
+        if unconverged is not None:
+            lower_limits = np.asarray(unconverged, bool).ravel()
+        return cls(
+            **columns, text=labels, unconverged=lower_limits, saturated_below=saturated_below
+        )
 
     def __len__(self) -> int:
         """N, the number of cells."""
@@ -120,16 +129,22 @@ class Observations:
 
     @property
     def saturated(self) -> Mask:
-        """(N,) cells that are saturated.
+        """(N,) cells of which only a lower limit of the gain is known.
 
-        Their loss says how long they were trained, not how much they could hold.
+        Their loss says how long they were trained, not how much they could hold: it is at or below
+        the threshold, or they had not converged.
         """
-        return np.asarray(self.final <= self.saturated_below, bool)
+        return np.asarray((self.final <= self.saturated_below) | self.unconverged, bool)
 
     @property
     def limit(self) -> Array:
-        """(N,) the gain at which a cell counts as saturated, nats per token."""
-        return self.base - self.saturated_below
+        """(N,) the lower limit of the gain of a censored cell, nats per token.
+
+        The gain at the threshold of saturation; what was gained, where a cell had not converged
+        and lies above the threshold.
+        """
+        threshold = self.base - self.saturated_below
+        return np.where(self.unconverged, np.minimum(self.delta, threshold), threshold)
 
     @property
     def log_centre(self) -> Centre:
