@@ -1,12 +1,13 @@
-"""Do the exponents of the law settle? The law on all cells, and on parts of them.
+"""Do the exponents of the law settle? By rank and by effective parameters, on parts of the cells.
 
     pml sweep -f scan_converged launch=local
-    python benchmarks/exponents.py outputs/scan_converged --csv benchmarks/exponents.csv
+    python benchmarks/exponents.py outputs/scan_converged
+    python benchmarks/exponents.py            # the cells of scan.csv: AdamW, equal steps for all
 
-For every kind of data in FOLDER: each form on all cells, without rank 1, from rank 3 on, on the
-shorter and on the longer half of the lengths, and on each text; with the held-out error of the
-largest ranks and longest lengths. Then, for the form that is best on all cells, how far alpha and
-beta move. --old takes the cells of scan.csv instead: AdamW, a number of steps for all.
+For every kind of data, each law on all cells, without rank 1, and then without rank 1 on parts:
+from rank 3 on, the shorter and the longer half of the lengths, each text, cells that had converged.
+Of the first two also the errors on cells left out: the largest ranks and longest lengths, and each
+text in turn. Writes exponents.csv, or exponents_adamw.csv.
 """
 
 import argparse
@@ -15,52 +16,59 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from pml_cli.law.findings import OK
+from pml_cli.law.fit_groups import with_columns
 from pml_cli.law.fit_result import FitResult
 from pml_cli.law.forms import FORMS
 from pml_cli.law.mle import fit_saturating
 from pml_cli.law.model_selection import EDGE, TEXT, Estimator, aicc_differences, checks, saturating
-from pml_cli.law.observations import Observations
+from pml_cli.law.observations import EFFECTIVE, PARAMETERS, RANK, Observations, SizeAxis
 from pml_cli.law.power_law import fit_paper
+from pml_cli.report.figures.style import MARKERS, save, sequential_colours
 from pml_cli.runs.read import read_runs
 
 HERE = Path(__file__).parent
 ALL = "all cells"
+WITHOUT_RANK_1 = "without rank 1"
 
 
-def read_cells(folders: list[Path], old: bool) -> pd.DataFrame:
+def read_cells(folders: list[Path]) -> pd.DataFrame:
     """One row a cell."""
-    if old:
-        return pd.read_csv(HERE / "scan.csv").assign(converged=None)
-    runs = read_runs(folders)
-    return runs.assign(seqlen=runs["target_tokens"])
+    if folders:
+        return with_columns(read_runs(folders))
+    cells = pd.read_csv(HERE / "scan.csv")
+    return with_columns(cells.assign(target_tokens=cells["seqlen"], adapter="mlp_block"))
 
 
 def parts(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """All cells of one kind of data, and the parts that are looked at."""
-    lengths = np.unique(cells["seqlen"])
-    middle = len(lengths) // 2
     yield ALL, cells
-    yield "without rank 1", cells[cells["rank"] > 1]
+    cells = cells[cells["rank"] > 1]
+    yield WITHOUT_RANK_1, cells
     yield "from rank 3 on", cells[cells["rank"] > 2]
-    yield "shorter half of the lengths", cells[cells["seqlen"] <= lengths[middle]]
-    yield "longer half of the lengths", cells[cells["seqlen"] >= lengths[middle]]
-    for text, group in cells.groupby("data_seed"):
-        yield f"text {text} alone", group
-    if cells["converged"].eq(False).any():
-        yield "without cells that had not converged", cells[cells["converged"].ne(False)]
+
+    lengths = np.unique(cells["target_tokens"])
+    middle = lengths[len(lengths) // 2]
+    yield "shorter half of the lengths", cells[cells["target_tokens"] <= middle]
+    yield "longer half of the lengths", cells[cells["target_tokens"] >= middle]
+    for text, of_text in cells.groupby("data_seed"):
+        yield f"text {text} alone", of_text
+    if "converged" in cells and cells["converged"].eq(False).any():
+        yield "cells that had converged", cells[cells["converged"].ne(False)]
 
 
-def observations(cells: pd.DataFrame) -> Observations:
+def observations(cells: pd.DataFrame, axis: SizeAxis) -> Observations:
     """The cells as a law takes them."""
     return Observations.of(
-        cells["rank"],
-        cells["seqlen"],
+        cells[axis.column],
+        cells["target_tokens"],
         cells["delta_loss"],
         cells["base_loss"],
         final=cells["final_loss"],
         text=cells["data_seed"].astype(str).to_numpy(str),
+        grid_size=cells[axis.grid_column],
     )
 
 
@@ -72,17 +80,16 @@ def laws(cells: Observations) -> Iterator[tuple[FitResult, float, Estimator]]:
         yield fit, difference, saturating(form)
 
 
-def table_of(data: str, cells: pd.DataFrame) -> pd.DataFrame:
+def rows_of(data: str, axis: SizeAxis, cells: pd.DataFrame) -> Iterator[dict]:
     """A row for each part and law that is identified on it."""
-    rows = []
     for part, of_part in parts(cells):
-        seen = observations(of_part)
+        seen = observations(of_part, axis)
         for fit, difference, estimator in laws(seen):
             if fit.status != OK:
                 continue
-            held_out = checks(seen, estimator) if part == ALL else {}
             row = {
                 "data": data,
+                "size": axis.name,
                 "part": part,
                 "cells": len(of_part),
                 "law": fit.name,
@@ -90,41 +97,54 @@ def table_of(data: str, cells: pd.DataFrame) -> pd.DataFrame:
                 **fit.parameters,
                 "mape": fit.mape,
             }
-            for what in (EDGE, TEXT):
-                if what in held_out:
-                    row[f"unseen {what}"] = held_out[what].mape
-                    row[f"unseen {what}, all"] = held_out[what].mape_all
-            rows.append(row)
-    return pd.DataFrame(rows)
+            if part in (ALL, WITHOUT_RANK_1):
+                held_out = checks(seen, estimator)
+                row["unseen"] = held_out[EDGE].mape
+                row["unseen_all"] = held_out[EDGE].mape_all
+                row["unseen_text"] = held_out[TEXT].mape
+            yield row
 
 
-def moves(table: pd.DataFrame) -> str:
-    """How far the exponents of each well supported form move over the parts."""
-    whole = table[(table["part"] == ALL) & (table["aicc"] <= 4)]
-    lines = []
-    for _, best in whole.sort_values("aicc").iterrows():
-        same = table[table["law"] == best["law"]]
-        spread = [
-            f"{name} {same[name].min():.2f} to {same[name].max():.2f}" for name in ("alpha", "beta")
-        ]
-        lines.append(f"{best['data']}, {best['law']}: {', '.join(spread)} over {len(same)} parts")
-    return "\n".join(lines)
+def draw(cells: pd.DataFrame) -> Figure:
+    """Final loss against parameters for each target token: all of them, and those in effect."""
+    page = Figure(figsize=(9, 4), layout="constrained")
+    panels = page.subplots(1, 2, sharey=True)
+    ranks = sorted(cells["rank"].unique())
+    colours = sequential_colours(len(ranks))
+    sizes = {"trainable": PARAMETERS, "effective": EFFECTIVE}
+    for axes, (name, axis) in zip(panels, sizes.items(), strict=True):
+        for i, rank in enumerate(ranks):
+            of_rank = cells[cells["rank"] == rank]
+            load = of_rank[axis.column] / of_rank["target_tokens"]
+            marker = MARKERS[i % len(MARKERS)]
+            axes.plot(load, of_rank["final_loss"], marker, ms=4, color=colours[i], label=rank)
+        axes.set_xlim(0, 45)
+        axes.set_xlabel(f"{name} parameters for each target token")
+    panels[0].set_ylabel("final loss, nats per token")
+    panels[1].legend(title="rank", fontsize=8, ncols=2)
+    return page
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path)
-    parser.add_argument("--old", action="store_true", help="the cells of scan.csv")
-    parser.add_argument("--csv", type=Path)
-    args = parser.parse_args()
+    folders = parser.parse_args().folders
 
-    cells = read_cells(args.folders, args.old)
-    tables = [table_of(data, of_data) for data, of_data in cells.groupby("data")]
-    for table in tables:
-        print(table.dropna(axis=1, how="all").round(3).to_string(index=False))
-        print(moves(table), "\n")
-    if args.csv:
-        pd.concat(tables).to_csv(args.csv, index=False, float_format="%.4g")
+    runs = read_cells(folders)
+    if folders:
+        save(draw(runs[runs["data"] == "random"]), HERE / "exponents.png", "png")
+
+    rows = []
+    for data, cells in runs.groupby("data"):
+        for axis in (RANK, EFFECTIVE):
+            rows += rows_of(str(data), axis, cells)
+    table = pd.DataFrame(rows)
+    name = "exponents.csv" if folders else "exponents_adamw.csv"
+    table.to_csv(HERE / name, index=False, float_format="%.4g")
+
+    # The paper's law, the best of the others, and the one that most parts prefer.
+    is_shown = table["law"].isin(["paper", "exp + level"]) | (table["aicc"] == 0)
+    print(table[is_shown].round(3).to_string(index=False))
 
 
 if __name__ == "__main__":
