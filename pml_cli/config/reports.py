@@ -82,8 +82,8 @@ class Fit(ReportSettings):
     )
     unconverged: str = setting(
         "censor",
-        help="cells that had not converged: their gain is a lower limit (censor), they are left "
-        "out (drop), or count as measured (keep)",
+        help="cells that had not converged: their gain is at least as measured, at most that and "
+        "expected_gain (censor); or they are left out (drop), or count as measured (keep)",
         choices=("censor", "drop", "keep"),
     )
     x: str = setting(

@@ -1,9 +1,12 @@
 """Intervals of the exponents that know which form is uncertain.
 
 The interval of one form takes that form for the truth. Here every form with a ceiling that fits
-nearly as well takes part, by its Schwarz weight (Raftery 1995): the interval is that of the
-weighted mixture of the forms' own distributions, each as wide as its clustered errors
-(`LikelihoodFit.half_width`).
+nearly as well takes part, by its Schwarz weight (Raftery 1995), but none that a simpler one outdoes
+(Occam's window: Madigan and Raftery 1994): else parameters that fit noise widen the interval of a
+form that is the right one. The interval is that of the weighted mixture of the forms' own
+distributions, each as wide as its clustered errors (`LikelihoodFit.half_width`). Likelihoods count
+dependent cells once: they are divided by how far clusters vary more than cells
+(`LikelihoodFit.inflation`).
 """
 
 from __future__ import annotations
@@ -81,19 +84,14 @@ def exponent_mixture(
     if position not in chosen.form.free:
         return None
 
-    kept = [fit for fit in fits if _takes_part(fit, position)]
-    least = min((_schwarz(fit) for fit in kept), default=math.inf)
-    members = [
-        fit
-        for fit in kept
-        if fit.name == chosen.name or _schwarz(fit) - least <= LARGEST_DIFFERENCE
-    ]
-    if not any(fit.name == chosen.name for fit in members):
+    able = [fit for fit in fits if _takes_part(fit, position)]
+    if not any(fit.name == chosen.name for fit in able):
         return None
+    members = _window(able, chosen)
 
-    differences = np.array(
-        [0.0 if fit.name == chosen.name else _schwarz(fit) - least for fit in members]
-    )
+    criteria = np.array([_schwarz(fit, chosen.inflation) for fit in members])
+    is_chosen = np.array([fit.name == chosen.name for fit in members])
+    differences = np.where(is_chosen, 0.0, criteria - criteria.min())
     weights = np.exp(-differences / 2)
     half_widths = np.array([fit.half_width(position) for fit in members])
     return ExponentMixture(
@@ -104,6 +102,24 @@ def exponent_mixture(
     )
 
 
+def _window(fits: Sequence[LikelihoodFit], chosen: LikelihoodFit) -> list[LikelihoodFit]:
+    """The chosen form, and others nearly as good that none with fewer parameters outdoes."""
+    criterion = {fit.name: _schwarz(fit, chosen.inflation) for fit in fits}
+    least = min(criterion.values())
+
+    members = []
+    for fit in fits:
+        near = criterion[fit.name] - least <= LARGEST_DIFFERENCE
+        outdone = any(
+            len(other.form.free) < len(fit.form.free)
+            and criterion[other.name] <= criterion[fit.name]
+            for other in fits
+        )
+        if fit.name == chosen.name or (near and not outdone):
+            members.append(fit)
+    return members
+
+
 def _takes_part(fit: LikelihoodFit, position: int) -> bool:
     """Whether the form has a ceiling, the exponent, and an error for it."""
     if fit.status != OK or not fit.form.kind.has_ceiling or position not in fit.form.free:
@@ -112,6 +128,6 @@ def _takes_part(fit: LikelihoodFit, position: int) -> bool:
     return math.isfinite(half) and half > 0
 
 
-def _schwarz(fit: LikelihoodFit) -> float:
-    """Schwarz's criterion."""
-    return 2 * fit.nll + len(fit.form.free) * math.log(fit.n)
+def _schwarz(fit: LikelihoodFit, inflation: float) -> float:
+    """Schwarz's criterion of cells that are dependent."""
+    return 2 * fit.nll / inflation + len(fit.form.free) * math.log(fit.n)

@@ -181,8 +181,8 @@ def fit_group(
         saturated_below: final loss (nats per token) at or below which a cell is saturated.
         draws, progress: of the bootstrap, as for `analysis.analyse`.
         axis: the size that the law is about.
-        unconverged: what a cell counts as that had not converged: censor (a lower limit), drop, or
-            keep (as measured).
+        unconverged: what a cell counts as that had not converged: censor (its gain lies between
+            what was measured and that plus expected_gain), drop, or keep (as measured).
     """
     # Saturated cells are lower limits of the gain; no law may use the other excluded ones.
     usable = cells[cells["kept"] | (cells["reason"] == SATURATED)]
@@ -194,7 +194,7 @@ def fit_group(
         final=usable["final_loss"].to_numpy(float),
         text=text_names(usable).to_numpy(str),
         grid_size=usable[axis.grid_column].to_numpy(float),
-        unconverged=_unconverged(usable) if unconverged == "censor" else None,
+        expected=_expected(usable) if unconverged == "censor" else None,
         saturated_below=saturated_below,
     )
 
@@ -223,7 +223,7 @@ def fit_group(
         warnings=[
             *unmoved,
             *failure,
-            *(_convergence_warnings(usable) if unconverged == "censor" else []),
+            *_convergence_warnings(usable, unconverged),
             *analysis.paper.warnings,
             *analysis.warnings,
             *_cell_warnings(cells),
@@ -278,14 +278,28 @@ def _unconverged(cells: pd.DataFrame) -> Mask:
     return np.asarray(cells["converged"].eq(False), bool)
 
 
-def _convergence_warnings(cells: pd.DataFrame) -> list[Finding]:
-    """How many cells had not converged, and what they would have gained."""
+def _expected(cells: pd.DataFrame) -> Array:
+    """(N,) what cells would still have gained at most, nats per token; infinite where unknown."""
+    gains = pd.to_numeric(cells["expected_gain"], errors="coerce").to_numpy(float)
+    known = np.where(np.isfinite(gains), np.maximum(gains, 0.0), np.inf)
+    return np.where(_unconverged(cells), known, 0.0)
+
+
+def _convergence_warnings(cells: pd.DataFrame, unconverged: str) -> list[Finding]:
+    """How many cells had not converged, what they would have gained, and what they count as."""
     rows = cells[_unconverged(cells)]
-    if rows.empty:
+    if rows.empty or unconverged == "drop":
         return []
     expected = pd.to_numeric(rows["expected_gain"], errors="coerce")
     median = float(expected.median()) if expected.notna().any() else math.nan
-    return [finding("cells_unconverged", cells=len(rows), expected=median)]
+    return [
+        finding(
+            "cells_unconverged",
+            cells=len(rows),
+            expected=median,
+            censored=unconverged == "censor",
+        )
+    ]
 
 
 def _without_sweeps(recall: RecallFit, advice: list[Finding]) -> tuple[RecallFit, list[Finding]]:

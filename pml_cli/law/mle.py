@@ -96,6 +96,12 @@ class LikelihoodFit:
     texts: int
     by_cell: Array
     """(P, P) of theta, from the scores of the cells, whose spreads may differ."""
+    inflation: float
+    """How far the clusters' scores vary more than those of independent cells; 1 or more.
+
+    The mean over the free parameters of the clustered over the naive variance, by which Wedderburn
+    (1974) divides a log-likelihood of dependent cells.
+    """
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     n: int
@@ -159,17 +165,18 @@ class LikelihoodFit:
     def half_width(self, position: int) -> float:
         """Half of the 95 % interval of one parameter of theta, from sandwich covariances.
 
-        The widest of three: cells of one text and length alike, cells with spreads of their own
-        (both t with as many degrees of freedom as clusters, less one), and texts that differ (t
-        with one degree less than there are texts). Lengths of a text are prefixes of one sequence,
-        so the last holds alone where texts differ in more than noise.
+        The wider of two, each by Student's t: that of texts (one degree less than there are
+        texts), whose lengths are prefixes of one sequence, and that of texts at one length. Of a
+        single text, whose cells may vary less than its lengths do by chance, the wider of those of
+        its lengths and of its cells.
         """
-        clusters_t = t_quantile(max(1, self.clusters - 1))
-        errors = [clusters_t * _error(self.clustered, position)]
-        errors.append(clusters_t * _error(self.by_cell, position))
+        widths = [t_quantile(max(1, self.clusters - 1)) * _error(self.clustered, position)]
         if self.texts > 1:
-            errors.append(t_quantile(self.texts - 1) * _error(self.by_text, position))
-        return max(errors)
+            widths.append(t_quantile(self.texts - 1) * _error(self.by_text, position))
+        else:
+            degrees = max(1, self.n - len(self.form.free))
+            widths.append(t_quantile(degrees) * _error(self.by_cell, position))
+        return max(widths)
 
     def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike) -> Array:
         """Gain in nats per token; never above `base` unless the form has no ceiling.
@@ -284,7 +291,8 @@ def design_of(cells: Observations, centre: Centre) -> Design:
         base=cells.base,
         delta=cells.delta,
         limit=cells.limit,
-        censored=cells.saturated,
+        upper_limit=cells.upper_limit,
+        censored=cells.saturated | cells.bracketed,
         sd=cells.sd,
     )
 
@@ -328,7 +336,8 @@ def _starts(design: Design, form: Form) -> Array:
     Each is solved for the scale, the offset, the level and the spread alone.
     """
     theta = _nodes(form)
-    observed = ~design.censored
+    # What was measured of a cell that had not converged is near enough.
+    observed = np.isfinite(design.upper_limit)
 
     # The argument of the link, x times its ceiling: far below the ceiling that is the gain.
     inner = design.delta[observed]
@@ -392,6 +401,7 @@ def _unidentified(
         by_text=square,
         texts=cells.texts[1],
         by_cell=square,
+        inflation=1.0,
         nll=math.nan,
         n=len(cells),
         n_saturated=int(cells.saturated.sum()),
@@ -425,12 +435,13 @@ def _result(
     size = len(THETA_NAMES)
     naive = np.full((size, size), math.nan)
     robust = [naive, naive, naive]
+    inflation = 1.0
     if not stopped:
         silent = _uninformed(form, design, theta)
         if silent:
             reason = finding("no_information", parameter=silent)
             return _unidentified(cells, form, centre, reason)
-        naive, robust = _covariances(cells, form, design, theta)
+        naive, robust, inflation = _covariances(cells, form, design, theta)
 
     log_gains = log_gain(theta[None], design.x, design.y, design.base, form.link)
     predicted = np.exp(log_gains[0])
@@ -447,6 +458,7 @@ def _result(
         by_text=robust[1],
         texts=cells.texts[1],
         by_cell=robust[2],
+        inflation=inflation,
         nll=nll,
         n=len(cells),
         n_saturated=int(cells.saturated.sum()),
@@ -485,11 +497,14 @@ def _covariances(
     form: Form,
     design: Design,
     theta: Array,
-) -> tuple[Array, list[Array]]:
+) -> tuple[Array, list[Array], float]:
     """Covariances of theta, (P, P) each: from the information, and three sandwiches.
 
     The sandwiches (Liang and Zeger 1986, with G / (G - 1) for G clusters) take as clusters a text
     and length, a text, and a cell.
+
+    Returns:
+        The first, the three, and the inflation of the first of these three.
     """
     free = np.array(form.free)
     information = _information(form, design, theta)
@@ -507,15 +522,18 @@ def _covariances(
 
     single = (np.arange(len(cells)), len(cells))
     sandwiches = []
+    inflations = []
     for cluster, count in (cells.clusters, cells.texts, single):
         # What cells of one cluster have in common adds up.
         sums = np.zeros((count, len(free)))
         np.add.at(sums, cluster, scaled_scores)
+        middle = sums.T @ sums * count / max(1, count - 1)
+
         sandwich = np.zeros((size, size))
-        middle = inverse @ (sums.T @ sums) @ inverse
-        sandwich[block] = middle / scales * count / max(1, count - 1)
+        sandwich[block] = inverse @ middle @ inverse / scales
         sandwiches.append(sandwich)
-    return naive, sandwiches
+        inflations.append(float(np.trace(inverse @ middle)) / len(free))
+    return naive, sandwiches, max(1.0, inflations[0])
 
 
 def _at_other_bound(

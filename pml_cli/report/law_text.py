@@ -138,9 +138,14 @@ TEMPLATES: dict[str, str] = {
     ),
     "bootstrap_missing": "no bootstrap: {cause}; the intervals take cells as independent",
     "form_rejected": (
-        "no form of pml describes these cells (p = {p:.1g}): what the chosen law leaves over is a "
-        "pattern, not noise, so its exponents hold for this grid alone and their intervals do not "
-        "cover"
+        "no form of pml describes these cells (p = {p:.1g}): of what the chosen law leaves over, "
+        "{percent:.1f} % of the gain is a pattern, not noise, so its exponents hold for this grid "
+        "alone and their intervals do not cover"
+    ),
+    "bends_everywhere": (
+        "the gain bends in all but a tenth of the cells, where it rises as x^{slope:.2f} at most: "
+        "the exponents are what this form presumes far below the ceiling, and their intervals do "
+        "not cover other forms; add smaller adapters or longer texts"
     ),
     "text_off": (
         "text {text} is off: its gains lie {percent:+.0f} % from the law, those of the others do "
@@ -245,11 +250,14 @@ def _cells_excluded(values: Values) -> str:
 def _cells_unconverged(values: Values) -> str:
     expected = ""
     if math.isfinite(values["expected"]):
-        expected = f", with {values['expected']:.2g} nats per token still to gain at the median"
-    return (
-        f"{counted(values['cells'], 'cell')} had not converged{expected}: their gains are taken as "
-        "lower limits (unconverged=keep takes them as measured)"
-    )
+        expected = f", with up to {values['expected']:.2g} nats per token to gain at the median"
+    taken = "their gains are taken as measured (unconverged=censor takes them as limits)"
+    if values["censored"]:
+        taken = (
+            "their gains are taken as at least what was measured, at most that and what was "
+            "expected (unconverged=keep takes them as measured)"
+        )
+    return f"{counted(values['cells'], 'cell')} had not converged{expected}: {taken}"
 
 
 def _repeated_cells(values: Values) -> str:

@@ -10,6 +10,7 @@ from pml_cli.law.lack_of_fit import lack_of_fit
 from pml_cli.law.mle import fit_saturating
 from pml_cli.law.observations import Observations
 from pml_cli.law.power_law import fit_paper
+from pml_cli.law.quality import quality_of
 from pml_cli.law.robust import fit_robust
 from pml_cli.law.text_deviations import text_deviations
 
@@ -89,6 +90,30 @@ def test_a_law_outside_the_family_is_told():
     assert lack_of_fit(interacting, fit_saturating(interacting, EXP)).rejected
 
 
+def test_a_bend_that_reaches_nearly_all_cells_is_told():
+    good = planted()
+    exp = fit_saturating(good, EXP)
+    assert not quality_of(good, [exp], exp).bends_everywhere
+
+    # Half of the tokens are nine times as hard as the others: no cell shows a power.
+    rank, length, text = grid()
+    load = 15 * rank**0.6 * length**-0.5 / BASE
+    gain = BASE * (-np.expm1(-3 * load) - np.expm1(-load / 3)) / 2
+    rng = np.random.default_rng(0)
+    mixed = cells(gain * (1 + 0.02 * rng.standard_normal(len(rank))), rank, length, text)
+    hill = fit_saturating(mixed, Form(link="hill"))
+    quality = quality_of(mixed, [hill], hill)
+    assert quality.bends_everywhere
+    assert "bends_everywhere" in [warning.code for warning in quality.warnings]
+
+
+def test_parameters_that_fit_noise_do_not_widen_an_interval():
+    good = planted()
+    forms = (EXP, Form(link="exp", offset=True), Form(link="exp", floor=True))
+    fits = [fit_saturating(good, form) for form in forms]
+    assert exponent_mixture(fits, fits[0], "alpha").forms == ("exp",)
+
+
 def test_the_text_that_is_off_is_named():
     off = planted(factor=0.7)
     predicted = fit_saturating(off, EXP).predict(off.rank, off.length, off.base)
@@ -101,17 +126,32 @@ def test_the_text_that_is_off_is_named():
     assert not any(row.off for row in text_deviations(good, predicted))
 
 
-def test_cells_that_had_not_converged_are_lower_limits():
+def test_cells_that_had_not_converged_lie_between_two_limits():
     rank, length, text = grid()
     gain = exponential(rank, length)
-    late = length == 512
-    measured = np.where(late, 0.85 * gain, gain)
+    late = length > 100
+    measured = np.where(late, (1 - 0.05 * np.log2(length / 64)) * gain, gain)
+    expected = np.where(late, 2.4 * (gain - measured), 0.0)
 
     as_measured = fit_saturating(cells(measured, rank, length, text), EXP)
-    censored = fit_saturating(cells(measured, rank, length, text, unconverged=late), EXP)
+    bracketed = fit_saturating(cells(measured, rank, length, text, expected=expected), EXP)
 
-    assert as_measured.parameters["beta"] > 0.53
-    assert censored.parameters["beta"] == pytest.approx(0.5, abs=1e-3)
+    assert as_measured.parameters["beta"] > 0.55
+    assert bracketed.parameters["beta"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_of_a_cell_that_may_have_saturated_only_the_lower_limit_counts():
+    few = Observations.of(
+        [2, 4, 8],
+        [64, 64, 64],
+        [3.0, 4.0, 5.5],
+        [6.0, 6.0, 6.0],
+        expected=[0.5, 1.5, 0.0],
+    )
+    assert few.bracketed.tolist() == [True, False, False]
+    assert few.saturated.tolist() == [False, True, True]
+    assert few.limit.tolist() == pytest.approx([3.0, 4.0, 6 - np.log(2)])
+    assert few.upper_limit.tolist() == [3.5, np.inf, np.inf]
 
 
 @pytest.mark.parametrize("texts", [1, 2, 3])

@@ -55,8 +55,10 @@ EXAMPLES = {
     "runs": 12,
     "p": 0.003,
     "text": "text/2",
-    "percent": -30.0,
+    "percent": 30.0,
     "expected": 0.08,
+    "censored": True,
+    "slope": 0.6,
     "error": "Singular matrix",
 }
 
