@@ -79,7 +79,8 @@ def test_initial_weights_are_kaiming_and_belong_to_the_seed_alone():
 def test_effective_parameters_are_the_degrees_of_freedom_of_what_the_adapter_adds(rank, tokens):
     """The rank of the Jacobian of X A B with respect to A and B."""
     site = Site(name="a", inputs=6, outputs=8)
-    bank = AdapterBank.initial([site], MlpBlockAdapter(), [rank], [0], torch.float64)
+    adapter = MlpBlockAdapter()
+    bank = AdapterBank.initial([site], adapter, ranks=[rank], seeds=[0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     A, B = (torch.randn(shape, generator=generator).double() for shape in ((6, rank), (rank, 8)))
     X = torch.randn(tokens, 6, generator=generator).double()
