@@ -88,8 +88,9 @@ class Fit(ReportSettings):
     )
     x: str = setting(
         "rank",
-        help="size that the law is about; parameters compares placements",
-        choices=("rank", "parameters"),
+        help="size that the law is about; parameters compares placements, effective counts what an "
+        "adapter can use on so few tokens",
+        choices=("rank", "parameters", "effective"),
     )
 
 

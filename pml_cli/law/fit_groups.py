@@ -47,6 +47,7 @@ OPTIONAL = (
     "exact_match",
     "stopped_early",
     "trainable_parameters",
+    "effective_parameters",
     "samples",
     "source_nats",
     "bits_memorised",
@@ -103,7 +104,19 @@ def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
     runs = with_key_columns(runs.reindex(columns=distinct))
     for name in NUMBERS:
         runs[name] = pd.to_numeric(runs[name], errors="coerce")
-    return runs
+    return runs.assign(effective_parameters=_effective_parameters(runs))
+
+
+def _effective_parameters(runs: pd.DataFrame) -> pd.Series[float]:
+    """As recorded; in older runs, of an adapter beside one square block, from the target alone."""
+    recorded = pd.to_numeric(runs["effective_parameters"], errors="coerce")
+    rank = runs["rank"]
+    width = pd.to_numeric(runs["trainable_parameters"], errors="coerce") / (2 * rank)
+    # A matrix of rank r, of which only so many inputs count: AdapterBank says more.
+    inputs = np.minimum(runs["target_tokens"], width)
+    of_rank = np.minimum(rank, inputs)
+    derived = of_rank * (inputs + width - of_rank)
+    return recorded.fillna(derived.where(runs["adapter"] == "mlp_block"))
 
 
 def audit(
@@ -180,6 +193,7 @@ def fit_group(
         usable["base_loss"].to_numpy(float),
         final=usable["final_loss"].to_numpy(float),
         text=text_names(usable).to_numpy(str),
+        grid_size=usable[axis.grid_column].to_numpy(float),
         expected=_expected(usable) if unconverged == "censor" else None,
         saturated_below=saturated_below,
     )

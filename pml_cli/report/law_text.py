@@ -37,6 +37,15 @@ AXIS_WORDS = {
         "larger": "more parameters",
         "smaller": "fewer parameters",
     },
+    "effective": {
+        "size": "effective parameters",
+        "sizes": "ranks",
+        "quantity": "the number of effective parameters",
+        "distinct_name": "rank",
+        "largest": "largest ranks",
+        "larger": "larger ranks",
+        "smaller": "smaller ranks",
+    },
 }
 
 MEANINGS = {

@@ -58,7 +58,7 @@ def test_answers_as_json(law_report, capsys):
             ("fit", REPORT, "--by", "model"),
             "no two groups differ in that alone; these cells are one group",
         ),
-        (("fit", REPORT, "x=size"), "x=size: must be rank or parameters"),
+        (("fit", REPORT, "x=size"), "x=size: must be one of rank, parameters, effective"),
     ],
 )
 def test_a_fault_is_one_line(law_report, capsys, arguments, message):
