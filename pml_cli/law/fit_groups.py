@@ -421,14 +421,11 @@ def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[
 def compare_groups(
     groups: list[GroupFit],
     by: Sequence[str],
-    draws: int,
-    progress: Progress | None = None,
 ) -> Comparison:
     """Compare the exponents of groups that `comparable_sets` puts together.
 
     Args:
         by: settings in which they differ.
-        draws, progress: of each group's bootstrap.
     """
     common = common_key(groups[0].key, by).items()
     names = comparison_names([group.key for group in groups], by)
@@ -439,6 +436,4 @@ def compare_groups(
         [form for form in FORMS if form.kind.has_ceiling],
         tuple(by),
         common=", ".join(f"{name} {format_value(value)}" for name, value in common),
-        draws=draws,
-        progress=progress,
     )
