@@ -249,12 +249,14 @@ def _interval_method(analysis: Analysis) -> str:
     if quality is None or not quality.exponents:
         return f"intervals: {how}"
     forms = max(len(mixture.forms) for mixture in quality.exponents.values())
-    texts = counted(len(quality.texts), "text")
-    return textwrap.fill(
-        f"intervals of the exponents: over {counted(forms, 'form')} that fit nearly as well, with "
-        f"the differences between {texts}; of the others: {how}",
-        WIDTH,
-    )
+    over = "of the chosen form"
+    if forms > 1:
+        over = f"over {forms} forms that fit nearly as well"
+    texts = "of one text (others may differ)"
+    if len(quality.texts) > 1:
+        texts = f"as wide as {len(quality.texts)} texts differ"
+    line = f"intervals of the exponents: {over}, {texts}; of the others: {how}"
+    return textwrap.fill(line, WIDTH)
 
 
 def laws_table(analysis: Analysis, axis: SizeAxis = RANK) -> RenderableType:
