@@ -123,6 +123,13 @@ class Predict(ReportSettings):
         finite=True,
         special={None: "those that were trained"},
     )
+    inputs: float | None = setting(
+        None,
+        help="width that the modules of per_rank= read",
+        minimum=1,
+        finite=True,
+        special={None: "half of per_rank, as beside one whole block"},
+    )
     base: float | None = setting(
         None,
         help="loss of the base model on your text, for narrower bands",
