@@ -1,4 +1,4 @@
-"""Trainable parameters against bits: the thresholds of finished runs and of the scan, on one line.
+"""Effective parameters against bits: the thresholds of finished runs and of the scan, on one line.
 
     pml sweep -f bits
     python benchmarks/bits.py outputs/bits
@@ -56,7 +56,7 @@ def _of_scan() -> list[pd.DataFrame]:
     cells = pd.read_csv(HERE / "scan.csv").rename(columns={"seqlen": "target_tokens"})
     is_random = cells["data"] == "random"
     nats = np.where(is_random, math.log(VOCABULARY), np.nan)
-    cells = cells.assign(model="tiny", source_nats=nats)
+    cells = with_columns(cells.assign(model="tiny", adapter="mlp_block", source_nats=nats))
     return [threshold_points(f"scan, {data}", group) for data, group in cells.groupby("data")]
 
 

@@ -3,9 +3,9 @@
 The interval of one form takes that form for the truth. Here every form with a ceiling that fits
 nearly as well takes part, by its Schwarz weight (Raftery 1995), but none that a simpler one outdoes
 (Occam's window: Madigan and Raftery 1994): else parameters that fit noise widen the interval of a
-form that is the right one. The interval is that of the weighted mixture of
-the forms' own distributions, each as wide as its clustered errors (`LikelihoodFit.half_width`).
-Likelihoods count dependent cells once: they are divided by how far clusters vary more than cells
+form that is the right one. The interval is that of the weighted mixture of the forms' own
+distributions, each as wide as its clustered errors (`LikelihoodFit.half_width`). Likelihoods count
+dependent cells once: they are divided by how far clusters vary more than cells
 (`LikelihoodFit.inflation`).
 """
 

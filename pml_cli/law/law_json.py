@@ -31,6 +31,7 @@ from pml_cli.law.fitted_law import (
     LengthCurve,
     bootstrap_theta,
     normal_theta,
+    text_theta,
 )
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import Comparison, Tie
@@ -49,7 +50,7 @@ from pml_cli.law.power_law import PowerLawFit
 from pml_cli.law.quality import Quality
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.law.text_deviations import TextDeviation
-from pml_cli.stats import Array, percent_error
+from pml_cli.stats import MIN_CLUSTERS, Array, percent_error
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -192,6 +193,9 @@ class LikelihoodRecord:
     """Of theta, from the scores of the clusters."""
     clusters: int
     """Texts times lengths."""
+    covariance_texts: list[list[float]]
+    """Of theta, from the scores of the texts."""
+    texts: int
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     aicc: float
@@ -589,6 +593,7 @@ def _law_record(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
         theta=dict(zip(THETA_NAMES, fit.theta.tolist(), strict=True)),
         centre={"log_rank": log_rank, "log_length": log_length},
         covariance_clustered=fit.clustered.tolist(),
+        covariance_texts=fit.by_text.tolist(),
         cells_sha256=fit.fingerprint,
         **common,
     )
@@ -845,6 +850,8 @@ def _gain_law(group: dict[str, Any], draws: dict[str, list[float]]) -> dict[str,
             "theta": np.empty((0, len(THETA_NAMES))),
             "centre": (0.0, 0.0),
             "status": NOT_IDENTIFIED,
+            "texts": 1,
+            "text_spread": 0.0,
         }
 
     chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
@@ -857,7 +864,15 @@ def _gain_law(group: dict[str, Any], draws: dict[str, list[float]]) -> dict[str,
         "theta": _theta(record, group["bootstrap"], draws),
         "centre": (record.centre["log_rank"], record.centre["log_length"]),
         "status": record.status,
+        "texts": record.texts,
+        "text_spread": _text_spread(group["texts"]),
     }
+
+
+def _text_spread(texts: list[dict[str, Any]]) -> float:
+    """Standard deviation over texts of how far each lies from the law; 0 for fewer than two."""
+    deviations = [text["deviation"] for text in texts if text["cells"]]
+    return float(np.std(deviations, ddof=1)) if len(deviations) > 1 else 0.0
 
 
 def _theta(
@@ -875,7 +890,10 @@ def _theta(
     if not np.isfinite(theta).all():
         raise ValueError("a parameter is not finite")
 
-    if bootstrap and draws:
+    by_text = np.array(record.covariance_texts, float)
+    if 1 < record.texts < MIN_CLUSTERS and np.isfinite(by_text).all():
+        sample = text_theta(theta, by_text, record.texts, Form(**record.form))
+    elif bootstrap and draws:
         centre = (record.centre["log_rank"], record.centre["log_length"])
         sample = bootstrap_theta(theta, centre, draws, bootstrap["clusters"])
     else:

@@ -10,6 +10,7 @@ from pml_cli.law.lack_of_fit import lack_of_fit
 from pml_cli.law.mle import fit_saturating
 from pml_cli.law.observations import Observations
 from pml_cli.law.power_law import fit_paper
+from pml_cli.law.quality import quality_of
 from pml_cli.law.robust import fit_robust
 from pml_cli.law.text_deviations import text_deviations
 
@@ -87,6 +88,30 @@ def test_a_law_outside_the_family_is_told():
     gain = exponential(rank, length, alpha) * np.exp(-(alpha - 0.6) * np.log(8))
     interacting = cells(gain * (1 + 0.02 * rng.standard_normal(len(rank))), rank, length, text)
     assert lack_of_fit(interacting, fit_saturating(interacting, EXP)).rejected
+
+
+def test_a_bend_that_reaches_nearly_all_cells_is_told():
+    good = planted()
+    exp = fit_saturating(good, EXP)
+    assert not quality_of(good, [exp], exp).bends_everywhere
+
+    # Half of the tokens are nine times as hard as the others: no cell shows a power.
+    rank, length, text = grid()
+    load = 15 * rank**0.6 * length**-0.5 / BASE
+    gain = BASE * (-np.expm1(-3 * load) - np.expm1(-load / 3)) / 2
+    rng = np.random.default_rng(0)
+    mixed = cells(gain * (1 + 0.02 * rng.standard_normal(len(rank))), rank, length, text)
+    hill = fit_saturating(mixed, Form(link="hill"))
+    quality = quality_of(mixed, [hill], hill)
+    assert quality.bends_everywhere
+    assert "bends_everywhere" in [warning.code for warning in quality.warnings]
+
+
+def test_parameters_that_fit_noise_do_not_widen_an_interval():
+    good = planted()
+    forms = (EXP, Form(link="exp", offset=True), Form(link="exp", floor=True))
+    fits = [fit_saturating(good, form) for form in forms]
+    assert exponent_mixture(fits, fits[0], "alpha").forms == ("exp",)
 
 
 def test_the_text_that_is_off_is_named():
