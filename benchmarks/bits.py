@@ -1,7 +1,8 @@
 """Effective parameters against bits: the thresholds of finished runs and of the scan, on one line.
 
     pml sweep -f bits
-    python benchmarks/bits.py outputs/bits
+    pml memft -f smollm2_thresholds
+    python benchmarks/bits.py outputs/bits outputs/smollm2_thresholds
 
 Writes bits.csv, a row for each group and length, and bits.png; prints the line and the groups. The
 scan's cells (scan.csv: 800 steps, three texts) are three more groups: random tokens, mixed, text.
@@ -36,7 +37,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     options = parser.parse_args()
 
-    points = pd.concat([*_of_folders(options.folders), *_of_scan()], ignore_index=True)
+    by_group = [*_of_folders(options.folders), *_of_scan()]
+    # A group without thresholds has columns of no type.
+    points = pd.concat([points for points in by_group if len(points)], ignore_index=True)
     line = fit_line("sft", points)
     assert line is not None
     Console(width=120).print(line_table(line))
@@ -48,7 +51,16 @@ def _of_folders(folders: list[Path]) -> list[pd.DataFrame]:
     """Thresholds of each group of the finished runs, under plain fine-tuning."""
     runs = with_columns(finished_runs(folders, "`pml sweep -f bits`", []))
     plain = runs[runs["loss"] == "sft"]
-    return [threshold_points(group_name(key), cells) for key, cells in split_groups(plain)]
+    # Where several rates were tried, the one that recalls most.
+    by_setting: dict[str, list[pd.DataFrame]] = {}
+    for key, cells in split_groups(plain):
+        key.pop("lr", None)
+        by_setting.setdefault(group_name(key), []).append(cells)
+    points = []
+    for name, tried in by_setting.items():
+        best = max(tried, key=lambda cells: cells["exact_match"].mean())
+        points.append(threshold_points(name, best))
+    return points
 
 
 def _of_scan() -> list[pd.DataFrame]:
