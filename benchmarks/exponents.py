@@ -68,7 +68,7 @@ def observations(cells: pd.DataFrame, axis: SizeAxis) -> Observations:
         cells["base_loss"],
         final=cells["final_loss"],
         text=cells["data_seed"].astype(str).to_numpy(str),
-        grid_size=cells[axis.grid_column],
+        grid_size=cells[axis.grid.column],
     )
 
 

@@ -193,7 +193,7 @@ def fit_group(
         usable["base_loss"].to_numpy(float),
         final=usable["final_loss"].to_numpy(float),
         text=text_names(usable).to_numpy(str),
-        grid_size=usable[axis.grid_column].to_numpy(float),
+        grid_size=usable[axis.grid.column].to_numpy(float),
         expected=_expected(usable) if unconverged == "censor" else None,
         saturated_below=saturated_below,
     )

@@ -32,24 +32,23 @@ class SizeAxis:
     """Column of result.json."""
     symbol: str
     """In formulas."""
-    grid_column: str
-    """Column of the sizes that were tried: by these the largest are held out."""
+    label: str
+    """In sentences."""
     grid_name: str
-    """What they are called."""
+    """Name of the axis on which sizes were tried: there the largest are held out."""
+
+    @property
+    def grid(self) -> SizeAxis:
+        """The axis on which sizes were tried: the same size at every length."""
+        return SIZE_AXES[self.grid_name]
 
 
-RANK = SizeAxis(
-    name="rank",
-    column="rank",
-    symbol="r",
-    grid_column="rank",
-    grid_name="rank",
-)
+RANK = SizeAxis(name="rank", column="rank", symbol="r", label="rank", grid_name="rank")
 PARAMETERS = SizeAxis(
     name="parameters",
     column="trainable_parameters",
     symbol="N",
-    grid_column="trainable_parameters",
+    label="parameters",
     grid_name="parameters",
 )
 # Of one rank there are fewer at short lengths.
@@ -57,7 +56,7 @@ EFFECTIVE = SizeAxis(
     name="effective",
     column="effective_parameters",
     symbol="N_e",
-    grid_column="rank",
+    label="effective parameters",
     grid_name="rank",
 )
 SIZE_AXES = {axis.name: axis for axis in (RANK, PARAMETERS, EFFECTIVE)}

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from pml_cli.law.findings import BOUND_HIT, OK
-from pml_cli.law.observations import RANK
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import (
@@ -339,7 +338,7 @@ def add_sign_legend(figure: Any, axes: Axes, fontsize: float, columns: int) -> N
 
 def lines_title(view: View, along: Axis) -> str:
     """What a line stands for, and how many of them are drawn: the title of their legend."""
-    size = "rank r" if view.axis is RANK else "parameters N"
+    size = f"{view.axis.label} {view.axis.symbol}"
     name = "length l" if along == "rank" else size
     values = view.points[_other(along)].nunique()
     return f"{name}\n({MAX_LINES} of {values})" if values > MAX_LINES else name
@@ -362,7 +361,7 @@ def legend_in_free_corner(axes: Axes, view: View, along: Axis) -> None:
 
 def curve_title(view: View, along: Axis) -> str:
     """How much the law gains by twice the rank or length."""
-    size = view.axis.name
+    size = view.axis.label
     axis_name = "length" if along == "length" else size
     if view.law is None:
         return f"Gain by {axis_name}: no law fitted"

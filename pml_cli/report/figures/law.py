@@ -41,7 +41,7 @@ def page_figure(view: View) -> Figure:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     cells = _measured_cells(view)
-    rows = heatmaps.map_rows(cells, view.axis)
+    rows = heatmaps.map_rows(cells, view.axis.grid)
     maps_height = max(3.2, 1.3 + MAP_ROW_HEIGHT * rows)
     figure = Figure(
         figsize=(12, CURVES_HEIGHT + maps_height),
@@ -63,8 +63,8 @@ def page_figure(view: View) -> Figure:
     curves.add_sign_legend(upper, by_rank, fontsize=8, columns=6)
 
     loss, accuracy = lower.subplots(1, 2)
-    heatmaps.loss_map(loss, cells, view.axis)
-    heatmaps.accuracy_map(accuracy, cells, view.axis)
+    heatmaps.loss_map(loss, cells, view.axis.grid)
+    heatmaps.accuracy_map(accuracy, cells, view.axis.grid)
     loss.title.set_fontsize(10)
     accuracy.title.set_fontsize(10)
     return figure
@@ -88,16 +88,16 @@ def maps_figure(view: View) -> Figure | None:
     if cells.empty:
         return None
 
-    rows = heatmaps.map_rows(cells, view.axis)
+    rows = heatmaps.map_rows(cells, view.axis.grid)
     map_height = max(1.7, 0.9 + 0.17 * rows)
     figure = column_figure(PAGE, 2 * map_height)
     (loss, bits), (accuracy, free_accuracy) = figure.subplots(2, 2)
     # Values of more columns would touch.
     fontsize = 6.5 if cells["target_tokens"].nunique() <= 10 else 5.5
-    heatmaps.loss_map(loss, cells, view.axis, fontsize)
-    heatmaps.bits_map(bits, cells, view.axis, fontsize)
-    heatmaps.accuracy_map(accuracy, cells, view.axis, fontsize=fontsize)
-    heatmaps.accuracy_map(free_accuracy, cells, view.axis, "free_accuracy", fontsize=fontsize)
+    heatmaps.loss_map(loss, cells, view.axis.grid, fontsize)
+    heatmaps.bits_map(bits, cells, view.axis.grid, fontsize)
+    heatmaps.accuracy_map(accuracy, cells, view.axis.grid, fontsize=fontsize)
+    heatmaps.accuracy_map(free_accuracy, cells, view.axis.grid, "free_accuracy", fontsize=fontsize)
 
     for axes in (loss, bits, accuracy, free_accuracy):
         style_for_column(axes, tick_length=0)

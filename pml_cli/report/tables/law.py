@@ -107,7 +107,7 @@ def _paper_check_text(group: GroupFit) -> str:
 
     ranks, lengths = edge_of(group.observed)
     held_out = []
-    for name, values in ((group.axis.grid_name, ranks), ("length", lengths)):
+    for name, values in ((group.axis.grid.name, ranks), ("length", lengths)):
         if values:
             and_up = " and up" if len(values) > 1 else ""
             held_out.append(f"{name} {values[0]:,.0f}{and_up}")
@@ -200,7 +200,7 @@ def _held_out_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
 
 def _range_lines(cells: Observations, axis: SizeAxis) -> list[str]:
     return _wrapped(
-        f"range   {axis_words(axis)['size']} {cells.rank.min():,.0f} to {cells.rank.max():,.0f}, "
+        f"range   {axis.label} {cells.rank.min():,.0f} to {cells.rank.max():,.0f}, "
         f"length {cells.length.min():g} to {cells.length.max():g}; "
         "beyond it the law is extrapolated"
     )
@@ -338,7 +338,7 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
     if recall.texts < MIN_CLUSTERS:
         few = f"; of {counted(recall.texts, 'text')}, so not how texts differ"
     return [
-        f"recall    {axis.name} at which half of the targets are recalled exactly: "
+        f"recall    {axis.label} at which half of the targets are recalled exactly: "
         f"{', '.join(texts)}{few}"
     ]
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pml_cli.format import MISSING
 from pml_cli.law.fitted_law import FittedLaw
+from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report.tables.layout import plain_table
 
 QUANTITIES = {
@@ -99,7 +100,7 @@ def _asked_columns(law: FittedLaw, row: dict[str, Any]) -> list[str]:
 
 def _quantity_name(quantity: str, answer: dict[str, Any]) -> str:
     if quantity == answer["x"]:
-        return f"least {quantity}"
+        return f"least {SIZE_AXES[quantity].label}"
     if quantity == "length":
         return "shortest text" if answer["target"] == "bits" else "longest text"
     return QUANTITIES[quantity]
@@ -136,7 +137,7 @@ def _note(law: FittedLaw, answer: dict[str, Any]) -> str:
     low_rank, high_rank = law.ranks
     low_length, high_length = law.lengths
     return (
-        f"{target} Gain and loss in nats per token. Trained: {law.axis.name} {low_rank:g} to "
+        f"{target} Gain and loss in nats per token. Trained: {law.axis.label} {low_rank:g} to "
         f"{high_rank:g}, length {low_length:g} to {high_length:g}."
     )
 
