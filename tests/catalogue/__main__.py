@@ -31,7 +31,9 @@ def main() -> int:
         from catalogue.doors import all_cases
         from catalogue.run import failures
 
-        cases = [case for case in all_cases() if re.search(options.only, f"{case.door}: {case.name}")]
+        cases = [
+            case for case in all_cases() if re.search(options.only, f"{case.door}: {case.name}")
+        ]
         cases = cases[:: options.every]
         tried: Counter[str] = Counter()
         bad: Counter[str] = Counter()

@@ -15,22 +15,38 @@ READERS = ("fit", "transition", "lasting", "forgetting")
 FOLDER_COMMANDS = (*READERS, "status", "cancel", "measure", "ask")
 
 # What Hydra's grammar reads and no rank is, and what it does not read.
-RANKS = """
-0|-1|1.5|abc|null|true|nan|inf|''|[1,2]|{a:1}|0x10|1e3|range(1,1)|range(1,9,0)|range(1,1e9)|interval(1,8)|glob(*)|
-choice()|range(a,b)|range(nan,3)|tag(x,1)|int(x)|float(nan)|extend_list(1)|nosuch(1,2)|1,,2|,1|1,|'1|[1|((1))|1 2|
-${seqlen}|${oc.env:HOME}|${nope}|${rank}|${oc.env:NO_SUCH}|$(whoami)|`id`|1;2|1&2|{4,8}|!x|a=b|=4|\u2028|\u0663|4\n8|4\t,8x
-""".replace("|\n", "|").strip().encode().decode("unicode_escape").split("|")  # fmt: skip
+RANKS = (
+    """
+0|-1|1.5|abc|null|true|nan|inf|''|[1,2]|{a:1}|0x10|1e3|range(1,1)|range(1,9,0)|range(1,1e9)|interval(1,8)|
+glob(*)|choice()|range(a,b)|range(nan,3)|tag(x,1)|int(x)|float(nan)|extend_list(1)|nosuch(1,2)|
+1,,2|,1|1,|'1|[1|((1))|1 2|
+${seqlen}|${oc.env:HOME}|${nope}|${rank}|${oc.env:NO_SUCH}|$(whoami)|`id`|1;2|1&2|
+{4,8}|!x|a=b|=4|\u2028|\u0663|4\n8|4\t,8x
+""".replace("|\n", "|")
+    .strip()
+    .encode()
+    .decode("unicode_escape")
+    .split("|")
+)
 
-WORDS = """
-rank|=4|4| |+rank=4|++rank=4|~rank|~rank=4|rank@x=4|rank:x=4|rank.x=4|rnak=4|Rank=4|RANK=4|r\u0430nk=4|
-hydra.run.dir=/tmp/x|hydra/job_logging=none|hydra.sweep.dir=/tmp/x|hydra=x|hydra.searchpath=[file:///tmp]|
+WORDS = (
+    """
+rank|=4|4| |+rank=4|++rank=4|~rank|~rank=4|rank@x=4|rank:x=4|rank.x=4|rnak=4|Rank=4|RANK=4|
+r\u0430nk=4|
+hydra.run.dir=/tmp/x|hydra/job_logging=none|hydra.sweep.dir=/tmp/x|hydra=x|
+hydra.searchpath=[file:///tmp]|
 _target_=os.system|model._target_=os.system|data._target_=builtins.eval|train._target_=os.system|defaults=[]|
 model/tiny=x|data/text=1|model.tiny=x|train=nope|train.nope=1|train.stesp=5|steps=5|lr=0.1|model=nope|model=|
 model=null|model=../sweep|model=/etc/passwd|model=tiny,nope|model=[tiny]|model={a:1}|data=nope|data=jsonl|data=hf|
 data.path=x|data.source=text|adapter.kind=linear|adapter=nope|adapter.targets=[q_proj]|loss=nope|loss=glob(z*)|
 loss.threshold=1|loss.kind=sft|launch=nope|launch=local,inline|launch.devices=2|launch.kind=local|out=a,b|
-launch.pack_tokens=1,2|model=hf|train.lr=|train.lr=1e|data.seed=1_0|out=|out=null|out=[a]|out={a:1}
-""".replace("|\n", "|").strip().encode().decode("unicode_escape").split("|")  # fmt: skip
+launch.pack_tokens=1,2|model=hf|train.lr=|train.lr=1e|out=|out=null|out=[a]|out={a:1}
+""".replace("|\n", "|")
+    .strip()
+    .encode()
+    .decode("unicode_escape")
+    .split("|")
+)
 
 MODEL_NAMES = (
     *("../../x", "a/b", "", "a b", "a\\nb", "\u00e9", "-x", ".hidden", "..", "\x1b[31mred"),
@@ -90,7 +106,7 @@ COMMANDS = {
     "memorize beyond all forgetting": ("memorize", "/etc/hostname", "--max-forgetting", "-1"),
     "memorize to a word": ("memorize", "/etc/hostname", "--max-forgetting", "x"),
     "measure nothing": ("measure",),
-    "measure nowhere": ("measure", "nowhere", "/etc/hostname"),
+    "measure what is nowhere": ("measure", "nowhere", "/etc/hostname"),
     "ask nobody": ("ask",),
     "ask for no tokens": ("ask", "nowhere", "q", "--max-tokens", "0"),
     "status of two folders": ("status", "a", "b"),

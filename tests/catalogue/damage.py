@@ -147,7 +147,7 @@ def damaged_paths(pattern: str, *, missing: bool = True) -> Iterator[tuple[str, 
         "a folder": lambda path: path.mkdir(),
         "a link to nowhere": lambda path: path.symlink_to("/nowhere/at/all"),
         "a link to itself": lambda path: path.symlink_to(path.name),
-        "a pipe": lambda path: os.mkfifo(path),
+        "a pipe": os.mkfifo,
     }
     for name, make in kinds.items():
         yield name, _in_place(pattern, make)

@@ -40,12 +40,12 @@ LINES: dict[str, str] = {
     "messages of numbers": '{"messages": [1, 2]}\n',
     "messages of one turn": '{"messages": [{"role": "user", "content": "a"}]}\n',
     "messages without content": '{"messages": [{"role": "user"}, {"role": "assistant"}]}\n',
-    "messages of lists": '{"messages": [{"role": "user", "content": [1]}, {"role": "assistant", "content": [2]}]}\n',
+    "messages of lists": '{"messages": [{"content": [1]}, {"content": [2]}]}\n',
     "conversations of numbers": '{"conversations": [5]}\n',
     "conversations without value": '{"conversations": [{"from": "human"}, {"from": "gpt"}]}\n',
     "an instruction alone": '{"instruction": "a"}\n',
     "an empty object": "{}\n",
-}  # fmt: skip
+}
 
 OTHER_FORMATS: dict[str, dict[str, str | bytes]] = {
     "csv": {
@@ -71,7 +71,7 @@ OTHER_FORMATS: dict[str, dict[str, str | bytes]] = {
         "a missing target": f'[{GOOD}, {{"query": "a"}}]',
     },
     "parquet": {"a header alone": b"PAR1", "twice the mark": b"PAR1PAR1", "not parquet": b"x" * 99},
-}  # fmt: skip
+}
 
 SHORT_TEXTS: dict[str, str | bytes] = {
     "one word, eighty asked": "word",

@@ -32,7 +32,18 @@ INNER_FIELDS = {
     ("recall", "blur"),
     ("recall", "reason"),
 }
-KINDS = ("gone", "null", "a word", "a list", "an empty list", "a mapping", "zero", "negative", "400 digits", "true")  # fmt: skip
+KINDS = (
+    "gone",
+    "null",
+    "a word",
+    "a list",
+    "an empty list",
+    "a mapping",
+    "zero",
+    "negative",
+    "400 digits",
+    "true",
+)
 
 
 def cases() -> Iterator[Case]:
@@ -99,36 +110,71 @@ NUMBERS: dict[str, Any] = {
     "a link of a list": lambda tree: _law(tree)["form"].update(link=[1]),
     "an unknown field of a form": lambda tree: _law(tree)["form"].update(nope=1),
     "a centre of words": lambda tree: _fill(_law(tree)["centre"], "x"),
-    "a covariance of another size": lambda tree: (tree.update(draws={}), _law(tree).update(covariance=[[1.0]])),
-    "a covariance of words": lambda tree: (tree.update(draws={}), _law(tree).update(covariance=[["x"] * 8] * 8)),
-    "a covariance of 1e308": lambda tree: (tree.update(draws={}), _law(tree).update(covariance=[[1e308] * 8] * 8)),
-    "draws of unknown names": lambda tree: tree["draws"].update({tree["groups"][0]["slug"]: {"nope": [1.0]}}),
+    "a covariance of another size": lambda tree: (
+        tree.update(draws={}),
+        _law(tree).update(covariance=[[1.0]]),
+    ),
+    "a covariance of words": lambda tree: (
+        tree.update(draws={}),
+        _law(tree).update(covariance=[["x"] * 8] * 8),
+    ),
+    "a covariance of 1e308": lambda tree: (
+        tree.update(draws={}),
+        _law(tree).update(covariance=[[1e308] * 8] * 8),
+    ),
+    "draws of unknown names": lambda tree: tree["draws"].update(
+        {tree["groups"][0]["slug"]: {"nope": [1.0]}}
+    ),
     "draws of words": lambda tree: _fill(_draws(tree), ["x"]),
     "negative draws": lambda tree: _fill(_draws(tree), [-1.0]),
     "draws that are empty": lambda tree: _fill(_draws(tree), []),
     "draws of a list": lambda tree: tree["draws"].update({tree["groups"][0]["slug"]: [1]}),
     "draws of null": lambda tree: _fill(_draws(tree), [None]),
-    "a range of words": lambda tree: tree["groups"][0].update(range={"rank": ["a", "b"], "length": ["a", "b"]}),
-    "a range below 0": lambda tree: tree["groups"][0].update(range={"rank": [-4, -2], "length": [-4, -2]}),
-    "a range the wrong way": lambda tree: tree["groups"][0].update(range={"rank": [9, 1], "length": [9, 1]}),
-    "base losses of other lengths": lambda tree: tree["groups"][0]["base_loss"].update(length=[1.0], nats=[1.0, 2.0]),
-    "base losses below 0": lambda tree: tree["groups"][0]["base_loss"].update(length=[-1.0], nats=[-1.0]),
+    "a range of words": lambda tree: tree["groups"][0].update(
+        range={"rank": ["a", "b"], "length": ["a", "b"]}
+    ),
+    "a range below 0": lambda tree: tree["groups"][0].update(
+        range={"rank": [-4, -2], "length": [-4, -2]}
+    ),
+    "a range the wrong way": lambda tree: tree["groups"][0].update(
+        range={"rank": [9, 1], "length": [9, 1]}
+    ),
+    "base losses of other lengths": lambda tree: tree["groups"][0]["base_loss"].update(
+        length=[1.0], nats=[1.0, 2.0]
+    ),
+    "base losses below 0": lambda tree: tree["groups"][0]["base_loss"].update(
+        length=[-1.0], nats=[-1.0]
+    ),
     "base losses of words": lambda tree: tree["groups"][0]["base_loss"].update(nats=["x"]),
-    "recall without numbers": lambda tree: tree["groups"][0]["recall"].update(status="OK", parameters={}),
-    "recall of words": lambda tree: tree["groups"][0]["recall"].update(status="OK", parameters={"a": "x", "g": 1, "h": 1}),
-    "recall of null": lambda tree: tree["groups"][0]["recall"].update(status="OK", parameters={"a": None, "g": 1, "h": 1}),
-    "a blur of words": lambda tree: tree["groups"][0]["recall"].update(blur={"rank": "x", "length": 1}),
-    "a name with an escape sequence": lambda tree: tree["groups"][0].update(name="\x1b]0;owned\x07"),
+    "recall without numbers": lambda tree: tree["groups"][0]["recall"].update(
+        status="OK", parameters={}
+    ),
+    "recall of words": lambda tree: tree["groups"][0]["recall"].update(
+        status="OK", parameters={"a": "x", "g": 1, "h": 1}
+    ),
+    "recall of null": lambda tree: tree["groups"][0]["recall"].update(
+        status="OK", parameters={"a": None, "g": 1, "h": 1}
+    ),
+    "a blur of words": lambda tree: tree["groups"][0]["recall"].update(
+        blur={"rank": "x", "length": 1}
+    ),
+    "a name with an escape sequence": lambda tree: tree["groups"][0].update(
+        name="\x1b]0;owned\x07"
+    ),
     "groups of numbers": lambda tree: tree.update(groups=[5]),
     "groups of null": lambda tree: tree.update(groups=[None]),
     "lines of numbers": lambda tree: tree.update(bits_lines=[5]),
     "laws of numbers": lambda tree: tree["groups"][0].update(laws=[5]),
-}  # fmt: skip
+}
 
 
-def _case(
-    name: str, argv: tuple[str, ...], change: Any, codes: tuple[int, ...] = (0, 2)
-) -> Case:
+def _case(name: str, argv: tuple[str, ...], change: Any, codes: tuple[int, ...] = (0, 2)) -> Case:
     return Case(
-        door=DOOR, name=name, argv=argv, base="law", change=change, codes=codes, says="law.json|runs"
+        door=DOOR,
+        name=name,
+        argv=argv,
+        base="law",
+        change=change,
+        codes=codes,
+        says="law.json|runs",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from catalogue.case import Case, Outcome, complaints, contents
 from catalogue.folders import copy_base
 
-MAX_SECONDS = 120
+MAX_SECONDS = 40
 MAX_MEMORY = 12 * 2**30
 
 

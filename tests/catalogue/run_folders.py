@@ -109,7 +109,14 @@ def _fields() -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
 def _failed() -> Iterator[Case]:
     """Folders of failures alone."""
-    contents = {"truncated": '{"reason": ', "a list": "[]", "empty": "", "a reason of lists": '{"reason": [1]}', "nested": "[" * 100_000, "an escape sequence": '{"reason": "\\u001b[31mred"}'}  # fmt: skip
+    contents = {
+        "truncated": '{"reason": ',
+        "a list": "[]",
+        "empty": "",
+        "a reason of lists": '{"reason": [1]}',
+        "nested": "[" * 100_000,
+        "an escape sequence": '{"reason": "\\u001b[31mred"}',
+    }
     for command in ("fit", "transition", "lasting", "forgetting"):
         for name, content in contents.items():
             change = put("runs/a/error.json", content)
@@ -121,7 +128,16 @@ def _tokens() -> Iterator[Case]:
     pattern = "runs/*/tokens.parquet"
     for name, change in damaged_files(pattern):
         title = f"transition: {name}"
-        yield _case(TOKENS, title, TRANSITION, "swept", change, codes=(0, 2), says="tokens.parquet", always=True)  # fmt: skip
+        yield _case(
+            TOKENS,
+            title,
+            TRANSITION,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="tokens.parquet",
+            always=True,
+        )
     for name, change in TABLES.items():
         title = f"transition: {name}"
         yield _case(TOKENS, title, TRANSITION, "swept", _table(change), codes=(0, 2))
@@ -130,7 +146,9 @@ def _tokens() -> Iterator[Case]:
         yield _case(TOKENS, f"no {column}", TRANSITION, "swept", change, codes=(0, 2))
         change = _table(lambda t, column=column: t.assign(**{column: "x"}))
         says = "tokens.parquet|left out"
-        yield _case(TOKENS, f"{column} of words", TRANSITION, "swept", change, codes=(0, 2), says=says)  # fmt: skip
+        yield _case(
+            TOKENS, f"{column} of words", TRANSITION, "swept", change, codes=(0, 2), says=says
+        )
         change = _table(lambda t, column=column: t.assign(**{column: [[v] for v in t[column]]}))
         yield _case(TOKENS, f"{column} of lists", TRANSITION, "swept", change, codes=(0, 2))
         change = _table(lambda t, column=column: t.assign(**{column: None}))
@@ -163,16 +181,41 @@ def _table(new: Callable[[Any], Any]) -> Change:
 def _configs() -> Iterator[Case]:
     pattern = "runs/*/config.yaml"
     for name, change in damaged_files(pattern):
-        yield _case(CONFIG, f"lasting: {name}", LASTING, "swept", change, codes=(0, 2), says="config.yaml", always=True)  # fmt: skip
-    texts = {"a call": "rank: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n", "a date that is none": "rank: 2020-13-45\n", "an alias of itself": "rank: &a [*a]\n", "a tagged integer of letters": "rank: !!int abc\n"}  # fmt: skip
+        yield _case(
+            CONFIG,
+            f"lasting: {name}",
+            LASTING,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="config.yaml",
+            always=True,
+        )
+    texts = {
+        "a call": "rank: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n",
+        "a date that is none": "rank: 2020-13-45\n",
+        "an alias of itself": "rank: &a [*a]\n",
+        "a tagged integer of letters": "rank: !!int abc\n",
+    }
     for name, text in texts.items():
         change = rewrite(pattern, lambda _, text=text: text.encode())
-        yield _case(CONFIG, f"lasting: {name}", LASTING, "swept", change, codes=(0, 2), says="config.yaml", always=True)  # fmt: skip
+        yield _case(
+            CONFIG,
+            f"lasting: {name}",
+            LASTING,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="config.yaml",
+            always=True,
+        )
     for keys, values in SETTINGS.items():
         for value in values:
             change = _setting(tuple(keys.split(".")), value)
             title = f"lasting: {keys} {value!r:.30}"
-            yield _case(CONFIG, title, LASTING, "swept", change, codes=(0, 2), says="runs/", always=True)  # fmt: skip
+            yield _case(
+                CONFIG, title, LASTING, "swept", change, codes=(0, 2), says="runs/", always=True
+            )
 
 
 SETTINGS: dict[str, tuple[Any, ...]] = {
@@ -215,32 +258,72 @@ def _setting(keys: tuple[str, ...], value: Any) -> Change:
 def _environments() -> Iterator[Case]:
     pattern = "runs/*/env.json"
     for name, change in damaged_files(pattern):
-        yield _case(ENVIRONMENT, f"lasting: {name}", LASTING, "swept", change, codes=(0, 2), says="env.json", always=True)  # fmt: skip
+        yield _case(
+            ENVIRONMENT,
+            f"lasting: {name}",
+            LASTING,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="env.json",
+            always=True,
+        )
         if name not in PLAIN_BYTES:
-            yield _case(ENVIRONMENT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2))  # fmt: skip
+            yield _case(
+                ENVIRONMENT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2)
+            )
     for field in ("tokens", "base_weights"):
         for name in ("a word", "a list", "a mapping", "null", "gone", "zero"):
             change = with_value(pattern, (field,), VALUES[name])
             title = f"lasting: {field} {name}"
-            yield _case(ENVIRONMENT, title, LASTING, "swept", change, codes=(0, 2), says="runs/", always=True)  # fmt: skip
+            yield _case(
+                ENVIRONMENT,
+                title,
+                LASTING,
+                "swept",
+                change,
+                codes=(0, 2),
+                says="runs/",
+                always=True,
+            )
 
 
 def _adapters() -> Iterator[Case]:
     weights = "runs/*/adapter/adapter_model.safetensors"
     for name, change in damaged_files(weights):
-        yield _case(ADAPTER, f"weights {name}", LASTING, "swept", change, codes=(0, 2), says="runs/", always=True)  # fmt: skip
+        yield _case(
+            ADAPTER,
+            f"weights {name}",
+            LASTING,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="runs/",
+            always=True,
+        )
     config = "runs/*/adapter/adapter_config.json"
     for name, change in damaged_files(config):
         run = ("measure", "adapter", "/etc/hostname", "--no-harm")
         moved = both(change, _moved_adapter)
-        yield _case(ADAPTER, f"measure: config {name}", run, "swept", moved, codes=(1, 2), says="adapter")  # fmt: skip
+        yield _case(
+            ADAPTER, f"measure: config {name}", run, "swept", moved, codes=(1, 2), says="adapter"
+        )
     for field in ("r", "lora_alpha", "target_modules", "base_model_name_or_path", "peft_type"):
         for name in ("a word", "a list", "a mapping", "null", "gone", "negative"):
             change = with_value(config, (field,), VALUES[name])
             run = ("measure", "adapter", "/etc/hostname", "--no-harm")
             title = f"measure: {field} {name}"
-            yield _case(ADAPTER, title, run, "swept", both(change, _moved_adapter), codes=(0, 1, 2))  # fmt: skip
-    yield _case(ADAPTER, "no folder", LASTING, "swept", remove("runs/*/adapter"), codes=(0, 2), says="adapter", always=True)  # fmt: skip
+            yield _case(ADAPTER, title, run, "swept", both(change, _moved_adapter), codes=(0, 1, 2))
+    yield _case(
+        ADAPTER,
+        "no folder",
+        LASTING,
+        "swept",
+        remove("runs/*/adapter"),
+        codes=(0, 2),
+        says="adapter",
+        always=True,
+    )
 
 
 def _moved_adapter(folder: Path) -> None:
@@ -252,15 +335,28 @@ def _measured() -> Iterator[Case]:
     for name, change in damaged_files(_lasting(pattern)):
         yield _case(MEASURED, name, LASTING, "measured", change, codes=(0, 2))
     for name in ("gone", "null", "a word", "a list", "a mapping", "zero"):
-        for keys in (("format",), ("runs",), ("runs", 0), ("runs", 0, "id"), ("runs", 0, "key"), ("runs", 0, "conditions"), ("runs", 0, "damage"), ("runs", 0, "rank")):  # fmt: skip
+        for keys in (
+            ("format",),
+            ("runs",),
+            ("runs", 0),
+            ("runs", 0, "id"),
+            ("runs", 0, "key"),
+            ("runs", 0, "conditions"),
+            ("runs", 0, "damage"),
+            ("runs", 0, "rank"),
+        ):
             if name == "gone" and isinstance(keys[-1], int):
                 continue
             change = with_value(_lasting(pattern), keys, VALUES[name])
             title = f"{'.'.join(map(str, keys))} {name}"
             yield _case(MEASURED, title, LASTING, "measured", change, codes=(0, 2))
     for name in ("a word", "null", "a list"):
-        change = edit(_lasting(pattern), lambda tree, name=name: _set_conditions(tree, VALUES[name]))
-        yield _case(MEASURED, f"numbers of a condition {name}", LASTING, "measured", change, codes=(0, 2))  # fmt: skip
+        change = edit(
+            _lasting(pattern), lambda tree, name=name: _set_conditions(tree, VALUES[name])
+        )
+        yield _case(
+            MEASURED, f"numbers of a condition {name}", LASTING, "measured", change, codes=(0, 2)
+        )
 
 
 def _lasting(pattern: str) -> str:

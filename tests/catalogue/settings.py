@@ -17,7 +17,13 @@ GROUPS = ("model", "data", "adapter", "loss", "train", "launch")
 
 # Values that no setting of a type takes.
 WRONG_TYPES: dict[Any, dict[str, str]] = {
-    int: {"a word": "word", "a half": "1.5", "a list": "[1,2]", "a mapping": "{a:1}", "true": "true"},
+    int: {
+        "a word": "word",
+        "a half": "1.5",
+        "a list": "[1,2]",
+        "a mapping": "{a:1}",
+        "true": "true",
+    },
     float: {"a word": "word", "a list": "[1,2]", "a mapping": "{a:1}", "NaN": "nan"},
     bool: {"a word": "word", "a list": "[true]", "a number": "7"},
     str: {"a list": "[a,b]", "a mapping": "{a:1}"},
@@ -104,5 +110,3 @@ def _out_of_bounds(kind: type, declaration: Declaration) -> Iterator[tuple[str, 
         yield "at its upper open bound", f"{declaration.below:.0f}"
     if kind is float and declaration.finite:
         yield "infinite", "inf"
-
-

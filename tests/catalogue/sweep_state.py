@@ -27,7 +27,18 @@ AGAIN = ("sweep", *SWEEP, "out=runs")
 RERUN = remove("runs/*/result.json")
 MANIFEST = "runs/.pml/requests/*.json"
 WORKER = "runs/.pml/workers/*.json"
-KINDS = ("gone", "null", "a word", "a list", "a mapping", "zero", "negative", "NaN", "400 digits", "true")  # fmt: skip
+KINDS = (
+    "gone",
+    "null",
+    "a word",
+    "a list",
+    "a mapping",
+    "zero",
+    "negative",
+    "NaN",
+    "400 digits",
+    "true",
+)
 
 
 def cases() -> Iterator[Case]:
@@ -77,12 +88,24 @@ def _set_cell(tree: Any, field: str, value: Any) -> None:
 def _workers() -> Iterator[Case]:
     for name, change in damaged_files(WORKER):
         yield from _everywhere(WORKERS, name, change)
-    fields = ("place", "state", "stale", "pid", "created", "name", "kind", "host", "shown", "doing", "slurm", "order", "launch")  # fmt: skip
+    fields = (
+        "place",
+        "state",
+        "stale",
+        "pid",
+        "created",
+        "name",
+        "kind",
+        "host",
+        "shown",
+        "doing",
+        "slurm",
+        "order",
+        "launch",
+    )
     for field in fields:
         for name in (*KINDS, "an escape sequence"):
-            change = both(
-                edit(WORKER, _elsewhere), with_value(WORKER, (field,), VALUES[name])
-            )
+            change = both(edit(WORKER, _elsewhere), with_value(WORKER, (field,), VALUES[name]))
             yield _case(WORKERS, f"status: {field} {name}", ("status", "runs"), change)
     for field in ("step", "steps", "since", "first", "names"):
         for name in KINDS:
@@ -201,7 +224,9 @@ def _checkpoints() -> Iterator[Case]:
             made = both(RERUN, _checkpoint({field: VALUES[name]}))
             yield _case(CHECKPOINTS, f"{field} {name}", AGAIN, made)
     yield _case(CHECKPOINTS, "a field more", AGAIN, both(RERUN, _checkpoint({"nope": 1})))
-    yield _case(CHECKPOINTS, "a step of the future", AGAIN, both(RERUN, _checkpoint({"step": 10**9})))  # fmt: skip
+    yield _case(
+        CHECKPOINTS, "a step of the future", AGAIN, both(RERUN, _checkpoint({"step": 10**9}))
+    )
 
 
 def _checkpoint(fields: dict[str, Any]) -> Change:
@@ -245,15 +270,35 @@ def _speeds() -> Iterator[Case]:
     for name, change in damaged_files("cache/rates.json"):
         made = both(put("cache/rates.json", "{}"), change)
         yield _case(SPEEDS, name, argv, made, base="", env=(("PML_CACHE", "@/cache"),))
-    yield _case(SPEEDS, "a file for a cache", argv, put("cache", "x"), base="", env=(("PML_CACHE", "@/cache"),))  # fmt: skip
+    yield _case(
+        SPEEDS,
+        "a file for a cache",
+        argv,
+        put("cache", "x"),
+        base="",
+        env=(("PML_CACHE", "@/cache"),),
+    )
 
 
 def _folders() -> Iterator[Case]:
-    for name in ("requests", "workers", "jobs", "locks", "dead", "cancel", "journal", "checkpoints", ""):  # fmt: skip
+    for name in (
+        "requests",
+        "workers",
+        "jobs",
+        "locks",
+        "dead",
+        "cancel",
+        "journal",
+        "checkpoints",
+        "",
+    ):
         change = put(f"runs/.pml/{name}".rstrip("/"), "x")
         yield from _everywhere(FOLDERS, f".pml/{name} is a file", change)
     for name in ("workers", "requests"):
-        for kind, make in (("a folder", Path.mkdir), ("a link to itself", lambda p: p.symlink_to(p.name))):  # fmt: skip
+        for kind, make in (
+            ("a folder", Path.mkdir),
+            ("a link to itself", lambda p: p.symlink_to(p.name)),
+        ):
             change = lambda folder, name=name, make=make: make(folder / f"runs/.pml/{name}/x.json")  # noqa: E731
             yield from _everywhere(FOLDERS, f"{kind} among {name}", change)
     for name, change in RESULTS.items():
@@ -284,7 +329,9 @@ RESULTS: dict[str, Change] = {
     "a run folder that is a file": _replace("runs/t*", lambda path: path.write_text("x")),
     "a run folder that leads nowhere": _replace("runs/t*", lambda p: p.symlink_to("/nowhere/x")),
     "config.yaml is a folder": both(RERUN, _replace("runs/t*/config.yaml", _full_folder)),
-    "adapter is a file": both(RERUN, _replace("runs/t*/adapter", lambda path: path.write_text("x"))),
+    "adapter is a file": both(
+        RERUN, _replace("runs/t*/adapter", lambda path: path.write_text("x"))
+    ),
     "results.csv is a folder": both(RERUN, _replace("runs/results.csv", _full_folder)),
 }
 
