@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pml_cli.config.reports import Fit
-from pml_cli.law.findings import NOT_IDENTIFIED
+from pml_cli.law.findings import NOT_IDENTIFIED, NOTES
 from pml_cli.law.fit_groups import (
     GroupFit,
     audit,
@@ -72,7 +72,9 @@ def run(
     out = writable_folder(Path(settings.out) if settings.out else paths[0] / "fit")
 
     # Groups that cannot be compared are refused before the fits, which take minutes.
-    cells = audit(runs, settings.saturated_below, SIZE_AXES[settings.x])
+    cells = audit(
+        runs, settings.saturated_below, SIZE_AXES[settings.x], unconverged=settings.unconverged
+    )
     keyed_cells = list(split_groups(cells))
     sets = []
     if by:
@@ -126,6 +128,7 @@ def _fit_groups(
                 settings.draws,
                 display.show,
                 axis=SIZE_AXES[settings.x],
+                unconverged=settings.unconverged,
             )
         groups.append(group)
 
@@ -176,7 +179,11 @@ def _show(group: GroupFit, console: Console) -> None:
     console.print()
 
     for warning in group.warnings:
-        console.print(Text(f"warning: {sentence(warning, axis)}", style="yellow"))
+        is_note = warning.code in NOTES
+        kind = "note" if is_note else "warning"
+        console.print(
+            Text(f"{kind}: {sentence(warning, axis)}", style="dim" if is_note else "yellow")
+        )
     for conclusion in group.conclusions:
         console.print(Text(sentence(conclusion, axis)))
     console.print()

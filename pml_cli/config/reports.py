@@ -80,6 +80,12 @@ class Fit(ReportSettings):
         minimum=0,
         special={0: "no intervals"},
     )
+    unconverged: str = setting(
+        "censor",
+        help="cells that had not converged: their gain is at least as measured, at most that and "
+        "expected_gain (censor); or they are left out (drop), or count as measured (keep)",
+        choices=("censor", "drop", "keep"),
+    )
     x: str = setting(
         "rank",
         help="size that the law is about; parameters compares placements",

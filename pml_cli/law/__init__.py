@@ -15,6 +15,10 @@ codes; `report/law_text.py` makes the sentences.
     mle.py               maximum likelihood of a form on all cells
     model_selection.py   held-out checks, information criteria, the choice
     bootstrap.py         cluster bootstrap and profile likelihoods
+    exponents.py         intervals of alpha and beta over every form that fits nearly as well
+    lack_of_fit.py       is the truth among the forms?
+    text_deviations.py   which text is off
+    quality.py           the three above, for the chosen law
     analysis.py          all laws on one group of cells
     recall_law.py        the probability of exact recall
     half_recall.py       the size at which half of the samples of a text are recalled

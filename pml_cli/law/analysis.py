@@ -6,8 +6,6 @@ import math
 import re
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from pml_cli.law import robust
 from pml_cli.law.bootstrap import Bootstrap, Profile, Progress, bootstrap, profiles
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
@@ -15,8 +13,6 @@ from pml_cli.law.fit_result import FitResult
 from pml_cli.law.forms import FORMS
 from pml_cli.law.mle import LikelihoodFit, fit_saturating
 from pml_cli.law.model_selection import (
-    AICC_TOLERANCE,
-    CORRELATED,
     EDGE,
     Check,
     IntraclassCorrelation,
@@ -31,6 +27,7 @@ from pml_cli.law.model_selection import (
 from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import NATURAL_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit, fit_paper
+from pml_cli.law.quality import Quality, quality_of
 from pml_cli.law.robust import fit_robust
 
 # A coverage of the 95 % prediction interval below this gives a warning.
@@ -80,6 +77,8 @@ class Analysis:
     """Test of beta = 1 in the chosen law."""
     residual_correlation: IntraclassCorrelation
     """Of the chosen law's residuals, within clusters of one text and length."""
+    quality: Quality | None = None
+    """Intervals over all forms, lack of fit, texts that are off; None without a chosen law."""
     warnings: list[Finding]
     """What speaks against the chosen law."""
 
@@ -102,9 +101,16 @@ class Analysis:
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """95 %, of the chosen law: from the bootstrap where there is one, else its likelihood."""
+        """95 %, of the chosen law.
+
+        alpha and beta over all forms that fit nearly as well; the others of the chosen form, from
+        the bootstrap where there is one, else from its likelihood.
+        """
+        exponents = {}
+        if self.quality:
+            exponents = {name: self.quality.interval(name) for name in self.quality.exponents}
         if self.bootstrap and self.bootstrap.status == OK:
-            return self.bootstrap.intervals
+            return self.bootstrap.intervals | exponents
         if self.law is None:
             return {}
 
@@ -114,7 +120,7 @@ class Analysis:
             for name, profile in self.profiles.items()
             if all(map(math.isfinite, profile.interval))
         }
-        return self.law.intervals | closed
+        return self.law.intervals | closed | exponents
 
     @property
     def draws(self) -> dict[str, list[float]]:
@@ -182,20 +188,25 @@ def analyse(
         profiles=profiles(cells, law),
         constant_capacity=likelihood_ratio(law, restricted),
         residual_correlation=intraclass_correlation(cells, predicted),
+        quality=quality_of(cells, fits, law),
         warnings=[],
     )
-    return replace(analysis, warnings=_warnings(analysis, cells, robust_fit))
+    return replace(analysis, warnings=_warnings(analysis, robust_fit))
 
 
-def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[LawRow]]:
+def fit_forms(cells: Observations) -> list[LikelihoodFit]:
     """Every form once: a link that runs to its limit is that other link."""
     # Reversed, so that the form that was asked for stays where two are the same.
     fits = {}
     for form in reversed(FORMS):
         fit = fit_saturating(cells, form)
         fits[fit.form.name] = fit
-    ordered = [fits[form.name] for form in FORMS if form.name in fits]
+    return [fits[form.name] for form in FORMS if form.name in fits]
 
+
+def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[LawRow]]:
+    """The fit of every form, and its row."""
+    ordered = fit_forms(cells)
     rows = []
     for fit, difference in zip(ordered, aicc_differences(ordered), strict=True):
         held_out = checks(cells, saturating(fit.form))
@@ -203,68 +214,28 @@ def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[Law
     return ordered, rows
 
 
-def _warnings(
-    analysis: Analysis,
-    cells: Observations,
-    robust_fit: PowerLawFit,
-) -> list[Finding]:
-    """What the numbers say against the chosen law."""
-    assert analysis.chosen is not None
-    warnings = []
-
-    residuals = analysis.residual_correlation
-    if residuals.p < CORRELATED and residuals.correlation > 0:
-        warnings.append(finding("correlated_residuals", correlation=residuals.correlation))
+def _warnings(analysis: Analysis, robust_fit: PowerLawFit) -> list[Finding]:
+    """What the numbers say against the chosen law, the gravest first."""
+    assert analysis.chosen is not None and analysis.quality is not None
+    warnings = list(analysis.quality.warnings)
 
     unknown = (math.nan, math.nan)
     low, high = analysis.intervals.get("b", unknown)
     if high < 0:
         warnings.append(finding("negative_offset", low=low, high=high))
 
-    sample = analysis.bootstrap
-    if sample and sample.status == NOT_IDENTIFIED:
-        warnings.append(finding("bootstrap_missing", cause=sample.finding))
-
     edge = analysis.chosen.checks[EDGE]
     if edge.n_test >= MIN_COVERAGE_CELLS and edge.coverage < POOR_COVERAGE:
         warnings.append(finding("poor_coverage", coverage=edge.coverage))
 
-    warnings += _form_dependence(analysis)
+    sample = analysis.bootstrap
+    if sample and sample.status == NOT_IDENTIFIED:
+        warnings.append(finding("bootstrap_missing", cause=sample.finding))
     warnings += robust.disagreements(analysis.paper, robust_fit)
 
+    for profile in analysis.profiles.values():
+        if not profile.monotone:
+            warnings.append(finding("profile_not_monotone", parameter=profile.name))
     if sample and sample.failed:
         warnings.append(finding("failed_draws", draws=sample.failed))
-    if len(np.unique(cells.text)) == 1:
-        warnings.append(finding("single_text"))
-    return warnings
-
-
-def _form_dependence(analysis: Analysis) -> list[Finding]:
-    """Exponents that other forms, equally supported by AICc, put outside the chosen intervals."""
-    assert analysis.chosen is not None
-    limit = analysis.chosen.aicc_difference + AICC_TOLERANCE
-    # Fits to fewer cells have no AICc, which is never within the limit.
-    rivals = [
-        row
-        for row in analysis.rows
-        if row is not analysis.chosen
-        and row.fit.status == OK
-        and row.fit.form.kind.has_ceiling
-        and row.aicc_difference <= limit
-    ]
-
-    # An exponent that the chosen form fixes has no interval.
-    anything = (-math.inf, math.inf)
-    warnings = []
-    for parameter in ("alpha", "beta"):
-        low, high = analysis.intervals.get(parameter, anything)
-        outside = {
-            row.name: row.fit.parameters[parameter]
-            for row in rivals
-            if not low <= row.fit.parameters[parameter] <= high
-        }
-        if outside:
-            warnings.append(
-                finding("exponent_depends_on_form", parameter=parameter, alternatives=outside)
-            )
     return warnings

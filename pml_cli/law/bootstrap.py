@@ -1,7 +1,8 @@
 """How certain a fit is: a cluster bootstrap, and profile likelihoods.
 
-Cells that share a text and a length share what is hard about that text: they are not independent
-draws. The bootstrap resamples those clusters whole, with every rank and seed inside. The spread
+Cells that share a text share what is hard about it: they are not independent draws. The bootstrap
+resamples texts whole, with every length, rank and seed inside; with fewer than four texts, those at
+one length, and `exponents.py` widens alpha and beta by how far the texts disagree. The spread
 over optimiser starts is not a standard error and is not reported as one.
 
 Shapes: D draws, N cells, G clusters, P = 8 parameters.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, Finding, finding
@@ -31,7 +33,6 @@ from pml_cli.law.parameters import (
 from pml_cli.law.power_law import MIN_DISTINCT
 from pml_cli.stats import (
     CONFIDENCE,
-    FEW_CLUSTERS,
     MIN_CLUSTERS,
     Array,
     few_cluster_factor,
@@ -48,11 +49,14 @@ CELLS_AT_ONCE = 60_000
 STEPS = 40
 
 # Values at which a profile likelihood is computed, and the parameters that have one.
-PROFILE_POINTS = 31
+PROFILE_POINTS = 21
 PROFILED = ("alpha", "beta", "b", "k")
 
 # Width of a profile to each side of the optimum, standard errors.
 PROFILE_REACH = 4.5
+
+# A fall of the deviance outward by more than this is a second minimum.
+MONOTONE_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,19 @@ class Profile:
     """(V,) twice the fall of the log-likelihood from the optimum."""
     interval: Interval
     """95 %; nan at a side that the likelihood does not close."""
+    monotone: bool = True
+    """Whether the deviance rises on both sides of the optimum, as from a single minimum."""
+
+
+def _resampled(cells: Observations) -> tuple[NDArray[np.intp], int]:
+    """What the bootstrap draws: texts where there are enough, else texts at one length.
+
+    Returns:
+        (N,) the cluster of each cell, and the number of clusters.
+    """
+    if cells.texts[1] >= MIN_CLUSTERS:
+        return cells.texts
+    return cells.clusters
 
 
 def no_bootstrap(cells: Observations, reason: Finding) -> Bootstrap:
@@ -91,7 +108,7 @@ def no_bootstrap(cells: Observations, reason: Finding) -> Bootstrap:
         finding=reason,
         draws=np.empty((0, len(NATURAL_NAMES))),
         failed=0,
-        clusters=cells.clusters[1],
+        clusters=_resampled(cells)[1],
         intervals={},
     )
 
@@ -103,17 +120,16 @@ def bootstrap(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Bootstrap:
-    """Refit to resampled clusters (text and length); cells of one cluster stay together.
+    """Refit to resampled texts (texts at one length where there are fewer than four).
 
-    A draw whose unsaturated cells have fewer than three lengths is drawn again. Below 40 clusters
-    (G) the intervals are the fit +- t(G - 1) times the spread of the draws times sqrt(G / (G - 1));
-    from 40 on, percentiles.
+    A draw whose unsaturated cells have fewer than three lengths is drawn again. The intervals are
+    the fit +- t(G - 1) times the spread of the draws times sqrt(G / (G - 1)) for G clusters.
 
     Args:
         progress: called with draws done and all draws.
     """
     # Scoring cannot start at a bound, and fewer clusters than MIN_CLUSTERS cannot be resampled.
-    cluster, count = cells.clusters
+    cluster, count = _resampled(cells)
     if fit.status != OK:
         assert fit.finding is not None
         return no_bootstrap(cells, fit.finding)
@@ -157,7 +173,7 @@ def _cluster_weights(
     size: int,
 ) -> Array:
     """How often each cluster is drawn, (size, G)."""
-    cluster, count = cells.clusters
+    cluster, count = _resampled(cells)
     observed = ~cells.saturated
     _, length = np.unique(cells.length, return_inverse=True)
     # (G, lengths) whether a cluster has an unsaturated cell at a length
@@ -183,13 +199,7 @@ def _intervals(
 ) -> dict[str, Interval]:
     """95 % intervals from the draws, (D, P)."""
     draws = to_interval_scale(sample)
-    # Enough clusters: percentiles.
-    if clusters >= FEW_CLUSTERS:
-        tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-        low, high = np.quantile(draws, tails, axis=0)
-        return intervals_of(low, high, fit.form.free)
-
-    # Few clusters: Student's t around the fit, as draws of few clusters vary too little.
+    # Student's t around the fit, as draws of few clusters vary too little.
     natural = to_natural(fit.theta[None], fit.centre)[0]
     middle = to_interval_scale(natural)
     deviation = draws.std(axis=0, ddof=1)
@@ -224,13 +234,7 @@ def _profile(fit: LikelihoodFit, design: Design, position: int) -> Profile:
     steps = error * np.linspace(-PROFILE_REACH, PROFILE_REACH, PROFILE_POINTS)
     values = np.unique(np.clip(optimum + steps, lower, upper))
 
-    # How the other parameters follow, to first order.
-    slope = fit.covariance[:, position] / error**2
-    starts = fit.theta + (values - optimum)[:, None] * slope
-    starts[:, position] = values
-    others = tuple(p for p in fit.form.free if p != position)
-    _, nll = minimise(starts, design, fit.form, free=others)
-    deviance = np.maximum(0, 2 * (nll - fit.nll))
+    deviance = _outward(fit, design, position, values)
 
     low = _crossing(values, deviance, optimum, side=-1)
     high = _crossing(values, deviance, optimum, side=1)
@@ -245,7 +249,44 @@ def _profile(fit: LikelihoodFit, design: Design, position: int) -> Profile:
         values=values[finite],
         deviance=deviance[finite],
         interval=(low, high),
+        monotone=_rises(
+            values[finite] if position != LOG_K else np.log(values[finite]),
+            deviance[finite],
+            optimum,
+        ),
     )
+
+
+def _outward(fit: LikelihoodFit, design: Design, position: int, values: Array) -> Array:
+    """Deviance at each of (V,) values of one parameter, (V,).
+
+    From the optimum outward, each point starts where its inner neighbour ended, and from where the
+    information says that the other parameters follow: one start for all points sticks far out.
+    """
+    optimum = float(fit.theta[position])
+    slope = fit.covariance[:, position] / fit.covariance[position, position]
+    others = tuple(p for p in fit.form.free if p != position)
+    deviance = np.full(len(values), np.nan)
+
+    for side in (values[values < optimum][::-1], values[values >= optimum]):
+        inner = fit.theta
+        for value in side:
+            starts = np.stack([inner, inner + (value - inner[position]) * slope, fit.theta])
+            starts[:, position] = value
+            theta, nll = minimise(starts, design, fit.form, free=others)
+            best = int(np.argmin(nll))
+            if np.isfinite(nll[best]):
+                inner = theta[best]
+            deviance[values == value] = max(0.0, 2 * (float(nll[best]) - fit.nll))
+    return deviance
+
+
+def _rises(values: Array, deviance: Array, optimum: float) -> bool:
+    """Whether (V,) deviances rise with the distance from the optimum, up to rounding."""
+    for side in (deviance[values < optimum][::-1], deviance[values >= optimum]):
+        if (np.diff(side) < -MONOTONE_TOLERANCE).any():
+            return False
+    return True
 
 
 def _crossing(

@@ -18,17 +18,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from pml_cli.law.bootstrap import bootstrap
 from pml_cli.law.findings import OK
 from pml_cli.law.fitted_law import BaseLoss, FittedLaw, LengthCurve
 from pml_cli.law.forms import Form, log_gain, relative_spread
 from pml_cli.law.mle import fit_saturating
 from pml_cli.law.observations import RANK, Observations
-from pml_cli.law.parameters import LOG_SPREAD
+from pml_cli.law.parameters import ALPHA, BETA, LOG_SPREAD
 from pml_cli.law.recall_law import RecallFit, fit_recall
 from pml_cli.stats import Array
 
-# Grids that are drawn, and bootstrap draws of each.
+# Grids that are drawn, and bootstrap draws of the law of exact recall on each.
 GRIDS = 12
 DRAWS = 200
 
@@ -91,9 +90,9 @@ def sharpness(
     if pilot.recall:
         recall_rank = math.exp(float(pilot.recall.log_ranks(middle, 0.5)[0]))
     return Sharpness(
-        alpha=float(pilot.theta[0, 1]),
+        alpha=float(pilot.theta[0, ALPHA]),
         alpha_half=alpha_half,
-        beta=float(pilot.theta[0, 2]),
+        beta=float(pilot.theta[0, BETA]),
         beta_half=beta_half,
         recall_length=middle,
         recall_rank=recall_rank,
@@ -134,10 +133,7 @@ def _exponent_widths(cells: Observations, form: Form) -> tuple[float, float]:
     fit = fit_saturating(cells, form)
     if fit.status != OK:
         return math.nan, math.nan
-    sample = bootstrap(cells, fit, DRAWS)
-    intervals = sample.intervals if sample.status == OK else fit.intervals
-    (alpha_low, alpha_high), (beta_low, beta_high) = intervals["alpha"], intervals["beta"]
-    return (alpha_high - alpha_low) / 2, (beta_high - beta_low) / 2
+    return fit.half_width(ALPHA), fit.half_width(BETA)
 
 
 def _recall_width(
@@ -195,4 +191,6 @@ def embedded_pilot() -> FittedLaw:
         all_recall=None,
         tokens_per_fact=math.nan,
         status=OK,
+        texts=1,
+        text_spread=0.0,
     )

@@ -21,6 +21,8 @@ CODES: dict[str, tuple[str, ...]] = {
     "few_distinct_values": ("axis", "distinct", "needed"),
     "few_cells": ("cells", "parameters", "needed"),
     "constant_gain": (),
+    "flat_gain": ("p",),
+    "no_power": (),
     "collinear_axes": (),
     "gain_not_positive": (),
     "no_finite_likelihood": (),
@@ -53,12 +55,16 @@ CODES: dict[str, tuple[str, ...]] = {
     "negative_offset_paper": ("b", "low", "high"),
     "negative_offset": ("low", "high"),
     "robust_fit_disagrees": ("parameter", "robust", "paper", "low", "high"),
-    "correlated_residuals": ("correlation",),
     "bootstrap_missing": ("cause",),
     "poor_coverage": ("coverage",),
-    "exponent_depends_on_form": ("parameter", "alternatives"),
+    "form_rejected": ("p", "percent"),
+    "bends_everywhere": ("slope",),
+    "text_off": ("text", "percent"),
     "failed_draws": ("draws",),
     "single_text": (),
+    "profile_not_monotone": ("parameter",),
+    "cells_unconverged": ("cells", "expected", "censored"),
+    "group_failed": ("error",),
     "cells_excluded": ("cells", "reason"),
     "setting_varies": ("setting", "values"),
     "repeated_cells": ("cells",),
@@ -71,6 +77,16 @@ CODES: dict[str, tuple[str, ...]] = {
     "extrapolation_fails": ("held_out", "fitted"),
     "wide_intervals": ("intervals", "ranks", "lengths"),
 }
+
+
+# Remarks: they change no number of the chosen law, or say how one was found.
+NOTES = (
+    "negative_offset_paper",
+    "robust_fit_disagrees",
+    "bootstrap_missing",
+    "failed_draws",
+    "profile_not_monotone",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

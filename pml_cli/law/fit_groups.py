@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pml_cli.errors import UserError, did_you_mean
-from pml_cli.law.analysis import Analysis, analyse
+from pml_cli.law.analysis import Analysis, LawRow, analyse
 from pml_cli.law.bits_line import BitsLine, fit_line, threshold_points
 from pml_cli.law.bootstrap import Progress
 from pml_cli.law.capacity import BitsPerParameter, UnseenGain, bits_per_parameter, unseen_gain
@@ -21,7 +21,9 @@ from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
 from pml_cli.law.first_token import unmoved_first_tokens
 from pml_cli.law.forms import FORMS
 from pml_cli.law.group_comparison import Comparison, compare
+from pml_cli.law.model_selection import no_checks
 from pml_cli.law.observations import RANK, Observations, SizeAxis, text_names
+from pml_cli.law.power_law import unidentified
 from pml_cli.law.recall_law import DRAWS, RecallFit, fit_recall
 from pml_cli.runs.groups import (
     KEY,
@@ -34,7 +36,7 @@ from pml_cli.runs.groups import (
     key_for_json,
     with_key_columns,
 )
-from pml_cli.stats import LN2, Array
+from pml_cli.stats import LN2, Array, Mask
 
 NUMBERS = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 REPEATS = ("rank", "target_tokens", "data_seed", "seed")
@@ -49,6 +51,8 @@ OPTIONAL = (
     "source_nats",
     "bits_memorised",
     "control_gain",
+    "converged",
+    "expected_gain",
 )
 SATURATED = "saturated"
 # How far a gain may lie from base loss minus final loss, relative to 1 + base loss.
@@ -106,6 +110,7 @@ def audit(
     runs: pd.DataFrame,
     saturated_below: float = LN2,
     axis: SizeAxis = RANK,
+    unconverged: str = "censor",
 ) -> pd.DataFrame:
     """Add `kept` and `reason` to the runs: the first fault of each, or saturation, or nothing.
 
@@ -113,6 +118,7 @@ def audit(
         runs: from `with_columns`.
         saturated_below: final loss (nats per token) at or below which a cell is saturated.
         axis: the size that the law is about.
+        unconverged: drop excludes cells that had not converged.
     """
     base = runs["base_loss"]
     final = runs["final_loss"]
@@ -135,6 +141,7 @@ def audit(
         "base loss is not positive": base <= 0,
         SATURATED: final <= saturated_below,
         "stopped early, before its loss was saturated": runs["stopped_early"].eq(True),
+        "had not converged": runs["converged"].eq(False) & (unconverged == "drop"),
     }
 
     reason = pd.Series("", runs.index)
@@ -151,6 +158,7 @@ def fit_group(
     progress: Progress | None = None,
     *,
     axis: SizeAxis = RANK,
+    unconverged: str = "censor",
 ) -> GroupFit:
     """Fit every law to one group, and check each on its largest ranks and longest lengths.
 
@@ -160,6 +168,8 @@ def fit_group(
         saturated_below: final loss (nats per token) at or below which a cell is saturated.
         draws, progress: of the bootstrap, as for `analysis.analyse`.
         axis: the size that the law is about.
+        unconverged: what a cell counts as that had not converged: censor (its gain lies between
+            what was measured and that plus expected_gain), drop, or keep (as measured).
     """
     # Saturated cells are lower limits of the gain; no law may use the other excluded ones.
     usable = cells[cells["kept"] | (cells["reason"] == SATURATED)]
@@ -170,10 +180,11 @@ def fit_group(
         usable["base_loss"].to_numpy(float),
         final=usable["final_loss"].to_numpy(float),
         text=text_names(usable).to_numpy(str),
+        expected=_expected(usable) if unconverged == "censor" else None,
         saturated_below=saturated_below,
     )
 
-    analysis = analyse(observed, draws, progress)
+    analysis, failure = _analyse(observed, draws, progress)
     unmoved = unmoved_first_tokens(usable)
     exact = pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)
     recall = fit_recall(observed, exact, min(draws, DRAWS))
@@ -197,6 +208,8 @@ def fit_group(
         control=unseen_gain(usable),
         warnings=[
             *unmoved,
+            *failure,
+            *_convergence_warnings(usable, unconverged),
             *analysis.paper.warnings,
             *analysis.warnings,
             *_cell_warnings(cells),
@@ -229,6 +242,50 @@ def _tokens_per_sample(observed: Observations, samples: Array) -> float:
     if not recorded.any():
         return math.nan
     return float(observed.length[recorded].sum() / samples[recorded].sum())
+
+
+def _analyse(
+    observed: Observations,
+    draws: int,
+    progress: Progress | None,
+) -> tuple[Analysis, list[Finding]]:
+    """Every law; where one cannot be computed, the group is left without, and the others stay."""
+    try:
+        return analyse(observed, draws, progress), []
+    except (np.linalg.LinAlgError, ArithmeticError) as error:
+        reason = finding("group_failed", error=str(error))
+        paper = unidentified("paper", reason, ~observed.saturated)
+        row = LawRow(fit=paper, aicc_difference=math.nan, checks=no_checks(observed, reason))
+        return Analysis.without_choice(paper, [row]), [reason]
+
+
+def _unconverged(cells: pd.DataFrame) -> Mask:
+    """(N,) cells that were checked, and had not converged; older runs were not checked."""
+    return np.asarray(cells["converged"].eq(False), bool)
+
+
+def _expected(cells: pd.DataFrame) -> Array:
+    """(N,) what cells would still have gained at most, nats per token; infinite where unknown."""
+    gains = pd.to_numeric(cells["expected_gain"], errors="coerce").to_numpy(float)
+    known = np.where(np.isfinite(gains), np.maximum(gains, 0.0), np.inf)
+    return np.where(_unconverged(cells), known, 0.0)
+
+
+def _convergence_warnings(cells: pd.DataFrame, unconverged: str) -> list[Finding]:
+    """How many cells had not converged, what they would have gained, and what they count as."""
+    rows = cells[_unconverged(cells)]
+    if rows.empty or unconverged == "drop":
+        return []
+    expected = pd.to_numeric(rows["expected_gain"], errors="coerce")
+    median = float(expected.median()) if expected.notna().any() else math.nan
+    return [
+        finding(
+            "cells_unconverged",
+            cells=len(rows),
+            expected=median,
+            censored=unconverged == "censor",
+        )
+    ]
 
 
 def _without_sweeps(recall: RecallFit, advice: list[Finding]) -> tuple[RecallFit, list[Finding]]:

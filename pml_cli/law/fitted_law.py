@@ -6,6 +6,7 @@ hold that of the fit first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from pml_cli.stats import Array, few_cluster_factor
 
 # Draws from the covariance where a law has no bootstrap.
 NORMAL_DRAWS = 2000
+# Draws from the differences between texts where these are too few for a bootstrap.
+TEXT_DRAWS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,10 @@ class FittedLaw:
     """Mean target tokens of a sample; nan where it was not recorded."""
     status: str
     """Of the law of the gain."""
+    texts: int
+    """Of the cells."""
+    text_spread: float
+    """Standard deviation of a text's gains around the law, as a share of them; 0 for one text."""
 
     def base_losses(self, length: float | Array) -> Array:
         """Loss of the base model, (1 + D,): the mean, then that of a text drawn for each draw.
@@ -126,8 +133,9 @@ class FittedLaw:
     ) -> Array:
         """Gain in nats per token, (1 + D,): of the fit, and of a new cell for each draw.
 
-        A cell deviates from the law by the spread, as in the likelihood, but never to more than
-        the base loss.
+        A cell deviates from the law by the spread, as in the likelihood, and with its text, which
+        is a new one: by Student's t, as the texts of the cells are few; but never to more than the
+        base loss.
 
         Args:
             rank, length, base: one value, or one for each draw, (1 + D,).
@@ -149,8 +157,13 @@ class FittedLaw:
         rng = np.random.default_rng(0)
         noise = np.zeros(len(gains))
         noise[1:] = rng.standard_normal(len(gains) - 1)
+        of_text = np.zeros(len(gains))
+        if self.texts > 1:
+            new_text = self.text_spread * math.sqrt(1 + 1 / self.texts)
+            of_text[1:] = new_text * rng.standard_t(self.texts - 1, len(gains) - 1)
+
         spread = relative_spread(self.theta, x, y, cell_base, link)[:, 0]
-        deviation = np.exp(self.theta[:, LOG_SPREAD]) * noise * spread
+        deviation = (np.exp(self.theta[:, LOG_SPREAD]) * noise + of_text) * spread
         noisy: Array = gains * np.maximum(0.0, 1 + deviation)
         return np.minimum(noisy, base_loss)
 
@@ -195,6 +208,24 @@ def bootstrap_theta(
 
     centred = uncentred @ np.linalg.inv(matrix).T
     return np.asarray(theta + few_cluster_factor(clusters) * (centred - theta))
+
+
+def text_theta(theta: Array, covariance: Array, texts: int, form: Form) -> Array:
+    """Draws of theta, (D, P), from how few texts differ: Student's t with texts - 1 degrees.
+
+    Args:
+        theta: (P,) the fit.
+        covariance: (P, P), with texts as clusters.
+    """
+    # Of fewer texts than parameters the matrix is singular; its root is none the less there.
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((TEXT_DRAWS, len(theta)))
+    chi_square = rng.chisquare(texts - 1, TEXT_DRAWS)
+    student = normal * np.sqrt((texts - 1) / chi_square)[:, None]
+    return np.asarray(np.clip(theta + student @ root.T, *form.bounds))
 
 
 def normal_theta(theta: Array, covariances: Sequence[Array]) -> Array:

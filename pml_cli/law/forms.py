@@ -375,6 +375,25 @@ def log_gain_slopes(
     return log_total, derivatives
 
 
+def link_slopes(
+    theta_BP: Array,
+    x_N: Array,
+    y_N: Array,
+    base_N: Array,
+    link: str,
+) -> Array:
+    """The link's slope d log S / d log x, (B, N): 1 where the gain is a power, 0 at the ceiling.
+
+    Args:
+        theta_BP, x_N, y_N, base_N: as for `log_gain`.
+    """
+    kind = LINKS[link]
+    if not kind.has_ceiling:
+        return np.ones((len(theta_BP), len(x_N)))
+    _, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
+    return kind.slope(log_inner - log_ceiling, theta_BP[:, LOG_K, None])
+
+
 def relative_spread(
     theta_BP: Array,
     x_N: Array,
@@ -385,19 +404,13 @@ def relative_spread(
     """The spread of a cell relative to that far below the ceiling, (B, N), 1 down to 0.
 
     On the cells of benchmarks/scan.csv the relative residuals have one spread wherever the link's
-    slope d log S / d log x is above a third; below, it falls with the root of the slope or faster:
-    an adapter with capacity to spare recalls its text, whatever text.
+    slope is above a third; below, it falls with the root of the slope or faster: an adapter with
+    capacity to spare recalls its text, whatever text.
 
     Args:
         theta_BP, x_N, y_N, base_N: as for `log_gain`.
     """
-    kind = LINKS[link]
-    if not kind.has_ceiling:
-        return np.ones((len(theta_BP), len(x_N)))
-    _, log_inner, log_ceiling = _power_and_ceiling(theta_BP, x_N, y_N, base_N)
-
-    log_k = theta_BP[:, LOG_K, None]
-    slope = kind.slope(log_inner - log_ceiling, log_k)
+    slope = link_slopes(theta_BP, x_N, y_N, base_N, link)
     # nan where there is no law, as far from the cells where b is below 0
     relative_slope = np.nan_to_num(slope) / FULL_SPREAD_SLOPE
     spread: Array = np.sqrt(np.minimum(1.0, relative_slope))

@@ -18,7 +18,6 @@ Parameter = Annotated[float, Ge(-1e4), Le(1e4)]
 Positive = Annotated[float, Gt(0), Lt(1e15)]
 # Nats per token; a vocabulary of e^1000 tokens has no name.
 Nats = Annotated[float, Ge(0), Lt(1e3)]
-Variance = Number
 
 
 class CurveFields(TypedDict):
@@ -81,8 +80,23 @@ class LawFields(TypedDict):
     form: dict[str, Any]
     theta: dict[str, Parameter]
     centre: CentreFields
-    covariance: list[list[Variance | None]]
-    covariance_clustered: list[list[Variance | None]]
+    covariance: list[list[Number | None]]
+    covariance_clustered: list[list[Number | None]]
+    clusters: Size
+    covariance_texts: list[list[Number | None]]
+    texts: Count
+
+
+class DeviationFields(TypedDict):
+    """How far the gains of one text lie from the law."""
+
+    deviation: Number | None
+    cells: Count
+
+
+class BootstrapFields(TypedDict):
+    """The bootstrap of the chosen law, whose draws stand at the end of the file."""
+
     clusters: Size
 
 
@@ -100,6 +114,8 @@ class GroupFields(TypedDict):
     fit: ReasonFields
     laws: list[NamedFields]
     chosen: Text | None
+    bootstrap: BootstrapFields | None
+    texts: list[DeviationFields]
     recall: RecallFields
     all_recall: NotRequired[RecallFields | None]
     tokens_per_sample: Positive | None

@@ -31,9 +31,11 @@ from pml_cli.law.fitted_law import (
     LengthCurve,
     bootstrap_theta,
     normal_theta,
+    text_theta,
 )
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import Comparison, Tie
+from pml_cli.law.lack_of_fit import LackOfFit
 from pml_cli.law.law_fields import FileFields, LawFields
 from pml_cli.law.mle import LikelihoodFit
 from pml_cli.law.model_selection import (
@@ -46,8 +48,10 @@ from pml_cli.law.model_selection import (
 from pml_cli.law.observations import SIZE_AXES, Observations, SizeAxis
 from pml_cli.law.parameters import THETA_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit
+from pml_cli.law.quality import Quality
 from pml_cli.law.recall_law import NAMES, RecallFit
-from pml_cli.stats import Array, percent_error
+from pml_cli.law.text_deviations import TextDeviation
+from pml_cli.stats import MIN_CLUSTERS, Array, percent_error
 from pml_cli.validation import checked, load_json, shown
 
 if TYPE_CHECKING:
@@ -193,6 +197,9 @@ class LikelihoodRecord:
     """Of theta, from the scores of the clusters."""
     clusters: int
     """Texts times lengths."""
+    covariance_texts: list[list[float]]
+    """Of theta, from the scores of the texts."""
+    texts: int
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     aicc: float
@@ -222,7 +229,7 @@ class BootstrapRecord:
     status: str
     reason: str
     clusters: int
-    """Texts times lengths."""
+    """Texts; texts times lengths where there are fewer than four."""
     draws: int
     """That converged."""
     failed: int
@@ -289,6 +296,21 @@ class BaseLossRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExponentRecord:
+    """alpha or beta by every form that fits nearly as well as the chosen one."""
+
+    interval_95: Interval
+    """Of the weighted mixture: the interval in the tables."""
+    forms: tuple[str, ...]
+    weights: list[float]
+    """Of each form, adding up to 1."""
+    values: list[float]
+    """The exponent by each form."""
+    errors: list[float]
+    """Standard error by each form, texts and cells of one length as clusters."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupRecord:
     """One group of comparable cells."""
 
@@ -311,6 +333,12 @@ class GroupRecord:
     """Of the chosen law; null with draws=0."""
     profiles: dict[str, ProfileRecord]
     """Of the chosen law, by parameter."""
+    exponents: dict[str, ExponentRecord]
+    """alpha and beta over all forms; empty without a chosen law."""
+    lack_of_fit: LackOfFit | None
+    """p of two tests that the chosen form describes the cells."""
+    texts: list[TextDeviation]
+    """How far the gains of each text lie from the chosen law."""
     constant_capacity: RatioTest | None
     """Likelihood-ratio test of beta = 1 in the chosen law."""
     alike_within_clusters: IntraclassCorrelation
@@ -463,6 +491,9 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         chosen=analysis.chosen.name if analysis.chosen else None,
         bootstrap=_bootstrap_record(analysis.bootstrap, say),
         profiles={name: _profile_record(profile) for name, profile in analysis.profiles.items()},
+        exponents=_exponent_records(analysis.quality),
+        lack_of_fit=analysis.quality.lack_of_fit if analysis.quality else None,
+        texts=analysis.quality.texts if analysis.quality else [],
         constant_capacity=analysis.constant_capacity,
         alike_within_clusters=analysis.residual_correlation,
         recall=_recall_record(group.recall, say),
@@ -475,6 +506,22 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         warnings=[say(warning) for warning in group.warnings],
         conclusions=[say(conclusion) for conclusion in group.conclusions],
     )
+
+
+def _exponent_records(quality: Quality | None) -> dict[str, ExponentRecord]:
+    """alpha and beta over all forms."""
+    if quality is None:
+        return {}
+    return {
+        name: ExponentRecord(
+            interval_95=mixture.interval,
+            forms=mixture.forms,
+            weights=mixture.weights.tolist(),
+            values=mixture.values.tolist(),
+            errors=mixture.errors.tolist(),
+        )
+        for name, mixture in quality.exponents.items()
+    }
 
 
 def _paper_record(fit: PowerLawFit, say: Say) -> PaperRecord:
@@ -550,6 +597,7 @@ def _law_record(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
         theta=dict(zip(THETA_NAMES, fit.theta.tolist(), strict=True)),
         centre={"log_rank": log_rank, "log_length": log_length},
         covariance_clustered=fit.clustered.tolist(),
+        covariance_texts=fit.by_text.tolist(),
         cells_sha256=fit.fingerprint,
         **common,
     )
@@ -817,6 +865,8 @@ def _gain_law(group: dict[str, Any], draws: dict[str, list[float]]) -> dict[str,
             "theta": np.empty((0, len(THETA_NAMES))),
             "centre": (0.0, 0.0),
             "status": NOT_IDENTIFIED,
+            "texts": 1,
+            "text_spread": 0.0,
         }
 
     chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
@@ -824,22 +874,38 @@ def _gain_law(group: dict[str, Any], draws: dict[str, list[float]]) -> dict[str,
     return {
         "form": Form(**record.form),
         "form_reason": "",
-        "theta": _theta(record, draws),
+        "theta": _theta(record, group["bootstrap"], draws),
         "centre": (record.centre["log_rank"], record.centre["log_length"]),
         "status": record.status,
+        "texts": record.texts,
+        "text_spread": _text_spread(group["texts"]),
     }
 
 
-def _theta(record: LikelihoodRecord, draws: dict[str, list[float]]) -> Array:
+def _text_spread(texts: list[dict[str, Any]]) -> float:
+    """Standard deviation over texts of how far each lies from the law; 0 for fewer than two."""
+    deviations = [text["deviation"] for text in texts if text["cells"]]
+    return float(np.std(deviations, ddof=1)) if len(deviations) > 1 else 0.0
+
+
+def _theta(
+    record: LikelihoodRecord,
+    bootstrap: dict[str, Any] | None,
+    draws: dict[str, list[float]],
+) -> Array:
     """The fit and draws of it, (1 + D, P).
 
     Args:
+        bootstrap: a `BootstrapRecord`, as in the file.
         draws: of the bootstrap, (D,) by the name of the parameter; empty without one.
     """
     theta = np.array([record.theta[name] for name in THETA_NAMES], float)
-    if draws:
+    by_text = np.array(record.covariance_texts, float)
+    if 1 < record.texts < MIN_CLUSTERS and np.isfinite(by_text).all():
+        sample = text_theta(theta, by_text, record.texts, Form(**record.form))
+    elif bootstrap and draws:
         centre = (record.centre["log_rank"], record.centre["log_length"])
-        sample = bootstrap_theta(theta, centre, draws, record.clusters)
+        sample = bootstrap_theta(theta, centre, draws, bootstrap["clusters"])
     else:
         naive = np.array(record.covariance, float)
         clustered = np.array(record.covariance_clustered, float)

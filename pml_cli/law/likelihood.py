@@ -3,8 +3,9 @@
 The gain of a cell is normal around the law, with a standard deviation proportional to the law:
 s * sd of the cell * law. Of a saturated cell only that its gain exceeded its limit is used
 (right-censored, as in Tobin's model): its exact loss says how long it was trained, not how much it
-can hold. Problems of one batch differ in start and in weights (bootstrap draws, grid nodes, points
-of a profile); they share cells and form.
+can hold. Of a cell that had not converged, that its gain lies between two limits. Problems of one
+batch differ in start and in weights (bootstrap draws, grid nodes, points of a profile); they share
+cells and form.
 
 Shapes: B problems, N cells, P = 8 parameters (parameters.THETA_NAMES), F free ones.
 """
@@ -47,9 +48,11 @@ class Design:
     delta: Array
     """(N,) gain, nats per token."""
     limit: Array
-    """(N,) gain at which a cell counts as saturated, nats per token."""
+    """(N,) lower limit of the gain of a censored cell, nats per token."""
+    upper_limit: Array
+    """(N,) its upper limit; infinite for a saturated one."""
     censored: Mask
-    """(N,) the saturated cells."""
+    """(N,) the cells of which only these limits are known."""
     sd: Array
     """(N,) spread of each cell, as a multiple of the others'."""
 
@@ -164,7 +167,7 @@ def negative_log_likelihood(
     log_s = theta_BP[:, LOG_SPREAD, None] + np.log(design.sd)
 
     per_cell = np.empty_like(log_mu)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mu = np.exp(log_mu)
         # Normal density of the relative residual.
         residual = design.delta[observed] / mu[:, observed] - 1
@@ -172,10 +175,11 @@ def negative_log_likelihood(
         log_scale = log_mu[:, observed] + log_s[:, observed]
         per_cell[:, observed] = log_scale + 0.5 * z**2 + HALF_LOG_TAU
 
-        # Probability of a gain above the limit.
-        excess = 1 - design.limit[censored] / mu[:, censored]
-        a = excess / np.exp(log_s[:, censored])
-        per_cell[:, censored] = -special.log_ndtr(a)
+        # Probability of a gain between the limits.
+        s = np.exp(log_s[:, censored])
+        a = (design.limit[censored] / mu[:, censored] - 1) / s
+        b = (design.upper_limit[censored] / mu[:, censored] - 1) / s
+        per_cell[:, censored] = -_log_probability(a, b)
 
     total = (per_cell * weights).sum(axis=1)
     return np.where(np.isfinite(total), total, np.inf)
@@ -190,7 +194,7 @@ def derivatives(
 ) -> tuple[Array, Array]:
     """Gradient (B, F) and information (B, F, F) of the negative log-likelihood.
 
-    The information is the expected one for uncensored cells, the observed one for censored cells.
+    The information is the expected one for uncensored cells, Gauss and Newton's for censored ones.
 
     Args:
         weights: (B, N) or (1, 1), how often each cell counts.
@@ -271,9 +275,8 @@ def _cell_derivatives(
     )
 
     s = np.exp(theta_BP[:, LOG_SPREAD, None]) * design.sd
-    # What is known of a cell, relative to the law: its gain, or the limit that it exceeds.
-    known = np.where(design.censored, design.limit, design.delta)
-    ratio = known * np.exp(-log_mu)
+    # The gain relative to the law.
+    ratio = design.delta * np.exp(-log_mu)
     z = (ratio - 1) / s
 
     # Uncensored cells; the second derivatives are their expected values.
@@ -284,18 +287,55 @@ def _cell_derivatives(
         mu_s=np.full_like(z, 2.0),
         s_s=np.full_like(z, 2.0),
     )
-
-    censored = design.censored
-    if censored.any():
-        # With a = -z, hazard h = phi(a) / Phi(a), and its derivative -h (h + a).
-        a = -z[:, censored]
-        rate = (ratio / s)[:, censored]
-        log_density = -0.5 * a**2 - HALF_LOG_TAU
-        hazard = np.exp(log_density - special.log_ndtr(a))
-        curvature = hazard * (hazard + a)
-        cell.by_log_mu[:, censored] = -hazard * rate
-        cell.by_log_s[:, censored] = hazard * a
-        cell.mu_mu[:, censored] = curvature * rate**2
-        cell.mu_s[:, censored] = -curvature * rate * a
-        cell.s_s[:, censored] = curvature * a**2
+    if design.censored.any():
+        _set_censored(cell, design, log_mu, s)
     return slopes, cell
+
+
+def _set_censored(cell: _CellDerivatives, design: Design, log_mu: Array, s: Array) -> None:
+    """Derivatives of the censored cells: of -log(Phi(b) - Phi(a)) through both ends.
+
+    The second derivatives are those by a and b, which make a positive matrix; the terms by which
+    the ends themselves bend are left out.
+
+    Args:
+        log_mu, s: (B, N) each.
+    """
+    censored = design.censored
+    scale = np.exp(-log_mu[:, censored])
+    spread = s[:, censored]
+    lower_ratio = design.limit[censored] * scale
+    upper_ratio = np.where(np.isfinite(design.upper_limit), design.upper_limit, 0)[censored] * scale
+    open_above = np.isinf(design.upper_limit[censored])
+
+    a = (lower_ratio - 1) / spread
+    b = np.where(open_above, np.inf, (upper_ratio - 1) / spread)
+    log_p = _log_probability(a, b)
+    # Densities at the ends over the probability between them; 0 at an end that is open.
+    at_a = np.exp(-0.5 * a**2 - HALF_LOG_TAU - log_p)
+    at_b = np.exp(-0.5 * b**2 - HALF_LOG_TAU - log_p)
+    b = np.where(open_above, 0.0, b)
+
+    a_a = at_a * (at_a - a)
+    a_b = -at_a * at_b
+    b_b = at_b * (at_b + b)
+    # a and b fall by these with log mu, and by themselves with log s.
+    da = lower_ratio / spread
+    db = upper_ratio / spread
+
+    cell.by_log_mu[:, censored] = at_b * db - at_a * da
+    cell.by_log_s[:, censored] = at_b * b - at_a * a
+    cell.mu_mu[:, censored] = da**2 * a_a + 2 * da * db * a_b + db**2 * b_b
+    cell.mu_s[:, censored] = da * a * a_a + (da * b + db * a) * a_b + db * b * b_b
+    cell.s_s[:, censored] = a**2 * a_a + 2 * a * b * a_b + b**2 * b_b
+
+
+def _log_probability(a: Array, b: Array) -> Array:
+    """log(Phi(b) - Phi(a)), any shape; a below b, which may be infinite."""
+    # In the lower tail, where Phi is known to every digit.
+    flipped = a + b > 0
+    low = np.where(flipped, -b, a)
+    high = np.where(flipped, -a, b)
+    log_high = special.log_ndtr(high)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(log_high + np.log1p(-np.exp(special.log_ndtr(low) - log_high)))

@@ -91,6 +91,17 @@ class LikelihoodFit:
     """
     clusters: int
     """Texts times lengths."""
+    by_text: Array
+    """(P, P) of theta, from the scores of the texts; nan for one text."""
+    texts: int
+    by_cell: Array
+    """(P, P) of theta, from the scores of the cells, whose spreads may differ."""
+    inflation: float
+    """How far the clusters' scores vary more than those of independent cells; 1 or more.
+
+    The mean over the free parameters of the clustered over the naive variance, by which Wedderburn
+    (1974) divides a log-likelihood of dependent cells.
+    """
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     n: int
@@ -150,6 +161,22 @@ class LikelihoodFit:
         natural = to_natural(self.theta[None], self.centre)[0]
         middle = to_interval_scale(natural)
         return intervals_of(middle - half, middle + half, self.form.free)
+
+    def half_width(self, position: int) -> float:
+        """Half of the 95 % interval of one parameter of theta, from sandwich covariances.
+
+        The wider of two, each by Student's t: that of texts (one degree less than there are
+        texts), whose lengths are prefixes of one sequence, and that of texts at one length. Of a
+        single text, whose cells may vary less than its lengths do by chance, the wider of those of
+        its lengths and of its cells.
+        """
+        widths = [t_quantile(max(1, self.clusters - 1)) * _error(self.clustered, position)]
+        if self.texts > 1:
+            widths.append(t_quantile(self.texts - 1) * _error(self.by_text, position))
+        else:
+            degrees = max(1, self.n - len(self.form.free))
+            widths.append(t_quantile(degrees) * _error(self.by_cell, position))
+        return max(widths)
 
     def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike) -> Array:
         """Gain in nats per token; never above `base` unless the form has no ceiling.
@@ -264,9 +291,15 @@ def design_of(cells: Observations, centre: Centre) -> Design:
         base=cells.base,
         delta=cells.delta,
         limit=cells.limit,
-        censored=cells.saturated,
+        upper_limit=cells.upper_limit,
+        censored=cells.saturated | cells.bracketed,
         sd=cells.sd,
     )
+
+
+def _error(covariance: Array, position: int) -> float:
+    """Standard error of one parameter of theta."""
+    return math.sqrt(max(0.0, float(covariance[position, position])))
 
 
 def _variance(slopes: Array, covariance: Array) -> Array:
@@ -303,7 +336,8 @@ def _starts(design: Design, form: Form) -> Array:
     Each is solved for the scale, the offset, the level and the spread alone.
     """
     theta = _nodes(form)
-    observed = ~design.censored
+    # What was measured of a cell that had not converged is near enough.
+    observed = np.isfinite(design.upper_limit)
 
     # The argument of the link, x times its ceiling: far below the ceiling that is the gain.
     inner = design.delta[observed]
@@ -364,6 +398,10 @@ def _unidentified(
         covariance=square,
         clustered=square,
         clusters=cells.clusters[1],
+        by_text=square,
+        texts=cells.texts[1],
+        by_cell=square,
+        inflation=1.0,
         nll=math.nan,
         n=len(cells),
         n_saturated=int(cells.saturated.sum()),
@@ -396,13 +434,14 @@ def _result(
 
     size = len(THETA_NAMES)
     naive = np.full((size, size), math.nan)
-    clustered = naive
+    robust = [naive, naive, naive]
+    inflation = 1.0
     if not stopped:
         silent = _uninformed(form, design, theta)
         if silent:
             reason = finding("no_information", parameter=silent)
             return _unidentified(cells, form, centre, reason)
-        naive, clustered = _covariances(cells, form, design, theta)
+        naive, robust, inflation = _covariances(cells, form, design, theta)
 
     log_gains = log_gain(theta[None], design.x, design.y, design.base, form.link)
     predicted = np.exp(log_gains[0])
@@ -414,8 +453,12 @@ def _result(
         theta=theta,
         centre=centre,
         covariance=naive,
-        clustered=clustered,
+        clustered=robust[0],
         clusters=cells.clusters[1],
+        by_text=robust[1],
+        texts=cells.texts[1],
+        by_cell=robust[2],
+        inflation=inflation,
         nll=nll,
         n=len(cells),
         n_saturated=int(cells.saturated.sum()),
@@ -436,7 +479,7 @@ def _uninformed(form: Form, design: Design, theta: Array) -> str | None:
     free = np.array(form.free)
     information = _information(form, design, theta)
     scale = np.sqrt(np.diag(information))
-    if (scale > LEAST_INFORMATION).all():
+    if np.isfinite(information).all() and (scale > LEAST_INFORMATION).all():
         return None
     return NATURAL_NAMES[free[int(np.argmin(scale))]]
 
@@ -454,10 +497,14 @@ def _covariances(
     form: Form,
     design: Design,
     theta: Array,
-) -> tuple[Array, Array]:
-    """Covariances of theta, (P, P) each: from the information, and the clustered sandwich.
+) -> tuple[Array, list[Array], float]:
+    """Covariances of theta, (P, P) each: from the information, and three sandwiches.
 
-    The sandwich: Liang and Zeger (1986), with G / (G - 1) for G clusters.
+    The sandwiches (Liang and Zeger 1986, with G / (G - 1) for G clusters) take as clusters a text
+    and length, a text, and a cell.
+
+    Returns:
+        The first, the three, and the inflation of the first of these three.
     """
     free = np.array(form.free)
     information = _information(form, design, theta)
@@ -465,23 +512,28 @@ def _covariances(
     scale = np.sqrt(np.diag(information))
     scales = np.outer(scale, scale)
     inverse = np.linalg.pinv(information / scales, hermitian=True)
-
-    cluster, count = cells.clusters
-    cell_scores = scores(theta, design, form, free)
-    # What cells of one cluster have in common adds up.
-    cluster_scores = np.zeros((count, len(free)))
-    np.add.at(cluster_scores, cluster, cell_scores)
-    scaled = cluster_scores / scale
-    sandwich = inverse @ (scaled.T @ scaled) @ inverse
+    scaled_scores = scores(theta, design, form, free) / scale
 
     size = len(THETA_NAMES)
-    naive = np.zeros((size, size))
-    clustered = np.zeros((size, size))
     # Parameters that are not free have no variance.
     block = np.ix_(free, free)
+    naive = np.zeros((size, size))
     naive[block] = inverse / scales
-    clustered[block] = sandwich / scales * count / max(1, count - 1)
-    return naive, clustered
+
+    single = (np.arange(len(cells)), len(cells))
+    sandwiches = []
+    inflations = []
+    for cluster, count in (cells.clusters, cells.texts, single):
+        # What cells of one cluster have in common adds up.
+        sums = np.zeros((count, len(free)))
+        np.add.at(sums, cluster, scaled_scores)
+        middle = sums.T @ sums * count / max(1, count - 1)
+
+        sandwich = np.zeros((size, size))
+        sandwich[block] = inverse @ middle @ inverse / scales
+        sandwiches.append(sandwich)
+        inflations.append(float(np.trace(inverse @ middle)) / len(free))
+    return naive, sandwiches, max(1.0, inflations[0])
 
 
 def _at_other_bound(

@@ -173,6 +173,26 @@ def checks(cells: Observations, estimator: Estimator) -> dict[str, Check]:
     return {what: _check(what, cells, masks, estimator) for what, masks in folds(cells).items()}
 
 
+def no_checks(cells: Observations, reason: Finding) -> dict[str, Check]:
+    """The checks of a law that could not be computed."""
+    count = len(cells)
+    return {
+        what: Check(
+            what=what,
+            finding=reason,
+            left_out=np.zeros(count, bool),
+            predicted=np.full(count, np.nan),
+            mape=math.nan,
+            mape_all=math.nan,
+            coverage=math.nan,
+            n_fit=0,
+            n_test=0,
+            n_all=0,
+        )
+        for what in folds(cells)
+    }
+
+
 def _check(
     what: str,
     cells: Observations,
@@ -242,13 +262,19 @@ def _mean(folds: Sequence[Array | Mask]) -> float:
     return float(np.concatenate(folds).mean())
 
 
-def choose(fits: Sequence[LikelihoodFit], edge_checks: Sequence[Check]) -> int | None:
+def choose(
+    fits: Sequence[LikelihoodFit],
+    edge_checks: Sequence[Check] | None = None,
+) -> int | None:
     """Which of the fits to report.
 
     The one with the fewest parameters within 4 of the least AICc; among equals, the one with the
     least error on the edge: a parameter is added only where it improves the fit enough. Laws
     without a ceiling are there to compare: they predict gains above the base loss, and are never
     chosen.
+
+    Args:
+        edge_checks: of each fit; without them equals are told apart by AICc.
 
     Returns:
         Its position; None when no fit is OK.
@@ -268,7 +294,7 @@ def choose(fits: Sequence[LikelihoodFit], edge_checks: Sequence[Check]) -> int |
 
     def preference(k: int) -> tuple[int, float, float]:
         """Few parameters first, then a small error on the edge, then AICc."""
-        error = edge_checks[k].mape
+        error = edge_checks[k].mape if edge_checks else math.nan
         if math.isnan(error):
             error = math.inf
         return len(fits[k].form.free), error, fits[k].aicc

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Columns whose values must be above 0, because logarithms and ratios of them are taken.
 POSITIVE = ("rank", "length", "base", "sd")
+# What a cell would still have gained, as a share of its gain, up to which it counts as converged.
+LEAST_SHARE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,11 @@ class Observations:
     """(N,) label of the text: cells that share one are not independent."""
     sd: Array
     """(N,) spread of each cell around the law, as a multiple of the others'."""
+    expected: Array
+    """(N,) what more training would have gained at most, nats per token.
+
+    0 of a cell that had converged, infinite where nobody knows.
+    """
     saturated_below: float = LN2
     """Final loss, nats per token, at or below which a cell is saturated."""
 
@@ -72,6 +79,7 @@ class Observations:
         final: ArrayLike | None = None,
         text: ArrayLike | None = None,
         sd: ArrayLike | None = None,
+        expected: ArrayLike | None = None,
         saturated_below: float = LN2,
     ) -> Observations:
         """Check the columns and make arrays of them.
@@ -81,6 +89,8 @@ class Observations:
             final: loss after training; base - delta when None.
             text: any labels; one text when None.
             sd: 1 for every cell when None.
+            expected: what cells that had not converged would still have gained at most, nats per
+                token; all had converged when None.
             saturated_below: the threshold of saturation, nats per token; ln 2 is p = 1/2.
 
         Raises:
@@ -112,7 +122,10 @@ class Observations:
         # The loss is measured, or follows from the gain.
         columns.setdefault("final", columns["base"] - columns["delta"])
         columns.setdefault("sd", np.ones(count))
-        return cls(**columns, text=labels, saturated_below=saturated_below)
+        missing = np.zeros(count)
+        if expected is not None:
+            missing = np.asarray(expected, float).ravel()
+        return cls(**columns, text=labels, expected=missing, saturated_below=saturated_below)
 
     def __len__(self) -> int:
         """N, the number of cells."""
@@ -120,16 +133,32 @@ class Observations:
 
     @property
     def saturated(self) -> Mask:
-        """(N,) cells that are saturated.
+        """(N,) cells of which only a lower limit of the gain is known.
 
-        Their loss says how long they were trained, not how much they could hold.
+        Their loss says how long they were trained, not how much they could hold: it is at or below
+        the threshold, or could have come there.
         """
-        return np.asarray(self.final <= self.saturated_below, bool)
+        return np.asarray(self.final - self.expected <= self.saturated_below, bool)
+
+    @property
+    def bracketed(self) -> Mask:
+        """(N,) cells that had not converged: of their gain a lower and an upper limit is known."""
+        return np.asarray(~self.saturated & (self.expected > LEAST_SHARE * self.delta), bool)
 
     @property
     def limit(self) -> Array:
-        """(N,) the gain at which a cell counts as saturated, nats per token."""
-        return self.base - self.saturated_below
+        """(N,) the lower limit of the gain of a saturated or a bracketed cell, nats per token.
+
+        What was gained, and never more than the gain at the threshold of saturation.
+        """
+        at_threshold = self.base - self.saturated_below
+        reached = self.final <= self.saturated_below
+        return np.where(reached, at_threshold, self.delta)
+
+    @property
+    def upper_limit(self) -> Array:
+        """(N,) the upper limit of the gain, nats per token; infinite for saturated cells."""
+        return np.where(self.saturated, np.inf, self.delta + self.expected)
 
     @property
     def log_centre(self) -> Centre:
@@ -143,7 +172,7 @@ class Observations:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the values: likelihoods compare only where these are equal."""
-        columns = (self.rank, self.length, self.delta, self.base, self.sd)
+        columns = (self.rank, self.length, self.delta, self.base, self.sd, self.expected)
         rows = np.stack(columns, axis=1)
         # Sorted, as the order of the cells does not matter.
         ordered = rows[np.lexsort(rows.T)]

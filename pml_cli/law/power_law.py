@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize
+from scipy import optimize, stats
 
 from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.forms import Form
@@ -36,6 +36,12 @@ MIN_CELLS = len(PARAMETERS) + 2
 
 # Absolute correlation of log rank and log length above which the exponents are confounded.
 COLLINEAR = 0.9999
+
+# Gains without a trend have no exponents: the least p of that test at which they count as flat.
+FLAT = 0.05
+
+# The best power law is a constant if its range is below this share of that of the gains.
+FLAT_POWER = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +226,9 @@ def fit_paper(cells: Observations) -> PowerLawFit:
     # A parameter at its bound has no interval.
     stopped = at_exponent_bound(alpha, beta)
     covariance = np.full((4, 4), np.nan)
+    power = scale * (power_gain(theta, x, y) - offset)
+    if not stopped and np.ptp(power) <= FLAT_POWER * np.ptp(delta):
+        return unidentified("paper", finding("no_power"), used)
     if not stopped:
         jacobian = natural_jacobian(C, scale, (mean_x, mean_y))
         covariance = jacobian @ _covariance(theta, x, y, residual / scale) @ jacobian.T
@@ -286,10 +295,33 @@ def identifiability(cells: Observations) -> Finding | None:
     largest = np.abs(cells.delta).max()
     if np.ptp(cells.delta) <= 1e-12 * largest:
         return finding("constant_gain")
-    correlation = np.corrcoef(np.log(cells.rank), np.log(cells.length))[0, 1]
+    x = np.log(cells.rank)
+    y = np.log(cells.length)
+    correlation = np.corrcoef(x, y)[0, 1]
     if abs(correlation) > COLLINEAR:
         return finding("collinear_axes")
+
+    p = trend_p(x, y, cells.delta)
+    if p > FLAT:
+        return finding("flat_gain", p=p)
     return None
+
+
+def trend_p(x: Array, y: Array, delta: Array) -> float:
+    """p of an F test that the gain has no linear trend in log rank and log length.
+
+    Args:
+        x, y, delta: (N,) log rank, log length and gain, nats per token.
+    """
+    columns = np.stack([np.ones_like(x), x, y], axis=1)
+    residual = delta - columns @ np.linalg.lstsq(columns, delta)[0]
+    unexplained = float(residual @ residual)
+    total = float(((delta - delta.mean()) ** 2).sum())
+
+    degrees = len(delta) - columns.shape[1]
+    explained = max(0.0, total - unexplained)
+    f = explained / 2 / max(unexplained / degrees, 1e-300)
+    return float(stats.f.sf(f, 2, degrees))
 
 
 def at_exponent_bound(alpha: float, beta: float) -> Finding | None:

@@ -18,6 +18,7 @@ from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import EXPONENT_BOUNDS
 from pml_cli.law.power_law import (
+    FLAT_POWER,
     PowerLawFit,
     at_exponent_bound,
     fit_paper,
@@ -79,6 +80,9 @@ def fit_robust(cells: Observations) -> PowerLawFit:
     C = scale * safe_exp(c - alpha * mean_x + beta * mean_y)
     stopped = at_exponent_bound(alpha, beta)
     covariance = np.full((4, 4), math.nan)
+    power = power_gain(theta, problem.x, problem.y) - theta[3]
+    if not stopped and np.ptp(power) <= FLAT_POWER * np.ptp(problem.delta):
+        return unidentified("robust", finding("no_power"), used)
     if not stopped:
         jacobian = natural_jacobian(C, scale, (mean_x, mean_y))
         covariance = jacobian @ _sandwich(theta, problem, TUKEY * spread) @ jacobian.T

@@ -66,6 +66,10 @@ UNSEEN_EFFECTS = {
 TEMPLATES: dict[str, str] = {
     "few_cells": "only {cells} unsaturated cells for {parameters} parameters; {needed} are needed",
     "constant_gain": "every cell has the same gain: there is nothing to fit",
+    "flat_gain": "the gain does not depend on {quantity} or length (p = {p:.2g})",
+    "no_power": (
+        "the best fit is a constant: the gain does not follow a power of {quantity} and length"
+    ),
     "collinear_axes": (
         "{size} and length change together in every cell: alpha and beta are not separately "
         "identifiable; run a grid of both"
@@ -123,16 +127,29 @@ TEMPLATES: dict[str, str] = {
         "{parameter} of the paper's form is sensitive to outlying cells: a robust estimator gives "
         "{robust:.3g}, outside its 95 % interval ({low:.3g} to {high:.3g})"
     ),
-    "correlated_residuals": (
-        "residuals of cells that share text and length are correlated ({correlation:.2f}): "
-        "intervals that take cells as independent are too narrow"
-    ),
     "bootstrap_missing": "no bootstrap: {cause}; the intervals take cells as independent",
-    "exponent_depends_on_form": (
-        "{parameter} depends on the law: others that fit as well give {alternatives}"
+    "form_rejected": (
+        "no form of pml describes these cells (p = {p:.1g}): of what the chosen law leaves over, "
+        "{percent:.1f} % of the gain is a pattern, not noise, so its exponents hold for this grid "
+        "alone and their intervals do not cover"
     ),
+    "bends_everywhere": (
+        "the gain bends in all but a tenth of the cells, where it rises as x^{slope:.2f} at most: "
+        "the exponents are what this form presumes far below the ceiling, and their intervals do "
+        "not cover other forms; add smaller adapters or longer texts"
+    ),
+    "text_off": (
+        "text {text} is off: its gains lie {percent:+.0f} % from the law, those of the others do "
+        "not; without it the scale C is another"
+    ),
+    "profile_not_monotone": (
+        "the profile likelihood of {parameter} has more than one minimum: its interval by profile "
+        "may be too narrow"
+    ),
+    "group_failed": "no law could be computed from these cells ({error})",
     "single_text": (
-        "only one text: intervals do not cover variation between texts; add data.seed=0,1,2"
+        "only one text: another may have other exponents, and no interval here covers that; add "
+        "data.seed=0,1,2"
     ),
     "setting_varies": (
         "{setting} is not the same in all cells ({values}): its effect is confounded with those "
@@ -175,9 +192,6 @@ def _texts(values: Values, axis: SizeAxis) -> dict[str, Any]:
         texts["quantity"] = "length"
     if isinstance(values.get("cause"), Finding):
         texts["cause"] = sentence(values["cause"], axis)
-    if "alternatives" in values:
-        exponents = values["alternatives"].items()
-        texts["alternatives"] = ", ".join(f"{name} {value:.2f}" for name, value in exponents)
     if "values" in values:
         texts["values"] = ", ".join(f"{value:g}" for value in values["values"][:6])
     if "ranks" in values:
@@ -222,6 +236,19 @@ def _failed_draws(values: Values) -> str:
 
 def _cells_excluded(values: Values) -> str:
     return f"{counted(values['cells'], 'cell')} excluded: {values['reason']}"
+
+
+def _cells_unconverged(values: Values) -> str:
+    expected = ""
+    if math.isfinite(values["expected"]):
+        expected = f", with up to {values['expected']:.2g} nats per token to gain at the median"
+    taken = "their gains are taken as measured (unconverged=censor takes them as limits)"
+    if values["censored"]:
+        taken = (
+            "their gains are taken as at least what was measured, at most that and what was "
+            "expected (unconverged=keep takes them as measured)"
+        )
+    return f"{counted(values['cells'], 'cell')} had not converged{expected}: {taken}"
 
 
 def _repeated_cells(values: Values) -> str:
@@ -278,6 +305,7 @@ SENTENCES: dict[str, Callable[[Values], str]] = {
     "poor_coverage": _poor_coverage,
     "failed_draws": _failed_draws,
     "cells_excluded": _cells_excluded,
+    "cells_unconverged": _cells_unconverged,
     "repeated_cells": _repeated_cells,
     "first_token_unmoved": _first_token_unmoved,
     "no_exponents": _no_exponents,

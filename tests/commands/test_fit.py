@@ -263,7 +263,7 @@ def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
     for words in (
         "chosen law: hill",
         "all laws",
-        "clusters (text x length)",
+        "bootstrap of 15 clusters",
         "usually means saturation",
         "each text in turn",
     ):
@@ -322,19 +322,6 @@ def test_what_is_read_back_fits_nothing(tmp_path):
         rtol=1e-12,
     )
     assert group["bootstrap"] is None and content["draws"] == {group["slug"]: {}}
-
-
-def test_cells_that_share_a_text_and_are_alike_are_warned_of(tmp_path):
-    cells = several_texts(noise=0.002)
-    for cell in cells:
-        delta = cell["delta_loss"] * (
-            1 + 0.03 * math.sin(7 * cell["data_seed"] + cell["target_tokens"])
-        )
-        delta = min(delta, cell["base_loss"] - 0.005)
-        cell |= {"delta_loss": delta, "final_loss": cell["base_loss"] - delta}
-    write(tmp_path, *cells)
-    shown = " ".join(run(tmp_path, figures=False)[1].split())
-    assert "residuals of cells that share text and length are correlated" in shown
 
 
 def law_and_cells(root):

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pml_cli.law.bootstrap import bootstrap
 from pml_cli.law.design import embedded_pilot, sharpness
 from pml_cli.law.forms import Form
 from pml_cli.law.mle import fit_saturating
 from pml_cli.law.observations import Observations
+from pml_cli.law.parameters import ALPHA, BETA
 
 
 def planned(ranks, lengths, texts=1):
@@ -22,14 +22,11 @@ def test_widths_on_the_law_sweep_are_those_that_it_had():
     columns = (cells[name] for name in ("rank", "seqlen", "delta_loss", "base_loss"))
     observed = Observations.of(*columns)
     fit = fit_saturating(observed, Form(link="exp", level=True))
-    sample = bootstrap(observed, fit, 300)
-    intervals = sample.intervals or fit.intervals
 
     ranks, lengths = observed.rank, observed.length
     found = sharpness(embedded_pilot(), ranks, lengths, np.zeros(81))
-    for expected, name in ((found.alpha_half, "alpha"), (found.beta_half, "beta")):
-        low, high = intervals[name]
-        assert 1 / 1.5 < expected / ((high - low) / 2) < 1.5
+    assert 1 / 1.5 < found.alpha_half / fit.half_width(ALPHA) < 1.5
+    assert 1 / 1.5 < found.beta_half / fit.half_width(BETA) < 1.5
 
 
 def test_more_texts_are_sharper():

@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 from support.law_groups import fit_quietly
 from support.planted_laws import grid, result, write
 
+from pml_cli.law.fit_groups import audit, with_columns
 from pml_cli.law.law_json import load
 from pml_cli.runs.folder import RunFolder
 
@@ -92,3 +95,40 @@ def test_a_run_without_a_number_of_parameters_is_excluded(tmp_path):
     RunFolder(tmp_path, "odd").finish(result(2, 300, trainable_parameters=None))
     printed = fit_quietly(tmp_path, draws=0, x="parameters")
     assert "1 cell excluded: trainable parameters missing or not positive" in printed
+
+
+def test_cells_that_had_not_converged_are_counted_and_flat_gains_lose_no_other_group(tmp_path):
+    late = [
+        cell | {"converged": cell["target_tokens"] < 128, "expected_gain": 0.3, "id": None}
+        for cell in grid(**FEW)
+    ]
+    write(tmp_path / "law", *late)
+    rng = np.random.default_rng(0)
+    flat = [
+        result(rank, length, 3 + 0.06 * rng.standard_normal(), model="flat", id=None)
+        for rank in FEW["ranks"]
+        for length in FEW["lengths"]
+    ]
+    write(tmp_path / "flat", *flat)
+
+    shown = " ".join(fit_quietly(tmp_path, draws=0).split())
+
+    assert "8 cells had not converged, with up to 0.3 nats per token to gain" in shown
+    assert "NOT_IDENTIFIED: the gain does not depend on rank or length" in shown
+    groups = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))["groups"]
+    assert {group["key"]["model"]: bool(group["chosen"]) for group in groups} == {
+        "flat": False,
+        "tiny": True,
+    }
+
+
+def test_what_cells_that_had_not_converged_count_as():
+    columns = {"converged": False, "expected_gain": 0.3, "id": None}
+    runs = with_columns(pd.DataFrame([cell | columns for cell in grid(**FEW)]))
+    assert audit(runs)["reason"].isin(["", "saturated"]).all()
+    dropped = audit(runs, unconverged="drop")
+    assert dropped["reason"].isin(["had not converged", "saturated"]).all()
+
+    # Runs of an optimiser that cannot tell, and of older versions, go on as before.
+    unknown = with_columns(pd.DataFrame(grid(**FEW)))
+    assert audit(unknown, unconverged="drop")["kept"].sum() == audit(unknown)["kept"].sum() > 0

@@ -19,9 +19,10 @@ from support.planted_laws import (
 from pml_cli.commands import predict
 from pml_cli.config.reports import Predict
 from pml_cli.law import inverse
-from pml_cli.law.fitted_law import NORMAL_DRAWS
+from pml_cli.law.fitted_law import NORMAL_DRAWS, TEXT_DRAWS
 from pml_cli.law.forms import Form
 from pml_cli.law.law_json import load
+from pml_cli.stats import t_quantile
 
 
 def ask(root, target="verbatim", *, rank=(), seqlen=(), base=None):
@@ -92,14 +93,36 @@ def test_beyond_the_cells_it_says_so_and_what_nothing_reaches_is_none(law_report
     assert row["outside"] == "length below 32" and row["gain"]["high"] <= 5.0
 
 
-def test_without_bootstrap_the_band_comes_from_the_covariance(law_report, tmp_path):
-    fit_quietly(law_report, draws=0, out=str(tmp_path))
-    (with_draws,), (without,) = load(law_report), load(tmp_path)
-    assert len(without.theta) == 1 + NORMAL_DRAWS
-    bands = [inverse.with_band(law.gain(4.0, 100.0, 7.6)) for law in (with_draws, without)]
-    assert bands[0].value == bands[1].value
-    widths = [band.high - band.low for band in bands]
-    assert 0.5 < widths[0] / widths[1] < 2
+def test_draws_are_of_the_texts_of_the_bootstrap_or_of_the_covariance(law_report, tmp_path):
+    """Three texts are too few for a bootstrap of texts; of one nobody knows how texts differ."""
+    content = json.loads((law_report / "fit" / "law.json").read_text("utf-8"))
+    (group,) = content["groups"]
+    chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
+    draws = content["draws"]
+
+    laws = []
+    for texts, kept in ((3, draws), (1, draws), (1, {})):
+        chosen["texts"] = texts
+        content["draws"] = kept
+        (tmp_path / "law.json").write_text(json.dumps(content))
+        laws += load(tmp_path)
+    assert [len(law.theta) - 1 for law in laws] == [TEXT_DRAWS, 300, NORMAL_DRAWS]
+
+    bands = [inverse.with_band(law.gain(4.0, 100.0, 7.6)) for law in laws]
+    assert bands[0].value == bands[1].value == bands[2].value
+    _, by_bootstrap, by_covariance = (band.high - band.low for band in bands)
+    assert 0.5 < by_bootstrap / by_covariance < 2
+
+
+def test_the_band_of_a_new_text_is_as_wide_as_few_texts_leave_open(law_report):
+    (law,) = load(law_report)
+    # Far below the ceiling, where a text deviates by its whole spread.
+    alike = inverse.with_band(law.gain(1.0, 256.0, 7.6))
+    differing = dataclasses.replace(law, text_spread=0.05)
+    band = inverse.with_band(differing.gain(1.0, 256.0, 7.6))
+    half = (band.high - band.low) / 2 / band.value
+    assert (alike.high - alike.low) / 2 / alike.value < 0.05
+    assert half == pytest.approx(t_quantile(2) * 0.05 * math.sqrt(4 / 3), rel=0.1)
 
 
 def test_the_band_holds_new_cells_as_often_as_it_says(law_report):

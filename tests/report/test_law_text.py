@@ -38,7 +38,6 @@ EXAMPLES = {
     "paper": 0.4,
     "correlation": 0.7,
     "coverage": 0.5,
-    "alternatives": {"exp": 0.6, "hill": 0.7},
     "draws": 2,
     "reason": "saturated",
     "setting": "lr",
@@ -54,6 +53,13 @@ EXAMPLES = {
     "model": "smollm2",
     "missing": 11,
     "runs": 12,
+    "p": 0.003,
+    "text": "text/2",
+    "percent": 30.0,
+    "expected": 0.08,
+    "censored": True,
+    "slope": 0.6,
+    "error": "Singular matrix",
 }
 
 

@@ -15,7 +15,7 @@ from pml_cli.format import counted, number, span
 from pml_cli.law.analysis import Analysis, LawRow
 from pml_cli.law.findings import NOT_IDENTIFIED, OK
 from pml_cli.law.fit_groups import GroupFit
-from pml_cli.law.group_comparison import SIGNIFICANCE, Comparison, Tie
+from pml_cli.law.group_comparison import Comparison, Tie
 from pml_cli.law.mle import LikelihoodFit
 from pml_cli.law.model_selection import EDGE, LENGTHS, RANKS, TEXT, edge_of
 from pml_cli.law.observations import RANK, Observations, SizeAxis
@@ -29,6 +29,9 @@ WIDTH = 80
 
 # Width of the column of keys such as `fit` and `unseen`.
 KEY_WIDTH = 8
+
+# Texts listed with their deviation from the law.
+MOST_TEXTS = 8
 
 EXPONENTS = ("alpha", "beta")
 EVEN_CHANCE = 0.5
@@ -137,6 +140,7 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
         *_held_out_lines(chosen, axis),
         *_range_lines(cells, axis),
         *_constant_capacity_lines(analysis),
+        *_text_lines(analysis),
     ]
     return Group(
         Text(f"chosen law: {chosen.name}", style="bold"),
@@ -203,21 +207,53 @@ def _range_lines(cells: Observations, axis: SizeAxis) -> list[str]:
 
 
 def _constant_capacity_lines(analysis: Analysis) -> list[str]:
-    """The test of beta = 1, where there is one."""
-    test = analysis.constant_capacity
-    if test is None:
+    """Whether beta is 1, by the same distribution as its interval."""
+    quality = analysis.quality
+    if quality is None or "beta" not in quality.exponents:
         return []
-    verdict = "not rejected" if test.p >= SIGNIFICANCE else "rejected"
-    return [f"beta=1  (constant capacity) {verdict}: p = {test.p:.2g}, cells taken as independent"]
+    below = float(quality.exponents["beta"].share_below(np.array([1.0]))[0])
+    low, high = quality.interval("beta")
+    verdict = "not rejected" if low <= 1 <= high else "rejected"
+    side = (
+        f"below it with {_chance(below)}" if below >= 0.5 else f"above it with {_chance(1 - below)}"
+    )
+    return [f"beta=1  (constant capacity) {verdict}: beta lies {side}"]
+
+
+def _chance(share: float) -> str:
+    """A probability in per cent, never given as certain."""
+    return "over 99.9 %" if share > 0.999 else f"{100 * share:.1f} %"
+
+
+def _text_lines(analysis: Analysis) -> list[str]:
+    """How far the gains of each text lie from the law, where there are several."""
+    quality = analysis.quality
+    if quality is None or len(quality.texts) < 2:
+        return []
+    deviations = [
+        f"{text.text} {100 * text.deviation:+.1f} %" for text in quality.texts[:MOST_TEXTS]
+    ]
+    more = (
+        "" if len(quality.texts) <= MOST_TEXTS else f", and {len(quality.texts) - MOST_TEXTS} more"
+    )
+    return _wrapped(f"texts   gain against the law: {', '.join(deviations)}{more}")
 
 
 def _interval_method(analysis: Analysis) -> str:
+    """How the intervals were found."""
     bootstrap = analysis.bootstrap
-    if bootstrap is None or bootstrap.status != OK:
-        return "intervals: profile likelihood, which takes the cells as independent"
-    return (
-        f"intervals: bootstrap of {bootstrap.clusters} clusters (text x length), "
-        f"{len(bootstrap.draws):,} draws"
+    quality = analysis.quality
+    how = "profile likelihood, cells taken as independent"
+    if bootstrap is not None and bootstrap.status == OK:
+        how = f"bootstrap of {bootstrap.clusters} clusters, {len(bootstrap.draws):,} draws"
+    if quality is None or not quality.exponents:
+        return f"intervals: {how}"
+    forms = max(len(mixture.forms) for mixture in quality.exponents.values())
+    texts = counted(len(quality.texts), "text")
+    return textwrap.fill(
+        f"intervals of the exponents: over {counted(forms, 'form')} that fit nearly as well, with "
+        f"the differences between {texts}; of the others: {how}",
+        WIDTH,
     )
 
 

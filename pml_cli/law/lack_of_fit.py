@@ -1,0 +1,178 @@
+"""Is the truth among the forms? Tests of what a chosen law leaves over.
+
+Three F tests of the relative residuals. Where several texts were trained on one grid, a cell's mean
+residual over the texts is compared with how much the texts disagree about it (pure error). To the
+others is added what the law has not: curvature, as powers and products of log rank and log length;
+and a bend of another kind, as powers of what the law has predicted (RESET: Ramsey 1969). Both have
+an effect of its own for every text and length, so that a text that is harder at one length is no
+evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from pml_cli.law.forms import log_gain_slopes
+from pml_cli.law.mle import LikelihoodFit, design_of
+from pml_cli.law.observations import Observations
+from pml_cli.law.parameters import ALPHA, BETA, LOG_SPREAD
+from pml_cli.stats import Array, Mask
+
+# p below which the form is said not to describe the cells.
+REJECTED = 0.01
+# Degrees of freedom that must remain.
+MIN_DEGREES = 5
+# Singular values below this share of the largest are 0.
+RANK_TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LackOfFit:
+    """p of the tests; nan where the cells do not carry one."""
+
+    replicates: float
+    """Of the mean over texts."""
+    curvature: float
+    """In log rank and log length."""
+    bend: float
+    """In what the law predicts."""
+    pattern: float
+    """Root mean square of what curvature and bend explain of the residuals, as a share of the gain.
+    """
+
+    @property
+    def p(self) -> float:
+        """The smaller; nan without a test."""
+        tested = [p for p in (self.replicates, self.curvature, self.bend) if math.isfinite(p)]
+        return min(tested, default=math.nan)
+
+    @property
+    def rejected(self) -> bool:
+        """Whether no form of pml describes the cells."""
+        return self.p < REJECTED
+
+
+def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
+    """The tests of the chosen law."""
+    predicted = fit.predict(cells.rank, cells.length, cells.base)
+    residual = cells.delta / predicted - 1
+    parameters = len(fit.form.free) - 1
+    known = _known(cells, fit)
+    curves = _curves(cells, fit)
+    bends = _bends(cells, fit)
+    observed = _measured(cells)
+    both = np.concatenate([known, curves, bends], axis=1)[observed]
+    left, _ = _unexplained(known[observed], residual[observed])
+    less, _ = _unexplained(both, residual[observed])
+    return LackOfFit(
+        replicates=_replicates(cells, residual, parameters),
+        curvature=_added(known[observed], curves[observed], residual[observed]),
+        bend=_added(known[observed], bends[observed], residual[observed]),
+        pattern=math.sqrt(max(0.0, left - less) / max(1, int(observed.sum()))),
+    )
+
+
+def _replicates(cells: Observations, residual: Array, parameters: int) -> float:
+    """p that points of the grid deviate in all texts alike, no more than texts disagree.
+
+    Args:
+        residual: (N,) relative.
+        parameters: of the law.
+    """
+    text, texts = cells.texts
+    pairs = np.stack([cells.rank, cells.length])
+    _, point = np.unique(pairs, axis=1, return_inverse=True)
+    point = point.ravel()
+    points = int(point.max()) + 1
+
+    # Mean residual of each point and text; points with a censored or missing cell do not count.
+    sums = np.zeros((points, texts))
+    counts = np.zeros((points, texts))
+    np.add.at(sums, (point, text), residual)
+    np.add.at(counts, (point, text), 1)
+    censored = np.bincount(point, weights=~_measured(cells), minlength=points) > 0
+    complete = (counts > 0).all(axis=1) & ~censored
+    count = int(complete.sum())
+    if texts < 2 or count - parameters < MIN_DEGREES:
+        return math.nan
+
+    mean = sums[complete] / counts[complete]
+    # How hard a text is in all, is not about the form.
+    mean = mean - mean.mean(axis=0)
+    of_points = mean.mean(axis=1)
+    within = mean - of_points[:, None]
+
+    degrees = count - parameters
+    within_degrees = (count - 1) * (texts - 1)
+    lack = texts * float((of_points**2).sum()) / degrees
+    pure = float((within**2).sum()) / within_degrees
+    return float(stats.f.sf(lack / max(pure, 1e-300), degrees, within_degrees))
+
+
+def _curves(cells: Observations, fit: LikelihoodFit) -> Array:
+    """Powers and products of log rank and log length, (N, 5)."""
+    design = design_of(cells, fit.centre)
+    x = _standardised(design.x)
+    y = _standardised(design.y)
+    return np.stack([x**2, x**3, x * y, x * x * y, x * y * y], axis=1)
+
+
+def _bends(cells: Observations, fit: LikelihoodFit) -> Array:
+    """Powers of the logarithm of the power law, which the link bends, (N, 4)."""
+    design = design_of(cells, fit.centre)
+    load = _standardised(fit.theta[ALPHA] * design.x - fit.theta[BETA] * design.y)
+    return np.stack([load**power for power in (2, 3, 4, 5)], axis=1)
+
+
+def _standardised(values: Array) -> Array:
+    """(N,) of mean 0 and standard deviation 1."""
+    return np.asarray((values - values.mean()) / max(float(values.std()), 1e-12))
+
+
+def _known(cells: Observations, fit: LikelihoodFit) -> Array:
+    """What is no evidence against the law, (N, K).
+
+    What the law can follow, an effect of every text and length, and a slope of every text.
+    """
+    design = design_of(cells, fit.centre)
+    wanted = tuple(p for p in fit.form.free if p != LOG_SPREAD)
+    _, slopes = log_gain_slopes(
+        fit.theta[None], design.x, design.y, design.base, link=fit.form.link, wanted=wanted
+    )
+    text, texts = cells.texts
+    cluster, clusters = cells.clusters
+    of_text = np.eye(texts)[text]
+    of_cluster = np.eye(clusters)[cluster]
+    x = _standardised(design.x)
+    return np.concatenate([slopes[0], of_cluster, of_text * x[:, None]], axis=1)
+
+
+def _added(known: Array, columns: Array, residual: Array) -> float:
+    """p that further columns explain nothing of (N,) residuals, (N, K) known and (N, L) others."""
+    left, rank = _unexplained(known, residual)
+    less, larger_rank = _unexplained(np.concatenate([known, columns], axis=1), residual)
+    added = larger_rank - rank
+    degrees = len(residual) - larger_rank
+    if added < 1 or degrees < MIN_DEGREES:
+        return math.nan
+    f = (left - less) / added / max(less / degrees, 1e-300)
+    return float(stats.f.sf(f, added, degrees))
+
+
+def _measured(cells: Observations) -> Mask:
+    """(N,) the cells whose gain itself is known."""
+    return np.asarray(~cells.saturated & ~cells.bracketed, bool)
+
+
+def _unexplained(columns: Array, values: Array) -> tuple[float, int]:
+    """Sum of squares that (N, K) columns leave of (N,) values, and the rank of the columns."""
+    if not len(values):
+        return 0.0, 0
+    left, singular, _ = np.linalg.svd(columns, full_matrices=False)
+    basis = left[:, singular > RANK_TOLERANCE * singular[0]]
+    residual = values - basis @ (basis.T @ values)
+    return float(residual @ residual), basis.shape[1]
