@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable
 from functools import cache
@@ -30,6 +31,19 @@ MAX_SHOWN = 40
 # Far beyond what any file of ours needs, and far below where Python's stack ends.
 MAX_DEPTH = 100
 
+ALTERNATIVE = re.compile(r"(constrained-)?(int|float|str|bool)$|(list|dict)?\[")
+
+# From pydantic's words to those of our other messages.
+WORDING = {
+    "Input should be": "must be",
+    "a valid integer": "an integer",
+    "a valid ": "a ",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
+
 # Values of a YAML file with its aliases written out: nine lines can stand for 10^9 of them.
 MAX_NODES = 2_000_000
 
@@ -40,7 +54,8 @@ Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Ge(1), Le(2**53)]
 """At least 1; pandas and numpy hold no more digits."""
 Index = Annotated[int, Ge(0), Le(2**63 - 1)]
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+TEXT = r"^[^\x00-\x1f\x7f-\x9f]*$"
+Text = Annotated[str, StringConstraints(pattern=TEXT)]
 """Without control characters, which could steer the terminal that shows it."""
 
 
@@ -125,7 +140,7 @@ def fault_of(content: Any, schema: Any) -> str:
     try:
         _adapter(schema).validate_python(content, strict=True)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)
+        details = error.errors(include_url=False)
         return _fault_line(details)
     return ""
 
@@ -138,10 +153,15 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 def _fault_line(details: list[ErrorDetails]) -> str:
     """The first fault, and how many more there are."""
     first = details[0]
-    where = ".".join(str(step) for step in first["loc"])
-    reason = first["msg"].replace("Input should be", "must be").replace("a valid ", "a ")
+    # Of a value with alternatives pydantic names the alternative, too.
+    steps = [str(step) for step in first["loc"] if not ALTERNATIVE.match(str(step))]
+    where = ".".join(steps)
+    reason = first["msg"]
+    for theirs, ours in WORDING.items():
+        reason = reason.replace(theirs, ours)
     if first["type"] == "string_pattern_mismatch":
-        reason = "must have no control characters"
+        is_text = first["ctx"]["pattern"] == TEXT
+        reason = "must have no control characters" if is_text else "is not allowed as a name"
     if first["type"] == "missing":
         return f"has no {where}" if where else "is empty"
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import Required, TypedDict
 
 from pml_cli.config.load import has_movable_data, has_movable_model, moved_files, read_run
 from pml_cli.config.reports import RunSettings
@@ -96,22 +97,65 @@ class Entry(TypedDict):
 
     id: str
     key: str
-    conditions: NotRequired[dict[str, dict[str, Number | None]]]
-    damage: NotRequired[dict[str, dict[str, Number | None]]]
+
+
+class ConditionFields(TypedDict, total=False):
+    """Recall under one condition."""
+
+    status: Required[str]
+    token_accuracy: Number | None
+    exact_match: Number | None
+    final_loss: Number | None
+    share_above_threshold: Number | None
+    log10_p: Number | None
+    lost: Number | None
+    lost_above: Number | None
+    won: Number | None
+    kept_whole: Number | bool | None
+    first_failure: Number | None
+    least_margin: Number | None
+
+
+class TextFields(TypedDict):
+    """Forgetting of one text."""
+
+    base_loss: Number | None
+    loss: Number | None
+    kl: Number | None
+    changed: Number | None
+
+
+class LastingEntry(Entry):
+    """An entry of lasting.json."""
+
+    conditions: dict[str, ConditionFields]
+    damage: dict[str, TextFields]
+
+
+class ForgettingEntry(Entry):
+    """An entry of forgetting.json."""
+
+    kinds: dict[str, TextFields]
+    harm: Number | None
 
 
 class Measurements:
     """What was measured of runs, by their ids: the entries of lasting.json or forgetting.json."""
 
-    def __init__(self, path: Path, file_format: int) -> None:
+    def __init__(self, path: Path, file_format: int, schema: type = Entry) -> None:
         """Read the file; none, or one of another format, has no entries.
+
+        Args:
+            path: the file.
+            file_format: of this version.
+            schema: of an entry.
 
         Raises:
             UserError: it cannot be read.
         """
         self.path = path
         self.format = file_format
-        self._entries = _read_entries(path, file_format)
+        self._entries = _read_entries(path, file_format, schema)
         self._unsaved = False
 
     def missing(self, runs: Iterable[FinishedRun]) -> list[FinishedRun]:
@@ -145,15 +189,19 @@ class Measurements:
         return [entry for run_id, entry in self._entries.items() if run_id not in ids]
 
 
-def _read_entries(path: Path, file_format: int) -> dict[str, Any]:
-    if not path.exists():
+def _read_entries(path: Path, file_format: int, schema: type) -> dict[str, Any]:
+    if not os.path.lexists(path):
         return {}
 
     remedy = "delete it to measure anew"
     content = read_json(path, EntriesFile, remedy)
     if content["format"] != file_format:
         return {}
-    return {entry["id"]: entry for entry in checked(path, content["runs"], list[Entry], remedy)}
+    entries = {}
+    for entry in content["runs"]:
+        checked(path, entry, schema, remedy)
+        entries[entry["id"]] = entry
+    return entries
 
 
 def measure_missing(

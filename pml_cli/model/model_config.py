@@ -61,10 +61,10 @@ class ConfigFields(TypedDict, total=False):
     model_type: Text | None
     vocab_size: Dimension | None
     hidden_size: Dimension | None
-    intermediate_size: Dimension | list[Dimension] | None
+    intermediate_size: Dimension | list[Any] | None
     num_hidden_layers: Dimension | None
-    num_attention_heads: Dimension | list[Dimension] | None
-    num_key_value_heads: Dimension | list[Dimension] | None
+    num_attention_heads: Dimension | None
+    num_key_value_heads: Dimension | None
     head_dim: Dimension | None
     max_position_embeddings: Dimension | None
     n_embd: Dimension | None

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
@@ -39,7 +39,7 @@ class HeaderFields(TypedDict):
     step: Count
     pack: list[str]
     cells: list[str]
-    hashes: dict[str, str]
+    hashes: NotRequired[dict[str, str]]
     draws: list[Count]
     columns: list[str]
     seconds: Number
@@ -208,7 +208,10 @@ def _read_header(path: Path) -> CheckpointHeader | None:
     is_ours = header["format"] == FORMAT and header["columns"] == list(COLUMNS)
     if not is_ours or not set(cells) <= set(pack) or len(header["draws"]) != len(cells):
         return None
-    fields = {name: header[name] for name in HEADER_FIELDS}
+    fields = {"hashes": {}} | {name: header[name] for name in HEADER_FIELDS if name in header}
+    # Earlier versions named the cells by their whole ids.
+    for name in ("pack", "cells"):
+        fields[name] = [run_key(cell) for cell in header[name]]
     return CheckpointHeader(path=path, **fields)
 
 
