@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# What a cell of a spreadsheet begins with that is computed.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t")
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a temporary file and rename it, so that a reader sees the whole file or none.
 
@@ -50,8 +54,16 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file atomically; the index is left out."""
-    atomic_write(path, lambda temporary: table.to_csv(temporary, index=False))
+    """Write a CSV file atomically; the index is left out.
+
+    Texts that a spreadsheet would run as a formula get a ' in front.
+    """
+    safe = table.apply(lambda column: column.map(_no_formula) if column.dtype == object else column)
+    atomic_write(path, lambda temporary: safe.to_csv(temporary, index=False))
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA_STARTS else value
 
 
 def table_records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -53,3 +53,9 @@ def test_nan_is_not_written_unless_it_was_made_null(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_json(tmp_path / "x.json", jsonable({"loss": math.nan}))
     assert json.loads((tmp_path / "x.json").read_text()) == {"loss": None}
+
+
+def test_no_text_of_a_table_is_a_formula(tmp_path):
+    path = tmp_path / "table.csv"
+    write_csv(path, pd.DataFrame({"model": ["=1+1", "@x", "base"], "loss": [-1.5, 0.0, 2.0]}))
+    assert path.read_text() == "model,loss\n'=1+1,-1.5\n'@x,0.0\nbase,2.0\n"
