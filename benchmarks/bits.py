@@ -1,7 +1,8 @@
-"""Trainable parameters against bits: the thresholds of finished runs and of the scan, on one line.
+"""Effective parameters against bits: the thresholds of finished runs and of the scan, on one line.
 
     pml sweep -f bits
-    python benchmarks/bits.py outputs/bits
+    pml memft -f smollm2_thresholds
+    python benchmarks/bits.py outputs/bits outputs/smollm2_thresholds
 
 Writes bits.csv, a row for each group and length, and bits.png; prints the line and the groups. The
 scan's cells (scan.csv: 800 steps, three texts) are three more groups: random tokens, mixed, text.
@@ -36,7 +37,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     options = parser.parse_args()
 
-    points = pd.concat([*_of_folders(options.folders), *_of_scan()], ignore_index=True)
+    by_group = [*_of_folders(options.folders), *_of_scan()]
+    # A group without thresholds has columns of no type.
+    points = pd.concat([points for points in by_group if len(points)], ignore_index=True)
     line = fit_line("sft", points)
     assert line is not None
     Console(width=120).print(line_table(line))
@@ -56,7 +59,7 @@ def _of_scan() -> list[pd.DataFrame]:
     cells = pd.read_csv(HERE / "scan.csv").rename(columns={"seqlen": "target_tokens"})
     is_random = cells["data"] == "random"
     nats = np.where(is_random, math.log(VOCABULARY), np.nan)
-    cells = cells.assign(model="tiny", source_nats=nats)
+    cells = with_columns(cells.assign(model="tiny", adapter="mlp_block", source_nats=nats))
     return [threshold_points(f"scan, {data}", group) for data, group in cells.groupby("data")]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,11 +106,15 @@ def law(runs: pd.DataFrame) -> pd.DataFrame:
 
 def draw(conditions: pd.DataFrame, ranks: pd.DataFrame) -> Figure:
     """Above, recall against harm; below, the rank that recall takes against length."""
+    # By what they cost; a loss has one colour in both panels.
+    methods = ranks.groupby("method")["rank"].median().sort_values().index
+    colours = dict(zip(methods, sequential_colours(len(methods)), strict=True))
+
     page = Figure(figsize=(9.5, 7.5), layout="constrained")
     panels = page.subplots(2, 2)
     for column, data in enumerate(["text", "random"]):
         _front_panel(panels[0, column], conditions[conditions["data"] == data])
-        _law_panel(panels[1, column], ranks[ranks["data"] == data])
+        _law_panel(panels[1, column], ranks[ranks["data"] == data], colours)
     return page
 
 
@@ -133,11 +138,11 @@ def _front_panel(axes: Axes, conditions: pd.DataFrame) -> None:
     axes.legend()
 
 
-def _law_panel(axes: Axes, ranks: pd.DataFrame) -> None:
-    # By what they cost.
-    methods = list(ranks.groupby("method")["rank"].max().sort_values().index)
-    for method, colour in zip(methods, sequential_colours(len(methods)), strict=True):
+def _law_panel(axes: Axes, ranks: pd.DataFrame, colours: dict[str, Any]) -> None:
+    for method, colour in colours.items():
         points = ranks[ranks["method"] == method].sort_values("seqlen")
+        if points.empty:
+            continue
         axes.plot(points["seqlen"], points["rank"], "o-", color=colour, label=method)
     log_axis(axes, ranks["seqlen"])
     axes.set_yscale("log")

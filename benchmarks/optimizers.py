@@ -4,13 +4,12 @@ The cells of `pml sweep -f law` (--cells: those at the corners and in the middle
 optimiser on the same machine in one run:
 
 1. L-BFGS with train.stop=converged: passes of each cell until its criterion is met.
-2. AdamW, its steps doubled at the sweep's rate and at the best rate known (it has no criterion):
-   how many steps until the mean loss over all cells is that of 1.
-3. Muon at its own rate, for as many steps.
-4. --truth: L-BFGS for four times the passes of the slowest: did each cell that said converged
+2. AdamW, which has no criterion, for --times as many steps as the mean of those passes, at the best
+   of several rates (on the nine cells): is its mean loss over all cells that of 1?
+3. --truth: L-BFGS for four times the passes of the slowest: did each cell that said converged
    gain less than it had promised?
 
-    python benchmarks/optimizers.py FOLDER [--cells 9] [--cap 1600] [--truth]
+    python benchmarks/optimizers.py FOLDER [--cells 9] [--cap 1600] [--times 3] [--truth]
 
 Finished cells are kept in FOLDER; prints the tables of docs/optimizers.md.
 """
@@ -30,8 +29,9 @@ GRID = {
     "9": ["rank=1,6,24", "seqlen=32,128,512"],
     "4": ["rank=2,16", "seqlen=48,128"],
 }
-RATES = (0.02, 0.16)
-STEPS = (100, 200, 400, 800, 1600, 3200, 6400)
+# The cells on which AdamW's rate is chosen.
+TUNED_ON = "9"
+RATES = (0.04, 0.08, 0.16, 0.32)
 KEY = ["rank", "seqlen"]
 
 
@@ -52,31 +52,6 @@ def line(name, runs):
     return f"| {name} | {spread} | {passes.mean():.0f} | {runs['final_loss'].mean():.4f} |"
 
 
-def steps_to(loss, steps, losses):
-    """Steps at which the mean loss falls to `loss`, between two trainings by their logarithms."""
-    if losses[-1] > loss:
-        return f"more than {steps[-1]}"
-    after = next(i for i, reached in enumerate(losses) if reached <= loss)
-    if after == 0:
-        return f"at most {steps[0]}"
-    share = (losses[after - 1] - loss) / (losses[after - 1] - losses[after])
-    return f"{steps[after - 1] * (steps[after] / steps[after - 1]) ** share:.0f}"
-
-
-def trained_until(folder, grid, loss, name, *settings):
-    """Double the steps until the mean loss is reached; rows of the table, and the steps."""
-    rows, losses = [], []
-    for steps in STEPS:
-        label = f"{name} {steps}"
-        place = folder / label.replace(" ", "-")
-        runs = sweep(place, grid, f"steps={steps}", *settings)
-        rows.append(line(label, runs))
-        losses.append(runs["final_loss"].mean())
-        if losses[-1] <= loss:
-            break
-    return rows, steps_to(loss, STEPS[: len(losses)], losses)
-
-
 def kept_promises(folder, grid, converged):
     """Of the cells that have converged: what four times their passes gained, and its promise."""
     most = int(4 * converged["passes"].max())
@@ -95,6 +70,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cells", choices=GRID, default="81")
     parser.add_argument("--cap", type=int, default=1600)
+    parser.add_argument("--times", type=float, default=3, help="steps of AdamW, in mean passes")
     parser.add_argument("--truth", action="store_true")
     args = parser.parse_args()
 
@@ -107,22 +83,24 @@ def main():
         "stop=converged",
         f"steps={args.cap}",
     )
-    loss = lbfgs["final_loss"].mean()
-    rows = [line("L-BFGS, converged", lbfgs)]
-    answers = []
-    trainings = {f"AdamW {rate}": ["optimizer=adamw", f"lr={rate}"] for rate in RATES}
-    trainings["Muon"] = ["optimizer=muon", "lr=null"]
-    for name, settings in trainings.items():
-        added, steps = trained_until(args.folder, args.cells, loss, name, *settings)
-        rows += added
-        answers.append(f"{name}: {steps} steps to a mean loss of {loss:.4f}")
+    rows = [line(f"L-BFGS, converged, {args.cells} cells", lbfgs)]
+
+    steps = round(args.times * lbfgs["passes"].mean())
+    tried = {}
+    for rate in RATES:
+        folder = args.folder / f"tuning-{rate}-{steps}"
+        tried[rate] = sweep(folder, TUNED_ON, f"steps={steps}", f"lr={rate}")
+        rows.append(line(f"AdamW {rate}, {TUNED_ON} cells", tried[rate]))
+    best = min(RATES, key=lambda rate: tried[rate]["final_loss"].mean())
+    folder = args.folder / f"adamw-{best}-{steps}"
+    adamw = sweep(folder, args.cells, f"steps={steps}", f"lr={best}")
+    rows.append(line(f"AdamW {best}, {args.cells} cells", adamw))
 
     print("| optimiser | passes of a cell: min / median / max | mean | mean loss |")
     print("|---|---|---|---|")
     print("\n".join(rows), "\n")
     count = int(lbfgs["converged"].eq(True).sum())
     print(f"{count} of {len(lbfgs)} cells converged within {args.cap} passes")
-    print("\n".join(answers))
     if args.truth:
         cells = kept_promises(args.folder / "truth", args.cells, lbfgs)
         print(cells[[*KEY, "passes", "final_loss", "expected_gain", "gained"]].to_string())

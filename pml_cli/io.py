@@ -58,12 +58,17 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
     Texts that a spreadsheet would run as a formula get a ' in front.
     """
-    safe = table.apply(lambda column: column.map(_no_formula) if column.dtype == object else column)
+    safe = table.copy(deep=False)
+    for name in table:
+        values = list(table[name])
+        # Other columns stay as they are, with their types.
+        if any(map(_is_formula, values)):
+            safe[name] = [f"'{value}" if _is_formula(value) else value for value in values]
     atomic_write(path, lambda temporary: safe.to_csv(temporary, index=False))
 
 
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in FORMULA_STARTS else value
+def _is_formula(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(FORMULA_STARTS)
 
 
 def table_records(table: pd.DataFrame) -> list[dict[str, Any]]:

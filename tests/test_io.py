@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from pml_cli.io import finite_or_none, json_text, jsonable, write_json
+from pml_cli.io import finite_or_none, json_text, jsonable, write_csv, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

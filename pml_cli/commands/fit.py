@@ -33,7 +33,6 @@ from pml_cli.law.fit_groups import (
 )
 from pml_cli.law.group_comparison import Comparison
 from pml_cli.law.observations import SIZE_AXES
-from pml_cli.law.recall_law import DRAWS
 from pml_cli.report import law_folder
 from pml_cli.report.base_knowledge import much_known_line
 from pml_cli.report.law_text import capacity_lines, sentence
@@ -146,10 +145,7 @@ def _compare(
     console: Console,
 ) -> Comparison:
     """Compare groups and print their table."""
-    # The comparison takes standard errors from the draws, which need fewer than intervals do.
-    draws = min(settings.draws, DRAWS)
-    with CountDisplay(console, "fitting", "bootstrap draws") as display:
-        comparison = compare_groups(groups, by, draws, display.show)
+    comparison = compare_groups(groups, by)
     axis = SIZE_AXES[settings.x]
     console.print(tables.comparison_table(comparison, axis), end="\n\n")
     return comparison

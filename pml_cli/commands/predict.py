@@ -109,7 +109,9 @@ def _new_model(
 
     assert settings.per_rank is not None
     per_rank, base = settings.per_rank, settings.base
-    answers = [new_model(line, per_rank, settings.seqlen, base) for line in lines]
+    answers = [
+        new_model(line, per_rank, settings.seqlen, base, inputs=settings.inputs) for line in lines
+    ]
     if as_json:
         console.out(json.dumps(answers, indent=1), highlight=False)
         return 0

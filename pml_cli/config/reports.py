@@ -88,8 +88,9 @@ class Fit(ReportSettings):
     )
     x: str = setting(
         "rank",
-        help="size that the law is about; parameters compares placements",
-        choices=("rank", "parameters"),
+        help="size that the law is about; parameters compares placements, effective counts what an "
+        "adapter can use on so few tokens",
+        choices=("rank", "parameters", "effective"),
     )
 
 
@@ -121,6 +122,13 @@ class Predict(ReportSettings):
         minimum=1,
         finite=True,
         special={None: "those that were trained"},
+    )
+    inputs: float | None = setting(
+        None,
+        help="width that the modules of per_rank= read",
+        minimum=1,
+        finite=True,
+        special={None: "half of per_rank, as beside one whole block"},
     )
     base: float | None = setting(
         None,

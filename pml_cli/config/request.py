@@ -33,7 +33,7 @@ from pml_cli.config.option_files import root_file, shipped, split_known
 from pml_cli.config.option_set import OptionSet, RootSettings
 from pml_cli.config.registry import GROUPS, declared
 from pml_cli.config.reports import REPORTS, ReportSettings
-from pml_cli.config.schema import FactsData, Request, Run
+from pml_cli.config.schema import FactsData, Request, Run, Train
 from pml_cli.config.setting import value_text
 from pml_cli.errors import UserError, raise_all
 
@@ -69,6 +69,7 @@ def load(
         file_grids, file_lines = _read_grids(file, config_dir)
         grids = [grid | overridden for grid in file_grids]
         lines += file_lines
+        lines += _rate_faults(file, file_grids, overridden)
     if command == "memft" and not all("loss" in grid for grid in grids):
         losses, unknown = split_known("loss", _compared_losses(config_dir), config_dir)
         grids = [{"loss": losses, **grid} for grid in grids]
@@ -280,6 +281,22 @@ def _file_grid(
                 grid[key], unknown = split_known(key, grid[key], config_dir)
                 lines += unknown
     return grid, lines
+
+
+def _rate_faults(file: Path, grids: list[Grid], overridden: Grid) -> list[str]:
+    """A line for each rate of a sweep file that was chosen for another optimiser."""
+    asked = overridden.get("train.optimizer", [])
+    faults = []
+    for grid in grids:
+        own = grid.get("train.optimizer", [Train().optimizer])
+        others = [value_text(value) for value in asked if value not in own]
+        rates = [value_text(value) for value in grid.get("train.lr", []) if value is not None]
+        if others and rates and "train.lr" not in overridden:
+            faults.append(
+                f"train.lr={','.join(rates)}: {file} has chosen it for {value_text(own[0])}; with "
+                f"train.optimizer={','.join(others)} give train.lr too (null: its own)"
+            )
+    return list(dict.fromkeys(faults))
 
 
 def _compared_losses(config_dir: Path | None) -> list[Any]:

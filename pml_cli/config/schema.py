@@ -431,6 +431,10 @@ class Train(Settings):
                 yield f"weight_decay={self.weight_decay:g}: must be 0 with train.optimizer=lbfgs"
             if self.lr is not None:
                 yield f"lr={self.lr:g}: train.optimizer=lbfgs has none; leave it out or give null"
+            if self.schedule != "linear":
+                yield f"schedule={self.schedule}: train.optimizer=lbfgs has none; leave it out"
+            if self.clip != 1:
+                yield f"clip={self.clip:g}: train.optimizer=lbfgs does not clip; leave it out"
         elif self.stop == "converged":
             yield (
                 f"stop=converged: needs train.optimizer=lbfgs, not {self.optimizer}: under a "

@@ -61,6 +61,8 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
     run = cell.run
     summary = summarise(cell.final)
     tokens = len(cell.final.nll)
+    # The last token of a sample is predicted, not read.
+    inputs = sum(len(sample.prompt) + len(sample.target) - 1 for sample in plan.samples)
     base_loss = float(cell.initial.nll.mean())
     delta_loss = base_loss - summary["final_loss"]
 
@@ -86,6 +88,7 @@ def result_of(plan: CellPlan, cell: Cell, base: SplitModel) -> dict[str, Any]:
         "target_tokens": tokens,
         "samples": len(plan.samples),
         "trainable_parameters": cell.adapter.parameter_count(0),
+        "effective_parameters": cell.adapter.effective_parameter_count(0, inputs),
         "seed": run.seed,
         "base_loss": base_loss,
         **summary,

@@ -1,6 +1,7 @@
-"""Trainable parameters against bits: one line for models, placements and sources?
+"""Effective parameters against bits: one line for models, placements and sources?
 
-At even chance of exact recall an adapter of N trainable parameters holds a target of so many bits:
+At even chance of exact recall an adapter of N effective parameters (`observations.EFFECTIVE`) holds
+a target of so many bits:
 
     N = c bits^s
 
@@ -26,6 +27,7 @@ import pandas as pd
 from scipy import stats
 
 from pml_cli.law.half_recall import WITHIN, half_recall_rank
+from pml_cli.law.observations import EFFECTIVE
 from pml_cli.stats import LN2, Array, t_quantile
 
 # Bootstrap draws of texts.
@@ -59,6 +61,8 @@ class BitsLine:
     """N = c bits^s over the groups of one loss."""
 
     loss: str
+    size: str = "parameters"
+    """What N is, a name of `observations.SIZE_AXES`; reports of older versions do not say it."""
     c: float
     s: float
     s_low: float
@@ -106,7 +110,7 @@ class BitsLine:
 
 
 def threshold_points(group: str, cells: pd.DataFrame) -> pd.DataFrame:
-    """The parameters at which each text is recalled with even chance, for each length.
+    """The effective parameters at which each text is recalled with even chance, for each length.
 
     Args:
         group: its name.
@@ -117,12 +121,12 @@ def threshold_points(group: str, cells: pd.DataFrame) -> pd.DataFrame:
         and outside (WITHIN, or on which side of all sizes; parameters is a bound there).
     """
     numbers = cells.assign(exact_match=pd.to_numeric(cells["exact_match"], errors="coerce"))
-    measured = numbers.dropna(subset=["exact_match", "trainable_parameters"])
+    measured = numbers.dropna(subset=["exact_match", EFFECTIVE.column])
     rows = []
     for _, runs in measured.groupby(["data_seed", "target_tokens"], dropna=False):
         seed = runs["data_seed"].iloc[0]
         length = float(runs["target_tokens"].iloc[0])
-        recalled = runs.groupby("trainable_parameters")["exact_match"].mean().sort_index()
+        recalled = runs.groupby(EFFECTIVE.column)["exact_match"].mean().sort_index()
         if len(recalled) < 2:
             continue
         sizes = recalled.index.to_numpy(float)
@@ -173,6 +177,7 @@ def fit_line(loss: str, points: pd.DataFrame) -> BitsLine | None:
     log_ratios = np.log([group.ratio for group in groups])
     return BitsLine(
         loss=loss,
+        size=EFFECTIVE.name,
         c=math.exp(level - s * centre),
         s=float(s),
         s_low=float(s - half),

@@ -41,7 +41,6 @@ CODES: dict[str, tuple[str, ...]] = {
     "no_unsaturated_cell_held_out": (),
     # no bootstrap
     "few_clusters": ("clusters", "needed"),
-    "no_draws": (),
     # no law of exact recall
     "recall_not_measured": (),
     "recall_nowhere": (),

@@ -47,6 +47,7 @@ OPTIONAL = (
     "exact_match",
     "stopped_early",
     "trainable_parameters",
+    "effective_parameters",
     "samples",
     "source_nats",
     "bits_memorised",
@@ -103,7 +104,19 @@ def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
     runs = with_key_columns(runs.reindex(columns=distinct))
     for name in NUMBERS:
         runs[name] = pd.to_numeric(runs[name], errors="coerce")
-    return runs
+    return runs.assign(effective_parameters=_effective_parameters(runs))
+
+
+def _effective_parameters(runs: pd.DataFrame) -> pd.Series[float]:
+    """As recorded; in older runs, of an adapter beside one square block, from the target alone."""
+    recorded = pd.to_numeric(runs["effective_parameters"], errors="coerce")
+    rank = runs["rank"]
+    width = pd.to_numeric(runs["trainable_parameters"], errors="coerce") / (2 * rank)
+    # A matrix of rank r, of which only so many inputs count: AdapterBank says more.
+    inputs = np.minimum(runs["target_tokens"], width)
+    of_rank = np.minimum(rank, inputs)
+    derived = of_rank * (inputs + width - of_rank)
+    return recorded.fillna(derived.where(runs["adapter"] == "mlp_block"))
 
 
 def audit(
@@ -180,6 +193,7 @@ def fit_group(
         usable["base_loss"].to_numpy(float),
         final=usable["final_loss"].to_numpy(float),
         text=text_names(usable).to_numpy(str),
+        grid_size=usable[axis.grid_column].to_numpy(float),
         expected=_expected(usable) if unconverged == "censor" else None,
         saturated_below=saturated_below,
     )
@@ -272,8 +286,11 @@ def _expected(cells: pd.DataFrame) -> Array:
 
 
 def _convergence_warnings(cells: pd.DataFrame, unconverged: str) -> list[Finding]:
-    """How many cells had not converged, what they would have gained, and what they count as."""
-    rows = cells[_unconverged(cells)]
+    """How many cells had not converged, what they would have gained, and what they count as.
+
+    Saturated ones do not matter: of them only a lower limit is used.
+    """
+    rows = cells[_unconverged(cells) & cells["kept"]]
     if rows.empty or unconverged == "drop":
         return []
     expected = pd.to_numeric(rows["expected_gain"], errors="coerce")
@@ -407,14 +424,11 @@ def comparable_sets(keys: list[dict[str, Any]], by: Sequence[str]) -> list[list[
 def compare_groups(
     groups: list[GroupFit],
     by: Sequence[str],
-    draws: int,
-    progress: Progress | None = None,
 ) -> Comparison:
     """Compare the exponents of groups that `comparable_sets` puts together.
 
     Args:
         by: settings in which they differ.
-        draws, progress: of each group's bootstrap.
     """
     common = common_key(groups[0].key, by).items()
     names = comparison_names([group.key for group in groups], by)
@@ -425,6 +439,4 @@ def compare_groups(
         [form for form in FORMS if form.kind.has_ceiling],
         tuple(by),
         common=", ".join(f"{name} {format_value(value)}" for name, value in common),
-        draws=draws,
-        progress=progress,
     )

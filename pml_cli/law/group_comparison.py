@@ -1,8 +1,8 @@
 """Do groups of cells share their exponents? Tests of laws with shared or separate alpha and beta.
 
 Every group keeps its own scale, offset, bend and spread; only the exponents are tied. A likelihood
-ratio takes cells as independent; the second test (Cochran's Q on the bootstrap's standard errors)
-keeps cells of one text and length together.
+ratio takes cells as independent; the second test (Cochran's Q) takes texts, and texts at one
+length, as clusters.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from pml_cli.law.bootstrap import Bootstrap, Progress, bootstrap, no_bootstrap
 from pml_cli.law.findings import OK, Finding, finding
 from pml_cli.law.forms import Form
 from pml_cli.law.likelihood import Design, minimise
 from pml_cli.law.mle import LikelihoodFit, design_of, fit_saturating
 from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import ALPHA, BETA, EXPONENT_BOUNDS, Interval
-from pml_cli.stats import Array
+from pml_cli.stats import Array, normal_quantile
 
 # p below which groups differ.
 SIGNIFICANCE = 0.05
@@ -40,7 +39,6 @@ class Group:
 
     name: str
     fit: LikelihoodFit
-    bootstrap: Bootstrap
     cost: float
     """AICc of the common form above that of this group's best."""
 
@@ -50,21 +48,17 @@ class Group:
         return self.cost > AICC_REJECTION
 
     def error(self, name: str) -> float:
-        """Standard error of alpha or beta: of the draws, else of the information."""
-        position = EXPONENTS[name]
-        if self.bootstrap.status != OK:
-            return float(np.sqrt(self.fit.covariance[position, position]))
-
-        # Draws of few clusters vary too little.
-        count = self.bootstrap.clusters
-        deviation = self.bootstrap.draws[:, position].std(ddof=1)
-        return float(deviation * math.sqrt(count / (count - 1)))
+        """Standard error of alpha or beta, wider where there are few texts."""
+        return self.fit.half_width(EXPONENTS[name]) / normal_quantile()
 
     def interval(self, name: str) -> Interval:
         """95 % interval of alpha or beta; nan where the form fixes it."""
-        from_draws = self.bootstrap.status == OK
-        intervals = self.bootstrap.intervals if from_draws else self.fit.intervals
-        return intervals.get(name, (math.nan, math.nan))
+        position = EXPONENTS[name]
+        if position not in self.fit.form.free:
+            return math.nan, math.nan
+        value = self.fit.parameters[name]
+        half = self.fit.half_width(position)
+        return value - half, value + half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +110,6 @@ def compare(
     by: tuple[str, ...],
     *,
     common: str = "",
-    draws: int = 1000,
-    progress: Progress | None = None,
 ) -> Comparison:
     """Fit one form to every group, and test whether the groups share alpha, beta, or both.
 
@@ -128,8 +120,6 @@ def compare(
         forms: to choose from.
         by: settings in which the groups differ.
         common: settings in which they agree.
-        draws: of each group's bootstrap; 0 for none.
-        progress: called with draws done and all draws, for each group.
     """
     fits_of = {}
     for form in forms:
@@ -153,9 +143,8 @@ def compare(
         # The best form of this group alone.
         least = min(_criterion(fits[k]) for fits in fits_of.values())
 
-        sample = _bootstrap(observed, fit, draws, progress)
         cost = fit.aicc - least
-        groups.append(Group(name=name, fit=fit, bootstrap=sample, cost=cost))
+        groups.append(Group(name=name, fit=fit, cost=cost))
         designs.append(design_of(observed, fit.centre))
 
     # A form may fix beta.
@@ -191,18 +180,6 @@ def _common_form(fits_of: dict[Form, list[LikelihoodFit]]) -> Form | None:
         if as_asked and math.isfinite(total):
             sums[form] = total
     return min(sums, key=lambda form: sums[form], default=None)
-
-
-def _bootstrap(
-    cells: Observations,
-    fit: LikelihoodFit,
-    draws: int,
-    progress: Progress | None,
-) -> Bootstrap:
-    """The bootstrap of one group, or none where no draws were asked for."""
-    if not draws:
-        return no_bootstrap(cells, finding("no_draws"))
-    return bootstrap(cells, fit, draws, progress=progress)
 
 
 def _tie(
@@ -262,10 +239,7 @@ def _tie(
 
 
 def _cochran(groups: list[Group], name: str) -> float:
-    """p of Cochran's Q for one exponent; nan where a group has no bootstrap."""
-    if any(group.bootstrap.status != OK for group in groups):
-        return math.nan
-
+    """p of Cochran's Q for one exponent."""
     values = np.array([group.fit.parameters[name] for group in groups])
     errors = np.array([group.error(name) for group in groups])
     # Inverse variances.

@@ -21,7 +21,7 @@ import numpy as np
 from pml_cli.io import jsonable
 from pml_cli.law.bits_line import BitsLine
 from pml_cli.law.fitted_law import FittedLaw
-from pml_cli.law.observations import bits
+from pml_cli.law.observations import EFFECTIVE, bits
 from pml_cli.law.parameters import Interval
 from pml_cli.stats import CONFIDENCE, LN2, Array
 
@@ -112,19 +112,28 @@ def new_model(
     per_rank: float,
     lengths: Sequence[float],
     base: float,
+    *,
+    inputs: float | None = None,
 ) -> dict[str, Any]:
     """The rank at even chance that a model or placement outside of the groups would need.
 
     Args:
         line: parameters against bits.
         per_rank: its trainable parameters of one rank.
+        inputs: width that its modules read; None: half of `per_rank`, as beside one whole block.
         base: its loss on the text before training, nats per token; ln V for random tokens.
     """
     rows = []
     for length in lengths:
         target_bits = length * base / LN2
-        ranks = [_rounded(count / per_rank, "rank") for count in line.parameters(target_bits)]
-        value, low, high = ranks
+        counts = line.parameters(target_bits)
+        if line.size == EFFECTIVE.name:
+            exact = [
+                _rank_with(count, per_rank, inputs or per_rank / 2, length) for count in counts
+            ]
+        else:
+            exact = [count / per_rank for count in counts]
+        value, low, high = (_rounded(rank, "rank") for rank in exact)
         outside = ""
         if not line.least_bits <= target_bits <= line.most_bits:
             outside = f"outside of the {line.least_bits:,.0f} to {line.most_bits:,.0f} bits trained"
@@ -137,6 +146,25 @@ def new_model(
             }
         )
     return {"group": "new model", "loss": line.loss, "groups": len(line.groups), "rows": rows}
+
+
+def _rank_with(effective: float, per_rank: float, inputs: float, length: float) -> float:
+    """The rank at which an adapter has so many effective parameters; infinite: at none.
+
+    M square modules of I inputs have M r (min(T, I) + I - r) on T tokens.
+
+    Args:
+        effective: parameters wanted.
+        per_rank: trainable parameters of one rank, 2 M I.
+        inputs: I.
+        length: T, tokens.
+    """
+    modules = per_rank / (2 * inputs)
+    widths = min(length, inputs) + inputs
+    root = widths**2 - 4 * effective / modules
+    if root < 0:
+        return math.inf
+    return (widths - math.sqrt(root)) / 2
 
 
 def _missing_law(law: FittedLaw, target: Target, question: Question) -> str:

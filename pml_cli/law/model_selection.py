@@ -141,15 +141,15 @@ def largest(values: Array) -> tuple[float, ...]:
 
 
 def edge_of(cells: Observations) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The largest ranks and the longest lengths among the unsaturated cells."""
+    """The largest sizes (`grid_size`) and the longest lengths among the unsaturated cells."""
     observed = ~cells.saturated
-    return largest(cells.rank[observed]), largest(cells.length[observed])
+    return largest(cells.grid_size[observed]), largest(cells.length[observed])
 
 
 def folds(cells: Observations) -> dict[str, list[Mask]]:
     """What is left out, (N,) masks of the cells that stay: the edge, its sides, each text."""
     ranks, lengths = edge_of(cells)
-    at_ranks = np.isin(cells.rank, ranks)
+    at_ranks = np.isin(cells.grid_size, ranks)
     at_lengths = np.isin(cells.length, lengths)
     masks = {
         EDGE: [~at_ranks & ~at_lengths],

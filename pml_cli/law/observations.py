@@ -32,11 +32,35 @@ class SizeAxis:
     """Column of result.json."""
     symbol: str
     """In formulas."""
+    grid_column: str
+    """Column of the sizes that were tried: by these the largest are held out."""
+    grid_name: str
+    """What they are called."""
 
 
-RANK = SizeAxis(name="rank", column="rank", symbol="r")
-PARAMETERS = SizeAxis(name="parameters", column="trainable_parameters", symbol="N")
-SIZE_AXES = {axis.name: axis for axis in (RANK, PARAMETERS)}
+RANK = SizeAxis(
+    name="rank",
+    column="rank",
+    symbol="r",
+    grid_column="rank",
+    grid_name="rank",
+)
+PARAMETERS = SizeAxis(
+    name="parameters",
+    column="trainable_parameters",
+    symbol="N",
+    grid_column="trainable_parameters",
+    grid_name="parameters",
+)
+# Of one rank there are fewer at short lengths.
+EFFECTIVE = SizeAxis(
+    name="effective",
+    column="effective_parameters",
+    symbol="N_e",
+    grid_column="rank",
+    grid_name="rank",
+)
+SIZE_AXES = {axis.name: axis for axis in (RANK, PARAMETERS, EFFECTIVE)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +84,9 @@ class Observations:
     """(N,) label of the text: cells that share one are not independent."""
     sd: Array
     """(N,) spread of each cell around the law, as a multiple of the others'."""
+    grid_size: Array
+    """(N,) the size by which the largest adapters are held out: `rank`, where nothing else is
+    given; where that depends on the length too, the rank of the adapter."""
     expected: Array
     """(N,) what more training would have gained at most, nats per token.
 
@@ -79,6 +106,7 @@ class Observations:
         final: ArrayLike | None = None,
         text: ArrayLike | None = None,
         sd: ArrayLike | None = None,
+        grid_size: ArrayLike | None = None,
         expected: ArrayLike | None = None,
         saturated_below: float = LN2,
     ) -> Observations:
@@ -89,6 +117,7 @@ class Observations:
             final: loss after training; base - delta when None.
             text: any labels; one text when None.
             sd: 1 for every cell when None.
+            grid_size: the rank when None.
             expected: what cells that had not converged would still have gained at most, nats per
                 token; all had converged when None.
             saturated_below: the threshold of saturation, nats per token; ln 2 is p = 1/2.
@@ -102,6 +131,8 @@ class Observations:
             given["final"] = final
         if sd is not None:
             given["sd"] = sd
+        if grid_size is not None:
+            given["grid_size"] = grid_size
         columns = {name: np.asarray(values, float).ravel() for name, values in given.items()}
 
         # One text unless labels are given.
@@ -122,6 +153,7 @@ class Observations:
         # The loss is measured, or follows from the gain.
         columns.setdefault("final", columns["base"] - columns["delta"])
         columns.setdefault("sd", np.ones(count))
+        columns.setdefault("grid_size", columns["rank"])
         missing = np.zeros(count)
         if expected is not None:
             missing = np.asarray(expected, float).ravel()

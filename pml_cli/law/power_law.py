@@ -274,7 +274,7 @@ def identifiability(cells: Observations) -> Finding | None:
     Args:
         cells: the unsaturated ones.
     """
-    for axis, column in (("size", cells.rank), ("length", cells.length)):
+    for axis, column in (("size", cells.grid_size), ("length", cells.length)):
         distinct = np.unique(column)
         if len(distinct) < MIN_DISTINCT:
             return finding(

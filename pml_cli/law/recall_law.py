@@ -198,12 +198,20 @@ def _blurs(cells: Observations, theta: Array) -> tuple[float, float]:
     if not np.isfinite(theta).all():
         return (math.nan, math.nan)
     a, g, h = theta
-    log_ranks = np.log(np.unique(cells.rank))
+    log_ranks = np.log(_typical_sizes(cells))
     log_lengths = np.log(np.unique(cells.length))
     # Even chance at each length, and at each rank.
     rank_blur = _rounding(log_ranks, (h * log_lengths - a) / g)
     length_blur = _rounding(log_lengths, (a + g * log_ranks) / h)
     return (rank_blur, length_blur)
+
+
+def _typical_sizes(cells: Observations) -> Array:
+    """The sizes that were tried, ascending; one that depends on the length by its mean."""
+    grid, position = np.unique(cells.grid_size, return_inverse=True)
+    sums = np.bincount(position.ravel(), weights=np.log(cells.rank), minlength=len(grid))
+    counts = np.bincount(position.ravel(), minlength=len(grid))
+    return np.exp(sums / counts)
 
 
 def _rounding(tried: Array, thresholds: Array) -> float:
@@ -239,7 +247,7 @@ def _identifiability(cells: Observations, shares: Array) -> Finding | None:
     if (shares >= 0.5).all():
         return finding("recall_everywhere")
 
-    for axis, values in (("size", cells.rank), ("length", cells.length)):
+    for axis, values in (("size", cells.grid_size), ("length", cells.length)):
         count = len(np.unique(values))
         if count < MIN_DISTINCT:
             return finding(

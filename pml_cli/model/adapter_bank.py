@@ -177,6 +177,23 @@ class AdapterBank:
         widths = [site.inputs + site.outputs for site in self.sites.values()]
         return self.ranks[k] * sum(widths)
 
+    def effective_parameter_count(self, k: int, tokens: int) -> int:
+        """Degrees of freedom of what the adapter of cell k can do to some inputs.
+
+        A matrix of m x n numbers and rank r has r (m + n - r); of the inputs of a module only as
+        many directions count as there are tokens.
+
+        Args:
+            k: index of the cell.
+            tokens: input tokens that it is trained on.
+        """
+        count = 0
+        for site in self.sites.values():
+            inputs = min(tokens, site.inputs)
+            rank = min(self.ranks[k], inputs, site.outputs)
+            count += rank * (inputs + site.outputs - rank)
+        return count
+
     # -- the forward pass
 
     def delta(self, name: str, x: Tensor) -> Tensor:

@@ -140,8 +140,9 @@ def escape(text: str) -> str:
 def intervals(row: LawRow, analysis: Analysis) -> dict[str, tuple[float, float]]:
     """95 % intervals by parameter.
 
-    Those of the chosen law are from its bootstrap or profile likelihood, as in the report; those of
-    every other from its covariance.
+    Those of the chosen law are as in the report: of the exponents over all forms that fit nearly as
+    well, of the others from its bootstrap or profile likelihood. Those of every other law are from
+    its covariance.
     """
     return analysis.intervals if row is analysis.chosen else row.fit.intervals
 
@@ -303,7 +304,10 @@ def _chosen_intervals(analysis: Analysis) -> str:
         return "."
     if bootstrap is not None and bootstrap.status == OK:
         return (
-            f"; of the chosen law from {len(bootstrap.draws)} bootstrap draws of "
-            f"{bootstrap.clusters} clusters (text and length)."
+            "; of the chosen law over the forms that fit nearly as well (exponents), and from "
+            f"{len(bootstrap.draws)} bootstrap draws of {bootstrap.clusters} clusters (the others)."
         )
-    return "; of the chosen law from its profile likelihood where that closes."
+    return (
+        "; of the chosen law over the forms that fit nearly as well (exponents), and from its "
+        "profile likelihood where that closes (the others)."
+    )

@@ -37,6 +37,15 @@ AXIS_WORDS = {
         "larger": "more parameters",
         "smaller": "fewer parameters",
     },
+    "effective": {
+        "size": "effective parameters",
+        "sizes": "ranks",
+        "quantity": "the number of effective parameters",
+        "distinct_name": "rank",
+        "largest": "largest ranks",
+        "larger": "larger ranks",
+        "smaller": "smaller ranks",
+    },
 }
 
 MEANINGS = {
@@ -100,7 +109,6 @@ TEMPLATES: dict[str, str] = {
     "remaining_cells_not_identified": "the cells that remain do not identify the law: {cause}",
     "no_unsaturated_cell_held_out": "no unsaturated cell was left out",
     "few_clusters": "only {clusters} clusters (texts x lengths); {needed} are needed",
-    "no_draws": "no draws (draws=0)",
     "recall_not_measured": "no cell has measured exact recall",
     "recall_nowhere": (
         "no cell is recalled exactly: {larger} or shorter texts would show where recall begins"

@@ -58,7 +58,7 @@ def test_answers_as_json(law_report, capsys):
             ("fit", REPORT, "--by", "model"),
             "no two groups differ in that alone; these cells are one group",
         ),
-        (("fit", REPORT, "x=size"), "x=size: must be rank or parameters"),
+        (("fit", REPORT, "x=size"), "x=size: must be one of rank, parameters, effective"),
     ],
 )
 def test_a_fault_is_one_line(law_report, capsys, arguments, message):
@@ -112,28 +112,35 @@ def test_the_rank_that_knows_all_facts_is_above_that_which_knows_half(tmp_path, 
 
 
 def test_a_new_model_is_answered_from_the_line_of_all(tmp_path, capsys):
-    """Two placements need 9 bits^0.8 parameters, one of 256 and one of 64 a rank.
+    """Two placements, of width 128 and 64, need 1.6 effective parameters a bit.
 
     Every cell is below ln 2: no law of the gain takes time.
     """
     rows = []
-    for layer, per_rank in ((4, 256), (2, 64)):
+    for layer, width in ((4, 128), (2, 64)):
         cells = exponential_cells((1, 2, 3, 4, 6, 8, 12, 16, 24, 32), (32, 64, 128), texts=4, C=9e3)
+        effective = cells.rank * (np.minimum(cells.length, width) + width - cells.rank)
         bits = cells.length * 7.6 / math.log(2)
-        whole = (per_rank * cells.rank >= 9 * bits**0.8).astype(float)
-        counts = (per_rank * cells.rank).astype(int).tolist()
-        columns = {"exact_match": whole, "trainable_parameters": counts}
+        whole = (effective >= 1.6 * bits).astype(float)
+        columns = {"exact_match": whole, "effective_parameters": effective.astype(int).tolist()}
         rows += runs_of(cells, **columns, layer=[layer] * len(cells))
     write(tmp_path, *rows)
     printed = fit_quietly(tmp_path, draws=0, figures=True)
     assert "N = " in printed and "bits.png" in printed and "one height: not refuted" in printed
 
-    asked = ("predict", str(tmp_path), "per_rank=100", "seqlen=100", "base=7.6")
+    asked = ("predict", str(tmp_path), "per_rank=200", "seqlen=100", "base=7.6")
     _, output, _ = pml(capsys, *asked, "--json")
     ((row,),) = (answer["rows"] for answer in json.loads(output))
-    truth = 9 * (100 * 7.6 / math.log(2)) ** 0.8 / 100
+    effective = 1.6 * 100 * 7.6 / math.log(2)
+    truth = (200 - math.sqrt(200**2 - 4 * effective)) / 2
     assert row["rank"]["value"] == pytest.approx(truth, rel=0.25) and row["outside"] == ""
     _, output, _ = pml(capsys, *asked)
+    # Two modules of half the width have as many parameters a rank, and fewer directions to lose.
+    _, of_two, _ = pml(capsys, *asked, "inputs=50", "--json")
+    ((two,),) = (answer["rows"] for answer in json.loads(of_two))
+    assert two["rank"]["value"] == pytest.approx(
+        (100 - math.sqrt(100**2 - 2 * effective)) / 2, 0.25
+    )
     assert "a new model or placement" in output and "extrapolation between models" in output
     code, _, error = pml(capsys, "predict", str(tmp_path), "per_rank=100", "seqlen=100")
     assert code == 2 and "base=" in error

@@ -135,7 +135,7 @@ def test_predict_offers_its_own_settings(monkeypatch):
 
 def test_fit_offers_the_sizes_that_the_law_may_be_about(monkeypatch):
     monkeypatch.delenv("COMP_WORDS", raising=False)
-    assert complete_fit(typer_context(), "x=") == ["x=rank", "x=parameters"]
+    assert complete_fit(typer_context(), "x=") == ["x=rank", "x=parameters", "x=effective"]
 
 
 def test_lasting_offers_its_own_settings(monkeypatch, tmp_path):

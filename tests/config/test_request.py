@@ -646,3 +646,25 @@ def test_limits_are_read_as_they_are_written():
     for wrong in (("0.99", "0.1", ""), ("150%", "0.1", ""), ("100%", "0.1", "5")):
         with pytest.raises(UserError, match="must be"):
             parsed_limits(*wrong)
+
+
+def test_a_rate_is_not_taken_over_by_another_optimiser(sweep_file):
+    file = sweep_file("rank: [1, 2]\ntrain: {lr: 2e-2}\n")
+    message = refusal("sweep", "train.optimizer=muon", file=file)
+    assert "train.lr=0.02:" in message
+    assert "chosen it for adamw" in message
+    assert "train.optimizer=muon give train.lr too (null: its own)" in message
+
+    def rates(*overrides):
+        return {run.train.peak_lr for run in load("sweep", list(overrides), file).runs}
+
+    assert rates() == rates("train.optimizer=adamw") == {0.02}
+    assert rates("train.optimizer=muon", "train.lr=null") == {1}
+    assert rates("train.optimizer=muon", "train.lr=0.5") == {0.5}
+    file.write_text("train: {optimizer: muon, lr: 5e-1}\n")
+    assert rates("train.optimizer=muon") == {0.5}
+
+
+@pytest.mark.parametrize("setting", ["schedule=constant", "clip=5", "clip=0", "weight_decay=0.1"])
+def test_lbfgs_refuses_what_it_would_not_obey(setting):
+    assert f"train.{setting}: " in refusal("probe", "train.optimizer=lbfgs", f"train.{setting}")

@@ -83,7 +83,7 @@ def test_bits_are_those_of_the_shorter_code_and_thresholds_beyond_the_ranks_are_
             "data": data,
             "data_seed": 0,
             "target_tokens": length,
-            "trainable_parameters": 256 * rank,
+            "effective_parameters": 256 * rank,
             "exact_match": float(rank >= length / 16),
             "base_loss": base,
             "source_nats": nats,

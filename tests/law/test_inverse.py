@@ -150,7 +150,7 @@ def test_where_the_law_is_flat_its_band_is_narrow_and_what_all_cells_reach_is_re
     """A spread of 2 % of 7.6 nats would be more than the loss that is left there."""
     fitted(tmp_path, C=45.0, noise=0.02)
     (row,) = ask(tmp_path, rank=[24.0], seqlen=[32.0])
-    assert 0 <= row["loss"]["low"] <= row["loss"]["high"] < 0.05
+    assert 0 <= row["loss"]["low"] <= row["loss"]["high"] < 0.07
     (row,) = ask(tmp_path, "loss=0.1", seqlen=[32.0])
     assert row["rank"]["value"] <= row["rank"]["high"] <= 24
 

@@ -75,6 +75,22 @@ def test_initial_weights_are_kaiming_and_belong_to_the_seed_alone():
     assert bank.parameter_count(0) == 4 * (410 + 60)
 
 
+@pytest.mark.parametrize(("rank", "tokens"), [(2, 3), (2, 20), (5, 3), (9, 20)])
+def test_effective_parameters_are_the_degrees_of_freedom_of_what_the_adapter_adds(rank, tokens):
+    """The rank of the Jacobian of X A B with respect to A and B."""
+    site = Site(name="a", inputs=6, outputs=8)
+    adapter = MlpBlockAdapter()
+    bank = AdapterBank.initial([site], adapter, ranks=[rank], seeds=[0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(shape, generator=generator).double() for shape in ((6, rank), (rank, 8)))
+    X = torch.randn(tokens, 6, generator=generator).double()
+
+    of_A, of_B = torch.autograd.functional.jacobian(lambda A, B: X @ A @ B, (A, B))
+    jacobian = torch.cat([of_A.flatten(2).flatten(0, 1), of_B.flatten(2).flatten(0, 1)], dim=1)
+    freedom = int(torch.linalg.matrix_rank(jacobian))
+    assert bank.effective_parameter_count(0, tokens) == freedom
+
+
 def test_stack_joins_banks_of_different_ranks(model_folder):
     model = load_model(local(model_folder("qwen3")))
     ids = random_ids(model, 2)

@@ -24,7 +24,7 @@ def tie(what, shared, p, p_clustered):
 @pytest.fixture(scope="module")
 def panels(hill_view):
     """Alpha differs by the likelihood ratio and may be shared by clusters; group b rejects."""
-    first = Group(name="a", fit=hill_view.chosen, bootstrap=hill_view.analysis.bootstrap, cost=0.0)
+    first = Group(name="a", fit=hill_view.chosen, cost=0.0)
     comparison = Comparison(
         by=("model",),
         common="",

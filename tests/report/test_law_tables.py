@@ -8,8 +8,7 @@ from support.law_groups import groups_of
 from support.planted_laws import grid, several_texts
 from support.printing import printed
 
-from pml_cli.law.bootstrap import no_bootstrap
-from pml_cli.law.findings import OK, finding
+from pml_cli.law.findings import OK
 from pml_cli.law.group_comparison import Comparison, Group, Tie
 from pml_cli.law.model_selection import EDGE
 from pml_cli.law.observations import PARAMETERS, RANK
@@ -101,9 +100,7 @@ def test_a_count_of_parameters_is_written_out(value, text):
 
 def test_compared_groups_have_exponents_tests_and_warnings(group):
     law = group.analysis.law
-    # Intervals are then those of the likelihood.
-    sample = no_bootstrap(group.observed, finding("no_draws"))
-    first = Group(name="a", fit=law, bootstrap=sample, cost=0.0)
+    first = Group(name="a", fit=law, cost=0.0)
     tie = Tie(
         what="alpha",
         shared={"alpha": 0.611},

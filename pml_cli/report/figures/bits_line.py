@@ -22,7 +22,7 @@ LEGEND_WIDTH = 46
 
 @figure("bits", "parameters at which half is recalled against bits of the target, every group")
 def bits_figure(line: BitsLine, points: pd.DataFrame) -> Figure:
-    """Trainable parameters against bits, log-log: a marker a group, geometric means over texts.
+    """Effective parameters against bits, log-log: a marker a group, geometric means over texts.
 
     Args:
         line: of these groups.
@@ -64,7 +64,7 @@ def bits_figure(line: BitsLine, points: pd.DataFrame) -> Figure:
     ticks = [digit * 10**power for power in range(1, 7) for digit in (1, 2, 5)]
     log_axis(axes, [tick for tick in ticks if line.least_bits <= tick <= line.most_bits])
     axes.set_xlabel("bits of the target: l min(base loss, entropy of the source) / ln 2")
-    axes.set_ylabel("trainable parameters at even chance of exact recall")
+    axes.set_ylabel("effective parameters at even chance of exact recall")
     axes.set_title(f"Parameters against bits under {line.loss}", fontsize=10)
     page.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return page

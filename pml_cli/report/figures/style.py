@@ -56,7 +56,11 @@ MANY_POINTS = 1000
 MAX_LOG_TICKS = 9
 
 # By the name of a SizeAxis
-SIZE_LABELS = {"rank": "rank r", "parameters": "trainable parameters N"}
+SIZE_LABELS = {
+    "rank": "rank r",
+    "parameters": "trainable parameters N",
+    "effective": "effective parameters N_e",
+}
 
 
 def save(figure: Figure, path: Path, suffix: str) -> None:

@@ -11,6 +11,9 @@ from pml_cli.format import counted, number, span
 from pml_cli.law.bits_line import CLOSE, BitsLine
 from pml_cli.report.tables.layout import plain_table
 
+# What N of a line is.
+SIZES = {"parameters": "trainable", "effective": "effective"}
+
 # Below this p, groups do not share what is tested.
 SIGNIFICANT = 0.05
 
@@ -18,8 +21,8 @@ SIGNIFICANT = 0.05
 def line_table(line: BitsLine) -> RenderableType:
     """The line, each group against it, and whether they share it."""
     head = (
-        f"trainable parameters at which half is recalled exactly, against bits of the target "
-        f"({line.loss}):"
+        f"{SIZES[line.size]} parameters at which half is recalled exactly, against bits of the "
+        f"target ({line.loss}):"
     )
     table = plain_table("group", "over the line", "95 % interval", "exponent", text=("group",))
     for group in line.groups:

@@ -107,7 +107,7 @@ def _paper_check_text(group: GroupFit) -> str:
 
     ranks, lengths = edge_of(group.observed)
     held_out = []
-    for name, values in ((group.axis.name, ranks), ("length", lengths)):
+    for name, values in ((group.axis.grid_name, ranks), ("length", lengths)):
         if values:
             and_up = " and up" if len(values) > 1 else ""
             held_out.append(f"{name} {values[0]:,.0f}{and_up}")
@@ -200,7 +200,7 @@ def _held_out_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
 
 def _range_lines(cells: Observations, axis: SizeAxis) -> list[str]:
     return _wrapped(
-        f"range   {axis.name} {cells.rank.min():,.0f} to {cells.rank.max():,.0f}, "
+        f"range   {axis_words(axis)['size']} {cells.rank.min():,.0f} to {cells.rank.max():,.0f}, "
         f"length {cells.length.min():g} to {cells.length.max():g}; "
         "beyond it the law is extrapolated"
     )
@@ -249,12 +249,14 @@ def _interval_method(analysis: Analysis) -> str:
     if quality is None or not quality.exponents:
         return f"intervals: {how}"
     forms = max(len(mixture.forms) for mixture in quality.exponents.values())
-    texts = counted(len(quality.texts), "text")
-    return textwrap.fill(
-        f"intervals of the exponents: over {counted(forms, 'form')} that fit nearly as well, with "
-        f"the differences between {texts}; of the others: {how}",
-        WIDTH,
-    )
+    over = "of the chosen form"
+    if forms > 1:
+        over = f"over {forms} forms that fit nearly as well"
+    texts = "of one text (others may differ)"
+    if len(quality.texts) > 1:
+        texts = f"as wide as {len(quality.texts)} texts differ"
+    line = f"intervals of the exponents: {over}, {texts}; of the others: {how}"
+    return textwrap.fill(line, WIDTH)
 
 
 def laws_table(analysis: Analysis, axis: SizeAxis = RANK) -> RenderableType:
