@@ -26,7 +26,7 @@ class ResultFields(TypedDict, total=False):
     adapter: Text | None
     loss: Text | None
     setting: Text | None
-    layer: Count | None
+    layer: Count | list[Count] | None
     lr: Number | None
     steps: Size | None
     rank: Size | None
