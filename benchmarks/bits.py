@@ -51,7 +51,16 @@ def _of_folders(folders: list[Path]) -> list[pd.DataFrame]:
     """Thresholds of each group of the finished runs, under plain fine-tuning."""
     runs = with_columns(finished_runs(folders, "`pml sweep -f bits`", []))
     plain = runs[runs["loss"] == "sft"]
-    return [threshold_points(group_name(key), cells) for key, cells in split_groups(plain)]
+    # Where several rates were tried, the one that recalls most.
+    by_setting: dict[str, list[pd.DataFrame]] = {}
+    for key, cells in split_groups(plain):
+        key.pop("lr", None)
+        by_setting.setdefault(group_name(key), []).append(cells)
+    points = []
+    for name, tried in by_setting.items():
+        best = max(tried, key=lambda cells: cells["exact_match"].mean())
+        points.append(threshold_points(name, best))
+    return points
 
 
 def _of_scan() -> list[pd.DataFrame]:

@@ -22,7 +22,7 @@ codes; `report/law_text.py` makes the sentences.
     analysis.py          all laws on one group of cells
     recall_law.py        the probability of exact recall
     half_recall.py       the size at which half of the samples of a text are recalled
-    bits_line.py         trainable parameters against bits: one line for several groups
+    bits_line.py         effective parameters against bits: one line for several groups
     first_token.py       runs whose first token never moved
     capacity.py          bits stored for each parameter
     conclusions.py       what a fit allows to conclude, and the sweep to run next

@@ -165,6 +165,21 @@ def test_the_expected_gain_of_planted_curves():
     assert expected_gain([1.0] * 100, 0.0) == 0
 
 
+def test_a_cell_that_stays_on_a_slope_has_not_converged():
+    """In rounded numbers a search may find nothing lower where the gradient is still large."""
+    bank = planted_bank()
+    weights = bank.parameters()
+    optimizer = LBFGS(bank, torch.zeros(len(RANKS)), warm_up=0)
+    ones = torch.ones(len(RANKS), dtype=torch.float64)
+    for _ in range(100):
+        grads = [weight.sign() for weight in weights]
+        optimizer.step(weights, grads, lr_K=ones, loss_K=ones)
+
+    assert not any(optimizer.is_searching(k) for k in range(len(RANKS)))
+    slope = sum(float(weight[0].count_nonzero()) for weight in weights)
+    assert optimizer.expected_gain(0) == pytest.approx(slope / 2, rel=0.2)
+
+
 def test_a_first_guess_is_a_change_of_coordinates():
     """With G = W W', directions are W times those for gradients W' g without a guess."""
     W = torch.eye(9, dtype=torch.float64) + 0.2 * normal(9, 9, seed=1)

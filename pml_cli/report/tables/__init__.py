@@ -11,9 +11,8 @@ Each file has the tables of one command. They take results and return what rich 
     data.py        how much data there is, and what of it cannot be learned
     dry_run.py     what a sweep would do and cost
     law.py         fitted laws and their comparison
-    bits_line.py   trainable parameters against bits, one line for all groups
+    bits_line.py   effective parameters against bits, one line for all groups
     predict.py     predictions of a law
-    bits_line.py   parameters against bits: the line of several groups
     memft.py       losses compared pair by pair
     transition.py  the phase transition
     lasting.py     recall after rounding and merging, and forgetting

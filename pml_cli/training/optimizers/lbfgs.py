@@ -275,8 +275,18 @@ class LBFGS(Optimizer):
     def expected_gain(self, k: int) -> float | None:
         search = self.searches[k]
         # Of a quadratic with this inverse Hessian the minimum is half the slope away.
-        next_gain = -search.start.slope / 2 if search else 0.0
-        return expected_gain(self.lowest[k], next_gain)
+        slope = search.start.slope if search else self._first_slope(k)
+        return expected_gain(self.lowest[k], -slope / 2)
+
+    @torch.no_grad()
+    def _first_slope(self, k: int) -> float:
+        """g' d of a cell that stays, along the first guess of the inverse Hessian.
+
+        A search in rounded numbers may fail where the gradient is still large.
+        """
+        cells = self._index([k])
+        grad = self.grad[cells]
+        return float(dot(grad, self.secants.direction(cells, grad)))
 
     def is_searching(self, k: int) -> bool:
         return self.searches[k] is not None
