@@ -6,7 +6,7 @@ there.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 from typing_extensions import NotRequired, TypedDict
@@ -127,7 +127,7 @@ class FileFields(TypedDict):
     """The file."""
 
     format: int
-    x: Literal["rank", "parameters"]
+    x: Text
     groups: list[GroupFields]
     draws: dict[str, dict[str, list[Number | None]]]
     bits_lines: NotRequired[list[dict[str, Any]]]
