@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 MAX_LISTED = 10
+
+# ESC and its kind, and half characters, which no stream can encode.
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -60,6 +64,14 @@ def first_line(error: BaseException) -> str:
         if line.strip():
             return line.strip()
     return type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text of a file or of a user, its control characters as codes: it must not steer a terminal.
+
+    Line breaks stay.
+    """
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

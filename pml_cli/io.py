@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# What a cell of a spreadsheet begins with that is computed.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t")
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a temporary file and rename it, so that a reader sees the whole file or none.
 
@@ -50,8 +54,21 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file atomically; the index is left out."""
-    atomic_write(path, lambda temporary: table.to_csv(temporary, index=False))
+    """Write a CSV file atomically; the index is left out.
+
+    Texts that a spreadsheet would run as a formula get a ' in front.
+    """
+    safe = table.copy(deep=False)
+    for name in table:
+        values = list(table[name])
+        # Other columns stay as they are, with their types.
+        if any(map(_is_formula, values)):
+            safe[name] = [f"'{value}" if _is_formula(value) else value for value in values]
+    atomic_write(path, lambda temporary: safe.to_csv(temporary, index=False))
+
+
+def _is_formula(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(FORMULA_STARTS)
 
 
 def table_records(table: pd.DataFrame) -> list[dict[str, Any]]:

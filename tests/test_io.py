@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from pml_cli.io import finite_or_none, json_text, jsonable, write_json
+from pml_cli.io import finite_or_none, json_text, jsonable, write_csv, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +54,9 @@ def test_nan_is_not_written_unless_it_was_made_null(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_json(tmp_path / "x.json", jsonable({"loss": math.nan}))
     assert json.loads((tmp_path / "x.json").read_text()) == {"loss": None}
+
+
+def test_no_text_of_a_table_is_a_formula(tmp_path):
+    path = tmp_path / "table.csv"
+    write_csv(path, pd.DataFrame({"model": ["=1+1", "@x", "base"], "loss": [-1.5, 0.0, 2.0]}))
+    assert path.read_text() == "model,loss\n'=1+1,-1.5\n'@x,0.0\nbase,2.0\n"

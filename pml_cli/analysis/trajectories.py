@@ -135,16 +135,35 @@ def read(path: Path) -> TokenTrajectories:
     )
 
 
+def _check_columns(schema: pa.Schema) -> None:
+    """Refuse columns that are missing or hold no numbers.
+
+    Raises:
+        IrregularError: names them.
+    """
+    from pyarrow import types
+
+    missing = [name for name in COLUMNS if name not in schema.names]
+    if missing:
+        raise IrregularError(f"no column {', '.join(missing)}")
+    for name in COLUMNS:
+        kind = schema.field(name).type
+        is_number = types.is_integer(kind) or types.is_floating(kind)
+        if not (types.is_boolean(kind) if name == "correct" else is_number):
+            raise IrregularError(f"column {name} is of {kind}")
+
+
 def _read_table(path: Path) -> pa.Table:
     """The columns of COLUMNS, at least one row."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    # A pipe would be read for ever.
+    if path.exists() and not path.is_file():
+        raise IrregularError("not a file")
     try:
         with parquet.ParquetFile(path) as file:
-            missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-            if missing:
-                raise IrregularError(f"no column {', '.join(missing)}")
+            _check_columns(file.schema_arrow)
             table = file.read(columns=COLUMNS)
     except pa.ArrowException as error:
         raise IrregularError(f"not readable ({first_line(error)})") from error

@@ -8,7 +8,6 @@ So the same command again goes on where it was, on whatever launcher.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,11 +33,13 @@ from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables.capacity import capacity_report
 from pml_cli.report.tables.data import show_warnings
+from pml_cli.runs.fields import ResultFields
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.run_folders import RunFolders
 from pml_cli.runs.run_id import settings_label
 from pml_cli.stats import LN2
+from pml_cli.validation import read_json
 
 # Nats of a token of text under a base model: enough for a first length.
 NATS_A_TOKEN = 3.5
@@ -276,9 +277,6 @@ def result_of(folder: RunFolder) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        content: dict[str, Any] = json.loads(folder.result.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        reason = f"cannot be read ({error}); delete it and run the same command again"
-        raise UserError(f"{folder.result}: {reason}") from error
+    remedy = "delete it and run the same command again"
+    content: dict[str, Any] = read_json(folder.result, ResultFields, remedy)
     return content

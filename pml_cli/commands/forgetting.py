@@ -15,7 +15,7 @@ from rich.console import Console
 from pml_cli.analysis.forgetting import mean_table, measurement_table
 from pml_cli.config.reports import Forgetting
 from pml_cli.errors import UserError
-from pml_cli.evaluation.finished_runs import Measurements
+from pml_cli.evaluation.finished_runs import ForgettingEntry, Measurements
 from pml_cli.evaluation.forgetting_runs import (
     FILE,
     FILE_NAME,
@@ -65,7 +65,7 @@ def run(
     runs = finished_runs(paths, example, notes)
     print_notes(notes)
     out = report_folder(paths, settings.out)
-    measurements = Measurements(out / FILE_NAME, FORMAT)
+    measurements = Measurements(out / FILE_NAME, FORMAT, ForgettingEntry)
     selected, faults = measurable_runs(runs, settings)
     print_left_out(selected, faults)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pml_cli.analysis.deployment import mean_table, measurement_table, sft_comparison
 from pml_cli.config.reports import Lasting
-from pml_cli.evaluation.finished_runs import Measurements, OnMeasured, OnStage
+from pml_cli.evaluation.finished_runs import LastingEntry, Measurements, OnMeasured, OnStage
 from pml_cli.evaluation.lasting_runs import FORMAT, measurable_runs
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.format import counted
@@ -58,7 +58,7 @@ def run(
     runs = finished_runs(paths, f"`pml memft rank=4,8 seqlen=64 out={folders}`", notes)
     print_notes(notes)
     out = report_folder(paths, settings.out)
-    measurements = Measurements(out / "lasting.json", FORMAT)
+    measurements = Measurements(out / "lasting.json", FORMAT, LastingEntry)
     selected, faults = measurable_runs(runs, settings)
     print_left_out(selected, faults)
 

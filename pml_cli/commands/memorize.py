@@ -7,7 +7,6 @@ goes on where it was, and `pml fit` reads them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -65,11 +64,13 @@ from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables import memorize as memorize_table
 from pml_cli.report.tables.data import show_warnings
+from pml_cli.runs.fields import ResultFields
 from pml_cli.runs.folder import RunFolder, copy_adapter
 from pml_cli.runs.output_folder import check_output_folder, disk_faults
 from pml_cli.runs.read import read_runs
 from pml_cli.runs.run_folders import RunFolders
 from pml_cli.stats import LN2
+from pml_cli.validation import read_json
 
 # The training keeps to this share of the limit, on text of its own: other text is harmed up to 1.4
 # times as much on the embedded model, up to 2.2 times on SmolLM2 (benchmarks/README.md).
@@ -350,11 +351,8 @@ def _recalled(cell: CellPlan, result: dict[str, Any]) -> float:
 
 
 def _result(folder: RunFolder) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(folder.result.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        reason = f"cannot be read ({error}); delete it and run the same command again"
-        raise UserError(f"{folder.result}: {reason}") from error
+    remedy = "delete it and run the same command again"
+    content: dict[str, Any] = read_json(folder.result, ResultFields, remedy)
     return content
 
 

@@ -37,6 +37,9 @@ from pml_cli.config.registry import GROUPS
 from pml_cli.config.sweep_file import YAMLError, one_line
 from pml_cli.errors import UserError
 
+# Hydra's parser recurses into every bracket.
+MAX_DEPTH = 50
+
 
 def parse(
     overrides: Iterable[str], config_dir: Path | None = None, groups: tuple[str, ...] = GROUPS
@@ -81,6 +84,8 @@ def _parse_override(
     if text[:1] in ("+", "~"):
         bare = text.lstrip("+~") or "key"
         raise UserError(f"{text}: no {text[0]} here, every setting is declared; write {bare}")
+    if _depth(text) > MAX_DEPTH:
+        raise UserError(f"{text.partition('=')[0]}: its value is nested too deep")
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"{text}: not of the form key=value")
@@ -101,6 +106,18 @@ def _parse_override(
     if not values:
         raise UserError(f"{text}: no values")
     return key, distinct(values)
+
+
+def _depth(text: str) -> int:
+    """How deep brackets are nested in an override; closing ones that are missing count."""
+    depth = deepest = 0
+    for letter in text:
+        if letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _with_home(key: str, text: str) -> str:
@@ -227,13 +244,20 @@ def compose_root(
     try:
         composed = compose(root, overrides, return_hydra_config=with_choices)
         tree: Any = OmegaConf.to_container(composed)
-    # OmegaConf raises OSError for a file that holds a number.
+    except RecursionError as error:
+        reason = "nested too deep, or a value holds itself"
+        raise UserError(f"{root} {' '.join(overrides)}: {reason}") from error
+    # OmegaConf raises OSError for a file that holds a number; PyYAML what it likes, for a tag whose
+    # value does not fit.
     except (
         HydraException,
         OmegaConfBaseException,
         YAMLError,
-        UnicodeDecodeError,
         OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
     ) as error:
         raise UserError(f"{root} {' '.join(overrides)}: {one_line(error)}") from error
 

@@ -103,6 +103,9 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
             continue
         field = key.rpartition(".")[2]
         takes_list = annotation(owners[key], field)[0] is list
+        if takes_list and isinstance(values[0], dict):
+            lines.append(type_fault(owners[key], field, values[0], key))
+            continue
         if len(values) > 1 and not takes_list:
             lines.append(f"{key}: takes one value, not {len(values)}")
             continue

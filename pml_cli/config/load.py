@@ -19,13 +19,17 @@ import yaml
 from pml_cli.config.option_files import option_file, options
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Run
-from pml_cli.config.setting import absent_values, type_fault
-from pml_cli.errors import UserError, did_you_mean
+from pml_cli.config.setting import absent_values, faults, type_fault
+from pml_cli.errors import UserError, did_you_mean, raise_all
+from pml_cli.validation import read_yaml
 
 T = TypeVar("T")
 
 # The settings of a run that belong to no group.
 PLAIN = ("rank", "seqlen", "seed")
+
+# How the lines about a file end that is not where it was.
+MISSING_FILES = (": no such file", ": a folder, not a file", ": must be a regular file")
 GROUPS_OF_RUN = tuple(group for group in GROUPS if group != "launch")
 
 
@@ -44,15 +48,15 @@ def read_run(config: Path, *, model_path: str | None = None, data_path: str | No
         UserError: it cannot be read, or names what this version does not know.
     """
     try:
-        tree: Any = yaml.safe_load(config.read_text("utf-8"))
+        tree: Any = read_yaml(config)
         plain = {name: tree[name] for name in PLAIN}
         groups = {group: group_settings(group, tree[group]) for group in GROUPS_OF_RUN}
         run = build_run(plain, groups)
+        raise_all(faults_of_run(run))
 
     except OSError as error:
         raise UserError(f"{config}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
-        # A YAML error has several lines.
+    except (ValueError, KeyError, TypeError, UserError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{config}: not the settings of a run ({reason})") from error
 
@@ -62,6 +66,14 @@ def read_run(config: Path, *, model_path: str | None = None, data_path: str | No
         data: Any = run.data
         run = dataclasses.replace(run, data=dataclasses.replace(data, path=data_path))
     return run
+
+
+def faults_of_run(run: Run) -> list[str]:
+    """What is wrong with the values of a run that was read from a file.
+
+    Files that it names may have moved since: they are looked for when they are read.
+    """
+    return [line for line in faults(run) if not line.endswith(MISSING_FILES)]
 
 
 def has_movable_model(run: Run) -> bool:

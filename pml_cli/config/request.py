@@ -5,6 +5,7 @@ All faults are collected and named at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
@@ -369,7 +370,8 @@ def _device_faults(cells: list[RootSettings]) -> Iterator[str]:
 def _request(cells: list[RootSettings], swept: list[str]) -> Request:
     # What surrounds a run is one for the whole sweep.
     first = cells[0]
-    folder = Path(first.out).expanduser()
+    # Not Path.expanduser, which raises an error for an unknown user.
+    folder = Path(os.path.expanduser(first.out))  # noqa: PTH111
     runs = [_run(cell) for cell in cells]
     return Request(runs=runs, out=folder, launch=first.launch, swept=swept)
 

@@ -24,7 +24,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pml_cli.errors import printable
+
 T = TypeVar("T")
+
+# Zero bytes end a text for the system, and half characters (of a cut emoji) cannot be written.
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
+# In a path also what moves the cursor, or begins a line of a job's script.
+UNUSABLE_IN_PATH = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 # They name the dataclass of a group's option: chosen with group=option, never set by themselves.
 DISCRIMINATORS = ("source", "kind")
@@ -60,6 +67,7 @@ class Declaration:
     allowed: str = ""
     special: Mapping[Any, str] = field(default_factory=dict)
     path: PathKind = ""
+    one_line: bool = False
     suggestions: tuple[str, ...] = ()
     words: Mapping[str, Any] = field(default_factory=dict)
     absent: Any = dataclasses.MISSING
@@ -161,6 +169,7 @@ def setting(
     allowed: str = "",
     special: Mapping[Any, str] | None = None,
     path: PathKind = "",
+    one_line: bool = False,
     suggestions: tuple[str, ...] = (),
     words: Mapping[str, Any] | None = None,
     absent: Any = dataclasses.MISSING,
@@ -186,6 +195,7 @@ def setting(
         special: values with a meaning of their own, `{0: "all samples"}`.
         path: whether the value is a path, which the shell completes, and whether it must be an
             existing file.
+        one_line: whether line breaks and other control characters are refused.
         suggestions: values that shell completion offers beside the choices.
         words: words for values that a user cannot know, `{"all": ALL}`; allowed whatever the
             bounds.
@@ -206,6 +216,7 @@ def setting(
         allowed=allowed,
         special=special or {},
         path=path,
+        one_line=one_line,
         suggestions=suggestions,
         words=words or {},
         absent=absent,
@@ -310,13 +321,34 @@ def _field_faults(
 
     values = value if isinstance(value, list) and not declaration.required else [value]
     for element in values:
-        if not declaration.accepts(element):
+        unusable = UNUSABLE_IN_PATH if declaration.path or declaration.one_line else UNUSABLE
+        if isinstance(element, str) and unusable.search(element):
+            text = printable(value_text(element))
+            yield f"{name}={text}: must have no control characters and half characters"
+        elif not declaration.accepts(element):
             allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
             yield f"{name}={value_text(element)}: must be {allowed}"
 
-    if declaration.path == "existing file" and value and not Path(value).is_file():
-        is_folder = Path(value).is_dir()
-        yield f"{name}={value}: {'a folder, not a file' if is_folder else 'no such file'}"
+    if declaration.path and isinstance(value, str):
+        reason = _path_fault(value, declaration.path)
+        if reason:
+            yield f"{name}={value}: {reason}"
+
+
+def _path_fault(text: str, kind: PathKind) -> str:
+    """Why a text cannot be the path that is asked for; empty where it can."""
+    if kind != "existing file" or not text:
+        return ""
+    try:
+        path = Path(text)
+        if path.is_file():
+            return ""
+        if path.is_dir():
+            return "a folder, not a file"
+        return "must be a regular file" if path.exists() else "no such file"
+    # A text in place of its path is too long a name, and some folders may not be entered.
+    except OSError as error:
+        return error.strerror or "no such file"
 
 
 def keys(owner: type[Any]) -> list[str]:

@@ -77,18 +77,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
+    # Completion imports this module too, and checks no file.
+    from pml_cli.validation import parse_yaml, read_regular
+
     try:
-        text = path.read_text("utf-8")
-        tree = yaml.safe_load(text)
+        text = read_regular(path)[0].decode("utf-8")
+        tree = parse_yaml(text)
         # Plain YAML takes a key given twice and reads 1e-3 as a text; OmegaConf does neither.
         if isinstance(tree, dict):
             tree = OmegaConf.to_container(OmegaConf.create(text))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not a sweep file in YAML: {one_line(error)}") from error
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror or error}") from error
 
     if tree is None:
         return {}

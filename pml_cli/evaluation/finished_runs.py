@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
+from typing_extensions import Required, TypedDict
 
 from pml_cli.config.load import has_movable_data, has_movable_model, moved_files, read_run
 from pml_cli.config.reports import RunSettings
@@ -26,6 +27,7 @@ from pml_cli.errors import UserError
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import write_json
 from pml_cli.runs.folder import RunFolder
+from pml_cli.validation import Number, checked, read_json
 
 # What an entry has of result.json.
 RUN_FIELDS = [
@@ -76,18 +78,84 @@ class FinishedRun:
     """A hash of the adapter, the texts and what else decides the measurement."""
 
 
+class TrainedOn(TypedDict):
+    """env.json of a run that is to be measured: hashes of its tokens and of the base model."""
+
+    tokens: str
+    base_weights: str
+
+
+class EntriesFile(TypedDict):
+    """The file of `Measurements`."""
+
+    format: int
+    runs: list[Any]
+
+
+class Entry(TypedDict):
+    """What was measured of one run, of this version's format."""
+
+    id: str
+    key: str
+
+
+class ConditionFields(TypedDict, total=False):
+    """Recall under one condition."""
+
+    status: Required[str]
+    token_accuracy: Number | None
+    exact_match: Number | None
+    final_loss: Number | None
+    share_above_threshold: Number | None
+    log10_p: Number | None
+    lost: Number | None
+    lost_above: Number | None
+    won: Number | None
+    kept_whole: Number | bool | None
+    first_failure: Number | None
+    least_margin: Number | None
+
+
+class TextFields(TypedDict):
+    """Forgetting of one text."""
+
+    base_loss: Number | None
+    loss: Number | None
+    kl: Number | None
+    changed: Number | None
+
+
+class LastingEntry(Entry):
+    """An entry of lasting.json."""
+
+    conditions: dict[str, ConditionFields]
+    damage: dict[str, TextFields]
+
+
+class ForgettingEntry(Entry):
+    """An entry of forgetting.json."""
+
+    kinds: dict[str, TextFields]
+    harm: Number | None
+
+
 class Measurements:
     """What was measured of runs, by their ids: the entries of lasting.json or forgetting.json."""
 
-    def __init__(self, path: Path, file_format: int) -> None:
+    def __init__(self, path: Path, file_format: int, schema: type = Entry) -> None:
         """Read the file; none, or one of another format, has no entries.
+
+        Args:
+            path: the file.
+            file_format: of this version.
+            schema: of an entry.
 
         Raises:
             UserError: it cannot be read.
         """
         self.path = path
         self.format = file_format
-        self._entries = _read_entries(path, file_format)
+        self._entries = _read_entries(path, file_format, schema)
         self._unsaved = False
 
     def missing(self, runs: Iterable[FinishedRun]) -> list[FinishedRun]:
@@ -121,17 +189,19 @@ class Measurements:
         return [entry for run_id, entry in self._entries.items() if run_id not in ids]
 
 
-def _read_entries(path: Path, file_format: int) -> dict[str, Any]:
-    if not path.exists():
+def _read_entries(path: Path, file_format: int, schema: type) -> dict[str, Any]:
+    if not os.path.lexists(path):
         return {}
 
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["format"] != file_format:
-            return {}
-        return {entry["id"]: entry for entry in content["runs"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({error}); delete it to measure anew") from error
+    remedy = "delete it to measure anew"
+    content = read_json(path, EntriesFile, remedy)
+    if content["format"] != file_format:
+        return {}
+    entries = {}
+    for entry in content["runs"]:
+        checked(path, entry, schema, remedy)
+        entries[entry["id"]] = entry
+    return entries
 
 
 def measure_missing(
@@ -256,6 +326,12 @@ def _subject(fields: dict[str, Any], settings: RunSettings) -> EvalRun:
     )
     check_code_is_allowed(run, folder, settings.trust_remote_code)
 
+    # A foreign config.yaml could ask for any length, and for all of the memory.
+    if fields["seqlen"] is not None and run.seqlen != fields["seqlen"]:
+        raise UserError(
+            f"{folder.config}: seqlen={run.seqlen}: must be {fields['seqlen']} as in result.json"
+        )
+
     environment = read_environment(folder)
     samples = trained_samples(run, folder.path)
     if tokens_hash(samples) != environment["tokens"]:
@@ -318,11 +394,8 @@ def read_environment(folder: RunFolder) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        environment = json.loads(folder.env.read_text("utf-8"))
-        return {name: environment[name] for name in ("tokens", "base_weights")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.env}: not readable ({error}); train this run again") from error
+    content = read_json(folder.env, TrainedOn, "train this run again")
+    return {name: content[name] for name in ("tokens", "base_weights")}
 
 
 def _measurement_key(subject: EvalRun, depends_on: Sequence[object]) -> str:

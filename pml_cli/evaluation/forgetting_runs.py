@@ -27,6 +27,7 @@ from pml_cli.data.source import Sample
 from pml_cli.data.windows import Pool, text_pool, trained_targets
 from pml_cli.evaluation.finished_runs import (
     FinishedRun,
+    ForgettingEntry,
     Measurements,
     OnMeasured,
     OnStage,
@@ -288,7 +289,7 @@ def measure_runs(
             fit; forgetting.json cannot be read.
     """
     selected, faults = measurable_runs(runs, settings)
-    measurements = Measurements(out / FILE_NAME, FORMAT)
+    measurements = Measurements(out / FILE_NAME, FORMAT, ForgettingEntry)
     missing = measurements.missing(selected)
     if missing:
         measure_missing(measurements, missing, partial(measure, device=settings.device), show)

@@ -10,7 +10,6 @@ Shapes: n texts, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +17,11 @@ import torch
 
 from pml_cli.data.source import Sample
 from pml_cli.data.windows import WINDOW
+from pml_cli.errors import UserError
 from pml_cli.io import cache_folder, write_json
 from pml_cli.model.dims import model_dims
 from pml_cli.model.split_model import SplitModel
+from pml_cli.validation import Count, read_json
 
 # Of the sampling, and of the files in the cache.
 SEED = 12
@@ -54,8 +55,8 @@ def own_text(base: SplitModel, prompts: Sequence[Sample]) -> list[Sample]:
 
 def _read(path: Any) -> list[list[int]] | None:
     try:
-        targets: list[list[int]] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        targets: list[list[int]] = read_json(path, list[list[Count]], "")
+    except UserError:
         return None
     return targets
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from pml_cli.config.measure import model_name
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError
+from pml_cli.validation import Number, Size, Text, read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -32,6 +34,19 @@ NOT_PLAIN = (
 )
 
 
+class ConfigFields(TypedDict, total=False):
+    """adapter_config.json: what is read of it, as PEFT writes it."""
+
+    peft_type: Text | None
+    r: Size | None
+    lora_alpha: Number | None
+    alpha_pattern: dict[str, Number] | None
+    base_model_name_or_path: Text | None
+    revision: Text | None
+    init_lora_weights: bool | str | None
+    bias: Text | None
+
+
 def adapter_folder(path: Path) -> Path | None:
     """The folder of an adapter: the path, or the adapter/ in it; None where neither is one."""
     for folder in (path, path / "adapter"):
@@ -47,12 +62,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is of another kind of adapter.
     """
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text("utf-8"))
-        kind = str(config.get("peft_type"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not readable ({error})") from error
-
+    config: dict[str, Any] = read_json(path, ConfigFields, "save the adapter anew")
+    kind = str(config.get("peft_type"))
     if kind != "LORA" and not kind.startswith(OWN_TYPES):
         raise UserError(f"{path}: peft_type is {kind}; pml measure takes LORA")
     for name in NOT_PLAIN:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -28,8 +29,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
 from pml_cli.launch.liveness import (
+    PROCESS_NAME,
     STALE_SECONDS,
     Record,
     is_alive,
@@ -40,6 +43,9 @@ from pml_cli.launch.liveness import (
 from pml_cli.runs.run_folders import run_key
 
 FOLDERS = ("locks", "dead", "workers", "cancel", "journal")
+
+# In place of a name that no process can have.
+NOBODY = "nobody"
 
 # Seconds for which a verdict on another process is cached.
 VERDICT_SECONDS = 2.0
@@ -188,7 +194,8 @@ class WorkerLease:
 
             holder = _link_target(lock)
             if holder is None:
-                # released in this moment: try again
+                # Released in this moment, or no claim at all: try again.
+                _remove_other(lock)
                 continue
             if holder == self.name:
                 return True
@@ -239,12 +246,23 @@ class WorkerLease:
             holder = successor
 
     def _take_over(self, dead: str) -> None:
+        """Declare a process dead, and be its successor; nothing where another was faster.
+
+        Raises:
+            UserError: marks of death lead in a circle, so that nobody can be.
+        """
+        mark = self.folder / "dead" / dead
         try:
-            (self.folder / "dead" / dead).symlink_to(self.name)
+            mark.symlink_to(self.name)
             self.log_event("take_over", dead=dead)
         except FileExistsError:
-            # another process was faster
-            pass
+            _remove_other(mark)
+            # The walk ends before a mark that exists only where it comes back to itself.
+            if self._last_successor(dead) == dead and mark.is_symlink():
+                raise UserError(
+                    f"{mark}: marks of dead processes lead in a circle; end what works in this "
+                    f"folder and remove {mark.parent}"
+                ) from None
 
     # -- cancellation
 
@@ -298,7 +316,31 @@ def cancel_processes(out: Path, names: Iterable[str]) -> None:
 
 
 def _link_target(link: Path) -> str | None:
+    """The process that a link names; None where there is no link.
+
+    A link that leads anywhere else is damaged: it names nobody who lives.
+    """
     try:
-        return os.readlink(link)  # noqa: PTH115
+        target = os.readlink(link)  # noqa: PTH115
     except OSError:
         return None
+    return target if re.fullmatch(PROCESS_NAME, target) else NOBODY
+
+
+def _remove_other(lock: Path) -> None:
+    """Remove what lies in the place of a lock and is no link: an archive was unpacked, perhaps.
+
+    Raises:
+        UserError: a folder lies there that is not empty.
+    """
+    if lock.is_symlink() or not lock.exists():
+        return
+    try:
+        if lock.is_dir():
+            lock.rmdir()
+        else:
+            lock.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{lock}: no lock of pml's ({error.strerror}); remove it") from error

@@ -7,7 +7,6 @@ read off the file server's clock, so the clocks of the machines need not agree.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -15,9 +14,15 @@ import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+from annotated_types import Ge, Le
+from pydantic import StringConstraints
+from typing_extensions import NotRequired, TypedDict
+
+from pml_cli.errors import UserError
+from pml_cli.validation import Count, Number, Text, checked, parse_json, read_regular
 
 STALE_SECONDS = 120.0
 
@@ -26,8 +31,47 @@ START_TIME_TOLERANCE = 3.0
 
 Record = dict[str, Any]
 
-# What every record has, beside what tells whether its process is alive.
-RECORD_KEYS = {"name", "kind", "host", "pid", "shown"}
+# The names of processes and of launches become names of files, which must stay in their folder.
+PROCESS_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}"
+ProcessName = Annotated[str, StringConstraints(pattern=f"^{PROCESS_NAME}$")]
+
+
+class SlurmFields(TypedDict):
+    """The Slurm job of a process."""
+
+    job: Text
+    restart: int
+    task: Text
+
+
+class ActivityFields(TypedDict, total=False):
+    """What a process does, as `pack_run` reports it."""
+
+    step: Count
+    steps: Count
+    first: Count
+    since: Number
+    names: list[Text]
+
+
+class RecordFields(TypedDict):
+    """A worker's record: what `process_identity` and `lease.WorkerLease` write."""
+
+    name: ProcessName
+    kind: Text
+    host: Text
+    place: Text
+    pid: Annotated[int, Ge(1), Le(2**31 - 1)]
+    created: Number
+    shown: Number
+    state: Text
+    stale: NotRequired[Number]
+    started: NotRequired[Number]
+    order: NotRequired[Text]
+    launch: NotRequired[Text]
+    slot: NotRequired[int | None]
+    slurm: NotRequired[SlurmFields | None]
+    doing: NotRequired[ActivityFields | None]
 
 
 @lru_cache(maxsize=1)
@@ -121,12 +165,15 @@ def read_record(path: Path) -> tuple[Record | None, float]:
     """
     try:
         # Opening queries the NFS server; a stat alone may be answered from a cache.
-        with path.open(encoding="utf-8") as file:
-            record = json.loads(file.read())
-            written_at = os.fstat(file.fileno()).st_mtime
-    except (FileNotFoundError, ValueError):
+        content, status = read_regular(path)
+    except FileNotFoundError:
         return None, 0.0
-    return (record, written_at) if isinstance(record, dict) else (None, 0.0)
+
+    try:
+        record = checked(path, parse_json(path, content, ""), RecordFields, "")
+    except UserError:
+        return None, 0.0
+    return record, status.st_mtime
 
 
 def server_time(folder: Path) -> float:
@@ -159,7 +206,7 @@ def living_processes(out: Path) -> list[Record]:
             continue
 
         # Others may write to the folder too: files that are not records are skipped.
-        if record is None or not record.keys() >= RECORD_KEYS:
+        if record is None:
             continue
         fenced = (out / ".pml" / "dead" / path.stem).is_symlink()
         if not fenced and is_alive(record, written_at, clock):

@@ -22,12 +22,15 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Lt
+from pydantic import StringConstraints
+from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.config.load import GROUPS_OF_RUN, PLAIN, build_run, group_settings, typed_values
 from pml_cli.config.schema import FORMAT, Run
@@ -36,14 +39,36 @@ from pml_cli.errors import UserError, raise_all
 from pml_cli.format import counted
 from pml_cli.io import atomic_write
 from pml_cli.runs.run_folders import run_key
+from pml_cli.validation import Number, read_json
 
 if TYPE_CHECKING:
     from pml_cli.data.cell import CellPlan
     from pml_cli.launch.pack import Pack
     from pml_cli.launch.packing import Packing
 
+# What helps where a manifest is damaged.
+AGAIN = "delete it and run the sweep again"
+
 # A cell's id is the name of its folder, so it must not lead out of the results folder.
-CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+CellId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")]
+
+
+class CellFields(TypedDict):
+    """One cell of a manifest."""
+
+    work: Annotated[float, Ge(0), Lt(1e30)]
+    tokens: NotRequired[str]
+    run: NotRequired[dict[str, Any]]
+
+
+class ManifestFields(TypedDict):
+    """A manifest; its settings are checked as those of a command line are."""
+
+    format: Literal[1]
+    asked: Number
+    cells: dict[CellId, CellFields]
+    settings: NotRequired[dict[str, list[Any]]]
+    packing: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,16 +130,13 @@ class SweepManifest:
             UserError: it is damaged.
         """
         body = _read_body(path)
-        try:
-            work = {}
-            hashes = {}
-            for name, cell in body["cells"].items():
-                work[_checked_id(name)] = float(cell["work"])
-                hashes[name] = str(cell.get("tokens", ""))
-            requested_at = float(body["asked"])
-            return cls(path=path, work=work, hashes=hashes, requested_at=requested_at)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(path, error) from error
+        cells = body["cells"]
+        return cls(
+            path=path,
+            work={name: cell["work"] for name, cell in cells.items()},
+            hashes={name: cell.get("tokens", "") for name, cell in cells.items()},
+            requested_at=body["asked"],
+        )
 
     def read_runs(self) -> list[Run]:
         """The typed runs of the cells, in the manifest's order.
@@ -162,8 +184,8 @@ class SweepManifest:
 
         cells = self._as_requested(check(runs))
         try:
-            packing = typed_values(Packing, _read_body(self.path)["packing"])
-        except (KeyError, TypeError, UserError) as error:
+            packing = typed_values(Packing, _read_body(self.path).get("packing", {}))
+        except (TypeError, UserError) as error:
             raise _damaged(self.path, error) from error
         return make_packs(cells, packing)
 
@@ -273,23 +295,12 @@ def _run_of(record: Mapping[str, Any], groups: Mapping[str, Sequence[Any]]) -> R
     return run
 
 
-def _checked_id(name: str) -> str:
-    if not CELL_ID.fullmatch(name):
-        raise ValueError(f"{name!r} is not the id of a run")
-    return name
-
-
 def _read_body(path: Path) -> dict[str, Any]:
-    try:
-        body = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(body, dict):
-        raise _damaged(path, ValueError("not a mapping"))
+    body: dict[str, Any] = read_json(path, ManifestFields, AGAIN)
     return body
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     one_line = " ".join(str(error).split())
     reason = one_line or type(error).__name__
-    return UserError(f"{path}: cannot be read ({reason}); delete it and run the sweep again")
+    return UserError(f"{path}: cannot be read ({reason}); {AGAIN}")

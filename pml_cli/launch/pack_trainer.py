@@ -114,8 +114,9 @@ class PackTrainer:
 
         for header in headers:
             resumed = [cell for cell in unstarted if header.holds(cell.id, cell.tokens_hash)]
-            if resumed:
-                usable &= self._attempt(self._resumed(header, resumed, cells))
+            attempt = self._resumed(header, resumed, cells) if resumed else None
+            if attempt is not None:
+                usable &= self._attempt(attempt)
                 unstarted = [cell for cell in unstarted if cell not in resumed]
         if unstarted:
             usable &= self._attempt(Attempt(pack=unstarted, cells=unstarted))
@@ -125,14 +126,19 @@ class PackTrainer:
 
     def _resumed(
         self, header: CheckpointHeader, resumed: list[CellPlan], claimed: Sequence[CellPlan]
-    ) -> Attempt:
-        """The attempt that resumes some of a checkpoint's cells."""
+    ) -> Attempt | None:
+        """The attempt that resumes some of a checkpoint's cells; None where it is damaged."""
         # The claimed ones last: theirs are the names of the folders.
         plans = {run_key(cell.id): cell for cell in [*self.plans.values(), *claimed]}
         pack = [plans[key] for key in header.pack if key in plans]
         state = self.checkpoints.load(
             header, [cell.id for cell in pack], [cell.id for cell in resumed]
         )
+        if state is None:
+            # Its cells begin anew, and nobody tries it again.
+            self.lease.log_event("damaged_checkpoint", file=header.path.name)
+            header.path.unlink(missing_ok=True)
+            return None
         # What was spent so far was shared by all cells that the pack began with.
         seconds = header.seconds / len(header.pack)
         return Attempt(pack=pack, cells=resumed, state=state, seconds=seconds)

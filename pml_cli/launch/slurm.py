@@ -9,11 +9,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from pml_cli.errors import UserError
 from pml_cli.io import atomic_write
+from pml_cli.launch.liveness import ProcessName
+from pml_cli.validation import Text, read_json
 
 # Slurm's own default of MaxArraySize
 DEFAULT_ARRAY_SIZE = 1001
@@ -23,6 +28,13 @@ ANSWER_SECONDS = 20.0
 
 # Job ids handed to one scancel: the length of a command line is limited.
 IDS_PER_COMMAND = 500
+
+
+class LaunchFields(TypedDict):
+    """What `record_launch` writes; its name becomes that of a file in cancel/."""
+
+    launch: ProcessName
+    order: Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +76,9 @@ def launch_records(out: Path) -> dict[str, dict[str, str]]:
     """What `record_launch` wrote in a folder, by job; a damaged record is left out."""
     records = {}
     for path in (out / ".pml" / "jobs").glob("*.json"):
-        try:
-            record = json.loads(path.read_text("utf-8"))
-            launch = str(record["launch"])
-            sweep = str(record["order"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        records[path.stem] = {"launch": launch, "order": sweep}
+        with suppress(UserError):
+            record = read_json(path, LaunchFields, "")
+            records[path.stem] = {"launch": record["launch"], "order": record["order"]}
     return records
 
 

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import json
-import math
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from annotated_types import Gt, Len, Lt
 
 from pml_cli.config.schema import Launch
+from pml_cli.errors import UserError
 from pml_cli.io import cache_folder, write_json
 from pml_cli.launch.cost_model import training_flops
 from pml_cli.launch.devices import openmp_threads
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind, nvidia_smi
 from pml_cli.stats import Array
+from pml_cli.validation import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 # Measured points of one device, dtype and model that are kept, the latest.
 MAX_POINTS = 50
 
+Positive = Annotated[float, Gt(1e-12), Lt(1e30)]
+
 # [FLOPs, seconds] of a training step.
-Point = list[float]
+Point = Annotated[list[Positive], Len(2, 2)]
 
 # Measured points by device, dtype and model.
 PointsByModel = dict[str, list[Point]]
@@ -146,25 +149,10 @@ class Throughput:
 
     def _read(self) -> Points:
         try:
-            content = json.loads(self.path.read_text("utf-8"))
-            return {
-                device: {
-                    dtype: {model: _valid(points) for model, points in by_model.items()}
-                    for dtype, by_model in by_dtype.items()
-                }
-                for device, by_dtype in content.items()
-            }
-        except (OSError, ValueError, AttributeError, TypeError):
+            points: Points = read_json(self.path, Points, "")
+        except UserError:
             return {}
-
-
-def _valid(points: Sequence[Any]) -> list[Point]:
-    """The points with positive and finite values."""
-    return [
-        [float(flops), float(seconds)]
-        for flops, seconds in points
-        if 0 < flops < math.inf and 0 < seconds < math.inf
-    ]
+        return points
 
 
 def _fit_line(points_N2: Array) -> tuple[float, float]:

@@ -31,5 +31,6 @@ codes; `report/law_text.py` makes the sentences.
     fitted_law.py        a law with draws of its parameters
     inverse.py           what a fitted law predicts, and the size or length that reaches a target
     design.py            a planned grid simulated from the law of a pilot
+    law_fields.py        what is read of law.json: types and ranges
     law_json.py          schema, writer and reader of law.json
 """

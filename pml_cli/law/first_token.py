@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+from pyarrow import ArrowException
 
 from pml_cli.config import registry
 from pml_cli.config.setting import keys
@@ -93,7 +94,9 @@ def _gains(folders: pd.Series[str]) -> Iterator[tuple[float, float]]:
         try:
             tokens = pd.read_parquet(path, columns=columns)
         # Other reports say what cannot be read.
-        except (OSError, ValueError):
+        except (OSError, ValueError, ArrowException):
+            continue
+        if not all(pd.api.types.is_numeric_dtype(tokens[name]) for name in columns):
             continue
 
         nll_before = tokens[tokens["step"] == tokens["step"].min()].set_index("position")["nll"]

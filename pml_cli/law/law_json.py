@@ -36,6 +36,7 @@ from pml_cli.law.fitted_law import (
 from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import Comparison, Tie
 from pml_cli.law.lack_of_fit import LackOfFit
+from pml_cli.law.law_fields import FileFields, LawFields
 from pml_cli.law.mle import LikelihoodFit
 from pml_cli.law.model_selection import (
     EDGE,
@@ -51,12 +52,15 @@ from pml_cli.law.quality import Quality
 from pml_cli.law.recall_law import NAMES, RecallFit
 from pml_cli.law.text_deviations import TextDeviation
 from pml_cli.stats import MIN_CLUSTERS, Array, percent_error
+from pml_cli.validation import checked, load_json, shown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 FORMAT = 4
 FILE_NAME = "law.json"
+# What helps where the file cannot be used.
+AGAIN = "run `pml fit` again"
 ESTIMATORS = {"paper": "least squares", "robust": "relative residuals, Huber's loss"}
 
 Describe = Callable[[Finding | None, SizeAxis], str]
@@ -732,15 +736,15 @@ def load_report(path: Path, group: str | None = None) -> Report:
     groups = content["groups"]
     if group is not None:
         groups = _groups_named(group, groups)
+    for entry in groups:
+        _check_chosen(file, entry)
     try:
         answering = [entry for entry in groups if _has_law(entry)]
         laws = [_fitted_law(entry, content) for entry in answering]
         lines = [_bits_line(entry) for entry in content.get("bits_lines", [])]
     # Whatever is wrong inside a law.json of this format, the file is damaged.
-    except (LookupError, TypeError, ValueError, ArithmeticError, StopIteration) as error:
-        raise UserError(
-            f"{file}: damaged ({type(error).__name__}: {error}); run `pml fit` again"
-        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: damaged ({type(error).__name__}: {error}); {AGAIN}") from error
 
     left_out = {entry["name"]: _reasons(entry) for entry in groups if entry not in answering}
     if not laws and not lines:
@@ -787,20 +791,29 @@ def _law_json_path(path: Path) -> Path:
 
 def _read_content(file: Path) -> dict[str, Any]:
     """The content of a law.json of this format."""
-    try:
-        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        found_format = content["format"]
-        if found_format == FORMAT:
-            content["groups"]
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{file}: not a law.json ({reason}); run `pml fit` again") from error
+    content = load_json(file, AGAIN)
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{file}: not a law.json (it names no format); {AGAIN}")
 
+    found_format = content["format"]
     if found_format != FORMAT:
-        raise UserError(
-            f"{file}: format {found_format}, this pml reads {FORMAT}; run `pml fit` again"
-        )
-    return content
+        raise UserError(f"{file}: format {shown(found_format)}, this pml reads {FORMAT}; {AGAIN}")
+    fields: dict[str, Any] = checked(file, content, FileFields, AGAIN)
+    return fields
+
+
+def _check_chosen(file: Path, group: dict[str, Any]) -> None:
+    """Refuse a group whose chosen law is not among its laws, or damaged.
+
+    Raises:
+        UserError: names the group.
+    """
+    if group["chosen"] is None:
+        return
+    named = [law for law in group["laws"] if law["name"] == group["chosen"]]
+    if not named:
+        raise UserError(f"{file}: {group['slug']}: has no law {group['chosen']}; {AGAIN}")
+    checked(file, named[0], LawFields, AGAIN)
 
 
 def _from_json(kind: type[Record], content: dict[str, Any]) -> Record:
@@ -821,6 +834,8 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
     all_recall_draws = [draws.pop(f"all_recall_{name}", []) for name in NAMES]
 
     trained = _from_json(RangeRecord, group["range"])
+    if trained.rank != sorted(trained.rank) or trained.length != sorted(trained.length):
+        raise ValueError("a range ends below its beginning")
     base = _from_json(BaseLossRecord, group["base_loss"])
     texts = [_from_json(LengthCurveRecord, text) for text in group["base_loss"]["texts"]]
     return FittedLaw(
@@ -856,8 +871,6 @@ def _gain_law(group: dict[str, Any], draws: dict[str, list[float]]) -> dict[str,
 
     chosen = next(law for law in group["laws"] if law["name"] == group["chosen"])
     record = _from_json(LikelihoodRecord, chosen)
-    if record.clusters < 1:
-        raise ValueError("no clusters")
     return {
         "form": Form(**record.form),
         "form_reason": "",
@@ -887,9 +900,6 @@ def _theta(
         draws: of the bootstrap, (D,) by the name of the parameter; empty without one.
     """
     theta = np.array([record.theta[name] for name in THETA_NAMES], float)
-    if not np.isfinite(theta).all():
-        raise ValueError("a parameter is not finite")
-
     by_text = np.array(record.covariance_texts, float)
     if 1 < record.texts < MIN_CLUSTERS and np.isfinite(by_text).all():
         sample = text_theta(theta, by_text, record.texts, Form(**record.form))
@@ -927,4 +937,6 @@ def _length_curve(record: LengthCurveRecord | BaseLossRecord) -> LengthCurve:
     """Arrays of a record, (V,) each."""
     lengths = np.array(record.length, float)
     nats = np.array(record.nats, float)
+    if len(lengths) != len(nats):
+        raise ValueError("base losses of other lengths")
     return LengthCurve(log_length=np.log(lengths), nats=nats)

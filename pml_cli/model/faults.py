@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pml_cli.config.schema import Model
 from pml_cli.errors import UserError, first_line
 from pml_cli.model.device import is_fault_of_machine
 
@@ -40,6 +41,19 @@ def one_line(option: str, reason: str = "") -> Iterator[None]:
         message = error_line(error)
         text = f"{reason} ({message})" if reason else message
         raise UserError(f"{option}: {text}") from error
+
+
+@contextmanager
+def named_model(model: Model) -> Iterator[None]:
+    """Put the setting in front of what is wrong with one of a model's files.
+
+    Raises:
+        UserError: one was raised inside.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"model.path={model.path}: {error}") from error
 
 
 def error_line(error: Exception) -> str:

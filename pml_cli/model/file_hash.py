@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pml_cli.errors import UserError
 from pml_cli.model.gguf_layout import is_gguf, read_layout
+from pml_cli.validation import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -52,8 +54,8 @@ def weight_files(folder: Path) -> list[Path]:
 def _json_field(path: Path, name: str) -> Any:
     """A field of a JSON file; None where the file lacks it, is damaged or is not there."""
     try:
-        return json.loads(path.read_text("utf-8"))[name]
-    except (OSError, ValueError, LookupError, TypeError):
+        return read_json(path, dict[str, Any], "").get(name)
+    except UserError:
         return None
 
 
@@ -88,7 +90,7 @@ def tensors_hash(path: Path) -> str:
     try:
         fields = json.loads(content[8:data_start])
         fields.pop("__metadata__", None)
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         # Damaged: loading it reports the damage.
         return hashlib.sha256(content).hexdigest()
 
@@ -142,6 +144,6 @@ def _header_spans(header: bytes, data_bytes: int) -> Spans:
     try:
         fields = json.loads(header).items()
         return sorted(field["data_offsets"] for name, field in fields if name != "__metadata__")
-    except (ValueError, AttributeError, LookupError, TypeError):
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
         # A damaged file is sampled as one tensor; loading it reports the damage.
         return [[0, data_bytes]]

@@ -9,17 +9,20 @@ transformers nor torch.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
 
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError
-from pml_cli.model.faults import one_line
+from pml_cli.model.faults import named_model, one_line
 from pml_cli.model.files import local_folder, locate
+from pml_cli.validation import Text, fault_of, read_json
 
 # What config.json may say of how a model is run, which pml says itself. A file saved on a GPU
 # machine asks for attention kernels that a CPU lacks.
@@ -48,17 +51,32 @@ PLANNED = {
 # Families whose heads are of size hidden / heads unless the config says otherwise.
 PLAIN_HEADS = ("llama", "mistral")
 
-# What no model has 0 of, under the names of most families.
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "n_embd",
-    "n_layer",
-    "n_head",
-)
+# Of every model there is, and of what fits into no memory.
+Dimension = Annotated[int, Ge(1), Le(10**8)]
+
+
+class ConfigFields(TypedDict, total=False):
+    """config.json: sizes under the names of most families. transformers checks the rest."""
+
+    model_type: Text | None
+    vocab_size: Dimension | None
+    hidden_size: Dimension | None
+    intermediate_size: Dimension | list[Any] | None
+    num_hidden_layers: Dimension | None
+    num_attention_heads: Dimension | None
+    num_key_value_heads: Dimension | None
+    head_dim: Dimension | None
+    max_position_embeddings: Dimension | None
+    n_embd: Dimension | None
+    n_layer: Dimension | None
+    n_head: Dimension | None
+    text_config: dict[str, Any] | None
+    hidden_act: str | None
+    layer_types: list[str] | None
+    rope_parameters: dict[str, Any] | None
+    quantization_config: dict[str, Any] | None
+    transformers_weights: Text | None
+
 
 # Sizes that some families compute from other fields.
 COMPUTED = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads")
@@ -73,7 +91,7 @@ def config_fields(model: Model) -> dict[str, Any]:
         UserError: as `model_config`.
     """
     if _is_spelt_out(model):
-        _refuse_empty(model.architecture, "model.architecture")
+        _refuse_wrong(model.architecture, "model.architecture")
     if is_read_as_it_is(model):
         fields = model.architecture if _is_spelt_out(model) else _read_json(TINY / CONFIG_FILE)
     else:
@@ -158,30 +176,23 @@ def _from_files(model: Model) -> Any:
     source = local_folder(model) or model.path
     if isinstance(source, Path):
         # Reports damage in a line of ours.
-        fields = _read_json(source / CONFIG_FILE, model)
-        _refuse_empty(fields, f"model.path={model.path}: its config.json")
+        _read_json(source / CONFIG_FILE, model)
     with one_line(f"model.path={model.path}"):
         return AutoConfig.from_pretrained(
             source, trust_remote_code=model.trust_remote_code, revision=model.revision
         )
 
 
-def _refuse_empty(fields: Mapping[str, Any], where: str) -> None:
-    """Refuse sizes below 1, for which transformers divides by zero."""
-    for name in SIZES:
-        value = fields.get(name)
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"{where}: {name}={value}: must be at least 1")
+def _refuse_wrong(fields: Mapping[str, Any], where: str) -> None:
+    """Refuse sizes that are none, for which transformers divides by zero or fills the memory."""
+    fault = fault_of(fields, ConfigFields)
+    if fault:
+        raise UserError(f"{where}: {fault}")
 
 
 def _read_json(path: Path, model: Model | None = None) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        name = path if model is None else model.path
-        raise UserError(f"model.path={name}: its config.json is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"model.path={path}: its config.json holds no fields")
+    with named_model(model or Model()):
+        fields: dict[str, Any] = read_json(path, ConfigFields, "copy the model anew")
     return fields
 
 

@@ -5,20 +5,35 @@ Without torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import MinLen
+from pydantic import StringConstraints
+from typing_extensions import TypedDict
 
 from pml_cli.config.schema import Model
 from pml_cli.errors import UserError
-from pml_cli.model.faults import one_line
+from pml_cli.model.faults import named_model
 from pml_cli.model.file_hash import INDEX_FILE, WEIGHTS_FILE
 from pml_cli.model.files import downloaded, local_folder, locate
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.model_config import config_fields
+from pml_cli.validation import read_json
 
 INDEX_SUFFIX = ".index.json"
+
+# A file of the model's own folder, and of no other.
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][^/\\\x00-\x1f]*$")]
+
+
+class IndexFields(TypedDict):
+    """model.safetensors.index.json: the file of each tensor."""
+
+    weight_map: Annotated[dict[str, FileName], MinLen(1)]
+
 
 # The path of one file of a model by its name; None where there is none.
 Find = Callable[[str], Path | None]
@@ -45,9 +60,9 @@ def shard_names(model: Model, find: Find) -> list[str]:
         if not path.name.endswith(INDEX_SUFFIX):
             return [name]
 
-        with one_line(f"model.path={model.path}", f"{name} is damaged"):
-            weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-            return sorted(set(weight_map.values()))
+        with named_model(model):
+            content = read_json(path, IndexFields, "copy the model anew")
+        return sorted(set(content["weight_map"].values()))
     return names[:1]
 
 

@@ -6,18 +6,33 @@ measured again, the same weights on the same tokens of the same model, takes the
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import TypedDict
 
 from pml_cli.data.generic_text import KINDS
 from pml_cli.errors import UserError
 from pml_cli.io import write_csv, write_json
+from pml_cli.validation import Number, read_json
 
 FORMAT = 1
 
 # What makes an entry of its own.
 KEY = ("weights", "tokens", "model", "model_path")
+
+
+class EntryFields(TypedDict):
+    """An entry of measure.json, as far as it is read again."""
+
+    kinds: dict[str, dict[str, Number | str | None]]
+
+
+class AdaptersFile(TypedDict):
+    """measure.json."""
+
+    format: int
+    adapters: list[EntryFields]
 
 
 def write(out: Path, entry: dict[str, Any]) -> list[str]:
@@ -47,13 +62,12 @@ def write(out: Path, entry: dict[str, Any]) -> list[str]:
 def _entries(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["format"] != FORMAT:
-            raise UserError(f"{path}: format {content['format']}; give another out=")
-        return list(content["adapters"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({error}); give another out=") from error
+    remedy = "give another out="
+    content = read_json(path, AdaptersFile, remedy)
+    if content["format"] != FORMAT:
+        raise UserError(f"{path}: format {content['format']}; {remedy}")
+    entries: list[dict[str, Any]] = content["adapters"]
+    return entries
 
 
 def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 May import `config`, `data` and `model` (settings and sizes), neither torch nor the trainer.
 
     folder.py         RunFolder: every path of one run, and how its files are written
+    fields.py         what is read of a run's JSON files: types and ranges
     run_folders.py    the runs of a results folder, found by the hash in their ids
     output_folder.py  whether a sweep's folder can be used, and what its disk refuses
     samples.py        samples.jsonl: what was to be remembered, and what is written instead

@@ -8,7 +8,6 @@ error.json stands in its place when the run failed. Every file is complete or ab
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, printable
 from pml_cli.io import atomic_write, temporary_path, write_json, write_text
+from pml_cli.runs.fields import Environment, Failure, ResultFields
+from pml_cli.validation import read_json
 
 if TYPE_CHECKING:
     # It takes half a second to import; `pml status` does without.
@@ -70,22 +71,22 @@ class RunFolder:
                 of others is none. Empty: of any.
         """
         try:
-            result = json.loads(self.result.read_text("utf-8"))
-            has_result = bool(result["format"] == FORMAT)
-        except (OSError, ValueError, KeyError, TypeError):
+            result = read_json(self.result, ResultFields, "")
+        except UserError:
             return False
+        has_result = result["format"] == FORMAT
         return has_result and (not tokens or self._has_learned(tokens))
 
     def _has_learned(self, tokens: str) -> bool:
         """Whether env.json names these tokens, or none: the first versions did not write them."""
-        try:
-            environment = json.loads(self.env.read_text("utf-8"))
-            return environment.get("tokens") in (None, tokens)
-        except FileNotFoundError:
+        if not os.path.lexists(self.env):
             return True
+        try:
+            environment = read_json(self.env, Environment, "")
         # A damaged file: what the run has learned is not known.
-        except (OSError, ValueError, AttributeError):
+        except UserError:
             return False
+        return environment.get("tokens") in (None, tokens)
 
     def has_ended(self, tokens: str = "", *, fresh: bool = False) -> bool:
         """Whether the run is done or has failed.
@@ -122,13 +123,13 @@ class RunFolder:
 
     def failure(self) -> str | None:
         """Why the run failed; None if it did not."""
-        try:
-            error = json.loads(self.error.read_text("utf-8"))
-            return str(error.get("reason", ""))
-        except FileNotFoundError:
+        if not os.path.lexists(self.error):
             return None
-        except (OSError, ValueError, AttributeError):
+        try:
+            error = read_json(self.error, Failure, "")
+        except UserError:
             return "error.json cannot be read"
+        return printable(error.get("reason", ""))
 
     def write_text(self, path: Path, text: str) -> None:
         """Write one of the run's text files."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import MAX_LISTED, UserError, and_n_more
+from pml_cli.runs.fields import Answer, ResultFields
 from pml_cli.runs.folder import ADAPTER, ERROR, RESULT, RunFolder
 from pml_cli.runs.labels import with_settled_labels
 from pml_cli.runs.run_folders import run_key
+from pml_cli.validation import checked, load_json, read_json, shown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# What helps where a result cannot be used.
+AGAIN = "delete it and run the sweep again"
 
 # What `pml memorize` writes of its answer.
 ANSWER = "memorize.json"
@@ -164,10 +168,10 @@ def one_run(path: Path) -> RunFolder:
 def _chosen_run(folder: Path) -> str | None:
     """The run that `pml memorize` has handed over; None where the folder is none of its own."""
     try:
-        content = json.loads((folder / ANSWER).read_text("utf-8"))
-        return str(content["run"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_json(folder / ANSWER, Answer, "")
+    except UserError:
         return None
+    return str(content["run"])
 
 
 def read_failures(root: Path) -> dict[str, str]:
@@ -189,12 +193,12 @@ def check_formats(out: Path) -> None:
     """
     for path in sorted(out.glob(f"*/{RESULT}")):
         try:
-            result = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError):
+            result = load_json(path, "")
+        except UserError:
             continue
 
         if _is_result(result, "id") and result.get("format") != FORMAT:
-            other = f"format {result.get('format')} is not this version's ({FORMAT})"
+            other = f"format {shown(result.get('format'))} is not this version's ({FORMAT})"
             raise UserError(f"{path}: {other}; use another out=")
 
 
@@ -210,17 +214,13 @@ def _find(root: Path, name: str) -> Iterator[Path]:
 
 def _read_result(path: Path) -> dict[str, Any] | None:
     """The content of a result.json; None where another program wrote it."""
-    try:
-        result = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        reason = f"not readable as JSON ({error})"
-        raise UserError(f"{path}: {reason}; delete it and run the sweep again") from error
-
+    result = load_json(path, AGAIN)
     if not _is_result(result, "format", "id"):
         return None
     if result["format"] != FORMAT:
-        raise UserError(f"{path}: format {result['format']} is not this version's ({FORMAT})")
-    content: dict[str, Any] = result
+        other = f"format {shown(result['format'])} is not this version's ({FORMAT})"
+        raise UserError(f"{path}: {other}")
+    content: dict[str, Any] = checked(path, result, ResultFields, AGAIN)
     return content
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Len
 
 from pml_cli.errors import UserError
+from pml_cli.runs.fields import SampleFields
 from pml_cli.runs.folder import RunFolder
+from pml_cli.validation import checked, parse_json, read_regular
+
+# At least one row.
+SampleRows = Annotated[list[SampleFields], Len(1)]
+
+# What helps where the file is damaged.
+REMEDY = "train the run again"
 
 # Line ends to some readers, though JSON allows them inside of a text.
 LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -32,10 +42,14 @@ def read_samples(folder: RunFolder) -> list[dict[str, Any]] | None:
         UserError: it cannot be read.
     """
     try:
-        text = folder.samples.read_text("utf-8")
-        rows = [json.loads(line) for line in text.split("\n") if line]
+        content, _ = read_regular(folder.samples)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder.samples}: cannot be read ({error})") from error
-    return rows
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder.samples}: cannot be read ({reason})") from error
+
+    lines = [line for line in content.split(b"\n") if line]
+    rows = [parse_json(folder.samples, line, REMEDY) for line in lines]
+    checked_rows: list[dict[str, Any]] = checked(folder.samples, rows, SampleRows, REMEDY)
+    return checked_rows

@@ -17,16 +17,37 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.config.schema import FORMAT
+from pml_cli.errors import UserError
 from pml_cli.io import atomic_write, save_tensors
 from pml_cli.runs.run_folders import run_key
 from pml_cli.training.curve import COLUMNS
 from pml_cli.training.trainer import TrainerState
+from pml_cli.validation import Count, Number, checked, parse_json
 
 # Fields of TrainerState that hold a table for each cell. Each is stored as one parquet file, in a
 # tensor of bytes: so a checkpoint is one file, replaced at once.
 _TABLES = ("logged", "curve")
+
+
+class HeaderFields(TypedDict):
+    """The metadata of a checkpoint as it lies in the file."""
+
+    format: int
+    step: Count
+    pack: list[str]
+    cells: list[str]
+    hashes: NotRequired[dict[str, str]]
+    draws: list[Count]
+    columns: list[str]
+    seconds: Number
+    digest: str
+
+
+# Those of the file that a `CheckpointHeader` has.
+HEADER_FIELDS = ("step", "pack", "cells", "hashes", "draws", "seconds", "digest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +66,8 @@ class CheckpointHeader:
     """Minibatches that each of `cells` has drawn."""
     seconds: float
     """Training time so far."""
+    digest: str
+    """Of the tensors, as `_digest` gives it."""
 
     def holds(self, cell: str, tokens: str) -> bool:
         """Whether a cell is still in training here, and learns these tokens.
@@ -95,6 +118,7 @@ class Checkpoints:
 
         header = {
             "format": FORMAT,
+            "digest": _digest(tensors),
             "step": state.step,
             "pack": keys,
             "cells": [keys[position] for position in state.cells],
@@ -124,19 +148,28 @@ class Checkpoints:
 
     def load(
         self, header: CheckpointHeader, pack: Sequence[str], cells: Sequence[str]
-    ) -> TrainerState:
+    ) -> TrainerState | None:
         """The state of some of a checkpoint's cells, for a pack that holds them.
 
         Args:
             header: from `find`.
             pack: ids of the cells that the pack is built with now, in order.
             cells: ids of the cells to resume, some of those that it holds.
+
+        Returns:
+            None where the file is damaged, by its digest or its shape.
         """
         pack_keys = [run_key(cell) for cell in pack]
         keys = [run_key(cell) for cell in cells]
         # Read whole: nearly all cells of an interrupted pack are resumed.
-        with safe_open(header.path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(header.path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+        # Of what this program has written every byte is as it was, or it is not trained on.
+        if _digest(tensors) != header.digest:
+            return None
 
         tables = {
             name: _unpack_tables(tensors.pop(f"table.{name}"), len(header.cells))
@@ -159,19 +192,37 @@ class Checkpoints:
 
 def _read_header(path: Path) -> CheckpointHeader | None:
     """None: damaged, of another format, or with other columns in its training curve."""
+    # A pipe among them would be read for ever.
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["pml"])
-        # The pending part of the curve is a tensor of these columns.
-        if header.pop("format") != FORMAT or header.pop("columns") != list(COLUMNS):
-            return None
-
-        # Earlier versions named the cells by their whole ids.
-        for name in ("pack", "cells"):
-            header[name] = [run_key(cell) for cell in header[name]]
-        return CheckpointHeader(path=path, **{"hashes": {}} | header)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            metadata = file.metadata() or {}
+        content = parse_json(path, metadata.get("pml", "").encode(), "")
+        header = checked(path, content, HeaderFields, "")
+    except (OSError, SafetensorError, UserError):
         return None
+
+    # The pending part of the curve is a tensor of these columns.
+    cells, pack = header["cells"], header["pack"]
+    is_ours = header["format"] == FORMAT and header["columns"] == list(COLUMNS)
+    if not is_ours or not set(cells) <= set(pack) or len(header["draws"]) != len(cells):
+        return None
+    fields = {"hashes": {}} | {name: header[name] for name in HEADER_FIELDS if name in header}
+    # Earlier versions named the cells by their whole ids.
+    for name in ("pack", "cells"):
+        fields[name] = [run_key(cell) for cell in header[name]]
+    return CheckpointHeader(path=path, **fields)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pack_tables(tables: Sequence[pd.DataFrame]) -> Tensor:

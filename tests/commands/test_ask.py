@@ -278,7 +278,7 @@ def damage_samples(folder):
         (change_base_weights, "trained on other weights"),
         (remove_adapter, "not the adapter of this run"),
         (remove_config, "No such file"),
-        (damage_samples, "samples.jsonl: cannot be read"),
+        (damage_samples, "samples.jsonl: not readable as JSON"),
     ],
 )
 def test_a_damaged_run_is_one_line_and_exit_2(damage, message, runs, ask, tmp_path):

@@ -335,14 +335,14 @@ def test_the_record_names_process_machine_and_activity(tmp_path):
 def test_a_record_that_cannot_be_read_just_now_is_no_death(tmp_path, lease, monkeypatch):
     """NFS says ESTALE of a file that is replaced while it is read, as every heartbeat does."""
     plant(tmp_path, "a", place="elsewhere")
-    loads, faults = json.loads, [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
+    read_regular, faults = liveness.read_regular, [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
 
-    def read(text):
+    def read(path):
         if faults:
             raise faults.pop()
-        return loads(text)
+        return read_regular(path)
 
-    monkeypatch.setattr(liveness.json, "loads", read)
+    monkeypatch.setattr(liveness, "read_regular", read)
     assert not lease.claim("a")
     assert not faults
 

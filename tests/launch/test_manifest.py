@@ -116,7 +116,7 @@ def test_a_truncated_manifest_is_one_line(tmp_path):
     path.write_text(path.read_text()[:50])
     for read in (SweepManifest.read, lambda path: read_manifests(tmp_path)):
         with pytest.raises(
-            UserError, match=r"cannot be read .*; delete it and run the sweep again"
+            UserError, match=r"not readable as JSON .*; delete it and run the sweep again"
         ):
             read(path)
 
@@ -174,8 +174,8 @@ DAMAGES = [
     (set_missing_index, "index out of range"),
     (set_negative_index, "data=-1: not an index"),
     (set_settings_to_list, "adapter: must be a mapping"),
-    (set_cells_to_text, "cannot be read"),
-    (set_id_that_leads_elsewhere, "'../../elsewhere' is not the id of a run"),
+    (set_cells_to_text, "cells=all: must be a dictionary"),
+    (set_id_that_leads_elsewhere, "../../elsewhere: is not allowed as a name"),
 ]
 
 

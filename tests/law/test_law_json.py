@@ -43,7 +43,7 @@ def test_the_held_out_error_of_the_paper_is_that_of_its_check(law_report):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a law.json"),
+        ("{", "not readable as JSON"),
         ('{"format": 1, "groups": []}', "format 1"),
         ("[]", "not a law.json"),
     ],

@@ -279,7 +279,7 @@ def test_a_damaged_index_is_refused(model_folder, tmp_path, text, stream):
     folder = in_shards(copied(model_folder, tmp_path))
     (folder / "model.safetensors.index.json").write_text(text)
     refusal(local(folder, stream=stream), r"^model\.path=")
-    with pytest.raises(UserError, match=r"index\.json is damaged"):
+    with pytest.raises(UserError, match=r"index\.json: "):
         check_weights(local(folder, stream=stream))
 
 

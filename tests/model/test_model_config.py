@@ -20,7 +20,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"its config\.json is not JSON"):
+    with pytest.raises(UserError, match=r"config\.json: not readable as JSON"):
         config_fields(Model(path=str(tmp_path)))
 
 

@@ -8,10 +8,12 @@ from pml_cli.errors import UserError
 from pml_cli.runs.folder import RunFolder
 from pml_cli.runs.samples import read_samples, write_samples
 
+REST = {"turns": [], "prompt_ids": (), "target": None, "decoded": None, "decoded_ids": None}
+REST |= {"whole": True, "first_error": None}
 ROWS = [
-    {"sample": 0, "prompt": "Straße 😀\n", "target_ids": (1, 2), "whole": True},
+    {"sample": 0, "prompt": "Straße 😀\n", "target_ids": (1, 2), **REST},
     # Line ends of Unicode, which many readers split at; a quote; an escape sequence.
-    {"sample": 1, "prompt": 'a\u2028b\u2029c\x85d\re "f" \x1b[31m', "target_ids": (3,)},
+    {"sample": 1, "prompt": 'a\u2028b\u2029c\x85d\re "f" \x1b[31m', "target_ids": (3,), **REST},
 ]
 
 
@@ -33,5 +35,5 @@ def test_a_damaged_file_is_named(tmp_path):
     folder = RunFolder(tmp_path, "run")
     write_samples(folder, ROWS)
     folder.samples.write_text("{")
-    with pytest.raises(UserError, match=r"samples\.jsonl: cannot be read"):
+    with pytest.raises(UserError, match=r"samples\.jsonl: not readable as JSON"):
         read_samples(folder)

@@ -50,9 +50,9 @@ class SlurmLaunch(Launch):
     kind: str = "slurm"
     devices: int = setting(4, help="tasks of the array", minimum=1)
     parallel: int = setting(0, help="tasks that may run at once", minimum=0, special={0: "all"})
-    partition: str | None = setting(None, help="sbatch --partition")
-    account: str | None = setting(None, help="sbatch --account")
-    qos: str | None = setting(None, help="sbatch --qos")
+    partition: str | None = setting(None, help="sbatch --partition", one_line=True)
+    account: str | None = setting(None, help="sbatch --account", one_line=True)
+    qos: str | None = setting(None, help="sbatch --qos", one_line=True)
     time: int = setting(
         240,
         help="time limit of a task; what is unfinished goes on in the next one",
@@ -62,7 +62,7 @@ class SlurmLaunch(Launch):
     gpus: int = setting(1, help="GPUs of a task", minimum=0, special={0: "none requested"})
     cpus: int = setting(4, help="CPUs of a task", minimum=1)
     mem_gb: float | None = setting(None, help="memory of a task", unit="GB", above=0, finite=True)
-    constraint: str | None = setting(None, help="sbatch --constraint")
+    constraint: str | None = setting(None, help="sbatch --constraint", one_line=True)
     signal_seconds: int = setting(
         90,
         help="time before the limit at which a task writes a checkpoint and is requeued",
@@ -71,7 +71,10 @@ class SlurmLaunch(Launch):
     )
     setup: list[str] = setting([], help="shell lines before the worker starts: module load ...")
     python: str | None = setting(
-        None, help="command of the worker's Python", special={None: "this Python"}
+        None,
+        help="command of the worker's Python",
+        special={None: "this Python"},
+        one_line=True,
     )
     extra: dict[str, Any] = setting({}, help="any other sbatch option: {mail-type: END}")
 

@@ -1,0 +1,133 @@
+"""What a reader uses of law.json: types and ranges, for a file that somebody else may have written.
+
+The whole file is described by the records of `law_json.py`; numbers that are not finite are null
+there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Len, Lt
+from typing_extensions import NotRequired, TypedDict
+
+from pml_cli.validation import Count, Number, Size, Text
+
+# Logarithms and exponents: far beyond any fit, and far below where exp overflows twice.
+Parameter = Annotated[float, Ge(-1e4), Le(1e4)]
+Positive = Annotated[float, Gt(0), Lt(1e15)]
+# Nats per token; a vocabulary of e^1000 tokens has no name.
+Nats = Annotated[float, Ge(0), Lt(1e3)]
+
+
+class CurveFields(TypedDict):
+    """Mean loss of the base model at each length."""
+
+    length: Annotated[list[Positive], Len(1)]
+    nats: Annotated[list[Nats], Len(1)]
+
+
+class BaseLossFields(CurveFields):
+    """The same, and that of each text."""
+
+    texts: Annotated[list[CurveFields], Len(1)]
+
+
+class EmptyBaseLossFields(TypedDict):
+    """Of a group without cells."""
+
+    length: Annotated[list[Positive], Len(0, 0)]
+
+
+class RangeFields(TypedDict):
+    """Least and largest of the cells; empty without cells."""
+
+    rank: Annotated[list[Positive], Len(0, 2)]
+    length: Annotated[list[Positive], Len(0, 2)]
+
+
+class RecallFields(TypedDict):
+    """The law of exact recall."""
+
+    status: Text
+    reason: str
+    parameters: dict[str, Annotated[float, Ge(-1e6), Le(1e6)] | None]
+    n: Count
+    exact: Count
+    texts: Count
+    clusters: Count
+    blur: dict[str, Number | None]
+
+
+class ReasonFields(TypedDict):
+    """Why a group has no law of the gain."""
+
+    reason: str
+
+
+class CentreFields(TypedDict):
+    """Where the parameters of a law are centred."""
+
+    log_rank: Parameter
+    log_length: Parameter
+
+
+class LawFields(TypedDict):
+    """The chosen law of a group."""
+
+    name: Text
+    status: Text
+    form: dict[str, Any]
+    theta: dict[str, Parameter]
+    centre: CentreFields
+    covariance: list[list[Number | None]]
+    covariance_clustered: list[list[Number | None]]
+    clusters: Size
+    covariance_texts: list[list[Number | None]]
+    texts: Count
+
+
+class DeviationFields(TypedDict):
+    """How far the gains of one text lie from the law."""
+
+    deviation: Number | None
+    cells: Count
+
+
+class BootstrapFields(TypedDict):
+    """The bootstrap of the chosen law, whose draws stand at the end of the file."""
+
+    clusters: Size
+
+
+class NamedFields(TypedDict):
+    """Any law of a group."""
+
+    name: Text
+
+
+class GroupFields(TypedDict):
+    """One group of comparable cells."""
+
+    name: Text
+    slug: Text
+    fit: ReasonFields
+    laws: list[NamedFields]
+    chosen: Text | None
+    bootstrap: BootstrapFields | None
+    texts: list[DeviationFields]
+    recall: RecallFields
+    all_recall: NotRequired[RecallFields | None]
+    tokens_per_sample: Positive | None
+    range: RangeFields
+    base_loss: BaseLossFields | EmptyBaseLossFields
+
+
+class FileFields(TypedDict):
+    """The file."""
+
+    format: int
+    x: Text
+    groups: list[GroupFields]
+    draws: dict[str, dict[str, list[Number | None]]]
+    bits_lines: NotRequired[list[dict[str, Any]]]

@@ -1,0 +1,395 @@
+"""What lies in the folder of a run, and what was measured of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from catalogue.case import Case, Change
+from catalogue.damage import (
+    VALUES,
+    both,
+    damaged_files,
+    edit,
+    first,
+    put,
+    remove,
+    rewrite,
+    with_value,
+)
+from catalogue.folders import SWEEP
+
+RESULT = "result.json"
+TOKENS = "tokens.parquet"
+CONFIG = "config.yaml"
+ENVIRONMENT = "env.json"
+ADAPTER = "adapters"
+MEASURED = "lasting.json"
+
+FIT = ("fit", "runs", "draws=0", "figures=false")
+TRANSITION = ("transition", "runs", "figures=false")
+LASTING = ("lasting", "runs", "tokens=0", "figures=false")
+AGAIN = ("sweep", *SWEEP, "out=runs")
+
+# Fields of result.json that reports compute with.
+NUMBERS = (
+    *("rank", "target_tokens", "seqlen", "samples", "steps", "data_seed", "seed", "layer", "lr"),
+    *("base_loss", "final_loss", "delta_loss", "exact_match", "trainable_parameters"),
+    *("first_failure", "bits_memorised", "token_accuracy", "free_accuracy"),
+)
+TEXTS = ("model", "data", "adapter", "loss", "setting", "id")
+# What no number is, and what no text is.
+NO_NUMBERS = ("a word", "an empty text", "a list", "a mapping", "400 digits", "an escape sequence")
+NO_TEXTS = ("a list", "a mapping", "zero", "true", "400 digits")
+# Numbers that are odd: a report may leave the run out, or go on with it.
+ODD = ("gone", "null", "zero", "negative", "a half", "1e308", "NaN", "infinite", "true")
+# Fewer of them for the texts.
+ODD_TEXTS = ("gone", "null", "an empty text")
+
+
+def cases() -> Iterator[Case]:
+    """Of all doors."""
+    yield from _results()
+    yield from _tokens()
+    yield from _configs()
+    yield from _environments()
+    yield from _adapters()
+    yield from _measured()
+
+
+def _results() -> Iterator[Case]:
+    pattern = "runs/*/result.json"
+    for name, change in damaged_files(pattern):
+        is_absent = name in ("missing", "a folder")
+        codes = (0, 2) if is_absent or name in OTHER_PROGRAMS else (2,)
+        yield _case(RESULT, f"fit: {name}", FIT, "planted", change, codes=codes)
+        if name not in PLAIN_BYTES:
+            yield _case(RESULT, f"lasting: {name}", LASTING, "swept", change, codes=codes)
+        yield _case(RESULT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2))
+
+    for field, name, codes in _fields():
+        change = with_value(pattern, (field,), VALUES[name])
+        says = f"result.json.*{field}" if codes == (2,) else ""
+        title = f"fit: {field} {name}"
+        yield _case(RESULT, title, FIT, "planted", change, codes=codes, says=says)
+    for field in ("rank", "target_tokens", "base_loss", "model", "id", "samples"):
+        for name in ("a list", "a mapping", "gone"):
+            change = with_value(pattern, (field,), VALUES[name])
+            title = f"{field} {name}"
+            codes = (0, 2) if name == "gone" else (2,)
+            yield _case(RESULT, f"transition: {title}", TRANSITION, "swept", change, codes=codes)
+            yield _case(RESULT, f"lasting: {title}", LASTING, "swept", change, codes=codes)
+            yield _case(RESULT, f"again: {title}", AGAIN, "swept", change, codes=(0, 1, 2))
+    for name in ("2", "1", [1], None, 1.5):
+        change = with_value(pattern, ("format",), name)
+        yield _case(RESULT, f"format {name!r}", FIT, "planted", change, says="format")
+    yield from _failed()
+
+
+# Without these four kinds a door would be tried a dozen times for the same reason.
+PLAIN_BYTES = ("blank", "zeros", "UTF-16", "an HTML page", "a pointer of git lfs", "a byte short")
+# Another program's file of this name is passed over.
+OTHER_PROGRAMS = ("a list", "a list of numbers", "null", "a number", "a text", "true")
+
+
+def _fields() -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """A field, the kind of its wrong value, and the right exit codes."""
+    for field in NUMBERS:
+        for name in NO_NUMBERS:
+            yield field, name, (2,)
+        for name in ODD:
+            yield field, name, (0, 2)
+    for field in TEXTS:
+        for name in NO_TEXTS:
+            yield field, name, (2,)
+        for name in ODD_TEXTS:
+            yield field, name, (0, 2)
+
+
+def _failed() -> Iterator[Case]:
+    """Folders of failures alone."""
+    contents = {
+        "truncated": '{"reason": ',
+        "a list": "[]",
+        "empty": "",
+        "a reason of lists": '{"reason": [1]}',
+        "nested": "[" * 100_000,
+        "an escape sequence": '{"reason": "\\u001b[31mred"}',
+    }
+    for command in ("fit", "transition", "lasting", "forgetting"):
+        for name, content in contents.items():
+            change = put("runs/a/error.json", content)
+            argv = (command, "runs")
+            yield _case("error.json", f"{command}: {name}", argv, "", change, says="runs")
+
+
+def _tokens() -> Iterator[Case]:
+    pattern = "runs/*/tokens.parquet"
+    for name, change in damaged_files(pattern):
+        title = f"transition: {name}"
+        yield _case(
+            TOKENS,
+            title,
+            TRANSITION,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="tokens.parquet",
+            always=True,
+        )
+    for name, change in TABLES.items():
+        title = f"transition: {name}"
+        yield _case(TOKENS, title, TRANSITION, "swept", _table(change), codes=(0, 2))
+    for column in ("step", "sample", "position", "token_id", "p", "nll", "correct", "margin"):
+        change = _table(lambda t, column=column: t.drop(columns=column))
+        yield _case(TOKENS, f"no {column}", TRANSITION, "swept", change, codes=(0, 2))
+        change = _table(lambda t, column=column: t.assign(**{column: "x"}))
+        says = "tokens.parquet|left out"
+        yield _case(
+            TOKENS, f"{column} of words", TRANSITION, "swept", change, codes=(0, 2), says=says
+        )
+        change = _table(lambda t, column=column: t.assign(**{column: [[v] for v in t[column]]}))
+        yield _case(TOKENS, f"{column} of lists", TRANSITION, "swept", change, codes=(0, 2))
+        change = _table(lambda t, column=column: t.assign(**{column: None}))
+        yield _case(TOKENS, f"{column} of nulls", TRANSITION, "swept", change, codes=(0, 2))
+
+
+TABLES: dict[str, Callable[[Any], Any]] = {
+    "no rows": lambda table: table.iloc[:0],
+    "one row": lambda table: table.iloc[:1],
+    "a row less": lambda table: table.iloc[:-1],
+    "shuffled": lambda table: table.sample(frac=1, random_state=0),
+    "p of NaN": lambda table: table.assign(p=float("nan")),
+    "p of 5": lambda table: table.assign(p=5.0),
+    "p below 0": lambda table: table.assign(p=-1.0),
+    "steps below 0": lambda table: table.assign(step=-table["step"]),
+    "never correct": lambda table: table.assign(correct=False, p=0.9),
+}
+
+
+def _table(new: Callable[[Any], Any]) -> Change:
+    def change(folder: Path) -> None:
+        import pandas as pd
+
+        path = first(folder, "runs/*/tokens.parquet")
+        new(pd.read_parquet(path)).to_parquet(path, index=False)
+
+    return change
+
+
+def _configs() -> Iterator[Case]:
+    pattern = "runs/*/config.yaml"
+    for name, change in damaged_files(pattern):
+        yield _case(
+            CONFIG,
+            f"lasting: {name}",
+            LASTING,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="config.yaml",
+            always=True,
+        )
+    texts = {
+        "a call": "rank: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n",
+        "a date that is none": "rank: 2020-13-45\n",
+        "an alias of itself": "rank: &a [*a]\n",
+        "a tagged integer of letters": "rank: !!int abc\n",
+    }
+    for name, text in texts.items():
+        change = rewrite(pattern, lambda _, text=text: text.encode())
+        yield _case(
+            CONFIG,
+            f"lasting: {name}",
+            LASTING,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="config.yaml",
+            always=True,
+        )
+    for keys, values in SETTINGS.items():
+        for value in values:
+            change = _setting(tuple(keys.split(".")), value)
+            title = f"lasting: {keys} {value!r:.30}"
+            yield _case(
+                CONFIG, title, LASTING, "swept", change, codes=(0, 2), says="runs/", always=True
+            )
+
+
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "rank": ("x", 0, -1, 10**12, None, [1], 1.5, True),
+    "seqlen": ("x", 0, -1, 10**9, None, [1]),
+    "seed": ("x", -1, None, [0]),
+    "model": ([1], "x", None, 5, {}),
+    "model.path": (5, None, "/nowhere", [1], "a" * 5000),
+    "model.dtype": ("float99", "load", 5, None),
+    "model.layer": (99, -1, "x", [1]),
+    "model.weights": ("nope", 5),
+    "model.trust_remote_code": ("x", 5),
+    "model.nope": (1,),
+    "data": ([1], "x", None),
+    "data.seed": ("x", -1, None),
+    "data.source": ("nope", ["random"], None, 5, "text"),
+    "adapter": ("x", None, []),
+    "adapter.kind": ("linear", "nope", 5, None),
+    "adapter.dropout": ("x", 2, -1),
+    "loss.kind": ("nope", 5),
+    "train.steps": ("x", 0, None),
+    "train.lr": ("x", -1),
+}
+
+
+def _setting(keys: tuple[str, ...], value: Any) -> Change:
+    import yaml
+
+    def new(old: bytes) -> bytes:
+        tree = yaml.safe_load(old)
+        inner = tree
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        return yaml.safe_dump(tree).encode()
+
+    return rewrite("runs/*/config.yaml", new)
+
+
+def _environments() -> Iterator[Case]:
+    pattern = "runs/*/env.json"
+    for name, change in damaged_files(pattern):
+        yield _case(
+            ENVIRONMENT,
+            f"lasting: {name}",
+            LASTING,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="env.json",
+            always=True,
+        )
+        if name not in PLAIN_BYTES:
+            yield _case(
+                ENVIRONMENT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2)
+            )
+    for field in ("tokens", "base_weights"):
+        for name in ("a word", "a list", "a mapping", "null", "gone", "zero"):
+            change = with_value(pattern, (field,), VALUES[name])
+            title = f"lasting: {field} {name}"
+            yield _case(
+                ENVIRONMENT,
+                title,
+                LASTING,
+                "swept",
+                change,
+                codes=(0, 2),
+                says="runs/",
+                always=True,
+            )
+
+
+def _adapters() -> Iterator[Case]:
+    weights = "runs/*/adapter/adapter_model.safetensors"
+    for name, change in damaged_files(weights):
+        yield _case(
+            ADAPTER,
+            f"weights {name}",
+            LASTING,
+            "swept",
+            change,
+            codes=(0, 2),
+            says="runs/",
+            always=True,
+        )
+    config = "runs/*/adapter/adapter_config.json"
+    for name, change in damaged_files(config):
+        run = ("measure", "adapter", "/etc/hostname", "--no-harm")
+        moved = both(change, _moved_adapter)
+        yield _case(
+            ADAPTER, f"measure: config {name}", run, "swept", moved, codes=(1, 2), says="adapter"
+        )
+    for field in ("r", "lora_alpha", "target_modules", "base_model_name_or_path", "peft_type"):
+        for name in ("a word", "a list", "a mapping", "null", "gone", "negative"):
+            change = with_value(config, (field,), VALUES[name])
+            run = ("measure", "adapter", "/etc/hostname", "--no-harm")
+            title = f"measure: {field} {name}"
+            yield _case(ADAPTER, title, run, "swept", both(change, _moved_adapter), codes=(0, 1, 2))
+    yield _case(
+        ADAPTER,
+        "no folder",
+        LASTING,
+        "swept",
+        remove("runs/*/adapter"),
+        codes=(0, 2),
+        says="adapter",
+        always=True,
+    )
+
+
+def _moved_adapter(folder: Path) -> None:
+    first(folder, "runs/*/adapter").rename(folder / "adapter")
+
+
+def _measured() -> Iterator[Case]:
+    pattern = "runs/lasting/lasting.json"
+    for name, change in damaged_files(_lasting(pattern)):
+        yield _case(MEASURED, name, LASTING, "measured", change, codes=(0, 2))
+    for name in ("gone", "null", "a word", "a list", "a mapping", "zero"):
+        for keys in (
+            ("format",),
+            ("runs",),
+            ("runs", 0),
+            ("runs", 0, "id"),
+            ("runs", 0, "key"),
+            ("runs", 0, "conditions"),
+            ("runs", 0, "damage"),
+            ("runs", 0, "rank"),
+        ):
+            if name == "gone" and isinstance(keys[-1], int):
+                continue
+            change = with_value(_lasting(pattern), keys, VALUES[name])
+            title = f"{'.'.join(map(str, keys))} {name}"
+            yield _case(MEASURED, title, LASTING, "measured", change, codes=(0, 2))
+    for name in ("a word", "null", "a list"):
+        change = edit(
+            _lasting(pattern), lambda tree, name=name: _set_conditions(tree, VALUES[name])
+        )
+        yield _case(
+            MEASURED, f"numbers of a condition {name}", LASTING, "measured", change, codes=(0, 2)
+        )
+
+
+def _lasting(pattern: str) -> str:
+    """Where `pml lasting` writes."""
+    return pattern.replace("runs/lasting/", "runs/**/")
+
+
+def _set_conditions(tree: Any, value: Any) -> None:
+    for condition in tree["runs"][0]["conditions"].values():
+        for name in condition:
+            condition[name] = value
+
+
+def _case(
+    door: str,
+    name: str,
+    argv: tuple[str, ...],
+    base: str,
+    change: Change,
+    *,
+    codes: tuple[int, ...] = (2,),
+    says: str = "runs",
+    always: bool = False,
+) -> Case:
+    writes = argv[0] in ("sweep", "lasting")
+    return Case(
+        door=door,
+        name=name,
+        argv=argv,
+        base=base,
+        change=change,
+        codes=codes,
+        says=says,
+        always=always,
+        writes=writes,
+    )

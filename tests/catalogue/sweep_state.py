@@ -1,0 +1,359 @@
+"""pml's own state: manifests, workers, launches, locks, checkpoints; the cache of speeds.
+
+Others may write to a results folder, and disks fail: what is damaged is set aside, passed over or
+named, and a sweep that is called again ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from catalogue.case import Case, Change
+from catalogue.damage import GONE, VALUES, both, damaged_files, edit, first, put, remove, with_value
+from catalogue.folders import SWEEP
+
+MANIFESTS = "manifests"
+WORKERS = "workers"
+LAUNCHES = "launches"
+LOCKS = "locks"
+CHECKPOINTS = "checkpoints"
+SPEEDS = "rates.json"
+FOLDERS = "folders of .pml"
+
+AGAIN = ("sweep", *SWEEP, "out=runs")
+RERUN = remove("runs/*/result.json")
+MANIFEST = "runs/.pml/requests/*.json"
+WORKER = "runs/.pml/workers/*.json"
+KINDS = (
+    "gone",
+    "null",
+    "a word",
+    "a list",
+    "a mapping",
+    "zero",
+    "negative",
+    "NaN",
+    "400 digits",
+    "true",
+)
+
+
+def cases() -> Iterator[Case]:
+    """Of all doors."""
+    yield from _manifests()
+    yield from _workers()
+    yield from _launches()
+    yield from _locks()
+    yield from _checkpoints()
+    yield from _speeds()
+    yield from _folders()
+
+
+def _everywhere(door: str, name: str, change: Change) -> Iterator[Case]:
+    """Looked at, cancelled, and trained on."""
+    for command in ("status", "cancel"):
+        argv = (command, "runs")
+        yield _case(door, f"{command}: {name}", argv, change)
+    yield _case(door, f"sweep again: {name}", AGAIN, both(RERUN, change))
+
+
+def _manifests() -> Iterator[Case]:
+    for name, change in damaged_files(MANIFEST):
+        yield from _everywhere(MANIFESTS, name, change)
+    for field in ("format", "asked", "cells", "settings", "packing"):
+        for name in KINDS:
+            change = with_value(MANIFEST, (field,), VALUES[name])
+            yield _case(MANIFESTS, f"status: {field} {name}", ("status", "runs"), change)
+    for field in ("work", "tokens", "run"):
+        for name in KINDS:
+            change = edit(MANIFEST, lambda tree, f=field, n=name: _set_cell(tree, f, VALUES[n]))
+            yield _case(MANIFESTS, f"status: {field} of a cell {name}", ("status", "runs"), change)
+    names = ("../x", "/etc/x", "", ".", "..", "a/b", "\x1b[31mred", "a" * 300, "a\nb")
+    for name in names:
+        change = edit(MANIFEST, lambda tree, n=name: tree.update(cells={n: {"work": 1}}))
+        yield from _everywhere(MANIFESTS, f"a cell named {name[:20]!r}", change)
+
+
+def _set_cell(tree: Any, field: str, value: Any) -> None:
+    cell = next(iter(tree["cells"].values()))
+    if value is GONE:
+        cell.pop(field)
+    else:
+        cell[field] = value
+
+
+def _workers() -> Iterator[Case]:
+    for name, change in damaged_files(WORKER):
+        yield from _everywhere(WORKERS, name, change)
+    fields = (
+        "place",
+        "state",
+        "stale",
+        "pid",
+        "created",
+        "name",
+        "kind",
+        "host",
+        "shown",
+        "doing",
+        "slurm",
+        "order",
+        "launch",
+    )
+    for field in fields:
+        for name in (*KINDS, "an escape sequence"):
+            change = both(edit(WORKER, _elsewhere), with_value(WORKER, (field,), VALUES[name]))
+            yield _case(WORKERS, f"status: {field} {name}", ("status", "runs"), change)
+    for field in ("step", "steps", "since", "first", "names"):
+        for name in KINDS:
+            change = edit(WORKER, lambda tree, f=field, n=name: _set_doing(tree, f, VALUES[n]))
+            yield _case(WORKERS, f"status: doing {field} {name}", ("status", "runs"), change)
+    here = edit(WORKER, lambda tree: tree.update(state="running", pid=-1))
+    yield from _everywhere(WORKERS, "a process -1 of this machine", here)
+    names = ("../../../x", "/etc/x", "a" * 300, "")
+    for name in names:
+        change = edit(WORKER, lambda tree, n=name: (_elsewhere(tree), tree.update(name=n)))
+        yield from _everywhere(WORKERS, f"a process named {name[:20]!r}", change)
+
+
+def _elsewhere(tree: Any) -> None:
+    """A process of another machine, that runs."""
+    tree.update(state="running", place="another machine", stale=1e9)
+
+
+def _set_doing(tree: Any, field: str, value: Any) -> None:
+    _elsewhere(tree)
+    doing = {"step": 1, "steps": 3, "since": 0.0, "first": 0, "names": []}
+    if value is GONE:
+        doing.pop(field)
+    else:
+        doing[field] = value
+    tree.update(doing=doing)
+
+
+def _launches() -> Iterator[Case]:
+    record = {"launch": "abcdefgh", "order": "x"}
+    for name, change in damaged_files("runs/.pml/jobs/1.json"):
+        made = both(put("runs/.pml/jobs/1.json", json.dumps(record)), change)
+        yield from _everywhere(LAUNCHES, name, made)
+    for value in ("../../../x", "/tmp/pml-outside", "", "a/b", "..", [1], None, 5, "a" * 300):
+        text = json.dumps(record | {"launch": value})
+        change = put("runs/.pml/jobs/local-1.json", text)
+        yield _case(LAUNCHES, f"a launch named {value!r:.30}", ("cancel", "runs"), change)
+
+
+def _locks() -> Iterator[Case]:
+    """What stands in place of the lock of a cell that is to be trained."""
+    targets = {
+        "of a dead process": "nohost-1-abcdefgh",
+        "that leads elsewhere": "../../../x",
+        "that leads to itself": "",
+        "that leads to the root": "/",
+        "of a name of 250 letters": "a" * 250,
+        "with an escape sequence": "\x1b[31mred",
+    }
+    for name, target in targets.items():
+        change = _lock(lambda path, target=target: path.symlink_to(target or path.name))
+        yield _case(LOCKS, f"a lock {name}", AGAIN, both(RERUN, change))
+    for name, make in PLACED.items():
+        yield _case(LOCKS, f"a lock that is {name}", AGAIN, both(RERUN, _lock(make)))
+    for length in (1, 2, 3):
+        ring = both(RERUN, _ring(length), _lock(lambda path: path.symlink_to("p0")))
+        yield _case(LOCKS, f"dead processes in a ring of {length}", AGAIN, ring)
+    for name, make in PLACED.items():
+        change = both(
+            RERUN,
+            _lock(lambda path: path.symlink_to("p0")),
+            lambda folder, make=make: make(_fresh(folder / "runs/.pml/dead/p0")),
+        )
+        yield _case(LOCKS, f"a mark of death that is {name}", AGAIN, change)
+
+
+PLACED: dict[str, Callable[[Path], object]] = {
+    "a file": lambda path: path.write_text("x"),
+    "an empty file": lambda path: path.write_text(""),
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+def _lock(make: Callable[[Path], object]) -> Change:
+    """Put something in place of the lock of the run that is to be trained."""
+
+    def change(folder: Path) -> None:
+        from pml_cli.runs.run_folders import run_key
+
+        waiting = [run for run in (folder / "runs").iterdir() if _is_waiting(run)]
+        make(_fresh(folder / "runs/.pml/locks" / run_key(waiting[0].name)))
+
+    return change
+
+
+def _is_waiting(run: Path) -> bool:
+    return (run / "config.yaml").exists() and not (run / "result.json").exists()
+
+
+def _fresh(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path
+
+
+def _ring(length: int) -> Change:
+    def change(folder: Path) -> None:
+        for number in range(length):
+            mark = _fresh(folder / f"runs/.pml/dead/p{number}")
+            mark.symlink_to(f"p{(number + 1) % length}")
+
+    return change
+
+
+def _checkpoints() -> Iterator[Case]:
+    file = "runs/.pml/checkpoints/x.safetensors"
+    for name, change in damaged_files(file):
+        made = both(RERUN, _checkpoint({}), change)
+        yield _case(CHECKPOINTS, name, AGAIN, made)
+    yield _case(CHECKPOINTS, "without its tensors", AGAIN, both(RERUN, _checkpoint({})))
+    fields = ("format", "step", "pack", "cells", "draws", "columns", "seconds", "hashes")
+    for field in fields:
+        for name in KINDS:
+            if VALUES[name] is GONE:
+                continue
+            made = both(RERUN, _checkpoint({field: VALUES[name]}))
+            yield _case(CHECKPOINTS, f"{field} {name}", AGAIN, made)
+    yield _case(CHECKPOINTS, "a field more", AGAIN, both(RERUN, _checkpoint({"nope": 1})))
+    yield _case(
+        CHECKPOINTS, "a step of the future", AGAIN, both(RERUN, _checkpoint({"step": 10**9}))
+    )
+
+
+def _checkpoint(fields: dict[str, Any]) -> Change:
+    """A checkpoint of the cell that is to be trained, by its head; it holds next to nothing."""
+
+    def change(folder: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        from pml_cli.runs.run_folders import run_key
+        from pml_cli.training.curve import COLUMNS
+
+        runs = [run for run in (folder / "runs").iterdir() if _is_waiting(run)]
+        key = run_key(runs[0].name)
+        head = {"format": 1, "step": 2, "pack": [key], "cells": [key], "draws": [0]}
+        head |= {"columns": list(COLUMNS), "seconds": 1.0, "hashes": {}}
+        path = folder / "runs/.pml/checkpoints/x.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file({"a": torch.zeros(3)}, path, metadata={"pml": json.dumps(head | fields)})
+
+    return change
+
+
+def _speeds() -> Iterator[Case]:
+    argv = ("sweep", "rank=1", "seqlen=8", "--dry-run")
+    points = {
+        "a word": '"x"',
+        "points of words": '[["a", "b"]]',
+        "a point of one": "[[1]]",
+        "a point of three": "[[1, 2, 3]]",
+        "huge points": "[[1e308, 1e308], [1, 1e-300], [5, 2]]",
+        "a point of 400 digits": f"[[1, {10**400}]]",
+        "points of null": "[[null, null]]",
+        "negative points": "[[-1, -1]]",
+        "a mapping": '{"a": 1}',
+    }
+    for name, text in points.items():
+        devices = [f'"cpu, {n} threads": {{"float32": {{"tiny": {text}}}}}' for n in (1, 2)]
+        change = put("cache/rates.json", "{" + ", ".join(devices) + "}")
+        yield _case(SPEEDS, name, argv, change, base="", env=(("PML_CACHE", "@/cache"),))
+    for name, change in damaged_files("cache/rates.json"):
+        made = both(put("cache/rates.json", "{}"), change)
+        yield _case(SPEEDS, name, argv, made, base="", env=(("PML_CACHE", "@/cache"),))
+    yield _case(
+        SPEEDS,
+        "a file for a cache",
+        argv,
+        put("cache", "x"),
+        base="",
+        env=(("PML_CACHE", "@/cache"),),
+    )
+
+
+def _folders() -> Iterator[Case]:
+    for name in (
+        "requests",
+        "workers",
+        "jobs",
+        "locks",
+        "dead",
+        "cancel",
+        "journal",
+        "checkpoints",
+        "",
+    ):
+        change = put(f"runs/.pml/{name}".rstrip("/"), "x")
+        yield from _everywhere(FOLDERS, f".pml/{name} is a file", change)
+    for name in ("workers", "requests"):
+        for kind, make in (
+            ("a folder", Path.mkdir),
+            ("a link to itself", lambda p: p.symlink_to(p.name)),
+        ):
+            change = lambda folder, name=name, make=make: make(folder / f"runs/.pml/{name}/x.json")  # noqa: E731
+            yield from _everywhere(FOLDERS, f"{kind} among {name}", change)
+    for name, change in RESULTS.items():
+        yield _case(FOLDERS, f"sweep again: {name}", AGAIN, change)
+
+
+def _replace(pattern: str, make: Callable[[Path], object]) -> Change:
+    def change(folder: Path) -> None:
+        import shutil
+
+        path = first(folder, pattern)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        make(path)
+
+    return change
+
+
+def _full_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "x").write_text("")
+
+
+RUN = "runs/[!.f]*/config.yaml"
+RESULTS: dict[str, Change] = {
+    "a run folder that is a file": _replace("runs/t*", lambda path: path.write_text("x")),
+    "a run folder that leads nowhere": _replace("runs/t*", lambda p: p.symlink_to("/nowhere/x")),
+    "config.yaml is a folder": both(RERUN, _replace("runs/t*/config.yaml", _full_folder)),
+    "adapter is a file": both(
+        RERUN, _replace("runs/t*/adapter", lambda path: path.write_text("x"))
+    ),
+    "results.csv is a folder": both(RERUN, _replace("runs/results.csv", _full_folder)),
+}
+
+
+def _case(
+    door: str,
+    name: str,
+    argv: tuple[str, ...],
+    change: Change,
+    *,
+    base: str = "swept",
+    env: tuple[tuple[str, str], ...] = (),
+) -> Case:
+    return Case(
+        door=door,
+        name=name,
+        argv=argv,
+        base=base,
+        change=change,
+        codes=(0, 1, 2),
+        says="runs|cell|running|memory" if base else "cell",
+        always=True,
+        writes=argv[0] != "status",
+        env=env,
+    )
