@@ -57,6 +57,9 @@ Index = Annotated[int, Ge(0), Le(2**63 - 1)]
 TEXT = r"^[^\x00-\x1f\x7f-\x9f]*$"
 Text = Annotated[str, StringConstraints(pattern=TEXT)]
 """Without control characters, which could steer the terminal that shows it."""
+LINES = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
+Lines = Annotated[str, StringConstraints(pattern=LINES)]
+"""As `Text`, but with line ends and tabs: a user's prompt may have them."""
 
 
 def read_regular(path: Path) -> tuple[bytes, os.stat_result]:
@@ -160,7 +163,7 @@ def _fault_line(details: list[ErrorDetails]) -> str:
     for theirs, ours in WORDING.items():
         reason = reason.replace(theirs, ours)
     if first["type"] == "string_pattern_mismatch":
-        is_text = first["ctx"]["pattern"] == TEXT
+        is_text = first["ctx"]["pattern"] in (TEXT, LINES)
         reason = "must have no control characters" if is_text else "is not allowed as a name"
     if first["type"] == "missing":
         return f"has no {where}" if where else "is empty"

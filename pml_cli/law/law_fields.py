@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le, Len, Lt
 from typing_extensions import NotRequired, TypedDict
 
-from pml_cli.validation import Count, Number, Size, Text
+from pml_cli.validation import Count, Lines, Number, Size, Text
 
 # Logarithms and exponents: far beyond any fit, and far below where exp overflows twice.
 Parameter = Annotated[float, Ge(-1e4), Le(1e4)]
@@ -103,13 +103,13 @@ class BootstrapFields(TypedDict):
 class NamedFields(TypedDict):
     """Any law of a group."""
 
-    name: Text
+    name: Lines
 
 
 class GroupFields(TypedDict):
     """One group of comparable cells."""
 
-    name: Text
+    name: Lines
     slug: Text
     fit: ReasonFields
     laws: list[NamedFields]

@@ -11,21 +11,21 @@ from typing import Annotated
 from annotated_types import Len
 from typing_extensions import Required, TypedDict
 
-from pml_cli.validation import Count, Index, Number, Share, Size, Text
+from pml_cli.validation import Count, Index, Lines, Number, Share, Size, Text
 
 
 class ResultFields(TypedDict, total=False):
     """result.json, as `evaluation.result` makes it."""
 
     format: Required[int]
-    id: Required[Text]
+    id: Required[Text | None]
     model: Text | None
     hub_id: Text | None
     data: Text | None
     data_seed: Index | None
     adapter: Text | None
     loss: Text | None
-    setting: Text | None
+    setting: Lines | None
     layer: Count | list[Count] | None
     lr: Number | None
     steps: Size | None

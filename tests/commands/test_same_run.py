@@ -208,3 +208,9 @@ def test_workers_refuse_tokens_that_were_not_requested(tmp_path, base, ask):
         SweepManifest.read(manifest).plan_packs()
     assert "1 of 1 cell would learn other tokens here" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_prompt_of_several_lines_is_no_reason_to_train_again(quick):
+    asked = ("sweep", "rank=2", "seqlen=8", *FEW, 'data.prompt="First line:\n\tsecond: "')
+    assert "1 to train" in quick(*asked).stdout
+    assert "0 to train" in quick(*asked).stdout
