@@ -43,7 +43,7 @@ class HeaderFields(TypedDict):
     draws: list[Count]
     columns: list[str]
     seconds: Number
-    digest: str
+    digest: NotRequired[str]
 
 
 # Those of the file that a `CheckpointHeader` has.
@@ -67,7 +67,7 @@ class CheckpointHeader:
     seconds: float
     """Training time so far."""
     digest: str
-    """Of the tensors, as `_digest` gives it."""
+    """Of the tensors, as `_digest` gives it; of an earlier version: empty."""
 
     def holds(self, cell: str, tokens: str) -> bool:
         """Whether a cell is still in training here, and learns these tokens.
@@ -168,7 +168,7 @@ class Checkpoints:
         except (OSError, SafetensorError):
             return None
         # Of what this program has written every byte is as it was, or it is not trained on.
-        if _digest(tensors) != header.digest:
+        if header.digest and _digest(tensors) != header.digest:
             return None
 
         tables = {
@@ -208,7 +208,9 @@ def _read_header(path: Path) -> CheckpointHeader | None:
     is_ours = header["format"] == FORMAT and header["columns"] == list(COLUMNS)
     if not is_ours or not set(cells) <= set(pack) or len(header["draws"]) != len(cells):
         return None
-    fields = {"hashes": {}} | {name: header[name] for name in HEADER_FIELDS if name in header}
+    fields = {"hashes": {}, "digest": ""} | {
+        name: header[name] for name in HEADER_FIELDS if name in header
+    }
     # Earlier versions named the cells by their whole ids.
     for name in ("pack", "cells"):
         fields[name] = [run_key(cell) for cell in header[name]]

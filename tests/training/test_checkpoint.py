@@ -228,7 +228,7 @@ def test_a_cell_goes_on_only_with_the_tokens_that_it_had_learned(tiny_base, tmp_
 
 
 def test_a_checkpoint_is_found_under_whatever_front_the_ids_have(tiny_base, tmp_path):
-    """Also that of an earlier version, which wrote whole ids and no hashes of tokens."""
+    """Also that of an earlier version, which wrote whole ids, no hashes of tokens and no digest."""
     old = [f"old-{number:010x}" for number in range(3)]
     new = [f"new-{number:010x}" for number in range(3)]
     cells = make_cells(tiny_base)
@@ -239,7 +239,7 @@ def test_a_checkpoint_is_found_under_whatever_front_the_ids_have(tiny_base, tmp_
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["pml"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    del header["hashes"]
+    del header["hashes"], header["digest"]
     header |= {"pack": old, "cells": [old[position] for position in state.cells]}
     save_file(tensors, path, metadata={"pml": json.dumps(header)})
 
@@ -260,7 +260,13 @@ def test_damaged_and_foreign_checkpoints_are_passed_over(tiny_base, tmp_path):
         path.write_bytes(damaged)
         assert store.find(["a"]) == []
     path.write_bytes(content)
-    assert len(store.find(["a"])) == 1
+    (header,) = store.find(["a"])
+    assert store.load(header, NAMES, NAMES) is not None
+
+    # One bit of a tensor: the head says nothing of it.
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (header,) = store.find(["a"])
+    assert store.load(header, NAMES, NAMES) is None
 
 
 def test_the_furthest_checkpoint_comes_first(tiny_base, tmp_path):
