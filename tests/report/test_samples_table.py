@@ -15,6 +15,7 @@ def row(sample, error=None, **changes):
         "sample": sample,
         "turns": [["user", f"When was number {sample} built?"]],
         "prompt": "<|begin|>...",
+        "prompt_ids": [0],
         "target": "In June 1987",
         "target_ids": [5, 6, 7, 8, 0],
         "decoded": "In June 1978",
