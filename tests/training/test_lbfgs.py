@@ -180,6 +180,24 @@ def test_a_cell_that_stays_on_a_slope_has_not_converged():
     assert optimizer.expected_gain(0) == pytest.approx(slope / 2, rel=0.2)
 
 
+def test_a_first_trial_that_rounding_hides_is_followed_by_a_longer_one():
+    """Of half the sum of squares, rounded up to steps of 16, only the minimum looks lower."""
+    bank = planted_bank()
+    weights = bank.parameters()
+    optimizer = LBFGS(bank, torch.zeros(len(RANKS)), warm_up=0)
+    ones = torch.ones(len(RANKS), dtype=torch.float64)
+    losses = []
+    for _ in range(60):
+        squares_K = sum(weight.square().sum((-1, -2)) for weight in weights)
+        losses.append(16 * torch.ceil(squares_K / 32))
+        grads = [weight.clone() for weight in weights]
+        optimizer.step(weights, grads, lr_K=ones, loss_K=losses[-1])
+
+    # Else every cell would stay where its first search had found nothing.
+    assert losses[0].tolist() == losses[1].tolist() == [16, 16, 16]
+    assert losses[-1].max() == 0
+
+
 def test_a_first_guess_is_a_change_of_coordinates():
     """With G = W W', directions are W times those for gradients W' g without a guess."""
     W = torch.eye(9, dtype=torch.float64) + 0.2 * normal(9, 9, seed=1)

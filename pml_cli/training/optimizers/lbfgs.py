@@ -10,7 +10,7 @@ Shapes: K cells, P numbers of a cell's adapter (padding included, which stays 0)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -97,7 +97,9 @@ class LBFGS(Optimizer):
 
     Its first guess of the inverse Hessian whitens what the adapters read (`Whitening`). After the
     warm-up, and without that, equal to torch.optim.LBFGS(line_search_fn="strong_wolfe") on each
-    cell. A cell whose search fails without any pair stays where it is: rounding hides what is left.
+    cell. Where a search fails without any pair, rounding may hide what its first, short trial has
+    changed: once more, with a trial as long as those of cells with pairs. Where that fails too, the
+    cell stays.
 
     Attributes:
         reads_inputs: see `Optimizer`.
@@ -171,7 +173,7 @@ class LBFGS(Optimizer):
             self.grad = grad
             arrived = dict(enumerate(losses))
         else:
-            arrived = self._arrive(self._take_trials(grad, losses))
+            arrived = self._arrive(self._take_trials(grad, losses), lr_K)
         self._begin(arrived, lr_K)
         self._write(parameters, [search.t if search else 0.0 for search in self.searches])
 
@@ -203,8 +205,12 @@ class LBFGS(Optimizer):
         self.best_grad[best] = grad[best]
         return ended
 
-    def _arrive(self, cells: Sequence[int]) -> dict[int, float]:
+    def _arrive(self, cells: Sequence[int], lr_K: Tensor) -> dict[int, float]:
         """Move some cells to the point that their search ended at.
+
+        Args:
+            cells: their indices.
+            lr_K: first trial of every cell, where it is not shortened.
 
         Returns:
             the cells that go on, with their loss there.
@@ -214,8 +220,9 @@ class LBFGS(Optimizer):
         for k in cells:
             search = self.searches[k]
             assert search is not None
-            # Nowhere is it lower: once more, along the steepest descent.
-            if search.best is search.start and self.secants.pushed[k] == 0:
+            # Nowhere along the steepest descent is it lower.
+            has_failed = search.best is search.start and self.secants.pushed[k] == 0
+            if has_failed and search.first >= float(lr_K[k]):
                 self.searches[k] = None
                 continue
             arrived[k] = search.best.loss
@@ -251,7 +258,8 @@ class LBFGS(Optimizer):
 
         # One wait for the device.
         size = direction.abs().sum(1).clamp(min=TINY)
-        first = torch.where(self.secants.pushed[cells] > 0, 1.0, (1 / size).clamp(max=1.0))
+        is_short = (self.secants.pushed[cells] == 0) & ~self._has_failed_short(losses, lr_K)
+        first = torch.where(is_short, (1 / size).clamp(max=1.0), 1.0)
         columns = [first * lr_K[cells], direction.abs().amax(1), dot(grad, direction)]
         numbers = torch.stack([column.double() for column in columns], 1).tolist()
 
@@ -260,6 +268,17 @@ class LBFGS(Optimizer):
             is_downhill = slope < 0 and math.isfinite(slope)
             start = Point(0.0, loss, slope)
             self.searches[k] = LineSearch(start, t, largest) if is_downhill else None
+
+    def _has_failed_short(self, cells: Iterable[int], lr_K: Tensor) -> Tensor:
+        """Whether the last search of some cells, (C,), found nothing after a short first trial."""
+        failed = []
+        for k in cells:
+            last = self.searches[k]
+            if last is None or last.best is not last.start:
+                failed.append(False)
+            else:
+                failed.append(last.first < float(lr_K[k]))
+        return torch.tensor(failed, device=self.x.device)
 
     def _write(self, parameters: Sequence[Tensor], steps: Sequence[float]) -> None:
         """Put every cell at so many steps along its direction."""
