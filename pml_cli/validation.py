@@ -50,9 +50,9 @@ MAX_NODES = 2_000_000
 Number = Annotated[float, Field(allow_inf_nan=False)]
 """A finite number."""
 Share = Annotated[float, Ge(0), Le(1)]
-Count = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(0), Le(2**53)]
 Size = Annotated[int, Ge(1), Le(2**53)]
-"""At least 1; pandas and numpy hold no more digits."""
+"""At least 1, as a count at least 0; pandas and numpy hold no more digits."""
 Index = Annotated[int, Ge(0), Le(2**63 - 1)]
 TEXT = r"^[^\x00-\x1f\x7f-\x9f]*$"
 Text = Annotated[str, StringConstraints(pattern=TEXT)]

@@ -40,7 +40,7 @@ class SlurmFields(TypedDict):
     """The Slurm job of a process."""
 
     job: Text
-    restart: int
+    restart: Count
     task: Text
 
 

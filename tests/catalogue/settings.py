@@ -15,6 +15,9 @@ from pml_cli.config.setting import Declaration, annotation, declaration_of, keys
 DOOR = "settings"
 GROUPS = ("model", "data", "adapter", "loss", "train", "launch")
 
+# Else what is missing is said first.
+NEEDED = {"hf": ("data.path=nobody/nothing",)}
+
 # Values that no setting of a type takes.
 WRONG_TYPES: dict[Any, dict[str, str]] = {
     int: {
@@ -54,7 +57,8 @@ def _of_option(group: str, option: str, owner: type[Any]) -> Iterator[Case]:
     for name in keys(owner):
         key = f"{group}.{name}"
         for kind, text in _wrong(owner, name, declaration_of(owner, name)):
-            argv = ("sweep", *chosen, f"{key}={text}", "--dry-run")
+            needed = NEEDED.get(option, ()) if key != "data.path" else ()
+            argv = ("sweep", *chosen, *needed, f"{key}={text}", "--dry-run")
             yield _case(f"{group}={option} {key}: {kind}", argv, key)
 
 
