@@ -325,5 +325,6 @@ def intraclass_correlation(cells: Observations, predicted: Array) -> IntraclassC
     f, p = stats.f_oneway(*groups)
     # From the F statistic and the mean size of a cluster.
     size = sum(map(len, groups)) / len(groups)
-    correlation = (f - 1) / (f - 1 + size)
+    # Where nothing differs within clusters, all of the spread is between them.
+    correlation = 1.0 if math.isinf(f) else (f - 1) / (f - 1 + size)
     return IntraclassCorrelation(correlation=float(correlation), p=float(p))
