@@ -1,17 +1,22 @@
 """Do the exponents of the law settle? By rank and by effective parameters, on parts of the cells.
 
     pml sweep -f scan_converged launch=local
-    python benchmarks/exponents.py outputs/scan_converged
-    python benchmarks/exponents.py            # the cells of scan.csv: AdamW, equal steps for all
+    python benchmarks/exponents.py outputs/scan_converged --save exponents
+    python benchmarks/exponents.py benchmarks/scan_converged.csv      # the same cells, as a table
+    python benchmarks/exponents.py benchmarks/scan.csv --save exponents_adamw
+    python benchmarks/exponents.py benchmarks/law.csv
+    python benchmarks/exponents.py benchmarks/scan_converged.csv --widths
 
 For every kind of data, each law on all cells, without rank 1, and then without rank 1 on parts:
 from rank 3 on, the shorter and the longer half of the lengths, each text, cells that had converged.
 Of the first two also the errors on cells left out: the largest ranks and longest lengths, and each
-text in turn. Writes exponents.csv, or exponents_adamw.csv.
+text in turn. --save writes NAME.csv, and NAME.png of random tokens. --widths instead compares other
+counts in the place of the effective parameters, and a law of these for each token alone.
 """
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +39,13 @@ ALL = "all cells"
 WITHOUT_RANK_1 = "without rank 1"
 
 
-def read_cells(folders: list[Path]) -> pd.DataFrame:
-    """One row a cell."""
-    if folders:
-        return with_columns(read_runs(folders))
-    cells = pd.read_csv(HERE / "scan.csv")
+def read_cells(path: Path) -> pd.DataFrame:
+    """One row a cell, of a folder of runs or of a table."""
+    if path.is_dir():
+        return with_columns(read_runs([path]))
+    cells = pd.read_csv(path)
+    if "data" not in cells:
+        cells["data"] = "random"
     return with_columns(cells.assign(target_tokens=cells["seqlen"], adapter="mlp_block"))
 
 
@@ -101,7 +108,8 @@ def rows_of(data: str, axis: SizeAxis, cells: pd.DataFrame) -> Iterator[dict]:
                 held_out = checks(seen, estimator)
                 row["unseen"] = held_out[EDGE].mape
                 row["unseen_all"] = held_out[EDGE].mape_all
-                row["unseen_text"] = held_out[TEXT].mape
+                if TEXT in held_out:
+                    row["unseen_text"] = held_out[TEXT].mape
             yield row
 
 
@@ -125,26 +133,55 @@ def draw(cells: pd.DataFrame) -> Figure:
     return page
 
 
+def widths(cells: pd.DataFrame) -> pd.DataFrame:
+    """AICc of exp + level with r (min(T, m) + n - r) as the size, a row an m and a column an n.
+
+    The model's width is 128. Below, the law of the effective parameters for each token alone, in
+    which alpha and beta are one.
+    """
+    cells = cells[(cells["data"] == "random") & (cells["rank"] > 1)]
+    (form,) = (form for form in FORMS if form.name == "exp + level")
+    rank, tokens = cells["rank"], cells["target_tokens"]
+    seen = observations(cells, EFFECTIVE)
+
+    table = pd.DataFrame()
+    for m in (64, 96, 112, 128, 144, 160, 192):
+        for n in (64, 96, 128, 160, 192):
+            size = (rank * (np.minimum(tokens, m) + n - rank)).to_numpy(float)
+            table.loc[m, n] = fit_saturating(replace(seen, rank=size), form).aicc
+
+    # A beta of nearly 0: the length stands in the size.
+    alone = replace(seen, rank=seen.rank / seen.length)
+    fit = fit_saturating(alone, replace(form, beta=0.01))
+    table.loc["for each token", 128] = fit.aicc
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path)
-    folders = parser.parse_args().folders
+    parser.add_argument("cells", type=Path, help="folder of runs, or a table of cells")
+    parser.add_argument("--save", metavar="NAME", help="write NAME.csv and NAME.png here")
+    parser.add_argument("--widths", action="store_true", help="compare other counts")
+    args = parser.parse_args()
 
-    runs = read_cells(folders)
-    if folders:
-        save(draw(runs[runs["data"] == "random"]), HERE / "exponents.png", "png")
+    runs = read_cells(args.cells)
+    if args.widths:
+        print(widths(runs).round(0).to_string())
+        return
 
     rows = []
     for data, cells in runs.groupby("data"):
         for axis in (RANK, EFFECTIVE):
             rows += rows_of(str(data), axis, cells)
     table = pd.DataFrame(rows)
-    name = "exponents.csv" if folders else "exponents_adamw.csv"
-    table.to_csv(HERE / name, index=False, float_format="%.4g")
-
     # The paper's law, the best of the others, and the one that most parts prefer.
     is_shown = table["law"].isin(["paper", "exp + level"]) | (table["aicc"] == 0)
     print(table[is_shown].round(3).to_string(index=False))
+
+    if args.save:
+        table.to_csv(HERE / f"{args.save}.csv", index=False, float_format="%.4g")
+        random = runs[runs["data"] == "random"]
+        save(draw(random), HERE / f"{args.save}.png", "png")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,15 @@ class Predict(ReportSettings):
         special={None: "as on the texts trained"},
     )
 
+    def validate(self) -> Iterator[str]:
+        yield from super().validate()
+        if self.inputs is None:
+            return
+        if self.per_rank is None:
+            yield f"inputs={self.inputs:g}: of a model that was not trained; give per_rank= too"
+        elif self.inputs > self.per_rank / 2:
+            yield f"inputs={self.inputs:g}: must be at most half of per_rank ({self.per_rank:g})"
+
 
 @dataclass(kw_only=True)
 class Lasting(RunSettings):

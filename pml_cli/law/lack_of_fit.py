@@ -61,13 +61,16 @@ def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
     predicted = fit.predict(cells.rank, cells.length, cells.base)
     residual = cells.delta / predicted - 1
     parameters = len(fit.form.free) - 1
+
     known = _known(cells, fit)
     curves = _curves(cells, fit)
     bends = _bends(cells, fit)
+
     observed = _measured(cells)
     both = np.concatenate([known, curves, bends], axis=1)[observed]
     left, _ = _unexplained(known[observed], residual[observed])
     less, _ = _unexplained(both, residual[observed])
+
     return LackOfFit(
         replicates=_replicates(cells, residual, parameters),
         curvature=_added(known[observed], curves[observed], residual[observed]),
@@ -143,6 +146,7 @@ def _known(cells: Observations, fit: LikelihoodFit) -> Array:
     _, slopes = log_gain_slopes(
         fit.theta[None], design.x, design.y, design.base, link=fit.form.link, wanted=wanted
     )
+
     text, texts = cells.texts
     cluster, clusters = cells.clusters
     of_text = np.eye(texts)[text]
@@ -157,8 +161,10 @@ def _added(known: Array, columns: Array, residual: Array) -> float:
     less, larger_rank = _unexplained(np.concatenate([known, columns], axis=1), residual)
     added = larger_rank - rank
     degrees = len(residual) - larger_rank
+
     if added < 1 or degrees < MIN_DEGREES:
         return math.nan
+
     f = (left - less) / added / max(less / degrees, 1e-300)
     return float(stats.f.sf(f, added, degrees))
 

@@ -47,6 +47,29 @@ ODD = ("gone", "null", "zero", "negative", "a half", "1e308", "NaN", "infinite",
 # Fewer of them for the texts.
 ODD_TEXTS = ("gone", "null", "an empty text")
 
+# Values of config.yaml, by their keys.
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "rank": ("x", 0, -1, 10**12, None, [1], 1.5, True),
+    "seqlen": ("x", 0, -1, 10**9, None, [1]),
+    "seed": ("x", -1, None, [0]),
+    "model": ([1], "x", None, 5, {}),
+    "model.path": (5, None, "/nowhere", [1], "a" * 5000),
+    "model.dtype": ("float99", "load", 5, None),
+    "model.layer": (99, -1, "x", [1]),
+    "model.weights": ("nope", 5),
+    "model.trust_remote_code": ("x", 5),
+    "model.nope": (1,),
+    "data": ([1], "x", None),
+    "data.seed": ("x", -1, None),
+    "data.source": ("nope", ["random"], None, 5, "text"),
+    "adapter": ("x", None, []),
+    "adapter.kind": ("linear", "nope", 5, None),
+    "adapter.dropout": ("x", 2, -1),
+    "loss.kind": ("nope", 5),
+    "train.steps": ("x", 0, None),
+    "train.lr": ("x", -1),
+}
+
 
 def cases() -> Iterator[Case]:
     """Of all doors."""
@@ -181,16 +204,7 @@ def _table(new: Callable[[Any], Any]) -> Change:
 def _configs() -> Iterator[Case]:
     pattern = "runs/*/config.yaml"
     for name, change in damaged_files(pattern):
-        yield _case(
-            CONFIG,
-            f"lasting: {name}",
-            LASTING,
-            "swept",
-            change,
-            codes=(0, 2),
-            says="config.yaml",
-            always=True,
-        )
+        yield _lasting_goes_on(CONFIG, f"lasting: {name}", change, "config.yaml")
     texts = {
         "a call": "rank: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n",
         "a date that is none": "rank: 2020-13-45\n",
@@ -199,46 +213,12 @@ def _configs() -> Iterator[Case]:
     }
     for name, text in texts.items():
         change = rewrite(pattern, lambda _, text=text: text.encode())
-        yield _case(
-            CONFIG,
-            f"lasting: {name}",
-            LASTING,
-            "swept",
-            change,
-            codes=(0, 2),
-            says="config.yaml",
-            always=True,
-        )
+        yield _lasting_goes_on(CONFIG, f"lasting: {name}", change, "config.yaml")
     for keys, values in SETTINGS.items():
         for value in values:
             change = _setting(tuple(keys.split(".")), value)
             title = f"lasting: {keys} {value!r:.30}"
-            yield _case(
-                CONFIG, title, LASTING, "swept", change, codes=(0, 2), says="runs/", always=True
-            )
-
-
-SETTINGS: dict[str, tuple[Any, ...]] = {
-    "rank": ("x", 0, -1, 10**12, None, [1], 1.5, True),
-    "seqlen": ("x", 0, -1, 10**9, None, [1]),
-    "seed": ("x", -1, None, [0]),
-    "model": ([1], "x", None, 5, {}),
-    "model.path": (5, None, "/nowhere", [1], "a" * 5000),
-    "model.dtype": ("float99", "load", 5, None),
-    "model.layer": (99, -1, "x", [1]),
-    "model.weights": ("nope", 5),
-    "model.trust_remote_code": ("x", 5),
-    "model.nope": (1,),
-    "data": ([1], "x", None),
-    "data.seed": ("x", -1, None),
-    "data.source": ("nope", ["random"], None, 5, "text"),
-    "adapter": ("x", None, []),
-    "adapter.kind": ("linear", "nope", 5, None),
-    "adapter.dropout": ("x", 2, -1),
-    "loss.kind": ("nope", 5),
-    "train.steps": ("x", 0, None),
-    "train.lr": ("x", -1),
-}
+            yield _lasting_goes_on(CONFIG, title, change, "runs/")
 
 
 def _setting(keys: tuple[str, ...], value: Any) -> Change:
@@ -258,16 +238,7 @@ def _setting(keys: tuple[str, ...], value: Any) -> Change:
 def _environments() -> Iterator[Case]:
     pattern = "runs/*/env.json"
     for name, change in damaged_files(pattern):
-        yield _case(
-            ENVIRONMENT,
-            f"lasting: {name}",
-            LASTING,
-            "swept",
-            change,
-            codes=(0, 2),
-            says="env.json",
-            always=True,
-        )
+        yield _lasting_goes_on(ENVIRONMENT, f"lasting: {name}", change, "env.json")
         if name not in PLAIN_BYTES:
             yield _case(
                 ENVIRONMENT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2)
@@ -276,31 +247,13 @@ def _environments() -> Iterator[Case]:
         for name in ("a word", "a list", "a mapping", "null", "gone", "zero"):
             change = with_value(pattern, (field,), VALUES[name])
             title = f"lasting: {field} {name}"
-            yield _case(
-                ENVIRONMENT,
-                title,
-                LASTING,
-                "swept",
-                change,
-                codes=(0, 2),
-                says="runs/",
-                always=True,
-            )
+            yield _lasting_goes_on(ENVIRONMENT, title, change, "runs/")
 
 
 def _adapters() -> Iterator[Case]:
     weights = "runs/*/adapter/adapter_model.safetensors"
     for name, change in damaged_files(weights):
-        yield _case(
-            ADAPTER,
-            f"weights {name}",
-            LASTING,
-            "swept",
-            change,
-            codes=(0, 2),
-            says="runs/",
-            always=True,
-        )
+        yield _lasting_goes_on(ADAPTER, f"weights {name}", change, "runs/")
     config = "runs/*/adapter/adapter_config.json"
     for name, change in damaged_files(config):
         run = ("measure", "adapter", "/etc/hostname", "--no-harm")
@@ -314,16 +267,7 @@ def _adapters() -> Iterator[Case]:
             run = ("measure", "adapter", "/etc/hostname", "--no-harm")
             title = f"measure: {field} {name}"
             yield _case(ADAPTER, title, run, "swept", both(change, _moved_adapter), codes=(0, 1, 2))
-    yield _case(
-        ADAPTER,
-        "no folder",
-        LASTING,
-        "swept",
-        remove("runs/*/adapter"),
-        codes=(0, 2),
-        says="adapter",
-        always=True,
-    )
+    yield _lasting_goes_on(ADAPTER, "no folder", remove("runs/*/adapter"), "adapter")
 
 
 def _moved_adapter(folder: Path) -> None:
@@ -331,8 +275,8 @@ def _moved_adapter(folder: Path) -> None:
 
 
 def _measured() -> Iterator[Case]:
-    pattern = "runs/lasting/lasting.json"
-    for name, change in damaged_files(_lasting(pattern)):
+    pattern = "runs/**/lasting.json"
+    for name, change in damaged_files(pattern):
         yield _case(MEASURED, name, LASTING, "measured", change, codes=(0, 2))
     for name in ("gone", "null", "a word", "a list", "a mapping", "zero"):
         for keys in (
@@ -347,27 +291,25 @@ def _measured() -> Iterator[Case]:
         ):
             if name == "gone" and isinstance(keys[-1], int):
                 continue
-            change = with_value(_lasting(pattern), keys, VALUES[name])
+            change = with_value(pattern, keys, VALUES[name])
             title = f"{'.'.join(map(str, keys))} {name}"
             yield _case(MEASURED, title, LASTING, "measured", change, codes=(0, 2))
     for name in ("a word", "null", "a list"):
-        change = edit(
-            _lasting(pattern), lambda tree, name=name: _set_conditions(tree, VALUES[name])
-        )
+        change = edit(pattern, lambda tree, name=name: _set_conditions(tree, VALUES[name]))
         yield _case(
             MEASURED, f"numbers of a condition {name}", LASTING, "measured", change, codes=(0, 2)
         )
-
-
-def _lasting(pattern: str) -> str:
-    """Where `pml lasting` writes."""
-    return pattern.replace("runs/lasting/", "runs/**/")
 
 
 def _set_conditions(tree: Any, value: Any) -> None:
     for condition in tree["runs"][0]["conditions"].values():
         for name in condition:
             condition[name] = value
+
+
+def _lasting_goes_on(door: str, name: str, change: Change, says: str) -> Case:
+    """`pml lasting`, which may leave out the run and says so."""
+    return _case(door, name, LASTING, "swept", change, codes=(0, 2), says=says, always=True)
 
 
 def _case(

@@ -96,6 +96,13 @@ def test_a_rank_that_is_only_a_bound_is_hollow_and_so_is_its_ratio():
     assert BOUND not in [text.get_text() for text in measured.legends[0].get_texts()]
 
 
+def test_a_prompt_of_several_words_stands_in_the_title_whole():
+    setting = "model.layer=2 data.text=ca7613 data.prompt=Recite the text: train.batch=4"
+    ranks = rank_table(planted_recall({"sft": [4, 6], "memft_margin": [2, 3]}))
+    title = rank_figure(ranks.assign(setting=setting)).get_suptitle()
+    assert "data.prompt=Recite the text:; 2 texts" in title.replace("\n", " ")
+
+
 def test_no_finished_pair_is_reported_without_an_error(tmp_path: Path):
     args = ["rank=2", "seqlen=8", "train.steps=3", f"out={tmp_path / 'o'}"]
     assert memft.run(load("memft", args), Console(file=io.StringIO())) == 0

@@ -51,6 +51,14 @@ def test_answers_as_json(law_report, capsys):
         (("predict", REPORT, "rank=0"), "rank=0: must be at least 1"),
         (("predict", REPORT, "rank=x"), "rank=x: must be numbers"),
         (("predict", REPORT, "seqlen=9", "group=tinny"), "group=tinny:"),
+        (
+            ("predict", REPORT, "seqlen=9", "inputs=64"),
+            "inputs=64: of a model that was not trained",
+        ),
+        (
+            ("predict", REPORT, "seqlen=9", "base=3", "per_rank=100", "inputs=64"),
+            "inputs=64: must be at most half of per_rank (100)",
+        ),
         (("predict", REPORT, "seqlen=9", "--target", "love"), "--target love: must be verbatim"),
         (("predict", "nowhere", "seqlen=9"), "no law.json here (no such folder)"),
         (("fit", REPORT, "--by", "modle"), "--by modle: did you mean 'model'?"),

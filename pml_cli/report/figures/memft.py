@@ -20,6 +20,7 @@ from pml_cli.report.figures.methods import (
 )
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import page_title
+from pml_cli.runs.groups import ENTRY_BREAK
 from pml_cli.stats import t_half_width
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def _source(runs: pd.DataFrame) -> str:
     # The hash of a text tells a reader nothing.
     settings = [
         setting
-        for setting in str(first["setting"]).split()
+        for setting in ENTRY_BREAK.split(str(first["setting"]))
         if setting.startswith("data.") and not setting.startswith(("data.text=", "data.path="))
     ]
     source = f"{first['model']}, {first['data']}"
