@@ -57,6 +57,10 @@ def convert_all(
         if _is_plain(value, kind):
             converted.append(value)
             continue
+        # OmegaConf takes every number but 0 for true.
+        if kind is bool and isinstance(value, int | float) and value not in (0, 1):
+            lines.append(type_fault(owner, name, value, key))
+            continue
         scratch = scratch or OmegaConf.structured(owner())
         try:
             converted.append(_convert(scratch, name, value))

@@ -37,7 +37,9 @@ MISSING = "???"
 class RootSettings(Run):
     """Everything that a YAML root file may hold: a run, its folder and how it is launched."""
 
-    out: str = setting("outputs", help="folder of the results", path="any")
+    out: str = setting(
+        "outputs", help="folder of the results", path="any", required=True, allowed="a folder"
+    )
     launch: Launch = field(default_factory=partial(registry.create, "launch", "inline"))
 
 

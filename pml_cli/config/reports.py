@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pml_cli.config.schema import DEVICE_PATTERN, DEVICES_ALLOWED
 from pml_cli.config.setting import Settings, setting
 
+# Of a text on which forgetting is measured.
+MOST_TOKENS = 10_000_000
+
 
 @dataclass(kw_only=True)
 class ReportSettings(Settings):
@@ -163,6 +166,8 @@ class Lasting(RunSettings):
         2000,
         help="tokens of that text, and as many random ones",
         minimum=0,
+        maximum=MOST_TOKENS,
+        allowed=f"from 0 to {MOST_TOKENS:,}",
         special={0: "forgetting is not measured"},
     )
     decode: bool = setting(

@@ -42,6 +42,9 @@ TEMPLATE_DATE = "2025-01-01"
 # Every step has its rate in a table.
 MOST_STEPS = 10_000_000
 
+# Above the width of any model.
+MOST_RANK = 1_000_000
+
 # Not every random generator takes more bits.
 SEED_LIMIT = 2**62
 SEEDS_ALLOWED = "from 0 to 2^62 - 1"
@@ -511,7 +514,13 @@ class Launch(Settings):
 class Run(Settings):
     """One cell: one adapter of one rank, trained to remember `seqlen` target tokens."""
 
-    rank: int = setting(8, help="rank of the adapter", minimum=1)
+    rank: int = setting(
+        8,
+        help="rank of the adapter",
+        minimum=1,
+        maximum=MOST_RANK,
+        allowed=f"from 1 to {MOST_RANK:,}",
+    )
     seqlen: int = setting(
         128,
         help="target tokens to remember",

@@ -18,7 +18,13 @@ def check_output_folder(out: Path) -> None:
         UserError: it is a file, cannot be written, or holds runs of another format.
     """
     check_formats(out)
-    existing = next(path for path in (out, *out.resolve().parents) if path.exists())
+    try:
+        parents = out.resolve().parents
+    # Python before 3.13 raises the second.
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"out={out}: a link that leads to itself") from error
+
+    existing = next(path for path in (out, *parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"out={out}: {existing} is a file, a folder is needed")
 

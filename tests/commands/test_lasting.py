@@ -364,7 +364,7 @@ def test_a_run_without_its_adapter_is_left_out_with_the_reason(swept, tmp_path, 
     [
         ([], "no such folder"),
         (["empty"], "no finished runs"),
-        (["empty", "tokens=-1"], "tokens=-1: must be at least 0"),
+        (["empty", "tokens=-1"], "tokens=-1: must be from 0 to 10,000,000"),
         (["empty", "device=foo"], "device=foo: must be auto, cpu, cuda or cuda:N"),
         (["empty", "text=nowhere.txt"], "text=nowhere.txt: no such file"),
         (["empty", "txet=a"], "did you mean 'text'?"),

@@ -668,3 +668,21 @@ def test_a_rate_is_not_taken_over_by_another_optimiser(sweep_file):
 @pytest.mark.parametrize("setting", ["schedule=constant", "clip=5", "clip=0", "weight_decay=0.1"])
 def test_lbfgs_refuses_what_it_would_not_obey(setting):
     assert f"train.{setting}: " in refusal("probe", "train.optimizer=lbfgs", f"train.{setting}")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("rank=9999999999999999999999999", "must be from 1 to 1,000,000"),
+        ("train.decode=7", "train.decode=7: must be true or false"),
+        ("train.decode=0.5", "train.decode=0.5: must be true or false"),
+        ("out=", "out=: must be a folder"),
+    ],
+)
+def test_numbers_and_texts_beyond_what_they_mean_are_refused(given, message):
+    assert message in refusal("sweep", given)
+
+
+def test_zero_and_one_are_false_and_true():
+    decode = [run.train.decode for run in load("sweep", ["train.decode=0,1"]).runs]
+    assert decode == [False, True]
