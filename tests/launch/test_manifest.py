@@ -169,7 +169,7 @@ DAMAGES = [
     (set_unknown_setting, "model.loader: no such setting"),
     (set_wrong_type, "train.lr="),
     (set_unknown_class, "loss.kind=builtins.eval"),
-    (set_out_of_range, "rank=0: must be at least 1"),
+    (set_out_of_range, "rank=0: must be from 1 to 1,000,000"),
     (set_rank_to_text, "rank=__import__"),
     (set_missing_index, "index out of range"),
     (set_negative_index, "data=-1: not an index"),
