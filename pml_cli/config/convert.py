@@ -57,8 +57,7 @@ def convert_all(
         if _is_plain(value, kind):
             converted.append(value)
             continue
-        # OmegaConf takes every number but 0 for true.
-        if kind is bool and isinstance(value, int | float) and value not in (0, 1):
+        if _is_no_truth(value, kind):
             lines.append(type_fault(owner, name, value, key))
             continue
         scratch = scratch or OmegaConf.structured(owner())
@@ -76,6 +75,11 @@ def _is_plain(value: Any, kind: type[Any]) -> bool:
     if kind is str:
         return "${" not in value and value != MISSING
     return kind in (int, float, bool)
+
+
+def _is_no_truth(value: Any, kind: type[Any]) -> bool:
+    """Whether a number is neither true nor false; OmegaConf takes all but 0 for true."""
+    return kind is bool and isinstance(value, int | float) and value not in (0, 1)
 
 
 def _convert(scratch: DictConfig, name: str, value: Any) -> Any:
@@ -112,6 +116,9 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
             continue
         if len(values) > 1 and not takes_list:
             lines.append(f"{key}: takes one value, not {len(values)}")
+            continue
+        if _is_no_truth(values[0], annotation(owners[key], field)[0]):
+            lines.append(type_fault(owners[key], field, values[0], key))
             continue
 
         # rank=4,8 and rank=[4,8] are the same list.

@@ -66,6 +66,7 @@ def test_answers_as_json(law_report, capsys):
             ("fit", REPORT, "--by", "model"),
             "no two groups differ in that alone; these cells are one group",
         ),
+        (("fit", REPORT, "figures=7"), "figures=7: must be true or false"),
         (("fit", REPORT, "x=size"), "x=size: must be one of rank, parameters, effective"),
     ],
 )
