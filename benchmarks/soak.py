@@ -1,4 +1,4 @@
-"""Does a long run stay flat? Memory, threads and open files of a command's processes, and their slopes.
+"""Does a long run stay flat? Memory, threads and open files of its processes, with their slopes.
 
     python benchmarks/soak.py --save benchmarks/soak.csv -- pml memft -f memft_rates
 
