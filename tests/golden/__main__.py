@@ -23,7 +23,7 @@ def pml(*words: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m golden", description=__doc__)
     parser.add_argument("--pin", action="store_true", help="take these numbers as the pinned ones")
     options = parser.parse_args()
@@ -37,13 +37,16 @@ def main() -> None:
         law.to_csv(numbers.LAW, index=False, float_format="%.10g")
 
     pinned = pd.read_csv(numbers.CELLS)
-    for column in numbers.CLOSE:
-        print(f"{column}: {numbers.deviation(cells[column], pinned[column]):.1e}")
+    off = {name: numbers.deviation(cells[name], pinned[name]) for name in numbers.CLOSE}
 
     pinned = pd.read_csv(numbers.LAW)
     both = pinned.merge(law, on=["form", "parameter"], suffixes=("_pinned", ""))
-    print(f"law: {numbers.deviation(both['value'], both['value_pinned']):.1e}")
+    off["law"] = numbers.deviation(both["value"], both["value_pinned"])
+
+    for name, share in off.items():
+        print(f"{name}: {share:.1e}")
     print(f"allowed: {numbers.tolerance():.0e}")
+    return int(max(off.values()) > numbers.tolerance())
 
 
-main()
+sys.exit(main())

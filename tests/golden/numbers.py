@@ -26,7 +26,7 @@ COLUMNS = EXACT + CLOSE
 def tolerance() -> float:
     """The largest relative deviation that is still rounding, on this platform."""
     here = (platform.system(), platform.machine())
-    return 2e-3 if here == PINNED_ON else 2e-2
+    return 1e-3 if here == PINNED_ON else 2e-2
 
 
 def train(pml: Callable[..., object], folder: Path) -> pd.DataFrame:
