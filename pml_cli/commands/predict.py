@@ -10,7 +10,6 @@ Exit codes: 0; 2 (a `UserError`) when there is no law.json, no group of that nam
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from rich.console import Console
@@ -18,12 +17,10 @@ from rich.text import Text
 
 from pml_cli.config.reports import Predict
 from pml_cli.errors import UserError
-from pml_cli.law.inverse import Question, Target, answer, new_model
+from pml_cli.law.inverse import Question, answer, check_question, new_model, parse_target
 from pml_cli.law.law_json import Report, load_report
 from pml_cli.report.tables.bits_line import new_model_lines
 from pml_cli.report.tables.predict import show, show_left_out
-
-TARGETS = "verbatim, loss=NATS (final loss per token) or bits=BITS (gained in all)"
 
 
 def run(
@@ -46,29 +43,16 @@ def run(
     """
     # Faults of the command line are named before any report is read.
     wanted = parse_target(target)
-    if not (settings.seqlen or settings.rank or settings.facts):
-        raise UserError(
-            "nothing asked: give seqlen=1000 for the least rank, rank=8 for the longest length, "
-            "or both; facts=300 for facts"
-        )
-    if settings.seqlen and settings.facts:
-        raise UserError("seqlen and facts are both lengths of what is asked about: give one")
-    if settings.facts and wanted.kind != "verbatim":
-        raise UserError(f"--target {target}: facts= asks for exact recall alone")
-    if settings.seqlen and settings.rank and wanted.kind != "verbatim":
-        raise UserError(
-            f"--target {target}: with rank and seqlen both given there is nothing to look for; "
-            "give one of them"
-        )
-
-    reports = [load_report(path, settings.group) for path in paths]
-    laws = [law for report in reports for law in report.laws]
     question = Question(
         ranks=settings.rank,
         lengths=settings.seqlen,
         facts=settings.facts,
         base=settings.base,
     )
+    check_question(question, wanted)
+
+    reports = [load_report(path, settings.group) for path in paths]
+    laws = [law for report in reports for law in report.laws]
     if settings.per_rank is not None:
         return _new_model(reports, settings, console, as_json=as_json)
     answers = [answer(law, wanted, question) for law in laws]
@@ -120,23 +104,3 @@ def _new_model(
             console.print(Text(text))
         console.print()
     return 0
-
-
-def parse_target(text: str) -> Target:
-    """`verbatim`, `loss=0.5` or `bits=2000`.
-
-    Raises:
-        UserError: anything else.
-    """
-    if text == "verbatim":
-        return Target(kind="verbatim")
-
-    # Text that is not a number becomes nan, which the bounds below refuse as well.
-    kind, _, number = text.partition("=")
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if kind in ("loss", "bits") and 0 < value < math.inf:
-        return Target(kind=kind, value=value)
-    raise UserError(f"--target {text}: must be {TARGETS}")

@@ -45,6 +45,47 @@ def run(request: Request, console: Console) -> int:
     Raises:
         UserError: a run or a folder that cannot be used, or a full disk and the like.
     """
+    try:
+        folder = train(request, console)
+    except Stopped as stopped:
+        console.print("interrupted; the same command goes on from there")
+        # The shell's convention: 130 for Ctrl-C (in cli.main), 128 + signal for others.
+        if stopped.signum == signal.SIGINT:
+            raise KeyboardInterrupt from stopped
+        return 128 + stopped.signum if stopped.signum else 1
+
+    failure = folder.failure()
+    if failure is not None:
+        console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
+        return 1
+
+    # Drawn also for a run that was done before: the figure may be missing or of an older version.
+    _draw(folder)
+    runs = read_runs([folder.path])
+    result = runs.iloc[0]
+    console.print(probe_table({str(name): value for name, value in result.items()}))
+    for line in probe_lines(folder):
+        console.print(line, highlight=False, soft_wrap=True)
+    print_unmoved(runs, console)
+    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+    console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def train(request: Request, console: Console) -> RunFolder:
+    """Train one adapter, unless it is done already.
+
+    Args:
+        request: one run, and the folder for it.
+        console: to print to.
+
+    Returns:
+        The run folder, with a result or with a failure.
+
+    Raises:
+        UserError: a run or a folder that cannot be used, or a full disk and the like.
+        Stopped: interrupted; the same call goes on from there.
+    """
     cell = _plan(request.runs[0])
     print_prompts(request.runs, console)
     check_output_folder(request.out)
@@ -58,36 +99,14 @@ def run(request: Request, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    else:
-        if folder.is_done():
-            line = outdated_line(request.out, 1)
-            console.print(line, style="yellow", highlight=False, soft_wrap=True)
-        try:
-            with disk_faults(request.out):
-                _train(cell, request, console)
-        except Stopped as stopped:
-            console.print("interrupted; the same command goes on from there")
-            # The shell's convention: 130 for Ctrl-C (in cli.main), 128 + signal for others.
-            if stopped.signum == signal.SIGINT:
-                raise KeyboardInterrupt from stopped
-            return 128 + stopped.signum if stopped.signum else 1
+        return folder
 
-        failure = folder.failure()
-        if failure is not None:
-            console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
-            return 1
-
-    # Drawn also for a run that was done before: the figure may be missing or of an older version.
-    _draw(folder)
-    runs = read_runs([folder.path])
-    result = runs.iloc[0]
-    console.print(probe_table({str(name): value for name, value in result.items()}))
-    for line in probe_lines(folder):
-        console.print(line, highlight=False, soft_wrap=True)
-    print_unmoved(runs, console)
-    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
-    console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
-    return 0
+    if folder.is_done():
+        line = outdated_line(request.out, 1)
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    with disk_faults(request.out):
+        _train(cell, request, console)
+    return folder
 
 
 def _plan(run: Run) -> CellPlan:

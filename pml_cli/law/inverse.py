@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from pml_cli.errors import UserError
 from pml_cli.io import jsonable
 from pml_cli.law.bits_line import BitsLine
 from pml_cli.law.fitted_law import FittedLaw
@@ -32,6 +33,8 @@ LARGEST_MULTIPLE = 1e6
 # Steps of the bisection, on logs: beyond the precision of float32.
 BISECTIONS = 60
 
+TARGETS = "verbatim, loss=NATS (final loss per token) or bits=BITS (gained in all)"
+
 # Probabilities of exact recall for which a rank or length is given.
 PROBABILITIES = (0.5, 0.9)
 
@@ -44,6 +47,9 @@ class Target:
     """verbatim (exact recall), loss or bits."""
     value: float = 0.0
     """Final loss in nats per token, or bits gained in all; 0 for verbatim."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.value:g}" if self.value else self.kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,48 @@ class Question:
     """Numbers of facts, all of which are to be recalled."""
     base: float | None = None
     """Loss of the base model, nats per token; that of the texts trained when None."""
+
+
+def parse_target(text: str) -> Target:
+    """`verbatim`, `loss=0.5` or `bits=2000`.
+
+    Raises:
+        UserError: anything else.
+    """
+    if text == "verbatim":
+        return Target(kind="verbatim")
+
+    # Text that is not a number becomes nan, which the bounds below refuse as well.
+    kind, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if kind in ("loss", "bits") and 0 < value < math.inf:
+        return Target(kind=kind, value=value)
+    raise UserError(f"--target {text}: must be {TARGETS}")
+
+
+def check_question(question: Question, target: Target) -> None:
+    """Refuse a question that asks nothing, or more than one thing at once.
+
+    Raises:
+        UserError: says what to give.
+    """
+    if not (question.lengths or question.ranks or question.facts):
+        raise UserError(
+            "nothing asked: give seqlen=1000 for the least rank, rank=8 for the longest length, "
+            "or both; facts=300 for facts"
+        )
+    if question.lengths and question.facts:
+        raise UserError("seqlen and facts are both lengths of what is asked about: give one")
+    if question.facts and target.kind != "verbatim":
+        raise UserError(f"--target {target}: facts= asks for exact recall alone")
+    if question.lengths and question.ranks and target.kind != "verbatim":
+        raise UserError(
+            f"--target {target}: with rank and seqlen both given there is nothing to look for; "
+            "give one of them"
+        )
 
 
 def answer(law: FittedLaw, target: Target, question: Question) -> dict[str, Any]:

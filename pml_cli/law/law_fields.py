@@ -79,6 +79,7 @@ class LawFields(TypedDict):
     status: Text
     form: dict[str, Any]
     theta: dict[str, Parameter]
+    parameters: dict[str, Number | None]
     centre: CentreFields
     covariance: list[list[Number | None]]
     covariance_clustered: list[list[Number | None]]
@@ -114,6 +115,8 @@ class GroupFields(TypedDict):
     fit: ReasonFields
     laws: list[NamedFields]
     chosen: Text | None
+    # Reports of earlier versions have none.
+    intervals_95: NotRequired[dict[str, Annotated[list[Number | None], Len(2, 2)]]]
     bootstrap: BootstrapFields | None
     texts: list[DeviationFields]
     recall: RecallFields

@@ -68,6 +68,8 @@ Describe = Callable[[Finding | None, SizeAxis], str]
 Say = Callable[[Finding | None], str]
 """The same for the size of one group."""
 Record = TypeVar("Record", bound="DataclassInstance")
+ParameterRow = tuple[float, float, float]
+"""A value, and the ends of its 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +331,8 @@ class GroupRecord:
     """Every law, in the order of the tables."""
     chosen: str | None
     """The name of one of the laws."""
+    intervals_95: dict[str, Interval]
+    """Of the chosen law's parameters, as the tables have them; empty without one."""
     bootstrap: BootstrapRecord | None
     """Of the chosen law; null with draws=0."""
     profiles: dict[str, ProfileRecord]
@@ -489,6 +493,7 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         held_out=_held_out_record(group, say),
         laws=[_law_record(row, say) for row in analysis.rows],
         chosen=analysis.chosen.name if analysis.chosen else None,
+        intervals_95=analysis.intervals if analysis.chosen else {},
         bootstrap=_bootstrap_record(analysis.bootstrap, say),
         profiles={name: _profile_record(profile) for name, profile in analysis.profiles.items()},
         exponents=_exponent_records(analysis.quality),
@@ -712,6 +717,9 @@ class Report:
     """The names of the other groups, each with the reason."""
     lines: list[BitsLine]
     """Parameters against bits, over several groups."""
+    parameters: dict[str, dict[str, ParameterRow]]
+    """Of each group with a law, by its name: value and interval of each parameter of the chosen law
+    of the gain; empty where it has none."""
 
 
 def load(path: Path, group: str | None = None) -> list[FittedLaw]:
@@ -750,7 +758,30 @@ def load_report(path: Path, group: str | None = None) -> Report:
     if not laws and not lines:
         details = "; ".join(sorted(set(left_out.values())))
         raise UserError(f"{file}: no law was identified: {details}")
-    return Report(laws=laws, left_out=left_out, lines=lines)
+    parameters = {entry["name"]: _parameter_rows(entry) for entry in answering}
+    return Report(laws=laws, left_out=left_out, lines=lines, parameters=parameters)
+
+
+def _parameter_rows(group: dict[str, Any]) -> dict[str, ParameterRow]:
+    """Value and interval of each parameter of the chosen law.
+
+    Reports of earlier versions have no interval.
+    """
+    intervals = group.get("intervals_95", {})
+    unknown = (math.nan, math.nan)
+    rows = {}
+    for law in group["laws"]:
+        if law["name"] != group["chosen"]:
+            continue
+        for name, value in law["parameters"].items():
+            low, high = intervals.get(name, unknown)
+            rows[name] = (_number(value), _number(low), _number(high))
+    return rows
+
+
+def _number(value: float | None) -> float:
+    """A number of the file; null is one that is not finite."""
+    return math.nan if value is None else float(value)
 
 
 def _bits_line(content: dict[str, Any]) -> BitsLine:

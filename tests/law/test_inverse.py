@@ -28,7 +28,7 @@ from pml_cli.stats import t_quantile
 def ask(root, target="verbatim", *, rank=(), seqlen=(), base=None):
     """Rows of the answer of the one law of a report."""
     (law,) = load(root)
-    wanted = predict.parse_target(target)
+    wanted = inverse.parse_target(target)
     question = inverse.Question(ranks=rank, lengths=seqlen, base=base)
     return inverse.answer(law, wanted, question)["rows"]
 

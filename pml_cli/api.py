@@ -1,0 +1,374 @@
+"""pml from Python: `import pml_cli as pml`.
+
+    runs = pml.sweep(rank=[1, 2, 4, 8], seqlen=[32, 64, 128], out="outputs/mine")
+    (law,) = pml.fit("outputs/mine")
+    law.parameters                        # value, low, high by name
+    law.predict(seqlen=200)               # the least rank that recalls 200 tokens
+    pml.tokens(runs.iloc[0])              # nll and p of every token at every logged step
+
+The command line and these functions share what they are built on: the same settings, the same
+folders, the same checks. What the command line refuses in one line raises `UserError` with it.
+Tables are pandas frames.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from pml_cli.errors import UserError
+from pml_cli.law.inverse import Question, answer, check_question, parse_target
+from pml_cli.law.law_json import Report, load_report
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from pml_cli.config.schema import Request
+    from pml_cli.law.fitted_law import FittedLaw
+    from pml_cli.runs.folder import RunFolder
+
+Folder: TypeAlias = str | os.PathLike[str]
+Run: TypeAlias = "Folder | pd.Series[Any]"
+"""A run: its folder, or its row in what `runs`, `sweep` and `probe` return."""
+
+
+def sweep(
+    *,
+    file: Folder | None = None,
+    retry: bool = True,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> pd.DataFrame:
+    """Train every combination of what is given several values; only what is missing.
+
+    Args:
+        file: a sweep file, or the name of a shipped one ("quickstart").
+        retry: train again what failed before.
+        quiet: show no progress.
+        settings: settings by key, those with a dot too: {"train.lr": 0.02}. A list is several
+            values.
+        more: settings without a dot: rank=[4, 8], data="text", out="outputs/mine".
+
+    Returns:
+        One row a finished run of this sweep: the fields of result.json, and `folder`.
+
+    Raises:
+        UserError: a wrong setting, or a folder that cannot be used.
+        RuntimeError: a run failed; those that have ended are kept.
+    """
+    from pml_cli.launch.driver import plan_sweep, train_sweep
+    from pml_cli.report.progress import SweepDisplay
+
+    request = _request("sweep", settings, more, file)
+    plan = plan_sweep(request, retry=retry)
+    with SweepDisplay.of(plan, _console(quiet)) as display:
+        outcome = train_sweep(plan, display, wait=True)
+    if outcome.stopped is not None:
+        raise KeyboardInterrupt(outcome.message)
+
+    ids = [cell.id for cell in plan.cells]
+    _raise_failures(request.out, ids)
+    table = runs(request.out)
+    return table[table["id"].isin(ids)].reset_index(drop=True)
+
+
+def probe(
+    *, quiet: bool = False, settings: Mapping[str, Any] | None = None, **more: Any
+) -> pd.Series[Any]:
+    """Train one adapter, logged at a hundred steps.
+
+    Args:
+        quiet, settings, more: as of `sweep`, with one value each.
+
+    Returns:
+        The fields of result.json, and `folder`.
+
+    Raises:
+        UserError: a wrong setting, or a folder that cannot be used.
+        RuntimeError: the run failed.
+    """
+    from pml_cli.commands.probe import train
+
+    request = _request("probe", settings, more)
+    folder = train(request, _console(quiet))
+    _raise_failures(folder.path.parent, [folder.id])
+    return runs(folder.path).iloc[0]
+
+
+def runs(*folders: Folder) -> pd.DataFrame:
+    """The finished runs below some folders.
+
+    Returns:
+        One row a run: the fields of result.json (docs: outputs/README.md), and `folder`.
+
+    Raises:
+        UserError: a folder does not exist, or a result is of another format or damaged.
+    """
+    from pml_cli.runs.read import read_runs
+
+    return read_runs([Path(folder) for folder in folders])
+
+
+def tokens(run: Run) -> pd.DataFrame:
+    """Every target token of a run at every logged step.
+
+    Returns:
+        Columns step, sample, position, token_id, nll (nats), p, margin (logits), correct and the
+        others of tokens.parquet.
+
+    Raises:
+        UserError: there is no such table, or it cannot be read.
+    """
+    import pandas as pd
+
+    path = _folder_of(run).tokens
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def samples(run: Run) -> pd.DataFrame:
+    """What was asked of a run and what came out: one row a sample, the fields of samples.jsonl.
+
+    Raises:
+        UserError: the run has none (earlier versions wrote none), or it cannot be read.
+    """
+    import pandas as pd
+
+    from pml_cli.runs.samples import read_samples
+
+    folder = _folder_of(run)
+    rows = read_samples(folder)
+    if rows is None:
+        raise UserError(f"{folder.samples}: no such file")
+    return pd.DataFrame(rows)
+
+
+def fit(
+    *folders: Folder,
+    by: Sequence[str] = (),
+    quiet: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> list[Law]:
+    """Fit the memory law to finished runs, and write the report that `pml fit` writes.
+
+    Args:
+        folders: folders of runs, searched at any depth; the report goes to fit/ in the first.
+        by: settings in which groups are compared.
+        quiet: print no tables.
+        settings, more: settings of `pml fit`, such as x="effective".
+
+    Returns:
+        A law for each group of comparable runs that has one.
+
+    Raises:
+        UserError: a wrong setting, no finished run, or no group with a law.
+    """
+    from pml_cli.commands import fit as command
+    from pml_cli.config.reports import Fit
+    from pml_cli.config.request import load_report as load_settings
+
+    asked = load_settings("fit", _overrides(settings, more))
+    assert isinstance(asked, Fit)
+    paths = [Path(folder) for folder in folders]
+    command.run(paths, asked, _console(quiet), by)
+    return Law.load_all(asked.out or paths[0] / "fit")
+
+
+class Law:
+    """The laws of one group of runs: of the gain, of exact recall, or both.
+
+    Attributes:
+        name: of the group.
+        form: which law of the gain was chosen; None where none is identified.
+        formula: the same, written out.
+        status: of the law of the gain: OK, BOUND_HIT or NOT_IDENTIFIED.
+        ranks, lengths: least and largest that were trained.
+        parameters: of the law of the gain, value and ends of the 95 % interval by name.
+    """
+
+    def __init__(self, fitted: FittedLaw, parameters: pd.DataFrame) -> None:
+        self._fitted = fitted
+        self.name = fitted.name
+        self.form = fitted.form.name if fitted.form else None
+        self.formula = fitted.form.formula if fitted.form else None
+        self.status = fitted.status
+        self.ranks = fitted.ranks
+        self.lengths = fitted.lengths
+        self.parameters = parameters
+
+    def __repr__(self) -> str:
+        return f"Law({self.name!r}, {self.form}, {self.status})"
+
+    @classmethod
+    def load(cls, folder: Folder, group: str | None = None) -> Law:
+        """The law of a report.
+
+        Args:
+            folder: of `pml fit`, or of the runs whose fit/ it is, or a law.json.
+            group: name or slug, where the report has several groups with a law.
+
+        Raises:
+            UserError: no report, no law in it, no group of that name, or several groups.
+        """
+        found = cls.load_all(folder, group)
+        if len(found) > 1:
+            names = "; ".join(law.name for law in found)
+            raise UserError(f"{folder}: {len(found)} groups have a law, give group=: {names}")
+        return found[0]
+
+    @classmethod
+    def load_all(cls, folder: Folder, group: str | None = None) -> list[Law]:
+        """The laws of every group of a report; see `load`."""
+        import pandas as pd
+
+        report: Report = load_report(Path(folder), group)
+        if not report.laws:
+            reasons = "; ".join(report.left_out.values())
+            raise UserError(f"{folder}: no law was identified: {reasons}")
+
+        laws = []
+        for fitted in report.laws:
+            rows = report.parameters[fitted.name]
+            table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+            laws.append(cls(fitted, table))
+        return laws
+
+    def predict(
+        self,
+        *,
+        rank: float | Sequence[float] | None = None,
+        seqlen: float | Sequence[float] | None = None,
+        facts: float | Sequence[float] | None = None,
+        target: str = "verbatim",
+        base: float | None = None,
+    ) -> pd.DataFrame:
+        """What the law says about runs that were not trained.
+
+        Args:
+            rank: the longest length of each; with `seqlen`, everything about each pair.
+            seqlen: target tokens; alone, the least rank of each.
+            facts: numbers of facts, all of which are to be recalled.
+            target: verbatim, loss=NATS or bits=BITS.
+            base: loss of the base model, nats per token; that of the trained texts when None.
+
+        Returns:
+            A row each; of every predicted quantity its value, and the ends of its 95 % band as
+            NAME_low and NAME_high. `outside` says what lies beyond the trained runs.
+
+        Raises:
+            UserError: nothing asked, or the law that is needed is not identified.
+        """
+        import pandas as pd
+
+        wanted = parse_target(target)
+        question = Question(
+            ranks=_several(rank), lengths=_several(seqlen), facts=_several(facts), base=base
+        )
+        check_question(question, wanted)
+        answered = answer(self._fitted, wanted, question)
+        if "reason" in answered:
+            raise UserError(f"{self.name}: {answered['reason']}")
+        return pd.DataFrame([_flat(row) for row in answered["rows"]])
+
+
+def _request(
+    command: str,
+    settings: Mapping[str, Any] | None,
+    more: Mapping[str, Any],
+    file: Folder | None = None,
+) -> Request:
+    """Settings of a command that trains, checked as on the command line."""
+    from pml_cli.config.request import load
+
+    return load(command, _overrides(settings, more), Path(file) if file is not None else None)
+
+
+def _overrides(settings: Mapping[str, Any] | None, more: Mapping[str, Any]) -> list[str]:
+    """`key=value` in Hydra's grammar, a list as several values."""
+    given = {**(settings or {}), **more}
+    return [f"{key}={_several_values(value)}" for key, value in given.items()]
+
+
+def _several_values(value: Any) -> str:
+    if isinstance(value, (list, tuple, range)):
+        return ",".join(_value(one) for one in value)
+    return _value(value)
+
+
+def _value(value: Any) -> str:
+    """One value as Hydra's grammar writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (str, os.PathLike)):
+        return _quoted(os.fspath(value))
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_value(one) for one in value) + "]"
+    return str(value)
+
+
+def _quoted(text: str) -> str:
+    """A text that Hydra takes as it is, whatever is in it.
+
+    Its grammar reads a backslash as itself, but before a quote.
+    """
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    closed = re.sub(r"(\\+)$", r"\1\1", escaped)
+    return f"'{closed}'"
+
+
+def _console(quiet: bool) -> Console:
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, quiet=quiet)
+
+
+def _folder_of(run: Run) -> RunFolder:
+    """The run folder of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    from pml_cli.runs.folder import RunFolder
+
+    path = Path(run if isinstance(run, (str, os.PathLike)) else run["folder"])
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    return RunFolder(path.parent, path.name)
+
+
+def _raise_failures(out: Path, ids: Sequence[str]) -> None:
+    """Raise where any of these runs failed."""
+    from pml_cli.runs.read import read_failures
+
+    reasons = {name: why for name, why in read_failures(out).items() if name in set(ids)}
+    if reasons:
+        name, why = next(iter(reasons.items()))
+        raise RuntimeError(f"{len(reasons)} of {len(ids)} runs failed; {name}: {why}")
+
+
+def _several(values: float | Sequence[float] | None) -> list[float]:
+    if values is None:
+        return []
+    return list(values) if isinstance(values, Sequence) else [values]
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an answer, its bands as columns of their own."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {name: value["value"]}
+            flat |= {f"{name}_{end}": value[end] for end in ("low", "high")}
+        else:
+            flat[name] = value
+    return flat

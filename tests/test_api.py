@@ -1,0 +1,123 @@
+"""pml from Python: the same runs, laws and refusals as on the command line."""
+
+import json
+
+import pandas as pd
+import pytest
+from support.sweeps import quick_in
+
+import pml_cli as pml
+from pml_cli import api
+from pml_cli.config.compose import parse
+
+SETTINGS = {"train.steps": 30, "train.lr": 0.02, "train.decode": False, "model.device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small sweep made by the command line, and its report."""
+    place = tmp_path_factory.mktemp("api")
+    words = [f"{key}={str(value).lower()}" for key, value in SETTINGS.items()]
+    assert quick_in(place, "sweep", "rank=1,2,4", "seqlen=8,16,32", "out=out", *words) == 0
+    assert quick_in(place, "fit", "out", "figures=false", "draws=20") == 0
+    return place / "out"
+
+
+def test_a_sweep_is_that_of_the_command_line(folder):
+    ranks = pml.sweep(rank=[1, 2], seqlen=(8, 16), out=folder, quiet=True, settings=SETTINGS)
+    assert len(ranks) == 4
+
+    everything = pml.runs(folder)
+    assert len(everything) == 9, "cells of the sweep were trained again under other ids"
+    assert set(ranks["id"]) < set(everything["id"])
+
+
+def test_the_tokens_and_samples_of_a_run(folder):
+    run = pml.runs(folder).iloc[0]
+    tokens = pml.tokens(run)
+    last = tokens[tokens["step"] == tokens["step"].max()]
+    assert last["nll"].mean() == pytest.approx(run["final_loss"], rel=1e-5)
+
+    pd.testing.assert_frame_equal(tokens, pml.tokens(run["folder"]))
+    (sample,) = pml.samples(run).itertuples()
+    assert len(sample.target_ids) == run["seqlen"]
+
+
+def test_a_law_says_what_pml_predict_says(folder, quick, capsys):
+    law = pml.Law.load(folder)
+    assert law.status == "OK" and law.ranks == (1, 4)
+    asked = quick("predict", str(folder), "rank=2,3", "seqlen=20", "--json")
+    (answered,) = json.loads(asked.stdout)
+
+    predicted = law.predict(rank=[2, 3], seqlen=20)
+    for row, (_, found) in zip(answered["rows"], predicted.iterrows(), strict=True):
+        assert found["gain"] == row["gain"]["value"]
+        assert (found["gain_low"], found["gain_high"]) == (row["gain"]["low"], row["gain"]["high"])
+
+
+def test_parameters_come_with_the_intervals_of_the_tables(folder):
+    law = pml.Law.load(folder)
+    content = json.loads((folder / "fit" / "law.json").read_text())
+    (group,) = content["groups"]
+    assert law.parameters.loc["alpha", ["low", "high"]].tolist() == group["intervals_95"]["alpha"]
+    assert law.parameters.loc["alpha", "low"] < law.parameters.loc["alpha", "value"]
+
+
+def test_a_report_without_intervals_is_read(folder, tmp_path):
+    content = json.loads((folder / "fit" / "law.json").read_text())
+    del content["groups"][0]["intervals_95"]
+    (tmp_path / "law.json").write_text(json.dumps(content))
+
+    law = pml.Law.load(tmp_path)
+    assert law.parameters["low"].isna().all() and law.parameters["value"].notna().all()
+
+
+def test_a_fit_from_python_writes_the_report(folder, tmp_path):
+    out = tmp_path / "report"
+    (law,) = pml.fit(folder, out=out, draws=0, figures=False)
+    assert (out / "law.json").is_file()
+    assert law.form == pml.Law.load(out).form
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: pml.sweep(rnak=3), "rank"),
+        (lambda: pml.sweep(rank=0), "rank=0"),
+        (lambda: pml.fit("nowhere"), "nowhere"),
+        (lambda: pml.fit("nowhere", y=1), "y"),
+        (lambda: pml.tokens("nowhere"), "nowhere"),
+        (lambda: pml.Law.load("nowhere"), "nowhere"),
+    ],
+)
+def test_what_the_command_line_refuses_raises(call, word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pml.UserError, match=word):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "it's",
+        'a "b"',
+        "a,b",
+        "a=b",
+        "back\\slash",
+        "end\\",
+        "both \\'\\",
+        "${x}",
+        "[1]",
+        "null",
+        "é",
+    ],
+)
+def test_texts_reach_their_setting_whole(value):
+    grid, faults = parse(api._overrides({"data.path": value}, {}), None)
+    assert not faults and grid["data.path"] == [value]
+
+
+def test_names_are_complete():
+    assert set(pml.__all__) <= set(dir(pml))
+    assert all(getattr(pml, name) is not None for name in pml.__all__ if name != "runs")
