@@ -14,6 +14,7 @@ codes; `report/law_text.py` makes the sentences.
     likelihood.py        censored maximum likelihood of many problems at once
     mle.py               maximum likelihood of a form on all cells
     model_selection.py   held-out checks, information criteria, the choice
+    noise.py             does the noise grow with the gain?
     bootstrap.py         cluster bootstrap and profile likelihoods
     exponents.py         intervals of alpha and beta over every form that fits nearly as well
     lack_of_fit.py       is the truth among the forms?
