@@ -24,7 +24,7 @@ from pml_cli.config.completion import (
     report_completer,
 )
 from pml_cli.config.help import groups_help, settings_help
-from pml_cli.errors import UserError, printable
+from pml_cli.errors import UserError, printable, shortened
 from pml_cli.launch.openmp import share_cores
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ BY_HELP = """\b
 --by SETTING,...  compares the groups that differ in these settings alone
   (model data adapter loss layer setting lr steps): do they share alpha, beta?
 """
-
-# Letters of a file's name in a message.
-MAX_NAME = 200
 
 app = typer.Typer(
     name="pml",
@@ -755,7 +752,7 @@ def main(args: list[str] | None = None) -> None:
         # What a file system refuses is no fault of the program, wherever it comes up.
         if error.filename is None:
             raise
-        _exit_with([f"{_short(error.filename)}: {error.strerror}"])
+        _exit_with([f"{shortened(str(error.filename))}: {error.strerror}"])
     except Exception as error:
         # Typer's own complaints (unknown option or command) share no public class.
         if not hasattr(error, "format_message"):
@@ -769,9 +766,3 @@ def _exit_with(faults: list[str]) -> None:
     for line in faults:
         typer.echo(f"error: {printable(line)}", err=True)
     sys.exit(2)
-
-
-def _short(name: str | bytes) -> str:
-    """The name of a file, of one that is too long its beginning."""
-    text = str(name)
-    return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}..."
