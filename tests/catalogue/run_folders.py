@@ -266,7 +266,7 @@ def _adapters() -> Iterator[Case]:
 
     config = f"{ADAPTERS}/adapter_config.json"
     for name, change in damaged_files(config):
-        yield _measure(f"config {name}", change, codes=(1, 2), says="adapter")
+        yield _measure(f"config {name}", change, codes=(1, 2))
     for field in ("r", "lora_alpha", "target_modules", "base_model_name_or_path", "peft_type"):
         for name, change in damaged_field(config, field):
             yield _measure(name, change, codes=(0, 1, 2))
@@ -276,7 +276,6 @@ def _measure(
     name: str,
     change: Change,
     codes: tuple[int, ...],
-    says: str = "runs",
 ) -> Case:
     """`pml measure` of a damaged adapter, which lies beside the runs."""
     return _case(
@@ -286,7 +285,7 @@ def _measure(
         "swept",
         both(change, _moved_adapter),
         codes=codes,
-        says=says,
+        says="adapter",
     )
 
 
