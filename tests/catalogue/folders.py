@@ -14,6 +14,7 @@ from support.law_groups import fit_quietly
 from support.planted_laws import exact_recall, exponential_cells, runs_of, write
 from support.sweeps import quick_in
 
+from catalogue.damage import first
 from pml_cli.config.schema import TINY
 
 SWEEP = ("rank=1,2", "seqlen=8", "train.steps=3", "train.log_every=1", "model.device=cpu")
@@ -76,7 +77,7 @@ def model() -> Path:
 BASES = {"planted": planted, "law": law, "swept": swept, "measured": measured, "model": model}
 
 
-# A right use of each command: its base, and its arguments.
+# A right use of each command: its base, and its arguments; paths may be patterns.
 RIGHT_USES = {
     "sweep": ("", (*SWEEP, "out=o")),
     "memft": ("", ("loss=sft,memft_ot", "--dry-run")),
@@ -86,6 +87,7 @@ RIGHT_USES = {
     "transition": ("swept", ("runs", "figures=false")),
     "lasting": ("swept", ("runs", "tokens=0", "figures=false")),
     "status": ("swept", ("runs",)),
+    "measure": ("swept", ("runs/*/adapter", "/etc/hostname", "--no-harm", "out=o")),
 }
 
 
@@ -96,7 +98,12 @@ def warm_up(command: str) -> None:
         base, words = RIGHT_USES[command]
         folder = new_folder()
         copy_base(base, folder)
-        succeed(folder, command, *words)
+        paths = [_expanded(folder, word) for word in words]
+        succeed(folder, command, *paths)
+
+
+def _expanded(folder: Path, word: str) -> str:
+    return str(first(folder, word).relative_to(folder)) if "*" in word else word
 
 
 def succeed(folder: Path, *argv: str) -> None:

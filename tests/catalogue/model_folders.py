@@ -16,6 +16,7 @@ DOOR = "model folders"
 TEXT = ("data=text", "data.path=t.txt")
 PROSE = put("t.txt", "some words and some more of some words " * 20)
 WEIGHTS = "m/model.safetensors"
+TOKENIZER = "m/tokenizer_config.json"
 INDEX = "m/model.safetensors.index.json"
 
 SIZES = (
@@ -121,44 +122,49 @@ def _codes(size: str, value: Any) -> tuple[int, ...]:
 
 
 def _weights() -> Iterator[Case]:
-    for streamed in (False, True):
-        words = ("model.stream=true",) if streamed else ()
-        note = ", streamed" if streamed else ""
-        for name, change in damaged_files(WEIGHTS):
-            yield _case(f"weights {name}{note}", change, words=words)
-        for name, content in HEADERS.items():
-            yield _case(f"weights with {name}{note}", put(WEIGHTS, content), words=words)
-        for name, text in INDEXES.items():
-            yield _case(f"index {name}{note}", _sharded(text), words=words)
-        for name, change in damaged_files(INDEX, missing=False):
-            yield _case(f"index {name}{note}", both(_sharded("{}"), change), words=words)
-        for name, change in TENSORS.items():
-            yield _case(f"weights {name}{note}", _tensors(change), words=words)
-
+    for name, change in _damaged_weights():
+        yield _case(name, change)
+        yield _case(f"{name}, streamed", change, words=("model.stream=true",))
     yield _case("weights that are a pickle", _pickled)
     yield _case("an empty folder", _emptied)
 
 
+def _damaged_weights() -> Iterator[tuple[str, Change]]:
+    for name, change in damaged_files(WEIGHTS):
+        yield f"weights {name}", change
+    for name, content in HEADERS.items():
+        yield f"weights with {name}", put(WEIGHTS, content)
+    for name, new_tensors in TENSORS.items():
+        yield f"weights {name}", _tensors(new_tensors)
+
+    for name, text in INDEXES.items():
+        yield f"index {name}", _sharded(text)
+    for name, change in damaged_files(INDEX, missing=False):
+        yield f"index {name}", both(_sharded("{}"), change)
+
+
 def _tokenizers() -> Iterator[Case]:
     for name, change in damaged_files("m/tokenizer.json", missing=False):
-        yield _case(f"tokenizer.json {name}", both(PROSE, change), words=TEXT)
-
-    for name, change in damaged_files("m/tokenizer_config.json", missing=False):
+        yield _tokenized(f"tokenizer.json {name}", change)
+    for name, change in damaged_files(TOKENIZER, missing=False):
         codes = (0, 1, 2) if name in ("null", "a folder", "a link to nowhere") else (1, 2)
-        yield _case(f"tokenizer_config.json {name}", both(PROSE, change), codes, words=TEXT)
+        yield _tokenized(f"tokenizer_config.json {name}", change, codes)
 
     for field in ("bos_token", "eos_token", "tokenizer_class", "model_max_length"):
-        for name, value in (("a number", 5), ("a list", [1]), ("a mapping", {"a": 1})):
-            change = with_value("m/tokenizer_config.json", (field,), value)
-            title = f"tokenizer_config.json, {field} {name}"
-            yield _case(title, both(PROSE, change), (0, 1, 2), words=TEXT)
+        for kind, value in (("a number", 5), ("a list", [1]), ("a mapping", {"a": 1})):
+            change = with_value(TOKENIZER, (field,), value)
+            yield _tokenized(f"tokenizer_config.json, {field} {kind}", change, (0, 1, 2))
 
     for name, template in TEMPLATES.items():
-        change = with_value("m/tokenizer_config.json", ("chat_template",), template)
+        change = with_value(TOKENIZER, ("chat_template",), template)
         words = ("data=phonebook", "data.chat=true")
         yield _case(f"a chat template {name}", change, words=words)
+    yield _tokenized("a tokenizer of more ids than embeddings", _more_ids)
 
-    yield _case("a tokenizer of more ids than embeddings", both(PROSE, _more_ids), words=TEXT)
+
+def _tokenized(name: str, change: Change, codes: tuple[int, ...] = (1, 2)) -> Case:
+    """A text, which needs the tokenizer."""
+    return _case(name, both(PROSE, change), codes, words=TEXT)
 
 
 def _random_weights() -> Iterator[Case]:

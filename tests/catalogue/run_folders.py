@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ TRANSITION = ("transition", "runs", "figures=false")
 LASTING = ("lasting", "runs", "tokens=0", "decode=false", "figures=false")
 AGAIN = ("sweep", *SWEEP, "out=runs")
 
+RESULTS = "runs/*/result.json"
+TABLE = "runs/*/tokens.parquet"
 ADAPTERS = "runs/*/adapter"
 
 # Fields of result.json that reports compute with.
@@ -85,32 +88,93 @@ def cases() -> Iterator[Case]:
 
 
 def _results() -> Iterator[Case]:
-    pattern = "runs/*/result.json"
-    for name, change in damaged_files(pattern):
+    for name, change in damaged_files(RESULTS):
         is_absent = name in ("missing", "a folder")
         codes = (0, 2) if is_absent or name in OTHER_PROGRAMS else (2,)
-        yield _case(RESULT, f"fit: {name}", FIT, "planted", change, codes=codes)
+        yield _fit(name, change, codes)
+        yield _again(RESULT, name, change)
         if name not in PLAIN_BYTES:
-            yield _case(RESULT, f"lasting: {name}", LASTING, "swept", change, codes=codes)
-        yield _case(RESULT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2))
+            yield _read_again(name, change, codes)
 
-    for field, name, codes in _fields():
-        change = with_value(pattern, (field,), VALUES[name])
+    for field, kind, codes in _fields():
+        change = with_value(RESULTS, (field,), VALUES[kind])
         says = f"result.json.*{field}" if codes == (2,) else ""
-        title = f"fit: {field} {name}"
-        yield _case(RESULT, title, FIT, "planted", change, codes=codes, says=says)
-    for field in ("rank", "target_tokens", "base_loss", "model", "id", "samples"):
-        for name in ("a list", "a mapping", "gone"):
-            change = with_value(pattern, (field,), VALUES[name])
-            title = f"{field} {name}"
-            codes = (0, 2) if name == "gone" else (2,)
-            yield _case(RESULT, f"transition: {title}", TRANSITION, "swept", change, codes=codes)
-            yield _case(RESULT, f"lasting: {title}", LASTING, "swept", change, codes=codes)
-            yield _case(RESULT, f"again: {title}", AGAIN, "swept", change, codes=(0, 1, 2))
+        yield _fit(f"{field} {kind}", change, codes, says)
     for value in ("2", "1", [1], None, 1.5):
-        change = with_value(pattern, ("format",), value)
-        yield _case(RESULT, f"format {value!r}", FIT, "planted", change, says="format")
+        change = with_value(RESULTS, ("format",), value)
+        yield _fit(f"format {value!r}", change, (2,), "format")
+
+    for field in ("rank", "target_tokens", "base_loss", "model", "id", "samples"):
+        for kind in ("a list", "a mapping", "gone"):
+            change = with_value(RESULTS, (field,), VALUES[kind])
+            codes = (0, 2) if kind == "gone" else (2,)
+            yield _transition(RESULT, f"{field} {kind}", change, codes, "runs")
+            yield _read_again(f"{field} {kind}", change, codes)
+            yield _again(RESULT, f"{field} {kind}", change)
+
     yield from _failed()
+
+
+def _fit(
+    name: str,
+    change: Change,
+    codes: tuple[int, ...],
+    says: str = "runs",
+) -> Case:
+    return _case(
+        RESULT,
+        f"fit: {name}",
+        FIT,
+        "planted",
+        change,
+        codes=codes,
+        says=says,
+    )
+
+
+def _read_again(name: str, change: Change, codes: tuple[int, ...]) -> Case:
+    """result.json, read by `pml lasting`."""
+    return _case(
+        RESULT,
+        f"lasting: {name}",
+        LASTING,
+        "swept",
+        change,
+        codes=codes,
+    )
+
+
+def _again(door: str, name: str, change: Change) -> Case:
+    """The sweep is run again, and may train the cell anew."""
+    return _case(
+        door,
+        f"sweep again: {name}",
+        AGAIN,
+        "swept",
+        change,
+        codes=(0, 1, 2),
+    )
+
+
+def _transition(
+    door: str,
+    name: str,
+    change: Change,
+    codes: tuple[int, ...] = (0, 2),
+    says: str = "tokens.parquet|left out|runs",
+    *,
+    always: bool = False,
+) -> Case:
+    return _case(
+        door,
+        f"transition: {name}",
+        TRANSITION,
+        "swept",
+        change,
+        codes=codes,
+        says=says,
+        always=always,
+    )
 
 
 # Without these four kinds a door would be tried a dozen times for the same reason.
@@ -154,36 +218,31 @@ def _failed() -> Iterator[Case]:
 
 
 def _tokens() -> Iterator[Case]:
-    pattern = "runs/*/tokens.parquet"
-    for name, change in damaged_files(pattern):
-        title = f"transition: {name}"
-        yield _case(
-            TOKENS,
-            title,
-            TRANSITION,
-            "swept",
-            change,
-            codes=(0, 2),
-            says="tokens.parquet",
-            always=True,
-        )
+    for name, change in damaged_files(TABLE):
+        yield _transition(TOKENS, name, change, says="tokens.parquet", always=True)
+    for name, new in TABLES.items():
+        yield _transition(TOKENS, name, _table(new))
+    for column in COLUMNS:
+        yield _transition(TOKENS, f"no {column}", _table(partial(_without, column)))
+        for kind, wrong in WRONG_COLUMNS.items():
+            new = partial(_with_column, column, wrong)
+            yield _transition(TOKENS, f"{column} of {kind}", _table(new))
 
-    for name, change in TABLES.items():
-        title = f"transition: {name}"
-        yield _case(TOKENS, title, TRANSITION, "swept", _table(change), codes=(0, 2))
 
-    for column in ("step", "sample", "position", "token_id", "p", "nll", "correct", "margin"):
-        change = _table(lambda t, column=column: t.drop(columns=column))
-        yield _case(TOKENS, f"no {column}", TRANSITION, "swept", change, codes=(0, 2))
-        change = _table(lambda t, column=column: t.assign(**{column: "x"}))
-        says = "tokens.parquet|left out"
-        yield _case(
-            TOKENS, f"{column} of words", TRANSITION, "swept", change, codes=(0, 2), says=says
-        )
-        change = _table(lambda t, column=column: t.assign(**{column: [[v] for v in t[column]]}))
-        yield _case(TOKENS, f"{column} of lists", TRANSITION, "swept", change, codes=(0, 2))
-        change = _table(lambda t, column=column: t.assign(**{column: None}))
-        yield _case(TOKENS, f"{column} of nulls", TRANSITION, "swept", change, codes=(0, 2))
+COLUMNS = ("step", "sample", "position", "token_id", "p", "nll", "correct", "margin")
+WRONG_COLUMNS: dict[str, Callable[[Any], Any]] = {
+    "words": lambda values: "x",
+    "lists": lambda values: [[value] for value in values],
+    "nulls": lambda values: None,
+}
+
+
+def _without(column: str, table: Any) -> Any:
+    return table.drop(columns=column)
+
+
+def _with_column(column: str, wrong: Callable[[Any], Any], table: Any) -> Any:
+    return table.assign(**{column: wrong(table[column])})
 
 
 TABLES: dict[str, Callable[[Any], Any]] = {
@@ -203,7 +262,7 @@ def _table(new: Callable[[Any], Any]) -> Change:
     def change(folder: Path) -> None:
         import pandas as pd
 
-        path = first(folder, "runs/*/tokens.parquet")
+        path = first(folder, TABLE)
         new(pd.read_parquet(path)).to_parquet(path, index=False)
 
     return change
@@ -251,9 +310,7 @@ def _environments() -> Iterator[Case]:
     for name, change in damaged_files(pattern):
         yield _lasting(ENVIRONMENT, name, change, "env.json")
         if name not in PLAIN_BYTES:
-            yield _case(
-                ENVIRONMENT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2)
-            )
+            yield _again(ENVIRONMENT, name, change)
     for field in ("tokens", "base_weights"):
         for name, change in damaged_field(pattern, field):
             yield _lasting(ENVIRONMENT, name, change)

@@ -20,6 +20,7 @@ from catalogue.damage import (
     both,
     damaged_field,
     damaged_files,
+    damaged_paths,
     edit,
     first,
     put,
@@ -257,62 +258,65 @@ def _checkpoint(fields: dict[str, Any]) -> Change:
 
 
 def _speeds() -> Iterator[Case]:
-    argv = ("sweep", "rank=1", "seqlen=8", "--dry-run")
-    points = {
-        "a word": '"x"',
-        "points of words": '[["a", "b"]]',
-        "a point of one": "[[1]]",
-        "a point of three": "[[1, 2, 3]]",
-        "huge points": "[[1e308, 1e308], [1, 1e-300], [5, 2]]",
-        "a point of 400 digits": f"[[1, {10**400}]]",
-        "points of null": "[[null, null]]",
-        "negative points": "[[-1, -1]]",
-        "a mapping": '{"a": 1}',
-    }
-    for name, text in points.items():
+    for name, text in POINTS.items():
         devices = [f'"cpu, {n} threads": {{"float32": {{"tiny": {text}}}}}' for n in (1, 2)]
-        change = put("cache/rates.json", "{" + ", ".join(devices) + "}")
-        yield _case(SPEEDS, name, argv, change, base="", env=(("PML_CACHE", "@/cache"),))
+        yield _planned(name, put(SPEEDS_FILE, "{" + ", ".join(devices) + "}"))
+    for name, damage in damaged_files(SPEEDS_FILE):
+        yield _planned(name, both(put(SPEEDS_FILE, "{}"), damage))
+    yield _planned("a file for a cache", put("cache", "x"))
 
-    for name, change in damaged_files("cache/rates.json"):
-        made = both(put("cache/rates.json", "{}"), change)
-        yield _case(SPEEDS, name, argv, made, base="", env=(("PML_CACHE", "@/cache"),))
 
-    yield _case(
+def _planned(name: str, change: Change) -> Case:
+    """A plan reads the cache of speeds, and does without a damaged one."""
+    return _case(
         SPEEDS,
-        "a file for a cache",
-        argv,
-        put("cache", "x"),
+        name,
+        ("sweep", "rank=1", "seqlen=8", "--dry-run"),
+        change,
         base="",
         env=(("PML_CACHE", "@/cache"),),
     )
 
 
+SPEEDS_FILE = "cache/rates.json"
+POINTS = {
+    "a word": '"x"',
+    "points of words": '[["a", "b"]]',
+    "a point of one": "[[1]]",
+    "a point of three": "[[1, 2, 3]]",
+    "huge points": "[[1e308, 1e308], [1, 1e-300], [5, 2]]",
+    "a point of 400 digits": f"[[1, {10**400}]]",
+    "points of null": "[[null, null]]",
+    "negative points": "[[-1, -1]]",
+    "a mapping": '{"a": 1}',
+}
+
+
 def _folders() -> Iterator[Case]:
-    for name in (
-        "requests",
-        "workers",
-        "jobs",
-        "locks",
-        "dead",
-        "cancel",
-        "journal",
-        "checkpoints",
-        "",
-    ):
+    for name in FOLDERS_OF_STATE:
         change = put(f"runs/.pml/{name}".rstrip("/"), "x")
         yield from _everywhere(FOLDERS, f".pml/{name} is a file", change)
-
     for name in ("workers", "requests"):
-        for kind, make in (
-            ("a folder", Path.mkdir),
-            ("a link to itself", lambda p: p.symlink_to(p.name)),
-        ):
-            change = lambda folder, name=name, make=make: make(folder / f"runs/.pml/{name}/x.json")  # noqa: E731
+        file = f"runs/.pml/{name}/x.json"
+        for kind, damage in damaged_paths(file, missing=False):
+            change = both(put(file), damage)
             yield from _everywhere(FOLDERS, f"{kind} among {name}", change)
 
     for name, change in RESULTS.items():
         yield _case(FOLDERS, f"sweep again: {name}", AGAIN, change)
+
+
+FOLDERS_OF_STATE = (
+    "requests",
+    "workers",
+    "jobs",
+    "locks",
+    "dead",
+    "cancel",
+    "journal",
+    "checkpoints",
+    "",
+)
 
 
 def _replace(pattern: str, make: Callable[[Path], object]) -> Change:
