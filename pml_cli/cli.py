@@ -25,7 +25,7 @@ from pml_cli.config.completion import (
     report_completer,
 )
 from pml_cli.config.help import groups_help, settings_help
-from pml_cli.errors import UserError, first_line, printable
+from pml_cli.errors import UserError, first_line, printable, shortened
 from pml_cli.io import refused_path
 from pml_cli.launch.openmp import share_cores
 from pml_cli.streams import guarded_streams, lost_output
@@ -44,9 +44,6 @@ BY_HELP = """\b
 --by SETTING,...  compares the groups that differ in these settings alone
   (model data adapter loss layer setting lr steps): do they share alpha, beta?
 """
-
-# Letters of a file's name in a message.
-MAX_NAME = 200
 
 app = typer.Typer(
     name="pml",
@@ -774,7 +771,7 @@ def _run(args: list[str] | None) -> int:
         path = refused_path(error)
         if path is None:
             raise
-        return _refused([f"{_short(path)}: {error.strerror}"])
+        return _refused([f"{shortened(path)}: {error.strerror}"])
     except (MemoryError, ImportError) as error:
         # A library that does not fit, or any other that is missing.
         if isinstance(error, ImportError) and "map segment" not in str(error):
@@ -793,8 +790,3 @@ def _refused(faults: list[str]) -> int:
     for line in faults:
         typer.echo(f"error: {printable(line)}", err=True)
     return 2
-
-
-def _short(name: str) -> str:
-    """The name of a file, of one that is too long its beginning."""
-    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
