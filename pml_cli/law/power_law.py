@@ -314,7 +314,7 @@ def trend_p(x: Array, y: Array, delta: Array) -> float:
         x, y, delta: (N,) log rank, log length and gain, nats per token.
     """
     columns = np.stack([np.ones_like(x), x, y], axis=1)
-    residual = delta - columns @ np.linalg.lstsq(columns, delta)[0]
+    residual = delta - columns @ np.linalg.lstsq(columns, delta, rcond=None)[0]
     unexplained = float(residual @ residual)
     total = float(((delta - delta.mean()) ** 2).sum())
 

@@ -284,16 +284,18 @@ def _firth(x_N3: Array, share_N: Array, weights_BN: Array) -> Array:
         weights_BN: how often each cell counts.
     """
     theta = np.zeros((len(weights_BN), 3))
+    # Sums over products of two columns are one matrix product.
+    products_N9 = (x_N3[:, :, None] * x_N3[:, None, :]).reshape(-1, 9)
     for _ in range(NEWTON_STEPS):
         p = special.expit(theta @ x_N3.T)
         w = p * (1 - p) * weights_BN
-        information = np.einsum("bn,ni,nj->bij", w, x_N3, x_N3)
+        information = (w @ products_N9).reshape(-1, 3, 3)
         # A draw of few clusters may leave a parameter without information.
         information += 1e-9 * np.eye(3)
         inverse = np.linalg.inv(information)
 
         # The diagonal of the hat matrix, (B, N).
-        leverage = w * np.einsum("ni,bij,nj->bn", x_N3, inverse, x_N3)
+        leverage = w * (inverse.reshape(-1, 9) @ products_N9.T)
         # Of the likelihood, and of Firth's penalty.
         residual = weights_BN * (share_N - p)
         penalty = leverage * (0.5 - p)

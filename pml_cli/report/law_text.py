@@ -271,9 +271,9 @@ def _first_token_unmoved(values: Values) -> str:
     runs = counted(values["runs"], "run")
     return (
         f"the first token is wrong in {values['missing']} of {runs} of {values['model']} without a "
-        "prompt, and training never moved it: begin-of-text alone, an attention sink, comes before "
-        "it, where no adapter has an effect. Give a prompt of a few tokens (data.prompt='Text:'), "
-        "or leave data.prompt out, which puts one there"
+        "prompt, and training never moved it. Where begin-of-text alone comes before it and is an "
+        "attention sink, no adapter has an effect: give a prompt of a few tokens "
+        "(data.prompt='Text:')"
     )
 
 

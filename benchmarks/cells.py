@@ -1,10 +1,12 @@
-"""The cells of SmolLM2's sweeps as one table, smollm2.csv beside this script.
+"""The cells of sweeps as one table beside this script, a row a cell.
 
-    pml memft -f smollm2_thresholds && pml fit outputs/smollm2_thresholds
-    pml sweep -f smollm2_law && pml fit outputs/smollm2_law --by data
-    python benchmarks/smollm2.py outputs/smollm2_thresholds outputs/smollm2_law
+    pml memft -f memft_rates
+    python benchmarks/cells.py memft_rates_cells.csv outputs/memft_rates
 
-A row a cell. The tables and intervals of README.md are those that the commands above print.
+    pml memft -f smollm2_thresholds && pml sweep -f smollm2_law
+    python benchmarks/cells.py smollm2.csv outputs/smollm2_thresholds outputs/smollm2_law
+
+The tables and intervals of README.md are those that `pml memft` and `pml fit` print of the folders.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ COLUMNS = [
 def main() -> None:
     """Write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("table", help="name of the CSV file")
     parser.add_argument("folders", nargs="+", type=Path)
     options = parser.parse_args()
 
@@ -51,7 +54,7 @@ def main() -> None:
     runs["setting"] = runs["setting"].str.replace(r"model\.path=\S+ ?", "", regex=True)
     order = ["data", "loss", "setting", "seqlen", "rank", "lr", "data_seed"]
     cells = runs[COLUMNS].sort_values(order)
-    cells.to_csv(HERE / "smollm2.csv", index=False, float_format="%.6g")
+    cells.to_csv(HERE / options.table, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":
