@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 MAX_LISTED = 10
+# Names in a line: a file may have thousands of columns.
+MAX_NAMES = 60
 
 # ESC and its kind, and half characters, which no stream can encode.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -79,4 +81,4 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}allowed: {', '.join(names)}"
+    return f"{hint}allowed: {', '.join(and_n_more(names, MAX_NAMES))}"
