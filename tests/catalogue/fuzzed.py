@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from catalogue.case import Case
-from catalogue.damage import put
+from catalogue.damage import put, with_value
 
 DOOR = "found by fuzzing"
 
@@ -32,6 +32,11 @@ FACTS = {
     + b"1," * 4999
     + b"1\n",
 }
+# Fields of result.json that are read, and were not declared.
+UNDECLARED = (
+    *("base_token_accuracy", "base_exact_match", "base_log10_p", "effective_parameters"),
+    *("converged", "expected_gain", "edit_distance", "violations", "stubborn_tokens"),
+)
 
 
 def cases() -> Iterator[Case]:
@@ -42,6 +47,12 @@ def cases() -> Iterator[Case]:
         argv = ("sweep", override, "adapter=linear", "--dry-run")
         yield _case(override, argv, says=override.partition("=")[0])
     yield _case("an override of two lines", ("sweep", "\n\n", "--dry-run"), says="key=value")
+    for field in UNDECLARED:
+        for value in ("word", [1], 10**400):
+            change = with_value("runs/*/result.json", (field,), value)
+            argv = ("fit", "runs", "figures=false", "draws=0")
+            title = f"{field} is {str(value)[:9]}"
+            yield _case(title, argv, change, says=field, base="swept")
     for name, content in FACTS.items():
         argv = ("sweep", "data=jsonl", "data.path=f.csv", "seqlen=all", "--dry-run")
         yield _case(name, argv, put("f.csv", content), says="f.csv")

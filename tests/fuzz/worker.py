@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,8 @@ def main() -> None:
     os.environ["PML_CACHE"] = str(options.base / "cache")
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
 
+    # Its first call writes a file.
+    tempfile.gettempdir()
     place = options.base / "fuzzing" / options.name
     corpus = place / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)

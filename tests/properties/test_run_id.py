@@ -4,16 +4,16 @@ import copy
 import dataclasses
 import itertools
 
-import yaml
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
-from support.strategies import field_values, runs
+from support.strategies import field_values, mended, runs
 
 from pml_cli.config.dump import to_yaml
 from pml_cli.config.load import read_run
 from pml_cli.config.schema import Model, Run
-from pml_cli.config.setting import DISCRIMINATORS, declaration_of
+from pml_cli.config.setting import DISCRIMINATORS, declaration_of, faults
 from pml_cli.data.sources.random import RandomData
+from pml_cli.errors import UserError
 from pml_cli.runs.run_folders import run_key
 from pml_cli.runs.run_id import NOT_SCIENTIFIC, ONLY_OF_PENALTIES, changed_settings, run_id
 
@@ -32,24 +32,27 @@ def test_equal_runs_have_equal_ids(run):
 
 @given(runs(), st.data())
 def test_where_a_run_happens_does_not_count(run, data):
-    name = data.draw(st.sampled_from(NOT_SCIENTIFIC))
-    value = data.draw(field_values(Model, name))
-    model = dataclasses.replace(run.model, **{name: value})
-    assert run_key(run_id(dataclasses.replace(run, model=model))) == run_key(run_id(run))
+    key = run_key(run_id(run))
+    for name in NOT_SCIENTIFIC:
+        value = data.draw(field_values(Model, name))
+        model = dataclasses.replace(run.model, **{name: value})
+        assert run_key(run_id(dataclasses.replace(run, model=model))) == key
 
 
-@given(runs(), st.data())
-def test_any_other_setting_counts(run, data):
-    group = data.draw(st.sampled_from(GROUPS))
+@given(runs(), st.sampled_from(GROUPS), st.data())
+def test_any_other_setting_counts(run, group, data):
     settings = getattr(run, group)
     owner = type(settings)
-    names = [field.name for field in dataclasses.fields(owner) if _counts(run, owner, field.name)]
-    name = data.draw(st.sampled_from(names))
-    changed = dataclasses.replace(settings, **{name: data.draw(field_values(owner, name))})
-
-    # What a setting was before it existed counts as its default.
-    assume(changed_settings(changed) != changed_settings(settings))
-    assert run_key(run_id(dataclasses.replace(run, **{group: changed}))) != run_key(run_id(run))
+    key = run_key(run_id(run))
+    for name in [field.name for field in dataclasses.fields(owner)]:
+        if not _counts(run, owner, name):
+            continue
+        value = data.draw(field_values(owner, name))
+        changed = dataclasses.replace(settings, **{name: value})
+        # What a setting was before it existed counts as its default.
+        is_equal = changed_settings(changed) == changed_settings(settings)
+        other = run_key(run_id(dataclasses.replace(run, **{group: changed})))
+        assert (other == key) == (is_equal or value == getattr(settings, name))
 
 
 def _counts(run, owner, name):
@@ -70,17 +73,15 @@ def test_thousands_of_runs_have_an_id_each():
     assert len(ids) == 16 * 32 * 3 * 4
 
 
-@given(run=runs())
+@given(run=runs().map(mended))
 def test_a_run_is_read_back_from_its_config_as_it_was(run, tmp_path_factory):
-    assume(not run.model.trust_remote_code)
     path = tmp_path_factory.getbasetemp() / "config.yaml"
     path.write_text(to_yaml(run), "utf-8")
-    assert yaml.safe_load(path.read_text("utf-8"))["rank"] == run.rank
     try:
         read = read_run(path)
-    # Settings that do not go together are refused, and never read as others.
-    except Exception as error:
-        assert type(error).__name__ == "UserError"
+    # jsonl needs a file, and another group's settings may not fit these.
+    except UserError:
+        assert faults(run)
         return
     assert read == run
     assert run_id(read) == run_id(run)

@@ -13,10 +13,12 @@ from pml_cli.config.setting import (
     UNUSABLE_IN_PATH,
     annotation,
     declaration_of,
+    faults,
 )
 
-# A file system takes no longer name.
-WORDS = st.text(st.characters(codec="utf-8"), max_size=12)
+# Line ends of every kind, and what spreadsheets, YAML and Hydra take for more than a letter.
+SPECIAL = "\n\r\t\x85\u2028\"',;=-${}[]"
+WORDS = st.text(st.sampled_from(SPECIAL) | st.characters(codec="utf-8"), max_size=12)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 PLAIN = st.none() | st.booleans() | st.integers() | NUMBERS | WORDS
 
@@ -116,6 +118,15 @@ def runs():
         loss=options_of("loss"),
         train=settings_of(Train),
     )
+
+
+def mended(run):
+    """The same with the defaults of the groups whose settings do not go together."""
+    fields = {}
+    for name in ("model", "data", "adapter", "loss", "train"):
+        settings = getattr(run, name)
+        fields[name] = type(settings)() if faults(settings) else settings
+    return dataclasses.replace(run, **fields)
 
 
 def _embedded(model):
