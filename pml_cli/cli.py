@@ -25,7 +25,9 @@ from pml_cli.config.completion import (
 )
 from pml_cli.config.help import groups_help, settings_help
 from pml_cli.errors import UserError, printable
+from pml_cli.io import refused_path
 from pml_cli.launch.openmp import share_cores
+from pml_cli.streams import guarded_streams, lost_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -745,33 +747,43 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: runs the command and exits with its code (2: bad input, 130: interrupted)."""
     # Before torch is imported: OpenMP reads its settings once.
     share_cores()
+    with guarded_streams():
+        code = _run(args)
+        lost = lost_output()
+        if lost is not None:
+            code = _refused([lost])
+    sys.exit(code)
+
+
+def _run(args: list[str] | None) -> int:
+    """Run the command; its exit code."""
     try:
         code = app(args, prog_name="pml", standalone_mode=False)
     except UserError as error:
-        _exit_with(error.faults)
+        return _refused(error.faults)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except OSError as error:
         # What a file system refuses is no fault of the program, wherever it comes up.
-        if error.filename is None:
+        path = refused_path(error)
+        if path is None:
             raise
-        _exit_with([f"{_short(error.filename)}: {error.strerror}"])
+        return _refused([f"{_short(path)}: {error.strerror}"])
     except Exception as error:
         # Typer's own complaints (unknown option or command) share no public class.
         if not hasattr(error, "format_message"):
             raise
-        _exit_with(error.format_message().splitlines())
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        return _refused(error.format_message().splitlines())
+    return code if isinstance(code, int) else 0
 
 
-def _exit_with(faults: list[str]) -> None:
+def _refused(faults: list[str]) -> int:
+    """Print what is wrong; the exit code."""
     for line in faults:
         typer.echo(f"error: {printable(line)}", err=True)
-    sys.exit(2)
+    return 2
 
 
-def _short(name: str | bytes) -> str:
+def _short(name: str) -> str:
     """The name of a file, of one that is too long its beginning."""
-    text = str(name)
-    return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}..."
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."

@@ -109,7 +109,7 @@ def _train(cell: CellPlan, request: Request, console: Console) -> None:
 
     # A probe retries a run that has failed; the error would count as its end.
     folder = RunFolder(request.out, cell.id)
-    folder.error.unlink(missing_ok=True)
+    folder.forget_failure()
     folder.make_room(cell.tokens_hash)
 
     with ProbeDisplay(console, _title(cell), cell.steps) as display:

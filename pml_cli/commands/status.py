@@ -95,7 +95,11 @@ def cancel(out: Path, console: Console) -> int:
             f"{out}: squeue does not answer; "
             "running processes were asked to end, queued jobs were not cancelled"
         )
-    slurm.cancel_jobs([job.id for job in snapshot.jobs])
+    if not slurm.cancel_jobs([job.id for job in snapshot.jobs]):
+        raise UserError(
+            f"{out}: scancel does not answer, or refuses; "
+            "running processes were asked to end, queued jobs were perhaps not cancelled"
+        )
 
     if not snapshot.training and not snapshot.jobs:
         console.print("nothing is running here")

@@ -241,14 +241,14 @@ def _forgotten_failures(out: Path, failed: Sequence[RunFolder]) -> Iterator[None
 
     Where no worker can be started, the failures that were not tried again come back.
     """
-    contents = [(folder, folder.error.read_bytes()) for folder in failed]
+    contents = [(folder, folder.failure() or "") for folder in failed]
     for folder in failed:
-        folder.error.unlink()
+        folder.forget_failure()
     try:
         yield
     except UserError:
         if not living_processes(out):
-            for folder, content in contents:
+            for folder, reason in contents:
                 if not folder.has_ended(fresh=True):
-                    folder.error.write_bytes(content)
+                    folder.fail(reason)
         raise

@@ -37,7 +37,7 @@ from pml_cli.config.schema import FORMAT, Run
 from pml_cli.config.setting import faults
 from pml_cli.errors import UserError, raise_all
 from pml_cli.format import counted
-from pml_cli.io import atomic_write
+from pml_cli.io import atomic_write, own_folder
 from pml_cli.runs.run_folders import run_key
 from pml_cli.validation import Number, read_json
 
@@ -117,9 +117,10 @@ class SweepManifest:
             "packing": dataclasses.asdict(packing),
         }
 
+        own_folder(out, ".pml", "requests")
         path = manifest_path(out, _key(cells))
         text = json.dumps(body)
-        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
+        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"), durable=True)
         return cls(path=path, work=work, hashes=hashes, requested_at=requested_at)
 
     @classmethod

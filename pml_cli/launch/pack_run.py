@@ -249,7 +249,7 @@ class PackRun(TrainingObserver):
         environment = self.owner.environment_of(self.base)
         tokens = tokens_hash(plan.samples)
 
-        folder.make_room(tokens)
+        folder.begin(tokens)
         folder.write_text(folder.config, to_yaml(cell.run))
         folder.write_json(folder.env, environment | {"tokens": tokens})
         folder.write_table(folder.tokens, cell.logged[0])

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pml_cli.data.cell import CellPlan
 from pml_cli.format import counted
-from pml_cli.io import atomic_write
+from pml_cli.io import write_csv
 from pml_cli.launch.driver import Outcome, SweepPlan
 from pml_cli.launch.executors.base import Ending, last_log_line
 from pml_cli.launch.liveness import living_processes
@@ -128,7 +128,7 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     unreadable: list[str] = []
     runs = read_runs([out], unreadable)
     if len(runs):
-        atomic_write(out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
+        write_csv(out / "results.csv", runs)
         of_sweep = runs_of(cells, runs)
         console.print(results_table(of_sweep))
         for line in sweep_lines(of_sweep):

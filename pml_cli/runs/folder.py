@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError, printable
-from pml_cli.io import atomic_write, temporary_path, write_json, write_text
+from pml_cli.io import (
+    atomic_write,
+    flush_to_disk,
+    own_folder,
+    remove,
+    remove_leftovers,
+    temporary_path,
+    write_json,
+    write_text,
+)
 from pml_cli.runs.fields import Environment, Failure, ResultFields
 from pml_cli.validation import read_json
 
@@ -109,13 +118,34 @@ class RunFolder:
         if self.is_done() and not self.is_done(tokens):
             self._set_aside()
 
+    def begin(self, tokens: str) -> None:
+        """Make a folder to be filled by the process that has claimed the run, and by no other.
+
+        A link in its place is removed: it could lead out of the results folder.
+
+        Args:
+            tokens: as in `is_done`.
+        """
+        self.make_room(tokens)
+        if self.path.is_symlink():
+            self.path.unlink()
+        for path in (self.config, self.env, self.tokens, self.curve, self.samples):
+            remove_leftovers(path)
+        for path in (self.adapter, self.result, self.error):
+            remove_leftovers(path)
+
+    def forget_failure(self) -> None:
+        """Remove error.json, or a link in place of the folder."""
+        if self.path.is_symlink():
+            self.path.unlink()
+        self.error.unlink(missing_ok=True)
+
     def _set_aside(self) -> None:
         """Move the folder to `.replaced`, where reports do not look."""
-        shelf = self.path.parent / REPLACED
-        shelf.mkdir(parents=True, exist_ok=True)
+        shelf = own_folder(self.path.parent, REPLACED)
         for number in itertools.count(1):
             target = shelf / f"{self.id}-{number}"
-            if not target.exists():
+            if not os.path.lexists(target):
                 break
         # Of several processes one moves it.
         with suppress(FileNotFoundError):
@@ -168,6 +198,8 @@ class RunFolder:
     def finish(self, result: dict[str, Any]) -> None:
         """Record the result: the last write of a successful run.
 
+        What was written before is on the disk by then, also where the power goes.
+
         Args:
             result: the body of result.json.
 
@@ -177,8 +209,9 @@ class RunFolder:
         # An earlier attempt may have failed.
         self.error.unlink(missing_ok=True)
 
+        flush_to_disk(path for path in self.path.rglob("*") if path.is_file())
         header = {"format": FORMAT, "id": self.id}
-        self.write_json(self.result, header | result)
+        write_json(self.result, header | result, durable=True)
 
     def fail(self, reason: str, detail: str = "") -> None:
         """Record a failure.
@@ -216,7 +249,7 @@ def _replace_folder(target: Path, save: Callable[[Path], None]) -> None:
     try:
         save(temporary)
         # A folder cannot be replaced by a rename unless it is empty.
-        shutil.rmtree(target, ignore_errors=True)
+        remove(target)
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

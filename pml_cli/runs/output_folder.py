@@ -8,14 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pml_cli.errors import UserError
+from pml_cli.io import refused_path, without_links
 from pml_cli.runs.read import check_formats
+
+# Where pml keeps its own files in a results folder.
+PML = ".pml"
 
 
 def check_output_folder(out: Path) -> None:
     """Check that runs can be written below a folder, which need not exist yet.
 
     Raises:
-        UserError: it is a file, cannot be written, or holds runs of another format.
+        UserError: it is a file, cannot be written, holds runs of another format, or links in place
+            of pml's own folders.
     """
     check_formats(out)
     try:
@@ -27,6 +32,10 @@ def check_output_folder(out: Path) -> None:
     existing = next(path for path in (out, *parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"out={out}: {existing} is a file, a folder is needed")
+
+    # Here too, before any worker is started that would refuse it.
+    for path in (out / PML, *(out / PML).glob("*")):
+        without_links(path.parent, path.name)
 
     # os.access does not know of mounts that are read-only
     probe = existing / f".pml-{uuid.uuid4().hex[:8]}"
@@ -47,6 +56,6 @@ def disk_faults(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = error.filename or out
+        path = refused_path(error) or out
         reason = error.strerror or error
         raise UserError(f"{path}: {reason}; what was finished is kept") from error

@@ -22,7 +22,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
-from pml_cli.io import atomic_write, save_tensors
+from pml_cli.io import atomic_write, own_folder, remove_leftovers, save_tensors
 from pml_cli.runs.run_folders import run_key
 from pml_cli.training.curve import COLUMNS
 from pml_cli.training.trainer import TrainerState
@@ -86,6 +86,7 @@ class Checkpoints:
     """The checkpoints of one results folder."""
 
     def __init__(self, out: Path) -> None:
+        self.out = out
         self.folder = out / ".pml" / "checkpoints"
 
     def path(self, cells: Sequence[str]) -> Path:
@@ -112,6 +113,7 @@ class Checkpoints:
             state: what to write.
             seconds: training time so far.
         """
+        own_folder(self.out, ".pml", "checkpoints")
         keys = [run_key(cell) for cell in pack]
         tensors = dict(state.tensors)
         for name in _TABLES:
@@ -130,7 +132,11 @@ class Checkpoints:
         }
 
         metadata = {"pml": json.dumps(header)}
-        atomic_write(path, lambda temporary: save_tensors(tensors, temporary, metadata))
+        # Of these cells no other process writes one.
+        remove_leftovers(path)
+        atomic_write(
+            path, lambda temporary: save_tensors(tensors, temporary, metadata), durable=True
+        )
 
     def find(self, cells: Sequence[str]) -> list[CheckpointHeader]:
         """Checkpoints that hold some of these cells, the furthest first.

@@ -59,23 +59,30 @@ def one_step(made):
 class Counter(FlopCounterMode):
     """FLOPs as torch counts them.
 
-    torch does not know attention on the CPU, nor that a causal mask halves the work.
+    torch does not know attention on the CPU, nor that a causal mask halves the work, nor (before
+    2.13) that several query heads share a head of keys.
     """
 
     def __init__(self):
         aten = torch.ops.aten
 
         def forward(q, k, v, _dropout=0.0, is_causal=False, *_, out_shape=None, **__):
-            return sdpa_flop_count(q, k, v) // (1 + is_causal)
+            return sdpa_flop_count(q, _head_each(k, q), _head_each(v, q)) // (1 + is_causal)
 
         def backward(g, q, k, v, _out, _lse, _dropout, is_causal, *_, out_shape=None, **__):
-            return sdpa_backward_flop_count(g, q, k, v) // (1 + is_causal)
+            shapes = (g, q, _head_each(k, q), _head_each(v, q))
+            return sdpa_backward_flop_count(*shapes) // (1 + is_causal)
 
         mapping = {
             aten._scaled_dot_product_flash_attention_for_cpu: forward,
             aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
         }
         super().__init__(display=False, custom_mapping=mapping)
+
+
+def _head_each(keys, queries):
+    """The shape of keys or values, (batch, heads, tokens, width), with a head for each query's."""
+    return (keys[0], queries[1], *keys[2:])
 
 
 def saved(made):
