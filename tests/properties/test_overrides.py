@@ -52,10 +52,10 @@ def test_a_value_is_read_as_it_was_written(key, value):
 
 
 # Equal in Python, or alike in print, and yet different values.
-ALIKE = st.sampled_from([1, 1.0, True, "1", "1.0", "true", 0, -0.0, None, "null"])
+ALIKE = st.sampled_from([1, "1", 1.0, "1.0", True, "True", None, "None"])
 
 
-@given(KEYS, st.lists(ALIKE | SCALARS, min_size=2, max_size=6))
+@given(KEYS, st.lists(ALIKE, min_size=2) | st.lists(SCALARS, min_size=2, max_size=4))
 def test_several_values_are_swept_each_once_in_their_order(key, values):
     assume("${" not in repr(values))
     text = ",".join(map(written, values))
