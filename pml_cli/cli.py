@@ -24,7 +24,7 @@ from pml_cli.config.completion import (
     report_completer,
 )
 from pml_cli.config.help import groups_help, settings_help
-from pml_cli.errors import UserError, printable
+from pml_cli.errors import UserError, printable, shortened
 from pml_cli.io import refused_path
 from pml_cli.launch.openmp import share_cores
 from pml_cli.streams import guarded_streams, lost_output
@@ -43,9 +43,6 @@ BY_HELP = """\b
 --by SETTING,...  compares the groups that differ in these settings alone
   (model data adapter loss layer setting lr steps): do they share alpha, beta?
 """
-
-# Letters of a file's name in a message.
-MAX_NAME = 200
 
 app = typer.Typer(
     name="pml",
@@ -768,7 +765,7 @@ def _run(args: list[str] | None) -> int:
         path = refused_path(error)
         if path is None:
             raise
-        return _refused([f"{_short(path)}: {error.strerror}"])
+        return _refused([f"{shortened(path)}: {error.strerror}"])
     except Exception as error:
         # Typer's own complaints (unknown option or command) share no public class.
         if not hasattr(error, "format_message"):
@@ -782,8 +779,3 @@ def _refused(faults: list[str]) -> int:
     for line in faults:
         typer.echo(f"error: {printable(line)}", err=True)
     return 2
-
-
-def _short(name: str) -> str:
-    """The name of a file, of one that is too long its beginning."""
-    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."

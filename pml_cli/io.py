@@ -195,7 +195,16 @@ def cache_folder() -> Path:
     folder = os.environ.get("PML_CACHE")
     if not folder:
         folder = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pml")
-    return Path(folder).expanduser()
+    return expand_home(folder)
+
+
+def expand_home(path: str) -> Path:
+    """A path whose `~` is the user's home.
+
+    It stays as it is where there is no such user, or the user of a container has no home;
+    Path.expanduser would raise an error.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def temporary_path(path: Path) -> Path:

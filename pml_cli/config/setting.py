@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import math
 import os
 import re
@@ -24,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pml_cli.errors import printable
+from pml_cli.errors import printable, shortened
 
 T = TypeVar("T")
 
@@ -335,13 +336,15 @@ def _field_faults(
     if declaration.path and isinstance(value, str):
         reason = _path_fault(value, declaration.path)
         if reason:
-            yield f"{name}={value}: {reason}"
+            yield f"{name}={shortened(value)}: {reason}"
 
 
 def _path_fault(text: str, kind: PathKind) -> str:
     """Why a text cannot be the path that is asked for; empty where it can."""
-    if kind != "existing file" or not text:
+    if not text:
         return ""
+    if kind != "existing file":
+        return _name_fault(text)
     try:
         path = Path(text)
         if path.is_file():
@@ -352,6 +355,18 @@ def _path_fault(text: str, kind: PathKind) -> str:
     # A text in place of its path is too long a name, and some folders may not be entered.
     except OSError as error:
         return error.strerror or "no such file"
+
+
+def _name_fault(text: str) -> str:
+    """Why no file could have this name; empty where one could."""
+    try:
+        os.lstat(text)
+    except OSError as error:
+        # A text in place of its path. What else is wrong shows where the path is used.
+        return str(error.strerror) if error.errno == errno.ENAMETOOLONG else ""
+    except ValueError:
+        return "no name of a file"
+    return ""
 
 
 def keys(owner: type[Any]) -> list[str]:
