@@ -8,6 +8,7 @@ declarations.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,7 @@ from pml_cli.config.completion import (
     report_completer,
 )
 from pml_cli.config.help import groups_help, settings_help
-from pml_cli.errors import UserError, printable, shortened
+from pml_cli.errors import UserError, first_line, printable, shortened
 from pml_cli.io import refused_path
 from pml_cli.launch.openmp import share_cores
 from pml_cli.streams import guarded_streams, lost_output
@@ -749,6 +750,11 @@ def main(args: list[str] | None = None) -> None:
         lost = lost_output()
         if lost is not None:
             code = _refused([lost])
+
+    # Of a second Ctrl-C while Python shuts down nothing is told. Not in a caller's process.
+    is_asked = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if args is None and is_asked:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 
@@ -766,6 +772,11 @@ def _run(args: list[str] | None) -> int:
         if path is None:
             raise
         return _refused([f"{shortened(path)}: {error.strerror}"])
+    except (MemoryError, ImportError) as error:
+        # A library that does not fit, or any other that is missing.
+        if isinstance(error, ImportError) and "map segment" not in str(error):
+            raise
+        return _refused([f"out of memory ({first_line(error)})"])
     except Exception as error:
         # Typer's own complaints (unknown option or command) share no public class.
         if not hasattr(error, "format_message"):

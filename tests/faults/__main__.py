@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import subprocess
 import sys
@@ -14,13 +15,19 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from faults.commands import COMMANDS
 from faults.shim import Fault, build, compiler, loaded
 
+if TYPE_CHECKING:
+    from faults.rounds import Rounds
+
 ONCE = ("ENOSPC", "EIO", "EACCES", "EINTR", "EDQUOT")
 FOR_GOOD = ("ENOSPC", "ESTALE", "EROFS")
+READING = ("EIO", "ESTALE", "EACCES")
 
 
 def main() -> int:
@@ -31,6 +38,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="every Nth call")
     parser.add_argument("--first", type=int, default=1, help="from this call")
     parser.add_argument("--last", type=int, default=10**6, help="to this call")
+    parser.add_argument("--minutes", type=float, default=0, help="rounds at random, so long")
+    parser.add_argument("--seed", type=int, default=0, help="of that order")
     options = parser.parse_args()
     if compiler() is None:
         sys.exit("no C compiler here (cc), or not Linux")
@@ -55,38 +64,48 @@ def _play(options: argparse.Namespace, place: Path) -> int:
     from faults.rounds import Rounds, import_everything
 
     import_everything()
+    chosen = [command for command in COMMANDS if re.search(options.only, command.name)]
+    games = {}
+    for command in chosen:
+        games[command.name] = Rounds(command, place / command.name)
+        game = games[command.name]
+        counts = f"{len(game.calls)} calls, {len(game.all_calls)} with those that read"
+        print(f"{command.name}: {counts}", flush=True)
+    rounds = [(name, fault) for name, game in games.items() for fault in _faults(game, options)]
+    # Of a time that does not suffice every command and every kind has its part.
+    if options.minutes:
+        random.Random(options.seed).shuffle(rounds)
+
     tried: Counter[str] = Counter()
     bad: Counter[str] = Counter()
-    for command in COMMANDS:
-        if not re.search(options.only, command.name):
-            continue
-        rounds = Rounds(command, place)
-        print(f"{command.name}: {len(rounds.calls)} calls", flush=True)
-        for fault in _faults(len(rounds.calls), options):
-            kind = f"{command.name}, {fault.name}{' for good' if fault.for_good else ''}"
-            begin = time.monotonic()
-            tried[kind] += 1
-            faults = rounds.play(fault)
-            if faults:
-                bad[kind] += 1
-                call = rounds.calls[fault.at - 1].replace(str(place), "")
-                took = time.monotonic() - begin
-                print(f"{command.name}: {fault} ({call}) [{took:.1f} s]", flush=True)
-                print("".join(f"    {line}\n" for line in faults), end="", flush=True)
+    begin = time.monotonic()
+    for name, fault in rounds:
+        if options.minutes and time.monotonic() - begin > 60 * options.minutes:
+            break
+        kind = f"{name}, {fault.kind}"
+        tried[kind] += 1
+        faults = games[name].play(fault)
+        if faults:
+            bad[kind] += 1
+            call = games[name].call(fault).replace(str(place), "")
+            print(f"{name}: {fault} ({call})", flush=True)
+            print("".join(f"    {line}\n" for line in faults), end="", flush=True)
 
-    for kind, count in tried.items():
+    for kind, count in sorted(tried.items()):
         print(f"{kind}: {count - bad[kind]} of {count}")
     print(f"{time.strftime('%Y-%m-%d')}: tried {tried.total()}, found {bad.total()}")
     return int(bad.total() > 0)
 
 
-def _faults(calls: int, options: argparse.Namespace) -> Iterator[Fault]:
-    kinds = [(name, False) for name in (*ONCE, "killed")] + [(name, True) for name in FOR_GOOD]
-    for at in range(options.first, min(calls, options.last) + 1, options.every):
-        for name, for_good in kinds:
-            fault = Fault(name=name, at=at, for_good=for_good)
-            if re.search(options.kind, f"{name}{' for good' if for_good else ''}"):
-                yield fault
+def _faults(game: Rounds, options: argparse.Namespace) -> Iterator[Fault]:
+    once = [Fault(name=name, at=1) for name in (*ONCE, "killed")]
+    for_good = [Fault(name=name, at=1, for_good=True) for name in FOR_GOOD]
+    reading = [Fault(name=name, at=1, reads=True) for name in READING]
+    for fault in (*once, *for_good, *reading):
+        calls = len(game.all_calls if fault.reads else game.calls)
+        for at in range(options.first, min(calls, options.last) + 1, options.every):
+            if re.search(options.kind, fault.kind):
+                yield replace(fault, at=at)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ def _with_checkpoint(folder: Path) -> None:
     (folder / "runs" / "results.csv").unlink()
 
 
+def _launched(folder: Path) -> None:
+    """As a sweep that has started workers."""
+    copy_base("swept", folder)
+    jobs = folder / "runs" / ".pml" / "jobs"
+    jobs.mkdir()
+    (jobs / "local-abcd1234.json").write_text('{"launch": "abcd1234", "order": "a"}')
+
+
 MEMORIZE = ("memorize", "facts.jsonl", "rank=1", "train.steps=3", "--max-forgetting", "none")
 COMMANDS = (
     Command(name="probe", argv=("probe", "rank=1", "seqlen=8", *FEW, SAVING, "out=runs")),
@@ -59,7 +67,7 @@ COMMANDS = (
     Command(
         name="sweep, local", argv=("sweep", *GRID, "launch=local", "launch.devices=1"), slow=True
     ),
-    Command(name="memft", argv=("memft", *GRID, "rank=1", "loss=sft,memft_ot")),
+    Command(name="memft", argv=("memft", "rank=1", *GRID[1:], "loss=sft,memft_ot")),
     Command(name="fit", argv=("fit", "runs", "out=report", "draws=20"), before=_base("planted")),
     Command(name="transition", argv=("transition", "runs", "out=report"), before=_base("swept")),
     Command(
@@ -67,7 +75,7 @@ COMMANDS = (
     ),
     Command(name="memorize", argv=(*MEMORIZE, "model.device=cpu", "out=runs"), before=_facts),
     Command(name="status", argv=("status", "runs", "--json"), before=_base("swept")),
-    Command(name="cancel", argv=("cancel", "runs"), before=_base("swept")),
+    Command(name="cancel", argv=("cancel", "runs"), before=_launched),
 )
 
 

@@ -34,6 +34,7 @@ def main() -> int:
     """Play the rounds; 1 where a run was lost or differs."""
     parser = argparse.ArgumentParser(prog="python -m faults.kills", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=0, help="no round begins later")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--local", action="store_true", help="with two worker processes")
     options = parser.parse_args()
@@ -49,7 +50,10 @@ def main() -> int:
 
         lost = 0
         hits = []
+        begin = time.monotonic()
         for number in range(options.rounds):
+            if options.minutes and time.monotonic() - begin > 60 * options.minutes:
+                break
             play = _local_round if options.local else _inline_round
             try:
                 hits.append(play(place, rng, whole))
@@ -58,7 +62,7 @@ def main() -> int:
                 print(f"round {number}: {error}", flush=True)
     in_training = sum(0 < done < 6 for done in hits)
     print(
-        f"{time.strftime('%Y-%m-%d')}: {options.rounds} rounds of SIGKILL "
+        f"{time.strftime('%Y-%m-%d')}: {len(hits) + lost} rounds of SIGKILL "
         f"({'local' if options.local else 'inline'}), lost: {lost}; cells done at the kill: "
         f"mean {statistics.mean(hits or [0]):.1f} of 6, some but not all in {in_training} rounds"
     )

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from catalogue.case import MAX_LINES, TEMPORARY
 from safetensors.torch import load_file
 
-# What differs between two runs of one command.
-VOLATILE = {"seconds", "asked", "time", "when", "started", "created", "pack_size", "version"}
+# What differs between two runs of one command; a key is of the bytes of an adapter's file, whose
+# head is in any order.
+VOLATILE = {"key", "seconds", "asked", "time", "when", "started", "created", "pack_size", "version"}
 LARGE = re.compile(r"adapter|checkpoints|\.tmp")
 SKIPPED = re.compile(r"(^|/)(\.pml|cache)(/|$)")
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from faults.commands import Command
 from faults.oracle import Outcome, complaints, contents, differences, litter
-from faults.shim import NO_FAULT, Fault, arm, traced
+from faults.shim import NO_FAULT, NO_FAULT_READING, Fault, arm, traced
 from pml_cli import commands
+from pml_cli.launch.liveness import process_identity
 
 MAX_SECONDS = 150
 
@@ -38,6 +39,7 @@ class Rounds:
 
     Attributes:
         calls: of an undisturbed command that change a file: `4 rename /path`.
+        all_calls: those that only read a file included.
         reference: what it leaves.
     """
 
@@ -51,12 +53,16 @@ class Rounds:
         self.calls = traced(self._state(folder))
         self.reference = contents(folder)
 
+        folder = self._laid_out("undisturbed")
+        assert self._run(folder, NO_FAULT_READING).code == self.code
+        self.all_calls = traced(self._state(folder))
+
     def play(self, fault: Fault) -> list[str]:
         """What is wrong with a command that meets a fault, and with the same one after it."""
         folder = self._laid_out("round")
         killed = fault.name == "killed"
         # What could not be removed is left over.
-        is_removal = re.search(" (unlink|rmdir) ", self.calls[fault.at - 1]) is not None
+        is_removal = re.search(" (unlink|rmdir) ", self.call(fault)) is not None
         stays = killed or fault.for_good or is_removal
         outcome = self._run(folder, fault)
         faults = complaints(outcome, folder, killed=killed, tidy=not stays)
@@ -72,6 +78,10 @@ class Rounds:
         if faults:
             faults.append(f"said: {outcome.said.strip()[-400:]!r}")
         return faults
+
+    def call(self, fault: Fault) -> str:
+        """The call that fails."""
+        return (self.all_calls if fault.reads else self.calls)[fault.at - 1]
 
     def _laid_out(self, name: str) -> Path:
         folder = self.place / name
@@ -159,6 +169,8 @@ def _become(
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         os.chdir(folder)
         os.environ |= {"COLUMNS": "100", "PML_CACHE": str(folder / "cache")}
+        # What a folder begins with was trained by the process that is forked.
+        process_identity.cache_clear()
         if state is not None and fault is not None:
             arm(folder, state, fault)
         code = _exit_code(list(argv))

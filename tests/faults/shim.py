@@ -23,11 +23,13 @@ class Fault:
         name: of the error, such as ENOSPC; `killed`: SIGKILL in place of an error.
         at: the number of the call, from 1; 0: none fails.
         for_good: whether every later call fails too, those that only read included.
+        reads: whether calls that only read count and fail, too.
     """
 
     name: str
     at: int
     for_good: bool = False
+    reads: bool = False
 
     @property
     def number(self) -> int:
@@ -35,10 +37,17 @@ class Fault:
         return KILLED if self.name == "killed" else getattr(errno, self.name)
 
     def __str__(self) -> str:
-        return f"{self.name}{' for good' if self.for_good else ''} at call {self.at}"
+        return f"{self.kind} at call {self.at}"
+
+    @property
+    def kind(self) -> str:
+        """The error, and whether it lasts, or is about reading."""
+        lasts = " for good" if self.for_good else ""
+        return f"{self.name}{lasts}{' while reading' if self.reads else ''}"
 
 
 NO_FAULT = Fault(name="killed", at=0)
+NO_FAULT_READING = Fault(name="killed", at=0, reads=True)
 
 
 def compiler() -> str | None:
@@ -76,6 +85,7 @@ def arm(below: Path, state: Path, fault: Fault) -> None:
         "FAIL_AT": str(fault.at),
         "FAIL_ERRNO": str(fault.number),
         "FAIL_FOR_GOOD": str(int(fault.for_good)),
+        "FAIL_READS": str(int(fault.reads)),
     }
     ctypes.CDLL(loaded()).fail_arm()
 

@@ -161,3 +161,19 @@ def test_what_a_killed_process_left_of_a_run_is_removed(tmp_path):
     (folder.path / ".note").touch()
     folder.begin("")
     assert [path.name for path in folder.path.iterdir()] == [".note"]
+
+
+def test_a_damaged_manifest_of_another_hides_no_sweep_and_stops_no_cancel(tmp_path, quick):
+    cells = check([Run(rank=1, seqlen=8, model=Model(device="cpu"))])
+    SweepManifest.write(tmp_path / "runs", make_packs(cells, Packing()), Packing())
+    requests = tmp_path / "runs" / ".pml" / "requests"
+    (requests / "0000000000.json").write_text("{}")
+    done = quick("status", "runs")
+    assert done.returncode == 0, done.stderr
+    assert "left out: runs/.pml/requests/0000000000.json" in done.stdout
+
+    for path in requests.glob("*.json"):
+        path.write_text("{}")
+    with WorkerLease(tmp_path / "runs", "inline") as one:
+        assert quick("cancel", "runs").returncode == 2
+        assert one.check_cancelled()

@@ -116,3 +116,4 @@ def test_parameters_are_quoted_in_the_batch_script(fake, requested, tmp_path):
     assert settings.executor(requested).start(requested.packs) == 1
     subprocess.run(["sh", tmp_path / "script.sh"], cwd=tmp_path, check=False, timeout=20)
     assert not list(tmp_path.rglob("CODE_WAS_RUN"))
+    assert not list(requested.out.rglob("*.pkl"))
