@@ -177,23 +177,29 @@ class Checkpoints:
         if header.digest and _digest(tensors) != header.digest:
             return None
 
-        tables = {
-            name: _unpack_tables(tensors.pop(f"table.{name}"), len(header.cells))
-            for name in _TABLES
-        }
-        stored = TrainerState(
-            step=header.step,
-            cells=list(range(len(header.cells))),
-            tensors=tensors,
-            logged=tables["logged"],
-            curve=tables["curve"],
-            draws=header.draws,
-        )
-
         # In the order of the new pack, which may differ from that of the old one.
         ordered = sorted(keys, key=pack_keys.index)
-        selected = stored.select([header.cells.index(key) for key in ordered])
+        positions = [header.cells.index(key) for key in ordered]
+        try:
+            selected = _stored_state(header, tensors).select(positions)
+        # Only a file without a digest can hold other tensors than were written.
+        except (LookupError, ValueError, OSError):
+            return None
         return replace(selected, cells=[pack_keys.index(key) for key in ordered])
+
+
+def _stored_state(header: CheckpointHeader, tensors: dict[str, Tensor]) -> TrainerState:
+    """The state of all cells of a checkpoint."""
+    count = len(header.cells)
+    tables = {name: _unpack_tables(tensors.pop(f"table.{name}"), count) for name in _TABLES}
+    return TrainerState(
+        step=header.step,
+        cells=list(range(count)),
+        tensors=tensors,
+        logged=tables["logged"],
+        curve=tables["curve"],
+        draws=header.draws,
+    )
 
 
 def _read_header(path: Path) -> CheckpointHeader | None:
