@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pyarrow import ArrowException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
@@ -177,29 +178,27 @@ class Checkpoints:
         if header.digest and _digest(tensors) != header.digest:
             return None
 
+        # An earlier version, or another program, may have written it without a digest.
+        rows = len(header.cells)
+        try:
+            tables = {name: _unpack_tables(tensors.pop(f"table.{name}"), rows) for name in _TABLES}
+        except (LookupError, ValueError, TypeError, OSError, ArrowException):
+            return None
+        if any(tensor.shape[:1] != (rows,) for tensor in tensors.values()):
+            return None
+        stored = TrainerState(
+            step=header.step,
+            cells=list(range(len(header.cells))),
+            tensors=tensors,
+            logged=tables["logged"],
+            curve=tables["curve"],
+            draws=header.draws,
+        )
+
         # In the order of the new pack, which may differ from that of the old one.
         ordered = sorted(keys, key=pack_keys.index)
-        positions = [header.cells.index(key) for key in ordered]
-        try:
-            selected = _stored_state(header, tensors).select(positions)
-        # Only a file without a digest can hold other tensors than were written.
-        except (LookupError, ValueError, OSError):
-            return None
+        selected = stored.select([header.cells.index(key) for key in ordered])
         return replace(selected, cells=[pack_keys.index(key) for key in ordered])
-
-
-def _stored_state(header: CheckpointHeader, tensors: dict[str, Tensor]) -> TrainerState:
-    """The state of all cells of a checkpoint."""
-    count = len(header.cells)
-    tables = {name: _unpack_tables(tensors.pop(f"table.{name}"), count) for name in _TABLES}
-    return TrainerState(
-        step=header.step,
-        cells=list(range(count)),
-        tensors=tensors,
-        logged=tables["logged"],
-        curve=tables["curve"],
-        draws=header.draws,
-    )
 
 
 def _read_header(path: Path) -> CheckpointHeader | None:
