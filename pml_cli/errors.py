@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 MAX_LISTED = 10
+# Names in a line: a file may have thousands of columns.
+MAX_NAMES = 60
 
 # Letters of a file's name in a message.
 MAX_NAME = 200
@@ -87,4 +89,4 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}allowed: {', '.join(names)}"
+    return f"{hint}allowed: {', '.join(and_n_more(names, MAX_NAMES))}"

@@ -62,7 +62,8 @@ def parse(
         try:
             key, values = _parse_override(text, config_dir, groups)
         except UserError as error:
-            lines += error.faults
+            # It quotes the override, which may have several lines.
+            lines.append(" ".join(str(error).split()))
             continue
 
         if key in grid:

@@ -34,6 +34,9 @@ UNUSABLE = re.compile("[\0\ud800-\udfff]")
 # In a path also what moves the cursor, or begins a line of a job's script.
 UNUSABLE_IN_PATH = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
+# Letters of a value in the line of its fault: a sweep file may hold a page of them.
+MAX_QUOTED = 300
+
 # They name the dataclass of a group's option: chosen with group=option, never set by themselves.
 DISCRIMINATORS = ("source", "kind")
 
@@ -324,11 +327,11 @@ def _field_faults(
     for element in values:
         unusable = UNUSABLE_IN_PATH if declaration.path or declaration.one_line else UNUSABLE
         if isinstance(element, str) and unusable.search(element):
-            text = printable(value_text(element))
+            text = printable(quoted(element))
             yield f"{name}={text}: must have no control characters and half characters"
         elif not declaration.accepts(element):
             allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
-            yield f"{name}={value_text(element)}: must be {allowed}"
+            yield f"{name}={quoted(element)}: must be {allowed}"
 
     if declaration.path and isinstance(value, str):
         reason = _path_fault(value, declaration.path)
@@ -412,7 +415,7 @@ def type_text(owner: type[Any], name: str) -> str:
 def type_fault(owner: type[Any], name: str, value: Any, key: str) -> str:
     """The line about a value of another type: `rank=1.0: must be an integer`."""
     # A float keeps its point: it is what is wrong with it.
-    text = str(value) if isinstance(value, float) else value_text(value)
+    text = str(value) if isinstance(value, float) else quoted(value)
     return f"{key}={text}: must be {type_text(owner, name)}"
 
 
@@ -426,3 +429,9 @@ def value_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return " ".join(str(value).split())
+
+
+def quoted(value: Any) -> str:
+    """As `value_text`, cut off where it is too long for the line of a fault."""
+    text = value_text(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."

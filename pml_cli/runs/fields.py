@@ -45,6 +45,29 @@ class ResultFields(TypedDict, total=False):
     first_failure: Count | None
     earliest_stubborn: Count | None
     share_above_threshold: Share | None
+    base_token_accuracy: Share | None
+    base_exact_match: Share | None
+    base_log10_p: Number | None
+    base_prefix_share: Number | None
+    log10_p: Number | None
+    prefix_share: Number | None
+    recall_from_8: Number | None
+    recall_from_32: Number | None
+    extractable_50: Number | None
+    compression_ratio: Number | None
+    edit_distance: Number | None
+    unseen_exact_match: Share | None
+    stubborn_tokens: Count | None
+    violations: Count | None
+    effective_parameters: Number | None
+    converged: bool | None
+    expected_gain: Number | None
+    keep: Number | None
+    keep_harm: Number | None
+    gradient_above: Number | None
+    tokens_seen: Count | None
+    passes: Count | None
+    pack_size: Count | None
     control_gain: Number | None
     control_base_loss: Number | None
     source_nats: Number | None

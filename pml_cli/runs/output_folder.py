@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pml_cli.errors import UserError
-from pml_cli.io import refused_path, without_links
+from pml_cli.io import refused_path, temporary_path, without_links
 from pml_cli.runs.read import check_formats
 
 # Where pml keeps its own files in a results folder.
@@ -38,7 +37,7 @@ def check_output_folder(out: Path) -> None:
         without_links(path.parent, path.name)
 
     # os.access does not know of mounts that are read-only
-    probe = existing / f".pml-{uuid.uuid4().hex[:8]}"
+    probe = temporary_path(existing / "pml")
     try:
         probe.touch()
         probe.unlink()

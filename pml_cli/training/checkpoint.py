@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pyarrow import ArrowException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
@@ -177,10 +178,14 @@ class Checkpoints:
         if header.digest and _digest(tensors) != header.digest:
             return None
 
-        tables = {
-            name: _unpack_tables(tensors.pop(f"table.{name}"), len(header.cells))
-            for name in _TABLES
-        }
+        # An earlier version, or another program, may have written it without a digest.
+        rows = len(header.cells)
+        try:
+            tables = {name: _unpack_tables(tensors.pop(f"table.{name}"), rows) for name in _TABLES}
+        except (LookupError, ValueError, TypeError, OSError, ArrowException):
+            return None
+        if any(tensor.shape[:1] != (rows,) for tensor in tensors.values()):
+            return None
         stored = TrainerState(
             step=header.step,
             cells=list(range(len(header.cells))),

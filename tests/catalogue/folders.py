@@ -18,6 +18,7 @@ from catalogue.damage import first
 from pml_cli.config.schema import TINY
 
 SWEEP = ("rank=1,2", "seqlen=8", "train.steps=3", "train.log_every=1", "model.device=cpu")
+PROBE = ("probe", "rank=1", "seqlen=8", "train.steps=3", "model.device=cpu", "out=runs")
 
 
 def copy_base(base: str, folder: Path) -> None:
@@ -58,6 +59,14 @@ def swept() -> Path:
 
 
 @cache
+def probed() -> Path:
+    """runs/: a probe."""
+    folder = new_folder()
+    succeed(folder, *PROBE)
+    return folder
+
+
+@cache
 def measured() -> Path:
     """As `swept`, measured by `pml lasting`."""
     folder = new_folder()
@@ -74,7 +83,14 @@ def model() -> Path:
     return folder
 
 
-BASES = {"planted": planted, "law": law, "swept": swept, "measured": measured, "model": model}
+BASES = {
+    "planted": planted,
+    "law": law,
+    "swept": swept,
+    "measured": measured,
+    "probed": probed,
+    "model": model,
+}
 
 
 # A right use of each command: its base, and its arguments; paths may be patterns.

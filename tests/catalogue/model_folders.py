@@ -112,6 +112,7 @@ def cases() -> Iterator[Case]:
 
     yield from _weights()
     yield from _tokenizers()
+    yield from _neighbours()
     yield from _random_weights()
 
 
@@ -160,6 +161,22 @@ def _tokenizers() -> Iterator[Case]:
         words = ("data=phonebook", "data.chat=true")
         yield _case(f"a chat template {name}", change, words=words)
     yield _tokenized("a tokenizer of more ids than embeddings", _more_ids)
+
+
+def _neighbours() -> Iterator[Case]:
+    """Other files of a model's folder, which transformers and tokenizers look for."""
+    for file in NEIGHBOURS:
+        for name, change in damaged_files(f"m/{file}", missing=False):
+            made = both(put(f"m/{file}"), change)
+            yield _tokenized(f"{file} {name}", made, (0, 1, 2))
+
+
+NEIGHBOURS = (
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
 def _tokenized(name: str, change: Change, codes: tuple[int, ...] = (1, 2)) -> Case:

@@ -20,7 +20,7 @@ from catalogue.damage import (
     rewrite,
     with_value,
 )
-from catalogue.folders import SWEEP
+from catalogue.folders import PROBE, SWEEP
 
 RESULT = "result.json"
 TOKENS = "tokens.parquet"
@@ -111,6 +111,12 @@ def _results() -> Iterator[Case]:
             yield _transition(RESULT, f"{field} {kind}", change, codes, "runs")
             yield _read_again(f"{field} {kind}", change, codes)
             yield _again(RESULT, f"{field} {kind}", change)
+
+    for field in ("rank", "steps_run", "base_loss", "exact_match", "bits_gained", "seconds"):
+        for kind in ("gone", "null", "NaN", "a list"):
+            change = with_value(RESULTS, (field,), VALUES[kind])
+            title = f"probe again: {field} {kind}"
+            yield _case(RESULT, title, PROBE, "probed", change, codes=(0, 2), says="runs|gain")
 
     yield from _failed()
 
@@ -416,7 +422,7 @@ def _case(
     says: str = "runs",
     always: bool = False,
 ) -> Case:
-    writes = argv[0] in ("sweep", "lasting")
+    writes = argv[0] in ("sweep", "lasting", "probe")
     return Case(
         door=door,
         name=name,

@@ -178,7 +178,8 @@ def _options() -> Iterator[Case]:
             more = ("/etc/hostname",) if command == "memorize" else ("--dry-run",)
             argv = (command, *more, "--config-dir", "c")
             title = f"{command}.yaml: {name} beside its defaults"
-            yield Case(door=OPTIONS, name=title, argv=argv, change=change, says="rank|nope")
+            says = rf"{command}\.yaml|rank|nope"
+            yield Case(door=OPTIONS, name=title, argv=argv, change=change, says=says)
 
     source = put("c/data/mine.yaml", "seed: 1\n")
     argv = ("sweep", "--config-dir", "c", "data=mine", "--dry-run")

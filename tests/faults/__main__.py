@@ -63,8 +63,8 @@ def _play(options: argparse.Namespace, place: Path) -> int:
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     from faults.rounds import Rounds, import_everything
 
-    import_everything()
     chosen = [command for command in COMMANDS if re.search(options.only, command.name)]
+    import_everything(light=all(command.light for command in chosen))
     games = {}
     for command in chosen:
         games[command.name] = Rounds(command, place / command.name)

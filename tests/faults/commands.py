@@ -10,6 +10,11 @@ from pathlib import Path
 
 from catalogue.folders import copy_base
 
+from pml_cli.config.schema import Model, Run
+from pml_cli.launch.manifest import SweepManifest
+from pml_cli.launch.packing import Packing, check, make_packs
+from pml_cli.launch.slurm import record_launch
+
 FEW = ("train.steps=3", "train.log_every=1", "model.device=cpu")
 # A checkpoint at every step.
 SAVING = "launch.checkpoint_minutes=0.000001"
@@ -26,12 +31,14 @@ class Command:
         argv: the command line.
         before: lays out its folder.
         slow: whether it starts processes of its own, which takes seconds.
+        light: whether it imports no torch.
     """
 
     name: str
     argv: tuple[str, ...]
     before: Callable[[Path], object] = lambda folder: None
     slow: bool = False
+    light: bool = False
 
 
 def _base(name: str) -> Callable[[Path], object]:
@@ -53,10 +60,11 @@ def _with_checkpoint(folder: Path) -> None:
 
 def _launched(folder: Path) -> None:
     """As a sweep that has started workers."""
-    copy_base("swept", folder)
-    jobs = folder / "runs" / ".pml" / "jobs"
-    jobs.mkdir()
-    (jobs / "local-abcd1234.json").write_text('{"launch": "abcd1234", "order": "a"}')
+    cells = check([Run(rank=1, seqlen=8, model=Model(device="cpu"))])
+    manifest = SweepManifest.write(folder / "runs", make_packs(cells, Packing()), Packing())
+    record_launch(
+        folder / "runs" / ".pml" / "jobs" / "local-abcd1234.json", "abcd1234", manifest.key
+    )
 
 
 MEMORIZE = ("memorize", "facts.jsonl", "rank=1", "train.steps=3", "--max-forgetting", "none")
@@ -74,8 +82,8 @@ COMMANDS = (
         name="lasting", argv=("lasting", "runs", "out=report", "tokens=50"), before=_base("swept")
     ),
     Command(name="memorize", argv=(*MEMORIZE, "model.device=cpu", "out=runs"), before=_facts),
-    Command(name="status", argv=("status", "runs", "--json"), before=_base("swept")),
-    Command(name="cancel", argv=("cancel", "runs"), before=_launched),
+    Command(name="status", argv=("status", "runs", "--json"), before=_launched, light=True),
+    Command(name="cancel", argv=("cancel", "runs"), before=_launched, light=True),
 )
 
 

@@ -25,10 +25,17 @@ from pml_cli.launch.liveness import process_identity
 MAX_SECONDS = 150
 
 
-def import_everything() -> None:
-    """What a fork then has: a round takes a second instead of ten."""
+def import_everything(*, light: bool = False) -> None:
+    """What a fork then has: a round takes a second instead of ten.
+
+    Args:
+        light: without torch.
+    """
+    from pml_cli.commands import status  # noqa: F401
     from pml_cli.launch.worker_import import import_trainer
 
+    if light:
+        return
     import_trainer()
     for path in Path(commands.__file__).parent.glob("[a-z]*.py"):
         importlib.import_module(f"{commands.__name__}.{path.stem}")

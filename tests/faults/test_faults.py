@@ -29,14 +29,14 @@ def play(tmp_path, *options, seconds=240):
     return done.stdout
 
 
-def test_a_cancel_with_a_disk_that_refuses_every_call(tmp_path):
-    assert "found 0" in play(tmp_path, "--only", "^cancel$", "--kind", "^EIO$")
+def test_a_disk_that_refuses_any_call_of_a_cancel(tmp_path):
+    kinds = "^(EIO|EACCES while reading|ENOSPC for good)$"
+    said = play(tmp_path, "--only", "^cancel$", "--kind", kinds)
+    assert "found 0" in said
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "every"), [("sweep", 60), ("memorize", 300), ("fit", 40), ("lasting", 40)]
-)
+@pytest.mark.parametrize(("command", "every"), [("sweep", 120)])
 def test_faults_spread_over_a_command(tmp_path, command, every):
     said = play(
         tmp_path, "--only", f"^{command}$", "--kind", "ENOSPC$|killed", "--every", str(every)
