@@ -18,6 +18,7 @@ PLAIN_KEY = re.compile(r"[A-Za-z_][\w.$%*@?|/-]*")
 # Letters of a key, and keys, in a message: a file may have thousands of either.
 MAX_KEY = 100
 MAX_KEYS = 40
+MAX_LONG_KEYS = 8
 
 # What a table's cell may hold beside text: shown as Python shows it.
 PRINTABLE = (int, float, decimal.Decimal, datetime.date, datetime.time)
@@ -91,4 +92,6 @@ def printable(key: str | None) -> str:
 
 def key_list(keys: Iterable[str]) -> str:
     """Keys for a message: the first of them."""
-    return ", ".join(and_n_more(list(map(printable, keys)), MAX_KEYS))
+    names = list(map(printable, keys))
+    are_short = sum(map(len, names[:MAX_KEYS])) <= 10 * MAX_KEY
+    return ", ".join(and_n_more(names, MAX_KEYS if are_short else MAX_LONG_KEYS))

@@ -8,7 +8,7 @@ import math
 
 import pandas as pd
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.strategies import JSON, NUMBERS, WORDS
 
@@ -199,6 +199,7 @@ YAML = st.sampled_from(
 )
 
 
+@settings(max_examples=3 * settings().max_examples)
 @given(st.lists(YAML, max_size=12).map("".join))
 def test_yaml_is_plain_values_or_refused_in_one_line(text):
     try:

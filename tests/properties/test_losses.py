@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -56,7 +56,7 @@ def cells(draw, losses=LOSSES):
     logits = torch.randn(count, V, generator=generator, dtype=torch.float64) * scale
     targets = torch.randint(V, (count,), generator=generator)
     # Some samples are learned, or all of them.
-    learned = draw(st.sampled_from([0, 1, count]))
+    learned = draw(st.sampled_from([0, lengths[0], count]))
     logits[torch.arange(learned), targets[:learned]] += 20
     return Case(
         loss=draw(st.sampled_from(losses)),
@@ -125,6 +125,7 @@ def assert_close(values, expected):
 PADDINGS = st.tuples(st.floats(0, 50), st.integers(0, M - 1))
 
 
+@settings(max_examples=3 * settings().max_examples)
 @given(packs(), st.integers(0, 3), PADDINGS)
 def test_pack_mates_and_padding_change_neither_loss_nor_gradient(packed, more, padding):
     slots = max(len(case.logits) for case in packed) + more
@@ -155,6 +156,7 @@ def test_the_order_of_the_tokens_does_not_count(case, random):
     assert_close(moved_gradient, gradient[order])
 
 
+@settings(max_examples=2 * settings().max_examples)
 @given(cells(losses=SPLITTABLE))
 def test_a_step_in_two_micro_batches_is_the_step_as_a_whole(case):
     """Split between samples; sums of weights and of weighted values are added up."""

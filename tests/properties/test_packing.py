@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
@@ -102,6 +102,7 @@ def ids(packs):
     return [[cell.id for cell in pack.cells] for pack in packs]
 
 
+@settings(max_examples=2 * settings().max_examples)
 @given(cell_lists(), packings())
 def test_every_cell_is_in_one_pack_within_the_budgets(drawn, packing):
     cells = copied(drawn)
