@@ -66,6 +66,9 @@ HARMLESS = (
     *("layer types of another length", "a rope that is a list"),
 )
 
+# Without tokenizer_config.json a tokenizer has no special tokens.
+NO_FILES = ("null", "a folder", "a link to nowhere", "a link to itself", "a pipe")
+
 TEMPLATES = {
     "broken": "{% if %}",
     "that divides by zero": "{{ 1/0 }}",
@@ -148,7 +151,7 @@ def _tokenizers() -> Iterator[Case]:
     for name, change in damaged_files("m/tokenizer.json", missing=False):
         yield _tokenized(f"tokenizer.json {name}", change)
     for name, change in damaged_files(TOKENIZER, missing=False):
-        codes = (0, 1, 2) if name in ("null", "a folder", "a link to nowhere") else (1, 2)
+        codes = (0, 1, 2) if name in NO_FILES else (1, 2)
         yield _tokenized(f"tokenizer_config.json {name}", change, codes)
 
     for field in ("bos_token", "eos_token", "tokenizer_class", "model_max_length"):
