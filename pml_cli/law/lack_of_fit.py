@@ -29,7 +29,7 @@ from pml_cli.stats import Array
 # p below which the form is said not to describe the cells.
 REJECTED = 0.01
 # p, of one side, below which long texts are said to miss a share of their gain.
-SHORT = 0.02
+SHORT = 0.05
 # Degrees of freedom that must remain.
 MIN_DEGREES = 5
 # Singular values below this share of the largest are 0.
