@@ -23,8 +23,8 @@ from pml_cli.law.fit_groups import with_columns
 from pml_cli.law.half_recall import WITHIN
 from pml_cli.report.figures.bits_line import bits_figure
 from pml_cli.report.tables.bits_line import line_table
-from pml_cli.runs.groups import group_name, split_groups
-from pml_cli.runs.read import finished_runs
+from pml_cli.results.groups import group_name, split_groups
+from pml_cli.results.read import finished_runs
 
 HERE = Path(__file__).parent
 

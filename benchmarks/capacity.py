@@ -25,8 +25,8 @@ from pml_cli.commands.capacity import GrownAdapter, begin, grow
 from pml_cli.config.request import load_capacity
 from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.report.progress import SweepDisplay
-from pml_cli.runs.read import read_runs
-from pml_cli.runs.run_folders import RunFolders
+from pml_cli.results.read import read_runs
+from pml_cli.results.run_folders import RunFolders
 
 HERE = Path(__file__).parent
 

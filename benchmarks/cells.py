@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pml_cli.runs.read import read_runs
+from pml_cli.results.read import read_runs
 
 HERE = Path(__file__).parent
 

@@ -25,10 +25,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from pml_cli.law import mle
 from pml_cli.law.forms import FORMS
+from pml_cli.law.mle import LikelihoodFit
 from pml_cli.law.model_selection import choose
+from pml_cli.law.noise import with_noise
 from pml_cli.law.observations import Observations
 from pml_cli.law.quality import quality_of
 from pml_cli.stats import Array
@@ -40,8 +43,10 @@ SCALE = 15.0
 BASE = 6.0
 NOISE = 0.02
 
-# Values of alpha and of beta where the search starts; `pml fit` starts from eight, 0.05 to 2.5.
-STARTS = np.geomspace(0.2, 1.6, 5)
+# Values of alpha and of beta where the search starts, and how many of these nodes are polished;
+# `pml fit` starts from eight values, 0.05 to 2.5, and polishes five.
+STARTS = np.array([0.3, 0.6, 1.1])
+POLISHED = 3
 
 RANKS = (2, 4, 8, 16, 32, 64)
 LENGTHS = (64, 128, 256, 512, 1024)
@@ -88,6 +93,29 @@ def hill(x: Array) -> Array:
 
 def arctan(x: Array) -> Array:
     return np.asarray(2 / math.pi * np.arctan(math.pi * x / 2))
+
+
+def erf(x: Array) -> Array:
+    """Sharper than exponential; no link of pml."""
+    return np.asarray(special.erf(math.sqrt(math.pi) / 2 * x))
+
+
+def lomax(x: Array) -> Array:
+    """Tokens of gamma-distributed difficulty; no link of pml."""
+    return np.asarray(1 - (1 + x / 2) ** -2)
+
+
+def lognormal(x: Array) -> Array:
+    """Tokens of log-normally distributed difficulty, of spread 1; no link of pml."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
+    rates = np.exp(nodes - 0.5)
+    gained = -np.expm1(-x[:, None] * rates)
+    return np.asarray(gained @ weights / weights.sum())
+
+
+def gudermannian(x: Array) -> Array:
+    """Sharper than exponential; no link of pml."""
+    return np.asarray(4 / math.pi * np.arctan(np.tanh(math.pi * x / 4)))
 
 
 def mixture(x: Array) -> Array:
@@ -306,6 +334,10 @@ CASES = (
     Case(name="two cells halved", gain=two_cells_halved),
     Case(name="tanh", gain=relative(NOISE, np.tanh)),
     Case(name="arctan", gain=relative(NOISE, arctan)),
+    Case(name="erf", gain=relative(NOISE, erf)),
+    Case(name="1 - (1 + x/2)^-2", gain=relative(NOISE, lomax)),
+    Case(name="log-normal difficulty", gain=relative(NOISE, lognormal)),
+    Case(name="Gudermannian", gain=relative(NOISE, gudermannian)),
     Case(name="mixture", gain=relative(NOISE, mixture)),
     Case(name="alpha grows with length", gain=interaction),
     Case(name="level of 8 nats", gain=level, base=9.0, good=True),
@@ -374,7 +406,25 @@ class Outcome:
     """Whether the fit says that no form of pml describes the cells."""
     bends: bool
     """Whether it says that the gain bends in nearly all cells."""
+    short: bool
+    """Whether it says that long texts gain less than where they bend tells."""
     warned: bool
+
+    @property
+    def flagged(self) -> bool:
+        """Whether it says that its exponents are not to be trusted."""
+        return self.rejected or self.bends or self.short
+
+
+def fit_forms(cells: Observations) -> list[LikelihoodFit]:
+    """Every form with a ceiling."""
+    # A form with k at its bound is another one, which is fitted, too.
+    by_name = {}
+    for form in FORMS:
+        if form.kind.has_ceiling:
+            fitted = mle.fit_saturating(cells, form)
+            by_name[fitted.name] = fitted
+    return list(by_name.values())
 
 
 def fit(position: int, seed: int) -> Outcome:
@@ -382,13 +432,12 @@ def fit(position: int, seed: int) -> Outcome:
     case = CASES[position]
     cells = case.simulate(seed)
     mle.EXPONENT_GRID = STARTS
-    # A form with k at its bound is another one, which is fitted, too.
-    by_name = {}
-    for form in FORMS:
-        if form.kind.has_ceiling:
-            fitted = mle.fit_saturating(cells, form)
-            by_name[fitted.name] = fitted
-    fits = list(by_name.values())
+    mle.POLISHED_NODES = POLISHED
+    fits = fit_forms(cells)
+    weighted = with_noise(cells, fits)
+    if weighted is not cells:
+        cells = weighted
+        fits = fit_forms(cells)
     chosen = choose(fits)
     if chosen is None:
         unknown = (-math.inf, math.inf)
@@ -399,6 +448,7 @@ def fit(position: int, seed: int) -> Outcome:
             beta=unknown,
             rejected=True,
             bends=False,
+            short=False,
             warned=True,
         )
 
@@ -411,13 +461,14 @@ def fit(position: int, seed: int) -> Outcome:
         beta=quality.interval("beta"),
         rejected=quality.lack_of_fit.rejected,
         bends=quality.bends_everywhere,
+        short=quality.lack_of_fit.long_texts_short,
         warned=bool(quality.warnings),
     )
 
 
 def summary(case: Case, outcomes: Sequence[Outcome]) -> dict[str, object]:
     """The row of a case."""
-    unflagged = [outcome for outcome in outcomes if not (outcome.rejected or outcome.bends)]
+    unflagged = [outcome for outcome in outcomes if not outcome.flagged]
     row: dict[str, object] = {"case": case.name, "good": case.good, "repeats": len(outcomes)}
     for name, truth in (("alpha", ALPHA), ("beta", BETA)):
         spans = [getattr(outcome, name) for outcome in outcomes]
@@ -429,9 +480,10 @@ def summary(case: Case, outcomes: Sequence[Outcome]) -> dict[str, object]:
         row[f"{name}_half_width"] = round(
             float(np.median([(high - low) / 2 for low, high in spans])), 4
         )
-    row["flagged"] = _share([outcome.rejected or outcome.bends for outcome in outcomes])
+    row["flagged"] = _share([outcome.flagged for outcome in outcomes])
     row["form_rejected"] = _share([outcome.rejected for outcome in outcomes])
     row["bends_everywhere"] = _share([outcome.bends for outcome in outcomes])
+    row["long_texts_short"] = _share([outcome.short for outcome in outcomes])
     row["warned"] = _share([outcome.warned for outcome in outcomes])
     forms = Counter(outcome.form for outcome in outcomes).most_common(3)
     row["chosen"] = "; ".join(f"{form or 'none'} {count}" for form, count in forms)

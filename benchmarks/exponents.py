@@ -32,7 +32,7 @@ from pml_cli.law.model_selection import EDGE, TEXT, Estimator, aicc_differences,
 from pml_cli.law.observations import EFFECTIVE, PARAMETERS, RANK, Observations, SizeAxis
 from pml_cli.law.power_law import fit_paper
 from pml_cli.report.figures.style import MARKERS, save, sequential_colours
-from pml_cli.runs.read import read_runs
+from pml_cli.results.read import read_runs
 
 HERE = Path(__file__).parent
 ALL = "all cells"

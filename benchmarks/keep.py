@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from pml_cli.analysis.rank_thresholds import rank_table
 from pml_cli.report.figures.style import log_axis, save, sequential_colours
-from pml_cli.runs.read import read_runs
+from pml_cli.results.read import read_runs
 from pml_cli.stats import t_half_width
 
 HERE = Path(__file__).parent

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pml_cli.runs.read import read_runs
+from pml_cli.results.read import read_runs
 
 GRID = {
     "81": ["-f", "law"],

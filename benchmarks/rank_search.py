@@ -23,7 +23,7 @@ from pml_cli.commands.memorize import Search
 from pml_cli.config.memorize import Limits as Asked
 from pml_cli.config.request import load_memorize
 from pml_cli.launch.time_limit import TimeLimit
-from pml_cli.runs.run_folders import RunFolders
+from pml_cli.results.run_folders import RunFolders
 
 HERE = Path(__file__).parent
 RANKS = range(1, 17)

@@ -25,8 +25,8 @@ from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import TokenScores, token_nll
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.read import read_runs
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.read import read_runs
 from pml_cli.stats import LN2
 
 HEADINGS = (

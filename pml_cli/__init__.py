@@ -32,7 +32,7 @@ __all__ = [
 # Imported when first asked for: the command line needs none of them for its help, and the drop-in
 # losses need torch.
 _MODULES = {
-    "pml_cli.api": ("Law", "fit", "probe", "samples", "sweep", "tokens"),
+    "pml_cli.api": ("Law", "fit", "probe", "runs", "samples", "sweep", "tokens"),
     "pml_cli.errors": ("UserError",),
     "pml_cli.training.hf_trainer": ("MemFTCallback", "MemFTLoss"),
 }

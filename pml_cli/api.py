@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pml_cli.config.schema import Request
     from pml_cli.law.fitted_law import FittedLaw
-    from pml_cli.runs.folder import RunFolder
+    from pml_cli.results.folder import RunFolder
 
 Folder: TypeAlias = str | os.PathLike[str]
 Run: TypeAlias = "Folder | pd.Series[Any]"
@@ -109,7 +109,7 @@ def runs(*folders: Folder) -> pd.DataFrame:
     Raises:
         UserError: a folder does not exist, or a result is of another format or damaged.
     """
-    from pml_cli.runs.read import read_runs
+    from pml_cli.results.read import read_runs
 
     return read_runs([Path(folder) for folder in folders])
 
@@ -141,7 +141,7 @@ def samples(run: Run) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from pml_cli.runs.samples import read_samples
+    from pml_cli.results.samples import read_samples
 
     folder = _folder_of(run)
     rows = read_samples(folder)
@@ -338,7 +338,7 @@ def _folder_of(run: Run) -> RunFolder:
     Raises:
         UserError: there is none.
     """
-    from pml_cli.runs.folder import RunFolder
+    from pml_cli.results.folder import RunFolder
 
     path = Path(run if isinstance(run, (str, os.PathLike)) else run["folder"])
     if not path.is_dir():
@@ -348,7 +348,7 @@ def _folder_of(run: Run) -> RunFolder:
 
 def _raise_failures(out: Path, ids: Sequence[str]) -> None:
     """Raise where any of these runs failed."""
-    from pml_cli.runs.read import read_failures
+    from pml_cli.results.read import read_failures
 
     reasons = {name: why for name, why in read_failures(out).items() if name in set(ids)}
     if reasons:

@@ -8,6 +8,7 @@ declarations.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,8 +25,10 @@ from pml_cli.config.completion import (
     report_completer,
 )
 from pml_cli.config.help import groups_help, settings_help
-from pml_cli.errors import UserError, printable
+from pml_cli.errors import UserError, first_line, printable, shortened
+from pml_cli.io import refused_path
 from pml_cli.launch.openmp import share_cores
+from pml_cli.streams import guarded_streams, lost_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,9 +44,6 @@ BY_HELP = """\b
 --by SETTING,...  compares the groups that differ in these settings alone
   (model data adapter loss layer setting lr steps): do they share alpha, beta?
 """
-
-# Letters of a file's name in a message.
-MAX_NAME = 200
 
 app = typer.Typer(
     name="pml",
@@ -745,33 +745,48 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: runs the command and exits with its code (2: bad input, 130: interrupted)."""
     # Before torch is imported: OpenMP reads its settings once.
     share_cores()
+    with guarded_streams():
+        code = _run(args)
+        lost = lost_output()
+        if lost is not None:
+            code = _refused([lost])
+
+    # Of a second Ctrl-C while Python shuts down nothing is told. Not in a caller's process.
+    is_asked = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if args is None and is_asked:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
+
+
+def _run(args: list[str] | None) -> int:
+    """Run the command; its exit code."""
     try:
         code = app(args, prog_name="pml", standalone_mode=False)
     except UserError as error:
-        _exit_with(error.faults)
+        return _refused(error.faults)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except OSError as error:
         # What a file system refuses is no fault of the program, wherever it comes up.
-        if error.filename is None:
+        path = refused_path(error)
+        if path is None:
             raise
-        _exit_with([f"{_short(error.filename)}: {error.strerror}"])
+        return _refused([f"{shortened(path)}: {error.strerror}"])
+    except (MemoryError, ImportError) as error:
+        # A library that does not fit, or any other that is missing.
+        if isinstance(error, ImportError) and "map segment" not in str(error):
+            raise
+        return _refused([f"out of memory ({first_line(error)})"])
     except Exception as error:
         # Typer's own complaints (unknown option or command) share no public class.
         if not hasattr(error, "format_message"):
             raise
-        _exit_with(error.format_message().splitlines())
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        return _refused(error.format_message().splitlines())
+    return code if isinstance(code, int) else 0
 
 
-def _exit_with(faults: list[str]) -> None:
+def _refused(faults: list[str]) -> int:
+    """Print what is wrong; the exit code."""
     for line in faults:
         typer.echo(f"error: {printable(line)}", err=True)
-    sys.exit(2)
-
-
-def _short(name: str | bytes) -> str:
-    """The name of a file, of one that is too long its beginning."""
-    text = str(name)
-    return text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}..."
+    return 2

@@ -7,6 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 MAX_LISTED = 10
+# Names in a line: a file may have thousands of columns.
+MAX_NAMES = 60
+
+# Letters of a file's name in a message.
+MAX_NAME = 200
 
 # ESC and its kind, and half characters, which no stream can encode.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -74,9 +79,14 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def shortened(name: str) -> str:
+    """The name of a file, of one that is too long its beginning."""
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """`allowed: a, b, c` with the nearest name in front, for the end of an error line."""
     names = sorted(allowed)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}allowed: {', '.join(names)}"
+    return f"{hint}allowed: {', '.join(and_n_more(names, MAX_NAMES))}"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import math
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pml_cli.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,37 +25,75 @@ if TYPE_CHECKING:
 # What a cell of a spreadsheet begins with that is computed.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
+# The end of a name that `temporary_path` gives.
+LEFTOVER = re.compile(r"\.[0-9a-f]{8}$")
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+
+def atomic_write(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
     """Write a temporary file and rename it, so that a reader sees the whole file or none.
 
     This also holds where the process is killed. Missing parent folders are made.
 
     Args:
         write: writes the content to the path that it is given.
+        durable: whether it also holds where the power goes, which takes milliseconds.
+
+    Raises:
+        OSError: the disk refuses; it names `path`, or the folder that cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
 
     try:
         write(temporary)
+        if durable:
+            flush_to_disk([temporary])
         temporary.replace(path)
+        if durable:
+            flush_to_disk([path.parent])
+    except OSError as error:
+        raise _about(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where even that is refused, the first error says more.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def _about(path: Path, error: OSError) -> OSError:
+    """The same error with the name of the file that was to be written, which is not hidden."""
+    if error.errno is None:
+        return error
+    return OSError(error.errno, os.strerror(error.errno), str(path))
+
+
+def refused_path(error: OSError) -> str | None:
+    """The path that a file system has refused; of a link or a rename the new one."""
+    path = error.filename if error.filename2 is None else error.filename2
+    return None if path is None else os.fsdecode(path)
+
+
+def flush_to_disk(paths: Iterable[Path]) -> None:
+    """Wait until files, or the names in folders, are on the disk and outlive a loss of power."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write a UTF-8 text file atomically."""
-    atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"), durable=durable)
 
 
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+def write_json(path: Path, content: Any, indent: int | None = 1, *, durable: bool = False) -> None:
     """Write a JSON file atomically.
 
     Raises:
         ValueError: the content holds nan or infinity (see `jsonable`).
     """
-    write_text(path, json_text(content, indent))
+    write_text(path, json_text(content, indent), durable=durable)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -128,18 +171,23 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    # safetensors 0.8 replaces the file by one that its owner alone can read.
-    path.touch()
-    mode = path.stat().st_mode
+    # safetensors 0.8 writes a file of any name beside it, which a killed process would leave, and
+    # which its owner alone can read.
+    folder = temporary_path(path)
     try:
-        save_file(tensors, path, metadata=metadata)
-        path.chmod(mode)
+        folder.mkdir()
+        path.touch()
+        save_file(tensors, folder / path.name, metadata=metadata)
+        (folder / path.name).chmod(path.stat().st_mode)
+        (folder / path.name).replace(path)
     except SafetensorError as error:
         match = re.search(r"(?:os error|code:) (\d+)", str(error))
         if match is None:
             raise
         number = int(match[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def cache_folder() -> Path:
@@ -147,9 +195,61 @@ def cache_folder() -> Path:
     folder = os.environ.get("PML_CACHE")
     if not folder:
         folder = str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pml")
-    return Path(folder).expanduser()
+    return expand_home(folder)
+
+
+def expand_home(path: str) -> Path:
+    """A path whose `~` is the user's home.
+
+    It stays as it is where there is no such user, or the user of a container has no home;
+    Path.expanduser would raise an error.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def temporary_path(path: Path) -> Path:
     """A hidden path beside `path`, for content that is not complete."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    # It may be such a path itself; one dot is enough for `remove_leftovers`.
+    name = path.name.removeprefix(".")
+    return path.with_name(f".{name}.{uuid.uuid4().hex[:8]}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of writing a file or folder that this one alone writes."""
+    with suppress(OSError):
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            if LEFTOVER.search(leftover.name):
+                remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link but not what it leads to."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def own_folder(root: Path, *names: str) -> Path:
+    """Make a folder below one that the user has named; see `without_links`."""
+    folder = without_links(root, *names)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def without_links(root: Path, *names: str) -> Path:
+    """A folder below one that the user has named, with no link on the way.
+
+    Args:
+        root: of the user; it may be a link.
+        names: of the folder, and of those between.
+
+    Raises:
+        UserError: one of them is a link, which could lead anywhere.
+    """
+    folder = root
+    for name in names:
+        folder = folder / name
+        if folder.is_symlink():
+            raise UserError(f"{folder}: a link, where pml writes files of its own; remove it")
+    return folder

@@ -183,7 +183,7 @@ def shown(value: Any) -> str:
         return "a number of too many digits"
 
     text = json.dumps(value) if isinstance(value, bool | None) else str(value)
-    text = printable(text)
+    text = printable(text).replace("\n", "\\n")
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 

@@ -217,3 +217,18 @@ def test_only_compose_imports_hydra():
         if any(w in p.read_text() for w in ("import hydra", "from hydra"))
     ]
     assert importers == ["compose.py"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), ImportError("libtorch_cpu.so: failed to map segment from shared object")],
+)
+def test_out_of_memory_is_one_line(out, monkeypatch, capsys, error):
+    def run(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(cli, "_train", run)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["sweep", "rank=1"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory (")

@@ -1,4 +1,4 @@
-"""Plain values for JSON, and files that are written whole (see also tests/runs/test_folder.py)."""
+"""Plain values for JSON, and files that are written whole; also tests/results/test_folder.py."""
 
 import json
 import math
@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pml_cli.io import finite_or_none, json_text, jsonable, write_csv, write_json
+from pml_cli.io import (
+    expand_home,
+    finite_or_none,
+    json_text,
+    jsonable,
+    write_csv,
+    write_json,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +67,9 @@ def test_no_text_of_a_table_is_a_formula(tmp_path):
     path = tmp_path / "table.csv"
     write_csv(path, pd.DataFrame({"model": ["=1+1", "@x", "base"], "loss": [-1.5, 0.0, 2.0]}))
     assert path.read_text() == "model,loss\n'=1+1,-1.5\n'@x,0.0\nbase,2.0\n"
+
+
+def test_the_home_of_nobody_is_a_path_like_any_other(monkeypatch):
+    assert expand_home("~nosuchuser/x") == Path("~nosuchuser/x")
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert expand_home("~/x") == Path("/somewhere/x")

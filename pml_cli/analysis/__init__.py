@@ -1,7 +1,7 @@
 """Statistics of finished runs besides the memory law, as numbers: sentences are made in `report`.
 
-May import `runs`, `law`, `evaluation.conditions` and the layers below them; neither torch nor the
-trainer.
+May import `results`, `law`, `evaluation.conditions` and the layers below them; neither torch nor
+the trainer.
 
     run_selection.py    which finished runs a transition report covers
     paired.py           losses compared with plain fine-tuning, pair by pair

@@ -13,9 +13,9 @@ import pandas as pd
 from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.law.observations import text_names
-from pml_cli.runs.folder import RESULT
-from pml_cli.runs.groups import with_key_columns
-from pml_cli.runs.read import finished_runs
+from pml_cli.results.folder import RESULT
+from pml_cli.results.groups import with_key_columns
+from pml_cli.results.read import finished_runs
 from pml_cli.stats import MIN_CLUSTERS
 
 # Columns of the report; an older result.json may lack some of them.

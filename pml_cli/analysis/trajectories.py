@@ -32,6 +32,9 @@ FIRST_BIN_ABOVE = BINS // 2
 # More violations of one run are counted, not listed.
 MAX_LISTED = 10_000
 
+# Steps, samples and positions are 32-bit numbers.
+MOST = 2**31 - 1
+
 # Columns of tokens.parquet that are read.
 COLUMNS = ["step", "sample", "position", "p", "correct"]
 VIOLATION_COLUMNS = [
@@ -44,6 +47,12 @@ VIOLATION_COLUMNS = [
     "margin",
     "nll",
 ]
+
+
+VIOLATION_TYPES = {
+    **dict.fromkeys(VIOLATION_COLUMNS[:5], "int64"),
+    **dict.fromkeys(VIOLATION_COLUMNS[5:], "float32"),
+}
 
 
 class IrregularError(Exception):
@@ -146,11 +155,30 @@ def _check_columns(schema: pa.Schema) -> None:
     missing = [name for name in COLUMNS if name not in schema.names]
     if missing:
         raise IrregularError(f"no column {', '.join(missing)}")
+    is_right = {"correct": types.is_boolean, "p": types.is_floating}
     for name in COLUMNS:
         kind = schema.field(name).type
-        is_number = types.is_integer(kind) or types.is_floating(kind)
-        if not (types.is_boolean(kind) if name == "correct" else is_number):
+        if not is_right.get(name, types.is_integer)(kind):
             raise IrregularError(f"column {name} is of {kind}")
+
+
+def _check_values(table: pa.Table) -> None:
+    """Refuse values that are missing or cannot be.
+
+    Raises:
+        IrregularError: names their column.
+    """
+    for name in COLUMNS:
+        if table[name].null_count:
+            raise IrregularError(f"column {name} has empty values")
+    p = table["p"].to_numpy()
+    # Written so that NaN is refused, too.
+    if not ((p >= 0) & (p <= 1)).all():
+        raise IrregularError("column p has values that are no probability")
+    for name in ("step", "sample", "position"):
+        values = table[name].to_numpy()
+        if values.min() < 0 or values.max() > MOST:
+            raise IrregularError(f"column {name} has values that are no count")
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -170,6 +198,7 @@ def _read_table(path: Path) -> pa.Table:
 
     if not len(table):
         raise IrregularError("no token was logged")
+    _check_values(table)
     return table
 
 
@@ -234,10 +263,16 @@ def _extreme(reduce: np.ufunc, values: NDArray[np.floating[Any]]) -> float:
 
 def _list_violations(path: Path) -> list[dict[str, Any]]:
     """The first violations by step, with the margin and nll that may show their cause."""
+    import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import parquet
 
     is_violation = (pc.field("p") > THRESHOLD) & ~pc.field("correct")
-    table = parquet.read_table(path, columns=VIOLATION_COLUMNS, filters=is_violation)
+    try:
+        table = parquet.read_table(path, columns=VIOLATION_COLUMNS, filters=is_violation)
+        # Shown as numbers, and nothing else is.
+        table = table.cast(pa.schema(VIOLATION_TYPES))
+    except (pa.ArrowException, ValueError) as error:
+        raise IrregularError(f"not readable ({first_line(error)})") from error
     first: list[dict[str, Any]] = table.slice(0, MAX_LISTED).to_pylist()
     return first

@@ -35,7 +35,7 @@ from pml_cli.analysis.trajectories import (
     IrregularError,
     TokenTrajectories,
 )
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 from pml_cli.stats import LN2, Array, Mask, Proportion, clustered_proportion
 
 DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
@@ -459,7 +459,8 @@ def accuracy_behind_failure(
 
     # Of the tokens that are right, those ahead of the failure are subtracted.
     free = free_accuracy * cells["tokens"] - tokens["ahead"]
-    free = free.clip(lower=0).fillna(0).round()
+    # Of a result.json that is not the tokens', not more than there are.
+    free = free.clip(lower=0, upper=tokens["behind"]).fillna(0).round()
     forced = cells["tokens"] - cells["wrong"] - tokens["ahead"]
 
     counts = pd.DataFrame(

@@ -22,8 +22,8 @@ from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.model.tokenizer_backend import has_tokenizer
 from pml_cli.report.tables.ask import answer_lines, question_line
 from pml_cli.report.tables.samples import QUESTION_WIDTH, shown
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.read import one_run
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.read import one_run
 
 if TYPE_CHECKING:
     from pml_cli.model.adapter_bank import AdapterBank

@@ -33,11 +33,11 @@ from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables.capacity import capacity_report
 from pml_cli.report.tables.data import show_warnings
-from pml_cli.runs.fields import ResultFields
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.output_folder import check_output_folder, disk_faults
-from pml_cli.runs.run_folders import RunFolders
-from pml_cli.runs.run_id import settings_label
+from pml_cli.results.fields import ResultFields
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.output_folder import check_output_folder, disk_faults
+from pml_cli.results.run_folders import RunFolders
+from pml_cli.results.run_id import settings_label
 from pml_cli.stats import LN2
 from pml_cli.validation import read_json
 

@@ -40,9 +40,9 @@ from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
 from pml_cli.report.tables.bits_line import line_table
-from pml_cli.runs.folder import writable_folder
-from pml_cli.runs.groups import differing_settings, group_slugs, split_groups
-from pml_cli.runs.read import finished_runs
+from pml_cli.results.folder import writable_folder
+from pml_cli.results.groups import differing_settings, group_slugs, split_groups
+from pml_cli.results.read import finished_runs
 
 
 def run(

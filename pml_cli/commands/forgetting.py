@@ -36,8 +36,8 @@ from pml_cli.report.measuring import (
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.forgetting import forgetting_report
-from pml_cli.runs.folder import writable_folder
-from pml_cli.runs.read import finished_runs
+from pml_cli.results.folder import writable_folder
+from pml_cli.results.read import finished_runs
 
 
 def run(

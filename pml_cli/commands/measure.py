@@ -33,8 +33,8 @@ from pml_cli.report.measuring import progress_console
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.measure import measure_table
-from pml_cli.runs.folder import RunFolder, writable_folder
-from pml_cli.runs.read import one_run
+from pml_cli.results.folder import RunFolder, writable_folder
+from pml_cli.results.read import one_run
 
 if TYPE_CHECKING:
     from pml_cli.evaluation.peft_adapter import PeftAdapter

@@ -18,8 +18,8 @@ from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outda
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.memft import comparison_report, ranks_report
-from pml_cli.runs.read import read_runs
-from pml_cli.runs.run_id import loss_label
+from pml_cli.results.read import read_runs
+from pml_cli.results.run_id import loss_label
 
 
 def run(

@@ -64,11 +64,11 @@ from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables import memorize as memorize_table
 from pml_cli.report.tables.data import show_warnings
-from pml_cli.runs.fields import ResultFields
-from pml_cli.runs.folder import RunFolder, copy_adapter
-from pml_cli.runs.output_folder import check_output_folder, disk_faults
-from pml_cli.runs.read import read_runs
-from pml_cli.runs.run_folders import RunFolders
+from pml_cli.results.fields import ResultFields
+from pml_cli.results.folder import RunFolder, copy_adapter
+from pml_cli.results.output_folder import check_output_folder, disk_faults
+from pml_cli.results.read import read_runs
+from pml_cli.results.run_folders import RunFolders
 from pml_cli.stats import LN2
 from pml_cli.validation import read_json
 

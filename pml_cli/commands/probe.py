@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,13 +21,16 @@ from pml_cli.report.first_token import print_prompts, print_unmoved
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.sweep_summary import outdated_line
 from pml_cli.report.tables.data import show_warnings
-from pml_cli.report.tables.probe import probe_table
+from pml_cli.report.tables.probe import missing_fields, probe_table
 from pml_cli.report.tables.samples import probe_lines
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.output_folder import check_output_folder, disk_faults
-from pml_cli.runs.read import read_runs
-from pml_cli.runs.run_folders import RunFolders
-from pml_cli.runs.run_id import loss_label, run_id
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.output_folder import check_output_folder, disk_faults
+from pml_cli.results.read import read_runs
+from pml_cli.results.run_folders import RunFolders
+from pml_cli.results.run_id import loss_label, run_id
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Logged steps of a probe, which is looked at more closely than the cells of a sweep.
 LOGGED_STEPS = 100
@@ -54,7 +58,7 @@ def run(request: Request, console: Console) -> int:
             raise KeyboardInterrupt from stopped
         return 128 + stopped.signum if stopped.signum else 1
 
-    failure = folder.failure()
+    failure = None if folder.is_done() else folder.failure()
     if failure is not None:
         console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
         return 1
@@ -62,8 +66,7 @@ def run(request: Request, console: Console) -> int:
     # Drawn also for a run that was done before: the figure may be missing or of an older version.
     _draw(folder)
     runs = read_runs([folder.path])
-    result = runs.iloc[0]
-    console.print(probe_table({str(name): value for name, value in result.items()}))
+    console.print(probe_table(_whole_result(folder, runs)))
     for line in probe_lines(folder):
         console.print(line, highlight=False, soft_wrap=True)
     print_unmoved(runs, console)
@@ -128,7 +131,7 @@ def _train(cell: CellPlan, request: Request, console: Console) -> None:
 
     # A probe retries a run that has failed; the error would count as its end.
     folder = RunFolder(request.out, cell.id)
-    folder.error.unlink(missing_ok=True)
+    folder.forget_failure()
     folder.make_room(cell.tokens_hash)
 
     with ProbeDisplay(console, _title(cell), cell.steps) as display:
@@ -144,6 +147,20 @@ def _title(cell: CellPlan) -> str:
         f"{run.model.name}: {run.adapter.kind} adapter of rank {run.rank} learns "
         f"{tokens} target tokens ({run.data.label}, {loss_label(run.loss)})"
     )
+
+
+def _whole_result(folder: RunFolder, runs: pd.DataFrame) -> dict[str, Any]:
+    """The fields of the only run.
+
+    Raises:
+        UserError: one that is shown is missing.
+    """
+    result = {str(name): value for name, value in runs.iloc[0].items()}
+    missing = missing_fields(result)
+    if missing:
+        reason = f"has no {missing[0]}; delete {folder.path} and probe again"
+        raise UserError(f"{folder.result}: {reason}")
+    return result
 
 
 def _draw(folder: RunFolder) -> None:

@@ -12,6 +12,7 @@ from rich.live import Live
 from pml_cli.errors import UserError
 from pml_cli.launch import slurm
 from pml_cli.launch.lease import cancel_processes
+from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.status import Snapshot, Watcher
 from pml_cli.report.tables.status import status_json, status_line, status_view
 
@@ -47,6 +48,8 @@ def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = Fal
         snapshot = _watch_live(watcher, snapshot, console)
     else:
         console.print(status_view(out, snapshot))
+        for line in watcher.left_out:
+            console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
         if watch:
             snapshot = _watch_piped(watcher, snapshot, console)
     return 1 if snapshot.failed else 0
@@ -83,19 +86,23 @@ def cancel(out: Path, console: Console) -> int:
     Raises:
         UserError: the folder does not exist or holds no sweep, or the queue does not answer.
     """
-    snapshot = _first_look(Watcher(out))
-
-    # The launches include workers that have started and not yet registered.
-    processes = [process.name for process in snapshot.running]
+    # Before all else: neither a damaged file nor an unreachable queue must keep them running. The
+    # launches include workers that have started and not yet registered.
+    processes = [record["name"] for record in living_processes(out)]
     launches = [record["launch"] for record in slurm.launch_records(out).values()]
-    cancel_processes(out, processes + launches)
-    # After the processes, which need no Slurm: an unreachable queue must not keep them running.
+    if processes or launches:
+        cancel_processes(out, processes + launches)
+    snapshot = _first_look(Watcher(out))
     if snapshot.jobs is None:
         raise UserError(
             f"{out}: squeue does not answer; "
             "running processes were asked to end, queued jobs were not cancelled"
         )
-    slurm.cancel_jobs([job.id for job in snapshot.jobs])
+    if not slurm.cancel_jobs([job.id for job in snapshot.jobs]):
+        raise UserError(
+            f"{out}: scancel does not answer, or refuses; "
+            "running processes were asked to end, queued jobs were perhaps not cancelled"
+        )
 
     if not snapshot.training and not snapshot.jobs:
         console.print("nothing is running here")

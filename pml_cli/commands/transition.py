@@ -26,8 +26,8 @@ from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import transition as tables
-from pml_cli.runs.folder import writable_folder
-from pml_cli.runs.groups import (
+from pml_cli.results.folder import writable_folder
+from pml_cli.results.groups import (
     differing_settings,
     group_name,
     group_slugs,

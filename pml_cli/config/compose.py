@@ -36,6 +36,7 @@ from pml_cli.config.option_files import options, shipped, split_known
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.sweep_file import YAMLError, one_line
 from pml_cli.errors import UserError
+from pml_cli.io import expand_home
 
 # Hydra's parser recurses into every bracket.
 MAX_DEPTH = 50
@@ -61,7 +62,8 @@ def parse(
         try:
             key, values = _parse_override(text, config_dir, groups)
         except UserError as error:
-            lines += error.faults
+            # It quotes the override, which may have several lines.
+            lines.append(" ".join(str(error).split()))
             continue
 
         if key in grid:
@@ -125,7 +127,7 @@ def _with_home(key: str, text: str) -> str:
     if not key.endswith("path"):
         return text
     # Only where a value begins, and not in quotes.
-    return re.sub(r"(?<=[=,\[(])~(?=/)", str(Path.home()), text)
+    return re.sub(r"(?<=[=,\[(])~(?=/)", str(expand_home("~")), text)
 
 
 def _values(override: Override, text: str, names: list[str] | None) -> list[Any]:
@@ -264,7 +266,13 @@ def compose_root(
     settings = {str(key): value for key, value in tree.items()}
     if not with_choices:
         return settings, {}
+
     choices = settings.pop("hydra")["runtime"]["choices"]
+    missing = [group for group in GROUPS if not choices.get(group) and group not in settings]
+    if missing:
+        names = ", ".join(missing)
+        reason = "its list `defaults` needs one of each group"
+        raise UserError(f"{root}.yaml: chooses no option of {names}; {reason}")
     return settings, {group: str(choices.get(group)) for group in GROUPS}
 
 

@@ -57,7 +57,7 @@ def convert_all(
         if _is_plain(value, kind):
             converted.append(value)
             continue
-        if _is_no_truth(value, kind):
+        if is_unfit(value, kind):
             lines.append(type_fault(owner, name, value, key))
             continue
         scratch = scratch or OmegaConf.structured(owner())
@@ -77,8 +77,13 @@ def _is_plain(value: Any, kind: type[Any]) -> bool:
     return kind in (int, float, bool)
 
 
-def _is_no_truth(value: Any, kind: type[Any]) -> bool:
-    """Whether a number is neither true nor false; OmegaConf takes all but 0 for true."""
+def is_unfit(value: Any, kind: type[Any]) -> bool:
+    """Whether a value is of another type in a way that OmegaConf lets through.
+
+    It takes any number but 0 for true, and lists within a list of numbers.
+    """
+    if kind is list and isinstance(value, list | tuple):
+        return any(isinstance(element, dict | list | tuple) for element in value)
     return kind is bool and isinstance(value, int | float) and value not in (0, 1)
 
 
@@ -117,7 +122,7 @@ def typed_settings(owner: type[S], given: Mapping[str, list[Any]]) -> tuple[S, l
         if len(values) > 1 and not takes_list:
             lines.append(f"{key}: takes one value, not {len(values)}")
             continue
-        if _is_no_truth(values[0], annotation(owners[key], field)[0]):
+        if is_unfit(values[0], annotation(owners[key], field)[0]):
             lines.append(type_fault(owners[key], field, values[0], key))
             continue
 

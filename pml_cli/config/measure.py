@@ -12,6 +12,7 @@ from pml_cli.config.memorize import data_of_files
 from pml_cli.config.request import load
 from pml_cli.config.schema import ALL_TOKENS, Data, Model, Request, Run
 from pml_cli.errors import UserError
+from pml_cli.io import expand_home
 
 # Groups and keys that are about what is measured; all others are about training.
 GROUPS = ("model", "data")
@@ -143,7 +144,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     overrides: list[str] = []
     faults = []
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = expand_home(argument)
         if "=" in argument and not path.exists():
             overrides.append(argument)
             continue

@@ -12,6 +12,7 @@ from typing import Any
 
 from pml_cli.config.schema import Request, Run
 from pml_cli.errors import UserError
+from pml_cli.io import expand_home
 
 # Seeds of a search where none are given.
 SEEDS = [0, 1]
@@ -103,7 +104,7 @@ def split_files(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     files: list[Path] = []
     faults = []
     for argument in arguments:
-        file = Path(argument).expanduser()
+        file = expand_home(argument)
         # The name of a file may have one, too.
         if "=" in argument and not file.is_file():
             overrides.append(argument)

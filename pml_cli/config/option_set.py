@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pml_cli.config import registry
-from pml_cli.config.convert import convert_all
+from pml_cli.config.convert import convert_all, is_unfit
 from pml_cli.config.option_files import SHORT_KEYS, unknown_key
 from pml_cli.config.registry import GROUPS, settings_class
 from pml_cli.config.schema import Launch, Run
@@ -97,6 +97,9 @@ class OptionSet:
             key = f"{group}.{name}"
             if name not in node:
                 lines.append(f"{file}: {unknown_key(key, valid)}")
+                continue
+            if is_unfit(value, annotation(owner, name)[0]):
+                lines.append(f"{file}: {type_fault(owner, name, value, key)}")
                 continue
             try:
                 OmegaConf.update(node, name, value)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pml_cli.config.setting import Settings, dotted_keys
 from pml_cli.errors import UserError
+from pml_cli.io import expand_home
 
 # What a key looks like; nobody asks a question that begins so.
 DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_]+)+")
@@ -37,7 +38,7 @@ def split_arguments(
     positional = [argument for argument in arguments if argument not in overrides]
     if not positional:
         raise UserError("RUN: give the folder of a finished run, as `pml probe` prints it")
-    return Path(positional[0]).expanduser(), positional[1:], overrides
+    return expand_home(positional[0]), positional[1:], overrides
 
 
 def _is_setting(argument: str, names: Sequence[str]) -> bool:

@@ -5,7 +5,6 @@ All faults are collected and named at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
@@ -36,6 +35,7 @@ from pml_cli.config.reports import REPORTS, ReportSettings
 from pml_cli.config.schema import FactsData, Request, Run, Train
 from pml_cli.config.setting import value_text
 from pml_cli.errors import UserError, raise_all
+from pml_cli.io import expand_home
 
 # The key of conf/memft.yaml that lists the losses to compare. It is not a setting of a run.
 COMPARE = "compare"
@@ -370,8 +370,7 @@ def _device_faults(cells: list[RootSettings]) -> Iterator[str]:
 def _request(cells: list[RootSettings], swept: list[str]) -> Request:
     # What surrounds a run is one for the whole sweep.
     first = cells[0]
-    # Not Path.expanduser, which raises an error for an unknown user.
-    folder = Path(os.path.expanduser(first.out))  # noqa: PTH111
+    folder = expand_home(first.out)
     runs = [_run(cell) for cell in cells]
     return Request(runs=runs, out=folder, launch=first.launch, swept=swept)
 

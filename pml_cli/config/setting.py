@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import math
 import os
 import re
@@ -24,7 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pml_cli.errors import printable
+from pml_cli.errors import printable, shortened
 
 T = TypeVar("T")
 
@@ -32,6 +33,9 @@ T = TypeVar("T")
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
 # In a path also what moves the cursor, or begins a line of a job's script.
 UNUSABLE_IN_PATH = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+# Letters of a value in the line of its fault: a sweep file may hold a page of them.
+MAX_QUOTED = 300
 
 # They name the dataclass of a group's option: chosen with group=option, never set by themselves.
 DISCRIMINATORS = ("source", "kind")
@@ -323,22 +327,24 @@ def _field_faults(
     for element in values:
         unusable = UNUSABLE_IN_PATH if declaration.path or declaration.one_line else UNUSABLE
         if isinstance(element, str) and unusable.search(element):
-            text = printable(value_text(element))
+            text = printable(quoted(element))
             yield f"{name}={text}: must have no control characters and half characters"
         elif not declaration.accepts(element):
             allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
-            yield f"{name}={value_text(element)}: must be {allowed}"
+            yield f"{name}={quoted(element)}: must be {allowed}"
 
     if declaration.path and isinstance(value, str):
         reason = _path_fault(value, declaration.path)
         if reason:
-            yield f"{name}={value}: {reason}"
+            yield f"{name}={shortened(value)}: {reason}"
 
 
 def _path_fault(text: str, kind: PathKind) -> str:
     """Why a text cannot be the path that is asked for; empty where it can."""
-    if kind != "existing file" or not text:
+    if not text:
         return ""
+    if kind != "existing file":
+        return _name_fault(text)
     try:
         path = Path(text)
         if path.is_file():
@@ -349,6 +355,18 @@ def _path_fault(text: str, kind: PathKind) -> str:
     # A text in place of its path is too long a name, and some folders may not be entered.
     except OSError as error:
         return error.strerror or "no such file"
+
+
+def _name_fault(text: str) -> str:
+    """Why no file could have this name; empty where one could."""
+    try:
+        os.lstat(text)
+    except OSError as error:
+        # A text in place of its path. What else is wrong shows where the path is used.
+        return str(error.strerror) if error.errno == errno.ENAMETOOLONG else ""
+    except ValueError:
+        return "no name of a file"
+    return ""
 
 
 def keys(owner: type[Any]) -> list[str]:
@@ -397,7 +415,7 @@ def type_text(owner: type[Any], name: str) -> str:
 def type_fault(owner: type[Any], name: str, value: Any, key: str) -> str:
     """The line about a value of another type: `rank=1.0: must be an integer`."""
     # A float keeps its point: it is what is wrong with it.
-    text = str(value) if isinstance(value, float) else value_text(value)
+    text = str(value) if isinstance(value, float) else quoted(value)
     return f"{key}={text}: must be {type_text(owner, name)}"
 
 
@@ -411,3 +429,9 @@ def value_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return " ".join(str(value).split())
+
+
+def quoted(value: Any) -> str:
+    """As `value_text`, cut off where it is too long for the line of a fault."""
+    text = value_text(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."

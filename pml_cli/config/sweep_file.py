@@ -1,12 +1,14 @@
 """Sweep files: a YAML mapping of keys to a value, a list (swept) or a text in Hydra's grammar.
 
 Nested mappings are flattened with dots. `grids:` lists such mappings; each is merged over the
-shared keys.
+shared keys. A sweep file may be from somebody else: it is data, and neither runs code nor reads the
+environment of who uses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,21 @@ from pml_cli.errors import UserError, first_line
 
 YAMLError: type[Exception] = yaml.YAMLError
 
+# Settings that are code, or name some.
+CODE = ("model.trust_remote_code", "launch.setup", "launch.python", "launch.extra")
+
+# An interpolation that calls a resolver, such as ${oc.env:HOME}, or whose name is made of others.
+CALL = re.compile(r"\$\{[^}]*:|\$\{[^}:]*\$\{")
+# The one that is harmless.
+BASENAME = re.compile(r"\$\{basename:[^{}]*\}")
+
 
 def read(file: Path) -> list[dict[str, Any]]:
     """The grids of a sweep file, flat, values as written.
 
     Raises:
-        UserError: no such file, not UTF-8, not YAML, not a mapping, empty, or a key given twice.
+        UserError: no such file, not UTF-8, not YAML, not a mapping, empty, or a key given twice; a
+            setting that is code, or a value that is computed.
     """
     path = find(file)
     shared = read_mapping(path)
@@ -36,12 +47,35 @@ def read(file: Path) -> list[dict[str, Any]]:
     grids = shared.pop("grids", None)
     base = _flat(shared, path)
     if grids is None:
+        _check_is_data(path, base)
         return [base]
     if not isinstance(grids, list) or not grids:
         raise UserError(f"{path}: grids must be a list of mappings")
     if not all(isinstance(grid, dict) for grid in grids):
         raise UserError(f"{path}: grids must be a list of mappings")
-    return [base | _flat(grid, path) for grid in grids]
+    merged = [base | _flat(grid, path) for grid in grids]
+    for grid in merged:
+        _check_is_data(path, grid)
+    return merged
+
+
+def _check_is_data(path: Path, grid: Mapping[str, Any]) -> None:
+    """Refuse what would run code, or read more than the file.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in grid.items():
+        if key.startswith(CODE):
+            raise UserError(
+                f"{path}: {key}: runs code, which a sweep file may not; give it on the command "
+                "line or in an option of --config-dir"
+            )
+        if CALL.search(BASENAME.sub("", f"{key} {value}")):
+            raise UserError(
+                f"{path}: {key}={value}: a sweep file may refer to other settings, "
+                "such as ${rank}, and call nothing"
+            )
 
 
 def names() -> list[str]:

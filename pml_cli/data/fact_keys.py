@@ -10,7 +10,7 @@ from typing import Any
 
 from pml_cli.data.facts_file import Number, Row
 from pml_cli.data.question_keys import neighbours_of, variants_of
-from pml_cli.data.row_values import PRINTABLE, override, printable, text_of, written_key
+from pml_cli.data.row_values import PRINTABLE, key_list, override, printable, text_of, written_key
 from pml_cli.data.source import Neighbour
 from pml_cli.errors import UserError, did_you_mean
 
@@ -196,7 +196,7 @@ class _KeyFinder:
     def _what_is_missing(self, row: Row, prompt: str | None, target: str | None) -> str:
         """What a row lacks, the keys that it has, and the settings that would name the right."""
         paths = _paths(row.fields)
-        keys_found = f"keys found: {', '.join(map(printable, paths)) or 'none'}"
+        keys_found = f"keys found: {key_list(paths) or 'none'}"
         # Texts, where there are any: numbers and lists are rarely meant.
         unused = [path for path in paths if path not in (prompt, target)]
         candidates = [path for path in unused if type(_lookup(row.fields, path)) is str] or unused

@@ -18,6 +18,7 @@ from typing import Any
 
 from pml_cli.data.text_file import decoded_text, read_bytes
 from pml_cli.errors import UserError, first_line
+from pml_cli.validation import shown
 
 GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
@@ -94,7 +95,7 @@ def _parquet_rows(path: str, content: bytes) -> list[Row]:
 def _check_distinct(path: str, where: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"data.path={path}: {where} has two columns {name!r}")
+            raise UserError(f"data.path={path}: {where} has two columns {shown(name)!r}")
 
 
 # -- CSV and TSV
@@ -108,13 +109,17 @@ def _delimiter(path: str, text: str) -> str | None:
     if ".csv" not in endings:
         return None
 
-    header = text.lstrip("\n").partition("\n")[0]
+    header = text.lstrip("\r\n").replace("\r", "\n").partition("\n")[0]
     return max(DELIMITERS, key=lambda delimiter: _cell_count(header, delimiter))
 
 
 def _cell_count(header: str, delimiter: str) -> int:
     # A comma inside of quotes parts nothing.
-    return len(next(csv.reader([header], delimiter=delimiter), []))
+    try:
+        return len(next(csv.reader([header], delimiter=delimiter), []))
+    # No CSV, or too long a cell: reading the table says which, with its line.
+    except csv.Error:
+        return 0
 
 
 def _table_rows(path: str, text: str, delimiter: str) -> list[Row]:
@@ -253,7 +258,7 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         # Python would keep the last one, silently.
         if key in fields:
-            raise ValueError(f"the key {key!r} twice in one object")
+            raise ValueError(f"the key {shown(key)!r} twice in one object")
         fields[key] = value
     return fields
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pml_cli.data.facts_file import PARSING, Row
-from pml_cli.data.row_values import printable, text_of, written_key
+from pml_cli.data.row_values import key_list, printable, text_of, written_key
 from pml_cli.data.source import Neighbour
 from pml_cli.errors import UserError
 
@@ -133,7 +133,7 @@ def _of_object(row: Row, key: str, value: Mapping[str, Any]) -> Iterator[Neighbo
     if question_key is None:
         kinds = [inner for inner in value.values() if isinstance(inner, (list, Mapping))]
         if not kinds:
-            names = ", ".join(map(printable, value)) or "no keys"
+            names = key_list(value) or "no keys"
             raise UserError(
                 f"{row.where}: {printable(key)} is an object without a question ({names})"
             )

@@ -6,14 +6,19 @@ import datetime
 import decimal
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pml_cli.data.facts_file import Row
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, and_n_more
 
 # What Hydra's grammar reads without quotes.
 PLAIN_KEY = re.compile(r"[A-Za-z_][\w.$%*@?|/-]*")
+
+# Letters of a key, and keys, in a message: a file may have thousands of either.
+MAX_KEY = 100
+MAX_KEYS = 40
+MAX_LONG_KEYS = 8
 
 # What a table's cell may hold beside text: shown as Python shows it.
 PRINTABLE = (int, float, decimal.Decimal, datetime.date, datetime.time)
@@ -37,7 +42,7 @@ def text_of(row: Row, key: str, value: Any, setting: str | None = "prompt_key") 
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{row.where}: {name} is NaN")
     if isinstance(value, dict):
-        inner = ", ".join(map(printable, value)) or "no keys"
+        inner = key_list(value) or "no keys"
         remedy = ""
         if setting is not None:
             flag = override(setting, f"{key}.{next(iter(value), 'KEY')}")
@@ -70,13 +75,23 @@ def written_key(
 
 
 def override(name: str, key: str) -> str:
-    """The override that names a key, as one types it."""
+    """The override that names a key, as one types it; one that is too long stands as KEY."""
+    if len(key) > MAX_KEY:
+        key = "KEY"
     if PLAIN_KEY.fullmatch(key):
         return f"data.{name}={key}"
     return f"'data.{name}=\"{printable(key)}\"'"
 
 
 def printable(key: str | None) -> str:
-    """A key for a message: on one line, and without halves of characters."""
+    """A key for a message: on one line, not too long, and without halves of characters."""
     text = " ".join(str(key).split())
+    text = text if len(text) <= MAX_KEY else f"{text[:MAX_KEY]}..."
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def key_list(keys: Iterable[str]) -> str:
+    """Keys for a message: the first of them."""
+    names = list(map(printable, keys))
+    are_short = sum(map(len, names[:MAX_KEYS])) <= 10 * MAX_KEY
+    return ", ".join(and_n_more(names, MAX_KEYS if are_short else MAX_LONG_KEYS))

@@ -35,5 +35,5 @@ them, and returns a mapping of named numbers for each adapter.
     adapter_script.py a script that does so
     adapter_readme.py README.md of an adapter's folder
 
-May import: training, runs, data, model, config, and the modules at the bottom.
+May import: training, results, data, model, config, and the modules at the bottom.
 """

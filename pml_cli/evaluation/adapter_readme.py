@@ -20,7 +20,7 @@ from pml_cli.evaluation.adapter_script import adapter_script
 from pml_cli.evaluation.dialogue import ChatPrompt, Dialogue, IdsPrompt, dialogue_of
 from pml_cli.model.gguf import base_path
 from pml_cli.model.read_back import Loading
-from pml_cli.runs.run_id import loss_label
+from pml_cli.results.run_id import loss_label
 
 README_FILE = "README.md"
 

@@ -12,8 +12,8 @@ from pml_cli.data.prompt import prompt_of
 from pml_cli.errors import UserError
 from pml_cli.model.dims import model_dims
 from pml_cli.model.tokenizer import Tokenizer
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.samples import read_samples
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.samples import read_samples
 
 if TYPE_CHECKING:
     from pml_cli.model.adapter_bank import AdapterBank

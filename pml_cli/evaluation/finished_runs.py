@@ -26,7 +26,7 @@ from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import write_json
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 from pml_cli.validation import Number, checked, read_json
 
 # What an entry has of result.json.

@@ -38,7 +38,7 @@ from pml_cli.evaluation.finished_runs import (
 )
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import finite_or_none
-from pml_cli.runs.run_id import loss_label
+from pml_cli.results.run_id import loss_label
 from pml_cli.stats import t_quantile
 
 if TYPE_CHECKING:

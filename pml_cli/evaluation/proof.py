@@ -25,7 +25,7 @@ from pml_cli.evaluation.finished_runs import (
     trained_samples,
 )
 from pml_cli.io import jsonable, write_json
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 from pml_cli.stats import Proportion
 
 # Of the file that keeps a proof; changed with what is measured.

@@ -27,7 +27,7 @@ from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.model.tokenizer import Tokenizer, open_tokenizer
 from pml_cli.model.tokenizer_backend import has_tokenizer
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 from pml_cli.training.scores import Scores
 from pml_cli.training.scoring import PackInputs
 

@@ -16,7 +16,7 @@ from pml_cli.evaluation.recall_scores import base_fields, mean_edit_distance, re
 from pml_cli.model.adapter_bank import AdapterBank, stack
 from pml_cli.model.files import hub_id
 from pml_cli.model.split_model import SplitModel
-from pml_cli.runs.run_id import loss_label, settings_label
+from pml_cli.results.run_id import loss_label, settings_label
 from pml_cli.stats import LN2
 from pml_cli.training.batches import SampleOrder
 from pml_cli.training.scores import summarise

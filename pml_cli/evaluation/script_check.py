@@ -24,7 +24,7 @@ from pml_cli.evaluation import batched_answers
 from pml_cli.evaluation.adapter_readme import README_FILE
 from pml_cli.evaluation.dialogue import Dialogue, IdsPrompt, dialogue_of, question_of
 from pml_cli.evaluation.proof import MEASURED, ScriptProof
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 
 SCRIPT = re.compile(r"^(`{3,})python\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 

@@ -1,7 +1,7 @@
 """Training the cells of a sweep: planned into packs, and trained by processes that share a folder.
 
-May import evaluation, training, runs, data, model and config. Nothing below imports it. What `pml
---help`, `status` and `cancel` load imports neither torch nor numpy.
+May import evaluation, training, results, data, model and config. Nothing below imports it. What
+`pml --help`, `status` and `cancel` load imports neither torch nor numpy.
 
 Planning, before anything runs:
 

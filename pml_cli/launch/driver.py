@@ -30,9 +30,9 @@ from pml_cli.launch.packing import (
 from pml_cli.launch.signals import Stopped, deferred_signals
 from pml_cli.launch.worker_import import import_trainer
 from pml_cli.model.model_config import is_read_as_it_is
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.output_folder import check_output_folder, disk_faults
-from pml_cli.runs.run_folders import RunFolders
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.output_folder import check_output_folder, disk_faults
+from pml_cli.results.run_folders import RunFolders
 
 RESUME_HINT = "interrupted; the same command goes on with what is missing"
 
@@ -241,14 +241,14 @@ def _forgotten_failures(out: Path, failed: Sequence[RunFolder]) -> Iterator[None
 
     Where no worker can be started, the failures that were not tried again come back.
     """
-    contents = [(folder, folder.error.read_bytes()) for folder in failed]
+    contents = [(folder, folder.failure() or "") for folder in failed]
     for folder in failed:
-        folder.error.unlink()
+        folder.forget_failure()
     try:
         yield
     except UserError:
         if not living_processes(out):
-            for folder, content in contents:
+            for folder, reason in contents:
                 if not folder.has_ended(fresh=True):
-                    folder.error.write_bytes(content)
+                    folder.fail(reason)
         raise

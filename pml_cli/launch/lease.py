@@ -8,7 +8,8 @@ on NFS alike, which is more than flock promises. Below `.pml/` in the results fo
     dead/PROCESS           -> its successor. Only one process can create this link, and only the
                               successor removes the locks of the dead process (fencing)
     workers/PROCESS.json      what a process does; rewritten every few seconds as its heartbeat
-    cancel/PROCESS            asks a process (or all of a launch) to save a checkpoint and end
+    cancel/PROCESS            asks a process (or all of a launch) to save a checkpoint and end; that
+                              of another user counts only where the folder is theirs
     journal/PROCESS.jsonl     what a process did, a line for each event
 
 Which process counts as dead is decided in liveness.py.
@@ -16,6 +17,7 @@ Which process counts as dead is decided in liveness.py.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -30,17 +32,18 @@ from types import TracebackType
 from typing import Any
 
 from pml_cli.errors import UserError
-from pml_cli.io import atomic_write
+from pml_cli.io import atomic_write, own_folder, refused_path
 from pml_cli.launch.liveness import (
     PROCESS_NAME,
     STALE_SECONDS,
     Record,
     is_alive,
+    known_state,
     process_identity,
     read_record,
     server_time,
 )
-from pml_cli.runs.run_folders import run_key
+from pml_cli.results.run_folders import run_key
 
 FOLDERS = ("locks", "dead", "workers", "cancel", "journal")
 
@@ -53,6 +56,13 @@ VERDICT_SECONDS = 2.0
 # Seconds between two heartbeats: an eighth of the time after which silence counts as death.
 HEARTBEAT_SECONDS = 5.0
 HEARTBEATS_PER_STALE = 8
+
+# Seconds that silence of another machine's process is watched before it counts as death: two of its
+# heartbeats. Its age alone may come from a clock that was set.
+SILENCE_SECONDS = 2 * HEARTBEAT_SECONDS
+
+# What file systems without symbolic links answer (FAT, some SMB shares).
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class WorkerLease:
@@ -111,6 +121,8 @@ class WorkerLease:
         if launch:
             self._cancel_notes.append(cancel / launch)
         self._verdicts: dict[str, tuple[float, bool]] = {}
+        # When the record of a silent process was written, and since when that is known here.
+        self._silent: dict[str, tuple[float, float]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(
             target=self._renew_heartbeat, daemon=True, name="pml heartbeat"
@@ -119,7 +131,7 @@ class WorkerLease:
     def __enter__(self) -> WorkerLease:
         try:
             for name in FOLDERS:
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                own_folder(self.out, ".pml", name)
             self.write_heartbeat()
             # A launch may have been cancelled before this worker of it began.
             self.check_cancelled()
@@ -144,7 +156,9 @@ class WorkerLease:
         if self._thread.is_alive():
             self._thread.join()
         self.activity = {}
-        self.write_heartbeat("ended")
+        # What is gone counts as dead without it, and a refusal must not hide why this ends.
+        with suppress(OSError):
+            self.write_heartbeat("ended")
 
     # -- heartbeat and journal
 
@@ -173,8 +187,12 @@ class WorkerLease:
     def log_event(self, event: str, **details: Any) -> None:
         """Append an event to this process's journal."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **details})
-        with (self.folder / "journal" / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        path = self.folder / "journal" / f"{self.name}.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     # -- claims
 
@@ -191,6 +209,8 @@ class WorkerLease:
                 return True
             except FileExistsError:
                 pass
+            except OSError as error:
+                raise _refused_claim(lock, error) from error
 
             holder = _link_target(lock)
             if holder is None:
@@ -269,8 +289,15 @@ class WorkerLease:
     def check_cancelled(self) -> bool:
         """Look whether this process was asked to end; also kept in `cancelled`."""
         if not self.cancelled:
-            self.cancelled = any(note.exists() for note in self._cancel_notes)
+            self.cancelled = any(map(self._may_cancel, self._cancel_notes))
         return self.cancelled
+
+    def _may_cancel(self, note: Path) -> bool:
+        """Whether a note exists, and is from the user of this process or the folder's owner."""
+        owner = _owner(note)
+        # As the file server names this user, which may be another number than here.
+        trusted = (_owner(self._record_path(self.name)), _owner(self.folder), 0)
+        return owner is not None and owner in trusted
 
     def cancel_launch(self) -> None:
         """Ask every process of this launch to save a checkpoint and end, this one included."""
@@ -293,7 +320,19 @@ class WorkerLease:
         except OSError:
             # NFS may answer ESTALE for a file that is being replaced; the next look decides.
             return True
-        return record is not None and self._is_record_alive(record, written_at)
+        if record is None:
+            return False
+        if self._is_record_alive(record, written_at):
+            return True
+        by_silence = known_state(record, self._identity["slurm"]) is None
+        return by_silence and not self._stays_silent(name, written_at)
+
+    def _stays_silent(self, name: str, written_at: float) -> bool:
+        """Whether a record has not been rewritten while this process watched it."""
+        now = time.monotonic()
+        if self._silent.get(name, (None,))[0] != written_at:
+            self._silent[name] = (written_at, now)
+        return now - self._silent[name][1] >= SILENCE_SECONDS
 
     def _is_record_alive(self, record: Record, written_at: float) -> bool:
         return is_alive(
@@ -309,10 +348,29 @@ class WorkerLease:
 
 def cancel_processes(out: Path, names: Iterable[str]) -> None:
     """Ask processes of a folder, by name or by launch id, to save a checkpoint and end."""
-    folder = out / ".pml" / "cancel"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(out, ".pml", "cancel")
     for name in names:
-        (folder / name).touch()
+        # Not through a link that lies there.
+        with suppress(FileExistsError):
+            (folder / name).touch(exist_ok=False)
+
+
+def _owner(path: Path) -> int | None:
+    """The user of a file, or of a link itself; None where there is none."""
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return None
+
+
+def _refused_claim(lock: Path, error: OSError) -> Exception:
+    """What to raise where no claim can be made."""
+    if error.errno in NO_LINKS:
+        return UserError(
+            f"{lock}: {error.strerror}; claims are symbolic links, which the file system of out= "
+            "does not know"
+        )
+    return OSError(error.errno, error.strerror, refused_path(error))
 
 
 def _link_target(link: Path) -> str | None:

@@ -2,7 +2,8 @@
 
 A process of this machine is dead when it is gone. An earlier start of a requeued Slurm job is dead.
 Any other process is dead when its last heartbeat is older than its `stale` seconds; both times are
-read off the file server's clock, so the clocks of the machines need not agree.
+read off the file server's clock, so the clocks of the machines need not agree. That clock may be
+set meanwhile: who takes over what a process holds also waits for two heartbeats that do not come.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class RecordFields(TypedDict):
     place: Text
     pid: Annotated[int, Ge(1), Le(2**31 - 1)]
     created: Number
+    ticks: NotRequired[Count | None]
     shown: Number
     state: Text
     stale: NotRequired[Number]
@@ -87,8 +89,22 @@ def process_identity() -> Record:
         "place": _machine(),
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),
+        "ticks": _start_ticks(os.getpid()),
         "slurm": _slurm_job(),
     }
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since the boot; None where no /proc tells.
+
+    Unlike a time of day it stays the same when the clock is set.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        # The name, in parentheses, may hold blanks; the start is the 20th field after it.
+        return int(fields.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _slurm_job() -> Record | None:
@@ -126,6 +142,22 @@ def is_alive(
         server_clock: that clock; read only where it matters.
         slurm_job: the Slurm job of the process that asks, if it runs in one.
     """
+    known = known_state(record, slurm_job)
+    if known is not None:
+        return known
+
+    # A heartbeat far in the future is one before the clock was set back.
+    age = server_clock() - written_at
+    return abs(age) <= float(record.get("stale", STALE_SECONDS))
+
+
+def known_state(record: Record, slurm_job: Record | None) -> bool | None:
+    """Whether a process is alive, without a clock; None: its heartbeats alone can tell.
+
+    Args:
+        record: of the process.
+        slurm_job: the Slurm job of the process that asks, if it runs in one.
+    """
     if record.get("state") == "ended":
         return False
     if record.get("place") == _machine():
@@ -135,9 +167,7 @@ def is_alive(
     owner = record.get("slurm")
     if slurm_job and owner and _is_earlier_start(owner, slurm_job):
         return False
-
-    age = server_clock() - written_at
-    return age <= float(record.get("stale", STALE_SECONDS))
+    return None
 
 
 def _is_earlier_start(owner: Record, slurm_job: Record) -> bool:
@@ -154,11 +184,20 @@ def _runs_here(record: Record) -> bool:
         is_zombie = process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-    return bool(difference < START_TIME_TOLERANCE and not is_zombie)
+
+    ticks = record.get("ticks")
+    started = _start_ticks(int(record["pid"]))
+    # Earlier versions knew the time of day alone.
+    is_same = difference < START_TIME_TOLERANCE
+    if ticks is not None and started is not None:
+        is_same = ticks == started
+    return bool(is_same and not is_zombie)
 
 
 def read_record(path: Path) -> tuple[Record | None, float]:
     """A process's record (None: there is none) and its time of writing by the server's clock.
+
+    The record says under `owner` whose file it is.
 
     Raises:
         OSError: it cannot be read at the moment.
@@ -173,7 +212,7 @@ def read_record(path: Path) -> tuple[Record | None, float]:
         record = checked(path, parse_json(path, content, ""), RecordFields, "")
     except UserError:
         return None, 0.0
-    return record, status.st_mtime
+    return {**record, "owner": status.st_uid}, status.st_mtime
 
 
 def server_time(folder: Path) -> float:

@@ -37,8 +37,8 @@ from pml_cli.config.schema import FORMAT, Run
 from pml_cli.config.setting import faults
 from pml_cli.errors import UserError, raise_all
 from pml_cli.format import counted
-from pml_cli.io import atomic_write
-from pml_cli.runs.run_folders import run_key
+from pml_cli.io import atomic_write, own_folder
+from pml_cli.results.run_folders import run_key
 from pml_cli.validation import Number, read_json
 
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ class SweepManifest:
             "packing": dataclasses.asdict(packing),
         }
 
+        own_folder(out, ".pml", "requests")
         path = manifest_path(out, _key(cells))
         text = json.dumps(body)
-        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
+        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"), durable=True)
         return cls(path=path, work=work, hashes=hashes, requested_at=requested_at)
 
     @classmethod
@@ -219,14 +220,28 @@ class SweepManifest:
         return bool(requested) and requested != cell.tokens_hash
 
 
-def read_manifests(out: Path) -> list[SweepManifest]:
+def read_manifests(out: Path, left_out: list[str] | None = None) -> list[SweepManifest]:
     """The manifests of a results folder, the last requested one at the end.
 
+    Args:
+        out: the results folder.
+        left_out: takes a line for each that is damaged, in place of an error: it may be of somebody
+            else who works in this folder.
+
     Raises:
-        UserError: one of them is damaged.
+        UserError: one of them is damaged; with `left_out` only where none is readable.
     """
-    folder = out / ".pml" / "requests"
-    manifests = [SweepManifest.read(path) for path in folder.glob("*.json")]
+    manifests = []
+    damaged: list[UserError] = []
+    for path in sorted((out / ".pml" / "requests").glob("*.json")):
+        try:
+            manifests.append(SweepManifest.read(path))
+        except UserError as error:
+            damaged.append(error)
+    if damaged and (left_out is None or not manifests):
+        raise damaged[0]
+    if left_out is not None:
+        left_out[:] = map(str, damaged)
     return sorted(manifests, key=lambda manifest: manifest.requested_at)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pml_cli.data.cell import CellPlan, PackedSize
-from pml_cli.runs.run_folders import RunFolders
+from pml_cli.results.run_folders import RunFolders
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.gguf import base_path
 from pml_cli.model.read_back import loading_of
 from pml_cli.model.split_model import SplitModel
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.samples import write_samples
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.samples import write_samples
 from pml_cli.training.trainer import (
     Cell,
     StepReport,
@@ -249,7 +249,7 @@ class PackRun(TrainingObserver):
         environment = self.owner.environment_of(self.base)
         tokens = tokens_hash(plan.samples)
 
-        folder.make_room(tokens)
+        folder.begin(tokens)
         folder.write_text(folder.config, to_yaml(cell.run))
         folder.write_json(folder.env, environment | {"tokens": tokens})
         folder.write_table(folder.tokens, cell.logged[0])

@@ -24,8 +24,8 @@ from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.model.device import out_of_memory, pick_device
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.run_folders import RunFolders, run_key
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.run_folders import RunFolders, run_key
 from pml_cli.training.checkpoint import CheckpointHeader, Checkpoints
 
 CHECKPOINT_SECONDS = 180.0
@@ -127,12 +127,17 @@ class PackTrainer:
     def _resumed(
         self, header: CheckpointHeader, resumed: list[CellPlan], claimed: Sequence[CellPlan]
     ) -> Attempt | None:
-        """The attempt that resumes some of a checkpoint's cells; None where it is damaged."""
+        """The attempt that resumes some of a checkpoint's cells; None where it is damaged.
+
+        Cells that have ended since are trained on with them, and not written: what is measured of
+        a batch at the end (control_gain) is then the same to the last bit.
+        """
         # The claimed ones last: theirs are the names of the folders.
         plans = {run_key(cell.id): cell for cell in [*self.plans.values(), *claimed]}
         pack = [plans[key] for key in header.pack if key in plans]
+        trained = [cell for cell in pack if cell in resumed or self._has_ended_since(header, cell)]
         state = self.checkpoints.load(
-            header, [cell.id for cell in pack], [cell.id for cell in resumed]
+            header, [cell.id for cell in pack], [cell.id for cell in trained]
         )
         if state is None:
             # Its cells begin anew, and nobody tries it again.
@@ -141,7 +146,12 @@ class PackTrainer:
             return None
         # What was spent so far was shared by all cells that the pack began with.
         seconds = header.seconds / len(header.pack)
-        return Attempt(pack=pack, cells=resumed, state=state, seconds=seconds)
+        return Attempt(pack=pack, cells=trained, state=state, seconds=seconds)
+
+    def _has_ended_since(self, header: CheckpointHeader, cell: CellPlan) -> bool:
+        """Whether a cell was in training at a checkpoint and is done now."""
+        folder = RunFolders(self.out).find(cell.id)
+        return header.holds(cell.id, cell.tokens_hash) and folder.is_done(cell.tokens_hash)
 
     def _remove_finished(self, headers: Sequence[CheckpointHeader]) -> None:
         """Remove checkpoints, also those of earlier interruptions, whose cells have all ended."""
@@ -235,7 +245,7 @@ class PackTrainer:
     def _fail(self, cell: CellPlan, fault: Fault) -> None:
         if self.lease.holds(cell.id):
             folder = RunFolder(self.out, cell.id)
-            folder.make_room(cell.tokens_hash)
+            folder.begin(cell.tokens_hash)
             folder.write_text(folder.config, to_yaml(cell.run))
             folder.fail(fault.reason, fault.detail)
             self.end_cell(cell, fault.reason)

@@ -24,8 +24,8 @@ from pml_cli.launch.devices import memory_per_worker
 from pml_cli.launch.pack import Pack
 from pml_cli.model.device import device_kind
 from pml_cli.model.dims import check_adapter, check_start
-from pml_cli.runs.run_folders import run_key
-from pml_cli.runs.run_id import model_hash, run_id
+from pml_cli.results.run_folders import run_key
+from pml_cli.results.run_id import model_hash, run_id
 
 # Input tokens of one training step; larger steps are not faster.
 PACK_TOKENS = {"cpu": 2048, "cuda": 16384}

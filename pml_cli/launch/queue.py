@@ -12,7 +12,7 @@ from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack import Pack, as_found
 from pml_cli.launch.signals import Stopped
-from pml_cli.runs.run_folders import RunFolders
+from pml_cli.results.run_folders import RunFolders
 
 # Seconds between two looks at cells that another process trains.
 WAIT_SECONDS = 1.0

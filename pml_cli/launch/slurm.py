@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -100,7 +100,8 @@ def queued_jobs(out: Path, sweep: str = "") -> list[Job] | None:
     if not ours:
         return []
 
-    user = getpass.getuser()
+    # By its number: in a container a user may have no name.
+    user = str(os.getuid())
     answer = _ask("squeue", "-h", "-r", "-u", user, "-n", job_name(out), "-o", "%i|%T|%r")
     if answer is None:
         return None
@@ -115,10 +116,12 @@ def queued_jobs(out: Path, sweep: str = "") -> list[Job] | None:
     return jobs
 
 
-def cancel_jobs(ids: Sequence[str]) -> None:
-    """Take jobs out of the queue, and end those that run."""
+def cancel_jobs(ids: Sequence[str]) -> bool:
+    """Take jobs out of the queue, and end those that run; whether Slurm has taken it."""
+    answers = []
     for start in range(0, len(ids), IDS_PER_COMMAND):
-        _ask("scancel", *ids[start : start + IDS_PER_COMMAND])
+        answers.append(_ask("scancel", *ids[start : start + IDS_PER_COMMAND]))
+    return None not in answers
 
 
 def requeue_job(job: str) -> None:
@@ -153,7 +156,12 @@ def check_available() -> None:
 def _ask(*command: str) -> str | None:
     try:
         answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

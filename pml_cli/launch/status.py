@@ -10,7 +10,7 @@ from typing import Any
 from pml_cli.launch import slurm
 from pml_cli.launch.liveness import Record, living_processes
 from pml_cli.launch.manifest import SweepManifest, read_manifests
-from pml_cli.runs.run_folders import RunFolders, run_key
+from pml_cli.results.run_folders import RunFolders, run_key
 
 # The kind of a process that only waits for its workers.
 DRIVER = "driver"
@@ -119,12 +119,17 @@ class Snapshot:
 
 
 class Watcher:
-    """Takes snapshots of a results folder; cells that are done are looked up once."""
+    """Takes snapshots of a results folder; cells that are done are looked up once.
+
+    Attributes:
+        left_out: a line for each damaged manifest that the last look has passed over.
+    """
 
     def __init__(self, out: Path, manifest: SweepManifest | None = None) -> None:
         """`manifest`: look at the cells of this sweep alone."""
         self.out = out
         self.manifest = manifest
+        self.left_out: list[str] = []
         self._done: set[str] = set()
 
     def look(self, queue: bool = True) -> Snapshot:
@@ -134,7 +139,7 @@ class Watcher:
             queue: whether to ask Slurm, where jobs were submitted.
 
         Raises:
-            UserError: a manifest is damaged.
+            UserError: no manifest is readable.
         """
         records = living_processes(self.out)
         manifests = [self.manifest] if self.manifest else self._current_manifests(records)
@@ -179,7 +184,7 @@ class Watcher:
         A sweep that was given up for another one is left out.
         """
         # Several sweeps may share a folder, and their cells are counted together.
-        manifests = read_manifests(self.out)
+        manifests = read_manifests(self.out, self.left_out)
         active = {record.get("order") for record in records}
         folders = RunFolders(self.out)
         return [

@@ -182,7 +182,7 @@ def _requeue() -> None:
     job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     try:
         requeue_job(job)
-    except subprocess.CalledProcessError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         sys.exit(f"this site takes no job back to its queue ({error}); run the sweep again")
     # not the exit code of a worker that found nothing left to train
     sys.exit(-1)

@@ -1,7 +1,7 @@
 """The memory law: how the gain of an adapter depends on its size and on the length of its text.
 
-Pure functions of arrays and tables, with numpy, scipy and pandas; below it lie `runs`, `config` and
-the bottom layer. It imports neither torch nor anything that trains. Statistics return numbers and
+Pure functions of arrays and tables, with numpy, scipy and pandas; below it lie `results`, `config`
+and the bottom layer. It imports neither torch nor anything that trains. Statistics return numbers and
 codes; `report/law_text.py` makes the sentences.
 
     observations.py      the cells that a law is fitted to, and what their size is
@@ -14,6 +14,7 @@ codes; `report/law_text.py` makes the sentences.
     likelihood.py        censored maximum likelihood of many problems at once
     mle.py               maximum likelihood of a form on all cells
     model_selection.py   held-out checks, information criteria, the choice
+    noise.py             does the noise grow with the gain?
     bootstrap.py         cluster bootstrap and profile likelihoods
     exponents.py         intervals of alpha and beta over every form that fits nearly as well
     lack_of_fit.py       is the truth among the forms?

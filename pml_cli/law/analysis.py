@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pml_cli.law import robust
@@ -24,6 +25,7 @@ from pml_cli.law.model_selection import (
     likelihood_ratio,
     saturating,
 )
+from pml_cli.law.noise import noise_power, with_noise
 from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import NATURAL_NAMES, Interval
 from pml_cli.law.power_law import PowerLawFit, fit_paper
@@ -167,7 +169,9 @@ def analyse(
             checks=checks(cells, fit_robust),
         ),
     ]
-    fits, likelihood_rows = _likelihood_rows(cells)
+    plain = cells
+    cells, fits = fit_forms_and_noise(plain)
+    likelihood_rows = _likelihood_rows(cells, fits)
     rows += likelihood_rows
 
     edge_checks = [row.checks[EDGE] for row in likelihood_rows]
@@ -191,7 +195,10 @@ def analyse(
         quality=quality_of(cells, fits, law),
         warnings=[],
     )
-    return replace(analysis, warnings=_warnings(analysis, robust_fit))
+    warnings = _warnings(analysis, robust_fit)
+    if cells is not plain:
+        warnings.append(finding("noise_by_gain", power=noise_power(cells, law)))
+    return replace(analysis, warnings=warnings)
 
 
 def fit_forms(cells: Observations) -> list[LikelihoodFit]:
@@ -204,14 +211,26 @@ def fit_forms(cells: Observations) -> list[LikelihoodFit]:
     return [fits[form.name] for form in FORMS if form.name in fits]
 
 
-def _likelihood_rows(cells: Observations) -> tuple[list[LikelihoodFit], list[LawRow]]:
-    """The fit of every form, and its row."""
-    ordered = fit_forms(cells)
+def fit_forms_and_noise(cells: Observations) -> tuple[Observations, list[LikelihoodFit]]:
+    """Every form, fitted again with other spreads where the noise is no share of the gain.
+
+    Returns:
+        The cells with the spreads that the forms are fitted with, and the fits.
+    """
+    fits = fit_forms(cells)
+    noisy = with_noise(cells, fits)
+    if noisy is cells:
+        return cells, fits
+    return noisy, fit_forms(noisy)
+
+
+def _likelihood_rows(cells: Observations, fits: Sequence[LikelihoodFit]) -> list[LawRow]:
+    """The row of each fit."""
     rows = []
-    for fit, difference in zip(ordered, aicc_differences(ordered), strict=True):
+    for fit, difference in zip(fits, aicc_differences(fits), strict=True):
         held_out = checks(cells, saturating(fit.form))
         rows.append(LawRow(fit=fit, aicc_difference=difference, checks=held_out))
-    return ordered, rows
+    return rows
 
 
 def _warnings(analysis: Analysis, robust_fit: PowerLawFit) -> list[Finding]:

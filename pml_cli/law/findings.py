@@ -57,11 +57,13 @@ CODES: dict[str, tuple[str, ...]] = {
     "bootstrap_missing": ("cause",),
     "poor_coverage": ("coverage",),
     "form_rejected": ("p", "percent"),
+    "long_texts_short": ("p", "percent"),
     "bends_everywhere": ("slope",),
     "text_off": ("text", "percent"),
     "failed_draws": ("draws",),
     "single_text": (),
     "profile_not_monotone": ("parameter",),
+    "noise_by_gain": ("power",),
     "cells_unconverged": ("cells", "expected", "censored"),
     "group_failed": ("error",),
     "cells_excluded": ("cells", "reason"),
@@ -80,6 +82,7 @@ CODES: dict[str, tuple[str, ...]] = {
 
 # Remarks: they change no number of the chosen law, or say how one was found.
 NOTES = (
+    "noise_by_gain",
     "negative_offset_paper",
     "robust_fit_disagrees",
     "bootstrap_missing",

@@ -17,7 +17,7 @@ from pyarrow import ArrowException
 from pml_cli.config import registry
 from pml_cli.config.setting import keys
 from pml_cli.law.findings import Finding, finding
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 
 # The first token has not moved if it gained less than this share of what the others did. On
 # SmolLM2 it is 0 to .03 from the adapter's usual layer, and .7 to 3 where it can be learned.

@@ -25,7 +25,7 @@ from pml_cli.law.model_selection import no_checks
 from pml_cli.law.observations import RANK, Observations, SizeAxis, text_names
 from pml_cli.law.power_law import unidentified
 from pml_cli.law.recall_law import DRAWS, RecallFit, fit_recall
-from pml_cli.runs.groups import (
+from pml_cli.results.groups import (
     KEY,
     SCHEDULE,
     common_key,

@@ -15,6 +15,7 @@ problems, N cells, P = 8 parameters in the order of parameters.THETA_NAMES.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,6 +39,9 @@ from pml_cli.stats import Array
 
 # Slope of the link above which cells deviate from the law by its whole spread.
 FULL_SPREAD_SLOPE = 1 / 3
+
+# Below this logarithm of its argument a distribution function is that argument, up to rounding.
+SMALL_LOG = -30.0
 
 # What a form may have besides C, alpha and beta.
 VARIANTS = ("plain", "offset", "floor", "level")
@@ -177,6 +181,96 @@ class Hill(Link):
         k = np.exp(log_k)
         rise = special.expit(k * log_x) * log_x
         return np.asarray(np.logaddexp(0.0, k * log_x) / k - rise)
+
+
+class Distribution(Link):
+    """S(x) = G(x^k)^(1/k) with a distribution function G(v) ~ v near 0.
+
+    Fitted without offset, floor and level: they are what the bend of these links would be taken
+    for.
+    """
+
+    variants = ("plain",)
+    has_k = True
+    limit = "hard"
+
+    def slope_by_log_k(self, log_x: Array, log_k: Array) -> Array:
+        return np.asarray(self.slope(log_x, log_k) * log_x - self.log_s(log_x, log_k))
+
+
+@register
+class Weibull(Distribution):
+    """The ceiling is approached faster than any power: tanh and erf have nearly this bend."""
+
+    name = "weibull"
+    label = "weibull"
+    text = "(1 - exp(-x**k))**(1/k)"
+    latex = r"(1 - e^{-x^k})^{1/k}"
+    k_starts = (1.5, 5.0)
+
+    def log_s(self, log_x: Array, log_k: Array) -> Array:
+        k = np.exp(log_k)
+        log_v = _within_range(k * log_x)
+        bent = np.log(-np.expm1(-np.exp(log_v))) / k
+        return np.where(log_v > SMALL_LOG, bent, log_x)
+
+    def slope(self, log_x: Array, log_k: Array) -> Array:
+        # Beyond, the slope is 0 and exp(v) overflows.
+        log_v = np.clip(np.exp(log_k) * log_x, SMALL_LOG, 6.5)
+        v = np.exp(log_v)
+        return np.asarray(v / np.expm1(v))
+
+
+class BurrXII(Distribution):
+    """G(v) = 1 - (1 + v/p)^-p: Hill's with p = 1, Weibull's with infinite p (Burr 1942)."""
+
+    p: ClassVar[float]
+    """The ceiling is approached as x^(-k p)."""
+
+    def log_s(self, log_x: Array, log_k: Array) -> Array:
+        k = np.exp(log_k)
+        log_v = _within_range(k * log_x)
+        bent = np.log(-np.expm1(-self._exponent(log_v))) / k
+        return np.where(log_v > SMALL_LOG, bent, log_x)
+
+    def slope(self, log_x: Array, log_k: Array) -> Array:
+        log_v = _within_range(np.exp(log_k) * log_x)
+        exponent = self._exponent(log_v)
+        bent = np.exp(log_v - exponent * (1 + 1 / self.p)) / -np.expm1(-exponent)
+        return np.where(log_v > SMALL_LOG, bent, 1.0)
+
+    def _exponent(self, log_v: Array) -> Array:
+        """p log(1 + v/p), (B, N)."""
+        return np.asarray(self.p * np.logaddexp(0.0, log_v - math.log(self.p)))
+
+
+@register
+class SlowBurr(BurrXII):
+    """Slower than Hill's: arctan has nearly this bend."""
+
+    name = "burr"
+    label = "burr"
+    text = "(1 - (1 + 2*x**k)**(-1/2))**(1/k)"
+    latex = r"(1 - (1 + 2 x^k)^{-1/2})^{1/k}"
+    k_starts = (1.5, 4.0)
+    p = 0.5
+
+
+@register
+class FastBurr(BurrXII):
+    """Between Hill's and Weibull's: tokens of unequal difficulty have nearly this bend."""
+
+    name = "burr3"
+    label = "burr3"
+    text = "(1 - (1 + x**k/3)**-3)**(1/k)"
+    latex = r"(1 - (1 + x^k / 3)^{-3})^{1/k}"
+    k_starts = (1.5, 4.0)
+    p = 3.0
+
+
+def _within_range(log_v: Array) -> Array:
+    """(B, N) between the logarithms of which the exponential is a number."""
+    return np.clip(log_v, SMALL_LOG, 600.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,10 @@ others is added what the law has not: curvature, as powers and products of log r
 and a bend of another kind, as powers of what the law has predicted (RESET: Ramsey 1969). Both have
 an effect of its own for every text and length, so that a text that is harder at one length is no
 evidence.
+
+A fourth test is about the exponent of the length, which shows twice: in the level of the gain, and
+in where it bends. A share of the gain that is missing from long texts, as of cells that had not
+converged, lowers the level alone (a test of two estimates: Hausman 1978).
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ from pml_cli.law.forms import log_gain_slopes
 from pml_cli.law.mle import LikelihoodFit, design_of
 from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import ALPHA, BETA, LOG_SPREAD
-from pml_cli.stats import Array, Mask
+from pml_cli.stats import Array
 
 # p below which the form is said not to describe the cells.
 REJECTED = 0.01
+# p, of one side, below which long texts are said to miss a share of their gain.
+SHORT = 0.05
 # Degrees of freedom that must remain.
 MIN_DEGREES = 5
 # Singular values below this share of the largest are 0.
@@ -44,6 +50,11 @@ class LackOfFit:
     """Root mean square of what curvature and bend explain of the residuals, as a share of the gain.
     """
 
+    shortfall: float
+    """p that the longest texts miss nothing, of one side."""
+    missing: float
+    """What they miss against the shortest ones, as a share of their gain."""
+
     @property
     def p(self) -> float:
         """The smaller; nan without a test."""
@@ -54,6 +65,11 @@ class LackOfFit:
     def rejected(self) -> bool:
         """Whether no form of pml describes the cells."""
         return self.p < REJECTED
+
+    @property
+    def long_texts_short(self) -> bool:
+        """Whether long texts gain less than where they bend tells."""
+        return self.shortfall < SHORT
 
 
 def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
@@ -66,17 +82,52 @@ def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
     curves = _curves(cells, fit)
     bends = _bends(cells, fit)
 
-    observed = _measured(cells)
+    observed = cells.measured
     both = np.concatenate([known, curves, bends], axis=1)[observed]
     left, _ = _unexplained(known[observed], residual[observed])
     less, _ = _unexplained(both, residual[observed])
 
+    shortfall, missing = _shortfall(cells, fit, residual)
     return LackOfFit(
         replicates=_replicates(cells, residual, parameters),
         curvature=_added(known[observed], curves[observed], residual[observed]),
         bend=_added(known[observed], bends[observed], residual[observed]),
         pattern=math.sqrt(max(0.0, left - less) / max(1, int(observed.sum()))),
+        shortfall=shortfall,
+        missing=missing,
     )
+
+
+def _shortfall(cells: Observations, fit: LikelihoodFit, residual: Array) -> tuple[float, float]:
+    """p of one side that long texts miss no share of their gain, and that share; nan untested.
+
+    One more column, log length, beside what the law can follow and a level of every text. The error
+    of its coefficient is the wider of that of cells and that of texts at one length.
+
+    Args:
+        residual: (N,) relative.
+    """
+    measured = cells.measured
+    text, texts = cells.texts
+    cluster = cells.clusters[0][measured]
+    clusters = len(np.unique(cluster))
+    known = np.concatenate([_slopes(cells, fit), np.eye(texts)[text]], axis=1)[measured]
+    log_length = np.log(cells.length[measured])
+    column, rank = _left_over(known, log_length)
+    left, _ = _left_over(known, residual[measured])
+    own = float(column @ column)
+    degrees = len(left) - rank - 1
+    if min(degrees, clusters - texts - 1) < MIN_DEGREES or own <= RANK_TOLERANCE * len(left):
+        return math.nan, math.nan
+
+    tilt = float(column @ left) / own
+    noise = left - tilt * column
+    of_cells = float(noise @ noise) / degrees * own
+    sums = np.bincount(cluster, weights=column * noise)
+    of_clusters = float(sums @ sums) * clusters / (clusters - 1)
+    error = math.sqrt(max(of_cells, of_clusters, 1e-300)) / own
+    p = float(stats.t.cdf(tilt / error, clusters - texts - 1))
+    return p, -tilt * float(np.ptp(log_length))
 
 
 def _replicates(cells: Observations, residual: Array, parameters: int) -> float:
@@ -97,7 +148,7 @@ def _replicates(cells: Observations, residual: Array, parameters: int) -> float:
     counts = np.zeros((points, texts))
     np.add.at(sums, (point, text), residual)
     np.add.at(counts, (point, text), 1)
-    censored = np.bincount(point, weights=~_measured(cells), minlength=points) > 0
+    censored = np.bincount(point, weights=~cells.measured, minlength=points) > 0
     complete = (counts > 0).all(axis=1) & ~censored
     count = int(complete.sum())
     if texts < 2 or count - parameters < MIN_DEGREES:
@@ -142,17 +193,22 @@ def _known(cells: Observations, fit: LikelihoodFit) -> Array:
     What the law can follow, an effect of every text and length, and a slope of every text.
     """
     design = design_of(cells, fit.centre)
-    wanted = tuple(p for p in fit.form.free if p != LOG_SPREAD)
-    _, slopes = log_gain_slopes(
-        fit.theta[None], design.x, design.y, design.base, link=fit.form.link, wanted=wanted
-    )
-
     text, texts = cells.texts
     cluster, clusters = cells.clusters
     of_text = np.eye(texts)[text]
     of_cluster = np.eye(clusters)[cluster]
     x = _standardised(design.x)
-    return np.concatenate([slopes[0], of_cluster, of_text * x[:, None]], axis=1)
+    return np.concatenate([_slopes(cells, fit), of_cluster, of_text * x[:, None]], axis=1)
+
+
+def _slopes(cells: Observations, fit: LikelihoodFit) -> Array:
+    """Derivatives of log gain by the free parameters of the law, (N, F - 1)."""
+    design = design_of(cells, fit.centre)
+    wanted = tuple(p for p in fit.form.free if p != LOG_SPREAD)
+    _, slopes = log_gain_slopes(
+        fit.theta[None], design.x, design.y, design.base, link=fit.form.link, wanted=wanted
+    )
+    return np.asarray(slopes[0])
 
 
 def _added(known: Array, columns: Array, residual: Array) -> float:
@@ -169,16 +225,16 @@ def _added(known: Array, columns: Array, residual: Array) -> float:
     return float(stats.f.sf(f, added, degrees))
 
 
-def _measured(cells: Observations) -> Mask:
-    """(N,) the cells whose gain itself is known."""
-    return np.asarray(~cells.saturated & ~cells.bracketed, bool)
-
-
 def _unexplained(columns: Array, values: Array) -> tuple[float, int]:
     """Sum of squares that (N, K) columns leave of (N,) values, and the rank of the columns."""
+    residual, rank = _left_over(columns, values)
+    return float(residual @ residual), rank
+
+
+def _left_over(columns: Array, values: Array) -> tuple[Array, int]:
+    """What (N, K) columns leave of (N,) values, (N,), and the rank of the columns."""
     if not len(values):
-        return 0.0, 0
+        return values, 0
     left, singular, _ = np.linalg.svd(columns, full_matrices=False)
     basis = left[:, singular > RANK_TOLERANCE * singular[0]]
-    residual = values - basis @ (basis.T @ values)
-    return float(residual @ residual), basis.shape[1]
+    return values - basis @ (basis.T @ values), basis.shape[1]

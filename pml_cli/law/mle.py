@@ -165,18 +165,17 @@ class LikelihoodFit:
     def half_width(self, position: int) -> float:
         """Half of the 95 % interval of one parameter of theta, from sandwich covariances.
 
-        The wider of two, each by Student's t: that of texts (one degree less than there are
-        texts), whose lengths are prefixes of one sequence, and that of texts at one length. Of a
-        single text, whose cells may vary less than its lengths do by chance, the wider of those of
-        its lengths and of its cells.
+        By Student's t with one degree less than there are texts, whose lengths are prefixes of one
+        sequence. Of a single text, whose cells may vary less than its lengths do by chance, the
+        wider of the intervals of its lengths and of its cells.
         """
-        widths = [t_quantile(max(1, self.clusters - 1)) * _error(self.clustered, position)]
         if self.texts > 1:
-            widths.append(t_quantile(self.texts - 1) * _error(self.by_text, position))
-        else:
-            degrees = max(1, self.n - len(self.form.free))
-            widths.append(t_quantile(degrees) * _error(self.by_cell, position))
-        return max(widths)
+            return t_quantile(self.texts - 1) * _error(self.by_text, position)
+
+        degrees = max(1, self.n - len(self.form.free))
+        of_lengths = t_quantile(max(1, self.clusters - 1)) * _error(self.clustered, position)
+        of_cells = t_quantile(degrees) * _error(self.by_cell, position)
+        return max(of_lengths, of_cells)
 
     def predict(self, rank: ArrayLike, length: ArrayLike, base: ArrayLike) -> Array:
         """Gain in nats per token; never above `base` unless the form has no ceiling.

@@ -177,6 +177,11 @@ class Observations:
         return np.asarray(~self.saturated & (self.expected > LEAST_SHARE * self.delta), bool)
 
     @property
+    def measured(self) -> Mask:
+        """(N,) the cells whose gain itself is known."""
+        return np.asarray(~self.saturated & ~self.bracketed, bool)
+
+    @property
     def limit(self) -> Array:
         """(N,) the lower limit of the gain of a saturated or a bracketed cell, nats per token.
 

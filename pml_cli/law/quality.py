@@ -56,6 +56,9 @@ class Quality:
         test = self.lack_of_fit
         if test.rejected:
             warnings.append(finding("form_rejected", p=test.p, percent=100 * test.pattern))
+        if test.long_texts_short:
+            missing = 100 * test.missing
+            warnings.append(finding("long_texts_short", p=test.shortfall, percent=missing))
         if self.bends_everywhere:
             warnings.append(finding("bends_everywhere", slope=self.slope))
         for text in self.texts:

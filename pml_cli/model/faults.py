@@ -16,6 +16,8 @@ from pml_cli.model.device import is_fault_of_machine
 # Their messages are written for people; others need the name of their type to make sense.
 PLAIN_ERRORS = (OSError, ValueError)
 
+MAX_LETTERS = 500
+
 
 @contextmanager
 def one_line(option: str, reason: str = "") -> Iterator[None]:
@@ -63,6 +65,10 @@ def error_line(error: Exception) -> str:
     lines = [text_line.strip() for text_line in str(error).splitlines() if text_line.strip()]
     if line.endswith(":") and len(lines) > 1:
         line = f"{line} {lines[1]}"
+
+    # transformers lists all the types of models that it knows.
+    if len(line) > MAX_LETTERS:
+        line = f"{line[:MAX_LETTERS]}..."
 
     name = type(error).__name__
     if isinstance(error, PLAIN_ERRORS) or line == name:

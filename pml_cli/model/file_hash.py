@@ -48,7 +48,9 @@ def weight_files(folder: Path) -> list[Path]:
         shards = [folder / name for name in sorted({*map(str, weight_map.values())})]
         # Loading reports a shard that is missing.
         return [shard for shard in shards if shard.is_file()]
-    return [file for file in sorted(folder.glob(f"*{WEIGHTS_SUFFIX}")) if file.name[0] != "."]
+    files = sorted(folder.glob(f"*{WEIGHTS_SUFFIX}"))
+    # Reading a pipe might never end.
+    return [file for file in files if file.is_file() and file.name[0] != "."]
 
 
 def _json_field(path: Path, name: str) -> Any:

@@ -1,8 +1,8 @@
 """What people get to read: tables, figures, LaTeX, and the files of a report folder.
 
 The numbers come from law/ and analysis/, which know no sentences; here they are put into words and
-drawn. May import every package below (law, analysis, launch, runs, data, config) but neither torch
-nor the trainer; matplotlib only inside the functions that draw. A report never changes a number.
+drawn. May import every package below (law, analysis, launch, results, data, config) but neither
+torch nor the trainer; matplotlib only inside the functions that draw. A report never changes a number.
 
     law_folder.py         the files of `pml fit`
     law_text.py           sentences about laws: what a fit found, what its parameters mean

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pml_cli.config.schema import Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
-from pml_cli.runs.run_id import loss_label
+from pml_cli.results.run_id import loss_label
 
 # The statistics are imported where cells are simulated: a dry run is quick without them.
 if TYPE_CHECKING:

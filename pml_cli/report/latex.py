@@ -108,7 +108,9 @@ def table(
         r"\begin{table}[tbp]",
         # Narrow enough for the text of the article class
         r"\centering\scriptsize\setlength{\tabcolsep}{4pt}",
-        rf"\caption[Laws of the gain, {escape(name)}]{{{_caption(name, analysis, cells, axis)}}}",
+        # The short one in braces: a list in the name has a bracket, too.
+        rf"\caption[{{Laws of the gain, {escape(name)}}}]",
+        rf"{{{_caption(name, analysis, cells, axis)}}}",
         rf"\label{{{label}}}",
         r"\par\medskip",
         *_tabular(parameters),

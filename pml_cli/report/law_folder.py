@@ -78,7 +78,7 @@ def write(
     )
     # Everything is computed before the first file is written.
     try:
-        io.atomic_write(out / "cells.csv", lambda path: table.to_csv(path, index=False))
+        io.write_csv(out / "cells.csv", table)
         io.write_text(out / law_json.FILE_NAME, law_json.to_text(content))
         io.write_text(out / "law.tex", _tex(groups))
         figures = _draw(out, groups, comparisons) if settings.figures else []

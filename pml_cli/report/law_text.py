@@ -141,6 +141,15 @@ TEMPLATES: dict[str, str] = {
         "{percent:.1f} % of the gain is a pattern, not noise, so its exponents hold for this grid "
         "alone and their intervals do not cover"
     ),
+    "long_texts_short": (
+        "the longest texts gain {percent:.0f} % less than where their gain bends tells "
+        "(p = {p:.1g}), and no form of pml has that: they may not have converged, and beta is then "
+        "too large, its interval does not cover; try train.optimizer=lbfgs train.stop=converged"
+    ),
+    "noise_by_gain": (
+        "the noise is no fixed share of the gain but grows as its power {power:.1f}: cells weigh "
+        "accordingly"
+    ),
     "bends_everywhere": (
         "the gain bends in all but a tenth of the cells, where it rises as x^{slope:.2f} at most: "
         "the exponents are what this form presumes far below the ceiling, and their intervals do "

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from pml_cli.errors import MAX_LISTED, and_n_more, raise_all
 from pml_cli.evaluation.finished_runs import FinishedRun, Measurements, measure_missing
+from pml_cli.io import expand_home
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.report.progress import CountDisplay
-from pml_cli.runs.folder import writable_folder
+from pml_cli.results.folder import writable_folder
 
 
 def print_left_out(selected: Sequence[FinishedRun], faults: Sequence[str]) -> None:
@@ -81,4 +82,4 @@ def progress_console(console: Console, *, as_json: bool) -> Console:
 
 def report_folder(paths: Sequence[Path], out: str | None) -> Path:
     """The folder of a report: `out`, else the first path."""
-    return Path(out).expanduser() if out else paths[0]
+    return expand_home(out) if out else paths[0]

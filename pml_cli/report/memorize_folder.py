@@ -16,7 +16,7 @@ from pml_cli.io import jsonable, write_csv, write_json, write_text
 from pml_cli.report.figures.registry import write_figure
 from pml_cli.report.memorize_report import MemorizeReport
 from pml_cli.report.memorize_text import SECTION, readme_section
-from pml_cli.runs.folder import ADAPTER
+from pml_cli.results.folder import ADAPTER
 
 # Of memorize.json.
 FORMAT = 1

@@ -38,8 +38,10 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 BELOW_HALF_COLOUR = "dark_orange"
 ABOVE_HALF_COLOUR = "dodger_blue1"
 
-# At least this long between the plain lines of a piped display
+# At least this long between the plain lines of a piped display, and at least this share of the time
+# so far: the log of a week has some hundred lines.
 PLAIN_LINE_SECONDS = 10.0
+PLAIN_LINE_SHARE = 0.01
 # Plain lines of a whole piped probe
 PIPED_PROBE_LINES = 10
 # Below this fraction of the work, the time left is not estimated
@@ -71,7 +73,8 @@ class _ProgressDisplay:
     def _print_piped(self, line: str) -> None:
         """Print a plain line, unless there is a terminal or the last line is too recent."""
         moment = time.monotonic()
-        if self.console.is_terminal or moment - self._last_line < PLAIN_LINE_SECONDS:
+        pause = max(PLAIN_LINE_SECONDS, PLAIN_LINE_SHARE * (moment - self._started))
+        if self.console.is_terminal or moment - self._last_line < pause:
             return
         self._last_line = moment
         self.console.print(line, highlight=False)

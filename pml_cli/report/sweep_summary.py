@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pml_cli.data.cell import CellPlan
 from pml_cli.format import counted
-from pml_cli.io import atomic_write
+from pml_cli.io import write_csv
 from pml_cli.launch.driver import Outcome, SweepPlan
 from pml_cli.launch.executors.base import Ending, last_log_line
 from pml_cli.launch.liveness import living_processes
@@ -21,9 +21,9 @@ from pml_cli.launch.status import DRIVER
 from pml_cli.report.first_token import print_unmoved
 from pml_cli.report.tables.results import results_table
 from pml_cli.report.tables.samples import sweep_lines
-from pml_cli.runs.folder import REPLACED
-from pml_cli.runs.read import read_runs
-from pml_cli.runs.run_folders import RunFolders, run_key
+from pml_cli.results.folder import REPLACED
+from pml_cli.results.read import read_runs
+from pml_cli.results.run_folders import RunFolders, run_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,7 +128,7 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     unreadable: list[str] = []
     runs = read_runs([out], unreadable)
     if len(runs):
-        atomic_write(out / "results.csv", lambda aside: runs.to_csv(aside, index=False))
+        write_csv(out / "results.csv", runs)
         of_sweep = runs_of(cells, runs)
         console.print(results_table(of_sweep))
         for line in sweep_lines(of_sweep):

@@ -20,5 +20,5 @@
     keep_drop_in.py   loss.keep there, on PEFT's LoRA modules
     sample_memory.py  what they remember of every sample
 
-May import: runs, data, model, config, and the modules at the bottom.
+May import: results, data, model, config, and the modules at the bottom.
 """

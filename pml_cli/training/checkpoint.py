@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pyarrow import ArrowException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
-from pml_cli.io import atomic_write, save_tensors
-from pml_cli.runs.run_folders import run_key
+from pml_cli.io import atomic_write, own_folder, remove_leftovers, save_tensors
+from pml_cli.results.run_folders import run_key
 from pml_cli.training.curve import COLUMNS
 from pml_cli.training.trainer import TrainerState
 from pml_cli.validation import Count, Number, checked, parse_json
@@ -85,6 +86,7 @@ class Checkpoints:
     """The checkpoints of one results folder."""
 
     def __init__(self, out: Path) -> None:
+        self.out = out
         self.folder = out / ".pml" / "checkpoints"
 
     def path(self, cells: Sequence[str]) -> Path:
@@ -111,6 +113,7 @@ class Checkpoints:
             state: what to write.
             seconds: training time so far.
         """
+        own_folder(self.out, ".pml", "checkpoints")
         keys = [run_key(cell) for cell in pack]
         tensors = dict(state.tensors)
         for name in _TABLES:
@@ -129,7 +132,11 @@ class Checkpoints:
         }
 
         metadata = {"pml": json.dumps(header)}
-        atomic_write(path, lambda temporary: save_tensors(tensors, temporary, metadata))
+        # Of these cells no other process writes one.
+        remove_leftovers(path)
+        atomic_write(
+            path, lambda temporary: save_tensors(tensors, temporary, metadata), durable=True
+        )
 
     def find(self, cells: Sequence[str]) -> list[CheckpointHeader]:
         """Checkpoints that hold some of these cells, the furthest first.
@@ -171,10 +178,14 @@ class Checkpoints:
         if header.digest and _digest(tensors) != header.digest:
             return None
 
-        tables = {
-            name: _unpack_tables(tensors.pop(f"table.{name}"), len(header.cells))
-            for name in _TABLES
-        }
+        # An earlier version, or another program, may have written it without a digest.
+        rows = len(header.cells)
+        try:
+            tables = {name: _unpack_tables(tensors.pop(f"table.{name}"), rows) for name in _TABLES}
+        except (LookupError, ValueError, TypeError, OSError, ArrowException):
+            return None
+        if any(tensor.shape[:1] != (rows,) for tensor in tensors.values()):
+            return None
         stored = TrainerState(
             step=header.step,
             cells=list(range(len(header.cells))),

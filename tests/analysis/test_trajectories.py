@@ -132,3 +132,29 @@ def test_a_torn_file_is_not_readable(tmp_path):
         trajectories.read(tmp_path / "tokens.parquet")
     with pytest.raises(FileNotFoundError):
         trajectories.read(tmp_path / "none.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("p", 1.5, "no probability"),
+        ("p", None, "empty values"),
+        ("correct", None, "empty values"),
+        ("step", 2**40, "no count"),
+        ("position", -1, "no count"),
+        ("sample", 0.5, "is of double"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(read_rows, column, value, reason):
+    rows = token_table()
+    rows[column] = [value, *rows[column].astype(object)[1:]]
+    with pytest.raises(trajectories.IrregularError, match=f"column {column} .*{reason}"):
+        read_rows(rows)
+
+
+@pytest.mark.parametrize("column", ["token_id", "margin"])
+def test_violations_without_what_is_shown_of_them_are_refused(read_rows, column):
+    rows = token_table(correct_TS=np.zeros_like(CORRECT))
+    for changed in (rows.drop(columns=column), rows.assign(**{column: "word"})):
+        with pytest.raises(trajectories.IrregularError, match="not readable"):
+            read_rows(changed)

@@ -11,6 +11,7 @@
     model_folders.py  config.json, weights, tokenizers
     run_folders.py    result.json and its neighbours, what is measured of runs
     law_files.py      law.json
+    fuzzed.py         what fuzzing has found, made small
     sweep_state.py    .pml: manifests, workers, launches, locks, checkpoints; the cache of speeds
 
 `PYTHONPATH=tests python -m catalogue` runs all of it and prints the figures.

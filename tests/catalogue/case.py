@@ -52,6 +52,14 @@ class Case:
     writes: bool = False
     env: tuple[tuple[str, str], ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.door}: {self.name}"
+
+    @property
+    def command(self) -> str:
+        """The command line, without the end of a long one."""
+        return f"pml {' '.join(self.argv)[:120]}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -74,6 +82,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int, int]]:
             size = status.st_size if is_file else 0
             time = status.st_mtime_ns if is_file else 0
             found[str(path.relative_to(folder))] = (stat.S_IFMT(status.st_mode), size, time)
+
     return found
 
 

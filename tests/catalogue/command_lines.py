@@ -108,6 +108,9 @@ COMMANDS = {
     "measure nothing": ("measure",),
     "measure what is nowhere": ("measure", "nowhere", "/etc/hostname"),
     "ask nobody": ("ask",),
+    "ask in the home of nobody": ("ask", "~nosuchuser/x", "q"),
+    "memorize from the home of nobody": ("memorize", "~nosuchuser/x"),
+    "measure in the home of nobody": ("measure", "~nosuchuser/x", "/etc/hostname"),
     "ask for no tokens": ("ask", "nowhere", "q", "--max-tokens", "0"),
     "status of two folders": ("status", "a", "b"),
     "status of a setting": ("status", "rank=4"),
@@ -136,17 +139,22 @@ def cases() -> Iterator[Case]:
     """All of them."""
     for text in RANKS:
         yield _sweep(f"rank={text!r}", f"rank={text}", "rank")
+
     for word in WORDS:
         yield _sweep(f"word {word!r}", word, _key(word))
+
     for name in MODEL_NAMES:
         yield _sweep(f"model.name={name[:40]!r}", f'model.name="{name}"', r"model[.:]")
+
     for key in ("data.prompt", "model.architecture", "rank", "launch.setup", "loss.keep"):
         for kind, text in DEEP.items():
             words = ("launch=slurm",) if key.startswith("launch") else ()
             argv = ("sweep", *words, f"{key}={text}", DRY)
             yield _case(f"{key} of {kind}, nested deep", argv, re.escape(key))
+
     for name, argv in COMMANDS.items():
         yield _case(name, argv, CULPRITS.get(name, ""))
+
     yield from _reports()
     yield from _folders()
 
@@ -169,11 +177,12 @@ def _folders() -> Iterator[Case]:
         more = ("question",) if command == "ask" else more
         for kind, (name, change) in PLACES.items():
             yield _case(f"{command} {kind}", (command, name, *more), "", change=change)
+
     for kind, (name, change) in PLACES.items():
         if kind in ("an empty folder", "nowhere"):
             continue
         argv = ("sweep", f"out={name}", "rank=1", "seqlen=8", "train.steps=2")
-        yield _case(f"sweep into {kind}", argv, "out", change=change)
+        yield _case(f"sweep into {kind}", argv, f"out|{name[:9]}", change=change)
         for command in ("fit", "transition"):
             argv = (command, "runs", f"out={name}", "draws=0", "figures=false")
             argv = tuple(word for word in argv if command == "fit" or word != "draws=0")

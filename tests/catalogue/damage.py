@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,20 @@ VALUES: dict[str, Any] = {
     "infinite": float("inf"),
     "an escape sequence": "\x1b[31mred",
 }
+# The kinds that any field of a file is tried with.
+KINDS = (
+    "gone",
+    "null",
+    "a word",
+    "a list",
+    "an empty list",
+    "a mapping",
+    "zero",
+    "negative",
+    "NaN",
+    "400 digits",
+    "true",
+)
 
 
 def put(name: str, content: bytes | str = b"") -> Change:
@@ -117,15 +131,33 @@ def edit(pattern: str, change_tree: Callable[[Any], object]) -> Change:
 def with_value(pattern: str, keys: tuple[str | int, ...], value: Any) -> Change:
     """Set one field of a JSON file, or take it away."""
 
-    def change_tree(tree: Any) -> None:
-        for key in keys[:-1]:
-            tree = tree[key]
-        if value is GONE:
-            tree.pop(keys[-1], None)
-        else:
-            tree[keys[-1]] = value
+    return edit(pattern, lambda tree: set_field(tree, keys, value))
 
-    return edit(pattern, change_tree)
+
+def set_field(tree: Any, keys: Sequence[str | int], value: Any) -> None:
+    """Set one field of a tree, or take it away."""
+    *outer, last = keys
+    for key in outer:
+        tree = tree[key]
+
+    if value is GONE:
+        tree.pop(last, None)
+    else:
+        tree[last] = value
+
+
+def damaged_field(pattern: str, *keys: str | int) -> Iterator[tuple[str, Change]]:
+    """One field of a JSON file with every kind of wrong value, by name."""
+    title = ".".join(map(str, keys))
+    for kind in kinds_of(keys):
+        yield f"{title} {kind}", with_value(pattern, keys, VALUES[kind])
+
+
+def kinds_of(keys: Sequence[str | int]) -> Iterator[str]:
+    """The kinds of wrong values that a field may have; an element of a list stays there."""
+    for kind in KINDS:
+        if kind != "gone" or isinstance(keys[-1], str):
+            yield kind
 
 
 def damaged_files(pattern: str, *, missing: bool = True) -> Iterator[tuple[str, Change]]:
@@ -149,8 +181,10 @@ def damaged_paths(pattern: str, *, missing: bool = True) -> Iterator[tuple[str, 
         "a link to itself": lambda path: path.symlink_to(path.name),
         "a pipe": os.mkfifo,
     }
+
     for name, make in kinds.items():
         yield name, _in_place(pattern, make)
+
     if missing:
         yield "missing", remove(pattern)
 

@@ -92,18 +92,24 @@ def cases() -> Iterator[Case]:
     for name in NEITHER:
         yield _text(name, BYTES[name])
         yield _facts(name, BYTES[name])
+
     for name in FACT_BYTES:
         yield _facts(name, BYTES[name])
+
     for name, text in SHORT_TEXTS.items():
         yield _text(name, text)
+
     for name, text in LINES.items():
         yield _facts(name, text)
+
     for suffix, texts in OTHER_FORMATS.items():
         for name, text in texts.items():
             yield _facts(f"{suffix}: {name}", text, suffix=suffix)
+
     for suffix in ("json", "csv", "tsv", "parquet"):
         for name in ("empty", "blank", "binary", "not UTF-8", "zeros", "gzip"):
             yield _facts(f"{suffix}: {name}", BYTES[name], suffix=suffix)
+
     yield from _paths()
 
 
@@ -115,6 +121,7 @@ def _paths() -> Iterator[Case]:
         yield Case(door=TEXT, name=name, argv=argv, change=change, says="data.path=d.txt")
         argv = ("memorize", "d.txt", "--dry-run")
         yield Case(door=TEXT, name=f"memorize {name}", argv=argv, change=change, says="d.txt")
+
     for suffix in ("jsonl", "json", "csv", "parquet"):
         for name, damage in damaged_paths(f"d.{suffix}"):
             change = both(put(f"d.{suffix}", f"{GOOD}\n"), damage)
@@ -122,6 +129,7 @@ def _paths() -> Iterator[Case]:
             says = rf"data.path=d\.{suffix}"
             title = f"{suffix}: {name}"
             yield Case(door=FACTS, name=title, argv=argv, change=change, says=says)
+
     for command in ("lasting", "forgetting"):
         for name in NEITHER:
             argv = (command, "runs", "text=t.txt")

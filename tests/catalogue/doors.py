@@ -5,6 +5,7 @@ from __future__ import annotations
 from catalogue import (
     command_lines,
     data_files,
+    fuzzed,
     law_files,
     model_folders,
     run_folders,
@@ -16,7 +17,7 @@ from catalogue.case import Case
 
 TABLES = (
     *(command_lines, settings, sweep_files, data_files, model_folders),
-    *(run_folders, law_files, sweep_state),
+    *(run_folders, law_files, sweep_state, fuzzed),
 )
 
 

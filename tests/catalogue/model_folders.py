@@ -16,6 +16,7 @@ DOOR = "model folders"
 TEXT = ("data=text", "data.path=t.txt")
 PROSE = put("t.txt", "some words and some more of some words " * 20)
 WEIGHTS = "m/model.safetensors"
+TOKENIZER = "m/tokenizer_config.json"
 INDEX = "m/model.safetensors.index.json"
 
 SIZES = (
@@ -65,6 +66,9 @@ HARMLESS = (
     *("layer types of another length", "a rope that is a list"),
 )
 
+# Without tokenizer_config.json a tokenizer has no special tokens.
+NO_FILES = ("null", "a folder", "a link to nowhere", "a link to itself", "a pipe")
+
 TEMPLATES = {
     "broken": "{% if %}",
     "that divides by zero": "{{ 1/0 }}",
@@ -99,15 +103,19 @@ def cases() -> Iterator[Case]:
     """All of them."""
     for name, change in damaged_files("m/config.json"):
         yield _case(f"config.json {name}", change)
+
     for name, (field, value) in FIELDS.items():
         codes = (0, 1, 2) if name in HARMLESS else (1, 2)
         yield _case(f"config.json, {name}", with_value("m/config.json", (field,), value), codes)
+
     for size in SIZES:
         for name, value in NO_SIZES.items():
             change = with_value("m/config.json", (size,), value)
             yield _case(f"config.json, {size} {name}", change, _codes(size, value))
+
     yield from _weights()
     yield from _tokenizers()
+    yield from _neighbours()
     yield from _random_weights()
 
 
@@ -118,39 +126,65 @@ def _codes(size: str, value: Any) -> tuple[int, ...]:
 
 
 def _weights() -> Iterator[Case]:
-    for streamed in (False, True):
-        words = ("model.stream=true",) if streamed else ()
-        note = ", streamed" if streamed else ""
-        for name, change in damaged_files(WEIGHTS):
-            yield _case(f"weights {name}{note}", change, words=words)
-        for name, content in HEADERS.items():
-            yield _case(f"weights with {name}{note}", put(WEIGHTS, content), words=words)
-        for name, text in INDEXES.items():
-            yield _case(f"index {name}{note}", _sharded(text), words=words)
-        for name, change in damaged_files(INDEX, missing=False):
-            yield _case(f"index {name}{note}", both(_sharded("{}"), change), words=words)
-        for name, change in TENSORS.items():
-            yield _case(f"weights {name}{note}", _tensors(change), words=words)
+    for name, change in _damaged_weights():
+        yield _case(name, change)
+        yield _case(f"{name}, streamed", change, words=("model.stream=true",))
     yield _case("weights that are a pickle", _pickled)
     yield _case("an empty folder", _emptied)
 
 
+def _damaged_weights() -> Iterator[tuple[str, Change]]:
+    for name, change in damaged_files(WEIGHTS):
+        yield f"weights {name}", change
+    for name, content in HEADERS.items():
+        yield f"weights with {name}", put(WEIGHTS, content)
+    for name, new_tensors in TENSORS.items():
+        yield f"weights {name}", _tensors(new_tensors)
+
+    for name, text in INDEXES.items():
+        yield f"index {name}", _sharded(text)
+    for name, change in damaged_files(INDEX, missing=False):
+        yield f"index {name}", both(_sharded("{}"), change)
+
+
 def _tokenizers() -> Iterator[Case]:
     for name, change in damaged_files("m/tokenizer.json", missing=False):
-        yield _case(f"tokenizer.json {name}", both(PROSE, change), words=TEXT)
-    for name, change in damaged_files("m/tokenizer_config.json", missing=False):
-        codes = (0, 1, 2) if name in ("null", "a folder", "a link to nowhere") else (1, 2)
-        yield _case(f"tokenizer_config.json {name}", both(PROSE, change), codes, words=TEXT)
+        yield _tokenized(f"tokenizer.json {name}", change)
+    for name, change in damaged_files(TOKENIZER, missing=False):
+        codes = (0, 1, 2) if name in NO_FILES else (1, 2)
+        yield _tokenized(f"tokenizer_config.json {name}", change, codes)
+
     for field in ("bos_token", "eos_token", "tokenizer_class", "model_max_length"):
-        for name, value in (("a number", 5), ("a list", [1]), ("a mapping", {"a": 1})):
-            change = with_value("m/tokenizer_config.json", (field,), value)
-            title = f"tokenizer_config.json, {field} {name}"
-            yield _case(title, both(PROSE, change), (0, 1, 2), words=TEXT)
+        for kind, value in (("a number", 5), ("a list", [1]), ("a mapping", {"a": 1})):
+            change = with_value(TOKENIZER, (field,), value)
+            yield _tokenized(f"tokenizer_config.json, {field} {kind}", change, (0, 1, 2))
+
     for name, template in TEMPLATES.items():
-        change = with_value("m/tokenizer_config.json", ("chat_template",), template)
+        change = with_value(TOKENIZER, ("chat_template",), template)
         words = ("data=phonebook", "data.chat=true")
         yield _case(f"a chat template {name}", change, words=words)
-    yield _case("a tokenizer of more ids than embeddings", both(PROSE, _more_ids), words=TEXT)
+    yield _tokenized("a tokenizer of more ids than embeddings", _more_ids)
+
+
+def _neighbours() -> Iterator[Case]:
+    """Other files of a model's folder, which transformers and tokenizers look for."""
+    for file in NEIGHBOURS:
+        for name, change in damaged_files(f"m/{file}", missing=False):
+            made = both(put(f"m/{file}"), change)
+            yield _tokenized(f"{file} {name}", made, (0, 1, 2))
+
+
+NEIGHBOURS = (
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def _tokenized(name: str, change: Change, codes: tuple[int, ...] = (1, 2)) -> Case:
+    """A text, which needs the tokenizer."""
+    return _case(name, both(PROSE, change), codes, words=TEXT)
 
 
 def _random_weights() -> Iterator[Case]:
@@ -160,7 +194,6 @@ def _random_weights() -> Iterator[Case]:
         "nothing": "",
         "no type": start,
         "an unknown type": f"model_type:nope,{start}",
-        "a type alone": "model_type:llama",
         "a number for a type": f"model_type:5,{start}",
         "an encoder": f"model_type:bert,{start},num_attention_heads:4",
         "an encoder and a decoder": f"model_type:t5,{start},num_attention_heads:4",
@@ -176,7 +209,7 @@ def _random_weights() -> Iterator[Case]:
         given = ("model.weights=random", "model.name=x", f"model.architecture={{{text}}}")
         argv = ("sweep", "rank=1", "seqlen=8", "train.steps=2", "out=o", *given)
         # A target is one more attribute of the configuration: nothing calls it.
-        codes = (1, 2) if text and name not in ("a type alone", "a target") else (0, 1, 2)
+        codes = (1, 2) if text and name != "a target" else (0, 1, 2)
         yield Case(
             door=DOOR, name=f"random weights of {name}", argv=argv, says="model", codes=codes
         )

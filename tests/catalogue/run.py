@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from catalogue.case import Case, Outcome, complaints, contents
-from catalogue.folders import copy_base
+from catalogue.folders import copy_base, warm_up
 
 MAX_SECONDS = 40
 MAX_MEMORY = 12 * 2**30
@@ -37,16 +37,21 @@ def run(case: Case, folder: Path) -> Outcome:
     return Outcome(code=code, said=said, before=before, after=contents(folder))
 
 
+def examine(case: Case, folder: Path) -> tuple[list[str], str]:
+    """What is wrong with what pml made of a case, and what it said; the folder is removed."""
+    warm_up(case.argv[0])
+    outcome = run(case, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return complaints(case, outcome), outcome.said
+
+
 def failures(cases: Iterable[Case], folder: Path) -> list[str]:
     """A line for each case that is not handled well."""
     lines = []
     for number, case in enumerate(cases):
-        place = folder / f"{number:04d}"
-        faults = complaints(case, run(case, place))
+        faults, _ = examine(case, folder / f"{number:04d}")
         if faults:
-            command = " ".join(case.argv)[:120]
-            lines.append(f"{case.door}: {case.name}: {'; '.join(faults)}  $ pml {command}")
-        shutil.rmtree(place, ignore_errors=True)
+            lines.append(f"{case}: {'; '.join(faults)}  $ {case.command}")
     return lines
 
 
@@ -101,8 +106,11 @@ def _prepare(case: Case, folder: Path, output: Path) -> None:
 
 
 def _exit_code(argv: list[str]) -> int:
+    from support.sweeps import forget_files
+
     from pml_cli.cli import main
 
+    forget_files()
     try:
         main(argv)
     except SystemExit as ended:

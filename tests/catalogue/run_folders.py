@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from catalogue.case import Case, Change
 from catalogue.damage import (
     VALUES,
     both,
+    damaged_field,
     damaged_files,
     edit,
     first,
@@ -18,7 +20,7 @@ from catalogue.damage import (
     rewrite,
     with_value,
 )
-from catalogue.folders import SWEEP
+from catalogue.folders import PROBE, SWEEP
 
 RESULT = "result.json"
 TOKENS = "tokens.parquet"
@@ -29,8 +31,12 @@ MEASURED = "lasting.json"
 
 FIT = ("fit", "runs", "draws=0", "figures=false")
 TRANSITION = ("transition", "runs", "figures=false")
-LASTING = ("lasting", "runs", "tokens=0", "figures=false")
+LASTING = ("lasting", "runs", "tokens=0", "decode=false", "figures=false")
 AGAIN = ("sweep", *SWEEP, "out=runs")
+
+RESULTS = "runs/*/result.json"
+TABLE = "runs/*/tokens.parquet"
+ADAPTERS = "runs/*/adapter"
 
 # Fields of result.json that reports compute with.
 NUMBERS = (
@@ -52,7 +58,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "rank": ("x", 0, -1, 10**12, None, [1], 1.5, True),
     "seqlen": ("x", 0, -1, 10**9, None, [1]),
     "seed": ("x", -1, None, [0]),
-    "model": ([1], "x", None, 5, {}),
+    "model": ([1], "x", None, 5),
     "model.path": (5, None, "/nowhere", [1], "a" * 5000),
     "model.dtype": ("float99", "load", 5, None),
     "model.layer": (99, -1, "x", [1]),
@@ -82,32 +88,99 @@ def cases() -> Iterator[Case]:
 
 
 def _results() -> Iterator[Case]:
-    pattern = "runs/*/result.json"
-    for name, change in damaged_files(pattern):
+    for name, change in damaged_files(RESULTS):
         is_absent = name in ("missing", "a folder")
         codes = (0, 2) if is_absent or name in OTHER_PROGRAMS else (2,)
-        yield _case(RESULT, f"fit: {name}", FIT, "planted", change, codes=codes)
+        yield _fit(name, change, codes)
+        yield _again(RESULT, name, change)
         if name not in PLAIN_BYTES:
-            yield _case(RESULT, f"lasting: {name}", LASTING, "swept", change, codes=codes)
-        yield _case(RESULT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2))
+            yield _read_again(name, change, codes)
 
-    for field, name, codes in _fields():
-        change = with_value(pattern, (field,), VALUES[name])
+    for field, kind, codes in _fields():
+        change = with_value(RESULTS, (field,), VALUES[kind])
         says = f"result.json.*{field}" if codes == (2,) else ""
-        title = f"fit: {field} {name}"
-        yield _case(RESULT, title, FIT, "planted", change, codes=codes, says=says)
+        yield _fit(f"{field} {kind}", change, codes, says)
+    for value in ("2", "1", [1], None, 1.5):
+        change = with_value(RESULTS, ("format",), value)
+        yield _fit(f"format {value!r}", change, (2,), "format")
+
     for field in ("rank", "target_tokens", "base_loss", "model", "id", "samples"):
-        for name in ("a list", "a mapping", "gone"):
-            change = with_value(pattern, (field,), VALUES[name])
-            title = f"{field} {name}"
-            codes = (0, 2) if name == "gone" else (2,)
-            yield _case(RESULT, f"transition: {title}", TRANSITION, "swept", change, codes=codes)
-            yield _case(RESULT, f"lasting: {title}", LASTING, "swept", change, codes=codes)
-            yield _case(RESULT, f"again: {title}", AGAIN, "swept", change, codes=(0, 1, 2))
-    for name in ("2", "1", [1], None, 1.5):
-        change = with_value(pattern, ("format",), name)
-        yield _case(RESULT, f"format {name!r}", FIT, "planted", change, says="format")
+        for kind in ("a list", "a mapping", "gone"):
+            change = with_value(RESULTS, (field,), VALUES[kind])
+            codes = (0, 2) if kind == "gone" else (2,)
+            yield _transition(RESULT, f"{field} {kind}", change, codes, "runs")
+            yield _read_again(f"{field} {kind}", change, codes)
+            yield _again(RESULT, f"{field} {kind}", change)
+
+    for field in ("rank", "steps_run", "base_loss", "exact_match", "bits_gained", "seconds"):
+        for kind in ("gone", "null", "NaN", "a list"):
+            change = with_value(RESULTS, (field,), VALUES[kind])
+            title = f"probe again: {field} {kind}"
+            yield _case(RESULT, title, PROBE, "probed", change, codes=(0, 2), says="runs|gain")
+
     yield from _failed()
+
+
+def _fit(
+    name: str,
+    change: Change,
+    codes: tuple[int, ...],
+    says: str = "runs",
+) -> Case:
+    return _case(
+        RESULT,
+        f"fit: {name}",
+        FIT,
+        "planted",
+        change,
+        codes=codes,
+        says=says,
+    )
+
+
+def _read_again(name: str, change: Change, codes: tuple[int, ...]) -> Case:
+    """result.json, read by `pml lasting`."""
+    return _case(
+        RESULT,
+        f"lasting: {name}",
+        LASTING,
+        "swept",
+        change,
+        codes=codes,
+    )
+
+
+def _again(door: str, name: str, change: Change) -> Case:
+    """The sweep is run again, and may train the cell anew."""
+    return _case(
+        door,
+        f"sweep again: {name}",
+        AGAIN,
+        "swept",
+        change,
+        codes=(0, 1, 2),
+    )
+
+
+def _transition(
+    door: str,
+    name: str,
+    change: Change,
+    codes: tuple[int, ...] = (0, 2),
+    says: str = "tokens.parquet|left out|runs",
+    *,
+    always: bool = False,
+) -> Case:
+    return _case(
+        door,
+        f"transition: {name}",
+        TRANSITION,
+        "swept",
+        change,
+        codes=codes,
+        says=says,
+        always=always,
+    )
 
 
 # Without these four kinds a door would be tried a dozen times for the same reason.
@@ -120,9 +193,12 @@ def _fields() -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """A field, the kind of its wrong value, and the right exit codes."""
     for field in NUMBERS:
         for name in NO_NUMBERS:
-            yield field, name, (2,)
+            # A run with an adapter at several layers lists them.
+            is_right = (field, name) == ("layer", "a list")
+            yield field, name, (0,) if is_right else (2,)
         for name in ODD:
             yield field, name, (0, 2)
+
     for field in TEXTS:
         for name in NO_TEXTS:
             yield field, name, (2,)
@@ -148,34 +224,31 @@ def _failed() -> Iterator[Case]:
 
 
 def _tokens() -> Iterator[Case]:
-    pattern = "runs/*/tokens.parquet"
-    for name, change in damaged_files(pattern):
-        title = f"transition: {name}"
-        yield _case(
-            TOKENS,
-            title,
-            TRANSITION,
-            "swept",
-            change,
-            codes=(0, 2),
-            says="tokens.parquet",
-            always=True,
-        )
-    for name, change in TABLES.items():
-        title = f"transition: {name}"
-        yield _case(TOKENS, title, TRANSITION, "swept", _table(change), codes=(0, 2))
-    for column in ("step", "sample", "position", "token_id", "p", "nll", "correct", "margin"):
-        change = _table(lambda t, column=column: t.drop(columns=column))
-        yield _case(TOKENS, f"no {column}", TRANSITION, "swept", change, codes=(0, 2))
-        change = _table(lambda t, column=column: t.assign(**{column: "x"}))
-        says = "tokens.parquet|left out"
-        yield _case(
-            TOKENS, f"{column} of words", TRANSITION, "swept", change, codes=(0, 2), says=says
-        )
-        change = _table(lambda t, column=column: t.assign(**{column: [[v] for v in t[column]]}))
-        yield _case(TOKENS, f"{column} of lists", TRANSITION, "swept", change, codes=(0, 2))
-        change = _table(lambda t, column=column: t.assign(**{column: None}))
-        yield _case(TOKENS, f"{column} of nulls", TRANSITION, "swept", change, codes=(0, 2))
+    for name, change in damaged_files(TABLE):
+        yield _transition(TOKENS, name, change, says="tokens.parquet", always=True)
+    for name, new in TABLES.items():
+        yield _transition(TOKENS, name, _table(new))
+    for column in COLUMNS:
+        yield _transition(TOKENS, f"no {column}", _table(partial(_without, column)))
+        for kind, wrong in WRONG_COLUMNS.items():
+            new = partial(_with_column, column, wrong)
+            yield _transition(TOKENS, f"{column} of {kind}", _table(new))
+
+
+COLUMNS = ("step", "sample", "position", "token_id", "p", "nll", "correct", "margin")
+WRONG_COLUMNS: dict[str, Callable[[Any], Any]] = {
+    "words": lambda values: "x",
+    "lists": lambda values: [[value] for value in values],
+    "nulls": lambda values: None,
+}
+
+
+def _without(column: str, table: Any) -> Any:
+    return table.drop(columns=column)
+
+
+def _with_column(column: str, wrong: Callable[[Any], Any], table: Any) -> Any:
+    return table.assign(**{column: wrong(table[column])})
 
 
 TABLES: dict[str, Callable[[Any], Any]] = {
@@ -195,7 +268,7 @@ def _table(new: Callable[[Any], Any]) -> Change:
     def change(folder: Path) -> None:
         import pandas as pd
 
-        path = first(folder, "runs/*/tokens.parquet")
+        path = first(folder, TABLE)
         new(pd.read_parquet(path)).to_parquet(path, index=False)
 
     return change
@@ -204,7 +277,10 @@ def _table(new: Callable[[Any], Any]) -> Change:
 def _configs() -> Iterator[Case]:
     pattern = "runs/*/config.yaml"
     for name, change in damaged_files(pattern):
-        yield _lasting_goes_on(CONFIG, f"lasting: {name}", change, "config.yaml")
+        # Without its last letter a file of YAML may still be one.
+        is_whole = name == "a byte short"
+        yield _lasting(CONFIG, name, change, "config.yaml", always=not is_whole)
+
     texts = {
         "a call": "rank: !!python/object/apply:os.system ['touch CODE_WAS_RUN']\n",
         "a date that is none": "rank: 2020-13-45\n",
@@ -213,12 +289,12 @@ def _configs() -> Iterator[Case]:
     }
     for name, text in texts.items():
         change = rewrite(pattern, lambda _, text=text: text.encode())
-        yield _lasting_goes_on(CONFIG, f"lasting: {name}", change, "config.yaml")
+        yield _lasting(CONFIG, name, change, "config.yaml")
+
     for keys, values in SETTINGS.items():
         for value in values:
             change = _setting(tuple(keys.split(".")), value)
-            title = f"lasting: {keys} {value!r:.30}"
-            yield _lasting_goes_on(CONFIG, title, change, "runs/")
+            yield _lasting(CONFIG, f"{keys} {value!r:.30}", change)
 
 
 def _setting(keys: tuple[str, ...], value: Any) -> Change:
@@ -238,67 +314,74 @@ def _setting(keys: tuple[str, ...], value: Any) -> Change:
 def _environments() -> Iterator[Case]:
     pattern = "runs/*/env.json"
     for name, change in damaged_files(pattern):
-        yield _lasting_goes_on(ENVIRONMENT, f"lasting: {name}", change, "env.json")
+        yield _lasting(ENVIRONMENT, name, change, "env.json")
         if name not in PLAIN_BYTES:
-            yield _case(
-                ENVIRONMENT, f"sweep again: {name}", AGAIN, "swept", change, codes=(0, 1, 2)
-            )
+            yield _again(ENVIRONMENT, name, change)
     for field in ("tokens", "base_weights"):
-        for name in ("a word", "a list", "a mapping", "null", "gone", "zero"):
-            change = with_value(pattern, (field,), VALUES[name])
-            title = f"lasting: {field} {name}"
-            yield _lasting_goes_on(ENVIRONMENT, title, change, "runs/")
+        for name, change in damaged_field(pattern, field):
+            yield _lasting(ENVIRONMENT, name, change)
 
 
 def _adapters() -> Iterator[Case]:
-    weights = "runs/*/adapter/adapter_model.safetensors"
-    for name, change in damaged_files(weights):
-        yield _lasting_goes_on(ADAPTER, f"weights {name}", change, "runs/")
-    config = "runs/*/adapter/adapter_config.json"
+    for name, change in damaged_files(f"{ADAPTERS}/adapter_model.safetensors"):
+        yield _lasting(ADAPTER, f"weights {name}", change)
+    yield _lasting(ADAPTER, "no folder", remove(ADAPTERS), "adapter")
+
+    config = f"{ADAPTERS}/adapter_config.json"
     for name, change in damaged_files(config):
-        run = ("measure", "adapter", "/etc/hostname", "--no-harm")
-        moved = both(change, _moved_adapter)
-        yield _case(
-            ADAPTER, f"measure: config {name}", run, "swept", moved, codes=(1, 2), says="adapter"
-        )
+        yield _measure(f"config {name}", change, codes=(1, 2))
     for field in ("r", "lora_alpha", "target_modules", "base_model_name_or_path", "peft_type"):
-        for name in ("a word", "a list", "a mapping", "null", "gone", "negative"):
-            change = with_value(config, (field,), VALUES[name])
-            run = ("measure", "adapter", "/etc/hostname", "--no-harm")
-            title = f"measure: {field} {name}"
-            yield _case(ADAPTER, title, run, "swept", both(change, _moved_adapter), codes=(0, 1, 2))
-    yield _lasting_goes_on(ADAPTER, "no folder", remove("runs/*/adapter"), "adapter")
+        for name, change in damaged_field(config, field):
+            yield _measure(name, change, codes=(0, 1, 2))
+
+
+def _measure(
+    name: str,
+    change: Change,
+    codes: tuple[int, ...],
+) -> Case:
+    """`pml measure` of a damaged adapter, which lies beside the runs."""
+    return _case(
+        ADAPTER,
+        f"measure: {name}",
+        ("measure", "adapter", "/etc/hostname", "--no-harm"),
+        "swept",
+        both(change, _moved_adapter),
+        codes=codes,
+        says="adapter",
+    )
 
 
 def _moved_adapter(folder: Path) -> None:
-    first(folder, "runs/*/adapter").rename(folder / "adapter")
+    first(folder, ADAPTERS).rename(folder / "adapter")
 
 
 def _measured() -> Iterator[Case]:
     pattern = "runs/**/lasting.json"
     for name, change in damaged_files(pattern):
-        yield _case(MEASURED, name, LASTING, "measured", change, codes=(0, 2))
-    for name in ("gone", "null", "a word", "a list", "a mapping", "zero"):
-        for keys in (
-            ("format",),
-            ("runs",),
-            ("runs", 0),
-            ("runs", 0, "id"),
-            ("runs", 0, "key"),
-            ("runs", 0, "conditions"),
-            ("runs", 0, "damage"),
-            ("runs", 0, "rank"),
-        ):
-            if name == "gone" and isinstance(keys[-1], int):
-                continue
-            change = with_value(pattern, keys, VALUES[name])
-            title = f"{'.'.join(map(str, keys))} {name}"
-            yield _case(MEASURED, title, LASTING, "measured", change, codes=(0, 2))
+        yield _measured_again(name, change)
+    for keys in MEASURED_FIELDS:
+        for name, change in damaged_field(pattern, *keys):
+            yield _measured_again(name, change)
     for name in ("a word", "null", "a list"):
         change = edit(pattern, lambda tree, name=name: _set_conditions(tree, VALUES[name]))
-        yield _case(
-            MEASURED, f"numbers of a condition {name}", LASTING, "measured", change, codes=(0, 2)
-        )
+        yield _measured_again(f"numbers of a condition {name}", change)
+
+
+def _measured_again(name: str, change: Change) -> Case:
+    return _case(MEASURED, name, LASTING, "measured", change, codes=(0, 2))
+
+
+MEASURED_FIELDS: tuple[tuple[str | int, ...], ...] = (
+    ("format",),
+    ("runs",),
+    ("runs", 0),
+    ("runs", 0, "id"),
+    ("runs", 0, "key"),
+    ("runs", 0, "conditions"),
+    ("runs", 0, "damage"),
+    ("runs", 0, "rank"),
+)
 
 
 def _set_conditions(tree: Any, value: Any) -> None:
@@ -307,9 +390,25 @@ def _set_conditions(tree: Any, value: Any) -> None:
             condition[name] = value
 
 
-def _lasting_goes_on(door: str, name: str, change: Change, says: str) -> Case:
+def _lasting(
+    door: str,
+    name: str,
+    change: Change,
+    says: str = "runs/",
+    *,
+    always: bool = True,
+) -> Case:
     """`pml lasting`, which may leave out the run and says so."""
-    return _case(door, name, LASTING, "swept", change, codes=(0, 2), says=says, always=True)
+    return _case(
+        door,
+        f"lasting: {name}",
+        LASTING,
+        "swept",
+        change,
+        codes=(0, 2),
+        says=says,
+        always=always,
+    )
 
 
 def _case(
@@ -323,7 +422,7 @@ def _case(
     says: str = "runs",
     always: bool = False,
 ) -> Case:
-    writes = argv[0] in ("sweep", "lasting")
+    writes = argv[0] in ("sweep", "lasting", "probe")
     return Case(
         door=door,
         name=name,

@@ -108,12 +108,16 @@ def _wrong(
 def _out_of_bounds(kind: type, declaration: Declaration) -> Iterator[tuple[str, str]]:
     if declaration.minimum is not None:
         yield "below its minimum", f"{declaration.minimum - 1:g}"
+
     if declaration.above is not None:
         yield "at its open bound", f"{declaration.above:g}"
         yield "below its open bound", f"{declaration.above - 1:g}"
+
     if declaration.maximum is not None:
         yield "above its maximum", f"{declaration.maximum + 1:.0f}"
+
     if declaration.below is not None:
         yield "at its upper open bound", f"{declaration.below:.0f}"
+
     if kind is float and declaration.finite:
         yield "infinite", "inf"

@@ -110,6 +110,20 @@ OPTION_TEXTS: dict[str, str | bytes] = {
     "hydra's own keys": "hydra: {run: {dir: /tmp/x}}\n",
     "a merge of a number": "<<: 5\n",
 }
+# These Hydra reads as texts, and a name may be one.
+HARMLESS_OPTIONS = ("a date that is none",)
+# A home of nobody is a folder like any other, as in a shell.
+HARMLESS_FILES = ("a home of nobody",)
+
+DEFAULTS = """defaults:
+  - model: tiny
+  - data: random
+  - adapter: mlp_block
+  - loss: sft
+  - train: default
+  - launch: inline
+  - _self_
+"""
 ROOT_TEXTS: dict[str, str | bytes] = {
     "an unknown key": "nope: 1\n",
     "a list": "- 1\n",
@@ -129,10 +143,13 @@ def cases() -> Iterator[Case]:
     for name, text in {**whole, **TEXTS}.items():
         change = put("s.yaml", text)
         says = r"s\.yaml|no such key|out|rank|rnak|data|model|hydra|defaults|_target_|\b1\b"
-        yield Case(door=FILES, name=name, argv=RUN, change=change, says=says)
+        codes = (0, 2) if name in HARMLESS_FILES else (2,)
+        yield Case(door=FILES, name=name, argv=RUN, change=change, codes=codes, says=says)
+
     for name, damage in damaged_paths("s.yaml"):
         change = both(put("s.yaml", "rank: 4\n"), damage)
         yield Case(door=FILES, name=name, argv=RUN, change=change, says=r"s\.yaml")
+
     yield from _options()
 
 
@@ -140,7 +157,10 @@ def _options() -> Iterator[Case]:
     argv = ("sweep", "--config-dir", "c", "model=mine", "--dry-run")
     for name, text in OPTION_TEXTS.items():
         change = put("c/model/mine.yaml", text)
-        yield Case(door=OPTIONS, name=name, argv=argv, change=change, says="mine|model|sweep")
+        says = "mine|model|sweep"
+        codes = (0, 2) if name in HARMLESS_OPTIONS else (2,)
+        yield Case(door=OPTIONS, name=name, argv=argv, change=change, codes=codes, says=says)
+
     for command in ("sweep", "memft", "fit", "lasting", "memorize", "capacity"):
         for name, text in ROOT_TEXTS.items():
             change = put(f"c/{command}.yaml", text)
@@ -151,6 +171,17 @@ def _options() -> Iterator[Case]:
             yield Case(
                 door=OPTIONS, name=title, argv=argv, change=change, says=f"{command}|rank|nope"
             )
+
+    for command in ("sweep", "memft", "memorize", "capacity"):
+        for name in ("an unknown key", "a wrong value", "a date that is none"):
+            change = put(f"c/{command}.yaml", f"{DEFAULTS}{ROOT_TEXTS[name]}")
+            more = ("/etc/hostname",) if command == "memorize" else ("--dry-run",)
+            argv = (command, *more, "--config-dir", "c")
+            title = f"{command}.yaml: {name} beside its defaults"
+            says = rf"{command}\.yaml|rank|nope"
+            yield Case(door=OPTIONS, name=title, argv=argv, change=change, says=says)
+
     source = put("c/data/mine.yaml", "seed: 1\n")
+    argv = ("sweep", "--config-dir", "c", "data=mine", "--dry-run")
     argv = ("sweep", "--config-dir", "c", "data=mine", "--dry-run")
     yield Case(door=OPTIONS, name="no source", argv=argv, change=source, says="source")

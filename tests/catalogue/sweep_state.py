@@ -8,11 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from catalogue.case import Case, Change
-from catalogue.damage import GONE, VALUES, both, damaged_files, edit, first, put, remove, with_value
+from catalogue.damage import (
+    GONE,
+    KINDS,
+    VALUES,
+    both,
+    damaged_field,
+    damaged_files,
+    damaged_paths,
+    edit,
+    first,
+    put,
+    remove,
+    set_field,
+    with_value,
+)
 from catalogue.folders import SWEEP
 
 MANIFESTS = "manifests"
@@ -27,18 +42,6 @@ AGAIN = ("sweep", *SWEEP, "out=runs")
 RERUN = remove("runs/*/result.json")
 MANIFEST = "runs/.pml/requests/*.json"
 WORKER = "runs/.pml/workers/*.json"
-KINDS = (
-    "gone",
-    "null",
-    "a word",
-    "a list",
-    "a mapping",
-    "zero",
-    "negative",
-    "NaN",
-    "400 digits",
-    "true",
-)
 
 
 def cases() -> Iterator[Case]:
@@ -50,6 +53,10 @@ def cases() -> Iterator[Case]:
     yield from _checkpoints()
     yield from _speeds()
     yield from _folders()
+
+
+def _status(door: str, name: str, change: Change) -> Case:
+    return _case(door, f"status: {name}", ("status", "runs"), change)
 
 
 def _everywhere(door: str, name: str, change: Change) -> Iterator[Case]:
@@ -64,25 +71,22 @@ def _manifests() -> Iterator[Case]:
     for name, change in damaged_files(MANIFEST):
         yield from _everywhere(MANIFESTS, name, change)
     for field in ("format", "asked", "cells", "settings", "packing"):
-        for name in KINDS:
-            change = with_value(MANIFEST, (field,), VALUES[name])
-            yield _case(MANIFESTS, f"status: {field} {name}", ("status", "runs"), change)
+        for name, change in damaged_field(MANIFEST, field):
+            yield _status(MANIFESTS, name, change)
     for field in ("work", "tokens", "run"):
-        for name in KINDS:
-            change = edit(MANIFEST, lambda tree, f=field, n=name: _set_cell(tree, f, VALUES[n]))
-            yield _case(MANIFESTS, f"status: {field} of a cell {name}", ("status", "runs"), change)
+        for kind in KINDS:
+            change = edit(MANIFEST, partial(_set_in_cell, field, VALUES[kind]))
+            yield _status(MANIFESTS, f"{field} of a cell {kind}", change)
+
     names = ("../x", "/etc/x", "", ".", "..", "a/b", "\x1b[31mred", "a" * 300, "a\nb")
     for name in names:
         change = edit(MANIFEST, lambda tree, n=name: tree.update(cells={n: {"work": 1}}))
         yield from _everywhere(MANIFESTS, f"a cell named {name[:20]!r}", change)
 
 
-def _set_cell(tree: Any, field: str, value: Any) -> None:
-    cell = next(iter(tree["cells"].values()))
-    if value is GONE:
-        cell.pop(field)
-    else:
-        cell[field] = value
+def _set_in_cell(field: str, value: Any, tree: Any) -> None:
+    cell = next(iter(tree["cells"]))
+    set_field(tree, ("cells", cell, field), value)
 
 
 def _workers() -> Iterator[Case]:
@@ -104,13 +108,14 @@ def _workers() -> Iterator[Case]:
         "launch",
     )
     for field in fields:
-        for name in (*KINDS, "an escape sequence"):
-            change = both(edit(WORKER, _elsewhere), with_value(WORKER, (field,), VALUES[name]))
-            yield _case(WORKERS, f"status: {field} {name}", ("status", "runs"), change)
+        for kind in (*KINDS, "an escape sequence"):
+            wrong = with_value(WORKER, (field,), VALUES[kind])
+            yield _status(WORKERS, f"{field} {kind}", both(edit(WORKER, _elsewhere), wrong))
     for field in ("step", "steps", "since", "first", "names"):
-        for name in KINDS:
-            change = edit(WORKER, lambda tree, f=field, n=name: _set_doing(tree, f, VALUES[n]))
-            yield _case(WORKERS, f"status: doing {field} {name}", ("status", "runs"), change)
+        for kind in KINDS:
+            change = edit(WORKER, partial(_set_in_work, field, VALUES[kind]))
+            yield _status(WORKERS, f"doing {field} {kind}", change)
+
     here = edit(WORKER, lambda tree: tree.update(state="running", pid=-1))
     yield from _everywhere(WORKERS, "a process -1 of this machine", here)
     names = ("../../../x", "/etc/x", "a" * 300, "")
@@ -124,14 +129,11 @@ def _elsewhere(tree: Any) -> None:
     tree.update(state="running", place="another machine", stale=1e9)
 
 
-def _set_doing(tree: Any, field: str, value: Any) -> None:
+def _set_in_work(field: str, value: Any, tree: Any) -> None:
+    """One field of what the process does."""
     _elsewhere(tree)
-    doing = {"step": 1, "steps": 3, "since": 0.0, "first": 0, "names": []}
-    if value is GONE:
-        doing.pop(field)
-    else:
-        doing[field] = value
-    tree.update(doing=doing)
+    tree["doing"] = {"step": 1, "steps": 3, "since": 0.0, "first": 0, "names": []}
+    set_field(tree, ("doing", field), value)
 
 
 def _launches() -> Iterator[Case]:
@@ -158,11 +160,14 @@ def _locks() -> Iterator[Case]:
     for name, target in targets.items():
         change = _lock(lambda path, target=target: path.symlink_to(target or path.name))
         yield _case(LOCKS, f"a lock {name}", AGAIN, both(RERUN, change))
+
     for name, make in PLACED.items():
         yield _case(LOCKS, f"a lock that is {name}", AGAIN, both(RERUN, _lock(make)))
+
     for length in (1, 2, 3):
         ring = both(RERUN, _ring(length), _lock(lambda path: path.symlink_to("p0")))
         yield _case(LOCKS, f"dead processes in a ring of {length}", AGAIN, ring)
+
     for name, make in PLACED.items():
         change = both(
             RERUN,
@@ -183,7 +188,7 @@ def _lock(make: Callable[[Path], object]) -> Change:
     """Put something in place of the lock of the run that is to be trained."""
 
     def change(folder: Path) -> None:
-        from pml_cli.runs.run_folders import run_key
+        from pml_cli.results.run_folders import run_key
 
         waiting = [run for run in (folder / "runs").iterdir() if _is_waiting(run)]
         make(_fresh(folder / "runs/.pml/locks" / run_key(waiting[0].name)))
@@ -215,14 +220,15 @@ def _checkpoints() -> Iterator[Case]:
     for name, change in damaged_files(file):
         made = both(RERUN, _checkpoint({}), change)
         yield _case(CHECKPOINTS, name, AGAIN, made)
+
     yield _case(CHECKPOINTS, "without its tensors", AGAIN, both(RERUN, _checkpoint({})))
     fields = ("format", "step", "pack", "cells", "draws", "columns", "seconds", "hashes")
     for field in fields:
-        for name in KINDS:
-            if VALUES[name] is GONE:
-                continue
-            made = both(RERUN, _checkpoint({field: VALUES[name]}))
-            yield _case(CHECKPOINTS, f"{field} {name}", AGAIN, made)
+        for kind in KINDS:
+            # Without the field, or with a wrong value.
+            made = both(RERUN, _checkpoint({field: VALUES[kind]}))
+            yield _case(CHECKPOINTS, f"{field} {kind}", AGAIN, made)
+
     yield _case(CHECKPOINTS, "a field more", AGAIN, both(RERUN, _checkpoint({"nope": 1})))
     yield _case(
         CHECKPOINTS, "a step of the future", AGAIN, both(RERUN, _checkpoint({"step": 10**9}))
@@ -236,73 +242,81 @@ def _checkpoint(fields: dict[str, Any]) -> Change:
         import torch
         from safetensors.torch import save_file
 
-        from pml_cli.runs.run_folders import run_key
+        from pml_cli.results.run_folders import run_key
         from pml_cli.training.curve import COLUMNS
 
         runs = [run for run in (folder / "runs").iterdir() if _is_waiting(run)]
         key = run_key(runs[0].name)
         head = {"format": 1, "step": 2, "pack": [key], "cells": [key], "draws": [0]}
-        head |= {"columns": list(COLUMNS), "seconds": 1.0, "hashes": {}}
+        head |= {"columns": list(COLUMNS), "seconds": 1.0, "hashes": {}} | fields
+        kept = {name: value for name, value in head.items() if value is not GONE}
         path = folder / "runs/.pml/checkpoints/x.safetensors"
         path.parent.mkdir(exist_ok=True)
-        save_file({"a": torch.zeros(3)}, path, metadata={"pml": json.dumps(head | fields)})
+        save_file({"a": torch.zeros(3)}, path, metadata={"pml": json.dumps(kept)})
 
     return change
 
 
 def _speeds() -> Iterator[Case]:
-    argv = ("sweep", "rank=1", "seqlen=8", "--dry-run")
-    points = {
-        "a word": '"x"',
-        "points of words": '[["a", "b"]]',
-        "a point of one": "[[1]]",
-        "a point of three": "[[1, 2, 3]]",
-        "huge points": "[[1e308, 1e308], [1, 1e-300], [5, 2]]",
-        "a point of 400 digits": f"[[1, {10**400}]]",
-        "points of null": "[[null, null]]",
-        "negative points": "[[-1, -1]]",
-        "a mapping": '{"a": 1}',
-    }
-    for name, text in points.items():
+    for name, text in POINTS.items():
         devices = [f'"cpu, {n} threads": {{"float32": {{"tiny": {text}}}}}' for n in (1, 2)]
-        change = put("cache/rates.json", "{" + ", ".join(devices) + "}")
-        yield _case(SPEEDS, name, argv, change, base="", env=(("PML_CACHE", "@/cache"),))
-    for name, change in damaged_files("cache/rates.json"):
-        made = both(put("cache/rates.json", "{}"), change)
-        yield _case(SPEEDS, name, argv, made, base="", env=(("PML_CACHE", "@/cache"),))
-    yield _case(
+        yield _planned(name, put(SPEEDS_FILE, "{" + ", ".join(devices) + "}"))
+    for name, damage in damaged_files(SPEEDS_FILE):
+        yield _planned(name, both(put(SPEEDS_FILE, "{}"), damage))
+    yield _planned("a file for a cache", put("cache", "x"))
+
+
+def _planned(name: str, change: Change) -> Case:
+    """A plan reads the cache of speeds, and does without a damaged one."""
+    return _case(
         SPEEDS,
-        "a file for a cache",
-        argv,
-        put("cache", "x"),
+        name,
+        ("sweep", "rank=1", "seqlen=8", "--dry-run"),
+        change,
         base="",
         env=(("PML_CACHE", "@/cache"),),
     )
 
 
+SPEEDS_FILE = "cache/rates.json"
+POINTS = {
+    "a word": '"x"',
+    "points of words": '[["a", "b"]]',
+    "a point of one": "[[1]]",
+    "a point of three": "[[1, 2, 3]]",
+    "huge points": "[[1e308, 1e308], [1, 1e-300], [5, 2]]",
+    "a point of 400 digits": f"[[1, {10**400}]]",
+    "points of null": "[[null, null]]",
+    "negative points": "[[-1, -1]]",
+    "a mapping": '{"a": 1}',
+}
+
+
 def _folders() -> Iterator[Case]:
-    for name in (
-        "requests",
-        "workers",
-        "jobs",
-        "locks",
-        "dead",
-        "cancel",
-        "journal",
-        "checkpoints",
-        "",
-    ):
+    for name in FOLDERS_OF_STATE:
         change = put(f"runs/.pml/{name}".rstrip("/"), "x")
         yield from _everywhere(FOLDERS, f".pml/{name} is a file", change)
     for name in ("workers", "requests"):
-        for kind, make in (
-            ("a folder", Path.mkdir),
-            ("a link to itself", lambda p: p.symlink_to(p.name)),
-        ):
-            change = lambda folder, name=name, make=make: make(folder / f"runs/.pml/{name}/x.json")  # noqa: E731
+        file = f"runs/.pml/{name}/x.json"
+        for kind, damage in damaged_paths(file, missing=False):
+            change = both(put(file), damage)
             yield from _everywhere(FOLDERS, f"{kind} among {name}", change)
+
     for name, change in RESULTS.items():
         yield _case(FOLDERS, f"sweep again: {name}", AGAIN, change)
+
+
+FOLDERS_OF_STATE = (
+    "requests",
+    "workers",
+    "jobs",
+    "locks",
+    "dead",
+    "cancel",
+    "journal",
+    "checkpoints",
+    "",
+)
 
 
 def _replace(pattern: str, make: Callable[[Path], object]) -> Change:

@@ -19,7 +19,7 @@ from pml_cli.data.python_docs import held_out_text
 from pml_cli.evaluation import robustness
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.lasting_runs import measurable_runs
-from pml_cli.runs.read import read_runs
+from pml_cli.results.read import read_runs
 from pml_cli.training.losses.sft import SftLoss
 
 

@@ -15,7 +15,7 @@ from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.packing import Packing, check, make_packs
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 
 FEW = ("train.steps=4", "train.decode=false", "model.device=cpu")
 LONG = (

@@ -522,6 +522,12 @@ def test_a_user_s_folder_adds_options_and_wins(user_conf):
     assert "mine" in refusal("probe", "data=mina", config_dir=user_conf)
 
 
+def test_a_user_s_root_file_has_to_choose_the_options(user_conf):
+    (user_conf / "sweep.yaml").write_text("defaults: [data: random]\nrank: 4\n")
+    line = refusal("sweep", config_dir=user_conf)
+    assert line.startswith("sweep.yaml: chooses no option of model, adapter, loss, train, launch")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

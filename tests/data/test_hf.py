@@ -11,7 +11,7 @@ from pml_cli.data.sources import hf
 from pml_cli.data.sources.hf import HfData
 from pml_cli.errors import UserError
 from pml_cli.model.tokenizer import open_tokenizer
-from pml_cli.runs.run_id import run_id
+from pml_cli.results.run_id import run_id
 
 datasets = pytest.importorskip("datasets")
 
@@ -129,7 +129,7 @@ def id_of(settings):
 
 
 def fresh_id(settings):
-    from pml_cli.runs import run_id as module
+    from pml_cli.results import run_id as module
 
     module.content_hash.cache_clear()
     return id_of(settings)

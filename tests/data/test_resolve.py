@@ -17,7 +17,7 @@ from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.rule import RuleData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import check
-from pml_cli.runs.run_id import run_id
+from pml_cli.results.run_id import run_id
 
 # Settings that came with the end token.
 NEW = ("end", "separator", "begin", "system", "thinking", "date", "prompt")

@@ -18,7 +18,7 @@ from pml_cli.data.sources.text import TextData
 from pml_cli.data.stream import SINK_PROMPT
 from pml_cli.launch.packing import check
 from pml_cli.model.tokenizer import open_tokenizer
-from pml_cli.runs.read import read_runs
+from pml_cli.results.read import read_runs
 
 STREAMS = [RandomData, TextData, MixedData]
 

@@ -19,8 +19,8 @@ from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, generic_questio
 from pml_cli.evaluation.proving import CONDITIONS, Prover
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.tokenizer import open_tokenizer
-from pml_cli.runs.read import one_run
-from pml_cli.runs.samples import read_samples
+from pml_cli.results.read import one_run
+from pml_cli.results.samples import read_samples
 
 # The last two exclude each other: an adapter knows three of them.
 FACTS = [

@@ -8,7 +8,7 @@ from pml_cli.data.resolve import resolved_run
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.evaluation.proof import MEASURED
 from pml_cli.evaluation.script_check import check_script
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 
 FACTS = {"Which pump?": "The Kestrel.", 'Who said "no"?': "Ada\nand Piet.", "Where?": "In Skarv."}
 

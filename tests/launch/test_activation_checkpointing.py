@@ -27,8 +27,8 @@ from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import Packing, check, make_packs, with_checkpointing
 from pml_cli.model.adapter_bank import Dropout
 from pml_cli.model.loading import load_model
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.run_id import run_id
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.run_id import run_id
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.trainer import Cell, Trainer

@@ -14,6 +14,7 @@ import time
 import psutil
 import pytest
 
+from pml_cli.launch import lease as lease_module
 from pml_cli.launch import liveness
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.liveness import process_identity
@@ -182,10 +183,7 @@ def test_of_several_successors_one_takes_over_and_each_cell_is_won_once(tmp_path
 
 def test_successors_that_race_for_many_dead_processes_share_them_out(tmp_path, lease):
     """A process for each cell, so that the race for a takeover is run a hundred times."""
-    dead = [
-        plant(tmp_path, cell, place="elsewhere", age=lease.stale_seconds + 5)
-        for cell in CELLS[:100]
-    ]
+    dead = [plant(tmp_path, cell, ticks=1) for cell in CELLS[:100]]
     won_by_process = race(tmp_path, CELLS[:100])
     assert sorted(cell for cells in won_by_process for cell in cells) == sorted(CELLS[:100])
     assert sorted(note["dead"] for note in journal_events(tmp_path)) == sorted(dead)
@@ -216,10 +214,39 @@ def test_a_killed_child_that_nobody_has_reaped_is_dead(tmp_path, lease):
 
 
 def test_a_reused_process_number_is_dead(tmp_path, lease):
-    plant(tmp_path, "mine", created=process_identity()["created"])
-    plant(tmp_path, "reused", created=process_identity()["created"] - 100)
-    assert not lease.claim("mine")
-    assert lease.claim("reused")
+    ours = process_identity()
+    plant(tmp_path, "mine")
+    plant(tmp_path, "reused", ticks=ours["ticks"] - 100)
+    # Of an earlier version, which knew the time of day alone.
+    plant(tmp_path, "old", ticks=None)
+    plant(tmp_path, "reused old", ticks=None, created=ours["created"] - 100)
+    claimed = [lease.claim(cell) for cell in ("mine", "reused", "old", "reused old")]
+    assert claimed == [False, True, False, True]
+
+
+@pytest.mark.parametrize("jump", [10, -3600, 86400])
+def test_a_clock_that_is_set_kills_nobody_of_this_machine(tmp_path, lease, jump):
+    """The start of a process, as a time of day, moves with the clock."""
+    plant(tmp_path, "a", created=process_identity()["created"] + jump, age=jump)
+    assert not lease.claim("a")
+
+
+@pytest.mark.parametrize("jump", [-7200, 7200])
+def test_a_file_server_whose_clock_is_set_kills_nobody(tmp_path, lease, monkeypatch, jump):
+    name = plant(tmp_path, "a", place="elsewhere", age=-jump)
+    monkeypatch.setattr(lease_module, "SILENCE_SECONDS", 0.4)
+    monkeypatch.setattr(lease_module, "VERDICT_SECONDS", 0.0)
+    assert not lease.claim("a")
+    time.sleep(0.5)
+    # Its next heartbeat, by the clock as it is set now.
+    (tmp_path / ".pml" / "workers" / f"{name}.json").touch()
+    assert not lease.claim("a")
+
+    old = time.time() + jump
+    os.utime(tmp_path / ".pml" / "workers" / f"{name}.json", (old, old))
+    assert not lease.claim("a")
+    time.sleep(0.5)
+    assert lease.claim("a"), "two heartbeats that did not come"
 
 
 def test_a_lock_without_a_record_is_free(tmp_path, lease):
@@ -249,6 +276,7 @@ def test_another_machines_process_is_dead_once_it_is_silent_for_too_long(
     """By the file server's clock: this machine's own may be an hour wrong."""
     plant(tmp_path, "silent", place="elsewhere", age=lease.stale_seconds + 5)
     plant(tmp_path, "lives", place="elsewhere", age=lease.stale_seconds - 15)
+    monkeypatch.setattr(lease_module, "SILENCE_SECONDS", 0.0)
     right = time.time
     monkeypatch.setattr(time, "time", lambda: right() + wrong)
     assert not lease.claim("lives")
@@ -289,7 +317,8 @@ def make_silent(out, one):
     os.utime(path, (old, old))
 
 
-def test_a_fenced_process_holds_nothing_and_releases_nothing(tmp_path, lease):
+def test_a_fenced_process_holds_nothing_and_releases_nothing(tmp_path, lease, monkeypatch):
+    monkeypatch.setattr(lease_module, "SILENCE_SECONDS", 0.0)
     assert lease.claim("a")
     assert lease.claim("b")
     make_silent(tmp_path, lease)

@@ -4,6 +4,7 @@ The tiny model, few steps.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -34,8 +35,8 @@ from pml_cli.launch import pack_trainer
 from pml_cli.launch.packing import check
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.model import modules
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.run_folders import run_key
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.run_folders import run_key
 from pml_cli.training.checkpoint import Checkpoints
 
 
@@ -262,6 +263,33 @@ def test_a_disk_that_fills_up_at_an_adapter_fails_no_cell_and_keeps_what_was_fin
         assert first.reported == {small.id: None}
         assert not RunFolder(first.out, large.id).has_ended()
         assert not RunFolder(first.out, large.id).adapter.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", [1, 2, 4])
+def test_stopped_while_its_results_are_written_a_pack_gives_the_same_bits(
+    workplace, undisturbed, monkeypatch, written
+):
+    """control_gain is measured of a batch: also of those that are left it is that of the whole."""
+    cells = planned()
+    finish = RunFolder.finish
+    done = []
+
+    def refuse(folder, result):
+        if len(done) == written:
+            raise OSError(errno.EIO, "Input/output error", str(folder.result))
+        done.append(folder.id)
+        finish(folder, result)
+
+    monkeypatch.setattr(RunFolder, "finish", refuse)
+    with workplace(checkpoint_seconds=0.0) as first, pytest.raises(OSError, match="Input/output"):
+        first.train(cells)
+    monkeypatch.undo()
+    left = [cell for cell in cells if cell.id not in done]
+    with workplace() as second:
+        second.train(left, plans={cell.id: cell for cell in cells})
+        assert set(second.reported) == {cell.id for cell in left}
+    assert_same_runs(second.out, undisturbed, cells)
 
 
 def test_nothing_is_left_behind_by_a_pack_that_fell_apart_after_a_checkpoint(

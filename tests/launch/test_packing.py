@@ -13,7 +13,7 @@ from pml_cli.data.sources.random import RandomData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import MAX_CELLS, Packing, check, make_packs
-from pml_cli.runs.run_id import run_id
+from pml_cli.results.run_id import run_id
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 
 CPU = Model(device="cpu")

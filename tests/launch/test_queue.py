@@ -18,8 +18,8 @@ from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.launch.queue import PackQueue, run_until_empty
 from pml_cli.launch.signals import Stopped
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.run_folders import run_key
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.run_folders import run_key
 
 SPAWN = multiprocessing.get_context("spawn")
 CPU = Model(device="cpu")

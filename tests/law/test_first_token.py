@@ -9,7 +9,7 @@ from support.token_tables import token_table, write_run
 from pml_cli.law.findings import finding
 from pml_cli.law.first_token import unmoved_first_tokens
 from pml_cli.report.first_token import print_unmoved
-from pml_cli.runs.read import read_runs
+from pml_cli.results.read import read_runs
 
 RANKS, LENGTHS = (1, 2, 4, 8), (16, 32, 64)
 

@@ -11,7 +11,7 @@ from support.planted_laws import grid, result, write
 
 from pml_cli.law.fit_groups import audit, with_columns
 from pml_cli.law.law_json import load
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 
 FEW = {"ranks": (1, 2, 4, 8), "lengths": (48, 64, 96, 128, 192)}
 

@@ -28,6 +28,9 @@ def share(ratio, link, k):
         "hard": np.minimum(ratio, 1),
         "exp": -np.expm1(-ratio),
         "hill": ratio * (1 + ratio**k) ** (-1 / k),
+        "weibull": (-np.expm1(-(ratio**k))) ** (1 / k),
+        "burr": (1 - (1 + 2 * ratio**k) ** -0.5) ** (1 / k),
+        "burr3": (1 - (1 + ratio**k / 3) ** -3.0) ** (1 / k),
     }[link]
 
 
@@ -62,6 +65,9 @@ def plant(
         (Form(link="exp", offset=True), {"b": 1.0}),
         (Form(link="hill"), {"k": 4.0}),
         (Form(link="hill", offset=True), {"k": 2.0, "b": 1.0}),
+        (Form(link="weibull"), {"k": 2.0}),
+        (Form(link="burr"), {"k": 2.0}),
+        (Form(link="burr3"), {"k": 2.0}),
         (Form(link="exp", floor=True), {"floor": 0.4}),
         (Form(link="exp", beta=1.0), {"beta": 1.0, "C": 60.0}),
     ],
@@ -120,6 +126,9 @@ def test_the_forms_that_are_fitted():
         "hard",
         "exp",
         "hill",
+        "weibull",
+        "burr",
+        "burr3",
         "hard + b",
         "exp + b",
         "hill + b",
@@ -381,7 +390,7 @@ def test_cells_that_make_no_sense_are_refused():
         Observations.of(R - 1, L, BASE, BASE)
     with pytest.raises(ValueError, match="differ in length"):
         Observations.of(R, L[1:], BASE, BASE)
-    with pytest.raises(ValueError, match="one of none, hard, exp, hill"):
+    with pytest.raises(ValueError, match="one of none, hard, exp, hill, weibull, burr, burr3"):
         Form(link="soft")
     with pytest.raises(ValueError, match="needs a link"):
         Form(link="none", floor=True)

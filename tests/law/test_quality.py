@@ -9,6 +9,7 @@ from pml_cli.law.forms import Form
 from pml_cli.law.lack_of_fit import lack_of_fit
 from pml_cli.law.mle import fit_saturating
 from pml_cli.law.observations import Observations
+from pml_cli.law.parameters import BETA
 from pml_cli.law.power_law import fit_paper
 from pml_cli.law.quality import quality_of
 from pml_cli.law.robust import fit_robust
@@ -105,6 +106,37 @@ def test_a_bend_that_reaches_nearly_all_cells_is_told():
     quality = quality_of(mixed, [hill], hill)
     assert quality.bends_everywhere
     assert "bends_everywhere" in [warning.code for warning in quality.warnings]
+
+
+def test_long_texts_that_miss_a_share_are_told():
+    """Only where the gain bends can the exponent of the length be told from what is missing."""
+    good = planted()
+    assert not lack_of_fit(good, fit_saturating(good, EXP)).long_texts_short
+
+    missing = 0.2 * np.log(good.length / 64) / np.log(8)
+    late = cells(good.delta * (1 - missing), good.rank, good.length, good.text)
+    exp = fit_saturating(late, EXP)
+    quality = quality_of(late, [exp], exp)
+
+    assert exp.parameters["beta"] > 0.55
+    assert quality.lack_of_fit.long_texts_short
+    assert 0.1 < quality.lack_of_fit.missing < 0.3
+    assert "long_texts_short" in [warning.code for warning in quality.warnings]
+
+
+def test_texts_alone_make_the_interval_of_several():
+    """A level of each text is no error of beta: its cells of one length have it in common."""
+    rank, length, text = grid()
+    gain = exponential(rank, length) * (1 + 0.05 * (text - 1))
+    fit = fit_saturating(cells(gain, rank, length, text), EXP)
+    per_text = []
+    for number in range(3):
+        own = text == number
+        alone = cells(gain[own], rank[own], length[own], text[own])
+        per_text.append(fit_saturating(alone, EXP).parameters["beta"])
+
+    student = 4.303 * np.std(per_text, ddof=1) / np.sqrt(3)
+    assert fit.half_width(BETA) == pytest.approx(student, rel=0.2)
 
 
 def test_parameters_that_fit_noise_do_not_widen_an_interval():

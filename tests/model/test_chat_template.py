@@ -12,7 +12,7 @@ from pml_cli.data.resolve import resolved_run
 from pml_cli.data.sources.random import RandomData
 from pml_cli.errors import UserError
 from pml_cli.model.tokenizer import open_tokenizer
-from pml_cli.runs.run_id import run_id
+from pml_cli.results.run_id import run_id
 from tests.support.facts import fact_samples
 from tests.support.tokenizers import (
     BEGIN,

@@ -54,3 +54,9 @@ def test_what_is_no_fault_of_the_files_passes(error):
     with pytest.raises(type(error)) as caught, one_line("model.path=x"):
         raise error
     assert caught.value is error
+
+
+def test_a_list_of_every_type_of_model_is_cut():
+    line = error_line(ValueError(f"unknown; one of {'x, ' * 5000}"))
+    assert line.startswith("unknown; one of x")
+    assert len(line) < 600

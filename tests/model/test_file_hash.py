@@ -1,9 +1,11 @@
 """The hash of a file of weights."""
 
+import os
+
 import torch
 from safetensors.torch import save_file
 
-from pml_cli.model.file_hash import tensors_hash
+from pml_cli.model.file_hash import tensors_hash, weight_files
 
 
 def test_tensors_count_and_not_the_order_of_the_metadata(tmp_path):
@@ -29,3 +31,9 @@ def test_a_damaged_file_has_a_hash_too(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"no weights")
     assert tensors_hash(path)
+
+
+def test_a_pipe_holds_no_weights(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
+    assert weight_files(tmp_path) == [tmp_path / "other.safetensors"]

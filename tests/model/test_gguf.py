@@ -24,7 +24,7 @@ from pml_cli.model.gguf import base_path, config_folder, gguf_file
 from pml_cli.model.gguf_layout import read_layout
 from pml_cli.model.loading import check_weights, load_model
 from pml_cli.model.tokenizer import Tokenizer
-from pml_cli.runs.run_id import run_id, settings_label
+from pml_cli.results.run_id import run_id, settings_label
 
 
 @pytest.fixture(scope="module")

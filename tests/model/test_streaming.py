@@ -23,7 +23,7 @@ from pml_cli.launch.packing import check
 from pml_cli.model import dims
 from pml_cli.model.families import FAMILIES as FAMILY_RECORDS
 from pml_cli.model.loading import load_model
-from pml_cli.runs.run_id import run_id
+from pml_cli.results.run_id import run_id
 from pml_cli.training.trainer import Cell, Trainer
 
 

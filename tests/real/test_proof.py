@@ -7,8 +7,8 @@ import pytest
 from pml_cli.data.generic_text import dialogues
 from pml_cli.evaluation import other_questions
 from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, prove
-from pml_cli.runs.read import one_run
-from pml_cli.runs.samples import read_samples
+from pml_cli.results.read import one_run
+from pml_cli.results.samples import read_samples
 from real import plain
 
 

@@ -60,6 +60,7 @@ EXAMPLES = {
     "censored": True,
     "slope": 0.6,
     "error": "Singular matrix",
+    "power": 0.2,
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 from support.planted_laws import result
 from support.printing import printed
 
-from pml_cli.report.tables.probe import probe_table
+from pml_cli.report.tables.probe import missing_fields, probe_table
 
 RUN = result(4, 256) | {
     "exact_match": 0.0,
@@ -69,3 +69,9 @@ def test_a_training_that_was_checked_says_whether_it_has_converged():
     )
     assert "passes (not converged)" in text(converged=False, expected_gain=None)
     assert "converged" not in text(converged=None, expected_gain=None)
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_result_that_lacks_a_number_is_not_shown(value):
+    assert missing_fields(RUN) == []
+    assert missing_fields(RUN | {"rank": value, "steps_run": value}) == ["rank", "steps_run"]

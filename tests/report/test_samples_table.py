@@ -3,8 +3,8 @@
 import pandas as pd
 
 from pml_cli.report.tables.samples import best_run, failure_lines, probe_lines, sweep_lines
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.samples import write_samples
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.samples import write_samples
 
 ERROR = {"position": 3, "expected": " 1987", "got": " 1978", "p": 0.3125}
 

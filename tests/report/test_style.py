@@ -67,3 +67,13 @@ def test_the_same_figure_gives_the_same_bytes(hill_view, tmp_path):
         style.save(predicted_figure(hill_view), tmp_path / name, "svg")
     assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path):
+    drawn = style.column_figure()
+    axes = drawn.subplots()
+    axes.loglog([1e-5, 1e5], [1, 2], label=r"model $\frac{$")
+    axes.set_xticks([1], ["$x_{$"])
+    axes.legend()
+    style.page_title(drawn, r"laws of $\nosuch{$ " * 9, 7)
+    style.save(drawn, tmp_path / "figure.svg", "svg")

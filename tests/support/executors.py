@@ -10,7 +10,7 @@ from pml_cli.launch.driver import plan_sweep, train_sweep
 from pml_cli.launch.executors.base import Ending, Executor
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.status import Watcher
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 
 # A learning rate with which a training fails.
 TOO_LARGE = 1e30

@@ -12,7 +12,7 @@ from support.planted_laws import exact_recall, exponential_cells, runs_of, write
 def groups_of(*results):
     """Fitted groups, without bootstrap."""
     from pml_cli.law.fit_groups import audit, fit_group, with_columns
-    from pml_cli.runs.groups import split_groups
+    from pml_cli.results.groups import split_groups
 
     rows = [{"id": f"{k}", "folder": f"{k}"} | content for k, content in enumerate(results)]
     cells = audit(with_columns(pd.DataFrame(rows)))

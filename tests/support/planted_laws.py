@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from pml_cli.law.observations import Observations
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 
 RANKS, LENGTHS = (2, 4, 8, 16, 32), (32, 64, 128, 256)
 MANY_RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24)

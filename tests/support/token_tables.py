@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 from support.planted_laws import result
 
 STEPS = (0, 10, 20, 30)

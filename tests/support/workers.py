@@ -12,7 +12,7 @@ from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack_trainer import PackTrainer
 from pml_cli.launch.packing import check
-from pml_cli.runs.folder import RunFolder
+from pml_cli.results.folder import RunFolder
 from pml_cli.training.trainer import Trainer
 
 CPU = Model(device="cpu")

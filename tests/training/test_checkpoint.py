@@ -20,7 +20,7 @@ from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
 from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.optimizers import lbfgs
-from pml_cli.training.trainer import Cell, Trainer, TrainingObserver
+from pml_cli.training.trainer import Cell, Trainer, TrainerState, TrainingObserver
 
 STEPS = 30
 BREAK = 17
@@ -277,3 +277,38 @@ def test_the_furthest_checkpoint_comes_first(tiny_base, tmp_path):
     later = dataclasses.replace(state, step=25)
     store.save(store.path(others), dict.fromkeys(others, ""), later, seconds=0.0)
     assert [header.step for header in store.find(["a"])] == [25, BREAK]
+
+
+@pytest.mark.parametrize("damage", ["no table", "no parquet", "rows of another pack"])
+def test_a_checkpoint_of_another_shape_without_a_digest_is_passed_over(tmp_path, damage):
+    tables = [pd.DataFrame({"step": [1]})] * 2
+    state = TrainerState(
+        step=1,
+        cells=[0, 1],
+        tensors={"A": torch.ones(2, 3)},
+        logged=tables,
+        curve=tables,
+        draws=[0, 0],
+    )
+    names = ["a", "b"]
+    store = Checkpoints(tmp_path)
+    path = store.path(names)
+    store.save(path, dict.fromkeys(names, ""), state, seconds=0.0)
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["pml"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del header["digest"]
+
+    def load():
+        save_file(tensors, path, metadata={"pml": json.dumps(header)})
+        (found,) = store.find(names)
+        return store.load(found, names, names)
+
+    assert load() is not None
+    if damage == "no table":
+        del tensors["table.logged"]
+    elif damage == "no parquet":
+        tensors["table.curve"] = torch.zeros(9, dtype=torch.uint8)
+    else:
+        tensors["A"] = torch.ones(3, 3)
+    assert load() is None

@@ -12,19 +12,23 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pml_cli.config.schema import Launch
+from pml_cli.errors import printable
+from pml_cli.io import own_folder
 from pml_cli.launch import slurm
 from pml_cli.launch.lease import WorkerLease, cancel_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.launch.status import Snapshot, Watcher
-from pml_cli.runs.run_folders import RunFolders
+from pml_cli.results.run_folders import RunFolders
+from pml_cli.validation import read_regular
 
 if TYPE_CHECKING:
     from pml_cli.launch.pack import Pack
@@ -224,7 +228,7 @@ class WorkerPool(Executor):
             job: number of its job where it waits in a queue.
         """
         name = job or f"{self.settings.kind}-{self.id}"
-        record = self.job.out / ".pml" / "jobs" / f"{name}.json"
+        record = own_folder(self.job.out, ".pml", "jobs") / f"{name}.json"
         slurm.record_launch(record, self.id, self.job.manifest.key)
 
     def cancel(self) -> None:
@@ -298,9 +302,16 @@ def last_checkpoint_time(out: Path) -> float:
 def last_log_line(out: Path) -> str:
     """The last line that a worker wrote to its log, and the log; without one the folder of logs."""
     folder = out / ".pml" / "logs"
-    logs = sorted(folder.glob("*.err"), key=lambda path: path.stat().st_mtime)
-    for path in reversed(logs):
-        text = path.read_text("utf-8", errors="replace")
+    logs = {}
+    for path in folder.glob("*.err"):
+        # Not through links, which may lead anywhere, and not of pipes.
+        with suppress(OSError):
+            content, status = read_regular(path)
+            if not path.is_symlink():
+                logs[path] = (status.st_mtime, content)
+
+    for path in sorted(logs, key=lambda path: logs[path][0], reverse=True):
+        text = printable(logs[path][1].decode("utf-8", "replace"))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         # srun only says that the worker has ended
         own_lines = [line for line in lines if not line.startswith("srun: error")]

@@ -14,8 +14,9 @@ from pml_cli.config.registry import register
 from pml_cli.config.schema import Launch, Run
 from pml_cli.config.setting import setting
 from pml_cli.format import counted
+from pml_cli.io import own_folder
 from pml_cli.launch.executors.base import SweepJob, WorkerPool
-from pml_cli.launch.liveness import living_processes
+from pml_cli.launch.liveness import living_processes, process_identity
 from pml_cli.launch.signals import Stopped
 
 if TYPE_CHECKING:
@@ -81,9 +82,13 @@ class LocalExecutor(WorkerPool):
         for slot, process in self._processes.items():
             if process.poll() is None:
                 occupied.add(slot)
+        # Devices of this machine, and workers of this user: others name what slots they like.
+        place = process_identity()["place"]
+        user = self.job.manifest.path.stat().st_uid
         for record in living_processes(self.job.out):
             same_sweep = record.get("order") == self.job.manifest.key
-            if same_sweep and record["kind"] == self.settings.kind:
+            is_ours = (record["place"], record["owner"]) == (place, user)
+            if same_sweep and is_ours and record["kind"] == self.settings.kind:
                 occupied.add(int(record.get("slot") or 0))
         return occupied
 
@@ -106,7 +111,7 @@ class LocalExecutor(WorkerPool):
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
 
-        self.log_folder.mkdir(parents=True, exist_ok=True)
+        own_folder(self.job.out, ".pml", "logs")
         log = self.log_folder / f"{self.id}_{slot}_log"
         # Files of its own: a pipe that this process writes to would stay open with the worker.
         with log.with_suffix(".out").open("ab") as out, log.with_suffix(".err").open("ab") as err:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pml_cli.config.registry import register
 from pml_cli.config.schema import Launch, Run
 from pml_cli.config.setting import setting
-from pml_cli.errors import UserError
+from pml_cli.errors import CONTROL, UserError, printable
 from pml_cli.format import counted
+from pml_cli.io import own_folder
 from pml_cli.launch import slurm
 from pml_cli.launch.executors.base import SweepJob, WorkerPool
 from pml_cli.launch.signals import Stopped
@@ -86,6 +87,10 @@ class SlurmLaunch(Launch):
         if self.signal_seconds >= 60 * self.time:
             limit = f"the time limit ({self.time} min)"
             yield f"signal_seconds={self.signal_seconds}: must be below {limit}"
+        # A line of the batch script each; what follows a line break would be a command.
+        for name, value in self.extra.items():
+            if CONTROL.search(f"{name}{value}") or "\n" in f"{name}{value}":
+                yield f"extra.{printable(str(name))}: must be one line, without control characters"
 
     def check_available(self) -> None:
         slurm.check_available()
@@ -149,8 +154,9 @@ class SlurmExecutor(WorkerPool):
         command = self.worker_command(
             self.settings.python, "--requeue", f"--threads={self.settings.cpus}"
         )
-        self.log_folder.mkdir(parents=True, exist_ok=True)
-        sbatch_log = self.log_folder / "sbatch.log"
+        own_folder(self.job.out, ".pml", "logs")
+        # A name that nobody can have foreseen, and laid a link there.
+        sbatch_log = self.log_folder / f"{self.id}_sbatch.log"
         largest = slurm.max_array_size()
 
         for start in range(0, count, largest):

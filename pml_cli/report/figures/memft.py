@@ -20,7 +20,7 @@ from pml_cli.report.figures.methods import (
 )
 from pml_cli.report.figures.registry import figure
 from pml_cli.report.figures.style import page_title
-from pml_cli.runs.groups import ENTRY_BREAK
+from pml_cli.results.groups import ENTRY_BREAK
 from pml_cli.stats import t_half_width
 
 if TYPE_CHECKING:

@@ -143,7 +143,7 @@ def write_group_figures(out: Path, report: str, groups: Mapping[str, Any]) -> li
 
         if len(groups) > MANY_GROUPS:
             continue
-        folder = out / "figures" / slug if several else out / "figures"
+        folder = io.without_links(out, "figures", *([slug] if several else []))
         for spec in specs.values():
             detail_files += len(write_figure(folder / spec.name, spec.draw(group)))
 

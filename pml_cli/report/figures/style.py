@@ -71,6 +71,7 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
     """
     from matplotlib import rc_context
 
+    _show_as_it_is(figure)
     # An SVG holds the date and random ids unless told otherwise.
     metadata = {"Date": None} if suffix == "svg" else None
     with rc_context({"svg.hashsalt": "pml"}):
@@ -80,6 +81,18 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
             dpi=max(SCREEN_DPI, figure.dpi),
             metadata=metadata,
         )
+
+
+def _show_as_it_is(figure: Figure) -> None:
+    """Show texts with dollar signs as they are: a name of a file is no formula of TeX's.
+
+    Ours have none, but for the numbers at logarithmic axes.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "\\mathdefault" not in text.get_text():
+            text.set_parse_math("$" not in text.get_text())
 
 
 def column_figure(width: float = COLUMN, height: float = 2.8) -> Figure:
@@ -219,6 +232,7 @@ def page_title(figure: Figure, text: str, fontsize: float, **font: Any) -> None:
         font: further properties of the text.
     """
     title = figure.suptitle(text, fontsize=fontsize, **font)
+    title.set_parse_math(False)
     room = MAX_TITLE_WIDTH * figure.bbox.width
     characters = max(map(len, text.splitlines()))
 

@@ -16,7 +16,7 @@ from pml_cli.launch.throughput import expected_seconds, makespan
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.tables.data import data_sizes, show_warnings
 from pml_cli.report.tables.layout import plain_table
-from pml_cli.runs.run_id import loss_label
+from pml_cli.results.run_id import loss_label
 
 # Packs in the table at most.
 MAX_PACKS = 30

@@ -12,6 +12,27 @@ from rich.text import Text
 from pml_cli.format import percent
 from pml_cli.report.tables.layout import key_value_table
 
+# Fields of result.json that the sentences below are about.
+NEEDED = (
+    "rank",
+    "trainable_parameters",
+    "target_tokens",
+    "base_loss",
+    "final_loss",
+    "delta_loss",
+    "bits_gained",
+    "token_accuracy",
+    "exact_match",
+    "share_above_threshold",
+    "steps_run",
+    "seconds",
+)
+
+
+def missing_fields(result: dict[str, Any]) -> list[str]:
+    """What `probe_table` needs and a result lacks; a whole one lacks nothing."""
+    return [name for name in NEEDED if not _has(result, name)]
+
 
 def probe_table(result: dict[str, Any]) -> RenderableType:
     """The result of one run: a verdict, and what was measured, in full sentences.

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from pml_cli.format import counted, three_digits
-from pml_cli.runs.folder import RunFolder
-from pml_cli.runs.samples import read_samples
+from pml_cli.results.folder import RunFolder
+from pml_cli.results.samples import read_samples
 
 # Samples that are named after a probe, and after a sweep.
 PROBE_SAMPLES = 5
