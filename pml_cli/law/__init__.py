@@ -1,8 +1,8 @@
 """The memory law: how the gain of an adapter depends on its size and on the length of its text.
 
 Pure functions of arrays and tables, with numpy, scipy and pandas; below it lie `results`, `config`
-and the bottom layer. It imports neither torch nor anything that trains. Statistics return numbers and
-codes; `report/law_text.py` makes the sentences.
+and the bottom layer. It imports neither torch nor anything that trains. Statistics return numbers
+and codes; `report/law_text.py` makes the sentences.
 
     observations.py      the cells that a law is fitted to, and what their size is
     parameters.py        order, bounds and natural units of the parameters of a law

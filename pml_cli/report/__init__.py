@@ -2,7 +2,8 @@
 
 The numbers come from law/ and analysis/, which know no sentences; here they are put into words and
 drawn. May import every package below (law, analysis, launch, results, data, config) but neither
-torch nor the trainer; matplotlib only inside the functions that draw. A report never changes a number.
+torch nor the trainer; matplotlib only inside the functions that draw. A report never changes a
+number.
 
     law_folder.py         the files of `pml fit`
     law_text.py           sentences about laws: what a fit found, what its parameters mean
