@@ -184,7 +184,7 @@ class Hill(Link):
 
 
 class Distribution(Link):
-    """S(x) = G(x^k)^(1/k) with a distribution function G(v) ~ v near 0.
+    """S(x) = G(x^k)^(1/k) with a distribution function G(v) = 1 - exp(-h(v)), ~ v near 0.
 
     Fitted without offset, floor and level: they are what the bend of these links would be taken
     for.
@@ -194,8 +194,18 @@ class Distribution(Link):
     has_k = True
     limit = "hard"
 
+    def log_s(self, log_x: Array, log_k: Array) -> Array:
+        k = np.exp(log_k)
+        log_v = _within_range(k * log_x)
+        bent = np.log(-np.expm1(-self._exponent(log_v))) / k
+        return np.where(log_v > SMALL_LOG, bent, log_x)
+
     def slope_by_log_k(self, log_x: Array, log_k: Array) -> Array:
         return np.asarray(self.slope(log_x, log_k) * log_x - self.log_s(log_x, log_k))
+
+    @abstractmethod
+    def _exponent(self, log_v: Array) -> Array:
+        """h(v), (B, N)."""
 
 
 @register
@@ -208,17 +218,14 @@ class Weibull(Distribution):
     latex = r"(1 - e^{-x^k})^{1/k}"
     k_starts = (1.5, 5.0)
 
-    def log_s(self, log_x: Array, log_k: Array) -> Array:
-        k = np.exp(log_k)
-        log_v = _within_range(k * log_x)
-        bent = np.log(-np.expm1(-np.exp(log_v))) / k
-        return np.where(log_v > SMALL_LOG, bent, log_x)
-
     def slope(self, log_x: Array, log_k: Array) -> Array:
         # Beyond, the slope is 0 and exp(v) overflows.
         log_v = np.clip(np.exp(log_k) * log_x, SMALL_LOG, 6.5)
         v = np.exp(log_v)
         return np.asarray(v / np.expm1(v))
+
+    def _exponent(self, log_v: Array) -> Array:
+        return np.asarray(np.exp(log_v))
 
 
 class BurrXII(Distribution):
@@ -227,12 +234,6 @@ class BurrXII(Distribution):
     p: ClassVar[float]
     """The ceiling is approached as x^(-k p)."""
 
-    def log_s(self, log_x: Array, log_k: Array) -> Array:
-        k = np.exp(log_k)
-        log_v = _within_range(k * log_x)
-        bent = np.log(-np.expm1(-self._exponent(log_v))) / k
-        return np.where(log_v > SMALL_LOG, bent, log_x)
-
     def slope(self, log_x: Array, log_k: Array) -> Array:
         log_v = _within_range(np.exp(log_k) * log_x)
         exponent = self._exponent(log_v)
@@ -240,7 +241,6 @@ class BurrXII(Distribution):
         return np.where(log_v > SMALL_LOG, bent, 1.0)
 
     def _exponent(self, log_v: Array) -> Array:
-        """p log(1 + v/p), (B, N)."""
         return np.asarray(self.p * np.logaddexp(0.0, log_v - math.log(self.p)))
 
 
