@@ -19,6 +19,8 @@ from support.sweeps import quick  # noqa: F401  a fixture
 
 # Background jobs of a shell ignore SIGINT, and so would the processes that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup SIGHUP is ignored, and pml leaves it so.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
