@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ class Trainer(Protocol):
 
 
 def model_key(pack: Pack) -> str:
-    """Equal for packs that use one loaded model."""
-    return repr(pack.cells[0].run.model)
+    """Equal for packs that use one loaded model; one string for all of them."""
+    return sys.intern(repr(pack.cells[0].run.model))
 
 
 class PackQueue:
@@ -47,9 +48,10 @@ class PackQueue:
 
     def __init__(self, out: Path, packs: Sequence[Pack], lease: WorkerLease) -> None:
         self.out = out
-        self.packs = list(packs)
         self.lease = lease
-        self.plans = {cell.id: cell for pack in self.packs for cell in pack.cells}
+        self.plans = {cell.id: cell for pack in packs for cell in pack.cells}
+        # Thousands of packs are gone through for each claim: what has ended leaves the list.
+        self._open = [(model_key(pack), pack) for pack in packs]
         self._folders = RunFolders(out)
         self._ended: set[str] = set()
 
@@ -76,16 +78,20 @@ class PackQueue:
         return [cell for cell in self.plans.values() if not self._has_ended(cell)]
 
     def _claim_next(self, loaded_model: str, partly_held: bool) -> list[CellPlan]:
-        packs = self.packs
+        self._open = [(model, pack) for model, pack in self._open if not self._all_ended(pack)]
+        packs = self._open
         if loaded_model:
             # False sorts before True, and sorting keeps the order of equals.
-            packs = sorted(packs, key=lambda pack: model_key(pack) != loaded_model)
+            packs = sorted(packs, key=lambda entry: entry[0] != loaded_model)
 
-        for pack in packs:
+        for _, pack in packs:
             claimed = self._claim(pack, partly_held)
             if claimed:
                 return claimed
         return []
+
+    def _all_ended(self, pack: Pack) -> bool:
+        return all(cell.id in self._ended for cell in pack.cells)
 
     def _claim(self, pack: Pack, partly_held: bool) -> list[CellPlan]:
         claimed: list[CellPlan] = []

@@ -34,10 +34,17 @@ class RunFolders:
 
     def refresh(self) -> None:
         """List the results folder anew, which need not exist yet."""
-        names = sorted(path.name for path in self.out.iterdir()) if self.out.is_dir() else []
-        self._names = set(names)
-        # Versions that looked for whole ids may have left two folders of one run: the first counts.
-        self._by_key = {run_key(name): name for name in reversed(names)}
+        names = {path.name for path in self.out.iterdir()} if self.out.is_dir() else set()
+        if not names >= self._names:
+            self._names, self._by_key = set(), {}
+
+        # A worker lists before each pack: of thousands of names only the new ones are looked at.
+        for name in names - self._names:
+            key = run_key(name)
+            # Versions that looked for whole ids may have left two folders of one run: the first
+            # in the alphabet counts.
+            self._by_key[key] = min(name, self._by_key.get(key, name))
+        self._names = names
 
     def name(self, run_id: str) -> str:
         """The name of a run's folder: that of an existing one, else the id itself."""

@@ -1,5 +1,6 @@
 """Runs are found by the hash in their ids, whatever the readable front."""
 
+import shutil
 import time
 
 import pytest
@@ -46,6 +47,24 @@ def test_a_folder_that_is_not_there_yet_and_one_that_came_later(tmp_path):
     RunFolder(tmp_path / "none", "old-ab1bff7217").finish({})
     folders.refresh()
     assert folders.name("new-ab1bff7217") == "old-ab1bff7217"
+
+
+def test_listed_again_runs_that_came_and_went_are_seen(tmp_path):
+    for front in ("b", "c"):
+        RunFolder(tmp_path, f"{front}-ab1bff7217").finish({})
+    folders = RunFolders(tmp_path)
+
+    RunFolder(tmp_path, "a-ab1bff7217").finish({})
+    RunFolder(tmp_path, "d-0123456789").finish({})
+    folders.refresh()
+    assert folders.name("z-ab1bff7217") == "a-ab1bff7217"
+    assert folders.exists("d-0123456789")
+
+    shutil.rmtree(tmp_path / "a-ab1bff7217")
+    shutil.rmtree(tmp_path / "d-0123456789")
+    folders.refresh()
+    assert folders.name("z-ab1bff7217") == "b-ab1bff7217"
+    assert not folders.exists("d-0123456789")
 
 
 def test_ten_thousand_runs_are_found_quickly(tmp_path):
