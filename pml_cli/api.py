@@ -124,12 +124,12 @@ def tokens(run: Run) -> pd.DataFrame:
     Raises:
         UserError: there is no such table, or it cannot be read.
     """
-    import pandas as pd
+    from pml_cli.results.tokens import IrregularError, read_frame
 
     path = _folder_of(run).tokens
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        return read_frame(path)
+    except (OSError, IrregularError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pml_cli.errors import first_line
+from pml_cli.results.tokens import IrregularError, read_grid
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from pml_cli.stats import Array, Mask
 
 # A token with p above it is the argmax, because the others have less in all.
@@ -32,11 +31,6 @@ FIRST_BIN_ABOVE = BINS // 2
 # More violations of one run are counted, not listed.
 MAX_LISTED = 10_000
 
-# Steps, samples and positions are 32-bit numbers.
-MOST = 2**31 - 1
-
-# Columns of tokens.parquet that are read.
-COLUMNS = ["step", "sample", "position", "p", "correct"]
 VIOLATION_COLUMNS = [
     "step",
     "sample",
@@ -53,10 +47,6 @@ VIOLATION_TYPES = {
     **dict.fromkeys(VIOLATION_COLUMNS[:5], "int64"),
     **dict.fromkeys(VIOLATION_COLUMNS[5:], "float32"),
 }
-
-
-class IrregularError(Exception):
-    """The file is not a table of (steps x tokens); the message says in what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +106,7 @@ def read(path: Path) -> TokenTrajectories:
         IrregularError: the file is not a table of (steps x tokens).
         OSError: the file cannot be read.
     """
-    columns = _token_columns(_read_table(path))
+    columns = read_grid(path, ["p", "correct"])
     steps_T = columns["step"][:, 0].astype(np.int64)
     p_TS = columns["p"]
     correct_TS = columns["correct"].astype(bool)
@@ -142,89 +132,6 @@ def read(path: Path) -> TokenTrajectories:
         falls_S=_losses(above_TS),
         forgotten_S=_losses(correct_TS),
     )
-
-
-def _check_columns(schema: pa.Schema) -> None:
-    """Refuse columns that are missing or hold no numbers.
-
-    Raises:
-        IrregularError: names them.
-    """
-    from pyarrow import types
-
-    missing = [name for name in COLUMNS if name not in schema.names]
-    if missing:
-        raise IrregularError(f"no column {', '.join(missing)}")
-    is_right = {"correct": types.is_boolean, "p": types.is_floating}
-    for name in COLUMNS:
-        kind = schema.field(name).type
-        if not is_right.get(name, types.is_integer)(kind):
-            raise IrregularError(f"column {name} is of {kind}")
-
-
-def _check_values(table: pa.Table) -> None:
-    """Refuse values that are missing or cannot be.
-
-    Raises:
-        IrregularError: names their column.
-    """
-    for name in COLUMNS:
-        if table[name].null_count:
-            raise IrregularError(f"column {name} has empty values")
-    p = table["p"].to_numpy()
-    # Written so that NaN is refused, too.
-    if not ((p >= 0) & (p <= 1)).all():
-        raise IrregularError("column p has values that are no probability")
-    for name in ("step", "sample", "position"):
-        values = table[name].to_numpy()
-        if values.min() < 0 or values.max() > MOST:
-            raise IrregularError(f"column {name} has values that are no count")
-
-
-def _read_table(path: Path) -> pa.Table:
-    """The columns of COLUMNS, at least one row."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    # A pipe would be read for ever.
-    if path.exists() and not path.is_file():
-        raise IrregularError("not a file")
-    try:
-        with parquet.ParquetFile(path) as file:
-            _check_columns(file.schema_arrow)
-            table = file.read(columns=COLUMNS)
-    except pa.ArrowException as error:
-        raise IrregularError(f"not readable ({first_line(error)})") from error
-
-    if not len(table):
-        raise IrregularError("no token was logged")
-    _check_values(table)
-    return table
-
-
-def _token_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Each column as (T, S): the same tokens in each row, steps ascending."""
-    step = table["step"].to_numpy()
-    # The tokens of the first step are those before the second one.
-    next_step = np.flatnonzero(step != step[0])
-    tokens = int(next_step[0]) if len(next_step) else len(step)
-    if len(step) % tokens:
-        raise IrregularError("steps differ in their number of tokens")
-
-    columns = {}
-    for name in COLUMNS:
-        columns[name] = table[name].to_numpy().reshape(-1, tokens)
-
-    step_TS = columns["step"]
-    if (step_TS != step_TS[:, :1]).any():
-        raise IrregularError("steps differ in their number of tokens")
-    for name in ("sample", "position"):
-        if (columns[name] != columns[name][0]).any():
-            raise IrregularError("steps differ in their tokens")
-    step_T = step_TS[:, 0]
-    if (np.diff(step_T) <= 0).any():
-        raise IrregularError("steps do not ascend")
-    return columns
 
 
 def _bins(p_TS: NDArray[np.floating[Any]], above_TS: Mask) -> NDArray[np.int64]:

@@ -32,10 +32,10 @@ from pml_cli.analysis.trajectories import (
     BINS,
     FIRST_BIN_ABOVE,
     THRESHOLD,
-    IrregularError,
     TokenTrajectories,
 )
 from pml_cli.results.folder import RunFolder
+from pml_cli.results.tokens import IrregularError
 from pml_cli.stats import LN2, Array, Mask, Proportion, clustered_proportion
 
 DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
@@ -462,6 +462,7 @@ def accuracy_behind_failure(
     # Of a result.json that is not the tokens', not more than there are.
     free = free.clip(lower=0, upper=tokens["behind"]).fillna(0).round()
     forced = cells["tokens"] - cells["wrong"] - tokens["ahead"]
+    forced = forced.clip(lower=0, upper=tokens["behind"])
 
     counts = pd.DataFrame(
         {

@@ -169,15 +169,13 @@ def _draw(folder: RunFolder) -> None:
     Raises:
         UserError: the run's tokens cannot be read, or the figure cannot be written.
     """
-    import pandas as pd
-
     from pml_cli.report.figures.probe import recall_figure
     from pml_cli.report.figures.style import save
+    from pml_cli.results.tokens import IrregularError, read_frame
 
     try:
-        tokens = pd.read_parquet(folder.tokens)
-        figure = recall_figure(tokens)
-    except (OSError, ValueError) as error:
+        figure = recall_figure(read_frame(folder.tokens))
+    except (OSError, IrregularError) as error:
         # The run is done, so the file was deleted or damaged since.
         raise UserError(
             f"{folder.tokens}: cannot be read; delete {folder.path} and probe again"

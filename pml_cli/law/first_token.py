@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
-from pyarrow import ArrowException
 
 from pml_cli.config import registry
 from pml_cli.config.setting import keys
 from pml_cli.law.findings import Finding, finding
 from pml_cli.results.folder import RunFolder
+from pml_cli.results.tokens import IrregularError, read_grid
 
 # The first token has not moved if it gained less than this share of what the others did. On
 # SmolLM2 it is 0 to .03 from the adapter's usual layer, and .7 to 3 where it can be learned.
@@ -88,19 +88,15 @@ def _never_moved(runs: pd.DataFrame) -> bool:
 
 def _gains(folders: pd.Series[str]) -> Iterator[tuple[float, float]]:
     """Of each run that can be read, the gain of its first token and the mean gain of the others."""
-    columns = ["step", "position", "nll"]
     for folder in folders:
         path = RunFolder(Path(folder).parent, Path(folder).name).tokens
         try:
-            tokens = pd.read_parquet(path, columns=columns)
+            tokens = read_grid(path, ["nll"])
         # Other reports say what cannot be read.
-        except (OSError, ValueError, ArrowException):
-            continue
-        if not all(pd.api.types.is_numeric_dtype(tokens[name]) for name in columns):
+        except (OSError, IrregularError):
             continue
 
-        nll_before = tokens[tokens["step"] == tokens["step"].min()].set_index("position")["nll"]
-        nll_after = tokens[tokens["step"] == tokens["step"].max()].set_index("position")["nll"]
-        gains = nll_before - nll_after
-        if len(gains) > 1:
-            yield float(gains.loc[0]), float(gains.drop(0).mean())
+        gain_S = tokens["nll"][0] - tokens["nll"][-1]
+        is_first_S = tokens["position"][0] == 0
+        if is_first_S.any() and not is_first_S.all():
+            yield float(gain_S[is_first_S].mean()), float(gain_S[~is_first_S].mean())

@@ -7,6 +7,7 @@ import pytest
 from support.token_tables import CORRECT, PLANTED_P, STEPS, token_table
 
 from pml_cli.analysis import trajectories
+from pml_cli.results.tokens import IrregularError
 
 
 @pytest.fixture
@@ -122,13 +123,13 @@ def test_extremes_of_no_token_are_nan(read_rows):
     ],
 )
 def test_files_that_are_no_table_of_steps_and_tokens(read_rows, spoil, message):
-    with pytest.raises(trajectories.IrregularError, match=message):
+    with pytest.raises(IrregularError, match=message):
         read_rows(spoil(token_table()))
 
 
 def test_a_torn_file_is_not_readable(tmp_path):
     (tmp_path / "tokens.parquet").write_bytes(b"PAR1")
-    with pytest.raises(trajectories.IrregularError, match="not readable"):
+    with pytest.raises(IrregularError, match="not readable"):
         trajectories.read(tmp_path / "tokens.parquet")
     with pytest.raises(FileNotFoundError):
         trajectories.read(tmp_path / "none.parquet")
@@ -148,7 +149,7 @@ def test_a_torn_file_is_not_readable(tmp_path):
 def test_values_that_cannot_be_are_refused(read_rows, column, value, reason):
     rows = token_table()
     rows[column] = [value, *rows[column].astype(object)[1:]]
-    with pytest.raises(trajectories.IrregularError, match=f"column {column} .*{reason}"):
+    with pytest.raises(IrregularError, match=f"column {column} .*{reason}"):
         read_rows(rows)
 
 
@@ -156,5 +157,5 @@ def test_values_that_cannot_be_are_refused(read_rows, column, value, reason):
 def test_violations_without_what_is_shown_of_them_are_refused(read_rows, column):
     rows = token_table(correct_TS=np.zeros_like(CORRECT))
     for changed in (rows.drop(columns=column), rows.assign(**{column: "word"})):
-        with pytest.raises(trajectories.IrregularError, match="not readable"):
+        with pytest.raises(IrregularError, match="not readable"):
             read_rows(changed)

@@ -94,6 +94,14 @@ def test_accuracy_behind_the_first_failure(tmp_path):
     assert counts(behind["forced"]) == (5, 7)
 
 
+def test_accuracies_of_tokens_with_gaps_stay_between_none_and_all(tmp_path):
+    wrong = np.full((1, 6), 0.1)
+    rows = token_table(wrong, wrong > 0.5, (5,))
+    write_run(tmp_path, "a", rows.assign(position=rows["position"] + 1), free_accuracy=0.0)
+    forced = summary_of(tmp_path).behind_failure["forced"]
+    assert counts(forced) == (0, 4)
+
+
 def test_violations_by_dtype(tmp_path):
     wrong = PLANTED_P > 0.35
     wrong[1, 0] = False

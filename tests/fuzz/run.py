@@ -18,6 +18,7 @@ from typing import Any
 TESTS = Path(__file__).parents[1]
 TARGETS = (
     *("overrides", "sweep_file", "facts", "config", "result", "tokens", "law", "checkpoint"),
+    *("manifest", "status"),
 )
 
 

@@ -1,6 +1,7 @@
 """First tokens that never move, planted in the tokens of run folders."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from support.law_groups import fit_quietly
@@ -82,17 +83,35 @@ def test_each_model_counts_by_itself(tmp_path):
     assert found.values["model"] == "far" and found.values["runs"] == 12
 
 
-def test_runs_with_unreadable_tokens_do_not_count(tmp_path):
+def without_first_token(path):
+    rows = pd.read_parquet(path)
+    rows[rows["position"] > 0].to_parquet(path)
+
+
+def first_token_twice(path):
+    rows = pd.read_parquet(path)
+    rows.assign(position=rows["position"].clip(lower=1) - 1).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_text("damaged", "utf-8"),
+        without_first_token,
+        first_token_twice,
+    ],
+)
+def test_runs_with_unreadable_tokens_do_not_count(tmp_path, damage):
     write_sweep(tmp_path, ranks=(1,))
     for path in tmp_path.glob("*/tokens.parquet"):
-        path.write_text("damaged", "utf-8")
+        damage(path)
     assert found_in(tmp_path) == []
 
 
 def test_only_the_tokens_of_runs_that_may_be_stuck_are_read(tmp_path, monkeypatch):
     write_sweep(tmp_path, first=0.98)
     runs = read_runs([tmp_path])
-    monkeypatch.setattr("pandas.read_parquet", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr("pml_cli.law.first_token.read_grid", lambda *_, **__: pytest.fail("read"))
     assert unmoved_first_tokens(runs) == []
 
 

@@ -1,6 +1,7 @@
 """Overrides on the command line, as a JSON list: parsed, composed, typed, checked, shown."""
 
 import json
+import re
 
 from fuzz.mutate import json_tree
 
@@ -25,6 +26,14 @@ def MUTATE(data, rng):  # noqa: N802
     overrides = json.loads(data)
     number = rng.randrange(len(overrides))
     text = str(overrides[number])
+    kind = rng.random()
+    if kind < 0.3:
+        # of the seeds, so right in some other list
+        overrides.insert(number, rng.choice(rng.choice(SEEDS)))
+        return json.dumps(overrides).encode()
+    if kind < 0.5:
+        overrides[number] = re.sub(r"\d+", lambda _: str(rng.choice((1, 2, 3, 16))), text)
+        return json.dumps(overrides).encode()
     begin, end = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
     inner = rng.choice((rng.choice(PIECES), text[begin:end] * 2, "", rng.choice(PIECES) * 60))
     overrides[number] = text[:begin] + inner + text[end:]

@@ -40,9 +40,26 @@ def MUTATE(data, rng):  # noqa: N802
     if rng.random() < 0.1:
         return json_tree(data, rng)
     columns = json.loads(data)
+    change = rng.choice((_change, _change_gently))
     for _ in range(rng.choice((1, 2, 5))):
-        _change(columns, rng)
+        change(columns, rng)
     return json.dumps(columns).encode()
+
+
+def _change_gently(columns, rng):
+    """Something that may be right: other probabilities, fewer steps or tokens."""
+    kind = rng.randrange(4)
+    rows = range(len(columns["step"]))
+    if kind == 0:
+        power = rng.choice((0.0, 0.01, 0.5, 2, 100))
+        columns["p"] = [p**power if rng.random() < 0.5 else p for p in columns["p"]]
+    elif kind == 1:
+        columns["correct"] = [flag != (rng.random() < 0.3) for flag in columns["correct"]]
+    else:
+        name = ("step", "position")[kind - 2]
+        left_out = rng.choice(columns[name])
+        kept = [row for row in rows if columns[name][row] != left_out]
+        columns |= {key: [column[row] for row in kept] for key, column in columns.items()}
 
 
 def _change(columns, rng):
