@@ -79,7 +79,7 @@ def run(
     )
     check_code_is_allowed(finished, folder, settings.trust_remote_code)
     # On the way to the model a missing file may be one that was moved.
-    with moved_files():
+    with moved_files(folder.config):
         interview = _interview(folder, finished)
         parsed_questions = _questions(interview, questions)
         base, bank = _load(folder, finished, settings)

@@ -55,6 +55,11 @@ class _Adapter:
     learned: Run | None
     """The settings of that run."""
 
+    @property
+    def recorded_in(self) -> Path:
+        """The file that names the base model."""
+        return self.own.config if self.own else self.folder / peft_folder.CONFIG_FILE
+
 
 def run(
     asked: MeasureRequest, console: Console, *, harm: bool = True, as_json: bool = False
@@ -75,7 +80,7 @@ def run(
     """
     adapter = _adapter(asked.adapter)
     # What was recorded may have been moved.
-    with moved_files():
+    with moved_files(adapter.recorded_in):
         measured, left_out = _run(asked, adapter)
         samples = samples_of(measured)
     _say_left_out(measured, left_out)

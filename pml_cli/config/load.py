@@ -87,11 +87,16 @@ def has_movable_data(run: Run) -> bool:
 
 
 @contextmanager
-def moved_files() -> Iterator[None]:
+def moved_files(recorded_in: Path | None = None) -> Iterator[None]:
     """While inside, an error about the path of a model or of data names the setting that mends it.
 
     For commands that read finished runs and take `model.path` and `data.path` anew.
+
+    Args:
+        recorded_in: the file that names the model and the data, to be shown; None: it is shown
+            already.
     """
+    recorded = f" (recorded in {recorded_in})" if recorded_in else ""
     try:
         yield
     except UserError as error:
@@ -99,7 +104,7 @@ def moved_files() -> Iterator[None]:
         for key in ("model.path", "data.path"):
             if message.startswith(f"{key}="):
                 hint = f"if it was moved, say where it is now: {key}=..."
-                raise UserError(f"{message}; {hint}") from error
+                raise UserError(f"{message}{recorded}; {hint}") from error
         raise
 
 
