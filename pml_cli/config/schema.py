@@ -384,7 +384,7 @@ class Train(Settings):
     schedule: str = setting(
         "linear", help="decay of the learning rate to 0 over the steps", choices=SCHEDULES
     )
-    weight_decay: float = setting(0.0, help="decoupled weight decay", minimum=0)
+    weight_decay: float = setting(0.0, help="decoupled weight decay", minimum=0, finite=True)
     clip: float = setting(
         1.0, help="largest gradient norm of one cell", minimum=0, special={0: "no clipping"}
     )
@@ -483,6 +483,7 @@ class Launch(Settings):
         help="age of the last heartbeat at which a process of another machine counts as dead",
         unit="seconds",
         minimum=5,
+        finite=True,
     )
 
     @property
