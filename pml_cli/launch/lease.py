@@ -257,11 +257,15 @@ class WorkerLease:
         """The process that holds the claims of `holder` now: itself, or the end of a chain of
         takeovers. Two processes that declared each other dead form a circle, which ends the walk.
         """
+        return self._chain(holder)[0]
+
+    def _chain(self, holder: str) -> tuple[str, bool]:
+        """The last process of a chain of takeovers, and whether the chain is a circle."""
         visited = {holder}
         while True:
             successor = _link_target(self.folder / "dead" / holder)
             if successor is None or successor in visited:
-                return holder
+                return holder, successor is not None
             visited.add(successor)
             holder = successor
 
@@ -277,8 +281,8 @@ class WorkerLease:
             self.log_event("take_over", dead=dead)
         except FileExistsError:
             _remove_other(mark)
-            # The walk ends before a mark that exists only where it comes back to itself.
-            if self._last_successor(dead) == dead and mark.is_symlink():
+            _, is_circle = self._chain(dead)
+            if is_circle:
                 raise UserError(
                     f"{mark}: marks of dead processes lead in a circle; end what works in this "
                     f"folder and remove {mark.parent}"

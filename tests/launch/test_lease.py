@@ -14,6 +14,7 @@ import time
 import psutil
 import pytest
 
+from pml_cli.errors import UserError
 from pml_cli.launch import lease as lease_module
 from pml_cli.launch import liveness
 from pml_cli.launch.lease import WorkerLease
@@ -386,6 +387,16 @@ def test_a_fenced_process_claims_nothing_and_two_that_fenced_each_other_are_no_e
     with WorkerLease(tmp_path, "inline") as other:
         (tmp_path / ".pml" / "locks" / "cell").symlink_to("b")
         assert other.claim("cell") in (True, False)  # it comes back
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_ring_of_dead_processes_is_named_and_not_walked_for_ever(tmp_path, lease, length):
+    for number in range(length):
+        mark = tmp_path / ".pml" / "dead" / f"p{number}"
+        mark.symlink_to(f"p{(number + 1) % length}")
+    (tmp_path / ".pml" / "locks" / "cell").symlink_to("p0")
+    with pytest.raises(UserError, match="lead in a circle"):
+        lease.claim("cell")
 
 
 def test_a_process_interrupted_while_it_joins_does_not_seem_to_run_on(tmp_path, monkeypatch):
