@@ -56,6 +56,7 @@ START HERE
   pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
   pml fit outputs/                      the law of those runs, with figures
   pml transition outputs/               where recall breaks, token by token
+  pml report outputs/                   all of it as one page for the browser
   pml predict outputs/ seqlen=500       which rank does it take?
   pml memft rank=4,8 seqlen=256         plain or threshold-guided training?
   pml capacity rank=1,2,4               how much does it hold exactly?
@@ -116,6 +117,7 @@ MemorizeArguments = Annotated[
         autocompletion=complete_memorize,
     ),
 ]
+ReportArguments = Annotated[list[str] | None, _folders_and_settings(reports.Report)]
 TransitionArguments = Annotated[list[str] | None, _folders_and_settings(reports.Transition)]
 
 ConfigDir = Annotated[
@@ -457,6 +459,30 @@ def fit(
     # A trailing comma names no setting.
     settings = [name for name in by.split(",") if name]
     _report("fit", overrides, config_dir, print_config=print_config, by=settings)
+
+
+@app.command(
+    epilog=settings_help(reports.Report),
+    help="""Write one HTML page about finished runs, to look at instead of reading.
+
+The law with its bands and as a surface, which rank a text takes, what is
+recalled, every token while it is learned, losses, forgetting, what was left out
+and why. The file needs no network; open it in any browser.
+
+\b
+EXAMPLES
+  pml report outputs/quickstart
+  pml report outputs/law outputs/shares out=shares.html
+  pml report outputs/memft runs=30 draws=4000
+""",
+)
+def report(
+    overrides: ReportArguments = None,
+    *,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
+) -> None:
+    _report("report", overrides, config_dir, print_config=print_config)
 
 
 @app.command(

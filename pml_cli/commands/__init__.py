@@ -11,6 +11,7 @@ command: what two of them share lies below, such as the sweep that `pml memft` r
     capacity.py    the longest prefix that an adapter recalls whole
     status.py      `pml status` and `pml cancel`
     fit.py         the law of finished runs
+    report.py      all of it as one page for the browser
     predict.py     what a fitted law says of other ranks and lengths
     transition.py  the phase transition, token by token
     ask.py         questions to the adapter of a finished run

@@ -41,6 +41,9 @@ from pml_cli.io import expand_home
 # Hydra's parser recurses into every bracket.
 MAX_DEPTH = 50
 
+# Letters of an override that a message quotes.
+MAX_QUOTED = 300
+
 
 def parse(
     overrides: Iterable[str], config_dir: Path | None = None, groups: tuple[str, ...] = GROUPS
@@ -83,31 +86,38 @@ def _parse_override(
     Raises:
         UserError: it cannot be read.
     """
+    quoted = _short(text)
     if text[:1] in ("+", "~"):
-        bare = text.lstrip("+~") or "key"
-        raise UserError(f"{text}: no {text[0]} here, every setting is declared; write {bare}")
-    if _depth(text) > MAX_DEPTH:
-        raise UserError(f"{text.partition('=')[0]}: its value is nested too deep")
+        bare = quoted.lstrip("+~") or "key"
+        raise UserError(f"{quoted}: no {text[0]} here, every setting is declared; write {bare}")
     key, equals, value = text.partition("=")
+    if _depth(text) > MAX_DEPTH:
+        raise UserError(f"{_short(key)}: its value is nested too deep")
     if not equals or not key.strip():
-        raise UserError(f"{text}: not of the form key=value")
+        raise UserError(f"{quoted}: not of the form key=value")
 
     try:
         override = OverridesParser.create().parse_override(_with_home(key, text))
     except (HydraException, ValueError) as error:
+        remedy = f"'{key}=\"{value}\"'" if quoted == text else "key='value'"
         raise UserError(
-            f"{text}: not in Hydra's grammar ({one_line(error)}); "
-            f"special characters need quotes: '{key}=\"{value}\"'"
+            f"{quoted}: not in Hydra's grammar ({_short(one_line(error))}); "
+            f"special characters need quotes: {remedy}"
         ) from error
     if override.package is not None:
-        raise UserError(f"{text}: no @ here, an option has its group's place")
+        raise UserError(f"{quoted}: no @ here, an option has its group's place")
 
     key = override.key_or_group
     names = options(key, config_dir) if key in groups else None
-    values = _values(override, text, names)
+    values = _values(override, quoted, names)
     if not values:
-        raise UserError(f"{text}: no values")
+        raise UserError(f"{quoted}: no values")
     return key, distinct(values)
+
+
+def _short(text: str) -> str:
+    """An override as it is quoted: a value may be as long as a file."""
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def _depth(text: str) -> int:
@@ -135,7 +145,7 @@ def _values(override: Override, text: str, names: list[str] | None) -> list[Any]
 
     Args:
         override: as Hydra parsed it.
-        text: as the user wrote it, for messages.
+        text: the override, for messages.
         names: the options of the group; None for a plain key.
     """
     value = override.value()

@@ -98,6 +98,22 @@ class Fit(ReportSettings):
 
 
 @dataclass(kw_only=True)
+class Report(Fit):
+    """Settings of `pml report`, which fits as `pml fit` does."""
+
+    out: str | None = setting(
+        None, help="file of the page", path="any", special={None: "report.html in the first path"}
+    )
+    draws: int = setting(
+        1000,
+        help="bootstrap draws behind the bands",
+        minimum=0,
+        special={0: "no bands"},
+    )
+    runs: int = setting(12, help="runs whose tokens are shown", minimum=0, maximum=200)
+
+
+@dataclass(kw_only=True)
 class Predict(ReportSettings):
     """Settings of `pml predict`."""
 
@@ -249,6 +265,7 @@ class Transition(ReportSettings):
 # By the name of the command.
 REPORTS: dict[str, type[ReportSettings]] = {
     "fit": Fit,
+    "report": Report,
     "predict": Predict,
     "lasting": Lasting,
     "forgetting": Forgetting,

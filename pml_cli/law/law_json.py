@@ -470,6 +470,12 @@ def to_text(content: LawFile) -> str:
     return f'{head[:-2]},\n "draws": {draws}\n}}\n'
 
 
+def fitted_laws(content: LawFile) -> list[FittedLaw]:
+    """The laws of a fit, as they will be read back from its law.json."""
+    plain: dict[str, Any] = json.loads(to_text(content))
+    return [_fitted_law(group, plain) for group in plain["groups"] if _has_law(group)]
+
+
 def _record_of(kind: type[Record], source: Any, **values: Any) -> Record:
     """A record whose fields are attributes of `source`, but for those given by `values`."""
     names = {field.name for field in fields(kind)}

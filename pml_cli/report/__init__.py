@@ -26,6 +26,7 @@ number.
     run_notes.py          warnings about the runs that a report reads
     sweep_summary.py      what is said of a sweep before it trains and when it has ended
     progress.py           live displays of a sweep, a probe, and of anything that is counted
+    page/                 the page of `pml report`
     tables/               what the commands print
     figures/              what they draw
 """

@@ -67,15 +67,7 @@ def write(
         UserError: the folder cannot be written.
     """
     table = cell_table(groups)
-    content = law_json.law_file(
-        groups,
-        comparisons,
-        sentence,
-        lines=[line for line, _ in lines],
-        inputs={"cells": len(table), "sha256": _hash(table)},
-        saturated_below=settings.saturated_below,
-        axis=SIZE_AXES[settings.x],
-    )
+    content = law_content(groups, settings, comparisons, [line for line, _ in lines])
     # Everything is computed before the first file is written.
     try:
         io.write_csv(out / "cells.csv", table)
@@ -86,6 +78,25 @@ def write(
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
     return [law_json.FILE_NAME, "cells.csv", "law.tex", *figures]
+
+
+def law_content(
+    groups: list[GroupFit],
+    settings: Fit,
+    comparisons: Sequence[Comparison] = (),
+    lines: Sequence[BitsLine] = (),
+) -> law_json.LawFile:
+    """The content of law.json."""
+    table = cell_table(groups)
+    return law_json.law_file(
+        groups,
+        comparisons,
+        sentence,
+        lines=lines,
+        inputs={"cells": len(table), "sha256": _hash(table)},
+        saturated_below=settings.saturated_below,
+        axis=SIZE_AXES[settings.x],
+    )
 
 
 def cell_table(groups: Sequence[GroupFit]) -> pd.DataFrame:

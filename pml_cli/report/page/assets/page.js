@@ -1,0 +1,88 @@
+"use strict";
+// What the sections share: data, colours, charts, choices. Texts of files are set as textContent,
+// or go through `label` into charts, which read a few tags.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const STARTS = new Map();
+const CHARTS = new Map();
+const VIRIDIS = ["#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725"];
+const PAPER_WIDTH = 660;
+const BELOW_ABOVE = [[0, "#e69138"], [0.4999, "#fbe5cd"], [0.5001, "#e3dcee"], [1, "#542788"]];
+
+const byId = (id) => document.getElementById(id);
+const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function label(text) {
+  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
+
+function shown(value, digits = 4) {
+  return typeof value === "number" ? String(Number(value.toPrecision(digits))) : "";
+}
+
+function axis(title, more = {}) {
+  return { title: { text: title }, gridcolor: style("--line"), zeroline: false, automargin: true, ...more };
+}
+
+// Marks of a logarithmic axis over whole numbers: the values that occur, thinned.
+function marks(values, most = 9) {
+  const distinct = [...new Set(values.filter((value) => value > 0))].sort((a, b) => a - b);
+  const step = Math.max(1, Math.ceil(distinct.length / most));
+  const kept = distinct.filter((_, index) => index % step === 0);
+  return { type: "log", tickvals: kept, ticktext: kept.map((value) => shown(value, 3)) };
+}
+
+// Marks of a logarithmic axis over any numbers: 1, 2 and 5 of each decade, in full.
+function decades() {
+  const tickvals = Array.from({ length: 36 }, (_, index) => Number(`${[1, 2, 5][index % 3]}e${Math.floor(index / 3) - 5}`));
+  return { type: "log", tickvals, ticktext: tickvals.map((value) => shown(value)) };
+}
+
+function draw(id, make) {
+  CHARTS.set(id, make);
+  const { traces, layout } = make();
+  const base = {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: style("--ink"), size: 12 }, margin: { l: 55, r: 15, t: 15, b: 45 },
+    hoverlabel: { align: "left" }, legend: { orientation: "h", y: -0.2 },
+  };
+  // While printing the width of the paper, else that of the screen.
+  const isPrinting = document.documentElement.classList.contains("printing");
+  const width = isPrinting ? { autosize: false, width: PAPER_WIDTH } : { autosize: true };
+  const settings = { responsive: true, displaylogo: false };
+  return Plotly.react(byId(id), traces, { ...base, ...width, ...layout }, settings);
+}
+
+function isDark() {
+  const theme = document.documentElement.dataset.theme;
+  return (theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+}
+
+// Without the end of viridis that the background hides.
+function rankColour(index, count) {
+  const place = count > 1 ? (index / (count - 1)) * (VIRIDIS.length - 3) : 0;
+  return VIRIDIS[Math.round(place) + (isDark() ? 2 : 0)];
+}
+
+// A choice among groups or runs; without one the first is shown.
+function chosen(id) {
+  const element = byId(id);
+  return element ? Number(element.value) : 0;
+}
+
+function onChoice(id, show) {
+  const element = byId(id);
+  if (element) element.addEventListener("change", show);
+}
+
+function element(name, text, className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+function row(values, cell = "td") {
+  const made = document.createElement("tr");
+  for (const value of values) made.append(element(cell, typeof value === "number" ? shown(value) : value ?? ""));
+  return made;
+}

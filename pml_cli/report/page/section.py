@@ -1,0 +1,67 @@
+"""What a section of the page is, and what all of them are made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pml_cli.law.fit_groups import GroupFit
+from pml_cli.law.fitted_law import FittedLaw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What was read and fitted."""
+
+    paths: list[Path]
+    runs: pd.DataFrame
+    """A row a finished run: the fields of result.json, and `folder`."""
+    groups: list[GroupFit]
+    """Of comparable runs, that with the most cells first."""
+    laws: Mapping[str, FittedLaw]
+    """By the name of the group; only those with a law."""
+    failures: Mapping[str, str]
+    """Why runs failed, by id."""
+    shown_runs: int
+    """Of how many runs the tokens are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        name: of its template and its script in assets/, and of its anchor.
+        title: the heading, what is seen in plain words.
+        context: for the template.
+        data: for the script, values of JSON; None where there is no script.
+    """
+
+    name: str
+    title: str
+    context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data: Any = None
+
+
+def jsonable(value: Any) -> Any:
+    """Values of JSON: numbers that are none become null, floats keep five digits."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray | pd.Series):
+        return jsonable(value.tolist())
+    if isinstance(value, list | tuple):
+        return [jsonable(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    if value is pd.NA or value is pd.NaT:
+        return None
+    return value

@@ -1,0 +1,170 @@
+"""The page of `pml report`: one file, every section, nothing of a file is markup."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from support import hostile
+from support.planted_laws import exponential_cells, grid, result, runs_of, write
+from support.token_tables import token_table, write_run
+
+from pml_cli.report.page.page import script_json
+from pml_cli.report.page.section import jsonable
+
+OWN_TAGS = {
+    *("html", "head", "meta", "title", "style", "script", "body", "header", "main", "nav"),
+    *("section", "h1", "h2", "p", "a", "button", "details", "summary", "div", "span", "code"),
+    *("table", "thead", "tbody", "tr", "th", "td", "ul", "li", "figure", "figcaption", "img"),
+    *("label", "select", "option", "input", "output"),
+}
+
+
+class Tags(HTMLParser):
+    """Counts the elements of a page, and keeps its texts outside of scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.counts = {}
+        self.texts = []
+        self.inside = None
+        self.data = ""
+        self.attributes = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.attributes |= {name for name, _ in attrs}
+        if tag in ("script", "style"):
+            self.inside = "data" if ("id", "data") in attrs else tag
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self.inside = None
+
+    def handle_data(self, data):
+        if self.inside == "data":
+            self.data += data
+        elif self.inside is None:
+            self.texts.append(data)
+
+
+@pytest.fixture
+def page_of(tmp_path, quick):
+    """page_of(): the page of the runs in runs/."""
+
+    def make(*settings, draws=50):
+        done = quick("report", "runs", f"draws={draws}", *settings)
+        assert done.returncode == 0, done.stderr
+        return Tags((tmp_path / "runs" / "report.html").read_text("utf-8"))
+
+    return make
+
+
+def test_a_page_has_every_section_and_the_cells(tmp_path, page_of):
+    write(tmp_path / "runs", *grid(), *grid(loss="memft_margin"))
+    write_run(tmp_path / "runs", "tokens", token_table(), seed=5)
+    page = page_of()
+    data = json.loads(page.data)
+    names = ("law", "predictor", "recall", "tokens", "losses", "forgetting", "audit", "verdict")
+    assert set(data) == set(names)
+    assert len(data["audit"]["id"]) == 41
+    largest = data["law"][0]
+    assert len(largest["cells"]["size"]) == 21 and largest["formula"].startswith("dL = ")
+    assert [line["loss"] for line in data["losses"]] == ["sft", "memft_margin"]
+
+    text = " ".join(page.texts)
+    assert "41 adapters of tiny on random: ranks 2 to 32, 6 to 256 target tokens." in text
+    assert "Not measured here." in text and "pml forgetting runs" in text
+
+
+def test_the_law_on_the_page_is_the_law(tmp_path, page_of, quick):
+    write(tmp_path / "runs", *runs_of(exponential_cells(texts=1)))
+    (law,) = json.loads(page_of().data)["law"]
+    quick("fit", "runs", "figures=false", "draws=50")
+    (group,) = json.loads((tmp_path / "runs/fit/law.json").read_text())["groups"]
+    chosen = next(entry for entry in group["laws"] if entry["name"] == group["chosen"])
+    values = {entry["name"]: entry["value"] for entry in law["parameters"]}
+    for name, value in values.items():
+        assert value == pytest.approx(chosen["parameters"][name], rel=1e-3)
+
+    surface = law["surface"]
+    # The planted law itself, at the corner of the largest rank and the shortest length.
+    planted = 7.6 * -np.expm1(-11.0 * 24**0.6 * 32**-0.5 / 7.6)
+    assert surface["gain"][-1][0] == pytest.approx(planted, rel=0.05)
+    for line in law["lines"]:
+        assert all(low <= high for low, high in zip(line["low"], line["high"], strict=True))
+
+
+def test_the_predictor_says_what_pml_predict_says(tmp_path, page_of, quick):
+    write(tmp_path / "runs", *grid())
+    (table,) = json.loads(page_of().data)["predictor"]
+    quick("fit", "runs", "figures=false", "draws=50")
+    for length in (64, 256):
+        asked = quick("predict", "runs", f"seqlen={length}", "--json")
+        (row,) = json.loads(asked.stdout)[0]["rows"][:1]
+        assert table["value"][table["length"].index(length)] == row["rank"]["value"]
+
+
+def test_tokens_are_those_of_the_file(tmp_path, page_of):
+    import base64
+
+    write(tmp_path / "runs", result(2, 32))
+    write_run(tmp_path / "runs", "tokens", token_table())
+    (run,) = json.loads(page_of().data)["tokens"]
+    p = np.frombuffer(base64.b64decode(run["p"]), np.uint8).reshape(4, 6) / 255
+    planted = token_table()["p"].to_numpy().reshape(4, 6)
+    assert np.abs(p - planted).max() < 1 / 255
+    assert ((p > 0.5) == (planted > 0.5)).all()
+    assert run["steps"] == [0, 10, 20, 30] and run["text"][0] == "100"
+    assert run["correct"] == [1, 1, 1, 1, 1, 0]
+
+
+def test_without_tokens_or_law_the_rest_is_shown(tmp_path, page_of):
+    write(tmp_path / "runs", result(2, 32))
+    page = page_of("runs=0")
+    data = json.loads(page.data)
+    assert "tokens" not in data and "predictor" not in data
+    assert data["law"][0]["lines"] == [] and data["law"][0]["surface"] is None
+    assert "follows no law that these cells identify" in " ".join(page.texts)
+
+
+def test_texts_of_files_are_no_markup(tmp_path, page_of):
+    write(tmp_path / "runs", *grid(ranks=(2, 4, 8), lengths=(32, 64)))
+    scripts = page_of().counts["script"]
+    for number, text in enumerate(hostile.texts()):
+        run = result(2, 32, data=text, setting=f"data.path={text}", seed=number)
+        write(tmp_path / "runs" / f"more{number}", run)
+    page = page_of()
+
+    assert set(page.counts) <= OWN_TAGS
+    assert page.counts["script"] == scripts
+    assert not {name for name in page.attributes if name.startswith("on")}
+    names = {group["name"] for group in json.loads(page.data)["law"]}
+    assert all(any(text in name for name in names) for text in hostile.MARKUP)
+
+
+def test_script_data_ends_no_script():
+    for text in hostile.texts():
+        written = script_json({text: [text]})
+        assert "<" not in written and "&" not in written
+        assert json.loads(written) == {text: [text]}
+
+
+def test_numbers_that_are_none_are_null():
+    values = {"a": float("nan"), "b": np.float32(0.1), "c": np.array([1, 2]), "d": [float("inf")]}
+    assert jsonable(values) == {"a": None, "b": 0.1, "c": [1, 2], "d": [None]}
+
+
+def test_where_the_page_goes(tmp_path, quick):
+    write(tmp_path / "runs", result(2, 32))
+    assert quick("report", "runs", "out=page.html", "draws=0").returncode == 0
+    (tmp_path / "folder").mkdir()
+    assert quick("report", "runs", "out=folder", "draws=0").returncode == 0
+    assert (tmp_path / "page.html").exists() and (tmp_path / "folder/report.html").exists()
+
+    refused = quick("report", "none")
+    assert refused.returncode == 2 and "none" in refused.stderr
+    (tmp_path / "empty").mkdir()
+    assert quick("report", "empty").returncode == 2
+    assert quick("report", "runs", "runs=999").returncode == 2

@@ -1,0 +1,181 @@
+"""The page of `pml report` in a real Chromium: it opens, answers, and runs nothing of a file."""
+
+import shutil
+
+import numpy as np
+import pytest
+from support import hostile
+from support.planted_laws import exponential_cells, grid, result, runs_of, write
+from support.sweeps import quick_in
+from support.token_tables import token_table, write_run
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+MEGABYTE = 1_000_000
+# It asks for nothing by itself; software draws the surface.
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"),
+)
+PHONE, LAPTOP = (390, 844), (1280, 800)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """opened(file, size=, scheme=): the page, whose errors and requests fail the test."""
+    contexts = []
+    faults = []
+
+    def make(file, size=LAPTOP, scheme="light"):
+        width, height = size
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda entry: entry.type == "error" and faults.append(entry.text))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith(("http", "ws")) and faults.append(asked.url),
+        )
+        page.goto(file.as_uri())
+        page.wait_for_selector("html[data-ready=true]", timeout=60_000)
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The page of two losses, with the tokens of two runs."""
+    folder = tmp_path_factory.mktemp("small")
+    write(folder / "runs", *grid(), *grid(loss="memft_margin"))
+    for seed in (5, 6):
+        write_run(folder / "runs", f"tokens{seed}", token_table(), seed=seed)
+    assert quick_in(folder, "report", "runs", "draws=50") == 0
+    return folder / "runs" / "report.html"
+
+
+def scroll(page):
+    """To the end, so that every section starts."""
+    for top in range(0, page.evaluate("document.documentElement.scrollHeight"), 400):
+        page.evaluate("(top) => scrollTo(0, top)", top)
+        page.wait_for_timeout(60)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [PHONE, LAPTOP])
+def test_every_chart_is_drawn_and_nothing_is_wider_than_the_screen(opened, small, size, scheme):
+    page = opened(small, size, scheme)
+    scroll(page)
+    charts = page.locator(".chart").count()
+    assert charts == 7
+    assert page.locator(".chart .main-svg, .chart canvas").first.is_visible()
+    assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == charts
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+def test_a_length_is_answered_by_a_rank(opened, small):
+    page = opened(small)
+    page.locator("#predictor").scroll_into_view_if_needed()
+    page.fill("#predictor-length", "64")
+    assert page.inner_text("#predictor-answer").startswith("rank ")
+    page.fill("#predictor-length", "10000000")
+    assert "type a length from" in page.inner_text("#predictor-answer")
+    assert "seqlen=10000000" in page.inner_text("#predictor")
+
+
+def test_the_step_colours_the_text_and_marks_the_first_failure(opened, small):
+    page = opened(small)
+    page.locator("#tokens").scroll_into_view_if_needed()
+    page.locator("#tokens-text .token").first.wait_for()
+    assert page.locator("#tokens-text .token.above").count() == 4
+    failure = page.locator("#tokens-text .failure")
+    assert failure.count() == 1 and failure.inner_text() == "105"
+
+    # By the keyboard, to the base model.
+    page.focus("#tokens-step")
+    page.keyboard.press("Home")
+    assert page.inner_text("#tokens-step-name") == "0"
+    assert page.locator("#tokens-text .token.above").count() == 1
+    page.select_option("#tokens-run", "1")
+    assert page.inner_text("#tokens-step-name") == "30"
+
+
+def test_groups_measures_and_theme_are_chosen(opened, small):
+    page = opened(small)
+    page.select_option("#law-group", "1")
+    assert page.locator(".note:visible").count() == 1
+    background = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(background)
+    page.click("#theme")
+    assert page.evaluate(background) != before
+    page.locator("#recall").scroll_into_view_if_needed()
+    page.select_option("#recall-measure", "2")
+    page.locator("#audit-cells summary").click()
+    page.fill("#audit-filter", "tokens5")
+    assert page.inner_text("#audit-count") == "1 of 42 cells"
+
+
+def test_a_printed_page_has_everything(opened, small, tmp_path):
+    page = opened(small)
+    page.pdf(path=str(tmp_path / "page.pdf"), format="A4")
+    # Every section was started for it.
+    assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == 7
+    assert (tmp_path / "page.pdf").stat().st_size > 50_000
+
+
+def test_hostile_texts_are_shown_as_text(opened, tmp_path):
+    texts = hostile.texts()
+    assert len(texts) >= 120
+    for number, text in enumerate(texts):
+        run = result(2, 32, data=text, setting=f"data.path={text}", seed=number)
+        write(tmp_path / "runs" / f"more{number}", run)
+    write_run(tmp_path / "runs", "tokens", token_table(), data=hostile.MARKUP[0])
+    assert quick_in(tmp_path, "report", "runs", "draws=0") == 0
+
+    page = opened(tmp_path / "runs" / "report.html")
+    scroll(page)
+    page.locator("#verdict summary").click()
+    page.locator("#audit-cells summary").click()
+    shown = page.evaluate("document.body.textContent")
+    squeezed = " ".join(shown.split())
+    assert [text for text in hostile.MARKUP if " ".join(text.split()) not in squeezed] == []
+    for index in range(0, len(texts), 10):
+        page.select_option("#law-group", str(index))
+        page.select_option("#recall-group", str(index))
+    assert page.evaluate("window.pwned") is None
+
+
+def test_five_hundred_cells(opened, tmp_path):
+    """Below 6 MB, with the tokens of twelve runs of a thousand."""
+    cells = exponential_cells(texts=8)
+    assert len(cells) > 500
+    write(tmp_path / "runs", *runs_of(cells))
+    for number in range(12):
+        p = np.random.default_rng(number).random((30, 1000))
+        write_run(tmp_path / "runs", f"tokens{number}", token_table(p, p > 0.5, range(30)))
+    assert quick_in(tmp_path, "report", "runs", "draws=0") == 0
+    file = tmp_path / "runs" / "report.html"
+    assert file.stat().st_size < 6 * MEGABYTE
+    page = opened(file)
+    scroll(page)
+    assert page.locator("#tokens-text .token").count() == 1000
