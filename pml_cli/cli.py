@@ -25,7 +25,7 @@ from pml_cli.config.completion import (
     report_completer,
 )
 from pml_cli.config.help import groups_help, settings_help
-from pml_cli.errors import UserError, first_line, printable, shortened
+from pml_cli.errors import UserError, cut_line, first_line, printable, shortened
 from pml_cli.io import refused_path
 from pml_cli.launch.openmp import share_cores
 from pml_cli.streams import guarded_streams, lost_output
@@ -814,5 +814,5 @@ def _run(args: list[str] | None) -> int:
 def _refused(faults: list[str]) -> int:
     """Print what is wrong; the exit code."""
     for line in faults:
-        typer.echo(f"error: {printable(line)}", err=True)
+        typer.echo(f"error: {cut_line(printable(line))}", err=True)
     return 2

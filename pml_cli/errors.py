@@ -13,6 +13,10 @@ MAX_NAMES = 60
 # Letters of a file's name in a message.
 MAX_NAME = 200
 
+# Letters of a line, and how many of them are its end, where the reason is.
+MAX_LINE = 1000
+LINE_END = 400
+
 # ESC and its kind, and half characters, which no stream can encode.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -69,6 +73,13 @@ def first_line(error: BaseException) -> str:
         if line.strip():
             return line.strip()
     return type(error).__name__
+
+
+def cut_line(line: str) -> str:
+    """A line of an error without its middle, where it quotes something as long as a file."""
+    if len(line) <= MAX_LINE:
+        return line
+    return f"{line[: MAX_LINE - LINE_END]} ... {line[-LINE_END:]}"
 
 
 def printable(text: str) -> str:

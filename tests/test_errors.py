@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from pml_cli.errors import UserError, and_n_more, did_you_mean, first_line, raise_all
+from pml_cli.errors import UserError, and_n_more, cut_line, did_you_mean, first_line, raise_all
 
 
 def test_an_error_holds_one_fault_a_line():
@@ -41,3 +41,11 @@ def test_the_nearest_name_comes_first():
     text = did_you_mean("memft_oz", ["sft", "memft_ot"])
     assert text == "did you mean 'memft_ot'? allowed: memft_ot, sft"
     assert did_you_mean("zzz", ["sft"]) == "allowed: sft"
+
+
+def test_a_line_that_quotes_a_file_keeps_its_beginning_and_its_reason():
+    line = f"rank={'9' * 100_000}: must be an integer"
+    cut = cut_line(line)
+    assert len(cut) < 1100
+    assert cut.startswith("rank=9") and cut.endswith("9: must be an integer")
+    assert cut_line("rank=x: must be an integer") == "rank=x: must be an integer"

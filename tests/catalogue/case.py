@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_LINES = 6
-# Beside three times the longest argument, which a message may quote.
-MAX_LETTERS = 1500
+# Of a line; longer ones are cut (`errors.cut_line`).
+MAX_LETTERS = 1100
 TEMPORARY = re.compile(r"(^|/)\.(?!pml$|pml/)[^/]*\.[0-9a-f]{8}$")
 # Created by the code that some inputs carry.
 TRACE_OF_CODE = "CODE_WAS_RUN"
@@ -114,7 +114,7 @@ def _refusal_faults(case: Case, outcome: Outcome) -> list[str]:
     if len(lines) > MAX_LINES:
         faults.append(f"{len(lines)} lines")
     longest = max(map(len, lines), default=0)
-    if longest > 3 * max(map(len, case.argv)) + MAX_LETTERS:
+    if longest > MAX_LETTERS:
         faults.append(f"a line of {longest} letters")
 
     changed = set(outcome.before.items()) ^ set(outcome.after.items())

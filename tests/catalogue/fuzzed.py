@@ -32,6 +32,16 @@ FACTS = {
     + b"1," * 4999
     + b"1\n",
 }
+# A message quotes an override; it is as long as the user made it.
+LONG_OVERRIDES = {
+    "a key of 100,000 letters": f"{LONG}=1",
+    "no value, of 100,000 letters": LONG,
+    "a sign before 100,000 letters": f"+{LONG}=1",
+    "a key of 3,000 brackets": "range(1," * 3000,
+    "a key of 30 brackets and no grammar": "range(1," * 30 + "=9)",
+    "a value of 100,000 letters": f"rank={LONG}",
+    "an interval of 100,000 letters": f"rank=interval(1,{'9' * 100_000})",
+}
 # Fields of result.json that are read, and were not declared.
 UNDECLARED = (
     *("base_token_accuracy", "base_exact_match", "base_log10_p", "effective_parameters"),
@@ -46,6 +56,10 @@ def cases() -> Iterator[Case]:
     for override in LISTS:
         argv = ("sweep", override, "adapter=linear", "--dry-run")
         yield _case(override, argv, says=override.partition("=")[0])
+    for name, override in LONG_OVERRIDES.items():
+        yield _case(name, ("sweep", override, "--dry-run"))
+    for argv in (("fit", f"{LONG}=1"), ("predict", "--target", LONG), ("fit", "--by", LONG)):
+        yield _case(f"100,000 letters: {' '.join(argv)[:20]}", argv)
     yield _case("an override of two lines", ("sweep", "\n\n", "--dry-run"), says="key=value")
     for field in UNDECLARED:
         for value in ("word", [1], 10**400):
