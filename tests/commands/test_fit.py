@@ -168,6 +168,7 @@ def test_nothing_to_read_or_nowhere_to_write(tmp_path):
         run(tmp_path, out=str(tmp_path / "file"))
 
 
+@pytest.mark.slow
 def test_fit_never_imports_torch(tmp_path):
     write(tmp_path, *grid())
     code = (

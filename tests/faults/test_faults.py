@@ -29,6 +29,7 @@ def play(tmp_path, *options, seconds=240):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_any_call_of_a_cancel(tmp_path):
     kinds = "^(EIO|EACCES while reading|ENOSPC for good)$"
     said = play(tmp_path, "--only", "^cancel$", "--kind", kinds)

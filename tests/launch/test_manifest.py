@@ -91,6 +91,7 @@ def test_the_last_requested_sweep_is_read_last(tmp_path):
     assert [manifest.key for manifest in read_manifests(tmp_path)] == [second.key, again.key]
 
 
+@pytest.mark.slow
 def test_ten_thousand_cells_are_written_and_read_quickly(tmp_path):
     overrides = ["rank=range(1,51)", "seqlen=range(10,30)", "seed=range(0,10)", "model.device=cpu"]
     request = load("sweep", overrides)

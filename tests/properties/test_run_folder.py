@@ -140,6 +140,7 @@ def test_a_run_is_complete_or_absent_at_every_moment(tmp_path):
     assert states.count(False) > 20
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_other_tokens_is_kept_at_every_moment(tmp_path):
     root = tmp_path / "runs"
     folder = RunFolder(root, "run-0123456789")

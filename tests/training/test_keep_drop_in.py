@@ -156,6 +156,7 @@ def test_lora_inside_a_model_of_transformers(peft_model):
     assert harms[0] == pytest.approx(harms[1])
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_whole_one(peft_model, tmp_path):
     ids = keep_windows(SftLoss(keep=20.0), AutoTokenizer.from_pretrained(TINY))
     assert ids.shape == (32, 257)
