@@ -171,6 +171,9 @@ Retry = Annotated[
 CompareBy = Annotated[
     str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")
 ]
+ShowAll = Annotated[
+    bool, typer.Option("--all", help="Print every law and remark, not only the answer.")
+]
 Target = Annotated[
     str,
     typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS."),
@@ -436,13 +439,15 @@ def capacity(
     epilog=f"{settings_help(reports.Fit)}\n\n{BY_HELP}",
     help="""Fit the memory law to finished runs.
 
-Shows exponents, their uncertainty and held-out error; draws figures. What
-contains "=" is a setting, the rest are folders of runs.
+Prints the law, how sure it is, its error on unseen cells and what to do next;
+--all prints every law. Draws figures. What contains "=" is a setting, the rest
+are folders of runs.
 
 \b
 EXAMPLES
   pml fit
   pml fit outputs/law
+  pml fit outputs/law --all
   pml fit outputs/law outputs/shares out=report
   pml fit outputs/law saturated_below=0.5 figures=false
 """,
@@ -451,12 +456,14 @@ def fit(
     overrides: FitArguments = None,
     *,
     by: CompareBy = "",
+    show_all: ShowAll = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
     # A trailing comma names no setting.
     settings = [name for name in by.split(",") if name]
-    _report("fit", overrides, config_dir, print_config=print_config, by=settings)
+    options = {"by": settings, "show_all": show_all}
+    _report("fit", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
