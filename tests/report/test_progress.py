@@ -91,6 +91,7 @@ def test_sweep_display_follows_workers(tmp_path):
         done=["a", "b"],
         failed={"c": "nan"},
         running=[process],
+        resumable={},
         jobs=[],
     )
     out = io.StringIO()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -42,8 +42,7 @@ EXPLAINED = ("effect_of_doubling",)
 SUMMARY_COLUMNS = ("group", "law", "cells", "alpha", "beta", "fit %", "unseen %")
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     """A paragraph and its style."""
 
     text: str
