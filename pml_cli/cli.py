@@ -353,7 +353,7 @@ EXAMPLES
 
 The same command again runs only what is missing or failed, and goes on where
 a killed one was. One failed cell does not end the sweep; the exit code is
-then 1. Several sweeps in one folder share the work.
+then 1, as after pml cancel. Several sweeps in one folder share the work.
 
 \b
 EXAMPLES
@@ -677,7 +677,7 @@ def status(
     help="""Stop what works on a sweep's folder, and nothing else.
 
 Running processes keep a checkpoint and end; jobs leave Slurm's queue. The same
-sweep command goes on from there.
+sweep command goes on from there. Exit code 0, also where nothing runs.
 
 \b
 EXAMPLES

@@ -9,7 +9,12 @@ from pml_cli.analysis.paired import compare
 from pml_cli.analysis.rank_thresholds import rank_table
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
-from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
+from pml_cli.launch.driver import (
+    batch_script,
+    check_models_for_dry_run,
+    plan_sweep,
+    train_sweep,
+)
 from pml_cli.report import memft_folder
 from pml_cli.report.base_knowledge import base_lines
 from pml_cli.report.first_token import print_prompts
@@ -45,6 +50,7 @@ def run(
         check_models_for_dry_run(plan)
         dry_run_table.show(console, request, plan.cells, plan.todo)
         say_outdated(plan, console)
+        dry_run_table.show_script(console, batch_script(plan))
         return 0
 
     console.print(plan_line(plan))

@@ -8,7 +8,12 @@ from rich.console import Console
 
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
-from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
+from pml_cli.launch.driver import (
+    batch_script,
+    check_models_for_dry_run,
+    plan_sweep,
+    train_sweep,
+)
 from pml_cli.report.design import design_line, pilot_at
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.progress import SweepDisplay
@@ -56,6 +61,7 @@ def run(
         dry_run_table.show(console, request, plan.cells, plan.todo)
         console.print(design_line(plan.cells, pilot), highlight=False, soft_wrap=True, markup=False)
         say_outdated(plan, console)
+        dry_run_table.show_script(console, batch_script(plan))
         return 0
 
     console.print(plan_line(plan))

@@ -98,36 +98,41 @@ class SweepManifest:
     @classmethod
     def write(cls, out: Path, packs: Sequence[Pack], packing: Packing) -> SweepManifest:
         """Write the manifest of a planned sweep; one of the same cells is replaced."""
+        manifest = cls.planned(out, packs)
         shared = _SharedSettings()
-        work: dict[str, float] = {}
-        hashes: dict[str, str] = {}
-        steps: dict[str, int] = {}
         cells: dict[str, Any] = {}
         for cell in itertools.chain.from_iterable(pack.cells for pack in packs):
-            work[cell.id] = cell.step_tokens * cell.steps
-            hashes[cell.id] = cell.tokens_hash
-            steps[cell.id] = cell.steps
             cells[cell.id] = {
-                "work": work[cell.id],
+                "work": manifest.work[cell.id],
                 "tokens": cell.tokens_hash,
                 "steps": cell.steps,
                 "run": shared.record(cell.run),
             }
 
-        requested_at = time.time()
         body = {
             "format": FORMAT,
-            "asked": requested_at,
+            "asked": manifest.requested_at,
             "cells": cells,
             "settings": shared.tables,
             "packing": dataclasses.asdict(packing),
         }
 
         own_folder(out, ".pml", "requests")
-        path = manifest_path(out, _key(cells))
         text = json.dumps(body)
-        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"), durable=True)
-        return cls(path=path, work=work, hashes=hashes, steps=steps, requested_at=requested_at)
+        atomic_write(manifest.path, lambda aside: aside.write_text(text, "utf-8"), durable=True)
+        return manifest
+
+    @classmethod
+    def planned(cls, out: Path, packs: Sequence[Pack]) -> SweepManifest:
+        """The manifest of a planned sweep, which is not on disk."""
+        cells = list(itertools.chain.from_iterable(pack.cells for pack in packs))
+        return cls(
+            path=manifest_path(out, _key(cell.id for cell in cells)),
+            work={cell.id: cell.step_tokens * cell.steps for cell in cells},
+            hashes={cell.id: cell.tokens_hash for cell in cells},
+            steps={cell.id: cell.steps for cell in cells},
+            requested_at=time.time(),
+        )
 
     @classmethod
     def read(cls, path: Path) -> SweepManifest:
