@@ -171,6 +171,9 @@ Retry = Annotated[
 CompareBy = Annotated[
     str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")
 ]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress: only the result and errors.")
+]
 ShowAll = Annotated[
     bool, typer.Option("--all", help="Print every law and remark, not only the answer.")
 ]
@@ -282,6 +285,7 @@ def memorize(
     dry_run: DryRun = False,
     as_json: AsJson = False,
     retry: Retry = True,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -303,6 +307,8 @@ def memorize(
     from pml_cli.commands import memorize as command
 
     flags = {"dry_run": dry_run, "as_json": as_json, "retry": retry}
+    # A dry run has no progress, and no other result than its lines.
+    flags |= _if_quiet(quiet and not dry_run)
     raise typer.Exit(command.run(asked, _console(), **flags))
 
 
@@ -322,9 +328,14 @@ EXAMPLES
 """,
 )
 def probe(
-    overrides: Overrides = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False
+    overrides: Overrides = None,
+    *,
+    quiet: Quiet = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
 ) -> None:
-    _train("probe", overrides, None, config_dir, print_config=print_config)
+    flags = _if_quiet(quiet)
+    _train("probe", overrides, None, config_dir, print_config=print_config, **flags)
 
 
 # Decorators apply from the bottom: `sweep` comes first in the list of commands.
@@ -374,6 +385,7 @@ def train_many(
     overrides: Overrides = None,
     *,
     file: SweepFile = None,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
@@ -387,6 +399,7 @@ def train_many(
         "fail_fast": fail_fast,
         "wait": wait,
         "retry": retry,
+        **_if_quiet(quiet),
     }
     name = str(ctx.command.name)
     # Only a sweep plans a grid for the law.
@@ -420,6 +433,7 @@ def capacity(
     passes: Passes = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -432,7 +446,8 @@ def capacity(
 
     from pml_cli.commands import capacity as command
 
-    raise typer.Exit(command.run(asked, _console(), as_json=as_json, dry_run=dry_run))
+    flags = {"as_json": as_json, "dry_run": dry_run, **_if_quiet(quiet and not dry_run)}
+    raise typer.Exit(command.run(asked, _console(), **flags))
 
 
 @app.command(
@@ -457,12 +472,13 @@ def fit(
     *,
     by: CompareBy = "",
     show_all: ShowAll = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
     # A trailing comma names no setting.
     settings = [name for name in by.split(",") if name]
-    options = {"by": settings, "show_all": show_all}
+    options = {"by": settings, "show_all": show_all, **_if_quiet(quiet)}
     _report("fit", overrides, config_dir, print_config=print_config, **options)
 
 
@@ -484,10 +500,12 @@ EXAMPLES
 def transition(
     overrides: TransitionArguments = None,
     *,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("transition", overrides, config_dir, print_config=print_config)
+    flags = _if_quiet(quiet)
+    _report("transition", overrides, config_dir, print_config=print_config, **flags)
 
 
 @app.command(
@@ -541,10 +559,12 @@ def lasting(
     overrides: LastingArguments = None,
     *,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("lasting", overrides, config_dir, print_config=print_config, as_json=as_json)
+    options = {"as_json": as_json, **_if_quiet(quiet)}
+    _report("lasting", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
@@ -567,10 +587,12 @@ def forgetting(
     overrides: ForgettingArguments = None,
     *,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("forgetting", overrides, config_dir, print_config=print_config, as_json=as_json)
+    options = {"as_json": as_json, **_if_quiet(quiet)}
+    _report("forgetting", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
@@ -596,6 +618,7 @@ def measure(
     *,
     harm: WithHarm = True,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -608,7 +631,7 @@ def measure(
 
     from pml_cli.commands import measure as command
 
-    raise typer.Exit(command.run(asked, _console(), harm=harm, as_json=as_json))
+    raise typer.Exit(command.run(asked, _console(), harm=harm, as_json=as_json, quiet=quiet))
 
 
 @app.command(
@@ -695,6 +718,11 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(markup=False, emoji=False)
+
+
+def _if_quiet(quiet: bool) -> dict[str, bool]:
+    """The argument of a command that is to show no progress."""
+    return {"quiet": True} if quiet else {}
 
 
 def _train(

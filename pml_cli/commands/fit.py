@@ -37,7 +37,7 @@ from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report import law_folder
 from pml_cli.report.base_knowledge import much_known_line
 from pml_cli.report.law_text import capacity_lines, sentence
-from pml_cli.report.progress import CountDisplay
+from pml_cli.report.progress import CountDisplay, progress_console
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
 from pml_cli.report.tables import law_summary
@@ -54,6 +54,7 @@ def run(
     by: Sequence[str] = (),
     *,
     show_all: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Fit every group of cells below `paths`, show it on `console`, write the report folder.
 
@@ -63,6 +64,7 @@ def run(
         by: settings (of KEY and SCHEDULE in runs/groups.py) in which groups are compared; those
             that agree in all others.
         show_all: print every law and remark of every group.
+        quiet: show no progress, only the result.
 
     Returns:
         The exit code (above).
@@ -84,7 +86,7 @@ def run(
     if by:
         sets = comparable_sets([key for key, _ in keyed_cells], by)
 
-    groups = _fit_groups(keyed_cells, settings, console)
+    groups = _fit_groups(keyed_cells, settings, progress_console(console, quiet=quiet))
     if len(groups) > 1:
         varying = differing_settings([group.key for group in groups])
         heading = f"{len(groups)} groups that differ in {varying}: each is fitted by itself."

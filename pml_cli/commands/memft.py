@@ -18,7 +18,7 @@ from pml_cli.launch.driver import (
 from pml_cli.report import memft_folder
 from pml_cli.report.base_knowledge import base_lines
 from pml_cli.report.first_token import print_prompts
-from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.progress import SweepDisplay, progress_console
 from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
@@ -35,6 +35,7 @@ def run(
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    quiet: bool = False,
 ) -> int:
     """Train what is missing (as `sweep.run`), then compare each loss with plain fine-tuning (sft).
 
@@ -53,11 +54,12 @@ def run(
         dry_run_table.show_script(console, batch_script(plan))
         return 0
 
-    console.print(plan_line(plan))
-    print_prompts(request.runs, console)
+    progress = progress_console(console, quiet=quiet)
+    progress.print(plan_line(plan))
+    print_prompts(request.runs, progress)
     show_warnings(console, plan.cells)
     say_outdated(plan, console)
-    with SweepDisplay.of(plan, console) as display:
+    with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     code = conclude(plan, outcome, console)
 
