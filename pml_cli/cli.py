@@ -173,6 +173,12 @@ Retry = Annotated[
 CompareBy = Annotated[
     str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")
 ]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress: only the result and errors.")
+]
+ShowAll = Annotated[
+    bool, typer.Option("--all", help="Print every law and remark, not only the answer.")
+]
 Target = Annotated[
     str,
     typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS."),
@@ -281,6 +287,7 @@ def memorize(
     dry_run: DryRun = False,
     as_json: AsJson = False,
     retry: Retry = True,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -302,6 +309,8 @@ def memorize(
     from pml_cli.commands import memorize as command
 
     flags = {"dry_run": dry_run, "as_json": as_json, "retry": retry}
+    # A dry run has no progress, and no other result than its lines.
+    flags |= _if_quiet(quiet and not dry_run)
     raise typer.Exit(command.run(asked, _console(), **flags))
 
 
@@ -321,9 +330,14 @@ EXAMPLES
 """,
 )
 def probe(
-    overrides: Overrides = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False
+    overrides: Overrides = None,
+    *,
+    quiet: Quiet = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
 ) -> None:
-    _train("probe", overrides, None, config_dir, print_config=print_config)
+    flags = _if_quiet(quiet)
+    _train("probe", overrides, None, config_dir, print_config=print_config, **flags)
 
 
 # Decorators apply from the bottom: `sweep` comes first in the list of commands.
@@ -352,7 +366,7 @@ EXAMPLES
 
 The same command again runs only what is missing or failed, and goes on where
 a killed one was. One failed cell does not end the sweep; the exit code is
-then 1. Several sweeps in one folder share the work.
+then 1, as after pml cancel. Several sweeps in one folder share the work.
 
 \b
 EXAMPLES
@@ -373,6 +387,7 @@ def train_many(
     overrides: Overrides = None,
     *,
     file: SweepFile = None,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
@@ -386,6 +401,7 @@ def train_many(
         "fail_fast": fail_fast,
         "wait": wait,
         "retry": retry,
+        **_if_quiet(quiet),
     }
     name = str(ctx.command.name)
     # Only a sweep plans a grid for the law.
@@ -419,6 +435,7 @@ def capacity(
     passes: Passes = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -431,20 +448,23 @@ def capacity(
 
     from pml_cli.commands import capacity as command
 
-    raise typer.Exit(command.run(asked, _console(), as_json=as_json, dry_run=dry_run))
+    flags = {"as_json": as_json, "dry_run": dry_run, **_if_quiet(quiet and not dry_run)}
+    raise typer.Exit(command.run(asked, _console(), **flags))
 
 
 @app.command(
     epilog=f"{settings_help(reports.Fit)}\n\n{BY_HELP}",
     help="""Fit the memory law to finished runs.
 
-Shows exponents, their uncertainty and held-out error; draws figures. What
-contains "=" is a setting, the rest are folders of runs.
+Prints the law, how sure it is, its error on unseen cells and what to do next;
+--all prints every law. Draws figures. What contains "=" is a setting, the rest
+are folders of runs.
 
 \b
 EXAMPLES
   pml fit
   pml fit outputs/law
+  pml fit outputs/law --all
   pml fit outputs/law outputs/shares out=report
   pml fit outputs/law saturated_below=0.5 figures=false
 """,
@@ -453,12 +473,15 @@ def fit(
     overrides: FitArguments = None,
     *,
     by: CompareBy = "",
+    show_all: ShowAll = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
     # A trailing comma names no setting.
     settings = [name for name in by.split(",") if name]
-    _report("fit", overrides, config_dir, print_config=print_config, by=settings)
+    options = {"by": settings, "show_all": show_all, **_if_quiet(quiet)}
+    _report("fit", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
@@ -503,10 +526,12 @@ EXAMPLES
 def transition(
     overrides: TransitionArguments = None,
     *,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("transition", overrides, config_dir, print_config=print_config)
+    flags = _if_quiet(quiet)
+    _report("transition", overrides, config_dir, print_config=print_config, **flags)
 
 
 @app.command(
@@ -560,10 +585,12 @@ def lasting(
     overrides: LastingArguments = None,
     *,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("lasting", overrides, config_dir, print_config=print_config, as_json=as_json)
+    options = {"as_json": as_json, **_if_quiet(quiet)}
+    _report("lasting", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
@@ -586,10 +613,12 @@ def forgetting(
     overrides: ForgettingArguments = None,
     *,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("forgetting", overrides, config_dir, print_config=print_config, as_json=as_json)
+    options = {"as_json": as_json, **_if_quiet(quiet)}
+    _report("forgetting", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
@@ -615,6 +644,7 @@ def measure(
     *,
     harm: WithHarm = True,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -627,7 +657,7 @@ def measure(
 
     from pml_cli.commands import measure as command
 
-    raise typer.Exit(command.run(asked, _console(), harm=harm, as_json=as_json))
+    raise typer.Exit(command.run(asked, _console(), harm=harm, as_json=as_json, quiet=quiet))
 
 
 @app.command(
@@ -696,7 +726,7 @@ def status(
     help="""Stop what works on a sweep's folder, and nothing else.
 
 Running processes keep a checkpoint and end; jobs leave Slurm's queue. The same
-sweep command goes on from there.
+sweep command goes on from there. Exit code 0, also where nothing runs.
 
 \b
 EXAMPLES
@@ -714,6 +744,11 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(markup=False, emoji=False)
+
+
+def _if_quiet(quiet: bool) -> dict[str, bool]:
+    """The argument of a command that is to show no progress."""
+    return {"quiet": True} if quiet else {}
 
 
 def _train(

@@ -174,16 +174,16 @@ def test_commands_get_the_request_and_give_the_exit_code(command, out, monkeypat
 def test_fit_separates_paths_from_settings(out, monkeypatch):
     calls = []
 
-    def run(paths, settings, console, by):
-        calls.append((paths, settings, by))
+    def run(paths, settings, console, by, show_all):
+        calls.append((paths, settings, by, show_all))
         return 0
 
     _stub(monkeypatch, "fit", run)
-    assert out("fit", "a", "figures=false", "b", "--by", "model,data")[0] == 0
+    assert out("fit", "a", "figures=false", "b", "--by", "model,data", "--all")[0] == 0
     assert out("fit")[0] == 0
     assert calls == [
-        ([Path("a"), Path("b")], Fit(figures=False), ["model", "data"]),
-        ([Path("outputs")], Fit(), []),
+        ([Path("a"), Path("b")], Fit(figures=False), ["model", "data"], True),
+        ([Path("outputs")], Fit(), [], False),
     ]
 
 

@@ -29,7 +29,7 @@ from pml_cli.launch.driver import Outcome, SweepPlan, plan_sweep, train_sweep
 from pml_cli.model.dims import ADAPTER_FILE, decoder_shape, model_dims
 from pml_cli.report import capacity_folder
 from pml_cli.report.first_token import print_prompts
-from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.progress import SweepDisplay, progress_console
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables.capacity import capacity_report
 from pml_cli.report.tables.data import show_warnings
@@ -90,7 +90,12 @@ class GrownAdapter:
 
 
 def run(
-    asked: CapacityRequest, console: Console, *, as_json: bool = False, dry_run: bool = False
+    asked: CapacityRequest,
+    console: Console,
+    *,
+    as_json: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Grow every adapter, then say what each holds.
 
@@ -98,6 +103,7 @@ def run(
         asked: the adapters, and how they grow.
         console: to print to.
         as_json: print the outcome as JSON; progress goes to standard error.
+        quiet: show no progress, only the result.
         dry_run: check, and say what the first round would train; write nothing.
 
     Returns:
@@ -107,7 +113,7 @@ def run(
     Raises:
         UserError: data, a run or a folder that cannot be used; nothing has been trained then.
     """
-    progress = Console(stderr=True, markup=False, emoji=False) if as_json else console
+    progress = progress_console(console, as_json=as_json, quiet=quiet)
     out = asked.request.out
     check_output_folder(out)
     adapters = [begin(each, asked) for each in asked.request.runs]

@@ -1,7 +1,8 @@
 """`pml fit`: fit the memory law to finished runs, group by group.
 
-Shown first is the paper's own estimator, then the law chosen among all, then all of them side by
-side. `report/law_folder.py` writes law.json, cells.csv, law.tex and the figures.
+Printed is the chosen law, how sure it is, how it predicts unseen cells, and what to do next; of
+several groups a line each. `--all` prints the paper's own estimator, the chosen law and all laws
+side by side. `report/law_folder.py` writes law.json, cells.csv, law.tex and the figures.
 
 Exit codes: 0 when a table was written, also when no law is identified (status NOT_IDENTIFIED says
 why); 2 (a `UserError`) when there is nothing to read or nowhere to write.
@@ -36,9 +37,10 @@ from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report import law_folder
 from pml_cli.report.base_knowledge import much_known_line
 from pml_cli.report.law_text import capacity_lines, sentence
-from pml_cli.report.progress import CountDisplay
+from pml_cli.report.progress import CountDisplay, progress_console
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
+from pml_cli.report.tables import law_summary
 from pml_cli.report.tables.bits_line import line_table
 from pml_cli.results.folder import writable_folder
 from pml_cli.results.groups import differing_settings, group_slugs, split_groups
@@ -50,6 +52,9 @@ def run(
     settings: Fit,
     console: Console,
     by: Sequence[str] = (),
+    *,
+    show_all: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Fit every group of cells below `paths`, show it on `console`, write the report folder.
 
@@ -58,6 +63,8 @@ def run(
             inside the first.
         by: settings (of KEY and SCHEDULE in runs/groups.py) in which groups are compared; those
             that agree in all others.
+        show_all: print every law and remark of every group.
+        quiet: show no progress, only the result.
 
     Returns:
         The exit code (above).
@@ -79,13 +86,13 @@ def run(
     if by:
         sets = comparable_sets([key for key, _ in keyed_cells], by)
 
-    groups = _fit_groups(keyed_cells, settings, console)
+    groups = _fit_groups(keyed_cells, settings, progress_console(console, quiet=quiet))
     if len(groups) > 1:
         varying = differing_settings([group.key for group in groups])
         heading = f"{len(groups)} groups that differ in {varying}: each is fitted by itself."
         console.print(Text(heading), end="\n\n")
-    for group in groups:
-        _show(group, console)
+    report = settings.out or str(paths[0])
+    _show(groups, report, console, show_all=show_all)
 
     comparisons = []
     for positions in sets:
@@ -97,7 +104,10 @@ def run(
         console.print(line_table(line), end="\n\n")
 
     names = law_folder.write(out, groups, settings, comparisons, lines)
-    console.print(Text(f"written to {out}: {', '.join(names)}"))
+    written = f"written to {out}: {', '.join(names)}"
+    if not show_all:
+        written = f"written to {out}; --all prints every law"
+    console.print(Text(written), soft_wrap=not show_all)
     return 0
 
 
@@ -151,7 +161,34 @@ def _compare(
     return comparison
 
 
-def _show(group: GroupFit, console: Console) -> None:
+def _show(
+    groups: Sequence[GroupFit],
+    report: str,
+    console: Console,
+    *,
+    show_all: bool,
+) -> None:
+    """Print one group on a screen, several in a table; or all of each."""
+    if show_all:
+        for group in groups:
+            _show_all(group, console)
+        return
+
+    next_command = _predict_command(groups, report)
+    if len(groups) == 1:
+        console.print(law_summary.summary(groups[0], next_command))
+    else:
+        console.print(law_summary.summary_table(groups, next_command), end="\n\n")
+
+
+def _predict_command(groups: Sequence[GroupFit], report: str) -> str:
+    """What asks the law about a text twice as long as any of its cells."""
+    longest = max(group.cells["target_tokens"].max() for group in groups)
+    length = f"{2 * longest:.0f}" if longest > 0 else "N"
+    return f"pml predict {shlex.quote(report)} seqlen={length}"
+
+
+def _show_all(group: GroupFit, console: Console) -> None:
     """Print one group: the paper's law, the chosen law, all laws, and what they mean."""
     analysis = group.analysis
     axis = group.axis

@@ -30,9 +30,9 @@ from pml_cli.report import forgetting_folder
 from pml_cli.report.measuring import (
     measure_with_progress,
     print_left_out,
-    progress_console,
     report_folder,
 )
+from pml_cli.report.progress import progress_console
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.forgetting import forgetting_report
@@ -46,6 +46,7 @@ def run(
     console: Console,
     *,
     as_json: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Measure every finished run below `paths` that is not measured yet, write and print all.
 
@@ -70,7 +71,7 @@ def run(
     print_left_out(selected, faults)
 
     on_device = partial(measure, device=settings.device)
-    progress = progress_console(console, as_json=as_json)
+    progress = progress_console(console, as_json=as_json, quiet=quiet)
     try:
         measured_now = measure_with_progress(measurements, selected, on_device, progress)
     except Stopped as stopped:

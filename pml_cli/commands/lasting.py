@@ -24,9 +24,9 @@ from pml_cli.report import lasting_folder
 from pml_cli.report.measuring import (
     measure_with_progress,
     print_left_out,
-    progress_console,
     report_folder,
 )
+from pml_cli.report.progress import progress_console
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.lasting import lasting_report
@@ -40,6 +40,7 @@ def run(
     console: Console,
     *,
     as_json: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Measure every finished run below `paths` that is not measured yet, write and print all.
 
@@ -68,7 +69,7 @@ def run(
 
         robustness.measure(subjects, settings, on_measured=on_measured, on_stage=on_stage)
 
-    progress = progress_console(console, as_json=as_json)
+    progress = progress_console(console, as_json=as_json, quiet=quiet)
     try:
         measured_now = measure_with_progress(measurements, selected, measure, progress)
     except Stopped as stopped:

@@ -29,8 +29,7 @@ from pml_cli.format import counted
 from pml_cli.io import json_text
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.report import measure_folder
-from pml_cli.report.measuring import progress_console
-from pml_cli.report.progress import CountDisplay
+from pml_cli.report.progress import CountDisplay, progress_console
 from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.measure import measure_table
 from pml_cli.results.folder import RunFolder, writable_folder
@@ -62,7 +61,12 @@ class _Adapter:
 
 
 def run(
-    asked: MeasureRequest, console: Console, *, harm: bool = True, as_json: bool = False
+    asked: MeasureRequest,
+    console: Console,
+    *,
+    harm: bool = True,
+    as_json: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Measure one adapter on one text or file of facts, write and print it.
 
@@ -71,6 +75,7 @@ def run(
         console: to print to.
         harm: whether to measure the loss of other text too.
         as_json: print the entry as JSON.
+        quiet: show no progress, only the result.
 
     Returns:
         Exit code 0; 128 and more after a signal.
@@ -85,7 +90,7 @@ def run(
         samples = samples_of(measured)
     _say_left_out(measured, left_out)
 
-    progress = progress_console(console, as_json=as_json)
+    progress = progress_console(console, as_json=as_json, quiet=quiet)
     try:
         with Signals():
             entry = _measure(measured, adapter, samples, harm=harm, progress=progress)

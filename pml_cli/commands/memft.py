@@ -9,11 +9,16 @@ from pml_cli.analysis.paired import compare
 from pml_cli.analysis.rank_thresholds import rank_table
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
-from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
+from pml_cli.launch.driver import (
+    batch_script,
+    check_models_for_dry_run,
+    plan_sweep,
+    train_sweep,
+)
 from pml_cli.report import memft_folder
 from pml_cli.report.base_knowledge import base_lines
 from pml_cli.report.first_token import print_prompts
-from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.progress import SweepDisplay, progress_console
 from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
@@ -30,6 +35,7 @@ def run(
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    quiet: bool = False,
 ) -> int:
     """Train what is missing (as `sweep.run`), then compare each loss with plain fine-tuning (sft).
 
@@ -45,13 +51,15 @@ def run(
         check_models_for_dry_run(plan)
         dry_run_table.show(console, request, plan.cells, plan.todo)
         say_outdated(plan, console)
+        dry_run_table.show_script(console, batch_script(plan))
         return 0
 
-    console.print(plan_line(plan))
-    print_prompts(request.runs, console)
+    progress = progress_console(console, quiet=quiet)
+    progress.print(plan_line(plan))
+    print_prompts(request.runs, progress)
     show_warnings(console, plan.cells)
     say_outdated(plan, console)
-    with SweepDisplay.of(plan, console) as display:
+    with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     code = conclude(plan, outcome, console)
 

@@ -59,7 +59,7 @@ from pml_cli.report import memorize_folder, search_text
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.memorize_report import Forgetting as MeasuredHarm
 from pml_cli.report.memorize_report import MemorizeReport, TriedCell
-from pml_cli.report.progress import CountDisplay, SweepDisplay
+from pml_cli.report.progress import CountDisplay, SweepDisplay, progress_console
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables import memorize as memorize_table
@@ -87,6 +87,7 @@ def run(
     dry_run: bool = False,
     as_json: bool = False,
     retry: bool = True,
+    quiet: bool = False,
 ) -> int:
     """Search the least rank within the limits, train what is missing, and hand the adapter over.
 
@@ -95,6 +96,7 @@ def run(
         console: to print to.
         dry_run: check, and say what the first round would cost; train nothing, write nothing.
         as_json: print the answer as JSON; progress goes to standard error.
+        quiet: show no progress, only the result.
         retry: train again what failed before.
 
     Returns:
@@ -107,7 +109,7 @@ def run(
     if as_json and dry_run:
         raise UserError("--json: not with --dry-run, which has no answer to print")
     started = time.monotonic()
-    progress = Console(stderr=True, markup=False, emoji=False) if as_json else console
+    progress = progress_console(console, as_json=as_json, quiet=quiet)
     check_output_folder(asked.request.out)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:

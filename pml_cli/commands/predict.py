@@ -59,6 +59,10 @@ def run(
     # `out` does not wrap lines: JSON goes to a pipe as it is.
     if as_json:
         console.out(json.dumps(answers, indent=1), highlight=False)
+        # Not among the answers, which a script reads.
+        errors = Console(stderr=True, markup=False, emoji=False)
+        for report in reports:
+            show_left_out(errors, report.left_out)
         return 0
     for law, answered in zip(laws, answers, strict=True):
         show(console, law, answered)

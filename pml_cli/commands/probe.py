@@ -18,7 +18,7 @@ from pml_cli.launch.packing import check_with_weights, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.first_token import print_prompts, print_unmoved
-from pml_cli.report.progress import ProbeDisplay
+from pml_cli.report.progress import ProbeDisplay, progress_console
 from pml_cli.report.sweep_summary import outdated_line
 from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.probe import missing_fields, probe_table
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 LOGGED_STEPS = 100
 
 
-def run(request: Request, console: Console) -> int:
+def run(request: Request, console: Console, *, quiet: bool = False) -> int:
     """Train one adapter, show p of every token as it learns, and write its run folder and figure.
 
     Args:
         request: one run, and the folder for it.
         console: to print to.
+        quiet: show no progress, only the result.
 
     Returns:
         exit code: 0, or 1 when the run failed.
@@ -50,7 +51,7 @@ def run(request: Request, console: Console) -> int:
         UserError: a run or a folder that cannot be used, or a full disk and the like.
     """
     try:
-        folder = train(request, console)
+        folder = train(request, progress_console(console, quiet=quiet))
     except Stopped as stopped:
         console.print("interrupted; the same command goes on from there")
         # The shell's convention: 130 for Ctrl-C (in cli.main), 128 + signal for others.

@@ -81,7 +81,7 @@ def cancel(out: Path, console: Console) -> int:
         console: to print to.
 
     Returns:
-        exit code 0.
+        exit code 0, also where nothing runs: what was asked for holds.
 
     Raises:
         UserError: the folder does not exist or holds no sweep, or the queue does not answer.

@@ -8,10 +8,15 @@ from rich.console import Console
 
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
-from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
+from pml_cli.launch.driver import (
+    batch_script,
+    check_models_for_dry_run,
+    plan_sweep,
+    train_sweep,
+)
 from pml_cli.report.design import design_line, pilot_at
 from pml_cli.report.first_token import print_prompts
-from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.progress import SweepDisplay, progress_console
 from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
@@ -26,6 +31,7 @@ def run(
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    quiet: bool = False,
 ) -> int:
     """Train what is missing of the requested cells, then print and write the results.
 
@@ -38,6 +44,7 @@ def run(
         wait: stay until every cell has ended, those of other processes included; None: as is usual
             for the launch (not on Slurm).
         retry: train again what failed before.
+        quiet: show no progress, only the result.
 
     Returns:
         exit code: 0, or 1 when a cell failed.
@@ -56,12 +63,14 @@ def run(
         dry_run_table.show(console, request, plan.cells, plan.todo)
         console.print(design_line(plan.cells, pilot), highlight=False, soft_wrap=True, markup=False)
         say_outdated(plan, console)
+        dry_run_table.show_script(console, batch_script(plan))
         return 0
 
-    console.print(plan_line(plan))
-    print_prompts(request.runs, console)
+    progress = progress_console(console, quiet=quiet)
+    progress.print(plan_line(plan))
+    print_prompts(request.runs, progress)
     show_warnings(console, plan.cells)
     say_outdated(plan, console)
-    with SweepDisplay.of(plan, console) as display:
+    with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
     return conclude(plan, outcome, console)

@@ -23,7 +23,7 @@ from pml_cli.errors import UserError
 from pml_cli.format import counted
 from pml_cli.report import transition_folder
 from pml_cli.report.first_token import print_unmoved
-from pml_cli.report.progress import CountDisplay
+from pml_cli.report.progress import CountDisplay, progress_console
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import transition as tables
 from pml_cli.results.folder import writable_folder
@@ -40,12 +40,15 @@ def run(
     paths: list[Path],
     settings: Transition,
     console: Console,
+    *,
+    quiet: bool = False,
 ) -> int:
     """Read every group of runs below `paths`, print it, write the report folder.
 
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out, or to
             transition/ inside the first.
+        quiet: show no progress, only the result.
 
     Returns:
         The exit code (above).
@@ -62,8 +65,9 @@ def run(
     writable_folder(out)
 
     keys, groups_of_runs = zip(*split_groups(runs), strict=True)
+    progress = progress_console(console, quiet=quiet)
     with CountDisplay(
-        console, "reading", "runs", total=len(runs), piped_line="runs read"
+        progress, "reading", "runs", total=len(runs), piped_line="runs read"
     ) as display:
         groups_of_tokens = [read_group(group, display.advance) for group in groups_of_runs]
 

@@ -23,7 +23,7 @@ from pml_cli.config.option_files import (
     options,
     shipped,
 )
-from pml_cli.config.registry import GROUPS, settings_class
+from pml_cli.config.registry import GROUPS, settings_class, with_kind_of_name
 from pml_cli.config.schema import Run
 from pml_cli.config.setting import Settings, annotation, declaration_of, dotted_keys, keys
 from pml_cli.errors import UserError
@@ -220,7 +220,7 @@ def _option_class(group: str, option: str, config_dir: Path | None) -> type[Any]
             # One line is looked for; a YAML library would take longer to import than all the rest.
             text = file.read_text("utf-8") if file else ""
             fields = dict(re.findall(r"^(source|kind): *(\w+)", text, re.MULTILINE))
-            return settings_class(group, fields)
+            return settings_class(group, with_kind_of_name(group, name, fields))
         except (UserError, OSError, ValueError):
             continue
     return None

@@ -84,6 +84,7 @@ class OptionSet:
         file = f"{group}/{self.chosen[group]}.yaml"
         if not isinstance(fields, dict):
             raise UserError(f"{file}: must be a mapping of settings")
+        fields = registry.with_kind_of_name(group, self.chosen[group], fields)
         try:
             owner = settings_class(group, fields)
         except UserError as error:

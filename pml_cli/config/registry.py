@@ -109,6 +109,21 @@ def settings_class(group: str, fields: Mapping[str, Any]) -> type[Any]:
     return classes[name]
 
 
+def with_kind_of_name(group: str, option: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An option's settings; one without `kind` (`source`) has that of its name, if there is one.
+
+    So a user's own launch/slurm.yaml need not repeat it.
+
+    Args:
+        option: name of the YAML file.
+        fields: the option's settings, as in it.
+    """
+    key = discriminator(group)
+    if key in fields or option not in declared(group):
+        return fields
+    return {key: option, **fields}
+
+
 def create(group: str, name: str) -> Any:
     """The settings of a registered class, all at their defaults."""
     return declared(group)[name]()

@@ -217,6 +217,20 @@ def check_models_for_dry_run(plan: SweepPlan) -> None:
         check_models(packs, on_this_machine=False)
 
 
+def batch_script(plan: SweepPlan) -> str:
+    """The batch script that the sweep would submit; empty where there is none."""
+    if not plan.todo:
+        return ""
+    job = SweepJob(
+        out=plan.out,
+        manifest=SweepManifest.planned(plan.out, plan.packs),
+        packs=plan.packs,
+        fail_fast=False,
+    )
+    executor: Executor = plan.request.launch.executor(job)
+    return executor.script()
+
+
 def check_models(packs: Sequence[Pack], *, on_this_machine: bool) -> None:
     """Check that every model has the modules that its adapters need; imports torch.
 

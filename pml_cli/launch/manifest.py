@@ -5,13 +5,13 @@ sweep of 10,000 cells takes a few megabytes. Others may write to the folder, so 
 and never code: every value is checked against the declared settings (config/load.py).
 
     {"format": 1, "asked": TIME,
-     "cells": {ID: {"work": TOKENS, "tokens": HASH,
+     "cells": {ID: {"work": TOKENS, "tokens": HASH, "steps": STEPS,
                     "run": {"rank": 4, ..., "model": 0, "data": 2, ...}}},
      "settings": {"model": [{...}], "data": [{...}, ...], ...},
      "packing": {"pack_tokens": 0, "devices": 1, ...}}
 
 `run` gives the plain settings of a cell, and for each group the index of its entry in `settings`;
-`tokens` is the hash of what the cell is to learn (earlier versions: absent).
+`tokens` is the hash of what the cell is to learn (earlier versions: neither this nor `steps`).
 The first version wrote neither `run` nor `settings`, but a pickle beside the JSON. It is never
 loaded: such a sweep is still shown by `pml status`, and the sweep command writes its manifest anew.
 """
@@ -39,7 +39,7 @@ from pml_cli.errors import UserError, raise_all
 from pml_cli.format import counted
 from pml_cli.io import atomic_write, own_folder
 from pml_cli.results.run_folders import run_key
-from pml_cli.validation import Number, read_json
+from pml_cli.validation import Count, Number, read_json
 
 if TYPE_CHECKING:
     from pml_cli.data.cell import CellPlan
@@ -58,6 +58,7 @@ class CellFields(TypedDict):
 
     work: Annotated[float, Ge(0), Lt(1e30)]
     tokens: NotRequired[str]
+    steps: NotRequired[Count]
     run: NotRequired[dict[str, Any]]
 
 
@@ -79,12 +80,14 @@ class SweepManifest:
         path: of the JSON file.
         work: tokens of all training steps of each cell, by cell id, in the order of the packs.
         hashes: of the tokens that each cell is to learn, by cell id; empty: not known.
+        steps: of the training of each cell, by cell id; 0: not known.
         requested_at: by the clock of the machine that wrote it, in seconds since the epoch.
     """
 
     path: Path
     work: Mapping[str, float]
     hashes: Mapping[str, str]
+    steps: Mapping[str, int]
     requested_at: float
 
     @property
@@ -95,33 +98,41 @@ class SweepManifest:
     @classmethod
     def write(cls, out: Path, packs: Sequence[Pack], packing: Packing) -> SweepManifest:
         """Write the manifest of a planned sweep; one of the same cells is replaced."""
+        manifest = cls.planned(out, packs)
         shared = _SharedSettings()
-        work: dict[str, float] = {}
-        hashes: dict[str, str] = {}
         cells: dict[str, Any] = {}
         for cell in itertools.chain.from_iterable(pack.cells for pack in packs):
-            work[cell.id] = cell.step_tokens * cell.steps
-            hashes[cell.id] = cell.tokens_hash
             cells[cell.id] = {
-                "work": work[cell.id],
+                "work": manifest.work[cell.id],
                 "tokens": cell.tokens_hash,
+                "steps": cell.steps,
                 "run": shared.record(cell.run),
             }
 
-        requested_at = time.time()
         body = {
             "format": FORMAT,
-            "asked": requested_at,
+            "asked": manifest.requested_at,
             "cells": cells,
             "settings": shared.tables,
             "packing": dataclasses.asdict(packing),
         }
 
         own_folder(out, ".pml", "requests")
-        path = manifest_path(out, _key(cells))
         text = json.dumps(body)
-        atomic_write(path, lambda aside: aside.write_text(text, "utf-8"), durable=True)
-        return cls(path=path, work=work, hashes=hashes, requested_at=requested_at)
+        atomic_write(manifest.path, lambda aside: aside.write_text(text, "utf-8"), durable=True)
+        return manifest
+
+    @classmethod
+    def planned(cls, out: Path, packs: Sequence[Pack]) -> SweepManifest:
+        """The manifest of a planned sweep, which is not on disk."""
+        cells = list(itertools.chain.from_iterable(pack.cells for pack in packs))
+        return cls(
+            path=manifest_path(out, _key(cell.id for cell in cells)),
+            work={cell.id: cell.step_tokens * cell.steps for cell in cells},
+            hashes={cell.id: cell.tokens_hash for cell in cells},
+            steps={cell.id: cell.steps for cell in cells},
+            requested_at=time.time(),
+        )
 
     @classmethod
     def read(cls, path: Path) -> SweepManifest:
@@ -136,6 +147,7 @@ class SweepManifest:
             path=path,
             work={name: cell["work"] for name, cell in cells.items()},
             hashes={name: cell.get("tokens", "") for name, cell in cells.items()},
+            steps={name: cell.get("steps", 0) for name, cell in cells.items()},
             requested_at=body["asked"],
         )
 

@@ -26,7 +26,8 @@ from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.results.folder import RunFolder
 from pml_cli.results.run_folders import RunFolders, run_key
-from pml_cli.training.checkpoint import CheckpointHeader, Checkpoints
+from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.training.checkpoint_header import CheckpointHeader
 
 CHECKPOINT_SECONDS = 180.0
 

@@ -11,6 +11,7 @@ from pml_cli.launch import slurm
 from pml_cli.launch.liveness import Record, living_processes
 from pml_cli.launch.manifest import SweepManifest, read_manifests
 from pml_cli.results.run_folders import RunFolders, run_key
+from pml_cli.training.checkpoint_header import checkpoint_files, read_header
 
 # The kind of a process that only waits for its workers.
 DRIVER = "driver"
@@ -65,6 +66,7 @@ class Snapshot:
         done: ids of finished cells.
         failed: reason of each failed cell.
         running: the living processes.
+        resumable: how far each queued cell is that goes on from a checkpoint, 0..1.
         jobs: those in Slurm's queue; None: it does not answer.
     """
 
@@ -72,6 +74,7 @@ class Snapshot:
     done: Sequence[str]
     failed: Mapping[str, str]
     running: Sequence[RunningProcess]
+    resumable: Mapping[str, float]
     jobs: Sequence[slurm.Job] | None
 
     @property
@@ -106,8 +109,8 @@ class Snapshot:
 
     @property
     def share_done(self) -> float:
-        """Share of the total work that is done, packs under way included."""
-        queued = sum(self.work[name] for name in self.queued)
+        """Share of the total work that is done, packs under way and checkpoints included."""
+        queued = sum(self.work[name] * (1 - self.resumable.get(name, 0.0)) for name in self.queued)
         under_way = sum(process.work_left for process in self.running)
         return 1 - (queued + under_way) / self.total_work if self.total_work else 1.0
 
@@ -143,11 +146,15 @@ class Watcher:
         """
         records = living_processes(self.out)
         manifests = [self.manifest] if self.manifest else self._current_manifests(records)
-        work, hashes = _merged(manifests)
+        work, hashes, steps = _merged(manifests)
 
         failed = self._look_up_ended(hashes)
         ended = self._done | failed.keys()
         running = [_running_process(record, work, ended) for record in records]
+
+        # A process that trains knows better how far it is.
+        begun = ended.union(*(process.cells for process in running))
+        waiting = {name: hashes[name] for name in work if name not in begun}
 
         jobs: list[slurm.Job] | None = []
         if queue:
@@ -158,6 +165,7 @@ class Watcher:
             done=[name for name in work if name in self._done],
             failed=failed,
             running=running,
+            resumable=_resumable(self.out, waiting, steps),
             jobs=jobs,
         )
 
@@ -196,21 +204,51 @@ class Watcher:
         ]
 
 
-def _merged(manifests: Sequence[SweepManifest]) -> tuple[dict[str, float], dict[str, str]]:
-    """The work and the hashes of the cells of several sweeps, each cell once, by id.
+def _merged(
+    manifests: Sequence[SweepManifest],
+) -> tuple[dict[str, float], dict[str, str], dict[str, int]]:
+    """The work, hashes and steps of the cells of several sweeps, each cell once, by id.
 
     A cell that two sweeps name differently has its last name.
     """
     names = {run_key(name): name for manifest in manifests for name in manifest.work}
     work: dict[str, float] = {}
     hashes: dict[str, str] = {}
+    steps: dict[str, int] = {}
 
     for manifest in manifests:
         for name in manifest.work:
             last_name = names[run_key(name)]
             work[last_name] = manifest.work[name]
             hashes[last_name] = manifest.hashes[name]
-    return work, hashes
+            steps[last_name] = manifest.steps[name]
+    return work, hashes, steps
+
+
+def _resumable(
+    out: Path,
+    waiting: Mapping[str, str],
+    steps: Mapping[str, int],
+) -> dict[str, float]:
+    """How far each waiting cell is that goes on from a checkpoint, 0..1.
+
+    Args:
+        waiting: the hash of the tokens of each cell, by id.
+        steps: of the whole training of each; 0: not known, its checkpoint counts as its start.
+    """
+    shares: dict[str, float] = {}
+    if not waiting:
+        return shares
+    by_key = {run_key(name): name for name in waiting}
+    for path in checkpoint_files(out):
+        header = read_header(path)
+        for key in header.cells if header else ():
+            name = by_key.get(key)
+            if name is None or header is None or not header.holds(name, waiting[name]):
+                continue
+            share = min(header.step / steps[name], 1.0) if steps[name] else 0.0
+            shares[name] = max(share, shares.get(name, 0.0))
+    return shares
 
 
 def _running_process(record: Record, work: Mapping[str, float], ended: set[str]) -> RunningProcess:

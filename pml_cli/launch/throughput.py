@@ -46,11 +46,7 @@ def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None
     Returns:
         Seconds by pack; None where nothing was measured on such a device.
     """
-    runs = [cell.run for cell in packs[0].cells]
-    workers = launch.visible_devices(runs)
-    threads = launch.worker_threads(len(workers)) or openmp_threads()
-    kind = device_kind(runs[0].model.device, launch.uses_gpu)
-    label = device_label(kind, threads)
+    label = _label_of(launch, packs)
     if not label:
         return [None] * len(packs)
 
@@ -60,6 +56,25 @@ def expected_seconds(launch: Launch, packs: Sequence[Pack]) -> list[float | None
         model = pack.cells[0].run.model
         seconds.append(throughput.expected_seconds(label, model.dtype, model.name, pack))
     return seconds
+
+
+def timed_by_others(launch: Launch, packs: Sequence[Pack]) -> set[str]:
+    """Names of the models of which nothing was measured: their times are those of other models."""
+    label = _label_of(launch, packs)
+    if not label:
+        return set()
+    throughput = Throughput()
+    models = [pack.cells[0].run.model for pack in packs]
+    return {model.name for model in models if not throughput.knows(label, model.dtype, model.name)}
+
+
+def _label_of(launch: Launch, packs: Sequence[Pack]) -> str | None:
+    """The device on which a launch would train the packs."""
+    runs = [cell.run for cell in packs[0].cells]
+    workers = launch.visible_devices(runs)
+    threads = launch.worker_threads(len(workers)) or openmp_threads()
+    kind = device_kind(runs[0].model.device, launch.uses_gpu)
+    return device_label(kind, threads)
 
 
 def makespan(seconds: Sequence[float], devices: int) -> float:
@@ -129,6 +144,10 @@ class Throughput:
         by_model[model] = [*by_model.get(model, []), point][-MAX_POINTS:]
         with suppress(OSError, ValueError):
             write_json(self.path, points, indent=None)
+
+    def knows(self, device: str, dtype: str, model: str) -> bool:
+        """Whether packs of this very model were measured on such a device."""
+        return bool(self._read().get(device, {}).get(dtype, {}).get(model))
 
     def expected_seconds(self, device: str, dtype: str, model: str, pack: Pack) -> float | None:
         """How long the training of a pack will take.

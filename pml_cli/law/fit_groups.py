@@ -24,7 +24,7 @@ from pml_cli.law.group_comparison import Comparison, compare
 from pml_cli.law.model_selection import no_checks
 from pml_cli.law.observations import RANK, Observations, SizeAxis, text_names
 from pml_cli.law.power_law import unidentified
-from pml_cli.law.recall_law import DRAWS, RecallFit, fit_recall
+from pml_cli.law.recall_law import DRAWS, SHARES, RecallFit, fit_recall
 from pml_cli.results.groups import (
     KEY,
     SCHEDULE,
@@ -81,6 +81,8 @@ class GroupFit:
     """The law of exact recall."""
     all_recall: RecallFit | None
     """Where cells have several samples (facts): the law of recalling all of them."""
+    share_recall: dict[float, RecallFit]
+    """The same of at least a share of them, each of SHARES; empty with one sample each."""
     tokens_per_sample: float
     """Mean target tokens of a sample; nan where the number of samples was not recorded."""
     bits: list[BitsPerParameter]
@@ -216,7 +218,8 @@ def fit_group(
         axis=axis,
         analysis=analysis,
         recall=recall,
-        all_recall=_all_recall(observed, exact, samples, min(draws, DRAWS)),
+        all_recall=_share_recall(observed, exact, samples, 1.0, min(draws, DRAWS)),
+        share_recall=_share_laws(observed, exact, samples, min(draws, DRAWS)),
         tokens_per_sample=_tokens_per_sample(observed, samples),
         bits=bits_per_parameter(usable),
         control=unseen_gain(usable),
@@ -232,22 +235,35 @@ def fit_group(
     )
 
 
-def _all_recall(
+def _share_recall(
     observed: Observations,
     exact: Array,
     samples: Array,
+    share: float,
     draws: int,
 ) -> RecallFit | None:
-    """The law of recalling every sample of a cell; None where cells have one sample each.
+    """The law of recalling a share of a cell's samples; None where cells have one sample each.
 
     Args:
         exact: share of each cell's samples that are recalled exactly, (N,).
         samples: of each cell, (N,).
+        share: that counts as reached; 1: every sample.
     """
     if not (samples > 1).any():
         return None
-    whole = np.where(np.isfinite(exact), exact == 1, np.nan)
-    return fit_recall(observed, whole, draws)
+    reached = np.where(np.isfinite(exact), exact >= share, np.nan)
+    return fit_recall(observed, reached, draws)
+
+
+def _share_laws(
+    observed: Observations,
+    exact: Array,
+    samples: Array,
+    draws: int,
+) -> dict[float, RecallFit]:
+    """The laws of recalling each of SHARES; arguments as of `_share_recall`."""
+    fits = {share: _share_recall(observed, exact, samples, share, draws) for share in SHARES}
+    return {share: fit for share, fit in fits.items() if fit is not None}
 
 
 def _tokens_per_sample(observed: Observations, samples: Array) -> float:

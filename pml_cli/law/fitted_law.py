@@ -7,8 +7,8 @@ hold that of the fit first.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -104,6 +104,8 @@ class FittedLaw:
     """Why there is no law of exact recall."""
     all_recall: RecallFit | None
     """The law of cells of several facts whose every fact is recalled."""
+    share_recall: Mapping[float, RecallFit] = field(default_factory=dict)
+    """The same of at least a share of the facts, by the share."""
     tokens_per_fact: float
     """Mean target tokens of a sample; nan where it was not recorded."""
     status: str

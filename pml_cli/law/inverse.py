@@ -36,7 +36,8 @@ BISECTIONS = 60
 TARGETS = "verbatim, loss=NATS (final loss per token) or bits=BITS (gained in all)"
 
 # Probabilities of exact recall for which a rank or length is given.
-PROBABILITIES = (0.5, 0.9)
+EVEN_CHANCE = 0.5
+PROBABILITIES = (EVEN_CHANCE, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,14 +233,15 @@ def _missing_law(law: FittedLaw, target: Target, question: Question) -> str:
 
 
 def _facts_rows(law: FittedLaw, question: Question) -> list[dict[str, Any]]:
-    """Rows about numbers of facts: the least rank that knows all of them, or their chance."""
+    """Rows about numbers of facts: the least rank that knows a share or all, or their chance."""
     assert law.all_recall is not None
     rows: list[dict[str, Any]] = []
     for count in question.facts:
         length = count * law.tokens_per_fact
         if not question.ranks:
+            rows += _shares_rows(law, count, length)
             found = _recall_rows(law, "rank", length, law.all_recall.log_ranks)
-            rows += [{"facts": count, **row} for row in found]
+            rows += [{"facts": count, "share": 1.0, **row} for row in found]
             continue
         for rank in question.ranks:
             row: dict[str, Any] = {law.axis.name: rank, "facts": count, "length": length}
@@ -247,6 +249,21 @@ def _facts_rows(law: FittedLaw, question: Question) -> list[dict[str, Any]]:
                 row["recall"] = jsonable(with_band(law.recall.probabilities(rank, length)))
             row["all_recall"] = jsonable(with_band(law.all_recall.probabilities(rank, length)))
             rows.append(row | {"outside": law.outside(rank, length)})
+    return rows
+
+
+def _shares_rows(law: FittedLaw, count: float, length: float) -> list[dict[str, Any]]:
+    """The rank at even chance that a share of so many facts is known, a row for each share.
+
+    Args:
+        count: of the facts.
+        length: of all of them together, target tokens.
+    """
+    rows = []
+    for share, recall in sorted(law.share_recall.items()):
+        ranks = _exp(recall.log_ranks(length, EVEN_CHANCE))
+        row = _row(law, "rank", length, ranks, chance=EVEN_CHANCE)
+        rows.append({"facts": count, "share": share, **row})
     return rows
 
 

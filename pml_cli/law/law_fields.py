@@ -6,7 +6,7 @@ there.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 from typing_extensions import NotRequired, TypedDict
@@ -121,6 +121,7 @@ class GroupFields(TypedDict):
     texts: list[DeviationFields]
     recall: RecallFields
     all_recall: NotRequired[RecallFields | None]
+    share_recall: NotRequired[dict[Literal["0.5", "0.9", "0.99"], RecallFields]]
     tokens_per_sample: Positive | None
     range: RangeFields
     base_loss: BaseLossFields | EmptyBaseLossFields

@@ -350,6 +350,8 @@ class GroupRecord:
     recall: RecallRecord
     """The law of exact recall."""
     all_recall: RecallRecord | None
+    share_recall: dict[str, RecallRecord]
+    """Of at least 0.5, 0.9 and 0.99 of the samples; empty with one sample a cell."""
     """Where cells have several samples (facts): the law of recalling all of them."""
     tokens_per_sample: float
     """Mean target tokens of a sample."""
@@ -444,6 +446,8 @@ def law_file(
         draws[group.slug] = group.analysis.draws | _recall_draws("recall", group.recall)
         if group.all_recall:
             draws[group.slug] |= _recall_draws("all_recall", group.all_recall)
+        for share, recall in group.share_recall.items():
+            draws[group.slug] |= _recall_draws(f"share_{share:g}_recall", recall)
 
     return LawFile(
         format=FORMAT,
@@ -509,6 +513,10 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         alike_within_clusters=analysis.residual_correlation,
         recall=_recall_record(group.recall, say),
         all_recall=_recall_record(group.all_recall, say) if group.all_recall else None,
+        share_recall={
+            f"{share:g}": _recall_record(recall, say)
+            for share, recall in group.share_recall.items()
+        },
         tokens_per_sample=group.tokens_per_sample,
         capacity=group.bits,
         control=group.control,
@@ -870,6 +878,14 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
     recall_draws = [draws.pop(f"recall_{name}", []) for name in NAMES]
     all_recall_draws = [draws.pop(f"all_recall_{name}", []) for name in NAMES]
 
+    share_recall = {}
+    # Reports of earlier versions have none.
+    for share, record in group.get("share_recall", {}).items():
+        of_share = [draws.pop(f"share_{share}_recall_{name}", []) for name in NAMES]
+        recall = _recall_fit(record, of_share)
+        if recall is not None:
+            share_recall[float(share)] = recall
+
     trained = _from_json(RangeRecord, group["range"])
     if trained.rank != sorted(trained.rank) or trained.length != sorted(trained.length):
         raise ValueError("a range ends below its beginning")
@@ -884,6 +900,7 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
         recall=_recall_fit(group["recall"], recall_draws),
         recall_reason=group["recall"]["reason"],
         all_recall=_recall_fit(group["all_recall"], all_recall_draws),
+        share_recall=share_recall,
         tokens_per_fact=group["tokens_per_sample"] or math.nan,
         **_gain_law(group, draws),
     )

@@ -38,6 +38,9 @@ TOLERANCE = 1e-8
 # Bootstrap draws.
 DRAWS = 1000
 
+# Shares of the samples of a cell (facts) that have a law of their own, beside that of all.
+SHARES = (0.5, 0.9, 0.99)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecallFit:

@@ -25,6 +25,7 @@ number.
     base_knowledge.py     what a base model knows before any training
     run_notes.py          warnings about the runs that a report reads
     sweep_summary.py      what is said of a sweep before it trains and when it has ended
+    sweep_grid.py         the cells of a sweep as a grid that fills in
     progress.py           live displays of a sweep, a probe, and of anything that is counted
     page/                 the page of `pml report`
     tables/               what the commands print

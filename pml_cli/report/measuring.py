@@ -75,11 +75,6 @@ def measure_with_progress(
     return len(missing)
 
 
-def progress_console(console: Console, *, as_json: bool) -> Console:
-    """Where progress is shown: beside JSON on standard error."""
-    return Console(stderr=True, markup=False) if as_json else console
-
-
 def report_folder(paths: Sequence[Path], out: str | None) -> Path:
     """The folder of a report: `out`, else the first path."""
     return expand_home(out) if out else paths[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from rich.text import Text
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack import Pack
+from pml_cli.report.sweep_grid import CellState, SweepGrid
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,6 +49,41 @@ PIPED_PROBE_LINES = 10
 MIN_PROGRESS_FOR_ESTIMATE = 0.02
 
 
+def progress_console(
+    console: Console,
+    *,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> Console:
+    """Where progress is shown: nowhere if `quiet`, beside JSON on standard error."""
+    if quiet:
+        return Console(quiet=True, markup=False, emoji=False)
+    return Console(stderr=True, markup=False, emoji=False) if as_json else console
+
+
+class _BarBelow(Progress):
+    """A progress bar below something that changes.
+
+    Args:
+        above: what stands above the bar at the moment; None: nothing.
+    """
+
+    def __init__(
+        self,
+        *columns: ProgressColumn,
+        above: Callable[[], RenderableType | None],
+        **options: Any,
+    ) -> None:
+        self._above = above
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        above = self._above()
+        if above is not None:
+            yield above
+        yield from super().get_renderables()
+
+
 class _ProgressDisplay:
     """A progress bar on a terminal; piped, plain lines with some seconds between them."""
 
@@ -55,8 +91,9 @@ class _ProgressDisplay:
         self.console = console
         self._started = time.monotonic()
         self._last_line = self._started
-        self._progress = Progress(
+        self._progress = _BarBelow(
             *columns,
+            above=self._above_bar,
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -69,6 +106,10 @@ class _ProgressDisplay:
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
+
+    def _above_bar(self) -> RenderableType | None:
+        """What stands above the bar; nothing."""
+        return None
 
     def _print_piped(self, line: str) -> None:
         """Print a plain line, unless there is a terminal or the last line is too recent."""
@@ -136,17 +177,26 @@ class CountDisplay(_ProgressDisplay):
 
 
 class SweepDisplay(_ProgressDisplay, RunObserver):
-    """Cells done, the progress of the current pack, time left.
+    """Cells done, the progress of the current pack, time left; above, a grid of the cells.
 
     Args:
         console: where to.
         cells: how many cells are to be trained.
         work: tokens of all training steps, the measure of progress.
         title: what stands in front of the number of cells.
+        grid: of all cells, shown where it fits into the terminal.
     """
 
-    def __init__(self, console: Console, cells: int, work: int, title: str = "") -> None:
+    def __init__(
+        self,
+        console: Console,
+        cells: int,
+        work: int,
+        title: str = "",
+        grid: SweepGrid | None = None,
+    ) -> None:
         self.title = title
+        self.grid = grid or SweepGrid([])
         self.cells = cells
         self.work = max(work, 1)
         self.ended = 0
@@ -170,7 +220,7 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
         """The display of a sweep, perhaps with a title."""
         cells = sum(len(pack.cells) for pack in plan.todo)
         work = sum(pack.tokens for pack in plan.todo)
-        return cls(console, cells, work, title)
+        return cls(console, cells, work, title, SweepGrid(plan.cells, plan.done))
 
     def __enter__(self) -> Self:
         # The bar appears with the first event: a sweep that only starts workers has none.
@@ -181,6 +231,7 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
 
     def pack_started(self, cells: Sequence[CellPlan]) -> None:
         self._pack_work = Pack(cells=list(cells)).tokens
+        self.grid.mark([cell.id for cell in cells], CellState.TRAINING)
 
     def step_logged(self, report: StepReport) -> None:
         self._in_pack = report.step / report.steps * self._pack_work
@@ -190,11 +241,13 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
         self.ended += 1
         if failure is not None:
             self.failed += 1
+        self.grid.mark([cell.id], CellState.DONE if failure is None else CellState.FAILED)
         self._show()
 
     def pack_ended(self, cells: Sequence[CellPlan]) -> None:
         self._done += self._pack_work
         self._in_pack = 0.0
+        self.grid.stopped_training(cell.id for cell in cells)
         self._show()
 
     def waiting(self, cells: Sequence[CellPlan]) -> None:
@@ -214,7 +267,12 @@ class SweepDisplay(_ProgressDisplay, RunObserver):
         self.failed = len(snapshot.failed)
         self._done = max(self.work - work_left, 0.0)
         self._in_pack = 0.0
+        training = [name for process in snapshot.training for name in process.cells]
+        self.grid.follow(snapshot.done, snapshot.failed, training)
         self._show()
+
+    def _above_bar(self) -> RenderableType | None:
+        return self.grid.render(self.console.width, self.console.height)
 
     @property
     def completed(self) -> float:

@@ -15,6 +15,7 @@
     input_moments.py  the second moment of what the adapters of a cell read
     curve.py          the training curve
     checkpoint.py     a pack on disk in the middle of its training
+    checkpoint_header.py  which cells it holds, at which step
     limits.py         sizes that the cost model reads too
     hf_trainer.py     MemFTLoss and MemFTCallback: the losses in other trainers
     keep_drop_in.py   loss.keep there, on PEFT's LoRA modules

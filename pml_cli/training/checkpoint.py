@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,68 +18,22 @@ import torch
 from pyarrow import ArrowException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.config.schema import FORMAT
-from pml_cli.errors import UserError
 from pml_cli.io import atomic_write, own_folder, remove_leftovers, save_tensors
 from pml_cli.results.run_folders import run_key
+from pml_cli.training.checkpoint_header import (
+    FOLDER,
+    CheckpointHeader,
+    checkpoint_files,
+    read_header,
+)
 from pml_cli.training.curve import COLUMNS
 from pml_cli.training.trainer import TrainerState
-from pml_cli.validation import Count, Number, checked, parse_json
 
 # Fields of TrainerState that hold a table for each cell. Each is stored as one parquet file, in a
 # tensor of bytes: so a checkpoint is one file, replaced at once.
 _TABLES = ("logged", "curve")
-
-
-class HeaderFields(TypedDict):
-    """The metadata of a checkpoint as it lies in the file."""
-
-    format: int
-    step: Count
-    pack: list[str]
-    cells: list[str]
-    hashes: NotRequired[dict[str, str]]
-    draws: list[Count]
-    columns: list[str]
-    seconds: Number
-    digest: NotRequired[str]
-
-
-# Those of the file that a `CheckpointHeader` has.
-HEADER_FIELDS = ("step", "pack", "cells", "hashes", "draws", "seconds", "digest")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointHeader:
-    """The metadata of a checkpoint; the state itself is read by `Checkpoints.load`."""
-
-    path: Path
-    step: int
-    pack: list[str]
-    """Keys (`run_key`) of all cells that the pack began with, in order."""
-    cells: list[str]
-    """Keys of those still in training, in order."""
-    hashes: dict[str, str]
-    """Of the tokens that they learn, by key; of an earlier version: empty."""
-    draws: list[int]
-    """Minibatches that each of `cells` has drawn."""
-    seconds: float
-    """Training time so far."""
-    digest: str
-    """Of the tensors, as `_digest` gives it; of an earlier version: empty."""
-
-    def holds(self, cell: str, tokens: str) -> bool:
-        """Whether a cell is still in training here, and learns these tokens.
-
-        Args:
-            cell: its id.
-            tokens: the hash of its tokens; empty: any.
-        """
-        key = run_key(cell)
-        stored_hash = self.hashes.get(key) or tokens
-        return key in self.cells and tokens in ("", stored_hash)
 
 
 class Checkpoints:
@@ -87,7 +41,7 @@ class Checkpoints:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.folder = out / ".pml" / "checkpoints"
+        self.folder = out.joinpath(*FOLDER)
 
     def path(self, cells: Sequence[str]) -> Path:
         """The file of a worker that trains these cells.
@@ -113,7 +67,7 @@ class Checkpoints:
             state: what to write.
             seconds: training time so far.
         """
-        own_folder(self.out, ".pml", "checkpoints")
+        own_folder(self.out, *FOLDER)
         keys = [run_key(cell) for cell in pack]
         tensors = dict(state.tensors)
         for name in _TABLES:
@@ -145,10 +99,12 @@ class Checkpoints:
         """
         matching = []
         keys = {run_key(cell) for cell in cells}
-        # Sorted by name first, so that ties are resolved alike in every process.
-        for path in sorted(self.folder.glob("*.safetensors")):
-            header = _read_header(path)
-            if header is not None and not keys.isdisjoint(header.cells):
+        for path in checkpoint_files(self.out):
+            header = read_header(path)
+            # The pending part of the curve is a tensor of these columns.
+            if header is None or header.columns != list(COLUMNS):
+                continue
+            if not keys.isdisjoint(header.cells):
                 matching.append(header)
 
         return sorted(matching, key=lambda header: -header.step)
@@ -199,33 +155,6 @@ class Checkpoints:
         ordered = sorted(keys, key=pack_keys.index)
         selected = stored.select([header.cells.index(key) for key in ordered])
         return replace(selected, cells=[pack_keys.index(key) for key in ordered])
-
-
-def _read_header(path: Path) -> CheckpointHeader | None:
-    """None: damaged, of another format, or with other columns in its training curve."""
-    # A pipe among them would be read for ever.
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        content = parse_json(path, metadata.get("pml", "").encode(), "")
-        header = checked(path, content, HeaderFields, "")
-    except (OSError, SafetensorError, UserError):
-        return None
-
-    # The pending part of the curve is a tensor of these columns.
-    cells, pack = header["cells"], header["pack"]
-    is_ours = header["format"] == FORMAT and header["columns"] == list(COLUMNS)
-    if not is_ours or not set(cells) <= set(pack) or len(header["draws"]) != len(cells):
-        return None
-    fields = {"hashes": {}, "digest": ""} | {
-        name: header[name] for name in HEADER_FIELDS if name in header
-    }
-    # Earlier versions named the cells by their whole ids.
-    for name in ("pack", "cells"):
-        fields[name] = [run_key(cell) for cell in header[name]]
-    return CheckpointHeader(path=path, **fields)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,10 @@ from pml_cli.results.groups import split_groups
 from pml_cli.results.read import read_runs
 
 
-def run(*paths, width=80, **settings):
+def run(*paths, width=80, show_all=True, **settings):
     shown = io.StringIO()
-    code = fit.run(list(paths), Fit(**{"draws": 60} | settings), Console(file=shown, width=width))
+    console = Console(file=shown, width=width)
+    code = fit.run(list(paths), Fit(**{"draws": 60} | settings), console, show_all=show_all)
     return code, shown.getvalue()
 
 
@@ -49,10 +51,13 @@ def test_from_run_folders_to_the_report(tmp_path):
     assert not list((tmp_path / "fit").glob(".*"))
 
 
-def test_piped_output_is_plain_text_that_fits(tmp_path):
+@pytest.mark.parametrize("show_all", [True, False])
+def test_piped_output_is_plain_text_that_fits(tmp_path, monkeypatch, show_all):
     write(tmp_path, *grid())
+    monkeypatch.chdir(tmp_path)
     for width in (80, 140):
-        shown = run(tmp_path, width=width, figures=False)[1]
+        shown = run(Path(), width=width, figures=False, show_all=show_all)[1]
+        assert show_all or len(shown.splitlines()) <= 15
         assert shown.isascii() and "\x1b" not in shown
         assert max(map(len, shown.splitlines())) <= width
 

@@ -110,8 +110,25 @@ def test_the_rank_that_knows_all_facts_is_above_that_which_knows_half(tmp_path, 
     fit_quietly(tmp_path, draws=100)
 
     code, output, _ = pml(capsys, "predict", str(tmp_path), "facts=40", "--json")
-    half, most = json.loads(output)[0]["rows"]
+    *shares, half, most = json.loads(output)[0]["rows"]
     assert code == 0 and half["facts"] == 40 and half["length"] == 200
+
+    assert [row["share"] for row in shares] == [0.5, 0.9, 0.99]
+    assert (half["share"], half["chance"]) == (1.0, 0.5)
+    ranks = [row["rank"]["value"] for row in shares]
+    # 0.5, 0.9 and 0.99 of what 10 ranks know.
+    assert ranks == sorted(ranks)
+    assert ranks[0] == pytest.approx(5, rel=0.3)
+    assert ranks[-1] <= half["rank"]["value"]
+    _, output, _ = pml(capsys, "predict", str(tmp_path), "facts=40")
+    lines = [line.split() for line in output.splitlines()]
+    assert [line[2:4] for line in lines if line[:2] == ["40", "200"]] == [
+        ["50", "%"],
+        ["90", "%"],
+        ["99", "%"],
+        ["all", "50"],
+        ["all", "90"],
+    ]
     # All 40 come back from rank 10 on, half of them from 5 on.
     assert 8 <= half["rank"]["value"] <= 12 < most["rank"]["value"]
     _, output, _ = pml(capsys, "predict", str(tmp_path), "facts=40", "rank=8")

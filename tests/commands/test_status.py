@@ -7,15 +7,20 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
+import torch
 from support.processes import ROOT, journals, start_pml, wait_until
 
 from pml_cli.config.schema import Model, Run
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.liveness import living_processes
-from pml_cli.launch.manifest import SweepManifest
+from pml_cli.launch.manifest import SweepManifest, read_manifests
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.results.folder import RunFolder
+from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.training.curve import empty_curve
+from pml_cli.training.trainer import TrainerState
 
 FEW = ("train.steps=4", "train.decode=false", "model.device=cpu")
 LONG = (
@@ -77,6 +82,7 @@ def test_a_finished_sweep(quick, snapshot):
         "done": 2,
         "failed": {},
         "queued": 0,
+        "resumable": 0,
         "running": [],
         "jobs": [],
         "share": 1.0,
@@ -190,6 +196,34 @@ def test_only_living_processes_are_shown(tmp_path, snapshot, requested):
         assert [running["name"] for running in snapshot()["running"]] == [far.name]
 
 
+def test_cells_that_go_on_from_a_checkpoint_are_counted(tmp_path, quick, snapshot, requested):
+    """Of three cells of 500 steps one is at step 300; a file that is damaged counts as none."""
+    first, *_ = requested
+    (manifest,) = read_manifests(tmp_path / "runs", [])
+    checkpoints = Checkpoints(tmp_path / "runs")
+    path = checkpoints.path([first])
+    state = TrainerState(
+        step=300,
+        cells=[0],
+        tensors={"p": torch.zeros(1, 2)},
+        logged=[pd.DataFrame({"step": [1]})],
+        curve=[empty_curve()],
+        draws=[0],
+    )
+    checkpoints.save(path, {first: manifest.hashes[first]}, state, 1.0)
+    path.with_name("other.safetensors").write_bytes(b"cut")
+
+    share = 300 / 500 * manifest.work[first] / sum(manifest.work.values())
+    assert (snapshot()["queued"], snapshot()["resumable"]) == (3, 1)
+    assert snapshot()["share"] == pytest.approx(share, abs=1e-3)
+    printed = quick("status", "runs").stdout
+    assert "0 running, 3 queued (1 go on from a checkpoint); " in printed
+
+    # What learns other tokens does not go on from it.
+    checkpoints.save(path, {first: "other"}, state, 1.0)
+    assert (snapshot()["resumable"], snapshot()["share"]) == (0, 0.0)
+
+
 @pytest.mark.slow
 def test_a_sweep_in_another_process_is_shown_cancelled_and_resumed(tmp_path, quick, snapshot):
     """The process is stopped while it is looked at; cancelled, it ends with a checkpoint."""
@@ -223,7 +257,8 @@ def test_a_sweep_in_another_process_is_shown_cancelled_and_resumed(tmp_path, qui
     assert "cancelled" in output
     assert len(list((out / ".pml" / "checkpoints").glob("*.safetensors"))) == 1
     after_cancel = quick("status", "runs")
-    assert "2 cells: 0 done, 0 running, 2 queued" in after_cancel.stdout
+    assert "0 running, 2 queued (2 go on from a checkpoint); " in after_cancel.stdout
+    assert "; 0 % of the work" not in after_cancel.stdout
     assert "nothing is running; the same sweep command goes on" in after_cancel.stdout
 
     resumed = quick(*LONG)

@@ -36,6 +36,27 @@ def swept(tmp_path_factory):
     return cwd
 
 
+@pytest.mark.parametrize("command", ["sweep", "memft", "probe", "capacity"])
+def test_quiet_prints_the_result_alone(quick, command):
+    """The same lines as without it, but those of the plan and the progress."""
+    values = {
+        "sweep": ("rank=1,2", "seqlen=4"),
+        "memft": ("rank=1", "seqlen=4", "loss=sft,memft_ot"),
+        "probe": ("rank=1", "seqlen=4"),
+        "capacity": ("rank=1", "seqlen=4"),
+    }[command]
+    asked = (command, *values, "train.steps=2", "model.device=cpu", "out=runs")
+    quiet = quick(*asked, "--quiet")
+    assert quiet.returncode == 0, quiet.stderr
+    assert quiet.stdout
+    for word in ("to train", "step ", "done already", "attempt"):
+        assert word not in quiet.stdout
+    loud = quick(*asked)
+    lines = quiet.stdout.splitlines()
+    assert lines == [line for line in loud.stdout.splitlines() if line in lines]
+    assert len(loud.stdout.splitlines()) > len(lines)
+
+
 def test_a_sweep_leaves_complete_run_folders(swept):
     folders = [p for p in (swept / "runs").iterdir() if p.is_dir() and p.name != ".pml"]
     assert len(folders) == 8

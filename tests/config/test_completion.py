@@ -116,6 +116,8 @@ def test_user_s_options(complete, tmp_path):
     (tmp_path / "data/broken.yaml").write_bytes(b"\xff")
     assert complete("data=mi", config_dir=tmp_path) == ["data=mine", "data=mixed"]
     assert "data.digits=" in complete("data=mine", "data.", config_dir=tmp_path)
+    (tmp_path / "data/phonebook.yaml").write_text("digits: 9\n")
+    assert "data.digits=" in complete("data=phonebook", "data.", config_dir=tmp_path)
     assert complete("data=broken", "data.", config_dir=tmp_path)
 
 

@@ -522,6 +522,13 @@ def test_a_user_s_folder_adds_options_and_wins(user_conf):
     assert "mine" in refusal("probe", "data=mina", config_dir=user_conf)
 
 
+def test_an_option_of_the_name_of_a_kind_need_not_say_it(user_conf):
+    (user_conf / "data/mixed.yaml").write_text("random_share: 0.1\n")
+    assert load("probe", ["data=mixed"], config_dir=user_conf).runs[0].data == MixedData(
+        random_share=0.1
+    )
+
+
 def test_a_user_s_root_file_has_to_choose_the_options(user_conf):
     (user_conf / "sweep.yaml").write_text("defaults: [data: random]\nrank: 4\n")
     line = refusal("sweep", config_dir=user_conf)

@@ -100,6 +100,29 @@ def test_without_slurm_one_line_says_so(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_shows_the_batch_script_without_slurm(tmp_path):
+    """Of a user's own options, which need not say again that launch/slurm.yaml is of Slurm."""
+    options = tmp_path / "conf/launch"
+    options.mkdir(parents=True)
+    (options / "slurm.yaml").write_text("partition: mine\ndevices: 2\n")
+    cells = ("rank=1,2,3", "seqlen=8", "train.steps=3,4", "out=runs")
+    shown = run_pml(
+        tmp_path,
+        "sweep",
+        *cells,
+        "launch=slurm",
+        "--config-dir=conf",
+        "--dry-run",
+        env=environment(PATH=str(tmp_path)),
+    )
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert "#SBATCH --partition=mine" in lines
+    assert "#SBATCH --array=0-1%2" in lines
+    assert any("pml_cli.launch.worker" in line for line in lines)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_sweep_and_give_the_results_of_one(tmp_path):
     shared = run_pml(tmp_path, *SWEEP, "train.steps=300", *TWO_PROCESSES)

@@ -11,7 +11,13 @@ from pml_cli.launch.executors.inline import InlineLaunch
 from pml_cli.launch.executors.local import LocalLaunch
 from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import check
-from pml_cli.launch.throughput import MAX_POINTS, Throughput, expected_seconds, makespan
+from pml_cli.launch.throughput import (
+    MAX_POINTS,
+    Throughput,
+    expected_seconds,
+    makespan,
+    timed_by_others,
+)
 from pml_cli.report.tables.dry_run import time_line
 
 CPU = Model(device="cpu")
@@ -140,6 +146,19 @@ def test_expected_seconds_are_those_measured_with_as_many_threads(cache, monkeyp
     record(cache, short, 7.0, device="cpu, 3 threads")
     assert expected_seconds(InlineLaunch(), [short]) == [pytest.approx(7.0)]
     assert expected_seconds(LocalLaunch(devices=1, threads=2), [short]) == [None]
+
+
+def test_times_by_packs_of_another_model_are_marked(cache, monkeypatch):
+    short = Pack(cells=check([Run(seqlen=30, model=CPU)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert timed_by_others(InlineLaunch(), [short]) == {"tiny"}
+    record(cache, short, 7.0, device="cpu, 3 threads", model="other")
+    assert timed_by_others(InlineLaunch(), [short]) == {"tiny"}
+    line = time_line(InlineLaunch(), [short], [7.0], {"tiny"})
+    assert "about 7 s, by packs of other models (?): tiny was not trained here yet" in line
+
+    record(cache, short, 7.0, device="cpu, 3 threads")
+    assert timed_by_others(InlineLaunch(), [short]) == set()
 
 
 def test_a_free_device_takes_the_next_pack():

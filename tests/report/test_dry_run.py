@@ -28,6 +28,12 @@ def test_settings_that_all_packs_share_have_no_column(packs):
     assert heading.split() == list(dry_run.COLUMNS)
 
 
+def test_a_time_that_another_model_took_is_marked(packs):
+    others = {packs[0].cells[0].run.model.name}
+    marked = printed(dry_run._pack_table(packs, [1.0] * 2, [1] * 2, [9.0, None], others))
+    assert "9 s ?" in marked[1] and "?" not in marked[2]
+
+
 @pytest.mark.parametrize(("values", "text"), [({8}, "8"), ({16, 8}, "8,16"), ({1, 2, 64}, "1..64")])
 def test_many_values_are_a_range(values, text):
     assert dry_run._range(values) == text

@@ -95,7 +95,7 @@ def test_recall_is_given_at_three_lengths_at_most(group):
 
 @pytest.mark.parametrize(("value", "text"), [(4.1444, "4.14"), (2048, "2,048"), (3e9, "3e+09")])
 def test_a_count_of_parameters_is_written_out(value, text):
-    assert tables._size_text(value) == text
+    assert tables.size_text(value) == text
 
 
 def test_compared_groups_have_exponents_tests_and_warnings(group):

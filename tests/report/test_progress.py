@@ -18,6 +18,7 @@ from pml_cli.report.progress import (
     ProbeDisplay,
     SweepDisplay,
     probability_strip,
+    progress_console,
     sparkline,
 )
 
@@ -91,6 +92,7 @@ def test_sweep_display_follows_workers(tmp_path):
         done=["a", "b"],
         failed={"c": "nan"},
         running=[process],
+        resumable={},
         jobs=[],
     )
     out = io.StringIO()
@@ -100,6 +102,21 @@ def test_sweep_display_follows_workers(tmp_path):
     assert (display.ended, display.failed) == (2, 1)
     assert display.completed == pytest.approx(250 / 300)
     assert out.getvalue() == "2 processes started\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_quiet_console_shows_no_progress(is_terminal):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=is_terminal)
+    with CountDisplay(progress_console(console, quiet=True), "reading", "runs", 2) as display:
+        display.advance()
+        display.stage("answers")
+    with SweepDisplay(progress_console(console, quiet=True), 2, 100) as display:
+        display.workers_started(2, "2 processes")
+        display.loading()
+    assert out.getvalue() == ""
+    assert progress_console(console) is console
+    assert progress_console(console, as_json=True).stderr
 
 
 def test_piped_count_prints_plain_lines_only_where_asked_and_not_too_often(monkeypatch):

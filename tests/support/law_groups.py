@@ -19,14 +19,15 @@ def groups_of(*results):
     return [fit_group(key, group, draws=0) for key, group in split_groups(cells)]
 
 
-def fit_quietly(*paths, by=(), width=80, **settings):
-    """Run `pml fit`, without figures unless asked for; returns what it printed."""
+def fit_quietly(*paths, by=(), width=80, show_all=True, **settings):
+    """Run `pml fit --all`, without figures unless asked for; returns what it printed."""
     from pml_cli.commands import fit
     from pml_cli.config.reports import Fit
 
     printed = io.StringIO()
     console = Console(file=printed, width=width)
-    code = fit.run(list(paths), Fit(**{"figures": False} | settings), console, by)
+    settings = {"figures": False} | settings
+    code = fit.run(list(paths), Fit(**settings), console, by, show_all=show_all)
     assert code == 0
     return printed.getvalue()
 

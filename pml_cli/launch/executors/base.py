@@ -114,6 +114,10 @@ class Executor(ABC):
             Stopped: this process was asked to end.
         """
 
+    def script(self) -> str:
+        """The batch script that would be submitted; empty where none is."""
+        return ""
+
     @abstractmethod
     def interrupted(self, stopped: Stopped) -> str:
         """Do what is due after `run` was interrupted.

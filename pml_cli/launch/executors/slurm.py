@@ -145,15 +145,24 @@ class SlurmExecutor(WorkerPool):
         self._queue_asked = 0.0
         return max(0, missing)
 
+    def script(self) -> str:
+        """The script of all tasks; the id of the launch in it is another one in a submission."""
+        tasks = min(self.size, len(self.job.unfinished_packs()))
+        scripts = self._batch_scripts(tasks)
+        return str(scripts._make_submission_file_text(self._command(), self.id))
+
+    def _command(self) -> str:
+        """The shell command of a task."""
+        threads = f"--threads={self.settings.cpus}"
+        return self.worker_command(self.settings.python, "--requeue", threads)
+
     def _submit(self, count: int) -> None:
         """Submit tasks as arrays that keep to the site's limit.
 
         Raises:
             UserError: what sbatch said, in one line.
         """
-        command = self.worker_command(
-            self.settings.python, "--requeue", f"--threads={self.settings.cpus}"
-        )
+        command = self._command()
         own_folder(self.job.out, ".pml", "logs")
         # A name that nobody can have foreseen, and laid a link there.
         sbatch_log = self.log_folder / f"{self.id}_sbatch.log"
@@ -173,14 +182,17 @@ class SlurmExecutor(WorkerPool):
     def _submit_array(self, command: str, tasks: int) -> str:
         """Submit a command as the tasks of one array (one task: a plain job); the job's number."""
         scripts = self._batch_scripts(tasks)
-        # submitit sets this for arrays alone, in the submission of several callables.
-        if tasks > 1:
-            scripts.parameters["map_count"] = tasks
         # The public `submit` would pickle a callable; this submits the command as it is.
         return str(scripts._submit_command(command).job_id)
 
     def _batch_scripts(self, tasks: int) -> BatchScripts:
         import submitit
+
+        class Scripts(submitit.SlurmExecutor):  # type: ignore[misc]
+            @classmethod
+            def affinity(cls) -> int:
+                # A dry run may be on a machine without srun; `start` has looked for Slurm.
+                return 1
 
         settings = self.settings
         memory = None if settings.mem_gb is None else f"{round(1024 * settings.mem_gb)}M"
@@ -200,10 +212,13 @@ class SlurmExecutor(WorkerPool):
             # Without it, a site may forbid a job to go back to the queue.
             "additional_parameters": {"requeue": True} | settings.extra,
         }
-        scripts = submitit.SlurmExecutor(self.log_folder)
+        scripts = Scripts(self.log_folder)
         scripts.update_parameters(
             **{name: value for name, value in parameters.items() if value is not None}
         )
+        # submitit sets this for arrays alone, in the submission of several callables.
+        if tasks > 1:
+            scripts.parameters["map_count"] = tasks
         return scripts
 
     def interrupted(self, stopped: Stopped) -> str:

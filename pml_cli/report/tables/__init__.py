@@ -11,6 +11,7 @@ Each file has the tables of one command. They take results and return what rich 
     data.py        how much data there is, and what of it cannot be learned
     dry_run.py     what a sweep would do and cost
     law.py         fitted laws and their comparison
+    law_summary.py  what `pml fit` prints of them by itself
     bits_line.py   effective parameters against bits, one line for all groups
     predict.py     predictions of a law
     memft.py       losses compared pair by pair

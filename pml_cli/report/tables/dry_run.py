@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +12,7 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.format import MISSING, bytes_text, counted, duration_text, flops_text
 from pml_cli.launch import cost_model
 from pml_cli.launch.pack import Pack
-from pml_cli.launch.throughput import expected_seconds, makespan
+from pml_cli.launch.throughput import expected_seconds, makespan, timed_by_others
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.tables.data import data_sizes, show_warnings
 from pml_cli.report.tables.layout import plain_table
@@ -51,7 +51,8 @@ def show(
     flops = [cost_model.training_flops(pack) for pack in packs]
     memory = [cost_model.peak_memory(pack) for pack in packs]
     seconds = expected_seconds(request.launch, packs)
-    console.print(_pack_table(packs, flops, memory, seconds))
+    others = timed_by_others(request.launch, packs)
+    console.print(_pack_table(packs, flops, memory, seconds, others))
 
     lines = []
     if len(packs) > MAX_PACKS:
@@ -67,7 +68,7 @@ def show(
         "tokens: of one step, padding included. work: of the whole training",
         f"in all: {tokens:,} tokens, {_targets(packs):,} of them targets; {flops_text(sum(flops))}",
         f"memory of a device: up to about {bytes_text(max(memory))} (tensors of the largest pack)",
-        time_line(request.launch, packs, seconds),
+        time_line(request.launch, packs, seconds, others),
         f"results go to {request.out}",
     ]
     for line in lines:
@@ -81,13 +82,26 @@ def _targets(packs: Sequence[Pack]) -> int:
     return round(sum(a * b for a, b in zip(per_step, steps, strict=True)))
 
 
-def time_line(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | None]) -> str:
+def show_script(console: Console, script: str) -> None:
+    """Print the batch script that would be submitted, if there is one."""
+    if script:
+        console.print("\nthe script for sbatch (the id of its launch is another one then):")
+        console.print(script.strip(), markup=False, highlight=False, soft_wrap=True)
+
+
+def time_line(
+    launch: Launch,
+    packs: Sequence[Pack],
+    seconds: Sequence[float | None],
+    others: Collection[str] = (),
+) -> str:
     """The time that a sweep will take.
 
     Args:
         launch: where it will run.
         packs: to be trained.
         seconds: that each is expected to take; None: unknown.
+        others: models whose times are those of other models.
     """
     durations = [duration for duration in seconds if duration is not None]
     # A sum of some packs would promise too little.
@@ -99,6 +113,11 @@ def time_line(launch: Launch, packs: Sequence[Pack], seconds: Sequence[float | N
     duration = duration_text(makespan(durations, devices))
     on_devices = f" on {devices} devices" if devices > 1 else ""
     measured = "by packs trained here before, without start and queue"
+    if others:
+        measured = (
+            f"by packs of other models (?): {', '.join(sorted(others))} was not trained here yet, "
+            "and may take several times as long or as short"
+        )
     return f"time: about {duration}{on_devices}, {measured}"
 
 
@@ -107,6 +126,7 @@ def _pack_table(
     flops: Sequence[float],
     memory: Sequence[float],
     seconds: Sequence[float | None],
+    others: Collection[str] = (),
 ) -> Table:
     """A row a pack; settings have a column where they differ between packs.
 
@@ -115,6 +135,7 @@ def _pack_table(
         flops: of each pack's training.
         memory: of each pack, bytes.
         seconds: of each pack; None where it is not known.
+        others: models whose times are those of other models: they are marked.
     """
     settings = [_settings(pack) for pack in packs]
     # What all packs share needs no column: 80 characters are few.
@@ -135,10 +156,16 @@ def _pack_table(
             str(pack.step_tokens),
             flops_text(flops[index]),
             bytes_text(memory[index]),
-            MISSING if time is None else duration_text(time),
+            _time_text(time, is_guess=runs[0].model.name in others),
             *[settings[index][name] for name in varying],
         )
     return table
+
+
+def _time_text(seconds: float | None, *, is_guess: bool) -> str:
+    if seconds is None:
+        return MISSING
+    return f"{duration_text(seconds)} ?" if is_guess else duration_text(seconds)
 
 
 def _settings(pack: Pack) -> dict[str, str]:

@@ -126,7 +126,7 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
     fit = analysis.law
     chosen = analysis.chosen
     if fit is None or chosen is None:
-        return Text(f"no law on all cells: {_failure_reasons(analysis, axis)}", style="yellow")
+        return Text(f"no law on all cells: {failure_reasons(analysis, axis)}", style="yellow")
 
     # The paper's estimator drops saturated cells, likelihood does not.
     saturated = "none saturated"
@@ -136,7 +136,7 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
     if fit.finding:
         status += f" ({sentence(fit.finding, axis)})"
     lines = [
-        *_quality_lines(fit),
+        quality_line(fit),
         *_held_out_lines(chosen, axis),
         *_range_lines(cells, axis),
         *_constant_capacity_lines(analysis),
@@ -153,7 +153,7 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
     )
 
 
-def _failure_reasons(analysis: Analysis, axis: SizeAxis) -> str:
+def failure_reasons(analysis: Analysis, axis: SizeAxis) -> str:
     """Why no law on all cells was identified, each reason once."""
     reasons = [
         sentence(row.fit.finding, axis)
@@ -163,11 +163,12 @@ def _failure_reasons(analysis: Analysis, axis: SizeAxis) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def _quality_lines(fit: LikelihoodFit) -> list[str]:
-    return [
+def quality_line(fit: LikelihoodFit) -> str:
+    """How well the law fits its own cells."""
+    return (
         f"fit     R2 {fit.r2:.4f}, MAPE {fit.mape:.2f} % of the measured gain; "
         f"with saturated cells {fit.mape_all:.2f} %"
-    ]
+    )
 
 
 def _held_out_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
@@ -329,10 +330,10 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
     texts = []
     for length in shown_lengths:
         rank, *draws = np.exp(recall.log_ranks(length, EVEN_CHANCE))
-        text = f"{length:g} tokens {_size_text(rank)}"
+        text = f"{length:g} tokens {size_text(rank)}"
         if draws:
             low, high = np.quantile(draws, [0.025, 0.975])
-            text += f" ({_size_text(low)} to {_size_text(high)})"
+            text += f" ({size_text(low)} to {size_text(high)})"
         texts.append(text)
     few = ""
     if recall.texts < MIN_CLUSTERS:
@@ -343,7 +344,7 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
     ]
 
 
-def _size_text(value: float) -> str:
+def size_text(value: float) -> str:
     """Three digits of a rank; a count of parameters written out."""
     return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.3g}"
 

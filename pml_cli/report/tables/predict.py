@@ -21,7 +21,7 @@ QUANTITIES = {
     "recall": "exact recall",
     "all_recall": "all of them",
 }
-HEADINGS = {"chance": "exact recall"}
+HEADINGS = {"chance": "exact recall", "share": "known"}
 
 # No rank, however large, reaches the target
 UNREACHABLE = "none"
@@ -95,7 +95,10 @@ def _asked_columns(law: FittedLaw, row: dict[str, Any]) -> list[str]:
     # A cell's base loss is a plain value, too, but has no column.
     if "base_loss" in row:
         return [law.axis.name, "length"]
-    return [column for column, value in row.items() if not isinstance(value, dict | str)]
+    names = [column for column, value in row.items() if not isinstance(value, dict | str)]
+    # In the order of a sentence: of so many facts this share, by this chance.
+    first = [name for name in ("facts", "length", "share", "chance") if name in names]
+    return [name for name in names if name not in first] + first
 
 
 def _quantity_name(quantity: str, answer: dict[str, Any]) -> str:
@@ -132,7 +135,8 @@ def _note(law: FittedLaw, answer: dict[str, Any]) -> str:
     }[answer["target"]]
     if "facts" in answer["rows"][0]:
         target = (
-            f"The chance that all facts come back whole, of {law.tokens_per_fact:.3g} tokens each."
+            "Exact recall: the chance that at least so many of the facts, of "
+            f"{law.tokens_per_fact:.3g} tokens each, come back whole."
         )
     low_rank, high_rank = law.ranks
     low_length, high_length = law.lengths
@@ -145,6 +149,8 @@ def _note(law: FittedLaw, answer: dict[str, Any]) -> str:
 def _value_text(value: float | None, quantity: str, missing: str = UNREACHABLE) -> str:
     if value is None:
         return missing
+    if quantity == "share":
+        return "all" if value == 1 else f"{100 * value:.0f} %"
     if quantity in ("chance", "recall", "all_recall"):
         return _probability_text(value)
     if quantity in ("gain", "loss", "base_loss"):

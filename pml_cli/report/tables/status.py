@@ -33,6 +33,7 @@ def status_json(out: Path, snapshot: Snapshot) -> dict[str, Any]:
         "done": len(snapshot.done),
         "failed": snapshot.failed,
         "queued": len(snapshot.queued),
+        "resumable": len(snapshot.resumable),
         "running": running,
         "jobs": jobs,
         "share": round(snapshot.share_done, 4),
@@ -46,7 +47,7 @@ def status_line(snapshot: Snapshot) -> str:
     counts = [
         f"{len(snapshot.done)} done",
         f"{training} running",
-        f"{len(snapshot.queued)} queued",
+        _queued_text(snapshot),
     ]
     if snapshot.failed:
         counts.append(f"{len(snapshot.failed)} failed")
@@ -56,6 +57,14 @@ def status_line(snapshot: Snapshot) -> str:
     if snapshot.seconds_left:
         line += f", about {duration(snapshot.seconds_left)} left"
     return line
+
+
+def _queued_text(snapshot: Snapshot) -> str:
+    """How many cells wait, and how many of them have begun."""
+    text = f"{len(snapshot.queued)} queued"
+    if snapshot.resumable:
+        text += f" ({len(snapshot.resumable)} go on from a checkpoint)"
+    return text
 
 
 def status_view(out: Path, snapshot: Snapshot) -> RenderableType:

@@ -1,0 +1,91 @@
+"""What `pml fit` prints by itself: the answer of one group on a screen, several in a table."""
+
+from dataclasses import replace
+
+import pytest
+from support.law_groups import groups_of
+from support.planted_laws import grid, several_texts
+from support.printing import printed
+
+from pml_cli.law.findings import finding
+from pml_cli.law.model_selection import EDGE
+from pml_cli.report.tables.law_summary import MOST_LINES, summary, summary_table
+
+NEXT = "pml predict outputs/sweep seqlen=1024"
+
+
+@pytest.fixture(scope="module")
+def group():
+    (only,) = groups_of(*several_texts(texts=(0, 1)))
+    return only
+
+
+@pytest.fixture(scope="module")
+def unidentified():
+    (only,) = groups_of(*grid(ranks=(2, 4), lengths=(64, 128)))
+    return only
+
+
+def test_the_law_its_intervals_and_its_errors_come_first(group):
+    lines = printed(summary(group, NEXT))
+    analysis = group.analysis
+    assert lines[0].startswith(group.name) and "saturated" in lines[0]
+    assert lines[1] == f"chosen law: {analysis.chosen.name}"
+    assert lines[2] == analysis.law.form.notation("r")
+    low, high = analysis.intervals["alpha"]
+    assert (
+        f"alpha {analysis.law.parameters['alpha']:.3f} (95 %: {low:.2f} to {high:.2f})"
+        in (lines[3])
+    )
+    assert "MAPE" in lines[4]
+    assert f"unseen  MAPE {analysis.chosen.checks[EDGE].mape:.2f} %" in lines[5]
+    assert lines[-1] == f"next: {NEXT}"
+
+
+def test_one_group_leaves_a_line_of_the_screen_for_the_folder(group):
+    many = [finding("setting_varies", setting="lr", values=(k / 8, 9.0)) for k in range(40)]
+    grave = finding("form_rejected", p=1e-9, percent=12.0)
+    warned = replace(group, warnings=[grave, *many])
+    lines = printed(summary(warned, NEXT))
+
+    assert MOST_LINES - 3 < len(lines) < MOST_LINES
+    assert max(map(len, lines)) <= 80
+    words = " ".join(lines)
+    assert "no form of pml describes these cells" in words
+    assert "more remarks: --all" in words
+
+
+def test_notes_are_left_to_all_and_a_law_that_fails_is_warned_of(group):
+    note = finding("noise_by_gain", power=0.2)
+    fails = finding("extrapolation_fails", held_out=40.0, fitted=2.0)
+    told = replace(group, warnings=[note], conclusions=[fails])
+    words = " ".join(printed(summary(told, NEXT)))
+    assert "the noise is no fixed share" not in words
+    assert "warning: Do not extrapolate" in words
+
+
+def test_cells_without_a_law_say_why_and_what_to_run(unidentified):
+    words = " ".join(printed(summary(unidentified, NEXT)))
+    assert "NOT_IDENTIFIED: only 2 distinct unsaturated ranks (2, 4)" in words
+    assert "Next: `pml sweep rank=" in words
+    # Nothing can be asked of a law that there is not.
+    assert NEXT not in words
+
+
+def test_several_groups_have_a_line_each_and_each_remark_once(group, unidentified):
+    single = finding("single_text")
+    known = replace(group, name="known", slug="known", warnings=[single])
+    other = replace(known, name="other [b]", slug="other")
+    lines = printed(summary_table([known, other, replace(unidentified, name="few")], NEXT))
+    words = " ".join(lines)
+
+    assert lines[0].split()[0] == "group"
+    for name in ("known", "other [b]"):
+        (row,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert f"{group.analysis.law.parameters['alpha']:.3f}" in row
+    assert any(line.startswith("few ") and "none" in line for line in lines)
+    assert words.count("only one text") == 1
+    assert "warning: known (and 1 other group): only one text" in words
+    assert "warning: few: only 2 distinct unsaturated ranks" in words
+    assert lines[-1] == f"next: {NEXT}"
+    assert max(map(len, lines)) <= 80
