@@ -1,4 +1,4 @@
-"""The files of a transition report: transition.json, tables as CSV, and figures as PNG and SVG.
+"""The files of a transition report: transition.json, tables as CSV, and figures as PNG, SVG, PDF.
 
 - `transition.json`, format 1: `versions`, `inputs` {runs, logged_tokens, left_out}, `by_dtype`
   (`violations_by_dtype`), and `groups` (`_group_content`). Proportions are {found, of, share, low,

@@ -163,7 +163,10 @@ def test_every_registered_figure_is_written(three_ranks, monkeypatch):
     report(three_ranks, figures=True)
     out = three_ranks / "transition"
     pages = {path.name for path in out.glob("transition.*")}
-    assert pages == {"transition.json", "transition.png", "transition.svg"}
+    assert pages == {
+        "transition.json",
+        *(f"transition.{suffix}" for suffix in ("png", "svg", "pdf")),
+    }
     details = {path.stem for path in (out / "figures").glob("*.png")}
     assert details == set(registry.of_report("transition")) - {"transition"}
     assert len(details) == 6

@@ -41,10 +41,10 @@ def test_a_name_is_registered_once():
         registry.figure("law-rank", "another figure of this name")(lambda view: None)
 
 
-def test_a_figure_is_written_as_png_and_svg_or_its_files_are_removed(tmp_path):
+def test_a_figure_is_written_in_every_format_or_its_files_are_removed(tmp_path):
     stem = tmp_path / "figures" / "law-rank"
-    assert registry.write_figure(stem, Sheet()) == ["law-rank.png", "law-rank.svg"]
-    assert {path.read_text() for path in stem.parent.iterdir()} == {"png", "svg"}
+    assert registry.write_figure(stem, Sheet()) == ["law-rank.png", "law-rank.svg", "law-rank.pdf"]
+    assert {path.read_text() for path in stem.parent.iterdir()} == {"png", "svg", "pdf"}
     assert registry.write_figure(stem, None) == []
     assert list(stem.parent.iterdir()) == []
 
@@ -61,7 +61,10 @@ def test_a_new_figure_needs_nothing_but_its_function(tmp_path, monkeypatch):
         return Sheet() if group == "first" else None
 
     names = registry.write_group_figures(tmp_path, "new", {"a": "first", "b": "second"})
-    assert names == ["new-a.png", "new-a.svg", "new-b.png", "new-b.svg", "figures/ (2 files)"]
+    assert names == [
+        *(f"new-{group}.{suffix}" for group in "ab" for suffix in ("png", "svg", "pdf")),
+        "figures/ (3 files)",
+    ]
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
     assert files == {"new-a.png", "new-b.png", "figures/a/new-detail.png"}
 

@@ -38,7 +38,7 @@ def test_figures_of_several_groups_have_folders(tmp_path, two_groups):
         for name in ("length", "maps", "rank"):
             expected.append(f"figures/{group.slug}/law-{name}.png")
     assert written_pngs(tmp_path) == sorted(expected)
-    assert names[-1] == "figures/ (12 files)"
+    assert names[-1] == "figures/ (18 files)"
 
 
 @pytest.mark.usefixtures("undrawn")

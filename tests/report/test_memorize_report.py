@@ -32,7 +32,7 @@ def out(tmp_path):
 
 
 def lines_of(report, width=100):
-    names = ["memorize.json", "memorize.png", "memorize.svg"]
+    names = ["memorize.json", "memorize.png", "memorize.svg", "memorize.pdf"]
     return [line.rstrip() for part in answer_lines(report, names) for line in printed(part, width)]
 
 
@@ -124,7 +124,11 @@ def test_facts_that_sampling_would_not_write_are_said():
 def test_files(out):
     report = planted_report(out)
     names = write(report)
-    assert names == ["memorize.json", "facts.csv", "memorize.png", "memorize.svg"]
+    assert names == [
+        "memorize.json",
+        "facts.csv",
+        *(f"memorize.{suffix}" for suffix in ("png", "svg", "pdf")),
+    ]
     assert all((out / name).stat().st_size for name in names)
 
     content = json.loads((out / "memorize.json").read_text())

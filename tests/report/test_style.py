@@ -63,9 +63,11 @@ def test_a_short_title_stays_as_it_is():
 
 
 def test_the_same_figure_gives_the_same_bytes(hill_view, tmp_path):
-    for name in ("first.svg", "second.svg"):
-        style.save(predicted_figure(hill_view), tmp_path / name, "svg")
-    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    for suffix in ("svg", "pdf"):
+        first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
+        for path in (first, second):
+            style.save(predicted_figure(hill_view), path, suffix)
+        assert first.read_bytes() == second.read_bytes()
     assert "matplotlib.pyplot" not in sys.modules
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Characters of a line of the legend.
 LEGEND_WIDTH = 46
 
+# Inches of a line of the legend, the space between names included.
+LEGEND_LINE = 0.15
+
 
 @figure("bits", "parameters at which half is recalled against bits of the target, every group")
 def bits_figure(line: BitsLine, points: pd.DataFrame) -> Figure:
@@ -31,7 +34,9 @@ def bits_figure(line: BitsLine, points: pd.DataFrame) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    page = Figure(figsize=(9.0, 5.0), layout="constrained")
+    names = [textwrap.fill(group.name, LEGEND_WIDTH) for group in line.groups]
+    lines = sum(name.count("\n") + 1 for name in names)
+    page = Figure(figsize=(9.0, max(5.0, 1.0 + LEGEND_LINE * lines)), layout="constrained")
     axes = page.subplots()
     bits = np.geomspace(line.least_bits, line.most_bits, 50)
     parameters = line.c * bits**line.s
@@ -57,7 +62,7 @@ def bits_figure(line: BitsLine, points: pd.DataFrame) -> Figure:
             means["parameters"],
             MARKERS[index % len(MARKERS)],
             color=colours[index],
-            label=textwrap.fill(group.name, LEGEND_WIDTH),
+            label=names[index],
         )
 
     axes.set_yscale("log")

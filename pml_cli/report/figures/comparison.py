@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 from pml_cli.report.figures.registry import figure
@@ -12,9 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pml_cli.law.group_comparison import Comparison, Tie
+    from pml_cli.law.group_comparison import Comparison, Group, Tie
 
 EXPONENTS = ("alpha", "beta")
+
+# Characters of a line of a group's name, beside the panels.
+NAME_WIDTH = 32
+
+# Inches of a line of a name.
+LINE_HEIGHT = 0.17
 
 
 @figure("comparison", "exponents of compared groups with 95 % intervals and the shared value")
@@ -23,8 +30,8 @@ def forest_figure(comparison: Comparison) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    groups = len(comparison.groups)
-    height = 1.7 + 0.4 * groups
+    lines = [_name(group).count("\n") + 1 for group in comparison.groups]
+    height = 1.7 + sum(max(0.4, LINE_HEIGHT * (count + 1)) for count in lines)
     figure = Figure(figsize=(8.2, height), layout=ConstrainedLayoutEngine())
     panels = figure.subplots(1, len(EXPONENTS), sharey=True)
     for axes, name in zip(panels, EXPONENTS, strict=True):
@@ -49,7 +56,7 @@ def _draw_exponent(axes: Axes, comparison: Comparison, name: str) -> None:
             mew=1.5,
             ms=6,
         )
-        labels.append(f"{group.name}\n(rejects the common law)" if group.rejects else group.name)
+        labels.append(_name(group))
 
     axes.set_title(name, fontsize=9)
     for tie in comparison.ties:
@@ -69,6 +76,12 @@ def _draw_exponent(axes: Axes, comparison: Comparison, name: str) -> None:
     axes.set(xlabel=f"{name}, 95 % interval", ylim=(rows - 0.5, -0.5))
     axes.set_yticks(range(rows), labels)
     axes.grid(axis="x", color="0.9")
+
+
+def _name(group: Group) -> str:
+    """The label of a group, broken where it would leave no room for the panels."""
+    name = textwrap.fill(group.name, NAME_WIDTH)
+    return f"{name}\n(rejects the common law)" if group.rejects else name
 
 
 def _tie_text(tie: Tie) -> str:

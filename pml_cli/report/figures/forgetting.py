@@ -11,12 +11,11 @@ from pml_cli.analysis.forgetting import ALL, pareto_front
 from pml_cli.format import counted
 from pml_cli.report.figures.methods import (
     MARKERS,
-    add_legend_below,
     colour_and_marker,
     sft_first,
 )
 from pml_cli.report.figures.registry import figure
-from pml_cli.report.figures.style import GREY, empty_panel, page_title
+from pml_cli.report.figures.style import GREY, add_legend_below, empty_panel, page_title
 from pml_cli.stats import safe_exp
 
 if TYPE_CHECKING:

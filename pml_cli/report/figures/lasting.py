@@ -11,12 +11,11 @@ from pml_cli.evaluation.conditions import BY_NAME, TRAINED
 from pml_cli.format import counted
 from pml_cli.report.figures.methods import (
     MORE_MARKERS,
-    add_legend_below,
     colour_and_marker,
     sft_first,
 )
 from pml_cli.report.figures.registry import figure
-from pml_cli.report.figures.style import empty_panel, page_title
+from pml_cli.report.figures.style import add_legend_below, empty_panel, page_title
 from pml_cli.stats import Array, t_half_width
 
 if TYPE_CHECKING:

@@ -14,12 +14,11 @@ from pml_cli.format import counted
 from pml_cli.report.figures.methods import (
     COLOURS,
     NAMES,
-    add_legend_below,
     colour_and_marker,
     sft_first,
 )
 from pml_cli.report.figures.registry import figure
-from pml_cli.report.figures.style import page_title
+from pml_cli.report.figures.style import add_legend_below, page_title
 from pml_cli.results.groups import ENTRY_BREAK
 from pml_cli.stats import t_half_width
 

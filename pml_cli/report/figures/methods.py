@@ -6,11 +6,6 @@ The colours can be distinguished without colour vision, the markers in grey.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.figure import Figure
 
 COLOURS = ["#9A9A9A", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
@@ -39,20 +34,3 @@ def colour_and_marker(
     colour = COLOURS[index % len(COLOURS)]
     marker = markers[index % len(markers)]
     return colour, marker
-
-
-def add_legend_below(
-    page: Figure,
-    handles: Sequence[Artist],
-    labels: Sequence[str],
-    columns: int,
-) -> None:
-    """A legend of the methods below all panels."""
-    page.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=9,
-        frameon=False,
-    )

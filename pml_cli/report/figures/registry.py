@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MANY_GROUPS = 4
 
 # Formats of every figure.
-SUFFIXES = ("png", "svg")
+SUFFIXES = ("png", "svg", "pdf")
 
 Draw = TypeVar("Draw", bound=Callable[..., Any])
 
@@ -94,7 +94,7 @@ def of_report(report: str) -> dict[str, FigureSpec]:
 
 
 def write_figure(stem: Path, drawn: Figure | None) -> list[str]:
-    """Write a figure as PNG and SVG, or remove the files of an earlier report where there is none.
+    """Write a figure in every format, or remove the files of an earlier report where there is none.
 
     Args:
         stem: path without suffix.

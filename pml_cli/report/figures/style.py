@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ from pml_cli.law.observations import SizeAxis
 from pml_cli.stats import Array
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -38,6 +39,12 @@ PAGE = 7.1
 
 # Of the width of a figure, how much a title takes at most.
 MAX_TITLE_WIDTH = 0.97
+
+# Of the height of a figure, how much a legend takes before the figure grows.
+MAX_LEGEND_HEIGHT = 0.2
+
+# Characters of a line of a label in a legend, at least.
+SHORTEST_LABEL = 20
 
 # Reference lines and secondary marks.
 GREY = "0.45"
@@ -67,13 +74,13 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
     """Write one figure, whatever the suffix of the path. The same figure gives the same bytes.
 
     Args:
-        suffix: the format, png or svg.
+        suffix: the format, png, svg or pdf.
     """
     from matplotlib import rc_context
 
     _show_as_it_is(figure)
-    # An SVG holds the date and random ids unless told otherwise.
-    metadata = {"Date": None} if suffix == "svg" else None
+    # An SVG holds the date and random ids unless told otherwise, a PDF the date.
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     with rc_context({"svg.hashsalt": "pml"}):
         figure.savefig(
             path,
@@ -242,8 +249,8 @@ def page_title(figure: Figure, text: str, fontsize: float, **font: Any) -> None:
         title.set_text("\n".join(lines))
 
 
-def _broken(line: str, characters: int) -> str:
-    return textwrap.fill(line, characters, break_long_words=False, break_on_hyphens=False)
+def _broken(line: str, characters: int, *, long_words: bool = False) -> str:
+    return textwrap.fill(line, characters, break_long_words=long_words, break_on_hyphens=False)
 
 
 def legend_below(figure: Figure, axes: Axes, *, columns: int, fontsize: float) -> None:
@@ -256,14 +263,51 @@ def legend_below(figure: Figure, axes: Axes, *, columns: int, fontsize: float) -
         fontsize: points.
     """
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=fontsize,
-        frameon=False,
-    )
+    add_legend_below(figure, handles, labels, columns=columns, fontsize=fontsize)
+
+
+def add_legend_below(
+    figure: Figure,
+    handles: Sequence[Artist],
+    labels: Sequence[str],
+    *,
+    columns: int,
+    fontsize: float = 9,
+) -> None:
+    """Add a legend below all panels: in fewer columns, and broken labels, where it is too wide.
+
+    Of many lines, it makes the figure higher, and leaves the panels their size.
+
+    Args:
+        columns: at most.
+        fontsize: points.
+    """
+    room = MAX_TITLE_WIDTH * figure.bbox.width
+    characters = max(map(len, labels), default=0)
+    shown = list(labels)
+    while True:
+        legend = figure.legend(
+            handles,
+            shown,
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=fontsize,
+            frameon=False,
+        )
+        extent = legend.get_window_extent()
+        if extent.width <= room or (columns == 1 and characters <= SHORTEST_LABEL):
+            break
+        legend.remove()
+        if columns > 1:
+            columns -= 1
+        else:
+            characters -= 4
+            shown = [_broken(label, characters, long_words=True) for label in labels]
+
+    width, height = figure.get_size_inches()
+    extra = extent.height / figure.dpi - MAX_LEGEND_HEIGHT * height
+    if extra > 0:
+        figure.set_size_inches(width, height + extra)
 
 
 def tick_label(value: float) -> str:

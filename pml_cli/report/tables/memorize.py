@@ -28,7 +28,7 @@ def answer_lines(report: MemorizeReport, names: Sequence[str]) -> list[Renderabl
         names: of the files in its folder.
     """
     # The same figure for print.
-    shown_names = [name for name in names if not name.endswith(".svg")]
+    shown_names = [name for name in names if not name.endswith((".svg", ".pdf"))]
     rows = [
         ("rank", rank_text(report)),
         ("facts" if report.samples > 1 else "text", facts_text(report)),
