@@ -37,7 +37,7 @@ def section(sources: Sources) -> Section:
         name="audit",
         title="What this stands on",
         context={
-            "reasons": [(shown(reason), int(count)) for reason, count in reasons.items()],
+            "reasons": [(str(reason), int(count)) for reason, count in reasons.items()],
             "cells": len(cells),
             "kept": int(cells["kept"].sum()),
             "failures": failures[:MOST_FAILURES],
