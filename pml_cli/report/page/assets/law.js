@@ -40,7 +40,7 @@ STARTS.set("law", () => {
       type: cells.size.length > 1500 ? "scattergl" : "scatter",
       marker: { color: colours, symbol: symbols, size: 7 }, name: "measured", showlegend: false,
     });
-    return { traces, layout: { xaxis: axis("length, target tokens", marks(cells.target_tokens)), yaxis: axis("gain dL, nats per token", decades()) } };
+    return { traces, layout: { xaxis: axis("length, target tokens", marks(cells.target_tokens)), yaxis: axis("gain dL, nats per token", decades(cells.delta_loss)) } };
   }
 
   function surface(group) {

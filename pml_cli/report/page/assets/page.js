@@ -31,9 +31,12 @@ function marks(values, most = 9) {
   return { type: "log", tickvals: kept, ticktext: kept.map((value) => shown(value, 3)) };
 }
 
-// Marks of a logarithmic axis over any numbers: 1, 2 and 5 of each decade, in full.
-function decades() {
-  const tickvals = Array.from({ length: 36 }, (_, index) => Number(`${[1, 2, 5][index % 3]}e${Math.floor(index / 3) - 5}`));
+// Marks of a logarithmic axis over any numbers, in full: more of them within a decade.
+function decades(values) {
+  const positive = values.filter((value) => value > 0);
+  const isWide = Math.max(...positive) > 10 * Math.min(...positive);
+  const digits = isWide ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
+  const tickvals = Array.from({ length: 12 }, (_, index) => digits.map((digit) => Number(`${digit}e${index - 5}`))).flat();
   return { type: "log", tickvals, ticktext: tickvals.map((value) => shown(value)) };
 }
 
