@@ -21,6 +21,7 @@ from pml_cli.config.completion import (
     complete_measure,
     complete_memorize,
     complete_override,
+    complete_settings,
     complete_sweep_file,
     report_completer,
 )
@@ -65,6 +66,7 @@ START HERE
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
+  pml settings train                    what may be set, and to what
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -236,6 +238,15 @@ Watch = Annotated[
     bool, typer.Option("--watch", help="Repeat until no cell is running or queued any more.")
 ]
 SweepFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A sweep's results folder.")]
+SettingsGroup = Annotated[
+    str,
+    typer.Argument(
+        metavar="WHAT",
+        help="GROUP, GROUP=OPTION or a command; everything where it is left out.",
+        show_default=False,
+        autocompletion=complete_settings,
+    ),
+]
 DEFAULT_SWEEP_FOLDER = Path("outputs/sweep")
 
 
@@ -681,6 +692,29 @@ def cancel(folder: SweepFolder = DEFAULT_SWEEP_FOLDER) -> None:
     from pml_cli.commands import status as command
 
     raise typer.Exit(command.cancel(folder, _console()))
+
+
+@app.command(
+    "settings",
+    help="""List every setting with its default, meaning and allowed values.
+
+WHAT: a group (model data adapter loss train launch), one of its options, a
+command that reads finished runs (fit ...), or run: the keys without a group.
+
+\b
+EXAMPLES
+  pml settings
+  pml settings train
+  pml settings data=jsonl
+  pml settings fit --json
+""",
+)
+def list_settings(
+    what: SettingsGroup = "", *, as_json: AsJson = False, config_dir: ConfigDir = None
+) -> None:
+    from pml_cli.commands import settings as command
+
+    raise typer.Exit(command.run(what, _console(), config_dir, as_json=as_json))
 
 
 def _console() -> Console:

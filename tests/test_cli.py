@@ -38,6 +38,9 @@ def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     [
         (["probe", "rnak=4"], "error: rnak: no such key; did you mean 'rank'?"),
         (["swep"], "Did you mean 'sweep'?"),
+        (["settings", "trian"], "error: trian: no group of settings; did you mean 'train'?"),
+        (["settings", "loss=stf"], "error: loss=stf: no such option; did you mean 'sft'?"),
+        (["settings", "fit=x"], "error: fit=x: fit has no options"),
         (["sweep", "--dryrun"], "--dry-run"),
         (["sweep", "-f", "nowhere.yaml"], "error: nowhere.yaml: no such sweep file"),
     ],
