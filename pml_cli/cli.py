@@ -327,12 +327,17 @@ EXAMPLES
   pml probe model=smollm2_135m data=phonebook loss=memft_ot
   pml probe model=hf model.path=Qwen/Qwen3-1.7B train.steps=1000
   pml probe data=mixed data.random_share=0.2 --print-config
+  pml probe rank=4 --json
 """,
 )
 def probe(
-    overrides: Overrides = None, *, config_dir: ConfigDir = None, print_config: PrintConfig = False
+    overrides: Overrides = None,
+    *,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    print_config: PrintConfig = False,
 ) -> None:
-    _train("probe", overrides, None, config_dir, print_config=print_config)
+    _train("probe", overrides, None, config_dir, print_config=print_config, as_json=as_json)
 
 
 # Decorators apply from the bottom: `sweep` comes first in the list of commands.
@@ -373,6 +378,7 @@ EXAMPLES
   pml sweep -f sweeps/law.yaml model=smollm2_135m out=outputs/law_smol
   pml sweep rank=4,8 adapter=linear 'adapter.targets=[q_proj,v_proj]'
   pml sweep -f law data.seed=0,1,2 --dry-run --design outputs/pilot
+  pml sweep -f law --json | jq .failed
   pml sweep -f law launch=local
   pml sweep -f law launch=slurm launch.partition=gpu launch.devices=8
 """,
@@ -389,12 +395,14 @@ def train_many(
     fail_fast: FailFast = False,
     wait: Wait = None,
     retry: Retry = True,
+    as_json: AsJson = False,
 ) -> None:
     flags: dict[str, Any] = {
         "dry_run": dry_run,
         "fail_fast": fail_fast,
         "wait": wait,
         "retry": retry,
+        "as_json": as_json,
     }
     name = str(ctx.command.name)
     # Only a sweep plans a grid for the law.
@@ -456,18 +464,21 @@ EXAMPLES
   pml fit outputs/law
   pml fit outputs/law outputs/shares out=report
   pml fit outputs/law saturated_below=0.5 figures=false
+  pml fit outputs/law --json | jq .groups
 """,
 )
 def fit(
     overrides: FitArguments = None,
     *,
     by: CompareBy = "",
+    as_json: AsJson = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
     # A trailing comma names no setting.
     settings = [name for name in by.split(",") if name]
-    _report("fit", overrides, config_dir, print_config=print_config, by=settings)
+    options = {"by": settings, "as_json": as_json}
+    _report("fit", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
@@ -488,10 +499,11 @@ EXAMPLES
 def transition(
     overrides: TransitionArguments = None,
     *,
+    as_json: AsJson = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("transition", overrides, config_dir, print_config=print_config)
+    _report("transition", overrides, config_dir, print_config=print_config, as_json=as_json)
 
 
 @app.command(

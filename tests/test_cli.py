@@ -166,8 +166,9 @@ def test_commands_get_the_request_and_give_the_exit_code(command, out, monkeypat
     assert isinstance(request, Request)
     assert request.runs[0].rank == 2
     every_flag = {"dry_run": True, "fail_fast": False, "wait": None, "retry": True}
+    every_flag |= {"as_json": False}
     expected = {
-        "probe": {},
+        "probe": {"as_json": False},
         "sweep": every_flag | {"design": None},
         "memft": every_flag,
     }
@@ -177,7 +178,8 @@ def test_commands_get_the_request_and_give_the_exit_code(command, out, monkeypat
 def test_fit_separates_paths_from_settings(out, monkeypatch):
     calls = []
 
-    def run(paths, settings, console, by):
+    def run(paths, settings, console, by, *, as_json):
+        assert not as_json
         calls.append((paths, settings, by))
         return 0
 
@@ -191,10 +193,10 @@ def test_fit_separates_paths_from_settings(out, monkeypatch):
 
 
 def test_interrupt_is_130_and_other_errors_pass(out, monkeypatch):
-    def interrupt(request, console):
+    def interrupt(request, console, **_flags):
         raise KeyboardInterrupt
 
-    def crash(request, console):
+    def crash(request, console, **_flags):
         raise ZeroDivisionError
 
     _stub(monkeypatch, "probe", interrupt)

@@ -29,6 +29,7 @@ from pml_cli.launch.driver import Outcome, SweepPlan, plan_sweep, train_sweep
 from pml_cli.model.dims import ADAPTER_FILE, decoder_shape, model_dims
 from pml_cli.report import capacity_folder
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.measuring import progress_console
 from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables.capacity import capacity_report
@@ -107,7 +108,7 @@ def run(
     Raises:
         UserError: data, a run or a folder that cannot be used; nothing has been trained then.
     """
-    progress = Console(stderr=True, markup=False, emoji=False) if as_json else console
+    progress = progress_console(console, as_json=as_json)
     out = asked.request.out
     check_output_folder(out)
     adapters = [begin(each, asked) for each in asked.request.runs]

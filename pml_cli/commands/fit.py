@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pml_cli.config.reports import Fit
+from pml_cli.law import law_json
 from pml_cli.law.findings import NOT_IDENTIFIED, NOTES
 from pml_cli.law.fit_groups import (
     GroupFit,
@@ -36,6 +37,7 @@ from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report import law_folder
 from pml_cli.report.base_knowledge import much_known_line
 from pml_cli.report.law_text import capacity_lines, sentence
+from pml_cli.report.measuring import progress_console
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
@@ -50,6 +52,8 @@ def run(
     settings: Fit,
     console: Console,
     by: Sequence[str] = (),
+    *,
+    as_json: bool = False,
 ) -> int:
     """Fit every group of cells below `paths`, show it on `console`, write the report folder.
 
@@ -58,6 +62,7 @@ def run(
             inside the first.
         by: settings (of KEY and SCHEDULE in runs/groups.py) in which groups are compared; those
             that agree in all others.
+        as_json: print law.json; the rest goes to standard error.
 
     Returns:
         The exit code (above).
@@ -66,6 +71,7 @@ def run(
         UserError: a missing folder, no finished run, a report folder that cannot be written,
             nothing to compare.
     """
+    progress = progress_console(console, as_json=as_json)
     check_settings(by)
     runs = with_columns(_read(paths))
     out = writable_folder(Path(settings.out) if settings.out else paths[0] / "fit")
@@ -79,25 +85,28 @@ def run(
     if by:
         sets = comparable_sets([key for key, _ in keyed_cells], by)
 
-    groups = _fit_groups(keyed_cells, settings, console)
+    groups = _fit_groups(keyed_cells, settings, progress)
     if len(groups) > 1:
         varying = differing_settings([group.key for group in groups])
         heading = f"{len(groups)} groups that differ in {varying}: each is fitted by itself."
-        console.print(Text(heading), end="\n\n")
+        progress.print(Text(heading), end="\n\n")
     for group in groups:
-        _show(group, console)
+        _show(group, progress)
 
     comparisons = []
     for positions in sets:
         compared = [groups[k] for k in positions]
-        comparisons.append(_compare(compared, by, settings, console))
+        comparisons.append(_compare(compared, by, settings, progress))
 
     lines = bits_lines(groups)
     for line, _ in lines:
-        console.print(line_table(line), end="\n\n")
+        progress.print(line_table(line), end="\n\n")
 
     names = law_folder.write(out, groups, settings, comparisons, lines)
-    console.print(Text(f"written to {out}: {', '.join(names)}"))
+    progress.print(Text(f"written to {out}: {', '.join(names)}"))
+    if as_json:
+        content = (out / law_json.FILE_NAME).read_text("utf-8")
+        console.out(content.rstrip("\n"), highlight=False)
     return 0
 
 

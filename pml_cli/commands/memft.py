@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from rich.console import Console
 
@@ -9,12 +11,20 @@ from pml_cli.analysis.paired import compare
 from pml_cli.analysis.rank_thresholds import rank_table
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
+from pml_cli.io import json_text, jsonable, table_records
 from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
 from pml_cli.report import memft_folder
 from pml_cli.report.base_knowledge import base_lines
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.measuring import progress_console
 from pml_cli.report.progress import SweepDisplay
-from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outdated
+from pml_cli.report.sweep_summary import (
+    conclude,
+    plan_line,
+    runs_of,
+    say_outdated,
+    sweep_content,
+)
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.memft import comparison_report, ranks_report
@@ -30,8 +40,15 @@ def run(
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    as_json: bool = False,
 ) -> int:
     """Train what is missing (as `sweep.run`), then compare each loss with plain fine-tuning (sft).
+
+    Args:
+        request: the cells, the results folder and the launch.
+        console: to print to.
+        dry_run, fail_fast, wait, retry: as of `sweep.run`.
+        as_json: print counts, results and comparison as JSON; the rest goes to standard error.
 
     Returns:
         exit code: 0, or 1 when a cell failed.
@@ -39,6 +56,8 @@ def run(
     Raises:
         UserError: fewer than two losses, or none of them sft.
     """
+    if as_json and dry_run:
+        raise UserError("--json: not with --dry-run, which trains nothing")
     _check_losses(request)
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
@@ -47,20 +66,31 @@ def run(
         say_outdated(plan, console)
         return 0
 
-    console.print(plan_line(plan))
-    print_prompts(request.runs, console)
-    show_warnings(console, plan.cells)
-    say_outdated(plan, console)
-    with SweepDisplay.of(plan, console) as display:
+    progress = progress_console(console, as_json=as_json)
+    progress.print(plan_line(plan))
+    print_prompts(request.runs, progress)
+    show_warnings(progress, plan.cells)
+    say_outdated(plan, progress)
+    with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
-    code = conclude(plan, outcome, console)
+    code = conclude(plan, outcome, progress)
 
     # `conclude` has already named the results that cannot be read; `left_out` takes them silently.
     runs = read_runs([request.out], left_out=[])
+    tables: dict[str, pd.DataFrame] = {}
     if len(runs):
         # The folder may hold runs of earlier sweeps with other settings.
-        _report(request, runs_of(plan.cells, runs), console)
+        tables = _report(request, runs_of(plan.cells, runs), progress)
+    if as_json:
+        content = sweep_content(plan) | _tables_content(tables)
+        console.out(json_text(content).rstrip("\n"), highlight=False)
     return code
+
+
+def _tables_content(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """The rows of the comparison, and of the ranks where there are thresholds."""
+    names = ("comparison", "ranks")
+    return {name: jsonable(table_records(tables[name])) if name in tables else [] for name in names}
 
 
 def _check_losses(request: Request) -> None:
@@ -72,13 +102,17 @@ def _check_losses(request: Request) -> None:
         )
 
 
-def _report(request: Request, runs: pd.DataFrame, console: Console) -> None:
-    """Print the comparison and write its files."""
+def _report(request: Request, runs: pd.DataFrame, console: Console) -> dict[str, pd.DataFrame]:
+    """Print the comparison and write its files.
+
+    Returns:
+        The tables, by name.
+    """
     # Every measure is compared in pairs, so that a text that is hard counts for both losses.
     comparison = compare(runs)
     if comparison.empty:
         console.print("nothing to compare: no cell has finished under sft and under another loss")
-        return
+        return {}
 
     for part in comparison_report(comparison):
         console.print(part)
@@ -93,3 +127,4 @@ def _report(request: Request, runs: pd.DataFrame, console: Console) -> None:
         console.print(f"{path.stem}: {path}", highlight=False, soft_wrap=True)
     for path in memft_folder.write_figures(request.out, runs, comparison, ranks):
         console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+    return {"comparison": comparison, "ranks": ranks}

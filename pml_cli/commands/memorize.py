@@ -57,6 +57,7 @@ from pml_cli.launch.time_limit import TimeLimit, time_limit
 from pml_cli.model.dims import decoder_shape
 from pml_cli.report import memorize_folder, search_text
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.measuring import progress_console
 from pml_cli.report.memorize_report import Forgetting as MeasuredHarm
 from pml_cli.report.memorize_report import MemorizeReport, TriedCell
 from pml_cli.report.progress import CountDisplay, SweepDisplay
@@ -107,7 +108,7 @@ def run(
     if as_json and dry_run:
         raise UserError("--json: not with --dry-run, which has no answer to print")
     started = time.monotonic()
-    progress = Console(stderr=True, markup=False, emoji=False) if as_json else console
+    progress = progress_console(console, as_json=as_json)
     check_output_folder(asked.request.out)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:

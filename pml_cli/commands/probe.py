@@ -11,13 +11,14 @@ from rich.console import Console
 from pml_cli.config.schema import Request, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
-from pml_cli.io import atomic_write
+from pml_cli.io import atomic_write, json_text, jsonable, table_records
 from pml_cli.launch.driver import check_models
 from pml_cli.launch.pack import Pack, as_found
 from pml_cli.launch.packing import check_with_weights, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.first_token import print_prompts, print_unmoved
+from pml_cli.report.measuring import progress_console
 from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.sweep_summary import outdated_line
 from pml_cli.report.tables.data import show_warnings
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
 LOGGED_STEPS = 100
 
 
-def run(request: Request, console: Console) -> int:
+def run(request: Request, console: Console, *, as_json: bool = False) -> int:
     """Train one adapter, show p of every token as it learns, and write its run folder and figure.
 
     Args:
         request: one run, and the folder for it.
         console: to print to.
+        as_json: print folder and result as JSON; the rest goes to standard error.
 
     Returns:
         exit code: 0, or 1 when the run failed.
@@ -49,20 +51,29 @@ def run(request: Request, console: Console) -> int:
     Raises:
         UserError: a run or a folder that cannot be used, or a full disk and the like.
     """
+    progress = progress_console(console, as_json=as_json)
     try:
-        folder = train(request, console)
+        folder = train(request, progress)
     except Stopped as stopped:
-        console.print("interrupted; the same command goes on from there")
+        progress.print("interrupted; the same command goes on from there")
         # The shell's convention: 130 for Ctrl-C (in cli.main), 128 + signal for others.
         if stopped.signum == signal.SIGINT:
             raise KeyboardInterrupt from stopped
         return 128 + stopped.signum if stopped.signum else 1
 
     failure = None if folder.is_done() else folder.failure()
+    content: dict[str, Any] = {"folder": str(folder.path), "failed": failure, "result": None}
     if failure is not None:
-        console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
-        return 1
+        progress.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
+    else:
+        content["result"] = _show(folder, progress)
+    if as_json:
+        console.out(json_text(content).rstrip("\n"), highlight=False)
+    return 0 if failure is None else 1
 
+
+def _show(folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Draw and print what a finished run recalls; its result for JSON."""
     # Drawn also for a run that was done before: the figure may be missing or of an older version.
     _draw(folder)
     runs = read_runs([folder.path])
@@ -72,7 +83,9 @@ def run(request: Request, console: Console) -> int:
     print_unmoved(runs, console)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
-    return 0
+
+    result: dict[str, Any] = jsonable(table_records(runs)[0])
+    return result
 
 
 def train(request: Request, console: Console) -> RunFolder:

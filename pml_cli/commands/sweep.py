@@ -8,11 +8,18 @@ from rich.console import Console
 
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
+from pml_cli.io import json_text
 from pml_cli.launch.driver import check_models_for_dry_run, plan_sweep, train_sweep
 from pml_cli.report.design import design_line, pilot_at
 from pml_cli.report.first_token import print_prompts
+from pml_cli.report.measuring import progress_console
 from pml_cli.report.progress import SweepDisplay
-from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
+from pml_cli.report.sweep_summary import (
+    conclude,
+    plan_line,
+    say_outdated,
+    sweep_content,
+)
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
 
@@ -26,6 +33,7 @@ def run(
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    as_json: bool = False,
 ) -> int:
     """Train what is missing of the requested cells, then print and write the results.
 
@@ -38,6 +46,7 @@ def run(
         wait: stay until every cell has ended, those of other processes included; None: as is usual
             for the launch (not on Slurm).
         retry: train again what failed before.
+        as_json: print counts and results as JSON; the rest goes to standard error.
 
     Returns:
         exit code: 0, or 1 when a cell failed.
@@ -46,6 +55,8 @@ def run(
         UserError: a cell that cannot be run or a folder that cannot be used (nothing has been
             written then), or a full disk later on (what was finished is kept).
     """
+    if as_json and dry_run:
+        raise UserError("--json: not with --dry-run, which trains nothing")
     # Raises before anything is written, so that a refused sweep leaves no folder behind.
     if design is not None and not dry_run:
         raise UserError(f"--design {design}: goes with --dry-run")
@@ -58,10 +69,14 @@ def run(
         say_outdated(plan, console)
         return 0
 
-    console.print(plan_line(plan))
-    print_prompts(request.runs, console)
-    show_warnings(console, plan.cells)
-    say_outdated(plan, console)
-    with SweepDisplay.of(plan, console) as display:
+    progress = progress_console(console, as_json=as_json)
+    progress.print(plan_line(plan))
+    print_prompts(request.runs, progress)
+    show_warnings(progress, plan.cells)
+    say_outdated(plan, progress)
+    with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
-    return conclude(plan, outcome, console)
+    code = conclude(plan, outcome, progress)
+    if as_json:
+        console.out(json_text(sweep_content(plan)).rstrip("\n"), highlight=False)
+    return code

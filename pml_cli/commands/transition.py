@@ -23,6 +23,7 @@ from pml_cli.errors import UserError
 from pml_cli.format import counted
 from pml_cli.report import transition_folder
 from pml_cli.report.first_token import print_unmoved
+from pml_cli.report.measuring import progress_console
 from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import transition as tables
@@ -40,12 +41,15 @@ def run(
     paths: list[Path],
     settings: Transition,
     console: Console,
+    *,
+    as_json: bool = False,
 ) -> int:
     """Read every group of runs below `paths`, print it, write the report folder.
 
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out, or to
             transition/ inside the first.
+        as_json: print transition.json; the rest goes to standard error.
 
     Returns:
         The exit code (above).
@@ -54,6 +58,7 @@ def run(
         UserError: a missing folder, no finished run that is selected, no readable tokens.parquet,
             a report folder that cannot be written.
     """
+    progress = progress_console(console, as_json=as_json)
     notes: list[str] = []
     runs = transition_runs(paths, settings, notes)
     print_notes(notes)
@@ -63,7 +68,7 @@ def run(
 
     keys, groups_of_runs = zip(*split_groups(runs), strict=True)
     with CountDisplay(
-        console, "reading", "runs", total=len(runs), piped_line="runs read"
+        progress, "reading", "runs", total=len(runs), piped_line="runs read"
     ) as display:
         groups_of_tokens = [read_group(group, display.advance) for group in groups_of_runs]
 
@@ -72,9 +77,12 @@ def run(
     if not summaries:
         raise UserError(_none_readable(left_out))
 
-    _show(summaries, left_out, console)
+    _show(summaries, left_out, progress)
     names = transition_folder.write(out, summaries, settings, left_out)
-    console.print(Text(f"written to {out}: {', '.join(names)}"))
+    progress.print(Text(f"written to {out}: {', '.join(names)}"))
+    if as_json:
+        content = (out / transition_folder.FILE_NAME).read_text("utf-8")
+        console.out(content.rstrip("\n"), highlight=False)
     return 0
 
 

@@ -77,7 +77,7 @@ def measure_with_progress(
 
 def progress_console(console: Console, *, as_json: bool) -> Console:
     """Where progress is shown: beside JSON on standard error."""
-    return Console(stderr=True, markup=False) if as_json else console
+    return Console(stderr=True, markup=False, emoji=False) if as_json else console
 
 
 def report_folder(paths: Sequence[Path], out: str | None) -> Path:
