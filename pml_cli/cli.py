@@ -66,12 +66,21 @@ START HERE
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
+  pml track outputs/law --to wandb      its curves in W&B, TensorBoard, MLflow
   pml settings train                    what may be set, and to what
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def complete_tracker(incomplete: str) -> list[str]:
+    """Names of trackers, for shell completion."""
+    from pml_cli.track.trackers import TRACKERS
+
+    return [name for name in TRACKERS if name.startswith(incomplete)]
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -238,6 +247,47 @@ Watch = Annotated[
     bool, typer.Option("--watch", help="Repeat until no cell is running or queued any more.")
 ]
 SweepFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A sweep's results folder.")]
+RunsFolder = Annotated[Path, typer.Argument(metavar="PATH", help="A folder of runs.")]
+TrackerName = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="TRACKER",
+        help="tensorboard, wandb, mlflow or trackio.",
+        autocompletion=complete_tracker,
+    ),
+]
+TrackerProject = Annotated[
+    str | None,
+    typer.Option(
+        "--project",
+        metavar="NAME",
+        help="Project or experiment there (default: the name of the folder).",
+        show_default=False,
+    ),
+]
+TrackerOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="For the files of the tracker (default: tracker/TRACKER in the folder).",
+        show_default=False,
+    ),
+]
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Go on until no cell is running or queued any more.")
+]
+Every = Annotated[
+    float | None,
+    typer.Option(
+        "--every",
+        min=1,
+        metavar="SECONDS",
+        help="Between two looks of --follow (default: 30).",
+        show_default=False,
+    ),
+]
 SettingsGroup = Annotated[
     str,
     typer.Argument(
@@ -704,6 +754,40 @@ def cancel(folder: SweepFolder = DEFAULT_SWEEP_FOLDER) -> None:
     from pml_cli.commands import status as command
 
     raise typer.Exit(command.cancel(folder, _console()))
+
+
+@app.command(
+    help="""Mirror finished runs into an experiment tracker, once each.
+
+PATH: a results folder, searched at any depth. Settings, the curve of every
+step and the results go to TensorBoard, W&B, MLflow or Trackio, from any
+machine that sees the folder: training needs no tracker and no network.
+Needs pip install pml-cli[track]; WANDB_MODE=offline, MLFLOW_TRACKING_URI
+and TRACKIO_DIR are obeyed.
+
+\b
+EXAMPLES
+  pml track outputs/law --to tensorboard
+  pml track outputs/law --to tensorboard --follow --every 10
+  pml track outputs --to wandb --project memory
+  pml track outputs/law --to mlflow --out ~/mlflow
+""",
+)
+def track(
+    path: RunsFolder,
+    *,
+    to: TrackerName,
+    project: TrackerProject = None,
+    out: TrackerOut = None,
+    follow: Follow = False,
+    every: Every = None,
+) -> None:
+    from pml_cli.commands import track as command
+
+    code = command.run(
+        path, _console(), to=to, project=project, out=out, follow=follow, every=every
+    )
+    raise typer.Exit(code)
 
 
 @app.command(
