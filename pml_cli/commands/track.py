@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, printable
 from pml_cli.format import counted
 from pml_cli.io import without_links
 from pml_cli.launch.status import Watcher
@@ -210,7 +210,8 @@ class _Mirror:
         for line in self.left_out:
             if line not in self._said:
                 self._said.add(line)
-                stderr.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
+                text = f"left out: {printable(line)}"
+                stderr.print(text, style="yellow", highlight=False, soft_wrap=True)
 
     def conclude(self, tracker: Tracker) -> None:
         """Say how many there are, and how to look at them."""
@@ -223,4 +224,4 @@ class _Mirror:
         if failed:
             counts.append(f"{failed} failed and not mirrored")
         self.console.print(", ".join(counts), highlight=False, soft_wrap=True)
-        self.console.print(f"see: {tracker.where}", highlight=False, soft_wrap=True)
+        self.console.print(f"see: {printable(tracker.where)}", highlight=False, soft_wrap=True)

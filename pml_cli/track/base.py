@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
+from pml_cli.errors import UserError
 from pml_cli.io import without_links
 from pml_cli.track.mirrored_run import MirroredRun
 from pml_cli.validation import read_regular
@@ -59,13 +60,14 @@ class Tracker(ABC):
         """The identities of the runs that it has.
 
         Raises:
-            UserError: the tracker does not answer.
-            OSError: what it remembers cannot be read.
+            UserError: the tracker does not answer, or what is remembered cannot be read.
         """
         try:
             content, _ = read_regular(self._memory)
         except FileNotFoundError:
             return set()
+        except OSError as error:
+            raise UserError(f"{self._memory}: {error.strerror or error}") from error
         # The last line of a killed process may be cut off: its run is begun anew.
         lines = content.decode("utf-8", "replace").splitlines()
         return {line for line in lines if IDENTITY.fullmatch(line)}

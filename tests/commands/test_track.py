@@ -242,6 +242,25 @@ def test_a_growing_folder_is_followed_to_its_end(quick, tmp_path, listing):
     assert sorted(run.settings["rank"] for run in listing) == [1, 2, 3]
 
 
+def test_names_of_folders_do_not_steer_the_terminal(quick, runs, listing):
+    steering = "\x1b[31mred"
+    run_folders(runs)[0].rename(runs / steering)
+    done = quick("track", "runs", "--to", "listing")
+    assert done.returncode == 0 and listing[0].name == steering
+    (runs / steering / "curve.parquet").unlink()
+    done = quick("track", "runs", "--to", "listing", "--project", "other")
+    assert "\\x1b[31mred/curve.parquet: no such file" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_what_is_remembered_must_be_a_file(quick, runs, listing):
+    memory = runs / "tracker" / "listing" / "mirrored-runs.txt"
+    memory.mkdir(parents=True)
+    done = quick("track", "runs", "--to", "listing")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: runs/tracker/listing/mirrored-runs.txt: ")
+
+
 def test_nothing_is_written_through_a_link(quick, runs, listing, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (runs / "tracker").symlink_to(tmp_path / "elsewhere")
