@@ -91,8 +91,8 @@ def sections(asked: str = "", config_dir: Path | None = None) -> list[Section]:
         raise_all(lines)
         return [_option_section(name, option, config_dir)]
 
-    wanted = [name] if name else names
-    return [section for each in wanted for section in _sections_of(each, config_dir)]
+    listed_names = [name] if name else names
+    return [section for each in listed_names for section in _sections_of(each, config_dir)]
 
 
 def _sections_of(name: str, config_dir: Path | None) -> list[Section]:

@@ -61,14 +61,16 @@ class Mlflow(Tracker):
     def _experiment(self) -> str:
         """The id of the experiment, which is made where it is missing."""
         with _refusals():
-            found = self._client.get_experiment_by_name(self.project)
-            if found is None:
+            experiment = self._client.get_experiment_by_name(self.project)
+            if experiment is None:
                 # Nothing is stored there, but MLflow wants a place beside the database.
-                place = None if os.environ.get(URI) else (self.out / "artifacts").resolve().as_uri()
-                return str(self._client.create_experiment(self.project, artifact_location=place))
-        if found.lifecycle_stage != "active":
+                folder = None
+                if not os.environ.get(URI):
+                    folder = (self.out / "artifacts").resolve().as_uri()
+                return str(self._client.create_experiment(self.project, artifact_location=folder))
+        if experiment.lifecycle_stage != "active":
             raise UserError(f"--project {self.project}: this experiment was deleted in MLflow")
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def mirrored(self) -> set[str]:
         identities = set()
@@ -109,14 +111,14 @@ class Mlflow(Tracker):
             if begun is not None:
                 client.delete_run(begun)
             tags = {TAG: run.identity}
-            made = client.create_run(
+            created = client.create_run(
                 self._experiment, start_time=moment, run_name=run.name, tags=tags
             )
             for batch in _batches(parameters, PARAMETERS_AT_ONCE):
-                client.log_batch(made.info.run_id, params=batch)
+                client.log_batch(created.info.run_id, params=batch)
             for batch in _batches(metrics, METRICS_AT_ONCE):
-                client.log_batch(made.info.run_id, metrics=batch)
-            client.set_terminated(made.info.run_id, end_time=moment)
+                client.log_batch(created.info.run_id, metrics=batch)
+            client.set_terminated(created.info.run_id, end_time=moment)
 
     def remember(self, run: MirroredRun) -> None:
         # The status of its run says it.
