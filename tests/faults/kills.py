@@ -1,7 +1,8 @@
 """SIGKILL at random moments: `PYTHONPATH=tests python -m faults.kills [--rounds N] [--local]`.
 
-Each round begins a sweep of its own, kills it once or twice (with --local: the driver, a worker or
-all), runs the command again and compares every run bit for bit with an undisturbed one.
+Each round begins a sweep of its own, kills it once or twice when a random number of its cells is
+done (with --local: the driver, a worker or all), runs the command again and compares every run bit
+for bit with an undisturbed one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from faults.rounds import forked, import_everything
 
 CELLS = ("rank=1,2,4", "seqlen=24,36", "train.steps=60", "train.log_every=20", "train.batch=1")
 SAVING = ("data=phonebook", "launch.checkpoint_minutes=0.002", "launch.pack_tokens=80")
+CELL_COUNT = 6
+
+# Seconds until a round is killed whatever is done.
+MAX_WAIT = 90
 SWEEP = ("sweep", *CELLS, *SAVING, "model.device=cpu", "out=runs")
 
 
@@ -60,7 +65,7 @@ def main() -> int:
             except AssertionError as error:
                 lost += 1
                 print(f"round {number}: {error}", flush=True)
-    in_training = sum(0 < done < 6 for done in hits)
+    in_training = sum(0 < done < CELL_COUNT for done in hits)
     print(
         f"{time.strftime('%Y-%m-%d')}: {len(hits) + lost} rounds of SIGKILL "
         f"({'local' if options.local else 'inline'}), lost: {lost}; cells done at the kill: "
@@ -70,12 +75,12 @@ def main() -> int:
 
 
 def _inline_round(place: Path, rng: random.Random, whole: float) -> int:
-    """Kill a sweep once or twice, at any moment of its time; how many cells were done then."""
+    """Kill a sweep once or twice; how many cells were done at the last kill."""
     folder = place / "killed"
     shutil.rmtree(folder, ignore_errors=True)
     for _ in range(rng.choice((1, 2))):
         running = forked(SWEEP, folder)
-        time.sleep(rng.uniform(0, whole))
+        _wait(folder, rng, whole)
         running.kill()
         done = _checked(folder)
     assert forked(SWEEP, folder).wait() == 0, "the command given again fails"
@@ -90,7 +95,7 @@ def _local_round(place: Path, rng: random.Random, whole: float) -> int:
     folder.mkdir()
     local = (*SWEEP, "launch=local", "launch.devices=2", "launch.threads=1")
     running = start_pml(folder, *local, start_new_session=True)
-    time.sleep(rng.uniform(0, 20))
+    _wait(folder, rng, whole)
     # The driver and a worker are killed by their numbers, all by their session.
     victims = _workers(running.pid)
     choice = rng.choice(("driver", "worker", "all"))
@@ -107,6 +112,21 @@ def _local_round(place: Path, rng: random.Random, whole: float) -> int:
     assert forked(SWEEP, folder).wait() == 0, "the command given again fails"
     _compare(folder, place / "undisturbed")
     return done
+
+
+def _wait(folder: Path, rng: random.Random, whole: float) -> None:
+    """Until a random moment: some cells are done, and a little longer.
+
+    By the clock alone nearly all kills would fall into the start of a busy machine's processes.
+    """
+    wanted = rng.randrange(CELL_COUNT)
+    deadline = time.monotonic() + MAX_WAIT
+    out = folder / "runs"
+    while time.monotonic() < deadline:
+        if not wanted or (out.exists() and len(finished_cells(out)) >= wanted):
+            break
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, whole / CELL_COUNT))
 
 
 def _workers(driver: int) -> list[int]:
