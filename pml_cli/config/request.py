@@ -34,7 +34,7 @@ from pml_cli.config.registry import GROUPS, declared
 from pml_cli.config.reports import REPORTS, ReportSettings
 from pml_cli.config.schema import FactsData, Request, Run, Train
 from pml_cli.config.setting import value_text
-from pml_cli.errors import UserError, raise_all
+from pml_cli.errors import UserError, raise_all, shortened
 from pml_cli.io import expand_home
 
 # The key of conf/memft.yaml that lists the losses to compare. It is not a setting of a run.
@@ -240,7 +240,14 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_folder(config_dir: Path | None) -> None:
-    if config_dir is not None and not config_dir.is_dir():
+    if config_dir is None:
+        return
+    try:
+        is_folder = config_dir.is_dir()
+    except OSError as error:
+        reason = error.strerror
+        raise UserError(f"--config-dir {shortened(str(config_dir))}: {reason}") from error
+    if not is_folder:
         raise UserError(f"--config-dir {config_dir}: no such folder")
 
 

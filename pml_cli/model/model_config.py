@@ -22,7 +22,7 @@ from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError
 from pml_cli.model.faults import named_model, one_line
 from pml_cli.model.files import local_folder, locate
-from pml_cli.validation import Text, fault_of, read_json
+from pml_cli.validation import Text, fault_of, read_json, shown
 
 # What config.json may say of how a model is run, which pml says itself. A file saved on a GPU
 # machine asks for attention kernels that a CPU lacks.
@@ -184,7 +184,13 @@ def _from_files(model: Model) -> Any:
 
 
 def _refuse_wrong(fields: Mapping[str, Any], where: str) -> None:
-    """Refuse sizes that are none, for which transformers divides by zero or fills the memory."""
+    """Refuse sizes that are none, for which transformers divides by zero or fills the memory.
+
+    And `_target_` and its kind, which mean a call to Hydra and nothing to a config.
+    """
+    calls = [name for name in fields if str(name).startswith("_")]
+    if calls:
+        raise UserError(f"{where}: the config has no {shown(calls[0])}")
     fault = fault_of(fields, ConfigFields)
     if fault:
         raise UserError(f"{where}: {fault}")

@@ -28,6 +28,9 @@ def check_output_folder(out: Path) -> None:
     except (OSError, RuntimeError) as error:
         raise UserError(f"out={out}: a link that leads to itself") from error
 
+    for path in (out, *out.parents):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"out={out}: {path} is a link to {path.readlink()}, which is not there")
     existing = next(path for path in (out, *parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"out={out}: {existing} is a file, a folder is needed")

@@ -54,6 +54,10 @@ MODEL_NAMES = (
     *("${basename:}", "${basename:a,b}", "${nosuch:x}", "${", "a${rank}/..", "a" * 300, "=1+1"),
 )
 
+RANDOM_MODEL = (
+    *("model.weights=random", "model.path=none", "model.name=x", "model.architecture.head_dim=8"),
+    *("model.architecture.num_hidden_layers=2", "rank=1", "seqlen=8", "train.steps=2", "out=o"),
+)
 LONG = "a" * 5000
 DEEP = {
     "lists": "[" * 1000 + "]" * 1000,
@@ -164,8 +168,17 @@ def cases() -> Iterator[Case]:
     for name, argv in COMMANDS.items():
         yield _case(name, argv, CULPRITS.get(name, ""))
 
+    yield from _architectures()
     yield from _reports()
     yield from _folders()
+
+
+def _architectures() -> Iterator[Case]:
+    """Models of random weights that cannot be, or that nothing can be drawn for."""
+    for entry in ("vocab_size:1", "_target_:os.system", "_attn:x", "hidden_size:0"):
+        fields = "{" + f"model_type:llama,{entry}" + "}"
+        argv = ("sweep", f"model.architecture={fields}", *RANDOM_MODEL)
+        yield _case(f"model.architecture={fields}", argv, "model")
 
 
 def _reports() -> Iterator[Case]:
@@ -192,6 +205,8 @@ def _folders() -> Iterator[Case]:
             continue
         argv = ("sweep", f"out={name}", "rank=1", "seqlen=8", "train.steps=2")
         yield _case(f"sweep into {kind}", argv, f"out|{name[:9]}", change=change)
+        argv = ("sweep", "--config-dir", name, "rank=1", DRY)
+        yield _case(f"--config-dir is {kind}", argv, "config-dir", change=change)
         for command in ("fit", "transition"):
             argv = (command, "runs", f"out={name}", "draws=0", "figures=false")
             argv = tuple(word for word in argv if command == "fit" or word != "draws=0")
@@ -214,6 +229,7 @@ PLACES: dict[str, tuple[str, Change | None]] = {
     "a device": ("/dev/null", None),
     "/proc": ("/proc/x", None),
     "a broken link": ("link", _link("/nowhere/x")),
+    "below a broken link": ("link/below", _link("/nowhere/x")),
     "a link to itself": ("link", _link("link")),
     "5,000 letters": (LONG, None),
     "300 letters": ("a" * 300, None),

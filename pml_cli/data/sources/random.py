@@ -35,7 +35,7 @@ class RandomData(StreamData):
         import numpy as np
 
         from pml_cli.data.prompt import stream_prompt
-        from pml_cli.data.random_tokens import ordinary_ids
+        from pml_cli.data.random_tokens import drawable, ordinary_ids
         from pml_cli.data.source import Sample, Source
         from pml_cli.model.dims import model_dims
         from pml_cli.model.tokenizer import open_tokenizer
@@ -49,7 +49,7 @@ class RandomData(StreamData):
             settings = f"data.prompt={self.prompt!r}, data.chat={self.chat}"
             raise UserError(f"{settings}: model={model.name} has no tokenizer")
         else:
-            ids = np.arange(1, model_dims(model).vocabulary)
+            ids = drawable(np.arange(1, model_dims(model).vocabulary))
             # Token 0 stands for begin-of-text, and is never a target.
             prompt_ids = (0,)
 
