@@ -26,7 +26,7 @@ from mkdocs.structure.pages import Page
 
 from pml_cli.cli import app
 from pml_cli.config.option_files import option_file, options, summary
-from pml_cli.config.option_set import RootSettings
+from pml_cli.config.option_set import MISSING, RootSettings
 from pml_cli.config.registry import GROUPS, declared
 from pml_cli.config.reports import REPORTS
 from pml_cli.config.setting import Settings, declaration_of, dotted_keys, type_text, value_text
@@ -145,7 +145,7 @@ def commands_page() -> str:
         "What `pml COMMAND --help` prints. The settings of the groups are on a "
         "[page of their own](settings.md).",
     ]
-    root = typer.Context(group, info_name="pml", terminal_width=80)
+    root = typer.Context(group, info_name="pml", terminal_width=80, **group.context_settings)
     for name, command in group.commands.items():
         context = typer.Context(command, info_name=name, parent=root, terminal_width=80)
         # The options of the groups close many of the helps, and stand on the other page.
@@ -160,7 +160,8 @@ def settings_page() -> str:
         "# Settings",
         "Each is given as `key=value` to the [commands](commands.md) that train; those of the "
         "groups as `group.key=value`, after `group=option` has chosen the option. Several values "
-        "(`rank=4,8`) make a sweep.",
+        "(`rank=4,8`) make a sweep. A command may choose other defaults than those declared here: "
+        "`--print-config` shows its own.",
         "## Without a group",
         settings_table(RootSettings, ("rank", "seqlen", "seed", "out")),
     ]
@@ -182,8 +183,7 @@ def group_parts(group: str) -> Iterator[str]:
     for option in options(group):
         file = option_file(group, option)
         assert file is not None
-        values: dict[str, Any] = yaml.safe_load(file.read_text("utf-8")) or {}
-        given = [cell(f"{key}={value_text(value)}", code=True) for key, value in values.items()]
+        given = [cell(text, code=True) for text in values_of_option(file)]
         rows.append([cell(f"{group}={option}", code=True), cell(summary(file)), " ".join(given)])
     yield table(["option", "what it is", "what it sets"], rows)
 
@@ -192,6 +192,24 @@ def group_parts(group: str) -> Iterator[str]:
             yield f"### {group}: {name}"
         names = tuple(dotted_keys(owner))
         yield settings_table(owner, names, f"{group}.") if names else "No settings."
+
+
+def values_of_option(file: Path) -> Iterator[str]:
+    """What an option sets, a text a setting.
+
+    Args:
+        file: its YAML file.
+    """
+    values: dict[str, Any] = yaml.safe_load(file.read_text("utf-8")) or {}
+    for key, value in values.items():
+        # A mapping, such as the shape of a model, would fill the page.
+        if isinstance(value, dict):
+            yield key
+        elif value == MISSING:
+            yield f"{key}=..."
+        # What follows from another setting is not what the option sets.
+        elif "${" not in str(value):
+            yield f"{key}={value_text(value)}"
 
 
 def settings_table(owner: type[Settings], keys: tuple[str, ...], prefix: str = "") -> str:
@@ -210,9 +228,17 @@ def settings_table(owner: type[Settings], keys: tuple[str, ...], prefix: str = "
         assert declaration is not None, f"{owners[key].__name__}.{name} is no setting"
         default = value_text(declaration.as_typed(default_of(owners[key], name)))
         row = [cell(f"{prefix}{key}", code=True), cell(default, code=True) if default else ""]
-        row += [cell(type_text(owners[key], name)), cell(declaration.help_text())]
+        row += [cell(allowed_values(owners[key], name)), cell(declaration.help_text())]
         rows.append(row)
     return table(["setting", "default", "takes", "meaning"], rows)
+
+
+def allowed_values(owner: type[Settings], name: str) -> str:
+    """Type and bounds of a setting; unit, choices and special values are part of its meaning."""
+    declaration = declaration_of(owner, name)
+    assert declaration is not None
+    bounds = dataclasses.replace(declaration, unit="", choices=(), special={}, words={})
+    return ": ".join(filter(None, [type_text(owner, name), bounds.allowed_text()]))
 
 
 def default_of(owner: type[Any], name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def name_of(page):
     return page.relative_to(ROOT).as_posix()
 
 
+@cache
 def tokens(page):
     return GITHUB.parse(page.read_text("utf-8"))
 
