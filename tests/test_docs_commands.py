@@ -81,7 +81,7 @@ def test_a_block_is_taken_apart():
 cat > facts.jsonl <<'END'
 pml is no command here
 END
-pip install . && pml sweep -f law \\
+pip install . && HF_HUB_OFFLINE=1 pml sweep -f law \\
     rank=4   # a comment
 pml ask RUN "Which pump?" - --json < questions.txt | jq .answer
 """

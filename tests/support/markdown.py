@@ -6,6 +6,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+# It comes with rich.
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]

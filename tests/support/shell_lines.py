@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import dropwhile
 
 # The body of a file that is written in place: cat > notes.txt <<'END' ... END.
 HERE_DOCUMENT = re.compile(r"(<<-?\s*['\"]?(\w+)['\"]?[^\n]*\n).*?^\2$", re.DOTALL | re.MULTILINE)
@@ -32,4 +33,10 @@ def _split(words):
             skips_file = True
         else:
             commands_of_line[-1].append(word)
+    # NAME=value in front of a command is its environment.
+    commands_of_line = [list(dropwhile(is_variable, words)) for words in commands_of_line]
     return [words for words in commands_of_line if words]
+
+
+def is_variable(word):
+    return bool(re.match(r"[A-Z_]+=", word))
