@@ -1,13 +1,18 @@
 """Every `pml ...` line of the pages is one that pml takes: command, options, settings, values."""
 
+import re
+
 import pytest
 import typer
-from support.markdown import DOCS, ROOT, name_of, shell_blocks
+from support.markdown import DOCS, ROOT, inline_tokens, name_of, shell_blocks
+from support.markdown import PAGES as ALL_PAGES
 from support.shell_lines import commands
 
 from pml_cli.cli import app
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+# The changelog tells of command lines that were, CONTRIBUTING.md of a loss to be written.
+LIVING = [page for page in ALL_PAGES if page.name not in ("CHANGELOG.md", "CONTRIBUTING.md")]
 COMMANDS = typer.main.get_command(app).commands
 
 # README.md tells of it before it is here.
@@ -19,6 +24,8 @@ FACTS = "".join(
 )
 FILES = {
     "facts.jsonl": FACTS,
+    "FILE": FACTS,
+    "outputs/probe/RUN/adapter/adapter_model.safetensors": "",
     "notes.txt": "A text about pumps.\n" * 99,
     "my-conf/launch/slurm.yaml": "partition: gpu\n",
 }
@@ -28,6 +35,14 @@ def pml_lines(page):
     """The words behind `pml` of each of a page's commands."""
     found = [words for block in shell_blocks(page) for words in commands(block)]
     return [words[1:] for words in found if words[0] == "pml"]
+
+
+def spoken_lines(page):
+    """As `pml_lines`, of the commands within sentences: whole ones, with settings or paths."""
+    spans = {t.content for t in inline_tokens(page) if t.type == "code_inline"}
+    whole = [span for span in sorted(spans) if not re.search(r"\.\.\.|[\[<]|= |=$", span)]
+    found = [words for span in whole for words in commands(span) if words[0] == "pml"]
+    return [words[1:] for words in found if len(words) > 2]
 
 
 @pytest.fixture
@@ -58,6 +73,13 @@ def taken(quick, tmp_path):
 @pytest.mark.parametrize("page", [p for p in PAGES if pml_lines(p)], ids=name_of)
 def test_what_a_page_shows_is_taken(page, taken):
     faults = {" ".join(words): taken(words) for words in pml_lines(page)}
+    assert not {line: fault for line, fault in faults.items() if fault}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in LIVING if spoken_lines(p)], ids=name_of)
+def test_what_a_page_speaks_of_is_taken(page, taken):
+    faults = {" ".join(words): taken(words) for words in spoken_lines(page)}
     assert not {line: fault for line, fault in faults.items() if fault}
 
 
