@@ -103,7 +103,7 @@ def main() -> None:
     asked = load_capacity([*SETTINGS, f"out={folder / 'grown'}"])
     console = Console(stderr=True, markup=False)
     adapters = [begin(run, asked) for run in asked.request.runs]
-    if grow(adapters, asked, console) is not None:
+    if grow(adapters, asked, console, console) is not None:
         sys.exit("stopped; the same command goes on")
 
     cells = grid(asked, console)

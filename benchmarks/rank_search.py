@@ -23,6 +23,7 @@ from pml_cli.commands.memorize import Search
 from pml_cli.config.memorize import Limits as Asked
 from pml_cli.config.request import load_memorize
 from pml_cli.launch.time_limit import TimeLimit
+from pml_cli.report.output import consoles
 from pml_cli.results.run_folders import RunFolders
 
 HERE = Path(__file__).parent
@@ -86,13 +87,13 @@ def row(name: str, folder: Path) -> dict:
     """Grid and search of one data set."""
     out = folder / name.replace(", ", "-").replace(" ", "-")
     asked = load_memorize([*DATA[name], *SHARED, f"out={out}"], Asked(max_forgetting=LIMIT))
-    console = Console(stderr=True, markup=False)
+    output = consoles(Console(stderr=True, markup=False))
 
-    grid = Search.begin(asked, console, out)
+    grid = Search.begin(asked, output, out)
     trials = grid_trials(grid)
     limits = Limits(max_forgetting=LIMIT)
 
-    search = Search.begin(asked, console, out)
+    search = Search.begin(asked, output, out)
     search.run(TimeLimit(None))
     found = search.answer()
     inside = [trial for trial in search.state.trials if trial.rank in RANKS]

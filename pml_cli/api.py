@@ -95,7 +95,8 @@ def probe(
     from pml_cli.commands.probe import train
 
     request = _request("probe", settings, more)
-    folder = train(request, _console(quiet))
+    console = _console(quiet)
+    folder = train(request, console, console)
     _raise_failures(folder.path.parent, [folder.id])
     return runs(folder.path).iloc[0]
 

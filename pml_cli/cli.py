@@ -21,6 +21,7 @@ from pml_cli.config.completion import (
     complete_measure,
     complete_memorize,
     complete_override,
+    complete_settings,
     complete_sweep_file,
     report_completer,
 )
@@ -66,11 +67,21 @@ START HERE
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
+  pml track outputs/law --to wandb      its curves in W&B, TensorBoard, MLflow
+  pml settings train                    what may be set, and to what
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def complete_tracker(incomplete: str) -> list[str]:
+    """Names of trackers, for shell completion."""
+    from pml_cli.track.trackers import TRACKERS
+
+    return [name for name in TRACKERS if name.startswith(incomplete)]
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -244,6 +255,56 @@ Watch = Annotated[
     bool, typer.Option("--watch", help="Repeat until no cell is running or queued any more.")
 ]
 SweepFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A sweep's results folder.")]
+RunsFolder = Annotated[Path, typer.Argument(metavar="PATH", help="A folder of runs.")]
+TrackerName = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="TRACKER",
+        help="tensorboard, wandb, mlflow or trackio.",
+        autocompletion=complete_tracker,
+    ),
+]
+TrackerProject = Annotated[
+    str | None,
+    typer.Option(
+        "--project",
+        metavar="NAME",
+        help="Project or experiment there (default: the name of the folder).",
+        show_default=False,
+    ),
+]
+TrackerOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="For the files of the tracker (default: tracker/TRACKER in the folder).",
+        show_default=False,
+    ),
+]
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Go on until no cell is running or queued any more.")
+]
+Every = Annotated[
+    float | None,
+    typer.Option(
+        "--every",
+        min=1,
+        metavar="SECONDS",
+        help="Between two looks of --follow (default: 30).",
+        show_default=False,
+    ),
+]
+SettingsGroup = Annotated[
+    str,
+    typer.Argument(
+        metavar="WHAT",
+        help="GROUP, GROUP=OPTION or a command; everything where it is left out.",
+        show_default=False,
+        autocompletion=complete_settings,
+    ),
+]
 DEFAULT_SWEEP_FOLDER = Path("outputs/sweep")
 
 
@@ -308,9 +369,7 @@ def memorize(
 
     from pml_cli.commands import memorize as command
 
-    flags = {"dry_run": dry_run, "as_json": as_json, "retry": retry}
-    # A dry run has no progress, and no other result than its lines.
-    flags |= _if_quiet(quiet and not dry_run)
+    flags = {"dry_run": dry_run, "as_json": as_json, "retry": retry, "quiet": quiet}
     raise typer.Exit(command.run(asked, _console(), **flags))
 
 
@@ -327,16 +386,18 @@ EXAMPLES
   pml probe model=smollm2_135m data=phonebook loss=memft_ot
   pml probe model=hf model.path=Qwen/Qwen3-1.7B train.steps=1000
   pml probe data=mixed data.random_share=0.2 --print-config
+  pml probe rank=4 --json
 """,
 )
 def probe(
     overrides: Overrides = None,
     *,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    flags = _if_quiet(quiet)
+    flags = {"as_json": as_json, "quiet": quiet}
     _train("probe", overrides, None, config_dir, print_config=print_config, **flags)
 
 
@@ -378,6 +439,7 @@ EXAMPLES
   pml sweep -f sweeps/law.yaml model=smollm2_135m out=outputs/law_smol
   pml sweep rank=4,8 adapter=linear 'adapter.targets=[q_proj,v_proj]'
   pml sweep -f law data.seed=0,1,2 --dry-run --design outputs/pilot
+  pml sweep -f law --json | jq .failed
   pml sweep -f law launch=local
   pml sweep -f law launch=slurm launch.partition=gpu launch.devices=8
 """,
@@ -387,7 +449,6 @@ def train_many(
     overrides: Overrides = None,
     *,
     file: SweepFile = None,
-    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
@@ -395,13 +456,16 @@ def train_many(
     fail_fast: FailFast = False,
     wait: Wait = None,
     retry: Retry = True,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     flags: dict[str, Any] = {
         "dry_run": dry_run,
         "fail_fast": fail_fast,
         "wait": wait,
         "retry": retry,
-        **_if_quiet(quiet),
+        "as_json": as_json,
+        "quiet": quiet,
     }
     name = str(ctx.command.name)
     # Only a sweep plans a grid for the law.
@@ -448,7 +512,7 @@ def capacity(
 
     from pml_cli.commands import capacity as command
 
-    flags = {"as_json": as_json, "dry_run": dry_run, **_if_quiet(quiet and not dry_run)}
+    flags = {"as_json": as_json, "dry_run": dry_run, "quiet": quiet}
     raise typer.Exit(command.run(asked, _console(), **flags))
 
 
@@ -467,6 +531,7 @@ EXAMPLES
   pml fit outputs/law --all
   pml fit outputs/law outputs/shares out=report
   pml fit outputs/law saturated_below=0.5 figures=false
+  pml fit outputs/law --json | jq .groups
 """,
 )
 def fit(
@@ -474,13 +539,14 @@ def fit(
     *,
     by: CompareBy = "",
     show_all: ShowAll = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
     # A trailing comma names no setting.
     settings = [name for name in by.split(",") if name]
-    options = {"by": settings, "show_all": show_all, **_if_quiet(quiet)}
+    options = {"by": settings, "show_all": show_all, "as_json": as_json, "quiet": quiet}
     _report("fit", overrides, config_dir, print_config=print_config, **options)
 
 
@@ -502,10 +568,11 @@ EXAMPLES
 def report(
     overrides: ReportArguments = None,
     *,
+    quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("report", overrides, config_dir, print_config=print_config)
+    _report("report", overrides, config_dir, print_config=print_config, quiet=quiet)
 
 
 @app.command(
@@ -526,12 +593,13 @@ EXAMPLES
 def transition(
     overrides: TransitionArguments = None,
     *,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    flags = _if_quiet(quiet)
-    _report("transition", overrides, config_dir, print_config=print_config, **flags)
+    options = {"as_json": as_json, "quiet": quiet}
+    _report("transition", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
@@ -589,7 +657,7 @@ def lasting(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    options = {"as_json": as_json, **_if_quiet(quiet)}
+    options = {"as_json": as_json, "quiet": quiet}
     _report("lasting", overrides, config_dir, print_config=print_config, **options)
 
 
@@ -617,7 +685,7 @@ def forgetting(
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    options = {"as_json": as_json, **_if_quiet(quiet)}
+    options = {"as_json": as_json, "quiet": quiet}
     _report("forgetting", overrides, config_dir, print_config=print_config, **options)
 
 
@@ -739,16 +807,68 @@ def cancel(folder: SweepFolder = DEFAULT_SWEEP_FOLDER) -> None:
     raise typer.Exit(command.cancel(folder, _console()))
 
 
+@app.command(
+    help="""Mirror finished runs into an experiment tracker, once each.
+
+PATH: a results folder, searched at any depth. Settings, the curve of every
+step and the results go to TensorBoard, W&B, MLflow or Trackio, from any
+machine that sees the folder: training needs no tracker and no network.
+Needs pip install pml-cli[track]; WANDB_MODE=offline, MLFLOW_TRACKING_URI
+and TRACKIO_DIR are obeyed.
+
+\b
+EXAMPLES
+  pml track outputs/law --to tensorboard
+  pml track outputs/law --to tensorboard --follow --every 10
+  pml track outputs --to wandb --project memory
+  pml track outputs/law --to mlflow --out ~/mlflow
+""",
+)
+def track(
+    path: RunsFolder,
+    *,
+    to: TrackerName,
+    project: TrackerProject = None,
+    out: TrackerOut = None,
+    follow: Follow = False,
+    every: Every = None,
+) -> None:
+    from pml_cli.commands import track as command
+
+    code = command.run(
+        path, _console(), to=to, project=project, out=out, follow=follow, every=every
+    )
+    raise typer.Exit(code)
+
+
+@app.command(
+    "settings",
+    help="""List every setting with its default, meaning and allowed values.
+
+WHAT: a group (model data adapter loss train launch), one of its options, a
+command that reads finished runs (fit ...), or run: the keys without a group.
+
+\b
+EXAMPLES
+  pml settings
+  pml settings train
+  pml settings data=jsonl
+  pml settings fit --json
+""",
+)
+def list_settings(
+    what: SettingsGroup = "", *, as_json: AsJson = False, config_dir: ConfigDir = None
+) -> None:
+    from pml_cli.commands import settings as command
+
+    raise typer.Exit(command.run(what, _console(), config_dir, as_json=as_json))
+
+
 def _console() -> Console:
     """Standard output; a text of a user is shown as it is, without markup and emoji codes."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False)
-
-
-def _if_quiet(quiet: bool) -> dict[str, bool]:
-    """The argument of a command that is to show no progress."""
-    return {"quiet": True} if quiet else {}
 
 
 def _train(

@@ -19,6 +19,7 @@ from pml_cli.config.setting import dotted_keys
 ROOT = Path(__file__).parent.parent
 TRAINING = ("probe", "sweep", "memft", "memorize")
 COMMANDS = [*TRAINING, *"capacity fit lasting forgetting transition predict measure ask".split()]
+HELPED = [*COMMANDS, "settings", "track"]
 
 
 def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,9 @@ def pml(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     [
         (["probe", "rnak=4"], "error: rnak: no such key; did you mean 'rank'?"),
         (["swep"], "Did you mean 'sweep'?"),
+        (["settings", "trian"], "error: trian: no group of settings; did you mean 'train'?"),
+        (["settings", "loss=stf"], "error: loss=stf: no such option; did you mean 'sft'?"),
+        (["settings", "fit=x"], "error: fit=x: fit has no options"),
         (["sweep", "--dryrun"], "--dry-run"),
         (["sweep", "-f", "nowhere.yaml"], "error: nowhere.yaml: no such sweep file"),
     ],
@@ -79,7 +83,7 @@ def test_help_imports_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run(
-        [sys.executable, "-c", code, *COMMANDS], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", code, *HELPED], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
     )
 
 
@@ -97,7 +101,7 @@ def out(capsys, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", HELPED)
 def test_help_fits_eighty_columns_and_has_examples(command, out):
     code, text, _ = out(command, "--help")
     assert code == 0
@@ -163,8 +167,9 @@ def test_commands_get_the_request_and_give_the_exit_code(command, out, monkeypat
     assert isinstance(request, Request)
     assert request.runs[0].rank == 2
     every_flag = {"dry_run": True, "fail_fast": False, "wait": None, "retry": True}
+    every_flag |= {"as_json": False, "quiet": False}
     expected = {
-        "probe": {},
+        "probe": {"as_json": False, "quiet": False},
         "sweep": every_flag | {"design": None},
         "memft": every_flag,
     }
@@ -174,7 +179,8 @@ def test_commands_get_the_request_and_give_the_exit_code(command, out, monkeypat
 def test_fit_separates_paths_from_settings(out, monkeypatch):
     calls = []
 
-    def run(paths, settings, console, by, show_all):
+    def run(paths, settings, console, by, show_all, as_json, quiet):
+        assert not as_json and not quiet
         calls.append((paths, settings, by, show_all))
         return 0
 
@@ -188,10 +194,10 @@ def test_fit_separates_paths_from_settings(out, monkeypatch):
 
 
 def test_interrupt_is_130_and_other_errors_pass(out, monkeypatch):
-    def interrupt(request, console):
+    def interrupt(request, console, **_flags):
         raise KeyboardInterrupt
 
-    def crash(request, console):
+    def crash(request, console, **_flags):
         raise ZeroDivisionError
 
     _stub(monkeypatch, "probe", interrupt)

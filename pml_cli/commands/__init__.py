@@ -18,4 +18,6 @@ command: what two of them share lies below, such as the sweep that `pml memft` r
     lasting.py     recall after rounding and merging, and forgetting
     measure.py     what any adapter holds of a text
     forgetting.py  what adapters do to other text
+    track.py       finished runs mirrored into an experiment tracker
+    settings.py    every setting with its default, meaning and allowed values
 """

@@ -20,6 +20,7 @@ from pml_cli.evaluation.subject import EvalRun
 from pml_cli.io import json_text, jsonable
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.model.tokenizer_backend import has_tokenizer
+from pml_cli.report.output import print_json
 from pml_cli.report.tables.ask import answer_lines, question_line
 from pml_cli.report.tables.samples import QUESTION_WIDTH, shown
 from pml_cli.results.folder import RunFolder
@@ -99,7 +100,7 @@ def run(
 
     if flags.as_json:
         content = {"run": str(folder.path), "answers": answers}
-        console.out(json_text(content).rstrip("\n"), highlight=False)
+        print_json(console, json_text(content))
     return 0
 
 

@@ -29,7 +29,8 @@ from pml_cli.launch.driver import Outcome, SweepPlan, plan_sweep, train_sweep
 from pml_cli.model.dims import ADAPTER_FILE, decoder_shape, model_dims
 from pml_cli.report import capacity_folder
 from pml_cli.report.first_token import print_prompts
-from pml_cli.report.progress import SweepDisplay, progress_console
+from pml_cli.report.output import consoles, print_json
+from pml_cli.report.progress import SweepDisplay
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables.capacity import capacity_report
 from pml_cli.report.tables.data import show_warnings
@@ -91,7 +92,7 @@ class GrownAdapter:
 
 def run(
     asked: CapacityRequest,
-    console: Console,
+    stdout: Console,
     *,
     as_json: bool = False,
     dry_run: bool = False,
@@ -101,10 +102,10 @@ def run(
 
     Args:
         asked: the adapters, and how they grow.
-        console: to print to.
-        as_json: print the outcome as JSON; progress goes to standard error.
-        quiet: show no progress, only the result.
+        stdout: to print to.
+        as_json: print the outcome as JSON; the rest goes to standard error.
         dry_run: check, and say what the first round would train; write nothing.
+        quiet: show no progress, only the result.
 
     Returns:
         exit code: 0; 1 where an attempt has failed for another reason than its length, or it was
@@ -113,26 +114,34 @@ def run(
     Raises:
         UserError: data, a run or a folder that cannot be used; nothing has been trained then.
     """
-    progress = progress_console(console, as_json=as_json, quiet=quiet)
+    if as_json and dry_run:
+        raise UserError("--json: not with --dry-run, which trains nothing")
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     out = asked.request.out
     check_output_folder(out)
     adapters = [begin(each, asked) for each in asked.request.runs]
-    print_prompts(asked.request.runs, progress)
+    print_prompts(asked.request.runs, console, progress)
     if dry_run:
         for line in _plan_lines(adapters):
-            progress.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True)
         return 0
 
     with disk_faults(out):
-        outcome = grow(adapters, asked, progress)
+        outcome = grow(adapters, asked, console, progress)
         if outcome is not None and outcome.stopped is not None:
-            progress.print(outcome.message, highlight=False)
-            return exit_code(outcome.stopped, progress)
-        return _conclude(adapters, asked, console, as_json=as_json)
+            console.print(outcome.message, highlight=False)
+            return exit_code(outcome.stopped, console)
+        content, code = _conclude(adapters, asked, console)
+    if as_json:
+        print_json(stdout, json_text(content))
+    return code
 
 
 def grow(
-    adapters: Sequence[GrownAdapter], asked: CapacityRequest, console: Console
+    adapters: Sequence[GrownAdapter],
+    asked: CapacityRequest,
+    console: Console,
+    progress: Console,
 ) -> Outcome | None:
     """Round after round, an attempt of each adapter that has not ended.
 
@@ -151,7 +160,7 @@ def grow(
         request = dataclasses.replace(asked.request, runs=runs, swept=["seqlen"])
         plan = plan_sweep(request)
         say_outdated(plan, console)
-        outcome = _train(plan, console, number)
+        outcome = _train(plan, console, progress, number)
         if outcome.stopped is not None:
             return outcome
 
@@ -190,7 +199,7 @@ def _first_length(run: Run) -> int:
     return max(1, round(FIRST_SHARE * bits * LN2 / nats))
 
 
-def _train(plan: SweepPlan, console: Console, number: int) -> Outcome:
+def _train(plan: SweepPlan, console: Console, progress: Console, number: int) -> Outcome:
     """Train what is missing of one round."""
     if number == 1:
         show_warnings(console, plan.cells)
@@ -198,8 +207,8 @@ def _train(plan: SweepPlan, console: Console, number: int) -> Outcome:
     missing = sum(len(pack.cells) for pack in plan.todo)
     title = f"round {number}, {min(lengths)} to {max(lengths)} tokens"
     line = f"{title}: {counted(plan.cells, 'attempt')}, {missing} to train"
-    console.print(line, highlight=False, soft_wrap=True)
-    with SweepDisplay.of(plan, console, title) as display:
+    progress.print(line, highlight=False, soft_wrap=True)
+    with SweepDisplay.of(plan, progress, title) as display:
         return train_sweep(plan, display, wait=True)
 
 
@@ -215,9 +224,11 @@ def _plan_lines(adapters: Sequence[GrownAdapter]) -> list[str]:
 
 
 def _conclude(
-    adapters: Sequence[GrownAdapter], asked: CapacityRequest, console: Console, *, as_json: bool
-) -> int:
-    """Write the files and print what each adapter holds."""
+    adapters: Sequence[GrownAdapter],
+    asked: CapacityRequest,
+    console: Console,
+) -> tuple[dict[str, Any], int]:
+    """Write the files and print what each adapter holds; for JSON the same, and the exit code."""
     rows = []
     failures = []
     for adapter in adapters:
@@ -232,17 +243,14 @@ def _conclude(
     held = pd.DataFrame(rows)
     content = capacity_folder.report_content(held, asked)
     names = capacity_folder.write(asked.request.out, content, held)
-    if as_json:
-        console.out(json_text(content).rstrip("\n"), highlight=False)
-    else:
-        for part in capacity_report(held):
-            console.print(part)
-        console.print(f"in {asked.request.out}: {', '.join(names)}", highlight=False)
+    for part in capacity_report(held):
+        console.print(part)
+    console.print(f"in {asked.request.out}: {', '.join(names)}", highlight=False)
 
     for reason in dict.fromkeys(failures):
         line = f"warning: an attempt has failed and counts as not recalled: {reason}"
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
-    return 1 if failures else 0
+    return content, 1 if failures else 0
 
 
 def _row(adapter: GrownAdapter) -> dict[str, Any] | None:

@@ -10,60 +10,60 @@ why); 2 (a `UserError`) when there is nothing to read or nowhere to write.
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
 from pml_cli.config.reports import Fit
+from pml_cli.law import law_json
 from pml_cli.law.findings import NOT_IDENTIFIED, NOTES
 from pml_cli.law.fit_groups import (
     GroupFit,
-    audit,
     bits_lines,
     check_settings,
     comparable_sets,
     compare_groups,
-    fit_group,
-    with_columns,
 )
 from pml_cli.law.group_comparison import Comparison
 from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report import law_folder
 from pml_cli.report.base_knowledge import much_known_line
+from pml_cli.report.fitting import audited_groups, fit_with_progress
 from pml_cli.report.law_text import capacity_lines, sentence
-from pml_cli.report.progress import CountDisplay, progress_console
+from pml_cli.report.output import consoles, print_json
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import law as tables
 from pml_cli.report.tables import law_summary
 from pml_cli.report.tables.bits_line import line_table
 from pml_cli.results.folder import writable_folder
-from pml_cli.results.groups import differing_settings, group_slugs, split_groups
+from pml_cli.results.groups import differing_settings
 from pml_cli.results.read import finished_runs
 
 
 def run(
     paths: list[Path],
     settings: Fit,
-    console: Console,
+    stdout: Console,
     by: Sequence[str] = (),
     *,
     show_all: bool = False,
+    as_json: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Fit every group of cells below `paths`, show it on `console`, write the report folder.
+    """Fit every group of cells below `paths`, show it, write the report folder.
 
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out or fit/
             inside the first.
-        by: settings (of KEY and SCHEDULE in runs/groups.py) in which groups are compared; those
+        stdout: to print to.
+        by: settings (of KEY and SCHEDULE in results/groups.py) in which groups are compared; those
             that agree in all others.
         show_all: print every law and remark of every group.
+        as_json: print law.json; the rest goes to standard error.
         quiet: show no progress, only the result.
 
     Returns:
@@ -73,20 +73,18 @@ def run(
         UserError: a missing folder, no finished run, a report folder that cannot be written,
             nothing to compare.
     """
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     check_settings(by)
-    runs = with_columns(_read(paths))
+    runs = _read(paths)
     out = writable_folder(Path(settings.out) if settings.out else paths[0] / "fit")
 
     # Groups that cannot be compared are refused before the fits, which take minutes.
-    cells = audit(
-        runs, settings.saturated_below, SIZE_AXES[settings.x], unconverged=settings.unconverged
-    )
-    keyed_cells = list(split_groups(cells))
+    keyed_cells = audited_groups(runs, settings)
     sets = []
     if by:
         sets = comparable_sets([key for key, _ in keyed_cells], by)
 
-    groups = _fit_groups(keyed_cells, settings, progress_console(console, quiet=quiet))
+    groups = fit_with_progress(keyed_cells, settings, progress)
     if len(groups) > 1:
         varying = differing_settings([group.key for group in groups])
         heading = f"{len(groups)} groups that differ in {varying}: each is fitted by itself."
@@ -108,6 +106,8 @@ def run(
     if not show_all:
         written = f"written to {out}; --all prints every law"
     console.print(Text(written), soft_wrap=not show_all)
+    if as_json:
+        print_json(stdout, (out / law_json.FILE_NAME).read_text("utf-8"))
     return 0
 
 
@@ -119,33 +119,6 @@ def _read(paths: list[Path]) -> pd.DataFrame:
     runs = finished_runs(paths, f"`{sweep}`, then `pml fit {folders}`", notes)
     print_notes(notes)
     return runs
-
-
-def _fit_groups(
-    keyed_cells: Sequence[tuple[dict[str, Any], pd.DataFrame]],
-    settings: Fit,
-    console: Console,
-) -> list[GroupFit]:
-    """Fit each group, with a display of the bootstrap's progress."""
-    groups = []
-    for key, cells in keyed_cells:
-        with CountDisplay(console, "fitting", "bootstrap draws") as display:
-            group = fit_group(
-                key,
-                cells,
-                settings.saturated_below,
-                settings.draws,
-                display.show,
-                axis=SIZE_AXES[settings.x],
-                unconverged=settings.unconverged,
-            )
-        groups.append(group)
-
-    # Slugs name the files of a group, so two groups must not share one.
-    slugs = group_slugs([group.key for group in groups])
-    return [
-        dataclasses.replace(group, slug=slug) for group, slug in zip(groups, slugs, strict=True)
-    ]
 
 
 def _compare(

@@ -32,7 +32,7 @@ from pml_cli.report.measuring import (
     print_left_out,
     report_folder,
 )
-from pml_cli.report.progress import progress_console
+from pml_cli.report.output import consoles, print_json
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.forgetting import forgetting_report
@@ -43,7 +43,7 @@ from pml_cli.results.read import finished_runs
 def run(
     paths: list[Path],
     settings: Forgetting,
-    console: Console,
+    stdout: Console,
     *,
     as_json: bool = False,
     quiet: bool = False,
@@ -52,6 +52,9 @@ def run(
 
     Args:
         paths: folders of runs, searched at any depth; results go to settings.out or the first.
+        stdout: to print to.
+        as_json: print forgetting.json; the rest goes to standard error.
+        quiet: show no progress, only the result.
 
     Returns:
         Exit code 0; 128 and more after a signal.
@@ -60,6 +63,7 @@ def run(
         UserError: no finished run, an adapter or text that is missing or has changed, a folder that
             cannot be written.
     """
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     folders = shlex.join(str(path) for path in paths)
     notes: list[str] = []
     example = f"`pml memft rank=4,8 seqlen=64 loss.keep=0,22 out={folders}`"
@@ -71,11 +75,10 @@ def run(
     print_left_out(selected, faults)
 
     on_device = partial(measure, device=settings.device)
-    progress = progress_console(console, as_json=as_json, quiet=quiet)
     try:
-        measured_now = measure_with_progress(measurements, selected, on_device, progress)
+        measured_now = measure_with_progress(measurements, selected, on_device, console, progress)
     except Stopped as stopped:
-        return exit_code(stopped, progress)
+        return exit_code(stopped, console)
 
     of_report = measurements.of(selected)
     if not any(entry["kinds"] for entry in of_report):
@@ -91,13 +94,11 @@ def run(
     # Entries of runs that are not selected this time stay in forgetting.json.
     others = measurements.others(selected)
     names = forgetting_folder.write(out, content, others, table, means, figures=settings.figures)
-    if as_json:
-        console.out(json_text(content).rstrip("\n"), highlight=False)
-        return 0
-
     kinds = [*settings.kinds, FILE] if settings.text is not None else settings.kinds
     for part in forgetting_report(means, kinds):
         console.print(part)
     measured = f"{counted(of_report, 'run')}, {measured_now} of them measured now"
     console.print(f"{measured}; in {out}: {', '.join(names)}", highlight=False)
+    if as_json:
+        print_json(stdout, json_text(content))
     return 0

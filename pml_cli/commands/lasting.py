@@ -26,7 +26,7 @@ from pml_cli.report.measuring import (
     print_left_out,
     report_folder,
 )
-from pml_cli.report.progress import progress_console
+from pml_cli.report.output import consoles, print_json
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.lasting import lasting_report
@@ -37,7 +37,7 @@ from pml_cli.results.read import finished_runs
 def run(
     paths: list[Path],
     settings: Lasting,
-    console: Console,
+    stdout: Console,
     *,
     as_json: bool = False,
     quiet: bool = False,
@@ -46,6 +46,9 @@ def run(
 
     Args:
         paths: folders of runs, searched at any depth; results go to settings.out or the first.
+        stdout: to print to.
+        as_json: print lasting.json; the rest goes to standard error.
+        quiet: show no progress, only the result.
 
     Returns:
         Exit code 0; 128 and more after a signal.
@@ -54,6 +57,7 @@ def run(
         UserError: no finished run, an adapter or text that is missing or has changed, a folder that
             cannot be written.
     """
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     folders = shlex.join(str(path) for path in paths)
     notes: list[str] = []
     runs = finished_runs(paths, f"`pml memft rank=4,8 seqlen=64 out={folders}`", notes)
@@ -69,11 +73,10 @@ def run(
 
         robustness.measure(subjects, settings, on_measured=on_measured, on_stage=on_stage)
 
-    progress = progress_console(console, as_json=as_json, quiet=quiet)
     try:
-        measured_now = measure_with_progress(measurements, selected, measure, progress)
+        measured_now = measure_with_progress(measurements, selected, measure, console, progress)
     except Stopped as stopped:
-        return exit_code(stopped, progress)
+        return exit_code(stopped, console)
 
     of_report = measurements.of(selected)
     table = measurement_table(of_report)
@@ -85,12 +88,10 @@ def run(
     # Entries of runs that are not selected this time stay in lasting.json.
     others = measurements.others(selected)
     names = lasting_folder.write(out, content, others, table, figures=settings.figures)
-    if as_json:
-        console.out(json_text(content).rstrip("\n"), highlight=False)
-        return 0
-
     for part in lasting_report(table, means, comparison):
         console.print(part)
     measured = f"{counted(of_report, 'run')}, {measured_now} of them measured now"
     console.print(f"{measured}; in {out}: {', '.join(names)}", highlight=False)
+    if as_json:
+        print_json(stdout, json_text(content))
     return 0

@@ -29,7 +29,8 @@ from pml_cli.format import counted
 from pml_cli.io import json_text
 from pml_cli.launch.signals import Signals, Stopped
 from pml_cli.report import measure_folder
-from pml_cli.report.progress import CountDisplay, progress_console
+from pml_cli.report.output import consoles, print_json
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.sweep_summary import exit_code
 from pml_cli.report.tables.measure import measure_table
 from pml_cli.results.folder import RunFolder, writable_folder
@@ -62,7 +63,7 @@ class _Adapter:
 
 def run(
     asked: MeasureRequest,
-    console: Console,
+    stdout: Console,
     *,
     harm: bool = True,
     as_json: bool = False,
@@ -72,9 +73,9 @@ def run(
 
     Args:
         asked: the adapter, the data, and where the results go.
-        console: to print to.
+        stdout: to print to.
         harm: whether to measure the loss of other text too.
-        as_json: print the entry as JSON.
+        as_json: print the entry as JSON; the rest goes to standard error.
         quiet: show no progress, only the result.
 
     Returns:
@@ -83,6 +84,7 @@ def run(
     Raises:
         UserError: no adapter, not a LoRA, of another model; a text that cannot be read.
     """
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     adapter = _adapter(asked.adapter)
     # What was recorded may have been moved.
     with moved_files(adapter.recorded_in):
@@ -90,22 +92,20 @@ def run(
         samples = samples_of(measured)
     _say_left_out(measured, left_out)
 
-    progress = progress_console(console, as_json=as_json, quiet=quiet)
     try:
         with Signals():
             entry = _measure(measured, adapter, samples, harm=harm, progress=progress)
     except Stopped as stopped:
-        progress.print("interrupted; nothing was written")
-        return exit_code(stopped, progress)
+        console.print("interrupted; nothing was written")
+        return exit_code(stopped, console)
 
     out = asked.request.out
     writable_folder(out)
     names = measure_folder.write(out, entry)
-    if as_json:
-        console.out(json_text(entry).rstrip("\n"), highlight=False)
-        return 0
     console.print(measure_table(entry))
     console.print(f"in {out}: {', '.join(names)}", highlight=False)
+    if as_json:
+        print_json(stdout, json_text(entry))
     return 0
 
 

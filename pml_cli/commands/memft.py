@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from rich.console import Console
 
@@ -9,6 +11,7 @@ from pml_cli.analysis.paired import compare
 from pml_cli.analysis.rank_thresholds import rank_table
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
+from pml_cli.io import json_text, jsonable, table_records
 from pml_cli.launch.driver import (
     batch_script,
     check_models_for_dry_run,
@@ -18,8 +21,15 @@ from pml_cli.launch.driver import (
 from pml_cli.report import memft_folder
 from pml_cli.report.base_knowledge import base_lines
 from pml_cli.report.first_token import print_prompts
-from pml_cli.report.progress import SweepDisplay, progress_console
-from pml_cli.report.sweep_summary import conclude, plan_line, runs_of, say_outdated
+from pml_cli.report.output import consoles, print_json
+from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.sweep_summary import (
+    conclude,
+    plan_line,
+    runs_of,
+    say_outdated,
+    sweep_content,
+)
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.memft import comparison_report, ranks_report
@@ -29,15 +39,22 @@ from pml_cli.results.run_id import loss_label
 
 def run(
     request: Request,
-    console: Console,
+    stdout: Console,
     *,
     dry_run: bool = False,
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    as_json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Train what is missing (as `sweep.run`), then compare each loss with plain fine-tuning (sft).
+
+    Args:
+        request: the cells, the results folder and the launch.
+        stdout: to print to.
+        dry_run, fail_fast, wait, retry, quiet: as of `sweep.run`.
+        as_json: print counts, results and comparison as JSON; the rest goes to standard error.
 
     Returns:
         exit code: 0, or 1 when a cell failed.
@@ -45,6 +62,9 @@ def run(
     Raises:
         UserError: fewer than two losses, or none of them sft.
     """
+    if as_json and dry_run:
+        raise UserError("--json: not with --dry-run, which trains nothing")
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     _check_losses(request)
     plan = plan_sweep(request, retry=retry, download=not dry_run)
     if dry_run:
@@ -54,9 +74,8 @@ def run(
         dry_run_table.show_script(console, batch_script(plan))
         return 0
 
-    progress = progress_console(console, quiet=quiet)
     progress.print(plan_line(plan))
-    print_prompts(request.runs, progress)
+    print_prompts(request.runs, console, progress)
     show_warnings(console, plan.cells)
     say_outdated(plan, console)
     with SweepDisplay.of(plan, progress) as display:
@@ -65,10 +84,20 @@ def run(
 
     # `conclude` has already named the results that cannot be read; `left_out` takes them silently.
     runs = read_runs([request.out], left_out=[])
+    tables: dict[str, pd.DataFrame] = {}
     if len(runs):
         # The folder may hold runs of earlier sweeps with other settings.
-        _report(request, runs_of(plan.cells, runs), console)
+        tables = _report(request, runs_of(plan.cells, runs), console)
+    if as_json:
+        content = sweep_content(plan) | _tables_content(tables)
+        print_json(stdout, json_text(content))
     return code
+
+
+def _tables_content(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """The rows of the comparison, and of the ranks where there are thresholds."""
+    names = ("comparison", "ranks")
+    return {name: jsonable(table_records(tables[name])) if name in tables else [] for name in names}
 
 
 def _check_losses(request: Request) -> None:
@@ -80,13 +109,17 @@ def _check_losses(request: Request) -> None:
         )
 
 
-def _report(request: Request, runs: pd.DataFrame, console: Console) -> None:
-    """Print the comparison and write its files."""
+def _report(request: Request, runs: pd.DataFrame, console: Console) -> dict[str, pd.DataFrame]:
+    """Print the comparison and write its files.
+
+    Returns:
+        The tables, by name.
+    """
     # Every measure is compared in pairs, so that a text that is hard counts for both losses.
     comparison = compare(runs)
     if comparison.empty:
         console.print("nothing to compare: no cell has finished under sft and under another loss")
-        return
+        return {}
 
     for part in comparison_report(comparison):
         console.print(part)
@@ -101,3 +134,4 @@ def _report(request: Request, runs: pd.DataFrame, console: Console) -> None:
         console.print(f"{path.stem}: {path}", highlight=False, soft_wrap=True)
     for path in memft_folder.write_figures(request.out, runs, comparison, ranks):
         console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+    return {"comparison": comparison, "ranks": ranks}

@@ -59,7 +59,8 @@ from pml_cli.report import memorize_folder, search_text
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.memorize_report import Forgetting as MeasuredHarm
 from pml_cli.report.memorize_report import MemorizeReport, TriedCell
-from pml_cli.report.progress import CountDisplay, SweepDisplay, progress_console
+from pml_cli.report.output import Consoles, consoles, print_json
+from pml_cli.report.progress import CountDisplay, SweepDisplay
 from pml_cli.report.sweep_summary import exit_code, say_outdated
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables import memorize as memorize_table
@@ -82,7 +83,7 @@ NATS_A_TOKEN = 3.5
 
 def run(
     asked: MemorizeRequest,
-    console: Console,
+    stdout: Console,
     *,
     dry_run: bool = False,
     as_json: bool = False,
@@ -93,11 +94,11 @@ def run(
 
     Args:
         asked: data, settings and limits.
-        console: to print to.
+        stdout: to print to.
         dry_run: check, and say what the first round would cost; train nothing, write nothing.
-        as_json: print the answer as JSON; progress goes to standard error.
-        quiet: show no progress, only the result.
+        as_json: print the answer as JSON; the rest goes to standard error.
         retry: train again what failed before.
+        quiet: show no progress, only the result.
 
     Returns:
         exit code: 0; 1 where no rank keeps the limits, or the search was stopped; 128 and more
@@ -109,21 +110,25 @@ def run(
     if as_json and dry_run:
         raise UserError("--json: not with --dry-run, which has no answer to print")
     started = time.monotonic()
-    progress = progress_console(console, as_json=as_json, quiet=quiet)
+    output = consoles(stdout, as_json=as_json, quiet=quiet)
     check_output_folder(asked.request.out)
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            return _show_plan(Search.begin(asked, progress, Path(folder)), progress)
+            return _show_plan(Search.begin(asked, output, Path(folder)))
 
     with disk_faults(asked.request.out):
-        search = Search.begin(asked, progress, asked.request.out, retry=retry)
+        search = Search.begin(asked, output, asked.request.out, retry=retry)
         with time_limit(search.out, asked.limits.budget) as limit:
             stopped = search.run(limit)
         if stopped is not None:
             if as_json:
-                _print_json(console, memorize_folder.unanswered(asked.command, "stopped"))
-            return exit_code(stopped, progress)
-        return _conclude(search, console, started, as_json=as_json)
+                content = memorize_folder.unanswered(asked.command, "stopped")
+                print_json(stdout, json_text(content))
+            return exit_code(stopped, output.console)
+        content, code = _conclude(search, started)
+    if as_json:
+        print_json(stdout, json_text(content))
+    return code
 
 
 @dataclass(kw_only=True)
@@ -131,6 +136,7 @@ class Search:
     """A search under way.
 
     Attributes:
+        output: where it prints.
         base: the run that all cells differ from in rank and seed.
         state: what was tried in the rounds that have ended, or were ended by the budget.
         cells: of all rounds, by rank and seed.
@@ -139,7 +145,7 @@ class Search:
     """
 
     asked: MemorizeRequest
-    console: Console
+    output: Consoles
     base: Run
     state: SearchState
     retry: bool
@@ -149,13 +155,13 @@ class Search:
 
     @classmethod
     def begin(
-        cls, asked: MemorizeRequest, console: Console, folder: Path, *, retry: bool = True
+        cls, asked: MemorizeRequest, output: Consoles, folder: Path, *, retry: bool = True
     ) -> Search:
         """The search before its first round.
 
         Args:
             asked: data, settings and limits.
-            console: for progress.
+            output: where it prints.
             folder: where several texts are written as one file.
             retry: whether to train again what failed before.
 
@@ -173,8 +179,8 @@ class Search:
         run = with_chat(_with_harm_limit(run, asked), asked.given)
         run, left_out = within_context(run)
         for line in search_text.data_lines(asked.run, run, left_out):
-            console.print(line, highlight=False, soft_wrap=True)
-        return cls(asked=asked, console=console, base=run, state=_first(run, asked), retry=retry)
+            output.console.print(line, highlight=False, soft_wrap=True)
+        return cls(asked=asked, output=output, base=run, state=_first(run, asked), retry=retry)
 
     @property
     def out(self) -> Path:
@@ -200,7 +206,7 @@ class Search:
             stopped = outcome.stopped
             self.out_of_time = limit.is_over and stopped is not None and stopped.signum is None
             if stopped is not None and not self.out_of_time:
-                self.say(outcome.message)
+                self.remark(outcome.message)
                 return stopped
             trials = self.trials(cells)
             for trial in trials:
@@ -230,18 +236,18 @@ class Search:
         """
         plan = self.plan(cells)
         if not self.cells:
-            print_prompts(plan.request.runs, self.console)
-            show_warnings(self.console, plan.cells)
-        say_outdated(plan, self.console)
+            print_prompts(plan.request.runs, *self.output)
+            show_warnings(self.output.console, plan.cells)
+        say_outdated(plan, self.output.console)
         self.cells |= {(cell.run.rank, cell.run.seed): cell for cell in plan.cells}
 
         missing = sum(len(pack.cells) for pack in plan.todo)
         self.say(f"{title}: {counted(cells, 'cell')}, {missing} to train")
         line = search_text.budget_line(plan, limit.left)
         if line:
-            self.say(line)
+            self.remark(line)
         started = time.monotonic()
-        with SweepDisplay.of(plan, self.console, title) as display:
+        with SweepDisplay.of(plan, self.output.progress, title) as display:
             outcome = train_sweep(plan, display, wait=True)
         self.seconds_trained += time.monotonic() - started
         return outcome
@@ -281,7 +287,7 @@ class Search:
             kinds=list(KINDS), device=model.device, trust_remote_code=model.trust_remote_code
         )
         runs = read_runs([self.folder(trial).path for trial in trials])
-        with CountDisplay(self.console, "measuring the harm of", "runs") as display:
+        with CountDisplay(self.output.progress, "measuring the harm of", "runs") as display:
             entries, faults = measure_runs(runs, settings, self.out, display.show)
         raise_all(faults)
         return entries
@@ -298,7 +304,11 @@ class Search:
 
     def say(self, line: str) -> None:
         """Print a line about the progress."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.output.progress.print(line, highlight=False, soft_wrap=True)
+
+    def remark(self, line: str) -> None:
+        """Print a line that matters when the search is over, a warning or how it ended."""
+        self.output.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _first(run: Run, asked: MemorizeRequest) -> SearchState:
@@ -358,8 +368,9 @@ def _result(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
-def _show_plan(search: Search, console: Console) -> int:
+def _show_plan(search: Search) -> int:
     """Print what the first round would do and cost, and what may follow."""
+    console = search.output.console
     plan = search.plan(next_cells(search.state))
     check_models_for_dry_run(plan)
     dry_run_table.show(console, plan.request, plan.cells, plan.todo)
@@ -369,24 +380,20 @@ def _show_plan(search: Search, console: Console) -> int:
     return 0
 
 
-def _conclude(search: Search, console: Console, started: float, *, as_json: bool) -> int:
+def _conclude(search: Search, started: float) -> tuple[dict[str, Any], int]:
     """Copy the chosen adapter, prove it, write and print the answer.
 
     Args:
         search: that has ended.
-        console: for the answer.
         started: when the command began, by `time.monotonic`.
-        as_json: print the answer as JSON.
 
     Returns:
-        exit code.
+        The answer for JSON, and the exit code.
     """
     reason = _why_no_answer(search)
     if reason is not None:
-        search.say(reason)
-        if as_json:
-            _print_json(console, memorize_folder.unanswered(search.asked.command, reason))
-        return 1
+        search.remark(reason)
+        return memorize_folder.unanswered(search.asked.command, reason), 1
 
     found = search.answer()
     folder = search.folder(found.trial)
@@ -402,12 +409,9 @@ def _conclude(search: Search, console: Console, started: float, *, as_json: bool
     seconds = time.monotonic() - started - search.seconds_trained + report.seconds
     report = dataclasses.replace(report, seconds=seconds)
     names = memorize_folder.write(report)
-    if as_json:
-        _print_json(console, memorize_folder.report_content(report))
-    else:
-        for part in memorize_table.answer_lines(report, names):
-            console.print(part)
-    return 0 if found.reached else 1
+    for part in memorize_table.answer_lines(report, names):
+        search.output.console.print(part)
+    return memorize_folder.report_content(report), 0 if found.reached else 1
 
 
 def _why_no_answer(search: Search) -> str | None:
@@ -416,11 +420,6 @@ def _why_no_answer(search: Search) -> str | None:
         return "the budget was over before a cell had ended; the same command goes on"
     failure = search.folder(search.answer().trial).failure()
     return None if failure is None else f"every cell has failed: {failure}"
-
-
-def _print_json(console: Console, content: Mapping[str, Any]) -> None:
-    # `out` does not wrap lines.
-    console.out(json_text(content).rstrip("\n"), highlight=False)
 
 
 def _measured_harm(entry: Mapping[str, Any]) -> MeasuredHarm | None:
@@ -443,7 +442,7 @@ def _prove(search: Search, folder: RunFolder) -> Proof:
             cache=search.out / ".pml" / "proof.json",
         )
     except KeyboardInterrupt:
-        search.say("interrupted; the same command goes on with the proof")
+        search.remark("interrupted; the same command goes on with the proof")
         raise
 
 

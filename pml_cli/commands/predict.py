@@ -19,6 +19,7 @@ from pml_cli.config.reports import Predict
 from pml_cli.errors import UserError
 from pml_cli.law.inverse import Question, answer, check_question, new_model, parse_target
 from pml_cli.law.law_json import Report, load_report
+from pml_cli.report.output import consoles, print_json
 from pml_cli.report.tables.bits_line import new_model_lines
 from pml_cli.report.tables.predict import show, show_left_out
 
@@ -56,13 +57,12 @@ def run(
     if settings.per_rank is not None:
         return _new_model(reports, settings, console, as_json=as_json)
     answers = [answer(law, wanted, question) for law in laws]
-    # `out` does not wrap lines: JSON goes to a pipe as it is.
     if as_json:
-        console.out(json.dumps(answers, indent=1), highlight=False)
+        print_json(console, json.dumps(answers, indent=1))
         # Not among the answers, which a script reads.
-        errors = Console(stderr=True, markup=False, emoji=False)
+        stderr = consoles(console, as_json=True).console
         for report in reports:
-            show_left_out(errors, report.left_out)
+            show_left_out(stderr, report.left_out)
         return 0
     for law, answered in zip(laws, answers, strict=True):
         show(console, law, answered)
@@ -101,7 +101,7 @@ def _new_model(
         new_model(line, per_rank, settings.seqlen, base, inputs=settings.inputs) for line in lines
     ]
     if as_json:
-        console.out(json.dumps(answers, indent=1), highlight=False)
+        print_json(console, json.dumps(answers, indent=1))
         return 0
     for line, answered in zip(lines, answers, strict=True):
         for text in new_model_lines(line, answered):

@@ -11,14 +11,15 @@ from rich.console import Console
 from pml_cli.config.schema import Request, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.errors import UserError
-from pml_cli.io import atomic_write
+from pml_cli.io import atomic_write, json_text, jsonable, table_records
 from pml_cli.launch.driver import check_models
 from pml_cli.launch.pack import Pack, as_found
 from pml_cli.launch.packing import check_with_weights, make_packs, packing_for
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.worker import train_here
 from pml_cli.report.first_token import print_prompts, print_unmoved
-from pml_cli.report.progress import ProbeDisplay, progress_console
+from pml_cli.report.output import consoles, print_json
+from pml_cli.report.progress import ProbeDisplay
 from pml_cli.report.sweep_summary import outdated_line
 from pml_cli.report.tables.data import show_warnings
 from pml_cli.report.tables.probe import missing_fields, probe_table
@@ -36,12 +37,19 @@ if TYPE_CHECKING:
 LOGGED_STEPS = 100
 
 
-def run(request: Request, console: Console, *, quiet: bool = False) -> int:
+def run(
+    request: Request,
+    stdout: Console,
+    *,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> int:
     """Train one adapter, show p of every token as it learns, and write its run folder and figure.
 
     Args:
         request: one run, and the folder for it.
-        console: to print to.
+        stdout: to print to.
+        as_json: print folder and result as JSON; the rest goes to standard error.
         quiet: show no progress, only the result.
 
     Returns:
@@ -50,8 +58,9 @@ def run(request: Request, console: Console, *, quiet: bool = False) -> int:
     Raises:
         UserError: a run or a folder that cannot be used, or a full disk and the like.
     """
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     try:
-        folder = train(request, progress_console(console, quiet=quiet))
+        folder = train(request, console, progress)
     except Stopped as stopped:
         console.print("interrupted; the same command goes on from there")
         # The shell's convention: 130 for Ctrl-C (in cli.main), 128 + signal for others.
@@ -60,10 +69,18 @@ def run(request: Request, console: Console, *, quiet: bool = False) -> int:
         return 128 + stopped.signum if stopped.signum else 1
 
     failure = None if folder.is_done() else folder.failure()
+    content: dict[str, Any] = {"folder": str(folder.path), "failed": failure, "result": None}
     if failure is not None:
         console.print(f"failed: {failure}", style="red", highlight=False, soft_wrap=True)
-        return 1
+    else:
+        content["result"] = _show(folder, console)
+    if as_json:
+        print_json(stdout, json_text(content))
+    return 0 if failure is None else 1
 
+
+def _show(folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Draw and print what a finished run recalls; its result for JSON."""
     # Drawn also for a run that was done before: the figure may be missing or of an older version.
     _draw(folder)
     runs = read_runs([folder.path])
@@ -73,15 +90,18 @@ def run(request: Request, console: Console, *, quiet: bool = False) -> int:
     print_unmoved(runs, console)
     console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
     console.print(f"picture:    {folder.path / 'recall.png'}", highlight=False, soft_wrap=True)
-    return 0
+
+    result: dict[str, Any] = jsonable(table_records(runs)[0])
+    return result
 
 
-def train(request: Request, console: Console) -> RunFolder:
+def train(request: Request, console: Console, progress: Console) -> RunFolder:
     """Train one adapter, unless it is done already.
 
     Args:
         request: one run, and the folder for it.
-        console: to print to.
+        console: for warnings.
+        progress: where it is shown how the adapter learns.
 
     Returns:
         The run folder, with a result or with a failure.
@@ -91,14 +111,14 @@ def train(request: Request, console: Console) -> RunFolder:
         Stopped: interrupted; the same call goes on from there.
     """
     cell = _plan(request.runs[0])
-    print_prompts(request.runs, console)
+    print_prompts(request.runs, console, progress)
     check_output_folder(request.out)
     show_warnings(console, [cell])
     cell = as_found(cell, RunFolders(request.out))
     folder = RunFolder(request.out, cell.id)
 
     if folder.is_done(cell.tokens_hash):
-        console.print(
+        progress.print(
             f"done already: {folder.path} (delete it to train again)",
             highlight=False,
             soft_wrap=True,
@@ -109,7 +129,7 @@ def train(request: Request, console: Console) -> RunFolder:
         line = outdated_line(request.out, 1)
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
     with disk_faults(request.out):
-        _train(cell, request, console)
+        _train(cell, request, progress)
     return folder
 
 
@@ -126,7 +146,7 @@ def _plan(run: Run) -> CellPlan:
     return dataclasses.replace(cell, id=run_id(logged), run=logged)
 
 
-def _train(cell: CellPlan, request: Request, console: Console) -> None:
+def _train(cell: CellPlan, request: Request, progress: Console) -> None:
     check_models([Pack(cells=[cell])], on_this_machine=True)
     packs = make_packs([cell], packing_for(request.launch, [cell]))
 
@@ -135,7 +155,7 @@ def _train(cell: CellPlan, request: Request, console: Console) -> None:
     folder.forget_failure()
     folder.make_room(cell.tokens_hash)
 
-    with ProbeDisplay(console, _title(cell), cell.steps) as display:
+    with ProbeDisplay(progress, _title(cell), cell.steps) as display:
         train_here(request.out, packs, request.launch, display, wait=False)
     if not folder.has_ended(cell.tokens_hash):
         raise UserError(f"{request.out}: another process trains this run")

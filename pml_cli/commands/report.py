@@ -6,35 +6,39 @@ to write.
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
 from pml_cli.config.reports import Report
 from pml_cli.errors import UserError
 from pml_cli.io import write_text
-from pml_cli.law.fit_groups import GroupFit, audit, fit_group, with_columns
 from pml_cli.law.law_json import fitted_laws
-from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report import law_folder
-from pml_cli.report.progress import CountDisplay
+from pml_cli.report.fitting import audited_groups, fit_with_progress
+from pml_cli.report.output import consoles
 from pml_cli.report.run_notes import print_notes
 from pml_cli.results.folder import writable_folder
-from pml_cli.results.groups import group_slugs, split_groups
 from pml_cli.results.read import finished_runs, read_failures
 
 FILE_NAME = "report.html"
 
 
-def run(paths: list[Path], settings: Report, console: Console) -> int:
+def run(
+    paths: list[Path],
+    settings: Report,
+    stdout: Console,
+    *,
+    quiet: bool = False,
+) -> int:
     """Fit every group of runs below `paths` and write the page.
 
     Args:
         paths: folders of runs, searched at any depth.
+        stdout: to print to.
+        quiet: show no progress.
 
     Returns:
         The exit code (above).
@@ -42,12 +46,15 @@ def run(paths: list[Path], settings: Report, console: Console) -> int:
     Raises:
         UserError: a missing folder, no finished run, a page that cannot be written.
     """
+    console, progress = consoles(stdout, quiet=quiet)
     file = _file(paths, settings)
     notes: list[str] = []
     folders = shlex.join(str(path) for path in paths)
     runs = finished_runs(paths, f"`pml sweep`, then `pml report {folders}`", notes)
     print_notes(notes)
-    groups = _fitted(with_columns(runs), settings, console)
+    # The group with the most cells stands first.
+    keyed_cells = sorted(audited_groups(runs, settings), key=lambda group: -len(group[1]))
+    groups = fit_with_progress(keyed_cells, settings, progress)
 
     # Imported late: templates and plotly are not needed to refuse a folder.
     from pml_cli.report.page.page import render
@@ -82,26 +89,3 @@ def _file(paths: list[Path], settings: Report) -> Path:
     if settings.out:
         writable_folder(file.parent)
     return file
-
-
-def _fitted(runs: pd.DataFrame, settings: Report, console: Console) -> list[GroupFit]:
-    """Every group of comparable runs, that with the most cells first."""
-    axis = SIZE_AXES[settings.x]
-    cells = audit(runs, settings.saturated_below, axis, unconverged=settings.unconverged)
-    keyed_cells = sorted(split_groups(cells), key=lambda entry: -len(entry[1]))
-    slugs = group_slugs([key for key, _ in keyed_cells])
-
-    groups = []
-    for (key, rows), slug in zip(keyed_cells, slugs, strict=True):
-        with CountDisplay(console, "fitting", "bootstrap draws") as display:
-            group = fit_group(
-                key,
-                rows,
-                settings.saturated_below,
-                settings.draws,
-                display.show,
-                axis=axis,
-                unconverged=settings.unconverged,
-            )
-        groups.append(dataclasses.replace(group, slug=slug))
-    return groups

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pml_cli.config.schema import Request
 from pml_cli.errors import UserError
+from pml_cli.io import json_text
 from pml_cli.launch.driver import (
     batch_script,
     check_models_for_dry_run,
@@ -16,34 +17,42 @@ from pml_cli.launch.driver import (
 )
 from pml_cli.report.design import design_line, pilot_at
 from pml_cli.report.first_token import print_prompts
-from pml_cli.report.progress import SweepDisplay, progress_console
-from pml_cli.report.sweep_summary import conclude, plan_line, say_outdated
+from pml_cli.report.output import consoles, print_json
+from pml_cli.report.progress import SweepDisplay
+from pml_cli.report.sweep_summary import (
+    conclude,
+    plan_line,
+    say_outdated,
+    sweep_content,
+)
 from pml_cli.report.tables import dry_run as dry_run_table
 from pml_cli.report.tables.data import show_warnings
 
 
 def run(
     request: Request,
-    console: Console,
+    stdout: Console,
     *,
     dry_run: bool = False,
     design: Path | None = None,
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    as_json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Train what is missing of the requested cells, then print and write the results.
 
     Args:
         request: the cells, the results folder and the launch.
-        console: to print to.
+        stdout: to print to.
         dry_run: check and estimate; train nothing, write nothing.
         design: the report of a pilot fit, from whose law a dry run simulates the cells.
         fail_fast: when a cell fails, save checkpoints and stop.
         wait: stay until every cell has ended, those of other processes included; None: as is usual
             for the launch (not on Slurm).
         retry: train again what failed before.
+        as_json: print counts and results as JSON; the rest goes to standard error.
         quiet: show no progress, only the result.
 
     Returns:
@@ -53,6 +62,9 @@ def run(
         UserError: a cell that cannot be run or a folder that cannot be used (nothing has been
             written then), or a full disk later on (what was finished is kept).
     """
+    if as_json and dry_run:
+        raise UserError("--json: not with --dry-run, which trains nothing")
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     # Raises before anything is written, so that a refused sweep leaves no folder behind.
     if design is not None and not dry_run:
         raise UserError(f"--design {design}: goes with --dry-run")
@@ -66,11 +78,13 @@ def run(
         dry_run_table.show_script(console, batch_script(plan))
         return 0
 
-    progress = progress_console(console, quiet=quiet)
     progress.print(plan_line(plan))
-    print_prompts(request.runs, progress)
+    print_prompts(request.runs, console, progress)
     show_warnings(console, plan.cells)
     say_outdated(plan, console)
     with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
-    return conclude(plan, outcome, console)
+    code = conclude(plan, outcome, console)
+    if as_json:
+        print_json(stdout, json_text(sweep_content(plan)))
+    return code

@@ -23,7 +23,8 @@ from pml_cli.errors import UserError
 from pml_cli.format import counted
 from pml_cli.report import transition_folder
 from pml_cli.report.first_token import print_unmoved
-from pml_cli.report.progress import CountDisplay, progress_console
+from pml_cli.report.output import consoles, print_json
+from pml_cli.report.progress import CountDisplay
 from pml_cli.report.run_notes import print_notes
 from pml_cli.report.tables import transition as tables
 from pml_cli.results.folder import writable_folder
@@ -39,8 +40,9 @@ from pml_cli.results.groups import (
 def run(
     paths: list[Path],
     settings: Transition,
-    console: Console,
+    stdout: Console,
     *,
+    as_json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Read every group of runs below `paths`, print it, write the report folder.
@@ -48,6 +50,8 @@ def run(
     Args:
         paths: folders of runs, searched at any depth; the report goes to settings.out, or to
             transition/ inside the first.
+        stdout: to print to.
+        as_json: print transition.json; the rest goes to standard error.
         quiet: show no progress, only the result.
 
     Returns:
@@ -57,6 +61,7 @@ def run(
         UserError: a missing folder, no finished run that is selected, no readable tokens.parquet,
             a report folder that cannot be written.
     """
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     notes: list[str] = []
     runs = transition_runs(paths, settings, notes)
     print_notes(notes)
@@ -65,7 +70,6 @@ def run(
     writable_folder(out)
 
     keys, groups_of_runs = zip(*split_groups(runs), strict=True)
-    progress = progress_console(console, quiet=quiet)
     with CountDisplay(
         progress, "reading", "runs", total=len(runs), piped_line="runs read"
     ) as display:
@@ -79,6 +83,8 @@ def run(
     _show(summaries, left_out, console)
     names = transition_folder.write(out, summaries, settings, left_out)
     console.print(Text(f"written to {out}: {', '.join(names)}"))
+    if as_json:
+        print_json(stdout, (out / transition_folder.FILE_NAME).read_text("utf-8"))
     return 0
 
 

@@ -20,6 +20,7 @@ May import: errors, format, io, stats. Neither torch nor anything that trains.
     load.py          a run read back from its folder
     dump.py          settings as YAML: a run's config.yaml, --print-config
     help.py          help texts made from the declarations
+    listing.py       the declared settings, as `pml settings` lists them
     completion.py    shell completion
     cache_key.py     settings as a cache key
 """

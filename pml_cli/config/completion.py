@@ -24,6 +24,7 @@ from pml_cli.config.option_files import (
     shipped,
 )
 from pml_cli.config.registry import GROUPS, settings_class, with_kind_of_name
+from pml_cli.config.reports import section_names
 from pml_cli.config.schema import Run
 from pml_cli.config.setting import Settings, annotation, declaration_of, dotted_keys, keys
 from pml_cli.errors import UserError
@@ -81,6 +82,17 @@ def report_completer(settings: type[Settings]) -> Completer:
         return _candidates(word, typed, vocabulary)
 
     return complete
+
+
+def complete_settings(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Groups, their options and the commands that read finished runs, for `pml settings`."""
+    _, word = _words(ctx, incomplete)
+    group, equals, _ = word.partition("=")
+    config_dir = ctx.params.get("config_dir")
+    if equals and group in GROUPS:
+        vocabulary = Vocabulary(groups=GROUPS, config_dir=Path(config_dir) if config_dir else None)
+        return _candidates(word, [], vocabulary)
+    return [name for name in section_names() if name.startswith(word)]
 
 
 def complete_sweep_file(incomplete: str) -> list[str]:

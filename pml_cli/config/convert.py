@@ -5,6 +5,7 @@ By OmegaConf's rules: `1` becomes 1.0 for a float, `4.5` is refused for an integ
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -80,11 +81,21 @@ def _is_plain(value: Any, kind: type[Any]) -> bool:
 def is_unfit(value: Any, kind: type[Any]) -> bool:
     """Whether a value is of another type in a way that OmegaConf lets through.
 
-    It takes any number but 0 for true, and lists within a list of numbers.
+    It takes any number but 0 for true, and lists within a list of numbers; on an integer that no
+    float can hold it fails.
     """
     if kind is list and isinstance(value, list | tuple):
-        return any(isinstance(element, dict | list | tuple) for element in value)
+        return any(
+            isinstance(element, dict | list | tuple) or _is_huge(element) for element in value
+        )
+    if kind in (float, list) and _is_huge(value):
+        return True
     return kind is bool and isinstance(value, int | float) and value not in (0, 1)
+
+
+def _is_huge(value: Any) -> bool:
+    """Whether a value is an integer above the largest float."""
+    return isinstance(value, int) and value.bit_length() > sys.float_info.max_exp
 
 
 def _convert(scratch: DictConfig, name: str, value: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from pml_cli.config.registry import GROUPS
 from pml_cli.config.schema import DEVICE_PATTERN, DEVICES_ALLOWED
 from pml_cli.config.setting import Settings, setting
 
@@ -272,3 +273,11 @@ REPORTS: dict[str, type[ReportSettings]] = {
     "transition": Transition,
     "ask": Ask,
 }
+
+# What the keys of a run that belong to no group are listed under.
+RUN = "run"
+
+
+def section_names() -> list[str]:
+    """What `pml settings` may be asked for: the groups, and the commands that read runs."""
+    return [RUN, *GROUPS, *REPORTS]

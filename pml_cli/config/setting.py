@@ -102,7 +102,7 @@ class Declaration:
 
     def allowed_text(self, *, optional: bool = False) -> str:
         """What is allowed, to follow "must be": `null or at least 1 (steps)`."""
-        text = self.allowed or self._choices_text() or self._bounds_text()
+        text = self.range_text()
         if optional:
             text = f"null or {text}"
         text = " or ".join([text, *self.words])
@@ -110,6 +110,10 @@ class Declaration:
         numbers = [value for value in self.special if isinstance(value, int)]
         special = {value: self.special[value] for value in numbers}
         return _with_notes(text, [self.unit, _special_text(special)])
+
+    def range_text(self) -> str:
+        """The values allowed, by choices or bounds: `from 0 to 1`; empty: all of the type."""
+        return self.allowed or self._choices_text() or self._bounds_text()
 
     def _choices_text(self) -> str:
         if len(self.choices) <= 2:

@@ -26,7 +26,9 @@ number.
     run_notes.py          warnings about the runs that a report reads
     sweep_summary.py      what is said of a sweep before it trains and when it has ended
     sweep_grid.py         the cells of a sweep as a grid that fills in
+    output.py             where a command prints its result, its progress, and JSON
     progress.py           live displays of a sweep, a probe, and of anything that is counted
+    fitting.py            groups of runs fitted with a display of the progress
     page/                 the page of `pml report`
     tables/               what the commands print
     figures/              what they draw

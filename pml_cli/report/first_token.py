@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def print_prompts(runs: Sequence[Run], console: Console) -> None:
+def print_prompts(runs: Sequence[Run], console: Console, progress: Console) -> None:
     """Print a line for each model whose first position is a sink: the prompt of runs without one.
 
     Args:
         runs: as they were asked for, not resolved.
-        console: to print to.
+        console: for the warning of runs that have none.
+        progress: for the prompt that was chosen.
     """
     for model in sink_models(runs, prompt=None):
         reason = "its first position is an attention sink, so no adapter moves what follows it"
@@ -31,7 +32,7 @@ def print_prompts(runs: Sequence[Run], console: Console) -> None:
                 "if its first position is no attention sink, the prompt is empty and ids are others"
             )
         line = f"data.prompt={SINK_PROMPT!r} for model={model.name}: {reason}"
-        console.print(line, highlight=False, soft_wrap=True)
+        progress.print(line, highlight=False, soft_wrap=True)
 
     for model in sink_models(runs, prompt=""):
         if is_measurable(model):

@@ -1,4 +1,4 @@
-"""The report folder of a fit: law.json, cells.csv, law.tex and the figures, each as PNG, SVG and PDF.
+"""The report folder of a fit: law.json, cells.csv, law.tex and figures (PNG, SVG and PDF each).
 
 `law`, the page of a group, stands beside the tables; with several groups it is `law-<slug>`. The
 other figures are in figures/, with several groups in figures/<slug>/ (`figures/registry.py`). A

@@ -37,6 +37,7 @@ def measure_with_progress(
     selected: Sequence[FinishedRun],
     measure: Callable[..., None],
     console: Console,
+    progress: Console,
 ) -> int:
     """Measure the runs that are not measured yet.
 
@@ -44,7 +45,8 @@ def measure_with_progress(
         measurements: gets the entries.
         selected: the runs.
         measure: as of `measure_missing`; a signal may come at any time.
-        console: where progress is shown.
+        console: where it says that it was interrupted.
+        progress: where progress is shown.
 
     Returns:
         How many have been measured.
@@ -63,7 +65,7 @@ def measure_with_progress(
         # A signal comes at once: a chunk of runs may take minutes, and only it is lost.
         with (
             Signals(),
-            CountDisplay(console, "measuring", "runs", piped_line="runs measured") as display,
+            CountDisplay(progress, "measuring", "runs", piped_line="runs measured") as display,
         ):
             display.show(0, len(missing))
             measure_missing(measurements, missing, measure, display.show, display.stage)

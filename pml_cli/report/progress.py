@@ -49,18 +49,6 @@ PIPED_PROBE_LINES = 10
 MIN_PROGRESS_FOR_ESTIMATE = 0.02
 
 
-def progress_console(
-    console: Console,
-    *,
-    as_json: bool = False,
-    quiet: bool = False,
-) -> Console:
-    """Where progress is shown: nowhere if `quiet`, beside JSON on standard error."""
-    if quiet:
-        return Console(quiet=True, markup=False, emoji=False)
-    return Console(stderr=True, markup=False, emoji=False) if as_json else console
-
-
 class _BarBelow(Progress):
     """A progress bar below something that changes.
 

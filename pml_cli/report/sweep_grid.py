@@ -46,8 +46,8 @@ class SweepGrid:
         self.mark(done, CellState.DONE)
 
         # A column holds its heading and the largest number of cells of a place.
-        most = max((len(keys) for keys in self._places.values()), default=0)
-        self._widths = [max(len(str(length)), most) for length in self._lengths]
+        widest = max((len(keys) for keys in self._places.values()), default=0)
+        self._widths = [max(len(str(length)), widest) for length in self._lengths]
         self._label = max(len("rank"), *(len(str(rank)) for rank in self._ranks or [0]))
 
     def mark(self, names: Iterable[str], state: CellState) -> None:

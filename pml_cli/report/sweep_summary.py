@@ -6,13 +6,13 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from pml_cli.data.cell import CellPlan
 from pml_cli.format import counted
-from pml_cli.io import write_csv
+from pml_cli.io import jsonable, table_records, write_csv
 from pml_cli.launch.driver import Outcome, SweepPlan
 from pml_cli.launch.executors.base import Ending, last_log_line
 from pml_cli.launch.liveness import living_processes
@@ -87,6 +87,24 @@ def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
             f"the workers ended too early; the last line of their logs: {reason}", soft_wrap=True
         )
     return summarise(plan.out, plan.cells, console)
+
+
+def sweep_content(plan: SweepPlan) -> dict[str, Any]:
+    """What `pml sweep --json` prints: how many cells, which failed and why, and the results."""
+    folders = RunFolders(plan.out)
+    reasons = {cell.id: folders.find(cell.id).failure() for cell in plan.cells}
+    failed = {name: reason for name, reason in reasons.items() if reason is not None}
+    finished = [cell for cell in plan.cells if folders.find(cell.id).is_done(cell.tokens_hash)]
+
+    runs = read_runs([plan.out], left_out=[])
+    results = table_records(runs_of(finished, runs)) if len(runs) else []
+    return {
+        "out": str(plan.out),
+        "cells": len(plan.cells),
+        "done": len(finished),
+        "failed": failed,
+        "results": jsonable(results),
+    }
 
 
 def runs_of(cells: Sequence[CellPlan], runs: pd.DataFrame) -> pd.DataFrame:

@@ -36,6 +36,8 @@ from pml_cli.report.figures.registry import write_group_figures
 from pml_cli.report.tables.transition import correlation_problem
 from pml_cli.stats import Proportion
 
+FILE_NAME = "transition.json"
+
 # Of transition.json.
 FORMAT = 1
 
@@ -108,7 +110,7 @@ def write(
     tables = _tables(groups)
 
     try:
-        write_json(out / "transition.json", _content(groups, left_out))
+        write_json(out / FILE_NAME, _content(groups, left_out))
         for name, table in tables.items():
             write_csv(out / f"{name}.csv", table)
         figures: list[str] = []
@@ -117,7 +119,7 @@ def write(
             figures = write_group_figures(out, "transition", by_slug)
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
-    return ["transition.json", *(f"{name}.csv" for name in tables), *figures]
+    return [FILE_NAME, *(f"{name}.csv" for name in tables), *figures]
 
 
 def _tables(groups: Sequence[TransitionSummary]) -> dict[str, pd.DataFrame]:

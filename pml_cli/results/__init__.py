@@ -8,6 +8,7 @@ May import `config`, `data` and `model` (settings and sizes), neither torch nor 
     output_folder.py  whether a sweep's folder can be used, and what its disk refuses
     samples.py        samples.jsonl: what was to be remembered, and what is written instead
     tokens.py         tokens.parquet: read through one door, as (steps x tokens)
+    curve.py          curve.parquet: a few numbers of every training step, checked
     read.py           finished and failed runs, read back as a table
     run_id.py         what makes two runs the same, and the settings that tell them apart
     labels.py         one name for what is the same model or file, two for what is not

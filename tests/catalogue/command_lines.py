@@ -112,6 +112,10 @@ COMMANDS = {
     "memorize from the home of nobody": ("memorize", "~nosuchuser/x"),
     "measure in the home of nobody": ("measure", "~nosuchuser/x", "/etc/hostname"),
     "ask for no tokens": ("ask", "nowhere", "q", "--max-tokens", "0"),
+    "track what is nowhere": ("track", "nowhere", "--to", "wandb"),
+    "track into nothing": ("track", "/", "--to", "nope"),
+    "settings of no group": ("settings", "trian"),
+    "settings of no option": ("settings", "loss=nope"),
     "status of two folders": ("status", "a", "b"),
     "status of a setting": ("status", "rank=4"),
     "cancel two folders": ("cancel", "a", "b"),
@@ -132,7 +136,12 @@ COMMANDS = {
     "lengths both ways": ("sweep", "data=phonebook", "data.samples=3", "seqlen=8", DRY),
 }
 # Culprits of COMMANDS that are not the second word.
-CULPRITS = {"memft without sft": "sft", "memorize nothing": "FILE", "ask nobody": "ask|RUN"}
+CULPRITS = {
+    "memft without sft": "sft",
+    "memorize nothing": "FILE",
+    "ask nobody": "ask|RUN",
+    "track into nothing": "nope",
+}
 
 
 def cases() -> Iterator[Case]:

@@ -27,10 +27,21 @@ WRONG_TYPES: dict[Any, dict[str, str]] = {
         "a mapping": "{a:1}",
         "true": "true",
     },
-    float: {"a word": "word", "a list": "[1,2]", "a mapping": "{a:1}", "NaN": "nan"},
+    float: {
+        "a word": "word",
+        "a list": "[1,2]",
+        "a mapping": "{a:1}",
+        "NaN": "nan",
+        "an integer that no float holds": f"1{'0' * 400}",
+    },
     bool: {"a word": "word", "a list": "[true]", "a number": "7"},
     str: {"a list": "[a,b]", "a mapping": "{a:1}"},
-    list: {"a number": "5", "a word": "word", "a mapping": "{a:1}"},
+    list: {
+        "a number": "5",
+        "a word": "word",
+        "a mapping": "{a:1}",
+        "an integer that no float holds": f"[1{'0' * 400}]",
+    },
     dict: {"a number": "5", "a word": "word", "a list": "[a]"},
 }
 

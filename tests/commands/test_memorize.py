@@ -12,6 +12,7 @@ from pml_cli.commands.memorize import Search
 from pml_cli.config.memorize import Limits
 from pml_cli.config.request import load_memorize
 from pml_cli.launch.time_limit import TimeLimit
+from pml_cli.report.output import consoles
 
 CHEAP = ("model.device=cpu", "train.steps=60", "train.lr=0.05", "--max-forgetting", "none")
 
@@ -79,7 +80,8 @@ def searched(tmp_path, *arguments, **limits):
     """A search in this process, without the proof that follows it."""
     asked = load_memorize([*arguments, "model.device=cpu"], Limits(**limits))
     printed = StringIO()
-    search = Search.begin(asked, Console(file=printed, markup=False, width=100), tmp_path)
+    output = consoles(Console(file=printed, markup=False, width=100))
+    search = Search.begin(asked, output, tmp_path)
     return search, printed
 
 

@@ -15,6 +15,7 @@ import pytest
 from pml_cli.config.completion import (
     complete_memorize,
     complete_override,
+    complete_settings,
     complete_sweep_file,
     report_completer,
 )
@@ -64,6 +65,14 @@ def test_memorize_leaves_files_to_the_shell_and_knows_its_defaults(monkeypatch):
     assert complete_memorize(context, "") == []
     assert "data.prompt_key=" in complete_memorize(context, "data.p")
     assert "adapter.targets=" in complete_memorize(context, "adapter.t")[0]
+
+
+def test_settings_completes_groups_and_their_options(monkeypatch):
+    monkeypatch.delenv("COMP_WORDS", raising=False)
+    context = typer_context(config_dir=None)
+    assert complete_settings(context, "tra") == ["train", "transition"]
+    assert complete_settings(context, "data=j") == ["data=jsonl"]
+    assert {*GROUPS, "fit", "run"} < set(complete_settings(context, ""))
 
 
 def test_keys_of_groups_and_their_settings(complete):

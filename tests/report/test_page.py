@@ -106,6 +106,16 @@ def test_the_predictor_says_what_pml_predict_says(tmp_path, page_of, quick):
         assert table["value"][table["length"].index(length)] == row["rank"]["value"]
 
 
+def test_losses_are_compared_at_their_best_rates(tmp_path, page_of):
+    better = {"token_accuracy": 0.9, "exact_match": 0.0}
+    write(tmp_path / "a", *grid(ranks=(4,), lr=0.01), *grid(ranks=(4,), lr=0.1, **better))
+    write(tmp_path / "runs" / "b", *grid(ranks=(4,), loss="memft_margin", lr=0.5))
+    (tmp_path / "a").rename(tmp_path / "runs" / "a")
+    plain, margin = json.loads(page_of().data)["losses"]
+    assert (plain["rate"], plain["tokens"]) == ("0.1", 0.9)
+    assert (margin["rate"], margin["runs"]) == ("0.5", 4)
+
+
 def test_tokens_are_those_of_the_file(tmp_path, page_of):
     import base64
 

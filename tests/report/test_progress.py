@@ -11,6 +11,7 @@ from pml_cli.launch.pack import Pack
 from pml_cli.launch.packing import check
 from pml_cli.launch.status import RunningProcess, Snapshot
 from pml_cli.report import progress
+from pml_cli.report.output import consoles
 from pml_cli.report.progress import (
     ABOVE_HALF_COLOUR,
     BELOW_HALF_COLOUR,
@@ -18,7 +19,6 @@ from pml_cli.report.progress import (
     ProbeDisplay,
     SweepDisplay,
     probability_strip,
-    progress_console,
     sparkline,
 )
 
@@ -108,15 +108,14 @@ def test_sweep_display_follows_workers(tmp_path):
 def test_a_quiet_console_shows_no_progress(is_terminal):
     out = io.StringIO()
     console = Console(file=out, force_terminal=is_terminal)
-    with CountDisplay(progress_console(console, quiet=True), "reading", "runs", 2) as display:
+    silent = consoles(console, quiet=True).progress
+    with CountDisplay(silent, "reading", "runs", 2) as display:
         display.advance()
         display.stage("answers")
-    with SweepDisplay(progress_console(console, quiet=True), 2, 100) as display:
+    with SweepDisplay(silent, 2, 100) as display:
         display.workers_started(2, "2 processes")
         display.loading()
     assert out.getvalue() == ""
-    assert progress_console(console) is console
-    assert progress_console(console, as_json=True).stderr
 
 
 def test_piped_count_prints_plain_lines_only_where_asked_and_not_too_often(monkeypatch):

@@ -77,8 +77,8 @@ def _asset(name: str) -> str:
 
 def _scripts(sections: Sequence[Section]) -> str:
     """What all sections share, then the script of each that has data."""
-    own = [f"{section.name}.js" for section in sections if section.data is not None]
-    return "\n".join(map(_asset, ["page.js", *own, "start.js"]))
+    scripts = [f"{section.name}.js" for section in sections if section.data is not None]
+    return "\n".join(map(_asset, ["page.js", *scripts, "start.js"]))
 
 
 @cache

@@ -23,4 +23,5 @@ Each file has the tables of one command. They take results and return what rich 
     memorize.py    the least rank that knows all facts, and what it harms
     capacity.py    what adapters hold exactly
     status.py      a snapshot of a sweep
+    settings.py    the settings that may be given
 """

@@ -41,7 +41,7 @@ def show(
         f"{counted(cells, 'cell')}, {len(cells) - missing} done already, "
         f"{missing} to train in {counted(packs, 'pack')}"
     )
-    print_prompts(request.runs, console)
+    print_prompts(request.runs, console, console)
     for line in data_sizes(cells):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     show_warnings(console, cells)

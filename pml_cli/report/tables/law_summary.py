@@ -183,10 +183,10 @@ def _warnings(group: GroupFit) -> list[_Line]:
     """What speaks against the laws, the gravest first; notes are for `--all`."""
     known = much_known_line(group.cells)
     lines = [_Line(known)] if known else []
-    grave = [found for found in group.conclusions if found.code in GRAVE]
-    of_laws = [found for found in group.warnings if found.code not in NOTES]
-    for found in [*grave, *of_laws]:
-        lines.append(_Line(f"warning: {sentence(found, group.axis)}", "yellow"))
+    grave = [remark for remark in group.conclusions if remark.code in GRAVE]
+    of_laws = [remark for remark in group.warnings if remark.code not in NOTES]
+    for remark in [*grave, *of_laws]:
+        lines.append(_Line(f"warning: {sentence(remark, group.axis)}", "yellow"))
     return lines
 
 
@@ -206,9 +206,9 @@ def _fitting(lines: list[_Line], room: int) -> list[_Line]:
 def _next_lines(group: GroupFit, next_command: str) -> list[_Line]:
     """What to run next."""
     lines = [
-        _Line(sentence(found, group.axis))
-        for found in group.conclusions
-        if found.code not in (*GRAVE, *EXPLAINED)
+        _Line(sentence(conclusion, group.axis))
+        for conclusion in group.conclusions
+        if conclusion.code not in (*GRAVE, *EXPLAINED)
     ]
     if not lines and group.analysis.chosen:
         lines.append(_Line(f"next: {next_command}"))
@@ -235,17 +235,17 @@ def _table_cells(group: GroupFit) -> list[str | Text]:
 
 def _shared_remarks(groups: Sequence[GroupFit]) -> list[_Line]:
     """Why groups have no law, and their warnings: each kind once, of the first group."""
-    found: dict[str, list[tuple[GroupFit, Finding]]] = {}
+    remarks_of: dict[str, list[tuple[GroupFit, Finding]]] = {}
     for group in groups:
         remarks = [remark for remark in group.warnings if remark.code not in NOTES]
         reason = group.analysis.paper.finding
         if group.analysis.paper.status == NOT_IDENTIFIED and reason is not None:
             remarks = [reason, *remarks]
         for remark in remarks:
-            found.setdefault(remark.code, []).append((group, remark))
+            remarks_of.setdefault(remark.code, []).append((group, remark))
 
     lines = []
-    for remarked in found.values():
+    for remarked in remarks_of.values():
         first, remark = remarked[0]
         others = {group.slug for group, _ in remarked} - {first.slug}
         where = f"{first.name}"

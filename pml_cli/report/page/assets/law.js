@@ -37,10 +37,9 @@ STARTS.set("law", () => {
     });
     traces.push({
       x: cells.target_tokens, y: cells.delta_loss, mode: "markers", text, hoverinfo: "text",
-      type: cells.size.length > 1500 ? "scattergl" : "scatter",
       marker: { color: colours, symbol: symbols, size: 7 }, name: "measured", showlegend: false,
     });
-    return { traces, layout: { xaxis: axis("length, target tokens", marks(cells.target_tokens)), yaxis: axis("gain dL, nats per token", decades()) } };
+    return { traces, layout: { xaxis: axis("length, target tokens", marks(cells.target_tokens)), yaxis: axis("gain dL, nats per token", decades(cells.delta_loss)) } };
   }
 
   function surface(group) {

@@ -31,9 +31,12 @@ function marks(values, most = 9) {
   return { type: "log", tickvals: kept, ticktext: kept.map((value) => shown(value, 3)) };
 }
 
-// Marks of a logarithmic axis over any numbers: 1, 2 and 5 of each decade, in full.
-function decades() {
-  const tickvals = Array.from({ length: 36 }, (_, index) => Number(`${[1, 2, 5][index % 3]}e${Math.floor(index / 3) - 5}`));
+// Marks of a logarithmic axis over any numbers, in full: more of them within a decade.
+function decades(values) {
+  const positive = values.filter((value) => value > 0);
+  const isWide = Math.max(...positive) > 10 * Math.min(...positive);
+  const digits = isWide ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
+  const tickvals = Array.from({ length: 12 }, (_, index) => digits.map((digit) => Number(`${digit}e${index - 5}`))).flat();
   return { type: "log", tickvals, ticktext: tickvals.map((value) => shown(value)) };
 }
 
@@ -57,10 +60,19 @@ function isDark() {
   return (theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 }
 
+// Between two colours of a scale, place from 0 to 1.
+function between(scale, place) {
+  const at = place * (scale.length - 1);
+  const low = Math.min(Math.floor(at), scale.length - 2);
+  const part = (hex, k) => parseInt(hex.slice(1 + 2 * k, 3 + 2 * k), 16);
+  const mixed = [0, 1, 2].map((k) => Math.round(part(scale[low], k) + (at - low) * (part(scale[low + 1], k) - part(scale[low], k))));
+  return `rgb(${mixed.join(",")})`;
+}
+
 // Without the end of viridis that the background hides.
 function rankColour(index, count) {
-  const place = count > 1 ? (index / (count - 1)) * (VIRIDIS.length - 3) : 0;
-  return VIRIDIS[Math.round(place) + (isDark() ? 2 : 0)];
+  const scale = isDark() ? VIRIDIS.slice(2) : VIRIDIS.slice(0, -1);
+  return between(scale, count > 1 ? index / (count - 1) : 0);
 }
 
 // A choice among groups or runs; without one the first is shown.

@@ -30,7 +30,7 @@ STARTS.set("predictor", () => {
       line(inside, "solid"), line((at) => !inside(at), "dot"),
     ];
     if (found && found.rank !== null) traces.push({ x: [found.length], y: [found.rank], mode: "markers", marker: { size: 11, color: "#e69138" }, hoverinfo: "skip", showlegend: false });
-    return { traces, layout: { xaxis: axis("target tokens", decades()), yaxis: axis("least rank", decades()) } };
+    return { traces, layout: { xaxis: axis("target tokens", decades(length)), yaxis: axis("least rank", decades(value)) } };
   }
 
   const show = () => draw("predictor-chart", chart);

@@ -37,7 +37,7 @@ def section(sources: Sources) -> Section:
         name="audit",
         title="What this stands on",
         context={
-            "reasons": [(shown(reason), int(count)) for reason, count in reasons.items()],
+            "reasons": [(str(reason), int(count)) for reason, count in reasons.items()],
             "cells": len(cells),
             "kept": int(cells["kept"].sum()),
             "failures": failures[:MOST_FAILURES],
@@ -59,13 +59,13 @@ def _settings(key: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _versions(folders: pd.Series) -> list[tuple[str, list[str]]]:
     """Of each entry of env.json the values that occur, with their number of runs."""
-    found: dict[str, Counter[str]] = {}
+    counts_of: dict[str, Counter[str]] = {}
     for path in map(Path, folders):
         for name, value in _environment(RunFolder(path.parent, path.name)).items():
-            found.setdefault(shown(name), Counter())[shown(value)] += 1
+            counts_of.setdefault(shown(name), Counter())[shown(value)] += 1
     return [
         (name, [f"{value} ({counted(n, 'run')})" for value, n in counts.most_common(MOST_VALUES)])
-        for name, counts in found.items()
+        for name, counts in counts_of.items()
     ]
 
 

@@ -9,12 +9,13 @@ import pandas as pd
 from pml_cli.report.page.section import Section, Sources
 
 # What makes two runs the same cell, but for the loss.
+RECALL = ["exact_match", "token_accuracy"]
 CELL = ["model", "data", "adapter", "layer", "rank", "target_tokens", "data_seed", "seed"]
 
 
 def section(sources: Sources) -> Section | None:
     """Recall against rank, a line a loss; None with a single loss, or none that share cells."""
-    runs = sources.runs.reindex(columns=[*CELL, "loss", "token_accuracy", "exact_match"])
+    runs = sources.runs.reindex(columns=[*CELL, "loss", "lr", *RECALL])
     losses = sorted({str(loss) for loss in runs["loss"]}, key=lambda name: (name != "sft", name))
     if len(losses) < 2:
         return None
@@ -25,19 +26,31 @@ def section(sources: Sources) -> Section | None:
     shared = runs[present == len(losses)]
     if shared.empty:
         return None
-    lines = [_line(loss, shared[shared["loss"] == loss]) for loss in losses]
+    lines = [_line(loss, _at_best_rate(shared[shared["loss"] == loss])) for loss in losses]
     return Section(
         name="losses",
         title="The losses side by side",
-        context={"lines": lines, "cells": len(shared) // len(losses)},
+        context={
+            "lines": lines,
+            "cells": min(line["runs"] for line in lines),
+            "several_rates": bool((shared.groupby("loss")["lr"].nunique() > 1).any()),
+        },
         data=lines,
     )
 
 
+def _at_best_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of the runs of a loss those of one learning rate: of the best, where several were tried."""
+    if runs["lr"].nunique() < 2:
+        return runs
+    recalled = runs[RECALL].apply(pd.to_numeric, errors="coerce").groupby(runs["lr"]).mean()
+    best = recalled.sort_values(RECALL, ascending=False).index[0]
+    return runs[runs["lr"] == best]
+
+
 def _line(loss: str, runs: pd.DataFrame) -> dict[str, Any]:
     """Means over all cells of a rank."""
-    columns = ["rank", "token_accuracy", "exact_match"]
-    numbers = runs[columns].apply(pd.to_numeric, errors="coerce")
+    numbers = runs[["rank", *RECALL]].apply(pd.to_numeric, errors="coerce")
     by_rank = numbers.groupby("rank").mean()
     return {
         "loss": loss,
@@ -45,6 +58,7 @@ def _line(loss: str, runs: pd.DataFrame) -> dict[str, Any]:
         "token_accuracy": by_rank["token_accuracy"].tolist(),
         "exact_match": by_rank["exact_match"].tolist(),
         "runs": len(runs),
+        "rate": ", ".join(f"{rate:g}" for rate in sorted(set(runs["lr"].dropna()))),
         "tokens": float(numbers["token_accuracy"].mean()),
         "whole": float(numbers["exact_match"].mean()),
     }
