@@ -9,27 +9,27 @@ A page says `../outputs/README.md`, as on GitHub; on the site that is `outputs/i
 
 from __future__ import annotations
 
-import dataclasses
 import html
+import itertools
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from pml_cli.cli import app
+from pml_cli.config.listing import Section, sections
 from pml_cli.config.option_files import option_file, options, summary
-from pml_cli.config.option_set import MISSING, RootSettings
-from pml_cli.config.registry import GROUPS, declared
-from pml_cli.config.reports import REPORTS
-from pml_cli.config.setting import Settings, declaration_of, dotted_keys, type_text, value_text
+from pml_cli.config.registry import GROUPS
+from pml_cli.config.reports import REPORTS, RUN
+from pml_cli.config.setting import value_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,98 +158,44 @@ def settings_page() -> str:
     """Every setting with its default, what it takes and what it means."""
     parts = [
         "# Settings",
-        "Each is given as `key=value` to the [commands](commands.md) that train; those of the "
-        "groups as `group.key=value`, after `group=option` has chosen the option. Several values "
-        "(`rank=4,8`) make a sweep. A command may choose other defaults than those declared here: "
+        "What `pml settings` prints. Each is given as `key=value` to the [commands](commands.md) "
+        "that train; those of the groups as `group.key=value`, after `group=option` has chosen the "
+        "option. Several values (`rank=4,8`) make a sweep. A command may choose other defaults: "
         "`--print-config` shows its own.",
-        "## Without a group",
-        settings_table(RootSettings, ("rank", "seqlen", "seed", "out")),
     ]
-    for group in GROUPS:
-        parts += [f"## {group}", *group_parts(group)]
-
-    parts += [
-        "## Of the commands that read finished runs",
-        "They take `key=value` without a group.",
-    ]
-    for command, owner in REPORTS.items():
-        parts += [f"### pml {command}", settings_table(owner, tuple(dotted_keys(owner)))]
+    for name, of_name in itertools.groupby(sections(), key=attrgetter("name")):
+        title = f"pml {name}" if name in REPORTS else name
+        parts.append(f"## {'Every run' if name == RUN else title}")
+        if name in GROUPS:
+            parts.append(options_table(name))
+        for section in of_name:
+            is_for_some = set(section.options) < set(options(name))
+            parts += [f"### {name}={', '.join(section.options)}"] if is_for_some else []
+            parts.append(table(["setting", "default", "takes", "meaning"], rows_of(section)))
     return "\n\n".join(parts) + "\n"
 
 
-def group_parts(group: str) -> Iterator[str]:
-    """The options of a group, and a table of settings for each of its classes."""
+def options_table(group: str) -> str:
+    """The options of a group, each with a line about it."""
     rows = []
     for option in options(group):
         file = option_file(group, option)
         assert file is not None
-        given = [cell(text, code=True) for text in values_of_option(file)]
-        rows.append([cell(f"{group}={option}", code=True), cell(summary(file)), " ".join(given)])
-    yield table(["option", "what it is", "what it sets"], rows)
-
-    for name, owner in declared(group).items():
-        if name:
-            yield f"### {group}: {name}"
-        names = tuple(dotted_keys(owner))
-        yield settings_table(owner, names, f"{group}.") if names else "No settings."
+        rows.append([cell(f"{group}={option}", code=True), cell(summary(file))])
+    return table(["option", "what it is"], rows)
 
 
-def values_of_option(file: Path) -> Iterator[str]:
-    """What an option sets, a text a setting.
-
-    Args:
-        file: its YAML file.
-    """
-    values: dict[str, Any] = yaml.safe_load(file.read_text("utf-8")) or {}
-    for key, value in values.items():
-        # A mapping, such as the shape of a model, would fill the page.
-        if isinstance(value, dict):
-            yield key
-        elif value == MISSING:
-            yield f"{key}=..."
-        # What follows from another setting is not what the option sets.
-        elif "${" not in str(value):
-            yield f"{key}={value_text(value)}"
+def rows_of(section: Section) -> Iterator[list[str]]:
+    """A row a setting."""
+    for listed in section.settings:
+        default = "to be given" if listed.required else cell(value_text(listed.default), code=True)
+        takes = ", ".join(filter(None, [listed.type, listed.allowed, listed.unit]))
+        special = [f"{value}: {meaning}" for value, meaning in listed.special.items()]
+        meaning = f"{listed.help} ({'; '.join(special)})" if special else listed.help
+        yield [cell(listed.key, code=True), default, cell(takes), cell(meaning)]
 
 
-def settings_table(owner: type[Settings], keys: tuple[str, ...], prefix: str = "") -> str:
-    """A row a setting.
-
-    Args:
-        owner: the dataclass that declares them, or holds what declares them.
-        keys: as in `dotted_keys`.
-        prefix: put before every key.
-    """
-    rows = []
-    owners = dotted_keys(owner)
-    for key in keys:
-        name = key.rpartition(".")[2]
-        declaration = declaration_of(owners[key], name)
-        assert declaration is not None, f"{owners[key].__name__}.{name} is no setting"
-        default = value_text(declaration.as_typed(default_of(owners[key], name)))
-        row = [cell(f"{prefix}{key}", code=True), cell(default, code=True) if default else ""]
-        row += [cell(allowed_values(owners[key], name)), cell(declaration.help_text())]
-        rows.append(row)
-    return table(["setting", "default", "takes", "meaning"], rows)
-
-
-def allowed_values(owner: type[Settings], name: str) -> str:
-    """Type and bounds of a setting; unit, choices and special values are part of its meaning."""
-    declaration = declaration_of(owner, name)
-    assert declaration is not None
-    bounds = dataclasses.replace(declaration, unit="", choices=(), special={}, words={})
-    return ": ".join(filter(None, [type_text(owner, name), bounds.allowed_text()]))
-
-
-def default_of(owner: type[Any], name: str) -> Any:
-    """The default of a dataclass's field."""
-    (field,) = [field for field in dataclasses.fields(owner) if field.name == name]
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
