@@ -45,7 +45,8 @@ def _at_best_rate(runs: pd.DataFrame) -> pd.DataFrame:
         return runs
     recalled = runs[RECALL].apply(pd.to_numeric, errors="coerce").groupby(runs["lr"]).mean()
     best = recalled.sort_values(RECALL, ascending=False).index[0]
-    return runs[runs["lr"] == best]
+    at_best: pd.DataFrame = runs[runs["lr"] == best]
+    return at_best
 
 
 def _line(loss: str, runs: pd.DataFrame) -> dict[str, Any]:
