@@ -53,8 +53,8 @@ def _law(group: GroupFit, several: bool) -> str:
     check = chosen.checks.get(EDGE)
     if check is not None and math.isfinite(check.mape):
         text += (
-            f"; the largest ranks and lengths, left out of the fit, are predicted within "
-            f"{check.mape:.3g} %"
+            f"; for the largest ranks and lengths, left out of the fit, it is off by "
+            f"{check.mape:.3g} % on average"
         )
     return f"{text}."
 
