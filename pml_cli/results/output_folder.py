@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +22,8 @@ def check_output_folder(out: Path) -> None:
         UserError: it is a file, cannot be written, holds runs of another format, or links in place
             of pml's own folders.
     """
+    existing = _nearest_folder(out)
     check_formats(out)
-    try:
-        parents = out.resolve().parents
-    # Python before 3.13 raises the second.
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"out={out}: a link that leads to itself") from error
-
-    for path in (out, *out.parents):
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"out={out}: {path} is a link to {path.readlink()}, which is not there")
-    existing = next(path for path in (out, *parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"out={out}: {existing} is a file, a folder is needed")
 
     # Here too, before any worker is started that would refuse it.
     for path in (out / PML, *(out / PML).glob("*")):
@@ -46,6 +36,31 @@ def check_output_folder(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"out={out}: cannot write below {existing} ({error.strerror})") from error
+
+
+def _nearest_folder(out: Path) -> Path:
+    """The folder itself, or the nearest one above that exists.
+
+    Raises:
+        UserError: a file or a link to nowhere is on the way, or it cannot be looked at.
+    """
+    try:
+        parents = out.resolve().parents
+        for path in (out, *out.parents):
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"out={out}: {path} is a link to {path.readlink()}: not there")
+        existing = next(path for path in (out, *parents) if path.exists())
+    # Of a link that leads to itself; Python from 3.13 on raises an OSError.
+    except RuntimeError as error:
+        raise UserError(f"out={out}: a link that leads to itself") from error
+    except OSError as error:
+        is_ring = error.errno == errno.ELOOP
+        reason = "a link that leads to itself" if is_ring else error.strerror
+        raise UserError(f"out={out}: {reason}") from error
+
+    if not existing.is_dir():
+        raise UserError(f"out={out}: {existing} is a file, a folder is needed")
+    return existing
 
 
 @contextmanager
