@@ -113,12 +113,32 @@ def parse_json(path: Path, content: bytes, remedy: str) -> Any:
         UserError: it is no JSON; names the file.
     """
     try:
-        return json.loads(content.decode("utf-8"))
+        return shallow(json.loads(content.decode("utf-8")))
     except RecursionError as error:
         raise UserError(f"{path}: not readable as JSON (nested too deep); {remedy}") from error
     except ValueError as error:
         reason = first_line(error)
         raise UserError(f"{path}: not readable as JSON ({reason}); {remedy}") from error
+
+
+def shallow(value: Any) -> Any:
+    """A value of JSON, if nothing in it lies deeper than what goes through it by recursion can.
+
+    Raises:
+        RecursionError: it is nested deeper than MAX_DEPTH.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        nested: list[Any] = []
+        for inner in level:
+            if isinstance(inner, dict):
+                nested += inner.values()
+            elif isinstance(inner, list):
+                nested += inner
+        if not nested:
+            return value
+        level = [inner for inner in nested if isinstance(inner, dict | list)]
+    raise RecursionError(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def checked(path: Path, content: Any, schema: Any, remedy: str) -> Any:

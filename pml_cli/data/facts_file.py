@@ -18,7 +18,7 @@ from typing import Any
 
 from pml_cli.data.text_file import decoded_text, read_bytes
 from pml_cli.errors import UserError, first_line
-from pml_cli.validation import shown
+from pml_cli.validation import shallow, shown
 
 GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
@@ -217,7 +217,7 @@ def _json_values(text: str) -> list[tuple[str, Any]]:
     try:
         while remaining:
             value, end = DECODER.raw_decode(remaining)
-            entries.append((f"entry {len(entries) + 1}", value))
+            entries.append((f"entry {len(entries) + 1}", shallow(value)))
             remaining = remaining[end:].lstrip()
     except (ValueError, RecursionError):
         return []
@@ -250,7 +250,7 @@ def _kind(value: Any) -> str:
 
 
 def _parse(text: str) -> Any:
-    return json.loads(text, **PARSING)
+    return shallow(json.loads(text, **PARSING))
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pml_cli.data.facts_file import PARSING, Row
 from pml_cli.data.row_values import key_list, printable, text_of, written_key
 from pml_cli.data.source import Neighbour
 from pml_cli.errors import UserError
+from pml_cli.validation import shallow
 
 # Names of paraphrases; the last ones are those of collections of edits (zsRE, CounterFact).
 VARIANT_KEYS = (
@@ -107,7 +108,7 @@ def _parsed(value: Any) -> Any:
     if not text.startswith(("[", "{")):
         return text
     try:
-        return json.loads(text, **PARSING)
+        return shallow(json.loads(text, **PARSING))
     # A question may begin so, too.
     except (ValueError, RecursionError):
         return text

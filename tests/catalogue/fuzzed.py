@@ -42,6 +42,14 @@ LONG_OVERRIDES = {
     "a value of 100,000 letters": f"rank={LONG}",
     "an interval of 100,000 letters": f"rank=interval(1,{'9' * 100_000})",
 }
+DEEP = '{"x": [' * 400 + '"y"' + "]}" * 400
+DEEP_FACTS = {
+    "variants nested deep": '{"question": "a", "answer": "b", "variants": ' + DEEP + "}",
+    "neighbours nested deep": '{"question": "a", "answer": "b", "neighbours": ' + DEEP + "}",
+    "a target nested deep": '{"question": "a", "answer": ' + DEEP + "}",
+    "an array nested deep": '[{"question": "a", "answer": "b", "other": ' + DEEP + "}]",
+    "an object over lines, nested deep": '{"question": "a",\n"answer": ' + DEEP + "}",
+}
 # Fields of result.json that are read, and were not declared.
 UNDECLARED = (
     *("base_token_accuracy", "base_exact_match", "base_log10_p", "effective_parameters"),
@@ -67,6 +75,9 @@ def cases() -> Iterator[Case]:
             argv = ("fit", "runs", "figures=false", "draws=0")
             title = f"{field} is {str(value)[:9]}"
             yield _case(title, argv, change, says=field, base="swept")
+    for name, content in DEEP_FACTS.items():
+        argv = ("sweep", "data=jsonl", "data.path=f.jsonl", "seqlen=all", "--dry-run")
+        yield _case(name, argv, put("f.jsonl", content), says="f.jsonl")
     for name, content in FACTS.items():
         argv = ("sweep", "data=jsonl", "data.path=f.csv", "seqlen=all", "--dry-run")
         yield _case(name, argv, put("f.csv", content), says="f.csv")

@@ -183,7 +183,7 @@ def _check_finite(value: Any) -> None:
 def _smaller(data: bytes) -> Iterator[bytes]:
     """Smaller inputs: of JSON without a field or an entry each, of bytes without a part."""
     try:
-        tree = json.loads(data)
+        paths = _paths(json.loads(data))
     except (ValueError, RecursionError):
         step = len(data) // 2
         while step:
@@ -193,7 +193,7 @@ def _smaller(data: bytes) -> Iterator[bytes]:
         return
 
     # Outer values first: most of a tree has nothing to do with a fault.
-    for path in _paths(tree):
+    for path in paths:
         pruned = json.loads(data)
         inner = pruned
         for key in path[:-1]:
