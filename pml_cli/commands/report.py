@@ -20,10 +20,13 @@ from pml_cli.report import law_folder
 from pml_cli.report.fitting import audited_groups, fit_with_progress
 from pml_cli.report.output import consoles
 from pml_cli.report.run_notes import print_notes
-from pml_cli.results.folder import writable_folder
+from pml_cli.results.folder import RESULT, writable_folder
 from pml_cli.results.read import finished_runs, read_failures
 
 FILE_NAME = "report.html"
+
+# By which a page is known, in its head.
+GENERATOR = b'<meta name="generator" content="pml report">'
 
 
 def run(
@@ -77,15 +80,30 @@ def run(
 
 
 def _file(paths: list[Path], settings: Report) -> Path:
-    """Where the page goes: `out`, which may name a folder too.
+    """Where the page goes: `out`, a file or a folder; else report.html in the first path.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or what is there is no page.
     """
-    file = Path(settings.out) if settings.out else paths[0] / FILE_NAME
-    if file.is_dir():
-        file = file / FILE_NAME
-    # A folder that does not exist is named by what reads the runs.
-    if settings.out:
+    if settings.out is None:
+        # Nothing is added to the folder of a run; the page lies beside it.
+        is_run = (paths[0] / RESULT).exists()
+        file = paths[0].with_name(f"{paths[0].name}.html") if is_run else paths[0] / FILE_NAME
+    else:
+        file = Path(settings.out)
+        if file.is_dir() or settings.out.endswith("/"):
+            file = file / FILE_NAME
         writable_folder(file.parent)
+
+    if file.exists() and not _is_page(file):
+        option = f"out={settings.out}" if settings.out else str(file)
+        raise UserError(f"{option}: {file} is there and is no page of pml; give another out=")
     return file
+
+
+def _is_page(file: Path) -> bool:
+    """Whether a file is what `pml report` writes."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return GENERATOR in opened.read(2000)

@@ -34,7 +34,7 @@ FACTS = {
 }
 # A message quotes an override; it is as long as the user made it.
 LONG_OVERRIDES = {
-    "a key of 100,000 letters": f"{LONG}=1",
+    "an override with a key of 100,000 letters": f"{LONG}=1",
     "no value, of 100,000 letters": LONG,
     "a sign before 100,000 letters": f"+{LONG}=1",
     "a key of 3,000 brackets": "range(1," * 3000,

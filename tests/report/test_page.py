@@ -102,8 +102,10 @@ def test_the_predictor_says_what_pml_predict_says(tmp_path, page_of, quick):
     quick("fit", "runs", "figures=false", "draws=50")
     for length in (64, 256):
         asked = quick("predict", "runs", f"seqlen={length}", "--json")
-        (row,) = json.loads(asked.stdout)[0]["rows"][:1]
-        assert table["value"][table["length"].index(length)] == row["rank"]["value"]
+        rows = json.loads(asked.stdout)[0]["rows"]
+        assert [row["chance"] for row in rows] == [ranks["chance"] for ranks in table["chances"]]
+        for row, ranks in zip(rows, table["chances"], strict=True):
+            assert ranks["value"][table["length"].index(length)] == row["rank"]["value"]
 
 
 def test_losses_are_compared_at_their_best_rates(tmp_path, page_of):
@@ -114,6 +116,49 @@ def test_losses_are_compared_at_their_best_rates(tmp_path, page_of):
     plain, margin = json.loads(page_of().data)["losses"]
     assert (plain["rate"], plain["tokens"]) == ("0.1", 0.9)
     assert (margin["rate"], margin["runs"]) == ("0.5", 4)
+
+
+def test_a_rate_of_fewer_cells_is_no_match(tmp_path, page_of):
+    best = {"token_accuracy": 1.0, "exact_match": 1.0}
+    write(tmp_path / "runs" / "a", *grid(lengths=(64,)))
+    write(tmp_path / "runs" / "b", result(32, 64, lr=0.1, **best))
+    write(tmp_path / "runs" / "c", *grid(lengths=(64,), loss="memft_margin"))
+    plain, _ = json.loads(page_of().data)["losses"]
+    assert plain["rate"] == "0.01" and plain["runs"] == 5
+
+
+def test_losses_under_other_settings_are_not_compared(tmp_path, page_of):
+    write(tmp_path / "runs" / "a", *grid(steps=10))
+    write(tmp_path / "runs" / "b", *grid(loss="memft_margin", steps=1000))
+    assert "losses" not in json.loads(page_of().data)
+
+
+def test_what_pml_forgetting_measured_is_shown(tmp_path, page_of):
+    write(tmp_path / "runs", result(2, 32))
+    group = {"loss": "sft", "method": "sft", "rank": 2, "harm": 0.5, "recall": 0.25, "seqlen": 32}
+    for place in ("runs", "runs/below"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        (tmp_path / place / "forgetting.json").write_text(json.dumps({"groups": [group]}))
+    (point, _) = json.loads(page_of().data)["forgetting"]
+    assert (point["harm"], point["recall"], point["method"]) == (0.5, 0.25, "sft")
+
+    (tmp_path / "runs/below/forgetting.json").write_text('{"groups": [{"harm": "x"}]}')
+    page = page_of()
+    assert len(json.loads(page.data)["forgetting"]) == 1
+    assert "run pml forgetting again" in " ".join(page.texts)
+
+
+def test_whole_numbers_keep_every_digit():
+    values = [131072.0, 10001.0, 0.123456789]
+    assert jsonable(values) == [131072, 10001, 0.12346]
+
+
+def test_runs_whose_tokens_are_damaged_are_named(tmp_path, page_of):
+    write_run(tmp_path / "runs", "tokens", token_table())
+    write_run(tmp_path / "runs", "damaged", token_table().assign(argmax_id=-5), seed=1)
+    page = page_of()
+    assert [run["id"] for run in json.loads(page.data)["tokens"]] == ["tokens"]
+    assert "column argmax_id has values that are no count" in " ".join(page.texts)
 
 
 def test_tokens_are_those_of_the_file(tmp_path, page_of):
@@ -172,6 +217,18 @@ def test_where_the_page_goes(tmp_path, quick):
     (tmp_path / "folder").mkdir()
     assert quick("report", "runs", "out=folder", "draws=0").returncode == 0
     assert (tmp_path / "page.html").exists() and (tmp_path / "folder/report.html").exists()
+
+    # Again over a page, but over nothing else.
+    assert quick("report", "runs", "out=page.html", "draws=0").returncode == 0
+    kept = (tmp_path / "runs/run0/result.json").read_bytes()
+    for place in ("runs/run0/result.json", "/dev/null"):
+        refused = quick("report", "runs", f"out={place}", "draws=0")
+        assert refused.returncode == 2 and "no page of pml" in refused.stderr
+    assert (tmp_path / "runs/run0/result.json").read_bytes() == kept
+    assert quick("report", "runs/run0", "draws=0").returncode == 0
+    assert (tmp_path / "runs/run0.html").exists()
+    assert quick("report", "runs", "out=new/", "draws=0").returncode == 0
+    assert (tmp_path / "new/report.html").exists()
 
     refused = quick("report", "none")
     assert refused.returncode == 2 and "none" in refused.stderr

@@ -97,9 +97,12 @@ def test_a_length_is_answered_by_a_rank(opened, small):
     page = opened(small)
     page.locator("#predictor").scroll_into_view_if_needed()
     page.fill("#predictor-length", "64")
-    assert page.inner_text("#predictor-answer").startswith("rank ")
+    assert page.inner_text("#predictor-answer").startswith("50 %: rank ")
+    assert " · 90 %: rank " in page.inner_text("#predictor-answer")
+    for wrong in ("10000000", "64.5", ""):
+        page.fill("#predictor-length", wrong)
+        assert "type a whole number from" in page.inner_text("#predictor-answer")
     page.fill("#predictor-length", "10000000")
-    assert "type a length from" in page.inner_text("#predictor-answer")
     assert "seqlen=10000000" in page.inner_text("#predictor")
 
 

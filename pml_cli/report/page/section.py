@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,11 @@ class Sources:
     shown_runs: int
     """Of how many runs the tokens are shown."""
 
+    @property
+    def quoted_paths(self) -> str:
+        """The paths as words of a shell."""
+        return shlex.join(str(path) for path in self.paths)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -51,7 +57,7 @@ class Section:
 
 
 def jsonable(value: Any) -> Any:
-    """Values of JSON: numbers that are none become null, floats keep five digits."""
+    """Values of JSON: numbers that are none become null, fractions keep five digits."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray | pd.Series):
@@ -61,7 +67,10 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, np.generic):
         return jsonable(value.item())
     if isinstance(value, float):
-        return float(f"{value:.5g}") if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        # Lengths and ranks are whole numbers, and stay what they are.
+        return value if value.is_integer() else float(f"{value:.5g}")
     if value is pd.NA or value is pd.NaT:
         return None
     return value

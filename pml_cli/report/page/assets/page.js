@@ -15,8 +15,10 @@ function label(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
+// Whole numbers in full: ranks and lengths are told apart by every digit.
 function shown(value, digits = 4) {
-  return typeof value === "number" ? String(Number(value.toPrecision(digits))) : "";
+  if (typeof value !== "number") return "";
+  return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(digits)));
 }
 
 function axis(title, more = {}) {

@@ -66,7 +66,7 @@ STARTS.set("tokens", () => {
         hasFailed = false;
         paragraph = document.createElement("p");
         const prompt = run.prompts[sample];
-        if (prompt) paragraph.append(element("span", `${prompt} `, "prompt"));
+        if (prompt) paragraph.append(element("span", /\s$/.test(prompt) ? prompt : `${prompt} `, "prompt"));
         panel.append(paragraph);
       }
       const isFailure = !hasFailed && !run.correct[index];

@@ -21,7 +21,8 @@ MOST_FAILURES = 50
 # Of env.json, beside its versions.
 ENVIRONMENT = ("platform", "device", "dtype", "commit")
 
-# Different values of one entry that are named.
+# Entries that are shown, and different values of one that are named.
+MOST_ENTRIES = 40
 MOST_VALUES = 5
 
 COLUMNS = ("id", "rank", "target_tokens", "base_loss", "final_loss", "delta_loss")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from pml_cli.errors import UserError
@@ -14,7 +13,8 @@ from pml_cli.io import table_records
 from pml_cli.report.page.section import Section, Sources
 from pml_cli.validation import Number, read_json
 
-FILE = Path("forgetting", "forgetting.json")
+# Of a folder of runs, and of folders of them: where `pml forgetting` and `pml memorize` write.
+PLACES = ("forgetting.json", "*/forgetting.json", "*/*/forgetting.json")
 
 
 class GroupFields(TypedDict, total=False):
@@ -38,10 +38,9 @@ class ReportFields(TypedDict):
 def section(sources: Sources) -> Section:
     """A point a cell; or how to measure it."""
     notes: list[str] = []
-    points = []
-    for path in sources.paths:
-        points += _points(path, notes)
-    command = f"pml forgetting {sources.paths[0]}"
+    files = {file for path in sources.paths for place in PLACES for file in path.glob(place)}
+    points = [point for file in sorted(files) for point in _points(file, notes)]
+    command = f"pml forgetting {sources.quoted_paths}"
     return Section(
         name="forgetting",
         title="Recall against forgetting",
@@ -50,12 +49,10 @@ def section(sources: Sources) -> Section:
     )
 
 
-def _points(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    file = path / FILE
-    if not file.is_file():
-        return []
+def _points(file: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The cells of one report; of a damaged one a note."""
     try:
-        content = read_json(file, TypeAdapter(ReportFields), "run pml forgetting again")
+        content = read_json(file, ReportFields, "run pml forgetting again")
     except UserError as error:
         notes.append(str(error))
         return []

@@ -106,8 +106,8 @@ def _spread(law: FittedLaw) -> list[float]:
             sizes.add(power)
         power *= 2
     ordered = sorted(sizes)
-    step = -(-len(ordered) // MOST_LINES)
-    return ordered[::step]
+    positions = np.linspace(0, len(ordered) - 1, min(len(ordered), MOST_LINES)).round().astype(int)
+    return [ordered[position] for position in positions]
 
 
 def _surface(law: FittedLaw) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def section(sources: Sources) -> Section | None:
         title="Which rank does a text take?",
         context={
             "groups": [table["name"] for table in data],
-            "path": str(sources.paths[0]),
+            "paths": sources.quoted_paths,
             "length": data[0]["trained"][1],
         },
         data=data,
@@ -49,20 +49,29 @@ def _table(law: FittedLaw, trained: Array) -> dict[str, Any] | None:
     lengths = np.union1d(between, trained)
     question = Question(lengths=lengths.tolist())
     answered = answer(law, parse_target("verbatim"), question)
-    # Rows of the first probability of recall: one half where there are several.
-    rows = {row["length"]: row for row in reversed(answered["rows"])}
-    if "reason" in answered or not rows:
+    if "reason" in answered or not answered["rows"]:
         return None
 
+    by_chance: dict[float, dict[float, dict[str, Any]]] = {}
+    for row in answered["rows"]:
+        by_chance.setdefault(row["chance"], {})[row["length"]] = row
+    chances = [_ranks(chance, rows) for chance, rows in sorted(by_chance.items())]
+    return {
+        "name": law.name,
+        "length": sorted(by_chance[chances[0]["chance"]]),
+        "chances": chances,
+        "trained": [low, high],
+    }
+
+
+def _ranks(chance: float, rows: dict[float, dict[str, Any]]) -> dict[str, Any]:
+    """The least ranks for one chance of recall, by length."""
     ordered = [rows[length] for length in sorted(rows)]
     ranks = [row["rank"] for row in ordered]
     return {
-        "name": law.name,
-        "length": [row["length"] for row in ordered],
+        "chance": chance,
         "value": [rank["value"] for rank in ranks],
         "low": [rank["low"] for rank in ranks],
         "high": [rank["high"] for rank in ranks],
         "outside": [row["outside"] for row in ordered],
-        "trained": [low, high],
-        "probability": ordered[0].get("p", 0.5),
     }

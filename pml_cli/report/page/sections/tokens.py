@@ -31,6 +31,9 @@ MOST_STEPS = 30
 MOST_SAMPLES = 40
 MOST_TOKENS = 1000
 
+# Runs that cannot be read and are named.
+MOST_NOTES = 5
+
 # p is written in one byte.
 LEVELS = 255
 
@@ -38,19 +41,26 @@ LEVELS = 255
 def section(sources: Sources) -> Section | None:
     """One run at a time."""
     shown: list[dict[str, Any]] = []
+    left_out: list[str] = []
     for row in _telling(sources.groups):
         if len(shown) == sources.shown_runs:
             break
-        run = _run(RunFolder(Path(row["folder"]).parent, Path(row["folder"]).name))
-        if run is not None:
-            shown.append(run | {"id": row["id"], "rank": row["rank"]})
-    if not shown:
+        try:
+            run = _run(RunFolder(Path(row["folder"]).parent, Path(row["folder"]).name))
+        except FileNotFoundError:
+            # Runs may be kept without their tokens.
+            continue
+        except (IrregularError, OSError, UserError) as error:
+            left_out.append(f"{row['folder']}: {error}")
+            continue
+        shown.append(run | {"id": row["id"], "rank": row["rank"]})
+    if not shown and not left_out:
         return None
     return Section(
         name="tokens",
         title="Token by token, while it is learned",
-        context={"runs": [run["id"] for run in shown]},
-        data=shown,
+        context={"runs": [run["id"] for run in shown], "left_out": left_out[:MOST_NOTES]},
+        data=shown or None,
     )
 
 
@@ -73,15 +83,14 @@ def _of_group(group: GroupFit) -> Iterator[pd.Series]:
         yield cells.loc[position]
 
 
-def _run(folder: RunFolder) -> dict[str, Any] | None:
-    """Steps, samples and p of one run; None where its files cannot be read."""
-    try:
-        grid = read_grid(folder.tokens, ["token_id", "p", "correct", "argmax_id"])
-        rows = read_samples(folder) or []
-    # Other reports say what cannot be read.
-    except (IrregularError, OSError, UserError):
-        return None
+def _run(folder: RunFolder) -> dict[str, Any]:
+    """Steps, samples and p of one run.
 
+    Raises:
+        IrregularError, OSError, UserError: a file of it cannot be read.
+    """
+    grid = read_grid(folder.tokens, ["token_id", "p", "correct", "argmax_id"])
+    rows = read_samples(folder) or []
     steps = len(grid["step"])
     kept_steps = np.unique(np.linspace(0, steps - 1, min(steps, MOST_STEPS)).round().astype(int))
     kept_tokens = np.flatnonzero(grid["sample"][0] < MOST_SAMPLES)[:MOST_TOKENS]

@@ -62,6 +62,8 @@ def _law(group: GroupFit, several: bool) -> str:
 def _recalled(runs: pd.DataFrame) -> str:
     exact = pd.to_numeric(runs["exact_match"], errors="coerce")
     measured = int(exact.notna().sum())
+    if not measured:
+        return "Exact recall was not measured."
     whole = runs[exact == 1]
     if whole.empty:
         return f"None of {counted(measured, 'adapter')} recalls its text whole."
