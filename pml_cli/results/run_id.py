@@ -192,7 +192,8 @@ def changed_settings(settings: Any) -> dict[str, Any]:
 
     # vars, not asdict, which is slow for ten thousand cells: settings are not nested.
     return {
-        name: value
+        # -0.0 is 0.0, but not as a text.
+        name: 0.0 if isinstance(value, float) and value == 0 else value
         for name, value in vars(settings).items()
         if name in DISCRIMINATORS or value not in (defaults[name], absent.get(name, defaults[name]))
     }

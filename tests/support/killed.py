@@ -10,13 +10,20 @@ from safetensors.torch import load_file
 
 def check_readable(out):
     """Whatever lies under its final name is complete."""
-    for path in out.rglob("*.json"):
+    for path in _final(out, "*.json"):
         json.loads(path.read_text())
-    for path in out.rglob("*.parquet"):
+    for path in _final(out, "*.parquet"):
         pq.read_metadata(path)
-    for path in out.rglob("*.safetensors"):
-        if not path.name.startswith("."):
-            load_file(path)
+    for path in _final(out, "*.safetensors"):
+        load_file(path)
+
+
+def _final(out, pattern):
+    """Files that are not hidden, and in no hidden folder but pml's own: those are half-written."""
+    for path in out.rglob(pattern):
+        parts = path.relative_to(out).parts
+        if not any(part.startswith(".") and part != ".pml" for part in parts):
+            yield path
 
 
 def check_equal_runs(folder, reference):
