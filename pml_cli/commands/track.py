@@ -114,14 +114,20 @@ def _follow(mirror: _Mirror, tracker: Tracker, every: float) -> None:
         activity = _activity(mirror.path)
         mirror.round(tracker)
         idle_looks = idle_looks + 1 if activity is Activity.IDLE else 0
+        # Runs without a sweep were copied here; without any, the sweep is yet to come.
+        has_runs = bool(mirror.names or mirror.present or mirror.left_out)
+        is_over = activity is Activity.ENDED or (activity is Activity.NONE and has_runs)
         # A sweep that is being started has no process for a moment.
-        if activity is Activity.ENDED or idle_looks == 2:
+        if is_over or idle_looks == 2:
             return
         time.sleep(every)
 
 
 class Activity(Enum):
     """What becomes of the sweeps below a folder."""
+
+    NONE = auto()
+    """There is no sweep."""
 
     ENDED = auto()
     """Every cell is done or has failed."""
@@ -133,12 +139,14 @@ class Activity(Enum):
 
 
 def _activity(path: Path) -> Activity:
-    activity = Activity.ENDED
+    activity = Activity.NONE
     for folder, children, _ in os.walk(path):
         has_sweep = PML in children
         children[:] = [child for child in children if not child.startswith(".")]
         if not has_sweep:
             continue
+        if activity is Activity.NONE:
+            activity = Activity.ENDED
         try:
             snapshot = Watcher(Path(folder)).look()
         except UserError:

@@ -88,6 +88,7 @@ def read_runs(
 
         for path in _find(root, RESULT):
             try:
+                _check_name(path.parent)
                 result = _read_result(path)
             except UserError as error:
                 if left_out is None:
@@ -210,6 +211,18 @@ def _find(root: Path, name: str) -> Iterator[Path]:
         )
         if name in files:
             yield Path(folder) / name
+
+
+def _check_name(folder: Path) -> None:
+    """Refuse a folder of which no table and no report can tell the name.
+
+    Raises:
+        UserError: the name is no UTF-8.
+    """
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{folder}: its name is no UTF-8; rename it") from error
 
 
 def _read_result(path: Path) -> dict[str, Any] | None:

@@ -230,9 +230,10 @@ def wait_for(condition, seconds=60):
 def test_a_growing_folder_is_followed_to_its_end(quick, tmp_path, listing):
     # A pack a cell.
     cells = [word.replace("rank=1,2", "rank=1,2,3") for word in SWEEP]
+    # Followed before the sweep is there.
+    (tmp_path / "runs").mkdir()
     sweep = start(tmp_path, *cells, "launch.pack_tokens=8")
     try:
-        wait_for(lambda: list(tmp_path.glob("runs/.pml/requests/*.json")))
         done = quick("track", "runs", "--to", "listing", "--follow", "--every", "1")
         assert sweep.wait(60) == 0
     finally:

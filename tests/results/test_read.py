@@ -1,6 +1,9 @@
 """Runs read back: what is found below folders, and what is said where there is nothing."""
 
+import os
+
 import pytest
+from support.planted_laws import result
 
 from pml_cli.errors import UserError
 from pml_cli.results.folder import RunFolder
@@ -70,3 +73,12 @@ def test_a_folder_with_runs_of_another_format_is_refused(tmp_path):
     (tmp_path / "other/result.json").write_text('{"format": 7, "id": "other"}')
     with pytest.raises(UserError, match=r"format 7 is not this version's \(1\); use another out="):
         check_formats(tmp_path)
+
+
+def test_a_folder_whose_name_is_no_text_is_named(tmp_path):
+    RunFolder(tmp_path, "run").finish(result(2, 32))
+    (tmp_path / "run").rename(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
+    with pytest.raises(UserError, match="its name is no UTF-8; rename it"):
+        read_runs([tmp_path])
+    left_out = []
+    assert read_runs([tmp_path], left_out=left_out).empty and len(left_out) == 1
