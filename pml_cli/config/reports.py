@@ -63,8 +63,8 @@ class RunSettings(ReportSettings):
 
 
 @dataclass(kw_only=True)
-class Fit(ReportSettings):
-    """Settings of `pml fit`."""
+class LawSettings(ReportSettings):
+    """Common to the commands that fit laws."""
 
     saturated_below: float = setting(
         # ln 2: p = 1/2. The paper writes 0.69.
@@ -74,10 +74,6 @@ class Fit(ReportSettings):
         minimum=0,
         finite=True,
     )
-    out: str | None = setting(
-        None, help="folder of the report", path="any", special={None: "fit/ in the first path"}
-    )
-    figures: bool = setting(True, help="draw figures")
     draws: int = setting(
         4000,
         help="bootstrap draws behind the intervals",
@@ -99,7 +95,17 @@ class Fit(ReportSettings):
 
 
 @dataclass(kw_only=True)
-class Report(Fit):
+class Fit(LawSettings):
+    """Settings of `pml fit`."""
+
+    out: str | None = setting(
+        None, help="folder of the report", path="any", special={None: "fit/ in the first path"}
+    )
+    figures: bool = setting(True, help="draw figures")
+
+
+@dataclass(kw_only=True)
+class Report(LawSettings):
     """Settings of `pml report`, which fits as `pml fit` does."""
 
     out: str | None = setting(

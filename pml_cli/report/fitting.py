@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pandas as pd
 from rich.console import Console
 
-from pml_cli.config.reports import Fit
+from pml_cli.config.reports import LawSettings
 from pml_cli.law.fit_groups import GroupFit, audit, fit_group, with_columns
 from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report.progress import CountDisplay
@@ -19,7 +19,7 @@ Group: TypeAlias = tuple[dict[str, Any], pd.DataFrame]
 """The settings that cells share, and the cells."""
 
 
-def audited_groups(runs: pd.DataFrame, settings: Fit) -> list[Group]:
+def audited_groups(runs: pd.DataFrame, settings: LawSettings) -> list[Group]:
     """The runs in groups of comparable cells, each with whether a law may use it, and why not.
 
     Args:
@@ -37,7 +37,7 @@ def audited_groups(runs: pd.DataFrame, settings: Fit) -> list[Group]:
 
 def fit_with_progress(
     groups: Sequence[Group],
-    settings: Fit,
+    settings: LawSettings,
     progress: Console,
 ) -> list[GroupFit]:
     """Fit each group, with a display of the bootstrap's progress.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pml_cli import io
-from pml_cli.config.reports import Fit
+from pml_cli.config.reports import Fit, LawSettings
 from pml_cli.errors import UserError
 from pml_cli.law import law_json
 from pml_cli.law.fit_groups import GroupFit
@@ -82,7 +82,7 @@ def write(
 
 def law_content(
     groups: list[GroupFit],
-    settings: Fit,
+    settings: LawSettings,
     comparisons: Sequence[Comparison] = (),
     lines: Sequence[BitsLine] = (),
 ) -> law_json.LawFile:
