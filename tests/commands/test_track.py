@@ -227,6 +227,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_growing_folder_is_followed_to_its_end(quick, tmp_path, listing):
     # A pack a cell.
     cells = [word.replace("rank=1,2", "rank=1,2,3") for word in SWEEP]

@@ -52,6 +52,7 @@ def test_a_law_of_effective_parameters_is_found_where_it_was_planted(tmp_path):
     assert load(tmp_path / "fit")[0].axis.name == "effective"
 
 
+@pytest.mark.slow
 def test_groups_with_one_law_may_share_their_exponents(tmp_path):
     write_group(tmp_path / "a")
     write_group(tmp_path / "b", model="other")

@@ -171,6 +171,7 @@ def test_where_a_law_with_b_below_0_ends_nothing_is_gained(law_report, tmp_path)
     assert 0 < row["length"]["low"] <= row["length"]["value"] <= row["length"]["high"] < 1e6
 
 
+@pytest.mark.slow
 def test_without_a_base_loss_of_its_own_the_band_spans_those_of_the_texts(tmp_path):
     rows = []
     for text, base in enumerate((4.0, 6.0, 8.0)):

@@ -153,6 +153,7 @@ def test_a_finished_run_of_other_tokens_is_kept_at_every_moment(tmp_path):
             check_complete(folder, "new")
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_or_not_yet_at_every_moment(tmp_path):
     root = tmp_path / "runs"
     folder = RunFolder(root, "run-0123456789")

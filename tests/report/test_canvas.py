@@ -33,7 +33,10 @@ LONG = (
     "SmolLM2-135M-Instruct-of-a-long-name, jsonl:facts-of-the-factory, linear, "
     "memft_margin(switch=1.0), layer [3, 4], model.path=53947f data.prompt=Text: train.batch=4"
 )
-NAMES = pytest.mark.parametrize("name", ["tiny", LONG], ids=["short", "long"])
+NAMES = pytest.mark.parametrize(
+    "name",
+    [pytest.param("tiny", id="short", marks=pytest.mark.slow), pytest.param(LONG, id="long")],
+)
 COUNTS = pytest.mark.parametrize("count", [1, 12])
 
 LAWS = of_report("law")

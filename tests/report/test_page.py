@@ -184,6 +184,7 @@ def test_without_tokens_or_law_the_rest_is_shown(tmp_path, page_of):
     assert "follows no law that these cells identify" in " ".join(page.texts)
 
 
+@pytest.mark.slow
 def test_texts_of_files_are_no_markup(tmp_path, page_of):
     write(tmp_path / "runs", *grid(ranks=(2, 4, 8), lengths=(32, 64)))
     scripts = page_of().counts["script"]

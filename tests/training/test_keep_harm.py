@@ -114,6 +114,7 @@ def test_the_harm_is_what_the_plain_model_says(float64_base, text, adapter):
     assert abs(harm) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_limit_is_met_packed_as_alone(float64_base, text):
     """Cells with limits of their own, beside one with a fixed lambda and one without."""
     losses = [
