@@ -68,10 +68,15 @@ STARTS.set("law", () => {
     };
   }
 
-  // On paper a canvas of WebGL is empty, so that a picture of it stands by.
-  async function picture(chart) {
-    const url = await Plotly.toImage(chart, { format: "png", width: 900, height: 780 });
-    byId("law-surface-print").src = url;
+  // On paper a canvas of WebGL is empty, and some browsers have none.
+  function picture(group) {
+    const image = byId("law-surface-print");
+    image.hidden = !group.picture;
+    if (group.picture) image.src = group.picture;
+    const hasWebGL = Boolean(document.createElement("canvas").getContext("webgl"));
+    image.classList.toggle("paper", hasWebGL);
+    byId("law-surface").hidden = !hasWebGL;
+    return hasWebGL;
   }
 
   function parameters(group) {
@@ -83,7 +88,7 @@ STARTS.set("law", () => {
   function show() {
     const group = DATA.law[chosen("law-group")];
     draw("law-lines", () => lines(group));
-    draw("law-surface", () => surface(group)).then(picture);
+    if (picture(group)) draw("law-surface", () => surface(group));
     parameters(group);
     document.querySelectorAll(".note").forEach((note) => { note.hidden = Number(note.dataset.group) !== chosen("law-group"); });
   }
