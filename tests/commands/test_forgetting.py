@@ -149,6 +149,7 @@ def test_interrupted_it_goes_on(swept, forgetting, monkeypatch, tmp_path):
     assert "2 runs, 1 of them measured now" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_a_text_of_the_user_and_the_models_own(swept, forgetting, tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("The pump in hall 3 was replaced on Monday, and nobody told the office. " * 80)

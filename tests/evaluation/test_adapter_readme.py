@@ -171,6 +171,7 @@ def test_without_an_end_it_prints_as_many_tokens_as_the_target_has(trained, fact
     assert run_script(folder, here=True) == row["target"]
 
 
+@pytest.mark.slow
 def test_a_sample_that_was_cut_is_said(trained, tmp_path):
     rows = [{"question": query, "matching": target} for query, target in FACTS]
     # A name that this process has not read: what it has read, it remembers.
@@ -184,6 +185,7 @@ def test_a_sample_that_was_cut_is_said(trained, tmp_path):
     assert printed(folder)[-1].startswith(sample["target"])
 
 
+@pytest.mark.slow
 def test_a_model_without_a_tokenizer_prints_ids(trained, model_folder):
     path = model_folder("llama")
     options = ["model=hf", f"model.path={path}", "data=random", "adapter=linear"]

@@ -153,6 +153,7 @@ def test_no_mean_begins_before_the_first_step(tiny_base, text):
     assert penalty.limit.penalty_K.item() > 0
 
 
+@pytest.mark.slow
 def test_it_lowers_the_harm(tiny_base, text):
     harms = []
     for keep in (1e-6, 1.0, 30.0):
