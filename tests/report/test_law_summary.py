@@ -2,9 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-from support.law_groups import groups_of
-from support.planted_laws import grid, several_texts
 from support.printing import printed
 
 from pml_cli.law.findings import finding
@@ -12,18 +9,6 @@ from pml_cli.law.model_selection import EDGE
 from pml_cli.report.tables.law_summary import MOST_LINES, summary, summary_table
 
 NEXT = "pml predict outputs/sweep seqlen=1024"
-
-
-@pytest.fixture(scope="module")
-def group():
-    (only,) = groups_of(*several_texts(texts=(0, 1)))
-    return only
-
-
-@pytest.fixture(scope="module")
-def unidentified():
-    (only,) = groups_of(*grid(ranks=(2, 4), lengths=(64, 128)))
-    return only
 
 
 def test_the_law_its_intervals_and_its_errors_come_first(group):

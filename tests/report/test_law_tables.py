@@ -4,8 +4,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from support.law_groups import groups_of
-from support.planted_laws import grid, several_texts
 from support.printing import printed
 
 from pml_cli.law.findings import OK
@@ -13,18 +11,6 @@ from pml_cli.law.group_comparison import Comparison, Group, Tie
 from pml_cli.law.model_selection import EDGE
 from pml_cli.law.observations import PARAMETERS, RANK
 from pml_cli.report.tables import law as tables
-
-
-@pytest.fixture(scope="module")
-def group():
-    (only,) = groups_of(*several_texts(texts=(0, 1)))
-    return only
-
-
-@pytest.fixture(scope="module")
-def unidentified():
-    (only,) = groups_of(*grid(ranks=(2, 4), lengths=(64, 128)))
-    return only
 
 
 def test_the_papers_law_has_its_parameters_and_counts(group):

@@ -8,8 +8,9 @@ import pandas as pd
 
 from pml_cli.report.page.section import Section, Sources
 
-# What makes two runs the same cell, but for the loss.
 RECALL = ["exact_match", "token_accuracy"]
+
+# What makes two runs the same cell, but for the loss.
 CELL = [
     *("model", "data", "adapter", "layer", "setting", "steps"),
     *("rank", "target_tokens", "data_seed", "seed"),
@@ -18,17 +19,14 @@ CELL = [
 
 def section(sources: Sources) -> Section | None:
     """Recall against rank, a line a loss; None with a single loss, or none that share cells."""
-    runs = sources.runs.reindex(columns=[*CELL, "loss", "lr", *RECALL])
-    losses = sorted({str(loss) for loss in runs["loss"]}, key=lambda name: (name != "sft", name))
+    runs = _named(sources.runs)
+    losses = sorted(set(runs["loss"]), key=lambda name: (name != "sft", name))
     if len(losses) < 2:
         return None
 
-    cells = runs[CELL].astype(str).agg("|".join, axis=1)
-    runs = runs.assign(loss=runs["loss"].astype(str), lr=runs["lr"].astype(str), cell=cells)
-    several_rates = bool((runs.groupby("loss")["lr"].nunique() > 1).any())
-    runs = pd.concat([_at_best_rate(runs, loss) for loss in losses])
-    present = runs.groupby("cell")["loss"].transform("nunique")
-    shared = runs[present == len(losses)]
+    at_best = pd.concat([_at_best_rate(runs, loss) for loss in losses])
+    losses_of_cell = at_best.groupby("cell")["loss"].transform("nunique")
+    shared = at_best[losses_of_cell == len(losses)]
     if shared.empty:
         return None
 
@@ -39,10 +37,25 @@ def section(sources: Sources) -> Section | None:
         context={
             "lines": lines,
             "cells": shared["cell"].nunique(),
-            "several_rates": several_rates,
+            "several_rates": _has_several_rates(runs),
         },
         data=lines,
     )
+
+
+def _named(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with loss and rate as texts, and with a name for the cell."""
+    table = runs.reindex(columns=[*CELL, "loss", "lr", *RECALL])
+    return table.assign(
+        loss=table["loss"].astype(str),
+        lr=table["lr"].astype(str),
+        cell=table[CELL].astype(str).agg("|".join, axis=1),
+    )
+
+
+def _has_several_rates(runs: pd.DataFrame) -> bool:
+    rates = runs.groupby("loss")["lr"].nunique()
+    return bool((rates > 1).any())
 
 
 def _at_best_rate(runs: pd.DataFrame, loss: str) -> pd.DataFrame:
@@ -52,14 +65,16 @@ def _at_best_rate(runs: pd.DataFrame, loss: str) -> pd.DataFrame:
     recalls most of those.
     """
     own = runs[runs["loss"] == loss]
-    others = runs[runs["loss"] != loss].groupby("cell")["loss"].nunique()
-    wanted = set(others[others == others.max()].index)
-    rates = []
-    for rate, at_rate in own.groupby("lr"):
-        compared = at_rate[at_rate["cell"].isin(wanted)]
-        recalled = compared[RECALL].apply(pd.to_numeric, errors="coerce").mean().fillna(-1)
-        rates.append((compared["cell"].nunique(), *recalled, str(rate)))
-    at_best: pd.DataFrame = own[own["lr"] == max(rates)[-1]]
+    other_losses = runs[runs["loss"] != loss].groupby("cell")["loss"].nunique()
+    compared = other_losses[other_losses == other_losses.max()].index
+
+    def merit(rate: str) -> tuple[float, ...]:
+        tried = own[(own["lr"] == rate) & own["cell"].isin(compared)]
+        recalled = tried[RECALL].apply(pd.to_numeric, errors="coerce").mean()
+        return (tried["cell"].nunique(), *recalled.fillna(-1))
+
+    best = max(sorted(set(own["lr"])), key=merit)
+    at_best: pd.DataFrame = own[own["lr"] == best]
     return at_best
 
 
