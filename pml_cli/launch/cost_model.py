@@ -22,7 +22,7 @@ from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.source import Sample
 from pml_cli.launch import packed_cost
 from pml_cli.launch.pack import Pack
-from pml_cli.model.chunk_sizes import HEAD_CHUNK, PREFIX_ROWS
+from pml_cli.model.chunk_sizes import HEAD_CHUNK, HEAD_WORDS, PREFIX_ROWS
 from pml_cli.model.dims import (
     BYTES,
     DecoderShape,
@@ -578,12 +578,15 @@ class PackWork:
         return numbers * self.float32_bytes
 
     def logits_bytes(self) -> float:
-        """The logits of one chunk in float32, and in the model's dtype where that is smaller."""
+        """The logits of one chunk and block of the vocabulary in float32, and in the model's dtype
+        where that is smaller.
+        """
         copies = 3 if self.shape.softcaps_logits else 1
         bytes_each = copies * self.float32_bytes
         if self.number_bytes < self.float32_bytes:
             bytes_each += self.number_bytes
-        return min(HEAD_CHUNK, self.scored_tokens) * self.shape.vocabulary * bytes_each
+        words = min(HEAD_WORDS, self.shape.vocabulary)
+        return min(HEAD_CHUNK, self.scored_tokens) * words * bytes_each
 
     def layer_temporary_bytes_per_token(self) -> float:
         """Temporaries of a layer while it runs."""

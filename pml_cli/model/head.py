@@ -1,9 +1,18 @@
-"""Chunked cross-entropy of the frozen head: nll, margin and argmax of target tokens.
+"""Cross-entropy of the frozen head, a block of the vocabulary at a time: nll, margin and argmax.
 
-The logits of all tokens never exist at once. What makes a training loss of these scores lies in
-training/losses.
+The logits of all tokens and words never exist at once. What makes a training loss of these scores
+lies in training/losses.
 
-Shapes: N scored tokens, D hidden size, V vocabulary, C tokens of a chunk.
+The target is kept apart from the other words. With o = log sum exp(logit) over the others,
+
+    nll = log(1 + exp(o - target logit)),    1 - p = sigmoid(o - target logit),
+
+so that both keep all their digits where p is nearly 1, and so does the derivative of the nll by
+the hidden state, (1 - p) (mean of the others' rows of the head, weighted by softmax - the target's
+row).
+
+Shapes: N scored tokens, D hidden size, V vocabulary, C tokens of a chunk, W words of a block,
+E tokens of a chunk whose derivative is formed.
 """
 
 from __future__ import annotations
@@ -15,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pml_cli.model.chunk_sizes import HEAD_CHUNK
+from pml_cli.model.chunk_sizes import CPU_HEAD_WORDS, HEAD_CHUNK, HEAD_WORDS
 
 # Logits compared at once in the search for the largest one on a CPU.
-BLOCK = 64
+COMPARED = 64
 
 
 class Head(NamedTuple):
@@ -34,13 +43,25 @@ class Head(NamedTuple):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of final hidden states (..., D), as the model's own head has them."""
-        logits = self.uncapped(hidden)
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        return self.capped(self.uncapped(hidden))
 
     def uncapped(self, hidden: Tensor) -> Tensor:
         """The same before the cap."""
         logits = F.linear(hidden, self.weight_VD, self.bias_V)
         return logits if self.factor is None else logits * self.factor
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits after the cap."""
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def cap_slope(self, logits: Tensor) -> Tensor | float:
+        """Derivative of capped logits by the uncapped ones."""
+        return 1.0 if self.cap is None else 1 - (logits / self.cap) ** 2
+
+    def words(self, block: slice) -> Head:
+        """The output layer of some words of the vocabulary."""
+        bias = None if self.bias_V is None else self.bias_V[block]
+        return self._replace(weight_VD=self.weight_VD[block], bias_V=bias)
 
 
 class TokenScores(NamedTuple):
@@ -64,28 +85,85 @@ class TokenScores(NamedTuple):
         return torch.exp(-self.nll.detach())
 
 
+class NeededTokens:
+    """The tokens whose nll had a gradient in the last backward pass, of steps on the same tokens.
+
+    A gate or a hinge leaves many tokens without one, and a token that needed none seldom needs one
+    in the next step. So the forward pass forms the derivatives of those that needed one, and
+    backward those that are missing: this changes when they are formed, not what they are. Where
+    their number would be a wait for the device, it is all of them or none.
+
+    Attributes:
+        mask_N: (N,), bool; None: all of them.
+        count: how many.
+    """
+
+    def __init__(self) -> None:
+        self.mask_N: Tensor | None = None
+        self.count = 0
+
+    def note(self, nll_grad_N: Tensor | None, target_N: Tensor) -> None:
+        """Keep which tokens have a gradient.
+
+        Args:
+            nll_grad_N: gradient of each token's nll; None: no token has one.
+            target_N: ids of the tokens.
+        """
+        if nll_grad_N is None:
+            self.mask_N = torch.zeros_like(target_N, dtype=torch.bool)
+            self.count = 0
+        elif nll_grad_N.device.type == "cpu":
+            self.restore(nll_grad_N != 0)
+        else:
+            self.mask_N = None
+
+    def restore(self, mask_N: Tensor) -> None:
+        """Take over a mask; waits for the device."""
+        self.mask_N = mask_N
+        self.count = int(mask_N.sum())
+
+    @property
+    def all_are(self) -> bool:
+        """Whether it is all of them."""
+        return self.mask_N is None or self.count == len(self.mask_N)
+
+    def order(self) -> Tensor | None:
+        """Indices of all tokens, (N,), those that need a gradient first; None: as they are."""
+        if self.mask_N is None or self.count == 0:
+            return None
+        return torch.argsort(self.mask_N.byte(), descending=True, stable=True)
+
+
 def token_nll(
-    hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int = HEAD_CHUNK
+    hidden_ND: Tensor,
+    head: Head,
+    target_N: Tensor,
+    chunk: int = HEAD_CHUNK,
+    *,
+    needed: NeededTokens | None = None,
 ) -> TokenScores:
     """Score target tokens from final hidden states, at least in float32.
 
-    If a gradient is needed, the derivative of each token's nll by its own hidden state, (softmax -
-    onehot) @ weight, is formed in the same pass, so backward needs neither the logits nor a second
-    product; that of the margin is a difference of two rows of the head. The head gets no gradient.
+    If a gradient is needed, the derivative of each token's nll by its own hidden state is formed
+    in the same pass, so backward needs neither the logits nor a second product; that of the margin
+    is a difference of two rows of the head. The head gets no gradient.
 
     Args:
         hidden_ND: final hidden states (after the last norm) at the positions that predict the
             targets, (N, D).
         head: the output layer.
         target_N: token ids, (N,).
-        chunk: tokens whose logits exist at once.
+        chunk: tokens that are scored at once.
+        needed: of steps on the same tokens: what the step before has found, which this one's
+            backward pass replaces; None: every token needs a gradient.
     """
-    scores = _HiddenScores.apply(hidden_ND, head, target_N, chunk)  # type: ignore[no-untyped-call]
+    scoring = _Scoring(head, target_N, chunk, needed)
+    scores = _HiddenScores.apply(hidden_ND, scoring)  # type: ignore[no-untyped-call]
     return TokenScores(*scores)
 
 
 def logit_nll(logits_NV: Tensor, target_N: Tensor, chunk: int = HEAD_CHUNK) -> TokenScores:
-    """The same scores from logits that exist already; backward forms the softmax again.
+    """The same scores from logits that exist already; backward forms the softmax.
 
     Args:
         logits_NV: logits at the positions that predict the targets, (N, V).
@@ -96,165 +174,289 @@ def logit_nll(logits_NV: Tensor, target_N: Tensor, chunk: int = HEAD_CHUNK) -> T
     return TokenScores(*scores)
 
 
-class _ChunkScores(NamedTuple):
-    """Scores of one chunk."""
-
-    nll: Tensor
-    """(C,)."""
-
-    margin: Tensor
-    """(C,)."""
-
-    argmax: Tensor
-    """(C,)."""
-
-    rival: Tensor
-    """Id of the largest logit other than the target's, (C,)."""
-
-    softmax: Tensor
-    """(C, V), in the memory of the logits."""
-
-
 class _Scores(NamedTuple):
-    """Scores of all tokens, filled chunk by chunk; fields as in `_ChunkScores`."""
+    """Scores of some tokens and what a backward pass needs of them, (N,) each."""
 
     nll: Tensor
     margin: Tensor
     argmax: Tensor
+
+    target_logit: Tensor
+
+    rival_logit: Tensor
+    """The largest logit other than the target's."""
+
     rival: Tensor
+    """Its id."""
 
     @classmethod
     def empty(cls, target_N: Tensor, dtype: torch.dtype) -> _Scores:
-        nll_N = torch.empty(len(target_N), dtype=dtype, device=target_N.device)
+        def numbers() -> Tensor:
+            return torch.empty(target_N.shape, dtype=dtype, device=target_N.device)
+
+        def ids() -> Tensor:
+            return torch.empty_like(target_N)
+
         return cls(
-            nll=nll_N,
-            margin=torch.empty_like(nll_N),
-            argmax=torch.empty_like(target_N),
-            rival=torch.empty_like(target_N),
+            nll=numbers(),
+            margin=numbers(),
+            argmax=ids(),
+            target_logit=numbers(),
+            rival_logit=numbers(),
+            rival=ids(),
         )
 
-    def fill(self, rows: slice, chunk: _ChunkScores) -> None:
-        self.nll[rows] = chunk.nll
-        self.margin[rows] = chunk.margin
-        self.argmax[rows] = chunk.argmax
-        self.rival[rows] = chunk.rival
+    def fill(self, rows: slice | Tensor, part: _Scores) -> None:
+        """Put the scores of some tokens in their places."""
+        for values, values_of_part in zip(self, part, strict=True):
+            values[rows] = values_of_part
 
 
-def _chunks(tokens: int, chunk: int) -> Iterator[slice]:
-    for start in range(0, tokens, chunk):
-        yield slice(start, start + chunk)
+def _slices(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+class _Scoring(NamedTuple):
+    """What is scored, and how: the arguments of `token_nll`."""
+
+    head: Head
+    target_N: Tensor
+    chunk: int
+    needed: NeededTokens | None
 
 
 class _HiddenScores(torch.autograd.Function):
     """Scores from hidden states; the gradient of the nll is formed in the forward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden_ND: Tensor, head: Head, target_N: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        scorer = _HiddenScorer(hidden_ND, head, target_N)
-        for rows in _chunks(len(target_N), chunk):
-            # Logits are local to this call, so those of two chunks never exist at once.
-            scorer.score(rows)
+    def forward(ctx: Any, hidden_ND: Tensor, scoring: _Scoring) -> tuple[Tensor, Tensor, Tensor]:
+        target_N, needed = scoring.target_N, scoring.needed
+        scorer = _HiddenScorer(hidden_ND, scoring)
+        formed_N = None
+        if not hidden_ND.requires_grad:
+            scorer.score(None, derived=0)
+        elif needed is None or needed.all_are:
+            scorer.score(None, derived=len(target_N))
+        else:
+            formed_N = needed.mask_N
+            scorer.score(needed.order(), derived=needed.count)
 
         scores = scorer.scores
+        ctx.scoring = scoring
         ctx.save_for_backward(
+            # For what backward forms.
+            None if formed_N is None else hidden_ND,
             scorer.nll_by_hidden_ND,
-            head.weight_VD,
-            target_N,
+            formed_N,
+            scores.target_logit,
+            scores.rival_logit,
             scores.rival,
-            scorer.cap_slopes_2N,
         )
-        ctx.factor = head.factor
         ctx.mark_non_differentiable(scores.argmax)
         ctx.set_materialize_grads(False)
         return scores.nll, scores.margin, scores.argmax
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
         nll_grad_N, margin_grad_N = grads[:2]
-        nll_by_hidden_ND, weight_VD, target_N, rival_N, cap_slopes_2N = ctx.saved_tensors
+        hidden_ND, nll_by_hidden_ND, formed_N = ctx.saved_tensors[:3]
+        target_logit_N, rival_logit_N, rival_N = ctx.saved_tensors[3:]
+        head, target_N, _, needed = ctx.scoring
+        if needed is not None:
+            needed.note(nll_grad_N, target_N)
 
-        total_ND: Tensor | None = None
+        hidden_grad_ND: Tensor | None = None
         if nll_grad_N is not None:
-            total_ND = nll_grad_N[:, None] * nll_by_hidden_ND
-        if margin_grad_N is not None:
-            if ctx.factor is not None:
-                margin_grad_N = margin_grad_N * ctx.factor
-            # Derivatives by the uncapped logits of target and rival.
-            if cap_slopes_2N is None:
-                logit_grad_2N = margin_grad_N.expand(2, -1)
-            else:
-                logit_grad_2N = margin_grad_N * cap_slopes_2N
-            target_part = logit_grad_2N[0, :, None] * weight_VD[target_N]
-            rival_part = logit_grad_2N[1, :, None] * weight_VD[rival_N]
-            difference_ND = target_part - rival_part
-            total_ND = difference_ND if total_ND is None else total_ND + difference_ND
+            if hidden_ND is not None:
+                missing = torch.nonzero(~formed_N & (nll_grad_N != 0))[:, 0]
+                scorer = _HiddenScorer(hidden_ND, ctx.scoring)
+                scorer.score(missing, derived=len(missing))
+                # Each is 0 where the other is not.
+                nll_by_hidden_ND = nll_by_hidden_ND + scorer.nll_by_hidden_ND
+            hidden_grad_ND = nll_grad_N[:, None] * nll_by_hidden_ND
 
-        hidden_grad = None if total_ND is None else total_ND.to(nll_by_hidden_ND.dtype)
-        return hidden_grad, None, None, None
+        if margin_grad_N is not None:
+            if head.factor is not None:
+                margin_grad_N = margin_grad_N * head.factor
+            # Derivatives by the uncapped logits of target and rival.
+            target_grad_N1 = (margin_grad_N * head.cap_slope(target_logit_N))[:, None]
+            rival_grad_N1 = (margin_grad_N * head.cap_slope(rival_logit_N))[:, None]
+            weight_VD = head.weight_VD
+            difference_ND = (
+                target_grad_N1 * weight_VD[target_N] - rival_grad_N1 * weight_VD[rival_N]
+            )
+            hidden_grad_ND = (
+                difference_ND if hidden_grad_ND is None else hidden_grad_ND + difference_ND
+            )
+        if hidden_grad_ND is not None:
+            hidden_grad_ND = hidden_grad_ND.to(nll_by_hidden_ND.dtype)
+        return hidden_grad_ND, None
 
 
 class _HiddenScorer:
-    """One pass over hidden states: scores and, if a gradient is needed, the derivative of the nll.
+    """Scores of hidden states and, of as many as is asked for, the derivative of the nll.
 
     Attributes:
-        scores: scores of the chunks so far.
-        nll_by_hidden_ND: derivative of each token's nll by its hidden state, (N, D); None if no
-            gradient is needed.
-        cap_slopes_2N: derivative of the capped logits by the uncapped ones, of target and rival,
-            (2, N); None without a cap or if no gradient is needed.
+        scores: of the tokens that were scored.
+        nll_by_hidden_ND: derivative of each token's nll by its hidden state, (N, D), in the dtype
+            of the hidden states; 0 where it was not formed. None: no gradient is needed.
     """
 
-    def __init__(self, hidden_ND: Tensor, head: Head, target_N: Tensor) -> None:
+    def __init__(self, hidden_ND: Tensor, scoring: _Scoring) -> None:
         self._hidden_ND = hidden_ND
-        self._head = head
-        self._target_N = target_N
+        self._head = scoring.head
+        self._target_N = scoring.target_N
+        self._chunk = scoring.chunk
+        self._words = CPU_HEAD_WORDS if hidden_ND.device.type == "cpu" else HEAD_WORDS
         self._dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-        self.scores = _Scores.empty(target_N, self._dtype)
+        self.scores = _Scores.empty(self._target_N, self._dtype)
+        self.nll_by_hidden_ND = torch.zeros_like(hidden_ND) if hidden_ND.requires_grad else None
 
-        self.nll_by_hidden_ND: Tensor | None = None
-        self.cap_slopes_2N: Tensor | None = None
-        if hidden_ND.requires_grad:
-            self.nll_by_hidden_ND = torch.empty_like(hidden_ND)
-            if head.cap is not None:
-                self.cap_slopes_2N = self.scores.nll.new_ones(2, len(target_N))
+    def score(self, tokens: Tensor | None, derived: int) -> None:
+        """Score tokens, chunk by chunk.
 
-    def score(self, rows: slice) -> None:
-        """Score one chunk."""
-        logits_CV, slope_CV = self._logits(rows)
-        target_C1 = self._target_N[rows, None]
-        chunk = _score_logits(logits_CV, target_C1)
-        self.scores.fill(rows, chunk)
-        if self.nll_by_hidden_ND is None:
+        Args:
+            tokens: their indices; None: all.
+            derived: of how many of them, the first ones, the derivative is formed.
+        """
+        count = len(self._target_N) if tokens is None else len(tokens)
+        for rows in _slices(count, self._chunk):
+            chosen = rows if tokens is None else tokens[rows]
+            derived_here = min(max(derived - rows.start, 0), rows.stop - rows.start)
+            words = self._pass_over_words(chosen, derived_here)
+            self.scores.fill(chosen, words.scores())
+
+            derivative_ED = words.nll_by_hidden(self._head)
+            if self.nll_by_hidden_ND is not None and derivative_ED is not None:
+                first = slice(rows.start, rows.start + derived_here)
+                first_tokens = first if tokens is None else tokens[first]
+                self.nll_by_hidden_ND[first_tokens] = derivative_ED.to(self._hidden_ND.dtype)
+
+    def _pass_over_words(self, tokens: slice | Tensor, derived: int) -> _OtherWords:
+        """One pass over the vocabulary for one chunk."""
+        head = self._head
+        hidden_CD = self._hidden_ND[tokens]
+        target_C1 = self._target_N[tokens, None]
+        others = _OtherWords(target_C1, self._dtype, derived)
+        for block in _slices(len(head.weight_VD), self._words):
+            block_head = head.words(block)
+            # Logits of two blocks never exist at once.
+            others.add(block_head.logits(hidden_CD).to(self._dtype), block.start, block_head)
+        return others
+
+
+class _OtherWords:
+    """What a chunk's tokens need to know of all words other than the target, block by block.
+
+    Attributes:
+        rival_logit: the largest logit so far, (C, 1).
+        rival: its id, the lowest of equal ones, (C, 1).
+        total: sum of exp(logit - rival_logit), (C, 1).
+        weighted: the same sum of each word's row of the head, times the slope of the cap, (E, D);
+            None before the first block, or if no derivative is wanted.
+        target_logit: (C, 1).
+    """
+
+    def __init__(self, target_C1: Tensor, dtype: torch.dtype, derived: int) -> None:
+        """
+        Args:
+            target_C1: ids of the targets.
+            dtype: of the sums.
+            derived: of how many tokens, the first E, the derivative is wanted.
+        """
+        self._target_C1 = target_C1
+        self._derived = derived
+
+        self.total = torch.zeros_like(target_C1, dtype=dtype)
+        self.rival_logit = torch.full_like(self.total, -torch.inf)
+        self.rival = torch.zeros_like(target_C1)
+        self.weighted: Tensor | None = None
+        self.target_logit = torch.zeros_like(self.total)
+
+    def add(self, logits_CW: Tensor, start: int, head: Head | None = None) -> None:
+        """Take in one block.
+
+        Args:
+            logits_CW: its logits, overwritten.
+            start: id of its first word.
+            head: the output layer of its words; needed for the derivative.
+        """
+        self._take_out_target(logits_CW, start)
+        shrink_C1 = self._find_rival(logits_CW, start)
+
+        slope_EW = None
+        if head is not None and head.cap is not None and self._derived:
+            # The target's -inf, which its exp of 0 is to silence, has no slope.
+            slope_EW = head.cap_slope(logits_CW[: self._derived].clamp(min=-head.cap))
+
+        exp_CW = logits_CW.sub_(self.rival_logit).exp_()
+        self.total = self.total * shrink_C1 + exp_CW.sum(1, keepdim=True)
+        if head is None or not self._derived:
             return
 
-        # softmax - onehot, in place.
-        error_CV = chunk.softmax
-        minus_one = error_CV.new_full((1, 1), -1.0).expand(target_C1.shape)
-        error_CV.scatter_add_(1, target_C1, minus_one)
+        exp_EW = exp_CW[: self._derived]
+        if slope_EW is not None:
+            exp_EW = exp_EW * slope_EW
+        sum_ED = exp_EW.to(head.weight_VD.dtype) @ head.weight_VD
+        if self.weighted is None:
+            self.weighted = sum_ED.to(exp_CW.dtype)
+        else:
+            self.weighted = (self.weighted * shrink_C1[: self._derived]).add_(sum_ED)
 
-        if slope_CV is not None and self.cap_slopes_2N is not None:
-            error_CV *= slope_CV
-            pairs_C2 = torch.cat([target_C1, chunk.rival[:, None]], 1)
-            self.cap_slopes_2N[:, rows] = slope_CV.gather(1, pairs_C2).T
+    def _take_out_target(self, logits_CW: Tensor, start: int) -> None:
+        """Note the target's logit where the block has it, and put -inf in its place."""
+        words = logits_CW.shape[1]
+        index_C1 = self._target_C1 - start
+        is_here = (index_C1 >= 0) & (index_C1 < words)
+        index_C1 = index_C1.clamp(0, words - 1)
 
-        weight_VD = self._head.weight_VD
-        nll_by_hidden_CD = error_CV.to(weight_VD.dtype) @ weight_VD
-        if self._head.factor is not None:
-            nll_by_hidden_CD *= self._head.factor
-        self.nll_by_hidden_ND[rows] = nll_by_hidden_CD
+        found_C1 = logits_CW.gather(1, index_C1)
+        self.target_logit = torch.where(is_here, found_C1, self.target_logit)
+        logits_CW.scatter_(1, index_C1, found_C1.masked_fill(is_here, -torch.inf))
 
-    def _logits(self, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """Logits of a chunk, (C, V), and with a cap their derivative by the uncapped ones."""
-        head = self._head
-        hidden_CD = self._hidden_ND[rows]
-        logits_CV = head.uncapped(hidden_CD).to(self._dtype)
-        if head.cap is None:
-            return logits_CV, None
+    def _find_rival(self, logits_CW: Tensor, start: int) -> Tensor:
+        """Take in the block's largest logit; what the sums so far are to be multiplied by."""
+        largest_C1, index_C1 = _largest(logits_CW)
+        is_larger = largest_C1 > self.rival_logit
+        self.rival = torch.where(is_larger, start + index_C1, self.rival)
+        before_C1 = self.rival_logit
+        self.rival_logit = torch.maximum(before_C1, largest_C1)
+        # exp(-inf) before the first block.
+        return torch.exp(before_C1 - self.rival_logit)
 
-        tanh_CV = torch.tanh(logits_CV / head.cap)
-        return head.cap * tanh_CV, 1 - tanh_CV**2
+    def scores(self) -> _Scores:
+        """The scores, after all blocks."""
+        # A tie goes to the lower id, as in argmax.
+        wins_tie = (self.target_logit == self.rival_logit) & (self._target_C1 < self.rival)
+        target_wins = (self.target_logit > self.rival_logit) | wins_tie
+        excess_C1 = self._excess()
+        return _Scores(
+            nll=torch.logaddexp(excess_C1, torch.zeros_like(excess_C1))[:, 0],
+            margin=(self.target_logit - self.rival_logit)[:, 0],
+            argmax=torch.where(target_wins, self._target_C1, self.rival)[:, 0],
+            target_logit=self.target_logit[:, 0],
+            rival_logit=self.rival_logit[:, 0],
+            rival=self.rival[:, 0],
+        )
+
+    def nll_by_hidden(self, head: Head) -> Tensor | None:
+        """Derivative of the nll by the hidden state, (E, D), after all blocks; None: not wanted."""
+        if self.weighted is None:
+            return None
+        derived = slice(0, self._derived)
+        wrong_E1 = torch.sigmoid(self._excess()[derived])
+        if head.factor is not None:
+            wrong_E1 = wrong_E1 * head.factor
+
+        target_ED = head.weight_VD[self._target_C1[derived, 0]]
+        slope_E1 = head.cap_slope(self.target_logit[derived])
+        others_part = self.weighted * (wrong_E1 / self.total[derived])
+        return others_part.sub_((wrong_E1 * slope_E1) * target_ED)
+
+    def _excess(self) -> Tensor:
+        """The others' log sum exp minus the target's logit, (C, 1)."""
+        return self.rival_logit - self.target_logit + self.total.log()
 
 
 class _LogitScores(torch.autograd.Function):
@@ -267,10 +469,12 @@ class _LogitScores(torch.autograd.Function):
         dtype = torch.promote_types(logits_NV.dtype, torch.float32)
         scores = _Scores.empty(target_N, dtype)
 
-        for rows in _chunks(len(target_N), chunk):
+        for rows in _slices(len(target_N), chunk):
             # A copy, because scoring overwrites the logits.
             logits_CV = logits_NV[rows].to(dtype, copy=True)
-            scores.fill(rows, _score_logits(logits_CV, target_N[rows, None]))
+            others = _OtherWords(target_N[rows, None], dtype, derived=0)
+            others.add(logits_CV, 0)
+            scores.fill(rows, others.scores())
 
         ctx.save_for_backward(logits_NV, target_N, scores.rival)
         ctx.chunk = chunk
@@ -284,7 +488,7 @@ class _LogitScores(torch.autograd.Function):
         logits_NV, target_N, rival_N = ctx.saved_tensors
         total_NV = torch.zeros_like(logits_NV)
 
-        for rows in _chunks(len(target_N), ctx.chunk):
+        for rows in _slices(len(target_N), ctx.chunk):
             target_C1 = target_N[rows, None]
             rival_C1 = rival_N[rows, None]
             if nll_grad_N is not None:
@@ -301,49 +505,6 @@ class _LogitScores(torch.autograd.Function):
         return total_NV, None, None
 
 
-def _score_logits(logits_CV: Tensor, target_C1: Tensor) -> _ChunkScores:
-    """Scores of one chunk in few passes over its logits, which become the softmax.
-
-    Args:
-        logits_CV: logits, (C, V); overwritten.
-        target_C1: targets, (C, 1).
-    """
-    # Take the target out while the largest of the others is found.
-    target_logit = logits_CV.gather(1, target_C1)
-    logits_CV.scatter_(1, target_C1, -torch.inf)
-    rival_logit, rival = _largest(logits_CV)
-    logits_CV.scatter_(1, target_C1, target_logit)
-
-    # A tie goes to the lower id, as in argmax.
-    wins_tie = (target_logit == rival_logit) & (target_C1 < rival)
-    target_wins = (target_logit > rival_logit) | wins_tie
-    argmax = torch.where(target_wins, target_C1, rival)
-    largest_logit = torch.maximum(target_logit, rival_logit)
-
-    softmax_CV = _softmax_in_place(logits_CV, largest_logit)
-    # The largest softmax is 1 / sum(exp(logit - largest logit)).
-    minus_log_sum = softmax_CV.gather(1, argmax).log()
-    nll = largest_logit - target_logit - minus_log_sum
-    return _ChunkScores(
-        nll=nll[:, 0],
-        margin=(target_logit - rival_logit)[:, 0],
-        argmax=argmax[:, 0],
-        rival=rival[:, 0],
-        softmax=softmax_CV,
-    )
-
-
-def _softmax_in_place(logits_CV: Tensor, largest_C1: Tensor) -> Tensor:
-    """Softmax of each row in the memory of its logits."""
-    if logits_CV.device.type == "cpu":
-        # One fused pass of max, exp, sum and division.
-        return torch.softmax(logits_CV, 1, out=logits_CV)
-
-    # On other devices nothing promises that softmax's output may be its input.
-    softmax_CV = logits_CV.sub_(largest_C1).exp_()
-    return softmax_CV.div_(softmax_CV.sum(1, keepdim=True))
-
-
 def _largest(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
     """The largest logit of each row and its lowest id, (C, 1) each.
 
@@ -351,11 +512,11 @@ def _largest(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
     logit is found first.
     """
     vocabulary = logits_CV.shape[1]
-    if logits_CV.device.type != "cpu" or vocabulary % BLOCK:
+    if logits_CV.device.type != "cpu" or vocabulary % COMPARED:
         return logits_CV.max(1, keepdim=True)
 
-    blocks = logits_CV.view(len(logits_CV), -1, BLOCK)
+    blocks = logits_CV.view(len(logits_CV), -1, COMPARED)
     largest, block = blocks.amax(2).max(1, keepdim=True)
-    index = block[:, :, None].expand(-1, 1, BLOCK)
+    index = block[:, :, None].expand(-1, 1, COMPARED)
     within_block = blocks.gather(1, index).argmax(2)
-    return largest, block * BLOCK + within_block
+    return largest, block * COMPARED + within_block

@@ -27,7 +27,7 @@ from pml_cli.data.curriculum import total_steps
 from pml_cli.data.source import Sample
 from pml_cli.errors import UserError, first_line
 from pml_cli.model.adapter_bank import AdapterBank, Dropout
-from pml_cli.model.head import TokenScores, token_nll
+from pml_cli.model.head import NeededTokens, TokenScores, token_nll
 from pml_cli.model.split_model import Prefix, SplitModel
 from pml_cli.training.batches import Batch, Layout, SampleOrder
 from pml_cli.training.curve import curve_tables, curve_values, empty_curve
@@ -53,6 +53,9 @@ RUNAWAY = 1e9
 
 # Steps between two looks at which cells have converged.
 CONVERGENCE_EVERY = 10
+
+# Name of `FixedBatch.needed_by_cell` in a state.
+_NEEDED = "needed"
 
 # Logged steps of a run whose train.log_every is 0.
 _DEFAULT_LOGGED_STEPS = 20
@@ -140,6 +143,27 @@ class TrainerState:
             curve=[self.curve[i] for i in rows],
             draws=[self.draws[i] for i in rows],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedBatch:
+    """What every step of a pack has where all cells see all their samples in each."""
+
+    layout: Layout
+    inputs: Prefix | Tensor
+    """Rows of the prefix, or token ids; see `PackInputs.gather`."""
+    needed: NeededTokens
+    """Of the scored tokens, those whose nll had a gradient in the step before."""
+
+    def needed_by_cell(self) -> Tensor | None:
+        """The same, (K, S); None: all of them."""
+        mask_N = self.needed.mask_N
+        return None if mask_N is None else self.layout.by_cell(mask_N)
+
+    def restore_needed(self, mask_KS: Tensor) -> None:
+        """Take over `needed_by_cell` of the same cells, perhaps padded for others."""
+        slots = self.layout.mask_KS.shape[1]
+        self.needed.restore(mask_KS[:, :slots].flatten()[self.layout.slots])
 
 
 @dataclass(kw_only=True)
@@ -295,6 +319,7 @@ class Trainer:
         pack: the cells still in training, and all that belongs to them.
         steps: length of the training.
         checkpointing: whether activation checkpointing is on.
+        fixed_batch: the batch of every step; None where minibatches are drawn.
     """
 
     def __init__(
@@ -328,7 +353,6 @@ class Trainer:
         self.log_every = train.log_every or max(1, self.steps // _DEFAULT_LOGGED_STEPS)
 
         self.pack = self._build_pack(list(cells), cached)
-        # Layout and inputs where every step has the same ones.
         self.fixed_batch = self._fixed_batch()
 
     def _build_pack(self, cells: list[Cell], cached: bool) -> PackState:
@@ -454,24 +478,33 @@ class Trainer:
 
     def state(self, step: int) -> TrainerState:
         """What is needed to resume after `step` steps; tensors are on the CPU."""
-        return self.pack.snapshot(step)
+        state = self.pack.snapshot(step)
+        needed_KS = self.fixed_batch.needed_by_cell() if self.fixed_batch else None
+        if needed_KS is not None:
+            # Which products a step makes decides the last bits of its result.
+            state.tensors[_NEEDED] = _on_cpu(needed_KS)
+        return state
 
     def _restore(self, state: TrainerState) -> None:
         """Resume from a state; cells that are not in it have ended already."""
         self._keep(state.cells)
         self.pack.restore(state, self.base.device)
+        if self.fixed_batch and _NEEDED in state.tensors:
+            self.fixed_batch.restore_needed(state.tensors[_NEEDED].to(self.base.device))
 
     # -- one step
 
     def _forward(self) -> tuple[Layout, TokenScores]:
         """Scores of the next batch, with a graph for the backward pass."""
         pack = self.pack
-        layout, inputs = self.fixed_batch or self._next_batch()
+        fixed = self.fixed_batch
+        layout, inputs = (fixed.layout, fixed.inputs) if fixed else self._next_batch()
         pack.bank.requires_grad_().dropout = pack.dropout
         hidden = scored_hidden(
             self.base, pack.bank, layout, inputs, checkpointing=self.checkpointing
         )
-        return layout, token_nll(hidden, self.base.head, layout.targets)
+        needed = fixed.needed if fixed else None
+        return layout, token_nll(hidden, self.base.head, layout.targets, needed=needed)
 
     def _update(self, step: int, layout: Layout, scores: TokenScores) -> None:
         """One optimiser step of every cell.
@@ -495,13 +528,13 @@ class Trainer:
         pack.optimizer.step(parameters, grads, lr_K=lr_K, loss_K=weighted.loss.detach())
         pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
 
-    def _fixed_batch(self) -> tuple[Layout, Prefix | Tensor] | None:
-        """Layout and inputs of every step, where all cells see all their samples in each."""
+    def _fixed_batch(self) -> FixedBatch | None:
+        """The batch of every step; None where minibatches are drawn."""
         if not all(order.is_full_batch for order in self.pack.orders):
             return None
         inputs = self.pack.inputs
         layout = inputs.layout(inputs.data.cells)
-        return layout, inputs.gather(layout)
+        return FixedBatch(layout=layout, inputs=inputs.gather(layout), needed=NeededTokens())
 
     def _next_batch(self) -> tuple[Layout, Prefix | Tensor]:
         """Layout and inputs of the next minibatch of every cell."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pml_cli.model.head import Head, logit_nll, token_nll
+from pml_cli.model import head as head_module
+from pml_cli.model.head import Head, NeededTokens, logit_nll, token_nll
 
 N = 23
 D = 12
@@ -46,6 +47,12 @@ def torch_margin(logits, target):
 
 def gradient(loss, hidden):
     return torch.autograd.grad(loss, hidden, retain_graph=True)[0]
+
+
+@pytest.fixture(params=[5, 18, 2048], autouse=True)
+def words(request, monkeypatch):
+    """Blocks of the vocabulary of 37 words: many, three with a single word in the last, one."""
+    monkeypatch.setattr(head_module, "CPU_HEAD_WORDS", request.param)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 23, 2048])
@@ -185,3 +192,48 @@ def test_more_than_half_is_the_argmax():
     assert is_argmax[above_half].all()
     # Sufficient, not necessary.
     assert is_argmax[~above_half].any()
+
+
+@pytest.mark.parametrize("excess", [-30.0, -12.0, 0.0, 30.0])
+def test_a_learned_token_keeps_all_digits_of_its_loss_and_gradient(excess):
+    """Where p is nearly 1, 1 - p has lost its digits in float32 if it is formed as a difference."""
+    hidden = torch.tensor([[1.0]], requires_grad=True)
+    head = Head(torch.tensor([[0.0], [excess], [excess - 1]]))
+    scores = token_nll(hidden, head, torch.tensor([0]))
+    exact = math.log1p(math.exp(excess) + math.exp(excess - 1))
+    assert scores.nll.item() == pytest.approx(exact, rel=1e-6)
+
+    double = hidden.detach().double().requires_grad_()
+    expected = torch_nll(torch_logits(double, Head(head.weight_VD.double())), torch.tensor([0]))
+    exact_grad = gradient(expected.sum(), double).item()
+    assert gradient(scores.nll.sum(), hidden).item() == pytest.approx(exact_grad, rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [5, 2048])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.5])
+def test_derivatives_that_the_step_before_did_not_need_are_formed_in_backward(chunk, bias, cap):
+    """Each step needs other tokens: all, few, others, none but margins, all again."""
+    hidden, head, target = random_inputs(bias=bias, cap=cap, factor=0.3)
+    generator = torch.Generator().manual_seed(3)
+    gates = [torch.ones(N).double()]
+    gates += [(torch.rand(N, generator=generator) < 0.3).double() for _ in range(3)]
+    gates += [torch.zeros(N).double(), torch.ones(N).double()]
+
+    needed = NeededTokens()
+    for gate in gates:
+        scores = token_nll(hidden, head, target, chunk, needed=needed)
+        plain = token_nll(hidden, head, target, chunk)
+        for score, expected in zip(scores, plain, strict=True):
+            torch.testing.assert_close(score, expected, **EXACT)
+
+        grad = gradient((scores.nll * gate * TOKEN_WEIGHTS).sum(), hidden)
+        expected_grad = gradient((plain.nll * gate * TOKEN_WEIGHTS).sum(), hidden)
+        torch.testing.assert_close(grad, expected_grad, **GRADIENT)
+        assert torch.equal(needed.mask_N, gate * TOKEN_WEIGHTS != 0)
+
+    scores = token_nll(hidden, head, target, chunk, needed=needed)
+    torch.testing.assert_close(
+        gradient(scores.margin.sum(), hidden), gradient(plain.margin.sum(), hidden), **GRADIENT
+    )
+    assert needed.count == 0

@@ -92,7 +92,7 @@ def saved(made):
         *made.base.model.buffers(),
         *made.pack.bank.parameters(),
     ]
-    for prefix in (made.pack.inputs.prefix, made.fixed_batch[1]):
+    for prefix in (made.pack.inputs.prefix, made.fixed_batch.inputs):
         cached = (prefix.entry, prefix.block, prefix.mlp_out)
         constants += [tensor for tensor in cached if tensor is not None]
     addresses = {tensor.untyped_storage().data_ptr() for tensor in constants}

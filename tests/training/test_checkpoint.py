@@ -17,6 +17,7 @@ from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
 from pml_cli.training.checkpoint import Checkpoints
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
+from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
 from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.optimizers import lbfgs
@@ -115,6 +116,10 @@ KINDS = {
     "pending curve": {"log_every": 7},
     "muon": {"optimizer": "muon", "lr": None},
     "line searches": {"optimizer": "lbfgs", "lr": None, "log_every": 7},
+    "gates": {
+        "losses": [MemftMarginLoss(switch=0.3), MemftOtLoss(), MemftMarginLoss(switch=1)],
+        "lr": 0.1,
+    },
     "windows": {"losses": [MemftSwLoss(window=2, tau=4, patience=1)] * 3},
     "windows among others, few samples at a time": {
         "losses": [MemftMarginLoss(), MemftSwLoss(window=2, patience=1), MemftSwLoss(patience=2)],
@@ -312,3 +317,11 @@ def test_a_checkpoint_of_another_shape_without_a_digest_is_passed_over(tmp_path,
     else:
         tensors["A"] = torch.ones(3, 3)
     assert load() is None
+
+
+def test_a_checkpoint_holds_which_tokens_needed_a_gradient(tiny_base):
+    """What a step computes when decides its last bits: so the test of gates above can fail."""
+    cells = make_cells(tiny_base, **KINDS["gates"])
+    _, state = train(tiny_base, cells)
+    needed = state.tensors["needed"]
+    assert 0 < needed.sum() < needed.numel()

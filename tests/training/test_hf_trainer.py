@@ -50,7 +50,7 @@ def test_weights_and_loss_are_those_of_the_pack_trainer(double_base, loss):
     cell = Cell(run=run, samples=source_of(run).take(60))
     trainer = PackTrainer(double_base, [cell])
     drop_in = MemFTLoss(loss)
-    layout, inputs = trainer.fixed_batch
+    layout, inputs = trainer.fixed_batch.layout, trainer.fixed_batch.inputs
     parameters = trainer.pack.bank.parameters()
 
     batch = trainer.pack.inputs.data.ids[layout.rows, : layout.tokens + 1]
