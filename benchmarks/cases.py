@@ -111,7 +111,7 @@ def write_random(base: Model, folder: Path, device: str) -> Model:
         save_file(tensors, folder / file, metadata={"format": "pt"})
 
     weight_map = {name: file for file, parameters in by_file.items() for name in parameters}
-    index = json.dumps({"weight_map": weight_map})
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index, "utf-8")
     return dataclasses.replace(
         base, path=str(folder), weights="pretrained", architecture={}, stream=True

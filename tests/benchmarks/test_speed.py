@@ -18,11 +18,16 @@ ROOT = Path(__file__).parents[2]
 ABSENT = ("hydra", "omegaconf", "submitit", "antlr4", "typer", "rich")
 
 
-def run(tmp_path, *options, absent=ABSENT):
-    """speed.py in a process in which some modules cannot be imported."""
+def without(tmp_path, absent=ABSENT):
+    """The environment of a process in which some modules cannot be imported."""
     for name in absent:
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name}')\n")
-    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
+def run(tmp_path, *options, absent=ABSENT):
+    """speed.py in a process in which some modules cannot be imported."""
+    env = without(tmp_path, absent)
     script = str(ROOT / "benchmarks" / "speed.py")
     command = [sys.executable, script, *options, "--device", "cpu", "--out", str(tmp_path)]
     subprocess.run(command, env=env, check=True, cwd=tmp_path)
@@ -42,6 +47,36 @@ def check_rows(rows, expected, ways="ABC"):
 
         first_loss = of_length[0]["loss"]
         assert all(abs(row["loss"] - first_loss) < 0.02 * first_loss for row in of_length)
+
+
+@pytest.mark.slow
+def test_the_check_of_a_device_runs_on_a_cpu_and_tells_what_differs(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "device_check.py"), "--device", "cpu"]
+    done = subprocess.run(
+        command, check=False, env=without(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    *checks, last = done.stdout.splitlines()
+    assert len(checks) > 20
+    assert f"{len(checks)} of {len(checks)} agree on CPU" in last
+
+
+TWO_TRAININGS = """
+import device_check
+
+base = device_check.base_model("cpu")
+few = device_check.trained(base, device_check.plain_cells(base, steps=20))
+more = device_check.trained(base, device_check.plain_cells(base, steps=21))
+assert device_check.check("the same", few, few).passed
+assert not device_check.check("one step more", more, few).passed
+"""
+
+
+@pytest.mark.slow
+def test_a_difference_fails_the_check_of_a_device(tmp_path):
+    env = without(tmp_path)
+    env["PYTHONPATH"] += f":{ROOT / 'benchmarks'}"
+    subprocess.run([sys.executable, "-c", TWO_TRAININGS], env=env, check=True)
 
 
 @pytest.mark.slow
