@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import save_file
 
 from pml_cli.config.option_files import option_file
-from pml_cli.config.schema import Model, Run, Train
+from pml_cli.config.schema import Adapter, LinearAdapter, Model, Run, Train
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.sources.random import RandomData
 from pml_cli.launch.packing import check
@@ -33,6 +33,9 @@ SMALL_ARCHITECTURE = {
     "intermediate_size": 192,
     "vocab_size": 512,
 }
+
+# All linear projections of a decoder layer.
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 # Standard deviation of random weights.
 WEIGHT_SCALE = 0.02
@@ -72,13 +75,32 @@ def changed(base: Model, train: Train, overrides: Iterable[str]) -> tuple[Model,
     return Model(**fields["model"]), Train(**fields["train"])
 
 
-def cells(base: Model, ranks: Sequence[int], seqlen: int, train: Train) -> list[CellPlan]:
-    """One cell of random tokens for each rank."""
+def cells(
+    base: Model,
+    ranks: Sequence[int],
+    seqlen: int,
+    train: Train,
+    adapter: Adapter | None = None,
+) -> list[CellPlan]:
+    """One cell of random tokens for each rank.
+
+    Args:
+        base: the model.
+        ranks: of the cells.
+        seqlen: target tokens.
+        train: settings of the training.
+        adapter: of all cells; None: the paper's placement.
+    """
     runs = []
     for rank in ranks:
         run = Run(rank=rank, seqlen=seqlen, model=base, data=RandomData(), train=train)
-        runs.append(run)
+        runs.append(dataclasses.replace(run, adapter=adapter or run.adapter))
     return check(runs)
+
+
+def everywhere() -> LinearAdapter:
+    """LoRA on every linear projection of every layer, as most guides to fine-tuning have it."""
+    return LinearAdapter(targets=list(PROJECTIONS), layers=[])
 
 
 def write_random(base: Model, folder: Path, device: str) -> Model:

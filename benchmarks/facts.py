@@ -2,15 +2,21 @@
 
     python benchmarks/facts.py                 about two minutes on two cores
     python benchmarks/facts.py --adapter linear --model qwen3_8b --small
+    python benchmarks/facts.py --model smollm2_135m --peft 1,2,4,8 --steps 2
+                                               a pack of these ranks against PEFT + Trainer
 
 300 facts of random tokens, prompts of 10 to 60 and answers of 5 to 25, mostly short. Both ways
 train the same cell in turn, so that other work on the machine falls on both; their losses must
 agree. The time is that of all threads (CPU) or of the wall, least and median of the steps.
+
+PEFT with transformers' Trainer takes the facts sorted by length, so that it pads hardly anything,
+25 rows at a time; a step is on all of them, and the final losses must agree.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
 import statistics
 import time
@@ -19,11 +25,13 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import cases
 import torch
-from cases import model as model_settings
+import ways
 
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Run, Train
 from pml_cli.data.source import Sample
+from pml_cli.launch.pack import Pack
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training import scoring
@@ -39,13 +47,16 @@ TOLERANCE = 1e-4
 
 def main() -> None:
     options = arguments()
-    base = load_model(model_settings(options.model, small=options.small, device=options.device))
+    base = load_model(cases.model(options.model, small=options.small, device=options.device))
     vocabulary = base.head.weight_VD.shape[0]
     samples = facts(options.common, vocabulary)
     adapters: dict[str, Adapter] = {
         "mlp_block": MlpBlockAdapter(),
         "linear": LinearAdapter(targets=options.targets.split(",")),
     }
+    if options.peft:
+        against_peft(base, adapters[options.adapter], samples, options)
+        return
     print("| facts a step | way | input tokens | targets | ms: least | median | times as fast |")
     print("|---" * 7 + "|")
     for batch in map(int, options.batch.split(",")):
@@ -70,6 +81,8 @@ def arguments() -> argparse.Namespace:
     add("--targets", default="q_proj,v_proj", help="of linear adapters")
     add("--batch", default="0,50", help="facts a step; 0: all")
     add("--common", type=int, default=1, help="tokens that all prompts begin with")
+    add("--peft", help="ranks of a pack that is compared with PEFT + Trainer, comma-separated")
+    add("--repeats", type=int, default=2, help="with --peft")
     add("--steps", type=int, default=12, help="timed steps")
     add("--device", default=device)
     add("--clock", default="cpu" if device == "cpu" else "wall", choices=tuple(CLOCKS))
@@ -138,6 +151,29 @@ def compare(base: SplitModel, run: Run, samples: list[Sample], clock: Callable[[
             f"{medians['a row each'] / medians[way]:.2f}",
         )
         print(f"| {' | '.join(map(str, values))} |", flush=True)
+
+
+def against_peft(
+    base: SplitModel, adapter: Adapter, samples: list[Sample], options: argparse.Namespace
+) -> None:
+    """Train a pack, and one of its cells by PEFT + Trainer, in turn; print a row of each repeat."""
+    # The first step records calls and verifies.
+    ways.Clock.kind, ways.Clock.warm = options.clock, 1
+    train = Train(steps=options.steps + 2, log_every=options.steps + 2, decode=False)
+    ranks = [int(rank) for rank in options.peft.split(",")]
+    plans = []
+    for plan in cases.cells(base.settings, ranks, 1, train, adapter):
+        plans.append(dataclasses.replace(plan, samples=samples))
+
+    print("| ms per step and cell: PEFT + Trainer | pml | times as fast | final loss of each |")
+    print("|---" * 4 + "|")
+    for _ in range(options.repeats):
+        losses: dict[str, ways.Losses] = {"B": {}, "C": {}}
+        b = 1000 * ways.peft(base, plans[-1], losses["B"]) / options.steps
+        c = 1000 * ways.pml(base, Pack(cells=plans), losses["C"]) / options.steps / len(plans)
+        final = [losses[way][plans[-1].id] for way in "BC"]
+        assert abs(final[0] - final[1]) <= ways.TOLERANCE[base.settings.dtype] * final[0], final
+        print(f"| {b:.0f} | {c:.0f} | {b / c:.2f} | {final[0]:.4f} {final[1]:.4f} |", flush=True)
 
 
 def _wait(base: SplitModel) -> None:

@@ -192,6 +192,8 @@ def parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], help="a setting: model.architecture.vocab_size=512")
     add("--lengths", help="target tokens, comma-separated")
     add("--ranks")
+    adapter_help = "mlp_block: the paper's; linear: every projection of every layer"
+    add("--adapter", default="mlp_block", choices=("mlp_block", "linear"), help=adapter_help)
     add("--steps", type=int, help="timed steps of a training")
     add("--repeats", type=int, default=5)
     add("--minutes", type=float, help="begin no repeat that would end later; 0: no limit")
@@ -216,6 +218,7 @@ def compare(options: argparse.Namespace) -> list[str]:
     names = options.model.split(",")
     lengths = [int(length) for length in options.lengths.split(",")]
     ranks = [int(rank) for rank in options.ranks.split(",")]
+    adapter = cases.everywhere() if options.adapter == "linear" else None
     peak = matmul_peak(options.device, getattr(torch, options.dtype))
     # The lengths that are still to be measured.
     remaining = lengths * len(names)
@@ -229,7 +232,7 @@ def compare(options: argparse.Namespace) -> list[str]:
         settings, train = cases.changed(base_settings, training(options), options.set)
         base = load_model(settings)
         for length in lengths:
-            planned = cases.cells(settings, ranks, length, train)
+            planned = cases.cells(settings, ranks, length, train, adapter)
             new_rows = measure(base, planned, options, deadline(options, remaining))
             remaining.pop(0)
             rows += new_rows
@@ -445,7 +448,8 @@ def conditions(options: argparse.Namespace, peak: float) -> str:
     repeats = f"up to {options.repeats} repeats in turn, {options.steps} timed steps each"
     return (
         f"{shapes}{options.dtype}, {device}, matmul peak {peak / 1e12:.3g} TFLOP/s; "
-        f"ranks {options.ranks}; {repeats}, {options.clock} time; torch {torch.__version__}"
+        f"adapter {options.adapter}, ranks {options.ranks}; {repeats}, "
+        f"{options.clock} time; torch {torch.__version__}"
     )
 
 
