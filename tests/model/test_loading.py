@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -254,6 +255,25 @@ def in_shards(folder):
     index = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index)
     return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_processes_share_weights_of_the_dtype_of_their_file(model_folder, tmp_path, dtype):
+    """Their memory is the file's, mapped and never written: N workers hold one copy."""
+    folder = copied(model_folder, tmp_path)
+    loaded = load_model(local(folder, dtype=dtype))
+    assert loaded.model.get_input_embeddings().weight.dtype == getattr(torch, dtype)
+    loaded.full(random_ids(loaded, 1, 5))
+
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    starts = [i for i, line in enumerate(lines) if str(folder) in line]
+    # The file is in float32; of another dtype each process has its own copy.
+    assert bool(starts) == (dtype == "float32")
+    for start in starts:
+        sizes = dict(line.split(":", 1) for line in lines[start + 1 : start + 20] if ":" in line)
+        # What was written to would be memory of the process alone.
+        assert sizes["Anonymous"].split() == ["0", "kB"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
