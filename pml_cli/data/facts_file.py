@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,13 +19,15 @@ from typing import Any
 
 from pml_cli.data.text_file import decoded_text, read_bytes
 from pml_cli.errors import UserError, first_line
-from pml_cli.validation import shallow, shown
+from pml_cli.validation import MAX_DEPTH, shallow, shown
 
 GZIP = b"\x1f\x8b"
 PARQUET = b"PAR1"
 
 # Between the cells of a line; the first that gives the header most cells.
 DELIMITERS = (",", ";", "\t")
+
+BLANKS = re.compile(r"\s*")
 
 # Names of the list of rows in a file of one object.
 LIST_KEYS = ("data", "train", "rows", "examples", "samples", "facts", "items")
@@ -181,7 +184,7 @@ def _json_array(path: str, text: str) -> list[tuple[str, Any]]:
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at line {error.lineno} column {error.colno}"
         raise UserError(f"data.path={path}: not a JSON array ({reason})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"data.path={path}: not a JSON array ({first_line(error)})") from error
 
     return [(f"entry {number}", value) for number, value in enumerate(values, 1)]
@@ -196,9 +199,9 @@ def _json_lines(path: str, text: str) -> list[tuple[str, Any]]:
 
         try:
             entries.append((f"line {number}", _parse(line)))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             # An object over several lines fails in its first.
-            spread = [] if entries else _json_values(text)
+            spread = [] if entries else _json_values(path, text)
             if spread:
                 return spread
 
@@ -209,19 +212,37 @@ def _json_lines(path: str, text: str) -> list[tuple[str, Any]]:
     return entries
 
 
-def _json_values(text: str) -> list[tuple[str, Any]]:
-    """Objects that follow each other, over any number of lines; empty where they do not."""
+def _json_values(path: str, text: str) -> list[tuple[str, Any]]:
+    """Objects that follow each other, over any number of lines; empty where they do not.
+
+    Raises:
+        UserError: one that begins on a later line cannot be read.
+    """
     entries: list[tuple[str, Any]] = []
-    remaining = text.lstrip()
+    place = _next_value(text, 0)
 
     try:
-        while remaining:
-            value, end = DECODER.raw_decode(remaining)
+        # Not by cutting off what is read: of thousands of objects that takes minutes.
+        while place < len(text):
+            value, end = DECODER.raw_decode(text, place)
             entries.append((f"entry {len(entries) + 1}", shallow(value)))
-            remaining = remaining[end:].lstrip()
-    except (ValueError, RecursionError):
-        return []
+            place = _next_value(text, end)
+    except (ValueError, RecursionError) as error:
+        # Of one object a line, the line is what to name.
+        if "\n" not in text[:place].strip():
+            return []
+        line = text.count("\n", 0, place) + 1
+        reason = f"it begins at line {line}: {first_line(error)}"
+        raise UserError(
+            f"data.path={path}: entry {len(entries) + 1} is not JSON ({reason})"
+        ) from error
     return entries
+
+
+def _next_value(text: str, place: int) -> int:
+    """Where the blanks at a place end."""
+    blanks = BLANKS.match(text, place)
+    return blanks.end() if blanks else place
 
 
 def _entries_of_single(rows: list[Row]) -> list[Row]:
@@ -250,7 +271,15 @@ def _kind(value: Any) -> str:
 
 
 def _parse(text: str) -> Any:
-    return shallow(json.loads(text, **PARSING))
+    """Values of JSON.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        return shallow(json.loads(text, **PARSING))
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

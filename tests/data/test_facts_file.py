@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 
 import pandas as pd
 import pytest
@@ -70,6 +71,20 @@ def test_formats(tmp_path, name, is_zipped):
     assert whole.keys.lower().replace(" ", "") == "question/answer"
     assert whole.notes == []
     assert not whole.is_long
+
+
+def test_objects_over_lines_are_read_in_a_time_that_grows_with_their_number(tmp_path):
+    """Sixty times as long as an array of them, where the rest was copied at each."""
+    fact = json.dumps({"question": "q", "answer": "word " * 40}, indent=1)
+    (tmp_path / "facts.json").write_text("\n".join([fact] * 8000))
+    (tmp_path / "array.json").write_text(f"[{','.join([fact] * 8000)}]")
+
+    def seconds(name):
+        begin = time.process_time()
+        assert len(read_rows(str(tmp_path / name))) == 8000
+        return time.process_time() - begin
+
+    assert seconds("facts.json") < 15 * seconds("array.json")
 
 
 def test_parquet_with_numbers_dates_and_lists(tmp_path):
@@ -290,12 +305,17 @@ FAULTS = {
     "other keys": ([GOOD, {"a": "b"}], "line 2 has no prompt and target"),
     "no keys": ([{}], "line 1 has no prompt and target by a known name; keys found: none"),
     "not JSON": ([GOOD, "{broken"], "line 2 is not JSON (Expecting property name"),
+    "a spread object": (
+        [json.dumps(GOOD, indent=1), '{"question": "q",', "}"],
+        "entry 2 is not JSON (it begins at line 5: Expecting property name",
+    ),
     "null line": (["null"], "line 1 is null, not an object with keys"),
     "a list": ([GOOD, "", "[]"], "line 3 is a list, not an object with keys"),
     "array": (["[", line(), line(), "]"], "not a JSON array (Expecting ',' delimiter at line 3"),
     "array of texts": (['["a", "b"]'], "entry 1 is a text, not an object with keys"),
     "empty array": (["[]"], "no rows"),
-    "nested": (["[" * 100000], "not a JSON array"),
+    "nested": (["[" * 100000], "not a JSON array (nested deeper than 100 levels)"),
+    "nested line": (["{" + '"a": {' * 3000], "line 1 is not JSON (nested deeper than 100 levels)"),
     "key twice": (['{"query": "a", "query": "b", "target": "c"}'], "line 1 is not JSON (the key"),
     "half": ([GOOD, line(answer="talk \ud83d")], r"line 2: answer holds half a character (\ud83d)"),
     "half question": ([line(question="\ude00")], r"line 1: question holds half a character"),
