@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import glob
 import json
 import math
@@ -52,14 +53,14 @@ def atomic_write(path: Path, write: Callable[[Path], object], *, durable: bool =
         if durable:
             flush_to_disk([path.parent])
     except OSError as error:
-        raise _about(path, error) from error
+        raise named_for(path, error) from error
     finally:
         # Where even that is refused, the first error says more.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _about(path: Path, error: OSError) -> OSError:
+def named_for(path: Path, error: OSError) -> OSError:
     """The same error with the name of the file that was to be written, which is not hidden."""
     if error.errno is None:
         return error
@@ -70,6 +71,20 @@ def refused_path(error: OSError) -> str | None:
     """The path that a file system has refused; of a link or a rename the new one."""
     path = error.filename if error.filename2 is None else error.filename2
     return None if path is None else os.fsdecode(path)
+
+
+def refused_in_rust(error: Exception, path: Path) -> OSError | None:
+    """What a file system has refused to a library in Rust, which raises another error; else None.
+
+    Args:
+        error: of safetensors or tokenizers.
+        path: what was to be written.
+    """
+    match = re.search(r"(?:os error|code:) (\d+)", str(error))
+    if match is None:
+        return None
+    number = int(match[1])
+    return OSError(number, os.strerror(number), str(path))
 
 
 def flush_to_disk(paths: Iterable[Path]) -> None:
@@ -181,11 +196,10 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         (folder / path.name).chmod(path.stat().st_mode)
         (folder / path.name).replace(path)
     except SafetensorError as error:
-        match = re.search(r"(?:os error|code:) (\d+)", str(error))
-        if match is None:
+        refusal = refused_in_rust(error, path)
+        if refusal is None:
             raise
-        number = int(match[1])
-        raise OSError(number, os.strerror(number), str(path)) from error
+        raise refusal from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -228,6 +242,35 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """What lies in a folder under names of a pattern, in their order; nothing where it is absent.
+
+    Path.glob takes a folder that may not be listed for an empty one.
+
+    Raises:
+        OSError: it cannot be listed; the error names it.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [path for path in paths if fnmatch.fnmatch(path.name, pattern)]
+
+
+def all_files(folder: Path) -> list[Path]:
+    """The files in a folder and below it, in order; what links lead to is not looked at.
+
+    Raises:
+        OSError: a folder cannot be listed, which Path.rglob passes over; the error names it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    tree = os.walk(folder, onerror=refuse)
+    return sorted(Path(parent, name) for parent, _, names in tree for name in names)
 
 
 def own_folder(root: Path, *names: str) -> Path:

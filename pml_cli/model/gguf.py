@@ -25,7 +25,7 @@ from typing import Any
 
 from pml_cli.config.schema import TINY, Model
 from pml_cli.errors import UserError, and_n_more, first_line
-from pml_cli.io import cache_folder, temporary_path
+from pml_cli.io import cache_folder, named_for, refused_in_rust, temporary_path
 from pml_cli.model.file_hash import sampled_hash
 from pml_cli.model.gguf_layout import is_gguf, read_layout
 
@@ -156,17 +156,21 @@ def _config_folder(file: Path, _size: int, _mtime_ns: int) -> Path:
 
 
 def _write_config_folder(file: Path, folder: Path) -> Path:
-    """Write config and tokenizer; another process may write the same folder at the same time."""
+    """Write config and tokenizer; another process may write the same folder at the same time.
+
+    Raises:
+        OSError: the disk refuses; it names `folder`.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(folder)
     temporary.mkdir()
     try:
         _convert(file, temporary)
         temporary.rename(folder)
-    except OSError:
+    except OSError as error:
         # Another process was first.
         if not (folder / CONFIG_FILE).is_file():
-            raise
+            raise named_for(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -187,7 +191,14 @@ def _convert(file: Path, folder: Path) -> None:
         raise UserError(f"model.path={file}: {reason}") from error
 
     _refuse_unread_rope(file, config)
-    tokenizer.save_pretrained(folder)
+    try:
+        tokenizer.save_pretrained(folder)
+    # Of a full disk, too, tokenizers raises a plain Exception.
+    except Exception as error:
+        refusal = refused_in_rust(error, folder)
+        if refusal is None:
+            raise
+        raise refusal from error
     # All of them: a size that is the class's default counts, too.
     fields = json.loads(config.to_json_string(use_diff=False))
     # The weights are dequantised.

@@ -20,6 +20,7 @@ from pml_cli.errors import UserError, printable
 from pml_cli.io import (
     atomic_write,
     flush_to_disk,
+    named_for,
     own_folder,
     remove,
     remove_leftovers,
@@ -242,7 +243,11 @@ def copy_adapter(folder: RunFolder, out: Path, script: str | None) -> None:
 
 
 def _replace_folder(target: Path, save: Callable[[Path], None]) -> None:
-    """Fill a folder aside, then put it in the place of another."""
+    """Fill a folder aside, then put it in the place of another.
+
+    Raises:
+        OSError: the disk refuses; it names `target`.
+    """
     temporary = temporary_path(target)
     temporary.mkdir(parents=True)
 
@@ -251,6 +256,8 @@ def _replace_folder(target: Path, save: Callable[[Path], None]) -> None:
         # A folder cannot be replaced by a rename unless it is empty.
         remove(target)
         temporary.replace(target)
+    except OSError as error:
+        raise named_for(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -257,8 +257,10 @@ def test_a_disk_that_fills_up_at_a_checkpoint_leaves_the_one_before_and_it_goes_
 def test_a_disk_that_fills_up_at_an_adapter_fails_no_cell_and_keeps_what_was_finished(workplace):
     small, large = cells = planned(ranks=(1,)) + planned(ranks=(64,))
     with workplace() as first:
-        with full_disk(40_000), pytest.raises(OSError, match="File too large"):
+        with full_disk(40_000), pytest.raises(OSError, match="File too large") as caught:
             first.train(cells)
+        # Not the hidden folder in which it is written.
+        assert caught.value.filename == str(RunFolder(first.out, large.id).adapter)
         assert first.events("split") == []
         assert first.reported == {small.id: None}
         assert not RunFolder(first.out, large.id).has_ended()

@@ -1,6 +1,7 @@
 """GGUF files as base models: the same model as the one they were written from."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("gguf")
 
 import gguf
 import numpy as np
+from support.faults import full_disk
 from support.gguf import save_small_llama, write_gguf
 from support.models import logits_of_cell, random_bank, random_ids
 
@@ -242,6 +244,17 @@ def test_a_cache_that_cannot_be_written_is_no_fault(file, monkeypatch, tmp_path)
     monkeypatch.setenv("PML_CACHE", str(tmp_path / "occupied"))
     gguf_module._config_folder.cache_clear()
     assert model_dims(settings(file)).layers == 3
+    gguf_module._config_folder.cache_clear()
+
+
+def test_a_full_disk_is_the_fault_that_is_named(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("PML_CACHE", str(tmp_path))
+    gguf_module._config_folder.cache_clear()
+    with full_disk(2000), pytest.raises(OSError, match="File too large") as caught:
+        model_dims(settings(file))
+    # In place of the cache, which has no room either.
+    assert re.search(r"/pml-gguf-\w+/config$", caught.value.filename)
+    assert not list((tmp_path / "gguf").iterdir())
     gguf_module._config_folder.cache_clear()
 
 

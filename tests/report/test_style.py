@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from support.faults import full_disk
 
 from pml_cli.report.figures import style
 from pml_cli.report.figures.parity import predicted_figure
@@ -35,6 +36,15 @@ def test_many_values_have_few_ticks():
 )
 def test_tick_labels_are_short(value, label):
     assert style.tick_label(value) == label
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_full_disk_is_the_fault_that_is_named(tmp_path, suffix):
+    figure = style.column_figure()
+    # Of a PDF the page breaks off, and closing it raises an error of zlib.
+    figure.subplots().plot(np.random.default_rng(0).random(2000))
+    with full_disk(8000), pytest.raises(OSError, match="File too large"):
+        style.save(figure, tmp_path / "figure", suffix)
 
 
 def test_limits_begin_at_0_and_pass_over_what_is_not_finite():

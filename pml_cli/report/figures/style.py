@@ -8,6 +8,7 @@ and in grey, and each kind of point has a marker of its own besides.
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -78,16 +79,19 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
     """
     from matplotlib import rc_context
 
+    # Where a disk refuses what matplotlib writes to it, closing the file hides the cause.
+    content = io.BytesIO()
     _show_as_it_is(figure)
     # An SVG holds the date and random ids unless told otherwise, a PDF the date.
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     with rc_context({"svg.hashsalt": "pml"}):
         figure.savefig(
-            path,
+            content,
             format=suffix,
             dpi=max(SCREEN_DPI, figure.dpi),
             metadata=metadata,
         )
+    path.write_bytes(content.getvalue())
 
 
 def _show_as_it_is(figure: Figure) -> None:
