@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.faults import refuse_to_list
 
 from pml_cli.io import (
+    all_files,
     expand_home,
     finite_or_none,
     json_text,
     jsonable,
+    listed,
     write_csv,
     write_json,
 )
@@ -73,3 +76,19 @@ def test_the_home_of_nobody_is_a_path_like_any_other(monkeypatch):
     assert expand_home("~nosuchuser/x") == Path("~nosuchuser/x")
     monkeypatch.setenv("HOME", "/somewhere")
     assert expand_home("~/x") == Path("/somewhere/x")
+
+
+def test_a_folder_that_may_not_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    for name in ("b/2.json", "b/1.json", "b/x", "b/c/3"):
+        (tmp_path / name).touch()
+    assert listed(tmp_path / "b", "*.json") == [tmp_path / "b/1.json", tmp_path / "b/2.json"]
+    assert listed(tmp_path / "nowhere") == listed(tmp_path / "b/x") == []
+    names = [path.relative_to(tmp_path).as_posix() for path in all_files(tmp_path)]
+    assert names == ["b/1.json", "b/2.json", "b/c/3", "b/x"]
+
+    refuse_to_list(monkeypatch, tmp_path / "b")
+    for look in (lambda: listed(tmp_path / "b", "*.json"), lambda: all_files(tmp_path)):
+        with pytest.raises(PermissionError) as caught:
+            look()
+        assert caught.value.filename == str(tmp_path / "b")

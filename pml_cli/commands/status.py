@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, raise_all
 from pml_cli.launch import slurm
 from pml_cli.launch.lease import cancel_processes
 from pml_cli.launch.liveness import living_processes
@@ -19,6 +19,9 @@ from pml_cli.report.tables.status import status_json, status_line, status_view
 # Seconds between two looks of --watch, on a terminal and into a pipe.
 WATCH_SECONDS = 2.0
 PIPED_WATCH_SECONDS = 10.0
+
+# Lines about records that tell nothing.
+MAX_UNREAD = 3
 
 
 def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = False) -> int:
@@ -44,15 +47,20 @@ def run(out: Path, console: Console, *, as_json: bool = False, watch: bool = Fal
     snapshot = _first_look(watcher)
     if as_json:
         console.print_json(json.dumps(status_json(out, snapshot)))
+        _print_left_out(watcher, Console(stderr=True, markup=False, emoji=False))
     elif watch and console.is_terminal:
         snapshot = _watch_live(watcher, snapshot, console)
     else:
         console.print(status_view(out, snapshot))
-        for line in watcher.left_out:
-            console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
+        _print_left_out(watcher, console)
         if watch:
             snapshot = _watch_piped(watcher, snapshot, console)
     return 1 if snapshot.failed else 0
+
+
+def _print_left_out(watcher: Watcher, console: Console) -> None:
+    for line in watcher.left_out:
+        console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def _watch_live(watcher: Watcher, snapshot: Snapshot, console: Console) -> Snapshot:
@@ -84,12 +92,14 @@ def cancel(out: Path, console: Console) -> int:
         exit code 0, also where nothing runs: what was asked for holds.
 
     Raises:
-        UserError: the folder does not exist or holds no sweep, or the queue does not answer.
+        UserError: the folder does not exist or holds no sweep, the queue does not answer, or a
+            process may live whose record tells nothing.
     """
     # Before all else: neither a damaged file nor an unreachable queue must keep them running. The
     # launches include workers that have started and not yet registered.
-    processes = [record["name"] for record in living_processes(out)]
-    launches = [record["launch"] for record in slurm.launch_records(out).values()]
+    unread: list[str] = []
+    processes = [record["name"] for record in living_processes(out, unread)]
+    launches = [record["launch"] for record in slurm.launch_records(out, unread).values()]
     if processes or launches:
         cancel_processes(out, processes + launches)
     snapshot = _first_look(Watcher(out))
@@ -105,6 +115,7 @@ def cancel(out: Path, console: Console) -> int:
         )
 
     if not snapshot.training and not snapshot.jobs:
+        raise_all(unread, MAX_UNREAD)
         console.print("nothing is running here")
         return 0
 
@@ -116,6 +127,7 @@ def cancel(out: Path, console: Console) -> int:
         "they end after the current training step; the same sweep command resumes from there",
         highlight=False,
     )
+    raise_all(unread, MAX_UNREAD)
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.setting import value_text
 from pml_cli.errors import did_you_mean
+from pml_cli.io import listed
 
 # Keys of a run that belong to no group.
 SHORT_KEYS = ("rank", "seqlen", "seed", "out")
@@ -54,7 +55,7 @@ def options(group: str, config_dir: Path | None = None) -> list[str]:
     """The names that `group=` takes, in alphabetical order."""
     names: set[str] = set()
     for folder in _folders(config_dir):
-        names |= {file.stem for file in (folder / group).glob("*.yaml")}
+        names |= {file.stem for file in listed(folder / group, "*.yaml")}
     return sorted(names)
 
 

@@ -23,12 +23,16 @@ from pydantic import StringConstraints
 from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.errors import UserError
+from pml_cli.io import listed
 from pml_cli.validation import Count, Number, Text, checked, parse_json, read_regular
 
 STALE_SECONDS = 120.0
 
 # A start time read twice differs a little when the clock is adjusted in between.
 START_TIME_TOLERANCE = 3.0
+
+# Ends a line about a record that tells nothing.
+MAY_RUN = "what it names may still run"
 
 Record = dict[str, Any]
 
@@ -225,8 +229,13 @@ def server_time(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def living_processes(out: Path) -> list[Record]:
-    """Records of the living processes of a results folder: workers, and drivers that only wait."""
+def living_processes(out: Path, left_out: list[str] | None = None) -> list[Record]:
+    """Records of the living processes of a results folder: workers, and drivers that only wait.
+
+    Args:
+        out: the results folder.
+        left_out: takes a line for each record that tells nothing: its process may live.
+    """
     folder = out / ".pml" / "workers"
 
     def clock() -> float:
@@ -237,17 +246,24 @@ def living_processes(out: Path) -> list[Record]:
             return time.time()
 
     living = []
-    for path in sorted(folder.glob("*.json")):
+    faults = []
+    for path in listed(folder, "*.json"):
+        # Marked as dead.
+        if (out / ".pml" / "dead" / path.stem).is_symlink():
+            continue
         try:
             record, written_at = read_record(path)
-        except OSError:
-            # it is being replaced at this moment
+        except OSError as error:
+            # It is being replaced at this moment, or the disk fails.
+            faults.append(f"{path}: not readable ({error.strerror or error}); {MAY_RUN}")
             continue
 
         # Others may write to the folder too: files that are not records are skipped.
         if record is None:
+            faults += [f"{path}: no record of a process; {MAY_RUN}"] if path.exists() else []
             continue
-        fenced = (out / ".pml" / "dead" / path.stem).is_symlink()
-        if not fenced and is_alive(record, written_at, clock):
+        if is_alive(record, written_at, clock):
             living.append(record)
+    if left_out is not None:
+        left_out += faults
     return living

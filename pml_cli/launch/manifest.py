@@ -37,7 +37,7 @@ from pml_cli.config.schema import FORMAT, Run
 from pml_cli.config.setting import faults
 from pml_cli.errors import UserError, raise_all
 from pml_cli.format import counted
-from pml_cli.io import atomic_write, own_folder
+from pml_cli.io import atomic_write, listed, own_folder
 from pml_cli.results.run_folders import run_key
 from pml_cli.validation import Count, Number, read_json
 
@@ -245,7 +245,7 @@ def read_manifests(out: Path, left_out: list[str] | None = None) -> list[SweepMa
     """
     manifests = []
     damaged: list[UserError] = []
-    for path in sorted((out / ".pml" / "requests").glob("*.json")):
+    for path in listed(out / ".pml" / "requests", "*.json"):
         try:
             manifests.append(SweepManifest.read(path))
         except UserError as error:

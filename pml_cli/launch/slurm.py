@@ -9,15 +9,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
 from pml_cli.errors import UserError
-from pml_cli.io import atomic_write
-from pml_cli.launch.liveness import ProcessName
+from pml_cli.io import atomic_write, listed
+from pml_cli.launch.liveness import MAY_RUN, ProcessName
 from pml_cli.validation import Text, read_json
 
 # Slurm's own default of MaxArraySize
@@ -72,13 +71,24 @@ def record_launch(path: Path, launch: str, sweep: str) -> None:
     atomic_write(path, lambda aside: aside.write_text(text, "utf-8"))
 
 
-def launch_records(out: Path) -> dict[str, dict[str, str]]:
-    """What `record_launch` wrote in a folder, by job; a damaged record is left out."""
+def launch_records(out: Path, left_out: list[str] | None = None) -> dict[str, dict[str, str]]:
+    """What `record_launch` wrote in a folder, by job.
+
+    Args:
+        out: the results folder.
+        left_out: takes a line for each record that is damaged or cannot be read.
+    """
     records = {}
-    for path in (out / ".pml" / "jobs").glob("*.json"):
-        with suppress(UserError):
-            record = read_json(path, LaunchFields, "")
-            records[path.stem] = {"launch": record["launch"], "order": record["order"]}
+    faults = []
+    for path in listed(out / ".pml" / "jobs", "*.json"):
+        try:
+            record = read_json(path, LaunchFields, MAY_RUN)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        records[path.stem] = {"launch": record["launch"], "order": record["order"]}
+    if left_out is not None:
+        left_out += faults
     return records
 
 

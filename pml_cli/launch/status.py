@@ -125,7 +125,8 @@ class Watcher:
     """Takes snapshots of a results folder; cells that are done are looked up once.
 
     Attributes:
-        left_out: a line for each damaged manifest that the last look has passed over.
+        left_out: a line for each damaged manifest, and each process without a record that can be
+            read, that the last look has passed over.
     """
 
     def __init__(self, out: Path, manifest: SweepManifest | None = None) -> None:
@@ -144,8 +145,11 @@ class Watcher:
         Raises:
             UserError: no manifest is readable.
         """
-        records = living_processes(self.out)
+        self.left_out = []
+        unread: list[str] = []
+        records = living_processes(self.out, unread)
         manifests = [self.manifest] if self.manifest else self._current_manifests(records)
+        self.left_out += unread
         work, hashes, steps = _merged(manifests)
 
         failed = self._look_up_ended(hashes)

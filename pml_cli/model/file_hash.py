@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pml_cli.errors import UserError
+from pml_cli.io import listed
 from pml_cli.model.gguf_layout import is_gguf, read_layout
 from pml_cli.validation import read_json
 
@@ -48,7 +49,7 @@ def weight_files(folder: Path) -> list[Path]:
         shards = [folder / name for name in sorted({*map(str, weight_map.values())})]
         # Loading reports a shard that is missing.
         return [shard for shard in shards if shard.is_file()]
-    files = sorted(folder.glob(f"*{WEIGHTS_SUFFIX}"))
+    files = listed(folder, f"*{WEIGHTS_SUFFIX}")
     # Reading a pipe might never end.
     return [file for file in files if file.is_file() and file.name[0] != "."]
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # What helps where a result cannot be used.
 AGAIN = "delete it and run the sweep again"
 
+# The second is what Linux makes at the root of a disk, and root alone may list.
+WITHOUT_RUNS = (ADAPTER, "lost+found")
+
 # What `pml memorize` writes of its answer.
 ANSWER = "memorize.json"
 
@@ -76,7 +79,8 @@ def read_runs(
         One row a run: the fields of result.json, and `folder`.
 
     Raises:
-        UserError: a folder does not exist, or a result is unreadable or of another format.
+        UserError: a folder does not exist or cannot be listed, or a result is unreadable or of
+            another format.
     """
     import pandas as pd
 
@@ -86,7 +90,7 @@ def read_runs(
             reason = "a file; give a folder of runs" if root.exists() else "no such folder"
             raise UserError(f"{root}: {reason}")
 
-        for path in _find(root, RESULT):
+        for path in _find(root, RESULT, left_out):
             try:
                 _check_name(path.parent)
                 result = _read_result(path)
@@ -178,7 +182,8 @@ def _chosen_run(folder: Path) -> str | None:
 def read_failures(root: Path) -> dict[str, str]:
     """Run id to reason, of the runs below a folder that failed."""
     reasons = {}
-    for path in _find(root, ERROR):
+    # What cannot be listed, `read_runs` has said.
+    for path in _find(root, ERROR, []):
         folder = RunFolder(path.parent.parent, path.parent.name)
         reasons[folder.id] = folder.failure() or ""
     return reasons
@@ -203,11 +208,30 @@ def check_formats(out: Path) -> None:
             raise UserError(f"{path}: {other}; use another out=")
 
 
-def _find(root: Path, name: str) -> Iterator[Path]:
-    """Files of a name below a folder, but for hidden folders and adapters."""
-    for folder, children, files in os.walk(root):
+def _find(root: Path, name: str, left_out: list[str] | None = None) -> Iterator[Path]:
+    """Files of a name below a folder, but for hidden folders and adapters.
+
+    Args:
+        root: the folder.
+        name: of the files.
+        left_out: takes a line for each folder that cannot be listed, instead of an error.
+
+    Raises:
+        UserError: a folder cannot be listed; runs may lie in it.
+    """
+
+    def refuse(error: OSError) -> None:
+        # Another process has removed it since it was listed.
+        if isinstance(error, FileNotFoundError):
+            return
+        line = f"{error.filename}: cannot be listed ({error.strerror})"
+        if left_out is None:
+            raise UserError(line) from error
+        left_out.append(line)
+
+    for folder, children, files in os.walk(root, onerror=refuse):
         children[:] = sorted(
-            child for child in children if not child.startswith(".") and child != ADAPTER
+            child for child in children if not child.startswith(".") and child not in WITHOUT_RUNS
         )
         if name in files:
             yield Path(folder) / name

@@ -24,6 +24,7 @@ from pml_cli.config.option_files import options
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
 from pml_cli.config.setting import absent_values, path_names
 from pml_cli.data.generic_text import keep_hash
+from pml_cli.io import all_files
 from pml_cli.model.file_hash import WEIGHTS_SUFFIX, sampled_hash, tensors_hash, weight_files
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.tokenizer_backend import TOKENIZER_FILES
@@ -284,7 +285,7 @@ def content_hash(path: str) -> str:
         return path
 
     digest = hashlib.sha256()
-    for file in sorted(location.rglob("*")):
+    for file in all_files(location):
         name = file.relative_to(location)
         # Hidden files and folders are caches, and what macOS leaves.
         is_hidden = any(part.startswith(".") for part in name.parts)

@@ -9,6 +9,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import UserError
+from pml_cli.io import listed
 from pml_cli.results.run_folders import run_key
 from pml_cli.validation import Count, Number, checked, parse_json
 
@@ -69,7 +70,7 @@ class CheckpointHeader:
 
 def checkpoint_files(out: Path) -> list[Path]:
     """The checkpoints of a results folder, by name: in the same order in every process."""
-    return sorted(out.joinpath(*FOLDER).glob("*.safetensors"))
+    return listed(out.joinpath(*FOLDER), "*.safetensors")
 
 
 def read_header(path: Path) -> CheckpointHeader | None:

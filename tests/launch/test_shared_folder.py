@@ -177,3 +177,33 @@ def test_a_damaged_manifest_of_another_hides_no_sweep_and_stops_no_cancel(tmp_pa
     with WorkerLease(tmp_path / "runs", "inline") as one:
         assert quick("cancel", "runs").returncode == 2
         assert one.check_cancelled()
+
+
+@pytest.mark.parametrize("place", ["workers", "jobs"])
+def test_a_record_that_tells_nothing_is_named_and_stops_no_cancel(tmp_path, quick, place):
+    """What it names may run: that nothing runs would be a lie."""
+    cells = check([Run(rank=1, seqlen=8, model=Model(device="cpu"))])
+    SweepManifest.write(tmp_path / "runs", make_packs(cells, Packing()), Packing())
+    record = tmp_path / "runs" / ".pml" / place / "1.json"
+    record.parent.mkdir(exist_ok=True)
+    record.write_text("{}")
+    with WorkerLease(tmp_path / "runs", "inline") as one:
+        done = quick("cancel", "runs")
+        assert one.check_cancelled()
+    assert done.returncode == 2
+    assert "1 running asked" in done.stdout
+    assert done.stderr.startswith(f"error: runs/.pml/{place}/1.json: ")
+    assert done.stderr.endswith("; what it names may still run\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_process_with_a_record_that_tells_nothing_is_named_by_status(tmp_path, quick):
+    cells = check([Run(rank=1, seqlen=8, model=Model(device="cpu"))])
+    SweepManifest.write(tmp_path / "runs", make_packs(cells, Packing()), Packing())
+    (tmp_path / "runs/.pml/workers").mkdir(exist_ok=True)
+    (tmp_path / "runs/.pml/workers/1.json").write_text("{}")
+    line = "left out: runs/.pml/workers/1.json: no record of a process; what it names may still run"
+    assert line in quick("status", "runs").stdout
+    done = quick("status", "runs", "--json")
+    assert json.loads(done.stdout)["queued"] == 1
+    assert done.stderr == f"{line}\n"

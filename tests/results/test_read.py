@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from support.faults import refuse_to_list
 from support.planted_laws import result
 
 from pml_cli.errors import UserError
@@ -42,6 +43,23 @@ def test_one_run_with_two_results_is_named_and_the_first_counts(tmp_path):
     (line,) = notes
     assert line.endswith("are one run with different numbers; the first one counts")
     assert line.index(str(tmp_path / "b")) < line.index(str(tmp_path / "a"))
+
+
+def test_a_folder_that_may_not_be_listed_is_named_as_runs_may_lie_in_it(tmp_path, monkeypatch):
+    for name in ("a", "b", "lost+found"):
+        RunFolder(tmp_path / name, f"run-{name}").finish({"rank": 4})
+    # Of a disk's root it is no place of runs.
+    assert len(read_runs([tmp_path])) == 2
+
+    refuse_to_list(monkeypatch, tmp_path / "b")
+    line = f"{tmp_path / 'b'}: cannot be listed (Permission denied)"
+    with pytest.raises(UserError) as caught:
+        finished_runs([tmp_path], "`pml sweep`")
+    assert str(caught.value) == line
+    left_out = []
+    assert len(read_runs([tmp_path], left_out)) == 1
+    assert left_out == [line]
+    assert read_failures(tmp_path) == {}
 
 
 @pytest.mark.parametrize(("failures", "note"), [(0, ""), (2, " (2 failed; error.json in their")])

@@ -1,7 +1,10 @@
 """Faults of the machine."""
 
 import contextlib
+import errno
+import os
 import resource
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -13,3 +16,18 @@ def full_disk(room):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def refuse_to_list(monkeypatch, folder):
+    """Let a folder be entered but not listed, also by root."""
+
+    def refusing(listing):
+        def listed(path="."):
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return listing(path)
+
+        return listed
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
