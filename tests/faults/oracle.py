@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from catalogue.case import MAX_LINES, TEMPORARY
 from safetensors.torch import load_file
 
+from faults.shim import Fault
+
 # What differs between two runs of one command; a key is of the bytes of an adapter's file, whose
 # head is in any order.
 VOLATILE = {"key", "seconds", "asked", "time", "when", "started", "created", "pack_size", "version"}
@@ -46,6 +48,12 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
+def names(folder: Path) -> set[str]:
+    """Relative paths of all that lies below a folder, without what is half-written."""
+    paths = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return {path for path in paths if not TEMPORARY.search(path)}
+
+
 def content(path: Path) -> Any:
     """What a file holds, without what differs between two runs."""
     if path.suffix == ".json":
@@ -66,6 +74,16 @@ def _settled(value: Any) -> Any:
     return [_settled(item) for item in value] if isinstance(value, list) else value
 
 
+def is_told(said: str, fault: Fault) -> bool:
+    """Whether an output names a fault, or what was done without."""
+    return os.strerror(fault.number) in said or "left out" in said
+
+
+def settled(said: str) -> str:
+    """An output without its numbers and spaces."""
+    return re.sub(r"[\d.\s]+", " ", said)
+
+
 def litter(folder: Path, large: bool = False) -> list[str]:
     """Temporary files and folders that were left.
 
@@ -73,17 +91,23 @@ def litter(folder: Path, large: bool = False) -> list[str]:
         folder: of the round.
         large: only those of weights; small ones that a kill has left are hidden, and stay.
     """
-    paths = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-    found = sorted(path for path in paths if TEMPORARY.search(path))
-    return [path for path in found if LARGE.search(path)] if large else found
+    found = []
+    for path in sorted(folder.rglob("*")):
+        relative = str(path.relative_to(folder))
+        # Of a folder that could not be removed nothing but its name is left.
+        is_large = LARGE.search(relative) and not (path.is_dir() and not list(path.iterdir()))
+        if TEMPORARY.search(relative) and (is_large or not large):
+            found.append(relative)
+    return found
 
 
 def unreadable(folder: Path) -> list[str]:
     """Files under their final names that are not whole."""
     faults = []
     for path in folder.rglob("*"):
-        whole = path.suffix in (".json", ".parquet", ".safetensors", ".csv")
-        if whole and path.is_file() and not TEMPORARY.search(str(path.relative_to(folder))):
+        is_whole = path.suffix in (".json", ".parquet", ".safetensors", ".csv")
+        parts = path.relative_to(folder).parts
+        if is_whole and path.is_file() and not any(map(TEMPORARY.search, parts)):
             try:
                 content(path)
             except Exception as error:

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from faults.commands import Command
-from faults.oracle import Outcome, complaints, contents, differences, litter
+from faults.oracle import (
+    Outcome,
+    complaints,
+    contents,
+    differences,
+    is_told,
+    litter,
+    names,
+    settled,
+)
 from faults.shim import NO_FAULT, NO_FAULT_READING, Fault, arm, traced
 from pml_cli import commands
 from pml_cli.launch.liveness import process_identity
@@ -45,9 +54,12 @@ class Rounds:
     """All rounds of one command.
 
     Attributes:
+        code: of the undisturbed command.
+        said: by it.
         calls: of an undisturbed command that change a file: `4 rename /path`.
         all_calls: those that only read a file included.
         reference: what it leaves.
+        names: of all that it leaves, pml's own files included.
     """
 
     def __init__(self, command: Command, place: Path) -> None:
@@ -56,9 +68,9 @@ class Rounds:
         folder = self._laid_out("undisturbed")
         undisturbed = self._run(folder, NO_FAULT)
         assert undisturbed.code in (0, 1), undisturbed.said
-        self.code = undisturbed.code
+        self.code, self.said = undisturbed.code, undisturbed.said
         self.calls = traced(self._state(folder))
-        self.reference = contents(folder)
+        self.reference, self.names = contents(folder), names(folder)
 
         folder = self._laid_out("undisturbed")
         assert self._run(folder, NO_FAULT_READING).code == self.code
@@ -74,6 +86,9 @@ class Rounds:
         outcome = self._run(folder, fault)
         faults = complaints(outcome, folder, killed=killed, tidy=not stays)
 
+        if fault.reads and outcome.code == self.code:
+            faults += self._told_nothing(outcome, folder, fault)
+
         again = self._run(folder, NO_FAULT)
         if again.code != self.code:
             faults.append(f"again: exit code {again.code}: {again.said.strip()[-300:]}")
@@ -85,6 +100,17 @@ class Rounds:
         if faults:
             faults.append(f"said: {outcome.said.strip()[-400:]!r}")
         return faults
+
+    def _told_nothing(self, outcome: Outcome, folder: Path, fault: Fault) -> list[str]:
+        """Where a command that could not read something gives other results without a word."""
+        if is_told(outcome.said, fault):
+            return []
+        missed = differences(folder, self.reference)
+        # What these do is said, and noted among pml's own files.
+        if self.command.light:
+            missed += ["says something else"] if settled(outcome.said) != settled(self.said) else []
+            missed += [f"not noted: {name}" for name in sorted(self.names - names(folder))]
+        return [f"without a word: {line}" for line in missed]
 
     def call(self, fault: Fault) -> str:
         """The call that fails."""
