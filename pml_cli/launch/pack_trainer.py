@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,9 @@ class PackTrainer:
             if checkpointed != [cell]:
                 self.lease.log_event("checkpointing", cell=cell.id, reason=fault.reason)
                 return self._attempt(Attempt(pack=checkpointed, cells=checkpointed))
+            # Torch's own words are of an allocator.
+            alone = f"one cell of model={cell.run.model.name} does not fit into memory"
+            fault = replace(fault, reason=f"{alone} ({fault.reason})")
 
         self._fail(cell, fault)
         return True

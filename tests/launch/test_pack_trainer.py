@@ -99,7 +99,8 @@ def test_a_single_cell_that_is_too_large_fails_with_its_reason(workplace, monkey
     faulty(monkeypatch, lambda ranks: 2 in ranks, OUT_OF_MEMORY[0])
     with workplace() as first:
         first.train(cells)
-    reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
+    words = "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB."
+    reason = f"one cell of model=tiny does not fit into memory ({words})"
     assert first.reported == {cells[0].id: reason, cells[1].id: None}
     assert RunFolder(first.out, cells[0].id).failure() == reason
 
