@@ -8,11 +8,13 @@ sampling writes each fact. Without torch, so that reports read it too.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from pml_cli.config.load import read_run
 from pml_cli.data.generic_text import dialogues
@@ -27,12 +29,16 @@ from pml_cli.evaluation.finished_runs import (
 from pml_cli.io import jsonable, write_json
 from pml_cli.results.folder import RunFolder
 from pml_cli.stats import Proportion
+from pml_cli.validation import read_json
 
 # Of the file that keeps a proof; changed with what is measured.
 FORMAT = 1
 
 # The status of what was measured.
 MEASURED = "measured"
+
+# How the status of a script begins that did not come to its end, by a fault that may pass.
+NOT_RUN_HERE = "could not be run here"
 
 # Tokens of an answer to a neighbouring question: longer ones part sooner or later.
 NEIGHBOUR_TOKENS = 32
@@ -182,6 +188,14 @@ class Proof:
         return fields
 
 
+class KeptFields(TypedDict):
+    """The file that keeps a proof."""
+
+    format: int
+    key: str
+    proof: dict[str, Any]
+
+
 def generic_questions() -> list[str]:
     """Everyday questions, each the first of a dialogue that nothing was trained on."""
     return [dialogue[0][0] for dialogue in dialogues("held_out")]
@@ -230,7 +244,9 @@ def prove(
 
         prover = Prover(folder, run, samples)
         proof = prover.prove(device=device, script_seconds=script_seconds, on_stage=on_stage)
-        if cache is not None:
+        # A fault of the machine is not kept: the same command tries again.
+        is_final = not proof.script.status.startswith(NOT_RUN_HERE)
+        if cache is not None and is_final:
             write_json(cache, {"format": FORMAT, "key": key, "proof": jsonable(proof)})
     return proof
 
@@ -252,32 +268,8 @@ def _key(folder: RunFolder, samples: Sequence[Sample], *, with_script: bool) -> 
 def _read(path: Path, key: str) -> Proof | None:
     """The proof that a file keeps; None where it is missing, damaged, or of something else."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["format"] != FORMAT or content["key"] != key:
-            return None
-        return _rebuilt(content["proof"])
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = read_json(path, KeptFields, "")
+        is_same = kept["format"] == FORMAT and kept["key"] == key
+        return TypeAdapter(Proof).validate_python(kept["proof"]) if is_same else None
+    except (UserError, ValidationError):
         return None
-
-
-def _rebuilt(fields: dict[str, Any]) -> Proof:
-    """A proof from the JSON of its fields."""
-    conditions = {name: ConditionProof(**row) for name, row in fields["conditions"].items()}
-    variants = fields["variants"]
-    if variants is not None:
-        shares = {name: Proportion(**variants[name]) for name in ("exact", "base_exact")}
-        variants = VariantsProof(**(variants | shares))
-
-    neighbours = fields["neighbours"]
-    if neighbours is not None:
-        unchanged = Proportion(**neighbours["unchanged"])
-        neighbours = NeighboursProof(**(neighbours | {"unchanged": unchanged}))
-
-    rebuilt: dict[str, Any] = {
-        "facts": [FactProof(**row) for row in fields["facts"]],
-        "script": ScriptProof(**fields["script"]),
-        "conditions": conditions,
-        "variants": variants,
-        "neighbours": neighbours,
-    }
-    return Proof(**(fields | rebuilt))

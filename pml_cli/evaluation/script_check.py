@@ -23,7 +23,7 @@ from pml_cli.data.source import Sample
 from pml_cli.evaluation import batched_answers
 from pml_cli.evaluation.adapter_readme import README_FILE
 from pml_cli.evaluation.dialogue import Dialogue, IdsPrompt, dialogue_of, question_of
-from pml_cli.evaluation.proof import MEASURED, ScriptProof
+from pml_cli.evaluation.proof import MEASURED, NOT_RUN_HERE, ScriptProof
 from pml_cli.results.folder import RunFolder
 
 SCRIPT = re.compile(r"^(`{3,})python\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
@@ -154,10 +154,10 @@ def _fault(code: int, stderr: str) -> str:
     if code == 0:
         return ""
     if code < 0:
-        return f"could not be run here: killed by signal {-code} (out of memory?)"
+        return f"{NOT_RUN_HERE}: killed by signal {-code} (out of memory?)"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     reason = lines[-1] if lines else f"exit code {code}"
-    return f"could not be run here: {reason}"
+    return f"{NOT_RUN_HERE}: {reason}"
 
 
 def _answers(texts: Sequence[str]) -> dict[int, Any]:

@@ -23,11 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
+from pml_cli.errors import UserError
 from pml_cli.io import cache_folder, write_json
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.device import is_fault_of_machine
 from pml_cli.model.verify_split import changes_alike, full_logits, probe_ids, scaled_probe
+from pml_cli.validation import read_json
 
 if TYPE_CHECKING:
     from pml_cli.model.split_model import SplitModel
@@ -74,6 +77,14 @@ class Loading:
         return "LORA of pml, which PEFT misreads: README.md in the adapter's folder has a script"
 
 
+class KeptFields(TypedDict):
+    """An answer in the cache folder."""
+
+    by_peft: bool
+    by_block: bool
+    returns_tuple: bool
+
+
 def loading_of(model: SplitModel, bank: AdapterBank) -> Loading:
     """How adapters on a bank's modules can be loaded.
 
@@ -114,11 +125,10 @@ def _read(path: Path | None) -> dict[str, bool] | None:
     if path is None:
         return None
     try:
-        answer = json.loads(path.read_text("utf-8"))
-        names = ("by_peft", "by_block", "returns_tuple")
-        return {name: bool(answer[name]) for name in names}
-    except (OSError, ValueError, KeyError, TypeError):
+        answer = read_json(path, KeptFields, "")
+    except UserError:
         return None
+    return {name: answer[name] for name in KeptFields.__annotations__}
 
 
 def _store(path: Path | None, answer: dict[str, bool]) -> None:

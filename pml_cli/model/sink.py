@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from pml_cli.config.cache_key import CacheKey
 from pml_cli.config.schema import Model
@@ -40,6 +41,7 @@ from pml_cli.model.files import locate
 from pml_cli.model.gguf import gguf_file
 from pml_cli.model.tokenizer import open_tokenizer
 from pml_cli.model.weight_files import local_weights
+from pml_cli.validation import Number, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +132,12 @@ def _cached_ratios(key: CacheKey, files: tuple[Path, ...]) -> Sequence[float | N
     return ratios
 
 
+class KeptFields(TypedDict):
+    """A file of the cache folder."""
+
+    ratios: list[Number | None]
+
+
 def _content_key(model: Model, files: Sequence[Path], prompt_ids: Sequence[int]) -> str:
     """A hash of what decides the ratios; a copy of a model in another folder has the same."""
     config = locate(model, "config.json")
@@ -142,12 +150,10 @@ def _content_key(model: Model, files: Sequence[Path], prompt_ids: Sequence[int])
 def _read(path: Path, layers: int) -> list[float | None] | None:
     """The ratios of a cache file; None where it is missing or damaged."""
     try:
-        ratios = json.loads(path.read_text("utf-8"))["ratios"]
-        if len(ratios) != layers:
-            return None
-        return [None if ratio is None else float(ratio) for ratio in ratios]
-    except (OSError, ValueError, LookupError, TypeError):
+        ratios: list[float | None] = read_json(path, KeptFields, "")["ratios"]
+    except UserError:
         return None
+    return ratios if len(ratios) == layers else None
 
 
 def _measured(model: Model, prompt_ids: Sequence[int]) -> list[float | None]:

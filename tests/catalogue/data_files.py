@@ -47,6 +47,9 @@ LINES: dict[str, str] = {
     "an empty object": "{}\n",
 }
 
+# As `jq` writes them.
+SPREAD = json.dumps(json.loads(GOOD), indent=1)
+
 OTHER_FORMATS: dict[str, dict[str, str | bytes]] = {
     "csv": {
         "a header alone": "query,target\n",
@@ -64,6 +67,7 @@ OTHER_FORMATS: dict[str, dict[str, str | bytes]] = {
     "json": {
         "truncated": f"[{GOOD}, ",
         "a mapping": '{"a": 1}',
+        "objects over lines, a broken one": f"{SPREAD}\n" * 5000 + '{\n"query": "a",\n}',
         "a list of numbers": "[1]",
         "a list of lists": "[[1]]",
         "an empty list": "[]",

@@ -1,6 +1,7 @@
 """A finished run before it is handed over: what it knows, and what it leaves alone."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,13 @@ from pml_cli.evaluation.adapters import load_adapter
 from pml_cli.evaluation.answers import token_f1
 from pml_cli.evaluation.asking import Interview, trained_samples
 from pml_cli.evaluation.other_questions import OtherQuestions
-from pml_cli.evaluation.proof import MEASURED, NEIGHBOUR_TOKENS, generic_questions, prove
+from pml_cli.evaluation.proof import (
+    MEASURED,
+    NEIGHBOUR_TOKENS,
+    NOT_RUN_HERE,
+    generic_questions,
+    prove,
+)
 from pml_cli.evaluation.proving import CONDITIONS, Prover
 from pml_cli.evaluation.subject import EvalRun
 from pml_cli.model.tokenizer import open_tokenizer
@@ -186,6 +193,36 @@ def test_a_proof_is_kept_until_its_questions_change(folder, proof, cache):
     cache.write_text(json.dumps(content | {"key": "other"}))
     assert prove(folder, **options) == proof
     assert stages
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: "[" * 100_000,
+        lambda whole: json.dumps(whole | {"proof": whole["proof"] | {"facts": "x"}}),
+        lambda whole: json.dumps(whole | {"proof": whole["proof"] | {"whole": [1]}}),
+        lambda whole: json.dumps(whole | {"proof": None}),
+    ],
+)
+def test_a_damaged_proof_is_measured_again(folder, proof, cache, tmp_path, monkeypatch, change):
+    damaged = tmp_path / "proof.json"
+    damaged.write_text(change(json.loads(cache.read_text())))
+    monkeypatch.setattr(Prover, "prove", lambda *_, **_options: proof)
+    assert prove(folder, script_seconds=0, cache=damaged) == proof
+    assert json.loads(damaged.read_text()) == json.loads(cache.read_text())
+
+
+@pytest.mark.parametrize(
+    ("status", "is_kept"), [(f"{NOT_RUN_HERE}: OSError", False), ("stopped after 5 s", True)]
+)
+def test_a_script_that_the_machine_did_not_run_is_run_again(
+    folder, proof, tmp_path, monkeypatch, status, is_kept
+):
+    script = replace(proof.script, status=status)
+    monkeypatch.setattr(Prover, "prove", lambda *_, **_options: replace(proof, script=script))
+    found = prove(folder, cache=tmp_path / "proof.json")
+    assert found.script.status == status
+    assert (tmp_path / "proof.json").exists() == is_kept
 
 
 def test_fields_for_json(proof):

@@ -134,9 +134,10 @@ def test_it_is_tried_out_once(model_folder, monkeypatch, tmp_path):
         assert loading_of(model, other) == first
 
     (answer,) = (tmp_path / "read_back").iterdir()
-    answer.write_text("{")
-    assert loading_of(model, bank) == first
-    assert json.loads(answer.read_text())["by_peft"]
+    for damage in ("{", "[" * 100_000, '{"by_peft": "x", "by_block": true, "returns_tuple": 1}'):
+        answer.write_text(damage)
+        assert loading_of(model, bank) == first
+        assert json.loads(answer.read_text())["by_peft"]
 
 
 def test_a_gpu_that_fails_says_nothing_of_the_family(model_folder, monkeypatch, tmp_path):

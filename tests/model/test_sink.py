@@ -65,7 +65,11 @@ def test_a_sink_below_the_adapter_alone_does_not_count(cache, tmp_path, layer, a
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"ratios": 3}', '{"ratios": [1.0]}', '{"ratios": ["a", 1, 1, 1, 1]}']
+    "damage",
+    [
+        *("", "{", "[]", "[" * 100_000, '{"ratios": 3}', '{"ratios": [1.0]}'),
+        *('{"ratios": ["a", 1, 1, 1, 1]}', '{"ratios": ["a", 1, 1, 1, 1, 1]}'),
+    ],
 )
 def test_a_damaged_answer_is_measured_again(cache, sunk, damage):
     first_position_is_sink(local(sunk))
