@@ -96,8 +96,8 @@ def percent_error(measured: Array, predicted: Array) -> float:
 
 
 def safe_exp(value: float) -> float:
-    """exp(value), or infinity where that overflows."""
-    return math.exp(value) if value < 700 else math.inf
+    """exp(value), or infinity where that overflows; nan of nan."""
+    return math.inf if value >= 700 else math.exp(value)
 
 
 @dataclass(frozen=True, kw_only=True)

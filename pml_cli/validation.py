@@ -42,6 +42,8 @@ WORDING = {
     "less than or equal to": "at most",
     "greater than": "above",
     "less than": "below",
+    # Of a check of our own, which says all.
+    "Value error, ": "",
 }
 
 # Values of a YAML file with its aliases written out: nine lines can stand for 10^9 of them.

@@ -61,7 +61,7 @@ def measurement_table(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if "harm_low" not in table:
         table = table.assign(harm_low=math.nan, harm_high=math.nan)
-    table["perplexity_ratio"] = [safe_exp(harm) for harm in table["harm"]]
+    table["perplexity_ratio"] = [safe_exp(harm) for harm in table["harm"].astype(float)]
     return table
 
 

@@ -13,9 +13,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import pandas as pd
+from pydantic import AfterValidator
 from typing_extensions import Required, TypedDict
 
 from pml_cli.config.load import has_movable_data, has_movable_model, moved_files, read_run
@@ -24,10 +25,11 @@ from pml_cli.config.schema import Run
 from pml_cli.data.opened import source_of, tokens_hash
 from pml_cli.data.source import Sample
 from pml_cli.errors import UserError
+from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.subject import EvalRun
-from pml_cli.io import write_json
+from pml_cli.io import jsonable, write_json
 from pml_cli.results.folder import RunFolder
-from pml_cli.validation import Number, checked, read_json
+from pml_cli.validation import Count, Number, checked, read_json
 
 # What an entry has of result.json.
 RUN_FIELDS = [
@@ -48,6 +50,9 @@ RUN_FIELDS = [
     "lr",
     "steps",
 ]
+
+# Those of them without which a run belongs to no group of a table.
+NEEDED = [name for name in RUN_FIELDS if name != "setting"]
 
 Texts: TypeAlias = dict[str, list[Sample]]
 """Text that a run was not trained on, by name."""
@@ -125,18 +130,42 @@ class TextFields(TypedDict):
     changed: Number | None
 
 
+class DamageFields(TypedDict):
+    """Forgetting of both texts of `pml lasting`."""
+
+    text: TextFields
+    random: TextFields
+
+
+def _with_every_condition(conditions: dict[str, Any]) -> dict[str, Any]:
+    for condition in CONDITIONS:
+        if condition.name not in conditions:
+            raise ValueError(f"has no {condition.name}")
+    return conditions
+
+
 class LastingEntry(Entry):
     """An entry of lasting.json."""
 
-    conditions: dict[str, ConditionFields]
-    damage: dict[str, TextFields]
+    conditions: Annotated[dict[str, ConditionFields], AfterValidator(_with_every_condition)]
+    damage: DamageFields
+
+
+class KindFields(TextFields):
+    """Forgetting of one kind of text."""
+
+    windows: Count
+    tokens: Count
+    harm: Number | None
 
 
 class ForgettingEntry(Entry):
     """An entry of forgetting.json."""
 
-    kinds: dict[str, TextFields]
+    kinds: dict[str, KindFields]
     harm: Number | None
+    harm_low: Number | None
+    harm_high: Number | None
 
 
 class Measurements:
@@ -169,8 +198,8 @@ class Measurements:
         return missing
 
     def add(self, run: FinishedRun, measured: dict[str, Any]) -> None:
-        """Add the entry of a run."""
-        self._entries[run.fields["id"]] = {**run.fields, "key": run.key, **measured}
+        """Add the entry of a run; numbers that are not finite are null."""
+        self._entries[run.fields["id"]] = jsonable({**run.fields, "key": run.key, **measured})
         self._unsaved = True
 
     def save(self) -> None:
@@ -309,11 +338,14 @@ def _subject(fields: dict[str, Any], settings: RunSettings) -> EvalRun:
     """One run, without its texts.
 
     Raises:
-        UserError: the adapter is missing, the data is not what the run was trained on, or its
-            model runs code of its own and the settings do not allow that.
+        UserError: result.json lacks a field, the adapter is missing, the data is not what the run
+            was trained on, or its model runs code of its own and the settings do not allow that.
     """
     path = Path(fields["folder"])
     folder = RunFolder(path.parent, path.name)
+    lacking = [name for name in NEEDED if fields[name] is None]
+    if lacking:
+        raise UserError(f"{folder.result}: has no {lacking[0]}; train this run again")
     if not _weights(folder.adapter).is_file():
         raise UserError(
             f"{folder.path}: no adapter/ in this run's folder, so there is nothing to measure"

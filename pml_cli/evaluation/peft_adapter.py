@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter
 from pml_cli.errors import UserError
 from pml_cli.evaluation.peft_folder import WEIGHTS_FILE
-from pml_cli.model.adapter_bank import AdapterBank, Site
+from pml_cli.model.adapter_bank import LARGEST, AdapterBank, Site, is_usable
 from pml_cli.model.modules import linear_sites
 from pml_cli.model.split_model import SplitModel
 
@@ -96,6 +96,10 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
         match = MATRIX.fullmatch(name.removeprefix(PREFIX))
         if match is None or tensor.dim() != 2:
             raise UserError(f"{path}: {name} is neither A nor B of LoRA on a linear module")
+        if not is_usable(tensor):
+            raise UserError(
+                f"{path}: {name} has weights that are no numbers, or beyond {LARGEST:g}"
+            )
         matrices[match["matrix"]][match["site"]] = tensor
     if not matrices["A"] or matrices["A"].keys() != matrices["B"].keys():
         raise UserError(f"{path}: not an A and a B for every module")

@@ -890,6 +890,8 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
     if trained.rank != sorted(trained.rank) or trained.length != sorted(trained.length):
         raise ValueError("a range ends below its beginning")
     base = _from_json(BaseLossRecord, group["base_loss"])
+    if trained.length and not base.length:
+        raise ValueError("base_loss is empty, which only that of a group without cells is")
     texts = [_from_json(LengthCurveRecord, text) for text in group["base_loss"]["texts"]]
     return FittedLaw(
         name=group["name"],

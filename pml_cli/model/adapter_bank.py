@@ -37,6 +37,9 @@ CONFIG_FILE = "adapter_config.json"
 # What PEFT calls an adapter of this kind.
 PEFT_TYPE = "LORA"
 
+# Weights beyond it are damaged: products of two of them would not be finite in single precision.
+LARGEST = 1e18
+
 # Added to a cell's seed for its dropout: the initial weights draw from the seed itself.
 DROPOUT_SEED_OFFSET = 2**40
 
@@ -346,7 +349,7 @@ class AdapterBank:
         """Read a saved adapter of the same sites and rank into cell k.
 
         Raises:
-            ValueError: it has other sites, or another rank.
+            ValueError: it has other sites, or another rank, or weights that are no numbers.
         """
         rank = self.ranks[k]
         tensors = load_file(folder / WEIGHTS_FILE)
@@ -360,8 +363,16 @@ class AdapterBank:
                 sizes = f"of rank {len(A_RI)} from {A_RI.shape[1]} to {len(B_OR)}"
                 needed = f"of rank {rank} from {site.inputs} to {site.outputs}"
                 raise ValueError(f"for {name} it is {sizes}, not {needed}")
+            if not (is_usable(A_RI) and is_usable(B_OR)):
+                raise ValueError(f"its weights for {name} are no numbers, or beyond {LARGEST:g}")
             self.A[name][k, :, :rank] = A_RI.T
             self.B[name][k, :rank] = B_OR.T
+
+
+def is_usable(weights: Tensor) -> bool:
+    """Whether the product of an adapter's two matrices can be computed."""
+    # False also of what is no number.
+    return bool((weights.float().abs() <= LARGEST).all())
 
 
 def stack(banks: Sequence[AdapterBank]) -> AdapterBank:

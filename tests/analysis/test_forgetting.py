@@ -46,6 +46,14 @@ def test_runs_with_some_kinds_have_no_harm():
     assert pareto_front(pd.DataFrame([row])).empty
 
 
+def test_a_harm_that_is_no_number_is_missing():
+    run = entry(harm=0.4) | {"harm": None, "harm_low": None, "harm_high": None}
+    run["kinds"] = {kind: row | {"harm": None} for kind, row in run["kinds"].items()}
+    table = measurement_table([run])
+    assert len(table) == 5 and table["perplexity_ratio"].isna().all()
+    assert np.isnan(mean_table(table)["harm"].item())
+
+
 def test_plain_fine_tuning_first_then_by_the_size_of_the_penalty():
     runs = [
         entry(method="memft_margin", keep=100.0),

@@ -127,6 +127,7 @@ ODD: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "a range below 0": ((GROUP, "range", "*"), [-4, -2]),
     "a range the wrong way": ((GROUP, "range", "*"), [9, 1]),
     "base losses of other lengths": ((GROUP, "base_loss", "nats"), [1.0, 2.0]),
+    "no base losses": ((GROUP, "base_loss"), {"length": [], "nats": [], "texts": []}),
     "base losses below 0": ((GROUP, "base_loss", "*"), [-1.0]),
     "base losses of words": ((GROUP, "base_loss", "nats"), ["x"]),
     "recall without numbers": ((GROUP, "recall", "parameters"), {}),

@@ -112,6 +112,11 @@ def _results() -> Iterator[Case]:
             yield _read_again(f"{field} {kind}", change, codes)
             yield _again(RESULT, f"{field} {kind}", change)
 
+    # Without them a run belongs to no group of a table.
+    for field in ("model", "data", "data_seed", "adapter", "layer", "loss", "rank", "seed", "lr"):
+        change = with_value(RESULTS, (field,), None)
+        yield _read_again(f"{field} null", change, codes=(0, 2))
+
     for field in ("rank", "steps_run", "base_loss", "exact_match", "bits_gained", "seconds"):
         for kind in ("gone", "null", "NaN", "a list"):
             change = with_value(RESULTS, (field,), VALUES[kind])
@@ -325,6 +330,14 @@ def _environments() -> Iterator[Case]:
 def _adapters() -> Iterator[Case]:
     for name, change in damaged_files(f"{ADAPTERS}/adapter_model.safetensors"):
         yield _lasting(ADAPTER, f"weights {name}", change)
+    for name, weight in {
+        "no numbers": float("nan"),
+        "infinite": float("inf"),
+        "huge": 3e38,
+    }.items():
+        change = rewrite(f"{ADAPTERS}/adapter_model.safetensors", partial(_all_weights, weight))
+        yield _lasting(ADAPTER, f"weights that are {name}", change, "adapter.*no numbers")
+        yield _measure(f"weights that are {name}", change, codes=(2,))
     yield _lasting(ADAPTER, "no folder", remove(ADAPTERS), "adapter")
 
     config = f"{ADAPTERS}/adapter_config.json"
@@ -333,6 +346,14 @@ def _adapters() -> Iterator[Case]:
     for field in ("r", "lora_alpha", "target_modules", "base_model_name_or_path", "peft_type"):
         for name, change in damaged_field(config, field):
             yield _measure(name, change, codes=(0, 1, 2))
+
+
+def _all_weights(weight: float, content: bytes) -> bytes:
+    """An adapter's file with one number for every weight."""
+    import numpy as np
+    from safetensors.numpy import load, save
+
+    return save({name: np.full_like(tensor, weight) for name, tensor in load(content).items()})
 
 
 def _measure(
@@ -379,7 +400,9 @@ MEASURED_FIELDS: tuple[tuple[str | int, ...], ...] = (
     ("runs", 0, "id"),
     ("runs", 0, "key"),
     ("runs", 0, "conditions"),
+    ("runs", 0, "conditions", "merged"),
     ("runs", 0, "damage"),
+    ("runs", 0, "damage", "random"),
     ("runs", 0, "rank"),
 )
 
