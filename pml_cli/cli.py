@@ -942,6 +942,11 @@ def main(args: list[str] | None = None) -> None:
 def _run(args: list[str] | None) -> int:
     """Run the command; its exit code."""
     try:
+        Path.cwd()
+    except FileNotFoundError:
+        return _refused(["the present folder has been removed; cd to another one"])
+
+    try:
         code = app(args, prog_name="pml", standalone_mode=False)
     except UserError as error:
         return _refused(error.faults)

@@ -238,3 +238,15 @@ def test_out_of_memory_is_one_line(out, monkeypatch, capsys, error):
         cli.main(["sweep", "rank=1"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: out of memory (")
+
+
+@pytest.mark.parametrize("words", [["sweep", "rank=1", "--dry-run"], ["fit"], ["status", "runs"]])
+def test_a_present_folder_that_has_been_removed_is_one_line(tmp_path, monkeypatch, capsys, words):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "error: the present folder has been removed; cd to another one\n"
