@@ -140,7 +140,10 @@ ConfigDir = Annotated[
     ),
 ]
 PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print the resolved settings and stop.")
+    bool,
+    typer.Option(
+        "--print-config", help="Print the resolved settings (YAML, with --json JSON) and stop."
+    ),
 ]
 SweepFile = Annotated[
     Path | None,
@@ -364,7 +367,7 @@ def memorize(
     )
     asked = load_memorize(overrides or [], limits, config_dir, command=typed)
     if print_config:
-        _print_config(asked.request)
+        _print_config(asked.request, as_json=as_json)
         return
 
     from pml_cli.commands import memorize as command
@@ -507,7 +510,7 @@ def capacity(
 
     asked = load_capacity(overrides or [], config_dir, resolution=resolution, passes=passes)
     if print_config:
-        _print_config(asked.request)
+        _print_config(asked.request, as_json=as_json)
         return
 
     from pml_cli.commands import capacity as command
@@ -720,7 +723,7 @@ def measure(
 
     asked = load_measure(overrides or [], config_dir)
     if print_config:
-        _print_config(asked.request)
+        _print_config(asked.request, as_json=as_json)
         return
 
     from pml_cli.commands import measure as command
@@ -759,7 +762,7 @@ def ask(
     run, questions, keys = split_arguments(overrides or [], reports.Ask)
     settings = load_report("ask", keys, config_dir)
     if print_config:
-        _print_config(settings)
+        _print_config(settings, as_json=as_json)
         return
 
     from pml_cli.commands import ask as command
@@ -886,7 +889,7 @@ def _train(
 
     request = load(command, overrides or [], file, config_dir)
     if print_config:
-        _print_config(request)
+        _print_config(request, as_json=flags["as_json"])
         return
 
     module = importlib.import_module(f"pml_cli.commands.{command}")
@@ -908,7 +911,7 @@ def _report(
     folders = [Path(argument) for argument in arguments or [] if "=" not in argument]
     settings = load_report(command, overrides, config_dir)
     if print_config:
-        _print_config(settings)
+        _print_config(settings, as_json=options.get("as_json", False))
         return
 
     module = importlib.import_module(f"pml_cli.commands.{command}")
@@ -916,10 +919,19 @@ def _report(
     raise typer.Exit(module.run(folders or [Path("outputs")], settings, console, **options))
 
 
-def _print_config(settings: Any) -> None:
-    from pml_cli.config.dump import describe
+def _print_config(settings: Any, *, as_json: bool) -> None:
+    """What `--print-config` shows; with --json that alone on standard output."""
+    from pml_cli.config.dump import describe, swept_note, values_by_key
+    from pml_cli.io import json_text, jsonable
 
-    typer.echo(describe(settings), nl=False)
+    if not as_json:
+        typer.echo(describe(settings), nl=False)
+        return
+
+    note = swept_note(settings)
+    if note:
+        typer.echo(note, err=True)
+    typer.echo(json_text(jsonable(values_by_key(settings))), nl=False)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -18,7 +18,7 @@ May import: errors, format, io, stats. Neither torch nor anything that trains.
     sweep_file.py    sweep files
     request.py       from a command line to a typed request, all faults named at once
     load.py          a run read back from its folder
-    dump.py          settings as YAML: a run's config.yaml, --print-config
+    dump.py          settings as YAML or JSON: a run's config.yaml, --print-config
     help.py          help texts made from the declarations
     listing.py       the declared settings, as `pml settings` lists them
     completion.py    shell completion

@@ -1,4 +1,4 @@
-"""Settings written as YAML: a run's config.yaml, and what `--print-config` shows."""
+"""Settings written out: a run's config.yaml, and what `--print-config` shows, as YAML or JSON."""
 
 from __future__ import annotations
 
@@ -40,15 +40,52 @@ def describe(asked: Request | ReportSettings) -> str:
 
     Of many runs the first.
     """
-    if isinstance(asked, ReportSettings):
-        return _commented(asked)
+    note = swept_note(asked)
+    heading = f"# {note}\n" if note else ""
+    return heading + _commented(_all_settings(asked))
 
-    heading = ""
-    if asked.swept:
-        heading = f"# the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}\n"
-    first = vars(asked.runs[0])
-    root = RootSettings(**first, out=str(asked.out), launch=asked.launch)
-    return heading + _commented(root)
+
+def values_by_key(asked: Request | ReportSettings) -> dict[str, Any]:
+    """What `--print-config --json` shows: the value of every setting by its key, as both are typed.
+
+    Of many runs the first.
+    """
+    return _flat(_all_settings(asked))
+
+
+def swept_note(asked: Request | ReportSettings) -> str:
+    """Which of many runs is shown, and what they differ in; empty: there is one."""
+    if isinstance(asked, ReportSettings) or not asked.swept:
+        return ""
+    return f"the first of {len(asked.runs)} cells; swept: {', '.join(asked.swept)}"
+
+
+def _all_settings(asked: Request | ReportSettings) -> Settings:
+    """The settings of a command; of many runs the first, with what surrounds it."""
+    if isinstance(asked, ReportSettings):
+        return asked
+    return RootSettings(**vars(asked.runs[0]), out=str(asked.out), launch=asked.launch)
+
+
+def _flat(settings: Settings, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key; what names the class of a group is the option, `data=text`."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, Settings):
+            values |= _flat(value, f"{prefix}{field.name}.")
+        elif field.name in DISCRIMINATORS:
+            values[prefix.removesuffix(".")] = value
+        else:
+            values[f"{prefix}{field.name}"] = _as_typed(settings, field.name)
+    return values
+
+
+def _as_typed(settings: Settings, name: str) -> Any:
+    """The value of a setting, as the word that stands for it where there is one."""
+    value = getattr(settings, name)
+    declared = declaration_of(type(settings), name)
+    return value if declared is None else declared.as_typed(value)
 
 
 def _commented(settings: Settings, indent: str = "") -> str:
@@ -61,9 +98,7 @@ def _commented(settings: Settings, indent: str = "") -> str:
             entries.append(f"{indent}{field.name}:\n{nested}")
             continue
 
-        declared = declaration_of(type(settings), field.name)
-        if declared is not None:
-            value = declared.as_typed(value)
+        value = _as_typed(settings, field.name)
         # OmegaConf writes texts that need quotes, lists and mappings.
         entry = _indented(_yaml({field.name: _plain(value)}), indent)
         comment = _comment(type(settings), field.name)

@@ -3,6 +3,10 @@
 import json
 
 import pytest
+import typer
+import yaml
+
+from pml_cli.cli import app
 
 FEW = ("train.steps=6", "model.device=cpu")
 
@@ -95,3 +99,53 @@ def test_a_dry_run_has_no_results_to_print(quick, command, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --json: not with --dry-run")
     assert not list(tmp_path.iterdir())
+
+
+# What each command needs beside its settings.
+ARGUMENTS = {"memorize": ["facts.jsonl"], "measure": ["adapter"], "ask": ["runs"]}
+COMMANDS = typer.main.get_command(app).commands
+
+
+def options_of(name):
+    return {option for parameter in COMMANDS[name].params for option in parameter.opts}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in COMMANDS if {"--json", "--print-config"} <= options_of(name)]
+)
+def test_the_resolved_settings_as_json(quick, tmp_path, name):
+    (tmp_path / "facts.jsonl").write_text('{"question": "Which pump?", "answer": "the K40"}\n')
+    command = (name, *ARGUMENTS.get(name, []), "--print-config")
+    done = quick(*command, "--json")
+    values = document(done)
+    assert done.stderr == ("" if name != "memft" else "the first of 4 cells; swept: loss\n")
+
+    shown = yaml.safe_load(quick(*command).stdout)
+    assert values == dict(flattened(shown))
+
+
+def flattened(tree, prefix=""):
+    """The keys of nested settings as they are typed."""
+    for name, value in tree.items():
+        if name in ("kind", "source"):
+            yield prefix.removesuffix("."), value
+        elif isinstance(value, dict) and value:
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def test_the_settings_as_json_may_be_typed_again(quick, tmp_path):
+    (tmp_path / "notes.txt").write_text("a text")
+    asked = ("data=text", "data.path=notes.txt", "seqlen=all", "loss=memft_sw_axolotl", "rank=3")
+    values = document(quick("probe", *asked, "train.clip=inf", "--print-config", "--json"))
+    assert (values["rank"], values["seqlen"], values["data"]) == (3, "all", "text")
+    assert values["data.path"] == "notes.txt" and values["loss"] == "memft_sw"
+    # JSON has no infinity.
+    assert values.pop("train.clip") is None
+
+    again = [f"{key}={json.dumps(value)}" for key, value in values.items() if value != {}]
+    assert document(quick("probe", *again, "train.clip=inf", "--print-config", "--json")) == {
+        **values,
+        "train.clip": None,
+    }
