@@ -113,13 +113,14 @@ def load_memorize(
         raise UserError("FILE: give a file of facts or a text, or data=...")
 
     kind = _kind_of(chosen)
-    root = sweep_file.read_mapping(root_file("memorize", config_dir) or shipped("conf"))
-    defaults = _defaults(root.get(kind) or {}, given)
+    file = root_file("memorize", config_dir) or shipped("conf")
+    root = sweep_file.read_mapping(file)
+    defaults = _defaults(sweep_file.mapping_under(root, kind, file), given)
     request = load("memorize", overrides + defaults, config_dir=config_dir)
     _refuse_moving_penalty(request.runs[0], limits, given)
     many_facts = None
     if kind == FACTS:
-        defaults = _defaults(root.get(MANY_FACTS) or {}, given)
+        defaults = _defaults(sweep_file.mapping_under(root, MANY_FACTS, file), given)
         many_facts = load("memorize", overrides + defaults, config_dir=config_dir).runs[0]
 
     ranks = sorted({run.rank for run in request.runs})

@@ -134,6 +134,25 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
+def mapping_under(tree: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """The mapping of settings under a key of a YAML file; empty where there is none.
+
+    Args:
+        tree: what `read_mapping` has read from it.
+        key: of the file.
+        path: the file, for messages.
+
+    Raises:
+        UserError: something else is there.
+    """
+    value = tree.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{path}: {key}: must be a mapping of settings")
+    return value
+
+
 def _flat(tree: dict[Any, Any], path: Path) -> dict[str, Any]:
     """A mapping without nested ones: `train: {lr: 1}` becomes `train.lr: 1`."""
     flat: dict[str, Any] = {}

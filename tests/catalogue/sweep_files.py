@@ -181,6 +181,12 @@ def _options() -> Iterator[Case]:
             says = rf"{command}\.yaml|rank|nope"
             yield Case(door=OPTIONS, name=title, argv=argv, change=change, says=says)
 
+    text = f"{DEFAULTS}facts: [1]\ntexts: [1]\n"
+    argv = ("memorize", "/etc/hostname", "--config-dir", "c")
+    title = "memorize.yaml: a list for a kind of data"
+    change = put("c/memorize.yaml", text)
+    yield Case(door=OPTIONS, name=title, argv=argv, change=change, says="must be a mapping")
+
     source = put("c/data/mine.yaml", "seed: 1\n")
     argv = ("sweep", "--config-dir", "c", "data=mine", "--dry-run")
     argv = ("sweep", "--config-dir", "c", "data=mine", "--dry-run")

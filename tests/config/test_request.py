@@ -589,6 +589,15 @@ def test_the_losses_to_compare_are_a_list(value, user_conf):
         load("memft", [], config_dir=user_conf)
 
 
+@pytest.mark.parametrize(("kind", "value"), [("facts", "[1]"), ("facts", "5"), ("texts", "seqlen")])
+def test_what_a_kind_of_data_is_trained_with_is_a_mapping(kind, value, user_conf):
+    shipped = Path(option_files.shipped("conf") / "memorize.yaml").read_text()
+    (user_conf / "memorize.yaml").write_text(f"{shipped.split('facts:')[0]}{kind}: {value}\n")
+    data = "data=phonebook" if kind == "facts" else "data=random"
+    with pytest.raises(UserError, match=rf"memorize\.yaml: {kind}: must be a mapping of settings"):
+        load_memorize([data], Limits(), user_conf)
+
+
 def test_an_option_that_holds_a_number_is_refused(user_conf):
     (user_conf / "loss").mkdir(exist_ok=True)
     (user_conf / "loss" / "five.yaml").write_text("5\n")
