@@ -68,7 +68,7 @@ START HERE
   pml status outputs/sweep              what a sweep is doing, from any shell
   pml cancel outputs/sweep              end it; the same command goes on later
   pml track outputs/law --to wandb      its curves in W&B, TensorBoard, MLflow
-  pml settings train                    what may be set, and to what
+  pml settings train.lr                 what may be set, and to what
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -303,7 +303,7 @@ SettingsGroup = Annotated[
     str,
     typer.Argument(
         metavar="WHAT",
-        help="GROUP, GROUP=OPTION or a command; everything where it is left out.",
+        help="GROUP, GROUP=OPTION, a command or a key; everything where it is left out.",
         show_default=False,
         autocompletion=complete_settings,
     ),
@@ -849,13 +849,15 @@ def track(
     help="""List every setting with its default, meaning and allowed values.
 
 WHAT: a group (model data adapter loss train launch), one of its options, a
-command that reads finished runs (fit ...), or run: the keys without a group.
+command, with its own defaults, one key, or run: the keys without a group.
 
 \b
 EXAMPLES
   pml settings
   pml settings train
+  pml settings train.lr
   pml settings data=jsonl
+  pml settings memorize
   pml settings fit --json
 """,
 )

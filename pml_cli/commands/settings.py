@@ -19,10 +19,10 @@ def run(
     *,
     as_json: bool = False,
 ) -> int:
-    """List the settings of everything, of a group or command, or of one option.
+    """List the settings of everything, of a group, an option or a command, or one setting.
 
     Args:
-        asked: empty, `data` or `data=jsonl`.
+        asked: empty, `data`, `data=jsonl`, `memorize` or `train.lr`.
         console: to print to.
         config_dir: a user's folder of options.
         as_json: print them as JSON, a list of `config.listing.Section`.
@@ -31,7 +31,7 @@ def run(
         Exit code 0.
 
     Raises:
-        UserError: no such group or option.
+        UserError: no such group, option, command or key; a command without settings.
     """
     listed = sections(asked, config_dir)
     if as_json:

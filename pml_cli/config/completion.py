@@ -21,6 +21,7 @@ from pml_cli.config.option_files import (
     default_options,
     option_file,
     options,
+    run_commands,
     shipped,
 )
 from pml_cli.config.registry import GROUPS, settings_class, with_kind_of_name
@@ -85,14 +86,18 @@ def report_completer(settings: type[Settings]) -> Completer:
 
 
 def complete_settings(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Groups, their options and the commands that read finished runs, for `pml settings`."""
+    """Groups, their options and settings, and the commands, for `pml settings`."""
     _, word = _words(ctx, incomplete)
     group, equals, _ = word.partition("=")
     config_dir = ctx.params.get("config_dir")
+    folder = Path(config_dir) if config_dir else None
     if equals and group in GROUPS:
-        vocabulary = Vocabulary(groups=GROUPS, config_dir=Path(config_dir) if config_dir else None)
-        return _candidates(word, [], vocabulary)
-    return [name for name in section_names() if name.startswith(word)]
+        return _candidates(word, [], Vocabulary(groups=GROUPS, config_dir=folder))
+
+    names = [*section_names(), *run_commands()]
+    if "." in word:
+        names = list(_owners([], word, folder, "sweep"))
+    return [name for name in names if name.startswith(word)]
 
 
 def complete_sweep_file(incomplete: str) -> list[str]:

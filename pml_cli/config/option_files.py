@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ def root_file(command: str, config_dir: Path | None = None) -> Path | None:
     return None
 
 
+def run_commands() -> list[str]:
+    """The commands that take the settings of runs: each has a root file in conf/."""
+    return sorted(file.stem for file in shipped("conf").glob("*.yaml"))
+
+
 def options(group: str, config_dir: Path | None = None) -> list[str]:
     """The names that `group=` takes, in alphabetical order."""
     names: set[str] = set()
@@ -79,10 +84,7 @@ def split_known(
 def unknown_key(key: str, valid: Iterable[str]) -> str:
     """The line about a key that does not exist: the nearest key, and those of its own group."""
     names = list(valid)
-    # `steps` is more likely meant as `train.steps` than as a misspelt short key.
-    nearest = [name for name in names if name.endswith(f".{key}")]
-    if not nearest:
-        nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    nearest = nearest_key(key, names)
 
     allowed: list[str] = []
     group, dot, _ = key.partition(".")
@@ -91,8 +93,16 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
     if not allowed:
         allowed = [name for name in names if "." not in name]
 
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    hint = f"did you mean {nearest!r}? " if nearest else ""
     return f"{key}: no such key; {hint}allowed: {', '.join(allowed)}"
+
+
+def nearest_key(key: str, names: Sequence[str]) -> str:
+    """The name that a misspelt key is nearest to; empty: to none."""
+    # `steps` is more likely meant as `train.steps` than as a misspelt short key.
+    ending = [name for name in names if name.endswith(f".{key}")]
+    nearest = ending or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return nearest[0] if nearest else ""
 
 
 @cache

@@ -280,10 +280,13 @@ REPORTS: dict[str, type[ReportSettings]] = {
     "ask": Ask,
 }
 
+# The commands that take no settings.
+FLAGS_ONLY = ("status", "cancel", "track", "settings")
+
 # What the keys of a run that belong to no group are listed under.
 RUN = "run"
 
 
 def section_names() -> list[str]:
-    """What `pml settings` may be asked for: the groups, and the commands that read runs."""
+    """What `pml settings` lists: the keys of runs, the groups, the commands that read runs."""
     return [RUN, *GROUPS, *REPORTS]

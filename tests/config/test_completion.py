@@ -72,7 +72,8 @@ def test_settings_completes_groups_and_their_options(monkeypatch):
     context = typer_context(config_dir=None)
     assert complete_settings(context, "tra") == ["train", "transition"]
     assert complete_settings(context, "data=j") == ["data=jsonl"]
-    assert {*GROUPS, "fit", "run"} < set(complete_settings(context, ""))
+    assert {*GROUPS, "fit", "run", "memorize"} < set(complete_settings(context, ""))
+    assert complete_settings(context, "train.stop") == ["train.stop", "train.stop_margin"]
 
 
 def test_keys_of_groups_and_their_settings(complete):

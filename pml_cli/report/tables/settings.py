@@ -50,6 +50,9 @@ def _default(setting: Listed) -> str:
     if setting.required:
         return "(give it)"
     default = setting.default
+    # What a command finds out where the command line does not say it.
+    if default is None and not setting.type.startswith("null"):
+        return "(by itself)"
     if default == "":
         return "''"
     # ln 2 in six digits, not in sixteen.
