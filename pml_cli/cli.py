@@ -566,16 +566,19 @@ EXAMPLES
   pml report outputs/quickstart
   pml report outputs/law outputs/shares out=shares.html
   pml report outputs/memft runs=30 draws=4000
+  pml report outputs/law --json | jq .verdict
 """,
 )
 def report(
     overrides: ReportArguments = None,
     *,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     config_dir: ConfigDir = None,
     print_config: PrintConfig = False,
 ) -> None:
-    _report("report", overrides, config_dir, print_config=print_config, quiet=quiet)
+    options = {"as_json": as_json, "quiet": quiet}
+    _report("report", overrides, config_dir, print_config=print_config, **options)
 
 
 @app.command(
@@ -825,6 +828,7 @@ EXAMPLES
   pml track outputs/law --to tensorboard --follow --every 10
   pml track outputs --to wandb --project memory
   pml track outputs/law --to mlflow --out ~/mlflow
+  pml track outputs/law --to trackio --json | jq .points
 """,
 )
 def track(
@@ -835,12 +839,12 @@ def track(
     out: TrackerOut = None,
     follow: Follow = False,
     every: Every = None,
+    as_json: AsJson = False,
 ) -> None:
     from pml_cli.commands import track as command
 
-    code = command.run(
-        path, _console(), to=to, project=project, out=out, follow=follow, every=every
-    )
+    flags: dict[str, Any] = {"follow": follow, "every": every, "as_json": as_json}
+    code = command.run(path, _console(), to=to, project=project, out=out, **flags)
     raise typer.Exit(code)
 
 
@@ -913,7 +917,7 @@ def _report(
     folders = [Path(argument) for argument in arguments or [] if "=" not in argument]
     settings = load_report(command, overrides, config_dir)
     if print_config:
-        _print_config(settings, as_json=options.get("as_json", False))
+        _print_config(settings, as_json=options["as_json"])
         return
 
     module = importlib.import_module(f"pml_cli.commands.{command}")

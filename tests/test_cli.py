@@ -18,7 +18,7 @@ from pml_cli.config.setting import dotted_keys
 
 ROOT = Path(__file__).parent.parent
 TRAINING = ("probe", "sweep", "memft", "memorize")
-COMMANDS = [*TRAINING, *"capacity fit lasting forgetting transition predict measure ask".split()]
+COMMANDS = [*TRAINING, *"capacity fit report lasting forgetting transition predict measure ask".split()]
 HELPED = [*COMMANDS, "settings", "track"]
 
 

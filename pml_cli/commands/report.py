@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from pml_cli.config.reports import Report
 from pml_cli.errors import UserError
-from pml_cli.io import write_text
+from pml_cli.io import json_text, write_text
 from pml_cli.law.law_json import fitted_laws
 from pml_cli.report import law_folder
 from pml_cli.report.fitting import audited_groups, fit_with_progress
-from pml_cli.report.output import consoles
+from pml_cli.report.output import consoles, print_json
 from pml_cli.report.run_notes import print_notes
 from pml_cli.results.folder import RESULT, writable_folder
 from pml_cli.results.read import finished_runs, read_failures
+
+if TYPE_CHECKING:
+    from pml_cli.report.page.section import Sources
 
 FILE_NAME = "report.html"
 
@@ -34,6 +38,7 @@ def run(
     settings: Report,
     stdout: Console,
     *,
+    as_json: bool = False,
     quiet: bool = False,
 ) -> int:
     """Fit every group of runs below `paths` and write the page.
@@ -41,6 +46,8 @@ def run(
     Args:
         paths: folders of runs, searched at any depth.
         stdout: to print to.
+        as_json: print where the page is, counts and the verdict as JSON; the rest goes to standard
+            error.
         quiet: show no progress.
 
     Returns:
@@ -49,7 +56,7 @@ def run(
     Raises:
         UserError: a missing folder, no finished run, a page that cannot be written.
     """
-    console, progress = consoles(stdout, quiet=quiet)
+    console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     file = _file(paths, settings)
     notes: list[str] = []
     folders = shlex.join(str(path) for path in paths)
@@ -76,7 +83,24 @@ def run(
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
     console.print(Text(f"written to {file}: open it in a browser"))
+    if as_json:
+        print_json(stdout, json_text(_content(file, sources)))
     return 0
+
+
+def _content(file: Path, sources: Sources) -> dict[str, Any]:
+    """What `pml report --json` prints: where the page is, what it stands on, what it says first."""
+    from pml_cli.report.page.sections.verdict import sentences
+
+    left_out = sources.left_out
+    return {
+        "page": str(file),
+        "cells": len(sources.runs),
+        "left_out": sum(left_out.values()),
+        "reasons": left_out,
+        "failed": len(sources.failures),
+        "verdict": " ".join(sentences(sources)),
+    }
 
 
 def _file(paths: list[Path], settings: Report) -> Path:

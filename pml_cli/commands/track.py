@@ -12,13 +12,15 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from pml_cli.errors import UserError, printable
 from pml_cli.format import counted
-from pml_cli.io import without_links
+from pml_cli.io import json_text, without_links
 from pml_cli.launch.status import Watcher
+from pml_cli.report.output import consoles, print_json
 from pml_cli.report.progress import CountDisplay
 from pml_cli.results.folder import writable_folder
 from pml_cli.results.output_folder import PML, disk_faults
@@ -39,24 +41,26 @@ EVERY = 30.0
 
 def run(
     path: Path,
-    console: Console,
+    stdout: Console,
     *,
     to: str,
     project: str | None = None,
     out: Path | None = None,
     follow: bool = False,
     every: float | None = None,
+    as_json: bool = False,
 ) -> int:
     """Mirror every finished run below a folder that the tracker does not have.
 
     Args:
         path: a folder of runs, searched at any depth.
-        console: to print to.
+        stdout: to print to.
         to: name of the tracker.
         project: its project; None: the name of the folder.
         out: for the files of the tracker; None: tracker/TO in the folder.
         follow: go on until no cell is running or queued any more.
         every: seconds between two looks.
+        as_json: print what was mirrored, and where, as JSON; the rest goes to standard error.
 
     Returns:
         Exit code 0.
@@ -73,6 +77,7 @@ def run(
     kind = installed_tracker(to)
     project = _project(path, project)
 
+    console = consoles(stdout, as_json=as_json).console
     mirror = _Mirror(path=path, console=console)
     if not follow and read_runs([path], mirror.left_out).empty:
         reason = "; ".join(mirror.left_out) or "none is finished"
@@ -91,6 +96,8 @@ def run(
         else:
             mirror.round(tracker)
     mirror.conclude(tracker)
+    if as_json:
+        print_json(stdout, json_text(mirror.content(tracker)))
     return 0
 
 
@@ -168,6 +175,7 @@ class _Mirror:
         console: to print to.
         left_out: a line for each run that cannot be read.
         names: of the runs that were mirrored now.
+        points: numbers of their curves.
         present: runs that the tracker had already.
     """
 
@@ -175,6 +183,7 @@ class _Mirror:
     console: Console
     left_out: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    points: int = 0
     present: int = 0
     _said: set[str] = field(default_factory=set)
 
@@ -211,6 +220,7 @@ class _Mirror:
         tracker.write(mirrored)
         tracker.remember(mirrored)
         self.names.append(mirrored.name)
+        self.points += sum(len(values) for _, values in mirrored.curve)
 
     def _say_left_out(self) -> None:
         """Name each run that cannot be read once."""
@@ -233,3 +243,17 @@ class _Mirror:
             counts.append(f"{failed} failed and not mirrored")
         self.console.print(", ".join(counts), highlight=False, soft_wrap=True)
         self.console.print(f"see: {printable(tracker.where)}", highlight=False, soft_wrap=True)
+
+    def content(self, tracker: Tracker) -> dict[str, Any]:
+        """What `pml track --json` prints: the tracker, and how much it was given."""
+        return {
+            "to": tracker.name,
+            "project": tracker.project,
+            "out": str(tracker.out),
+            "where": tracker.where,
+            "runs": len(self.names),
+            "points": self.points,
+            "present": self.present,
+            "left_out": len(self.left_out),
+            "failed": len(read_failures(self.path)),
+        }

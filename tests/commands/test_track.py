@@ -171,6 +171,36 @@ def test_failed_runs_are_counted(quick, tmp_path, listing):
     assert "2 runs mirrored to listing, 2 failed and not mirrored" in done.stdout
 
 
+def test_what_was_mirrored_as_json(quick, runs, listing):
+    # One number is none, and one run is damaged.
+    curve = {"step": [0, 1], "loss": [1.0, float("nan")], "lr": [0.25, 0.5]}
+    parquet.write_table(pa.table(curve), run_folders(runs)[0] / "curve.parquet")
+    (run_folders(runs)[1] / "config.yaml").write_text("rank: [")
+    failed = runs / "failed-l8-s0-0123456789"
+    failed.mkdir()
+    (failed / "error.json").write_text('{"reason": "it burst"}')
+
+    done = quick("track", "runs", "--to", "listing", "--project", "p", "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content == {
+        "to": "listing",
+        "project": "p",
+        "out": "runs/tracker/listing",
+        "where": "nowhere",
+        "runs": 1,
+        "points": 3,
+        "present": 0,
+        "left_out": 1,
+        "failed": 1,
+    }
+    assert content["points"] == sum(len(values) for _, values in listing[0].curve)
+    assert "1 run mirrored to listing" in done.stderr and "left out: " in done.stderr
+
+    again = json.loads(quick("track", "runs", "--to", "listing", "--project", "p", "--json").stdout)
+    assert (again["runs"], again["points"], again["present"]) == (0, 0, 1)
+
+
 def test_bad_input_is_one_line(quick, runs, listing, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
@@ -418,6 +448,19 @@ def test_trackio(runs, tmp_path):
         assert losses == pytest.approx(list(curve_of(folder)["loss"]))
         assert content[folder.name]["config"]["train.steps"] == 12
         assert logs[-1]["delta_loss"] == pytest.approx(result_of(folder)["delta_loss"])
+
+
+@pytest.mark.track
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_no_tracker_prints_beside_the_json(runs, tmp_path, name):
+    for module in trackers.TRACKERS[name].modules:
+        pytest.importorskip(module)
+    env = {"WANDB_MODE": "offline"}
+    done = in_process_of_its_own(tmp_path, env, "track", "runs", "--to", name, "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    numbers = [curve_of(folder).drop(columns="step").size for folder in run_folders(runs)]
+    assert (content["to"], content["runs"], content["points"]) == (name, 2, sum(numbers))
 
 
 @pytest.mark.track

@@ -236,3 +236,25 @@ def test_where_the_page_goes(tmp_path, quick):
     (tmp_path / "empty").mkdir()
     assert quick("report", "empty").returncode == 2
     assert quick("report", "runs", "runs=999").returncode == 2
+
+
+def test_what_the_page_says_as_json(tmp_path, quick):
+    saturated = result(16, 64, final_loss=0.1, seed=3)
+    write(tmp_path / "runs", *grid(), *grid(loss="memft_margin", ranks=(4, 8)), saturated)
+    failed = tmp_path / "runs" / "failed"
+    failed.mkdir()
+    (failed / "error.json").write_text('{"reason": "it burst"}')
+    done = quick("report", "runs", "draws=20", "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert "written to runs/report.html" in done.stderr
+
+    page = Tags((tmp_path / content["page"]).read_text("utf-8"))
+    cells = json.loads(page.data)["audit"]
+    assert content["cells"] == len(cells["id"])
+    assert content["left_out"] == sum(bool(reason) for reason in cells["reason"]) > 0
+    assert sum(content["reasons"].values()) == content["left_out"]
+    assert content["failed"] == 1
+    # What the page says first, to the letter.
+    assert " ".join(content["verdict"].split()) in " ".join(" ".join(page.texts).split())
+    assert content["verdict"].count(". ") == 3

@@ -34,6 +34,18 @@ class Sources:
     """Of how many runs the tokens are shown."""
 
     @property
+    def cells(self) -> pd.DataFrame:
+        """A row a run: whether a law may use it (`kept`), and why not (`reason`)."""
+        return pd.concat([group.cells for group in self.groups])
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many cells no law uses, by reason, the most frequent first."""
+        cells = self.cells
+        counts = cells.loc[~cells["kept"], "reason"].value_counts()
+        return {str(reason): int(count) for reason, count in counts.items()}
+
+    @property
     def quoted_paths(self) -> str:
         """The paths as words of a shell."""
         return shlex.join(str(path) for path in self.paths)

@@ -31,14 +31,13 @@ RECALL = ("token_accuracy", "exact_match")
 
 def section(sources: Sources) -> Section:
     """Counts of each reason, and a table of all cells that can be searched."""
-    cells = pd.concat([group.cells for group in sources.groups])
-    reasons = cells.loc[~cells["kept"], "reason"].value_counts()
+    cells = sources.cells
     failures = list(sources.failures.items())
     return Section(
         name="audit",
         title="What this stands on",
         context={
-            "reasons": [(str(reason), int(count)) for reason, count in reasons.items()],
+            "reasons": list(sources.left_out.items()),
             "cells": len(cells),
             "kept": int(cells["kept"].sum()),
             "failures": failures[:MOST_FAILURES],

@@ -17,17 +17,22 @@ OPEN_GROUPS = 12
 
 def section(sources: Sources) -> Section:
     """Three sentences about the largest group, and a table of all groups."""
-    first = sources.groups[0]
     several = len(sources.groups) > 1
     return Section(
         name="verdict",
         title="In short",
         context={
-            "sentences": [_measured(sources), _law(first, several), _recalled(sources.runs)],
+            "sentences": sentences(sources),
             "rows": [_row(group) for group in sources.groups] if several else [],
             "open": len(sources.groups) <= OPEN_GROUPS,
         },
     )
+
+
+def sentences(sources: Sources) -> list[str]:
+    """What was measured, the law of the largest group, what is recalled."""
+    several = len(sources.groups) > 1
+    return [_measured(sources), _law(sources.groups[0], several), _recalled(sources.runs)]
 
 
 def _measured(sources: Sources) -> str:
