@@ -193,6 +193,9 @@ Quiet = Annotated[
 ShowAll = Annotated[
     bool, typer.Option("--all", help="Print every law and remark, not only the answer.")
 ]
+ShowCells = Annotated[
+    bool, typer.Option("--all", help="Print the table of cells, also where there are many.")
+]
 Target = Annotated[
     str,
     typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS."),
@@ -431,6 +434,7 @@ EXAMPLES
 The same command again runs only what is missing or failed, and goes on where
 a killed one was. One failed cell does not end the sweep; the exit code is
 then 1, as after pml cancel. Several sweeps in one folder share the work.
+OUT/results.csv has a row a cell; of more than 20 only --all prints them.
 
 \b
 EXAMPLES
@@ -459,6 +463,7 @@ def train_many(
     fail_fast: FailFast = False,
     wait: Wait = None,
     retry: Retry = True,
+    show_all: ShowCells = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -467,6 +472,7 @@ def train_many(
         "fail_fast": fail_fast,
         "wait": wait,
         "retry": retry,
+        "show_all": show_all,
         "as_json": as_json,
         "quiet": quiet,
     }

@@ -18,7 +18,10 @@ from pml_cli.config.setting import dotted_keys
 
 ROOT = Path(__file__).parent.parent
 TRAINING = ("probe", "sweep", "memft", "memorize")
-COMMANDS = [*TRAINING, *"capacity fit report lasting forgetting transition predict measure ask".split()]
+COMMANDS = [
+    *TRAINING,
+    *"capacity fit report lasting forgetting transition predict measure ask".split(),
+]
 HELPED = [*COMMANDS, "settings", "track"]
 
 
@@ -171,7 +174,7 @@ def test_commands_get_the_request_and_give_the_exit_code(command, out, monkeypat
     assert isinstance(request, Request)
     assert request.runs[0].rank == 2
     every_flag = {"dry_run": True, "fail_fast": False, "wait": None, "retry": True}
-    every_flag |= {"as_json": False, "quiet": False}
+    every_flag |= {"show_all": False, "as_json": False, "quiet": False}
     expected = {
         "probe": {"as_json": False, "quiet": False},
         "sweep": every_flag | {"design": None},

@@ -45,6 +45,7 @@ def run(
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    show_all: bool = False,
     as_json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -53,7 +54,7 @@ def run(
     Args:
         request: the cells, the results folder and the launch.
         stdout: to print to.
-        dry_run, fail_fast, wait, retry, quiet: as of `sweep.run`.
+        dry_run, fail_fast, wait, retry, show_all, quiet: as of `sweep.run`.
         as_json: print counts, results and comparison as JSON; the rest goes to standard error.
 
     Returns:
@@ -80,7 +81,7 @@ def run(
     say_outdated(plan, console)
     with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
-    code = conclude(plan, outcome, console)
+    code = conclude(plan, outcome, console, show_all=show_all)
 
     # `conclude` has already named the results that cannot be read; `left_out` takes them silently.
     runs = read_runs([request.out], left_out=[])

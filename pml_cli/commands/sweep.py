@@ -38,6 +38,7 @@ def run(
     fail_fast: bool = False,
     wait: bool | None = None,
     retry: bool = True,
+    show_all: bool = False,
     as_json: bool = False,
     quiet: bool = False,
 ) -> int:
@@ -52,6 +53,7 @@ def run(
         wait: stay until every cell has ended, those of other processes included; None: as is usual
             for the launch (not on Slurm).
         retry: train again what failed before.
+        show_all: print the table and every failure, also where there are many cells.
         as_json: print counts and results as JSON; the rest goes to standard error.
         quiet: show no progress, only the result.
 
@@ -84,7 +86,7 @@ def run(
     say_outdated(plan, console)
     with SweepDisplay.of(plan, progress) as display:
         outcome = train_sweep(plan, display, wait=wait, fail_fast=fail_fast)
-    code = conclude(plan, outcome, console)
+    code = conclude(plan, outcome, console, show_all=show_all)
     if as_json:
         print_json(stdout, json_text(sweep_content(plan)))
     return code

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pml_cli.data.cell import CellPlan
+from pml_cli.errors import MAX_LISTED
 from pml_cli.format import counted
 from pml_cli.io import jsonable, table_records, write_csv
 from pml_cli.launch.driver import Outcome, SweepPlan
@@ -27,6 +28,12 @@ from pml_cli.results.run_folders import RunFolders, run_key
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# In the results folder, a row for each of its runs.
+RESULTS = "results.csv"
+
+# Of more cells the table is not printed without --all: the answer would scroll off the screen.
+MOST_ROWS = 20
 
 
 def plan_line(plan: SweepPlan) -> str:
@@ -55,8 +62,14 @@ def outdated_line(out: Path, count: int) -> str:
     )
 
 
-def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
+def conclude(plan: SweepPlan, outcome: Outcome, console: Console, *, show_all: bool = False) -> int:
     """Print how a sweep ended, and its results.
+
+    Args:
+        plan: of the sweep.
+        outcome: how it ended.
+        console: to print to.
+        show_all: print the table and every failure, also where there are many cells.
 
     Returns:
         exit code: 0; 1 where a cell failed or the sweep was cancelled; 128 and more after a signal.
@@ -74,7 +87,7 @@ def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
     # Finished cells are worth a table, whatever happened to the others.
     if outcome.stopped is not None:
         if outcome.trained:
-            summarise(plan.out, plan.cells, console)
+            summarise(plan.out, plan.cells, console, show_all=show_all)
         console.print(outcome.message, highlight=False, soft_wrap=True)
         return exit_code(outcome.stopped, console)
 
@@ -86,7 +99,7 @@ def conclude(plan: SweepPlan, outcome: Outcome, console: Console) -> int:
         console.print(
             f"the workers ended too early; the last line of their logs: {reason}", soft_wrap=True
         )
-    return summarise(plan.out, plan.cells, console)
+    return summarise(plan.out, plan.cells, console, show_all=show_all)
 
 
 def sweep_content(plan: SweepPlan) -> dict[str, Any]:
@@ -132,23 +145,31 @@ def exit_code(stopped: Stopped, console: Console) -> int:
     return 128 + stopped.signum
 
 
-def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
+def summarise(
+    out: Path, cells: Sequence[CellPlan], console: Console, *, show_all: bool = False
+) -> int:
     """Write results.csv, print the table, name the failures and what to do next.
 
     Args:
         out: the results folder; results.csv holds all its runs.
         cells: those of the sweep.
         console: to print to.
+        show_all: print the table and every failure, also where there are many cells.
 
     Returns:
         exit code: 0, or 1 where a cell failed or is missing and no process trains it.
     """
     unreadable: list[str] = []
     runs = read_runs([out], unreadable)
+    path = out / RESULTS
     if len(runs):
-        write_csv(out / "results.csv", runs)
+        write_csv(path, runs)
         of_sweep = runs_of(cells, runs)
-        console.print(results_table(of_sweep))
+        if show_all or len(of_sweep) <= MOST_ROWS:
+            console.print(results_table(of_sweep))
+        else:
+            line = f"the table of {len(of_sweep)} cells: {path}; --all prints it"
+            console.print(line, highlight=False, soft_wrap=True)
         for line in sweep_lines(of_sweep):
             console.print(line, highlight=False, soft_wrap=True)
         print_unmoved(of_sweep, console)
@@ -156,12 +177,11 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     # Damaged results of other sweeps in this folder do not fail this one.
     for line in unreadable:
         console.print(f"left out: {line}", style="yellow", highlight=False, soft_wrap=True)
-    failures = _print_failures(out, cells, console)
+    failures = _print_failures(out, cells, console, show_all=show_all)
 
     folders = RunFolders(out)
     done = sum(folders.find(cell.id).is_done(cell.tokens_hash) for cell in cells)
     if len(runs):
-        path = out / "results.csv"
         console.print(f"{done} of {len(cells)} cells done: {path}", highlight=False, soft_wrap=True)
     if failures:
         console.print(
@@ -177,19 +197,20 @@ def summarise(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
     return 0
 
 
-def _print_failures(out: Path, cells: Sequence[CellPlan], console: Console) -> int:
-    """Print a line for each failed cell; how many there are."""
-    count = 0
+def _print_failures(
+    out: Path, cells: Sequence[CellPlan], console: Console, *, show_all: bool
+) -> int:
+    """Print a line for each failed cell, of many the first ones; how many there are."""
     folders = RunFolders(out)
+    reasons = {cell.id: folders.find(cell.id).failure() for cell in cells}
+    lines = [f"failed {name}: {why}" for name, why in reasons.items() if why is not None]
 
-    for cell in cells:
-        reason = folders.find(cell.id).failure()
-        if reason is not None:
-            count += 1
-            console.print(
-                f"failed {cell.id}: {reason}", style="red", highlight=False, soft_wrap=True
-            )
-    return count
+    for line in lines if show_all else lines[:MAX_LISTED]:
+        console.print(line, style="red", highlight=False, soft_wrap=True)
+    more = len(lines) - MAX_LISTED
+    if more > 0 and not show_all:
+        console.print(f"and {more} more failed; --all names them", style="red", highlight=False)
+    return len(lines)
 
 
 def _incomplete(out: Path, failures: int, console: Console) -> int:

@@ -177,6 +177,39 @@ def test_a_failing_cell_leaves_the_others_fine_and_can_be_tried_again(tmp_path, 
     assert "4 cells: 2 to train" in again.stdout
 
 
+def test_of_many_cells_the_summary_alone_is_printed(tmp_path, quick):
+    few = ("train.steps=1", "train.decode=false", "model.device=cpu", "out=runs")
+    many = ("sweep", "rank=range(1,8)", "seqlen=2,3,4", *few)
+    done = quick(*many)
+    assert done.returncode == 0, done.stderr
+    assert "dL" not in done.stdout
+    assert done.stdout.splitlines()[-3:] == [
+        "the table of 21 cells: runs/results.csv; --all prints it",
+        "21 of 21 cells done: runs/results.csv",
+        "next: pml fit runs",
+    ]
+    shown = quick(*many, "--all").stdout.splitlines()
+    assert shown[-2:] == done.stdout.splitlines()[-2:]
+    # Its heading and a row a cell.
+    assert sum("dL" in line for line in shown[:-2]) >= 1 and len(shown) > 24
+
+    one_less = quick("sweep", "rank=range(1,6)", "seqlen=2,3,4", *few).stdout
+    assert "L0" in one_less and "--all" not in one_less
+
+
+def test_of_many_failures_the_first_are_named(tmp_path, quick):
+    few = ("train.steps=2", "train.decode=false", "model.device=cpu", "out=runs")
+    many = ("sweep", "rank=range(1,7)", "seqlen=2,3", "train.lr=1e30", *few)
+    done = quick(*many)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("failed ") for line in lines) == 10
+    assert lines[-2] == "and 2 more failed; --all names them"
+    assert lines[-1] == "12 failed; the same command (with --retry) tries them again"
+    everything = quick(*many, "--all", "--no-retry").stdout
+    assert everything.count("\nfailed ") == 12 and "more failed" not in everything
+
+
 def three_models(model_folder, tmp_path):
     """A model whose split pass differs (NaN), one whose weights are cut off, one that is fine."""
     good = shutil.copytree(model_folder("llama"), tmp_path / "good")
