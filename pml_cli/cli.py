@@ -571,7 +571,7 @@ and why. The file needs no network; open it in any browser.
 EXAMPLES
   pml report outputs/quickstart
   pml report outputs/law outputs/shares out=shares.html
-  pml report outputs/memft runs=30 draws=4000
+  pml report outputs/memft runs=30 draws=1000
   pml report outputs/law --json | jq .verdict
 """,
 )

@@ -106,16 +106,10 @@ class Fit(LawSettings):
 
 @dataclass(kw_only=True)
 class Report(LawSettings):
-    """Settings of `pml report`, which fits as `pml fit` does."""
+    """Settings of `pml report`, which fits as `pml fit` does, and says the same numbers."""
 
     out: str | None = setting(
         None, help="file of the page", path="any", special={None: "report.html in the first path"}
-    )
-    draws: int = setting(
-        1000,
-        help="bootstrap draws behind the bands",
-        minimum=0,
-        special={0: "no bands"},
     )
     runs: int = setting(12, help="runs whose tokens are shown", minimum=0, maximum=200)
 

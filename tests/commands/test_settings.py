@@ -122,7 +122,7 @@ def test_one_key_is_its_row_below_the_heading_of_its_section(quick):
     assert (section["name"], entry["key"], entry["default"]) == ("train", "train.stop_margin", 1.0)
     # A name that several commands have, each with its own default.
     draws = {s["name"]: s["settings"][0]["default"] for s in listed(quick, "draws")}
-    assert draws == {"fit": 4000, "report": 1000, "transition": 2000}
+    assert draws == {"fit": 4000, "report": 4000, "transition": 2000}
 
 
 def test_a_command_takes_settings_of_runs_or_of_a_report_or_flags():

@@ -1,5 +1,6 @@
 """The page of `pml report`: one file, every section, nothing of a file is markup."""
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 
@@ -9,6 +10,7 @@ from support import hostile
 from support.planted_laws import exponential_cells, grid, result, runs_of, write
 from support.token_tables import token_table, write_run
 
+from pml_cli.config.reports import Fit, LawSettings, Report
 from pml_cli.report.page.page import script_json
 from pml_cli.report.page.section import jsonable
 
@@ -84,9 +86,13 @@ def test_the_law_on_the_page_is_the_law(tmp_path, page_of, quick):
     quick("fit", "runs", "figures=false", "draws=50")
     (group,) = json.loads((tmp_path / "runs/fit/law.json").read_text())["groups"]
     chosen = next(entry for entry in group["laws"] if entry["name"] == group["chosen"])
-    values = {entry["name"]: entry["value"] for entry in law["parameters"]}
-    for name, value in values.items():
-        assert value == pytest.approx(chosen["parameters"][name], rel=1e-3)
+    # The page keeps five digits.
+    assert {entry["name"]: entry["value"] for entry in law["parameters"]} == jsonable(
+        {entry["name"]: chosen["parameters"][entry["name"]] for entry in law["parameters"]}
+    )
+    intervals = {entry["name"]: entry["interval"] for entry in law["parameters"]}
+    assert len(intervals["alpha"]) == 2
+    assert intervals == jsonable({name: group["intervals_95"].get(name, []) for name in intervals})
 
     surface = law["surface"]
     # The planted law itself, at the corner of the largest rank and the shortest length.
@@ -94,6 +100,12 @@ def test_the_law_on_the_page_is_the_law(tmp_path, page_of, quick):
     assert surface["gain"][-1][0] == pytest.approx(planted, rel=0.05)
     for line in law["lines"]:
         assert all(low <= high for low, high in zip(line["low"], line["high"], strict=True))
+
+
+def test_the_page_is_fitted_as_the_law_is():
+    page, law = Report(), Fit()
+    for field in dataclasses.fields(LawSettings):
+        assert getattr(page, field.name) == getattr(law, field.name)
 
 
 def test_the_predictor_says_what_pml_predict_says(tmp_path, page_of, quick):
@@ -105,7 +117,9 @@ def test_the_predictor_says_what_pml_predict_says(tmp_path, page_of, quick):
         rows = json.loads(asked.stdout)[0]["rows"]
         assert [row["chance"] for row in rows] == [ranks["chance"] for ranks in table["chances"]]
         for row, ranks in zip(rows, table["chances"], strict=True):
-            assert ranks["value"][table["length"].index(length)] == row["rank"]["value"]
+            index = table["length"].index(length)
+            for name in ("value", "low", "high"):
+                assert ranks[name][index] == jsonable(row["rank"][name])
 
 
 def test_losses_are_compared_at_their_best_rates(tmp_path, page_of):
