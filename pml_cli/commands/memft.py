@@ -18,7 +18,7 @@ from pml_cli.launch.driver import (
     plan_sweep,
     train_sweep,
 )
-from pml_cli.report import memft_folder
+from pml_cli.report import folder_index, memft_folder
 from pml_cli.report.base_knowledge import base_lines
 from pml_cli.report.first_token import print_prompts
 from pml_cli.report.output import consoles, print_json
@@ -135,4 +135,7 @@ def _report(request: Request, runs: pd.DataFrame, console: Console) -> dict[str,
         console.print(f"{path.stem}: {path}", highlight=False, soft_wrap=True)
     for path in memft_folder.write_figures(request.out, runs, comparison, ranks):
         console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+    for name in folder_index.write(request.out):
+        path = request.out / name
+        console.print(f"what each shows: {path}", highlight=False, soft_wrap=True)
     return {"comparison": comparison, "ranks": ranks}

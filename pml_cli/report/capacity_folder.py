@@ -14,6 +14,7 @@ import pandas as pd
 from pml_cli.analysis.capacity import capacity_table, parameter_lines
 from pml_cli.config.capacity import CapacityRequest
 from pml_cli.io import jsonable, table_records, write_csv, write_json
+from pml_cli.report import folder_index
 from pml_cli.report.figures.registry import write_figure
 
 # Of capacity.json.
@@ -57,4 +58,4 @@ def write(out: Path, content: dict[str, Any], held: pd.DataFrame) -> list[str]:
     names = write_figure(out / "capacity", capacity_figure(held))
     # Last: where it is, the others are.
     write_json(out / "capacity.json", content)
-    return ["capacity.json", "capacity.csv", *names]
+    return ["capacity.json", "capacity.csv", *names, *folder_index.write(out)]

@@ -17,6 +17,7 @@ from pml_cli.analysis.forgetting import pareto_front
 from pml_cli.config.reports import Forgetting
 from pml_cli.evaluation.forgetting_runs import FILE_NAME, FORMAT
 from pml_cli.io import table_records, write_csv, write_json
+from pml_cli.report import folder_index
 from pml_cli.report.figures.registry import write_figure
 
 # What the runs of one figure share.
@@ -83,7 +84,7 @@ def write(
     names = ["forgetting.csv", FILE_NAME]
     if figures:
         names += write_figures(out, table, means)
-    return names
+    return [*names, *folder_index.write(out)]
 
 
 def write_figures(out: Path, table: pd.DataFrame, means: pd.DataFrame) -> list[str]:

@@ -17,6 +17,7 @@ from pml_cli.config.reports import Lasting
 from pml_cli.evaluation.conditions import CONDITIONS
 from pml_cli.evaluation.lasting_runs import FORMAT
 from pml_cli.io import table_records, write_csv, write_json
+from pml_cli.report import folder_index
 from pml_cli.report.figures.registry import write_figure
 
 
@@ -75,7 +76,7 @@ def write(
     names = ["lasting.csv", "lasting.json"]
     if figures:
         names += write_figures(out, table)
-    return names
+    return [*names, *folder_index.write(out)]
 
 
 def write_figures(out: Path, table: pd.DataFrame) -> list[str]:

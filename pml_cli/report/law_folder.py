@@ -4,7 +4,8 @@
 other figures are in figures/, with several groups in figures/<slug>/ (`figures/registry.py`). A
 figure that the cells do not carry is left out, and one of that name from an earlier fit removed.
 
-law.tex has a table a group, to be \\input (`latex.py`). The schema of law.json: `law/law_json.py`.
+law.tex has a table a group, to be \\input (`latex.py`), and index.md says what each file shows
+(`folder_index.py`). The schema of law.json: `law/law_json.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pml_cli.errors import UserError
 from pml_cli.law import law_json
 from pml_cli.law.fit_groups import GroupFit
 from pml_cli.law.observations import SIZE_AXES
-from pml_cli.report import latex
+from pml_cli.report import folder_index, latex
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.law_text import sentence
 
@@ -75,9 +76,10 @@ def write(
         io.write_text(out / "law.tex", _tex(groups))
         figures = _draw(out, groups, comparisons) if settings.figures else []
         figures += _draw_lines(out, lines) if settings.figures else []
+        index = folder_index.write(out)
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
-    return [law_json.FILE_NAME, "cells.csv", "law.tex", *figures]
+    return [law_json.FILE_NAME, "cells.csv", "law.tex", *figures, *index]
 
 
 def law_content(

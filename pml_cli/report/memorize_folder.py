@@ -13,6 +13,7 @@ import pandas as pd
 
 from pml_cli.evaluation.proof import Proof
 from pml_cli.io import jsonable, write_csv, write_json, write_text
+from pml_cli.report import folder_index
 from pml_cli.report.figures.registry import write_figure
 from pml_cli.report.memorize_report import MemorizeReport
 from pml_cli.report.memorize_text import SECTION, readme_section
@@ -87,7 +88,7 @@ def write(report: MemorizeReport, *, figures: bool = True) -> list[str]:
         write_text(readme, _with_section(readme.read_text("utf-8"), report))
     # Last: where it is, the others are.
     write_json(report.out / "memorize.json", report_content(report))
-    return names
+    return [*names, *folder_index.write(report.out)]
 
 
 def facts_table(proof: Proof) -> pd.DataFrame:

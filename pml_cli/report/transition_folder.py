@@ -12,7 +12,7 @@
   good (`survival`)
 - `violations.csv`, a row for each token with p > 0.5 that greedy decoding does not pick
 
-Figures: see `registry.write_group_figures`.
+Figures: see `registry.write_group_figures`; index.md: `folder_index.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pml_cli.analysis.transition import TransitionSummary, violations_by_dtype
 from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.io import jsonable, write_csv, write_json
+from pml_cli.report import folder_index
 from pml_cli.report.figures.registry import write_group_figures
 from pml_cli.report.tables.transition import correlation_problem
 from pml_cli.stats import Proportion
@@ -117,9 +118,10 @@ def write(
         if settings.figures:
             by_slug = {group.slug: group for group in groups}
             figures = write_group_figures(out, "transition", by_slug)
+        index = folder_index.write(out)
     except OSError as error:
         raise UserError(f"out={out}: cannot write the report ({error.strerror})") from error
-    return [FILE_NAME, *(f"{name}.csv" for name in tables), *figures]
+    return [FILE_NAME, *(f"{name}.csv" for name in tables), *figures, *index]
 
 
 def _tables(groups: Sequence[TransitionSummary]) -> dict[str, pd.DataFrame]:

@@ -43,6 +43,7 @@ def test_it_grows_and_goes_on(quick, tmp_path):
     assert "train.start" not in row["setting"]
     for name in ("capacity.json", "capacity.csv", "capacity.png"):
         assert (out / name).is_file()
+        assert f"]({name}): " in (out / "index.md").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -154,6 +154,7 @@ def test_out_goes_where_it_is_told(tmp_path):
         "law.json",
         "cells.csv",
         "law.tex",
+        "index.md",
     }
     assert not (tmp_path / "runs" / "fit").exists()
 

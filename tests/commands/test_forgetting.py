@@ -103,6 +103,7 @@ def test_what_is_reported(measured):
     # Of a single run the interval is that over windows.
     assert free["harm_low"] == table["harm_low"].max()
     assert (measured / "forgetting.png").stat().st_size > 20_000
+    assert "](forgetting.png): " in (measured / "index.md").read_text("utf-8")
 
 
 def test_what_is_measured_is_not_measured_again(swept, measured, forgetting, monkeypatch):

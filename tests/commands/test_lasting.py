@@ -81,6 +81,7 @@ def test_every_run_is_measured_under_every_condition(measured):
     assert ("memft_margin", "bf16") in compared
     for name in ("mlp_block", "linear"):
         assert (measured / f"lasting-tiny-random-{name}.png").stat().st_size > 20_000
+        assert f"](lasting-tiny-random-{name}.png): " in (measured / "index.md").read_text("utf-8")
 
 
 def test_as_trained_it_is_what_the_run_measured(measured):

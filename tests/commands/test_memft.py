@@ -151,3 +151,6 @@ def test_memft_trains_every_loss_at_equal_steps_in_one_pack(tmp_path: Path):
     assert "each method and length at the learning rate" in out.getvalue()
     assert (folder / "memft.png").stat().st_size > 10_000
     assert "<svg" in (folder / "memft.svg").read_text()
+    index = (folder / "index.md").read_text("utf-8")
+    for name in ("memft.png", "comparison.csv", "ranks.csv"):
+        assert f"]({name}): " in index

@@ -30,6 +30,7 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
     assert "`pml memorize facts.jsonl rank=1,2 " in readme
     for name in ("memorize.json", "facts.csv", "memorize.png"):
         assert (out / name).is_file()
+        assert f"]({name}): " in (out / "index.md").read_text("utf-8")
 
     # The folder, and the adapter in it, stand for the chosen run.
     for path in ("outputs/memorize", "outputs/memorize/adapter"):

@@ -38,7 +38,7 @@ def test_figures_of_several_groups_have_folders(tmp_path, two_groups):
         for name in ("length", "maps", "rank"):
             expected.append(f"figures/{group.slug}/law-{name}.png")
     assert written_pngs(tmp_path) == sorted(expected)
-    assert names[-1] == "figures/ (18 files)"
+    assert names[-2:] == ["figures/ (18 files)", "index.md"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -69,5 +69,5 @@ def test_a_figure_that_the_cells_no_longer_carry_is_removed(tmp_path, two_groups
 @pytest.mark.usefixtures("undrawn")
 def test_without_figures_there_are_the_tables(tmp_path, two_groups):
     names = law_folder.write(tmp_path, two_groups, Fit(figures=False))
-    assert names == ["law.json", "cells.csv", "law.tex"]
+    assert names == ["law.json", "cells.csv", "law.tex", "index.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

@@ -128,6 +128,7 @@ def test_files(out):
         "memorize.json",
         "facts.csv",
         *(f"memorize.{suffix}" for suffix in ("png", "svg", "pdf")),
+        "index.md",
     ]
     assert all((out / name).stat().st_size for name in names)
 

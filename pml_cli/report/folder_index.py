@@ -1,0 +1,111 @@
+"""index.md of a folder: what each figure and table in it shows, a line each.
+
+It lists what is there by name, since several commands write into one folder: `pml memft`, then
+`pml lasting` and `pml forgetting`. What a figure shows is said where it is registered
+(`figures/registry.py`).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from pml_cli.errors import printable
+from pml_cli.io import write_text
+from pml_cli.report.figures.registry import SUFFIXES, FigureSpec, registered
+
+FILE_NAME = "index.md"
+
+# In its first line, by which it is known: an index.md of somebody else is left alone.
+MARK = "<!-- written by pml -->"
+
+# What is no figure.
+TABLES = {
+    "results.csv": "a row a finished run, with all fields of result.json",
+    "law.json": "every number of the laws, at full precision; pml predict reads it",
+    "law.tex": "the laws side by side, to be included by LaTeX",
+    "cells.csv": "a row a run: of a fit what the laws predict, of a transition what stays stubborn",
+    "transition.json": "every number of the phase transition, with intervals",
+    "sequences.csv": "a row a sample: stubborn and wrong tokens, first failure",
+    "recall.csv": "share of tokens recalled by their p",
+    "waits.csv": "steps until tokens are above p = 0.5 for good, by rank and length",
+    "survival.csv": "share of tokens that are not yet, by step",
+    "gathering.csv": "the most common first failure of each text",
+    "violations.csv": "tokens with p > 0.5 that are not decoded",
+    "comparison.csv": "each loss against plain fine-tuning, pair by pair",
+    "ranks.csv": "the rank that exact recall takes under each loss",
+    "lasting.csv": "a row a run and condition: what is recalled rounded and merged",
+    "lasting.json": "the same, with means, intervals and pairs against plain fine-tuning",
+    "forgetting.csv": "a row a run and kind of text: what the adapter harms",
+    "forgetting.json": "the same, with means over texts and seeds",
+    "capacity.csv": "a row a growth: tokens and bits held exactly",
+    "capacity.json": "the same, with means by size and the lines through them",
+    "memorize.json": "the answer, its proof, and every cell that was tried",
+    "facts.csv": "a row a fact: what the adapter writes, its first wrong token",
+}
+
+
+def write(out: Path) -> list[str]:
+    """Write index.md for what is in a folder.
+
+    Args:
+        out: the folder.
+
+    Returns:
+        Its name; nothing where an index.md of somebody else is there.
+    """
+    path = out / FILE_NAME
+    if path.exists() and not _is_ours(path):
+        return []
+    heading = ["# What is in this folder", "", f"Figures are there as {', '.join(SUFFIXES)}.", ""]
+    lines = [MARK, *heading, *_figures(out), *_tables(out)]
+    write_text(path, "\n".join(lines) + "\n")
+    return [FILE_NAME]
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MARK)) == MARK.encode()
+
+
+def _figures(out: Path) -> Iterator[str]:
+    """A line for each figure, with a link to its PNG."""
+    specs = registered()
+    for folder in (out, *_figure_folders(out)):
+        for path in sorted(folder.glob("*.png")):
+            spec = _spec(path.stem, specs)
+            if spec is not None:
+                file = path.relative_to(out)
+                name = _plain(str(file.with_suffix("")))
+                yield f"- [{name}]({quote(str(file))}): {spec.meaning}"
+
+
+def _figure_folders(out: Path) -> list[Path]:
+    """figures/, and of several groups those in it."""
+    inside = out / "figures"
+    if not inside.is_dir():
+        return []
+    return [inside, *sorted(path for path in inside.iterdir() if path.is_dir())]
+
+
+def _spec(stem: str, specs: Mapping[str, FigureSpec]) -> FigureSpec | None:
+    """The figure of a name, which a group or a number may follow: `law-<group>`."""
+    names = [name for name in specs if stem == name or stem.startswith(f"{name}-")]
+    return specs[max(names, key=len)] if names else None
+
+
+def _tables(out: Path) -> Iterator[str]:
+    for name, meaning in TABLES.items():
+        if (out / name).is_file():
+            yield f"- [{name}]({name}): {meaning}"
+
+
+def _plain(name: str) -> str:
+    """A name without any meaning for Markdown: it may have come from a file of somebody else."""
+    text = html.escape(printable(name))
+    return re.sub(r"[\\`*_\[\]|]", lambda sign: f"&#{ord(sign[0])};", text)
