@@ -36,17 +36,18 @@ def browser():
 
 @pytest.fixture
 def opened(browser):
-    """opened(file, size=, scheme=): the page, whose errors and requests fail the test."""
+    """opened(file, size=, scheme=, script=): the page, whose errors and requests fail the test."""
     contexts = []
     faults = []
 
-    def make(file, size=LAPTOP, scheme="light"):
+    def make(file, size=LAPTOP, scheme="light", script=""):
         width, height = size
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme
         )
         contexts.append(context)
         page = context.new_page()
+        page.add_init_script(script)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda entry: entry.type == "error" and faults.append(entry.text))
         page.on(
@@ -79,6 +80,12 @@ def scroll(page):
     for top in range(0, page.evaluate("document.documentElement.scrollHeight"), 400):
         page.evaluate("(top) => scrollTo(0, top)", top)
         page.wait_for_timeout(60)
+    wait_for_surface(page)
+
+
+def wait_for_surface(page):
+    """Until it is drawn, which the page does last of all."""
+    page.locator("#law-surface.js-plotly-plot canvas").first.wait_for(timeout=60_000)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -91,6 +98,54 @@ def test_every_chart_is_drawn_and_nothing_is_wider_than_the_screen(opened, small
     assert page.locator(".chart .main-svg, .chart canvas").first.is_visible()
     assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == charts
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+# Of each frame that the browser draws, the charts that are new in it.
+FRAMES = """
+window.frames_with_charts = [];
+const known = new Set();
+function look() {
+  const charts = [...document.querySelectorAll(".js-plotly-plot")].map((chart) => chart.id);
+  const added = charts.filter((id) => !known.has(id));
+  added.forEach((id) => known.add(id));
+  if (added.length) window.frames_with_charts.push(added);
+  requestAnimationFrame(look);
+}
+requestAnimationFrame(look);
+"""
+NO_WEBGL = """
+const getContext = HTMLCanvasElement.prototype.getContext;
+HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
+  return kind.startsWith("webgl") ? null : getContext.call(this, kind, ...more);
+};
+"""
+
+
+def test_the_surface_comes_after_the_first_view(opened, small):
+    page = opened(small, script=FRAMES)
+    wait_for_surface(page)
+    page.wait_for_timeout(200)
+    frames = page.evaluate("window.frames_with_charts")
+    place = {chart: index for index, charts in enumerate(frames) for chart in charts}
+    # Not in the same frame: the browser has shown the lines by then.
+    assert place["law-lines"] < place["law-surface"]
+
+    # Another group's lines, and its surface.
+    first_cell = "byId('law-surface').data.at(-1).text[0]"
+    before = page.evaluate(first_cell)
+    page.select_option("#law-group", "1")
+    for _ in range(200):
+        page.wait_for_timeout(100)
+        if page.evaluate(first_cell) != before:
+            break
+    assert page.evaluate(first_cell) != before
+
+
+def test_without_webgl_the_contour_map_stands_in_its_place(opened, small):
+    page = opened(small, script=NO_WEBGL)
+    page.locator("#law-surface-print").wait_for(state="visible", timeout=60_000)
+    assert not page.locator("#law-surface").is_visible()
+    assert page.evaluate("byId('law-surface-print').naturalWidth") > 300
 
 
 def test_a_length_is_answered_by_a_rank(opened, small):
@@ -141,7 +196,8 @@ def test_groups_measures_and_theme_are_chosen(opened, small):
 def test_a_printed_page_has_everything(opened, small, tmp_path):
     page = opened(small)
     page.pdf(path=str(tmp_path / "page.pdf"), format="A4")
-    # Every section was started for it.
+    # Every section was started for it; the surface has a picture on paper, and comes when it may.
+    wait_for_surface(page)
     assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == 7
     assert (tmp_path / "page.pdf").stat().st_size > 50_000
 

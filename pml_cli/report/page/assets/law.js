@@ -68,15 +68,19 @@ STARTS.set("law", () => {
     };
   }
 
-  // On paper a canvas of WebGL is empty, and some browsers have none.
+  // On paper a canvas of WebGL is empty.
   function picture(group) {
     const image = byId("law-surface-print");
     image.hidden = !group.picture;
     if (group.picture) image.src = group.picture;
+  }
+
+  // Some browsers have no WebGL: what is for paper stands in its place.
+  function surfaceOrPicture() {
     const hasWebGL = Boolean(document.createElement("canvas").getContext("webgl"));
-    image.classList.toggle("paper", hasWebGL);
+    byId("law-surface-print").classList.toggle("paper", hasWebGL);
     byId("law-surface").hidden = !hasWebGL;
-    return hasWebGL;
+    if (hasWebGL) draw("law-surface", () => surface(DATA.law[chosen("law-group")]));
   }
 
   function parameters(group) {
@@ -88,8 +92,10 @@ STARTS.set("law", () => {
   function show() {
     const group = DATA.law[chosen("law-group")];
     draw("law-lines", () => lines(group));
-    if (picture(group)) draw("law-surface", () => surface(group));
+    picture(group);
     parameters(group);
+    // It takes longer than all the rest of what is seen first.
+    whenIdle("law-surface", surfaceOrPicture);
     document.querySelectorAll(".note").forEach((note) => { note.hidden = Number(note.dataset.group) !== chosen("law-group"); });
   }
 

@@ -4,6 +4,9 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const STARTS = new Map();
 const CHARTS = new Map();
+const WAITING = new Set();
+// Milliseconds after which what waits runs all the same.
+const IDLE_TIMEOUT = 5000;
 const VIRIDIS = ["#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725"];
 const PAPER_WIDTH = 660;
 const BELOW_ABOVE = [[0, "#e69138"], [0.4999, "#fbe5cd"], [0.5001, "#e3dcee"], [1, "#542788"]];
@@ -55,6 +58,15 @@ function draw(id, make) {
   const width = isPrinting ? { autosize: false, width: PAPER_WIDTH } : { autosize: true };
   const settings = { responsive: true, displaylogo: false };
   return Plotly.react(byId(id), traces, { ...base, ...width, ...layout }, settings);
+}
+
+// What may wait until all else is on the screen; asked for twice it runs once.
+function whenIdle(id, run) {
+  if (WAITING.has(id)) return;
+  WAITING.add(id);
+  const start = () => { WAITING.delete(id); run(); };
+  if (window.requestIdleCallback) requestIdleCallback(start, { timeout: IDLE_TIMEOUT });
+  else setTimeout(start, 50);
 }
 
 function isDark() {
