@@ -161,7 +161,7 @@ def settings_page() -> str:
         "What `pml settings` prints. Each is given as `key=value` to the [commands](commands.md) "
         "that train; those of the groups as `group.key=value`, after `group=option` has chosen the "
         "option. Several values (`rank=4,8`) make a sweep. A command may choose other defaults: "
-        "`--print-config` shows its own.",
+        "`pml settings COMMAND` lists its own.",
     ]
     for name, of_name in itertools.groupby(sections(), key=attrgetter("name")):
         title = f"pml {name}" if name in REPORTS else name
