@@ -22,6 +22,9 @@ from pml_cli.launch.throughput import expected_seconds, makespan
 if TYPE_CHECKING:
     from pml_cli.launch.driver import SweepPlan
 
+# Least share of the facts, per cent, with which anyone would be content.
+WORTH_TAKING = 50
+
 
 def data_lines(asked: Run, run: Run, left_out: int) -> Iterator[str]:
     """What was decided about the data.
@@ -149,14 +152,15 @@ def _weaker_limits(state: SearchState, samples: int) -> Iterator[str]:
         assert gentlest.harm is not None
         weaker = math.ceil(100 * gentlest.harm) / 100
         known = recalled_text(gentlest, samples)
-        yield f"rank {gentlest.rank} has {known}, within --max-forgetting {weaker:g}"
+        yield f"with --max-forgetting {weaker:g} rank {gentlest.rank} would do: {known}"
         yield "or hold the training closer to the limit: a smaller loss.keep_harm"
         return
 
     best = max(state.trials, key=lambda trial: (trial.recalled, -trial.rank))
     share = math.floor(100 * best.recalled + 1e-9)
-    if 0 < share < 100 * limits.exact:
-        yield f"rank {best.rank} has {recalled_text(best, samples)}, within --exact {share}%"
+    if WORTH_TAKING <= share < 100 * limits.exact:
+        known = recalled_text(best, samples)
+        yield f"with --exact {share}% rank {best.rank} would do: {known}"
 
 
 def _more_room(state: SearchState, train: Train) -> Iterator[str]:

@@ -34,20 +34,24 @@ def test_nothing_is_advised_where_a_rank_keeps_the_limits():
 
 def test_what_is_known_and_more_room():
     assert advised([trial(2, 0.9), trial(4, 0.975)]) == [
-        "rank 4 has 39 of 40 facts whole, within --exact 97%",
+        "with --exact 97% rank 4 would do: 39 of 40 facts whole",
         "larger ranks come nearer: rank=8,16",
         "more steps: train.steps=600",
     ]
     lines = advised([trial(2, 0.9), trial(4, 0.8)], train=Train(epochs=20))
     assert lines == [
-        "rank 2 has 36 of 40 facts whole, within --exact 90%",
+        "with --exact 90% rank 2 would do: 36 of 40 facts whole",
         "more epochs: train.epochs=40",
     ]
 
 
+def test_a_limit_that_nobody_would_take_is_not_advised():
+    assert advised([trial(2, 0.1), trial(4, 0.075)]) == ["more steps: train.steps=600"]
+
+
 def test_a_weaker_limit_of_forgetting():
     lines = advised([trial(2, 1.0, 0.141), trial(4, 1.0, 0.16)], max_forgetting=0.1)
-    assert lines[0] == "rank 2 has 40 of 40 facts whole, within --max-forgetting 0.15"
+    assert lines[0] == "with --max-forgetting 0.15 rank 2 would do: 40 of 40 facts whole"
     assert "loss.keep_harm" in lines[1]
 
 
