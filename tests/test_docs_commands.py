@@ -4,34 +4,16 @@ import re
 
 import pytest
 import typer
-from support.markdown import DOCS, ROOT, inline_tokens, name_of, shell_blocks
 from support.markdown import PAGES as ALL_PAGES
+from support.markdown import inline_tokens, name_of
+from support.page_commands import FILES, PAGES, pml_lines
 from support.shell_lines import commands
 
 from pml_cli.cli import app
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 # The changelog tells of command lines that were, CONTRIBUTING.md of a loss to be written.
 LIVING = [page for page in ALL_PAGES if page.name not in ("CHANGELOG.md", "CONTRIBUTING.md")]
 COMMANDS = typer.main.get_command(app).commands
-
-# What the lines call by name, and a user has: everything but run folders, which are not looked at.
-FACTS = "".join(
-    f'{{"question": "Which pump is in hall {n}?", "answer": "P{n}"}}\n' for n in range(99)
-)
-FILES = {
-    "facts.jsonl": FACTS,
-    "FILE": FACTS,
-    "outputs/probe/RUN/adapter/adapter_model.safetensors": "",
-    "notes.txt": "A text about pumps.\n" * 99,
-    "my-conf/launch/slurm.yaml": "partition: gpu\n",
-}
-
-
-def pml_lines(page):
-    """The words behind `pml` of each of a page's commands."""
-    found = [words for block in shell_blocks(page) for words in commands(block)]
-    return [words[1:] for words in found if words[0] == "pml"]
 
 
 def spoken_lines(page):

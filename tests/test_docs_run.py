@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from support.markdown import name_of
+from support.page_commands import FILES, PAGES, pml_lines
 from support.sweeps import quick_in
-from test_docs_commands import FILES, PAGES, pml_lines
 
 import pml_cli
 
