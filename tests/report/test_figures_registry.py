@@ -18,8 +18,8 @@ class Sheet:
     def findobj(self, _kind):
         return []
 
-    def savefig(self, path, format, **_options):
-        path.write_text(format)
+    def savefig(self, file, format, **_options):
+        file.write(format.encode())
 
 
 def test_each_figure_has_a_meaning_of_one_line():
