@@ -10,7 +10,7 @@ import pytest
 from support.killed import check_equal_runs, check_readable
 from support.processes import done_cells, finished_cells, run_pml, start_pml, wait_until
 
-ROUNDS = int(os.environ.get("PML_KILL_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("PML_KILL_ROUNDS", "4"))
 SWEEP = (
     "sweep",
     "rank=2,6",
