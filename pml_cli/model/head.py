@@ -341,9 +341,12 @@ class _HiddenScorer:
         others = _OtherWords(target_C1, self._dtype, derived)
         for block in _slices(len(head.weight_VD), self._words):
             block_head = head.words(block)
-            # Logits of two blocks never exist at once.
-            others.add(block_head.logits(hidden_CD).to(self._dtype), block.start, block_head)
+            others.add(self._logits(hidden_CD, block_head), block.start, block_head)
         return others
+
+    def _logits(self, hidden_CD: Tensor, head: Head) -> Tensor:
+        """Logits of a chunk and block; the cap in float32 at least, for the sake of its slope."""
+        return head.capped(head.uncapped(hidden_CD).to(self._dtype))
 
 
 class _OtherWords:

@@ -237,3 +237,14 @@ def test_derivatives_that_the_step_before_did_not_need_are_formed_in_backward(ch
         gradient(scores.margin.sum(), hidden), gradient(plain.margin.sum(), hidden), **GRADIENT
     )
     assert needed.count == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_cap_is_float32_whatever_the_dtype_of_the_model(dtype):
+    """Near the cap a slope of bfloat16 has hardly a digit."""
+    hidden, head, target = random_inputs(dtype, cap=1.5)
+    scores = token_nll(hidden, head, target)
+    uncapped = (hidden @ head.weight_VD.T).float()
+    logits = head.cap * torch.tanh(uncapped / head.cap)
+    torch.testing.assert_close(scores.margin, torch_margin(logits, target), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores.nll, torch_nll(logits, target), rtol=1e-5, atol=1e-5)
