@@ -123,8 +123,8 @@ class NeededTokens:
         self.count = int(mask_N.sum())
 
     @property
-    def all_are(self) -> bool:
-        """Whether it is all of them."""
+    def every_token(self) -> bool:
+        """Whether every token needs one."""
         return self.mask_N is None or self.count == len(self.mask_N)
 
     def order(self) -> Tensor | None:
@@ -236,7 +236,7 @@ class _HiddenScores(torch.autograd.Function):
         formed_N = None
         if not hidden_ND.requires_grad:
             scorer.score(None, derived=0)
-        elif needed is None or needed.all_are:
+        elif needed is None or needed.every_token:
             scorer.score(None, derived=len(target_N))
         else:
             formed_N = needed.mask_N
