@@ -1,9 +1,10 @@
-"""The paper's loop as shipped against pml on the quickstart grid.
+"""What a sweep costs its user: the paper's loop as shipped, PEFT in a shell loop, and pml.
 
-As shipped, every cell is three processes, each of which loads the model: training, decoding, final
-loss. Called by `speed.py --shipped N`; run by itself this file is one of those processes:
+As shipped, every cell of the paper's loop is three processes, each of which loads the model:
+training, decoding, final loss. A shell loop over PEFT + Trainer is one process a cell, which does
+the three. Called by `speed.py --shipped N`; run by itself this file is one of those processes:
 
-    python benchmarks/shipped.py train|decode|loss RANK SEQLEN FOLDER
+    python benchmarks/shipped.py train|decode|loss|peft FILE RANK SEQLEN FOLDER
 """
 
 from __future__ import annotations
@@ -26,75 +27,77 @@ share_cores()
 
 import numpy as np
 import torch
-from ways import final_loss, initial_bank, paper
+from ways import Losses, decode, final_loss, initial_bank, paper, peft
 
 from pml_cli.config.request import load
 from pml_cli.data.cell import CellPlan
 from pml_cli.launch.packing import check
 from pml_cli.model.loading import load_model
 
-# Ranks of the quickstart grid.
-QUICKSTART_RANKS = 7
+# The processes of a cell.
+STAGES = {"A": ("train", "decode", "loss"), "B": ("peft",)}
 
 
 @dataclass(kw_only=True)
 class Timings:
     """Wall and CPU seconds, (2,) each."""
 
-    by_length: dict[int, list[np.ndarray]] = field(default_factory=dict)
-    """Of each cell of the paper's loop."""
+    of_cells: dict[str, dict[int, list[np.ndarray]]] = field(default_factory=dict)
+    """By way and length, of each cell."""
 
     sweeps: list[np.ndarray] = field(default_factory=list)
     """Of pml's sweeps of the whole grid."""
 
     largest_difference: float = 0.0
-    """Between the final losses of both, nats per token."""
+    """Between final losses, nats per token."""
 
 
-def shipped(ranks: int) -> list[str]:
-    """Compare both, start and imports included; pml before and after the paper's loop.
+def shipped(file: str, ranks: int, ways: Sequence[str]) -> list[str]:
+    """Compare all, start and imports included; pml before and after the others.
 
     Args:
-        ranks: of each length that the paper's loop trains; its times are scaled to all.
+        file: a sweep file of ranks and lengths.
+        ranks: of each length that A and B train; their times are scaled to all.
+        ways: A, B or both.
 
     Returns:
         Lines of Markdown.
     """
-    grid = check(load("sweep", [], Path("quickstart")).runs)
+    grid = check(load("sweep", [], Path(file)).runs)
     lengths = sorted({cell.run.seqlen for cell in grid})
-    stride = -(-QUICKSTART_RANKS // ranks)
     chosen = []
     for length in lengths:
         of_length = [cell for cell in grid if cell.run.seqlen == length]
-        chosen += of_length[::stride]
+        chosen += of_length[:: -(-len(of_length) // ranks)]
 
     timings = Timings()
     with tempfile.TemporaryDirectory() as folder:
-        time_sweep(timings, folder, "first")
+        time_sweep(timings, file, folder, "first")
         for cell in chosen:
-            time_cell(timings, folder, cell)
-        time_sweep(timings, folder, "second")
-    return table(timings, lengths, cells=len(grid), trained=len(chosen))
+            for way in ways:
+                time_cell(timings, way, file, folder, cell)
+        time_sweep(timings, file, folder, "second")
+    return table(timings, file, lengths, cells=len(grid), trained=len(chosen))
 
 
-def time_sweep(timings: Timings, folder: str, name: str) -> None:
-    """Run `pml sweep -f quickstart`."""
-    command = [sys.executable, "-m", "pml_cli", "sweep", "-f", "quickstart", f"out={folder}/{name}"]
+def time_sweep(timings: Timings, file: str, folder: str, name: str) -> None:
+    """Run `pml sweep -f FILE`."""
+    command = [sys.executable, "-m", "pml_cli", "sweep", "-f", file, f"out={folder}/{name}"]
     environment = os.environ | {"PML_CACHE": folder}
     start = seconds_used()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     timings.sweeps.append(seconds_used() - start)
 
 
-def time_cell(timings: Timings, folder: str, cell: CellPlan) -> None:
-    """Run the three processes of a cell; compare its final loss with that of pml's first sweep."""
+def time_cell(timings: Timings, way: str, file: str, folder: str, cell: CellPlan) -> None:
+    """Run the processes of a cell; compare its final loss with that of pml's first sweep."""
     start = seconds_used()
-    for stage_name in ("train", "decode", "loss"):
-        arguments = [stage_name, str(cell.run.rank), str(cell.run.seqlen), folder]
+    for stage_name in STAGES[way]:
+        arguments = [stage_name, file, str(cell.run.rank), str(cell.run.seqlen), folder]
         command = [sys.executable, __file__, *arguments]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     seconds = seconds_used() - start
-    timings.by_length.setdefault(cell.run.seqlen, []).append(seconds)
+    timings.of_cells.setdefault(way, {}).setdefault(cell.run.seqlen, []).append(seconds)
 
     result = Path(folder) / "first" / cell.id / "result.json"
     expected = json.loads(result.read_text("utf-8"))["final_loss"]
@@ -108,26 +111,28 @@ def seconds_used() -> np.ndarray:
     return np.array([time.perf_counter(), ended.ru_utime + ended.ru_stime])
 
 
-def table(timings: Timings, lengths: Sequence[int], *, cells: int, trained: int) -> list[str]:
+def table(
+    timings: Timings, file: str, lengths: Sequence[int], *, cells: int, trained: int
+) -> list[str]:
     """The comparison in Markdown."""
-    means = {length: np.mean(timings.by_length[length], axis=0) for length in lengths}
-    cells_per_length = cells // len(lengths)
-    all_cells = sum(cells_per_length * mean for mean in means.values())
     sweep = np.mean(timings.sweeps, axis=0)
-
-    columns = [f"A, a cell of l = {length}" for length in lengths]
-    columns = ["seconds", *columns, "A, all", "C, all, twice", "A/C"]
+    of_a_cell = [f"a cell of l = {length}" for length in lengths]
+    columns = ["way", "seconds", *of_a_cell, "all", "pml, all, twice", "way/pml"]
     rows = []
-    for i, name in enumerate(("wall", "CPU")):
-        row = [name, *(f"{means[length][i]:.1f}" for length in lengths)]
-        both_sweeps = ", ".join(f"{seconds[i]:.1f}" for seconds in timings.sweeps)
-        row += [f"{all_cells[i]:.0f}", both_sweeps, f"{all_cells[i] / sweep[i]:.1f}"]
-        rows.append(row)
+    for way, by_length in timings.of_cells.items():
+        means = [np.mean(by_length[length], axis=0) for length in lengths]
+        all_cells = cells / len(lengths) * np.sum(means, axis=0)
+        for i, clock in enumerate(("wall", "CPU")):
+            both_sweeps = ", ".join(f"{seconds[i]:.1f}" for seconds in timings.sweeps)
+            row = [way, clock, *(f"{mean[i]:.1f}" for mean in means)]
+            row += [f"{all_cells[i]:.0f}", both_sweeps, f"{all_cells[i] / sweep[i]:.1f}"]
+            rows.append(row)
 
-    processes = f"A: three processes a cell, from {trained} cells"
     return [
         "",
-        f"As shipped, quickstart, {cells} cells; {processes}:",
+        f"What `pml sweep -f {file}` costs, {cells} cells, start and imports included. "
+        f"A: the paper's loop, three processes a cell; B: PEFT + Trainer, one process a cell; "
+        f"both from {trained} cells:",
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
@@ -137,13 +142,18 @@ def table(timings: Timings, lengths: Sequence[int], *, cells: int, trained: int)
     ]
 
 
-def stage(name: str, rank: str, seqlen: str, folder: str) -> None:
-    """One of the three processes of a cell."""
-    request = load("sweep", [f"rank={rank}", f"seqlen={seqlen}"], Path("quickstart"))
+def stage(name: str, file: str, rank: str, seqlen: str, folder: str) -> None:
+    """One of the processes of a cell."""
+    request = load("sweep", [f"rank={rank}", f"seqlen={seqlen}"], Path(file))
     (planned,) = check(request.runs)
     run = planned.run
     base = load_model(run.model)
     adapter_folder = Path(folder) / f"{rank}-{seqlen}"
+    if name == "peft":
+        losses: Losses = {}
+        peft(base, planned, losses, Path(folder) / f"peft-{rank}-{seqlen}")
+        print(losses[planned.id])
+        return
     if name == "train":
         adapter_folder.mkdir()
         paper(base, planned, {}, adapter_folder)
@@ -155,15 +165,8 @@ def stage(name: str, rank: str, seqlen: str, folder: str) -> None:
     with bank.attached(base.modules), torch.no_grad():
         if name == "loss":
             print(final_loss(base, sample))
-            return
-        tokens = len(sample.target)
-        base.model.generate(
-            input_ids=torch.tensor([sample.prompt]),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
+        else:
+            decode(base.model, sample)
 
 
 if __name__ == "__main__":

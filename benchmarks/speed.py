@@ -11,7 +11,7 @@ A: for every cell a full forward pass with the adapter, a full reference pass wi
    AdamW, a CSV row a step. As shipped, every cell is three processes, each of which loads the
    model: training, decoding, final loss.
 B: the model loaded once; the same adapter through PEFT (`pml_cli.peft_block`), trained by
-   transformers.Trainer.
+   transformers.Trainer. With --shipped a process a cell, as in a shell loop.
 C: the trainer of `pml sweep`: packs as the planner cuts them (--pack: of so many cells), one logged
    step in --steps.
 
@@ -155,7 +155,7 @@ def main() -> None:
         # It needs all that pml needs.
         from shipped import shipped
 
-        lines += shipped(options.shipped)
+        lines += shipped(options.shipped_file, options.shipped, WAYS[:-1])
     (options.out / "speed.md").write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))
 
@@ -202,8 +202,9 @@ def parser() -> argparse.ArgumentParser:
     add("--packs", type=int, help="packs of each length that C trains; 0: all")
     add("--device", default=device)
     add("--dtype")
-    shipped_help = "ranks of the quickstart grid that A trains as shipped (1 to 7)"
+    shipped_help = "what a sweep costs its user: ranks of each length that A and B train"
     add("--shipped", type=int, default=0, help=shipped_help)
+    add("--shipped-file", default="quickstart", help="the sweep file, of ranks and lengths")
     clock_help = "cpu: of all threads, for a machine that does other work"
     add("--clock", default="wall", choices=CLOCKS, help=clock_help)
     add("--out", type=Path, default=Path("outputs/speed"))

@@ -113,11 +113,19 @@ def paper(
     return clock.seconds
 
 
-def peft(base: SplitModel, planned: CellPlan, losses: Losses) -> float:
+def peft(
+    base: SplitModel, planned: CellPlan, losses: Losses, adapter_folder: Path | None = None
+) -> float:
     """Way B, for one cell whose steps are on all of its samples.
 
     Several samples are sorted by length, so that hardly anything is padding, and accumulated
     ROWS_AT_ONCE at a time: the logits of all would be gigabytes.
+
+    Args:
+        base: the model.
+        planned: the cell.
+        losses: takes the final loss.
+        adapter_folder: where the adapter is saved, and then decoded; None: neither.
     """
     from peft import get_peft_model
 
@@ -165,10 +173,27 @@ def peft(base: SplitModel, planned: CellPlan, losses: Losses) -> float:
         trainer.train()
 
     losses[planned.id] = _mean_loss(base, samples)
+    if adapter_folder is not None:
+        model.save_pretrained(str(adapter_folder))
+        for sample in samples:
+            decode(model, sample)
     del trainer
     model.unload()
     base.model.eval().requires_grad_(False)
     return clock.seconds
+
+
+def decode(model: Any, sample: Sample) -> torch.Tensor:
+    """As many tokens as the target has, greedily, by transformers' generate."""
+    tokens = len(sample.target)
+    prompt = torch.tensor([sample.prompt], device=model.device)
+    return model.generate(
+        input_ids=prompt,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
 
 
 def _peft_config(base: SplitModel, bank: AdapterBank, run: Run) -> Any:
