@@ -31,6 +31,7 @@ import ways
 
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Run, Train
 from pml_cli.data.source import Sample
+from pml_cli.launch.cost_model import step_flops
 from pml_cli.launch.pack import Pack
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
@@ -165,12 +166,19 @@ def against_peft(
     for plan in cases.cells(base.settings, ranks, 1, train, adapter):
         plans.append(dataclasses.replace(plan, samples=samples))
 
+    pack = Pack(cells=plans)
+    gflop_b = ways.whole_step_flops(Pack(cells=plans[-1:]), 1) / 1e9
+    gflop_c = step_flops(pack) / 1e9 / len(plans)
+    print(
+        f"GFLOP per step and cell: {gflop_b:.0f} and {gflop_c:.0f}, {gflop_b / gflop_c:.2f} times; "
+        f"matmul peak {ways.matmul_peak(options.device, torch.float32) / 1e9:.0f} GFLOP/s\n"
+    )
     print("| ms per step and cell: PEFT + Trainer | pml | times as fast | final loss of each |")
     print("|---" * 4 + "|")
     for _ in range(options.repeats):
         losses: dict[str, ways.Losses] = {"B": {}, "C": {}}
         b = 1000 * ways.peft(base, plans[-1], losses["B"]) / options.steps
-        c = 1000 * ways.pml(base, Pack(cells=plans), losses["C"]) / options.steps / len(plans)
+        c = 1000 * ways.pml(base, pack, losses["C"]) / options.steps / len(plans)
         final = [losses[way][plans[-1].id] for way in "BC"]
         assert abs(final[0] - final[1]) <= ways.TOLERANCE[base.settings.dtype] * final[0], final
         print(f"| {b:.0f} | {c:.0f} | {b / c:.2f} | {final[0]:.4f} {final[1]:.4f} |", flush=True)

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pml_cli"
 PACKAGES = sorted(p.parent for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE)
 MODULES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text("utf-8")) for path in MODULES}
-NODES = [(path, node) for path, tree in TREES.items() for node in ast.walk(tree)]
 
 # English that says nothing: `found` of what, `parts` of what. A name tells what it holds.
 VAGUE = set(
@@ -20,6 +19,16 @@ VAGUE = set(
     "made place places parts part whole said given wanted now again seen being apart few many most "
     "out at by here reach beside others other later sure alike rest extra cut share turn".split()
 )
+
+
+@cache
+def trees():
+    return {path: ast.parse(path.read_text("utf-8")) for path in MODULES}
+
+
+@cache
+def nodes():
+    return [(path, node) for path, tree in trees().items() for node in ast.walk(tree)]
 
 
 def name_of(path):
@@ -49,17 +58,17 @@ def test_contributing_lists_every_folder_and_no_other():
 
 @pytest.mark.parametrize("package", PACKAGES, ids=name_of)
 def test_a_package_lists_its_files(package):
-    text = ast.get_docstring(TREES[package / "__init__.py"]) or ""
+    text = ast.get_docstring(trees()[package / "__init__.py"]) or ""
     files = {p.stem for p in package.glob("*.py")} - {"__init__"}
     files |= {p.parent.name for p in package.glob("*/__init__.py")}
     listed = set(re.findall(r"^ {4}(\w+)(?:\.py|/) +\S", text, re.MULTILINE))
     # A loss, source, launcher or figure that registers itself is listed by the help.
-    registered = {p.stem for p in package.glob("*.py") if registers_itself(TREES[p])}
+    registered = {p.stem for p in package.glob("*.py") if registers_itself(trees()[p])}
     assert files - registered <= listed <= files
 
 
 def test_dataclasses_are_built_by_name():
-    for path, node in NODES:
+    for path, node in nodes():
         if isinstance(node, ast.ClassDef) and (decorator := decorated_as_dataclass(node)):
             assert "kw_only=True" in decorator, f"{name_of(path)}, line {node.lineno}"
 
@@ -76,8 +85,8 @@ def names_of_ours(tree):
 
 
 def test_no_class_of_ours_is_built_from_more_than_four_positions():
-    classes = {node.name for _, node in NODES if isinstance(node, ast.ClassDef)}
-    for path, tree in TREES.items():
+    classes = {node.name for _, node in nodes() if isinstance(node, ast.ClassDef)}
+    for path, tree in trees().items():
         ours = classes & names_of_ours(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -87,7 +96,7 @@ def test_no_class_of_ours_is_built_from_more_than_four_positions():
 
 def test_nothing_that_can_run_code_is_read_from_a_file():
     forbidden = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
-    for path, node in NODES:
+    for path, node in nodes():
         imported = []
         if isinstance(node, ast.Import):
             imported = [alias.name for alias in node.names]
@@ -100,7 +109,7 @@ def test_nothing_that_can_run_code_is_read_from_a_file():
 def test_names_say_what_they_hold():
     names = Counter(
         node.id
-        for _, node in NODES
+        for _, node in nodes()
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
     )
     vague = {name: count for name, count in names.items() if name in VAGUE}

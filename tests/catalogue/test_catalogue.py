@@ -6,7 +6,7 @@ from catalogue.doors import TABLES, all_cases
 from catalogue.run import failures, spread
 
 # Cases of each table in the default suite, and among the slow tests.
-FEW = 5
+FEW = 3
 MANY = 40
 NAMES = [table.__name__.rpartition(".")[2] for table in TABLES]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from support.marks import slow
 from support.planted_laws import LENGTHS, RANKS, grid, result, several_texts, write
 
 from pml_cli.commands import fit
@@ -31,6 +32,7 @@ def run(*paths, width=80, show_all=True, **settings):
     return code, shown.getvalue()
 
 
+@pytest.mark.slow
 def test_from_run_folders_to_the_report(tmp_path):
     write(tmp_path, *grid())
     code, shown = run(tmp_path)
@@ -51,7 +53,7 @@ def test_from_run_folders_to_the_report(tmp_path):
     assert not list((tmp_path / "fit").glob(".*"))
 
 
-@pytest.mark.parametrize("show_all", [True, False])
+@pytest.mark.parametrize("show_all", [True, slow(False)])
 def test_piped_output_is_plain_text_that_fits(tmp_path, monkeypatch, show_all):
     write(tmp_path, *grid())
     monkeypatch.chdir(tmp_path)
@@ -279,6 +281,7 @@ def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_a_law_of_parameters_says_parameters(tmp_path):
     """Ranks are named only where they are ranks: in what was held, and in the sweep to run next."""
     write(tmp_path / "a", *several_texts(texts=(0,)))
@@ -306,6 +309,7 @@ def test_a_law_of_parameters_says_parameters(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_is_read_back_fits_nothing(tmp_path):
     """A reader of law.json needs the documented formula and numbers alone."""
     write(tmp_path, *several_texts())
@@ -338,6 +342,7 @@ def law_and_cells(root):
     return group, pd.read_csv(root / "fit" / "cells.csv", keep_default_na=False)
 
 
+@pytest.mark.slow
 def test_one_threshold_decides_what_is_saturated(tmp_path):
     """Cells of a final loss of 0.60 are measured gains at 0.5, and lower limits at 0.65."""
     base = 7.6

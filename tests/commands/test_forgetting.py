@@ -129,6 +129,7 @@ def test_what_is_measured_is_not_measured_again(swept, measured, forgetting, mon
     assert len(json.loads((other / "forgetting.json").read_text())["runs"]) == 3
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on(swept, forgetting, monkeypatch, tmp_path):
     """What was measured before is kept: each run is written down as it is done."""
     args = [swept / "linear", f"out={tmp_path}/o", "kinds=code", "figures=false"]

@@ -121,6 +121,7 @@ def test_what_is_measured_is_not_measured_again(swept, measured, pml, monkeypatc
     assert (measured / "lasting.csv").read_bytes() == csv
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_and_what_was_measured_is_kept(swept, pml, monkeypatch, tmp_path):
     """As of a sweep: exit code 128 + 15, and the same command goes on."""
     args = [swept / "block", f"out={tmp_path}/o", "tokens=0", "decode=false", "figures=false"]
@@ -158,6 +159,7 @@ def test_other_settings_are_another_measurement(swept, measured, pml, tmp_path):
     assert {run["id"] for run in entries(report)} == {run["id"] for run in entries(measured)}
 
 
+@pytest.mark.slow
 def test_conditions_that_do_not_apply_are_explained(swept, measured, pml):
     args = [swept / "block", swept / "linear", f"out={measured}", "tokens=100", "figures=false"]
     _, text, _ = pml("lasting", *args)
@@ -199,6 +201,7 @@ def moved(tmp_path_factory):
 FAST = ["tokens=0", "decode=false", "figures=false"]
 
 
+@pytest.mark.slow
 def test_a_moved_model_and_data_file_are_given_anew(moved, pml, tmp_path):
     now = [f"model.path={moved}/model", f"data.path={moved}/facts.jsonl"]
     args = ["lasting", moved / "runs", f"out={tmp_path}", *FAST]
@@ -341,6 +344,7 @@ def test_a_folder_alone_cannot_make_lasting_run_a_models_code(with_code, pml):
     assert not (folder / "lasting.json").exists()
 
 
+@pytest.mark.slow
 def test_a_models_code_runs_when_the_command_line_allows_it(with_code, pml):
     folder, marker = with_code
     pml("lasting", folder, "tokens=0", "figures=false", "trust_remote_code=true")

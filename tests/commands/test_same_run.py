@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from support.marks import slow
 from support.sweeps import FEW
 
 from pml_cli.config.load import read_run
@@ -136,6 +137,7 @@ def test_a_run_of_other_tokens_is_trained_again_and_kept(tmp_path, base, ask, qu
     assert len((tmp_path / "o/results.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_probe_of_other_tokens_is_trained_again_and_kept(tmp_path, base, ask):
     ask("probe")
     name = forget_tokens(tmp_path / "o")
@@ -176,7 +178,7 @@ def test_runs_that_do_not_name_their_tokens_count_as_before(tmp_path, base, ask,
     assert "0 to train" in ask("sweep")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [slow(b""), b"{", slow(b"[]"), slow(b"\xff\xfe")])
 def test_a_damaged_env_json_is_trained_again(tmp_path, base, ask, quick, content):
     ask("sweep")
     (path,) = (tmp_path / "o").glob("*/env.json")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.faults import full_disk
+from support.marks import slow
 from support.sweeps import FEW, ROOT, pml, result_times
 
 SWEEP = (
@@ -36,7 +37,7 @@ def swept(tmp_path_factory):
     return cwd
 
 
-@pytest.mark.parametrize("command", ["sweep", "memft", "probe", "capacity"])
+@pytest.mark.parametrize("command", ["sweep", slow("memft"), "probe", slow("capacity")])
 def test_quiet_prints_the_result_alone(quick, command):
     """The same lines as without it, but those of the plan and the progress."""
     values = {
@@ -290,6 +291,7 @@ def test_a_probe_from_another_folder(tmp_path, quick):
     assert "done already" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_probe_logs_a_hundred_of_its_steps_whatever_they_are_given_by(tmp_path, quick):
     done = quick(
         "probe",
@@ -600,7 +602,7 @@ def test_a_file_where_pml_keeps_its_own_is_one_line(tmp_path, quick, verb):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("verb", ["probe", "sweep"])
+@pytest.mark.parametrize("verb", [slow("probe"), "sweep"])
 def test_a_model_that_does_not_fit_into_memory_fails_the_run(quick, monkeypatch, verb):
     from pml_cli.launch import pack_trainer, preflight
 

@@ -248,6 +248,7 @@ def terminal(request, tmp_path):
     shell.close()
 
 
+@pytest.mark.slow
 def test_in_a_real_shell(terminal):
     for typed, completed in [
         ("pml sweep model=t", "model=tiny "),

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import yaml
 from support.adapter_script import run_script, run_script_for, script_of
+from support.marks import slow
 
 from pml_cli.config.schema import TINY, LinearAdapter, Model, Run
 from pml_cli.data.sources.phonebook import PhonebookData
@@ -124,7 +125,7 @@ def test_the_script_in_a_process_of_its_own(trained, facts):
     assert run_script(folder) == FACTS[0][1]
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, DATED], ids=["plain", "dated"])
+@pytest.mark.parametrize("template", [TEMPLATE, slow(DATED)], ids=["plain", "dated"])
 def test_chat_prompts(trained, facts, with_template, template):
     (folder,) = trained(*facts, *with_template(template))
     assert_prints_its_targets(folder)
@@ -147,7 +148,7 @@ def test_a_system_turn(trained, facts, with_template):
 
 @pytest.mark.parametrize(
     ("end", "tokens"),
-    [("<|endoftext|>", 34), (" The end.", 40), ("#", 34)],
+    [slow("<|endoftext|>", 34), (" The end.", 40), slow("#", 34)],
 )
 def test_ends_of_one_token_and_of_several(trained, facts, end, tokens):
     (folder,) = trained(*facts, f"seqlen={tokens}", f"data.end='{end}'")
@@ -157,8 +158,8 @@ def test_ends_of_one_token_and_of_several(trained, facts, end, tokens):
 @pytest.mark.parametrize(
     "data",
     [
-        ["data=text", "data.prompt=The docs:"],
-        ["data=text"],
+        slow(["data=text", "data.prompt=The docs:"]),
+        slow(["data=text"]),
         ["data=random"],
         ["data=jsonl", "data.path=facts.jsonl", "data.end=none", "seqlen=10"],
     ],

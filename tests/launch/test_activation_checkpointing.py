@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from support.families import FAMILIES
+from support.marks import slow
 from support.models import adapter_of, local
 from support.pricing import (
     BLOCK,
@@ -114,7 +115,7 @@ DEEP = {"num_hidden_layers": 12, "vocab_size": 512}
 
 @pytest.mark.parametrize(
     ("adapter", "dtype"),
-    [(BLOCK, "float32"), (measured_adapter("qwen3"), "bfloat16")],
+    [(BLOCK, "float32"), slow(measured_adapter("qwen3"), "bfloat16")],
     ids=["block", "linear"],
 )
 def test_the_memory_it_saves_is_what_the_cost_model_says(adapter, dtype):

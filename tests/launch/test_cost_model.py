@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.facts import facts
 from support.families import FAMILIES
+from support.marks import slow
 from support.pricing import (
     BLOCK,
     Counter,
@@ -59,7 +60,7 @@ def test_a_step_of_the_papers_models_takes_what_design_says(name, gflop):
     assert per_token == pytest.approx(gflop * 1e9, rel=0.01)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 @pytest.mark.parametrize("seqlen", [20, 300])
 @pytest.mark.parametrize("kind", ["mlp_block", "linear"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,7 +133,7 @@ def test_the_penalty_of_keep_is_priced(text, adapter):
 
 
 @pytest.mark.parametrize(
-    "adapter", [BLOCK, LinearAdapter(targets=["q_proj", "down_proj"], layers=[])], ids=repr
+    "adapter", [BLOCK, slow(LinearAdapter(targets=["q_proj", "down_proj"], layers=[]))], ids=repr
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_reads_text_in_training_is_priced(text, adapter, checkpointing):

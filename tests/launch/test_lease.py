@@ -172,6 +172,7 @@ def test_claims_of_an_ended_process_are_free_at_once(tmp_path, lease):
 # -- dead processes
 
 
+@pytest.mark.slow
 def test_of_several_successors_one_takes_over_and_each_cell_is_won_once(tmp_path):
     victim, name = start_holder(tmp_path, *CELLS)
     kill(victim)
@@ -182,6 +183,7 @@ def test_of_several_successors_one_takes_over_and_each_cell_is_won_once(tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_successors_that_race_for_many_dead_processes_share_them_out(tmp_path, lease):
     """A process for each cell, so that the race for a takeover is run a hundred times."""
     dead = [plant(tmp_path, cell, ticks=1) for cell in CELLS[:100]]

@@ -295,6 +295,7 @@ def test_stopped_while_its_results_are_written_a_pack_gives_the_same_bits(
     assert_same_runs(second.out, undisturbed, cells)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind_by_a_pack_that_fell_apart_after_a_checkpoint(
     workplace, monkeypatch
 ):
@@ -359,6 +360,7 @@ def test_the_seconds_of_a_cell_are_its_share_whoever_goes_on(workplace, monkeypa
     assert [result(last.out, cell)["seconds"] for cell in cells] == pytest.approx([100] * 5, abs=20)
 
 
+@pytest.mark.slow
 def test_interrupted_three_times_with_minibatches_dropout_and_cells_that_leave(workplace):
     """A cell ends early, a second one is lost; what is left goes on from each checkpoint."""
     data = {

@@ -96,6 +96,7 @@ def test_groups_of_one_name_say_what_else_differs(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_law_of_the_number_of_parameters_differs_in_the_scale_alone(tmp_path):
     write(tmp_path, *grid())
     fits = {}

@@ -34,6 +34,7 @@ def test_groups_that_share_their_exponents_and_groups_that_do_not():
     assert ties["alpha and beta"].statistic >= ties["alpha"].statistic - 1e-3
 
 
+@pytest.mark.slow
 def test_the_share_of_false_alarms_is_the_nominal_one():
     rejected = []
     for seed in range(12):

@@ -125,6 +125,7 @@ def test_a_gain_that_falls_with_rank_hits_the_bound():
     assert fit.warnings == []
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     fits = [fit_paper(R, L, noisy(seed, 0.05)) for seed in range(150)]
     for name, truth in {"C": 3.0, "alpha": 0.6, "beta": 0.5, "b": 0.2}.items():

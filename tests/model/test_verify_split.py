@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.families import FAMILIES
+from support.marks import slow
 from support.models import adapter_of, local, own_logits, random_bank, random_ids
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter
@@ -13,7 +14,7 @@ from pml_cli.model import families, modules
 from pml_cli.model.loading import load_model
 from pml_cli.model.verify_split import split_matches_full
 
-DTYPES = ["float64", "float32", "bfloat16", "float16"]
+DTYPES = [slow("float64"), "float32", "bfloat16", slow("float16")]
 SEEDS = range(3)
 MLP = MlpBlockAdapter()
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from support.law_views import view_of
+from support.marks import slow
 from support.planted_deployment import planted_entry
 from support.planted_forgetting import entry
 from support.planted_laws import grid, several_texts
@@ -95,7 +96,7 @@ def test_groups_compared(hill_view, count, name):
 
 @NAMES
 @COUNTS
-@pytest.mark.parametrize("lengths", [(64,), (64, 128, 256)], ids=["one length", "three"])
+@pytest.mark.parametrize("lengths", [(64,), slow((64, 128, 256))], ids=["one length", "three"])
 def test_losses_compared(lengths, count, name):
     of_losses = [planted_pairs([0.1, 0.2], loss=loss) for loss in methods(count)[1:]]
     runs = pd.concat(of_losses).drop_duplicates(["data_seed", "loss"])

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.marks import slow
 
 from pml_cli.config.schema import LinearAdapter, Run
 from pml_cli.launch.packing import check
@@ -58,6 +59,7 @@ def test_the_dry_run_says_how_much_there_is(quick, facts_file):
     assert COPIED not in done.stdout
 
 
+@pytest.mark.slow
 def test_sizes_of_other_sources_and_of_several_models(quick):
     done = quick("sweep", "data=text,random,phonebook", "seqlen=40", "data.seed=0,1", "--dry-run")
     sizes = [line for line in done.stdout.splitlines() if "target tokens" in line]
@@ -68,7 +70,7 @@ def test_sizes_of_other_sources_and_of_several_models(quick):
     assert phonebook.endswith("; seqlen=40 takes 3")
 
 
-@pytest.mark.parametrize("command", ["sweep", "probe", "memft"])
+@pytest.mark.parametrize("command", ["sweep", "probe", slow("memft")])
 def test_repeats_are_said_before_the_training(quick, facts_file, command):
     losses = ["loss=sft,memft_ot"] if command == "memft" else []
     data = ["data=jsonl", f"data.path={facts_file}", "seqlen=all", "rank=2", "train.steps=2"]

@@ -61,6 +61,7 @@ def test_cells_without_a_chosen_law_have_the_figures_they_carry(results, drawn):
             figures["law"].draw_without_rendering()
 
 
+@pytest.mark.slow
 def test_odd_cells_do_not_stop_a_figure():
     unmeasured = dict.fromkeys(("free_accuracy", "token_accuracy", "bits_gained"))
     odd = [
@@ -81,6 +82,7 @@ def test_odd_cells_do_not_stop_a_figure():
     assert labelled(axes, "_excluded") and axes.get_ylim()[0] > -1
 
 
+@pytest.mark.slow
 def test_thousands_of_cells_make_a_small_svg():
     rng = np.random.default_rng(0)
     ranks = rng.integers(1, 65, 1200)

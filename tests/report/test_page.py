@@ -108,6 +108,7 @@ def test_the_page_is_fitted_as_the_law_is():
         assert getattr(page, field.name) == getattr(law, field.name)
 
 
+@pytest.mark.slow
 def test_the_predictor_says_what_pml_predict_says(tmp_path, page_of, quick):
     write(tmp_path / "runs", *grid())
     (table,) = json.loads(page_of().data)["predictor"]
@@ -141,6 +142,7 @@ def test_a_rate_of_fewer_cells_is_no_match(tmp_path, page_of):
     assert plain["rate"] == "0.01" and plain["runs"] == 5
 
 
+@pytest.mark.slow
 def test_losses_under_other_settings_are_not_compared(tmp_path, page_of):
     write(tmp_path / "runs" / "a", *grid(steps=10))
     write(tmp_path / "runs" / "b", *grid(loss="memft_margin", steps=1000))

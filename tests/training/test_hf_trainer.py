@@ -355,6 +355,7 @@ def test_what_needs_the_callback_says_so(peft_model, tmp_path):
         trained(peft_model, tmp_path, "memft_sw", callback=False)
 
 
+@pytest.mark.slow
 def test_without_accumulation_the_callback_changes_nothing(peft_model, tmp_path):
     expected = adapters(trained(peft_model, tmp_path, "memft_ot", steps=2))
     without = trained(peft_model, tmp_path, "memft_ot", steps=2, callback=False)

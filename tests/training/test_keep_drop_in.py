@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from support.adapters import random_bank
 from support.hf_training import adapters, trained
+from support.marks import slow
 from support.packs import train_packed
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -89,7 +90,7 @@ def test_energy_gradient_and_harm_are_those_of_pmls_trainer(float64_base, text, 
     assert drop_in.harm() == pytest.approx(penalty.harm(bank, 0), rel=1e-5)
 
 
-@pytest.mark.parametrize("setting", [{"keep": 20.0}, {"keep_harm": 0.01}], ids=str)
+@pytest.mark.parametrize("setting", [slow({"keep": 20.0}), {"keep_harm": 0.01}], ids=str)
 def test_a_training_is_that_of_pmls_trainer(float64_base, text, tmp_path, setting):
     """Transformers' AdamW, clipping and schedule; the limit too, scaling at the end included."""
     steps = 24

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.adapters import random_bank
+from support.marks import slow
 from support.packs import assert_all_same, digest, train_packed, train_solo
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Model, Run, Train
@@ -196,7 +197,7 @@ def test_a_cell_stops_early_only_within_its_limit(tiny_base, text):
     assert limited.keep_harm <= 0.03 < free.keep_harm
 
 
-@pytest.mark.parametrize("by", ["energy", "kl"])
+@pytest.mark.parametrize("by", ["energy", slow("kl")])
 def test_interrupted_equals_undisturbed_bit_for_bit(tiny_base, text, by):
     runs = [
         run_of(tiny_base, text, SftLoss(keep_harm=harm, keep_by=by), seed=i)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from support.facts import facts
+from support.marks import slow
 from support.packs import assert_all_same, digest, train_packed, train_solo, untrained
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Run, Train
@@ -167,7 +168,7 @@ def test_the_curve_says_what_was_spent_on_tokens_above_the_threshold(tiny_base):
     assert (curve.loc[is_unfinished, "weight_above"] == 0).all()
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("kind", ["block", "block_dropout", slow("linear_dropout")])
 def test_packed_equals_solo_in_float64(double_base, kind):
     cells = mixed_pack(double_base, ADAPTERS[kind])
     packed = train_packed(double_base, cells)
@@ -182,7 +183,7 @@ def test_packed_equals_solo_in_float32(tiny_base):
     assert_all_same(train_packed(tiny_base, cells), train_solo(tiny_base, cells), FLOAT32)
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("kind", [slow("block"), slow("block_dropout"), "linear_dropout"])
 def test_cached_equals_uncached_in_float64(double_base, kind):
     cells = mixed_pack(double_base, ADAPTERS[kind])
     uncached = train_packed(double_base, cells, cached=False)
@@ -195,7 +196,7 @@ def test_cached_equals_uncached_in_float32(tiny_base):
     assert_all_same(train_packed(tiny_base, cells), uncached, FLOAT32)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dropout", [slow(0.0), 0.2])
 def test_minibatches_packed_solo_and_uncached_agree(double_base, dropout):
     adapter = MlpBlockAdapter(dropout=dropout)
     cells = []
@@ -249,7 +250,7 @@ def test_all_samples_a_step_packed_with_cells_of_other_sample_counts(double_base
     assert_all_same(train_packed(double_base, cells), train_solo(double_base, cells), FLOAT64)
 
 
-@pytest.mark.parametrize("batch", [0, 2])
+@pytest.mark.parametrize("batch", [0, slow(2)])
 def test_a_cell_that_fails_and_one_that_stops_leave_the_others_as_they_are(double_base, batch):
     settings = {"adapter": MlpBlockAdapter(dropout=0.1), "steps": 120, "batch": batch}
     if batch:
