@@ -30,6 +30,7 @@ import torch
 import ways
 
 from pml_cli.config.schema import Adapter, LinearAdapter, MlpBlockAdapter, Run, Train
+from pml_cli.data.row_packing import input_tokens, packed_size
 from pml_cli.data.source import Sample
 from pml_cli.launch.cost_model import step_flops
 from pml_cli.launch.pack import Pack
@@ -164,10 +165,15 @@ def against_peft(
     ranks = [int(rank) for rank in options.peft.split(",")]
     plans = []
     for plan in cases.cells(base.settings, ranks, 1, train, adapter):
-        plans.append(dataclasses.replace(plan, samples=samples))
+        size = {"rows": len(samples), "tokens": max(map(input_tokens, samples))}
+        packed = packed_size(samples, len(samples))
+        plans.append(dataclasses.replace(plan, samples=samples, packed=packed, **size))
 
     pack = Pack(cells=plans)
-    gflop_b = ways.whole_step_flops(Pack(cells=plans[-1:]), 1) / 1e9
+    # Sorted by length hardly anything is padding.
+    mean_tokens = sum(map(input_tokens, samples)) // len(samples)
+    unpadded = dataclasses.replace(plans[-1], packed=None, tokens=mean_tokens)
+    gflop_b = ways.whole_step_flops(Pack(cells=[unpadded]), 1) / 1e9
     gflop_c = step_flops(pack) / 1e9 / len(plans)
     print(
         f"GFLOP per step and cell: {gflop_b:.0f} and {gflop_c:.0f}, {gflop_b / gflop_c:.2f} times; "
