@@ -3,7 +3,7 @@
     python benchmarks/facts.py                 about two minutes on two cores
     python benchmarks/facts.py --adapter linear --model qwen3_8b --small
     python benchmarks/facts.py --model smollm2_135m --peft 1,2,4,8 --steps 2
-                                               a pack of these ranks against PEFT + Trainer
+                                               these ranks against PEFT + Trainer
 
 300 facts of random tokens, prompts of 10 to 60 and answers of 5 to 25, mostly short. Both ways
 train the same cell in turn, so that other work on the machine falls on both; their losses must
@@ -34,6 +34,7 @@ from pml_cli.data.row_packing import input_tokens, packed_size
 from pml_cli.data.source import Sample
 from pml_cli.launch.cost_model import step_flops
 from pml_cli.launch.pack import Pack
+from pml_cli.launch.packing import Packing, make_packs
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.training import scoring
@@ -83,7 +84,7 @@ def arguments() -> argparse.Namespace:
     add("--targets", default="q_proj,v_proj", help="of linear adapters")
     add("--batch", default="0,50", help="facts a step; 0: all")
     add("--common", type=int, default=1, help="tokens that all prompts begin with")
-    add("--peft", help="ranks of a pack that is compared with PEFT + Trainer, comma-separated")
+    add("--peft", help="ranks that are compared with PEFT + Trainer, comma-separated")
     add("--repeats", type=int, default=2, help="with --peft")
     add("--steps", type=int, default=12, help="timed steps")
     add("--device", default=device)
@@ -158,7 +159,7 @@ def compare(base: SplitModel, run: Run, samples: list[Sample], clock: Callable[[
 def against_peft(
     base: SplitModel, adapter: Adapter, samples: list[Sample], options: argparse.Namespace
 ) -> None:
-    """Train a pack, and one of its cells by PEFT + Trainer, in turn; print a row of each repeat."""
+    """Train cells, and one of them by PEFT + Trainer, in turn; print a row of each repeat."""
     # The first step records calls and verifies.
     ways.Clock.kind, ways.Clock.warm = options.clock, 1
     train = Train(steps=options.steps + 2, log_every=options.steps + 2, decode=False)
@@ -169,12 +170,12 @@ def against_peft(
         packed = packed_size(samples, len(samples))
         plans.append(dataclasses.replace(plan, samples=samples, packed=packed, **size))
 
-    pack = Pack(cells=plans)
+    packs = make_packs(plans, Packing(gpu=options.device != "cpu"))
     # Sorted by length hardly anything is padding.
     mean_tokens = sum(map(input_tokens, samples)) // len(samples)
     unpadded = dataclasses.replace(plans[-1], packed=None, tokens=mean_tokens)
     gflop_b = ways.whole_step_flops(Pack(cells=[unpadded]), 1) / 1e9
-    gflop_c = step_flops(pack) / 1e9 / len(plans)
+    gflop_c = sum(map(step_flops, packs)) / 1e9 / len(plans)
     print(
         f"GFLOP per step and cell: {gflop_b:.0f} and {gflop_c:.0f}, {gflop_b / gflop_c:.2f} times; "
         f"matmul peak {ways.matmul_peak(options.device, torch.float32) / 1e9:.0f} GFLOP/s\n"
@@ -184,7 +185,8 @@ def against_peft(
     for _ in range(options.repeats):
         losses: dict[str, ways.Losses] = {"B": {}, "C": {}}
         b = 1000 * ways.peft(base, plans[-1], losses["B"]) / options.steps
-        c = 1000 * ways.pml(base, pack, losses["C"]) / options.steps / len(plans)
+        seconds = sum(ways.pml(base, pack, losses["C"]) for pack in packs)
+        c = 1000 * seconds / options.steps / len(plans)
         final = [losses[way][plans[-1].id] for way in "BC"]
         assert abs(final[0] - final[1]) <= ways.TOLERANCE[base.settings.dtype] * final[0], final
         print(f"| {b:.0f} | {c:.0f} | {b / c:.2f} | {final[0]:.4f} {final[1]:.4f} |", flush=True)
