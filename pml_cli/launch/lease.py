@@ -123,6 +123,8 @@ class WorkerLease:
         self._verdicts: dict[str, tuple[float, bool]] = {}
         # When the record of a silent process was written, and since when that is known here.
         self._silent: dict[str, tuple[float, float]] = {}
+        # When a silent process was last looked at that may turn out to be dead.
+        self._watched: dict[str, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(
             target=self._renew_heartbeat, daemon=True, name="pml heartbeat"
@@ -329,7 +331,15 @@ class WorkerLease:
         if self._is_record_alive(record, written_at):
             return True
         by_silence = known_state(record, self._identity["slurm"]) is None
-        return by_silence and not self._stays_silent(name, written_at)
+        if not by_silence or self._stays_silent(name, written_at):
+            return False
+        self._watched[name] = time.monotonic()
+        return True
+
+    def is_watching(self) -> bool:
+        """Whether a process that holds what was asked for is silent, and soon known to be dead."""
+        since = time.monotonic() - SILENCE_SECONDS
+        return any(looked > since for looked in self._watched.values())
 
     def _stays_silent(self, name: str, written_at: float) -> bool:
         """Whether a record has not been rewritten while this process watched it."""

@@ -137,7 +137,7 @@ def run_until_empty(
         trainer: trains what was claimed.
         observer: hears of packs, and of cells of other processes while waiting for them.
         wait: whether to stay for the cells of other processes, and take over what they leave;
-            False: return once nothing is free.
+            False: return once nothing is free, nor held by a process that seems to be dead.
 
     Raises:
         Stopped: this process was asked to end.
@@ -165,5 +165,6 @@ def run_until_empty(
                 lease.release(cell.id)
             lease.activity = {}
 
-        if not cells and not (wait and queue.unfinished()):
+        stays = wait or lease.is_watching()
+        if not cells and not (stays and queue.unfinished()):
             return

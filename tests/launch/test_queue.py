@@ -4,7 +4,9 @@ Packs stay whole, nothing is trained twice, and what a dead process leaves is ta
 """
 
 import itertools
+import json
 import multiprocessing
+import os
 import threading
 import time
 
@@ -238,6 +240,29 @@ def test_without_waiting_it_leaves_others_cells_alone(tmp_path, packs, lease, ot
     assert not set(trained) & set(ids(theirs))
     assert recorder.cells[-1] == ids(queue.unfinished()) == ids(theirs)
     assert locks(tmp_path) == keys(ids(theirs))
+
+
+def test_without_waiting_it_stays_for_what_a_dead_process_of_another_machine_holds(
+    tmp_path, packs, lease, short_pauses, monkeypatch
+):
+    """Its silence is watched first; workers that leave meanwhile would be started for ever."""
+    monkeypatch.setattr("pml_cli.launch.lease.SILENCE_SECONDS", 0.5)
+    with WorkerLease(tmp_path, "slurm") as dead:
+        theirs = PackQueue(tmp_path, packs, dead).next_pack()
+    path = tmp_path / ".pml" / "workers" / f"{dead.name}.json"
+    record = json.loads(path.read_text()) | {"place": "elsewhere", "state": "running"}
+    path.write_text(json.dumps(record))
+    old = time.time() - 10 * dead.stale_seconds
+    os.utime(path, (old, old))
+
+    trained = []
+
+    def train(cells):
+        trained.extend(ids(cells))
+        finish(tmp_path, cells)
+
+    run_loop(PackQueue(tmp_path, packs, lease), train, wait=False)
+    assert set(ids(theirs)) <= set(trained)
 
 
 def test_the_loop_also_trains_what_another_grid_has_left_of_a_pack(
