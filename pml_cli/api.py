@@ -59,9 +59,9 @@ def sweep(
 
     Raises:
         UserError: a wrong setting, or a folder that cannot be used.
-        RuntimeError: a run failed; those that have ended are kept.
+        RuntimeError: a run failed, or the workers ended too early; runs that have ended are kept.
     """
-    from pml_cli.launch.driver import plan_sweep, train_sweep
+    from pml_cli.launch.driver import check_workers, plan_sweep, train_sweep
     from pml_cli.report.progress import SweepDisplay
 
     request = _request("sweep", settings, more, file)
@@ -70,6 +70,7 @@ def sweep(
         outcome = train_sweep(plan, display, wait=True)
     if outcome.stopped is not None:
         raise KeyboardInterrupt(outcome.message)
+    check_workers(outcome, plan.out)
 
     ids = [cell.id for cell in plan.cells]
     _raise_failures(request.out, ids)

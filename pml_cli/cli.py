@@ -26,7 +26,7 @@ from pml_cli.config.completion import (
     report_completer,
 )
 from pml_cli.config.help import groups_help, settings_help
-from pml_cli.errors import UserError, cut_line, first_line, printable, shortened
+from pml_cli.errors import UserError, WorkersError, cut_line, first_line, printable, shortened
 from pml_cli.io import refused_path
 from pml_cli.launch.openmp import share_cores
 from pml_cli.streams import guarded_streams, lost_output
@@ -966,14 +966,13 @@ def main(args: list[str] | None = None) -> None:
 def _run(args: list[str] | None) -> int:
     """Run the command; its exit code."""
     try:
-        Path.cwd()
-    except FileNotFoundError:
-        return _refused(["the present folder has been removed; cd to another one"])
-
-    try:
+        _check_present_folder()
         code = app(args, prog_name="pml", standalone_mode=False)
     except UserError as error:
         return _refused(error.faults)
+    except WorkersError as error:
+        typer.echo(f"error: {cut_line(printable(str(error)))}", err=True)
+        return 1
     except KeyboardInterrupt:
         return 130
     except OSError as error:
@@ -993,6 +992,13 @@ def _run(args: list[str] | None) -> int:
             raise
         return _refused(error.format_message().splitlines())
     return code if isinstance(code, int) else 0
+
+
+def _check_present_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the present folder has been removed; cd to another one") from None
 
 
 def _refused(faults: list[str]) -> int:

@@ -37,6 +37,13 @@ class UserError(Exception):
         return str(self).splitlines()
 
 
+class WorkersError(RuntimeError):
+    """Workers ended before all was trained, again and again.
+
+    The command line prints why, and exits with 1.
+    """
+
+
 def raise_all(faults: Iterable[str], limit: int = MAX_LISTED) -> None:
     """Report all faults in one error; return where there are none.
 

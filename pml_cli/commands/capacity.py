@@ -25,7 +25,7 @@ from pml_cli.errors import UserError
 from pml_cli.format import counted
 from pml_cli.io import json_text
 from pml_cli.launch.cost_model import adapter_sites
-from pml_cli.launch.driver import Outcome, SweepPlan, plan_sweep, train_sweep
+from pml_cli.launch.driver import Outcome, SweepPlan, check_workers, plan_sweep, train_sweep
 from pml_cli.model.dims import ADAPTER_FILE, decoder_shape, model_dims
 from pml_cli.report import capacity_folder
 from pml_cli.report.first_token import print_prompts
@@ -147,6 +147,9 @@ def grow(
 
     Returns:
         What interrupted it; None: nothing did.
+
+    Raises:
+        WorkersError: the workers gave up.
     """
     number = 0
     while True:
@@ -163,6 +166,7 @@ def grow(
         outcome = _train(plan, console, progress, number)
         if outcome.stopped is not None:
             return outcome
+        check_workers(outcome, plan.out)
 
         # Planned in the order asked for, each of them another run.
         folders = RunFolders(asked.request.out)

@@ -38,7 +38,7 @@ from pml_cli.data.opened import source_of
 from pml_cli.data.repeats import find_repeats
 from pml_cli.data.source import Sample
 from pml_cli.data.whole import holds_many_facts, named_texts, texts_file, with_chat, within_context
-from pml_cli.errors import UserError, raise_all
+from pml_cli.errors import UserError, WorkersError, raise_all
 from pml_cli.evaluation.forgetting_runs import measure_runs
 from pml_cli.evaluation.proof import Proof, prove
 from pml_cli.format import counted
@@ -48,6 +48,7 @@ from pml_cli.launch.driver import (
     Outcome,
     SweepPlan,
     check_models_for_dry_run,
+    check_workers,
     plan_sweep,
     train_sweep,
 )
@@ -118,8 +119,14 @@ def run(
 
     with disk_faults(asked.request.out):
         search = Search.begin(asked, output, asked.request.out, retry=retry)
-        with time_limit(search.out, asked.limits.budget) as limit:
-            stopped = search.run(limit)
+        try:
+            with time_limit(search.out, asked.limits.budget) as limit:
+                stopped = search.run(limit)
+        except WorkersError as error:
+            if as_json:
+                content = memorize_folder.unanswered(asked.command, str(error))
+                print_json(stdout, json_text(content))
+            raise
         if stopped is not None:
             if as_json:
                 content = memorize_folder.unanswered(asked.command, "stopped")
@@ -192,6 +199,9 @@ class Search:
 
         Returns:
             What interrupted it; None: nothing but perhaps the time limit.
+
+        Raises:
+            WorkersError: the workers gave up.
         """
         while True:
             cells = next_cells(self.state)
@@ -208,6 +218,7 @@ class Search:
             if stopped is not None and not self.out_of_time:
                 self.remark(outcome.message)
                 return stopped
+            check_workers(outcome, self.out)
             trials = self.trials(cells)
             for trial in trials:
                 failure = self.folder(trial).failure()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pml_cli.config.schema import Request
 from pml_cli.data.cell import CellPlan
-from pml_cli.errors import UserError
-from pml_cli.launch.executors.base import Ending, Executor, SweepJob
+from pml_cli.errors import UserError, WorkersError
+from pml_cli.launch.executors.base import Ending, Executor, SweepJob, last_log_line
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
@@ -193,6 +193,21 @@ def train_sweep(
             )
             executor = launch.executor(job)
             return _run(executor, observer, launch.waits if wait is None else wait)
+
+
+def check_workers(outcome: Outcome, out: Path) -> None:
+    """For callers that go on with the results.
+
+    Raises:
+        WorkersError: the workers gave up.
+    """
+    if outcome.ending is Ending.GAVE_UP:
+        raise WorkersError(workers_ended(out))
+
+
+def workers_ended(out: Path) -> str:
+    """Why workers ended before all was trained, as far as their logs tell."""
+    return f"the workers ended too early; the last line of their logs: {last_log_line(out)}"
 
 
 def _run(executor: Executor, observer: RunObserver, wait: bool) -> Outcome:

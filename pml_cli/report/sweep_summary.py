@@ -14,8 +14,8 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.errors import MAX_LISTED
 from pml_cli.format import counted
 from pml_cli.io import jsonable, table_records, write_csv
-from pml_cli.launch.driver import Outcome, SweepPlan
-from pml_cli.launch.executors.base import Ending, last_log_line
+from pml_cli.launch.driver import Outcome, SweepPlan, workers_ended
+from pml_cli.launch.executors.base import Ending
 from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.signals import Stopped
 from pml_cli.launch.status import DRIVER
@@ -95,10 +95,7 @@ def conclude(plan: SweepPlan, outcome: Outcome, console: Console, *, show_all: b
     folders = RunFolders(plan.out)
     failed = any(folders.find(cell.id).error.exists() for cell in plan.cells)
     if outcome.ending is Ending.GAVE_UP and not failed:
-        reason = last_log_line(plan.out)
-        console.print(
-            f"the workers ended too early; the last line of their logs: {reason}", soft_wrap=True
-        )
+        console.print(workers_ended(plan.out), soft_wrap=True)
     return summarise(plan.out, plan.cells, console, show_all=show_all)
 
 
