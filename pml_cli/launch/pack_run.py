@@ -48,12 +48,14 @@ class Attempt:
         cells: those of them to train; fewer than the pack only when resuming.
         state: the checkpoint to resume from; None: from the start.
         seconds: spent on each cell before.
+        checkpoint: the file of that state, where nothing but these cells is in it.
     """
 
     pack: list[CellPlan]
     cells: list[CellPlan]
     state: TrainerState | None = None
     seconds: float = 0.0
+    checkpoint: Path | None = None
 
     @property
     def first_step(self) -> int:
@@ -141,6 +143,8 @@ class PackRun(TrainingObserver):
             self.trainer.train(self.attempt.state)
         finally:
             self.signals.training = False
+            # They hold each other, and so the pack's memory until Python looks for circles.
+            self.trainer.observer = TrainingObserver()
 
         # After a takeover the checkpoint belongs to the successor.
         if not self.lease.check_fenced():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from pml_cli.launch.pack import Pack
 from pml_cli.launch.pack_run import Attempt, PackRun, UnusableModelError, model_faults
 from pml_cli.launch.packing import with_checkpointing
 from pml_cli.launch.signals import Signals, Stopped
-from pml_cli.model.device import out_of_memory, pick_device
+from pml_cli.model.device import free_memory, out_of_memory, pick_device
 from pml_cli.model.loading import load_model
 from pml_cli.model.split_model import SplitModel
 from pml_cli.results.folder import RunFolder
@@ -128,7 +127,7 @@ class PackTrainer:
     def _resumed(
         self, header: CheckpointHeader, resumed: list[CellPlan], claimed: Sequence[CellPlan]
     ) -> Attempt | None:
-        """The attempt that resumes some of a checkpoint's cells; None where it is damaged.
+        """The attempt that resumes some of a checkpoint's cells; None where they begin anew.
 
         Cells that have ended since are trained on with them, and not written: what is measured of
         a batch at the end (control_gain) is then the same to the last bit.
@@ -137,17 +136,28 @@ class PackTrainer:
         plans = {run_key(cell.id): cell for cell in [*self.plans.values(), *claimed]}
         pack = [plans[key] for key in header.pack if key in plans]
         trained = [cell for cell in pack if cell in resumed or self._has_ended_since(header, cell)]
-        state = self.checkpoints.load(
-            header, [cell.id for cell in pack], [cell.id for cell in trained]
-        )
+        try:
+            state = self.checkpoints.load(
+                header, [cell.id for cell in pack], [cell.id for cell in trained]
+            )
+        except (FileNotFoundError, PermissionError):
+            # Another process has just removed it, or it is another user's alone.
+            return None
         if state is None:
-            # Its cells begin anew, and nobody tries it again.
+            # Damaged: nobody tries it again.
             self.lease.log_event("damaged_checkpoint", file=header.path.name)
             header.path.unlink(missing_ok=True)
             return None
         # What was spent so far was shared by all cells that the pack began with.
         seconds = header.seconds / len(header.pack)
-        return Attempt(pack=pack, cells=trained, state=state, seconds=seconds)
+        is_whole = set(header.cells) <= {run_key(cell.id) for cell in trained}
+        return Attempt(
+            pack=pack,
+            cells=trained,
+            state=state,
+            seconds=seconds,
+            checkpoint=header.path if is_whole else None,
+        )
 
     def _has_ended_since(self, header: CheckpointHeader, cell: CellPlan) -> bool:
         """Whether a cell was in training at a checkpoint and is done now."""
@@ -185,11 +195,12 @@ class PackTrainer:
             return True
 
         # what the failed attempt held
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        # its checkpoint would lead to the same fault
-        self.checkpoint_path(attempt).unlink(missing_ok=True)
+        free_memory()
+        # Its checkpoints would lead to the same fault. After a takeover they are the successor's.
+        if not self.lease.check_fenced():
+            self.checkpoint_path(attempt).unlink(missing_ok=True)
+            if attempt.checkpoint is not None:
+                attempt.checkpoint.unlink(missing_ok=True)
         return self._retry_smaller(attempt, fault)
 
     def _try(self, attempt: Attempt) -> Fault | None:
@@ -289,13 +300,20 @@ class PackTrainer:
         run = pack.cells[0].run
         if self._base is None or self._base[0] != repr(run.model):
             # The previous model is freed first, because both may not fit.
-            self._base = None
-            self._environment = None
+            self.release_base()
             self._base = (repr(run.model), load_model(run.model))
 
         base = self._base[1]
         base.sites(run.adapter)
         return base
+
+    def release_base(self) -> None:
+        """Free the loaded model, if there is one."""
+        if self._base is None:
+            return
+        self._base = None
+        self._environment = None
+        free_memory()
 
     def environment_of(self, base: SplitModel) -> dict[str, Any]:
         """The environment with the loaded base; computed once, its hash reads all weights."""

@@ -5,6 +5,7 @@ Only the functions that return or inspect objects of torch import it.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 from pathlib import Path
@@ -101,6 +102,15 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
+def free_memory() -> None:
+    """Give back what is no longer used: what only circles hold, and a GPU's cache."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that the memory of a GPU or of the machine did not suffice."""
     import torch
@@ -109,7 +119,8 @@ def out_of_memory(error: Exception) -> bool:
         return True
 
     message = str(error).lower()
-    phrases = ("out of memory", "can't allocate memory", "not enough memory")
+    # The last: CUBLAS_STATUS_ALLOC_FAILED and the like, of CUDA's libraries.
+    phrases = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
     return any(phrase in message for phrase in phrases)
 
 

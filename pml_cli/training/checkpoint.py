@@ -121,6 +121,9 @@ class Checkpoints:
 
         Returns:
             None where the file is damaged, by its digest or its shape.
+
+        Raises:
+            OSError: it cannot be read, which says nothing of what is in it.
         """
         pack_keys = [run_key(cell) for cell in pack]
         keys = [run_key(cell) for cell in cells]
@@ -128,7 +131,7 @@ class Checkpoints:
         try:
             with safe_open(header.path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+        except SafetensorError:
             return None
         # Of what this program has written every byte is as it was, or it is not trained on.
         if header.digest and _digest(tensors) != header.digest:

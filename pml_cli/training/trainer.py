@@ -706,12 +706,16 @@ class Trainer:
         self.observer.on_finished(cells)
 
     def _keep(self, cells: list[int]) -> None:
-        """Drop all cells but these, and rebuild the fixed batch."""
+        """Drop all cells but these, and rebuild the fixed batch; with no cell left free both."""
         if len(cells) == len(self.pack.cells):
             return
         self.pack.keep(cells)
         if self.pack.cells:
             self.fixed_batch = self._fixed_batch()
+            return
+        # No step follows.
+        self.fixed_batch = None
+        self.pack.inputs.prefix = None
 
 
 def _load_starts(bank: AdapterBank, runs: Sequence[Run]) -> None:

@@ -1,4 +1,4 @@
-"""Workers that end before all is trained, again and again: one line, exit code 1, no endless search.
+"""Workers that end before all is trained, again and again: one line, exit code 1, no new round.
 
 That they do is tested on a Slurm (tests/cluster); here an executor says so.
 """

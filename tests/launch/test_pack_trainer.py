@@ -5,10 +5,12 @@ The tiny model, few steps.
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import shutil
 import signal
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +40,7 @@ from pml_cli.model import modules
 from pml_cli.results.folder import RunFolder
 from pml_cli.results.run_folders import run_key
 from pml_cli.training.checkpoint import Checkpoints
+from pml_cli.training.checkpoint_header import read_header
 
 
 @pytest.fixture
@@ -293,6 +296,88 @@ def test_stopped_while_its_results_are_written_a_pack_gives_the_same_bits(
         second.train(left, plans={cell.id: cell for cell in cells})
         assert set(second.reported) == {cell.id for cell in left}
     assert_same_runs(second.out, undisturbed, cells)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"), [(errno.ESTALE, True), (errno.EIO, True), (errno.EACCES, False)]
+)
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_kept(
+    workplace, monkeypatch, error, is_told
+):
+    """A passing fault of the disk is told; another user's checkpoint is let be, and not needed."""
+    cells = planned(ranks=(2, 1))
+    with workplace() as first:
+        stopped_at(first, cells, signal.SIGINT)
+
+    def refuse(path, *_):
+        raise OSError(error, os.strerror(error), str(path))
+
+    monkeypatch.setattr("pml_cli.training.checkpoint.safe_open", refuse)
+    with workplace() as second:
+        kept = second.checkpoints()
+        if is_told:
+            with pytest.raises(OSError, match=os.strerror(error)):
+                second.train(cells)
+            assert second.checkpoints() == kept
+        else:
+            second.train(cells)
+            assert [event["step"] for event in second.events("start")] == [0]
+        assert len(kept) == 1
+        assert second.events("damaged_checkpoint") == []
+
+
+def test_a_fault_after_resuming_fewer_cells_removes_the_checkpoint_that_led_to_it(
+    workplace, monkeypatch
+):
+    """Of a pack that a cell has left the checkpoint has another name than that of the rest."""
+    cells = planned(ranks=(3, 2, 1))
+    with workplace() as first:
+        stopped_at(first, cells, signal.SIGINT)
+    (culprit,) = first.checkpoints()
+    header = read_header(culprit)
+    state = Checkpoints(first.out).load(header, header.pack, header.pack)
+    hashes = {cell.id: cell.tokens_hash for cell in cells}
+    # As after the first has ended.
+    Checkpoints(first.out).save(culprit, hashes, state.select([1, 2]), 1.0)
+    (first.out / cells[0].id).mkdir(exist_ok=True)
+    RunFolder(first.out, cells[0].id).fail("a fault")
+
+    seen = []
+
+    def train(trainer, state=None):
+        seen.append(culprit.exists())
+        raise RuntimeError("CUDA out of memory" if len(seen) == 1 else "another")
+
+    monkeypatch.setattr("pml_cli.training.trainer.Trainer.train", train)
+    with workplace() as second:
+        second.train(cells[1:])
+    assert seen == [True, False, False]
+
+
+def test_nothing_of_a_pack_is_left_in_memory_when_it_has_ended(workplace, monkeypatch):
+    """Without Python's search for circles, which comes late: on a GPU the next pack needs it."""
+    runs = []
+    decoding = []
+    begin, finish = pack_trainer.PackRun.__init__, pack_trainer.PackRun.on_finished
+
+    def remember(run, *arguments):
+        begin(run, *arguments)
+        runs.extend([weakref.ref(run), weakref.ref(run.trainer), weakref.ref(run.trainer.pack)])
+
+    def look(run, cells):
+        decoding.append((run.trainer.fixed_batch, run.trainer.pack.inputs.prefix))
+        finish(run, cells)
+
+    monkeypatch.setattr(pack_trainer.PackRun, "__init__", remember)
+    monkeypatch.setattr(pack_trainer.PackRun, "on_finished", look)
+    gc.disable()
+    try:
+        with workplace() as place:
+            place.train(planned(ranks=(2, 1)))
+            assert [reference() for reference in runs] == [None] * 3
+    finally:
+        gc.enable()
+    assert decoding == [(None, None)]
 
 
 @pytest.mark.slow
