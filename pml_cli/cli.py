@@ -369,11 +369,11 @@ def memorize(
         budget=budget,
     )
     asked = load_memorize(overrides or [], limits, config_dir, command=typed)
-    if print_config:
-        _print_config(asked.request, as_json=as_json)
-        return
-
     from pml_cli.commands import memorize as command
+
+    if print_config:
+        _print_config(command.as_trained(asked), as_json=as_json)
+        return
 
     flags = {"dry_run": dry_run, "as_json": as_json, "retry": retry, "quiet": quiet}
     raise typer.Exit(command.run(asked, _console(), **flags))

@@ -63,6 +63,9 @@ class Trial:
     recalled: float
     """Share of the facts that are known whole; 0 of a run that failed."""
 
+    tokens: float = 0.0
+    """Share of their tokens that are right: it tells apart trials that know as many facts."""
+
     harm: float | None = None
     """Nats per token added to other text; None: not measured."""
 
@@ -286,7 +289,10 @@ def _chosen(state: SearchState) -> Trial:
     passing = [trial for trial in state.trials if limits.passes(trial)]
     if passing:
         return min(passing, key=lambda trial: (trial.rank, *_merit(trial)))
-    return min(state.trials, key=lambda trial: (limits.distance(trial), trial.rank, trial.seed))
+    return min(
+        state.trials,
+        key=lambda trial: (limits.distance(trial), -trial.tokens, trial.rank, trial.seed),
+    )
 
 
 def _merit(trial: Trial) -> tuple[float, float, int]:
@@ -332,8 +338,9 @@ def still_improves(state: SearchState) -> bool:
     return _distance(state, tried[-1]) < _distance(state, tried[-2])
 
 
-def _distance(state: SearchState, rank: int) -> float:
-    return min(state.limits.distance(trial) for trial in state.of_rank(rank))
+def _distance(state: SearchState, rank: int) -> tuple[float, float]:
+    """From the limits; among equals the tokens decide."""
+    return min((state.limits.distance(trial), -trial.tokens) for trial in state.of_rank(rank))
 
 
 def _largest_failed(state: SearchState, below: int) -> int:

@@ -31,7 +31,7 @@ from pml_cli.analysis.rank_search import (
 )
 from pml_cli.config.memorize import KEPT_BY_USER, MemorizeRequest
 from pml_cli.config.reports import Forgetting
-from pml_cli.config.schema import FactsData, Run
+from pml_cli.config.schema import FactsData, Request, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.generic_text import KINDS
 from pml_cli.data.opened import source_of
@@ -70,7 +70,7 @@ from pml_cli.results.fields import ResultFields
 from pml_cli.results.folder import RunFolder, copy_adapter
 from pml_cli.results.output_folder import check_output_folder, disk_faults
 from pml_cli.results.read import read_runs
-from pml_cli.results.run_folders import RunFolders
+from pml_cli.results.run_folders import RunFolders, run_key
 from pml_cli.stats import LN2
 from pml_cli.validation import read_json
 
@@ -181,9 +181,7 @@ class Search:
             data: Any = run.data
             path = str(texts_file(texts, folder))
             run = dataclasses.replace(run, data=dataclasses.replace(data, path=path))
-        if asked.many_facts is not None and holds_many_facts(run):
-            run = dataclasses.replace(asked.many_facts, data=run.data)
-        run = with_chat(_with_harm_limit(run, asked), asked.given)
+        run = _decided(run, asked)
         run, left_out = within_context(run)
         for line in search_text.data_lines(asked.run, run, left_out):
             output.console.print(line, highlight=False, soft_wrap=True)
@@ -222,7 +220,7 @@ class Search:
             trials = self.trials(cells)
             for trial in trials:
                 failure = self.folder(trial).failure()
-                self.say(search_text.trial_line(trial, len(self.samples), failure))
+                self.say(search_text.trial_line(trial, self.facts, failure))
             self.state = self.state.after_round(trials)
             if self.out_of_time:
                 return None
@@ -280,9 +278,11 @@ class Search:
         if limits.max_forgetting is None:
             return list(trials)
         knowing = [trial for trial in trials if limits.recalls(trial)]
-        harms = {entry["id"]: entry["harm"] for entry in self.forgetting(knowing)}
+        # By the keys: the readable front of a folder's name may be another.
+        harms = {run_key(entry["id"]): entry["harm"] for entry in self.forgetting(knowing)}
         return [
-            dataclasses.replace(trial, harm=harms.get(self.folder(trial).id)) for trial in trials
+            dataclasses.replace(trial, harm=harms.get(run_key(self.folder(trial).id)))
+            for trial in trials
         ]
 
     def forgetting(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -307,6 +307,11 @@ class Search:
     def samples(self) -> list[Sample]:
         """What every cell learns."""
         return next(iter(self.cells.values())).samples
+
+    @property
+    def facts(self) -> int | None:
+        """How many facts every cell learns; None: one text, of which tokens count."""
+        return None if _is_text(next(iter(self.cells.values()))) else len(self.samples)
 
     def folder(self, trial: Trial) -> RunFolder:
         """The run folder of a trial."""
@@ -338,6 +343,25 @@ def _first(run: Run, asked: MemorizeRequest) -> SearchState:
     return SearchState(ranks=ranks, ladder=ladder, seeds=asked.seeds, limits=limits)
 
 
+def as_trained(asked: MemorizeRequest) -> Request:
+    """The request with what the data decides, for `--print-config`.
+
+    As it was asked for, but for the limit of harm, where data or model cannot be read here.
+    """
+    try:
+        run = _decided(asked.run, asked)
+    except UserError:
+        run = _with_harm_limit(asked.run, asked)
+    return dataclasses.replace(asked.request, runs=[run])
+
+
+def _decided(run: Run, asked: MemorizeRequest) -> Run:
+    """A run with what its data decides: many facts or few, the chat template, the limit of harm."""
+    if asked.many_facts is not None and holds_many_facts(run):
+        run = dataclasses.replace(asked.many_facts, data=run.data)
+    return with_chat(_with_harm_limit(run, asked), asked.given)
+
+
 def _with_harm_limit(run: Run, asked: MemorizeRequest) -> Run:
     """A run that is trained within the limit of forgetting, unless the user says how it is kept."""
     most = asked.limits.max_forgetting
@@ -361,16 +385,28 @@ def trial_of(cell: CellPlan, folder: RunFolder) -> Trial:
     rank, seed = cell.run.rank, cell.run.seed
     if folder.failure() is not None:
         return Trial(rank=rank, seed=seed, recalled=0.0)
-    return Trial(rank=rank, seed=seed, recalled=_recalled(cell, _result(folder)))
+    result = _result(folder)
+    return Trial(
+        rank=rank,
+        seed=seed,
+        recalled=_recalled(cell, result),
+        tokens=float(result["token_accuracy"] or 0.0),
+    )
 
 
 def _recalled(cell: CellPlan, result: dict[str, Any]) -> float:
     """The share of the facts that are known whole; of one text, of its tokens."""
-    is_text = len(cell.samples) == 1 and not isinstance(cell.run.data, FactsData)
-    names = ("free_accuracy", "token_accuracy") if is_text else ("free_exact_match", "exact_match")
+    names = ("free_exact_match", "exact_match")
+    if _is_text(cell):
+        names = ("free_accuracy", "token_accuracy")
     # Not decoded with train.decode=false.
     free, forced = (result[name] for name in names)
     return float(forced if free is None else free)
+
+
+def _is_text(cell: CellPlan) -> bool:
+    """Whether a cell learns one text, in which no facts can be counted."""
+    return len(cell.samples) == 1 and not isinstance(cell.run.data, FactsData)
 
 
 def _result(folder: RunFolder) -> dict[str, Any]:
@@ -482,7 +518,7 @@ def _report(
     samples = search.samples
     contradictions = len(find_repeats(samples).contradictions)
     situation = search_text.Situation(
-        samples=len(samples),
+        facts=search.facts,
         contradictions=contradictions,
         train=search.base.train,
         out_of_time=search.out_of_time,
@@ -493,7 +529,7 @@ def _report(
         limits=search.state.limits,
         answer=found,
         run=search.folder(found.trial).id,
-        samples=len(samples),
+        facts=search.facts,
         cells=tried,
         forgetting=_measured_harm(forgetting),
         proof=proof,

@@ -26,6 +26,9 @@ HEAD_BYTES = 1 << 16
 # What switches a limit off.
 NO_LIMIT = ("none", "null", "off")
 
+# A hundred years: a longer wait is more than the system can count.
+MOST_SECONDS = 36500 * 86400
+
 SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(min|s|m|h|d)\s*")
 
@@ -223,6 +226,6 @@ def _seconds(text: str) -> float | None:
         return None
     parts = DURATION.findall(text)
     seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
-    if DURATION.sub("", text).strip() or not seconds:
-        raise ValueError("a duration: 90s, 30min, 2h, 1h30min")
+    if DURATION.sub("", text).strip() or not 0 < seconds <= MOST_SECONDS:
+        raise ValueError("a duration of at most 36500d: 90s, 30min, 2h, 1h30min")
     return seconds

@@ -172,10 +172,14 @@ def load_capacity(
 
 
 def _defaults(values: Mapping[str, Any], given: set[str]) -> list[str]:
-    """What a kind of data is trained with beside the given keys, as overrides."""
+    """What a kind of data is trained with beside the given keys, as overrides.
+
+    An option of a group (train=mine) is taken whole.
+    """
     keys = []
     for key in values:
-        if key not in given and not given & REPLACED_BY.get(key, set()):
+        names = {key, key.partition(".")[0]}
+        if not given & (names | REPLACED_BY.get(key, set())):
             keys.append(key)
     return [f"{key}={value_text(values[key])}" for key in keys]
 

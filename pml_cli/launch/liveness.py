@@ -1,9 +1,10 @@
 """Whether a process of a results folder is alive, judged from the record that it keeps there.
 
 A process of this machine is dead when it is gone. An earlier start of a requeued Slurm job is dead.
-Any other process is dead when its last heartbeat is older than its `stale` seconds; both times are
-read off the file server's clock, so the clocks of the machines need not agree. That clock may be
-set meanwhile: who takes over what a process holds also waits for two heartbeats that do not come.
+Any other process, and one of another user that this machine hides, is dead when its last heartbeat
+is older than its `stale` seconds; both times are read off the file server's clock, so the clocks of
+the machines need not agree. That clock may be set meanwhile: who takes over what a process holds
+also waits for two heartbeats that do not come.
 """
 
 from __future__ import annotations
@@ -165,7 +166,9 @@ def known_state(record: Record, slurm_job: Record | None) -> bool | None:
     if record.get("state") == "ended":
         return False
     if record.get("place") == _machine():
-        return _runs_here(record)
+        runs = _runs_here(record)
+        if runs is not None:
+            return runs
 
     # Slurm runs one start of a job at a time.
     owner = record.get("slurm")
@@ -180,14 +183,19 @@ def _is_earlier_start(owner: Record, slurm_job: Record) -> bool:
     return bool(same_job and owner["restart"] < slurm_job["restart"])
 
 
-def _runs_here(record: Record) -> bool:
-    """Whether that very process of this machine runs, not another one with its reused id."""
+def _runs_here(record: Record) -> bool | None:
+    """Whether that very process of this machine runs, not another one with its reused id.
+
+    None where the processes of other users are hidden (/proc mounted with hidepid).
+    """
     try:
         process = psutil.Process(int(record["pid"]))
         difference = abs(process.create_time() - float(record["created"]))
         is_zombie = process.status() == psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:
+        return None
     except psutil.NoSuchProcess:
-        return False
+        return None if _is_hidden(int(record["pid"])) else False
 
     ticks = record.get("ticks")
     started = _start_ticks(int(record["pid"]))
@@ -196,6 +204,18 @@ def _runs_here(record: Record) -> bool:
     if ticks is not None and started is not None:
         is_same = ticks == started
     return bool(is_same and not is_zombie)
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process that cannot be seen runs all the same, as another user's."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    # It began between the two looks.
+    return True
 
 
 def read_record(path: Path) -> tuple[Record | None, float]:

@@ -350,9 +350,9 @@ class GroupRecord:
     recall: RecallRecord
     """The law of exact recall."""
     all_recall: RecallRecord | None
+    """Where cells have several samples (facts): the law of recalling all of them."""
     share_recall: dict[str, RecallRecord]
     """Of at least 0.5, 0.9 and 0.99 of the samples; empty with one sample a cell."""
-    """Where cells have several samples (facts): the law of recalling all of them."""
     tokens_per_sample: float
     """Mean target tokens of a sample."""
     capacity: list[BitsPerParameter]
@@ -463,11 +463,7 @@ def law_file(
 
 
 def to_text(content: LawFile) -> str:
-    """JSON with a key on each line, but the draws on one: a line for each number is too long.
-
-    Raises:
-        ValueError: a draw is not finite.
-    """
+    """JSON with a key on each line, but the draws on one: a line for each number is too long."""
     plain = jsonable(content)
     draws = json.dumps(plain.pop("draws"), allow_nan=False)
     head = json.dumps(plain, indent=1, allow_nan=False)

@@ -48,8 +48,8 @@ class MemorizeReport:
     run: str
     """Id of the chosen run."""
 
-    samples: int
-    """Facts, or texts."""
+    facts: int | None
+    """How many; None: one text, of which tokens count."""
 
     cells: Sequence[TriedCell]
     forgetting: Forgetting | None
@@ -70,4 +70,4 @@ class MemorizeReport:
     @property
     def recalled(self) -> str:
         """What a share of recall counts: facts, or tokens where there is one text."""
-        return "facts whole" if self.samples > 1 else "tokens right"
+        return "tokens right" if self.facts is None else "facts whole"

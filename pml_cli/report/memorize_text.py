@@ -42,8 +42,11 @@ def _below_text(report: MemorizeReport) -> str:
     answer = report.answer
     if answer.low < answer.rank:
         return f"at least {answer.low}"
-    if any(cell.trial.rank < answer.rank for cell in report.cells):
-        return "smaller ones failed"
+    below = sorted({cell.trial.rank for cell in report.cells if cell.trial.rank < answer.rank})
+    if below:
+        # The user may have given a few ranks alone.
+        is_next = below[-1] == answer.rank - 1
+        return "smaller ones failed" if is_next else f"{below[-1]} failed, none between was tried"
     # The user may have given larger ones alone.
     return "the smallest there is" if answer.rank == 1 else "the smallest that was tried"
 
@@ -62,11 +65,11 @@ def _seeds_text(report: MemorizeReport) -> str:
 
 def facts_text(report: MemorizeReport) -> str:
     """How much is known, and under which conditions."""
-    if report.samples == 1:
+    if report.facts is None:
         text = f"{percent(report.answer.trial.recalled)} % of the tokens right"
     else:
-        known = round(report.answer.trial.recalled * report.samples)
-        text = f"{known} of {report.samples} whole"
+        known = round(report.answer.trial.recalled * report.facts)
+        text = f"{known} of {report.facts} whole"
     if report.proof is None:
         return text
     counts = dict(_counts(report.proof))
@@ -167,7 +170,7 @@ def readme_section(report: MemorizeReport) -> str:
         f"`{code}` made it, and measured:",
         "",
         f"- the least rank: {rank_text(report)};",
-        f"- facts: {facts_text(report)};" if report.samples > 1 else f"- {facts_text(report)};",
+        f"- {facts_text(report)};" if report.facts is None else f"- facts: {facts_text(report)};",
         f"- forgetting: {forgetting_text(report)};",
         f"- other questions, none of them trained: paraphrases, {variants_text(report)};",
         f"- sampling at temperature 1: {_sampling_text(report.proof)}.",

@@ -68,28 +68,28 @@ def budget_line(plan: SweepPlan, seconds_left: float | None) -> str:
     )
 
 
-def trial_line(trial: Trial, samples: int, failure: str | None) -> str:
+def trial_line(trial: Trial, facts: int | None, failure: str | None) -> str:
     """What one cell has come to.
 
     Args:
         trial: of the cell.
-        samples: facts, or texts.
+        facts: how many; None: one text.
         failure: why its training failed; None: it did not.
     """
     cell = f"  rank {trial.rank}, seed {trial.seed}"
     if failure is not None:
         return f"{cell}: failed: {failure}"
-    line = f"{cell}: {recalled_text(trial, samples)}"
+    line = f"{cell}: {recalled_text(trial, facts)}"
     if trial.harm is None:
         return line
     return f"{line}, {trial.harm:.2g} nats/token of harm"
 
 
-def recalled_text(trial: Trial, samples: int) -> str:
+def recalled_text(trial: Trial, facts: int | None) -> str:
     """How much is known: `37 of 40 facts whole`, of one text per cent of its tokens."""
-    if samples == 1:
+    if facts is None:
         return f"{percent(trial.recalled)} % of the tokens right"
-    return f"{round(trial.recalled * samples)} of {samples} facts whole"
+    return f"{round(trial.recalled * facts)} of {facts} facts whole"
 
 
 def plan_lines(state: SearchState) -> list[str]:
@@ -104,8 +104,8 @@ def plan_lines(state: SearchState) -> list[str]:
 class Situation:
     """What advice depends on beside the trials."""
 
-    samples: int
-    """Facts, or texts."""
+    facts: int | None
+    """How many; None: one text."""
 
     contradictions: int
     """Prompts whose targets exclude each other."""
@@ -129,21 +129,21 @@ def advice(state: SearchState, found: Answer, situation: Situation) -> list[str]
     if found.reached:
         return lines
 
-    samples = situation.samples
-    if situation.contradictions:
-        most = samples - situation.contradictions
+    facts = situation.facts
+    if facts is not None and situation.contradictions:
+        most = facts - situation.contradictions
         lines.append(
             f"{counted(situation.contradictions, 'question')} with two answers: at most {most} of "
-            f"{samples} facts can be known; mend the file, or give "
-            f"--exact {math.floor(100 * most / samples)}%"
+            f"{facts} facts can be known; mend the file, or give "
+            f"--exact {math.floor(100 * most / facts)}%"
         )
-    lines += _weaker_limits(state, samples)
+    lines += _weaker_limits(state, facts)
     if not situation.out_of_time:
         lines += _more_room(state, situation.train)
     return lines
 
 
-def _weaker_limits(state: SearchState, samples: int) -> Iterator[str]:
+def _weaker_limits(state: SearchState, facts: int | None) -> Iterator[str]:
     """The limits that the best of the tried cells would keep."""
     limits = state.limits
     harmful = [trial for trial in state.trials if limits.recalls(trial) and trial.harm]
@@ -151,7 +151,7 @@ def _weaker_limits(state: SearchState, samples: int) -> Iterator[str]:
         gentlest = min(harmful, key=lambda trial: trial.harm or 0.0)
         assert gentlest.harm is not None
         weaker = math.ceil(100 * gentlest.harm) / 100
-        known = recalled_text(gentlest, samples)
+        known = recalled_text(gentlest, facts)
         yield f"with --max-forgetting {weaker:g} rank {gentlest.rank} would do: {known}"
         yield "or hold the training closer to the limit: a smaller loss.keep_harm"
         return
@@ -159,15 +159,18 @@ def _weaker_limits(state: SearchState, samples: int) -> Iterator[str]:
     best = max(state.trials, key=lambda trial: (trial.recalled, -trial.rank))
     share = math.floor(100 * best.recalled + 1e-9)
     if WORTH_TAKING <= share < 100 * limits.exact:
-        known = recalled_text(best, samples)
+        known = recalled_text(best, facts)
         yield f"with --exact {share}% rank {best.rank} would do: {known}"
 
 
 def _more_room(state: SearchState, train: Train) -> Iterator[str]:
     """Larger ranks and more steps."""
-    highest = state.tried()[-1]
-    if still_improves(state):
-        yield f"larger ranks come nearer: rank={2 * highest},{4 * highest}"
+    tried = state.tried()
+    larger = f"rank={2 * tried[-1]},{4 * tried[-1]}"
+    if len(tried) == 1:
+        yield f"larger ranks: {larger}"
+    elif still_improves(state):
+        yield f"larger ranks come nearer: {larger}"
     if train.epochs is not None:
         yield f"more epochs: train.epochs={2 * train.epochs}"
     else:

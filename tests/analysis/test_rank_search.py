@@ -231,3 +231,16 @@ def test_the_first_guess_follows_the_bits_of_the_data():
     assert guesses[0] == 1
     for guess, widest in itertools.product((1, 8, 64), (16, 128, 4096)):
         assert min(guess, widest) <= rank_cap(guess, widest) <= widest
+
+
+def test_the_ladder_goes_on_where_more_tokens_are_right_though_no_fact_is_whole():
+    def trial_of(rank, seed):
+        whole = 1.0 if rank >= 32 else 0.0
+        return Trial(rank=rank, seed=seed, recalled=whole, tokens=min(1.0, rank / 32))
+
+    assert answer(search(start(2), trial_of)).rank == 32
+
+
+def test_the_ladder_ends_where_nothing_comes_nearer():
+    state = search(start(2), lambda rank, seed: Trial(rank=rank, seed=seed, recalled=0, tokens=0.3))
+    assert state.tried() == list(start(2).ladder)

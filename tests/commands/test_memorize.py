@@ -57,6 +57,7 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
         (["facts.jsonl", "train.lr=1,2"], "error: train.lr: takes one value"),
         (["facts.jsonl", "--exact", "0.9"], "error: --exact 0.9: must be above 0%"),
         (["facts.jsonl", "--budget", "soon"], "error: --budget soon: must be a duration"),
+        (["facts.jsonl", "--budget", "200000d"], "error: --budget 200000d: must be a duration of"),
         (["facts.jsonl", "--dry-run", "--json"], "error: --json: not with --dry-run"),
     ],
 )
@@ -108,6 +109,46 @@ def test_rounds_go_on_from_what_is_done(tmp_path, monkeypatch):
     by_hand, _ = searched(tmp_path, *settings, "loss.keep=5", max_forgetting=0.1)
     assert (by_hand.base.loss.keep, by_hand.base.loss.keep_harm) == (5, 0)
     assert not search.base.loss.keeps
+
+
+def test_the_settings_that_are_shown_are_those_that_are_trained(quick, tmp_path, monkeypatch):
+    """More than 30 facts are learned otherwise, and the limit of harm is in the loss."""
+    monkeypatch.chdir(tmp_path)
+    facts = [{"question": f"Number {n}?", "answer": f"P{n}"} for n in range(40)]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+    shown = quick("memorize", "facts.jsonl", "model.device=cpu", "--print-config", "--json")
+    assert shown.returncode == 0, shown.stderr
+    settings = json.loads(shown.stdout)
+    search, _ = searched(tmp_path, "facts.jsonl")
+    trained = search.base
+    assert (settings["loss"], settings["train.batch"]) == ("sft", 10)
+    assert settings["loss.keep_harm"] == trained.loss.keep_harm == 0.05
+    assert settings["train.epochs"] == trained.train.epochs == 100
+
+
+def test_an_option_of_a_group_is_taken_whole(quick, tmp_path):
+    write_facts(tmp_path)
+    config = tmp_path / "mine" / "train"
+    config.mkdir(parents=True)
+    (config / "slow.yaml").write_text("lr: 0.001\nsteps: 77\n")
+    arguments = ("facts.jsonl", "train=slow", "--config-dir", "mine", "--print-config", "--json")
+    shown = quick("memorize", *arguments)
+    assert shown.returncode == 0, shown.stderr
+    settings = json.loads(shown.stdout)
+    assert [settings[f"train.{name}"] for name in ("lr", "steps", "stop")] == [0.001, 77, "none"]
+
+
+def test_of_a_single_fact_tokens_tell_which_rank_is_nearer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = "".join(map(chr, range(65, 91)))
+    (tmp_path / "one.jsonl").write_text(json.dumps({"question": "Which?", "answer": answer}))
+    search, printed = searched(
+        tmp_path, "one.jsonl", "rank=1,2", "seed=0", "train.steps=3", max_forgetting=None
+    )
+    search.run(TimeLimit(None))
+    assert "rank 1, seed 0: 0 of 1 facts whole" in printed.getvalue()
+    assert all(trial.recalled == 0 for trial in search.state.trials)
+    assert any(trial.tokens > 0 for trial in search.state.trials)
 
 
 def test_no_round_begins_once_the_time_is_over(tmp_path, monkeypatch):

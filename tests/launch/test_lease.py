@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import time
 
 import psutil
@@ -225,6 +226,27 @@ def test_a_reused_process_number_is_dead(tmp_path, lease):
     plant(tmp_path, "reused old", ticks=None, created=ours["created"] - 100)
     claimed = [lease.claim(cell) for cell in ("mine", "reused", "old", "reused old")]
     assert claimed == [False, True, False, True]
+
+
+@pytest.mark.parametrize("error", [psutil.NoSuchProcess, psutil.AccessDenied])
+def test_a_process_that_this_machine_hides_lives_by_its_heartbeats(
+    tmp_path, lease, monkeypatch, error
+):
+    """Of another user, where /proc is mounted with hidepid."""
+
+    def refuse(pid):
+        raise error(pid)
+
+    plant(tmp_path, "lives", pid=1, age=5)
+    plant(tmp_path, "silent", pid=1, age=lease.stale_seconds + 5)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    plant(tmp_path, "gone", pid=gone.pid, age=5)
+    monkeypatch.setattr(psutil, "Process", refuse)
+    monkeypatch.setattr(lease_module, "SILENCE_SECONDS", 0.0)
+    assert [lease.claim(cell) for cell in ("lives", "silent")] == [False, True]
+    if error is psutil.NoSuchProcess:
+        assert lease.claim("gone")
 
 
 @pytest.mark.parametrize("jump", [10, -3600, 86400])

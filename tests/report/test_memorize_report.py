@@ -58,7 +58,7 @@ def test_an_answer_that_was_not_reached_says_what_to_change(tmp_path):
 
 
 def test_what_was_not_measured(tmp_path):
-    report = planted_report(tmp_path, proof=None, forgetting=None, samples=1)
+    report = planted_report(tmp_path, proof=None, forgetting=None, facts=None)
     lines = lines_of(dataclasses.replace(report, out="o"))
     assert lines[1] == "text         75.0 % of the tokens right"
     assert lines[2] == "forgetting   not measured"
@@ -89,6 +89,11 @@ def test_bands_of_the_least_rank(tmp_path):
     least = dataclasses.replace(report.answer, rank=4, low=4, high=4, seed=0)
     text = rank_text(dataclasses.replace(report, answer=least, cells=above))
     assert text == "4 (the smallest that was tried), run r3-s1"
+
+    # Of rank=2,4 nothing between them was tried.
+    apart = [cell for cell in report.cells if cell.trial.rank in (2, 4)]
+    text = rank_text(dataclasses.replace(report, answer=least, cells=apart))
+    assert text == "4 (2 failed, none between was tried), run r3-s1"
 
 
 def test_a_seed_that_failed_at_the_least_rank_is_named(tmp_path):

@@ -15,7 +15,7 @@ def state(trials, **limits):
 
 def advised(trials, *, contradictions=0, out_of_time=False, train=None, **limits):
     situation = Situation(
-        samples=40,
+        facts=40,
         contradictions=contradictions,
         train=train or Train(steps=300),
         out_of_time=out_of_time,
@@ -45,6 +45,14 @@ def test_what_is_known_and_more_room():
     ]
 
 
+def test_one_rank_does_not_say_whether_larger_ones_come_nearer():
+    assert advised([trial(2, 0.1)]) == ["larger ranks: rank=4,8", "more steps: train.steps=600"]
+
+
+def test_one_fact_is_a_fact():
+    assert trial_line(trial(2, 0.0), 1, None) == "  rank 2, seed 0: 0 of 1 facts whole"
+
+
 def test_a_limit_that_nobody_would_take_is_not_advised():
     assert advised([trial(2, 0.1), trial(4, 0.075)]) == ["more steps: train.steps=600"]
 
@@ -64,16 +72,16 @@ def test_contradictions_and_the_budget_come_first():
 
 
 @pytest.mark.parametrize(
-    ("known", "samples", "failure", "line"),
+    ("known", "facts", "failure", "line"),
     [
         (trial(2, 0.5), 40, None, "  rank 2, seed 0: 20 of 40 facts whole"),
         (trial(2, 1.0, 0.0512), 40, None, "facts whole, 0.051 nats/token of harm"),
-        (trial(2, 0.995), 1, None, "99.5 % of the tokens right"),
+        (trial(2, 0.995), None, None, "99.5 % of the tokens right"),
         (trial(2, 0.0), 40, "the loss is no longer finite", "failed: the loss is no longer finite"),
     ],
 )
-def test_a_line_for_each_cell(known, samples, failure, line):
-    assert line in trial_line(known, samples, failure)
+def test_a_line_for_each_cell(known, facts, failure, line):
+    assert line in trial_line(known, facts, failure)
 
 
 def test_the_title_of_a_round():

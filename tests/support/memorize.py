@@ -87,7 +87,7 @@ def planted_report(out, **changed):
             rank=3, seed=1, reached=True, confirmed=True, low=3, high=3, trial=trials[-1]
         ),
         run="r3-s1",
-        samples=4,
+        facts=4,
         cells=[
             TriedCell(trial=trial, run=f"r{trial.rank}-s{trial.seed}", seconds=4.0)
             for trial in trials

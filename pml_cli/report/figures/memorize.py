@@ -51,7 +51,7 @@ def _title(report: MemorizeReport) -> str:
     outcome = f"rank {answer.rank} is the least within the limits"
     if not answer.reached:
         outcome = f"no rank within the limits; the best is {answer.rank}"
-    unit = counted(report.samples, "fact") if report.samples > 1 else "one text"
+    unit = "one text" if report.facts is None else counted(report.facts, "fact")
     return f"{unit}: {outcome}"
 
 

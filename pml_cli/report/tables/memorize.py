@@ -31,7 +31,7 @@ def answer_lines(report: MemorizeReport, names: Sequence[str]) -> list[Renderabl
     shown_names = [name for name in names if not name.endswith((".svg", ".pdf"))]
     rows = [
         ("rank", rank_text(report)),
-        ("facts" if report.samples > 1 else "text", facts_text(report)),
+        ("text" if report.facts is None else "facts", facts_text(report)),
         ("forgetting", forgetting_text(report)),
         ("paraphrases", variants_text(report)),
         ("time", time_text(report)),
