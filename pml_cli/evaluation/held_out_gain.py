@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from pml_cli.io import finite_or_none
 from pml_cli.model.adapter_bank import AdapterBank
 from pml_cli.model.head import token_nll
 from pml_cli.model.split_model import SplitModel
@@ -41,7 +42,9 @@ def measure(
         base_losses = _mean_nll(base, zero_adapters(bank, chunk), inputs)
         adapted_losses = _mean_nll(base, adapters, inputs)
         for k, base_loss, loss in zip(chunk, base_losses, adapted_losses, strict=True):
-            results[k] = {"control_base_loss": base_loss, "control_gain": base_loss - loss}
+            # An adapter may overflow on text that it was not trained on.
+            gain = finite_or_none(base_loss - loss)
+            results[k] = {"control_base_loss": finite_or_none(base_loss), "control_gain": gain}
     return results
 
 

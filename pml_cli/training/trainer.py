@@ -520,13 +520,26 @@ class Trainer:
 
         # One backward pass for all cells: the loss of a cell depends on its own adapter alone.
         parameters = pack.bank.parameters()
-        grads = torch.autograd.grad(weighted.loss.sum(), parameters)
+        grads = self._gradients(weighted.loss, layout, parameters)
         pack.penalty.add_gradient(pack.bank, grads, step, self.steps)
 
         norm_K = clip_grad_norm_(grads, pack.clip_K)
         lr_K = pack.lr_TK[step]
         pack.optimizer.step(parameters, grads, lr_K=lr_K, loss_K=weighted.loss.detach())
         pack.curve.append(curve_values(tokens, weighted, norm_K, lr_K))
+
+    def _gradients(
+        self, loss_K: Tensor, layout: Layout, parameters: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """The gradient of the loss of every cell, by parameter, (K, ...) each."""
+        if self.base.dtype != torch.float16:
+            return torch.autograd.grad(loss_K.sum(), parameters)
+
+        # A mean over thousands of tokens leaves each a gradient below what float16 holds. A power
+        # of two about their number changes no digit of the others.
+        scale_K = 2.0 ** layout.mask_KS.sum(1).log2().ceil()
+        grads = torch.autograd.grad((scale_K * loss_K).sum(), parameters)
+        return [grad / scale_K.view(-1, *[1] * (grad.dim() - 1)) for grad in grads]
 
     def _fixed_batch(self) -> FixedBatch | None:
         """The batch of every step; None where minibatches are drawn."""
@@ -662,8 +675,16 @@ class Trainer:
             _note_convergence(cell, pack.optimizer.expected_gain(k))
             cell.keep = pack.penalty.limit.weight_K[k].item()
             if cell.failure is None:
-                cell.keep_harm = pack.penalty.harm(pack.bank, k)
+                self._measure_harm(cell, k)
         return finished
+
+    def _measure_harm(self, cell: Cell, k: int) -> None:
+        """Note the harm on the text of `loss.keep`; a cell of which it is not finite has failed."""
+        harm = self.pack.penalty.harm(self.pack.bank, k)
+        if harm is not None and not math.isfinite(harm):
+            cell.failure = "the loss on the text of loss.keep is no longer finite"
+            return
+        cell.keep_harm = harm
 
     def _lost(
         self, scores: Sequence[Scores], losses: Sequence[float], settled: Collection[int]

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from support.adapters import train
+from support.models import random_bank
 
-from pml_cli.config.schema import Model, Run, Train
+from pml_cli.config.schema import MlpBlockAdapter, Model, Run, Train
 from pml_cli.data.opened import source_of
 from pml_cli.data.sources.jsonl import JsonlData
 from pml_cli.data.sources.mixed import MixedData
@@ -86,3 +87,12 @@ def full_loss(base, bank, samples):
         targets = torch.tensor(sample.target)
         nll.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
     return float(torch.cat(nll).mean())
+
+
+def test_a_loss_that_overflows_on_unseen_text_is_no_gain(tiny_base, monkeypatch):
+    losses = iter([[5.0], [float("inf")]])
+    monkeypatch.setattr(held_out_gain, "_mean_nll", lambda *_: next(losses))
+    samples = RandomData().open(Model()).take(8)
+    bank = random_bank(tiny_base, MlpBlockAdapter())
+    (measured,) = held_out_gain.measure(tiny_base, bank, [samples])
+    assert measured == {"control_base_loss": 5.0, "control_gain": None}

@@ -1,6 +1,7 @@
 """What the training loop promises: packed equals solo, cached equals uncached, the seed decides."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 from support.facts import facts
 from support.marks import slow
+from support.models import local
 from support.packs import assert_all_same, digest, train_packed, train_solo, untrained
 
 from pml_cli.config.schema import LinearAdapter, MlpBlockAdapter, Run, Train
@@ -18,12 +20,14 @@ from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
 from pml_cli.launch.packing import Packing, check, make_packs
 from pml_cli.model.adapter_bank import AdapterBank
+from pml_cli.model.loading import load_model
+from pml_cli.training.keep import KeepPenalty
 from pml_cli.training.losses.memft_margin import MemftMarginLoss
 from pml_cli.training.losses.memft_ot import MemftOtLoss
 from pml_cli.training.losses.memft_sw import MemftSwLoss
 from pml_cli.training.losses.sft import SftLoss
 from pml_cli.training.scores import summarise
-from pml_cli.training.trainer import Cell, Trainer, learning_rate
+from pml_cli.training.trainer import Cell, Trainer, learning_rate, tokens_by_cell
 
 # Largest difference of two trainings that differ in the order of sums alone.
 FLOAT64 = 1e-8
@@ -487,3 +491,36 @@ def test_an_adapter_of_other_modules_is_no_start(double_base, tmp_path):
     moved = LinearAdapter(targets=["c_fc"], layers=[0])
     with pytest.raises(UserError, match=r"train\.start=.*it has no weights for"):
         train_packed(double_base, [make_cell(double_base, 2, adapter=moved, start=start)])
+
+
+def test_small_gradients_survive_float16(model_folder):
+    """Of nearly learned tokens of a long text; each cell has a scale of its own."""
+    base = load_model(local(model_folder("llama"), dtype="float16"))
+    exact = load_model(local(model_folder("llama"), dtype="float32"))
+    grads = {}
+    for name, model in (("float16", base), ("float32", exact)):
+        cells = [make_cell(model, 2, seqlen, loss=SftLoss()) for seqlen in (64, 8)]
+        trainer = Trainer(model, cells)
+        layout, scores = trainer._forward()
+        loss_K = scores_loss(trainer, layout, scores)
+        # As of tokens with p near 1.
+        grads[name] = trainer._gradients(1e-3 * loss_K, layout, trainer.pack.bank.parameters())
+
+    for coarse, fine in zip(grads["float16"], grads["float32"], strict=True):
+        for k in range(2):
+            size = fine[k].norm()
+            if size > 0:
+                assert (coarse[k] - fine[k]).norm() < 0.05 * size
+
+
+def scores_loss(trainer, layout, scores):
+    """The loss of every cell, (K,)."""
+    return trainer.pack.losses.weights(tokens_by_cell(layout, scores), 0.0).loss
+
+
+def test_a_cell_whose_kept_text_overflows_fails_with_its_reason(tiny_base, monkeypatch):
+    monkeypatch.setattr(KeepPenalty, "harm", lambda penalty, bank, k: math.nan if k == 0 else 0.5)
+    cells = [make_cell(tiny_base, rank, 8, steps=2) for rank in (1, 2)]
+    lost, fine = train_packed(tiny_base, cells)
+    assert lost.failure == "the loss on the text of loss.keep is no longer finite"
+    assert (fine.failure, fine.keep_harm) == (None, 0.5)
