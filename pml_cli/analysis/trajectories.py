@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pml_cli.errors import first_line
-from pml_cli.results.tokens import IrregularError, read_grid
+from pml_cli.results.tokens import read_grid, read_rows
 
 if TYPE_CHECKING:
     from pml_cli.stats import Array, Mask
@@ -41,12 +40,6 @@ VIOLATION_COLUMNS = [
     "margin",
     "nll",
 ]
-
-
-VIOLATION_TYPES = {
-    **dict.fromkeys(VIOLATION_COLUMNS[:5], "int64"),
-    **dict.fromkeys(VIOLATION_COLUMNS[5:], "float32"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,16 +163,9 @@ def _extreme(reduce: np.ufunc, values: NDArray[np.floating[Any]]) -> float:
 
 def _list_violations(path: Path) -> list[dict[str, Any]]:
     """The first violations by step, with the margin and nll that may show their cause."""
-    import pyarrow as pa
     import pyarrow.compute as pc
-    from pyarrow import parquet
 
     is_violation = (pc.field("p") > THRESHOLD) & ~pc.field("correct")
-    try:
-        table = parquet.read_table(path, columns=VIOLATION_COLUMNS, filters=is_violation)
-        # Shown as numbers, and nothing else is.
-        table = table.cast(pa.schema(VIOLATION_TYPES))
-    except (pa.ArrowException, ValueError) as error:
-        raise IrregularError(f"not readable ({first_line(error)})") from error
+    table = read_rows(path, VIOLATION_COLUMNS, is_violation)
     first: list[dict[str, Any]] = table.slice(0, MAX_LISTED).to_pylist()
     return first

@@ -20,6 +20,7 @@ from pml_cli.errors import first_line
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.compute as pc
 
 # Which token a row is of, and when.
 KEYS = ("step", "sample", "position")
@@ -61,6 +62,26 @@ def read_frame(path: Path) -> pd.DataFrame:
 
     read_grid(path, [*REALS, *FLAGS])
     return pd.read_parquet(path)
+
+
+def read_rows(path: Path, columns: Sequence[str], where: pc.Expression) -> pa.Table:
+    """Some columns of the rows for which an expression holds; there may be none.
+
+    Raises:
+        IrregularError: a column or a value is not as pml writes it.
+        OSError: it cannot be read.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        _check_columns(parquet.read_schema(path), columns)
+        table = parquet.read_table(path, columns=list(columns), filters=where)
+    except (pa.ArrowException, ValueError) as error:
+        raise IrregularError(f"not readable ({first_line(error)})") from error
+    if len(table):
+        _check_values(table)
+    return table
 
 
 def _check_columns(schema: pa.Schema, names: Sequence[str]) -> None:

@@ -156,6 +156,11 @@ def test_values_that_cannot_be_are_refused(read_rows, column, value, reason):
 @pytest.mark.parametrize("column", ["token_id", "margin"])
 def test_violations_without_what_is_shown_of_them_are_refused(read_rows, column):
     rows = token_table(correct_TS=np.zeros_like(CORRECT))
-    for changed in (rows.drop(columns=column), rows.assign(**{column: "word"})):
-        with pytest.raises(IrregularError, match="not readable"):
+    empty = rows.assign(**{column: rows[column].astype(object).where(rows["p"] <= 0.5, None)})
+    for changed, reason in (
+        (rows.drop(columns=column), f"no column {column}"),
+        (rows.assign(**{column: "word"}), f"column {column} is of"),
+        (empty, f"column {column} has empty values|column {column} is of"),
+    ):
+        with pytest.raises(IrregularError, match=reason):
             read_rows(changed)
