@@ -121,6 +121,7 @@ def test_learning_rate_splits_only_where_it_was_swept(tmp_path):
     assert "lr is not the same" in run(tmp_path, figures=False)[1]
 
 
+@pytest.mark.slow
 def test_too_few_cells_say_what_to_run_next(tmp_path):
     write(tmp_path, *grid(ranks=(4, 8)))
     code, shown = run(tmp_path)
@@ -234,6 +235,7 @@ def test_layers_given_as_a_list_and_names_alike_are_told_apart(tmp_path):
     assert [group["key"]["layer"] for group in groups] == [None, None, "[3, 4]"]
 
 
+@pytest.mark.slow
 def test_the_chosen_law_and_all_laws_side_by_side(tmp_path):
     write(tmp_path, *several_texts())
     shown = run(tmp_path, figures=False, draws=300)[1]

@@ -50,6 +50,7 @@ def test_fit_and_transition_print_their_files(quick, tmp_path):
     assert "written to runs/transition" in done.stderr
 
 
+@pytest.mark.slow
 def test_memft_has_the_comparison_too(quick):
     command = ("memft", "loss=sft,memft_ot", "rank=1,2", "seqlen=8", *FEW, "--json")
     done = quick(*command)

@@ -108,6 +108,7 @@ def test_merged_it_is_what_it_was_unmerged(measured):
     np.testing.assert_allclose(losses["merged"], losses["trained"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(swept, measured, pml, monkeypatch):
     before = entries(measured)
     csv = (measured / "lasting.csv").read_bytes()

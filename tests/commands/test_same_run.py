@@ -58,7 +58,7 @@ def forget_tokens(out):
 # -- a run is found by its hash
 
 
-@pytest.mark.parametrize("verb", ["sweep", "probe"])
+@pytest.mark.parametrize("verb", ["sweep", slow("probe")])
 def test_a_renamed_model_keeps_its_runs(tmp_path, base, ask, verb):
     ask(verb)
     (before,) = folders(tmp_path / "o")
@@ -167,7 +167,7 @@ def test_a_run_that_another_process_has_trained_anew_is_left_in_place(tmp_path, 
     assert not (tmp_path / "o/.replaced").exists()
 
 
-@pytest.mark.parametrize("env", [None, "{}"])
+@pytest.mark.parametrize("env", [None, slow("{}")])
 def test_runs_that_do_not_name_their_tokens_count_as_before(tmp_path, base, ask, env):
     ask("sweep")
     (path,) = (tmp_path / "o").glob("*/env.json")

@@ -178,6 +178,7 @@ def test_a_failing_cell_leaves_the_others_fine_and_can_be_tried_again(tmp_path, 
     assert "4 cells: 2 to train" in again.stdout
 
 
+@pytest.mark.slow
 def test_of_many_cells_the_summary_alone_is_printed(tmp_path, quick):
     few = ("train.steps=1", "train.decode=false", "model.device=cpu", "out=runs")
     many = ("sweep", "rank=range(1,8)", "seqlen=2,3,4", *few)
@@ -420,6 +421,7 @@ def test_a_dry_run_refuses_models_and_modules_that_cannot_be_trained(
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_how_sharp_the_law_will_be(tmp_path, quick, law_report):
     grid = ("sweep", "rank=2,4,8", "seqlen=32,64,128", "--dry-run")
     done = quick(*grid, *FEW)
@@ -572,7 +574,7 @@ def test_a_probe_that_failed_can_be_tried_again(tmp_path, quick):
 
 @pytest.mark.parametrize(
     ("room", "file"),
-    [(3_000, ".parquet"), (14_000, "adapter_model.safetensors"), (20_000, "recall.png")],
+    [(3_000, ".parquet"), slow(14_000, "adapter_model.safetensors"), slow(20_000, "recall.png")],
 )
 def test_a_disk_that_fills_up_under_a_probe_is_one_line_and_it_can_be_run_again(
     tmp_path, quick, room, file

@@ -133,6 +133,7 @@ def test_chat_prompts(trained, facts, with_template, template):
     assert ("apply_chat_template" in script_of(folder)) == (template is TEMPLATE)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_gives_token_types(trained, facts, with_template):
     """`generate` refuses them, or adds their embeddings."""
     names = ["input_ids", "token_type_ids", "attention_mask"]
@@ -140,6 +141,7 @@ def test_a_tokenizer_that_gives_token_types(trained, facts, with_template):
     assert_prints_its_targets(folder)
 
 
+@pytest.mark.slow
 def test_a_system_turn(trained, facts, with_template):
     (folder,) = trained(*facts, *with_template(TEMPLATE), 'data.system="It\'s me."')
     assert_prints_its_targets(folder)

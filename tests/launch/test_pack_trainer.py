@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from support.faults import full_disk
+from support.marks import slow
 from support.workers import (
     BREAK,
     DEFAULTS,
@@ -75,7 +76,11 @@ def send(number):
 # -- too little memory
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [OUT_OF_MEMORY[0], *map(slow, OUT_OF_MEMORY[1:])],
+    ids=lambda error: type(error).__name__,
+)
 def test_out_of_memory_halves_the_pack_and_changes_no_result(
     workplace, undisturbed, monkeypatch, error
 ):

@@ -120,6 +120,7 @@ def test_a_run_without_a_number_of_parameters_is_excluded(tmp_path):
     assert "1 cell excluded: trainable parameters missing or not positive" in printed
 
 
+@pytest.mark.slow
 def test_cells_that_had_not_converged_are_counted_and_flat_gains_lose_no_other_group(tmp_path):
     late = [
         cell | {"converged": cell["target_tokens"] < 128, "expected_gain": 0.3, "id": None}

@@ -8,6 +8,7 @@ from pml_cli.law.forms import Form
 from pml_cli.law.group_comparison import compare
 
 
+@pytest.mark.slow
 def test_groups_that_share_their_exponents_and_groups_that_do_not():
     forms = (Form(link="exp"), Form(link="hard"))
     same = {

@@ -38,7 +38,7 @@ NAMES = pytest.mark.parametrize(
     "name",
     [pytest.param("tiny", id="short", marks=pytest.mark.slow), pytest.param(LONG, id="long")],
 )
-COUNTS = pytest.mark.parametrize("count", [1, 12])
+COUNTS = pytest.mark.parametrize("count", [slow(1), 12])
 
 LAWS = of_report("law")
 

@@ -60,6 +60,7 @@ def ends(cell):
     return number(low), number(high)
 
 
+@pytest.mark.slow
 def test_every_row_has_every_column(tex):
     (parameter_columns, parameters), (quality_columns, quality) = tabulars(tex)
     assert parameter_columns == "lrrrrr" and quality_columns == "lrrrrrrr"

@@ -254,6 +254,7 @@ def test_where_the_page_goes(tmp_path, quick):
     assert quick("report", "runs", "runs=999").returncode == 2
 
 
+@pytest.mark.slow
 def test_what_the_page_says_as_json(tmp_path, quick):
     saturated = result(16, 64, final_loss=0.1, seed=3)
     write(tmp_path / "runs", *grid(), *grid(loss="memft_margin", ranks=(4, 8)), saturated)

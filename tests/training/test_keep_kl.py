@@ -124,6 +124,7 @@ def test_families(model_folder, family, kind):
     assert_gradient(base, bank, text, windows, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_is_as_alone(float64_base, text):
     """With a fixed lambda, under a limit, beside an energy and beside no penalty."""
     losses = [
