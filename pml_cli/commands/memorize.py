@@ -356,10 +356,12 @@ def as_trained(asked: MemorizeRequest) -> Request:
 
 
 def _decided(run: Run, asked: MemorizeRequest) -> Run:
-    """A run with what its data decides: many facts or few, the chat template, the limit of harm."""
+    """A run with what its data decides: the chat template, many facts or few, the limit of harm."""
+    # First the template: conversations cannot be read without one.
+    run = with_chat(run, asked.given)
     if asked.many_facts is not None and holds_many_facts(run):
         run = dataclasses.replace(asked.many_facts, data=run.data)
-    return with_chat(_with_harm_limit(run, asked), asked.given)
+    return _with_harm_limit(run, asked)
 
 
 def _with_harm_limit(run: Run, asked: MemorizeRequest) -> Run:

@@ -40,6 +40,9 @@ TEXTS = "texts"
 # Where one of these is given, the search adds no limit of harm to the loss.
 KEPT_BY_USER = frozenset({"loss.keep", "loss.keep_harm"})
 
+# Settings of the chat template: where one is given, prompts go through it.
+CHAT_SETTINGS = frozenset({"data.system", "data.thinking", "data.date"})
+
 # Settings of conf/memorize.yaml that are left out where one of these keys is given: they say how
 # long the training is, or at what rate, too. Epochs of another length still go through minibatches.
 REPLACED_BY = {

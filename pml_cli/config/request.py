@@ -17,6 +17,7 @@ from pml_cli.config.compose import compose_root, distinct, hydra_session, parse
 from pml_cli.config.convert import typed_settings
 from pml_cli.config.grid import Grid, OptionSetOf, expand_grid
 from pml_cli.config.memorize import (
+    CHAT_SETTINGS,
     FACTS,
     KEPT_BY_USER,
     MANY_FACTS,
@@ -113,6 +114,8 @@ def load_memorize(
         raise UserError("FILE: give a file of facts or a text, or data=...")
 
     kind = _kind_of(chosen)
+    if kind == FACTS and given & CHAT_SETTINGS and "data.chat" not in given:
+        overrides.append("data.chat=true")
     file = root_file("memorize", config_dir) or shipped("conf")
     root = sweep_file.read_mapping(file)
     defaults = _defaults(sweep_file.mapping_under(root, kind, file), given)

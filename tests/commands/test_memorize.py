@@ -1,13 +1,16 @@
 """`pml memorize` as a user runs it, and what it leaves."""
 
 import json
+import shutil
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from support.facts import FACTS, write_facts
 from support.sweeps import result_times
 
+import pml_cli
 from pml_cli.commands.memorize import Search
 from pml_cli.config.memorize import Limits
 from pml_cli.config.request import load_memorize
@@ -149,6 +152,33 @@ def test_of_a_single_fact_tokens_tell_which_rank_is_nearer(tmp_path, monkeypatch
     assert "rank 1, seed 0: 0 of 1 facts whole" in printed.getvalue()
     assert all(trial.recalled == 0 for trial in search.state.trials)
     assert any(trial.tokens > 0 for trial in search.state.trials)
+
+
+def model_with_template(folder):
+    """The embedded model as a folder, with a chat template."""
+    path = shutil.copytree(Path(pml_cli.__file__).parent / "tiny", folder / "my-model")
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant> {% endif %}"
+    config["chat_template"] = template
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return ("model=hf", f"model.path={path}", "model.device=cpu")
+
+
+def test_conversations_go_through_the_template_without_being_asked_to(quick, tmp_path):
+    model = model_with_template(tmp_path)
+    turns = [("system", "Be brief."), ("user", "Which pump?"), ("assistant", "P7")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row))
+    shown = quick("memorize", "chat.jsonl", *model, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "prompts go through the chat template" in shown.stdout
+
+    write_facts(tmp_path)
+    given = quick("memorize", "facts.jsonl", *model, "data.system=Hi.", "--print-config", "--json")
+    assert given.returncode == 0, given.stderr
+    settings = json.loads(given.stdout)
+    assert (settings["data.chat"], settings["data.system"]) == (True, "Hi.")
 
 
 def test_no_round_begins_once_the_time_is_over(tmp_path, monkeypatch):
