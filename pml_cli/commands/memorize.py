@@ -518,10 +518,11 @@ def _report(
         settings.pop(name)
 
     samples = search.samples
-    contradictions = len(find_repeats(samples).contradictions)
+    repeats = find_repeats(samples)
     situation = search_text.Situation(
         facts=search.facts,
-        contradictions=contradictions,
+        contradictions=len(repeats.contradictions),
+        excluded=repeats.excluded,
         train=search.base.train,
         out_of_time=search.out_of_time,
     )

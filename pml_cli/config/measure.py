@@ -18,6 +18,9 @@ from pml_cli.io import expand_home
 GROUPS = ("model", "data")
 KEYS = ("seqlen", "out")
 
+# Where a text begins by itself; where another one was begun says nothing of it.
+BEGINNING: dict[str, Any] = {"seed": 0, "start": ""}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureRequest:
@@ -60,7 +63,11 @@ class MeasureRequest:
         """
         asked = self.request.runs[0].data
         if learned is not None and type(learned) is type(asked) and self.text is not None:
-            return dataclasses.replace(learned, **self._changes("data", asked))
+            changes = self._changes("data", asked)
+            if _is_another_text(learned, asked):
+                known = [name for name in BEGINNING if hasattr(learned, name)]
+                changes = {name: BEGINNING[name] for name in known} | changes
+            return dataclasses.replace(learned, **changes)
         if "data" in self.given:
             return asked
         if learned is None:
@@ -84,6 +91,18 @@ class MeasureRequest:
         prefix = f"{group}."
         names = [key.removeprefix(prefix) for key in sorted(self.given) if key.startswith(prefix)]
         return {name: getattr(asked, name) for name in names}
+
+
+def _is_another_text(learned: Data, asked: Data) -> bool:
+    """Whether a file holds another text than the one that was learned."""
+    old, new = (getattr(data, "path", None) for data in (learned, asked))
+    if old is None or new is None:
+        return old != new
+    try:
+        return Path(old).read_bytes() != Path(new).read_bytes()
+    except OSError:
+        # The one that was learned may have been moved.
+        return False
 
 
 def model_name(path: str) -> str:

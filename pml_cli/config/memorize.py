@@ -132,8 +132,11 @@ def is_table(file: Path) -> bool:
 
     try:
         with file.open("rb") as content:
-            head = content.read(HEAD_BYTES)
-        first_line = head.lstrip().partition(b"\n")[0]
+            head = content.read(HEAD_BYTES).lstrip()
+        # An array of objects, over any number of lines.
+        if head.startswith(b"[") and head[1:].lstrip().startswith(b"{"):
+            return True
+        first_line = head.partition(b"\n")[0]
         return isinstance(json.loads(first_line), dict)
     # A line that is cut off is no short fact either.
     except (OSError, ValueError):

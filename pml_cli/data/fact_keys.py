@@ -33,6 +33,10 @@ LONG_TEXT = "matching"
 CONTEXT_KEYS = {"instruction": ("input", "context")}
 SYSTEM_KEYS = ("system", "system_prompt")
 
+# What a question is often asked about; where it is not used, that is said.
+BESIDE_KEYS = ("context", "input", "passage", "document", "schema", "system", "system_prompt")
+TOOLS = "tools"
+
 # Lists of turns, of which the last answer is the target.
 CHAT_KEYS = ("messages", "conversations", "conversation")
 
@@ -172,8 +176,17 @@ class _KeyFinder:
         raise UserError(f"{row.where} {self._what_is_missing(row, prompt, target)}")
 
     def _known(self, row: Row, names: Sequence[str]) -> str | None:
-        """The first of some names that the row has, as the row writes it."""
-        return written_key(row.fields, names, taken=(self._prompt_key, self._target_key))
+        """The first of some names that the row has, as the row writes it.
+
+        Raises:
+            UserError: it is written in two ways there.
+        """
+        key = written_key(row.fields, names, taken=(self._prompt_key, self._target_key))
+        alike = [other for other in row.fields if key and _plain(other) == _plain(key)]
+        if len(alike) > 1:
+            ways = " and ".join(map(printable, alike))
+            raise UserError(f"{row.where} has {ways}; name one: data.prompt_key, data.target_key")
+        return key
 
     def _pair(self, row: Row, prompt: str, target: str) -> _Keys:
         # Whoever names the prompt means that value alone.
@@ -220,6 +233,7 @@ class _KeyFinder:
 def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
     """The fact of a row; what was decided about its values is counted."""
     prompt = _lookup(row.fields, keys.prompt)
+    _count_unused(row, keys, counts)
     if not keys.target:
         return _conversation_fact(row, keys, prompt, counts)
 
@@ -228,11 +242,30 @@ def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
         return Fact(where=row.where, turns=tuple(_turns(row, keys.prompt, prompt)), target=target)
 
     question = text_of(row, keys.prompt, prompt)
+    if not question.strip():
+        counts[f"{printable(keys.prompt)} is empty"] += 1
     context = _optional_text(row, keys, keys.context)
     if context:
         question = f"{question}\n{context}"
     turns = _with_system(row, keys, [("user", question)])
     return Fact(where=row.where, turns=tuple(turns), target=target)
+
+
+def _count_unused(row: Row, keys: _Keys, counts: Counter[str]) -> None:
+    """Count what stands beside a fact, may decide its answer, and is not learned with it."""
+    is_conversation = _is_conversation(_lookup(row.fields, keys.prompt))
+    used = {_plain(keys.prompt), _plain(keys.target)}
+    # A system turn may stand in front of a conversation that is found by its name.
+    used |= set(keys.system) if not is_conversation or not keys.target else set()
+    used |= set(keys.context) if not is_conversation else set()
+    for key, value in row.fields.items():
+        is_noted = _plain(key) in (*BESIDE_KEYS, TOOLS) and _plain(key) not in used
+        if is_noted and value not in (None, "", [], {}):
+            counts[f"{printable(key)} is not used"] += 1
+
+
+def _plain(key: str) -> str:
+    return key.strip().lower()
 
 
 def _with_questions(row: Row, keys: _Keys, fact: Fact, counts: Counter[str]) -> Fact:

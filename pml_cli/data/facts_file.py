@@ -175,7 +175,7 @@ def _json_rows(path: str, text: str) -> list[Row]:
         if not isinstance(value, dict):
             raise UserError(f"data.path={path}: {where} is {_kind(value)}, not an object with keys")
         rows.append(Row(where=where, fields=value))
-    return _entries_of_single(rows)
+    return _entries_of_single(path, rows)
 
 
 def _json_array(path: str, text: str) -> list[tuple[str, Any]]:
@@ -245,19 +245,26 @@ def _next_value(text: str, place: int) -> int:
     return blanks.end() if blanks else place
 
 
-def _entries_of_single(rows: list[Row]) -> list[Row]:
+def _entries_of_single(path: str, rows: list[Row]) -> list[Row]:
     """The rows, or those in a list that a single object holds: {"data": [...]}."""
     if len(rows) != 1:
         return rows
 
-    for key in LIST_KEYS:
-        entries = rows[0].fields.get(key)
-        if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
-            return [
-                Row(where=f"entry {number} of {key!r}", fields=entry)
-                for number, entry in enumerate(entries, 1)
-            ]
-    return rows
+    lists = {key: value for key, value in rows[0].fields.items() if _is_list_of_rows(value)}
+    key = next((name for name in LIST_KEYS if name in lists), None)
+    if key is None:
+        return rows
+    if len(lists) > 1:
+        names = ", ".join(repr(shown(name)) for name in lists)
+        raise UserError(f"data.path={path}: several lists of rows ({names}); give one as a file")
+    return [
+        Row(where=f"entry {number} of {key!r}", fields=entry)
+        for number, entry in enumerate(lists[key], 1)
+    ]
+
+
+def _is_list_of_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 def _kind(value: Any) -> str:

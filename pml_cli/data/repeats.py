@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pml_cli.data.source import Sample
@@ -18,6 +19,9 @@ class Repeats:
     contradictions: list[tuple[Sample, Sample]]
     """Two samples of each prompt whose targets exclude each other: both cannot be recalled."""
 
+    excluded: int
+    """Least number of samples that are not recalled for it, whatever is learned; copies count."""
+
 
 def find_repeats(samples: Sequence[Sample]) -> Repeats:
     """The repeats among samples, by their token ids.
@@ -27,6 +31,7 @@ def find_repeats(samples: Sequence[Sample]) -> Repeats:
     copies = []
     distinct: set[Sample] = set()
     by_prompt: dict[tuple[int, ...], list[Sample]] = {}
+    times = Counter(samples)
     for sample in samples:
         if sample in distinct:
             copies.append(sample)
@@ -35,7 +40,23 @@ def find_repeats(samples: Sequence[Sample]) -> Repeats:
         by_prompt.setdefault(sample.prompt, []).append(sample)
 
     pairs = [_contradiction(group) for group in by_prompt.values()]
-    return Repeats(copies=copies, contradictions=[pair for pair in pairs if pair is not None])
+    return Repeats(
+        copies=copies,
+        contradictions=[pair for pair in pairs if pair is not None],
+        excluded=sum(_excluded(group, times) for group in by_prompt.values()),
+    )
+
+
+def _excluded(alike: Sequence[Sample], times: Mapping[Sample, int]) -> int:
+    """Samples of one prompt that are not recalled when the best of its targets is."""
+    by_target: Counter[tuple[int, ...]] = Counter()
+    for sample in alike:
+        by_target[sample.target] += times[sample]
+    # A target that another one begins with is recalled with it.
+    recalled = [
+        sum(by_target[target[: n + 1]] for n in range(len(target))) for target in list(by_target)
+    ]
+    return by_target.total() - max(recalled)
 
 
 def _contradiction(alike: Sequence[Sample]) -> tuple[Sample, Sample] | None:

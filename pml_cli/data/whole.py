@@ -47,7 +47,8 @@ def named_texts(files: Sequence[Path], run: Run) -> list[tuple[str, str]]:
         UserError: a file that cannot be read.
     """
     if len(files) > 1:
-        return [(file.name, read_text(str(file))) for file in files]
+        names = distinct_names(files)
+        return [(name, read_text(str(file))) for name, file in zip(names, files, strict=True)]
     path = getattr(run.data, "path", None)
     if not files or run.data.source != "jsonl" or path is None:
         return []
@@ -62,6 +63,16 @@ def named_texts(files: Sequence[Path], run: Run) -> list[tuple[str, str]]:
         name_key = next((keys[name] for name in NAME_KEYS if name in keys), "")
         texts.append((str(row.fields.get(name_key) or f"Text {number}"), text))
     return texts
+
+
+def distinct_names(files: Sequence[Path]) -> list[str]:
+    """The names of files, with as many of their folders as tell them apart."""
+    parts = [file.resolve().parts for file in files]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def texts_file(texts: Sequence[tuple[str, str]], folder: Path) -> Path:

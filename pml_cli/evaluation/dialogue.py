@@ -248,10 +248,11 @@ def _candidates(
 
 
 def _max_new_tokens(model: Model, samples: Sequence[Sample], *, has_end: bool) -> int:
-    if not has_end:
-        return len(samples[0].target)
-    longest_prompt = max(len(sample.prompt) for sample in samples)
     longest_target = max(len(sample.target) for sample in samples)
+    # Without an end nothing says where to stop.
+    if not has_end:
+        return longest_target
+    longest_prompt = max(len(sample.prompt) for sample in samples)
     room = model_dims(model).context - longest_prompt
     # The longest prompt need not be that of the longest target, which must never be cut off.
     return max(longest_target, min(longest_target + SPARE_TOKENS, room))

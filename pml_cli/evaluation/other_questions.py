@@ -209,7 +209,8 @@ class OtherQuestions:
         for text, answer in neighbours:
             question = self._interview.question(text)
             if question.trained is None and self._has_room(question.prompt, NEIGHBOUR_TOKENS):
-                answers[question.prompt] = answer
+                # An answer that one row gives stays, where another has the question alone.
+                answers[question.prompt] = answers.get(question.prompt) or answer
         return answers
 
     def _has_room(self, prompt: Ids, tokens: int) -> bool:

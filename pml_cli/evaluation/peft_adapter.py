@@ -28,6 +28,9 @@ from pml_cli.model.modules import linear_sites
 from pml_cli.model.split_model import SplitModel
 
 PREFIX = "base_model.model."
+
+# PEFT's own, of an adapter_config.json that does not say it.
+DEFAULT_ALPHA = 8
 MATRIX = re.compile(r"(?P<site>.+)\.lora_(?P<matrix>[AB])\.weight")
 
 
@@ -61,8 +64,13 @@ class PeftAdapter:
         """What PEFT multiplies A B by: alpha / rank, or alpha / sqrt(rank) under rsLoRA."""
         rank = int(self.A[site].shape[0])
         patterns = self.config.get("alpha_pattern") or {}
-        alpha = float(_of_site(patterns, site, self.config.get("lora_alpha") or rank))
+        alpha = float(_of_site(patterns, site, _alpha(self.config)))
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+def _alpha(config: Mapping[str, Any]) -> Any:
+    alpha = config.get("lora_alpha")
+    return DEFAULT_ALPHA if alpha is None else alpha
 
 
 def _of_site(patterns: Mapping[str, Any], site: str, usual: Any) -> Any:

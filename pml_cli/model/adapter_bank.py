@@ -207,7 +207,7 @@ class AdapterBank:
             x: its input, (K * b, T, I) of any float dtype, rows grouped by cell.
 
         Returns:
-            (K * b, T, O) in the dtype of x.
+            (K * b, T, O); beside a block in the dtype of x, else in that of the adapters.
         """
         A = self.A[name]
         B = self.B[name]
@@ -222,7 +222,8 @@ class AdapterBank:
         if self.dropout and self.is_block:
             y_KNO = self.dropout(y_KNO, output_shape)
 
-        return y_KNO.view(output_shape).to(x.dtype)
+        y = y_KNO.view(output_shape)
+        return y.to(x.dtype) if self.is_block else y
 
     @contextmanager
     def attached(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -245,8 +246,10 @@ class AdapterBank:
         """The forward hook of one module, which adds the adapters to its output."""
 
         def add_delta(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-            changed = first_tensor(output) + self.delta(name, inputs[0])
-            return with_first_tensor(output, changed)
+            plain = first_tensor(output)
+            # Of a linear module rounded once, after the sum, as PEFT does.
+            changed = plain + self.delta(name, inputs[0])
+            return with_first_tensor(output, changed.to(plain.dtype))
 
         return add_delta
 

@@ -110,6 +110,9 @@ class Situation:
     contradictions: int
     """Prompts whose targets exclude each other."""
 
+    excluded: int
+    """Facts that cannot be known for it."""
+
     train: Train
     out_of_time: bool
     """Whether the budget has ended the search."""
@@ -131,10 +134,10 @@ def advice(state: SearchState, found: Answer, situation: Situation) -> list[str]
 
     facts = situation.facts
     if facts is not None and situation.contradictions:
-        most = facts - situation.contradictions
+        most = facts - situation.excluded
         lines.append(
-            f"{counted(situation.contradictions, 'question')} with two answers: at most {most} of "
-            f"{facts} facts can be known; mend the file, or give "
+            f"{counted(situation.contradictions, 'question')} with several answers: at most {most} "
+            f"of {facts} facts can be known; mend the file, or give "
             f"--exact {math.floor(100 * most / facts)}%"
         )
     lines += _weaker_limits(state, facts)

@@ -8,6 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from support.sweeps import quick_in
 
+from pml_cli.config.measure import load_measure
+from pml_cli.data.sources.text import TextData
+
 # Of result.json, measured again by other code.
 SAME = (
     "base_loss",
@@ -96,6 +99,19 @@ def test_harm_is_that_of_pml_forgetting(quick, folder):
         assert entry[field] == pytest.approx(other[field], abs=1e-5)
     for kind, row in other["kinds"].items():
         assert entry["kinds"][kind]["kl"] == pytest.approx(row["kl"], abs=1e-5)
+
+
+def test_another_text_is_read_from_its_beginning(tmp_path):
+    """Whatever the one that was learned began with; moved, it is still the same."""
+    first, other = (tmp_path / name for name in ("first.txt", "other.txt"))
+    first.write_text("Chapter 1\nA pump.")
+    other.write_text("A gate.")
+    learned = TextData(path=str(first), seed=2, start="Chapter 1")
+    for path, expected in ((other, (0, "")), (first, (2, "Chapter 1"))):
+        data = load_measure(["adapter", str(path)]).data(learned)
+        assert (data.path, data.seed, data.start) == (str(path), *expected)
+    kept = load_measure(["adapter", str(other), "data.seed=1"]).data(learned)
+    assert (kept.seed, kept.start) == (1, "")
 
 
 def test_a_text_of_its_own_and_one_row_for_each_adapter_and_text(quick, folder, tmp_path):

@@ -211,7 +211,7 @@ def test_where_no_rank_knows_all_the_best_is_kept_and_says_what_to_change(quick,
     assert failed.returncode == 1, failed.stderr
     assert "1 prompt with targets that exclude each other" in failed.stdout
     assert "none within the limits" in failed.stdout
-    assert "1 question with two answers: at most 2 of 3 facts can be known" in failed.stdout
+    assert "1 question with several answers: at most 2 of 3 facts can be known" in failed.stdout
     assert "--exact 66%" in failed.stdout
     out = tmp_path / "outputs" / "memorize"
     assert (out / "adapter" / "script.py").is_file()

@@ -346,7 +346,35 @@ FAULTS = {
     "turns as text": ([{"messages": "q"}], "line 1 has messages that are no list of turns, with"),
     "turns without roles": ([{"messages": [{"content": "q"}]}], "line 1 has messages that are no"),
     "nothing said": ([{"messages": []}], "line 1 has messages that are no list of turns"),
+    "two spellings": (
+        [{"question": "q", "Answer": "a", "answer": "b"}],
+        "line 1 has Answer and answer; name one: data.prompt_key, data.target_key",
+    ),
+    "several lists": (
+        [{"train": [GOOD], "test": [GOOD]}],
+        "several lists of rows ('train', 'test'); give one as a file",
+    ),
 }
+
+
+UNUSED = {
+    "context": ([GOOD | {"context": "on this"}], ["context is not used (1 of 1)"]),
+    "an empty one": ([GOOD | {"context": ""}], []),
+    "of some rows": ([GOOD, GOOD | {"Passage": "p"}], ["Passage is not used (1 of 2)"]),
+    "instruction": ([{"instruction": "q", "input": "i", "output": "a", "system": "s"}], []),
+    "tools": (
+        [openai([("user", "q"), ("assistant", "a")]) | {"tools": [{"name": "f"}], "system": "s"}],
+        ["tools is not used (1 of 1)"],
+    ),
+    "empty question": ([GOOD, GOOD | {"question": " "}], ["question is empty (1 of 2)"]),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_may_decide_an_answer_and_is_not_learned_is_said(tmp_path, name):
+    rows, notes = UNUSED[name]
+    (tmp_path / "facts.jsonl").write_text(json_lines(rows))
+    assert facts(tmp_path / "facts.jsonl")[1].notes == notes
 
 
 @pytest.mark.parametrize("name", FAULTS)

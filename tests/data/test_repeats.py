@@ -20,6 +20,7 @@ def test_copies_are_counted_each_time():
     repeats = find_repeats([first, other, first, first])
     assert repeats.copies == [first, first]
     assert repeats.contradictions == []
+    assert repeats.excluded == 0
 
 
 def test_one_pair_for_each_prompt_with_two_targets():
@@ -30,10 +31,14 @@ def test_one_pair_for_each_prompt_with_two_targets():
     ((first, second),) = repeats.contradictions
     assert first == paris
     assert second in (lyon, nice)
+    # Paris, which is there twice, may be recalled; Lyon and Nice cannot be then.
+    assert repeats.excluded == 2
 
 
 def test_a_beginning_is_no_contradiction_unless_it_ends():
     whole, cut = sample([1], [3, 4, 5]), sample([1], [3, 4])
     assert find_repeats([whole, cut]).contradictions == []
+    assert find_repeats([whole, cut]).excluded == 0
     ended = sample([1], [3, 9], end=1)
+    assert find_repeats([whole, cut, ended]).excluded == 1
     assert find_repeats([whole, cut, ended]).contradictions == [(whole, ended)]

@@ -27,6 +27,8 @@ def asked(*arguments):
         ("facts.jsonl", "", True),
         ("facts.csv.gz", "", True),
         ("notes.txt", "A text.\n", False),
+        ("notes.txt", '[\n  {"question": "Who?",\n   "answer": "Ilse"}\n]\n', True),
+        ("notes.txt", "[1] A text with a reference.\n", False),
         ("notes.txt", '{"question": "Who?", "answer": "Ilse"}\n', True),
         ("notes", '{"question": \n', False),
         ("README.md", "[1, 2]\n", False),
@@ -58,6 +60,16 @@ def test_several_texts_stand_behind_their_names(tmp_path):
     samples = samples_of(resolved_run(run))
     assert [sample.target_text for sample in samples] == [text for _, text in texts]
     assert [sample.turns[-1][1] for sample in samples] == ["a.txt", "b.md"]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [tmp_path / folder / "notes.txt" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(f"The text of {path.parent.name}.")
+    request = asked(*paths)
+    names = [name for name, _ in named_texts(request.files, request.run)]
+    assert names == ["a/notes.txt", "b/notes.txt"]
 
 
 def test_texts_of_an_earlier_call_stay(tmp_path):

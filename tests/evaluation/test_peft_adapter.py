@@ -1,13 +1,18 @@
 """Adapters that PEFT has made, in a bank: the logits are those of PEFT's own model."""
 
+import json
+from collections import OrderedDict
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import AutoModelForCausalLM
 
-from pml_cli.config.schema import TINY
+from pml_cli.config.schema import TINY, LinearAdapter
 from pml_cli.evaluation.peft_adapter import bank_of, read_adapter
 from pml_cli.evaluation.peft_folder import read_config
+from pml_cli.model.adapter_bank import AdapterBank, Site
 
 IDS = torch.tensor([[0, 5, 17, 99, 300, 42, 7]])
 
@@ -23,6 +28,41 @@ def save_random(folder, **settings):
     adapted.save_pretrained(folder)
     with torch.no_grad():
         return adapted(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (0, 0.0), (16, 4.0)])
+def test_without_its_alpha_the_scale_is_that_of_peft(tmp_path, alpha, scale):
+    save_random(tmp_path, r=4, lora_alpha=8, target_modules=["v_proj"])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["lora_alpha"] = alpha
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    adapter = read_adapter(tmp_path, read_config(tmp_path))
+    assert adapter.scale(next(iter(adapter.A))) == scale
+
+
+def test_in_bfloat16_the_output_is_that_of_peft_to_the_last_bit():
+    """It is rounded once, after the sum: ties and slim margins are decided alike."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(OrderedDict(layer=nn.Linear(48, 40, dtype=torch.bfloat16)))
+    bank = AdapterBank(
+        sites={"layer": Site(name="layer", inputs=48, outputs=40)},
+        settings=LinearAdapter(),
+        ranks=[4],
+        A={"layer": torch.randn(1, 48, 4)},
+        B={"layer": torch.randn(1, 4, 40)},
+        scale=torch.tensor([4.0]),
+    )
+    x = torch.randn(3, 7, 48, dtype=torch.bfloat16)
+    with torch.no_grad(), bank.attached(dict(plain.named_modules())):
+        ours = plain(x)
+
+    adapted = get_peft_model(plain, LoraConfig(r=4, lora_alpha=16, target_modules=["layer"]))
+    weights = dict(adapted.named_parameters())
+    for matrix, values in (("A", bank.A), ("B", bank.B)):
+        name = f"base_model.model.layer.lora_{matrix}.default.weight"
+        weights[name].data = values["layer"][0].T.contiguous()
+    with torch.no_grad():
+        assert torch.equal(adapted(x), ours)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ def advised(trials, *, contradictions=0, out_of_time=False, train=None, **limits
     situation = Situation(
         facts=40,
         contradictions=contradictions,
+        excluded=2 * contradictions,
         train=train or Train(steps=300),
         out_of_time=out_of_time,
     )
@@ -66,8 +67,8 @@ def test_a_weaker_limit_of_forgetting():
 def test_contradictions_and_the_budget_come_first():
     lines = advised([trial(2, 0.9)], contradictions=2, out_of_time=True)
     assert lines[0].startswith("the budget was over")
-    assert lines[1].startswith("2 questions with two answers: at most 38 of 40 facts")
-    assert lines[1].endswith("--exact 95%")
+    assert lines[1].startswith("2 questions with several answers: at most 36 of 40 facts")
+    assert lines[1].endswith("--exact 90%")
     assert not [line for line in lines if "more steps" in line]
 
 
