@@ -288,8 +288,11 @@ def _request(
     file: Folder | None = None,
 ) -> Request:
     """Settings of a command that trains, checked as on the command line."""
+    from pml_cli.config.cache_key import forget_files
     from pml_cli.config.request import load
 
+    # They may have been edited since the last call.
+    forget_files()
     return load(command, _overrides(settings, more), Path(file) if file is not None else None)
 
 

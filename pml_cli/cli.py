@@ -17,6 +17,7 @@ import typer
 
 from pml_cli import __version__
 from pml_cli.config import reports
+from pml_cli.config.cache_key import forget_files
 from pml_cli.config.completion import (
     complete_measure,
     complete_memorize,
@@ -967,6 +968,7 @@ def _run(args: list[str] | None) -> int:
     """Run the command; its exit code."""
     try:
         _check_present_folder()
+        forget_files()
         code = app(args, prog_name="pml", standalone_mode=False)
     except UserError as error:
         return _refused(error.faults)

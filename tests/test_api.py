@@ -121,3 +121,15 @@ def test_texts_reach_their_setting_whole(value):
 def test_names_are_complete():
     assert set(pml.__all__) <= set(dir(pml))
     assert all(getattr(pml, name) is not None for name in pml.__all__)
+
+
+def test_a_file_that_was_edited_since_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = {"data": "jsonl", "data.path": "facts.jsonl", "seqlen": "all", "model.device": "cpu"}
+    asked |= {"rank": 1, "train.steps": 2, "train.decode": False, "out": "runs"}
+    for answer in ("P7", "P8"):
+        fact = {"question": "Which pump?", "answer": answer}
+        (tmp_path / "facts.jsonl").write_text(json.dumps(fact))
+        trained = pml.sweep(settings=asked, quiet=True)
+        (samples,) = pml.samples(trained["folder"].iloc[0]).to_dict("records")
+        assert samples["target"] == answer

@@ -1,8 +1,31 @@
-"""Settings as a cache key."""
+"""What is kept of files while a command runs, and settings as the key of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_caches: list[Any] = []
+
+
+def file_cache(maxsize: int) -> Callable[[Function], Function]:
+    """As `lru_cache`, of a function that reads files: forgotten by `forget_files`."""
+
+    def cached(function: Function) -> Function:
+        kept: Any = lru_cache(maxsize=maxsize)(function)
+        _caches.append(kept)
+        return kept  # type: ignore[no-any-return]
+
+    return cached
+
+
+def forget_files() -> None:
+    """Forget what was read of files: in a notebook they may have been edited since."""
+    for kept in _caches:
+        kept.cache_clear()
 
 
 class CacheKey:

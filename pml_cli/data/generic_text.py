@@ -15,7 +15,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.cache_key import CacheKey, file_cache
 from pml_cli.config.schema import Data, Model, Run
 from pml_cli.data.opened import source_of
 from pml_cli.data.source import Sample
@@ -90,7 +90,7 @@ def generic_pool(model: Model, kind: str, part: str) -> Pool:
     return _generic_pool(CacheKey(model), kind, part)
 
 
-@lru_cache(maxsize=64)
+@file_cache(64)
 def _generic_pool(model: CacheKey, kind: str, part: str) -> Pool:
     def text(tokenizer: Tokenizer) -> str:
         return _chat_text(tokenizer, part) if kind == "chat" else generic_text(kind, part)
@@ -157,7 +157,7 @@ def generic_windows(run: Run) -> tuple[Sample, ...]:
     return windows
 
 
-@lru_cache(maxsize=16)
+@file_cache(16)
 def _text(model: CacheKey, path: str | None) -> Pool:
     """At most `MAX_WINDOWS` of generic text, spread evenly over it."""
     if path is not None:
@@ -192,7 +192,7 @@ def _spread(windows: Sequence[T], most: int) -> list[T]:
 
 
 # Cells that differ in rank, loss or seed share their samples.
-@lru_cache(maxsize=1024)
+@file_cache(1024)
 def _unshared(model: CacheKey, data: CacheKey, seqlen: int, path: str | None) -> tuple[Sample, ...]:
     run = Run(model=model.value, data=data.value, seqlen=seqlen)
     targets = trained_targets(run, source_of(run).take(seqlen))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 
-from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.cache_key import CacheKey, file_cache
 from pml_cli.config.schema import Run
 from pml_cli.data.cell import PackedSize
 from pml_cli.data.row_packing import packed_size
@@ -57,7 +56,7 @@ def tokens_hash(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(ids.encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=64)
+@file_cache(64)
 def _open_source(model: CacheKey, data: CacheKey) -> Source:
     # Faults of the model are reported before those of the source.
     model_dims(model.value)
@@ -66,18 +65,18 @@ def _open_source(model: CacheKey, data: CacheKey) -> Source:
 
 
 # Cells that differ in rank, loss or seed share their samples.
-@lru_cache(maxsize=4096)
+@file_cache(4096)
 def _samples(model: CacheKey, data: CacheKey, seqlen: int) -> list[Sample]:
     source = _open_source(model, data)
     check_length(model.value, data.value, source, seqlen)
     return source.take(seqlen)
 
 
-@lru_cache(maxsize=4096)
+@file_cache(4096)
 def _packed_size(model: CacheKey, data: CacheKey, seqlen: int, rows: int) -> PackedSize | None:
     return packed_size(_samples(model, data, seqlen), rows)
 
 
-@lru_cache(maxsize=4096)
+@file_cache(4096)
 def _tokens_hash(model: CacheKey, data: CacheKey, seqlen: int) -> str:
     return tokens_hash(_samples(model, data, seqlen))

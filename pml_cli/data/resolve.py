@@ -7,9 +7,8 @@ automatic value is the way of old, as in the config.yaml of a run that was made 
 from __future__ import annotations
 
 import dataclasses
-from functools import lru_cache
 
-from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.cache_key import CacheKey, file_cache
 from pml_cli.config.schema import TEMPLATE_DATE, Data, FactsData, Model, Run
 from pml_cli.data.lengths import with_length
 from pml_cli.model.tokenizer import open_tokenizer
@@ -26,13 +25,8 @@ def resolved_run(run: Run) -> Run:
     return with_length(dataclasses.replace(run, data=data))
 
 
-def forget_resolved() -> None:
-    """Resolve anew what was resolved before: weights have been downloaded since."""
-    _resolved_data.cache_clear()
-
-
 # The cells of a sweep share their data.
-@lru_cache(maxsize=1024)
+@file_cache(1024)
 def _resolved_data(model: CacheKey, data: CacheKey) -> Data:
     settings: Data = data.value.resolved(model.value)
     settings = _resolved_template(settings, model.value)

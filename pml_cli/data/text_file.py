@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from functools import lru_cache
 from pathlib import Path
 
+from pml_cli.config.cache_key import file_cache
 from pml_cli.errors import UserError
 
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -14,7 +14,7 @@ UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ZIP = b"PK\x03\x04"
 
 
-@lru_cache(maxsize=16)
+@file_cache(16)
 def read_text(path: str) -> str:
     """The text of `data.path`, without a byte order mark and with Unix line ends.
 

@@ -10,10 +10,9 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.cache_key import CacheKey, file_cache
 from pml_cli.config.schema import Data, FactsData, Model, Run
 from pml_cli.data.opened import samples_of
 from pml_cli.data.source import Sample
@@ -145,7 +144,7 @@ def dialogue_of(run: Run) -> Dialogue:
 
 
 # The cells of a sweep share their samples.
-@lru_cache(maxsize=256)
+@file_cache(256)
 def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
     run = Run(model=model.value, data=data.value, seqlen=seqlen)
     samples = samples_of(run)
@@ -174,7 +173,7 @@ def _dialogue(model: CacheKey, data: CacheKey, seqlen: int) -> Dialogue:
     )
 
 
-@lru_cache(maxsize=4)
+@file_cache(4)
 def _tokenizer(model: CacheKey) -> Any:
     """The tokenizer as a script reads it; None where there is none."""
     try:

@@ -10,12 +10,13 @@ import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from pml_cli.config.cache_key import forget_files
 from pml_cli.config.schema import MOST_STEPS, Launch, Run
 from pml_cli.data.cell import CellPlan
 from pml_cli.data.curriculum import total_steps
 from pml_cli.data.generic_text import generic_windows
 from pml_cli.data.opened import packed_size_of, samples_of, tokens_hash_of
-from pml_cli.data.resolve import forget_resolved, resolved_run
+from pml_cli.data.resolve import resolved_run
 from pml_cli.data.stream import fetch_unmeasured
 from pml_cli.errors import UserError, raise_all
 from pml_cli.format import counted
@@ -48,7 +49,7 @@ def check_with_weights(runs: Sequence[Run]) -> list[CellPlan]:
     cells = check(runs)
     # Only now, as gigabytes are too much for a sweep with a misspelt setting.
     if fetch_unmeasured(runs):
-        forget_resolved()
+        forget_files()
         return check(runs)
     return cells
 

@@ -22,7 +22,6 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from pml_cli.config.cache_key import CacheKey
+from pml_cli.config.cache_key import CacheKey, file_cache
 from pml_cli.config.schema import Model
 from pml_cli.errors import UserError
 from pml_cli.io import cache_folder, write_json
@@ -106,7 +105,7 @@ def _ratios(key: CacheKey) -> Sequence[float | None] | None:
     return _cached_ratios(CacheKey(measured), tuple(files))
 
 
-@lru_cache(maxsize=64)
+@file_cache(64)
 def _cached_ratios(key: CacheKey, files: tuple[Path, ...]) -> Sequence[float | None] | None:
     model: Model = key.value
     layers = model_dims(model).layers

@@ -7,9 +7,10 @@ over the prompt, and prints what the model appends.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, TypeVar
 
+from pml_cli.config.cache_key import file_cache
 from pml_cli.config.schema import Data, Model
 from pml_cli.errors import UserError
 from pml_cli.model.chat_template import ChatTemplate, Turns
@@ -253,7 +254,7 @@ def open_tokenizer(model: Model) -> Tokenizer:
 
 
 # Settings are not hashable, so the cache is keyed by the fields that choose the files.
-@lru_cache(maxsize=8)
+@file_cache(8)
 def _open_tokenizer(
     *,
     path: str,

@@ -19,6 +19,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from pml_cli.config.cache_key import file_cache
 from pml_cli.config.load import shipped_settings
 from pml_cli.config.option_files import options
 from pml_cli.config.schema import FORMAT, TINY, Loss, Run
@@ -229,12 +230,12 @@ def model_hash(path: str) -> str:
     return _folder_hash(path) if (folder / "config.json").is_file() else path
 
 
-@lru_cache(maxsize=256)
+@file_cache(256)
 def _gguf_hash(path: str) -> str:
     return sampled_hash(Path(path))
 
 
-@lru_cache(maxsize=256)
+@file_cache(256)
 def _folder_hash(path: str) -> str:
     folder = TINY if path == "tiny" else Path(path)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -265,7 +266,7 @@ def _tokenizer_files(folder: Path) -> list[str]:
     return list(dict.fromkeys([*names, *older_names, *TOKENIZER_FILES]))
 
 
-@lru_cache(maxsize=256)
+@file_cache(256)
 def content_hash(path: str) -> str:
     """A name for the data at a path.
 

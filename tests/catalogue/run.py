@@ -106,11 +106,8 @@ def _prepare(case: Case, folder: Path, output: Path) -> None:
 
 
 def _exit_code(argv: list[str]) -> int:
-    from support.sweeps import forget_files
-
     from pml_cli.cli import main
 
-    forget_files()
     try:
         main(argv)
     except SystemExit as ended:

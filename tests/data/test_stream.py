@@ -9,8 +9,9 @@ from support.models import local
 from support.sinks import HUB_ID, plant_sink, without_weights
 from support.sweeps import FEW
 
+from pml_cli.config.cache_key import forget_files
 from pml_cli.config.schema import TINY, Model, Run
-from pml_cli.data.resolve import forget_resolved, resolved_run
+from pml_cli.data.resolve import resolved_run
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.data.sources.random import RandomData
@@ -98,7 +99,7 @@ def test_a_sweep_warns_at_its_end(quick, sunk):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    forget_resolved()
+    forget_files()
     return without_weights(tmp_path / "hub", monkeypatch)
 
 
@@ -111,7 +112,7 @@ def test_a_dry_run_says_what_it_assumes(quick, hub):
     assert "data.prompt='Text:' for model=far: assumed, as its weights are not on this" in printed
 
     shutil.copy(TINY / "model.safetensors", hub)
-    forget_resolved()
+    forget_files()
     result = quick(*request)
     assert result.returncode == 0 and "data.prompt" not in result.stdout
 

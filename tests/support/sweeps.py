@@ -33,7 +33,6 @@ def pml(cwd, *args):
 def quick(tmp_path, monkeypatch, capsys):
     """The same command line without a process of its own, in an empty folder."""
     monkeypatch.setenv("COLUMNS", "100")
-    forget_files()
 
     def call(*args):
         monkeypatch.chdir(tmp_path)
@@ -49,7 +48,6 @@ def quick(tmp_path, monkeypatch, capsys):
 def quick_in(folder, *args):
     """The command line in a folder, in this process; its exit code. For fixtures of a module."""
     before = Path.cwd()
-    forget_files()
     os.chdir(folder)
     try:
         with pytest.raises(SystemExit) as ended:
@@ -57,15 +55,6 @@ def quick_in(folder, *args):
     finally:
         os.chdir(before)
     return ended.value.code
-
-
-def forget_files():
-    """Forget what is cached by path: other tests have files of the same names in their folders."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith(("pml_cli.data", "pml_cli.results", "pml_cli.evaluation")):
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
-                    value.cache_clear()
 
 
 def result_times(out):
