@@ -15,17 +15,17 @@ def file_cache(maxsize: int) -> Callable[[Function], Function]:
     """As `lru_cache`, of a function that reads files: forgotten by `forget_files`."""
 
     def cached(function: Function) -> Function:
-        kept: Any = lru_cache(maxsize=maxsize)(function)
-        _caches.append(kept)
-        return kept  # type: ignore[no-any-return]
+        cache: Any = lru_cache(maxsize=maxsize)(function)
+        _caches.append(cache)
+        return cache  # type: ignore[no-any-return]
 
     return cached
 
 
 def forget_files() -> None:
     """Forget what was read of files: in a notebook they may have been edited since."""
-    for kept in _caches:
-        kept.cache_clear()
+    for cache in _caches:
+        cache.cache_clear()
 
 
 class CacheKey:

@@ -182,9 +182,9 @@ class _KeyFinder:
             UserError: it is written in two ways there.
         """
         key = written_key(row.fields, names, taken=(self._prompt_key, self._target_key))
-        alike = [other for other in row.fields if key and _plain(other) == _plain(key)]
-        if len(alike) > 1:
-            ways = " and ".join(map(printable, alike))
+        spellings = [name for name in row.fields if key and _plain(name) == _plain(key)]
+        if len(spellings) > 1:
+            ways = " and ".join(map(printable, spellings))
             raise UserError(f"{row.where} has {ways}; name one: data.prompt_key, data.target_key")
         return key
 
