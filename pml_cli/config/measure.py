@@ -65,8 +65,8 @@ class MeasureRequest:
         if learned is not None and type(learned) is type(asked) and self.text is not None:
             changes = self._changes("data", asked)
             if _is_another_text(learned, asked):
-                names = [name for name in BEGINNING if hasattr(learned, name)]
-                changes = {name: BEGINNING[name] for name in names} | changes
+                usual = {name: BEGINNING[name] for name in BEGINNING if hasattr(learned, name)}
+                changes = usual | changes
             return dataclasses.replace(learned, **changes)
         if "data" in self.given:
             return asked
