@@ -92,7 +92,8 @@ class MergedBank(AdapterBank):
             base: holds the weights that the adapters are added to.
             bank: adapters of linear modules.
             rounding: type that the merged matrices are rounded to; empty: they are not.
-            dtype: of their arithmetic; None: the adapters' own.
+            dtype: they are stored and multiplied in; None: that of the base's weights, as after
+                PEFT's merge.
         """
         super().__init__(
             sites=bank.sites,
@@ -115,7 +116,7 @@ class MergedBank(AdapterBank):
             if rounding:
                 merged_KIO = ROUNDINGS[rounding](merged_KIO, 1)
 
-            arithmetic = dtype or A.dtype
+            arithmetic = dtype or weight_IO.dtype
             bias_O = getattr(module, "bias", None)
             if bias_O is not None:
                 bias_O = bias_O.to(arithmetic)
