@@ -39,7 +39,8 @@ class Signals:
 
     Attributes:
         save_requested: a checkpoint is wanted.
-        stop: to be raised once that checkpoint is written; None: the training goes on.
+        stop: to be raised once that checkpoint is written, by whoever waits in a loop; None: the
+            work goes on.
         training: set by the training loop while it looks at the two above.
     """
 
@@ -74,11 +75,13 @@ class Signals:
         if number == checkpoint_only:
             return
 
-        # The second request does not wait for the end of a step that may never come.
         stopped = Stopped(signal.Signals(number).name, number)
-        if self.stop is not None or not self.training:
-            raise stopped
+        is_second = self.stop is not None
+        # Kept in any case: an exception that hits the callbacks of an import is swallowed.
         self.stop = stopped
+        # The second request does not wait for the end of a step that may never come.
+        if is_second or not self.training:
+            raise stopped
 
 
 @contextmanager

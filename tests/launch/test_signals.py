@@ -1,5 +1,6 @@
 """Signals to a process that trains: once it ends cleanly, twice at once; nohup is respected."""
 
+import contextlib
 import os
 import signal
 import time
@@ -49,6 +50,19 @@ def test_outside_of_the_training_the_first_ends_it_at_once(number):
     with pytest.raises(Stopped), Signals():
         os.kill(os.getpid(), number)
         time.sleep(1)
+
+
+def test_a_signal_whose_exception_is_swallowed_is_obeyed_by_the_next_look():
+    """As where it hits a callback of an import: Python prints such an exception and goes on."""
+    with Signals() as signals:
+        with contextlib.suppress(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.stop is not None
+        assert signals.stop.signum == signal.SIGINT
+        # A second one ends it at once, also within the training.
+        signals.training = True
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.slow

@@ -171,11 +171,13 @@ class WorkerPool(Executor):
 
     def run(self, observer: RunObserver, *, wait: bool) -> Ending:
         """Start workers, and wait for them if `wait`."""
-        count = self.start(self.job.unfinished_packs())
-        observer.workers_started(count, self.describe(count))
-        return self.wait(observer) if wait else Ending.DETACHED
+        # From the first worker on: whoever interrupts it then means them too.
+        with Signals() as signals:
+            count = self.start(self.job.unfinished_packs())
+            observer.workers_started(count, self.describe(count))
+            return self.wait(observer, signals) if wait else Ending.DETACHED
 
-    def wait(self, observer: RunObserver) -> Ending:
+    def wait(self, observer: RunObserver, signals: Signals) -> Ending:
         """Watch the workers until every cell has ended; start new ones where some died.
 
         Raises:
@@ -192,7 +194,7 @@ class WorkerPool(Executor):
             launch=self.id,
         )
         # `pml cancel` finds the driver by its lease, as it finds the workers.
-        with lease, Signals():
+        with lease:
             while True:
                 look_started = time.monotonic()
                 snapshot = self.look(watcher)
@@ -204,6 +206,8 @@ class WorkerPool(Executor):
                     return Ending.GAVE_UP
                 if lease.check_cancelled():
                     raise Stopped("cancelled")
+                if signals.stop is not None:
+                    raise signals.stop
                 if not restarts.start_missing(snapshot):
                     return Ending.GAVE_UP
 
