@@ -193,8 +193,10 @@ def _measure(
     return {
         "adapter": str(adapter.folder),
         "weights": peft.hash,
+        "scale": peft.scale(next(iter(peft.A))),
         "model": measured.model.name,
         "model_path": measured.model.path,
+        "dtype": measured.model.dtype,
         "data": measured.data.label,
         "text": getattr(measured.data, "path", None),
         "tokens": tokens_hash(samples),

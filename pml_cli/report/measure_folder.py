@@ -1,7 +1,8 @@
 """The files of `pml measure`: measure.json and measure.csv, an entry for each adapter and text.
 
 measure.json, format 1: `adapters`, an entry each as `pml measure --json` prints it. What is
-measured again, the same weights on the same tokens of the same model, takes the place of its entry.
+measured again, the same weights on the same tokens of the same model, takes the place of its entry;
+harm that was measured before stays, where it is not measured again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from pml_cli.validation import Number, read_json
 FORMAT = 1
 
 # What makes an entry of its own.
-KEY = ("weights", "tokens", "model", "model_path")
+KEY = ("weights", "scale", "tokens", "model", "model_path", "dtype")
+
+# What is measured on other text, and not with --no-harm.
+HARM = ("harm", "harm_low", "harm_high", "kinds")
 
 
 class EntryFields(TypedDict):
@@ -51,12 +55,21 @@ def write(out: Path, entry: dict[str, Any]) -> list[str]:
     import pandas as pd
 
     path = out / "measure.json"
-    key = [entry[name] for name in KEY]
-    others = [other for other in _entries(path) if [other.get(name) for name in KEY] != key]
+    others = []
+    for other in _entries(path):
+        if not _is_same(other, entry):
+            others.append(other)
+        elif not entry["kinds"]:
+            entry = entry | {name: other[name] for name in HARM if name in other}
     entries = [*others, entry]
     write_json(path, {"format": FORMAT, "adapters": entries})
     write_csv(out / "measure.csv", pd.DataFrame([_csv_row(one) for one in entries]))
     return ["measure.json", "measure.csv"]
+
+
+def _is_same(other: dict[str, Any], entry: dict[str, Any]) -> bool:
+    """Whether two entries are of one measurement; older ones do not say everything."""
+    return all(other.get(name, entry[name]) == entry[name] for name in KEY)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from support.sweeps import quick_in
 
 from pml_cli.config.measure import load_measure
 from pml_cli.data.sources.text import TextData
+from pml_cli.report import measure_folder
 
 # Of result.json, measured again by other code.
 SAME = (
@@ -126,6 +127,18 @@ def test_a_text_of_its_own_and_one_row_for_each_adapter_and_text(quick, folder, 
     assert list(table["target_tokens"]) == [40]
     assert table["base_loss"].notna().all()
     assert "whole" in done.stdout and "not measured" in done.stdout
+
+
+def test_another_dtype_is_a_row_of_its_own_and_harm_stays(tmp_path):
+    entry = {"weights": "w", "scale": 2.0, "tokens": "t", "model": "m", "model_path": None}
+    entry |= {"dtype": "float32", "harm": None, "harm_low": None, "harm_high": None, "kinds": {}}
+    harmed = entry | {"harm": 0.5, "kinds": {"prose": {"harm": 0.5}}}
+    for written in (harmed, entry, entry | {"dtype": "bfloat16"}, entry | {"scale": 4.0}):
+        measure_folder.write(tmp_path, written)
+    table = pd.read_csv(tmp_path / "measure.csv")
+    assert list(table["dtype"]) == ["float32", "bfloat16", "float32"]
+    assert table["harm"].tolist()[0] == 0.5
+    assert table["harm"].isna().tolist() == [False, True, True]
 
 
 @pytest.fixture
