@@ -41,6 +41,9 @@ DRAWS = 1000
 # Shares of the samples of a cell (facts) that have a law of their own, beside that of all.
 SHARES = (0.5, 0.9, 0.99)
 
+# Its exponential is a number.
+LARGEST_LOG = 700.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecallFit:
@@ -77,6 +80,11 @@ class RecallFit:
         needed = special.logit(probability)
         log_rank = (needed - a + h * np.log(length)) / g
         return self._widened(log_rank, self.rank_blur)
+
+    def ranks(self, length: float, probability: float) -> Array:
+        """The rank that reaches the probability, (1 + D,), however large it is."""
+        # A slope near 0 takes a rank that no number holds.
+        return np.asarray(np.exp(np.minimum(self.log_ranks(length, probability), LARGEST_LOG)))
 
     def log_lengths(self, rank: float, probability: float) -> Array:
         """Log of the length that keeps the probability, (1 + D,): of the fit and of the draws."""

@@ -1,5 +1,6 @@
 """The law of exact recall against a planted one."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -120,3 +121,12 @@ def test_the_band_of_the_rank_holds_where_texts_differ(texts, text_sd):
         low, high = np.quantile(found.log_ranks(48, 0.5)[1:], [0.025, 0.975])
         held.append(low <= truth <= high)
     assert np.mean(held) >= 0.88
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rank_that_no_number_holds_is_a_large_one():
+    cells = exponential_cells((1, 2, 3, 4, 6, 8, 12), (32, 64, 128, 256), 3)
+    found = fit_recall(cells, exact_recall(cells, 0), draws=50, seed=0)
+    flat = dataclasses.replace(found, theta=np.array([found.theta[0], 1e-6, found.theta[2]]))
+    assert math.isfinite(flat.ranks(100, 0.999999)[0])
+    assert flat.ranks(100, 0.999999)[0] > 1e100

@@ -329,7 +329,7 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
     shown_lengths = np.unique(lengths[[0, middle, -1]])
     texts = []
     for length in shown_lengths:
-        rank, *draws = np.exp(recall.log_ranks(length, EVEN_CHANCE))
+        rank, *draws = recall.ranks(length, EVEN_CHANCE)
         text = f"{length:g} tokens {size_text(rank)}"
         if draws:
             low, high = np.quantile(draws, [0.025, 0.975])

@@ -172,7 +172,7 @@ def _recall_line(group: GroupFit) -> list[_Line]:
     shown = np.unique(lengths[[0, len(lengths) // 2, -1]])
     sizes = []
     for length in shown:
-        size = float(np.exp(recall.log_ranks(length, EVEN_CHANCE))[0])
+        size = float(recall.ranks(length, EVEN_CHANCE)[0])
         # Said once, for all lengths.
         unit = " tokens" if length == shown[0] else ""
         sizes.append(f"{size_text(size)} ({length:g}{unit})")
