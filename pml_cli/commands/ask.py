@@ -134,7 +134,7 @@ def _questions(interview: Interview, texts: Sequence[str]) -> list[Question]:
         lines = sys.stdin.read().split("\n") if text == STANDARD_INPUT else [text]
         questions += [line for line in lines if line.strip()]
     if questions:
-        return [interview.question(text) for text in questions]
+        return [question for text in questions for question in interview.questions(text)]
 
     if not interview.has_questions and STANDARD_INPUT not in texts:
         return [interview.continuation()]

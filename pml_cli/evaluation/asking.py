@@ -159,6 +159,22 @@ class Interview:
         prompt = prompt_of(self._tokenizer, self._run.data, turns)
         return Question(text=text, prompt=prompt.ids, trained=None)
 
+    def questions(self, text: str) -> list[Question]:
+        """As `question`; where samples ask it behind different turns, one of each prompt.
+
+        Raises:
+            UserError: the chat template or the tokenizer refuses it.
+        """
+        first = self.question(text)
+        if first.trained is None:
+            return [first]
+        asked = first.trained.turns[-1]
+        by_prompt = {sample.prompt: sample for sample in self.samples if asked in sample.turns[-1:]}
+        return [
+            Question(text=text, prompt=sample.prompt, trained=sample)
+            for sample in by_prompt.values()
+        ]
+
     def paraphrase(self, turns: Turns, text: str) -> tuple[int, ...] | None:
         """The prompt of a sample with its last turn in other words; None where that is trained.
 

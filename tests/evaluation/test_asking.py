@@ -107,6 +107,17 @@ def test_a_system_turn_that_all_facts_share_is_kept(tmp_path):
     assert "system\nNo pumps." in interview.text(interview.question(NEW).prompt)
 
 
+def test_one_question_behind_two_system_turns_is_asked_behind_each(tmp_path):
+    model = tokenizer_folder(tmp_path / "m", with_begin(byte_level()), CHATML_DEFAULT)
+    facts = [{"system": f"Hall {n}.", "question": "Which pump?", "answer": f"P{n}"} for n in (1, 2)]
+    interview = interview_of(model, tmp_path, facts, chat=True)
+    asked = interview.questions("Which pump?")
+    assert [question.trained.text for question in asked] == ["P1", "P2"]
+    assert [question.prompt for question in asked] == [s.prompt for s in interview.samples]
+    (new,) = interview.questions("Which gate?")
+    assert new.trained is None
+
+
 def test_another_tokenizer_is_noticed(tmp_path):
     model = tokenizer_folder(tmp_path / "m", byte_level(), CHATML_DEFAULT)
     interview = interview_of(model, tmp_path, chat=True)
