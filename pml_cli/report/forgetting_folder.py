@@ -6,7 +6,6 @@ forgetting.json, format 1: `settings`, `meanings` (name: meaning), `groups` (`me
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pml_cli.evaluation.forgetting_runs import FILE_NAME, FORMAT
 from pml_cli.io import table_records, write_csv, write_json
 from pml_cli.report import folder_index
 from pml_cli.report.figures.registry import write_figure
+from pml_cli.results.groups import file_stems
 
 # What the runs of one figure share.
 FIGURE = ["model", "data", "adapter", "seqlen"]
@@ -93,12 +93,8 @@ def write_figures(out: Path, table: pd.DataFrame, means: pd.DataFrame) -> list[s
 
     groups = list(means.groupby(FIGURE, sort=False))
     names: list[str] = []
-    for key, group in groups:
-        stem = "forgetting"
-        if len(groups) > 1:
-            # Names of models hold slashes.
-            values = [str(value) for value in key]
-            stem = re.sub(r"[:/]", "-", "-".join(["forgetting", *values]))
+    stems = file_stems("forgetting", [key for key, _ in groups])
+    for stem, (key, group) in zip(stems, groups, strict=True):
         same = (table[FIGURE] == pd.Series(dict(zip(FIGURE, key, strict=True)))).all(axis=1)
         names += write_figure(out / stem, forgetting_figure(table[same], group))
     return names

@@ -6,7 +6,6 @@ lasting.json, format 1: `settings`, `conditions` (name: meaning), `groups` (`mea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pml_cli.evaluation.lasting_runs import FORMAT
 from pml_cli.io import table_records, write_csv, write_json
 from pml_cli.report import folder_index
 from pml_cli.report.figures.registry import write_figure
+from pml_cli.results.groups import file_stems
 
 
 def report_content(
@@ -92,11 +92,7 @@ def write_figures(out: Path, table: pd.DataFrame) -> list[str]:
 
     groups = list(table.groupby(["model", "data", "adapter"]))
     names: list[str] = []
-    for key, group in groups:
-        stem = "lasting"
-        if len(groups) > 1:
-            # Names of models hold slashes.
-            values = [str(value) for value in key]
-            stem = re.sub(r"[:/]", "-", "-".join(["lasting", *values]))
+    stems = file_stems("lasting", [key for key, _ in groups])
+    for stem, (_, group) in zip(stems, groups, strict=True):
         names += write_figure(out / stem, lasting_figure(group))
     return names

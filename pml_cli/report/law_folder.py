@@ -26,6 +26,7 @@ from pml_cli.law.observations import SIZE_AXES
 from pml_cli.report import folder_index, latex
 from pml_cli.report.figures.law_view import View
 from pml_cli.report.law_text import sentence
+from pml_cli.results.groups import file_stems
 
 if TYPE_CHECKING:
     from pml_cli.law.bits_line import BitsLine
@@ -155,9 +156,8 @@ def _draw_lines(out: Path, lines: Sequence[tuple[BitsLine, pd.DataFrame]]) -> li
     from pml_cli.report.figures.registry import write_figure
 
     names = []
-    for line, points in lines:
-        # One loss, as usual, needs no name.
-        stem = "bits" if len(lines) == 1 else f"bits-{line.loss}"
+    stems = file_stems("bits", [[line.loss] for line, _ in lines])
+    for stem, (line, points) in zip(stems, lines, strict=True):
         names += write_figure(out / stem, bits_figure(line, points))
     return names
 

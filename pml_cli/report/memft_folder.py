@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,7 @@ from pml_cli.analysis.paired import (
     comparable_runs,
 )
 from pml_cli.io import write_csv
+from pml_cli.results.groups import file_stems
 
 
 def write_tables(
@@ -70,14 +70,15 @@ def write_figures(
     differing = [key for key in shared if runs[key].nunique() > 1]
 
     paths: list[Path] = []
-    for values, group in runs.groupby(shared):
-        # Models, data and settings may hold slashes and spaces.
-        named = "".join(f"-{group[key].iloc[0]}" for key in differing)
-        suffix = re.sub(r"[^A-Za-z0-9._=-]+", "-", named)
-        names = write_figure(out / f"memft{suffix}", accuracy_figure(group, at_best))
+    groups = list(runs.groupby(shared))
+    told_apart = [[group[key].iloc[0] for key in differing] for _, group in groups]
+    accuracy_stems = file_stems("memft", told_apart)
+    rank_stems = file_stems("ranks", told_apart)
+    for index, (values, group) in enumerate(groups):
+        names = write_figure(out / accuracy_stems[index], accuracy_figure(group, at_best))
         in_group = (ranks[shared] == list(values)).all(axis=1)
         of_group = ranks[in_group]
         if of_group["seqlen"].nunique() > 1:
-            names += write_figure(out / f"ranks{suffix}", rank_figure(of_group))
+            names += write_figure(out / rank_stems[index], rank_figure(of_group))
         paths += [out / name for name in names]
     return paths

@@ -98,7 +98,8 @@ def group_slugs(keys: Sequence[dict[str, Any]]) -> list[str]:
 
 def _slug(texts: Sequence[str]) -> str:
     joined = "-".join(texts)
-    return re.sub(r"[^A-Za-z0-9.]+", "-", joined).strip("-")[:MAX_SLUG]
+    # Dots alone would be a folder above.
+    return re.sub(r"[^A-Za-z0-9.]+", "-", joined).strip("-.")[:MAX_SLUG]
 
 
 def _key_texts(key: dict[str, Any]) -> list[str]:
@@ -112,6 +113,22 @@ def _key_texts(key: dict[str, Any]) -> list[str]:
         else:
             texts.append(str(value))
     return texts
+
+
+def file_stems(report: str, values: Sequence[Sequence[object]]) -> list[str]:
+    """Names, without suffix, of the files of several groups of a report.
+
+    What a result.json says may hold slashes, dots and any number of characters: none of the names
+    leads out of a folder, and each fits into one.
+
+    Args:
+        report: the first word of each.
+        values: of each group what tells it apart; one group alone needs no name.
+    """
+    if len(values) == 1:
+        return [report]
+    joined = ["-".join([report, *map(str, texts)]) for texts in values]
+    return unique_slugs([re.sub(r"[^A-Za-z0-9._=-]+", "-", text)[:MAX_SLUG] for text in joined])
 
 
 def unique_slugs(slugs: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The folder of a fit: which figures are written, where, and which are removed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from support.law_groups import groups_of
@@ -71,3 +72,17 @@ def test_without_figures_there_are_the_tables(tmp_path, two_groups):
     names = law_folder.write(tmp_path, two_groups, Fit(figures=False))
     assert names == ["law.json", "cells.csv", "law.tex", "index.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_figure_of_a_loss_with_a_path_for_a_name_stays_in_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("pml_cli.report.figures.bits_line.bits_figure", lambda *_: object())
+    monkeypatch.setattr(registry, "save", lambda figure, path, suffix: path.write_text(suffix))
+    out = tmp_path / "out"
+    (out / "bits-..").mkdir(parents=True)
+
+    losses = ["../../outside", "x" * 5000]
+    lines = [(SimpleNamespace(loss=loss), None) for loss in losses]
+    names = law_folder._draw_lines(out, lines)
+    assert len(names) == 2 * len(registry.SUFFIXES)
+    assert all((out / name).is_file() for name in names)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

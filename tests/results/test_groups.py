@@ -8,6 +8,7 @@ from pml_cli.errors import UserError
 from pml_cli.results.groups import (
     common_key,
     comparison_names,
+    file_stems,
     group_name,
     group_slug,
     group_slugs,
@@ -87,3 +88,17 @@ def test_groups_that_cannot_be_told_apart_are_a_users_error():
     keys = [{"data": "text", "setting": f"train.batch={n}"} for n in (1, 2)]
     with pytest.raises(UserError, match=r"by=data: .*'data text'; they differ in setting"):
         comparison_names(keys, ["data"])
+
+
+def test_no_value_of_a_result_leads_out_of_a_folder():
+    above = {"model": "..", "data": "text"}
+    assert group_slugs([above, above | {"model": "base"}]) == ["text", "base"]
+
+
+def test_file_names_of_groups_stay_in_their_folder_and_fit_into_one():
+    long = "x" * 5000
+    stems = file_stems("bits", [["../../x"], ["a/b"], [long], [long + "y"], ["memft_ot"]])
+    assert not any("/" in stem or len(stem) > 160 for stem in stems)
+    assert stems[0].startswith("bits-..-..-x") and len(set(stems)) == len(stems)
+    assert file_stems("bits", [["sft"], ["memft_ot"]]) == ["bits-sft", "bits-memft_ot"]
+    assert file_stems("bits", [["../x"]]) == ["bits"]
