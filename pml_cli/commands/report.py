@@ -111,8 +111,12 @@ def _file(paths: list[Path], settings: Report) -> Path:
     """
     if settings.out is None:
         # Nothing is added to the folder of a run; the page lies beside it.
-        is_run = (paths[0] / RESULT).exists()
-        file = paths[0].with_name(f"{paths[0].name}.html") if is_run else paths[0] / FILE_NAME
+        folder = paths[0]
+        file = folder / FILE_NAME
+        if (folder / RESULT).exists():
+            # What has no name of its own: `.` and `..`.
+            named = folder.resolve() if folder.name in ("", "..") else folder
+            file = named.parent / f"{named.name}.html"
     else:
         file = Path(settings.out)
         if file.is_dir() or settings.out.endswith("/"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from support import hostile
 from support.planted_laws import exponential_cells, grid, result, runs_of, write
 from support.token_tables import token_table, write_run
 
+from pml_cli.commands import report
 from pml_cli.config.reports import Fit, LawSettings, Report
 from pml_cli.report.page.page import script_json
 from pml_cli.report.page.section import jsonable
@@ -228,7 +230,7 @@ def test_numbers_that_are_none_are_null():
     assert jsonable(values) == {"a": None, "b": 0.1, "c": [1, 2], "d": [None]}
 
 
-def test_where_the_page_goes(tmp_path, quick):
+def test_where_the_page_goes(tmp_path, quick, monkeypatch):
     write(tmp_path / "runs", result(2, 32))
     assert quick("report", "runs", "out=page.html", "draws=0").returncode == 0
     (tmp_path / "folder").mkdir()
@@ -244,6 +246,13 @@ def test_where_the_page_goes(tmp_path, quick):
     assert (tmp_path / "runs/run0/result.json").read_bytes() == kept
     assert quick("report", "runs/run0", "draws=0").returncode == 0
     assert (tmp_path / "runs/run0.html").exists()
+    for place in (".", "samples/.."):
+        (tmp_path / "runs/run0/samples").mkdir(exist_ok=True)
+        paths = [tmp_path / "runs/run0" / place]
+        assert report._file(paths, Report()) == tmp_path / "runs/run0.html"
+    monkeypatch.chdir(tmp_path / "runs/run0")
+    assert report._file([Path()], Report()) == tmp_path / "runs/run0.html"
+    monkeypatch.chdir(tmp_path)
     assert quick("report", "runs", "out=new/", "draws=0").returncode == 0
     assert (tmp_path / "new/report.html").exists()
 
