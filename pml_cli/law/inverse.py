@@ -30,7 +30,10 @@ from pml_cli.stats import CONFIDENCE, LN2, Array
 LEAST_MULTIPLE = 1e-4
 LARGEST_MULTIPLE = 1e6
 
-# Steps of the bisection, on logs: beyond the precision of float32.
+# Values, evenly spaced on logs, among which the first above the target is looked for.
+GRID = 241
+
+# Steps of the bisection between two of them, on logs: beyond the precision of float32.
 BISECTIONS = 60
 
 TARGETS = "verbatim, loss=NATS (final loss per token) or bits=BITS (gained in all)"
@@ -182,7 +185,7 @@ def new_model(
             ]
         else:
             exact = [count / per_rank for count in counts]
-        value, low, high = (_rounded(rank, "rank") for rank in exact)
+        value, low, high = (_rounded(rank, upward=True) for rank in exact)
         outside = ""
         if not line.least_bits <= target_bits <= line.most_bits:
             outside = f"outside of the {line.least_bits:,.0f} to {line.most_bits:,.0f} bits trained"
@@ -324,7 +327,7 @@ def _least_rank(
         # Rises with the rank.
         return law.gain(rank, length, base_loss) - needed
 
-    ranks = _bisect(excess, law.ranks, len(law.theta))
+    ranks = _first_crossing(excess, law.ranks, len(law.theta))
     return [_row(law, "rank", length, ranks)]
 
 
@@ -340,15 +343,15 @@ def _longest_length(
         return _recall_rows(law, "length", rank, law.recall.log_lengths)
 
     def excess(length: Array) -> Array:
-        # Rises with the length.
+        # Bits rise with the length and may fall again, where the gain falls faster than 1 / length.
         base_loss = _base_losses(law, length, base)
         gain = law.gain(rank, length, base_loss)
         if target.kind == "loss":
             return (base_loss - gain) - target.value
         return length * gain / LN2 - target.value
 
-    lengths = _bisect(excess, law.lengths, len(law.theta))
-    return [_row(law, "length", rank, lengths)]
+    lengths = _first_crossing(excess, law.lengths, len(law.theta))
+    return [_row(law, "length", rank, lengths, shortest=target.kind == "bits")]
 
 
 def _recall_rows(
@@ -370,12 +373,12 @@ def _recall_rows(
     return rows
 
 
-def _bisect(
+def _first_crossing(
     excess: Callable[[Array], Array],
     trained: Interval,
     count: int,
 ) -> Array:
-    """Where a rising function of each draw passes 0, (count,).
+    """Where a function of each draw first rises above 0, (count,).
 
     Infinite where it does not; 0 where it is above from the start.
 
@@ -383,10 +386,21 @@ def _bisect(
         excess: from (count,) to (count,).
         trained: least and largest value of the cells.
     """
-    low = np.full(count, math.log(trained[0] * LEAST_MULTIPLE))
-    high = np.full(count, math.log(trained[1] * LARGEST_MULTIPLE))
+    start = math.log(trained[0] * LEAST_MULTIPLE)
+    end = math.log(trained[1] * LARGEST_MULTIPLE)
+    grid = np.linspace(start, end, GRID)
+    # Not every function rises throughout: the first value above 0, and the one before it.
+    low = np.full(count, start)
+    high = np.full(count, end)
     above_at_start = excess(np.exp(low)) >= 0
-    reached = excess(np.exp(high)) >= 0
+    reached = above_at_start
+    for before, value in itertools.pairwise(grid):
+        newly = ~reached & (excess(np.full(count, math.exp(value))) >= 0)
+        low = np.where(newly, before, low)
+        high = np.where(newly, value, high)
+        reached = reached | newly
+        if reached.all():
+            break
 
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -398,20 +412,28 @@ def _bisect(
 
 
 def _row(
-    law: FittedLaw, sought: str, given: float, solutions: Array, **columns: float
+    law: FittedLaw,
+    sought: str,
+    given: float,
+    solutions: Array,
+    *,
+    shortest: bool = False,
+    **columns: float,
 ) -> dict[str, Any]:
     """One answer of the inverse.
 
     Args:
         sought: rank or length; `given` is the other.
         solutions: (1 + D,).
+        shortest: whether a length is the least that will do, not the most.
         columns: more columns of the row.
     """
     band = with_band(solutions)
+    upward = sought == "rank" or shortest
     rounded = Prediction(
-        value=_rounded(band.value, sought),
-        low=_rounded(band.low, sought),
-        high=_rounded(band.high, sought),
+        value=_rounded(band.value, upward=upward),
+        low=_rounded(band.low, upward=upward),
+        high=_rounded(band.high, upward=upward),
     )
     # An infinite solution is outside of nothing.
     solution = rounded.value if math.isfinite(rounded.value) else None
@@ -425,11 +447,11 @@ def _row(
     return {given_name: given, **columns, sought_name: jsonable(rounded), "outside": outside}
 
 
-def _rounded(value: float, sought: str) -> float:
-    """A rank is rounded up and is at least 1; a length down."""
+def _rounded(value: float, *, upward: bool) -> float:
+    """What is the least that will do is rounded up and is at least 1; what is the most, down."""
     if not math.isfinite(value):
         return value
-    if sought == "rank":
+    if upward:
         return max(1.0, float(math.ceil(value)))
     return float(math.floor(value))
 

@@ -22,6 +22,7 @@ from pml_cli.law import inverse
 from pml_cli.law.fitted_law import NORMAL_DRAWS, TEXT_DRAWS
 from pml_cli.law.forms import Form
 from pml_cli.law.law_json import load
+from pml_cli.law.parameters import THETA_NAMES
 from pml_cli.stats import t_quantile
 
 
@@ -73,6 +74,38 @@ def test_the_inverse_gives_the_question_back(law_report):
         half["rank"]["low"] <= math.ceil(truth) <= half["rank"]["high"]
         and most["rank"]["value"] >= half["rank"]["value"]
     )
+
+
+@pytest.mark.parametrize(("beta", "rising"), [(0.5, True), (1.5, False)])
+def test_the_shortest_text_is_the_first_that_stores_the_bits(law_report, beta, rising):
+    """With beta above 1 long texts store less: the bits rise, and fall again."""
+    (law,) = load(law_report)
+    theta = law.theta.copy()
+    theta[:, THETA_NAMES.index("beta")] = beta
+    law = dataclasses.replace(law, theta=theta)
+
+    def bits(length):
+        return length * float(law.gain(8.0, length, 7.6)[0]) / math.log(2)
+
+    lengths = np.geomspace(1.0, 1e6, 2000)
+    stored = np.array([bits(length) for length in lengths])
+    assert (stored.argmax() == len(lengths) - 1) == rising
+    most = 2000.0 if rising else float(stored.max())
+    for wanted in (0.05 * most, 0.9 * most):
+        target = inverse.Target(kind="bits", value=wanted)
+        question = inverse.Question(ranks=[8.0], base=7.6)
+        (row,) = inverse.answer(law, target, question)["rows"]
+        # At least so many bits: rounded up, not down.
+        length = row["length"]["value"]
+        assert bits(length) >= wanted > bits(length - 1)
+    unreached = inverse.Target(kind="bits", value=1e12 if rising else 1.1 * most)
+    (row,) = inverse.answer(law, unreached, question)["rows"]
+    assert row["length"]["value"] is None
+
+
+def test_a_text_that_stores_any_bits_has_a_token(law_report):
+    (row,) = ask(law_report, "bits=0.001", rank=[8.0])
+    assert row["length"]["value"] == row["length"]["low"] == 1
 
 
 def test_beyond_the_cells_it_says_so_and_what_nothing_reaches_is_none(law_report):
