@@ -66,14 +66,14 @@ class BitsLine:
     c: float
     s: float
     s_low: float
-    """95 % interval of s over texts, for these groups."""
+    """95 % interval of s over texts, for these groups; nan with one text."""
     s_high: float
     log_bits: float
     """Mean log bits of the points, where the two below are centred."""
     level: float
     """Log N of the line there."""
     covariance: list[list[float]]
-    """Of level and s, over texts, (2, 2)."""
+    """Of level and s, over texts, (2, 2); nan with one text."""
     between: float
     """Standard deviation of groups around the line, on logs."""
     same_level_p: float
@@ -96,7 +96,8 @@ class BitsLine:
     def parameters(self, bits: float) -> tuple[float, float, float]:
         """Parameters that a new group needs for so many bits, with a 95 % prediction interval.
 
-        A new model or placement lies off the line as those fitted do.
+        A new model or placement lies off the line as those fitted do. With one text there is no
+        interval (nan).
         """
         x = math.log(bits) - self.log_bits
         log_parameters = self.level + self.s * x
@@ -173,6 +174,7 @@ def fit_line(loss: str, points: pd.DataFrame) -> BitsLine | None:
     residuals = within.assign(x=x, y=y, residual=y - level - s * (x - centre))
     groups = [_group(str(name), rows) for name, rows in residuals.groupby("group", sort=False)]
     texts = within["text"].nunique()
+    # With one text the covariance is nan, and so are the ends.
     half = t_quantile(max(1, texts - 1)) * math.sqrt(covariance[1, 1])
     log_ratios = np.log([group.ratio for group in groups])
     return BitsLine(
@@ -209,9 +211,14 @@ def _weighted_line(x: Array, y: Array, weights_DP: Array) -> Array:
 
 
 def _text_covariance(texts: pd.Series[str], x: Array, y: Array, weights: Array) -> Array:
-    """Covariance of level and s over texts, (2, 2): a bootstrap that draws texts whole."""
+    """Covariance of level and s over texts, (2, 2): a bootstrap that draws texts whole.
+
+    nan with one text: every draw would be that one.
+    """
     _, text = np.unique(texts.to_numpy(str), return_inverse=True)
     count = int(text.max()) + 1
+    if count < 2:
+        return np.full((2, 2), math.nan)
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(count, np.full(count, 1 / count), DRAWS)
     lines = _weighted_line(x, y, drawn[:, text] * weights)

@@ -796,9 +796,15 @@ def _number(value: float | None) -> float:
 
 def _bits_line(content: dict[str, Any]) -> BitsLine:
     """A line with its groups."""
-    line = _from_json(BitsLine, content)
-    groups = [_from_json(LineGroup, group) for group in content["groups"]]
-    return replace(line, groups=groups)
+    line = _from_json(BitsLine, _with_nan(content))
+    covariance = [[_number(value) for value in row] for row in content["covariance"]]
+    groups = [_from_json(LineGroup, _with_nan(group)) for group in content["groups"]]
+    return replace(line, covariance=covariance, groups=groups)
+
+
+def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
+    """An object of the file whose numbers are none as nan: those that are not finite are null."""
+    return {name: math.nan if value is None else value for name, value in content.items()}
 
 
 def _has_law(group: dict[str, Any]) -> bool:

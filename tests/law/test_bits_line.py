@@ -6,8 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pml_cli.io import jsonable
+from pml_cli.law import law_json
 from pml_cli.law.bits_line import fit_line, threshold_points
 from pml_cli.law.half_recall import BELOW, WITHIN
+from pml_cli.law.inverse import new_model
+from pml_cli.report.tables.bits_line import new_model_lines
 
 LENGTHS = (24, 48, 96, 192)
 
@@ -73,6 +77,24 @@ def test_a_new_group_lies_within_the_spread_of_the_others():
         _, low, high = line.parameters(1000.0)
         held.append(low <= 9 * factors[5] * 1000**0.78 <= high)
     assert np.mean(held) >= 0.88
+
+
+def test_the_line_of_one_text_has_no_interval_and_no_band(tmp_path):
+    one_text = points([1.0, 1.2], texts=1, noise=0).assign(text="a")
+    line = fit_line("sft", one_text)
+    assert line.texts == 1 and line.s == pytest.approx(0.78)
+    assert math.isnan(line.s_low) and math.isnan(line.s_high)
+
+    value, low, high = line.parameters(1000.0)
+    assert value == pytest.approx(9 * math.sqrt(1.2) * 1000**0.78)
+    assert math.isnan(low) and math.isnan(high)
+
+    # As it is read again from law.json, where what is not finite is null.
+    stored = law_json._bits_line(jsonable(line))
+    answer = new_model(stored, 512.0, [100.0], 11.0)
+    text = " ".join(new_model_lines(stored, answer))
+    assert "(no band)" in text and "one text: no band" in text
+    assert stored.texts == 1 and math.isnan(stored.s_low)
 
 
 def test_bits_are_those_of_the_shorter_code_and_thresholds_beyond_the_ranks_are_left_out():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -49,7 +50,7 @@ def _verdict(line: BitsLine) -> list[str]:
     """Whether one line serves all groups."""
     close = f"{line.close} of {counted(line.groups, 'group')} within {100 * CLOSE:.0f} %"
     tests = ", ".join(
-        f"{what}: {'refuted' if p < SIGNIFICANT else 'not refuted'} (p = {p:.2g})"
+        f"{what}: {_test_text(p)}"
         for what, p in (
             ("one height", line.same_level_p),
             ("one exponent", line.same_exponent_p),
@@ -60,6 +61,13 @@ def _verdict(line: BitsLine) -> list[str]:
         what = counted(line.outside, "threshold")
         lines.append(f"{what} below or above all ranks tried: left out")
     return lines
+
+
+def _test_text(p: float) -> str:
+    """What a test says; of too few texts it says nothing."""
+    if math.isnan(p):
+        return "not tested"
+    return f"{'refuted' if p < SIGNIFICANT else 'not refuted'} (p = {p:.2g})"
 
 
 def new_model_lines(line: BitsLine, answer: dict[str, Any]) -> list[str]:
@@ -73,11 +81,13 @@ def new_model_lines(line: BitsLine, answer: dict[str, Any]) -> list[str]:
         formula(line),
     ]
     for row in answer["rows"]:
-        low, high = row["rank"]["low"], row["rank"]["high"]
+        band = span(row["rank"]["low"], row["rank"]["high"], "g", missing="no band")
         beyond = f"; {row['outside']}" if row["outside"] else ""
         lines.append(
-            f"length {row['length']:g}, {row['bits']:,.0f} bits: rank {row['rank']['value']:g} "
-            f"({low:g} to {high:g}) for even chance of exact recall{beyond}"
+            f"length {row['length']:g}, {row['bits']:,.0f} bits: rank "
+            f"{number(row['rank']['value'], 'g')} ({band}) for even chance of exact recall{beyond}"
         )
     lines.append("extrapolation between models: the band is the spread of those fitted")
+    if line.texts < 2:
+        lines.append("one text: no band, as nothing tells how texts differ")
     return lines
