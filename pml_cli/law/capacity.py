@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,12 @@ class UnseenGain:
 
     @property
     def effect(self) -> str:
-        """none, source_learned or source_damaged, by the interval's side of 0."""
+        """none, source_learned or source_damaged, by the interval's side of 0.
+
+        unknown without an interval: how texts differ is not known then.
+        """
+        if math.isnan(self.low) or math.isnan(self.high):
+            return "unknown"
         if self.low < 0 < self.high:
             return "none"
         return "source_learned" if self.gain > 0 else "source_damaged"

@@ -70,6 +70,7 @@ UNSEEN_EFFECTS = {
     "none": "not distinguishable from 0",
     "source_learned": "knowledge of the source, not of the target",
     "source_damaged": "the adapter hurts other text of this source",
+    "unknown": "of one text, so not known to differ from 0",
 }
 
 TEMPLATES: dict[str, str] = {

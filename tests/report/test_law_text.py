@@ -175,7 +175,7 @@ def test_findings_are_checked():
         (0.5, -0.1, 1.1, "none"),
         (0.5, 0.2, 0.8, "source_learned"),
         (-0.5, -0.8, -0.2, "source_damaged"),
-        (0.5, math.nan, math.nan, "source_learned"),
+        (0.5, math.nan, math.nan, "unknown"),
     ],
 )
 def test_the_gain_on_unseen_text_is_put_into_words(gain, low, high, effect):
