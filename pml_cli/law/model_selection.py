@@ -103,7 +103,7 @@ def aicc_differences(fits: Sequence[LikelihoodFit]) -> list[float]:
 
 
 def likelihood_ratio(full: LikelihoodFit, restricted: LikelihoodFit) -> RatioTest:
-    """Test `restricted`, a special case of `full`.
+    """Test `restricted`, a special case of `full`; nan where either has no fit.
 
     Raises:
         ValueError: not the same cells, or `restricted` is not a special case.
@@ -118,11 +118,13 @@ def likelihood_ratio(full: LikelihoodFit, restricted: LikelihoodFit) -> RatioTes
     if not restricted_free < free:
         raise ValueError(f"{restricted.form.name} is not a special case of {full.form.name}")
 
-    # Twice the log-likelihood that the restriction costs; without a fit it costs all.
-    statistic = math.inf
-    if math.isfinite(restricted.nll):
-        statistic = max(0.0, 2 * (restricted.nll - full.nll))
     freedom = len(free) - len(restricted_free)
+    # A fit that failed says nothing about the restriction.
+    if not (math.isfinite(restricted.nll) and math.isfinite(full.nll)):
+        return RatioTest(statistic=math.nan, freedom=freedom, p=math.nan)
+
+    # Twice the log-likelihood that the restriction costs.
+    statistic = max(0.0, 2 * (restricted.nll - full.nll))
     p = float(stats.chi2.sf(statistic, freedom))
     return RatioTest(statistic=statistic, freedom=freedom, p=p)
 

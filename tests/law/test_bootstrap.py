@@ -1,10 +1,13 @@
 """Intervals keep clusters together and cover the truth; laws are compared on equal cells only."""
 
+import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from pml_cli.io import jsonable
 from pml_cli.law import model_selection
 from pml_cli.law.bootstrap import _rises, bootstrap, profiles
 from pml_cli.law.findings import NOT_IDENTIFIED, OK
@@ -156,6 +159,15 @@ def test_constant_capacity_is_tested():
             fit_saturating(cells, Form(link="exp")),
             fit_saturating(cells, Form(link="hill", beta=1.0)),
         )
+
+
+def test_a_restriction_without_a_fit_is_not_tested():
+    cells = plant()
+    full = fit_saturating(cells, Form(link="hill"))
+    failed = replace(full, form=Form(link="hill", beta=1.0), nll=math.nan)
+    test = model_selection.likelihood_ratio(full, failed)
+    assert math.isnan(test.statistic) and math.isnan(test.p) and test.freedom == 1
+    assert jsonable(test) == {"statistic": None, "freedom": 1, "p": None}
 
 
 def test_checks_leave_out_the_edge_its_sides_and_each_text():
