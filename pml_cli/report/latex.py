@@ -254,11 +254,10 @@ def _fixed(value: float, decimals: int) -> str:
 
 def _caption(name: str, analysis: Analysis, cells: Observations, axis: SizeAxis) -> str:
     """What was fitted to what, what each column is, and which laws are missing."""
-    size = "rank" if axis is RANK else "trainable parameters"
     power = rf"C {axis.symbol}^\alpha \ell^{{-\beta}}"
     saturated = int(cells.saturated.sum())
     sentences = [
-        rf"Laws of the gain $\Delta L$ (nats per token) by {size} ${axis.symbol}$",
+        rf"Laws of the gain $\Delta L$ (nats per token) by {axis.label} ${axis.symbol}$",
         rf"and length $\ell$ (tokens), {escape(name)}:",
         f"{len(cells)} cells, {saturated} of them saturated "
         f"(final loss at or below {cells.saturated_below:.4g}).",

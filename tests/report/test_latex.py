@@ -14,7 +14,7 @@ from support.planted_laws import several_texts
 from pml_cli.law.analysis import Analysis
 from pml_cli.law.findings import NOT_IDENTIFIED, OK, finding
 from pml_cli.law.model_selection import EDGE
-from pml_cli.law.observations import PARAMETERS, RANK, Observations
+from pml_cli.law.observations import EFFECTIVE, PARAMETERS, RANK, Observations
 from pml_cli.law.power_law import unidentified
 from pml_cli.report import latex
 from pml_cli.report.law_text import sentence
@@ -161,7 +161,9 @@ def test_the_caption_has_the_links_and_the_symbol_of_the_size(group, tex):
     assert r"by rank $r$" in tex and r"C r^\alpha \ell^{-\beta}" in tex
     assert r"$S(x)$ is $x$ (paper, robust, power), $\min(1, x)$ (hard)" in tex
     by_parameters = latex.table("x", "", group.analysis, group.observed, PARAMETERS)
-    assert "trainable parameters $N$" in by_parameters and r"C N^\alpha" in by_parameters
+    assert "by parameters $N$" in by_parameters and r"C N^\alpha" in by_parameters
+    by_effective = latex.table("x", "", group.analysis, group.observed, EFFECTIVE)
+    assert "by effective parameters $N_e$" in by_effective
 
 
 @pytest.mark.parametrize(
