@@ -102,7 +102,7 @@ def safe_exp(value: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Proportion:
-    """A proportion with its 95 % interval; low and high are nan where there are no trials."""
+    """A proportion with its 95 % interval; low and high are nan where there is none."""
 
     successes: int
     trials: int
@@ -114,7 +114,9 @@ class Proportion:
         return self.successes / self.trials if self.trials else math.nan
 
 
-def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proportion:
+def clustered_proportion(
+    successes_C: ArrayLike, trials_C: ArrayLike, *, least_clusters: int = 1
+) -> Proportion:
     """A proportion over clusters, such as the cells of one text.
 
     Wilson's interval with an effective number of trials, p (1 - p) / variance, where the variance
@@ -124,6 +126,7 @@ def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proport
 
     Args:
         successes_C, trials_C: counts of each cluster, (C,).
+        least_clusters: with fewer that have trials there is no interval (nan).
     """
     successes = np.asarray(successes_C, float)
     trials = np.asarray(trials_C, float)
@@ -134,6 +137,9 @@ def clustered_proportion(successes_C: ArrayLike, trials_C: ArrayLike) -> Proport
         return Proportion(successes=0, trials=0, low=math.nan, high=math.nan)
 
     count = int(successes.sum())
+    if clusters < least_clusters:
+        return Proportion(successes=count, trials=total, low=math.nan, high=math.nan)
+
     p = count / total
     effective = float(total)
     quantile = normal_quantile()

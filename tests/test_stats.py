@@ -50,6 +50,13 @@ def test_a_single_cluster_has_wilsons_interval():
     assert np.isnan(clustered_proportion([], []).value)
 
 
+def test_few_clusters_have_no_interval_where_so_many_are_asked_for():
+    few = clustered_proportion([50, 100, 0], [100, 100, 0], least_clusters=3)
+    assert few.value == 0.75 and math.isnan(few.low) and math.isnan(few.high)
+    enough = clustered_proportion([50, 100, 0], [100, 100, 50], least_clusters=3)
+    assert enough.low < enough.value < enough.high
+
+
 def test_the_interval_widens_with_the_spread_between_clusters():
     alike = clustered_proportion([50] * 10, [100] * 10)
     spread = clustered_proportion([0, 100] * 5, [100] * 10)

@@ -14,7 +14,7 @@ from pml_cli.config.reports import Transition
 from pml_cli.errors import UserError
 from pml_cli.law.observations import text_names
 from pml_cli.results.folder import RESULT
-from pml_cli.results.groups import with_key_columns
+from pml_cli.results.groups import split_groups, with_key_columns
 from pml_cli.results.read import finished_runs
 from pml_cli.stats import MIN_CLUSTERS
 
@@ -62,21 +62,23 @@ def transition_runs(
         result = Path(without_size["folder"].iloc[0]) / RESULT
         raise UserError(f"{result}: rank or target_tokens is missing or not positive")
 
-    runs = runs.assign(cluster=_clusters(runs))
     for name in sizes:
         runs[name] = sizes[name].astype(np.int64)
-    return _select(runs, settings, paths)
+    selected = _select(runs, settings, paths).reset_index(drop=True)
+
+    # Of each group by itself: another one may have more texts, or lengths that are not selected.
+    clusters = pd.concat([_clusters(group) for _, group in split_groups(selected)])
+    return selected.assign(cluster=clusters)
 
 
 def _clusters(runs: pd.DataFrame) -> pd.Series[str]:
-    """The unit of every interval that each run belongs to: its text.
+    """The unit of every interval that each run of one group belongs to: its text.
 
-    Intervals need some texts. Where a source has fewer than MIN_CLUSTERS, text and length together
+    Intervals need some texts. Where a group has fewer than MIN_CLUSTERS, text and length together
     are the units; such intervals do not say how texts differ.
     """
     text = text_names(runs)
-    texts_of_source = text.groupby(runs["data"].fillna("")).nunique()
-    if texts_of_source.min() >= MIN_CLUSTERS:
+    if text.nunique() >= MIN_CLUSTERS:
         return text
     return text + "/" + runs["target_tokens"].astype(str)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pml_cli.stats import Proportion, clustered_proportion
+from pml_cli.stats import MIN_CLUSTERS, Proportion, clustered_proportion
 
 # Counts of one run's tokens; see `transition.token_counts`.
 COUNTS = ["tokens", "above", "ever", "fell", "falls", "lost", "forgot"]
@@ -75,7 +75,8 @@ def survival_table(
     Returns:
         The columns `by`, COUNTS, median_step, and a proportion with _share, _low and _high for
         each of: above (of all tokens), fell (below again at least once) and lost (above at some
-        step, not at the end), both of the tokens ever above.
+        step, not at the end), both of the tokens ever above. The ends are nan where fewer than
+        MIN_CLUSTERS clusters have such tokens.
     """
     rows: list[dict[str, Any]] = []
     for values, group in cells.groupby(by):
@@ -90,7 +91,10 @@ def survival_table(
             row[name] = int(sums[name].sum())
         row["median_step"] = median_step(survival(selected))
         for name, successes, trials in PROPORTIONS:
-            row |= _columns(name, clustered_proportion(sums[successes], sums[trials]))
+            proportion = clustered_proportion(
+                sums[successes], sums[trials], least_clusters=MIN_CLUSTERS
+            )
+            row |= _columns(name, proportion)
         rows.append(row)
     return pd.DataFrame(rows)
 

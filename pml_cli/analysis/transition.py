@@ -1,8 +1,9 @@
 """The phase transition at p > 0.5 in one group of runs, from their result.json and tokens.parquet.
 
 A cell is a run. A sequence is a sample of a run at the last logged step. A cluster is the cells of
-one text (with few texts: of one text and length). A violation is a token with p > 0.5 that greedy
-decoding does not pick; a stubborn token has p <= 0.5 at the last logged step.
+one text (with few texts: of one text and length); fewer than MIN_CLUSTERS of them leave an interval
+open (nan), as the tokens of one text are not independent. A violation is a token with p > 0.5 that
+greedy decoding does not pick; a stubborn token has p <= 0.5 at the last logged step.
 
 Shapes: T logged steps, S target tokens, B bins of p, C clusters, R ranks.
 """
@@ -36,7 +37,7 @@ from pml_cli.analysis.trajectories import (
 )
 from pml_cli.results.folder import RunFolder
 from pml_cli.results.tokens import IrregularError
-from pml_cli.stats import LN2, Array, Mask, Proportion, clustered_proportion
+from pml_cli.stats import LN2, MIN_CLUSTERS, Array, Mask, Proportion, clustered_proportion
 
 DTYPE = re.compile(r"\bmodel\.dtype=(\w+)")
 
@@ -340,7 +341,7 @@ def summarize(
 def _recall(counts_C2B: NDArray[np.int64]) -> Proportion:
     """Correct ones of the logged tokens, over some bins together."""
     tokens_C, correct_C = counts_C2B.sum(axis=-1).T
-    return clustered_proportion(correct_C, tokens_C)
+    return clustered_proportion(correct_C, tokens_C, least_clusters=MIN_CLUSTERS)
 
 
 def recall_table(counts_C2B: NDArray[np.int64]) -> pd.DataFrame:
@@ -421,7 +422,7 @@ def loss_disagreements(cells: pd.DataFrame) -> dict[str, Proportion]:
             }
         )
         sums = counts.groupby("cluster").sum()
-        return clustered_proportion(sums["successes"], sums["trials"])
+        return clustered_proportion(sums["successes"], sums["trials"], least_clusters=MIN_CLUSTERS)
 
     return {
         "low_loss_not_verbatim": proportion(low_loss & ~verbatim, low_loss),
@@ -474,8 +475,8 @@ def accuracy_behind_failure(
     )
     sums = counts[counts["behind"] > 0].groupby("cluster").sum()
     return {
-        "free": clustered_proportion(sums["free"], sums["behind"]),
-        "forced": clustered_proportion(sums["forced"], sums["behind"]),
+        name: clustered_proportion(sums[name], sums["behind"], least_clusters=MIN_CLUSTERS)
+        for name in ("free", "forced")
     }
 
 

@@ -159,6 +159,29 @@ def test_runs_are_selected_and_copies_left_out(tmp_path):
             transition_runs([tmp_path], settings)
 
 
+def test_clusters_are_those_of_a_group_after_the_selection(tmp_path):
+    """Four texts under one loss are no units of the two under another, nor of a selected length."""
+    p_by_length = {length: np.full((1, length), 0.9) for length in (4, 6)}
+    for loss, texts in (("sft", 4), ("memft_ot", 2)):
+        for text in range(texts):
+            for length, p in p_by_length.items():
+                fields = {"loss": loss, "data_seed": text}
+                name = f"{loss}-{text}-{length}"
+                write_run(tmp_path, name, token_table(p, p > 0.5, (5,)), **fields)
+
+    clusters = transition_runs([tmp_path], Transition()).groupby("loss")["cluster"].nunique()
+    assert clusters.to_dict() == {"sft": 4, "memft_ot": 4}
+
+    runs = transition_runs([tmp_path], Transition(seqlen=[4]))
+    intervals = {}
+    for loss, group in runs.groupby("loss"):
+        tokens = read_group(group, lambda: None)
+        summary = summarize(tokens, name="x", slug="x", key={}, draws=0, text=None)
+        assert counts(summary.recall_above) == ((16, 16) if loss == "sft" else (8, 8))
+        intervals[loss] = summary.recall_above.low
+    assert 0 < intervals["sft"] < 1 and np.isnan(intervals["memft_ot"])
+
+
 def test_a_run_without_its_rank_is_named(tmp_path):
     write_run(tmp_path, "a", token_table(), rank=None)
     with pytest.raises(UserError, match=r"a.result\.json: rank or target_tokens is missing"):

@@ -117,5 +117,5 @@ def test_loss_and_recall_that_disagree(tmp_path):
     wrong = token_table(confident, CORRECT)
     write_run(tmp_path, "a", wrong, exact_match=0.0)
     line = tables.loss_lines(summary_of(tmp_path))[0]
-    assert "below ln 2, 100.0 % (20.7 to 100.0; 1 of 1) are not verbatim" in line
+    assert "below ln 2, 100.0 % (no interval; 1 of 1) are not verbatim" in line
     assert "of those above, none (of 0) are" in line

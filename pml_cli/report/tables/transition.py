@@ -19,7 +19,7 @@ from pml_cli.analysis.first_failures import (
 )
 from pml_cli.analysis.trajectories import FIRST_BIN_ABOVE, THRESHOLD
 from pml_cli.analysis.transition import TransitionSummary, violations_by_dtype
-from pml_cli.format import counted, number, percent
+from pml_cli.format import MISSING, counted, number, percent
 from pml_cli.law.observations import text_names
 from pml_cli.report.tables.layout import plain_table
 from pml_cli.stats import MIN_CLUSTERS, Proportion
@@ -304,10 +304,14 @@ def _proportion_text(proportion: Proportion) -> str:
     if not proportion.trials:
         return "none (of 0)"
     counts = f"{proportion.successes:,} of {proportion.trials:,}"
-    return f"{percent(proportion.value)} % ({_interval_text(proportion)}; {counts})"
+    interval = _interval_text(proportion, missing="no interval")
+    return f"{percent(proportion.value)} % ({interval}; {counts})"
 
 
-def _interval_text(proportion: Proportion) -> str:
+def _interval_text(proportion: Proportion, missing: str = MISSING) -> str:
+    # Few clusters have none.
+    if math.isnan(proportion.low):
+        return missing
     return f"{percent(proportion.low)} to {percent(proportion.high)}"
 
 
