@@ -200,7 +200,7 @@ class Law:
         self._fitted = fitted
         self.name = fitted.name
         self.form = fitted.form.name if fitted.form else None
-        self.formula = fitted.form.formula if fitted.form else None
+        self.formula = fitted.form.formula(fitted.axis.column) if fitted.form else None
         self.status = fitted.status
         self.ranks = fitted.ranks
         self.lengths = fitted.lengths

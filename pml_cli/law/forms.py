@@ -317,11 +317,16 @@ class Form:
         fixed = "" if self.beta is None else f", beta={self.beta:g}"
         return " + ".join(terms) + fixed
 
-    @property
-    def formula(self) -> str:
-        """The law in the notation of Python, with the columns of cells.csv."""
+    def formula(self, size: str) -> str:
+        """The law in the notation of Python, with the columns of cells.csv.
+
+        dL and L0 are its delta_loss and base_loss.
+
+        Args:
+            size: the column that the law is about, `SizeAxis.column`.
+        """
         exponent = "-beta" if self.beta is None else f"-{self.beta:g}"
-        power = f"C * rank**alpha * length**{exponent}"
+        power = f"C * {size}**alpha * target_tokens**{exponent}"
         x = power + (" + b" if self.offset else "")
         if not self.kind.has_ceiling:
             return f"dL = {x}"

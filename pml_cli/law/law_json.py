@@ -495,9 +495,9 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         slug=group.slug,
         key=group.key,
         cells=len(group.cells),
-        fit=_paper_record(analysis.paper, say),
+        fit=_paper_record(analysis.paper, group.axis, say),
         held_out=_held_out_record(group, say),
-        laws=[_law_record(row, say) for row in analysis.rows],
+        laws=[_law_record(row, group.axis, say) for row in analysis.rows],
         chosen=analysis.chosen.name if analysis.chosen else None,
         intervals_95=analysis.intervals if analysis.chosen else {},
         bootstrap=_bootstrap_record(analysis.bootstrap, say),
@@ -539,12 +539,12 @@ def _exponent_records(quality: Quality | None) -> dict[str, ExponentRecord]:
     }
 
 
-def _paper_record(fit: PowerLawFit, say: Say) -> PaperRecord:
+def _paper_record(fit: PowerLawFit, axis: SizeAxis, say: Say) -> PaperRecord:
     """The paper's fit, its parameters as keys of their own."""
     return _record_of(
         PaperRecord,
         fit,
-        law=fit.form.formula,
+        law=fit.form.formula(axis.column),
         reason=say(fit.finding),
         standard_errors=fit.errors,
         intervals_95=fit.intervals,
@@ -580,11 +580,11 @@ def _held_out_record(group: GroupFit, say: Say) -> HeldOutRecord:
     )
 
 
-def _law_record(row: LawRow, say: Say) -> PowerLawRecord | LikelihoodRecord:
+def _law_record(row: LawRow, axis: SizeAxis, say: Say) -> PowerLawRecord | LikelihoodRecord:
     """One row of the tables, with its held-out checks."""
     fit = row.fit
     common = {
-        "law": fit.form.formula,
+        "law": fit.form.formula(axis.column),
         "reason": say(fit.finding),
         "covariance": fit.covariance.tolist(),
         "aicc_difference": row.aicc_difference,

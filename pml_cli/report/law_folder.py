@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # What a fit sees of a cell
 MEASURED = ("rank", "target_tokens", "base_loss", "final_loss", "delta_loss")
 
-# Columns of cells.csv, before the predictions of each law.
+# Columns of cells.csv, before the predictions of each law; and the size that the laws are about.
 FIRST_COLUMNS = (
     "group",
     "id",
@@ -105,9 +105,14 @@ def law_content(
 def cell_table(groups: Sequence[GroupFit]) -> pd.DataFrame:
     """The content of cells.csv: every cell of every group, with the predictions of each law."""
     cells = pd.concat([group.cells.assign(group=group.slug) for group in groups])
+    first = list(FIRST_COLUMNS)
+    # The formula of a law about another size than the rank names its column.
+    for column in dict.fromkeys(group.axis.column for group in groups):
+        if column not in first:
+            first.insert(first.index("rank") + 1, column)
     # Those of the paper's law have no suffix and stand among the first columns.
     by_law = [name for name in cells if str(name).startswith(("predicted_", "residual_"))]
-    table: pd.DataFrame = cells[[*FIRST_COLUMNS, *by_law]]
+    table: pd.DataFrame = cells[[*first, *by_law]]
     return table
 
 

@@ -320,7 +320,7 @@ def test_what_is_read_back_fits_nothing(tmp_path):
     (group,) = content["groups"]
     entry = next(entry for entry in group["laws"] if entry["name"] == "hill")
     assert (
-        entry["law"] == "dL = L0 * S(x), x = (C * rank**alpha * length**-beta) / L0, "
+        entry["law"] == "dL = L0 * S(x), x = (C * rank**alpha * target_tokens**-beta) / L0, "
         "S(x) = x / (1 + x**k)**(1/k)"
     )
     p, cells = entry["parameters"], pd.read_csv(tmp_path / "fit" / "cells.csv")

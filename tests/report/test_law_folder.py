@@ -1,11 +1,13 @@
 """The folder of a fit: which figures are written, where, and which are removed."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
-from support.law_groups import groups_of
-from support.planted_laws import grid
+from support.law_groups import fit_quietly, groups_of
+from support.planted_laws import grid, write
 
 from pml_cli.config.reports import Fit
 from pml_cli.report import law_folder
@@ -65,6 +67,29 @@ def test_a_figure_that_the_cells_no_longer_carry_is_removed(tmp_path, two_groups
         "law.png",
     ]
     assert not (figures / "law-profile.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("x", "size"),
+    [
+        ("rank", "rank"),
+        ("parameters", "trainable_parameters"),
+        ("effective", "effective_parameters"),
+    ],
+)
+def test_a_formula_is_one_of_the_columns_of_the_cells(tmp_path, x, size):
+    """What law.json says of the paper's law gives the predictions of cells.csv."""
+    write(tmp_path, *grid())
+    fit_quietly(tmp_path, x=x, draws=0)
+    content = json.loads((tmp_path / "fit/law.json").read_text("utf-8"))
+    (law, *_) = content["groups"][0]["laws"]
+    assert law["law"] == f"dL = C * {size}**alpha * target_tokens**-beta + b"
+
+    cells = pd.read_csv(tmp_path / "fit/cells.csv")
+    columns = {name: cells[name].to_numpy(float) for name in (size, "target_tokens")}
+    predicted = eval(law["law"].removeprefix("dL = "), columns | law["parameters"])
+    assert predicted == pytest.approx(cells["predicted"].to_numpy(float))
+    assert len(set(cells.columns)) == len(cells.columns)
 
 
 @pytest.mark.usefixtures("undrawn")
