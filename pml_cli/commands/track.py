@@ -116,16 +116,19 @@ def _follow(mirror: _Mirror, tracker: Tracker, every: float) -> None:
     """Mirror what comes, until nothing can come any more."""
     mirror.console.print("following; Ctrl-C ends it, and what was mirrored stays")
     idle_looks = 0
+    ended_looks = 0
     while True:
         # Looked at first: what ends meanwhile is mirrored in this round.
         activity = _activity(mirror.path)
         mirror.round(tracker)
         idle_looks = idle_looks + 1 if activity is Activity.IDLE else 0
+        ended_looks = ended_looks + 1 if activity is Activity.ENDED else 0
         # Runs without a sweep were copied here; without any, the sweep is yet to come.
         has_runs = bool(mirror.names or mirror.present or mirror.left_out)
-        is_over = activity is Activity.ENDED or (activity is Activity.NONE and has_runs)
-        # A sweep that is being started has no process for a moment.
-        if is_over or idle_looks == 2:
+        is_over = activity is Activity.NONE and has_runs
+        # A sweep that is being started has no process for a moment; a search (pml memorize, pml
+        # capacity) has ended all of its cells before it asks for more.
+        if is_over or 2 in (idle_looks, ended_looks):
             return
         time.sleep(every)
 
@@ -137,7 +140,7 @@ class Activity(Enum):
     """There is no sweep."""
 
     ENDED = auto()
-    """Every cell is done or has failed."""
+    """Every cell is done or has failed, and nothing is running."""
 
     IDLE = auto()
     """Cells are missing, and nothing is running or queued."""
@@ -159,9 +162,10 @@ def _activity(path: Path) -> Activity:
         except UserError:
             # Its requests are damaged or not written yet: runs are all there is to see.
             continue
+        # A queue that does not answer may hold cells that are missing, and nothing else.
+        if snapshot.running or (snapshot.is_active and not snapshot.all_ended):
+            return Activity.RUNNING
         if not snapshot.all_ended:
-            if snapshot.is_active:
-                return Activity.RUNNING
             activity = Activity.IDLE
     return activity
 
@@ -186,6 +190,7 @@ class _Mirror:
     points: int = 0
     present: int = 0
     _said: set[str] = field(default_factory=set)
+    _mirrored: set[str] = field(default_factory=set)
 
     def round(self, tracker: Tracker) -> None:
         """Mirror what is finished by now."""
@@ -201,7 +206,9 @@ class _Mirror:
 
         has = tracker.mirrored()
         missing = [file for file in files if file.identity not in has]
-        self.present = len(files) - len(missing) - len(self.names)
+        # Without those that were mirrored at an earlier look; a run may have been replaced since.
+        earlier = has - self._mirrored
+        self.present = sum(file.identity in earlier for file in files)
         if missing:
             with CountDisplay(
                 self.console, "mirroring", "runs", total=len(missing), piped_line="runs mirrored"
@@ -220,6 +227,7 @@ class _Mirror:
         tracker.write(mirrored)
         tracker.remember(mirrored)
         self.names.append(mirrored.name)
+        self._mirrored.add(mirrored.identity)
         self.points += sum(len(values) for _, values in mirrored.curve)
 
     def _say_left_out(self) -> None:

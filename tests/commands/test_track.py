@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,9 +16,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from rich.console import Console
 from support.sweeps import ROOT, pml, quick_in
 
+from pml_cli.commands import track
 from pml_cli.config.load import read_run
+from pml_cli.launch.status import Watcher
 from pml_cli.track import trackers
 from pml_cli.track.base import Tracker
 
@@ -272,6 +276,44 @@ def test_a_growing_folder_is_followed_to_its_end(quick, tmp_path, listing):
     assert done.returncode == 0, done.stderr
     assert "3 runs mirrored to listing\n" in done.stdout
     assert sorted(run.settings["rank"] for run in listing) == [1, 2, 3]
+
+
+def test_a_follower_does_not_end_between_two_rounds_of_a_search(runs, listing, monkeypatch):
+    """One look sees that all cells have ended; then the search asks for more."""
+    ended, running = track.Activity.ENDED, track.Activity.RUNNING
+    looks = [ended, running, ended, running, ended, ended, running]
+    monkeypatch.setattr(track, "_activity", lambda path: looks.pop(0))
+    assert track.run(runs, Console(quiet=True), to="listing", follow=True, every=0.01) == 0
+    assert looks == [running]
+
+
+def test_a_sweep_whose_cells_have_ended_is_running_while_its_process_is(runs, monkeypatch):
+    snapshot = Watcher(runs).look()
+    assert snapshot.all_ended and track._activity(runs) is track.Activity.ENDED
+    busy = replace(snapshot, running=["a process"])
+    monkeypatch.setattr(Watcher, "look", lambda watcher: busy)
+    assert track._activity(runs) is track.Activity.RUNNING
+    # A queue that does not answer.
+    silent = replace(snapshot, jobs=None)
+    monkeypatch.setattr(Watcher, "look", lambda watcher: silent)
+    assert track._activity(runs) is track.Activity.ENDED
+
+
+def test_a_run_that_is_replaced_while_it_is_followed_is_none_that_was_there(runs, listing):
+    tracker = trackers.TRACKERS["listing"]("p", runs / "tracker")
+    tracker.out.mkdir()
+    mirror = track._Mirror(path=runs, console=Console(quiet=True))
+    mirror.round(tracker)
+    assert (len(mirror.names), mirror.present) == (2, 0)
+
+    for loss in (1.25, 1.5):
+        folder = run_folders(runs)[0]
+        (folder / "result.json").write_text(json.dumps(result_of(folder) | {"delta_loss": loss}))
+        mirror.round(tracker)
+    assert (len(mirror.names), mirror.present) == (4, 0)
+    later = track._Mirror(path=runs, console=Console(quiet=True))
+    later.round(tracker)
+    assert (len(later.names), later.present) == (0, 2)
 
 
 def test_names_of_folders_do_not_steer_the_terminal(quick, runs, listing):
