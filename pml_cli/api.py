@@ -13,13 +13,17 @@ Tables are pandas frames.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pml_cli.errors import UserError
+from pml_cli.config.reports import Predict
+from pml_cli.config.setting import faults
+from pml_cli.errors import UserError, shortened
 from pml_cli.law.inverse import Question, answer, check_question, parse_target
 from pml_cli.law.law_json import Report, load_report
 
@@ -171,8 +175,10 @@ def fit(
         A law for each group of comparable runs that has one.
 
     Raises:
-        UserError: a wrong setting, no finished run, or no group with a law.
+        UserError: no folder, a wrong setting, no finished run, or no group with a law.
     """
+    if not folders:
+        raise UserError("fit: give at least one folder of runs")
     from pml_cli.commands import fit as command
     from pml_cli.config.reports import Fit
     from pml_cli.config.request import load_report as load_settings
@@ -180,7 +186,9 @@ def fit(
     asked = load_settings("fit", _overrides(settings, more))
     assert isinstance(asked, Fit)
     paths = [Path(folder) for folder in folders]
-    command.run(paths, asked, _console(quiet), by)
+    # One name is a sequence of letters, too.
+    compared = [by] if isinstance(by, str) else by
+    command.run(paths, asked, _console(quiet), compared)
     return Law.load_all(asked.out or paths[0] / "fit")
 
 
@@ -246,16 +254,17 @@ class Law:
     def predict(
         self,
         *,
-        rank: float | Sequence[float] | None = None,
-        seqlen: float | Sequence[float] | None = None,
-        facts: float | Sequence[float] | None = None,
+        rank: float | Iterable[float] | None = None,
+        seqlen: float | Iterable[float] | None = None,
+        facts: float | Iterable[float] | None = None,
         target: str = "verbatim",
         base: float | None = None,
     ) -> pd.DataFrame:
         """What the law says about runs that were not trained.
 
         Args:
-            rank: the longest length of each; with `seqlen`, everything about each pair.
+            rank: one or several, also an array or a column of a table: the longest length of each;
+                with `seqlen`, everything about each pair.
             seqlen: target tokens; alone, the least rank of each.
             facts: numbers of facts, all of which are to be recalled.
             target: verbatim, loss=NATS or bits=BITS.
@@ -266,13 +275,23 @@ class Law:
             NAME_low and NAME_high. `outside` says what lies beyond the trained runs.
 
         Raises:
-            UserError: nothing asked, or the law that is needed is not identified.
+            UserError: nothing asked, a value that `pml predict` refuses, or the law that is needed
+                is not identified.
         """
         import pandas as pd
 
-        wanted = parse_target(target)
+        wanted = parse_target(str(target))
+        asked = Predict(
+            rank=_numbers("rank", rank),
+            seqlen=_numbers("seqlen", seqlen),
+            facts=_numbers("facts", facts),
+            base=None if base is None else _number("base", base),
+        )
+        # As on the command line, where the first one is said.
+        if lines := faults(asked):
+            raise UserError(lines[0])
         question = Question(
-            ranks=_several(rank), lengths=_several(seqlen), facts=_several(facts), base=base
+            ranks=asked.rank, lengths=asked.seqlen, facts=asked.facts, base=asked.base
         )
         check_question(question, wanted)
         answered = answer(self._fitted, wanted, question)
@@ -361,10 +380,35 @@ def _raise_failures(out: Path, ids: Sequence[str]) -> None:
         raise RuntimeError(f"{len(reasons)} of {len(ids)} runs failed; {name}: {why}")
 
 
-def _several(values: float | Sequence[float] | None) -> list[float]:
+def _numbers(name: str, values: float | Iterable[float] | None) -> list[float]:
+    """One number or several, such as a list, an array or a column of a table.
+
+    Raises:
+        UserError: something else.
+    """
     if values is None:
         return []
-    return list(values) if isinstance(values, Sequence) else [values]
+    # An array without any dimension is one number.
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(plain, Iterable) and not isinstance(plain, (str, bytes, Mapping)):
+        return [_number(name, value) for value in plain]
+    return [_number(name, plain)]
+
+
+def _number(name: str, value: Any) -> float:
+    """A number; beyond all floats is infinite.
+
+    Raises:
+        UserError: something else.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
+        text = shortened(" ".join(repr(value).split()))
+        raise UserError(f"{name}={text}: must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """pml from Python: the same runs, laws and refusals as on the command line."""
 
 import json
+import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from support.sweeps import quick_in
@@ -53,6 +55,45 @@ def test_a_law_says_what_pml_predict_says(folder, quick, capsys):
     for row, (_, found) in zip(answered["rows"], predicted.iterrows(), strict=True):
         assert found["gain"] == row["gain"]["value"]
         assert (found["gain_low"], found["gain_high"]) == (row["gain"]["low"], row["gain"]["high"])
+
+
+def test_several_values_may_be_an_array_or_a_column(folder):
+    law = pml.Law.load(folder)
+    asked = law.predict(rank=[2, 3], seqlen=20)
+    several = (np.array([2, 3]), pd.Series([2, 3]), np.float32([2, 3]), range(2, 4), iter((2, 3)))
+    for ranks in several:
+        pd.testing.assert_frame_equal(law.predict(rank=ranks, seqlen=np.int64(20)), asked)
+    one = law.predict(rank=np.array(2), seqlen=20, base=np.float32(7.5))
+    assert len(one) == 1 and one["base_loss"].tolist() == [7.5]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"rank": 0}, "rank=0: must be"),
+        ({"rank": [4, -1]}, "rank=-1: must be"),
+        ({"rank": "48"}, "rank='48': must be a number"),
+        ({"rank": ["4", "8"]}, "rank='4': must be a number"),
+        ({"rank": True}, "rank=True: must be a number"),
+        ({"rank": np.array([[4]])}, "rank=[4]: must be a number"),
+        ({"seqlen": pd.Series([math.nan])}, "seqlen=nan: must be"),
+        ({"seqlen": 10**400}, "seqlen=inf: must be"),
+        ({"facts": 0.5}, "facts=0.5: must be"),
+        ({"rank": 4, "base": 0}, "base=0: must be"),
+        ({"rank": 4, "base": -1.0}, "base=-1: must be"),
+        ({"rank": []}, "nothing asked"),
+        ({"rank": 4, "target": 5}, "--target 5: must be"),
+    ],
+)
+def test_what_pml_predict_refuses_is_refused(folder, asked, said):
+    with pytest.raises(pml.UserError) as refused:
+        pml.Law.load(folder).predict(**asked)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_fit_of_no_folder_is_refused():
+    with pytest.raises(pml.UserError, match="at least one folder"):
+        pml.fit()
 
 
 def test_parameters_come_with_the_intervals_of_the_tables(folder):
