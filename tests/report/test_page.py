@@ -75,7 +75,7 @@ def test_a_page_has_every_section_and_the_cells(tmp_path, page_of):
     assert len(data["audit"]["id"]) == 41
     largest = data["law"][0]
     assert len(largest["cells"]["size"]) == 21 and largest["formula"].startswith("dL = ")
-    assert [line["loss"] for line in data["losses"]] == ["sft", "memft_margin"]
+    assert [line["loss"] for line in data["losses"][0]["lines"]] == ["sft", "memft_margin"]
 
     text = " ".join(page.texts)
     assert "41 adapters of tiny on random: ranks 2 to 32, 6 to 256 target tokens." in text
@@ -130,7 +130,7 @@ def test_losses_are_compared_at_their_best_rates(tmp_path, page_of):
     write(tmp_path / "a", *grid(ranks=(4,), lr=0.01), *grid(ranks=(4,), lr=0.1, **better))
     write(tmp_path / "runs" / "b", *grid(ranks=(4,), loss="memft_margin", lr=0.5))
     (tmp_path / "a").rename(tmp_path / "runs" / "a")
-    plain, margin = json.loads(page_of().data)["losses"]
+    plain, margin = json.loads(page_of().data)["losses"][0]["lines"]
     assert (plain["rate"], plain["tokens"]) == ("0.1", 0.9)
     assert (margin["rate"], margin["runs"]) == ("0.5", 4)
 
@@ -140,8 +140,38 @@ def test_a_rate_of_fewer_cells_is_no_match(tmp_path, page_of):
     write(tmp_path / "runs" / "a", *grid(lengths=(64,)))
     write(tmp_path / "runs" / "b", result(32, 64, lr=0.1, **best))
     write(tmp_path / "runs" / "c", *grid(lengths=(64,), loss="memft_margin"))
-    plain, _ = json.loads(page_of().data)["losses"]
+    plain, _ = json.loads(page_of().data)["losses"][0]["lines"]
     assert plain["rate"] == "0.01" and plain["runs"] == 5
+
+
+def test_each_task_has_losses_cells_and_rates_of_its_own(tmp_path, page_of):
+    """Two models: what one recalls is not pooled with the other, nor the rate of one length."""
+    high, low = ({"token_accuracy": share, "exact_match": 0.0} for share in (0.9, 0.2))
+    first = {"ranks": (4, 8), "lengths": (32, 64)}
+    second = {"ranks": (4,), "lengths": (32,), "model": "other"}
+    runs = [
+        *grid(**first, lr=0.01, **low),
+        *grid(**first, loss="memft_margin", lr=0.01),
+        *grid(**second, lr=0.01, **high),
+        *grid(**second, loss="memft_ot", lr=0.02),
+        # At one length alone a better rate; and what no other loss has.
+        *grid(ranks=(4, 8), lengths=(64,), lr=0.1, **high),
+        *grid(ranks=(16,), lengths=(32,), lr=0.01),
+        *grid(ranks=(4,), lengths=(32,), model="third"),
+    ]
+    write(tmp_path / "runs", *runs)
+    page = page_of()
+    most, least = json.loads(page.data)["losses"]
+    assert (most["name"], most["cells"]) == ("tiny", 4)
+    assert (least["name"], least["cells"]) == ("other", 1)
+    assert [line["loss"] for line in least["lines"]] == ["sft", "memft_ot"]
+
+    plain = most["lines"][0]
+    assert plain["rate"] == "0.01, 0.1" and plain["tokens"] == pytest.approx((0.2 + 0.9) / 2)
+    assert least["lines"][0]["tokens"] == 0.9
+    text = " ".join(page.texts)
+    assert "1 run of tasks without cells that several losses have" in text
+    assert "1 run in cells that another loss lacks" in text
 
 
 @pytest.mark.slow

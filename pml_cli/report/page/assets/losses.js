@@ -1,7 +1,8 @@
 STARTS.set("losses", () => {
   const COLOURS = ["#7f7f7f", "#e69138", "#542788", "#1fa187", "#365c8d", "#c62828", "#a0da39", "#46327e"];
   function chart() {
-    const traces = DATA.losses.flatMap((line, index) => {
+    const { lines } = DATA.losses[chosen("losses-group")];
+    const traces = lines.flatMap((line, index) => {
       const color = COLOURS[index % COLOURS.length];
       const name = label(line.loss);
       return [
@@ -9,8 +10,11 @@ STARTS.set("losses", () => {
         { x: line.rank, y: line.token_accuracy, name: `${name}, tokens`, mode: "lines", line: { color, dash: "dot" }, legendgroup: name, showlegend: false },
       ];
     });
-    const ranks = DATA.losses.flatMap((line) => line.rank);
+    const ranks = lines.flatMap((line) => line.rank);
     return { traces, layout: { xaxis: axis("rank", marks(ranks)), yaxis: axis("share recalled", { range: [-0.03, 1.03] }) } };
   }
-  draw("losses-chart", chart);
+
+  const show = () => draw("losses-chart", chart);
+  onChoice("losses-group", show);
+  show();
 });
