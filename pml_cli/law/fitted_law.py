@@ -115,6 +115,15 @@ class FittedLaw:
     text_spread: float
     """Standard deviation of a text's gains around the law, as a share of them; 0 for one text."""
 
+    @property
+    def trained_texts(self) -> int:
+        """Texts that the least of the laws stands on: of one, no band knows how texts differ."""
+        of_recall = [self.recall, self.all_recall, *self.share_recall.values()]
+        counts = [law.texts for law in of_recall if law is not None]
+        if self.form is not None:
+            counts.append(self.texts)
+        return min(counts, default=1)
+
     def base_losses(self, length: float | Array) -> Array:
         """Loss of the base model, (1 + D,): the mean, then that of a text drawn for each draw.
 

@@ -124,7 +124,8 @@ def answer(law: FittedLaw, target: Target, question: Question) -> dict[str, Any]
     """What the laws of one group predict, as plain values; None where nothing reaches the target.
 
     Returns:
-        The law, the target, and `rows`; or `reason`, where the law that is needed is missing.
+        The law, the target, the number of texts, and `rows`; or `reason`, where the law that is
+        needed is missing.
     """
     answered: dict[str, Any] = {
         "group": law.name,
@@ -133,6 +134,8 @@ def answer(law: FittedLaw, target: Target, question: Question) -> dict[str, Any]
         "target": target.kind,
         "value": target.value or None,
         "range": {law.axis.name: law.ranks, "length": law.lengths},
+        # Bands of one text do not know how texts differ.
+        "texts": law.trained_texts,
         "rows": [],
     }
 

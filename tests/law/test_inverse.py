@@ -11,6 +11,7 @@ from rich.console import Console
 from support.law_groups import fit_quietly
 from support.planted_laws import (
     RECALL,
+    exact_recall,
     exponential_cells,
     runs_of,
     write,
@@ -145,6 +146,21 @@ def test_draws_are_of_the_texts_of_the_bootstrap_or_of_the_covariance(law_report
     assert bands[0].value == bands[1].value == bands[2].value
     _, by_bootstrap, by_covariance = (band.high - band.low for band in bands)
     assert 0.5 < by_bootstrap / by_covariance < 2
+
+
+def test_the_band_of_one_text_says_that_it_knows_of_no_other(law_report, tmp_path):
+    cells = exponential_cells(texts=1)
+    write(tmp_path / "runs", *runs_of(cells, exact_match=exact_recall(cells)))
+    fit_quietly(tmp_path / "runs", draws=50)
+
+    for root, texts in ((law_report, 3), (tmp_path / "runs", 1)):
+        for given in ({"rank": [8.0]}, {"rank": [8.0], "seqlen": [64.0]}):
+            shown, stored = io.StringIO(), io.StringIO()
+            predict.run([root], Predict(**given), Console(file=shown, width=80))
+            assert ("one text: the band says nothing of other" in shown.getvalue()) == (texts == 1)
+            predict.run([root], Predict(**given), Console(file=stored), as_json=True)
+            (answer,) = json.loads(stored.getvalue())
+            assert answer["texts"] == texts
 
 
 def test_the_band_of_a_new_text_is_as_wide_as_few_texts_leave_open(law_report):

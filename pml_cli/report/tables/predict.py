@@ -28,6 +28,9 @@ UNREACHABLE = "none"
 # No text is too long for the target
 ANY_LENGTH = "any"
 
+# What a band leaves out where nothing tells how texts differ
+ONE_TEXT = "one text: the band says nothing of other texts"
+
 # Larger ranks, lengths and bits are not written out: few cells allow bands without end.
 LARGEST = 1e9
 
@@ -46,7 +49,10 @@ def show(console: Console, law: FittedLaw, answer: dict[str, Any]) -> None:
         console.print(Text(answer["reason"], style="yellow"), end="\n\n")
         return
     console.print(_table(law, answer))
-    console.print(Text(_note(law, answer), style="dim"), end="\n\n")
+    console.print(Text(_note(law, answer), style="dim"))
+    if law.trained_texts == 1:
+        console.print(Text(ONE_TEXT, style="yellow"))
+    console.print()
 
 
 def show_left_out(console: Console, left_out: Mapping[str, str]) -> None:

@@ -33,6 +33,7 @@ def section(sources: Sources) -> Section | None:
             "groups": [table["name"] for table in data],
             "paths": sources.quoted_paths,
             "length": data[0]["trained"][1],
+            "of_one_text": [table["name"] for table in data if table["texts"] == 1],
         },
         data=data,
     )
@@ -61,6 +62,7 @@ def _table(law: FittedLaw, trained: Array) -> dict[str, Any] | None:
         "length": sorted(by_chance[chances[0]["chance"]]),
         "chances": chances,
         "trained": [low, high],
+        "texts": answered["texts"],
     }
 
 
