@@ -79,6 +79,7 @@ def test_a_page_has_every_section_and_the_cells(tmp_path, page_of):
 
     text = " ".join(page.texts)
     assert "41 adapters of tiny on random: ranks 2 to 32, 6 to 256 target tokens." in text
+    assert "one text: the band says nothing of other texts." in text
     assert "Not measured here." in text and "pml forgetting runs" in text
 
 
@@ -194,6 +195,22 @@ def test_what_pml_forgetting_measured_is_shown(tmp_path, page_of):
     page = page_of()
     assert len(json.loads(page.data)["forgetting"]) == 1
     assert "run pml forgetting again" in " ".join(page.texts)
+
+
+def test_forgetting_of_several_models_keeps_them_apart(tmp_path, page_of):
+    write(tmp_path / "runs", result(2, 32))
+    cell = {"loss": "sft", "method": "sft", "rank": 2, "harm": 0.5, "recall": 0.25, "seqlen": 32}
+    setup = {"model": "tiny", "data": "text", "adapter": "mlp_block", "setting": "", "layer": 4}
+    others = {"model": "other", "data": "facts:a", "adapter": "lora", "setting": "train.batch=4"}
+    groups = [cell | setup, cell | setup | others]
+    (tmp_path / "runs/forgetting.json").write_text(json.dumps({"groups": groups}))
+    page = page_of()
+    points = json.loads(page.data)["forgetting"]
+    columns = ("model", "data", "adapter", "setting", "layer")
+    for point, group in zip(points, groups, strict=True):
+        assert [point[name] for name in columns] == [group[name] for name in columns]
+    text = " ".join(page.texts)
+    assert "The cells differ in model, data, adapter, setting" in text
 
 
 def test_whole_numbers_keep_every_digit():

@@ -1,11 +1,21 @@
 STARTS.set("forgetting", () => {
+  const SETUP = ["model", "data", "adapter", "setting"];
+  const method = (cell) => cell.method ?? cell.loss ?? "";
   function chart() {
-    const methods = [...new Set(DATA.forgetting.map((cell) => cell.method ?? cell.loss ?? ""))];
-    const traces = methods.map((method) => {
-      const cells = DATA.forgetting.filter((cell) => (cell.method ?? cell.loss ?? "") === method);
+    const models = new Set(DATA.forgetting.map((cell) => cell.model ?? ""));
+    const named = (cell) => (models.size > 1 ? `${cell.model ?? ""}, ${method(cell)}` : method(cell));
+    const names = [...new Set(DATA.forgetting.map(named))];
+    const traces = names.map((name) => {
+      const cells = DATA.forgetting.filter((cell) => named(cell) === name);
+      const hover = (cell) => {
+        const size = `${label(method(cell))}, rank ${shown(cell.rank)}${cell.keep ? `, keep ${shown(cell.keep)}` : ""}`;
+        const numbers = [["layer", cell.layer], ["tokens", cell.seqlen], ["steps", cell.steps]].filter(([, value]) => value !== null && value !== undefined);
+        const setup = [...SETUP.map((column) => cell[column]).filter(Boolean), ...numbers.map(([column, value]) => `${column} ${value}`)];
+        return [size, ...setup.map(label)].join("<br>");
+      };
       return {
-        x: cells.map((cell) => cell.harm), y: cells.map((cell) => cell.recall), mode: "markers", name: label(method), marker: { size: 9 },
-        text: cells.map((cell) => `${label(method)}, rank ${shown(cell.rank)}${cell.keep ? `, keep ${shown(cell.keep)}` : ""}`),
+        x: cells.map((cell) => cell.harm), y: cells.map((cell) => cell.recall), mode: "markers", name: label(name), marker: { size: 9 },
+        text: cells.map(hover),
         hovertemplate: "%{text}<br>recall %{y:.2f}, harm %{x:.3f}<extra></extra>",
       };
     });

@@ -17,9 +17,19 @@ from pml_cli.validation import Number, read_json
 PLACES = ("forgetting.json", "*/forgetting.json", "*/*/forgetting.json")
 
 
+# What the cells of one chart may differ in; the model is told apart by the colour.
+SETUP = ("model", "data", "adapter", "layer", "setting", "steps", "seqlen")
+
+
 class GroupFields(TypedDict, total=False):
     """What is read of a cell's means in forgetting.json."""
 
+    model: str | None
+    data: str | None
+    adapter: str | None
+    layer: Number | str | None
+    setting: str | None
+    steps: Number | None
     loss: str
     rank: Number | None
     seqlen: Number | str | None
@@ -36,7 +46,7 @@ class ReportFields(TypedDict):
 
 
 def section(sources: Sources) -> Section:
-    """A point a cell; or how to measure it."""
+    """A point a cell, a colour a model and method; or how to measure it."""
     notes: list[str] = []
     files = {file for path in sources.paths for place in PLACES for file in path.glob(place)}
     points = [point for file in sorted(files) for point in _points(file, notes)]
@@ -44,9 +54,19 @@ def section(sources: Sources) -> Section:
     return Section(
         name="forgetting",
         title="Recall against forgetting",
-        context={"command": command, "measured": bool(points), "notes": notes},
+        context={
+            "command": command,
+            "measured": bool(points),
+            "notes": notes,
+            "differing": _differing(points),
+        },
         data=points or None,
     )
+
+
+def _differing(points: list[dict[str, Any]]) -> list[str]:
+    """In what the cells differ that lie in one chart, but for the loss and the rank."""
+    return [name for name in SETUP if len({str(point[name]) for point in points}) > 1]
 
 
 def _points(file: Path, notes: list[str]) -> list[dict[str, Any]]:
