@@ -3,7 +3,7 @@ STARTS.set("forgetting", () => {
   const method = (cell) => cell.method ?? cell.loss ?? "";
   function chart() {
     const models = new Set(DATA.forgetting.map((cell) => cell.model ?? ""));
-    const named = (cell) => (models.size > 1 ? `${cell.model ?? ""}, ${method(cell)}` : method(cell));
+    const named = (cell) => (models.size > 1 ? [cell.model, method(cell)].filter(Boolean).join(", ") : method(cell));
     const names = [...new Set(DATA.forgetting.map(named))];
     const traces = names.map((name) => {
       const cells = DATA.forgetting.filter((cell) => named(cell) === name);
