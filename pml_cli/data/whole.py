@@ -67,9 +67,9 @@ def named_texts(files: Sequence[Path], run: Run) -> list[tuple[str, str]]:
 
 def distinct_names(files: Sequence[Path]) -> list[str]:
     """The names of files, with as many of their folders as tell them apart."""
-    parts = [file.resolve().parts for file in files]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
+    paths = [file.resolve().parts for file in files]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
         if len(set(names)) == len(names):
             break
     return names

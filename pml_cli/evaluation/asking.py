@@ -168,8 +168,8 @@ class Interview:
         first = self.question(text)
         if first.trained is None:
             return [first]
-        asked = first.trained.turns[-1]
-        by_prompt = {sample.prompt: sample for sample in self.samples if asked in sample.turns[-1:]}
+        turn = first.trained.turns[-1]
+        by_prompt = {sample.prompt: sample for sample in self.samples if turn in sample.turns[-1:]}
         return [
             Question(text=text, prompt=sample.prompt, trained=sample)
             for sample in by_prompt.values()

@@ -55,21 +55,21 @@ def write(out: Path, entry: dict[str, Any]) -> list[str]:
     import pandas as pd
 
     path = out / "measure.json"
-    others = []
-    for other in _entries(path):
-        if not _is_same(other, entry):
-            others.append(other)
+    entries = []
+    for old in _entries(path):
+        if not _is_same(old, entry):
+            entries.append(old)
         elif not entry["kinds"]:
-            entry = entry | {name: other[name] for name in HARM if name in other}
-    entries = [*others, entry]
+            entry = entry | {name: old[name] for name in HARM if name in old}
+    entries.append(entry)
     write_json(path, {"format": FORMAT, "adapters": entries})
     write_csv(out / "measure.csv", pd.DataFrame([_csv_row(one) for one in entries]))
     return ["measure.json", "measure.csv"]
 
 
-def _is_same(other: dict[str, Any], entry: dict[str, Any]) -> bool:
+def _is_same(old: dict[str, Any], entry: dict[str, Any]) -> bool:
     """Whether two entries are of one measurement; older ones do not say everything."""
-    return all(other.get(name, entry[name]) == entry[name] for name in KEY)
+    return all(old.get(name, entry[name]) == entry[name] for name in KEY)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -77,6 +77,7 @@ def test_a_dry_run_writes_nothing(quick, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_text_that_ends_is_held_whole(quick, tmp_path):
     (tmp_path / "short.txt").write_text("A pump stands in hall 3.", "utf-8")
     text = ("data=text", "data.path=short.txt", "model.device=cpu", "rank=8", "--json")

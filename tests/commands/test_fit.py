@@ -111,6 +111,7 @@ def test_groups_that_differ_are_fitted_apart(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_learning_rate_splits_only_where_it_was_swept(tmp_path):
     cells = pd.DataFrame([r | {"kept": True, "reason": ""} for r in grid()])
     tied = cells.assign(lr=cells["target_tokens"] / 1e4)
@@ -141,6 +142,7 @@ def test_a_single_cell_is_no_failure(tmp_path, content):
     )  # no cell at all is the hardest to draw
 
 
+@pytest.mark.slow
 def test_the_report_is_the_same_again_and_ignores_itself(tmp_path):
     write(tmp_path, *grid())
     run(tmp_path, figures=False)
@@ -396,6 +398,7 @@ def test_what_carries_no_law_says_what_to_run(tmp_path, cells):
     assert group["chosen"] is None and group["bootstrap"] is None
 
 
+@pytest.mark.slow
 def test_laws_that_stop_at_a_bound_are_not_chosen(tmp_path):
     falling = [
         result(r, n, 6.0 * r**-0.3 * n**-0.1 + 0.02 * math.sin(r * n))

@@ -106,6 +106,7 @@ def test_what_is_reported(measured):
     assert "](forgetting.png): " in (measured / "index.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(swept, measured, forgetting, monkeypatch):
     """A run that is new is, and kinds that were not asked for before."""
     csv = (measured / "forgetting.csv").read_bytes()

@@ -103,6 +103,7 @@ def test_a_prompt_of_several_words_stands_in_the_title_whole():
     assert "data.prompt=Recite the text:; 2 texts" in title.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_no_finished_pair_is_reported_without_an_error(tmp_path: Path):
     args = ["rank=2", "seqlen=8", "train.steps=3", f"out={tmp_path / 'o'}"]
     assert memft.run(load("memft", args), Console(file=io.StringIO())) == 0

@@ -329,6 +329,7 @@ def test_the_users_own_files(tmp_path, quick):
     assert 0 <= result["free_accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_a_rule_is_tried_on_unseen_pairs(tmp_path, quick):
     done = quick(
         "sweep", "rank=2", "seqlen=20", "data=rule", "data.maximum=9", "data.test_samples=10", *FEW
@@ -536,6 +537,7 @@ def test_interrupt_keeps_what_is_done_and_says_how_to_go_on(tmp_path, quick):
     assert len(pd.read_csv(tmp_path / "runs" / "results.csv")) == 2
 
 
+@pytest.mark.slow
 def test_fail_fast_keeps_checkpoints_and_a_later_call_goes_on(tmp_path, quick):
     command = (
         "sweep",

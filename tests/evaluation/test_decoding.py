@@ -60,6 +60,7 @@ def greedy(base, adapter, sample):
     return ids[len(sample.prompt) :]
 
 
+@pytest.mark.slow
 def test_without_a_cache_the_same_is_decoded(tiny_base, half_learnt, monkeypatch):
     """As for families whose state is no cache of keys and values."""
     bank = stack([cell.adapter for cell in half_learnt])

@@ -53,6 +53,7 @@ def test_a_source_that_is_used_up_has_no_held_out_samples(tmp_path):
     assert source.held_out(source.max_tokens) == []
 
 
+@pytest.mark.slow
 def test_gains_are_those_of_the_whole_model():
     """Against the full forward pass, one cell and one sample at a time, in float64."""
     torch.manual_seed(0)

@@ -231,6 +231,7 @@ def test_out_of_memory_with_one_cell_tries_it_before_the_cell_fails(
         assert "does not fit into memory (OutOfMemoryError" in failure
 
 
+@pytest.mark.slow
 def test_memory_that_never_suffices_still_ends_with_its_reason(tmp_path, tiny_base, monkeypatch):
     (plan,) = planned(ranks=(2,))
     faulty(monkeypatch, lambda ranks: True, OUT_OF_MEMORY[0])

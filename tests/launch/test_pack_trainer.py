@@ -102,6 +102,7 @@ def test_out_of_memory_halves_the_pack_and_changes_no_result(
         )
 
 
+@pytest.mark.slow
 def test_a_single_cell_that_is_too_large_fails_with_its_reason(workplace, monkeypatch):
     cells = planned(ranks=(2, 1))
     faulty(monkeypatch, lambda ranks: 2 in ranks, OUT_OF_MEMORY[0])

@@ -44,6 +44,7 @@ def run_id():
     return cell.id
 
 
+@pytest.mark.slow
 def test_a_link_in_place_of_a_run_folder_is_not_followed(tmp_path, quick, treasure, run_id):
     run = tmp_path / "runs" / run_id
     run.parent.mkdir()

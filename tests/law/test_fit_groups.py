@@ -30,6 +30,7 @@ def group_names(comparison):
     return [row["name"] for row in comparison["groups"]]
 
 
+@pytest.mark.slow
 def test_a_law_of_effective_parameters_is_found_where_it_was_planted(tmp_path):
     """As runs of older versions are read: without the column, from rank, width 128 and length."""
 
@@ -113,6 +114,7 @@ def test_a_law_of_the_number_of_parameters_differs_in_the_scale_alone(tmp_path):
     assert fits["parameters"]["C"] == pytest.approx(fits["rank"]["C"] * 256**-alpha, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_number_of_parameters_is_excluded(tmp_path):
     write(tmp_path, *grid())
     RunFolder(tmp_path, "odd").finish(result(2, 300, trainable_parameters=None))

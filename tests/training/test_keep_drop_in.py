@@ -71,6 +71,7 @@ def weights_of(model):
     return weights
 
 
+@pytest.mark.slow
 def test_energy_gradient_and_harm_are_those_of_pmls_trainer(float64_base, text, tmp_path):
     bank = random_bank(float64_base, ADAPTER, [3], scale=3)
     model = peft_of(bank, tmp_path)
