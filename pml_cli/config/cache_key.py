@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -15,9 +15,9 @@ def file_cache(maxsize: int) -> Callable[[Function], Function]:
     """As `lru_cache`, of a function that reads files: forgotten by `forget_files`."""
 
     def cached(function: Function) -> Function:
-        cache: Any = lru_cache(maxsize=maxsize)(function)
+        cache = lru_cache(maxsize=maxsize)(function)
         _caches.append(cache)
-        return cache  # type: ignore[no-any-return]
+        return cast(Function, cache)
 
     return cached
 

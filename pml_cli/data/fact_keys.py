@@ -34,8 +34,15 @@ CONTEXT_KEYS = {"instruction": ("input", "context")}
 SYSTEM_KEYS = ("system", "system_prompt")
 
 # What a question is often asked about; where it is not used, that is said.
-BESIDE_KEYS = ("context", "input", "passage", "document", "schema", "system", "system_prompt")
-TOOLS = "tools"
+BESIDE_KEYS = (
+    "context",
+    "input",
+    "passage",
+    "document",
+    "schema",
+    *SYSTEM_KEYS,
+    "tools",
+)
 
 # Lists of turns, of which the last answer is the target.
 CHAT_KEYS = ("messages", "conversations", "conversation")
@@ -253,14 +260,17 @@ def _fact(row: Row, keys: _Keys, counts: Counter[str]) -> Fact:
 
 def _count_unused(row: Row, keys: _Keys, counts: Counter[str]) -> None:
     """Count what stands beside a fact, may decide its answer, and is not learned with it."""
-    is_conversation = _is_conversation(_lookup(row.fields, keys.prompt))
     used = {_plain(keys.prompt), _plain(keys.target)}
-    # A system turn may stand in front of a conversation that is found by its name.
-    used |= set(keys.system) if not is_conversation or not keys.target else set()
-    used |= set(keys.context) if not is_conversation else set()
+    is_conversation = _is_conversation(_lookup(row.fields, keys.prompt))
+    if not is_conversation:
+        used.update(keys.system, keys.context)
+    # One whose last turn is the target; see `_conversation_fact`.
+    elif not keys.target:
+        used.update(keys.system)
+
     for key, value in row.fields.items():
-        is_noted = _plain(key) in (*BESIDE_KEYS, TOOLS) and _plain(key) not in used
-        if is_noted and value not in (None, "", [], {}):
+        is_known = _plain(key) in BESIDE_KEYS and _plain(key) not in used
+        if is_known and value not in (None, "", [], {}):
             counts[f"{printable(key)} is not used"] += 1
 
 

@@ -39,12 +39,14 @@ def find_repeats(samples: Sequence[Sample]) -> Repeats:
         distinct.add(sample)
         by_prompt.setdefault(sample.prompt, []).append(sample)
 
-    pairs = [_contradiction(group) for group in by_prompt.values()]
-    return Repeats(
-        copies=copies,
-        contradictions=[pair for pair in pairs if pair is not None],
-        excluded=sum(_excluded(group, times) for group in by_prompt.values()),
-    )
+    contradictions = []
+    excluded = 0
+    for group in by_prompt.values():
+        pair = _contradiction(group)
+        if pair is not None:
+            contradictions.append(pair)
+            excluded += _excluded(group, times)
+    return Repeats(copies=copies, contradictions=contradictions, excluded=excluded)
 
 
 def _excluded(alike: Sequence[Sample], times: Mapping[Sample, int]) -> int:
@@ -52,10 +54,12 @@ def _excluded(alike: Sequence[Sample], times: Mapping[Sample, int]) -> int:
     by_target: Counter[tuple[int, ...]] = Counter()
     for sample in alike:
         by_target[sample.target] += times[sample]
-    # A target that another one begins with is recalled with it.
-    recalled = [
-        sum(by_target[target[: n + 1]] for n in range(len(target))) for target in list(by_target)
-    ]
+    lengths = {len(target) for target in by_target}
+    recalled = []
+    for target in by_target:
+        # What it begins with is recalled with it; its own length counts itself.
+        beginnings = [target[:length] for length in lengths if length <= len(target)]
+        recalled.append(sum(by_target.get(beginning, 0) for beginning in beginnings))
     return by_target.total() - max(recalled)
 
 

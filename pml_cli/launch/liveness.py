@@ -210,12 +210,10 @@ def _is_hidden(pid: int) -> bool:
     """Whether a process that cannot be seen runs all the same, as another user's."""
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    # It began between the two looks.
-    return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    # One that this user may signal is not hidden.
+    return False
 
 
 def read_record(path: Path) -> tuple[Record | None, float]:

@@ -127,7 +127,8 @@ def file_stems(report: str, values: Sequence[Sequence[object]]) -> list[str]:
     """
     if len(values) == 1:
         return [report]
-    joined = ["-".join([report, *map(str, texts)]) for texts in values]
+    # Default settings have no text.
+    joined = ["-".join([report, *filter(None, map(str, texts))]) for texts in values]
     return unique_slugs([re.sub(r"[^A-Za-z0-9._=-]+", "-", text)[:MAX_SLUG] for text in joined])
 
 

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import time
 
 import psutil
@@ -239,10 +238,13 @@ def test_a_process_that_this_machine_hides_lives_by_its_heartbeats(
 
     plant(tmp_path, "lives", pid=1, age=5)
     plant(tmp_path, "silent", pid=1, age=lease.stale_seconds + 5)
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    plant(tmp_path, "gone", pid=gone.pid, age=5)
+    plant(tmp_path, "gone", pid=2, age=5)
+
+    def signal_nobody(pid, number):
+        raise PermissionError if pid == 1 else ProcessLookupError
+
     monkeypatch.setattr(psutil, "Process", refuse)
+    monkeypatch.setattr(os, "kill", signal_nobody)
     monkeypatch.setattr(lease_module, "SILENCE_SECONDS", 0.0)
     assert [lease.claim(cell) for cell in ("lives", "silent")] == [False, True]
     if error is psutil.NoSuchProcess:

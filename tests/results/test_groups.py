@@ -102,3 +102,7 @@ def test_file_names_of_groups_stay_in_their_folder_and_fit_into_one():
     assert stems[0].startswith("bits-..-..-x") and len(set(stems)) == len(stems)
     assert file_stems("bits", [["sft"], ["memft_ot"]]) == ["bits-sft", "bits-memft_ot"]
     assert file_stems("bits", [["../x"]]) == ["bits"]
+    assert file_stems("memft", [["random", ""], ["text", "a=1"]]) == [
+        "memft-random",
+        "memft-text-a=1",
+    ]

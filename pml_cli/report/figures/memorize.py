@@ -65,10 +65,8 @@ def _recall_panel(axes: Axes, report: MemorizeReport) -> None:
         _scatter(axes, report, cells, [100 * cell.trial.recalled for cell in cells])
 
     axes.set_ylabel(f"{report.recalled}, %")
-    lowest = min(cell.trial.recalled for cell in report.cells)
-    # Room for markers at 100.
-    span = max(limit - 100 * lowest, 2.0)
-    axes.set_ylim(100 * lowest - 0.08 * span, 100 + 0.08 * span)
+    # From 0, for a share, with room for markers at both ends.
+    axes.set_ylim(-8, 108)
     _rank_axis(axes, report)
 
 
