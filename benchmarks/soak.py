@@ -42,12 +42,13 @@ def sample(process: psutil.Process, started: float) -> dict[str, float | int | s
         return None
 
 
-def watch(command: list[str], every: float) -> tuple[pd.DataFrame, int]:
+def watch(command: list[str], every: float, save: Path | None) -> tuple[pd.DataFrame, int]:
     """Run a command to its end.
 
     Args:
         command: The words of the command line.
         every: Seconds between two samples.
+        save: CSV file that every sample is appended to at once: a run that is cut off keeps them.
 
     Returns:
         One row a process and sample, and the command's exit code.
@@ -61,7 +62,12 @@ def watch(command: list[str], every: float) -> tuple[pd.DataFrame, int]:
                 tree = [root, *root.children(recursive=True)]
             except psutil.NoSuchProcess:
                 break
-            rows += [row for process in tree if (row := sample(process, started))]
+            now = [row for process in tree if (row := sample(process, started))]
+            rows += now
+            if save:
+                pd.DataFrame(now).to_csv(
+                    save, mode="a", header=not save.exists(), index=False, float_format="%.1f"
+                )
             time.sleep(every)
     return pd.DataFrame(rows), running.returncode
 
@@ -110,9 +116,9 @@ def main() -> None:
     parser.add_argument("command", nargs="+", help="the command, behind --")
     options = parser.parse_args()
 
-    samples, code = watch(options.command, options.every)
     if options.save:
-        samples.to_csv(options.save, index=False, float_format="%.1f")
+        options.save.unlink(missing_ok=True)
+    samples, code = watch(options.command, options.every, options.save)
 
     table = slopes(samples, options.least)
     print(table.to_string(index=False, float_format="%.1f") if len(table) else "no long process")

@@ -49,6 +49,10 @@ WORDING = {
 # Values of a YAML file with its aliases written out: nine lines can stand for 10^9 of them.
 MAX_NODES = 2_000_000
 
+# Half of a character that takes two in UTF-16, and how JSON and YAML can spell it.
+HALF = re.compile("[\ud800-\udfff]")
+HALF_ESCAPE = re.compile(r"\\[uU](?:0000)?[dD][89a-fA-F]")
+
 Number = Annotated[float, Field(allow_inf_nan=False)]
 """A finite number."""
 Share = Annotated[float, Ge(0), Le(1)]
@@ -115,7 +119,10 @@ def parse_json(path: Path, content: bytes, remedy: str) -> Any:
         UserError: it is no JSON; names the file.
     """
     try:
-        return shallow(json.loads(content.decode("utf-8")))
+        text = content.decode("utf-8")
+        value = shallow(json.loads(text))
+        _check_characters(text, value)
+        return value
     except RecursionError as error:
         raise UserError(f"{path}: not readable as JSON (nested too deep); {remedy}") from error
     except ValueError as error:
@@ -141,6 +148,31 @@ def shallow(value: Any) -> Any:
             return value
         level = [inner for inner in nested if isinstance(inner, dict | list)]
     raise RecursionError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_characters(text: str, value: Any) -> None:
+    """Refuse half characters, as of a cut emoji: no table and no terminal can take them.
+
+    Args:
+        text: the source of the value, in which only an escape (`\\ud83d`) can stand for one.
+        value: of JSON or YAML.
+
+    Raises:
+        ValueError: a text in the value holds one.
+    """
+    if not HALF_ESCAPE.search(text):
+        return
+
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, dict):
+            waiting += [*inner, *inner.values()]
+        elif isinstance(inner, list | tuple | set):
+            waiting += inner
+        elif isinstance(inner, str) and (half := HALF.search(inner)):
+            escape = f"\\u{ord(half.group()):04x}"
+            raise ValueError(f"half a character, {escape}, which is no Unicode text")
 
 
 def checked(path: Path, content: Any, schema: Any, remedy: str) -> Any:
@@ -231,7 +263,9 @@ def parse_yaml(text: str) -> Any:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is not None and _node_count(node, {}) > MAX_NODES:
             raise ValueError("its aliases stand for too many values")
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        _check_characters(text, value)
+        return value
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"line {line}: {error.problem or 'not readable'}") from error

@@ -50,6 +50,9 @@ DEEP_FACTS = {
     "an array nested deep": '[{"question": "a", "answer": "b", "other": ' + DEEP + "}]",
     "an object over lines, nested deep": '{"question": "a",\n"answer": ' + DEEP + "}",
 }
+# The first half of an emoji that was cut: no UTF-8 stands for it.
+HALF_ESCAPE = "\\ud83d"
+HALF = "\ud83d"
 # Fields of result.json that are read, and were not declared.
 UNDECLARED = (
     *("base_token_accuracy", "base_exact_match", "base_log10_p", "effective_parameters"),
@@ -75,6 +78,13 @@ def cases() -> Iterator[Case]:
             argv = ("fit", "runs", "figures=false", "draws=0")
             title = f"{field} is {str(value)[:9]}"
             yield _case(title, argv, change, says=field, base="swept")
+    for field in ("above_threshold", "loss", "a field of a newer version"):
+        change = with_value("runs/*/result.json", (field,), HALF)
+        argv = ("fit", "runs", "figures=false", "draws=0")
+        yield _case(f"{field} is half a character", argv, change, says="d83d", base="swept")
+    for text in (f'rank: ["{HALF_ESCAPE}"]\n', f'"{HALF_ESCAPE}": 1\n'):
+        argv = ("sweep", "-f", "s.yaml", "--dry-run")
+        yield _case(f"a sweep file of {text}", argv, put("s.yaml", text), says="d83d")
     for name, content in DEEP_FACTS.items():
         argv = ("sweep", "data=jsonl", "data.path=f.jsonl", "seqlen=all", "--dry-run")
         yield _case(name, argv, put("f.jsonl", content), says="f.jsonl")

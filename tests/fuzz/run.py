@@ -45,7 +45,8 @@ def main() -> int:
 
 
 def _fuzz(name: str, minutes: float, base: Path, out: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "fuzz.worker", name, f"--seconds={60 * minutes}"]
+    # Modules that Python compiles on the way would count as files written elsewhere.
+    command = [sys.executable, "-B", "-m", "fuzz.worker", name, f"--seconds={60 * minutes}"]
     command += [f"--base={base}", f"--out={out}"]
     report = out / f"{name}.json"
     report.unlink(missing_ok=True)
