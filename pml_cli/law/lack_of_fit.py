@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from pml_cli.law.forms import log_gain_slopes
@@ -34,6 +35,50 @@ SHORT = 0.05
 MIN_DEGREES = 5
 # Singular values below this share of the largest are 0.
 RANK_TOLERANCE = 1e-8
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What is no evidence against a law: levels of groups of cells, and slopes of texts.
+
+    They are taken away group by group. As columns of a design they would be as many as there are
+    texts, which takes minutes where there are a thousand.
+    """
+
+    group: NDArray[np.intp]
+    """(N,) cells of one group share a level."""
+    x: Array | None = None
+    """(N,) along which every text has a slope of its own; None: no slopes."""
+    text: NDArray[np.intp] | None = None
+    """(N,) the text of each cell; each group lies in one. Needed with `x`."""
+
+    def remove(self, columns: Array) -> tuple[Array, int]:
+        """(N, K) columns without what the effects explain of them, and the rank of the effects."""
+        rest = _less_means(columns, self.group)
+        rank = len(np.unique(self.group))
+        if self.x is None or self.text is None:
+            return rest, rank
+
+        x = _less_means(self.x[:, None], self.group)[:, 0]
+        power = np.bincount(self.text, weights=x**2)
+        # A text whose groups have one x each has no slope.
+        sloped = power > RANK_TOLERANCE**2 * float(self.x @ self.x)
+        products = _sums(columns * x[:, None], self.text)
+        slopes = np.where(sloped[:, None], products / np.where(sloped, power, 1)[:, None], 0)
+        return rest - slopes[self.text] * x[:, None], rank + int(sloped.sum())
+
+
+def _less_means(columns: Array, group: NDArray[np.intp]) -> Array:
+    """(N, K) columns less their mean over each group."""
+    counts = np.maximum(np.bincount(group), 1)
+    return np.asarray(columns - (_sums(columns, group) / counts[:, None])[group])
+
+
+def _sums(columns: Array, group: NDArray[np.intp]) -> Array:
+    """(N, K) columns summed over each of G groups, (G, K)."""
+    sums = np.zeros((int(group.max(initial=-1)) + 1, columns.shape[1]))
+    np.add.at(sums, group, columns)
+    return sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +123,26 @@ def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
     residual = cells.delta / predicted - 1
     parameters = len(fit.form.free) - 1
 
-    known = _known(cells, fit)
-    curves = _curves(cells, fit)
-    bends = _bends(cells, fit)
-
     observed = cells.measured
-    both = np.concatenate([known, curves, bends], axis=1)[observed]
-    left, _ = _unexplained(known[observed], residual[observed])
-    less, _ = _unexplained(both, residual[observed])
+    known = _slopes(cells, fit)[observed]
+    curves = _curves(cells, fit)[observed]
+    bends = _bends(cells, fit)[observed]
+    residual_there = residual[observed]
+
+    text, _ = cells.texts
+    cluster, _ = cells.clusters
+    x = _standardised(design_of(cells, fit.centre).x)
+    effects = Effects(cluster[observed], x[observed], text[observed])
+
+    both = np.concatenate([known, curves, bends], axis=1)
+    left, _ = _unexplained(known, residual_there, effects)
+    less, _ = _unexplained(both, residual_there, effects)
 
     shortfall, missing = _shortfall(cells, fit, residual)
     return LackOfFit(
         replicates=_replicates(cells, residual, parameters),
-        curvature=_added(known[observed], curves[observed], residual[observed]),
-        bend=_added(known[observed], bends[observed], residual[observed]),
+        curvature=_added(known, curves, residual_there, effects),
+        bend=_added(known, bends, residual_there, effects),
         pattern=math.sqrt(max(0.0, left - less) / max(1, int(observed.sum()))),
         shortfall=shortfall,
         missing=missing,
@@ -111,10 +162,11 @@ def _shortfall(cells: Observations, fit: LikelihoodFit, residual: Array) -> tupl
     text, texts = cells.texts
     cluster = cells.clusters[0][measured]
     clusters = len(np.unique(cluster))
-    known = np.concatenate([_slopes(cells, fit), np.eye(texts)[text]], axis=1)[measured]
+    known = _slopes(cells, fit)[measured]
+    effects = Effects(text[measured])
     log_length = np.log(cells.length[measured])
-    column, rank = _left_over(known, log_length)
-    left, _ = _left_over(known, residual[measured])
+    column, rank = _left_over(known, log_length, effects)
+    left, _ = _left_over(known, residual[measured], effects)
     own = float(column @ column)
     degrees = len(left) - rank - 1
     if min(degrees, clusters - texts - 1) < MIN_DEGREES or own <= RANK_TOLERANCE * len(left):
@@ -187,20 +239,6 @@ def _standardised(values: Array) -> Array:
     return np.asarray((values - values.mean()) / max(float(values.std()), 1e-12))
 
 
-def _known(cells: Observations, fit: LikelihoodFit) -> Array:
-    """What is no evidence against the law, (N, K).
-
-    What the law can follow, an effect of every text and length, and a slope of every text.
-    """
-    design = design_of(cells, fit.centre)
-    text, texts = cells.texts
-    cluster, clusters = cells.clusters
-    of_text = np.eye(texts)[text]
-    of_cluster = np.eye(clusters)[cluster]
-    x = _standardised(design.x)
-    return np.concatenate([_slopes(cells, fit), of_cluster, of_text * x[:, None]], axis=1)
-
-
 def _slopes(cells: Observations, fit: LikelihoodFit) -> Array:
     """Derivatives of log gain by the free parameters of the law, (N, F - 1)."""
     design = design_of(cells, fit.centre)
@@ -211,10 +249,10 @@ def _slopes(cells: Observations, fit: LikelihoodFit) -> Array:
     return np.asarray(slopes[0])
 
 
-def _added(known: Array, columns: Array, residual: Array) -> float:
+def _added(known: Array, columns: Array, residual: Array, effects: Effects) -> float:
     """p that further columns explain nothing of (N,) residuals, (N, K) known and (N, L) others."""
-    left, rank = _unexplained(known, residual)
-    less, larger_rank = _unexplained(np.concatenate([known, columns], axis=1), residual)
+    left, rank = _unexplained(known, residual, effects)
+    less, larger_rank = _unexplained(np.concatenate([known, columns], axis=1), residual, effects)
     added = larger_rank - rank
     degrees = len(residual) - larger_rank
 
@@ -225,16 +263,25 @@ def _added(known: Array, columns: Array, residual: Array) -> float:
     return float(stats.f.sf(f, added, degrees))
 
 
-def _unexplained(columns: Array, values: Array) -> tuple[float, int]:
-    """Sum of squares that (N, K) columns leave of (N,) values, and the rank of the columns."""
-    residual, rank = _left_over(columns, values)
+def _unexplained(columns: Array, values: Array, effects: Effects) -> tuple[float, int]:
+    """Sum of squares that effects and (N, K) columns leave of (N,) values, and their rank."""
+    residual, rank = _left_over(columns, values, effects)
     return float(residual @ residual), rank
 
 
-def _left_over(columns: Array, values: Array) -> tuple[Array, int]:
-    """What (N, K) columns leave of (N,) values, (N,), and the rank of the columns."""
+def _left_over(columns: Array, values: Array, effects: Effects) -> tuple[Array, int]:
+    """What effects and (N, K) columns leave of (N,) values, (N,), and their rank.
+
+    Both sides are freed from the effects first; regressed on each other they then give the
+    residuals of the regression on all (Frisch, Waugh and Lovell).
+    """
     if not len(values):
         return values, 0
-    left, singular, _ = np.linalg.svd(columns, full_matrices=False)
-    basis = left[:, singular > RANK_TOLERANCE * singular[0]]
-    return values - basis @ (basis.T @ values), basis.shape[1]
+    # Of length 1, so that one tolerance tells what the effects have left of each.
+    units = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
+    freed, effects_rank = effects.remove(np.column_stack([units, values]))
+
+    left, singular, _ = np.linalg.svd(freed[:, :-1], full_matrices=False)
+    basis = left[:, singular > RANK_TOLERANCE]
+    residual = freed[:, -1] - basis @ (basis.T @ freed[:, -1])
+    return residual, effects_rank + basis.shape[1]
