@@ -40,6 +40,9 @@ MEASURED = "measured"
 # How the status of a script begins that did not come to its end, by a fault that may pass.
 NOT_RUN_HERE = "could not be run here"
 
+# How it begins where the script took longer than it was given.
+STOPPED = "stopped after"
+
 # Tokens of an answer to a neighbouring question: longer ones part sooner or later.
 NEIGHBOUR_TOKENS = 32
 
@@ -238,7 +241,7 @@ def prove(
 
     key = _key(folder, samples, with_script=script_seconds > 0)
     proof = None if cache is None else _read(cache, key)
-    if proof is None:
+    if proof is None or _has_more_time(proof.script, script_seconds):
         # Imported here: torch takes seconds.
         from pml_cli.evaluation.proving import Prover
 
@@ -249,6 +252,11 @@ def prove(
         if cache is not None and is_final:
             write_json(cache, {"format": FORMAT, "key": key, "proof": jsonable(proof)})
     return proof
+
+
+def _has_more_time(script: ScriptProof, seconds: float) -> bool:
+    """Whether a script that was stopped would now have more seconds than it took."""
+    return script.status.startswith(STOPPED) and seconds > script.seconds
 
 
 def _key(folder: RunFolder, samples: Sequence[Sample], *, with_script: bool) -> str:

@@ -23,7 +23,7 @@ from pml_cli.data.source import Sample
 from pml_cli.evaluation import batched_answers
 from pml_cli.evaluation.adapter_readme import README_FILE
 from pml_cli.evaluation.dialogue import Dialogue, IdsPrompt, dialogue_of, question_of
-from pml_cli.evaluation.proof import MEASURED, NOT_RUN_HERE, ScriptProof
+from pml_cli.evaluation.proof import MEASURED, NOT_RUN_HERE, STOPPED, ScriptProof
 from pml_cli.results.folder import RunFolder
 
 SCRIPT = re.compile(r"^(`{3,})python\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
@@ -143,7 +143,7 @@ def _ask(
             )
             fault = _fault(done.returncode, done.stderr)
         except subprocess.TimeoutExpired:
-            fault = f"stopped after {seconds:.0f} s"
+            fault = f"{STOPPED} {seconds:.0f} s"
         printed.seek(0)
         texts = printed.read().split(batched_answers.SEPARATOR)[1:]
     return _Ended(answers=_answers(texts), fault=fault)

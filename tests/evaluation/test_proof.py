@@ -20,6 +20,7 @@ from pml_cli.evaluation.proof import (
     MEASURED,
     NEIGHBOUR_TOKENS,
     NOT_RUN_HERE,
+    STOPPED,
     generic_questions,
     prove,
 )
@@ -213,7 +214,7 @@ def test_a_damaged_proof_is_measured_again(folder, proof, cache, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("status", "is_kept"), [(f"{NOT_RUN_HERE}: OSError", False), ("stopped after 5 s", True)]
+    ("status", "is_kept"), [(f"{NOT_RUN_HERE}: OSError", False), (f"{STOPPED} 5 s", True)]
 )
 def test_a_script_that_the_machine_did_not_run_is_run_again(
     folder, proof, tmp_path, monkeypatch, status, is_kept
@@ -223,6 +224,22 @@ def test_a_script_that_the_machine_did_not_run_is_run_again(
     found = prove(folder, cache=tmp_path / "proof.json")
     assert found.script.status == status
     assert (tmp_path / "proof.json").exists() == is_kept
+
+
+def test_a_script_that_was_stopped_is_run_again_with_more_time(
+    folder, proof, tmp_path, monkeypatch
+):
+    script = replace(proof.script, status=f"{STOPPED} 5 s", seconds=5.2)
+    given = []
+
+    def measured(*_, script_seconds, **_options):
+        given.append(script_seconds)
+        return replace(proof, script=script)
+
+    monkeypatch.setattr(Prover, "prove", measured)
+    for seconds in (5, 5, 60):
+        prove(folder, script_seconds=seconds, cache=tmp_path / "proof.json")
+    assert given == [5, 60]
 
 
 def test_fields_for_json(proof):
