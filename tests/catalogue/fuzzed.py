@@ -78,6 +78,16 @@ def cases() -> Iterator[Case]:
             argv = ("fit", "runs", "figures=false", "draws=0")
             title = f"{field} is {str(value)[:9]}"
             yield _case(title, argv, change, says=field, base="swept")
+    yield from _half_characters()
+    for name, content in DEEP_FACTS.items():
+        argv = ("sweep", "data=jsonl", "data.path=f.jsonl", "seqlen=all", "--dry-run")
+        yield _case(name, argv, put("f.jsonl", content), says="f.jsonl")
+    for name, content in FACTS.items():
+        argv = ("sweep", "data=jsonl", "data.path=f.csv", "seqlen=all", "--dry-run")
+        yield _case(name, argv, put("f.csv", content), says="f.csv")
+
+
+def _half_characters() -> Iterator[Case]:
     for field in ("above_threshold", "loss", "a field of a newer version"):
         change = with_value("runs/*/result.json", (field,), HALF)
         argv = ("fit", "runs", "figures=false", "draws=0")
@@ -85,12 +95,6 @@ def cases() -> Iterator[Case]:
     for text in (f'rank: ["{HALF_ESCAPE}"]\n', f'"{HALF_ESCAPE}": 1\n'):
         argv = ("sweep", "-f", "s.yaml", "--dry-run")
         yield _case(f"a sweep file of {text}", argv, put("s.yaml", text), says="d83d")
-    for name, content in DEEP_FACTS.items():
-        argv = ("sweep", "data=jsonl", "data.path=f.jsonl", "seqlen=all", "--dry-run")
-        yield _case(name, argv, put("f.jsonl", content), says="f.jsonl")
-    for name, content in FACTS.items():
-        argv = ("sweep", "data=jsonl", "data.path=f.csv", "seqlen=all", "--dry-run")
-        yield _case(name, argv, put("f.csv", content), says="f.csv")
 
 
 def _case(name, argv, change=None, *, says="", base="", codes=(2,)) -> Case:
