@@ -1,8 +1,7 @@
 """What `pml lasting` measured, as tables of numbers.
 
 A row for each run and condition; means with intervals; losses against plain fine-tuning. Intervals
-and pairs are those of `paired`: over texts and seeds, a text's ranks taken together where they are
-pooled.
+and pairs are those of `paired`: over texts, a text's seeds and pooled ranks taken together.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from pml_cli.analysis.paired import BEYOND_GREEDY, EQUAL, comparable_runs, compare
+from pml_cli.analysis.paired import BEYOND_GREEDY, EQUAL, comparable_runs, compare, unit_of
 from pml_cli.evaluation.conditions import CONDITIONS, TRAINED
 from pml_cli.stats import t_half_width
 
@@ -126,8 +125,7 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
         A row for each setup, method, condition and rank (missing: all ranks together): runs; worst
         (largest fall of a margin); least_whole (least margin of the runs recalled verbatim); whole
         (runs recalled verbatim as trained) and still_whole (those that still are); the mean of each
-        measure and half the width of its interval (_half). For all ranks together a unit is a text
-        and seed: the mean over its ranks.
+        measure and half the width of its interval (_half), over texts (`paired.unit_of`).
     """
     keys = [*SETUP, "method", "condition"]
     measured = table[table["status"] == "measured"]
@@ -144,7 +142,7 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
 def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
     """The means over `cells`, the runs of one method under one condition."""
     measures = [*RECALL, *FORGETTING]
-    units = cells.groupby(["data_seed", "seed"])[measures].mean()
+    units = cells.groupby(unit_of(cells))[measures].mean()
 
     # Missing in runs that were not recalled verbatim as trained.
     kept_whole = cells["kept_whole"].dropna()

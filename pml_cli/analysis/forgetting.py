@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pml_cli.analysis.deployment import SETUP
+from pml_cli.analysis.paired import unit_of
 from pml_cli.data.generic_text import KINDS
 from pml_cli.stats import clustered_proportion, safe_exp, t_half_width
 
@@ -86,9 +87,9 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each CELL: runs; recall, the share of samples recalled whole, with recall_low and
-        recall_high (95 %, over runs); keep, the penalty's mean weight as it ended; harm, kl and
+        recall_high (95 %, over texts); keep, the penalty's mean weight as it ended; harm, kl and
         changed over KINDS; harm_<kind>. harm_low and harm_high are the 95 % t interval over texts
-        and seeds, or of a single run that over windows of text. Missing is nan.
+        (`paired.unit_of`), or of a single run that over windows of text. Missing is nan.
     """
     rows: list[dict[str, Any]] = []
     for values, cells in table.groupby(CELL, sort=False, dropna=False):
@@ -108,9 +109,12 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
 def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
     """The means over the runs of one cell."""
     by_run = cells.drop_duplicates("id")
+    unit = unit_of(by_run)
     samples = by_run["samples"].astype(float)
     whole = (by_run["exact_match"].astype(float) * samples).round()
-    recall = clustered_proportion(whole, samples)
+    counts = pd.DataFrame({"whole": whole, "samples": samples, unit: by_run[unit]})
+    of_units = counts.groupby(unit, dropna=False).sum()
+    recall = clustered_proportion(of_units["whole"], of_units["samples"])
     row: dict[str, Any] = {
         "runs": len(by_run),
         "asked_keep": by_run["asked_keep"].iloc[0],
@@ -122,7 +126,7 @@ def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
     }
 
     overall = cells[cells["kind"] == ALL]
-    units = overall.groupby(["data_seed", "seed"], dropna=False)[MEASURES].mean()
+    units = overall.groupby(unit, dropna=False)[MEASURES].mean()
     for name in MEASURES:
         row[name] = units[name].mean() if len(units) else math.nan
     row["harm_low"], row["harm_high"] = _harm_interval(overall, units["harm"])

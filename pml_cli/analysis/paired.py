@@ -1,7 +1,7 @@
 """Paired comparison of losses with plain fine-tuning (sft). Imports numpy, pandas and scipy only.
 
 A pair is two runs that agree in all but the loss: the same text, the same initial adapter. So
-differences are taken within pairs, and intervals and tests are over texts and seeds.
+differences are taken within pairs. Intervals and tests are over texts (`unit_of`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ TASK = ["model", "data", "adapter", "setting", "steps", "seqlen"]
 
 # What the two runs of a pair share.
 PAIRED_BY = [*TASK, "data_seed", "layer", "rank", "seed", "lr"]
-
-# An independent unit is a text and seed: the runs of its ranks share both.
-UNIT = ["seed", "data_seed"]
 
 # Recall beyond greedy exact match (evaluation/recall_scores.py); null in runs of earlier versions.
 BEYOND_GREEDY = [
@@ -106,6 +103,18 @@ def comparable_runs(
     return runs
 
 
+def unit_of(runs: pd.DataFrame) -> str:
+    """The column that tells independent runs apart: that of their texts.
+
+    Adapters of one text are alike, whatever their seeds and ranks: they are averaged first. With a
+    single text it is the seed, and intervals say nothing about other texts.
+
+    Args:
+        runs: with the columns data_seed and seed.
+    """
+    return "data_seed" if runs["data_seed"].nunique() > 1 else "seed"
+
+
 def at_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of each method and task at its best learning rate.
 
@@ -147,8 +156,8 @@ def compare(
         A row for each task, rank (missing: all ranks together), method, lr, lr_sft and measure:
         terms; budget (target tokens seen, as a multiple of sft's); pairs; sft and value (the two
         means); difference with its 95 % t interval (low, high); p_t (paired t test) and p_signs
-        (sign-flip permutation test). For all ranks together a pair is a text and seed: the mean
-        over the ranks that both have.
+        (sign-flip permutation test). A pair is a text (`unit_of`): the mean over its seeds and,
+        for all ranks together, over the ranks that both have.
     """
     runs = comparable_runs(runs, measures)
     equal = _differences(_pairs(runs, PAIRED_BY), EQUAL, measures)
@@ -192,10 +201,10 @@ def _differences(pairs: pd.DataFrame, terms: str, measures: Sequence[str]) -> pd
         by_rank = group.groupby("rank")
         for rank, cells in by_rank:
             key["rank"] = rank
-            rows += _measure_rows(key, cells, [*UNIT, "rank"], budget, measures)
+            rows += _measure_rows(key, cells, budget, measures)
         if len(by_rank) > 1:
             key["rank"] = None
-            rows += _measure_rows(key, group, UNIT, budget, measures)
+            rows += _measure_rows(key, group, budget, measures)
 
     table = pd.DataFrame(rows)
     return table.astype({"rank": "Int64"}) if len(table) else table
@@ -204,7 +213,6 @@ def _differences(pairs: pd.DataFrame, terms: str, measures: Sequence[str]) -> pd
 def _measure_rows(
     key: dict[str, Any],
     pairs: pd.DataFrame,
-    unit: list[str],
     budget: float,
     measures: Sequence[str],
 ) -> list[dict[str, Any]]:
@@ -212,15 +220,15 @@ def _measure_rows(
 
     Args:
         key: the first columns of each row.
-        unit: what identifies an independent pair; pairs that agree in it are averaged.
         budget: see `compare`.
     """
     rates = _learning_rates(pairs)
+    unit = unit_of(pairs)
     rows = []
 
     for measure in measures:
         columns = [measure, f"{measure}_sft"]
-        measured = pairs[[*UNIT, "rank", *columns]].dropna()
+        measured = pairs[[unit, *columns]].dropna()
         means = measured.groupby(unit)[columns].mean()
         if len(means):
             row = {**key, "measure": measure, "budget": budget, **rates}

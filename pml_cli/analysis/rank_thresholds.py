@@ -2,9 +2,10 @@
 
 The rank of one text is that of `law/half_recall.py`.
 
-Texts are the units: ratios are taken within a text, intervals are t intervals of the log over
-texts. Where learning rates differ, a text's rate is the one that does best on the *other* texts, so
-that choosing a rate does not favour a method.
+Texts are the units (`paired.unit_of`): ratios are taken within a text and seed, averaged over the
+seeds of a text, and intervals are t intervals of the log over texts. Where learning rates differ, a
+text's rate is the one that does best on the *other* texts, so that choosing a rate does not favour
+a method.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pml_cli.analysis.paired import ROUNDING_ERROR, SOURCE, TASK, comparable_runs
+from pml_cli.analysis.paired import ROUNDING_ERROR, SOURCE, TASK, comparable_runs, unit_of
 from pml_cli.law.half_recall import ABOVE, BELOW, half_recall_rank
 from pml_cli.stats import t_half_width
 
-TEXT = ["data_seed", "seed"]
+# What has a threshold of its own: an adapter of a text, grown over the ranks.
+ADAPTER = ["data_seed", "seed"]
 
 # The methods whose rank the others are compared with.
 REFERENCES = ["sft", "memft_ot"]
@@ -42,16 +44,16 @@ COLUMNS = [
 
 
 def thresholds(runs: pd.DataFrame) -> pd.DataFrame:
-    """`half_recall_rank` of every text under every method and learning rate.
+    """`half_recall_rank` of every text and seed under every method and learning rate.
 
     Args:
         runs: rows of result.json.
 
     Returns:
-        The columns TASK, method, lr and TEXT, rank, outside and accuracy (mean token accuracy).
-        Texts with a single rank are left out.
+        The columns TASK, method, lr and ADAPTER, rank, outside and accuracy (mean token accuracy).
+        Those with a single rank are left out.
     """
-    keys = [*TASK, "method", "lr", *TEXT]
+    keys = [*TASK, "method", "lr", *ADAPTER]
     rows: list[dict[str, Any]] = []
     for values, group in comparable_runs(runs).groupby(keys):
         recalled = group.groupby("rank")["exact_match"].mean().sort_index()
@@ -75,8 +77,9 @@ def at_cross_validated_rates(table: pd.DataFrame) -> pd.DataFrame:
     """
     chosen_rows = []
     for _, group in table.groupby([*TASK, "method"]):
-        for text, of_text in group.groupby(TEXT):
-            is_other = (group[TEXT] != list(text)).any(axis=1)
+        unit = unit_of(group)
+        for text, of_text in group.groupby(unit):
+            is_other = group[unit] != text
             # With a single text, the rate can only be chosen on that text.
             judges = group[is_other] if is_other.any() else group
 
@@ -161,14 +164,15 @@ def _method_rows(task: dict[str, Any], table: pd.DataFrame) -> list[dict[str, An
 def _log_ranks(cells: pd.DataFrame) -> pd.DataFrame:
     """Log threshold, a row for each text, a column for each method.
 
-    Over several lengths, it is the mean of those that all methods have.
+    Over its seeds and several lengths, it is the mean of those that all methods have.
     """
     cells = cells.assign(log_rank=np.log(cells["rank"]))
-    unit = [*TEXT, "seqlen"]
-    table = cells.pivot_table(index=unit, columns="method", values="log_rank")
-    if cells["seqlen"].nunique() > 1:
+    repeats = [*ADAPTER, "seqlen"]
+    table = cells.pivot_table(index=repeats, columns="method", values="log_rank")
+    unit = unit_of(cells)
+    if len(table) > cells[unit].nunique():
         table = table.dropna()
-    return table.groupby(level=TEXT).mean()
+    return table.groupby(level=unit).mean()
 
 
 def _geometric_mean(logs: pd.Series[float], name: str, prefix: str) -> dict[str, float]:

@@ -537,7 +537,7 @@ class Trainer:
 
         # A mean over thousands of tokens leaves each a gradient below what float16 holds. A power
         # of two about their number changes no digit of the others.
-        scale_K = 2.0 ** layout.mask_KS.sum(1).log2().ceil()
+        scale_K = (2.0 ** layout.mask_KS.sum(1).log2().ceil()).to(loss_K.dtype)
         grads = torch.autograd.grad((scale_K * loss_K).sum(), parameters)
         return [grad / scale_K.view(-1, *[1] * (grad.dim() - 1)) for grad in grads]
 

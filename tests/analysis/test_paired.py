@@ -70,6 +70,34 @@ def test_sign_flips_of_many_pairs_are_drawn():
     assert sign_flip_p(difference) == sign_flip_p(difference)
 
 
+def over_seeds(differences_TS):
+    """Runs of T texts with S seeds each."""
+    tables = []
+    for seed, differences in enumerate(np.transpose(differences_TS)):
+        tables.append(planted_pairs(list(differences)).assign(seed=seed))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_seeds_of_a_text_are_averaged_and_do_not_narrow_the_interval():
+    random = np.random.default_rng(0)
+    covered = []
+    for _ in range(60):
+        # A loss that suits some texts and not others; its seeds on one text agree.
+        of_texts = random.normal(0, 0.02, (5, 1))
+        differences = of_texts + random.normal(0, 0.005, (5, 4))
+        row = rows_by_measure(compare(over_seeds(differences))).loc["token_accuracy"]
+        assert row["pairs"] == 5
+        covered.append(row["low"] <= 0 <= row["high"])
+    # 95 % are expected, of 60; counted by text and seed it was about half.
+    assert np.mean(covered) > 0.85
+
+
+def test_with_a_single_text_the_seeds_are_the_pairs():
+    row = rows_by_measure(compare(over_seeds([[0.1, 0.2, 0.3]]))).loc["token_accuracy"]
+    assert row["pairs"] == 3
+    assert row["difference"] == pytest.approx(0.2)
+
+
 def test_a_single_pair_has_no_p():
     assert np.isnan(sign_flip_p(np.array([0.2])))
 

@@ -47,6 +47,19 @@ def test_a_rate_is_chosen_on_the_other_texts():
     assert chosen.loc[1, "rank"] == pytest.approx(48**0.5)
 
 
+def test_no_seed_of_the_same_text_judges_its_rate():
+    slow = {"sft": [8, 8]}
+    tables = []
+    for seed in range(3):
+        tables.append(planted_recall(slow, lr=0.01).assign(seed=seed))
+        # Far better on the first text, in every seed, and worse on the second.
+        tables.append(planted_recall({"sft": [2, 12]}, lr=0.1).assign(seed=seed))
+    chosen = at_cross_validated_rates(thresholds(pd.concat(tables)))
+    rates = chosen.groupby("data_seed")["lr"].unique()
+    assert (list(rates[0]), list(rates[1])) == ([0.01], [0.1])
+    assert rank_table(pd.concat(tables)).loc[0, "texts"] == 2
+
+
 def test_texts_beyond_the_ranks_tried_count_with_the_bound_and_are_counted():
     table = rank_table(planted_recall({"sft": [99, 8], "memft_ot": [1, 4]})).set_index("method")
     assert table.loc["sft", "outside"] == "1 above"

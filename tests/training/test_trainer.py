@@ -513,6 +513,14 @@ def test_small_gradients_survive_float16(model_folder):
                 assert (coarse[k] - fine[k]).norm() < 0.05 * size
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "lbfgs", "muon"])
+def test_a_model_in_float16_learns(model_folder, optimizer):
+    base = load_model(local(model_folder("llama"), dtype="float16"))
+    learnt = train_packed(base, [make_cell(base, 8, 8, steps=40, optimizer=optimizer)])[0]
+    assert learnt.failure is None
+    assert learnt.final.nll.mean() < 0.9 * learnt.initial.nll.mean()
+
+
 def scores_loss(trainer, layout, scores):
     """The loss of every cell, (K,)."""
     return trainer.pack.losses.weights(tokens_by_cell(layout, scores), 0.0).loss
