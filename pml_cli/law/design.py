@@ -151,8 +151,10 @@ def _recall_width(
     found = fit_recall(cells, recalled, DRAWS)
     if found.status != OK:
         return math.nan
-    low, high = np.quantile(found.log_ranks(length, 0.5)[1:], [0.025, 0.975])
-    return float(high - low) / 2
+    log_ranks = found.log_ranks(length, 0.5)[1:]
+    # Some may be infinite, which cannot be interpolated.
+    low, high = np.quantile(log_ranks, [0.025, 0.975], method="nearest").tolist()
+    return (high - low) / 2 if math.isfinite(low) else math.inf
 
 
 def embedded_pilot() -> FittedLaw:

@@ -55,7 +55,16 @@ OPTIONAL = (
     "converged",
     "expected_gain",
 )
+# Why the laws of the gain leave a cell out, in cells.csv.
 SATURATED = "saturated"
+DIVERGED = "diverged: the final loss is not below the base loss"
+STOPPED_EARLY = "stopped early, before its loss was saturated"
+NOT_CONVERGED = "had not converged"
+
+# Nothing of it speaks against what the cell recalls. A training that stops at full recall would
+# lose just those that recall, and one that drops the diverged just those that do not.
+OF_THE_GAIN_ALONE = ("", SATURATED, DIVERGED, STOPPED_EARLY, NOT_CONVERGED)
+
 # How far a gain may lie from base loss minus final loss, relative to 1 + base loss.
 GAIN_TOLERANCE = 1e-4
 
@@ -145,18 +154,19 @@ def audit(
     mismatch = (delta - (base - final)).abs()
     tolerance = GAIN_TOLERANCE * (1 + base.abs())
     size_name = axis.column.replace("_", " ")
-    # The first that applies is the reason; cells.csv has these texts.
+    # The first that applies is the reason; cells.csv has these texts. Those that speak against the
+    # gain alone come last.
     faults = {
         "a number is missing or not finite": ~finite,
         "rank or length is not positive": (runs["rank"] <= 0) | (runs["target_tokens"] <= 0),
         "a copy of another folder's run": runs["id"].notna() & runs.duplicated("id"),
         "gain is not base loss minus final loss": mismatch > tolerance,
-        "diverged: the final loss is not below the base loss": (final >= base) | (delta <= 0),
         f"{size_name} missing or not positive": ~(sizes > 0) | ~np.isfinite(sizes),
         "base loss is not positive": base <= 0,
+        DIVERGED: (final >= base) | (delta <= 0),
         SATURATED: final <= saturated_below,
-        "stopped early, before its loss was saturated": runs["stopped_early"].eq(True),
-        "had not converged": runs["converged"].eq(False) & (unconverged == "drop"),
+        STOPPED_EARLY: runs["stopped_early"].eq(True),
+        NOT_CONVERGED: runs["converged"].eq(False) & (unconverged == "drop"),
     }
 
     reason = pd.Series("", runs.index)
@@ -202,9 +212,18 @@ def fit_group(
 
     analysis, failure = _analyse(observed, draws, progress)
     unmoved = unmoved_first_tokens(usable)
-    exact = pd.to_numeric(usable["exact_match"], errors="coerce").to_numpy(float)
-    recall = fit_recall(observed, exact, min(draws, DRAWS))
-    samples = pd.to_numeric(usable["samples"], errors="coerce").to_numpy(float)
+    of_recall = cells[cells["reason"].isin(OF_THE_GAIN_ALONE)]
+    observed_recall = Observations.of(
+        of_recall[axis.column].to_numpy(float),
+        of_recall["target_tokens"].to_numpy(float),
+        of_recall["delta_loss"].to_numpy(float),
+        of_recall["base_loss"].to_numpy(float),
+        text=text_names(of_recall).to_numpy(str),
+        grid_size=of_recall[axis.grid.column].to_numpy(float),
+    )
+    exact = pd.to_numeric(of_recall["exact_match"], errors="coerce").to_numpy(float)
+    recall = fit_recall(observed_recall, exact, min(draws, DRAWS))
+    samples = pd.to_numeric(of_recall["samples"], errors="coerce").to_numpy(float)
     advice = conclusions(usable, analysis)
     if unmoved:
         recall, advice = _without_sweeps(recall, advice)
@@ -218,9 +237,9 @@ def fit_group(
         axis=axis,
         analysis=analysis,
         recall=recall,
-        all_recall=_share_recall(observed, exact, samples, 1.0, min(draws, DRAWS)),
-        share_recall=_share_laws(observed, exact, samples, min(draws, DRAWS)),
-        tokens_per_sample=_tokens_per_sample(observed, samples),
+        all_recall=_share_recall(observed_recall, exact, samples, 1.0, min(draws, DRAWS)),
+        share_recall=_share_laws(observed_recall, exact, samples, min(draws, DRAWS)),
+        tokens_per_sample=_tokens_per_sample(observed_recall, samples),
         bits=bits_per_parameter(usable),
         control=unseen_gain(usable),
         warnings=[
@@ -383,8 +402,8 @@ def bits_lines(groups: Sequence[GroupFit]) -> list[tuple[BitsLine, pd.DataFrame]
     """
     by_loss: dict[str, list[pd.DataFrame]] = {}
     for group in groups:
-        usable = group.cells[group.cells["kept"] | (group.cells["reason"] == SATURATED)]
-        points = threshold_points(group.name, usable)
+        of_recall = group.cells[group.cells["reason"].isin(OF_THE_GAIN_ALONE)]
+        points = threshold_points(group.name, of_recall)
         by_loss.setdefault(str(group.key.get("loss")), []).append(points)
 
     lines = []

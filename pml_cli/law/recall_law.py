@@ -55,7 +55,9 @@ class RecallFit:
     theta: Array
     """(3,) a, g, h."""
     draws: Array
-    """(D, 3) of the cluster bootstrap: draws in which recall rises with size, falls with length."""
+    """(D, 3) of the cluster bootstrap. Where recall does not rise with size in a draw, no rank
+    reaches a probability; where it does not fall with length, every length keeps it: both are
+    infinite."""
     n: int
     """Cells."""
     exact: int
@@ -78,7 +80,7 @@ class RecallFit:
         """Log of the rank that reaches the probability, (1 + D,): of the fit and of the draws."""
         a, g, h = self._thetas
         needed = special.logit(probability)
-        log_rank = (needed - a + h * np.log(length)) / g
+        log_rank = _divided(needed - a + h * np.log(length), g)
         return self._widened(log_rank, self.rank_blur)
 
     def ranks(self, length: float, probability: float) -> Array:
@@ -90,7 +92,7 @@ class RecallFit:
         """Log of the length that keeps the probability, (1 + D,): of the fit and of the draws."""
         a, g, h = self._thetas
         needed = special.logit(probability)
-        log_length = (a + g * np.log(rank) - needed) / h
+        log_length = _divided(a + g * np.log(rank) - needed, h)
         return self._widened(log_length, self.length_blur)
 
     @property
@@ -146,14 +148,20 @@ def fit_recall(
     if not draws:
         return _result(cells, shares, theta=fitted[0])
 
-    # Clusters are drawn with replacement; a draw that is not monotone has no threshold.
+    # Clusters are drawn with replacement.
     cluster, count = _units(cells)
     equal = np.full(count, 1 / count)
     rng = np.random.default_rng(seed)
     weights_DG = rng.multinomial(count, equal, draws).astype(float)
     sample = _uncentred(_firth(design, shares, weights_DG[:, cluster]), centre)
-    monotone = sample[_is_monotone(sample)]
-    return _result(cells, shares, theta=fitted[0], draws=monotone)
+    finite = np.isfinite(sample).all(axis=1)
+    return _result(cells, shares, theta=fitted[0], draws=sample[finite])
+
+
+def _divided(numerator: Array, slope: Array) -> Array:
+    """Quotients, infinite where a slope is not positive: there is no threshold."""
+    positive = slope > 0
+    return np.asarray(np.where(positive, numerator / np.where(positive, slope, 1.0), np.inf))
 
 
 def _is_monotone(theta_B3: Array) -> Mask:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -520,6 +521,25 @@ class Dropout:
     def states(self) -> list[Tensor]:
         """States of the K generators, as `torch.Generator.get_state` returns them."""
         return [generator.get_state() for generator in self.generators]
+
+    def resume(self, states: Tensor, step: int) -> None:
+        """Go on where a checkpoint ended.
+
+        A generator of a GPU cannot take the state of one of a CPU, nor the other way round: a
+        training that moves between them goes on with other draws, the same each time.
+
+        Args:
+            states: (K, bytes), those of `states`.
+            step: of the checkpoint.
+        """
+        for generator, state in zip(self.generators, states, strict=True):
+            if len(state) == len(generator.get_state()):
+                # Cloned: a view into a file's bytes may lie unaligned, and torch crashes on it.
+                generator.set_state(state.clone())
+            else:
+                # Of a seed, a CPU's generator takes 32 bits.
+                mixed = np.random.SeedSequence([generator.initial_seed(), step])
+                generator.manual_seed(int(mixed.generate_state(1)[0]))
 
     @contextmanager
     def rewound(self, states: Sequence[Tensor]) -> Iterator[None]:

@@ -49,7 +49,7 @@ def load_model(settings: Model) -> SplitModel:
     # Reports in one clear line if there is no such model.
     model_dims(settings)
     if settings.weights == "random":
-        return _split(_random_model(settings, device), settings)
+        return _split(_random_model(settings).to(device), settings)
 
     _refuse_adapter(settings)
     if is_streamed(settings):
@@ -239,17 +239,16 @@ def _refuse_adapter(settings: Model) -> None:
         raise UserError(f"model.path={settings.path}: {reason}; {remedy}")
 
 
-def _random_model(settings: Model, device: torch.device) -> Any:
-    """A model of transformers with random weights, the same each time."""
+def _random_model(settings: Model) -> Any:
+    """A model of transformers with random weights, the same each time and for every device."""
     import transformers
 
-    with one_line("model.architecture" if settings.architecture else f"model.path={settings.path}"):
-        # The caller's generators must not notice the draws.
-        generators = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=generators), device:
-            torch.manual_seed(0)
-            return transformers.AutoModelForCausalLM.from_config(
-                model_config(settings),
-                dtype=_dtype(settings),
-                trust_remote_code=settings.trust_remote_code,
-            )
+    setting = "model.architecture" if settings.architecture else f"model.path={settings.path}"
+    # The caller's generators must not notice the draws. A GPU's generator draws other numbers.
+    with one_line(setting), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(
+            model_config(settings),
+            dtype=_dtype(settings),
+            trust_remote_code=settings.trust_remote_code,
+        )

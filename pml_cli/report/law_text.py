@@ -13,6 +13,7 @@ from typing import Any
 from pml_cli.format import counted, span
 from pml_cli.law.capacity import PUBLISHED, BitsPerParameter, UnseenGain
 from pml_cli.law.findings import Finding
+from pml_cli.law.fit_groups import OF_THE_GAIN_ALONE
 from pml_cli.law.model_selection import EDGE, LENGTHS, RANKS, TEXT
 from pml_cli.law.observations import SizeAxis
 
@@ -253,7 +254,11 @@ def _failed_draws(values: Values) -> str:
 
 
 def _cells_excluded(values: Values) -> str:
-    return f"{counted(values['cells'], 'cell')} excluded: {values['reason']}"
+    reason = values["reason"]
+    where = ""
+    if reason in OF_THE_GAIN_ALONE:
+        where = " from the laws of the gain, counted in that of recall"
+    return f"{counted(values['cells'], 'cell')} excluded{where}: {reason}"
 
 
 def _cells_unconverged(values: Values) -> str:

@@ -251,9 +251,7 @@ class PackState:
         tensors = dict(state.tensors)
         dropout_states = tensors.pop("dropout", None)
         if self.dropout and dropout_states is not None:
-            for generator, row in zip(self.dropout.generators, dropout_states, strict=True):
-                # Cloned: a view into a file's bytes may lie unaligned, and torch crashes on it.
-                generator.set_state(row.clone())
+            self.dropout.resume(dropout_states, state.step)
 
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         for name in self.bank.sites:

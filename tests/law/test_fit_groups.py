@@ -6,9 +6,17 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from support.law_groups import fit_quietly
-from support.planted_laws import grid, result, write
+from support.law_groups import fit_quietly, groups_of
+from support.planted_laws import (
+    exact_recall,
+    exponential_cells,
+    grid,
+    result,
+    runs_of,
+    write,
+)
 
+from pml_cli.law.findings import OK
 from pml_cli.law.fit_groups import audit, with_columns
 from pml_cli.law.law_json import load
 from pml_cli.results.folder import RunFolder
@@ -120,6 +128,26 @@ def test_a_run_without_a_number_of_parameters_is_excluded(tmp_path):
     RunFolder(tmp_path, "odd").finish(result(2, 300, trainable_parameters=None))
     printed = fit_quietly(tmp_path, draws=0, x="parameters")
     assert "1 cell excluded: trainable parameters missing or not positive" in printed
+
+
+def test_what_speaks_against_the_gain_alone_counts_for_recall(tmp_path):
+    """Stopped once recalled, at p < 1/2; and diverged, where it recalls nothing."""
+    cells = exponential_cells(texts=3)
+    exact = exact_recall(cells)
+    runs = runs_of(cells, exact_match=exact)
+    early = 0
+    for run in runs:
+        if run["exact_match"]:
+            run |= {"stopped_early": True, "final_loss": 1.5, "base_loss": 1.5 + run["delta_loss"]}
+            early += 1
+    runs[0] |= {"exact_match": 0.0, "delta_loss": -1.0, "final_loss": runs[0]["base_loss"] + 1.0}
+    (group,) = groups_of(*runs)
+
+    assert group.recall.status == OK
+    assert group.recall.n == len(runs)
+    assert group.recall.exact == exact.sum() - exact[0] == early - exact[0]
+    # The gain of those is a limit that nobody knows.
+    assert group.cells["kept"].sum() <= len(runs) - early
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from support.marks import slow
 from support.planted_laws import RECALL, exact_recall, exponential_cells
 
 from pml_cli.law.findings import OK
+from pml_cli.law.inverse import with_band
 from pml_cli.law.observations import Observations
 from pml_cli.law.recall_law import fit_recall
 
@@ -121,6 +122,22 @@ def test_the_band_of_the_rank_holds_where_texts_differ(texts, text_sd):
         low, high = np.quantile(found.log_ranks(48, 0.5)[1:], [0.025, 0.975])
         held.append(low <= truth <= high)
     assert np.mean(held) >= 0.88
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_without_a_threshold_count_as_infinite():
+    """Recall that hardly depends on rank or length: no end of the band can be told."""
+    cells = exponential_cells((4, 8, 16), (64, 128, 256), texts=5)
+    chance = 1 / (1 + np.exp(-0.6 * np.log(cells.rank / 8) + 0.1 * np.log(cells.length / 128)))
+    rng = np.random.default_rng(1)
+    found = fit_recall(cells, (rng.random(len(cells)) < chance).astype(float), draws=400)
+
+    assert found.status == OK
+    assert len(found.draws) == 400
+    falling = (found.draws[:, 1] <= 0).mean()
+    assert 0 < falling < 1
+    assert np.isinf(found.log_ranks(128, 0.9)[1:]).mean() == falling
+    assert with_band(found.log_lengths(8, 0.1)).high == math.inf
 
 
 @pytest.mark.filterwarnings("error")

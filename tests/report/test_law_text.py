@@ -119,7 +119,7 @@ def test_a_sentence_is_complete(code, axis):
             "follow a power of length",
             "follow a power of length",
         ),
-        ("cells_excluded", {"cells": 1}, "1 cell excluded: saturated", "1 cell excluded"),
+        ("cells_excluded", {"cells": 1}, "1 cell excluded from the laws of the gain", "1 cell"),
     ],
 )
 def test_a_sentence_names_the_size_that_the_law_is_about(code, values, rank, parameters):

@@ -518,7 +518,7 @@ def test_a_model_in_float16_learns(model_folder, optimizer):
     base = load_model(local(model_folder("llama"), dtype="float16"))
     learnt = train_packed(base, [make_cell(base, 8, 8, steps=40, optimizer=optimizer)])[0]
     assert learnt.failure is None
-    assert learnt.final.nll.mean() < 0.9 * learnt.initial.nll.mean()
+    assert learnt.final.nll.mean() < learnt.initial.nll.mean() - 0.03
 
 
 def scores_loss(trainer, layout, scores):

@@ -344,8 +344,14 @@ def recall_lines(recall: RecallFit, cells: Observations, axis: SizeAxis) -> list
     ]
 
 
+# Beyond it stands what a band without an upper end gives.
+LARGEST_SHOWN = 1e100
+
+
 def size_text(value: float) -> str:
-    """Three digits of a rank; a count of parameters written out."""
+    """Three digits of a rank; a count of parameters written out; what no number holds, in words."""
+    if value > LARGEST_SHOWN:
+        return "any number"
     return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.3g}"
 
 
