@@ -6,6 +6,7 @@ import difflib
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pml_cli.data.source import Sample, Source
 from pml_cli.errors import UserError
@@ -22,6 +23,9 @@ MAX_LINES = 20_000
 
 # Random stream of the paragraph at which a seed begins.
 START_STREAM = 4
+
+# Seeds up to this one begin apart from each other: far more than anyone repeats.
+MOST_APART = 200
 
 
 def running_text_source(
@@ -89,7 +93,7 @@ def _nearest_line(text: str, phrase: str) -> str:
 
 
 def _rotated(text: str, seed: int) -> str:
-    """The text from a paragraph drawn by the seed to its end, then from its beginning."""
+    """The text from the paragraph of a seed to its end, then from its beginning."""
     if seed == 0:
         return text
 
@@ -100,6 +104,38 @@ def _rotated(text: str, seed: int) -> str:
             break
 
     paragraphs = text.split(separator)
-    random = np.random.default_rng([seed, START_STREAM])
-    start = int(random.integers(len(paragraphs)))
+    lengths = [len(paragraph) + len(separator) for paragraph in paragraphs]
+    start = _start(np.array(lengths), seed)
     return separator.join(paragraphs[start:] + paragraphs[:start])
+
+
+def _start(lengths: NDArray[np.intp], seed: int) -> int:
+    """The paragraph at which a seed begins, away from those of the seeds below it.
+
+    Two texts that begin near each other share most of their tokens, and would count as independent
+    repeats. So a seed that is drawn nearer to one before it than a third of an equal share of the
+    text is drawn again, among the paragraphs that are not. Where there is none, it stays.
+
+    Args:
+        lengths: (P,) characters of each paragraph.
+    """
+    ends = np.cumsum(lengths)
+    begins = ends - lengths
+    total = ends[-1]
+
+    starts = [0]
+    for earlier in range(1, min(seed, MOST_APART) + 1):
+        random = np.random.default_rng([earlier, START_STREAM])
+        start = int(random.integers(len(lengths)))
+
+        distance = np.abs(begins[:, None] - begins[starts])
+        # The text goes on at its beginning.
+        distance = np.minimum(distance, total - distance)
+        apart = distance.min(axis=1) >= total / (3 * (earlier + 1))
+        if apart.any() and not apart[start]:
+            start = int(random.choice(np.flatnonzero(apart)))
+        starts.append(start)
+
+    if seed <= MOST_APART:
+        return starts[seed]
+    return int(np.random.default_rng([seed, START_STREAM]).integers(len(lengths)))

@@ -1,9 +1,11 @@
 """Where a running text begins."""
 
+import numpy as np
 import pytest
 from support.sweeps import FEW
 
 from pml_cli.config.schema import Model
+from pml_cli.data.running_text import MOST_APART, _rotated
 from pml_cli.data.sources.mixed import MixedData
 from pml_cli.data.sources.text import TextData
 from pml_cli.errors import UserError
@@ -77,6 +79,33 @@ def test_the_embedded_text_is_the_one_of_old():
     from pml_cli.data.python_docs import held_out_text
 
     assert TextData().text() == held_out_text()
+
+
+def places(seeds):
+    """Where each seed begins in the embedded text, as a share of it."""
+    text = TextData().text()
+    return [text.index(_rotated(text, seed)[:200]) / len(text) for seed in seeds]
+
+
+def test_seeds_begin_apart_from_each_other():
+    """Drawn without a look at the others, the fourth began at the third paragraph."""
+    begins = places(range(12))
+    for seed, begin in enumerate(begins):
+        distances = [abs(begin - earlier) for earlier in begins[:seed]]
+        assert all(min(d, 1 - d) > 0.3 / (seed + 1) for d in distances)
+
+
+def test_a_seed_that_lay_apart_begins_where_it_did():
+    text = TextData().text()
+    paragraphs = text.split("\n\n")
+    for seed in (1, 2, 4):
+        drawn = int(np.random.default_rng([seed, 4]).integers(len(paragraphs)))
+        assert _rotated(text, seed).startswith(paragraphs[drawn])
+
+
+def test_a_short_text_has_a_start_for_every_seed():
+    for seed in (1, 5, MOST_APART, MOST_APART + 1, 10**9):
+        assert sorted(_rotated("a b c", seed).split()) == ["a", "b", "c"]
 
 
 def test_mixed_text_begins_there_too(book):

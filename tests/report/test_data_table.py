@@ -134,6 +134,17 @@ def test_seeds_that_take_the_whole_file_are_no_other_facts(quick, facts_file):
     assert line not in quick("sweep", *data, "data.samples=3").stdout.splitlines()
 
 
+def test_texts_of_seeds_that_overlap_are_said(quick):
+    """The embedded text has 14,000 tokens: two of 2,048 find room, twelve do not."""
+    sweep = ("sweep", "data=text", "seqlen=2048", "--dry-run")
+    crowded = quick(*sweep, "data.seed=range(0,12)")
+    assert crowded.returncode == 0, crowded.stderr
+    assert "of their text (and " in crowded.stdout + crowded.stderr
+    apart = quick(*sweep, "data.seed=0,1")
+    assert apart.returncode == 0, apart.stderr
+    assert "of their text" not in apart.stdout + apart.stderr
+
+
 def test_ranks_beyond_the_widths_are_said():
     cells = check([Run(rank=rank, seqlen=8) for rank in (128, 129, 4096)])
     (line,) = rank_warnings(cells)

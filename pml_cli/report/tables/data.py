@@ -6,7 +6,9 @@ And of ranks beyond what an adapter can use.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 
 from rich.console import Console
 
@@ -30,6 +32,12 @@ PROMPT_WIDTH = 400
 # Tokens of a target that are decoded to show its beginning.
 MAX_TOKENS = 100
 
+# Tokens of a passage that two texts share, the share of them from which a line is printed, and
+# tokens of all texts that are compared at most: more take seconds.
+PASSAGE = 8
+LEAST_OVERLAP = 0.05
+MOST_COMPARED = 1_000_000
+
 
 def show_warnings(console: Console, cells: Sequence[CellPlan]) -> None:
     """Print what a user should know of a sweep's facts and ranks before it trains."""
@@ -39,10 +47,10 @@ def show_warnings(console: Console, cells: Sequence[CellPlan]) -> None:
 
 
 def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
-    """A line for everything about the facts of a sweep that its user should know.
+    """A line for everything about the data of a sweep that its user should know.
 
     Values that are no plain text, samples that occur twice, prompts with targets that exclude each
-    other, targets that the tokenizer does not give back.
+    other, targets that the tokenizer does not give back; texts of several seeds that overlap.
     """
     lines: dict[str, None] = {}
     for group in _by_data(cells):
@@ -50,6 +58,8 @@ def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
         if isinstance(largest.run.data, FactsData):
             lines |= dict.fromkeys(_fact_lines(largest))
             lines |= dict.fromkeys(_order_lines(group))
+        else:
+            lines |= dict.fromkeys(_overlap_lines(group))
     return list(lines)
 
 
@@ -189,6 +199,46 @@ def _fact_lines(cell: CellPlan) -> Iterator[str]:
             f"{name}: {counted(repeats.copies, 'sample')} of {len(cell.samples)} occurred before; "
             f"each counts as often as it occurs; the first: {_question(first, tokenizer)}"
         )
+
+
+def _overlap_lines(cells: Sequence[CellPlan]) -> Iterator[str]:
+    """A line where texts of several seeds, meant as repeats, share much of their tokens."""
+    longest: dict[int, CellPlan] = {}
+    for cell in cells:
+        seed = cell.run.data.seed
+        if seed not in longest or cell.tokens > longest[seed].tokens:
+            longest[seed] = cell
+    if len(longest) < 2 or sum(cell.tokens for cell in longest.values()) > MOST_COMPARED:
+        return
+
+    passages = {seed: _passages(cell.samples) for seed, cell in longest.items()}
+    seeds_of = defaultdict(list)
+    for seed, of_seed in passages.items():
+        for passage in of_seed:
+            seeds_of[passage].append(seed)
+
+    shared = Counter(pair for seeds in seeds_of.values() for pair in combinations(seeds, 2))
+    shares = {
+        pair: count / min(len(passages[seed]) for seed in pair) for pair, count in shared.items()
+    }
+    pairs = [pair for pair, share in shares.items() if share >= LEAST_OVERLAP]
+    if pairs:
+        first, second = max(pairs, key=lambda pair: shares[pair])
+        more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
+        yield (
+            f"data={cells[0].run.data.label}: data.seed={first} and {second} share "
+            f"{shares[first, second]:.0%} of their text{more}, so they are no independent repeats; "
+            "take a longer source, shorter texts or fewer seeds"
+        )
+
+
+def _passages(samples: Sequence[Sample]) -> set[tuple[int, ...]]:
+    """Every run of PASSAGE tokens of the targets."""
+    return {
+        sample.target[begin : begin + PASSAGE]
+        for sample in samples
+        for begin in range(len(sample.target) - PASSAGE + 1)
+    }
 
 
 def _order_lines(cells: Sequence[CellPlan]) -> Iterator[str]:
