@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from pml_cli import __version__
-from pml_cli.config.schema import Run
+from pml_cli.config.schema import Model, Run
 from pml_cli.evaluation.adapter_script import adapter_script
 from pml_cli.evaluation.dialogue import ChatPrompt, Dialogue, IdsPrompt, dialogue_of
+from pml_cli.model.generation_config import beyond_greedy
 from pml_cli.model.gguf import base_path
 from pml_cli.model.read_back import Loading
 from pml_cli.results.run_id import loss_label
@@ -100,7 +101,7 @@ def _fence(text: str) -> str:
 
 def _notes(run: Run, dialogue: Dialogue, loading: Loading) -> list[str]:
     """What the script does, and why it loads the adapter as it does."""
-    notes = [_question_note(dialogue), _end_note(dialogue)]
+    notes = [_question_note(dialogue), _end_note(dialogue), _decoding_note(run.model)]
     if not Path(base_path(run.model)).is_absolute():
         notes.append("`base` is the model on the Hugging Face hub.")
     else:
@@ -148,6 +149,22 @@ def _end_note(dialogue: Dialogue) -> str:
             "prints as much of it as was trained."
         )
     return note
+
+
+def _decoding_note(model: Model) -> str:
+    """What a script of one's own must not take over from the base model."""
+    note = (
+        "The answers are those of greedy decoding and nothing else, which is why the script "
+        "replaces `model.generation_config`"
+    )
+    settings = beyond_greedy(model)
+    if not settings:
+        return f"{note}."
+    listed = ", ".join(_inline(f"{name}={value}") for name, value in settings.items())
+    return (
+        f"{note}. That of the base model has {listed}, which `generate(do_sample=False)` follows, "
+        "and then may answer otherwise."
+    )
 
 
 def _origin(run: Run, result: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from support.marks import slow
 from pml_cli.config.schema import TINY, LinearAdapter, Model, Run
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.evaluation.adapter_readme import adapter_readme
+from pml_cli.model.generation_config import GENERATION_CONFIG, beyond_greedy
 from pml_cli.model.read_back import Loading
 
 # Each would break a script, a fence or a sentence that took it as it is.
@@ -217,6 +218,17 @@ def test_the_head_is_a_model_card(trained, facts):
     assert head["library_name"] == "peft"
     # The hub refuses a card whose base model is a path.
     assert "base_model" not in head
+
+
+def test_what_the_base_model_adds_to_greedy_decoding_is_named(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder("gpt2"), tmp_path / "model")
+    model = Model(name="m", path=str(folder))
+    assert beyond_greedy(model) == {}
+    own = {"repetition_penalty": 1.1, "num_beams": 1, "temperature": 0.7, "suppress_tokens": [3]}
+    (folder / GENERATION_CONFIG).write_text(json.dumps(own))
+    assert beyond_greedy(model) == {"repetition_penalty": 1.1, "suppress_tokens": [3]}
+    (folder / GENERATION_CONFIG).write_text("[")
+    assert beyond_greedy(model) == {}
 
 
 def test_random_weights_have_no_script():
