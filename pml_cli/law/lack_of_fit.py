@@ -37,7 +37,7 @@ MIN_DEGREES = 5
 RANK_TOLERANCE = 1e-8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Effects:
     """What is no evidence against a law: levels of groups of cells, and slopes of texts.
 
@@ -132,7 +132,7 @@ def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
     text, _ = cells.texts
     cluster, _ = cells.clusters
     x = _standardised(design_of(cells, fit.centre).x)
-    effects = Effects(cluster[observed], x[observed], text[observed])
+    effects = Effects(group=cluster[observed], x=x[observed], text=text[observed])
 
     both = np.concatenate([known, curves, bends], axis=1)
     left, _ = _unexplained(known, residual_there, effects)
@@ -163,7 +163,7 @@ def _shortfall(cells: Observations, fit: LikelihoodFit, residual: Array) -> tupl
     cluster = cells.clusters[0][measured]
     clusters = len(np.unique(cluster))
     known = _slopes(cells, fit)[measured]
-    effects = Effects(text[measured])
+    effects = Effects(group=text[measured])
     log_length = np.log(cells.length[measured])
     column, rank = _left_over(known, log_length, effects)
     left, _ = _left_over(known, residual[measured], effects)

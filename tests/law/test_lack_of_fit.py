@@ -27,13 +27,13 @@ def effects(request):
     rng = np.random.default_rng(3)
     text = rng.integers(0, TEXTS, CELLS)
     if request.param == "levels":
-        return Effects(text)
+        return Effects(group=text)
     group = 3 * text + rng.integers(0, 3, CELLS)
     x = rng.normal(size=CELLS)
     if request.param == "some without a slope":
         # Nothing varies within the groups of these texts.
         x = np.where(text < 4, group.astype(float), x)
-    return Effects(group, x, text)
+    return Effects(group=group, x=x, text=text)
 
 
 @pytest.mark.parametrize("explained", [False, True], ids=["free", "explained by the effects"])
