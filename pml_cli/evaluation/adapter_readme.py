@@ -18,7 +18,7 @@ from pml_cli import __version__
 from pml_cli.config.schema import Model, Run
 from pml_cli.evaluation.adapter_script import adapter_script
 from pml_cli.evaluation.dialogue import ChatPrompt, Dialogue, IdsPrompt, dialogue_of
-from pml_cli.model.generation_config import beyond_greedy
+from pml_cli.model.generation import beyond_greedy
 from pml_cli.model.gguf import base_path
 from pml_cli.model.read_back import Loading
 from pml_cli.results.run_id import loss_label

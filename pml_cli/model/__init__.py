@@ -6,8 +6,7 @@ Without torch, for planning:
     model_config.py its config, as transformers resolves it
     faults.py       what loaders raise, as one line
     weight_files.py which safetensors files hold the weights, and whether they are here
-    generation_config.py
-                    what a model's own settings add to greedy decoding
+    generation.py   what a model's own settings add to greedy decoding
     gguf.py         GGUF files as base models
     gguf_layout.py  where a GGUF file keeps its header and tensors
     file_hash.py    a quick hash of weight files, for the id of a run

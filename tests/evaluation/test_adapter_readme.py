@@ -11,7 +11,7 @@ from support.marks import slow
 from pml_cli.config.schema import TINY, LinearAdapter, Model, Run
 from pml_cli.data.sources.phonebook import PhonebookData
 from pml_cli.evaluation.adapter_readme import adapter_readme
-from pml_cli.model.generation_config import GENERATION_CONFIG, beyond_greedy
+from pml_cli.model.generation import GENERATION_CONFIG, beyond_greedy
 from pml_cli.model.read_back import Loading
 
 # Each would break a script, a fence or a sentence that took it as it is.
