@@ -388,6 +388,15 @@ def _numerators_and_divisors(weighted: Weighted) -> Tensor:
     return torch.stack([under_weights, all_alike])
 
 
+def _model_shards(args: Any, model: Any) -> int:
+    """Processes that share one copy of the model, or one sequence; 1 under data parallelism."""
+    plan = getattr(args, "parallelism_config", None)
+    shards = getattr(model, "tp_size", None) or 1
+    for name in ("tp_size", "cp_size", "sp_size"):
+        shards = max(shards, getattr(plan, name, None) or 1)
+    return int(shards)
+
+
 class MemFTCallback(TrainerCallback):  # type: ignore[misc]
     """Tells the loss how far the training is and which prompts its labels belong to.
 
@@ -413,6 +422,16 @@ class MemFTCallback(TrainerCallback):  # type: ignore[misc]
             raise UserError(
                 "gradient accumulation with DeepSpeed or FSDP: "
                 "the loss cannot rescale sharded gradients"
+            )
+
+        if args.label_smoothing_factor:
+            raise UserError(
+                f"label_smoothing_factor={args.label_smoothing_factor}: with a loss of one's own "
+                "the Trainer smooths nothing; leave it at 0"
+            )
+        if _model_shards(args, model) > 1:
+            raise UserError(
+                "tensor, context or sequence parallelism: the loss would count a token once a part"
             )
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

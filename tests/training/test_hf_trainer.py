@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -353,6 +354,30 @@ def test_what_needs_the_callback_says_so(peft_model, tmp_path):
         trained(peft_model, tmp_path, "memft_margin", callback=False)
     with pytest.raises(UserError, match=r"memft_sw remembers every sample.*add MemFTCallback"):
         trained(peft_model, tmp_path, "memft_sw", callback=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor=0\.1.*leave it at 0"),
+        ({"parallelism_config": SimpleNamespace(tp_size=2)}, "tensor, context or sequence"),
+        ({"parallelism_config": SimpleNamespace(tp_size=1, cp_size=4)}, "tensor, context or seq"),
+        ({"n_gpu": 2}, "one process a GPU"),
+    ],
+    ids=str,
+)
+def test_what_would_train_on_other_gradients_is_refused(settings, said):
+    plain = {
+        "n_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "deepspeed": None,
+        "fsdp": None,
+        "label_smoothing_factor": 0.0,
+        "parallelism_config": None,
+    }
+    callback = MemFTCallback(MemFTLoss("memft_ot"))
+    with pytest.raises(UserError, match=said):
+        callback.on_train_begin(SimpleNamespace(**plain | settings), model=torch.nn.Linear(1, 1))
 
 
 @pytest.mark.slow
