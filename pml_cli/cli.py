@@ -30,7 +30,7 @@ from pml_cli.config.help import groups_help, settings_help
 from pml_cli.errors import UserError, WorkersError, cut_line, first_line, printable, shortened
 from pml_cli.io import refused_path
 from pml_cli.launch.openmp import share_cores
-from pml_cli.streams import guarded_streams, lost_output
+from pml_cli.streams import forget_no_size, guarded_streams, lost_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -951,6 +951,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point: runs the command and exits with its code (2: bad input, 130: interrupted)."""
     # Before torch is imported: OpenMP reads its settings once.
     share_cores()
+    forget_no_size()
     with guarded_streams():
         code = _run(args)
         lost = lost_output()

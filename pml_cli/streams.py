@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,17 @@ class GuardedStream:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
+
+
+def forget_no_size() -> None:
+    """Take COLUMNS and LINES out of the environment where they are no size.
+
+    Some terminals without a size give 0, with which nothing at all would be printed.
+    """
+    for name in ("COLUMNS", "LINES"):
+        value = os.environ.get(name)
+        if value is not None and not re.fullmatch("0*[1-9][0-9]{0,5}", value):
+            del os.environ[name]
 
 
 @contextmanager

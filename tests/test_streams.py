@@ -56,3 +56,17 @@ def test_a_full_disk_under_standard_output_is_one_line_and_code_2():
         )
     assert done.returncode == 2
     assert done.stderr == "error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("columns", ["0", "-3", "wide", "", "\u00b2", "9" * 40])
+def test_a_terminal_without_a_size_is_printed_to_all_the_same(columns):
+    done = subprocess.run(
+        command("probe", "--help"),
+        env=environment() | {"COLUMNS": columns, "LINES": columns},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) > 40
