@@ -105,6 +105,17 @@ def shortened(name: str) -> str:
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """`allowed: a, b, c` with the nearest name in front, for the end of an error line."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, names)
+    hint = f"did you mean {near!r}? " if near else ""
     return f"{hint}allowed: {', '.join(and_n_more(names, MAX_NAMES))}"
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The name that is most like another one, capitals apart; None where none is.
+
+    Args:
+        cutoff: least ratio of `difflib`, 0 to 1.
+    """
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[near[0]] if near else None

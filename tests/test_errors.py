@@ -41,6 +41,8 @@ def test_the_nearest_name_comes_first():
     text = did_you_mean("memft_oz", ["sft", "memft_ot"])
     assert text == "did you mean 'memft_ot'? allowed: memft_ot, sft"
     assert did_you_mean("zzz", ["sft"]) == "allowed: sft"
+    assert did_you_mean("SFT", ["sft"]).startswith("did you mean 'sft'? ")
+    assert did_you_mean("lbfgs", ["AdamW", "LBFGS"]).startswith("did you mean 'LBFGS'? ")
 
 
 def test_a_line_that_quotes_a_file_keeps_its_beginning_and_its_reason():

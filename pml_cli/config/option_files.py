@@ -5,7 +5,6 @@ Read without a YAML library, so that help and shell completion are quick.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -14,7 +13,7 @@ from typing import Any
 
 from pml_cli.config.registry import GROUPS
 from pml_cli.config.setting import value_text
-from pml_cli.errors import did_you_mean
+from pml_cli.errors import did_you_mean, nearest
 from pml_cli.io import listed
 
 # Keys of a run that belong to no group.
@@ -84,7 +83,7 @@ def split_known(
 def unknown_key(key: str, valid: Iterable[str]) -> str:
     """The line about a key that does not exist: the nearest key, and those of its own group."""
     names = list(valid)
-    nearest = nearest_key(key, names)
+    near = nearest_key(key, names)
 
     allowed: list[str] = []
     group, dot, _ = key.partition(".")
@@ -93,16 +92,15 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
     if not allowed:
         allowed = [name for name in names if "." not in name]
 
-    hint = f"did you mean {nearest!r}? " if nearest else ""
+    hint = f"did you mean {near!r}? " if near else ""
     return f"{key}: no such key; {hint}allowed: {', '.join(allowed)}"
 
 
 def nearest_key(key: str, names: Sequence[str]) -> str:
     """The name that a misspelt key is nearest to; empty: to none."""
     # `steps` is more likely meant as `train.steps` than as a misspelt short key.
-    ending = [name for name in names if name.endswith(f".{key}")]
-    nearest = ending or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    return nearest[0] if nearest else ""
+    ending = [name for name in names if name.endswith(f".{key.lower()}")]
+    return ending[0] if ending else nearest(key, names) or ""
 
 
 @cache

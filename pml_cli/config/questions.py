@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pml_cli.config.setting import Settings, dotted_keys
-from pml_cli.errors import UserError
+from pml_cli.errors import UserError, nearest
 from pml_cli.io import expand_home
 
 # What a key looks like; nobody asks a question that begins so.
@@ -46,5 +45,5 @@ def _is_setting(argument: str, names: Sequence[str]) -> bool:
     key, equals, _ = argument.partition("=")
     if not equals:
         return False
-    is_misspelt = bool(difflib.get_close_matches(key, names, n=1, cutoff=NEAR))
+    is_misspelt = nearest(key, names, NEAR) is not None
     return key in names or is_misspelt or DOTTED_KEY.fullmatch(key) is not None
