@@ -175,7 +175,7 @@ def _show_all(group: GroupFit, console: Console) -> None:
             console.print(tables.laws_table(analysis, axis))
         console.print()
 
-    for line in capacity_lines(group.bits, group.control):
+    for line in capacity_lines(group.most_bits, group.control):
         console.print(Text(line))
     known = much_known_line(group.cells)
     if known:

@@ -4,6 +4,10 @@ Two counts, both in bits of the whole target: gained, l dL / ln 2 (the fall of t
 length against the base model; part of it is knowledge of the source), and memorised,
 l (H - L1) / ln 2 for a source of known entropy H (uniform tokens: ln V), which counts the target
 alone.
+
+The most over lengths is partly luck: the length that did best on some texts did so by their noise,
+too. So the length (and the rank) of each text is the one that is best on the other texts, and the
+mean and its interval are over what the texts themselves show there.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True, kw_only=True)
 class BitsPerParameter:
-    """The most bits a parameter that adapters of one rank stored, over the lengths tried."""
+    """The most bits a parameter that adapters stored, over the lengths tried."""
 
     kind: str
     """gained or memorised."""
@@ -34,13 +38,17 @@ class BitsPerParameter:
     parameters: int
     """Trained, of one adapter."""
     length: int
-    """Target tokens at which it was the most."""
+    """Target tokens at which it was the most, by all texts."""
     bits: float
-    """A parameter; mean over texts and seeds."""
+    """A parameter; mean over texts, each at the length that is the most by the other texts.
+
+    With one text, at `length`: the most of several numbers, and so a little too large.
+    """
     low: float
     """95 %, Student's t over texts; nan for one text."""
     high: float
     runs: int
+    """At `rank` and `length`."""
     last: bool
     """Whether it was the longest length tried: more may fit."""
 
@@ -79,6 +87,26 @@ def bits_per_parameter(cells: pd.DataFrame) -> list[BitsPerParameter]:
         cells: one row a run: rank, target_tokens, data_seed, trainable_parameters, delta_loss
             (nats per token), bits_memorised or nan.
     """
+    rows = []
+    for kind, table in _stored(cells).items():
+        for rank in sorted(table["rank"].unique()):
+            rows.append(_most(kind, table[table["rank"] == rank]))
+    return rows
+
+
+def most_bits(cells: pd.DataFrame) -> list[BitsPerParameter]:
+    """For each count, the rank and length at which an adapter stored the most.
+
+    It is less than the most of `bits_per_parameter`, which favours the rank that was lucky.
+
+    Args:
+        cells: as of `bits_per_parameter`.
+    """
+    return [_most(kind, table) for kind, table in _stored(cells).items() if len(table)]
+
+
+def _stored(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of which each count is known, with the column per_parameter, in bits."""
     measured = np.isfinite(cells["delta_loss"].astype(float))
     usable = cells[measured & (cells["trainable_parameters"] > 0)]
     memorised = pd.to_numeric(usable["bits_memorised"], errors="coerce")
@@ -87,42 +115,90 @@ def bits_per_parameter(cells: pd.DataFrame) -> list[BitsPerParameter]:
         "memorised": memorised.to_numpy(float),
     }
 
-    rows = []
+    tables = {}
     for kind, stored in counts.items():
         table = usable.assign(per_parameter=stored / usable["trainable_parameters"])
-        table = table.dropna(subset=["per_parameter"])
-        for rank in sorted(table["rank"].unique()):
-            runs_of_rank = table[table["rank"] == rank]
-            rows.append(_most(kind, int(rank), runs_of_rank))
-    return rows
+        tables[kind] = table.dropna(subset=["per_parameter"])
+    return tables
 
 
-def _most(kind: str, rank: int, runs: pd.DataFrame) -> BitsPerParameter:
-    """The length at which runs of one rank stored the most.
+def _most(kind: str, runs: pd.DataFrame) -> BitsPerParameter:
+    """The rank and length at which these runs stored the most.
 
     Args:
-        runs: with the column per_parameter.
+        runs: one or more, with the column per_parameter.
     """
-    means = runs.groupby("target_tokens")["per_parameter"].mean()
-    lengths = means.index.to_numpy(int)
-    length = int(lengths[np.argmax(means.to_numpy(float))])
-    best = runs[runs["target_tokens"] == length]
+    # A row a text, a column for each rank and length: seeds of one text are not independent.
+    cell = ["data_seed", "rank", "target_tokens"]
+    means = runs.groupby(cell, dropna=False)["per_parameter"].mean()
+    stored = means.unstack(["rank", "target_tokens"]).sort_index(axis="columns")
+    values_TL = stored.to_numpy(float)
 
-    # The interval is over texts, the mean over all runs.
-    mean = float(best["per_parameter"].mean())
-    half = t_half_width(_text_means(best, "per_parameter"))
+    rank, length = stored.columns[int(np.argmax(np.nanmean(values_TL, axis=0)))]
+    of_rank = runs[runs["rank"] == rank]
+    best = of_rank[of_rank["target_tokens"] == length]
+    values = _at_best_of_others(values_TL)
+    mean = float(values.mean())
+    half = t_half_width(values)
+    if _has_rivals(values_TL):
+        half *= _fold_factor(len(values))
 
     return BitsPerParameter(
         kind=kind,
-        rank=rank,
-        parameters=int(runs["trainable_parameters"].iloc[0]),
-        length=length,
+        rank=int(rank),
+        parameters=int(of_rank["trainable_parameters"].iloc[0]),
+        length=int(length),
         bits=mean,
         low=mean - half,
         high=mean + half,
         runs=len(best),
-        last=bool(length == runs["target_tokens"].max()),
+        last=bool(length == of_rank["target_tokens"].max()),
     )
+
+
+def _at_best_of_others(values_TL: Array) -> Array:
+    """The value of each text at the length whose mean over the other texts is the largest, (T',).
+
+    Texts that share no length with another one are left out; where that is all of them, as with
+    one text, the value at the length of the largest mean.
+
+    Args:
+        values_TL: of T texts at L lengths; nan where a text lacks a length.
+    """
+    chosen = []
+    for text, own in enumerate(values_TL):
+        others = np.delete(values_TL, text, axis=0)
+        shared = np.isfinite(own) & np.isfinite(others).any(axis=0)
+        if shared.any():
+            means = np.nanmean(others[:, shared], axis=0)
+            chosen.append(own[shared][np.argmax(means)])
+    if not chosen:
+        chosen = [np.nanmean(values_TL, axis=0).max()]
+    return np.array(chosen)
+
+
+def _has_rivals(values_TL: Array) -> bool:
+    """Whether another length is not told from that of the largest mean, by paired t over texts.
+
+    Args:
+        values_TL: of T texts at L lengths; nan where a text lacks a length.
+    """
+    best = int(np.argmax(np.nanmean(values_TL, axis=0)))
+    for differences in np.delete(values_TL[:, [best]] - values_TL, best, axis=1).T:
+        shared = differences[np.isfinite(differences)]
+        # Without two texts that have both, nothing tells them apart.
+        if len(shared) < 2 or shared.mean() <= t_half_width(shared):
+            return True
+    return False
+
+
+def _fold_factor(texts: int) -> float:
+    """How much wider an interval is over texts whose lengths were chosen on one another.
+
+    The correction of Nadeau and Bengio (2003) for folds that share what they were chosen on: the
+    variance of the mean is (1 / n + 1 / (n - 1)) times that of a text, not 1 / n.
+    """
+    return math.sqrt(1 + texts / (texts - 1)) if texts > 1 else 1.0
 
 
 def unseen_gain(cells: pd.DataFrame) -> UnseenGain | None:

@@ -15,7 +15,13 @@ from pml_cli.errors import UserError, did_you_mean
 from pml_cli.law.analysis import Analysis, LawRow, analyse
 from pml_cli.law.bits_line import BitsLine, fit_line, threshold_points
 from pml_cli.law.bootstrap import Progress
-from pml_cli.law.capacity import BitsPerParameter, UnseenGain, bits_per_parameter, unseen_gain
+from pml_cli.law.capacity import (
+    BitsPerParameter,
+    UnseenGain,
+    bits_per_parameter,
+    most_bits,
+    unseen_gain,
+)
 from pml_cli.law.conclusions import conclusions
 from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
 from pml_cli.law.first_token import unmoved_first_tokens
@@ -95,7 +101,9 @@ class GroupFit:
     tokens_per_sample: float
     """Mean target tokens of a sample; nan where the number of samples was not recorded."""
     bits: list[BitsPerParameter]
-    """Bits stored for each parameter."""
+    """Bits stored for each parameter, by rank."""
+    most_bits: list[BitsPerParameter]
+    """The same over all ranks."""
     control: UnseenGain | None
     """Gain on unseen sequences of the source; None where not measured."""
     warnings: list[Finding]
@@ -241,6 +249,7 @@ def fit_group(
         share_recall=_share_laws(observed_recall, exact, samples, min(draws, DRAWS)),
         tokens_per_sample=_tokens_per_sample(observed_recall, samples),
         bits=bits_per_parameter(usable),
+        most_bits=most_bits(usable),
         control=unseen_gain(usable),
         warnings=[
             *unmoved,
