@@ -21,6 +21,7 @@ from pml_cli.law.model_selection import (
     aicc_differences,
     checks,
     choose,
+    edge_check,
     intraclass_correlation,
     likelihood_ratio,
     saturating,
@@ -71,6 +72,9 @@ class Analysis:
     """One of the rows; None when no law on all cells is OK."""
     law: LikelihoodFit | None = None
     """The fit of the chosen row."""
+    unseen: Check | None = None
+    """The law that is chosen without the largest ranks and longest lengths, on just these: what to
+    expect of the chosen law on cells that had no part in its choice. Its form may be another."""
     bootstrap: Bootstrap | None = None
     """Of the chosen law; None where no draws were asked for."""
     profiles: dict[str, Profile]
@@ -174,8 +178,8 @@ def analyse(
     likelihood_rows = _likelihood_rows(cells, fits)
     rows += likelihood_rows
 
-    edge_checks = [row.checks[EDGE] for row in likelihood_rows]
-    position = choose(fits, edge_checks)
+    edge_errors = {row.name: row.checks[EDGE].mape for row in likelihood_rows}
+    position = choose(fits, lambda fit: edge_errors[fit.name])
     if position is None:
         return Analysis.without_choice(paper, rows)
 
@@ -188,6 +192,7 @@ def analyse(
         rows=rows,
         chosen=likelihood_rows[position],
         law=law,
+        unseen=edge_check(plain, fit_chosen),
         bootstrap=bootstrap(cells, law, draws, progress=progress) if draws else None,
         profiles=profiles(cells, law),
         constant_capacity=likelihood_ratio(law, restricted),
@@ -224,6 +229,22 @@ def fit_forms_and_noise(cells: Observations) -> tuple[Observations, list[Likelih
     return noisy, fit_forms(noisy)
 
 
+def fit_chosen(cells: Observations) -> LikelihoodFit:
+    """The law that is chosen by these cells alone, their noise included: an estimator of its own.
+
+    As `analyse` chooses. Where no law is OK it is NOT_IDENTIFIED, with the reason of one of them.
+    """
+    noisy, fits = fit_forms_and_noise(cells)
+    position = choose(fits, lambda fit: edge_check(noisy, saturating(fit.form)).mape)
+    if position is not None:
+        return fits[position]
+    fit = next((fit for fit in fits if fit.status != OK), fits[0])
+    # An AICc needs a cell more than a fit does.
+    parameters = len(fit.form.free)
+    reason = finding("few_cells", cells=fit.n, parameters=parameters, needed=parameters + 2)
+    return replace(fit, status=NOT_IDENTIFIED, finding=fit.finding or reason)
+
+
 def _likelihood_rows(cells: Observations, fits: Sequence[LikelihoodFit]) -> list[LawRow]:
     """The row of each fit."""
     rows = []
@@ -243,8 +264,8 @@ def _warnings(analysis: Analysis, robust_fit: PowerLawFit) -> list[Finding]:
     if high < 0:
         warnings.append(finding("negative_offset", low=low, high=high))
 
-    edge = analysis.chosen.checks[EDGE]
-    if edge.n_test >= MIN_COVERAGE_CELLS and edge.coverage < POOR_COVERAGE:
+    edge = analysis.unseen
+    if edge and edge.n_test >= MIN_COVERAGE_CELLS and edge.coverage < POOR_COVERAGE:
         warnings.append(finding("poor_coverage", coverage=edge.coverage))
 
     sample = analysis.bootstrap

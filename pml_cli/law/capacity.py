@@ -134,7 +134,9 @@ def _most(kind: str, runs: pd.DataFrame) -> BitsPerParameter:
     stored = means.unstack(["rank", "target_tokens"]).sort_index(axis="columns")
     values_TL = stored.to_numpy(float)
 
-    rank, length = stored.columns[int(np.argmax(np.nanmean(values_TL, axis=0)))]
+    position = int(np.argmax(np.nanmean(values_TL, axis=0)))
+    rank = stored.columns.get_level_values("rank")[position]
+    length = stored.columns.get_level_values("target_tokens")[position]
     of_rank = runs[runs["rank"] == rank]
     best = of_rank[of_rank["target_tokens"] == length]
     values = _at_best_of_others(values_TL)

@@ -8,7 +8,6 @@ import pandas as pd
 
 from pml_cli.law.analysis import Analysis
 from pml_cli.law.findings import NOT_IDENTIFIED, Finding, finding
-from pml_cli.law.model_selection import EDGE
 
 # Ranks and lengths of a sweep where nothing was measured.
 FIRST_RANKS = (2, 4, 8, 16)
@@ -48,8 +47,8 @@ def conclusions(cells: pd.DataFrame, analysis: Analysis) -> list[Finding]:
         )
     ]
 
-    check = analysis.chosen.checks[EDGE]
-    if math.isnan(check.mape):
+    check = analysis.unseen
+    if check is None or math.isnan(check.mape):
         return [*found, finding("no_extrapolation_error", ranks=ranks, lengths=lengths)]
     if check.mape > max(LARGE_ERROR, LARGE_ERROR_RATIO * law.mape):
         found.append(finding("extrapolation_fails", held_out=check.mape, fitted=law.mape))

@@ -142,6 +142,8 @@ class CheckRecord:
     """Unsaturated cells left out."""
     n_all: int
     """Cells left out."""
+    laws: tuple[str, ...]
+    """Names of the laws that were fitted to the cells that stayed, one a fold with a fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +333,9 @@ class GroupRecord:
     """Every law, in the order of the tables."""
     chosen: str | None
     """The name of one of the laws."""
+    unseen: CheckRecord | None
+    """The largest ranks and longest lengths by the law that is chosen without them, of which `laws`
+    has the name; null without a chosen law."""
     intervals_95: dict[str, Interval]
     """Of the chosen law's parameters, as the tables have them; empty without one."""
     bootstrap: BootstrapRecord | None
@@ -499,6 +504,7 @@ def _group_record(group: GroupFit, describe: Describe) -> GroupRecord:
         held_out=_held_out_record(group, say),
         laws=[_law_record(row, group.axis, say) for row in analysis.rows],
         chosen=analysis.chosen.name if analysis.chosen else None,
+        unseen=_check_record(analysis.unseen, say) if analysis.unseen else None,
         intervals_95=analysis.intervals if analysis.chosen else {},
         bootstrap=_bootstrap_record(analysis.bootstrap, say),
         profiles={name: _profile_record(profile) for name, profile in analysis.profiles.items()},

@@ -1,7 +1,9 @@
 """Which law: information criteria on equal cells, and the error on cells that a fit has not seen.
 
 Validation is the headline: every law is fitted without the largest ranks and the longest lengths
-(then without the one, the other, and each text in turn) and predicts the cells left out.
+(then without the one, the other, and each text in turn) and predicts the cells left out. For the
+error of the chosen law its form is chosen without those cells, too (`analysis.fit_chosen`): a form
+that was chosen with sight of them would be too good for them.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ class Check:
     """Unsaturated cells left out."""
     n_all: int
     """Cells left out."""
+    laws: tuple[str, ...] = ()
+    """Names of the laws that were fitted to the cells that stayed, one a fold with a fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +179,11 @@ def checks(cells: Observations, estimator: Estimator) -> dict[str, Check]:
     return {what: _check(what, cells, masks, estimator) for what, masks in folds(cells).items()}
 
 
+def edge_check(cells: Observations, estimator: Estimator) -> Check:
+    """The check of the largest ranks and longest lengths alone."""
+    return _check(EDGE, cells, folds(cells)[EDGE], estimator)
+
+
 def no_checks(cells: Observations, reason: Finding) -> dict[str, Check]:
     """The checks of a law that could not be computed."""
     count = len(cells)
@@ -211,6 +220,7 @@ def _check(
     errors: list[Array] = []
     errors_all: list[Array] = []
     hits: list[Mask] = []
+    laws: list[str] = []
     n_fit = 0
     problem: Finding | None = None
 
@@ -226,6 +236,7 @@ def _check(
             problem = finding("remaining_cells_not_identified", cause=fit.finding)
             continue
 
+        laws.append(fit.name)
         # Saturated cells count in mape_all alone: their gain is a lower limit.
         gains = fit.predict(test.rank, test.length, test.base)
         predicted[~inside] = gains
@@ -254,6 +265,7 @@ def _check(
         n_fit=n_fit,
         n_test=n_test,
         n_all=sum(map(len, errors_all)),
+        laws=tuple(laws),
     )
 
 
@@ -266,7 +278,7 @@ def _mean(folds: Sequence[Array | Mask]) -> float:
 
 def choose(
     fits: Sequence[LikelihoodFit],
-    edge_checks: Sequence[Check] | None = None,
+    edge_error: Callable[[LikelihoodFit], float] | None = None,
 ) -> int | None:
     """Which of the fits to report.
 
@@ -276,7 +288,8 @@ def choose(
     chosen.
 
     Args:
-        edge_checks: of each fit; without them equals are told apart by AICc.
+        edge_error: the error of a fit's form on the edge, per cent, nan where it has none; asked
+            of equals alone. Without it they are told apart by AICc.
 
     Returns:
         Its position; None when no fit is OK.
@@ -293,15 +306,18 @@ def choose(
     aicc_differences(fits)
     least = min(fits[k].aicc for k in eligible)
     supported = [k for k in eligible if fits[k].aicc - least <= AICC_TOLERANCE]
+    fewest = min(len(fits[k].form.free) for k in supported)
+    equals = [k for k in supported if len(fits[k].form.free) == fewest]
 
-    def preference(k: int) -> tuple[int, float, float]:
-        """Few parameters first, then a small error on the edge, then AICc."""
-        error = edge_checks[k].mape if edge_checks else math.nan
+    def preference(k: int) -> tuple[float, float]:
+        """A small error on the edge first, then AICc."""
+        # A form that is alone needs no error, which costs a fit.
+        error = edge_error(fits[k]) if edge_error and len(equals) > 1 else math.nan
         if math.isnan(error):
             error = math.inf
-        return len(fits[k].form.free), error, fits[k].aicc
+        return error, fits[k].aicc
 
-    return min(supported, key=preference)
+    return min(equals, key=preference)
 
 
 def intraclass_correlation(cells: Observations, predicted: Array) -> IntraclassCorrelation:

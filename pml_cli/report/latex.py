@@ -270,7 +270,7 @@ def _caption(name: str, analysis: Analysis, cells: Observations, axis: SizeAxis)
         "$n$: cells used in full (paper, robust) or at all.",
         "Fit: MAPE over the unsaturated cells.",
         f"Unseen: MAPE of a fit without the {held_out_name(EDGE, axis)},",
-        "over the unsaturated ones among them, and over all.",
+        "over the unsaturated ones among them, and over all; the form was chosen with them.",
         r"Band: share of the unseen inside its 95\,\% band.",
         r"$\Delta$AICc compares fits to the same cells only.",
     ]

@@ -5,7 +5,6 @@ from dataclasses import replace
 from support.printing import printed
 
 from pml_cli.law.findings import finding
-from pml_cli.law.model_selection import EDGE
 from pml_cli.report.tables.law_summary import MOST_LINES, summary, summary_table
 
 NEXT = "pml predict outputs/sweep seqlen=1024"
@@ -23,7 +22,7 @@ def test_the_law_its_intervals_and_its_errors_come_first(group):
         in (lines[3])
     )
     assert "MAPE" in lines[4]
-    assert f"unseen  MAPE {analysis.chosen.checks[EDGE].mape:.2f} %" in lines[5]
+    assert f"unseen  MAPE {analysis.unseen.mape:.2f} %" in lines[5]
     assert lines[-1] == f"next: {NEXT}"
 
 

@@ -8,7 +8,6 @@ from support.printing import printed
 
 from pml_cli.law.findings import OK
 from pml_cli.law.group_comparison import Comparison, Group, Tie
-from pml_cli.law.model_selection import EDGE
 from pml_cli.law.observations import PARAMETERS, RANK
 from pml_cli.report.tables import law as tables
 
@@ -37,12 +36,16 @@ def test_a_law_that_is_not_identified_has_a_reason_and_no_table(unidentified):
 def test_the_chosen_law_has_its_error_on_unseen_cells_and_its_range(group):
     analysis = group.analysis
     lines = printed(tables.chosen_table(analysis, group.observed))
-    edge = analysis.chosen.checks[EDGE]
+    edge = analysis.unseen
     assert lines[0] == f"chosen law: {analysis.chosen.name}"
     assert lines[1] == analysis.law.form.notation("r")
     unseen = next(line for line in lines if line.startswith("unseen"))
     assert f"MAPE {edge.mape:.2f} % on {edge.n_test} unsaturated cells" in unseen
     assert any("range   rank 1 to 32, length 32 to 512" in line for line in lines)
+    assert "chosen without them" in " ".join(lines)
+    assert any(
+        line.startswith(f"form    {analysis.chosen.name} as chosen by all") for line in lines
+    )
     assert any("each text in turn" in line for line in lines)
     assert all(len(line) <= 80 for line in lines)
 

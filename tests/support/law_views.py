@@ -8,7 +8,7 @@ import pandas as pd
 from pml_cli.law.analysis import Analysis, LawRow
 from pml_cli.law.bootstrap import bootstrap, profiles
 from pml_cli.law.fit_groups import audit, with_columns
-from pml_cli.law.model_selection import checks, saturating
+from pml_cli.law.model_selection import checks, edge_check, saturating
 from pml_cli.law.observations import Observations
 from pml_cli.law.power_law import fit_paper
 from pml_cli.report.figures.law_view import View
@@ -41,6 +41,7 @@ def view_of(results, form=None, draws=0):
             rows=[paper, chosen],
             chosen=chosen,
             law=chosen.fit,
+            unseen=edge_check(observed, saturating(form)),
             bootstrap=bootstrap(observed, chosen.fit, draws) if draws else None,
             profiles=profiles(observed, chosen.fit),
         )

@@ -140,7 +140,7 @@ class View:
             name: of a law; None for the one that is drawn.
         """
         if name is None and self.analysis.chosen is not None:
-            return self.analysis.chosen.checks.get(EDGE)
+            return self.analysis.unseen
         row = self.analysis.row(name or "paper")
         return row.checks.get(EDGE) if row else None
 

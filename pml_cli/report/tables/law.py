@@ -137,7 +137,7 @@ def chosen_table(analysis: Analysis, cells: Observations, axis: SizeAxis = RANK)
         status += f" ({sentence(fit.finding, axis)})"
     lines = [
         quality_line(fit),
-        *_held_out_lines(chosen, axis),
+        *_held_out_lines(analysis, axis),
         *_range_lines(cells, axis),
         *_constant_capacity_lines(analysis),
         *_text_lines(analysis),
@@ -171,9 +171,10 @@ def quality_line(fit: LikelihoodFit) -> str:
     )
 
 
-def _held_out_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
-    """The check on the largest ranks and longest lengths, and the other checks in a line."""
-    edge = chosen.checks[EDGE]
+def _held_out_lines(analysis: Analysis, axis: SizeAxis) -> list[str]:
+    """The check on the largest ranks and longest lengths, and those of the chosen form alone."""
+    edge = analysis.unseen
+    assert edge is not None and analysis.chosen is not None
     if not math.isfinite(edge.mape):
         return [f"unseen  no held-out check: {sentence(edge.finding, axis)}"]
 
@@ -181,21 +182,23 @@ def _held_out_lines(chosen: LawRow, axis: SizeAxis) -> list[str]:
     lines = _wrapped(
         f"unseen  MAPE {edge.mape:.2f} % on {counted(edge.n_test, 'unsaturated cell')} "
         f"({held_out_name(EDGE, axis)}), {coverage} % of them inside the 95 % band; "
-        f"{edge.mape_all:.2f} % on all {edge.n_all} left out"
+        f"{edge.mape_all:.2f} % on all {edge.n_all} left out; by {', '.join(edge.laws)}, "
+        "chosen without them"
     )
     names = {
+        EDGE: "the same cells",
         RANKS: f"{axis_words(axis)['sizes']} alone",
         LENGTHS: "lengths alone",
         TEXT: "each text in turn",
     }
     errors = [
         f"{names[what]} {check.mape:.2f} %"
-        for what, check in chosen.checks.items()
-        if what != EDGE and math.isfinite(check.mape)
+        for what, check in analysis.chosen.checks.items()
+        if math.isfinite(check.mape)
     ]
     # Under the text of the line above
     if errors:
-        lines.append(" " * KEY_WIDTH + ", ".join(errors))
+        lines += _wrapped(f"form    {analysis.chosen.name} as chosen by all: {', '.join(errors)}")
     return lines
 
 
@@ -281,7 +284,8 @@ def laws_table(analysis: Analysis, axis: SizeAxis = RANK) -> RenderableType:
 
     note = textwrap.fill(
         "*: chosen. fit: MAPE over unsaturated cells. unseen: MAPE over unsaturated cells of the "
-        f"{held_out_name(EDGE, axis)}, left out of the fit; all: over all cells left out. "
+        f"{held_out_name(EDGE, axis)}, left out of the fit, not of the choice of a form; all: over "
+        "all cells left out. "
         "band: share of the unseen inside the 95 % band. dAICc: above the least; AICc of paper "
         "and robust is not comparable: they use fewer cells.",
         WIDTH,

@@ -89,7 +89,7 @@ def summary_table(groups: Sequence[GroupFit], next_command: str) -> RenderableTy
     axis = groups[0].axis
     note = (
         "fit: MAPE over unsaturated cells; unseen: of the "
-        f"{held_out_name(EDGE, axis)}, left out of the fit. 95 % intervals: --all, law.json"
+        f"{held_out_name(EDGE, axis)}, left out of fit and choice. 95 % intervals: --all, law.json"
     )
     lines = [_Line(note, "dim"), *_shared_remarks(groups)]
     if any(group.analysis.chosen for group in groups):
@@ -141,8 +141,8 @@ def _values_text(group: GroupFit) -> str:
 
 def _unseen_text(group: GroupFit) -> str:
     """The error of the chosen law on the largest ranks and longest lengths."""
-    assert group.analysis.chosen is not None
-    check = group.analysis.chosen.checks[EDGE]
+    check = group.analysis.unseen
+    assert check is not None
     if not math.isfinite(check.mape):
         return f"unseen  no held-out check: {sentence(check.finding, group.axis)}"
     cells = counted(check.n_test, "cell")
@@ -221,6 +221,7 @@ def _table_cells(group: GroupFit) -> list[str | Text]:
     row = analysis.chosen or analysis.row("paper")
     assert row is not None
     law = row.name if row.fit.status != NOT_IDENTIFIED else "none"
+    unseen = analysis.unseen or row.checks[EDGE]
     return [
         # In which rich takes no brackets for markup
         Text(group.name),
@@ -229,7 +230,7 @@ def _table_cells(group: GroupFit) -> list[str | Text]:
         number(row.fit.parameters.get("alpha"), ".3f"),
         number(row.fit.parameters.get("beta"), ".3f"),
         number(row.fit.mape, ".2f"),
-        number(row.checks[EDGE].mape, ".2f"),
+        number(unseen.mape, ".2f"),
     ]
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 
 from pml_cli.format import counted
 from pml_cli.law.fit_groups import GroupFit
-from pml_cli.law.model_selection import EDGE
 from pml_cli.report.page.section import Section, Sources
 
 # With more groups than this the table folds.
@@ -55,11 +54,11 @@ def _law(group: GroupFit, several: bool) -> str:
         return f"{where} gain follows no law that these cells identify."
 
     text = f"{where} gain follows {group.analysis.law.form.notation(group.axis.symbol)}"
-    check = chosen.checks.get(EDGE)
+    check = group.analysis.unseen
     if check is not None and math.isfinite(check.mape):
         text += (
-            f"; for the largest ranks and lengths, left out of the fit, it is off by "
-            f"{check.mape:.3g} % on average"
+            "; for the largest ranks and lengths, left out of the fit and the choice of its form, "
+            f"it is off by {check.mape:.3g} % on average"
         )
     return f"{text}."
 
@@ -80,8 +79,7 @@ def _recalled(runs: pd.DataFrame) -> str:
 
 
 def _row(group: GroupFit) -> dict[str, str]:
-    chosen = group.analysis.chosen
-    check = chosen.checks.get(EDGE) if chosen else None
+    check = group.analysis.unseen
     law = group.analysis.law
     error = f"{check.mape:.3g} %" if check and math.isfinite(check.mape) else ""
     return {
