@@ -196,8 +196,10 @@ class LikelihoodFit:
     ) -> tuple[Array, Array]:
         """95 % prediction interval of new cells: their spread and the error of the parameters.
 
-        That error is the larger of the naive and the clustered one, with Student's t of as many
-        degrees of freedom as there are clusters, less one.
+        That error is the larger of the naive one and that of the texts, with Student's t of one
+        degree less than there are texts, as in `half_width`: a new cell may be of a new text. Of a
+        single text it is the larger of the naive one and that of its lengths, with as many degrees
+        as there are lengths, less one.
 
         Args:
             rank, length, base: shapes that broadcast to N values.
@@ -213,14 +215,19 @@ class LikelihoodFit:
 
         # Error of the law.
         block = np.ix_(of_law, of_law)
-        naive = _variance(slopes[0], self.covariance[block])
-        clustered = _variance(slopes[0], self.clustered[block])
-        law_t = t_quantile(max(1, self.clusters - 1))
-        law_variance = law_t**2 * np.maximum(naive, clustered)
-
-        # Spread of a cell around the law.
         observed = self.n - self.n_saturated
         cell_t = t_quantile(max(1, observed - len(self.form.free)))
+        naive = _variance(slopes[0], self.covariance[block])
+        if self.texts > 1:
+            of_texts = _variance(slopes[0], self.by_text[block])
+            text_t = t_quantile(self.texts - 1)
+            law_variance = np.maximum(cell_t**2 * naive, text_t**2 * of_texts)
+        else:
+            of_lengths = _variance(slopes[0], self.clustered[block])
+            length_t = t_quantile(max(1, self.clusters - 1))
+            law_variance = length_t**2 * np.maximum(naive, of_lengths)
+
+        # Spread of a cell around the law.
         spread = relative_spread(theta, x, y, bases, link)[0]
         cell_half = cell_t * np.exp(self.theta[LOG_SPREAD]) * spread
 

@@ -139,6 +139,47 @@ def test_texts_alone_make_the_interval_of_several():
     assert fit.half_width(BETA) == pytest.approx(student, rel=0.2)
 
 
+def test_the_band_of_several_texts_is_as_wide_as_they_differ():
+    """Not as if each length of a text were another text."""
+    rank, length, text = grid()
+    level = 0.05 * (text - 1)
+    differ = cells(exponential(rank, length) * (1 + level), rank, length, text)
+    for planted_cells, least, most in ((planted(), 0.03, 0.06), (differ, 0.15, 0.22)):
+        fit = fit_saturating(planted_cells, EXP)
+        place = (np.array([8.0]), np.array([128.0]), np.array([BASE]))
+        (low,), (high,) = fit.band(*place)
+        half = (high - low) / 2 / fit.predict(*place)[0]
+        assert least < half < most
+
+    # Student's t of three texts whose levels have a spread of 5 %, and the cells around them.
+    student = 4.303 * 0.05 / np.sqrt(3)
+    around = 2.0 * np.std(level)
+    assert half == pytest.approx(np.hypot(student, around), rel=0.2)
+
+
+@pytest.mark.slow
+def test_the_band_holds_cells_of_new_texts():
+    """Of 60 grids of five texts whose levels differ by 6 %, without and with noise of 2 % alone."""
+    rng = np.random.default_rng(0)
+    rank, length, text = grid(texts=5)
+    place = (np.array([8.0]), np.array([128.0]), np.array([BASE]))
+    truth = exponential(*place[:2])[0]
+    for spread, widest in ((0.0, 0.1), (0.06, 0.35)):
+        held_law = held_new = 0
+        widths = []
+        for _ in range(60):
+            levels = 1 + spread * rng.standard_normal(6)
+            noise = 1 + 0.02 * rng.standard_normal(len(rank) + 1)
+            gain = exponential(rank, length) * levels[text.astype(int)] * noise[1:]
+            fit = fit_saturating(cells(gain, rank, length, text), EXP)
+            (low,), (high,) = fit.band(*place)
+            held_law += low < truth < high
+            held_new += low < truth * levels[5] * noise[0] < high
+            widths.append((high - low) / truth)
+        assert held_new >= 0.9 * 60 and held_law >= held_new - 3
+        assert np.median(widths) < widest
+
+
 def test_parameters_that_fit_noise_do_not_widen_an_interval():
     good = planted()
     forms = (EXP, Form(link="exp", offset=True), Form(link="exp", floor=True))
