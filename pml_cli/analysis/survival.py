@@ -2,6 +2,12 @@
 
 The event of a token is the logged step from which p > 0.5 holds to the end. A token that is not
 above at the last logged step is censored there.
+
+The estimate takes censoring as uninformative: of who leaves at a step nothing else is known. That
+holds where every run has the same number of steps. Under train.stop=recalled a run ends because its
+tokens are recalled: the few that are decoded below 0.5 are censored when all others have crossed,
+those above can relapse no more, and late steps show runs with hard tokens alone. Crossings that
+would not have held count then, so waits are too short and relapses too few.
 """
 
 from __future__ import annotations

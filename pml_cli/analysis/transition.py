@@ -282,7 +282,10 @@ def final_sequences(tokens: TokenTrajectories) -> tuple[pd.DataFrame, list[Ints]
 
 
 def _crossings(tokens: TokenTrajectories) -> pd.DataFrame:
-    """step, crossed (tokens above for good from this step on), left (censored at this step)."""
+    """step, crossed (tokens above for good from this step on), left (censored at this step).
+
+    Of a run that stopped early the last step depends on its tokens: `survival` says what that does.
+    """
     steps_T = tokens.steps_T
     above_S = tokens.above_since_S >= 0
     step_index = np.searchsorted(steps_T, tokens.above_since_S[above_S])
