@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -146,7 +147,8 @@ def _differences(first: CellPlan, other: CellPlan) -> list[str]:
 def _copies(cells: Sequence[CellPlan]) -> list[str]:
     """Faults of cells that were meant as repeats and are copies.
 
-    They have another data.seed and the same samples.
+    They have another data.seed and the same samples, in whatever order: the analysis would take
+    them as several texts.
     """
     if len({cell.run.data.seed for cell in cells}) < 2:
         return []
@@ -155,12 +157,18 @@ def _copies(cells: Sequence[CellPlan]) -> list[str]:
     first_with: dict[object, CellPlan] = {}
     for cell in cells:
         data = dataclasses.replace(cell.run.data, seed=0)
-        content = (f"{cell.run.model}{data}", tuple(cell.samples))
-        other = first_with.setdefault(content, cell)
+        counts = frozenset(Counter(cell.samples).items())
+        other = first_with.setdefault((f"{cell.run.model}{data}", counts), cell)
         seed, other_seed = cell.run.data.seed, other.run.data.seed
-        if seed != other_seed:
-            same = f"data.seed={seed}: draws the same as data.seed={other_seed}"
-            faults.append(f"{same} from this source (data={cell.run.data.source}); leave one out")
+        if seed == other_seed:
+            continue
+        same = f"data.seed={seed}: draws the same as data.seed={other_seed}"
+        source = f"from this source (data={cell.run.data.source})"
+        advice = "leave one out"
+        if list(cell.samples) != list(other.samples):
+            source += f", its {counted(cell.samples, 'sample')} in another order"
+            advice = f"to repeat a training give seed={other_seed},{seed}, not data.seed"
+        faults.append(f"{same} {source}; {advice}")
     return faults
 
 

@@ -124,16 +124,6 @@ def test_a_seam_that_a_tokenizer_would_merge_is_said(quick, tmp_path):
     assert "  first prompt 'Which pum', target 'p is it<|end|>'" in done.stdout.splitlines()
 
 
-def test_seeds_that_take_the_whole_file_are_no_other_facts(quick, facts_file):
-    data = ("data=jsonl", f"data.path={facts_file}", "data.seed=0,1,2", "--dry-run")
-    line = (
-        "data=jsonl:facts: data.seed=0,1,2 take all 5 samples, in other orders: the same facts, "
-        "so no repeats with others"
-    )
-    assert line in quick("sweep", *data, "seqlen=12,all").stdout.splitlines()
-    assert line not in quick("sweep", *data, "data.samples=3").stdout.splitlines()
-
-
 def test_texts_of_seeds_that_overlap_are_said(quick):
     """The embedded text has 14,000 tokens: two of 2,048 find room, twelve do not."""
     sweep = ("sweep", "data=text", "seqlen=2048", "--dry-run")

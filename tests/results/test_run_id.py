@@ -333,6 +333,31 @@ def test_another_draw_that_gives_the_same_samples_is_refused(tmp_path):
     assert len(check([dataclasses.replace(runs[0], rank=rank) for rank in (1, 2)])) == 2
 
 
+def test_the_same_facts_in_another_order_are_no_other_text(tmp_path):
+    file = tmp_path / "five.jsonl"
+    file.write_text("".join(f'{{"question": "q{k}", "answer": "abc {k}"}}\n' for k in range(5)))
+
+    def runs(tokens):
+        return [
+            Run(seqlen=tokens, rank=rank, data=JsonlData(path=str(file), seed=seed))
+            for rank in (1, 2)
+            for seed in (0, 1)
+        ]
+
+    (whole, *_) = load("sweep", ["data=jsonl", f"data.path={file}", "seqlen=all"]).runs
+    tokens = sum(len(sample.target) for sample in check([whole])[0].samples)
+    with pytest.raises(UserError) as caught:
+        check(runs(tokens))
+    (line,) = caught.value.faults
+    assert line.startswith("data.seed=1: draws the same as data.seed=0")
+    assert "in another order; to repeat a training give seed=0,1, not data.seed" in line
+
+    # Of a part of the file each seed takes other facts.
+    assert len(check(runs(tokens // 2))) == 4
+    repeats = [dataclasses.replace(runs(tokens)[0], seed=seed) for seed in (0, 1)]
+    assert len(check(repeats)) == 2
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_that_no_generator_takes_are_refused(seed):
     assert any("seed=" in line for line in faults(Run(seed=seed)))

@@ -57,7 +57,6 @@ def data_warnings(cells: Sequence[CellPlan]) -> list[str]:
         largest = max(group, key=lambda cell: len(cell.samples))
         if isinstance(largest.run.data, FactsData):
             lines |= dict.fromkeys(_fact_lines(largest))
-            lines |= dict.fromkeys(_order_lines(group))
         else:
             lines |= dict.fromkeys(_overlap_lines(group))
     return list(lines)
@@ -239,24 +238,6 @@ def _passages(samples: Sequence[Sample]) -> set[tuple[int, ...]]:
         for sample in samples
         for begin in range(len(sample.target) - PASSAGE + 1)
     }
-
-
-def _order_lines(cells: Sequence[CellPlan]) -> Iterator[str]:
-    """A line where seeds were meant as repeats, and take the same facts of a file."""
-    source = source_of(cells[0].run)
-    # Generated facts are others under every seed.
-    if not source.keys:
-        return
-
-    total = len(source.sample_ends)
-    seeds = sorted({cell.run.data.seed for cell in cells if len(cell.samples) == total})
-
-    if len(seeds) > 1:
-        seeds_text = f"data.seed={','.join(map(str, seeds))}"
-        yield (
-            f"data={cells[0].run.data.label}: {seeds_text} take all {total} samples, in other "
-            "orders: the same facts, so no repeats with others"
-        )
 
 
 def _question(sample: Sample, tokenizer: Tokenizer) -> str:
