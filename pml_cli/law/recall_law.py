@@ -153,9 +153,29 @@ def fit_recall(
     equal = np.full(count, 1 / count)
     rng = np.random.default_rng(seed)
     weights_DG = rng.multinomial(count, equal, draws).astype(float)
-    sample = _uncentred(_firth(design, shares, weights_DG[:, cluster]), centre)
-    finite = np.isfinite(sample).all(axis=1)
-    return _result(cells, shares, theta=fitted[0], draws=sample[finite])
+    weights_DN = weights_DG[:, cluster]
+    sample = _uncentred(_firth(design, shares, weights_DN), centre)
+    usable = np.isfinite(sample).all(axis=1) & _carries_a_law(cells, shares, weights_DN)
+    return _result(cells, shares, theta=fitted[0], draws=sample[usable])
+
+
+def _carries_a_law(cells: Observations, shares: Array, weights_DN: Array) -> Mask:
+    """Which draws have cells on both sides of half, and lengths enough, (D,).
+
+    As asked of the cells themselves (`_identifiability`): the slopes of other draws are those of
+    Firth's penalty alone, and as often negative as positive.
+
+    Args:
+        shares: (N,) recalled exactly.
+        weights_DN: how often each draw has each cell.
+    """
+    drawn_DN = weights_DN > 0
+    over = (drawn_DN & (shares >= 0.5)).any(axis=1)
+    under = (drawn_DN & (shares < 0.5)).any(axis=1)
+    lengths = [
+        drawn_DN[:, cells.length == length].any(axis=1) for length in np.unique(cells.length)
+    ]
+    return np.asarray(over & under & (np.sum(lengths, axis=0) >= MIN_DISTINCT))
 
 
 def _divided(numerator: Array, slope: Array) -> Array:
