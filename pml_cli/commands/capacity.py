@@ -83,7 +83,7 @@ class GrownAdapter:
             attempt = Attempt(
                 length=length,
                 recalled=length if wrong is None else wrong,
-                # Those of old ran one pass a step.
+                # Runs of earlier versions ran one pass per step.
                 passes=result.get("passes") or result["steps_run"],
             )
         self.growth = self.growth.after(attempt)
@@ -115,7 +115,7 @@ def run(
         UserError: data, a run or a folder that cannot be used; nothing has been trained then.
     """
     if as_json and dry_run:
-        raise UserError("--json: not with --dry-run, which trains nothing")
+        raise UserError("--json: cannot be combined with --dry-run, which trains nothing")
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     out = asked.request.out
     check_output_folder(out)
@@ -189,7 +189,9 @@ def begin(run: Run, asked: CapacityRequest) -> GrownAdapter:
 
     first = min(asked.first or _first_length(shortest), longest)
     if len(samples_of(dataclasses.replace(shortest, seqlen=first))) > 1:
-        raise UserError(f"data={run.data.source}: is many samples, of which none can grow")
+        raise UserError(
+            f"data={run.data.source}: `pml capacity` needs one text, not several samples"
+        )
     rule = GrowthRule(resolution=asked.resolution, passes=asked.passes)
     return GrownAdapter(run=run, growth=Growth(first=first, longest=longest, rule=rule))
 
