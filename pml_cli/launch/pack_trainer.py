@@ -116,10 +116,11 @@ class PackTrainer:
             resumed = [cell for cell in unstarted if header.holds(cell.id, cell.tokens_hash)]
             attempt = self._resumed(header, resumed, cells) if resumed else None
             if attempt is not None:
-                usable &= self._attempt(attempt)
+                if not self._attempt(attempt):
+                    usable = False
                 unstarted = [cell for cell in unstarted if cell not in resumed]
-        if unstarted:
-            usable &= self._attempt(Attempt(pack=unstarted, cells=unstarted))
+        if unstarted and not self._attempt(Attempt(pack=unstarted, cells=unstarted)):
+            usable = False
 
         if usable:
             self._remove_finished(headers)
