@@ -52,7 +52,7 @@ class GrowthRule:
     """How lengths are chosen, and when it ends."""
 
     factor: float = 1.25
-    """By which a length grows that is recalled."""
+    """Factor by which the length is multiplied after a length that was recalled."""
 
     resolution: int = 1
     """Tokens between what is recalled and what is not, at the end."""

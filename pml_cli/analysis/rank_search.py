@@ -107,10 +107,10 @@ class SearchState:
     """A search between two rounds."""
 
     ranks: Sequence[int]
-    """Those that may be tried, ascending."""
+    """All ranks that may be tried, ascending."""
 
     ladder: Sequence[int]
-    """Those of the first round, ascending."""
+    """Ranks of the first round, ascending."""
 
     seeds: Sequence[int]
     limits: Limits
@@ -120,7 +120,7 @@ class SearchState:
     """Rounds that have ended."""
 
     missed: int = 0
-    """Those after which no rank had passed yet."""
+    """Number of rounds after which no rank had passed yet."""
 
     def after_round(self, trials: Sequence[Trial]) -> SearchState:
         """The state after one more round with these trials."""
@@ -172,7 +172,7 @@ class Answer:
     """The least rank that works; where none does, that of the trial nearest to the limits."""
 
     seed: int
-    """Of the chosen cell of that rank."""
+    """Seed of the chosen cell at that rank."""
 
     reached: bool
     """Whether that cell keeps the limits."""

@@ -46,16 +46,16 @@ class LawRow:
     aicc_difference: float
     """AICc above the least; nan without a fit and for fits to fewer cells than the others'."""
     checks: dict[str, Check]
-    """By what was left out."""
+    """Held-out checks, by which cells were left out."""
 
     @property
     def name(self) -> str:
-        """As in tables and in law.json."""
+        """Name of the law in tables and in law.json."""
         return self.fit.name
 
     @property
     def slug(self) -> str:
-        """For names of columns: hill_b."""
+        """Name in columns of cells.csv: hill_b."""
         return re.sub(r"[^a-z0-9]+", "_", self.name).strip("_")
 
 
@@ -72,13 +72,13 @@ class Analysis:
     law: LikelihoodFit | None = None
     """The fit of the chosen row."""
     bootstrap: Bootstrap | None = None
-    """Of the chosen law; None where no draws were asked for."""
+    """Bootstrap of the chosen law; None with draws=0."""
     profiles: dict[str, Profile]
-    """Of the chosen law, by parameter."""
+    """Profile likelihoods of the chosen law, by parameter."""
     constant_capacity: RatioTest | None = None
     """Test of beta = 1 in the chosen law."""
     residual_correlation: IntraclassCorrelation
-    """Of the chosen law's residuals, within clusters of one text and length."""
+    """Intraclass correlation of the chosen law's residuals in clusters of one text and length."""
     quality: Quality | None = None
     """Intervals over all forms, lack of fit, texts that are off; None without a chosen law."""
     warnings: list[Finding]
@@ -86,7 +86,7 @@ class Analysis:
 
     @classmethod
     def without_choice(cls, paper: PowerLawFit, rows: list[LawRow]) -> Analysis:
-        """Of cells on which no law is OK."""
+        """The analysis of cells on which no law is OK."""
         unknown = IntraclassCorrelation(correlation=math.nan, p=math.nan)
         return cls(
             paper=paper,

@@ -90,7 +90,7 @@ class LikelihoodFit:
     It holds where the residuals of cells that share text and length are correlated.
     """
     clusters: int
-    """Texts times lengths."""
+    """Number of clusters of one text and length."""
     by_text: Array
     """(P, P) of theta, from the scores of the texts; nan for one text."""
     texts: int
@@ -105,28 +105,28 @@ class LikelihoodFit:
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     n: int
-    """Cells."""
+    """Number of cells in the fit."""
     n_saturated: int
-    """Of them censored."""
+    """Number of saturated cells, whose gains are right-censored."""
     r2: float
-    """Over the unsaturated cells, as for the paper's fit."""
+    """R2 over the unsaturated cells, as for the paper's fit."""
     mape: float
-    """Per cent of the measured gain, over the unsaturated cells."""
+    """MAPE over the unsaturated cells, per cent of the measured gain."""
     r2_all: float
-    """Over every cell."""
+    """R2 over all cells."""
     mape_all: float
-    """Over every cell; the gain of a saturated one is a lower limit."""
+    """MAPE over all cells, per cent; the gain of a saturated cell is a lower limit."""
     fingerprint: str = field(repr=False)
-    """Of the cells."""
+    """Hash of the cells; AICc of fits compares only where it is equal."""
 
     @property
     def name(self) -> str:
-        """Of the form: hill + b."""
+        """Name of the form: hill + b."""
         return self.form.name
 
     @property
     def uses_saturated(self) -> bool:
-        """As lower limits of their gain."""
+        """True: saturated cells enter as lower limits of their gain."""
         return True
 
     @property

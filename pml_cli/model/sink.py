@@ -89,7 +89,7 @@ def is_measurable(model: Model) -> bool:
 
 
 def _ratios(key: CacheKey) -> Sequence[float | None] | None:
-    """Of each layer, the norm at the last prompt token as a multiple of the others' median.
+    """Norm at the last prompt token as a multiple of the others' median, for each layer.
 
     Returns:
         None where the weights are not here, or cannot be run.

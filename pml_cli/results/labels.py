@@ -20,7 +20,8 @@ def with_settled_labels(runs: pd.DataFrame) -> pd.DataFrame:
 
     A model's folder or a data file that was renamed between two sweeps would otherwise split its
     runs into two groups; two hub models of one name (a/base, b/base) would be mixed into one.
-    Runs of old name a loss by its settings where there is an option: memft_margin(switch=1.0).
+    Runs of earlier versions name a loss by its settings where there is an option:
+    memft_margin(switch=1.0).
 
     Args:
         runs: one row a run, as `read_runs`.

@@ -125,7 +125,7 @@ class TrainerState:
 
     step: int
     cells: list[int]
-    """Those still in training, by their position in the pack as it began."""
+    """Positions, in the pack as it began, of the cells still in training."""
     tensors: dict[str, Tensor]
     logged: list[pd.DataFrame]
     curve: list[pd.DataFrame]
@@ -153,10 +153,10 @@ class FixedBatch:
     inputs: Prefix | Tensor
     """Rows of the prefix, or token ids; see `PackInputs.gather`."""
     needed: NeededTokens
-    """Of the scored tokens, those whose nll had a gradient in the step before."""
+    """Scored tokens whose nll had a gradient in the step before."""
 
     def needed_by_cell(self) -> Tensor | None:
-        """The same, (K, S); None: all of them."""
+        """`needed` by cell and slot, (K, S); None: all of them."""
         mask_N = self.needed.mask_N
         return None if mask_N is None else self.layout.by_cell(mask_N)
 
@@ -175,7 +175,7 @@ class PackState:
 
     cells: list[Cell]
     positions: list[int]
-    """Of the cells in the pack as it began."""
+    """Positions of the cells in the pack as it began."""
     inputs: PackInputs
     bank: AdapterBank
     optimizer: Optimizer
