@@ -169,9 +169,8 @@ def analyse(
             checks=checks(cells, fit_robust),
         ),
     ]
-    plain = cells
-    cells, fits = fit_forms_and_noise(plain)
-    likelihood_rows = _likelihood_rows(cells, fits)
+    weighted, fits = fit_forms_and_noise(cells)
+    likelihood_rows = _likelihood_rows(weighted, fits)
     rows += likelihood_rows
 
     edge_checks = [row.checks[EDGE] for row in likelihood_rows]
@@ -180,24 +179,26 @@ def analyse(
         return Analysis.without_choice(paper, rows)
 
     law = fits[position]
-    predicted = law.predict(cells.rank, cells.length, cells.base)
+    predicted = law.predict(weighted.rank, weighted.length, weighted.base)
     # Constant capacity: what is gained in all does not depend on the length.
-    restricted = fit_saturating(cells, replace(law.form, beta=1.0))
+    restricted = fit_saturating(weighted, replace(law.form, beta=1.0))
     analysis = Analysis(
         paper=paper,
         rows=rows,
         chosen=likelihood_rows[position],
         law=law,
-        bootstrap=bootstrap(cells, law, draws, progress=progress) if draws else None,
-        profiles=profiles(cells, law),
+        bootstrap=bootstrap(weighted, law, draws, progress=progress) if draws else None,
+        profiles=profiles(weighted, law),
         constant_capacity=likelihood_ratio(law, restricted),
-        residual_correlation=intraclass_correlation(cells, predicted),
-        quality=quality_of(cells, fits, law),
+        residual_correlation=intraclass_correlation(weighted, predicted),
+        quality=quality_of(weighted, fits, law),
         warnings=[],
     )
     warnings = _warnings(analysis, robust_fit)
-    if cells is not plain:
-        warnings.append(finding("noise_by_gain", power=noise_power(cells, law)))
+    # The cells themselves come back where the noise is proportional to the gain.
+    is_reweighted = weighted is not cells
+    if is_reweighted:
+        warnings.append(finding("noise_by_gain", power=noise_power(weighted, law)))
     return replace(analysis, warnings=warnings)
 
 
@@ -212,16 +213,17 @@ def fit_forms(cells: Observations) -> list[LikelihoodFit]:
 
 
 def fit_forms_and_noise(cells: Observations) -> tuple[Observations, list[LikelihoodFit]]:
-    """Every form, fitted again with other spreads where the noise is no share of the gain.
+    """Fit every form; again to reweighted cells where noise is not proportional to the gain.
 
     Returns:
-        The cells with the spreads that the forms are fitted with, and the fits.
+        The cells with the spreads that the forms are fitted with (the same object where nothing is
+        reweighted), and the fits.
     """
     fits = fit_forms(cells)
-    noisy = with_noise(cells, fits)
-    if noisy is cells:
+    weighted = with_noise(cells, fits)
+    if weighted is cells:
         return cells, fits
-    return noisy, fit_forms(noisy)
+    return weighted, fit_forms(weighted)
 
 
 def _likelihood_rows(cells: Observations, fits: Sequence[LikelihoodFit]) -> list[LawRow]:

@@ -36,7 +36,7 @@ def with_noise(cells: Observations, fits: Sequence[LikelihoodFit]) -> Observatio
         fits: of every form, to these cells; the best of them says what the gains are.
 
     Returns:
-        The cells themselves, where nothing speaks against noise as a share of the gain.
+        The same object, where proportional noise is not rejected.
     """
     chosen = choose(fits)
     if chosen is None:
