@@ -180,7 +180,7 @@ def _measure(
     base, bank, peft = _loaded(measured, adapter)
     source = source_of(measured)
     held_out = source.held_out(measured.seqlen)
-    on = adapter_measure.Measured(
+    inputs = adapter_measure.MeasurementInputs(
         samples=samples,
         held_out=held_out,
         source_nats=source.entropy,
@@ -188,7 +188,7 @@ def _measure(
     )
     with CountDisplay(progress, "measuring", "adapters", piped_line="adapters measured") as display:
         display.show(0, 1)
-        fields = adapter_measure.measure(base, bank, on, display.stage)
+        fields = adapter_measure.measure(base, bank, inputs, display.stage)
 
     return {
         "adapter": str(adapter.folder),

@@ -126,8 +126,8 @@ class EnergyPenalty:
                 energy_K[k] += square * (ACA_rr * BB_rr).sum()
         return energy_K
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Drop all cells but these, by their indices."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
         self._moments = [self._moments[k] for k in cells]
 
 

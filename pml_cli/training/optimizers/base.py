@@ -65,7 +65,7 @@ class Optimizer(ABC):
         """Move some cells from their current trial back to their best point."""
 
     @abstractmethod
-    def keep(self, cells: Sequence[int]) -> None:
+    def retain_cells(self, cells: Sequence[int]) -> None:
         """Keep only the cells at these indices."""
 
     @abstractmethod

@@ -320,12 +320,12 @@ class LBFGS(Optimizer):
             steps[k] = search.best.t if search else 0.0
         self._write(parameters, steps)
 
-    def keep(self, cells: Sequence[int]) -> None:
+    def retain_cells(self, cells: Sequence[int]) -> None:
         rows = list(cells)
-        self._muon.keep(rows)
+        self._muon.retain_cells(rows)
         if self._whitening:
-            self._whitening.keep(rows)
-        self.secants.keep(rows)
+            self._whitening.retain_cells(rows)
+        self.secants.retain_cells(rows)
         self.searches = [self.searches[k] for k in rows]
         self.lowest = [self.lowest[k] for k in rows]
         for name in _VECTORS:
