@@ -2,7 +2,7 @@
 
 Every attempt is an ordinary run in the results folder, which begins from the weights of an earlier
 one (`train.start`); the adapters of all texts and ranks grow side by side, an attempt each a round.
-So the same command again goes on where it was, on whatever launcher.
+So the same command, run again, resumes where it was, with any launcher.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`pml memorize`: from a file of facts to the smallest adapter that knows all of them.
 
 Cells of the search are ordinary runs of a sweep in the results folder, so the same command again
-goes on where it was, and `pml fit` reads them.
+resumes where it was, and `pml fit` reads them.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ OnStage: TypeAlias = Callable[[str], None]
 
 
 def no_stage(_stage: str) -> None:
-    """Nobody is told what is measured now."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,7 @@ class PackTrainer:
             # Another process has just removed it, or it is another user's alone.
             return None
         if state is None:
-            # Damaged: nobody tries it again.
+            # Damaged: it is not tried again.
             self.lease.log_event("damaged_checkpoint", file=header.path.name)
             header.path.unlink(missing_ok=True)
             return None
