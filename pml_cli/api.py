@@ -3,7 +3,7 @@
     runs = pml.sweep(rank=[1, 2, 4, 8], seqlen=[32, 64, 128], out="outputs/mine")
     (law,) = pml.fit("outputs/mine")
     law.parameters                        # value, low, high by name
-    law.predict(seqlen=200)               # the least rank that recalls 200 tokens
+    law.predict(seqlen=200)               # the smallest rank that recalls 200 tokens
     pml.tokens(runs.iloc[0])              # nll and p of every token at every logged step
 
 The command line and these functions share what they are built on: the same settings, the same
@@ -48,18 +48,20 @@ def sweep(
     settings: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> pd.DataFrame:
-    """Train every combination of what is given several values; only what is missing.
+    """Train the missing cells among all combinations of the listed values.
 
     Args:
         file: a sweep file, or the name of a shipped one ("quickstart").
         retry: train again what failed before.
         quiet: show no progress.
-        settings: settings by key, those with a dot too: {"train.lr": 0.02}. A list is several
-            values.
-        more: settings without a dot: rank=[4, 8], data="text", out="outputs/mine".
+        settings: settings by their full key, for example {"train.lr": 0.02}. A list sweeps over
+            its values.
+        more: settings whose key has no dot, for example rank=[4, 8], data="text",
+            out="outputs/mine".
 
     Returns:
-        One row a finished run of this sweep: the fields of result.json, and `folder`.
+        A frame with one row per finished run of this sweep: the fields of result.json, and
+        `folder`.
 
     Raises:
         UserError: a wrong setting, or a folder that cannot be used.
@@ -88,7 +90,7 @@ def probe(
     """Train one adapter, logged at a hundred steps.
 
     Args:
-        quiet, settings, more: as of `sweep`, with one value each.
+        quiet, settings, more: see `sweep`; each setting takes a single value.
 
     Returns:
         The fields of result.json, and `folder`.

@@ -53,7 +53,7 @@ app = typer.Typer(
 
 \b
 START HERE
-  pml memorize facts.jsonl              the least adapter that knows them all
+  pml memorize facts.jsonl              the smallest adapter that knows them all
   pml probe rank=8 seqlen=128           train one adapter, see what it recalls
   pml sweep rank=4,8,16 seqlen=64,256   every combination, resumable
   pml fit outputs/                      the law of those runs, with figures
@@ -67,9 +67,9 @@ START HERE
   pml measure ADAPTER notes.txt         what any LoRA adapter holds of a text
   pml ask outputs/probe "Which pump?"   what does the adapter answer?
   pml status outputs/sweep              what a sweep is doing, from any shell
-  pml cancel outputs/sweep              end it; the same command goes on later
+  pml cancel outputs/sweep              stop it; the same command resumes it
   pml track outputs/law --to wandb      its curves in W&B, TensorBoard, MLflow
-  pml settings train.lr                 what may be set, and to what
+  pml settings train.lr                 settings and their allowed values
 """,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -109,7 +109,7 @@ AskArguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RUN|QUESTION|KEY=VALUE",
-        help="A run folder, questions (-: one a line of standard input) and settings.",
+        help="A run folder, questions (-: one per line of standard input) and settings.",
         autocompletion=report_completer(reports.Ask),
     ),
 ]
@@ -137,7 +137,7 @@ ConfigDir = Annotated[
     typer.Option(
         "--config-dir",
         metavar="DIR",
-        help="Your own options, laid out like conf/; they come first.",
+        help="Folder of your own options, laid out like conf/; they take precedence.",
     ),
 ]
 PrintConfig = Annotated[
@@ -161,55 +161,63 @@ Design = Annotated[
     typer.Option(
         "--design",
         metavar="PATH",
-        help="With --dry-run: the report of a pilot fit, from whose law the cells are simulated.",
+        help="With --dry-run: report folder of a pilot fit; the cells are simulated from its law.",
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check every cell, list the packs; run nothing.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Check every cell and list the packs with their cost; train nothing."
+    ),
 ]
 FailFast = Annotated[
-    bool, typer.Option("--fail-fast", help="When a cell fails, keep checkpoints and stop.")
+    bool, typer.Option("--fail-fast", help="Stop at the first failed cell; checkpoints are kept.")
 ]
 Wait = Annotated[
     bool | None,
     typer.Option(
         "--wait/--no-wait",
         show_default=False,
-        help="Stay until every cell has ended, also those of other processes (default, but not "
-        "with launch=slurm).",
+        help="Wait until every cell has ended, including those of other processes (default, "
+        "except with launch=slurm).",
     ),
 ]
 Retry = Annotated[
     bool,
     typer.Option(
-        "--retry/--no-retry", help="Train again what failed before (default) or leave it."
+        "--retry/--no-retry", help="Train cells that failed before again (default), or skip them."
     ),
 ]
 CompareBy = Annotated[
-    str, typer.Option("--by", metavar="SETTING,...", help="Compare groups of cells.")
+    str,
+    typer.Option(
+        "--by",
+        metavar="SETTING,...",
+        help="Compare the groups of cells that differ in these settings.",
+    ),
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress: only the result and errors.")
+    bool, typer.Option("--quiet", "-q", help="Show no progress, only the result and errors.")
 ]
 ShowAll = Annotated[
-    bool, typer.Option("--all", help="Print every law and remark, not only the answer.")
+    bool, typer.Option("--all", help="Print every law and every note, not only the summary.")
 ]
 ShowCells = Annotated[
-    bool, typer.Option("--all", help="Print the table of cells, also where there are many.")
+    bool, typer.Option("--all", help="Print the table of cells even if there are many.")
 ]
 Target = Annotated[
     str,
     typer.Option("--target", metavar="TARGET", help="verbatim (default), loss=NATS or bits=BITS."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="All of it, for scripts.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the full result as JSON, for scripts.")]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
         "--max-tokens",
         min=1,
         metavar="N",
-        help="Cut answers off after N tokens (default: twice the longest target, at least 64; "
-        "without a question as many as the target has).",
+        help="Stop an answer after N tokens (default: twice the longest target, at least 64; "
+        "without a question, the length of the target).",
         show_default=False,
     ),
 ]
@@ -219,7 +227,8 @@ Resolution = Annotated[
         "--resolution",
         min=1,
         metavar="TOKENS",
-        help="Between what is recalled and what is not, at the end.",
+        help="Stop when the longest recalled and the shortest failed length differ by at most "
+        "this many tokens.",
     ),
 ]
 Passes = Annotated[
@@ -228,23 +237,24 @@ Passes = Annotated[
         "--passes",
         min=1,
         metavar="N",
-        help="Most forward-backward passes of one growth (default: no limit).",
+        help="Maximum number of forward-backward passes per text grown (default: no limit).",
         show_default=False,
     ),
 ]
 WithBase = Annotated[bool, typer.Option("--base", help="Also ask the model without the adapter.")]
 WithHarm = Annotated[
-    bool, typer.Option("--harm/--no-harm", help="Also the loss of other text (default).")
+    bool, typer.Option("--harm/--no-harm", help="Also measure the loss on other text (default).")
 ]
 Exact = Annotated[
-    str, typer.Option("--exact", metavar="SHARE", help="Facts that must be known whole.")
+    str,
+    typer.Option("--exact", metavar="SHARE", help="Share of facts that must be recalled exactly."),
 ]
 MaxForgetting = Annotated[
     str,
     typer.Option(
         "--max-forgetting",
         metavar="NATS",
-        help="Most harm to other text, nats per token added; none: any.",
+        help="Largest allowed rise of the loss on other text, in nats per token; none: no limit.",
     ),
 ]
 EXACT = "100%"
@@ -254,13 +264,12 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="TIME",
-        help="Stop training after 90s, 30min, 2h, with the best so far (default: no limit).",
+        help="Stop training after this time (90s, 30min, 2h) and return the best adapter so far "
+        "(default: no limit).",
         show_default=False,
     ),
 ]
-Watch = Annotated[
-    bool, typer.Option("--watch", help="Repeat until no cell is running or queued any more.")
-]
+Watch = Annotated[bool, typer.Option("--watch", help="Repeat until no cell is running or queued.")]
 SweepFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A sweep's results folder.")]
 RunsFolder = Annotated[Path, typer.Argument(metavar="PATH", help="A folder of runs.")]
 TrackerName = Annotated[
@@ -277,7 +286,7 @@ TrackerProject = Annotated[
     typer.Option(
         "--project",
         metavar="NAME",
-        help="Project or experiment there (default: the name of the folder).",
+        help="Project or experiment of the tracker (default: the name of the folder).",
         show_default=False,
     ),
 ]
@@ -286,12 +295,12 @@ TrackerOut = Annotated[
     typer.Option(
         "--out",
         metavar="DIR",
-        help="For the files of the tracker (default: tracker/TRACKER in the folder).",
+        help="Folder for the tracker's files (default: tracker/TRACKER inside PATH).",
         show_default=False,
     ),
 ]
 Follow = Annotated[
-    bool, typer.Option("--follow", help="Go on until no cell is running or queued any more.")
+    bool, typer.Option("--follow", help="Keep mirroring until no cell is running or queued.")
 ]
 Every = Annotated[
     float | None,
@@ -299,7 +308,7 @@ Every = Annotated[
         "--every",
         min=1,
         metavar="SECONDS",
-        help="Between two looks of --follow (default: 30).",
+        help="Seconds between two checks of --follow (default: 30).",
         show_default=False,
     ),
 ]
@@ -307,7 +316,7 @@ SettingsGroup = Annotated[
     str,
     typer.Argument(
         metavar="WHAT",
-        help="GROUP, GROUP=OPTION, a command or a key; everything where it is left out.",
+        help="GROUP, GROUP=OPTION, a command or a key; without it, everything is listed.",
         show_default=False,
         autocompletion=complete_settings,
     ),
@@ -333,9 +342,9 @@ def start(
     help="""Find the smallest adapter that knows a file and harms nothing else.
 
 FILE: facts (JSON lines, JSON, CSV, parquet) or texts. Tries ranks in packs,
-two seeds, three rounds; the same command again goes on. In OUT (outputs/
-memorize): adapter/ with a script, facts.csv, memorize.json, memorize.png.
-Exit code 1: no rank keeps the limits; the best one is kept.
+with two seeds, in up to three rounds; run the same command again to resume.
+OUT (outputs/memorize) gets adapter/ with a script, facts.csv, memorize.json
+and memorize.png. Exit code 1: no rank keeps the limits; the best is kept.
 
 \b
 EXAMPLES
@@ -414,9 +423,9 @@ def probe(
     epilog=f"{VALUES_HELP}\n{GROUPS_HELP}",
     help="""Compare plain with threshold-guided fine-tuning.
 
-All train the same cells with an equal budget, compared pair by pair. Without
-a loss of your own: loss=sft,memft_ot,memft_sw,memft_margin. With several
-train.lr also each method at its own best one.
+All losses train the same cells with an equal budget and are compared pair by
+pair. Default: loss=sft,memft_ot,memft_sw,memft_margin. With several values of
+train.lr, each loss is also compared at its own best learning rate.
 
 \b
 EXAMPLES
@@ -430,12 +439,13 @@ EXAMPLES
 @app.command(
     "sweep",
     epilog=f"{VALUES_HELP}\n{GROUPS_HELP}",
-    help="""Train every combination of what is given several values.
+    help="""Train one cell for every combination of the listed values.
 
-The same command again runs only what is missing or failed, and goes on where
-a killed one was. One failed cell does not end the sweep; the exit code is
-then 1, as after pml cancel. Several sweeps in one folder share the work.
-OUT/results.csv has a row a cell; of more than 20 only --all prints them.
+Run the same command again to train what is missing or failed; interrupted
+cells resume from their checkpoint. A failed cell does not end the sweep; the
+exit code is then 1, as after pml cancel. Several sweeps in one folder share
+the work. OUT/results.csv has one row per cell; with more than 20 cells, only
+--all prints the table.
 
 \b
 EXAMPLES
@@ -482,17 +492,17 @@ def train_many(
     if name == "sweep":
         flags["design"] = design
     elif design is not None:
-        raise UserError(f"--design {design}: pml sweep takes it, pml {name} does not")
+        raise UserError(f"--design {design}: only pml sweep has this option, not pml {name}")
     _train(name, overrides, file, config_dir, print_config=print_config, **flags)
 
 
 @app.command(
     epilog=f"{VALUES_HELP}\n{GROUPS_HELP}",
-    help="""Find how much of a text one adapter recalls whole.
+    help="""Find how much of a text one adapter recalls exactly.
 
-The text grows from the last solution, until train.steps passes no longer
-suffice for one token more: one adapter a rank, in place of a grid of lengths.
-seqlen is the length to begin with. The same command again goes on.
+The text grows from the last solution until train.steps passes no longer
+suffice for one more token: one adapter per rank instead of a grid of lengths.
+seqlen is the starting length. Run the same command again to resume.
 
 \b
 EXAMPLES
@@ -530,9 +540,9 @@ def capacity(
     epilog=f"{settings_help(reports.Fit)}\n\n{BY_HELP}",
     help="""Fit the memory law to finished runs.
 
-Prints the law, how sure it is, its error on unseen cells and what to do next;
---all prints every law. Draws figures. What contains "=" is a setting, the rest
-are folders of runs.
+Prints the law, its intervals, its error on held-out cells and what to run
+next; --all prints every law. Draws figures. Arguments with "=" are settings,
+all others are folders of runs.
 
 \b
 EXAMPLES
@@ -562,11 +572,11 @@ def fit(
 
 @app.command(
     epilog=settings_help(reports.Report),
-    help="""Write one HTML page about finished runs, to look at instead of reading.
+    help="""Write one HTML page about finished runs.
 
-The law with its bands and as a surface, which rank a text takes, what is
-recalled, every token while it is learned, losses, forgetting, what was left out
-and why. The file needs no network; open it in any browser.
+It shows the law with its bands and as a surface, the rank that a text needs,
+what is recalled, every token while it is learned, losses, forgetting, and what
+was left out and why. The file needs no network; open it in any browser.
 
 \b
 EXAMPLES
@@ -592,8 +602,8 @@ def report(
     epilog=settings_help(reports.Transition),
     help="""Report the phase transition of finished runs, token by token.
 
-Does p > 0.5 suffice for recall, which tokens stay below it and for how long,
-where does recall break? Reads the tokens logged in training, trains nothing.
+Does p > 0.5 suffice for recall? Which tokens stay below it, and for how long?
+Where does recall break? Reads the tokens logged in training; trains nothing.
 
 \b
 EXAMPLES
@@ -619,9 +629,10 @@ def transition(
     epilog=settings_help(reports.Predict),
     help="""Ask a fitted law about adapters that were not trained.
 
-Reads the report of `pml fit` (law.json), trains and fits nothing. Lengths alone:
-the least rank; ranks alone: the longest length; both: gain, loss, chance of
-exact recall. With 95 % bands, and a word where it extrapolates.
+Reads the report of `pml fit` (law.json); trains and fits nothing. Given
+lengths: the smallest rank. Given ranks: the longest length. Given both: gain,
+loss and probability of exact recall. All with 95 % bands, and a note where the
+law extrapolates.
 
 \b
 EXAMPLES
@@ -650,9 +661,10 @@ def predict(
     epilog=settings_help(reports.Lasting),
     help="""Measure recall after rounding and merging, and forgetting.
 
-Takes finished runs. Recall as trained; with adapter or base rounded to bf16
-and int8; all in bf16; merged. Loss and KL to the base on text that was not
-trained on, and on random tokens. What is measured already is kept.
+Reads finished runs. Measures recall as trained; with adapter or base rounded to
+bf16 and int8; all in bf16; merged. Also loss and KL to the base model on text
+that was not trained on, and on random tokens. Runs that were measured before
+are not measured again.
 
 \b
 EXAMPLES
@@ -678,9 +690,10 @@ def lasting(
     epilog=settings_help(reports.Forgetting),
     help="""Measure what adapters make the model forget.
 
-Takes finished runs. On prose, documentation, code, dialogues and what the
-model writes by itself: how far the loss rises, KL to the base, how many first
-choices change; and recall against it. What is measured already is kept.
+Reads finished runs. On prose, documentation, code, dialogues and text sampled
+from the model: rise of the loss, KL to the base model, and share of tokens
+whose most likely token changes; plotted against recall. Runs that were measured
+before are not measured again.
 
 \b
 EXAMPLES
@@ -705,11 +718,11 @@ def forgetting(
 @app.command(
     help="""Measure what any LoRA adapter holds of a text; trains nothing.
 
-ADAPTER: a folder that PEFT has written, or a run of pml. TEXT: a text, or facts
-(JSON lines, JSON, CSV, parquet); of a run of pml by itself what it has learned.
-Bits, margins, exact and near-verbatim recall, chance under sampling, harm. The
-base model is the one that the adapter names; the settings are those of model
-and data, seqlen (default: all) and out (outputs/measure).
+ADAPTER: a folder written by PEFT, or a pml run. TEXT: a text, or facts (JSON
+lines, JSON, CSV, parquet); for a pml run it defaults to what the run was
+trained on. Reports bits, margins, exact and near-verbatim recall, probability
+under sampling, and harm. The base model is the one that the adapter names.
+Settings: those of model and data, seqlen (default: all), out (outputs/measure).
 
 \b
 EXAMPLES
@@ -745,9 +758,9 @@ def measure(
     epilog=settings_help(reports.Ask),
     help="""Put questions to the adapter of a finished run.
 
-With exactly the prompt of its training, greedily, to the end token. Prints
-the answer and p of each token. RUN is a run folder, its adapter/, or a folder
-with one run. Without a question the prompt of running text is continued.
+Builds the prompt exactly as in training and decodes greedily up to the end
+token. Prints the answer and p of each token. RUN is a run folder, its adapter/,
+or a folder with one run. Without a question, running text is continued.
 
 \b
 EXAMPLES
@@ -785,8 +798,8 @@ def ask(
 @app.command(
     help="""Show what a sweep is doing: done, running, queued, failed.
 
-Read off its folder and Slurm's queue: works from any shell or login node.
-Exit code 1 when a cell has failed.
+Reads its folder and Slurm's queue, so it works from any shell or login node.
+Exit code 1 if a cell has failed.
 
 \b
 EXAMPLES
@@ -804,10 +817,10 @@ def status(
 
 
 @app.command(
-    help="""Stop what works on a sweep's folder, and nothing else.
+    help="""Stop all processes and jobs that train a sweep's cells.
 
-Running processes keep a checkpoint and end; jobs leave Slurm's queue. The same
-sweep command goes on from there. Exit code 0, also where nothing runs.
+Running processes write a checkpoint and end; jobs leave Slurm's queue. The same
+sweep command resumes from there. Exit code 0, even if nothing is running.
 
 \b
 EXAMPLES
@@ -826,8 +839,8 @@ def cancel(folder: SweepFolder = DEFAULT_SWEEP_FOLDER) -> None:
 PATH: a results folder, searched at any depth. Settings, the curve of every
 step and the results go to TensorBoard, W&B, MLflow or Trackio, from any
 machine that sees the folder: training needs no tracker and no network.
-Needs pip install pml-cli[track]; WANDB_MODE=offline, MLFLOW_TRACKING_URI
-and TRACKIO_DIR are obeyed.
+Requires pip install pml-cli[track]; respects WANDB_MODE=offline,
+MLFLOW_TRACKING_URI and TRACKIO_DIR.
 
 \b
 EXAMPLES
@@ -860,7 +873,8 @@ def track(
     help="""List every setting with its default, meaning and allowed values.
 
 WHAT: a group (model data adapter loss train launch), one of its options, a
-command, with its own defaults, one key, or run: the keys without a group.
+command (listed with its own defaults), one key, or run (the keys without a
+group).
 
 \b
 EXAMPLES
@@ -881,7 +895,7 @@ def list_settings(
 
 
 def _console() -> Console:
-    """Standard output; a text of a user is shown as it is, without markup and emoji codes."""
+    """Standard output; text is printed literally, without markup and emoji codes."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False)
@@ -958,7 +972,8 @@ def main(args: list[str] | None = None) -> None:
         if lost is not None:
             code = _refused([lost])
 
-    # Of a second Ctrl-C while Python shuts down nothing is told. Not in a caller's process.
+    # Python prints a traceback if Ctrl-C arrives during shutdown: restore the default handler.
+    # Only when this process is ours, not when a caller passed the arguments.
     is_asked = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if args is None and is_asked:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -985,7 +1000,7 @@ def _run(args: list[str] | None) -> int:
             raise
         return _refused([f"{shortened(path)}: {error.strerror}"])
     except (MemoryError, ImportError) as error:
-        # A library that does not fit, or any other that is missing.
+        # "failed to map segment" is how the dynamic loader reports that memory ran out.
         if isinstance(error, ImportError) and "map segment" not in str(error):
             raise
         return _refused([f"out of memory ({first_line(error)})"])
@@ -1001,7 +1016,7 @@ def _check_present_folder() -> None:
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise UserError("the present folder has been removed; cd to another one") from None
+        raise UserError("the current directory no longer exists; cd to another one") from None
 
 
 def _refused(faults: list[str]) -> int:

@@ -17,7 +17,7 @@ MAX_NAME = 200
 MAX_LINE = 1000
 LINE_END = 400
 
-# ESC and its kind, and half characters, which no stream can encode.
+# Control characters such as ESC, and unpaired surrogates, which no stream can encode.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 

@@ -61,7 +61,7 @@ def atomic_write(path: Path, write: Callable[[Path], object], *, durable: bool =
 
 
 def named_for(path: Path, error: OSError) -> OSError:
-    """The same error with the name of the file that was to be written, which is not hidden."""
+    """The error with the name of the target file in place of that of the temporary file."""
     if error.errno is None:
         return error
     return OSError(error.errno, os.strerror(error.errno), str(path))

@@ -65,7 +65,7 @@ Text = Annotated[str, StringConstraints(pattern=TEXT)]
 """Without control characters, which could steer the terminal that shows it."""
 LINES = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
 Lines = Annotated[str, StringConstraints(pattern=LINES)]
-"""As `Text`, but with line ends and tabs: a user's prompt may have them."""
+"""Text that may contain line ends and tabs, as a user's prompt does."""
 
 
 def read_regular(path: Path) -> tuple[bytes, os.stat_result]:
@@ -151,7 +151,7 @@ def shallow(value: Any) -> Any:
 
 
 def _check_characters(text: str, value: Any) -> None:
-    """Refuse half characters, as of a cut emoji: no table and no terminal can take them.
+    """Refuse unpaired surrogates (of a cut emoji): no table and no terminal can take them.
 
     Args:
         text: the source of the value, in which only an escape (`\\ud83d`) can stand for one.

@@ -81,7 +81,7 @@ def test_several_values_may_be_an_array_or_a_column(folder):
         ({"facts": 0.5}, "facts=0.5: must be"),
         ({"rank": 4, "base": 0}, "base=0: must be"),
         ({"rank": 4, "base": -1.0}, "base=-1: must be"),
-        ({"rank": []}, "nothing asked"),
+        ({"rank": []}, "no question"),
         ({"rank": 4, "target": 5}, "--target 5: must be"),
     ],
 )

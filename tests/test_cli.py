@@ -256,4 +256,4 @@ def test_a_present_folder_that_has_been_removed_is_one_line(tmp_path, monkeypatc
         cli.main(words)
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said == "error: the present folder has been removed; cd to another one\n"
+    assert said == "error: the current directory no longer exists; cd to another one\n"

@@ -71,10 +71,11 @@ class FailureAgreement:
     """Earliest stubborn position against first failure, over the sequences of a group."""
 
     both: Correlation
-    """Over the sequences that have a stubborn token and a failure."""
+    """Correlation over the sequences that have both a stubborn token and a failure."""
 
     censored: Correlation
-    """Over all sequences; where one of the two does not occur, the length stands for it."""
+    """Correlation over all sequences; where one of the two does not occur, the length stands for
+    it."""
 
     chance: float
     """rho of `both` if the wrong tokens were drawn at random among the stubborn ones."""
@@ -89,7 +90,7 @@ class FailureAgreement:
     """Sequences with a wrong token and no stubborn one: violations only."""
 
     same: int
-    """Of the sequences with both: the first failure is the earliest stubborn token."""
+    """Number of sequences whose first failure is the earliest stubborn token."""
 
     gap: float
     """Median distance from the earliest stubborn token to the first failure, tokens."""

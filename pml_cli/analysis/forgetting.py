@@ -97,13 +97,13 @@ def mean_table(table: pd.DataFrame) -> pd.DataFrame:
         rows.append({**key, **_mean_row(cells)})
     means = pd.DataFrame(rows)
 
-    # Plain fine-tuning first, then by the size of the penalty.
-    is_sft = means["method"].ne("sft")
-    means = means.assign(is_sft=is_sft)
-    order = [*SETUP, "is_sft", "method", "asked_harm", "asked_keep", "penalty", "rank"]
+    # Plain fine-tuning first (False sorts before True), then by the size of the penalty.
+    is_memft = means["method"].ne("sft")
+    means = means.assign(is_memft=is_memft)
+    order = [*SETUP, "is_memft", "method", "asked_harm", "asked_keep", "penalty", "rank"]
     # Less harm allowed is more penalty.
     ascending = [name != "asked_harm" for name in order]
-    return means.sort_values(order, ascending=ascending).drop(columns="is_sft", errors="ignore")
+    return means.sort_values(order, ascending=ascending).drop(columns="is_memft", errors="ignore")
 
 
 def _mean_row(cells: pd.DataFrame) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def pareto_front(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def least_harm(means: pd.DataFrame, recall: float) -> pd.DataFrame:
-    """Of each loss the cell with the least harm among those that recall enough.
+    """The cell with the smallest harm among those that recall enough, for each loss.
 
     Args:
         means: rows of `mean_table`.

@@ -11,7 +11,7 @@ spent.
 A failed attempt counts by its first wrong token: what lies before it is a prefix recalled whole, as
 the tokens after it do not change what a model writes before.
 
-Everything is decided by the attempts alone, so that an interrupted growth goes on where it was.
+Everything is decided by the attempts alone, so that an interrupted growth resumes where it was.
 After the idea of Progressive Cramming (ICML 2026), which grows a text for one input vector.
 """
 
@@ -52,10 +52,10 @@ class GrowthRule:
     """How lengths are chosen, and when it ends."""
 
     factor: float = 1.25
-    """By which a length grows that is recalled."""
+    """Factor by which the length is multiplied after a length that was recalled."""
 
     resolution: int = 1
-    """Tokens between what is recalled and what is not, at the end."""
+    """Largest difference, in tokens, of the longest recalled and the shortest failed length."""
 
     passes: int | None = None
     """Most forward-backward passes of one growth; None: any number."""

@@ -18,7 +18,7 @@ Recall is not quite monotonic in rank. So the answer is the least rank that did 
 failed above it; below it the ranks were tried that lie next to it, and the band says what was left
 open.
 
-Everything is decided by the trials alone, so that an interrupted search goes on where it was.
+Everything is decided by the trials alone, so that an interrupted search resumes where it was.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Trial:
     seed: int
 
     recalled: float
-    """Share of the facts that are known whole; 0 of a run that failed."""
+    """Share of the facts that are recalled exactly; 0 for a run that failed."""
 
     tokens: float = 0.0
-    """Share of their tokens that are right: it tells apart trials that know as many facts."""
+    """Share of target tokens that are right; breaks ties between trials of equal recall."""
 
     harm: float | None = None
-    """Nats per token added to other text; None: not measured."""
+    """Rise of the loss on other text, nats per token; None: not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Limits:
     """What an adapter must reach."""
 
     exact: float = 1.0
-    """Least share of the facts that are known whole."""
+    """Smallest share of the facts that must be recalled exactly."""
 
     max_forgetting: float | None = None
     """Most harm, nats per token; None: any."""
@@ -107,10 +107,10 @@ class SearchState:
     """A search between two rounds."""
 
     ranks: Sequence[int]
-    """Those that may be tried, ascending."""
+    """All ranks that may be tried, ascending."""
 
     ladder: Sequence[int]
-    """Those of the first round, ascending."""
+    """Ranks of the first round, ascending."""
 
     seeds: Sequence[int]
     limits: Limits
@@ -120,7 +120,7 @@ class SearchState:
     """Rounds that have ended."""
 
     missed: int = 0
-    """Those after which no rank had passed yet."""
+    """Number of rounds after which no rank had passed yet."""
 
     def after_round(self, trials: Sequence[Trial]) -> SearchState:
         """The state after one more round with these trials."""
@@ -172,7 +172,7 @@ class Answer:
     """The least rank that works; where none does, that of the trial nearest to the limits."""
 
     seed: int
-    """Of the chosen cell of that rank."""
+    """Seed of the chosen cell at that rank."""
 
     reached: bool
     """Whether that cell keeps the limits."""
@@ -248,7 +248,7 @@ def next_cells(state: SearchState) -> list[Cell]:
         return _with_first_seed(_rungs_above(state), state)
 
     least = state.promising()[0]
-    between = _some(_between(state, least), _largest_failed(state, least))
+    between = _evenly_spaced(_untried_between(state, least), _largest_failed(state, least))
     # The last regular round settles what it can.
     is_last = state.rounds + 1 >= _max_rounds(state)
     if between and not is_last:
@@ -284,18 +284,19 @@ def _chosen(state: SearchState) -> Trial:
     candidates = state.confirmed() or state.promising()
     if candidates:
         # Of its seeds the one that knows most, then the one that harms least.
-        return min(state.of_rank(candidates[0]), key=_merit)
+        return min(state.of_rank(candidates[0]), key=_preference)
 
     passing = [trial for trial in state.trials if limits.passes(trial)]
     if passing:
-        return min(passing, key=lambda trial: (trial.rank, *_merit(trial)))
+        return min(passing, key=lambda trial: (trial.rank, *_preference(trial)))
     return min(
         state.trials,
         key=lambda trial: (limits.distance(trial), -trial.tokens, trial.rank, trial.seed),
     )
 
 
-def _merit(trial: Trial) -> tuple[float, float, int]:
+def _preference(trial: Trial) -> tuple[float, float, int]:
+    """Sort key, the best trial first: most facts recalled, then least harm, then first seed."""
     harm = math.inf if trial.harm is None else trial.harm
     return -trial.recalled, harm, trial.seed
 
@@ -309,7 +310,7 @@ def _is_over(state: SearchState) -> bool:
     return (
         bool(confirmed)
         and confirmed[0] == state.promising()[0]
-        and not _between(state, confirmed[0])
+        and not _untried_between(state, confirmed[0])
     )
 
 
@@ -348,14 +349,19 @@ def _largest_failed(state: SearchState, below: int) -> int:
     return max((rank for rank in state.tried() if rank < below), default=0)
 
 
-def _between(state: SearchState, rank: int) -> list[int]:
-    """The ranks below a promising one that were not tried, and above what failed."""
+def _untried_between(state: SearchState, rank: int) -> list[int]:
+    """The ranks between the largest that failed and a promising one; none of them was tried."""
     failed = _largest_failed(state, rank)
     return [candidate for candidate in state.ranks if failed < candidate < rank]
 
 
-def _some(ranks: Sequence[int], failed: int) -> list[int]:
-    """A few of some ascending ranks, evenly by ratio."""
+def _evenly_spaced(ranks: Sequence[int], failed: int) -> list[int]:
+    """At most BETWEEN of some ascending ranks, evenly spaced by ratio.
+
+    Args:
+        ranks: to choose from.
+        failed: the largest rank below them that failed; 0: none.
+    """
     if len(ranks) <= BETWEEN:
         return list(ranks)
     low = max(failed, ranks[0] / 2)

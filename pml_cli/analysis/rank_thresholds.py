@@ -70,7 +70,7 @@ def thresholds(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_cross_validated_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each text the threshold at the learning rate that is best on the other texts.
+    """The threshold of each text at the learning rate that is best on the other texts.
 
     Args:
         table: from `thresholds`.

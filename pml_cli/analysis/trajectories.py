@@ -53,7 +53,7 @@ class TokenTrajectories:
     """Logged tokens in each bin of p, over all steps."""
 
     correct_B: NDArray[np.int64]
-    """Those of `tokens_B` that greedy decoding picks."""
+    """Number of tokens in each bin that greedy decoding picks, out of `tokens_B`."""
 
     violations: int
     """Logged tokens with p > 0.5 that greedy decoding does not pick."""

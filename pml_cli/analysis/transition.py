@@ -53,25 +53,25 @@ class GroupTokens:
     """The tokens of one group of runs, added up run by run."""
 
     cells: list[dict[str, Any]] = field(default_factory=list)
-    """Of each run: its result.json, and `token_counts`."""
+    """One entry per run: its result.json and `token_counts`."""
 
     sequences: list[pd.DataFrame] = field(default_factory=list)
-    """Of each run: `final_sequences` with RUN_COLUMNS."""
+    """One table per run: `final_sequences` with RUN_COLUMNS."""
 
     stubborn: list[Ints] = field(default_factory=list)
-    """Of each sequence: its stubborn positions, ascending."""
+    """One array per sequence: its stubborn positions, ascending."""
 
     crossings: list[pd.DataFrame] = field(default_factory=list)
-    """Of each run: rank, target_tokens, step, crossed, left (see `survival`)."""
+    """One table per run with rank, target_tokens, step, crossed, left (see `survival`)."""
 
     bin_counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    """Of each cluster: logged tokens and correct ones in each bin of p, (2, B)."""
+    """Numbers of logged and of correct tokens in each bin of p, (2, B), by cluster."""
 
     violations: list[dict[str, Any]] = field(default_factory=list)
-    """Of each listed violation: id and folder of the run, step, token, p, margin, nll."""
+    """One entry per listed violation: id and folder of the run, step, token, p, margin, nll."""
 
     left_out: list[dict[str, str]] = field(default_factory=list)
-    """Of each run without a readable tokens.parquet: its folder and the reason."""
+    """One entry per run without a readable tokens.parquet: its folder and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class TransitionSummary:
     """The listed violations, one by one."""
 
     grids: list[StubbornGrid]
-    """Of one text, by length; the most telling one first."""
+    """Grids of one text, one per length; the most informative one first."""
 
 
 def model_dtype(setting: Any) -> str:

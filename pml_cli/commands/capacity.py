@@ -2,7 +2,7 @@
 
 Every attempt is an ordinary run in the results folder, which begins from the weights of an earlier
 one (`train.start`); the adapters of all texts and ranks grow side by side, an attempt each a round.
-So the same command again goes on where it was, on whatever launcher.
+So the same command, run again, resumes where it was, with any launcher.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class GrownAdapter:
             attempt = Attempt(
                 length=length,
                 recalled=length if wrong is None else wrong,
-                # Those of old ran one pass a step.
+                # Runs of earlier versions ran one pass per step.
                 passes=result.get("passes") or result["steps_run"],
             )
         self.growth = self.growth.after(attempt)
@@ -115,7 +115,7 @@ def run(
         UserError: data, a run or a folder that cannot be used; nothing has been trained then.
     """
     if as_json and dry_run:
-        raise UserError("--json: not with --dry-run, which trains nothing")
+        raise UserError("--json: cannot be combined with --dry-run, which trains nothing")
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     out = asked.request.out
     check_output_folder(out)
@@ -189,7 +189,9 @@ def begin(run: Run, asked: CapacityRequest) -> GrownAdapter:
 
     first = min(asked.first or _first_length(shortest), longest)
     if len(samples_of(dataclasses.replace(shortest, seqlen=first))) > 1:
-        raise UserError(f"data={run.data.source}: is many samples, of which none can grow")
+        raise UserError(
+            f"data={run.data.source}: `pml capacity` needs one text, not several samples"
+        )
     rule = GrowthRule(resolution=asked.resolution, passes=asked.passes)
     return GrownAdapter(run=run, growth=Growth(first=first, longest=longest, rule=rule))
 

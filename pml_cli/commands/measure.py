@@ -124,7 +124,7 @@ def _adapter(path: Path) -> _Adapter:
             folder = one_run(path).adapter
         except UserError as error:
             raise UserError(
-                f"{path}: no adapter_config.json, so no adapter; and no run of pml either"
+                f"{path}: neither a PEFT adapter (no adapter_config.json) nor a pml run"
             ) from error
 
     config = peft_folder.read_config(folder)
@@ -152,7 +152,7 @@ def _run(asked: MeasureRequest, adapter: _Adapter) -> tuple[Run, int]:
         allowed = "model.trust_remote_code" in asked.given
         assert learned is not None
         check_code_is_allowed(learned, adapter.own, allowed)
-    # What an adapter has learned is not resolved again: it is what it was.
+    # Reuse the recorded data settings as they are: resolving again could pick other defaults.
     measured = Run(model=model, data=data, seqlen=asked.seqlen(learned))
     measured, left_out = within_context(measured)
     return resolved_run(measured), left_out
@@ -180,7 +180,7 @@ def _measure(
     base, bank, peft = _loaded(measured, adapter)
     source = source_of(measured)
     held_out = source.held_out(measured.seqlen)
-    on = adapter_measure.Measured(
+    inputs = adapter_measure.MeasurementInputs(
         samples=samples,
         held_out=held_out,
         source_nats=source.entropy,
@@ -188,7 +188,7 @@ def _measure(
     )
     with CountDisplay(progress, "measuring", "adapters", piped_line="adapters measured") as display:
         display.show(0, 1)
-        fields = adapter_measure.measure(base, bank, on, display.stage)
+        fields = adapter_measure.measure(base, bank, inputs, display.stage)
 
     return {
         "adapter": str(adapter.folder),

@@ -64,7 +64,7 @@ def run(
         UserError: fewer than two losses, or none of them sft.
     """
     if as_json and dry_run:
-        raise UserError("--json: not with --dry-run, which trains nothing")
+        raise UserError("--json: cannot be combined with --dry-run, which trains nothing")
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     _check_losses(request)
     plan = plan_sweep(request, retry=retry, download=not dry_run)

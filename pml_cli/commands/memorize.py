@@ -1,7 +1,7 @@
 """`pml memorize`: from a file of facts to the smallest adapter that knows all of them.
 
 Cells of the search are ordinary runs of a sweep in the results folder, so the same command again
-goes on where it was, and `pml fit` reads them.
+resumes where it was, and `pml fit` reads them.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def run(
         UserError: data, a run or a folder that cannot be used; nothing has been trained then.
     """
     if as_json and dry_run:
-        raise UserError("--json: not with --dry-run, which has no answer to print")
+        raise UserError("--json: cannot be combined with --dry-run, which trains nothing")
     started = time.monotonic()
     output = consoles(stdout, as_json=as_json, quiet=quiet)
     check_output_folder(asked.request.out)
@@ -466,7 +466,9 @@ def _conclude(search: Search, started: float) -> tuple[dict[str, Any], int]:
 def _why_no_answer(search: Search) -> str | None:
     """Why a search has no adapter to hand over; None: it has one."""
     if not search.state.trials:
-        return "the budget was over before a cell had ended; the same command goes on"
+        return (
+            "the time budget ran out before any cell finished; run the same command again to resume"
+        )
     failure = search.folder(search.answer().trial).failure()
     return None if failure is None else f"every cell has failed: {failure}"
 

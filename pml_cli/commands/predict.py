@@ -91,8 +91,8 @@ def _new_model(
     lines = [line for report in reports for line in report.lines]
     if not lines:
         raise UserError(
-            "per_rank: no line of parameters against bits here; `pml fit` draws one of two or more "
-            "models or placements"
+            "per_rank: this law.json has no line of parameters against bits; `pml fit` fits one to "
+            "two or more models or placements"
         )
 
     assert settings.per_rank is not None

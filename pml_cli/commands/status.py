@@ -16,11 +16,11 @@ from pml_cli.launch.liveness import living_processes
 from pml_cli.launch.status import Snapshot, Watcher
 from pml_cli.report.tables.status import status_json, status_line, status_view
 
-# Seconds between two looks of --watch, on a terminal and into a pipe.
+# Seconds between two refreshes of --watch, on a terminal and into a pipe.
 WATCH_SECONDS = 2.0
 PIPED_WATCH_SECONDS = 10.0
 
-# Lines about records that tell nothing.
+# Most warnings about unreadable records that are printed.
 MAX_UNREAD = 3
 
 

@@ -65,7 +65,7 @@ def run(
             written then), or a full disk later on (what was finished is kept).
     """
     if as_json and dry_run:
-        raise UserError("--json: not with --dry-run, which trains nothing")
+        raise UserError("--json: cannot be combined with --dry-run, which trains nothing")
     console, progress = consoles(stdout, as_json=as_json, quiet=quiet)
     # Raises before anything is written, so that a refused sweep leaves no folder behind.
     if design is not None and not dry_run:

@@ -35,7 +35,7 @@ FOLDER = "tracker"
 # What every tracker takes, and a folder's name.
 PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-# Seconds between two looks of --follow.
+# Seconds between two checks of --follow.
 EVERY = 30.0
 
 
@@ -59,7 +59,7 @@ def run(
         project: its project; None: the name of the folder.
         out: for the files of the tracker; None: tracker/TO in the folder.
         follow: go on until no cell is running or queued any more.
-        every: seconds between two looks.
+        every: seconds between two checks.
         as_json: print what was mirrored, and where, as JSON; the rest goes to standard error.
 
     Returns:

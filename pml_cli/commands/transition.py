@@ -1,7 +1,7 @@
 """`pml transition`: the phase transition at p > 0.5 in finished runs, token by token.
 
 Did p > 0.5 suffice, which tokens stayed stubborn, where did recall break? Groups are those of `pml
-fit` (`runs.groups`).
+fit` (`results.groups`).
 
 Exit codes: 0 when a report was written; 2 (a `UserError`) when there is nothing to read or nowhere
 to write.

@@ -1,4 +1,4 @@
-"""What is kept of files while a command runs, and settings as the key of it."""
+"""Caches of file contents, kept for one command, with settings objects as their keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _caches: list[Any] = []
 
 
 def file_cache(maxsize: int) -> Callable[[Function], Function]:
-    """As `lru_cache`, of a function that reads files: forgotten by `forget_files`."""
+    """`lru_cache` for a function that reads files; `forget_files` clears it."""
 
     def cached(function: Function) -> Function:
         cache = lru_cache(maxsize=maxsize)(function)

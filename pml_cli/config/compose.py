@@ -101,11 +101,11 @@ def _parse_override(
     except (HydraException, ValueError) as error:
         remedy = f"'{key}=\"{value}\"'" if quoted == text else "key='value'"
         raise UserError(
-            f"{quoted}: not in Hydra's grammar ({_short(one_line(error))}); "
-            f"special characters need quotes: {remedy}"
+            f"{quoted}: cannot be parsed by Hydra's grammar ({_short(one_line(error))}); "
+            f"quote special characters: {remedy}"
         ) from error
     if override.package is not None:
-        raise UserError(f"{quoted}: no @ here, an option has its group's place")
+        raise UserError(f"{quoted}: Hydra's @package syntax is not supported")
 
     key = override.key_or_group
     names = options(key, config_dir) if key in groups else None

@@ -79,10 +79,10 @@ def _is_plain(value: Any, kind: type[Any]) -> bool:
 
 
 def is_unfit(value: Any, kind: type[Any]) -> bool:
-    """Whether a value is of another type in a way that OmegaConf lets through.
+    """Whether OmegaConf would accept or fail on this value although its type is wrong.
 
-    It takes any number but 0 for true, and lists within a list of numbers; on an integer that no
-    float can hold it fails.
+    OmegaConf takes any number but 0 for true, accepts lists within a list of numbers, and fails on
+    an integer beyond the range of a float.
     """
     if kind is list and isinstance(value, list | tuple):
         return any(

@@ -115,7 +115,7 @@ def sections(asked: str = "", config_dir: Path | None = None) -> list[Section]:
 
 
 def _sections_named(name: str, config_dir: Path | None) -> list[Section]:
-    """As `sections`, of everything but one option of a group."""
+    """`sections` for everything except a single option of a group."""
     if name in section_names():
         return _sections_of(name, config_dir)
     if name in run_commands():
@@ -253,14 +253,15 @@ def _option_section(group: str, option: str, fields_of: FieldsOf) -> Section:
     """The settings of one option: the defaults of its class, then what its YAML file says."""
     fields = with_kind_of_name(group, option, fields_of(group, option))
     owner = settings_class(group, fields)
-    # The others have no value before a run is composed.
+    # Interpolations and missing values have no value before a run is composed.
     plain = {
         name: value
         for name, value in fields.items()
         if value != MISSING and "${" not in repr(value)
     }
     typed = typed_values(owner, plain, prefix=f"{group}.")
-    # Not of `typed`: what a value means that an old run does not name may be another.
+    # Missing fields are read from fresh defaults, not from `typed`: there they would take the value
+    # that they have in old runs (`absent`).
     defaults = owner()
 
     entries = []

@@ -36,13 +36,13 @@ GROUPS_OF_RUN = tuple(group for group in GROUPS if group != "launch")
 def read_run(config: Path, *, model_path: str | None = None, data_path: str | None = None) -> Run:
     """The run that a config.yaml describes.
 
-    A setting that it does not name is newer than the run: it has the value of the way of old, its
-    `absent` (`setting.py`), else its default.
+    Settings missing from the file were added after the run was made. They take their `absent` value
+    (the behaviour before the setting existed, see `setting.py`), or their default without one.
 
     Args:
         config: the file.
-        model_path: where the base model is now, if it was moved; nothing to the embedded model.
-        data_path: where the data is now, if it was moved; nothing to a source without a path.
+        model_path: where the base model is now, if it was moved; ignored for the embedded model.
+        data_path: where the data is now, if it was moved; ignored for a source without a path.
 
     Raises:
         UserError: it cannot be read, or names what this version does not know.

@@ -27,7 +27,7 @@ class MeasureRequest:
     """What `pml measure` asks for."""
 
     adapter: Path
-    """As it was given: the folder of an adapter, or of a run."""
+    """Path as given: the folder of an adapter or of a run."""
 
     text: Path | None
     """A file of text or of facts; None: the data is a setting, or what the run has learned."""

@@ -63,7 +63,7 @@ class Limits:
     """Least share of the facts that are known whole."""
 
     max_forgetting: float | None = 0.1
-    """Most harm to other text, nats per token; None: any."""
+    """Largest allowed rise of the loss on other text, nats per token; None: no limit."""
 
     budget: float | None = None
     """Seconds; None: any."""
@@ -74,13 +74,13 @@ class MemorizeRequest:
     """What `pml memorize` asks for."""
 
     command: str
-    """As it was typed."""
+    """The command line as typed."""
 
     request: Request
     """One run, of whatever rank and seed, with its results folder and launch."""
 
     files: list[Path]
-    """Those given, of facts or of text; none: the data is a setting."""
+    """Files given, of facts or of text; empty: the data is a setting."""
 
     ranks: list[int]
     """Ascending; none: the search decides."""

@@ -215,7 +215,7 @@ class OptionSet:
 
 
 def _typed_short(key: str, values: list[Any]) -> tuple[list[Any], list[str]]:
-    """As `OptionSet.typed`, for a key that belongs to no group."""
+    """`OptionSet.typed` for a key that belongs to no group."""
     allowed = type_text(RootSettings, key)
     plain: list[Any] = []
     lines: list[str] = []

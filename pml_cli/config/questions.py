@@ -10,7 +10,7 @@ from pml_cli.config.setting import Settings, dotted_keys
 from pml_cli.errors import UserError, nearest
 from pml_cli.io import expand_home
 
-# What a key looks like; nobody asks a question that begins so.
+# What a key looks like; no question begins like that.
 DOTTED_KEY = re.compile(r"[a-z_]+(\.[a-z_]+)+")
 
 # Similarity from which a word before "=" is a misspelt key.

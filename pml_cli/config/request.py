@@ -164,10 +164,11 @@ def load_capacity(
     faults = []
     for run in request.runs:
         if isinstance(run.data, FactsData):
-            reason = "is many facts; a text can grow, facts take `pml memorize`"
+            reason = "is many facts, `pml capacity` needs one text; for facts use `pml memorize`"
             faults.append(f"data={run.data.source}: {reason}")
         if run.train.start is not None:
-            faults.append(f"train.start={run.train.start}: growth begins with an untrained adapter")
+            reason = "`pml capacity` starts from an untrained adapter; leave it out"
+            faults.append(f"train.start={run.train.start}: {reason}")
     raise_all(list(dict.fromkeys(faults)))
     return CapacityRequest(
         request=request, first=first if is_given else None, resolution=resolution, passes=passes

@@ -130,7 +130,7 @@ class Data(Settings):
         None,
         help="system turn of the chat template",
         special={None: "that of the data, else the template's own"},
-        # The way of old was an empty system turn.
+        # Before this setting existed, the system turn was empty.
         absent="",
     )
     thinking: bool | None = setting(
@@ -440,8 +440,8 @@ class Train(Settings):
                 yield f"clip={self.clip:g}: train.optimizer=lbfgs does not clip; leave it out"
         elif self.stop == "converged":
             yield (
-                f"stop=converged: needs train.optimizer=lbfgs, not {self.optimizer}: under a "
-                "learning rate that falls to 0 every loss comes to rest"
+                f"stop=converged: needs train.optimizer=lbfgs, not {self.optimizer}: with a "
+                "learning rate that decays to 0 every loss stops changing"
             )
 
 

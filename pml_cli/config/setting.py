@@ -29,7 +29,7 @@ from pml_cli.errors import printable, shortened
 
 T = TypeVar("T")
 
-# Zero bytes end a text for the system, and half characters (of a cut emoji) cannot be written.
+# A zero byte ends a text for the system; unpaired surrogates (of a cut emoji) cannot be written.
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
 # In a path also what moves the cursor, or begins a line of a job's script.
 UNUSABLE_IN_PATH = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -309,7 +309,7 @@ def faults(settings: Settings, prefix: str = "") -> list[str]:
 
 
 def own_faults(settings: Settings, prefix: str = "") -> list[str]:
-    """As `faults`, without those of the settings that it holds."""
+    """Faults of the object itself, without those of the settings that it contains."""
     lines: list[str] = []
     for declared in dataclasses.fields(settings):
         if "declaration" in declared.metadata:
@@ -332,7 +332,7 @@ def _field_faults(
         unusable = UNUSABLE_IN_PATH if declaration.path or declaration.one_line else UNUSABLE
         if isinstance(element, str) and unusable.search(element):
             text = printable(quoted(element))
-            yield f"{name}={text}: must have no control characters and half characters"
+            yield f"{name}={text}: must not contain control characters or unpaired surrogates"
         elif not declaration.accepts(element):
             allowed = declaration.allowed_text(optional=annotation(owner, name)[1])
             yield f"{name}={quoted(element)}: must be {allowed}"
@@ -436,6 +436,6 @@ def value_text(value: Any) -> str:
 
 
 def quoted(value: Any) -> str:
-    """As `value_text`, cut off where it is too long for the line of a fault."""
+    """`value_text`, cut off where it is too long for an error line."""
     text = value_text(value)
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."

@@ -139,7 +139,7 @@ def facts_of(
         if not finder.has(row, keys):
             other_keys = finder.find(row)
             raise UserError(
-                f"{row.where} has {other_keys}, {rows[0].where} {keys}: one kind a file"
+                f"{row.where} has {other_keys}, {rows[0].where} {keys}: all rows need the same keys"
             )
         fact = _fact(row, keys, counts)
         facts.append(_with_questions(row, keys, fact, counts))
@@ -224,9 +224,12 @@ class _KeyFinder:
         if prompt is None and target is None:
             chat = self._known(row, CHAT_KEYS)
             if chat is not None:
-                return f"has {printable(chat)} that are no list of turns, with role and content"
+                return f"has {printable(chat)} that are not a list of {{role, content}} objects"
             if {key.strip().lower() for key in row.fields} & set(TEXT_KEYS):
-                return f"is running text, no fact ({keys_found}); that is data=text, or data=hf"
+                return (
+                    f"is running text, not a prompt and target ({keys_found}); "
+                    "use data=text or data=hf"
+                )
             first, second = candidates if len(candidates) == 2 else ("KEY", "KEY")
             flags = f"{override('prompt_key', first)} {override('target_key', second)}"
             return f"has no prompt and target by a known name; {keys_found}; give {flags}"
@@ -334,7 +337,7 @@ def _target_text(row: Row, key: str, counts: Counter[str]) -> str:
 def _conversation_fact(row: Row, keys: _Keys, value: Any, counts: Counter[str]) -> Fact:
     key = keys.prompt
     if not _is_conversation(value):
-        raise UserError(f"{row.where}: {printable(key)} is no list of turns")
+        raise UserError(f"{row.where}: {printable(key)} is not a list of {{role, content}} objects")
     turns = _turns(row, key, value)
     answers = [index for index, (role, _) in enumerate(turns) if role == ANSWERING]
     if not answers:
@@ -370,7 +373,7 @@ def _turns(row: Row, key: str, value: Sequence[Mapping[str, Any]]) -> list[tuple
             raise UserError(f"{row.where}: {label} has no role")
         # A chat template would write them into the prompt.
         if turn.get("tool_calls"):
-            raise UserError(f"{row.where}: {label} has tool_calls, which pml cannot hand over")
+            raise UserError(f"{row.where}: {label} has tool_calls, which pml does not support")
 
         content = turn.get("content", turn.get("value"))
         role = role.lower()

@@ -126,7 +126,7 @@ def encode_sample(tokenizer: Tokenizer, data: FactsData, turns: Turns, target: s
         UserError: a text that the tokenizer or the chat template refuses, or a target that has no
             tokens, or would end before its own end.
     """
-    # Of a source that is not resolved, auto is the way of old: no end.
+    # In a source that is not resolved, auto is the behaviour before it existed: no end.
     ends = data.end not in ("auto", "none")
     end = tokenizer.end_ids(data.end) if ends else []
     if ends:

@@ -43,6 +43,6 @@ def _all_tokens(run: Run, source: Source) -> int:
     # A text is one sample; `check_length` would name a number that nobody has asked for.
     context = model_dims(run.model).context
     if not source.sample_ends and total > context:
-        reads = f"model={run.model.name} reads at most {context} tokens"
+        reads = f"model={run.model.name} has a context of {context} tokens"
         raise UserError(f"seqlen=all: data={run.data.label} has {total}, {reads}")
     return total

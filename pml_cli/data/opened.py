@@ -34,7 +34,7 @@ def samples_of(run: Run) -> list[Sample]:
 
 
 def tokens_hash_of(run: Run) -> str:
-    """As `tokens_hash`, of the samples of a run; runs that share them have it computed once."""
+    """`tokens_hash` of a run's samples, computed once for runs that share them."""
     return _tokens_hash(CacheKey(run.model), CacheKey(run.data), run.seqlen)
 
 

@@ -14,7 +14,7 @@ class Repeats:
     """What repeats among samples."""
 
     copies: list[Sample]
-    """Those that are equal to an earlier one."""
+    """Samples that are equal to an earlier one."""
 
     contradictions: list[tuple[Sample, Sample]]
     """Two samples of each prompt whose targets exclude each other: both cannot be recalled."""

@@ -1,7 +1,8 @@
 """What automatic settings are for a model and its data, before ids are made.
 
-After it, config.yaml and the run id hold the values themselves. Of a run that is not resolved, an
-automatic value is the way of old, as in the config.yaml of a run that was made before it existed.
+Afterwards config.yaml and the run id hold the values themselves. In a run that is not resolved, an
+automatic value stands for the behaviour before the setting existed, as in the config.yaml of such a
+run.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _resolved_template(data: Data, model: Model) -> Data:
         UserError: there is no template, or it does not take a setting.
     """
     if not data.chat:
-        # No template, no system turn: the way of old.
+        # No template, no system turn: the behaviour before the setting existed.
         return dataclasses.replace(data, system="")
     # Random tokens need no tokenizer; a template does, as the source says.
     if not has_tokenizer(model):

@@ -34,7 +34,7 @@ def text_of(row: Row, key: str, value: Any, setting: str | None = "prompt_key") 
         setting: that names such values; None: none does.
 
     Raises:
-        UserError: it is null, a list or an object, or holds half a character.
+        UserError: it is null, a list or an object, or holds an unpaired surrogate.
     """
     name = printable(key)
     if value is None:
@@ -56,12 +56,12 @@ def text_of(row: Row, key: str, value: Any, setting: str | None = "prompt_key") 
         kind = "a list" if isinstance(value, list) else type(value).__name__
         raise UserError(f"{row.where}: {name} is {kind}, not text")
 
-    # A text cut between the two halves of a character, as of an emoji.
+    # A text may have been cut between the two surrogates of a character, such as an emoji.
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        reason = f"half a character ({half}), which is no Unicode text"
+        surrogate = f"\\u{ord(value[error.start]):04x}"
+        reason = f"an unpaired surrogate ({surrogate}, half of a cut emoji): not valid Unicode"
         raise UserError(f"{row.where}: {name} holds {reason}") from error
     return str(value)
 

@@ -17,10 +17,10 @@ class LossyTarget(NamedTuple):
     """A target that no answer of the model is equal to."""
 
     text: str
-    """As the source gave it."""
+    """The text as the source gave it."""
 
     printed: str
-    """As its tokens are printed."""
+    """The text as its tokens are printed."""
 
 
 def lossy_targets(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[LossyTarget]:

@@ -71,7 +71,7 @@ class Source:
     """Target tokens up to the end of each sample; empty where the target is one."""
 
     keys: str = ""
-    """Of a file: the names under which it holds prompts and targets, `question/answer`."""
+    """Names of prompts and targets in a file, as `question/answer`; empty for other sources."""
 
     notes: Sequence[str] = ()
     """What was decided about the values of a file, for its user, a line each."""
@@ -83,7 +83,7 @@ class Source:
     """Samples of the same rule that are never trained on."""
 
     held_out: Callable[[int], list[Sample]] = no_samples
-    """As `cut`, but samples that share nothing with those of `cut`; empty where there are none."""
+    """Samples with so many target tokens that share nothing with those of `cut`; may be empty."""
 
     def take(self, seqlen: int) -> list[Sample]:
         """Samples with `seqlen` target tokens in all; fewer where whole samples do not fill it.
@@ -118,12 +118,12 @@ def check_length(model: Model, data: Data, source: Source, seqlen: int) -> None:
     # An endless source would draw all of these tokens before they are counted.
     context = model_dims(model).context
     if source.max_tokens is None and seqlen > context:
-        raise UserError(f"seqlen={seqlen}: model={model.name} reads at most {context} tokens")
+        raise UserError(f"seqlen={seqlen}: model={model.name} has a context of {context} tokens")
 
     samples = source.take(seqlen)
     longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
     if longest > context:
         raise UserError(
-            f"seqlen={seqlen}: with its prompt {longest} tokens, "
-            f"model={model.name} reads at most {context}"
+            f"seqlen={seqlen}: prompt and target need {longest} tokens, "
+            f"but model={model.name} has a context of {context}"
         )

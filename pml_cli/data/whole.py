@@ -1,4 +1,4 @@
-"""What `pml memorize` learns: a file of facts or texts as a whole, asked as its model is asked."""
+"""The file that `pml memorize` learns: all rows, with prompts by the model's chat template."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ NOT_DECODED = {"free_accuracy": None, "free_exact_match": None, "edit_distance":
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasurementInputs:
     """What an adapter is measured on."""
 
     samples: list[Sample]
@@ -45,7 +45,7 @@ class Measured:
 def measure(
     base: SplitModel,
     bank: AdapterBank,
-    measured: Measured,
+    inputs: MeasurementInputs,
     on_stage: OnStage = no_stage,
 ) -> dict[str, Any]:
     """Bits, margins, recall, and harm to other text.
@@ -53,23 +53,23 @@ def measure(
     Args:
         base: the frozen model.
         bank: a bank of the one adapter.
-        measured: what it is measured on.
+        inputs: what it is measured on.
         on_stage: called with what is measured now.
     """
-    cells = [measured.samples]
+    cells = [inputs.samples]
     on_stage("teacher forcing")
-    inputs = PackInputs(base, bank, cells)
-    (scores,) = score_cells(base, bank, inputs)
-    (base_scores,) = score_cells(base, zero_adapters(bank, [0]), inputs)
+    pack_inputs = PackInputs(base, bank, cells)
+    (scores,) = score_cells(base, bank, pack_inputs)
+    (base_scores,) = score_cells(base, zero_adapters(bank, [0]), pack_inputs)
 
     on_stage("unseen text of the same source")
-    (control,) = held_out_gain.measure(base, bank, [measured.held_out])
+    (control,) = held_out_gain.measure(base, bank, [inputs.held_out])
     row = {
-        **_loss_fields(scores, base_scores, measured.source_nats, control["control_gain"]),
+        **_loss_fields(scores, base_scores, inputs.source_nats, control["control_gain"]),
         **summarise(scores),
         **_margin_fields(scores),
-        **recall_fields(measured.samples, scores),
-        **base_fields(measured.samples, base_scores),
+        **recall_fields(inputs.samples, scores),
+        **base_fields(inputs.samples, base_scores),
         **control,
     }
 
@@ -79,8 +79,8 @@ def measure(
         on_stage("sampling")
         row |= beyond_greedy.measure(base, bank, cells)[0]
         on_stage("decoding")
-        row |= _decoded_fields(base, bank, measured.samples, scores)
-    row |= _harm_fields(base, bank, measured.texts, on_stage)
+        row |= _decoded_fields(base, bank, inputs.samples, scores)
+    row |= _harm_fields(base, bank, inputs.texts, on_stage)
     return row
 
 

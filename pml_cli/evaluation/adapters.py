@@ -52,8 +52,9 @@ def check_weights(base: SplitModel, runs: Sequence[EvalRun]) -> None:
     for run in runs:
         if run.weights != weights:
             raise UserError(
-                f"{run.adapter.parent}: trained on other weights of model={run.run.model.name} "
-                "than those here (or by a pml that hashed otherwise: train it again)"
+                f"{run.adapter.parent}: the weights of model={run.run.model.name} differ from "
+                "those it was trained on; give model.path= of the original weights, or train it "
+                "again (early versions of pml used another hash)"
             )
 
 

@@ -37,7 +37,7 @@ class Trained:
     """With the end token, where it has one."""
 
     text: str
-    """Of the target, without its end."""
+    """Text of the target, without its end token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Question:
     """What is asked of an adapter."""
 
     text: str | None
-    """As the user gave it; None: the prompt of the run, which is continued."""
+    """The question as the user gave it; None: the prompt of the run is continued."""
 
     prompt: tuple[int, ...]
     trained: Trained | None
@@ -160,7 +160,8 @@ class Interview:
         return Question(text=text, prompt=prompt.ids, trained=None)
 
     def questions(self, text: str) -> list[Question]:
-        """As `question`; where samples ask it behind different turns, one of each prompt.
+        """Prompts for a question; where samples ask it after different turns, one per distinct
+        prompt.
 
         Raises:
             UserError: the chat template or the tokenizer refuses it.

@@ -51,7 +51,7 @@ class BatchedModel:
         return getattr(self.model, name)
 
     def generate(self, **prompt: Any) -> Any:
-        """As of transformers, for one prompt."""
+        """`generate` of transformers for one prompt."""
         self.prompt = prompt
         if self.known is None:
             raise _AskedError

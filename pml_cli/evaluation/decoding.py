@@ -168,8 +168,8 @@ def decode(
             without an error, and the tokens before the first error), unless a margin is so slim
             that rounding may turn it over. None: decode everything from the prompt.
         batch_size: rows decoded at once.
-        beyond: whether a sample that has an end is decoded on to its end or to `token_limit`; else
-            no further than its target, which tells already whether it is equal.
+        beyond: whether decoding continues past the target's length, until the end token or
+            `token_limit`; False: it stops there, which is enough to test for equality.
 
     Returns:
         decoded ids of each sample of each cell: up to its end token where that comes, else as many

@@ -68,7 +68,7 @@ OnStage: TypeAlias = Callable[[str], None]
 
 
 def no_stage(_stage: str) -> None:
-    """Nobody is told what is measured now."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,10 +321,10 @@ def _check_moved(settings: RunSettings, runs: Sequence[Run]) -> None:
 
     if settings.model.path and not any(map(has_movable_model, runs)):
         path = settings.model.path
-        raise UserError(f"model.path={path}: these runs are of the embedded model; leave it out")
+        raise UserError(f"model.path={path}: these runs use the embedded model; leave it out")
     if settings.data.path and not any(map(has_movable_data, runs)):
         path = settings.data.path
-        raise UserError(f"data.path={path}: the data of these runs is in no file; leave it out")
+        raise UserError(f"data.path={path}: these runs read no data file; leave it out")
 
 
 def _json_value(value: Any) -> Any:
@@ -345,10 +345,14 @@ def _subject(fields: dict[str, Any], settings: RunSettings) -> EvalRun:
     folder = RunFolder(path.parent, path.name)
     lacking = [name for name in NEEDED if fields[name] is None]
     if lacking:
-        raise UserError(f"{folder.result}: has no {lacking[0]}; train this run again")
+        raise UserError(
+            f"{folder.result}: lacks the field {lacking[0]} (an older version?); "
+            "train this run again"
+        )
     if not _weights(folder.adapter).is_file():
         raise UserError(
-            f"{folder.path}: no adapter/ in this run's folder, so there is nothing to measure"
+            f"{folder.path}: no adapter/ folder: was it deleted, or the run made with "
+            "save_adapter=false?"
         )
 
     run = read_run(

@@ -58,7 +58,7 @@ class WindowMeans:
 
     @property
     def harm(self) -> NDArray[np.float64]:
-        """By how much the adapter raises the loss of each window, nats per token, (n,)."""
+        """Rise of the loss of each window through the adapter, nats per token, (n,)."""
         rise: NDArray[np.float64] = self.means["loss"] - self.means["base_loss"]
         return rise
 

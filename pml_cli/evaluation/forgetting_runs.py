@@ -67,10 +67,10 @@ RUNS_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Harm:
-    """By how much an adapter raises the loss of other text, nats per token."""
+    """Rise of the loss on other text through an adapter, nats per token."""
 
     mean: float | None
-    """Over KINDS, each with the same weight; None where one of them was not measured."""
+    """Mean over KINDS, each with the same weight; None where one of them was not measured."""
 
     low: float | None
     """The 95 % interval over the windows of text; None where a kind has a single one."""
@@ -105,7 +105,7 @@ def harm_of(rises: Mapping[str, ArrayLike]) -> Harm:
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
-    """Of the mean of independent values; nan for a single one."""
+    """Standard error of the mean of independent values; nan for a single one."""
     if len(values) < 2:
         return math.nan
     return float(values.std(ddof=1) / math.sqrt(len(values)))

@@ -46,7 +46,7 @@ class _Scored:
     """Paraphrases as a model answers them."""
 
     exact: list[bool]
-    """Of each paraphrase, whether the target is written, its end included."""
+    """Whether the target is written, including its end token, for each paraphrase."""
 
     f1: float
     """Mean token F1."""
@@ -92,7 +92,7 @@ class OtherQuestions:
     # -- paraphrases
 
     def paraphrases(self) -> list[Paraphrase]:
-        """Those that are asked: one that is a question of the training tells nothing."""
+        """Paraphrases that are asked; one that was trained as a question would show nothing."""
         asked = []
         for index, sample in enumerate(self.samples):
             for variant in sample.variants:

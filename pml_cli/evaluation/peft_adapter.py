@@ -48,16 +48,16 @@ class PeftAdapter:
     """(outputs, rank) of each module."""
 
     hash: str
-    """Of the file with the weights."""
+    """SHA-256 of the weights file, first 16 hexadecimal digits."""
 
     @property
     def rank(self) -> int:
-        """The largest of all modules."""
+        """Largest rank of all modules."""
         return max(int(A_RI.shape[0]) for A_RI in self.A.values())
 
     @property
     def parameter_count(self) -> int:
-        """Of A and B of all modules."""
+        """Number of parameters in A and B of all modules."""
         return sum(A.numel() + self.B[site].numel() for site, A in self.A.items())
 
     def scale(self, site: str) -> float:
@@ -97,7 +97,7 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not readable ({reason}); weights are read from it") from error
+        raise UserError(f"{path}: cannot read the adapter's weights ({reason})") from error
 
     matrices: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     for name, tensor in tensors.items():
@@ -105,12 +105,12 @@ def read_adapter(folder: Path, config: Mapping[str, Any]) -> PeftAdapter:
         if match is None or tensor.dim() != 2:
             raise UserError(f"{path}: {name} is neither A nor B of LoRA on a linear module")
         if not is_usable(tensor):
-            raise UserError(
-                f"{path}: {name} has weights that are no numbers, or beyond {LARGEST:g}"
-            )
+            raise UserError(f"{path}: {name} contains NaN, infinity or values above {LARGEST:g}")
         matrices[match["matrix"]][match["site"]] = tensor
     if not matrices["A"] or matrices["A"].keys() != matrices["B"].keys():
-        raise UserError(f"{path}: not an A and a B for every module")
+        incomplete = sorted(matrices["A"].keys() ^ matrices["B"].keys())
+        which = f"; {incomplete[0]} lacks one" if incomplete else ""
+        raise UserError(f"{path}: every module needs both lora_A and lora_B{which}")
     return PeftAdapter(
         folder=folder,
         config=config,
@@ -177,15 +177,15 @@ def _site(base: SplitModel, adapter: PeftAdapter, name: str) -> Site:
     site = _find_site(base, name)
     if site is None:
         raise UserError(
-            f"{adapter.folder}: made for another model than model={model}, whose decoder layers "
-            f"have no linear module {name}"
+            f"{adapter.folder}: made for another model: the decoder layers of model={model} have "
+            f"no linear module {name}"
         )
 
     sizes = (int(adapter.A[name].shape[1]), int(adapter.B[name].shape[0]))
     if sizes != (site.inputs, site.outputs):
         raise UserError(
-            f"{adapter.folder}: made for another model than model={model}: {name} takes "
-            f"{site.inputs} and gives {site.outputs} features, the adapter {sizes[0]} and "
+            f"{adapter.folder}: made for another model: {name} of model={model} has "
+            f"{site.inputs} inputs and {site.outputs} outputs, the adapter {sizes[0]} and "
             f"{sizes[1]}"
         )
     return site

@@ -65,10 +65,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = read_json(path, ConfigFields, "save the adapter anew")
     kind = str(config.get("peft_type"))
     if kind != "LORA" and not kind.startswith(OWN_TYPES):
-        raise UserError(f"{path}: peft_type is {kind}; pml measure takes LORA")
+        raise UserError(f"{path}: unsupported peft_type {kind}; only LORA is supported")
     for name in NOT_PLAIN:
         if config.get(name):
-            raise UserError(f"{path}: {name} is set; pml measure takes plain LoRA, A and B alone")
+            raise UserError(f"{path}: {name} is set; only plain LoRA (A and B alone) is supported")
     initial = config.get("init_lora_weights")
     if isinstance(initial, str) and initial.lower().startswith(CHANGED_BASES):
         reason = "which changes the base model's weights; convert it to plain LoRA in PEFT"

@@ -31,19 +31,19 @@ from pml_cli.results.folder import RunFolder
 from pml_cli.stats import Proportion
 from pml_cli.validation import read_json
 
-# Of the file that keeps a proof; changed with what is measured.
+# Version of the cached proof; raise it when a measurement changes.
 FORMAT = 1
 
 # The status of what was measured.
 MEASURED = "measured"
 
-# How the status of a script begins that did not come to its end, by a fault that may pass.
+# Start of the status of a script that failed here, for a reason that may not last.
 NOT_RUN_HERE = "could not be run here"
 
-# How it begins where the script took longer than it was given.
+# Start of the status of a script that took longer than it was given.
 STOPPED = "stopped after"
 
-# Tokens of an answer to a neighbouring question: longer ones part sooner or later.
+# Tokens compared of an answer to a neighbouring question: longer answers differ sooner or later.
 NEIGHBOUR_TOKENS = 32
 
 # In an adapter's folder.
@@ -58,13 +58,13 @@ class ScriptProof:
     """`measured`, or in a line why it could not be run to its end here."""
 
     asked: int
-    """Facts that it answered."""
+    """Number of facts that it answered."""
 
     whole: int
-    """Those whose answer is the target, character by character."""
+    """Number of facts whose answer equals the target, character by character."""
 
     seconds: float
-    """What it took, the loading of the model included."""
+    """Seconds it took, including loading the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +89,16 @@ class VariantsProof:
     """Facts that have any."""
 
     exact: Proportion
-    """Of the paraphrases, those that are answered exactly; intervals over facts."""
+    """Share of paraphrases answered exactly; the interval is over facts."""
 
     f1: float
     """Mean token F1 of the answers (`answers.py`), each cut to as many tokens as its target has."""
 
     base_exact: Proportion
-    """As `exact`, of the model without the adapter."""
+    """`exact` for the model without the adapter."""
 
     base_f1: float
-    """As `f1`, of the model without the adapter."""
+    """`f1` for the model without the adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class NeighboursProof:
     """Tokens of each answer that are compared, at most."""
 
     unchanged: Proportion
-    """Of the questions, those that the adapter answers as the model without it."""
+    """Share of questions that are answered the same with and without the adapter."""
 
     f1: float
     """Mean token F1 of the adapter's answers against those of the model without it."""
@@ -139,7 +139,7 @@ class FactProof:
     """What greedy decoding writes."""
 
     position: int | None
-    """Of the first wrong token in the target, from 0; None: none is wrong."""
+    """Position of the first wrong token in the target, from 0; None: none is wrong."""
 
     expected: str | None
     got: str | None
@@ -171,7 +171,8 @@ class Proof:
 
     script: ScriptProof
     conditions: Mapping[str, ConditionProof]
-    """By the names of `conditions.py`: trained, merged, bf16, adapter_int8, base_int8 ..."""
+    """Proof of each condition, by its name in `conditions.py`: trained, merged, bf16,
+    adapter_int8, base_int8 ..."""
 
     variants: VariantsProof | None
     """None: the facts have none."""

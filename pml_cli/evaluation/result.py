@@ -36,8 +36,8 @@ class ExtraMeasures:
     """What was measured of one cell after its training."""
 
     fields: dict[str, Any]
-    """Of result.json: free-running recall, recall of test samples, the gain on held-out samples;
-    None where they are not measured."""
+    """Fields of result.json: free-running recall, recall of test samples, the gain on held-out
+    samples; None where they are not measured."""
 
     decoded: list[list[int]] | None
     """Token ids of each sample as decoded from its prompt; None: not decoded."""

@@ -6,7 +6,7 @@ What a run recalls, what is lost, and what its adapter does to other text.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,10 +150,7 @@ def _measure_chunk(
     )
 
     on_stage("sampling")
-    beyond: Sequence[dict[str, Any]] = [beyond_greedy.NOT_MEASURED for _ in runs]
-    # A streamed model would be read from its files twice more.
-    if not base.stream:
-        beyond = beyond_greedy.measure(base, bank, samples)
+    sampled = _beyond_greedy(base, bank, samples)
 
     on_stage("decoding in bf16")
     bank_bf16 = deploy(base_bf16, bank, BY_NAME[BF16])
@@ -164,40 +161,78 @@ def _measure_chunk(
     if decode_freely and not base_bf16.stream:
         decoded = decode(base_bf16, bank_bf16, samples)
 
-    results: list[dict[str, Any]] = []
+    not_measurable = _not_measurable_rows(base, bank)
+    entries: list[dict[str, Any]] = []
     for k, run in enumerate(runs):
-        trained = by_condition[TRAINED][k]
-        bf16 = by_condition[BF16][k]
-
-        conditions: dict[str, Any] = {}
-        for name, scores in by_condition.items():
-            conditions[name] = condition_row(scores[k], trained)
-            conditions[name] |= recall_fields(run.samples, scores[k])
-        for condition in CONDITIONS:
-            reason = reason_not_measurable(base, bank, condition)
-            if reason:
-                conditions[condition.name] = {"status": reason}
-
-        conditions[TRAINED] |= beyond[k]
-        conditions[BF16] |= free_decoding_row(run.samples, bf16, decoded[k])
-        if decoded[k] is not None:
-            conditions[BF16]["edit_distance"] = mean_edit_distance(run.samples, decoded[k])
+        scores = {name: of_cells[k] for name, of_cells in by_condition.items()}
+        conditions = _condition_rows(run.samples, scores, sampled[k], decoded[k])
         offenders = violating_tokens(
             run.samples,
-            trained=trained,
-            bf16=bf16,
+            trained=scores[TRAINED],
+            bf16=scores[BF16],
             bf16_float32_head=scores_float32_head[k],
             decoded=decoded[k],
         )
-        results.append({"conditions": conditions, "offenders": offenders, "damage": {}})
+        entry: dict[str, Any] = {
+            "conditions": conditions | not_measurable,
+            "offenders": offenders,
+            "damage": {},
+        }
+        entries.append(entry)
 
     for name in TEXTS:
         on_stage("forgetting")
         texts = [run.texts[name] for run in runs]
         measured = forgetting.measure(base, bank, texts)
-        for result, damage in zip(results, measured, strict=True):
-            result["damage"][name] = damage
-    return results
+        for entry, damage in zip(entries, measured, strict=True):
+            entry["damage"][name] = damage
+    return entries
+
+
+def _beyond_greedy(
+    base: SplitModel, bank: AdapterBank, samples: SamplesByCell
+) -> Sequence[dict[str, Any]]:
+    """Recall beyond greedy decoding of each cell."""
+    # A streamed model would be read from its files twice more.
+    if base.stream:
+        return [beyond_greedy.NOT_MEASURED for _ in samples]
+    return beyond_greedy.measure(base, bank, samples)
+
+
+def _condition_rows(
+    samples: Sequence[Sample],
+    scores: Mapping[str, Scores],
+    sampled: Mapping[str, Any],
+    decoded: Sequence[Sequence[int]] | None,
+) -> dict[str, dict[str, Any]]:
+    """The rows of one run, by the name of the condition.
+
+    Args:
+        samples: of the run.
+        scores: of the run under each condition that can be measured.
+        sampled: fields of recall beyond greedy decoding, as trained.
+        decoded: token ids that free decoding in bfloat16 writes for each sample; None: not decoded.
+    """
+    rows = {}
+    for name, of_condition in scores.items():
+        row = condition_row(of_condition, scores[TRAINED])
+        rows[name] = row | recall_fields(samples, of_condition)
+
+    rows[TRAINED] |= sampled
+    rows[BF16] |= free_decoding_row(samples, scores[BF16], decoded)
+    if decoded is not None:
+        rows[BF16]["edit_distance"] = mean_edit_distance(samples, decoded)
+    return rows
+
+
+def _not_measurable_rows(base: SplitModel, bank: AdapterBank) -> dict[str, dict[str, Any]]:
+    """A row with the reason for each condition that cannot be measured, by its name."""
+    rows = {}
+    for condition in CONDITIONS:
+        reason = reason_not_measurable(base, bank, condition)
+        if reason:
+            rows[condition.name] = {"status": reason}
+    return rows
 
 
 def reason_not_measurable(base: SplitModel, bank: AdapterBank, condition: Condition) -> str:

@@ -45,7 +45,7 @@ class _Ended:
     """A script that has come to its end, or was stopped."""
 
     answers: dict[int, Any]
-    """By index of the question: texts; ids where the model has no tokenizer."""
+    """Answers by index of the question: texts, or token ids where the model has no tokenizer."""
 
     fault: str
     """Why it did not come to its end; empty if it did."""

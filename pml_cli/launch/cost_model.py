@@ -429,7 +429,7 @@ class PackWork:
         return upper + self.adapter_flops + self.head_flops
 
     def _on_windows(self) -> PackWork:
-        """The same with rows as long as a window of the text."""
+        """This work with rows as long as a window of the text."""
         work = copy.copy(self)
         work.row_tokens = self._window_tokens()
         work.attended_tokens = work.row_tokens
@@ -441,7 +441,7 @@ class PackWork:
         return texts - {()}
 
     def _energy_texts(self) -> set[tuple[Sample, ...]]:
-        """Those whose second moments are needed."""
+        """Texts whose second moments are needed."""
         texts = {generic_windows(run) for run in self.runs if run.loss.keep_by == "energy"}
         return texts - {()}
 

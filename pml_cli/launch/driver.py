@@ -123,7 +123,7 @@ def plan_sweep(request: Request, *, retry: bool = True, download: bool = True) -
 
 @dataclass(kw_only=True)
 class _Ended:
-    """Of the cells of a sweep those that ended before; attributes as of `SweepPlan`."""
+    """Cells of a sweep that ended before; attributes as in `SweepPlan`."""
 
     done: set[str] = field(default_factory=set)
     failed: list[RunFolder] = field(default_factory=list)

@@ -275,7 +275,7 @@ class WorkerLease:
         """Declare a process dead, and be its successor; nothing where another was faster.
 
         Raises:
-            UserError: marks of death lead in a circle, so that nobody can be.
+            UserError: the records of takeovers form a cycle, so there is no successor.
         """
         mark = self.folder / "dead" / dead
         try:
@@ -286,8 +286,8 @@ class WorkerLease:
             _, is_circle = self._chain(dead)
             if is_circle:
                 raise UserError(
-                    f"{mark}: marks of dead processes lead in a circle; end what works in this "
-                    f"folder and remove {mark.parent}"
+                    f"{mark}: the records of takeovers form a cycle; stop all pml processes that "
+                    f"use this folder, then delete {mark.parent}"
                 ) from None
 
     # -- cancellation
@@ -381,8 +381,8 @@ def _refused_claim(lock: Path, error: OSError) -> Exception:
     """What to raise where no claim can be made."""
     if error.errno in NO_LINKS:
         return UserError(
-            f"{lock}: {error.strerror}; claims are symbolic links, which the file system of out= "
-            "does not know"
+            f"{lock}: {error.strerror}; pml claims cells by symbolic links, which the file system "
+            "of out= does not support"
         )
     return OSError(error.errno, error.strerror, refused_path(error))
 
@@ -415,4 +415,4 @@ def _remove_other(lock: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"{lock}: no lock of pml's ({error.strerror}); remove it") from error
+        raise UserError(f"{lock}: not a lock file of pml ({error.strerror}); delete it") from error

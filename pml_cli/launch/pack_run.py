@@ -20,7 +20,7 @@ from pml_cli.evaluation.result import ExtraMeasures, extra_measures, result_of
 from pml_cli.evaluation.samples import sample_rows
 from pml_cli.io import write_text
 from pml_cli.launch.pack import Pack
-from pml_cli.launch.signals import Stopped
+from pml_cli.launch.signals import FENCED, Stopped
 from pml_cli.launch.throughput import Throughput, torch_device_label
 from pml_cli.model.gguf import base_path
 from pml_cli.model.read_back import loading_of
@@ -188,7 +188,7 @@ class PackRun(TrainingObserver):
 
         is_due = self._is_checkpoint_due()
         if self.lease.fenced or (is_due and self.lease.check_fenced()):
-            raise Stopped("another process took this one for dead")
+            raise Stopped(FENCED)
 
         # Right after the start, or after resuming, there is nothing new to save.
         if is_due and step > self.attempt.first_step:

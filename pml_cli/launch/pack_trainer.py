@@ -116,10 +116,11 @@ class PackTrainer:
             resumed = [cell for cell in unstarted if header.holds(cell.id, cell.tokens_hash)]
             attempt = self._resumed(header, resumed, cells) if resumed else None
             if attempt is not None:
-                usable &= self._attempt(attempt)
+                if not self._attempt(attempt):
+                    usable = False
                 unstarted = [cell for cell in unstarted if cell not in resumed]
-        if unstarted:
-            usable &= self._attempt(Attempt(pack=unstarted, cells=unstarted))
+        if unstarted and not self._attempt(Attempt(pack=unstarted, cells=unstarted)):
+            usable = False
 
         if usable:
             self._remove_finished(headers)
@@ -144,7 +145,7 @@ class PackTrainer:
             # Another process has just removed it, or it is another user's alone.
             return None
         if state is None:
-            # Damaged: nobody tries it again.
+            # Damaged: it is not tried again.
             self.lease.log_event("damaged_checkpoint", file=header.path.name)
             header.path.unlink(missing_ok=True)
             return None

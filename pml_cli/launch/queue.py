@@ -12,7 +12,7 @@ from pml_cli.data.cell import CellPlan
 from pml_cli.launch.lease import WorkerLease
 from pml_cli.launch.observer import RunObserver
 from pml_cli.launch.pack import Pack, as_found
-from pml_cli.launch.signals import Stopped
+from pml_cli.launch.signals import FENCED, Stopped
 from pml_cli.results.run_folders import RunFolders
 
 # Seconds between two looks at cells that another process trains.
@@ -153,9 +153,7 @@ def run_until_empty(
 
         try:
             if lease.cancelled or lease.fenced:
-                raise Stopped(
-                    "cancelled" if lease.cancelled else "another process took this one for dead"
-                )
+                raise Stopped("cancelled" if lease.cancelled else FENCED)
             if cells:
                 observer.pack_started(cells)
                 trainer.train(cells)

@@ -18,6 +18,12 @@ from typing import Any
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+# Why a process ends whose cells another one has taken over.
+FENCED = (
+    "another worker considered this process dead (no sign of life) and took over its cells; "
+    "run the command again"
+)
+
 
 class Stopped(BaseException):
     """Training was asked to end; everything needed to resume is on disk.

@@ -108,7 +108,7 @@ def device_label(kind: str, threads: int) -> str | None:
 
 
 def torch_device_label(device: torch.device) -> str:
-    """The same name for the device of a loaded model, and the threads of this process."""
+    """Name of the device of a loaded model, with the number of threads of this process."""
     import torch
 
     if device.type == "cuda":

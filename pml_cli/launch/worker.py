@@ -183,7 +183,7 @@ def _requeue() -> None:
     try:
         requeue_job(job)
     except (OSError, subprocess.SubprocessError) as error:
-        sys.exit(f"this site takes no job back to its queue ({error}); run the sweep again")
+        sys.exit(f"this cluster does not requeue jobs ({error}); run the sweep again to resume")
     # not the exit code of a worker that found nothing left to train
     sys.exit(-1)
 

@@ -47,16 +47,16 @@ class LawRow:
     aicc_difference: float
     """AICc above the least; nan without a fit and for fits to fewer cells than the others'."""
     checks: dict[str, Check]
-    """By what was left out."""
+    """Held-out checks, by which cells were left out."""
 
     @property
     def name(self) -> str:
-        """As in tables and in law.json."""
+        """Name of the law in tables and in law.json."""
         return self.fit.name
 
     @property
     def slug(self) -> str:
-        """For names of columns: hill_b."""
+        """Name in columns of cells.csv: hill_b."""
         return re.sub(r"[^a-z0-9]+", "_", self.name).strip("_")
 
 
@@ -76,13 +76,13 @@ class Analysis:
     """The law that is chosen without the largest ranks and longest lengths, on just these: what to
     expect of the chosen law on cells that had no part in its choice. Its form may be another."""
     bootstrap: Bootstrap | None = None
-    """Of the chosen law; None where no draws were asked for."""
+    """Bootstrap of the chosen law; None with draws=0."""
     profiles: dict[str, Profile]
-    """Of the chosen law, by parameter."""
+    """Profile likelihoods of the chosen law, by parameter."""
     constant_capacity: RatioTest | None = None
     """Test of beta = 1 in the chosen law."""
     residual_correlation: IntraclassCorrelation
-    """Of the chosen law's residuals, within clusters of one text and length."""
+    """Intraclass correlation of the chosen law's residuals in clusters of one text and length."""
     quality: Quality | None = None
     """Intervals over all forms, lack of fit, texts that are off; None without a chosen law."""
     warnings: list[Finding]
@@ -90,7 +90,7 @@ class Analysis:
 
     @classmethod
     def without_choice(cls, paper: PowerLawFit, rows: list[LawRow]) -> Analysis:
-        """Of cells on which no law is OK."""
+        """The analysis of cells on which no law is OK."""
         unknown = IntraclassCorrelation(correlation=math.nan, p=math.nan)
         return cls(
             paper=paper,
@@ -173,9 +173,8 @@ def analyse(
             checks=checks(cells, fit_robust),
         ),
     ]
-    plain = cells
-    cells, fits = fit_forms_and_noise(plain)
-    likelihood_rows = _likelihood_rows(cells, fits)
+    weighted, fits = fit_forms_and_noise(cells)
+    likelihood_rows = _likelihood_rows(weighted, fits)
     rows += likelihood_rows
 
     edge_errors = {row.name: row.checks[EDGE].mape for row in likelihood_rows}
@@ -184,25 +183,27 @@ def analyse(
         return Analysis.without_choice(paper, rows)
 
     law = fits[position]
-    predicted = law.predict(cells.rank, cells.length, cells.base)
+    predicted = law.predict(weighted.rank, weighted.length, weighted.base)
     # Constant capacity: what is gained in all does not depend on the length.
-    restricted = fit_saturating(cells, replace(law.form, beta=1.0))
+    restricted = fit_saturating(weighted, replace(law.form, beta=1.0))
     analysis = Analysis(
         paper=paper,
         rows=rows,
         chosen=likelihood_rows[position],
         law=law,
-        unseen=edge_check(plain, fit_chosen),
-        bootstrap=bootstrap(cells, law, draws, progress=progress) if draws else None,
-        profiles=profiles(cells, law),
+        unseen=edge_check(cells, fit_chosen),
+        bootstrap=bootstrap(weighted, law, draws, progress=progress) if draws else None,
+        profiles=profiles(weighted, law),
         constant_capacity=likelihood_ratio(law, restricted),
-        residual_correlation=intraclass_correlation(cells, predicted),
-        quality=quality_of(cells, fits, law),
+        residual_correlation=intraclass_correlation(weighted, predicted),
+        quality=quality_of(weighted, fits, law),
         warnings=[],
     )
     warnings = _warnings(analysis, robust_fit)
-    if cells is not plain:
-        warnings.append(finding("noise_by_gain", power=noise_power(cells, law)))
+    # The cells themselves come back where the noise is proportional to the gain.
+    is_reweighted = weighted is not cells
+    if is_reweighted:
+        warnings.append(finding("noise_by_gain", power=noise_power(weighted, law)))
     return replace(analysis, warnings=warnings)
 
 
@@ -217,16 +218,17 @@ def fit_forms(cells: Observations) -> list[LikelihoodFit]:
 
 
 def fit_forms_and_noise(cells: Observations) -> tuple[Observations, list[LikelihoodFit]]:
-    """Every form, fitted again with other spreads where the noise is no share of the gain.
+    """Fit every form; again to reweighted cells where noise is not proportional to the gain.
 
     Returns:
-        The cells with the spreads that the forms are fitted with, and the fits.
+        The cells with the spreads that the forms are fitted with (the same object where nothing is
+        reweighted), and the fits.
     """
     fits = fit_forms(cells)
-    noisy = with_noise(cells, fits)
-    if noisy is cells:
+    weighted = with_noise(cells, fits)
+    if weighted is cells:
         return cells, fits
-    return noisy, fit_forms(noisy)
+    return weighted, fit_forms(weighted)
 
 
 def fit_chosen(cells: Observations) -> LikelihoodFit:

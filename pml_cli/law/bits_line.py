@@ -69,17 +69,17 @@ class BitsLine:
     """95 % interval of s over texts, for these groups; nan with one text."""
     s_high: float
     log_bits: float
-    """Mean log bits of the points, where the two below are centred."""
+    """Mean log bits of the points; `level` is the value of the line there."""
     level: float
-    """Log N of the line there."""
+    """Log N on the line at `log_bits`."""
     covariance: list[list[float]]
-    """Of level and s, over texts, (2, 2); nan with one text."""
+    """Covariance of (level, s) over texts, (2, 2); nan with one text."""
     between: float
     """Standard deviation of groups around the line, on logs."""
     same_level_p: float
-    """Of all groups at one height: F test over texts; nan where it cannot be tested."""
+    """p that all groups share one level: F test over texts; nan where it cannot be tested."""
     same_exponent_p: float
-    """Of one exponent for all groups."""
+    """p that all groups share one exponent: F test over texts."""
     least_bits: float
     most_bits: float
     texts: int

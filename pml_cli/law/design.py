@@ -31,8 +31,8 @@ from pml_cli.stats import Array
 GRIDS = 12
 DRAWS = 200
 
-# Of a gain's spread, the share that cells of one text and length have in common, where the pilot
-# does not say: its measure on the law sweep of the embedded model is 0.66.
+# Share of a gain's variance that is assumed to be common to the cells of one text and length; the
+# law sweep of the embedded model has 0.66.
 SHARED = 0.6
 
 LEAST_GAIN = 1e-3
@@ -49,9 +49,9 @@ class Sharpness:
     recall_length: float
     """A middle length, target tokens."""
     recall_rank: float
-    """At even chance of exact recall there."""
+    """Rank at which exact recall has probability 1/2 at that length."""
     recall_factor: float
-    """By which the ends of its interval lie off, half the width on logs."""
+    """Factor between `recall_rank` and either end of its interval: exp of half the log width."""
 
 
 def sharpness(

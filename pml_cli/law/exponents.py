@@ -1,7 +1,7 @@
-"""Intervals of the exponents that know which form is uncertain.
+"""Model-averaged intervals of alpha and beta: BIC weights within Occam's window.
 
 The interval of one form takes that form for the truth. Here every form with a ceiling that fits
-nearly as well takes part, by its Schwarz weight (Raftery 1995), but none that a simpler one outdoes
+nearly as well takes part, by its BIC weight (Raftery 1995), but none that a simpler one outdoes
 (Occam's window: Madigan and Raftery 1994): else parameters that fit noise widen the interval of a
 form that is the right one. The interval is that of the weighted mixture of the forms' own
 distributions, each as wide as its clustered errors (`LikelihoodFit.half_width`). Likelihoods count
@@ -129,5 +129,5 @@ def _takes_part(fit: LikelihoodFit, position: int) -> bool:
 
 
 def _schwarz(fit: LikelihoodFit, inflation: float) -> float:
-    """Schwarz's criterion of cells that are dependent."""
+    """BIC (Schwarz 1978); the log-likelihood of dependent cells is divided by their inflation."""
     return 2 * fit.nll / inflation + len(fit.form.free) * math.log(fit.n)

@@ -87,7 +87,8 @@ def _never_moved(runs: pd.DataFrame) -> bool:
 
 
 def _gains(folders: pd.Series[str]) -> Iterator[tuple[float, float]]:
-    """Of each run that can be read, the gain of its first token and the mean gain of the others."""
+    """Yield the gain of the first token and the mean gain of the others for each readable run,
+    nats."""
     for folder in folders:
         path = RunFolder(Path(folder).parent, Path(folder).name).tokens
         try:

@@ -95,9 +95,10 @@ class GroupFit:
     recall: RecallFit
     """The law of exact recall."""
     all_recall: RecallFit | None
-    """Where cells have several samples (facts): the law of recalling all of them."""
+    """Law of recalling every sample of a run; None where runs have one sample each."""
     share_recall: dict[float, RecallFit]
-    """The same of at least a share of them, each of SHARES; empty with one sample each."""
+    """Laws of recalling at least a share of a run's samples, by the share (SHARES); empty where
+    runs have one sample each."""
     tokens_per_sample: float
     """Mean target tokens of a sample; nan where the number of samples was not recorded."""
     bits: list[BitsPerParameter]
@@ -127,7 +128,8 @@ def with_columns(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _effective_parameters(runs: pd.DataFrame) -> pd.Series[float]:
-    """As recorded; in older runs, of an adapter beside one square block, from the target alone."""
+    """Effective parameters as recorded; for older runs, those of an adapter beside one square
+    block."""
     recorded = pd.to_numeric(runs["effective_parameters"], errors="coerce")
     rank = runs["rank"]
     width = pd.to_numeric(runs["trainable_parameters"], errors="coerce") / (2 * rank)

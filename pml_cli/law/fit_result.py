@@ -19,7 +19,7 @@ class FitResult(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the law in tables and in law.json."""
+        """Name of the law in tables and in law.json."""
         ...
 
     @property

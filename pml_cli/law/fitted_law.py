@@ -54,9 +54,9 @@ class BaseLoss:
     """Loss of the base model on the texts of the cells."""
 
     mean: LengthCurve
-    """Over the cells."""
+    """Mean base loss over the cells, by length."""
     texts: list[LengthCurve]
-    """Of each text."""
+    """Base loss of each text, by length."""
 
     def draw(self, log_length: Array) -> Array:
         """The mean at the first length; at each other length that of a text drawn at random.
@@ -84,19 +84,19 @@ class FittedLaw:
     """The laws of one group of cells: of the gain, of exact recall, or both."""
 
     name: str
-    """Of the group."""
+    """Name of the group."""
     axis: SizeAxis
-    """What its ranks are."""
+    """What the `ranks` are: rank, parameters or effective parameters."""
     form: Form | None
-    """Of the chosen law of the gain; None where none is identified."""
+    """Form of the chosen law of the gain; None where none is identified."""
     form_reason: str
     """Why there is no law of the gain."""
     theta: Array
-    """(1 + D, P) its fit, then draws of it."""
+    """(1 + D, P) parameters of the fit, then of its draws."""
     centre: Centre
     """Mean log rank and mean log length, where c is centred."""
     ranks: Interval
-    """Least and largest of the cells."""
+    """Smallest and largest rank of the cells."""
     lengths: Interval
     base: BaseLoss
     recall: RecallFit | None
@@ -105,13 +105,13 @@ class FittedLaw:
     all_recall: RecallFit | None
     """The law of cells of several facts whose every fact is recalled."""
     share_recall: Mapping[float, RecallFit] = field(default_factory=dict)
-    """The same of at least a share of the facts, by the share."""
+    """Laws of recalling at least a share of the facts, by the share."""
     tokens_per_fact: float
     """Mean target tokens of a sample; nan where it was not recorded."""
     status: str
-    """Of the law of the gain."""
+    """Status of the law of the gain."""
     texts: int
-    """Of the cells."""
+    """Number of texts of the cells."""
     text_spread: float
     """Standard deviation of a text's gains around the law, as a share of them; 0 for one text."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -450,27 +451,26 @@ def log_gain_slopes(
     memory_share = np.exp(log_memory - log_total)
     by_log_power = memory_share * slope * power * np.exp(-log_inner)
 
+    def by_level() -> Array:
+        # Through the ceiling, and through what is gained before memory starts.
+        memory = np.exp(log_memory)
+        by_ceiling = memory / np.maximum(level, 1e-12) * (1 - slope)
+        return np.asarray((by_ceiling - 1) * np.exp(-log_total))
+
+    # Functions: only the wanted ones are computed.
+    columns: dict[int, Callable[[], Array]] = {
+        C: lambda: by_log_power,
+        ALPHA: lambda: by_log_power * x_N,
+        BETA: lambda: -by_log_power * y_N,
+        B: lambda: memory_share * slope * np.exp(-log_inner),
+        LOG_K: lambda: memory_share * kind.slope_by_log_k(log_x, log_k),
+        LEVEL: by_level,
+        # The floor acts through the ceiling alone.
+        FLOOR: lambda: -(1 - slope) * np.exp(-log_ceiling),
+    }
     derivatives = np.empty((*log_total.shape, len(wanted)))
     for k, parameter in enumerate(wanted):
-        if parameter == C:
-            column = by_log_power
-        elif parameter == ALPHA:
-            column = by_log_power * x_N
-        elif parameter == BETA:
-            column = -by_log_power * y_N
-        elif parameter == B:
-            column = memory_share * slope * np.exp(-log_inner)
-        elif parameter == LOG_K:
-            column = memory_share * kind.slope_by_log_k(log_x, log_k)
-        elif parameter == LEVEL:
-            # Through the ceiling, and through what is gained before memory starts.
-            memory = np.exp(log_memory)
-            by_ceiling = memory / np.maximum(level, 1e-12) * (1 - slope)
-            column = (by_ceiling - 1) * np.exp(-log_total)
-        else:
-            # The floor acts through the ceiling alone.
-            column = -(1 - slope) * np.exp(-log_ceiling)
-        derivatives[..., k] = column
+        derivatives[..., k] = columns[parameter]()
     return log_total, derivatives
 
 

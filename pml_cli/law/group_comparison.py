@@ -73,9 +73,9 @@ class Tie:
     statistic: float
     """Twice the log-likelihood that the restriction costs."""
     p: float
-    """By the likelihood ratio, which takes cells as independent."""
+    """p of the likelihood-ratio test, which assumes independent cells."""
     p_clustered: float
-    """By Cochran's Q; nan for both exponents together."""
+    """p of Cochran's Q test; nan for both exponents together."""
 
     @property
     def differ(self) -> bool:

@@ -106,17 +106,18 @@ def check_question(question: Question, target: Target) -> None:
     """
     if not (question.lengths or question.ranks or question.facts):
         raise UserError(
-            "nothing asked: give seqlen=1000 for the least rank, rank=8 for the longest length, "
-            "or both; facts=300 for facts"
+            "no question: give seqlen=1000 (smallest rank), rank=8 (longest text), or both; "
+            "facts=300 for facts"
         )
     if question.lengths and question.facts:
-        raise UserError("seqlen and facts are both lengths of what is asked about: give one")
+        raise UserError("give either seqlen= or facts=, not both: each sets the length")
     if question.facts and target.kind != "verbatim":
-        raise UserError(f"--target {target}: facts= asks for exact recall alone")
+        raise UserError(
+            f"--target {target}: does not apply to facts=, which always asks for exact recall"
+        )
     if question.lengths and question.ranks and target.kind != "verbatim":
         raise UserError(
-            f"--target {target}: with rank and seqlen both given there is nothing to look for; "
-            "give one of them"
+            f"--target {target}: needs something to solve for; give rank= or seqlen=, not both"
         )
 
 
@@ -174,9 +175,11 @@ def new_model(
 
     Args:
         line: parameters against bits.
-        per_rank: its trainable parameters of one rank.
+        per_rank: trainable parameters of one rank of the new model.
+        lengths: of the texts, target tokens.
+        base: loss of the new model on the text before training, nats per token; ln V for random
+            tokens.
         inputs: width that its modules read; None: half of `per_rank`, as beside one whole block.
-        base: its loss on the text before training, nats per token; ln V for random tokens.
     """
     rows = []
     for length in lengths:
@@ -216,17 +219,18 @@ def _rank_with(effective: float, per_rank: float, inputs: float, length: float) 
     """
     modules = per_rank / (2 * inputs)
     widths = min(length, inputs) + inputs
-    root = widths**2 - 4 * effective / modules
-    if root < 0:
+    # The smaller root of r^2 - widths r + effective / modules = 0.
+    discriminant = widths**2 - 4 * effective / modules
+    if discriminant < 0:
         return math.inf
-    return (widths - math.sqrt(root)) / 2
+    return (widths - math.sqrt(discriminant)) / 2
 
 
 def _missing_law(law: FittedLaw, target: Target, question: Question) -> str:
     """Why this question has no answer; empty where it has one."""
     if question.facts:
         if law.all_recall is None or not math.isfinite(law.tokens_per_fact):
-            return "no law of recalling all facts: these cells have one sample each, or too few"
+            return "no law for recalling all facts: it needs runs with several samples each"
         return ""
     # Both given: each law answers what it can.
     if question.ranks and question.lengths:

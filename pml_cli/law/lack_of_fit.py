@@ -1,14 +1,14 @@
-"""Is the truth among the forms? Tests of what a chosen law leaves over.
+"""Is the truth among the forms? Tests of the residuals of a chosen law.
 
 Three F tests of the relative residuals. Where several texts were trained on one grid, a cell's mean
-residual over the texts is compared with how much the texts disagree about it (pure error). To the
-others is added what the law has not: curvature, as powers and products of log rank and log length;
-and a bend of another kind, as powers of what the law has predicted (RESET: Ramsey 1969). Both have
-an effect of its own for every text and length, so that a text that is harder at one length is no
+residual over the texts is compared with how much the texts disagree about it (pure error). The
+other two add columns that the law lacks: curvature, as powers and products of log rank and log
+length; and a bend of another kind, as powers of what the law has predicted (RESET: Ramsey 1969).
+Both have an effect for every text and length, so that a text that is harder at one length is no
 evidence.
 
 A fourth test is about the exponent of the length, which shows twice: in the level of the gain, and
-in where it bends. A share of the gain that is missing from long texts, as of cells that had not
+in where it saturates. A share of the gain that is missing from long texts, as in cells that had not
 converged, lowers the level alone (a test of two estimates: Hausman 1978).
 """
 
@@ -27,9 +27,9 @@ from pml_cli.law.observations import Observations
 from pml_cli.law.parameters import ALPHA, BETA, LOG_SPREAD
 from pml_cli.stats import Array
 
-# p below which the form is said not to describe the cells.
+# p below which the form is rejected.
 REJECTED = 0.01
-# p, of one side, below which long texts are said to miss a share of their gain.
+# One-sided p below which long texts are said to miss a share of their gain.
 SHORT = 0.05
 # Degrees of freedom that must remain.
 MIN_DEGREES = 5
@@ -39,25 +39,25 @@ RANK_TOLERANCE = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """What is no evidence against a law: levels of groups of cells, and slopes of texts.
+    """Nuisance effects: a level of each group of cells, and a slope of each text.
 
-    They are taken away group by group. As columns of a design they would be as many as there are
+    They are removed group by group. As columns of a design they would be as many as there are
     texts, which takes minutes where there are a thousand.
     """
 
     group: NDArray[np.intp]
-    """(N,) cells of one group share a level."""
+    """(N,) group of each cell; the cells of a group share a level."""
     x: Array | None = None
-    """(N,) along which every text has a slope of its own; None: no slopes."""
+    """(N,) values along which every text has a slope of its own; None: no slopes."""
     text: NDArray[np.intp] | None = None
     """(N,) the text of each cell; each group lies in one. Needed with `x`."""
 
     def remove(self, columns: Array) -> tuple[Array, int]:
         """(N, K) columns without what the effects explain of them, and the rank of the effects."""
-        rest = _less_means(columns, self.group)
+        centred = _less_means(columns, self.group)
         rank = len(np.unique(self.group))
         if self.x is None or self.text is None:
-            return rest, rank
+            return centred, rank
 
         x = _less_means(self.x[:, None], self.group)[:, 0]
         power = np.bincount(self.text, weights=x**2)
@@ -65,7 +65,7 @@ class Effects:
         sloped = power > RANK_TOLERANCE**2 * float(self.x @ self.x)
         products = _sums(columns * x[:, None], self.text)
         slopes = np.where(sloped[:, None], products / np.where(sloped, power, 1)[:, None], 0)
-        return rest - slopes[self.text] * x[:, None], rank + int(sloped.sum())
+        return centred - slopes[self.text] * x[:, None], rank + int(sloped.sum())
 
 
 def _less_means(columns: Array, group: NDArray[np.intp]) -> Array:
@@ -86,34 +86,33 @@ class LackOfFit:
     """p of the tests; nan where the cells do not carry one."""
 
     replicates: float
-    """Of the mean over texts."""
+    """p that the mean over texts fits the law: F test against the disagreement of texts."""
     curvature: float
-    """In log rank and log length."""
+    """p that there is no further curvature in log rank and log length."""
     bend: float
-    """In what the law predicts."""
+    """p that there is no further bend in what the law predicts (RESET)."""
     pattern: float
-    """Root mean square of what curvature and bend explain of the residuals, as a share of the gain.
-    """
+    """Root mean square of what curvature and bend explain, as a share of the gain."""
 
     shortfall: float
-    """p that the longest texts miss nothing, of one side."""
+    """One-sided p that the longest texts miss nothing of their gain."""
     missing: float
-    """What they miss against the shortest ones, as a share of their gain."""
+    """Share of the gain that the longest texts miss, compared with the shortest ones."""
 
     @property
     def p(self) -> float:
-        """The smaller; nan without a test."""
+        """Smallest p of the three F tests; nan without a test."""
         tested = [p for p in (self.replicates, self.curvature, self.bend) if math.isfinite(p)]
         return min(tested, default=math.nan)
 
     @property
     def rejected(self) -> bool:
-        """Whether no form of pml describes the cells."""
+        """Whether no form of pml fits the cells."""
         return self.p < REJECTED
 
     @property
     def long_texts_short(self) -> bool:
-        """Whether long texts gain less than where they bend tells."""
+        """Whether long texts gain less than any form predicts."""
         return self.shortfall < SHORT
 
 
@@ -123,37 +122,39 @@ def lack_of_fit(cells: Observations, fit: LikelihoodFit) -> LackOfFit:
     residual = cells.delta / predicted - 1
     parameters = len(fit.form.free) - 1
 
-    observed = cells.measured
-    known = _slopes(cells, fit)[observed]
-    curves = _curves(cells, fit)[observed]
-    bends = _bends(cells, fit)[observed]
-    residual_there = residual[observed]
+    # M measured cells.
+    measured = cells.measured
+    jacobian_MF = _slopes(cells, fit)[measured]
+    curvature_M5 = _curves(cells, fit)[measured]
+    bend_M4 = _bends(cells, fit)[measured]
+    residual_M = residual[measured]
 
     text, _ = cells.texts
     cluster, _ = cells.clusters
     x = _standardised(design_of(cells, fit.centre).x)
-    effects = Effects(group=cluster[observed], x=x[observed], text=text[observed])
+    effects = Effects(group=cluster[measured], x=x[measured], text=text[measured])
 
-    both = np.concatenate([known, curves, bends], axis=1)
-    left, _ = _unexplained(known, residual_there, effects)
-    less, _ = _unexplained(both, residual_there, effects)
+    extended = np.concatenate([jacobian_MF, curvature_M5, bend_M4], axis=1)
+    rss_law, _ = _residual_sum(jacobian_MF, residual_M, effects)
+    rss_extended, _ = _residual_sum(extended, residual_M, effects)
 
     shortfall, missing = _shortfall(cells, fit, residual)
     return LackOfFit(
         replicates=_replicates(cells, residual, parameters),
-        curvature=_added(known, curves, residual_there, effects),
-        bend=_added(known, bends, residual_there, effects),
-        pattern=math.sqrt(max(0.0, left - less) / max(1, int(observed.sum()))),
+        curvature=_added(jacobian_MF, curvature_M5, residual_M, effects),
+        bend=_added(jacobian_MF, bend_M4, residual_M, effects),
+        pattern=math.sqrt(max(0.0, rss_law - rss_extended) / max(1, int(measured.sum()))),
         shortfall=shortfall,
         missing=missing,
     )
 
 
 def _shortfall(cells: Observations, fit: LikelihoodFit, residual: Array) -> tuple[float, float]:
-    """p of one side that long texts miss no share of their gain, and that share; nan untested.
+    """One-sided p that long texts miss no share of their gain, and that share; nan untested.
 
-    One more column, log length, beside what the law can follow and a level of every text. The error
-    of its coefficient is the wider of that of cells and that of texts at one length.
+    A regression of the residuals on log length, beside the Jacobian of the law and a level of every
+    text. The error of its slope is the larger of that of independent cells and that clustered by
+    text and length.
 
     Args:
         residual: (N,) relative.
@@ -162,24 +163,27 @@ def _shortfall(cells: Observations, fit: LikelihoodFit, residual: Array) -> tupl
     text, texts = cells.texts
     cluster = cells.clusters[0][measured]
     clusters = len(np.unique(cluster))
-    known = _slopes(cells, fit)[measured]
+    jacobian_MF = _slopes(cells, fit)[measured]
     effects = Effects(group=text[measured])
     log_length = np.log(cells.length[measured])
-    column, rank = _left_over(known, log_length, effects)
-    left, _ = _left_over(known, residual[measured], effects)
-    own = float(column @ column)
-    degrees = len(left) - rank - 1
-    if min(degrees, clusters - texts - 1) < MIN_DEGREES or own <= RANK_TOLERANCE * len(left):
+    # Both sides without what the law and the texts explain.
+    regressor_M, rank = _partial_out(jacobian_MF, log_length, effects)
+    residual_M, _ = _partial_out(jacobian_MF, residual[measured], effects)
+
+    square = float(regressor_M @ regressor_M)
+    degrees = len(residual_M) - rank - 1
+    is_constant = square <= RANK_TOLERANCE * len(residual_M)
+    if min(degrees, clusters - texts - 1) < MIN_DEGREES or is_constant:
         return math.nan, math.nan
 
-    tilt = float(column @ left) / own
-    noise = left - tilt * column
-    of_cells = float(noise @ noise) / degrees * own
-    sums = np.bincount(cluster, weights=column * noise)
-    of_clusters = float(sums @ sums) * clusters / (clusters - 1)
-    error = math.sqrt(max(of_cells, of_clusters, 1e-300)) / own
-    p = float(stats.t.cdf(tilt / error, clusters - texts - 1))
-    return p, -tilt * float(np.ptp(log_length))
+    slope = float(regressor_M @ residual_M) / square
+    noise_M = residual_M - slope * regressor_M
+    cell_variance = float(noise_M @ noise_M) / degrees * square
+    scores = np.bincount(cluster, weights=regressor_M * noise_M)
+    cluster_variance = float(scores @ scores) * clusters / (clusters - 1)
+    error = math.sqrt(max(cell_variance, cluster_variance, 1e-300)) / square
+    p = float(stats.t.cdf(slope / error, clusters - texts - 1))
+    return p, -slope * float(np.ptp(log_length))
 
 
 def _replicates(cells: Observations, residual: Array, parameters: int) -> float:
@@ -249,39 +253,48 @@ def _slopes(cells: Observations, fit: LikelihoodFit) -> Array:
     return np.asarray(slopes[0])
 
 
-def _added(known: Array, columns: Array, residual: Array, effects: Effects) -> float:
-    """p that further columns explain nothing of (N,) residuals, (N, K) known and (N, L) others."""
-    left, rank = _unexplained(known, residual, effects)
-    less, larger_rank = _unexplained(np.concatenate([known, columns], axis=1), residual, effects)
+def _added(jacobian: Array, columns: Array, residual: Array, effects: Effects) -> float:
+    """p that further columns explain nothing of the residuals: an F test.
+
+    Args:
+        jacobian: of the law, (M, F).
+        columns: the further ones, (M, L).
+        residual: (M,) relative.
+        effects: nuisance effects of both models.
+    """
+    rss_law, rank = _residual_sum(jacobian, residual, effects)
+    extended = np.concatenate([jacobian, columns], axis=1)
+    rss_extended, larger_rank = _residual_sum(extended, residual, effects)
     added = larger_rank - rank
     degrees = len(residual) - larger_rank
 
     if added < 1 or degrees < MIN_DEGREES:
         return math.nan
 
-    f = (left - less) / added / max(less / degrees, 1e-300)
+    f = (rss_law - rss_extended) / added / max(rss_extended / degrees, 1e-300)
     return float(stats.f.sf(f, added, degrees))
 
 
-def _unexplained(columns: Array, values: Array, effects: Effects) -> tuple[float, int]:
-    """Sum of squares that effects and (N, K) columns leave of (N,) values, and their rank."""
-    residual, rank = _left_over(columns, values, effects)
+def _residual_sum(columns: Array, values: Array, effects: Effects) -> tuple[float, int]:
+    """Residual sum of squares of (N,) values on effects and (N, K) columns, and their rank."""
+    residual, rank = _partial_out(columns, values, effects)
     return float(residual @ residual), rank
 
 
-def _left_over(columns: Array, values: Array, effects: Effects) -> tuple[Array, int]:
-    """What effects and (N, K) columns leave of (N,) values, (N,), and their rank.
+def _partial_out(columns: Array, values: Array, effects: Effects) -> tuple[Array, int]:
+    """Residuals (N,) of values regressed on effects and (N, K) columns, and their rank.
 
-    Both sides are freed from the effects first; regressed on each other they then give the
+    The effects are removed from both sides first; regressed on each other these then give the
     residuals of the regression on all (Frisch, Waugh and Lovell).
     """
     if not len(values):
         return values, 0
-    # Of length 1, so that one tolerance tells what the effects have left of each.
+    # Columns of length 1, so that one tolerance tells which of them the effects explain whole.
     units = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
-    freed, effects_rank = effects.remove(np.column_stack([units, values]))
+    without_effects, effects_rank = effects.remove(np.column_stack([units, values]))
 
-    left, singular, _ = np.linalg.svd(freed[:, :-1], full_matrices=False)
-    basis = left[:, singular > RANK_TOLERANCE]
-    residual = freed[:, -1] - basis @ (basis.T @ freed[:, -1])
+    vectors, singular, _ = np.linalg.svd(without_effects[:, :-1], full_matrices=False)
+    basis = vectors[:, singular > RANK_TOLERANCE]
+    target = without_effects[:, -1]
+    residual = target - basis @ (basis.T @ target)
     return residual, effects_rank + basis.shape[1]

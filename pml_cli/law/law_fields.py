@@ -13,10 +13,10 @@ from typing_extensions import NotRequired, TypedDict
 
 from pml_cli.validation import Count, Lines, Number, Size, Text
 
-# Logarithms and exponents: far beyond any fit, and far below where exp overflows twice.
+# Log parameters and exponents: wider than any fit can give.
 Parameter = Annotated[float, Ge(-1e4), Le(1e4)]
 Positive = Annotated[float, Gt(0), Lt(1e15)]
-# Nats per token; a vocabulary of e^1000 tokens has no name.
+# Loss in nats per token; far above log of any vocabulary.
 Nats = Annotated[float, Ge(0), Lt(1e3)]
 
 
@@ -28,13 +28,13 @@ class CurveFields(TypedDict):
 
 
 class BaseLossFields(CurveFields):
-    """The same, and that of each text."""
+    """Base loss at each length, in the mean and for each text."""
 
     texts: Annotated[list[CurveFields], Len(1)]
 
 
 class EmptyBaseLossFields(TypedDict):
-    """Of a group without cells."""
+    """Base loss of a group without cells."""
 
     length: Annotated[list[Positive], Len(0, 0)]
 

@@ -66,7 +66,7 @@ ESTIMATORS = {"paper": "least squares", "robust": "relative residuals, Huber's l
 Describe = Callable[[Finding | None, SizeAxis], str]
 """Makes the sentence of a finding for a law of that size; empty for None."""
 Say = Callable[[Finding | None], str]
-"""The same for the size of one group."""
+"""Makes the sentence of a finding for the size of one group; empty for None."""
 Record = TypeVar("Record", bound="DataclassInstance")
 ParameterRow = tuple[float, float, float]
 """A value, and the ends of its 95 % interval."""
@@ -89,12 +89,12 @@ class PaperRecord:
     b: float
     """Nats per token."""
     r2: float
-    """Over the unsaturated cells."""
+    """R2 over the unsaturated cells."""
     mape: float
     """Mean absolute error over them, per cent of the measured gain."""
     standard_errors: dict[str, float]
     intervals_95: dict[str, Interval]
-    """By Student's t, cells taken as independent."""
+    """Intervals by Student's t, assuming independent cells."""
     covariance: list[list[float]]
     """In the order C, alpha, beta, b."""
     spread: float
@@ -110,12 +110,12 @@ class HeldOutRecord:
     """How well the paper's law predicts unsaturated cells of the largest ranks and lengths."""
 
     mape: float | None
-    """Per cent of the measured gain; null with a reason."""
+    """MAPE in per cent of the measured gain; null with a reason."""
     reason: str
     ranks: tuple[float, ...]
-    """Left out."""
+    """Ranks held out of the fit."""
     lengths: tuple[float, ...]
-    """Left out."""
+    """Lengths held out of the fit."""
     n_fit: int
     """Unsaturated cells in the fit."""
     n_test: int
@@ -131,11 +131,11 @@ class CheckRecord:
     reason: str
     """Why there is no check, or an incomplete one."""
     mape: float
-    """Per cent of the measured gain, over the unsaturated cells left out."""
+    """MAPE in per cent of the measured gain over the unsaturated cells left out."""
     mape_all: float
-    """Over all cells left out."""
+    """MAPE in per cent over all cells left out, saturated ones included."""
     coverage: float
-    """Share of the unsaturated ones inside the 95 % prediction interval."""
+    """Share of the unsaturated cells left out that lie inside the 95 % prediction interval."""
     n_fit: int
     """Cells in the fit."""
     n_test: int
@@ -171,7 +171,7 @@ class PowerLawRecord:
     aicc_difference: float
     """Always null: these laws saw other cells."""
     checks: dict[str, CheckRecord]
-    """By what was left out."""
+    """Held-out checks, by which cells were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ class LikelihoodRecord:
     """A law fitted to all cells by censored maximum likelihood."""
 
     name: str
-    """As in tables: hill + b."""
+    """Name of the law in tables: hill + b."""
     law: str
     """Formula."""
     form: dict[str, Any]
@@ -188,42 +188,42 @@ class LikelihoodRecord:
     status: str
     reason: str
     parameters: dict[str, float]
-    """In natural units."""
+    """Parameters in natural units."""
     intervals_95_naive: dict[str, Interval]
-    """From the covariance, cells taken as independent."""
+    """Intervals from the covariance, assuming independent cells."""
     theta: dict[str, float]
-    """By the names of parameters.THETA_NAMES."""
+    """Parameters on the scale of the fit, by the names of parameters.THETA_NAMES."""
     centre: dict[str, float]
-    """log_rank and log_length."""
+    """Mean log rank and mean log length, where c is centred: `log_rank`, `log_length`."""
     covariance: list[list[float]]
-    """Of theta, cells taken as independent."""
+    """Covariance of theta, assuming independent cells."""
     covariance_clustered: list[list[float]]
-    """Of theta, from the scores of the clusters."""
+    """Covariance of theta from the scores of the clusters of one text and length."""
     clusters: int
-    """Texts times lengths."""
+    """Number of clusters of one text and length."""
     covariance_texts: list[list[float]]
-    """Of theta, from the scores of the texts."""
+    """Covariance of theta from the scores of the texts."""
     texts: int
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     aicc: float
     r2: float
-    """Over the unsaturated cells."""
+    """R2 over the unsaturated cells."""
     mape: float
-    """Over them, per cent of the measured gain."""
+    """MAPE over the unsaturated cells, per cent of the measured gain."""
     r2_all: float
-    """Over all cells."""
+    """R2 over all cells."""
     mape_all: float
     n: int
     """Cells in the fit: all."""
     n_saturated: int
-    """Of them lower limits."""
+    """Number of saturated cells, whose gains are lower limits."""
     cells_sha256: str
-    """Of the cells: criteria compare where it is equal."""
+    """SHA-256 of the cells: AICc of laws compares only where it is equal."""
     aicc_difference: float
-    """Above the least of these laws."""
+    """AICc above the smallest AICc of these laws."""
     checks: dict[str, CheckRecord]
-    """By what was left out."""
+    """Held-out checks, by which cells were left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,9 +235,9 @@ class BootstrapRecord:
     clusters: int
     """Texts; texts times lengths where there are fewer than four."""
     draws: int
-    """That converged."""
+    """Number of bootstrap draws that converged."""
     failed: int
-    """That did not."""
+    """Number of bootstrap draws that did not converge."""
     intervals_95: dict[str, Interval]
 
 
@@ -246,9 +246,9 @@ class ProfileRecord:
     """Profile likelihood of one parameter of the chosen law."""
 
     values: list[float]
-    """At which the parameter was held."""
+    """Values at which the parameter was held fixed."""
     deviance: list[float]
-    """Twice the fall of the log-likelihood there."""
+    """Twice the fall of the log-likelihood at each value."""
     interval_95: Interval
     """null at a side that the likelihood does not close."""
 
@@ -271,7 +271,7 @@ class RecallRecord:
     blur: dict[str, float]
     """Width of the error that the steps between the ranks and lengths tried leave, on logs."""
     draws: int
-    """Of the bootstrap."""
+    """Number of bootstrap draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,10 +304,10 @@ class ExponentRecord:
     """alpha or beta by every form that fits nearly as well as the chosen one."""
 
     interval_95: Interval
-    """Of the weighted mixture: the interval in the tables."""
+    """95 % interval of the weighted mixture, as in the tables."""
     forms: tuple[str, ...]
     weights: list[float]
-    """Of each form, adding up to 1."""
+    """Weight of each form; they add up to 1."""
     values: list[float]
     """The exponent by each form."""
     errors: list[float]
@@ -319,13 +319,13 @@ class GroupRecord:
     """One group of comparable cells."""
 
     name: str
-    """As in tables."""
+    """Name of the group in tables."""
     slug: str
-    """In cells.csv and in `draws`."""
+    """Name of the group in cells.csv and in `draws`."""
     key: dict[str, Any]
     """The settings that the cells share."""
     cells: int
-    """Those that no law may use, too."""
+    """Number of cells, including those that no law may use."""
     fit: PaperRecord
     """The paper's estimator."""
     held_out: HeldOutRecord
@@ -337,11 +337,11 @@ class GroupRecord:
     """The largest ranks and longest lengths by the law that is chosen without them, of which `laws`
     has the name; null without a chosen law."""
     intervals_95: dict[str, Interval]
-    """Of the chosen law's parameters, as the tables have them; empty without one."""
+    """Intervals of the chosen law's parameters, as in the tables; empty without a chosen law."""
     bootstrap: BootstrapRecord | None
-    """Of the chosen law; null with draws=0."""
+    """Bootstrap of the chosen law; null with draws=0."""
     profiles: dict[str, ProfileRecord]
-    """Of the chosen law, by parameter."""
+    """Profile likelihoods of the chosen law, by parameter."""
     exponents: dict[str, ExponentRecord]
     """alpha and beta over all forms; empty without a chosen law."""
     lack_of_fit: LackOfFit | None
@@ -355,17 +355,17 @@ class GroupRecord:
     recall: RecallRecord
     """The law of exact recall."""
     all_recall: RecallRecord | None
-    """Where cells have several samples (facts): the law of recalling all of them."""
+    """Law of recalling every sample of a run; null where runs have one sample each."""
     share_recall: dict[str, RecallRecord]
-    """Of at least 0.5, 0.9 and 0.99 of the samples; empty with one sample a cell."""
+    """Laws of recalling at least 0.5, 0.9 and 0.99 of the samples; empty with one sample a cell."""
     tokens_per_sample: float
     """Mean target tokens of a sample."""
     capacity: list[BitsPerParameter]
-    """Bits a parameter, for each rank and count."""
+    """Bits per parameter, for each rank and way of counting bits."""
     control: UnseenGain | None
     """Gain on unseen sequences of the source."""
     range: RangeRecord
-    """What was trained."""
+    """Range of the ranks and lengths that were trained."""
     base_loss: BaseLossRecord
     warnings: list[str]
     conclusions: list[str]
@@ -378,9 +378,9 @@ class ComparedGroupRecord:
 
     name: str
     parameters: dict[str, float]
-    """Of the common form."""
+    """Parameters of the common form."""
     intervals_95: dict[str, Interval]
-    """Of alpha and beta."""
+    """95 % intervals of alpha and beta."""
     n: int
     aicc_cost: float
     """AICc of the common form above that of this group's best."""
@@ -416,7 +416,7 @@ class LawFile:
     x: str
     """What the ranks of the laws are: rank or parameters."""
     comparisons: list[ComparisonRecord]
-    """Of groups, with --by."""
+    """Comparisons of groups, with --by."""
     bits_lines: list[BitsLine]
     """Parameters against bits, a line for each loss with several groups."""
     groups: list[GroupRecord]
@@ -728,14 +728,14 @@ class Report:
     """What a law.json can answer."""
 
     laws: list[FittedLaw]
-    """Of the groups with a law of the gain or of exact recall."""
+    """Laws of the groups that have a law of the gain or of exact recall."""
     left_out: dict[str, str]
     """The names of the other groups, each with the reason."""
     lines: list[BitsLine]
     """Parameters against bits, over several groups."""
     parameters: dict[str, dict[str, ParameterRow]]
-    """Of each group with a law, by its name: value and interval of each parameter of the chosen law
-    of the gain; empty where it has none."""
+    """Value and interval of each parameter of the chosen law of the gain, by the name of the
+    group; empty for a group without a chosen law."""
 
 
 def load(path: Path, group: str | None = None) -> list[FittedLaw]:
@@ -846,7 +846,7 @@ def _read_content(file: Path) -> dict[str, Any]:
     """The content of a law.json of this format."""
     content = load_json(file, AGAIN)
     if not isinstance(content, dict) or "format" not in content:
-        raise UserError(f"{file}: not a law.json (it names no format); {AGAIN}")
+        raise UserError(f"{file}: not a law.json (the key `format` is missing); {AGAIN}")
 
     found_format = content["format"]
     if found_format != FORMAT:
@@ -896,10 +896,10 @@ def _fitted_law(group: dict[str, Any], content: dict[str, Any]) -> FittedLaw:
 
     trained = _from_json(RangeRecord, group["range"])
     if trained.rank != sorted(trained.rank) or trained.length != sorted(trained.length):
-        raise ValueError("a range ends below its beginning")
+        raise ValueError("a range has its lower end above its upper end")
     base = _from_json(BaseLossRecord, group["base_loss"])
     if trained.length and not base.length:
-        raise ValueError("base_loss is empty, which only that of a group without cells is")
+        raise ValueError("base_loss is empty although the group has cells")
     texts = [_from_json(LengthCurveRecord, text) for text in group["base_loss"]["texts"]]
     return FittedLaw(
         name=group["name"],
@@ -1002,5 +1002,5 @@ def _length_curve(record: LengthCurveRecord | BaseLossRecord) -> LengthCurve:
     lengths = np.array(record.length, float)
     nats = np.array(record.nats, float)
     if len(lengths) != len(nats):
-        raise ValueError("base losses of other lengths")
+        raise ValueError("base_loss: length and nats differ in number")
     return LengthCurve(log_length=np.log(lengths), nats=nats)

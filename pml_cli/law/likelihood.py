@@ -248,7 +248,7 @@ def scores(
 
 
 def _law_positions(free_F: Array) -> tuple[int, ...]:
-    """Of (F,) free parameters those of the law: all but the spread."""
+    """Positions, among (F,) free parameters, of those of the law: all but the spread."""
     return tuple(int(p) for p in free_F if p != LOG_SPREAD)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pml_cli.law.findings import BOUND_HIT, NOT_IDENTIFIED, OK, Finding, finding
 from pml_cli.law.forms import Form, log_gain, log_gain_slopes, relative_spread
@@ -90,7 +90,7 @@ class LikelihoodFit:
     It holds where the residuals of cells that share text and length are correlated.
     """
     clusters: int
-    """Texts times lengths."""
+    """Number of clusters of one text and length."""
     by_text: Array
     """(P, P) of theta, from the scores of the texts; nan for one text."""
     texts: int
@@ -105,28 +105,28 @@ class LikelihoodFit:
     nll: float
     """Negative log-likelihood, a sum over the cells."""
     n: int
-    """Cells."""
+    """Number of cells in the fit."""
     n_saturated: int
-    """Of them censored."""
+    """Number of saturated cells, whose gains are right-censored."""
     r2: float
-    """Over the unsaturated cells, as for the paper's fit."""
+    """R2 over the unsaturated cells, as for the paper's fit."""
     mape: float
-    """Per cent of the measured gain, over the unsaturated cells."""
+    """MAPE over the unsaturated cells, per cent of the measured gain."""
     r2_all: float
-    """Over every cell."""
+    """R2 over all cells."""
     mape_all: float
-    """Over every cell; the gain of a saturated one is a lower limit."""
+    """MAPE over all cells, per cent; the gain of a saturated cell is a lower limit."""
     fingerprint: str = field(repr=False)
-    """Of the cells."""
+    """Hash of the cells; AICc of fits compares only where it is equal."""
 
     @property
     def name(self) -> str:
-        """Of the form: hill + b."""
+        """Name of the form: hill + b."""
         return self.form.name
 
     @property
     def uses_saturated(self) -> bool:
-        """As lower limits of their gain."""
+        """True: saturated cells enter as lower limits of their gain."""
         return True
 
     @property
@@ -385,6 +385,39 @@ def _nodes(form: Form) -> Array:
     return theta
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Covariances:
+    """Covariances of theta, (P, P) each.
+
+    The last three are sandwiches over clusters (Liang and Zeger 1986, with G / (G - 1) for G
+    clusters).
+    """
+
+    independent: Array
+    """Inverse of the information: cells are independent."""
+    by_text_and_length: Array
+    """Clusters: the cells of one text at one length."""
+    by_text: Array
+    """Clusters: the cells of one text."""
+    by_cell: Array
+    """Every cell a cluster, so that spreads may differ."""
+    inflation: float
+    """Mean ratio of the variances by text and length to the independent ones, at least 1."""
+
+    @classmethod
+    def unknown(cls) -> _Covariances:
+        """Without numbers: of a parameter at its bound, or of a law that is not identified."""
+        size = len(THETA_NAMES)
+        square = np.full((size, size), math.nan)
+        return cls(
+            independent=square,
+            by_text_and_length=square,
+            by_text=square,
+            by_cell=square,
+            inflation=1.0,
+        )
+
+
 def _unidentified(
     cells: Observations,
     form: Form,
@@ -393,21 +426,20 @@ def _unidentified(
 ) -> LikelihoodFit:
     """A result without numbers."""
     # Nothing about the parameters, everything about the cells.
-    size = len(THETA_NAMES)
-    square = np.full((size, size), math.nan)
+    unknown = _Covariances.unknown()
     return LikelihoodFit(
         form=form,
         status=NOT_IDENTIFIED,
         finding=reason,
-        theta=np.full(size, math.nan),
+        theta=np.full(len(THETA_NAMES), math.nan),
         centre=centre,
-        covariance=square,
-        clustered=square,
+        covariance=unknown.independent,
+        clustered=unknown.by_text_and_length,
         clusters=cells.clusters[1],
-        by_text=square,
+        by_text=unknown.by_text,
         texts=cells.texts[1],
-        by_cell=square,
-        inflation=1.0,
+        by_cell=unknown.by_cell,
+        inflation=unknown.inflation,
         nll=math.nan,
         n=len(cells),
         n_saturated=int(cells.saturated.sum()),
@@ -438,16 +470,13 @@ def _result(
     stopped = at_exponent_bound(theta[ALPHA], theta[BETA])
     stopped = stopped or _at_other_bound(theta, form, float(cells.base.max()))
 
-    size = len(THETA_NAMES)
-    naive = np.full((size, size), math.nan)
-    robust = [naive, naive, naive]
-    inflation = 1.0
+    covariances = _Covariances.unknown()
     if not stopped:
         silent = _uninformed(form, design, theta)
         if silent:
             reason = finding("no_information", parameter=silent)
             return _unidentified(cells, form, centre, reason)
-        naive, robust, inflation = _covariances(cells, form, design, theta)
+        covariances = _covariances(cells, form, design, theta)
 
     log_gains = log_gain(theta[None], design.x, design.y, design.base, form.link)
     predicted = np.exp(log_gains[0])
@@ -458,13 +487,13 @@ def _result(
         finding=stopped,
         theta=theta,
         centre=centre,
-        covariance=naive,
-        clustered=robust[0],
+        covariance=covariances.independent,
+        clustered=covariances.by_text_and_length,
         clusters=cells.clusters[1],
-        by_text=robust[1],
+        by_text=covariances.by_text,
         texts=cells.texts[1],
-        by_cell=robust[2],
-        inflation=inflation,
+        by_cell=covariances.by_cell,
+        inflation=covariances.inflation,
         nll=nll,
         n=len(cells),
         n_saturated=int(cells.saturated.sum()),
@@ -503,14 +532,11 @@ def _covariances(
     form: Form,
     design: Design,
     theta: Array,
-) -> tuple[Array, list[Array], float]:
-    """Covariances of theta, (P, P) each: from the information, and three sandwiches.
+) -> _Covariances:
+    """Covariances at the optimum.
 
-    The sandwiches (Liang and Zeger 1986, with G / (G - 1) for G clusters) take as clusters a text
-    and length, a text, and a cell.
-
-    Returns:
-        The first, the three, and the inflation of the first of these three.
+    Args:
+        theta: (P,) the optimum.
     """
     free = np.array(form.free)
     information = _information(form, design, theta)
@@ -523,23 +549,29 @@ def _covariances(
     size = len(THETA_NAMES)
     # Parameters that are not free have no variance.
     block = np.ix_(free, free)
-    naive = np.zeros((size, size))
-    naive[block] = inverse / scales
+    independent = np.zeros((size, size))
+    independent[block] = inverse / scales
 
-    single = (np.arange(len(cells)), len(cells))
-    sandwiches = []
-    inflations = []
-    for cluster, count in (cells.clusters, cells.texts, single):
+    def middle_of(cluster: NDArray[np.intp], count: int) -> Array:
         # What cells of one cluster have in common adds up.
         sums = np.zeros((count, len(free)))
         np.add.at(sums, cluster, scaled_scores)
-        middle = sums.T @ sums * count / max(1, count - 1)
+        return np.asarray(sums.T @ sums * count / max(1, count - 1))
 
-        sandwich = np.zeros((size, size))
-        sandwich[block] = inverse @ middle @ inverse / scales
-        sandwiches.append(sandwich)
-        inflations.append(float(np.trace(inverse @ middle)) / len(free))
-    return naive, sandwiches, max(1.0, inflations[0])
+    def sandwich(middle: Array) -> Array:
+        covariance = np.zeros((size, size))
+        covariance[block] = inverse @ middle @ inverse / scales
+        return covariance
+
+    by_text_and_length = middle_of(*cells.clusters)
+    inflation = float(np.trace(inverse @ by_text_and_length)) / len(free)
+    return _Covariances(
+        independent=independent,
+        by_text_and_length=sandwich(by_text_and_length),
+        by_text=sandwich(middle_of(*cells.texts)),
+        by_cell=sandwich(middle_of(np.arange(len(cells)), len(cells))),
+        inflation=max(1.0, inflation),
+    )
 
 
 def _at_other_bound(

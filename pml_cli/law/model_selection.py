@@ -54,7 +54,7 @@ class Check:
     mape: float
     """Per cent of the measured gain, over the unsaturated cells left out; nan without any."""
     mape_all: float
-    """Over all cells left out."""
+    """MAPE in per cent over all cells left out, saturated ones included."""
     coverage: float
     """Share of the unsaturated ones inside the 95 % prediction interval."""
     n_fit: int

@@ -1,10 +1,10 @@
-"""Does the noise grow with the gain? If not as the likelihood takes it, cells get other spreads.
+"""Heteroscedasticity: is the noise proportional to the gain, as the likelihood assumes?
 
-The likelihood takes noise as a share of the gain. Noise of the same nats everywhere would then
-count most where the gain is least, and a wrong bend passes for noise where it is largest. Koenker's
-(1981) test, which heavy tails do not mislead, asks whether squared relative residuals depend on the
-gain; where they do, the spread is taken as a power of it (Carroll and Ruppert 1988, power of the
-mean).
+Noise of the same nats everywhere would count most where the gain is smallest, and a wrong form
+would pass for noise where the gain is largest. Koenker's (1981) test, which heavy tails do not
+mislead, asks whether squared relative residuals depend on the gain. Where they do, the noise is
+modelled as a power of the gain (Carroll and Ruppert 1988, power of the mean) and the cells are
+reweighted.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pml_cli.law.model_selection import choose
 from pml_cli.law.observations import Observations
 from pml_cli.stats import Array
 
-# p below which the noise is no share of the gain: rare, as every cell then weighs differently.
+# p below which proportional noise is rejected; strict, because rejecting it reweights every cell.
 SIGNIFICANT = 0.001
 # Powers of the gain that a relative spread may follow; -1 is noise of the same nats everywhere.
 POWERS = (-1.5, 1.0)
-# Cells whose residuals tell; fewer say nothing.
+# Fewest measured cells for the test.
 MIN_CELLS = 20
 
 
 def with_noise(cells: Observations, fits: Sequence[LikelihoodFit]) -> Observations:
-    """The same cells, with spreads that follow the gain where the noise is no share of it.
+    """Cells reweighted by a power of the gain, where the noise is not proportional to the gain.
 
     Args:
         fits: of every form, to these cells; the best of them says what the gains are.
 
     Returns:
-        The cells themselves, where nothing speaks against noise as a share of the gain.
+        The same object, where proportional noise is not rejected.
     """
     chosen = choose(fits)
     if chosen is None:
@@ -90,7 +90,7 @@ def _noise_power(cells: Observations, fit: LikelihoodFit, log_gain: Array) -> fl
         return 0.0
 
     def negative_log_likelihood(power: float) -> float:
-        """Of normal residuals whose spread is profiled out."""
+        """Negative log-likelihood of normal residuals whose spread is profiled out."""
         scaled = squares * np.exp(-2 * power * x)
         return float(count / 2 * np.log(scaled.mean()))
 

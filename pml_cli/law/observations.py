@@ -89,7 +89,7 @@ class Observations:
     expected: Array
     """(N,) what more training would have gained at most, nats per token.
 
-    0 of a cell that had converged, infinite where nobody knows.
+    0 of a cell that had converged, infinite where it is unknown.
     """
     saturated_below: float = LN2
     """Final loss, nats per token, at or below which a cell is saturated."""

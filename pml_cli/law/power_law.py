@@ -54,7 +54,7 @@ class PowerLawFit:
     """
 
     name: str
-    """Of the estimator: paper, or robust."""
+    """Name of the estimator: paper or robust."""
     status: str
     """OK, BOUND_HIT or NOT_IDENTIFIED."""
     finding: Finding | None
@@ -70,7 +70,7 @@ class PowerLawFit:
     covariance: Array
     """(4, 4) in the order of PARAMETERS."""
     r2: float
-    """Over the cells used."""
+    """R2 over the cells used."""
     mape: float
     """Mean absolute error over the cells used, per cent of the measured gain."""
     used: Mask

@@ -68,7 +68,7 @@ class RecallFit:
     rank_blur: float
     """Width of the uniform error that the steps between the ranks tried leave, on logs."""
     length_blur: float
-    """The same of the lengths."""
+    """Width of the uniform error that the steps between the lengths tried leave, on logs."""
 
     def probabilities(self, rank: float, length: float) -> Array:
         """Probability of exact recall, (1 + D,): of the fit and of the draws."""

@@ -163,7 +163,8 @@ def _huber(theta: Array, problem: _Residuals) -> Array:
     spread = _spread(problem.at(theta))
     for _ in range(ROUNDS):
         theta = _minimise(theta, problem, problem.weight, bend=HUBER * spread)
-        previous, spread = spread, _spread(problem.at(theta))
+        previous = spread
+        spread = _spread(problem.at(theta))
         if abs(spread - previous) <= TOLERANCE * spread:
             break
     return theta

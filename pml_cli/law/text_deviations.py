@@ -1,4 +1,4 @@
-"""Which text is off? How far the gains of each text lie from the law, a row a text."""
+"""Which text is an outlier? How far the gains of each text lie from the law."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from pml_cli.law.observations import Observations
 from pml_cli.stats import Array
 
-# A text is off if it lies this far from the median of all, relative to the gain, and this many
-# times as far as the typical text.
+# A text is an outlier if it lies this far from the median of all, relative to the gain, and this
+# many times as far as the typical text.
 LEAST_DEVIATION = 0.1
 LEAST_RATIO = 4.0
-# With fewer texts nobody knows which of them is off.
+# Fewer texts cannot single out an outlier.
 MIN_TEXTS = 3
 
 
@@ -22,11 +22,11 @@ class TextDeviation:
     """One text."""
 
     text: str
-    """As `observations.text_names` has it."""
+    """Name of the text, as in `observations.text_names`."""
     deviation: float
     """Median over its unsaturated cells of gain over law, less 1."""
     cells: int
-    """Unsaturated ones."""
+    """Number of its unsaturated cells."""
     off: bool
     """Whether it stands apart from the other texts."""
 

@@ -86,19 +86,21 @@ class ChatTemplate:
         rendered = self._tried(messages, thinking, date)
         # Some templates of multimodal models read the parts of a message alone, and skip a text.
         if rendered == self._tried(_messages(OTHER_QUESTION, system), thinking, date):
-            reason = f"{self._name} leaves the question out"
-            raise UserError(f"data.chat=true: {reason}; leave it false, with data.separator=TEXT")
+            raise UserError(
+                f"data.chat=true: {self._name} ignores the user message; set data.chat=false and "
+                "data.separator=TEXT"
+            )
 
         if thinking is not None and rendered == self._tried(messages, not thinking, date):
             setting = f"data.thinking={str(thinking).lower()}"
-            raise UserError(f"{setting}: {self._name} knows no thinking; leave it null")
+            raise UserError(f"{setting}: {self._name} has no thinking mode; leave it null")
 
     def _check_system(self, system: str, thinking: bool | None, date: str) -> None:
         rendered = self._with_system(system, thinking, date)
         # Its text may be changed, as to capitals; that of another one then is too.
         is_heeded = rendered != self._with_system(f"{system} {MARKER}", thinking, date)
         if system.strip() and not is_heeded:
-            raise UserError(f"data.system={system!r}: {self._name} leaves a system turn out")
+            raise UserError(f"data.system={system!r}: {self._name} ignores system messages")
 
     def _with_system(self, system: str, thinking: bool | None, date: str) -> str:
         try:

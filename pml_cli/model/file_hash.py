@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _json_field(path: Path, name: str) -> Any:
-    """A field of a JSON file; None where the file lacks it, is damaged or is not there."""
+    """A field of a JSON file; None where the file lacks it, is damaged or is missing."""
     try:
         return read_json(path, dict[str, Any], "").get(name)
     except UserError:
@@ -86,7 +86,7 @@ def sampled_hash(path: Path) -> str:
 def tensors_hash(path: Path) -> str:
     """Hash the tensors of a safetensors file: names, shapes and values.
 
-    The file's own bytes are no measure: its metadata is written in an order of chance.
+    The bytes of the file cannot be hashed: safetensors writes its metadata in arbitrary order.
     """
     content = path.read_bytes()
     data_start = 8 + int.from_bytes(content[:8], "little")
@@ -113,7 +113,7 @@ def _gguf_spans(path: Path) -> tuple[int, Spans]:
 
 
 def _safetensors_spans(path: Path) -> tuple[int, Spans]:
-    """As `_gguf_spans`."""
+    """Spans of the tensors of a safetensors file, as `_gguf_spans` gives them."""
     with path.open("rb") as file:
         # A safetensors file begins with the length of its header, in eight bytes.
         length = file.read(8)

@@ -46,7 +46,7 @@ class Head(NamedTuple):
         return self.capped(self.uncapped(hidden))
 
     def uncapped(self, hidden: Tensor) -> Tensor:
-        """The same before the cap."""
+        """Logits before the cap."""
         logits = F.linear(hidden, self.weight_VD, self.bias_V)
         return logits if self.factor is None else logits * self.factor
 
@@ -163,7 +163,7 @@ def token_nll(
 
 
 def logit_nll(logits_NV: Tensor, target_N: Tensor, chunk: int = HEAD_CHUNK) -> TokenScores:
-    """The same scores from logits that exist already; backward forms the softmax.
+    """Scores from logits that exist already; backward forms the softmax.
 
     Args:
         logits_NV: logits at the positions that predict the targets, (N, V).

@@ -116,7 +116,7 @@ def _from_pretrained(settings: Model, source: dict[str, Any]) -> tuple[Any, dict
 
 
 def _dequantised_model(file: Path, settings: Model) -> tuple[Any, dict[str, Any]]:
-    """As `_from_pretrained`, from a GGUF file; its config is that of a model never quantised."""
+    """A model from a GGUF file, dequantised; its config is that of a model never quantised."""
     # transformers draws a bar of its own, which no setting switches off; errors are raised.
     with isolated(file) as source, redirect_stderr(io.StringIO()):
         # The config of the cache folder, because reading it from the file takes seconds.

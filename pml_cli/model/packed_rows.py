@@ -196,7 +196,7 @@ def _with_token_dims(value: Any, longer: Any) -> Any:
         if not dims:
             return value
         if len(dims) > 2 or value.shape[0] != 1 or 0 in dims:
-            raise UnpackableError("a tensor with other dimensions of tokens")
+            raise UnpackableError("a tensor whose token dimensions pml cannot pack")
         return _ByToken(tensor=value, dims=dims)
 
     if type(value) is not type(longer):
@@ -352,7 +352,7 @@ class LastLayerCall:
     all_tokens: LayerCall
     queries: LayerCall
     head_dim: int
-    """Of the attention; 0: projections whose output is not used run all the same."""
+    """Head dimension of the attention; 0: unused projections are computed as well."""
 
     def __call__(self, hidden_BLD: Tensor) -> Tensor:
         """Run the layer on hidden states, (B, L, D): its output at the queries, (B, S, D)."""

@@ -47,9 +47,10 @@ if TYPE_CHECKING:
 
     from pml_cli.model.split_model import SplitModel
 
-# How many times the norm of other positions that of a sink is at least. The embedded model, which
-# has none, stays below 1.7; SmolLM2 has 8 after its last layer, where it is least, and 17 to 170
-# from its twelfth on. A prompt where none was needed does no harm, so the limit is nearer to 1.7.
+# A position is an attention sink if its norm is at least this multiple of the others' median.
+# The embedded model, which has none, stays below 1.7; SmolLM2 has 8 after its last layer, where it
+# is smallest, and 17 to 170 from its twelfth on. An unnecessary prompt is harmless, so the limit is
+# nearer to 1.7.
 SINK_RATIO = 4.0
 
 # Sequences that are measured, and tokens in each behind the prompt: a median over all of them.
@@ -89,7 +90,7 @@ def is_measurable(model: Model) -> bool:
 
 
 def _ratios(key: CacheKey) -> Sequence[float | None] | None:
-    """Of each layer, the norm at the last prompt token as a multiple of the others' median.
+    """Norm at the last prompt token as a multiple of the others' median, for each layer.
 
     Returns:
         None where the weights are not here, or cannot be run.

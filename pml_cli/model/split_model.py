@@ -526,7 +526,7 @@ class SplitModel:
         return prefix.block / gain
 
     def _hold_upper(self, layer: int, is_block: bool) -> None:
-        """Of a streamed model, keep what training needs: the adapter's layer and those above.
+        """Keep what training needs of a streamed model: the adapter's layer and those above.
 
         Beside an MLP block, only the layers above it and the norm that follows it.
         """

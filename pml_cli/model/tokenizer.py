@@ -105,19 +105,21 @@ class Tokenizer:
         """What a function of the backend makes of a text; any failure is one line.
 
         Raises:
-            UserError: the text holds half a character, or the tokenizer fails.
+            UserError: the text holds an unpaired surrogate, or the tokenizer fails.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            half = f"U+{ord(text[error.start]):04X} (half a character, as of a cut emoji)"
-            raise UserError(f"{_shown(text)}: holds {half}, which no tokenizer reads") from error
+            surrogate = f"unpaired surrogate U+{ord(text[error.start]):04X} (half of a cut emoji)"
+            raise UserError(
+                f"{_shown(text)}: holds an {surrogate}, which no tokenizer reads"
+            ) from error
 
         with one_line(f"model={self._model.name}", f"its tokenizer fails on {_shown(text)}"):
             return encode(text)
 
     def _checked(self, ids: list[int]) -> list[int]:
-        """The same ids, refused if one lies outside the embeddings.
+        """The ids, refused if one lies outside the embeddings.
 
         Training would fail with an IndexError, and on CUDA leave a device that no longer answers.
         """

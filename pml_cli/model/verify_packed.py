@@ -71,14 +71,14 @@ class _Outputs(NamedTuple):
     """Outputs at the queries, (B, S, D) each in float64."""
 
     separate: Tensor
-    """Of each sample in a row of its own."""
+    """Outputs for each sample in a row of its own."""
 
     packed: Tensor
     leaky: Tensor
-    """Of samples that see those before them."""
+    """Outputs for samples that see those before them in the row."""
 
     with_others_replaced: Tensor
-    """Of packed rows in which the states of every other sample are others."""
+    """Outputs for packed rows in which the states of every second sample are replaced."""
 
 
 def find_packing_mode(model: SplitModel, bank: AdapterBank, shape: ProbeShape) -> PackingMode:

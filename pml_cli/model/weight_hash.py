@@ -6,7 +6,7 @@ The three hashes of weights in pml, and what each is for:
   of a run records it, and `pml lasting` refuses a run that was trained on other weights.
 - `model.file_hash.sampled_hash`: of a safetensors or GGUF file, of which it reads samples. Part of
   the run id of a local model, so it must be quick and work without torch.
-- `runs.run_id.model_hash`: of a GGUF file or a folder; for a folder, its config, its tokenizer
+- `results.run_id.model_hash`: of a GGUF file or a folder; for a folder, its config, its tokenizer
   and the sampled hashes of its weights. The model part of the run id.
 """
 

@@ -7,7 +7,7 @@ import pandas as pd
 # Of result.json; runs of earlier versions have none of it.
 BASE_COLUMNS = ("base_exact_match", "base_token_accuracy", "base_log10_p")
 
-# From this share of the tokens on, a report says that recall is not learned alone.
+# A report warns if the base model already predicts at least this share of the tokens.
 MUCH_KNOWN = 0.2
 
 
@@ -46,7 +46,7 @@ def much_known_line(cells: pd.DataFrame) -> str:
     return (
         f"known    the base model predicts {100 * known['base_token_accuracy']:.0f} % of these "
         f"tokens right by itself, {100 * known['base_exact_match']:.0f} % of the texts whole: "
-        "recall is not learned alone, and bits are those gained beyond it"
+        "recall is partly prior knowledge, and the reported bits are those added by the adapter"
     )
 
 

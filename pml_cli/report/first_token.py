@@ -28,8 +28,9 @@ def print_prompts(runs: Sequence[Run], console: Console, progress: Console) -> N
         reason = "its first position is an attention sink, so no adapter moves what follows it"
         if not is_measurable(model):
             reason = (
-                "assumed, as its weights are not on this machine or cannot be run on its CPU; "
-                "if its first position is no attention sink, the prompt is empty and ids are others"
+                "assumed, because its weights are not on this machine or cannot run on its CPU; if "
+                "its first position turns out not to be an attention sink, the runs use an empty "
+                "prompt and get other run ids"
             )
         line = f"data.prompt={SINK_PROMPT!r} for model={model.name}: {reason}"
         progress.print(line, highlight=False, soft_wrap=True)

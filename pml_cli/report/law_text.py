@@ -54,10 +54,10 @@ MEANINGS = {
     "alpha": "power of {size}",
     "beta": "power of length",
     "b": "offset (nats/token)",
-    "k": "sharpness of the bend",
-    "floor": "least loss (nats/token)",
+    "k": "sharpness of the saturation",
+    "floor": "smallest loss (nats/token)",
     "level": "loss that memory starts from (nats/token)",
-    "spread": "of a cell around the law, as a share",
+    "spread": "relative spread of a cell around the law",
 }
 
 HELD_OUT = {
@@ -71,7 +71,7 @@ UNSEEN_EFFECTS = {
     "none": "not distinguishable from 0",
     "source_learned": "knowledge of the source, not of the target",
     "source_damaged": "the adapter hurts other text of this source",
-    "unknown": "of one text, so not known to differ from 0",
+    "unknown": "measured on one text only, so no test against 0 is possible",
 }
 
 TEMPLATES: dict[str, str] = {
@@ -86,22 +86,22 @@ TEMPLATES: dict[str, str] = {
         "identifiable; run a grid of both"
     ),
     "gain_not_positive": "a gain is not above 0: relative residuals need gains above 0",
-    "no_finite_likelihood": "no values of its parameters give every cell a gain",
+    "no_finite_likelihood": "no parameter values give every cell a positive predicted gain",
     "no_information": "{parameter} is not identifiable from these cells",
     "exponent_at_lower_bound": (
-        "{parameter} stops at its least value, {bound:g}: the gain does not follow a power of "
+        "{parameter} is at its lower bound, {bound:g}: the gain does not follow a power of "
         "{quantity} in these cells"
     ),
     "exponent_at_upper_bound": (
-        "{parameter} stops at its largest value, {bound:g}: the gain jumps with {quantity} "
+        "{parameter} is at its upper bound, {bound:g}: the gain jumps with {quantity} "
         "instead of following a power of it"
     ),
     "k_at_lower_bound": (
-        "k stops at its least value: the gain bends earlier than the {link} link can"
+        "k is at its lower bound: the gain saturates earlier than the {link} link allows"
     ),
     "k_at_upper_bound": "the {link} link at its sharpest is the {limit} one",
-    "floor_at_zero": "the floor stops at 0: these cells need none",
-    "level_at_zero": "the level stops at 0: it is not identifiable from these cells",
+    "floor_at_zero": "the floor is estimated as 0: these cells need none",
+    "level_at_zero": "the level is estimated as 0: it is not identifiable from these cells",
     "level_above_base_loss": (
         "its level, {level:.3g}, lies above every base loss, the loss of an untrained adapter"
     ),
@@ -130,49 +130,49 @@ TEMPLATES: dict[str, str] = {
         "negative offset usually means saturation the law does not model"
     ),
     "negative_offset": (
-        "b of the chosen law is below 0 ({low:.3g} to {high:.3g}): it still bends less than the "
-        "cells do"
+        "b of the chosen law is negative ({low:.3g} to {high:.3g}): the cells saturate more "
+        "strongly than this form can"
     ),
     "robust_fit_disagrees": (
         "{parameter} of the paper's form is sensitive to outlying cells: a robust estimator gives "
         "{robust:.3g}, outside its 95 % interval ({low:.3g} to {high:.3g})"
     ),
-    "bootstrap_missing": "no bootstrap: {cause}; the intervals take cells as independent",
+    "bootstrap_missing": "no bootstrap: {cause}; the intervals assume independent cells",
     "form_rejected": (
-        "no form of pml describes these cells (p = {p:.1g}): of what the chosen law leaves over, "
-        "{percent:.1f} % of the gain is a pattern, not noise, so its exponents hold for this grid "
-        "alone and their intervals do not cover"
+        "none of pml's forms fits these cells (p = {p:.1g}): the residuals contain a systematic "
+        "pattern of {percent:.1f} % of the gain, so the exponents describe this grid only and "
+        "their intervals are too narrow"
     ),
     "long_texts_short": (
-        "the longest texts gain {percent:.0f} % less than where their gain bends tells "
-        "(p = {p:.1g}), and no form of pml has that: they may not have converged, and beta is then "
-        "too large, its interval does not cover; try train.optimizer=lbfgs train.stop=converged"
+        "the longest texts gain {percent:.0f} % less than any of pml's forms predicts "
+        "(p = {p:.1g}). They may not have converged: beta is then overestimated and its interval "
+        "misses the truth; try train.optimizer=lbfgs train.stop=converged"
     ),
     "noise_by_gain": (
-        "the noise is no fixed share of the gain but grows as its power {power:.1f}: cells weigh "
+        "the noise is not proportional to the gain but to gain^{power:.1f}; cells are weighted "
         "accordingly"
     ),
     "bends_everywhere": (
-        "the gain bends in all but a tenth of the cells, where it rises as x^{slope:.2f} at most: "
-        "the exponents are what this form presumes far below the ceiling, and their intervals do "
-        "not cover other forms; add smaller adapters or longer texts"
+        "90 % of the cells are in the saturating part of the curve (local exponent at most "
+        "{slope:.2f}): alpha and beta depend on the assumed form of the saturation, and their "
+        "intervals do not cover other forms; add smaller adapters or longer texts"
     ),
     "text_off": (
-        "text {text} is off: its gains lie {percent:+.0f} % from the law, those of the others do "
-        "not; without it the scale C is another"
+        "text {text} is an outlier: its gains deviate by {percent:+.0f} % from the law, those of "
+        "the other texts do not; C changes when it is left out"
     ),
     "profile_not_monotone": (
-        "the profile likelihood of {parameter} has more than one minimum: its interval by profile "
+        "the profile likelihood of {parameter} has more than one minimum: its profile interval "
         "may be too narrow"
     ),
     "group_failed": "no law could be computed from these cells ({error})",
     "single_text": (
-        "only one text: another may have other exponents, and no interval here covers that; add "
-        "data.seed=0,1,2"
+        "only one text was measured: other texts may have other exponents, and no interval here "
+        "covers that; add data.seed=0,1,2"
     ),
     "setting_varies": (
-        "{setting} is not the same in all cells ({values}): its effect is confounded with those "
-        "of {quantity} and length"
+        "{setting} differs between cells ({values}): its effect is confounded with those of "
+        "{quantity} and length"
     ),
     "no_trusted_law": (
         "No law on all cells is identified: its exponents mean nothing beyond these cells.\n"
@@ -183,8 +183,8 @@ TEMPLATES: dict[str, str] = {
         "Next: {next_sweep}."
     ),
     "extrapolation_fails": (
-        "Do not extrapolate: cells left out are off by {held_out:.1f} %, against {fitted:.1f} % "
-        "inside."
+        "Do not extrapolate: the mean error is {held_out:.1f} % on held-out cells, against "
+        "{fitted:.1f} % on fitted ones."
     ),
 }
 
@@ -268,8 +268,8 @@ def _cells_unconverged(values: Values) -> str:
     taken = "their gains are taken as measured (unconverged=censor takes them as limits)"
     if values["censored"]:
         taken = (
-            "their gains are taken as at least what was measured, at most that and what was "
-            "expected (unconverged=keep takes them as measured)"
+            "their gains are taken as lying between the measured gain and that plus the "
+            "expected one (unconverged=keep takes them as measured)"
         )
     return f"{counted(values['cells'], 'cell')} had not converged{expected}: {taken}"
 
@@ -286,8 +286,8 @@ def _first_token_unmoved(values: Values) -> str:
     runs = counted(values["runs"], "run")
     return (
         f"the first token is wrong in {values['missing']} of {runs} of {values['model']} without a "
-        "prompt, and training never moved it. Where begin-of-text alone comes before it and is an "
-        "attention sink, no adapter has an effect: give a prompt of a few tokens "
+        "prompt, and training never moved it. If only begin-of-text precedes it and that position "
+        "is an attention sink, no adapter has an effect: give a prompt of a few tokens "
         "(data.prompt='Text:')"
     )
 

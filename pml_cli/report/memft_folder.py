@@ -71,9 +71,9 @@ def write_figures(
 
     paths: list[Path] = []
     groups = list(runs.groupby(shared))
-    told_apart = [[group[key].iloc[0] for key in differing] for _, group in groups]
-    accuracy_stems = file_stems("memft", told_apart)
-    rank_stems = file_stems("ranks", told_apart)
+    distinguishing = [[group[key].iloc[0] for key in differing] for _, group in groups]
+    accuracy_stems = file_stems("memft", distinguishing)
+    rank_stems = file_stems("ranks", distinguishing)
     for index, (values, group) in enumerate(groups):
         names = write_figure(out / accuracy_stems[index], accuracy_figure(group, at_best))
         in_group = (ranks[shared] == list(values)).all(axis=1)

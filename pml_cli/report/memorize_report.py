@@ -20,7 +20,7 @@ class TriedCell:
     """Id of its run."""
 
     seconds: float
-    """Of its training."""
+    """Seconds of its training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class MemorizeReport:
     """All that the answer consists of."""
 
     command: str
-    """As it was typed."""
+    """The command line as typed."""
 
     settings: Mapping[str, Any]
-    """Of the runs, as JSON holds them."""
+    """Settings of the runs, as JSON values."""
 
     limits: Limits
     answer: Answer
@@ -53,16 +53,17 @@ class MemorizeReport:
 
     cells: Sequence[TriedCell]
     forgetting: Forgetting | None
-    """None: not measured."""
+    """Harm of the chosen run; None: not measured."""
 
     proof: Proof | None
-    """None: not measured."""
+    """Proof of the chosen adapter; None: not measured."""
 
     advice: Sequence[str]
     """What to change where no rank keeps the limits, a line each."""
 
     seconds: float
-    """Of all training, that of earlier calls too, and of whatever else this call did."""
+    """Seconds of all training, including that of earlier calls, and of everything else in this
+    call."""
 
     out: Path
     """The folder of the results."""

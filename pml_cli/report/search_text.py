@@ -22,7 +22,7 @@ from pml_cli.launch.throughput import expected_seconds, makespan
 if TYPE_CHECKING:
     from pml_cli.launch.driver import SweepPlan
 
-# Least share of the facts, per cent, with which anyone would be content.
+# Below this share of the facts, per cent, no weaker --exact is suggested.
 WORTH_TAKING = 50
 
 
@@ -128,7 +128,7 @@ def advice(state: SearchState, found: Answer, situation: Situation) -> list[str]
     """
     lines = []
     if situation.out_of_time:
-        lines.append("the budget was over: the same command goes on from the checkpoints")
+        lines.append("the time budget ran out; run the same command again to resume")
     if found.reached:
         return lines
 
@@ -136,8 +136,8 @@ def advice(state: SearchState, found: Answer, situation: Situation) -> list[str]
     if facts is not None and situation.contradictions:
         most = facts - situation.excluded
         lines.append(
-            f"{counted(situation.contradictions, 'question')} with several answers: at most {most} "
-            f"of {facts} facts can be known; mend the file, or give "
+            f"{counted(situation.contradictions, 'question')} with more than one answer: at most "
+            f"{most} of {facts} facts can be recalled; correct the file, or pass "
             f"--exact {math.floor(100 * most / facts)}%"
         )
     lines += _weaker_limits(state, facts)

@@ -57,8 +57,8 @@ def say_outdated(plan: SweepPlan, console: Console) -> None:
 def outdated_line(out: Path, count: int) -> str:
     """What is said of finished runs that are trained again."""
     return (
-        f"{count} done before on other tokens (the data, the tokenizer or its chat template has "
-        f"changed since): trained again; the old run folders are kept in {out / REPLACED}"
+        f"{count} finished before on other tokens (the data, the tokenizer or its chat template "
+        f"has changed) and trained again; their old folders are kept in {out / REPLACED}"
     )
 
 

@@ -44,7 +44,7 @@ def read_curve(path: Path) -> pd.DataFrame:
         raise IrregularError("no column step")
     for name in table.column_names:
         if not COLUMN.fullmatch(name):
-            raise IrregularError("a column's name is not of letters, digits and _")
+            raise IrregularError("column names may contain only letters, digits and _")
         kind = table.schema.field(name).type
         is_right = types.is_integer if name == "step" else _is_number
         if not is_right(kind):
@@ -54,7 +54,7 @@ def read_curve(path: Path) -> pd.DataFrame:
 
     steps = table["step"].to_numpy()
     if len(steps) and (steps.min() < 0 or steps.max() > MOST_STEP):
-        raise IrregularError("column step has values that are no step")
+        raise IrregularError("column step has negative or too large values")
     if (np.diff(steps) <= 0).any():
         raise IrregularError("steps do not ascend")
     frame: pd.DataFrame = table.to_pandas()

@@ -54,7 +54,7 @@ class RunFolder:
         env: versions, device and a hash of the tokens.
         tokens: scores of each token at the logged steps, (logged steps x tokens) rows.
         curve: one row a step.
-        samples: one row a sample: prompt, target, what was decoded (`runs.samples`); older runs
+        samples: one row a sample: prompt, target, what was decoded (`results.samples`); older runs
             have none.
         adapter: the trained adapter, in PEFT's format.
         result: the numbers of a finished run.

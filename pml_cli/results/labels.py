@@ -20,7 +20,8 @@ def with_settled_labels(runs: pd.DataFrame) -> pd.DataFrame:
 
     A model's folder or a data file that was renamed between two sweeps would otherwise split its
     runs into two groups; two hub models of one name (a/base, b/base) would be mixed into one.
-    Runs of old name a loss by its settings where there is an option: memft_margin(switch=1.0).
+    Runs of earlier versions name a loss by its settings where there is an option:
+    memft_margin(switch=1.0).
 
     Args:
         runs: one row a run, as `read_runs`.
@@ -36,7 +37,7 @@ def with_settled_labels(runs: pd.DataFrame) -> pd.DataFrame:
 
     model = _first_of_each(runs["model"], [model_content])
     data = _first_of_each(runs["data"], [source, data_content])
-    runs = runs.assign(model=_told_apart(runs, model), data=data)
+    runs = runs.assign(model=_with_distinguishing_suffix(runs, model), data=data)
     return runs.replace({"loss": option_labels()}) if "loss" in runs else runs
 
 
@@ -45,7 +46,7 @@ def _first_of_each(labels: pd.Series[str], keys: list[pd.Series[str]]) -> pd.Ser
     return labels.groupby(keys).transform("first").fillna(labels)
 
 
-def _told_apart(runs: pd.DataFrame, model: pd.Series[str]) -> pd.Series[str]:
+def _with_distinguishing_suffix(runs: pd.DataFrame, model: pd.Series[str]) -> pd.Series[str]:
     """Hub ids in place of a label that several of them share."""
     if "hub_id" not in runs:
         return model

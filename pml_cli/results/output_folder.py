@@ -48,14 +48,16 @@ def _nearest_folder(out: Path) -> Path:
         parents = out.resolve().parents
         for path in (out, *out.parents):
             if path.is_symlink() and not path.exists():
-                raise UserError(f"out={out}: {path} is a link to {path.readlink()}: not there")
+                raise UserError(
+                    f"out={out}: {path} is a dangling symbolic link to {path.readlink()}"
+                )
         existing = next(path for path in (out, *parents) if path.exists())
-    # Of a link that leads to itself; Python from 3.13 on raises an OSError.
+    # Of a loop of links: Python before 3.13 raises a RuntimeError, later versions an OSError.
     except RuntimeError as error:
-        raise UserError(f"out={out}: a link that leads to itself") from error
+        raise UserError(f"out={out}: a loop of symbolic links") from error
     except OSError as error:
         is_ring = error.errno == errno.ELOOP
-        reason = "a link that leads to itself" if is_ring else error.strerror
+        reason = "a loop of symbolic links" if is_ring else error.strerror
         raise UserError(f"out={out}: {reason}") from error
 
     if not existing.is_dir():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pml_cli.config.schema import FORMAT
 from pml_cli.errors import MAX_LISTED, UserError, and_n_more
+from pml_cli.format import counted
 from pml_cli.results.fields import Answer, ResultFields
 from pml_cli.results.folder import ADAPTER, ERROR, RESULT, RunFolder
 from pml_cli.results.labels import with_settled_labels
@@ -123,16 +124,12 @@ def _distinct(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
         if _numbers(counted_row) == _numbers(row):
             copies.append(pair)
         else:
-            lines.append(f"{pair} are one run with different numbers; the first one counts")
+            lines.append(f"{pair} are the same run with different results; only the first is used")
 
     lines = and_n_more(lines, MAX_LISTED)
     if copies:
-        lines.append(f"{_copies(copies)} of runs, which count once: {copies[0]}")
+        lines.append(f"{counted(copies, 'duplicate run')} ignored: {copies[0]}")
     return list(first.values()), lines
-
-
-def _copies(copies: Sequence[str]) -> str:
-    return "1 copy" if len(copies) == 1 else f"{len(copies)} copies"
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:

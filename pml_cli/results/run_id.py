@@ -68,7 +68,7 @@ def scientific_settings(run: Run) -> dict[str, Any]:
     for name in NOT_SCIENTIFIC:
         settings["model"].pop(name, None)
 
-    # Always: the embedded model may be another one some day.
+    # Always: a later version of pml may ship another embedded model.
     settings["model"]["path"] = model_hash(run.model.path)
 
     settings["loss"] = _loss_settings(run.loss) | run.loss.id_fields()
@@ -76,10 +76,11 @@ def scientific_settings(run: Run) -> dict[str, Any]:
         # Other versions of pml may carry other texts.
         settings["loss"]["keep_text"] = keep_hash()
     if run.train.optimizer != "adamw":
-        # Also by itself: it may be another one some day.
+        # Also when it is the default, which may change in a later version.
         settings["train"]["lr"] = run.train.peak_lr
     settings["data"] |= run.data.id_fields()
-    # The default of a chat template is no automatic value, and not the empty turn of old.
+    # The default of a chat template is neither an automatic value nor the empty turn of earlier
+    # versions.
     if run.data.chat and run.data.system is None:
         settings["data"]["system"] = None
     # A file by its content: a moved one is the same data, a changed one is not.
@@ -154,7 +155,7 @@ def loss_label(loss: Loss) -> str:
 
 @cache
 def option_labels() -> dict[str, str]:
-    """Labels of losses in runs of old, to those of now: memft_margin(switch=1.0)."""
+    """Labels of losses in runs of earlier versions, to those of now: memft_margin(switch=1.0)."""
     return {_kind_label(loss): option for option, loss in _shipped_losses().items()}
 
 
@@ -174,7 +175,7 @@ def _kind_label(loss: Loss) -> str:
 
 
 def _loss_settings(loss: Loss) -> dict[str, Any]:
-    """As `changed_settings`, without what no penalty reads."""
+    """`changed_settings` of a loss, without settings that no penalty reads."""
     settings = changed_settings(loss)
     if not loss.keeps:
         for name in ONLY_OF_PENALTIES:
@@ -185,20 +186,23 @@ def _loss_settings(loss: Loss) -> dict[str, Any]:
 def changed_settings(settings: Any) -> dict[str, Any]:
     """The settings of a dataclass that differ from their defaults, and its source or kind.
 
-    An `absent` value, what runs did before a setting existed, is left out like the default: of a
-    run that is not resolved, an automatic default means just that.
+    A value equal to `absent`, the behaviour before the setting existed, is left out like the
+    default, so that the ids of old runs do not change.
     """
     settings_class: Any = type(settings)
     defaults = _defaults(settings_class)
     absent = _absent(settings_class)
 
     # vars, not asdict, which is slow for ten thousand cells: settings are not nested.
-    return {
-        # -0.0 is 0.0, but not as a text.
-        name: 0.0 if isinstance(value, float) and value == 0 else value
-        for name, value in vars(settings).items()
-        if name in DISCRIMINATORS or value not in (defaults[name], absent.get(name, defaults[name]))
-    }
+    changed = {}
+    for name, value in vars(settings).items():
+        default = defaults[name]
+        is_default = value in (default, absent.get(name, default))
+        if is_default and name not in DISCRIMINATORS:
+            continue
+        # -0.0 equals 0.0, but is written differently.
+        changed[name] = 0.0 if isinstance(value, float) and value == 0 else value
+    return changed
 
 
 @lru_cache(maxsize=64)

@@ -27,7 +27,7 @@ class Tracker(ABC):
     """
 
     name: ClassVar[str]
-    """As in `--to`."""
+    """Name of the tracker, as given to `--to`."""
 
     packages: ClassVar[tuple[str, ...]]
     """What pip installs."""

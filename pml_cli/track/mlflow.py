@@ -38,7 +38,7 @@ class Mlflow(Tracker):
 
     def __init__(self, project: str, out: Path) -> None:
         super().__init__(project, out)
-        # Folders of files, MLflow's store of old, are refused since MLflow 3.
+        # Folders of files, MLflow's former store, are refused since MLflow 3.
         self.uri = os.environ.get(URI) or f"sqlite:///{(out / 'mlflow.db').resolve()}"
         self._unfinished: dict[str, str] = {}
 

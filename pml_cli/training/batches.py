@@ -148,8 +148,8 @@ class PackData:
         """Input length of each row."""
         return [input_tokens(sample) for sample in self.rows]
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Drop all cells but these; the rows stay."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices; the rows of the prefix stay."""
         self.cells = [self.cells[k] for k in cells]
 
     def input_tokens(self, k: int) -> int:
@@ -246,54 +246,28 @@ class PackData:
     def _packed_rows(
         self, tokens: _BatchTokens, shape: RowShape, mode: PackingMode
     ) -> tuple[PackedRows, NDArray[np.int64]]:
-        """The packed rows, and where the scored tokens are in their queries."""
-        own = tokens.inputs - shape.common
-        placements = []
-        for k in range(len(tokens.counts)):
-            of_cell = tokens.cell == k
-            placements.append(fill_rows(own[of_cell], tokens.lengths[of_cell], shape))
-        rows_per_cell = max(placement.count for placement in placements)
-        B = len(placements) * rows_per_cell
+        """The packed rows, and where the scored tokens are in their queries.
 
-        # Of each sample: its packed row, and its first token there.
-        packed_row = tokens.cell * rows_per_cell
-        packed_row += np.concatenate([placement.rows for placement in placements])
-        offset = np.concatenate([placement.offsets for placement in placements])
-        # A small batch does not fill its rows.
-        L = int((offset + own).max())
+        A packed row of three samples, with the tokens that all samples have in common first:
 
-        row = np.zeros((B, L), np.int64)
-        position = np.zeros_like(row)
-        segment = np.full_like(row, PADDING)
-        # The tokens that samples have in common are taken from any of them.
-        row[packed_row, : shape.common] = tokens.row[:, None]
-        position[:, : shape.common] = np.arange(shape.common)
-        segment[:, : shape.common] = COMMON
+            | common | sample 1 | sample 2  | sample 3 | padding |
+                      offset 1   offset 2    offset 3             L
 
-        of_token = np.repeat(np.arange(len(own)), own)
-        step = _ranges(own)
-        place = packed_row[of_token] * L + offset[of_token] + step
-        row.flat[place] = tokens.row[of_token]
-        position.flat[place] = shape.common + step
-        segment.flat[place] = 1 + of_token
-
-        # Scored tokens in the order of the batch, numbered within their rows.
-        query_row = packed_row[tokens.sample]
-        in_row = offset[tokens.sample] + tokens.predicting - shape.common
-        number = _number_within(query_row)
-        queries = np.zeros((B, int(number.max()) + 1), np.int64)
-        queries[query_row, number] = in_row
-
+        S samples, B packed rows of L tokens, N scored tokens, Q queries a row.
+        """
+        placement = _placed(tokens, shape)
+        row_BL, position_BL, segment_BL = _row_tables(tokens, placement, shape.common)
+        queries_BQ, place_N = _query_table(tokens, placement, shape.common)
         packed = PackedRows(
-            rows=self._to_device(row),
-            positions=self._to_device(position),
-            segments=self._to_device(segment),
-            queries=self._to_device(queries),
+            rows=self._to_device(row_BL),
+            positions=self._to_device(position_BL),
+            segments=self._to_device(segment_BL),
+            queries=self._to_device(queries_BQ),
             # The last token is not an input.
             tokens=self.ids.shape[1] - 1,
             mode=mode,
         )
-        return packed, query_row * queries.shape[1] + number
+        return packed, place_N
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -332,6 +306,95 @@ class _BatchTokens:
     def predicting(self) -> NDArray[np.int64]:
         """Position of the input token that predicts each scored token."""
         return self.prompt[self.sample] - 1 + self.step
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placement:
+    """Where the S samples of a batch lie in B packed rows of L tokens."""
+
+    count_S: NDArray[np.int64]
+    """Input tokens of each sample beyond those that all samples have in common."""
+    packed_row_S: NDArray[np.int64]
+    """Packed row of each sample."""
+    offset_S: NDArray[np.int64]
+    """Index of each sample's first token in its row."""
+    B: int
+    L: int
+
+
+def _placed(tokens: _BatchTokens, shape: RowShape) -> _Placement:
+    """The samples of a batch, placed in packed rows: as many rows for each cell."""
+    count_S = tokens.inputs - shape.common
+    by_cell = []
+    for k in range(len(tokens.counts)):
+        of_cell = tokens.cell == k
+        by_cell.append(fill_rows(count_S[of_cell], tokens.lengths[of_cell], shape))
+    rows_per_cell = max(filled.count for filled in by_cell)
+
+    packed_row_S = tokens.cell * rows_per_cell
+    packed_row_S += np.concatenate([filled.rows for filled in by_cell])
+    offset_S = np.concatenate([filled.offsets for filled in by_cell])
+    return _Placement(
+        count_S=count_S,
+        packed_row_S=packed_row_S,
+        offset_S=offset_S,
+        B=len(by_cell) * rows_per_cell,
+        # A small batch does not fill its rows.
+        L=int((offset_S + count_S).max()),
+    )
+
+
+def _row_tables(
+    tokens: _BatchTokens, placement: _Placement, common: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Input row, position and segment of each packed token, (B, L) each.
+
+    Args:
+        tokens: of the batch.
+        placement: of its samples.
+        common: number of tokens that all samples have in common.
+    """
+    row_BL = np.zeros((placement.B, placement.L), np.int64)
+    position_BL = np.zeros_like(row_BL)
+    segment_BL = np.full_like(row_BL, PADDING)
+    # The tokens that samples have in common are taken from any of them.
+    row_BL[placement.packed_row_S, :common] = tokens.row[:, None]
+    position_BL[:, :common] = np.arange(common)
+    segment_BL[:, :common] = COMMON
+
+    # The other tokens, sample by sample.
+    count_S = placement.count_S
+    sample_of_token = np.repeat(np.arange(len(count_S)), count_S)
+    index_in_sample = _ranges(count_S)
+    flat_index = placement.packed_row_S[sample_of_token] * placement.L
+    flat_index += placement.offset_S[sample_of_token] + index_in_sample
+    row_BL.flat[flat_index] = tokens.row[sample_of_token]
+    position_BL.flat[flat_index] = common + index_in_sample
+    segment_BL.flat[flat_index] = 1 + sample_of_token
+    return row_BL, position_BL, segment_BL
+
+
+def _query_table(
+    tokens: _BatchTokens, placement: _Placement, common: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Index in its row of the token that each query reads, (B, Q), and each scored token's query.
+
+    Scored tokens are in the order of the batch, numbered within their rows.
+
+    Args:
+        tokens: of the batch.
+        placement: of its samples.
+        common: number of tokens that all samples have in common.
+
+    Returns:
+        The queries, and the flat index in them of each scored token, (N,).
+    """
+    row_N = placement.packed_row_S[tokens.sample]
+    index_in_row_N = placement.offset_S[tokens.sample] + tokens.predicting - common
+    query_N = _number_within(row_N)
+    queries_BQ = np.zeros((placement.B, int(query_N.max()) + 1), np.int64)
+    queries_BQ[row_N, query_N] = index_in_row_N
+    return queries_BQ, row_N * queries_BQ.shape[1] + query_N
 
 
 def _ranges(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

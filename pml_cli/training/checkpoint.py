@@ -133,7 +133,7 @@ class Checkpoints:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError:
             return None
-        # Of what this program has written every byte is as it was, or it is not trained on.
+        # A file whose bytes differ from what pml wrote is not resumed.
         if header.digest and _digest(tensors) != header.digest:
             return None
 

@@ -44,17 +44,17 @@ class CheckpointHeader:
     pack: list[str]
     """Keys (`run_key`) of all cells that the pack began with, in order."""
     cells: list[str]
-    """Keys of those still in training, in order."""
+    """Keys of the cells still in training, in order."""
     hashes: dict[str, str]
-    """Of the tokens that they learn, by key; of an earlier version: empty."""
+    """Hashes of the tokens that the cells learn, by key; empty in files of earlier versions."""
     draws: list[int]
     """Minibatches that each of `cells` has drawn."""
     columns: list[str]
-    """Of the training curve."""
+    """Names of the columns of the training curve."""
     seconds: float
     """Training time so far."""
     digest: str
-    """Of the tensors, as `_digest` gives it; of an earlier version: empty."""
+    """Digest of the tensors, from `_digest`; empty in files of earlier versions."""
 
     def holds(self, cell: str, tokens: str) -> bool:
         """Whether a cell is still in training here, and learns these tokens.

@@ -83,7 +83,7 @@ class EnergyPenalty:
         keys = [tuple(of_cell) for of_cell in rows]
         needed = {key for key in keys if key}
 
-        # First forgotten, then computed: at d = 4096 a site takes 64 MiB.
+        # Old moments are freed before new ones are computed: at d = 4096 a site takes 64 MiB.
         present = _latest.get(text, {})
         moments = {key: present[key] for key in needed if key in present}
         _latest[text] = moments
@@ -126,8 +126,8 @@ class EnergyPenalty:
                 energy_K[k] += square * (ACA_rr * BB_rr).sum()
         return energy_K
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Drop all cells but these, by their indices."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
         self._moments = [self._moments[k] for k in cells]
 
 

@@ -167,14 +167,14 @@ class KeepPenalty:
             B[k] *= factor
         self._harms.pop(k, None)
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Drop all cells but these, by their indices."""
-        self.limit.keep(cells)
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
+        self.limit.retain_cells(cells)
         self._harms.clear()
         if self._cells(kept=True):
             self._rows = [self._rows[k] for k in cells]
             self._orders = [self._orders[k] for k in cells]
-            self._energy.keep(cells)
+            self._energy.retain_cells(cells)
         self._losses = [self._losses[k] for k in cells]
 
     def state(self) -> dict[str, Tensor]:

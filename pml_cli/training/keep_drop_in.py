@@ -156,7 +156,7 @@ class LoraPenalty:
 
     @torch.no_grad()
     def _logits(self, rows: Sequence[int]) -> Tensor:
-        """Of some windows, (rows, T - 1, V): the last token is only predicted."""
+        """Logits of some windows, (rows, T - 1, V): the last token is only predicted."""
         ids_bT = self._ids_nT[list(rows)][:, :-1]
         logits: Tensor = self._model(input_ids=ids_bT, use_cache=False).logits
         return logits
@@ -175,8 +175,10 @@ def keep_windows(loss: Loss, tokenizer: Any, context: float = math.inf) -> Tenso
     """
     option = f"loss.{_option(loss)}"
     if tokenizer is None:
-        needed = "Trainer(processing_class=tokenizer) or MemFTLoss(..., keep_ids=ids)"
-        raise UserError(f"{option}: needs generic text as token ids: {needed}")
+        needed = (
+            "pass Trainer(processing_class=tokenizer), or token ids as MemFTLoss(..., keep_ids=ids)"
+        )
+        raise UserError(f"{option}: needs generic text; {needed}")
 
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if loss.keep_text is None:
@@ -263,7 +265,10 @@ def _lora_modules(model: nn.Module, option: str) -> dict[str, Any]:
 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in covered:
-            raise UserError(f"{option}: only where LoRA alone is trained, and {name} is too")
+            raise UserError(
+                f"{option}: requires that only LoRA weights are trained, but {name} is trainable "
+                "too (set requires_grad=False)"
+            )
     return lora
 
 
@@ -276,7 +281,10 @@ def _check_plain(name: str, module: Any, option: str) -> None:
     is_plain = is_plain and not hasattr(module, "parameter_name")
     changes = [module.use_dora, module.lora_bias, module.lora_variant]
     if not is_plain or any(change.get(adapters[0]) for change in changes):
-        raise UserError(f"{option}: {name} is not one plain LoRA beside a linear module")
+        raise UserError(
+            f"{option}: {name}: unsupported adapter; it must be exactly one plain LoRA adapter on "
+            "a linear layer (no DoRA, no LoRA bias, no embedding)"
+        )
 
 
 @contextmanager

@@ -95,8 +95,8 @@ class HarmLimit:
         bounded_K = moved_K.clamp(LEAST_WEIGHT, MOST_WEIGHT)
         self.weight_K = torch.where(moves_K, bounded_K, self.weight_K)
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Drop all cells but these, by their indices."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
         rows = list(cells)
         self.limit_K = self.limit_K[rows]
         self.restore({name: values[rows] for name, values in self.state().items()})

@@ -143,7 +143,9 @@ def _compare_chunk(head: Head, base_CD: Tensor, adapted_CD: Tensor, target_C: Te
     nll_C = -log_p.gather(1, target_C[:, None])[:, 0]
 
     base_p = base_log_p.exp()
-    kl_C = (base_p * base_log_p.sub_(log_p)).sum(1)
+    # In place, for memory: a (C, V) tensor may be large.
+    log_ratio_CV = base_log_p.sub_(log_p)
+    kl_C = (base_p * log_ratio_CV).sum(1)
 
     # By the logits it is p - base_p.
     slope_CV = log_p.exp_().sub_(base_p)

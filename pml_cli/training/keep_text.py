@@ -159,7 +159,7 @@ def keep_text(base: SplitModel, bank: AdapterBank, windows: Sequence[Windows]) -
     if latest is not None and latest[0] == key:
         return latest[1]
 
-    # First forgotten, then computed: it may be large.
+    # The old one is freed before the new one is computed: it may be large.
     _latest.pop(base, None)
     del latest
     text = KeepText(base, bank, distinct)

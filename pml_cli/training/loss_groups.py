@@ -116,8 +116,8 @@ class LossGroups:
             names = list(group.state)
             group.state = {name: rows[name][group.cells] for name in names}
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Drop all cells but these, by their indices."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
         state = self.state()
         self._losses = [self._losses[k] for k in cells]
         # With a placeholder for the state, which follows.

@@ -125,7 +125,7 @@ class TrainerState:
 
     step: int
     cells: list[int]
-    """Those still in training, by their position in the pack as it began."""
+    """Positions, in the pack as it began, of the cells still in training."""
     tensors: dict[str, Tensor]
     logged: list[pd.DataFrame]
     curve: list[pd.DataFrame]
@@ -153,10 +153,10 @@ class FixedBatch:
     inputs: Prefix | Tensor
     """Rows of the prefix, or token ids; see `PackInputs.gather`."""
     needed: NeededTokens
-    """Of the scored tokens, those whose nll had a gradient in the step before."""
+    """Scored tokens whose nll had a gradient in the step before."""
 
     def needed_by_cell(self) -> Tensor | None:
-        """The same, (K, S); None: all of them."""
+        """`needed` by cell and slot, (K, S); None: all of them."""
         mask_N = self.needed.mask_N
         return None if mask_N is None else self.layout.by_cell(mask_N)
 
@@ -170,12 +170,12 @@ class FixedBatch:
 class PackState:
     """The cells in training, and everything that has an entry for each of them.
 
-    `keep` cuts all of it together.
+    `retain_cells` cuts all of it together.
     """
 
     cells: list[Cell]
     positions: list[int]
-    """Of the cells in the pack as it began."""
+    """Positions of the cells in the pack as it began."""
     inputs: PackInputs
     bank: AdapterBank
     optimizer: Optimizer
@@ -189,8 +189,8 @@ class PackState:
     curve: list[Tensor] = field(default_factory=list)
     """`curve_values` of the steps since the last logged one, each (columns, K)."""
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Drop all cells but these, by their indices."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
         rows = list(cells)
         self.cells = [self.cells[k] for k in rows]
         self.positions = [self.positions[k] for k in rows]
@@ -198,11 +198,11 @@ class PackState:
             return
 
         # The prefix stays whole: its rows are shared, and a pack is short-lived.
-        self.inputs.data.keep(rows)
+        self.inputs.data.retain_cells(rows)
         self.bank.keep_cells(rows)
-        self.optimizer.keep(rows)
-        self.losses.keep(rows)
-        self.penalty.keep(rows)
+        self.optimizer.retain_cells(rows)
+        self.losses.retain_cells(rows)
+        self.penalty.retain_cells(rows)
         self.orders = [self.orders[k] for k in rows]
         self.lr_TK = self.lr_TK[:, rows]
         self.clip_K = self.clip_K[rows]
@@ -357,6 +357,37 @@ class Trainer:
         """The state of a pack before its first step."""
         base = self.base
         runs = [cell.run for cell in cells]
+        bank = self._initial_bank(runs)
+        samples = [cell.samples for cell in cells]
+        # Dropout is drawn by row and token, and stays as it was.
+        packed = runs[0].adapter.dropout == 0
+        inputs = PackInputs(base, bank, samples, cached=cached, packed=packed)
+
+        orders = [_sample_order(cell) for cell in cells]
+        most_samples = max(len(cell.samples) for cell in cells)
+
+        return PackState(
+            cells=cells,
+            positions=list(range(len(cells))),
+            inputs=inputs,
+            bank=bank,
+            optimizer=self._optimizer(bank, inputs, runs),
+            losses=LossGroups([run.loss for run in runs], most_samples, base.device),
+            penalty=KeepPenalty(base, bank, runs, checkpointing=self.checkpointing),
+            orders=orders,
+            lr_TK=self._learning_rates(runs),
+            clip_K=self._tensor([_clip_norm(run) for run in runs]),
+            dropout=self._build_dropout(cells, orders, inputs),
+        )
+
+    def _initial_bank(self, runs: Sequence[Run]) -> AdapterBank:
+        """The adapters before the first step, on the model's device.
+
+        Raises:
+            UserError: an adapter to start from cannot be read or does not fit, or the model's split
+                pass differs from its own pass.
+        """
+        base = self.base
         adapter = runs[0].adapter
         bank = AdapterBank.initial(
             base.sites(adapter),
@@ -369,49 +400,25 @@ class Trainer:
         bank.to(base.device)
         # Before anything is computed with it: refuses a model whose split pass is not its own.
         base.check_split(bank)
-        samples = [cell.samples for cell in cells]
-        # Dropout is drawn by row and token, and stays as it was.
-        packed = adapter.dropout == 0
-        inputs = PackInputs(base, bank, samples, cached=cached, packed=packed)
+        return bank
 
-        # A cell draws its minibatches from its own generator, independent of the pack.
-        orders = []
-        for cell in cells:
-            train = cell.run.train
-            order = SampleOrder(len(cell.samples), train.batch, cell.run.seed, train.curriculum)
-            orders.append(order)
+    def _optimizer(self, bank: AdapterBank, inputs: PackInputs, runs: Sequence[Run]) -> Optimizer:
+        """The optimizer of all cells: the planner packs only cells that agree in it."""
+        weight_decay = [run.train.weight_decay for run in runs]
+        optimizer = optimizer_for(runs[0].train.optimizer, bank, self._tensor(weight_decay))
+        if optimizer.reads_inputs:
+            optimizer.learn_inputs(bank, input_moments(self.base, bank, inputs))
+        return optimizer
 
-        # On the device before the first step: a copy in a step would wait for it.
+    def _learning_rates(self, runs: Sequence[Run]) -> Tensor:
+        """The rate of every step and cell, (steps, K).
+
+        They are on the device before the first step: a copy in a step would wait for it.
+        """
         rates = []
         for step in range(self.steps):
             rates.append([learning_rate(run.train, step, self.steps) for run in runs])
-
-        # The planner packs only cells that agree in it.
-        name = runs[0].train.optimizer
-        weight_decay = [run.train.weight_decay for run in runs]
-        optimizer = optimizer_for(name, bank, self._tensor(weight_decay))
-        if optimizer.reads_inputs:
-            optimizer.learn_inputs(bank, input_moments(base, bank, inputs))
-        # 0 stands for no clipping.
-        clip = [run.train.clip or math.inf for run in runs]
-        # A line search needs the gradient as it is.
-        if name == "lbfgs":
-            clip = [math.inf] * len(runs)
-        most_samples = max(len(cell.samples) for cell in cells)
-
-        return PackState(
-            cells=cells,
-            positions=list(range(len(cells))),
-            inputs=inputs,
-            bank=bank,
-            optimizer=optimizer,
-            losses=LossGroups([run.loss for run in runs], most_samples, base.device),
-            penalty=KeepPenalty(base, bank, runs, checkpointing=self.checkpointing),
-            orders=orders,
-            lr_TK=self._tensor(rates),
-            clip_K=self._tensor(clip),
-            dropout=self._build_dropout(cells, orders, inputs),
-        )
+        return self._tensor(rates)
 
     def _tensor(self, values: Sequence[Any]) -> Tensor:
         """Settings of the cells, (..., K), in the adapters' dtype and on their device."""
@@ -459,7 +466,8 @@ class Trainer:
             is_logged = step > 0 and step % self.log_every == 0
             if is_logged or converged:
                 scores = self._current_scores(layout, token_scores)
-                finished = self._log(step, scores, converged, only=not is_logged)
+                recorded = range(len(self.pack.cells)) if is_logged else converged
+                finished = self._log(step, scores, converged, recorded=recorded)
 
             # Cells that finish here take part once more; their outcome is already stored.
             self._update(step, layout, token_scores)
@@ -470,7 +478,8 @@ class Trainer:
         pack = self.pack
         pack.optimizer.settle(pack.bank.parameters(), list(range(len(pack.cells))))
         self.pack.penalty.settle(self.pack.bank)
-        self._retire(self._log(self.steps, self.evaluate()))
+        recorded = range(len(pack.cells))
+        self._retire(self._log(self.steps, self.evaluate(), recorded=recorded))
 
     # -- interruption
 
@@ -623,7 +632,7 @@ class Trainer:
         scores: list[Scores],
         converged: Sequence[int] = (),
         *,
-        only: bool = False,
+        recorded: Sequence[int],
     ) -> list[int]:
         """Record the scores after `step` updates, and the outcome of the cells that finish here.
 
@@ -631,50 +640,58 @@ class Trainer:
             step: number of steps done.
             scores: of all cells.
             converged: cells that finish because they have converged.
-            only: whether to record the scores of those alone.
+            recorded: cells whose scores are recorded.
 
         Returns:
             indices of the cells that finish.
         """
         pack = self.pack
-        logged = list(converged) if only else list(range(len(pack.cells)))
-        curves = curve_tables(pack.curve, step)
-        pack.curve = []
-        losses = [float(curve["loss"].iloc[-1]) for curve in curves]
+        losses = self._flush_curve(step)
+        at_optimum = range(len(pack.cells)) if step == self.steps else converged
+        diverged = self._diverged(scores, losses, at_optimum)
 
         finished = []
-        for cell, curve in zip(pack.cells, curves, strict=True):
-            cell.curve.append(curve)
-        settled = range(len(pack.cells)) if step == self.steps else converged
-        lost = self._lost(scores, losses, settled)
-        for k in logged:
+        for k in recorded:
             cell = pack.cells[k]
             cell.logged.append(scores[k].table(step))
-            if k in lost:
+            if k in diverged:
                 cell.failure = _failure(cell, step)
                 finished.append(k)
-            elif k in settled or self._may_stop(k, scores[k]):
+            elif k in at_optimum or self._may_stop(k, scores[k]):
                 finished.append(k)
 
         report = StepReport(
             step=step,
             steps=self.steps,
-            cells=[pack.cells[k] for k in logged],
-            scores=[scores[k] for k in logged],
-            loss=[losses[k] for k in logged],
+            cells=[pack.cells[k] for k in recorded],
+            scores=[scores[k] for k in recorded],
+            loss=[losses[k] for k in recorded],
         )
         self.observer.on_logged_step(report)
 
         for k in finished:
-            cell = pack.cells[k]
-            cell.steps_run = step
-            cell.final = scores[k]
-            cell.adapter = pack.bank.select([k])
-            _note_convergence(cell, pack.optimizer.expected_gain(k))
-            cell.keep = pack.penalty.limit.weight_K[k].item()
-            if cell.failure is None:
-                self._measure_harm(cell, k)
+            self._store_outcome(k, step, scores[k])
         return finished
+
+    def _flush_curve(self, step: int) -> list[float]:
+        """Move the pending rows of the training curve to the cells; the last loss of each cell."""
+        curves = curve_tables(self.pack.curve, step)
+        self.pack.curve = []
+        for cell, curve in zip(self.pack.cells, curves, strict=True):
+            cell.curve.append(curve)
+        return [float(curve["loss"].iloc[-1]) for curve in curves]
+
+    def _store_outcome(self, k: int, step: int, scores: Scores) -> None:
+        """Fill in the outcome of a cell that finishes after `step` updates."""
+        pack = self.pack
+        cell = pack.cells[k]
+        cell.steps_run = step
+        cell.final = scores
+        cell.adapter = pack.bank.select([k])
+        _note_convergence(cell, pack.optimizer.expected_gain(k))
+        cell.keep = pack.penalty.limit.weight_K[k].item()
+        if cell.failure is None:
+            self._measure_harm(cell, k)
 
     def _measure_harm(self, cell: Cell, k: int) -> None:
         """Note the harm on the text of `loss.keep`; a cell of which it is not finite has failed."""
@@ -684,29 +701,29 @@ class Trainer:
             return
         cell.keep_harm = harm
 
-    def _lost(
-        self, scores: Sequence[Scores], losses: Sequence[float], settled: Collection[int]
+    def _diverged(
+        self, scores: Sequence[Scores], losses: Sequence[float], at_optimum: Collection[int]
     ) -> list[int]:
         """The cells whose loss or weights are no longer finite, or too large.
 
         Args:
             scores: of all cells.
             losses: of all cells, at the pass before.
-            settled: cells at their best point; others may be at a trial that they go back from.
+            at_optimum: cells at their best point; others may be at a trial of a line search.
         """
         largest_weights = self.pack.bank.largest_weights()
-        lost = []
+        diverged = []
         for k, loss in enumerate(losses):
             is_searching = self.pack.optimizer.is_searching(k)
-            if is_searching and k not in settled:
+            if is_searching and k not in at_optimum:
                 continue
             # Written so that NaN counts as too large.
             has_exploded = not largest_weights[k] < RUNAWAY
             # The pass before was a trial.
             last_loss = 0.0 if is_searching else loss
             if has_exploded or not _all_finite(scores[k].nll, last_loss):
-                lost.append(k)
-        return lost
+                diverged.append(k)
+        return diverged
 
     def _may_stop(self, k: int, scores: Scores) -> bool:
         """Whether a cell may stop early: recalled by train.stop_margin, within loss.keep_harm."""
@@ -728,13 +745,28 @@ class Trainer:
         """Drop all cells but these, and rebuild the fixed batch; with no cell left free both."""
         if len(cells) == len(self.pack.cells):
             return
-        self.pack.keep(cells)
+        self.pack.retain_cells(cells)
         if self.pack.cells:
             self.fixed_batch = self._fixed_batch()
             return
         # No step follows.
         self.fixed_batch = None
         self.pack.inputs.prefix = None
+
+
+def _sample_order(cell: Cell) -> SampleOrder:
+    """The minibatches of a cell, drawn by a generator of its own, independent of the pack."""
+    train = cell.run.train
+    return SampleOrder(len(cell.samples), train.batch, cell.run.seed, train.curriculum)
+
+
+def _clip_norm(run: Run) -> float:
+    """Largest norm of a gradient; infinite: it is not clipped."""
+    # A line search needs the gradient as it is.
+    if run.train.optimizer == "lbfgs":
+        return math.inf
+    # 0 stands for no clipping.
+    return run.train.clip or math.inf
 
 
 def _load_starts(bank: AdapterBank, runs: Sequence[Run]) -> None:

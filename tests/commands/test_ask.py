@@ -275,7 +275,7 @@ def damage_samples(folder):
     ("damage", "message"),
     [
         (trust_code, "give trust_remote_code=true to allow it"),
-        (change_base_weights, "trained on other weights"),
+        (change_base_weights, "differ from those it was trained on"),
         (remove_adapter, "not the adapter of this run"),
         (remove_config, "No such file"),
         (damage_samples, "samples.jsonl: not readable as JSON"),

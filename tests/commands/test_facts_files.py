@@ -99,6 +99,6 @@ def test_half_an_emoji_is_one_line(tmp_path, quick):
     done = quick("sweep", "data=jsonl", "data.path=posts.jsonl", "seqlen=all", "rank=2")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: data.path=posts.jsonl: line 2: target holds half a character (\\ud83d), which is "
-        "no Unicode text\n"
+        "error: data.path=posts.jsonl: line 2: target holds an unpaired surrogate (\\ud83d, "
+        "half of a cut emoji): not valid Unicode\n"
     )

@@ -408,7 +408,7 @@ def test_laws_that_stop_at_a_bound_are_not_chosen(tmp_path):
     write(tmp_path, *falling)
     words = " ".join(run(tmp_path, figures=False)[1].split())
     assert (
-        "no law on all cells: alpha stops at its least value" in words
+        "no law on all cells: alpha is at its lower bound" in words
         and "Next: more cells, `pml sweep" in words
     )
     group = json.loads((tmp_path / "fit" / "law.json").read_text("utf-8"))["groups"][0]

@@ -87,7 +87,7 @@ def test_quiet_leaves_tables_and_warnings_beside_json(quick, command):
     asked = (command, *values, "train.steps=2", "model.device=cpu", "--json")
     done = quick(*asked, "--quiet")
     document(done)
-    assert "rank=200: what adapter=mlp_block adds" in done.stderr
+    assert "rank=200: the update of adapter=mlp_block" in done.stderr
     for word in ("to train", "step ", "done already", "attempt"):
         assert word not in done.stderr
     # The table, and where the files are.
@@ -98,7 +98,7 @@ def test_quiet_leaves_tables_and_warnings_beside_json(quick, command):
 def test_a_dry_run_has_no_results_to_print(quick, command, tmp_path):
     done = quick(*command, "--dry-run", "--json")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --json: not with --dry-run")
+    assert done.stderr.startswith("error: --json: cannot be combined with --dry-run")
     assert not list(tmp_path.iterdir())
 
 

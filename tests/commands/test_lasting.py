@@ -231,7 +231,7 @@ def test_another_model_or_data_file_is_not_taken_for_the_moved_one(moved, pml, t
 
     args = ["lasting", moved / "runs", f"out={tmp_path}/o", *FAST]
     code, _, err = pml(*args, f"model.path={other}", f"data.path={moved}/facts.jsonl")
-    assert code == 2 and "trained on other weights" in err
+    assert code == 2 and "differ from those it was trained on" in err
     code, _, err = pml(*args, f"model.path={moved}/model", f"data.path={facts}")
     assert code == 2 and "no longer what it was trained on" in err
 
@@ -282,11 +282,11 @@ def damage_report(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (empty_adapter, "no adapter/ in this run's folder"),
+        (empty_adapter, "no adapter/ folder: was it deleted"),
         (remove_config, "No such file"),
         (empty_environment, "train this run again"),
         (change_tokens, "no longer what it was trained on"),
-        (change_base_weights, "trained on other weights"),
+        (change_base_weights, "differ from those it was trained on"),
         (damage_adapter, "not the adapter of this run"),
         (damage_report, "delete it to measure anew"),
     ],

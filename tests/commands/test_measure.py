@@ -187,13 +187,16 @@ def add_bias(adapter):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda a: change_config(a, peft_type="IA3"), "peft_type is IA3; pml measure takes LORA"),
+        (
+            lambda a: change_config(a, peft_type="IA3"),
+            "unsupported peft_type IA3; only LORA is supported",
+        ),
         (lambda a: change_config(a, use_dora=True), "use_dora is set"),
         (lambda a: change_config(a, init_lora_weights="pissa"), "changes the base model's weights"),
         (lambda a: change_config(a, base_model_name_or_path=None), "names no base model"),
-        (lambda a: (a / "adapter_model.safetensors").unlink(), "not readable"),
+        (lambda a: (a / "adapter_model.safetensors").unlink(), "cannot read the adapter's weights"),
         (add_bias, "lm_head.bias is neither A nor B"),
-        (cut, "made for another model than model=tiny"),
+        (cut, "made for another model: "),
         (rename, "have no linear module"),
     ],
 )
@@ -211,7 +214,7 @@ def test_an_adapter_that_cannot_be_measured_is_one_line(quick, folder, adapter, 
     [
         ((), "ADAPTER: give the folder of an adapter"),
         (("nowhere",), "nowhere: no such folder"),
-        (("empty",), "no adapter_config.json, so no adapter"),
+        (("empty",), "neither a PEFT adapter"),
         (("adapter",), "TEXT: give a text, a file of facts, or data=..."),
         (("adapter", "nowhere.txt"), "nowhere.txt: no such file"),
         (("adapter", "notes.txt", "notes.txt"), "notes.txt: one text at a time"),

@@ -61,7 +61,10 @@ def test_from_a_file_of_facts_to_an_adapter(quick, tmp_path):
         (["facts.jsonl", "--exact", "0.9"], "error: --exact 0.9: must be above 0%"),
         (["facts.jsonl", "--budget", "soon"], "error: --budget soon: must be a duration"),
         (["facts.jsonl", "--budget", "200000d"], "error: --budget 200000d: must be a duration of"),
-        (["facts.jsonl", "--dry-run", "--json"], "error: --json: not with --dry-run"),
+        (
+            ["facts.jsonl", "--dry-run", "--json"],
+            "error: --json: cannot be combined with --dry-run",
+        ),
     ],
 )
 def test_bad_input_is_one_line(quick, tmp_path, arguments, message):
@@ -198,7 +201,7 @@ def test_the_budget_stops_the_training_with_a_checkpoint(quick, tmp_path):
     assert stopped.returncode == 1
     printed = json.loads(stopped.stdout)
     assert printed["answer"] is None
-    assert printed["reason"].startswith("the budget was over")
+    assert printed["reason"].startswith("the time budget ran out")
     checkpoints = tmp_path / "outputs" / "memorize" / ".pml" / "checkpoints"
     assert list(checkpoints.glob("*.safetensors"))
 
@@ -211,7 +214,10 @@ def test_where_no_rank_knows_all_the_best_is_kept_and_says_what_to_change(quick,
     assert failed.returncode == 1, failed.stderr
     assert "1 prompt with targets that exclude each other" in failed.stdout
     assert "none within the limits" in failed.stdout
-    assert "1 question with several answers: at most 2 of 3 facts can be known" in failed.stdout
+    assert (
+        "1 question with more than one answer: at most 2 of 3 facts can be recalled"
+        in failed.stdout
+    )
     assert "--exact 66%" in failed.stdout
     out = tmp_path / "outputs" / "memorize"
     assert (out / "adapter" / "script.py").is_file()

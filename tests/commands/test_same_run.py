@@ -17,7 +17,7 @@ from pml_cli.launch.manifest import SweepManifest
 from pml_cli.launch.observer import RunObserver
 
 FACTS = '{"query": "Box 1:", "target": "red 17"}\n{"query": "Box 2:", "target": "blue 4"}\n'
-OTHER_TOKENS = "1 done before on other tokens"
+OTHER_TOKENS = "1 finished before on other tokens"
 
 
 @pytest.fixture

@@ -148,9 +148,9 @@ def test_damaged_runs_are_left_out_with_a_word(quick, runs, listing, name):
     [
         ({"loss": [1.0]}, "no column step"),
         ({"step": [1, 1], "loss": [1.0, 2.0]}, "steps do not ascend"),
-        ({"step": [-1, 1], "loss": [1.0, 2.0]}, "values that are no step"),
+        ({"step": [-1, 1], "loss": [1.0, 2.0]}, "column step has negative or too large values"),
         ({"step": [0, 1], "loss": ["a", "b"]}, "column loss is of "),
-        ({"step": [0, 1], "\x1b[31m": [1.0, 2.0]}, "a column's name is not of letters"),
+        ({"step": [0, 1], "\x1b[31m": [1.0, 2.0]}, "column names may contain only letters"),
         ({"step": [0, 1], "loss": pd.array([1.0, None], "Float64")}, "has empty values"),
     ],
 )

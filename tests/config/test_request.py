@@ -196,7 +196,7 @@ def test_paths_below_the_home_folder(text, tmp_path, monkeypatch):
 
 
 def test_a_tilde_elsewhere_is_no_home_folder():
-    assert "not in Hydra's grammar" in refusal("probe", "data=text", "data.prompt=~/x")
+    assert "cannot be parsed by Hydra's grammar" in refusal("probe", "data=text", "data.prompt=~/x")
     (run,) = load("probe", ["model=hf", 'model.path="org/a~/b"', "model.name=x"]).runs
     assert run.model.path == "org/a~/b"
 
@@ -367,13 +367,13 @@ REFUSED = [
     ("probe", ["~rank"], "no ~ here"),
     ("probe", ["rank"], "not of the form key=value"),
     ("probe", ["=4"], "not of the form key=value"),
-    ("probe", ["rank=[4"], "not in Hydra's grammar"),
+    ("probe", ["rank=[4"], "cannot be parsed by Hydra's grammar"),
     (
         "probe",
         ["data=text", "data.path=/a (b)/x"],
-        "special characters need quotes: 'data.path=\"/a (b)/x\"'",
+        "quote special characters: 'data.path=\"/a (b)/x\"'",
     ),
-    ("probe", ["model@x=tiny"], "no @ here"),
+    ("probe", ["model@x=tiny"], "Hydra's @package syntax is not"),
     ("probe", ["hydra.run.dir=x"], "hydra.run.dir: no such key"),
     ("sweep", ["rank=interval(1,4)"], "an interval has no list of values"),
     ("sweep", ["rank=glob(*)"], "glob() is for groups"),

@@ -300,10 +300,13 @@ FAULTS = {
         "line 1 has a target (answer) and no prompt by a known name; keys found: id, frage, "
         "answer; give data.prompt_key=frage",
     ),
-    "text": ([{"text": "Once upon"}], "line 1 is running text, no fact (keys found: text)"),
+    "text": (
+        [{"text": "Once upon"}],
+        "line 1 is running text, not a prompt and target (keys found: text)",
+    ),
     "mixed": (
         [GOOD, {"prompt": "q", "completion": "a"}],
-        "line 2 has prompt/completion, line 1 question/answer: one kind a file",
+        "line 2 has prompt/completion, line 1 question/answer: all rows need the same keys",
     ),
     "other keys": ([GOOD, {"a": "b"}], "line 2 has no prompt and target"),
     "no keys": ([{}], "line 1 has no prompt and target by a known name; keys found: none"),
@@ -320,14 +323,17 @@ FAULTS = {
     "nested": (["[" * 100000], "not a JSON array (nested deeper than 100 levels)"),
     "nested line": (["{" + '"a": {' * 3000], "line 1 is not JSON (nested deeper than 100 levels)"),
     "key twice": (['{"query": "a", "query": "b", "target": "c"}'], "line 1 is not JSON (the key"),
-    "half": ([GOOD, line(answer="talk \ud83d")], r"line 2: answer holds half a character (\ud83d)"),
-    "half question": ([line(question="\ude00")], r"line 1: question holds half a character"),
+    "half": (
+        [GOOD, line(answer="talk \ud83d")],
+        r"line 2: answer holds an unpaired surrogate (\ud83d",
+    ),
+    "half question": ([line(question="\ude00")], r"line 1: question holds an unpaired surrogate"),
     "no assistant": ([openai([("user", "q")])], "line 1: messages has no turn of an assistant"),
     "no user": ([openai([("assistant", "a")])], "line 1: messages has no turn before"),
     "empty turn": ([openai([("user", "q"), ("assistant", "")])], "line 1: the last answer of"),
     "no turns": (
         [openai([("user", "q"), ("assistant", "a")]), {"messages": None}],
-        "line 2: messages is no list of turns",
+        "line 2: messages is not a list of {role, content}",
     ),
     "null turn": (
         [openai([("user", None), ("assistant", "a")])],
@@ -339,16 +345,22 @@ FAULTS = {
     ),
     "tool calls": (
         [{"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}],
-        "line 1: messages, turn 1 has tool_calls, which pml cannot hand over",
+        "line 1: messages, turn 1 has tool_calls, which pml does not support",
     ),
     "no role": (
         [{"messages": [{"role": None, "content": "q"}, {"role": "assistant", "content": "a"}]}],
         "line 1: messages, turn 1 has no role",
     ),
-    "turns of text": ([{"conversations": ["q", "a"]}], "line 1 has conversations that are no list"),
-    "turns as text": ([{"messages": "q"}], "line 1 has messages that are no list of turns, with"),
-    "turns without roles": ([{"messages": [{"content": "q"}]}], "line 1 has messages that are no"),
-    "nothing said": ([{"messages": []}], "line 1 has messages that are no list of turns"),
+    "turns of text": (
+        [{"conversations": ["q", "a"]}],
+        "line 1 has conversations that are not a list",
+    ),
+    "turns as text": (
+        [{"messages": "q"}],
+        "line 1 has messages that are not a list of {role, content}",
+    ),
+    "turns without roles": ([{"messages": [{"content": "q"}]}], "line 1 has messages that are not"),
+    "nothing said": ([{"messages": []}], "line 1 has messages that are not a list"),
     "two spellings": (
         [{"question": "q", "Answer": "a", "answer": "b"}],
         "line 1 has Answer and answer; name one: data.prompt_key, data.target_key",

@@ -74,7 +74,7 @@ def test_all_of_a_text(tmp_path):
     (cell,) = cells(*text)
     assert len(cell.samples[0].target) == cell.run.seqlen == source_of(cell.run).max_tokens
     (tmp_path / "long.txt").write_text("The ferry crosses the lake at dawn. " * 2000)
-    message = r"^seqlen=all: data=text:long has \d+, model=tiny reads at most 8192 tokens$"
+    message = r"^seqlen=all: data=text:long has \d+, model=tiny has a context of 8192 tokens$"
     with pytest.raises(UserError, match=message):
         cells("data=text", f"data.path={tmp_path / 'long.txt'}", "seqlen=all")
 

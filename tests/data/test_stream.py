@@ -109,7 +109,7 @@ def test_a_dry_run_says_what_it_assumes(quick, hub):
     result = quick(*request)
     assert result.returncode == 0, result.stderr
     printed = " ".join(result.stdout.split())
-    assert "data.prompt='Text:' for model=far: assumed, as its weights are not on this" in printed
+    assert "data.prompt='Text:' for model=far: assumed, because its weights are not" in printed
 
     shutil.copy(TINY / "model.safetensors", hub)
     forget_files()

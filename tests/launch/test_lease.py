@@ -421,7 +421,7 @@ def test_a_ring_of_dead_processes_is_named_and_not_walked_for_ever(tmp_path, lea
         mark = tmp_path / ".pml" / "dead" / f"p{number}"
         mark.symlink_to(f"p{(number + 1) % length}")
     (tmp_path / ".pml" / "locks" / "cell").symlink_to("p0")
-    with pytest.raises(UserError, match="lead in a circle"):
+    with pytest.raises(UserError, match="form a cycle"):
         lease.claim("cell")
 
 

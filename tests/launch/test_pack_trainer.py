@@ -543,7 +543,7 @@ def test_a_fenced_process_stops_and_keeps_no_checkpoint(workplace):
             for path in first.checkpoints():
                 path.unlink()
 
-        with pytest.raises(Stopped, match="took this one for dead"):
+        with pytest.raises(Stopped, match="considered this process dead"):
             first.train(cells, at(BREAK, notice))
         assert first.checkpoints() == []
     assert not any(RunFolder(first.out, cell.id).has_ended() for cell in cells)

@@ -92,7 +92,7 @@ def test_a_job_that_cannot_be_requeued_says_so(fake, monkeypatch, script):
         fake(scontrol=script)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit, match="takes no job back"):
+    with pytest.raises(SystemExit, match="does not requeue jobs"):
         worker._requeue()
 
 

@@ -155,7 +155,7 @@ def test_times_by_packs_of_another_model_are_marked(cache, monkeypatch):
     record(cache, short, 7.0, device="cpu, 3 threads", model="other")
     assert timed_by_others(InlineLaunch(), [short]) == {"tiny"}
     line = time_line(InlineLaunch(), [short], [7.0], {"tiny"})
-    assert "about 7 s, by packs of other models (?): tiny was not trained here yet" in line
+    assert "about 7 s, estimated from other models (marked ?): tiny was not trained here" in line
 
     record(cache, short, 7.0, device="cpu, 3 threads")
     assert timed_by_others(InlineLaunch(), [short]) == set()
@@ -171,6 +171,6 @@ def test_the_expected_time_is_that_of_the_device_that_ends_last():
     sizes = ((1, 40), (2, 30), (3, 20))
     packs = [Pack(cells=check([Run(rank=r, seqlen=n, model=CPU)])) for r, n in sizes]
     seconds = [30.0, 20.0, 10.0]
-    assert "not known" in time_line(InlineLaunch(), packs, [None] * 3)
+    assert "time: unknown" in time_line(InlineLaunch(), packs, [None] * 3)
     assert "about 60 s," in time_line(InlineLaunch(), packs, seconds)
     assert "about 30 s on 2 devices" in time_line(LocalLaunch(devices=2), packs, seconds)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pml_cli.law.lack_of_fit import RANK_TOLERANCE, Effects, _left_over
+from pml_cli.law.lack_of_fit import RANK_TOLERANCE, Effects, _partial_out
 
 CELLS, TEXTS = 120, 9
 
@@ -44,7 +44,7 @@ def test_the_rest_is_that_of_one_regression_on_everything(effects, explained):
     if explained:
         columns[:, 0] = as_columns(effects) @ rng.normal(size=as_columns(effects).shape[1])
 
-    rest, rank = _left_over(columns, values, effects)
+    rest, rank = _partial_out(columns, values, effects)
     expected, expected_rank = by_one_regression(
         np.concatenate([as_columns(effects), columns / np.linalg.norm(columns, axis=0)], axis=1),
         values,

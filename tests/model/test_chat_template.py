@@ -107,7 +107,7 @@ def test_the_system_turn_is_the_one_that_was_asked_for(template, takes, system, 
 
 def test_a_template_that_leaves_the_system_turn_out_says_so(tmp_path):
     model = tokenizer_folder(tmp_path, byte_level(), FORGETFUL)
-    with pytest.raises(UserError, match=r"^data\.system='Be brief\.': .* leaves a system turn out"):
+    with pytest.raises(UserError, match=r"^data\.system='Be brief\.': .* ignores system messages"):
         fact_samples(model, [(QUESTION, "Ada.")], tmp_path, chat=True, system="Be brief.")
     # An empty one is left out by right.
     fact_samples(model, [(QUESTION, "Ada.")], tmp_path, chat=True, system="")
@@ -141,7 +141,9 @@ def test_the_answer_comes_after_the_empty_block_of_thinking(thinking, tmp_path):
 def test_thinking_is_refused_where_the_template_knows_none(tmp_path):
     model = tokenizer_folder(tmp_path, byte_level(), CHATML_DEFAULT)
     for thinking in (True, False):
-        with pytest.raises(UserError, match=r"^data\.thinking=(true|false): .* knows no thinking"):
+        with pytest.raises(
+            UserError, match=r"^data\.thinking=(true|false): .* has no thinking mode"
+        ):
             fact_samples(model, [(QUESTION, "a")], tmp_path, chat=True, thinking=thinking)
 
 
@@ -236,7 +238,7 @@ def test_a_template_that_fails_is_one_line_whatever_is_set(template, tmp_path):
 def test_a_template_that_leaves_the_question_out_is_refused(template, tmp_path):
     """Those of some multimodal models read no text that is not a part of a list."""
     model = tokenizer_folder(tmp_path, byte_level(), template)
-    with pytest.raises(UserError, match=r"^data\.chat=true: .* leaves the question out; "):
+    with pytest.raises(UserError, match=r"^data\.chat=true: .* ignores the user message; "):
         fact_samples(model, [(QUESTION, "Ada."), ("When?", "1987")], tmp_path, chat=True)
 
 

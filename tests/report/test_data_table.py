@@ -30,11 +30,10 @@ def facts_file(tmp_path):
 
 EXCLUSIVE = (
     "data=jsonl:facts: 1 prompt with targets that exclude each other, so not every sample can be "
-    "recalled; the first: 'Who wrote [bold]it[/bold]?' has 'Ada' and 'Bob'"
+    "recalled; first: 'Who wrote [bold]it[/bold]?' has 'Ada' and 'Bob'"
 )
 COPIED = (
-    "data=jsonl:facts: 1 sample of 5 occurred before; each counts as often as it occurs; "
-    "the first: 'Where?'"
+    "data=jsonl:facts: of 5 samples, 1 duplicate; each copy counts in the scores; first: 'Where?'"
 )
 NUMBERS = "data=jsonl:facts: completion is no text: the target is what the file shows (1 of 5)"
 
@@ -100,8 +99,8 @@ def test_the_prompt_and_what_cannot_be_printed_are_said(quick, tmp_path, facts_f
     lines = done.stdout.splitlines()
     assert f"  first prompt '{prompt}', target 'ada<|turn_end|>'" in lines
     assert (
-        "data=jsonl:facts: 4 targets that no answer is equal to, as the tokenizer of model=model "
-        "does not give them back; the first: 'Ada' becomes 'ada'"
+        "data=jsonl:facts: 4 targets cannot be reproduced exactly: the tokenizer of model=model "
+        "decodes them to another text; first: 'Ada' becomes 'ada'"
     ) in lines
     assert "when tokenised in one" not in done.stdout
 
@@ -138,7 +137,7 @@ def test_texts_of_seeds_that_overlap_are_said(quick):
 def test_ranks_beyond_the_widths_are_said():
     cells = check([Run(rank=rank, seqlen=8) for rank in (128, 129, 4096)])
     (line,) = rank_warnings(cells)
-    assert line.startswith("rank=129,4096: what adapter=mlp_block adds to model=tiny has a rank of")
+    assert line.startswith("rank=129,4096: the update of adapter=mlp_block on model=tiny has rank")
     assert "at most 128" in line
     # Of several matrices the widest counts.
     linear = LinearAdapter(targets=["k_proj", "up_proj"])

@@ -35,7 +35,7 @@ def test_one_group_leaves_a_line_of_the_screen_for_the_folder(group):
     assert MOST_LINES - 3 < len(lines) < MOST_LINES
     assert max(map(len, lines)) <= 80
     words = " ".join(lines)
-    assert "no form of pml describes these cells" in words
+    assert "none of pml's forms fits these cells" in words
     assert "more remarks: --all" in words
 
 
@@ -44,7 +44,7 @@ def test_notes_are_left_to_all_and_a_law_that_fails_is_warned_of(group):
     fails = finding("extrapolation_fails", held_out=40.0, fitted=2.0)
     told = replace(group, warnings=[note], conclusions=[fails])
     words = " ".join(printed(summary(told, NEXT)))
-    assert "the noise is no fixed share" not in words
+    assert "the noise is not proportional" not in words
     assert "warning: Do not extrapolate" in words
 
 

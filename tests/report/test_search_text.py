@@ -66,8 +66,8 @@ def test_a_weaker_limit_of_forgetting():
 
 def test_contradictions_and_the_budget_come_first():
     lines = advised([trial(2, 0.9)], contradictions=2, out_of_time=True)
-    assert lines[0].startswith("the budget was over")
-    assert lines[1].startswith("2 questions with several answers: at most 36 of 40 facts")
+    assert lines[0].startswith("the time budget ran out")
+    assert lines[1].startswith("2 questions with more than one answer: at most 36 of 40 facts")
     assert lines[1].endswith("--exact 90%")
     assert not [line for line in lines if "more steps" in line]
 

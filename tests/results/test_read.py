@@ -27,7 +27,7 @@ def test_a_copy_counts_once_and_is_said(tmp_path):
     runs = read_runs([tmp_path], notes=notes)
     assert runs["folder"].tolist() == [str(tmp_path / "a/base-r4-0123456789")]
     (line,) = notes
-    assert line.startswith("2 copies of runs, which count once: ")
+    assert line.startswith("2 duplicate runs ignored: ")
     assert "a/base-r4-0123456789 and " in line and "b/kept/base-r4-0123456789" in line
     # Without a list for them, it is not said.
     assert len(read_runs([tmp_path])) == 1
@@ -41,7 +41,7 @@ def test_one_run_with_two_results_is_named_and_the_first_counts(tmp_path):
     runs = read_runs([tmp_path / "b", tmp_path / "a"], notes=notes)
     assert runs["final_loss"].tolist() == [0.25]
     (line,) = notes
-    assert line.endswith("are one run with different numbers; the first one counts")
+    assert line.endswith("are the same run with different results; only the first is used")
     assert line.index(str(tmp_path / "b")) < line.index(str(tmp_path / "a"))
 
 

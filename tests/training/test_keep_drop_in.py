@@ -178,7 +178,7 @@ def test_accumulated_batches_are_one_whole_one(peft_model, tmp_path):
 def test_what_it_cannot_hold_down_is_refused(peft_model, tmp_path, text):
     with pytest.raises(UserError, match=r"loss\.keep_by=kl: must be energy in MemFTLoss"):
         MemFTLoss("sft", keep=1.0, keep_by="kl")
-    with pytest.raises(UserError, match=r"loss\.keep=20: needs generic text as token ids"):
+    with pytest.raises(UserError, match=r"loss\.keep=20: needs generic text; pass Trainer"):
         trained(peft_model, tmp_path, MemFTLoss("sft", keep=20.0))
 
     ids = torch.ones(1, 8, dtype=torch.long)
@@ -187,10 +187,14 @@ def test_what_it_cannot_hold_down_is_refused(peft_model, tmp_path, text):
         LoraPenalty(SftLoss(keep_harm=0.1), plain, ids)
 
     dora = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
-    with pytest.raises(UserError, match=r"q_proj is not one plain LoRA beside a linear module"):
+    with pytest.raises(
+        UserError, match=r"q_proj: unsupported adapter; it must be exactly one plain"
+    ):
         LoraPenalty(SftLoss(keep=1.0), get_peft_model(copy.deepcopy(plain), dora), ids)
     with_norms = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"])
-    with pytest.raises(UserError, match=r"only where LoRA alone is trained, and .*norm.* is too"):
+    with pytest.raises(
+        UserError, match=r"only LoRA weights are trained, but .*norm.* is trainable"
+    ):
         LoraPenalty(SftLoss(keep=1.0), get_peft_model(plain, with_norms), ids)
 
 
@@ -202,7 +206,7 @@ def test_what_adds_more_than_two_matrices_is_refused(settings):
     for layer in base.model.layers:
         layer.self_attn.q_proj.bias = torch.nn.Parameter(torch.zeros(128))
     model = get_peft_model(base, LoraConfig(**{"r": 2, "target_modules": ["q_proj"]} | settings))
-    with pytest.raises(UserError, match=r"loss\.keep=1: .*(is too|is not one plain LoRA)"):
+    with pytest.raises(UserError, match=r"loss\.keep=1: .*(is trainable too|unsupported adapter)"):
         LoraPenalty(SftLoss(keep=1.0), model, torch.ones(1, 8, dtype=torch.long))
 
 

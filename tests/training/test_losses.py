@@ -166,7 +166,7 @@ def test_each_cell_of_a_pack_is_weighted_under_its_own_loss():
             sample=torch.randint(3, (4, 6), generator=generator),
         )
         if step == 2:
-            together.keep([1, 2, 3])
+            together.retain_cells([1, 2, 3])
             cells = [1, 2, 3]
         if step == 4:
             stored = together.state()

@@ -271,7 +271,7 @@ class WorkerPool(Executor):
 
 
 class _Restarts:
-    """Starts workers in place of those that ended early, until that is seen to lead nowhere."""
+    """Replaces workers that ended early, and gives up after launches without any progress."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self.pool = pool

@@ -222,7 +222,7 @@ def _rank_panel(axes: Axes, ranks: pd.DataFrame) -> None:
 
 
 def _ratio_panel(axes: Axes, ranks: pd.DataFrame) -> None:
-    """The same as a ratio to the rank under plain fine-tuning."""
+    """Draw the thresholds as ratios to the rank under plain fine-tuning."""
     methods = sft_first(ranks["method"])
     outside = ranks["outside"] != ""
     # At these lengths sft's rank is a bound, and so is every ratio to it.

@@ -183,7 +183,7 @@ def log_axis(axes: Axes, values: ArrayLike) -> None:
 
 
 def log_ticks(values: ArrayLike) -> list[float]:
-    """Those of the distinct positive values whose labels do not touch on a logarithmic axis.
+    """Distinct positive values whose labels do not touch on a logarithmic axis.
 
     The smallest and the largest value are among them. MAX_LOG_TICKS labels of three characters fit
     side by side; longer ones take more room.

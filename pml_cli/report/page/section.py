@@ -25,13 +25,13 @@ class Sources:
     runs: pd.DataFrame
     """A row a finished run: the fields of result.json, and `folder`."""
     groups: list[GroupFit]
-    """Of comparable runs, that with the most cells first."""
+    """Groups of comparable runs, that with the most cells first."""
     laws: Mapping[str, FittedLaw]
-    """By the name of the group; only those with a law."""
+    """Laws by the name of their group; groups without a law are missing."""
     failures: Mapping[str, str]
     """Why runs failed, by id."""
     shown_runs: int
-    """Of how many runs the tokens are shown."""
+    """Number of runs whose tokens are shown."""
 
     @property
     def cells(self) -> pd.DataFrame:

@@ -79,8 +79,8 @@ def rank_warnings(cells: Sequence[CellPlan]) -> list[str]:
     lines = []
     for (model, adapter, most), ranks in above.items():
         lines.append(
-            f"rank={','.join(map(str, sorted(ranks)))}: what adapter={adapter} adds to "
-            f"model={model} has a rank of at most {most}; more adds weights and nothing else"
+            f"rank={','.join(map(str, sorted(ranks)))}: the update of adapter={adapter} on "
+            f"model={model} has rank at most {most}; a larger rank adds parameters but no capacity"
         )
     return lines
 
@@ -179,8 +179,8 @@ def _fact_lines(cell: CellPlan) -> Iterator[str]:
     if lossy:
         text, printed = (shown(text, QUESTION_WIDTH) for text in lossy[0])
         yield (
-            f"{name}: {counted(lossy, 'target')} that no answer is equal to, as the tokenizer of "
-            f"model={run.model.name} does not give them back; the first: {text} becomes {printed}"
+            f"{name}: {counted(lossy, 'target')} cannot be reproduced exactly: the tokenizer of "
+            f"model={run.model.name} decodes them to another text; first: {text} becomes {printed}"
         )
 
     repeats = find_repeats(cell.samples)
@@ -189,14 +189,14 @@ def _fact_lines(cell: CellPlan) -> Iterator[str]:
         targets = f"{_target(first, tokenizer)} and {_target(second, tokenizer)}"
         yield (
             f"{name}: {counted(repeats.contradictions, 'prompt')} with targets that exclude each "
-            f"other, so not every sample can be recalled; the first: "
+            f"other, so not every sample can be recalled; first: "
             f"{_question(first, tokenizer)} has {targets}"
         )
     if repeats.copies:
         first = repeats.copies[0]
         yield (
-            f"{name}: {counted(repeats.copies, 'sample')} of {len(cell.samples)} occurred before; "
-            f"each counts as often as it occurs; the first: {_question(first, tokenizer)}"
+            f"{name}: of {len(cell.samples)} samples, {counted(repeats.copies, 'duplicate')}; "
+            f"each copy counts in the scores; first: {_question(first, tokenizer)}"
         )
 
 

@@ -106,17 +106,17 @@ def time_line(
     durations = [duration for duration in seconds if duration is not None]
     # A sum of some packs would promise too little.
     if len(durations) < len(packs):
-        return "time: not known; it is measured while packs are trained on such a device"
+        return "time: unknown (no pack was trained on this kind of device yet)"
 
     workers = launch.visible_devices([cell.run for cell in packs[0].cells])
     devices = min(len(workers), len(packs))
     duration = duration_text(makespan(durations, devices))
     on_devices = f" on {devices} devices" if devices > 1 else ""
-    measured = "by packs trained here before, without start and queue"
+    measured = "from packs trained here before; start-up and queue time not included"
     if others:
         measured = (
-            f"by packs of other models (?): {', '.join(sorted(others))} was not trained here yet, "
-            "and may take several times as long or as short"
+            f"estimated from other models (marked ?): {', '.join(sorted(others))} was not trained "
+            "here yet, so this may be wrong by a factor of several"
         )
     return f"time: about {duration}{on_devices}, {measured}"
 

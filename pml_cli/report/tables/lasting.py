@@ -41,15 +41,16 @@ BEYOND_COLUMNS = {
     "log10 p": ("log10_p", 1, ".3g"),
     "at T .7": ("log10_p_07", 1, ".3g"),
     "T50": ("t50", 1, ".2f"),
-    "start %": ("prefix_share", 100, ".0f"),
-    "from 8 %": ("recall_from_8", 100, ".0f"),
-    "from 32 %": ("recall_from_32", 100, ".0f"),
-    "mended %": ("recall_after_wrong", 100, ".0f"),
+    "prefix %": ("prefix_share", 100, ".0f"),
+    "after 8 %": ("recall_from_8", 100, ".0f"),
+    "after 32 %": ("recall_from_32", 100, ".0f"),
+    "recovers %": ("recall_after_wrong", 100, ".0f"),
 }
 BEYOND_TITLE = (
-    "beyond greedy recall, as trained; p: chance that sampling writes all of it at temperature 1 "
-    "and .7; T50: temperature at which it is one half; start: up to the first wrong token; from 8, "
-    "from 32: all the rest after so many tokens; mended: all the rest after one wrong token"
+    "beyond greedy recall, adapter as trained; p: probability of sampling the whole target at "
+    "temperature 1 and .7; T50: temperature at which it is one half; prefix: share of tokens "
+    "before the first error; after 8, after 32: samples completed exactly when given so many "
+    "tokens; recovers: samples completed exactly after one wrong token"
 )
 
 Row: TypeAlias = dict[Any, Any]

@@ -40,7 +40,7 @@ def results_table(runs: pd.DataFrame) -> RenderableType:
     """The cells of a sweep, a row each; of more than MAX_ROWS, means by rank and length.
 
     Args:
-        runs: one row a run with the fields of result.json (`runs.read.read_runs`).
+        runs: one row a run with the fields of result.json (`results.read.read_runs`).
     """
     if runs.empty:
         return Text("no finished runs")

@@ -46,7 +46,7 @@ def sweep_lines(runs: pd.DataFrame) -> list[str]:
     Of the runs with several samples, that recalls the most of those with the most target tokens.
 
     Args:
-        runs: one row a run with the fields of result.json (`runs.read.read_runs`).
+        runs: one row a run with the fields of result.json (`results.read.read_runs`).
 
     Returns:
         A few lines; none where no run has several samples.
@@ -83,7 +83,8 @@ def _ask_command(folder: RunFolder, rows: Sequence[Row]) -> str:
 
 
 def best_run(runs: pd.DataFrame) -> dict[str, Any] | None:
-    """Of runs with several samples: most target tokens, then most recalled, then least rank.
+    """The run to show among those with several samples: most target tokens, then most recalled,
+    then smallest rank.
 
     Args:
         runs: one row a run with the fields of result.json.

@@ -67,7 +67,7 @@ class MemftMarginLoss(TokenLoss):
             yield "margin=0: must be above 0 (logits), or 0 with loss.growth=1"
 
     def id_fields(self) -> dict[str, Any]:
-        """Those whose defaults have changed once: runs with the earlier ones keep their ids."""
+        """Settings whose defaults have changed: runs with the earlier defaults keep their ids."""
         return {"margin": self.margin, "growth": self.growth}
 
     @property

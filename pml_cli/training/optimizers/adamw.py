@@ -67,7 +67,7 @@ class AdamW(Optimizer):
             update = m / denominator * (lr / debias_m)
             p.mul_(decay).sub_(update)
 
-    def keep(self, cells: Sequence[int]) -> None:
+    def retain_cells(self, cells: Sequence[int]) -> None:
         index = torch.tensor(cells, device=self.weight_decay.device)
         self.m = [m[index] for m in self.m]
         self.v = [v[index] for v in self.v]

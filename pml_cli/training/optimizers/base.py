@@ -55,18 +55,18 @@ class Optimizer(ABC):
         return None
 
     def is_searching(self, k: int) -> bool:
-        """Whether a cell goes back from where it is, should its loss not be finite there."""
+        """Whether a cell is in a line search: a trial with a non-finite loss is then undone."""
         return False
 
     # Not abstract: most optimisers are at their best point.
     def settle(  # noqa: B027
         self, parameters: Sequence[Tensor], cells: Sequence[int]
     ) -> None:
-        """Put some cells back at their best point, from a trial that may be worse."""
+        """Move some cells from their current trial back to their best point."""
 
     @abstractmethod
-    def keep(self, cells: Sequence[int]) -> None:
-        """Forget all but these cells, by their indices."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What more training would gain: the loss over the doublings of the passes, gone on with.
+"""Expected gain of more training, extrapolated from the last two doublings of the passes.
 
 The loss of an adapter falls ever more slowly; by how much with a doubling of the passes, the latest
 two doublings show. A line search never raises the loss and has no learning rate that falls to 0,
@@ -17,7 +17,7 @@ LEAST_PASSES = 80
 
 
 def expected_gain(lowest: Sequence[float], next_gain: float) -> float:
-    """What three times as many passes again would gain at most, in the units of the loss.
+    """Upper estimate of what four times the passes so far would gain, in the units of the loss.
 
     Both doublings gain as much as the last one did, or more where the gains grow: an upper
     estimate, since they mostly shrink (docs/optimizers.md).
@@ -27,7 +27,7 @@ def expected_gain(lowest: Sequence[float], next_gain: float) -> float:
         next_gain: g' H g / 2 where the training is.
 
     Returns:
-        the gain; infinite where there were too few passes to tell.
+        the gain; infinite after fewer than LEAST_PASSES passes.
     """
     passes = len(lowest)
     if passes < LEAST_PASSES:

@@ -95,17 +95,17 @@ class LineSearch:
 class LBFGS(Optimizer):
     """L-BFGS with a strong Wolfe line search; the learning rate is the first trial, usually 1.
 
-    Its first guess of the inverse Hessian whitens what the adapters read (`Whitening`). After the
-    warm-up, and without that, equal to torch.optim.LBFGS(line_search_fn="strong_wolfe") on each
-    cell. Where a search fails without any pair, rounding may hide what its first, short trial has
-    changed: once more, with a trial as long as those of cells with pairs. Where that fails too, the
-    cell stays.
+    Matches torch.optim.LBFGS(line_search_fn="strong_wolfe") cell by cell, except for the warm-up
+    and the initial inverse Hessian, which whitens what the adapters read (`Whitening`). If a line
+    search fails before any (s, y) pair exists, it is repeated with a full-length first trial,
+    because the short one may change nothing in rounded arithmetic. If that fails too, the cell is
+    frozen.
 
     Attributes:
         reads_inputs: see `Optimizer`.
         warm_up: passes under Muon at the beginning.
         passes: so far.
-        searches: the search of each cell; None: before the first one, or the cell stays.
+        searches: the search of each cell; None: before the first one, or the cell is frozen.
         x: start of the searches, (K, P).
         direction: of the searches, (K, P).
         grad: gradient at the start, (K, P).
@@ -320,12 +320,12 @@ class LBFGS(Optimizer):
             steps[k] = search.best.t if search else 0.0
         self._write(parameters, steps)
 
-    def keep(self, cells: Sequence[int]) -> None:
+    def retain_cells(self, cells: Sequence[int]) -> None:
         rows = list(cells)
-        self._muon.keep(rows)
+        self._muon.retain_cells(rows)
         if self._whitening:
-            self._whitening.keep(rows)
-        self.secants.keep(rows)
+            self._whitening.retain_cells(rows)
+        self.secants.retain_cells(rows)
         self.searches = [self.searches[k] for k in rows]
         self.lowest = [self.lowest[k] for k in rows]
         for name in _VECTORS:

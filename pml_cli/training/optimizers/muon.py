@@ -67,7 +67,7 @@ class Muon(Optimizer):
             ahead = grad.lerp(momentum, MOMENTUM)
             parameter.mul_(decay).sub_(orthogonalised(ahead) * size)
 
-    def keep(self, cells: Sequence[int]) -> None:
+    def retain_cells(self, cells: Sequence[int]) -> None:
         index = torch.tensor(cells, device=self.weight_decay.device)
         self.momentum = [momentum[index] for momentum in self.momentum]
         self.root_scale = self.root_scale[index]

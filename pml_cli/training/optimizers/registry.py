@@ -17,7 +17,8 @@ OPTIMIZERS: dict[str, Callable[[AdapterBank, Tensor], Optimizer]] = {
     "muon": Muon,
     "lbfgs": LBFGS,
 }
-"""By the value of `train.optimizer`; each takes the bank and the weight decay of each cell."""
+"""Constructors by the value of `train.optimizer`; each takes the bank and the weight decay of each
+cell, (K,)."""
 
 
 def optimizer_for(name: str, bank: AdapterBank, weight_decay_K: Tensor) -> Optimizer:

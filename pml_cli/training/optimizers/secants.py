@@ -103,8 +103,8 @@ class Secants:
         scale = self.product[cells, slot] / dot(y, self._guess(cells, y))
         return torch.where(pushed > 0, scale, 1.0)
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Forget all but these cells, by their indices."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
         rows = list(cells)
         self.restore({name: values[rows] for name, values in self.state().items()})
 

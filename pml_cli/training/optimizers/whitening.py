@@ -63,8 +63,8 @@ class Whitening:
                 first += size
         return whitened
 
-    def keep(self, cells: Sequence[int]) -> None:
-        """Forget all but these cells, by their indices."""
+    def retain_cells(self, cells: Sequence[int]) -> None:
+        """Keep only the cells at these indices."""
         self._keys = [self._keys[k] for k in cells]
         self._inverses = {key: self._inverses[key] for key in set(self._keys)}
 

@@ -58,7 +58,7 @@ def _settings(key: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _versions(folders: pd.Series) -> list[tuple[str, list[str]]]:
-    """Of each entry of env.json the values that occur, with their number of runs."""
+    """Values that occur for each entry of env.json, with their numbers of runs."""
     counts_of: dict[str, Counter[str]] = {}
     for path in map(Path, folders):
         for name, value in _environment(RunFolder(path.parent, path.name)).items():

@@ -94,7 +94,7 @@ def _picture(group: GroupFit) -> str:
 
 
 def _parameters(group: GroupFit) -> list[dict[str, Any]]:
-    """Of the chosen law: name, value, ends of the 95 % interval."""
+    """Name, value and ends of the 95 % interval of each parameter of the chosen law."""
     law = group.analysis.law
     if law is None:
         return []

@@ -123,7 +123,7 @@ def _packed(p_TS: Array) -> str:
 
 
 def _tokenizer(folder: RunFolder) -> Tokenizer | None:
-    """That of the run's model; None where it is not on this machine, or would run code."""
+    """Tokenizer of the run's model; None where it is not on this machine, or would run code."""
     try:
         run = read_run(folder.config)
         check_code_is_allowed(run, folder, False)
